@@ -1,0 +1,125 @@
+"""The configuration: one frozen struct from TOML, defaults for everything, unknown keys are errors.
+
+Each key can be overridden by an environment variable named FUNDSVC_<SECTION>_<KEY>, for example FUNDSVC_HTTP_PORT=8080;
+lists are comma-separated there. This module is the only reader of the environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+ENVIRONMENT_PREFIX = "FUNDSVC_"
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the sections."""
+
+
+class DataConfig(Section, frozen=True):
+    """Where embedded servers and everything else of ours on disk lives."""
+
+    directory: str = ".fundsvc"
+
+
+class DatabaseConfig(Section, frozen=True):
+    """PostgreSQL; without a DSN the embedded one is used."""
+
+    dsn: str = ""
+    owner_dsn: str = ""
+    reader_dsn: str = ""
+    connections_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+
+
+class StreamConfig(Section, frozen=True):
+    """Redis or Valkey; without a URL or sentinels the embedded one is used."""
+
+    url: str = ""
+    mode: Literal["single", "sentinel", "cluster"] = "single"
+    sentinels: tuple[str, ...] = ()
+    sentinel_master: str = "fundsvc"
+    partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    retention_hours: Annotated[float, msgspec.Meta(gt=0)] = 24.0
+
+
+class EngineConfig(Section, frozen=True):
+    """The consumer."""
+
+    lease_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=60)] = 3.0
+    batch_fills_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    rollup_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 2.0
+    port: Port = 0
+
+
+class HttpConfig(Section, frozen=True):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+
+
+class CurrencyConfig(Section, frozen=True):
+    """How many decimals the atoms of a settlement currency have."""
+
+    decimals_default: Decimals = 10
+    decimals: dict[str, Decimals] = msgspec.field(default_factory=lambda: {"USDT": 8, "USDC": 8})
+
+
+class LogConfig(Section, frozen=True):
+    """What is logged, and how it looks."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+class Config(Section, frozen=True):
+    """Everything that can be set; see config/fundsvc.toml for each key's meaning."""
+
+    data: DataConfig = DataConfig()
+    database: DatabaseConfig = DatabaseConfig()
+    stream: StreamConfig = StreamConfig()
+    engine: EngineConfig = EngineConfig()
+    http: HttpConfig = HttpConfig()
+    currency: CurrencyConfig = CurrencyConfig()
+    log: LogConfig = LogConfig()
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the key and what is allowed."""
+
+
+def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) -> Config:
+    """The configuration from a file (none: the defaults) and the environment, which wins."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from None
+    for name, text in environment.items():
+        if name.startswith(ENVIRONMENT_PREFIX):
+            _override(values, name, text)
+    try:
+        return msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"configuration: {error} (see config/fundsvc.toml for what is allowed)") from None
+
+
+def _override(values: dict[str, Any], name: str, text: str) -> None:
+    section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
+    types = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    keys = {field.name: field.type for field in msgspec.structs.fields(types[section])} if section in types else {}
+    if key not in keys:
+        raise ConfigError(f"environment variable {name} names no key of the configuration (FUNDSVC_<SECTION>_<KEY>)")
+    inner = values.setdefault(section, {})
+    if not isinstance(inner, dict):
+        raise ConfigError(f"configuration: [{section}] must be a table")
+    inner[key] = text.split(",") if "tuple" in str(keys[key]) else text

@@ -1,0 +1,50 @@
+"""Ledger entries and the hash chain that seals them.
+
+hash = sha256(previous hash || MessagePack array of the entry's fields, in the order of `Entry`), with 32 zero bytes before
+the first. Money is in atoms of the settlement currency, prices in 10**-priceDecimals, text is UTF-8, integers are encoded
+in their shortest form: any MessagePack library gives the same bytes. The time of recording is not sealed, so that the same
+events give the same chain whenever and however often they are replayed.
+"""
+
+from hashlib import sha256
+from typing import Literal
+
+import msgspec
+
+GENESIS = bytes(32)
+"""The hash before the first entry of every contract."""
+
+Kind = Literal["surplus", "flat", "shortfall", "refund"]
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One line of a contract's ledger: what moved, the balance after it, and the fill that caused it.
+
+    `change` is the movement of the balance: of a shortfall the covered part (negative or 0), of a surplus what was left
+    after `repaid` went to the outstanding amount. Covered + uncovered is the deficit of the fill.
+    """
+
+    symbol: str
+    entry: int
+    seq: int
+    kind: Kind
+    change: int
+    balance: int
+    uncovered: int
+    repaid: int
+    side: Literal["sell", "buy"]
+    lots: int
+    price: int
+    bankruptcy_price: int
+    trade_id: str
+    order_id: str
+    account: str
+    ts: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def link(previous: bytes, entry: Entry) -> bytes:
+    """The hash of an entry: 32 bytes that depend on it and on everything before it."""
+    return sha256(previous + _encode(entry)).digest()

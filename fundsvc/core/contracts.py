@@ -1,0 +1,107 @@
+"""A contract, and what a liquidation fill of it is worth to its fund."""
+
+import math
+import zlib
+from decimal import Decimal
+from typing import Annotated, Any
+
+import msgspec
+
+from fundsvc.core.events import Reason, Rejection
+from fundsvc.core.numbers import INT64_MAX, PRICE_DECIMALS_MAX
+
+MULTIPLIER_DIGITS_MAX = 18
+"""Of both the whole part and the fraction: generous for any listed contract, small enough to keep products quick."""
+
+
+class Specification(msgspec.Struct, rename="camel", frozen=True):
+    """The fields of KuCoin's contract object that settlement reads; all others are kept and passed through untouched.
+
+    Numbers come as JSON numbers (also `1E-05`) or as strings. `multiplier` is negative for inverse contracts, whose lot
+    is worth that many quote units.
+    """
+
+    symbol: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    settle_currency: Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
+    multiplier: Decimal
+    is_inverse: bool
+    max_price: Decimal | None = None
+
+
+class Contract(msgspec.Struct, frozen=True, kw_only=True):
+    """What never changes of a contract once it has entries: these fields decide what every entry means.
+
+    A change of balance is counted in 10**-settle_decimals of `settle_currency`, a price in 10**-price_decimals.
+    """
+
+    symbol: str
+    settle_currency: str
+    settle_decimals: int
+    price_decimals: int
+    multiplier: Decimal
+    is_inverse: bool
+
+    def value_factor(self) -> tuple[int, int]:
+        """The fraction (numerator, denominator) in lowest terms that turns price units x lots into atoms.
+
+        linear:  multiplier x 10^settle_decimals / 10^price_decimals
+        inverse: multiplier x 10^settle_decimals x 10^price_decimals, then divided by both prices
+        """
+        numerator, denominator = self.multiplier.as_integer_ratio()
+        numerator *= 10**self.settle_decimals
+        if self.is_inverse:
+            numerator *= 10**self.price_decimals
+        else:
+            denominator *= 10**self.price_decimals
+        common = math.gcd(numerator, denominator)
+        return numerator // common, denominator // common
+
+    def same_terms(self, other: "Contract") -> bool:
+        """Whether entries of both mean the same money: what a listed contract may not change."""
+        return (self.settle_currency, self.multiplier, self.is_inverse) == (
+            other.settle_currency,
+            other.multiplier,
+            other.is_inverse,
+        )
+
+
+def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], default_decimals: int) -> Contract:
+    """The contract that a KuCoin contract object describes; raises Rejection when it cannot be listed."""
+    try:
+        read = msgspec.convert(specification, Specification, strict=False)
+    except msgspec.ValidationError as error:
+        raise Rejection(Reason.CONTRACT_INVALID, str(error)) from None
+    if not read.symbol.isprintable() or any(character in " ,:/" for character in read.symbol):
+        raise Rejection(Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} must be printable without space , : or /")
+    if not read.settle_currency.isalnum():
+        raise Rejection(Reason.CONTRACT_INVALID, f"settleCurrency {read.settle_currency!r} must be letters and digits")
+    return Contract(
+        symbol=read.symbol,
+        settle_currency=read.settle_currency,
+        settle_decimals=settle_decimals.get(read.settle_currency, default_decimals),
+        price_decimals=_price_decimals(read.max_price),
+        multiplier=_lot_size(read),
+        is_inverse=read.is_inverse,
+    )
+
+
+def _lot_size(read: Specification) -> Decimal:
+    size = read.multiplier
+    if not size.is_finite() or size == 0 or (size < 0 and not read.is_inverse):
+        raise Rejection(Reason.CONTRACT_INVALID, f"multiplier {size} is not a size: it must be above 0, or not 0 if inverse")
+    if size.adjusted() >= MULTIPLIER_DIGITS_MAX or size != round(size, MULTIPLIER_DIGITS_MAX):
+        raise Rejection(Reason.CONTRACT_INVALID, f"multiplier {size} has over {MULTIPLIER_DIGITS_MAX} digits or decimals")
+    return abs(size).normalize()
+
+
+def _price_decimals(max_price: Decimal | None) -> int:
+    """All twelve decimals, fewer only where the contract's highest price would then not fit 64 bits."""
+    if max_price is None or not max_price.is_finite():
+        return PRICE_DECIMALS_MAX
+    fitting = (d for d in range(PRICE_DECIMALS_MAX, 0, -1) if max_price.scaleb(d) <= INT64_MAX)
+    return next(fitting, 0)
+
+
+def partition_of(symbol: str, partitions: int) -> int:
+    """The partition whose stream carries everything of this contract."""
+    return zlib.crc32(symbol.encode()) % partitions

@@ -1,0 +1,136 @@
+"""What arrives on a partition's stream: the events of the matching engine, and why one is refused.
+
+The structs are the wire format itself (camelCase there); `fundsvc.wire` turns bytes into them and back.
+Prices and margins stay text until the contract, which knows their scale, is at hand.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Symbol = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Identifier = Annotated[str, msgspec.Meta(max_length=64)]
+Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Currency = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Signed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+Timestamp = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
+"""Milliseconds since the epoch by the engine's clock, up to the year 9999."""
+
+
+class Event(msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, frozen=True, gc=False):
+    """Base of all events. `seq`, where there is one, increases strictly per symbol over all types that have it."""
+
+
+class Fill(Event, frozen=True, tag="fill"):
+    """A liquidation fill: `lots` closed at `price`; `sell` closes a long, `buy` a short."""
+
+    symbol: Symbol
+    seq: Positive
+    side: Literal["sell", "buy"]
+    lots: Positive
+    price: Number
+    bankruptcy_price: Number
+    ts: Timestamp
+    trade_id: Identifier = ""
+    order_id: Identifier = ""
+    account: Identifier = ""
+
+
+class Mark(Event, frozen=True, tag="mark"):
+    """The mark price of a contract, and its index price; the last one wins."""
+
+    symbol: Symbol
+    price: Number
+    ts: Timestamp
+    index_price: Number | None = None
+
+
+class Position(Event, frozen=True, tag="position"):
+    """An account's whole position: signed lots (0 = closed); margin in settlement currency without unrealised PnL."""
+
+    symbol: Symbol
+    account: Account
+    lots: Signed
+    entry_price: Number
+    margin: Number
+    ts: Timestamp
+
+
+class AdlFill(Event, frozen=True, tag="adlFill"):
+    """The engine executed part of ADL order number `adl` of the contract against `account`."""
+
+    symbol: Symbol
+    seq: Positive
+    adl: Positive
+    account: Account
+    lots: Positive
+    ts: Timestamp
+
+
+class AdlEnd(Event, frozen=True, tag="adlEnd"):
+    """The engine is done with the present round of ADL order number `adl`."""
+
+    symbol: Symbol
+    seq: Positive
+    adl: Positive
+    ts: Timestamp
+
+
+class Rate(Event, frozen=True, tag="rate"):
+    """The price of one unit of a currency in USDT."""
+
+    currency: Currency
+    price: Number
+    ts: Timestamp
+
+
+class Listing(Event, frozen=True, tag="contract"):
+    """Lists or updates a contract: KuCoin's object whole, nested because it has a `type` of its own."""
+
+    contract: dict[str, Any]
+
+
+class Reason(StrEnum):
+    """Why an event cannot be settled; what no retry of the same bytes under the same rules would make good."""
+
+    UNDECODABLE = "undecodable"
+    UNKNOWN_TYPE = "unknown_type"
+    INVALID_FIELD = "invalid_field"
+    INVALID_NUMBER = "invalid_number"
+    NOT_A_LIQUIDATION = "not_a_liquidation"
+    UNKNOWN_SYMBOL = "unknown_symbol"
+    WRONG_PARTITION = "wrong_partition"
+    TOO_MANY_DECIMALS = "too_many_decimals"
+    OUT_OF_RANGE = "out_of_range"
+    CONTRACT_INVALID = "contract_invalid"
+    CONTRACT_FIXED = "contract_fixed"
+    ADL_ORDER_UNKNOWN = "adl_order_unknown"
+    ADL_ORDER_CLOSED = "adl_order_closed"
+
+
+DETAIL_LENGTH_MAX = 500
+"""A detail may quote what arrived, and what arrived may be anything."""
+
+
+class Rejection(Exception):
+    """An event that cannot be settled; kept whole in the ledger's database with this reason and detail."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        shown = detail if detail.isprintable() else ascii(detail)
+        super().__init__(shown)
+        self.reason = reason
+        self.detail = shown[:DETAIL_LENGTH_MAX]
+
+
+class Rejected(msgspec.Struct, frozen=True, gc=False):
+    """A refused event as it is kept: where it came from, why it was refused, and its bytes."""
+
+    stream_id: str
+    position: int
+    reason: Reason
+    detail: str
+    codec: str
+    body: bytes

@@ -1,0 +1,47 @@
+"""Exact numbers: money as integer atoms, prices as integers at a contract's own scale.
+
+Nothing here rounds. Text that cannot be held exactly is refused with the reason.
+"""
+
+from decimal import Decimal
+
+from fundsvc.core.events import Reason, Rejection
+
+PRICE_DECIMALS_MAX = 12
+"""A bankruptcy price is computed, so it is often finer than the tick; this many decimals are kept."""
+
+INT64_MAX = 2**63 - 1
+"""The ledger stores 64-bit integers; what does not fit is a rejected event."""
+
+_POWERS: list[int] = [10**exponent for exponent in range(PRICE_DECIMALS_MAX + 1)]
+
+
+def parse_price(text: str, decimals: int) -> int:
+    """The price in units of 10**-decimals; raises Rejection unless it is positive, exact and 64-bit."""
+    whole, point, fraction = text.partition(".")
+    digits = whole + fraction
+    if not (digits.isdigit() and digits.isascii() and whole) or (point and not fraction):
+        raise Rejection(Reason.INVALID_NUMBER, f"{text!r} is not a plain decimal number such as 84478.9")
+    missing = decimals - len(fraction)
+    if missing < 0:
+        raise Rejection(Reason.TOO_MANY_DECIMALS, f"{text!r} has more than {decimals} decimals")
+    price = int(digits) * _POWERS[missing]
+    if not 0 < price <= INT64_MAX:
+        raise Rejection(Reason.OUT_OF_RANGE, f"price {text!r} is not between 0 and {format_units(INT64_MAX, decimals)}")
+    return price
+
+
+def format_units(units: int, decimals: int) -> str:
+    """An integer of 10**-decimals as the shortest exact decimal text: (-15000, 2) gives '-150'."""
+    sign = "-" if units < 0 else ""
+    digits = str(abs(units)).rjust(decimals + 1, "0")
+    whole, fraction = digits[: len(digits) - decimals], digits[len(digits) - decimals :].rstrip("0")
+    return f"{sign}{whole}.{fraction}" if fraction else sign + whole
+
+
+def to_units(amount: Decimal, decimals: int) -> int:
+    """The exact integer of 10**-decimals; ValueError when the amount is finer than that or not finite."""
+    scaled = amount.scaleb(decimals) if amount.is_finite() else amount
+    if not scaled.is_finite() or scaled != scaled.to_integral_value():
+        raise ValueError(f"{amount} is not a number with at most {decimals} decimals")
+    return int(scaled)

@@ -1,0 +1,137 @@
+"""The waterfall of one fund: what a fill's surplus or deficit does to its balance, its debt and its ledger.
+
+    change > 0   surplus    repays what is outstanding first, the rest joins the balance
+    change = 0   flat       nothing moves, the entry is still written
+    change < 0   shortfall  the fund pays down to its reserve line, what it cannot pay is uncovered
+
+Invariants after every fill: balance >= 0, outstanding >= 0, covered + uncovered = deficit.
+"""
+
+from typing import NamedTuple
+
+from fundsvc.core.chain import GENESIS, Entry, Kind, link
+from fundsvc.core.contracts import Contract
+from fundsvc.core.events import Fill, Reason, Rejection
+from fundsvc.core.numbers import INT64_MAX, format_units, parse_price
+
+
+class FundState(NamedTuple):
+    """A fund as it stands after an entry, as it is written; see `Fund` for the meaning of the fields."""
+
+    symbol: str
+    balance: int
+    outstanding: int
+    entry: int
+    seq: int
+    adl: int
+    head: bytes
+
+
+class Fund:
+    """The isolated fund of one contract, as of its last entry.
+
+    balance, outstanding, reserve_line: atoms of the settlement currency, never negative. `outstanding` is what
+    auto-deleveraging failed to recover. `entry` is the number of the last ledger entry, `adl` of the last ADL order, `seq`
+    the last engine sequence applied, `head` the hash of the last entry.
+    """
+
+    __slots__ = (
+        "_denominator",
+        "_numerator",
+        "adl",
+        "balance",
+        "contract",
+        "entry",
+        "head",
+        "outstanding",
+        "reserve_line",
+        "seq",
+    )
+
+    def __init__(
+        self,
+        contract: Contract,
+        *,
+        balance: int = 0,
+        outstanding: int = 0,
+        entry: int = 0,
+        seq: int = 0,
+        head: bytes = GENESIS,
+        adl: int = 0,
+        reserve_line: int = 0,
+    ) -> None:
+        self.contract = contract
+        self.balance = balance
+        self.outstanding = outstanding
+        self.entry = entry
+        self.seq = seq
+        self.head = head
+        self.adl = adl
+        self.reserve_line = reserve_line
+        self._numerator, self._denominator = contract.value_factor()
+
+    def state(self) -> FundState:
+        """The fund as it now stands, unmoved by what comes after."""
+        return FundState(self.contract.symbol, self.balance, self.outstanding, self.entry, self.seq, self.adl, self.head)
+
+    def worth(self, side: str, lots: int, price: int, bankruptcy_price: int) -> int:
+        """Surplus (positive) or deficit (negative) of a fill in atoms; prices in the contract's units.
+
+        linear:   floor(s x (price - bankruptcyPrice) x lots x multiplier x 10^decimals)
+        inverse:  floor(s x lots x |multiplier| x (1/bankruptcyPrice - 1/price) x 10^decimals)
+
+        with s = +1 for sell and -1 for buy. The floor, towards minus infinity, is the only rounding there is: a credit
+        rounds down and a debit rounds up in size, so no fund is over-credited and no counterparty short-paid.
+        """
+        move = price - bankruptcy_price if side == "sell" else bankruptcy_price - price
+        denominator = self._denominator * price * bankruptcy_price if self.contract.is_inverse else self._denominator
+        return move * lots * self._numerator // denominator
+
+    def settle(self, fill: Fill) -> tuple[Entry, bytes]:
+        """Applies a fill that is not a duplicate; returns its entry and the entry's hash.
+
+        Raises Rejection, and changes nothing, when a number is not exact, not positive or beyond 64 bits.
+        """
+        decimals = self.contract.price_decimals
+        price = parse_price(fill.price, decimals)
+        bankruptcy_price = parse_price(fill.bankruptcy_price, decimals)
+        worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
+        if not self.outstanding - INT64_MAX <= worth <= INT64_MAX - self.balance:
+            amount = format_units(worth, self.contract.settle_decimals)
+            raise Rejection(Reason.OUT_OF_RANGE, f"a change of {amount} does not fit the fund's 64-bit amounts")
+        kind, change, uncovered, repaid = self._absorb(worth)
+        self.balance += change
+        self.outstanding -= repaid
+        self.entry += 1
+        self.seq = max(self.seq, fill.seq)
+        entry = Entry(
+            fill.symbol,
+            self.entry,
+            fill.seq,
+            kind,
+            change,
+            self.balance,
+            uncovered,
+            repaid,
+            fill.side,
+            fill.lots,
+            price,
+            bankruptcy_price,
+            fill.trade_id,
+            fill.order_id,
+            fill.account,
+            fill.ts,
+        )
+        self.head = link(self.head, entry)
+        return entry, self.head
+
+    def _absorb(self, worth: int) -> tuple[Kind, int, int, int]:
+        """Splits a fill's worth: (kind, change of the balance, uncovered, repaid)."""
+        if worth > 0:
+            repaid = min(worth, self.outstanding)
+            return "surplus", worth - repaid, 0, repaid
+        if worth == 0:
+            return "flat", 0, 0, 0
+        deficit = -worth
+        covered = min(deficit, max(0, self.balance - self.reserve_line))
+        return "shortfall", -covered, deficit - covered, 0

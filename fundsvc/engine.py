@@ -1,0 +1,247 @@
+"""The consumer: holds leases on partitions and runs a pipeline for each, through every fault."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+
+from fundsvc.config import Config
+from fundsvc.core.partition import Offset, Partition
+from fundsvc.metrics import Metrics
+from fundsvc.pipeline import Committed, Pipeline
+from fundsvc.store.database import Pool, StoreFault, open_pool
+from fundsvc.store.leases import Leases, open_leases
+from fundsvc.store.rollups import condense
+from fundsvc.store.writer import OwnershipLost, Writer, open_writer
+from fundsvc.streams.client import Client, StreamFault, open_client
+from fundsvc.streams.source import Source, id_order
+
+RENEWALS_PER_LEASE = 4
+"""A lease survives the loss of three renewals, and a dead owner's partition is claimed a quarter lease after it ends."""
+
+BACKOFF_SECONDS_MAX = 1.0
+"""What is away is asked for again within a second, so that recovery is quick once it is back."""
+
+WATCH_SECONDS = 1.0
+TRIM_SECONDS = 60.0
+"""How often the lag is measured, and how often committed messages past retention are dropped from the stream."""
+
+log = structlog.get_logger()
+
+
+class Engine:
+    """Consumes as many partitions as its fair share; `run` ends when `stop` is set, with nothing half done."""
+
+    def __init__(self, config: Config, metrics: Metrics) -> None:
+        self.name = uuid.uuid4().hex[:12]
+        self._config = config
+        self._metrics = metrics
+        self._owned: dict[int, _Ownership] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Owns and consumes partitions until told to stop."""
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(open_client(self._config.stream))
+            pool = await stack.enter_async_context(open_pool(self._config.database.dsn, 2))
+            async with asyncio.TaskGroup() as tasks:
+                while not stop.is_set():
+                    await self._hold_until_fault(tasks, client, pool, stop)
+
+    async def _hold_until_fault(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
+        """Keeps leases, and what they are for running, until told to stop or the database goes away."""
+        try:
+            async with open_leases(self._config.database.dsn, self.name, self._config.engine.lease_seconds) as leases:
+                while not stop.is_set():
+                    await self._keep(tasks, client, pool, leases)
+                    await _wait(stop, self._config.engine.lease_seconds / RENEWALS_PER_LEASE)
+                await self._give_up_all(leases)
+        except StoreFault as fault:
+            self._metrics.faults.labels("database").inc()
+            log.warning("database away", engine=self.name, fault=str(fault))
+            await _wait(stop, BACKOFF_SECONDS_MAX)
+            if stop.is_set():
+                await self._stop_all()
+
+    async def _keep(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, leases: Leases) -> None:
+        """Makes what runs agree with what is held."""
+        epochs = await leases.keep()
+        for partition, ownership in list(self._owned.items()):
+            if epochs.get(partition) != ownership.epoch:
+                ownership.task.cancel()
+                del self._owned[partition]
+                log.warning("partition lost", engine=self.name, partition=partition, epoch=ownership.epoch)
+            elif ownership.task.done():
+                del self._owned[partition]
+        for partition, epoch in epochs.items():
+            if partition not in self._owned:
+                self._owned[partition] = self._own(tasks, client, pool, partition, epoch)
+        await self._give_up_surplus(leases)
+
+    def _own(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, partition: int, epoch: int) -> "_Ownership":
+        log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
+        self._metrics.epoch.labels(partition).set(epoch)
+        stop = asyncio.Event()
+        session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch)
+        return _Ownership(epoch, stop, tasks.create_task(session.run(stop)))
+
+    async def _give_up_surplus(self, leases: Leases) -> None:
+        share = await leases.share()
+        for partition in sorted(self._owned)[share:]:
+            await self._give_up(leases, partition)
+
+    async def _give_up_all(self, leases: Leases) -> None:
+        await self._stop_all()
+        for partition in list(self._owned):
+            await self._give_up(leases, partition)
+        await leases.leave()
+
+    async def _stop_all(self) -> None:
+        for ownership in self._owned.values():
+            ownership.stop.set()
+        await asyncio.gather(*(ownership.task for ownership in self._owned.values()), return_exceptions=True)
+
+    async def _give_up(self, leases: Leases, partition: int) -> None:
+        ownership = self._owned.pop(partition)
+        ownership.stop.set()
+        await asyncio.gather(ownership.task, return_exceptions=True)
+        await leases.release(partition, ownership.epoch)
+        log.info("partition released", engine=self.name, partition=partition)
+
+
+class _Ownership:
+    """A partition that this engine runs, under an epoch."""
+
+    def __init__(self, epoch: int, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+        self.epoch = epoch
+        self.stop = stop
+        self.task = task
+
+
+class Session:
+    """The consumption of one partition under one epoch, begun anew after every fault."""
+
+    def __init__(
+        self, config: Config, metrics: Metrics, client: Client, pool: Pool, engine: str, partition: int, epoch: int
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._source = Source(client, partition)
+        self._pool = pool
+        self._engine = engine
+        self._partition = partition
+        self._epoch = epoch
+        self._log = log.bind(engine=engine, partition=partition, epoch=epoch)
+        self._offset = Offset("0-0", 0)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consumes until told to stop or the ownership is lost."""
+        backoff = 0.05
+        while not stop.is_set():
+            started = time.monotonic()
+            try:
+                await self._consume(stop)
+            except* OwnershipLost as lost:
+                self._log.warning("ownership lost", cause=str(lost.exceptions[0]))
+                stop.set()
+            except* (StoreFault, StreamFault) as group:
+                fault = _first(group)
+                self._metrics.faults.labels("database" if isinstance(fault, StoreFault) else "stream").inc()
+                self._log.warning("fault, will load and read again", fault=str(fault))
+            if time.monotonic() - started > 2 * BACKOFF_SECONDS_MAX:
+                backoff = 0.05
+            await _wait(stop, backoff)
+            backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
+
+    async def _consume(self, stop: asyncio.Event) -> None:
+        async with open_writer(self._config.database.dsn, self._engine, self._partition, self._epoch) as writer:
+            pipeline = await self._load(writer)
+            async with asyncio.TaskGroup() as tasks:
+                chores = [
+                    tasks.create_task(_every(self._config.engine.rollup_seconds, self._condense)),
+                    tasks.create_task(_every(WATCH_SECONDS, self._watch)),
+                    tasks.create_task(_every(TRIM_SECONDS, self._trim)),
+                ]
+                await pipeline.run(stop)
+                for chore in chores:
+                    chore.cancel()
+
+    async def _load(self, writer: Writer) -> Pipeline:
+        stored, funds = await writer.load()
+        start = await self._where_to_read(stored)
+        self._offset = start
+        currency = self._config.currency
+        partition = Partition(
+            self._partition, self._config.stream.partitions, funds, currency.decimals, currency.decimals_default
+        )
+        for fund in funds:
+            self._metrics.fund(fund.contract, fund.state())
+        self._log.info("loaded", funds=len(funds), offset=stored.last_id)
+        return Pipeline(
+            partition,
+            self._source,
+            writer,
+            self._announce,
+            stored=stored,
+            start=start,
+            batch_fills_max=self._config.engine.batch_fills_max,
+        )
+
+    async def _where_to_read(self, stored: Offset) -> Offset:
+        """The stored offset, or the start of a stream that ends before it: a failover lost its tail."""
+        stream = await self._source.state()
+        if id_order(stream.last_id) >= id_order(stored.last_id):
+            return stored
+        self._metrics.stream_regressions.labels(self._partition).inc()
+        self._log.error(
+            "the stream lost its tail: reading it from the start, known events are dropped by their sequence;"
+            " the engine should send again from /api/v1/ingest/cursor",
+            stream_ends=stream.last_id,
+            offset=stored.last_id,
+        )
+        return Offset("0-0", stream.added - stream.length)
+
+    def _announce(self, committed: Committed) -> None:
+        self._offset = committed.offset
+        self._metrics.committed(committed.batch, committed.seconds)
+        for order in committed.batch.orders:
+            self._log.warning("shortfall escalated", symbol=order.symbol, adl=order.adl, entry=order.cause, state=order.state)
+        for event in committed.batch.rejected:
+            self._log.warning("event rejected", stream_id=event.stream_id, position=event.position, reason=event.reason)
+
+    async def _condense(self) -> None:
+        await condense(self._pool, self._partition)
+
+    async def _watch(self) -> None:
+        stream = await self._source.state()
+        waiting = max(0, stream.added - self._offset.messages)
+        self._metrics.lag_messages.labels(self._partition).set(waiting)
+        age = time.time() - id_order(self._offset.last_id)[0] / 1000
+        self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if waiting else 0)
+
+    async def _trim(self) -> None:
+        """Drops what is committed and older than the retention; never what is not committed."""
+        oldest_ms = int((time.time() - self._config.stream.retention_hours * 3600) * 1000)
+        await self._source.trim(min(f"{oldest_ms}-0", self._offset.last_id, key=id_order))
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first single exception in a group of groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await work()
+        await asyncio.sleep(seconds)
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    """Waits, but not once told to stop."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)

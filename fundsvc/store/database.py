@@ -1,0 +1,83 @@
+"""Connections to the ledger's database, and the one place where a driver's exception becomes a fault."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.resources import files
+
+import asyncpg
+
+CONNECT_SECONDS = 5.0
+"""Long enough for a busy server, short enough for a standby to notice that it should wait instead."""
+
+COMMAND_SECONDS = 60.0
+"""No statement of the service takes this long on a healthy server; one that does is a fault, not a wait."""
+
+IDLE_IN_TRANSACTION_MS = 3000
+"""A stopped process that holds a lock is cut off after this long, so that another can take its partition over."""
+
+Pool = asyncpg.Pool
+"""A pool of connections for reading and for background work."""
+
+_FAULTS = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+_FAULT_CLASSES = ("08", "25P03", "40", "53", "55P03", "57", "58")
+"""SQLSTATE classes that time or an operator heals: connection, serialisation, resources, intervention, system."""
+
+
+class StoreFault(Exception):
+    """The database is away or refuses for now; nothing was written that is not known to be written. Try again later."""
+
+
+def _statements() -> dict[str, str]:
+    blocks = files("fundsvc.store").joinpath("queries.sql").read_text().split("-- name: ")[1:]
+    return dict(block.split("\n", 1) for block in blocks)
+
+
+SQL = _statements()
+"""The statements of queries.sql by name."""
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """Turns what the driver raises when the database is away into StoreFault; lets our own mistakes through."""
+    try:
+        yield
+    except _FAULTS as error:
+        raise StoreFault(f"{type(error).__name__}: {error}") from error
+    except asyncpg.PostgresError as error:
+        if str(error.sqlstate).startswith(_FAULT_CLASSES):
+            raise StoreFault(f"{type(error).__name__}: {error}") from error
+        raise
+
+
+@asynccontextmanager
+async def connect(dsn: str, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """One connection, closed on leaving; `name` shows in pg_stat_activity and is how a stopped owner is found."""
+    with faults():
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=CONNECT_SECONDS,
+            command_timeout=COMMAND_SECONDS,
+            server_settings={
+                "application_name": name,
+                "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
+            },
+        )
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+@asynccontextmanager
+async def open_pool(dsn: str, connections_max: int) -> AsyncIterator[asyncpg.Pool]:
+    """A pool for reading; it connects when first used and outlives a restart of the server."""
+    pool = asyncpg.create_pool(
+        dsn,
+        min_size=0,
+        max_size=connections_max,
+        timeout=CONNECT_SECONDS,
+        command_timeout=COMMAND_SECONDS,
+        server_settings={"application_name": "fundsvc reader"},
+    )
+    async with pool:
+        yield pool

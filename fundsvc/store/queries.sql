@@ -1,0 +1,203 @@
+-- Every statement of the service, by name. Parameters are numbered in the order of use.
+
+-- name: load_funds
+SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head
+FROM contracts c JOIN funds f USING (symbol)
+WHERE c.partition = $1;
+
+-- name: load_position
+SELECT last_id, messages FROM partitions WHERE partition = $1 AND epoch = $2;
+
+-- name: commit
+-- One round trip for everything but the entries; answers whether the partition was still ours to move.
+WITH moved AS (
+    UPDATE partitions SET last_id = $4, messages = $5
+    WHERE partition = $1 AND epoch = $2 AND last_id = $3
+    RETURNING partition
+), listed AS (
+    INSERT INTO contracts AS c
+        (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
+    SELECT symbol, $1, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification::json
+    FROM unnest($6::text[], $7::text[], $8::smallint[], $9::smallint[], $10::numeric[], $11::boolean[], $12::text[])
+        AS l (symbol, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
+    ON CONFLICT (symbol) DO UPDATE SET
+        settle_currency = excluded.settle_currency, settle_decimals = excluded.settle_decimals,
+        price_decimals = excluded.price_decimals, multiplier = excluded.multiplier, is_inverse = excluded.is_inverse,
+        specification = excluded.specification, updated_at = now()
+), settled AS (
+    INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head)
+    SELECT * FROM unnest($13::text[], $14::bigint[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bytea[])
+    ON CONFLICT (symbol) DO UPDATE SET
+        balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
+        adl = excluded.adl, head = excluded.head, updated_at = now()
+), escalated AS (
+    INSERT INTO adl_orders (symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds)
+    SELECT symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds::json
+    FROM unnest($20::text[], $21::bigint[], $22::bigint[], $23::text[], $24::bigint[], $25::bigint[], $26::bigint[],
+                $27::bigint[], $28::text[], $29::text[])
+        AS o (symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds)
+), refused AS (
+    INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body)
+    SELECT $1, * FROM unnest($30::text[], $31::integer[], $32::text[], $33::text[], $34::text[], $35::bytea[])
+    ON CONFLICT (partition, stream_id, position) DO UPDATE SET
+        reason = excluded.reason, detail = excluded.detail, rejected_at = now()
+), replayed AS (
+    UPDATE rejected r SET settled_at = now(), symbol = s.symbol, entry = s.entry
+    FROM unnest($36::text[], $37::integer[], $38::text[], $39::bigint[]) AS s (stream_id, position, symbol, entry)
+    WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
+)
+SELECT count(*) = 1 FROM moved;
+
+-- name: rejected_open
+-- Of the given rejected events, those that have not been settled since.
+SELECT r.stream_id, r.position
+FROM rejected r JOIN unnest($2::text[], $3::integer[]) AS k (stream_id, position) USING (stream_id, position)
+WHERE r.partition = $1 AND r.settled_at IS NULL;
+
+-- name: engine_seen
+INSERT INTO engines (engine, seen_at) VALUES ($1, clock_timestamp())
+ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at;
+
+-- name: engine_gone
+DELETE FROM engines WHERE engine = $1 OR seen_at < clock_timestamp() - interval '1 day';
+
+-- name: renew
+UPDATE partitions SET lease_until = clock_timestamp() + $2 * interval '1 second'
+WHERE owner = $1
+RETURNING partition, epoch;
+
+-- name: share
+-- Partitions per live engine, rounded up.
+SELECT ceil((SELECT count(*) FROM partitions)::numeric
+            / greatest(1, (SELECT count(*) FROM engines WHERE seen_at > clock_timestamp() - $1 * interval '1 second')))::int;
+
+-- name: claim
+WITH free AS (
+    SELECT partition, owner FROM partitions
+    WHERE owner IS NULL OR lease_until < clock_timestamp()
+    ORDER BY partition LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+UPDATE partitions p
+SET owner = $1, epoch = p.epoch + 1, lease_until = clock_timestamp() + $3 * interval '1 second'
+FROM free WHERE p.partition = free.partition
+RETURNING p.partition, p.epoch, free.owner AS previous;
+
+-- name: disconnect_engine
+-- A stopped process may hold a transaction open; its sessions are ended before its partition is written by another.
+SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_name = $1 AND usename = current_user;
+
+-- name: release
+UPDATE partitions SET owner = NULL, lease_until = NULL WHERE partition = $1 AND epoch = $2;
+
+-- name: partitions
+SELECT partition, epoch, owner, last_id, messages, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
+
+-- name: contracts
+SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
+       c.specification
+FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symbol;
+
+-- name: funds
+SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals,
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.updated_at
+FROM funds f JOIN contracts c USING (symbol)
+WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
+ORDER BY c.symbol;
+
+-- name: entries_after
+SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
+       account, ts, recorded_at, hash
+FROM entries WHERE symbol = $1 AND entry > $2 AND entry <= $3
+  AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
+ORDER BY entry LIMIT $7;
+
+-- name: entries_before
+SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
+       account, ts, recorded_at, hash
+FROM entries WHERE symbol = $1 AND entry < $2 AND entry >= $3
+  AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
+ORDER BY entry DESC LIMIT $7;
+
+-- name: entry_span
+-- The entry numbers that the hours touching a time span hold; what is not condensed yet may lie in any hour.
+SELECT min(r.first_entry) AS first_entry, max(r.last_entry) AS last_entry,
+       (SELECT entry FROM rollup_progress p WHERE p.symbol = $1) AS condensed
+FROM rollups r WHERE r.symbol = $1 AND r.hour BETWEEN $2 AND $3;
+
+-- name: entries_all
+SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
+       account, ts, recorded_at, hash
+FROM entries WHERE symbol = $1 ORDER BY entry;
+
+-- name: orders_totals
+SELECT coalesce(sum(recovered), 0)::numeric AS recovered,
+       coalesce(sum(uncovered - recovered) FILTER (WHERE state = 'open'), 0)::numeric AS open
+FROM adl_orders WHERE symbol = $1;
+
+-- name: settled_late
+SELECT entry FROM rejected WHERE symbol = $1 AND entry IS NOT NULL;
+
+-- name: rejected_list
+SELECT partition, stream_id, position, reason, detail, codec, body, rejected_at, replayed_at, settled_at, symbol, entry
+FROM rejected
+WHERE ($1::text IS NULL OR reason = $1) AND ($2::boolean OR settled_at IS NULL)
+  AND ($3::integer IS NULL OR (partition, stream_id, position) = ($3, $4, $5))
+ORDER BY rejected_at, partition, stream_id, position LIMIT $6;
+
+-- name: rejected_between
+SELECT stream_id, position, reason, detail FROM rejected WHERE partition = $1 AND stream_id = ANY ($2)
+ORDER BY rejected_at, position;
+
+-- name: rejected_sent
+UPDATE rejected SET replayed_at = now() WHERE partition = $1 AND stream_id = $2 AND position = $3;
+
+-- name: rollup_due
+SELECT f.symbol, coalesce(p.entry, 0) AS condensed, f.entry
+FROM funds f JOIN contracts c USING (symbol) LEFT JOIN rollup_progress p USING (symbol)
+WHERE f.entry > coalesce(p.entry, 0) AND c.partition = $1
+ORDER BY f.symbol;
+
+-- name: rollup_lock
+INSERT INTO rollup_progress AS p (symbol, entry) SELECT unnest($1::text[]), 0
+ON CONFLICT (symbol) DO UPDATE SET entry = p.entry
+RETURNING p.symbol, p.entry;
+
+-- name: rollup
+WITH due AS (
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS d (symbol, condensed, upto)
+), hours AS (
+    SELECT e.symbol, e.ts - e.ts % 3600000 AS hour, min(e.entry) AS first_entry, max(e.entry) AS last_entry,
+           max(greatest(e.balance, e.balance - e.change)) AS highest, min(least(e.balance, e.balance - e.change)) AS lowest,
+           sum(greatest(e.change, 0)) AS credited, sum(greatest(-e.change, 0)) AS paid,
+           sum(e.uncovered) AS uncovered, sum(e.repaid) AS repaid, count(*) FILTER (WHERE e.kind <> 'refund') AS fills
+    FROM due CROSS JOIN LATERAL (
+        SELECT * FROM entries x WHERE x.symbol = due.symbol AND x.entry > due.condensed AND x.entry <= due.upto
+    ) e
+    GROUP BY 1, 2
+), condensed AS (
+    INSERT INTO rollups AS r
+    SELECT h.symbol, h.hour, h.first_entry, h.last_entry, a.balance - a.change, h.highest, h.lowest, z.balance,
+           h.credited, h.paid, h.uncovered, h.repaid, h.fills
+    FROM hours h
+    JOIN entries a ON a.symbol = h.symbol AND a.entry = h.first_entry
+    JOIN entries z ON z.symbol = h.symbol AND z.entry = h.last_entry
+    ON CONFLICT (symbol, hour) DO UPDATE SET
+        last_entry = excluded.last_entry, closing = excluded.closing,
+        highest = greatest(r.highest, excluded.highest), lowest = least(r.lowest, excluded.lowest),
+        credited = r.credited + excluded.credited, paid = r.paid + excluded.paid,
+        uncovered = r.uncovered + excluded.uncovered, repaid = r.repaid + excluded.repaid, fills = r.fills + excluded.fills
+)
+UPDATE rollup_progress p SET entry = due.upto FROM due WHERE p.symbol = due.symbol;
+
+-- name: rollups_forget
+DELETE FROM rollups;
+
+-- name: rollup_progress_forget
+DELETE FROM rollup_progress;
+
+-- name: schema_version
+SELECT version_num FROM alembic_version;
+
+-- name: ping
+SELECT 1;
