@@ -12,14 +12,14 @@ SELECT last_id, messages FROM partitions WHERE partition = $1 AND epoch = $2;
 -- name: commit
 -- One round trip for everything but the entries; answers whether the partition was still ours to move.
 WITH moved AS (
-    UPDATE partitions SET last_id = $4, messages = $5
+    UPDATE partitions SET last_id = $4, messages = $5, duplicates = duplicates + $6
     WHERE partition = $1 AND epoch = $2 AND last_id = $3
     RETURNING partition
 ), listed AS (
     INSERT INTO contracts AS c
         (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     SELECT symbol, $1, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification::json
-    FROM unnest($6::text[], $7::text[], $8::smallint[], $9::smallint[], $10::numeric[], $11::boolean[], $12::text[])
+    FROM unnest($7::text[], $8::text[], $9::smallint[], $10::smallint[], $11::numeric[], $12::boolean[], $13::text[])
         AS l (symbol, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     ON CONFLICT (symbol) DO UPDATE SET
         settle_currency = excluded.settle_currency, settle_decimals = excluded.settle_decimals,
@@ -27,24 +27,24 @@ WITH moved AS (
         specification = excluded.specification, updated_at = now()
 ), settled AS (
     INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head)
-    SELECT * FROM unnest($13::text[], $14::bigint[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bytea[])
+    SELECT * FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[])
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
         adl = excluded.adl, head = excluded.head, updated_at = now()
 ), escalated AS (
     INSERT INTO adl_orders (symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds)
     SELECT symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds::json
-    FROM unnest($20::text[], $21::bigint[], $22::bigint[], $23::text[], $24::bigint[], $25::bigint[], $26::bigint[],
-                $27::bigint[], $28::text[], $29::text[])
+    FROM unnest($21::text[], $22::bigint[], $23::bigint[], $24::text[], $25::bigint[], $26::bigint[], $27::bigint[],
+                $28::bigint[], $29::text[], $30::text[])
         AS o (symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds)
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body)
-    SELECT $1, * FROM unnest($30::text[], $31::integer[], $32::text[], $33::text[], $34::text[], $35::bytea[])
+    SELECT $1, * FROM unnest($31::text[], $32::integer[], $33::text[], $34::text[], $35::text[], $36::bytea[])
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
     UPDATE rejected r SET settled_at = now(), symbol = s.symbol, entry = s.entry
-    FROM unnest($36::text[], $37::integer[], $38::text[], $39::bigint[]) AS s (stream_id, position, symbol, entry)
+    FROM unnest($37::text[], $38::integer[], $39::text[], $40::bigint[]) AS s (stream_id, position, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
 SELECT count(*) = 1 FROM moved;
@@ -91,7 +91,7 @@ SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_n
 UPDATE partitions SET owner = NULL, lease_until = NULL WHERE partition = $1 AND epoch = $2;
 
 -- name: partitions
-SELECT partition, epoch, owner, last_id, messages, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
+SELECT partition, epoch, owner, last_id, messages, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
 
 -- name: contracts
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
@@ -201,3 +201,22 @@ SELECT version_num FROM alembic_version;
 
 -- name: ping
 SELECT 1;
+
+-- name: heads
+SELECT f.symbol, f.entry, f.head FROM funds f ORDER BY f.symbol;
+
+-- name: totals_since
+-- What the ledger gained beyond the given entries, by currency and kind.
+SELECT c.settle_currency AS currency, c.settle_decimals AS decimals, e.kind, count(*) AS entries,
+       sum(greatest(e.change, 0)) AS credited, sum(greatest(-e.change, 0)) AS paid,
+       sum(e.uncovered) AS uncovered, sum(e.repaid) AS repaid
+FROM contracts c
+LEFT JOIN unnest($1::text[], $2::bigint[]) AS k (symbol, entry) USING (symbol)
+JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = c.symbol AND x.entry > coalesce(k.entry, 0)) e ON true
+GROUP BY 1, 2, 3 ORDER BY 1, 3;
+
+-- name: rejected_since
+SELECT reason, count(*) AS events FROM rejected WHERE rejected_at >= $1 GROUP BY 1 ORDER BY 1;
+
+-- name: now
+SELECT clock_timestamp();

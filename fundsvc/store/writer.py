@@ -67,6 +67,7 @@ class Writer:
                         before.last_id,
                         after.last_id,
                         after.messages,
+                        batch.duplicates.total(),
                         *_columns(batch),
                     )
                     if not moved:
@@ -113,7 +114,7 @@ def contract_from(row: asyncpg.Record) -> Contract:
 
 
 def _columns(batch: Batch) -> list[list[Any]]:
-    """The parameters of the statement `commit` after the fifth: one list per column."""
+    """The parameters of the statement `commit` after the sixth: one list per column."""
     listings = [
         (
             contract.symbol,

@@ -94,7 +94,8 @@ CREATE TABLE partitions (
     owner text,
     lease_until timestamptz,
     last_id text NOT NULL DEFAULT '0-0',
-    messages bigint NOT NULL DEFAULT 0
+    messages bigint NOT NULL DEFAULT 0,
+    duplicates bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 20);
 
 CREATE TABLE engines (
