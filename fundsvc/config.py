@@ -14,6 +14,9 @@ import msgspec
 
 ENVIRONMENT_PREFIX = "FUNDSVC_"
 
+CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
+"""Names the file itself, for who cannot pass --config."""
+
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
 
@@ -105,7 +108,7 @@ def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) 
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML: {error}") from None
     for name, text in environment.items():
-        if name.startswith(ENVIRONMENT_PREFIX):
+        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_FILE_VARIABLE:
             _override(values, name, text)
     try:
         return msgspec.convert(values, Config, strict=False)

@@ -55,6 +55,12 @@ class Metrics:
             ["partition"],
             registry=registry,
         )
+        self.http_requests = Counter(
+            "fundsvc_http_requests", "Requests answered, by route and HTTP status.", ["route", "status"], registry=registry
+        )
+        self.http_seconds = Histogram(
+            "fundsvc_http_seconds", "From a request's headers to its answer.", ["route"], buckets=_SECONDS, registry=registry
+        )
         self.faults = Counter("fundsvc_faults", "Times the database or the stream was away.", ["part"], registry=registry)
 
     def committed(self, batch: Batch, seconds: float) -> None:
@@ -75,6 +81,11 @@ class Metrics:
         labels = (contract.symbol, contract.settle_currency)
         self.balance.labels(*labels).set(state.balance / 10**contract.settle_decimals)
         self.outstanding.labels(*labels).set(state.outstanding / 10**contract.settle_decimals)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Counts an answered HTTP request; `route` is a template, because raw paths are whatever clients invent."""
+        self.http_requests.labels(route, status).inc()
+        self.http_seconds.labels(route).observe(seconds)
 
     def render(self) -> bytes:
         """The exposition text."""

@@ -105,25 +105,25 @@ FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
 
--- name: entries_after
+-- name: entries_ascending
+-- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       account, ts, recorded_at, hash
-FROM entries WHERE symbol = $1 AND entry > $2 AND entry <= $3
-  AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
+       ts, recorded_at, hash
+FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry LIMIT $7;
 
--- name: entries_before
+-- name: entries_descending
+-- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       account, ts, recorded_at, hash
-FROM entries WHERE symbol = $1 AND entry < $2 AND entry >= $3
-  AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
+       ts, recorded_at, hash
+FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry DESC LIMIT $7;
 
 -- name: entry_span
 -- The entry numbers that the hours touching a time span hold; what is not condensed yet may lie in any hour.
-SELECT min(r.first_entry) AS first_entry, max(r.last_entry) AS last_entry,
-       (SELECT entry FROM rollup_progress p WHERE p.symbol = $1) AS condensed
-FROM rollups r WHERE r.symbol = $1 AND r.hour BETWEEN $2 AND $3;
+SELECT min(first_entry) AS first_entry, max(last_entry) AS last_entry,
+       coalesce((SELECT entry FROM rollup_progress WHERE symbol = $1), 0) AS condensed
+FROM rollups WHERE symbol = $1 AND hour BETWEEN $2 AND $3;
 
 -- name: entries_all
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,

@@ -1,14 +1,17 @@
 """The schema as alembic revisions, each plain SQL; `migrate` brings a database up to the newest."""
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
+from asyncpg import UndefinedTableError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from fundsvc.store.database import StoreFault
+from fundsvc.store.database import SQL, StoreFault, connect, faults
 
 _LOCK = 0x66756E64
 """An advisory lock number of our own: two that migrate at once wait for each other."""
@@ -17,7 +20,8 @@ _LOCK = 0x66756E64
 async def migrate(owner_dsn: str, partitions: int) -> None:
     """Creates or upgrades the schema and the rows of the partitions, as the owner of the database.
 
-    Raises ValueError when the database already has another number of partitions: contracts would change their stream.
+    Raises ValueError when the database already has another number of partitions, because contracts would change their
+    stream, and StoreFault when it is away.
     """
     engine = create_async_engine(owner_dsn.replace("postgresql://", "postgresql+asyncpg://", 1))
     try:
@@ -25,7 +29,10 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             await connection.run_sync(_upgrade)
             await connection.execute(
-                text("INSERT INTO partitions (partition) SELECT generate_series(0, :n - 1) ON CONFLICT DO NOTHING"),
+                text(
+                    "INSERT INTO partitions (partition) SELECT generate_series(0, :n - 1)"
+                    " WHERE NOT EXISTS (SELECT FROM partitions)"
+                ),
                 {"n": partitions},
             )
             found = (await connection.execute(text("SELECT count(*) FROM partitions"))).scalar_one()
@@ -33,8 +40,33 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
         raise StoreFault(f"cannot migrate: {error}") from error
     finally:
         await engine.dispose()
-    if found != partitions:
-        raise ValueError(f"the ledger has {found} partitions, the configuration says stream.partitions = {partitions}")
+    _check_partitions(found, partitions)
+
+
+async def check_schema(dsn: str, partitions: int) -> None:
+    """Raises ValueError, saying what to do, when the database has not the schema or the partitions of this version."""
+    async with connect(dsn, "fundsvc schema check") as connection:
+        with faults():
+            try:
+                found = await connection.fetchval(SQL["schema_version"])
+            except UndefinedTableError:
+                found = None
+            if found != newest_revision():
+                raise ValueError(
+                    f"the database has schema {found}, this version needs {newest_revision()}: run fundsvc migrate"
+                )
+            _check_partitions(len(await connection.fetch(SQL["partitions"])), partitions)
+
+
+@cache
+def newest_revision() -> str | None:
+    """The revision of the schema that this version needs."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def _check_partitions(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise ValueError(f"the ledger has {found} partitions, the configuration says stream.partitions = {wanted}")
 
 
 def run_script(connection: Connection, script: str) -> None:
@@ -43,7 +75,12 @@ def run_script(connection: Connection, script: str) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
+    config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    return config

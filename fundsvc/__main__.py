@@ -1,0 +1,15 @@
+"""The command line's entry: `fundsvc`, or `python -m fundsvc`."""
+
+from fundsvc.cli import ledger, rejected, service
+from fundsvc.cli.running import cli
+
+__all__ = ["ledger", "rejected", "service"]
+
+
+def main() -> None:
+    """Runs the command that the arguments name."""
+    cli()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The composition root: a configuration in, running parts out. Whoever opens something here closes it here."""
+
+import asyncio
+import gc
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+
+from fundsvc.api.routes import make_app, make_operations_app
+from fundsvc.api.server import serve
+from fundsvc.config import Config
+from fundsvc.embedded import embedded
+from fundsvc.engine import Engine
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import SQL, Pool, faults, open_pool
+from fundsvc.store.migrations import check_schema, migrate
+from fundsvc.store.reader import Reader
+from fundsvc.streams.client import Client, open_client
+
+STOP_SECONDS_MAX = 3.0
+"""The batch in hand is finished within this time of being told to stop; then the engine is cut off, which loses nothing."""
+
+GC_THRESHOLD = 50_000
+"""Hardly anything here forms cycles: with the default of 700 the collector takes a tenth of the engine's time."""
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def prepared(config: Config) -> AsyncIterator[Config]:
+    """The configuration with servers behind it and a schema that fits; migrates where the owner's DSN is known."""
+    async with embedded(config) as complete:
+        if complete.database.owner_dsn:
+            await migrate(complete.database.owner_dsn, complete.stream.partitions)
+        else:
+            await check_schema(complete.database.dsn, complete.stream.partitions)
+        yield complete
+
+
+@asynccontextmanager
+async def connected(config: Config) -> AsyncIterator[tuple[Pool, Client]]:
+    """A pool of readers and a client of the stream."""
+    async with (
+        open_pool(config.database.reader_dsn or config.database.dsn, config.database.connections_max) as pool,
+        open_client(config.stream) as client,
+    ):
+        yield pool, client
+
+
+async def run_service(
+    config: Config, stop: asyncio.Event, started: Callable[[str], Awaitable[None]], *, engine: bool = True, api: bool = True
+) -> None:
+    """Runs the consumer, the HTTP side or both until `stop` is set.
+
+    `started` is awaited once with the HTTP address ("" without one), and again never.
+    """
+    metrics = Metrics()
+    async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
+        consumer = tasks.create_task(run_engine(config, metrics, stop)) if engine else None
+        async with http_side(config, metrics, pool, client, public=api) as url:
+            await started(url)
+            await stop.wait()
+        if consumer:
+            await asyncio.wait([consumer], timeout=STOP_SECONDS_MAX)
+            consumer.cancel()
+
+
+async def run_engine(config: Config, metrics: Metrics, stop: asyncio.Event) -> None:
+    """Runs the consumer with the collector out of its way."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    await Engine(config, metrics).run(stop)
+
+
+@asynccontextmanager
+async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client, *, public: bool) -> AsyncIterator[str]:
+    """Serves the whole API, or only health and metrics for an engine alone; yields the address, "" when that is off."""
+    if not public and not config.engine.port:
+        yield ""
+        return
+
+    async def ping_stream() -> None:
+        await client.ping()
+
+    pings = {"stream": ping_stream}
+    reader = Reader(pool)
+    if public:
+        app, port = make_app(reader, metrics, pings), config.http.port
+    else:
+        app, port = make_operations_app(reader, metrics, pings), config.engine.port
+    async with serve(app, config.http.host, port) as url:
+        yield url
+
+
+@asynccontextmanager
+async def consuming(config: Config, pool: Pool) -> AsyncIterator[None]:
+    """Makes sure that somebody consumes the stream: runs an engine meanwhile where none is alive."""
+    with faults():
+        live = any(row["live"] for row in await pool.fetch(SQL["partitions"]))
+    if live:
+        yield
+        return
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run_engine(config, Metrics(), stop))
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGINT and SIGTERM set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return stop

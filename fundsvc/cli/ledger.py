@@ -1,0 +1,183 @@
+"""Commands about the ledger: contracts load, replay, audit, export, rollups, vectors."""
+
+import csv
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fundsvc.app import connected, consuming, prepared
+from fundsvc.audit import ContractAudit, audit_contract
+from fundsvc.cli.running import DONE, NO, Json, cli, print_json, progress, run
+from fundsvc.config import Config
+from fundsvc.core.numbers import format_units
+from fundsvc.delivery import Delivered, Gain, deliver
+from fundsvc.export import COLUMNS, export_rows
+from fundsvc.recordings import Format, Recording, read_contracts, read_recording
+from fundsvc.store.database import SQL, Pool, faults
+from fundsvc.store.exports import open_snapshot
+from fundsvc.store.rollups import condense, forget
+from fundsvc.vectors import Outcome, read_vector, run_vector
+
+contracts = typer.Typer(help="Contracts of the funds.", no_args_is_help=True)
+cli.add_typer(contracts, name="contracts")
+
+
+@contracts.command("load")
+def contracts_load(context: typer.Context, file: Path, json: Json = False) -> None:
+    """List contracts from a JSON file as KuCoin's GET /api/v1/contracts/active answers it."""
+    run(context, lambda config: _deliver(config, read_contracts(file), json))
+
+
+@cli.command()
+def replay(
+    context: typer.Context,
+    file: Path,
+    form: Annotated[Format, typer.Option("--format", help="What the file holds.")] = "events",
+    json: Json = False,
+) -> None:
+    """Send a recording into the stream, wait until it is durable, and print what the ledger gained."""
+    run(context, lambda config: _deliver(config, read_recording(file, form), json))
+
+
+@cli.command()
+def audit(context: typer.Context, json: Json = False) -> None:
+    """Recompute every fund from its first entry; exit with 1 on any difference."""
+
+    async def command(config: Config) -> int:
+        async with prepared(config) as complete, connected(complete) as (pool, _):
+            audits = await _audit_all(pool)
+        wrong = [audit for audit in audits if audit.differences]
+        if json:
+            print_json({"contracts": audits, "differences": sum(len(audit.differences) for audit in wrong)})
+        else:
+            _print_audits(audits, wrong)
+        return NO if wrong else DONE
+
+    run(context, command)
+
+
+@cli.command()
+def export(
+    context: typer.Context,
+    symbol: str,
+    form: Annotated[Literal["csv", "ndjson"], typer.Option("--format", help="How to write it.")] = "csv",
+) -> None:
+    """Write the ledger of a contract to standard output, with all that is needed to verify it elsewhere."""
+
+    async def command(config: Config) -> int:
+        async with prepared(config) as complete, connected(complete) as (pool, _):
+            async with open_snapshot(pool, symbol) as snapshot:
+                write = _csv_writer() if form == "csv" else _write_json_line
+                async for row in export_rows(snapshot):
+                    write(row)
+        return DONE
+
+    run(context, command)
+
+
+@cli.command("rebuild-rollups")
+def rebuild_rollups(context: typer.Context) -> None:
+    """Drop the hourly rollups and condense them anew from the entries."""
+
+    async def command(config: Config) -> int:
+        async with prepared(config) as complete, connected(complete) as (pool, _):
+            await forget(pool)
+            total = sum([await condense(pool, partition) for partition in range(complete.stream.partitions)])
+        Console(stderr=True).print(f"condensed {total} entries", highlight=False)
+        return DONE
+
+    run(context, command)
+
+
+@cli.command()
+def vectors(files: list[Path], json: Json = False) -> None:
+    """Run conformance vectors through the real settlement code; exit with 1 when one differs."""
+    outcomes = {str(file): run_vector(read_vector(file)) for file in files}
+    if json:
+        print_json(outcomes)
+    else:
+        _print_outcomes(outcomes)
+    raise typer.Exit(NO if any(outcome.differences for outcome in outcomes.values()) else DONE)
+
+
+async def _deliver(config: Config, recording: Recording, json: bool) -> int:  # noqa: FBT001 - the option's own name
+    async with prepared(config) as complete, connected(complete) as (pool, client), consuming(complete, pool):
+        with progress() as bars:
+            sending = bars.add_task("sending", total=len(recording.events))
+            settling = bars.add_task("durable (%)", total=100)
+            delivered = await deliver(
+                pool,
+                client,
+                complete.stream.partitions,
+                recording.events,
+                lambda events: bars.advance(sending, events),
+                lambda share: bars.update(settling, completed=int(share * 100)),
+            )
+    if json:
+        print_json(delivered)
+    else:
+        _print_delivered(delivered, len(recording.symbols))
+    return DONE
+
+
+def _print_delivered(delivered: Delivered, contracts_named: int) -> None:
+    table = Table("currency", "kind", "entries", "credited", "paid", "uncovered", "repaid")
+    for gain in delivered.gains:
+        table.add_row(gain.currency, gain.kind, f"{gain.entries:,}", *_amounts(gain))
+    console = Console()
+    console.print(table)
+    for decimals in sorted({gain.decimals for gain in delivered.gains}):
+        credited = sum(gain.credited for gain in delivered.gains if gain.decimals == decimals)
+        console.print(f"credited in all, in units of {decimals} decimals: {format_units(credited, decimals)}")
+    entries = sum(gain.entries for gain in delivered.gains)
+    rejected = ", ".join(f"{reason} {number:,}" for reason, number in delivered.rejected.items()) or "0"
+    console.print(
+        f"{delivered.events:,} events of {contracts_named:,} contracts in {delivered.seconds:.1f} s:"
+        f" {entries:,} entries, {delivered.duplicates:,} duplicates, rejected: {rejected}"
+    )
+
+
+def _amounts(gain: Gain) -> list[str]:
+    return [format_units(amount, gain.decimals) for amount in (gain.credited, gain.paid, gain.uncovered, gain.repaid)]
+
+
+async def _audit_all(pool: Pool) -> list[ContractAudit]:
+    with faults():
+        heads = await pool.fetch(SQL["heads"])
+    with progress() as bars:
+        task = bars.add_task("entries recomputed", total=sum(row["entry"] for row in heads))
+        return [await audit_contract(pool, row["symbol"], lambda done: bars.advance(task, done)) for row in heads]
+
+
+def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit]) -> None:
+    console = Console()
+    for audit_found in wrong:
+        for difference in audit_found.differences:
+            console.print(difference, style="red", highlight=False)
+    entries = sum(audit_found.entries for audit_found in audits)
+    verdict = f"{len(wrong)} contracts differ" if wrong else "everything holds"
+    console.print(f"{entries:,} entries of {len(audits):,} contracts recomputed: {verdict}", highlight=False)
+
+
+def _csv_writer() -> Callable[[Sequence[Any]], object]:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    return writer.writerow
+
+
+def _write_json_line(row: Sequence[Any]) -> None:
+    sys.stdout.write(msgspec.json.encode(dict(zip(COLUMNS, row, strict=True))).decode() + "\n")
+
+
+def _print_outcomes(outcomes: dict[str, Outcome]) -> None:
+    console = Console(highlight=False)
+    for name, outcome in outcomes.items():
+        console.print(f"{outcome.verdict:<6} {name}")
+        for difference in outcome.differences:
+            console.print(f"       {difference}", style="red")

@@ -1,0 +1,95 @@
+"""What all commands share: the configuration, the event loop, exit codes and how results are printed."""
+
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fundsvc.config import CONFIG_FILE_VARIABLE, Config, ConfigError, load_config
+from fundsvc.embedded import EmbeddedError
+from fundsvc.logs import configure_logs
+from fundsvc.store.database import StoreFault
+from fundsvc.streams.client import StreamFault
+
+DONE, NO, WRONG_USE = 0, 1, 2
+"""Exit codes: done; the answer is no, or what is needed is away; wrong use or wrong configuration."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+cli = typer.Typer(
+    help="The insurance fund of a derivatives exchange: settles liquidation fills into isolated per-contract funds.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@cli.callback()
+def _configure(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(envvar=CONFIG_FILE_VARIABLE, help="TOML file; config/fundsvc.toml lists every key.", dir_okay=False),
+    ] = None,
+) -> None:
+    context.obj = config
+
+
+def configuration(context: typer.Context) -> Config:
+    """The configuration that the options name, with logging set up by it; exits with 2 when it is wrong."""
+    try:
+        config = load_config(context.obj)
+    except ConfigError as error:
+        fail(str(error), WRONG_USE)
+    configure_logs(config.log)
+    return config
+
+
+def run(context: typer.Context, command: Callable[[Config], Coroutine[Any, Any, int]]) -> None:
+    """Runs a command to its exit code; what is away, or wrong, is said in one line."""
+    config = configuration(context)
+    try:
+        code = uvloop.run(command(config))
+    except* (ValueError, LookupError) as group:
+        fail(_message(group), WRONG_USE)
+    except* (StoreFault, StreamFault, EmbeddedError, OSError) as group:
+        fail(_message(group), NO)
+    except* KeyboardInterrupt:
+        code = NO
+    raise typer.Exit(code)
+
+
+def fail(message: str, code: int) -> None:
+    """Says what is wrong and ends."""
+    Console(stderr=True).print(f"fundsvc: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def print_json(value: Any) -> None:
+    """A result for programs."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def progress() -> Progress:
+    """A progress bar on standard error, so that results can be piped."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _message(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)

@@ -1,0 +1,71 @@
+"""Commands that run the service or parts of it: up, engine, api, migrate."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fundsvc.app import connected, prepared, run_service, stop_on_signals
+from fundsvc.cli.running import DONE, cli, run
+from fundsvc.config import Config
+from fundsvc.demo.show import show_demo
+from fundsvc.store.migrations import migrate as migrate_schema
+
+
+@cli.command()
+def up(
+    context: typer.Context, demo: Annotated[bool, typer.Option("--demo", help="Stream a seeded market and show it.")] = False
+) -> None:
+    """Run everything in one process, with embedded PostgreSQL and Valkey unless the configuration names others."""
+
+    async def command(config: Config) -> int:
+        stop = stop_on_signals()
+        async with prepared(config) as complete:
+            if demo:
+                await show_demo(complete, stop)
+            else:
+                await run_service(complete, stop, _say_address)
+        return DONE
+
+    run(context, command)
+
+
+@cli.command()
+def engine(context: typer.Context) -> None:
+    """Run the consumer alone; any number share the partitions, and the rest stand by."""
+    run(context, lambda config: _serve(config, with_engine=True))
+
+
+@cli.command()
+def api(context: typer.Context) -> None:
+    """Run the HTTP side alone; any number may."""
+    run(context, lambda config: _serve(config, with_engine=False))
+
+
+@cli.command()
+def migrate(context: typer.Context) -> None:
+    """Create or upgrade the schema, as the owner of the database (database.owner_dsn)."""
+
+    async def command(config: Config) -> int:
+        if config.database.dsn and not config.database.owner_dsn:
+            raise ValueError("database.owner_dsn is not set: the schema belongs to another role than the service's")
+        if config.database.owner_dsn:
+            await migrate_schema(config.database.owner_dsn, config.stream.partitions)
+        else:
+            async with prepared(config):
+                pass
+        return DONE
+
+    run(context, command)
+
+
+async def _serve(config: Config, *, with_engine: bool) -> int:
+    stop = stop_on_signals()
+    async with prepared(config) as complete:
+        await run_service(complete, stop, _say_address, engine=with_engine, api=not with_engine)
+    return DONE
+
+
+async def _say_address(url: str) -> None:
+    Console(stderr=True).print(f"fundsvc runs at {url}" if url else "fundsvc engine runs", highlight=False)

@@ -1,0 +1,79 @@
+"""Recomputing a contract's ledger from its entries: what the audit does, and what anyone with an export can do."""
+
+from collections.abc import Collection
+
+from fundsvc.core.chain import GENESIS, Entry, link
+from fundsvc.core.contracts import Contract
+from fundsvc.core.settlement import Fund, FundState
+
+
+class Replay:
+    """Follows a ledger from entry 1 and notes every difference from the rules.
+
+    `late` are the numbers of the entries whose events were rejected at first and settled later: only their sequence may lie
+    below that of an earlier entry. Differences are sentences; an empty list means that everything holds.
+    """
+
+    def __init__(self, contract: Contract, late: Collection[int] = ()) -> None:
+        self.differences: list[str] = []
+        self._fund = Fund(contract)
+        self._late = late
+        self._uncovered = 0
+        self._repaid = 0
+
+    @property
+    def entry(self) -> int:
+        """The number of the last entry followed."""
+        return self._fund.entry
+
+    def follow(self, entry: Entry, digest: bytes) -> None:
+        """Checks one entry against what came before it, and goes on from what it says."""
+        fund = self._fund
+        self._expect(entry, "entry number", entry.entry, fund.entry + 1)
+        self._expect(entry, "symbol", entry.symbol, fund.contract.symbol)
+        self._expect(entry, "balance", entry.balance, fund.balance + entry.change)
+        if entry.balance < 0 or entry.uncovered < 0 or entry.repaid < 0:
+            self._differ(entry, "has a negative amount")
+        if entry.seq <= fund.seq and entry.entry not in self._late:
+            self._differ(entry, f"sequence {entry.seq} is not above {fund.seq}")
+        if entry.kind != "refund":
+            self._check_worth(entry)
+        fund.head = link(fund.head, entry)
+        self._expect(entry, "hash", digest.hex(), fund.head.hex())
+        fund.head = digest
+        fund.entry = entry.entry
+        fund.balance = entry.balance
+        fund.seq = max(fund.seq, entry.seq)
+        self._uncovered += entry.uncovered
+        self._repaid += entry.repaid
+
+    def finish(self, state: FundState, recovered: int, open_in_adl: int) -> None:
+        """Compares the end of the chain with the stored fund, and what was uncovered with what became of it."""
+        stored = (state.entry, state.balance, state.head.hex())
+        computed = (self._fund.entry, self._fund.balance, self._fund.head.hex())
+        if stored != computed:
+            self.differences.append(f"the fund says (entry, balance, head) {stored}, its entries say {computed}")
+        if state.seq < self._fund.seq:
+            self.differences.append(f"the fund's sequence {state.seq} is below that of an entry, {self._fund.seq}")
+        accounted = recovered + self._repaid + state.outstanding + open_in_adl
+        if self._uncovered != accounted:
+            self.differences.append(
+                f"uncovered {self._uncovered} is not recovered {recovered} + repaid {self._repaid}"
+                f" + outstanding {state.outstanding} + open in ADL {open_in_adl}"
+            )
+        if state.entry == 0 and state.head != GENESIS:
+            self.differences.append("a fund without entries has a head")
+
+    def _check_worth(self, entry: Entry) -> None:
+        """The amounts must add up to what the fill was worth by the formula."""
+        worth = self._fund.worth(entry.side, entry.lots, entry.price, entry.bankruptcy_price)
+        kind = "surplus" if worth > 0 else "shortfall" if worth else "flat"
+        self._expect(entry, "kind", entry.kind, kind)
+        self._expect(entry, "change + repaid - uncovered", entry.change + entry.repaid - entry.uncovered, worth)
+
+    def _expect(self, entry: Entry, what: str, found: object, expected: object) -> None:
+        if found != expected:
+            self._differ(entry, f"{what} is {found}, it should be {expected}")
+
+    def _differ(self, entry: Entry, sentence: str) -> None:
+        self.differences.append(f"{entry.symbol} entry {entry.entry}: {sentence}")

@@ -1,0 +1,54 @@
+"""Rejected events as operators see them: listed, shown, and marked when they are sent again."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from fundsvc.store.database import SQL, Pool, faults
+from fundsvc.wire import Codec
+
+
+class KeptEvent(NamedTuple):
+    """A rejected event as it is kept; `entry` is the ledger entry that settled it after all."""
+
+    partition: int
+    stream_id: str
+    position: int
+    reason: str
+    detail: str
+    codec: Codec | Literal[""]
+    body: bytes
+    rejected_at: datetime
+    replayed_at: datetime | None
+    settled_at: datetime | None
+    symbol: str | None
+    entry: int | None
+
+    @property
+    def key(self) -> str:
+        """How people name it: partition/stream id/position."""
+        return f"{self.partition}/{self.stream_id}/{self.position}"
+
+
+async def list_rejected(
+    pool: Pool, *, reason: str | None = None, settled_too: bool = False, key: str | None = None, limit: int = 100
+) -> Sequence[KeptEvent]:
+    """Rejected events, oldest first; `key` picks one. ValueError when the key is not partition/stream id/position."""
+    partition, stream_id, position = _parts(key) if key else (None, None, None)
+    with faults():
+        rows = await pool.fetch(SQL["rejected_list"], reason, settled_too or bool(key), partition, stream_id, position, limit)
+    return [KeptEvent(*row) for row in rows]
+
+
+async def mark_sent(pool: Pool, event: KeptEvent) -> None:
+    """Notes that an event was sent again."""
+    with faults():
+        await pool.execute(SQL["rejected_sent"], event.partition, event.stream_id, event.position)
+
+
+def _parts(key: str) -> tuple[int, str, int]:
+    try:
+        partition, stream_id, position = key.split("/")
+        return int(partition), stream_id, int(position)
+    except ValueError:
+        raise ValueError(f"{key!r} is not partition/stream id/position, as `fundsvc rejected list` shows it") from None

@@ -1,0 +1,268 @@
+"""Conformance vectors: language-neutral examples of the rules, run through the real decoder and the real settlement.
+
+A vector is a JSON file: a contract, what its fund starts with, a policy, events, and everything that must come out.
+Amounts are decimal strings in the settlement currency, prices decimal strings; what an event leaves out of `symbol` and `ts`
+defaults. Events that the service would reject move nothing here either; they are listed in the outcome.
+"""
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from fundsvc.config import CurrencyConfig
+from fundsvc.core.contracts import Contract, contract_of
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Rejection
+from fundsvc.core.numbers import INT64_MAX, format_units, to_units
+from fundsvc.core.partition import Batch, Partition
+from fundsvc.core.settlement import Fund
+from fundsvc.wire import Message, decode
+
+Amount = str
+"""A decimal string; it is compared in its shortest form, so that "100.0" and "100" are the same amount."""
+
+RANKING = "the vector needs the ADL ranking of its positions, which is not part of this version"
+
+_OBEYED = {"reserveLine", "eligible", "allocation", "roundsMax"}
+"""Keys of a policy that are settled as they stand, or that matter only among positions."""
+
+_SETTLED_AS = {"waterfall": "fund_then_adl", "drawdownGuard": "off"}
+"""Keys of a policy of which only this value is settled yet."""
+
+_MONEY = {"change", "balance", "uncovered", "repaid", "outstanding", "recovered"}
+"""The amounts among what is expected."""
+
+_OF_A_CONTRACT = {event.__struct_config__.tag for event in (Fill, Mark, Position, AdlFill, AdlEnd)}
+"""Types of events that name a symbol."""
+
+
+class VectorError(ValueError):
+    """A file or a value that is no vector; the message says where."""
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Base of a vector's parts: a misspelt expectation must not pass by being ignored."""
+
+
+class StartingFund(_Part, frozen=True):
+    """What the fund has before the first event."""
+
+    balance: Amount = "0"
+    outstanding: Amount = "0"
+
+
+class ExpectedEntry(_Part, frozen=True):
+    """A ledger entry."""
+
+    entry: int
+    kind: Literal["surplus", "flat", "shortfall", "refund"]
+    change: Amount
+    balance: Amount
+    uncovered: Amount
+    repaid: Amount
+
+
+class ExpectedFund(_Part, frozen=True):
+    """The fund after the last event."""
+
+    balance: Amount
+    outstanding: Amount
+
+
+class Allocated(_Part, frozen=True):
+    """What one round asks of one account."""
+
+    account: str
+    lots: int
+
+
+class ExpectedOrder(_Part, frozen=True):
+    """An ADL order after the last event; `cause` is the number of the shortfall's entry."""
+
+    cause: int
+    reduce: Literal["long", "short"]
+    lots: int
+    price: Amount
+    uncovered: Amount
+    recovered: Amount
+    state: Literal["open", "done", "uncovered"]
+    rounds: tuple[tuple[Allocated, ...], ...]
+
+
+class Expectation(_Part, frozen=True):
+    """Everything that comes out of a vector."""
+
+    entries: tuple[ExpectedEntry, ...]
+    fund: ExpectedFund
+    adl: tuple[ExpectedOrder, ...]
+    duplicates: int
+
+
+class Vector(_Part, frozen=True):
+    """A vector as it is in the file; `contract` is KuCoin's object, events are the wire's."""
+
+    name: str
+    contract: dict[str, Any]
+    events: tuple[dict[str, Any], ...]
+    expect: Expectation
+    fund: StartingFund = StartingFund()
+    policy: dict[str, Any] = {}
+    source: str = ""
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One place where what came out is not what must come out; None stands for what is not there."""
+
+    path: str
+    expected: Any
+    got: Any
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What running a vector showed.
+
+    `needs` says what is missing when the verdict is not_runnable. `rejected` are the events that the service would keep as
+    rejected, as "events[0]: reason: detail".
+    """
+
+    verdict: Literal["passed", "failed", "not_runnable"]
+    differences: tuple[Difference, ...] = ()
+    needs: str = ""
+    rejected: tuple[str, ...] = ()
+
+
+def read_vector(path: Path) -> dict[str, Any]:
+    """The vector in a file; raises VectorError when it cannot be read or is not an object in JSON."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise VectorError(f"cannot read {path}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise VectorError(f"{path} is not a vector: {error}") from None
+
+
+def run_vector(vector: dict[str, Any]) -> Outcome:
+    """Runs a vector and compares everything that it expects; raises VectorError when it is not one."""
+    read = _read(vector)
+    contract = _contract(read)
+    fund = _starting_fund(read, contract)
+    expected = _canonical("expect", msgspec.to_builtins(read.expect), contract)
+    if needs := _needs(read):
+        return Outcome("not_runnable", needs=needs)
+    partition = Partition(0, 1, [fund], *_currencies())
+    rejected = tuple(_settle(partition, read.events, contract.symbol))
+    got = _canonical("got", _result(partition.take(), fund), contract)
+    differences = tuple(_differences("expect", expected, got))
+    return Outcome("failed" if differences else "passed", differences, rejected=rejected)
+
+
+def _read(vector: dict[str, Any]) -> Vector:
+    try:
+        return msgspec.convert(vector, Vector)
+    except msgspec.ValidationError as error:
+        raise VectorError(f"not a vector: {error}") from None
+
+
+def _contract(vector: Vector) -> Contract:
+    try:
+        return contract_of(vector.contract, *_currencies())
+    except Rejection as rejection:
+        raise VectorError(f"not a vector: contract: {rejection.detail}") from None
+
+
+def _currencies() -> tuple[dict[str, int], int]:
+    currency = CurrencyConfig()
+    return currency.decimals, currency.decimals_default
+
+
+def _starting_fund(vector: Vector, contract: Contract) -> Fund:
+    def atoms(path: str, text: str) -> int:
+        units = _units(path, text, contract.settle_decimals)
+        if not 0 <= units <= INT64_MAX:
+            raise VectorError(f"not a vector: {path}: a fund cannot hold {text}")
+        return units
+
+    return Fund(
+        contract,
+        balance=atoms("fund.balance", vector.fund.balance),
+        outstanding=atoms("fund.outstanding", vector.fund.outstanding),
+        reserve_line=atoms("policy.reserveLine", vector.policy.get("reserveLine", "0")),
+    )
+
+
+def _units(path: str, text: Any, decimals: int) -> int:
+    try:
+        return to_units(Decimal(text if isinstance(text, str) else "not a string"), decimals)
+    except (ValueError, ArithmeticError):
+        raise VectorError(f"not a vector: {path}: {text!r} is not a decimal string of at most {decimals} decimals") from None
+
+
+def _needs(vector: Vector) -> str:
+    """What this version lacks to run the vector; empty when it lacks nothing."""
+    if any(event.get("type") == Position.__struct_config__.tag for event in vector.events):
+        return RANKING
+    lacking = [key for key, value in vector.policy.items() if key not in _OBEYED and value != _SETTLED_AS.get(key)]
+    return f"the vector needs the policy {', '.join(lacking)}, which is not part of this version" if lacking else ""
+
+
+def _settle(partition: Partition, events: Sequence[dict[str, Any]], symbol: str) -> Iterator[str]:
+    """Settles the events as if they came from the stream; yields what was rejected."""
+    for position, event in enumerate(events):
+        defaults = {"symbol": symbol, "ts": 0} if event.get("type") in _OF_A_CONTRACT else {}
+        message = Message("0-1", "json", msgspec.json.encode(defaults | event))
+        try:
+            for decoded in decode(message):
+                partition.apply(decoded)
+        except Rejection as rejection:
+            yield f"events[{position}]: {rejection.reason}: {rejection.detail}"
+
+
+def _result(batch: Batch, fund: Fund) -> dict[str, Any]:
+    """What came out, in the shape of an `Expectation`, amounts and prices still as integers."""
+    return {
+        "entries": [_pick(entry, ExpectedEntry) for entry in batch.entries],
+        "fund": _pick(batch.changed.get(fund.contract.symbol, fund), ExpectedFund),
+        "adl": [
+            _pick(order, ExpectedOrder) | {"rounds": [[{"account": a, "lots": n} for a, n in part] for part in order.rounds]}
+            for order in batch.orders
+        ],
+        "duplicates": batch.duplicates.total(),
+    }
+
+
+def _pick(source: object, shape: type[_Part]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in shape.__struct_fields__}
+
+
+def _canonical(path: str, value: Any, contract: Contract) -> Any:
+    """The same with every amount and price as the shortest decimal string, from text or from units."""
+    if isinstance(value, list):
+        return [_canonical(f"{path}[{index}]", element, contract) for index, element in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    decimals = dict.fromkeys(_MONEY, contract.settle_decimals) | {"price": contract.price_decimals}
+    return {
+        key: _shortest(f"{path}.{key}", inner, decimals[key])
+        if key in decimals
+        else _canonical(f"{path}.{key}", inner, contract)
+        for key, inner in value.items()
+    }
+
+
+def _shortest(path: str, amount: str | int, decimals: int) -> str:
+    return format_units(amount if isinstance(amount, int) else _units(path, amount, decimals), decimals)
+
+
+def _differences(path: str, expected: Any, got: Any) -> Iterator[Difference]:
+    """Where two values of the same shape differ; of lists of different lengths, what one has alone too."""
+    if isinstance(expected, dict) and isinstance(got, dict):
+        for key, value in expected.items():
+            yield from _differences(f"{path}.{key}", value, got[key])
+    elif isinstance(expected, list) and isinstance(got, list):
+        for index, (one, other) in enumerate(zip_longest(expected, got)):
+            yield from _differences(f"{path}[{index}]", one, other)
+    elif expected != got:
+        yield Difference(path, expected, got)
