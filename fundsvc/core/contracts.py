@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import msgspec
 
 from fundsvc.core.events import Reason, Rejection
-from fundsvc.core.numbers import INT64_MAX, PRICE_DECIMALS_MAX
+from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, to_units
 
 MULTIPLIER_DIGITS_MAX = 18
 """Of both the whole part and the fraction: generous for any listed contract, small enough to keep products quick."""
+
+SPECIFICATION_DEPTH_MAX = 8
+"""KuCoin's object is flat but for a list of names; unbounded nesting would exhaust the stack of whoever writes it."""
 
 
 class Specification(msgspec.Struct, rename="camel", frozen=True):
@@ -67,6 +70,8 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
 
 def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], default_decimals: int) -> Contract:
     """The contract that a KuCoin contract object describes; raises Rejection when it cannot be listed."""
+    if not _is_plain(specification):
+        raise Rejection(Reason.CONTRACT_INVALID, "a contract must be plain JSON: finite numbers, no NUL, little nesting")
     try:
         read = msgspec.convert(specification, Specification, strict=False)
     except msgspec.ValidationError as error:
@@ -85,20 +90,41 @@ def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], 
     )
 
 
+def _is_plain(value: Any, depth: int = SPECIFICATION_DEPTH_MAX) -> bool:
+    """Whether a value can be kept as JSON, and read from there by any client and by SQL."""
+    match value:
+        case None | bool() | int():
+            return True
+        case float():
+            return math.isfinite(value)
+        case str():
+            return "\0" not in value
+        case list():
+            return depth > 0 and all(_is_plain(element, depth - 1) for element in value)
+        case dict():
+            return depth > 0 and all(isinstance(key, str) and _is_plain([key, value[key]], depth) for key in value)
+        case _:
+            return False
+
+
 def _lot_size(read: Specification) -> Decimal:
     size = read.multiplier
     if not size.is_finite() or size == 0 or (size < 0 and not read.is_inverse):
         raise Rejection(Reason.CONTRACT_INVALID, f"multiplier {size} is not a size: it must be above 0, or not 0 if inverse")
-    if size.adjusted() >= MULTIPLIER_DIGITS_MAX or size != round(size, MULTIPLIER_DIGITS_MAX):
+    try:
+        units = abs(to_units(size, MULTIPLIER_DIGITS_MAX))
+    except ValueError:
+        units = 0
+    if not 0 < units < 10 ** (2 * MULTIPLIER_DIGITS_MAX):
         raise Rejection(Reason.CONTRACT_INVALID, f"multiplier {size} has over {MULTIPLIER_DIGITS_MAX} digits or decimals")
-    return abs(size).normalize()
+    return EXACT.normalize(EXACT.scaleb(Decimal(units), -MULTIPLIER_DIGITS_MAX))
 
 
 def _price_decimals(max_price: Decimal | None) -> int:
     """All twelve decimals, fewer only where the contract's highest price would then not fit 64 bits."""
     if max_price is None or not max_price.is_finite():
         return PRICE_DECIMALS_MAX
-    fitting = (d for d in range(PRICE_DECIMALS_MAX, 0, -1) if max_price.scaleb(d) <= INT64_MAX)
+    fitting = (d for d in range(PRICE_DECIMALS_MAX, 0, -1) if max_price <= Decimal(INT64_MAX).scaleb(-d))
     return next(fitting, 0)
 
 

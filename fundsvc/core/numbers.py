@@ -3,7 +3,7 @@
 Nothing here rounds. Text that cannot be held exactly is refused with the reason.
 """
 
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 
 from fundsvc.core.events import Reason, Rejection
 
@@ -12,6 +12,9 @@ PRICE_DECIMALS_MAX = 12
 
 INT64_MAX = 2**63 - 1
 """The ledger stores 64-bit integers; what does not fit is a rejected event."""
+
+EXACT = Context(prec=100, Emax=100, Emin=-100, traps=[Inexact, InvalidOperation, Overflow])
+"""Arithmetic that raises where the usual context would round; wide enough for every amount that a ledger could hold."""
 
 _POWERS: list[int] = [10**exponent for exponent in range(PRICE_DECIMALS_MAX + 1)]
 
@@ -40,8 +43,8 @@ def format_units(units: int, decimals: int) -> str:
 
 
 def to_units(amount: Decimal, decimals: int) -> int:
-    """The exact integer of 10**-decimals; ValueError when the amount is finer than that or not finite."""
-    scaled = amount.scaleb(decimals) if amount.is_finite() else amount
-    if not scaled.is_finite() or scaled != scaled.to_integral_value():
-        raise ValueError(f"{amount} is not a number with at most {decimals} decimals")
-    return int(scaled)
+    """The exact integer of 10**-decimals; ValueError when the amount is finer than that, beyond reason or not finite."""
+    try:
+        return int(EXACT.to_integral_exact(EXACT.scaleb(amount, decimals)))
+    except (ArithmeticError, ValueError):
+        raise ValueError(f"{amount} is not a number with at most {decimals} decimals") from None

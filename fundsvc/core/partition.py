@@ -157,8 +157,8 @@ class Partition:
         if home != self.number:
             raise Rejection(Reason.WRONG_PARTITION, f"{contract.symbol} belongs to partition {home}, not {self.number}")
         fund = self._funds.get(contract.symbol)
-        if fund is None or not fund.entry:
-            fund = Fund(contract, seq=fund.seq if fund else 0)
+        if fund is None or (not fund.entry and fund.contract != contract):
+            fund = Fund(contract)
         elif not fund.contract.same_terms(contract):
             raise Rejection(
                 Reason.CONTRACT_FIXED,
