@@ -239,7 +239,7 @@ def _pick(source: object, shape: type[_Part]) -> dict[str, Any]:
 
 def _canonical(path: str, value: Any, contract: Contract) -> Any:
     """The same with every amount and price as the shortest decimal string, from text or from units."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_canonical(f"{path}[{index}]", element, contract) for index, element in enumerate(value)]
     if not isinstance(value, dict):
         return value
