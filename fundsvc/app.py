@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from fundsvc.api.routes import make_app, make_operations_app
+from fundsvc.api.operations import make_operations_app
+from fundsvc.api.routes import make_app
 from fundsvc.api.server import serve
 from fundsvc.config import Config
 from fundsvc.embedded import embedded
@@ -17,7 +18,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.store.database import SQL, Pool, faults, open_pool
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
-from fundsvc.streams.client import Client, open_client
+from fundsvc.streams.client import Client, open_client, stream_key
 
 STOP_SECONDS_MAX = 3.0
 """The batch in hand is finished within this time of being told to stop; then the engine is cut off, which loses nothing."""
@@ -88,7 +89,7 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
     pings = {"stream": ping_stream}
     reader = Reader(pool)
     if public:
-        app, port = make_app(reader, metrics, pings), config.http.port
+        app, port = make_app(reader, metrics, pings, stream_key), config.http.port
     else:
         app, port = make_operations_app(reader, metrics, pings), config.engine.port
     async with serve(app, config.http.host, port) as url:

@@ -1,0 +1,151 @@
+"""What comes back: money and prices as exact decimal text, times in milliseconds, names in camelCase."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+
+from fundsvc.core.chain import Kind
+from fundsvc.core.contracts import Contract
+from fundsvc.core.numbers import format_units
+from fundsvc.store.reader import EntryRow, FundRow, Listed
+
+T = TypeVar("T")
+
+ContractAnswer = dict[str, msgspec.Raw | int]
+"""KuCoin's contract object, every field as it was listed, and ours: partition, settleDecimals, priceDecimals."""
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class Answer(msgspec.Struct, rename="camel", frozen=True):
+    """Base of what is answered."""
+
+
+class Envelope(Answer, Generic[T], frozen=True, kw_only=True):
+    """Around every answer, as KuCoin does."""
+
+    code: str = "200000"
+    data: T
+
+
+class FundAnswer(Answer, frozen=True):
+    """A fund now. `entry` and `head` (hex) are number and hash of its last ledger entry, `seq` is the engine's."""
+
+    symbol: str
+    settle_currency: str
+    balance: str
+    outstanding: str
+    state: Literal["ok", "uncovered"]
+    entry: int
+    seq: int
+    head: str
+    updated_at: int
+
+
+class EntryAnswer(Answer, frozen=True):
+    """A ledger entry; everything of it but the account, which is never public."""
+
+    symbol: str
+    entry: int
+    seq: int
+    kind: Kind
+    change: str
+    balance: str
+    uncovered: str
+    repaid: str
+    side: str
+    lots: int
+    price: str
+    bankruptcy_price: str
+    trade_id: str
+    order_id: str
+    ts: int
+    recorded_at: int
+    hash: str
+
+
+class Page(Answer, Generic[T], frozen=True):
+    """A page of a history; the last row's number is the next page's offset."""
+
+    data_list: list[T]
+    has_more: bool
+
+
+class PartitionCursor(Answer, frozen=True):
+    """The last message of a partition's stream whose events are in the ledger."""
+
+    partition: int
+    stream: str
+    last_id: str
+
+
+class ContractCursor(Answer, frozen=True):
+    """The last engine sequence of a contract that is in the ledger: an engine resends from the next one."""
+
+    symbol: str
+    partition: int
+    seq: int
+
+
+class CursorAnswer(Answer, frozen=True):
+    """From where an engine should send again."""
+
+    partitions: list[PartitionCursor]
+    contracts: list[ContractCursor]
+
+
+def contract_answer(listed: Listed) -> ContractAnswer:
+    """A contract as KuCoin's clients expect it."""
+    fields = msgspec.json.decode(listed.specification, type=dict[str, msgspec.Raw])
+    contract = listed.contract
+    ours = {
+        "partition": listed.partition,
+        "settleDecimals": contract.settle_decimals,
+        "priceDecimals": contract.price_decimals,
+    }
+    return {**fields, **ours}
+
+
+def fund_answer(fund: FundRow) -> FundAnswer:
+    """A fund in its settlement currency."""
+    return FundAnswer(
+        symbol=fund.symbol,
+        settle_currency=fund.settle_currency,
+        balance=format_units(fund.balance, fund.settle_decimals),
+        outstanding=format_units(fund.outstanding, fund.settle_decimals),
+        state="uncovered" if fund.outstanding else "ok",
+        entry=fund.entry,
+        seq=fund.seq,
+        head=fund.head.hex(),
+        updated_at=_milliseconds(fund.updated_at),
+    )
+
+
+def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
+    """A ledger entry in its contract's settlement currency and prices."""
+    money, price = contract.settle_decimals, contract.price_decimals
+    return EntryAnswer(
+        symbol=entry.symbol,
+        entry=entry.entry,
+        seq=entry.seq,
+        kind=entry.kind,
+        change=format_units(entry.change, money),
+        balance=format_units(entry.balance, money),
+        uncovered=format_units(entry.uncovered, money),
+        repaid=format_units(entry.repaid, money),
+        side=entry.side,
+        lots=entry.lots,
+        price=format_units(entry.price, price),
+        bankruptcy_price=format_units(entry.bankruptcy_price, price),
+        trade_id=entry.trade_id,
+        order_id=entry.order_id,
+        ts=entry.ts,
+        recorded_at=_milliseconds(entry.recorded_at),
+        hash=entry.hash.hex(),
+    )
+
+
+def _milliseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MILLISECOND

@@ -1,0 +1,75 @@
+"""What goes wrong over HTTP: KuCoin's envelope {"code": "400100", "msg": "..."} with a fitting HTTP status."""
+
+import msgspec
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from fundsvc.store.database import StoreFault
+
+RETRY_SECONDS = "1"
+"""What is away is usually back by then; the engine asks for it again as often."""
+
+log = structlog.get_logger()
+
+
+class Problem(Exception):
+    """A question that cannot be answered; the message is for whoever asked."""
+
+    status = 500
+    code = "500000"
+
+
+class BadParameter(Problem):
+    """A parameter is unknown or out of its bounds."""
+
+    status = 400
+    code = "400100"
+
+
+class NotFound(Problem):
+    """There is no such contract or path."""
+
+    status = 404
+    code = "404000"
+
+
+class MethodNotAllowed(Problem):
+    """The path exists, but not for this method."""
+
+    status = 405
+    code = "405000"
+
+
+class Unavailable(Problem):
+    """The database is away for now."""
+
+    status = 503
+    code = "503000"
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers with an error envelope whatever a handler raises; what nobody foresaw is logged and told to nobody."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return _answer(problem)
+    except StoreFault as fault:
+        log.warning("database away", path=request.path, fault=str(fault))
+        return _answer(Unavailable("the ledger's database is away, ask again shortly"), {hdrs.RETRY_AFTER: RETRY_SECONDS})
+    except web.HTTPNotFound:
+        return _answer(NotFound(f"there is no {request.path}"))
+    except web.HTTPMethodNotAllowed as refusal:
+        allowed = ", ".join(sorted(refusal.allowed_methods))
+        return _answer(MethodNotAllowed(f"{request.method} is not allowed here, only {allowed}"), {hdrs.ALLOW: allowed})
+    except web.HTTPException:
+        raise
+    except Exception:  # the last stop: our mistake goes to the log, and its details to nobody else
+        log.exception("a request failed", method=request.method, path=request.path)
+        return _answer(Problem("internal error"))
+
+
+def _answer(problem: Problem, headers: dict[str, str] | None = None) -> web.Response:
+    body = msgspec.json.encode({"code": problem.code, "msg": str(problem)})
+    return web.Response(body=body, status=problem.status, content_type="application/json", headers=headers)

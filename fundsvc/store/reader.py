@@ -1,0 +1,170 @@
+"""The reading side: contracts, funds, histories and positions in the streams, as questions over a pool."""
+
+import asyncio
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from fundsvc.core.chain import Kind
+from fundsvc.core.contracts import Contract
+from fundsvc.core.numbers import INT64_MAX
+from fundsvc.store.database import SQL, Pool, faults, lent
+from fundsvc.store.migrations import newest_revision
+from fundsvc.store.writer import contract_from
+
+READ_SECONDS_MAX = 10.0
+"""Who asked over HTTP has given up by then; a longer read would only keep a connection from others."""
+
+HOUR_MS = 3_600_000
+"""The width of a rollup."""
+
+
+class Listed(NamedTuple):
+    """A contract as it is listed; `specification` is KuCoin's object as JSON text."""
+
+    contract: Contract
+    partition: int
+    specification: str
+
+
+class FundRow(NamedTuple):
+    """A fund as of its last entry: amounts in atoms, `seq` the last engine sequence applied, `head` the entry's hash."""
+
+    symbol: str
+    partition: int
+    settle_currency: str
+    settle_decimals: int
+    balance: int
+    outstanding: int
+    entry: int
+    seq: int
+    head: bytes
+    updated_at: datetime
+
+
+class EntryRow(NamedTuple):
+    """A ledger entry without its account, which is never public: amounts in atoms, prices in the contract's units."""
+
+    symbol: str
+    entry: int
+    seq: int
+    kind: Kind
+    change: int
+    balance: int
+    uncovered: int
+    repaid: int
+    side: str
+    lots: int
+    price: int
+    bankruptcy_price: int
+    trade_id: str
+    order_id: str
+    ts: int
+    recorded_at: datetime
+    hash: bytes
+
+
+class PartitionRow(NamedTuple):
+    """How far a partition's stream is settled, and whether an engine holds a lease on it."""
+
+    partition: int
+    last_id: str
+    live: bool
+
+
+class Span(NamedTuple):
+    """A run of entry numbers, both ends included."""
+
+    first: int
+    last: int
+
+
+class NotReady(Exception):
+    """The database answers, but it is not what the service needs; the message says what is missing."""
+
+
+class Reader:
+    """Answers questions about the ledger; every method raises StoreFault when the database is away."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def contracts(self, symbol: str | None = None) -> list[Listed]:
+        """All listed contracts by symbol, or the one asked for, if it is listed."""
+        rows = await self._fetch("contracts", _only(symbol))
+        return [Listed(contract_from(row), row["partition"], row["specification"]) for row in rows]
+
+    async def funds(self, symbol: str | None = None) -> list[FundRow]:
+        """All funds by symbol, or the one asked for, if its contract is listed."""
+        return [FundRow(*(row[name] for name in FundRow._fields)) for row in await self._fetch("funds", _only(symbol))]
+
+    async def history(
+        self,
+        symbol: str,
+        *,
+        count: int,
+        offset: int | None = None,
+        forward: bool = False,
+        kind: Kind | None = None,
+        start_ms: int = 0,
+        end_ms: int = INT64_MAX,
+    ) -> list[EntryRow]:
+        """Up to `count` entries: ascending after entry `offset`, or (not forward) descending before it, from the newest.
+
+        `start_ms` and `end_ms` bound the engine's time of an entry, both included.
+        """
+        wanted = Span((offset or 0) + 1, INT64_MAX) if forward else Span(1, INT64_MAX if offset is None else offset - 1)
+        spans = [Span(1, INT64_MAX)]
+        if start_ms > 0 or end_ms < INT64_MAX:
+            spans = await self._spans(symbol, start_ms, end_ms)
+        rows: list[asyncpg.Record] = []
+        for first, last in _overlaps(spans if forward else reversed(spans), wanted):
+            block = "entries_ascending" if forward else "entries_descending"
+            rows += await self._fetch(block, symbol, first, last, kind, start_ms, end_ms, count - len(rows))
+            if len(rows) == count:
+                break
+        return [EntryRow(*row) for row in rows]
+
+    async def partitions(self) -> list[PartitionRow]:
+        """All partitions by number."""
+        rows = await self._fetch("partitions")
+        return [PartitionRow(row["partition"], row["last_id"], bool(row["live"])) for row in rows]
+
+    async def check_database(self) -> None:
+        """Returns if the database answers."""
+        await self._fetch("ping")
+
+    async def check_schema(self) -> None:
+        """Returns if the schema is the one that this version needs; raises NotReady."""
+        (row,) = await self._fetch("schema_version")
+        if row["version_num"] != newest_revision():
+            raise NotReady(f"the schema is {row['version_num']}, this version needs {newest_revision()}: run fundsvc migrate")
+
+    async def check_owners(self) -> None:
+        """Returns if a live engine owns every partition; raises NotReady."""
+        idle = [row.partition for row in await self.partitions() if not row.live]
+        if idle:
+            raise NotReady(f"no engine owns partition {', '.join(map(str, idle))}")
+
+    async def _spans(self, symbol: str, start_ms: int, end_ms: int) -> list[Span]:
+        """The runs of entries that a time span may touch: of the hours it touches, and of what is not condensed yet."""
+        (row,) = await self._fetch("entry_span", symbol, start_ms - start_ms % HOUR_MS, end_ms)
+        fresh = Span(row["condensed"] + 1, INT64_MAX)
+        return [fresh] if row["first_entry"] is None else [Span(row["first_entry"], row["last_entry"]), fresh]
+
+    async def _fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
+        with faults():
+            async with asyncio.timeout(READ_SECONDS_MAX), lent(self._pool) as connection:
+                return await connection.fetch(SQL[block], *parameters)
+
+
+def _only(symbol: str | None) -> list[str] | None:
+    return None if symbol is None else [symbol]
+
+
+def _overlaps(spans: Iterable[Span], wanted: Span) -> Iterable[Span]:
+    """What of each span lies within the wanted one, where anything does."""
+    overlaps = (Span(max(first, wanted.first), min(last, wanted.last)) for first, last in spans)
+    return (overlap for overlap in overlaps if overlap.first <= overlap.last)
