@@ -127,18 +127,20 @@ async def _deliver(config: Config, recording: Recording, json: bool) -> int:  # 
 
 
 def _print_delivered(delivered: Delivered, contracts_named: int) -> None:
-    table = Table("currency", "kind", "entries", "credited", "paid", "uncovered", "repaid")
-    for gain in delivered.gains:
-        table.add_row(gain.currency, gain.kind, f"{gain.entries:,}", *_amounts(gain))
-    console = Console()
-    console.print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    if delivered.gains:
+        table = Table("currency", "kind", "entries", "credited", "paid", "uncovered", "repaid")
+        for gain in delivered.gains:
+            table.add_row(gain.currency, gain.kind, f"{gain.entries:,}", *_amounts(gain))
+        console.print(table)
     for decimals in sorted({gain.decimals for gain in delivered.gains}):
         credited = sum(gain.credited for gain in delivered.gains if gain.decimals == decimals)
-        console.print(f"credited in all, in units of {decimals} decimals: {format_units(credited, decimals)}")
+        whole, atoms = divmod(credited, 10**decimals)
+        console.print(f"credited in all, in currencies of {decimals} decimals: {whole:,}.{atoms:0{decimals}}")
     entries = sum(gain.entries for gain in delivered.gains)
     rejected = ", ".join(f"{reason} {number:,}" for reason, number in delivered.rejected.items()) or "0"
     console.print(
-        f"{delivered.events:,} events of {contracts_named:,} contracts in {delivered.seconds:.1f} s:"
+        f"{delivered.events:,} events of {contracts_named:,} contracts settled in {delivered.seconds:.1f} s:"
         f" {entries:,} entries, {delivered.duplicates:,} duplicates, rejected: {rejected}"
     )
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -41,31 +41,31 @@ def _configure(
     context.obj = config
 
 
-def configuration(context: typer.Context) -> Config:
-    """The configuration that the options name, with logging set up by it; exits with 2 when it is wrong."""
+def run(context: typer.Context, command: Callable[[Config], Coroutine[Any, Any, int]], *, quiet: bool = True) -> None:
+    """Runs a command to its exit code; what is away, or wrong, is said in one line.
+
+    A quiet command logs only what is wrong: its output is its result.
+    """
     try:
         config = load_config(context.obj)
     except ConfigError as error:
         fail(str(error), WRONG_USE)
-    configure_logs(config.log)
-    return config
-
-
-def run(context: typer.Context, command: Callable[[Config], Coroutine[Any, Any, int]]) -> None:
-    """Runs a command to its exit code; what is away, or wrong, is said in one line."""
-    config = configuration(context)
+    configure_logs(msgspec.structs.replace(config.log, level="error") if quiet else config.log)
+    code, message = DONE, ""
     try:
         code = uvloop.run(command(config))
     except* (ValueError, LookupError) as group:
-        fail(_message(group), WRONG_USE)
+        code, message = WRONG_USE, _message(group)
     except* (StoreFault, StreamFault, EmbeddedError, OSError) as group:
-        fail(_message(group), NO)
+        code, message = NO, _message(group)
     except* KeyboardInterrupt:
         code = NO
+    if message:
+        fail(message, code)
     raise typer.Exit(code)
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """Says what is wrong and ends."""
     Console(stderr=True).print(f"fundsvc: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(code)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fundsvc.app import connected, prepared, run_service, stop_on_signals
+from fundsvc.app import prepared, run_service, stop_on_signals
 from fundsvc.cli.running import DONE, cli, run
 from fundsvc.config import Config
 from fundsvc.demo.show import show_demo
@@ -28,19 +28,19 @@ def up(
                 await run_service(complete, stop, _say_address)
         return DONE
 
-    run(context, command)
+    run(context, command, quiet=False)
 
 
 @cli.command()
 def engine(context: typer.Context) -> None:
     """Run the consumer alone; any number share the partitions, and the rest stand by."""
-    run(context, lambda config: _serve(config, with_engine=True))
+    run(context, lambda config: _serve(config, with_engine=True), quiet=False)
 
 
 @cli.command()
 def api(context: typer.Context) -> None:
     """Run the HTTP side alone; any number may."""
-    run(context, lambda config: _serve(config, with_engine=False))
+    run(context, lambda config: _serve(config, with_engine=False), quiet=False)
 
 
 @cli.command()
