@@ -71,11 +71,14 @@ def export(
     """Write the ledger of a contract to standard output, with all that is needed to verify it elsewhere."""
 
     async def command(config: Config) -> int:
-        async with prepared(config) as complete, connected(complete) as (pool, _):
-            async with open_snapshot(pool, symbol) as snapshot:
-                write = _csv_writer() if form == "csv" else _write_json_line
-                async for row in export_rows(snapshot):
-                    write(row)
+        async with (
+            prepared(config) as complete,
+            connected(complete) as (pool, _),
+            open_snapshot(pool, symbol) as snapshot,
+        ):
+            write = _csv_writer() if form == "csv" else _write_json_line
+            async for row in export_rows(snapshot):
+                write(row)
         return DONE
 
     run(context, command)
@@ -106,7 +109,7 @@ def vectors(files: list[Path], json: Json = False) -> None:
     raise typer.Exit(NO if any(outcome.differences for outcome in outcomes.values()) else DONE)
 
 
-async def _deliver(config: Config, recording: Recording, json: bool) -> int:  # noqa: FBT001 - the option's own name
+async def _deliver(config: Config, recording: Recording, json: bool) -> int:
     async with prepared(config) as complete, connected(complete) as (pool, client), consuming(complete, pool):
         with progress() as bars:
             sending = bars.add_task("sending", total=len(recording.events))

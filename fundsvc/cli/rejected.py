@@ -1,6 +1,7 @@
 """Commands about rejected events: list, show, replay."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC
 from typing import Annotated
 
@@ -68,11 +69,13 @@ def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] 
         async with prepared(config) as complete, connected(complete) as (pool, client):
             producer = Producer(client, complete.stream.partitions)
             events = await list_rejected(pool, reason=reason, key=key, limit=1_000_000)
-            sendable = [event for event in events if event.codec and event.settled_at is None]
-            for event in sendable:
-                await producer.append_replay(event.partition, event.codec, event.body, f"{event.stream_id}/{event.position}")
-                await mark_sent(pool, event)
-        Console().print(f"sent {len(sendable)} of {len(events)} events again; `fundsvc rejected list` shows what is left")
+            sent = 0
+            for event in events:
+                if event.codec != "" and event.settled_at is None:
+                    await producer.append_replay(event.partition, event.codec, event.body, event.origin)
+                    await mark_sent(pool, event)
+                    sent += 1
+        Console().print(f"sent {sent} of {len(events)} events again; `fundsvc rejected list` shows what is left")
         return DONE
 
     run(context, command)
@@ -92,10 +95,8 @@ def _shown(event: KeptEvent) -> dict[str, object]:
     if event.codec == "json" and (text := event.body.decode(errors="ignore")).encode() == event.body:
         body = {"text": text}
     elif event.codec == "msgpack":
-        try:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
             body["decoded"] = msgspec.msgpack.decode(event.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
-            pass
     return {
         "event": event.key,
         "reason": event.reason,

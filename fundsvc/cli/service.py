@@ -1,6 +1,5 @@
 """Commands that run the service or parts of it: up, engine, api, migrate."""
 
-import asyncio
 from typing import Annotated
 
 import typer

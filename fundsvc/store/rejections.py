@@ -29,6 +29,11 @@ class KeptEvent(NamedTuple):
         """How people name it: partition/stream id/position."""
         return f"{self.partition}/{self.stream_id}/{self.position}"
 
+    @property
+    def origin(self) -> str:
+        """How a replay names it within its partition: stream id/position."""
+        return f"{self.stream_id}/{self.position}"
+
 
 async def list_rejected(
     pool: Pool, *, reason: str | None = None, settled_too: bool = False, key: str | None = None, limit: int = 100
