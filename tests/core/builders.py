@@ -1,0 +1,56 @@
+"""What the tests of the core speak about, each with everything given but what the test is about."""
+
+from decimal import Decimal
+
+import msgspec
+
+from fundsvc.core.contracts import Contract
+from fundsvc.core.events import Fill, Listing
+from fundsvc.core.partition import Partition
+from fundsvc.core.settlement import Fund
+
+LINEAR = Contract(
+    symbol="XBTUSDTM",
+    settle_currency="USDT",
+    settle_decimals=8,
+    price_decimals=12,
+    multiplier=Decimal("0.001"),
+    is_inverse=False,
+)
+INVERSE = Contract(
+    symbol="XBTUSDM",
+    settle_currency="XBT",
+    settle_decimals=10,
+    price_decimals=12,
+    multiplier=Decimal(1),
+    is_inverse=True,
+)
+UNIT = msgspec.structs.replace(LINEAR, symbol="UNITUSDTM", multiplier=Decimal(1))
+"""One lot at a price move of 1 is worth 1 USDT."""
+
+ONE = 10**8
+"""1 USDT in atoms."""
+
+
+def fill(seq: int = 1, **fields) -> Fill:
+    """A fill of the unit contract that is worth nothing."""
+    given = {"symbol": UNIT.symbol, "side": "sell", "lots": 1, "price": "100", "bankruptcy_price": "100", "ts": 1000 + seq}
+    return Fill(**(given | {"seq": seq} | fields))
+
+
+def worth(amount: int, seq: int = 1, **fields) -> Fill:
+    """A fill of the unit contract that is worth this many USDT."""
+    return fill(seq, lots=abs(amount) or 1, price="101" if amount > 0 else "99" if amount else "100", **fields)
+
+
+def specification(**fields) -> dict:
+    """The unit contract as an exchange describes it."""
+    return {"symbol": "UNITUSDTM", "settleCurrency": "USDT", "multiplier": 1.0, "isInverse": False} | fields
+
+
+def listing(**fields) -> Listing:
+    return Listing(specification(**fields))
+
+
+def partition(*funds: Fund, number: int = 0, partitions: int = 1) -> Partition:
+    return Partition(number, partitions, funds, {"USDT": 8, "USDC": 8}, 10)

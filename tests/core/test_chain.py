@@ -1,0 +1,88 @@
+import hashlib
+import struct
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundsvc.core.chain import GENESIS, Entry, link
+
+FIRST = Entry(
+    "XBTUSDTM", 1, 7, "surplus", 10_000_000_000, 10_000_000_000, 0, 0, "sell", 1000, 39100 * 10**12, 39000 * 10**12,
+    "trade-1", "order-1", "äccount", 1_765_416_983_918,
+)  # fmt: skip
+SECOND = msgspec.structs.replace(FIRST, entry=2, seq=9, kind="shortfall", change=-5, balance=9_999_999_995, uncovered=300, ts=0)
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=64)
+ENTRIES = st.builds(
+    Entry,
+    *(TEXT, INT64, INT64, st.sampled_from(["surplus", "flat", "shortfall", "refund"]), INT64, INT64, INT64, INT64),
+    *(st.sampled_from(["sell", "buy"]), INT64, INT64, INT64, TEXT, TEXT, TEXT, INT64),
+)
+
+
+def packed_integer(value: int) -> bytes:
+    """MessagePack's shortest form of an integer, by its specification."""
+    if 0 <= value < 2**7 or -(2**5) <= value < 0:
+        return struct.pack("b", value)
+    for code, form in ((0xCC, ">B"), (0xCD, ">H"), (0xCE, ">I"), (0xCF, ">Q")):
+        if 0 <= value < 2 ** (8 * struct.calcsize(form)):
+            return bytes([code]) + struct.pack(form, value)
+    for code, form in ((0xD0, ">b"), (0xD1, ">h"), (0xD2, ">i"), (0xD3, ">q")):
+        if value >= -(2 ** (8 * struct.calcsize(form) - 1)):
+            return bytes([code]) + struct.pack(form, value)
+    raise ValueError(value)
+
+
+def packed_text(value: str) -> bytes:
+    encoded = value.encode()
+    length = len(encoded)
+    head = (
+        bytes([0xA0 | length])
+        if length < 32
+        else bytes([0xD9, length])
+        if length < 256
+        else b"\xda" + struct.pack(">H", length)
+    )
+    return head + encoded
+
+
+def independent_hash(previous: bytes, entry: Entry) -> bytes:
+    """The documented hash, from the documentation alone: sixteen fields as a MessagePack array behind the previous hash."""
+    fields = (
+        *(entry.symbol, entry.entry, entry.seq, entry.kind, entry.change, entry.balance, entry.uncovered, entry.repaid),
+        *(entry.side, entry.lots, entry.price, entry.bankruptcy_price, entry.trade_id, entry.order_id, entry.account, entry.ts),
+    )
+    packed = b"".join(packed_text(field) if isinstance(field, str) else packed_integer(field) for field in fields)
+    return hashlib.sha256(previous + b"\xdc\x00\x10" + packed).digest()
+
+
+def test_the_hash_of_a_known_chain_never_changes():
+    first = link(GENESIS, FIRST)
+    assert first.hex() == "730b69acd1563a14f5802412b2655209ff976db1578d79921239be8d40b463fc"
+    assert link(first, SECOND).hex() == "1367c67fe775e4ef0fe8c03760e957d72e370e29247f8d6e6add9860f1fcfd4b"
+
+
+@given(st.binary(min_size=32, max_size=32), ENTRIES)
+def test_anyone_can_recompute_the_hash_without_our_code(previous, entry):
+    assert link(previous, entry) == independent_hash(previous, entry)
+
+
+@pytest.mark.parametrize("name", Entry.__struct_fields__)
+def test_any_altered_field_breaks_the_chain(name):
+    value = getattr(FIRST, name)
+    altered = msgspec.structs.replace(FIRST, **{name: value + "x" if isinstance(value, str) else value + 1})
+    assert link(GENESIS, altered) != link(GENESIS, FIRST)
+    assert link(link(GENESIS, altered), SECOND) != link(link(GENESIS, FIRST), SECOND)
+
+
+def test_text_cannot_move_from_one_field_to_the_next():
+    moved = msgspec.structs.replace(FIRST, trade_id="trade-", order_id="1order-1")
+    assert link(GENESIS, moved) != link(GENESIS, FIRST)
+
+
+def test_entries_cannot_be_swapped_or_dropped():
+    assert link(link(GENESIS, SECOND), FIRST) != link(link(GENESIS, FIRST), SECOND)
+    assert link(GENESIS, SECOND) != link(link(GENESIS, FIRST), SECOND)

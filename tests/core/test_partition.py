@@ -1,0 +1,243 @@
+import msgspec
+import pytest
+from builders import LINEAR, ONE, UNIT, fill, listing, partition, specification, worth
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundsvc.core.adl import AdlOrder
+from fundsvc.core.contracts import partition_of
+from fundsvc.core.events import AdlEnd, AdlFill, Listing, Mark, Position, Rate, Reason, Rejection
+from fundsvc.core.partition import Batch, Partition
+from fundsvc.core.settlement import Fund
+
+
+def refused(settling: Partition, event) -> Rejection:
+    """The rejection of an event, after which the partition is as if the event had never been."""
+    with pytest.raises(Rejection) as rejection:
+        settling.apply(event)
+    return rejection.value
+
+
+def unit() -> Partition:
+    return partition(Fund(UNIT))
+
+
+def test_listing_makes_an_empty_fund_that_is_written():
+    settling = partition()
+    settling.apply(listing(baseCurrency="UNI"))
+    batch = settling.take()
+    assert batch.listings == {"UNITUSDTM": (UNIT, specification(baseCurrency="UNI"))}
+    assert batch.funds == [Fund(UNIT).state()]
+    settling.apply(worth(5))
+    assert settling.take().entries[0].balance == 5 * ONE
+
+
+def test_relisting_keeps_the_fund_and_the_terms_of_its_entries():
+    settling = partition(Fund(UNIT))
+    settling.apply(worth(5))
+    settling.take()
+    settling.apply(listing(maxPrice=1e9, markPrice=7, multiplier="1.0"))
+    batch = settling.take()
+    assert batch.listings["UNITUSDTM"][0] == UNIT
+    assert batch.listings["UNITUSDTM"][1]["markPrice"] == 7
+    assert (batch.funds[0].balance, batch.funds[0].entry) == (5 * ONE, 1)
+
+
+def test_relisting_before_the_first_entry_may_change_the_terms():
+    settling = unit()
+    settling.apply(listing(multiplier=0.1, maxPrice=1e8))
+    settling.apply(worth(5))
+    batch = settling.take()
+    assert batch.entries[0].change == 5 * ONE // 10
+    assert batch.listings["UNITUSDTM"][0].price_decimals == 10
+
+
+def test_relisting_unchanged_before_the_first_entry_keeps_the_fund_as_it_is():
+    settling = partition(Fund(UNIT, balance=3 * ONE, reserve_line=2 * ONE))
+    settling.apply(listing())
+    settling.apply(worth(-5))
+    assert settling.take().entries[0].change == -ONE
+
+
+@pytest.mark.parametrize("fields", [{"multiplier": 2.0}, {"settleCurrency": "USDC"}, {"isInverse": True}])
+def test_the_terms_of_a_contract_with_entries_cannot_change(fields):
+    settling = unit()
+    settling.apply(worth(0))
+    settling.take()
+    assert refused(settling, listing(**fields)).reason == Reason.CONTRACT_FIXED
+    assert settling.take() == Batch()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        worth(1),
+        Mark("UNITUSDTM", "1", 1),
+        Position("UNITUSDTM", "a", 1, "1", "1", 1),
+        AdlFill("UNITUSDTM", 1, 1, "a", 1, 1),
+        AdlEnd("UNITUSDTM", 1, 1, 1),
+    ],
+)
+def test_a_contract_that_is_not_listed_is_unknown_at_home_and_misrouted_elsewhere(event):
+    home = partition_of("UNITUSDTM", 8)
+    assert refused(partition(number=home, partitions=8), event).reason == Reason.UNKNOWN_SYMBOL
+    assert refused(partition(number=(home + 1) % 8, partitions=8), event).reason == Reason.WRONG_PARTITION
+
+
+def test_a_contract_is_listed_only_where_its_stream_is():
+    home = partition_of("UNITUSDTM", 8)
+    assert refused(partition(number=(home + 1) % 8, partitions=8), listing()).reason == Reason.WRONG_PARTITION
+    partition(number=home, partitions=8).apply(listing())
+
+
+def test_an_invalid_contract_is_refused_and_its_symbol_stays_unknown():
+    settling = partition()
+    assert refused(settling, listing(multiplier=-1)).reason == Reason.CONTRACT_INVALID
+    assert refused(settling, Listing({})).reason == Reason.CONTRACT_INVALID
+    assert refused(settling, worth(1)).reason == Reason.UNKNOWN_SYMBOL
+    assert settling.take() == Batch()
+
+
+def test_an_uncovered_shortfall_is_an_order_in_the_same_batch():
+    settling = partition(Fund(UNIT, balance=25 * ONE, adl=6))
+    settling.apply(fill(lots=10, price="50", bankruptcy_price="60", side="sell"))
+    settling.apply(fill(2, lots=4, price="70", bankruptcy_price="60", side="buy"))
+    settling.apply(worth(30, 3))
+    batch = settling.take()
+    first = AdlOrder(
+        symbol="UNITUSDTM",
+        adl=7,
+        cause=1,
+        reduce="short",
+        lots=8,
+        price=60 * 10**12,
+        uncovered=75 * ONE,
+        state="uncovered",
+        rounds=((),),
+    )
+    second = msgspec.structs.replace(first, adl=8, cause=2, reduce="long", lots=4, uncovered=40 * ONE)
+    assert batch.orders == [first, second]
+    assert [(entry.uncovered, entry.repaid) for entry in batch.entries] == [(75 * ONE, 0), (40 * ONE, 0), (0, 30 * ONE)]
+    assert (batch.funds[0].outstanding, batch.funds[0].adl) == (85 * ONE, 8)
+
+
+def test_a_covered_shortfall_escalates_nothing():
+    settling = partition(Fund(UNIT, balance=10 * ONE))
+    settling.apply(worth(-10))
+    assert settling.take().orders == []
+
+
+@pytest.mark.parametrize("report", [AdlFill("UNITUSDTM", 5, 1, "a", 1, 1), AdlEnd("UNITUSDTM", 5, 1, 1)])
+def test_a_report_of_an_order_that_is_over_is_refused(report):
+    settling = unit()
+    assert refused(settling, report).reason == Reason.ADL_ORDER_UNKNOWN
+    settling.apply(worth(-1, 4))
+    assert refused(settling, report).reason == Reason.ADL_ORDER_CLOSED
+    assert refused(settling, msgspec.structs.replace(report, adl=2)).reason == Reason.ADL_ORDER_UNKNOWN
+    settling.take()
+    settling.apply(msgspec.structs.replace(report, seq=4))
+    assert settling.take() == Batch(duplicates={"UNITUSDTM": 1})
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (Mark("UNITUSDTM", "0", 1), Reason.OUT_OF_RANGE),
+        (Mark("UNITUSDTM", "1e5", 1), Reason.INVALID_NUMBER),
+        (Mark("UNITUSDTM", "1.0000000000001", 1), Reason.TOO_MANY_DECIMALS),
+        (Rate("XBT", "none", 1), Reason.INVALID_NUMBER),
+        (fill(price="abc"), Reason.INVALID_NUMBER),
+        (fill(account="a\0b"), Reason.INVALID_FIELD),
+        (fill(trade_id="\n"), Reason.INVALID_FIELD),
+        (fill(order_id="\ud800"), Reason.INVALID_FIELD),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(event, reason):
+    settling = unit()
+    assert refused(settling, event).reason == reason
+    assert settling.take() == Batch()
+
+
+def test_marks_positions_and_rates_move_no_money():
+    settling = unit()
+    for event in (Mark("UNITUSDTM", "1.5", 1, "1.25"), Position("UNITUSDTM", "a", -5, "1", "1", 1), Rate("XBT", "84478.9", 1)):
+        settling.apply(event)
+    assert settling.take() == Batch()
+
+
+def test_what_was_not_decodable_is_refused_with_its_own_reason():
+    rejection = Rejection(Reason.UNDECODABLE, "why")
+    assert refused(unit(), rejection) is rejection
+
+
+def test_a_refused_fill_does_not_use_up_its_sequence():
+    settling = unit()
+    refused(settling, fill(7, price="0"))
+    settling.apply(worth(1, 7))
+    assert settling.take().entries[0].seq == 7
+
+
+def test_a_fill_refused_before_is_settled_late_behind_what_came_since():
+    settling = unit()
+    settling.apply(worth(5, 9))
+    entry = settling.apply_late(worth(3, 2))
+    assert (entry.entry, entry.seq, entry.balance) == (2, 2, 8 * ONE)
+    settling.apply(worth(1, 9))
+    batch = settling.take()
+    assert [line.seq for line in batch.entries] == [9, 2]
+    assert batch.funds[0].seq == 9
+    assert batch.duplicates == {"UNITUSDTM": 1}
+
+
+def test_a_late_fill_may_be_the_newest():
+    settling = unit()
+    settling.apply_late(worth(3, 2))
+    assert settling.take().funds[0].seq == 2
+
+
+def test_late_events_that_write_no_entry_are_applied_as_ever():
+    settling = partition()
+    assert settling.apply_late(listing()) is None
+    assert settling.take().listings
+    with pytest.raises(Rejection):
+        settling.apply_late(Mark("OTHER", "1", 1))
+    with pytest.raises(Rejection):
+        settling.apply_late(worth(1, symbol="OTHER"))
+
+
+def test_taking_leaves_nothing_behind():
+    settling = unit()
+    settling.apply(worth(1))
+    assert len(settling.take().entries) == 1
+    assert settling.take() == Batch()
+
+
+def test_a_batch_is_not_moved_by_what_comes_after_it():
+    settling = unit()
+    settling.apply(worth(1))
+    batch = settling.take()
+    settling.apply(worth(5, 2))
+    assert batch.funds[0].balance == ONE
+
+
+TEXTS = st.text(max_size=5) | st.sampled_from(["UNITUSDTM", LINEAR.symbol, "1", "0.5", "9" * 40, "1E5", "\0"])
+INTEGERS = st.integers(1, 2**63 - 1)
+EVENTS = st.one_of(
+    st.builds(fill, INTEGERS, symbol=TEXTS, lots=INTEGERS, price=TEXTS, bankruptcy_price=TEXTS, account=TEXTS),
+    st.builds(Mark, TEXTS, TEXTS, INTEGERS),
+    st.builds(AdlFill, TEXTS, INTEGERS, INTEGERS, TEXTS, INTEGERS, INTEGERS),
+    st.builds(AdlEnd, TEXTS, INTEGERS, INTEGERS, INTEGERS),
+    st.builds(Rate, TEXTS, TEXTS, INTEGERS),
+    st.builds(listing, symbol=TEXTS, multiplier=TEXTS, maxPrice=TEXTS),
+)
+
+
+@given(st.lists(EVENTS, max_size=8))
+def test_a_refusal_is_the_worst_that_any_event_can_do(events):
+    settling = partition(Fund(UNIT), Fund(LINEAR))
+    for event in events:
+        before = [fund.state() for fund in settling._funds.values()]
+        try:
+            settling.apply(event)
+        except Rejection:
+            assert [fund.state() for fund in settling._funds.values()] == before
