@@ -1,15 +1,27 @@
 """Connections to Redis or Valkey (single, Sentinel or Cluster), and the one place where its exceptions become a fault."""
 
+import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import (
+    ClusterError,
+    InvalidResponse,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from fundsvc.config import StreamConfig
 
@@ -21,6 +33,42 @@ REPLY_SECONDS_MAX = 10.0
 
 Client = Redis | RedisCluster
 
+_FAULTS = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    InvalidResponse,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+    ClusterError,
+    RedisClusterException,
+    OSError,
+    TimeoutError,
+)
+_REFUSED_FOR_NOW = re.compile("(^|caused error: )(MISCONF|NOREPLICAS|BUSY) ")
+"""Answers that the driver has no exception for: the disk is full, replicas are away, a script runs."""
+
+
+class _TellsOfLoss:
+    """A pool that says once when an idle connection was lost; the driver's own would silently make another.
+
+    A server that went away may have come back without its tail: who appends or reads must hear of it.
+    """
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        if connection.is_connected and await connection.can_read():
+            await connection.disconnect()
+            raise RedisConnectionError("the connection was lost since it was last used")
+        await super().ensure_connection(connection)  # type: ignore[misc]
+
+
+class _Pool(_TellsOfLoss, ConnectionPool):
+    pass
+
+
+class _SentinelPool(_TellsOfLoss, SentinelConnectionPool):
+    pass
+
 
 class StreamFault(Exception):
     """The stream is away or refuses for now; read again from the stored offset, or append again, later."""
@@ -31,41 +79,48 @@ def faults() -> Iterator[None]:
     """Turns what the driver raises when the stream is away into StreamFault; lets our own mistakes through."""
     try:
         yield
+    except _FAULTS as error:
+        raise StreamFault(f"{type(error).__name__}: {error}") from error
     except ResponseError as error:
-        if str(error).startswith(
-            ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "OOM", "MISCONF", "TRYAGAIN", "NOREPLICAS")
-        ):
+        if _REFUSED_FOR_NOW.search(str(error)):
             raise StreamFault(str(error)) from error
         raise
-    except (RedisError, OSError, TimeoutError) as error:
-        raise StreamFault(f"{type(error).__name__}: {error}") from error
 
 
 @asynccontextmanager
 async def open_client(config: StreamConfig) -> AsyncIterator[Client]:
     """A client for the configured server; it does not retry by itself, because who reads must learn of a reconnect."""
-    client = _client(config)
-    try:
-        yield client
-    finally:
-        await client.aclose()
+    options: dict[str, Any] = {
+        "retry": Retry(NoBackoff(), 0),
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": REPLY_SECONDS_MAX,
+        "protocol": 3,
+    }
+    async with AsyncExitStack() as stack:
+        if config.mode == "cluster":
+            cluster: RedisCluster = RedisCluster.from_url(config.url, **options)
+            stack.push_async_callback(cluster.aclose)
+            yield cluster
+        else:
+            single = _master(config, options, stack) if config.mode == "sentinel" else _single(config, options)
+            stack.push_async_callback(single.aclose)
+            yield single
 
 
-def _client(config: StreamConfig) -> Client:
-    options: dict[str, Any] = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": REPLY_SECONDS_MAX, "protocol": 3}
-    if config.mode == "cluster":
-        cluster: RedisCluster = RedisCluster.from_url(config.url, **options)
-        return cluster
-    no_retry = Retry(NoBackoff(), 0)
-    if config.mode == "sentinel":
-        sentinels = [tuple(address.rsplit(":", 1)) for address in config.sentinels]
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
-            [(host, int(port)) for host, port in sentinels], **options
-        )
-        master: Redis = sentinel.master_for(config.sentinel_master, retry=no_retry, **options)
-        return master
-    single: Redis = Redis.from_url(config.url, retry=no_retry, **options)
-    return single
+def _single(config: StreamConfig, options: dict[str, Any]) -> Redis:
+    return Redis.from_pool(_Pool.from_url(config.url, **options))
+
+
+def _master(config: StreamConfig, options: dict[str, Any], stack: AsyncExitStack) -> Redis:
+    """A client of whichever server the sentinels call the master."""
+    addresses = [address.rsplit(":", 1) for address in config.sentinels]
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        [(host, int(port)) for host, port in addresses], sentinel_kwargs=options
+    )
+    for watcher in sentinel.sentinels:
+        stack.push_async_callback(watcher.aclose)
+    master: Redis = sentinel.master_for(config.sentinel_master, connection_pool_class=_SentinelPool, **options)
+    return master
 
 
 def stream_key(partition: int) -> str:
