@@ -57,6 +57,7 @@ _VALKEY_SETTINGS = {
     "appendfsync": "everysec",
     "save": "",
     "maxmemory-policy": "noeviction",
+    "set-proc-title": "no",
 }
 _POSTGRES_INIT = "CREATE ROLE fundsvc_service LOGIN\nCREATE DATABASE fundsvc\n"
 
@@ -73,6 +74,7 @@ class Server:
     def __init__(self, name: str, command: Sequence[str], directory: Path, ready: Sequence[bytes], socket_path: Path) -> None:
         self._name = name
         self._command = command
+        self._directory = directory
         self._log = directory / f"{name}.log"
         self._pid_file = directory / f"{name}.pid"
         self._probe, self._answer = ready
@@ -80,14 +82,18 @@ class Server:
 
     @property
     def process(self) -> psutil.Process | None:
-        """The server's process while it runs."""
+        """The server's process while it runs.
+
+        It names our directory in its command line, which a stranger that was given the same number does not. (The time a
+        process was created would not do: it is reckoned from the clock, and moves when that is set.)
+        """
         try:
-            pid, created = self._pid_file.read_text().split()
-            process = psutil.Process(int(pid))
-            running = process.create_time() == float(created) and process.status() != psutil.STATUS_ZOMBIE
-        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            process = psutil.Process(int(self._pid_file.read_text()))
+            words = process.cmdline()
+        except (FileNotFoundError, ValueError, psutil.Error):
             return None
-        return process if running else None
+        starting = not words  # While it becomes another program it shows none.
+        return process if starting or any(str(self._directory) in word for word in words) else None
 
     def start(self) -> None:
         """Starts the server unless it runs, and waits until it answers.
@@ -96,26 +102,36 @@ class Server:
         """
         if self.process is None:
             with self._log.open("ab") as output:
-                child = psutil.Popen(
+                child = subprocess.Popen(
                     self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
                 )
-            self._pid_file.write_text(f"{child.pid} {child.create_time()}")
+            self._pid_file.write_text(str(child.pid))
+            child.returncode = 0  # It may outlive us, so this object is not the one to wait for it, nor to warn that it runs.
         deadline = time.monotonic() + START_SECONDS_MAX
         while not self._answers():
             if self.process is None or time.monotonic() > deadline:
                 raise EmbeddedError(f"{self._name} did not start; {self._log} ends with:\n{self._log_tail()}")
             time.sleep(0.02)
 
-    def stop(self) -> None:
-        """Stops the server and waits for its end; kills it when it takes too long."""
+    def interrupt(self) -> None:
+        """Tells the server to stop."""
         process = self.process
-        if process is None:
-            return
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_SECONDS_MAX)
-        except psutil.TimeoutExpired:
-            self.kill()
+        if process is not None:
+            process.send_signal(signal.SIGINT)
+
+    def wait(self) -> None:
+        """Waits for the end of a server that was told to stop; kills it when it takes too long."""
+        process = self.process
+        if process is not None:
+            try:
+                process.wait(STOP_SECONDS_MAX)
+            except psutil.TimeoutExpired:
+                self.kill()
+
+    def stop(self) -> None:
+        """Stops the server."""
+        self.interrupt()
+        self.wait()
 
     def kill(self) -> None:
         """Ends the server and its children at once, as a crash would."""
@@ -176,9 +192,12 @@ class EmbeddedServers:
                 self.valkey.start()
 
     def stop(self) -> None:
-        """Stops both, whoever started them."""
-        for server in (self.postgres, self.valkey):
-            server.stop()
+        """Stops both at once, whoever started them."""
+        servers = self.postgres, self.valkey
+        for server in servers:
+            server.interrupt()
+        for server in servers:
+            server.wait()
 
     @contextmanager
     def used(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 
 import structlog
 
@@ -17,13 +17,19 @@ from fundsvc.store.leases import Leases, open_leases
 from fundsvc.store.rollups import condense
 from fundsvc.store.writer import OwnershipLost, Writer, open_writer
 from fundsvc.streams.client import Client, StreamFault, open_client
-from fundsvc.streams.source import Source, id_order
+from fundsvc.streams.source import Source, StreamState, id_order
 
 RENEWALS_PER_LEASE = 4
 """A lease survives the loss of three renewals, and a dead owner's partition is claimed a quarter lease after it ends."""
 
 BACKOFF_SECONDS_MAX = 1.0
 """What is away is asked for again within a second, so that recovery is quick once it is back."""
+
+FINISH_SECONDS_MAX = 1.0
+"""A batch in hand is committed within this time, unless the database or the stream does not answer; then it is cut off."""
+
+STOP_SECONDS_MAX = 2.0
+"""For all that stopping takes, so that the process ends within three seconds whatever is away. Being cut off loses nothing."""
 
 WATCH_SECONDS = 1.0
 TRIM_SECONDS = 60.0
@@ -42,13 +48,25 @@ class Engine:
         self._owned: dict[int, _Ownership] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Owns and consumes partitions until told to stop."""
-        async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(open_client(self._config.stream))
-            pool = await stack.enter_async_context(open_pool(self._config.database.dsn, 2))
-            async with asyncio.TaskGroup() as tasks:
-                while not stop.is_set():
-                    await self._hold_until_fault(tasks, client, pool, stop)
+        """Owns and consumes partitions until told to stop; a mistake of ours in any task ends it with that exception."""
+        async with (
+            open_client(self._config.stream) as client,
+            open_pool(self._config.database.dsn, 2) as pool,
+            asyncio.TaskGroup() as tasks,
+        ):
+            holding = tasks.create_task(self._hold(tasks, client, pool, stop))
+            try:
+                await stop.wait()
+                await asyncio.wait([holding], timeout=STOP_SECONDS_MAX)
+            finally:
+                holding.cancel()
+                for ownership in self._owned.values():
+                    ownership.cut_off()
+
+    async def _hold(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self._hold_until_fault(tasks, client, pool, stop)
+        await self._finish_all()
 
     async def _hold_until_fault(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
         """Keeps leases, and what they are for running, until told to stop or the database goes away."""
@@ -62,15 +80,13 @@ class Engine:
             self._metrics.faults.labels("database").inc()
             log.warning("database away", engine=self.name, fault=str(fault))
             await _wait(stop, BACKOFF_SECONDS_MAX)
-            if stop.is_set():
-                await self._stop_all()
 
     async def _keep(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, leases: Leases) -> None:
         """Makes what runs agree with what is held."""
         epochs = await leases.keep()
         for partition, ownership in list(self._owned.items()):
             if epochs.get(partition) != ownership.epoch:
-                ownership.task.cancel()
+                ownership.cut_off()
                 del self._owned[partition]
                 log.warning("partition lost", engine=self.name, partition=partition, epoch=ownership.epoch)
             elif ownership.task.done():
@@ -93,20 +109,17 @@ class Engine:
             await self._give_up(leases, partition)
 
     async def _give_up_all(self, leases: Leases) -> None:
-        await self._stop_all()
+        await self._finish_all()
         for partition in list(self._owned):
             await self._give_up(leases, partition)
         await leases.leave()
 
-    async def _stop_all(self) -> None:
-        for ownership in self._owned.values():
-            ownership.stop.set()
-        await asyncio.gather(*(ownership.task for ownership in self._owned.values()), return_exceptions=True)
+    async def _finish_all(self) -> None:
+        await asyncio.gather(*(ownership.finish() for ownership in self._owned.values()))
 
     async def _give_up(self, leases: Leases, partition: int) -> None:
         ownership = self._owned.pop(partition)
-        ownership.stop.set()
-        await asyncio.gather(ownership.task, return_exceptions=True)
+        await ownership.finish()
         await leases.release(partition, ownership.epoch)
         log.info("partition released", engine=self.name, partition=partition)
 
@@ -116,8 +129,20 @@ class _Ownership:
 
     def __init__(self, epoch: int, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
         self.epoch = epoch
-        self.stop = stop
         self.task = task
+        self._stop = stop
+
+    async def finish(self) -> None:
+        """Lets the batch in hand be committed; ends it if that takes too long."""
+        self._stop.set()
+        await asyncio.wait([self.task], timeout=FINISH_SECONDS_MAX)
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+    def cut_off(self) -> None:
+        """Ends it where it stands; what is not committed is another owner's to settle."""
+        self._stop.set()
+        self.task.cancel()
 
 
 class Session:
@@ -144,7 +169,7 @@ class Session:
             try:
                 await self._consume(stop)
             except* OwnershipLost as lost:
-                self._log.warning("ownership lost", cause=str(lost.exceptions[0]))
+                self._log.warning("ownership lost", cause=str(_first(lost)))
                 stop.set()
             except* (StoreFault, StreamFault) as group:
                 fault = _first(group)
@@ -192,7 +217,7 @@ class Session:
     async def _where_to_read(self, stored: Offset) -> Offset:
         """The stored offset, or the start of a stream that ends before it: a failover lost its tail."""
         stream = await self._source.state()
-        if id_order(stream.last_id) >= id_order(stored.last_id):
+        if not _lost_tail(stream, stored):
             return stored
         self._metrics.stream_regressions.labels(self._partition).inc()
         self._log.error(
@@ -215,7 +240,10 @@ class Session:
         await condense(self._pool, self._partition)
 
     async def _watch(self) -> None:
+        settled = self._offset
         stream = await self._source.state()
+        if _lost_tail(stream, settled):
+            raise StreamFault(f"the stream ends at {stream.last_id}, before the offset {settled.last_id}")
         waiting = max(0, stream.added - self._offset.messages)
         self._metrics.lag_messages.labels(self._partition).set(waiting)
         age = time.time() - id_order(self._offset.last_id)[0] / 1000
@@ -225,6 +253,11 @@ class Session:
         """Drops what is committed and older than the retention; never what is not committed."""
         oldest_ms = int((time.time() - self._config.stream.retention_hours * 3600) * 1000)
         await self._source.trim(min(f"{oldest_ms}-0", self._offset.last_id, key=id_order))
+
+
+def _lost_tail(stream: StreamState, offset: Offset) -> bool:
+    """Whether the stream ends before an offset, or had fewer messages than were settled: its new ids may lie beyond it."""
+    return id_order(stream.last_id) < id_order(offset.last_id) or stream.added < offset.messages
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -4,14 +4,18 @@ Two tasks share a `Partition` in memory. One reads messages and settles them, a 
 whatever has been settled since its last transaction, in one transaction. So commit N runs while N+1 is settled, a lone fill
 waits for nobody, and a backlog is written in batches as large as allowed. Memory runs ahead of the ledger by what is not
 committed yet; if a commit fails all of it is dropped, and the partition is loaded and read again from the stored offset.
+
+An event that was rejected before and is sent again is the exception to the overlap: everything before it is committed first,
+so that the ledger itself can tell whether it was settled meanwhile. Operators send few of those.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from fundsvc.core.events import Event, Rejected, Rejection
+from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection
 from fundsvc.core.partition import Batch, Offset, Partition
 from fundsvc.wire import Message, decode, raw_event
 
@@ -24,9 +28,8 @@ CHUNK_EVENTS = 1000
 MESSAGES_PER_READ_MAX = 5000
 """Bounds one reply of the stream; with a hundred events to a message it is reached only by single ones."""
 
-
-POSITION_DIGITS_MAX = 8
-"""More than any message holds events."""
+_REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
+"""A stream id, and a position with more digits than any message has events."""
 
 
 class Source(Protocol):
@@ -39,8 +42,11 @@ class Source(Protocol):
 class Ledger(Protocol):
     """A partition's ledger, fenced by its owner's epoch."""
 
-    async def open_rejections(self, keys: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
-        """Of the rejected events with these (stream id, position), those not settled since."""
+    async def is_open(self, stream_id: str, position: int) -> bool:
+        """Whether the event at this place is kept as rejected and has not been settled since."""
+
+    async def has_settled(self, symbol: str, seq: int) -> bool:
+        """Whether an entry of the contract has this engine sequence."""
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
         """Writes a batch and moves the offset, or nothing."""
@@ -78,10 +84,9 @@ class Pipeline:
         self._announce = announce
         self._committed = stored
         self._settled = start
-        self._fills_max = batch_fills_max
-        self._replayed: set[tuple[str, int]] = set()
+        self._rows_max = batch_fills_max
         self._work = asyncio.Event()
-        self._room = asyncio.Event()
+        self._progress = asyncio.Event()
         self._reading = True
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -96,18 +101,17 @@ class Pipeline:
             messages = await self._source.read(self._settled.last_id, count, BLOCK_MS)
             events = await self._settle(messages)
             if events:
-                count = max(1, min(MESSAGES_PER_READ_MAX, len(messages) * self._fills_max // events))
+                count = max(1, min(MESSAGES_PER_READ_MAX, len(messages) * self._rows_max // events))
         self._reading = False
         self._work.set()
 
     async def _settle(self, messages: Sequence[Message]) -> int:
         """Settles messages in order, letting the writer run after every chunk; returns the number of events."""
-        replays = await self._open_replays(messages)
         total = unwritten = 0
         for message in messages:
             events = decode(message)
             if message.replay_of:
-                self._settle_replay(message, events, replays)
+                await self._settle_replay(message, events)
             else:
                 self._settle_message(message, events)
             self._settled = Offset(message.stream_id, self._settled.messages + 1)
@@ -128,51 +132,64 @@ class Pipeline:
             except Rejection as rejection:
                 self._reject(message, position, (message.stream_id, position), rejection)
 
-    def _settle_replay(self, message: Message, events: Sequence[Event | Rejection], replays: set[tuple[str, int]]) -> None:
+    async def _settle_replay(self, message: Message, events: Sequence[Event | Rejection]) -> None:
         """Settles an event that was rejected before, unless that has been done since."""
-        key = _replay_key(message)
-        if key not in replays or key in self._replayed:
+        match = _REPLAY_KEY.fullmatch(message.replay_of)
+        if match is None:
+            rejection = Rejection(Reason.UNDECODABLE, f"replayOf {message.replay_of[:60]!r} is not a stream id/position")
+            self._reject(message, 0, (message.stream_id, 0), rejection)
             return
-        try:
-            for event in events:
-                entry = self._partition.apply_late(event)
-                self._partition.batch.replayed.append((*key, entry))
-                self._replayed.add(key)
-        except Rejection as rejection:
-            self._reject(message, 0, key, rejection)
+        key = match[1], int(match[2])
+        await self._until_committed()
+        if await self._ledger.is_open(*key):
+            try:
+                await self._settle_late(key, events)
+            except Rejection as rejection:
+                self._reject(message, 0, key, rejection)
+
+    async def _settle_late(self, key: tuple[str, int], events: Sequence[Event | Rejection]) -> None:
+        """Settles the one event of a replay; one whose like came by another way is only noted as settled."""
+        if len(events) != 1:
+            raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
+        (event,) = events
+        known = isinstance(event, Fill) and await self._ledger.has_settled(event.symbol, event.seq)
+        entry = None if known else self._partition.apply_late(event)
+        self._partition.batch.replayed.append((*key, entry))
 
     def _reject(self, message: Message, position: int, key: tuple[str, int], rejection: Rejection) -> None:
         body = raw_event(message, position)
         self._partition.batch.rejected.append(Rejected(*key, rejection.reason, rejection.detail, message.codec, body))
 
-    async def _open_replays(self, messages: Sequence[Message]) -> set[tuple[str, int]]:
-        keys = [_replay_key(message) for message in messages if message.replay_of]
-        return await self._ledger.open_rejections(keys) if keys else set()
-
     async def _hand_over(self) -> None:
         """Lets the writer start, or the running COPY go on; waits while a whole batch lies unwritten."""
         self._work.set()
         await asyncio.sleep(0)
-        if len(self._partition.batch.entries) >= self._fills_max:
-            self._room.clear()
-            await self._room.wait()
+        while self._rows() >= self._rows_max:
+            await self._next_progress()
+
+    async def _until_committed(self) -> None:
+        """Waits until the ledger has everything that is settled."""
+        while self._settled != self._committed:
+            self._work.set()
+            await self._next_progress()
+
+    async def _next_progress(self) -> None:
+        self._progress.clear()
+        await self._progress.wait()
+
+    def _rows(self) -> int:
+        return len(self._partition.batch.entries) + len(self._partition.batch.rejected)
 
     async def _write(self) -> None:
         while self._reading or self._settled != self._committed:
             await self._work.wait()
             self._work.clear()
             batch, after = self._partition.take(), self._settled
-            self._room.set()
+            self._progress.set()
             if after == self._committed:
                 continue
             started = time.perf_counter()
             await self._ledger.commit(batch, self._committed, after)
             self._committed = after
+            self._progress.set()
             self._announce(Committed(batch, after, time.perf_counter() - started))
-
-
-def _replay_key(message: Message) -> tuple[str, int]:
-    """The (stream id, position) that a replayed message names; what names nothing sensible matches nothing."""
-    stream_id, _, position = message.replay_of.partition("/")
-    sensible = position.isascii() and position.isdecimal() and len(position) <= POSITION_DIGITS_MAX
-    return stream_id, int(position) if sensible else -1

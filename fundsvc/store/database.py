@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 CONNECT_SECONDS = 5.0
 """Long enough for a busy server, short enough for a standby to notice that it should wait instead."""
@@ -18,9 +19,21 @@ IDLE_IN_TRANSACTION_MS = 3000
 Pool = asyncpg.Pool
 """A pool of connections for reading and for background work."""
 
-_FAULTS = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+_FAULTS = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # of a connection whose end the driver has been told of, but has not seen yet
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+)
 _FAULT_CLASSES = ("08", "25P03", "40", "53", "55P03", "57", "58")
 """SQLSTATE classes that time or an operator heals: connection, serialisation, resources, intervention, system."""
+
+
+_PLANNING = {"plan_cache_mode": "force_custom_plan", "enable_sort": "off", "enable_bitmapscan": "off"}
+"""Every order asked for has its index, which a page must follow and stop early: statistics that lag behind a ledger that
+grows fast (or a plan for any parameters) would have whole contracts fetched and sorted for ten rows."""
 
 
 class StoreFault(Exception):
@@ -50,13 +63,13 @@ def faults() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def connect(dsn: str, name: str) -> AsyncIterator[asyncpg.Connection]:
+async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS) -> AsyncIterator[asyncpg.Connection]:
     """One connection, closed on leaving; `name` shows in pg_stat_activity and is how a stopped owner is found."""
     with faults():
         connection = await asyncpg.connect(
             dsn,
             timeout=CONNECT_SECONDS,
-            command_timeout=COMMAND_SECONDS,
+            command_timeout=command_seconds,
             server_settings={
                 "application_name": name,
                 "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
@@ -70,14 +83,43 @@ async def connect(dsn: str, name: str) -> AsyncIterator[asyncpg.Connection]:
 
 @asynccontextmanager
 async def open_pool(dsn: str, connections_max: int) -> AsyncIterator[asyncpg.Pool]:
-    """A pool for reading; it connects when first used and outlives a restart of the server."""
+    """A pool for reading; it connects when first used and outlives a restart of the server.
+
+    On leaving, connections are closed without a goodbye: a server that does not answer must not hold up the end.
+    """
     pool = asyncpg.create_pool(
         dsn,
         min_size=0,
         max_size=connections_max,
         timeout=CONNECT_SECONDS,
         command_timeout=COMMAND_SECONDS,
-        server_settings={"application_name": "fundsvc reader"},
+        server_settings={"application_name": "fundsvc reader", **_PLANNING},
     )
-    async with pool:
+    await pool
+    try:
         yield pool
+    finally:
+        pool.terminate()
+
+
+@asynccontextmanager
+async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
+    """A connection of a pool, closed if what is done with it fails: to clean it up would mean to wait for the server."""
+    async with pool.acquire() as connection:
+        try:
+            yield connection
+        except BaseException:
+            connection.terminate()
+            raise
+
+
+@asynccontextmanager
+async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
+    """All of the statements within, or none. A failure closes the connection: the server rolls back, nobody waits for it."""
+    try:
+        await connection.execute("BEGIN")
+        yield
+        await connection.execute("COMMIT")
+    except BaseException:
+        connection.terminate()
+        raise

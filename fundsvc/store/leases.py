@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from fundsvc.store.database import SQL, connect, faults
+from fundsvc.store.database import SQL, connect, faults, transaction
 from fundsvc.store.writer import session_name
 
 
@@ -30,9 +30,9 @@ class Leases:
         return {row["partition"]: row["epoch"] for row in (*held, *claimed)}
 
     async def share(self) -> int:
-        """How many partitions each engine that has been seen within a lease's time should hold."""
+        """How many partitions this engine should hold, among those that have been seen within a lease's time."""
         with faults():
-            share: int = await self._connection.fetchval(SQL["share"], self._seconds)
+            share: int = await self._connection.fetchval(SQL["share"], self._engine, self._seconds)
         return share
 
     async def release(self, partition: int, epoch: int) -> None:
@@ -46,14 +46,17 @@ class Leases:
             await self._connection.execute(SQL["engine_gone"], self._engine)
 
     async def _claim(self, count: int) -> list[asyncpg.Record]:
-        claimed = await self._connection.fetch(SQL["claim"], self._engine, count, self._seconds)
-        for previous in {row["previous"] for row in claimed} - {None, self._engine}:
-            await self._connection.execute(SQL["disconnect_engine"], session_name(previous))
+        """Takes free partitions; in the same transaction, so that no claim goes without it, ends their owner's sessions."""
+        async with transaction(self._connection):
+            claimed = await self._connection.fetch(SQL["claim"], self._engine, count, self._seconds)
+            for previous in {row["previous"] for row in claimed} - {None, self._engine}:
+                await self._connection.execute(SQL["disconnect_engine"], session_name(previous))
         return claimed
 
 
 @asynccontextmanager
 async def open_leases(dsn: str, engine: str, lease_seconds: float) -> AsyncIterator[Leases]:
-    """Leases on a connection of their own: a long commit must not delay their renewal."""
-    async with connect(dsn, "fundsvc leases") as connection:
+    """Leases on a connection of their own, because a long commit must not delay their renewal."""
+    # An answer that takes longer than the lease is as good as none.
+    async with connect(dsn, "fundsvc leases", lease_seconds) as connection:
         yield Leases(connection, engine, lease_seconds)

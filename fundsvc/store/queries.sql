@@ -50,13 +50,32 @@ WITH moved AS (
 SELECT count(*) = 1 FROM moved;
 
 -- name: rejected_open
--- Of the given rejected events, those that have not been settled since.
-SELECT r.stream_id, r.position
-FROM rejected r JOIN unnest($2::text[], $3::integer[]) AS k (stream_id, position) USING (stream_id, position)
-WHERE r.partition = $1 AND r.settled_at IS NULL;
+SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 AND position = $3;
+
+-- name: entry_of_sequence
+-- The entry of a contract that has an engine sequence. Sequences rise with entries, so it is searched by halving; those that
+-- were settled late stand out of order, are passed over there and looked at one by one.
+WITH RECURSIVE search (low, high, entry, seq) AS (
+    SELECT 1::bigint, f.entry, NULL::bigint, NULL::bigint FROM funds f WHERE f.symbol = $1
+    UNION ALL
+    SELECT CASE WHEN probe.seq < $2 THEN probe.entry + 1 ELSE s.low END,
+           CASE WHEN probe.seq < $2 THEN s.high ELSE (s.low + s.high) / 2 - 1 END,
+           probe.entry, probe.seq
+    FROM search s LEFT JOIN LATERAL (
+        SELECT e.entry, e.seq FROM entries e
+        WHERE e.symbol = $1 AND e.entry BETWEEN (s.low + s.high) / 2 AND s.high
+          AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = $1 AND r.entry = e.entry)
+        ORDER BY e.entry LIMIT 1
+    ) probe ON true
+    WHERE s.low <= s.high AND s.seq IS DISTINCT FROM $2
+)
+SELECT entry FROM search WHERE seq = $2
+UNION ALL
+SELECT e.entry FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = $1 AND e.seq = $2
+LIMIT 1;
 
 -- name: engine_seen
-INSERT INTO engines (engine, seen_at) VALUES ($1, clock_timestamp())
+INSERT INTO engines (engine, since, seen_at) VALUES ($1, clock_timestamp(), clock_timestamp())
 ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at;
 
 -- name: engine_gone
@@ -68,9 +87,14 @@ WHERE owner = $1
 RETURNING partition, epoch;
 
 -- name: share
--- Partitions per live engine, rounded up.
-SELECT ceil((SELECT count(*) FROM partitions)::numeric
-            / greatest(1, (SELECT count(*) FROM engines WHERE seen_at > clock_timestamp() - $1 * interval '1 second')))::int;
+-- Partitions for each of the live engines; what cannot be divided goes to those that have been here longest, so that one
+-- that joins moves as little as possible.
+WITH live AS (
+    SELECT engine, row_number() OVER (ORDER BY since, engine) AS rank, count(*) OVER () AS engines
+    FROM engines WHERE engine = $1 OR seen_at > clock_timestamp() - $2 * interval '1 second'
+)
+SELECT (partitions / engines + (rank <= partitions % engines)::int)::int
+FROM live, (SELECT count(*) AS partitions FROM partitions) p WHERE engine = $1;
 
 -- name: claim
 WITH free AS (

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.store.database import SQL, faults
+from fundsvc.store.database import SQL, faults, lent, transaction
 
 ENTRIES_PER_STATEMENT_MAX = 50_000
 """Bounds how long one statement runs, so that condensing never holds the server up."""
@@ -17,7 +17,7 @@ async def condense(pool: asyncpg.Pool, partition: int) -> int:
     Each step is one transaction that moves the contract's progress along, so it may be interrupted or run twice.
     """
     with faults():
-        async with pool.acquire() as connection:
+        async with lent(pool) as connection:
             due = await connection.fetch(SQL["rollup_due"], partition)
             for step in _steps(due):
                 await _condense(connection, step)
@@ -27,13 +27,13 @@ async def condense(pool: asyncpg.Pool, partition: int) -> int:
 async def forget(pool: asyncpg.Pool) -> None:
     """Drops all rollups; `condense` then builds them again from the entries."""
     with faults():
-        async with pool.acquire() as connection, connection.transaction():
+        async with lent(pool) as connection, transaction(connection):
             await connection.execute(SQL["rollups_forget"])
             await connection.execute(SQL["rollup_progress_forget"])
 
 
 async def _condense(connection: PoolConnectionProxy, upto: dict[str, int]) -> None:
-    async with connection.transaction():
+    async with transaction(connection):
         locked = await connection.fetch(SQL["rollup_lock"], sorted(upto))
         done = {row["symbol"]: row["entry"] for row in locked}
         await connection.execute(

@@ -1,6 +1,5 @@
 """The writing side: what a partition's owner loads, and the one transaction that moves the ledger on."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import msgspec
 from fundsvc.core.contracts import Contract
 from fundsvc.core.partition import Batch, Offset
 from fundsvc.core.settlement import Fund
-from fundsvc.store.database import SQL, connect, faults
+from fundsvc.store.database import SQL, connect, faults, transaction
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
 
 ROWS_PER_CHUNK = 1000
@@ -29,7 +28,6 @@ class Writer:
         self._connection = connection
         self._partition = partition
         self._epoch = epoch
-        self._one_at_a_time = asyncio.Lock()
 
     async def load(self) -> tuple[Offset, list[Fund]]:
         """Where the partition stands, and all its funds; raises OwnershipLost or StoreFault."""
@@ -40,24 +38,25 @@ class Writer:
             funds = await self._connection.fetch(SQL["load_funds"], self._partition)
         return Offset(position["last_id"], position["messages"]), [_fund(row) for row in funds]
 
-    async def open_rejections(self, keys: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
-        """Of the rejected events with these (stream id, position), those that have not been settled since."""
+    async def is_open(self, stream_id: str, position: int) -> bool:
+        """Whether the event at this place is kept as rejected and has not been settled since."""
         with faults():
-            async with self._one_at_a_time:
-                rows = await self._connection.fetch(
-                    SQL["rejected_open"], self._partition, [key[0] for key in keys], [key[1] for key in keys]
-                )
-        return {(row["stream_id"], row["position"]) for row in rows}
+            return bool(await self._connection.fetchval(SQL["rejected_open"], self._partition, stream_id, position))
+
+    async def has_settled(self, symbol: str, seq: int) -> bool:
+        """Whether an entry of the contract has this engine sequence; not to be asked while a commit runs."""
+        with faults():
+            return await self._connection.fetchval(SQL["entry_of_sequence"], symbol, seq) is not None
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
         """Writes all of a batch and moves the partition's offset, or nothing.
 
         Raises OwnershipLost when the partition is not ours any more, StoreFault when the database is away: then the
-        transaction may or may not have been committed, and the partition must be loaded again to know.
+        transaction may or may not have been committed, and the partition must be loaded again, by another writer, to know.
         """
         try:
             with faults():
-                async with self._one_at_a_time, self._connection.transaction():
+                async with transaction(self._connection):
                     if batch.entries:
                         await self._connection.copy_to_table("entries", source=_copy(batch), columns=COLUMNS, format="binary")
                     moved = await self._connection.fetchval(

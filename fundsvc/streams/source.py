@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from fundsvc.streams.client import Client, faults, stream_key
 from fundsvc.wire import Codec, Message
@@ -41,9 +42,12 @@ class Source:
     async def state(self) -> StreamState:
         """The newest id and the counts; of a stream that does not exist yet, zeros."""
         with faults():
-            if not await self._client.exists(self._key):
+            try:
+                info = await self._client.xinfo_stream(self._key)
+            except ResponseError as error:
+                if str(error) != "no such key":
+                    raise
                 return StreamState("0-0", 0, 0)
-            info = await self._client.xinfo_stream(self._key)
         return StreamState(_text(info["last-generated-id"]), int(info["entries-added"]), int(info["length"]))
 
     async def trim(self, below: str) -> None:

@@ -100,6 +100,7 @@ CREATE TABLE partitions (
 
 CREATE TABLE engines (
     engine text PRIMARY KEY,
+    since timestamptz NOT NULL,
     seen_at timestamptz NOT NULL
 );
 

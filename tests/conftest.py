@@ -1,0 +1,120 @@
+"""The real PostgreSQL and Valkey, started once; every test gets a database and an empty key space of its own."""
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import msgspec
+import pytest
+import redis
+import uvloop
+
+from fundsvc.config import Config, DatabaseConfig, DataConfig, StreamConfig
+from fundsvc.embedded import EmbeddedServers
+from fundsvc.store.migrations import migrate
+
+TEMPLATE = "template_ledger"
+_NUMBERS = itertools.count(1)
+
+
+def pytest_asyncio_loop_factories():
+    """Tests run on the event loop that the service runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def short_directory():
+    """A directory whose path leaves room for the names of sockets, unlike pytest's own."""
+    directory = Path(tempfile.mkdtemp(prefix="fs-"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def servers(short_directory):
+    """The servers of all tests; a test that stops one starts it again."""
+    servers = EmbeddedServers(short_directory / "data")
+    with servers.used():
+        servers.start()
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def template(servers):
+    """The name of a migrated database with one partition, to be copied."""
+
+    async def make():
+        async with administrator(servers) as connection:
+            await connection.execute(f"CREATE DATABASE {TEMPLATE}")
+        await migrate(dsn_for(servers.owner_dsn, TEMPLATE), 1)
+
+    asyncio.run(make())
+    return TEMPLATE
+
+
+@pytest.fixture
+def partitions():
+    """How many partitions the ledger of a test has; parametrize it for more."""
+    return 1
+
+
+@pytest.fixture
+async def config(servers, template, partitions):
+    """The configuration of a service with an empty ledger and empty streams."""
+    name = f"ledger_{next(_NUMBERS)}"
+    async with administrator(servers) as connection:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    with redis.Redis.from_url(servers.stream_url) as stream:
+        stream.flushall()
+    database = DatabaseConfig(dsn=dsn_for(servers.dsn, name), owner_dsn=dsn_for(servers.owner_dsn, name))
+    if partitions > 1:
+        async with connected(database.owner_dsn) as connection:
+            await connection.execute("INSERT INTO partitions (partition) SELECT generate_series(1, $1 - 1)", partitions)
+    yield Config(
+        data=DataConfig(directory=str(servers.directory)),
+        database=database,
+        stream=StreamConfig(url=servers.stream_url, partitions=partitions),
+    )
+    async with administrator(servers) as connection:
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def owner_connection(config):
+    """A connection of the database's owner, who may do anything."""
+    async with connected(config.database.owner_dsn) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def service_connection(config):
+    """A connection with the rights of the service."""
+    async with connected(config.database.dsn) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def connected(dsn):
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+def administrator(servers):
+    return connected(dsn_for(servers.owner_dsn, "postgres"))
+
+
+def dsn_for(dsn, database):
+    """The same server's other database."""
+    return dsn.replace("/fundsvc?", f"/{database}?")
+
+
+def with_section(config, section, **values):
+    """The configuration with some values of one section changed."""
+    return msgspec.structs.replace(config, **{section: msgspec.structs.replace(getattr(config, section), **values)})

@@ -1,0 +1,20 @@
+"""Waiting for what happens elsewhere, instead of guessing how long it takes."""
+
+import asyncio
+import inspect
+import time
+
+LOOK_SECONDS = 0.02
+
+
+async def eventually(check, seconds=15.0):
+    """Asks `check`, which may be a coroutine function, until its answer is true, and returns that; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = check()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"{check} still answers {answer!r} after {seconds} s"
+        await asyncio.sleep(LOOK_SECONDS)
