@@ -1,0 +1,119 @@
+"""The demo market: the events of every step, as a pure function of seed and step.
+
+Nothing is remembered between steps, so a second start goes on anywhere without replaying what came before.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+
+from fundsvc.config import CurrencyConfig
+from fundsvc.core.contracts import contract_of
+from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate
+from fundsvc.core.numbers import format_units
+from fundsvc.demo.instruments import INSTRUMENTS, Instrument
+from fundsvc.demo.prices import Prices, seeded
+from fundsvc.demo.stakes import Stake, Stakes, closing_side, identifier, toward
+
+STEP_SECONDS = 0.25
+"""What a step stands for."""
+
+SEQ_PER_STEP = 1000
+"""Sequences of a step, per contract: far more than its fills, so that what else an engine reports fits in between."""
+
+RATE_STEPS = 20
+"""Rates of currencies move slowly: they come every five seconds."""
+
+
+class Market:
+    """All contracts. `events` of the same seed and step are always the same, but for the time that is given to them."""
+
+    def __init__(self, currency: CurrencyConfig, seed: str = "fundsvc") -> None:
+        self._markets = [ContractMarket(seed, instrument, currency) for instrument in INSTRUMENTS]
+
+    def events(self, step: int, ts: int) -> list[Event]:
+        """What happens in a step, stamped with `ts`. Step 0 lists the contracts and tells what is open by then."""
+        listings = [market.listing() for market in self._markets] if step == 0 else []
+        rates = self._rates(step, ts) if step % RATE_STEPS == 0 else []
+        marks = [market.mark(step, ts) for market in self._markets]
+        moves = [event for market in self._markets for event in market.moves(step, ts)]
+        return [*listings, *rates, *marks, *moves]
+
+    def _rates(self, step: int, ts: int) -> list[Rate]:
+        coins = {market.instrument.base: market.index(step) for market in self._markets if market.instrument.is_inverse}
+        return [Rate(currency, price, ts) for currency, price in {"USDT": "1", "USDC": "0.9998", **coins}.items()]
+
+
+def step_to_resume(settled: Collection[int]) -> int:
+    """The first step that may not be wholly in the ledger; `settled` is the last sequence settled of each contract.
+
+    The contract that is furthest behind decides. Of the others a few events are sent again, and known by their sequence.
+    """
+    return min(settled, default=0) // SEQ_PER_STEP
+
+
+class ContractMarket:
+    """One contract, and what happens in it as events."""
+
+    def __init__(self, seed: str, instrument: Instrument, currency: CurrencyConfig) -> None:
+        self.instrument = instrument
+        self._name = f"{seed}:{instrument.symbol}"
+        self._contract = contract_of(instrument.specification(), currency.decimals, currency.decimals_default)
+        self._prices = Prices(seed, instrument, self._contract.price_decimals)
+        self._stakes = Stakes(seed, instrument, self._contract, self._prices)
+
+    def listing(self) -> Listing:
+        """The event that lists the contract."""
+        return Listing(self.instrument.specification())
+
+    def index(self, step: int) -> str:
+        """The index price of a step."""
+        return self._text(self._prices.index(step))
+
+    def mark(self, step: int, ts: int) -> Mark:
+        """The mark price of a step."""
+        return Mark(self.instrument.symbol, self._text(self._prices.mark(step)), ts, index_price=self.index(step))
+
+    def moves(self, step: int, ts: int) -> Iterator[Event]:
+        """Liquidation fills and changes of positions: first what ends, then what begins. Step 0 has all that is open."""
+        if step == 0:
+            begun = self._stakes.open_at_start()
+        else:
+            yield from self._endings(self._stakes.ending(step), step * SEQ_PER_STEP, ts)
+            begun = self._stakes.beginning(step)
+        for stake in begun:
+            yield self._position(stake, stake.lots, ts)
+
+    def _endings(self, ended: Iterable[Stake], seq: int, ts: int) -> Iterator[Event]:
+        for stake in ended:
+            if stake.exit_price is not None:
+                seq += 1
+                yield self._fill(stake, stake.exit_price, seq, ts)
+            yield self._position(stake, 0, ts)
+
+    def _text(self, price: int) -> str:
+        return format_units(price, self._contract.price_decimals)
+
+    def _fill(self, stake: Stake, exit_price: int, seq: int, ts: int) -> Fill:
+        draw = seeded(self._name, "fill", seq)
+        return Fill(
+            symbol=self.instrument.symbol,
+            seq=seq,
+            side=closing_side(stake.side),
+            lots=stake.lots,
+            price=self._text(exit_price),
+            bankruptcy_price=self._text(stake.bankruptcy_price),
+            ts=ts,
+            trade_id=identifier(draw),
+            order_id=identifier(draw),
+            account=stake.account,
+        )
+
+    def _position(self, stake: Stake, lots: int, ts: int) -> Position:
+        """The event that an account now has so many lots."""
+        return Position(
+            symbol=self.instrument.symbol,
+            account=stake.account,
+            lots=toward(stake.side, lots),
+            entry_price=self._text(stake.entry_price),
+            margin=format_units(self._stakes.margin(stake, lots), self._contract.settle_decimals),
+            ts=ts,
+        )

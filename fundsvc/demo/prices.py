@@ -1,0 +1,81 @@
+"""Price paths in closed form: the price at any step, with nothing remembered from the steps before it."""
+
+import math
+import random
+
+from fundsvc.demo.instruments import Cascade, Instrument
+
+CASCADE_STEPS = 10
+"""How long a cascade carries the price away: two and a half seconds."""
+
+CYCLE_STEPS = 240
+"""From one cascade of a contract to its next, a minute: long enough to repay what the last one left."""
+
+RECOVERY_STEPS = 24
+"""In so many steps a price that was carried away comes back by two thirds."""
+
+WAVES = ((61, 0.0015), (173, 0.004), (467, 0.008), (1999, 0.02))
+"""Periods in steps and amplitudes: short ones move a price within a position's life, long ones keep it from repeating."""
+
+NOISE = 0.0002
+"""How far a mark strays from its wave at each step, as a standard deviation."""
+
+
+class Prices:
+    """The path of one contract; contracts with the same base currency share their waves.
+
+    Prices are integers of 10**-decimals, on the contract's ticks.
+    """
+
+    def __init__(self, seed: str, instrument: Instrument, decimals: int) -> None:
+        self._name = f"{seed}:{instrument.symbol}"
+        self._instrument = instrument
+        self._start = instrument.price * 10.0**decimals
+        self._tick = instrument.tick_units(decimals)
+        draw = seeded(seed, instrument.base)
+        self._phases = [draw.random() for _ in WAVES]
+
+    def index(self, step: int) -> int:
+        """The price of the base currency; no cascade of a contract moves it."""
+        return self.on_tick(self._start * math.exp(self._swing(step)))
+
+    def mark(self, step: int) -> int:
+        """The contract's own price."""
+        stray = self._instrument.volatility * seeded(self._name, step).gauss(0, NOISE)
+        price = self._start * math.exp(self._swing(step) + stray)
+        return self.on_tick(price * (1 + _carried(self._instrument.cascade, step)))
+
+    def on_tick(self, price: float) -> int:
+        """The nearest price that the contract can have."""
+        return round(price / self._tick) * self._tick
+
+    def _swing(self, step: int) -> float:
+        """How far the waves have taken the price at a step, as a logarithm."""
+        waves = zip(WAVES, self._phases, strict=True)
+        swing = sum(size * math.sin(2 * math.pi * (step / period + phase)) for (period, size), phase in waves)
+        return self._instrument.volatility * swing
+
+
+def seeded(*name: object) -> random.Random:
+    """Chance that is the same for the same name, wherever and whenever it is asked."""
+    return random.Random(":".join(map(str, name)))  # noqa: S311 - a market, not a secret
+
+
+def cycle_of(cascade: Cascade, step: int) -> int:
+    """The number of the cycle a step belongs to; a cycle ends with the last step of its cascade."""
+    return max(0, -((last_step(cascade, 0) - step) // CYCLE_STEPS))
+
+
+def last_step(cascade: Cascade, cycle: int) -> int:
+    """The last step of a cycle's cascade."""
+    return cascade.first + cycle * CYCLE_STEPS + CASCADE_STEPS - 1
+
+
+def _carried(cascade: Cascade | None, step: int) -> float:
+    """How far the last cascade has carried the price: linearly out, exponentially back."""
+    if cascade is None or step < cascade.first:
+        return 0.0
+    since = (step - cascade.first) % CYCLE_STEPS + 1
+    if since <= CASCADE_STEPS:
+        return cascade.depth * since / CASCADE_STEPS
+    return cascade.depth * math.exp((CASCADE_STEPS - since) / RECOVERY_STEPS)

@@ -1,0 +1,213 @@
+"""Who holds a position in a contract of the demo market, and how it ends.
+
+A position's end is known when it opens: each slot of a contract holds one position after another, for so many steps each,
+and which way the price moves in that time decides who is liquidated. Most liquidations leave a surplus, some are flat, a few
+cost a little.
+
+A cascade costs what its contract's fund has earned since the last one, and the first one costs `Cascade.uncovered` more. So
+each of them empties the fund and leaves just that unpaid, until the surplus of the next cycle has repaid it; however long
+the market runs, the fund never drifts away from this.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from decimal import Decimal
+from itertools import accumulate, pairwise
+from random import Random
+from typing import Literal, NamedTuple
+
+from fundsvc.core.contracts import Contract
+from fundsvc.core.numbers import to_units
+from fundsvc.core.settlement import Fund
+from fundsvc.demo.instruments import Cascade, Instrument
+from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, Prices, cycle_of, last_step, seeded
+
+Side = Literal["long", "short"]
+
+SLOTS = 300
+"""Positions that a contract has open at any time."""
+
+LIFE_STEPS = (80, 320)
+"""A position lives twenty to eighty seconds, so that about seven of a contract end in a second."""
+
+LIQUIDATED = 0.5
+"""The share of positions that end by liquidation: as many as make the table move."""
+
+FLAT, COSTLY = 0.03, 0.02
+"""The shares of liquidations that leave nothing, and that cost the fund a little."""
+
+GAIN_PPM, COST_PPM = (200, 3000), (50, 500)
+"""How much better, or worse, than the bankruptcy price a position is closed, in millionths of the price."""
+
+NOTIONAL = 25_000.0
+"""The median size of a position in quote currency; half of all are between half and twice as large."""
+
+LEVERAGE = (2, 25)
+"""Of those that are not liquidated."""
+
+LEVERAGE_MAX = 100
+"""Nobody's is higher; KuCoin allows about as much."""
+
+CASCADE_FILLS = 30
+"""Liquidations that a cascade adds to the usual ones."""
+
+CASCADE_AGE_STEPS = CYCLE_STEPS // 2
+"""Their positions are this old by then, and so were opened when the price had recovered from the last cascade."""
+
+OVERSHOOT_PPM = (4_000, 15_000)
+"""How much worse than the bankruptcy price they are closed, in millionths of the price."""
+
+
+class Stake(NamedTuple):
+    """A position from opening to end; prices in the contract's units, `exit_price` None unless it is liquidated."""
+
+    account: str
+    side: Side
+    lots: int
+    entry_price: int
+    bankruptcy_price: int
+    exit_price: int | None
+
+
+class Stakes:
+    """All positions of one contract."""
+
+    def __init__(self, seed: str, instrument: Instrument, contract: Contract, prices: Prices) -> None:
+        self._instrument = instrument
+        self._contract = contract
+        self._mark = prices.mark
+        self._on_tick = prices.on_tick
+        self._worth = Fund(contract).worth
+        self._name = f"{seed}:{instrument.symbol}"
+        self._accounts = [identifier(seeded(seed, slot)) for slot in range(SLOTS + CASCADE_FILLS)]
+        self._lives = [_life(seeded(self._name, "life", slot)) for slot in range(SLOTS)]
+        self._costs: dict[int, int] = {}
+
+    def margin(self, stake: Stake, lots: int) -> int:
+        """What so many lots of a position lose from its entry to its bankruptcy price, in atoms."""
+        return self._worth(closing_side(stake.side), lots, stake.entry_price, stake.bankruptcy_price)
+
+    def ending(self, step: int) -> Iterator[Stake]:
+        """The positions that end in a step."""
+        yield from self._ordinary_ends(step)
+        yield from self._cascade_ends(step)
+
+    def beginning(self, step: int) -> Iterator[Stake]:
+        """The positions that open in a step."""
+        yield from (self._stake(slot, step) for slot in self._changing(step))
+        yield from self._cascade_ends(step + CASCADE_AGE_STEPS)
+
+    def open_at_start(self) -> Iterator[Stake]:
+        """The positions that are open at step 0."""
+        for slot, (life, phase) in enumerate(self._lives):
+            yield self._stake(slot, (phase or life) - life)
+        for step in range(1, CASCADE_AGE_STEPS + 1):
+            yield from self._cascade_ends(step)
+
+    def _ordinary_ends(self, step: int) -> list[Stake]:
+        return [self._stake(slot, step - self._lives[slot][0]) for slot in self._changing(step)]
+
+    def _changing(self, step: int) -> list[int]:
+        """The slots whose position is replaced by the next one in this step."""
+        return [slot for slot, (life, phase) in enumerate(self._lives) if (step - phase) % life == 0]
+
+    def _stake(self, slot: int, opens: int) -> Stake:
+        """The position that a slot holds from step `opens` on."""
+        draw = seeded(self._name, slot, opens)
+        entry_price, exit_price = self._mark(opens), self._mark(opens + self._lives[slot][0])
+        liquidated = draw.random() < LIQUIDATED
+        rises = exit_price > entry_price
+        side: Side = "long" if rises != liquidated else "short"
+        if liquidated:
+            bankruptcy_price = exit_price - toward(side, _gain(draw, exit_price))
+        else:
+            bankruptcy_price = entry_price - toward(side, entry_price // draw.randint(*LEVERAGE))
+        lots = self._lots(NOTIONAL * draw.lognormvariate(0, 1), entry_price)
+        entry_price = self._entry(side, entry_price, bankruptcy_price)
+        return Stake(self._accounts[slot], side, lots, entry_price, bankruptcy_price, exit_price if liquidated else None)
+
+    def _cascade_ends(self, step: int) -> Iterator[Stake]:
+        """The positions that a cascade liquidates in this step."""
+        cascade = self._instrument.cascade
+        if cascade is None or step < cascade.first:
+            return
+        cycle = cycle_of(cascade, step)
+        since = step - last_step(cascade, cycle) + CASCADE_STEPS - 1
+        if since >= 0:
+            deficits = self._deficits(cascade, cycle)
+            for number in range(since * CASCADE_FILLS // CASCADE_STEPS, (since + 1) * CASCADE_FILLS // CASCADE_STEPS):
+                yield self._doomed("long" if cascade.depth < 0 else "short", number, step, deficits[number])
+
+    def _doomed(self, side: Side, number: int, step: int, deficit: int) -> Stake:
+        """A position whose liquidation at the mark of this step costs `deficit`."""
+        closing, exit_price = closing_side(side), self._mark(step)
+        overshoot = exit_price * seeded(self._name, "cascade", number, step).randint(*OVERSHOOT_PPM) // 1_000_000
+        thousand_lots = self._worth(closing, 1000, exit_price, exit_price + toward(side, overshoot))
+        lots = max(1, deficit * 1000 // -thousand_lots)
+        # The formula of a fill, the other way round: the first bankruptcy price that makes it cost so much.
+        candidates = range(exit_price, exit_price + toward(side, exit_price // 2), toward(side, 1))
+        found = bisect_left(candidates, deficit, key=lambda price: -self._worth(closing, lots, exit_price, price))
+        bankruptcy_price = candidates[found]
+        entry_price = self._entry(side, self._mark(step - CASCADE_AGE_STEPS), bankruptcy_price)
+        return Stake(self._accounts[SLOTS + number], side, lots, entry_price, bankruptcy_price, exit_price)
+
+    def _deficits(self, cascade: Cascade, cycle: int) -> list[int]:
+        """What each of a cascade's liquidations costs, in atoms."""
+        if cycle not in self._costs:
+            self._costs[cycle] = self._cost(cascade, cycle)
+        cost = self._costs[cycle]
+        draw = seeded(self._name, "cascade", cycle)
+        shares = [0, *accumulate(draw.randint(1, 10) for _ in range(CASCADE_FILLS))]
+        parts = [cost * share // shares[-1] for share in shares]
+        return [after - before for before, after in pairwise(parts)]
+
+    def _cost(self, cascade: Cascade, cycle: int) -> int:
+        """What a cascade costs in all: what the other liquidations of its cycle leave; the first one more."""
+        first = last_step(cascade, cycle - 1) + 1 if cycle else 1
+        ended = (stake for step in range(first, last_step(cascade, cycle) + 1) for stake in self._ordinary_ends(step))
+        earned = sum(
+            self._worth(closing_side(stake.side), stake.lots, stake.exit_price, stake.bankruptcy_price)
+            for stake in ended
+            if stake.exit_price is not None
+        )
+        return earned if cycle else earned + to_units(Decimal(cascade.uncovered), self._contract.settle_decimals)
+
+    def _entry(self, side: Side, mark: int, bankruptcy_price: int) -> int:
+        """Where a position was entered: at the mark, or further from its bankruptcy price where that is too near."""
+        distance = max(toward(side, mark - bankruptcy_price), bankruptcy_price // LEVERAGE_MAX)
+        return self._on_tick(bankruptcy_price + toward(side, distance))
+
+    def _lots(self, notional: float, price: int) -> int:
+        quote_per_lot = 1.0 if self._instrument.is_inverse else price / 10**self._contract.price_decimals
+        return max(1, round(notional / quote_per_lot / float(self._contract.multiplier)))
+
+
+def closing_side(side: Side) -> Literal["sell", "buy"]:
+    """The side of the fill that closes a position."""
+    return "sell" if side == "long" else "buy"
+
+
+def toward(side: Side, amount: int) -> int:
+    """The amount in the direction in which a side gains: up for a long, down for a short."""
+    return amount if side == "long" else -amount
+
+
+def _gain(draw: Random, price: int) -> int:
+    """How much better than its bankruptcy price a position is closed: usually better, now and then worse."""
+    chance = draw.random()
+    if chance < FLAT:
+        return 0
+    if chance < FLAT + COSTLY:
+        return -price * draw.randint(*COST_PPM) // 1_000_000
+    return price * draw.randint(*GAIN_PPM) // 1_000_000
+
+
+def _life(draw: Random) -> tuple[int, int]:
+    """How many steps a slot's positions live, and at which step before that the first after step 0 begins."""
+    life = draw.randint(*LIFE_STEPS)
+    return life, draw.randrange(life)
+
+
+def identifier(draw: Random) -> str:
+    """An id as exchanges give them: 24 hexadecimal characters."""
+    return f"{draw.getrandbits(96):024x}"
