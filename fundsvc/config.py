@@ -48,7 +48,7 @@ class StreamConfig(Section, frozen=True):
     sentinels: tuple[str, ...] = ()
     sentinel_master: str = "fundsvc"
     partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
-    retention_hours: Annotated[float, msgspec.Meta(gt=0)] = 24.0
+    retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
 
 
 class EngineConfig(Section, frozen=True):

@@ -73,15 +73,15 @@ def decode(message: Message) -> Sequence[Event | Rejection]:
     except _DECODE_ERRORS:
         return _decode_each(message.codec, message.body)
     events: list[Event] = decoded if isinstance(decoded, list) else [decoded]
-    if len(events) > EVENTS_PER_MESSAGE_MAX:
-        return [Rejection(Reason.UNDECODABLE, f"{len(events)} events: send at most {EVENTS_PER_MESSAGE_MAX} in a message")]
-    return events
+    return events if len(events) <= EVENTS_PER_MESSAGE_MAX else [_too_many(len(events))]
 
 
 def raw_event(message: Message, position: int) -> bytes:
     """The bytes of the event at a position of a message, or of the whole message where it cannot be taken apart."""
     elements = _elements(message.codec, message.body)
-    return message.body if elements is None else bytes(elements[position])
+    if elements is None or len(elements) > EVENTS_PER_MESSAGE_MAX:
+        return message.body
+    return bytes(elements[position])
 
 
 def encode(events: Sequence[Event], codec: Codec = "json") -> bytes:
@@ -95,12 +95,20 @@ def _elements(codec: str, body: bytes) -> list[msgspec.Raw] | None:
         elements: list[msgspec.Raw] = _DECODERS[codec][1].decode(body)
     except (KeyError, *_DECODE_ERRORS):
         return None
-    return elements if len(elements) <= EVENTS_PER_MESSAGE_MAX else None
+    return elements
 
 
 def _decode_each(codec: Codec, body: bytes) -> list[Event | Rejection]:
     elements = _elements(codec, body)
-    return [_decode_one(codec, element) for element in ([body] if elements is None else elements)]
+    if elements is None:
+        return [_decode_one(codec, body)]
+    if len(elements) > EVENTS_PER_MESSAGE_MAX:
+        return [_too_many(len(elements))]
+    return [_decode_one(codec, element) for element in elements]
+
+
+def _too_many(events: int) -> Rejection:
+    return Rejection(Reason.UNDECODABLE, f"{events} events: send at most {EVENTS_PER_MESSAGE_MAX} in a message")
 
 
 def _decode_one(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:

@@ -134,7 +134,10 @@ class Partition:
         fund.outstanding += shortfall.uncovered
 
     def _mark(self, mark: Mark) -> None:
-        parse_price(mark.price, self._fund(mark.symbol).contract.price_decimals)
+        decimals = self._fund(mark.symbol).contract.price_decimals
+        parse_price(mark.price, decimals)
+        if mark.index_price is not None:
+            parse_price(mark.index_price, decimals)
 
     def _position(self, position: Position) -> None:
         self._fund(position.symbol)

@@ -145,6 +145,7 @@ def test_a_report_of_an_order_that_is_over_is_refused(report):
         (Mark("UNITUSDTM", "0", 1), Reason.OUT_OF_RANGE),
         (Mark("UNITUSDTM", "1e5", 1), Reason.INVALID_NUMBER),
         (Mark("UNITUSDTM", "1.0000000000001", 1), Reason.TOO_MANY_DECIMALS),
+        (Mark("UNITUSDTM", "1", 1, "-1"), Reason.INVALID_NUMBER),
         (Rate("XBT", "none", 1), Reason.INVALID_NUMBER),
         (fill(price="abc"), Reason.INVALID_NUMBER),
         (fill(account="a\0b"), Reason.INVALID_FIELD),
@@ -160,7 +161,12 @@ def test_what_cannot_be_kept_is_refused(event, reason):
 
 def test_marks_positions_and_rates_move_no_money():
     settling = unit()
-    for event in (Mark("UNITUSDTM", "1.5", 1, "1.25"), Position("UNITUSDTM", "a", -5, "1", "1", 1), Rate("XBT", "84478.9", 1)):
+    for event in (
+        Mark("UNITUSDTM", "1", 1),
+        Mark("UNITUSDTM", "1.5", 1, "1.25"),
+        Position("UNITUSDTM", "a", -5, "1", "1", 1),
+        Rate("XBT", "84478.9", 1),
+    ):
         settling.apply(event)
     assert settling.take() == Batch()
 

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+
+from fundsvc.config import Config, ConfigError, load_config
+
+EXAMPLE = Path(__file__).parents[1] / "config" / "fundsvc.toml"
+
+
+def load(tmp_path: Path, text: str = "", **environment: str) -> Config:
+    path = tmp_path / "fundsvc.toml"
+    path.write_text(text)
+    return load_config(path, environment)
+
+
+def refusal(tmp_path: Path, text: str = "", **environment: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, text, **environment)
+    return str(refused.value)
+
+
+def test_everything_has_a_default(tmp_path):
+    assert load(tmp_path) == load_config(None, {}) == Config()
+    assert Config().currency.decimals == {"USDT": 8, "USDC": 8}
+    assert Config().currency.decimals_default == 10
+
+
+@pytest.mark.skipif(not EXAMPLE.exists(), reason="there is no example yet")
+def test_the_example_names_keys_that_there_are():
+    assert isinstance(load_config(EXAMPLE, {}), Config)
+
+
+def test_a_file_sets_what_it_names_and_nothing_else(tmp_path):
+    config = load(tmp_path, '[stream]\npartitions = 4\nurl = "redis://somewhere"\n[currency.decimals]\nXBT = 8\n')
+    assert (config.stream.partitions, config.stream.url, config.stream.mode) == (4, "redis://somewhere", "single")
+    assert config.currency.decimals == {"XBT": 8}
+    assert config.http == Config().http
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[htpp]\nport = 1", "htpp"),
+        ("[http]\nprot = 1", "prot"),
+        ("port = 1", "port"),
+        ("[http]\nport = 65536", "http.port"),
+        ("[http]\nport = -1", "http.port"),
+        ("[http]\nport = 80.5", "http.port"),
+        ('[http]\nport = "many"', "http.port"),
+        ("[http]\nhost = 5", "http.host"),
+        ("http = 5", "http"),
+        ("[database]\nconnections_max = 0", "database.connections_max"),
+        ("[stream]\npartitions = 0", "stream.partitions"),
+        ("[stream]\npartitions = 1025", "stream.partitions"),
+        ('[stream]\nmode = "many"', "stream.mode"),
+        ("[stream]\nretention_hours = 0", "stream.retention_hours"),
+        ("[stream]\nretention_hours = nan", "stream.retention_hours"),
+        ("[stream]\nretention_hours = inf", "stream.retention_hours"),
+        ('[stream]\nsentinels = "one"', "stream.sentinels"),
+        ("[engine]\nlease_seconds = 0.1", "engine.lease_seconds"),
+        ("[engine]\nlease_seconds = nan", "engine.lease_seconds"),
+        ("[engine]\nbatch_fills_max = 0", "engine.batch_fills_max"),
+        ("[engine]\nrollup_seconds = inf", "engine.rollup_seconds"),
+        ("[currency]\ndecimals_default = 19", "currency.decimals_default"),
+        ("[currency.decimals]\nUSDT = 30", "currency.decimals"),
+        ('[log]\nlevel = "loud"', "log.level"),
+    ],
+)
+def test_an_error_names_the_key(tmp_path, text, named):
+    assert named in refusal(tmp_path, text)
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.toml"):
+        load_config(tmp_path / "absent.toml", {})
+    assert "not TOML" in refusal(tmp_path, "[http")
+    (tmp_path / "latin.toml").write_bytes(b'[http]\nhost = "\xff"')
+    with pytest.raises(ConfigError, match=r"latin\.toml is not TOML"):
+        load_config(tmp_path / "latin.toml", {})
+
+
+def test_the_environment_wins_over_the_file(tmp_path):
+    config = load(tmp_path, "[http]\nport = 1\n[engine]\nport = 2", FUNDSVC_HTTP_PORT="8081", PATH="/bin", FUNDSVCX="1")
+    assert (config.http.port, config.engine.port) == (8081, 2)
+
+
+def test_the_environment_sets_numbers_lists_and_keys_of_several_words(tmp_path):
+    config = load(
+        tmp_path,
+        FUNDSVC_STREAM_SENTINELS="one:26379,two:26379",
+        FUNDSVC_ENGINE_LEASE_SECONDS="1.5",
+        FUNDSVC_CURRENCY_DECIMALS_DEFAULT="6",
+        FUNDSVC_DATABASE_OWNER_DSN="postgresql://somewhere",
+    )
+    assert config.stream.sentinels == ("one:26379", "two:26379")
+    assert config.engine.lease_seconds == 1.5
+    assert config.currency.decimals_default == 6
+    assert config.database.owner_dsn == "postgresql://somewhere"
+
+
+def test_the_variable_that_names_the_file_is_no_key(tmp_path):
+    assert load(tmp_path, FUNDSVC_CONFIG="elsewhere.toml") == Config()
+
+
+@pytest.mark.parametrize("name", ["FUNDSVC_HTTP_PROT", "FUNDSVC_HTPP_PORT", "FUNDSVC_HTTP", "FUNDSVC_", "FUNDSVC_PORT"])
+def test_a_variable_that_names_no_key_is_an_error(tmp_path, name):
+    assert name in refusal(tmp_path, **{name: "1"})
+
+
+@pytest.mark.parametrize(("value", "named"), [("65536", "http.port"), ("", "http.port"), ("8080.5", "http.port")])
+def test_a_variable_is_checked_like_a_key(tmp_path, value, named):
+    assert named in refusal(tmp_path, FUNDSVC_HTTP_PORT=value)
+
+
+def test_a_section_that_is_no_table_is_an_error(tmp_path):
+    assert "[http]" in refusal(tmp_path, "http = 5", FUNDSVC_HTTP_PORT="1")
