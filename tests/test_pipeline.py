@@ -1,0 +1,328 @@
+"""The pipeline in a small world of its own, where every await may fail before or after it had its effect."""
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+from eventually import eventually
+from ledgers import fill, listing
+
+from fundsvc.core.events import Reason
+from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.settlement import Fund
+from fundsvc.pipeline import Pipeline
+from fundsvc.wire import Message, encode
+
+SEEDS = 400
+ROWS_MAX = 7
+CHUNK_EVENTS = 3
+EVENTS_PER_MESSAGE_MAX = 4
+
+
+class Crash(Exception):
+    """The process, the network or a server failed."""
+
+
+class Weather:
+    """Decides which awaits fail; fair weather has none that do."""
+
+    def __init__(self, dice=None, chance=0.0):
+        self._dice = dice
+        self._chance = chance
+
+    async def through(self, effect):
+        """Has an effect somewhere between two suspensions, unless it fails before; it may fail after."""
+        await self._suspend()
+        result = effect()
+        await self._suspend()
+        return result
+
+    async def _suspend(self):
+        if self._dice is None:
+            await asyncio.sleep(0)
+            return
+        for _ in range(self._dice.randrange(4)):
+            await asyncio.sleep(0)
+        if self._dice.random() < self._chance:
+            raise Crash
+
+
+class FakeSource:
+    """A stream that has all its messages."""
+
+    def __init__(self, messages, weather):
+        self.messages = messages
+        self._weather = weather
+        self.reads = 0
+
+    async def read(self, after, count, block_ms):
+        self.reads += 1
+        return await self._weather.through(lambda: [m for m in self.messages if order(m.stream_id) > order(after)][:count])
+
+
+class FakeLedger:
+    """What PostgreSQL promises: a batch is written whole or not at all, and only from the offset it says it continues."""
+
+    def __init__(self, last_id, weather=None):
+        self.weather = weather or Weather()
+        self.complete = asyncio.Event()
+        self.commits = []
+        self.entries, self.hashes, self.orders = [], [], []
+        self.listings, self.funds, self.rejected, self.settled = {}, {}, {}, {}
+        self.offset = Offset("0-0", 0)
+        self._last_id = last_id
+
+    def load(self):
+        funds = []
+        for symbol, contract in self.listings.items():
+            _, balance, outstanding, entry, seq, adl, head = self.funds[symbol]
+            fund = Fund(contract, balance=balance, outstanding=outstanding, entry=entry, seq=seq, adl=adl, head=head)
+            funds.append(fund)
+        return Partition(0, 1, funds, {"USDT": 8}, 10)
+
+    def contents(self):
+        return self.offset, self.entries, self.hashes, self.orders, self.listings, self.funds, self.rejected, self.settled
+
+    async def is_open(self, stream_id, position):
+        key = stream_id, position
+        return await self.weather.through(lambda: key in self.rejected and key not in self.settled)
+
+    async def has_settled(self, symbol, seq):
+        return await self.weather.through(lambda: any((e.symbol, e.seq) == (symbol, seq) for e in self.entries))
+
+    async def commit(self, batch, before, after):
+        await self.weather.through(lambda: self._write(batch, before, after))
+
+    def _write(self, batch, before, after):
+        assert before == self.offset, "somebody else moved the offset"
+        assert len({(event.stream_id, event.position) for event in batch.rejected}) == len(batch.rejected)
+        self.commits.append(len(batch.entries) + len(batch.rejected))
+        self.entries += batch.entries
+        self.hashes += batch.hashes
+        self.orders += batch.orders
+        self.listings |= {symbol: contract for symbol, (contract, _) in batch.listings.items()}
+        self.funds |= {state.symbol: state for state in batch.funds}
+        self.rejected |= {(event.stream_id, event.position): event for event in batch.rejected}
+        self.settled |= {(stream_id, position): entry for stream_id, position, entry in batch.replayed}
+        self.offset = after
+        if after.last_id == self._last_id:
+            self.complete.set()
+
+
+def order(stream_id):
+    milliseconds, sequence = stream_id.split("-")
+    return int(milliseconds), int(sequence)
+
+
+def message(number, *events, body=None, replay_of=""):
+    return Message(f"{number}-0", "json", encode(events) if body is None else body, replay_of)
+
+
+def pipeline_of(source, ledger, announce=lambda committed: None, rows_max=ROWS_MAX):
+    offset = ledger.offset
+    return Pipeline(ledger.load(), source, ledger, announce, stored=offset, start=offset, batch_fills_max=rows_max)
+
+
+async def settle(messages, weather=None):
+    """The ledger after all messages, through however many crashes."""
+    weather = weather or Weather()
+    ledger = FakeLedger(messages[-1].stream_id, weather)
+    while not ledger.complete.is_set():
+        try:
+            await pipeline_of(FakeSource(messages, weather), ledger).run(ledger.complete)
+        except* Crash:
+            pass
+    return ledger
+
+
+@asynccontextmanager
+async def running(pipeline):
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(pipeline.run(stop))
+        yield stop, task
+        stop.set()
+
+
+def story(dice):
+    """Messages as engines and operators send them: fills of three contracts, repeated ones, garbage, late replays."""
+    sequences = dict.fromkeys(("AAA", "BBB", "LATE"), 0)
+    messages = [message(1, listing("AAA"), listing("BBB"))]
+    rejected = []
+    for number in range(2, 42):
+        if number == 20:
+            messages.append(message(number, listing("LATE")))
+        elif dice.random() < 0.1:
+            messages.append(message(number, body=dice.choice([b"[", b"{}", b"[]", b'[1,{"type":"mark"}]'])))
+        elif number > 20 and rejected and dice.random() < 0.4:
+            messages.append(Message(f"{number}-0", "json", *dice.choice(rejected)))
+        else:
+            events = [some_fill(dice, sequences) for _ in range(dice.randint(1, EVENTS_PER_MESSAGE_MAX))]
+            messages.append(message(number, *events))
+            late = [(encode([e]), f"{number}-0/{i}") for i, e in enumerate(events) if e.symbol == "LATE" and number < 20]
+            rejected += late
+    return messages
+
+
+def some_fill(dice, sequences):
+    symbol = dice.choice(list(sequences))
+    if not sequences[symbol] or dice.random() < 0.8:
+        sequences[symbol] += dice.randint(1, 3)
+    return fill(symbol, sequences[symbol], dice.randint(-9, 9))
+
+
+async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger(monkeypatch):
+    monkeypatch.setattr("fundsvc.pipeline.CHUNK_EVENTS", CHUNK_EVENTS)
+    replayed = shortfalls = 0
+    for seed in range(SEEDS):
+        messages = story(random.Random(seed))
+        undisturbed = await settle(messages)
+        dice = random.Random(-seed)
+        disturbed = await settle(messages, Weather(dice, dice.choice([0.01, 0.05, 0.2])))
+        assert disturbed.contents() == undisturbed.contents(), f"seed {seed}"
+        numbers = [(entry.symbol, entry.entry) for entry in disturbed.entries]
+        assert len(set(numbers)) == len(numbers), f"seed {seed}"
+        fills = [(entry.symbol, entry.seq) for entry in disturbed.entries]
+        assert len(set(fills)) == len(fills), f"seed {seed}: a fill was settled twice"
+        replayed += sum(entry is not None for entry in disturbed.settled.values())
+        shortfalls += len(disturbed.orders)
+    assert replayed > SEEDS / 10
+    assert shortfalls > SEEDS
+
+
+async def test_batches_stay_bounded_while_a_commit_takes_long(monkeypatch):
+    monkeypatch.setattr("fundsvc.pipeline.CHUNK_EVENTS", CHUNK_EVENTS)
+    garbage = [message(number, body=b"[") for number in range(1001, 1501)]
+    fills = [message(number, fill("AAA", number, 1), fill("AAA", number, 2)) for number in range(2, 1001)]
+    ledger = FakeLedger("1500-0", Weather(random.Random(1)))
+    source = FakeSource([message(1, listing("AAA")), *fills, *garbage], Weather())
+    await pipeline_of(source, ledger).run(ledger.complete)
+    assert len(ledger.entries) == len(fills)
+    assert len(ledger.rejected) == len(garbage)
+    assert ROWS_MAX <= max(ledger.commits) < ROWS_MAX + CHUNK_EVENTS
+
+
+class Gate:
+    """A ledger's weather that holds effects back until it is opened."""
+
+    def __init__(self):
+        self.opened = asyncio.Event()
+        self.waiting = 0
+
+    async def through(self, effect):
+        self.waiting += 1
+        await self.opened.wait()
+        return effect()
+
+
+async def test_a_commit_runs_while_more_is_settled_and_stop_finishes_what_is_in_hand():
+    ledger = FakeLedger("", Gate())
+    source = FakeSource([message(1, listing("AAA"))], Weather())
+    pipeline = pipeline_of(source, ledger)
+    async with running(pipeline) as (stop, task):
+        await eventually(lambda: ledger.weather.waiting)
+        source.messages.append(message(2, fill("AAA", 1, 5)))
+        reads = source.reads
+        await eventually(lambda: source.reads > reads + 1)
+        stop.set()
+        await eventually(lambda: not pipeline._reading)
+        assert not task.done()
+        ledger.weather.opened.set()
+        await asyncio.wait_for(task, 5)
+    assert [entry.seq for entry in ledger.entries] == [1]
+    assert ledger.offset == Offset("2-0", 2)
+
+
+async def test_a_lone_fill_is_committed_while_the_source_waits_for_more():
+    class Quiet(FakeSource):
+        async def read(self, after, count, block_ms):
+            if after != "0-0":
+                await asyncio.Event().wait()
+            return await super().read(after, count, block_ms)
+
+    ledger = FakeLedger("1-0")
+    source = Quiet([message(1, listing("AAA"), fill("AAA", 1, 5))], Weather())
+    task = asyncio.create_task(pipeline_of(source, ledger).run(asyncio.Event()))
+    await eventually(lambda: ledger.entries)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_what_the_source_the_ledger_or_the_announcement_raises_ends_the_run():
+    def fails(*_):
+        raise KeyError
+
+    messages = [message(1, listing("AAA"))]
+    ledger = FakeLedger("1-0")
+    with pytest.raises(ExceptionGroup) as group:
+        await pipeline_of(FakeSource(messages, Weather()), ledger, announce=fails).run(asyncio.Event())
+    assert group.group_contains(KeyError)
+    ledger = FakeLedger("1-0", Weather(random.Random(1), 1))
+    with pytest.raises(ExceptionGroup) as group:
+        await pipeline_of(FakeSource(messages, Weather()), ledger).run(asyncio.Event())
+    assert group.group_contains(Crash)
+    with pytest.raises(ExceptionGroup) as group:
+        await pipeline_of(FakeSource(messages, Weather(random.Random(1), 1)), ledger).run(asyncio.Event())
+    assert group.group_contains(Crash)
+
+
+async def test_what_was_committed_is_announced_in_order():
+    announced = []
+    messages = [message(1, listing("AAA")), *(message(number, fill("AAA", number, 1)) for number in range(2, 40))]
+    ledger = FakeLedger("39-0")
+    await pipeline_of(FakeSource(messages, Weather()), ledger, announced.append).run(ledger.complete)
+    assert [entry for committed in announced for entry in committed.batch.entries] == ledger.entries
+    assert announced[-1].offset == ledger.offset
+    assert all(committed.seconds >= 0 for committed in announced)
+
+
+LATE = fill("LATE", 1, 5)
+
+
+async def test_a_replay_is_settled_once_however_often_it_is_sent():
+    replays = [message(number, LATE, replay_of="1-0/0") for number in (4, 5, 6)]
+    ledger = await settle([message(1, LATE), message(2, listing("LATE")), message(3, fill("LATE", 9, 1)), *replays])
+    assert [entry.seq for entry in ledger.entries] == [9, 1]
+    assert ledger.settled == {("1-0", 0): ledger.entries[1]}
+
+
+async def test_a_fill_that_was_rejected_twice_is_settled_by_one_replay():
+    replays = [message(4, LATE, replay_of="1-0/0"), message(5, LATE, replay_of="2-0/0")]
+    ledger = await settle([message(1, LATE), message(2, LATE), message(3, listing("LATE")), *replays])
+    assert [entry.seq for entry in ledger.entries] == [1]
+    assert ledger.settled == {("1-0", 0): ledger.entries[0], ("2-0", 0): None}
+
+
+async def test_a_fill_that_the_engine_sent_again_is_not_settled_by_a_replay():
+    replay = message(4, LATE, replay_of="1-0/0")
+    ledger = await settle([message(1, LATE), message(2, listing("LATE")), message(3, LATE, fill("LATE", 2, 1)), replay])
+    assert [entry.seq for entry in ledger.entries] == [1, 2]
+    assert ledger.settled == {("1-0", 0): None}
+
+
+async def test_a_replay_that_is_refused_again_stays_open_under_its_first_name():
+    replays = [message(number, LATE, replay_of="1-0/0") for number in (2, 3)]
+    ledger = await settle([message(1, LATE), *replays])
+    assert list(ledger.rejected) == [("1-0", 0)]
+    assert not ledger.settled
+
+
+async def test_a_replay_of_several_events_is_refused_whole():
+    both = message(3, LATE, fill("LATE", 2, 1), replay_of="1-0/0")
+    ledger = await settle([message(1, body=b"["), message(2, listing("LATE")), both])
+    assert not ledger.entries
+    assert "one by one" in ledger.rejected["1-0", 0].detail
+
+
+@pytest.mark.parametrize("name", ["", "x", "1-0", "1-0/", "1-0/-1", "1-0/9999999999", "\0-0/1", "\u0661-0/1", "1-0/1\n"])
+async def test_a_replay_that_names_nothing_is_rejected_itself(name):
+    ledger = await settle([message(1, LATE), message(2, LATE, replay_of=name or " ")])
+    assert ledger.rejected["2-0", 0].reason == Reason.UNDECODABLE
+    assert not ledger.settled
+
+
+async def test_a_replay_of_what_was_never_rejected_does_nothing():
+    ledger = await settle([message(1, listing("LATE")), message(2, LATE, replay_of="1-0/7")])
+    assert not ledger.entries
+    assert not ledger.rejected
