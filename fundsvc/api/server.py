@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-SHUTDOWN_SECONDS_MAX = 0.5
-"""What a request in hand may still take; idle connections are closed at once."""
+SHUTDOWN_SECONDS_MAX = 0.3
+"""What a request in hand may still take, and again what it may take once cancelled; idle connections are closed at once."""
 
 
 class ServerError(RuntimeError):

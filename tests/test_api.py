@@ -1,0 +1,385 @@
+import asyncio
+import itertools
+import time
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from eventually import eventually
+from ledgers import fill, listing, owned
+from yarl import URL
+
+from fundsvc.api.operations import make_operations_app
+from fundsvc.api.routes import make_app
+from fundsvc.api.server import ServerError, serve
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import open_pool
+from fundsvc.store.reader import Reader
+from fundsvc.streams.client import stream_key
+
+TS = 1_700_000_000_000
+CONTRACTS = "/api/v1/contracts"
+FUNDS = "/api/v1/insurance-fund"
+HISTORY = "/api/v1/insurance-fund/XBTUSDTM/history"
+PATHS = (
+    "/api/v1/timestamp",
+    f"{CONTRACTS}/active",
+    f"{CONTRACTS}/XBTUSDTM",
+    FUNDS,
+    f"{FUNDS}/XBTUSDTM",
+    HISTORY,
+    "/api/v1/ingest/cursor",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+)
+
+
+@pytest.fixture
+async def ledger(config):
+    """Five fills of XBTUSDTM: three surpluses, a flat one, and a shortfall that the fund cannot pay in full."""
+    async with owned(config) as owner:
+        await owner.settle(
+            [
+                listing("XBTUSDTM", status="Open", maxPrice="1E+6", takerFeeRate=2.0e-4, expireDate=None),
+                listing("ΔUSDTM"),
+                listing("OLDUSDTM", status="Settled"),
+                *(fill("XBTUSDTM", seq, points, TS + seq) for seq, points in ((1, 5), (2, 7), (3, 0), (5, 8), (9, -30))),
+            ]
+        )
+        yield owner
+
+
+@asynccontextmanager
+async def serving(config, pings=None, key=stream_key):
+    """The HTTP side over the configured database, and a client of it."""
+    async with open_pool(config.database.dsn, 4) as pool:
+        app = make_app(Reader(pool), Metrics(), pings or {}, key)
+        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
+            yield client
+
+
+@pytest.fixture
+async def client(config, ledger):
+    async with serving(config) as client:
+        yield client
+
+
+async def ask(client, path, method="GET", **parameters):
+    async with client.request(method, path, params=parameters) as answer:
+        return answer.status, await answer.json()
+
+
+async def data(client, path, **parameters):
+    status, body = await ask(client, path, **parameters)
+    assert (status, body["code"]) == (200, "200000"), body
+    return body["data"]
+
+
+async def test_the_timestamp_is_now_in_milliseconds(client):
+    before = time.time_ns() // 1_000_000
+    assert before <= await data(client, "/api/v1/timestamp") <= time.time_ns() // 1_000_000
+
+
+async def test_a_contract_comes_back_as_it_was_listed_with_our_fields_after_its_own(client):
+    contract = await data(client, f"{CONTRACTS}/XBTUSDTM")
+    assert list(contract.items()) == [
+        ("symbol", "XBTUSDTM"),
+        ("settleCurrency", "USDT"),
+        ("multiplier", 1),
+        ("isInverse", False),
+        ("status", "Open"),
+        ("maxPrice", "1E+6"),
+        ("takerFeeRate", 0.0002),
+        ("expireDate", None),
+        ("partition", 0),
+        ("settleDecimals", 8),
+        ("priceDecimals", 12),
+    ]
+
+
+async def test_active_contracts_are_those_that_can_be_traded(client):
+    assert [contract["symbol"] for contract in await data(client, f"{CONTRACTS}/active")] == ["XBTUSDTM", "ΔUSDTM"]
+    assert (await data(client, f"{CONTRACTS}/OLDUSDTM"))["status"] == "Settled"
+
+
+async def test_a_symbol_in_the_path_may_be_repeated_in_the_query_as_kucoins_client_does(client):
+    assert (await data(client, f"{CONTRACTS}/XBTUSDTM", symbol="XBTUSDTM"))["symbol"] == "XBTUSDTM"
+    assert (await ask(client, f"{CONTRACTS}/XBTUSDTM", symbol="OLDUSDTM"))[0] == 400
+
+
+async def test_a_fund_shows_what_it_has_and_what_it_could_not_pay(client):
+    fund = await data(client, f"{FUNDS}/XBTUSDTM")
+    (last,) = (await data(client, HISTORY, maxCount=1))["dataList"]
+    assert abs(fund.pop("updatedAt") - time.time() * 1000) < 60_000
+    assert fund == {
+        "symbol": "XBTUSDTM",
+        "settleCurrency": "USDT",
+        "balance": "0",
+        "outstanding": "10",
+        "state": "uncovered",
+        "entry": 5,
+        "seq": 9,
+        "head": last["hash"],
+    }
+
+
+async def test_all_funds_are_listed_also_of_contracts_that_are_not_traded(client):
+    funds = await data(client, FUNDS)
+    assert [(fund["symbol"], fund["state"]) for fund in funds] == [
+        ("OLDUSDTM", "ok"),
+        ("XBTUSDTM", "uncovered"),
+        ("ΔUSDTM", "ok"),
+    ]
+    assert await data(client, f"{FUNDS}/ΔUSDTM") == funds[2]
+
+
+async def test_an_entry_says_what_moved_and_which_fill_moved_it(client):
+    (entry,) = (await data(client, HISTORY, maxCount=1))["dataList"]
+    assert abs(entry.pop("recordedAt") - time.time() * 1000) < 60_000
+    assert len(bytes.fromhex(entry.pop("hash"))) == 32
+    assert entry == {
+        "symbol": "XBTUSDTM",
+        "entry": 5,
+        "seq": 9,
+        "kind": "shortfall",
+        "change": "-20",
+        "balance": "0",
+        "uncovered": "10",
+        "repaid": "0",
+        "side": "sell",
+        "lots": 1,
+        "price": "970",
+        "bankruptcyPrice": "1000",
+        "tradeId": "trade-9",
+        "orderId": "order-9",
+        "ts": TS + 9,
+    }
+
+
+PAGES = [
+    ({}, [5, 4, 3, 2, 1], False),
+    ({"maxCount": 5}, [5, 4, 3, 2, 1], False),
+    ({"maxCount": 4}, [5, 4, 3, 2], True),
+    ({"maxCount": 500}, [5, 4, 3, 2, 1], False),
+    ({"maxCount": 2, "offset": 3}, [2, 1], False),
+    ({"maxCount": 2, "offset": 4}, [3, 2], True),
+    ({"offset": 1}, [], False),
+    ({"offset": 0}, [], False),
+    ({"forward": "true"}, [1, 2, 3, 4, 5], False),
+    ({"forward": "true", "maxCount": 3, "offset": 1}, [2, 3, 4], True),
+    ({"forward": "true", "maxCount": 3, "offset": 2}, [3, 4, 5], False),
+    ({"forward": "true", "offset": 2**63 - 1}, [], False),
+    ({"kind": "surplus"}, [4, 2, 1], False),
+    ({"kind": "surplus", "maxCount": 2}, [4, 2], True),
+    ({"kind": "flat"}, [3], False),
+    ({"kind": "shortfall"}, [5], False),
+    ({"kind": "refund"}, [], False),
+    ({"startAt": TS + 3}, [5, 4, 3], False),
+    ({"endAt": TS + 3}, [3, 2, 1], False),
+    ({"startAt": TS + 2, "endAt": TS + 5, "forward": "true"}, [2, 3, 4], False),
+    ({"startAt": TS + 2, "endAt": TS + 5, "maxCount": 2}, [4, 3], True),
+    ({"startAt": TS + 2, "endAt": TS + 5, "kind": "surplus"}, [4, 2], False),
+    ({"startAt": 2**63 - 1}, [], False),
+]
+
+
+async def test_a_page_holds_what_was_asked_for_and_knows_whether_there_is_more(client, subtests):
+    for parameters, entries, more in PAGES:
+        with subtests.test(parameters=parameters):
+            page = await data(client, HISTORY, **parameters)
+            assert ([entry["entry"] for entry in page["dataList"]], page["hasMore"]) == (entries, more)
+
+
+WRONG = [
+    (HISTORY, {"maxCount": "0"}, "maxCount is '0': it must be an integer from 1 to 500"),
+    (HISTORY, {"maxCount": "501"}, "maxCount is '501': it must be an integer from 1 to 500"),
+    (HISTORY, {"maxCount": "-1"}, "maxCount is '-1': it must be an integer from 1 to 500"),
+    (HISTORY, {"maxCount": "ten"}, "maxCount is 'ten': it must be an integer from 1 to 500"),
+    (HISTORY, {"maxCount": ""}, "maxCount is '': it must be an integer from 1 to 500"),
+    (HISTORY, {"maxCount": "9" * 70}, f"maxCount is '{'9' * 60}...': it must be an integer from 1 to 500"),
+    (HISTORY, {"offset": "-1"}, "offset is '-1': it must be an integer from 0 to 9223372036854775807"),
+    (HISTORY, {"offset": str(2**63)}, f"offset is '{2**63}': it must be an integer from 0 to 9223372036854775807"),
+    (HISTORY, {"offset": "9" * 5000}, f"offset is '{'9' * 60}...': it must be an integer from 0 to 9223372036854775807"),
+    (HISTORY, {"offset": "null"}, "offset is 'null': it must be an integer from 0 to 9223372036854775807"),
+    (HISTORY, {"startAt": "x"}, "startAt is 'x': it must be an integer from 0 to 9223372036854775807"),
+    (HISTORY, {"endAt": "1.5"}, "endAt is '1.5': it must be an integer from 0 to 9223372036854775807"),
+    (HISTORY, {"startAt": "5", "endAt": "4"}, "startAt is 5: it must not be after endAt, 4"),
+    (HISTORY, {"forward": "yes"}, "forward is 'yes': it must be true or false"),
+    (HISTORY, {"kind": "deposit"}, "kind is 'deposit': it must be one of flat, refund, shortfall, surplus"),
+    (HISTORY, {"kind": "null"}, "kind is 'null': it must be one of flat, refund, shortfall, surplus"),
+    (
+        HISTORY,
+        {"max_count": "5"},
+        "'max_count' is no parameter here; allowed: offset, forward, maxCount, startAt, endAt, kind",
+    ),
+    (FUNDS, {"symbol": "XBTUSDTM"}, "'symbol' is no parameter here; allowed: none"),
+    ("/api/v1/timestamp", {"\n": ""}, "'\\n' is no parameter here; allowed: none"),
+]
+
+
+async def test_a_wrong_parameter_is_named_with_what_it_got_and_what_is_allowed(client, subtests):
+    for path, parameters, message in WRONG:
+        with subtests.test(path=path, parameters=parameters):
+            assert await ask(client, path, **parameters) == (400, {"code": "400100", "msg": message})
+
+
+async def test_a_parameter_that_is_given_twice_is_refused(client):
+    async with client.get(f"{HISTORY}?kind=flat&kind=surplus") as answer:
+        assert (answer.status, await answer.json()) == (400, {"code": "400100", "msg": "kind is given more than once"})
+
+
+UNLISTED = ("NOPE", "xbtusdtm", "ΔX", "%CE", "%00", "%FF", "a%2Fb", "..%2Factive", "%F0%9F%92%A9", "A" * 3000)
+
+
+async def test_a_contract_that_is_not_listed_is_not_found(client, subtests):
+    for symbol in UNLISTED:
+        for path in (f"{CONTRACTS}/{symbol}", f"{FUNDS}/{symbol}", f"{FUNDS}/{symbol}/history"):
+            with subtests.test(path=path):
+                status, body = await ask(client, URL(path, encoded=symbol.isascii()))
+                assert (status, body["code"]) == (404, "404000")
+                assert body["msg"].endswith("is listed")
+
+
+async def test_a_path_that_does_not_exist_is_not_found(client):
+    for path in ("/", "/api/v1/nope", f"{FUNDS}/", f"{HISTORY}/1"):
+        assert await ask(client, path) == (404, {"code": "404000", "msg": f"there is no {path}"})
+
+
+async def test_there_is_nothing_to_write(client):
+    for method, path in itertools.product(("POST", "PUT", "DELETE", "PATCH"), PATHS):
+        async with client.request(method, path) as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+            assert (await answer.json())["code"] == "405000"
+
+
+async def test_a_mistake_of_ours_is_told_without_its_details(config, ledger):
+    async with serving(config, key={}.__getitem__) as client:
+        assert await ask(client, "/api/v1/ingest/cursor") == (500, {"code": "500000", "msg": "internal error"})
+
+
+async def test_the_cursor_says_from_where_to_send_again(client, ledger):
+    assert await data(client, "/api/v1/ingest/cursor") == {
+        "partitions": [{"partition": 0, "stream": "fundsvc:{0}:in", "lastId": ledger.offset.last_id}],
+        "contracts": [
+            {"symbol": "OLDUSDTM", "partition": 0, "seq": 0},
+            {"symbol": "XBTUSDTM", "partition": 0, "seq": 9},
+            {"symbol": "ΔUSDTM", "partition": 0, "seq": 0},
+        ],
+    }
+
+
+async def test_accounts_are_never_public(client):
+    for path in PATHS:
+        async with client.get(path) as answer:
+            text = await answer.text()
+            assert answer.status == 200
+            assert "secret" not in text
+            assert "account" not in text
+
+
+async def test_ready_is_every_part_that_answers(config, ledger):
+    async def well():
+        pass
+
+    async with serving(config, {"stream": well}) as client:
+        status, body = await ask(client, "/readyz")
+    assert (status, body["status"]) == (200, "ok")
+    assert [check["name"] for check in body["checks"]] == ["database", "schema", "owners", "stream"]
+    assert all(check["ok"] and check["error"] == "" and check["durationMs"] >= 0 for check in body["checks"])
+
+
+async def test_not_ready_says_which_part_and_why_and_how_long_it_took(config):
+    async def away():
+        raise ConnectionError("the stream is away")
+
+    async def stuck():
+        await asyncio.Event().wait()
+
+    async with serving(config, {"stream": away, "silent": stuck}) as client:
+        status, body = await ask(client, "/readyz")
+        assert await ask(client, "/healthz") == (200, {"status": "ok"})
+    checks = {check["name"]: check for check in body["checks"]}
+    assert (status, body["status"]) == (503, "unavailable")
+    assert checks["database"]["ok"]
+    assert checks["schema"]["ok"]
+    assert (checks["owners"]["ok"], checks["owners"]["error"]) == (False, "no engine owns partition 0")
+    assert (checks["stream"]["ok"], checks["stream"]["error"]) == (False, "the stream is away")
+    assert (checks["silent"]["ok"], checks["silent"]["error"]) == (False, "no answer within 2 s")
+    assert 1900 < checks["silent"]["durationMs"] < 4000
+
+
+async def test_requests_are_counted_by_route_and_never_by_raw_path(client):
+    await data(client, f"{FUNDS}/XBTUSDTM")
+    await data(client, f"{FUNDS}/ΔUSDTM")
+    await ask(client, f"{FUNDS}/NOPE")
+    await ask(client, "/made/up")
+    async with client.get("/metrics") as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=")
+        text = await answer.text()
+    assert f'fundsvc_http_requests_total{{route="{FUNDS}/{{symbol}}",status="200"}} 2.0' in text
+    assert f'fundsvc_http_requests_total{{route="{FUNDS}/{{symbol}}",status="404"}} 1.0' in text
+    assert 'fundsvc_http_requests_total{route="unmatched",status="404"} 1.0' in text
+    assert f'fundsvc_http_seconds_count{{route="{FUNDS}/{{symbol}}"}} 3.0' in text
+    assert "NOPE" not in text
+    assert "made" not in text
+
+
+async def test_an_engine_alone_serves_its_operations_only(config):
+    async with open_pool(config.database.dsn, 1) as pool:
+        app = make_operations_app(Reader(pool), Metrics(), {})
+        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
+            assert await ask(client, "/healthz") == (200, {"status": "ok"})
+            assert (await ask(client, FUNDS))[0] == 404
+
+
+async def test_a_database_that_goes_away_is_told_and_comes_back(client, servers):
+    assert (await ask(client, FUNDS))[0] == 200
+    servers.postgres.stop()
+    try:
+        for path in PATHS[1:7]:
+            status, body = await ask(client, path)
+            assert (status, body["code"]) == (503, "503000"), path
+            assert body["msg"] == "the ledger's database is away, ask again shortly"
+        assert (await ask(client, "/api/v1/timestamp"))[0] == 200
+        assert (await ask(client, "/readyz"))[0] == 503
+        assert (await ask(client, "/healthz"))[0] == 200
+    finally:
+        servers.postgres.start()
+
+    async def answers():
+        return (await ask(client, FUNDS))[0] == 200
+
+    await eventually(answers)
+
+
+async def test_stopping_is_quick_with_connections_open_and_a_request_in_hand(config):
+    begun = asyncio.Event()
+
+    async def stuck():
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with open_pool(config.database.dsn, 1) as pool, aiohttp.ClientSession() as client:
+        async with serve(make_operations_app(Reader(pool), Metrics(), {"stuck": stuck}), "127.0.0.1", 0) as url:
+            async with client.get(f"{url}/healthz") as idle:
+                assert idle.status == 200
+            in_hand = asyncio.create_task(client.get(f"{url}/readyz"))
+            await begun.wait()
+            stopping = time.monotonic()
+        assert time.monotonic() - stopping < 1
+        with pytest.raises(aiohttp.ClientError):
+            await in_hand
+
+
+async def test_a_port_that_is_taken_is_told():
+    async with serve(aiohttp.web.Application(), "127.0.0.1", 0) as url:
+        port = URL(url).port
+        with pytest.raises(ServerError, match=f"cannot listen on 127.0.0.1:{port}: .*in use"):
+            async with serve(aiohttp.web.Application(), "127.0.0.1", port):
+                pass
+
+
+async def test_an_address_of_the_newer_kind_makes_a_url():
+    async with serve(aiohttp.web.Application(), "::1", 0) as url, aiohttp.ClientSession(url) as client:
+        assert (await client.get("/")).status == 404

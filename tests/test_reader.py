@@ -1,0 +1,182 @@
+import msgspec
+import pytest
+from ledgers import fill, listing, owned
+
+from fundsvc.store.database import SQL, StoreFault, open_pool
+from fundsvc.store.reader import HOUR_MS, NotReady, Reader
+from fundsvc.store.rollups import condense
+
+START_MS = 1_700_000_000_000
+POINTS = {"surplus": 5, "flat": 0, "shortfall": -3}
+KINDS = ("surplus", "flat", "surplus", "shortfall", "surplus", "surplus", "flat")
+
+
+@pytest.fixture
+async def owner(config):
+    async with owned(config) as owner:
+        await owner.settle([listing("AAA"), listing("BBB")])
+        yield owner
+
+
+@pytest.fixture
+async def pool(config):
+    async with open_pool(config.database.dsn, 4) as pool:
+        yield pool
+
+
+@pytest.fixture
+def reader(pool):
+    return Reader(pool)
+
+
+def jumbled(symbol, numbers):
+    """Fills of all kinds over nine hours, whose times wander back and forth."""
+    for number in numbers:
+        ts = START_MS + number * 61_000 + (number * 7919 % 11 - 5) * HOUR_MS // 3
+        yield fill(symbol, number * 2, POINTS[KINDS[number % len(KINDS)]], ts)
+
+
+async def pages(reader, symbol, size, **question):
+    """All pages of a question, each read from where the one before it ended."""
+    rows = []
+    while page := await reader.history(symbol, count=size, **question):
+        rows += page
+        question["offset"] = page[-1].entry
+        assert len(page) <= size
+    return rows
+
+
+async def test_a_history_without_an_offset_begins_at_the_newest_or_forward_at_the_first(owner, reader):
+    await owner.settle(fill("AAA", seq, 1) for seq in range(1, 8))
+    assert [row.entry for row in await reader.history("AAA", count=3)] == [7, 6, 5]
+    assert [row.entry for row in await reader.history("AAA", count=3, forward=True)] == [1, 2, 3]
+
+
+async def test_an_offset_is_exclusive_both_ways(owner, reader):
+    await owner.settle(fill("AAA", seq, 1) for seq in range(1, 8))
+    assert [row.entry for row in await reader.history("AAA", count=3, offset=4)] == [3, 2, 1]
+    assert [row.entry for row in await reader.history("AAA", count=9, offset=4, forward=True)] == [5, 6, 7]
+    assert await reader.history("AAA", count=3, offset=0) == []
+    assert await reader.history("AAA", count=3, offset=7, forward=True) == []
+    assert await reader.history("AAA", count=3, offset=2**63 - 1, forward=True) == []
+
+
+async def test_an_entry_is_all_that_was_settled_but_for_the_account(owner, reader):
+    await owner.settle([fill("AAA", 41, 5, ts=START_MS)])
+    (row,) = await reader.history("AAA", count=1)
+    (fund,) = await reader.funds("AAA")
+    assert (row.kind, row.change, row.balance, row.seq, row.ts) == ("surplus", 5 * 10**8, 5 * 10**8, 41, START_MS)
+    assert (row.trade_id, row.order_id, row.hash) == ("trade-41", "order-41", fund.head)
+    assert "secret-41" not in row
+
+
+@pytest.mark.parametrize("condensed", ["nothing", "half", "all"])
+async def test_every_question_pages_to_the_end_without_gap_or_duplicate(owner, pool, reader, condensed):
+    await owner.settle([*jumbled("AAA", range(1, 251)), *jumbled("BBB", range(1, 20))])
+    if condensed != "nothing":
+        await condense(pool, 0)
+    await owner.settle(jumbled("AAA", range(251, 501)))
+    if condensed == "all":
+        await condense(pool, 0)
+    ledger = await reader.history("AAA", count=1000, forward=True)
+    assert [row.entry for row in ledger] == list(range(1, 501))
+    assert {row.kind for row in ledger} == set(POINTS)
+
+    middle = ledger[250].ts
+    for kind in (None, "surplus", "flat", "shortfall", "refund"):
+        for start, end in (
+            (0, 2**63 - 1),
+            (middle, 2**63 - 1),
+            (0, middle),
+            (middle - HOUR_MS, middle),
+            (middle, middle),
+            (1, 2),
+        ):
+            expected = [row for row in ledger if kind in (None, row.kind) and start <= row.ts <= end]
+            question = {"kind": kind, "start_ms": start, "end_ms": end}
+            for size in (7, 501):
+                assert await pages(reader, "AAA", size, forward=True, **question) == expected
+                assert await pages(reader, "AAA", size, **question) == expected[::-1]
+
+
+class Explaining(Reader):
+    """A reader that also asks the server how many ledger rows each of its reads visits."""
+
+    def __init__(self, pool):
+        super().__init__(pool)
+        self.visited = 0
+
+    async def _fetch(self, block, *parameters):
+        rows = await super()._fetch(block, *parameters)
+        if block.startswith("entries"):
+            text = SQL[block].replace("SELECT", "EXPLAIN (ANALYZE, FORMAT JSON) SELECT", 1)
+            self.visited += _rows_visited(await self._pool.fetchval(text, *parameters))
+        return rows
+
+
+def _rows_visited(plan):
+    def walk(node):
+        if "Plans" in node:
+            return sum(map(walk, node["Plans"]))
+        return node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+
+    return walk(msgspec.json.decode(plan)[0]["Plan"])
+
+
+async def test_a_page_of_a_large_ledger_reads_little_of_it(owner, pool):
+    entries = 200_000
+    step_ms = 100
+    await owner.settle(
+        fill("AAA", seq, -1 if seq % 1000 == 0 else 5, START_MS + seq * step_ms) for seq in range(1, entries + 1)
+    )
+    await condense(pool, 0)
+    await owner.settle(fill("AAA", seq, 5, START_MS + seq * step_ms) for seq in range(entries + 1, entries + 101))
+    hour = HOUR_MS // step_ms + 1
+    middle = START_MS + entries // 2 * step_ms
+
+    async def visited(**question):
+        reader = Explaining(pool)
+        return len(await reader.history("AAA", count=11, **question)), reader.visited
+
+    for forward in (False, True):
+        assert await visited(forward=forward) == (11, 11)
+        assert await visited(forward=forward, offset=entries // 2) == (11, 11)
+        assert await visited(forward=forward, kind="shortfall") == (11, 11)
+        assert await visited(forward=forward, kind="refund") == (0, 0)
+        rows, read = await visited(forward=forward, start_ms=middle, end_ms=middle + 4 * step_ms)
+        assert rows == 5
+        assert read <= hour + 100
+        rows, read = await visited(forward=forward, start_ms=middle, end_ms=middle + 2 * HOUR_MS)
+        assert rows == 11
+        assert read <= hour + 100
+
+
+async def test_contracts_and_funds_are_all_or_the_one_asked_for(owner, reader):
+    assert [listed.contract.symbol for listed in await reader.contracts()] == ["AAA", "BBB"]
+    assert [fund.symbol for fund in await reader.funds()] == ["AAA", "BBB"]
+    assert [listed.contract.symbol for listed in await reader.contracts("BBB")] == ["BBB"]
+    assert [fund.symbol for fund in await reader.funds("BBB")] == ["BBB"]
+    assert await reader.contracts("CCC") == await reader.funds("CCC") == await reader.history("CCC", count=9) == []
+
+
+async def test_a_partition_is_owned_while_its_lease_lasts(config, reader):
+    with pytest.raises(NotReady, match="no engine owns partition 0"):
+        await reader.check_owners()
+    async with owned(config) as owner:
+        await owner.settle([listing("AAA")])
+        await reader.check_owners()
+        (partition,) = await reader.partitions()
+    assert (partition.partition, partition.last_id, partition.live) == (0, owner.offset.last_id, True)
+
+
+async def test_another_schema_is_told(owner_connection, reader):
+    await reader.check_schema()
+    await owner_connection.execute("UPDATE alembic_version SET version_num = 'old'")
+    with pytest.raises(NotReady, match=r"the schema is old, this version needs .*: run fundsvc migrate"):
+        await reader.check_schema()
+
+
+async def test_a_database_that_is_not_there_is_a_fault(tmp_path):
+    async with open_pool(f"postgresql://nobody@/nothing?host={tmp_path}", 1) as pool:
+        with pytest.raises(StoreFault):
+            await Reader(pool).check_database()
