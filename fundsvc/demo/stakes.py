@@ -33,7 +33,7 @@ LIFE_STEPS = (80, 320)
 LIQUIDATED = 0.5
 """The share of positions that end by liquidation: as many as make the table move."""
 
-FLAT, COSTLY = 0.03, 0.02
+FLAT, COSTLY = 0.03, 0.01
 """The shares of liquidations that leave nothing, and that cost the fund a little."""
 
 GAIN_PPM, COST_PPM = (200, 3000), (50, 500)

@@ -1,0 +1,73 @@
+"""`fundsvc up --demo`: the whole service, the market that feeds it, and a screen that watches the ledger."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from fundsvc.app import connected, run_service
+from fundsvc.config import Config
+from fundsvc.demo.feed import stream_market
+from fundsvc.demo.instruments import INSTRUMENTS
+from fundsvc.demo.screen import Surroundings, drawing
+from fundsvc.demo.watch import Watch
+from fundsvc.logs import configure_logs
+from fundsvc.store.database import Pool, StoreFault
+from fundsvc.store.reader import Reader
+from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.source import Source
+
+log = structlog.get_logger()
+
+
+async def show_demo(config: Config, stop: asyncio.Event) -> None:
+    """Runs until `stop` is set; `config` names running servers. Logs go to fundsvc.log in the data directory meanwhile."""
+    started, address = time.monotonic(), asyncio.get_running_loop().create_future()
+
+    async def announce(url: str) -> None:
+        address.set_result(url)
+
+    async def picture(pool: Pool, client: Client, logs: Path) -> None:
+        watch = Watch(pool, _sources(config, client), [instrument.symbol for instrument in INSTRUMENTS])
+        await _draw(watch, Surroundings(await address, logs, started))
+
+    with _logs_in(config) as logs:
+        async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
+            beside = [
+                tasks.create_task(stream_market(config, Reader(pool), client, stop)),
+                tasks.create_task(picture(pool, client, logs)),
+            ]
+            await run_service(config, stop, announce)
+            for task in beside:
+                task.cancel()
+
+
+async def _draw(watch: Watch, surroundings: Surroundings) -> None:
+    """Draws what is seen until cancelled; while the ledger or the stream is away, the last picture stays."""
+    with drawing(surroundings) as (draw, refresh_seconds):
+        while True:
+            try:
+                draw(await watch.look())
+            except (StoreFault, StreamFault) as fault:
+                log.warning("cannot look", fault=str(fault))
+            await asyncio.sleep(refresh_seconds)
+
+
+def _sources(config: Config, client: Client) -> list[Source]:
+    return [Source(client, partition) for partition in range(config.stream.partitions)]
+
+
+@contextmanager
+def _logs_in(config: Config) -> Iterator[Path]:
+    """Sends the process's log to a file, so that it does not tear the picture."""
+    path = Path(config.data.directory) / "fundsvc.log"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("a", buffering=1) as output:
+        configure_logs(config.log, output)
+        try:
+            yield path
+        finally:
+            configure_logs(config.log)
