@@ -122,6 +122,11 @@ def test_a_wrong_field_is_refused_with_its_reason(fields, reason, said):
     assert len(rejection.detail) <= 500
 
 
+def test_only_a_fill_can_lack_what_makes_it_a_liquidation():
+    rejection = only(b'{"type":"mark","symbol":"S","price":"1","ts":5,"bankruptcyPrice":"1"}')
+    assert rejection.reason == Reason.INVALID_FIELD
+
+
 @pytest.mark.parametrize("number", [b"9" * 60, b"9" * 6000, b"1e5", b"1e999", b"7.0", b"9223372036854775808", b"-0"])
 def test_a_number_that_is_no_integer_of_64_bits_is_refused(number):
     rejection = only(JSON_FILL.replace(b'"seq":7', b'"seq":' + number))
