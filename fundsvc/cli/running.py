@@ -11,6 +11,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from fundsvc.api.server import ServerError
 from fundsvc.config import CONFIG_FILE_VARIABLE, Config, ConfigError, load_config
 from fundsvc.embedded import EmbeddedError
 from fundsvc.logs import configure_logs
@@ -56,7 +57,7 @@ def run(context: typer.Context, command: Callable[[Config], Coroutine[Any, Any, 
         code = uvloop.run(command(config))
     except* (ValueError, LookupError) as group:
         code, message = WRONG_USE, _message(group)
-    except* (StoreFault, StreamFault, EmbeddedError, OSError) as group:
+    except* (StoreFault, StreamFault, EmbeddedError, ServerError, OSError) as group:
         code, message = NO, _message(group)
     except* KeyboardInterrupt:
         code = NO

@@ -20,6 +20,7 @@ def up(
 
     async def command(config: Config) -> int:
         stop = stop_on_signals()
+        Console(stderr=True).print(f"fundsvc starts, its data is in {config.data.directory}", highlight=False, soft_wrap=True)
         async with prepared(config) as complete:
             if demo:
                 await show_demo(complete, stop)
