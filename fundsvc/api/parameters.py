@@ -1,5 +1,6 @@
 """What may be asked: one struct per question, its types and bounds the whole rule, and how a wrong one is told."""
 
+from functools import cache
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -47,7 +48,7 @@ Q = TypeVar("Q", bound=Query)
 
 def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
     """The question that a request's parameters make; raises BadParameter, naming what was given and what is allowed."""
-    fields = {field.encode_name: field.type for field in inspect.type_info(query).fields}  # type: ignore[attr-defined]
+    fields = _fields(query)
     for name in given:
         if name not in fields:
             raise BadParameter(f"{_shown(name)} is no parameter here; allowed: {', '.join(fields) or 'none'}")
@@ -58,6 +59,11 @@ def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
     except msgspec.ValidationError as error:
         name = str(error).rpartition("$.")[2].rstrip("`")
         raise BadParameter(f"{name} is {_shown(given[name])}: it must be {_allowed(fields[name])}") from None
+
+
+@cache
+def _fields(query: type[Query]) -> dict[str, inspect.Type]:
+    return {field.encode_name: field.type for field in inspect.type_info(query).fields}  # type: ignore[attr-defined]
 
 
 def _allowed(kind: inspect.Type) -> str:
