@@ -1,7 +1,7 @@
 """Connections to the ledger's database, and the one place where a driver's exception becomes a fault."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.resources import files
 
 import asyncpg
@@ -109,7 +109,8 @@ async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
         try:
             yield connection
         except BaseException:
-            connection.terminate()
+            with suppress(asyncpg.InterfaceError):  # A transaction within has done so, and with it given it back.
+                connection.terminate()
             raise
 
 

@@ -1,0 +1,430 @@
+import asyncio
+import re
+from pathlib import Path
+
+import asyncpg
+import msgspec
+import pytest
+from conftest import connected
+from ledgers import fill, listing
+
+import fundsvc
+from fundsvc.core.chain import GENESIS, Entry
+from fundsvc.core.events import Reason, Rejected
+from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.partition import Offset, Partition
+from fundsvc.store.database import SQL, StoreFault, connect, faults, lent, open_pool, transaction
+from fundsvc.store.migrations import migrate
+from fundsvc.store.writer import OwnershipLost, open_writer
+
+START = Offset("0-0", 0)
+NEXT = Offset("1-0", 1)
+TABLES = ("contracts", "funds", "entries", "adl_orders", "rejected")
+
+
+def partition_of(*funds):
+    return Partition(0, 1, funds, {"USDT": 8}, 10)
+
+
+def batch_of(*events, funds=()):
+    partition = partition_of(*funds)
+    for event in events:
+        partition.apply(event)
+    return partition.take()
+
+
+@pytest.fixture
+async def epoch(service_connection):
+    return await service_connection.fetchval("UPDATE partitions SET epoch = 1, owner = 'me' RETURNING epoch")
+
+
+@pytest.fixture
+async def writer(config, epoch):
+    async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
+        yield writer
+
+
+async def count(connection):
+    return {table: await connection.fetchval(f"SELECT count(*) FROM {table}") for table in TABLES}
+
+
+async def offset_of(connection):
+    return Offset(*await connection.fetchrow("SELECT last_id, messages FROM partitions"))
+
+
+SYMBOL = "币安人生USDT"
+EXTREME = Entry(
+    SYMBOL, INT64_MAX, INT64_MAX, "surplus", INT64_MAX, INT64_MAX, 0, 0, "sell", INT64_MAX, INT64_MAX, 1, "", "", "", 0
+)
+DEEPEST = Entry(
+    SYMBOL, 1, 1, "shortfall", -1, 0, INT64_MAX - 1, 0, "buy", 1, 1, INT64_MAX, "t\u00e9", "o" * 64, "\U0001f600", INT64_MAX
+)
+
+
+async def read_entries(connection):
+    rows = await connection.fetch(f"SELECT {', '.join(Entry.__struct_fields__)} FROM entries ORDER BY symbol, entry")
+    return [Entry(*row) for row in rows]
+
+
+async def test_entries_come_back_exactly_as_they_were_written(writer, service_connection):
+    batch = batch_of(listing(SYMBOL))
+    batch.entries = [DEEPEST, EXTREME]
+    batch.hashes = [bytes(range(32)), b"\xff" * 32]
+    await writer.commit(batch, START, NEXT)
+    assert await read_entries(service_connection) == [DEEPEST, EXTREME]
+    hashes = await service_connection.fetch("SELECT hash FROM entries ORDER BY entry")
+    assert [row["hash"] for row in hashes] == batch.hashes
+
+
+async def test_a_commit_writes_everything_in_one_transaction(writer, service_connection):
+    batch = batch_of(listing("AAA", multiplier="0.001"), fill("AAA", 7, 5), fill("AAA", 8, -9))
+    batch.rejected = [
+        Rejected("1-0", 3, Reason.UNDECODABLE, "why", "json", b"\x00\xff"),
+        Rejected("1-0", 4, Reason.UNKNOWN_TYPE, "", "", b""),
+    ]
+    batch.duplicates["AAA"] += 2
+    await writer.commit(batch, START, Offset("17-3", 4))
+    assert await count(service_connection) == {"contracts": 1, "funds": 1, "entries": 2, "adl_orders": 1, "rejected": 2}
+    assert await offset_of(service_connection) == Offset("17-3", 4)
+    stamps = await service_connection.fetchrow(
+        "SELECT count(DISTINCT xmin::text) FROM"
+        " (SELECT xmin FROM contracts UNION ALL SELECT xmin FROM funds UNION ALL SELECT xmin FROM entries"
+        " UNION ALL SELECT xmin FROM adl_orders UNION ALL SELECT xmin FROM rejected UNION ALL SELECT xmin FROM partitions) x"
+    )
+    assert stamps[0] == 1
+    rejected = await service_connection.fetchrow("SELECT stream_id, position, reason, detail, codec, body FROM rejected")
+    assert tuple(rejected) == ("1-0", 3, "undecodable", "why", "json", b"\x00\xff")
+
+
+async def test_what_is_loaded_is_what_was_committed(writer):
+    partition = partition_of()
+    for event in (listing("AAA", multiplier="1E-05", maxPrice=1e6), listing("BBB"), fill("AAA", 7, 5), fill("AAA", 8, -9)):
+        partition.apply(event)
+    batch = partition.take()
+    await writer.commit(batch, START, NEXT)
+    offset, funds = await writer.load()
+    assert offset == NEXT
+    loaded = {fund.contract.symbol: fund for fund in funds}
+    assert {symbol: fund.state() for symbol, fund in loaded.items()} == {state.symbol: state for state in batch.funds}
+    assert loaded["AAA"].contract == batch.listings["AAA"][0]
+    assert loaded["AAA"].outstanding > 0
+    assert loaded["BBB"].head == GENESIS
+
+
+async def test_a_later_batch_updates_funds_and_listings(writer, service_connection):
+    first = batch_of(listing("AAA"), fill("AAA", 1, 5))
+    await writer.commit(first, START, NEXT)
+    _, funds = await writer.load()
+    second = batch_of(fill("AAA", 2, 6), listing("AAA", more={"x": [1, None]}), funds=funds)
+    await writer.commit(second, NEXT, Offset("2-0", 2))
+    assert await read_entries(service_connection) == first.entries + second.entries
+    specification = await service_connection.fetchval("SELECT specification FROM contracts")
+    assert msgspec.json.decode(specification)["more"] == {"x": [1, None]}
+
+
+async def test_a_batch_of_many_chunks_arrives_whole(writer, service_connection):
+    batch = batch_of(listing("AAA"), *(fill("AAA", seq, seq % 7 - 3) for seq in range(1, 3334)))
+    await writer.commit(batch, START, NEXT)
+    assert await read_entries(service_connection) == batch.entries
+
+
+@pytest.mark.parametrize(("epoch_off", "before"), [(1, START), (0, Offset("9-9", 0)), (-1, START)])
+async def test_a_stale_owner_writes_nothing(config, epoch, service_connection, epoch_off, before):
+    batch = batch_of(listing("AAA"), fill("AAA", 1, -5))
+    batch.rejected = [Rejected("1-0", 0, Reason.UNDECODABLE, "", "json", b"")]
+    async with open_writer(config.database.dsn, "me", 0, epoch + epoch_off) as writer:
+        with pytest.raises(OwnershipLost):
+            await writer.commit(batch, before, NEXT)
+    assert set((await count(service_connection)).values()) == {0}
+    assert await offset_of(service_connection) == START
+
+
+async def test_a_stale_owner_cannot_even_load(config, epoch):
+    async with open_writer(config.database.dsn, "me", 0, epoch + 1) as writer:
+        with pytest.raises(OwnershipLost):
+            await writer.load()
+
+
+async def test_an_entry_that_another_wrote_means_the_ownership_is_lost(writer):
+    await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), START, NEXT)
+    with pytest.raises(OwnershipLost):
+        await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), NEXT, Offset("2-0", 2))
+
+
+async def test_after_a_failed_commit_another_writer_goes_on(config, epoch, service_connection):
+    batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
+    async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
+        with pytest.raises(OwnershipLost):
+            await writer.commit(batch, NEXT, NEXT)
+        with pytest.raises(StoreFault):
+            await writer.load()
+    async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
+        offset, _ = await writer.load()
+        await writer.commit(batch, offset, NEXT)
+    assert await read_entries(service_connection) == batch.entries
+
+
+async def test_a_cancelled_commit_holds_nothing(config, epoch, service_connection, owner_connection):
+    batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
+    async with open_writer(config.database.dsn, "me", 0, epoch) as writer, owner_connection.transaction():
+        await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(writer.commit(batch, START, NEXT), 0.2)
+    async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
+        await writer.commit(batch, (await writer.load())[0], NEXT)
+    assert await read_entries(service_connection) == batch.entries
+
+
+async def test_replayed_events_are_noted_and_known(writer, service_connection):
+    rejected = [Rejected("1-0", n, Reason.UNKNOWN_SYMBOL, "first", "json", b"x") for n in range(3)]
+    first = batch_of(listing("AAA"), *(fill("AAA", seq, 1) for seq in (10, 20, 30)))
+    first.rejected = rejected
+    await writer.commit(first, START, NEXT)
+    assert await writer.is_open("1-0", 0)
+    assert not await writer.is_open("1-0", 7)
+    assert not await writer.is_open("", -1)
+    _, funds = await writer.load()
+    partition = partition_of(*funds)
+    partition.batch.replayed = [("1-0", 0, partition.apply_late(fill("AAA", 5, 1))), ("1-0", 1, None)]
+    partition.batch.rejected = [Rejected("1-0", 2, Reason.INVALID_FIELD, "again", "json", b"y")]
+    await writer.commit(partition.take(), NEXT, Offset("2-0", 2))
+    assert [await writer.is_open("1-0", n) for n in range(3)] == [False, False, True]
+    assert {seq for seq in range(40) if await writer.has_settled("AAA", seq)} == {5, 10, 20, 30}
+    assert not await writer.has_settled("BBB", 5)
+    again = await service_connection.fetchrow("SELECT reason, detail, body FROM rejected WHERE position = 2")
+    assert tuple(again) == ("invalid_field", "again", b"x")
+
+
+async def test_sequences_are_found_among_many_that_were_settled_late(writer):
+    """Those from 200 on in order, low ones late, singly and many in a row."""
+    partition = partition_of()
+    partition.apply(listing("AAA"))
+    lates = {*range(1, 40, 2), *range(60, 100)}
+    partition.batch.rejected = [Rejected("1-0", late, Reason.UNKNOWN_SYMBOL, "", "json", b"") for late in lates]
+    for seq in range(200, 1100, 3):
+        partition.apply(fill("AAA", seq, 1))
+    await writer.commit(partition.take(), START, NEXT)
+    known = set(range(200, 1100, 3)) | lates
+    for late in sorted(lates):
+        partition.batch.replayed.append(("1-0", late, partition.apply_late(fill("AAA", late, 1))))
+        if late < 60:
+            partition.apply(fill("AAA", 2000 + late, 1))
+            known.add(2000 + late)
+    await writer.commit(partition.take(), NEXT, Offset("2-0", 2))
+    assert {seq for seq in range(2100) if await writer.has_settled("AAA", seq)} == known
+
+
+LEGAL = msgspec.structs.replace(EXTREME, entry=1, seq=1, change=5, balance=5, lots=1, price=1)
+ILLEGAL = {
+    "balance": {"balance": -1, "change": -5},
+    "balance before the change": {"balance": 4, "change": 5},
+    "entry": {"entry": 0},
+    "seq": {"seq": 0},
+    "lots": {"lots": 0},
+    "price": {"price": 0},
+    "bankruptcy price": {"bankruptcy_price": 0},
+    "time": {"ts": -1},
+    "side": {"side": "both"},
+    "kind": {"kind": "deposit"},
+    "a surplus that pays": {"change": -1},
+    "a surplus of nothing": {"change": 0},
+    "a surplus uncovered": {"uncovered": 1},
+    "a negative repayment": {"repaid": -1},
+    "a flat that moves": {"kind": "flat"},
+    "a flat that repays": {"kind": "flat", "change": 0, "repaid": 1},
+    "a shortfall that credits": {"kind": "shortfall"},
+    "a shortfall of nothing": {"kind": "shortfall", "change": 0},
+    "a shortfall that repays": {"kind": "shortfall", "change": -1, "repaid": 1},
+    "a negative uncovered": {"kind": "shortfall", "change": -5, "uncovered": -1},
+    "a refund that pays": {"kind": "refund", "change": -1},
+}
+
+
+@pytest.mark.parametrize("fields", ILLEGAL.values(), ids=ILLEGAL)
+async def test_the_schema_refuses_an_illegal_entry(writer, service_connection, fields):
+    batch = batch_of(listing(SYMBOL))
+    batch.entries, batch.hashes = [msgspec.structs.replace(LEGAL, **fields)], [GENESIS]
+    with pytest.raises(asyncpg.CheckViolationError):
+        await writer.commit(batch, START, NEXT)
+    assert set((await count(service_connection)).values()) == {0}
+
+
+@pytest.mark.parametrize("field", ["balance", "outstanding", "entry", "seq", "adl"])
+async def test_the_schema_refuses_an_illegal_fund(writer, field):
+    batch = batch_of(listing("AAA"))
+    batch.funds = [batch.funds[0]._replace(**{field: -1})]
+    with pytest.raises(asyncpg.CheckViolationError):
+        await writer.commit(batch, START, NEXT)
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+async def test_the_schema_refuses_a_hash_that_is_none(writer, service_connection, length):
+    await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 1)), START, NEXT)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await service_connection.execute("UPDATE funds SET head = $1", bytes(length))
+    names = ", ".join(Entry.__struct_fields__).replace("entry", "entry + 1", 1)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await service_connection.execute(
+            f"INSERT INTO entries ({', '.join(Entry.__struct_fields__)}, hash) SELECT {names}, $1 FROM entries", bytes(length)
+        )
+
+
+@pytest.mark.parametrize("statement", ["UPDATE entries SET balance = 0", "DELETE FROM entries", "TRUNCATE entries"])
+async def test_entries_cannot_be_changed_by_the_service_nor_by_the_owner(
+    writer, service_connection, owner_connection, statement
+):
+    batch = batch_of(listing("AAA"), fill("AAA", 1, 1))
+    await writer.commit(batch, START, NEXT)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="permission denied"):
+        await service_connection.execute(statement)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+        await owner_connection.execute(statement)
+    assert await read_entries(service_connection) == batch.entries
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE mine (x int)",
+        "DROP TABLE entries",
+        "ALTER TABLE entries DISABLE TRIGGER ALL",
+        "DROP TRIGGER entries_are_append_only ON entries",
+        "DROP FUNCTION refuse_change() CASCADE",
+        "DELETE FROM funds",
+        "TRUNCATE funds CASCADE",
+        "DELETE FROM contracts",
+        "DELETE FROM rejected",
+        "DELETE FROM adl_orders",
+        "INSERT INTO partitions (partition) VALUES (9)",
+        "DELETE FROM partitions",
+        "GRANT UPDATE ON entries TO fundsvc_service",
+        "SET ROLE postgres",
+    ],
+)
+async def test_the_service_has_few_rights(service_connection, statement):
+    refused = asyncpg.InsufficientPrivilegeError
+    if statement.startswith("GRANT"):  # PostgreSQL only warns when nothing could be granted
+        await service_connection.execute(statement)
+        assert not await service_connection.fetchval("SELECT has_table_privilege('entries', 'UPDATE')")
+        return
+    with pytest.raises(refused):
+        await service_connection.execute(statement)
+
+
+def test_every_statement_is_used_and_every_used_one_exists():
+    sources = "".join(path.read_text() for path in Path(fundsvc.__file__).parent.rglob("*.py"))
+    assert set(re.findall(r'SQL\["(\w+)"\]', sources)) <= set(SQL)
+    assert set(SQL) <= set(re.findall(r'"(\w+)"', sources))
+
+
+async def test_every_statement_is_one_that_the_database_understands(service_connection):
+    for statement in SQL.values():
+        await service_connection.prepare(statement)
+
+
+async def backend(connection):
+    return await connection.fetchval("SELECT pg_backend_pid()")
+
+
+async def test_an_ended_session_is_a_fault(config, owner_connection):
+    async with connect(config.database.dsn, "me") as connection:
+        await owner_connection.execute("SELECT pg_terminate_backend($1, 5000)", await backend(connection))
+        for _ in range(2):
+            with pytest.raises(StoreFault), faults():
+                await connection.fetchval("SELECT 1")
+
+
+async def test_a_session_that_ends_during_a_statement_is_a_fault(config, owner_connection):
+    async with connect(config.database.dsn, "me") as connection:
+        pid = await backend(connection)
+        asyncio.get_running_loop().call_later(
+            0.1, lambda: asyncio.ensure_future(owner_connection.execute("SELECT pg_terminate_backend($1)", pid))
+        )
+        with pytest.raises(StoreFault), faults():
+            await connection.fetchval("SELECT pg_sleep(30)")
+
+
+async def test_a_cancelled_statement_and_one_that_takes_too_long_are_faults(config, owner_connection):
+    async with connect(config.database.dsn, "me", command_seconds=0.1) as connection:
+        with pytest.raises(StoreFault), faults():
+            await connection.fetchval("SELECT pg_sleep(30)")
+    async with connect(config.database.dsn, "me") as connection:
+        await connection.execute("SET statement_timeout = 50")
+        with pytest.raises(StoreFault), faults():
+            await connection.fetchval("SELECT pg_sleep(30)")
+
+
+async def test_a_mistake_of_ours_is_no_fault(service_connection):
+    with pytest.raises(asyncpg.UndefinedTableError), faults():
+        await service_connection.execute("SELECT * FROM nothing")
+
+
+async def test_a_stopped_server_is_a_fault_and_a_pool_outlives_it(config, servers):
+    async with connect(config.database.dsn, "me") as connection, open_pool(config.database.dsn, 2) as pool:
+        assert await pool.fetchval("SELECT 1") == 1
+        servers.postgres.stop()
+        try:
+            with pytest.raises(StoreFault), faults():
+                await connection.fetchval("SELECT 1")
+            with pytest.raises(StoreFault):
+                async with connect(config.database.dsn, "me"):
+                    pass
+            with pytest.raises(StoreFault), faults():
+                await pool.fetchval("SELECT 1")
+        finally:
+            servers.start()
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_a_lent_connection_that_failed_is_replaced(config):
+    async with open_pool(config.database.dsn, 1) as pool:
+        with pytest.raises(asyncpg.UndefinedTableError):
+            async with lent(pool) as connection, transaction(connection):
+                await connection.execute("SELECT * FROM nothing")
+        with pytest.raises(TimeoutError):
+            async with lent(pool) as connection:
+                await asyncio.wait_for(connection.execute("SELECT pg_sleep(30)"), 0.1)
+        async with lent(pool) as connection, transaction(connection):
+            assert await connection.fetchval("SELECT count(*) FROM partitions") == 1
+
+
+async def test_a_transaction_is_all_or_nothing(config, service_connection):
+    async def half(connection):
+        async with transaction(connection):
+            await connection.execute("UPDATE partitions SET owner = 'me'")
+            await connection.execute("SELECT 1 / 0")
+
+    async with connect(config.database.dsn, "me") as connection:
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            await half(connection)
+    assert await service_connection.fetchval("SELECT owner FROM partitions") is None
+
+
+async def test_migrating_again_changes_nothing(config, owner_connection):
+    schema = (
+        "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2"
+    )
+    before = await owner_connection.fetch(schema)
+    await migrate(config.database.owner_dsn, 1)
+    assert await owner_connection.fetch(schema) == before
+    assert await owner_connection.fetchval("SELECT count(*) FROM partitions") == 1
+
+
+@pytest.mark.parametrize("partitions", [4])
+@pytest.mark.parametrize("wanted", [1, 3, 5])
+async def test_another_number_of_partitions_is_refused_and_changes_nothing(config, owner_connection, wanted):
+    with pytest.raises(ValueError, match=rf"4 partitions.*stream\.partitions = {wanted}"):
+        await migrate(config.database.owner_dsn, wanted)
+    assert await owner_connection.fetchval("SELECT count(*) FROM partitions") == 4
+
+
+async def test_two_that_migrate_at_once_wait_for_each_other(servers, config):
+    async with connected(config.database.owner_dsn) as connection:
+        await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC")
+        await asyncio.gather(*(migrate(config.database.owner_dsn, 2) for _ in range(3)))
+        assert await connection.fetchval("SELECT count(*) FROM partitions") == 2
+
+
+async def test_migrating_what_is_not_there_is_a_fault(config):
+    with pytest.raises(StoreFault):
+        await migrate(config.database.owner_dsn.replace("host=", "host=/nowhere"), 1)
