@@ -1,0 +1,200 @@
+import asyncio
+from contextlib import AsyncExitStack
+
+import asyncpg
+import pytest
+from eventually import eventually
+from ledgers import fill, listing
+
+from fundsvc.core.partition import Offset, Partition
+from fundsvc.store.database import StoreFault, faults
+from fundsvc.store.leases import open_leases
+from fundsvc.store.writer import OwnershipLost, open_writer
+
+LONG_SECONDS = 60.0
+SHORT_SECONDS = 0.5
+
+
+@pytest.fixture
+def partitions():
+    return 4
+
+
+@pytest.fixture
+async def join(config):
+    """Lets an engine join, with leases that last `seconds`."""
+    async with AsyncExitStack() as stack:
+
+        async def join(name, seconds=LONG_SECONDS):
+            return await stack.enter_async_context(open_leases(config.database.dsn, name, seconds))
+
+        yield join
+
+
+async def settle(engines):
+    """What each of the engines holds once all gave up what is beyond their share and took what others gave up."""
+    held = {}
+    for _ in range(3):
+        for engine in engines:
+            epochs = await engine.keep()
+            for partition in sorted(epochs)[await engine.share() :]:
+                await engine.release(partition, epochs.pop(partition))
+            held[engine] = epochs
+    return [held[engine] for engine in engines]
+
+
+async def test_partitions_are_shared_evenly_as_engines_come_and_go(join):
+    engines = []
+    for name, expected in (("a", [4]), ("b", [2, 2]), ("c", [2, 1, 1]), ("d", [1] * 4), ("e", [1, 1, 1, 1, 0])):
+        engines.append(await join(name))
+        held = await settle(engines)
+        assert [len(epochs) for epochs in held] == expected
+        assert sorted(partition for epochs in held for partition in epochs) == [0, 1, 2, 3]
+    for epochs in (await settle(engines))[:2]:
+        for partition, epoch in epochs.items():
+            await engines[0].release(partition, epoch)
+    for engine in engines[:2]:
+        await engine.leave()
+    assert [len(epochs) for epochs in await settle(engines[2:])] == [2, 1, 1]
+
+
+async def test_one_that_joins_moves_as_little_as_possible(join):
+    engines = [await join(name) for name in ("z", "y")]
+    before = await settle(engines)
+    engines.append(await join("a"))
+    after = await settle(engines)
+    assert after[0] == before[0]
+    assert after[1].items() < before[1].items()
+
+
+async def test_a_lease_that_is_kept_keeps_its_epoch(join):
+    engine = await join("a")
+    first = await engine.keep()
+    assert await engine.keep() == first == dict.fromkeys(range(4), 1)
+
+
+async def test_a_lease_that_runs_out_is_taken_over_with_a_higher_epoch(join):
+    dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
+    before = await dead.keep()
+    assert await heir.keep() == {}
+    after = await eventually(lambda: all_four(heir))
+    assert all(after[partition] > epoch for partition, epoch in before.items())
+    assert await dead.keep() == {}
+
+
+async def all_four(engine):
+    epochs = await engine.keep()
+    return epochs if len(epochs) == 4 else None
+
+
+async def test_a_lease_that_nobody_took_over_can_be_renewed(join, service_connection):
+    engine = await join("a", SHORT_SECONDS)
+    before = await engine.keep()
+    expired = "SELECT bool_and(lease_until < clock_timestamp()) FROM partitions"
+    await eventually(lambda: service_connection.fetchval(expired))
+    assert await engine.keep() == before
+
+
+async def test_what_is_released_is_free_at_once_and_fenced_by_its_epoch(join, owner_connection):
+    old, new = await join("old"), await join("new")
+    epochs = await old.keep()
+    await old.release(3, epochs[3] - 1)
+    assert await new.keep() == {}
+    await old.release(3, epochs[3])
+    assert await new.keep() == {3: epochs[3] + 1}
+    await old.release(3, epochs[3])
+    assert await owner_connection.fetchval("SELECT owner FROM partitions WHERE partition = 3") == "new"
+
+
+async def test_who_leaves_is_not_counted(join):
+    engines = [await join(name) for name in "ab"]
+    await settle(engines)
+    assert await engines[0].share() == 2
+    await engines[1].leave()
+    assert await engines[0].share() == 4
+
+
+async def test_a_claim_ends_the_transaction_that_the_previous_owner_left_open(config, join, service_connection):
+    """A stopped owner in the middle of a COPY: its rows would block the new owner's for as long as it sleeps."""
+    dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
+    epochs = await dead.keep()
+    batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
+    asleep = asyncio.Event()
+
+    async def endless():
+        asleep.set()
+        yield b"PGCOPY\n\xff\r\n\0" + bytes(8)
+        await asyncio.Event().wait()
+
+    async with open_writer(config.database.dsn, "dead", 0, epochs[0]) as writer:
+        connection = writer._connection
+        await connection.execute("BEGIN")
+        await connection.execute("UPDATE partitions SET messages = 99 WHERE partition = 1")
+        copy = asyncio.create_task(connection.copy_to_table("entries", source=endless(), format="binary"))
+        await asleep.wait()
+        taken = await eventually(lambda: at_least_one(heir))
+        assert 1 not in taken, "it was locked when the others were claimed"
+        after = await eventually(lambda: all_four(heir), 5)
+        with pytest.raises(StoreFault), faults():
+            await connection.execute("COMMIT")
+        copy.cancel()
+        await asyncio.wait([copy])
+    async with open_writer(config.database.dsn, "heir", 0, after[0]) as writer:
+        await asyncio.wait_for(writer.commit(batch, Offset("0-0", 0), Offset("1-0", 1)), 5)
+    assert await service_connection.fetchval("SELECT messages FROM partitions WHERE partition = 1") == 0
+
+
+async def at_least_one(engine):
+    return await engine.keep()
+
+
+def batch_of(*events):
+    partition = Partition(0, 1, [], {"USDT": 8}, 10)
+    for event in events:
+        partition.apply(event)
+    return partition.take()
+
+
+async def test_an_owner_that_wakes_up_can_write_nothing(config, join, service_connection):
+    dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
+    epochs = await dead.keep()
+    await eventually(lambda: all_four(heir))
+    async with open_writer(config.database.dsn, "dead", 0, epochs[0]) as writer:
+        with pytest.raises(OwnershipLost):
+            await writer.commit(batch_of(listing("AAA")), Offset("0-0", 0), Offset("1-0", 1))
+    assert await service_connection.fetchval("SELECT count(*) FROM contracts") == 0
+
+
+async def test_sessions_of_others_are_left_alone(config, join, service_connection):
+    dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
+    await dead.keep()
+    async with open_writer(config.database.dsn, "other", 0, 0) as other, open_writer(config.database.dsn, "dead", 0, 0) as own:
+        await eventually(lambda: all_four(heir))
+        with pytest.raises(OwnershipLost):
+            await other.load()
+        with pytest.raises(StoreFault):
+            await own.load()
+    assert await service_connection.fetchval("SELECT 1") == 1
+
+
+async def test_a_server_that_does_not_answer_within_the_lease_is_away(join, owner_connection):
+    engine = await join("a", SHORT_SECONDS)
+    async with owner_connection.transaction():
+        await owner_connection.execute("LOCK TABLE partitions")
+        with pytest.raises(StoreFault):
+            await asyncio.wait_for(engine.keep(), 5)
+
+
+async def test_two_that_claim_at_once_never_hold_the_same(join):
+    engines = [await join(name) for name in "abcd"]
+    held = await asyncio.gather(*(engine.keep() for engine in engines))
+    partitions = [partition for epochs in held for partition in epochs]
+    assert len(set(partitions)) == len(partitions)
+    assert sorted(partition for epochs in await settle(engines) for partition in epochs) == [0, 1, 2, 3]
+
+
+async def test_lost_privileges_are_our_mistake_and_no_fault(join, owner_connection):
+    engine = await join("a")
+    await owner_connection.execute("REVOKE UPDATE ON partitions FROM fundsvc_service")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await engine.keep()

@@ -1,0 +1,157 @@
+import asyncio
+import random
+
+import pytest
+from ledgers import fill, listing, owned
+
+from fundsvc.store import rollups
+from fundsvc.store.database import open_pool
+from fundsvc.store.rollups import condense, forget
+
+HOUR_MS = 3_600_000
+START_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS
+SYMBOLS = ("AAA", "BBB", "CCC")
+
+
+@pytest.fixture
+async def owner(config):
+    async with owned(config) as owner:
+        await owner.settle(listing(symbol) for symbol in SYMBOLS)
+        yield owner
+
+
+@pytest.fixture
+async def pool(config):
+    async with open_pool(config.database.dsn, 4) as pool:
+        yield pool
+
+
+def market(dice, seqs, lateness_ms=0):
+    """Fills of several hours, in order of time but for a random lateness."""
+    for seq in seqs:
+        ts = START_MS + seq * 60_000 - dice.randint(0, lateness_ms)
+        yield fill(dice.choice(SYMBOLS), seq, dice.randint(-12, 10), ts)
+
+
+async def rolled_up(connection):
+    rows = await connection.fetch("SELECT * FROM rollups ORDER BY symbol, hour")
+    return [dict(row) for row in rows]
+
+
+async def expected(connection):
+    """The rollups by an independent reckoning, in Python, over every entry in order."""
+    hours = {}
+    for entry in await connection.fetch("SELECT * FROM entries ORDER BY symbol, entry"):
+        hour = entry["ts"] - entry["ts"] % HOUR_MS
+        opening = entry["balance"] - entry["change"]
+        line = hours.setdefault(
+            (entry["symbol"], hour),
+            {
+                "symbol": entry["symbol"],
+                "hour": hour,
+                "first_entry": entry["entry"],
+                "opening": opening,
+                "highest": opening,
+                "lowest": opening,
+                **dict.fromkeys(("credited", "paid", "uncovered", "repaid", "fills"), 0),
+            },
+        )
+        line["last_entry"] = entry["entry"]
+        line["closing"] = entry["balance"]
+        line["highest"] = max(line["highest"], opening, entry["balance"])
+        line["lowest"] = min(line["lowest"], opening, entry["balance"])
+        line["credited" if entry["change"] > 0 else "paid"] += abs(entry["change"])
+        line["uncovered"] += entry["uncovered"]
+        line["repaid"] += entry["repaid"]
+        line["fills"] += entry["kind"] != "refund"
+    return [hours[key] for key in sorted(hours)]
+
+
+@pytest.mark.parametrize("lateness_ms", [0, 5 * HOUR_MS])
+@pytest.mark.parametrize("entries_per_statement", [7, 50_000])
+async def test_condensing_step_by_step_equals_a_rebuild_and_an_independent_reckoning(
+    owner, pool, service_connection, monkeypatch, lateness_ms, entries_per_statement
+):
+    monkeypatch.setattr(rollups, "ENTRIES_PER_STATEMENT_MAX", entries_per_statement)
+    dice = random.Random(lateness_ms)
+    condensed = 0
+    start = 1
+    while start < 700:
+        size = dice.randint(1, 120)
+        await owner.settle(market(dice, range(start, start + size), lateness_ms))
+        start += size
+        condensed += await condense(pool, 0)
+        assert await rolled_up(service_connection) == await expected(service_connection)
+    assert condensed == await service_connection.fetchval("SELECT count(*) FROM entries")
+    before = await rolled_up(service_connection)
+    assert len(before) > 3 * 10
+    await forget(pool)
+    assert await rolled_up(service_connection) == []
+    assert await condense(pool, 0) == condensed
+    assert await rolled_up(service_connection) == before
+
+
+async def test_condensing_again_changes_nothing(owner, pool, service_connection):
+    await owner.settle(market(random.Random(1), range(1, 200)))
+    assert await condense(pool, 0) == 199
+    before = await rolled_up(service_connection)
+    assert await condense(pool, 0) == 0
+    assert await rolled_up(service_connection) == before
+
+
+async def test_other_partitions_are_left_to_others(owner, pool, service_connection):
+    await owner.settle(market(random.Random(1), range(1, 20)))
+    assert await condense(pool, 1) == 0
+    assert await rolled_up(service_connection) == []
+
+
+async def test_several_that_condense_at_once_count_nothing_twice(owner, pool, service_connection, monkeypatch):
+    monkeypatch.setattr(rollups, "ENTRIES_PER_STATEMENT_MAX", 13)
+    dice = random.Random(2)
+    for start in range(1, 600, 200):
+        await owner.settle(market(dice, range(start, start + 200), HOUR_MS))
+        await asyncio.gather(*(condense(pool, 0) for _ in range(4)))
+        assert await rolled_up(service_connection) == await expected(service_connection)
+
+
+async def test_a_condenser_that_is_cut_off_leaves_whole_steps(owner, pool, service_connection, monkeypatch):
+    monkeypatch.setattr(rollups, "ENTRIES_PER_STATEMENT_MAX", 50)
+    dice = random.Random(3)
+    await owner.settle(market(dice, range(1, 1000), HOUR_MS))
+    for _ in range(20):
+        task = asyncio.create_task(condense(pool, 0))
+        await asyncio.wait([task], timeout=dice.uniform(0, 0.02))
+        task.cancel()
+        await asyncio.wait([task])
+    await condense(pool, 0)
+    assert await rolled_up(service_connection) == await expected(service_connection)
+
+
+async def test_a_late_fill_goes_into_its_own_hour(owner, pool, service_connection):
+    hours = (START_MS, START_MS + HOUR_MS)
+    await owner.settle([fill("AAA", 1, 5, hours[0]), fill("AAA", 2, 7, hours[1])])
+    await condense(pool, 0)
+    await owner.settle([fill("AAA", 3, -4, hours[0] + 5), fill("AAA", 4, 1, hours[0] - 1)])
+    await condense(pool, 0)
+    unit = 10**8
+    found = {row["hour"]: row for row in await rolled_up(service_connection)}
+    early, first, second = (found[hour] for hour in (hours[0] - HOUR_MS, *hours))
+    assert (early["opening"], early["closing"], early["fills"]) == (8 * unit, 9 * unit, 1)
+    assert (first["credited"], first["paid"], first["fills"], first["last_entry"]) == (5 * unit, 4 * unit, 2, 3)
+    assert (first["opening"], first["closing"], first["highest"], first["lowest"]) == (0, 8 * unit, 12 * unit, 0)
+    assert (second["opening"], second["closing"], second["fills"]) == (5 * unit, 12 * unit, 1)
+
+
+async def test_hours_in_order_add_up(owner, pool, service_connection):
+    await owner.settle(market(random.Random(4), range(1, 900)))
+    await condense(pool, 0)
+    rows = await rolled_up(service_connection)
+    assert len(rows) > 20
+    closing = {}
+    for row in rows:
+        assert row["opening"] == closing.get(row["symbol"], 0)
+        assert row["opening"] + row["credited"] - row["paid"] == row["closing"]
+        assert row["lowest"] <= min(row["opening"], row["closing"]) <= max(row["opening"], row["closing"]) <= row["highest"]
+        closing[row["symbol"]] = row["closing"]
+    for symbol, balance in closing.items():
+        assert balance == await service_connection.fetchval("SELECT balance FROM funds WHERE symbol = $1", symbol)
