@@ -1,0 +1,148 @@
+"""Benchmarks of the service on this machine: real servers, a real engine process, everything in one run."""
+
+import asyncio
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import asyncpg
+import history as ledger_history
+import latency
+import msgspec
+import peer
+import psutil
+import throughput
+import typer
+import uvloop
+from ground import sync_ms
+from report import BATCHED, PEER_CONNECTIONS, TARGET_CONTRACTS, Machine, Results, judge, show
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from throughput import Load, Tell, Throughput
+
+from fundsvc.embedded import EmbeddedServers
+from fundsvc.wire import Codec
+
+PARTS = ("throughput", "peers", "latency")
+
+COLUMNS = 110
+"""Where there is no terminal to ask, tables get the room that they need."""
+
+application = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+
+@application.callback()
+def benchmarks() -> None:
+    """Benchmarks of the service on this machine."""
+
+
+@application.command()
+def ingest(
+    fills: Annotated[int, typer.Option(help="Fills in a backlog.")] = 500_000,
+    contracts: Annotated[str, typer.Option(help="Numbers of contracts, comma-separated.")] = "1,50,1000",
+    per_message: Annotated[str, typer.Option(help="Fills to a message, comma-separated.")] = "100,1",
+    codec: Annotated[Codec, typer.Option(help="How messages are encoded.")] = "json",
+    parts: Annotated[str, typer.Option(help="What is measured, comma-separated.")] = ",".join(PARTS),
+    rounds: Annotated[int, typer.Option(help="How often each backlog is measured; the median counts.")] = 1,
+    peer_seconds: Annotated[float, typer.Option(help="How long each one-transaction-per-fill peer runs.")] = 10.0,
+    rate: Annotated[int, typer.Option(help="Fills a second, one to a message, while latency is measured.")] = 5_000,
+    latency_seconds: Annotated[float, typer.Option(help="How long latency is measured.")] = 20.0,
+    history: Annotated[bool, typer.Option(help="Measure again with history in the ledger.")] = False,
+    history_millions: Annotated[str, typer.Option(help="How many million entries of history.")] = "0,10,50",
+    directory: Annotated[Path | None, typer.Option(help="A disk to measure on; the system's temporary directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """From the stream to durable entries, against bare COPY of the same rows and against one transaction per fill.
+
+    Exits with 1 when a target is missed.
+    """
+    if not set(parts.split(",")) <= {*PARTS, ""}:
+        raise typer.BadParameter(f"--parts are of {', '.join(PARTS)}")
+    loads = [Load(fills, per, number, codec) for per in _numbers(per_message) for number in _numbers(contracts)]
+    with _servers(directory) as servers, _progress() as tell:
+        log = servers.directory / "engine.log"
+        results = Results(machine=_run(_machine(servers)))
+        if "throughput" in parts:
+            results.throughput = [_median(servers, load, rounds, log, tell) for load in loads]
+        if "peers" in parts:
+            tell("one transaction per fill", 0, 0)
+            for connections in (1, PEER_CONNECTIONS):
+                results.peers.append(_run(peer.measure(servers, TARGET_CONTRACTS, connections, peer_seconds)))
+        if "latency" in parts:
+            results.latency = _run(latency.measure(servers, TARGET_CONTRACTS, rate, latency_seconds, codec, log, tell))
+        if history:
+            load = Load(fills, BATCHED, TARGET_CONTRACTS, codec)
+            millions = _numbers(history_millions)
+            results.history = _run(ledger_history.measure(servers, load, millions, max(3, rounds), log, tell))
+    results.targets = judge(results)
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
+    else:
+        show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
+    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+
+
+def _median(servers: EmbeddedServers, load: Load, rounds: int, log: Path, tell: Tell) -> Throughput:
+    """The round whose share of the ceiling is the middle one."""
+    runs = [_run(throughput.measure(servers, load, log, tell)) for _ in range(rounds)]
+    return sorted(runs, key=lambda run: run.of_ceiling)[len(runs) // 2]
+
+
+async def _machine(servers: EmbeddedServers) -> Machine:
+    connection = await asyncpg.connect(servers.owner_dsn)
+    version = await connection.fetchval("SHOW server_version")
+    for setting in ("fsync", "synchronous_commit"):
+        if await connection.fetchval(f"SHOW {setting}") != "on":
+            raise RuntimeError(f"{setting} is not on: this would measure something else")
+    await connection.close()
+    return Machine(
+        cpus=os.cpu_count() or 1,
+        memory_gb=psutil.virtual_memory().total / 1e9,
+        python=platform.python_version(),
+        postgres=version,
+        sync_ms=sync_ms(servers.directory),
+    )
+
+
+@contextmanager
+def _servers(directory: Path | None) -> Iterator[EmbeddedServers]:
+    """Servers in a directory of their own, which is removed afterwards."""
+    place = Path(tempfile.mkdtemp(prefix="fundsvc-bench-", dir=directory))
+    try:
+        servers = EmbeddedServers(place / "data")
+        with servers.used():
+            servers.start()
+            yield servers
+    finally:
+        shutil.rmtree(place)
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """Shows on the terminal's standard error what is being done."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total or None)
+
+
+Result = TypeVar("Result")
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    application()

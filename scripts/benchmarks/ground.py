@@ -1,0 +1,240 @@
+"""What every measurement stands on: embedded servers, a fresh ledger, a real engine process, and what they cost."""
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+import psutil
+
+from fundsvc.config import StreamConfig
+from fundsvc.core.events import Event
+from fundsvc.embedded import EmbeddedServers
+from fundsvc.store.migrations import migrate
+from fundsvc.streams.client import Client, open_client, stream_key
+from fundsvc.wire import Codec, encode
+
+STREAM = stream_key(0)
+"""The one partition's stream, which the engine reads."""
+
+STAGED = "fundsvc:{0}:staged"
+"""Where a backlog waits until it is renamed to the stream, so that it arrives whole, at a moment that is known."""
+
+READY_SECONDS_MAX = 60.0
+SETTLED_SECONDS_MAX = 1800.0
+"""What takes longer than these is broken, not slow."""
+
+
+class Ledger(NamedTuple):
+    """A database of its own on the embedded PostgreSQL: as the service (`dsn`) and as its owner."""
+
+    dsn: str
+    owner_dsn: str
+    stream_url: str
+
+
+@asynccontextmanager
+async def new_ledger(servers: EmbeddedServers, name: str) -> AsyncIterator[Ledger]:
+    """A migrated, empty ledger and an empty stream server; the database is dropped on leaving."""
+    dsn, owner_dsn = (address.replace("/fundsvc?", f"/{name}?") for address in (servers.dsn, servers.owner_dsn))
+    ledger = Ledger(dsn, owner_dsn, servers.stream_url)
+    owner = await asyncpg.connect(servers.owner_dsn)
+    try:
+        await owner.execute(f"CREATE DATABASE {name}")
+        await migrate(ledger.owner_dsn, 1)
+        async with stream_of(ledger) as client:
+            await client.flushall()
+        yield ledger
+    finally:
+        await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await owner.close()
+
+
+@asynccontextmanager
+async def connection_to(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection that is closed on leaving."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def stream_of(ledger: Ledger) -> AbstractAsyncContextManager[Client]:
+    """A client of the stream server."""
+    return open_client(StreamConfig(url=ledger.stream_url))
+
+
+def bodies(events: Iterable[Event], per_message: int, codec: Codec) -> Iterator[bytes]:
+    """Message bodies of so many events each."""
+    run: list[Event] = []
+    for event in events:
+        run.append(event)
+        if len(run) == per_message:
+            yield encode(run, codec)
+            run.clear()
+    if run:
+        yield encode(run, codec)
+
+
+async def append(client: Client, key: str, messages: Iterable[bytes], codec: Codec) -> str:
+    """Appends messages in order; returns the last one's id."""
+    async with client.pipeline(transaction=False) as pipeline:
+        for body in messages:
+            pipeline.xadd(key, {codec: body})
+        ids = await pipeline.execute()
+    last: bytes = ids[-1]
+    return last.decode()
+
+
+async def settled_to(connection: asyncpg.Connection) -> tuple[int, int]:
+    """The stream id up to which the ledger is durable, as `id_order` gives it."""
+    last_id = await connection.fetchval("SELECT last_id FROM partitions WHERE partition = 0")
+    return id_order(last_id)
+
+
+def id_order(stream_id: str) -> tuple[int, int]:
+    """A stream id as numbers that compare as ids do."""
+    milliseconds, _, sequence = stream_id.partition("-")
+    return int(milliseconds), int(sequence)
+
+
+class Cost(NamedTuple):
+    """CPU seconds, user and system together."""
+
+    engine: float
+    postgres: float
+    machine: float
+
+    def others_share(self, seconds: float) -> float:
+        """The share of the machine's CPU that went to processes that are not measured, ours included."""
+        return (self.machine - self.engine - self.postgres) / (seconds * (os.cpu_count() or 1))
+
+    def since(self, before: "Cost") -> "Cost":
+        """What was spent since an earlier reading."""
+        return Cost(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+class EngineProcess:
+    """`fundsvc engine` on a ledger, as an operator would run it."""
+
+    def __init__(self, ledger: Ledger, log: Path) -> None:
+        environment = {
+            "FUNDSVC_DATABASE_DSN": ledger.dsn,
+            "FUNDSVC_DATABASE_OWNER_DSN": ledger.owner_dsn,
+            "FUNDSVC_STREAM_URL": ledger.stream_url,
+            "FUNDSVC_STREAM_PARTITIONS": "1",
+            "FUNDSVC_LOG_LEVEL": "error",
+        }
+        self._log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fundsvc", "engine"],
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self._view = psutil.Process(self._process.pid)
+
+    def check(self) -> None:
+        """Raises RuntimeError with the end of its log when the engine is gone."""
+        if self._process.poll() is not None:
+            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-12:])
+            raise RuntimeError(f"the engine ended by itself; its log ends with:\n{tail}")
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds since it started."""
+        times = self._view.cpu_times()
+        return times.user + times.system
+
+    def memory_peak_mb(self) -> float:
+        """Most resident memory it ever had, in MB (10**6 bytes), as the kernel recorded it."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(kilobytes) * 1024 / 1e6
+
+    def stop(self) -> None:
+        """Ends it as an operator would, and waits."""
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@asynccontextmanager
+async def running_engine(ledger: Ledger, log: Path) -> AsyncIterator[EngineProcess]:
+    """An engine that has loaded its funds and waits for messages; stopped on leaving."""
+    engine = EngineProcess(ledger, log)
+    try:
+        async with stream_of(ledger) as client:
+            await _until_it_reads(client, engine)
+        yield engine
+    finally:
+        await asyncio.to_thread(engine.stop)
+
+
+async def _until_it_reads(client: Client, engine: EngineProcess) -> None:
+    deadline = time.monotonic() + READY_SECONDS_MAX
+    while not (await client.info("clients"))["blocked_clients"]:
+        engine.check()
+        if time.monotonic() > deadline:
+            raise RuntimeError("the engine did not begin to read")
+        await asyncio.sleep(0.02)
+
+
+async def until_settled(connection: asyncpg.Connection, last_id: str, engine: EngineProcess, every_seconds: float) -> None:
+    """Waits until the ledger is durable up to a stream id."""
+    wanted = id_order(last_id)
+    deadline = time.monotonic() + SETTLED_SECONDS_MAX
+    while await settled_to(connection) < wanted:
+        engine.check()
+        if time.monotonic() > deadline:
+            raise RuntimeError("the engine does not get on")
+        await asyncio.sleep(every_seconds)
+
+
+def postgres_cpu_seconds(servers: EmbeddedServers) -> float:
+    """CPU seconds of the server and all its backends, also of those that have ended."""
+    server = servers.postgres.process
+    assert server is not None, "the server runs while we measure"
+    times = server.cpu_times()
+    total = times.user + times.system + times.children_user + times.children_system
+    for backend in server.children():
+        try:
+            own = backend.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += own.user + own.system
+    return float(total)
+
+
+def cost(servers: EmbeddedServers, engine: EngineProcess | None = None) -> Cost:
+    """What has been spent up to now; `machine` is everything that runs on it."""
+    machine = psutil.cpu_times()
+    busy = sum(machine[:8]) - machine.idle - getattr(machine, "iowait", 0.0)
+    return Cost(engine.cpu_seconds() if engine else 0.0, postgres_cpu_seconds(servers), busy)
+
+
+def sync_ms(directory: Path, times: int = 100) -> float:
+    """Median milliseconds that this disk takes to make a small write durable."""
+    path = directory / "sync"
+    took = []
+    with path.open("wb") as file:
+        for _ in range(times):
+            file.write(bytes(8192))
+            started = time.perf_counter()
+            file.flush()
+            os.fdatasync(file.fileno())
+            took.append(time.perf_counter() - started)
+    path.unlink()
+    return statistics.median(took) * 1000

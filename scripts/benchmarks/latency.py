@@ -1,0 +1,125 @@
+"""How long a fill takes from XADD until it is durable, at a steady rate.
+
+Every fill is a message of its own. A sender writes those that are due each millisecond to its connection and does not wait
+for the replies, so a server that stalls delays what it stalls and hides nothing; a fill's clock starts just before its XADD
+is written. Another connection asks PostgreSQL for the committed offset again and again, about POLL_SECONDS apart: the
+first answer at or past a fill's stream id ends its clock. PostgreSQL shows a commit only when it is on disk, so the time
+read is never too short, and too long by at most the distance of two answers, which is reported (`poll_p99_ms`).
+Sender and observer are one process (uvloop) and read one monotonic clock; they take a share of the machine, as real ones would.
+"""
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import asyncpg
+import msgspec
+from ground import STREAM, EngineProcess, bodies, connection_to, id_order, new_ledger, settled_to, stream_of
+from market import Market
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from throughput import Tell, listing_engine
+
+from fundsvc.embedded import EmbeddedServers
+from fundsvc.streams.client import Client
+from fundsvc.wire import Codec
+
+TICK_SECONDS = 0.001
+"""The event loop's own resolution."""
+
+POLL_SECONDS = 0.001
+"""As often as the event loop's timers allow."""
+
+WARM_SECONDS = 1.0
+"""The first second is sent and not counted: caches fill and plans are made once in the life of a service."""
+
+Id = tuple[int, int]
+
+
+class Latency(msgspec.Struct, kw_only=True):
+    """From XADD to durable, in milliseconds, over `fills`; `sent_per_second` is the rate that was really kept."""
+
+    fills: int
+    sent_per_second: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+    poll_p99_ms: float
+
+
+async def measure(
+    servers: EmbeddedServers, contracts: int, rate: int, seconds: float, codec: Codec, log: Path, tell: Tell
+) -> Latency:
+    """The distribution at `rate` fills a second, on a ledger of its own."""
+    market = Market(contracts)
+    count = int(rate * (seconds + WARM_SECONDS))
+    messages = list(bodies(market.fills(count), 1, codec))
+    async with (
+        new_ledger(servers, "bench_latency") as ledger,
+        listing_engine(ledger, market, log) as engine,
+        connection_to(ledger.owner_dsn) as connection,
+        stream_of(ledger) as client,
+    ):
+        await connection.execute("CHECKPOINT")
+        last: asyncio.Future[Id] = asyncio.get_running_loop().create_future()
+        observer = asyncio.create_task(_observe(connection, engine, last))
+        sent = await _send(client, messages, codec, rate, tell)
+        last.set_result(sent[-1][1])
+        seen = await observer
+    return _distribution(sent, seen, int(rate * WARM_SECONDS))
+
+
+async def _send(client: Client, messages: Sequence[bytes], codec: Codec, rate: int, tell: Tell) -> list[tuple[float, Id]]:
+    """Sends at the rate; returns when each message was sent, and the stream id that it got."""
+    assert isinstance(client, Redis), "one server, no cluster"
+    connection = await client.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+    replies = asyncio.create_task(_replies(connection, len(messages)))
+    times: list[float] = []
+    started = time.monotonic()
+    while len(times) < len(messages):
+        due = int((time.monotonic() - started) * rate) + 1
+        packed = [
+            part for body in messages[len(times) : due] for part in connection.pack_command("XADD", STREAM, "*", codec, body)
+        ]
+        times += [time.monotonic()] * (min(due, len(messages)) - len(times))
+        await connection.send_packed_command(packed)
+        tell("a steady rate", len(times), len(messages))
+        await asyncio.sleep(TICK_SECONDS)
+    return list(zip(times, await replies, strict=True))
+
+
+async def _replies(connection: AbstractConnection, count: int) -> list[Id]:
+    return [id_order((await connection.read_response()).decode()) for _ in range(count)]
+
+
+async def _observe(connection: asyncpg.Connection, engine: EngineProcess, last: asyncio.Future[Id]) -> list[tuple[Id, float]]:
+    """What the ledger was seen to have made durable and when, until the last message is."""
+    seen: list[tuple[Id, float]] = []
+    while not (last.done() and seen[-1][0] >= last.result()):
+        seen.append((await settled_to(connection), time.monotonic()))
+        engine.check()
+        await asyncio.sleep(POLL_SECONDS)
+    return seen
+
+
+def _distribution(sent: Sequence[tuple[float, Id]], seen: Sequence[tuple[Id, float]], warm: int) -> Latency:
+    durable = [observed for observed, _ in seen]
+    took = sorted(seen[bisect_left(durable, stream_id)][1] - at for at, stream_id in sent[warm:])
+    polls = sorted(later[1] - earlier[1] for earlier, later in pairwise(seen))
+    return Latency(
+        fills=len(took),
+        sent_per_second=len(took) / (sent[-1][0] - sent[warm][0]),
+        p50_ms=_percentile_ms(took, 50),
+        p90_ms=_percentile_ms(took, 90),
+        p99_ms=_percentile_ms(took, 99),
+        max_ms=took[-1] * 1000,
+        poll_p99_ms=_percentile_ms(polls, 99),
+    )
+
+
+def _percentile_ms(ordered: Sequence[float], percent: int) -> float:
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] * 1000

@@ -1,0 +1,186 @@
+"""The results, side by side with the ceiling, the peer and the targets."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+from latency import Latency
+from peer import Peer
+from rich.console import Console
+from rich.table import Table
+from throughput import Throughput
+
+TARGET_CONTRACTS = 50
+BATCHED = 100
+"""The load that the targets speak of; the other target is for single messages."""
+
+OF_CEILING_BATCHED_MIN = 0.6
+OF_CEILING_SINGLE_MIN = 0.35
+OF_PEER_MIN = 50.0
+P99_MS_MAX = 10.0
+MEMORY_MB_MAX = 300.0
+HISTORY_SLOWDOWN_MAX = 0.10
+"""What the service promises, as ratios within one run wherever a ratio can say it."""
+
+PEER_CONNECTIONS = 16
+"""The peer that the promise is about."""
+
+
+class Machine(msgspec.Struct, kw_only=True):
+    """Where it was measured; `sync_ms` is the disk's own time to make one small write durable."""
+
+    cpus: int
+    memory_gb: float
+    python: str
+    postgres: str
+    sync_ms: float
+
+
+class Target(msgspec.Struct, kw_only=True):
+    """A promise and what was measured."""
+
+    name: str
+    promised: str
+    measured: str
+    met: bool
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """Everything one run measured."""
+
+    machine: Machine
+    throughput: list[Throughput] = []
+    peers: list[Peer] = []
+    latency: Latency | None = None
+    history: list[Throughput] = []
+    targets: list[Target] = []
+
+
+def judge(results: Results) -> list[Target]:
+    """The promises that what was measured can be held against."""
+    return [*_against_ceiling(results), *_against_peer(results), *_latency(results), *_memory(results), *_history(results)]
+
+
+def _against_ceiling(results: Results) -> Iterator[Target]:
+    for per_message, least in ((BATCHED, OF_CEILING_BATCHED_MIN), (1, OF_CEILING_SINGLE_MIN)):
+        run = _run(results, per_message)
+        if run:
+            name = f"of the ceiling, {per_message} per message"
+            yield _at_least(name, run.of_ceiling, least, "{:.2f}")
+
+
+def _against_peer(results: Results) -> Iterator[Target]:
+    run = _run(results, BATCHED)
+    for peer in results.peers:
+        if run and peer.connections == PEER_CONNECTIONS:
+            name = f"times {PEER_CONNECTIONS} connections, one fill each"
+            yield _at_least(name, run.fills_per_second / peer.fills_per_second, OF_PEER_MIN, "{:.0f}")
+
+
+def _latency(results: Results) -> Iterator[Target]:
+    if results.latency:
+        rate = f"{round(results.latency.sent_per_second, -2):,.0f}"
+        yield _at_most(f"p99 ms, XADD to durable, at {rate}/s", results.latency.p99_ms, P99_MS_MAX, "{:.1f}")
+
+
+def _memory(results: Results) -> Iterator[Target]:
+    runs = [*results.throughput, *results.history]
+    if runs:
+        yield _at_most("peak memory of the engine, MB", max(run.memory_mb for run in runs), MEMORY_MB_MAX, "{:.0f}")
+
+
+def _history(results: Results) -> Iterator[Target]:
+    for run in results.history[1:]:
+        slower = results.history[0].fills_per_second / run.fills_per_second - 1
+        yield _at_most(f"slower at {_entries(run.history)} entries than at none", slower, HISTORY_SLOWDOWN_MAX, "{:.0%}")
+
+
+def _run(results: Results, per_message: int) -> Throughput | None:
+    wanted = (TARGET_CONTRACTS, per_message)
+    return next((run for run in results.throughput if (run.contracts, run.per_message) == wanted), None)
+
+
+def _at_least(name: str, measured: float, least: float, form: str) -> Target:
+    return Target(name=name, promised=f">= {form.format(least)}", measured=form.format(measured), met=measured >= least)
+
+
+def _at_most(name: str, measured: float, most: float, form: str) -> Target:
+    return Target(name=name, promised=f"<= {form.format(most)}", measured=form.format(measured), met=measured <= most)
+
+
+def show(results: Results, console: Console) -> None:
+    """Prints the tables."""
+    machine = results.machine
+    console.print(
+        f"{machine.cpus} CPUs, {machine.memory_gb:.0f} GB, Python {machine.python}, PostgreSQL {machine.postgres},"
+        f" a durable write of 8 kB takes this disk {machine.sync_ms:.2f} ms"
+    )
+    if results.throughput:
+        console.print(_throughput_table(results.throughput))
+    if results.peers:
+        console.print(_peer_table(results))
+    if results.latency:
+        console.print(_latency_table(results.latency))
+    if results.history:
+        console.print(_history_table(results.history))
+    if results.targets:
+        console.print(_target_table(results.targets))
+
+
+def _throughput_table(runs: Sequence[Throughput]) -> Table:
+    table = _table(
+        "A backlog until it is durable, and bare COPY of the same rows; CPU in seconds per million fills",
+        "contracts", "per msg", "fills/s", "COPY/s", "ratio", "engine", "PostgreSQL", "for COPY", "MB", "per commit", "others",
+    )  # fmt: skip
+    for run in runs:
+        table.add_row(
+            f"{run.contracts:,}", str(run.per_message), f"{run.fills_per_second:,.0f}", f"{run.ceiling_per_second:,.0f}",
+            f"{run.of_ceiling:.2f}", f"{run.engine_cpu:.1f}", f"{run.postgres_cpu:.1f}", f"{run.ceiling_postgres_cpu:.1f}",
+            f"{run.memory_mb:.0f}", f"{run.fills / run.transactions:,.0f}", f"{run.others:.0%}",
+        )  # fmt: skip
+    return table
+
+
+def _peer_table(results: Results) -> Table:
+    table = _table("One transaction per fill", "connections", "fills/s", "fundsvc is", "PostgreSQL CPU")
+    run = _run(results, BATCHED)
+    for peer in results.peers:
+        times = f"{run.fills_per_second / peer.fills_per_second:.0f} times as fast" if run else ""
+        table.add_row(str(peer.connections), f"{peer.fills_per_second:,.0f}", times, f"{peer.postgres_cpu:.0f}")
+    return table
+
+
+def _latency_table(latency: Latency) -> Table:
+    table = _table(
+        "From XADD to durable, single fills, ms", "fills/s", "fills", "p50", "p90", "p99", "max", "error (p99 of polls)"
+    )
+    times = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.max_ms, latency.poll_p99_ms)
+    table.add_row(f"{latency.sent_per_second:,.0f}", f"{latency.fills:,}", *(f"{time:.2f}" for time in times))
+    return table
+
+
+def _history_table(runs: Sequence[Throughput]) -> Table:
+    table = _table("With history", "entries before", "fills/s", "to none", "engine CPU", "PostgreSQL CPU", "others")
+    for run in runs:
+        table.add_row(
+            _entries(run.history), f"{run.fills_per_second:,.0f}", f"{run.fills_per_second / runs[0].fills_per_second:.2f}",
+            f"{run.engine_cpu:.1f}", f"{run.postgres_cpu:.1f}", f"{run.others:.0%}",
+        )  # fmt: skip
+    return table
+
+
+def _target_table(targets: Sequence[Target]) -> Table:
+    table = _table("Targets", "what", "promised", "measured", "")
+    for target in targets:
+        table.add_row(target.name, target.promised, target.measured, "[green]met" if target.met else "[red]not met")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _entries(number: int) -> str:
+    return f"{number / 1e6:.1f} M"
