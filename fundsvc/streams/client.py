@@ -1,5 +1,6 @@
 """Connections to Redis or Valkey (single, Sentinel or Cluster), and the one place where its exceptions become a fault."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -76,9 +77,15 @@ class StreamFault(Exception):
 
 @contextmanager
 def faults() -> Iterator[None]:
-    """Turns what the driver raises when the stream is away into StreamFault; lets our own mistakes through."""
+    """Turns what the driver raises when the stream is away into StreamFault; lets our own mistakes through.
+
+    Raises a cancellation that the driver swallowed: it sends by asyncio.wait_for, which before Python 3.12 forgets one that
+    comes just as the sending is done. A reader that is not told to end would never let its partition be loaded again.
+    """
     try:
         yield
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise asyncio.CancelledError
     except _FAULTS as error:
         raise StreamFault(f"{type(error).__name__}: {error}") from error
     except ResponseError as error:
