@@ -1,0 +1,20 @@
+"""The long form of the crash test."""
+
+import argparse
+import asyncio
+import random
+
+from tests.crash.run import run_long, run_short
+
+
+def main() -> None:
+    """Runs it; a failure ends with a traceback that names the first differences."""
+    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=0, help="how long to disturb; 0 is the short form")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeats messages and schedule")
+    arguments = parser.parse_args()
+    asyncio.run(run_long(arguments.seed, arguments.minutes) if arguments.minutes else run_short(arguments.seed))
+
+
+if __name__ == "__main__":
+    main()

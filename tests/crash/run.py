@@ -1,0 +1,88 @@
+"""One run of the crash test."""
+
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from fundsvc.store.database import open_pool
+from fundsvc.store.migrations import migrate
+from fundsvc.streams.client import open_client
+from tests.crash.disturbances import ALL, ESSENTIAL, Disturbance, disturb
+from tests.crash.letters import Letter, write_letters
+from tests.crash.oracle import Undisturbed, undisturbed
+from tests.crash.sender import Sender
+from tests.crash.verdict import differences
+from tests.crash.world import PARTITIONS, World, eventually
+
+RECORDING = Path(__file__).parents[3] / "shared" / "data" / "binance_force_orders_2025-12-11.ndjson"
+
+ENGINES = 2
+
+EVENTS_PER_SECOND = 400
+"""Slow enough to be interrupted many times, fast enough that an owner is often within a transaction."""
+
+
+async def run_short(seed: int) -> None:
+    """One disturbance of each kind; AssertionError when the ledger does not end as it should."""
+    chance = random.Random(seed)
+    await _run(seed, 35, iter(chance.sample(ESSENTIAL, len(ESSENTIAL))))
+
+
+async def run_long(seed: int, minutes: float) -> None:
+    """Disturbances of all kinds until the time is over."""
+    chance = random.Random(seed)
+    end = time.monotonic() + minutes * 60
+    await _run(seed, minutes * 60, iter(lambda: chance.choice(ALL) if time.monotonic() < end else None, None))
+
+
+async def _run(seed: int, seconds: float, schedule: Iterable[Disturbance]) -> None:
+    recording = RECORDING if RECORDING.exists() else None
+    fills = int(seconds * EVENTS_PER_SECOND) - (10_000 if recording else 0)
+    letters = write_letters(seed, PARTITIONS, max(fills, 2000), recording)
+    expected = undisturbed(letters, PARTITIONS)
+    with tempfile.TemporaryDirectory(prefix="crash-") as directory:
+        world = World(Path(directory))
+        try:
+            world.timeline.note(
+                f"seed {seed}: {len(letters)} letters, {sum(map(len, expected.lines.values()))} entries expected"
+            )
+            await world.start_servers()
+            await migrate(world.servers.owner_dsn, PARTITIONS)
+            await _disturbed(world, random.Random(seed), letters, expected, schedule)
+        finally:
+            world.end()
+
+
+async def _disturbed(
+    world: World, chance: random.Random, letters: list[Letter], expected: Undisturbed, schedule: Iterable[Disturbance]
+) -> None:
+    for _ in range(ENGINES):
+        world.start_engine()
+    await eventually("the engines own all partitions", world.all_owned)
+    async with open_pool(world.servers.dsn, 2) as pool, open_client(world.config.stream) as client:
+        sender = Sender(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world.timeline)
+        calm = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(sender.send_all(calm, expected.funds))
+            for disturbance in schedule:
+                await disturb(world, chance, disturbance)
+            calm.set()
+            sender.hurry.set()
+            world.timeline.note(f"the schedule is over, {sender.sent} of {len(letters)} letters are sent; no more disturbances")
+        world.timeline.note("everything is settled")
+        await eventually("the rollups are kept up", lambda: _condensed(world))
+        await world.stop_engines()
+        wrong = await differences(world, client, letters, expected)
+    lost = sum(engine.log.count("lost its tail") for engine in world.engines)
+    world.timeline.note(f"{sender.resumptions} resumptions of the sender, {lost} lost tails seen, {len(wrong)} differences")
+    assert not wrong, "\n".join(wrong[:20])
+
+
+async def _condensed(world: World) -> bool:
+    rows = await world.fetch(
+        "SELECT 1 FROM funds f LEFT JOIN rollup_progress p USING (symbol) WHERE f.entry > coalesce(p.entry, 0)"
+    )
+    return not rows

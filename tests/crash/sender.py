@@ -1,0 +1,108 @@
+"""The exchange's engine: sends letters in order, and after a lost connection again from the ledger's cursor."""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+
+from fundsvc.core.settlement import FundState
+from fundsvc.store.database import Pool, StoreFault
+from fundsvc.store.reader import Reader
+from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.producer import Producer
+from fundsvc.streams.source import Source, id_order
+from tests.crash.letters import Letter
+from tests.crash.world import PARTITIONS, Timeline
+
+SETTLED_SECONDS_MAX = 120.0
+"""From the last letter to its being settled, after the last disturbance."""
+
+
+class Sender:
+    """Sends `letters`; `hurry` makes it send as fast as it can."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        client: Client,
+        letters: Sequence[Letter],
+        events_per_second: float,
+        chance: random.Random,
+        timeline: Timeline,
+    ) -> None:
+        self.hurry = asyncio.Event()
+        self.resumptions = 0
+        self.sent = 0
+        self._reader = Reader(pool)
+        self._client = client
+        self._producer = Producer(client, PARTITIONS)
+        self._letters = letters
+        self._seconds_per_event = 1 / events_per_second
+        self._chance = chance
+        self._timeline = timeline
+
+    async def send_all(self, calm: asyncio.Event, funds: Mapping[str, FundState]) -> None:
+        """Sends everything and, once it is `calm`, waits until the ledger has it all."""
+        while self.sent < len(self._letters):
+            await self._send_next()
+        self._timeline.note("all letters sent")
+        while not calm.is_set():
+            await self._keep_in_touch()
+        began = time.monotonic()
+        while not await self._settled(funds):
+            await self._keep_in_touch()
+            if time.monotonic() - began > SETTLED_SECONDS_MAX:
+                raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end; cursor {await self._cursor()}")
+
+    async def _send_next(self) -> None:
+        letter = self._letters[self.sent]
+        self.sent += 1
+        try:
+            await self._append(letter)
+        except StreamFault as fault:
+            await self._resume(fault)
+        if self.hurry.is_set():
+            await asyncio.sleep(0)
+        else:
+            await asyncio.sleep(len(letter.elements) * self._seconds_per_event)
+
+    async def _keep_in_touch(self) -> None:
+        """An idle connection must be looked at too: the tail may be lost that was sent last."""
+        try:
+            await self._producer.append_bodies(0, "json", [b"[]"])
+        except StreamFault as fault:
+            await self._resume(fault)
+        await asyncio.sleep(0.1)
+
+    async def _resume(self, fault: Exception) -> None:
+        """Sends again what has been sent and is not in the ledger, per contract in order."""
+        self._timeline.note(f"the sender lost its connection after {self.sent} letters: {fault}"[:120])
+        while True:
+            try:
+                cursor = await self._cursor()
+                again = [rest for letter in self._letters[: self.sent] if (rest := letter.beyond(cursor, self._chance))]
+                for letter in again:
+                    await self._append(letter)
+            except (StreamFault, StoreFault):
+                await asyncio.sleep(0.1)
+            else:
+                break
+        self.resumptions += 1
+        self._timeline.note(f"the sender resumed: {len(again)} letters sent again from the cursor")
+
+    async def _append(self, letter: Letter) -> None:
+        await self._producer.append_bodies(letter.partition, letter.field, [letter.body()])
+
+    async def _cursor(self) -> dict[str, int]:
+        return {fund.symbol: fund.seq for fund in await self._reader.funds()}
+
+    async def _settled(self, funds: Mapping[str, FundState]) -> bool:
+        """Whether all that can be settled is, and all streams are read to their end."""
+        try:
+            cursor = await self._cursor()
+            offsets = {row.partition: row.last_id for row in await self._reader.partitions()}
+            ends = {partition: (await Source(self._client, partition).state()).last_id for partition in offsets}
+        except (StreamFault, StoreFault):
+            return False
+        expected = {symbol: fund.seq for symbol, fund in funds.items()}
+        return cursor == expected and all(id_order(offsets[p]) >= id_order(ends[p]) for p in ends)

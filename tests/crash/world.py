@@ -1,0 +1,194 @@
+"""The processes of the crash test: embedded servers, engines, and looks at the ledger from outside."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import psutil
+
+from fundsvc.config import Config, DatabaseConfig, StreamConfig
+from fundsvc.embedded import EmbeddedServers
+
+PARTITIONS = 4
+RECOVERY_SECONDS_MAX = 30.0
+"""Long enough for a busy machine; what must be quicker is measured by itself."""
+
+_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+class Owner(NamedTuple):
+    """Who may write a partition: the engine's name, and under which epoch; `live` while its lease runs."""
+
+    engine: str
+    epoch: int
+    live: bool
+
+
+class Timeline:
+    """What was done and seen, in seconds since the beginning; printed at once, so that a failure can be retraced."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """Writes a line."""
+        print(f"{time.monotonic() - self._began:7.2f} s  {text}", flush=True)
+
+
+class EngineProcess:
+    """An engine as its own process. Its log tells the name under which the ledger knows it."""
+
+    def __init__(self, number: int, environment: dict[str, str], directory: Path) -> None:
+        self.number = number
+        self._log = directory / f"engine-{number}.log"
+        with self._log.open("wb") as output:
+            command = [sys.executable, "-m", "fundsvc", "engine"]
+            self.process = psutil.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+
+    def __str__(self) -> str:
+        return f"engine {self.number}"
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def name(self) -> str:
+        """Its name in the ledger; empty until it has owned a partition."""
+        found = re.search(r'"engine": ?"([0-9a-f]+)"', self.log)
+        return found[1] if found else ""
+
+    def kill(self) -> None:
+        """Ends it without a chance to do anything about it."""
+        self.process.kill()
+        self.process.wait()
+
+    def pause(self) -> None:
+        """Stops it in its tracks."""
+        self.process.suspend()
+
+    def resume(self) -> None:
+        """Lets it go on, unaware that time has passed."""
+        self.process.resume()
+
+
+class World:
+    """Servers in a directory, and the engines on them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.servers = EmbeddedServers(directory)
+        self.timeline = Timeline()
+        self.engines: list[EngineProcess] = []
+        self.failures: list[str] = []
+        self._started = 0
+
+    @property
+    def config(self) -> Config:
+        """How to reach the servers."""
+        database = DatabaseConfig(dsn=self.servers.dsn, owner_dsn=self.servers.owner_dsn)
+        return Config(database=database, stream=StreamConfig(url=self.servers.stream_url, partitions=PARTITIONS))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same for processes."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("FUNDSVC_")}
+        return ours | {
+            "FUNDSVC_DATABASE_DSN": self.servers.dsn,
+            "FUNDSVC_STREAM_URL": self.servers.stream_url,
+            "FUNDSVC_STREAM_PARTITIONS": str(PARTITIONS),
+            "FUNDSVC_LOG_FORMAT": "json",
+        }
+
+    async def start_servers(self, *, postgres: bool = True, valkey: bool = True) -> None:
+        """Starts what does not run."""
+        await asyncio.to_thread(self.servers.start, postgres=postgres, valkey=valkey)
+
+    def start_engine(self) -> EngineProcess:
+        """Starts one more engine."""
+        self._started += 1
+        engine = EngineProcess(self._started, self.environment, self.directory)
+        self.engines.append(engine)
+        return engine
+
+    def replace_ended(self) -> None:
+        """Starts an engine for each that ended by itself: allowed only at its start, while the database was away."""
+        for engine in [engine for engine in self.engines if not engine.running]:
+            self.engines.remove(engine)
+            if engine.name:
+                self.failures.append(f"{engine} ended by itself with {engine.process.returncode}:\n{engine.log[-2000:]}")
+            self.timeline.note(f"{engine} ended with {engine.process.returncode}, starting {self.start_engine()}")
+
+    async def stop_engines(self) -> None:
+        """Ends all engines as an operator does; they must be done within five seconds."""
+        for engine in self.engines:
+            engine.process.terminate()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, [engine.process for engine in self.engines], 5)
+        if alive or any(engine.process.returncode for engine in self.engines):
+            ends = ", ".join(f"{engine}: {engine.process.poll()}" for engine in self.engines)
+            self.failures.append(f"not all engines ended well on SIGTERM: {ends}")
+
+    def end(self) -> None:
+        """Leaves no process behind."""
+        for engine in self.engines:
+            if engine.running:
+                engine.kill()
+        self.servers.stop()
+
+    async def fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+        """Rows as the superuser sees them."""
+        connection = await asyncpg.connect(self.servers.owner_dsn, timeout=5, command_timeout=30)
+        try:
+            return await connection.fetch(statement, *arguments)
+        finally:
+            connection.terminate()
+
+    async def owners(self) -> dict[int, Owner]:
+        """The owner of each partition."""
+        rows = await self.fetch("SELECT partition, owner, epoch, lease_until > clock_timestamp() AS live FROM partitions")
+        return {row["partition"]: Owner(row["owner"] or "", row["epoch"], bool(row["live"])) for row in rows}
+
+    async def all_owned(self) -> bool:
+        """Whether every partition has an owner among the running engines."""
+        names = {engine.name for engine in self.engines}
+        return all(owner.live and owner.engine in names for owner in (await self.owners()).values())
+
+    async def messages(self) -> int:
+        """Messages settled so far, by all partitions."""
+        (row,) = await self.fetch("SELECT sum(messages)::bigint AS messages FROM partitions")
+        return int(row["messages"])
+
+    async def command(self, *arguments: str) -> tuple[int, str, str]:
+        """Runs a fundsvc command; its exit code and what it printed."""
+        return await asyncio.to_thread(self._command, arguments)
+
+    def _command(self, arguments: tuple[str, ...]) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "fundsvc", *arguments]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+
+async def eventually(what: str, check: Callable[[], Awaitable[bool]], seconds_max: float = RECOVERY_SECONDS_MAX) -> float:
+    """Waits until a check holds, through times when the ledger does not answer; returns how long that took."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds_max:
+        try:
+            if await check():
+                return time.monotonic() - began
+        except _AWAY:
+            pass
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"not within {seconds_max} s: {what}")
