@@ -46,7 +46,7 @@ _FAULTS = (
     OSError,
     TimeoutError,
 )
-_REFUSED_FOR_NOW = re.compile("(^|caused error: )(MISCONF|NOREPLICAS|BUSY) ")
+_REFUSED_FOR_NOW = re.compile(r"(^|caused error: \W*)(MISCONF|NOREPLICAS|BUSY) ")
 """Answers that the driver has no exception for: the disk is full, replicas are away, a script runs."""
 
 
@@ -106,12 +106,19 @@ async def open_client(config: StreamConfig) -> AsyncIterator[Client]:
     async with AsyncExitStack() as stack:
         if config.mode == "cluster":
             cluster: RedisCluster = RedisCluster.from_url(config.url, **options)
-            stack.push_async_callback(cluster.aclose)
+            stack.push_async_callback(_close_cluster, cluster)
             yield cluster
         else:
             single = _master(config, options, stack) if config.mode == "sentinel" else _single(config, options)
             stack.push_async_callback(single.aclose)
             yield single
+
+
+async def _close_cluster(cluster: RedisCluster) -> None:
+    """Closes all connections; the driver's own way leaves them open when it is about to look the nodes up again."""
+    await cluster.aclose()
+    for nodes in ("nodes_cache", "startup_nodes"):
+        await cluster.nodes_manager.aclose(nodes)
 
 
 def _single(config: StreamConfig, options: dict[str, Any]) -> Redis:

@@ -1,0 +1,334 @@
+import asyncio
+import signal
+import socket
+import subprocess
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+from eventually import eventually
+from ledgers import fill, listing
+from redis.exceptions import DataError, NoPermissionError, ResponseError
+
+from fundsvc.config import StreamConfig
+from fundsvc.core.contracts import partition_of
+from fundsvc.core.events import Mark, Rate
+from fundsvc.embedded import _valkey_binary
+from fundsvc.streams.client import StreamFault, faults, open_client, stream_key
+from fundsvc.streams.producer import Producer
+from fundsvc.streams.source import Source, StreamState, id_order
+from fundsvc.wire import Message, decode
+
+FILLS = [fill("AAA", seq, seq) for seq in range(1, 251)]
+KEY = stream_key(0)
+
+
+@pytest.fixture
+async def client(config):
+    async with open_client(config.stream) as client:
+        yield client
+
+
+@pytest.fixture
+def source(client):
+    return Source(client, 0)
+
+
+@pytest.fixture
+def producer(client):
+    return Producer(client, 1)
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("per_message", [1, 100])
+async def test_events_come_out_in_order_as_they_went_in(source, producer, codec, per_message):
+    ids = await producer.append(FILLS, codec, per_message)
+    messages = await source.read("0-0", 1000, 10)
+    assert [message.stream_id for message in messages] == ids[0]
+    assert sorted(ids[0], key=id_order) == ids[0]
+    assert {message.codec for message in messages} == {codec}
+    assert [event for message in messages for event in decode(message)] == FILLS
+    assert max(len(decode(message)) for message in messages) == per_message
+
+
+async def test_reading_goes_on_after_an_id_and_is_bounded(source, producer):
+    ids = (await producer.append(FILLS, per_message=50))[0]
+    assert [m.stream_id for m in await source.read("0-0", 2, 10)] == ids[:2]
+    assert [m.stream_id for m in await source.read(ids[1], 2, 10)] == ids[2:4]
+    assert await source.read(ids[-1], 2, 10) == []
+
+
+async def test_a_read_that_waits_gets_what_arrives_at_once(source, producer):
+    waiting = asyncio.create_task(source.read("0-0", 10, 60_000))
+    await eventually(lambda: blocked_clients(producer))
+    ids = await producer.append(FILLS[:1])
+    assert [m.stream_id for m in await asyncio.wait_for(waiting, 5)] == ids[0]
+
+
+async def blocked_clients(producer):
+    return (await producer._client.info("clients"))["blocked_clients"]
+
+
+async def test_the_state_of_a_stream(source, producer, client):
+    assert await source.state() == StreamState("0-0", 0, 0)
+    ids = (await producer.append(FILLS, per_message=50))[0]
+    assert await source.state() == StreamState(ids[-1], 5, 5)
+    await client.xdel(KEY, ids[-1])
+    assert await source.state() == StreamState(ids[-1], 5, 4)
+
+
+async def test_trimming_never_drops_what_is_not_below(source, producer):
+    ids = (await producer.append(FILLS * 4, per_message=1))[0]
+    for keep in (0, 1, 99, 100, 101, 512, 999):
+        await source.trim(ids[keep])
+        left = [message.stream_id for message in await source.read("0-0", 2000, 10)]
+        assert left == ids[len(ids) - len(left) :]
+        assert len(left) >= len(ids) - keep
+    assert len(left) < 200
+    assert await source.state() == StreamState(ids[-1], 1000, len(left))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"json": b"{}"}, Message("1-1", "json", b"{}")),
+        ({"msgpack": b"\x80"}, Message("1-1", "msgpack", b"\x80")),
+        ({"json": b""}, Message("1-1", "json", b"")),
+        ({"json": b"{}", "replayOf": "7-7/3"}, Message("1-1", "json", b"{}", "7-7/3")),
+        ({"json": b"{}", "replayOf": b"\xff/3"}, Message("1-1", "json", b"{}", "\ufffd/3")),
+    ],
+)
+async def test_a_message_is_its_codec_and_body(source, client, fields, expected):
+    await client.xadd(KEY, fields, id="1-1")
+    assert await source.read("0-0", 1, 10) == [expected]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [b"xml", b"<a/>"],
+        [b"", b""],
+        [b"JSON", b"{}"],
+        [b"\xff\x00", b"\xff"],
+        [b"json", b"{}", b"more", b"{}"],
+        [b"json", b"{}", b"msgpack", b"\x80"],
+        [b"replayOf", b"7-7/3", b"json", b"{}"],
+        [b"json", b"{}", b"replayOf", b"7-7/3", b"x", b"y"],
+    ],
+)
+async def test_a_message_with_other_fields_has_no_codec_and_keeps_what_it_had(source, client, fields):
+    await client.execute_command("XADD", KEY, "1-1", *fields)
+    (message,) = await source.read("0-0", 1, 10)
+    assert (message.stream_id, message.codec, message.replay_of) == ("1-1", "", "")
+    assert msgspec.msgpack.decode(message.body) == fields
+
+
+async def test_a_producer_routes_each_contract_to_its_partition_and_a_rate_to_all(client):
+    symbols = [f"SYMBOL{number}" for number in range(20)]
+    events = [event for symbol in symbols for event in (listing(symbol), fill(symbol, 1, 1), Mark(symbol, "1", 1))]
+    ids = await Producer(client, 4).append([*events, Rate("XBT", "100", 1)])
+    assert set(ids) == {0, 1, 2, 3}
+    for partition in range(4):
+        messages = await Source(client, partition).read("0-0", 100, 10)
+        found = [event for message in messages for event in decode(message)]
+        assert found[-1] == Rate("XBT", "100", 1)
+        assert [event for event in events if home_of(event) == partition] == found[:-1]
+
+
+def home_of(event):
+    return partition_of(event.contract["symbol"] if hasattr(event, "contract") else event.symbol, 4)
+
+
+async def test_a_replay_names_what_it_repeats(source, producer):
+    await producer.append_replay(0, "json", b"{}", "5-0/3")
+    (message,) = await source.read("0-0", 1, 10)
+    assert (message.codec, message.body, message.replay_of) == ("json", b"{}", "5-0/3")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def valkey(directory, *arguments):
+    """A server of our own to mistreat, in a directory."""
+    with (Path(directory) / "log").open("ab") as log:
+        process = subprocess.Popen([_valkey_binary(), *map(str, arguments)], cwd=directory, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answer(port, *command):
+    """What a server says to a command; nothing while it does not listen."""
+    with redis.Redis(port=port) as connection, suppress(redis.ConnectionError):
+        return connection.execute_command(*command)
+
+
+async def check_streams(config):
+    async with open_client(config) as client:
+        producer, source = Producer(client, 4), Source(client, partition_of("AAA", 4))
+        await eventually(lambda: reachable(source))
+        for codec in ("json", "msgpack"):
+            await producer.append([Rate("XBT", "1", 1), *FILLS], codec, per_message=10)
+        messages = await source.read("0-0", 1000, 10)
+        fills = [event for message in messages for event in decode(message) if not isinstance(event, Rate)]
+        assert fills == FILLS * 2
+        assert await source.read(messages[-1].stream_id, 10, 10) == []
+        assert await source.state() == StreamState(messages[-1].stream_id, len(messages), len(messages))
+        await source.trim(messages[-1].stream_id)
+        await producer.append_replay(partition_of("AAA", 4), "json", b"{}", "1-0/0")
+        assert (await source.read(messages[-1].stream_id, 10, 10))[0].replay_of == "1-0/0"
+
+
+async def reachable(source):
+    try:
+        await source.state()
+    except StreamFault:
+        return False
+    return True
+
+
+async def test_sentinels_name_the_server(tmp_path):
+    port, watch = free_port(), free_port()
+    (tmp_path / "sentinel.conf").write_text(f"port {watch}\nsentinel monitor fundsvc 127.0.0.1 {port} 1\n")
+    with valkey(tmp_path, "--port", port, "--save", ""), valkey(tmp_path, "sentinel.conf", "--sentinel"):
+        await check_streams(StreamConfig(mode="sentinel", sentinels=(f"127.0.0.1:{watch}",)))
+
+
+async def test_a_master_that_sentinels_do_not_know_is_a_fault(tmp_path):
+    watch = free_port()
+    (tmp_path / "sentinel.conf").write_text(f"port {watch}\n")
+    with valkey(tmp_path, "sentinel.conf", "--sentinel"):
+        async with open_client(StreamConfig(mode="sentinel", sentinels=(f"127.0.0.1:{watch}",))) as client:
+            with pytest.raises(StreamFault):
+                await Source(client, 0).state()
+
+
+@pytest.fixture
+async def cluster(tmp_path):
+    """A cluster of one node that owns no slots yet: its process and its port."""
+    port, bus = free_port(), free_port()
+    with valkey(tmp_path, "--port", port, "--save", "", "--cluster-enabled", "yes", "--cluster-port", bus) as process:
+        await eventually(lambda: answer(port, "PING"))
+        yield process, port
+
+
+async def test_a_cluster_has_every_partition_in_one_slot(cluster):
+    _, port = cluster
+    config = StreamConfig(mode="cluster", url=f"redis://127.0.0.1:{port}")
+    async with open_client(config) as client:
+        assert not await reachable(Source(client, 0)), "a cluster that is down is a fault"
+    answer(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    await eventually(lambda: b"cluster_state:ok" in answer(port, "CLUSTER", "INFO"))
+    await check_streams(config)
+
+
+async def test_a_cluster_that_dies_is_a_fault_at_once(cluster):
+    process, port = cluster
+    answer(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    async with open_client(StreamConfig(mode="cluster", url=f"redis://127.0.0.1:{port}")) as client:
+        source = Source(client, 0)
+        await eventually(lambda: reachable(source))
+        waiting = asyncio.create_task(source.read("0-0", 10, 5000))
+        await eventually(lambda: answer(port, "INFO", "clients")["blocked_clients"])
+        process.kill()
+        with pytest.raises(StreamFault):
+            await asyncio.wait_for(waiting, 3)
+        with pytest.raises(StreamFault):
+            await asyncio.wait_for(source.read("0-0", 10, 10), 3)
+
+
+async def test_nobody_listening_is_a_fault():
+    async with open_client(StreamConfig(url=f"redis://127.0.0.1:{free_port()}")) as client:
+        with pytest.raises(StreamFault):
+            await Source(client, 0).read("0-0", 1, 10)
+    async with open_client(StreamConfig(url="unix:///nowhere/valkey.sock")) as client:
+        with pytest.raises(StreamFault):
+            await Producer(client, 1).append(FILLS)
+
+
+async def test_a_server_that_dies_while_a_read_waits_is_a_fault_and_can_be_read_again(tmp_path):
+    port = free_port()
+    async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
+        source = Source(client, 0)
+        with valkey(tmp_path, "--port", port) as process:
+            await eventually(lambda: reachable(source))
+            waiting = asyncio.create_task(source.read("0-0", 10, 60_000))
+            await eventually(lambda: answer(port, "INFO", "clients")["blocked_clients"])
+            process.kill()
+            with pytest.raises(StreamFault):
+                await asyncio.wait_for(waiting, 3)
+        with valkey(tmp_path, "--port", port):
+            await eventually(lambda: reachable(source))
+
+
+async def test_a_server_that_is_loading_is_a_fault(tmp_path):
+    port = free_port()
+    with valkey(tmp_path, "--port", port):
+        await eventually(lambda: answer(port, "PING"))
+        answer(port, "MSET", *(word for number in range(3000) for word in (f"key{number}", "x" * 100)))
+        answer(port, "SAVE")
+    slowly = ("--key-load-delay", 2_000, "--loading-process-events-interval-bytes", 1024)
+    with valkey(tmp_path, "--port", port, *slowly):
+        await eventually(lambda: listens(port))
+        async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
+            with pytest.raises(StreamFault, match="Loading"):
+                await Source(client, 0).state()
+            with pytest.raises(StreamFault, match="Loading"):
+                await Producer(client, 1).append(FILLS)
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_a_server_that_does_not_answer_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr("fundsvc.streams.client.REPLY_SECONDS_MAX", 0.2)
+    port = free_port()
+    with valkey(tmp_path, "--port", port) as process:
+        async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
+            await eventually(lambda: reachable(Source(client, 0)))
+            process.send_signal(signal.SIGSTOP)
+            with pytest.raises(StreamFault):
+                await asyncio.wait_for(Source(client, 0).read("0-0", 1, 10), 5)
+
+
+async def test_a_full_server_a_replica_and_one_without_replicas_refuse_for_now(tmp_path):
+    port = free_port()
+    with valkey(tmp_path, "--port", port):
+        async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
+            producer = Producer(client, 1)
+            await eventually(lambda: reachable(Source(client, 0)))
+            for setting, value, back in (("maxmemory", 1, 0), ("min-replicas-to-write", 1, 0)):
+                answer(port, "CONFIG", "SET", setting, value)
+                with pytest.raises(StreamFault):
+                    await producer.append(FILLS)
+                with pytest.raises(StreamFault):
+                    await producer.append_replay(0, "json", b"{}", "1-0/0")
+                answer(port, "CONFIG", "SET", setting, back)
+            answer(port, "REPLICAOF", "127.0.0.1", free_port())
+            with pytest.raises(StreamFault):
+                await producer.append(FILLS)
+
+
+async def test_a_mistake_of_ours_is_no_fault(client, source):
+    await client.set(KEY, "no stream")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await source.read("0-0", 1, 10)
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await source.state()
+    for mistake in (DataError, NoPermissionError):
+        with pytest.raises(mistake), faults():
+            raise mistake
+
+
+def test_ids_compare_as_numbers():
+    assert sorted(["10-2", "9-1", "10-10", "10"], key=id_order) == ["9-1", "10", "10-2", "10-10"]
