@@ -38,6 +38,7 @@ STEPS = 3 * CYCLE_STEPS
 SYMBOLS = [instrument.symbol for instrument in INSTRUMENTS]
 CASCADING = [instrument for instrument in INSTRUMENTS if instrument.cascade]
 STOP_SECONDS = 5.0
+SCREEN_BACK = "\x1b[?1049l"
 
 
 def events_of(step, market=None):
@@ -305,10 +306,12 @@ class TestWhole:
             os.close(its)
             await eventually(lambda: shows("what happened", *SYMBOLS, "surplus", "fills/s", "fundsvc.log"), 60)
             family = running.remember_family()
-            shown.clear()
             running.signal(signal.SIGINT)
-            await eventually(lambda: shows("\x1b[?1049l", "XBTUSDTM") and not running.is_running(), STOP_SECONDS)
+            await eventually(lambda: shows(SCREEN_BACK) and not running.is_running(), STOP_SECONDS)
             assert running.end() == 0
+            shows(SCREEN_BACK)
+            _, _, left_behind = shown.decode().partition(SCREEN_BACK)
+            assert all(symbol in left_behind for symbol in SYMBOLS)
         os.close(ours)
         await eventually(lambda: not alive(family))
         assert "market goes on" in (directory / "data" / "fundsvc.log").read_text()

@@ -53,7 +53,7 @@ Draw = Callable[[View], None]
 
 @contextmanager
 def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
-    """How to draw on standard output, and how often, in seconds."""
+    """How to draw on standard output, and how often, in seconds. A terminal is left with the last picture."""
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal:
         console.print(f"fundsvc demo at {surroundings.address}, logs in {surroundings.logs}", highlight=False, soft_wrap=True)
@@ -65,9 +65,11 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
         pictures[:] = [_picture(view, surroundings, console.height)]
         live.update(pictures[0], refresh=True)
 
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        yield draw, REFRESH_SECONDS
-    console.print(*pictures)
+    try:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            yield draw, REFRESH_SECONDS
+    finally:
+        console.print(*pictures)
 
 
 def _picture(view: View, surroundings: Surroundings, height: int) -> RenderableType:
