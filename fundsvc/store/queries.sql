@@ -214,6 +214,10 @@ WITH due AS (
 )
 UPDATE rollup_progress p SET entry = due.upto FROM due WHERE p.symbol = due.symbol;
 
+-- name: rollups_alone
+-- Condensing that is under way ends first, and none begins until the rollups and their progress are gone together.
+LOCK TABLE rollup_progress, rollups IN EXCLUSIVE MODE;
+
 -- name: rollups_forget
 DELETE FROM rollups;
 
