@@ -1,12 +1,12 @@
 """The audit finds what a superuser did with all triggers off, and says what; the exit codes of the commands."""
 
 import pytest
+from commands import fundsvc
+from conftest import with_section
+from ledgers import fill, listing, owned
 
 from fundsvc.audit import DIFFERENCES_MAX, audit_contract
 from fundsvc.store.database import SQL, open_pool
-from tests.commands import fundsvc
-from tests.conftest import with_section
-from tests.ledgers import fill, listing, owned
 
 AMOUNTS = [5, -3, 0, -10, 4, 20]
 """Of the fourth 8 cannot be paid, which the fifth and part of the sixth repay."""
