@@ -363,6 +363,13 @@ async def test_a_mistake_of_ours_is_no_fault(service_connection):
         await service_connection.execute("SELECT * FROM nothing")
 
 
+def test_a_write_to_a_connection_just_lost_is_a_fault():
+    with pytest.raises(StoreFault), faults():
+        raise RuntimeError("unable to perform operation on <UnixTransport closed=True>; the handler is closed")
+    with pytest.raises(RuntimeError, match="other"), faults():
+        raise RuntimeError("other")
+
+
 async def test_a_stopped_server_is_a_fault_and_a_pool_outlives_it(config, servers):
     async with connect(config.database.dsn, "me") as connection, open_pool(config.database.dsn, 2) as pool:
         assert await pool.fetchval("SELECT 1") == 1

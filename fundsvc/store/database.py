@@ -16,6 +16,9 @@ COMMAND_SECONDS = 60.0
 IDLE_IN_TRANSACTION_MS = 3000
 """A stopped process that holds a lock is cut off after this long, so that another can take its partition over."""
 
+LOST_CONNECTION = "the handler is closed"
+"""What uvloop says, in a RuntimeError, of a write to a connection that was lost a moment ago."""
+
 Pool = asyncpg.Pool
 """A pool of connections for reading and for background work."""
 
@@ -56,6 +59,10 @@ def faults() -> Iterator[None]:
         yield
     except _FAULTS as error:
         raise StoreFault(f"{type(error).__name__}: {error}") from error
+    except RuntimeError as error:
+        if LOST_CONNECTION not in str(error):
+            raise
+        raise StoreFault(str(error)) from error
     except asyncpg.PostgresError as error:
         if str(error.sqlstate).startswith(_FAULT_CLASSES):
             raise StoreFault(f"{type(error).__name__}: {error}") from error
