@@ -19,7 +19,7 @@ import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -140,7 +140,8 @@ class Server:
         if process is not None:
             family = [process, *process.children(recursive=True)]
             for member in family:
-                member.kill()
+                with suppress(psutil.NoSuchProcess):  # The children of a killed server end by themselves.
+                    member.kill()
             psutil.wait_procs(family, STOP_SECONDS_MAX)
 
     def _bury(self) -> None:
