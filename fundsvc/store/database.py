@@ -1,5 +1,6 @@
 """Connections to the ledger's database, and the one place where a driver's exception becomes a fault."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.resources import files
@@ -116,8 +117,7 @@ async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
         try:
             yield connection
         except BaseException:
-            with suppress(asyncpg.InterfaceError):  # A transaction within has done so, and with it given it back.
-                connection.terminate()
+            _close(connection)
             raise
 
 
@@ -125,9 +125,32 @@ async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
 async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
     """All of the statements within, or none. A failure closes the connection: the server rolls back, nobody waits for it."""
     try:
-        await connection.execute("BEGIN")
-        yield
-        await connection.execute("COMMIT")
+        async with _noticing_loss(connection):
+            await connection.execute("BEGIN")
+            yield
+            await connection.execute("COMMIT")
     except BaseException:
-        connection.terminate()
+        _close(connection)
         raise
+
+
+@asynccontextmanager
+async def _noticing_loss(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
+    """Raises TimeoutError when the connection is lost: the driver's COPY, while it waits to send more, would wait for ever."""
+    async with asyncio.timeout(COMMAND_SECONDS) as limit:
+
+        def lost(_connection: object) -> None:
+            with suppress(RuntimeError):  # It is over already.
+                limit.reschedule(asyncio.get_running_loop().time())
+
+        connection.add_termination_listener(lost)
+        try:
+            yield
+        finally:
+            with suppress(asyncpg.InterfaceError):  # It was a pool's, which has taken it back.
+                connection.remove_termination_listener(lost)
+
+
+def _close(connection: asyncpg.Connection | PoolConnectionProxy) -> None:
+    with suppress(asyncpg.InterfaceError):  # It was a pool's, which has taken it back.
+        connection.terminate()
