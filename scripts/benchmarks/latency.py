@@ -20,7 +20,7 @@ from pathlib import Path
 import asyncpg
 import hiredis
 import msgspec
-from ground import STREAM, EngineProcess, Ledger, bodies, connection_to, id_order, new_ledger, settled_to
+from ground import STREAM, EngineProcess, Ledger, bodies, connection_to, cost, id_order, new_ledger, settled_to
 from market import Market
 from throughput import Tell, listing_engine
 
@@ -49,6 +49,7 @@ class Latency(msgspec.Struct, kw_only=True):
     p99_ms: float
     max_ms: float
     poll_p99_ms: float
+    others: float
 
 
 async def measure(
@@ -69,10 +70,12 @@ async def measure(
         gc.freeze()  # a full collection in here would pass for a tenth of a second of the service's
         last: asyncio.Future[Id] = asyncio.get_running_loop().create_future()
         observer = asyncio.create_task(_observe(connection, engine, last))
+        before, started = cost(servers, engine), time.monotonic()
         sent = await _send(ledger, commands, rate, tell)
         last.set_result(sent[-1][1])
         seen = await observer
-    return _distribution(sent, seen, int(rate * WARM_SECONDS))
+        others = cost(servers, engine).since(before).others_share(time.monotonic() - started)
+    return _distribution(sent, seen, int(rate * WARM_SECONDS), others)
 
 
 async def _send(ledger: Ledger, commands: Sequence[bytes], rate: int, tell: Tell) -> list[tuple[float, Id]]:
@@ -113,7 +116,7 @@ async def _observe(connection: asyncpg.Connection, engine: EngineProcess, last: 
     return seen
 
 
-def _distribution(sent: Sequence[tuple[float, Id]], seen: Sequence[tuple[Id, float]], warm: int) -> Latency:
+def _distribution(sent: Sequence[tuple[float, Id]], seen: Sequence[tuple[Id, float]], warm: int, others: float) -> Latency:
     durable = [observed for observed, _ in seen]
     took = sorted(seen[bisect_left(durable, stream_id)][1] - at for at, stream_id in sent[warm:])
     polls = sorted(later[1] - earlier[1] for earlier, later in pairwise(seen))
@@ -125,6 +128,7 @@ def _distribution(sent: Sequence[tuple[float, Id]], seen: Sequence[tuple[Id, flo
         p99_ms=_percentile_ms(took, 99),
         max_ms=took[-1] * 1000,
         poll_p99_ms=_percentile_ms(polls, 99),
+        others=others,
     )
 
 
