@@ -1,7 +1,5 @@
 import asyncio
 import re
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -18,7 +16,6 @@ from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Offset, Partition
 from fundsvc.store.database import SQL, StoreFault, connect, faults, lent, open_pool, transaction
 from fundsvc.store.migrations import migrate
-from fundsvc.store.rows import copy_rows
 from fundsvc.store.writer import OwnershipLost, open_writer
 
 START = Offset("0-0", 0)
@@ -48,19 +45,6 @@ async def writer(config, epoch):
         yield writer
 
 
-@pytest.fixture(params=["statement", "copy"])
-def commit(request):
-    """Commits a batch as few entries go, or as many go, and leaves the batch as it is."""
-
-    async def commit(writer, batch, before, after):
-        sent = replace(batch, entries=[*batch.entries], hashes=[*batch.hashes], packed=[], packed_kinds=Counter())
-        if request.param == "copy":
-            sent.pack(copy_rows)
-        await writer.commit(sent, before, after)
-
-    return commit
-
-
 async def count(connection):
     return {table: await connection.fetchval(f"SELECT count(*) FROM {table}") for table in TABLES}
 
@@ -83,24 +67,24 @@ async def read_entries(connection):
     return [Entry(*row) for row in rows]
 
 
-async def test_entries_come_back_exactly_as_they_were_written(writer, commit, service_connection):
+async def test_entries_come_back_exactly_as_they_were_written(writer, service_connection):
     batch = batch_of(listing(SYMBOL))
     batch.entries = [DEEPEST, EXTREME]
     batch.hashes = [bytes(range(32)), b"\xff" * 32]
-    await commit(writer, batch, START, NEXT)
+    await writer.commit(batch, START, NEXT)
     assert await read_entries(service_connection) == [DEEPEST, EXTREME]
     hashes = await service_connection.fetch("SELECT hash FROM entries ORDER BY entry")
     assert [row["hash"] for row in hashes] == batch.hashes
 
 
-async def test_a_commit_writes_everything_in_one_transaction(writer, commit, service_connection):
+async def test_a_commit_writes_everything_in_one_transaction(writer, service_connection):
     batch = batch_of(listing("AAA", multiplier="0.001"), fill("AAA", 7, 5), fill("AAA", 8, -9))
     batch.rejected = [
         Rejected("1-0", 3, Reason.UNDECODABLE, "why", "json", b"\x00\xff"),
         Rejected("1-0", 4, Reason.UNKNOWN_TYPE, "", "", b""),
     ]
     batch.duplicates["AAA"] += 2
-    await commit(writer, batch, START, Offset("17-3", 4))
+    await writer.commit(batch, START, Offset("17-3", 4))
     assert await count(service_connection) == {"contracts": 1, "funds": 1, "entries": 2, "adl_orders": 1, "rejected": 2}
     assert await offset_of(service_connection) == Offset("17-3", 4)
     stamps = await service_connection.fetchrow(
@@ -140,26 +124,18 @@ async def test_a_later_batch_updates_funds_and_listings(writer, service_connecti
 
 
 async def test_a_batch_of_many_chunks_arrives_whole(writer, service_connection):
-    partition, entries = partition_of(), []
-    partition.apply(listing("AAA"))
-    for seq in range(1, 3334):
-        partition.apply(fill("AAA", seq, seq % 7 - 3))
-        if seq % 200 == 0:
-            entries += partition.batch.entries
-            writer.prepare(partition.batch)
-    batch = partition.take()
-    assert len(batch.packed) == 16
+    batch = batch_of(listing("AAA"), *(fill("AAA", seq, seq % 7 - 3) for seq in range(1, 3334)))
     await writer.commit(batch, START, NEXT)
-    assert await read_entries(service_connection) == entries + batch.entries
+    assert await read_entries(service_connection) == batch.entries
 
 
 @pytest.mark.parametrize(("epoch_off", "before"), [(1, START), (0, Offset("9-9", 0)), (-1, START)])
-async def test_a_stale_owner_writes_nothing(config, commit, epoch, service_connection, epoch_off, before):
+async def test_a_stale_owner_writes_nothing(config, epoch, service_connection, epoch_off, before):
     batch = batch_of(listing("AAA"), fill("AAA", 1, -5))
     batch.rejected = [Rejected("1-0", 0, Reason.UNDECODABLE, "", "json", b"")]
     async with open_writer(config.database.dsn, "me", 0, epoch + epoch_off) as writer:
         with pytest.raises(OwnershipLost):
-            await commit(writer, batch, before, NEXT)
+            await writer.commit(batch, before, NEXT)
     assert set((await count(service_connection)).values()) == {0}
     assert await offset_of(service_connection) == START
 
@@ -176,31 +152,32 @@ async def test_an_entry_that_another_wrote_means_the_ownership_is_lost(writer):
         await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), NEXT, Offset("2-0", 2))
 
 
-async def test_after_a_failed_commit_another_writer_goes_on(config, commit, epoch, service_connection):
+async def test_after_a_failed_commit_another_writer_goes_on(config, epoch, service_connection):
     batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
         with pytest.raises(OwnershipLost):
-            await commit(writer, batch, NEXT, NEXT)
+            await writer.commit(batch, NEXT, NEXT)
+        with pytest.raises(StoreFault):
+            await writer.load()
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
         offset, _ = await writer.load()
-        await commit(writer, batch, offset, NEXT)
+        await writer.commit(batch, offset, NEXT)
     assert await read_entries(service_connection) == batch.entries
 
 
-async def test_a_cancelled_commit_holds_nothing(config, commit, epoch, service_connection, owner_connection):
+async def test_a_cancelled_commit_holds_nothing(config, epoch, service_connection, owner_connection):
     batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer, owner_connection.transaction():
         await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(commit(writer, batch, START, NEXT), 0.2)
+            await asyncio.wait_for(writer.commit(batch, START, NEXT), 0.2)
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
-        await commit(writer, batch, (await writer.load())[0], NEXT)
+        await writer.commit(batch, (await writer.load())[0], NEXT)
     assert await read_entries(service_connection) == batch.entries
 
 
 async def test_a_commit_whose_session_ends_while_it_waits_to_send_more_is_a_fault(config, epoch, owner_connection):
     batch = batch_of(listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 20_001)))
-    batch.pack(copy_rows)
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer, owner_connection.transaction():
         await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
         commit = asyncio.create_task(writer.commit(batch, START, NEXT))

@@ -10,8 +10,7 @@ WHERE c.partition = $1;
 SELECT last_id, messages FROM partitions WHERE partition = $1 AND epoch = $2;
 
 -- name: commit
--- One round trip, and a transaction of its own, for everything but entries that come by COPY. What is not ours to move writes
--- nothing; answers whether it was.
+-- One round trip for everything but the entries; answers whether the partition was still ours to move.
 WITH moved AS (
     UPDATE partitions SET last_id = $4, messages = $5, duplicates = duplicates + $6
     WHERE partition = $1 AND epoch = $2 AND last_id = $3
@@ -21,15 +20,14 @@ WITH moved AS (
         (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     SELECT symbol, $1, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification::json
     FROM unnest($7::text[], $8::text[], $9::smallint[], $10::smallint[], $11::numeric[], $12::boolean[], $13::text[])
-        AS l (symbol, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification), moved
+        AS l (symbol, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     ON CONFLICT (symbol) DO UPDATE SET
         settle_currency = excluded.settle_currency, settle_decimals = excluded.settle_decimals,
         price_decimals = excluded.price_decimals, multiplier = excluded.multiplier, is_inverse = excluded.is_inverse,
         specification = excluded.specification, updated_at = now()
 ), settled AS (
     INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head)
-    SELECT s.* FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[])
-        AS s, moved
+    SELECT * FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[])
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
         adl = excluded.adl, head = excluded.head, updated_at = now()
@@ -38,22 +36,16 @@ WITH moved AS (
     SELECT symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds::json
     FROM unnest($21::text[], $22::bigint[], $23::bigint[], $24::text[], $25::bigint[], $26::bigint[], $27::bigint[],
                 $28::bigint[], $29::text[], $30::text[])
-        AS o (symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds), moved
+        AS o (symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds)
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body)
-    SELECT $1, r.* FROM unnest($31::text[], $32::integer[], $33::text[], $34::text[], $35::text[], $36::bytea[]) AS r, moved
+    SELECT $1, * FROM unnest($31::text[], $32::integer[], $33::text[], $34::text[], $35::text[], $36::bytea[])
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
     UPDATE rejected r SET settled_at = now(), symbol = s.symbol, entry = s.entry
-    FROM unnest($37::text[], $38::integer[], $39::text[], $40::bigint[]) AS s (stream_id, position, symbol, entry), moved
+    FROM unnest($37::text[], $38::integer[], $39::text[], $40::bigint[]) AS s (stream_id, position, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
-), appended AS (
-    INSERT INTO entries (entry, seq, change, balance, uncovered, repaid, lots, price, bankruptcy_price, ts, hash, symbol, kind,
-                         side, trade_id, order_id, account)
-    SELECT e.* FROM unnest($41::bigint[], $42::bigint[], $43::bigint[], $44::bigint[], $45::bigint[], $46::bigint[],
-                           $47::bigint[], $48::bigint[], $49::bigint[], $50::bigint[], $51::bytea[], $52::text[], $53::text[],
-                           $54::text[], $55::text[], $56::text[], $57::text[]) AS e, moved
 )
 SELECT count(*) = 1 FROM moved;
 

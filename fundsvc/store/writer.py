@@ -13,9 +13,6 @@ from fundsvc.core.settlement import Fund
 from fundsvc.store.database import SQL, connect, faults, transaction
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
 
-ENTRIES_TO_COPY_MIN = 50
-"""Fewer go with the statement that moves the offset: that saves four round trips, which is more than COPY saves on them."""
-
 
 class OwnershipLost(Exception):
     """Another engine owns the partition by now: nothing of ours was written, and nothing of ours may be."""
@@ -49,9 +46,8 @@ class Writer:
             return await self._connection.fetchval(SQL["entry_of_sequence"], symbol, seq) is not None
 
     def prepare(self, batch: Batch) -> None:
-        """Encodes the entries that a batch has by now for COPY, unless they are few."""
-        if len(batch.entries) >= ENTRIES_TO_COPY_MIN:
-            batch.pack(copy_rows)
+        """Encodes the entries that a batch has by now, so that `commit` has only to send them."""
+        batch.pack(copy_rows)
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
         """Writes all of a batch and moves the partition's offset, or nothing.
@@ -61,29 +57,23 @@ class Writer:
         """
         try:
             with faults():
-                if not batch.packed:
-                    await self._move(batch, before, after)
-                    return
                 async with transaction(self._connection):
-                    await self._connection.copy_to_table("entries", source=_copy(batch), columns=COLUMNS, format="binary")
-                    await self._move(batch, before, after)
+                    if batch.count():
+                        await self._connection.copy_to_table("entries", source=_copy(batch), columns=COLUMNS, format="binary")
+                    moved = await self._connection.fetchval(
+                        SQL["commit"],
+                        self._partition,
+                        self._epoch,
+                        before.last_id,
+                        after.last_id,
+                        after.messages,
+                        batch.duplicates.total(),
+                        *_columns(batch),
+                    )
+                    if not moved:
+                        raise OwnershipLost(f"partition {self._partition} was moved by another engine")
         except asyncpg.UniqueViolationError as error:
             raise OwnershipLost(f"partition {self._partition} is being written by another engine: {error}") from error
-
-    async def _move(self, batch: Batch, before: Offset, after: Offset) -> None:
-        """Moves the offset and writes whatever does not come by COPY, in one statement."""
-        moved = await self._connection.fetchval(
-            SQL["commit"],
-            self._partition,
-            self._epoch,
-            before.last_id,
-            after.last_id,
-            after.messages,
-            batch.duplicates.total(),
-            *_columns(batch),
-        )
-        if not moved:
-            raise OwnershipLost(f"partition {self._partition} was moved by another engine")
 
 
 @asynccontextmanager
@@ -102,6 +92,7 @@ async def _copy(batch: Batch) -> AsyncIterator[bytes]:
     yield HEADER
     for rows in batch.packed:
         yield rows
+    yield copy_rows(batch.entries, batch.hashes)
     yield TRAILER
 
 
@@ -162,7 +153,6 @@ def _columns(batch: Batch) -> list[list[Any]]:
         *_transpose(orders, 10),
         *_transpose(rejected, 6),
         *_transpose(replayed, 4),
-        *(batch.hashes if name == "hash" else [getattr(entry, name) for entry in batch.entries] for name in COLUMNS),
     ]
 
 
