@@ -109,6 +109,8 @@ class Reason(StrEnum):
     CONTRACT_FIXED = "contract_fixed"
     ADL_ORDER_UNKNOWN = "adl_order_unknown"
     ADL_ORDER_CLOSED = "adl_order_closed"
+    ADL_NOT_ASKED = "adl_not_asked"
+    ADL_TOO_MANY_LOTS = "adl_too_many_lots"
 
 
 DETAIL_LENGTH_MAX = 500

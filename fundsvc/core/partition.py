@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fundsvc.core.adl import AdlOrder, give_up, order_for
+from fundsvc.core.adl import AdlOrder, Allocation, AllocationState, OrderState, order_for
+from fundsvc.core.book import SavedBook
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, contract_of, partition_of
+from fundsvc.core.deleveraging import Deleveraging, opposite
 from fundsvc.core.events import (
     AdlEnd,
     AdlFill,
@@ -25,7 +27,8 @@ from fundsvc.core.events import (
     Rejected,
     Rejection,
 )
-from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_price
+from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
+from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund, FundState
 
 
@@ -36,20 +39,31 @@ class Offset(NamedTuple):
     messages: int
 
 
+class Round(NamedTuple):
+    """A round of an ADL order, as the engine is told of it: reduce these accounts by so many lots at the order's price."""
+
+    order: OrderState
+    allocations: tuple[AllocationState, ...]
+
+
 @dataclass(slots=True)
 class Batch:
     """What a run of events did: to be written in one transaction, or forgotten whole.
 
     `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it; `listings` are contracts listed
     or updated, with the KuCoin object they came from; `rejected` and `replayed` (stream id, position, entry) are the events
-    that were refused, and those refused before that are settled now; `duplicates` counts events that were known, by contract.
+    that were refused, and those refused before that are settled now; `duplicates` counts events that were known, by contract;
+    `rounds` are the ADL rounds that began, to be announced; `books` are books to be kept as they are after it.
     """
 
     entries: list[Entry] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     changed: dict[str, Fund] = field(default_factory=dict)
     funds: list[FundState] = field(default_factory=list)
-    orders: list[AdlOrder] = field(default_factory=list)
+    orders: dict[tuple[str, int], OrderState] = field(default_factory=dict)
+    allocations: dict[tuple[str, int, int, str], AllocationState] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+    books: list[tuple[str, int, SavedBook]] = field(default_factory=list)
     listings: dict[str, tuple[Contract, dict[str, Any]]] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     replayed: list[tuple[str, int, Entry | None]] = field(default_factory=list)
@@ -66,6 +80,7 @@ class Partition:
         funds: Iterable[Fund],
         currency_decimals: Mapping[str, int],
         default_decimals: int,
+        policy_of: Callable[[str], Policy] = lambda _: Policy(),
     ) -> None:
         self.number = number
         self.batch = Batch()
@@ -73,12 +88,15 @@ class Partition:
         self._funds = {fund.contract.symbol: fund for fund in funds}
         self._currency_decimals = dict(currency_decimals)
         self._default_decimals = default_decimals
+        self._policy_of = policy_of
+        self._desks: dict[str, Deleveraging] = {}
+        self._books_due: list[str] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
             Fill: self._fill,
             Mark: self._mark,
             Position: self._position,
-            AdlFill: self._adl_report,
-            AdlEnd: self._adl_report,
+            AdlFill: self._adl_fill,
+            AdlEnd: self._adl_end,
             Rate: self._rate,
             Listing: self._list,
             Rejection: self._refuse,
@@ -104,43 +122,158 @@ class Partition:
         """Hands over what has happened since the last call."""
         batch, self.batch = self.batch, Batch()
         batch.funds = [fund.state() for fund in batch.changed.values()]
+        if self._books_due:
+            symbol = self._books_due.pop()
+            batch.books.append((symbol, self._funds[symbol].seq, self._desk(self._funds[symbol]).book.save()))
         return batch
+
+    def keep_books(self) -> None:
+        """Asks for all books to be kept: one with each batch that is taken from now on."""
+        self._books_due = sorted(self._desks)
+
+    def restore(self, symbol: str, saved: SavedBook) -> None:
+        """Makes a contract's book what was kept."""
+        self._desk(self._funds[symbol]).book.restore(saved)
+
+    def reopen(self, order: AdlOrder) -> Round:
+        """Goes on with an order that was open when the partition was last owned; returns the round at hand."""
+        self._desk(self._funds[order.symbol]).orders[order.adl] = order
+        return Round(order.written(), tuple(map(order.allocation_written, order.allocations.values())))
+
+    def recall(self, event: Event) -> None:
+        """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept."""
+        if isinstance(event, Mark | Position):
+            self.apply(event)
+        elif isinstance(event, AdlFill):
+            for side in self._desk(self._fund(event.symbol)).book.sides.values():
+                side.reduce(event.account, event.lots)
 
     def _refuse(self, rejection: Rejection) -> None:
         raise rejection
 
     def _fill(self, fill: Fill) -> None:
         fund = self._funds.get(fill.symbol) or self._fund(fill.symbol)
-        if fill.seq <= fund.seq:
-            self.batch.duplicates[fill.symbol] += 1
-            return
-        self._settle(fund, fill)
+        if not self._known(fund, fill.seq):
+            self._settle(fund, fill)
 
     def _settle(self, fund: Fund, fill: Fill) -> None:
         if not (fill.trade_id + fill.order_id + fill.account).isprintable():
             raise Rejection(Reason.INVALID_FIELD, "tradeId, orderId and account must be printable text")
-        entry, digest = fund.settle(fill)
+        settled = fund.settle(fill, self._stays_out(fund, fill) if fund.policy.waterfall == "adl_then_fund" else None)
+        self._record(fund, settled)
+        if settled[0].uncovered:
+            self._escalate(fund, settled[0])
+
+    def _record(self, fund: Fund, settled: tuple[Entry, bytes]) -> None:
+        entry, digest = settled
         batch = self.batch
         batch.entries.append(entry)
         batch.hashes.append(digest)
-        batch.changed[fill.symbol] = fund
-        if entry.uncovered:
-            self._escalate(fund, entry)
+        batch.changed[entry.symbol] = fund
 
     def _escalate(self, fund: Fund, shortfall: Entry) -> None:
-        """Records the ADL order of a shortfall. No positions are kept yet, so it finds nobody and its rest is outstanding."""
+        """Writes the ADL order of a shortfall and asks the first positions; with nobody to ask, its rest is outstanding."""
         fund.adl += 1
-        self.batch.orders.append(give_up(order_for(shortfall, fund.adl)))
-        fund.outstanding += shortfall.uncovered
+        self._next_round(fund, order_for(shortfall, fund.adl))
+
+    def _next_round(self, fund: Fund, order: AdlOrder) -> bool:
+        """Begins another round of an order, or ends it as uncovered; says which."""
+        if self._desk(fund).begin_round(order):
+            state = self._note(order, order.allocations.values())
+            self.batch.rounds.append(Round(state, tuple(map(order.allocation_written, order.allocations.values()))))
+            return True
+        self._end_uncovered(fund, order)
+        return False
+
+    def _end_uncovered(self, fund: Fund, order: AdlOrder) -> None:
+        order.state = "uncovered"
+        fund.outstanding += order.uncovered - order.recovered
+        self._desk(fund).close(order)
+        self._note(order, ())
+
+    def _note(self, order: AdlOrder, allocations: Iterable[Allocation]) -> OrderState:
+        """Puts an order and some of its allocations into the batch as they now stand."""
+        state = self.batch.orders[order.symbol, order.adl] = order.written()
+        for allocation in allocations:
+            key = order.symbol, order.adl, order.round, allocation.account
+            self.batch.allocations[key] = order.allocation_written(allocation)
+        return state
+
+    def _adl_fill(self, event: AdlFill) -> None:
+        fund = self._fund(event.symbol)
+        if self._known(fund, event.seq):
+            return
+        desk = self._desk(fund)
+        order = self._open_order(fund, event.adl)
+        allocation = order.execute(event)
+        desk.book.sides[order.reduce].reduce(event.account, event.lots)
+        fund.seq = event.seq
+        self.batch.changed[event.symbol] = fund
+        self._note(order, (allocation,))
+        if order.state == "done":
+            desk.close(order)
+            if order.refund:
+                self._record(fund, fund.refund(order, event))
+
+    def _adl_end(self, event: AdlEnd) -> None:
+        fund = self._fund(event.symbol)
+        if self._known(fund, event.seq):
+            return
+        order = self._open_order(fund, event.adl)
+        fund.seq = event.seq
+        self.batch.changed[event.symbol] = fund
+        if order.round < fund.policy.rounds_max:
+            again = self._next_round(fund, order)
+        else:
+            again = False
+            self._end_uncovered(fund, order)
+        if not again and fund.policy.waterfall == "adl_then_fund":
+            covered = fund.cover(order, event)
+            if covered:
+                self._record(fund, covered)
+
+    def _open_order(self, fund: Fund, number: int) -> AdlOrder:
+        order = self._desk(fund).orders.get(number)
+        if order is not None:
+            return order
+        symbol = fund.contract.symbol
+        if number > fund.adl:
+            raise Rejection(Reason.ADL_ORDER_UNKNOWN, f"{symbol} has no ADL order {number}")
+        raise Rejection(Reason.ADL_ORDER_CLOSED, f"ADL order {number} of {symbol} is no longer open")
+
+    def _known(self, fund: Fund, seq: int) -> bool:
+        if seq > fund.seq:
+            return False
+        self.batch.duplicates[fund.contract.symbol] += 1
+        return True
+
+    def _desk(self, fund: Fund) -> Deleveraging:
+        symbol = fund.contract.symbol
+        desk = self._desks.get(symbol)
+        if desk is None:
+            desk = self._desks[symbol] = Deleveraging(fund.contract, fund.policy)
+        return desk
+
+    def _stays_out(self, fund: Fund, fill: Fill) -> Callable[[], bool]:
+        """Whether the fund waits for deleveraging: it does when there is somebody to deleverage."""
+        return lambda: self._desk(fund).anybody(opposite(fill.side))
 
     def _mark(self, mark: Mark) -> None:
-        decimals = self._fund(mark.symbol).contract.price_decimals
-        parse_price(mark.price, decimals)
+        fund = self._fund(mark.symbol)
+        decimals = fund.contract.price_decimals
+        price = parse_price(mark.price, decimals)
         if mark.index_price is not None:
             parse_price(mark.index_price, decimals)
+        self._desk(fund).book.mark = price
 
     def _position(self, position: Position) -> None:
-        self._fund(position.symbol)
+        fund = self._fund(position.symbol)
+        if not position.account.isprintable():
+            raise Rejection(Reason.INVALID_FIELD, "account must be printable text")
+        contract = fund.contract
+        entry_price = parse_price(position.entry_price, contract.price_decimals) if position.lots else 0
+        margin = parse_amount(position.margin, contract.settle_decimals)
+        self._desk(fund).book.set(position.account, position.lots, entry_price, margin)
 
     def _rate(self, rate: Rate) -> None:
         parse_price(rate.price, PRICE_DECIMALS_MAX)
@@ -161,7 +294,7 @@ class Partition:
             raise Rejection(Reason.WRONG_PARTITION, f"{contract.symbol} belongs to partition {home}, not {self.number}")
         fund = self._funds.get(contract.symbol)
         if fund is None or (not fund.entry and fund.contract != contract):
-            fund = Fund(contract)
+            fund = Fund(contract, policy=self._policy_of(contract.symbol))
         elif not fund.contract.same_terms(contract):
             raise Rejection(
                 Reason.CONTRACT_FIXED,
