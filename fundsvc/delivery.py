@@ -2,15 +2,19 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
 from itertools import islice
+from typing import Any, NamedTuple
 
 import msgspec
 
 from fundsvc.core.events import Event
-from fundsvc.store.database import SQL, Pool, faults
+from fundsvc.recordings import Recording
+from fundsvc.store.database import SQL, Pool
+from fundsvc.store.database import faults as store_faults
 from fundsvc.streams.client import Client
+from fundsvc.streams.client import faults as stream_faults
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import id_order
 
@@ -35,94 +39,105 @@ class Gain(msgspec.Struct, rename="camel"):
 
 
 class Delivered(msgspec.Struct, rename="camel"):
-    """What came of a delivery: what was sent, and what the ledger had more afterwards."""
+    """What came of a delivery: what was sent, and what the ledger had more afterwards.
+
+    `refused` says which contracts could not be listed as the recording needs them; no event was sent then.
+    """
 
     events: int
     gains: list[Gain]
     duplicates: int
     rejected: dict[str, int]
+    refused: list[str]
     seconds: float
 
 
-class _Mark(msgspec.Struct):
-    """How the ledger stood before a delivery."""
+class _State(NamedTuple):
+    """How far a ledger is: the last entry by symbol, and the duplicates that were ignored so far."""
 
-    at: datetime
     entries: dict[str, int]
     duplicates: int
 
 
-async def deliver(
-    pool: Pool,
-    client: Client,
-    partitions: int,
-    events: Iterable[Event],
-    sent: Callable[[int], None],
-    durable: Callable[[float], None],
-) -> Delivered:
-    """Appends events to their streams and waits until all are settled.
+class Delivery:
+    """Sends a recording and waits until all of it is settled.
 
     `sent` is called with the number of events appended since the last call, `durable` with the settled share of the messages.
-    What other producers send meanwhile is counted too.
+    What other producers send meanwhile is counted too, but for what is rejected.
     """
-    started = time.monotonic()
-    before = await _mark(pool)
-    total, newest = await _send(Producer(client, partitions), events, sent)
-    await _wait_until_settled(pool, newest, durable)
-    return await _delivered(pool, before, total, time.monotonic() - started)
 
+    def __init__(
+        self, pool: Pool, client: Client, partitions: int, sent: Callable[[int], None], durable: Callable[[float], None]
+    ) -> None:
+        self._pool = pool
+        self._client = client
+        self._producer = Producer(client, partitions)
+        self._sent = sent
+        self._durable = durable
+        self._events = 0
+        self._ids: dict[int, list[str]] = {}
 
-async def _send(producer: Producer, events: Iterable[Event], sent: Callable[[int], None]) -> tuple[int, dict[int, list[str]]]:
-    """Appends all events; returns how many, and the message ids by partition."""
-    total = 0
-    ids: dict[int, list[str]] = {}
-    for part in _slices(events):
-        for partition, appended in (await producer.append(part)).items():
-            ids.setdefault(partition, []).extend(appended)
-        total += len(part)
-        sent(len(part))
-    return total, ids
+    async def run(self, recording: Recording) -> Delivered:
+        """Delivers the contracts and, if none is refused, the events.
+
+        Raises StoreFault or StreamFault when a server goes away; what was sent by then is settled or not, so deliver again.
+        """
+        started = time.monotonic()
+        before = await self._state()
+        await self._deliver(recording.listings)
+        refused = [f"{row['reason']}: {row['detail']}" for row in await self._rejected()]
+        if not refused:
+            await self._deliver(recording.events)
+        return await self._delivered(before, refused, started)
+
+    async def _deliver(self, events: Iterable[Event]) -> None:
+        for part in _slices(events):
+            for partition, appended in (await self._producer.append(part)).items():
+                self._ids.setdefault(partition, []).extend(appended)
+            self._events += len(part)
+            self._sent(len(part))
+        await self._wait_until_settled()
+
+    async def _wait_until_settled(self) -> None:
+        """Waits for the ledger, and looks after the stream: what lost its tail would be waited for in vain."""
+        total = sum(map(len, self._ids.values()))
+        waiting = {partition: [id_order(stream_id) for stream_id in appended] for partition, appended in self._ids.items()}
+        while waiting:
+            with stream_faults():
+                await self._client.ping()
+            offsets = {row["partition"]: id_order(row["last_id"]) for row in await self._fetch("partitions")}
+            waiting = {
+                partition: rest
+                for partition, appended in waiting.items()
+                if (rest := [stream_id for stream_id in appended if stream_id > offsets[partition]])
+            }
+            self._durable(1 - sum(map(len, waiting.values())) / total)
+            await asyncio.sleep(POLL_SECONDS if waiting else 0)
+
+    async def _rejected(self) -> list[Any]:
+        return [row for item in self._ids.items() for row in await self._fetch("rejected_among", *item)]
+
+    async def _state(self) -> _State:
+        funds, partitions = await self._fetch("heads"), await self._fetch("partitions")
+        return _State({row["symbol"]: row["entry"] for row in funds}, sum(row["duplicates"] for row in partitions))
+
+    async def _delivered(self, before: _State, refused: list[str], started: float) -> Delivered:
+        gains = await self._fetch("totals_since", list(before.entries), list(before.entries.values()))
+        return Delivered(
+            events=self._events,
+            gains=[Gain(*row[:3], *map(int, row[3:])) for row in gains],
+            duplicates=(await self._state()).duplicates - before.duplicates,
+            rejected=Counter(row["reason"] for row in await self._rejected()),
+            refused=refused,
+            seconds=time.monotonic() - started,
+        )
+
+    async def _fetch(self, block: str, *parameters: Any) -> list[Any]:
+        with store_faults():
+            return await self._pool.fetch(SQL[block], *parameters)
 
 
 def _slices(events: Iterable[Event]) -> Iterator[list[Event]]:
     rest = iter(events)
     while part := list(islice(rest, SLICE_EVENTS)):
         yield part
-
-
-async def _wait_until_settled(pool: Pool, ids: dict[int, list[str]], durable: Callable[[float], None]) -> None:
-    total = sum(map(len, ids.values()))
-    waiting = {partition: [id_order(stream_id) for stream_id in appended] for partition, appended in ids.items()}
-    while waiting:
-        with faults():
-            rows = await pool.fetch(SQL["partitions"])
-        offsets = {row["partition"]: id_order(row["last_id"]) for row in rows}
-        waiting = {
-            partition: rest
-            for partition, appended in waiting.items()
-            if (rest := [stream_id for stream_id in appended if stream_id > offsets[partition]])
-        }
-        durable(1 - sum(map(len, waiting.values())) / total)
-        await asyncio.sleep(POLL_SECONDS if waiting else 0)
-
-
-async def _mark(pool: Pool) -> _Mark:
-    with faults():
-        at = await pool.fetchval(SQL["now"])
-        funds = await pool.fetch(SQL["heads"])
-        partitions = await pool.fetch(SQL["partitions"])
-    return _Mark(at, {row["symbol"]: row["entry"] for row in funds}, sum(row["duplicates"] for row in partitions))
-
-
-async def _delivered(pool: Pool, before: _Mark, total: int, seconds: float) -> Delivered:
-    with faults():
-        gains = await pool.fetch(SQL["totals_since"], list(before.entries), list(before.entries.values()))
-        rejected = await pool.fetch(SQL["rejected_since"], before.at)
-        partitions = await pool.fetch(SQL["partitions"])
-    return Delivered(
-        events=total,
-        gains=[Gain(*row[:3], *map(int, row[3:])) for row in gains],
-        duplicates=sum(row["duplicates"] for row in partitions) - before.duplicates,
-        rejected={row["reason"]: row["events"] for row in rejected},
-        seconds=seconds,
-    )

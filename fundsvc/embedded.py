@@ -19,7 +19,7 @@ import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -101,6 +101,7 @@ class Server:
         It gets a session of its own, which keeps the terminal's Ctrl-C from it.
         """
         if self.process is None:
+            self._bury()
             with self._log.open("ab") as output:
                 child = subprocess.Popen(
                     self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
@@ -141,6 +142,11 @@ class Server:
             for member in family:
                 member.kill()
             psutil.wait_procs(family, STOP_SECONDS_MAX)
+
+    def _bury(self) -> None:
+        """Waits for what died as our child: until then its number is taken, and PostgreSQL holds it for a living server's."""
+        with suppress(FileNotFoundError, ValueError, ChildProcessError):
+            os.waitpid(int(self._pid_file.read_text()), os.WNOHANG)
 
     def _answers(self) -> bool:
         """Asks over the socket, in the server's own protocol."""

@@ -22,8 +22,8 @@ from fundsvc.wire import Message, decode, raw_event
 BLOCK_MS = 500
 """How long one read waits for messages; between reads the reader looks whether it should stop."""
 
-CHUNK_EVENTS = 1000
-"""Events settled between two looks at the loop: a few milliseconds, so that a running COPY is kept fed."""
+CHUNK_EVENTS = 200
+"""Events settled between two looks at the loop: under a millisecond, which is what each round trip of a commit may wait."""
 
 MESSAGES_PER_READ_MAX = 5000
 """Bounds one reply of the stream; with a hundred events to a message it is reached only by single ones."""

@@ -2,14 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import Event, Fill, Listing, Rejection
+from fundsvc.core.events import Event, Fill, Listing, Number, Rejection, Symbol
 from fundsvc.wire import Message, decode
 
 Format = Literal["events", "binance-force-orders"]
@@ -25,8 +25,9 @@ class RecordingError(ValueError):
 
 
 class Recording(NamedTuple):
-    """Events in order, and the symbols of their contracts."""
+    """What a file holds: contracts to be listed first, without which its events would mean other money; events in order."""
 
+    listings: Sequence[Listing]
     events: Sequence[Event]
     symbols: frozenset[str]
 
@@ -34,12 +35,12 @@ class Recording(NamedTuple):
 class _ForceOrder(msgspec.Struct):
     """The `o` of a forceOrder message: s symbol, S side, p IOC limit, ap average fill price, z filled quantity, T time."""
 
-    s: str
+    s: Symbol
     S: Literal["SELL", "BUY"]
-    p: str
-    ap: str
-    z: str
-    T: int
+    p: Number
+    ap: Number
+    z: Decimal
+    T: Annotated[int, msgspec.Meta(gt=0)]
 
 
 class _ForceOrderMessage(msgspec.Struct):
@@ -67,26 +68,31 @@ def read_contracts(path: Path) -> Recording:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecordingError(f"{path} is not a KuCoin contracts answer: {error}") from None
     listings = [Listing(contract) for contract in (answer.data if isinstance(answer, _ContractsAnswer) else answer)]
-    return Recording(listings, frozenset(_symbol(path, listing) for listing in listings))
+    symbols = [_symbol(listing, f"{path}, contract {number}") for number, listing in enumerate(listings, 1)]
+    return Recording(listings, [], frozenset(symbols))
 
 
-def _symbol(path: Path, listing: Listing) -> str:
+def _symbol(event: Event, where: str) -> str:
+    """The symbol of an event, "" if it has none; a contract must be one that can be listed."""
+    if not isinstance(event, Listing):
+        return getattr(event, "symbol", "")
     try:
-        return contract_of(listing.contract, {}, 0).symbol
+        return contract_of(event.contract, {}, 0).symbol
     except Rejection as rejection:
-        raise RecordingError(f"{path}: {listing.contract.get('symbol', 'a contract')}: {rejection}") from None
+        raise RecordingError(f"{where}: {rejection}") from None
 
 
 def _read_events(path: Path) -> Recording:
     """One event or an array of events to a line, in JSON as on the wire."""
     events: list[Event] = []
+    symbols: set[str] = set()
     for number, line in _lines(path):
         for event in decode(Message("0-0", "json", line)):
             if isinstance(event, Rejection):
                 raise RecordingError(f"{path}, line {number}: {event}")
             events.append(event)
-    symbols = {event.symbol for event in events if hasattr(event, "symbol")}
-    return Recording(events, frozenset(symbols))
+            symbols.add(_symbol(event, f"{path}, line {number}"))
+    return Recording([], events, frozenset(symbols - {""}))
 
 
 def _read_force_orders(path: Path) -> Recording:
@@ -96,29 +102,31 @@ def _read_force_orders(path: Path) -> Recording:
     """
     orders = [_force_order(path, number, line) for number, line in _lines(path)]
     multipliers: dict[str, Decimal] = defaultdict(lambda: Decimal(1))
-    for order, quantity in orders:
-        multipliers[order.s] = min(multipliers[order.s], Decimal(1).scaleb(min(0, _exponent(quantity))))
+    for order in orders:
+        multipliers[order.s] = min(multipliers[order.s], _step(order.z))
     listings = [Listing(_binance_contract(path, symbol, multiplier)) for symbol, multiplier in multipliers.items()]
-    return Recording([*listings, *_fills(orders, multipliers)], frozenset(multipliers))
+    return Recording(listings, list(_fills(orders, multipliers)), frozenset(multipliers))
 
 
-def _force_order(path: Path, number: int, line: bytes) -> tuple[_ForceOrder, Decimal]:
+def _force_order(path: Path, number: int, line: bytes) -> _ForceOrder:
     try:
         order = msgspec.json.decode(line, type=_ForceOrderMessage).o
-        return order, Decimal(order.z)
-    except (msgspec.DecodeError, UnicodeDecodeError, InvalidOperation) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecordingError(f"{path}, line {number} is no forceOrder message: {error}") from None
+    if not (order.z.is_finite() and order.z > 0):
+        raise RecordingError(f"{path}, line {number}: a filled quantity (z) of {order.z} is no fill")
+    return order
 
 
-def _fills(orders: Iterable[tuple[_ForceOrder, Decimal]], multipliers: dict[str, Decimal]) -> Iterator[Fill]:
+def _fills(orders: Iterable[_ForceOrder], multipliers: dict[str, Decimal]) -> Iterator[Fill]:
     last: dict[str, int] = {}
-    for order, quantity in orders:
+    for order in orders:
         sequence = last[order.s] = max(last.get(order.s, 0) + 1, order.T * SEQUENCES_PER_MS)
         yield Fill(
             symbol=order.s,
             seq=sequence,
             side="sell" if order.S == "SELL" else "buy",
-            lots=int(quantity / multipliers[order.s]),
+            lots=int(order.z / multipliers[order.s]),
             price=order.ap,
             bankruptcy_price=order.p,
             ts=order.T,
@@ -143,9 +151,10 @@ def _binance_contract(path: Path, symbol: str, multiplier: Decimal) -> dict[str,
     }
 
 
-def _exponent(quantity: Decimal) -> int:
+def _step(quantity: Decimal) -> Decimal:
+    """The largest power of ten, at most 1, of which a quantity is a whole number."""
     exponent = quantity.normalize().as_tuple().exponent
-    return exponent if isinstance(exponent, int) else 0
+    return Decimal(1).scaleb(min(0, int(exponent)))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

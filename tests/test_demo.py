@@ -290,6 +290,22 @@ class TestWhole:
         await eventually(lambda: not alive(left))
         assert differences_in_ledger(directory) == 0
 
+    async def test_goes_on_when_its_servers_are_killed(self, directory):
+        with contextlib.closing(Demo(directory)) as running:
+            await eventually(running.counts, 60)
+            servers = running.remember_family()[0].children()
+            assert {server.name() for server in servers} == {"postgres", "valkey-server"}
+            for server in servers:
+                server.kill()
+            await eventually(lambda: not alive(servers))
+            count = running.counts()[-1]
+            await eventually(lambda: running.counts()[-1] > count + 50, 30)
+            family = running.remember_family()
+            running.signal(signal.SIGINT)
+            assert running.end() == 0
+        await eventually(lambda: not alive(family))
+        assert differences_in_ledger(directory) == 0
+
     async def test_a_terminal_shows_a_table_and_gets_its_screen_back(self, directory):
         ours, its = pty.openpty()
         fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))

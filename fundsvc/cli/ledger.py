@@ -13,10 +13,10 @@ from rich.table import Table
 
 from fundsvc.app import connected, consuming, prepared
 from fundsvc.audit import ContractAudit, audit_contract
-from fundsvc.cli.running import DONE, NO, Json, cli, print_json, progress, run
+from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, progress, run
 from fundsvc.config import Config
 from fundsvc.core.numbers import format_units
-from fundsvc.delivery import Delivered, Gain, deliver
+from fundsvc.delivery import Delivered, Delivery, Gain
 from fundsvc.export import COLUMNS, export_rows
 from fundsvc.recordings import Format, Recording, read_contracts, read_recording
 from fundsvc.store.database import SQL, Pool, faults
@@ -89,7 +89,7 @@ def rebuild_rollups(context: typer.Context) -> None:
     """Drop the hourly rollups and condense them anew from the entries."""
 
     async def command(config: Config) -> int:
-        async with prepared(config) as complete, connected(complete) as (pool, _):
+        async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
             await forget(pool)
             total = sum([await condense(pool, partition) for partition in range(complete.stream.partitions)])
         Console(stderr=True).print(f"condensed {total} entries", highlight=False)
@@ -110,27 +110,29 @@ def vectors(files: list[Path], json: Json = False) -> None:
 
 
 async def _deliver(config: Config, recording: Recording, json: bool) -> int:
-    async with prepared(config) as complete, connected(complete) as (pool, client), consuming(complete, pool):
+    async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client), consuming(complete, pool):
         with progress() as bars:
-            sending = bars.add_task("sending", total=len(recording.events))
+            sending = bars.add_task("sending", total=len(recording.listings) + len(recording.events))
             settling = bars.add_task("durable (%)", total=100)
-            delivered = await deliver(
+            delivery = Delivery(
                 pool,
                 client,
                 complete.stream.partitions,
-                recording.events,
                 lambda events: bars.advance(sending, events),
                 lambda share: bars.update(settling, completed=int(share * 100)),
             )
+            delivered = await delivery.run(recording)
     if json:
         print_json(delivered)
     else:
         _print_delivered(delivered, len(recording.symbols))
-    return DONE
+    return NO if delivered.refused else DONE
 
 
 def _print_delivered(delivered: Delivered, contracts_named: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
+    for refusal in delivered.refused:
+        console.print(f"not listed, so nothing more was sent: {refusal}", style="red", markup=False)
     if delivered.gains:
         table = Table("currency", "kind", "entries", "credited", "paid", "uncovered", "repaid")
         for gain in delivered.gains:

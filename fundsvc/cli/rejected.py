@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, NO, Json, cli, print_json, run
+from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, run
 from fundsvc.config import Config
 from fundsvc.store.rejections import KeptEvent, list_rejected, mark_sent
 from fundsvc.streams.producer import Producer
@@ -66,7 +66,7 @@ def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] 
     """Send rejected events into the stream again, all or one; each is settled at most once."""
 
     async def command(config: Config) -> int:
-        async with prepared(config) as complete, connected(complete) as (pool, client):
+        async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
             producer = Producer(client, complete.stream.partitions)
             events = await list_rejected(pool, reason=reason, key=key, limit=1_000_000)
             sent = 0

@@ -66,6 +66,11 @@ def run(context: typer.Context, command: Callable[[Config], Coroutine[Any, Any, 
     raise typer.Exit(code)
 
 
+def at_primary(config: Config) -> Config:
+    """The configuration without a read replica: for what writes, or must see at once what was written."""
+    return msgspec.structs.replace(config, database=msgspec.structs.replace(config.database, reader_dsn=""))
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Says what is wrong and ends."""
     Console(stderr=True).print(f"fundsvc: {message}", style="red", highlight=False, markup=False, soft_wrap=True)

@@ -169,9 +169,9 @@ WHERE ($1::text IS NULL OR reason = $1) AND ($2::boolean OR settled_at IS NULL)
   AND ($3::integer IS NULL OR (partition, stream_id, position) = ($3, $4, $5))
 ORDER BY rejected_at, partition, stream_id, position LIMIT $6;
 
--- name: rejected_between
-SELECT stream_id, position, reason, detail FROM rejected WHERE partition = $1 AND stream_id = ANY ($2)
-ORDER BY rejected_at, position;
+-- name: rejected_among
+-- Of the events in the given messages, those that were rejected.
+SELECT reason, detail FROM rejected WHERE partition = $1 AND stream_id = ANY ($2) ORDER BY reason, detail;
 
 -- name: rejected_sent
 UPDATE rejected SET replayed_at = now() WHERE partition = $1 AND stream_id = $2 AND position = $3;
@@ -238,9 +238,3 @@ FROM contracts c
 LEFT JOIN unnest($1::text[], $2::bigint[]) AS k (symbol, entry) USING (symbol)
 JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = c.symbol AND x.entry > coalesce(k.entry, 0)) e ON true
 GROUP BY 1, 2, 3 ORDER BY 1, 3;
-
--- name: rejected_since
-SELECT reason, count(*) AS events FROM rejected WHERE rejected_at >= $1 GROUP BY 1 ORDER BY 1;
-
--- name: now
-SELECT clock_timestamp();

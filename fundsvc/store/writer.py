@@ -13,7 +13,7 @@ from fundsvc.core.settlement import Fund
 from fundsvc.store.database import SQL, connect, faults, transaction
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
 
-ROWS_PER_CHUNK = 1000
+ROWS_PER_CHUNK = 250
 """Rows are encoded and handed to the socket in pieces, so that the server works while the rest is encoded."""
 
 

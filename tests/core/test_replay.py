@@ -1,108 +1,188 @@
+"""Recomputing a ledger: every true one holds, and nothing in it can be altered without being told."""
+
 import msgspec
 import pytest
-from builders import ONE, UNIT, partition, worth
+from builders import INVERSE, ONE, UNIT, fill, listing, partition, worth
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fundsvc.core.chain import GENESIS, link
-from fundsvc.core.partition import Batch
+from fundsvc.core.chain import Entry, link
 from fundsvc.core.replay import Replay
 from fundsvc.core.settlement import Fund
 
-
-def ledger() -> Batch:
-    """A surplus of 10, a shortfall of 15 of which 5 is uncovered, a flat, and a surplus of 3 that repays."""
-    settling = partition(Fund(UNIT))
-    for seq, amount in enumerate((10, -15, 0, 3), start=1):
-        settling.apply(worth(amount, seq))
-    return settling.take()
+AMOUNTS = [5, -3, 0, -10, 4, 20]
+"""In USDT: of the fourth 8 cannot be paid, the fifth and part of the sixth repay that."""
 
 
-def differences(batch: Batch, *, recovered: int = 0, open_in_adl: int = 0, late=(), **altered) -> list[str]:
-    replay = Replay(UNIT, late)
-    for entry, digest in zip(batch.entries, batch.hashes, strict=True):
+def settled(fills, contract=UNIT):
+    """A fund that has settled fills, leaving what it cannot pay outstanding, and its ledger."""
+    fund = Fund(contract)
+    lines = []
+    for event in fills:
+        entry, digest = fund.settle(event)
+        fund.outstanding += entry.uncovered
+        lines.append((entry, digest))
+    return fund, lines
+
+
+def differences(fund, lines, *, late=(), recovered=0, open_in_adl=0, **changes):
+    replay = Replay(fund.contract, late)
+    for entry, digest in lines:
         replay.follow(entry, digest)
-    replay.finish(batch.funds[0]._replace(**altered), recovered, open_in_adl)
+    replay.finish(fund.state()._replace(**changes), recovered, open_in_adl)
     return replay.differences
 
 
-def resealed(batch: Batch, index: int, **fields) -> Batch:
-    """The ledger as a forger who knows the rules of the chain would leave it."""
-    batch.entries[index] = msgspec.structs.replace(batch.entries[index], **fields)
-    head = GENESIS
-    for position, entry in enumerate(batch.entries):
-        batch.hashes[position] = head = link(head, entry)
-    batch.funds[0] = batch.funds[0]._replace(head=head)
-    return batch
+@pytest.fixture
+def ledger():
+    return settled(worth(amount, seq) for seq, amount in enumerate(AMOUNTS, 1))
 
 
-def test_a_ledger_replays_to_its_fund():
-    batch = ledger()
-    assert differences(batch) == []
-    replay = Replay(UNIT)
-    replay.follow(batch.entries[0], batch.hashes[0])
-    assert replay.entry == 1
+def altered(lines, number, **fields):
+    """The lines with one entry changed and its hash left as it was."""
+    entry, digest = lines[number - 1]
+    return [*lines[: number - 1], (msgspec.structs.replace(entry, **fields), digest), *lines[number:]]
 
 
-@pytest.mark.parametrize("name", msgspec.structs.asdict(ledger().entries[1]))
-def test_an_altered_entry_is_found(name):
-    batch = ledger()
-    value = getattr(batch.entries[1], name)
-    batch.entries[1] = msgspec.structs.replace(batch.entries[1], **{name: value + "x" if isinstance(value, str) else value + 1})
-    assert any("entry 2: hash" in difference or "entry 3: hash" in difference for difference in differences(batch))
+def resealed(lines):
+    """The lines with all hashes made anew, as who alters a ledger with skill would."""
+    head, result = bytes(32), []
+    for entry, _ in lines:
+        head = link(head, entry)
+        result.append((entry, head))
+    return result
+
+
+def test_an_untouched_ledger_holds(ledger):
+    fund, lines = ledger
+    assert [entry.kind for entry, _ in lines] == ["surplus", "shortfall", "flat", "shortfall", "surplus", "surplus"]
+    assert differences(fund, lines) == []
+
+
+def test_so_does_an_empty_one():
+    assert differences(Fund(UNIT), []) == []
+
+
+def test_an_empty_one_has_no_head():
+    assert differences(Fund(UNIT), [], head=b"x" * 32) != []
+
+
+def test_an_inverse_ledger_holds():
+    prices = ("100", "90", "120.5", "99.999")
+    fund, lines = settled(
+        (fill(seq, symbol=INVERSE.symbol, lots=1000, price=price) for seq, price in enumerate(prices, 1)), INVERSE
+    )
+    assert differences(fund, lines) == []
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "sentence"),
     [
-        ({"symbol": "OTHER"}, "symbol"),
-        ({"entry": 7}, "entry number"),
-        ({"seq": 1}, "sequence"),
-        ({"kind": "surplus"}, "kind"),
-        ({"balance": 1}, "balance"),
-        ({"change": -10 * ONE + 1, "balance": 1}, "change + repaid - uncovered"),
-        ({"uncovered": -5 * ONE}, "negative"),
-        ({"repaid": -1}, "negative"),
-        ({"balance": -1}, "negative"),
-        ({"lots": 16}, "change + repaid - uncovered"),
-        ({"price": 100 * 10**12}, "kind"),
+        ({"entry": 7}, "UNITUSDTM entry 7: entry number is 7, it should be 2"),
+        ({"symbol": "OTHER"}, "OTHER entry 2: symbol is OTHER, it should be UNITUSDTM"),
+        ({"balance": 3 * ONE}, f"UNITUSDTM entry 2: balance is {3 * ONE}, it should be {2 * ONE}"),
+        ({"seq": 1}, "UNITUSDTM entry 2: sequence 1 is not above 1"),
+        ({"kind": "surplus"}, "UNITUSDTM entry 2: kind is surplus, it should be shortfall"),
+        ({"lots": 4}, f"change + repaid - uncovered is {-3 * ONE}, it should be {-4 * ONE}"),
+        ({"price": 98 * 10**12}, f"change + repaid - uncovered is {-3 * ONE}, it should be {-6 * ONE}"),
+        ({"bankruptcy_price": 101 * 10**12}, f"change + repaid - uncovered is {-3 * ONE}, it should be {-6 * ONE}"),
+        ({"side": "buy"}, "UNITUSDTM entry 2: kind is shortfall, it should be surplus"),
+        ({"uncovered": ONE}, f"change + repaid - uncovered is {-4 * ONE}, it should be {-3 * ONE}"),
+        ({"repaid": -ONE}, "UNITUSDTM entry 2: has a negative amount"),
+        ({"account": "somebody else"}, "UNITUSDTM entry 2: hash is "),
     ],
 )
-def test_a_forged_chain_is_found_by_the_rules(fields, said):
-    found = differences(resealed(ledger(), 1, **fields))
-    assert any(said in difference for difference in found)
-    assert not any("hash" in difference for difference in found)
+def test_an_altered_entry_is_told_by_what_is_wrong_with_it(ledger, fields, sentence):
+    fund, lines = ledger
+    found = differences(fund, altered(lines, 2, **fields))
+    assert any(sentence in difference for difference in found), found
+    assert any("hash is" in difference for difference in found)
 
 
-def test_only_a_late_entry_may_have_a_sequence_that_was_passed():
-    batch = resealed(ledger(), 2, seq=1)
-    assert len(differences(batch)) == 1
-    assert differences(batch, late={3}) == []
+@given(st.sampled_from(range(1, 7)), st.sampled_from(Entry.__struct_fields__), st.integers(1, 1000))
+def test_no_field_of_any_entry_can_be_altered(number, name, by):
+    fund, lines = settled(worth(amount, seq, account="a") for seq, amount in enumerate(AMOUNTS, 1))
+    value = getattr(lines[number - 1][0], name)
+    changed = value + by if isinstance(value, int) else f"{value}{by}"
+    assert differences(fund, altered(lines, number, **{name: changed})) != []
 
 
-def test_a_refund_has_no_fill_of_its_own_to_be_checked_against():
-    assert not any("kind" in difference for difference in differences(resealed(ledger(), 0, kind="refund")))
+@given(st.lists(st.integers(-20, 20), max_size=20))
+def test_every_ledger_that_was_settled_holds(amounts):
+    assert differences(*settled(worth(amount, seq) for seq, amount in enumerate(amounts, 1))) == []
+
+
+def test_who_seals_the_chain_anew_still_cannot_change_an_amount_or_the_head(ledger):
+    fund, lines = ledger
+    found = differences(fund, resealed(altered(lines, 5, change=ONE, balance=ONE)))
+    assert any("change + repaid - uncovered" in difference for difference in found)
+    unseen = differences(fund, resealed(altered(lines, 2, account="somebody else")))
+    assert len(unseen) == 1
+    assert unseen[0].startswith("the fund says (entry, balance, head)")
+
+
+@pytest.mark.parametrize("left", [5, 1, 0])
+def test_entries_that_are_missing_at_the_end_are_told(ledger, left):
+    fund, lines = ledger
+    assert any(difference.startswith("the fund says") for difference in differences(fund, lines[:left]))
+
+
+@pytest.mark.parametrize("missing", [1, 3])
+def test_an_entry_that_is_missing_before_the_end_is_told(ledger, missing):
+    fund, lines = ledger
+    found = differences(fund, [*lines[: missing - 1], *lines[missing:]])
+    assert found[0] == f"UNITUSDTM entry {missing + 1}: entry number is {missing + 1}, it should be {missing}"
+
+
+def test_entries_that_changed_places_are_told(ledger):
+    fund, lines = ledger
+    found = differences(fund, [lines[1], lines[0], *lines[2:]])
+    assert found[0] == "UNITUSDTM entry 2: entry number is 2, it should be 1"
 
 
 @pytest.mark.parametrize(
-    "altered",
-    [{"balance": 1}, {"entry": 5}, {"head": GENESIS}, {"outstanding": 1}, {"seq": 3}],
+    ("changes", "sentence"),
+    [
+        ({"balance": 1}, "the fund says"),
+        ({"entry": 5}, "the fund says"),
+        ({"head": b"x" * 32}, "the fund says"),
+        ({"seq": 99}, "the fund's sequence is 99, the highest of its entries 6"),
+        ({"seq": 5}, "the fund's sequence is 5, the highest of its entries 6"),
+        ({"outstanding": 1}, f"uncovered {8 * ONE} is not recovered 0 + repaid {8 * ONE} + outstanding 1 + open in ADL 0"),
+    ],
 )
-def test_a_fund_that_its_entries_do_not_explain_is_found(altered):
-    assert len(differences(ledger(), **altered)) == 1
+def test_an_altered_fund_is_told(ledger, changes, sentence):
+    found = differences(*ledger, **changes)
+    assert len(found) == 1
+    assert found[0].startswith(sentence)
 
 
-def test_what_was_uncovered_must_be_accounted_for():
-    assert differences(ledger(), recovered=1, outstanding=ONE, open_in_adl=ONE - 1) == []
-    assert len(differences(ledger(), recovered=1)) == 1
+def test_what_is_uncovered_is_recovered_repaid_outstanding_or_open():
+    fund, lines = settled([worth(-10, 1), worth(3, 2)])
+    assert differences(fund, lines) == []
+    assert differences(fund, lines, outstanding=2 * ONE, recovered=4 * ONE, open_in_adl=ONE) == []
+    assert len(differences(fund, lines, recovered=1)) == 1
 
 
-def test_a_truncated_ledger_is_found():
-    batch = ledger()
-    batch.entries.pop()
-    batch.hashes.pop()
-    assert differences(batch)
+def test_a_sequence_may_fall_only_where_an_event_was_settled_late():
+    fund, lines = settled([worth(1, 5), worth(2, 3), worth(1, 6)])
+    assert differences(fund, lines, late={2}) == []
+    assert differences(fund, lines) == ["UNITUSDTM entry 2: sequence 3 is not above 5"]
 
 
-def test_a_fund_without_entries_is_empty():
-    state = Fund(UNIT).state()
-    assert differences(Batch(funds=[state])) == []
-    assert "a fund without entries has a head" in differences(Batch(funds=[state]), head=b"x" * 32)
+def test_a_refund_is_not_measured_by_a_fill():
+    fund, lines = settled([worth(5, 1)])
+    refund = msgspec.structs.replace(lines[0][0], entry=2, seq=2, kind="refund", change=1, balance=5 * ONE + 1)
+    head = link(fund.head, refund)
+    assert differences(fund, [*lines, (refund, head)], entry=2, seq=2, balance=5 * ONE + 1, head=head) == []
+
+
+def test_the_ledger_of_a_partition_holds():
+    settling = partition()
+    settling.apply(listing())
+    for seq, amount in enumerate(AMOUNTS, 1):
+        settling.apply(worth(amount, seq))
+    settling.apply_late(worth(1, 2))
+    batch = settling.take()
+    fund = batch.changed[UNIT.symbol]
+    assert differences(fund, zip(batch.entries, batch.hashes, strict=True), late={7}) == []

@@ -89,14 +89,12 @@ def _open(element: Element, cursor: Mapping[str, int], chance: random.Random) ->
 
 def _recorded(path: Path) -> Iterator[Event]:
     """The recording, each contract listed just before its first fill."""
-    listings = {}
-    for event in read_recording(path, "binance-force-orders").events:
-        if isinstance(event, Listing):
-            listings[event.contract["symbol"]] = event
-        else:
-            if event.symbol in listings:
-                yield listings.pop(event.symbol)
-            yield event
+    recording = read_recording(path, "binance-force-orders")
+    unlisted = {listing.contract["symbol"]: listing for listing in recording.listings}
+    for fill in recording.events:
+        if fill.symbol in unlisted:
+            yield unlisted.pop(fill.symbol)
+        yield fill
 
 
 def _market(chance: random.Random, fills: int) -> Iterator[Event]:

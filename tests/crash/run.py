@@ -76,8 +76,10 @@ async def _disturbed(
         await eventually("the rollups are kept up", lambda: _condensed(world))
         await world.stop_engines()
         wrong = await differences(world, client, letters, expected)
-    lost = sum(engine.log.count("lost its tail") for engine in world.engines)
-    world.timeline.note(f"{sender.resumptions} resumptions of the sender, {lost} lost tails seen, {len(wrong)} differences")
+    lost = sum(log.read_text().count("lost its tail") for log in world.directory.glob("engine-*.log"))
+    world.timeline.note(
+        f"{sender.resumptions} resumptions of the sender, {lost} lost tails seen by engines, {len(wrong)} differences"
+    )
     assert not wrong, "\n".join(wrong[:20])
 
 

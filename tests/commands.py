@@ -1,0 +1,60 @@
+"""The command line as its users have it: a process of its own, against the servers of a test."""
+
+import asyncio
+import os
+import sys
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import msgspec
+
+
+class Done(NamedTuple):
+    code: int
+    output: str
+    error: str
+
+    @property
+    def result(self):
+        """What a command with --json printed."""
+        return msgspec.json.decode(self.output)
+
+
+def environment_of(config, **overrides):
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("FUNDSVC_")}
+    return ours | {
+        "FUNDSVC_DATABASE_DSN": config.database.dsn,
+        "FUNDSVC_STREAM_URL": config.stream.url,
+        "FUNDSVC_STREAM_PARTITIONS": str(config.stream.partitions),
+        "FUNDSVC_LOG_LEVEL": "error",
+        **overrides,
+    }
+
+
+async def program(*arguments, environment=None, given=""):
+    process = await asyncio.create_subprocess_exec(
+        *map(str, arguments),
+        env=environment,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, error = await process.communicate(given.encode())
+    return Done(process.returncode, output.decode(), error.decode())
+
+
+async def fundsvc(config, *arguments, **overrides):
+    return await program(sys.executable, "-m", "fundsvc", *arguments, environment=environment_of(config, **overrides))
+
+
+@asynccontextmanager
+async def engine_process(config):
+    """An engine, ended as an operator ends it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fundsvc", "engine", env=environment_of(config), stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        assert await process.wait() == 0

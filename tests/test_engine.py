@@ -1,0 +1,447 @@
+import asyncio
+import time
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import asyncpg
+import msgspec
+import psutil
+import pytest
+from conftest import with_section
+from eventually import eventually
+from ledgers import fill, listing
+
+from fundsvc.core.chain import GENESIS, Entry, link
+from fundsvc.core.contracts import partition_of
+from fundsvc.core.events import AdlFill, Listing, Mark, Position, Rate
+from fundsvc.engine import Engine
+from fundsvc.metrics import Metrics
+from fundsvc.streams.client import StreamFault, faults, open_client, stream_key
+from fundsvc.streams.producer import Producer
+from fundsvc.streams.source import Source
+
+KEY = stream_key(0)
+STOP_SECONDS_MAX = 3.0
+LEASE_SECONDS = 0.6
+SYMBOLS = [f"SYMBOL{number}" for number in range(24)]
+
+
+class Running:
+    """An engine that runs in this process."""
+
+    def __init__(self, config):
+        self.metrics = Metrics()
+        self.stop = asyncio.Event()
+        self.engine = Engine(config, self.metrics)
+        self.task = asyncio.create_task(self.engine.run(self.stop))
+
+    def count(self, name, **labels):
+        """The sum of a metric over all its labels, or over those with the given ones."""
+        samples = [sample for metric in self.metrics.registry.collect() for sample in metric.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    async def finish(self):
+        """Tells it to stop; answers how long that took."""
+        started = time.monotonic()
+        self.stop.set()
+        await self.task
+        return time.monotonic() - started
+
+
+@asynccontextmanager
+async def running(config):
+    """An engine, stopped at the end; whatever ended it before is raised."""
+    engine = Running(config)
+    try:
+        yield engine
+    finally:
+        await engine.finish()
+
+
+@pytest.fixture
+def quick(config):
+    """Leases that run out soon, so that takeovers are."""
+    return with_section(config, "engine", lease_seconds=LEASE_SECONDS, rollup_seconds=0.05)
+
+
+@pytest.fixture
+async def producer(config):
+    async with open_client(config.stream) as client:
+        yield Producer(client, config.stream.partitions)
+
+
+@pytest.fixture
+def ledger(config):
+    """Questions to the ledger that outlive a restart of its server."""
+
+    async def ask(statement, *parameters):
+        connection = await asyncpg.connect(config.database.dsn)
+        try:
+            return await connection.fetchval(statement, *parameters)
+        finally:
+            connection.terminate()
+
+    return ask
+
+
+async def settled(ledger, number, seconds=15.0):
+    """Waits until the ledger has so many entries, and no more."""
+    await eventually(lambda: has_entries(ledger, number), seconds)
+    await check_chains(ledger, number)
+
+
+async def has_entries(ledger, number):
+    return await ledger("SELECT count(*) FROM entries") >= number
+
+
+async def check_chains(ledger, number):
+    """Every contract's entries are gapless, linked, and end at its head; in all there are so many."""
+    columns = ", ".join(f"e.{name}" for name in (*Entry.__struct_fields__, "hash"))
+    text = await ledger(
+        f"SELECT json_agg(json_build_array({columns}, f.head) ORDER BY e.symbol, e.entry)"
+        " FROM entries e JOIN funds f USING (symbol)"
+    )
+    heads = {}
+    previous = {}
+    for *fields, digest, head in msgspec.json.decode(text or b"[]"):
+        entry = Entry(*fields)
+        expected = link(previous.get(entry.symbol, GENESIS), entry)
+        assert digest == "\\x" + expected.hex(), f"{entry.symbol} {entry.entry}"
+        previous[entry.symbol] = expected
+        heads[entry.symbol] = head
+        number -= 1
+    assert {symbol: "\\x" + digest.hex() for symbol, digest in previous.items()} == heads
+    assert number == 0
+
+
+def fills(numbers, symbol="AAA"):
+    return [fill(symbol, number, number % 11 - 4) for number in numbers]
+
+
+async def test_it_settles_condenses_and_counts(quick, producer, ledger):
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 1001))])
+        await settled(ledger, 1000)
+        await eventually(lambda: engine.count("fundsvc_entries_total", symbol="AAA", kind="surplus") == 1000)
+        assert engine.count("fundsvc_balance", symbol="AAA", currency="USDT") == 1000
+        assert engine.count("fundsvc_commit_seconds_count") >= 1
+        assert await eventually(lambda: ledger("SELECT sum(fills) FROM rollups")) == 1000
+        await producer.append(fills(range(900, 1001)))
+        await eventually(lambda: engine.count("fundsvc_duplicates_total", symbol="AAA") == 101)
+    await check_chains(ledger, 1000)
+
+
+async def test_lag_is_measured_while_the_ledger_is_locked(config, producer, ledger, owner_connection):
+    async with running(config) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        async with owner_connection.transaction():
+            await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
+            await producer.append(fills(range(2, 12)), per_message=1)
+            await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 10)
+            assert engine.count("fundsvc_stream_lag_seconds", partition="0") > 0
+        await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
+        assert engine.count("fundsvc_stream_lag_seconds", partition="0") == 0
+
+
+@pytest.mark.parametrize("partitions", [4])
+async def test_two_engines_share_the_partitions_and_one_that_stops_hands_over(quick, producer, ledger):
+    assert {partition_of(symbol, 4) for symbol in SYMBOLS} == {0, 1, 2, 3}
+    await producer.append(listing(symbol) for symbol in SYMBOLS)
+    async with running(quick) as first, running(quick) as second:
+        await eventually(lambda: len(first.engine._owned) == len(second.engine._owned) == 2)
+        await producer.append(fill(symbol, seq, 1) for seq in range(1, 101) for symbol in SYMBOLS)
+        await settled(ledger, 2400)
+        assert first.count("fundsvc_entries_total") + second.count("fundsvc_entries_total") == 2400
+        assert min(first.count("fundsvc_entries_total"), second.count("fundsvc_entries_total")) >= 100
+        assert await second.finish() < STOP_SECONDS_MAX
+        assert not await ledger("SELECT count(*) FROM engines WHERE engine = $1", second.engine.name)
+        await producer.append(fill(symbol, seq, 1) for seq in range(101, 111) for symbol in SYMBOLS)
+        await settled(ledger, 2640, 5)
+        assert await ledger("SELECT count(*) FROM partitions WHERE owner = $1", first.engine.name) == 4
+    assert await ledger("SELECT count(*) FROM partitions WHERE owner IS NULL") == 4
+
+
+async def test_an_engine_that_is_cut_off_is_replaced_within_five_seconds(config, producer, ledger):
+    first = Running(config)
+    await producer.append([listing("AAA"), *fills([1])])
+    await settled(ledger, 1)
+    async with running(config) as second:
+        first.task.cancel()
+        await asyncio.wait([first.task])
+        assert await ledger("SELECT owner FROM partitions") == first.engine.name
+        await producer.append(fills([2]))
+        await settled(ledger, 2, 5)
+        assert second.count("fundsvc_partition_epoch", partition="0") == 2
+
+
+async def test_a_stream_that_is_deleted_while_it_is_read_is_noticed(config, producer, ledger):
+    async with running(config) as engine:
+        await producer.append([listing("AAA"), *fills(range(1, 101))], per_message=1)
+        await settled(ledger, 100)
+        await producer._client.delete(KEY)
+        await eventually(lambda: engine.count("fundsvc_stream_regressions_total", partition="0"))
+        await producer.append([listing("AAA"), *fills(range(1, 121))], per_message=1)
+        await settled(ledger, 120)
+        await eventually(lambda: engine.count("fundsvc_duplicates_total", symbol="AAA") == 100)
+
+
+@pytest.mark.parametrize("first_id", ["1-1", "9999999999999-1"], ids=["ids behind the offset", "ids beyond the offset"])
+async def test_a_stream_that_lost_its_tail_is_read_from_the_start(config, producer, ledger, first_id):
+    async with running(config):
+        await producer.append([listing("AAA"), *fills(range(1, 101))], per_message=1)
+        await settled(ledger, 100)
+    await producer._client.delete(KEY)
+    await producer._client.xadd(KEY, {"json": msgspec.json.encode(fills(range(51, 111)))}, id=first_id)
+    async with running(config) as engine:
+        await settled(ledger, 110)
+        await eventually(lambda: engine.count("fundsvc_duplicates_total", symbol="AAA") == 50)
+        assert engine.count("fundsvc_stream_regressions_total", partition="0") == 1
+    async with running(config) as engine:
+        await producer._client.xadd(KEY, {"json": msgspec.json.encode(fills([111]))}, id=first_id.replace("-1", "-2"))
+        await settled(ledger, 111)
+        assert engine.count("fundsvc_stream_regressions_total", partition="0") == 0
+        assert engine.count("fundsvc_duplicates_total", symbol="AAA") == 0
+
+
+async def test_trimming_drops_what_is_old_but_nothing_that_is_not_committed(config, producer, ledger, owner_connection):
+    hasty = with_section(config, "stream", retention_hours=1e-9)
+    async with running(config):
+        await producer.append([listing("AAA"), *fills(range(1, 1000))], per_message=1)
+        await settled(ledger, 999)
+    offset = await ledger("SELECT last_id FROM partitions")
+    source = Source(producer._client, 0)
+    async with owner_connection.transaction():
+        await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
+        await producer.append(fills(range(1000, 2000)), per_message=1)
+        async with running(hasty):
+            await eventually(lambda: shorter(source, 1999))
+            left = [message.stream_id for message in await source.read("0-0", 5000, 10)]
+            assert left.index(offset) <= 100
+            assert len(left) == left.index(offset) + 1001
+    async with running(hasty):
+        await settled(ledger, 1999)
+
+
+async def shorter(source, length):
+    return (await source.state()).length < length
+
+
+def nested(depth):
+    value = {}
+    for _ in range(depth):
+        value = {"x": value}
+    return value
+
+
+SPECIFICATION = {"settleCurrency": "USDT", "multiplier": 1, "isInverse": False}
+POISON = [
+    {"json": b""},
+    {"json": b"["},
+    {"json": b"\xff\xfe\x00"},
+    {"json": b"[" * 100_000},
+    {"json": b'{"type":"fill"}'},
+    {"json": b'{"type":"fill","symbol":"AAA","seq":1e30}'},
+    {"json": b'[1,null,"x",{"type":"\\u0000"}]'},
+    {"json": msgspec.json.encode(Listing(SPECIFICATION | {"symbol": "P\0"}))},
+    {
+        "json": b'{"type":"contract","contract":'
+        b'{"symbol":"P","settleCurrency":"USDT","multiplier":1e999999999,"isInverse":false}}'
+    },
+    {
+        "json": b'{"type":"contract","contract":{"symbol":"P1","settleCurrency":"USDT","multiplier":1,"isInverse":false,'
+        b'"maxPrice":1e999999999,"big":' + b"9" * 400 + b',"nul":"\\u0000","inf":1e999}}'
+    },
+    {"json": msgspec.json.encode(Listing(SPECIFICATION | {"symbol": "P2"} | nested(500)))},
+    {"msgpack": b"\xc1"},
+    {"msgpack": b"\xdd\xff\xff\xff\xff"},
+    {
+        "msgpack": msgspec.msgpack.encode(
+            Listing(
+                SPECIFICATION
+                | {
+                    "symbol": "P3",
+                    "ext": msgspec.msgpack.Ext(5, b"x"),
+                    "raw": b"\xff",
+                    "keys": {(1, 2): 3},
+                    "nan": float("nan"),
+                }
+            )
+        )
+    },
+    {"nothing": b"of ours"},
+    {b"\xff\x00": b"\xff"},
+    {"json": b"{}", "replayOf": "\x00-\x00/1"},
+    {"json": b"{}", "replayOf": b"\xff\xff"},
+    {"json": b"{}", "replayOf": "1-0/99999999999999999999"},
+    {"json": msgspec.json.encode([fill("NONE", 1, 1), fill("AAA", 2**63 - 1, 1), Mark("AAA", "-1", 1)])},
+    {"json": msgspec.json.encode(fill("AAA\0", 1, 1))},
+    {"json": msgspec.json.encode(msgspec.structs.replace(fill("AAA", 5, 1), account="\0", trade_id="\ufffe"))},
+    {"json": msgspec.json.encode(msgspec.structs.replace(fill("AAA", 5, 1), lots=2**63 - 1, price="9223372.036854775807"))},
+    {"json": msgspec.json.encode([Position("AAA", "\0", -(2**63), "x", "y", 0), AdlFill("AAA", 1, 1, "\0", 1, 1)])},
+    {"json": msgspec.json.encode(Rate("\0", "0", 0))},
+]
+
+
+async def test_a_poison_message_never_stops_the_stream(config, producer, ledger):
+    async with running(config) as engine:
+        await producer.append([listing("AAA")])
+        for number, fields in enumerate(POISON, 1):
+            symbol = f"OK{number}"
+            await producer._client.xadd(KEY, fields)
+            await producer.append([listing(symbol), fill(symbol, 1, 1)])
+            await eventually(lambda symbol=symbol: ledger("SELECT 1 FROM entries WHERE symbol = $1", symbol), 5)
+        assert not engine.task.done()
+        assert engine.count("fundsvc_faults_total") == 0
+        assert await ledger("SELECT count(*) FROM rejected") >= len(POISON) - 4
+
+
+def family(server):
+    process = server.process
+    return [process, *process.children(recursive=True)]
+
+
+@contextmanager
+def frozen(servers, server):
+    """A server that neither answers nor closes its connections."""
+    members = family(server)
+    for member in members:
+        member.suspend()
+    try:
+        yield
+    finally:
+        for member in members:
+            with suppress(psutil.NoSuchProcess):  # its client left meanwhile
+                member.resume()
+
+
+@contextmanager
+def stopped(servers, server):
+    server.kill()
+    try:
+        yield
+    finally:
+        servers.start()
+
+
+@pytest.mark.parametrize("part", ["postgres", "valkey"])
+async def test_a_server_that_stops_and_starts_again_delays_and_loses_nothing(quick, producer, ledger, servers, part):
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills(range(1, 5001))], per_message=10)
+        await eventually(lambda: has_entries(ledger, 1))
+        server = getattr(servers, part)
+        await asyncio.to_thread(server.stop)
+        label = {"postgres": "database", "valkey": "stream"}[part]
+        await eventually(lambda: engine.count("fundsvc_faults_total", part=label))
+        await asyncio.to_thread(servers.start)
+        await eventually(lambda: reachable(producer))
+        await producer.append(fills(range(5001, 5011)))
+        await settled(ledger, 5010)
+
+
+async def reachable(producer):
+    """Whether the producer's client has found out that its connection is gone, and made another."""
+    try:
+        with faults():
+            return await producer._client.ping()
+    except StreamFault:
+        return False
+
+
+async def test_sessions_that_are_ended_over_and_over_lose_nothing(quick, producer, ledger, owner_connection):
+    async with running(quick) as engine:
+        await producer.append([listing("AAA")])
+        for start in range(1, 20_001, 2000):
+            await producer.append(fills(range(start, start + 2000)), per_message=10)
+            await eventually(lambda start=start: has_entries(ledger, start))
+            assert await owner_connection.fetchval(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name LIKE 'fundsvc engine %'"
+            )
+        await settled(ledger, 20_000)
+        assert engine.count("fundsvc_faults_total", part="database") > 0
+
+
+async def test_a_lost_lease_connection_does_not_end_the_ownership(config, producer, ledger, owner_connection):
+    async with running(config) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await owner_connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'fundsvc leases'"
+        )
+        await eventually(lambda: engine.count("fundsvc_faults_total", part="database"))
+        await producer.append(fills([2]))
+        await settled(ledger, 2)
+        await eventually(lambda: ledger("SELECT lease_until > now() + interval '1 second' FROM partitions"))
+        assert await ledger("SELECT epoch FROM partitions") == 1
+
+
+async def test_an_owner_that_was_replaced_stops_reading_and_can_own_again(quick, producer, ledger, owner_connection):
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await owner_connection.execute(
+            "UPDATE partitions SET owner = 'other', epoch = epoch + 1, lease_until = clock_timestamp() + interval '1 second'"
+        )
+        await eventually(lambda: not engine.engine._owned)
+        await producer.append(fills([2]))
+        await settled(ledger, 2)
+        assert engine.count("fundsvc_partition_epoch", partition="0") == 3
+
+
+@pytest.mark.parametrize("table", ["funds", "partitions", "entries", "rollups"])
+async def test_a_mistake_of_ours_in_any_task_ends_the_engine(quick, producer, ledger, owner_connection, table):
+    engine = Running(quick)
+    await producer.append([listing("AAA"), *fills([1])])
+    await settled(ledger, 1)
+    await owner_connection.execute(f"ALTER TABLE {table} RENAME TO renamed")
+    await producer.append(fills([2]))
+    with pytest.raises(ExceptionGroup) as group:
+        await asyncio.wait_for(engine.task, 10)
+    assert group.group_contains(asyncpg.UndefinedTableError)
+
+
+@pytest.mark.parametrize("away", [frozen, stopped])
+@pytest.mark.parametrize("part", ["postgres", "valkey"])
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+async def test_it_stops_within_three_seconds_whatever_is_away(config, producer, ledger, servers, away, part, busy):
+    engine = Running(config)
+    await producer.append([listing("AAA"), *fills([1])])
+    await settled(ledger, 1)
+    reading = engine.engine._owned[0].task
+    with away(servers, getattr(servers, part)):
+        if busy and part == "postgres":
+            await producer.append(fills([2]))
+        if busy and away is stopped:
+            await eventually(lambda: engine.count("fundsvc_faults_total"))
+        assert not reading.done()
+        assert await engine.finish() < STOP_SECONDS_MAX
+
+
+async def test_it_stops_at_once_when_nothing_is_away(config, producer, ledger):
+    engine = Running(config)
+    await producer.append([listing("AAA"), *fills(range(1, 3000))])
+    await settled(ledger, 2999)
+    assert await engine.finish() < 1.0
+    assert await ledger("SELECT count(*) FROM partitions WHERE owner IS NULL") == 1
+    assert await ledger("SELECT count(*) FROM engines") == 0
+
+
+async def test_it_waits_for_servers_that_are_not_there_yet(config, producer, ledger, servers):
+    servers.postgres.stop()
+    try:
+        engine = Running(config)
+        await eventually(lambda: engine.count("fundsvc_faults_total", part="database") > 1)
+    finally:
+        servers.start()
+    await producer.append([listing("AAA"), *fills([1])])
+    await settled(ledger, 1)
+    await engine.finish()
+
+
+async def test_it_leaves_no_connection_behind(config, producer, ledger):
+    before = len(psutil.Process().net_connections("unix"))
+    async with running(config):
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+    await eventually(lambda: len(psutil.Process().net_connections("unix")) <= before + 1)
