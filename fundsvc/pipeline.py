@@ -12,7 +12,7 @@ so that the ledger itself can tell whether it was settled meanwhile. Operators s
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection
@@ -64,7 +64,7 @@ class Pipeline:
     """Moves one partition from its stream into its ledger.
 
     `stored` is the offset in the ledger, `start` where to read from: the same, unless the stream lost its tail. `announce`
-    is called after each commit with what it made durable.
+    is awaited after each commit with what it made durable.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Pipeline:
         partition: Partition,
         source: Source,
         ledger: Ledger,
-        announce: Callable[[Committed], None],
+        announce: Callable[[Committed], Awaitable[None]],
         *,
         stored: Offset,
         start: Offset,
@@ -192,4 +192,4 @@ class Pipeline:
             await self._ledger.commit(batch, self._committed, after)
             self._committed = after
             self._progress.set()
-            self._announce(Committed(batch, after, time.perf_counter() - started))
+            await self._announce(Committed(batch, after, time.perf_counter() - started))

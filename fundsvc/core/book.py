@@ -52,7 +52,6 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
 class SavedBook(msgspec.Struct, array_like=True, frozen=True):
     """A book as it is kept between restarts."""
 
-    mark: int | None
     long: SavedSide
     short: SavedSide
 
@@ -190,6 +189,11 @@ class Book:
         self.sides["long"].set(account, max(lots, 0), entry_price, margin)
         self.sides["short"].set(account, max(-lots, 0), entry_price, margin)
 
+    @property
+    def open(self) -> int:
+        """How many positions are open."""
+        return sum(side.open for side in self.sides.values())
+
     def positions(self, account: str) -> Iterator[tuple[SideName, int]]:
         """The side and row of an account's open position, if it has one."""
         for name, side in self.sides.items():
@@ -197,12 +201,11 @@ class Book:
                 yield name, side.row_of(account)
 
     def save(self) -> SavedBook:
-        """The book as it stands, to be kept."""
-        return SavedBook(self.mark, self.sides["long"].save(), self.sides["short"].save())
+        """The positions as they stand, to be kept; the mark is kept beside them."""
+        return SavedBook(self.sides["long"].save(), self.sides["short"].save())
 
     def restore(self, saved: SavedBook) -> None:
-        """Makes a new book what was kept."""
-        self.mark = saved.mark
+        """Sets the positions that were kept."""
         self.sides["long"].restore(saved.long)
         self.sides["short"].restore(saved.short)
 

@@ -18,12 +18,16 @@ LEADERS_MIN = 64
 
 
 class Deleveraging:
-    """Ranks, asks and keeps promises: lots that one open order asks of a position are not asked by another."""
+    """Ranks, asks and keeps promises: lots that one open order asks of a position are not asked by another.
+
+    `changed` says whether positions have changed since the book was last kept.
+    """
 
     def __init__(self, contract: Contract, policy: Policy) -> None:
         self.policy = policy
         self.book = Book(contract)
         self.orders: dict[int, AdlOrder] = {}
+        self.changed = False
 
     def begin_round(self, order: AdlOrder) -> bool:
         """Asks the positions that the policy names for what the order still needs; False when there is nobody to ask."""

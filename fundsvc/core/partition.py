@@ -32,11 +32,25 @@ from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund, FundState
 
 
+BOOK_POSITIONS_MAX = 20_000
+"""Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
+
+
 class Offset(NamedTuple):
     """How far a partition's stream has been settled: the last message's id, and how many messages that makes in all."""
 
     last_id: str
     messages: int
+
+
+class BookState(NamedTuple):
+    """A contract's book to be kept with a batch: after which engine sequence, its mark, and its positions unless unchanged."""
+
+    symbol: str
+    seq: int
+    mark: int | None
+    book: SavedBook | None
+    positions: int
 
 
 class Round(NamedTuple):
@@ -63,7 +77,7 @@ class Batch:
     orders: dict[tuple[str, int], OrderState] = field(default_factory=dict)
     allocations: dict[tuple[str, int, int, str], AllocationState] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
-    books: list[tuple[str, int, SavedBook]] = field(default_factory=list)
+    books: list[BookState] = field(default_factory=list)
     listings: dict[str, tuple[Contract, dict[str, Any]]] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     replayed: list[tuple[str, int, Entry | None]] = field(default_factory=list)
@@ -122,18 +136,35 @@ class Partition:
         """Hands over what has happened since the last call."""
         batch, self.batch = self.batch, Batch()
         batch.funds = [fund.state() for fund in batch.changed.values()]
-        if self._books_due:
-            symbol = self._books_due.pop()
-            batch.books.append((symbol, self._funds[symbol].seq, self._desk(self._funds[symbol]).book.save()))
+        while self._books_due and sum(kept.positions for kept in batch.books) < BOOK_POSITIONS_MAX:
+            batch.books.append(self._kept(self._books_due.pop()))
         return batch
 
     def keep_books(self) -> None:
-        """Asks for all books to be kept: one with each batch that is taken from now on."""
-        self._books_due = sorted(self._desks)
+        """Asks for all books to be kept: a bounded part with each batch that is taken from now on."""
+        self._books_due = sorted(self._funds)
 
-    def restore(self, symbol: str, saved: SavedBook) -> None:
-        """Makes a contract's book what was kept."""
-        self._desk(self._funds[symbol]).book.restore(saved)
+    def restore(self, symbol: str, mark: int | None, saved: SavedBook | None) -> None:
+        """Makes a contract's book what was kept, if anything was."""
+        if mark is None and saved is None:
+            return
+        book = self._desk(self._funds[symbol]).book
+        book.mark = mark
+        if saved:
+            book.restore(saved)
+
+    def price_decimals(self, symbol: str) -> int:
+        """The scale of a contract's prices."""
+        return self._funds[symbol].contract.price_decimals
+
+    def _kept(self, symbol: str) -> BookState:
+        """A book to be kept; only its place in the stream when its positions have not changed since they were."""
+        fund, desk = self._funds[symbol], self._desks.get(symbol)
+        if desk is None:
+            return BookState(symbol, fund.seq, None, None, 0)
+        saved = desk.book.save() if desk.changed else None
+        desk.changed = False
+        return BookState(symbol, fund.seq, desk.book.mark, saved, desk.book.open if saved else 0)
 
     def reopen(self, order: AdlOrder) -> Round:
         """Goes on with an order that was open when the partition was last owned; returns the round at hand."""
@@ -145,7 +176,9 @@ class Partition:
         if isinstance(event, Mark | Position):
             self.apply(event)
         elif isinstance(event, AdlFill):
-            for side in self._desk(self._fund(event.symbol)).book.sides.values():
+            desk = self._desk(self._fund(event.symbol))
+            desk.changed = True
+            for side in desk.book.sides.values():
                 side.reduce(event.account, event.lots)
 
     def _refuse(self, rejection: Rejection) -> None:
@@ -206,6 +239,7 @@ class Partition:
         desk = self._desk(fund)
         order = self._open_order(fund, event.adl)
         allocation = order.execute(event)
+        desk.changed = True
         desk.book.sides[order.reduce].reduce(event.account, event.lots)
         fund.seq = event.seq
         self.batch.changed[event.symbol] = fund
@@ -273,7 +307,9 @@ class Partition:
         contract = fund.contract
         entry_price = parse_price(position.entry_price, contract.price_decimals) if position.lots else 0
         margin = parse_amount(position.margin, contract.settle_decimals)
-        self._desk(fund).book.set(position.account, position.lots, entry_price, margin)
+        desk = self._desk(fund)
+        desk.changed = True
+        desk.book.set(position.account, position.lots, entry_price, margin)
 
     def _rate(self, rate: Rate) -> None:
         parse_price(rate.price, PRICE_DECIMALS_MAX)
@@ -303,6 +339,7 @@ class Partition:
         self._funds[contract.symbol] = fund
         self.batch.changed[contract.symbol] = fund
         self.batch.listings[contract.symbol] = fund.contract, listing.contract
+        self._books_due.append(contract.symbol)
 
     def _fund(self, symbol: str) -> Fund:
         fund = self._funds.get(symbol)

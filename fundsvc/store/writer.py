@@ -1,17 +1,24 @@
 """The writing side: what a partition's owner loads, and the one transaction that moves the ledger on."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
 
+from fundsvc.core.adl import AdlOrder, Allocation
+from fundsvc.core.book import SavedBook, Standing
 from fundsvc.core.contracts import Contract
 from fundsvc.core.partition import Batch, Offset
-from fundsvc.core.settlement import Fund
+from fundsvc.core.policy import Policy, SavedGuard
+from fundsvc.core.settlement import Fund, FundState
 from fundsvc.store.database import SQL, connect, faults, transaction
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
+
+STREAM_START = "0-0"
+"""Before the first message."""
 
 ROWS_PER_CHUNK = 250
 """Rows are encoded and handed to the socket in pieces, so that the server works while the rest is encoded."""
@@ -19,6 +26,17 @@ ROWS_PER_CHUNK = 250
 
 class OwnershipLost(Exception):
     """Another engine owns the partition by now: nothing of ours was written, and nothing of ours may be."""
+
+
+class KeptBook(NamedTuple):
+    """A contract's book as it was kept: after which message, and after which engine sequence."""
+
+    symbol: str
+    last_id: str
+    seq: int
+    mark: int | None
+    book: SavedBook | None
+    kept_at: datetime | None
 
 
 class Writer:
@@ -29,14 +47,49 @@ class Writer:
         self._partition = partition
         self._epoch = epoch
 
-    async def load(self) -> tuple[Offset, list[Fund]]:
-        """Where the partition stands, and all its funds; raises OwnershipLost or StoreFault."""
+    async def load(self, policy_of: Callable[[str], Policy]) -> tuple[Offset, list[Fund]]:
+        """Where the partition stands, and all its funds under their policies; raises OwnershipLost or StoreFault."""
         with faults():
             position = await self._connection.fetchrow(SQL["load_position"], self._partition, self._epoch)
             if position is None:
                 raise OwnershipLost(f"partition {self._partition} is no longer ours")
             funds = await self._connection.fetch(SQL["load_funds"], self._partition)
-        return Offset(position["last_id"], position["messages"]), [_fund(row) for row in funds]
+        return Offset(position["last_id"], position["messages"]), [_fund(row, policy_of(row["symbol"])) for row in funds]
+
+    async def load_orders(self) -> list[AdlOrder]:
+        """The orders that are open, with what their present round asks."""
+        with faults():
+            orders = await self._connection.fetch(SQL["load_orders"], self._partition)
+            allocations = await self._connection.fetch(SQL["load_allocations"], self._partition)
+        found = {(row["symbol"], row["adl"]): AdlOrder(**row) for row in orders}
+        for row in allocations:
+            standing = Standing(**{name: row[name] for name in Standing._fields})
+            standing = standing._replace(unrealised_pnl=int(standing.unrealised_pnl))
+            order = found[row["symbol"], row["adl"]]
+            order.allocations[row["account"]] = Allocation(standing, row["rank"], row["ranked"], row["asked"], row["executed"])
+        return list(found.values())
+
+    async def load_books(self) -> list[KeptBook]:
+        """The books of all contracts as they were last kept; one that never was begins with the stream."""
+        with faults():
+            rows = await self._connection.fetch(SQL["load_books"], self._partition)
+        return [
+            KeptBook(
+                row["symbol"],
+                row["last_id"] or STREAM_START,
+                row["seq"] or 0,
+                row["mark"],
+                _saved_book(row["body"]),
+                row["kept_at"],
+            )
+            for row in rows
+        ]
+
+    async def rejected_since(self, since: datetime) -> set[tuple[str, int]]:
+        """Where in the stream the events stood that were rejected since a time: (stream id, position)."""
+        with faults():
+            rows = await self._connection.fetch(SQL["rejected_lately"], self._partition, since)
+        return {(row["stream_id"], row["position"]) for row in rows}
 
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and has not been settled since."""
@@ -69,6 +122,8 @@ class Writer:
                         batch.duplicates.total(),
                         *_columns(batch),
                     )
+                    if batch.orders or batch.books:
+                        await self._connection.execute(SQL["commit_adl"], *_adl_columns(batch, after))
                     if not moved:
                         raise OwnershipLost(f"partition {self._partition} was moved by another engine")
         except asyncpg.UniqueViolationError as error:
@@ -95,9 +150,11 @@ async def _copy(batch: Batch) -> AsyncIterator[bytes]:
     yield TRAILER
 
 
-def _fund(row: asyncpg.Record) -> Fund:
+def _fund(row: asyncpg.Record, policy: Policy) -> Fund:
     return Fund(
         contract_from(row),
+        policy=policy,
+        guard=msgspec.json.decode(row["guard"], type=SavedGuard) if row["guard"] else None,
         balance=row["balance"],
         outstanding=row["outstanding"],
         entry=row["entry"],
@@ -105,6 +162,10 @@ def _fund(row: asyncpg.Record) -> Fund:
         adl=row["adl"],
         head=row["head"],
     )
+
+
+def _saved_book(body: bytes | None) -> SavedBook | None:
+    return msgspec.msgpack.decode(body, type=SavedBook) if body else None
 
 
 def contract_from(row: asyncpg.Record) -> Contract:
@@ -126,21 +187,6 @@ def _columns(batch: Batch) -> list[list[Any]]:
         )
         for contract, specification in batch.listings.values()
     ]
-    orders = [
-        (
-            order.symbol,
-            order.adl,
-            order.cause,
-            order.reduce,
-            order.lots,
-            order.price,
-            order.uncovered,
-            order.recovered,
-            order.state,
-            msgspec.json.encode(order.rounds).decode(),
-        )
-        for order in batch.orders
-    ]
     rejected = [msgspec.structs.astuple(event) for event in batch.rejected]
     replayed = [
         (stream_id, position, entry.symbol if entry else None, entry.entry if entry else None)
@@ -148,11 +194,24 @@ def _columns(batch: Batch) -> list[list[Any]]:
     ]
     return [
         *_transpose(listings, 7),
-        *_transpose(batch.funds, 7),
-        *_transpose(orders, 10),
+        *_transpose([_fund_row(state) for state in batch.funds], 8),
         *_transpose(rejected, 6),
         *_transpose(replayed, 4),
     ]
+
+
+def _fund_row(state: FundState) -> tuple[Any, ...]:
+    return (*state[:-1], msgspec.json.encode(state.guard).decode() if state.guard else None)
+
+
+def _adl_columns(batch: Batch, after: Offset) -> list[Any]:
+    """The parameters of the statement `commit_adl`."""
+    orders = msgspec.json.encode([order._asdict() for order in batch.orders.values()]).decode()
+    allocations = msgspec.json.encode([allocation._asdict() for allocation in batch.allocations.values()]).decode()
+    books = [
+        (kept.symbol, kept.seq, kept.mark, msgspec.msgpack.encode(kept.book) if kept.book else None) for kept in batch.books
+    ]
+    return [orders, allocations, after.last_id, *_transpose(books, 4)]
 
 
 def _transpose(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:

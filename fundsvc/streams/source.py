@@ -28,11 +28,12 @@ class Source:
         # Without this callback the driver would build a dict per message.
         client.set_response_callback("XREAD", _as_it_came)
 
-    async def read(self, after: str, count: int, block_ms: int) -> list[Message]:
+    async def read(self, after: str, count: int, block_ms: int | None = None) -> list[Message]:
         """Up to `count` messages with ids above `after`, waiting up to `block_ms` for the first; empty if none came."""
+        waiting = () if block_ms is None else ("BLOCK", block_ms)
         with faults():
             reply = await self._client.execute_command(
-                "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", self._key, after, keys=[self._key]
+                "XREAD", "COUNT", count, *waiting, "STREAMS", self._key, after, keys=[self._key]
             )
         if not reply:
             return []
