@@ -1,4 +1,4 @@
-"""Auto-deleveraging orders: what a shortfall that the fund could not pay asks of the opposing side, from its first round to its end.
+"""Auto-deleveraging orders: what a shortfall that the fund could not pay asks of the opposing side, round by round.
 
 For a shortfall with deficit D on Q lots, of which u is uncovered:
 
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from fundsvc.core.book import SideName, Standing, lights
+from fundsvc.core.book import Rank, SideName, Standing
 from fundsvc.core.chain import Entry
 from fundsvc.core.events import AdlFill, Reason, Rejection
 
@@ -84,8 +84,9 @@ class OrderState(NamedTuple):
 class AdlOrder(msgspec.Struct, kw_only=True):
     """An order to reduce opposing positions at the bankruptcy price. Amounts are atoms.
 
-    `adl` numbers the orders of a contract from 1; `cause` is the ledger entry of the shortfall, with `deficit` on `deficit_lots`.
-    `lots` is what is needed, `executed` what was taken; `round` is the number of the round at hand and `allocations` are its.
+    `adl` numbers the orders of a contract from 1; `cause` is the ledger entry of the shortfall, with `deficit` on
+    `deficit_lots`. `lots` is what is needed, `executed` what was taken; `round` is the number of the round at hand and
+    `allocations` are its.
     """
 
     symbol: str
@@ -114,6 +115,11 @@ class AdlOrder(msgspec.Struct, kw_only=True):
         return self.deficit * self.lots // self.deficit_lots - self.uncovered if self.executed == self.lots else 0
 
     @property
+    def rest(self) -> int:
+        """What is still to be recovered: u - recovered."""
+        return self.uncovered - self.recovered
+
+    @property
     def needed(self) -> int:
         """Lots still to be executed."""
         return self.lots - self.executed
@@ -138,7 +144,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
             *numbers,
             allocation.rank,
             allocation.ranked,
-            lights(allocation.rank, allocation.ranked),
+            Rank(allocation.rank, allocation.ranked).lights,
             allocation.asked,
             allocation.executed,
         )

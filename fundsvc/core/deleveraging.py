@@ -1,7 +1,5 @@
 """The ADL desk of one contract: its book, its open orders, and who is asked in each round."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,8 +8,9 @@ from fundsvc.core.adl import AdlOrder, Allocation
 from fundsvc.core.allocation import allocate_pro_rata, allocate_queue, capped
 from fundsvc.core.book import Book, Side, SideName
 from fundsvc.core.contracts import Contract
+from fundsvc.core.directory import NONE
 from fundsvc.core.policy import Policy
-from fundsvc.core.ranking import Rows
+from fundsvc.core.ranking import Integers, Leaders
 
 LEADERS_MIN = 64
 """Most orders ask a few positions: look at this many first, then at four times as many until there is enough."""
@@ -51,49 +50,28 @@ class Deleveraging:
         side, mark = self.book.sides[reduce], self.book.mark
         if mark is None or not side.open:
             return []
-        promised = self._promised(reduce)
+        promised = self._promised(side, reduce)
         if policy.allocation == "pro_rata" or policy.eligible == "all":
-            rows = self._eligible(side, mark, policy)
-            return self._allocate(side, mark, rows, lots, promised, policy)
-        return self._allocate_leaders(side, mark, lots, promised, policy)
-
-    def _eligible(self, side: Side, mark: int, policy: Policy) -> Rows:
-        """Everybody who may be asked, in the order of rank."""
-        rows = side.ranking(mark)
-        return rows if policy.eligible == "all" else rows[: np.count_nonzero(side.gains(rows, mark) > 0)]
-
-    def _allocate_leaders(self, side: Side, mark: int, lots: int, promised: Counter[str], policy: Policy) -> list[Allocation]:
-        """As `_allocate`, over no more of the first gainers than it takes."""
+            return _allocate(side, mark, _eligible(side, mark, policy), lots, promised, policy)
         count = LEADERS_MIN
         while True:
-            rows = side.leaders(mark, count)
-            allocations = self._allocate(side, mark, rows, lots, promised, policy)
-            if len(rows) < count or sum(allocation.asked for allocation in allocations) >= lots:
+            leaders = side.leaders(mark, count)
+            allocations = _allocate(side, mark, leaders, lots, promised, policy)
+            if len(leaders.rows) < count or sum(allocation.asked for allocation in allocations) >= lots:
                 return allocations
             count *= 4
 
-    def _allocate(
-        self, side: Side, mark: int, rows: Rows, lots: int, promised: Counter[str], policy: Policy
-    ) -> list[Allocation]:
-        """Spreads lots over rows that are in the order of rank, beginning with rank 1."""
-        accounts = [side.accounts[row] for row in rows]
-        held = side.lots[rows].tolist()
-        available = [max(0, lots_held - promised[account]) for account, lots_held in zip(accounts, held, strict=True)]
-        if policy.allocation == "pro_rata":
-            asked = allocate_pro_rata(available, side.gains(rows, mark), accounts, lots)
-        elif policy.allocation == "capped":
-            asked = allocate_queue(capped(available, held, policy.cap_share), lots)
-        else:
-            asked = allocate_queue(available, lots)
-        return list(_allocations(side, mark, rows, asked))
-
-    def _promised(self, reduce: SideName) -> Counter[str]:
-        """What open orders have asked of accounts on a side and not got yet."""
-        promised: Counter[str] = Counter()
-        for order in self.orders.values():
-            if order.reduce == reduce:
-                for allocation in order.allocations.values():
-                    promised[allocation.account] += allocation.asked - allocation.executed
+    def _promised(self, side: Side, reduce: SideName) -> Integers | None:
+        """What open orders have asked of positions on a side and not got yet, by row; None when they wait for nothing there."""
+        orders = [order for order in self.orders.values() if order.reduce == reduce]
+        if not orders:
+            return None
+        promised = np.zeros(len(side.accounts), np.int64)
+        for order in orders:
+            for allocation in order.allocations.values():
+                row = side.row_of(allocation.account)
+                if row != NONE:
+                    promised[row] += allocation.asked - allocation.executed
         return promised
 
 
@@ -102,8 +80,26 @@ def opposite(side: Literal["sell", "buy"]) -> SideName:
     return "short" if side == "sell" else "long"
 
 
-def _allocations(side: Side, mark: int, rows: Iterable[int], asked: Sequence[int]) -> Iterator[Allocation]:
-    ranked = side.ranked(mark)
-    for rank, (row, lots) in enumerate(zip(rows, asked, strict=True), 1):
-        if lots:
-            yield Allocation(side.standing(int(row), mark), rank, ranked, lots)
+def _eligible(side: Side, mark: int, policy: Policy) -> Leaders:
+    """Everybody who may be asked, in the order of rank."""
+    rows = side.ranking(mark).rows
+    ranked = len(rows)
+    if policy.eligible == "profitable":
+        rows = rows[: np.count_nonzero(side.columns(mark).gainers())]
+    return Leaders(rows, ranked)
+
+
+def _allocate(
+    side: Side, mark: int, leaders: Leaders, lots: int, promised: Integers | None, policy: Policy
+) -> list[Allocation]:
+    """Spreads lots over rows that are in the order of rank, beginning with rank 1."""
+    rows = leaders.rows
+    held = side.lots_of(rows)
+    available = held if promised is None else np.maximum(held - promised[rows], 0)
+    if policy.allocation == "pro_rata":
+        taken = allocate_pro_rata(available, side.profits(rows, mark), lambda index: side.accounts[rows[index]], lots)
+    elif policy.allocation == "capped":
+        taken = allocate_queue(capped(available.tolist(), held.tolist(), policy.cap_share), lots)
+    else:
+        taken = allocate_queue(available.tolist(), lots)
+    return [Allocation(side.standing(int(rows[index]), mark), index + 1, leaders.ranked, asked) for index, asked in taken]

@@ -31,7 +31,6 @@ from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund, FundState
 
-
 BOOK_POSITIONS_MAX = 20_000
 """Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
 

@@ -12,14 +12,19 @@ Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class DrawdownGuard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Deleveraging before the fund is empty, as Bybit and OKX do it: from a fall by `start` from the highest balance of the last
-    `hours`, until it is no more than `stop` below it. A fund whose peak was under `minimum_balance` (whole currency units) has none.
+    """Deleveraging before the fund is empty, as Bybit and OKX do it: from a fall by `start` from the highest balance of the
+    last `hours`, until it is no more than `stop` below it. A fund whose peak is under `minimum_balance` (whole currency units)
+    has none.
     """
 
     start: Share = 0.30
     stop: Share = 0.25
     hours: Annotated[float, msgspec.Meta(gt=0, le=168)] = 8.0
     minimum_balance: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.stop > self.start:
+            raise ValueError(f"stop {self.stop} is beyond start {self.start}: it would never be active")
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +41,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Peaks:
     """The highest balance of a sliding span of time, by the minute; balances in atoms.
 
-    A minute's number is the highest balance in it. Kept as a falling sequence: a minute is forgotten once a later one is as high.
+    A minute's number is the highest balance in it. Kept as a falling sequence: a minute is forgotten once a later one is as
+    high.
     """
 
     def __init__(self, span_ms: int, kept: list[tuple[int, int]]) -> None:

@@ -47,10 +47,10 @@ class Fund:
         "balance",
         "contract",
         "entry",
+        "guard",
         "head",
         "outstanding",
         "policy",
-        "guard",
         "seq",
     )
 
