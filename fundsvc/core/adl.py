@@ -111,8 +111,8 @@ class AdlOrder(msgspec.Struct, kw_only=True):
 
     @property
     def refund(self) -> int:
-        """floor(D x lots / Q) - u once all lots are executed, else 0."""
-        return self.deficit * self.lots // self.deficit_lots - self.uncovered if self.executed == self.lots else 0
+        """floor(D x lots / Q) - u, due once all lots are executed: at least 0 and less than the deficit of one lot."""
+        return self.deficit * self.lots // self.deficit_lots - self.uncovered
 
     @property
     def rest(self) -> int:
@@ -173,6 +173,11 @@ class AdlOrder(msgspec.Struct, kw_only=True):
         return allocation
 
 
+def opposite(side: Literal["sell", "buy"]) -> SideName:
+    """The side to reduce when a fill closed the other: `sell` closed a long."""
+    return "short" if side == "sell" else "long"
+
+
 def order_for(shortfall: Entry, adl: int) -> AdlOrder:
     """The order that a shortfall with an uncovered part gives rise to."""
     deficit = shortfall.uncovered - shortfall.change
@@ -180,7 +185,7 @@ def order_for(shortfall: Entry, adl: int) -> AdlOrder:
         symbol=shortfall.symbol,
         adl=adl,
         cause=shortfall.entry,
-        reduce="short" if shortfall.side == "sell" else "long",
+        reduce=opposite(shortfall.side),
         lots=-(-shortfall.uncovered * shortfall.lots // deficit),
         price=shortfall.bankruptcy_price,
         deficit=deficit,

@@ -121,7 +121,7 @@ class Side:
 
     def close(self, account: str) -> None:
         """Closes the account's position, if it has one."""
-        row = self._directory.find(account)
+        row = self._directory.find(account) if self.open else NONE
         if row != NONE and self._lots_at[row]:
             self.open -= 1
             self._lots_at[row] = 0
@@ -223,8 +223,8 @@ class Side:
         self._lots_at: memoryview[int] = self._lots.data
         self._entry_price_at: memoryview[int] = self._entry_price.data
         self._margin_at: memoryview[int] = self._margin.data
-        self._entry_at: memoryview[float] = self._entry.data
-        self._margin_per_lot_at: memoryview[float] = self._margin_per_lot.data
+        self._entry_at: memoryview[float] = self._entry.data.cast("B").cast("d")
+        self._margin_per_lot_at: memoryview[float] = self._margin_per_lot.data.cast("B").cast("d")
 
 
 _LONG_FIRST: tuple[SideName, SideName] = ("long", "short")

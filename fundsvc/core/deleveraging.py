@@ -1,7 +1,5 @@
 """The ADL desk of one contract: its book, its open orders, and who is asked in each round."""
 
-from typing import Literal
-
 import numpy as np
 
 from fundsvc.core.adl import AdlOrder, Allocation
@@ -73,11 +71,6 @@ class Deleveraging:
                 if row != NONE:
                     promised[row] += allocation.asked - allocation.executed
         return promised
-
-
-def opposite(side: Literal["sell", "buy"]) -> SideName:
-    """The side to reduce when a fill closed the other: `sell` closed a long."""
-    return "short" if side == "sell" else "long"
 
 
 def _eligible(side: Side, mark: int, policy: Policy) -> Leaders:

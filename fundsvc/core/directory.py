@@ -22,33 +22,30 @@ class Directory:
 
     def find(self, account: str) -> int:
         """The row of an account, or NONE."""
-        return self._slots[self._slot(account)]
-
-    def add(self, account: str) -> int:
-        """The row of an account; a new one if it has none."""
-        slot = self._slot(account)
-        row = self._slots[slot]
-        if row == NONE:
-            row = self._slots[slot] = len(self.accounts)
-            self.accounts.append(account)
-            if 2 * len(self.accounts) > len(self._slots):
-                self._grow()
-        return row
-
-    def _slot(self, account: str) -> int:
         slots, accounts = self._slots, self.accounts
         mask = len(slots) - 1
         slot = hash(account) & mask
         while (row := slots[slot]) != NONE and accounts[row] != account:
             slot = (slot + 1) & mask
-        return slot
+        return row
 
-    def _grow(self) -> None:
-        slots = array("i", [NONE]) * (2 * len(self._slots))
+    def add(self, account: str) -> int:
+        """The row of an account; a new one if it has none."""
+        row = self.find(account)
+        if row == NONE:
+            row = len(self.accounts)
+            self.accounts.append(account)
+            if 2 * len(self.accounts) > len(self._slots):
+                self._slots = array("i", [NONE]) * (2 * len(self._slots))
+                for known in range(row):
+                    self._enter(known)
+            self._enter(row)
+        return row
+
+    def _enter(self, row: int) -> None:
+        slots = self._slots
         mask = len(slots) - 1
-        for row, account in enumerate(self.accounts):
-            slot = hash(account) & mask
-            while slots[slot] != NONE:
-                slot = (slot + 1) & mask
-            slots[slot] = row
-        self._slots = slots
+        slot = hash(self.accounts[row]) & mask
+        while slots[slot] != NONE:
+            slot = (slot + 1) & mask
+        slots[slot] = row

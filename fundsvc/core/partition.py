@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fundsvc.core.adl import AdlOrder, Allocation, AllocationState, OrderState, order_for
+from fundsvc.core.adl import AdlOrder, Allocation, AllocationState, OrderState, opposite, order_for
 from fundsvc.core.book import SavedBook
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, contract_of, partition_of
-from fundsvc.core.deleveraging import Deleveraging, opposite
+from fundsvc.core.deleveraging import Deleveraging
 from fundsvc.core.events import (
     AdlEnd,
     AdlFill,
@@ -27,7 +27,7 @@ from fundsvc.core.events import (
     Rejected,
     Rejection,
 )
-from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
+from fundsvc.core.numbers import INT64_MAX, PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund, FundState
 
@@ -125,10 +125,15 @@ class Partition:
         Returns the entry it wrote, if any. The caller answers for its not having been applied already.
         """
         written = len(self.batch.entries)
-        if isinstance(event, Fill):
-            self._settle(self._fund(event.symbol), event)
-        else:
-            self.apply(event)
+        match event:
+            case Fill():
+                self._settle(self._fund(event.symbol), event)
+            case AdlFill():
+                self._execute(self._fund(event.symbol), event)
+            case AdlEnd():
+                self._end_round(self._fund(event.symbol), event)
+            case _:
+                self.apply(event)
         return self.batch.entries[-1] if len(self.batch.entries) > written else None
 
     def take(self) -> Batch:
@@ -167,7 +172,9 @@ class Partition:
 
     def reopen(self, order: AdlOrder) -> Round:
         """Goes on with an order that was open when the partition was last owned; returns the round at hand."""
-        self._desk(self._funds[order.symbol]).orders[order.adl] = order
+        fund = self._funds[order.symbol]
+        fund.open_in_adl += order.rest
+        self._desk(fund).orders[order.adl] = order
         return Round(order.written(), tuple(map(order.allocation_written, order.allocations.values())))
 
     def recall(self, event: Event) -> None:
@@ -206,20 +213,23 @@ class Partition:
     def _escalate(self, fund: Fund, shortfall: Entry) -> None:
         """Writes the ADL order of a shortfall and asks the first positions; with nobody to ask, its rest is outstanding."""
         fund.adl += 1
-        self._next_round(fund, order_for(shortfall, fund.adl))
+        fund.open_in_adl += shortfall.uncovered
+        order = order_for(shortfall, fund.adl)
+        if not self._next_round(fund, order):
+            self._end_uncovered(fund, order)
 
     def _next_round(self, fund: Fund, order: AdlOrder) -> bool:
-        """Begins another round of an order, or ends it as uncovered; says which."""
-        if self._desk(fund).begin_round(order):
-            state = self._note(order, order.allocations.values())
-            self.batch.rounds.append(Round(state, tuple(map(order.allocation_written, order.allocations.values()))))
-            return True
-        self._end_uncovered(fund, order)
-        return False
+        """Begins another round of an order; False when there is nobody to ask."""
+        if not self._desk(fund).begin_round(order):
+            return False
+        state = self._note(order, order.allocations.values())
+        self.batch.rounds.append(Round(state, tuple(map(order.allocation_written, order.allocations.values()))))
+        return True
 
     def _end_uncovered(self, fund: Fund, order: AdlOrder) -> None:
         order.state = "uncovered"
-        fund.outstanding += order.uncovered - order.recovered
+        fund.open_in_adl -= order.rest
+        fund.outstanding += order.rest
         self._desk(fund).close(order)
         self._note(order, ())
 
@@ -233,15 +243,20 @@ class Partition:
 
     def _adl_fill(self, event: AdlFill) -> None:
         fund = self._fund(event.symbol)
-        if self._known(fund, event.seq):
-            return
-        desk = self._desk(fund)
-        order = self._open_order(fund, event.adl)
+        if not self._known(fund, event.seq):
+            self._execute(fund, event)
+
+    def _execute(self, fund: Fund, event: AdlFill) -> None:
+        """Counts an execution against its order, and off the position; a completed order may refund."""
+        desk, order = self._desk(fund), self._open_order(fund, event.adl)
+        if order.refund > INT64_MAX - fund.balance:
+            raise Rejection(Reason.OUT_OF_RANGE, "the order's refund does not fit the fund's 64-bit balance")
+        before = order.rest
         allocation = order.execute(event)
+        fund.open_in_adl -= before - order.rest
         desk.changed = True
         desk.book.sides[order.reduce].reduce(event.account, event.lots)
-        fund.seq = event.seq
-        self.batch.changed[event.symbol] = fund
+        self._pass(fund, event.seq)
         self._note(order, (allocation,))
         if order.state == "done":
             desk.close(order)
@@ -250,29 +265,34 @@ class Partition:
 
     def _adl_end(self, event: AdlEnd) -> None:
         fund = self._fund(event.symbol)
-        if self._known(fund, event.seq):
+        if not self._known(fund, event.seq):
+            self._end_round(fund, event)
+
+    def _end_round(self, fund: Fund, event: AdlEnd) -> None:
+        """Asks again for what is missing, or ends the order as uncovered. An order that is over has nothing more to end."""
+        order = self._desk(fund).orders.get(event.adl)
+        if order is None and event.adl > fund.adl:
+            raise _unknown_order(fund, event.adl)
+        self._pass(fund, event.seq)
+        if order is None or (order.round < fund.policy.rounds_max and self._next_round(fund, order)):
             return
-        order = self._open_order(fund, event.adl)
-        fund.seq = event.seq
-        self.batch.changed[event.symbol] = fund
-        if order.round < fund.policy.rounds_max:
-            again = self._next_round(fund, order)
-        else:
-            again = False
-            self._end_uncovered(fund, order)
-        if not again and fund.policy.waterfall == "adl_then_fund":
-            covered = fund.cover(order, event)
-            if covered:
-                self._record(fund, covered)
+        self._end_uncovered(fund, order)
+        covered = fund.cover(order, event) if fund.policy.waterfall == "adl_then_fund" else None
+        if covered:
+            self._record(fund, covered)
+
+    def _pass(self, fund: Fund, seq: int) -> None:
+        """Notes that an event without an entry of its own was settled."""
+        fund.seq = max(fund.seq, seq)
+        self.batch.changed[fund.contract.symbol] = fund
 
     def _open_order(self, fund: Fund, number: int) -> AdlOrder:
         order = self._desk(fund).orders.get(number)
         if order is not None:
             return order
-        symbol = fund.contract.symbol
         if number > fund.adl:
-            raise Rejection(Reason.ADL_ORDER_UNKNOWN, f"{symbol} has no ADL order {number}")
-        raise Rejection(Reason.ADL_ORDER_CLOSED, f"ADL order {number} of {symbol} is no longer open")
+            raise _unknown_order(fund, number)
+        raise Rejection(Reason.ADL_ORDER_CLOSED, f"ADL order {number} of {fund.contract.symbol} is no longer open")
 
     def _known(self, fund: Fund, seq: int) -> bool:
         if seq > fund.seq:
@@ -313,15 +333,6 @@ class Partition:
     def _rate(self, rate: Rate) -> None:
         parse_price(rate.price, PRICE_DECIMALS_MAX)
 
-    def _adl_report(self, event: AdlFill | AdlEnd) -> None:
-        fund = self._fund(event.symbol)
-        if event.seq <= fund.seq:
-            self.batch.duplicates[event.symbol] += 1
-        elif event.adl > fund.adl:
-            raise Rejection(Reason.ADL_ORDER_UNKNOWN, f"{event.symbol} has no ADL order {event.adl}")
-        else:
-            raise Rejection(Reason.ADL_ORDER_CLOSED, f"ADL order {event.adl} of {event.symbol} is no longer open")
-
     def _list(self, listing: Listing) -> None:
         contract = contract_of(listing.contract, self._currency_decimals, self._default_decimals)
         home = partition_of(contract.symbol, self._partitions)
@@ -330,6 +341,7 @@ class Partition:
         fund = self._funds.get(contract.symbol)
         if fund is None or (not fund.entry and fund.contract != contract):
             fund = Fund(contract, policy=self._policy_of(contract.symbol))
+            self._desks.pop(contract.symbol, None)  # its positions had prices in units that may be others now
         elif not fund.contract.same_terms(contract):
             raise Rejection(
                 Reason.CONTRACT_FIXED,
@@ -338,7 +350,8 @@ class Partition:
         self._funds[contract.symbol] = fund
         self.batch.changed[contract.symbol] = fund
         self.batch.listings[contract.symbol] = fund.contract, listing.contract
-        self._books_due.append(contract.symbol)
+        if contract.symbol not in self._books_due:
+            self._books_due.append(contract.symbol)
 
     def _fund(self, symbol: str) -> Fund:
         fund = self._funds.get(symbol)
@@ -348,3 +361,7 @@ class Partition:
         if home != self.number:
             raise Rejection(Reason.WRONG_PARTITION, f"{symbol} belongs to partition {home}, not {self.number}")
         raise Rejection(Reason.UNKNOWN_SYMBOL, f"{symbol} is not listed: list it with a contract event, then replay this")
+
+
+def _unknown_order(fund: Fund, number: int) -> Rejection:
+    return Rejection(Reason.ADL_ORDER_UNKNOWN, f"{fund.contract.symbol} has no ADL order {number}")

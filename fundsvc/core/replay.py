@@ -36,8 +36,7 @@ class Replay:
             self._differ(entry, "has a negative amount")
         if entry.seq <= fund.seq and entry.entry not in self._late:
             self._differ(entry, f"sequence {entry.seq} is not above {fund.seq}")
-        if entry.kind != "refund":
-            self._check_worth(entry)
+        self._check_amounts(entry)
         fund.head = link(fund.head, entry)
         self._expect(entry, "hash", digest.hex(), fund.head.hex())
         fund.head = digest
@@ -62,6 +61,15 @@ class Replay:
                 f"uncovered {self._uncovered} is not recovered {recovered} + repaid {self._repaid}"
                 f" + outstanding {state.outstanding} + open in ADL {open_in_adl}"
             )
+
+    def _check_amounts(self, entry: Entry) -> None:
+        """An entry of an ADL order moves its refund in, or what it repays out; one of a fill what the fill was worth."""
+        if entry.kind in ("refund", "cover"):
+            moved = entry.change > 0 and not entry.repaid if entry.kind == "refund" else entry.change == -entry.repaid < 0
+            if entry.uncovered or not moved:
+                self._differ(entry, f"is no {entry.kind}: it changes, leaves uncovered or repays what it must not")
+        else:
+            self._check_worth(entry)
 
     def _check_worth(self, entry: Entry) -> None:
         """The amounts must add up to what the fill was worth by the formula."""

@@ -35,7 +35,7 @@ class Fund:
     """The isolated fund of one contract, as of its last entry.
 
     balance, outstanding, reserve_line: atoms of the settlement currency, never negative. `outstanding` is what
-    auto-deleveraging failed to recover. `entry` is the number of the last ledger entry, `adl` of the last ADL order, `seq`
+    auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the last ledger entry, `adl` of the last ADL order, `seq`
     the last engine sequence applied, `head` the hash of the last entry.
     """
 
@@ -49,6 +49,7 @@ class Fund:
         "entry",
         "guard",
         "head",
+        "open_in_adl",
         "outstanding",
         "policy",
         "seq",
@@ -71,6 +72,7 @@ class Fund:
         self.contract = contract
         self.balance = balance
         self.outstanding = outstanding
+        self.open_in_adl = 0
         self.entry = entry
         self.seq = seq
         self.head = head
@@ -117,7 +119,7 @@ class Fund:
         price = parse_price(fill.price, decimals)
         bankruptcy_price = parse_price(fill.bankruptcy_price, decimals)
         worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
-        if not self.outstanding - INT64_MAX <= worth <= INT64_MAX - self.balance:
+        if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
             amount = format_units(worth, self.contract.settle_decimals)
             raise Rejection(Reason.OUT_OF_RANGE, f"a change of {amount} does not fit the fund's 64-bit amounts")
         kind, change, uncovered, repaid = self._absorb(worth, fill.ts, stays_out)
@@ -149,7 +151,7 @@ class Fund:
 
     def cover(self, order: AdlOrder, end: AdlEnd) -> tuple[Entry, bytes] | None:
         """Pays what is outstanding of an order that deleveraging could not close, as far as the fund can."""
-        paid = min(order.uncovered - order.recovered, self.payable(end.ts))
+        paid = min(order.rest, self.payable(end.ts))
         if not paid:
             return None
         self.outstanding -= paid
