@@ -5,12 +5,12 @@ last commit is collected in a `Batch`; the caller takes it (`take`) when it is r
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fundsvc.core.adl import AdlOrder, Allocation, AllocationState, OrderState, opposite, order_for
-from fundsvc.core.book import SavedBook
+from fundsvc.core.book import Book, SavedBook
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
@@ -156,6 +156,24 @@ class Partition:
         book.mark = mark
         if saved:
             book.restore(saved)
+
+    def admit(self, fund: Fund) -> None:
+        """Takes in a contract that was listed elsewhere: for who follows the books without settling anything."""
+        self._funds[fund.contract.symbol] = fund
+
+    def contract(self, symbol: str) -> Contract | None:
+        """The terms of a contract, if it is here."""
+        fund = self._funds.get(symbol)
+        return fund.contract if fund else None
+
+    def books(self) -> Iterator[tuple[str, Book]]:
+        """The books of all contracts that have had a mark or a position, by symbol."""
+        return ((symbol, desk.book) for symbol, desk in self._desks.items())
+
+    def book(self, symbol: str) -> Book | None:
+        """A contract's book, if it has had a mark or a position."""
+        desk = self._desks.get(symbol)
+        return desk.book if desk else None
 
     def price_decimals(self, symbol: str) -> int:
         """The scale of a contract's prices."""
@@ -328,6 +346,9 @@ class Partition:
         margin = parse_amount(position.margin, contract.settle_decimals)
         desk = self._desk(fund)
         desk.changed = True
+        if not desk.book.open:
+            # Kept at once, so that whoever watches the kept books learns that this one is worth following.
+            self._books_due.append(position.symbol)
         desk.book.set(position.account, position.lots, entry_price, margin)
 
     def _rate(self, rate: Rate) -> None:

@@ -35,8 +35,8 @@ class Fund:
     """The isolated fund of one contract, as of its last entry.
 
     balance, outstanding, reserve_line: atoms of the settlement currency, never negative. `outstanding` is what
-    auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the last ledger entry, `adl` of the last ADL order, `seq`
-    the last engine sequence applied, `head` the hash of the last entry.
+    auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the
+    last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
     """
 
     __slots__ = (
