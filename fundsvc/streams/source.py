@@ -20,11 +20,14 @@ class StreamState(NamedTuple):
 
 
 class Source:
-    """Reads one partition's stream with plain XREAD: the offset lives with the data, not in the stream server."""
+    """Reads one partition's stream with plain XREAD: the offset lives with the data, not in the stream server.
 
-    def __init__(self, client: Client, partition: int) -> None:
+    The stream of its events, unless `key` names another of the partition's.
+    """
+
+    def __init__(self, client: Client, partition: int, key: str = "") -> None:
         self._client = client
-        self._key = stream_key(partition)
+        self._key = key or stream_key(partition)
         # Without this callback the driver would build a dict per message.
         client.set_response_callback("XREAD", _as_it_came)
 
