@@ -12,7 +12,7 @@ from fundsvc.config import Config
 from fundsvc.core.partition import Offset, Partition, Round
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import Committed, Pipeline
-from fundsvc.recall import Recall, oldest
+from fundsvc.recall import Recall
 from fundsvc.store.database import Pool, StoreFault, open_pool
 from fundsvc.store.leases import Leases, open_leases
 from fundsvc.store.rollups import condense
@@ -230,8 +230,7 @@ class Session:
         for book in kept:
             self._state.restore(book.symbol, book.mark, book.book)
         self._books = {book.symbol: book.last_id for book in kept}
-        recall = Recall(self._state, kept, await writer.rejected_since(oldest(kept)))
-        await recall.run(self._source, stored.last_id)
+        await Recall(self._state, self._source, kept, writer.rejected_places).run(stored.last_id)
 
     async def _where_to_read(self, stored: Offset) -> Offset:
         """The stored offset, or the start of a stream that ends before it: a failover lost its tail."""

@@ -28,7 +28,7 @@ CHUNK_EVENTS = 200
 MESSAGES_PER_READ_MAX = 5000
 """Bounds one reply of the stream; with a hundred events to a message it is reached only by single ones."""
 
-_REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
+REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
 """A stream id, and a position with more digits than any message has events."""
 
 
@@ -134,7 +134,7 @@ class Pipeline:
 
     async def _settle_replay(self, message: Message, events: Sequence[Event | Rejection]) -> None:
         """Settles an event that was rejected before, unless that has been done since."""
-        match = _REPLAY_KEY.fullmatch(message.replay_of)
+        match = REPLAY_KEY.fullmatch(message.replay_of)
         if match is None:
             rejection = Rejection(Reason.UNDECODABLE, f"replayOf {message.replay_of[:60]!r} is not a stream id/position")
             self._reject(message, 0, (message.stream_id, 0), rejection)

@@ -1,69 +1,118 @@
-"""Bringing kept ADL books up to date: what the stream says since they were kept, applied to the books alone.
+"""Bringing ADL books up to date: what the stream says since they were kept, applied to the books alone.
 
 Only what was settled then may be applied: not what was rejected, nor what was known by its sequence already. So ranks after a
-restart are those of a service that never stopped.
+restart, and those that another process shows, are those of a service that never stopped.
 """
 
-from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Rejection
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
-from fundsvc.store.writer import KeptBook
+from fundsvc.pipeline import REPLAY_KEY
+from fundsvc.store.writer import STREAM_START, KeptBook, Place
 from fundsvc.streams.source import Source, id_order
 from fundsvc.wire import Message, decode
 
 MESSAGES_PER_READ = 1000
 """Enough to read a backlog quickly, few enough to keep the loop alive."""
 
-CLOCK_SLACK = timedelta(minutes=1)
-"""Rejections are looked up by time; the database's clock may step back by so much."""
+CHUNK_EVENTS = 200
+"""Events applied between two looks at the loop, as in the pipeline."""
 
-_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def oldest(kept: Sequence[KeptBook]) -> datetime:
-    """Since when rejections matter to these books."""
-    times = [book.kept_at or _BEGINNING for book in kept]
-    return max(_BEGINNING, min(times, default=_BEGINNING) - CLOCK_SLACK) if times else _BEGINNING
+Rejected = Callable[[Sequence[str]], Awaitable[Mapping[Place, bool]]]
+"""Which events of these messages were rejected, and whether they have been settled since."""
 
 
 class Recall:
-    """Applies to each book what came after it was kept."""
+    """Applies to each book what came after it was kept, as far as it is told to go, and from there on when told again.
 
-    def __init__(self, partition: Partition, kept: Sequence[KeptBook], rejected: Collection[tuple[str, int]]) -> None:
+    `read_to` is the last message applied: between two of its awaits, the books are exactly as they were after that one.
+    `after` and `seq` are where each book stands, by symbol. `listed` says whether a contract was listed or updated on the way;
+    what that means for the books is not its business.
+    """
+
+    def __init__(self, partition: Partition, source: Source, kept: Sequence[KeptBook], rejected: Rejected) -> None:
+        self.read_to = min((book.last_id for book in kept), key=id_order, default=STREAM_START)
+        self.listed = False
         self._partition = partition
-        self._after = {book.symbol: id_order(book.last_id) for book in kept}
-        self._seq = {book.symbol: book.seq for book in kept}
+        self._source = source
         self._rejected = rejected
-        self._start = min((book.last_id for book in kept), key=id_order, default=None)
+        self.after = {book.symbol: id_order(book.last_id) for book in kept}
+        self.seq = {book.symbol: book.seq for book in kept}
+        self._replayed: set[Place] = set()
 
-    async def run(self, source: Source, until: str) -> None:
-        """Reads the stream from the oldest book to the message `until`, which was the last one settled."""
-        last, end = self._start, id_order(until)
-        while last is not None and id_order(last) < end:
-            messages = await source.read(last, MESSAGES_PER_READ)
-            for message in messages:
-                if id_order(message.stream_id) <= end:
-                    self._apply(message)
-            last = messages[-1].stream_id if messages else None
+    async def run(self, until: str) -> int:
+        """Goes on to the message `until`, which was settled; returns how many messages that were."""
+        total, end = 0, id_order(until)
+        while id_order(self.read_to) < end:
+            messages = await self._source.read(self.read_to, MESSAGES_PER_READ)
+            settled = [message for message in messages if id_order(message.stream_id) <= end]
+            await self._apply_all(settled)
+            total += len(settled)
+            if len(settled) < MESSAGES_PER_READ:
+                self.read_to = until
+        return total
 
-    def _apply(self, message: Message) -> None:
+    async def include(self, kept: Sequence[KeptBook]) -> None:
+        """Takes in further books, and brings them to where the others are."""
+        others = Recall(self._partition, self._source, kept, self._rejected)
+        await others.run(self.read_to)
+        self.after |= others.after
+        self.seq |= others.seq
+
+    async def _apply_all(self, messages: Sequence[Message]) -> None:
+        replayed = (place[0] for message in messages if (place := _replayed(message)))
+        rejected = await self._rejected([*(message.stream_id for message in messages), *replayed])
+        events = 0
+        for message in messages:
+            events += self._apply(message, rejected)
+            self.read_to = message.stream_id
+            if events >= CHUNK_EVENTS:
+                events = 0
+                await asyncio.sleep(0)
+
+    def _apply(self, message: Message, rejected: Mapping[Place, bool]) -> int:
+        events = decode(message)
         if message.replay_of:
-            return
-        place = id_order(message.stream_id)
-        for position, event in enumerate(decode(message)):
-            if isinstance(event, Rejection) or (message.stream_id, position) in self._rejected:
+            self._apply_replay(message, events, rejected)
+            return len(events)
+        at = id_order(message.stream_id)
+        for position, event in enumerate(events):
+            if isinstance(event, Rejection) or (message.stream_id, position) in rejected:
                 continue
-            symbol = getattr(event, "symbol", None)
-            if symbol in self._after and place > self._after[symbol] and self._is_new(event):
+            self.listed = self.listed or isinstance(event, Listing)
+            if self._is_later(at, event) and self._is_new(event):
                 self._partition.recall(event)
+        return len(events)
+
+    def _apply_replay(self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, bool]) -> None:
+        """Applies an event that was rejected, sent again and settled then; sent once more, it was not settled again."""
+        place = _replayed(message)
+        if place is None or len(events) != 1 or not rejected.get(place) or place in self._replayed:
+            return
+        (event,) = events
+        self._replayed.add(place)
+        self.listed = self.listed or isinstance(event, Listing)
+        if not isinstance(event, Rejection) and self._is_later(id_order(message.stream_id), event):
+            self._partition.recall(event)
+
+    def _is_later(self, at: tuple[int, int], event: Event) -> bool:
+        """Whether an event is of one of the books, and came after that was kept."""
+        symbol = getattr(event, "symbol", None)
+        return symbol in self.after and at > self.after[symbol]
 
     def _is_new(self, event: Event) -> bool:
         """Whether an event with a sequence was settled then, and not dropped as a duplicate."""
         if not isinstance(event, Fill | AdlFill | AdlEnd):
             return True
-        if event.seq <= self._seq[event.symbol]:
+        if event.seq <= self.seq[event.symbol]:
             return False
-        self._seq[event.symbol] = event.seq
+        self.seq[event.symbol] = event.seq
         return True
+
+
+def _replayed(message: Message) -> Place | None:
+    """The place that a message of an operator sends again, if it is one."""
+    match = REPLAY_KEY.fullmatch(message.replay_of)
+    return (match[1], int(match[2])) if match else None

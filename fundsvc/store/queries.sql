@@ -4,7 +4,7 @@
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard
 FROM contracts c JOIN funds f USING (symbol)
-WHERE c.partition = $1;
+WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
 -- name: load_position
 SELECT last_id, messages FROM partitions WHERE partition = $1 AND epoch = $2;
@@ -73,19 +73,27 @@ ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.se
 -- name: load_orders
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
        o.ts
-FROM adl_orders o JOIN contracts c USING (symbol) WHERE c.partition = $1 AND o.state = 'open' ORDER BY o.symbol, o.adl;
+FROM adl_orders o JOIN contracts c USING (symbol)
+WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open' ORDER BY o.symbol, o.adl;
 
 -- name: load_allocations
 SELECT a.symbol, a.adl, a.account, a.lots, a.entry_price, a.margin, a.mark_price, a.unrealised_pnl, a.return_on_entry, a.leverage,
        a.score, a.rank, a.ranked, a.asked, a.executed
 FROM adl_allocations a JOIN adl_orders o USING (symbol, adl) JOIN contracts c USING (symbol)
-WHERE c.partition = $1 AND o.state = 'open' AND a.round = o.round ORDER BY a.symbol, a.adl, a.rank;
+WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open' AND a.round = o.round
+ORDER BY a.symbol, a.adl, a.rank;
 
 -- name: load_books
-SELECT c.symbol, b.last_id, b.seq, b.mark, b.body, b.kept_at FROM contracts c LEFT JOIN books b USING (symbol) WHERE c.partition = $1;
+SELECT c.symbol, b.last_id, b.seq, b.mark, b.body FROM contracts c LEFT JOIN books b USING (symbol)
+WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
 
--- name: rejected_lately
-SELECT stream_id, position FROM rejected WHERE partition = $1 AND rejected_at >= $2;
+-- name: books_with_positions
+-- Whether any contract of the partition has ever had a position.
+SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL);
+
+-- name: rejected_places
+-- Of the events in the given messages, those that were rejected, and whether they have been settled since.
+SELECT stream_id, position, settled_at IS NOT NULL AS settled FROM rejected WHERE partition = $1 AND stream_id = ANY ($2);
 
 -- name: rejected_open
 SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 AND position = $3;
@@ -162,7 +170,8 @@ FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symb
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.updated_at
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.updated_at,
+       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
 FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
@@ -191,6 +200,32 @@ FROM rollups WHERE symbol = $1 AND hour BETWEEN $2 AND $3;
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
        account, ts, recorded_at, hash
 FROM entries WHERE symbol = $1 ORDER BY entry;
+
+-- name: orders_ascending
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl LIMIT $5;
+
+-- name: orders_descending
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl DESC LIMIT $5;
+
+-- name: rounds
+-- The first allocations of each round of some orders, by rank, with the round's totals. For the public: without the account.
+SELECT adl, round, rank, ranked, lights, lots, entry_price, margin, mark_price, unrealised_pnl, return_on_entry, leverage, score,
+       asked, executed, positions, asked_in_all, executed_in_all
+FROM (
+    SELECT *, row_number() OVER (PARTITION BY adl, round ORDER BY rank) AS place, count(*) OVER whole AS positions,
+           sum(asked) OVER whole AS asked_in_all, sum(executed) OVER whole AS executed_in_all
+    FROM adl_allocations WHERE symbol = $1 AND adl = ANY ($2) WINDOW whole AS (PARTITION BY adl, round)
+) a
+WHERE place <= $3 ORDER BY adl, round, rank;
+
+-- name: deleveraged
+-- An account's latest reductions.
+SELECT a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price, a.entry_price, a.margin,
+       a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
+FROM adl_allocations a JOIN adl_orders o USING (symbol, adl)
+WHERE a.account = $1 AND a.executed > 0 ORDER BY o.ts DESC, a.symbol, a.adl DESC, a.round DESC LIMIT $2;
 
 -- name: orders_totals
 SELECT coalesce(sum(recovered), 0)::numeric AS recovered,

@@ -1,8 +1,7 @@
 """The writing side: what a partition's owner loads, and the one transaction that moves the ledger on."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -36,7 +35,10 @@ class KeptBook(NamedTuple):
     seq: int
     mark: int | None
     book: SavedBook | None
-    kept_at: datetime | None
+
+
+Place = tuple[str, int]
+"""Where in the stream an event stood: the id of its message, and its position in that."""
 
 
 class Writer:
@@ -47,49 +49,33 @@ class Writer:
         self._partition = partition
         self._epoch = epoch
 
-    async def load(self, policy_of: Callable[[str], Policy]) -> tuple[Offset, list[Fund]]:
+    async def load(self, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> tuple[Offset, list[Fund]]:
         """Where the partition stands, and all its funds under their policies; raises OwnershipLost or StoreFault."""
         with faults():
             position = await self._connection.fetchrow(SQL["load_position"], self._partition, self._epoch)
             if position is None:
                 raise OwnershipLost(f"partition {self._partition} is no longer ours")
-            funds = await self._connection.fetch(SQL["load_funds"], self._partition)
-        return Offset(position["last_id"], position["messages"]), [_fund(row, policy_of(row["symbol"])) for row in funds]
+            funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
+        return Offset(position["last_id"], position["messages"]), [fund_from(row, policy_of(row["symbol"])) for row in funds]
 
     async def load_orders(self) -> list[AdlOrder]:
         """The orders that are open, with what their present round asks."""
         with faults():
-            orders = await self._connection.fetch(SQL["load_orders"], self._partition)
-            allocations = await self._connection.fetch(SQL["load_allocations"], self._partition)
-        found = {(row["symbol"], row["adl"]): AdlOrder(**row) for row in orders}
-        for row in allocations:
-            standing = Standing(**{name: row[name] for name in Standing._fields})
-            standing = standing._replace(unrealised_pnl=int(standing.unrealised_pnl))
-            order = found[row["symbol"], row["adl"]]
-            order.allocations[row["account"]] = Allocation(standing, row["rank"], row["ranked"], row["asked"], row["executed"])
-        return list(found.values())
+            orders = await self._connection.fetch(SQL["load_orders"], self._partition, None)
+            allocations = await self._connection.fetch(SQL["load_allocations"], self._partition, None)
+        return orders_from(orders, allocations)
 
     async def load_books(self) -> list[KeptBook]:
         """The books of all contracts as they were last kept; one that never was begins with the stream."""
         with faults():
-            rows = await self._connection.fetch(SQL["load_books"], self._partition)
-        return [
-            KeptBook(
-                row["symbol"],
-                row["last_id"] or STREAM_START,
-                row["seq"] or 0,
-                row["mark"],
-                _saved_book(row["body"]),
-                row["kept_at"],
-            )
-            for row in rows
-        ]
+            rows = await self._connection.fetch(SQL["load_books"], self._partition, None)
+        return [kept_book_from(row) for row in rows]
 
-    async def rejected_since(self, since: datetime) -> set[tuple[str, int]]:
-        """Where in the stream the events stood that were rejected since a time: (stream id, position)."""
+    async def rejected_places(self, messages: Sequence[str]) -> Mapping[Place, bool]:
+        """Which events of these messages were rejected, and whether they have been settled since."""
         with faults():
-            rows = await self._connection.fetch(SQL["rejected_lately"], self._partition, since)
-        return {(row["stream_id"], row["position"]) for row in rows}
+            rows = await self._connection.fetch(SQL["rejected_places"], self._partition, messages)
+        return {(row["stream_id"], row["position"]): row["settled"] for row in rows}
 
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and has not been settled since."""
@@ -150,7 +136,8 @@ async def _copy(batch: Batch) -> AsyncIterator[bytes]:
     yield TRAILER
 
 
-def _fund(row: asyncpg.Record, policy: Policy) -> Fund:
+def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
+    """The fund in a row of `load_funds`, under a policy."""
     return Fund(
         contract_from(row),
         policy=policy,
@@ -164,8 +151,21 @@ def _fund(row: asyncpg.Record, policy: Policy) -> Fund:
     )
 
 
-def _saved_book(body: bytes | None) -> SavedBook | None:
-    return msgspec.msgpack.decode(body, type=SavedBook) if body else None
+def orders_from(orders: Iterable[asyncpg.Record], allocations: Iterable[asyncpg.Record]) -> list[AdlOrder]:
+    """The orders in rows of `load_orders` and `load_allocations`."""
+    found = {(row["symbol"], row["adl"]): AdlOrder(**row) for row in orders}
+    for row in allocations:
+        standing = Standing(**{name: row[name] for name in Standing._fields})
+        standing = standing._replace(unrealised_pnl=int(standing.unrealised_pnl))
+        order = found[row["symbol"], row["adl"]]
+        order.allocations[row["account"]] = Allocation(standing, row["rank"], row["ranked"], row["asked"], row["executed"])
+    return list(found.values())
+
+
+def kept_book_from(row: asyncpg.Record) -> KeptBook:
+    """The book in a row of `load_books`; one that never was kept begins with the stream."""
+    saved = msgspec.msgpack.decode(row["body"], type=SavedBook) if row["body"] else None
+    return KeptBook(row["symbol"], row["last_id"] or STREAM_START, row["seq"] or 0, row["mark"], saved)
 
 
 def contract_from(row: asyncpg.Record) -> Contract:
