@@ -107,9 +107,9 @@ class Side:
 
     def set(self, account: str, lots: int, entry_price: int, margin: int) -> None:
         """Makes this the account's position; raises Rejection when the side has no room for another account."""
-        row = self._directory.add(account)
-        if row == len(self._lots):
-            self._widen(int(row * GROWTH))
+        row = self._directory.find(account)
+        if row == NONE:
+            row = self._add(account)
         if not self._lots_at[row]:
             self.open += 1
         self._lots_at[row] = lots
@@ -212,9 +212,15 @@ class Side:
             return self._numerator / (self._denominator * price)
         return price * self._numerator / self._denominator
 
-    def _widen(self, rows: int) -> None:
-        if len(self.accounts) > ROWS_MAX:
+    def _add(self, account: str) -> int:
+        row = len(self.accounts)
+        if row == ROWS_MAX:
             raise Rejection(Reason.OUT_OF_RANGE, f"a side of a book has at most {ROWS_MAX} accounts")
+        if row == len(self._lots):
+            self._widen(int(row * GROWTH))
+        return self._directory.add(account)
+
+    def _widen(self, rows: int) -> None:
         self._lots, self._entry_price, self._margin = (
             _widened(column, rows, np.int64(0)) for column in (self._lots, self._entry_price, self._margin)
         )
@@ -250,7 +256,7 @@ class Book:
     @property
     def open(self) -> int:
         """How many positions are open."""
-        return sum(side.open for side in self.sides.values())
+        return self.sides["long"].open + self.sides["short"].open
 
     def positions(self, account: str) -> Iterator[tuple[SideName, int]]:
         """The side and row of an account's open position, if it has one."""

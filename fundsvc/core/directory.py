@@ -30,16 +30,14 @@ class Directory:
         return row
 
     def add(self, account: str) -> int:
-        """The row of an account; a new one if it has none."""
-        row = self.find(account)
-        if row == NONE:
-            row = len(self.accounts)
-            self.accounts.append(account)
-            if 2 * len(self.accounts) > len(self._slots):
-                self._slots = array("i", [NONE]) * (2 * len(self._slots))
-                for known in range(row):
-                    self._enter(known)
-            self._enter(row)
+        """The new row of an account that has none."""
+        row = len(self.accounts)
+        self.accounts.append(account)
+        if 2 * len(self.accounts) > len(self._slots):
+            self._slots = array("i", [NONE]) * (2 * len(self._slots))
+            for known in range(row):
+                self._enter(known)
+        self._enter(row)
         return row
 
     def _enter(self, row: int) -> None:

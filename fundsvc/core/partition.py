@@ -148,6 +148,10 @@ class Partition:
         """Asks for all books to be kept: a bounded part with each batch that is taken from now on."""
         self._books_due = sorted(self._funds)
 
+    def _keep(self, symbol: str) -> None:
+        if symbol not in self._books_due:
+            self._books_due.append(symbol)
+
     def restore(self, symbol: str, mark: int | None, saved: SavedBook | None) -> None:
         """Makes a contract's book what was kept, if anything was."""
         if mark is None and saved is None:
@@ -166,9 +170,9 @@ class Partition:
         fund = self._funds.get(symbol)
         return fund.contract if fund else None
 
-    def books(self) -> Iterator[tuple[str, Book]]:
-        """The books of all contracts that have had a mark or a position, by symbol."""
-        return ((symbol, desk.book) for symbol, desk in self._desks.items())
+    def books(self) -> Iterator[tuple[Contract, Book]]:
+        """The books of all contracts that have had a mark or a position."""
+        return ((self._funds[symbol].contract, desk.book) for symbol, desk in self._desks.items())
 
     def book(self, symbol: str) -> Book | None:
         """A contract's book, if it has had a mark or a position."""
@@ -347,8 +351,7 @@ class Partition:
         desk = self._desk(fund)
         desk.changed = True
         if not desk.book.open:
-            # Kept at once, so that whoever watches the kept books learns that this one is worth following.
-            self._books_due.append(position.symbol)
+            self._keep(position.symbol)  # whoever watches the kept books learns at once that this one is worth following
         desk.book.set(position.account, position.lots, entry_price, margin)
 
     def _rate(self, rate: Rate) -> None:
@@ -371,8 +374,7 @@ class Partition:
         self._funds[contract.symbol] = fund
         self.batch.changed[contract.symbol] = fund
         self.batch.listings[contract.symbol] = fund.contract, listing.contract
-        if contract.symbol not in self._books_due:
-            self._books_due.append(contract.symbol)
+        self._keep(contract.symbol)
 
     def _fund(self, symbol: str) -> Fund:
         fund = self._funds.get(symbol)

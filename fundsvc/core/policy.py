@@ -98,6 +98,10 @@ class Guard:
             return 0
         return _share_of(peak, 1 - (self._terms.stop if self.active else self._terms.start))
 
+    def near(self, balance: int) -> bool:
+        """Whether a balance is below the stop line: a further fall would make the guard active, if it is not."""
+        return self._peaks.peak >= self._minimum and balance < _share_of(self._peaks.peak, 1 - self._terms.stop)
+
     def save(self) -> "SavedGuard":
         """What must be kept to go on after a restart."""
         return SavedGuard(self.active, self._peaks.save())

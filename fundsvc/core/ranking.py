@@ -90,7 +90,7 @@ def rank_all(columns: Columns, alphabet: Alphabet) -> Ranking:
 
 
 def rank_leaders(columns: Columns, accounts: Sequence[str], count: int) -> Leaders:
-    """The first gainers: at least `count` of them, or all there are.
+    """The first `count` gainers, or all there are.
 
     Costs a scan and a partition instead of a sort: all are scored roughly, in single precision, and only what can be among the
     leaders is scored in full. (The smallest are sought because a partition for the largest of many equals can be very slow.)
@@ -103,7 +103,7 @@ def rank_leaders(columns: Columns, accounts: Sequence[str], count: int) -> Leade
     else:
         rows = np.flatnonzero(columns.gainers())
     order = rank_all(columns.of(rows), Alphabet([accounts[row] for row in rows.tolist()]))
-    return Leaders(rows[order.rows], ranked)
+    return Leaders(rows[order.rows[:count]], ranked)
 
 
 def keys_of(columns: Columns, places: Places) -> Integers:

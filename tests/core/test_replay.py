@@ -170,11 +170,31 @@ def test_a_sequence_may_fall_only_where_an_event_was_settled_late():
     assert differences(fund, lines) == ["UNITUSDTM entry 2: sequence 3 is not above 5"]
 
 
-def test_a_refund_is_not_measured_by_a_fill():
+@pytest.mark.parametrize(
+    ("fields", "honest"),
+    [
+        ({"kind": "refund", "change": 2}, True),
+        ({"kind": "refund", "change": 2, "repaid": 1}, False),
+        ({"kind": "refund", "change": 2, "uncovered": 1}, False),
+        ({"kind": "refund", "change": 0}, False),
+        ({"kind": "refund", "change": -2}, False),
+        ({"kind": "cover", "change": -2, "repaid": 2}, True),
+        ({"kind": "cover", "change": -2, "repaid": 1}, False),
+        ({"kind": "cover", "change": -2, "repaid": 2, "uncovered": 1}, False),
+        ({"kind": "cover", "change": 0, "repaid": 0}, False),
+        ({"kind": "cover", "change": 2, "repaid": -2}, False),
+    ],
+)
+def test_an_entry_of_an_order_moves_what_its_kind_may_move(fields, honest):
     fund, lines = settled([worth(5, 1)])
-    refund = msgspec.structs.replace(lines[0][0], entry=2, seq=2, kind="refund", change=1, balance=5 * ONE + 1)
-    head = link(fund.head, refund)
-    assert differences(fund, [*lines, (refund, head)], entry=2, seq=2, balance=5 * ONE + 1, head=head) == []
+    balance = 5 * ONE + fields["change"]
+    entry = msgspec.structs.replace(lines[0][0], entry=2, seq=2, balance=balance, **fields)
+    head = link(fund.head, entry)
+    replay = Replay(UNIT)
+    for line, digest in [*lines, (entry, head)]:
+        replay.follow(line, digest)
+    assert any(f"is no {fields['kind']}" in difference for difference in replay.differences) is not honest
+    assert honest is (not replay.differences)
 
 
 def test_the_ledger_of_a_partition_holds():
