@@ -68,6 +68,8 @@ class HttpConfig(Section, frozen=True):
 
     host: str = "127.0.0.1"
     port: Port = 8080
+    private: bool = False
+    book_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
 
 
 class CurrencyConfig(Section, frozen=True):

@@ -186,6 +186,12 @@ class Session:
             backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
 
     async def _consume(self, stop: asyncio.Event) -> None:
+        try:
+            await self._load_and_run(stop)
+        finally:
+            self._metrics.let_go(self._partition, self._config.stream.partitions)
+
+    async def _load_and_run(self, stop: asyncio.Event) -> None:
         async with open_writer(self._config.database.dsn, self._engine, self._partition, self._epoch) as writer:
             pipeline = await self._load(writer)
             async with asyncio.TaskGroup() as tasks:
@@ -211,7 +217,9 @@ class Session:
         for fund in funds:
             self._metrics.fund(fund.contract, fund.state())
         await self._restore_books(writer, stored)
-        for order in await writer.load_orders():
+        orders = await writer.load_orders()
+        self._metrics.reopened(orders)
+        for order in orders:
             await self._announce_round(self._state.reopen(order))
         self._log.info("loaded", funds=len(funds), offset=stored.last_id)
         return Pipeline(
@@ -268,6 +276,7 @@ class Session:
 
     async def _watch(self) -> None:
         settled = self._offset
+        self._metrics.positions(self._state.books())
         stream = await self._source.state()
         if _lost_tail(stream, settled):
             raise StreamFault(f"the stream ends at {stream.last_id}, before the offset {settled.last_id}")

@@ -28,12 +28,14 @@ class Recall:
     """Applies to each book what came after it was kept, as far as it is told to go, and from there on when told again.
 
     `read_to` is the last message applied: between two of its awaits, the books are exactly as they were after that one.
+    `messages` counts those read.
     `after` and `seq` are where each book stands, by symbol. `listed` says whether a contract was listed or updated on the way;
     what that means for the books is not its business.
     """
 
     def __init__(self, partition: Partition, source: Source, kept: Sequence[KeptBook], rejected: Rejected) -> None:
         self.read_to = min((book.last_id for book in kept), key=id_order, default=STREAM_START)
+        self.messages = 0
         self.listed = False
         self._partition = partition
         self._source = source
@@ -42,17 +44,15 @@ class Recall:
         self.seq = {book.symbol: book.seq for book in kept}
         self._replayed: set[Place] = set()
 
-    async def run(self, until: str) -> int:
-        """Goes on to the message `until`, which was settled; returns how many messages that were."""
-        total, end = 0, id_order(until)
+    async def run(self, until: str) -> None:
+        """Goes on to the message `until`, which was settled."""
+        end = id_order(until)
         while id_order(self.read_to) < end:
             messages = await self._source.read(self.read_to, MESSAGES_PER_READ)
             settled = [message for message in messages if id_order(message.stream_id) <= end]
             await self._apply_all(settled)
-            total += len(settled)
             if len(settled) < MESSAGES_PER_READ:
                 self.read_to = until
-        return total
 
     async def include(self, kept: Sequence[KeptBook]) -> None:
         """Takes in further books, and brings them to where the others are."""
@@ -68,6 +68,7 @@ class Recall:
         for message in messages:
             events += self._apply(message, rejected)
             self.read_to = message.stream_id
+            self.messages += 1
             if events >= CHUNK_EVENTS:
                 events = 0
                 await asyncio.sleep(0)

@@ -141,7 +141,7 @@ def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
     return Fund(
         contract_from(row),
         policy=policy,
-        guard=msgspec.json.decode(row["guard"], type=SavedGuard) if row["guard"] else None,
+        guard=saved_guard_from(row),
         balance=row["balance"],
         outstanding=row["outstanding"],
         entry=row["entry"],
@@ -149,6 +149,11 @@ def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
         adl=row["adl"],
         head=row["head"],
     )
+
+
+def saved_guard_from(row: asyncpg.Record) -> SavedGuard | None:
+    """What a row keeps of a fund's drawdown guard."""
+    return msgspec.json.decode(row["guard"], type=SavedGuard) if row["guard"] else None
 
 
 def orders_from(orders: Iterable[asyncpg.Record], allocations: Iterable[asyncpg.Record]) -> list[AdlOrder]:
