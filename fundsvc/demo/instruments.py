@@ -93,7 +93,7 @@ class Instrument(NamedTuple):
 RECOVERED = Cascade(72, -0.08, "3000", ((0.4, 1.2), (1.0, 1.0)))
 """Its orders are executed whole, some of them only by their second round."""
 
-LEFT = Cascade(192, 0.06, "1", ((0.1, 0.4),))
+LEFT = Cascade(192, 0.06, "1", ((0.1, 0.35),))
 """Its orders find so little that their rounds are used up, and later surplus repays the rest."""
 
 INSTRUMENTS = (

@@ -5,7 +5,6 @@ has taken off positions is not the market's to know, and is given to each step.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -56,7 +55,9 @@ class Market:
         return [*listings, *rates, *marks, *moves]
 
     def _rates(self, step: int, ts: int) -> list[Rate]:
-        coins = {market.instrument.base: market.index(step) for market in self.contracts.values() if market.instrument.is_inverse}
+        coins = {
+            market.instrument.base: market.index(step) for market in self.contracts.values() if market.instrument.is_inverse
+        }
         return [Rate(currency, price, ts) for currency, price in {"USDT": "1", "USDC": "0.9998", **coins}.items()]
 
 

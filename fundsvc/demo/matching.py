@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fundsvc.core.events import AdlEnd, AdlFill, Event
 from fundsvc.demo.instruments import INSTRUMENTS
-from fundsvc.demo.market import SEQ_PER_STEP, ContractMarket, Holding, Market, Taken
+from fundsvc.demo.market import SEQ_PER_STEP, ContractMarket, Market, Taken
 from fundsvc.demo.prices import seeded
 from fundsvc.demo.stakes import Stake
 from fundsvc.streams.announcements import Announcement
@@ -47,7 +47,7 @@ class Answers(NamedTuple):
 
 
 class MatchingEngine:
-    """All contracts, from where the ledger is: `settled` is the last sequence of each, `taken` what was executed of positions."""
+    """All contracts, from where the ledger is: `settled` is the last sequence of each, `taken` what was executed before."""
 
     def __init__(self, market: Market, settled: Mapping[str, int], taken: Taken) -> None:
         self._market = market

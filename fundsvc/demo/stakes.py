@@ -54,10 +54,10 @@ CASCADE_FILLS = 30
 CASCADE_AGE_STEPS = CYCLE_STEPS // 2
 """Their positions are this old by then, and so were opened when the price had recovered from the last cascade."""
 
-FINAL_FILLS = 3
-FINAL_SHARE = 2
-"""The last liquidations of a cascade are large and equal, and cost twice what the fund will lack: so it pays a part of one of
-them, and there are a few orders to follow instead of a dozen."""
+FINAL_FILLS = 2
+FINAL_SHARE = 2.5
+"""The last liquidations of a cascade are large and equal, and cost more than twice what the fund will lack: so it pays a part
+of one of them, and there are one or two orders to follow instead of a dozen."""
 
 OVERSHOOT_PPM = (4_000, 15_000)
 """How much worse than the bankruptcy price they are closed, in millionths of the price."""
@@ -170,7 +170,7 @@ class Stakes:
         if cycle not in self._costs:
             self._costs[cycle] = self._cost(cascade, cycle)
         cost = self._costs[cycle]
-        final = min(cost, FINAL_SHARE * self._uncovered(cascade))
+        final = min(cost, int(FINAL_SHARE * self._uncovered(cascade)))
         draw = seeded(self._name, "cascade", cycle)
         weights = [draw.randint(1, 10) for _ in range(CASCADE_FILLS - FINAL_FILLS)]
         return [*_shares(cost - final, weights), *_shares(final, [1] * FINAL_FILLS)]
