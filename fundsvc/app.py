@@ -15,13 +15,16 @@ from fundsvc.config import Config
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
 from fundsvc.metrics import Metrics
-from fundsvc.store.database import SQL, Pool, faults, open_pool
+from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import Client, open_client, stream_key
 
 STOP_SECONDS_MAX = 3.0
 """The batch in hand is finished within this time of being told to stop; then the engine is cut off, which loses nothing."""
+
+RETRY_SECONDS = 1.0
+"""How often a service that starts before its database asks for it."""
 
 GC_THRESHOLD = 50_000
 """Hardly anything here forms cycles: with the default of 700 the collector takes a tenth of the engine's time."""
@@ -30,14 +33,30 @@ log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def prepared(config: Config) -> AsyncIterator[Config]:
-    """The configuration with servers behind it and a schema that fits; migrates where the owner's DSN is known."""
+async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIterator[Config]:
+    """The configuration with servers behind it and a schema that fits; migrates where the owner's DSN is known.
+
+    What runs until a `stop` waits for a database that is away; anything else raises StoreFault.
+    """
     async with embedded(config) as complete:
-        if complete.database.owner_dsn:
-            await migrate(complete.database.owner_dsn, complete.stream.partitions)
-        else:
-            await check_schema(complete.database.dsn, complete.stream.partitions)
+        while not await _has_schema(complete, stop):
+            log.warning("database away, waiting for it")
         yield complete
+
+
+async def _has_schema(config: Config, stop: asyncio.Event | None) -> bool:
+    """Makes sure of the schema; False, a moment later, when the database is away and there is time to wait for it."""
+    try:
+        if config.database.owner_dsn:
+            await migrate(config.database.owner_dsn, config.stream.partitions)
+        else:
+            await check_schema(config.database.dsn, config.stream.partitions)
+    except StoreFault:
+        if stop is None or stop.is_set():
+            raise
+        await asyncio.sleep(RETRY_SECONDS)
+        return False
+    return True
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import msgspec
 
 from fundsvc.core.replay import Replay
 from fundsvc.store.database import Pool
-from fundsvc.store.exports import LedgerSnapshot, open_snapshot
+from fundsvc.store.exports import LedgerSnapshot, UnknownContract, open_snapshot
 
 DIFFERENCES_MAX = 20
 """Per contract: one altered entry may break all that follow, and the first differences say it."""
@@ -23,8 +23,11 @@ class ContractAudit(msgspec.Struct, rename="camel"):
 
 async def audit_contract(pool: Pool, symbol: str, progress: Callable[[int], None]) -> ContractAudit:
     """Recomputes one contract's ledger, as it was at one moment; calls `progress` with the number of entries done since."""
-    async with open_snapshot(pool, symbol) as snapshot:
-        return await _recompute(snapshot, progress)
+    try:
+        async with open_snapshot(pool, symbol) as snapshot:
+            return await _recompute(snapshot, progress)
+    except UnknownContract:
+        return ContractAudit(symbol, 0, "", [f"{symbol}: its contract or its fund is missing"])
 
 
 async def _recompute(snapshot: LedgerSnapshot, progress: Callable[[int], None]) -> ContractAudit:

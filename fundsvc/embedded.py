@@ -140,7 +140,8 @@ class Server:
         if process is not None:
             family = [process, *process.children(recursive=True)]
             for member in family:
-                member.kill()
+                with suppress(psutil.NoSuchProcess):  # The children of a killed server end by themselves.
+                    member.kill()
             psutil.wait_procs(family, STOP_SECONDS_MAX)
 
     def _bury(self) -> None:

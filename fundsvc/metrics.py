@@ -3,7 +3,6 @@
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable
-from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -15,7 +14,6 @@ from fundsvc.core.settlement import FundState
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ADL_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-_SYMBOL_AND_KIND = attrgetter("symbol", "kind")
 _FILLS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 
 
@@ -116,9 +114,9 @@ class Metrics:
 
     def committed(self, batch: Batch, seconds: float) -> None:
         """Counts a durable batch."""
-        self.batch_fills.observe(len(batch.entries))
+        self.batch_fills.observe(batch.count())
         self.commit_seconds.observe(seconds)
-        for (symbol, kind), number in Tally(map(_SYMBOL_AND_KIND, batch.entries)).items():
+        for (symbol, kind), number in batch.kinds().items():
             self.entries.labels(symbol, kind).inc(number)
         for symbol, number in batch.duplicates.items():
             self.duplicates.labels(symbol).inc(number)

@@ -48,6 +48,9 @@ class Ledger(Protocol):
     async def has_settled(self, symbol: str, seq: int) -> bool:
         """Whether an entry of the contract has this engine sequence."""
 
+    def prepare(self, batch: Batch) -> None:
+        """Called with a batch whenever some more has been settled, so that the ledger may encode that while it is fresh."""
+
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
         """Writes a batch and moves the offset, or nothing."""
 
@@ -162,6 +165,7 @@ class Pipeline:
 
     async def _hand_over(self) -> None:
         """Lets the writer start, or the running COPY go on; waits while a whole batch lies unwritten."""
+        self._ledger.prepare(self._partition.batch)
         self._work.set()
         await asyncio.sleep(0)
         while self._rows() >= self._rows_max:
@@ -178,7 +182,7 @@ class Pipeline:
         await self._progress.wait()
 
     def _rows(self) -> int:
-        return len(self._partition.batch.entries) + len(self._partition.batch.rejected)
+        return self._partition.batch.count() + len(self._partition.batch.rejected)
 
     async def _write(self) -> None:
         while self._reading or self._settled != self._committed:

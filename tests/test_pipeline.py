@@ -91,6 +91,9 @@ class FakeLedger:
     async def has_settled(self, symbol, seq):
         return await self.weather.through(lambda: any((e.symbol, e.seq) == (symbol, seq) for e in self.entries))
 
+    def prepare(self, batch):
+        """Keeps the entries as they are."""
+
     async def commit(self, batch, before, after):
         await self.weather.through(lambda: self._write(batch, before, after))
 

@@ -8,15 +8,15 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from commands import engine_process, fundsvc, program
+from conftest import connected
+from eventually import eventually
 
 from fundsvc.core.events import Fill, Listing, Rate
 from fundsvc.core.partition import Partition
 from fundsvc.recordings import RecordingError, read_contracts, read_recording
 from fundsvc.streams.client import open_client
 from fundsvc.streams.source import Source
-from tests.commands import engine_process, fundsvc, program
-from tests.conftest import connected
-from tests.eventually import eventually
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -2,10 +2,11 @@ import asyncio
 import random
 
 import pytest
+from eventually import eventually
 from ledgers import fill, listing, owned
 
 from fundsvc.store import rollups
-from fundsvc.store.database import open_pool
+from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.rollups import condense, forget
 
 HOUR_MS = 3_600_000
@@ -155,3 +156,16 @@ async def test_hours_in_order_add_up(owner, pool, service_connection):
         closing[row["symbol"]] = row["closing"]
     for symbol, balance in closing.items():
         assert balance == await service_connection.fetchval("SELECT balance FROM funds WHERE symbol = $1", symbol)
+
+
+async def test_rollups_that_are_being_condensed_are_forgotten_with_their_progress(owner, pool, service_connection):
+    await owner.settle([fill("AAA", 1, 5)])
+    condensing = service_connection.transaction()
+    await condensing.start()
+    await service_connection.fetch(SQL["rollup_lock"], ["AAA"])
+    await service_connection.execute(SQL["rollup"], ["AAA"], [0], [1])
+    forgetting = asyncio.create_task(forget(pool))
+    await eventually(lambda: forgetting.done() or pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+    await condensing.commit()
+    await forgetting
+    assert await pool.fetchval("SELECT (SELECT count(*) FROM rollups) + (SELECT count(*) FROM rollup_progress)") == 0

@@ -6,6 +6,7 @@ import asyncpg
 import msgspec
 import pytest
 from conftest import connected
+from eventually import eventually
 from ledgers import fill, listing
 
 import fundsvc
@@ -173,6 +174,20 @@ async def test_a_cancelled_commit_holds_nothing(config, epoch, service_connectio
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
         await writer.commit(batch, (await writer.load())[0], NEXT)
     assert await read_entries(service_connection) == batch.entries
+
+
+async def test_a_commit_whose_session_ends_while_it_waits_to_send_more_is_a_fault(config, epoch, owner_connection):
+    batch = batch_of(listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 20_001)))
+    async with open_writer(config.database.dsn, "me", 0, epoch) as writer, owner_connection.transaction():
+        await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
+        commit = asyncio.create_task(writer.commit(batch, START, NEXT))
+        await eventually(lambda: not writer._connection._protocol.writing_allowed.is_set())
+        await owner_connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'fundsvc engine me'"
+        )
+        await eventually(commit.done, 5)
+        with pytest.raises(StoreFault):
+            await commit
 
 
 async def test_replayed_events_are_noted_and_known(writer, service_connection):
@@ -361,6 +376,13 @@ async def test_a_cancelled_statement_and_one_that_takes_too_long_are_faults(conf
 async def test_a_mistake_of_ours_is_no_fault(service_connection):
     with pytest.raises(asyncpg.UndefinedTableError), faults():
         await service_connection.execute("SELECT * FROM nothing")
+
+
+def test_a_write_to_a_connection_just_lost_is_a_fault():
+    with pytest.raises(StoreFault), faults():
+        raise RuntimeError("unable to perform operation on <UnixTransport closed=True>; the handler is closed")
+    with pytest.raises(RuntimeError, match="other"), faults():
+        raise RuntimeError("other")
 
 
 async def test_a_stopped_server_is_a_fault_and_a_pool_outlives_it(config, servers):

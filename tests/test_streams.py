@@ -330,5 +330,12 @@ async def test_a_mistake_of_ours_is_no_fault(client, source):
             raise mistake
 
 
+def test_a_write_to_a_connection_just_lost_is_a_fault():
+    with pytest.raises(StreamFault), faults():
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+    with pytest.raises(RuntimeError, match="other"), faults():
+        raise RuntimeError("other")
+
+
 def test_ids_compare_as_numbers():
     assert sorted(["10-2", "9-1", "10-10", "10"], key=id_order) == ["9-1", "10", "10-2", "10-10"]

@@ -156,10 +156,10 @@ def _amounts(gain: Gain) -> list[str]:
 
 async def _audit_all(pool: Pool) -> list[ContractAudit]:
     with faults():
-        heads = await pool.fetch(SQL["heads"])
+        rows = await pool.fetch(SQL["audited"])
     with progress() as bars:
-        task = bars.add_task("entries recomputed", total=sum(row["entry"] for row in heads))
-        return [await audit_contract(pool, row["symbol"], lambda done: bars.advance(task, done)) for row in heads]
+        task = bars.add_task("entries recomputed", total=sum(row["entry"] for row in rows))
+        return [await audit_contract(pool, row["symbol"], lambda done: bars.advance(task, done)) for row in rows]
 
 
 def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit]) -> None:

@@ -21,7 +21,7 @@ def up(
     async def command(config: Config) -> int:
         stop = stop_on_signals()
         Console(stderr=True).print(f"fundsvc starts, its data is in {config.data.directory}", highlight=False, soft_wrap=True)
-        async with prepared(config) as complete:
+        async with prepared(config, stop) as complete:
             if demo:
                 await show_demo(complete, stop)
             else:
@@ -62,7 +62,7 @@ def migrate(context: typer.Context) -> None:
 
 async def _serve(config: Config, *, with_engine: bool) -> int:
     stop = stop_on_signals()
-    async with prepared(config) as complete:
+    async with prepared(config, stop) as complete:
         await run_service(complete, stop, _say_address, engine=with_engine, api=not with_engine)
     return DONE
 

@@ -1,5 +1,6 @@
 """Connections to the ledger's database, and the one place where a driver's exception becomes a fault."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.resources import files
@@ -15,6 +16,9 @@ COMMAND_SECONDS = 60.0
 
 IDLE_IN_TRANSACTION_MS = 3000
 """A stopped process that holds a lock is cut off after this long, so that another can take its partition over."""
+
+LOST_CONNECTION = "the handler is closed"
+"""What uvloop says, in a RuntimeError, of a write to a connection that was lost a moment ago."""
 
 Pool = asyncpg.Pool
 """A pool of connections for reading and for background work."""
@@ -56,6 +60,10 @@ def faults() -> Iterator[None]:
         yield
     except _FAULTS as error:
         raise StoreFault(f"{type(error).__name__}: {error}") from error
+    except RuntimeError as error:
+        if LOST_CONNECTION not in str(error):
+            raise
+        raise StoreFault(str(error)) from error
     except asyncpg.PostgresError as error:
         if str(error.sqlstate).startswith(_FAULT_CLASSES):
             raise StoreFault(f"{type(error).__name__}: {error}") from error
@@ -109,8 +117,7 @@ async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
         try:
             yield connection
         except BaseException:
-            with suppress(asyncpg.InterfaceError):  # A transaction within has done so, and with it given it back.
-                connection.terminate()
+            _close(connection)
             raise
 
 
@@ -118,9 +125,32 @@ async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
 async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
     """All of the statements within, or none. A failure closes the connection: the server rolls back, nobody waits for it."""
     try:
-        await connection.execute("BEGIN")
-        yield
-        await connection.execute("COMMIT")
+        async with _noticing_loss(connection):
+            await connection.execute("BEGIN")
+            yield
+            await connection.execute("COMMIT")
     except BaseException:
-        connection.terminate()
+        _close(connection)
         raise
+
+
+@asynccontextmanager
+async def _noticing_loss(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
+    """Raises TimeoutError when the connection is lost: the driver's COPY, while it waits to send more, would wait for ever."""
+    async with asyncio.timeout(COMMAND_SECONDS) as limit:
+
+        def lost(_connection: object) -> None:
+            with suppress(RuntimeError):  # It is over already.
+                limit.reschedule(asyncio.get_running_loop().time())
+
+        connection.add_termination_listener(lost)
+        try:
+            yield
+        finally:
+            with suppress(asyncpg.InterfaceError):  # It was a pool's, which has taken it back.
+                connection.remove_termination_listener(lost)
+
+
+def _close(connection: asyncpg.Connection | PoolConnectionProxy) -> None:
+    with suppress(asyncpg.InterfaceError):  # It was a pool's, which has taken it back.
+        connection.terminate()

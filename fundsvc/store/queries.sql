@@ -287,6 +287,10 @@ WITH due AS (
 )
 UPDATE rollup_progress p SET entry = due.upto FROM due WHERE p.symbol = due.symbol;
 
+-- name: rollups_alone
+-- Condensing that is under way ends first, and none begins until the rollups and their progress are gone together.
+LOCK TABLE rollup_progress, rollups IN EXCLUSIVE MODE;
+
 -- name: rollups_forget
 DELETE FROM rollups;
 
@@ -301,6 +305,19 @@ SELECT 1;
 
 -- name: heads
 SELECT f.symbol, f.entry, f.head FROM funds f ORDER BY f.symbol;
+
+-- name: audited
+-- Every symbol that the ledger knows in any way: that of a fund or contract which was removed, too. The recursion hops over
+-- the entries' index from symbol to symbol.
+WITH RECURSIVE written (symbol) AS (
+    (SELECT symbol FROM entries ORDER BY symbol LIMIT 1)
+    UNION ALL
+    SELECT (SELECT e.symbol FROM entries e WHERE e.symbol > w.symbol ORDER BY e.symbol LIMIT 1)
+    FROM written w WHERE w.symbol IS NOT NULL
+), known AS (
+    SELECT symbol FROM written WHERE symbol IS NOT NULL UNION SELECT symbol FROM contracts UNION SELECT symbol FROM funds
+)
+SELECT symbol, coalesce(f.entry, 0) AS entry FROM known LEFT JOIN funds f USING (symbol) ORDER BY symbol;
 
 -- name: totals_since
 -- What the ledger gained beyond the given entries, by currency and kind.

@@ -28,6 +28,7 @@ async def forget(pool: asyncpg.Pool) -> None:
     """Drops all rollups; `condense` then builds them again from the entries."""
     with faults():
         async with lent(pool) as connection, transaction(connection):
+            await connection.execute(SQL["rollups_alone"])
             await connection.execute(SQL["rollups_forget"])
             await connection.execute(SQL["rollup_progress_forget"])
 

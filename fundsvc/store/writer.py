@@ -19,9 +19,6 @@ from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
 STREAM_START = "0-0"
 """Before the first message."""
 
-ROWS_PER_CHUNK = 250
-"""Rows are encoded and handed to the socket in pieces, so that the server works while the rest is encoded."""
-
 
 class OwnershipLost(Exception):
     """Another engine owns the partition by now: nothing of ours was written, and nothing of ours may be."""
@@ -87,6 +84,10 @@ class Writer:
         with faults():
             return await self._connection.fetchval(SQL["entry_of_sequence"], symbol, seq) is not None
 
+    def prepare(self, batch: Batch) -> None:
+        """Encodes the entries that a batch has by now, so that `commit` has only to send them."""
+        batch.pack(copy_rows)
+
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
         """Writes all of a batch and moves the partition's offset, or nothing.
 
@@ -96,7 +97,7 @@ class Writer:
         try:
             with faults():
                 async with transaction(self._connection):
-                    if batch.entries:
+                    if batch.count():
                         await self._connection.copy_to_table("entries", source=_copy(batch), columns=COLUMNS, format="binary")
                     moved = await self._connection.fetchval(
                         SQL["commit"],
@@ -130,9 +131,9 @@ def session_name(engine: str) -> str:
 
 async def _copy(batch: Batch) -> AsyncIterator[bytes]:
     yield HEADER
-    for start in range(0, len(batch.entries), ROWS_PER_CHUNK):
-        end = start + ROWS_PER_CHUNK
-        yield copy_rows(batch.entries[start:end], batch.hashes[start:end])
+    for rows in batch.packed:
+        yield rows
+    yield copy_rows(batch.entries, batch.hashes)
     yield TRAILER
 
 

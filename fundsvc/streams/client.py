@@ -32,6 +32,9 @@ CONNECT_SECONDS = 5.0
 REPLY_SECONDS_MAX = 10.0
 """Longer than any blocking read of ours; a server that is silent for so long is away."""
 
+LOST_CONNECTION = "the handler is closed"
+"""What uvloop says, in a RuntimeError, of a write to a connection that was lost a moment ago."""
+
 Client = Redis | RedisCluster
 
 _FAULTS = (
@@ -88,6 +91,10 @@ def faults() -> Iterator[None]:
             raise asyncio.CancelledError
     except _FAULTS as error:
         raise StreamFault(f"{type(error).__name__}: {error}") from error
+    except RuntimeError as error:
+        if LOST_CONNECTION not in str(error):
+            raise
+        raise StreamFault(str(error)) from error
     except ResponseError as error:
         if _REFUSED_FOR_NOW.search(str(error)):
             raise StreamFault(str(error)) from error

@@ -157,6 +157,11 @@ def test_an_altered_fund_is_told(ledger, changes, sentence):
     assert found[0].startswith(sentence)
 
 
+def test_reports_of_adl_orders_move_the_sequence_without_an_entry(ledger):
+    assert differences(*ledger, adl=1, seq=99) == []
+    assert differences(*ledger, adl=1, seq=5) == ["the fund's sequence is 5, the highest of its entries 6"]
+
+
 def test_what_is_uncovered_is_recovered_repaid_outstanding_or_open():
     fund, lines = settled([worth(-10, 1), worth(3, 2)])
     assert differences(fund, lines) == []

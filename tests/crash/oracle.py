@@ -13,12 +13,11 @@ from tests.crash.letters import Letter
 
 @dataclass
 class Undisturbed:
-    """Per symbol: entries with their hashes, the fund at the end, its ADL orders. `duplicates` are those of the letters."""
+    """Per symbol: entries with their hashes, the fund at the end, its ADL orders."""
 
     lines: dict[str, list[tuple[Entry, bytes]]] = field(default_factory=dict)
     funds: dict[str, FundState] = field(default_factory=dict)
     orders: dict[str, list[AdlOrder]] = field(default_factory=dict)
-    duplicates: int = 0
 
 
 def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
@@ -37,5 +36,4 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
         for order in batch.orders:
             ledger.orders.setdefault(order.symbol, []).append(order)
         ledger.funds |= {state.symbol: state for state in batch.funds}
-        ledger.duplicates += batch.duplicates.total()
     return ledger
