@@ -62,7 +62,9 @@ def position(account: str, lots: int, entry_price: str = "100", margin: str = "5
 
 
 def adl_fill(seq: int, account: str, lots: int, adl: int = 1, **fields) -> AdlFill:
-    return AdlFill(**({"symbol": UNIT.symbol, "seq": seq, "adl": adl, "account": account, "lots": lots, "ts": 1000 + seq} | fields))
+    return AdlFill(
+        **({"symbol": UNIT.symbol, "seq": seq, "adl": adl, "account": account, "lots": lots, "ts": 1000 + seq} | fields)
+    )
 
 
 def adl_end(seq: int, adl: int = 1, **fields) -> AdlEnd:

@@ -105,7 +105,15 @@ def test_few_lots_go_to_the_largest_profits_of_many():
 
 @pytest.mark.parametrize(
     ("available", "held", "share", "offered"),
-    [(10, 10, 0.5, 5), (10, 10, 1.0, 10), (3, 10, 0.5, 3), (1, 1, 0.5, 1), (0, 10, 0.5, 0), (100, 100, 0.29, 29), (7, 7, 0.5, 3)],
+    [
+        (10, 10, 0.5, 5),
+        (10, 10, 1.0, 10),
+        (3, 10, 0.5, 3),
+        (1, 1, 0.5, 1),
+        (0, 10, 0.5, 0),
+        (100, 100, 0.29, 29),
+        (7, 7, 0.5, 3),
+    ],
 )
 def test_a_ceiling_is_a_share_of_the_position(available, held, share, offered):
     assert capped([available], [held], share) == [offered]

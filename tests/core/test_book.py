@@ -1,5 +1,6 @@
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -70,7 +71,7 @@ def test_the_queue_is_that_of_the_definition(contract, name, positions, mark):
     scores = {account: numbers[3] for account, numbers in known.items() if numbers}
     distinct = sorted(set(scores.values()))
     # Scores that agree in their first 28 bits are ties by definition; these here are either equal or far apart.
-    assume(all(above - below > abs(above) * 2**-26 for below, above in zip(distinct, distinct[1:], strict=False)))
+    assume(all(above - below > abs(above) * 2**-26 for below, above in pairwise(distinct)))
     queue = sorted(scores, key=lambda account: (-scores[account], account))
     assert [side.accounts[row] for row in side.ranking(mark).rows] == queue
     for account in held:
@@ -135,9 +136,8 @@ def test_an_account_has_its_last_position_and_no_other(events):
         last[account] = lots
     held = {account: lots for account, lots in last.items() if lots}
     assert book.open == len(held)
-    for account in last:
+    for account, lots in last.items():
         found = [(name, int(book.sides[name].lots_of(np.array([row]))[0])) for name, row in book.positions(account)]
-        lots = last[account]
         assert found == ([("long" if lots > 0 else "short", abs(lots))] if lots else [])
 
 

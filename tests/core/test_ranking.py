@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -41,7 +43,7 @@ def test_everybody_with_equity_is_ranked_by_score_and_nobody_else(rows, mark, di
     scores = [score(*row, mark, direction) for row in rows]
     assert sorted(ranking.rows) == [row for row, known in enumerate(scores) if known is not None]
     ranked = [scores[row] for row in ranking.rows]
-    for better, worse in zip(ranked, ranked[1:], strict=False):
+    for better, worse in pairwise(ranked):
         assert better >= worse - abs(worse) * 2.0**-27
     gainers = np.flatnonzero(side.gainers())
     assert set(ranking.rows[: len(gainers)]) == set(gainers)
