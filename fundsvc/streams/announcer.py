@@ -25,7 +25,7 @@ class Announcer:
         self._key = announcement_key(partition)
 
     async def announce(self, round_: Round, price_decimals: int) -> None:
-        """Appends one round: {"symbol", "adl", "round", "cause", "reduce", "price", "lots", "allocations": [{"account", "lots"}]}."""
+        """Appends one round: symbol, adl, round, cause, reduce, price, lots, allocations (of account, lots) and ts, as JSON."""
         with faults():
             body = msgspec.json.encode(_announcement(round_, price_decimals))
             await self._client.xadd(self._key, {"json": body}, maxlen=ROUNDS_KEPT, approximate=True)
