@@ -198,12 +198,14 @@ def _line(view: View, surroundings: Surroundings) -> str:
     pace = (
         f"up {surroundings.uptime()}, {view.fills_per_second:.0f} fills/s, stream lag {view.lag} messages, {entries} entries:"
     )
-    return " ".join([pace, *(_fund_words(shown.fund) for shown in view.funds)])
+    return " ".join([pace, *map(_fund_words, view.funds)])
 
 
-def _fund_words(fund: FundRow) -> str:
+def _fund_words(shown: FundView) -> str:
+    fund = shown.fund
     outstanding = f" ({_amount(fund, fund.outstanding)} outstanding)" if fund.outstanding else ""
-    return f"{fund.symbol} {_money(fund, fund.balance)}{outstanding}"
+    adl = f" (ADL has taken {_taken(shown)} lots)" if shown.orders else ""
+    return f"{fund.symbol} {_money(fund, fund.balance)}{outstanding}{adl}"
 
 
 def _money(fund: FundRow, atoms: int) -> str:
