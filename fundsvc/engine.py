@@ -199,7 +199,7 @@ class Session:
                     tasks.create_task(_every(self._config.engine.rollup_seconds, self._condense)),
                     tasks.create_task(_every(WATCH_SECONDS, self._watch)),
                     tasks.create_task(_every(TRIM_SECONDS, self._trim)),
-                    tasks.create_task(_every(self._config.engine.book_seconds, self._keep_books)),
+                    tasks.create_task(_every(self._config.engine.book_seconds, pipeline.keep_books)),
                 ]
                 await pipeline.run(stop)
                 for chore in chores:
@@ -268,9 +268,6 @@ class Session:
     async def _announce_round(self, round_: Round) -> None:
         await self._announcer.announce(round_, self._state.price_decimals(round_.order.symbol))
 
-    async def _keep_books(self) -> None:
-        self._state.keep_books()
-
     async def _condense(self) -> None:
         await condense(self._pool, self._partition)
 
@@ -304,9 +301,11 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+async def _every(seconds: float, work: Callable[[], Awaitable[None] | None]) -> None:
     while True:
-        await work()
+        waiting = work()
+        if waiting is not None:
+            await waiting
         await asyncio.sleep(seconds)
 
 

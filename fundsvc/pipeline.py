@@ -98,6 +98,11 @@ class Pipeline:
             tasks.create_task(self._read(stop))
             tasks.create_task(self._write())
 
+    def keep_books(self) -> None:
+        """Has the ADL books kept with the next batches, or with an empty one where nothing else comes."""
+        self._partition.keep_books()
+        self._work.set()
+
     async def _read(self, stop: asyncio.Event) -> None:
         count = MESSAGES_PER_READ_MAX
         while not stop.is_set():
@@ -190,7 +195,7 @@ class Pipeline:
             self._work.clear()
             batch, after = self._partition.take(), self._settled
             self._progress.set()
-            if after == self._committed:
+            if after == self._committed and not batch.books:
                 continue
             started = time.perf_counter()
             await self._ledger.commit(batch, self._committed, after)
