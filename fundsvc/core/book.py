@@ -1,7 +1,7 @@
 """The ADL book of a contract: its open positions by side, in columns, and what a position is worth at the mark."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -125,7 +125,7 @@ class Side:
         if row != NONE and self._lots_at[row]:
             self.open -= 1
             self._lots_at[row] = 0
-            self._margin_per_lot_at[row] = -math.inf
+            self._entry_at[row] = math.nan
             self._ranking = None
 
     def reduce(self, account: str, lots: int) -> None:
@@ -171,16 +171,23 @@ class Side:
 
     def standing(self, row: int, mark: int) -> Standing:
         """One position at a mark, with the numbers of its rank."""
-        lots, entry_price, margin = self._lots_at[row], self._entry_price_at[row], self._margin_at[row]
-        move = mark - entry_price if self._gains_when_rising else entry_price - mark
-        worth = move * lots * self._numerator
-        unit = self._denominator * mark * entry_price if self._contract.is_inverse else self._denominator
-        equity = margin + worth / unit
-        returned = move / (mark if self._contract.is_inverse else entry_price)
-        leverage = self._lot_value(mark) * lots / equity if equity > 0 else math.inf
-        score = returned * leverage if move > 0 else returned / leverage
-        pnl = max(-INT64_MAX, min(worth // unit, INT64_MAX))
-        return Standing(self.accounts[row], lots, entry_price, margin, mark, pnl, returned, leverage, score)
+        return next(self.standings([row], mark))
+
+    def standings(self, rows: Sequence[int], mark: int) -> Iterator[Standing]:
+        """Positions at a mark, with the numbers of their ranks."""
+        is_inverse, gains_when_rising, numerator = self._contract.is_inverse, self._gains_when_rising, self._numerator
+        value = self._lot_value(mark)
+        columns = (column[rows].tolist() for column in (self._lots, self._entry_price, self._margin))
+        for row, lots, entry_price, margin in zip(rows, *columns, strict=True):
+            move = mark - entry_price if gains_when_rising else entry_price - mark
+            worth = move * lots * numerator
+            unit = self._denominator * mark * entry_price if is_inverse else self._denominator
+            equity = margin + worth / unit
+            returned = move / (mark if is_inverse else entry_price)
+            leverage = value * lots / equity if equity > 0 else math.inf
+            score = returned * leverage if move > 0 else returned / leverage
+            pnl = max(-INT64_MAX, min(worth // unit, INT64_MAX))
+            yield Standing(self.accounts[row], lots, entry_price, margin, mark, pnl, returned, leverage, score)
 
     def lots_of(self, rows: NDArray[np.integer]) -> Integers:
         """The open lots of rows."""
@@ -224,8 +231,8 @@ class Side:
         self._lots, self._entry_price, self._margin = (
             _widened(column, rows, np.int64(0)) for column in (self._lots, self._entry_price, self._margin)
         )
-        self._entry = _widened(self._entry, rows, np.float64(0))
-        self._margin_per_lot = _widened(self._margin_per_lot, rows, np.float64(-np.inf))
+        self._entry = _widened(self._entry, rows, np.float64(np.nan))
+        self._margin_per_lot = _widened(self._margin_per_lot, rows, np.float64(0))
         self._lots_at: memoryview[int] = self._lots.data
         self._entry_price_at: memoryview[int] = self._entry_price.data
         self._margin_at: memoryview[int] = self._margin.data

@@ -10,8 +10,8 @@ from fundsvc.core.directory import NONE
 from fundsvc.core.policy import Policy
 from fundsvc.core.ranking import Integers, Leaders
 
-LEADERS_MIN = 64
-"""Most orders ask a few positions: look at this many first, then at four times as many until there is enough."""
+LEADERS_MIN = 1024
+"""Few orders ask more positions than this. Look at so many at first, then at four times as many until there is enough."""
 
 
 class Deleveraging:
@@ -51,7 +51,7 @@ class Deleveraging:
         promised = self._promised(side, reduce)
         if policy.allocation == "pro_rata" or policy.eligible == "all":
             return _allocate(side, mark, _eligible(side, mark, policy), lots, promised, policy)
-        count = LEADERS_MIN
+        count = min(lots, LEADERS_MIN)  # each gives a lot at least, so more cannot be asked unless promises are in the way
         while True:
             leaders = side.leaders(mark, count)
             allocations = _allocate(side, mark, leaders, lots, promised, policy)
@@ -95,4 +95,8 @@ def _allocate(
         taken = allocate_queue(capped(available.tolist(), held.tolist(), policy.cap_share), lots)
     else:
         taken = allocate_queue(available.tolist(), lots)
-    return [Allocation(side.standing(int(rows[index]), mark), index + 1, leaders.ranked, asked) for index, asked in taken]
+    standings = side.standings([int(rows[index]) for index, _ in taken], mark)
+    return [
+        Allocation(standing, index + 1, leaders.ranked, asked)
+        for standing, (index, asked) in zip(standings, taken, strict=True)
+    ]

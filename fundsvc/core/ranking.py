@@ -40,16 +40,20 @@ _MAGNITUDE = np.int64(2**63 - 1)
 _UNRANKED = np.float64(np.inf).view(np.int64)
 """Keys from here on have no rank."""
 
-BLOCK_ROWS = 8192
+BLOCK_ROWS = 16384
 """Columns are scored in blocks whose intermediate results stay in the processor's cache."""
 
-_NORMAL_MIN = np.finfo(np.float32).tiny
-"""Rough scores nearer to 0 may have lost their digits, or all of themselves."""
+SAMPLE_ROWS = 16384
+SAMPLE_MIN = 32
+"""A sample's scores are estimates: so many rows, and so many more of them than expected, make it rare that they mislead."""
+
+SLACK = 1 - 1e-6
+"""Wider than a tie: who may tie with the last of the leaders is looked at closely."""
 
 
 class Columns(NamedTuple):
-    """What a side is ranked by: a lot's entry value and margin in atoms (-inf where there is no position) by row, a lot's value
-    at the mark, and +1 where a mark above the entry is a gain, -1 where it is a loss.
+    """What a side is ranked by: a lot's entry value (no number where there is no position) and margin in atoms, by row; a lot's
+    value at the mark; and +1 where a mark above the entry is a gain, -1 where it is a loss.
     """
 
     entry: Floats
@@ -59,10 +63,9 @@ class Columns(NamedTuple):
 
     def gainers(self) -> Mask:
         """Whose uPnL is above 0, by row."""
-        ahead = self.entry < self.mark if self.direction > 0 else self.entry > self.mark
-        return ahead & (self.margin >= 0)
+        return self.entry < self.mark if self.direction > 0 else self.entry > self.mark
 
-    def of(self, rows: Places | Integers | slice) -> "Columns":
+    def of(self, rows: Places | Integers | Mask | slice) -> "Columns":
         """The same of some rows."""
         return self._replace(entry=self.entry[rows], margin=self.margin[rows])
 
@@ -92,18 +95,62 @@ def rank_all(columns: Columns, alphabet: Alphabet) -> Ranking:
 def rank_leaders(columns: Columns, accounts: Sequence[str], count: int) -> Leaders:
     """The first `count` gainers, or all there are.
 
-    Costs a scan and a partition instead of a sort: all are scored roughly, in single precision, and only what can be among the
-    leaders is scored in full. (The smallest are sought because a partition for the largest of many equals can be very slow.)
+    Costs a scan instead of a sort: a sample says what score about twice as many will reach, and only who does is looked at more
+    closely. Should the sample mislead, or gainers be few, all of them are.
     """
-    rough, ranked = _rough_scores(columns)
-    last = np.partition(rough, count - 1)[count - 1] if count < len(rough) else np.float32(0)
-    if last < -_NORMAL_MIN:
-        # The next rough score is wider than a tie: whatever may tie with the last of the leaders is scored in full.
-        rows = np.flatnonzero(rough <= np.nextafter(last, np.float32(0)))
-    else:
-        rows = np.flatnonzero(columns.gainers())
+    threshold = _sampled(columns, count)
+    rows, ranked = _scan(columns, threshold * SLACK)
+    scores = _gainers_scores(columns.of(rows))
+    if threshold and np.count_nonzero(scores >= threshold) < count:
+        rows, ranked = _scan(columns, 0.0)
+        scores = _gainers_scores(columns.of(rows))
+    if len(rows) > count:
+        rows = rows[scores >= _largest(scores, count) * SLACK]
     order = rank_all(columns.of(rows), Alphabet([accounts[row] for row in rows.tolist()]))
     return Leaders(rows[order.rows[:count]], ranked)
+
+
+def _sampled(columns: Columns, count: int) -> float:
+    """A score that somewhat more than `count` gainers should reach; 0 when there may not be so many."""
+    step = max(1, len(columns.entry) // SAMPLE_ROWS)
+    sample = columns.of(slice(None, None, step))
+    scores = _gainers_scores(sample.of(sample.gainers()))
+    wanted = 2 * count // step + SAMPLE_MIN
+    return _largest(scores, wanted) if wanted <= len(scores) else 0.0
+
+
+def _scan(columns: Columns, threshold: float) -> tuple[Integers, int]:
+    """The rows of gainers whose score reaches a threshold, and how many positions have a rank.
+
+    gain / (entry x equity) >= t, without the division; who has neither gain nor equity is no match for the size of the product.
+    """
+    found, ranked = [], 0
+    scratch = np.empty((2, BLOCK_ROWS))
+    with np.errstate(invalid="ignore"):
+        for rows in _blocks(len(columns.entry)):
+            entry, margin, mark, direction = columns.of(rows)
+            gain, equity = scratch[:, : len(entry)]
+            _gains(entry, mark, direction, gain)
+            np.add(margin, gain, out=equity)
+            ranked += int(np.count_nonzero(equity > 0))
+            np.multiply(equity, entry, out=equity)
+            np.multiply(equity, threshold, out=equity)
+            np.absolute(equity, out=equity)
+            found.append(np.flatnonzero(gain >= equity) + rows.start)
+    reached = np.concatenate(found) if found else np.empty(0, np.int64)
+    return reached[columns.of(reached).gainers()], ranked
+
+
+def _gainers_scores(columns: Columns) -> Floats:
+    """The scores of gainers over the constant factor."""
+    gain = (columns.mark - columns.entry) * columns.direction
+    scores: Floats = gain / (columns.entry * (columns.margin + gain))
+    return scores
+
+
+def _largest(scores: Floats, rank: int) -> float:
+    """The score of a rank. The smallest of their negatives, as a partition for the largest of many equals can be very slow."""
+    return -float(np.partition(-scores, rank - 1)[rank - 1])
 
 
 def keys_of(columns: Columns, places: Places) -> Integers:
@@ -140,24 +187,6 @@ def _scores(columns: Columns, scratch: Floats) -> Floats:
     np.putmask(gainer, ~(equity > 0), np.inf)
     scores: Floats = gainer
     return scores
-
-
-def _rough_scores(columns: Columns) -> tuple[NDArray[np.float32], int]:
-    """A gainer's score as `_scores` gives it, 0 or more (or no number) for all others; and how many have a rank."""
-    rough = np.empty(len(columns.entry), np.float32)
-    scratch = np.empty((2, BLOCK_ROWS))
-    ranked = 0
-    with np.errstate(all="ignore"):
-        for rows in _blocks(len(rough)):
-            entry, margin, mark, direction = columns.of(rows)
-            loss, equity = scratch[:, : len(entry)]
-            _gains(entry, mark, -direction, loss)
-            np.subtract(margin, loss, out=equity)
-            ranked += int(np.count_nonzero(equity > 0))
-            np.multiply(equity, entry, out=equity)
-            np.minimum(loss, 0.0, out=loss)
-            rough[rows] = np.divide(loss, equity, out=loss)
-    return rough, ranked
 
 
 def _gains(entry: Floats, mark: float, direction: int, out: Floats) -> None:
