@@ -107,7 +107,7 @@ def _header(view: View, surroundings: Surroundings) -> Table:
 
 def _table(funds: Sequence[FundView]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, collapse_padding=True)
-    for title in ("contract", "balance", "since start", "outstanding", "state", "ADL lots taken", "entries", "last entry"):
+    for title in ("contract", "balance", "outstanding", "state", "ADL lots taken", "entries", "last entry"):
         table.add_column(title, justify="left" if title in {"contract", "state"} else "right", no_wrap=True)
     for shown in funds:
         table.add_row(*_cells(shown))
@@ -119,7 +119,6 @@ def _cells(shown: FundView) -> list[str | Text]:
     return [
         Text(fund.symbol, "bold"),
         f"{_amount(fund, fund.balance)} {fund.settle_currency:<4}",
-        Text(_amount(fund, shown.change, sign="+"), "green" if shown.change >= 0 else "red"),
         Text(_amount(fund, fund.outstanding), "bold red") if fund.outstanding else Text("-", "dim"),
         _state(shown),
         _taken(shown) if shown.orders else Text("-", "dim"),

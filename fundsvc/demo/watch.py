@@ -53,10 +53,9 @@ class Event:
 
 
 class FundView(NamedTuple):
-    """A fund now, what its balance has changed by since the watch began, its last entry, and its open ADL orders."""
+    """A fund now, its last entry, and its open ADL orders."""
 
     fund: FundRow
-    change: int
     last: EntryRow | None
     orders: Sequence[Order]
 
@@ -74,8 +73,7 @@ class View(NamedTuple):
 class _Followed:
     """A fund as of the last look."""
 
-    balance_at_start: int
-    entry: int
+    entry: int = 0
     outstanding: int = 0
     repaid: int = 0
     last: EntryRow | None = None
@@ -113,7 +111,7 @@ class Watch:
         """Takes the funds as they are for the start; those not listed yet start from nothing."""
         for symbol in self.symbols:
             fund = listed.get(symbol)
-            followed = _Followed(fund.balance, fund.entry, fund.outstanding) if fund else _Followed(0, 0)
+            followed = _Followed(fund.entry, fund.outstanding) if fund else _Followed()
             for entry in await self._reader.history(symbol, count=1):
                 followed.last = entry
             followed.orders = orders[symbol]
@@ -134,7 +132,7 @@ class Watch:
             followed.repaid = 0
         followed.outstanding = fund.outstanding
         still_open = [order for order in orders.values() if order.state == "open"]
-        return FundView(fund, fund.balance - followed.balance_at_start, followed.last, still_open)
+        return FundView(fund, followed.last, still_open)
 
     def _note_entries(self, fund: FundRow, entries: Iterable[EntryRow]) -> None:
         for entry in entries:
