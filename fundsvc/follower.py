@@ -61,7 +61,7 @@ class Follower:
             FollowedPartition(config, self._ledger, Source(client, number), number)
             for number in range(config.stream.partitions)
         ]
-        self._queues: dict[str, tuple[tuple[Ranking, ...], Queue]] = {}
+        self._known: dict[tuple[str, SideName], _Known] = {}
 
     async def run(self) -> None:
         """Follows until cancelled, through every fault."""
@@ -113,26 +113,32 @@ class Follower:
         mark = view.book.mark
         if mark is None:
             return {}
-        rankings = tuple(self._rank(side, mark) for side in view.book.sides.values())
-        known, queue = self._queues.get(view.contract.symbol, ((), {}))
-        if not known or any(one is not other for one, other in zip(known, rankings, strict=True)):
-            queue = {name: sections(side, mark) for name, side in view.book.sides.items()}
-            self._queues[view.contract.symbol] = rankings, queue
-        return queue
+        return {name: self._sections(view, name, mark) for name in view.book.sides}
 
     def rank(self, view: BookView, name: SideName, account: str) -> Rank | None:
         """Where an account's position stands on a side; None without a mark, or where the position has no equity."""
         side, mark = view.book.sides[name], view.book.mark
         if mark is None:
             return None
-        self._rank(side, mark)
+        self._ranked(view.contract.symbol, name, side, mark)
         return side.rank_of(account, mark)
 
-    def _rank(self, side: Side, mark: int) -> Ranking:
+    def _sections(self, view: BookView, name: SideName, mark: int) -> list[Section]:
+        symbol, side = view.contract.symbol, view.book.sides[name]
+        known = self._ranked(symbol, name, side, mark)
+        if known.sections is None:
+            known = self._known[symbol, name] = known._replace(sections=sections(side, mark))
+        return known.sections or []
+
+    def _ranked(self, symbol: str, name: SideName, side: Side, mark: int) -> "_Known":
+        """The side's ranking, which is another object once it is another; notes how long that took."""
         started = time.perf_counter()
         ranking = side.ranking(mark)
-        self._metrics.rank_seconds.observe(time.perf_counter() - started)
-        return ranking
+        known = self._known.get((symbol, name))
+        if known is None or known.ranking is not ranking:
+            self._metrics.rank_seconds.observe(time.perf_counter() - started)
+            known = self._known[symbol, name] = _Known(ranking, None)
+        return known
 
     def _measure(self) -> None:
         oldest_ms = min(partition.confirmed_ms for partition in self._partitions)
@@ -236,6 +242,13 @@ class FollowedPartition:
 
     async def _funds(self) -> list[Fund]:
         return await self._ledger.funds(self.number, self._config.policy.of)
+
+
+class _Known(NamedTuple):
+    """A ranking of a side, and its sections once somebody has asked for them."""
+
+    ranking: Ranking
+    sections: list[Section] | None
 
 
 class _Followed(NamedTuple):
