@@ -186,7 +186,9 @@ class Side:
             returned = move / (mark if is_inverse else entry_price)
             leverage = value * lots / equity if equity > 0 else math.inf
             score = returned * leverage if move > 0 else returned / leverage
-            pnl = max(-INT64_MAX, min(worth // unit, INT64_MAX))
+            pnl = worth // unit
+            if not -INT64_MAX <= pnl <= INT64_MAX:
+                pnl = INT64_MAX if pnl > 0 else -INT64_MAX
             yield Standing(self.accounts[row], lots, entry_price, margin, mark, pnl, returned, leverage, score)
 
     def lots_of(self, rows: NDArray[np.integer]) -> Integers:

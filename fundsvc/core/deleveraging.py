@@ -1,9 +1,11 @@
 """The ADL desk of one contract: its book, its open orders, and who is asked in each round."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fundsvc.core.adl import AdlOrder, Allocation
-from fundsvc.core.allocation import allocate_pro_rata, allocate_queue, capped
+from fundsvc.core.allocation import Takings, allocate_pro_rata, allocate_queue, capped
 from fundsvc.core.book import Book, Side, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE
@@ -12,6 +14,16 @@ from fundsvc.core.ranking import Integers, Leaders
 
 LEADERS_MIN = 1024
 """Few orders ask more positions than this. Look at so many at first, then at four times as many until there is enough."""
+
+
+class Spread(NamedTuple):
+    """Ranked positions, and how many lots are taken of which, by their index among these."""
+
+    leaders: Leaders
+    takings: Takings
+
+
+NOBODY = Spread(Leaders(np.empty(0, np.int64), 0), [])
 
 
 class Deleveraging:
@@ -41,22 +53,33 @@ class Deleveraging:
 
     def anybody(self, reduce: SideName) -> bool:
         """Whether a round on this side would find somebody to ask."""
-        return bool(self.allocate(reduce, 1, self.policy))
+        return bool(self.spread(reduce, 1, self.policy).takings)
 
     def allocate(self, reduce: SideName, lots: int, policy: Policy) -> list[Allocation]:
-        """Who would be asked for how many lots now; changes nothing."""
+        """Who would be asked for how many lots now, with all that explains it; changes nothing."""
+        side, mark = self.book.sides[reduce], self.book.mark
+        (rows, ranked), takings = self.spread(reduce, lots, policy)
+        if mark is None:
+            return []
+        standings = side.standings([int(rows[index]) for index, _ in takings], mark)
+        return [
+            Allocation(standing, index + 1, ranked, asked) for standing, (index, asked) in zip(standings, takings, strict=True)
+        ]
+
+    def spread(self, reduce: SideName, lots: int, policy: Policy) -> Spread:
+        """How lots would be spread over a side now."""
         side, mark = self.book.sides[reduce], self.book.mark
         if mark is None or not side.open:
-            return []
+            return NOBODY
         promised = self._promised(side, reduce)
         if policy.allocation == "pro_rata" or policy.eligible == "all":
-            return _allocate(side, mark, _eligible(side, mark, policy), lots, promised, policy)
-        count = min(lots, LEADERS_MIN)  # each gives a lot at least, so more cannot be asked unless promises are in the way
+            return _spread(side, mark, _eligible(side, mark, policy), lots, promised, policy)
+        count = min(lots, LEADERS_MIN)  # each gives a lot at least, so more are not asked unless promises are in the way
         while True:
             leaders = side.leaders(mark, count)
-            allocations = _allocate(side, mark, leaders, lots, promised, policy)
-            if len(leaders.rows) < count or sum(allocation.asked for allocation in allocations) >= lots:
-                return allocations
+            spread = _spread(side, mark, leaders, lots, promised, policy)
+            if len(leaders.rows) < count or sum(asked for _, asked in spread.takings) >= lots:
+                return spread
             count *= 4
 
     def _promised(self, side: Side, reduce: SideName) -> Integers | None:
@@ -82,21 +105,14 @@ def _eligible(side: Side, mark: int, policy: Policy) -> Leaders:
     return Leaders(rows, ranked)
 
 
-def _allocate(
-    side: Side, mark: int, leaders: Leaders, lots: int, promised: Integers | None, policy: Policy
-) -> list[Allocation]:
+def _spread(side: Side, mark: int, leaders: Leaders, lots: int, promised: Integers | None, policy: Policy) -> Spread:
     """Spreads lots over rows that are in the order of rank, beginning with rank 1."""
     rows = leaders.rows
     held = side.lots_of(rows)
     available = held if promised is None else np.maximum(held - promised[rows], 0)
     if policy.allocation == "pro_rata":
-        taken = allocate_pro_rata(available, side.profits(rows, mark), lambda index: side.accounts[rows[index]], lots)
-    elif policy.allocation == "capped":
-        taken = allocate_queue(capped(available.tolist(), held.tolist(), policy.cap_share), lots)
-    else:
-        taken = allocate_queue(available.tolist(), lots)
-    standings = side.standings([int(rows[index]) for index, _ in taken], mark)
-    return [
-        Allocation(standing, index + 1, leaders.ranked, asked)
-        for standing, (index, asked) in zip(standings, taken, strict=True)
-    ]
+        profits = side.profits(rows, mark)
+        return Spread(leaders, allocate_pro_rata(available, profits, lambda index: side.accounts[rows[index]], lots))
+    if policy.allocation == "capped":
+        return Spread(leaders, allocate_queue(capped(available.tolist(), held.tolist(), policy.cap_share), lots))
+    return Spread(leaders, allocate_queue(available.tolist(), lots))

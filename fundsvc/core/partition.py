@@ -369,13 +369,13 @@ class Partition:
         self._desk(fund).book.mark = price
 
     def _position(self, position: Position) -> None:
-        fund = self._fund(position.symbol)
+        fund = self._funds.get(position.symbol) or self._fund(position.symbol)
         if not position.account.isprintable():
             raise Rejection(Reason.INVALID_FIELD, "account must be printable text")
         contract = fund.contract
         entry_price = parse_price(position.entry_price, contract.price_decimals) if position.lots else 0
         margin = parse_amount(position.margin, contract.settle_decimals)
-        desk = self._desk(fund)
+        desk = self._desks.get(position.symbol) or self._desk(fund)
         desk.changed = True
         if not desk.book.open:
             self._keep(position.symbol)  # whoever watches the kept books learns at once that this one is worth following
@@ -392,7 +392,9 @@ class Partition:
         fund = self._funds.get(contract.symbol)
         if fund is None or (not fund.entry and fund.contract != contract):
             fund = Fund(contract, policy=self._policy_of(contract.symbol))
-            self._desks.pop(contract.symbol, None)  # its positions had prices in units that may be others now
+            # Its positions had prices in units that may be others now; the empty book is kept in place of theirs.
+            if self._desks.pop(contract.symbol, None):
+                self._desk(fund).changed = True
         elif not fund.contract.same_terms(contract):
             raise Rejection(
                 Reason.CONTRACT_FIXED,

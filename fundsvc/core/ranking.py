@@ -122,7 +122,8 @@ def _sampled(columns: Columns, count: int) -> float:
 def _scan(columns: Columns, threshold: float) -> tuple[Integers, int]:
     """The rows of gainers whose score reaches a threshold, and how many positions have a rank.
 
-    gain / (entry x equity) >= t, without the division; who has neither gain nor equity is no match for the size of the product.
+    gain / (entry x equity) >= t, without the division. Losers do not reach the size of a product, but who is at 0 may: gainers
+    are sorted out afterwards.
     """
     found, ranked = [], 0
     scratch = np.empty((2, BLOCK_ROWS))

@@ -9,6 +9,7 @@ from builders import INVERSE, ONE, UNIT, adl_end, adl_fill, fill, listing, mark,
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fundsvc.core import partition as partition_module
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.book import Book, SavedBook
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Reason, Rejection
@@ -299,6 +300,66 @@ def test_a_contract_listed_anew_with_other_terms_begins_an_empty_book():
 def test_a_contract_is_kept_once_in_a_batch():
     settling, _ = desk(Policy(), position("a", 0), position("a", 0), listing(), listing(), position("a", 1))
     assert [kept.symbol for kept in settling.take().books] == [UNIT.symbol]
+
+
+def test_a_position_that_was_closed_frees_nobody_else():
+    settling, _ = desk(Policy(), *THREE)
+    settling.apply(shortfall(1, lots=12))
+    settling.apply(position("a", 0))
+    settling.apply(shortfall(2, lots=12))
+    assert asked(settling.take(), 2) == [{"b": 8, "c": 4}]
+
+
+def test_books_are_kept_when_asked_and_positions_only_when_they_changed():
+    settling, _ = desk(Policy(), *THREE)
+    (first,) = settling.take().books
+    assert (first.symbol, first.seq, first.mark, first.positions) == (UNIT.symbol, 0, 50 * 10**12, 3)
+    assert settling.take().books == []
+    settling.apply(mark("60"))
+    settling.apply(worth(0, 4))
+    settling.keep_books()
+    (second,) = settling.take().books
+    assert (second.seq, second.mark, second.book, second.positions) == (4, 60 * 10**12, None, 0)
+    again = partition(Fund(UNIT))
+    again.restore(UNIT.symbol, second.mark, first.book)
+    again.restore(UNIT.symbol, None, None)
+    assert again.book(UNIT.symbol).save() == first.book
+    assert again.book(UNIT.symbol).mark == 60 * 10**12
+    assert [(contract, book.open) for contract, book in again.books()] == [(UNIT, 3)]
+
+
+def test_a_contract_without_a_book_is_kept_as_one():
+    settling = partition()
+    settling.admit(Fund(UNIT))
+    settling.keep_books()
+    assert settling.take().books == [(UNIT.symbol, 0, None, None, 0)]
+    settling.restore(UNIT.symbol, None, None)
+    assert settling.book(UNIT.symbol) is None
+    assert settling.price_decimals(UNIT.symbol) == 12
+    assert (settling.contract(UNIT.symbol), settling.contract("OTHER")) == (UNIT, None)
+    settling.restore(UNIT.symbol, 7, None)
+    assert settling.book(UNIT.symbol).mark == 7
+
+
+def test_books_are_kept_a_bounded_part_at_a_time(monkeypatch):
+    monkeypatch.setattr(partition_module, "BOOK_POSITIONS_MAX", 2)
+    contracts = [msgspec.structs.replace(UNIT, symbol=symbol) for symbol in "ABCD"]
+    settling = partition(*map(Fund, contracts))
+    for contract in contracts:
+        settling.apply(position("a", 1, symbol=contract.symbol))
+    parts = []
+    while books := settling.take().books:
+        parts.append([kept.symbol for kept in books])
+    assert parts == [["D", "C"], ["B", "A"]]
+
+
+def test_recalling_touches_books_alone():
+    settling = partition(Fund(UNIT))
+    for event in (mark("50"), *THREE, shortfall(1), adl_fill(2, "a", 4), adl_end(3)):
+        settling.recall(event)
+    batch = settling.take()
+    assert (batch.entries, batch.orders, batch.funds) == ([], {}, [])
+    assert settling.book(UNIT.symbol).save().short.lots == b"".join(lots.to_bytes(8, "little") for lots in (6, 10, 10))
 
 
 POLICIES = st.builds(

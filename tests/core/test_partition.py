@@ -246,6 +246,20 @@ def test_taking_leaves_nothing_behind():
     assert settling.take() == Batch()
 
 
+def test_entries_are_packed_as_they_come_and_counted_all_the_same():
+    settling = unit()
+    settling.apply(worth(1))
+    settling.apply(worth(-1, 2))
+    batch = settling.batch
+    packed = []
+    for _ in range(2):
+        batch.pack(lambda entries, hashes: packed.append((len(entries), len(hashes))) or b"rows")
+    settling.apply(worth(2, 3))
+    assert packed == [(2, 2)]
+    assert (batch.packed, len(batch.entries), len(batch.hashes), batch.count()) == ([b"rows"], 1, 1, 3)
+    assert batch.kinds() == {("UNITUSDTM", "surplus"): 2, ("UNITUSDTM", "shortfall"): 1}
+
+
 def test_a_batch_is_not_moved_by_what_comes_after_it():
     settling = unit()
     settling.apply(worth(1))

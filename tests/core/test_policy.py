@@ -91,6 +91,15 @@ def test_the_higher_of_two_lines_holds():
     assert apply(settling, -500) == [(300, 200)]
 
 
+def test_a_fund_is_near_its_guard_below_the_stop_line():
+    settling, fund = guarded(Policy(drawdown_guard=DrawdownGuard(minimum_balance=500.0)))
+    apply(settling, 1000)
+    assert [fund.guard.near(balance * ONE) for balance in (750, 749)] == [False, True]
+    settling, fund = guarded(Policy(drawdown_guard=DrawdownGuard(minimum_balance=5000.0)))
+    apply(settling, 1000)
+    assert not fund.guard.near(0)
+
+
 def test_without_a_guard_a_fund_pays_all_it_has():
     settling, fund = guarded(Policy())
     assert apply(settling, 1000, -1001) == [(-1000, 0), (1000, 1)]
@@ -146,10 +155,10 @@ def test_a_guard_changes_at_its_lines_only(history):
     for ts, balance in times(history):
         guard.observe(ts, balance)
         peak = guard._peaks.peak
-        if balance <= 0.7 * peak:
-            assert guard.active
-        elif balance >= 0.75 * peak:
+        if balance >= max(1, -(-peak * 3 // 4)):
             assert not guard.active
+        elif balance <= -(-peak * 7 // 10):
+            assert guard.active
         else:
             assert guard.active is before
         before = guard.active

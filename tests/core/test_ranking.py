@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fundsvc.core.alphabet import Alphabet
-from fundsvc.core.ranking import BLOCK_ROWS, Columns, keys_of, rank_all, rank_leaders
+from fundsvc.core.ranking import BLOCK_ROWS, SAMPLE_ROWS, Columns, keys_of, rank_all, rank_leaders
 
 DIRECTIONS = st.sampled_from([1, -1])
 CLOSED = (np.nan, 1.0)
@@ -115,6 +115,15 @@ def test_scores_below_single_precision_are_still_found():
     rows = [(1e40, 1e10), (1e30, 1e3), (9e39, 1e19)]
     side = columns(rows, 1e40 * (1 + 1e-10), 1)
     assert list(rank_leaders(side, names(3), 2).rows) == list(rank_all(side, Alphabet(names(3))).rows[:2])
+
+
+def test_a_sample_that_misleads_costs_time_and_nothing_else():
+    rows = 10 * SAMPLE_ROWS
+    entry = 1e9 + np.arange(rows) % 1000
+    entry[:: rows // SAMPLE_ROWS][:300] = 5e8
+    side, accounts = Columns(entry, np.full(rows, 1e8), 1.1e9, 1), names(10007) + [f"x{row}" for row in range(rows - 10007)]
+    leaders = rank_leaders(side, accounts, 1000)
+    assert list(leaders.rows) == list(rank_all(side, Alphabet(accounts)).rows[:1000])
 
 
 def test_an_empty_side_has_no_ranks():

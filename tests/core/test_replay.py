@@ -57,6 +57,9 @@ def test_an_untouched_ledger_holds(ledger):
     fund, lines = ledger
     assert [entry.kind for entry, _ in lines] == ["surplus", "shortfall", "flat", "shortfall", "surplus", "surplus"]
     assert differences(fund, lines) == []
+    replay = Replay(UNIT)
+    replay.follow(*lines[0])
+    assert replay.entry == 1
 
 
 def test_so_does_an_empty_one():
