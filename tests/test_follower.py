@@ -182,10 +182,23 @@ async def test_terms_that_change_before_the_first_entry_load_the_books_anew(conf
         before = followed(follower)
         await producer.append([other])
         await settled(client, pool)
+        late = Follower(config, pool, client, Metrics())
+        await late.step()
+        assert [view.book.open for view in late.views()] == [0]
+        await producer.append([position("new", -3), mark(39000)])
+        await settled(client, pool)
         await follower.step()
+        await late.step()
     assert followed(follower) is not before
-    (view,) = follower.views()
-    assert view.contract == contract_of(other.contract, {"USDT": 8}, 10) != CONTRACT
+    expected = ranks(undisturbed([*BEGINNING, other, position("new", -3), mark(39000)]).book(SYMBOL))
+    for either in (follower, late):
+        (view,) = either.views()
+        assert view.contract == contract_of(other.contract, {"USDT": 8}, 10) != CONTRACT
+        assert ranks(view.book) == expected
+    async with running(config):
+        await producer.append([shortfall(1)])
+        await settled(client, pool)
+    assert [row["account"] for row in await pool.fetch("SELECT account FROM adl_allocations")] == ["new"]
 
 
 async def test_without_positions_the_stream_is_not_read(config, producer, client, pool, follower):
