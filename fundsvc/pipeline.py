@@ -25,8 +25,8 @@ BLOCK_MS = 500
 CHUNK_EVENTS = 200
 """Events settled between two looks at the loop: under a millisecond, which is what each round trip of a commit may wait."""
 
-MESSAGES_PER_READ_MAX = 5000
-"""Bounds one reply of the stream; with a hundred events to a message it is reached only by single ones."""
+MESSAGES_PER_READ_MAX = 1000
+"""Bounds one reply of the stream, whose messages may all at once be a hundred times as large as the last ones were."""
 
 REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
 """A stream id, and a position with more digits than any message has events."""

@@ -261,6 +261,7 @@ ON CONFLICT (symbol) DO UPDATE SET entry = p.entry
 RETURNING p.symbol, p.entry;
 
 -- name: rollup
+-- OFFSET 0 keeps the planner from scanning the whole ledger instead of asking its key once for each contract.
 WITH due AS (
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS d (symbol, condensed, upto)
 ), hours AS (
@@ -269,7 +270,7 @@ WITH due AS (
            sum(greatest(e.change, 0)) AS credited, sum(greatest(-e.change, 0)) AS paid,
            sum(e.uncovered) AS uncovered, sum(e.repaid) AS repaid, count(*) FILTER (WHERE e.kind <> 'refund') AS fills
     FROM due CROSS JOIN LATERAL (
-        SELECT * FROM entries x WHERE x.symbol = due.symbol AND x.entry > due.condensed AND x.entry <= due.upto
+        SELECT * FROM entries x WHERE x.symbol = due.symbol AND x.entry > due.condensed AND x.entry <= due.upto OFFSET 0
     ) e
     GROUP BY 1, 2
 ), condensed AS (

@@ -142,9 +142,9 @@ def _servers(directory: Path | None) -> Iterator[EmbeddedServers]:
 
 @contextmanager
 def _progress() -> Iterator[Tell]:
-    """Shows on the terminal's standard error what is being done."""
+    """Shows on standard error what is being done, seldom enough to take nothing from what is measured."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as progress:
         task = progress.add_task("starting", total=None)
         yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total or None)
 

@@ -111,11 +111,13 @@ class Cost(NamedTuple):
 
     engine: float
     postgres: float
+    benchmark: float
     machine: float
 
     def others_share(self, seconds: float) -> float:
-        """The share of the machine's CPU that went to processes that are not measured, ours included."""
-        return (self.machine - self.engine - self.postgres) / (seconds * (os.cpu_count() or 1))
+        """The share of the machine's CPU that went to anything else: the stream server, and whatever else was running."""
+        others = self.machine - self.engine - self.postgres - self.benchmark
+        return max(0.0, others) / (seconds * (os.cpu_count() or 1))
 
     def since(self, before: "Cost") -> "Cost":
         """What was spent since an earlier reading."""
@@ -219,10 +221,10 @@ def postgres_cpu_seconds(servers: EmbeddedServers) -> float:
 
 
 def cost(servers: EmbeddedServers, engine: EngineProcess | None = None) -> Cost:
-    """What has been spent up to now; `machine` is everything that runs on it."""
-    machine = psutil.cpu_times()
+    """What has been spent up to now; `machine` is everything that runs on it, `benchmark` this process."""
+    machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     busy = sum(machine[:8]) - machine.idle - getattr(machine, "iowait", 0.0)
-    return Cost(engine.cpu_seconds() if engine else 0.0, postgres_cpu_seconds(servers), busy)
+    return Cost(engine.cpu_seconds() if engine else 0.0, postgres_cpu_seconds(servers), own.user + own.system, busy)
 
 
 def sync_ms(directory: Path, times: int = 100) -> float:

@@ -42,12 +42,13 @@ _UPDATE = """
 
 
 class Peer(msgspec.Struct, kw_only=True):
-    """One measurement; CPU is in seconds per million fills."""
+    """One measurement; CPU is in seconds per million fills, `others` is the share of the machine that others took."""
 
     connections: int
     fills: int
     fills_per_second: float
     postgres_cpu: float
+    others: float
 
 
 async def measure(servers: EmbeddedServers, contracts: int, connections: int, seconds: float) -> Peer:
@@ -60,7 +61,13 @@ async def measure(servers: EmbeddedServers, contracts: int, connections: int, se
         settled = await asyncio.gather(*(_settle(ledger, funds, fills, started + seconds) for _ in range(connections)))
         took, spent = time.perf_counter() - started, cost(servers).since(before)
     done = sum(settled)
-    return Peer(connections=connections, fills=done, fills_per_second=done / took, postgres_cpu=spent.postgres / done * 1e6)
+    return Peer(
+        connections=connections,
+        fills=done,
+        fills_per_second=done / took,
+        postgres_cpu=spent.postgres / done * 1e6,
+        others=spent.others_share(took),
+    )
 
 
 async def _funds(ledger: Ledger, market: Market) -> dict[str, Fund]:

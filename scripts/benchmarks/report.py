@@ -111,6 +111,7 @@ def show(results: Results, console: Console) -> None:
     """Prints the tables."""
     machine = results.machine
     console.print(
+        "Read the ratios: absolute numbers are this machine's, and where others took much of it, the ratios suffer too.\n"
         f"{machine.cpus} CPUs, {machine.memory_gb:.0f} GB, Python {machine.python}, PostgreSQL {machine.postgres},"
         f" a durable write of 8 kB takes this disk {machine.sync_ms:.2f} ms"
     )
@@ -141,20 +142,32 @@ def _throughput_table(runs: Sequence[Throughput]) -> Table:
 
 
 def _peer_table(results: Results) -> Table:
-    table = _table("One transaction per fill", "connections", "fills/s", "fundsvc is", "PostgreSQL CPU")
+    table = _table("One transaction per fill", "connections", "fills/s", "fundsvc is", "PostgreSQL CPU", "others")
     run = _run(results, BATCHED)
     for peer in results.peers:
         times = f"{run.fills_per_second / peer.fills_per_second:.0f} times as fast" if run else ""
-        table.add_row(str(peer.connections), f"{peer.fills_per_second:,.0f}", times, f"{peer.postgres_cpu:.0f}")
+        table.add_row(
+            str(peer.connections), f"{peer.fills_per_second:,.0f}", times, f"{peer.postgres_cpu:.0f}", f"{peer.others:.0%}"
+        )
     return table
 
 
 def _latency_table(latency: Latency) -> Table:
     table = _table(
-        "From XADD to durable, single fills, ms", "fills/s", "fills", "p50", "p90", "p99", "max", "error (p99 of polls)"
+        "From XADD to durable, single fills, ms",
+        "fills/s",
+        "fills",
+        "p50",
+        "p90",
+        "p99",
+        "max",
+        "error (p99 of polls)",
+        "others",
     )
     times = (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.max_ms, latency.poll_p99_ms)
-    table.add_row(f"{latency.sent_per_second:,.0f}", f"{latency.fills:,}", *(f"{time:.2f}" for time in times))
+    table.add_row(
+        f"{latency.sent_per_second:,.0f}", f"{latency.fills:,}", *(f"{time:.2f}" for time in times), f"{latency.others:.0%}"
+    )
     return table
 
 
