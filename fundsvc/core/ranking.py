@@ -40,11 +40,11 @@ _MAGNITUDE = np.int64(2**63 - 1)
 _UNRANKED = np.float64(np.inf).view(np.int64)
 """Keys from here on have no rank."""
 
-BLOCK_ROWS = 16384
+BLOCK_ROWS = 32768
 """Columns are scored in blocks whose intermediate results stay in the processor's cache."""
 
-SAMPLE_ROWS = 16384
-SAMPLE_MIN = 32
+SAMPLE_ROWS = 4096
+SAMPLE_MIN = 24
 """A sample's scores are estimates: so many rows, and so many more of them than expected, make it rare that they mislead."""
 
 SLACK = 1 - 1e-6

@@ -293,8 +293,11 @@ def test_a_contract_listed_anew_with_other_terms_begins_an_empty_book():
     settling, _ = desk(Policy(), *THREE)
     settling.apply(listing())
     assert settling.book(UNIT.symbol).open == 3
+    settling.take()
     settling.apply(listing(multiplier=2.0))
-    assert settling.book(UNIT.symbol) is None
+    assert settling.book(UNIT.symbol).open == 0
+    (kept,) = settling.take().books
+    assert kept.book == Book(UNIT).save()
 
 
 def test_a_contract_is_kept_once_in_a_batch():

@@ -24,7 +24,7 @@ def columns(rows, mark: float, direction: int) -> Columns:
 
 def names(count: int) -> list[str]:
     """Not in the order of the alphabet."""
-    return [f"{(row * 7919) % 10007:05d}" for row in range(count)]
+    return [f"{(row * 7919) % 100_003:06d}" for row in range(count)]
 
 
 def score(entry: float, margin: float, mark: float, direction: int) -> float | None:
@@ -77,22 +77,22 @@ def test_leaders_are_the_head_of_the_ranking(rows, mark, direction, count):
     assert leaders.ranked == len(ranking.rows)
 
 
-@pytest.mark.parametrize("count", [1, 64, 1000, BLOCK_ROWS, 19_999, 20_000, 30_000])
+@pytest.mark.parametrize("count", [1, 64, 1000, BLOCK_ROWS, 69_999, 70_000, 80_000])
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("kind", ["distinct", "tied", "equal"])
 def test_a_side_of_several_blocks_is_ranked_as_a_whole(count, direction, kind):
     random = np.random.default_rng(5)
-    entry, margin = random.uniform(3e9, 5e9, 20_000), random.uniform(0, 1e9, 20_000)
+    entry, margin = random.uniform(3e9, 5e9, 70_000), random.uniform(0, 1e9, 70_000)
     if kind == "tied":
         entry, margin = np.round(entry, -8), np.round(margin, -8)
     if kind == "equal":
         entry[:], margin[:] = 4.1e9 - direction * 2e8, 1e7
-    entry[random.random(20_000) < 0.1] = np.nan
-    side, accounts = Columns(entry, margin, 4.1e9, direction), names(20_000)
+    entry[random.random(70_000) < 0.1] = np.nan
+    side, accounts = Columns(entry, margin, 4.1e9, direction), names(70_000)
     ranking = rank_all(side, Alphabet(accounts))
     scores = [score(*row, 4.1e9, direction) for row in zip(entry.tolist(), margin.tolist(), strict=True)]
     places = Alphabet(accounts).places
-    keys = {row: (-scores[row], places[row]) for row in range(20_000) if scores[row] is not None}
+    keys = {row: (-scores[row], places[row]) for row in range(70_000) if scores[row] is not None}
     if kind != "distinct":
         assert list(ranking.rows) == sorted(keys, key=lambda row: (round(keys[row][0], 9), keys[row][1]))
     else:
@@ -121,7 +121,7 @@ def test_a_sample_that_misleads_costs_time_and_nothing_else():
     rows = 10 * SAMPLE_ROWS
     entry = 1e9 + np.arange(rows) % 1000
     entry[:: rows // SAMPLE_ROWS][:300] = 5e8
-    side, accounts = Columns(entry, np.full(rows, 1e8), 1.1e9, 1), names(10007) + [f"x{row}" for row in range(rows - 10007)]
+    side, accounts = Columns(entry, np.full(rows, 1e8), 1.1e9, 1), names(rows)
     leaders = rank_leaders(side, accounts, 1000)
     assert list(leaders.rows) == list(rank_all(side, Alphabet(accounts)).rows[:1000])
 
