@@ -289,6 +289,23 @@ def test_late_reports_of_open_orders_count():
     assert settling.take().orders[UNIT.symbol, 1].state == "done"
 
 
+def test_an_open_order_is_announced_again_and_goes_on():
+    settling, fund = desk(Policy(), *THREE)
+    settling.apply(shortfall(1, lots=15))
+    settling.apply(adl_fill(2, "a", 4))
+    (order,) = settling._desks[UNIT.symbol].orders.values()
+    book = settling.book(UNIT.symbol)
+    again = Fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
+    other = partition(again)
+    other.restore(UNIT.symbol, book.mark, book.save())
+    announced = other.reopen(order)
+    assert [(one.account, one.asked, one.executed) for one in announced.allocations] == [("a", 10, 4), ("b", 5, 0)]
+    assert again.open_in_adl == 110 * ONE
+    other.apply(adl_fill(3, "a", 6))
+    other.apply(adl_fill(4, "b", 5))
+    assert (other.take().orders[UNIT.symbol, 1].state, again.open_in_adl) == ("done", 0)
+
+
 def test_a_contract_listed_anew_with_other_terms_begins_an_empty_book():
     settling, _ = desk(Policy(), *THREE)
     settling.apply(listing())
