@@ -200,11 +200,12 @@ def _tied(side: Side) -> float:
 
 
 def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
-    """Position updates of known accounts, through the decoder and the partition, as the pipeline's loop does it."""
+    """Position updates of known accounts in any order, through the decoder and the partition, as the pipeline's loop does it."""
     partition = _partition()
     for event in events:
         partition.apply(event)
-    sent = list(events) * -(-EVENTS_PER_MESSAGE // len(events)) if len(events) < EVENTS_PER_MESSAGE else events[:UPDATES_MAX]
+    shuffled = np.random.default_rng(3).permutation(max(len(events), EVENTS_PER_MESSAGE)).tolist()
+    sent = [events[index % len(events)] for index in shuffled[:UPDATES_MAX]]
     parts = range(0, len(sent), EVENTS_PER_MESSAGE)
     messages = [Message("0-1", codec, encode(sent[first : first + EVENTS_PER_MESSAGE], codec)) for first in parts]
     messages *= max(1, UPDATES_MAX // len(sent))
