@@ -200,7 +200,7 @@ def _tied(side: Side) -> float:
 
 
 def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
-    """Position updates of known accounts in any order, through the decoder and the partition, as the pipeline's loop does it."""
+    """Updates of known accounts in any order, through the decoder and the partition, as the pipeline's loop does it."""
     partition = _partition()
     for event in events:
         partition.apply(event)
