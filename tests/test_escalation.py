@@ -137,7 +137,7 @@ async def test_what_was_executed_before_a_restart_is_not_asked_again(quick, prod
         await producer.append([AdlFill("UNITUSDTM", 6, 1, "v", 2, 9), AdlEnd("UNITUSDTM", 7, 1, 10)])
         await eventually(lambda: _is(owner_connection, "done"))
     assert await owner_connection.fetch("SELECT reason FROM rejected") == [("adl_too_many_lots",)]
-    assert await owner_connection.fetchrow("SELECT balance, outstanding, seq FROM funds") == (0, 0, 7)
+    assert await owner_connection.fetchrow("SELECT balance, outstanding, seq FROM funds") == (0, 0, 6)
     assert await owner_connection.fetchrow("SELECT recovered, executed, round FROM adl_orders") == (100 * 10**8, 10, 2)
 
 

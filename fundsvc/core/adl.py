@@ -79,13 +79,15 @@ class OrderState(NamedTuple):
     state: State
     round: int
     ts: int
+    seq: int
 
 
 class AdlOrder(msgspec.Struct, kw_only=True):
     """An order to reduce opposing positions at the bankruptcy price. Amounts are atoms.
 
     `adl` numbers the orders of a contract from 1; `cause` is the ledger entry of the shortfall, with `deficit` on
-    `deficit_lots`. `lots` is what is needed, `executed` what was taken; `round` is the number of the round at hand and
+    `deficit_lots`. `lots` is what is needed, `executed` what was taken; `seq` is the engine sequence of the
+    last event that moved it, `round` the number of the round at hand and
     `allocations` are its.
     """
 
@@ -99,6 +101,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     deficit_lots: int
     uncovered: int
     ts: int
+    seq: int
     executed: int = 0
     state: State = "open"
     round: int = 0
@@ -192,4 +195,5 @@ def order_for(shortfall: Entry, adl: int) -> AdlOrder:
         deficit_lots=shortfall.lots,
         uncovered=shortfall.uncovered,
         ts=shortfall.ts,
+        seq=shortfall.seq,
     )

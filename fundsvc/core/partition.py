@@ -305,7 +305,7 @@ class Partition:
         fund.open_in_adl -= before - order.rest
         desk.changed = True
         desk.book.sides[order.reduce].reduce(event.account, event.lots)
-        self._pass(fund, event.seq)
+        self._pass(fund, order, event.seq)
         self._note(order, (allocation,))
         if order.state == "done":
             desk.close(order)
@@ -318,21 +318,26 @@ class Partition:
             self._end_round(fund, event)
 
     def _end_round(self, fund: Fund, event: AdlEnd) -> None:
-        """Asks again for what is missing, or ends the order as uncovered. An order that is over has nothing more to end."""
+        """Asks again for what is missing, or ends the order as uncovered. An order that is over has nothing more to end:
+        the event moves nothing, not even the sequence.
+        """
         order = self._desk(fund).orders.get(event.adl)
         if order is None and event.adl > fund.adl:
             raise _unknown_order(fund, event.adl)
-        self._pass(fund, event.seq)
-        if order is None or (order.round < fund.policy.rounds_max and self._next_round(fund, order)):
+        if order is None:
+            return
+        self._pass(fund, order, event.seq)
+        if order.round < fund.policy.rounds_max and self._next_round(fund, order):
             return
         self._end_uncovered(fund, order)
         covered = fund.cover(order, event) if fund.policy.waterfall == "adl_then_fund" else None
         if covered:
             self._record(fund, covered)
 
-    def _pass(self, fund: Fund, seq: int) -> None:
-        """Notes that an event without an entry of its own was settled."""
+    def _pass(self, fund: Fund, order: AdlOrder, seq: int) -> None:
+        """Notes that an event without an entry of its own was settled, and on which order, so that the audit knows it."""
         fund.seq = max(fund.seq, seq)
+        order.seq = max(order.seq, seq)
         self.batch.changed[fund.contract.symbol] = fund
 
     def _open_order(self, fund: Fund, number: int) -> AdlOrder:

@@ -46,16 +46,19 @@ class Replay:
         self._uncovered += entry.uncovered
         self._repaid += entry.repaid
 
-    def finish(self, state: FundState, recovered: int, open_in_adl: int) -> None:
-        """Compares the end of the chain with the stored fund, and what was uncovered with what became of it."""
+    def finish(self, state: FundState, recovered: int, open_in_adl: int, adl_seq: int) -> None:
+        """Compares the end of the chain with the stored fund, and what was uncovered with what became of it.
+
+        recovered, open_in_adl and adl_seq are the sums, and the highest engine sequence, of the contract's ADL orders.
+        """
         stored = (state.entry, state.balance, state.head.hex())
         computed = (self._fund.entry, self._fund.balance, self._fund.head.hex())
         if stored != computed:
             self.differences.append(f"the fund says (entry, balance, head) {stored}, its entries say {computed}")
-        # A sequence that was raised by hand would pass coming fills off as duplicates. Entries move it, and what the engine
-        # reports of ADL orders, which leaves none.
-        if state.seq != self._fund.seq and not (state.adl and state.seq > self._fund.seq):
-            self.differences.append(f"the fund's sequence is {state.seq}, the highest of its entries {self._fund.seq}")
+        # A sequence that was raised by hand would pass coming fills off as duplicates.
+        highest = max(self._fund.seq, adl_seq)
+        if state.seq != highest:
+            self.differences.append(f"the fund's sequence is {state.seq}, the highest of its entries and orders {highest}")
         accounted = recovered + self._repaid + state.outstanding + open_in_adl
         if self._uncovered != accounted:
             self.differences.append(

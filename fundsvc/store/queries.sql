@@ -49,13 +49,14 @@ SELECT count(*) = 1 FROM moved;
 -- The part of a commit that most batches have not: orders and allocations that changed, and books to be kept.
 WITH escalated AS (
     INSERT INTO adl_orders (symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed,
-                            state, round, ts)
+                            state, round, ts, seq)
     SELECT * FROM json_to_recordset($1::json) AS o (
         symbol text, adl bigint, cause bigint, reduce text, lots bigint, price bigint, deficit bigint, deficit_lots bigint,
-        uncovered bigint, recovered bigint, executed bigint, state text, round integer, ts bigint)
+        uncovered bigint, recovered bigint, executed bigint, state text, round integer, ts bigint,
+        seq bigint)
     ON CONFLICT (symbol, adl) DO UPDATE SET
         recovered = excluded.recovered, executed = excluded.executed, state = excluded.state, round = excluded.round,
-        updated_at = now()
+        seq = excluded.seq, updated_at = now()
 ), allocated AS (
     INSERT INTO adl_allocations (symbol, adl, round, account, side, lots, entry_price, margin, mark_price, unrealised_pnl,
                                  return_on_entry, leverage, score, rank, ranked, lights, asked, executed)
@@ -72,7 +73,7 @@ ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.se
 
 -- name: load_orders
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
-       o.ts
+       o.ts, o.seq
 FROM adl_orders o JOIN contracts c USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open' ORDER BY o.symbol, o.adl;
 
@@ -229,7 +230,8 @@ WHERE a.account = $1 AND a.executed > 0 ORDER BY o.ts DESC, a.symbol, a.adl DESC
 
 -- name: orders_totals
 SELECT coalesce(sum(recovered), 0)::numeric AS recovered,
-       coalesce(sum(uncovered - recovered) FILTER (WHERE state = 'open'), 0)::numeric AS open
+       coalesce(sum(uncovered - recovered) FILTER (WHERE state = 'open'), 0)::numeric AS open,
+       coalesce(max(seq), 0) AS seq
 FROM adl_orders WHERE symbol = $1;
 
 -- name: settled_late

@@ -25,11 +25,11 @@ def settled(fills, contract=UNIT):
     return fund, lines
 
 
-def differences(fund, lines, *, late=(), recovered=0, open_in_adl=0, **changes):
+def differences(fund, lines, *, late=(), recovered=0, open_in_adl=0, adl_seq=0, **changes):
     replay = Replay(fund.contract, late)
     for entry, digest in lines:
         replay.follow(entry, digest)
-    replay.finish(fund.state()._replace(**changes), recovered, open_in_adl)
+    replay.finish(fund.state()._replace(**changes), recovered, open_in_adl, adl_seq)
     return replay.differences
 
 
@@ -149,8 +149,8 @@ def test_entries_that_changed_places_are_told(ledger):
         ({"balance": 1}, "the fund says"),
         ({"entry": 5}, "the fund says"),
         ({"head": b"x" * 32}, "the fund says"),
-        ({"seq": 99}, "the fund's sequence is 99, the highest of its entries 6"),
-        ({"seq": 5}, "the fund's sequence is 5, the highest of its entries 6"),
+        ({"seq": 99}, "the fund's sequence is 99, the highest of its entries and orders 6"),
+        ({"seq": 5}, "the fund's sequence is 5, the highest of its entries and orders 6"),
         ({"outstanding": 1}, f"uncovered {8 * ONE} is not recovered 0 + repaid {8 * ONE} + outstanding 1 + open in ADL 0"),
     ],
 )
@@ -161,8 +161,8 @@ def test_an_altered_fund_is_told(ledger, changes, sentence):
 
 
 def test_reports_of_adl_orders_move_the_sequence_without_an_entry(ledger):
-    assert differences(*ledger, adl=1, seq=99) == []
-    assert differences(*ledger, adl=1, seq=5) == ["the fund's sequence is 5, the highest of its entries 6"]
+    assert differences(*ledger, seq=99, adl_seq=99) == []
+    assert differences(*ledger, seq=98, adl_seq=99) == ["the fund's sequence is 98, the highest of its entries and orders 99"]
 
 
 def test_what_is_uncovered_is_recovered_repaid_outstanding_or_open():

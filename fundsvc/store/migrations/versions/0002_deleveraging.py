@@ -14,13 +14,15 @@ ALTER TABLE adl_orders
     ADD COLUMN deficit_lots bigint CHECK (deficit_lots >= lots),
     ADD COLUMN executed bigint NOT NULL DEFAULT 0 CHECK (executed BETWEEN 0 AND lots),
     ADD COLUMN round integer NOT NULL DEFAULT 1 CHECK (round > 0),
-    ADD COLUMN ts bigint;
-UPDATE adl_orders o SET deficit = e.uncovered - e.change, deficit_lots = e.lots, ts = e.ts
+    ADD COLUMN ts bigint,
+    ADD COLUMN seq bigint;
+UPDATE adl_orders o SET deficit = e.uncovered - e.change, deficit_lots = e.lots, ts = e.ts, seq = e.seq
 FROM entries e WHERE e.symbol = o.symbol AND e.entry = o.cause;
 ALTER TABLE adl_orders
     ALTER COLUMN deficit SET NOT NULL,
     ALTER COLUMN deficit_lots SET NOT NULL,
     ALTER COLUMN ts SET NOT NULL,
+    ALTER COLUMN seq SET NOT NULL,
     ADD CHECK ((state = 'done') = (executed = lots)),
     ADD CHECK (recovered = least(uncovered, div(deficit::numeric * executed, deficit_lots::numeric)));
 CREATE INDEX adl_orders_open ON adl_orders (symbol) WHERE state = 'open';
