@@ -185,3 +185,17 @@ def _to_first_revision(connection):
     alembic = _config()
     alembic.attributes["connection"] = connection
     command.upgrade(alembic, "0001")
+
+
+async def test_books_are_kept_while_replays_are_asked_about(quick, producer, owner_connection):
+    """Both want the owner's connection; neither may fail for it, or the partition would be loaded again and again."""
+    config = with_section(quick, "engine", book_seconds=0.001)
+    fills = [Fill("UNITUSDTM", seq, "sell", 1, "11", "10", seq) for seq in range(1, 31)]
+    await producer.append(fills, per_message=1)
+    async with running(config) as engine:
+        await eventually(lambda: owner_connection.fetchval("SELECT count(*) = 30 FROM rejected"))
+        await producer.append([unit_listing()])
+        for row in await owner_connection.fetch("SELECT stream_id, body FROM rejected"):
+            await producer.append_replay(0, "json", row["body"], f"{row['stream_id']}/0")
+        await eventually(lambda: owner_connection.fetchval("SELECT count(*) = 30 FROM entries"))
+        assert engine.count("fundsvc_faults_total") == 0

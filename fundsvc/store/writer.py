@@ -1,5 +1,6 @@
 """The writing side: what a partition's owner loads, and the one transaction that moves the ledger on."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class Writer:
         self._connection = connection
         self._partition = partition
         self._epoch = epoch
+        self._one_at_a_time = asyncio.Lock()  # Books may be kept while a replay asks: a connection does one thing at a time.
 
     async def load(self, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> tuple[Offset, list[Fund]]:
         """Where the partition stands, and all its funds under their policies; raises OwnershipLost or StoreFault."""
@@ -77,12 +79,14 @@ class Writer:
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and has not been settled since."""
         with faults():
-            return bool(await self._connection.fetchval(SQL["rejected_open"], self._partition, stream_id, position))
+            async with self._one_at_a_time:
+                return bool(await self._connection.fetchval(SQL["rejected_open"], self._partition, stream_id, position))
 
     async def has_settled(self, symbol: str, seq: int) -> bool:
         """Whether an entry of the contract has this engine sequence; not to be asked while a commit runs."""
         with faults():
-            return await self._connection.fetchval(SQL["entry_of_sequence"], symbol, seq) is not None
+            async with self._one_at_a_time:
+                return await self._connection.fetchval(SQL["entry_of_sequence"], symbol, seq) is not None
 
     def prepare(self, batch: Batch) -> None:
         """Encodes the entries that a batch has by now, so that `commit` has only to send them."""
@@ -96,7 +100,7 @@ class Writer:
         """
         try:
             with faults():
-                async with transaction(self._connection):
+                async with self._one_at_a_time, transaction(self._connection):
                     if batch.count():
                         await self._connection.copy_to_table("entries", source=_copy(batch), columns=COLUMNS, format="binary")
                     moved = await self._connection.fetchval(
