@@ -8,14 +8,18 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.operations import make_operations_app
-from fundsvc.api.routes import make_app
+from fundsvc.api.routes import Resources
 from fundsvc.api.server import serve
+from fundsvc.api.serving import make_app
 from fundsvc.config import Config
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
+from fundsvc.follower import following
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
+from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import Client, open_client, stream_key
@@ -107,12 +111,17 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
 
     pings = {"stream": ping_stream}
     reader = Reader(pool)
-    if public:
-        app, port = make_app(reader, metrics, pings, stream_key), config.http.port
-    else:
-        app, port = make_operations_app(reader, metrics, pings), config.engine.port
-    async with serve(app, config.http.host, port) as url:
-        yield url
+    if not public:
+        async with serve(make_operations_app(reader, metrics, pings), config.http.host, config.engine.port) as url:
+            yield url
+        return
+    async with following(config, pool, client, metrics) as follower:
+        policy_of, private = config.policy.of, config.http.private
+        funds = Resources(reader, stream_key, policy_of)
+        deleveraging = DeleveragingResources(reader, Deleveragings(pool), follower, policy_of, private=private)
+        app = make_app(reader, metrics, pings, (*funds.routes, *deleveraging.routes))
+        async with serve(app, config.http.host, config.http.port) as url:
+            yield url
 
 
 @asynccontextmanager

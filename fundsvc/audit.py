@@ -41,7 +41,7 @@ async def _recompute(snapshot: LedgerSnapshot, progress: Callable[[int], None]) 
         if len(replay.differences) >= DIFFERENCES_MAX:
             break
     else:
-        replay.finish(snapshot.fund, snapshot.recovered, snapshot.open_in_adl)
+        replay.finish(snapshot.fund, snapshot.recovered, snapshot.open_in_adl, snapshot.adl_seq)
     progress(max(0, snapshot.fund.entry - reported))
     head = snapshot.fund.head.hex()
     return ContractAudit(snapshot.contract.symbol, replay.entry, head, replay.differences[:DIFFERENCES_MAX])

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from fundsvc.core.policy import Policy
+
 ENVIRONMENT_PREFIX = "FUNDSVC_"
 
 CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
@@ -56,6 +58,7 @@ class EngineConfig(Section, frozen=True):
 
     lease_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=60)] = 3.0
     batch_fills_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    book_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     rollup_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 2.0
     port: Port = 0
 
@@ -65,6 +68,8 @@ class HttpConfig(Section, frozen=True):
 
     host: str = "127.0.0.1"
     port: Port = 8080
+    private: bool = False
+    book_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
 
 
 class CurrencyConfig(Section, frozen=True):
@@ -72,6 +77,17 @@ class CurrencyConfig(Section, frozen=True):
 
     decimals_default: Decimals = 10
     decimals: dict[str, Decimals] = msgspec.field(default_factory=lambda: {"USDT": 8, "USDC": 8})
+
+
+class PolicyConfig(Section, frozen=True):
+    """What funds do when they run dry: `default`, and contracts that differ by symbol."""
+
+    default: Policy = Policy()
+    contracts: dict[str, Policy] = msgspec.field(default_factory=dict)
+
+    def of(self, symbol: str) -> Policy:
+        """The policy of a contract."""
+        return self.contracts.get(symbol, self.default)
 
 
 class LogConfig(Section, frozen=True):
@@ -90,6 +106,7 @@ class Config(Section, frozen=True):
     engine: EngineConfig = EngineConfig()
     http: HttpConfig = HttpConfig()
     currency: CurrencyConfig = CurrencyConfig()
+    policy: PolicyConfig = PolicyConfig()
     log: LogConfig = LogConfig()
 
 

@@ -9,13 +9,15 @@ from contextlib import suppress
 import structlog
 
 from fundsvc.config import Config
-from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.partition import Offset, Partition, Round
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import Committed, Pipeline
+from fundsvc.recall import Recall
 from fundsvc.store.database import Pool, StoreFault, open_pool
 from fundsvc.store.leases import Leases, open_leases
 from fundsvc.store.rollups import condense
 from fundsvc.store.writer import OwnershipLost, Writer, open_writer
+from fundsvc.streams.announcer import Announcer
 from fundsvc.streams.client import Client, StreamFault, open_client
 from fundsvc.streams.source import Source, StreamState, id_order
 
@@ -154,6 +156,9 @@ class Session:
         self._config = config
         self._metrics = metrics
         self._source = Source(client, partition)
+        self._announcer = Announcer(client, partition)
+        self._state: Partition
+        self._books: dict[str, str] = {}
         self._pool = pool
         self._engine = engine
         self._partition = partition
@@ -181,6 +186,12 @@ class Session:
             backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
 
     async def _consume(self, stop: asyncio.Event) -> None:
+        try:
+            await self._load_and_run(stop)
+        finally:
+            self._metrics.let_go(self._partition, self._config.stream.partitions)
+
+    async def _load_and_run(self, stop: asyncio.Event) -> None:
         async with open_writer(self._config.database.dsn, self._engine, self._partition, self._epoch) as writer:
             pipeline = await self._load(writer)
             async with asyncio.TaskGroup() as tasks:
@@ -188,24 +199,31 @@ class Session:
                     tasks.create_task(_every(self._config.engine.rollup_seconds, self._condense)),
                     tasks.create_task(_every(WATCH_SECONDS, self._watch)),
                     tasks.create_task(_every(TRIM_SECONDS, self._trim)),
+                    tasks.create_task(_every(self._config.engine.book_seconds, pipeline.keep_books)),
                 ]
                 await pipeline.run(stop)
                 for chore in chores:
                     chore.cancel()
 
     async def _load(self, writer: Writer) -> Pipeline:
-        stored, funds = await writer.load()
+        policy = self._config.policy
+        stored, funds = await writer.load(policy.of)
         start = await self._where_to_read(stored)
         self._offset = start
         currency = self._config.currency
-        partition = Partition(
-            self._partition, self._config.stream.partitions, funds, currency.decimals, currency.decimals_default
+        self._state = Partition(
+            self._partition, self._config.stream.partitions, funds, currency.decimals, currency.decimals_default, policy.of
         )
         for fund in funds:
             self._metrics.fund(fund.contract, fund.state())
+        await self._restore_books(writer, stored)
+        orders = await writer.load_orders()
+        self._metrics.reopened(orders)
+        for order in orders:
+            await self._announce_round(self._state.reopen(order))
         self._log.info("loaded", funds=len(funds), offset=stored.last_id)
         return Pipeline(
-            partition,
+            self._state,
             self._source,
             writer,
             self._announce,
@@ -213,6 +231,14 @@ class Session:
             start=start,
             batch_fills_max=self._config.engine.batch_fills_max,
         )
+
+    async def _restore_books(self, writer: Writer, stored: Offset) -> None:
+        """Brings the ADL books to the stored offset: as they were kept, then what the stream holds since."""
+        kept = await writer.load_books()
+        for book in kept:
+            self._state.restore(book.symbol, book.mark, book.book)
+        self._books = {book.symbol: book.last_id for book in kept}
+        await Recall(self._state, self._source, kept, writer.rejected_places).run(stored.last_id)
 
     async def _where_to_read(self, stored: Offset) -> Offset:
         """The stored offset, or the start of a stream that ends before it: a failover lost its tail."""
@@ -228,19 +254,26 @@ class Session:
         )
         return Offset("0-0", stream.added - stream.length)
 
-    def _announce(self, committed: Committed) -> None:
+    async def _announce(self, committed: Committed) -> None:
         self._offset = committed.offset
         self._metrics.committed(committed.batch, committed.seconds)
-        for order in committed.batch.orders:
-            self._log.warning("shortfall escalated", symbol=order.symbol, adl=order.adl, entry=order.cause, state=order.state)
+        self._books |= {kept.symbol: committed.offset.last_id for kept in committed.batch.books}
+        for round_ in committed.batch.rounds:
+            await self._announce_round(round_)
+        for order in committed.batch.orders.values():
+            self._log.warning("adl order", symbol=order.symbol, adl=order.adl, entry=order.cause, state=order.state)
         for event in committed.batch.rejected:
             self._log.warning("event rejected", stream_id=event.stream_id, position=event.position, reason=event.reason)
+
+    async def _announce_round(self, round_: Round) -> None:
+        await self._announcer.announce(round_, self._state.price_decimals(round_.order.symbol))
 
     async def _condense(self) -> None:
         await condense(self._pool, self._partition)
 
     async def _watch(self) -> None:
         settled = self._offset
+        self._metrics.positions(self._state.books())
         stream = await self._source.state()
         if _lost_tail(stream, settled):
             raise StreamFault(f"the stream ends at {stream.last_id}, before the offset {settled.last_id}")
@@ -250,9 +283,9 @@ class Session:
         self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if waiting else 0)
 
     async def _trim(self) -> None:
-        """Drops what is committed and older than the retention; never what is not committed."""
+        """Drops what is older than the retention; never what is not committed, or what the books still need."""
         oldest_ms = int((time.time() - self._config.stream.retention_hours * 3600) * 1000)
-        await self._source.trim(min(f"{oldest_ms}-0", self._offset.last_id, key=id_order))
+        await self._source.trim(min(f"{oldest_ms}-0", self._offset.last_id, *self._books.values(), key=id_order))
 
 
 def _lost_tail(stream: StreamState, offset: Offset) -> bool:
@@ -268,9 +301,11 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+async def _every(seconds: float, work: Callable[[], Awaitable[None] | None]) -> None:
     while True:
-        await work()
+        waiting = work()
+        if waiting is not None:
+            await waiting
         await asyncio.sleep(seconds)
 
 

@@ -12,7 +12,7 @@ so that the ledger itself can tell whether it was settled meanwhile. Operators s
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection
@@ -28,7 +28,7 @@ CHUNK_EVENTS = 200
 MESSAGES_PER_READ_MAX = 1000
 """Bounds one reply of the stream, whose messages may all at once be a hundred times as large as the last ones were."""
 
-_REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
+REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
 """A stream id, and a position with more digits than any message has events."""
 
 
@@ -67,7 +67,7 @@ class Pipeline:
     """Moves one partition from its stream into its ledger.
 
     `stored` is the offset in the ledger, `start` where to read from: the same, unless the stream lost its tail. `announce`
-    is called after each commit with what it made durable.
+    is awaited after each commit with what it made durable.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Pipeline:
         partition: Partition,
         source: Source,
         ledger: Ledger,
-        announce: Callable[[Committed], None],
+        announce: Callable[[Committed], Awaitable[None]],
         *,
         stored: Offset,
         start: Offset,
@@ -97,6 +97,11 @@ class Pipeline:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read(stop))
             tasks.create_task(self._write())
+
+    def keep_books(self) -> None:
+        """Has the ADL books kept with the next batches, or with an empty one where nothing else comes."""
+        self._partition.keep_books()
+        self._work.set()
 
     async def _read(self, stop: asyncio.Event) -> None:
         count = MESSAGES_PER_READ_MAX
@@ -137,7 +142,7 @@ class Pipeline:
 
     async def _settle_replay(self, message: Message, events: Sequence[Event | Rejection]) -> None:
         """Settles an event that was rejected before, unless that has been done since."""
-        match = _REPLAY_KEY.fullmatch(message.replay_of)
+        match = REPLAY_KEY.fullmatch(message.replay_of)
         if match is None:
             rejection = Rejection(Reason.UNDECODABLE, f"replayOf {message.replay_of[:60]!r} is not a stream id/position")
             self._reject(message, 0, (message.stream_id, 0), rejection)
@@ -190,10 +195,10 @@ class Pipeline:
             self._work.clear()
             batch, after = self._partition.take(), self._settled
             self._progress.set()
-            if after == self._committed:
+            if after == self._committed and not batch.books:
                 continue
             started = time.perf_counter()
             await self._ledger.commit(batch, self._committed, after)
             self._committed = after
             self._progress.set()
-            self._announce(Committed(batch, after, time.perf_counter() - started))
+            await self._announce(Committed(batch, after, time.perf_counter() - started))

@@ -1,4 +1,4 @@
-"""Conformance vectors: language-neutral examples of the rules, run through the real decoder and the real settlement.
+"""Conformance vectors: language-neutral examples of the rules, run through the real decoder, settlement and ADL.
 
 A vector is a JSON file: a contract, what its fund starts with, a policy, events, and everything that must come out.
 Amounts are decimal strings in the settlement currency, prices decimal strings; what an event leaves out of `symbol` and `ts`
@@ -14,23 +14,18 @@ from typing import Any, Literal
 import msgspec
 
 from fundsvc.config import CurrencyConfig
+from fundsvc.core.adl import OrderState
+from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract, contract_of
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Rejection
 from fundsvc.core.numbers import INT64_MAX, format_units, to_units
 from fundsvc.core.partition import Batch, Partition
+from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund
 from fundsvc.wire import Message, decode
 
 Amount = str
 """A decimal string; it is compared in its shortest form, so that "100.0" and "100" are the same amount."""
-
-RANKING = "the vector needs the ADL ranking of its positions, which is not part of this version"
-
-_OBEYED = {"reserveLine", "eligible", "allocation", "roundsMax"}
-"""Keys of a policy that are settled as they stand, or that matter only among positions."""
-
-_SETTLED_AS = {"waterfall": "fund_then_adl", "drawdownGuard": "off"}
-"""Keys of a policy of which only this value is settled yet."""
 
 _MONEY = {"change", "balance", "uncovered", "repaid", "outstanding", "recovered"}
 """The amounts among what is expected."""
@@ -58,7 +53,7 @@ class ExpectedEntry(_Part, frozen=True):
     """A ledger entry."""
 
     entry: int
-    kind: Literal["surplus", "flat", "shortfall", "refund"]
+    kind: Kind
     change: Amount
     balance: Amount
     uncovered: Amount
@@ -122,15 +117,12 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What running a vector showed.
-
-    `needs` says what is missing when the verdict is not_runnable. `rejected` are the events that the service would keep as
-    rejected, as "events[0]: reason: detail".
+    """What running a vector showed; `rejected` are the events that the service would keep as rejected, as
+    "events[0]: reason: detail".
     """
 
-    verdict: Literal["passed", "failed", "not_runnable"]
+    verdict: Literal["passed", "failed"]
     differences: tuple[Difference, ...] = ()
-    needs: str = ""
     rejected: tuple[str, ...] = ()
 
 
@@ -150,8 +142,6 @@ def run_vector(vector: dict[str, Any]) -> Outcome:
     contract = _contract(read)
     fund = _starting_fund(read, contract)
     expected = _canonical("expect", msgspec.to_builtins(read.expect), contract)
-    if needs := _needs(read):
-        return Outcome("not_runnable", needs=needs)
     partition = Partition(0, 1, [fund], *_currencies())
     rejected = tuple(_settle(partition, read.events, contract.symbol))
     got = _canonical("got", _result(partition.take(), fund), contract)
@@ -190,7 +180,26 @@ def _starting_fund(vector: Vector, contract: Contract) -> Fund:
         balance=atoms("fund.balance", vector.fund.balance),
         outstanding=atoms("fund.outstanding", vector.fund.outstanding),
         reserve_line=atoms("policy.reserveLine", vector.policy.get("reserveLine", "0")),
+        policy=_policy(vector.policy),
     )
+
+
+def _policy(keys: dict[str, Any]) -> Policy:
+    """The policy of the design's keys; numbers may be strings, and a guard that is off may say so."""
+    given = {_snake_case(key): value for key, value in keys.items() if key != "reserveLine"}
+    guard = given.get("drawdown_guard")
+    if isinstance(guard, dict):
+        given["drawdown_guard"] = {_snake_case(key): value for key, value in guard.items()}
+    elif not guard or guard == "off":
+        given["drawdown_guard"] = None
+    try:
+        return msgspec.convert(given, Policy, strict=False)
+    except msgspec.ValidationError as error:
+        raise VectorError(f"not a vector: policy: {error}") from None
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
 def _units(path: str, text: Any, decimals: int) -> int:
@@ -198,14 +207,6 @@ def _units(path: str, text: Any, decimals: int) -> int:
         return to_units(Decimal(text if isinstance(text, str) else "not a string"), decimals)
     except (ValueError, ArithmeticError):
         raise VectorError(f"not a vector: {path}: {text!r} is not a decimal string of at most {decimals} decimals") from None
-
-
-def _needs(vector: Vector) -> str:
-    """What this version lacks to run the vector; empty when it lacks nothing."""
-    if any(event.get("type") == Position.__struct_config__.tag for event in vector.events):
-        return RANKING
-    lacking = [key for key, value in vector.policy.items() if key not in _OBEYED and value != _SETTLED_AS.get(key)]
-    return f"the vector needs the policy {', '.join(lacking)}, which is not part of this version" if lacking else ""
 
 
 def _settle(partition: Partition, events: Sequence[dict[str, Any]], symbol: str) -> Iterator[str]:
@@ -225,16 +226,22 @@ def _result(batch: Batch, fund: Fund) -> dict[str, Any]:
     return {
         "entries": [_pick(entry, ExpectedEntry) for entry in batch.entries],
         "fund": _pick(batch.changed.get(fund.contract.symbol, fund), ExpectedFund),
-        "adl": [
-            _pick(order, ExpectedOrder) | {"rounds": [[{"account": a, "lots": n} for a, n in part] for part in order.rounds]}
-            for order in batch.orders
-        ],
+        "adl": [_pick(order, ExpectedOrder, rounds=_rounds(batch, order)) for order in batch.orders.values()],
         "duplicates": batch.duplicates.total(),
     }
 
 
-def _pick(source: object, shape: type[_Part]) -> dict[str, Any]:
-    return {name: getattr(source, name) for name in shape.__struct_fields__}
+def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
+    """What each round of an order asked, in the order of rank."""
+    rounds: list[list[dict[str, Any]]] = [[] for _ in range(order.round)]
+    for (symbol, adl, number, account), allocation in batch.allocations.items():
+        if (symbol, adl) == (order.symbol, order.adl):
+            rounds[number - 1].append({"account": account, "lots": allocation.asked})
+    return rounds
+
+
+def _pick(source: object, shape: type[_Part], **given: Any) -> dict[str, Any]:
+    return {name: given[name] if name in given else getattr(source, name) for name in shape.__struct_fields__}
 
 
 def _canonical(path: str, value: Any, contract: Contract) -> Any:

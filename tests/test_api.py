@@ -10,8 +10,9 @@ from ledgers import fill, listing, owned
 from yarl import URL
 
 from fundsvc.api.operations import make_operations_app
-from fundsvc.api.routes import make_app
+from fundsvc.api.routes import Resources
 from fundsvc.api.server import ServerError, serve
+from fundsvc.api.serving import make_app
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import Reader
@@ -54,7 +55,8 @@ async def ledger(config):
 async def serving(config, pings=None, key=stream_key):
     """The HTTP side over the configured database, and a client of it."""
     async with open_pool(config.database.dsn, 4) as pool:
-        app = make_app(Reader(pool), Metrics(), pings or {}, key)
+        reader = Reader(pool)
+        app = make_app(reader, Metrics(), pings or {}, Resources(reader, key, config.policy.of).routes)
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
             yield client
 
@@ -206,8 +208,8 @@ WRONG = [
     (HISTORY, {"endAt": "1.5"}, "endAt is '1.5': it must be an integer from 0 to 9223372036854775807"),
     (HISTORY, {"startAt": "5", "endAt": "4"}, "startAt is 5: it must not be after endAt, 4"),
     (HISTORY, {"forward": "yes"}, "forward is 'yes': it must be true or false"),
-    (HISTORY, {"kind": "deposit"}, "kind is 'deposit': it must be one of flat, refund, shortfall, surplus"),
-    (HISTORY, {"kind": "null"}, "kind is 'null': it must be one of flat, refund, shortfall, surplus"),
+    (HISTORY, {"kind": "deposit"}, "kind is 'deposit': it must be one of cover, flat, refund, shortfall, surplus"),
+    (HISTORY, {"kind": "null"}, "kind is 'null': it must be one of cover, flat, refund, shortfall, surplus"),
     (
         HISTORY,
         {"max_count": "5"},

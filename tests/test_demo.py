@@ -21,16 +21,19 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import connected
 from eventually import eventually
 
 from fundsvc.config import CurrencyConfig
-from fundsvc.core.events import Fill, Position
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Position
 from fundsvc.core.numbers import to_units
 from fundsvc.core.partition import Partition
 from fundsvc.demo.instruments import INSTRUMENTS
-from fundsvc.demo.market import STEP_SECONDS, Market, step_to_resume
+from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Holding, Market, step_to_resume
+from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
 from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, last_step
 from fundsvc.embedded import EmbeddedServers
+from fundsvc.streams.announcements import Announcement, Asked
 from fundsvc.wire import Message, decode, encode
 
 CURRENCY = CurrencyConfig()
@@ -41,9 +44,13 @@ STOP_SECONDS = 5.0
 SCREEN_BACK = "\x1b[?1049l"
 
 
+def time_of(step):
+    """The same in every run."""
+    return 1_700_000_000_000 + int(step * STEP_SECONDS * 1000)
+
+
 def events_of(step, market=None):
-    """A step of the market at a time that is the same in every run."""
-    return (market or Market(CURRENCY)).events(step, 1_700_000_000_000 + int(step * STEP_SECONDS * 1000))
+    return (market or Market(CURRENCY)).events(step, time_of(step))
 
 
 def empty_partition():
@@ -51,23 +58,84 @@ def empty_partition():
 
 
 def settle(partition, events):
+    """Settles events, none of which may be rejected."""
     for event in events:
         partition.apply(event)
     return partition.take()
 
 
+def lots_in_book(partition, symbol, account):
+    """Of an account's position: signed, 0 where it has none."""
+    book = partition._desks[symbol].book
+    for name, row in book.positions(account):
+        return book.sides[name].lots_of([row])[0] * (1 if name == "long" else -1)
+    return 0
+
+
+def announcement_of(order, allocations):
+    """A round as an engine is told of it."""
+    asked = (Asked(each.account, each.asked - each.executed) for each in allocations)
+    return Announcement(order.symbol, order.adl, order.round, order.reduce, "1", tuple(asked))
+
+
+class Exchange:
+    """The market and its matching engine in front of the real rules, and all that came of it so far."""
+
+    def __init__(self):
+        self.partition = empty_partition()
+        self.matching = MatchingEngine(Market(CURRENCY), {}, {})
+        self.sent, self.entries, self.funds, self.rounds = [], [], [], []
+        self.orders, self.allocations, self._latest = {}, {}, {}
+
+    def run(self, steps):
+        for step in range(len(self.sent), steps):
+            self.sent.append(self.matching.events(step, time_of(step)))
+            batch = settle(self.partition, self.sent[-1])
+            assert not batch.duplicates
+            for round_ in batch.rounds:
+                self.rounds.append((step, round_))
+                self.matching.take_on(announcement_of(round_.order, round_.allocations), step)
+            self.entries.append(batch.entries)
+            self.orders |= batch.orders
+            self.allocations |= batch.allocations
+            self._latest |= {state.symbol: state for state in batch.funds}
+            self.funds.append(dict(self._latest))
+        return self
+
+    def restart_matching(self, step):
+        """Another matching engine, which knows what a ledger tells it."""
+        settled = {symbol: fund.seq for symbol, fund in self.funds[-1].items()}
+        taken = Counter()
+        for each in self.allocations.values():
+            taken[Holding(each.symbol, each.account, each.entry_price)] += each.executed
+        self.matching = MatchingEngine(Market(CURRENCY), settled, +taken)
+        for order in self.orders.values():
+            if order.state == "open":
+                self.matching.take_on(announcement_of(order, self.asked(order)), step)
+
+    def asked(self, order):
+        key = order.symbol, order.adl, order.round
+        return [each for each in self.allocations.values() if (each.symbol, each.adl, each.round) == key]
+
+    def check_sums(self):
+        """uncovered = recovered + repaid + outstanding + open, of every contract."""
+        entries = [entry for step in self.entries for entry in step]
+        for symbol in SYMBOLS:
+            of_symbol = [entry for entry in entries if entry.symbol == symbol]
+            orders = [order for order in self.orders.values() if order.symbol == symbol]
+            still_open = sum(order.uncovered - order.recovered for order in orders if order.state == "open")
+            assert sum(entry.uncovered for entry in of_symbol) == (
+                sum(order.recovered for order in orders)
+                + sum(entry.repaid for entry in of_symbol)
+                + self.funds[-1][symbol].outstanding
+                + still_open
+            )
+
+
 @pytest.fixture(scope="module")
 def run():
-    """Three cycles of the market, settled: the entries of each step, and the funds after it."""
-    market, partition = Market(CURRENCY), empty_partition()
-    entries, funds, latest = [], [], {}
-    for step in range(STEPS):
-        batch = settle(partition, events_of(step, market))
-        assert not batch.duplicates
-        latest |= {state.symbol: state for state in batch.funds}
-        entries.append(batch.entries)
-        funds.append(dict(latest))
-    return entries, funds
+    """Three cycles of the market, settled, its ADL orders answered."""
+    return Exchange().run(STEPS)
 
 
 class TestMarket:
@@ -123,49 +191,148 @@ class TestMarket:
 
 class TestSettled:
     def test_every_contract_mostly_earns(self, run):
-        entries, _ = run
-        kinds = Counter((entry.symbol, entry.kind) for step in entries for entry in step)
+        kinds = Counter((entry.symbol, entry.kind) for step in run.entries for entry in step)
         for symbol in SYMBOLS:
             of_symbol = {kind: kinds[symbol, kind] for kind in ("surplus", "flat", "shortfall")}
             assert of_symbol["surplus"] > 0.75 * sum(of_symbol.values())
             assert of_symbol["flat"]
 
     @pytest.mark.parametrize("instrument", CASCADING, ids=lambda instrument: instrument.symbol)
-    def test_cascades_empty_the_fund_and_surplus_repays_what_they_left(self, run, instrument):
-        _, funds = run
-        last_steps = [last_step(instrument.cascade, cycle) for cycle in range(3)]
-        for end in (step for step in last_steps if step < STEPS):
-            fund = funds[end][instrument.symbol]
-            assert fund.balance == 0
-            decimals = CURRENCY.decimals.get(instrument.settle, CURRENCY.decimals_default)
-            wanted = to_units(Decimal(instrument.cascade.uncovered), decimals)
-            assert wanted <= fund.outstanding <= wanted + 1000
-            assert fund.adl > 0
+    def test_cascades_empty_the_fund_and_it_recovers(self, run, instrument):
+        decimals = CURRENCY.decimals.get(instrument.settle, CURRENCY.decimals_default)
+        wanted = to_units(Decimal(instrument.cascade.uncovered), decimals)
+        for end in (last_step(instrument.cascade, cycle) for cycle in range(3)):
+            if end < STEPS:
+                assert run.funds[end][instrument.symbol].balance == 0
+                uncovered = sum(each.order.uncovered for step, each in run.rounds if step == end and each.order.round == 1)
+                assert wanted // 2 < uncovered < 3 * wanted
             before_next = end + CYCLE_STEPS - CASCADE_STEPS
             if before_next < STEPS:
-                repaid = funds[before_next][instrument.symbol]
-                assert repaid.outstanding == 0
-                assert repaid.balance > 0
+                fund = run.funds[before_next][instrument.symbol]
+                assert fund.outstanding == 0
+                assert fund.balance > 0
 
     def test_whoever_watches_sees_a_cascade_within_half_a_minute(self, run):
-        entries, _ = run
-        uncovered = [step for step, settled in enumerate(entries) if any(entry.uncovered > 1e8 for entry in settled)]
+        uncovered = [step for step, settled in enumerate(run.entries) if any(entry.uncovered > 1e8 for entry in settled)]
         gaps = [after - before for before, after in zip([0, *uncovered], [*uncovered, STEPS], strict=True)]
         assert max(gaps) * STEP_SECONDS <= 31
 
     def test_resuming_from_the_ledger_gives_the_ledger_of_an_undisturbed_run(self, run):
-        _, funds = run
-        torn, market, partition = 90, Market(CURRENCY), empty_partition()
+        torn, market, partition = 60, Market(CURRENCY), empty_partition()
         for step in range(torn):
             lost = ["SOLUSDTM"] if step > torn - 8 else []
             settle(partition, [event for event in events_of(step, market) if getattr(event, "symbol", None) not in lost])
         resumed = step_to_resume([partition._funds[symbol].seq for symbol in SYMBOLS])
         assert torn - 12 < resumed <= torn - 8
         duplicates = 0
-        for step in range(resumed, 120):
+        for step in range(resumed, 80):
             duplicates += settle(partition, events_of(step, market)).duplicates.total()
         assert 0 < duplicates < 200
-        assert {symbol: partition._funds[symbol].state() for symbol in SYMBOLS} == funds[119]
+        assert {symbol: partition._funds[symbol].state() for symbol in SYMBOLS} == run.funds[79]
+
+
+class TestMatching:
+    def test_orders_are_done_with_a_refund_need_several_rounds_or_stay_uncovered_until_repaid(self, run):
+        refunds = {(entry.symbol, entry.order_id) for step in run.entries for entry in step if entry.kind == "refund"}
+        done = [order for order in run.orders.values() if order.state == "done"]
+        assert refunds
+        assert refunds <= {(order.symbol, f"adl/{order.adl}") for order in done}
+        assert any(order.round > 1 for order in done)
+        uncovered = {order.symbol for order in run.orders.values() if order.state == "uncovered" and order.executed}
+        assert uncovered == {"ETHUSDM"}
+        debts = [step for step, funds in enumerate(run.funds) if funds["ETHUSDM"].outstanding]
+        assert any(not run.funds[step]["ETHUSDM"].outstanding for step in range(debts[0], STEPS))
+
+    def test_what_was_uncovered_is_accounted_for(self, run):
+        run.check_sums()
+
+    def test_no_order_takes_more_than_it_needs(self, run):
+        assert all(order.executed <= order.lots for order in run.orders.values())
+
+    def test_sequences_of_a_contract_rise_strictly_whoever_gives_rise_to_them(self, run):
+        latest, answers = defaultdict(int), 0
+        for step, events in enumerate(run.sent):
+            for event in events:
+                if isinstance(event, Fill | AdlFill | AdlEnd):
+                    answers += not isinstance(event, Fill)
+                    assert event.seq > latest[event.symbol]
+                    assert event.seq // SEQ_PER_STEP == step
+                    latest[event.symbol] = event.seq
+        assert answers > 50
+
+    def test_a_round_takes_a_second_or_so(self, run):
+        began = {(each.order.symbol, each.order.adl, each.order.round): step for step, each in run.rounds}
+        ended = {}
+        for step, events in enumerate(run.sent):
+            for event in events:
+                if isinstance(event, AdlEnd):
+                    rounds = [number for symbol, adl, number in began if (symbol, adl) == (event.symbol, event.adl)]
+                    number = next(each for each in sorted(rounds) if (event.symbol, event.adl, each) not in ended)
+                    ended[event.symbol, event.adl, number] = step
+        assert len(ended) > 10
+        assert {step - began[key] for key, step in ended.items()} == {ROUND_STEPS}
+
+    def test_after_an_execution_the_market_tells_the_position_that_the_book_has_already(self):
+        exchange, reduced = Exchange(), Counter()
+        exchange.run(79)
+        for step in range(79, 220):
+            events = exchange.matching.events(step, time_of(step))
+            for event, after in zip(events, [*events[1:], None], strict=True):
+                exchange.partition.apply(event)
+                if isinstance(event, AdlFill):
+                    assert isinstance(after, Position)
+                    assert after.account == event.account
+                    assert lots_in_book(exchange.partition, event.symbol, event.account) == after.lots
+                    reduced[event.symbol, bool(after.lots)] += 1
+            for round_ in exchange.partition.take().rounds:
+                exchange.matching.take_on(announcement_of(round_.order, round_.allocations), step)
+        assert {("SOLUSDTM", True), ("SOLUSDTM", False), ("ETHUSDM", True)} <= set(reduced)
+
+    def test_a_round_that_is_announced_again_is_answered_once(self, run):
+        (step, first), *_ = run.rounds
+        announcement = announcement_of(first.order, first.allocations)
+        once, again = (MatchingEngine(Market(CURRENCY), {}, {}) for _ in range(2))
+        once.take_on(announcement, step)
+        for _ in range(2):
+            again.take_on(announcement, step)
+        answers = 0
+        for each in range(step + 1, step + 2 * ROUND_STEPS):
+            events = once.events(each, 0)
+            assert again.events(each, 0) == events
+            again.take_on(announcement, each)
+            answers += sum(isinstance(event, AdlFill | AdlEnd) for event in events)
+        assert answers > 1
+
+    @pytest.mark.parametrize("restarted", [82, 84, 86, 89, 204, 215])
+    def test_another_matching_engine_goes_on_with_open_orders(self, restarted):
+        exchange = Exchange().run(restarted)
+        assert any(order.state == "open" for order in exchange.orders.values())
+        exchange.restart_matching(restarted)
+        exchange.run(restarted + 4 * ROUND_STEPS)
+        assert {order.state for order in exchange.orders.values()} <= {"done", "uncovered"}
+        assert ("SOLUSDTM", "done") in {(order.symbol, order.state) for order in exchange.orders.values()}
+        exchange.check_sums()
+
+    def test_a_position_that_was_closed_since_it_was_asked_is_left_alone(self):
+        market = Market(CURRENCY)
+        closing = [event.account for event in events_of(101, market) if isinstance(event, Position) and not event.lots]
+        contract = market.contracts["XBTUSDTM"]
+        stakes = [stake for side in ("long", "short") for each in closing if (stake := contract.held(each, side, 100))]
+        (stake, *_) = (stake for stake in stakes if contract.held(stake.account, stake.side, 101) != stake)
+        engine = MatchingEngine(market, {}, {})
+        engine.take_on(Announcement("XBTUSDTM", 1, 1, stake.side, "1", (Asked(stake.account, stake.lots),)), 100)
+        sent = [event for step in range(101, 101 + 2 * ROUND_STEPS) for event in engine.events(step, 0)]
+        assert [type(event) for event in sent if isinstance(event, AdlFill | AdlEnd)] == [AdlEnd]
+
+    def test_steps_that_the_ledger_knows_are_not_answered_again(self, run):
+        (step, first), *_ = run.rounds
+        symbol = first.order.symbol
+        engine = MatchingEngine(Market(CURRENCY), {symbol: (step + 3) * SEQ_PER_STEP + 700}, {})
+        engine.take_on(announcement_of(first.order, first.allocations), step)
+        sent = [event for each in range(step + 1, step + 10) for event in engine.events(each, 0)]
+        answers = [event.seq for event in sent if isinstance(event, AdlFill | AdlEnd)]
+        assert len(answers) > 1
+        assert min(answers) > (step + 4) * SEQ_PER_STEP
 
 
 class TestResuming:
@@ -250,15 +417,30 @@ def alive(processes):
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
+@contextlib.contextmanager
+def data_directory():
+    """A directory of the demo's own, with a path short enough for sockets; nothing of it stays."""
+    directory = Path(tempfile.mkdtemp(prefix="fsd-"))
+    try:
+        yield directory
+    finally:
+        servers = EmbeddedServers(directory / "data")
+        for server in (servers.postgres, servers.valkey):
+            server.kill()
+        shutil.rmtree(directory)
+
+
 @pytest.fixture(scope="module")
 def directory():
-    """A data directory of the demo's own, with a path short enough for sockets; nothing of it stays."""
-    directory = Path(tempfile.mkdtemp(prefix="fsd-"))
-    yield directory
-    servers = EmbeddedServers(directory / "data")
-    for server in (servers.postgres, servers.valkey):
-        server.kill()
-    shutil.rmtree(directory)
+    """One after another, the tests go on with what the one before left."""
+    with data_directory() as directory:
+        yield directory
+
+
+@pytest.fixture
+def fresh_directory():
+    with data_directory() as directory:
+        yield directory
 
 
 class TestWhole:
@@ -305,6 +487,39 @@ class TestWhole:
             assert running.end() == 0
         await eventually(lambda: not alive(family))
         assert differences_in_ledger(directory) == 0
+
+    async def test_an_order_that_a_killed_demo_left_open_completes_when_it_is_started_again(self, fresh_directory):
+        dsn = EmbeddedServers(fresh_directory / "data").dsn
+
+        async def first_order():
+            async with connected(dsn) as connection:
+                return await connection.fetchrow("SELECT state, round, executed FROM adl_orders WHERE symbol = 'SOLUSDTM'")
+
+        with contextlib.closing(Demo(fresh_directory)) as killed:
+            await eventually(lambda: killed.counts() and killed.counts()[-1] > 400, 60)
+            begun = await eventually(first_order, 30)
+            while not begun["executed"]:
+                begun = await first_order()
+            killed.kill()
+        begun = await first_order()
+        assert begun["state"] == "open"
+
+        with contextlib.closing(Demo(fresh_directory)) as running:
+
+            async def is_done():
+                order = await first_order()
+                return order["state"] == "done" and order
+
+            assert (await eventually(is_done, 30))["executed"] > begun["executed"]
+            async with connected(dsn) as connection:
+                assert await connection.fetch("SELECT * FROM rejected") == []
+            count = running.counts()[-1]
+            await eventually(lambda: running.counts()[-1] > count + 50, 30)
+            family = running.remember_family()
+            running.signal(signal.SIGINT)
+            assert running.end() == 0
+        await eventually(lambda: not alive(family))
+        assert differences_in_ledger(fresh_directory) == 0
 
     async def test_a_terminal_shows_a_table_and_gets_its_screen_back(self, directory):
         ours, its = pty.openpty()

@@ -204,10 +204,12 @@ async def test_a_stream_that_lost_its_tail_is_read_from_the_start(config, produc
 
 
 async def test_trimming_drops_what_is_old_but_nothing_that_is_not_committed(config, producer, ledger, owner_connection):
+    config = with_section(config, "engine", book_seconds=0.1)
     hasty = with_section(config, "stream", retention_hours=1e-9)
     async with running(config):
         await producer.append([listing("AAA"), *fills(range(1, 1000))], per_message=1)
         await settled(ledger, 999)
+        await eventually(lambda: ledger("SELECT b.last_id = p.last_id FROM books b, partitions p"))
     offset = await ledger("SELECT last_id FROM partitions")
     source = Source(producer._client, 0)
     async with owner_connection.transaction():

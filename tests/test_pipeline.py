@@ -76,7 +76,7 @@ class FakeLedger:
     def load(self):
         funds = []
         for symbol, contract in self.listings.items():
-            _, balance, outstanding, entry, seq, adl, head = self.funds[symbol]
+            _, balance, outstanding, entry, seq, adl, head, _ = self.funds[symbol]
             fund = Fund(contract, balance=balance, outstanding=outstanding, entry=entry, seq=seq, adl=adl, head=head)
             funds.append(fund)
         return Partition(0, 1, funds, {"USDT": 8}, 10)
@@ -122,7 +122,11 @@ def message(number, *events, body=None, replay_of=""):
     return Message(f"{number}-0", "json", encode(events) if body is None else body, replay_of)
 
 
-def pipeline_of(source, ledger, announce=lambda committed: None, rows_max=ROWS_MAX):
+async def nowhere(committed):
+    pass
+
+
+def pipeline_of(source, ledger, announce=nowhere, rows_max=ROWS_MAX):
     offset = ledger.offset
     return Pipeline(ledger.load(), source, ledger, announce, stored=offset, start=offset, batch_fills_max=rows_max)
 
@@ -253,7 +257,7 @@ async def test_a_lone_fill_is_committed_while_the_source_waits_for_more():
 
 
 async def test_what_the_source_the_ledger_or_the_announcement_raises_ends_the_run():
-    def fails(*_):
+    async def fails(_committed):
         raise KeyError
 
     messages = [message(1, listing("AAA"))]
@@ -272,9 +276,13 @@ async def test_what_the_source_the_ledger_or_the_announcement_raises_ends_the_ru
 
 async def test_what_was_committed_is_announced_in_order():
     announced = []
+
+    async def announce(committed):
+        announced.append(committed)
+
     messages = [message(1, listing("AAA")), *(message(number, fill("AAA", number, 1)) for number in range(2, 40))]
     ledger = FakeLedger("39-0")
-    await pipeline_of(FakeSource(messages, Weather()), ledger, announced.append).run(ledger.complete)
+    await pipeline_of(FakeSource(messages, Weather()), ledger, announce).run(ledger.complete)
     assert [entry for committed in announced for entry in committed.batch.entries] == ledger.entries
     assert announced[-1].offset == ledger.offset
     assert all(committed.seconds >= 0 for committed in announced)

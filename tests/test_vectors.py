@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fundsvc.vectors import RANKING, Difference, Outcome, VectorError, read_vector, run_vector
+from fundsvc.vectors import Difference, Outcome, VectorError, read_vector, run_vector
 
 DIRECTORY = Path(__file__).parent / "vectors"
 SHARED = Path(__file__).parents[2] / "shared" / "vectors"
@@ -18,15 +18,8 @@ def vector(path: Path = SHORTFALL) -> dict:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_vector_passes_or_needs_ranking(path):
-    ranked = '"position"' in path.read_text()
-    expected = Outcome("not_runnable", needs=RANKING) if ranked else Outcome("passed")
-    assert run_vector(read_vector(path)) == expected
-
-
-def test_there_are_vectors_of_both_kinds():
-    verdicts = [run_vector(read_vector(path)).verdict for path in FILES]
-    assert (verdicts.count("passed"), verdicts.count("not_runnable")) == (9, 7)
+def test_every_vector_passes(path):
+    assert run_vector(read_vector(path)) == Outcome("passed")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the originals are not here")
@@ -115,16 +108,65 @@ def test_the_reserve_line_is_obeyed():
     assert run_vector(altered).verdict == "passed"
 
 
-def test_a_policy_that_matters_only_among_positions_is_run_without_any():
-    policy = {"waterfall": "fund_then_adl", "eligible": "all", "allocation": "pro_rata", "roundsMax": 1, "drawdownGuard": "off"}
-    assert run_vector(vector() | {"policy": policy}).verdict == "passed"
+def test_without_positions_no_policy_finds_anybody():
+    policy = {"waterfall": "adl_then_fund", "eligible": "all", "allocation": "pro_rata", "roundsMax": 1, "drawdownGuard": "off"}
+    assert run_vector(vector() | {"policy": policy}) == Outcome("passed")
 
 
-@pytest.mark.parametrize("policy", [{"waterfall": "adl_then_fund"}, {"drawdownGuard": {"start": 0.3}}, {"unheardOf": 1}])
-def test_a_policy_that_is_not_settled_yet_is_said(policy):
-    outcome = run_vector(vector() | {"policy": policy})
-    assert outcome.verdict == "not_runnable"
-    assert next(iter(policy)) in outcome.needs
+ACCOUNTS = ("a", "b", "c")
+
+
+def deleveraging(policy: dict, *rounds: list[int], events: tuple[dict, ...] = ()) -> dict:
+    """Three shorts of 10 lots that gain 50, 30 and lose 10, and a shortfall of 17 lots at 10 each with nothing in the fund."""
+    altered = vector(DIRECTORY / "losers-are-not-deleveraged.json") | {"policy": policy}
+    positions = [
+        {"type": "position", "account": account, "lots": -10, "entryPrice": price, "margin": "500"}
+        for account, price in zip(ACCOUNTS, ("100", "80", "40"), strict=True)
+    ]
+    shortfall = {"type": "fill", "seq": 1, "side": "sell", "lots": 17, "price": "50", "bankruptcyPrice": "60"}
+    altered["events"] = [{"type": "mark", "price": "50"}, *positions, shortfall, *events]
+    order = altered["expect"]["adl"][0] | {"lots": 17, "uncovered": "170", "recovered": "0", "state": "open"}
+    asked = [[{"account": a, "lots": n} for a, n in zip(ACCOUNTS, lots, strict=False) if n] for lots in rounds]
+    altered["expect"]["adl"] = [order | {"rounds": asked}]
+    altered["expect"]["entries"][0]["uncovered"] = "170"
+    altered["expect"]["fund"]["outstanding"] = "0"
+    return altered
+
+
+@pytest.mark.parametrize(
+    ("policy", "lots"),
+    [
+        ({}, [10, 7]),
+        ({"allocation": "queue", "waterfall": "fund_then_adl", "eligible": "profitable"}, [10, 7]),
+        ({"allocation": "capped"}, [5, 5]),
+        ({"allocation": "capped", "capShare": 0.3}, [3, 3]),
+        ({"allocation": "capped", "capShare": "0.9", "eligible": "all"}, [9, 8]),
+        ({"allocation": "capped", "eligible": "all"}, [5, 5, 5]),
+        ({"allocation": "pro_rata"}, [10, 7]),
+        ({"allocation": "pro_rata", "eligible": "all"}, [10, 7]),
+        ({"waterfall": "adl_then_fund"}, [10, 7]),
+    ],
+)
+def test_a_policy_is_obeyed(policy, lots):
+    assert run_vector(deleveraging(policy, lots)) == Outcome("passed")
+
+
+def test_rounds_are_as_many_as_the_policy_says():
+    ends = tuple({"type": "adlEnd", "seq": seq, "adl": 1} for seq in (2, 3))
+    altered = deleveraging({"roundsMax": 2}, [10, 7], [10, 7], events=ends)
+    altered["expect"]["adl"][0]["state"] = "uncovered"
+    altered["expect"]["fund"]["outstanding"] = "170"
+    assert run_vector(altered) == Outcome("passed")
+
+
+@pytest.mark.parametrize("share", [0.3, "0.3"])
+def test_a_drawdown_guard_stops_the_fund_from_paying(share):
+    altered = vector()
+    altered["policy"] = {"drawdownGuard": {"start": share, "stop": 0.25, "hours": 8, "minimumBalance": "0"}}
+    altered["expect"]["entries"][0] |= {"change": "-30", "balance": "70", "uncovered": "120"}
+    altered["expect"]["fund"] = {"balance": "70", "outstanding": "120"}
+    altered["expect"]["adl"][0] |= {"lots": 800, "uncovered": "120"}
+    assert run_vector(altered) == Outcome("passed")
 
 
 def test_a_rejected_event_moves_nothing_and_is_told():
@@ -178,6 +220,10 @@ def test_a_vector_without_events_shows_the_fund_it_started_with():
         ({"fund": {"blance": "1"}}, "blance"),
         ({"policy": {"reserveLine": 5}}, "policy.reserveLine"),
         ({"policy": {"reserveLine": "NaN"}}, "policy.reserveLine"),
+        ({"policy": {"waterfall": "adl_only"}}, "policy"),
+        ({"policy": {"unheardOf": 1}}, "unheard_of"),
+        ({"policy": {"drawdownGuard": {"start": 2}}}, "drawdown_guard"),
+        ({"policy": {"drawdownGuard": {"stop": 0.5}}}, "drawdown_guard"),
         ({"contract": {"symbol": "X"}}, "contract"),
     ],
 )

@@ -13,7 +13,7 @@ EVENTS = [
     Fill("S", 2**63 - 1, "buy", 1, "1", "1", 0),
     Mark("S", "84478.9", 5, "84480"),
     Mark("S", "84478.9", 5),
-    Position("S", "a", -(2**63), "1.5", "-2", 5),
+    Position("S", "a", -(2**63 - 1), "1.5", "-2", 5),
     AdlFill("S", 1, 2, "a", 3, 4),
     AdlEnd("S", 1, 2, 3),
     Rate("XBT", "84478.9", 5),
@@ -295,7 +295,7 @@ TOKENS = st.sampled_from(
 LEAVES = (
     st.none()
     | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
+    | st.integers(-(2**63 - 1), 2**64 - 1)
     | st.floats()
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
     | st.binary(max_size=3)

@@ -1,5 +1,6 @@
 """The HTTP side: alone in importing aiohttp, with `app`.
 
-`routes` lists what can be asked and answers it, in the words of `parameters` (questions) and `answers` (what comes back);
+`routes` and `deleveraging` list what can be asked and answer it, in the words of `parameters` (questions) and of `answers` and
+`adl_answers` (what comes back); `serving` makes an application of them;
 `errors` turns exceptions into KuCoin's error envelope, `operations` is what a probe or a scraper asks, `server` listens.
 """

@@ -1,5 +1,6 @@
 """What comes back: money and prices as exact decimal text, times in milliseconds, names in camelCase."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Generic, Literal, TypeVar
 
@@ -8,12 +9,17 @@ import msgspec
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
+from fundsvc.core.policy import Guard, Policy
 from fundsvc.store.reader import EntryRow, FundRow, Listed
 
 T = TypeVar("T")
 
 ContractAnswer = dict[str, msgspec.Raw | int]
 """KuCoin's contract object, every field as it was listed, and ours: partition, settleDecimals, priceDecimals."""
+
+FundStateName = Literal["ok", "warning", "adl", "uncovered"]
+"""`adl` while an order is open; else `uncovered` while something is outstanding; else `warning` while the drawdown guard is
+active, or the balance below its stop line."""
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -37,7 +43,7 @@ class FundAnswer(Answer, frozen=True):
     settle_currency: str
     balance: str
     outstanding: str
-    state: Literal["ok", "uncovered"]
+    state: FundStateName
     entry: int
     seq: int
     head: str
@@ -108,19 +114,31 @@ def contract_answer(listed: Listed) -> ContractAnswer:
     return {**fields, **ours}
 
 
-def fund_answer(fund: FundRow) -> FundAnswer:
-    """A fund in its settlement currency."""
+def fund_answer(fund: FundRow, policy: Policy) -> FundAnswer:
+    """A fund in its settlement currency, and how it is under its policy."""
     return FundAnswer(
         symbol=fund.symbol,
         settle_currency=fund.settle_currency,
         balance=format_units(fund.balance, fund.settle_decimals),
         outstanding=format_units(fund.outstanding, fund.settle_decimals),
-        state="uncovered" if fund.outstanding else "ok",
+        state=_state(fund, policy),
         entry=fund.entry,
         seq=fund.seq,
         head=fund.head.hex(),
-        updated_at=_milliseconds(fund.updated_at),
+        updated_at=milliseconds(fund.updated_at),
     )
+
+
+def _state(fund: FundRow, policy: Policy) -> FundStateName:
+    if fund.escalated:
+        return "adl"
+    if fund.outstanding:
+        return "uncovered"
+    if policy.drawdown_guard and fund.guard:
+        guard = Guard(policy.drawdown_guard, fund.settle_decimals, fund.guard)
+        guard.observe(time.time_ns() // 1_000_000, fund.balance)
+        return "warning" if guard.active or guard.near(fund.balance) else "ok"
+    return "ok"
 
 
 def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
@@ -142,10 +160,11 @@ def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
         trade_id=entry.trade_id,
         order_id=entry.order_id,
         ts=entry.ts,
-        recorded_at=_milliseconds(entry.recorded_at),
+        recorded_at=milliseconds(entry.recorded_at),
         hash=entry.hash.hex(),
     )
 
 
-def _milliseconds(moment: datetime) -> int:
+def milliseconds(moment: datetime) -> int:
+    """A moment as the API writes it."""
     return (moment - _EPOCH) // _MILLISECOND

@@ -5,6 +5,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from fundsvc.follower import NotFollowed
 from fundsvc.store.database import StoreFault
 
 RETRY_SECONDS = "1"
@@ -27,6 +28,13 @@ class BadParameter(Problem):
     code = "400100"
 
 
+class Forbidden(Problem):
+    """What is asked for names accounts, and is not for whoever can connect."""
+
+    status = 403
+    code = "400007"
+
+
 class NotFound(Problem):
     """There is no such contract or path."""
 
@@ -42,7 +50,7 @@ class MethodNotAllowed(Problem):
 
 
 class Unavailable(Problem):
-    """The database is away for now."""
+    """The database is away for now, or books are not loaded yet."""
 
     status = 503
     code = "503000"
@@ -55,9 +63,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except Problem as problem:
         return _answer(problem)
-    except StoreFault as fault:
-        log.warning("database away", path=request.path, fault=str(fault))
-        return _answer(Unavailable("the ledger's database is away, ask again shortly"), {hdrs.RETRY_AFTER: RETRY_SECONDS})
+    except (StoreFault, NotFollowed) as fault:
+        return _answer(_unavailable(request, fault), {hdrs.RETRY_AFTER: RETRY_SECONDS})
     except web.HTTPNotFound:
         return _answer(NotFound(f"there is no {request.path}"))
     except web.HTTPMethodNotAllowed as refusal:
@@ -68,6 +75,13 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except Exception:  # the last stop: our mistake goes to the log, and its details to nobody else
         log.exception("a request failed", method=request.method, path=request.path)
         return _answer(Problem("internal error"))
+
+
+def _unavailable(request: web.Request, fault: StoreFault | NotFollowed) -> Unavailable:
+    if isinstance(fault, NotFollowed):
+        return Unavailable(str(fault))
+    log.warning("database away", path=request.path, fault=str(fault))
+    return Unavailable("the ledger's database is away, ask again shortly")
 
 
 def _answer(problem: Problem, headers: dict[str, str] | None = None) -> web.Response:

@@ -1,15 +1,18 @@
 """What may be asked: one struct per question, its types and bounds the whole rule, and how a wrong one is told."""
 
 from functools import cache
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType, inspect
 from multidict import MultiMapping
 
 from fundsvc.api.errors import BadParameter
+from fundsvc.core.adl import State
 from fundsvc.core.chain import Kind
+from fundsvc.core.events import Account, Number, Positive, Timestamp
 from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.policy import Share
 
 SHOWN_LENGTH_MAX = 60
 """How much of a wrong value an error quotes: enough to recognise it."""
@@ -43,6 +46,45 @@ class HistoryQuery(Query, frozen=True):
             raise BadParameter(f"startAt is {self.start_at}: it must not be after endAt, {self.end_at}")
 
 
+class OrdersQuery(Query, frozen=True):
+    """A page of a contract's ADL orders: as `HistoryQuery`, with `offset` an order number."""
+
+    offset: Entry | UnsetType = UNSET
+    forward: bool = False
+    max_count: Annotated[int, msgspec.Meta(ge=1, le=PAGE_ENTRIES_MAX)] = PAGE_ENTRIES
+    state: State | UnsetType = UNSET
+
+
+class AccountQuery(Query, frozen=True):
+    """About one account."""
+
+    account: Account
+
+
+class NoBody(Query, frozen=True):
+    """Of a request that has none."""
+
+
+class PreviewPolicy(Query, frozen=True):
+    """What of the contract's policy is to be otherwise for once."""
+
+    waterfall: Literal["fund_then_adl", "adl_then_fund"] | UnsetType = UNSET
+    eligible: Literal["profitable", "all"] | UnsetType = UNSET
+    allocation: Literal["queue", "pro_rata", "capped"] | UnsetType = UNSET
+    cap_share: Share | UnsetType = UNSET
+
+
+class PreviewBody(Query, frozen=True):
+    """A fill as the engine would send it, by default now, and the policy to apply, by default the contract's."""
+
+    side: Literal["sell", "buy"]
+    lots: Positive
+    price: Number
+    bankruptcy_price: Number
+    ts: Timestamp | UnsetType = UNSET
+    policy: PreviewPolicy = PreviewPolicy()
+
+
 Q = TypeVar("Q", bound=Query)
 
 
@@ -54,11 +96,22 @@ def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
             raise BadParameter(f"{_shown(name)} is no parameter here; allowed: {', '.join(fields) or 'none'}")
         if len(given.getall(name)) > 1:
             raise BadParameter(f"{name} is given more than once")
+    for field in inspect.type_info(query).fields:  # type: ignore[attr-defined]
+        if field.required and field.encode_name not in given:
+            raise BadParameter(f"{field.encode_name} is missing: it must be {_allowed(field.type)}")
     try:
         return msgspec.convert(dict(given), query, strict=False)
     except msgspec.ValidationError as error:
         name = str(error).rpartition("$.")[2].rstrip("`")
         raise BadParameter(f"{name} is {_shown(given[name])}: it must be {_allowed(fields[name])}") from None
+
+
+def read_body(kind: type[Q], body: bytes) -> Q:
+    """What a request's JSON body says; raises BadParameter, naming what is wrong with it."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadParameter(f"the body is not what it must be: {error}") from None
 
 
 @cache
@@ -74,6 +127,8 @@ def _allowed(kind: inspect.Type) -> str:
             return f"one of {', '.join(map(str, values))}"
         case inspect.BoolType():
             return "true or false"
+        case inspect.StrType(min_length=low, max_length=high):
+            return f"text of {low} to {high} characters"
         case _:
             raise TypeError(f"no words for a parameter of type {kind}")
 

@@ -1,21 +1,16 @@
-"""What can be asked: the table of routes and, in its order, what answers each."""
+"""What can be asked about funds: the table of routes and, in its order, what answers each."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import msgspec
-from aiohttp import web
-from aiohttp.typedefs import Handler
 from msgspec import UNSET
-from multidict import MultiDict
 
 from fundsvc.api.answers import (
     ContractAnswer,
     ContractCursor,
     CursorAnswer,
     EntryAnswer,
-    Envelope,
     FundAnswer,
     Page,
     PartitionCursor,
@@ -23,26 +18,18 @@ from fundsvc.api.answers import (
     entry_answer,
     fund_answer,
 )
-from fundsvc.api.errors import NotFound
-from fundsvc.api.operations import Ping, make_operations_app
-from fundsvc.api.parameters import HistoryQuery, Query, read_query
-from fundsvc.metrics import Metrics
-from fundsvc.store.reader import Listed, Reader
-
-
-class Route(NamedTuple):
-    """A path, the struct of its query parameters, and what answers it: called with the query and the path's parameters."""
-
-    path: str
-    query: type[Query]
-    answer: Callable[..., Awaitable[Any]]
+from fundsvc.api.parameters import HistoryQuery, Query
+from fundsvc.api.serving import Route, listed, not_listed, possible
+from fundsvc.core.policy import Policy
+from fundsvc.store.reader import Reader
 
 
 class Resources:
-    """Answers questions about funds from the ledger; `stream_key` names the stream of a partition."""
+    """Answers questions about funds from the ledger; `stream_key` names the stream of a partition, `policy_of` a policy."""
 
-    def __init__(self, reader: Reader, stream_key: Callable[[int], str]) -> None:
+    def __init__(self, reader: Reader, stream_key: Callable[[int], str], policy_of: Callable[[str], Policy]) -> None:
         self._reader = reader
+        self._policy_of = policy_of
         self._stream_key = stream_key
         self.routes = (
             Route("/api/v1/timestamp", Query, self.timestamp),
@@ -68,21 +55,21 @@ class Resources:
 
     async def contract(self, _query: Query, symbol: str) -> ContractAnswer:
         """One contract, whatever its status."""
-        return contract_answer(await self._listed(symbol))
+        return contract_answer(await listed(self._reader, symbol))
 
     async def funds(self, _query: Query) -> list[FundAnswer]:
         """All funds."""
-        return [fund_answer(fund) for fund in await self._reader.funds()]
+        return [fund_answer(fund, self._policy_of(fund.symbol)) for fund in await self._reader.funds()]
 
     async def fund(self, _query: Query, symbol: str) -> FundAnswer:
         """The fund of one contract."""
-        for fund in await self._reader.funds(_possible(symbol)):
-            return fund_answer(fund)
-        raise _not_listed(symbol)
+        for fund in await self._reader.funds(possible(symbol)):
+            return fund_answer(fund, self._policy_of(symbol))
+        raise not_listed(symbol)
 
     async def history(self, query: HistoryQuery, symbol: str) -> Page[EntryAnswer]:
         """A page of a fund's ledger; one more entry is read than shown, to know whether there are more."""
-        listed = await self._listed(symbol)
+        found = await listed(self._reader, symbol)
         entries = await self._reader.history(
             symbol,
             count=query.max_count + 1,
@@ -92,7 +79,7 @@ class Resources:
             start_ms=query.start_at,
             end_ms=query.end_at,
         )
-        shown = [entry_answer(entry, listed.contract) for entry in entries[: query.max_count]]
+        shown = [entry_answer(entry, found.contract) for entry in entries[: query.max_count]]
         return Page(data_list=shown, has_more=len(entries) > len(shown))
 
     async def cursor(self, _query: Query) -> CursorAnswer:
@@ -107,44 +94,5 @@ class Resources:
             contracts=[ContractCursor(symbol=fund.symbol, partition=fund.partition, seq=fund.seq) for fund in funds],
         )
 
-    async def _listed(self, symbol: str) -> Listed:
-        for listed in await self._reader.contracts(_possible(symbol)):
-            return listed
-        raise _not_listed(symbol)
-
 
 _OPEN = msgspec.Raw(b'"Open"')
-
-
-def make_app(reader: Reader, metrics: Metrics, pings: Mapping[str, Ping], stream_key: Callable[[int], str]) -> web.Application:
-    """The whole HTTP side, the operations' paths included; whoever opened the reader's pool closes it."""
-    application = make_operations_app(reader, metrics, pings)
-    for route in Resources(reader, stream_key).routes:
-        application.router.add_get(route.path, _handler(route))
-    return application
-
-
-def _handler(route: Route) -> Handler:
-    async def handle(request: web.Request) -> web.Response:
-        query = read_query(route.query, _asked(request))
-        answer = Envelope(data=await route.answer(query, **request.match_info))
-        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
-
-    return handle
-
-
-def _asked(request: web.Request) -> MultiDict[str]:
-    """The query's parameters, without those that say again what the path says, as KuCoin's own client does with `symbol`."""
-    path = request.match_info
-    return MultiDict((name, value) for name, value in request.query.items() if path.get(name) != value)
-
-
-def _possible(symbol: str) -> str:
-    """The symbol, if a contract may have it at all: a database's text holds no NUL and no half characters."""
-    if not symbol.isprintable():
-        raise _not_listed(symbol)
-    return symbol
-
-
-def _not_listed(symbol: str) -> NotFound:
-    return NotFound(f"no contract {symbol!r} is listed")

@@ -14,7 +14,8 @@ import msgspec
 GENESIS = bytes(32)
 """The hash before the first entry of every contract."""
 
-Kind = Literal["surplus", "flat", "shortfall", "refund"]
+Kind = Literal["surplus", "flat", "shortfall", "refund", "cover"]
+"""What an entry records. `refund` and `cover` come of ADL orders: what one recovered too much, what one could not recover."""
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):

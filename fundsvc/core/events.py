@@ -14,7 +14,7 @@ Identifier = Annotated[str, msgspec.Meta(max_length=64)]
 Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Currency = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-Signed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Signed = Annotated[int, msgspec.Meta(ge=-(2**63 - 1), le=2**63 - 1)]
 Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
 Timestamp = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
 """Milliseconds since the epoch by the engine's clock, up to the year 9999."""
@@ -109,6 +109,8 @@ class Reason(StrEnum):
     CONTRACT_FIXED = "contract_fixed"
     ADL_ORDER_UNKNOWN = "adl_order_unknown"
     ADL_ORDER_CLOSED = "adl_order_closed"
+    ADL_NOT_ASKED = "adl_not_asked"
+    ADL_TOO_MANY_LOTS = "adl_too_many_lots"
 
 
 DETAIL_LENGTH_MAX = 500

@@ -10,17 +10,28 @@ from fundsvc.core.events import Reason, Rejection
 PRICE_DECIMALS_MAX = 12
 """A bankruptcy price is computed, so it is often finer than the tick; this many decimals are kept."""
 
+CURRENCY_DECIMALS_MAX = 18
+"""More than any settlement currency has."""
+
 INT64_MAX = 2**63 - 1
 """The ledger stores 64-bit integers; what does not fit is a rejected event."""
 
 EXACT = Context(prec=100, Emax=100, Emin=-100, traps=[Inexact, InvalidOperation, Overflow])
 """Arithmetic that raises where the usual context would round; wide enough for every amount that a ledger could hold."""
 
-_POWERS: list[int] = [10**exponent for exponent in range(PRICE_DECIMALS_MAX + 1)]
+_POWERS: list[int] = [10**exponent for exponent in range(CURRENCY_DECIMALS_MAX + 1)]
 
 
 def parse_price(text: str, decimals: int) -> int:
     """The price in units of 10**-decimals; raises Rejection unless it is positive, exact and 64-bit."""
+    price = parse_amount(text, decimals)
+    if not price:
+        raise Rejection(Reason.OUT_OF_RANGE, f"price {text!r} is not above 0")
+    return price
+
+
+def parse_amount(text: str, decimals: int) -> int:
+    """The amount in units of 10**-decimals; raises Rejection unless it is exact, 64-bit and not negative."""
     whole, point, fraction = text.partition(".")
     digits = whole + fraction
     if not (digits.isdigit() and digits.isascii() and whole) or (point and not fraction):
@@ -28,10 +39,10 @@ def parse_price(text: str, decimals: int) -> int:
     missing = decimals - len(fraction)
     if missing < 0:
         raise Rejection(Reason.TOO_MANY_DECIMALS, f"{text!r} has more than {decimals} decimals")
-    price = int(digits) * _POWERS[missing]
-    if not 0 < price <= INT64_MAX:
-        raise Rejection(Reason.OUT_OF_RANGE, f"price {text!r} is not between 0 and {format_units(INT64_MAX, decimals)}")
-    return price
+    amount = int(digits) * _POWERS[missing]
+    if amount > INT64_MAX:
+        raise Rejection(Reason.OUT_OF_RANGE, f"{text!r} is above {format_units(INT64_MAX, decimals)}")
+    return amount
 
 
 def format_units(units: int, decimals: int) -> str:

@@ -36,8 +36,7 @@ class Replay:
             self._differ(entry, "has a negative amount")
         if entry.seq <= fund.seq and entry.entry not in self._late:
             self._differ(entry, f"sequence {entry.seq} is not above {fund.seq}")
-        if entry.kind != "refund":
-            self._check_worth(entry)
+        self._check_amounts(entry)
         fund.head = link(fund.head, entry)
         self._expect(entry, "hash", digest.hex(), fund.head.hex())
         fund.head = digest
@@ -47,21 +46,34 @@ class Replay:
         self._uncovered += entry.uncovered
         self._repaid += entry.repaid
 
-    def finish(self, state: FundState, recovered: int, open_in_adl: int) -> None:
-        """Compares the end of the chain with the stored fund, and what was uncovered with what became of it."""
+    def finish(self, state: FundState, recovered: int, open_in_adl: int, adl_seq: int) -> None:
+        """Compares the end of the chain with the stored fund, and what was uncovered with what became of it.
+
+        recovered, open_in_adl and adl_seq are the sums, and the highest engine sequence, of the contract's ADL orders.
+        """
         stored = (state.entry, state.balance, state.head.hex())
         computed = (self._fund.entry, self._fund.balance, self._fund.head.hex())
         if stored != computed:
             self.differences.append(f"the fund says (entry, balance, head) {stored}, its entries say {computed}")
-        # Only entries move the sequence: one that was raised by hand would pass coming fills off as duplicates.
-        if state.seq != self._fund.seq:
-            self.differences.append(f"the fund's sequence is {state.seq}, the highest of its entries {self._fund.seq}")
+        # A sequence that was raised by hand would pass coming fills off as duplicates.
+        highest = max(self._fund.seq, adl_seq)
+        if state.seq != highest:
+            self.differences.append(f"the fund's sequence is {state.seq}, the highest of its entries and orders {highest}")
         accounted = recovered + self._repaid + state.outstanding + open_in_adl
         if self._uncovered != accounted:
             self.differences.append(
                 f"uncovered {self._uncovered} is not recovered {recovered} + repaid {self._repaid}"
                 f" + outstanding {state.outstanding} + open in ADL {open_in_adl}"
             )
+
+    def _check_amounts(self, entry: Entry) -> None:
+        """An entry of an ADL order moves its refund in, or what it repays out; one of a fill what the fill was worth."""
+        if entry.kind in ("refund", "cover"):
+            moved = entry.change > 0 and not entry.repaid if entry.kind == "refund" else entry.change == -entry.repaid < 0
+            if entry.uncovered or not moved:
+                self._differ(entry, f"is no {entry.kind}: it changes, leaves uncovered or repays what it must not")
+        else:
+            self._check_worth(entry)
 
     def _check_worth(self, entry: Entry) -> None:
         """The amounts must add up to what the fill was worth by the formula."""

@@ -7,12 +7,15 @@
 Invariants after every fill: balance >= 0, outstanding >= 0, covered + uncovered = deficit.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
+from fundsvc.core.adl import AdlOrder
 from fundsvc.core.chain import GENESIS, Entry, Kind, link
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import Fill, Reason, Rejection
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX, format_units, parse_price
+from fundsvc.core.policy import Guard, Policy, SavedGuard
 
 
 class FundState(NamedTuple):
@@ -25,26 +28,30 @@ class FundState(NamedTuple):
     seq: int
     adl: int
     head: bytes
+    guard: SavedGuard | None
 
 
 class Fund:
     """The isolated fund of one contract, as of its last entry.
 
     balance, outstanding, reserve_line: atoms of the settlement currency, never negative. `outstanding` is what
-    auto-deleveraging failed to recover. `entry` is the number of the last ledger entry, `adl` of the last ADL order, `seq`
-    the last engine sequence applied, `head` the hash of the last entry.
+    auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the
+    last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
     """
 
     __slots__ = (
         "_denominator",
         "_numerator",
+        "_reserve_line",
         "adl",
         "balance",
         "contract",
         "entry",
+        "guard",
         "head",
+        "open_in_adl",
         "outstanding",
-        "reserve_line",
+        "policy",
         "seq",
     )
 
@@ -59,20 +66,35 @@ class Fund:
         head: bytes = GENESIS,
         adl: int = 0,
         reserve_line: int = 0,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+        guard: SavedGuard | None = None,
     ) -> None:
         self.contract = contract
         self.balance = balance
         self.outstanding = outstanding
+        self.open_in_adl = 0
         self.entry = entry
         self.seq = seq
         self.head = head
         self.adl = adl
-        self.reserve_line = reserve_line
+        self.policy = policy
+        terms = policy.drawdown_guard
+        self.guard = Guard(terms, contract.settle_decimals, guard or SavedGuard()) if terms else None
+        self._reserve_line = reserve_line
         self._numerator, self._denominator = contract.value_factor()
 
     def state(self) -> FundState:
         """The fund as it now stands, unmoved by what comes after."""
-        return FundState(self.contract.symbol, self.balance, self.outstanding, self.entry, self.seq, self.adl, self.head)
+        guard = self.guard.save() if self.guard else None
+        return FundState(self.contract.symbol, self.balance, self.outstanding, self.entry, self.seq, self.adl, self.head, guard)
+
+    def payable(self, ts: int) -> int:
+        """What the fund may pay at a time: its balance down to the reserve line."""
+        line = self._reserve_line
+        if self.guard:
+            self.guard.observe(ts, self.balance)
+            line = max(line, self.guard.line)
+        return max(0, self.balance - line)
 
     def worth(self, side: str, lots: int, price: int, bankruptcy_price: int) -> int:
         """Surplus (positive) or deficit (negative) of a fill in atoms; prices in the contract's units.
@@ -87,45 +109,73 @@ class Fund:
         denominator = self._denominator * price * bankruptcy_price if self.contract.is_inverse else self._denominator
         return move * lots * self._numerator // denominator
 
-    def settle(self, fill: Fill) -> tuple[Entry, bytes]:
+    def settle(self, fill: Fill, stays_out: Callable[[], bool] | None = None) -> tuple[Entry, bytes]:
         """Applies a fill that is not a duplicate; returns its entry and the entry's hash.
 
+        `stays_out` is asked, of a shortfall, whether deleveraging comes first and the fund pays nothing now.
         Raises Rejection, and changes nothing, when a number is not exact, not positive or beyond 64 bits.
         """
         decimals = self.contract.price_decimals
         price = parse_price(fill.price, decimals)
         bankruptcy_price = parse_price(fill.bankruptcy_price, decimals)
         worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
-        if not self.outstanding - INT64_MAX <= worth <= INT64_MAX - self.balance:
+        if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
             amount = format_units(worth, self.contract.settle_decimals)
             raise Rejection(Reason.OUT_OF_RANGE, f"a change of {amount} does not fit the fund's 64-bit amounts")
-        kind, change, uncovered, repaid = self._absorb(worth)
-        self.balance += change
+        kind, change, uncovered, repaid = self._absorb(worth, fill.ts, stays_out)
         self.outstanding -= repaid
-        self.entry += 1
-        self.seq = max(self.seq, fill.seq)
-        entry = Entry(
-            fill.symbol,
-            self.entry,
-            fill.seq,
-            kind,
-            change,
-            self.balance,
-            uncovered,
-            repaid,
-            fill.side,
-            fill.lots,
-            price,
-            bankruptcy_price,
-            fill.trade_id,
-            fill.order_id,
-            fill.account,
-            fill.ts,
+        return self._append(
+            Entry(
+                fill.symbol,
+                self.entry + 1,
+                fill.seq,
+                kind,
+                change,
+                self.balance + change,
+                uncovered,
+                repaid,
+                fill.side,
+                fill.lots,
+                price,
+                bankruptcy_price,
+                fill.trade_id,
+                fill.order_id,
+                fill.account,
+                fill.ts,
+            )
         )
+
+    def refund(self, order: AdlOrder, last: AdlFill) -> tuple[Entry, bytes]:
+        """Credits what a completed order recovered beyond what was uncovered: of the lot that the fund had paid in part."""
+        return self._append(self._adl_entry("refund", order, order.refund, 0, last.lots, last.seq, last.ts))
+
+    def cover(self, order: AdlOrder, end: AdlEnd) -> tuple[Entry, bytes] | None:
+        """Pays what is outstanding of an order that deleveraging could not close, as far as the fund can."""
+        paid = min(order.rest, self.payable(end.ts))
+        if not paid:
+            return None
+        self.outstanding -= paid
+        return self._append(self._adl_entry("cover", order, -paid, paid, order.needed, end.seq, end.ts))
+
+    def _adl_entry(self, kind: Kind, order: AdlOrder, change: int, repaid: int, lots: int, seq: int, ts: int) -> Entry:
+        """An entry that an ADL order causes; its orderId names the order."""
+        side: Literal["sell", "buy"] = "sell" if order.reduce == "short" else "buy"
+        symbol, number, balance = order.symbol, self.entry + 1, self.balance + change
+        name = f"adl/{order.adl}"
+        return Entry(
+            symbol, number, seq, kind, change, balance, 0, repaid, side, lots, order.price, order.price, "", name, "", ts
+        )
+
+    def _append(self, entry: Entry) -> tuple[Entry, bytes]:
+        self.balance = entry.balance
+        self.entry = entry.entry
+        self.seq = max(self.seq, entry.seq)
         self.head = link(self.head, entry)
+        if self.guard:
+            self.guard.observe(entry.ts, entry.balance)
         return entry, self.head
 
-    def _absorb(self, worth: int) -> tuple[Kind, int, int, int]:
+    def _absorb(self, worth: int, ts: int, stays_out: Callable[[], bool] | None) -> tuple[Kind, int, int, int]:
         """Splits a fill's worth: (kind, change of the balance, uncovered, repaid)."""
         if worth > 0:
             repaid = min(worth, self.outstanding)
@@ -133,5 +183,5 @@ class Fund:
         if worth == 0:
             return "flat", 0, 0, 0
         deficit = -worth
-        covered = min(deficit, max(0, self.balance - self.reserve_line))
+        covered = 0 if stays_out and stays_out() else min(deficit, self.payable(ts))
         return "shortfall", -covered, deficit - covered, 0

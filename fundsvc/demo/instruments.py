@@ -13,12 +13,15 @@ MAX_PRICE = 1_000_000.0
 class Cascade(NamedTuple):
     """Liquidations that feed each other: `depth` is how far the mark is carried (-0.08: eight per cent down).
 
-    The first begins at step `first`. `uncovered` is what is left unpaid when the fund is empty, in the settlement currency.
+    The first begins at step `first`. `uncovered` is about what is left unpaid when the fund is empty, in the settlement
+    currency. `executed` bounds the share of its lots that the matching engine executes of an ADL order's first, second, ...
+    round; the last bounds hold for those after it.
     """
 
     first: int
     depth: float
     uncovered: str
+    executed: tuple[tuple[float, float], ...]
 
 
 class Instrument(NamedTuple):
@@ -87,14 +90,20 @@ class Instrument(NamedTuple):
         return int(Decimal(self.tick).scaleb(price_decimals))
 
 
+RECOVERED = Cascade(72, -0.08, "3000", ((0.4, 1.2), (1.0, 1.0)))
+"""Its orders are executed whole, some of them only by their second round."""
+
+LEFT = Cascade(192, 0.06, "1", ((0.1, 0.35),))
+"""Its orders find so little that their rounds are used up, and later surplus repays the rest."""
+
 INSTRUMENTS = (
     Instrument("XBTUSDTM", "XBT", "USDT", "USDT", 84_500.0, "0.1", 0.001, 1.0),
     Instrument("ETHUSDTM", "ETH", "USDT", "USDT", 2_900.0, "0.01", 0.01, 1.2),
-    Instrument("SOLUSDTM", "SOL", "USDT", "USDT", 118.0, "0.001", 0.1, 1.5, Cascade(72, -0.08, "3000")),
+    Instrument("SOLUSDTM", "SOL", "USDT", "USDT", 118.0, "0.001", 0.1, 1.5, RECOVERED),
     Instrument("DOGEUSDTM", "DOGE", "USDT", "USDT", 0.0924, "0.00001", 100.0, 1.6),
     Instrument("XBTUSDCM", "XBT", "USDC", "USDC", 84_500.0, "0.1", 0.001, 1.0),
     Instrument("SOLUSDCM", "SOL", "USDC", "USDC", 118.0, "0.01", 0.01, 1.5),
     Instrument("XBTUSDM", "XBT", "USD", "XBT", 84_500.0, "0.1", -1.0, 1.0),
-    Instrument("ETHUSDM", "ETH", "USD", "ETH", 2_900.0, "0.01", -1.0, 1.2, Cascade(192, 0.06, "1")),
+    Instrument("ETHUSDM", "ETH", "USD", "ETH", 2_900.0, "0.01", -1.0, 1.2, LEFT),
 )
 """Linear in USDT and in USDC, and inverse. Two have cascades, in turn, so that whoever looks sees one within half a minute."""

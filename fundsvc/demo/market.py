@@ -1,9 +1,12 @@
 """The demo market: the events of every step, as a pure function of seed and step.
 
-Nothing is remembered between steps, so a second start goes on anywhere without replaying what came before.
+Nothing is remembered between steps, so a second start goes on anywhere without replaying what came before. What deleveraging
+has taken off positions is not the market's to know, and is given to each step.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from fundsvc.config import CurrencyConfig
 from fundsvc.core.contracts import contract_of
@@ -11,7 +14,7 @@ from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate
 from fundsvc.core.numbers import format_units
 from fundsvc.demo.instruments import INSTRUMENTS, Instrument
 from fundsvc.demo.prices import Prices, seeded
-from fundsvc.demo.stakes import Stake, Stakes, closing_side, identifier, toward
+from fundsvc.demo.stakes import Side, Stake, Stakes, closing_side, identifier, toward
 
 STEP_SECONDS = 0.25
 """What a step stands for."""
@@ -23,22 +26,38 @@ RATE_STEPS = 20
 """Rates of currencies move slowly: they come every five seconds."""
 
 
+class Holding(NamedTuple):
+    """Names a position for as long as it is open: `entry_price` in the contract's units tells it from the account's others."""
+
+    symbol: str
+    account: str
+    entry_price: int
+
+
+Taken = Mapping[Holding, int]
+"""Lots that deleveraging has taken off positions: the one thing that this market is told of the world."""
+
+
 class Market:
     """All contracts. `events` of the same seed and step are always the same, but for the time that is given to them."""
 
     def __init__(self, currency: CurrencyConfig, seed: str = "fundsvc") -> None:
-        self._markets = [ContractMarket(seed, instrument, currency) for instrument in INSTRUMENTS]
+        markets = [ContractMarket(seed, instrument, currency) for instrument in INSTRUMENTS]
+        self.contracts = {market.instrument.symbol: market for market in markets}
 
-    def events(self, step: int, ts: int) -> list[Event]:
+    def events(self, step: int, ts: int, taken: Taken = MappingProxyType({})) -> list[Event]:
         """What happens in a step, stamped with `ts`. Step 0 lists the contracts and tells what is open by then."""
-        listings = [market.listing() for market in self._markets] if step == 0 else []
+        markets = self.contracts.values()
+        listings = [market.listing() for market in markets] if step == 0 else []
         rates = self._rates(step, ts) if step % RATE_STEPS == 0 else []
-        marks = [market.mark(step, ts) for market in self._markets]
-        moves = [event for market in self._markets for event in market.moves(step, ts)]
+        marks = [market.mark(step, ts) for market in markets]
+        moves = [event for market in markets for event in market.moves(step, ts, taken)]
         return [*listings, *rates, *marks, *moves]
 
     def _rates(self, step: int, ts: int) -> list[Rate]:
-        coins = {market.instrument.base: market.index(step) for market in self._markets if market.instrument.is_inverse}
+        coins = {
+            market.instrument.base: market.index(step) for market in self.contracts.values() if market.instrument.is_inverse
+        }
         return [Rate(currency, price, ts) for currency, price in {"USDT": "1", "USDC": "0.9998", **coins}.items()]
 
 
@@ -72,33 +91,52 @@ class ContractMarket:
         """The mark price of a step."""
         return Mark(self.instrument.symbol, self._text(self._prices.mark(step)), ts, index_price=self.index(step))
 
-    def moves(self, step: int, ts: int) -> Iterator[Event]:
+    def moves(self, step: int, ts: int, taken: Taken) -> Iterator[Event]:
         """Liquidation fills and changes of positions: first what ends, then what begins. Step 0 has all that is open."""
         if step == 0:
             begun = self._stakes.open_at_start()
         else:
-            yield from self._endings(self._stakes.ending(step), step * SEQ_PER_STEP, ts)
+            yield from self._endings(self._stakes.ending(step), step * SEQ_PER_STEP, ts, taken)
             begun = self._stakes.beginning(step)
         for stake in begun:
-            yield self._position(stake, stake.lots, ts)
+            yield self.position(stake, self.left(stake, taken), ts)
 
-    def _endings(self, ended: Iterable[Stake], seq: int, ts: int) -> Iterator[Event]:
+    def held(self, account: str, side: Side, step: int) -> Stake | None:
+        """The position that an account has on a side at the end of a step, before deleveraging."""
+        stake = self._stakes.held(account, step)
+        return stake if stake and stake.side == side else None
+
+    def holding(self, stake: Stake) -> Holding:
+        """The name of a position."""
+        return Holding(self.instrument.symbol, stake.account, stake.entry_price)
+
+    def is_open(self, holding: Holding, step: int) -> bool:
+        """Whether a position is open at the end of a step."""
+        stake = self._stakes.held(holding.account, step)
+        return stake is not None and self.holding(stake) == holding
+
+    def left(self, stake: Stake, taken: Taken) -> int:
+        """The lots of a position that deleveraging has left."""
+        return stake.lots - taken.get(self.holding(stake), 0)
+
+    def _endings(self, ended: Iterable[Stake], seq: int, ts: int, taken: Taken) -> Iterator[Event]:
         for stake in ended:
             if stake.exit_price is not None:
                 seq += 1
-                yield self._fill(stake, stake.exit_price, seq, ts)
-            yield self._position(stake, 0, ts)
+                if lots := self.left(stake, taken):
+                    yield self._fill(stake, lots, stake.exit_price, seq, ts)
+            yield self.position(stake, 0, ts)
 
     def _text(self, price: int) -> str:
         return format_units(price, self._contract.price_decimals)
 
-    def _fill(self, stake: Stake, exit_price: int, seq: int, ts: int) -> Fill:
+    def _fill(self, stake: Stake, lots: int, exit_price: int, seq: int, ts: int) -> Fill:
         draw = seeded(self._name, "fill", seq)
         return Fill(
             symbol=self.instrument.symbol,
             seq=seq,
             side=closing_side(stake.side),
-            lots=stake.lots,
+            lots=lots,
             price=self._text(exit_price),
             bankruptcy_price=self._text(stake.bankruptcy_price),
             ts=ts,
@@ -107,7 +145,7 @@ class ContractMarket:
             account=stake.account,
         )
 
-    def _position(self, stake: Stake, lots: int, ts: int) -> Position:
+    def position(self, stake: Stake, lots: int, ts: int) -> Position:
         """The event that an account now has so many lots."""
         return Position(
             symbol=self.instrument.symbol,

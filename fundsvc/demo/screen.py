@@ -15,11 +15,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from fundsvc.core.numbers import format_units
+from fundsvc.demo.ledger import Order
 from fundsvc.demo.watch import Event, FundView, Notable, View
 from fundsvc.store.reader import EntryRow, FundRow
 
 REFRESH_SECONDS = 0.25
 """As often as the market moves."""
+
+PRICE_FORMAT = ",.5g"
+"""A bankruptcy price may have twelve decimals; the eye needs less."""
 
 PLAIN_SECONDS = 1.0
 """A log does not need more lines than this."""
@@ -27,11 +32,14 @@ PLAIN_SECONDS = 1.0
 CHROME_LINES = 9
 """What the screen holds besides the rows of its table and the lines of its news: headings, rules, frame and footer."""
 
-KIND_STYLES = {"surplus": "green", "flat": "dim", "shortfall": "red", "refund": "cyan"}
+KIND_STYLES = {"surplus": "green", "flat": "dim", "shortfall": "red", "refund": "cyan", "cover": "red"}
 EVENT_STYLES = {
     Notable.PAID: "yellow",
     Notable.DRAINED: "bold red",
-    Notable.ESCALATED: "bold magenta",
+    Notable.ORDERED: "bold magenta",
+    Notable.ANOTHER_ROUND: "magenta",
+    Notable.DONE: "green",
+    Notable.UNCOVERED: "bold red",
     Notable.REPAID: "bold green",
 }
 
@@ -75,6 +83,7 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
 def _picture(view: View, surroundings: Surroundings, height: int) -> RenderableType:
     lines = max(1, height - CHROME_LINES - len(view.funds))
     news = Text("\n").join(_news(event) for event in view.events[-lines:]) if view.events else Text("quiet so far", "dim")
+    news.no_wrap, news.overflow = True, "ellipsis"
     return Group(
         _header(view, surroundings),
         _table(view.funds),
@@ -98,9 +107,8 @@ def _header(view: View, surroundings: Surroundings) -> Table:
 
 def _table(funds: Sequence[FundView]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, collapse_padding=True)
-    for title in ("contract", "settles in", "balance", "since start", "outstanding", "state", "entries", "last fill"):
-        is_number = title in {"balance", "since start", "outstanding", "entries", "last fill"}
-        table.add_column(title, justify="right" if is_number else "left", no_wrap=True)
+    for title in ("contract", "balance", "outstanding", "state", "ADL lots taken", "entries", "last entry"):
+        table.add_column(title, justify="left" if title in {"contract", "state"} else "right", no_wrap=True)
     for shown in funds:
         table.add_row(*_cells(shown))
     return table
@@ -108,21 +116,30 @@ def _table(funds: Sequence[FundView]) -> Table:
 
 def _cells(shown: FundView) -> list[str | Text]:
     fund = shown.fund
-    uncovered = Text(_amount(fund, fund.outstanding), "bold red"), Text("uncovered", "bold red")
-    outstanding, state = uncovered if fund.outstanding else (Text("-", "dim"), Text("ok", "green"))
     return [
         Text(fund.symbol, "bold"),
-        fund.settle_currency,
-        _amount(fund, fund.balance),
-        Text(_amount(fund, shown.change, sign="+"), "green" if shown.change >= 0 else "red"),
-        outstanding,
-        state,
+        f"{_amount(fund, fund.balance)} {fund.settle_currency:<4}",
+        Text(_amount(fund, fund.outstanding), "bold red") if fund.outstanding else Text("-", "dim"),
+        _state(shown),
+        _taken(shown) if shown.orders else Text("-", "dim"),
         f"{fund.entry:,}",
-        _last_fill(fund, shown.last) if shown.last else "",
+        _last_entry(fund, shown.last) if shown.last else "",
     ]
 
 
-def _last_fill(fund: FundRow, entry: EntryRow) -> Text:
+def _state(shown: FundView) -> Text:
+    if shown.orders:
+        return Text("adl", "bold magenta")
+    return Text("uncovered", "bold red") if shown.fund.outstanding else Text("ok", "green")
+
+
+def _taken(shown: FundView) -> Text:
+    """What was executed of all that the open orders need."""
+    taken, needed = sum(order.executed for order in shown.orders), sum(order.lots for order in shown.orders)
+    return Text(f"{taken:,} of {needed:,}", "magenta")
+
+
+def _last_entry(fund: FundRow, entry: EntryRow) -> Text:
     """Its kind and what it was worth to the fund, paid or not."""
     worth = entry.change + entry.repaid - entry.uncovered
     return Text(f"{entry.kind} {_amount(fund, worth, sign='+')}", KIND_STYLES[entry.kind])
@@ -133,22 +150,45 @@ def _news(event: Event) -> Text:
     return Text.assemble(
         (time.strftime("%H:%M:%S  ", time.localtime(event.at)), "dim"),
         (f"{fund.symbol:<10}", "bold"),
-        (_sentence(event, f"{_amount(fund, event.amount)} {fund.settle_currency}"), EVENT_STYLES[event.what]),
+        (_sentence(event), EVENT_STYLES[event.what]),
     )
 
 
-def _sentence(event: Event, amount: str) -> str:
-    many = event.count > 1
+def _sentence(event: Event) -> str:
+    if event.order:
+        return f"ADL order {event.order.adl}{_order_words(event.what, event.order, event.fund)}"
+    amount = _money(event.fund, event.amount)
     match event.what:
+        case Notable.PAID if event.count > 1:
+            return f"paid {event.count} shortfalls, {amount} in all"
         case Notable.PAID:
-            return f"paid {event.count} shortfalls, {amount} in all" if many else f"paid a shortfall of {amount}"
+            return f"paid a shortfall of {amount}"
         case Notable.DRAINED:
             return "fund drained: its last unit is paid"
-        case Notable.ESCALATED:
-            orders = f"{event.count} ADL orders recorded" if many else "ADL order recorded"
-            return f"{orders}: {amount} uncovered"
-        case Notable.REPAID:
-            return "surplus has repaid all that was outstanding"
+        case _:
+            return f"surplus has repaid all that was outstanding, {amount}"
+
+
+def _order_words(what: Notable, order: Order, fund: FundRow) -> str:
+    match what:
+        case Notable.ORDERED:
+            price = Decimal(order.price).scaleb(-order.price_decimals)
+            what_for = f"{order.lots:,} {order.reduce} lots at {price:{PRICE_FORMAT}} for {_money(fund, order.uncovered)}"
+            return f": {what_for}; round {order.round} asks {_accounts(order)}"
+        case Notable.ANOTHER_ROUND:
+            return f": round {order.round} asks {_accounts(order)} for the other {order.lots - order.executed:,} lots"
+        case Notable.DONE:
+            refund = f", refund {_exact(fund, order.refund)}" if order.refund else ""
+            return f" done: recovered {_money(fund, order.recovered)}{refund}"
+        case _:
+            left = f"{_money(fund, order.uncovered - order.recovered)} outstanding"
+            if not order.accounts:
+                return f" uncovered: nobody left to deleverage, {left}"
+            return f" uncovered after {order.round} rounds: recovered {_money(fund, order.recovered)}, {left}"
+
+
+def _accounts(order: Order) -> str:
+    return "1 account" if order.accounts == 1 else f"{order.accounts} accounts"
 
 
 def _line(view: View, surroundings: Surroundings) -> str:
@@ -157,12 +197,23 @@ def _line(view: View, surroundings: Surroundings) -> str:
     pace = (
         f"up {surroundings.uptime()}, {view.fills_per_second:.0f} fills/s, stream lag {view.lag} messages, {entries} entries:"
     )
-    return " ".join([pace, *(_fund_words(shown.fund) for shown in view.funds)])
+    return " ".join([pace, *map(_fund_words, view.funds)])
 
 
-def _fund_words(fund: FundRow) -> str:
+def _fund_words(shown: FundView) -> str:
+    fund = shown.fund
     outstanding = f" ({_amount(fund, fund.outstanding)} outstanding)" if fund.outstanding else ""
-    return f"{fund.symbol} {_amount(fund, fund.balance)} {fund.settle_currency}{outstanding}"
+    adl = f" (ADL has taken {_taken(shown)} lots)" if shown.orders else ""
+    return f"{fund.symbol} {_money(fund, fund.balance)}{outstanding}{adl}"
+
+
+def _money(fund: FundRow, atoms: int) -> str:
+    return f"{_amount(fund, atoms)} {fund.settle_currency}"
+
+
+def _exact(fund: FundRow, atoms: int) -> str:
+    """To the last atom: for what may be less than a cent."""
+    return f"{format_units(atoms, fund.settle_decimals)} {fund.settle_currency}"
 
 
 def _amount(fund: FundRow, atoms: int, *, sign: str = "") -> str:

@@ -16,7 +16,6 @@ from fundsvc.demo.screen import Surroundings, drawing
 from fundsvc.demo.watch import Watch
 from fundsvc.logs import configure_logs
 from fundsvc.store.database import Pool, StoreFault
-from fundsvc.store.reader import Reader
 from fundsvc.streams.client import Client, StreamFault
 from fundsvc.streams.source import Source
 
@@ -37,7 +36,7 @@ async def show_demo(config: Config, stop: asyncio.Event) -> None:
     with _logs_in(config) as logs:
         async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
             beside = [
-                tasks.create_task(stream_market(config, Reader(pool), client, stop)),
+                tasks.create_task(stream_market(config, pool, client, stop)),
                 tasks.create_task(picture(pool, client, logs)),
             ]
             await run_service(config, stop, announce)

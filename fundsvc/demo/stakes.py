@@ -4,13 +4,13 @@ A position's end is known when it opens: each slot of a contract holds one posit
 and which way the price moves in that time decides who is liquidated. Most liquidations leave a surplus, some are flat, a few
 cost a little.
 
-A cascade costs what its contract's fund has earned since the last one, and the first one costs `Cascade.uncovered` more. So
-each of them empties the fund and leaves just that unpaid, until the surplus of the next cycle has repaid it; however long
-the market runs, the fund never drifts away from this.
+A cascade costs what its contract's fund has earned since the last one and `Cascade.uncovered` more. So each of them empties
+the fund and leaves about that to deleveraging; what that does not recover is repaid by the surplus of the next cycle. However
+long the market runs, the fund does not drift away from this, because what one cascade leaves is part of what the next finds.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from itertools import accumulate, pairwise
 from random import Random
@@ -54,6 +54,11 @@ CASCADE_FILLS = 30
 CASCADE_AGE_STEPS = CYCLE_STEPS // 2
 """Their positions are this old by then, and so were opened when the price had recovered from the last cascade."""
 
+FINAL_FILLS = 2
+FINAL_SHARE = 2.5
+"""The last liquidations of a cascade are large and equal, and cost more than twice what the fund will lack: so it pays a part
+of one of them, and there are one or two orders to follow instead of a dozen."""
+
 OVERSHOOT_PPM = (4_000, 15_000)
 """How much worse than the bankruptcy price they are closed, in millionths of the price."""
 
@@ -80,12 +85,21 @@ class Stakes:
         self._worth = Fund(contract).worth
         self._name = f"{seed}:{instrument.symbol}"
         self._accounts = [identifier(seeded(seed, slot)) for slot in range(SLOTS + CASCADE_FILLS)]
+        self._slots = {account: slot for slot, account in enumerate(self._accounts[:SLOTS])}
         self._lives = [_life(seeded(self._name, "life", slot)) for slot in range(SLOTS)]
         self._costs: dict[int, int] = {}
 
     def margin(self, stake: Stake, lots: int) -> int:
         """What so many lots of a position lose from its entry to its bankruptcy price, in atoms."""
         return self._worth(closing_side(stake.side), lots, stake.entry_price, stake.bankruptcy_price)
+
+    def held(self, account: str, step: int) -> Stake | None:
+        """The position that an account has at the end of a step; none is told of those that a cascade will liquidate."""
+        slot = self._slots.get(account)
+        if slot is None:
+            return None
+        life, phase = self._lives[slot]
+        return self._stake(slot, step - (step - phase) % life)
 
     def ending(self, step: int) -> Iterator[Stake]:
         """The positions that end in a step."""
@@ -156,13 +170,13 @@ class Stakes:
         if cycle not in self._costs:
             self._costs[cycle] = self._cost(cascade, cycle)
         cost = self._costs[cycle]
+        final = min(cost, int(FINAL_SHARE * self._uncovered(cascade)))
         draw = seeded(self._name, "cascade", cycle)
-        shares = [0, *accumulate(draw.randint(1, 10) for _ in range(CASCADE_FILLS))]
-        parts = [cost * share // shares[-1] for share in shares]
-        return [after - before for before, after in pairwise(parts)]
+        weights = [draw.randint(1, 10) for _ in range(CASCADE_FILLS - FINAL_FILLS)]
+        return [*_shares(cost - final, weights), *_shares(final, [1] * FINAL_FILLS)]
 
     def _cost(self, cascade: Cascade, cycle: int) -> int:
-        """What a cascade costs in all: what the other liquidations of its cycle leave; the first one more."""
+        """What a cascade costs in all: what the other liquidations of its cycle leave, and more."""
         first = last_step(cascade, cycle - 1) + 1 if cycle else 1
         ended = (stake for step in range(first, last_step(cascade, cycle) + 1) for stake in self._ordinary_ends(step))
         earned = sum(
@@ -170,7 +184,10 @@ class Stakes:
             for stake in ended
             if stake.exit_price is not None
         )
-        return earned if cycle else earned + to_units(Decimal(cascade.uncovered), self._contract.settle_decimals)
+        return earned + self._uncovered(cascade)
+
+    def _uncovered(self, cascade: Cascade) -> int:
+        return to_units(Decimal(cascade.uncovered), self._contract.settle_decimals)
 
     def _entry(self, side: Side, mark: int, bankruptcy_price: int) -> int:
         """Where a position was entered: at the mark, or further from its bankruptcy price where that is too near."""
@@ -190,6 +207,13 @@ def closing_side(side: Side) -> Literal["sell", "buy"]:
 def toward(side: Side, amount: int) -> int:
     """The amount in the direction in which a side gains: up for a long, down for a short."""
     return amount if side == "long" else -amount
+
+
+def _shares(amount: int, weights: Sequence[int]) -> list[int]:
+    """The amount in parts by weight that add up to it."""
+    upto = [0, *accumulate(weights)]
+    parts = [amount * share // upto[-1] for share in upto]
+    return [after - before for before, after in pairwise(parts)]
 
 
 def _gain(draw: Random, price: int) -> int:

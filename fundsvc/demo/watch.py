@@ -1,13 +1,14 @@
 """Looks at the ledger again and again, and notes what changed and what was notable."""
 
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from fundsvc.store.database import SQL, Pool, faults
+from fundsvc.demo.ledger import Ledger, Order
+from fundsvc.store.database import Pool
 from fundsvc.store.reader import EntryRow, FundRow, Reader
 from fundsvc.streams.source import Source
 
@@ -29,27 +30,34 @@ class Notable(StrEnum):
 
     PAID = "paid"
     DRAINED = "drained"
-    ESCALATED = "escalated"
+    ORDERED = "ordered"
+    ANOTHER_ROUND = "another round"
+    DONE = "done"
+    UNCOVERED = "uncovered"
     REPAID = "repaid"
 
 
 @dataclass
 class Event:
-    """Something notable, or several of the same in a row: how many, and how much they make in atoms."""
+    """Something notable of a fund, or of its ADL order as it was then.
+
+    Of the same that happens several times in a row: how often, and how much that makes in atoms.
+    """
 
     at: float
     fund: FundRow
     what: Notable
-    amount: int
+    amount: int = 0
+    order: Order | None = None
     count: int = 1
 
 
 class FundView(NamedTuple):
-    """A fund now, what its balance has changed by since the watch began, and its last entry."""
+    """A fund now, its last entry, and its open ADL orders."""
 
     fund: FundRow
-    change: int
     last: EntryRow | None
+    orders: Sequence[Order]
 
 
 class View(NamedTuple):
@@ -65,10 +73,11 @@ class View(NamedTuple):
 class _Followed:
     """A fund as of the last look."""
 
-    balance_at_start: int
-    entry: int
+    entry: int = 0
     outstanding: int = 0
+    repaid: int = 0
     last: EntryRow | None = None
+    orders: dict[int, Order] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,59 +88,81 @@ class Watch:
     sources: Sequence[Source]
     symbols: Sequence[str]
     _reader: Reader = field(init=False)
+    _ledger: Ledger = field(init=False)
     _followed: dict[str, _Followed] = field(default_factory=dict)
     _events: deque[Event] = field(default_factory=lambda: deque(maxlen=NOTABLE_MAX))
     _totals: deque[tuple[float, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._reader = Reader(self.pool)
+        self._ledger = Ledger(self.pool)
 
     async def look(self) -> View:
         """The present; raises StoreFault or StreamFault when it cannot be seen."""
+        orders = _by_contract(await self._ledger.latest_orders())
         listed = {fund.symbol: fund for fund in await self._reader.funds()}
         if not self._followed:
-            await self._begin(listed)
-        views = [await self._follow(listed[symbol]) for symbol in self.symbols if symbol in listed]
-        return View(views, self._rate(sum(view.fund.entry for view in views)), await self._lag(), list(self._events))
+            await self._begin(listed, orders)
+        views = [await self._follow(listed[symbol], orders[symbol]) for symbol in self.symbols if symbol in listed]
+        lag = await self._ledger.lag(self.sources)
+        return View(views, self._rate(sum(view.fund.entry for view in views)), lag, list(self._events))
 
-    async def _begin(self, listed: dict[str, FundRow]) -> None:
+    async def _begin(self, listed: dict[str, FundRow], orders: "_Orders") -> None:
         """Takes the funds as they are for the start; those not listed yet start from nothing."""
         for symbol in self.symbols:
             fund = listed.get(symbol)
-            followed = _Followed(fund.balance, fund.entry, fund.outstanding) if fund else _Followed(0, 0)
+            followed = _Followed(fund.entry, fund.outstanding) if fund else _Followed()
             for entry in await self._reader.history(symbol, count=1):
                 followed.last = entry
+            followed.orders = orders[symbol]
             self._followed[symbol] = followed
 
-    async def _follow(self, fund: FundRow) -> FundView:
+    async def _follow(self, fund: FundRow, orders: dict[int, Order]) -> FundView:
         followed = self._followed[fund.symbol]
         if fund.entry > followed.entry:
             entries = await self._reader.history(fund.symbol, count=ENTRIES_PER_LOOK_MAX, offset=followed.entry, forward=True)
-            self._note_all(fund, entries)
+            self._note_entries(fund, entries)
+            followed.repaid += sum(entry.repaid for entry in entries)
             followed.last = entries[-1]
             followed.entry = followed.last.entry
+        self._note_orders(fund, followed.orders, orders)
+        followed.orders = orders
         if followed.outstanding and not fund.outstanding:
-            self._note(fund, Notable.REPAID, 0)
+            self._note(Event(time.time(), fund, Notable.REPAID, followed.repaid))
+            followed.repaid = 0
         followed.outstanding = fund.outstanding
-        return FundView(fund, fund.balance - followed.balance_at_start, followed.last)
+        still_open = [order for order in orders.values() if order.state == "open"]
+        return FundView(fund, followed.last, still_open)
 
-    def _note_all(self, fund: FundRow, entries: Iterable[EntryRow]) -> None:
+    def _note_entries(self, fund: FundRow, entries: Iterable[EntryRow]) -> None:
         for entry in entries:
             if entry.kind == "shortfall" and entry.change:
-                self._note(fund, Notable.PAID, -entry.change)
+                self._merge(Event(time.time(), fund, Notable.PAID, -entry.change))
                 if not entry.balance:
-                    self._note(fund, Notable.DRAINED, 0)
-            if entry.uncovered:
-                self._note(fund, Notable.ESCALATED, entry.uncovered)
+                    self._merge(Event(time.time(), fund, Notable.DRAINED))
 
-    def _note(self, fund: FundRow, what: Notable, amount: int) -> None:
-        now = time.time()
-        before = next((event for event in reversed(self._events) if event.fund.symbol == fund.symbol), None)
-        if before and before.what == what and now - before.at < MERGE_SECONDS:
+    def _note_orders(self, fund: FundRow, before: dict[int, Order], now: dict[int, Order]) -> None:
+        for adl, order in now.items():
+            was = before.get(adl)
+            if was is None and order.accounts:
+                self._note(Event(time.time(), fund, Notable.ORDERED, order=order))
+            elif was and order.round > was.round and order.accounts:
+                self._note(Event(time.time(), fund, Notable.ANOTHER_ROUND, order=order))
+            if order.state != "open" and (was is None or was.state == "open"):
+                self._note(Event(time.time(), fund, Notable(order.state), order=order))
+
+    def _note(self, event: Event) -> None:
+        self._events.append(event)
+
+    def _merge(self, event: Event) -> None:
+        """Notes an event, in the line of its like where there is a recent one."""
+        alike = (each for each in reversed(self._events) if (each.fund.symbol, each.what) == (event.fund.symbol, event.what))
+        before = next(alike, None)
+        if before and event.at - before.at < MERGE_SECONDS:
             before.count += 1
-            before.amount += amount
+            before.amount += event.amount
         else:
-            self._events.append(Event(now, fund, what, amount))
+            self._note(event)
 
     def _rate(self, total: int) -> float:
         now = time.monotonic()
@@ -141,10 +172,13 @@ class Watch:
         since, before = self._totals[0]
         return (total - before) / (now - since) if now > since else 0.0
 
-    async def _lag(self) -> int:
-        """How many messages the ledger is behind the streams."""
-        sent = [(await source.state()).added for source in self.sources]
-        with faults():
-            partitions = await self.pool.fetch(SQL["partitions"])
-        settled: int = sum(row["messages"] for row in partitions)
-        return max(0, sum(sent) - settled)
+
+_Orders = Mapping[str, dict[int, Order]]
+
+
+def _by_contract(orders: Iterable[Order]) -> _Orders:
+    """The orders by their numbers, for each contract."""
+    found: defaultdict[str, dict[int, Order]] = defaultdict(dict)
+    for order in orders:
+        found[order.symbol][order.adl] = order
+    return found

@@ -34,7 +34,7 @@ class LedgerSnapshot:
     """One contract's ledger in a transaction that sees one moment.
 
     `late` are the numbers of entries that settled formerly rejected events; `recovered` and `open_in_adl` are the sums over
-    its ADL orders, in atoms.
+    its ADL orders, in atoms; `adl_seq` is the highest engine sequence that moved one.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class LedgerSnapshot:
         self.late = late
         self.recovered = int(totals["recovered"])
         self.open_in_adl = int(totals["open"])
+        self.adl_seq: int = totals["seq"]
         self._connection = connection
 
     async def lines(self) -> AsyncIterator[Line]:

@@ -2,9 +2,9 @@
 
 -- name: load_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard
 FROM contracts c JOIN funds f USING (symbol)
-WHERE c.partition = $1;
+WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
 -- name: load_position
 SELECT last_id, messages FROM partitions WHERE partition = $1 AND epoch = $2;
@@ -26,28 +26,75 @@ WITH moved AS (
         price_decimals = excluded.price_decimals, multiplier = excluded.multiplier, is_inverse = excluded.is_inverse,
         specification = excluded.specification, updated_at = now()
 ), settled AS (
-    INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head)
-    SELECT * FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[])
+    INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard)
+    SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json
+    FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[], $21::text[])
+        AS s (symbol, balance, outstanding, entry, seq, adl, head, guard)
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
-        adl = excluded.adl, head = excluded.head, updated_at = now()
-), escalated AS (
-    INSERT INTO adl_orders (symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds)
-    SELECT symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds::json
-    FROM unnest($21::text[], $22::bigint[], $23::bigint[], $24::text[], $25::bigint[], $26::bigint[], $27::bigint[],
-                $28::bigint[], $29::text[], $30::text[])
-        AS o (symbol, adl, cause, reduce, lots, price, uncovered, recovered, state, rounds)
+        adl = excluded.adl, head = excluded.head, guard = excluded.guard, updated_at = now()
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body)
-    SELECT $1, * FROM unnest($31::text[], $32::integer[], $33::text[], $34::text[], $35::text[], $36::bytea[])
+    SELECT $1, * FROM unnest($22::text[], $23::integer[], $24::text[], $25::text[], $26::text[], $27::bytea[])
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
     UPDATE rejected r SET settled_at = now(), symbol = s.symbol, entry = s.entry
-    FROM unnest($37::text[], $38::integer[], $39::text[], $40::bigint[]) AS s (stream_id, position, symbol, entry)
+    FROM unnest($28::text[], $29::integer[], $30::text[], $31::bigint[]) AS s (stream_id, position, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
 SELECT count(*) = 1 FROM moved;
+
+-- name: commit_adl
+-- The part of a commit that most batches have not: orders and allocations that changed, and books to be kept.
+WITH escalated AS (
+    INSERT INTO adl_orders (symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed,
+                            state, round, ts, seq)
+    SELECT * FROM json_to_recordset($1::json) AS o (
+        symbol text, adl bigint, cause bigint, reduce text, lots bigint, price bigint, deficit bigint, deficit_lots bigint,
+        uncovered bigint, recovered bigint, executed bigint, state text, round integer, ts bigint,
+        seq bigint)
+    ON CONFLICT (symbol, adl) DO UPDATE SET
+        recovered = excluded.recovered, executed = excluded.executed, state = excluded.state, round = excluded.round,
+        seq = excluded.seq, updated_at = now()
+), allocated AS (
+    INSERT INTO adl_allocations (symbol, adl, round, account, side, lots, entry_price, margin, mark_price, unrealised_pnl,
+                                 return_on_entry, leverage, score, rank, ranked, lights, asked, executed)
+    SELECT * FROM json_to_recordset($2::json) AS a (
+        symbol text, adl bigint, round integer, account text, side text, lots bigint, entry_price bigint, margin bigint,
+        mark_price bigint, unrealised_pnl numeric, return_on_entry double precision, leverage double precision,
+        score double precision, rank integer, ranked integer, lights smallint, asked bigint, executed bigint)
+    ON CONFLICT (symbol, adl, round, account) DO UPDATE SET executed = excluded.executed
+)
+INSERT INTO books AS b (symbol, last_id, seq, mark, body)
+SELECT symbol, $3, seq, mark, body FROM unnest($4::text[], $5::bigint[], $6::bigint[], $7::bytea[]) AS k (symbol, seq, mark, body)
+ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.seq, mark = excluded.mark,
+    body = coalesce(excluded.body, b.body), kept_at = now();
+
+-- name: load_orders
+SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
+       o.ts, o.seq
+FROM adl_orders o JOIN contracts c USING (symbol)
+WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open' ORDER BY o.symbol, o.adl;
+
+-- name: load_allocations
+SELECT a.symbol, a.adl, a.account, a.lots, a.entry_price, a.margin, a.mark_price, a.unrealised_pnl, a.return_on_entry, a.leverage,
+       a.score, a.rank, a.ranked, a.asked, a.executed
+FROM adl_allocations a JOIN adl_orders o USING (symbol, adl) JOIN contracts c USING (symbol)
+WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open' AND a.round = o.round
+ORDER BY a.symbol, a.adl, a.rank;
+
+-- name: load_books
+SELECT c.symbol, b.last_id, b.seq, b.mark, b.body FROM contracts c LEFT JOIN books b USING (symbol)
+WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
+
+-- name: books_with_positions
+-- Whether any contract of the partition has ever had a position.
+SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL);
+
+-- name: rejected_places
+-- Of the events in the given messages, those that were rejected, and whether they have been settled since.
+SELECT stream_id, position, settled_at IS NOT NULL AS settled FROM rejected WHERE partition = $1 AND stream_id = ANY ($2);
 
 -- name: rejected_open
 SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 AND position = $3;
@@ -124,7 +171,8 @@ FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symb
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.updated_at
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.updated_at,
+       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
 FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
@@ -154,9 +202,36 @@ SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots,
        account, ts, recorded_at, hash
 FROM entries WHERE symbol = $1 ORDER BY entry;
 
+-- name: orders_ascending
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl LIMIT $5;
+
+-- name: orders_descending
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl DESC LIMIT $5;
+
+-- name: rounds
+-- The first allocations of each round of some orders, by rank, with the round's totals. For the public: without the account.
+SELECT adl, round, rank, ranked, lights, lots, entry_price, margin, mark_price, unrealised_pnl, return_on_entry, leverage, score,
+       asked, executed, positions, asked_in_all, executed_in_all
+FROM (
+    SELECT *, row_number() OVER (PARTITION BY adl, round ORDER BY rank) AS place, count(*) OVER whole AS positions,
+           sum(asked) OVER whole AS asked_in_all, sum(executed) OVER whole AS executed_in_all
+    FROM adl_allocations WHERE symbol = $1 AND adl = ANY ($2) WINDOW whole AS (PARTITION BY adl, round)
+) a
+WHERE place <= $3 ORDER BY adl, round, rank;
+
+-- name: deleveraged
+-- An account's latest reductions.
+SELECT a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price, a.entry_price, a.margin,
+       a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
+FROM adl_allocations a JOIN adl_orders o USING (symbol, adl)
+WHERE a.account = $1 AND a.executed > 0 ORDER BY o.ts DESC, a.symbol, a.adl DESC, a.round DESC LIMIT $2;
+
 -- name: orders_totals
 SELECT coalesce(sum(recovered), 0)::numeric AS recovered,
-       coalesce(sum(uncovered - recovered) FILTER (WHERE state = 'open'), 0)::numeric AS open
+       coalesce(sum(uncovered - recovered) FILTER (WHERE state = 'open'), 0)::numeric AS open,
+       coalesce(max(seq), 0) AS seq
 FROM adl_orders WHERE symbol = $1;
 
 -- name: settled_late

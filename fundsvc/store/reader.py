@@ -10,9 +10,10 @@ import asyncpg
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.policy import SavedGuard
 from fundsvc.store.database import SQL, Pool, faults, lent
 from fundsvc.store.migrations import newest_revision
-from fundsvc.store.writer import contract_from
+from fundsvc.store.writer import contract_from, saved_guard_from
 
 READ_SECONDS_MAX = 10.0
 """Who asked over HTTP has given up by then; a longer read would only keep a connection from others."""
@@ -30,7 +31,10 @@ class Listed(NamedTuple):
 
 
 class FundRow(NamedTuple):
-    """A fund as of its last entry: amounts in atoms, `seq` the last engine sequence applied, `head` the entry's hash."""
+    """A fund as of its last entry: amounts in atoms, `seq` the last engine sequence applied, `head` the entry's hash.
+
+    `escalated` says whether an ADL order is open.
+    """
 
     symbol: str
     partition: int
@@ -41,7 +45,9 @@ class FundRow(NamedTuple):
     entry: int
     seq: int
     head: bytes
+    guard: SavedGuard | None
     updated_at: datetime
+    escalated: bool
 
 
 class EntryRow(NamedTuple):
@@ -98,7 +104,8 @@ class Reader:
 
     async def funds(self, symbol: str | None = None) -> list[FundRow]:
         """All funds by symbol, or the one asked for, if its contract is listed."""
-        return [FundRow(*(row[name] for name in FundRow._fields)) for row in await self._fetch("funds", _only(symbol))]
+        rows = await self._fetch("funds", _only(symbol))
+        return [FundRow(**{name: row[name] for name in FundRow._fields} | {"guard": saved_guard_from(row)}) for row in rows]
 
     async def history(
         self,
@@ -155,9 +162,14 @@ class Reader:
         return [fresh] if row["first_entry"] is None else [Span(row["first_entry"], row["last_entry"]), fresh]
 
     async def _fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
-        with faults():
-            async with asyncio.timeout(READ_SECONDS_MAX), lent(self._pool) as connection:
-                return await connection.fetch(SQL[block], *parameters)
+        return await fetch(self._pool, block, *parameters)
+
+
+async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:
+    """The rows that a statement answers; raises StoreFault when the database is away."""
+    with faults():
+        async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection:
+            return await connection.fetch(SQL[block], *parameters)
 
 
 def _only(symbol: str | None) -> list[str] | None:

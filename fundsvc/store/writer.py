@@ -1,21 +1,42 @@
 """The writing side: what a partition's owner loads, and the one transaction that moves the ledger on."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
 
+from fundsvc.core.adl import AdlOrder, Allocation
+from fundsvc.core.book import SavedBook, Standing
 from fundsvc.core.contracts import Contract
 from fundsvc.core.partition import Batch, Offset
-from fundsvc.core.settlement import Fund
+from fundsvc.core.policy import Policy, SavedGuard
+from fundsvc.core.settlement import Fund, FundState
 from fundsvc.store.database import SQL, connect, faults, transaction
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
+
+STREAM_START = "0-0"
+"""Before the first message."""
 
 
 class OwnershipLost(Exception):
     """Another engine owns the partition by now: nothing of ours was written, and nothing of ours may be."""
+
+
+class KeptBook(NamedTuple):
+    """A contract's book as it was kept: after which message, and after which engine sequence."""
+
+    symbol: str
+    last_id: str
+    seq: int
+    mark: int | None
+    book: SavedBook | None
+
+
+Place = tuple[str, int]
+"""Where in the stream an event stood: the id of its message, and its position in that."""
 
 
 class Writer:
@@ -25,25 +46,47 @@ class Writer:
         self._connection = connection
         self._partition = partition
         self._epoch = epoch
+        self._one_at_a_time = asyncio.Lock()  # Books may be kept while a replay asks: a connection does one thing at a time.
 
-    async def load(self) -> tuple[Offset, list[Fund]]:
-        """Where the partition stands, and all its funds; raises OwnershipLost or StoreFault."""
+    async def load(self, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> tuple[Offset, list[Fund]]:
+        """Where the partition stands, and all its funds under their policies; raises OwnershipLost or StoreFault."""
         with faults():
             position = await self._connection.fetchrow(SQL["load_position"], self._partition, self._epoch)
             if position is None:
                 raise OwnershipLost(f"partition {self._partition} is no longer ours")
-            funds = await self._connection.fetch(SQL["load_funds"], self._partition)
-        return Offset(position["last_id"], position["messages"]), [_fund(row) for row in funds]
+            funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
+        return Offset(position["last_id"], position["messages"]), [fund_from(row, policy_of(row["symbol"])) for row in funds]
+
+    async def load_orders(self) -> list[AdlOrder]:
+        """The orders that are open, with what their present round asks."""
+        with faults():
+            orders = await self._connection.fetch(SQL["load_orders"], self._partition, None)
+            allocations = await self._connection.fetch(SQL["load_allocations"], self._partition, None)
+        return orders_from(orders, allocations)
+
+    async def load_books(self) -> list[KeptBook]:
+        """The books of all contracts as they were last kept; one that never was begins with the stream."""
+        with faults():
+            rows = await self._connection.fetch(SQL["load_books"], self._partition, None)
+        return [kept_book_from(row) for row in rows]
+
+    async def rejected_places(self, messages: Sequence[str]) -> Mapping[Place, bool]:
+        """Which events of these messages were rejected, and whether they have been settled since."""
+        with faults():
+            rows = await self._connection.fetch(SQL["rejected_places"], self._partition, messages)
+        return {(row["stream_id"], row["position"]): row["settled"] for row in rows}
 
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and has not been settled since."""
         with faults():
-            return bool(await self._connection.fetchval(SQL["rejected_open"], self._partition, stream_id, position))
+            async with self._one_at_a_time:
+                return bool(await self._connection.fetchval(SQL["rejected_open"], self._partition, stream_id, position))
 
     async def has_settled(self, symbol: str, seq: int) -> bool:
         """Whether an entry of the contract has this engine sequence; not to be asked while a commit runs."""
         with faults():
-            return await self._connection.fetchval(SQL["entry_of_sequence"], symbol, seq) is not None
+            async with self._one_at_a_time:
+                return await self._connection.fetchval(SQL["entry_of_sequence"], symbol, seq) is not None
 
     def prepare(self, batch: Batch) -> None:
         """Encodes the entries that a batch has by now, so that `commit` has only to send them."""
@@ -57,7 +100,7 @@ class Writer:
         """
         try:
             with faults():
-                async with transaction(self._connection):
+                async with self._one_at_a_time, transaction(self._connection):
                     if batch.count():
                         await self._connection.copy_to_table("entries", source=_copy(batch), columns=COLUMNS, format="binary")
                     moved = await self._connection.fetchval(
@@ -70,6 +113,8 @@ class Writer:
                         batch.duplicates.total(),
                         *_columns(batch),
                     )
+                    if batch.orders or batch.books:
+                        await self._connection.execute(SQL["commit_adl"], *_adl_columns(batch, after))
                     if not moved:
                         raise OwnershipLost(f"partition {self._partition} was moved by another engine")
         except asyncpg.UniqueViolationError as error:
@@ -96,9 +141,12 @@ async def _copy(batch: Batch) -> AsyncIterator[bytes]:
     yield TRAILER
 
 
-def _fund(row: asyncpg.Record) -> Fund:
+def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
+    """The fund in a row of `load_funds`, under a policy."""
     return Fund(
         contract_from(row),
+        policy=policy,
+        guard=saved_guard_from(row),
         balance=row["balance"],
         outstanding=row["outstanding"],
         entry=row["entry"],
@@ -106,6 +154,28 @@ def _fund(row: asyncpg.Record) -> Fund:
         adl=row["adl"],
         head=row["head"],
     )
+
+
+def saved_guard_from(row: asyncpg.Record) -> SavedGuard | None:
+    """What a row keeps of a fund's drawdown guard."""
+    return msgspec.json.decode(row["guard"], type=SavedGuard) if row["guard"] else None
+
+
+def orders_from(orders: Iterable[asyncpg.Record], allocations: Iterable[asyncpg.Record]) -> list[AdlOrder]:
+    """The orders in rows of `load_orders` and `load_allocations`."""
+    found = {(row["symbol"], row["adl"]): AdlOrder(**row) for row in orders}
+    for row in allocations:
+        standing = Standing(**{name: row[name] for name in Standing._fields})
+        standing = standing._replace(unrealised_pnl=int(standing.unrealised_pnl))
+        order = found[row["symbol"], row["adl"]]
+        order.allocations[row["account"]] = Allocation(standing, row["rank"], row["ranked"], row["asked"], row["executed"])
+    return list(found.values())
+
+
+def kept_book_from(row: asyncpg.Record) -> KeptBook:
+    """The book in a row of `load_books`; one that never was kept begins with the stream."""
+    saved = msgspec.msgpack.decode(row["body"], type=SavedBook) if row["body"] else None
+    return KeptBook(row["symbol"], row["last_id"] or STREAM_START, row["seq"] or 0, row["mark"], saved)
 
 
 def contract_from(row: asyncpg.Record) -> Contract:
@@ -127,21 +197,6 @@ def _columns(batch: Batch) -> list[list[Any]]:
         )
         for contract, specification in batch.listings.values()
     ]
-    orders = [
-        (
-            order.symbol,
-            order.adl,
-            order.cause,
-            order.reduce,
-            order.lots,
-            order.price,
-            order.uncovered,
-            order.recovered,
-            order.state,
-            msgspec.json.encode(order.rounds).decode(),
-        )
-        for order in batch.orders
-    ]
     rejected = [msgspec.structs.astuple(event) for event in batch.rejected]
     replayed = [
         (stream_id, position, entry.symbol if entry else None, entry.entry if entry else None)
@@ -149,11 +204,24 @@ def _columns(batch: Batch) -> list[list[Any]]:
     ]
     return [
         *_transpose(listings, 7),
-        *_transpose(batch.funds, 7),
-        *_transpose(orders, 10),
+        *_transpose([_fund_row(state) for state in batch.funds], 8),
         *_transpose(rejected, 6),
         *_transpose(replayed, 4),
     ]
+
+
+def _fund_row(state: FundState) -> tuple[Any, ...]:
+    return (*state[:-1], msgspec.json.encode(state.guard).decode() if state.guard else None)
+
+
+def _adl_columns(batch: Batch, after: Offset) -> list[Any]:
+    """The parameters of the statement `commit_adl`."""
+    orders = msgspec.json.encode([order._asdict() for order in batch.orders.values()]).decode()
+    allocations = msgspec.json.encode([allocation._asdict() for allocation in batch.allocations.values()]).decode()
+    books = [
+        (kept.symbol, kept.seq, kept.mark, msgspec.msgpack.encode(kept.book) if kept.book else None) for kept in batch.books
+    ]
+    return [orders, allocations, after.last_id, *_transpose(books, 4)]
 
 
 def _transpose(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:

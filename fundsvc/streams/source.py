@@ -20,19 +20,23 @@ class StreamState(NamedTuple):
 
 
 class Source:
-    """Reads one partition's stream with plain XREAD: the offset lives with the data, not in the stream server."""
+    """Reads one partition's stream with plain XREAD: the offset lives with the data, not in the stream server.
 
-    def __init__(self, client: Client, partition: int) -> None:
+    The stream of its events, unless `key` names another of the partition's.
+    """
+
+    def __init__(self, client: Client, partition: int, key: str = "") -> None:
         self._client = client
-        self._key = stream_key(partition)
+        self._key = key or stream_key(partition)
         # Without this callback the driver would build a dict per message.
         client.set_response_callback("XREAD", _as_it_came)
 
-    async def read(self, after: str, count: int, block_ms: int) -> list[Message]:
+    async def read(self, after: str, count: int, block_ms: int | None = None) -> list[Message]:
         """Up to `count` messages with ids above `after`, waiting up to `block_ms` for the first; empty if none came."""
+        waiting = () if block_ms is None else ("BLOCK", block_ms)
         with faults():
             reply = await self._client.execute_command(
-                "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", self._key, after, keys=[self._key]
+                "XREAD", "COUNT", count, *waiting, "STREAMS", self._key, after, keys=[self._key]
             )
         if not reply:
             return []

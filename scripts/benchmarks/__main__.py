@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import asyncpg
+import deleveraging
 import history as ledger_history
 import latency
 import msgspec
@@ -85,6 +86,22 @@ def ingest(
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
         show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
+    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+
+
+@application.command()
+def adl(
+    positions: Annotated[str, typer.Option(help="Positions of a side, comma-separated.")] = "1000,100000,1000000",
+    rounds: Annotated[int, typer.Option(help="How often each is measured; the fastest counts.")] = 15,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Ranking, allocation, look-ups and updates of an ADL book, beside a bare sort; exits with 1 when a target is missed."""
+    with _progress() as tell:
+        results = deleveraging.measure(_numbers(positions), rounds, lambda what: tell(what, 0, 0))
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
+    else:
+        deleveraging.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
     raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
 
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 import msgspec
 
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import Fill, Listing
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Listing, Mark, Position
 from fundsvc.core.partition import Partition
 from fundsvc.core.settlement import Fund
 
@@ -50,6 +50,25 @@ def specification(**fields) -> dict:
 
 def listing(**fields) -> Listing:
     return Listing(specification(**fields))
+
+
+def mark(price: str, **fields) -> Mark:
+    return Mark(**({"symbol": UNIT.symbol, "ts": 1000} | fields | {"price": price}))
+
+
+def position(account: str, lots: int, entry_price: str = "100", margin: str = "500", **fields) -> Position:
+    given = {"symbol": UNIT.symbol, "ts": 1000, "lots": lots, "entry_price": entry_price, "margin": margin}
+    return Position(account=account, **(given | fields))
+
+
+def adl_fill(seq: int, account: str, lots: int, adl: int = 1, **fields) -> AdlFill:
+    return AdlFill(
+        **({"symbol": UNIT.symbol, "seq": seq, "adl": adl, "account": account, "lots": lots, "ts": 1000 + seq} | fields)
+    )
+
+
+def adl_end(seq: int, adl: int = 1, **fields) -> AdlEnd:
+    return AdlEnd(**({"symbol": UNIT.symbol, "seq": seq, "adl": adl, "ts": 1000 + seq} | fields))
 
 
 def partition(*funds: Fund, number: int = 0, partitions: int = 1) -> Partition:

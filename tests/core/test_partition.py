@@ -4,7 +4,7 @@ from builders import LINEAR, ONE, UNIT, fill, listing, partition, specification,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl import AdlOrder
+from fundsvc.core.adl import OrderState
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlEnd, AdlFill, Listing, Mark, Position, Rate, Reason, Rejection
 from fundsvc.core.partition import Batch, Partition
@@ -104,19 +104,28 @@ def test_an_uncovered_shortfall_is_an_order_in_the_same_batch():
     settling.apply(fill(2, lots=4, price="70", bankruptcy_price="60", side="buy"))
     settling.apply(worth(30, 3))
     batch = settling.take()
-    first = AdlOrder(
+    first = OrderState(
         symbol="UNITUSDTM",
         adl=7,
         cause=1,
         reduce="short",
         lots=8,
         price=60 * 10**12,
+        deficit=100 * ONE,
+        deficit_lots=10,
         uncovered=75 * ONE,
+        recovered=0,
+        executed=0,
         state="uncovered",
-        rounds=((),),
+        round=1,
+        ts=1001,
+        seq=1,
     )
-    second = msgspec.structs.replace(first, adl=8, cause=2, reduce="long", lots=4, uncovered=40 * ONE)
-    assert batch.orders == [first, second]
+    second = first._replace(
+        adl=8, cause=2, reduce="long", lots=4, deficit=40 * ONE, deficit_lots=4, uncovered=40 * ONE, ts=1002, seq=2
+    )
+    assert batch.orders == {("UNITUSDTM", 7): first, ("UNITUSDTM", 8): second}
+    assert (batch.allocations, batch.rounds) == ({}, [])
     assert [(entry.uncovered, entry.repaid) for entry in batch.entries] == [(75 * ONE, 0), (40 * ONE, 0), (0, 30 * ONE)]
     assert (batch.funds[0].outstanding, batch.funds[0].adl) == (85 * ONE, 8)
 
@@ -124,19 +133,33 @@ def test_an_uncovered_shortfall_is_an_order_in_the_same_batch():
 def test_a_covered_shortfall_escalates_nothing():
     settling = partition(Fund(UNIT, balance=10 * ONE))
     settling.apply(worth(-10))
-    assert settling.take().orders == []
+    assert settling.take().orders == {}
 
 
 @pytest.mark.parametrize("report", [AdlFill("UNITUSDTM", 5, 1, "a", 1, 1), AdlEnd("UNITUSDTM", 5, 1, 1)])
-def test_a_report_of_an_order_that_is_over_is_refused(report):
+def test_a_report_of_an_order_that_never_was_is_refused(report):
     settling = unit()
     assert refused(settling, report).reason == Reason.ADL_ORDER_UNKNOWN
     settling.apply(worth(-1, 4))
-    assert refused(settling, report).reason == Reason.ADL_ORDER_CLOSED
     assert refused(settling, msgspec.structs.replace(report, adl=2)).reason == Reason.ADL_ORDER_UNKNOWN
     settling.take()
     settling.apply(msgspec.structs.replace(report, seq=4))
     assert settling.take() == Batch(duplicates={"UNITUSDTM": 1})
+
+
+def test_an_execution_of_an_order_that_is_over_is_refused():
+    settling = unit()
+    settling.apply(worth(-1, 4))
+    assert refused(settling, AdlFill("UNITUSDTM", 5, 1, "a", 1, 1)).reason == Reason.ADL_ORDER_CLOSED
+
+
+def test_the_end_of_an_order_that_is_over_says_nothing_new():
+    settling = unit()
+    settling.apply(worth(-1, 4))
+    settling.take()
+    settling.apply(AdlEnd("UNITUSDTM", 5, 1, 1))
+    batch = settling.take()
+    assert (batch.entries, batch.orders, batch.funds, batch.duplicates.total()) == ([], {}, [], 0)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +171,10 @@ def test_a_report_of_an_order_that_is_over_is_refused(report):
         (Mark("UNITUSDTM", "1", 1, "-1"), Reason.INVALID_NUMBER),
         (Rate("XBT", "none", 1), Reason.INVALID_NUMBER),
         (fill(price="abc"), Reason.INVALID_NUMBER),
+        (Position("UNITUSDTM", "a\0b", 1, "1", "1", 1), Reason.INVALID_FIELD),
+        (Position("UNITUSDTM", "a", 1, "0", "1", 1), Reason.OUT_OF_RANGE),
+        (Position("UNITUSDTM", "a", 1, "1", "-1", 1), Reason.INVALID_NUMBER),
+        (Position("UNITUSDTM", "a", 1, "1", "1.000000001", 1), Reason.TOO_MANY_DECIMALS),
         (fill(account="a\0b"), Reason.INVALID_FIELD),
         (fill(trade_id="\n"), Reason.INVALID_FIELD),
         (fill(order_id="\ud800"), Reason.INVALID_FIELD),
@@ -168,7 +195,8 @@ def test_marks_positions_and_rates_move_no_money():
         Rate("XBT", "84478.9", 1),
     ):
         settling.apply(event)
-    assert settling.take() == Batch()
+    batch = settling.take()
+    assert (batch.entries, batch.funds, batch.orders, batch.duplicates.total()) == ([], [], {}, 0)
 
 
 def test_what_was_not_decodable_is_refused_with_its_own_reason():
@@ -216,6 +244,20 @@ def test_taking_leaves_nothing_behind():
     settling.apply(worth(1))
     assert len(settling.take().entries) == 1
     assert settling.take() == Batch()
+
+
+def test_entries_are_packed_as_they_come_and_counted_all_the_same():
+    settling = unit()
+    settling.apply(worth(1))
+    settling.apply(worth(-1, 2))
+    batch = settling.batch
+    packed = []
+    for _ in range(2):
+        batch.pack(lambda entries, hashes: packed.append((len(entries), len(hashes))) or b"rows")
+    settling.apply(worth(2, 3))
+    assert packed == [(2, 2)]
+    assert (batch.packed, len(batch.entries), len(batch.hashes), batch.count()) == ([b"rows"], 1, 1, 3)
+    assert batch.kinds() == {("UNITUSDTM", "surplus"): 2, ("UNITUSDTM", "shortfall"): 1}
 
 
 def test_a_batch_is_not_moved_by_what_comes_after_it():

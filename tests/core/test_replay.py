@@ -25,11 +25,11 @@ def settled(fills, contract=UNIT):
     return fund, lines
 
 
-def differences(fund, lines, *, late=(), recovered=0, open_in_adl=0, **changes):
+def differences(fund, lines, *, late=(), recovered=0, open_in_adl=0, adl_seq=0, **changes):
     replay = Replay(fund.contract, late)
     for entry, digest in lines:
         replay.follow(entry, digest)
-    replay.finish(fund.state()._replace(**changes), recovered, open_in_adl)
+    replay.finish(fund.state()._replace(**changes), recovered, open_in_adl, adl_seq)
     return replay.differences
 
 
@@ -57,6 +57,9 @@ def test_an_untouched_ledger_holds(ledger):
     fund, lines = ledger
     assert [entry.kind for entry, _ in lines] == ["surplus", "shortfall", "flat", "shortfall", "surplus", "surplus"]
     assert differences(fund, lines) == []
+    replay = Replay(UNIT)
+    replay.follow(*lines[0])
+    assert replay.entry == 1
 
 
 def test_so_does_an_empty_one():
@@ -146,8 +149,8 @@ def test_entries_that_changed_places_are_told(ledger):
         ({"balance": 1}, "the fund says"),
         ({"entry": 5}, "the fund says"),
         ({"head": b"x" * 32}, "the fund says"),
-        ({"seq": 99}, "the fund's sequence is 99, the highest of its entries 6"),
-        ({"seq": 5}, "the fund's sequence is 5, the highest of its entries 6"),
+        ({"seq": 99}, "the fund's sequence is 99, the highest of its entries and orders 6"),
+        ({"seq": 5}, "the fund's sequence is 5, the highest of its entries and orders 6"),
         ({"outstanding": 1}, f"uncovered {8 * ONE} is not recovered 0 + repaid {8 * ONE} + outstanding 1 + open in ADL 0"),
     ],
 )
@@ -155,6 +158,11 @@ def test_an_altered_fund_is_told(ledger, changes, sentence):
     found = differences(*ledger, **changes)
     assert len(found) == 1
     assert found[0].startswith(sentence)
+
+
+def test_reports_of_adl_orders_move_the_sequence_without_an_entry(ledger):
+    assert differences(*ledger, seq=99, adl_seq=99) == []
+    assert differences(*ledger, seq=98, adl_seq=99) == ["the fund's sequence is 98, the highest of its entries and orders 99"]
 
 
 def test_what_is_uncovered_is_recovered_repaid_outstanding_or_open():
@@ -170,11 +178,31 @@ def test_a_sequence_may_fall_only_where_an_event_was_settled_late():
     assert differences(fund, lines) == ["UNITUSDTM entry 2: sequence 3 is not above 5"]
 
 
-def test_a_refund_is_not_measured_by_a_fill():
+@pytest.mark.parametrize(
+    ("fields", "honest"),
+    [
+        ({"kind": "refund", "change": 2}, True),
+        ({"kind": "refund", "change": 2, "repaid": 1}, False),
+        ({"kind": "refund", "change": 2, "uncovered": 1}, False),
+        ({"kind": "refund", "change": 0}, False),
+        ({"kind": "refund", "change": -2}, False),
+        ({"kind": "cover", "change": -2, "repaid": 2}, True),
+        ({"kind": "cover", "change": -2, "repaid": 1}, False),
+        ({"kind": "cover", "change": -2, "repaid": 2, "uncovered": 1}, False),
+        ({"kind": "cover", "change": 0, "repaid": 0}, False),
+        ({"kind": "cover", "change": 2, "repaid": -2}, False),
+    ],
+)
+def test_an_entry_of_an_order_moves_what_its_kind_may_move(fields, honest):
     fund, lines = settled([worth(5, 1)])
-    refund = msgspec.structs.replace(lines[0][0], entry=2, seq=2, kind="refund", change=1, balance=5 * ONE + 1)
-    head = link(fund.head, refund)
-    assert differences(fund, [*lines, (refund, head)], entry=2, seq=2, balance=5 * ONE + 1, head=head) == []
+    balance = 5 * ONE + fields["change"]
+    entry = msgspec.structs.replace(lines[0][0], entry=2, seq=2, balance=balance, **fields)
+    head = link(fund.head, entry)
+    replay = Replay(UNIT)
+    for line, digest in [*lines, (entry, head)]:
+        replay.follow(line, digest)
+    assert any(f"is no {fields['kind']}" in difference for difference in replay.differences) is not honest
+    assert honest is (not replay.differences)
 
 
 def test_the_ledger_of_a_partition_holds():

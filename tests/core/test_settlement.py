@@ -99,7 +99,7 @@ def test_an_entry_holds_all_of_its_fill_and_seals_it():
         "ts": 1009,
     }
     assert digest == link(b"h" * 32, entry)
-    assert fund.state() == FundState("UNITUSDTM", 0, 0, 5, 9, 0, digest)
+    assert fund.state() == FundState("UNITUSDTM", 0, 0, 5, 9, 0, digest, None)
 
 
 @given(st.sampled_from([LINEAR, INVERSE]), MULTIPLIERS, st.integers(0, 18), st.integers(0, 12), SIDES, st.data())
@@ -157,20 +157,20 @@ def test_more_fund_never_means_more_shortfall(balance, more, reserve_line, amoun
 @given(st.lists(AMOUNTS, max_size=20), st.lists(st.booleans(), min_size=20, max_size=20))
 def test_settling_a_batch_is_settling_any_split_of_it(amounts, taken):
     whole, split = partition(Fund(UNIT)), partition(Fund(UNIT))
-    entries, orders, states = [], [], []
+    entries, orders, states = [], {}, []
     for seq, amount in enumerate(amounts, start=1):
         whole.apply(worth(amount, seq))
         split.apply(worth(amount, seq))
         if taken[seq - 1]:
             part = split.take()
             entries += zip(part.entries, part.hashes, strict=True)
-            orders += part.orders
+            orders |= part.orders
             states += part.funds
     rest, everything = split.take(), whole.take()
     assert entries + list(zip(rest.entries, rest.hashes, strict=True)) == list(
         zip(everything.entries, everything.hashes, strict=True)
     )
-    assert orders + rest.orders == everything.orders
+    assert orders | rest.orders == everything.orders
     assert (states + rest.funds)[-1:] == everything.funds
 
 
@@ -203,7 +203,7 @@ def test_contracts_do_not_touch_each_other(moves):
     for symbol, only in alone.items():
         own = only.take()
         assert [entry for entry in batch.entries if entry.symbol == symbol] == own.entries
-        assert [order for order in batch.orders if order.symbol == symbol] == own.orders
+        assert {key: order for key, order in batch.orders.items() if order.symbol == symbol} == own.orders
         assert [state for state in batch.funds if state.symbol == symbol] == own.funds
 
 
@@ -286,7 +286,7 @@ def test_whatever_is_settled_fits_sixty_four_bits(base, multiplier, balance, out
 
 
 def _integers(batch) -> list[int]:
-    records = [*map(msgspec.structs.astuple, [*batch.entries, *batch.orders]), *batch.funds]
+    records = [*map(msgspec.structs.astuple, batch.entries), *batch.orders.values(), *batch.funds]
     return [field for record in records for field in record if isinstance(field, int)]
 
 
@@ -298,6 +298,6 @@ def test_an_order_asks_for_what_is_needed_and_less_than_one_lot_more(lots, move,
     batch = settling.take()
     deficit = lots * -move * ONE
     assert batch.entries[0].uncovered == max(0, deficit - balance * ONE)
-    for order in batch.orders:
+    for order in batch.orders.values():
         assert (order.lots - 1) * deficit < order.uncovered * lots <= order.lots * deficit
         assert (order.cause, order.price, order.reduce) == (1, 1000 * 10**12, "short")

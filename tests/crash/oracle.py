@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fundsvc.config import CurrencyConfig
-from fundsvc.core.adl import AdlOrder
+from fundsvc.core.adl import OrderState
 from fundsvc.core.chain import Entry
 from fundsvc.core.partition import Partition
 from fundsvc.core.settlement import FundState
@@ -17,7 +17,7 @@ class Undisturbed:
 
     lines: dict[str, list[tuple[Entry, bytes]]] = field(default_factory=dict)
     funds: dict[str, FundState] = field(default_factory=dict)
-    orders: dict[str, list[AdlOrder]] = field(default_factory=dict)
+    orders: dict[str, list[OrderState]] = field(default_factory=dict)
 
 
 def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
@@ -33,7 +33,7 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
         batch = partition.take()
         for entry, digest in zip(batch.entries, batch.hashes, strict=True):
             ledger.lines.setdefault(entry.symbol, []).append((entry, digest))
-        for order in batch.orders:
+        for order in batch.orders.values():
             ledger.orders.setdefault(order.symbol, []).append(order)
         ledger.funds |= {state.symbol: state for state in batch.funds}
     return ledger

@@ -1,0 +1,117 @@
+"""What can be asked about deleveraging: orders and why they asked whom, the queue, an account's place in it, and what if."""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+from msgspec import UNSET
+
+from fundsvc.api.adl_answers import (
+    ALLOCATIONS_MAX,
+    OrderAnswer,
+    PositionsAnswer,
+    PreviewAnswer,
+    QueueAnswer,
+    deleveraged_answer,
+    order_answers,
+    position_answer,
+    preview_answer,
+    queue_answer,
+)
+from fundsvc.api.answers import Page
+from fundsvc.api.errors import BadParameter, Forbidden
+from fundsvc.api.parameters import AccountQuery, OrdersQuery, PreviewBody, PreviewPolicy, Query
+from fundsvc.api.serving import Route, listed
+from fundsvc.core.events import Fill, Rejection
+from fundsvc.core.policy import Policy
+from fundsvc.follower import BookView, Follower
+from fundsvc.store.deleveragings import Deleveragings
+from fundsvc.store.reader import Listed, Reader
+
+DELEVERAGED_MAX = 100
+"""An account's reductions, the latest of them."""
+
+
+class DeleveragingResources:
+    """Answers from the ledger and from followed books; `private` allows what names an account."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        ledger: Deleveragings,
+        follower: Follower,
+        policy_of: Callable[[str], Policy],
+        *,
+        private: bool,
+    ) -> None:
+        self._reader = reader
+        self._ledger = ledger
+        self._follower = follower
+        self._policy_of = policy_of
+        self._private = private
+        self.routes = (
+            Route("/api/v1/adl/positions", AccountQuery, self.positions),
+            Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders),
+            Route("/api/v1/adl/{symbol}/queue", Query, self.queue),
+            Route("/api/v1/adl/{symbol}/preview", Query, self.preview, PreviewBody),
+        )
+
+    async def orders(self, query: OrdersQuery, symbol: str) -> Page[OrderAnswer]:
+        """A page of a contract's orders; one more is read than shown, to know whether there are more."""
+        contract = (await listed(self._reader, symbol)).contract
+        orders = await self._ledger.orders(
+            symbol,
+            count=query.max_count + 1,
+            offset=None if query.offset is UNSET else query.offset,
+            forward=query.forward,
+            state=None if query.state is UNSET else query.state,
+        )
+        shown = orders[: query.max_count]
+        return Page(data_list=await order_answers(self._ledger, shown, contract), has_more=len(orders) > len(shown))
+
+    async def queue(self, _query: Query, symbol: str) -> QueueAnswer:
+        """The live ranking of a contract, as lights."""
+        view = self._view(await listed(self._reader, symbol))
+        return queue_answer(view, self._follower.queue(view))
+
+    async def positions(self, query: AccountQuery) -> PositionsAnswer:
+        """An account's positions with their ranks and all inputs, and its latest reductions."""
+        if not self._private:
+            raise Forbidden("positions are private: this service does not show them to whoever asks (http.private)")
+        if not query.account.isprintable():
+            raise BadParameter("account must be printable text")
+        contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
+        reductions = await self._ledger.deleveraged(query.account, DELEVERAGED_MAX)
+        positions = [
+            position_answer(view, side, row, self._follower.rank(view, side, query.account))
+            for view in self._follower.views()
+            for side, row in view.book.positions(query.account)
+        ]
+        return PositionsAnswer(
+            account=query.account,
+            positions=positions,
+            deleveraged=[deleveraged_answer(row, contracts[row.symbol]) for row in reductions],
+        )
+
+    async def preview(self, _query: Query, symbol: str, body: PreviewBody) -> PreviewAnswer:
+        """What a fill would do, with nobody named."""
+        found = await listed(self._reader, symbol)
+        policy = _changed(self._policy_of(symbol), body.policy)
+        try:
+            outcome, view = await self._follower.preview(found.contract, found.partition, policy, _fill(symbol, body))
+        except Rejection as rejection:
+            raise BadParameter(rejection.detail) from None
+        return preview_answer(outcome, view, allocations_max=ALLOCATIONS_MAX, accounts=False)
+
+    def _view(self, found: Listed) -> BookView:
+        return self._follower.view(found.contract, found.partition)
+
+
+def _fill(symbol: str, body: PreviewBody) -> Fill:
+    ts = time.time_ns() // 1_000_000 if body.ts is UNSET else body.ts
+    return Fill(symbol, 1, body.side, body.lots, body.price, body.bankruptcy_price, ts)
+
+
+def _changed(policy: Policy, given: PreviewPolicy) -> Policy:
+    changes = {name: value for name in given.__struct_fields__ if (value := getattr(given, name)) is not UNSET}
+    return msgspec.structs.replace(policy, **changes)

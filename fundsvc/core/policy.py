@@ -1,0 +1,119 @@
+"""What a contract's fund does when it runs dry, and the line at which it stops paying before that."""
+
+from collections import deque
+from typing import Annotated, Literal
+
+import msgspec
+
+MINUTE_MS = 60_000
+"""Peaks are kept by the minute, so that what must survive a restart is bounded: at most one number for each."""
+
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class DrawdownGuard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Deleveraging before the fund is empty, as Bybit and OKX do it: from a fall by `start` from the highest balance of the
+    last `hours`, until it is no more than `stop` below it. A fund whose peak is under `minimum_balance` (whole currency units)
+    has none.
+    """
+
+    start: Share = 0.30
+    stop: Share = 0.25
+    hours: Annotated[float, msgspec.Meta(gt=0, le=168)] = 8.0
+    minimum_balance: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.stop > self.start:
+            raise ValueError(f"stop {self.stop} is beyond start {self.start}: it would never be active")
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The policy of one contract; see section "Policies" of the README."""
+
+    waterfall: Literal["fund_then_adl", "adl_then_fund"] = "fund_then_adl"
+    eligible: Literal["profitable", "all"] = "profitable"
+    allocation: Literal["queue", "pro_rata", "capped"] = "queue"
+    cap_share: Share = 0.5
+    rounds_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    drawdown_guard: DrawdownGuard | None = None
+
+
+class Peaks:
+    """The highest balance of a sliding span of time, by the minute; balances in atoms.
+
+    A minute's number is the highest balance in it. Kept as a falling sequence: a minute is forgotten once a later one is as
+    high.
+    """
+
+    def __init__(self, span_ms: int, kept: list[tuple[int, int]]) -> None:
+        self._span = span_ms // MINUTE_MS
+        self._minutes = deque(kept)
+
+    def note(self, ts: int, balance: int) -> None:
+        """A balance at a time; times that go back count as now."""
+        minute = ts // MINUTE_MS
+        minutes = self._minutes
+        if minutes:
+            minute = max(minute, minutes[-1][0])
+        while minutes and minutes[-1][1] <= balance:
+            minutes.pop()
+        if not minutes or minutes[-1][0] < minute:
+            minutes.append((minute, balance))
+        while minutes[0][0] < minute - self._span:
+            minutes.popleft()
+
+    @property
+    def peak(self) -> int:
+        """The highest balance noted within the span."""
+        return self._minutes[0][1] if self._minutes else 0
+
+    def save(self) -> list[tuple[int, int]]:
+        """What must be kept to go on after a restart."""
+        return list(self._minutes)
+
+
+class Guard:
+    """A drawdown guard at work: the reserve line, below which the fund does not pay, with hysteresis."""
+
+    def __init__(self, terms: DrawdownGuard, decimals: int, kept: "SavedGuard") -> None:
+        self._terms = terms
+        self._minimum = int(terms.minimum_balance * 10**decimals)
+        self._peaks = Peaks(int(terms.hours * 3_600_000), kept.peaks)
+        self.active = kept.active
+
+    def observe(self, ts: int, balance: int) -> None:
+        """Notes the balance at a time and switches the guard on at its start line, off above its stop line."""
+        self._peaks.note(ts, balance)
+        peak = self._peaks.peak
+        if peak < self._minimum or balance >= max(1, _share_of(peak, 1 - self._terms.stop)):
+            self.active = False
+        elif balance <= _share_of(peak, 1 - self._terms.start):
+            self.active = True
+
+    @property
+    def line(self) -> int:
+        """The balance below which the fund does not pay now."""
+        peak = self._peaks.peak
+        if peak < self._minimum:
+            return 0
+        return _share_of(peak, 1 - (self._terms.stop if self.active else self._terms.start))
+
+    def near(self, balance: int) -> bool:
+        """Whether a balance is below the stop line: a further fall would make the guard active, if it is not."""
+        return self._peaks.peak >= self._minimum and balance < _share_of(self._peaks.peak, 1 - self._terms.stop)
+
+    def save(self) -> "SavedGuard":
+        """What must be kept to go on after a restart."""
+        return SavedGuard(self.active, self._peaks.save())
+
+
+class SavedGuard(msgspec.Struct, array_like=True, frozen=True):
+    """A guard as it is kept between restarts: whether it is active, and (minute, highest balance) falling."""
+
+    active: bool = False
+    peaks: list[tuple[int, int]] = msgspec.field(default_factory=list)
+
+
+def _share_of(amount: int, share: float) -> int:
+    """The share of an amount, rounded up; shares are exact to six decimals."""
+    return -(-amount * round(share * 1_000_000) // 1_000_000)

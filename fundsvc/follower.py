@@ -1,0 +1,271 @@
+"""The live ADL books of a process that settles nothing: as the engines kept them, then what the streams say was settled since.
+
+A partition is followed once one of its contracts has had a position; until then nothing but its offset is looked at. What is
+away is asked for again; meanwhile the books stay what they were, and say when that was. Nothing is ever written.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import NamedTuple
+
+import structlog
+
+from fundsvc.config import Config
+from fundsvc.core.book import Book, Rank, Side, SideName
+from fundsvc.core.contracts import Contract
+from fundsvc.core.events import Fill
+from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.policy import Policy
+from fundsvc.core.preview import Preview, preview
+from fundsvc.core.queue import Section, sections
+from fundsvc.core.ranking import Ranking
+from fundsvc.core.settlement import Fund
+from fundsvc.metrics import Metrics
+from fundsvc.recall import Recall
+from fundsvc.store.database import Pool, StoreFault
+from fundsvc.store.deleveragings import Deleveragings
+from fundsvc.store.writer import STREAM_START
+from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.source import Source, id_order
+
+log = structlog.get_logger()
+
+Queue = dict[SideName, list[Section]]
+"""The sections of each side."""
+
+
+class NotFollowed(Exception):
+    """The books of a partition are not loaded yet, or being loaded anew; ask again shortly."""
+
+
+class BookView(NamedTuple):
+    """A contract's book, not to be kept: as it was after message `last_id`, which was the last one settled at `ts` (ms)."""
+
+    contract: Contract
+    book: Book
+    last_id: str
+    ts: int
+
+
+class Follower:
+    """Follows the books of all partitions; what it shows changes only while it awaits."""
+
+    def __init__(self, config: Config, pool: Pool, client: Client, metrics: Metrics) -> None:
+        self._seconds = config.http.book_seconds
+        self._metrics = metrics
+        self._ledger = Deleveragings(pool)
+        self._partitions = [
+            FollowedPartition(config, self._ledger, Source(client, number), number)
+            for number in range(config.stream.partitions)
+        ]
+        self._known: dict[tuple[str, SideName], _Known] = {}
+
+    async def run(self) -> None:
+        """Follows until cancelled, through every fault."""
+        away = False
+        while True:
+            try:
+                await self.step()
+                away = False
+            except (StoreFault, StreamFault) as fault:
+                if not away:
+                    log.warning("the ADL books stay what they are until database and stream are back", fault=str(fault))
+                away = True
+            self._measure()
+            await asyncio.sleep(self._seconds)
+
+    async def step(self, only: int | None = None) -> None:
+        """Brings all books, or those of one partition, to where the ledger is; raises StoreFault or StreamFault at the end."""
+        now = time.time_ns() // 1_000_000
+        offsets = await self._ledger.offsets()
+        faults: list[StoreFault | StreamFault] = []
+        for partition in self._partitions if only is None else [self._partitions[only]]:
+            try:
+                await partition.step(offsets[partition.number], now)
+            except (StoreFault, StreamFault) as fault:
+                faults.append(fault)
+        if faults:
+            raise faults[0]
+
+    def view(self, contract: Contract, partition: int) -> BookView:
+        """A listed contract's book, empty if it never had a position; raises NotFollowed."""
+        return self._partitions[partition].view(contract)
+
+    def views(self) -> list[BookView]:
+        """All books that have had a mark or a position; raises NotFollowed."""
+        return [view for partition in self._partitions for view in partition.views()]
+
+    async def preview(self, contract: Contract, partition: int, policy: Policy, fill: Fill) -> tuple[Preview, BookView]:
+        """What a fill would do under a policy, to the fund as it stands and the book as it is shown.
+
+        Raises Rejection when it could not be settled, NotFollowed, or StoreFault.
+        """
+        (fund,) = await self._ledger.funds(partition, lambda _: policy, contract.symbol)
+        orders = await self._ledger.open_orders(partition, contract.symbol)
+        view = self.view(contract, partition)
+        return preview(fund, view.book, orders, fill), view
+
+    def queue(self, view: BookView) -> Queue:
+        """The queue of each side by lights, empty before there is a mark; ranked anew only when something has changed."""
+        mark = view.book.mark
+        if mark is None:
+            return {}
+        return {name: self._sections(view, name, mark) for name in view.book.sides}
+
+    def rank(self, view: BookView, name: SideName, account: str) -> Rank | None:
+        """Where an account's position stands on a side; None without a mark, or where the position has no equity."""
+        side, mark = view.book.sides[name], view.book.mark
+        if mark is None:
+            return None
+        self._ranked(view.contract.symbol, name, side, mark)
+        return side.rank_of(account, mark)
+
+    def _sections(self, view: BookView, name: SideName, mark: int) -> list[Section]:
+        symbol, side = view.contract.symbol, view.book.sides[name]
+        known = self._ranked(symbol, name, side, mark)
+        if known.sections is None:
+            known = self._known[symbol, name] = known._replace(sections=sections(side, mark))
+        return known.sections or []
+
+    def _ranked(self, symbol: str, name: SideName, side: Side, mark: int) -> "_Known":
+        """The side's ranking, which is another object once it is another; notes how long that took."""
+        started = time.perf_counter()
+        ranking = side.ranking(mark)
+        known = self._known.get((symbol, name))
+        if known is None or known.ranking is not ranking:
+            self._metrics.rank_seconds.observe(time.perf_counter() - started)
+            known = self._known[symbol, name] = _Known(ranking, None)
+        return known
+
+    def _measure(self) -> None:
+        oldest_ms = min(partition.confirmed_ms for partition in self._partitions)
+        if oldest_ms:
+            self._metrics.books_age_seconds.set(max(0.0, time.time() - oldest_ms / 1000))
+
+
+class FollowedPartition:
+    """The books of one partition; `confirmed_ms` is when they were last known to be where the ledger is, 0 for never."""
+
+    def __init__(self, config: Config, ledger: Deleveragings, source: Source, number: int) -> None:
+        self.number = number
+        self.confirmed_ms = 0
+        self._config = config
+        self._ledger = ledger
+        self._source = source
+        self._offset = Offset(STREAM_START, 0)
+        self._loaded = False
+        self._followed: _Followed | None = None
+
+    async def step(self, offset: Offset, now: int) -> None:
+        """Follows to an offset that was the ledger's at a time (ms); raises StoreFault or StreamFault."""
+        if self._followed and offset != self._offset and not await self._go_on(self._followed, offset):
+            log.warning(
+                "the stream does not hold what the ledger has settled: ADL books are loaded anew", partition=self.number
+            )
+            # Dropped before others take their place, so that there is one copy of them.
+            self._followed, self._loaded = None, False
+        if not self._followed and (not self._loaded or offset != self._offset):
+            self._followed = await self._load(offset)
+            self._loaded = True
+        self._offset = offset
+        self.confirmed_ms = now
+
+    def view(self, contract: Contract) -> BookView:
+        """A contract's book; raises NotFollowed."""
+        return BookView(contract, self._book(contract.symbol) or Book(contract), self._last_id(), self.confirmed_ms)
+
+    def views(self) -> list[BookView]:
+        """All books that have had a mark or a position; raises NotFollowed."""
+        last_id = self._last_id()
+        books = self._followed.partition.books() if self._followed else ()
+        return [BookView(contract, book, last_id, self.confirmed_ms) for contract, book in books]
+
+    def _book(self, symbol: str) -> Book | None:
+        return self._followed.partition.book(symbol) if self._followed else None
+
+    def _last_id(self) -> str:
+        if not self._loaded:
+            raise NotFollowed("the ADL books are being loaded, ask again shortly")
+        return self._followed.recall.read_to if self._followed else self._offset.last_id
+
+    async def _load(self, offset: Offset) -> "_Followed | None":
+        """The books as they were kept, brought to an offset; None if none of them ever held a position."""
+        if not await self._ledger.has_positions(self.number):
+            return None
+        kept = await self._ledger.books(self.number)
+        config = self._config
+        partition = Partition(
+            self.number,
+            config.stream.partitions,
+            await self._funds(),
+            config.currency.decimals,
+            config.currency.decimals_default,
+            config.policy.of,
+        )
+        for book in kept:
+            # In a thread: a million positions take seconds, and others have work on this loop.
+            await asyncio.to_thread(partition.restore, book.symbol, book.mark, book.book)
+        # A book kept beyond the offset is of a stream that lost its tail: the engine reads all that is left once more.
+        end = id_order(offset.last_id)
+        kept = [book._replace(last_id=STREAM_START) if id_order(book.last_id) > end else book for book in kept]
+        recall = Recall(partition, self._source, kept, partial(self._ledger.rejected_places, self.number))
+        await recall.run(offset.last_id)
+        return _Followed(partition, recall, offset.messages - recall.messages)
+
+    async def _go_on(self, followed: "_Followed", offset: Offset) -> bool:
+        """Goes on to an offset; says whether the stream held all that lies between, and no contract changed its terms.
+
+        Another number of messages means that the stream lost its tail, or dropped what we had not read yet.
+        """
+        recall = followed.recall
+        await recall.run(offset.last_id)
+        if recall.messages != offset.messages - followed.messages_before:
+            return False
+        return not recall.listed or await self._admit(followed)
+
+    async def _admit(self, followed: "_Followed") -> bool:
+        """Takes in the contracts that were listed; False if one of the others is not what it was."""
+        partition = followed.partition
+        funds = await self._funds()
+        new = [fund for fund in funds if partition.contract(fund.contract.symbol) is None]
+        for fund in new:
+            partition.admit(fund)
+        kept = await self._ledger.books(self.number, [fund.contract.symbol for fund in new])
+        for book in kept:
+            partition.restore(book.symbol, book.mark, book.book)
+        await followed.recall.include(kept)
+        followed.recall.listed = False
+        return all(partition.contract(fund.contract.symbol) == fund.contract for fund in funds)
+
+    async def _funds(self) -> list[Fund]:
+        return await self._ledger.funds(self.number, self._config.policy.of)
+
+
+class _Known(NamedTuple):
+    """A ranking of a side, and its sections once somebody has asked for them."""
+
+    ranking: Ranking
+    sections: list[Section] | None
+
+
+class _Followed(NamedTuple):
+    """Books in memory, and what brings them up to date; `messages_before` is how many messages it did not have to read."""
+
+    partition: Partition
+    recall: Recall
+    messages_before: int
+
+
+@asynccontextmanager
+async def following(config: Config, pool: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Follower]:
+    """A follower that follows."""
+    follower = Follower(config, pool, client, metrics)
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(follower.run())
+        try:
+            yield follower
+        finally:
+            task.cancel()

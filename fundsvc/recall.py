@@ -1,0 +1,119 @@
+"""Bringing ADL books up to date: what the stream says since they were kept, applied to the books alone.
+
+Only what was settled then may be applied: not what was rejected, nor what was known by its sequence already. So ranks after a
+restart, and those that another process shows, are those of a service that never stopped.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Rejection
+from fundsvc.core.partition import Partition
+from fundsvc.pipeline import REPLAY_KEY
+from fundsvc.store.writer import STREAM_START, KeptBook, Place
+from fundsvc.streams.source import Source, id_order
+from fundsvc.wire import Message, decode
+
+MESSAGES_PER_READ = 1000
+"""Enough to read a backlog quickly, few enough to keep the loop alive."""
+
+CHUNK_EVENTS = 200
+"""Events applied between two looks at the loop, as in the pipeline."""
+
+Rejected = Callable[[Sequence[str]], Awaitable[Mapping[Place, bool]]]
+"""Which events of these messages were rejected, and whether they have been settled since."""
+
+
+class Recall:
+    """Applies to each book what came after it was kept, as far as it is told to go, and from there on when told again.
+
+    `read_to` is the last message applied: between two of its awaits, the books are exactly as they were after that one.
+    `messages` counts those read.
+    `after` and `seq` are where each book stands, by symbol. `listed` says whether a contract was listed or updated on the way;
+    what that means for the books is not its business.
+    """
+
+    def __init__(self, partition: Partition, source: Source, kept: Sequence[KeptBook], rejected: Rejected) -> None:
+        self.read_to = min((book.last_id for book in kept), key=id_order, default=STREAM_START)
+        self.messages = 0
+        self.listed = False
+        self._partition = partition
+        self._source = source
+        self._rejected = rejected
+        self.after = {book.symbol: id_order(book.last_id) for book in kept}
+        self.seq = {book.symbol: book.seq for book in kept}
+        self._replayed: set[Place] = set()
+
+    async def run(self, until: str) -> None:
+        """Goes on to the message `until`, which was settled."""
+        end = id_order(until)
+        while id_order(self.read_to) < end:
+            messages = await self._source.read(self.read_to, MESSAGES_PER_READ)
+            settled = [message for message in messages if id_order(message.stream_id) <= end]
+            await self._apply_all(settled)
+            if len(settled) < MESSAGES_PER_READ:
+                self.read_to = until
+
+    async def include(self, kept: Sequence[KeptBook]) -> None:
+        """Takes in further books, and brings them to where the others are."""
+        others = Recall(self._partition, self._source, kept, self._rejected)
+        await others.run(self.read_to)
+        self.after |= others.after
+        self.seq |= others.seq
+
+    async def _apply_all(self, messages: Sequence[Message]) -> None:
+        replayed = (place[0] for message in messages if (place := _replayed(message)))
+        rejected = await self._rejected([*(message.stream_id for message in messages), *replayed])
+        events = 0
+        for message in messages:
+            events += self._apply(message, rejected)
+            self.read_to = message.stream_id
+            self.messages += 1
+            if events >= CHUNK_EVENTS:
+                events = 0
+                await asyncio.sleep(0)
+
+    def _apply(self, message: Message, rejected: Mapping[Place, bool]) -> int:
+        events = decode(message)
+        if message.replay_of:
+            self._apply_replay(message, events, rejected)
+            return len(events)
+        at = id_order(message.stream_id)
+        for position, event in enumerate(events):
+            if isinstance(event, Rejection) or (message.stream_id, position) in rejected:
+                continue
+            self.listed = self.listed or isinstance(event, Listing)
+            if self._is_later(at, event) and self._is_new(event):
+                self._partition.recall(event)
+        return len(events)
+
+    def _apply_replay(self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, bool]) -> None:
+        """Applies an event that was rejected, sent again and settled then; sent once more, it was not settled again."""
+        place = _replayed(message)
+        if place is None or len(events) != 1 or not rejected.get(place) or place in self._replayed:
+            return
+        (event,) = events
+        self._replayed.add(place)
+        self.listed = self.listed or isinstance(event, Listing)
+        if not isinstance(event, Rejection) and self._is_later(id_order(message.stream_id), event):
+            self._partition.recall(event)
+
+    def _is_later(self, at: tuple[int, int], event: Event) -> bool:
+        """Whether an event is of one of the books, and came after that was kept."""
+        symbol = getattr(event, "symbol", None)
+        return symbol in self.after and at > self.after[symbol]
+
+    def _is_new(self, event: Event) -> bool:
+        """Whether an event with a sequence was settled then, and not dropped as a duplicate."""
+        if not isinstance(event, Fill | AdlFill | AdlEnd):
+            return True
+        if event.seq <= self.seq[event.symbol]:
+            return False
+        self.seq[event.symbol] = event.seq
+        return True
+
+
+def _replayed(message: Message) -> Place | None:
+    """The place that a message of an operator sends again, if it is one."""
+    match = REPLAY_KEY.fullmatch(message.replay_of)
+    return (match[1], int(match[2])) if match else None

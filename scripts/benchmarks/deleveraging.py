@@ -1,0 +1,292 @@
+"""One side of an ADL book: ranking it, finding who is asked, answering one account, taking position updates in.
+
+Everything is measured beside a bare numpy.argsort of as many float64, in turns with it, and the fastest of several rounds
+counts for both: what else runs on the machine only ever adds time.
+"""
+
+import gc
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fundsvc.core.book import Side
+from fundsvc.core.contracts import Contract
+from fundsvc.core.deleveraging import Deleveraging
+from fundsvc.core.events import Position
+from fundsvc.core.numbers import format_units
+from fundsvc.core.partition import Partition
+from fundsvc.core.policy import Policy
+from fundsvc.core.settlement import Fund
+from fundsvc.wire import Codec, Message, decode, encode
+
+CONTRACT = Contract(
+    symbol="XBTUSDTM",
+    settle_currency="USDT",
+    settle_decimals=8,
+    price_decimals=12,
+    multiplier=Decimal("0.001"),
+    is_inverse=False,
+)
+MARK = 40_000 * 10**12
+TICK = 10**11
+LEVERAGES = (1, 2, 3, 5, 10, 20)
+LOTS_MAX = 100
+
+ACCOUNTS_ASKED = 1000
+"""An order that touches so many accounts is what the promise is about."""
+
+TARGET_POSITIONS = 1_000_000
+
+RANKING_MAX = 1.25
+ALLOCATION_MAX = 0.2
+LOOKUP_MS_MAX = 1.0
+UPDATES_PER_SECOND_MIN = 300_000
+BYTES_MAX = 100.0
+"""What the service promises, the first two as multiples of the argsort."""
+
+EVENTS_PER_MESSAGE = 100
+UPDATES_MAX = 300_000
+UPDATE_ROUNDS = 5
+"""So many updates of accounts that are known already are sent so often; the fastest time counts."""
+
+
+class SideResult(msgspec.Struct, kw_only=True):
+    """What one number of positions takes; times in milliseconds, `bytes_each` is memory per position beside its name.
+
+    `ranking_ms` is of positions whose scores are nearly all different, `ties_ms` of positions at a few prices and leverages.
+    `spread_ms` finds who gives how many lots to an order that touches 1,000 accounts, `explained_ms` also writes down why.
+    """
+
+    positions: int
+    argsort_ms: float
+    ranking_ms: float
+    ties_ms: float
+    tied: float
+    first_ranking_ms: float
+    spread_ms: float
+    explained_ms: float
+    pro_rata_ms: float
+    lookup_ms: float
+    json_per_second: float
+    msgpack_per_second: float
+    bytes_each: float
+
+
+class Target(msgspec.Struct, kw_only=True):
+    """A promise and what was measured."""
+
+    name: str
+    promised: str
+    measured: str
+    met: bool
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """Everything one run measured."""
+
+    numpy: str
+    sides: list[SideResult]
+    targets: list[Target]
+
+
+def measure(numbers: Sequence[int], rounds: int, tell: Callable[[str], None]) -> Results:
+    """Measures sides of so many positions."""
+    sides = [_measure(positions, rounds, tell) for positions in numbers]
+    return Results(numpy=np.__version__, sides=sides, targets=[target for side in sides for target in _judge(side)])
+
+
+def _measure(positions: int, rounds: int, tell: Callable[[str], None]) -> SideResult:
+    tell(f"{positions:,} positions: memory")
+    events = _events(positions, ties=False)
+    bytes_each = _bytes_each(events)
+    desk, tied_desk = _desk(events), _desk(_events(positions, ties=True))
+    side, tied = desk.book.sides["long"], tied_desk.book.sides["long"]
+    tell(f"{positions:,} positions: ranking")
+    first_ranking_ms = 1000 * min(_seconds(lambda: side.ranking(MARK)), _seconds(lambda: tied.ranking(MARK)))
+    accounts = min(ACCOUNTS_ASKED, len(side.leaders(MARK, ACCOUNTS_ASKED).rows))
+    lots = int(side.lots_of(side.leaders(MARK, accounts).rows).sum())
+    values = np.random.default_rng(1).random(positions)
+    marks = iter(range(MARK + TICK, 2 * MARK, TICK))
+    policy, pro_rata = Policy(), Policy(allocation="pro_rata")
+    argsort, ranking, ties, spread, explained, shared = _fastest(
+        rounds,
+        lambda: np.argsort(values),
+        lambda: side.ranking(next(marks)),
+        lambda: tied.ranking(next(marks)),
+        lambda: desk.spread("long", lots, policy),
+        lambda: desk.allocate("long", lots, policy),
+        lambda: desk.spread("long", accounts, pro_rata),
+    )
+    names = side.accounts[:: max(1, positions // 100)]
+    side.ranking(MARK)
+    (lookup,) = _fastest(rounds, lambda: [side.rank_of(name, MARK) for name in names])
+    tell(f"{positions:,} positions: updates")
+    return SideResult(
+        positions=positions,
+        argsort_ms=argsort,
+        ranking_ms=ranking,
+        ties_ms=ties,
+        tied=_tied(tied),
+        first_ranking_ms=first_ranking_ms,
+        spread_ms=spread,
+        explained_ms=explained,
+        pro_rata_ms=shared,
+        lookup_ms=lookup / len(names),
+        json_per_second=_updates_per_second(events, "json"),
+        msgpack_per_second=_updates_per_second(events, "msgpack"),
+        bytes_each=bytes_each,
+    )
+
+
+def _events(positions: int, *, ties: bool) -> list[Position]:
+    """Longs opened within 5 % of the mark, margins that cover the loss; with `ties` at whole prices and round leverages."""
+    random = np.random.default_rng(7)
+    ticks = random.integers(-20_000, 20_000, positions)
+    prices = (MARK + (ticks - ticks % 100 if ties else ticks) * TICK).tolist()
+    lots = random.integers(1, LOTS_MAX, positions).tolist()
+    leverages = random.choice(LEVERAGES, positions).tolist()
+    surplus = (np.zeros(positions) if ties else random.random(positions)).tolist()
+    names = [f"{number:012x}" for number in random.permutation(positions).tolist()]
+    numerator, denominator = CONTRACT.value_factor()
+    return [
+        Position(
+            CONTRACT.symbol,
+            name,
+            held,
+            format_units(price, CONTRACT.price_decimals),
+            format_units(int(price * held * numerator / denominator / leverage * (1 + more)), CONTRACT.settle_decimals),
+            1_700_000_000_000,
+        )
+        for name, held, price, leverage, more in zip(names, lots, prices, leverages, surplus, strict=True)
+    ]
+
+
+def _desk(events: Sequence[Position]) -> Deleveraging:
+    """A contract's desk with these positions, at the mark."""
+    partition = _partition()
+    for event in events:
+        partition.apply(event)
+    desk: Deleveraging = partition._desks[CONTRACT.symbol]  # noqa: SLF001 - what is measured is in there
+    desk.book.mark = MARK
+    return desk
+
+
+def _partition() -> Partition:
+    return Partition(0, 1, [Fund(CONTRACT)], {}, CONTRACT.settle_decimals)
+
+
+def _bytes_each(events: Sequence[Position]) -> float:
+    """What the allocator hands out for a book and its ranking, over its positions; the names are the events' own strings."""
+    gc.collect()
+    tracemalloc.start()
+    desk = _desk(events)
+    desk.book.sides["long"].ranking(MARK)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return held / len(events)
+
+
+def _tied(side: Side) -> float:
+    """The share of ranked positions that have the score of another."""
+    ranking = side.ranking(MARK)
+    scores = ranking.keys >> 24
+    return 1 - len(np.unique(scores)) / len(scores)
+
+
+def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
+    """Updates of known accounts in any order, through the decoder and the partition, as the pipeline's loop does it."""
+    partition = _partition()
+    for event in events:
+        partition.apply(event)
+    shuffled = np.random.default_rng(3).permutation(max(len(events), EVENTS_PER_MESSAGE)).tolist()
+    sent = [events[index % len(events)] for index in shuffled[:UPDATES_MAX]]
+    parts = range(0, len(sent), EVENTS_PER_MESSAGE)
+    messages = [Message("0-1", codec, encode(sent[first : first + EVENTS_PER_MESSAGE], codec)) for first in parts]
+    messages *= max(1, UPDATES_MAX // len(sent))
+
+    def settle() -> None:
+        apply = partition.apply
+        for message in messages:
+            for event in decode(message):
+                apply(event)
+
+    gc.collect()
+    gc.freeze()
+    updates = len(sent) * (len(messages) // len(parts))
+    return updates / min(_seconds(settle) for _ in range(UPDATE_ROUNDS))
+
+
+def _fastest(rounds: int, *works: Callable[[], object]) -> list[float]:
+    """The shortest time of each, in milliseconds, taken in turns."""
+    taken = [[_seconds(work) for work in works] for _ in range(rounds)]
+    return [1000 * min(times) for times in zip(*taken, strict=True)]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _judge(side: SideResult) -> Iterator[Target]:
+    """The promises, which speak of a million positions."""
+    if side.positions != TARGET_POSITIONS:
+        return
+    for name, milliseconds, most in (
+        ("whole ranking, to argsort", side.ranking_ms, RANKING_MAX),
+        ("whole ranking with ties, to argsort", side.ties_ms, RANKING_MAX),
+        ("allocation over 1,000 accounts, to argsort", side.spread_ms, ALLOCATION_MAX),
+    ):
+        yield _at_most(name, milliseconds / side.argsort_ms, most, "{:.2f}")
+    yield _at_most("one account's rank and lights, ms", side.lookup_ms, LOOKUP_MS_MAX, "{:.3f}")
+    for name, measured in (("JSON", side.json_per_second), ("MessagePack", side.msgpack_per_second)):
+        met = measured >= UPDATES_PER_SECOND_MIN
+        promised = f">= {UPDATES_PER_SECOND_MIN:,}"
+        yield Target(name=f"position updates/s, {name}", promised=promised, measured=f"{measured:,.0f}", met=met)
+    yield _at_most("bytes per position, ranked, beside its name", side.bytes_each, BYTES_MAX, "{:.0f}")
+
+
+def _at_most(name: str, measured: float, most: float, form: str) -> Target:
+    return Target(name=name, promised=f"<= {form.format(most)}", measured=form.format(measured), met=measured <= most)
+
+
+def _beside(name: str) -> Callable[[SideResult], str]:
+    """A time, and its multiple of the argsort."""
+    return lambda side: f"{getattr(side, name):.2f} ({getattr(side, name) / side.argsort_ms:.2f})"
+
+
+_ROWS: tuple[tuple[str, Callable[[SideResult], str]], ...] = (
+    ("numpy.argsort of as many float64", lambda side: f"{side.argsort_ms:.2f}"),
+    ("whole ranking after a mark", _beside("ranking_ms")),
+    ("the same with ties", _beside("ties_ms")),
+    ("  share of positions tied", lambda side: f"{side.tied:.0%}"),
+    ("first ranking: names into order", _beside("first_ranking_ms")),
+    ("allocation over 1,000 accounts", _beside("spread_ms")),
+    ("  with all that explains it", _beside("explained_ms")),
+    ("pro rata over 1,000 accounts, with the ranking", _beside("pro_rata_ms")),
+    ("one account's rank and lights", lambda side: f"{side.lookup_ms:.4f}"),
+    ("position updates/s, JSON", lambda side: f"{side.json_per_second:,.0f}"),
+    ("position updates/s, MessagePack", lambda side: f"{side.msgpack_per_second:,.0f}"),
+    ("bytes per position beside its name", lambda side: f"{side.bytes_each:.1f}"),
+)
+
+
+def show(results: Results, console: Console) -> None:
+    """Prints the tables."""
+    table = Table("", title=f"One side of a book, ms (numpy {results.numpy})", title_justify="left")
+    for side in results.sides:
+        table.add_column(f"{side.positions:,}", justify="right")
+    for name, cell in _ROWS:
+        table.add_row(name, *map(cell, results.sides))
+    console.print(table)
+    targets = Table("what", "promised", "measured", "", title="Targets", title_justify="left")
+    for target in results.targets:
+        targets.add_row(target.name, target.promised, target.measured, "[green]met" if target.met else "[red]not met")
+    if results.targets:
+        console.print(targets)

@@ -1,0 +1,119 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundsvc.core.allocation import allocate_pro_rata, allocate_queue, capped
+from fundsvc.core.numbers import INT64_MAX
+
+ROOM = st.lists(st.tuples(st.integers(0, 50), st.integers(-20, 100)), max_size=25)
+
+
+def pro_rata(rooms: list[int], profits: list[float], lots: int, accounts: str | list[str] | None = None) -> dict[int, int]:
+    names = accounts or [f"{index:03d}" for index in range(len(rooms))]
+    return dict(allocate_pro_rata(np.array(rooms, np.int64), np.array(profits, np.float64), names.__getitem__, lots))
+
+
+def exact_shares(rooms: list[int], profits: list[int], lots: int) -> list[Fraction]:
+    """What each gives when lots could be divided: by profit, up to its room, the rest shared again."""
+    shares = [Fraction(0)] * len(rooms)
+    sharing = {index for index, room in enumerate(rooms) if room and profits[index] > 0}
+    left = Fraction(lots)
+    while sharing:
+        whole = sum(profits[index] for index in sharing)
+        full = {index for index in sharing if left * profits[index] >= rooms[index] * whole}
+        for index in full or sharing:
+            shares[index] = Fraction(rooms[index]) if full else left * profits[index] / whole
+        if not full:
+            break
+        left -= sum(rooms[index] for index in full)
+        sharing -= full
+    return shares
+
+
+@given(st.lists(st.integers(0, 50), max_size=25), st.integers(1, 500))
+def test_the_queue_is_emptied_from_its_head(available, lots):
+    taken = dict(allocate_queue(available, lots))
+    assert sum(taken.values()) == min(lots, sum(available))
+    assert all(0 < take <= available[index] for index, take in taken.items())
+    for index, offered in enumerate(available):
+        if taken.get(index, 0) < offered:
+            assert all(later <= index for later in taken)
+            break
+
+
+@given(ROOM, st.integers(1, 400))
+def test_shares_are_whole_and_within_a_lot_of_exact(holders, lots):
+    rooms, profits = [room for room, _ in holders], [profit for _, profit in holders]
+    taken = pro_rata(rooms, profits, lots)
+    assert list(taken) == sorted(taken)
+    assert sum(taken.values()) == min(lots, sum(rooms))
+    shares = exact_shares(rooms, profits, lots)
+    for index, room in enumerate(rooms):
+        assert 0 <= taken.get(index, 0) <= room
+        if profits[index] > 0:
+            assert abs(taken.get(index, 0) - shares[index]) < 1
+    if any(take for index, take in taken.items() if profits[index] <= 0):
+        assert all(taken.get(index, 0) == room for index, room in enumerate(rooms) if profits[index] > 0)
+
+
+@given(ROOM, st.integers(1, 400), st.data())
+def test_shares_do_not_depend_on_the_order(holders, lots, data):
+    holders = [(room, max(profit, 1), f"{index:03d}") for index, (room, profit) in enumerate(holders)]
+    outcomes = []
+    for arranged in (holders, data.draw(st.permutations(holders))):
+        rooms, profits, names = map(list, zip(*arranged, strict=True)) if arranged else ([], [], [])
+        outcomes.append({names[index]: take for index, take in pro_rata(rooms, profits, lots, names).items()})
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("rooms", "profits", "lots", "accounts", "taken"),
+    [
+        ([10, 10, 3], [200, 300, 120], 17, "bac", {0: 6, 1: 8, 2: 3}),
+        ([9, 9], [1, 1], 3, "ba", {0: 1, 1: 2}),
+        ([9, 9], [1, 3], 2, "ab", {0: 1, 1: 1}),
+        ([9, 9], [1, 3], 2, "ba", {1: 2}),
+        ([9, 9, 9], [1 / 3, 2 / 3, 1.0], 3, "cab", {1: 1, 2: 2}),
+        ([9, 9, 9], [5, 0, -3], 4, "abc", {0: 4}),
+        ([2, 9, 9], [5, 0, -3], 14, "abc", {0: 2, 1: 9, 2: 3}),
+        ([0, 9], [5, 5], 4, "ab", {1: 4}),
+        ([3, 4], [0, 0], 5, "ab", {0: 3, 1: 2}),
+        ([], [], 5, "", {}),
+    ],
+)
+def test_examples_of_pro_rata(rooms, profits, lots, accounts, taken):
+    assert pro_rata(rooms, profits, lots, accounts) == taken
+
+
+@given(st.lists(st.tuples(st.integers(1, INT64_MAX), st.floats(0, 1e38)), min_size=1, max_size=12), st.integers(1, INT64_MAX))
+def test_no_number_of_lots_is_too_much(holders, lots):
+    rooms, profits = [room for room, _ in holders], [profit for _, profit in holders]
+    taken = pro_rata(rooms, profits, lots)
+    assert sum(taken.values()) == min(lots, sum(rooms))
+    assert all(0 < take <= rooms[index] for index, take in taken.items())
+
+
+def test_few_lots_go_to_the_largest_profits_of_many():
+    profits = np.random.default_rng(3).permutation(5000) + 1.0
+    taken = pro_rata([5] * 5000, list(profits), 40)
+    assert set(taken) == {index for index, profit in enumerate(profits) if profit > 4960}
+    assert set(taken.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("available", "held", "share", "offered"),
+    [
+        (10, 10, 0.5, 5),
+        (10, 10, 1.0, 10),
+        (3, 10, 0.5, 3),
+        (1, 1, 0.5, 1),
+        (0, 10, 0.5, 0),
+        (100, 100, 0.29, 29),
+        (7, 7, 0.5, 3),
+    ],
+)
+def test_a_ceiling_is_a_share_of_the_position(available, held, share, offered):
+    assert capped([available], [held], share) == [offered]

@@ -1,0 +1,195 @@
+import math
+from fractions import Fraction
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+import pytest
+from builders import INVERSE, LINEAR, ONE, UNIT
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from fundsvc.core import book as book_module
+from fundsvc.core.book import Book, Rank, SavedBook, Side
+from fundsvc.core.contracts import Contract
+from fundsvc.core.directory import NONE
+from fundsvc.core.events import Reason, Rejection
+from fundsvc.core.numbers import INT64_MAX
+
+PRICE = 10**12
+SIDES = st.sampled_from(["long", "short"])
+CONTRACTS = st.sampled_from([LINEAR, INVERSE, UNIT])
+ACCOUNTS = st.sampled_from([f"a{number}" for number in range(12)])
+SMALL = st.tuples(
+    ACCOUNTS,
+    st.integers(0, 40),
+    st.integers(1, 120).map(lambda price: price * PRICE),
+    st.integers(0, 400).map(lambda margin: margin * 10**7),
+)
+HOSTILE = st.tuples(
+    ACCOUNTS,
+    st.integers(0, INT64_MAX) | st.sampled_from([0, 1, INT64_MAX]),
+    st.integers(1, INT64_MAX) | st.sampled_from([1, INT64_MAX]),
+    st.integers(0, INT64_MAX) | st.sampled_from([0, INT64_MAX]),
+)
+MARKS = st.integers(1, 120).map(lambda price: price * PRICE)
+
+
+def side_of(contract: Contract, name: str, positions) -> Side:
+    side = Side(contract, name)
+    for account, lots, entry_price, margin in positions:
+        if lots:
+            side.set(account, lots, entry_price, margin)
+        else:
+            side.close(account)
+    return side
+
+
+def value(contract: Contract, lots: int, price: int) -> Fraction:
+    """What lots are worth at a price, as in the design."""
+    quoted = Fraction(price, 10**contract.price_decimals)
+    atoms = Fraction(contract.multiplier) * 10**contract.settle_decimals * lots
+    return atoms / quoted if contract.is_inverse else atoms * quoted
+
+
+def exact(contract: Contract, name: str, lots: int, entry_price: int, margin: int, mark: int) -> tuple[Fraction, ...] | None:
+    """(uPnL, return, leverage, score) by the definition, in fractions; None without equity."""
+    entry, worth = value(contract, lots, entry_price), value(contract, lots, mark)
+    gain = (worth - entry) * (1 if (name == "long") != contract.is_inverse else -1)
+    if margin + gain <= 0:
+        return None
+    leverage = worth / (margin + gain)
+    returned = gain / entry
+    return gain, returned, leverage, returned * leverage if gain > 0 else returned / leverage
+
+
+@given(CONTRACTS, SIDES, st.lists(SMALL, max_size=30), MARKS)
+def test_the_queue_is_that_of_the_definition(contract, name, positions, mark):
+    side = side_of(contract, name, positions)
+    held = {account: rest for account, *rest in positions}
+    known = {account: exact(contract, name, *rest, mark) for account, rest in held.items() if rest[0]}
+    scores = {account: numbers[3] for account, numbers in known.items() if numbers}
+    distinct = sorted(set(scores.values()))
+    # Scores that agree in their first 28 bits are ties by definition; these here are either equal or far apart.
+    assume(all(above - below > abs(above) * 2**-26 for below, above in pairwise(distinct)))
+    queue = sorted(scores, key=lambda account: (-scores[account], account))
+    assert [side.accounts[row] for row in side.ranking(mark).rows] == queue
+    for account in held:
+        rank = side.rank_of(account, mark)
+        assert rank == (Rank(queue.index(account) + 1, len(queue)) if account in queue else None)
+    for account, numbers in known.items():
+        standing = side.standing(side.row_of(account), mark)
+        if numbers:
+            assert standing.unrealised_pnl == math.floor(numbers[0])
+            assert (standing.return_on_entry, standing.leverage, standing.score) == pytest.approx([*map(float, numbers[1:])])
+        else:
+            assert math.isinf(standing.leverage)
+
+
+@given(CONTRACTS, SIDES, st.lists(SMALL, max_size=30, unique_by=lambda position: position[0]), MARKS, st.data())
+def test_the_order_of_arrival_decides_nothing(contract, name, positions, mark, data):
+    other = data.draw(st.permutations(positions))
+    queues = []
+    for arrived in (positions, other):
+        side = side_of(contract, name, arrived)
+        queues.append([side.standing(row, mark) for row in side.ranking(mark).rows])
+        assert [side.accounts[row] for row in side.leaders(mark, 3).rows] == [
+            standing.account for standing in queues[-1] if standing.score > 0
+        ][:3]
+    assert queues[0] == queues[1]
+
+
+@given(CONTRACTS, SIDES, st.lists(HOSTILE, max_size=15), st.integers(1, INT64_MAX) | st.sampled_from([1, INT64_MAX]))
+def test_no_position_and_no_mark_is_too_much(contract, name, positions, mark):
+    side = side_of(contract, name, positions)
+    ranking = side.ranking(mark)
+    for rank, row in enumerate(ranking.rows, 1):
+        assert side.rank_of(side.accounts[row], mark) == Rank(rank, len(ranking.rows))
+    gainers = int(side.columns(mark).gainers().sum())
+    assert list(side.leaders(mark, 4).rows) == list(ranking.rows[: min(4, gainers)])
+    for row in np.flatnonzero(side.lots_of(np.arange(len(side.accounts)))):
+        standing = side.standing(int(row), mark)
+        assert abs(standing.unrealised_pnl) <= INT64_MAX
+        assert not math.isnan(standing.score)
+    assert np.isfinite(side.profits(ranking.rows, mark)).all()
+
+
+@given(CONTRACTS, st.lists(st.tuples(SMALL, st.booleans()), max_size=40), MARKS)
+def test_a_book_that_was_kept_ranks_as_the_one_it_was(contract, positions, mark):
+    book = Book(contract)
+    for (account, lots, entry_price, margin), is_long in positions:
+        book.set(account, lots if is_long else -lots, entry_price, margin)
+    again = Book(contract)
+    again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()), type=SavedBook))
+    assert again.open == book.open
+    for name, side in book.sides.items():
+        other = again.sides[name]
+        queues = [[s.standing(row, mark) for row in s.ranking(mark).rows] for s in (side, other)]
+        assert queues[0] == queues[1]
+
+
+@given(st.lists(st.tuples(ACCOUNTS, st.integers(-9, 9)), max_size=40))
+def test_an_account_has_its_last_position_and_no_other(events):
+    book, last = Book(UNIT), {}
+    for account, lots in events:
+        book.set(account, lots, 100 * PRICE, ONE)
+        last[account] = lots
+    held = {account: lots for account, lots in last.items() if lots}
+    assert book.open == len(held)
+    for account, lots in last.items():
+        found = [(name, int(book.sides[name].lots_of(np.array([row]))[0])) for name, row in book.positions(account)]
+        assert found == ([("long" if lots > 0 else "short", abs(lots))] if lots else [])
+
+
+def test_ranks_follow_positions_and_marks():
+    side = side_of(UNIT, "long", [("a", 1, 100 * PRICE, 50 * ONE), ("b", 1, 100 * PRICE, 40 * ONE)])
+    assert side.rank_of("a", 110 * PRICE) == Rank(2, 2)
+    assert side.rank_of("a", 59 * PRICE) == Rank(1, 1)
+    assert side.rank_of("b", 60 * PRICE) is None
+    side.set("a", 1, 100 * PRICE, 30 * ONE)
+    assert side.rank_of("a", 110 * PRICE) == Rank(1, 2)
+    side.close("b")
+    side.close("b")
+    assert side.rank_of("a", 110 * PRICE) == Rank(1, 1)
+    assert side.rank_of("b", 110 * PRICE) is None
+    assert side.rank_of("nobody", 110 * PRICE) is None
+    assert (side.open, side.row_of("b"), side.row_of("nobody")) == (1, NONE, NONE)
+
+
+def test_a_reduced_position_keeps_its_return_and_leverage():
+    side = side_of(UNIT, "long", [("a", 10, 100 * PRICE, 500 * ONE)])
+    before = side.standing(0, 110 * PRICE)
+    side.reduce("a", 4)
+    after = side.standing(0, 110 * PRICE)
+    assert (after.lots, after.margin) == (6, 300 * ONE)
+    assert (after.return_on_entry, after.leverage) == (before.return_on_entry, before.leverage)
+    side.reduce("nobody", 1)
+    side.reduce("a", 7)
+    side.reduce("a", 1)
+    assert (side.open, side.row_of("a")) == (0, NONE)
+
+
+@pytest.mark.parametrize(
+    ("ranked", "lights"),
+    [(1, [5]), (2, [5, 3]), (5, [5, 4, 3, 2, 1]), (7, [5, 5, 4, 3, 3, 2, 1]), (10, [5, 5, 4, 4, 3, 3, 2, 2, 1, 1])],
+)
+def test_five_lights_are_deleveraged_first(ranked, lights):
+    assert [Rank(rank, ranked).lights for rank in range(1, ranked + 1)] == lights
+    assert Rank(ranked, ranked).percentile == 1
+
+
+def test_a_side_that_is_full_refuses_another_account_and_goes_on(monkeypatch):
+    monkeypatch.setattr(book_module, "ROWS_MAX", 3)
+    side = side_of(UNIT, "long", [(name, 1, 100 * PRICE, ONE) for name in "abc"])
+    with pytest.raises(Rejection) as rejection:
+        side.set("d", 1, 100 * PRICE, ONE)
+    assert rejection.value.reason == Reason.OUT_OF_RANGE
+    side.set("a", 2, 100 * PRICE, ONE)
+    assert [side.accounts[row] for row in side.ranking(110 * PRICE).rows] == ["a", "b", "c"]
+
+
+def test_a_side_grows_without_losing_anybody():
+    side = side_of(UNIT, "short", [(f"a{number:04d}", number + 1, 100 * PRICE, ONE) for number in range(1000)])
+    assert side.open == 1000
+    assert [int(lots) for lots in side.lots_of(np.arange(1000))] == list(range(1, 1001))
+    assert len(side.ranking(90 * PRICE).rows) == 1000

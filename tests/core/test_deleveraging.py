@@ -1,0 +1,631 @@
+"""Orders from the shortfall to their end, through the partition that applies the events."""
+
+from collections import Counter
+from decimal import Decimal
+
+import msgspec
+import pytest
+from builders import INVERSE, ONE, UNIT, adl_end, adl_fill, fill, listing, mark, partition, position, worth
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundsvc.core import partition as partition_module
+from fundsvc.core.adl import AdlOrder
+from fundsvc.core.book import Book, SavedBook
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Reason, Rejection
+from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.partition import Batch, Partition
+from fundsvc.core.policy import DrawdownGuard, Policy
+from fundsvc.core.replay import Replay
+from fundsvc.core.settlement import Fund
+
+
+def desk(policy: Policy = Policy(), *events, balance: int = 0, **fields) -> tuple[Partition, Fund]:  # noqa: B008 - frozen
+    fund = Fund(UNIT, policy=policy, balance=balance * ONE, **fields)
+    settling = partition(fund)
+    for event in (mark("50"), *events):
+        settling.apply(event)
+    return settling, fund
+
+
+def shortfall(seq: int, lots: int = 10, **fields) -> Fill:
+    """A long closed at 50 for 60: 10 USDT are missing on each lot, and shorts are to be reduced."""
+    return fill(seq, lots=lots, price="50", bankruptcy_price="60", **fields)
+
+
+def asked(batch: Batch, adl: int = 1) -> list[dict[str, int]]:
+    """What each round of an order asked of whom."""
+    rounds: list[dict[str, int]] = [{} for _ in range(batch.orders[UNIT.symbol, adl].round)]
+    for (_, number, round_, account), allocation in batch.allocations.items():
+        if number == adl:
+            rounds[round_ - 1][account] = allocation.asked
+    return rounds
+
+
+def refused(settling: Partition, event) -> Reason:
+    before = settling._funds[UNIT.symbol].state()
+    with pytest.raises(Rejection) as rejection:
+        settling.apply(event)
+    assert settling._funds[UNIT.symbol].state() == before
+    return rejection.value.reason
+
+
+def entries(batch: Batch) -> list[tuple[str, int, int, int]]:
+    return [(entry.kind, entry.change // ONE, entry.uncovered // ONE, entry.repaid // ONE) for entry in batch.entries]
+
+
+# Gains of 50, 40 and 30 a lot at the mark; equal leverage cannot turn their order.
+THREE = (position("a", -10, "100"), position("b", -10, "90"), position("c", -10, "80"))
+
+
+def test_an_order_is_asked_executed_and_done():
+    settling, fund = desk(Policy(), *THREE)
+    settling.apply(shortfall(1, lots=15))
+    assert (fund.open_in_adl, fund.outstanding) == (150 * ONE, 0)
+    settling.apply(adl_fill(2, "b", 5))
+    settling.apply(adl_fill(3, "a", 10))
+    batch = settling.take()
+    assert asked(batch) == [{"a": 10, "b": 5}]
+    order = batch.orders[UNIT.symbol, 1]
+    assert (order.state, order.recovered, order.executed) == ("done", 150 * ONE, 15)
+    assert {key[3]: allocation.executed for key, allocation in batch.allocations.items()} == {"a": 10, "b": 5}
+    assert (fund.open_in_adl, fund.outstanding, fund.seq) == (0, 0, 3)
+    (announced,) = batch.rounds
+    assert [(allocation.account, allocation.asked, allocation.executed) for allocation in announced.allocations] == [
+        ("a", 10, 0),
+        ("b", 5, 0),
+    ]
+
+
+def test_what_a_round_did_not_get_is_asked_anew_of_the_book_as_it_is():
+    settling, fund = desk(Policy(), *THREE)
+    settling.apply(shortfall(1, lots=15))
+    settling.apply(adl_fill(2, "a", 2))
+    settling.apply(position("a", 0))
+    settling.apply(adl_end(3))
+    settling.apply(adl_fill(4, "b", 10))
+    settling.apply(adl_end(5))
+    batch = settling.take()
+    assert asked(batch) == [{"a": 10, "b": 5}, {"b": 10, "c": 3}, {"c": 3}]
+    assert [len(round_.allocations) for round_ in batch.rounds] == [2, 2, 1]
+    settling.apply(adl_end(6))
+    assert settling.take().orders[UNIT.symbol, 1].state == "uncovered"
+    assert (fund.open_in_adl, fund.outstanding) == (0, 30 * ONE)
+
+
+def test_an_order_that_finds_nobody_any_more_is_uncovered():
+    settling, fund = desk(Policy(), THREE[0])
+    settling.apply(shortfall(1, lots=15))
+    settling.apply(adl_fill(2, "a", 10))
+    settling.apply(adl_end(3))
+    batch = settling.take()
+    assert asked(batch) == [{"a": 10}, {}]
+    assert (batch.orders[UNIT.symbol, 1].state, fund.outstanding) == ("uncovered", 50 * ONE)
+
+
+def test_a_lot_that_the_fund_had_paid_in_part_is_refunded():
+    settling, fund = desk(Policy(), *THREE, balance=95)
+    settling.apply(shortfall(1))
+    settling.apply(adl_fill(2, "a", 1))
+    batch = settling.take()
+    assert entries(batch) == [("shortfall", -95, 5, 0), ("refund", 5, 0, 0)]
+    refund = batch.entries[1]
+    assert (refund.seq, refund.lots, refund.order_id, refund.side, refund.ts) == (2, 1, "adl/1", "sell", 1002)
+    assert fund.balance == 5 * ONE
+
+
+def test_a_refund_that_does_not_fit_is_refused_with_its_execution():
+    settling, fund = desk(Policy(), *THREE, balance=95)
+    settling.apply(shortfall(1))
+    fund.balance = INT64_MAX - ONE
+    assert refused(settling, adl_fill(2, "a", 1)) == Reason.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (adl_fill(5, "a", 1, adl=2), Reason.ADL_ORDER_UNKNOWN),
+        (adl_end(5, adl=2), Reason.ADL_ORDER_UNKNOWN),
+        (adl_fill(5, "c", 1), Reason.ADL_NOT_ASKED),
+        (adl_fill(5, "nobody", 1), Reason.ADL_NOT_ASKED),
+        (adl_fill(5, "a", 11), Reason.ADL_TOO_MANY_LOTS),
+    ],
+)
+def test_what_was_not_asked_for_is_refused_and_changes_nothing(event, reason):
+    settling, _ = desk(Policy(), *THREE)
+    settling.apply(shortfall(1, lots=15))
+    assert refused(settling, event) == reason
+    settling.apply(adl_fill(5, "a", 10))
+    settling.apply(adl_fill(6, "b", 5))
+    assert refused(settling, adl_fill(7, "a", 1)) == Reason.ADL_ORDER_CLOSED
+    settling.apply(adl_end(7))
+    assert settling._funds[UNIT.symbol].seq == 6  # the end of an order that is over moves nothing
+
+
+def test_lots_are_promised_once():
+    settling, _ = desk(Policy(), *THREE)
+    settling.apply(shortfall(1, lots=12))
+    settling.apply(shortfall(2, lots=12))
+    settling.apply(shortfall(3, lots=12))
+    settling.apply(fill(4, side="buy", lots=1, price="70", bankruptcy_price="60"))
+    batch = settling.take()
+    assert [asked(batch, adl)[0] for adl in (1, 2, 3)] == [{"a": 10, "b": 2}, {"b": 8, "c": 4}, {"c": 6}]
+    settling.apply(adl_end(5, adl=1))
+    assert asked(settling.take())[1] == {"a": 10, "b": 2}
+    settling.apply(position("b", -1, "90"))
+    settling.apply(adl_end(6, adl=2))
+    assert asked(settling.take(), 2)[1] == {"c": 4}
+
+
+@pytest.mark.parametrize(
+    ("policy", "round_"),
+    [
+        (Policy(), {"a": 10, "b": 10, "c": 5}),
+        (Policy(allocation="pro_rata"), {"a": 10, "b": 9, "c": 6}),
+        (Policy(allocation="capped"), {"a": 5, "b": 5, "c": 5}),
+        (Policy(allocation="capped", cap_share=0.99, eligible="all"), {"a": 9, "b": 9, "c": 7}),
+        (Policy(eligible="all"), {"a": 10, "b": 10, "c": 5}),
+    ],
+)
+def test_each_allocation_has_its_own_way(policy, round_):
+    settling, _ = desk(policy, *THREE, position("loser", -10, "40"))
+    settling.apply(shortfall(1, lots=25))
+    assert asked(settling.take()) == [round_]
+
+
+@pytest.mark.parametrize("allocation", ["queue", "pro_rata", "capped"])
+def test_losers_are_asked_after_all_gainers_and_only_where_the_policy_says_so(allocation):
+    losers = (position("l1", -10, "45"), position("l2", -10, "40"), position("broke", -10, "40", "100"))
+    for eligible, also in (("profitable", set()), ("all", {"l1", "l2"})):
+        settling, _ = desk(Policy(allocation=allocation, eligible=eligible, cap_share=1.0), *losers, *THREE)
+        settling.apply(shortfall(1, lots=60))
+        (round_,) = asked(settling.take())
+        assert set(round_) == {"a", "b", "c"} | also
+        assert set(round_.values()) == {10}
+
+
+def test_many_small_positions_are_all_found():
+    settling, _ = desk(Policy(), *(position(f"p{number:03d}", -1, f"{60 + number}") for number in range(500)))
+    settling.apply(shortfall(1, lots=300))
+    (round_,) = asked(settling.take())
+    assert len(round_) == 300
+    settling.apply(shortfall(2, lots=300))
+    (second,) = asked(settling.take(), 2)
+    assert len(second) == 200
+    assert not set(second) & set(round_)
+
+
+@pytest.mark.parametrize(
+    ("contract", "side", "price", "bankruptcy_price", "lots"),
+    [
+        (UNIT, "sell", "50", "60", -10),
+        (UNIT, "buy", "60", "50", 10),
+        (INVERSE, "sell", "50", "60", -10),
+        (INVERSE, "buy", "60", "50", 10),
+    ],
+)
+def test_linear_or_inverse_the_opposite_side_is_reduced(contract, side, price, bankruptcy_price, lots):
+    settling = partition(Fund(contract))
+    entry_price = "100" if lots < 0 else "10"
+    settling.apply(mark("55", symbol=contract.symbol))
+    settling.apply(position("same", -lots, "55", symbol=contract.symbol))
+    settling.apply(position("gains", lots, entry_price, symbol=contract.symbol))
+    settling.apply(fill(1, symbol=contract.symbol, side=side, lots=5, price=price, bankruptcy_price=bankruptcy_price))
+    batch = settling.take()
+    assert [(key[3], allocation.asked) for key, allocation in batch.allocations.items()] == [("gains", 5)]
+    assert batch.orders[contract.symbol, 1].reduce == ("short" if lots < 0 else "long")
+
+
+ADL_FIRST = Policy(waterfall="adl_then_fund", rounds_max=1)
+
+
+def test_where_deleveraging_comes_first_the_fund_pays_what_it_could_not_close():
+    settling, fund = desk(ADL_FIRST, *THREE, balance=1000)
+    settling.apply(shortfall(1, lots=20))
+    settling.apply(adl_fill(2, "a", 10))
+    assert fund.balance == 1000 * ONE
+    settling.apply(adl_end(3))
+    batch = settling.take()
+    assert entries(batch) == [("shortfall", 0, 200, 0), ("cover", -100, 0, 100)]
+    cover = batch.entries[1]
+    assert (cover.seq, cover.lots, cover.order_id, cover.account) == (3, 10, "adl/1", "")
+    assert (fund.balance, fund.outstanding, fund.open_in_adl) == (900 * ONE, 0, 0)
+    assert batch.orders[UNIT.symbol, 1].state == "uncovered"
+
+
+def test_where_deleveraging_comes_first_and_finds_nobody_the_fund_pays_at_once():
+    settling, fund = desk(ADL_FIRST, balance=150)
+    settling.apply(shortfall(1, lots=20))
+    batch = settling.take()
+    assert entries(batch) == [("shortfall", -150, 50, 0)]
+    assert (batch.orders[UNIT.symbol, 1].state, fund.outstanding) == ("uncovered", 50 * ONE)
+
+
+def test_a_fund_covers_no_more_than_it_may_pay():
+    settling, fund = desk(ADL_FIRST, *THREE, balance=100, reserve_line=70 * ONE)
+    settling.apply(shortfall(1, lots=20))
+    settling.apply(adl_end(2))
+    assert entries(settling.take())[1] == ("cover", -30, 0, 30)
+    assert (fund.balance, fund.outstanding) == (70 * ONE, 170 * ONE)
+    settling.apply(shortfall(3, lots=1))
+    settling.apply(adl_end(4, adl=2))
+    assert entries(settling.take()) == [("shortfall", 0, 10, 0)]
+
+
+def test_surplus_repays_what_deleveraging_left():
+    settling, fund = desk(Policy(rounds_max=1), *THREE)
+    settling.apply(shortfall(1))
+    settling.apply(worth(30, 2))
+    assert (fund.balance, fund.outstanding) == (30 * ONE, 0)
+    settling.apply(adl_end(3))
+    settling.apply(worth(130, 4))
+    assert (fund.balance, fund.outstanding) == (60 * ONE, 0)
+
+
+def test_amounts_that_are_open_leave_no_room_beyond_64_bits():
+    settling, fund = desk(Policy(), position("a", -(2**40), "100"))
+    half = INT64_MAX // ONE // 10 * 6 // 10
+    settling.apply(shortfall(1, lots=half))
+    assert refused(settling, shortfall(2, lots=half)) == Reason.OUT_OF_RANGE
+    settling.apply(shortfall(2, lots=half // 2))
+    for seq in range(3, 6):
+        settling.apply(adl_end(seq, adl=1))
+    for seq in range(6, 9):
+        settling.apply(adl_end(seq, adl=2))
+    assert 0 < fund.outstanding <= INT64_MAX
+
+
+def test_late_reports_of_open_orders_count():
+    settling, fund = desk(Policy(), *THREE)
+    settling.apply(shortfall(1, lots=15))
+    settling.apply(worth(0, 9))
+    settling.apply_late(adl_fill(2, "a", 10))
+    settling.apply_late(adl_end(3))
+    batch = settling.take()
+    assert asked(batch) == [{"a": 10, "b": 5}, {"b": 5}]
+    assert (fund.seq, fund.open_in_adl) == (9, 50 * ONE)
+    entry = settling.apply_late(adl_fill(4, "b", 5))
+    assert entry is None
+    assert settling.take().orders[UNIT.symbol, 1].state == "done"
+
+
+def test_an_open_order_is_announced_again_and_goes_on():
+    settling, fund = desk(Policy(), *THREE)
+    settling.apply(shortfall(1, lots=15))
+    settling.apply(adl_fill(2, "a", 4))
+    (order,) = settling._desks[UNIT.symbol].orders.values()
+    book = settling.book(UNIT.symbol)
+    again = Fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
+    other = partition(again)
+    other.restore(UNIT.symbol, book.mark, book.save())
+    announced = other.reopen(order)
+    assert [(one.account, one.asked, one.executed) for one in announced.allocations] == [("a", 10, 4), ("b", 5, 0)]
+    assert again.open_in_adl == 110 * ONE
+    other.apply(adl_fill(3, "a", 6))
+    other.apply(adl_fill(4, "b", 5))
+    assert (other.take().orders[UNIT.symbol, 1].state, again.open_in_adl) == ("done", 0)
+
+
+def test_a_contract_listed_anew_with_other_terms_begins_an_empty_book():
+    settling, _ = desk(Policy(), *THREE)
+    settling.apply(listing())
+    assert settling.book(UNIT.symbol).open == 3
+    settling.take()
+    settling.apply(listing(multiplier=2.0))
+    assert settling.book(UNIT.symbol).open == 0
+    (kept,) = settling.take().books
+    assert kept.book == Book(UNIT).save()
+
+
+def test_a_contract_is_kept_once_in_a_batch():
+    settling, _ = desk(Policy(), position("a", 0), position("a", 0), listing(), listing(), position("a", 1))
+    assert [kept.symbol for kept in settling.take().books] == [UNIT.symbol]
+
+
+def test_a_position_that_was_closed_frees_nobody_else():
+    settling, _ = desk(Policy(), *THREE)
+    settling.apply(shortfall(1, lots=12))
+    settling.apply(position("a", 0))
+    settling.apply(shortfall(2, lots=12))
+    assert asked(settling.take(), 2) == [{"b": 8, "c": 4}]
+
+
+def test_books_are_kept_when_asked_and_positions_only_when_they_changed():
+    settling, _ = desk(Policy(), *THREE)
+    (first,) = settling.take().books
+    assert (first.symbol, first.seq, first.mark, first.positions) == (UNIT.symbol, 0, 50 * 10**12, 3)
+    assert settling.take().books == []
+    settling.apply(mark("60"))
+    settling.apply(worth(0, 4))
+    settling.keep_books()
+    (second,) = settling.take().books
+    assert (second.seq, second.mark, second.book, second.positions) == (4, 60 * 10**12, None, 0)
+    again = partition(Fund(UNIT))
+    again.restore(UNIT.symbol, second.mark, first.book)
+    again.restore(UNIT.symbol, None, None)
+    assert again.book(UNIT.symbol).save() == first.book
+    assert again.book(UNIT.symbol).mark == 60 * 10**12
+    assert [(contract, book.open) for contract, book in again.books()] == [(UNIT, 3)]
+
+
+def test_a_contract_without_a_book_is_kept_as_one():
+    settling = partition()
+    settling.admit(Fund(UNIT))
+    settling.keep_books()
+    assert settling.take().books == [(UNIT.symbol, 0, None, None, 0)]
+    settling.restore(UNIT.symbol, None, None)
+    assert settling.book(UNIT.symbol) is None
+    assert settling.price_decimals(UNIT.symbol) == 12
+    assert (settling.contract(UNIT.symbol), settling.contract("OTHER")) == (UNIT, None)
+    settling.restore(UNIT.symbol, 7, None)
+    assert settling.book(UNIT.symbol).mark == 7
+
+
+def test_books_are_kept_a_bounded_part_at_a_time(monkeypatch):
+    monkeypatch.setattr(partition_module, "BOOK_POSITIONS_MAX", 2)
+    contracts = [msgspec.structs.replace(UNIT, symbol=symbol) for symbol in "ABCD"]
+    settling = partition(*map(Fund, contracts))
+    for contract in contracts:
+        settling.apply(position("a", 1, symbol=contract.symbol))
+    parts = []
+    while books := settling.take().books:
+        parts.append([kept.symbol for kept in books])
+    assert parts == [["D", "C"], ["B", "A"]]
+
+
+def test_recalling_touches_books_alone():
+    settling = partition(Fund(UNIT))
+    for event in (mark("50"), *THREE, shortfall(1), adl_fill(2, "a", 4), adl_end(3)):
+        settling.recall(event)
+    batch = settling.take()
+    assert (batch.entries, batch.orders, batch.funds) == ([], {}, [])
+    assert settling.book(UNIT.symbol).save().short.lots == b"".join(lots.to_bytes(8, "little") for lots in (6, 10, 10))
+
+
+POLICIES = st.builds(
+    Policy,
+    waterfall=st.sampled_from(["fund_then_adl", "adl_then_fund"]),
+    eligible=st.sampled_from(["profitable", "all"]),
+    allocation=st.sampled_from(["queue", "pro_rata", "capped"]),
+    cap_share=st.sampled_from([0.1, 0.5, 1.0]),
+    rounds_max=st.integers(1, 3),
+    drawdown_guard=st.none() | st.just(DrawdownGuard()),
+)
+CONTRACTS = st.sampled_from([UNIT, msgspec.structs.replace(INVERSE, multiplier=Decimal(10**12))])
+NAMES = st.sampled_from("abcdefgh")
+SIDES = st.sampled_from(["sell", "buy"])
+PRICES = st.integers(40, 160).map(str)
+POSITIONS = st.tuples(st.just("position"), NAMES, st.integers(-30, 30), PRICES, st.integers(0, 3000).map(str))
+FILLS = st.tuples(st.just("fill"), SIDES, st.integers(1, 30), PRICES, PRICES)
+STEPS = st.one_of(
+    POSITIONS,
+    POSITIONS,
+    FILLS,
+    FILLS,
+    st.tuples(st.just("mark"), PRICES),
+    st.tuples(st.just("adlFill"), st.integers(0, 20), st.integers(0, 20), st.integers(1, 30)),
+    st.tuples(st.just("adlFill"), st.integers(0, 20), st.integers(0, 20), st.integers(1, 30)),
+    st.tuples(st.just("adlEnd"), st.integers(0, 20)),
+)
+STREAMS = st.lists(STEPS, max_size=60)
+
+
+class Engine:
+    """A matching engine that answers orders, and whoever watches that every rule holds after every event."""
+
+    def __init__(self, contract, policy: Policy) -> None:
+        self.symbol = contract.symbol
+        self.fund = Fund(contract, policy=policy)
+        self.partition = partition(self.fund)
+        self.whole = Batch()
+        self.events: list = []
+        self.refused = 0
+
+    def step(self, kind: str, *numbers) -> None:
+        event = getattr(self, f"_{kind}")(*numbers)
+        self.events.append(event)
+        try:
+            self.partition.apply(event)
+        except Rejection:
+            self.refused += 1
+        batch = self.partition.take()
+        for round_ in batch.rounds:
+            self._check_round(round_.order.adl, round_.allocations)
+        self.whole.entries += batch.entries
+        self.whole.hashes += batch.hashes
+        self.whole.orders |= batch.orders
+        self.whole.allocations |= batch.allocations
+        self.check()
+
+    @property
+    def open(self) -> list[AdlOrder]:
+        return [*self.partition._desks[self.symbol].orders.values()] if self.symbol in self.partition._desks else []
+
+    @property
+    def seq(self) -> int:
+        return self.fund.seq + 1
+
+    def _mark(self, price):
+        return mark(price, symbol=self.symbol)
+
+    def _position(self, account, lots, entry_price, margin):
+        return position(account, lots, entry_price, margin, symbol=self.symbol)
+
+    def _fill(self, side, lots, price, bankruptcy_price):
+        return fill(self.seq, symbol=self.symbol, side=side, lots=lots, price=price, bankruptcy_price=bankruptcy_price)
+
+    def _adlFill(self, which, whose, lots):  # noqa: N802 - the event's name
+        if not self.open:
+            return adl_fill(self.seq, "a", lots, adl=which + 1, symbol=self.symbol)
+        order = self.open[which % len(self.open)]
+        allocation = [*order.allocations.values()][whose % len(order.allocations)]
+        return adl_fill(self.seq, allocation.account, lots, adl=order.adl, symbol=self.symbol)
+
+    def _adlEnd(self, which):  # noqa: N802 - the event's name
+        adl = self.open[which % len(self.open)].adl if self.open else which + 1
+        return adl_end(self.seq, adl=adl, symbol=self.symbol)
+
+    def _check_round(self, adl: int, allocations) -> None:
+        """Nobody is asked for more than it holds, all orders together."""
+        order = self.partition._desks[self.symbol].orders[adl]
+        assert 0 < sum(allocation.asked for allocation in allocations) <= order.needed
+        assert [allocation.rank for allocation in allocations] == sorted(allocation.rank for allocation in allocations)
+        promised = Counter()
+        for other in self.open:
+            for allocation in other.allocations.values():
+                promised[other.reduce, allocation.account] += allocation.asked - allocation.executed
+        for allocation in allocations:
+            assert promised[order.reduce, allocation.account] <= allocation.lots
+            if self.fund.policy.eligible == "profitable":
+                assert allocation.score > 0
+            if self.fund.policy.allocation == "capped":
+                assert allocation.asked <= max(1, allocation.lots * self.fund.policy.cap_share)
+
+    def check(self) -> None:
+        fund, orders = self.fund, self.whole.orders.values()
+        assert min(fund.balance, fund.outstanding, fund.open_in_adl) >= 0
+        recovered = sum(order.recovered for order in orders)
+        still_open = sum(order.uncovered - order.recovered for order in orders if order.state == "open")
+        assert fund.open_in_adl == still_open
+        assert {order.adl for order in orders if order.state == "open"} == {order.adl for order in self.open}
+        uncovered = sum(entry.uncovered for entry in self.whole.entries)
+        repaid = sum(entry.repaid for entry in self.whole.entries)
+        assert uncovered == recovered + repaid + fund.outstanding + still_open
+        for order in orders:
+            assert 0 <= order.deficit * order.lots - order.uncovered * order.deficit_lots < order.deficit
+            assert 0 <= order.executed <= order.lots
+            assert order.round <= fund.policy.rounds_max
+
+    def audit(self) -> list[str]:
+        replay = Replay(self.fund.contract)
+        for entry, digest in zip(self.whole.entries, self.whole.hashes, strict=True):
+            replay.follow(entry, digest)
+        recovered = sum(order.recovered for order in self.whole.orders.values())
+        last = max((order.seq for order in self.whole.orders.values()), default=0)
+        replay.finish(self.fund.state(), recovered, self.fund.open_in_adl, last)
+        return replay.differences
+
+
+@given(CONTRACTS, POLICIES, STREAMS)
+def test_nothing_is_lost_between_the_shortfall_and_its_end(contract, policy, stream):
+    engine = Engine(contract, policy)
+    for step in stream:
+        engine.step(*step)
+    assert engine.audit() == []
+    executed = Counter()
+    for (_, adl, _, _), allocation in engine.whole.allocations.items():
+        assert allocation.executed <= allocation.asked <= allocation.lots
+        executed[adl] += allocation.executed
+    assert executed == Counter({order.adl: order.executed for order in engine.whole.orders.values()})
+
+
+@given(CONTRACTS, POLICIES, STREAMS, st.data())
+def test_what_is_sent_again_changes_nothing(contract, policy, stream, data):
+    engine = Engine(contract, policy)
+    for step in stream:
+        engine.step(*step)
+    settled = [event for event in engine.events if isinstance(event, Fill | AdlFill | AdlEnd) and event.seq <= engine.fund.seq]
+    if settled:
+        before = engine.fund.state()
+        again = data.draw(st.lists(st.sampled_from(settled), min_size=1, max_size=5))
+        for event in again:
+            engine.partition.apply(event)
+        batch = engine.partition.take()
+        assert (batch.entries, batch.orders, batch.allocations) == ([], {}, {})
+        assert batch.duplicates.total() == len(again)
+        assert engine.fund.state() == before
+
+
+@given(CONTRACTS, POLICIES, st.lists(POSITIONS, unique_by=lambda step: step[1]), st.lists(FILLS, max_size=8), PRICES, st.data())
+def test_the_order_in_which_positions_arrived_decides_nothing(contract, policy, positions, fills, price, data):
+    outcomes = []
+    for arrived in (positions, data.draw(st.permutations(positions))):
+        engine = Engine(contract, policy)
+        for step in (("mark", price), *arrived, *fills):
+            engine.step(*step)
+        outcomes.append((engine.whole.orders, engine.whole.allocations, engine.whole.hashes))
+    assert outcomes[0] == outcomes[1]
+
+
+@given(CONTRACTS, POLICIES, st.lists(POSITIONS | FILLS | st.tuples(st.just("mark"), PRICES), max_size=40), st.data())
+def test_more_fund_never_means_more_adl(contract, policy, stream, data):
+    policy = msgspec.structs.replace(policy, drawdown_guard=None)
+    balance, more = data.draw(st.integers(0, 10**12)), data.draw(st.integers(0, 10**12))
+    uncovered = []
+    for start in (balance, balance + more):
+        engine = Engine(contract, policy)
+        engine.fund.balance = start
+        for step in stream:
+            engine.step(*step)
+        uncovered.append(sum(entry.uncovered for entry in engine.whole.entries))
+    assert uncovered[1] <= uncovered[0]
+
+
+@given(CONTRACTS, POLICIES, STREAMS, st.integers(0, 60))
+def test_who_begins_again_from_what_was_written_goes_on_alike(contract, policy, stream, at):
+    engine, other = Engine(contract, policy), Engine(contract, policy)
+    for step in stream[:at]:
+        engine.step(*step)
+        other.step(*step)
+    fund = engine.fund.state()
+    fields = {name: getattr(fund, name) for name in ("balance", "outstanding", "entry", "seq", "head", "adl", "guard")}
+    engine.fund = Fund(contract, policy=policy, **fields)
+    book, open_orders = engine.partition.book(contract.symbol), engine.open
+    engine.partition = partition(engine.fund)
+    if book:
+        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()), type=SavedBook)
+        engine.partition.restore(contract.symbol, book.mark, saved)
+    for order in open_orders:
+        assert engine.partition.reopen(order).order == order.written()
+    for step in stream[at:]:
+        engine.step(*step)
+        other.step(*step)
+    assert engine.fund.state() == other.fund.state()
+    assert engine.whole.orders == other.whole.orders
+    assert engine.whole.allocations == other.whole.allocations
+
+
+@given(CONTRACTS, STREAMS)
+def test_a_book_that_is_recalled_is_the_book_that_was(contract, stream):
+    engine = Engine(contract, Policy())
+    recalled = partition(Fund(contract))
+    for step in stream:
+        refused_before = engine.refused
+        engine.step(*step)
+        event = engine.events[-1]
+        if engine.refused == refused_before:
+            recalled.recall(event)
+    assert positions_of(recalled, contract.symbol) == positions_of(engine.partition, contract.symbol)
+
+
+def positions_of(settling: Partition, symbol: str) -> SavedBook:
+    book = settling.book(symbol)
+    return book.save() if book else Book(UNIT).save()
+
+
+HUGE = st.integers(1, INT64_MAX) | st.sampled_from([1, INT64_MAX, INT64_MAX - 1, 2**53 + 1])
+TEXT_PRICES = HUGE.map(lambda units: f"{units // 10**12}.{units % 10**12:012d}").filter(lambda text: float(text) > 0)
+MARGINS = st.integers(0, INT64_MAX).map(lambda atoms: f"{atoms // 10**8}.{atoms % 10**8:08d}") | st.sampled_from(
+    ["0", "92233720368"]
+)
+
+
+@given(
+    CONTRACTS,
+    POLICIES,
+    st.lists(
+        st.tuples(st.just("position"), NAMES, HUGE | HUGE.map(lambda lots: -lots), TEXT_PRICES, MARGINS)
+        | st.tuples(st.just("mark"), TEXT_PRICES)
+        | st.tuples(st.just("fill"), SIDES, HUGE, TEXT_PRICES, TEXT_PRICES)
+        | st.tuples(st.just("adlFill"), st.integers(0, 9), st.integers(0, 9), HUGE)
+        | st.tuples(st.just("adlEnd"), st.integers(0, 9)),
+        max_size=25,
+    ),
+)
+def test_numbers_at_the_limits_are_settled_or_refused(contract, policy, stream):
+    engine = Engine(contract, policy)
+    for step in stream:
+        engine.step(*step)
+    for record in (*engine.whole.orders.values(), *engine.whole.allocations.values(), engine.fund.state()):
+        assert all(-(2**63) <= field <= INT64_MAX for field in record if isinstance(field, int))
+    assert engine.audit() == []

@@ -1,0 +1,55 @@
+from bisect import insort
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundsvc.core.alphabet import Alphabet
+from fundsvc.core.directory import NONE, Directory
+
+NAMES = st.text(max_size=3) | st.text("ab", max_size=6)
+
+
+@given(st.lists(NAMES, unique=True, max_size=300), NAMES)
+def test_every_account_is_found_in_its_row_and_no_other(names, other):
+    directory = Directory()
+    for row, name in enumerate(names):
+        assert directory.find(name) == NONE
+        assert directory.add(name) == row
+    assert [directory.find(name) for name in names] == list(range(len(names)))
+    assert directory.find(other) == (names.index(other) if other in names else NONE)
+    assert directory.accounts == names
+
+
+def test_many_accounts_are_found():
+    directory = Directory()
+    rows = {f"account{number}": directory.add(f"account{number}") for number in range(5000)}
+    assert list(rows.values()) == list(range(5000))
+    assert all(directory.find(name) == row for name, row in rows.items())
+    assert directory.find("account5000") == NONE
+
+
+def assert_in_order(alphabet: Alphabet, accounts: list[str]) -> None:
+    assert [accounts[row] for row in alphabet.rows] == sorted(accounts)
+    assert [alphabet.rows[place] for place in alphabet.places] == list(range(len(accounts)))
+
+
+@given(st.lists(NAMES, unique=True, max_size=200), st.lists(st.integers(0, 200), max_size=6))
+def test_the_alphabet_follows_the_accounts_however_they_come(names, cuts):
+    accounts: list[str] = []
+    alphabet = Alphabet(accounts)
+    for end in sorted({min(cut, len(names)) for cut in cuts} | {len(names)}):
+        accounts += names[len(accounts) : end]
+        alphabet.update()
+        assert_in_order(alphabet, accounts)
+
+
+def test_a_few_new_names_are_put_in_between():
+    accounts = [f"n{number:04d}" for number in range(0, 2000, 2)]
+    alphabet = Alphabet(accounts)
+    before = accounts.copy()
+    for name in ("n0001", "a", "z", "n1999", "n0003"):
+        accounts.append(name)
+        insort(before, name)
+    alphabet.update()
+    assert_in_order(alphabet, accounts)
+    assert [accounts[row] for row in alphabet.rows] == before

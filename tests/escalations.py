@@ -1,0 +1,81 @@
+"""A contract whose fund runs dry: its market, and the book that a service which never stopped would have."""
+
+import random
+
+from ledgers import listing
+
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Rejection
+from fundsvc.core.partition import Partition
+
+SYMBOL = "XBTUSDTM"
+LISTING = listing(SYMBOL, multiplier=0.001)
+TS = 1_700_000_000_000
+
+
+def mark(price, symbol=SYMBOL):
+    return Mark(symbol, str(price), TS)
+
+
+def position(account, lots, entry=40000, margin=100, symbol=SYMBOL):
+    return Position(symbol, account, lots, str(entry), str(margin), TS)
+
+
+def shortfall(seq, lots=100, price=38900, bankruptcy_price=39000, symbol=SYMBOL):
+    """A long that is closed worse than its bankruptcy price: shorts are deleveraged."""
+    return Fill(symbol, seq, "sell", lots, str(price), str(bankruptcy_price), TS, f"trade-{seq}")
+
+
+def executed(seq, adl, account, lots):
+    return AdlFill(SYMBOL, seq, adl, account, lots, TS)
+
+
+def ended(seq, adl):
+    return AdlEnd(SYMBOL, seq, adl, TS)
+
+
+SHORTS = [
+    position("secret-anna", -50, 41000, 10),
+    position("secret-bert", -30, 40500, 10),
+    position("secret-carl", -200, 39500, 100),
+    position("secret-dora", -70, 38000, 100),
+    position("secret-emil", -5, 39200, 1),
+]
+"""Of which dora loses at the mark."""
+
+BEGINNING = [LISTING, mark(39000), position("secret-long", 300, 39500, 500), *SHORTS]
+
+
+def crowd(seed, accounts=80, changes=400):
+    """Positions that come, change and go, marks that move, and events that are refused, which must not count."""
+    chance = random.Random(seed)
+    for _ in range(changes):
+        name = f"account-{chance.randrange(accounts)}"
+        lots = chance.choice((0, 1, -1)) * chance.randrange(1, 100)
+        price = chance.randrange(38000, 42000)
+        match chance.randrange(10):
+            case 0:
+                yield mark(price)
+            case 1:
+                yield position(name, 7, price, "1.123456789")
+            case 2:
+                yield position(name, 7, price, symbol="UNKNOWN")
+            case _:
+                yield position(name, lots, price, chance.randrange(1, 50))
+
+
+def undisturbed(events):
+    """A partition that all events went through, one after the other."""
+    partition = Partition(0, 1, [], {"USDT": 8}, 10)
+    for event in events:
+        try:
+            partition.apply(event)
+        except Rejection:
+            continue
+    return partition
+
+
+def ranks(book):
+    """Each side from rank 1 on: account and what it holds, with every number of its rank."""
+    return {
+        name: [side.standing(int(row), book.mark) for row in side.ranking(book.mark).rows] for name, side in book.sides.items()
+    }

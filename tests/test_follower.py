@@ -1,0 +1,305 @@
+import time
+
+import pytest
+from conftest import with_section
+from escalations import (
+    BEGINNING,
+    LISTING,
+    SYMBOL,
+    crowd,
+    ended,
+    executed,
+    mark,
+    position,
+    ranks,
+    shortfall,
+    undisturbed,
+)
+from eventually import eventually
+from ledgers import listing
+from test_engine import running, stopped
+
+from fundsvc.core.contracts import contract_of
+from fundsvc.follower import Follower, NotFollowed, following
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import StoreFault, open_pool
+from fundsvc.streams.client import StreamFault, open_client, stream_key
+from fundsvc.streams.producer import Producer
+from fundsvc.wire import encode
+
+CONTRACT = contract_of(LISTING.contract, {"USDT": 8}, 10)
+
+
+@pytest.fixture
+def config(config):
+    return with_section(config, "engine", book_seconds=0.2, lease_seconds=0.6)
+
+
+@pytest.fixture
+async def client(config):
+    async with open_client(config.stream) as client:
+        yield client
+
+
+@pytest.fixture
+def producer(config, client):
+    return Producer(client, config.stream.partitions)
+
+
+@pytest.fixture
+async def pool(config):
+    async with open_pool(config.database.dsn, 4) as pool:
+        yield pool
+
+
+@pytest.fixture
+def follower(config, pool, client):
+    return Follower(config, pool, client, Metrics())
+
+
+async def settled(client, pool):
+    """Waits until the ledger has everything that is in the stream."""
+
+    async def reached():
+        newest = await client.xrevrange(stream_key(0), count=1)
+        return await pool.fetchval("SELECT last_id FROM partitions") == newest[0][0].decode()
+
+    await eventually(reached)
+
+
+async def kept(pool):
+    """Waits until all books are kept at the offset."""
+    await eventually(lambda: pool.fetchval("SELECT bool_and(b.last_id = p.last_id) FROM books b, partitions p"))
+
+
+def followed(follower, contract=CONTRACT):
+    return follower.view(contract, 0).book
+
+
+async def test_ranks_are_those_of_a_service_that_never_stopped(config, producer, client, pool, follower):
+    events = [LISTING, *crowd(1)]
+    async with running(config):
+        await producer.append(events[:100], per_message=7)
+        await settled(client, pool)
+        await follower.step()
+        assert ranks(followed(follower)) == ranks(undisturbed(events[:100]).book(SYMBOL))
+        for start in range(100, len(events), 60):
+            await producer.append(events[start : start + 60], per_message=7)
+            await settled(client, pool)
+            await follower.step()
+        assert ranks(followed(follower)) == ranks(undisturbed(events).book(SYMBOL))
+
+
+async def test_one_that_starts_late_shows_what_one_that_was_always_there_shows(config, producer, client, pool, follower):
+    events = [*BEGINNING, *crowd(2), mark(39000), shortfall(1)]
+    async with running(config):
+        await producer.append(events, per_message=10)
+        await settled(client, pool)
+        await kept(pool)
+        await follower.step()
+    async with running(with_section(config, "engine", book_seconds=3600)):
+        account = await pool.fetchval("SELECT account FROM adl_allocations ORDER BY rank LIMIT 1")
+        await producer.append([executed(2, 1, account, 1), executed(2, 1, account, 1), executed(3, 9, account, 1), *crowd(3)])
+        await settled(client, pool)
+        await follower.step()
+        late = Follower(config, pool, client, Metrics())
+        await late.step()
+    expected = undisturbed([*events, executed(2, 1, account, 1), *crowd(3)])
+    assert ranks(followed(follower)) == ranks(followed(late)) == ranks(expected.book(SYMBOL))
+
+
+async def test_the_ranks_shown_are_those_by_which_the_engine_asks(config, producer, client, pool, follower):
+    async with running(config):
+        await producer.append([LISTING, *crowd(4), mark(39000)])
+        await settled(client, pool)
+        await follower.step()
+        await producer.append([shortfall(1, lots=1000)])
+        await settled(client, pool)
+    asked = await pool.fetch("SELECT account, rank, ranked, lights FROM adl_allocations")
+    view = follower.view(CONTRACT, 0)
+    for row in asked:
+        rank = follower.rank(view, "short", row["account"])
+        assert (rank.rank, rank.ranked, rank.lights) == (row["rank"], row["ranked"], row["lights"])
+    assert len(asked) > 10
+
+
+async def test_a_replayed_event_counts_where_it_was_settled(config, producer, client, pool, follower):
+    early = position("early", -3, symbol="LATERUSDTM")
+    async with running(config):
+        await producer.append([*BEGINNING, early])
+        await settled(client, pool)
+        await follower.step()
+        row = await pool.fetchrow("SELECT stream_id, position FROM rejected")
+        await producer.append([listing("LATERUSDTM"), position("other", 5, symbol="LATERUSDTM")])
+        await producer.append_replay(0, "json", encode([early]), f"{row['stream_id']}/{row['position']}")
+        await settled(client, pool)
+        await follower.step()
+        assert lots_of("early", follower) == ("short", 3)
+        await producer.append([position("early", -9, symbol="LATERUSDTM")])
+        await producer.append_replay(0, "json", encode([early]), f"{row['stream_id']}/{row['position']}")
+        await settled(client, pool)
+        assert await pool.fetchval("SELECT settled_at IS NOT NULL FROM rejected")
+        late = Follower(config, pool, client, Metrics())
+        for either in (follower, late):
+            await either.step()
+            assert lots_of("early", either) == ("short", 9)
+            assert lots_of("other", either) == ("long", 5)
+
+
+def lots_of(account, follower):
+    ((side, lots),) = (
+        (side, view.book.sides[side].standing(row, 10**12).lots)
+        for view in follower.views()
+        for side, row in view.book.positions(account)
+    )
+    return side, lots
+
+
+async def test_contracts_that_are_listed_meanwhile_are_followed(config, producer, client, pool, follower):
+    async with running(config):
+        await producer.append(BEGINNING)
+        await settled(client, pool)
+        await follower.step()
+        before = followed(follower)
+        await producer.append([listing("NEWUSDTM"), mark(5, "NEWUSDTM"), position("late", -3, 6, symbol="NEWUSDTM"), LISTING])
+        await settled(client, pool)
+        await producer.append([position("later", 2, 4, symbol="NEWUSDTM"), mark(39001)])
+        await settled(client, pool)
+        await follower.step()
+    views = {view.contract.symbol: view for view in follower.views()}
+    assert set(views) == {SYMBOL, "NEWUSDTM"}
+    assert [standing.account for side in ranks(views["NEWUSDTM"].book).values() for standing in side] == ["later", "late"]
+    assert followed(follower) is before
+    assert before.mark == 39001 * 10**12
+
+
+async def test_terms_that_change_before_the_first_entry_load_the_books_anew(config, producer, client, pool, follower):
+    other = listing(SYMBOL, multiplier=0.001, maxPrice=10**9)
+    async with running(config):
+        await producer.append(BEGINNING)
+        await settled(client, pool)
+        await follower.step()
+        before = followed(follower)
+        await producer.append([other])
+        await settled(client, pool)
+        late = Follower(config, pool, client, Metrics())
+        await late.step()
+        assert [view.book.open for view in late.views()] == [0]
+        await producer.append([position("new", -3), mark(39000)])
+        await settled(client, pool)
+        await follower.step()
+        await late.step()
+    assert followed(follower) is not before
+    expected = ranks(undisturbed([*BEGINNING, other, position("new", -3), mark(39000)]).book(SYMBOL))
+    for either in (follower, late):
+        (view,) = either.views()
+        assert view.contract == contract_of(other.contract, {"USDT": 8}, 10) != CONTRACT
+        assert ranks(view.book) == expected
+    async with running(config):
+        await producer.append([shortfall(1)])
+        await settled(client, pool)
+    assert [row["account"] for row in await pool.fetch("SELECT account FROM adl_allocations")] == ["new"]
+
+
+async def test_without_positions_the_stream_is_not_read(config, producer, client, pool, follower):
+    async with running(config):
+        await producer.append([LISTING, mark(39000), shortfall(1)])
+        await settled(client, pool)
+        await kept(pool)
+    await client.config_resetstat()
+    await follower.step()
+    await follower.step()
+    assert "cmdstat_xread" not in await client.info("commandstats")
+    assert followed(follower).open == 0
+    async with running(config):
+        await producer.append([position("first", -1)])
+        await settled(client, pool)
+        await follower.step()
+    assert followed(follower).open == 1
+
+
+async def test_before_the_first_look_it_says_that_it_knows_nothing(follower):
+    with pytest.raises(NotFollowed):
+        follower.view(CONTRACT, 0)
+    with pytest.raises(NotFollowed):
+        follower.views()
+
+
+@pytest.mark.parametrize("part", ["postgres", "valkey"])
+async def test_what_is_away_leaves_the_last_state_and_its_time(config, producer, client, pool, follower, servers, part):
+    async with running(config):
+        await producer.append(BEGINNING)
+        await settled(client, pool)
+        await follower.step()
+        before = follower.view(CONTRACT, 0)
+        shown = ranks(before.book)
+        await producer.append([mark(39500)])
+        await settled(client, pool)
+        with stopped(servers, getattr(servers, part)):
+            with pytest.raises((StoreFault, StreamFault)):
+                await follower.step()
+            assert follower.view(CONTRACT, 0) == before
+            assert ranks(before.book) == shown
+        await eventually(lambda: quietly(follower))
+        after = follower.view(CONTRACT, 0)
+        assert after.ts > before.ts
+        assert after.book is before.book
+        assert after.book.mark == 39500 * 10**12
+
+
+async def quietly(follower):
+    try:
+        await follower.step()
+    except (StoreFault, StreamFault):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("behind", [False, True])
+async def test_a_stream_that_lost_its_tail_is_followed_anew(config, producer, client, pool, follower, behind):
+    """The engine reads what is left from its start, over the book that it had: so does the follower."""
+    first = "1-1" if behind else "*"
+    async with running(config):
+        await producer.append(BEGINNING, per_message=2)
+        await settled(client, pool)
+        await kept(pool)
+        await follower.step()
+    before = followed(follower)
+    await client.delete(stream_key(0))
+    await client.xadd(stream_key(0), {"json": encode([position("secret-anna", -7, 41000, 10)])}, id=first)
+    async with running(config):
+        await settled(client, pool)
+        await follower.step()
+    expected = undisturbed([*BEGINNING, position("secret-anna", -7, 41000, 10)])
+    assert followed(follower) is not before
+    assert ranks(followed(follower)) == ranks(expected.book(SYMBOL))
+
+
+async def test_it_goes_on_by_itself_through_faults(config, producer, client, pool, servers):
+    quick = with_section(config, "http", book_seconds=0.05)
+    async with following(quick, pool, client, Metrics()) as follower, running(config):
+        await producer.append(BEGINNING)
+        await eventually(lambda: shows(follower, 39000))
+        with stopped(servers, servers.postgres):
+            assert shows(follower, 39000)
+        await producer.append([mark(39600)])
+        await eventually(lambda: shows(follower, 39600))
+        assert time.time() * 1000 - follower.view(CONTRACT, 0).ts < 10_000
+
+
+def shows(follower, price):
+    try:
+        return followed(follower).mark == price * 10**12
+    except NotFollowed:
+        return False
+
+
+async def test_an_order_that_ends_leaves_positions_reduced(config, producer, client, pool, follower):
+    async with running(config):
+        await producer.append([*BEGINNING, shortfall(1, lots=50)])
+        await settled(client, pool)
+        await producer.append([executed(2, 1, "secret-anna", 20), ended(3, 1)])
+        await settled(client, pool)
+        await follower.step()
+    short = {standing.account: (standing.lots, standing.margin) for standing in ranks(followed(follower))["short"]}
+    assert short["secret-anna"] == (30, 6 * 10**8)
