@@ -184,12 +184,14 @@ def opposite(side: Literal["sell", "buy"]) -> SideName:
 def order_for(shortfall: Entry, adl: int) -> AdlOrder:
     """The order that a shortfall with an uncovered part gives rise to."""
     deficit = shortfall.uncovered - shortfall.change
+    lots = -(-shortfall.uncovered * shortfall.lots // deficit)
+    assert 0 <= lots * deficit - shortfall.uncovered * shortfall.lots < deficit, "never a whole lot more than is needed"
     return AdlOrder(
         symbol=shortfall.symbol,
         adl=adl,
         cause=shortfall.entry,
         reduce=opposite(shortfall.side),
-        lots=-(-shortfall.uncovered * shortfall.lots // deficit),
+        lots=lots,
         price=shortfall.bankruptcy_price,
         deficit=deficit,
         deficit_lots=shortfall.lots,
