@@ -78,8 +78,8 @@ async def _funds(ledger: Ledger, market: Market) -> dict[str, Fund]:
     async with connection_to(ledger.owner_dsn) as owner:
         await owner.execute(_TABLES)
         await owner.executemany(
-            "INSERT INTO peer_funds (symbol, balance, outstanding, entry, seq, adl, head) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-            [fund.state() for fund in funds.values()],
+            "INSERT INTO peer_funds (symbol, balance, outstanding, entry, seq, adl, head) VALUES ($1, 0, 0, 0, 0, 0, $2)",
+            [(symbol, fund.head) for symbol, fund in funds.items()],
         )
     return funds
 
@@ -101,4 +101,5 @@ async def _settle_one(connection: asyncpg.Connection, contract: Contract, fill: 
     fund = Fund(contract, **row)
     entry, digest = fund.settle(fill)
     await connection.execute(_INSERT, *msgspec.structs.astuple(entry), digest)
-    await connection.execute(_UPDATE, *fund.state())
+    *state, _guard = fund.state()
+    await connection.execute(_UPDATE, *state)
