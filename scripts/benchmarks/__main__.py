@@ -4,6 +4,7 @@ import asyncio
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Coroutine, Iterator
@@ -129,7 +130,8 @@ async def _machine(servers: EmbeddedServers) -> Machine:
 
 @contextmanager
 def _servers(directory: Path | None) -> Iterator[EmbeddedServers]:
-    """Servers in a directory of their own, which is removed afterwards."""
+    """Servers in a directory of their own, which is removed afterwards, also when told to end."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = Path(tempfile.mkdtemp(prefix="fundsvc-bench-", dir=directory))
     try:
         servers = EmbeddedServers(place / "data")
