@@ -238,7 +238,7 @@ class Session:
         for book in kept:
             self._state.restore(book.symbol, book.mark, book.book)
         self._books = {book.symbol: book.last_id for book in kept}
-        await Recall(self._state, self._source, kept, writer.rejected_places).run(stored.last_id)
+        await Recall(self._state, self._source, kept, writer.rejected_places, writer.reduced_sides).run(stored.last_id)
 
     async def _where_to_read(self, stored: Offset) -> Offset:
         """The stored offset, or the start of a stream that ends before it: a failover lost its tail."""

@@ -211,7 +211,8 @@ class FollowedPartition:
         # A book kept beyond the offset is of a stream that lost its tail: the engine reads all that is left once more.
         end = id_order(offset.last_id)
         kept = [book._replace(last_id=STREAM_START) if id_order(book.last_id) > end else book for book in kept]
-        recall = Recall(partition, self._source, kept, partial(self._ledger.rejected_places, self.number))
+        rejected = partial(self._ledger.rejected_places, self.number)
+        recall = Recall(partition, self._source, kept, rejected, self._ledger.reduced_sides)
         await recall.run(offset.last_id)
         return _Followed(partition, recall, offset.messages - recall.messages)
 

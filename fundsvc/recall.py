@@ -5,8 +5,9 @@ restart, and those that another process shows, are those of a service that never
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+from fundsvc.core.book import SideName
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.pipeline import REPLAY_KEY
@@ -23,6 +24,12 @@ CHUNK_EVENTS = 200
 Rejected = Callable[[Sequence[str]], Awaitable[Mapping[Place, bool]]]
 """Which events of these messages were rejected, and whether they have been settled since."""
 
+OrderKey = tuple[str, int]
+"""An ADL order: its contract and its number."""
+
+ReducedSides = Callable[[Iterable[OrderKey]], Awaitable[Mapping[OrderKey, SideName]]]
+"""Which side each of these orders, at least one, reduces."""
+
 
 class Recall:
     """Applies to each book what came after it was kept, as far as it is told to go, and from there on when told again.
@@ -33,13 +40,22 @@ class Recall:
     what that means for the books is not its business.
     """
 
-    def __init__(self, partition: Partition, source: Source, kept: Sequence[KeptBook], rejected: Rejected) -> None:
+    def __init__(
+        self,
+        partition: Partition,
+        source: Source,
+        kept: Sequence[KeptBook],
+        rejected: Rejected,
+        reduced_sides: ReducedSides,
+    ) -> None:
         self.read_to = min((book.last_id for book in kept), key=id_order, default=STREAM_START)
         self.messages = 0
         self.listed = False
         self._partition = partition
         self._source = source
         self._rejected = rejected
+        self._reduced_sides = reduced_sides
+        self._sides: dict[OrderKey, SideName] = {}
         self.after = {book.symbol: id_order(book.last_id) for book in kept}
         self.seq = {book.symbol: book.seq for book in kept}
         self._replayed: set[Place] = set()
@@ -56,7 +72,7 @@ class Recall:
 
     async def include(self, kept: Sequence[KeptBook]) -> None:
         """Takes in further books, and brings them to where the others are."""
-        others = Recall(self._partition, self._source, kept, self._rejected)
+        others = Recall(self._partition, self._source, kept, self._rejected, self._reduced_sides)
         await others.run(self.read_to)
         self.after |= others.after
         self.seq |= others.seq
@@ -64,28 +80,36 @@ class Recall:
     async def _apply_all(self, messages: Sequence[Message]) -> None:
         replayed = (place[0] for message in messages if (place := _replayed(message)))
         rejected = await self._rejected([*(message.stream_id for message in messages), *replayed])
+        self._sides.clear()
         events = 0
         for message in messages:
-            events += self._apply(message, rejected)
+            decoded = decode(message)
+            await self._look_up_sides(decoded)
+            self._apply(message, decoded, rejected)
+            events += len(decoded)
             self.read_to = message.stream_id
             self.messages += 1
             if events >= CHUNK_EVENTS:
                 events = 0
                 await asyncio.sleep(0)
 
-    def _apply(self, message: Message, rejected: Mapping[Place, bool]) -> int:
-        events = decode(message)
+    async def _look_up_sides(self, events: Sequence[Event | Rejection]) -> None:
+        """Asks once which side each order that was executed reduces; forgotten with the messages at hand."""
+        orders = {(event.symbol, event.adl) for event in events if isinstance(event, AdlFill)}
+        if unknown := orders - self._sides.keys():
+            self._sides |= await self._reduced_sides(unknown)
+
+    def _apply(self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, bool]) -> None:
         if message.replay_of:
             self._apply_replay(message, events, rejected)
-            return len(events)
+            return
         at = id_order(message.stream_id)
         for position, event in enumerate(events):
             if isinstance(event, Rejection) or (message.stream_id, position) in rejected:
                 continue
             self.listed = self.listed or isinstance(event, Listing)
             if self._is_later(at, event) and self._is_new(event):
-                self._partition.recall(event)
-        return len(events)
+                self._recall(event)
 
     def _apply_replay(self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, bool]) -> None:
         """Applies an event that was rejected, sent again and settled then; sent once more, it was not settled again."""
@@ -96,7 +120,16 @@ class Recall:
         self._replayed.add(place)
         self.listed = self.listed or isinstance(event, Listing)
         if not isinstance(event, Rejection) and self._is_later(id_order(message.stream_id), event):
+            self._recall(event)
+
+    def _recall(self, event: Event) -> None:
+        if not isinstance(event, AdlFill) or self._reduces(event):
             self._partition.recall(event)
+
+    def _reduces(self, fill: AdlFill) -> bool:
+        """Whether an execution found its account on the side of its order; one that had changed sides kept what it had."""
+        book, side = self._partition.book(fill.symbol), self._sides.get((fill.symbol, fill.adl))
+        return book is not None and any(name == side for name, _ in book.positions(fill.account))
 
     def _is_later(self, at: tuple[int, int], event: Event) -> bool:
         """Whether an event is of one of the books, and came after that was kept."""

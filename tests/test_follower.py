@@ -1,3 +1,4 @@
+import asyncio
 import time
 
 import pytest
@@ -6,6 +7,7 @@ from escalations import (
     BEGINNING,
     LISTING,
     SYMBOL,
+    TS,
     crowd,
     ended,
     executed,
@@ -17,9 +19,10 @@ from escalations import (
 )
 from eventually import eventually
 from ledgers import listing
-from test_engine import running, stopped
+from test_engine import Running, running, stopped
 
 from fundsvc.core.contracts import contract_of
+from fundsvc.core.events import Fill
 from fundsvc.follower import Follower, NotFollowed, following
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault, open_pool
@@ -303,3 +306,32 @@ async def test_an_order_that_ends_leaves_positions_reduced(config, producer, cli
         await follower.step()
     short = {standing.account: (standing.lots, standing.margin) for standing in ranks(followed(follower))["short"]}
     assert short["secret-anna"] == (30, 6 * 10**8)
+
+
+async def test_an_execution_leaves_alone_who_has_changed_sides_since_it_was_asked(config, producer, client, pool, follower):
+    lasting = with_section(config, "engine", book_seconds=3600, lease_seconds=0.6)
+    events = [
+        shortfall(1, lots=60),
+        position("secret-anna", 40, 38500, 10),
+        executed(2, 1, "secret-anna", 30),
+        executed(3, 1, "secret-bert", 5),
+    ]
+    engine = Running(lasting)
+    await producer.append(BEGINNING)
+    await settled(client, pool)  # now the book is kept, and not again
+    await producer.append(events)
+    await settled(client, pool)
+    await follower.step()
+    engine.task.cancel()
+    await asyncio.wait([engine.task])
+    more = Fill(SYMBOL, 4, "buy", 1000, "39100", "39000", TS)
+    async with running(lasting):
+        await producer.append([more])
+        await settled(client, pool)
+    expected = undisturbed([*BEGINNING, *events, more])
+    assert ranks(followed(follower)) == ranks(expected.book(SYMBOL))
+    assert ("secret-anna", 40) in [(standing.account, standing.lots) for standing in ranks(followed(follower))["long"]]
+    asked = await pool.fetch("SELECT account, lots, asked FROM adl_allocations WHERE adl = 2 ORDER BY rank")
+    orders = expected.take().allocations
+    assert [tuple(row) for row in asked] == [(a.account, a.lots, a.asked) for (_, adl, _, _), a in orders.items() if adl == 2]
+    assert ("secret-anna", 40, 40) in [tuple(row) for row in asked]

@@ -1,6 +1,6 @@
 """What is asked about deleveraging: kept books and how far they have been overtaken, open orders, and orders as a history."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -108,6 +108,11 @@ class Deleveragings:
         """Which events of these messages were rejected, and whether they have been settled since."""
         rows = await self._fetch("rejected_places", partition, messages)
         return {(row["stream_id"], row["position"]): row["settled"] for row in rows}
+
+    async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
+        """Which side each of these orders (contract and number; at least one) reduces."""
+        rows = await self._fetch("reduced_sides", *zip(*orders, strict=True))
+        return {(row["symbol"], row["adl"]): row["reduce"] for row in rows}
 
     async def funds(self, partition: int, policy_of: Callable[[str], Policy], symbol: str | None = None) -> list[Fund]:
         """The funds of a partition's contracts, or of one, as they stand."""

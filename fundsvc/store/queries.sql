@@ -96,6 +96,10 @@ SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.parti
 -- Of the events in the given messages, those that were rejected, and whether they have been settled since.
 SELECT stream_id, position, settled_at IS NOT NULL AS settled FROM rejected WHERE partition = $1 AND stream_id = ANY ($2);
 
+-- name: reduced_sides
+-- The sides that some orders reduce.
+SELECT o.symbol, o.adl, o.reduce FROM unnest($1::text[], $2::bigint[]) AS a (symbol, adl) JOIN adl_orders o USING (symbol, adl);
+
 -- name: rejected_open
 SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 AND position = $3;
 

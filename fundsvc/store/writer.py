@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 
 from fundsvc.core.adl import AdlOrder, Allocation
-from fundsvc.core.book import SavedBook, Standing
+from fundsvc.core.book import SavedBook, SideName, Standing
 from fundsvc.core.contracts import Contract
 from fundsvc.core.partition import Batch, Offset
 from fundsvc.core.policy import Policy, SavedGuard
@@ -75,6 +75,12 @@ class Writer:
         with faults():
             rows = await self._connection.fetch(SQL["rejected_places"], self._partition, messages)
         return {(row["stream_id"], row["position"]): row["settled"] for row in rows}
+
+    async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
+        """Which side each of these orders (contract and number; at least one) reduces."""
+        with faults():
+            rows = await self._connection.fetch(SQL["reduced_sides"], *zip(*orders, strict=True))
+        return {(row["symbol"], row["adl"]): row["reduce"] for row in rows}
 
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and has not been settled since."""
