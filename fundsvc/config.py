@@ -63,13 +63,45 @@ class EngineConfig(Section, frozen=True):
     port: Port = 0
 
 
+Venue = Literal["binance", "bybit", "gate", "okx"]
+
+
 class HttpConfig(Section, frozen=True):
     """The HTTP side."""
 
     host: str = "127.0.0.1"
     port: Port = 8080
     private: bool = False
+    public_url: str = ""
+    certificate: str = ""
+    certificate_key: str = ""
+    origins: tuple[str, ...] = ()
+    venues: tuple[Venue, ...] = ()
+    requests_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 2000
+    requests_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    ingest_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=1_000_000_000)] = 4_000_000
     book_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
+    tail_seconds: Annotated[float, msgspec.Meta(ge=0.001, le=60)] = 0.02
+    rate_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 600.0
+
+
+class TokenConfig(Section, frozen=True):
+    """What access tokens must be signed with and say."""
+
+    secret: str = ""
+    keys: str = ""
+    audience: str = "fundsvc"
+    leeway_seconds: Annotated[float, msgspec.Meta(ge=0, le=600)] = 30.0
+
+
+class WebsocketConfig(Section, frozen=True):
+    """Live topics."""
+
+    clients_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    topics_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    queue_bytes_max: Annotated[int, msgspec.Meta(ge=10_000, le=1_000_000_000)] = 1_000_000
+    ping_interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=600)] = 18.0
+    ping_timeout_seconds: Annotated[float, msgspec.Meta(ge=3, le=600)] = 10.0
 
 
 class CurrencyConfig(Section, frozen=True):
@@ -105,6 +137,8 @@ class Config(Section, frozen=True):
     stream: StreamConfig = StreamConfig()
     engine: EngineConfig = EngineConfig()
     http: HttpConfig = HttpConfig()
+    token: TokenConfig = TokenConfig()
+    websocket: WebsocketConfig = WebsocketConfig()
     currency: CurrencyConfig = CurrencyConfig()
     policy: PolicyConfig = PolicyConfig()
     log: LogConfig = LogConfig()

@@ -1,7 +1,7 @@
 """From a table of routes to an application: what a request asks is read, answered and wrapped, in one way for all."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
@@ -14,6 +14,15 @@ from fundsvc.api.operations import Ping, make_operations_app
 from fundsvc.api.parameters import Query, read_body, read_query
 from fundsvc.metrics import Metrics
 from fundsvc.store.reader import Listed, Reader
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Encoded(Generic[T_co]):
+    """An answer that was encoded before, in its envelope; what it says is for those who describe the API."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
 
 
 class Route(NamedTuple):
@@ -62,8 +71,9 @@ def _handler(route: Route) -> Handler:
     async def handle(request: web.Request) -> web.Response:
         query = read_query(route.query, _asked(request))
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
-        answer = Envelope(data=await route.answer(query, **body, **request.match_info))
-        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+        answer = await route.answer(query, **body, **request.match_info)
+        encoded = answer.body if isinstance(answer, Encoded) else msgspec.json.encode(Envelope(data=answer))
+        return web.Response(body=encoded, content_type="application/json")
 
     return handle
 
