@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection
+from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Batch, Offset, Partition
 from fundsvc.wire import Message, decode, raw_event
 
@@ -160,6 +160,7 @@ class Pipeline:
         if len(events) != 1:
             raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
         (event,) = events
+        check_replayable(event)
         known = isinstance(event, Fill) and await self._ledger.has_settled(event.symbol, event.seq)
         entry = None if known else self._partition.apply_late(event)
         self._partition.batch.replayed.append((*key, entry))

@@ -127,26 +127,25 @@ async def test_the_ranks_shown_are_those_by_which_the_engine_asks(config, produc
 
 
 async def test_a_replayed_event_counts_where_it_was_settled(config, producer, client, pool, follower):
-    early = position("early", -3, symbol="LATERUSDTM")
+    early = executed(9, 1, "secret-anna", 3)
     async with running(config):
         await producer.append([*BEGINNING, early])
         await settled(client, pool)
         await follower.step()
         row = await pool.fetchrow("SELECT stream_id, position FROM rejected")
-        await producer.append([listing("LATERUSDTM"), position("other", 5, symbol="LATERUSDTM")])
+        await producer.append([shortfall(1, lots=60)])
         await producer.append_replay(0, "json", encode([early]), f"{row['stream_id']}/{row['position']}")
         await settled(client, pool)
         await follower.step()
-        assert lots_of("early", follower) == ("short", 3)
-        await producer.append([position("early", -9, symbol="LATERUSDTM")])
+        assert lots_of("secret-anna", follower) == ("short", 47)
+        await producer.append([position("secret-anna", -9, 41000, 10)])
         await producer.append_replay(0, "json", encode([early]), f"{row['stream_id']}/{row['position']}")
         await settled(client, pool)
         assert await pool.fetchval("SELECT settled_at IS NOT NULL FROM rejected")
         late = Follower(config, pool, client, Metrics())
         for either in (follower, late):
             await either.step()
-            assert lots_of("early", either) == ("short", 9)
-            assert lots_of("other", either) == ("long", 5)
+            assert lots_of("secret-anna", either) == ("short", 9)
 
 
 def lots_of(account, follower):

@@ -8,7 +8,7 @@ import pytest
 from eventually import eventually
 from ledgers import fill, listing
 
-from fundsvc.core.events import Reason
+from fundsvc.core.events import Mark, Position, Rate, Reason
 from fundsvc.core.partition import Offset, Partition
 from fundsvc.core.settlement import Fund
 from fundsvc.pipeline import Pipeline
@@ -324,6 +324,25 @@ async def test_a_replay_of_several_events_is_refused_whole():
     ledger = await settle([message(1, body=b"["), message(2, listing("LATE")), both])
     assert not ledger.entries
     assert "one by one" in ledger.rejected["1-0", 0].detail
+
+
+@pytest.mark.parametrize(
+    "state",
+    [Mark("LATE", "7", 1), Position("LATE", "anna", 5, "7", "1", 1), Rate("LATE", "7", 1)],
+    ids=type,
+)
+async def test_a_state_is_not_replayed_over_what_came_after_it(state):
+    newer = [Mark("LATE", "8", 2), Position("LATE", "anna", -3, "8", "1", 2)]
+    refused = message(1, body=encode([state]).replace(b'"7"', b'"-"'))
+    messages = [refused, message(2, listing("LATE"), *newer), message(3, state, replay_of="1-0/0")]
+    ledger = await settle(messages)
+    assert {key: event.reason for key, event in ledger.rejected.items()} == {("1-0", 0): Reason.SUPERSEDED}
+    assert "ask the engine to send it again" in ledger.rejected["1-0", 0].detail
+    assert not ledger.settled
+    pipeline = pipeline_of(FakeSource(messages, Weather()), fresh := FakeLedger("3-0"))
+    await pipeline.run(fresh.complete)
+    book = pipeline._partition.book("LATE")
+    assert (book.mark, [side for side, _ in book.positions("anna")]) == (8 * 10**12, ["short"])
 
 
 @pytest.mark.parametrize("name", ["", "x", "1-0", "1-0/", "1-0/-1", "1-0/9999999999", "\0-0/1", "\u0661-0/1", "1-0/1\n"])

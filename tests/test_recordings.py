@@ -232,6 +232,20 @@ class TestRejected:
         assert [(event["symbol"], event["entry"]) for event in settled] == [("ABCUSDTM", 2), ("ABCUSDTM", 3)]
         assert (await fundsvc(config, "audit")).code == 0
 
+    async def test_a_state_is_not_sent_again(self, config, write):
+        state = {"type": "mark", "symbol": "ABCUSDTM", "price": "5", "ts": 1}
+        await fundsvc(config, "replay", write(state, fill(1)))
+        kept = {event["body"]["text"]: event["event"] for event in (await fundsvc(config, "rejected", "list", "--json")).result}
+        (key,) = (key for text, key in kept.items() if '"mark"' in text)
+        refused = await fundsvc(config, "rejected", "replay", key)
+        assert refused.code == 1
+        assert f"{key}: a mark is not replayed" in refused.error
+        everything = await fundsvc(config, "rejected", "replay")
+        assert (everything.code, everything.error.count("not replayed")) == (0, 1)
+        assert "sent 1 of 2" in everything.output
+        left = (await fundsvc(config, "rejected", "list", "--json")).result
+        assert [event["event"] for event in left if event["replayedAt"] is None] == [key]
+
     async def test_what_the_engine_has_sent_again_meanwhile_is_not_settled_twice(self, config, write):
         await fundsvc(config, "replay", write(fill(1), fill(2)))
         again = write({"type": "contract", "contract": LISTING}, fill(1), fill(2), fill(3))

@@ -13,8 +13,10 @@ from rich.table import Table
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, run
 from fundsvc.config import Config
+from fundsvc.core.events import Rejection, check_replayable
 from fundsvc.store.rejections import KeptEvent, list_rejected, mark_sent
 from fundsvc.streams.producer import Producer
+from fundsvc.wire import Message, decode
 
 rejected = typer.Typer(help="Events that could not be settled: kept whole, listed, and sent again after a fix.")
 cli.add_typer(rejected, name="rejected")
@@ -63,22 +65,38 @@ def show(context: typer.Context, key: Key) -> None:
 
 @rejected.command()
 def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] = None, reason: Reason = None) -> None:
-    """Send rejected events into the stream again, all or one; each is settled at most once."""
+    """Send rejected events into the stream again, all or one; each is settled at most once.
+
+    A mark, position or rate is not sent: the engine's next one replaces it. Exit with 1 if that leaves nothing to send.
+    """
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
             producer = Producer(client, complete.stream.partitions)
             events = await list_rejected(pool, reason=reason, key=key, limit=1_000_000)
+            refusals = {event.key: refusal for event in events if (refusal := _refusal(event))}
             sent = 0
             for event in events:
-                if event.codec != "" and event.settled_at is None:
+                if event.codec != "" and event.settled_at is None and event.key not in refusals:
                     await producer.append_replay(event.partition, event.codec, event.body, event.origin)
                     await mark_sent(pool, event)
                     sent += 1
+        for name, refusal in refusals.items():
+            Console(stderr=True, soft_wrap=True, highlight=False).print(f"{name}: {refusal}", markup=False)
         Console().print(f"sent {sent} of {len(events)} events again; `fundsvc rejected list` shows what is left")
-        return DONE
+        return NO if refusals and not sent else DONE
 
     run(context, command)
+
+
+def _refusal(event: KeptEvent) -> Rejection | None:
+    """Why an event must not be sent again, if that can be told already."""
+    try:
+        for decoded in decode(Message(event.stream_id, event.codec, event.body)):
+            check_replayable(decoded)
+    except Rejection as refusal:
+        return refusal
+    return None
 
 
 def _print_table(events: Sequence[KeptEvent]) -> None:

@@ -111,6 +111,7 @@ class Reason(StrEnum):
     ADL_ORDER_CLOSED = "adl_order_closed"
     ADL_NOT_ASKED = "adl_not_asked"
     ADL_TOO_MANY_LOTS = "adl_too_many_lots"
+    SUPERSEDED = "superseded"
 
 
 DETAIL_LENGTH_MAX = 500
@@ -125,6 +126,15 @@ class Rejection(Exception):
         super().__init__(shown)
         self.reason = reason
         self.detail = shown[:DETAIL_LENGTH_MAX]
+
+
+def check_replayable(event: Event | Rejection) -> None:
+    """Raises Rejection for a state that later events have replaced: sent again, an old one would overwrite a newer one."""
+    if isinstance(event, Mark | Position | Rate):
+        tag = event.__struct_config__.tag
+        raise Rejection(
+            Reason.SUPERSEDED, f"a {tag} is not replayed, a newer one may be known: ask the engine to send it again"
+        )
 
 
 class Rejected(msgspec.Struct, frozen=True, gc=False):
