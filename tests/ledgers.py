@@ -1,11 +1,12 @@
 """Ledgers for tests, written as an engine writes them: events through a partition, batches through its writer."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from fundsvc.config import Config
 from fundsvc.core.events import Event, Fill, Listing
 from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.policy import Policy
 from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import Writer, open_writer
 
@@ -34,12 +35,14 @@ class Owner:
 
 
 @asynccontextmanager
-async def owned(config: Config) -> AsyncIterator[Owner]:
+async def owned(config: Config, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> AsyncIterator[Owner]:
     async with open_leases(config.database.dsn, "owner", 30) as leases:
         epochs = await leases.keep()
         async with open_writer(config.database.dsn, "owner", 0, epochs[0]) as writer:
-            offset, funds = await writer.load()
-            yield Owner(writer, Partition(0, 1, funds, config.currency.decimals, config.currency.decimals_default), offset)
+            offset, funds = await writer.load(policy_of)
+            currency = config.currency
+            partition = Partition(0, 1, funds, currency.decimals, currency.decimals_default, policy_of)
+            yield Owner(writer, partition, offset)
 
 
 def listing(symbol: str, **fields: object) -> Listing:

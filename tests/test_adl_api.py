@@ -198,6 +198,41 @@ async def test_a_round_that_asks_very_many_shows_the_first_and_the_totals(config
         (round_,) = order["rounds"]
         assert (round_["positions"], round_["asked"]) == (150, 750)
         assert [allocation["rank"] for allocation in round_["allocations"]] == list(range(1, 101))
+        path = f"{ADL}/orders/1/rounds/1"
+        assert await world.data(path, maxCount=100) == {"dataList": round_["allocations"], "hasMore": True}
+        whole, more = [], True
+        while more:
+            page = await world.data(path, offset=whole[-1]["rank"] if whole else 0, maxCount=37)
+            whole, more = whole + page["dataList"], page["hasMore"]
+            assert len(page["dataList"]) == 37 or not more
+        assert [allocation["rank"] for allocation in whole] == list(range(1, 151))
+        assert sum(allocation["asked"] for allocation in whole) == 750
+        assert whole[:100] == round_["allocations"]
+        last = await world.data(path, offset=140)
+        assert last == {"dataList": whole[140:], "hasMore": False}
+        assert await world.data(path, offset=2**63 - 1) == {"dataList": [], "hasMore": False}
+
+
+async def test_each_round_of_each_order_has_its_own_page(world, subtests):
+    await world.send(shortfall(1, lots=20), shortfall(2, lots=60), executed(3, 2, "secret-anna", 5), ended(4, 2))
+    first, second = await world.orders(forward="true")
+    for order in (first, second):
+        for shown in order["rounds"]:
+            page = await world.data(f"{ADL}/orders/{order['adl']}/rounds/{shown['round']}", maxCount=500)
+            assert page == {"dataList": shown["allocations"], "hasMore": False}
+    assert [len(order["rounds"]) for order in (first, second)] == [1, 2]
+    for missing in (
+        "1/rounds/2",
+        "3/rounds/1",
+        "0/rounds/1",
+        "1/rounds/0",
+        "-1/rounds/1",
+        "a/rounds/1",
+        "1/rounds/1" + "0" * 9,
+    ):
+        with subtests.test(missing=missing):
+            status, body = await world.ask(f"{ADL}/orders/{missing}")
+            assert (status, body["code"]) == (404, "404000")
 
 
 async def test_the_queue_shows_lights_and_no_accounts(world):

@@ -5,6 +5,8 @@ import pytest
 from eventually import eventually
 from ledgers import fill, listing, owned
 
+from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position
+from fundsvc.core.policy import Policy
 from fundsvc.store import rollups
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.rollups import condense, forget
@@ -64,7 +66,7 @@ async def expected(connection):
         line["credited" if entry["change"] > 0 else "paid"] += abs(entry["change"])
         line["uncovered"] += entry["uncovered"]
         line["repaid"] += entry["repaid"]
-        line["fills"] += entry["kind"] != "refund"
+        line["fills"] += entry["kind"] in {"surplus", "flat", "shortfall"}
     return [hours[key] for key in sorted(hours)]
 
 
@@ -141,6 +143,25 @@ async def test_a_late_fill_goes_into_its_own_hour(owner, pool, service_connectio
     assert (first["credited"], first["paid"], first["fills"], first["last_entry"]) == (5 * unit, 4 * unit, 2, 3)
     assert (first["opening"], first["closing"], first["highest"], first["lowest"]) == (0, 8 * unit, 12 * unit, 0)
     assert (second["opening"], second["closing"], second["fills"]) == (5 * unit, 12 * unit, 1)
+
+
+async def test_what_an_order_gives_back_or_has_covered_is_no_fill(config, pool, service_connection):
+    policies = {"AAA": Policy(), "BBB": Policy(waterfall="adl_then_fund", rounds_max=1)}
+    market = [
+        event
+        for symbol in policies
+        for event in (listing(symbol), Mark(symbol, "90", 0), Position(symbol, "secret-anna", -5, "100", "50", 0))
+    ]
+    refunded = [fill("AAA", 1, 5), fill("AAA", 2, -10), AdlFill("AAA", 3, 1, "secret-anna", 1, 0)]
+    covered = [fill("BBB", 1, 5), fill("BBB", 2, -3), AdlEnd("BBB", 3, 1, 0)]
+    async with owned(config, policies.__getitem__) as owner:
+        await owner.settle([*market, *refunded, *covered])
+    await condense(pool, 0)
+    rows = await rolled_up(service_connection)
+    assert rows == await expected(service_connection)
+    kinds = [row["kind"] for row in await service_connection.fetch("SELECT kind FROM entries ORDER BY symbol, entry")]
+    assert kinds == ["surplus", "shortfall", "refund", "surplus", "shortfall", "cover"]
+    assert [row["fills"] for row in rows] == [2, 2]
 
 
 async def test_hours_in_order_add_up(owner, pool, service_connection):

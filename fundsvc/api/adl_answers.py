@@ -16,7 +16,7 @@ from fundsvc.core.numbers import format_units
 from fundsvc.core.preview import Preview
 from fundsvc.core.queue import Section
 from fundsvc.follower import BookView, Queue
-from fundsvc.store.deleveragings import AllocationRow, DeleveragedRow, Deleveragings, OrderRow
+from fundsvc.store.deleveragings import AllocationRow, DeleveragedRow, Deleveragings, OrderRow, RoundRow
 
 ALLOCATIONS_MAX = 100
 """Shown of each round: with a pro-rata policy it may ask everybody. Its totals are of all."""
@@ -48,7 +48,10 @@ class AllocationAnswer(Inputs, frozen=True, kw_only=True):
 
 
 class RoundAnswer(Answer, frozen=True):
-    """A round: in all so many positions were asked for so many lots; the first of them, by rank, are shown."""
+    """A round: in all so many positions were asked for so many lots; the first of them, by rank, are shown.
+
+    The others are at the round's own path.
+    """
 
     round: int
     mark_price: str
@@ -183,12 +186,12 @@ class PreviewAnswer(Answer, frozen=True):
 
 async def order_answers(ledger: Deleveragings, orders: Sequence[OrderRow], contract: Contract) -> list[OrderAnswer]:
     """Orders of a contract with their rounds."""
-    rows = await ledger.rounds(contract.symbol, [order.adl for order in orders], ALLOCATIONS_MAX)
-    rounds = {number: list(found) for number, found in groupby(rows, lambda row: row.adl)}
+    found = await ledger.rounds(contract.symbol, [order.adl for order in orders], ALLOCATIONS_MAX)
+    rounds = {number: list(rows) for number, rows in groupby(found, lambda row: row.adl)}
     return [_order_answer(order, rounds.get(order.adl, ()), contract) for order in orders]
 
 
-def _order_answer(order: OrderRow, rounds: Sequence[AllocationRow], contract: Contract) -> OrderAnswer:
+def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contract) -> OrderAnswer:
     money, price = contract.settle_decimals, contract.price_decimals
     taken = order.deficit * order.executed // order.deficit_lots
     return OrderAnswer(
@@ -209,7 +212,7 @@ def _order_answer(order: OrderRow, rounds: Sequence[AllocationRow], contract: Co
         refund=format_units(max(0, taken - order.uncovered), money),
         rest=format_units(order.uncovered - order.recovered, money),
         round=order.round,
-        rounds=[_round_answer(number, list(rows), contract) for number, rows in groupby(rounds, lambda row: row.round)],
+        rounds=[_round_answer(row, contract) for row in rounds],
         ts=order.ts,
         updated_at=milliseconds(order.updated_at),
     )
@@ -301,15 +304,19 @@ def _preview_order(order: AdlOrder, contract: Contract, allocations_max: int | N
     )
 
 
-def _round_answer(number: int, rows: Sequence[AllocationRow], contract: Contract) -> RoundAnswer:
-    first = rows[0]
+def allocation_answer(row: AllocationRow, contract: Contract) -> AllocationAnswer:
+    """What a round asked of a position, with nobody named."""
+    return AllocationAnswer(**_inputs(row, contract), **_asked(row))
+
+
+def _round_answer(row: RoundRow, contract: Contract) -> RoundAnswer:
     return RoundAnswer(
-        round=number,
-        mark_price=format_units(first.mark_price, contract.price_decimals),
-        positions=first.positions,
-        asked=first.asked_in_all,
-        executed=first.executed_in_all,
-        allocations=[AllocationAnswer(**_inputs(row, contract), **_asked(row)) for row in rows],
+        round=row.round,
+        mark_price=format_units(row.allocations[0].mark_price, contract.price_decimals),
+        positions=row.positions,
+        asked=row.asked,
+        executed=row.executed,
+        allocations=[allocation_answer(allocation, contract) for allocation in row.allocations],
     )
 
 

@@ -8,10 +8,12 @@ from msgspec import UNSET
 
 from fundsvc.api.adl_answers import (
     ALLOCATIONS_MAX,
+    AllocationAnswer,
     OrderAnswer,
     PositionsAnswer,
     PreviewAnswer,
     QueueAnswer,
+    allocation_answer,
     deleveraged_answer,
     order_answers,
     position_answer,
@@ -19,8 +21,8 @@ from fundsvc.api.adl_answers import (
     queue_answer,
 )
 from fundsvc.api.answers import Page
-from fundsvc.api.errors import BadParameter, Forbidden
-from fundsvc.api.parameters import AccountQuery, OrdersQuery, PreviewBody, PreviewPolicy, Query
+from fundsvc.api.errors import BadParameter, Forbidden, NotFound
+from fundsvc.api.parameters import AccountQuery, OrdersQuery, PreviewBody, PreviewPolicy, Query, RoundQuery
 from fundsvc.api.serving import Route, listed
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.policy import Policy
@@ -30,6 +32,10 @@ from fundsvc.store.reader import Listed, Reader
 
 DELEVERAGED_MAX = 100
 """An account's reductions, the latest of them."""
+
+
+DIGITS_MAX = 9
+"""Of the number of an order or a round: more than any contract will ever have, and they fit what the database counts with."""
 
 
 class DeleveragingResources:
@@ -52,6 +58,7 @@ class DeleveragingResources:
         self.routes = (
             Route("/api/v1/adl/positions", AccountQuery, self.positions),
             Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders),
+            Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round),
             Route("/api/v1/adl/{symbol}/queue", Query, self.queue),
             Route("/api/v1/adl/{symbol}/preview", Query, self.preview, PreviewBody),
         )
@@ -68,6 +75,17 @@ class DeleveragingResources:
         )
         shown = orders[: query.max_count]
         return Page(data_list=await order_answers(self._ledger, shown, contract), has_more=len(orders) > len(shown))
+
+    async def round(self, query: RoundQuery, symbol: str, adl: str, round: str) -> Page[AllocationAnswer]:  # noqa: A002 - the path's word
+        """A page of what a round of an order asked, by rank; one more is read than shown, to know whether there are more."""
+        contract = (await listed(self._reader, symbol)).contract
+        order, number = _numbered(adl), _numbered(round)
+        found = await self._ledger.orders(symbol, count=1, offset=order - 1, forward=True)
+        if not found or found[0].adl != order or found[0].round < number:
+            raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
+        rows = await self._ledger.round_after(symbol, order, number, query.offset, query.max_count + 1)
+        shown = [allocation_answer(row, contract) for row in rows[: query.max_count]]
+        return Page(data_list=shown, has_more=len(rows) > len(shown))
 
     async def queue(self, _query: Query, symbol: str) -> QueueAnswer:
         """The live ranking of a contract, as lights."""
@@ -105,6 +123,14 @@ class DeleveragingResources:
 
     def _view(self, found: Listed) -> BookView:
         return self._follower.view(found.contract, found.partition)
+
+
+def _numbered(text: str) -> int:
+    """The number that a path names; raises NotFound where nothing can have it."""
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX else 0
+    if not number:
+        raise NotFound(f"there is no number {text!r} here: orders and rounds are counted from 1")
+    return number
 
 
 def _fill(symbol: str, body: PreviewBody) -> Fill:

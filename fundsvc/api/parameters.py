@@ -55,6 +55,13 @@ class OrdersQuery(Query, frozen=True):
     state: State | UnsetType = UNSET
 
 
+class RoundQuery(Query, frozen=True):
+    """A page of what a round asked, by rank: `maxCount` positions after rank `offset`."""
+
+    offset: Entry = 0
+    max_count: Annotated[int, msgspec.Meta(ge=1, le=PAGE_ENTRIES_MAX)] = PAGE_ENTRIES
+
+
 class AccountQuery(Query, frozen=True):
     """About one account."""
 

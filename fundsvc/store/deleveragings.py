@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from fundsvc.core.adl import AdlOrder, State
@@ -14,6 +15,9 @@ from fundsvc.core.settlement import Fund
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
 from fundsvc.store.writer import KeptBook, Place, fund_from, kept_book_from, orders_from
+
+ROUND_COLUMNS = 5
+"""In a row of `rounds`, what is the same of all allocations of a round comes first."""
 
 
 class OrderRow(NamedTuple):
@@ -37,10 +41,8 @@ class OrderRow(NamedTuple):
 
 
 class AllocationRow(NamedTuple):
-    """What a round asked of one position, which is not named, and why; with the totals of its round over all positions."""
+    """What a round asked of one position, which is not named, and why."""
 
-    adl: int
-    round: int
     rank: int
     ranked: int
     lights: int
@@ -54,9 +56,17 @@ class AllocationRow(NamedTuple):
     score: float
     asked: int
     executed: int
+
+
+class RoundRow(NamedTuple):
+    """A round of an order: its totals over all positions, and the first allocations by rank."""
+
+    adl: int
+    round: int
     positions: int
-    asked_in_all: int
-    executed_in_all: int
+    asked: int
+    executed: int
+    allocations: list[AllocationRow]
 
 
 class DeleveragedRow(NamedTuple):
@@ -134,9 +144,17 @@ class Deleveragings:
             rows = await self._fetch("orders_descending", symbol, 1, INT64_MAX if offset is None else offset - 1, state, count)
         return [OrderRow(*row) for row in rows]
 
-    async def rounds(self, symbol: str, orders: Sequence[int], allocations_max: int) -> list[AllocationRow]:
-        """What the rounds of these orders asked, by order, round and rank: of each round the first so many allocations."""
-        return [AllocationRow(*_exact(row)) for row in await self._fetch("rounds", symbol, orders, allocations_max)]
+    async def rounds(self, symbol: str, orders: Sequence[int], allocations_max: int) -> list[RoundRow]:
+        """The rounds of these orders, by order and number, each with its first so many allocations."""
+        rows = map(_exact, await self._fetch("rounds", symbol, orders, allocations_max))
+        return [
+            RoundRow(*totals, [AllocationRow(*row[ROUND_COLUMNS:]) for row in found])
+            for totals, found in groupby(rows, lambda row: row[:ROUND_COLUMNS])
+        ]
+
+    async def round_after(self, symbol: str, adl: int, number: int, rank: int, count: int) -> list[AllocationRow]:
+        """Up to `count` of the allocations of a round of an order, by rank, after a rank."""
+        return [AllocationRow(*_exact(row)) for row in await self._fetch("round_after", symbol, adl, number, rank, count)]
 
     async def deleveraged(self, account: str, count: int) -> list[DeleveragedRow]:
         """The latest reductions of an account's positions, newest first."""

@@ -216,14 +216,19 @@ FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NUL
 
 -- name: rounds
 -- The first allocations of each round of some orders, by rank, with the round's totals. For the public: without the account.
-SELECT adl, round, rank, ranked, lights, lots, entry_price, margin, mark_price, unrealised_pnl, return_on_entry, leverage, score,
-       asked, executed, positions, asked_in_all, executed_in_all
+SELECT adl, round, positions, asked_in_all, executed_in_all,
+       rank, ranked, lights, lots, entry_price, margin, mark_price, unrealised_pnl, return_on_entry, leverage, score, asked, executed
 FROM (
     SELECT *, row_number() OVER (PARTITION BY adl, round ORDER BY rank) AS place, count(*) OVER whole AS positions,
            sum(asked) OVER whole AS asked_in_all, sum(executed) OVER whole AS executed_in_all
     FROM adl_allocations WHERE symbol = $1 AND adl = ANY ($2) WINDOW whole AS (PARTITION BY adl, round)
 ) a
 WHERE place <= $3 ORDER BY adl, round, rank;
+
+-- name: round_after
+-- A round's allocations after a rank. For the public: without the account.
+SELECT rank, ranked, lights, lots, entry_price, margin, mark_price, unrealised_pnl, return_on_entry, leverage, score, asked, executed
+FROM adl_allocations WHERE symbol = $1 AND adl = $2 AND round = $3 AND rank > $4::bigint ORDER BY rank LIMIT $5;
 
 -- name: deleveraged
 -- An account's latest reductions.
@@ -274,7 +279,7 @@ WITH due AS (
     SELECT e.symbol, e.ts - e.ts % 3600000 AS hour, min(e.entry) AS first_entry, max(e.entry) AS last_entry,
            max(greatest(e.balance, e.balance - e.change)) AS highest, min(least(e.balance, e.balance - e.change)) AS lowest,
            sum(greatest(e.change, 0)) AS credited, sum(greatest(-e.change, 0)) AS paid,
-           sum(e.uncovered) AS uncovered, sum(e.repaid) AS repaid, count(*) FILTER (WHERE e.kind <> 'refund') AS fills
+           sum(e.uncovered) AS uncovered, sum(e.repaid) AS repaid, count(*) FILTER (WHERE e.kind NOT IN ('refund', 'cover')) AS fills
     FROM due CROSS JOIN LATERAL (
         SELECT * FROM entries x WHERE x.symbol = due.symbol AND x.entry > due.condensed AND x.entry <= due.upto OFFSET 0
     ) e
