@@ -28,8 +28,15 @@ class BadParameter(Problem):
     code = "400100"
 
 
+class Unauthorized(Problem):
+    """What is asked for needs an access token, and there is none."""
+
+    status = 401
+    code = "400001"
+
+
 class Forbidden(Problem):
-    """What is asked for names accounts, and is not for whoever can connect."""
+    """The token is good, but not for this."""
 
     status = 403
     code = "400007"

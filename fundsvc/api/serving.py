@@ -8,6 +8,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from multidict import MultiDict
 
+from fundsvc.api.access import PUBLIC, Roles, allowed
 from fundsvc.api.answers import Envelope
 from fundsvc.api.errors import NotFound
 from fundsvc.api.operations import Ping, make_operations_app
@@ -28,23 +29,23 @@ class Encoded(Generic[T_co]):
 class Route(NamedTuple):
     """A path, the struct of its query parameters, and what answers it: called with the query and the path's parameters.
 
-    A route with a `body` is a POST of such a struct as JSON, which is given to the answer too.
+    A route with a `body` is a POST of such a struct as JSON, which is given to the answer too. A route with `roles` is for
+    callers with one of them; its answer is given the `caller`.
     """
 
     path: str
     query: type[Query]
     answer: Callable[..., Awaitable[Any]]
     body: type[Query] | None = None
+    roles: Roles = PUBLIC
 
 
-def make_app(reader: Reader, metrics: Metrics, pings: Mapping[str, Ping], routes: Iterable[Route]) -> web.Application:
-    """The whole HTTP side, the operations' paths included; whoever opened the reader's pool closes it."""
-    application = make_operations_app(reader, metrics, pings)
-    for route in routes:
-        if route.body:
-            application.router.add_route(hdrs.METH_POST, route.path, _handler(route))
-        else:
-            application.router.add_get(route.path, _handler(route))
+def make_app(metrics: Metrics, table: Iterable[Route | Endpoint]) -> web.Application:
+    """An application that serves a table; whoever opened what its answers come from closes it."""
+    application = web.Application(middlewares=[_counted(metrics), answer_errors])
+    for entry in table:
+        endpoint = _endpoint(entry) if isinstance(entry, Route) else entry
+        application.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
     return application
 
 
@@ -69,9 +70,10 @@ def not_listed(symbol: str) -> NotFound:
 
 def _handler(route: Route) -> Handler:
     async def handle(request: web.Request) -> web.Response:
+        caller = {"caller": allowed(request, route.roles)} if route.roles else {}
         query = read_query(route.query, _asked(request))
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
-        answer = await route.answer(query, **body, **request.match_info)
+        answer = await route.answer(query, **caller, **body, **request.match_info)
         encoded = answer.body if isinstance(answer, Encoded) else msgspec.json.encode(Envelope(data=answer))
         return web.Response(body=encoded, content_type="application/json")
 
