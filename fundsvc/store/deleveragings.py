@@ -148,7 +148,7 @@ class Deleveragings:
         """The rounds of these orders, by order and number, each with its first so many allocations."""
         rows = map(_exact, await self._fetch("rounds", symbol, orders, allocations_max))
         return [
-            RoundRow(*totals, [AllocationRow(*row[ROUND_COLUMNS:]) for row in found])
+            RoundRow._make([*totals, [AllocationRow(*row[ROUND_COLUMNS:]) for row in found]])
             for totals, found in groupby(rows, lambda row: row[:ROUND_COLUMNS])
         ]
 
