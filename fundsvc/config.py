@@ -1,7 +1,8 @@
 """The configuration: one frozen struct from TOML, defaults for everything, unknown keys are errors.
 
 Each key can be overridden by an environment variable named FUNDSVC_<SECTION>_<KEY>, for example FUNDSVC_HTTP_PORT=8080;
-lists are comma-separated there. This module is the only reader of the environment.
+lists are comma-separated there. FUNDSVC_<SECTION>_<KEY>_FILE names a file that holds the value instead, which is how a secret
+arrives that neither the environment nor a command line may show. This module is the only reader of the environment.
 """
 
 import os
@@ -18,6 +19,9 @@ ENVIRONMENT_PREFIX = "FUNDSVC_"
 
 CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
 """Names the file itself, for who cannot pass --config."""
+
+FILE_SUFFIX = "_FILE"
+"""Marks a variable that names a file with the value; the name is the one the official container images use."""
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
@@ -160,20 +164,35 @@ def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) 
             raise ConfigError(f"{path} is not TOML: {error}") from None
     for name, text in environment.items():
         if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_FILE_VARIABLE:
-            _override(values, name, text)
+            _override(values, name, text, environment)
     try:
         return msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"configuration: {error} (see config/fundsvc.toml for what is allowed)") from None
 
 
-def _override(values: dict[str, Any], name: str, text: str) -> None:
-    section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
+def _override(values: dict[str, Any], name: str, text: str, environment: Mapping[str, str]) -> None:
+    plain = name.removesuffix(FILE_SUFFIX)
+    section, _, key = plain.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
     types = {field.name: field.type for field in msgspec.structs.fields(Config)}
     keys = {field.name: field.type for field in msgspec.structs.fields(types[section])} if section in types else {}
     if key not in keys:
         raise ConfigError(f"environment variable {name} names no key of the configuration (FUNDSVC_<SECTION>_<KEY>)")
+    if plain != name:
+        if plain in environment:
+            raise ConfigError(f"environment variables {plain} and {name} are both set: leave one out")
+        text = _read_value(name, text)
     inner = values.setdefault(section, {})
     if not isinstance(inner, dict):
         raise ConfigError(f"configuration: [{section}] must be a table")
     inner[key] = text.split(",") if "tuple" in str(keys[key]) else text
+
+
+def _read_value(name: str, path: str) -> str:
+    """What a file holds, without the newline that editors and shells end a file with."""
+    try:
+        return Path(path).read_text().removesuffix("\n")
+    except OSError as error:
+        raise ConfigError(f"environment variable {name}: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"environment variable {name}: {path} is not text: {error}") from None

@@ -112,5 +112,50 @@ def test_a_variable_is_checked_like_a_key(tmp_path, value, named):
     assert named in refusal(tmp_path, FUNDSVC_HTTP_PORT=value)
 
 
+def secret(tmp_path: Path, content: bytes) -> str:
+    path = tmp_path / "secret"
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"postgresql://somewhere", "postgresql://somewhere"),
+        (b"postgresql://somewhere\n", "postgresql://somewhere"),
+        (b"two\n\n", "two\n"),
+        (b" spaces ", " spaces "),
+        (b"", ""),
+    ],
+)
+def test_a_value_is_read_from_a_file_but_for_its_last_newline(tmp_path, content, value):
+    assert load(tmp_path, FUNDSVC_DATABASE_OWNER_DSN_FILE=secret(tmp_path, content)).database.owner_dsn == value
+
+
+def test_numbers_and_lists_may_lie_in_files_too_and_win_over_the_configuration(tmp_path):
+    assert load(tmp_path, "[http]\nport = 1", FUNDSVC_HTTP_PORT_FILE=secret(tmp_path, b"8081\n")).http.port == 8081
+    sentinels = load(tmp_path, FUNDSVC_STREAM_SENTINELS_FILE=secret(tmp_path, b"one:1,two:2\n")).stream.sentinels
+    assert sentinels == ("one:1", "two:2")
+
+
+def test_a_value_and_a_file_for_it_contradict_each_other(tmp_path):
+    message = refusal(tmp_path, FUNDSVC_TOKEN_SECRET="a", FUNDSVC_TOKEN_SECRET_FILE=secret(tmp_path, b"a"))
+    assert "FUNDSVC_TOKEN_SECRET and FUNDSVC_TOKEN_SECRET_FILE are both set" in message
+
+
+@pytest.mark.parametrize("name", ["FUNDSVC_HTTP_PROT_FILE", "FUNDSVC_FILE", "FUNDSVC_HTTP_FILE", "FUNDSVC_HTTP_PORT_FILE_FILE"])
+def test_a_file_for_no_key_is_an_error_that_names_the_variable(tmp_path, name):
+    assert name in refusal(tmp_path, **{name: secret(tmp_path, b"1")})
+
+
+def test_a_file_that_cannot_be_read_is_named_with_its_variable_and_its_content_never_shown(tmp_path):
+    message = refusal(tmp_path, FUNDSVC_TOKEN_SECRET_FILE=str(tmp_path / "absent"))
+    assert "FUNDSVC_TOKEN_SECRET_FILE" in message
+    assert "absent" in message
+    message = refusal(tmp_path, FUNDSVC_TOKEN_SECRET_FILE=secret(tmp_path, b"hidden\xff"))
+    assert "is not text" in message
+    assert "hidden" not in message
+
+
 def test_a_section_that_is_no_table_is_an_error(tmp_path):
     assert "[http]" in refusal(tmp_path, "http = 5", FUNDSVC_HTTP_PORT="1")
