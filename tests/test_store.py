@@ -11,11 +11,12 @@ from ledgers import fill, listing
 
 import fundsvc
 from fundsvc.core.chain import GENESIS, Entry
-from fundsvc.core.events import Reason, Rejected
+from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.partition import Offset, Partition, RateState
 from fundsvc.store.database import SQL, StoreFault, connect, faults, lent, open_pool, transaction
 from fundsvc.store.migrations import migrate
+from fundsvc.store.reader import Reader
 from fundsvc.store.writer import OwnershipLost, open_writer
 
 START = Offset("0-0", 0)
@@ -121,6 +122,22 @@ async def test_a_later_batch_updates_funds_and_listings(writer, service_connecti
     assert await read_entries(service_connection) == first.entries + second.entries
     specification = await service_connection.fetchval("SELECT specification FROM contracts")
     assert msgspec.json.decode(specification)["more"] == {"x": [1, None]}
+
+
+async def test_the_newest_rate_counts_however_often_and_in_whatever_order_they_come(writer, service_connection):
+    batches = [(Rate("XBT", "100", 5), Rate("USDC", "1", 5)), (Rate("XBT", "90", 4),), (Rate("XBT", "101", 6),)]
+    offsets = [Offset(f"{number}-0", number) for number in range(len(batches) + 2)]
+    for number, rates in enumerate((*batches, batches[0])):
+        await writer.commit(batch_of(*rates), offsets[number], offsets[number + 1])
+    rows = await service_connection.fetch("SELECT partition, currency, price, ts FROM rates ORDER BY currency")
+    assert [tuple(row) for row in rows] == [(0, "USDC", 10**12, 5), (0, "XBT", 101 * 10**12, 6)]
+
+
+async def test_of_the_rates_of_all_partitions_the_newest_is_read(config, owner_connection):
+    rows = [(0, "XBT", 3, 7), (1, "XBT", 4, 8), (2, "XBT", 5, 6), (2, "ETH", 9, 1)]
+    await owner_connection.executemany("INSERT INTO rates VALUES ($1, $2, $3, $4)", rows)
+    async with open_pool(config.database.dsn, 1) as pool:
+        assert await Reader(pool).rates() == {"ETH": RateState("ETH", 9, 1), "XBT": RateState("XBT", 4, 8)}
 
 
 async def test_a_batch_of_many_chunks_arrives_whole(writer, service_connection):

@@ -55,6 +55,14 @@ class BookState(NamedTuple):
     positions: int
 
 
+class RateState(NamedTuple):
+    """The price of one unit of a currency in USDT, in units of 10**-PRICE_DECIMALS_MAX, by the engine's clock (ms)."""
+
+    currency: str
+    price: int
+    ts: int
+
+
 class Round(NamedTuple):
     """A round of an ADL order, as the engine is told of it: reduce these accounts by so many lots at the order's price."""
 
@@ -69,7 +77,8 @@ class Batch:
     `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it; `listings` are contracts listed
     or updated, with the KuCoin object they came from; `rejected` and `replayed` (stream id, position, entry) are the events
     that were refused, and those refused before that are settled now; `duplicates` counts events that were known, by contract;
-    `rounds` are the ADL rounds that began, to be announced; `books` are books to be kept as they are after it.
+    `rounds` are the ADL rounds that began, to be announced; `books` are books to be kept as they are after it; `rates` are the
+    newest by currency.
 
     A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
     service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
@@ -84,6 +93,7 @@ class Batch:
     allocations: dict[tuple[str, int, int, str], AllocationState] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     books: list[BookState] = field(default_factory=list)
+    rates: dict[str, RateState] = field(default_factory=dict)
     listings: dict[str, tuple[Contract, dict[str, Any]]] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     replayed: list[tuple[str, int, Entry | None]] = field(default_factory=list)
@@ -387,7 +397,12 @@ class Partition:
         desk.book.set(position.account, position.lots, entry_price, margin)
 
     def _rate(self, rate: Rate) -> None:
-        parse_price(rate.price, PRICE_DECIMALS_MAX)
+        if not rate.currency.isalnum():
+            raise Rejection(Reason.INVALID_FIELD, f"currency {rate.currency!r} must be letters and digits")
+        state = RateState(rate.currency, parse_price(rate.price, PRICE_DECIMALS_MAX), rate.ts)
+        known = self.batch.rates.get(rate.currency)
+        if known is None or state.ts >= known.ts:
+            self.batch.rates[rate.currency] = state
 
     def _list(self, listing: Listing) -> None:
         contract = contract_of(listing.contract, self._currency_decimals, self._default_decimals)

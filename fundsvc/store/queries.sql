@@ -71,6 +71,12 @@ SELECT symbol, $3, seq, mark, body FROM unnest($4::text[], $5::bigint[], $6::big
 ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.seq, mark = excluded.mark,
     body = coalesce(excluded.body, b.body), kept_at = now();
 
+-- name: commit_rates
+-- Rates that came with a batch; one that is older than what is known changes nothing.
+INSERT INTO rates AS r (partition, currency, price, ts)
+SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[])
+ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts WHERE excluded.ts >= r.ts;
+
 -- name: load_orders
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
        o.ts, o.seq
@@ -181,6 +187,59 @@ FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
 
+-- name: rates
+-- The newest of each currency over all partitions.
+SELECT DISTINCT ON (currency) currency, price, ts FROM rates ORDER BY currency, ts DESC;
+
+-- name: places
+-- Where the funds of some partitions stand, and when their contracts were last listed: what a tail looks for changes in.
+SELECT f.symbol, f.entry, f.seq, f.adl, c.updated_at AS listed_at
+FROM funds f JOIN contracts c USING (symbol) WHERE c.partition = ANY ($1);
+
+-- name: funds_among
+SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
+       c.updated_at AS listed_at, f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.updated_at,
+       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
+FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1) ORDER BY c.symbol;
+
+-- name: entries_between
+-- For the public: without the account. Runs of entries of some contracts: after $2, and so many.
+SELECT e.symbol, e.entry, e.seq, e.kind, e.change, e.balance, e.uncovered, e.repaid, e.side, e.lots, e.price,
+       e.bankruptcy_price, e.trade_id, e.order_id, e.ts, e.recorded_at, e.hash
+FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
+    SELECT * FROM entries x WHERE x.symbol = s.symbol AND x.entry > s.after ORDER BY x.entry LIMIT $3
+) e;
+
+-- name: orders_moved
+-- Orders that were open when last looked at, by contract and number, and those that came after a number.
+SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
+       o.state, o.round, o.ts, o.updated_at
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING (symbol, adl)
+UNION ALL
+SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
+       o.state, o.round, o.ts, o.updated_at
+FROM unnest($3::text[], $4::bigint[]) AS k (symbol, adl) JOIN adl_orders o ON o.symbol = k.symbol AND o.adl > k.adl
+ORDER BY symbol, adl;
+
+-- name: orders_open
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+FROM adl_orders WHERE state = 'open' AND symbol = ANY ($1) ORDER BY symbol, adl;
+
+-- name: reductions
+-- What some orders took from some accounts, by account.
+SELECT a.account, a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price, a.entry_price,
+       a.margin, a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl)
+JOIN adl_orders o USING (symbol, adl) JOIN adl_allocations a USING (symbol, adl)
+WHERE a.account = ANY ($3) AND a.executed > 0 ORDER BY a.symbol, a.adl, a.round;
+
+-- name: reductions_since
+-- What orders that are open, or moved since a time, took from an account, and when each moved last.
+SELECT a.account, a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price, a.entry_price,
+       a.margin, a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts, o.updated_at
+FROM adl_allocations a JOIN adl_orders o USING (symbol, adl)
+WHERE a.account = $1 AND a.executed > 0 AND (o.state = 'open' OR o.updated_at >= $2) ORDER BY o.updated_at, a.symbol, a.adl, a.round;
+
 -- name: entries_ascending
 -- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
@@ -236,6 +295,30 @@ SELECT a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o
        a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
 FROM adl_allocations a JOIN adl_orders o USING (symbol, adl)
 WHERE a.account = $1 AND a.executed > 0 ORDER BY o.ts DESC, a.symbol, a.adl DESC, a.round DESC LIMIT $2;
+
+-- name: latest_orders
+-- The last few orders of every contract, and how many accounts the present round of each asks.
+SELECT o.symbol, o.adl, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered, o.recovered,
+       o.executed, o.state, o.round, a.accounts
+FROM contracts c
+CROSS JOIN LATERAL (SELECT * FROM adl_orders WHERE symbol = c.symbol ORDER BY adl DESC LIMIT $1) o
+CROSS JOIN LATERAL (
+    SELECT count(*) AS accounts FROM adl_allocations WHERE symbol = o.symbol AND adl = o.adl AND round = o.round
+) a
+ORDER BY o.symbol, o.adl;
+
+-- name: open_rounds
+-- What the present rounds of open orders ask and have not got, for the engine.
+SELECT o.symbol, o.adl, o.round, o.reduce, o.price, c.price_decimals, array_agg(a.account ORDER BY a.rank) AS accounts,
+       array_agg(a.asked - a.executed ORDER BY a.rank) AS lots
+FROM adl_orders o JOIN contracts c USING (symbol) JOIN adl_allocations a USING (symbol, adl, round)
+WHERE o.state = 'open' GROUP BY 1, 2, 3, 4, 5, 6;
+
+-- name: taken_since
+-- Lots taken off positions by orders whose shortfall has a later sequence.
+SELECT a.symbol, a.account, a.entry_price, sum(a.executed)::bigint AS lots
+FROM adl_allocations a JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause
+WHERE a.executed > 0 AND e.seq > $1 GROUP BY 1, 2, 3;
 
 -- name: orders_totals
 SELECT coalesce(sum(recovered), 0)::numeric AS recovered,

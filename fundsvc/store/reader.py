@@ -10,6 +10,7 @@ import asyncpg
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.partition import RateState
 from fundsvc.core.policy import SavedGuard
 from fundsvc.store.database import SQL, Pool, faults, lent
 from fundsvc.store.migrations import newest_revision
@@ -105,7 +106,7 @@ class Reader:
     async def funds(self, symbol: str | None = None) -> list[FundRow]:
         """All funds by symbol, or the one asked for, if its contract is listed."""
         rows = await self._fetch("funds", _only(symbol))
-        return [FundRow(**{name: row[name] for name in FundRow._fields} | {"guard": saved_guard_from(row)}) for row in rows]
+        return [fund_row_from(row) for row in rows]
 
     async def history(
         self,
@@ -133,6 +134,10 @@ class Reader:
             if len(rows) == count:
                 break
         return [EntryRow(*row) for row in rows]
+
+    async def rates(self) -> dict[str, RateState]:
+        """The newest rate of each currency that has had one."""
+        return {row["currency"]: RateState(*row) for row in await self._fetch("rates")}
 
     async def partitions(self) -> list[PartitionRow]:
         """All partitions by number."""
@@ -163,6 +168,11 @@ class Reader:
 
     async def _fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         return await fetch(self._pool, block, *parameters)
+
+
+def fund_row_from(row: asyncpg.Record) -> FundRow:
+    """The fund in a row of `funds`."""
+    return FundRow(**{name: row[name] for name in FundRow._fields} | {"guard": saved_guard_from(row)})
 
 
 async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:

@@ -121,6 +121,9 @@ class Writer:
                     )
                     if batch.orders or batch.books:
                         await self._connection.execute(SQL["commit_adl"], *_adl_columns(batch, after))
+                    if batch.rates:
+                        rates = _transpose(list(batch.rates.values()), 3)
+                        await self._connection.execute(SQL["commit_rates"], self._partition, *rates)
                     if not moved:
                         raise OwnershipLost(f"partition {self._partition} was moved by another engine")
         except asyncpg.UniqueViolationError as error:

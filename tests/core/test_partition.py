@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fundsvc.core.adl import OrderState
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlEnd, AdlFill, Listing, Mark, Position, Rate, Reason, Rejection
-from fundsvc.core.partition import Batch, Partition
+from fundsvc.core.partition import Batch, Partition, RateState
 from fundsvc.core.settlement import Fund
 
 
@@ -170,6 +170,8 @@ def test_the_end_of_an_order_that_is_over_says_nothing_new():
         (Mark("UNITUSDTM", "1.0000000000001", 1), Reason.TOO_MANY_DECIMALS),
         (Mark("UNITUSDTM", "1", 1, "-1"), Reason.INVALID_NUMBER),
         (Rate("XBT", "none", 1), Reason.INVALID_NUMBER),
+        (Rate("XBT", "0", 1), Reason.OUT_OF_RANGE),
+        (Rate("X\0", "1", 1), Reason.INVALID_FIELD),
         (fill(price="abc"), Reason.INVALID_NUMBER),
         (Position("UNITUSDTM", "a\0b", 1, "1", "1", 1), Reason.INVALID_FIELD),
         (Position("UNITUSDTM", "a", 1, "0", "1", 1), Reason.OUT_OF_RANGE),
@@ -197,6 +199,17 @@ def test_marks_positions_and_rates_move_no_money():
         settling.apply(event)
     batch = settling.take()
     assert (batch.entries, batch.funds, batch.orders, batch.duplicates.total()) == ([], [], {}, 0)
+
+
+def test_of_the_rates_of_a_batch_the_newest_counts_and_of_the_same_age_the_last():
+    settling = unit()
+    for rate in (Rate("XBT", "2.5", 5), Rate("XBT", "1", 4), Rate("USDC", "1", 1), Rate("USDC", "0.9998", 1)):
+        settling.apply(rate)
+    assert settling.take().rates == {
+        "XBT": RateState("XBT", 2_500_000_000_000, 5),
+        "USDC": RateState("USDC", 999_800_000_000, 1),
+    }
+    assert settling.take().rates == {}
 
 
 def test_what_was_not_decodable_is_refused_with_its_own_reason():
