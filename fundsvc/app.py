@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from fundsvc.api.deleveraging import DeleveragingResources
-from fundsvc.api.operations import make_operations_app
+from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import serve
 from fundsvc.api.serving import make_app
@@ -111,15 +111,16 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
 
     pings = {"stream": ping_stream}
     reader = Reader(pool)
+    operations = operations_endpoints(reader, metrics, pings)
     if not public:
-        async with serve(make_operations_app(reader, metrics, pings), config.http.host, config.engine.port) as url:
+        async with serve(make_app(metrics, operations), config.http.host, config.engine.port) as url:
             yield url
         return
     async with following(config, pool, client, metrics) as follower:
         policy_of, private = config.policy.of, config.http.private
         funds = Resources(reader, stream_key, policy_of)
         deleveraging = DeleveragingResources(reader, Deleveragings(pool), follower, policy_of, private=private)
-        app = make_app(reader, metrics, pings, (*funds.routes, *deleveraging.routes))
+        app = make_app(metrics, (*operations, *funds.routes, *deleveraging.routes))
         async with serve(app, config.http.host, config.http.port) as url:
             yield url
 

@@ -9,7 +9,7 @@ from eventually import eventually
 from ledgers import fill, listing, owned
 from yarl import URL
 
-from fundsvc.api.operations import make_operations_app
+from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import ServerError, serve
 from fundsvc.api.serving import make_app
@@ -56,7 +56,9 @@ async def serving(config, pings=None, key=stream_key):
     """The HTTP side over the configured database, and a client of it."""
     async with open_pool(config.database.dsn, 4) as pool:
         reader = Reader(pool)
-        app = make_app(reader, Metrics(), pings or {}, Resources(reader, key, config.policy.of).routes)
+        metrics = Metrics()
+        operations = operations_endpoints(reader, metrics, pings or {})
+        app = make_app(metrics, (*operations, *Resources(reader, key, config.policy.of).routes))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
             yield client
 
@@ -329,7 +331,8 @@ async def test_requests_are_counted_by_route_and_never_by_raw_path(client):
 
 async def test_an_engine_alone_serves_its_operations_only(config):
     async with open_pool(config.database.dsn, 1) as pool:
-        app = make_operations_app(Reader(pool), Metrics(), {})
+        metrics = Metrics()
+        app = make_app(metrics, operations_endpoints(Reader(pool), metrics, {}))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
             assert await ask(client, "/healthz") == (200, {"status": "ok"})
             assert (await ask(client, FUNDS))[0] == 404
@@ -363,7 +366,9 @@ async def test_stopping_is_quick_with_connections_open_and_a_request_in_hand(con
         await asyncio.Event().wait()
 
     async with open_pool(config.database.dsn, 1) as pool, aiohttp.ClientSession() as client:
-        async with serve(make_operations_app(Reader(pool), Metrics(), {"stuck": stuck}), "127.0.0.1", 0) as url:
+        metrics = Metrics()
+        operations = operations_endpoints(Reader(pool), metrics, {"stuck": stuck})
+        async with serve(make_app(metrics, operations), "127.0.0.1", 0) as url:
             async with client.get(f"{url}/healthz") as idle:
                 assert idle.status == 200
             in_hand = asyncio.create_task(client.get(f"{url}/readyz"))

@@ -3,14 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal
 
 import msgspec
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fundsvc.api.answers import Answer
-from fundsvc.api.errors import answer_errors
+from fundsvc.api.endpoints import JSON, Endpoint, Media
 from fundsvc.metrics import Metrics
 from fundsvc.store.reader import Reader
 
@@ -19,6 +19,12 @@ PING_SECONDS_MAX = 2.0
 
 Ping = Callable[[], Awaitable[object]]
 """Returns if a part is well; raises, saying why, if not."""
+
+
+class Health(Answer, frozen=True):
+    """The process answers."""
+
+    status: Literal["ok"]
 
 
 class Check(Answer, frozen=True):
@@ -33,12 +39,12 @@ class Check(Answer, frozen=True):
 class Readiness(Answer, frozen=True):
     """All parts; `unavailable` if any is not well."""
 
-    status: str
+    status: Literal["ok", "unavailable"]
     checks: list[Check]
 
 
-def make_operations_app(reader: Reader, metrics: Metrics, pings: Mapping[str, Ping]) -> web.Application:
-    """An application that serves /healthz, /readyz and /metrics; `pings` are parts to check besides the ledger."""
+def operations_endpoints(reader: Reader, metrics: Metrics, pings: Mapping[str, Ping]) -> tuple[Endpoint, ...]:
+    """/healthz, /readyz and /metrics; `pings` are parts to check besides the ledger."""
     parts = {
         "database": reader.check_database,
         "schema": reader.check_schema,
@@ -47,21 +53,25 @@ def make_operations_app(reader: Reader, metrics: Metrics, pings: Mapping[str, Pi
     }
 
     async def health(_request: web.Request) -> web.Response:
-        return _json({"status": "ok"}, 200)
+        """Whether the process is alive."""
+        return _json(Health(status="ok"), 200)
 
     async def readiness(_request: web.Request) -> web.Response:
+        """Whether it can work, and which of its parts cannot."""
         answers = await asyncio.gather(*(_check(name, ping) for name, ping in parts.items()))
         ready = all(check.ok for check in answers)
         return _json(Readiness(status="ok" if ready else "unavailable", checks=answers), 200 if ready else 503)
 
     async def exposition(_request: web.Request) -> web.Response:
+        """Metrics for Prometheus."""
         return web.Response(body=metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
 
-    application = web.Application(middlewares=[_counted(metrics), answer_errors])
-    application.router.add_get("/healthz", health)
-    application.router.add_get("/readyz", readiness)
-    application.router.add_get("/metrics", exposition)
-    return application
+    readable = Media(JSON, Readiness)
+    return (
+        Endpoint("/healthz", health, {200: Media(JSON, Health)}),
+        Endpoint("/readyz", readiness, {200: readable, 503: readable}),
+        Endpoint("/metrics", exposition, {200: Media("text/plain")}),
+    )
 
 
 async def _check(name: str, ping: Ping) -> Check:
@@ -82,20 +92,5 @@ def _error(outcome: object) -> str:
             return ""
 
 
-def _counted(metrics: Metrics) -> Middleware:
-    """Counts what is answered, by the template of its route."""
-
-    @web.middleware
-    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
-        started = time.perf_counter()
-        response = await handler(request)
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource else "unmatched"
-        metrics.answered(route, response.status, time.perf_counter() - started)
-        return response
-
-    return count
-
-
 def _json(answer: object, status: int) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), status=status, content_type="application/json")
+    return web.Response(body=msgspec.json.encode(answer), status=status, content_type=JSON)

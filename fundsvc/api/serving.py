@@ -1,17 +1,18 @@
 """From a table of routes to an application: what a request asks is read, answered and wrapped, in one way for all."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiDict
 
 from fundsvc.api.access import PUBLIC, Roles, allowed
 from fundsvc.api.answers import Envelope
-from fundsvc.api.errors import NotFound
-from fundsvc.api.operations import Ping, make_operations_app
+from fundsvc.api.endpoints import JSON, Endpoint, Media
+from fundsvc.api.errors import NotFound, answer_errors
 from fundsvc.api.parameters import Query, read_body, read_query
 from fundsvc.metrics import Metrics
 from fundsvc.store.reader import Listed, Reader
@@ -43,10 +44,23 @@ class Route(NamedTuple):
 def make_app(metrics: Metrics, table: Iterable[Route | Endpoint]) -> web.Application:
     """An application that serves a table; whoever opened what its answers come from closes it."""
     application = web.Application(middlewares=[_counted(metrics), answer_errors])
-    for entry in table:
-        endpoint = _endpoint(entry) if isinstance(entry, Route) else entry
-        application.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
+    for endpoint in map(endpoint_of, table):
+        if endpoint.method == hdrs.METH_GET:
+            application.router.add_get(endpoint.path, endpoint.handler)  # and HEAD
+        else:
+            application.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
     return application
+
+
+def endpoint_of(entry: Route | Endpoint) -> Endpoint:
+    """What a route comes to: how its answer is wrapped, and what type that is by its method's annotation."""
+    if isinstance(entry, Endpoint):
+        return entry
+    answered = get_type_hints(entry.answer)["return"]
+    kind = get_args(answered)[0] if get_origin(answered) is Encoded else answered
+    answers = {200: Media(JSON, kind, in_envelope=True)}
+    method, bodies = (hdrs.METH_POST, (Media(JSON, entry.body),)) if entry.body else (hdrs.METH_GET, ())
+    return Endpoint(entry.path, _handler(entry), answers, method, entry.query, bodies, entry.roles, entry.answer)
 
 
 async def listed(reader: Reader, symbol: str) -> Listed:
@@ -75,7 +89,7 @@ def _handler(route: Route) -> Handler:
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
         encoded = answer.body if isinstance(answer, Encoded) else msgspec.json.encode(Envelope(data=answer))
-        return web.Response(body=encoded, content_type="application/json")
+        return web.Response(body=encoded, content_type=JSON)
 
     return handle
 
@@ -84,3 +98,18 @@ def _asked(request: web.Request) -> MultiDict[str]:
     """The query's parameters, without those that say again what the path says, as KuCoin's own client does with `symbol`."""
     path = request.match_info
     return MultiDict((name, value) for name, value in request.query.items() if path.get(name) != value)
+
+
+def _counted(metrics: Metrics) -> Middleware:
+    """Counts what is answered, by the template of its route."""
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        response = await handler(request)
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource else "unmatched"
+        metrics.answered(route, response.status, time.perf_counter() - started)
+        return response
+
+    return count

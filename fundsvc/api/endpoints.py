@@ -1,0 +1,37 @@
+"""The table of what is served: what a path takes and answers stands beside its handler, and the description is made of that."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from aiohttp import hdrs
+from aiohttp.typedefs import Handler
+
+from fundsvc.api.access import PUBLIC, Roles
+from fundsvc.api.parameters import Query
+
+JSON = "application/json"
+
+
+class Media(NamedTuple):
+    """The content type of a body, and the type that it is of, or that the `data` in its envelope is of."""
+
+    content_type: str
+    kind: Any = str
+    in_envelope: bool = False
+
+
+class Endpoint(NamedTuple):
+    """A path, its handler, and what that answers by status, errors apart; `bodies` are those it takes.
+
+    `roles` are those that its handler lets through. `told` is the function whose docstring tells what it does, the handler
+    itself where there is none.
+    """
+
+    path: str
+    handler: Handler
+    answers: Mapping[int, Media]
+    method: str = hdrs.METH_GET
+    query: type[Query] = Query
+    bodies: tuple[Media, ...] = ()
+    roles: Roles = PUBLIC
+    told: Callable[..., Any] | None = None
