@@ -6,7 +6,8 @@ from conftest import with_section
 from ledgers import fill, listing, owned
 
 from fundsvc.audit import DIFFERENCES_MAX, audit_contract
-from fundsvc.store.database import SQL, open_pool
+from fundsvc.store.database import open_pool
+from fundsvc.store.exports import known_contracts
 
 AMOUNTS = [5, -3, 0, -10, 4, 20]
 """Of the fourth 8 cannot be paid, which the fifth and part of the sixth repay."""
@@ -38,7 +39,7 @@ async def tamper(ledger, owner_connection):
 async def differences(config):
     """What the audit says, by symbol."""
     async with open_pool(config.database.dsn, 1) as pool:
-        audits = [await audit_contract(pool, row["symbol"], lambda _: None) for row in await pool.fetch(SQL["audited"])]
+        audits = [await audit_contract(pool, symbol, lambda _: None) for symbol, _ in await known_contracts(pool)]
     return {audit.symbol: audit.differences for audit in audits}
 
 

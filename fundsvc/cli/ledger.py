@@ -19,8 +19,8 @@ from fundsvc.core.numbers import format_units
 from fundsvc.delivery import Delivered, Delivery, Gain
 from fundsvc.export import COLUMNS, export_rows
 from fundsvc.recordings import Format, Recording, read_contracts, read_recording
-from fundsvc.store.database import SQL, Pool, faults
-from fundsvc.store.exports import open_snapshot
+from fundsvc.store.database import Pool
+from fundsvc.store.exports import known_contracts, open_snapshot
 from fundsvc.store.rollups import condense, forget
 from fundsvc.vectors import Outcome, read_vector, run_vector
 
@@ -155,11 +155,10 @@ def _amounts(gain: Gain) -> list[str]:
 
 
 async def _audit_all(pool: Pool) -> list[ContractAudit]:
-    with faults():
-        rows = await pool.fetch(SQL["audited"])
+    known = await known_contracts(pool)
     with progress() as bars:
-        task = bars.add_task("entries recomputed", total=sum(row["entry"] for row in rows))
-        return [await audit_contract(pool, row["symbol"], lambda done: bars.advance(task, done)) for row in rows]
+        task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
+        return [await audit_contract(pool, symbol, lambda done: bars.advance(task, done)) for symbol, _ in known]
 
 
 def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit]) -> None:

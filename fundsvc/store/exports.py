@@ -12,6 +12,7 @@ from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract
 from fundsvc.core.settlement import FundState
 from fundsvc.store.database import SQL, Pool, faults
+from fundsvc.store.reader import fetch
 from fundsvc.store.writer import contract_from
 
 ROWS_PER_FETCH = 2000
@@ -53,6 +54,11 @@ class LedgerSnapshot:
         with faults():
             async for row in self._connection.cursor(SQL["entries_all"], self.contract.symbol, prefetch=ROWS_PER_FETCH):
                 yield line_from(row)
+
+
+async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
+    """Every symbol that the ledger knows in any way, with how many entries its fund says it has; raises StoreFault."""
+    return [(row["symbol"], row["entry"]) for row in await fetch(pool, "audited")]
 
 
 @asynccontextmanager
