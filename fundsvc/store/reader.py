@@ -34,13 +34,14 @@ class Listed(NamedTuple):
 class FundRow(NamedTuple):
     """A fund as of its last entry: amounts in atoms, `seq` the last engine sequence applied, `head` the entry's hash.
 
-    `escalated` says whether an ADL order is open.
+    `escalated` says whether an ADL order is open; `base_currency` is what the contract's listing says, if it does.
     """
 
     symbol: str
     partition: int
     settle_currency: str
     settle_decimals: int
+    base_currency: str | None
     balance: int
     outstanding: int
     entry: int

@@ -1,4 +1,4 @@
-"""Rates: what one unit of a currency is worth in USDT, by the last `rate` event of each partition's stream."""
+"""What funds are valued by: rates to USDT by the last `rate` event of each partition's stream, and contracts' base currencies."""
 
 from alembic import op
 
@@ -16,10 +16,12 @@ CREATE TABLE rates (
     PRIMARY KEY (partition, currency)
 ) WITH (fillfactor = 50);
 
+ALTER TABLE contracts ADD COLUMN base_currency text GENERATED ALWAYS AS (specification ->> 'baseCurrency') STORED;
+
 GRANT SELECT, INSERT, UPDATE ON rates TO fundsvc_service;
 """
 
 
 def upgrade() -> None:
-    """Adds the rates: each partition has its own, so that no two owners write one row."""
+    """Adds the rates, each partition's its own so that no two owners write one row; and what the listings say of the base."""
     run_script(op.get_bind(), _SCHEMA)
