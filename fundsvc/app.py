@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 import structlog
 
 from fundsvc.api.deleveraging import DeleveragingResources
+from fundsvc.api.openapi import described
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import serve
-from fundsvc.api.serving import make_app
+from fundsvc.api.serving import endpoints, make_app
 from fundsvc.config import Config
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
@@ -120,7 +121,8 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
         policy_of, private = config.policy.of, config.http.private
         funds = Resources(reader, stream_key, policy_of)
         deleveraging = DeleveragingResources(reader, Deleveragings(pool), follower, policy_of, private=private)
-        app = make_app(metrics, (*operations, *funds.routes, *deleveraging.routes))
+        table = endpoints((*operations, *funds.routes, *deleveraging.routes))
+        app = make_app(metrics, (*table, described(table)))
         async with serve(app, config.http.host, config.http.port) as url:
             yield url
 

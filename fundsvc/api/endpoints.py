@@ -11,6 +11,9 @@ from fundsvc.api.parameters import Query
 
 JSON = "application/json"
 
+ASKED_WRONGLY_OR_AWAY = frozenset({400, 429, 503})
+"""How whatever reads the ledger may fail."""
+
 
 class Media(NamedTuple):
     """The content type of a body, and the type that it is of, or that the `data` in its envelope is of."""
@@ -23,8 +26,8 @@ class Media(NamedTuple):
 class Endpoint(NamedTuple):
     """A path, its handler, and what that answers by status, errors apart; `bodies` are those it takes.
 
-    `roles` are those that its handler lets through. `told` is the function whose docstring tells what it does, the handler
-    itself where there is none.
+    `roles` are those that its handler lets through, `fails` the statuses of errors besides those that follow from roles,
+    bodies and paths. `told` is the function whose docstring tells what it does, the handler itself where there is none.
     """
 
     path: str
@@ -34,4 +37,5 @@ class Endpoint(NamedTuple):
     query: type[Query] = Query
     bodies: tuple[Media, ...] = ()
     roles: Roles = PUBLIC
+    fails: frozenset[int] = ASKED_WRONGLY_OR_AWAY
     told: Callable[..., Any] | None = None

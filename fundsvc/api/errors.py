@@ -14,6 +14,13 @@ RETRY_SECONDS = "1"
 log = structlog.get_logger()
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """An error as it is answered: KuCoin's code for its kind, and what to do about it."""
+
+    code: str
+    msg: str
+
+
 class Problem(Exception):
     """A question that cannot be answered; the message is for whoever asked."""
 
@@ -92,5 +99,5 @@ def _unavailable(request: web.Request, fault: StoreFault | NotFollowed) -> Unava
 
 
 def _answer(problem: Problem, headers: dict[str, str] | None = None) -> web.Response:
-    body = msgspec.json.encode({"code": problem.code, "msg": str(problem)})
+    body = msgspec.json.encode(Failure(problem.code, str(problem)))
     return web.Response(body=body, status=problem.status, content_type="application/json", headers=headers)

@@ -44,7 +44,7 @@ class Route(NamedTuple):
 def make_app(metrics: Metrics, table: Iterable[Route | Endpoint]) -> web.Application:
     """An application that serves a table; whoever opened what its answers come from closes it."""
     application = web.Application(middlewares=[_counted(metrics), answer_errors])
-    for endpoint in map(endpoint_of, table):
+    for endpoint in endpoints(table):
         if endpoint.method == hdrs.METH_GET:
             application.router.add_get(endpoint.path, endpoint.handler)  # and HEAD
         else:
@@ -52,7 +52,12 @@ def make_app(metrics: Metrics, table: Iterable[Route | Endpoint]) -> web.Applica
     return application
 
 
-def endpoint_of(entry: Route | Endpoint) -> Endpoint:
+def endpoints(table: Iterable[Route | Endpoint]) -> tuple[Endpoint, ...]:
+    """A table in which routes are what they come to."""
+    return tuple(map(_endpoint, table))
+
+
+def _endpoint(entry: Route | Endpoint) -> Endpoint:
     """What a route comes to: how its answer is wrapped, and what type that is by its method's annotation."""
     if isinstance(entry, Endpoint):
         return entry
@@ -60,7 +65,7 @@ def endpoint_of(entry: Route | Endpoint) -> Endpoint:
     kind = get_args(answered)[0] if get_origin(answered) is Encoded else answered
     answers = {200: Media(JSON, kind, in_envelope=True)}
     method, bodies = (hdrs.METH_POST, (Media(JSON, entry.body),)) if entry.body else (hdrs.METH_GET, ())
-    return Endpoint(entry.path, _handler(entry), answers, method, entry.query, bodies, entry.roles, entry.answer)
+    return Endpoint(entry.path, _handler(entry), answers, method, entry.query, bodies, entry.roles, told=entry.answer)
 
 
 async def listed(reader: Reader, symbol: str) -> Listed:

@@ -1,0 +1,194 @@
+"""The description of the API, OpenAPI 3.1: made of the table of endpoints and of the types that their handlers use.
+
+Each operation has an example, recorded from a running service (`scripts/examples`), not invented.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from http import HTTPStatus
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+import fundsvc
+from fundsvc.api.endpoints import JSON, Endpoint, Media
+from fundsvc.api.errors import Failure
+
+Schema = dict[str, Any]
+
+TITLE = "fundsvc: the insurance fund of a derivatives exchange"
+
+ABOUT = """Balances, histories and deleveraging of insurance funds that are isolated per contract.
+
+Money and prices are exact decimal text, times are milliseconds since the epoch. Answers are `{"code":"200000","data":...}`,
+errors `{"code":"400100","msg":"..."}` with a fitting HTTP status. What names an account needs an access token."""
+
+FAILURES = {
+    400: "A parameter is unknown, missing or out of its bounds; `msg` names it and says what is allowed.",
+    401: "There is no access token, or it is not good.",
+    403: "The token's role is not one of those that this is for.",
+    404: "There is no such contract, or nothing of that number.",
+    413: "The body is larger than what is accepted.",
+    429: "Too many requests; the headers say when to ask again.",
+    503: "The database or the stream is away for now: ask again shortly.",
+}
+"""What an operation may answer besides its answer, by HTTP status."""
+
+_NUMBERED = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+
+PATH_PARAMETERS: Mapping[str, tuple[Schema, str]] = {
+    "symbol": ({"type": "string", "minLength": 1, "maxLength": 64}, "a contract, as /api/v1/contracts/active lists it"),
+    "adl": (_NUMBERED, "the number of an ADL order of the contract"),
+    "round": (_NUMBERED, "the number of a round of that order"),
+    "entry": ({"type": "integer", "minimum": 1, "maximum": 2**63 - 1}, "the number of an entry of the contract's ledger"),
+}
+"""What stands in braces in a path: its schema, and what it is."""
+
+_COMPONENT = "#/components/schemas/{name}"
+
+
+def described(endpoints: Iterable[Endpoint]) -> Endpoint:
+    """The endpoint that describes these and itself."""
+
+    async def openapi(_request: web.Request) -> web.Response:
+        """The description of the API, OpenAPI 3.1."""
+        return web.Response(body=body, content_type=JSON)
+
+    own = Endpoint("/openapi.json", openapi, {200: Media(JSON, dict[str, Any])}, fails=frozenset())
+    body = msgspec.json.encode(description((*endpoints, own)))
+    return own
+
+
+def description(endpoints: Iterable[Endpoint]) -> Schema:
+    """The OpenAPI document of a table."""
+    table = tuple(endpoints)
+    kinds = [media.kind for endpoint in table for media in (*endpoint.answers.values(), *endpoint.bodies)]
+    _, components = msgspec.json.schema_components([Failure, *kinds], ref_template=_COMPONENT)
+    paths: dict[str, Schema] = {}
+    for endpoint in table:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+    modules = sorted({_told(endpoint).__module__ for endpoint in table})
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": TITLE, "version": fundsvc.__version__, "description": ABOUT},
+        "tags": [{"name": _tag(name), "description": _paragraphs(sys.modules[name])[0]} for name in modules],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "responses": {_response_name(status): _failure(status) for status in FAILURES},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        },
+    }
+
+
+def _operation(endpoint: Endpoint) -> Schema:
+    told, example = _told(endpoint), _examples().get(f"{endpoint.method} {endpoint.path}", {})
+    paragraphs = _paragraphs(told)
+    asked = _paragraphs(endpoint.query) if endpoint.query.__struct_fields__ else []
+    operation: Schema = {
+        "operationId": f"{_tag(told.__module__)}.{told.__name__}",
+        "tags": [_tag(told.__module__)],
+        "summary": re.split(r"[;:.](?:\s|$)", paragraphs[0])[0],
+        "description": "\n\n".join((*paragraphs, *asked)),
+        "parameters": [*_path_parameters(endpoint, example), *_query_parameters(endpoint, example)],
+        "responses": {
+            **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _fails(endpoint)},
+            **{str(status): _answer(status, media, example) for status, media in endpoint.answers.items()},
+        },
+    }
+    if endpoint.bodies:
+        operation["requestBody"] = {"required": True, "content": _contents(endpoint.bodies, example)}
+    if endpoint.roles:
+        operation["security"] = [{"token": []}]
+        operation["description"] += f"\n\nFor {' or '.join(sorted(endpoint.roles))}."
+    return operation
+
+
+def _fails(endpoint: Endpoint) -> list[int]:
+    """With which statuses an endpoint may fail."""
+    also = {401, 403} if endpoint.roles else set()
+    also |= {404} if "{" in endpoint.path else set()
+    also |= {413} if endpoint.bodies else set()
+    return sorted(endpoint.fails | also)
+
+
+def _path_parameters(endpoint: Endpoint, example: Schema) -> Iterable[Schema]:
+    for name in re.findall(r"{(\w+)}", endpoint.path):
+        schema, text = PATH_PARAMETERS[name]
+        yield _exemplified({"name": name, "in": "path", "required": True, "description": text, "schema": schema}, example)
+
+
+def _query_parameters(endpoint: Endpoint, example: Schema) -> Iterable[Schema]:
+    (_,), components = msgspec.json.schema_components([endpoint.query], ref_template=_COMPONENT)
+    question = components[endpoint.query.__name__]
+    for name, schema in question["properties"].items():
+        parameter: Schema = {"name": name, "in": "query", "required": name in question["required"]}
+        if "description" in schema:
+            parameter["description"] = schema.pop("description")
+        yield _exemplified({**parameter, "schema": schema}, example)
+
+
+def _exemplified(parameter: Schema, example: Schema) -> Schema:
+    given = example.get(parameter["in"], {})
+    return {**parameter, "example": given[parameter["name"]]} if parameter["name"] in given else parameter
+
+
+def _answer(status: int, media: Media, example: Schema) -> Schema:
+    content: Schema = {"schema": _schema(media)}
+    if status == HTTPStatus.OK and "answer" in example:
+        content["example"] = example["answer"]
+    return {"description": HTTPStatus(status).phrase, "content": {media.content_type: content}}
+
+
+def _contents(bodies: Iterable[Media], example: Schema) -> Schema:
+    given = example.get("body", {})
+    return {
+        media.content_type: {"schema": _schema(media)}
+        | ({"example": given[media.content_type]} if media.content_type in given else {})
+        for media in bodies
+    }
+
+
+def _schema(media: Media) -> Schema:
+    (schema,), _ = msgspec.json.schema_components([media.kind], ref_template=_COMPONENT)
+    if not media.in_envelope:
+        return schema
+    properties = {"code": {"const": "200000"}, "data": schema}
+    return {"type": "object", "required": ["code", "data"], "properties": properties, "additionalProperties": False}
+
+
+def _failure(status: int) -> Schema:
+    return {
+        "description": FAILURES[status],
+        "content": {JSON: {"schema": {"$ref": _COMPONENT.format(name=Failure.__name__)}}},
+    }
+
+
+def _response_name(status: int) -> str:
+    return HTTPStatus(status).phrase.replace(" ", "")
+
+
+def _told(endpoint: Endpoint) -> Any:
+    return endpoint.told or endpoint.handler
+
+
+def _tag(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _paragraphs(thing: object) -> list[str]:
+    """What a docstring says, a paragraph to a line."""
+    text = inspect.getdoc(thing) or ""
+    return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+
+
+@cache
+def _examples() -> Mapping[str, Schema]:
+    """By method and path: values of `path` and `query` parameters, a `body` by content type, and the `answer` to that."""
+    examples: Mapping[str, Schema] = msgspec.json.decode(files("fundsvc.api").joinpath("examples.json").read_bytes())
+    return examples
