@@ -109,6 +109,22 @@ class Metrics:
             "Time since the ADL books that HTTP shows were known to be where the ledger is.",
             registry=registry,
         )
+        self.tail_heard = Gauge(
+            "fundsvc_tail_heard_timestamp_seconds",
+            "When the funds that HTTP shows were last known to be where the ledger is.",
+            registry=registry,
+        )
+        self.websocket_clients = Gauge("fundsvc_websocket_clients", "Connections to live topics.", registry=registry)
+        self.websocket_subscriptions = Gauge(
+            "fundsvc_websocket_subscriptions", "Subscriptions to live topics, one for each contract.", registry=registry
+        )
+        self.websocket_frames = Counter("fundsvc_websocket_frames", "Changes sent to live topics.", registry=registry)
+        self.websocket_overflows = Counter(
+            "fundsvc_websocket_overflows",
+            "Connections that read too slowly: their balances were coalesced, or they were closed.",
+            ["action"],
+            registry=registry,
+        )
         self._orders: dict[tuple[str, int], OrderState] = {}
         self._began: dict[tuple[str, int], float] = {}
         self.faults = Counter("fundsvc_faults", "Times the database or the stream was away.", ["part"], registry=registry)

@@ -180,7 +180,8 @@ SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_deci
 FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symbol;
 
 -- name: funds
-SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.base_currency,
+SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
+       c.base_currency, c.updated_at AS listed_at,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.updated_at,
        EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
 FROM funds f JOIN contracts c USING (symbol)
@@ -195,12 +196,6 @@ SELECT DISTINCT ON (currency) currency, price, ts FROM rates ORDER BY currency, 
 -- Where the funds of some partitions stand, and when their contracts were last listed: what a tail looks for changes in.
 SELECT f.symbol, f.entry, f.seq, f.adl, c.updated_at AS listed_at
 FROM funds f JOIN contracts c USING (symbol) WHERE c.partition = ANY ($1);
-
--- name: funds_among
-SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       c.base_currency, c.updated_at AS listed_at, f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.updated_at,
-       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
-FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1) ORDER BY c.symbol;
 
 -- name: entries_between
 -- For the public: without the account. Runs of entries of some contracts: after $2, and so many.

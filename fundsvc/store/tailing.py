@@ -1,0 +1,81 @@
+"""What a tail asks of the ledger, many times a second: so over a connection that it keeps."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from fundsvc.core.contracts import Contract
+from fundsvc.store.database import SQL
+from fundsvc.store.deleveragings import OrderRow
+from fundsvc.store.reader import EntryRow, FundRow, fund_row_from
+from fundsvc.store.writer import contract_from
+
+Connection = asyncpg.Connection | PoolConnectionProxy
+
+OrderKey = tuple[str, int]
+"""An ADL order: its contract and its number."""
+
+
+class Place(NamedTuple):
+    """Where a contract's fund stands, by its last entry, sequence and ADL order, and when the contract was last listed."""
+
+    entry: int
+    seq: int
+    adl: int
+    listed_at: datetime
+
+
+class Stand(NamedTuple):
+    """A fund at its place, and its contract's terms."""
+
+    place: Place
+    fund: FundRow
+    contract: Contract
+
+
+async def offsets(connection: Connection) -> dict[int, str]:
+    """The last settled message of each partition."""
+    return {row["partition"]: row["last_id"] for row in await connection.fetch(SQL["partitions"])}
+
+
+async def places(connection: Connection, partitions: Collection[int]) -> dict[str, Place]:
+    """Where the funds of some partitions stand, by contract."""
+    return {symbol: Place(*rest) for symbol, *rest in await connection.fetch(SQL["places"], partitions)}
+
+
+async def stands(connection: Connection, symbols: Collection[str]) -> dict[str, Stand]:
+    """Some funds as they stand, by contract."""
+    rows = await connection.fetch(SQL["funds"], symbols)
+    return {row["symbol"]: Stand(_place(row), fund_row_from(row), contract_from(row)) for row in rows}
+
+
+async def entries(connection: Connection, after: Mapping[str, int], count: int) -> list[EntryRow]:
+    """Up to `count` entries of each of some contracts after a number, ascending."""
+    rows = await connection.fetch(SQL["entries_between"], list(after), list(after.values()), count)
+    return [EntryRow(*row) for row in rows]
+
+
+async def open_orders(connection: Connection, symbols: Collection[str]) -> list[OrderRow]:
+    """The open orders of some contracts."""
+    return [OrderRow(*row) for row in await connection.fetch(SQL["orders_open"], symbols)]
+
+
+async def orders(connection: Connection, known: Iterable[OrderKey], after: Iterable[OrderKey]) -> list[OrderRow]:
+    """Some orders as they now are, and those of some contracts that came after a number."""
+    rows = await connection.fetch(SQL["orders_moved"], *_columns(known), *_columns(after))
+    return [OrderRow(*row) for row in rows]
+
+
+def _place(row: asyncpg.Record) -> Place:
+    return Place(**{name: row[name] for name in Place._fields})
+
+
+def _columns(keys: Iterable[OrderKey]) -> tuple[Sequence[Any], Sequence[Any]]:
+    symbols, numbers = [], []
+    for symbol, number in keys:
+        symbols.append(symbol)
+        numbers.append(number)
+    return symbols, numbers

@@ -1,0 +1,185 @@
+"""The ledger's tail for a process that settles nothing: the funds as they stand, and what is new, from the database alone.
+
+The ledger is its own outbox: a contract's entry numbers are gapless and appear in commit order, and each commit moves its
+partition's offset. So the offsets are looked at many times a second; only where one moved are the funds' numbers read, only
+for funds that changed their rows, and only for contracts that somebody follows the new entries. What is told is what the
+ledger has durably, in order, with no gap and no repetition, however often the database goes away in between.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import structlog
+
+from fundsvc.config import Config
+from fundsvc.core.contracts import Contract
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import Pool, StoreFault, faults, lent, open_pool, snapshot
+from fundsvc.store.deleveragings import OrderRow
+from fundsvc.store.reader import READ_SECONDS_MAX, EntryRow, FundRow
+from fundsvc.store.tailing import Connection, OrderKey, Place, Stand, entries, offsets, open_orders, orders, places, stands
+
+SILENCE_SECONDS_MAX = 3.0
+"""After so long without an answer, the funds in memory may no longer pass for the ledger's."""
+
+RETRY_SECONDS = 0.2
+"""How often a database that is away is asked for."""
+
+ENTRIES_PER_STEP_MAX = 2000
+"""Bounds how long telling of new entries holds up the loop; a backlog takes several steps."""
+
+log = structlog.get_logger()
+
+
+class Change(NamedTuple):
+    """What is new: funds, the entries of followed contracts by number, and orders that began, advanced or ended."""
+
+    funds: Sequence[FundRow]
+    entries: Sequence[EntryRow]
+    orders: Sequence[OrderRow]
+
+
+Listener = Callable[[Change], None]
+"""Told of every change after it shows in the tail."""
+
+
+class Tail:
+    """Follows the ledger. `funds` and `contracts` are in order of their symbols; what is shown changes only while it awaits."""
+
+    def __init__(self, pool: Pool, metrics: Metrics, seconds: float) -> None:
+        self.funds: Mapping[str, FundRow] = {}
+        self.contracts: Mapping[str, Contract] = {}
+        self.listeners: list[Listener] = []
+        self._pool = pool
+        self._metrics = metrics
+        self._seconds = seconds
+        self._heard: float | None = None
+        self._offsets: dict[int, str] = {}
+        self._places: dict[str, Place] = {}
+        self._orders: dict[OrderKey, OrderRow] = {}
+        self._cursors: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Follows until cancelled, through every fault."""
+        away = False
+        while True:
+            try:
+                async with lent(self._pool) as connection:
+                    while True:
+                        await self.step(connection)
+                        away = False
+                        await asyncio.sleep(0 if self._behind() else self._seconds)
+            except StoreFault as fault:
+                if not away:
+                    log.warning("the funds and topics stay what they are until the database is back", fault=str(fault))
+                away = True
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def step(self, connection: Connection) -> None:
+        """Looks once at the ledger and tells the listeners what is new; raises StoreFault, having told nothing then."""
+        with faults():
+            async with asyncio.timeout(READ_SECONDS_MAX):
+                await self._look(connection)
+        self._heard = time.monotonic()
+        self._metrics.tail_heard.set(time.time())
+
+    def check(self) -> None:
+        """Raises StoreFault unless the funds are what the ledger has, but for a moment."""
+        if self._heard is None or time.monotonic() > self._heard + self._seconds + SILENCE_SECONDS_MAX:
+            raise StoreFault("the tail of the ledger is not heard")
+
+    def follow(self, symbol: str) -> int:
+        """Has the listeners told of a listed contract's entries; returns the number after which they are, or have been."""
+        return self._cursors.setdefault(symbol, self.funds[symbol].entry)
+
+    def leave(self, symbol: str) -> None:
+        """Ends that."""
+        del self._cursors[symbol]
+
+    def open_orders(self, symbol: str) -> list[OrderRow]:
+        """A contract's open orders."""
+        return [order for order in self._orders.values() if order.symbol == symbol]
+
+    def _behind(self) -> dict[str, int]:
+        """The followed contracts that have entries which were not told of yet, with the last that was."""
+        return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < self.funds[symbol].entry}
+
+    async def _look(self, connection: Connection) -> None:
+        now = await offsets(connection)
+        moved = [partition for partition, offset in now.items() if self._offsets.get(partition) != offset]
+        if moved:
+            await self._catch_up(connection, moved)
+            self._offsets = now
+        if behind := self._behind():
+            self._tell_entries(await entries(connection, behind, max(1, ENTRIES_PER_STEP_MAX // len(behind))))
+
+    async def _catch_up(self, connection: Connection, partitions: Collection[int]) -> None:
+        """Brings the funds and orders of some partitions to where they stand, and tells what changed."""
+        async with snapshot(connection):
+            now = await places(connection, partitions)
+            moved = await self._moved_orders(connection, now)
+            symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
+            symbols.update(order.symbol for order in moved)
+            changed = await stands(connection, symbols) if symbols else {}
+        self._show(changed)
+        for order in moved:
+            self._keep(order)
+        if changed:
+            self._tell(Change([stand.fund for stand in changed.values()], (), moved))
+
+    async def _moved_orders(self, connection: Connection, now: Mapping[str, Place]) -> list[OrderRow]:
+        """The orders of contracts that are not what they were; of contracts that were not known, the open ones."""
+        known = [key for key in self._orders if key[0] in now]
+        after = [(symbol, before.adl) for symbol, place in now.items() if (before := self._before(symbol, place))]
+        found = await orders(connection, known, after) if known or after else []
+        unknown = [symbol for symbol in now if symbol not in self._places]
+        fresh = await open_orders(connection, unknown) if unknown else []
+        return [order for order in (*found, *fresh) if self._orders.get((order.symbol, order.adl)) != order]
+
+    def _before(self, symbol: str, place: Place) -> Place | None:
+        """Where a contract stood, if it has had further orders since."""
+        before = self._places.get(symbol)
+        return before if before and before.adl < place.adl else None
+
+    def _show(self, changed: Mapping[str, Stand]) -> None:
+        self._places |= {symbol: stand.place for symbol, stand in changed.items()}
+        funds = {**self.funds, **{symbol: stand.fund for symbol, stand in changed.items()}}
+        contracts = {**self.contracts, **{symbol: stand.contract for symbol, stand in changed.items()}}
+        if len(funds) > len(self.funds):
+            funds, contracts = dict(sorted(funds.items())), dict(sorted(contracts.items()))
+        self.funds, self.contracts = funds, contracts
+
+    def _keep(self, order: OrderRow) -> None:
+        if order.state == "open":
+            self._orders[order.symbol, order.adl] = order
+        else:
+            self._orders.pop((order.symbol, order.adl), None)
+
+    def _tell_entries(self, rows: Iterable[EntryRow]) -> None:
+        """Tells of entries that are next in their contracts; who was left and followed anew meanwhile is where it was then."""
+        told = []
+        for row in rows:
+            if self._cursors.get(row.symbol) == row.entry - 1:
+                self._cursors[row.symbol] = row.entry
+                told.append(row)
+        if told:
+            self._tell(Change((), told, ()))
+
+    def _tell(self, change: Change) -> None:
+        for listener in self.listeners:
+            listener(change)
+
+
+@asynccontextmanager
+async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
+    """A tail that follows, over a connection of its own."""
+    async with open_pool(config.database.reader_dsn or config.database.dsn, 1) as pool, asyncio.TaskGroup() as tasks:
+        tail = Tail(pool, metrics, config.http.tail_seconds)
+        task = tasks.create_task(tail.run())
+        try:
+            yield tail
+        finally:
+            task.cancel()

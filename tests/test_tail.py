@@ -1,0 +1,190 @@
+import asyncio
+import random
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import pytest
+from conftest import with_section
+from escalations import BEGINNING, SYMBOL, ended, executed, shortfall
+from eventually import eventually
+from ledgers import fill, listing, owned
+from structlog.testing import capture_logs
+from test_engine import running, stopped
+
+from fundsvc.metrics import Metrics
+from fundsvc.store import tailing as tailing_statements
+from fundsvc.store.database import StoreFault
+from fundsvc.streams.client import open_client
+from fundsvc.streams.producer import Producer
+from fundsvc.tail import tailing
+
+
+@pytest.fixture
+def config(config):
+    return with_section(with_section(config, "http", tail_seconds=0.002), "engine", lease_seconds=0.6)
+
+
+class Heard:
+    """A tail, and all that it told."""
+
+    def __init__(self, tail):
+        self.tail = tail
+        self.changes = []
+        tail.listeners.append(self.changes.append)
+
+    def entries(self, symbol):
+        return [row.entry for change in self.changes for row in change.entries if row.symbol == symbol]
+
+    def orders(self):
+        return [(order.adl, order.state, order.round, order.executed) for change in self.changes for order in change.orders]
+
+    def funds(self, symbol):
+        return [fund.entry for change in self.changes for fund in change.funds if fund.symbol == symbol]
+
+    async def reaches(self, symbol, entry):
+        await eventually(lambda: symbol in self.tail.funds and self.tail.funds[symbol].entry == entry)
+
+
+@asynccontextmanager
+async def heard(config):
+    async with tailing(config, Metrics()) as tail:
+        yield Heard(tail)
+
+
+async def test_funds_come_as_they_are_listed_and_change_in_order_of_their_symbols(config):
+    async with owned(config) as owner:
+        await owner.settle([listing("BBB"), fill("BBB", 1, 5)])
+        async with heard(config) as seen:
+            await seen.reaches("BBB", 1)
+            await owner.settle([listing("AAA"), fill("BBB", 2, 7)])
+            await seen.reaches("BBB", 2)
+            await seen.reaches("AAA", 0)
+            assert list(seen.tail.funds) == list(seen.tail.contracts) == ["AAA", "BBB"]
+            assert seen.tail.funds["BBB"].balance == 12 * 10**8
+            assert seen.funds("BBB") == [1, 2]
+            assert seen.entries("BBB") == []
+            seen.tail.check()
+
+
+async def test_a_contract_that_is_listed_anew_is_shown_anew(config):
+    async with owned(config) as owner, heard(config) as seen:
+        await owner.settle([listing("AAA")])
+        await seen.reaches("AAA", 0)
+        await owner.settle([listing("AAA", multiplier=7)])
+        await eventually(lambda: seen.tail.contracts["AAA"].multiplier == 7)
+
+
+async def test_entries_of_followed_contracts_are_told_once_each_in_order(config, monkeypatch):
+    monkeypatch.setattr("fundsvc.tail.ENTRIES_PER_STEP_MAX", 7)  # pages end anywhere
+    chance = random.Random(11)
+    async with owned(config) as owner, heard(config) as seen:
+        await owner.settle([listing("AAA"), listing("BBB"), *(fill("AAA", seq, 1) for seq in range(1, 11))])
+        await seen.reaches("AAA", 10)
+        await seen.reaches("BBB", 0)
+        assert seen.tail.follow("AAA") == 10
+        assert seen.tail.follow("BBB") == 0
+        settled = {"AAA": 10, "BBB": 0}
+        for _ in range(40):
+            symbol, count = chance.choice(("AAA", "BBB")), chance.randrange(1, 30)
+            await owner.settle(fill(symbol, settled[symbol] + number, 1) for number in range(1, count + 1))
+            settled[symbol] += count
+        await eventually(lambda: seen.entries("AAA")[-1:] + seen.entries("BBB")[-1:] == [settled["AAA"], settled["BBB"]])
+        assert seen.entries("AAA") == list(range(11, settled["AAA"] + 1))
+        assert seen.entries("BBB") == list(range(1, settled["BBB"] + 1))
+
+
+async def test_a_contract_that_nobody_follows_any_more_is_told_from_where_it_is_followed_again(config):
+    async with owned(config) as owner, heard(config) as seen:
+        await owner.settle([listing("AAA")])
+        await seen.reaches("AAA", 0)
+        seen.tail.follow("AAA")
+        await owner.settle([fill("AAA", 1, 1)])
+        await eventually(lambda: seen.entries("AAA") == [1])
+        seen.tail.leave("AAA")
+        await owner.settle([fill("AAA", 2, 1)])
+        await seen.reaches("AAA", 2)
+        assert seen.tail.follow("AAA") == 2
+        await owner.settle([fill("AAA", 3, 1)])
+        await eventually(lambda: seen.entries("AAA") == [1, 3])
+
+
+@asynccontextmanager
+async def settling(config):
+    async with running(config), open_client(config.stream) as client:
+        yield Producer(client, 1)
+
+
+async def test_orders_are_told_when_they_begin_advance_and_end(config):
+    async with settling(config) as producer, heard(config) as seen:
+        await producer.append([*BEGINNING, shortfall(1)])
+        await eventually(lambda: seen.orders() == [(1, "open", 1, 0)])
+        assert seen.tail.funds[SYMBOL].escalated
+        await producer.append([executed(2, 1, "secret-anna", 20)])
+        await eventually(lambda: seen.orders()[-1] == (1, "open", 1, 20))
+        assert [order.adl for order in seen.tail.open_orders(SYMBOL)] == [1]
+        await producer.append([ended(3, 1)])
+        await eventually(lambda: seen.orders()[-1] == (1, "open", 2, 20))
+        async with heard(config) as late:  # begins with those that are open
+            await eventually(lambda: late.orders() == [(1, "open", 2, 20)])
+        # The second order begins and ends within one batch.
+        await producer.append([shortfall(4, lots=1), executed(5, 2, "secret-carl", 1)])
+        await eventually(lambda: seen.orders()[-1][0] == 2 and seen.orders()[-1][1] != "open")
+        assert seen.orders().count(seen.orders()[-1]) == 1
+        assert [order.adl for order in seen.tail.open_orders(SYMBOL)] == [1]
+
+
+async def test_it_goes_on_without_a_gap_after_the_database_was_away_and_says_so_once(config, servers, monkeypatch):
+    monkeypatch.setattr("fundsvc.tail.SILENCE_SECONDS_MAX", 0.3)
+    async with settling(config) as producer, heard(config) as seen:
+        await producer.append([listing("AAA"), fill("AAA", 1, 1)])
+        await seen.reaches("AAA", 1)
+        seen.tail.follow("AAA")
+        with capture_logs() as logs:
+            with stopped(servers, servers.postgres):
+                await producer.append([fill("AAA", seq, 1) for seq in range(2, 300)])
+                await eventually(lambda: silent(seen.tail))
+                assert seen.tail.funds["AAA"].entry == 1
+            await seen.reaches("AAA", 299)
+            await eventually(lambda: seen.entries("AAA") == list(range(2, 300)))
+        seen.tail.check()
+        assert sum("until the database is back" in line["event"] for line in logs) == 1
+
+
+def silent(tail):
+    try:
+        tail.check()
+    except StoreFault:
+        return True
+    return False
+
+
+async def test_nothing_is_told_by_a_look_that_fails(config, monkeypatch):
+    """Each statement fails now and then; what is told is the same as if none had."""
+    chance = random.Random(5)
+    async with owned(config) as owner, heard(config) as seen:
+        for name in ("offsets", "places", "stands", "entries", "orders"):
+            monkeypatch.setattr(f"fundsvc.tail.{name}", failing(name, chance))
+        monkeypatch.setattr("fundsvc.tail.RETRY_SECONDS", 0.001)
+        await owner.settle([listing("AAA")])
+        await seen.reaches("AAA", 0)
+        seen.tail.follow("AAA")
+        for seq in range(1, 101):
+            await owner.settle([fill("AAA", seq, 1)])
+            await asyncio.sleep(0)
+        await seen.reaches("AAA", 100)
+        await eventually(lambda: seen.entries("AAA") == list(range(1, 101)))
+        assert all(first < second for first, second in pairwise(seen.funds("AAA")))
+
+
+def failing(name, chance):
+    work = getattr(tailing_statements, name)
+
+    async def sometimes(*arguments):
+        if chance.random() < 0.3:
+            raise TimeoutError(name)
+        answer = await work(*arguments)
+        if chance.random() < 0.2:
+            raise TimeoutError(name)
+        return answer
+
+    return sometimes
