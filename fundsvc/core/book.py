@@ -140,6 +140,12 @@ class Side:
         elif held:
             self.close(account)
 
+    @property
+    def lots(self) -> int:
+        """All open lots; summed by halves, as the sum may not fit 64 bits."""
+        high, low = int((self._lots >> 32).sum()), int((self._lots & 0xFFFF_FFFF).sum())
+        return (high << 32) + low
+
     def row_of(self, account: str) -> int:
         """The row of an account's open position, or NONE."""
         row = self._directory.find(account)
