@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from fundsvc.api.access import Gate
 from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.openapi import described
 from fundsvc.api.operations import operations_endpoints
@@ -118,11 +119,12 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
             yield url
         return
     async with following(config, pool, client, metrics) as follower:
-        policy_of, private = config.policy.of, config.http.private
+        policy_of, gate = config.policy.of, Gate(config.http, config.token, (endpoint.path for endpoint in operations))
         funds = Resources(reader, stream_key, policy_of)
-        deleveraging = DeleveragingResources(reader, Deleveragings(pool), follower, policy_of, private=private)
+        deleveraging = DeleveragingResources(reader, Deleveragings(pool), follower, policy_of)
         table = endpoints((*operations, *funds.routes, *deleveraging.routes))
         app = make_app(metrics, (*table, described(table)))
+        gate.guard(app)
         async with serve(app, config.http.host, config.http.port) as url:
             yield url
 

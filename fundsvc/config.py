@@ -75,7 +75,7 @@ class HttpConfig(Section, frozen=True):
 
     host: str = "127.0.0.1"
     port: Port = 8080
-    private: bool = False
+    proxies: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
     public_url: str = ""
     certificate: str = ""
     certificate_key: str = ""
@@ -83,6 +83,7 @@ class HttpConfig(Section, frozen=True):
     venues: tuple[Venue, ...] = ()
     requests_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 2000
     requests_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    ingest_events_max: Annotated[int, msgspec.Meta(ge=10_000, le=1_000_000_000)] = 3_000_000
     ingest_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=1_000_000_000)] = 4_000_000
     book_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
     tail_seconds: Annotated[float, msgspec.Meta(ge=0.001, le=60)] = 0.02

@@ -14,6 +14,7 @@ from eventually import eventually
 from ledgers import listing
 from test_engine import running
 from test_follower import settled
+from tokens import bearer, with_secret
 
 from fundsvc.app import http_side
 from fundsvc.core.policy import DrawdownGuard, Policy
@@ -29,7 +30,7 @@ FILL = {"side": "sell", "lots": 100, "price": "38900", "bankruptcyPrice": "39000
 
 @pytest.fixture
 def config(config):
-    return with_section(with_section(config, "engine", lease_seconds=0.6), "http", port=0, private=True, book_seconds=0.05)
+    return with_secret(with_section(with_section(config, "engine", lease_seconds=0.6), "http", port=0, book_seconds=0.05))
 
 
 class World:
@@ -54,7 +55,7 @@ class World:
 
     async def ask(self, path, json=None, **parameters):
         method = "GET" if json is None else "POST"
-        async with self.http.request(method, path, params=parameters, json=json) as answer:
+        async with self.http.request(method, path, params=parameters, json=json, headers=bearer("risk")) as answer:
             text = await answer.text()
             if "/positions" not in path:
                 assert "secret" not in text
@@ -351,14 +352,6 @@ async def test_a_position_without_equity_has_no_rank(world):
     (poor,) = (await world.data("/api/v1/adl/positions", account="secret-poor"))["positions"]
     assert (poor["rank"], poor["lights"], poor["percentile"], poor["leverage"], poor["score"]) == (None,) * 5
     assert poor["unrealisedPnl"] == "-90"
-
-
-async def test_positions_are_private_unless_configured_otherwise(config):
-    async with world_of(with_section(config, "http", private=False)) as world:
-        await world.send(*BEGINNING)
-        status, body = await world.ask("/api/v1/adl/positions", account="secret-anna")
-        assert (status, body["code"]) == (403, "400007")
-        assert "http.private" in body["msg"]
 
 
 POLICIES = [

@@ -7,8 +7,10 @@ import aiohttp
 import pytest
 from eventually import eventually
 from ledgers import fill, listing, owned
+from tokens import bearer, with_secret
 from yarl import URL
 
+from fundsvc.api.access import Gate
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import ServerError, serve
@@ -59,7 +61,8 @@ async def serving(config, pings=None, key=stream_key):
         metrics = Metrics()
         operations = operations_endpoints(reader, metrics, pings or {})
         app = make_app(metrics, (*operations, *Resources(reader, key, config.policy.of).routes))
-        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
+        Gate(config.http, with_secret(config).token).guard(app)
+        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url, headers=bearer("engine")) as client:
             yield client
 
 

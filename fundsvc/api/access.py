@@ -1,37 +1,159 @@
-"""Who asks: roles, the callers that tokens make, and the one place that lets them through."""
+"""The gate in front of everything: whose a request is, how many it may make, which web pages may make it.
 
-from typing import Literal, NamedTuple
+A public route needs no token; one that is sent there anyway is only counted by. A client is an account, or else what another
+token names as its subject, or else an address. Probes and scrapers are not counted.
+"""
 
-from aiohttp import web
+import math
+from collections.abc import Iterable
 
-from fundsvc.api.errors import Forbidden, Unauthorized
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 
-Role = Literal["trader", "engine", "risk"]
-"""Of an access token: a trader speaks for one account, the engine sends events, risk sees every account."""
+from fundsvc.api.errors import Forbidden, NoToken, Problem, TooManyRequests
+from fundsvc.api.limits import Allowance, Window
+from fundsvc.api.tokens import Caller, Role, Tokens
+from fundsvc.config import HttpConfig, TokenConfig
 
 Roles = frozenset[Role]
 
 PUBLIC: Roles = frozenset()
 """The roles of a route that needs no token."""
 
+PREFLIGHT_SECONDS = "7200"
+"""How long a browser may remember what a page is allowed: the longest that Chromium does."""
 
-class Caller(NamedTuple):
-    """Whom a token speaks for; `account` is a trader's, "" otherwise."""
+ADDRESS_LENGTH_MAX = 45
+"""Of the longest way to write an IPv6 address: a proxy's word for it is kept, so it must not be any text."""
 
-    role: Role
-    account: str
-    subject: str
+ANY_ORIGIN = "*"
+
+_CALLER = web.RequestKey("caller", Caller)
+_REFUSAL = web.RequestKey("refusal", Problem)
+_ALLOWANCE = web.RequestKey("allowance", Allowance)
+_LIMIT, _REMAINING, _RESET = "gw-ratelimit-limit", "gw-ratelimit-remaining", "gw-ratelimit-reset"
+_EXPOSED = ", ".join((_LIMIT, _REMAINING, _RESET, hdrs.RETRY_AFTER))
+_PREFLIGHT = {
+    hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
+    hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type",
+    hdrs.ACCESS_CONTROL_MAX_AGE: PREFLIGHT_SECONDS,
+}
 
 
-CALLER = web.RequestKey("caller", Caller)
-"""Where a request keeps its caller, if its token is good."""
+def for_roles(roles: Roles, handler: Handler) -> Handler:
+    """A handler that is reached by callers with one of the roles alone; it raises NoToken or Forbidden for others."""
+    if not roles:
+        return handler
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        caller: Caller | None = request.get(_CALLER)
+        if caller is None:
+            raise request.get(_REFUSAL) or NoToken("this needs an access token: send it as `Authorization: Bearer <token>`")
+        if caller.role not in roles:
+            raise Forbidden(f"this is for {' or '.join(sorted(roles))}: the token's role is {caller.role}")
+        return await handler(request)
+
+    return handle
 
 
-def allowed(request: web.Request, roles: Roles) -> Caller:
-    """The caller of a request, who must have one of the roles; raises Unauthorized or Forbidden, saying what is missing."""
-    caller: Caller | None = request.get(CALLER)
-    if caller is None:
-        raise Unauthorized("this needs an access token: send it as `Authorization: Bearer <token>`")
-    if caller.role not in roles:
-        raise Forbidden(f"this is for {' or '.join(sorted(roles))}: the token's role is {caller.role}")
-    return caller
+def caller_of(request: web.Request) -> Caller:
+    """The caller of a request for a route with roles."""
+    return request[_CALLER]
+
+
+class Gate:
+    """Stands before the application that it `guard`s; raises ConfigError where tokens cannot be read as configured.
+
+    Whoever asks for a path that is `uncounted` is neither counted nor asked who it is.
+    """
+
+    def __init__(self, http: HttpConfig, token: TokenConfig, uncounted: Iterable[str] = ()) -> None:
+        self._tokens = Tokens(token)
+        self._requests = Window(http.requests_max, http.requests_seconds)
+        self._events = Window(http.ingest_events_max, http.requests_seconds)
+        self._proxies = http.proxies
+        self._origins = frozenset(http.origins)
+        self._uncounted = frozenset(uncounted)
+
+    def guard(self, application: web.Application) -> None:
+        """Has every request pass the gate, and every answer say what is left to its client."""
+        application.middlewares.append(self._admit)
+        application.on_response_prepare.append(self._dress)
+
+    def charge(self, request: web.Request, caller: Caller, amount: int) -> None:
+        """Counts what a caller sends beside its request; raises TooManyRequests when that is more than it has left."""
+        self._count(request, _name(caller), self._window(caller), amount)
+
+    @web.middleware
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in self._uncounted:
+            return await handler(request)
+        caller = self._read(request)
+        self._count(request, _name(caller) if caller else self._address(request), self._window(caller), 1)
+        if self._origins and request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+            return web.Response(status=204, headers=_PREFLIGHT if self._is_welcome(request) else None)
+        return await handler(request)
+
+    async def _dress(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Adds what every answer says, also those that are streamed and those that are errors."""
+        headers = response.headers
+        headers["X-Content-Type-Options"] = "nosniff"
+        allowance: Allowance | None = request.get(_ALLOWANCE)
+        if allowance:
+            headers[_LIMIT] = str(allowance.limit)
+            headers[_REMAINING] = str(allowance.remaining)
+            headers[_RESET] = str(allowance.reset_ms)
+        if _CALLER in request:
+            headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+        if self._origins:
+            self._welcome(request, response)
+
+    def _welcome(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Lets pages of configured origins read an answer. They send tokens themselves, so no cookies need be allowed."""
+        if ANY_ORIGIN not in self._origins:
+            response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+        if self._is_welcome(request):
+            origin = ANY_ORIGIN if ANY_ORIGIN in self._origins else request.headers[hdrs.ORIGIN]
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
+
+    def _is_welcome(self, request: web.Request) -> bool:
+        origin = request.headers.get(hdrs.ORIGIN)
+        return origin is not None and not self._origins.isdisjoint((origin, ANY_ORIGIN))
+
+    def _read(self, request: web.Request) -> Caller | None:
+        """The caller that a request's token makes; why a token is bad is for the route to say, if it needs one."""
+        authorization = request.headers.get(hdrs.AUTHORIZATION)
+        if authorization is None:
+            return None
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        try:
+            caller = request[_CALLER] = self._tokens.read(token.strip())
+        except Problem as refusal:
+            request[_REFUSAL] = refusal
+            return None
+        return caller
+
+    def _count(self, request: web.Request, client: str, window: Window, amount: int) -> None:
+        allowance = request[_ALLOWANCE] = window.take(client, amount)
+        if not allowance.granted:
+            seconds = math.ceil(allowance.reset_ms / 1000)
+            raise TooManyRequests(f"more than {allowance.limit} within the window: ask again in {seconds} s", seconds)
+
+    def _window(self, caller: Caller | None) -> Window:
+        return self._events if caller and caller.role == "engine" else self._requests
+
+    def _address(self, request: web.Request) -> str:
+        """Where a request comes from: whom the outermost of our own proxies saw, for others may write what they like."""
+        if self._proxies:
+            hops = ",".join(request.headers.getall(hdrs.X_FORWARDED_FOR, ())).split(",")
+            if len(hops) >= self._proxies and (hop := hops[-self._proxies].strip()):
+                return hop[:ADDRESS_LENGTH_MAX]
+        return request.remote or "unknown"
+
+
+def _name(caller: Caller) -> str:
+    """What a caller's requests are counted by; no address begins with a role."""
+    return f"{caller.role}:{caller.account or caller.subject}"

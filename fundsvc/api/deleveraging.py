@@ -24,6 +24,7 @@ from fundsvc.api.answers import Page
 from fundsvc.api.errors import BadParameter, Forbidden, NotFound
 from fundsvc.api.parameters import AccountQuery, OrdersQuery, PreviewBody, PreviewPolicy, Query, RoundQuery
 from fundsvc.api.serving import Route, listed
+from fundsvc.api.tokens import Caller
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.policy import Policy
 from fundsvc.follower import BookView, Follower
@@ -39,7 +40,7 @@ DIGITS_MAX = 9
 
 
 class DeleveragingResources:
-    """Answers from the ledger and from followed books; `private` allows what names an account."""
+    """Answers from the ledger and from followed books."""
 
     def __init__(
         self,
@@ -47,16 +48,13 @@ class DeleveragingResources:
         ledger: Deleveragings,
         follower: Follower,
         policy_of: Callable[[str], Policy],
-        *,
-        private: bool,
     ) -> None:
         self._reader = reader
         self._ledger = ledger
         self._follower = follower
         self._policy_of = policy_of
-        self._private = private
         self.routes = (
-            Route("/api/v1/adl/positions", AccountQuery, self.positions),
+            Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=frozenset({"trader", "risk"})),
             Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders),
             Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round),
             Route("/api/v1/adl/{symbol}/queue", Query, self.queue),
@@ -92,21 +90,18 @@ class DeleveragingResources:
         view = self._view(await listed(self._reader, symbol))
         return queue_answer(view, self._follower.queue(view))
 
-    async def positions(self, query: AccountQuery) -> PositionsAnswer:
+    async def positions(self, query: AccountQuery, caller: Caller) -> PositionsAnswer:
         """An account's positions with their ranks and all inputs, and its latest reductions."""
-        if not self._private:
-            raise Forbidden("positions are private: this service does not show them to whoever asks (http.private)")
-        if not query.account.isprintable():
-            raise BadParameter("account must be printable text")
+        account = _account(query, caller)
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
-        reductions = await self._ledger.deleveraged(query.account, DELEVERAGED_MAX)
+        reductions = await self._ledger.deleveraged(account, DELEVERAGED_MAX)
         positions = [
-            position_answer(view, side, row, self._follower.rank(view, side, query.account))
+            position_answer(view, side, row, self._follower.rank(view, side, account))
             for view in self._follower.views()
-            for side, row in view.book.positions(query.account)
+            for side, row in view.book.positions(account)
         ]
         return PositionsAnswer(
-            account=query.account,
+            account=account,
             positions=positions,
             deleveraged=[deleveraged_answer(row, contracts[row.symbol]) for row in reductions],
         )
@@ -131,6 +126,18 @@ def _numbered(text: str) -> int:
     if not number:
         raise NotFound(f"there is no number {text!r} here: orders and rounds are counted from 1")
     return number
+
+
+def _account(query: AccountQuery, caller: Caller) -> str:
+    """The account that is asked about, by default the caller's own; a trader may ask about no other."""
+    account = caller.account if query.account is UNSET else query.account
+    if not account:
+        raise BadParameter("account is missing: the token is for all of them, so say whose positions")
+    if not account.isprintable():
+        raise BadParameter("account must be printable text")
+    if caller.role == "trader" and account != caller.account:
+        raise Forbidden("these are another account's positions: a trader sees its own, so leave `account` out")
+    return account
 
 
 def _fill(symbol: str, body: PreviewBody) -> Fill:

@@ -1,5 +1,8 @@
 """What goes wrong over HTTP: KuCoin's envelope {"code": "400100", "msg": "..."} with a fitting HTTP status."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import msgspec
 import structlog
 from aiohttp import hdrs, web
@@ -26,6 +29,7 @@ class Problem(Exception):
 
     status = 500
     code = "500000"
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class BadParameter(Problem):
@@ -35,11 +39,24 @@ class BadParameter(Problem):
     code = "400100"
 
 
-class Unauthorized(Problem):
+class NoToken(Problem):
     """What is asked for needs an access token, and there is none."""
 
     status = 401
     code = "400001"
+    headers = MappingProxyType({hdrs.WWW_AUTHENTICATE: "Bearer"})
+
+
+class WrongToken(NoToken):
+    """The token is not one that this service believes."""
+
+    code = "400003"
+
+
+class StaleToken(NoToken):
+    """The token was good, or will be, but not now."""
+
+    code = "400004"
 
 
 class Forbidden(Problem):
@@ -63,6 +80,31 @@ class MethodNotAllowed(Problem):
     code = "405000"
 
 
+class TooLarge(Problem):
+    """The body is longer, or holds more, than is taken at once."""
+
+    status = 413
+    code = "413000"
+
+
+class WrongMedia(Problem):
+    """The body is of a kind that is not read here."""
+
+    status = 415
+    code = "415000"
+
+
+class TooManyRequests(Problem):
+    """The client has had what it may in this window of time, which ends after some seconds."""
+
+    status = 429
+    code = "429000"
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.headers = {hdrs.RETRY_AFTER: str(seconds)}
+
+
 class Unavailable(Problem):
     """The database is away for now, or books are not loaded yet."""
 
@@ -76,19 +118,28 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except Problem as problem:
-        return _answer(problem)
+        return _answer(problem, problem.headers)
     except (StoreFault, NotFollowed) as fault:
         return _answer(_unavailable(request, fault), {hdrs.RETRY_AFTER: RETRY_SECONDS})
-    except web.HTTPNotFound:
-        return _answer(NotFound(f"there is no {request.path}"))
-    except web.HTTPMethodNotAllowed as refusal:
-        allowed = ", ".join(sorted(refusal.allowed_methods))
-        return _answer(MethodNotAllowed(f"{request.method} is not allowed here, only {allowed}"), {hdrs.ALLOW: allowed})
-    except web.HTTPException:
-        raise
+    except web.HTTPException as refusal:
+        return _refused(request, refusal)
     except Exception:  # the last stop: our mistake goes to the log, and its details to nobody else
         log.exception("a request failed", method=request.method, path=request.path)
         return _answer(Problem("internal error"))
+
+
+def _refused(request: web.Request, refusal: web.HTTPException) -> web.Response:
+    """What the framework refuses, in our envelope; what is no error of the asker's passes as it is."""
+    match refusal:
+        case web.HTTPNotFound():
+            return _answer(NotFound(f"there is no {request.path}"))
+        case web.HTTPMethodNotAllowed(allowed_methods=methods):
+            allowed = ", ".join(sorted(methods))
+            return _answer(MethodNotAllowed(f"{request.method} is not allowed here, only {allowed}"), {hdrs.ALLOW: allowed})
+        case web.HTTPRequestEntityTooLarge():
+            return _answer(TooLarge(f"{refusal.text}: send less at once"))
+        case _:
+            raise refusal
 
 
 def _unavailable(request: web.Request, fault: StoreFault | NotFollowed) -> Unavailable:
@@ -98,6 +149,6 @@ def _unavailable(request: web.Request, fault: StoreFault | NotFollowed) -> Unava
     return Unavailable("the ledger's database is away, ask again shortly")
 
 
-def _answer(problem: Problem, headers: dict[str, str] | None = None) -> web.Response:
+def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
     body = msgspec.json.encode(Failure(problem.code, str(problem)))
     return web.Response(body=body, status=problem.status, content_type="application/json", headers=headers)

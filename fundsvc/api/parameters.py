@@ -63,9 +63,9 @@ class RoundQuery(Query, frozen=True):
 
 
 class AccountQuery(Query, frozen=True):
-    """About one account."""
+    """About one account: a trader's own where none is given."""
 
-    account: Account
+    account: Account | UnsetType = UNSET
 
 
 class NoBody(Query, frozen=True):

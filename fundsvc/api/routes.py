@@ -20,6 +20,7 @@ from fundsvc.api.answers import (
 )
 from fundsvc.api.parameters import HistoryQuery, Query
 from fundsvc.api.serving import Route, listed, not_listed, possible
+from fundsvc.api.tokens import Caller
 from fundsvc.core.policy import Policy
 from fundsvc.store.reader import Reader
 
@@ -38,7 +39,7 @@ class Resources:
             Route("/api/v1/insurance-fund", Query, self.funds),
             Route("/api/v1/insurance-fund/{symbol}", Query, self.fund),
             Route("/api/v1/insurance-fund/{symbol}/history", HistoryQuery, self.history),
-            Route("/api/v1/ingest/cursor", Query, self.cursor),
+            Route("/api/v1/ingest/cursor", Query, self.cursor, roles=frozenset({"engine", "risk"})),
         )
 
     async def timestamp(self, _query: Query) -> int:
@@ -82,7 +83,7 @@ class Resources:
         shown = [entry_answer(entry, found.contract) for entry in entries[: query.max_count]]
         return Page(data_list=shown, has_more=len(entries) > len(shown))
 
-    async def cursor(self, _query: Query) -> CursorAnswer:
+    async def cursor(self, _query: Query, caller: Caller) -> CursorAnswer:  # noqa: ARG002 - any caller is told the same
         """What is durable, by stream and by contract."""
         funds = await self._reader.funds()
         partitions = await self._reader.partitions()

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiDict
 
-from fundsvc.api.access import PUBLIC, Roles, allowed
+from fundsvc.api.access import PUBLIC, Roles, caller_of, for_roles
 from fundsvc.api.answers import Envelope
 from fundsvc.api.endpoints import JSON, Endpoint, Media
 from fundsvc.api.errors import NotFound, answer_errors
@@ -45,10 +45,11 @@ def make_app(metrics: Metrics, table: Iterable[Route | Endpoint]) -> web.Applica
     """An application that serves a table; whoever opened what its answers come from closes it."""
     application = web.Application(middlewares=[_counted(metrics), answer_errors])
     for endpoint in endpoints(table):
+        handler = for_roles(endpoint.roles, endpoint.handler)
         if endpoint.method == hdrs.METH_GET:
-            application.router.add_get(endpoint.path, endpoint.handler)  # and HEAD
+            application.router.add_get(endpoint.path, handler)  # and HEAD
         else:
-            application.router.add_route(endpoint.method, endpoint.path, endpoint.handler)
+            application.router.add_route(endpoint.method, endpoint.path, handler)
     return application
 
 
@@ -89,7 +90,7 @@ def not_listed(symbol: str) -> NotFound:
 
 def _handler(route: Route) -> Handler:
     async def handle(request: web.Request) -> web.Response:
-        caller = {"caller": allowed(request, route.roles)} if route.roles else {}
+        caller = {"caller": caller_of(request)} if route.roles else {}
         query = read_query(route.query, _asked(request))
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
