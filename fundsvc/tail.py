@@ -96,8 +96,8 @@ class Tail:
         return self._cursors.setdefault(symbol, self.funds[symbol].entry)
 
     def leave(self, symbol: str) -> None:
-        """Ends that."""
-        del self._cursors[symbol]
+        """Ends that, if it was so."""
+        self._cursors.pop(symbol, None)
 
     def open_orders(self, symbol: str) -> list[OrderRow]:
         """A contract's open orders."""

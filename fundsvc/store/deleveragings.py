@@ -1,6 +1,6 @@
 """What is asked about deleveraging: kept books and how far they have been overtaken, open orders, and orders as a history."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from itertools import groupby
@@ -94,6 +94,14 @@ class DeleveragedRow(NamedTuple):
     ts: int
 
 
+class Reduction(NamedTuple):
+    """What a round of an order took from an account by now, and when that order moved last."""
+
+    account: str
+    updated_at: datetime
+    row: DeleveragedRow
+
+
 class Deleveragings:
     """Answers questions about deleveraging; every method raises StoreFault when the database is away."""
 
@@ -156,12 +164,30 @@ class Deleveragings:
         """Up to `count` of the allocations of a round of an order, by rank, after a rank."""
         return [AllocationRow(*_exact(row)) for row in await self._fetch("round_after", symbol, adl, number, rank, count)]
 
+    async def caused_by(self, symbol: str, entry: int) -> list[OrderRow]:
+        """The order that an entry of a contract caused, if it did."""
+        return [OrderRow(*row) for row in await self._fetch("orders_caused", symbol, entry)]
+
     async def deleveraged(self, account: str, count: int) -> list[DeleveragedRow]:
         """The latest reductions of an account's positions, newest first."""
         return [DeleveragedRow(*_exact(row)) for row in await self._fetch("deleveraged", account, count)]
 
+    async def reductions(self, orders: Collection[tuple[str, int]], accounts: Collection[str]) -> list[Reduction]:
+        """What some orders (contract and number) took from some accounts by now."""
+        symbols, numbers = [symbol for symbol, _ in orders], [number for _, number in orders]
+        return [_reduction(row) for row in await self._fetch("reductions", symbols, numbers, accounts)]
+
+    async def reductions_since(self, account: str, since: datetime) -> list[Reduction]:
+        """What orders that are open, or moved since a time, took from an account; those that moved first come first."""
+        return [_reduction(row) for row in await self._fetch("reductions_since", account, since)]
+
     async def _fetch(self, block: str, *parameters: Any) -> list[Any]:
         return await fetch(self._pool, block, *parameters)
+
+
+def _reduction(row: Sequence[Any]) -> Reduction:
+    account, updated_at, *rest = _exact(row)
+    return Reduction(account, updated_at, DeleveragedRow(*rest))
 
 
 def _exact(row: Sequence[Any]) -> list[Any]:

@@ -222,18 +222,112 @@ FROM adl_orders WHERE state = 'open' AND symbol = ANY ($1) ORDER BY symbol, adl;
 
 -- name: reductions
 -- What some orders took from some accounts, by account.
-SELECT a.account, a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price, a.entry_price,
-       a.margin, a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
+SELECT a.account, o.updated_at, a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price,
+       a.entry_price, a.margin, a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl)
 JOIN adl_orders o USING (symbol, adl) JOIN adl_allocations a USING (symbol, adl)
 WHERE a.account = ANY ($3) AND a.executed > 0 ORDER BY a.symbol, a.adl, a.round;
 
 -- name: reductions_since
 -- What orders that are open, or moved since a time, took from an account, and when each moved last.
-SELECT a.account, a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price, a.entry_price,
-       a.margin, a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts, o.updated_at
+SELECT a.account, o.updated_at, a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price,
+       a.entry_price, a.margin, a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
 FROM adl_allocations a JOIN adl_orders o USING (symbol, adl)
-WHERE a.account = $1 AND a.executed > 0 AND (o.state = 'open' OR o.updated_at >= $2) ORDER BY o.updated_at, a.symbol, a.adl, a.round;
+WHERE a.account = $1 AND a.executed > 0 AND (o.state = 'open' OR o.updated_at >= $2)
+ORDER BY o.updated_at, a.symbol, a.adl, a.round;
+
+-- name: orders_caused
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+FROM adl_orders WHERE symbol = $1 AND cause = $2;
+
+-- name: marks
+-- As they were last kept.
+SELECT symbol, mark FROM books WHERE mark IS NOT NULL;
+
+-- name: balances_at
+-- How funds stood at some moments: before their first entry that is later by the engine's clock (`next`). The hours that begin
+-- later tell it by their first entries; the moment's own hour and what is not condensed yet are looked through, from where the
+-- first later entry was found the last time, as moments only move on.
+SELECT f.symbol, m.place, b.next, coalesce(e.balance, 0) AS balance, coalesce(e.ts, 0) AS ts
+FROM funds f
+CROSS JOIN unnest($2::bigint[]) WITH ORDINALITY AS m (moment, place)
+LEFT JOIN unnest($3::text[], $4::bigint[], $5::bigint[]) AS k (symbol, place, next) ON k.symbol = f.symbol AND k.place = m.place
+LEFT JOIN rollup_progress p ON p.symbol = f.symbol
+CROSS JOIN LATERAL (
+    SELECT least(
+        f.entry + 1,
+        (SELECT min(r.first_entry) FROM rollups r WHERE r.symbol = f.symbol AND r.hour > m.moment),
+        (SELECT x.entry
+         FROM rollups r JOIN entries x ON x.symbol = r.symbol AND x.entry BETWEEN greatest(r.first_entry, k.next) AND r.last_entry
+         WHERE r.symbol = f.symbol AND r.hour = m.moment - m.moment % 3600000 AND x.ts > m.moment ORDER BY x.entry LIMIT 1),
+        (SELECT x.entry FROM entries x
+         WHERE x.symbol = f.symbol AND x.entry >= greatest(p.entry + 1, k.next, 1) AND x.ts > m.moment ORDER BY x.entry LIMIT 1)
+    ) AS next
+) b
+LEFT JOIN entries e ON e.symbol = f.symbol AND e.entry = b.next - 1
+WHERE $1::text[] IS NULL OR f.symbol = ANY ($1);
+
+-- name: highest_since
+-- The highest balance that any entry later than a moment found or left, of each fund that has such entries. The moment's own
+-- hour is looked through only where it was higher than what came after it.
+SELECT f.symbol, greatest(later.highest, fresh.highest, own.highest) AS highest
+FROM funds f
+LEFT JOIN rollup_progress p ON p.symbol = f.symbol
+CROSS JOIN LATERAL (
+    SELECT max(r.highest) AS highest FROM rollups r WHERE r.symbol = f.symbol AND r.hour > $1
+) later
+CROSS JOIN LATERAL (
+    SELECT max(greatest(x.balance, x.balance - x.change)) AS highest FROM entries x
+    WHERE x.symbol = f.symbol AND x.entry > coalesce(p.entry, 0) AND x.ts > $1
+) fresh
+CROSS JOIN LATERAL (
+    SELECT max(greatest(x.balance, x.balance - x.change)) AS highest
+    FROM rollups r JOIN entries x ON x.symbol = r.symbol AND x.entry BETWEEN r.first_entry AND r.last_entry
+    WHERE r.symbol = f.symbol AND r.hour = $1 - $1 % 3600000 AND x.ts > $1 AND r.highest > coalesce(later.highest, -1)
+) own
+WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
+
+-- name: outstanding_at
+-- What was outstanding of a contract just before its first entry after $2: of ADL orders that had ended uncovered by then, less
+-- what had repaid it. Sequences tell when orders ended, but for entries that were settled late.
+SELECT coalesce((
+    SELECT sum(o.uncovered - o.recovered) FROM adl_orders o
+    WHERE o.symbol = $1 AND o.state = 'uncovered' AND o.seq < coalesce((
+        SELECT e.seq FROM entries e
+        WHERE e.symbol = $1 AND e.entry > $2
+          AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = e.symbol AND r.entry = e.entry)
+        ORDER BY e.entry LIMIT 1
+    ), 9223372036854775807)
+), 0) - coalesce((
+    SELECT sum(r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
+), 0) - coalesce((
+    SELECT sum(e.repaid)
+    FROM rollups r JOIN entries e ON e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
+    WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2 AND e.ts - e.ts % 3600000 = r.hour
+), 0) - coalesce((
+    SELECT sum(e.repaid) FROM entries e
+    WHERE e.symbol = $1 AND e.entry <= $2
+      AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+), 0) AS outstanding;
+
+-- name: candles
+-- The buckets of $4 milliseconds that have entries from $2 to before $3, and the close before these ($2 and $3 begin buckets).
+WITH hours AS (
+    SELECT r.hour, r.first_entry, r.last_entry, r.opening, r.highest, r.lowest, r.closing, r.credited, r.paid, r.uncovered, r.fills
+    FROM rollups r WHERE r.symbol = $1 AND r.hour >= coalesce((
+        SELECT x.hour FROM rollups x WHERE x.symbol = $1 AND x.hour < $2 ORDER BY x.hour DESC LIMIT 1
+    ), $2) AND r.hour < $3
+    UNION ALL
+    SELECT e.ts, e.entry, e.entry, e.balance - e.change, greatest(e.balance, e.balance - e.change),
+           least(e.balance, e.balance - e.change), e.balance, greatest(e.change, 0), greatest(-e.change, 0), e.uncovered,
+           (e.kind NOT IN ('refund', 'cover'))::int
+    FROM entries e
+    WHERE e.symbol = $1 AND e.ts < $3 AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+)
+SELECT h.hour - h.hour % $4 AS start, (array_agg(h.opening ORDER BY h.first_entry))[1] AS opening, max(h.highest) AS highest,
+       min(h.lowest) AS lowest, (array_agg(h.closing ORDER BY h.last_entry DESC))[1] AS closing,
+       sum(h.credited) AS credited, sum(h.paid) AS paid, sum(h.uncovered) AS uncovered, sum(h.fills) AS fills
+FROM hours h GROUP BY 1 ORDER BY 1;
 
 -- name: entries_ascending
 -- For the public: without the account.
@@ -418,3 +512,32 @@ FROM contracts c
 LEFT JOIN unnest($1::text[], $2::bigint[]) AS k (symbol, entry) USING (symbol)
 JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = c.symbol AND x.entry > coalesce(k.entry, 0)) e ON true
 GROUP BY 1, 2, 3 ORDER BY 1, 3;
+
+-- name: currency_days
+-- What the funds of a currency hold together, and what was moved on each day from $2 on. A day is of $3 milliseconds.
+WITH held AS (
+    SELECT coalesce(sum(f.balance), 0) AS held, max(c.settle_decimals) AS decimals FROM funds f JOIN contracts c USING (symbol) WHERE c.settle_currency = $1
+), moved AS (
+    SELECT r.hour AS ts, r.credited - r.paid AS change
+    FROM contracts c JOIN rollups r USING (symbol) WHERE c.settle_currency = $1 AND r.hour >= $2
+    UNION ALL
+    SELECT e.ts, e.change
+    FROM contracts c LEFT JOIN rollup_progress p USING (symbol) CROSS JOIN LATERAL (
+        SELECT * FROM entries x WHERE x.symbol = c.symbol AND x.entry > coalesce(p.entry, 0) OFFSET 0
+    ) e
+    WHERE c.settle_currency = $1 AND e.ts >= $2
+), days AS (
+    SELECT ts - ts % $3 AS day, sum(change) AS change FROM moved GROUP BY 1
+)
+SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
+
+-- name: adl_turns
+-- When ADL of a contract began, by the engine's clock, with the balance then, and when it ended, by ours; newest first.
+SELECT ts, began, balance FROM (
+    SELECT o.ts, true AS began, e.balance
+    FROM adl_orders o JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause WHERE o.symbol = $1
+    UNION ALL
+    SELECT floor(extract(epoch FROM o.updated_at) * 1000)::bigint, false, NULL
+    FROM adl_orders o WHERE o.symbol = $1 AND o.state <> 'open'
+) t
+WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;

@@ -1,0 +1,64 @@
+"""/insuranceFund/balance: a contract's fund, as GET /insurance-fund/{symbol} answers, now and whenever it changes."""
+
+from collections import defaultdict
+from functools import partial
+
+from fundsvc.api.cached import CachedFunds
+from fundsvc.api.websocket.client import Client
+from fundsvc.api.websocket.frames import push
+from fundsvc.api.websocket.topics import Refused, check_listed, insist
+from fundsvc.metrics import Metrics
+from fundsvc.tail import Change, Tail
+
+ALL = "all"
+"""Every contract, also those listed later."""
+
+
+class Balances:
+    """Funds as they change; a client that reads too slowly gets the latest of each."""
+
+    path = "/insuranceFund/balance"
+    wants = ":{symbol,...} or :all"
+    private = False
+
+    def __init__(self, tail: Tail, funds: CachedFunds, metrics: Metrics) -> None:
+        self._tail = tail
+        self._funds = funds
+        self._metrics = metrics
+        self._clients: defaultdict[str, set[Client]] = defaultdict(set)
+        tail.listeners.append(self.heard)
+
+    def check(self, part: str, after: int | None) -> None:
+        """Raises Refused for what is no contract, or from anywhere but now."""
+        if after is not None:
+            raise Refused(400, "balances have no past: leave `after` out, or subscribe to /insuranceFund/entry")
+        if part != ALL:
+            check_listed(self._tail, part)
+
+    async def join(self, client: Client, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
+        """Sends the funds as they are, and then as they change."""
+        frames = await insist(partial(self._snapshot, part))
+        self._clients[part].add(client)
+        for symbol, frame in frames.items():
+            client.send_latest(symbol, frame)
+
+    def leave(self, client: Client, part: str) -> None:
+        """Ends that."""
+        self._clients[part].discard(client)
+
+    def heard(self, change: Change) -> None:
+        """Sends funds that changed to whom it concerns."""
+        for fund in change.funds:
+            clients = self._clients[ALL] | self._clients[fund.symbol]
+            if clients:
+                frame = self._frame(fund.symbol)
+                for client in clients:
+                    client.send_latest(fund.symbol, frame)
+                self._metrics.websocket_frames.inc(len(clients))
+
+    async def _snapshot(self, part: str) -> dict[str, bytes]:
+        """Funds as they are; raises StoreFault while what they are valued by was never read, which is over once and for all."""
+        return {symbol: self._frame(symbol) for symbol in (self._tail.funds if part == ALL else [part])}
+
+    def _frame(self, symbol: str) -> bytes:
+        return push(f"{self.path}:{symbol}", "balance.change", self._funds.data(symbol))

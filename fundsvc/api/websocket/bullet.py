@@ -1,0 +1,178 @@
+"""Where to connect and with what token, as KuCoin's bullets tell, and the connections themselves."""
+
+import asyncio
+import hmac
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+
+import jwt
+import msgspec
+from aiohttp import WSCloseCode, hdrs, web
+
+from fundsvc.api.access import Roles, allowed
+from fundsvc.api.answers import Answer, Envelope
+from fundsvc.api.cached import CachedFunds
+from fundsvc.api.endpoints import JSON, Endpoint, Media
+from fundsvc.api.errors import Unavailable, WrongToken
+from fundsvc.api.websocket.balances import Balances
+from fundsvc.api.websocket.client import CLOSE_SECONDS_MAX, Client
+from fundsvc.api.websocket.connection import Connection
+from fundsvc.api.websocket.entries import Entries
+from fundsvc.api.websocket.frames import welcome
+from fundsvc.api.websocket.orders import Orders
+from fundsvc.api.websocket.positions import Positions
+from fundsvc.api.websocket.topics import Topic
+from fundsvc.config import Config
+from fundsvc.follower import Follower
+from fundsvc.metrics import Metrics
+from fundsvc.store.deleveragings import Deleveragings
+from fundsvc.store.reader import Reader
+from fundsvc.tail import Tail
+
+PATH = "/ws"
+
+TOKEN_SECONDS = 60
+"""How long a connection token is good for connecting, which clients do at once; what is connected stays."""
+
+AUDIENCE = "fundsvc websocket"
+
+MESSAGE_BYTES_MAX = 16_384
+"""Room for a hundred contracts by name; a longer message is answered by a close."""
+
+CONNECT_ID_LENGTH_MAX = 256
+"""Of what a client calls its connection, which comes back in the welcome."""
+
+TRADERS: Roles = frozenset({"trader"})
+
+
+class InstanceServer(Answer, frozen=True, kw_only=True):
+    """Where to connect, as `endpoint?token=...&connectId=...`, and how often (ms) to send a ping, and wait for a pong."""
+
+    endpoint: str
+    encrypt: bool
+    protocol: str = "websocket"
+    ping_interval: int
+    ping_timeout: int
+
+
+class BulletAnswer(Answer, frozen=True):
+    """A token that is good for connecting within a minute, and to where."""
+
+    token: str
+    instance_servers: list[InstanceServer]
+
+
+class Live:
+    """Hands out connection tokens and holds the connections."""
+
+    def __init__(self, config: Config, topics: Mapping[str, Topic], metrics: Metrics) -> None:
+        self._config = config
+        self._topics = topics
+        self._metrics = metrics
+        self._clients: set[Client] = set()
+        # Of the secret, so that another process takes our tokens; but not the secret, so that none passes for an access token.
+        secret = config.token.secret.encode() or secrets.token_bytes(32)
+        self._key = hmac.digest(secret, AUDIENCE.encode(), "sha256")
+        bullet = {200: Media(JSON, BulletAnswer, in_envelope=True)}
+        self.endpoints = (
+            Endpoint("/api/v1/bullet-public", self.bullet_public, bullet, hdrs.METH_POST),
+            Endpoint("/api/v1/bullet-private", self.bullet_private, bullet, hdrs.METH_POST, roles=TRADERS),
+        )
+        self.socket = Endpoint(PATH, self.connect, {})
+
+    async def bullet_public(self, request: web.Request) -> web.Response:
+        """Where to connect for live topics, and a connection token for the public ones."""
+        return self._bullet(request, account="")
+
+    async def bullet_private(self, request: web.Request) -> web.Response:
+        """Where to connect for live topics, and a connection token for those of the caller's account, too."""
+        return self._bullet(request, allowed(request, TRADERS).account)
+
+    async def connect(self, request: web.Request) -> web.WebSocketResponse:
+        """A connection, from its handshake to its end."""
+        account = self._account(request.query.get("token", ""))
+        if len(self._clients) >= self._config.websocket.clients_max:
+            raise Unavailable("there are as many connections as are allowed: try again later, or another server")
+        socket = web.WebSocketResponse(timeout=CLOSE_SECONDS_MAX, max_msg_size=MESSAGE_BYTES_MAX, compress=False)
+        writer = await socket.prepare(request)
+        transport = request.transport
+        if transport is None:
+            return socket
+        async with asyncio.TaskGroup() as tasks:
+            client = Client(
+                socket,
+                writer,
+                transport,
+                tasks.create_task,
+                self._metrics,
+                account=account,
+                queue_bytes_max=self._config.websocket.queue_bytes_max,
+            )
+            with self._counted(client):
+                client.send(welcome(request.query.get("connectId", "")[:CONNECT_ID_LENGTH_MAX]))
+                await Connection(socket, client, self._topics, self._config.websocket, self._metrics, tasks).run()
+        return socket
+
+    async def say_goodbye(self, _application: web.Application) -> None:
+        """Closes all connections: the service stops."""
+        for client in self._clients:
+            client.end(WSCloseCode.GOING_AWAY, "the service stops: connect again, go on with after=")
+
+    def _bullet(self, request: web.Request, account: str) -> web.Response:
+        config = self._config.websocket
+        endpoint = self._endpoint(request)
+        server = InstanceServer(
+            endpoint=endpoint,
+            encrypt=endpoint.startswith("wss"),
+            ping_interval=round(config.ping_interval_seconds * 1000),
+            ping_timeout=round(config.ping_timeout_seconds * 1000),
+        )
+        answer = BulletAnswer(self._token(account), [server])
+        return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
+
+    def _endpoint(self, request: web.Request) -> str:
+        """Where clients reach this: as configured, or else as this one did."""
+        url = self._config.http.public_url or f"{request.scheme}://{request.host}"
+        return "ws" + url.removeprefix("http").rstrip("/") + PATH
+
+    def _token(self, account: str) -> str:
+        claims = {"aud": AUDIENCE, "exp": int(time.time()) + TOKEN_SECONDS, "account": account}
+        return jwt.encode(claims, self._key, "HS256")
+
+    def _account(self, token: str) -> str:
+        """The account that a connection token is for, "" if for none; raises WrongToken."""
+        leeway = self._config.token.leeway_seconds
+        try:
+            claims = jwt.decode(token, self._key, ["HS256"], audience=AUDIENCE, leeway=leeway)
+        except jwt.PyJWTError as error:
+            raise WrongToken(f"the connection token is not good: {error}; get one by POST /api/v1/bullet-public") from None
+        return str(claims["account"])
+
+    @contextmanager
+    def _counted(self, client: Client) -> Iterator[None]:
+        self._clients.add(client)
+        self._metrics.websocket_clients.inc()
+        try:
+            yield
+        finally:
+            self._clients.remove(client)
+            self._metrics.websocket_clients.dec()
+
+
+@asynccontextmanager
+async def living(
+    config: Config, tail: Tail, funds: CachedFunds, reader: Reader, ledger: Deleveragings, follower: Follower, metrics: Metrics
+) -> AsyncIterator[Live]:
+    """All topics, told of what is new for as long as the context is open."""
+    orders = Orders(tail, ledger, metrics)
+    positions = Positions(tail, ledger, follower, metrics, config.http.book_seconds)
+    topics: tuple[Topic, ...] = (Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders, positions)
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(work) for work in (orders.run(), positions.run(), positions.run_lights())]
+        try:
+            yield Live(config, {topic.path: topic for topic in topics}, metrics)
+        finally:
+            for task in running:
+                task.cancel()

@@ -1,0 +1,85 @@
+"""/insuranceFund/entry: a contract's ledger entries as they come, after those that a client asks to be told first."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import groupby
+
+from fundsvc.api.answers import entry_answer
+from fundsvc.api.websocket.client import Client
+from fundsvc.api.websocket.frames import push
+from fundsvc.api.websocket.topics import Refused, check_listed
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import StoreFault
+from fundsvc.store.reader import EntryRow, Reader
+from fundsvc.tail import RETRY_SECONDS, Change, Tail
+
+REPLAY_ENTRIES = 100
+"""Entries told between two looks at whether the client reads them: some 60 kB."""
+
+
+class Entries:
+    """Entries, each once and in order. Who asks for what was before is told that first, page by page as it reads."""
+
+    path = "/insuranceFund/entry"
+    wants = ":{symbol,...}"
+    private = False
+
+    def __init__(self, tail: Tail, reader: Reader, metrics: Metrics) -> None:
+        self._tail = tail
+        self._reader = reader
+        self._metrics = metrics
+        self._followed_by: defaultdict[str, set[Client]] = defaultdict(set)
+        self._live: defaultdict[str, set[Client]] = defaultdict(set)
+        tail.listeners.append(self.heard)
+
+    def check(self, part: str, after: int | None) -> None:
+        """Raises Refused for what is no contract, or from an entry that there is not."""
+        check_listed(self._tail, part)
+        last = self._tail.funds[part].entry
+        if after is not None and after > last:
+            raise Refused(400, f"after is {after}: the last entry of {part} is {last}")
+
+    async def join(self, client: Client, part: str, after: int | None) -> None:
+        """Sends the entries after a number, by default those to come."""
+        self._followed_by[part].add(client)
+        told = self._tail.follow(part) if after is None else after
+        # What was told of lies before the cursor, what will be told of after it: between this and `add` nothing is awaited.
+        while told < (cursor := self._tail.follow(part)):
+            told = await self._replay(client, part, told, cursor)
+        self._live[part].add(client)
+
+    def leave(self, client: Client, part: str) -> None:
+        """Ends that."""
+        self._live[part].discard(client)
+        self._followed_by[part].discard(client)
+        if not self._followed_by[part]:
+            self._tail.leave(part)
+
+    def heard(self, change: Change) -> None:
+        """Sends new entries to whom they concern, those of a contract in one piece."""
+        for symbol, found in groupby(change.entries, lambda row: row.symbol):
+            if clients := self._live[symbol]:
+                rows = list(found)
+                frames = self._frames(symbol, rows)
+                for client in clients:
+                    client.send(frames)
+                self._metrics.websocket_frames.inc(len(rows) * len(clients))
+
+    async def _replay(self, client: Client, symbol: str, told: int, cursor: int) -> int:
+        """Sends the next entries after `told`, none beyond the cursor; returns the number of the last that was sent."""
+        await client.drained()
+        try:
+            rows = await self._reader.history(symbol, count=min(REPLAY_ENTRIES, cursor - told), offset=told, forward=True)
+        except StoreFault:
+            rows = []
+        if not rows:  # The database is away, or it is a replica that is behind the one that the tail hears.
+            await asyncio.sleep(RETRY_SECONDS)
+            return told
+        client.send(self._frames(symbol, rows))
+        self._metrics.websocket_frames.inc(len(rows))
+        return rows[-1].entry
+
+    def _frames(self, symbol: str, rows: Iterable[EntryRow]) -> bytes:
+        topic, contract = f"{self.path}:{symbol}", self._tail.contracts[symbol]
+        return b"".join(push(topic, "entry", entry_answer(row, contract)) for row in rows)

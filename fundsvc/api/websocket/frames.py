@@ -1,0 +1,64 @@
+"""What is sent, as bytes: messages in KuCoin's shapes, each made once however many clients it goes to."""
+
+from struct import Struct
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+LENGTH_7_BITS_MAX = 125
+LENGTH_16_BITS_MAX = 0xFFFF
+"""What RFC 6455, section 5.2, writes in the second byte of a frame itself, and in the next two."""
+
+_TEXT_7, _TEXT_16, _TEXT_64 = (Struct(layout).pack for layout in ("!BB", "!BBH", "!BBQ"))
+_WHOLE_TEXT = 0x81
+
+Id = str | int
+"""A client's own name for a message, which comes back as it was."""
+
+
+class _Message(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    type: str
+    id: Id | UnsetType = UNSET
+    code: int | UnsetType = UNSET
+    topic: str | UnsetType = UNSET
+    channel_type: str | UnsetType = UNSET
+    subject: str | UnsetType = UNSET
+    data: Any = UNSET
+
+
+def welcome(connect_id: str) -> bytes:
+    """The first message of a connection."""
+    return _text(_Message(id=connect_id, type="welcome"))
+
+
+def ack(message_id: Id) -> bytes:
+    """A message was understood."""
+    return _text(_Message(id=message_id, type="ack"))
+
+
+def pong(message_id: Id) -> bytes:
+    """The answer to a ping."""
+    return _text(_Message(id=message_id, type="pong"))
+
+
+def error(message_id: Id, code: int, detail: str) -> bytes:
+    """A message was not understood; the detail says what to do."""
+    return _text(_Message(id=message_id, type="error", code=code, data=detail))
+
+
+def push(topic: str, subject: str, data: object, *, private: bool = False) -> bytes:
+    """Something new in a topic."""
+    channel = "private" if private else UNSET
+    return _text(_Message(topic=topic, type="message", channel_type=channel, subject=subject, data=data))
+
+
+def _text(message: _Message) -> bytes:
+    """A whole, unmasked text frame (RFC 6455, section 5.2): a server's frames are the same for every client."""
+    payload = msgspec.json.encode(message)
+    length = len(payload)
+    if length <= LENGTH_7_BITS_MAX:
+        return _TEXT_7(_WHOLE_TEXT, length) + payload
+    if length <= LENGTH_16_BITS_MAX:
+        return _TEXT_16(_WHOLE_TEXT, LENGTH_7_BITS_MAX + 1, length) + payload
+    return _TEXT_64(_WHOLE_TEXT, LENGTH_7_BITS_MAX + 2, length) + payload

@@ -1,0 +1,79 @@
+"""/adl/order: a contract's ADL orders, those that are open first, then whenever one begins, advances or ends."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby
+
+from fundsvc.api.adl_answers import order_answers
+from fundsvc.api.websocket.client import Client
+from fundsvc.api.websocket.frames import push
+from fundsvc.api.websocket.topics import Refused, check_listed, insist
+from fundsvc.metrics import Metrics
+from fundsvc.store.deleveragings import Deleveragings, OrderRow
+from fundsvc.store.tailing import OrderKey
+from fundsvc.tail import Change, Tail
+
+
+class Orders:
+    """Orders with their rounds, which are read when something happens to them; an order may be told twice, never too few."""
+
+    path = "/adl/order"
+    wants = ":{symbol,...}"
+    private = False
+
+    def __init__(self, tail: Tail, ledger: Deleveragings, metrics: Metrics) -> None:
+        self._tail = tail
+        self._ledger = ledger
+        self._metrics = metrics
+        self._clients: defaultdict[str, set[Client]] = defaultdict(set)
+        self._pending: dict[OrderKey, OrderRow] = {}
+        self._work = asyncio.Event()
+        self._telling = asyncio.Lock()
+        tail.listeners.append(self.heard)
+
+    async def run(self) -> None:
+        """Tells until cancelled, through every fault."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            async with self._telling:
+                await self._tell()
+
+    def check(self, part: str, after: int | None) -> None:
+        """Raises Refused for what is no contract, or from anywhere but now."""
+        check_listed(self._tail, part)
+        if after is not None:
+            raise Refused(400, f"orders have no `after` here: leave it out, and read GET /api/v1/adl/{part}/orders")
+
+    async def join(self, client: Client, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
+        """Sends the open orders, and then those that change."""
+        async with self._telling:
+            # What changes from here on is told after these.
+            self._clients[part].add(client)
+            client.send(await self._frames(part, self._tail.open_orders(part)))
+
+    def leave(self, client: Client, part: str) -> None:
+        """Ends that."""
+        self._clients[part].discard(client)
+
+    def heard(self, change: Change) -> None:
+        """Takes note of orders that concern somebody."""
+        self._pending |= {(order.symbol, order.adl): order for order in change.orders if self._clients[order.symbol]}
+        if self._pending:
+            self._work.set()
+
+    async def _tell(self) -> None:
+        pending, self._pending = self._pending, {}
+        for symbol, orders in groupby(pending.values(), lambda order: order.symbol):
+            rows = list(orders)
+            frames = await self._frames(symbol, rows)
+            for client in self._clients[symbol]:
+                client.send(frames)
+            self._metrics.websocket_frames.inc(len(rows) * len(self._clients[symbol]))
+
+    async def _frames(self, symbol: str, rows: Sequence[OrderRow]) -> bytes:
+        """The orders as they are sent, once the database has told their rounds."""
+        topic, contract = f"{self.path}:{symbol}", self._tail.contracts[symbol]
+        answers = await insist(lambda: order_answers(self._ledger, rows, contract)) if rows else []
+        return b"".join(push(topic, "order.change", answer) for answer in answers)

@@ -1,0 +1,147 @@
+"""/adl/position, private: an account's positions when their lights change, and every reduction that it suffers."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from datetime import UTC, datetime
+
+import msgspec
+
+from fundsvc.api.adl_answers import PositionAnswer, deleveraged_answer, position_answer
+from fundsvc.api.websocket.client import Client
+from fundsvc.api.websocket.frames import push
+from fundsvc.api.websocket.topics import insist
+from fundsvc.follower import Follower, NotFollowed
+from fundsvc.metrics import Metrics
+from fundsvc.store.deleveragings import Deleveragings, Reduction
+from fundsvc.store.tailing import OrderKey
+from fundsvc.tail import Change, Tail
+
+PositionKey = tuple[str, str]
+"""A contract and a side of it."""
+
+Seen = dict[tuple[str, int, int], int]
+"""Lots that were told to be executed, by contract, order and round."""
+
+
+class Positions:
+    """Positions of accounts that listen. Lights follow the shown books; reductions are told at least once each."""
+
+    path = "/adl/position"
+    wants = ""
+    private = True
+
+    def __init__(self, tail: Tail, ledger: Deleveragings, follower: Follower, metrics: Metrics, seconds: float) -> None:
+        self._tail = tail
+        self._ledger = ledger
+        self._follower = follower
+        self._metrics = metrics
+        self._seconds = seconds
+        self._clients: dict[str, dict[Client, Seen]] = defaultdict(dict)
+        self._shown: dict[str, dict[PositionKey, PositionAnswer]] = {}
+        self._pending: set[OrderKey] = set()
+        self._work = asyncio.Event()
+        self._telling = asyncio.Lock()
+        tail.listeners.append(self.heard)
+
+    async def run(self) -> None:
+        """Tells of reductions until cancelled, through every fault."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            async with self._telling:
+                pending, self._pending = self._pending, set()
+                await self._tell_reductions(pending)
+
+    async def run_lights(self) -> None:
+        """Looks at the books as often as they are brought up to date, until cancelled."""
+        while True:
+            await asyncio.sleep(self._seconds)
+            for account, clients in list(self._clients.items()):
+                for frame in self._changed_lights(account):
+                    self._send(clients, frame)
+
+    def check(self, part: str, after: int | None) -> None:
+        """There is but one part, and any time to go on from."""
+
+    async def join(self, client: Client, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
+        """Sends all positions, the reductions of orders that moved since a time (ms), and then what is new."""
+        account = client.account
+        async with self._telling:
+            if not self._clients[account]:
+                self._shown[account] = {}
+                list(self._changed_lights(account))
+            seen = self._clients[account][client] = {}
+            for answer in self._shown[account].values():
+                client.send(self._lights(answer))
+            await self._begin(client, seen, after)
+
+    def leave(self, client: Client, part: str) -> None:  # noqa: ARG002 - there is but one
+        """Ends that."""
+        clients = self._clients[client.account]
+        clients.pop(client, None)
+        if not clients:
+            del self._clients[client.account]
+            self._shown.pop(client.account, None)
+
+    def heard(self, change: Change) -> None:
+        """Takes note of orders, whomever they concern."""
+        if self._clients and change.orders:
+            self._pending.update((order.symbol, order.adl) for order in change.orders)
+            self._work.set()
+
+    async def _begin(self, client: Client, seen: Seen, after: int | None) -> None:
+        """Sends what a client may have missed; without a time, takes open orders for known as they are."""
+        since = datetime.now(UTC) if after is None else datetime.fromtimestamp(after / 1000, UTC)
+        for reduction in await insist(lambda: self._ledger.reductions_since(client.account, since)):
+            frame = self._news(reduction, seen)
+            if frame and after is not None and reduction.updated_at >= since:
+                client.send(frame)
+
+    async def _tell_reductions(self, orders: Collection[OrderKey]) -> None:
+        for reduction in await insist(lambda: self._ledger.reductions(orders, list(self._clients))):
+            for client, seen in self._clients.get(reduction.account, {}).items():
+                if frame := self._news(reduction, seen):
+                    self._send((client,), frame)
+
+    def _news(self, reduction: Reduction, seen: Seen) -> bytes | None:
+        """The frame that tells of a reduction, unless a client has seen it as it is."""
+        row = reduction.row
+        key = row.symbol, row.adl, row.round
+        if seen.get(key) == row.executed:
+            return None
+        seen[key] = row.executed
+        answer = deleveraged_answer(row, self._tail.contracts[row.symbol])
+        return push(self.path, "position.deleveraged", answer, private=True)
+
+    def _changed_lights(self, account: str) -> Iterator[bytes]:
+        """Frames of an account's positions whose lights are not what was shown; nothing while the books are loaded."""
+        try:
+            present = {(answer.symbol, answer.side): answer for answer in self._present(account)}
+        except NotFollowed:
+            return
+        shown = self._shown[account]
+        for key in shown.keys() - present.keys():
+            yield self._lights(_closed(shown.pop(key)))
+        for key, answer in present.items():
+            if key not in shown or shown[key].lights != answer.lights:
+                yield self._lights(answer)
+            shown[key] = answer
+
+    def _present(self, account: str) -> Iterator[PositionAnswer]:
+        for view in self._follower.views():
+            for side, row in view.book.positions(account):
+                yield position_answer(view, side, row, self._follower.rank(view, side, account))
+
+    def _lights(self, answer: PositionAnswer) -> bytes:
+        return push(self.path, "position.lights", answer, private=True)
+
+    def _send(self, clients: Iterable[Client], frame: bytes) -> None:
+        for client in clients:
+            client.send(frame)
+            self._metrics.websocket_frames.inc()
+
+
+def _closed(last: PositionAnswer) -> PositionAnswer:
+    """A position that is open no more: no lots, and no rank."""
+    return msgspec.structs.replace(last, lots=0, rank=None, ranked=None, percentile=None, lights=None)

@@ -1,0 +1,153 @@
+"""The HTTP side with its live topics as the service has it, and clients of these."""
+
+import asyncio
+import base64
+from contextlib import asynccontextmanager
+
+import aiohttp
+import msgspec
+
+from fundsvc.app import http_side
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import open_pool
+from fundsvc.streams.client import open_client
+
+BALANCE, ENTRY, ORDER, POSITION = "/insuranceFund/balance", "/insuranceFund/entry", "/adl/order", "/adl/position"
+
+
+class Service:
+    """A running HTTP side."""
+
+    def __init__(self, http, metrics):
+        self.http = http
+        self._metrics = metrics
+
+    def count(self, name, **labels):
+        return self._metrics.registry.get_sample_value(name, labels)
+
+    async def data(self, path, method="GET", **options):
+        async with self.http.request(method, path, **options) as answer:
+            body = await answer.json()
+            assert (answer.status, body["code"]) == (200, "200000"), body
+            return body["data"]
+
+    async def bullet(self, token=None):
+        if token is None:
+            return await self.data("/api/v1/bullet-public", "POST")
+        return await self.data("/api/v1/bullet-private", "POST", headers={"Authorization": f"Bearer {token}"})
+
+    @asynccontextmanager
+    async def connected(self, token=None, connect_id="mine"):
+        """A client that has been welcomed."""
+        bullet = await self.bullet(token)
+        (server,) = bullet["instanceServers"]
+        parameters = {"token": bullet["token"], "connectId": connect_id}
+        async with self.http.ws_connect(server["endpoint"], params=parameters) as socket:
+            client = Listener(socket)
+            assert await client.next() == {"id": connect_id, "type": "welcome"}
+            yield client
+
+
+class Listener:
+    """A client that reads what it is sent."""
+
+    def __init__(self, socket):
+        self.socket = socket
+
+    async def say(self, **message):
+        await self.socket.send_json(message)
+
+    async def next(self):
+        return await self.socket.receive_json(timeout=10)
+
+    async def ask(self, **message):
+        await self.say(**message)
+        return await self.next()
+
+    async def subscribe(self, topic, **more):
+        assert await self.ask(id="s", type="subscribe", topic=topic, response=True, **more) == {"id": "s", "type": "ack"}
+
+    async def data(self, topic, subject):
+        """What the next message, which must be of this topic and subject, tells."""
+        message = await self.next()
+        assert (message["type"], message["topic"], message["subject"]) == ("message", topic, subject), message
+        return message["data"]
+
+    async def closed(self):
+        """The code and reason that the connection was closed with; what came before is dropped."""
+        while True:
+            message = await self.socket.receive(timeout=15)
+            if message.type is aiohttp.WSMsgType.CLOSE:
+                return message.data, message.extra
+
+
+@asynccontextmanager
+async def serving(config):
+    """The HTTP side of a service, with a client of it."""
+    metrics = Metrics()
+    async with (
+        open_pool(config.database.dsn, 4) as pool,
+        open_client(config.stream) as client,
+        http_side(config, metrics, pool, client, public=True) as url,
+        aiohttp.ClientSession(url) as http,
+    ):
+        yield Service(http, metrics)
+
+
+class Sleeper:
+    """A client that subscribes and then reads nothing until it is told to."""
+
+    def __init__(self, reader, writer):
+        self._reader = reader
+        self._writer = writer
+
+    async def read_until_closed(self):
+        """All messages that were sent, and the code and reason that the connection was closed with, if it was."""
+        messages = []
+        while True:
+            try:
+                opcode, payload = await asyncio.wait_for(self._frame(), 1)
+            except (TimeoutError, asyncio.IncompleteReadError):
+                return messages, None
+            if opcode == 8:
+                return messages, (int.from_bytes(payload[:2], "big"), payload[2:].decode())
+            messages.append(msgspec.json.decode(payload))
+
+    async def _frame(self):
+        head = await self._reader.readexactly(2)
+        length = head[1]
+        if length == 126:
+            length = int.from_bytes(await self._reader.readexactly(2), "big")
+        elif length == 127:
+            length = int.from_bytes(await self._reader.readexactly(8), "big")
+        return head[0] & 15, await self._reader.readexactly(length)
+
+    def send(self, message):
+        """Sends a message as one masked frame, the mask being all zeros."""
+        payload = msgspec.json.encode(message)
+        assert 125 < len(payload) + 100 < 65536
+        self._writer.write(bytes((0x81, 0x80 | 126)) + len(payload).to_bytes(2, "big") + bytes(4) + payload)
+
+
+@asynccontextmanager
+async def sleeping(service, *commands):
+    """A client that has been acknowledged its commands and reads nothing more; its buffers are small."""
+    bullet = await service.bullet()
+    host, port = service.http._base_url.host, service.http._base_url.port
+    reader, writer = await asyncio.open_connection(host, port, limit=2**12)
+    key = base64.b64encode(bytes(16)).decode()
+    writer.write(
+        f"GET /ws?token={bullet['token']} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    await reader.readuntil(b"\r\n\r\n")
+    client = Sleeper(reader, writer)
+    await client._frame()
+    for command in commands:
+        client.send({**command, "response": True})
+        opcode, payload = await client._frame()
+        assert msgspec.json.decode(payload)["type"] == "ack"
+    try:
+        yield client
+    finally:
+        writer.transport.abort()
