@@ -1,0 +1,324 @@
+"""What deploy/ holds, checked by the tools that will read it: the linters, PostgreSQL, and our own configuration."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import asyncpg
+import kubernetes_validate
+import pytest
+import yaml
+from conftest import connected
+
+from fundsvc.config import load_config
+from fundsvc.embedded import EmbeddedServers, _postgres_binary
+from fundsvc.store.migrations import check_schema, migrate
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+TOOLS = Path(sys.executable).parent
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+UNITS = ["fundsvc-api.service", "fundsvc-engine@1.service", "fundsvc-migrate.service"]
+MANIFESTS = sorted(path for path in (DEPLOY / "kubernetes").glob("*.yaml") if path.name != "kustomization.yaml")
+DOCUMENTS = [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text())]
+WORKLOADS = [document for document in DOCUMENTS if document["kind"] in {"Deployment", "Job"}]
+
+
+def run(*command, **environment):
+    """What a command printed, which must succeed."""
+    done = subprocess.run(
+        [str(word) for word in command], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def needs(program):
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+def name_of(document):
+    return f"{document['kind']}-{document['metadata']['name']}"
+
+
+def locked(name):
+    return dict(re.findall(r"^([a-z0-9_.-]+)(?:\[[^]]*\])?==(\S+)", (DEPLOY / name).read_text(), re.MULTILINE))
+
+
+def readable(environment, directory):
+    """The variables of the service as it will read them, with the files that they name in this directory instead."""
+    return {
+        name: str(directory / Path(value).name) if name.endswith("_FILE") else value
+        for name, value in environment.items()
+        if name.startswith("FUNDSVC_")
+    }
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("local")
+    run(DEPLOY / "prepare", directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def compose(local):
+    answer = run(
+        TOOLS / "docker-compose", "--file", DEPLOY / "compose.yaml", "config", "--format", "json", FUNDSVC_LOCAL=str(local)
+    )
+    return json.loads(answer)
+
+
+def test_hadolint_finds_nothing():
+    assert run(TOOLS / "hadolint", "--failure-threshold", "style", DEPLOY / "Dockerfile") == ""
+
+
+def test_both_stages_have_the_same_base_by_digest_and_the_last_is_nobody_special():
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert len(bases) == 2
+    assert len(set(bases)) == 1
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+@sha256:[0-9a-f]{64}", bases[0])
+    assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE) == ["10001:10001"]
+
+
+def test_the_image_is_built_from_what_it_copies_and_nothing_else():
+    first, *let_through = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"]
+    copied = {word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()}
+    assert first == "*"
+    assert {line[1:] for line in let_through if line.startswith("!")} == copied
+    assert all((ROOT / word).exists() for word in copied)
+
+
+def test_the_services_lock_is_the_part_of_the_developers_that_the_service_needs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower() for requirement in project["dependencies"]}
+    service, developers = locked("service.lock"), locked("requirements.lock")
+    assert service.items() < developers.items()
+    assert names <= service.keys()
+    assert not {"pytest", "ruff", "mypy", "flit-core"} & service.keys()
+    assert "flit-core" in developers
+
+
+def test_secrets_are_made_once_and_only_their_owner_passes(local):
+    kept = {path.name: path.read_text() for path in (local / "secrets").iterdir()}
+    run(DEPLOY / "prepare", local)
+    assert {path.name: path.read_text() for path in (local / "secrets").iterdir()} == kept
+    assert stat.S_IMODE(local.stat().st_mode) == 0o700
+    assert len({value for name, value in kept.items() if name.endswith(("_password", "_secret"))}) == 7
+    assert all(len(value) >= 64 for value in kept.values())
+
+
+def test_every_container_is_contained(compose):
+    for name, service in compose["services"].items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "healthcheck" in service or "fundsvc" in service["image"], name  # ours comes with the image
+        assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ())), name
+        assert not service.get("privileged"), name
+
+
+def test_no_secret_is_in_the_environment_or_on_a_command_line(compose, local):
+    secrets = {path.read_text().strip() for path in (local / "secrets").iterdir()}
+    shown = json.dumps([{**service, "secrets": ()} for service in compose["services"].values()])
+    assert not [secret for secret in secrets if secret in shown]
+    mounted = {secret["source"] for service in compose["services"].values() for secret in service.get("secrets", ())}
+    assert mounted == compose["secrets"].keys()
+
+
+def test_the_owners_password_is_for_migrations_and_the_database_alone(compose):
+    users = {
+        name
+        for name, service in compose["services"].items()
+        if any(secret["source"].startswith("owner_") for secret in service.get("secrets", ()))
+    }
+    assert users == {"migrate", "postgres"}
+
+
+def test_compose_configures_the_service(compose, local):
+    services = compose["services"]
+    for name in ("migrate", "engine", "api"):
+        config = load_config(None, readable(services[name]["environment"], local / "secrets"))
+        assert bool(config.database.owner_dsn) == (name == "migrate")
+        assert bool(config.database.dsn) == bool(config.stream.url) == (name != "migrate")
+    assert config.token.secret == (local / "secrets" / "token_secret").read_text()
+    assert services["engine"]["deploy"]["replicas"] == 2
+
+
+def test_grafana_is_provisioned_with_what_compose_mounts(compose):
+    provisioning = DEPLOY / "grafana" / "provisioning"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "fundsvc.yaml").read_text())["providers"]
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
+    mounts = {volume["target"]: volume["source"] for volume in compose["services"]["grafana"]["volumes"]}
+    assert mounts[provider["options"]["path"]] == str(DEPLOY / "grafana" / "dashboards")
+    assert mounts["/etc/grafana/provisioning"] == str(provisioning)
+    assert source["url"] == "http://prometheus:9090"
+    assert "prometheus" in compose["services"]
+
+
+@needs("promtool")
+def test_prometheus_reads_its_configuration():
+    assert "SUCCESS" in run("promtool", "check", "config", "--syntax-only", DEPLOY / "prometheus" / "prometheus.yml")
+
+
+def test_prometheus_scrapes_services_that_there_are(compose):
+    scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    names = {name for job in scraped for discovery in job.get("dns_sd_configs", ()) for name in discovery["names"]}
+    assert names == {"engine", "api"}
+    assert all("watch" in compose["services"][name]["networks"] for name in (*names, "prometheus"))
+
+
+@pytest.fixture
+def fresh(short_directory, local):
+    """A server with the roles that deployment makes, and no others."""
+    servers = EmbeddedServers(short_directory / "roles")
+    host = servers.directory / "run"
+    environment = {
+        "PATH": f"{_postgres_binary('psql').parent}:{os.environ['PATH']}",
+        "PGHOST": str(host),
+        "FUNDSVC_SECRETS": str(local / "secrets"),
+    }
+    with servers.used():
+        servers.start(valkey=False)
+        for statement in ("DROP DATABASE fundsvc", "DROP ROLE fundsvc_service"):
+            run("psql", "-U", "postgres", "-c", statement, **environment)
+        run(DEPLOY / "postgres" / "roles.sh", **environment)
+        yield lambda role, database="fundsvc": f"postgresql://{role}@/{database}?host={host}"
+
+
+async def test_the_owner_migrates_and_the_service_may_do_its_work_and_no_more(fresh):
+    await migrate(fresh("fundsvc_owner"), 2)
+    await check_schema(fresh("fundsvc_app"), 2)
+    async with connected(fresh("fundsvc_app")) as service:
+        assert await service.fetchval("SELECT count(*) FROM entries") == 0
+        refused = (
+            "DELETE FROM entries",
+            "UPDATE entries SET change = 1",
+            "TRUNCATE entries",
+            "ALTER TABLE entries DISABLE TRIGGER ALL",
+            "INSERT INTO partitions (partition) VALUES (9)",
+            "CREATE TABLE mine ()",
+            "CREATE TEMPORARY TABLE mine ()",
+            "CREATE ROLE mine",
+        )
+        for statement in refused:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await service.execute(statement)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        async with connected(fresh("fundsvc_backup")):
+            pass
+    async with connected(fresh("postgres", "postgres")) as server:
+        kept = dict(await server.fetch("SELECT rolname, rolpassword FROM pg_authid WHERE rolname LIKE 'fundsvc%'"))
+    assert kept.pop("fundsvc_service") is None
+    assert len(kept) == 3
+    assert all(password.startswith("SCRAM-SHA-256$") for password in kept.values())
+
+
+def test_a_segment_is_archived_once_and_another_of_its_name_is_refused(tmp_path):
+    segment, archived = tmp_path / "segment", tmp_path / "archive"
+    archived.mkdir()
+    segment.write_bytes(b"written ahead")
+    for _ in range(2):
+        run(DEPLOY / "postgres" / "archive.sh", segment, archived / "0001")
+    assert [(path.name, path.read_bytes()) for path in archived.iterdir()] == [("0001", b"written ahead")]
+    segment.write_bytes(b"another")
+    refused = subprocess.run([DEPLOY / "postgres" / "archive.sh", segment, archived / "0001"], capture_output=True, check=False)
+    assert refused.returncode
+    assert (archived / "0001").read_bytes() == b"written ahead"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """The root directory of a host that has the units."""
+    root = tmp_path_factory.mktemp("host")
+    shutil.copytree("/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
+    shutil.copytree(DEPLOY / "systemd", root / "etc/systemd/system")
+    program = root / "opt/fundsvc/bin/fundsvc"
+    program.parent.mkdir(parents=True)
+    program.touch(0o755)
+    return root
+
+
+@needs("systemd-analyze")
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_understands_every_line_of_a_unit(host, unit):
+    assert run("systemd-analyze", "verify", "--man=no", f"--root={host}", unit) == ""
+
+
+@needs("systemd-analyze")
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_finds_a_unit_little_exposed(host, unit):
+    verdict = run("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=15", f"--root={host}", unit)
+    assert "OK" in verdict
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_kubernetes_knows_every_field(document):
+    kubernetes_validate.validate(document, "1.37", strict=True)
+
+
+def test_a_field_that_there_is_not_would_be_found():
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**DOCUMENTS[0], "sepc": {}}, "1.37", strict=True)
+
+
+def test_the_kustomization_holds_every_manifest_and_no_secret():
+    kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+    assert sorted(kustomization["resources"]) == [path.name for path in MANIFESTS]
+    assert not [document for document in DOCUMENTS if document["kind"] == "Secret"]
+
+
+@needs("kubectl")
+def test_kustomize_builds_one_image_for_all():
+    built = [document for document in yaml.safe_load_all(run("kubectl", "kustomize", DEPLOY / "kubernetes")) if document]
+    assert sorted(map(name_of, built)) == sorted(map(name_of, DOCUMENTS))
+    pods = [document["spec"]["template"]["spec"] for document in built if document["kind"] in {"Deployment", "Job"}]
+    assert len({container["image"] for pod in pods for container in pod["containers"]}) == 1
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
+def test_pods_are_restricted(workload):
+    pod = workload["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not pod["automountServiceAccountToken"]
+    assert not pod["enableServiceLinks"]
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
+def test_kubernetes_configures_the_service(workload, tmp_path, local):
+    (settings,) = [document["data"] for document in DOCUMENTS if document["kind"] == "ConfigMap"]
+    path = tmp_path / "fundsvc.toml"
+    path.write_text(settings["fundsvc.toml"])
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert environment.pop("FUNDSVC_CONFIG") == "/etc/fundsvc/fundsvc.toml"
+    config = load_config(path, readable(environment, local / "secrets"))
+    assert (config.http.port, config.engine.port) == (8080, 8080)
+    assert bool(config.database.owner_dsn) == (workload["kind"] == "Job")
+
+
+def test_what_selects_pods_selects_some():
+    labels = [workload["spec"]["template"]["metadata"]["labels"] for workload in WORKLOADS]
+    selectors = {
+        "Service": lambda spec: spec["selector"],
+        "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
+        "NetworkPolicy": lambda spec: spec["podSelector"].get("matchLabels", {}),
+        "Deployment": lambda spec: spec["selector"]["matchLabels"],
+    }
+    chosen = [selectors[document["kind"]](document["spec"]) for document in DOCUMENTS if document["kind"] in selectors]
+    assert len(chosen) == 11
+    assert all(any(wanted.items() <= found.items() for found in labels) for wanted in chosen)
