@@ -39,6 +39,10 @@ class BadParameter(Problem):
     code = "400100"
 
 
+class MissingParameter(BadParameter):
+    """A parameter that must be there is not."""
+
+
 class NoToken(Problem):
     """What is asked for needs an access token, and there is none."""
 

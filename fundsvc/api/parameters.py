@@ -7,12 +7,12 @@ import msgspec
 from msgspec import UNSET, UnsetType, inspect
 from multidict import MultiMapping
 
-from fundsvc.api.errors import BadParameter
+from fundsvc.api.errors import BadParameter, MissingParameter
 from fundsvc.core.adl import State
 from fundsvc.core.chain import Kind
 from fundsvc.core.events import Account, Number, Positive, Timestamp
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.policy import Share
+from fundsvc.core.policy import MINUTE_MS, Share
 
 SHOWN_LENGTH_MAX = 60
 """How much of a wrong value an error quotes: enough to recognise it."""
@@ -22,6 +22,9 @@ PAGE_ENTRIES_MAX = 500
 
 PAGE_ENTRIES = 10
 """KuCoin's own default."""
+
+CANDLES_MAX = 500
+"""As KuCoin's klines."""
 
 Entry = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
@@ -42,8 +45,45 @@ class HistoryQuery(Query, frozen=True):
     kind: Kind | UnsetType = UNSET
 
     def __post_init__(self) -> None:
-        if self.start_at > self.end_at:
-            raise BadParameter(f"startAt is {self.start_at}: it must not be after endAt, {self.end_at}")
+        _check_order("startAt", self.start_at, "endAt", self.end_at)
+
+
+class SpanQuery(Query, frozen=True):
+    """A time span by the engine's clock, both ends included."""
+
+    start_at: Milliseconds = 0
+    end_at: Milliseconds = INT64_MAX
+
+    def __post_init__(self) -> None:
+        _check_order("startAt", self.start_at, "endAt", self.end_at)
+
+
+class MomentQuery(Query, frozen=True):
+    """A moment in milliseconds since the epoch."""
+
+    ts: Timestamp
+
+
+class CandlesQuery(Query, frozen=True):
+    """Candles of `granularity` minutes from the one that `from` lies in to the one that `to` lies in: by default the latest."""
+
+    granularity: Literal[60, 1440] = 60
+    begin: Timestamp | UnsetType = msgspec.field(default=UNSET, name="from")
+    end: Timestamp | UnsetType = msgspec.field(default=UNSET, name="to")
+
+    def starts(self, now_ms: int) -> range:
+        """When the candles start; raises BadParameter where they are too many."""
+        width = self.granularity * MINUTE_MS
+        end = now_ms if self.end is UNSET else self.end
+        last = end - end % width
+        begin = max(0, last - (CANDLES_MAX - 1) * width) if self.begin is UNSET else self.begin
+        _check_order("from", begin, "to", end)
+        starts = range(begin - begin % width, last + width, width)
+        if len(starts) > CANDLES_MAX:
+            raise BadParameter(
+                f"from {begin} to {end} are {len(starts)} candles of {self.granularity} minutes: ask for at most {CANDLES_MAX}"
+            )
+        return starts
 
 
 class OrdersQuery(Query, frozen=True):
@@ -92,6 +132,11 @@ class PreviewBody(Query, frozen=True):
     policy: PreviewPolicy = PreviewPolicy()
 
 
+def _check_order(first: str, begin: int, second: str, end: int) -> None:
+    if begin > end:
+        raise BadParameter(f"{first} is {begin}: it must not be after {second}, {end}")
+
+
 Q = TypeVar("Q", bound=Query)
 
 
@@ -105,7 +150,7 @@ def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
             raise BadParameter(f"{name} is given more than once")
     for field in inspect.type_info(query).fields:  # type: ignore[attr-defined]
         if field.required and field.encode_name not in given:
-            raise BadParameter(f"{field.encode_name} is missing: it must be {_allowed(field.type)}")
+            raise MissingParameter(f"{field.encode_name} is missing: it must be {_allowed(field.type)}")
     try:
         return msgspec.convert(dict(given), query, strict=False)
     except msgspec.ValidationError as error:
@@ -134,6 +179,8 @@ def _allowed(kind: inspect.Type) -> str:
             return f"one of {', '.join(map(str, values))}"
         case inspect.BoolType():
             return "true or false"
+        case inspect.Metadata(type=described):
+            return _allowed(described)
         case inspect.StrType(min_length=low, max_length=high):
             return f"text of {low} to {high} characters"
         case _:

@@ -1,0 +1,37 @@
+"""What other venues' clients ask about insurance funds and ADL, at those venues' paths and in their words.
+
+Thin translations: each says otherwise what our own resources answer, so nothing is computed a second time. A contract's symbol
+stands wherever a venue names a contract, pair or family, and currencies are the settlement currencies.
+"""
+
+from collections.abc import Callable, Iterable
+
+from fundsvc.api.deleveraging import DeleveragingResources
+from fundsvc.api.endpoints import Endpoint
+from fundsvc.api.venues.binance import Binance
+from fundsvc.api.venues.bybit import Bybit
+from fundsvc.api.venues.facade import Funds
+from fundsvc.api.venues.gate import Gate
+from fundsvc.api.venues.okx import Okx
+from fundsvc.config import Venue
+from fundsvc.core.policy import Policy
+from fundsvc.store.histories import Histories
+from fundsvc.store.reader import Reader
+
+
+def venue_endpoints(
+    names: Iterable[Venue],
+    funds: Funds,
+    deleveraging: DeleveragingResources,
+    reader: Reader,
+    histories: Histories,
+    policy_of: Callable[[str], Policy],
+) -> tuple[Endpoint, ...]:
+    """The paths of the venues that are named."""
+    served = {
+        "binance": Binance(funds, deleveraging).endpoints,
+        "bybit": Bybit(funds, policy_of).endpoints,
+        "gate": Gate(funds, histories, deleveraging).endpoints,
+        "okx": Okx(funds, reader, histories).endpoints,
+    }
+    return tuple(endpoint for name in dict.fromkeys(names) for endpoint in served[name])

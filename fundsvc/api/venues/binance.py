@@ -1,0 +1,140 @@
+"""Binance's USDⓈ-M paths. Each contract is a group of its own there, with its settlement currency as the one asset."""
+
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from fundsvc.api.adl_answers import PositionAnswer, PositionsAnswer
+from fundsvc.api.answers import FundAnswer, FundStateName
+from fundsvc.api.deleveraging import DeleveragingResources
+from fundsvc.api.errors import BadParameter, NotFound, Problem
+from fundsvc.api.parameters import AccountQuery, Query
+from fundsvc.api.tokens import Caller
+from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, of
+from fundsvc.core.events import Identifier, Symbol
+
+T = TypeVar("T")
+
+Risk = Literal["low", "medium", "high"]
+
+RISKS: dict[FundStateName, Risk] = {"ok": "low", "warning": "medium", "adl": "high", "uncovered": "high"}
+"""What a fund's state means for who may be deleveraged."""
+
+CODES = {BadParameter: -1130, NotFound: -1121}
+"""Binance's codes for wrong parameters and unknown symbols."""
+
+SERVICE_UNAVAILABLE = -1016
+
+
+class SymbolQuery(Query, frozen=True):
+    """One contract, or all."""
+
+    symbol: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
+
+
+class SignedQuery(SymbolQuery, frozen=True, rename={"recv_window": "recvWindow"}):
+    """One contract, or all. What Binance's clients sign with is not looked at: the access token says who asks."""
+
+    timestamp: Identifier = ""
+    recv_window: Identifier = ""
+    signature: Identifier = ""
+
+
+class Asset(msgspec.Struct, rename="camel", frozen=True):
+    """A fund's balance."""
+
+    asset: str
+    margin_balance: str
+    update_time: int
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Contracts that share a fund, which is one, and what it holds."""
+
+    symbols: list[str]
+    assets: list[Asset]
+
+
+class RiskRating(msgspec.Struct, rename="camel", frozen=True):
+    """`low` while the fund is well, `medium` when it is near its guard, `high` while ADL goes on or something is uncovered."""
+
+    symbol: str
+    adl_risk: Risk
+    update_time: int
+
+
+class Quantiles(msgspec.Struct, frozen=True, rename="upper"):
+    """Lights less one, 0 to 4, of the side that is held; `BOTH` as an account has one position in a contract."""
+
+    long: int
+    short: int
+    both: int
+
+
+class Quantile(msgspec.Struct, rename="camel", frozen=True):
+    """A position's place in the queue."""
+
+    symbol: str
+    adl_quantile: Quantiles
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """An error."""
+
+    code: int
+    msg: str
+
+
+class Binance:
+    """Answers from the funds as they stand, and from the book."""
+
+    def __init__(self, funds: Funds, deleveraging: DeleveragingResources) -> None:
+        self._funds = funds
+        self._deleveraging = deleveraging
+        self.endpoints = (
+            VENUE.endpoint("/fapi/v1/insuranceBalance", self.insurance),
+            VENUE.endpoint("/fapi/v1/symbolAdlRisk", self.risk),
+            VENUE.endpoint("/fapi/v1/adlQuantile", self.quantile, TRADER),
+        )
+
+    async def insurance(self, query: SymbolQuery) -> Group | list[Group]:
+        """Balances of insurance funds; a single one is not in a list."""
+        return _one_or_all(await self._funds(), query, _group)
+
+    async def risk(self, query: SymbolQuery) -> RiskRating | list[RiskRating]:
+        """How likely ADL is; a single contract is not in a list."""
+        return _one_or_all(await self._funds(), query, _rating)
+
+    async def quantile(self, query: SignedQuery, caller: Caller) -> list[Quantile]:
+        """Where one's own positions stand in the queue."""
+        answer: PositionsAnswer = await self._deleveraging.positions(AccountQuery(account=caller.account), caller=caller)
+        return [_quantile(position) for position in answer.positions if query.symbol in (UNSET, position.symbol)]
+
+
+def _one_or_all(funds: Sequence[FundAnswer], query: SymbolQuery, said: Callable[[FundAnswer], T]) -> T | list[T]:
+    return [said(fund) for fund in funds] if query.symbol is UNSET else said(of(funds, query.symbol))
+
+
+def _group(fund: FundAnswer) -> Group:
+    return Group([fund.symbol], [Asset(fund.settle_currency, fund.balance, fund.updated_at)])
+
+
+def _rating(fund: FundAnswer) -> RiskRating:
+    return RiskRating(fund.symbol, RISKS[fund.state], fund.updated_at)
+
+
+def _quantile(position: PositionAnswer) -> Quantile:
+    quantile = (position.lights or 1) - 1
+    is_long = position.side == "long"
+    return Quantile(position.symbol, Quantiles(long=quantile * is_long, short=quantile * (not is_long), both=quantile))
+
+
+def _refuse(problem: Problem) -> Refusal:
+    status = 400 if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else problem.status
+    return Refusal(status, Refused(CODES.get(type(problem), SERVICE_UNAVAILABLE), str(problem)))
+
+
+VENUE = Venue((400, 503), Refused, _refuse)

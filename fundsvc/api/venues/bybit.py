@@ -1,0 +1,147 @@
+"""Bybit's v5 market paths. A contract has a pool of its own, which is what Bybit calls an isolated insurance pool."""
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated, Generic, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from fundsvc.api.answers import FundAnswer
+from fundsvc.api.errors import Problem
+from fundsvc.api.parameters import Query
+from fundsvc.api.venues.facade import Funds, Refusal, Venue, newest, of
+from fundsvc.core.events import Currency, Symbol
+from fundsvc.core.policy import Policy
+
+T = TypeVar("T")
+
+PARAMETER_ERROR, SERVER_ERROR = 10001, 10016
+"""Bybit's codes. It answers wrong questions with HTTP status 200, and so its clients expect it."""
+
+WHOLE = -1.0
+"""The drawdown at which a fund without a guard has ADL, and ends it: all of it is gone."""
+
+
+class InsuranceQuery(Query, frozen=True):
+    """Pools of a `coin`, or all."""
+
+    coin: Annotated[Currency, msgspec.Meta(description="a settlement currency, in upper case")] | UnsetType = UNSET
+
+
+class AlertQuery(Query, frozen=True):
+    """One contract, or all."""
+
+    symbol: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
+
+
+class Said(msgspec.Struct, rename="camel", frozen=True):
+    """Base of what is answered."""
+
+
+class Pool(Said, frozen=True):
+    """A fund: `value` is in USD (by USDT), "" while there is no rate."""
+
+    coin: str
+    symbols: str
+    balance: str
+    value: str
+
+
+class Alert(Said, frozen=True):
+    """A fund and when ADL begins and ends. Ratios are of the highest balance within 8 hours, and fall below 0.
+
+    Without a drawdown guard that is when the fund is empty, at -1; `adlTriggerThreshold` is the balance from which a guard
+    acts.
+    """
+
+    coin: str
+    symbol: str
+    balance: str
+    max_balance: str
+    insurance_pnl_ratio: str
+    pnl_ratio: str
+    adl_trigger_threshold: str
+    adl_stop_ratio: str
+
+
+class Updated(Said, Generic[T], frozen=True):
+    """A list, and when the latest of it changed."""
+
+    updated_time: str
+    list: list[T]
+
+
+class Nothing(Said, frozen=True):
+    """No fields."""
+
+
+class Answered(Said, Generic[T], frozen=True, kw_only=True):
+    """Around every answer."""
+
+    ret_code: int = 0
+    ret_msg: str = "OK"
+    result: T
+    ret_ext_info: Nothing = Nothing()
+    time: int
+
+
+class Refused(Said, frozen=True, kw_only=True):
+    """Around every error."""
+
+    ret_code: int
+    ret_msg: str
+    result: Nothing = Nothing()
+    ret_ext_info: Nothing = Nothing()
+    time: int
+
+
+class Bybit:
+    """Answers from the funds as they stand and the policies they have."""
+
+    def __init__(self, funds: Funds, policy_of: Callable[[str], Policy]) -> None:
+        self._funds = funds
+        self._policy_of = policy_of
+        self.endpoints = (
+            VENUE.endpoint("/v5/market/insurance", self.insurance),
+            VENUE.endpoint("/v5/market/adlAlert", self.alert),
+        )
+
+    async def insurance(self, query: InsuranceQuery) -> Answered[Updated[Pool]]:
+        """Balances of insurance pools."""
+        funds = [fund for fund in await self._funds() if query.coin in (UNSET, fund.settle_currency)]
+        pools = [Pool(fund.settle_currency, fund.symbol, fund.balance, fund.balance_usdt or "") for fund in funds]
+        return Answered(result=Updated(str(newest(funds)), pools), time=_now())
+
+    async def alert(self, query: AlertQuery) -> Answered[Updated[Alert]]:
+        """How far funds have fallen, and when ADL begins."""
+        funds = await self._funds()
+        if query.symbol is not UNSET:
+            funds = [of(funds, query.symbol)]
+        return Answered(result=Updated(str(newest(funds)), [self._alert(fund) for fund in funds]), time=_now())
+
+    def _alert(self, fund: FundAnswer) -> Alert:
+        guard = self._policy_of(fund.symbol).drawdown_guard
+        return Alert(
+            coin=fund.settle_currency,
+            symbol=fund.symbol,
+            balance=fund.balance,
+            max_balance=fund.peak8h,
+            insurance_pnl_ratio=f"{-guard.start if guard else WHOLE:g}",
+            pnl_ratio=f"{0.0 - fund.drawdown8h:.6f}".rstrip("0").rstrip("."),
+            adl_trigger_threshold=f"{guard.minimum_balance if guard else 0:g}",
+            adl_stop_ratio=f"{-guard.stop if guard else WHOLE:g}",
+        )
+
+
+def _refuse(problem: Problem) -> Refusal:
+    code = PARAMETER_ERROR if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else SERVER_ERROR
+    return Refusal(200, Refused(ret_code=code, ret_msg=str(problem), time=_now()))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+VENUE = Venue((200,), Refused, _refuse)

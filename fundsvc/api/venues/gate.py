@@ -1,0 +1,163 @@
+"""Gate's futures paths, by settlement currency in lower case. A contract that another currency settles is not there."""
+
+import time
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from fundsvc.api.adl_answers import DeleveragedAnswer
+from fundsvc.api.answers import FundAnswer, FundStateName
+from fundsvc.api.deleveraging import DeleveragingResources
+from fundsvc.api.errors import BadParameter, NotFound, Problem
+from fundsvc.api.parameters import AccountQuery, Query
+from fundsvc.api.tokens import Caller
+from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue
+from fundsvc.core.events import Symbol
+from fundsvc.core.numbers import format_units
+from fundsvc.store.histories import Histories
+
+RiskState = Literal["normal", "warning", "adl_risk"]
+
+RISK_STATES: dict[FundStateName, RiskState] = {"ok": "normal", "warning": "warning", "adl": "adl_risk", "uncovered": "adl_risk"}
+
+RECORDS_MAX = 1000
+RECORDS = 100
+"""Gate's own limit and default."""
+
+LABELS = {BadParameter: "INVALID_PARAM_VALUE", NotFound: "CONTRACT_NOT_FOUND"}
+"""Gate's words for what is wrong."""
+
+SERVER_ERROR = "SERVER_ERROR"
+
+Limit = Annotated[int, msgspec.Meta(ge=1, le=RECORDS_MAX)]
+Second = Annotated[int, msgspec.Meta(ge=0, le=2**53, description="a time in seconds")]
+
+
+class InsuranceQuery(Query, frozen=True):
+    """The last `limit` days."""
+
+    limit: Limit = RECORDS
+
+
+class DeleveragedQuery(Query, frozen=True, rename={"start": "from"}):
+    """Of one contract or all; from and to a time, or at one; the newest first, after `offset` of them."""
+
+    contract: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
+    limit: Limit = RECORDS
+    offset: Annotated[int, msgspec.Meta(ge=0, le=RECORDS_MAX)] = 0
+    start: Second = 0
+    to: Second = 2**53
+    at: Second | UnsetType = UNSET
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A day's start in seconds, and the balance at its end."""
+
+    t: int
+    b: str
+
+
+class Risk(msgspec.Struct, frozen=True):
+    """Whether ADL is near: `warning` when a fund is near its guard, `adl_risk` while ADL goes on or something is uncovered."""
+
+    state: RiskState
+    calculated_at_ms: int
+
+
+class Risks(msgspec.Struct, frozen=True):
+    """By contract."""
+
+    settle: str
+    states: dict[str, Risk]
+
+
+class Deleveraged(msgspec.Struct, frozen=True):
+    """A reduction of an own position; sizes are lots, negative for a short. `order_id` is the number of the ADL order."""
+
+    time: int
+    order_id: int
+    contract: str
+    leverage: str
+    cross_leverage_limit: str
+    entry_price: str
+    fill_price: str
+    trade_size: str
+    position_size: str
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """An error."""
+
+    label: str
+    message: str
+
+
+class Gate:
+    """Answers from the funds as they stand, their days, and the book."""
+
+    def __init__(self, funds: Funds, histories: Histories, deleveraging: DeleveragingResources) -> None:
+        self._funds = funds
+        self._histories = histories
+        self._deleveraging = deleveraging
+        self.endpoints = (
+            VENUE.endpoint("/api/v4/futures/{settle}/insurance", self.insurance),
+            VENUE.endpoint("/api/v4/futures/{settle}/adl_risk_states", self.risks),
+            VENUE.endpoint("/api/v4/futures/{settle}/auto_deleverages", self.deleveraged, TRADER),
+        )
+
+    async def insurance(self, query: InsuranceQuery, settle: str) -> list[Record]:
+        """What the funds of a currency held together, a balance a day, the oldest first."""
+        currency = (await self._of(settle))[0].settle_currency
+        days = await self._histories.days(currency, query.limit, _now())
+        return [Record(day.start // SECOND_MS, format_units(day.balance, day.decimals)) for day in days]
+
+    async def risks(self, query: Query, settle: str) -> Risks:  # noqa: ARG002 - there is nothing to ask
+        """Whether ADL is near, by contract."""
+        return Risks(settle, {fund.symbol: Risk(RISK_STATES[fund.state], _now()) for fund in await self._of(settle)})
+
+    async def deleveraged(self, query: DeleveragedQuery, settle: str, caller: Caller) -> list[Deleveraged]:
+        """How one's own positions were deleveraged lately, the newest first."""
+        symbols = {fund.symbol for fund in await self._of(settle)}
+        answer = await self._deleveraging.positions(AccountQuery(account=caller.account), caller=caller)
+        found = [_deleveraged(row) for row in answer.deleveraged if row.symbol in symbols and _asked(query, row)]
+        return found[query.offset : query.offset + query.limit]
+
+    async def _of(self, settle: str) -> list[FundAnswer]:
+        """The funds of a currency; raises NotFound."""
+        if found := [fund for fund in await self._funds() if fund.settle_currency.lower() == settle]:
+            return found
+        raise NotFound(f"no contract settles in {settle!r}: settlement currencies are in lower case here")
+
+
+def _asked(query: DeleveragedQuery, row: DeleveragedAnswer) -> bool:
+    second = row.ts // SECOND_MS
+    return query.contract in (UNSET, row.symbol) and query.start <= second <= query.to and query.at in (UNSET, second)
+
+
+def _deleveraged(row: DeleveragedAnswer) -> Deleveraged:
+    sign = 1 if row.side == "long" else -1
+    leverage = "0" if row.leverage is None else f"{row.leverage:.2f}"
+    return Deleveraged(
+        time=row.ts // SECOND_MS,
+        order_id=row.adl,
+        contract=row.symbol,
+        leverage=leverage,
+        cross_leverage_limit="0",
+        entry_price=row.entry_price,
+        fill_price=row.price,
+        trade_size=str(-sign * row.executed),
+        position_size=str(sign * (row.lots - row.executed)),
+    )
+
+
+def _refuse(problem: Problem) -> Refusal:
+    label = LABELS.get(type(problem), SERVER_ERROR)
+    return Refusal(problem.status, Refused(label, str(problem)))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+VENUE = Venue((400, 404, 503), Refused, _refuse)

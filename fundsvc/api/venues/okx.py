@@ -1,0 +1,177 @@
+"""OKX's public insurance-fund path: a contract's ledger as typed changes, newest first, paged by time."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from fundsvc.api.answers import FundAnswer
+from fundsvc.api.errors import BadParameter, MissingParameter, NotFound, Problem
+from fundsvc.api.parameters import Milliseconds, Query
+from fundsvc.api.serving import listed
+from fundsvc.api.venues.facade import Funds, Refusal, Venue
+from fundsvc.core.chain import Kind
+from fundsvc.core.contracts import Contract
+from fundsvc.core.events import Currency, Symbol
+from fundsvc.core.numbers import INT64_MAX, format_units
+from fundsvc.store.histories import Histories, TurnRow
+from fundsvc.store.reader import EntryRow, Listed, Reader
+
+InstrumentType = Literal["MARGIN", "SWAP", "FUTURES", "OPTION"]
+Change = Literal["regular_update", "liquidation_balance_deposit", "bankruptcy_loss", "platform_revenue", "adl"]
+AdlType = Literal["", "bal_adl_start", "adl_end"]
+
+DETAILS_MAX = 100
+"""OKX's own limit and default for a page."""
+
+INSTRUMENTS: dict[str, InstrumentType] = {"FFWCSX": "SWAP", "FFICSX": "FUTURES"}
+"""By KuCoin's types of contracts, perpetual and dated; a listing without a type is taken for a perpetual, as most are."""
+
+CHANGES: dict[Kind, Change] = {
+    "flat": "regular_update",
+    "surplus": "liquidation_balance_deposit",
+    "refund": "liquidation_balance_deposit",
+    "shortfall": "bankruptcy_loss",
+    "cover": "bankruptcy_loss",
+}
+"""By kinds of entries. No revenue of anybody goes into a fund, so nothing is `platform_revenue`."""
+
+CODES = {MissingParameter: "50014", BadParameter: "51000", NotFound: "51001"}
+"""OKX's codes for a parameter that is empty or wrong, and for what does not exist."""
+
+SERVICE_UNAVAILABLE = "50001"
+
+
+class FundQuery(Query, frozen=True):
+    """Changes of a contract's fund, newest first: those before the time `after` and after the time `before`, as OKX has it.
+
+    A page ends between two times, not within one, unless all of it is of one. `instFamily` or `uly` names the contract.
+    """
+
+    inst_type: Annotated[InstrumentType, msgspec.Meta(description="SWAP is a perpetual, FUTURES a dated contract")]
+    type: Change | UnsetType = UNSET
+    uly: Annotated[Symbol, msgspec.Meta(description="another name of instFamily")] | UnsetType = UNSET
+    inst_family: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
+    ccy: Annotated[Currency, msgspec.Meta(description="a settlement currency")] | UnsetType = UNSET
+    before: Annotated[Milliseconds, msgspec.Meta(description="changes later than this")] | UnsetType = UNSET
+    after: Annotated[Milliseconds, msgspec.Meta(description="changes earlier than this")] | UnsetType = UNSET
+    limit: Annotated[int, msgspec.Meta(ge=1, le=DETAILS_MAX)] = DETAILS_MAX
+
+
+class Detail(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """A change. What it moved is `amt`, "" where nothing moved; when ADL ends, no balance belongs to it."""
+
+    amt: str = ""
+    balance: str = ""
+    ccy: str
+    ts: str
+    type: Change
+    adl_type: AdlType = ""
+    max_bal: str = ""
+    max_bal_ts: str = ""
+
+
+class Fund(msgspec.Struct, rename="camel", frozen=True):
+    """A contract's changes; `total` is what all funds hold, in USD (by USDT), "" while a rate is missing."""
+
+    total: str
+    inst_family: str
+    inst_type: InstrumentType
+    details: list[Detail]
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """Around every answer; `code` is "0" unless something is wrong."""
+
+    code: str
+    msg: str
+    data: list[Fund]
+
+
+class Okx:
+    """Answers from the ledger's entries and orders."""
+
+    def __init__(self, funds: Funds, reader: Reader, histories: Histories) -> None:
+        self._funds = funds
+        self._reader = reader
+        self._histories = histories
+        self.endpoints = (VENUE.endpoint("/api/v5/public/insurance-fund", self.insurance_fund),)
+
+    async def insurance_fund(self, query: FundQuery) -> Answered:
+        """The changes of a contract's fund, and how ADL began and ended."""
+        if query.inst_type == "MARGIN":
+            return Answered("0", "", [])  # no fund is of margin trading
+        symbol = query.uly if query.inst_family is UNSET else query.inst_family
+        if symbol is UNSET:
+            raise MissingParameter("Either parameter instFamily or uly is required: the symbol of a contract")
+        found = await listed(self._reader, symbol)
+        if _instrument(found) != query.inst_type or query.ccy not in (UNSET, found.contract.settle_currency):
+            return Answered("0", "", [])
+        details = _page(await self._details(query, found.contract), query.limit)
+        return Answered("0", "", [Fund(_total(await self._funds()), symbol, query.inst_type, details)])
+
+    async def _details(self, query: FundQuery, contract: Contract) -> list[Detail]:
+        """Changes within the query's times, newest first, at least one more than its limit if there are more."""
+        start = 0 if query.before is UNSET else query.before + 1
+        end = INT64_MAX if query.after is UNSET else query.after - 1
+        symbol, count = contract.symbol, query.limit + 1
+        details: list[Detail] = []
+        for kind in _kinds(query.type):
+            entries = await self._reader.history(symbol, count=count, kind=kind, start_ms=start, end_ms=end)
+            details += [_change(entry, contract) for entry in entries]
+        if query.type in (UNSET, "adl"):
+            details += [_turn(turn, contract) for turn in await self._histories.turns(symbol, start, end, count)]
+        return sorted(details, key=lambda detail: int(detail.ts), reverse=True)
+
+
+def _instrument(found: Listed) -> InstrumentType:
+    kind = msgspec.json.decode(found.specification, type=dict[str, object]).get("type")
+    return INSTRUMENTS.get(str(kind), "SWAP")
+
+
+def _kinds(change: Change | UnsetType) -> Sequence[Kind | None]:
+    """The kinds of entries to ask for; None is all at once."""
+    if change is UNSET:
+        return (None,)
+    return [kind for kind, said in CHANGES.items() if said == change]
+
+
+def _page(details: list[Detail], limit: int) -> list[Detail]:
+    """The first details, cut where the time changes, for that is all by which the next page can be asked."""
+    if len(details) <= limit:
+        return details
+    whole = [detail for detail in details[:limit] if detail.ts != details[limit].ts]
+    return whole or details[:limit]
+
+
+def _change(entry: EntryRow, contract: Contract) -> Detail:
+    decimals = contract.settle_decimals
+    return Detail(
+        amt=format_units(entry.change, decimals) if entry.kind != "flat" else "",
+        balance=format_units(entry.balance, decimals),
+        ccy=contract.settle_currency,
+        ts=str(entry.ts),
+        type=CHANGES[entry.kind],
+    )
+
+
+def _turn(turn: TurnRow, contract: Contract) -> Detail:
+    balance = "" if turn.balance is None else format_units(turn.balance, contract.settle_decimals)
+    adl_type: AdlType = "bal_adl_start" if turn.began else "adl_end"
+    return Detail(balance=balance, ccy=contract.settle_currency, ts=str(turn.ts), type="adl", adl_type=adl_type)
+
+
+def _total(funds: Sequence[FundAnswer]) -> str:
+    worth = [fund.balance_usdt for fund in funds]
+    return "" if None in worth else f"{sum(map(Decimal, filter(None, worth))):f}"
+
+
+def _refuse(problem: Problem) -> Refusal:
+    status = 400 if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else problem.status
+    return Refusal(status, Answered(CODES.get(type(problem), SERVICE_UNAVAILABLE), str(problem), []))
+
+
+VENUE = Venue((400, 503), Answered, _refuse)
