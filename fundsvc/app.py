@@ -13,13 +13,14 @@ from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.openapi import described
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.routes import Resources
-from fundsvc.api.server import serve
+from fundsvc.api.server import serve, tls_context
 from fundsvc.api.serving import endpoints, make_app
 from fundsvc.config import Config
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
 from fundsvc.follower import following
 from fundsvc.metrics import Metrics
+from fundsvc.secret import with_secret
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.migrations import check_schema, migrate
@@ -44,7 +45,7 @@ async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIt
 
     What runs until a `stop` waits for a database that is away; anything else raises StoreFault.
     """
-    async with embedded(config) as complete:
+    async with embedded(with_secret(config)) as complete:
         while not await _has_schema(complete, stop):
             log.warning("database away, waiting for it")
         yield complete
@@ -125,7 +126,8 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
         table = endpoints((*operations, *funds.routes, *deleveraging.routes))
         app = make_app(metrics, (*table, described(table)))
         gate.guard(app)
-        async with serve(app, config.http.host, config.http.port) as url:
+        tls = tls_context(config.http.certificate, config.http.certificate_key)
+        async with serve(app, config.http.host, config.http.port, tls) as url:
             yield url
 
 

@@ -45,6 +45,11 @@ class DatabaseConfig(Section, frozen=True):
     reader_dsn: str = ""
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
 
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the data directory's."""
+        return not self.dsn
+
 
 class StreamConfig(Section, frozen=True):
     """Redis or Valkey; without a URL or sentinels the embedded one is used."""
@@ -55,6 +60,11 @@ class StreamConfig(Section, frozen=True):
     sentinel_master: str = "fundsvc"
     partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the data directory's."""
+        return not (self.url or self.sentinels)
 
 
 class EngineConfig(Section, frozen=True):

@@ -289,7 +289,7 @@ class EmbeddedServers:
 @asynccontextmanager
 async def embedded(config: Config) -> AsyncIterator[Config]:
     """The configuration with embedded servers in the place of those it does not name, running until the last user leaves."""
-    postgres, valkey = not config.database.dsn, not (config.stream.url or config.stream.sentinels)
+    postgres, valkey = config.database.embedded, config.stream.embedded
     if not (postgres or valkey):
         yield config
         return

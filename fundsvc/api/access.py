@@ -40,25 +40,26 @@ _PREFLIGHT = {
 }
 
 
+def allowed(request: web.Request, roles: Roles) -> Caller:
+    """The caller of a request, who must have one of the roles; raises NoToken or Forbidden, saying what is missing."""
+    caller: Caller | None = request.get(_CALLER)
+    if caller is None:
+        raise request.get(_REFUSAL) or NoToken("this needs an access token: send it as `Authorization: Bearer <token>`")
+    if caller.role not in roles:
+        raise Forbidden(f"this is for {' or '.join(sorted(roles))}: the token's role is {caller.role}")
+    return caller
+
+
 def for_roles(roles: Roles, handler: Handler) -> Handler:
-    """A handler that is reached by callers with one of the roles alone; it raises NoToken or Forbidden for others."""
+    """A handler that is reached by callers with one of the roles alone."""
     if not roles:
         return handler
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        caller: Caller | None = request.get(_CALLER)
-        if caller is None:
-            raise request.get(_REFUSAL) or NoToken("this needs an access token: send it as `Authorization: Bearer <token>`")
-        if caller.role not in roles:
-            raise Forbidden(f"this is for {' or '.join(sorted(roles))}: the token's role is {caller.role}")
+        allowed(request, roles)
         return await handler(request)
 
     return handle
-
-
-def caller_of(request: web.Request) -> Caller:
-    """The caller of a request for a route with roles."""
-    return request[_CALLER]
 
 
 class Gate:

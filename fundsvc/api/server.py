@@ -1,9 +1,13 @@
 """Listening: an application on a host and port, for as long as a context is open."""
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from aiohttp import web
+
+from fundsvc.config import ConfigError
 
 SHUTDOWN_SECONDS_MAX = 0.3
 """What a request in hand may still take, and again what it may take once cancelled; idle connections are closed at once."""
@@ -14,20 +18,50 @@ class ServerError(RuntimeError):
 
 
 @asynccontextmanager
-async def serve(application: web.Application, host: str, port: int) -> AsyncIterator[str]:
+async def serve(application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Serves an application and yields its URL (port 0 takes a free one); raises ServerError. On leaving it stops."""
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, ssl_context=tls).start()
         except OSError as error:
             raise ServerError(f"cannot listen on {host}:{port}: {error.strerror or error}; set another port") from error
-        yield _url(runner.addresses[0])
+        yield _url("https" if tls else "http", runner.addresses[0])
     finally:
         await runner.cleanup()
 
 
-def _url(address: tuple[str, int]) -> str:
+def tls_context(certificate: str, key: str) -> ssl.SSLContext | None:
+    """What to serve HTTPS with, or None where no certificate is named; raises ConfigError, saying which file is wrong.
+
+    Without a key's file, the certificate's holds both.
+    """
+    if not certificate:
+        if key:
+            raise ConfigError("http.certificate_key is set, but http.certificate is not: HTTPS needs both")
+        return None
+    _check_file("http.certificate", certificate)
+    _check_file("http.certificate_key", key or certificate)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key or None, password="")  # an encrypted key must not ask the terminal
+    except ssl.SSLError as error:
+        why = (error.reason or "no PEM of what it should be").replace("_", " ").lower()
+        raise ConfigError(
+            f"http.certificate {certificate} and its key {key or certificate} do not serve HTTPS: {why}"
+        ) from None
+    return context
+
+
+def _check_file(name: str, path: str) -> None:
+    """Reads a file in vain, because the driver would not say which one it could not read."""
+    try:
+        Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from None
+
+
+def _url(scheme: str, address: tuple[str, int]) -> str:
     host, port = address[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

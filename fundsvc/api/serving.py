@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiDict
 
-from fundsvc.api.access import PUBLIC, Roles, caller_of, for_roles
+from fundsvc.api.access import PUBLIC, Roles, allowed, for_roles
 from fundsvc.api.answers import Envelope
 from fundsvc.api.endpoints import JSON, Endpoint, Media
 from fundsvc.api.errors import NotFound, answer_errors
@@ -90,7 +90,7 @@ def not_listed(symbol: str) -> NotFound:
 
 def _handler(route: Route) -> Handler:
     async def handle(request: web.Request) -> web.Response:
-        caller = {"caller": caller_of(request)} if route.roles else {}
+        caller = {"caller": allowed(request, route.roles)} if route.roles else {}
         query = read_query(route.query, _asked(request))
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
