@@ -145,6 +145,9 @@ ESSENTIAL: tuple[Disturbance, ...] = (
 )
 """One of each kind, for the short form."""
 
+ESCALATING: tuple[Disturbance, ...] = (kill_engine, kill_engine, kill_postgres)
+"""While ADL orders are open."""
+
 ALL: tuple[Disturbance, ...] = (
     *ESSENTIAL,
     stop_postgres_at_once,
@@ -160,7 +163,7 @@ ALL: tuple[Disturbance, ...] = (
 async def disturb(world: World, chance: random.Random, disturbance: Disturbance) -> None:
     """Lets something happen once all is well, and waits until all is well again."""
     await eventually("every partition is owned", world.all_owned)
-    world.timeline.note(f"--- {disturbance.__name__}")
+    world.timeline.note(f"--- {disturbance.__name__}, with {await world.open_orders()} ADL orders open")
     await disturbance(world, chance)
     world.replace_ended()
     before = 0

@@ -78,7 +78,14 @@ def write_letters(seed: int, partitions: int, fills: int, recording: Path | None
     streams = [list(_market(chance, fills))]
     if recording:
         streams.append(list(_recorded(recording)))
-    return list(_letters(chance, partitions, _merged(chance, streams)))
+    return list(letters_of(chance, partitions, _merged(chance, streams)))
+
+
+def listing_of(contract: tuple[str, str, str | float, int]) -> Listing:
+    """Lists one of CONTRACTS."""
+    symbol, currency, multiplier, _ = contract
+    inverse = float(multiplier) < 0
+    return Listing({"symbol": symbol, "settleCurrency": currency, "multiplier": multiplier, "isInverse": inverse})
 
 
 def _open(element: Element, cursor: Mapping[str, int], chance: random.Random) -> bool:
@@ -99,9 +106,7 @@ def _recorded(path: Path) -> Iterator[Event]:
 
 def _market(chance: random.Random, fills: int) -> Iterator[Event]:
     """Fills that mostly leave a surplus, and now and then a loss that a fund cannot pay; marks between them."""
-    for symbol, currency, multiplier, _ in CONTRACTS:
-        inverse = float(multiplier) < 0
-        yield Listing({"symbol": symbol, "settleCurrency": currency, "multiplier": multiplier, "isInverse": inverse})
+    yield from map(listing_of, CONTRACTS)
     sequences = dict.fromkeys((contract[0] for contract in CONTRACTS), 0)
     for number in range(fills):
         symbol, _, _, about = chance.choice(CONTRACTS)
@@ -138,7 +143,9 @@ def _merged(chance: random.Random, streams: Sequence[Sequence[Event]]) -> Iterat
     return (next(iterators[turn]) for turn in turns)
 
 
-def _letters(chance: random.Random, partitions: int, events: Iterable[Event]) -> Iterator[Letter]:
+def letters_of(
+    chance: random.Random, partitions: int, events: Iterable[Event], duplicate_share: float = DUPLICATE_SHARE
+) -> Iterator[Letter]:
     """Groups events into letters, in order within a partition, and slips in garbage and letters that were sent before."""
     open_letters: dict[int, list[Element]] = defaultdict(list)
     sent: dict[int, list[Letter]] = defaultdict(list)
@@ -150,15 +157,16 @@ def _letters(chance: random.Random, partitions: int, events: Iterable[Event]) ->
         if chance.random() < GARBAGE_SHARE:
             elements.insert(chance.randint(0, len(elements)), _garbage(chance, symbol))
         if len(elements) >= EVENTS_PER_LETTER_MAX or chance.random() < 0.1:
-            yield from _posted(chance, sent[partition], Letter(partition, _codec(chance), open_letters.pop(partition)))
+            letter = Letter(partition, _codec(chance), open_letters.pop(partition))
+            yield from _posted(chance, sent[partition], letter, duplicate_share)
     for partition, elements in open_letters.items():
         yield Letter(partition, "json", elements)
 
 
-def _posted(chance: random.Random, before: list[Letter], letter: Letter) -> Iterator[Letter]:
+def _posted(chance: random.Random, before: list[Letter], letter: Letter, duplicate_share: float) -> Iterator[Letter]:
     before.append(letter)
     yield letter
-    if chance.random() < DUPLICATE_SHARE:
+    if chance.random() < duplicate_share:
         yield chance.choice(before[-50:])
     if chance.random() < GARBAGE_SHARE:
         yield Letter(letter.partition, _codec(chance), [Element(chance.choice(BROKEN))])

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fundsvc.config import CurrencyConfig
-from fundsvc.core.adl import OrderState
+from fundsvc.core.adl import AllocationState, OrderState
+from fundsvc.core.book import Book, Standing
 from fundsvc.core.chain import Entry
 from fundsvc.core.partition import Partition
 from fundsvc.core.settlement import FundState
@@ -13,17 +14,18 @@ from tests.crash.letters import Letter
 
 @dataclass
 class Undisturbed:
-    """Per symbol: entries with their hashes, the fund at the end, its ADL orders."""
+    """Per symbol: entries with their hashes, the fund at the end, its ADL orders, what these asked, and the book's ranks."""
 
     lines: dict[str, list[tuple[Entry, bytes]]] = field(default_factory=dict)
     funds: dict[str, FundState] = field(default_factory=dict)
     orders: dict[str, list[OrderState]] = field(default_factory=dict)
+    allocations: list[AllocationState] = field(default_factory=list)
+    ranks: dict[str, list[list[Standing]]] = field(default_factory=dict)
 
 
 def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
     """Settles what is not garbage, in order."""
-    currency = CurrencyConfig()
-    settling = [Partition(p, partitions, (), currency.decimals, currency.decimals_default) for p in range(partitions)]
+    settling = [empty_partition(number, partitions) for number in range(partitions)]
     for letter in letters:
         for element in letter.elements:
             if not element.garbage:
@@ -35,5 +37,20 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
             ledger.lines.setdefault(entry.symbol, []).append((entry, digest))
         for order in batch.orders.values():
             ledger.orders.setdefault(order.symbol, []).append(order)
+        ledger.allocations += batch.allocations.values()
         ledger.funds |= {state.symbol: state for state in batch.funds}
+        ledger.ranks |= {contract.symbol: ranks(book) for contract, book in partition.books()}
     return ledger
+
+
+def empty_partition(number: int, partitions: int) -> Partition:
+    """A partition as engines have it at the very beginning."""
+    currency = CurrencyConfig()
+    return Partition(number, partitions, (), currency.decimals, currency.decimals_default)
+
+
+def ranks(book: Book) -> list[list[Standing]]:
+    """The positions of both sides by rank, with every number of it; empty without a mark."""
+    if book.mark is None:
+        return []
+    return [list(side.standings(side.ranking(book.mark).rows.tolist(), book.mark)) for side in book.sides.values()]

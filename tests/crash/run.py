@@ -10,7 +10,8 @@ from pathlib import Path
 from fundsvc.store.database import open_pool
 from fundsvc.store.migrations import migrate
 from fundsvc.streams.client import open_client
-from tests.crash.disturbances import ALL, ESSENTIAL, Disturbance, disturb
+from tests.crash.disturbances import ALL, ESCALATING, ESSENTIAL, Disturbance, disturb
+from tests.crash.exchange import write_escalations
 from tests.crash.letters import Letter, write_letters
 from tests.crash.oracle import Undisturbed, undisturbed
 from tests.crash.sender import Sender
@@ -24,24 +25,42 @@ ENGINES = 2
 EVENTS_PER_SECOND = 400
 """Slow enough to be interrupted many times, fast enough that an owner is often within a transaction."""
 
+ESCALATION_STEPS = 6_000
+"""Fifteen seconds of them: what the kills take."""
+
 
 async def run_short(seed: int) -> None:
     """One disturbance of each kind; AssertionError when the ledger does not end as it should."""
     chance = random.Random(seed)
-    await _run(seed, 35, iter(chance.sample(ESSENTIAL, len(ESSENTIAL))))
+    await _run(seed, _market(seed, 35), chance.sample(ESSENTIAL, len(ESSENTIAL)))
+
+
+async def run_escalations(seed: int) -> None:
+    """Deleveraging through kills: orders that are open then go on, on books that are what they would have been.
+
+    The stream keeps all its messages: positions and marks that it loses are the exchange's to send again, in its own way.
+    """
+    chance = random.Random(seed)
+    letters = write_escalations(seed, PARTITIONS, ESCALATION_STEPS)
+    await _run(seed, letters, chance.sample(ESCALATING, len(ESCALATING)))
 
 
 async def run_long(seed: int, minutes: float) -> None:
     """Disturbances of all kinds until the time is over."""
     chance = random.Random(seed)
     end = time.monotonic() + minutes * 60
-    await _run(seed, minutes * 60, iter(lambda: chance.choice(ALL) if time.monotonic() < end else None, None))
+    schedule = iter(lambda: chance.choice(ALL) if time.monotonic() < end else None, None)
+    await _run(seed, _market(seed, minutes * 60), schedule)
 
 
-async def _run(seed: int, seconds: float, schedule: Iterable[Disturbance]) -> None:
+def _market(seed: int, seconds: float) -> list[Letter]:
+    """Liquidations for so long."""
     recording = RECORDING if RECORDING.exists() else None
     fills = int(seconds * EVENTS_PER_SECOND) - (10_000 if recording else 0)
-    letters = write_letters(seed, PARTITIONS, max(fills, 2000), recording)
+    return write_letters(seed, PARTITIONS, max(fills, 2000), recording)
+
+
+async def _run(seed: int, letters: list[Letter], schedule: Iterable[Disturbance]) -> None:
     expected = undisturbed(letters, PARTITIONS)
     with tempfile.TemporaryDirectory(prefix="crash-") as directory:
         world = World(Path(directory))

@@ -12,11 +12,15 @@ from fundsvc.embedded import EmbeddedServers
 from fundsvc.streams.client import StreamFault, open_client
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source
-from tests.crash.run import run_short
+from tests.crash.run import run_escalations, run_short
 
 
 def test_the_ledger_ends_as_if_nothing_had_happened():
     asyncio.run(run_short(seed=1))
+
+
+def test_deleveraging_goes_on_as_if_nothing_had_happened():
+    asyncio.run(run_escalations(seed=2))
 
 
 async def test_a_producer_learns_that_its_idle_connection_was_lost():

@@ -5,15 +5,18 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from fundsvc.core.adl import AllocationState, OrderState
 from fundsvc.core.chain import Entry
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.settlement import FundState
-from fundsvc.store.database import SQL
+from fundsvc.follower import Follower
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import SQL, open_pool
 from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
 from fundsvc.wire import Message, decode, raw_event
 from tests.crash.letters import NEVER_SETTLED, Letter
-from tests.crash.oracle import Undisturbed
+from tests.crash.oracle import Undisturbed, ranks
 from tests.crash.world import PARTITIONS, World
 
 _ROLLUPS = "SELECT * FROM rollups ORDER BY symbol, hour"
@@ -26,6 +29,8 @@ async def differences(world: World, client: Client, letters: Sequence[Letter], e
         *await _entries(world, expected),
         *await _funds(world, expected),
         *await _orders(world, expected),
+        *await _allocations(world, expected),
+        *await _ranks(world, client, expected),
         *await _rejected(world, client, letters),
         *await _audit(world, expected),
         *await _rollups(world),
@@ -42,8 +47,7 @@ async def _entries(world: World, expected: Undisturbed) -> list[str]:
     for symbol in sorted({*found, *expected.lines}):
         ours, theirs = found.get(symbol, []), expected.lines.get(symbol, [])
         if ours != theirs:
-            first = next(pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1])
-            wrong.append(f"{symbol}: {len(ours)} entries, expected {len(theirs)}; first difference {first}")
+            wrong += _unlike(f"entries of {symbol}", ours, theirs)
     return wrong
 
 
@@ -58,12 +62,36 @@ async def _funds(world: World, expected: Undisturbed) -> list[str]:
 
 
 async def _orders(world: World, expected: Undisturbed) -> list[str]:
-    fields = ("symbol", "adl", "cause", "reduce", "lots", "price", "uncovered", "recovered", "state")
-    rows = await world.fetch(f"SELECT {', '.join(fields)} FROM adl_orders ORDER BY symbol, adl")
-    theirs = [
-        tuple(getattr(order, name) for name in fields) for _, orders in sorted(expected.orders.items()) for order in orders
+    rows = await world.fetch(f"SELECT {', '.join(OrderState._fields)} FROM adl_orders ORDER BY symbol, adl")
+    theirs = [order for _, orders in sorted(expected.orders.items()) for order in orders]
+    return _unlike("ADL orders", [OrderState(*row) for row in rows], theirs)
+
+
+async def _allocations(world: World, expected: Undisturbed) -> list[str]:
+    """Whom each round asked for how much and why, and what was executed of it."""
+    rows = await world.fetch(f"SELECT {', '.join(AllocationState._fields)} FROM adl_allocations")
+    return _unlike("allocations", sorted(AllocationState(*row) for row in rows), sorted(expected.allocations))
+
+
+async def _ranks(world: World, client: Client, expected: Undisturbed) -> list[str]:
+    """The books as another process shows them: as they were kept, and what the streams hold since."""
+    async with open_pool(world.servers.dsn, 2) as pool:
+        follower = Follower(world.config, pool, client, Metrics())
+        await follower.step()
+    found = {view.contract.symbol: ranks(view.book) for view in follower.views()}
+    return [
+        difference
+        for symbol, theirs in expected.ranks.items()
+        for side, ours in enumerate(found.get(symbol, [[]] * len(theirs)))
+        for difference in _unlike(f"ranks of {symbol}, {('longs', 'shorts')[side]}", ours, theirs[side])
     ]
-    return [] if [tuple(row) for row in rows] == theirs else [f"{len(rows)} ADL orders, expected {len(theirs)}, not the same"]
+
+
+def _unlike(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
+    if ours == theirs:
+        return []
+    first = next(pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1])
+    return [f"{what}: {len(ours)}, expected {len(theirs)}; first difference {first}"]
 
 
 async def _rejected(world: World, client: Client, letters: Sequence[Letter]) -> list[str]:

@@ -111,6 +111,7 @@ class World:
             "FUNDSVC_STREAM_URL": self.servers.stream_url,
             "FUNDSVC_STREAM_PARTITIONS": str(PARTITIONS),
             "FUNDSVC_LOG_FORMAT": "json",
+            "FUNDSVC_ENGINE_BOOK_SECONDS": "5",  # so that books are kept now and then, and much is recalled
         }
 
     async def start_servers(self, *, postgres: bool = True, valkey: bool = True) -> None:
@@ -170,6 +171,11 @@ class World:
         """Messages settled so far, by all partitions."""
         (row,) = await self.fetch("SELECT sum(messages)::bigint AS messages FROM partitions")
         return int(row["messages"])
+
+    async def open_orders(self) -> int:
+        """ADL orders that wait for the exchange."""
+        (row,) = await self.fetch("SELECT count(*) AS orders FROM adl_orders WHERE state = 'open'")
+        return int(row["orders"])
 
     async def command(self, *arguments: str) -> tuple[int, str, str]:
         """Runs a fundsvc command; its exit code and what it printed."""

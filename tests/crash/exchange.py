@@ -1,0 +1,105 @@
+"""An exchange whose funds run dry: positions that come, change sides and go, marks that move, and ADL rounds that it answers
+in its own time, in full, in part or not at all.
+
+What it will be asked is known beforehand, from partitions in memory; so all of it can be written before anything is sent.
+"""
+
+import random
+from collections.abc import Iterator
+
+from fundsvc.core.contracts import partition_of
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Mark, Position
+from fundsvc.core.partition import Round
+from tests.crash.letters import CONTRACTS, Letter, letters_of, listing_of
+from tests.crash.oracle import empty_partition
+
+ACCOUNTS = 60
+SENT_AGAIN_SHARE = 0.03
+IN_FULL_SHARE = 0.4
+EXECUTED_SHARE = 0.8
+TRADED = tuple(contract for contract in CONTRACTS if contract[3] > 100)
+"""Those whose prices leave room between whole numbers."""
+
+
+def write_escalations(seed: int, partitions: int, steps: int) -> list[Letter]:
+    """Letters in the order of sending. What has no sequence must arrive once, so that none is sent again whole."""
+    chance = random.Random(seed)
+    return list(letters_of(chance, partitions, Exchange(chance, partitions).events(steps), duplicate_share=0))
+
+
+class Exchange:
+    """Its contracts, and what it has still to answer of each round."""
+
+    def __init__(self, chance: random.Random, partitions: int) -> None:
+        self._chance = chance
+        self._partitions = [empty_partition(number, partitions) for number in range(partitions)]
+        self._sequences = dict.fromkeys((symbol for symbol, *_ in TRADED), 0)
+        self._answers: dict[tuple[str, int], list[AdlFill | AdlEnd]] = {}
+        self._numbered: list[Fill | AdlFill | AdlEnd] = []
+
+    def events(self, steps: int) -> Iterator[Event]:
+        """The listings, a mark of each contract, and so many events of all kinds."""
+        for contract in TRADED:
+            yield self._told(contract[0], listing_of(contract))
+            yield self._told(contract[0], self._mark(*contract, 0))
+        for step in range(steps):
+            symbol, *terms = self._chance.choice(TRADED)
+            make = self._chance.choices((self._position, self._mark, self._fill, self._answer), (50, 10, 8, 32))[0]
+            event = make(symbol, *terms, 1_765_000_000_000 + step)
+            if event:
+                yield self._told(symbol, event)
+            if self._numbered and self._chance.random() < SENT_AGAIN_SHARE:
+                yield self._chance.choice(self._numbered)
+
+    def _told(self, symbol: str, event: Event) -> Event:
+        """Settles it as the service will, and takes on the rounds that this begins."""
+        partition = self._partitions[partition_of(symbol, len(self._partitions))]
+        partition.apply(event)
+        for round_ in partition.take().rounds:
+            self._answers[round_.order.symbol, round_.order.adl] = self._answers_to(round_)
+        if isinstance(event, Fill | AdlFill | AdlEnd):
+            self._numbered.append(event)
+        return event
+
+    def _answers_to(self, round_: Round) -> list[AdlFill | AdlEnd]:
+        symbol, adl = round_.order.symbol, round_.order.adl
+        in_full = self._chance.random() < IN_FULL_SHARE
+        fills = [
+            AdlFill(symbol, 1, adl, asked.account, asked.asked if in_full else self._chance.randint(1, asked.asked), 0)
+            for asked in round_.allocations
+            if in_full or self._chance.random() < EXECUTED_SHARE
+        ]
+        self._chance.shuffle(fills)
+        return [*fills, AdlEnd(symbol, 1, adl, 0)]
+
+    def _position(self, symbol: str, _currency: str, multiplier: str | float, about: int, ts: int) -> Position:
+        lots = self._chance.choice((0, 1, 1, -1, -1)) * self._chance.randint(1, 50)
+        size = abs(lots * float(multiplier))
+        value = size / about if float(multiplier) < 0 else size * about
+        margin = f"{value * self._chance.uniform(0.02, 0.3):.8f}"
+        return Position(symbol, f"a{self._chance.randrange(ACCOUNTS)}", lots, self._price(about, 0.03), margin, ts)
+
+    def _mark(self, symbol: str, _currency: str, _multiplier: str | float, about: int, ts: int) -> Mark:
+        return Mark(symbol, self._price(about, 0.01), ts)
+
+    def _fill(self, symbol: str, _currency: str, _multiplier: str | float, about: int, ts: int) -> Fill:
+        side = self._chance.choice(("sell", "buy"))
+        worse = 0.99 if side == "sell" else 1.01
+        price, bankruptcy_price = self._price(about * worse, 0.02), self._price(about, 0.01)
+        return Fill(symbol, self._next(symbol), side, self._chance.randint(1, 200), price, bankruptcy_price, ts)
+
+    def _answer(self, symbol: str, *rest: object) -> AdlFill | AdlEnd | None:
+        """The next answer to one of the contract's rounds, if any is waited for."""
+        waiting = sorted(key for key, answers in self._answers.items() if key[0] == symbol and answers)
+        if not waiting:
+            return None
+        answer = self._answers[self._chance.choice(waiting)].pop(0)
+        numbers = {"seq": self._next(symbol), "ts": rest[-1]}
+        return type(answer)(**{name: getattr(answer, name) for name in answer.__struct_fields__} | numbers)
+
+    def _next(self, symbol: str) -> int:
+        self._sequences[symbol] += self._chance.randint(1, 3)
+        return self._sequences[symbol]
+
+    def _price(self, about: float, spread: float) -> str:
+        return f"{about * (1 + self._chance.uniform(-spread, spread)):.2f}"
