@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 import structlog
 
 from fundsvc.api.access import Gate
+from fundsvc.api.appraiser import appraising
 from fundsvc.api.deleveraging import DeleveragingResources
+from fundsvc.api.funds import FundResources
 from fundsvc.api.openapi import described
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.routes import Resources
@@ -25,6 +27,7 @@ from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
+from fundsvc.store.statistics import Statistics
 from fundsvc.streams.client import Client, open_client, stream_key
 
 STOP_SECONDS_MAX = 3.0
@@ -119,11 +122,16 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
         async with serve(make_app(metrics, operations), config.http.host, config.engine.port) as url:
             yield url
         return
-    async with following(config, pool, client, metrics) as follower:
+    async with (
+        following(config, pool, client, metrics) as follower,
+        appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
+    ):
+        ledger = Deleveragings(pool)
         policy_of, gate = config.policy.of, Gate(config.http, config.token, (endpoint.path for endpoint in operations))
-        funds = Resources(reader, stream_key, policy_of)
-        deleveraging = DeleveragingResources(reader, Deleveragings(pool), follower, policy_of)
-        table = endpoints((*operations, *funds.routes, *deleveraging.routes))
+        contracts = Resources(reader, stream_key)
+        funds = FundResources(reader, Statistics(pool), ledger, appraiser, policy_of)
+        deleveraging = DeleveragingResources(reader, ledger, follower, policy_of)
+        table = endpoints((*operations, *contracts.routes, *funds.routes, *deleveraging.routes))
         app = make_app(metrics, (*table, described(table)))
         gate.guard(app)
         tls = tls_context(config.http.certificate, config.http.certificate_key)

@@ -94,6 +94,10 @@ class Follower:
         """A listed contract's book, empty if it never had a position; raises NotFollowed."""
         return self._partitions[partition].view(contract)
 
+    def book(self, symbol: str, partition: int) -> Book | None:
+        """A contract's book, not to be kept, if it is known to have had a mark or a position; raises NotFollowed."""
+        return self._partitions[partition].book(symbol)
+
     def views(self) -> list[BookView]:
         """All books that have had a mark or a position; raises NotFollowed."""
         return [view for partition in self._partitions for view in partition.views()]
@@ -182,6 +186,11 @@ class FollowedPartition:
         last_id = self._last_id()
         books = self._followed.partition.books() if self._followed else ()
         return [BookView(contract, book, last_id, self.confirmed_ms) for contract, book in books]
+
+    def book(self, symbol: str) -> Book | None:
+        """A contract's book, if it is known to have had a mark or a position; raises NotFollowed."""
+        self._last_id()
+        return self._book(symbol)
 
     def _book(self, symbol: str) -> Book | None:
         return self._followed.partition.book(symbol) if self._followed else None

@@ -11,14 +11,19 @@ from tokens import bearer, with_secret
 from yarl import URL
 
 from fundsvc.api.access import Gate
+from fundsvc.api.appraiser import appraising
+from fundsvc.api.funds import FundResources
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import ServerError, serve
 from fundsvc.api.serving import make_app
+from fundsvc.follower import following
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
+from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.reader import Reader
-from fundsvc.streams.client import stream_key
+from fundsvc.store.statistics import Statistics
+from fundsvc.streams.client import open_client, stream_key
 
 TS = 1_700_000_000_000
 CONTRACTS = "/api/v1/contracts"
@@ -30,6 +35,11 @@ PATHS = (
     f"{CONTRACTS}/XBTUSDTM",
     FUNDS,
     f"{FUNDS}/XBTUSDTM",
+    f"{FUNDS}/summary",
+    f"{FUNDS}/XBTUSDTM/at?ts=1700000000000",
+    f"{FUNDS}/XBTUSDTM/candles",
+    f"{FUNDS}/XBTUSDTM/history.csv",
+    f"{FUNDS}/XBTUSDTM/entries/5",
     HISTORY,
     "/api/v1/ingest/cursor",
     "/healthz",
@@ -56,11 +66,17 @@ async def ledger(config):
 @asynccontextmanager
 async def serving(config, pings=None, key=stream_key):
     """The HTTP side over the configured database, and a client of it."""
-    async with open_pool(config.database.dsn, 4) as pool:
+    metrics = Metrics()
+    async with (
+        open_pool(config.database.dsn, 4) as pool,
+        open_client(config.stream) as stream,
+        following(config, pool, stream, metrics) as follower,
+        appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
+    ):
         reader = Reader(pool)
-        metrics = Metrics()
         operations = operations_endpoints(reader, metrics, pings or {})
-        app = make_app(metrics, (*operations, *Resources(reader, key, config.policy.of).routes))
+        funds = FundResources(reader, Statistics(pool), Deleveragings(pool), appraiser, config.policy.of)
+        app = make_app(metrics, (*operations, *Resources(reader, key).routes, *funds.routes))
         Gate(config.http, with_secret(config).token).guard(app)
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url, headers=bearer("engine")) as client:
             yield client
@@ -128,6 +144,16 @@ async def test_a_fund_shows_what_it_has_and_what_it_could_not_pay(client):
         "entry": 5,
         "seq": 9,
         "head": last["hash"],
+        "balanceUsdt": "0",
+        "balanceBase": None,
+        "balanceBaseReason": "the listing of XBTUSDTM names no baseCurrency",
+        "baseCurrency": None,
+        "change24h": "0",
+        "change7d": "0",
+        "peak8h": "0",
+        "drawdown8h": 0.0,
+        "openInterest": 0,
+        "balanceToOpenInterest": None,
     }
 
 
@@ -345,7 +371,7 @@ async def test_a_database_that_goes_away_is_told_and_comes_back(client, servers)
     assert (await ask(client, FUNDS))[0] == 200
     servers.postgres.stop()
     try:
-        for path in PATHS[1:7]:
+        for path in PATHS[1:12]:
             status, body = await ask(client, path)
             assert (status, body["code"]) == (503, "503000"), path
             assert body["msg"] == "the ledger's database is away, ask again shortly"

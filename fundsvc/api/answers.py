@@ -5,7 +5,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, Literal, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from fundsvc.api.valuation import (
+    Valuation,
+    balance_base,
+    balance_to_open_interest,
+    balance_usdt,
+    base_currency,
+    drawdown,
+    why_no_base,
+)
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
@@ -36,18 +46,36 @@ class Envelope(Answer, Generic[T], frozen=True, kw_only=True):
     data: T
 
 
-class FundAnswer(Answer, frozen=True):
-    """A fund now. `entry` and `head` (hex) are number and hash of its last ledger entry, `seq` is the engine's."""
+class FundAnswer(Answer, frozen=True, kw_only=True):
+    """A fund now. `entry` and `head` (hex) are number and hash of its last ledger entry, `seq` is the engine's.
+
+    `balanceUsdt` is by the last rate of the settlement currency, `balanceBase` by the contract's mark price, both rounded down
+    to eight decimals; where one is null, its reason says why. `change24h` and `change7d` are the balance less what it was then,
+    by the engine's clock; `peak8h` is the highest balance of the last eight hours and `drawdown8h` the share of it that is
+    gone. `openInterest` is in lots, null until the books are loaded; `balanceToOpenInterest` is the balance over what these are
+    worth at the mark.
+    """
 
     symbol: str
     settle_currency: str
     balance: str
+    balance_usdt: str | None
+    balance_base: str | None
+    base_currency: str | None
     outstanding: str
     state: FundStateName
     entry: int
     seq: int
     head: str
     updated_at: int
+    change24h: str
+    change7d: str
+    peak8h: str
+    drawdown8h: float
+    open_interest: int | None
+    balance_to_open_interest: float | None
+    balance_usdt_reason: str | UnsetType = UNSET
+    balance_base_reason: str | UnsetType = UNSET
 
 
 class EntryAnswer(Answer, frozen=True):
@@ -114,18 +142,32 @@ def contract_answer(listed: Listed) -> ContractAnswer:
     return {**fields, **ours}
 
 
-def fund_answer(fund: FundRow, policy: Policy) -> FundAnswer:
-    """A fund in its settlement currency, and how it is under its policy."""
+def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation) -> FundAnswer:
+    """A fund in its settlement currency, how it is under its policy, and what it is worth."""
+    decimals, past = fund.settle_decimals, valuation.past
+    peak = max(past.peak, fund.balance)
+    in_usdt, in_base = balance_usdt(fund, valuation), balance_base(fund, valuation)
     return FundAnswer(
         symbol=fund.symbol,
         settle_currency=fund.settle_currency,
-        balance=format_units(fund.balance, fund.settle_decimals),
-        outstanding=format_units(fund.outstanding, fund.settle_decimals),
+        balance=format_units(fund.balance, decimals),
+        balance_usdt=in_usdt,
+        balance_usdt_reason=valuation.unrated if in_usdt is None else UNSET,
+        balance_base=in_base,
+        balance_base_reason=why_no_base(fund) if in_base is None else UNSET,
+        base_currency=base_currency(fund),
+        outstanding=format_units(fund.outstanding, decimals),
         state=_state(fund, policy),
         entry=fund.entry,
         seq=fund.seq,
         head=fund.head.hex(),
         updated_at=milliseconds(fund.updated_at),
+        change24h=format_units(fund.balance - past.day, decimals),
+        change7d=format_units(fund.balance - past.week, decimals),
+        peak8h=format_units(peak, decimals),
+        drawdown8h=drawdown(fund.balance, peak),
+        open_interest=valuation.open_interest,
+        balance_to_open_interest=balance_to_open_interest(fund, valuation),
     )
 
 

@@ -91,7 +91,7 @@ def not_listed(symbol: str) -> NotFound:
 def _handler(route: Route) -> Handler:
     async def handle(request: web.Request) -> web.Response:
         caller = {"caller": allowed(request, route.roles)} if route.roles else {}
-        query = read_query(route.query, _asked(request))
+        query = read_query(route.query, asked(request))
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
         encoded = answer.body if isinstance(answer, Encoded) else msgspec.json.encode(Envelope(data=answer))
@@ -100,7 +100,7 @@ def _handler(route: Route) -> Handler:
     return handle
 
 
-def _asked(request: web.Request) -> MultiDict[str]:
+def asked(request: web.Request) -> MultiDict[str]:
     """The query's parameters, without those that say again what the path says, as KuCoin's own client does with `symbol`."""
     path = request.match_info
     return MultiDict((name, value) for name, value in request.query.items() if path.get(name) != value)

@@ -37,11 +37,9 @@ class FundRow(NamedTuple):
     `escalated` says whether an ADL order is open; `base_currency` is what the contract's listing says, if it does.
     """
 
-    symbol: str
-    partition: int
-    settle_currency: str
-    settle_decimals: int
+    contract: Contract
     base_currency: str | None
+    partition: int
     balance: int
     outstanding: int
     entry: int
@@ -50,6 +48,21 @@ class FundRow(NamedTuple):
     guard: SavedGuard | None
     updated_at: datetime
     escalated: bool
+
+    @property
+    def symbol(self) -> str:
+        """Of the contract."""
+        return self.contract.symbol
+
+    @property
+    def settle_currency(self) -> str:
+        """What the amounts are of."""
+        return self.contract.settle_currency
+
+    @property
+    def settle_decimals(self) -> int:
+        """An amount counts 10**-settle_decimals of it."""
+        return self.contract.settle_decimals
 
 
 class EntryRow(NamedTuple):
@@ -171,9 +184,12 @@ class Reader:
         return await fetch(self._pool, block, *parameters)
 
 
+_COPIED = tuple(name for name in FundRow._fields if name not in {"contract", "guard"})
+
+
 def fund_row_from(row: asyncpg.Record) -> FundRow:
     """The fund in a row of `funds`."""
-    return FundRow(**{name: row[name] for name in FundRow._fields} | {"guard": saved_guard_from(row)})
+    return FundRow(contract_from(row), guard=saved_guard_from(row), **{name: row[name] for name in _COPIED})
 
 
 async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:

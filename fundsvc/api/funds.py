@@ -1,0 +1,173 @@
+"""What can be asked about funds: how they stand, stood and moved, in sum and one by one."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import quote
+
+import structlog
+from aiohttp import hdrs, web
+from msgspec import UNSET
+
+from fundsvc.api.adl_answers import order_answers
+from fundsvc.api.answers import EntryAnswer, FundAnswer, Page, entry_answer, fund_answer
+from fundsvc.api.appraiser import Appraiser
+from fundsvc.api.csv_rows import CSV, HEADER, csv_rows
+from fundsvc.api.endpoints import Endpoint, Media
+from fundsvc.api.errors import NotFound
+from fundsvc.api.fund_answers import Candle, LinkAnswer, StandingAnswer, SummaryAnswer, candles, standing_answer, summary_answer
+from fundsvc.api.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
+from fundsvc.api.serving import Route, asked, listed, not_listed, possible
+from fundsvc.core.chain import GENESIS
+from fundsvc.core.policy import Policy
+from fundsvc.store.database import StoreFault
+from fundsvc.store.deleveragings import Deleveragings
+from fundsvc.store.reader import EntryRow, FundRow, Reader
+from fundsvc.store.statistics import Statistics
+
+STREAMED_ENTRIES = 500
+"""Entries read and written at a time: a few milliseconds of the loop, and all that a history of any length needs of memory."""
+
+ENTRY_DIGITS_MAX = 18
+"""No ledger has as many entries, and 64 bits hold them."""
+
+log = structlog.get_logger()
+
+
+class FundResources:
+    """Answers from the ledger, its rollups, and what an appraiser keeps at hand."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        statistics: Statistics,
+        ledger: Deleveragings,
+        appraiser: Appraiser,
+        policy_of: Callable[[str], Policy],
+    ) -> None:
+        self._reader = reader
+        self._statistics = statistics
+        self._ledger = ledger
+        self._appraiser = appraiser
+        self._policy_of = policy_of
+        self.routes = (
+            Route("/api/v1/insurance-fund", Query, self.funds),
+            Route("/api/v1/insurance-fund/summary", Query, self.summary),
+            Route("/api/v1/insurance-fund/{symbol}", Query, self.fund),
+            Route("/api/v1/insurance-fund/{symbol}/at", MomentQuery, self.at),
+            Route("/api/v1/insurance-fund/{symbol}/candles", CandlesQuery, self.candles),
+            Route("/api/v1/insurance-fund/{symbol}/history", HistoryQuery, self.history),
+            Endpoint("/api/v1/insurance-fund/{symbol}/history.csv", self.history_csv, {200: Media(CSV)}, query=SpanQuery),
+            Route("/api/v1/insurance-fund/{symbol}/entries/{entry}", Query, self.entry),
+        )
+
+    def answer(self, fund: FundRow) -> FundAnswer:
+        """A fund now; raises StoreFault while it cannot be valued yet."""
+        return fund_answer(fund, self._policy_of(fund.symbol), self._appraiser.value(fund))
+
+    async def funds(self, _query: Query) -> list[FundAnswer]:
+        """All funds."""
+        return [self.answer(fund) for fund in await self._reader.funds()]
+
+    async def fund(self, _query: Query, symbol: str) -> FundAnswer:
+        """The fund of one contract."""
+        return self.answer(await self._fund(symbol))
+
+    async def summary(self, _query: Query) -> SummaryAnswer:
+        """All funds in sum, by settlement currency and in USDT."""
+        return summary_answer(await self._reader.funds(), self._appraiser.rate, time.time_ns() // 1_000_000)
+
+    async def at(self, query: MomentQuery, symbol: str) -> StandingAnswer:
+        """A fund as it stood at a moment of the engine's clock."""
+        contract = (await listed(self._reader, symbol)).contract
+        return standing_answer(contract, query.ts, await self._statistics.at(symbol, query.ts))
+
+    async def candles(self, query: CandlesQuery, symbol: str) -> list[Candle]:
+        """The balance over time and what moved it, oldest first, at most 500 candles: without `from` and `to`, the latest.
+
+        Hours and days are those of UTC; a time without entries has the close before it. Nothing is told of the time before a
+        fund's first entry.
+        """
+        contract = (await listed(self._reader, symbol)).contract
+        now_ms = time.time_ns() // 1_000_000
+        span = query.starts(now_ms)
+        buckets = await self._statistics.buckets(symbol, span.start, span.stop, span.step)
+        return list(candles(buckets, span, now_ms, contract.settle_decimals))
+
+    async def history(self, query: HistoryQuery, symbol: str) -> Page[EntryAnswer]:
+        """A page of a fund's ledger; one more entry is read than shown, to know whether there are more."""
+        contract = (await listed(self._reader, symbol)).contract
+        entries = await self._reader.history(
+            symbol,
+            count=query.max_count + 1,
+            offset=None if query.offset is UNSET else query.offset,
+            forward=query.forward,
+            kind=None if query.kind is UNSET else query.kind,
+            start_ms=query.start_at,
+            end_ms=query.end_at,
+        )
+        shown = [entry_answer(entry, contract) for entry in entries[: query.max_count]]
+        return Page(data_list=shown, has_more=len(entries) > len(shown))
+
+    async def history_csv(self, request: web.Request) -> web.StreamResponse:
+        """A fund's ledger as CSV, as far as it goes when it is asked for: the fields of a history's entries, a line for each.
+
+        It is read a little at a time, as fast as whoever asks takes it. Where the ledger goes away meanwhile, the connection is
+        cut off: an end that is told is the end.
+        """
+        query = read_query(SpanQuery, asked(request))
+        fund = await self._fund(request.match_info["symbol"])
+        response = web.StreamResponse()
+        response.content_type, response.charset = CSV, "utf-8"
+        response.headers[hdrs.CONTENT_DISPOSITION] = f"attachment; filename*=UTF-8''{quote(fund.symbol)}.csv"
+        await response.prepare(request)
+        if request.method == hdrs.METH_HEAD:
+            return response
+        try:
+            await response.write(HEADER)
+            async for entries in self._pages(fund, query):
+                await response.write(csv_rows([entry_answer(entry, fund.contract) for entry in entries]))
+        except ConnectionError:
+            log.debug("a client left a history", symbol=fund.symbol)
+        except StoreFault as fault:
+            log.warning("a history is cut off", symbol=fund.symbol, fault=str(fault))
+            if request.transport:
+                request.transport.abort()
+        return response
+
+    async def entry(self, _query: Query, symbol: str, entry: str) -> LinkAnswer:
+        """One entry with the hash before it, and the ADL order that it caused, if any."""
+        contract = (await listed(self._reader, symbol)).contract
+        number = int(entry) if entry.isascii() and entry.isdecimal() and len(entry) <= ENTRY_DIGITS_MAX else 0
+        found = await self._reader.history(symbol, count=2, offset=number + 1)
+        if not number or not found or found[0].entry != number:
+            raise NotFound(f"{symbol} has no entry {entry!r}: they are numbered from 1 to what its fund calls `entry`")
+        orders = await order_answers(self._ledger, await self._ledger.caused_by(symbol, number), contract)
+        return LinkAnswer(
+            entry=entry_answer(found[0], contract),
+            previous_hash=(found[1].hash if len(found) > 1 else GENESIS).hex(),
+            adl=orders[0] if orders else None,
+        )
+
+    async def _fund(self, symbol: str) -> FundRow:
+        for fund in await self._reader.funds(possible(symbol)):
+            return fund
+        raise not_listed(symbol)
+
+    async def _pages(self, fund: FundRow, query: SpanQuery) -> AsyncIterator[list[EntryRow]]:
+        """The entries of a fund as far as its row goes, within a time span, some at a time."""
+        after = 0
+        while True:
+            entries = await self._reader.history(
+                fund.symbol,
+                count=STREAMED_ENTRIES,
+                offset=after,
+                forward=True,
+                start_ms=query.start_at,
+                end_ms=query.end_at,
+            )
+            yield [entry for entry in entries if entry.entry <= fund.entry]
+            if len(entries) < STREAMED_ENTRIES:
+                return
+            after = entries[-1].entry
+            if after >= fund.entry:
+                return
