@@ -14,6 +14,7 @@ from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.funds import FundResources
 from fundsvc.api.openapi import described
 from fundsvc.api.operations import operations_endpoints
+from fundsvc.api.page import Page
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import serve, tls_context
 from fundsvc.api.serving import endpoints, make_app
@@ -132,7 +133,7 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
         funds = FundResources(reader, Statistics(pool), ledger, appraiser, policy_of)
         deleveraging = DeleveragingResources(reader, ledger, follower, policy_of)
         table = endpoints((*operations, *contracts.routes, *funds.routes, *deleveraging.routes))
-        app = make_app(metrics, (*table, described(table)))
+        app = make_app(metrics, (*table, described(table), *Page(config.http.public_url).endpoints))
         gate.guard(app)
         tls = tls_context(config.http.certificate, config.http.certificate_key)
         async with serve(app, config.http.host, config.http.port, tls) as url:

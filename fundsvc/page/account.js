@@ -1,0 +1,210 @@
+/** An account's own positions and how they were deleveraged; with a token, which never leaves this tab but as a header. */
+
+import { ApiError, get } from "./api.js";
+import { announce, button, element } from "./dom.js";
+import { lights, moment, number, percent, rough } from "./format.js";
+import { listTable, scroller } from "./table.js";
+
+const REFRESH_MS = 3000;
+const KEY = "token";
+
+const INPUTS = {
+  Entry: (row) => number(row.entryPrice),
+  Mark: (row) => number(row.markPrice),
+  Margin: (row) => number(row.margin),
+  PnL: (row) => number(row.unrealisedPnl, { signed: true }),
+  Return: (row) => rough(row.return),
+  Leverage: (row) => rough(row.leverage),
+  Score: (row) => rough(row.score),
+};
+
+const POSITION_COLUMNS = {
+  Contract: contractLink,
+  Side: (row) => row.side,
+  Lots: (row) => number(row.lots),
+  Lights: (row) => lights(row.lights),
+  Rank: (row) => rank(row),
+  Percentile: (row) => percent(row.percentile),
+  ...INPUTS,
+};
+
+const DELEVERAGED_COLUMNS = {
+  Time: (row) => moment(row.ts),
+  Contract: contractLink,
+  Side: (row) => row.side,
+  "Lots executed": (row) => element("span", {}, number(row.executed), ` of ${row.lots}`),
+  Price: (row) => number(row.price),
+  Lights: (row) => lights(row.lights),
+  Rank: (row) => rank(row),
+  Cause: (row) => element("a", { href: `#/contract/${encodeURIComponent(row.symbol)}/entry/${row.cause}` }, `entry ${row.cause}`),
+  Order: (row) => element("span", {}, `ADL ${row.adl}, round ${row.round}`),
+  ...INPUTS,
+};
+
+/** Columns whose values are words; all others are numbers, to the right. */
+const WORDS = ["Contract", "Side", "Lights", "Time", "Cause", "Order"];
+
+function contractLink({ symbol }) {
+  return element("a", { href: `#/contract/${encodeURIComponent(symbol)}` }, symbol);
+}
+
+function rank(row) {
+  return row.rank === null ? number(null, { reason: "no rank without a mark or without equity" }) : element("span", {}, number(row.rank), ` of ${row.ranked}`);
+}
+
+/** The token of this tab; null without one. */
+export function storedToken() {
+  return sessionStorage.getItem(KEY);
+}
+
+/** Forgets the token. */
+export function forgetToken() {
+  sessionStorage.removeItem(KEY);
+}
+
+/** What a token says of itself, for the form alone: whether it counts is for the service to say. */
+function claims(token) {
+  try {
+    return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+  } catch {
+    return {};
+  }
+}
+
+class AccountView {
+  #feed;
+  #token = storedToken();
+  #account = "";
+  #timer = 0;
+  #unsubscribe = () => {};
+
+  constructor(root, feed) {
+    this.#feed = feed;
+    this.problem = element("p", { class: "problem", role: "alert" });
+    this.content = element("div", {});
+    root.append(element("h1", { tabindex: "-1" }, "Account"), this.content, this.problem);
+    if (this.#token) this.#show();
+    else this.#ask();
+  }
+
+  end = () => {
+    clearInterval(this.#timer);
+    this.#unsubscribe();
+  };
+
+  /** The service took the token back. */
+  refuse = (error) => {
+    this.#token = null;
+    this.end();
+    this.#ask();
+    this.problem.textContent = error.message;
+  };
+
+  #ask() {
+    const token = element("textarea", { id: "token", rows: 4, spellcheck: "false", autocomplete: "off", required: true });
+    const account = element("input", { id: "account", autocomplete: "off" });
+    const whose = element("p", { hidden: true }, element("label", { for: "account" }, "Account (yours is a risk token: whose positions?)"), account);
+    token.addEventListener("input", () => {
+      whose.hidden = claims(token.value.trim()).role !== "risk";
+    });
+    const submit = (event) => {
+      event.preventDefault();
+      this.#enter(token.value.trim(), account.value.trim());
+    };
+    const about = "It is kept in this tab until you close it, and sent to this service alone.";
+    const label = element("label", { for: "token" }, "Access token");
+    const send = element("button", { type: "submit", class: "primary" }, "Show my positions");
+    const form = element("form", { class: "token", submit }, element("p", {}, label, token), whose, element("p", { class: "note" }, about), send);
+    this.content.replaceChildren(form);
+  }
+
+  async #enter(token, account) {
+    this.problem.textContent = "";
+    this.#token = token;
+    this.#account = account;
+    try {
+      const answer = await this.#read();
+      sessionStorage.setItem(KEY, token);
+      this.#feed.start(token);
+      this.#show(answer);
+    } catch (error) {
+      this.#token = null;
+      this.problem.textContent = error.message;
+    }
+  }
+
+  #read() {
+    return get("adl/positions", this.#account ? { account: this.#account } : {}, this.#token);
+  }
+
+  #show(answer) {
+    this.who = element("p", { class: "who" });
+    this.positions = element("section", { class: "panel" });
+    this.deleveraged = element("section", { class: "panel" });
+    const head = element("div", { class: "head" }, this.who, button("Forget the token", () => this.#leave(), { class: "quiet" }));
+    this.content.replaceChildren(head, this.positions, this.deleveraged);
+    if (answer) this.#draw(answer);
+    const look = () => document.hidden || this.#look();
+    this.#timer = setInterval(look, REFRESH_MS);
+    const resume = async () => {
+      await this.#look();
+      return {};
+    };
+    if (!answer) look();
+    this.#unsubscribe = this.#feed.subscribe("/adl/position", { receive: this.#receive, resume, isPrivate: true });
+  }
+
+  /** Ranks follow the mark, of which no topic tells: they are read now and then, and at once when something happened. */
+  async #look() {
+    try {
+      this.#draw(await this.#read());
+      this.problem.textContent = "";
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      if (error.isAccess) {
+        forgetToken();
+        this.refuse(error);
+      } else this.problem.textContent = error.message;
+    }
+  }
+
+  #receive = (subject, data) => {
+    if (subject === "position.deleveraged") announce(`Deleveraged: ${data.executed} lots of ${data.symbol} ${data.side} at ${data.price}`);
+    this.#look();
+  };
+
+  #leave() {
+    forgetToken();
+    this.end();
+    this.#token = null;
+    this.#feed.start(null);
+    this.#ask();
+  }
+
+  #draw({ account, positions, deleveraged }) {
+    this.who.replaceChildren("Account ", element("b", {}, account));
+    drawTable(this.positions, "Positions", POSITION_COLUMNS, positions, "No open positions.");
+    drawTable(this.deleveraged, "Deleveraged", DELEVERAGED_COLUMNS, deleveraged, "None of these positions was ever deleveraged.");
+  }
+}
+
+/** Draws a table anew, its scrolling position kept. */
+function drawTable(panel, title, columns, rows, empty) {
+  const table = listTable(columns, rows, { words: WORDS, empty });
+  const old = panel.querySelector("table");
+  if (old) old.replaceWith(table);
+  else panel.replaceChildren(element("div", { class: "head" }, element("h2", {}, title)), scroller(title, table));
+}
+
+/** Shows the account; returns what ends that. */
+export function showAccount(root, { feed }) {
+  const view = new AccountView(root, feed);
+  feed.refused = (error) => {
+    forgetToken();
+    view.refuse(error);
+  };
+  return () => {
+    feed.refused = forgetToken;
+    view.end();
+  };
+}

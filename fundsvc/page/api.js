@@ -1,0 +1,40 @@
+/** Questions to the service, in its envelope. */
+
+/** What the service refused, or that it could not be reached (status 0); the message is for people. */
+export class ApiError extends Error {
+  constructor(status, code, message) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+
+  /** Whether another token would help. */
+  get isAccess() {
+    return this.status === 401 || this.status === 403;
+  }
+}
+
+/** The data at a path under /api/v1; raises ApiError. */
+export function get(path, parameters = {}, token = null) {
+  return ask("GET", path, parameters, token);
+}
+
+/** What a POST without a body answers; raises ApiError. */
+export function post(path, token = null) {
+  return ask("POST", path, {}, token);
+}
+
+async function ask(method, path, parameters, token) {
+  const url = new URL(`api/v1/${path}`, document.baseURI);
+  url.search = new URLSearchParams(parameters);
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  let response, body;
+  try {
+    response = await fetch(url, { method, headers, cache: "no-store" });
+    body = await response.json();
+  } catch (error) {
+    throw new ApiError(response?.status ?? 0, "", `the service does not answer (${error.message})`);
+  }
+  if (!response.ok) throw new ApiError(response.status, body.code, body.msg);
+  return body.data;
+}

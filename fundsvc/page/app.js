@@ -1,0 +1,75 @@
+/** The page: which view is shown follows the address after `#`, and the connection says how it is. */
+
+import { forgetToken, showAccount, storedToken } from "./account.js";
+import { showContract } from "./contract.js";
+import { showContracts } from "./contracts.js";
+import { openEntry } from "./entry.js";
+import { Feed } from "./feed.js";
+import { clock } from "./format.js";
+import { Market } from "./market.js";
+
+const main = document.getElementById("main");
+const dialog = document.getElementById("entry");
+const feed = new Feed();
+const market = new Market(feed);
+const shared = { feed, market };
+
+/** What is shown now: its key, and what ends it. */
+let view = { key: null, end: () => {} };
+
+/** The parts of the address: "#/contract/X/entry/5" gives ["contract", "X", "entry", "5"]. */
+function address() {
+  return location.hash.split("/").slice(1).map(decodeURIComponent);
+}
+
+function route() {
+  const [name, symbol, part, number] = address();
+  if (name === "contract" && symbol) show(`contract ${symbol}`, symbol, (root) => showContract(root, shared, symbol));
+  else if (name === "account") show("account", "Account", (root) => showAccount(root, shared));
+  else show("contracts", "Contracts", (root) => showContracts(root, shared));
+  if (part === "entry" && /^[1-9]\d{0,15}$/.test(number)) openEntry(dialog, symbol, Number(number), leaveEntry);
+  else if (dialog.open) dialog.close();
+  for (const link of document.querySelectorAll(".bar nav a")) markCurrent(link, name);
+}
+
+function show(key, title, open) {
+  if (view.key === key) return;
+  view.end();
+  main.replaceChildren();
+  document.title = `${title} – Insurance fund`;
+  const isFirst = view.key === null;
+  view = { key, end: open(main) };
+  if (isFirst) return;
+  scrollTo(0, 0);
+  main.querySelector("h1").focus({ preventScroll: true });
+}
+
+function markCurrent(link, name) {
+  const isCurrent = link.getAttribute("href") === (name === "account" ? "#/account" : "#/");
+  if (isCurrent) link.setAttribute("aria-current", "page");
+  else link.removeAttribute("aria-current");
+}
+
+/** Closing an entry is going to its contract; where the address says so already, the dialog was closed by it. */
+function leaveEntry() {
+  const [name, symbol, part] = address();
+  if (part === "entry") location.hash = `#/${name}/${encodeURIComponent(symbol)}`;
+}
+
+function sayConnection(state) {
+  const status = document.getElementById("connection");
+  const since = feed.heardAt ? `, data as of ${clock(feed.heardAt)}` : "";
+  status.dataset.state = state === "connecting" && feed.heardAt ? "waiting" : state;
+  const words = { live: "live", connecting: feed.heardAt ? `reconnecting${since}` : "connecting", waiting: `reconnecting${since}` };
+  if (status.textContent !== words[state]) status.textContent = words[state];
+}
+
+feed.refused = forgetToken;
+feed.listen(sayConnection);
+feed.start(storedToken());
+addEventListener("hashchange", route);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+route();

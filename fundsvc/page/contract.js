@@ -1,0 +1,64 @@
+/** One contract: its fund, the balance over time, its entries, deleveraging orders and queue. */
+
+import { showChart } from "./chart.js";
+import { element } from "./dom.js";
+import { showEntries } from "./entries.js";
+import { hash, fundState, money, moment, number, percent } from "./format.js";
+import { showOrders } from "./orders.js";
+import { showQueue } from "./queue.js";
+
+/** The facts of a fund, by their titles. */
+const FACTS = {
+  "24 h change": (fund) => money(fund.change24h, fund.settleCurrency, { signed: true }),
+  "7 d change": (fund) => money(fund.change7d, fund.settleCurrency, { signed: true }),
+  "8 h peak": (fund) => money(fund.peak8h, fund.settleCurrency),
+  "8 h drawdown": (fund) => percent(fund.drawdown8h),
+  Outstanding: (fund) => money(fund.outstanding, fund.settleCurrency),
+  "Open interest": (fund) => element("span", {}, number(fund.openInterest, { reason: "the book is not loaded yet" }), " lots"),
+  "Balance to open interest": (fund) => percent(fund.balanceToOpenInterest),
+  "Last change": (fund) => moment(fund.updatedAt),
+  "Last entry": (fund) => number(fund.entry),
+  "Chain head": (fund) => hash(fund.head),
+};
+
+/** Shows a contract in `root`; returns what ends that. */
+export function showContract(root, { market, feed }, symbol) {
+  const title = element("h1", { tabindex: "-1" }, symbol);
+  const state = element("span", {});
+  const worth = element("div", { class: "worth" });
+  const facts = element("dl", { class: "facts" });
+  const panels = Object.fromEntries(["chart", "entries", "queue", "orders"].map((name) => [name, element("section", { class: `panel ${name}` })]));
+  root.append(element("header", { class: "contract" }, element("div", { class: "name" }, title, state), worth, facts), ...Object.values(panels));
+
+  let shown = null;
+  const unlisten = market.listen(() => {
+    const fund = market.funds?.get(symbol);
+    if (market.funds && !fund) worth.textContent = `No contract ${symbol} is listed.`;
+    if (!fund || fund === shown) return;
+    shown = fund;
+    state.replaceChildren(fundState(fund.state));
+    worth.replaceChildren(...worths(fund));
+    drawFacts(facts, fund);
+  });
+  const chart = showChart(panels.chart, symbol, () => market.funds?.get(symbol)?.settleCurrency ?? "");
+  const ends = [
+    unlisten,
+    chart.end,
+    showEntries(panels.entries, feed, symbol, { added: chart.add, replaced: chart.reload }),
+    showOrders(panels.orders, feed, symbol, chart.mark),
+    showQueue(panels.queue, symbol),
+  ];
+  return () => ends.forEach((end) => end());
+}
+
+function worths(fund) {
+  const inUsdt = money(fund.balanceUsdt, "USDT", { reason: fund.balanceUsdtReason });
+  const inBase = money(fund.balanceBase, fund.baseCurrency, { reason: fund.balanceBaseReason });
+  const others = [inUsdt, inBase].filter((_, place) => [fund.settleCurrency !== "USDT", fund.settleCurrency !== fund.baseCurrency][place]);
+  return [element("p", { class: "balance" }, money(fund.balance, fund.settleCurrency)), ...others.map((value) => element("p", {}, "≈ ", value))];
+}
+
+function drawFacts(facts, fund) {
+  if (!facts.children.length) facts.append(...Object.keys(FACTS).map((name) => element("div", {}, element("dt", {}, name), element("dd", {}))));
+  Object.values(FACTS).forEach((show, place) => facts.children[place].lastChild.replaceChildren(show(fund)));
+}

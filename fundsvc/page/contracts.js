@@ -1,0 +1,236 @@
+/** The list of all contracts, sorted and filtered, with totals by currency. */
+
+import { arrange, element } from "./dom.js";
+import { compareDecimals, FUND_STATES, fundState, money, moment, number, percent } from "./format.js";
+import { alignDecimals } from "./table.js";
+
+const RESORT_MS = 2000;
+
+const byText = (name) => (a, b) => a[name].localeCompare(b[name]);
+const byAmount = (name) => (a, b) => compareDecimals(a[name], b[name]);
+const byNumber = (name) => (a, b) => (a[name] ?? -Infinity) - (b[name] ?? -Infinity);
+
+/** Columns: what they are called, how they compare, what they show, and whether they start with the largest. */
+const COLUMNS = [
+  { id: "symbol", title: "Contract", compare: byText("symbol"), show: (fund) => link(fund) },
+  {
+    id: "state",
+    title: "State",
+    compare: (a, b) => FUND_STATES.indexOf(a.state) - FUND_STATES.indexOf(b.state),
+    show: (fund) => fundState(fund.state),
+    descending: true,
+  },
+  { id: "balance", title: "Balance", compare: byAmount("balance"), show: (fund) => number(fund.balance), amount: true },
+  { id: "currency", title: "Currency", compare: byText("settleCurrency"), show: (fund) => element("abbr", {}, fund.settleCurrency) },
+  {
+    id: "usdt",
+    title: "USDT value",
+    compare: byAmount("balanceUsdt"),
+    show: (fund) => number(fund.balanceUsdt, { reason: fund.balanceUsdtReason }),
+    amount: true,
+  },
+  {
+    id: "change24h",
+    title: "24 h change",
+    compare: byAmount("change24h"),
+    show: (fund) => number(fund.change24h, { signed: true }),
+    amount: true,
+  },
+  {
+    id: "change7d",
+    title: "7 d change",
+    compare: byAmount("change7d"),
+    show: (fund) => number(fund.change7d, { signed: true }),
+    amount: true,
+  },
+  {
+    id: "drawdown8h",
+    title: "8 h drawdown",
+    compare: byNumber("drawdown8h"),
+    show: (fund) => percent(fund.drawdown8h),
+    descending: true,
+  },
+  { id: "outstanding", title: "Outstanding", compare: byAmount("outstanding"), show: (fund) => number(fund.outstanding), amount: true },
+  { id: "updatedAt", title: "Last change", compare: byNumber("updatedAt"), show: (fund) => moment(fund.updatedAt), descending: true },
+];
+
+const FIELDS = { currency: "settleCurrency", usdt: "balanceUsdt" };
+
+/** What was chosen last; it stays while the page is open. */
+const chosen = { sort: "usdt", descending: true, text: "", state: "" };
+
+function link(fund) {
+  return element("a", { href: `#/contract/${encodeURIComponent(fund.symbol)}` }, fund.symbol);
+}
+
+class ContractsView {
+  #market;
+  #rows = new Map();
+  #order = [];
+  #sortedAt = 0;
+
+  constructor(root, market) {
+    this.#market = market;
+    this.totals = element("section", { class: "totals", "aria-label": "Totals by currency" });
+    this.count = element("p", { class: "count", role: "status" });
+    this.headers = COLUMNS.map((column) => this.#header(column));
+    this.body = element("tbody", { keydown: moveFocus });
+    this.table = element(
+      "table",
+      { class: "contracts" },
+      element("caption", { class: "hidden" }, "Insurance funds by contract"),
+      element("thead", {}, element("tr", {}, ...this.headers)),
+      this.body,
+    );
+    this.scroller = element("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Contracts" }, this.table);
+    root.append(element("h1", { class: "hidden", tabindex: "-1" }, "Contracts"), this.totals, this.#toolbar(), this.scroller);
+    this.#showSort();
+  }
+
+  #header(column) {
+    const press = () => this.#sortBy(column);
+    const title = element("button", { type: "button", click: press }, column.title);
+    return element("th", { scope: "col", "data-column": column.id }, title);
+  }
+
+  #toolbar() {
+    const filter = () => {
+      chosen.text = this.text.value;
+      chosen.state = this.state.value;
+      this.draw({ sort: true });
+    };
+    this.text = element("input", {
+      type: "search",
+      placeholder: "Filter by contract or currency",
+      "aria-label": "Filter by contract or currency",
+      "aria-keyshortcuts": "/",
+      input: filter,
+    });
+    this.text.value = chosen.text;
+    const states = FUND_STATES.map((state) => element("option", { value: state }, fundState(state).textContent));
+    this.state = element("select", { "aria-label": "State", change: filter }, element("option", { value: "" }, "All states"), ...states);
+    this.state.value = chosen.state;
+    const columns = COLUMNS.map((column) => element("option", { value: column.id }, `Sort: ${column.title}`));
+    this.sort = element("select", { class: "narrow", "aria-label": "Sort by" }, ...columns);
+    this.sort.addEventListener("change", () => this.#sortBy(COLUMNS.find(({ id }) => id === this.sort.value)));
+    return element("div", { class: "toolbar", role: "search" }, this.text, this.state, this.sort, this.count);
+  }
+
+  #sortBy(column) {
+    if (chosen.sort === column.id) chosen.descending = !chosen.descending;
+    else Object.assign(chosen, { sort: column.id, descending: Boolean(column.amount || column.descending) });
+    this.#showSort();
+    this.draw({ sort: true });
+  }
+
+  #showSort() {
+    this.sort.value = chosen.sort;
+    for (const header of this.headers) {
+      if (header.dataset.column !== chosen.sort) header.removeAttribute("aria-sort");
+      else header.setAttribute("aria-sort", chosen.descending ? "descending" : "ascending");
+    }
+  }
+
+  /** Shows what is known. Rows change places at once when asked to, else now and then, and never under pointer or focus. */
+  draw({ sort = false } = {}) {
+    const { funds, summary, problem } = this.#market;
+    if (!funds) {
+      this.count.textContent = problem || "loading";
+      return;
+    }
+    this.#drawTotals(summary);
+    const shown = this.#filtered([...funds.values()]);
+    const busy = this.body.matches(":hover, :focus-within");
+    const due = performance.now() - this.#sortedAt > RESORT_MS && !busy;
+    const known = new Set(this.#order);
+    if (sort || due || shown.length !== this.#order.length || shown.some(({ symbol }) => !known.has(symbol))) this.#sort(shown);
+    for (const fund of shown) this.#row(fund).show(fund, this.table);
+    arrange(this.body, this.#order.map((symbol) => this.#rows.get(symbol).element));
+    this.count.textContent = shown.length === funds.size ? `${funds.size} contracts` : `${shown.length} of ${funds.size} contracts`;
+  }
+
+  #filtered(funds) {
+    const text = chosen.text.trim().toUpperCase();
+    const matches = (fund) => fund.symbol.toUpperCase().includes(text) || fund.settleCurrency.toUpperCase().includes(text);
+    return funds.filter((fund) => matches(fund) && (!chosen.state || fund.state === chosen.state));
+  }
+
+  #sort(funds) {
+    const { compare } = COLUMNS.find(({ id }) => id === chosen.sort);
+    const direction = chosen.descending ? -1 : 1;
+    funds.sort((a, b) => direction * compare(a, b) || a.symbol.localeCompare(b.symbol));
+    this.#order = funds.map(({ symbol }) => symbol);
+    this.#sortedAt = performance.now();
+  }
+
+  #row({ symbol }) {
+    if (!this.#rows.has(symbol)) this.#rows.set(symbol, new Row());
+    return this.#rows.get(symbol);
+  }
+
+  #drawTotals(summary) {
+    const total = element("div", { class: "total all" }, element("h2", {}, "All funds"), money(summary.totalUsdt, "USDT", { reason: summary.totalUsdtReason }));
+    const each = summary.currencies.map((row) => {
+      const owed = /[1-9]/.test(row.outstanding) ? [element("p", { class: "owed" }, "outstanding ", number(row.outstanding))] : [];
+      const worth = element("p", {}, "≈ ", money(row.balanceUsdt, "USDT", { reason: row.balanceUsdtReason }));
+      const title = element("h2", {}, `${row.currency} · ${row.contracts} ${row.contracts === 1 ? "contract" : "contracts"}`);
+      return element("div", { class: "total" }, title, number(row.balance), ...(row.currency === "USDT" ? [] : [worth]), ...owed);
+    });
+    this.totals.replaceChildren(total, ...each);
+  }
+}
+
+/** A contract's row; only what changed is drawn again, and a changed balance lights up shortly. */
+class Row {
+  #fund = {};
+
+  constructor() {
+    this.cells = COLUMNS.map((column) => element("td", { "data-column": column.id, "data-title": column.title }));
+    this.element = element("tr", {}, ...this.cells);
+  }
+
+  show(fund, table) {
+    if (fund === this.#fund) return;
+    const before = this.#fund;
+    this.#fund = fund;
+    COLUMNS.forEach(({ id, show }, place) => {
+      const field = FIELDS[id] ?? id;
+      if (before.symbol && before[field] === fund[field]) return;
+      this.cells[place].replaceChildren(show(fund));
+    });
+    alignDecimals(table, this.element);
+    if (before.symbol && before.balance !== fund.balance) flash(this.element, compareDecimals(fund.balance, before.balance));
+  }
+}
+
+function flash(row, direction) {
+  row.getAnimations().forEach((animation) => animation.cancel());
+  const colour = getComputedStyle(row).getPropertyValue(direction < 0 ? "--down-soft" : "--up-soft");
+  row.animate([{ backgroundColor: colour }, { backgroundColor: "transparent" }], { duration: 1200, easing: "ease-out" });
+}
+
+/** Arrow keys move between the rows' links. */
+function moveFocus(event) {
+  const links = [...event.currentTarget.querySelectorAll("a")];
+  const place = links.indexOf(document.activeElement);
+  const next = { ArrowDown: place + 1, ArrowUp: place - 1, Home: 0, End: links.length - 1 }[event.key];
+  if (place < 0 || next === undefined) return;
+  event.preventDefault();
+  links[Math.min(Math.max(next, 0), links.length - 1)].focus();
+}
+
+/** Shows the contracts in `root`; returns what ends that. */
+export function showContracts(root, { market }) {
+  const view = new ContractsView(root, market);
+  const unlisten = market.listen(() => view.draw());
+  const shortcut = (event) => {
+    if (event.key !== "/" || event.target.matches("input, select, textarea")) return;
+    event.preventDefault();
+    view.text.focus();
+  };
+  document.addEventListener("keydown", shortcut);
+  return () => {
+    unlisten();
+    document.removeEventListener("keydown", shortcut);
+  };
+}

@@ -1,0 +1,46 @@
+/** Making and changing elements. Text only ever goes in as text, so nothing that an answer holds becomes markup. */
+
+/** A new element with attributes (a function is a listener, true is present, false and null are left out) and children. */
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") made.addEventListener(name, value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+/** A button that does something. */
+export function button(text, press, attributes = {}) {
+  return element("button", { type: "button", click: press, ...attributes }, text);
+}
+
+/** Calls `draw` once in the next frame, however often it is asked for before. */
+export function perFrame(draw) {
+  let asked = false;
+  return () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      draw();
+    });
+  };
+}
+
+/** Puts children into the given order with as few moves as possible, so that focus and selection stay where they are. */
+export function arrange(parent, children) {
+  for (const child of [...parent.children]) if (!children.includes(child)) child.remove();
+  children.forEach((child, place) => {
+    if (parent.children[place] !== child) parent.insertBefore(child, parent.children[place] ?? null);
+  });
+}
+
+/** Says something once, visibly and to screen readers, for some seconds. */
+export function announce(text) {
+  const notice = element("p", {}, text);
+  document.getElementById("notices").append(notice);
+  setTimeout(() => notice.remove(), 8000);
+}

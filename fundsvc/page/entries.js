@@ -1,0 +1,138 @@
+/** The last entries of a ledger, live, each once and none left out. */
+
+import { get } from "./api.js";
+import { button, element, perFrame } from "./dom.js";
+import { moment, number } from "./format.js";
+import { alignDecimals } from "./table.js";
+
+const PAGE_ENTRIES = 100;
+const MISSED_MAX = 500;
+
+const COLUMNS = ["Entry", "Time", "Kind", "Change", "Balance", "Cause"];
+
+class EntryList {
+  #symbol;
+  #told;
+  #pending = [];
+  #newest = null;
+  #room = PAGE_ENTRIES;
+
+  constructor(root, symbol, told) {
+    this.#symbol = symbol;
+    this.#told = told;
+    this.body = element("tbody", {});
+    const heads = COLUMNS.map((name) => element("th", { scope: "col", class: ["Change", "Balance"].includes(name) ? "amount" : null }, name));
+    const caption = element("caption", { class: "hidden" }, `Ledger entries of ${symbol}, newest first`);
+    this.table = element("table", { class: "list" }, caption, element("thead", {}, element("tr", {}, ...heads)), this.body);
+    this.older = button("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
+    const scrolled = () => this.#flush();
+    this.scroller = element("div", { class: "scroller tall", tabindex: "0", role: "region", "aria-label": "Entries", scroll: scrolled }, this.table, this.older);
+    this.waiting = button("", () => this.#toTop(), { class: "quiet waiting" });
+    this.waiting.disabled = true;
+    root.append(element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting), this.scroller);
+  }
+
+  /** Reads what came after the newest known entry, or the newest page if that is too much; returns from where to go on. */
+  resume = async () => {
+    const missed = this.#newest === null ? null : await this.#page({ offset: this.#newest, forward: true, maxCount: MISSED_MAX });
+    if (missed && !missed.hasMore) missed.dataList.forEach(this.add);
+    else this.#replace(await this.#page({ maxCount: PAGE_ENTRIES }));
+    return { after: this.#newest };
+  };
+
+  /** Takes the next entry; one that is known already is left out. */
+  add = (entry) => {
+    if (this.#newest === null || entry.entry <= this.#newest) return;
+    this.#newest = entry.entry;
+    this.#pending.push(entry);
+    if (this.#pending.length > this.#room) this.#pending.shift();
+    this.#told.added(entry);
+    this.#flush();
+  };
+
+  #page(parameters) {
+    return get(`insurance-fund/${encodeURIComponent(this.#symbol)}/history`, parameters);
+  }
+
+  #replace({ dataList, hasMore }) {
+    this.#newest = dataList[0]?.entry ?? 0;
+    this.#pending = [];
+    this.#room = PAGE_ENTRIES;
+    this.body.replaceChildren(...dataList.map((entry) => this.#row(entry)));
+    this.older.hidden = !hasMore;
+    this.#told.replaced();
+  }
+
+  async #readOlder() {
+    const oldest = Number(this.body.lastElementChild.dataset.entry);
+    const { dataList, hasMore } = await this.#page({ offset: oldest, maxCount: PAGE_ENTRIES });
+    this.#room += dataList.length;
+    this.body.append(...dataList.map((entry) => this.#row(entry)));
+    this.older.hidden = !hasMore;
+  }
+
+  /** New rows wait while somebody reads further down, or has the focus in the list. */
+  get #held() {
+    return this.scroller.scrollTop > 4 || this.body.contains(document.activeElement);
+  }
+
+  #flush = perFrame(() => {
+    if (!this.#held) this.#take();
+    const count = this.#pending.length;
+    this.waiting.textContent = count ? `${count} newer` : "";
+    this.waiting.disabled = !count;
+  });
+
+  /** What was pushed out while waiting is not in the list's reach any more: then the list starts again with what waited. */
+  #take() {
+    if (!this.#pending.length) return;
+    const top = Number(this.body.firstElementChild?.dataset.entry ?? 0);
+    if (top && this.#pending[0].entry > top + 1) this.body.replaceChildren();
+    this.body.prepend(...this.#pending.splice(0).reverse().map((entry) => this.#row(entry)));
+    while (this.body.childElementCount > this.#room) {
+      this.body.lastElementChild.remove();
+      this.older.hidden = false;
+    }
+  }
+
+  #toTop() {
+    this.scroller.scrollTop = 0;
+    document.activeElement?.blur();
+    this.scroller.focus();
+    this.#flush();
+  }
+
+  #row(entry) {
+    const path = `#/contract/${encodeURIComponent(this.#symbol)}/entry/${entry.entry}`;
+    const cells = [
+      element("a", { href: path, "aria-label": `Entry ${entry.entry}` }, String(entry.entry)),
+      moment(entry.ts),
+      element("span", { class: "kind", "data-kind": entry.kind }, entry.kind),
+      number(entry.change, { signed: true }),
+      number(entry.balance),
+      cause(entry),
+    ];
+    const row = element("tr", { "data-entry": entry.entry }, ...cells.map((cell) => element("td", {}, cell)));
+    alignDecimals(this.table, row);
+    return row;
+  }
+}
+
+/** What made an entry: a fill, and what of it the fund could not pay or had to repay. */
+function cause(entry) {
+  const fill = `${entry.side} ${entry.lots} at ${entry.price}, bankrupt at ${entry.bankruptcyPrice}`;
+  const owed = [
+    ["uncovered", entry.uncovered],
+    ["repaid", entry.repaid],
+  ].filter(([, amount]) => /[1-9]/.test(amount));
+  const notes = owed.map(([word, amount]) => element("b", { class: word }, ` ${word} ${amount}`));
+  return element("span", { class: "cause", title: entry.tradeId ? `trade ${entry.tradeId}` : null }, fill, ...notes);
+}
+
+/** Shows the entries of a contract; `told` hears of each new one, and when there are others altogether. */
+export function showEntries(root, feed, symbol, told) {
+  const list = new EntryList(root, symbol, told);
+  list.resume().catch((error) => root.append(element("p", { class: "problem" }, error.message)));
+  const receive = (_subject, entry) => list.add(entry);
+  return feed.subscribe(`/insuranceFund/entry:${symbol}`, { receive, resume: list.resume });
+}

@@ -1,0 +1,47 @@
+/** One entry with all that belongs to it, in a dialog. */
+
+import { get } from "./api.js";
+import { button, element } from "./dom.js";
+import { hash, moment, number } from "./format.js";
+import { orderSummary } from "./orders.js";
+
+const FIELDS = {
+  Kind: (entry) => entry.kind,
+  Change: (entry) => number(entry.change, { signed: true }),
+  "Balance after": (entry) => number(entry.balance),
+  Uncovered: (entry) => number(entry.uncovered),
+  Repaid: (entry) => number(entry.repaid),
+  Fill: (entry) => `${entry.side} ${entry.lots} lots`,
+  Price: (entry) => number(entry.price),
+  "Bankruptcy price": (entry) => number(entry.bankruptcyPrice),
+  Trade: (entry) => element("code", {}, entry.tradeId || "–"),
+  Order: (entry) => element("code", {}, entry.orderId || "–"),
+  Sequence: (entry) => number(entry.seq),
+  "Engine's time": (entry) => moment(entry.ts),
+  "Recorded at": (entry) => moment(entry.recordedAt),
+  Hash: (entry) => hash(entry.hash),
+};
+
+/** Opens the dialog on an entry; `closed` is called when the reader closes it. */
+export async function openEntry(dialog, symbol, number, closed) {
+  const path = `#/contract/${encodeURIComponent(symbol)}/entry`;
+  const title = element("h2", { id: "entry-title" }, `${symbol}, entry ${number}`);
+  const content = element("div", { "aria-live": "polite" }, "loading");
+  const turn = (to, text) => element("a", { class: "button quiet", href: `${path}/${to}` }, text);
+  const foot = element("footer", {}, ...(number > 1 ? [turn(number - 1, "‹ Before")] : []), turn(number + 1, "After ›"), button("Close", () => dialog.close()));
+  dialog.replaceChildren(title, content, foot);
+  dialog.onclose = closed;
+  if (!dialog.open) dialog.showModal();
+  try {
+    content.replaceChildren(...details(await get(`insurance-fund/${encodeURIComponent(symbol)}/entries/${number}`)));
+  } catch (error) {
+    content.replaceChildren(element("p", { class: "problem" }, error.message));
+  }
+}
+
+function details({ entry, previousHash, adl }) {
+  const rows = Object.entries(FIELDS).map(([name, show]) => [name, show(entry)]);
+  rows.push(["Hash before", hash(previousHash)]);
+  const list = element("dl", { class: "details" }, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+  return adl ? [list, element("h3", {}, "Deleveraging"), orderSummary(adl)] : [list];
+}

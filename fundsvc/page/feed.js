@@ -1,0 +1,185 @@
+/**
+ * The live topics over one WebSocket, which comes back by itself.
+ *
+ * connecting -> live -> waiting -> connecting -> ...
+ *
+ * At every welcome each subscription is asked where it stands (`resume`), which is where it reads over REST what it missed,
+ * and is then subscribed with what that returns, such as `after`. The feed is live once all of them are.
+ */
+
+import { ApiError, post } from "./api.js";
+
+const FIRST_DELAY_MS = 500;
+const LONGEST_DELAY_MS = 15_000;
+const WELCOME_MS_MAX = 10_000;
+
+export class Feed {
+  #subscriptions = new Map();
+  #acknowledgements = new Map();
+  #listeners = new Set();
+  #connection = null;
+  #failures = 0;
+  #ids = 0;
+  #token = null;
+  #retry = 0;
+
+  /** "connecting", "live" or "waiting". */
+  state = "connecting";
+
+  /** When the server was last heard, in ms; 0 before. */
+  heardAt = 0;
+
+  /** Why an account's token was refused; the feed goes on without it. */
+  refused = () => {};
+
+  constructor() {
+    addEventListener("online", () => this.#soon());
+    addEventListener("offline", () => this.#drop());
+    document.addEventListener("visibilitychange", () => document.hidden || this.#soon());
+  }
+
+  /** Connects, as an account where there is a token. */
+  start(token) {
+    this.#token = token;
+    this.#drop(false);
+    this.#connect();
+  }
+
+  /** Calls back with the state whenever it changes. */
+  listen(listener) {
+    this.#listeners.add(listener);
+    listener(this.state);
+  }
+
+  /**
+   * Subscribes until the function that it returns is called. `receive(subject, data)` gets what is pushed;
+   * `resume()` reads what was missed and returns further fields of the subscription.
+   */
+  subscribe(topic, { receive, resume = async () => ({}), isPrivate = false }) {
+    const subscription = { topic, receive, resume, isPrivate };
+    this.#subscriptions.set(topic, subscription);
+    if (this.state === "live") this.#join(subscription).catch(() => this.#drop());
+    return () => {
+      if (this.#subscriptions.get(topic) !== subscription) return;
+      this.#subscriptions.delete(topic);
+      if (this.#connection?.welcome) this.#send("unsubscribe", { topic, privateChannel: isPrivate, response: false });
+    };
+  }
+
+  #say(state) {
+    if (this.state === state) return;
+    this.state = state;
+    for (const listener of this.#listeners) listener(state);
+  }
+
+  async #connect() {
+    clearTimeout(this.#retry);
+    const connection = { socket: null, welcome: false, timers: [] };
+    this.#connection = connection;
+    this.#say("connecting");
+    try {
+      const bullet = await post(this.#token ? "bullet-private" : "bullet-public", this.#token);
+      if (this.#connection === connection) this.#open(connection, bullet);
+    } catch (error) {
+      if (this.#connection !== connection) return;
+      if (this.#token && error instanceof ApiError && error.isAccess) this.#forget(error);
+      else this.#drop();
+    }
+  }
+
+  #forget(error) {
+    this.#token = null;
+    this.refused(error);
+    this.#connect();
+  }
+
+  #open(connection, bullet) {
+    const [server] = bullet.instanceServers;
+    const url = new URL(server.endpoint);
+    url.search = new URLSearchParams({ token: bullet.token, connectId: String(Date.now()) });
+    connection.socket = new WebSocket(url);
+    connection.server = server;
+    connection.socket.onmessage = (event) => this.#hear(connection, JSON.parse(event.data));
+    connection.socket.onclose = () => this.#connection === connection && this.#drop();
+    connection.timers.push(setTimeout(() => connection.welcome || this.#drop(), WELCOME_MS_MAX));
+  }
+
+  #hear(connection, frame) {
+    if (this.#connection !== connection) return;
+    this.heardAt = Date.now();
+    if (frame.type === "welcome") this.#begin(connection);
+    else if (frame.type === "message") this.#dispatch(frame);
+    else if (frame.type === "ack") this.#acknowledge(frame.id);
+    else if (frame.type === "error") this.#acknowledge(frame.id, new ApiError(400, frame.code, frame.data));
+  }
+
+  async #begin(connection) {
+    connection.welcome = true;
+    connection.timers.push(setInterval(() => this.#ping(connection), connection.server.pingInterval));
+    try {
+      await Promise.all([...this.#subscriptions.values()].map((subscription) => this.#join(subscription)));
+    } catch {
+      if (this.#connection === connection) this.#drop();
+    }
+    if (this.#connection !== connection) return;
+    this.#failures = 0;
+    this.#say("live");
+  }
+
+  /** Subscribes to one topic; raises when what was missed could not be read, or when the topic was refused. */
+  async #join(subscription) {
+    const { topic, isPrivate } = subscription;
+    if (isPrivate && !this.#token) return;
+    const connection = this.#connection;
+    const fields = await subscription.resume();
+    if (this.#connection !== connection || this.#subscriptions.get(topic) !== subscription) return;
+    const id = this.#send("subscribe", { topic, privateChannel: isPrivate, response: true, ...fields });
+    await new Promise((resolve, reject) => this.#acknowledgements.set(id, { resolve, reject }));
+  }
+
+  #send(type, fields = {}) {
+    const id = String(++this.#ids);
+    this.#connection.socket.send(JSON.stringify({ id, type, ...fields }));
+    return id;
+  }
+
+  #acknowledge(id, error) {
+    const waiting = this.#acknowledgements.get(id);
+    this.#acknowledgements.delete(id);
+    if (error) waiting?.reject(error);
+    else waiting?.resolve();
+  }
+
+  /** Balances of all funds come under each fund's own topic. */
+  #dispatch({ topic, subject, data }) {
+    const family = `${topic.split(":")[0]}:all`;
+    (this.#subscriptions.get(topic) ?? this.#subscriptions.get(family))?.receive(subject, data);
+  }
+
+  #ping(connection) {
+    const sentAt = Date.now();
+    this.#send("ping");
+    const late = () => this.#connection === connection && this.heardAt < sentAt && this.#drop();
+    connection.timers.push(setTimeout(late, connection.server.pingTimeout));
+  }
+
+  /** Gives the connection up, and tries again later: twice as late each time, and not all clients at once. */
+  #drop(again = true) {
+    const connection = this.#connection;
+    this.#connection = null;
+    connection?.timers.forEach(clearTimeout);
+    connection?.socket?.close();
+    for (const { reject } of this.#acknowledgements.values()) reject(new ApiError(0, "", "disconnected"));
+    this.#acknowledgements.clear();
+    clearTimeout(this.#retry);
+    if (!again) return;
+    this.#say("waiting");
+    const delay = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#failures++) * (0.5 + Math.random() / 2);
+    this.#retry = setTimeout(() => this.#connect(), delay);
+  }
+
+  /** Tries again at once, now that the network or the reader is back. */
+  #soon() {
+    if (this.state === "waiting") this.#connect();
+  }
+}

@@ -1,0 +1,42 @@
+/** The queue of a contract: how many positions have how many lights, on both sides. */
+
+import { ApiError, get } from "./api.js";
+import { element } from "./dom.js";
+import { lights, moment, number, rough } from "./format.js";
+import { listTable } from "./table.js";
+
+const REFRESH_MS = 2000;
+
+const COLUMNS = {
+  Lights: (row) => lights(row.lights),
+  Positions: (row) => number(row.positions),
+  Lots: (row) => number(row.lots),
+  PnL: (row) => number(row.unrealisedPnl, { signed: true }),
+  "Highest score": (row) => rough(row.highestScore),
+};
+
+function sideTable(caption, sections) {
+  return listTable(COLUMNS, sections, { caption, words: ["Lights"], empty: "no ranked positions" });
+}
+
+/** Shows the queue, and looks again every two seconds while the page can be seen. */
+export function showQueue(root, symbol) {
+  const asOf = element("p", { class: "as-of" });
+  const sides = element("div", { class: "sides" });
+  root.append(element("div", { class: "head" }, element("h2", {}, "ADL queue"), asOf), sides);
+
+  const look = async () => {
+    if (document.hidden) return;
+    try {
+      const queue = await get(`adl/${encodeURIComponent(symbol)}/queue`);
+      asOf.replaceChildren("mark ", number(queue.markPrice), " · ", moment(queue.ts));
+      sides.replaceChildren(sideTable("Longs", queue.long), sideTable("Shorts", queue.short));
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      asOf.textContent = error.message;
+    }
+  };
+  look();
+  const timer = setInterval(look, REFRESH_MS);
+  return () => clearInterval(timer);
+}

@@ -1,0 +1,86 @@
+/** The balance of a fund over a time: every entry where they are few, else candles. Floats, because they become pixels. */
+
+import { get } from "./api.js";
+
+const MINUTE_MS = 60_000;
+const DAY_MS = 86_400_000;
+const PAGE = 500;
+
+/** The newest entries of a time are drawn each; a chart has no more pixels than this. Those before are drawn as candles. */
+const ENTRIES_MAX = 3000;
+
+/** Up to here hourly candles are few enough; beyond, daily ones. */
+const HOURLY_MS_MAX = 20 * DAY_MS;
+
+/** When the first entry of a fund was made, in ms; null without any. */
+export async function firstEntryAt(symbol) {
+  const { dataList } = await history(symbol, { offset: 0, forward: true, maxCount: 1 });
+  return dataList[0]?.ts ?? null;
+}
+
+/**
+ * The balance from `from` to `to` (ms) in points {ts, text, balance}, each holding until the next; `band` are the lowest and
+ * highest of each candle, `losses` what was paid or left uncovered.
+ */
+export async function loadSeries(symbol, from, to) {
+  const [start, end] = await Promise.all([from, to].map((ts) => get(`${pathOf(symbol)}/at`, { ts: Math.max(0, Math.floor(ts)) })));
+  const entries = await readEntries(symbol, Math.max(start.entry, end.entry - ENTRIES_MAX), end.entry);
+  const isWhole = end.entry - start.entry <= ENTRIES_MAX;
+  const before = isWhole ? { points: [], band: [], losses: [] } : await readCandles(symbol, from, entries[0].ts);
+  return {
+    points: [point(from, start.balance), ...before.points, ...entries.map(entryPoint)],
+    band: before.band,
+    losses: [...before.losses, ...entries.map(entryLoss).filter(Boolean)],
+  };
+}
+
+/** What an entry adds to a series. */
+export function entryPoint(entry) {
+  return point(entry.ts, entry.balance);
+}
+
+/** What of an entry the fund lost, null if nothing. */
+export function entryLoss(entry) {
+  if (entry.kind !== "shortfall") return null;
+  return { ts: entry.ts, text: `shortfall ${entry.change}, uncovered ${entry.uncovered} (entry ${entry.entry})` };
+}
+
+function point(ts, text) {
+  return { ts, text, balance: Number(text) };
+}
+
+/** A candle's close is the balance at its end; in between it was somewhere in the band. */
+async function readCandles(symbol, from, to) {
+  const granularity = to - from > HOURLY_MS_MAX ? 1440 : 60;
+  const length = granularity * MINUTE_MS;
+  const candles = [];
+  for (let start = Math.max(0, Math.floor(from / length) * length); start < to; start = candles.at(-1)[0] + length) {
+    const page = await get(`${pathOf(symbol)}/candles`, { granularity, from: start, to: Math.ceil(to) });
+    candles.push(...page);
+    if (page.length < PAGE) break;
+  }
+  const ended = candles.filter(([time]) => time + length <= to);
+  const lossy = candles.filter(([, , , , , , paid, uncovered]) => /[1-9]/.test(paid + uncovered));
+  return {
+    points: ended.map(([time, , , , close]) => point(time + length, close)),
+    band: candles.map(([time, , high, low]) => ({ ts: time, until: Math.min(time + length, to), high: Number(high), low: Number(low) })),
+    losses: lossy.map(([time, , , , , , paid, uncovered]) => ({ ts: time + length / 2, text: `shortfalls: paid ${paid}, uncovered ${uncovered}` })),
+  };
+}
+
+/** The entries after number `after` up to `last`: they are gapless, so all pages can be asked for at once. */
+async function readEntries(symbol, after, last) {
+  const offsets = Array.from({ length: Math.ceil((last - after) / PAGE) }, (_, page) => after + page * PAGE);
+  const pages = await Promise.all(
+    offsets.map((offset) => history(symbol, { offset, forward: true, maxCount: Math.min(PAGE, last - offset) })),
+  );
+  return pages.flatMap(({ dataList }) => dataList);
+}
+
+function history(symbol, parameters) {
+  return get(`${pathOf(symbol)}/history`, parameters);
+}
+
+function pathOf(symbol) {
+  return `insurance-fund/${encodeURIComponent(symbol)}`;
+}
