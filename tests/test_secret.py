@@ -1,0 +1,81 @@
+"""Embedded runs have a secret of their own; `fundsvc token` mints from whichever secret there is."""
+
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import pytest
+from commands import fundsvc
+from conftest import with_section
+from tokens import SECRET
+
+from fundsvc.api.tokens import Caller, Tokens
+from fundsvc.config import Config, DataConfig, TokenConfig
+from fundsvc.secret import SECRET_FILE, kept_secret, with_secret
+
+
+def of_directory(directory):
+    return Config(data=DataConfig(directory=str(directory)))
+
+
+def test_a_secret_is_made_once_for_its_owner_alone(tmp_path):
+    made = kept_secret(tmp_path / "data")
+    assert len(made) >= 32
+    assert stat.S_IMODE((tmp_path / "data" / SECRET_FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+    assert kept_secret(tmp_path / "data") == made != kept_secret(tmp_path / "other")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [SECRET_FILE]
+
+
+def test_whoever_asks_at_the_same_time_gets_the_same(tmp_path):
+    with ThreadPoolExecutor(16) as threads:
+        for attempt in range(50):
+            assert len(set(threads.map(kept_secret, [tmp_path / str(attempt)] * 16))) == 1
+
+
+@pytest.mark.parametrize("token", [TokenConfig(secret=SECRET), TokenConfig(keys="keys.json")])
+def test_a_configured_key_is_the_only_one(tmp_path, token):
+    config = msgspec.structs.replace(of_directory(tmp_path), token=token)
+    assert with_secret(config) == config
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_without_a_server_of_ours_has_no_secret_of_ours(tmp_path, config):
+    elsewhere = with_section(config, "data", directory=str(tmp_path))
+    assert with_secret(elsewhere) == elsewhere
+    half = with_section(elsewhere, "stream", url="")
+    assert with_secret(half).token.secret == (tmp_path / SECRET_FILE).read_text()
+
+
+async def test_a_token_is_minted_from_the_data_directory_before_anything_ran(tmp_path, config):
+    environment = {"FUNDSVC_STREAM_URL": "", "FUNDSVC_DATA_DIRECTORY": str(tmp_path / "data")}
+    done = await fundsvc(config, "token", "--role", "trader", "--account", "anna", "--hours", "1", **environment)
+    assert (done.code, done.error) == (0, "")
+    assert done.output == done.output.strip() + "\n"
+    tokens = Tokens(with_secret(of_directory(tmp_path / "data")).token)
+    assert tokens.read(done.output.strip()) == Caller("trader", "anna", "")
+
+
+async def test_a_token_is_minted_from_the_configured_secret(config):
+    environment = {"FUNDSVC_TOKEN_SECRET": SECRET, "FUNDSVC_TOKEN_AUDIENCE": "elsewhere"}
+    done = await fundsvc(config, "token", "--role", "engine", "--subject", "engine 1", "--json", **environment)
+    assert Tokens(TokenConfig(secret=SECRET, audience="elsewhere")).read(done.result["token"]) == Caller(
+        "engine", "", "engine 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        ((), {}, "token.secret is not set"),
+        ((), {"FUNDSVC_TOKEN_KEYS": "keys.json"}, "only public keys are configured"),
+        ((), {"FUNDSVC_TOKEN_SECRET": "short"}, "token.secret has 5 characters"),
+        (("--account", "anna"), {"FUNDSVC_TOKEN_SECRET": SECRET}, "leave --account out"),
+        (("--role", "trader"), {"FUNDSVC_TOKEN_SECRET": SECRET}, "must name an `account`"),
+        (("--role", "trader", "--account", "a" * 65), {"FUNDSVC_TOKEN_SECRET": SECRET}, "account"),
+    ],
+)
+async def test_a_token_that_would_not_be_accepted_is_not_minted(config, arguments, environment, said):
+    done = await fundsvc(config, "token", "--role", "risk", *arguments, **environment)
+    assert (done.code, done.output) == (2, "")
+    assert said in done.error
