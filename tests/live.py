@@ -125,8 +125,8 @@ class Sleeper:
     def send(self, message):
         """Sends a message as one masked frame, the mask being all zeros."""
         payload = msgspec.json.encode(message)
-        assert 125 < len(payload) + 100 < 65536
-        self._writer.write(bytes((0x81, 0x80 | 126)) + len(payload).to_bytes(2, "big") + bytes(4) + payload)
+        assert len(payload) < 126
+        self._writer.write(bytes((0x81, 0x80 | len(payload))) + bytes(4) + payload)
 
 
 @asynccontextmanager
