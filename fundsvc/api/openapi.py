@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import msgspec
 from aiohttp import web
@@ -45,6 +46,7 @@ PATH_PARAMETERS: Mapping[str, tuple[Schema, str]] = {
     "symbol": ({"type": "string", "minLength": 1, "maxLength": 64}, "a contract, as /api/v1/contracts/active lists it"),
     "adl": (_NUMBERED, "the number of an ADL order of the contract"),
     "round": (_NUMBERED, "the number of a round of that order"),
+    "settle": ({"type": "string", "minLength": 1, "maxLength": 16}, "a settlement currency in lower case"),
     "entry": ({"type": "integer", "minimum": 1, "maximum": 2**63 - 1}, "the number of an entry of the contract's ledger"),
 }
 """What stands in braces in a path: its schema, and what it is."""
@@ -67,11 +69,10 @@ def described(endpoints: Iterable[Endpoint]) -> Endpoint:
 def description(endpoints: Iterable[Endpoint]) -> Schema:
     """The OpenAPI document of a table."""
     table = tuple(endpoints)
-    kinds = [media.kind for endpoint in table for media in (*endpoint.answers.values(), *endpoint.bodies)]
-    _, components = msgspec.json.schema_components([Failure, *kinds], ref_template=_COMPONENT)
+    schemas = _Schemas(media for endpoint in table for media in (*endpoint.answers.values(), *endpoint.bodies))
     paths: dict[str, Schema] = {}
     for endpoint in table:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
     modules = sorted({_told(endpoint).__module__ for endpoint in table})
     return {
         "openapi": "3.1.0",
@@ -79,33 +80,56 @@ def description(endpoints: Iterable[Endpoint]) -> Schema:
         "tags": [{"name": _tag(name), "description": _paragraphs(sys.modules[name])[0]} for name in modules],
         "paths": paths,
         "components": {
-            "schemas": components,
+            "schemas": schemas.components,
             "responses": {_response_name(status): _failure(status) for status in FAILURES},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
 
 
-def _operation(endpoint: Endpoint) -> Schema:
+class _Schemas:
+    """The schemas of all bodies, made at once so that types of one name in several modules are told apart."""
+
+    def __init__(self, media: Iterable[Media]) -> None:
+        kinds = tuple(dict.fromkeys(variant for one in media for variant in _variants(one.kind)))
+        found, self.components = msgspec.json.schema_components((Failure, *kinds), ref_template=_COMPONENT)
+        self._of = dict(zip(kinds, found[1:], strict=True))
+
+    def of(self, media: Media) -> Schema:
+        """The schema of a body, its envelope included."""
+        variants = [self._of[variant] for variant in _variants(media.kind)]
+        schema = variants[0] if len(variants) == 1 else {"anyOf": variants}
+        if not media.in_envelope:
+            return schema
+        properties = {"code": {"const": "200000"}, "data": schema}
+        return {"type": "object", "required": ["code", "data"], "properties": properties, "additionalProperties": False}
+
+
+def _variants(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, which need not be told apart by whoever only describes them."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
     told, example = _told(endpoint), _examples().get(f"{endpoint.method} {endpoint.path}", {})
     paragraphs = _paragraphs(told)
     asked = _paragraphs(endpoint.query) if endpoint.query.__struct_fields__ else []
+    for_whom = [f"For {' or '.join(sorted(endpoint.roles))}."] if endpoint.roles else []
     operation: Schema = {
         "operationId": f"{_tag(told.__module__)}.{told.__name__}",
         "tags": [_tag(told.__module__)],
         "summary": re.split(r"[;:.](?:\s|$)", paragraphs[0])[0],
-        "description": "\n\n".join((*paragraphs, *asked)),
+        "description": "\n\n".join((*paragraphs, *asked, *for_whom)),
         "parameters": [*_path_parameters(endpoint, example), *_query_parameters(endpoint, example)],
         "responses": {
             **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _fails(endpoint)},
-            **{str(status): _answer(status, media, example) for status, media in endpoint.answers.items()},
+            **{str(status): _answer(status, media, schemas, example) for status, media in endpoint.answers.items()},
         },
     }
     if endpoint.bodies:
-        operation["requestBody"] = {"required": True, "content": _contents(endpoint.bodies, example)}
+        operation["requestBody"] = {"required": True, "content": _contents(endpoint.bodies, schemas, example)}
     if endpoint.roles:
         operation["security"] = [{"token": []}]
-        operation["description"] += f"\n\nFor {' or '.join(sorted(endpoint.roles))}."
     return operation
 
 
@@ -138,28 +162,20 @@ def _exemplified(parameter: Schema, example: Schema) -> Schema:
     return {**parameter, "example": given[parameter["name"]]} if parameter["name"] in given else parameter
 
 
-def _answer(status: int, media: Media, example: Schema) -> Schema:
-    content: Schema = {"schema": _schema(media)}
+def _answer(status: int, media: Media, schemas: _Schemas, example: Schema) -> Schema:
+    content: Schema = {"schema": schemas.of(media)}
     if status == HTTPStatus.OK and "answer" in example:
         content["example"] = example["answer"]
     return {"description": HTTPStatus(status).phrase, "content": {media.content_type: content}}
 
 
-def _contents(bodies: Iterable[Media], example: Schema) -> Schema:
+def _contents(bodies: Iterable[Media], schemas: _Schemas, example: Schema) -> Schema:
     given = example.get("body", {})
     return {
-        media.content_type: {"schema": _schema(media)}
+        media.content_type: {"schema": schemas.of(media)}
         | ({"example": given[media.content_type]} if media.content_type in given else {})
         for media in bodies
     }
-
-
-def _schema(media: Media) -> Schema:
-    (schema,), _ = msgspec.json.schema_components([media.kind], ref_template=_COMPONENT)
-    if not media.in_envelope:
-        return schema
-    properties = {"code": {"const": "200000"}, "data": schema}
-    return {"type": "object", "required": ["code", "data"], "properties": properties, "additionalProperties": False}
 
 
 def _failure(status: int) -> Schema:
