@@ -179,26 +179,27 @@ class FollowedPartition:
 
     def view(self, contract: Contract) -> BookView:
         """A contract's book; raises NotFollowed."""
-        return BookView(contract, self._book(contract.symbol) or Book(contract), self._last_id(), self.confirmed_ms)
+        return BookView(contract, self.book(contract.symbol) or Book(contract), self._last_id(), self.confirmed_ms)
 
     def views(self) -> list[BookView]:
         """All books that have had a mark or a position; raises NotFollowed."""
-        last_id = self._last_id()
-        books = self._followed.partition.books() if self._followed else ()
+        last_id, followed = self._last_id(), self._following()
+        books = followed.partition.books() if followed else ()
         return [BookView(contract, book, last_id, self.confirmed_ms) for contract, book in books]
 
     def book(self, symbol: str) -> Book | None:
         """A contract's book, if it is known to have had a mark or a position; raises NotFollowed."""
-        self._last_id()
-        return self._book(symbol)
-
-    def _book(self, symbol: str) -> Book | None:
-        return self._followed.partition.book(symbol) if self._followed else None
+        followed = self._following()
+        return followed.partition.book(symbol) if followed else None
 
     def _last_id(self) -> str:
+        followed = self._following()
+        return followed.recall.read_to if followed else self._offset.last_id
+
+    def _following(self) -> "_Followed | None":
         if not self._loaded:
             raise NotFollowed("the ADL books are being loaded, ask again shortly")
-        return self._followed.recall.read_to if self._followed else self._offset.last_id
+        return self._followed
 
     async def _load(self, offset: Offset) -> "_Followed | None":
         """The books as they were kept, brought to an offset; None if none of them ever held a position."""

@@ -311,11 +311,11 @@ SELECT coalesce((
 ), 0) AS outstanding;
 
 -- name: candles
--- The buckets of $4 milliseconds that have entries from $2 to before $3, and the close before these ($2 and $3 begin buckets).
+-- The buckets of $4 milliseconds that have entries from $2 to before $3, which begin buckets, and the last ones before these.
 WITH hours AS (
     SELECT r.hour, r.first_entry, r.last_entry, r.opening, r.highest, r.lowest, r.closing, r.credited, r.paid, r.uncovered, r.fills
     FROM rollups r WHERE r.symbol = $1 AND r.hour >= coalesce((
-        SELECT x.hour FROM rollups x WHERE x.symbol = $1 AND x.hour < $2 ORDER BY x.hour DESC LIMIT 1
+        SELECT x.hour - x.hour % $4 FROM rollups x WHERE x.symbol = $1 AND x.hour < $2 ORDER BY x.hour DESC LIMIT 1
     ), $2) AND r.hour < $3
     UNION ALL
     SELECT e.ts, e.entry, e.entry, e.balance - e.change, greatest(e.balance, e.balance - e.change),
