@@ -9,7 +9,8 @@ from contextlib import suppress
 import structlog
 
 from fundsvc.config import Config
-from fundsvc.core.partition import Offset, Partition, Round
+from fundsvc.core.batch import Offset, Round
+from fundsvc.core.partition import Partition
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import Committed, Pipeline
 from fundsvc.recall import Recall

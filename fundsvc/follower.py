@@ -14,10 +14,11 @@ from typing import NamedTuple
 import structlog
 
 from fundsvc.config import Config
+from fundsvc.core.batch import Offset
 from fundsvc.core.book import Book, Rank, Side, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Fill
-from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.core.preview import Preview, preview
 from fundsvc.core.queue import Section, sections

@@ -8,9 +8,9 @@ from functools import cache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from fundsvc.core.adl import AdlOrder, OrderState
+from fundsvc.core.batch import Batch
 from fundsvc.core.book import Book
 from fundsvc.core.contracts import Contract, partition_of
-from fundsvc.core.partition import Batch
 from fundsvc.core.settlement import FundState
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

@@ -15,8 +15,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from fundsvc.core.batch import Batch, Offset
 from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection, check_replayable
-from fundsvc.core.partition import Batch, Offset, Partition
+from fundsvc.core.partition import Partition
 from fundsvc.wire import Message, decode, raw_event
 
 BLOCK_MS = 500

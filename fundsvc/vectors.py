@@ -15,11 +15,12 @@ import msgspec
 
 from fundsvc.config import CurrencyConfig
 from fundsvc.core.adl import OrderState
+from fundsvc.core.batch import Batch
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract, contract_of
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Rejection
 from fundsvc.core.numbers import INT64_MAX, format_units, to_units
-from fundsvc.core.partition import Batch, Partition
+from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund
 from fundsvc.wire import Message, decode

@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from fundsvc.config import Config
+from fundsvc.core.batch import Offset
 from fundsvc.core.events import Event, Fill, Listing
-from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import Writer, open_writer

@@ -4,10 +4,11 @@ import random
 
 import pytest
 
+from fundsvc.core.batch import Offset
 from fundsvc.core.chain import Entry
 from fundsvc.core.events import Event, Fill, Listing, Rejected, Rejection
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.partition import Partition
 from fundsvc.core.replay import Replay
 from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import contract_from, open_writer

@@ -6,7 +6,8 @@ import pytest
 from eventually import eventually
 from ledgers import fill, listing
 
-from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.batch import Offset
+from fundsvc.core.partition import Partition
 from fundsvc.store.database import StoreFault, faults
 from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import OwnershipLost, open_writer

@@ -8,8 +8,9 @@ import pytest
 from eventually import eventually
 from ledgers import fill, listing
 
+from fundsvc.core.batch import Offset
 from fundsvc.core.events import Mark, Position, Rate, Reason
-from fundsvc.core.partition import Offset, Partition
+from fundsvc.core.partition import Partition
 from fundsvc.core.settlement import Fund
 from fundsvc.pipeline import Pipeline
 from fundsvc.wire import Message, encode

@@ -10,10 +10,11 @@ from eventually import eventually
 from ledgers import fill, listing
 
 import fundsvc
+from fundsvc.core.batch import Offset, RateState
 from fundsvc.core.chain import GENESIS, Entry
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.partition import Offset, Partition, RateState
+from fundsvc.core.partition import Partition
 from fundsvc.store.database import SQL, StoreFault, connect, faults, lent, open_pool, transaction
 from fundsvc.store.migrations import migrate
 from fundsvc.store.reader import Reader

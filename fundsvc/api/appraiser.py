@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager, suppress
 import structlog
 
 from fundsvc.api.valuation import Valuation
+from fundsvc.core.batch import RateState
 from fundsvc.core.book import Book
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX
-from fundsvc.core.partition import RateState
 from fundsvc.follower import Follower, NotFollowed
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import FundRow, Reader

@@ -4,17 +4,16 @@ Loaded from the ledger, changed by `apply`, thrown away and loaded again when a 
 last commit is collected in a `Batch`; the caller takes it (`take`) when it is ready to write it.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-from fundsvc.core.adl import AdlOrder, Allocation, AllocationState, OrderState, opposite, order_for
+from fundsvc.core.adl import AdlOrder, opposite
+from fundsvc.core.batch import Batch, BookState, RateState, Round
 from fundsvc.core.book import Book, SavedBook
-from fundsvc.core.chain import Entry, Kind
+from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
+from fundsvc.core.escalation import end_round, escalate, execute
 from fundsvc.core.events import (
     AdlEnd,
     AdlFill,
@@ -25,99 +24,14 @@ from fundsvc.core.events import (
     Position,
     Rate,
     Reason,
-    Rejected,
     Rejection,
 )
-from fundsvc.core.numbers import INT64_MAX, PRICE_DECIMALS_MAX, parse_amount, parse_price
+from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policy
-from fundsvc.core.settlement import Fund, FundState
-
-_SYMBOL_AND_KIND = attrgetter("symbol", "kind")
+from fundsvc.core.settlement import Fund
 
 BOOK_POSITIONS_MAX = 20_000
 """Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
-
-
-class Offset(NamedTuple):
-    """How far a partition's stream has been settled: the last message's id, and how many messages that makes in all."""
-
-    last_id: str
-    messages: int
-
-
-class BookState(NamedTuple):
-    """A contract's book to be kept with a batch: after which engine sequence, its mark, and its positions unless unchanged."""
-
-    symbol: str
-    seq: int
-    mark: int | None
-    book: SavedBook | None
-    positions: int
-
-
-class RateState(NamedTuple):
-    """The price of one unit of a currency in USDT, in units of 10**-PRICE_DECIMALS_MAX, by the engine's clock (ms)."""
-
-    currency: str
-    price: int
-    ts: int
-
-
-class Round(NamedTuple):
-    """A round of an ADL order, as the engine is told of it: reduce these accounts by so many lots at the order's price."""
-
-    order: OrderState
-    allocations: tuple[AllocationState, ...]
-
-
-@dataclass(slots=True)
-class Batch:
-    """What a run of events did: to be written in one transaction, or forgotten whole.
-
-    `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it; `listings` are contracts listed
-    or updated, with the KuCoin object they came from; `rejected` and `replayed` (stream id, position, entry) are the events
-    that were refused, and those refused before that are settled now; `duplicates` counts events that were known, by contract;
-    `rounds` are the ADL rounds that began, to be announced; `books` are books to be kept as they are after it; `rates` are the
-    newest by currency.
-
-    A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
-    service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
-    `packed_count` their number and `packed_kinds` their numbers by contract and kind.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-    changed: dict[str, Fund] = field(default_factory=dict)
-    funds: list[FundState] = field(default_factory=list)
-    orders: dict[tuple[str, int], OrderState] = field(default_factory=dict)
-    allocations: dict[tuple[str, int, int, str], AllocationState] = field(default_factory=dict)
-    rounds: list[Round] = field(default_factory=list)
-    books: list[BookState] = field(default_factory=list)
-    rates: dict[str, RateState] = field(default_factory=dict)
-    listings: dict[str, tuple[Contract, dict[str, Any]]] = field(default_factory=dict)
-    rejected: list[Rejected] = field(default_factory=list)
-    replayed: list[tuple[str, int, Entry | None]] = field(default_factory=list)
-    duplicates: Counter[str] = field(default_factory=Counter)
-    packed: list[bytes] = field(default_factory=list)
-    packed_count: int = 0
-    packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
-
-    def pack(self, encode: Callable[[Sequence[Entry], Sequence[bytes]], bytes]) -> None:
-        """Encodes the entries at hand and lets go of them."""
-        if self.entries:
-            self.packed.append(encode(self.entries, self.hashes))
-            self.packed_count += len(self.entries)
-            self.packed_kinds.update(map(_SYMBOL_AND_KIND, self.entries))
-            self.entries.clear()
-            self.hashes.clear()
-
-    def count(self) -> int:
-        """The number of entries, packed or not."""
-        return self.packed_count + len(self.entries)
-
-    def kinds(self) -> Counter[tuple[str, Kind]]:
-        """The number of entries by contract and kind, packed or not."""
-        return self.packed_kinds + Counter(map(_SYMBOL_AND_KIND, self.entries))
 
 
 class Partition:
@@ -258,47 +172,9 @@ class Partition:
         if not (fill.trade_id + fill.order_id + fill.account).isprintable():
             raise Rejection(Reason.INVALID_FIELD, "tradeId, orderId and account must be printable text")
         settled = fund.settle(fill, self._stays_out(fund, fill) if fund.policy.waterfall == "adl_then_fund" else None)
-        self._record(fund, settled)
+        self.batch.record(fund, settled)
         if settled[0].uncovered:
-            self._escalate(fund, settled[0])
-
-    def _record(self, fund: Fund, settled: tuple[Entry, bytes]) -> None:
-        entry, digest = settled
-        batch = self.batch
-        batch.entries.append(entry)
-        batch.hashes.append(digest)
-        batch.changed[entry.symbol] = fund
-
-    def _escalate(self, fund: Fund, shortfall: Entry) -> None:
-        """Writes the ADL order of a shortfall and asks the first positions; with nobody to ask, its rest is outstanding."""
-        fund.adl += 1
-        fund.open_in_adl += shortfall.uncovered
-        order = order_for(shortfall, fund.adl)
-        if not self._next_round(fund, order):
-            self._end_uncovered(fund, order)
-
-    def _next_round(self, fund: Fund, order: AdlOrder) -> bool:
-        """Begins another round of an order; False when there is nobody to ask."""
-        if not self._desk(fund).begin_round(order):
-            return False
-        state = self._note(order, order.allocations.values())
-        self.batch.rounds.append(Round(state, tuple(map(order.allocation_written, order.allocations.values()))))
-        return True
-
-    def _end_uncovered(self, fund: Fund, order: AdlOrder) -> None:
-        order.state = "uncovered"
-        fund.open_in_adl -= order.rest
-        fund.outstanding += order.rest
-        self._desk(fund).close(order)
-        self._note(order, ())
-
-    def _note(self, order: AdlOrder, allocations: Iterable[Allocation]) -> OrderState:
-        """Puts an order and some of its allocations into the batch as they now stand."""
-        state = self.batch.orders[order.symbol, order.adl] = order.written()
-        for allocation in allocations:
-            key = order.symbol, order.adl, order.round, allocation.account
-            self.batch.allocations[key] = order.allocation_written(allocation)
-        return state
+            escalate(self.batch, fund, self._desk(fund), settled[0])
 
     def _adl_fill(self, event: AdlFill) -> None:
         fund = self._fund(event.symbol)
@@ -306,21 +182,7 @@ class Partition:
             self._execute(fund, event)
 
     def _execute(self, fund: Fund, event: AdlFill) -> None:
-        """Counts an execution against its order, and off the position; a completed order may refund."""
-        desk, order = self._desk(fund), self._open_order(fund, event.adl)
-        if order.refund > INT64_MAX - fund.balance:
-            raise Rejection(Reason.OUT_OF_RANGE, "the order's refund does not fit the fund's 64-bit balance")
-        before = order.rest
-        allocation = order.execute(event)
-        fund.open_in_adl -= before - order.rest
-        desk.changed = True
-        desk.book.sides[order.reduce].reduce(event.account, event.lots)
-        self._pass(fund, order, event.seq)
-        self._note(order, (allocation,))
-        if order.state == "done":
-            desk.close(order)
-            if order.refund:
-                self._record(fund, fund.refund(order, event))
+        execute(self.batch, fund, self._desk(fund), event)
 
     def _adl_end(self, event: AdlEnd) -> None:
         fund = self._fund(event.symbol)
@@ -328,35 +190,7 @@ class Partition:
             self._end_round(fund, event)
 
     def _end_round(self, fund: Fund, event: AdlEnd) -> None:
-        """Asks again for what is missing, or ends the order as uncovered. An order that is over has nothing more to end:
-        the event moves nothing, not even the sequence.
-        """
-        order = self._desk(fund).orders.get(event.adl)
-        if order is None and event.adl > fund.adl:
-            raise _unknown_order(fund, event.adl)
-        if order is None:
-            return
-        self._pass(fund, order, event.seq)
-        if order.round < fund.policy.rounds_max and self._next_round(fund, order):
-            return
-        self._end_uncovered(fund, order)
-        covered = fund.cover(order, event) if fund.policy.waterfall == "adl_then_fund" else None
-        if covered:
-            self._record(fund, covered)
-
-    def _pass(self, fund: Fund, order: AdlOrder, seq: int) -> None:
-        """Notes that an event without an entry of its own was settled, and on which order, so that the audit knows it."""
-        fund.seq = max(fund.seq, seq)
-        order.seq = max(order.seq, seq)
-        self.batch.changed[fund.contract.symbol] = fund
-
-    def _open_order(self, fund: Fund, number: int) -> AdlOrder:
-        order = self._desk(fund).orders.get(number)
-        if order is not None:
-            return order
-        if number > fund.adl:
-            raise _unknown_order(fund, number)
-        raise Rejection(Reason.ADL_ORDER_CLOSED, f"ADL order {number} of {fund.contract.symbol} is no longer open")
+        end_round(self.batch, fund, self._desk(fund), event)
 
     def _known(self, fund: Fund, seq: int) -> bool:
         if seq > fund.seq:
@@ -433,7 +267,3 @@ class Partition:
         if home != self.number:
             raise Rejection(Reason.WRONG_PARTITION, f"{symbol} belongs to partition {home}, not {self.number}")
         raise Rejection(Reason.UNKNOWN_SYMBOL, f"{symbol} is not listed: list it with a contract event, then replay this")
-
-
-def _unknown_order(fund: Fund, number: int) -> Rejection:
-    return Rejection(Reason.ADL_ORDER_UNKNOWN, f"{fund.contract.symbol} has no ADL order {number}")

@@ -7,9 +7,9 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from fundsvc.core.adl import AdlOrder, State
+from fundsvc.core.batch import Offset
 from fundsvc.core.book import SideName
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.partition import Offset
 from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund
 from fundsvc.store.database import Pool

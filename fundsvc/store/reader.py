@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from fundsvc.core.batch import RateState
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.partition import RateState
 from fundsvc.core.policy import SavedGuard
 from fundsvc.store.database import SQL, Pool, faults, lent
 from fundsvc.store.migrations import newest_revision

@@ -9,9 +9,9 @@ import asyncpg
 import msgspec
 
 from fundsvc.core.adl import AdlOrder, Allocation
+from fundsvc.core.batch import Batch, Offset
 from fundsvc.core.book import SavedBook, SideName, Standing
 from fundsvc.core.contracts import Contract
-from fundsvc.core.partition import Batch, Offset
 from fundsvc.core.policy import Policy, SavedGuard
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.store.database import SQL, connect, faults, transaction

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
+from fundsvc.core.batch import Round
 from fundsvc.core.numbers import format_units
-from fundsvc.core.partition import Round
 from fundsvc.streams.client import Client, faults
 
 ROUNDS_KEPT = 10_000

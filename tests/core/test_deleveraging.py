@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from fundsvc.core import partition as partition_module
 from fundsvc.core.adl import AdlOrder
+from fundsvc.core.batch import Batch
 from fundsvc.core.book import Book, SavedBook
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.partition import Batch, Partition
+from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy
 from fundsvc.core.replay import Replay
 from fundsvc.core.settlement import Fund

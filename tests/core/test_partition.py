@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core.adl import OrderState
+from fundsvc.core.batch import Batch, RateState
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlEnd, AdlFill, Listing, Mark, Position, Rate, Reason, Rejection
-from fundsvc.core.partition import Batch, Partition, RateState
+from fundsvc.core.partition import Partition
 from fundsvc.core.settlement import Fund
 
 

@@ -7,9 +7,9 @@ What it will be asked is known beforehand, from partitions in memory; so all of 
 import random
 from collections.abc import Iterator
 
+from fundsvc.core.batch import Round
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Mark, Position
-from fundsvc.core.partition import Round
 from tests.crash.letters import CONTRACTS, Letter, letters_of, listing_of
 from tests.crash.oracle import empty_partition
 

@@ -1,0 +1,113 @@
+"""What a run of events did to a partition, as it is written: in one transaction, or not at all."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from fundsvc.core.adl import AdlOrder, Allocation, AllocationState, OrderState
+from fundsvc.core.book import SavedBook
+from fundsvc.core.chain import Entry, Kind
+from fundsvc.core.contracts import Contract
+from fundsvc.core.events import Rejected
+from fundsvc.core.settlement import Fund, FundState
+
+_SYMBOL_AND_KIND = attrgetter("symbol", "kind")
+
+
+class Offset(NamedTuple):
+    """How far a partition's stream has been settled: the last message's id, and how many messages that makes in all."""
+
+    last_id: str
+    messages: int
+
+
+class BookState(NamedTuple):
+    """A contract's book to be kept with a batch: after which engine sequence, its mark, and its positions unless unchanged."""
+
+    symbol: str
+    seq: int
+    mark: int | None
+    book: SavedBook | None
+    positions: int
+
+
+class RateState(NamedTuple):
+    """The price of one unit of a currency in USDT, in units of 10**-PRICE_DECIMALS_MAX, by the engine's clock (ms)."""
+
+    currency: str
+    price: int
+    ts: int
+
+
+class Round(NamedTuple):
+    """A round of an ADL order, as the engine is told of it: reduce these accounts by so many lots at the order's price."""
+
+    order: OrderState
+    allocations: tuple[AllocationState, ...]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What a run of events did: to be written in one transaction, or forgotten whole.
+
+    `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it; `listings` are contracts listed
+    or updated, with the KuCoin object they came from; `rejected` and `replayed` (stream id, position, entry) are the events
+    that were refused, and those refused before that are settled now; `duplicates` counts events that were known, by contract;
+    `rounds` are the ADL rounds that began, to be announced; `books` are books to be kept as they are after it; `rates` are the
+    newest by currency.
+
+    A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
+    service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
+    `packed_count` their number and `packed_kinds` their numbers by contract and kind.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    changed: dict[str, Fund] = field(default_factory=dict)
+    funds: list[FundState] = field(default_factory=list)
+    orders: dict[tuple[str, int], OrderState] = field(default_factory=dict)
+    allocations: dict[tuple[str, int, int, str], AllocationState] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+    books: list[BookState] = field(default_factory=list)
+    rates: dict[str, RateState] = field(default_factory=dict)
+    listings: dict[str, tuple[Contract, dict[str, Any]]] = field(default_factory=dict)
+    rejected: list[Rejected] = field(default_factory=list)
+    replayed: list[tuple[str, int, Entry | None]] = field(default_factory=list)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    packed: list[bytes] = field(default_factory=list)
+    packed_count: int = 0
+    packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+
+    def record(self, fund: Fund, settled: tuple[Entry, bytes]) -> None:
+        """Takes in what a fund settled: the entry and its hash."""
+        entry, digest = settled
+        self.entries.append(entry)
+        self.hashes.append(digest)
+        self.changed[entry.symbol] = fund
+
+    def note(self, order: AdlOrder, allocations: Iterable[Allocation]) -> OrderState:
+        """Takes in an order and some of its allocations as they now stand."""
+        state = self.orders[order.symbol, order.adl] = order.written()
+        for allocation in allocations:
+            key = order.symbol, order.adl, order.round, allocation.account
+            self.allocations[key] = order.allocation_written(allocation)
+        return state
+
+    def pack(self, encode: Callable[[Sequence[Entry], Sequence[bytes]], bytes]) -> None:
+        """Encodes the entries at hand and lets go of them."""
+        if self.entries:
+            self.packed.append(encode(self.entries, self.hashes))
+            self.packed_count += len(self.entries)
+            self.packed_kinds.update(map(_SYMBOL_AND_KIND, self.entries))
+            self.entries.clear()
+            self.hashes.clear()
+
+    def count(self) -> int:
+        """The number of entries, packed or not."""
+        return self.packed_count + len(self.entries)
+
+    def kinds(self) -> Counter[tuple[str, Kind]]:
+        """The number of entries by contract and kind, packed or not."""
+        return self.packed_kinds + Counter(map(_SYMBOL_AND_KIND, self.entries))
