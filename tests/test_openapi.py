@@ -1,22 +1,39 @@
-import asyncio
-from importlib.resources import files
+import os
+from pathlib import Path
 
-import aiohttp
 import msgspec
 import pytest
 from conftest import with_section
-from escalations import BEGINNING, SYMBOL, executed, mark, shortfall
+from escalations import BEGINNING, executed, mark, shortfall
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from test_adl_api import config, world_of  # noqa: F401 - a fixture
 from tokens import bearer
+
+from fundsvc.api.serving import make_app
+
+EXAMPLES = Path(__file__).parent.parent / "fundsvc" / "api" / "examples.json"
+
+RECORDING = "RECORD_EXAMPLES" in os.environ
+"""Whether the examples are asked anew, as `scripts/examples` does."""
+
+LINES_MAX = 12
+"""Of an example that is text."""
 
 UNDESCRIBED = {"/", "/page/{digest}/{name}", "/docs", "/docs/{name}", "/ws"}
 """What is for browsers, and what does not speak HTTP."""
 
 
 @pytest.fixture
-async def world(config):  # noqa: F811 - the fixture
+def application(monkeypatch):
+    """The application, once it is made."""
+    made = []
+    monkeypatch.setattr("fundsvc.app.make_app", lambda *arguments: made.append(make_app(*arguments)) or made[0])
+    return made
+
+
+@pytest.fixture
+async def world(config, application):  # noqa: F811 - the fixture
     config = with_section(config, "http", venues=("binance", "bybit", "gate", "okx"))
     async with world_of(config) as world:
         await world.send(*BEGINNING, shortfall(1, 3, 39100), shortfall(2), executed(3, 1, "secret-anna", 40), mark(39010))
@@ -40,3 +57,58 @@ async def test_the_description_is_valid_openapi(world):
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
     names = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(names) == len(set(names))
+
+
+async def test_whatever_is_served_is_described(world, application):
+    served = {(route.resource.canonical, route.method.lower()) for route in application[0].router.routes()}
+    told = {(path, method) for path, method, _ in operations(await described(world))}
+    also = {(path, "head") for path, method in told if method == "get"}
+    assert {path for path, _ in served - told - also} == UNDESCRIBED
+    assert told <= served
+
+
+def validator(document, schema):
+    """Of a schema within a document, with properties that the document does not name counted as wrong."""
+    return Draft202012Validator({**schema, "components": document["components"]})
+
+
+def token(operation):
+    return bearer("trader", account="secret-anna") if "trader" in operation["description"] else bearer("engine")
+
+
+async def ask(world, path, method, operation, example):
+    """Asks an example's question; returns the answer's content type and body."""
+    ((kind, body),) = example.get("body", {None: None}).items()
+    target = path.format(**example.get("path", {}))
+    headers = {**(token(operation) if "security" in operation else {}), **({"Content-Type": kind} if kind else {})}
+    data = body if isinstance(body, str) or body is None else msgspec.json.encode(body)
+    async with world.http.request(method, target, params=example.get("query"), data=data, headers=headers) as answer:
+        assert answer.status == 200, (target, await answer.text())
+        text = await answer.text()
+        return answer.content_type, msgspec.json.decode(text) if answer.content_type == "application/json" else text
+
+
+async def test_every_operation_has_an_example_that_is_what_is_answered(world, subtests):
+    document, examples = await described(world), msgspec.json.decode(EXAMPLES.read_bytes())
+    keys = {f"{method.upper()} {path}" for path, method, _ in operations(document)}
+    assert set(examples) == keys, "write the question of an operation into examples.json, then run scripts/examples"
+    for path, method, operation in operations(document):
+        with subtests.test(path=path):
+            example = examples[f"{method.upper()} {path}"]
+            content_type, answer = await ask(world, path, method, operation, example)
+            schema = validator(document, operation["responses"]["200"]["content"][content_type]["schema"])
+            schema.validate(answer)
+            if RECORDING and path != "/openapi.json":
+                example["answer"] = "\n".join(answer.splitlines()[:LINES_MAX]) if isinstance(answer, str) else answer
+            if path != "/openapi.json":
+                schema.validate(example["answer"])
+                assert shape(example["answer"]) == shape(answer) or isinstance(answer, str)
+    if RECORDING:
+        EXAMPLES.write_bytes(msgspec.json.format(msgspec.json.encode(examples).replace(b"secret-", b""), indent=1) + b"\n")
+
+
+def shape(answer):
+    """The names in an answer, wherever they are."""
+    if isinstance(answer, dict):
+        return {name: shape(value) for name, value in answer.items()}
+    return [shape(answer[0])] if isinstance(answer, list) and answer else None
