@@ -32,7 +32,7 @@ const DELEVERAGED_COLUMNS = {
   Time: (row) => moment(row.ts),
   Contract: contractLink,
   Side: (row) => row.side,
-  "Lots executed": (row) => element("span", {}, number(row.executed), ` of ${row.lots}`),
+  "Lots executed": (row) => element("span", {}, number(row.executed), " of ", number(row.lots)),
   Price: (row) => number(row.price),
   Lights: (row) => lights(row.lights),
   Rank: (row) => rank(row),
@@ -57,6 +57,12 @@ export function storedToken() {
   return sessionStorage.getItem(KEY);
 }
 
+/** The token to connect with; null for one that no topic is for, as only accounts have private topics. */
+export function connectionToken() {
+  const token = storedToken();
+  return token && claims(token).role === "trader" ? token : null;
+}
+
 /** Forgets the token. */
 export function forgetToken() {
   sessionStorage.removeItem(KEY);
@@ -75,6 +81,7 @@ class AccountView {
   #feed;
   #token = storedToken();
   #account = "";
+  #known = null;
   #timer = 0;
   #unsubscribe = () => {};
 
@@ -125,7 +132,7 @@ class AccountView {
     try {
       const answer = await this.#read();
       sessionStorage.setItem(KEY, token);
-      this.#feed.start(token);
+      this.#feed.start(connectionToken());
       this.#show(answer);
     } catch (error) {
       this.#token = null;
@@ -151,7 +158,7 @@ class AccountView {
       return {};
     };
     if (!answer) look();
-    this.#unsubscribe = this.#feed.subscribe("/adl/position", { receive: this.#receive, resume, isPrivate: true });
+    this.#unsubscribe = this.#feed.subscribe("/adl/position", { receive: () => this.#look(), resume, isPrivate: true });
   }
 
   /** Ranks follow the mark, of which no topic tells: they are read now and then, and at once when something happened. */
@@ -168,10 +175,6 @@ class AccountView {
     }
   }
 
-  #receive = (subject, data) => {
-    if (subject === "position.deleveraged") announce(`Deleveraged: ${data.executed} lots of ${data.symbol} ${data.side} at ${data.price}`);
-    this.#look();
-  };
 
   #leave() {
     forgetToken();
@@ -181,7 +184,18 @@ class AccountView {
     this.#ask();
   }
 
+  /** Says what came since the last answer: nothing is missed, whether a topic told of it or not. */
+  #announce(deleveraged) {
+    const known = this.#known;
+    this.#known = new Map(deleveraged.map((row) => [`${row.symbol} ${row.adl} ${row.round} ${row.side}`, row]));
+    for (const [key, row] of known ? this.#known : []) {
+      const more = row.executed - (known.get(key)?.executed ?? 0);
+      if (more) announce(`Deleveraged: ${more} lots of your ${row.symbol} ${row.side} at ${row.price}`);
+    }
+  }
+
   #draw({ account, positions, deleveraged }) {
+    this.#announce(deleveraged);
     this.who.replaceChildren("Account ", element("b", {}, account));
     drawTable(this.positions, "Positions", POSITION_COLUMNS, positions, "No open positions.");
     drawTable(this.deleveraged, "Deleveraged", DELEVERAGED_COLUMNS, deleveraged, "None of these positions was ever deleveraged.");

@@ -1,6 +1,6 @@
 /** The page: which view is shown follows the address after `#`, and the connection says how it is. */
 
-import { forgetToken, showAccount, storedToken } from "./account.js";
+import { connectionToken, forgetToken, showAccount } from "./account.js";
 import { showContract } from "./contract.js";
 import { showContracts } from "./contracts.js";
 import { openEntry } from "./entry.js";
@@ -62,11 +62,12 @@ function sayConnection(state) {
   status.dataset.state = state === "connecting" && feed.heardAt ? "waiting" : state;
   const words = { live: "live", connecting: feed.heardAt ? `reconnecting${since}` : "connecting", waiting: `reconnecting${since}` };
   if (status.textContent !== words[state]) status.textContent = words[state];
+  status.title = state === "live" ? "" : feed.reason;
 }
 
 feed.refused = forgetToken;
 feed.listen(sayConnection);
-feed.start(storedToken());
+feed.start(connectionToken());
 addEventListener("hashchange", route);
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();

@@ -1,7 +1,7 @@
 /** The balance over time as a step line, with shortfalls and deleveraging below it. Plotly is loaded when it is first needed. */
 
 import { button, element } from "./dom.js";
-import { entryLoss, entryPoint, firstEntryAt, loadSeries } from "./series.js";
+import { entryLosses, entryPoint, firstEntryAt, loadSeries } from "./series.js";
 
 const HOUR_MS = 3_600_000;
 const REDRAW_MS = 500;
@@ -43,7 +43,6 @@ class Chart {
   #range = "24 h";
   #span = null;
   #series = null;
-  #orders = [];
   #logarithmic = false;
   #loads = 0;
   #ended = false;
@@ -88,15 +87,8 @@ class Chart {
   add = (entry) => {
     if (!this.#series) return;
     this.#series.points.push(entryPoint(entry));
-    const loss = entryLoss(entry);
-    if (loss) this.#series.losses.push(loss);
+    this.#series.losses.push(...entryLosses(entry));
     if (this.#series.points.length > POINTS_MAX) this.#reload();
-    this.#later();
-  };
-
-  /** Marks ADL orders. */
-  mark = (orders) => {
-    this.#orders = orders;
     this.#later();
   };
 
@@ -186,8 +178,8 @@ class Chart {
   }
 
   #describe() {
-    const { points, band } = this.#series;
-    const what = band.length ? "the newest entries each, earlier ones as candles" : "every entry";
+    const { points, isWhole } = this.#series;
+    const what = isWhole ? "every entry" : "the newest entries each, and before them candles or samples";
     const gap = this.#logarithmic && points.some(({ balance }) => balance === 0) ? " A balance of 0 has no place on this scale: the line is interrupted." : "";
     this.note.textContent = `Shows ${what}. Drag to zoom, double-click to go back.${gap}`;
     this.plot.setAttribute("aria-label", `Balance of ${this.#symbol}, from ${points[0].text} to ${points.at(-1).text} ${this.#currency()}`);
@@ -199,6 +191,7 @@ class Chart {
     const line = [...points, held];
     const { accent, band: soft, loss, adl } = this.#colours();
     const [from, until] = this.#shown();
+    const shown = losses.filter(({ ts }) => ts >= from && ts <= until);
     return [
       ...bandTraces(band, soft),
       {
@@ -209,8 +202,8 @@ class Chart {
         line: { shape: "hv", color: accent, width: 1.6 },
         mode: "lines",
       },
-      markers(losses.filter(({ ts }) => ts >= from && ts <= until), "triangle-down", loss, 0.75),
-      markers(this.#orders.map(orderMark), "diamond", adl, 0.25),
+      markers(shown.filter(({ isAdl }) => !isAdl), "triangle-down", loss, 0.75),
+      markers(shown.filter(({ isAdl }) => isAdl), "diamond", adl, 0.25),
     ];
   }
 
@@ -262,10 +255,6 @@ function markers(marks, symbol, colour, height) {
     hovertemplate: "%{text}<extra></extra>",
     cliponaxis: false,
   };
-}
-
-function orderMark(order) {
-  return { ts: order.ts, text: `ADL ${order.adl} ${order.state}: needed ${order.needed}, taken ${order.taken}` };
 }
 
 /** Shows the chart of a contract; `currency` gives its settlement currency. */

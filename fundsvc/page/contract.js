@@ -45,7 +45,7 @@ export function showContract(root, { market, feed }, symbol) {
     unlisten,
     chart.end,
     showEntries(panels.entries, feed, symbol, { added: chart.add, replaced: chart.reload }),
-    showOrders(panels.orders, feed, symbol, chart.mark),
+    showOrders(panels.orders, feed, symbol),
     showQueue(panels.queue, symbol),
   ];
   return () => ends.forEach((end) => end());

@@ -54,6 +54,8 @@ const COLUMNS = [
   { id: "updatedAt", title: "Last change", compare: byNumber("updatedAt"), show: (fund) => moment(fund.updatedAt), descending: true },
 ];
 
+const BALANCE = COLUMNS.findIndex(({ id }) => id === "balance");
+
 const FIELDS = { currency: "settleCurrency", usdt: "balanceUsdt" };
 
 /** What was chosen last; it stays while the page is open. */
@@ -199,14 +201,14 @@ class Row {
       this.cells[place].replaceChildren(show(fund));
     });
     alignDecimals(table, this.element);
-    if (before.symbol && before.balance !== fund.balance) flash(this.element, compareDecimals(fund.balance, before.balance));
+    if (before.symbol && before.balance !== fund.balance) flash(this.cells[BALANCE], compareDecimals(fund.balance, before.balance));
   }
 }
 
-function flash(row, direction) {
-  row.getAnimations().forEach((animation) => animation.cancel());
-  const colour = getComputedStyle(row).getPropertyValue(direction < 0 ? "--down-soft" : "--up-soft");
-  row.animate([{ backgroundColor: colour }, { backgroundColor: "transparent" }], { duration: 1200, easing: "ease-out" });
+function flash(cell, direction) {
+  cell.getAnimations().forEach((animation) => animation.cancel());
+  const colour = getComputedStyle(cell).getPropertyValue(direction < 0 ? "--down-soft" : "--up-soft");
+  cell.animate([{ backgroundColor: colour }, { backgroundColor: "transparent" }], { duration: 1200, easing: "ease-out" });
 }
 
 /** Arrow keys move between the rows' links. */

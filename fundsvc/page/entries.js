@@ -21,7 +21,7 @@ class EntryList {
     this.#symbol = symbol;
     this.#told = told;
     this.body = element("tbody", {});
-    const heads = COLUMNS.map((name) => element("th", { scope: "col", class: ["Change", "Balance"].includes(name) ? "amount" : null }, name));
+    const heads = COLUMNS.map((name) => element("th", { scope: "col", ...sideOf(name) }, name));
     const caption = element("caption", { class: "hidden" }, `Ledger entries of ${symbol}, newest first`);
     this.table = element("table", { class: "list" }, caption, element("thead", {}, element("tr", {}, ...heads)), this.body);
     this.older = button("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
@@ -112,10 +112,14 @@ class EntryList {
       number(entry.balance),
       cause(entry),
     ];
-    const row = element("tr", { "data-entry": entry.entry }, ...cells.map((cell) => element("td", {}, cell)));
+    const row = element("tr", { "data-entry": entry.entry }, ...cells.map((cell, place) => element("td", sideOf(COLUMNS[place]), cell)));
     alignDecimals(this.table, row);
     return row;
   }
+}
+
+function sideOf(column) {
+  return { class: column === "Change" || column === "Balance" ? "amount" : null };
 }
 
 /** What made an entry: a fill, and what of it the fund could not pay or had to repay. */

@@ -28,7 +28,7 @@ export async function openEntry(dialog, symbol, number, closed) {
   const title = element("h2", { id: "entry-title" }, `${symbol}, entry ${number}`);
   const content = element("div", { "aria-live": "polite" }, "loading");
   const turn = (to, text) => element("a", { class: "button quiet", href: `${path}/${to}` }, text);
-  const foot = element("footer", {}, ...(number > 1 ? [turn(number - 1, "‹ Before")] : []), turn(number + 1, "After ›"), button("Close", () => dialog.close()));
+  const foot = element("footer", {}, ...(number > 1 ? [turn(number - 1, "‹ Before")] : []), turn(number + 1, "After ›"), button("Close", () => dialog.close(), { autofocus: true }));
   dialog.replaceChildren(title, content, foot);
   dialog.onclose = closed;
   if (!dialog.open) dialog.showModal();

@@ -29,19 +29,22 @@ export class Feed {
   /** When the server was last heard, in ms; 0 before. */
   heardAt = 0;
 
+  /** Why the last connection was given up. */
+  reason = "";
+
   /** Why an account's token was refused; the feed goes on without it. */
   refused = () => {};
 
   constructor() {
     addEventListener("online", () => this.#soon());
-    addEventListener("offline", () => this.#drop());
+    addEventListener("offline", () => this.#drop("there is no network"));
     document.addEventListener("visibilitychange", () => document.hidden || this.#soon());
   }
 
   /** Connects, as an account where there is a token. */
   start(token) {
     this.#token = token;
-    this.#drop(false);
+    this.#close();
     this.#connect();
   }
 
@@ -58,7 +61,7 @@ export class Feed {
   subscribe(topic, { receive, resume = async () => ({}), isPrivate = false }) {
     const subscription = { topic, receive, resume, isPrivate };
     this.#subscriptions.set(topic, subscription);
-    if (this.state === "live") this.#join(subscription).catch(() => this.#drop());
+    if (this.#connection?.welcome) this.#join(subscription).catch((error) => this.#drop(error.message));
     return () => {
       if (this.#subscriptions.get(topic) !== subscription) return;
       this.#subscriptions.delete(topic);
@@ -83,7 +86,7 @@ export class Feed {
     } catch (error) {
       if (this.#connection !== connection) return;
       if (this.#token && error instanceof ApiError && error.isAccess) this.#forget(error);
-      else this.#drop();
+      else this.#drop(error.message);
     }
   }
 
@@ -100,8 +103,8 @@ export class Feed {
     connection.socket = new WebSocket(url);
     connection.server = server;
     connection.socket.onmessage = (event) => this.#hear(connection, JSON.parse(event.data));
-    connection.socket.onclose = () => this.#connection === connection && this.#drop();
-    connection.timers.push(setTimeout(() => connection.welcome || this.#drop(), WELCOME_MS_MAX));
+    connection.socket.onclose = ({ reason }) => this.#connection === connection && this.#drop(reason || "the connection was closed");
+    connection.timers.push(setTimeout(() => connection.welcome || this.#drop("no welcome came"), WELCOME_MS_MAX));
   }
 
   #hear(connection, frame) {
@@ -118,8 +121,8 @@ export class Feed {
     connection.timers.push(setInterval(() => this.#ping(connection), connection.server.pingInterval));
     try {
       await Promise.all([...this.#subscriptions.values()].map((subscription) => this.#join(subscription)));
-    } catch {
-      if (this.#connection === connection) this.#drop();
+    } catch (error) {
+      if (this.#connection === connection) this.#drop(error.message);
     }
     if (this.#connection !== connection) return;
     this.#failures = 0;
@@ -159,12 +162,20 @@ export class Feed {
   #ping(connection) {
     const sentAt = Date.now();
     this.#send("ping");
-    const late = () => this.#connection === connection && this.heardAt < sentAt && this.#drop();
+    const late = () => this.#connection === connection && this.heardAt < sentAt && this.#drop("a ping was not answered");
     connection.timers.push(setTimeout(late, connection.server.pingTimeout));
   }
 
   /** Gives the connection up, and tries again later: twice as late each time, and not all clients at once. */
-  #drop(again = true) {
+  #drop(reason) {
+    this.#close();
+    this.reason = reason;
+    this.#say("waiting");
+    const delay = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#failures++) * (0.5 + Math.random() / 2);
+    this.#retry = setTimeout(() => this.#connect(), delay);
+  }
+
+  #close() {
     const connection = this.#connection;
     this.#connection = null;
     connection?.timers.forEach(clearTimeout);
@@ -172,10 +183,6 @@ export class Feed {
     for (const { reject } of this.#acknowledgements.values()) reject(new ApiError(0, "", "disconnected"));
     this.#acknowledgements.clear();
     clearTimeout(this.#retry);
-    if (!again) return;
-    this.#say("waiting");
-    const delay = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#failures++) * (0.5 + Math.random() / 2);
-    this.#retry = setTimeout(() => this.#connect(), delay);
   }
 
   /** Tries again at once, now that the network or the reader is back. */

@@ -5,7 +5,7 @@ import { announce, arrange, button, element } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
 import { listTable, scroller } from "./table.js";
 
-const PAGE_ORDERS = 20;
+const PAGE_ORDERS = 6;
 const PAGE_ALLOCATIONS = 500;
 
 /** Which state of a fund an order's state looks like. */
@@ -109,13 +109,11 @@ class OrderItem {
 
 class OrderList {
   #symbol;
-  #mark;
   #orders = new Map();
   #items = new Map();
 
-  constructor(root, symbol, mark) {
+  constructor(root, symbol) {
     this.#symbol = symbol;
-    this.#mark = mark;
     this.list = element("div", { class: "orders-list" }, element("p", { class: "none" }, "loading"));
     this.older = button("Older orders", () => this.#read({ offset: Math.min(...this.#orders.keys()) }), { class: "quiet wide", hidden: true });
     root.append(element("div", { class: "head" }, element("h2", {}, "Deleveraging (ADL)")), this.list, this.older);
@@ -145,7 +143,6 @@ class OrderList {
 
   #draw() {
     const orders = [...this.#orders.values()].sort((a, b) => b.adl - a.adl);
-    this.#mark(orders);
     if (!orders.length) this.list.replaceChildren(element("p", { class: "none" }, "This fund has never had to deleverage anybody."));
     else arrange(this.list, orders.map((order) => this.#item(order).element));
   }
@@ -158,9 +155,9 @@ class OrderList {
   }
 }
 
-/** Shows the orders of a contract; `mark` gets all that are known whenever they change. */
-export function showOrders(root, feed, symbol, mark) {
-  const list = new OrderList(root, symbol, mark);
+/** Shows the orders of a contract; returns what ends that. */
+export function showOrders(root, feed, symbol) {
+  const list = new OrderList(root, symbol);
   list.resume().catch((error) => root.append(element("p", { class: "problem" }, error.message)));
   const receive = (_subject, order) => list.change(order);
   return feed.subscribe(`/adl/order:${symbol}`, { receive, resume: list.resume });

@@ -9,6 +9,9 @@ const PAGE = 500;
 /** The newest entries of a time are drawn each; a chart has no more pixels than this. Those before are drawn as candles. */
 const ENTRIES_MAX = 3000;
 
+/** Between the last whole candle and the first of those entries the balance is asked for so often. */
+const SAMPLES = 24;
+
 /** Up to here hourly candles are few enough; beyond, daily ones. */
 const HOURLY_MS_MAX = 20 * DAY_MS;
 
@@ -20,17 +23,18 @@ export async function firstEntryAt(symbol) {
 
 /**
  * The balance from `from` to `to` (ms) in points {ts, text, balance}, each holding until the next; `band` are the lowest and
- * highest of each candle, `losses` what was paid or left uncovered.
+ * highest of each candle, `losses` the shortfalls and ADL orders; `isWhole` says that each entry is a point.
  */
 export async function loadSeries(symbol, from, to) {
-  const [start, end] = await Promise.all([from, to].map((ts) => get(`${pathOf(symbol)}/at`, { ts: Math.max(0, Math.floor(ts)) })));
+  const [start, end] = await Promise.all([balanceAt(symbol, from), balanceAt(symbol, to)]);
   const entries = await readEntries(symbol, Math.max(start.entry, end.entry - ENTRIES_MAX), end.entry);
   const isWhole = end.entry - start.entry <= ENTRIES_MAX;
   const before = isWhole ? { points: [], band: [], losses: [] } : await readCandles(symbol, from, entries[0].ts);
   return {
     points: [point(from, start.balance), ...before.points, ...entries.map(entryPoint)],
+    isWhole,
     band: before.band,
-    losses: [...before.losses, ...entries.map(entryLoss).filter(Boolean)],
+    losses: [...before.losses, ...entries.flatMap(entryLosses)],
   };
 }
 
@@ -39,10 +43,23 @@ export function entryPoint(entry) {
   return point(entry.ts, entry.balance);
 }
 
-/** What of an entry the fund lost, null if nothing. */
-export function entryLoss(entry) {
-  if (entry.kind !== "shortfall") return null;
-  return { ts: entry.ts, text: `shortfall ${entry.change}, uncovered ${entry.uncovered} (entry ${entry.entry})` };
+/** The marks that an entry makes: a shortfall, and the ADL order that whatever the fund could not pay becomes. */
+export function entryLosses({ ts, entry, kind, change, uncovered }) {
+  if (kind !== "shortfall") return [];
+  const shortfall = { ts, text: `entry ${entry}: the fund paid ${change}`, isAdl: false };
+  const order = { ts, text: `entry ${entry}: ADL for ${uncovered}`, isAdl: true };
+  return isZero(uncovered) ? [shortfall] : [shortfall, order];
+}
+
+function candleLosses([time, , , , , , paid, uncovered], length) {
+  const ts = time + length / 2;
+  const shortfall = { ts, text: `shortfalls: the fund paid ${paid}`, isAdl: false };
+  const order = { ts, text: `ADL for ${uncovered}`, isAdl: true };
+  return [...(isZero(paid) ? [] : [shortfall]), ...(isZero(uncovered) ? [] : [order])];
+}
+
+function isZero(text) {
+  return !/[1-9]/.test(text);
 }
 
 function point(ts, text) {
@@ -59,13 +76,25 @@ async function readCandles(symbol, from, to) {
     candles.push(...page);
     if (page.length < PAGE) break;
   }
-  const ended = candles.filter(([time]) => time + length <= to);
-  const lossy = candles.filter(([, , , , , , paid, uncovered]) => /[1-9]/.test(paid + uncovered));
+  const ended = candles.filter(([time]) => time >= from && time + length <= to);
+  const rest = ended.length ? ended.at(-1)[0] + length : from;
+  const shortfalls = { kind: "shortfall", startAt: Math.max(0, Math.floor(rest)), endAt: to - 1, maxCount: PAGE };
+  const [samples, { dataList }] = await Promise.all([sample(symbol, rest, to), history(symbol, shortfalls)]);
   return {
-    points: ended.map(([time, , , , close]) => point(time + length, close)),
-    band: candles.map(([time, , high, low]) => ({ ts: time, until: Math.min(time + length, to), high: Number(high), low: Number(low) })),
-    losses: lossy.map(([time, , , , , , paid, uncovered]) => ({ ts: time + length / 2, text: `shortfalls: paid ${paid}, uncovered ${uncovered}` })),
+    points: [...ended.map(([time, , , , close]) => point(time + length, close)), ...samples],
+    band: ended.map(([time, , high, low]) => ({ ts: time, until: time + length, high: Number(high), low: Number(low) })),
+    losses: [...ended.flatMap((candle) => candleLosses(candle, length)), ...dataList.flatMap(entryLosses)],
   };
+}
+
+function balanceAt(symbol, ts) {
+  return get(`${pathOf(symbol)}/at`, { ts: Math.max(0, Math.floor(ts)) });
+}
+
+/** The balance at moments between two times. */
+function sample(symbol, from, to) {
+  const moments = Array.from({ length: SAMPLES }, (_, place) => Math.floor(from + ((to - from) * place) / SAMPLES));
+  return Promise.all(moments.map(async (ts) => point(ts, (await balanceAt(symbol, ts)).balance)));
 }
 
 /** The entries after number `after` up to `last`: they are gapless, so all pages can be asked for at once. */
