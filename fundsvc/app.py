@@ -12,6 +12,7 @@ from fundsvc.api.access import Gate
 from fundsvc.api.appraiser import appraising
 from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.funds import FundResources
+from fundsvc.api.ingest import Ingest
 from fundsvc.api.openapi import described
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.page import Page
@@ -30,6 +31,7 @@ from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
 from fundsvc.store.statistics import Statistics
 from fundsvc.streams.client import Client, open_client, stream_key
+from fundsvc.streams.producer import Producer
 
 STOP_SECONDS_MAX = 3.0
 """The batch in hand is finished within this time of being told to stop; then the engine is cut off, which loses nothing."""
@@ -130,9 +132,10 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
         ledger = Deleveragings(pool)
         policy_of, gate = config.policy.of, Gate(config.http, config.token, (endpoint.path for endpoint in operations))
         contracts = Resources(reader, stream_key)
+        ingest = Ingest(config, reader, Producer(client, config.stream.partitions), gate)
         funds = FundResources(reader, Statistics(pool), ledger, appraiser, policy_of)
         deleveraging = DeleveragingResources(reader, ledger, follower, policy_of)
-        table = endpoints((*operations, *contracts.routes, *funds.routes, *deleveraging.routes))
+        table = endpoints((*operations, *contracts.routes, ingest.endpoint, *funds.routes, *deleveraging.routes))
         app = make_app(metrics, (*table, described(table), *Page(config.http.public_url).endpoints))
         gate.guard(app)
         tls = tls_context(config.http.certificate, config.http.certificate_key)

@@ -4,7 +4,7 @@ A stream entry carries one field, `json` or `msgpack`, whose value is one event 
 refused: a misspelt optional field must not vanish silently. Any bytes give legal events or a Rejection, nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -84,6 +84,18 @@ def raw_event(message: Message, position: int) -> bytes:
     return bytes(elements[position])
 
 
+def raw_events(codec: Codec, body: bytes) -> Sequence[bytes | msgspec.Raw]:
+    """The bytes of each event of an array, in order; the body alone where it is no array."""
+    elements = _elements(codec, body)
+    return [body] if elements is None else elements
+
+
+def array_of(raws: Iterable[bytes | msgspec.Raw], codec: Codec) -> bytes:
+    """An array of events as one message body, each in the bytes given."""
+    elements = list(map(msgspec.Raw, raws))
+    return msgspec.json.encode(elements) if codec == "json" else msgspec.msgpack.encode(elements)
+
+
 def encode(events: Sequence[Event], codec: Codec = "json") -> bytes:
     """An array of events as one message body."""
     return msgspec.json.encode(events) if codec == "json" else msgspec.msgpack.encode(events)
@@ -101,17 +113,18 @@ def _elements(codec: str, body: bytes) -> list[msgspec.Raw] | None:
 def _decode_each(codec: Codec, body: bytes) -> list[Event | Rejection]:
     elements = _elements(codec, body)
     if elements is None:
-        return [_decode_one(codec, body)]
+        return [decode_event(codec, body)]
     if len(elements) > EVENTS_PER_MESSAGE_MAX:
         return [_too_many(len(elements))]
-    return [_decode_one(codec, element) for element in elements]
+    return [decode_event(codec, element) for element in elements]
 
 
 def _too_many(events: int) -> Rejection:
     return Rejection(Reason.UNDECODABLE, f"{events} events: send at most {EVENTS_PER_MESSAGE_MAX} in a message")
 
 
-def _decode_one(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
+def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
+    """One event, or why it is none."""
     try:
         event: Event = _DECODERS[codec][2].decode(raw)
     except msgspec.ValidationError as error:

@@ -114,6 +114,7 @@ class Unavailable(Problem):
 
     status = 503
     code = "503000"
+    headers = MappingProxyType({hdrs.RETRY_AFTER: RETRY_SECONDS})
 
 
 @web.middleware
@@ -122,9 +123,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except Problem as problem:
-        return _answer(problem, problem.headers)
+        return _answer(problem)
     except (StoreFault, NotFollowed) as fault:
-        return _answer(_unavailable(request, fault), {hdrs.RETRY_AFTER: RETRY_SECONDS})
+        return _answer(_unavailable(request, fault))
     except web.HTTPException as refusal:
         return _refused(request, refusal)
     except Exception:  # the last stop: our mistake goes to the log, and its details to nobody else
@@ -155,4 +156,6 @@ def _unavailable(request: web.Request, fault: StoreFault | NotFollowed) -> Unava
 
 def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
     body = msgspec.json.encode(Failure(problem.code, str(problem)))
-    return web.Response(body=body, status=problem.status, content_type="application/json", headers=headers)
+    return web.Response(
+        body=body, status=problem.status, content_type="application/json", headers={**problem.headers, **(headers or {})}
+    )

@@ -35,6 +35,7 @@ FAILURES = {
     403: "The token's role is not one of those that this is for.",
     404: "There is no such contract, or nothing of that number.",
     413: "The body is larger than what is accepted.",
+    415: "The body is of another kind than those listed.",
     429: "Too many requests; the headers say when to ask again.",
     503: "The database or the stream is away for now: ask again shortly.",
 }

@@ -25,7 +25,7 @@ class Producer:
         """Appends the events and returns the ids of the messages, by partition. A rate goes to every partition."""
         routed: dict[int, list[Event]] = defaultdict(list)
         for event in events:
-            for partition in self._destinations(event):
+            for partition in self.destinations(event):
                 routed[partition].append(event)
         ids: dict[int, list[str]] = {}
         for partition, run in routed.items():
@@ -47,7 +47,8 @@ class Producer:
         with faults():
             await self._client.xadd(stream_key(partition), {codec: body, "replayOf": replay_of})
 
-    def _destinations(self, event: Event) -> Iterable[int]:
+    def destinations(self, event: Event) -> Iterable[int]:
+        """The partitions that an event is for."""
         if isinstance(event, Rate):
             return range(self._partitions)
         symbol = event.contract["symbol"] if isinstance(event, Listing) else event.symbol  # type: ignore[attr-defined]

@@ -1,0 +1,232 @@
+"""Events over HTTP, for engines that have no client of the stream: they go onto the same streams, in the same bytes.
+
+What is accepted is on the stream, in order, and will be settled; what is refused is there too, and the engine keeps it with
+its reason (`fundsvc rejected`), as it keeps what it refuses of any message. The answer foresees that; who settles decides it,
+and may refuse for what the ledger alone can tell, such as an amount out of range or an ADL order that is closed.
+"""
+
+from collections import ChainMap, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+from aiohttp import hdrs, web
+
+from fundsvc.api.access import Gate, Roles, allowed
+from fundsvc.api.answers import Answer, Envelope
+from fundsvc.api.endpoints import JSON, Endpoint, Media
+from fundsvc.api.errors import BadParameter, TooLarge, Unavailable, WrongMedia
+from fundsvc.config import Config
+from fundsvc.core.contracts import Contract, contract_of
+from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
+from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
+from fundsvc.store.reader import Reader
+from fundsvc.streams.client import StreamFault, stream_key
+from fundsvc.streams.producer import Producer
+from fundsvc.wire import EVENTS_PER_MESSAGE_MAX, AnyEvent, Codec, Message, array_of, decode, decode_event, raw_events
+
+ENGINES: Roles = frozenset({"engine"})
+
+NDJSON = "application/x-ndjson"
+MSGPACK = "application/msgpack"
+
+log = structlog.get_logger()
+
+
+class MessageAnswer(Answer, frozen=True):
+    """A message that was appended: to the stream of which partition, and its id there."""
+
+    partition: int
+    stream: str
+    id: str
+
+
+class RefusedAnswer(Answer, frozen=True):
+    """An event that will not be settled: which of the body's, from 0, and why."""
+
+    index: int
+    reason: str
+    detail: str
+
+
+class IngestAnswer(Answer, frozen=True):
+    """How many events were accepted, which messages carry them, and which were refused."""
+
+    accepted: int
+    messages: list[MessageAnswer]
+    rejected: list[RefusedAnswer]
+
+
+class Submission(NamedTuple):
+    """What a body holds: the bytes of each event and what they say, and the whole where that can be a message as it is."""
+
+    codec: Codec
+    raws: Sequence[bytes | msgspec.Raw]
+    events: Sequence[Event | Rejection]
+    whole: bytes | None
+
+    @property
+    def is_refused_whole(self) -> bool:
+        """Whether it is one thing, no array, and not an event."""
+        return self.raws[0] is self.whole and isinstance(self.events[0], Rejection)
+
+
+class Ingest:
+    """Appends what engines post to the streams; the gate counts their events."""
+
+    def __init__(self, config: Config, reader: Reader, producer: Producer, gate: Gate) -> None:
+        self._reader = reader
+        self._producer = producer
+        self._gate = gate
+        self._partitions = config.stream.partitions
+        self._currency = config.currency
+        self._bytes_max = config.http.ingest_bytes_max
+        self._contracts: dict[str, Contract] = {}
+        events = list[AnyEvent] | AnyEvent
+        self.endpoint = Endpoint(
+            "/api/v1/ingest/events",
+            self.post,
+            {200: Media(JSON, IngestAnswer, in_envelope=True)},
+            hdrs.METH_POST,
+            bodies=(Media(JSON, events), Media(NDJSON), Media(MSGPACK, bytes)),
+            roles=ENGINES,
+            fails=frozenset({400, 413, 415, 429, 503}),
+        )
+
+    async def post(self, request: web.Request) -> web.Response:
+        """Appends events to the streams of their contracts, in order, a message for each partition.
+
+        The body is an event or an array of up to 10,000, as JSON or MessagePack, or one JSON event a line. Refused events are
+        kept with their reason, and so is a body that is no JSON or MessagePack at all, which is answered 400. When the stream
+        is away the answer says which partitions have theirs; sending all again is safe, for known `seq` are ignored.
+        """
+        body = await request.clone(client_max_size=self._bytes_max).read()
+        submission = read_submission(request.content_type, body)
+        if len(submission.raws) > EVENTS_PER_MESSAGE_MAX:
+            raise TooLarge(f"{len(submission.raws)} events: send at most {EVENTS_PER_MESSAGE_MAX} at once")
+        self._gate.charge(request, allowed(request, ENGINES), len(submission.raws))
+        answer = await self._submit(submission)
+        if submission.events and all(map(_is_no_event, submission.events)):
+            raise BadParameter(f"{answer.rejected[0].detail}; it is kept among the rejected events")
+        return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
+
+    async def _submit(self, submission: Submission) -> IngestAnswer:
+        await self._learn(submission.events)
+        listed: ChainMap[str, Contract] = ChainMap({}, self._contracts)
+        refused = dict(self._refusals(submission.events, listed))
+        messages = await self._append(submission, refused)
+        self._contracts.update(listed.maps[0])
+        return IngestAnswer(len(submission.events) - len(refused), messages, list(refused.values()))
+
+    def _refusals(
+        self, events: Iterable[Event | Rejection], listed: MutableMapping[str, Contract]
+    ) -> Iterator[tuple[int, RefusedAnswer]]:
+        for index, event in enumerate(events):
+            try:
+                self._check(event, listed)
+            except Rejection as rejection:
+                yield index, RefusedAnswer(index, rejection.reason, rejection.detail)
+
+    async def _learn(self, events: Iterable[Event | Rejection]) -> None:
+        """Asks the ledger for its contracts if any event is of one that is not known here."""
+        if any(symbol not in self._contracts for event in events if (symbol := getattr(event, "symbol", None))):
+            found = {known.contract.symbol: known.contract for known in await self._reader.contracts()}
+            self._contracts.update(found)
+
+    def _check(self, event: Event | Rejection, listed: MutableMapping[str, Contract]) -> None:
+        """Raises Rejection for what will be refused; a listing lists its contract for the events after it."""
+        match event:
+            case Rejection():
+                raise event
+            case Rate():
+                parse_price(event.price, PRICE_DECIMALS_MAX)
+            case Listing():
+                contract = contract_of(event.contract, self._currency.decimals, self._currency.decimals_default)
+                listed[contract.symbol] = contract
+            case _:
+                _check_numbers(event, _listed(event, listed))
+
+    async def _append(self, submission: Submission, refused: Container[int]) -> list[MessageAnswer]:
+        """Appends each partition's part; raises Unavailable, saying which have theirs."""
+        appended: list[MessageAnswer] = []
+        for partition, bodies in sorted(self._parts(submission, refused).items()):
+            try:
+                ids = await self._producer.append_bodies(partition, submission.codec, bodies)
+            except StreamFault as fault:
+                log.warning("stream away", fault=str(fault), partition=partition)
+                have = ", ".join(sorted({str(message.partition) for message in appended})) or "none"
+                raise Unavailable(f"the stream is away; partitions that have theirs: {have}; send all of it again") from None
+            appended += (MessageAnswer(partition, stream_key(partition), message) for message in ids)
+        return appended
+
+    def _parts(self, submission: Submission, refused: Container[int]) -> Mapping[int, list[bytes]]:
+        """Message bodies by partition: the whole body where all of it goes to one, else an array of the same bytes.
+
+        Lines that are no events at all would spoil an array: they go together, as a message of their own.
+        """
+        if submission.whole and submission.raws and (self._partitions == 1 or submission.is_refused_whole):
+            return {0: [submission.whole]}
+        routed: dict[int, list[bytes | msgspec.Raw]] = defaultdict(list)
+        spoilt: list[bytes] = []
+        for index, (raw, event) in enumerate(zip(submission.raws, submission.events, strict=True)):
+            if submission.whole is None and _is_no_event(event):
+                spoilt.append(bytes(raw))
+            else:
+                for partition in self._destinations(event, is_refused=index in refused):
+                    routed[partition].append(raw)
+        parts = {partition: [array_of(raws, submission.codec)] for partition, raws in routed.items()}
+        return {**parts, 0: [*parts.get(0, []), b"\n".join(spoilt)]} if spoilt else parts
+
+    def _destinations(self, event: Event | Rejection, *, is_refused: bool) -> Iterable[int]:
+        """Where an event goes; one that nothing can be known of goes to the first partition, which keeps it as well as any."""
+        if isinstance(event, Rejection) or (is_refused and isinstance(event, Listing)):
+            return (0,)
+        return self._producer.destinations(event)
+
+
+def read_submission(content_type: str, body: bytes) -> Submission:
+    """The events of a body; raises WrongMedia, or BadParameter for none at all."""
+    if not body:
+        raise BadParameter("the body is empty: it must be an event, or several")
+    match content_type:
+        case "application/json":
+            return _whole("json", body)
+        case "application/msgpack":
+            return _whole("msgpack", body)
+        case "application/x-ndjson":
+            lines = [line for line in body.splitlines() if line.strip()]
+            return Submission("json", lines, [decode_event("json", line) for line in lines], None)
+    raise WrongMedia(f"Content-Type is {content_type}: it must be {JSON}, {NDJSON} or {MSGPACK}")
+
+
+def _whole(codec: Codec, body: bytes) -> Submission:
+    raws = raw_events(codec, body)
+    events = decode(Message("", codec, body)) if len(raws) <= EVENTS_PER_MESSAGE_MAX else ()
+    return Submission(codec, raws, events, body)
+
+
+def _is_no_event(event: Event | Rejection) -> bool:
+    return isinstance(event, Rejection) and event.reason == Reason.UNDECODABLE
+
+
+def _listed(event: Any, contracts: Mapping[str, Contract]) -> Contract:
+    contract = contracts.get(event.symbol)
+    if contract is None:
+        raise Rejection(Reason.UNKNOWN_SYMBOL, f"no contract {event.symbol!r} is listed")
+    return contract
+
+
+def _check_numbers(event: Event, contract: Contract) -> None:
+    """Raises Rejection where a number cannot be held exactly."""
+    price, money = contract.price_decimals, contract.settle_decimals
+    match event:
+        case Fill():
+            parse_price(event.price, price)
+            parse_price(event.bankruptcy_price, price)
+        case Mark():
+            parse_price(event.price, price)
+            parse_price(event.index_price or event.price, price)
+        case Position():
+            parse_price(event.entry_price if event.lots else "1", price)
+            parse_amount(event.margin, money)

@@ -1,0 +1,303 @@
+"""Events over HTTP: what is answered is what becomes of them, in the real streams and the real ledger."""
+
+import random
+from contextlib import asynccontextmanager
+
+import aiohttp
+import msgspec
+import pytest
+from conftest import with_section
+from escalations import LISTING, SYMBOL, TS, crowd, mark
+from eventually import eventually
+from ledgers import fill, listing
+from test_engine import running
+from tokens import bearer, with_secret
+
+from fundsvc.api.access import Gate
+from fundsvc.api.ingest import Ingest
+from fundsvc.api.server import serve
+from fundsvc.api.serving import make_app
+from fundsvc.core.contracts import partition_of
+from fundsvc.core.events import Rate
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import open_pool
+from fundsvc.store.reader import Reader
+from fundsvc.streams.client import StreamFault, open_client, stream_key
+from fundsvc.streams.producer import Producer
+from fundsvc.wire import encode
+
+JSON, NDJSON, MSGPACK = "application/json", "application/x-ndjson", "application/msgpack"
+PATH = "/api/v1/ingest/events"
+UNKNOWN_TYPE = b'{"type":"fil","symbol":"XBTUSDTM"}'
+EVENTS = [LISTING, mark(39000), fill(SYMBOL, 1, 5, TS), fill(SYMBOL, 2, -3, TS + 1)]
+
+
+def lines(events):
+    return b"\n".join(map(msgspec.json.encode, events)) + b"\n"
+
+
+BODIES = {JSON: encode(EVENTS), NDJSON: lines(EVENTS), MSGPACK: encode(EVENTS, "msgpack")}
+
+
+class World:
+    """An engine over HTTP, and what lies behind it."""
+
+    def __init__(self, http, client, pool, config):
+        self.http = http
+        self.client = client
+        self._pool = pool
+        self._partitions = config.stream.partitions
+
+    async def post(self, body, kind=JSON, **headers):
+        headers = {**bearer("engine"), "Content-Type": kind, **headers}
+        async with self.http.post(PATH, data=body, headers=headers) as answer:
+            return answer.status, await answer.json()
+
+    async def data(self, body, kind=JSON):
+        status, answer = await self.post(body, kind)
+        assert (status, answer["code"]) == (200, "200000"), answer
+        return answer["data"]
+
+    async def messages(self, partition=0):
+        return [(key.decode(), fields) for key, fields in await self.client.xrange(stream_key(partition))]
+
+    async def settled(self):
+        async def done():
+            rows = await self._pool.fetch("SELECT partition, last_id FROM partitions")
+            return all([await self._is_at_end(row["partition"], row["last_id"]) for row in rows])
+
+        await eventually(done)
+
+    async def entries(self):
+        await self.settled()
+        return [tuple(row) for row in await self._pool.fetch("SELECT symbol, seq FROM entries ORDER BY symbol, entry")]
+
+    async def kept(self):
+        await self.settled()
+        rows = await self._pool.fetch("SELECT position, reason, body FROM rejected ORDER BY stream_id, position")
+        return [(row["position"], row["reason"], row["body"]) for row in rows]
+
+    async def _is_at_end(self, partition, last_id):
+        messages = await self.messages(partition)
+        return not messages or messages[-1][0] == last_id
+
+
+@asynccontextmanager
+async def world_of(config, producer=Producer):
+    """The gate and the route as the service has them; `producer` makes what appends."""
+    config = with_secret(config)
+    async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
+        gate = Gate(config.http, config.token)
+        ingest = Ingest(config, Reader(pool), producer(client, config.stream.partitions), gate)
+        app = make_app(Metrics(), (ingest.endpoint,))
+        gate.guard(app)
+        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http, running(config):
+            yield World(http, client, pool, config)
+
+
+@pytest.fixture
+def config(config):
+    return with_section(config, "engine", lease_seconds=0.6)
+
+
+@pytest.fixture
+async def world(config):
+    async with world_of(config) as world:
+        yield world
+
+
+@pytest.mark.parametrize("kind", BODIES)
+async def test_events_are_settled_also_of_a_contract_listed_just_before_them(world, kind):
+    answer = await world.data(BODIES[kind], kind)
+    ((stream_id, fields),) = await world.messages()
+    assert answer == {
+        "accepted": 4,
+        "messages": [{"partition": 0, "stream": stream_key(0), "id": stream_id}],
+        "rejected": [],
+    }
+    assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2)]
+    assert await world.kept() == []
+    if kind != NDJSON:
+        assert list(fields.values()) == [BODIES[kind]]
+
+
+async def test_an_event_alone_is_taken_as_it_is(world):
+    assert (await world.data(msgspec.json.encode(LISTING)))["accepted"] == 1
+    assert (await world.data(msgspec.msgpack.encode(EVENTS[2]), MSGPACK))["accepted"] == 1
+    assert await world.entries() == [(SYMBOL, 1)]
+
+
+@pytest.mark.parametrize("kind", [JSON, NDJSON])
+async def test_what_is_refused_is_answered_and_kept_and_the_rest_is_settled(world, kind):
+    odd = [
+        UNKNOWN_TYPE,
+        msgspec.json.encode(fill("NONEUSDTM", 1, 1)),
+        msgspec.json.encode(mark("39000.1234567890123")),
+        b'{"type":"fill","symbol":"XBTUSDTM","seq":9,"side":"sell","lots":1,"price":"1","ts":1}',
+        b'{"type":"mark","symbol":"XBTUSDTM","price":"1","ts":1,"indexprice":"1"}',
+        b'{"type":"rate","currency":"XBT","price":"-1","ts":1}',
+        b'{"type":"contract","contract":{"symbol":"X"}}',
+    ]
+    parts = [*map(msgspec.json.encode, EVENTS[:3]), *odd, msgspec.json.encode(EVENTS[3])]
+    answer = await world.data(b"[" + b",".join(parts) + b"]" if kind == JSON else b"\n".join(parts), kind)
+    reasons = [
+        "unknown_type",
+        "unknown_symbol",
+        "too_many_decimals",
+        "not_a_liquidation",
+        "invalid_field",
+        "invalid_number",
+        "contract_invalid",
+    ]
+    assert answer["accepted"] == 4
+    assert [(refused["index"], refused["reason"]) for refused in answer["rejected"]] == list(enumerate(reasons, 3))
+    assert all(refused["detail"] for refused in answer["rejected"])
+    assert await world.kept() == list(zip(range(3, 10), reasons, odd, strict=True))
+    assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2)]
+
+
+async def test_lines_that_are_no_events_spoil_no_others(world):
+    body = b"\r\n".join([msgspec.json.encode(LISTING), b"{half", b"", msgspec.json.encode(EVENTS[2]), b"7", b"[]"])
+    answer = await world.data(body, NDJSON)
+    assert (answer["accepted"], [refused["index"] for refused in answer["rejected"]]) == (2, [1, 3, 4])
+    assert len(answer["messages"]) == 2
+    assert await world.entries() == [(SYMBOL, 1)]
+    assert await world.kept() == [(0, "undecodable", b"{half\n7\n[]")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "kept"),
+    [
+        (JSON, b"[{]", [b"[{]"]),
+        (JSON, b"7", [b"7"]),
+        (JSON, b"[1,{}]", [b"1", b"{}"]),
+        (MSGPACK, b"\xc1", [b"\xc1"]),
+        (NDJSON, b"<html>\n", [b"<html>"]),
+    ],
+)
+async def test_what_holds_no_event_at_all_is_a_wrong_request_yet_kept(world, kind, body, kept):
+    status, answer = await world.post(body, kind)
+    assert (status, answer["code"]) == (400, "400100")
+    assert "kept" in answer["msg"]
+    assert await world.kept() == [(position, "undecodable", raw) for position, raw in enumerate(kept)]
+
+
+async def test_an_array_of_nothing_is_nothing(world):
+    assert await world.data(b"[]") == {"accepted": 0, "messages": [], "rejected": []}
+    assert await world.messages() == []
+
+
+@pytest.mark.parametrize("partitions", [3])
+@pytest.mark.parametrize("kind", BODIES)
+async def test_each_partition_gets_its_part_in_order(config, kind):
+    symbols = [f"S{number}USDTM" for number in range(12)]
+    events = [listing(symbol) for symbol in symbols]
+    events += [fill(symbol, seq, seq % 3 - 1) for seq in range(1, 5) for symbol in symbols]
+    events += [Rate("XBT", "90000", TS), fill("NONEUSDTM", 1, 1)]
+    body = {JSON: encode(events), NDJSON: lines(events), MSGPACK: encode(events, "msgpack")}[kind]
+    async with world_of(config) as world:
+        answer = await world.data(body, kind)
+        assert (answer["accepted"], [refused["index"] for refused in answer["rejected"]]) == (61, [61])
+        assert [message["partition"] for message in answer["messages"]] == [0, 1, 2]
+        assert await world.entries() == [(symbol, seq) for symbol in sorted(symbols) for seq in range(1, 5)]
+        assert [reason for _, reason, _ in await world.kept()] == ["unknown_symbol"]
+        for partition in range(3):
+            ((_, fields),) = await world.messages(partition)
+            decode = msgspec.msgpack.decode if kind == MSGPACK else msgspec.json.decode
+            sent = decode(next(iter(fields.values())))
+            assert sum(event["type"] == "rate" for event in sent) == 1
+            assert {partition_of(event["symbol"], 3) for event in sent if "symbol" in event} == {partition}
+
+
+async def test_the_answer_foresees_what_the_engine_refuses(world):
+    """Numbers, accounts and contracts of all sorts; what only the order of things decides is left to the engine."""
+    await world.data(encode([LISTING]))
+    events = list(crowd(3, changes=600))
+    random.Random(1).shuffle(events)
+    await world.settled()
+    before = len(await world.kept())
+    answer = await world.data(encode(events))
+    foreseen = [(refused["index"], refused["reason"]) for refused in answer["rejected"]]
+    assert foreseen == [(position, reason) for position, reason, _ in (await world.kept())[before:]]
+    assert len(foreseen) > 20
+
+
+async def test_any_bytes_get_an_answer(world):
+    chance = random.Random(7)
+    whole = [*BODIES.items(), (JSON, b"[[[" * 2000), (JSON, b'{"type":"contract","contract":{"symbol":"\\ud800"}}')]
+    whole.append((JSON, b'[{"type":"mark","symbol":"\\udfff","price":"1","ts":1},{"type":"contract","contract":{}}]'))
+    for _ in range(300):
+        kind, body = chance.choice(whole)
+        spoilt = bytearray(body)
+        for _ in range(chance.randrange(4)):
+            spoilt[chance.randrange(len(spoilt))] = chance.randrange(256)
+        status, _ = await world.post(bytes(spoilt)[: chance.randrange(1, len(spoilt) + 1)], kind)
+        assert status in {200, 400}
+    await world.settled()
+
+
+async def test_bodies_are_bounded(config):
+    async with world_of(with_section(config, "http", ingest_bytes_max=1_000_000)) as world:
+        assert (await world.post(b" " * 999_999 + b"x"))[0] == 400
+        status, answer = await world.post(b" " * 1_000_001)
+        assert (status, answer["code"]) == (413, "413000")
+        status, answer = await world.post(b"1\n" * 10_001, NDJSON)
+        assert (status, answer["code"]) == (413, "413000")
+        assert "10001 events: send at most 10000" in answer["msg"]
+        assert (await world.post(b""))[0] == 400
+        for kind in ("text/plain", "application/octet-stream"):
+            status, answer = await world.post(BODIES[JSON], kind)
+            assert (status, answer["code"]) == (415, "415000")
+            assert all(known in answer["msg"] for known in BODIES)
+        assert len(await world.messages()) == 1
+
+
+async def test_events_have_a_rate_of_their_own(config):
+    async with world_of(with_section(config, "http", ingest_events_max=10_000, requests_seconds=3600, requests_max=1)) as world:
+        async with world.http.post(
+            PATH, data=encode([mark(1)] * 6000), headers={**bearer("engine"), "Content-Type": JSON}
+        ) as first:
+            assert first.status == 200
+            assert (first.headers["gw-ratelimit-limit"], first.headers["gw-ratelimit-remaining"]) == ("10000", "3999")
+        status, answer = await world.post(encode([mark(1)] * 6000))
+        assert (status, answer["code"]) == (429, "429000")
+        assert len(await world.messages()) == 1
+        assert (await world.post(encode([mark(1)] * 3000)))[0] == 200
+
+
+async def test_while_the_stream_is_away_it_says_so_and_all_can_be_sent_again(config, servers):
+    async with world_of(config) as world:
+        await world.data(BODIES[JSON])
+        assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2)]
+        more = encode([EVENTS[3], fill(SYMBOL, 3, 1)])
+        servers.valkey.stop()
+        try:
+            status, answer = await world.post(more)
+            assert (status, answer["code"]) == (503, "503000")
+            assert "partitions that have theirs: none" in answer["msg"]
+        finally:
+            servers.start()
+
+        async def taken():
+            return (await world.post(more))[0] == 200
+
+        await eventually(taken)
+        assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2), (SYMBOL, 3)]
+
+
+class HalfAway(Producer):
+    """The stream of one partition is away, as a node of a cluster may be."""
+
+    async def append_bodies(self, partition, field, bodies):
+        if partition == 1:
+            raise StreamFault("this node is away")
+        return await super().append_bodies(partition, field, bodies)
+
+
+@pytest.mark.parametrize("partitions", [3])
+async def test_when_one_of_several_streams_is_away_it_says_which_have_theirs(config):
+    async with world_of(config, HalfAway) as world:
+        status, answer = await world.post(encode([Rate("XBT", "90000", TS)]))
+        assert (status, answer["code"]) == (503, "503000")
+        assert "partitions that have theirs: 0;" in answer["msg"]
+        assert [len(await world.messages(partition)) for partition in range(3)] == [1, 0, 0]
