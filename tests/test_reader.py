@@ -1,8 +1,11 @@
+import re
+
 import msgspec
 import pytest
 from ledgers import fill, listing, owned
 
 from fundsvc.store.database import SQL, StoreFault, open_pool
+from fundsvc.store.migrations import check_schema, newest_revision
 from fundsvc.store.reader import HOUR_MS, NotReady, Reader
 from fundsvc.store.rollups import condense
 
@@ -169,11 +172,22 @@ async def test_a_partition_is_owned_while_its_lease_lasts(config, reader):
     assert (partition.partition, partition.last_id, partition.live) == (0, owner.offset.last_id, True)
 
 
-async def test_another_schema_is_told(owner_connection, reader):
+async def test_an_older_schema_is_told_and_a_newer_one_served(config, owner_connection, reader):
+    await owner_connection.execute("UPDATE alembic_version SET version_num = '9999'")
     await reader.check_schema()
-    await owner_connection.execute("UPDATE alembic_version SET version_num = 'old'")
-    with pytest.raises(NotReady, match=r"the schema is old, this version needs .*: run fundsvc migrate"):
+    await check_schema(config.database.dsn, 1)
+    await owner_connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    with pytest.raises(NotReady, match=r"the schema is 0001, this version needs .*: run fundsvc migrate"):
         await reader.check_schema()
+    with pytest.raises(ValueError, match=r"the database has schema 0001, this version needs .*: run fundsvc migrate"):
+        await check_schema(config.database.dsn, 1)
+    await owner_connection.execute("DELETE FROM alembic_version")
+    with pytest.raises(ValueError, match="the database has schema None"):
+        await check_schema(config.database.dsn, 1)
+
+
+def test_revisions_are_numbers_that_compare_as_text():
+    assert re.fullmatch(r"\d{4}", newest_revision())
 
 
 async def test_a_database_that_is_not_there_is_a_fault(tmp_path):

@@ -13,7 +13,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import SavedGuard
 from fundsvc.store.database import SQL, Pool, faults, lent
-from fundsvc.store.migrations import newest_revision
+from fundsvc.store.migrations import is_outdated, newest_revision
 from fundsvc.store.writer import contract_from, saved_guard_from
 
 READ_SECONDS_MAX = 10.0
@@ -163,9 +163,9 @@ class Reader:
         await self._fetch("ping")
 
     async def check_schema(self) -> None:
-        """Returns if the schema is the one that this version needs; raises NotReady."""
+        """Returns if the schema has what this version needs; raises NotReady."""
         (row,) = await self._fetch("schema_version")
-        if row["version_num"] != newest_revision():
+        if is_outdated(row["version_num"]):
             raise NotReady(f"the schema is {row['version_num']}, this version needs {newest_revision()}: run fundsvc migrate")
 
     async def check_owners(self) -> None:

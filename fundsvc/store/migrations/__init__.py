@@ -44,14 +44,14 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
 
 
 async def check_schema(dsn: str, partitions: int) -> None:
-    """Raises ValueError, saying what to do, when the database has not the schema or the partitions of this version."""
+    """Raises ValueError, saying what to do, when the database has not the schema or the partitions that this version needs."""
     async with connect(dsn, "fundsvc schema check") as connection:
         with faults():
             try:
                 found = await connection.fetchval(SQL["schema_version"])
             except UndefinedTableError:
                 found = None
-            if found != newest_revision():
+            if is_outdated(found):
                 raise ValueError(
                     f"the database has schema {found}, this version needs {newest_revision()}: run fundsvc migrate"
                 )
@@ -62,6 +62,13 @@ async def check_schema(dsn: str, partitions: int) -> None:
 def newest_revision() -> str | None:
     """The revision of the schema that this version needs."""
     return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def is_outdated(revision: str | None) -> bool:
+    """Whether a schema lacks something that this version needs. A newer one does not: migrations add, and what they make
+    superfluous goes a release later, so that during an upgrade the old version works on beside the new one.
+    """
+    return revision is None or revision < str(newest_revision())
 
 
 def _check_partitions(found: int, wanted: int) -> None:
