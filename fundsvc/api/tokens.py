@@ -6,7 +6,6 @@ algorithm: a public key can never pass for a secret, and `none` fits nothing.
 """
 
 import time
-from os import stat_result
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -98,9 +97,8 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._version: tuple[int, int, int] | None = None
+        self._version = _version(path)
         try:
-            self._version = _version(path.stat())
             self._keys = read_keys(path)
         except OSError as error:
             raise ConfigError(f"token.keys: cannot read {path}: {error.strerror}") from None
@@ -117,11 +115,11 @@ class KeyFile:
 
     def _refresh(self) -> None:
         """Reads the file if it is another one than before; what cannot be read leaves the keys that there were."""
+        version = _version(self._path)
+        if version == self._version:
+            return
+        self._version = version
         try:
-            version = _version(self._path.stat())
-            if version == self._version:
-                return
-            self._version = version
             self._keys = read_keys(self._path)
             log.info("keys of access tokens read again", keys=[key.key_id for key in self._keys])
         except (OSError, ConfigError) as error:
@@ -148,7 +146,12 @@ def mint(config: TokenConfig, role: Role, account: str, subject: str, seconds: f
     return jwt.encode({**claims, **{name: value for name, value in named.items() if value}}, config.secret, "HS256")
 
 
-def _version(found: stat_result) -> tuple[int, int, int]:
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """What differs when a file was replaced or written again; None without one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 

@@ -1,0 +1,270 @@
+"""Which tokens are believed: by a secret, by the keys of a file that may change, and never otherwise."""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import time
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import example, given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from tokens import AUDIENCE, SECRET, signed
+
+from fundsvc.api.errors import Problem, StaleToken, WrongToken
+from fundsvc.api.tokens import Caller, KeyFile, Tokens, mint
+from fundsvc.config import ConfigError, TokenConfig
+
+RSA = rsa.generate_private_key(65537, 2048)
+CURVE = ec.generate_private_key(ec.SECP256R1())
+OTHER = ec.generate_private_key(ec.SECP256R1())
+KEY = SECRET.encode()
+BY_SECRET = Tokens(TokenConfig(secret=SECRET))
+
+
+def jwk(key, key_id=None, **fields):
+    """A key's public half as a file holds it."""
+    algorithm = jwt.algorithms.RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else jwt.algorithms.ECAlgorithm
+    public = algorithm.to_jwk(key.public_key(), as_dict=True)
+    return {**public, **({"kid": key_id} if key_id else {}), **fields}
+
+
+def write(path, *keys):
+    """Replaces a file of keys as an operator should, whole."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"keys": keys}))
+    new.replace(path)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write(tmp_path / "keys.json", jwk(RSA, "one"), jwk(CURVE, "two"))
+
+
+@pytest.fixture
+def by_keys(path):
+    return Tokens(TokenConfig(keys=str(path)))
+
+
+def refusal(tokens, token):
+    with pytest.raises(Problem) as refused:
+        tokens.read(token)
+    assert refused.value.status == 401
+    assert len(token) < 20 or token not in str(refused.value)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("claims", "caller"),
+    [
+        ({"role": "trader", "account": "anna"}, Caller("trader", "anna", "")),
+        ({"role": "trader", "account": "anna", "sub": "phone"}, Caller("trader", "anna", "phone")),
+        ({"role": "engine", "account": "ignored"}, Caller("engine", "", "")),
+        ({"role": "risk", "sub": "bert", "more": 1}, Caller("risk", "", "bert")),
+        ({"role": "risk", "aud": ["elsewhere", AUDIENCE]}, Caller("risk", "", "")),
+        ({"role": "risk", "iat": None, "nbf": int(time.time())}, Caller("risk", "", "")),
+    ],
+)
+def test_a_good_token_makes_a_caller(claims, caller):
+    assert BY_SECRET.read(signed(**claims)) == caller
+
+
+@pytest.mark.parametrize("claims", [{"exp": -20}, {"nbf": 20}, {"iat": 20}])
+def test_clocks_may_differ_by_the_leeway_and_no_more(claims):
+    ((name, seconds),) = claims.items()
+    now = int(time.time())
+    assert BY_SECRET.read(signed(**{name: now + seconds})).role == "risk"
+    late = refusal(BY_SECRET, signed(**{name: now + 2 * seconds}))
+    assert isinstance(late, StaleToken)
+    assert "get a new one" in str(late)
+    with pytest.raises(StaleToken):
+        Tokens(TokenConfig(secret=SECRET, leeway_seconds=0)).read(signed(**{name: now + seconds}))
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": None},
+        {"exp": "soon"},
+        {"exp": [1]},
+        {"exp": float("inf")},
+        {"aud": None},
+        {"aud": "elsewhere"},
+        {"aud": ""},
+        {"aud": 5},
+        {"role": None},
+        {"role": "operator"},
+        {"role": ["risk"]},
+        {"role": "trader"},
+        {"role": "trader", "account": ""},
+        {"role": "trader", "account": 5},
+        {"role": "trader", "account": "a" * 65},
+        {"role": "trader", "account": "an\0na"},
+        {"sub": 5},
+        {"sub": "s" * 257},
+        {"nbf": "now"},
+    ],
+)
+def test_other_claims_are_refused(claims):
+    assert isinstance(refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), **claims})), WrongToken)
+
+
+def standard():
+    return {"aud": AUDIENCE, "exp": int(time.time()) + 60, "role": "risk"}
+
+
+def handmade(header, claims, key=KEY, digest=hashlib.sha256):
+    """A token that no library would sign; claims given as None are left out."""
+    claims = {name: value for name, value in claims.items() if value is not None}
+    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims)]
+    signature = hmac.new(key, b".".join(parts), digest).digest() if key else b""
+    return b".".join((*parts, base64.urlsafe_b64encode(signature).rstrip(b"="))).decode()
+
+
+@pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "HS384", "HS512", "RS256", "ES256", "", None, 5, ["HS256"]])
+def test_no_other_algorithm_will_do(algorithm, by_keys):
+    digest = hashlib.sha512 if algorithm == "HS512" else hashlib.sha256
+    for key in (b"", KEY):
+        token = handmade({"alg": algorithm}, standard(), key, digest)
+        assert isinstance(refusal(BY_SECRET, token), WrongToken)
+        assert isinstance(refusal(by_keys, token), WrongToken)
+
+
+def test_a_handmade_token_is_good_if_it_is_right():
+    assert BY_SECRET.read(handmade({"alg": "HS256"}, standard())).role == "risk"
+
+
+@pytest.mark.parametrize("key", [RSA, CURVE])
+def test_a_public_key_is_no_secret(path, key):
+    public = key.public_key()
+    pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for tokens in (Tokens(TokenConfig(keys=str(path))), Tokens(TokenConfig(keys=str(path), secret=SECRET))):
+        for stolen in (pem, pem.strip(), path.read_bytes()):
+            for header in ({"alg": "HS256"}, {"alg": "HS256", "kid": "one"}):
+                assert isinstance(refusal(tokens, handmade(header, standard(), stolen)), WrongToken)
+
+
+def test_a_token_cannot_bring_its_own_key(by_keys):
+    header = {"jwk": jwk(OTHER), "jku": "https://example.com/keys", "x5c": ["x"]}
+    token = jwt.encode(standard(), OTHER, "ES256", {**header, "kid": "two"})
+    assert isinstance(refusal(by_keys, token), WrongToken)
+
+
+@pytest.mark.parametrize(("key", "algorithm", "key_id"), [(RSA, "RS256", "one"), (CURVE, "ES256", "two")])
+def test_public_keys_are_found_by_their_id_or_by_being_the_only_one(path, key, algorithm, key_id):
+    tokens = Tokens(TokenConfig(keys=str(path)))
+    assert tokens.read(signed(key=key, algorithm=algorithm, kid=key_id)).role == "risk"
+    assert tokens.read(signed(key=key, algorithm=algorithm)).role == "risk"
+    assert "kid" in str(refusal(tokens, signed(key=key, algorithm=algorithm, kid="three")))
+    write(path, jwk(RSA, "one"), jwk(CURVE, "two"), jwk(OTHER, "three"))
+    assert tokens.read(signed(key=OTHER, algorithm="ES256", kid="three")).role == "risk"
+    assert "kid" in str(refusal(tokens, signed(key=OTHER, algorithm="ES256")))
+    assert "Signature" in str(refusal(tokens, signed(key=OTHER, algorithm="ES256", kid="two")))
+
+
+def test_keys_rotate_without_a_restart(path, by_keys):
+    old, new = signed(key=CURVE, algorithm="ES256", kid="two"), signed(key=OTHER, algorithm="ES256", kid="new")
+    assert by_keys.read(old)
+    assert "kid" in str(refusal(by_keys, new))
+    write(path, jwk(CURVE, "two"), jwk(OTHER, "new"))
+    assert by_keys.read(old) == by_keys.read(new)
+    write(path, jwk(OTHER, "new"))
+    assert by_keys.read(new)
+    assert "kid" in str(refusal(by_keys, old))
+
+
+def test_a_file_that_became_unreadable_leaves_the_keys_and_is_told_once(path, by_keys):
+    token = signed(key=CURVE, algorithm="ES256", kid="two")
+    path.write_text("{")
+    with capture_logs() as logs:
+        assert by_keys.read(token)
+        assert by_keys.read(token)
+    assert [line["log_level"] for line in logs] == ["warning"]
+    path.unlink()
+    with capture_logs() as logs:
+        assert by_keys.read(token)
+        assert by_keys.read(token)
+    assert [line["log_level"] for line in logs] == ["warning"]
+    write(path, jwk(OTHER, "new"))
+    assert "kid" in str(refusal(by_keys, token))
+
+
+def test_a_file_must_hold_public_keys_that_are_used_here(tmp_path):
+    path = tmp_path / "keys.json"
+    private = jwt.algorithms.ECAlgorithm.to_jwk(CURVE, as_dict=True)
+    for keys in (
+        [{"kty": "oct", "k": "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0MTI"}],
+        [private],
+        [jwk(RSA, alg="RS512")],
+        [jwk(ec.generate_private_key(ec.SECP384R1()))],
+        [{"kty": "EC"}],
+        [5],
+    ):
+        with pytest.raises(ConfigError, match=r"token\.keys"):
+            KeyFile(write(path, *keys))
+    for text in ("", "[]", "{}", '{"keys": 5}', "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"token\.keys"):
+            KeyFile(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"token\.keys"):
+        KeyFile(path)
+    for nothing in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ConfigError, match="cannot read"):
+            KeyFile(nothing)
+
+
+def test_without_a_key_nothing_is_accepted_and_it_says_what_to_configure():
+    tokens = Tokens(TokenConfig())
+    assert not tokens.configured
+    for token in (signed(), signed(key=CURVE, algorithm="ES256"), handmade({"alg": "none"}, standard(), b"")):
+        assert "set token.secret or token.keys" in str(refusal(tokens, token))
+    assert refusal(tokens, handmade({"alg": "HS256"}, standard(), b"\0"))
+
+
+def test_a_short_secret_is_refused():
+    with pytest.raises(ConfigError, match=r"token\.secret has 31 characters"):
+        Tokens(TokenConfig(secret="s" * 31))
+
+
+def test_what_is_minted_is_accepted_until_it_expires():
+    config = TokenConfig(secret=SECRET, audience="here")
+    token = mint(config, "trader", "anna", "phone", 3600)
+    assert Tokens(config).read(token) == Caller("trader", "anna", "phone")
+    assert 3590 < jwt.decode(token, options={"verify_signature": False})["exp"] - time.time() <= 3600
+
+
+@given(st.text(max_size=300) | st.binary(max_size=200).map(lambda data: base64.urlsafe_b64encode(data).decode() + ".e30.x"))
+@example("")
+@example("..")
+@example("\udcff")
+@example(base64.urlsafe_b64encode(b'{"alg":' + b"[" * 6000).decode() + ".e30.x")
+@example(handmade({"alg": "HS256", "crit": ["b64"], "b64": False}, {}))
+def test_any_text_is_refused(text):
+    assert isinstance(refusal(BY_SECRET, text), WrongToken)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_a_changed_token_is_refused(position, change):
+    token = TOKEN.encode()
+    position %= len(token)
+    changed = token[:position] + bytes([token[position] ^ change]) + token[position + 1 :]
+    # The last character of a part holds bits that are not used: such a change is none.
+    if [decoded(part) for part in changed.split(b".")] != [decoded(part) for part in token.split(b".")]:
+        refusal(BY_SECRET, changed.decode("latin-1"))
+
+
+TOKEN = signed(exp=int(time.time()) + 10_000)
+
+
+def decoded(part):
+    try:
+        return base64.urlsafe_b64decode(part + b"==")
+    except ValueError:
+        return os.urandom(16)
