@@ -17,6 +17,10 @@ SPECIFICATION_DEPTH_MAX = 8
 """KuCoin's object is flat but for a list of names; unbounded nesting would exhaust the stack of whoever writes it."""
 
 
+RESERVED_SYMBOLS = frozenset({"active", "all", "summary"})
+"""What the API's paths and topics say in place of a symbol: nobody could ask for such a contract."""
+
+
 class Specification(msgspec.Struct, rename="camel", frozen=True):
     """The fields of KuCoin's contract object that settlement reads; all others are kept and passed through untouched.
 
@@ -78,6 +82,10 @@ def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], 
         raise Rejection(Reason.CONTRACT_INVALID, str(error)) from None
     if not read.symbol.isprintable() or any(character in " ,:/" for character in read.symbol):
         raise Rejection(Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} must be printable without space , : or /")
+    if read.symbol in RESERVED_SYMBOLS:
+        raise Rejection(
+            Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is a word of the API: it would stand where a contract does"
+        )
     if not read.settle_currency.isalnum():
         raise Rejection(Reason.CONTRACT_INVALID, f"settleCurrency {read.settle_currency!r} must be letters and digits")
     return Contract(

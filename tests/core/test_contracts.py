@@ -121,6 +121,7 @@ def test_a_currency_without_a_setting_has_the_default_decimals():
         ({"symbol": "A/B"}, "symbol"),
         ({"symbol": "A:B"}, "symbol"),
         ({"symbol": "A\n"}, "symbol"),
+        *(({"symbol": word}, "word of the API") for word in ("active", "all", "summary")),
         ({"symbol": ""}, "symbol"),
         ({"symbol": "A" * 65}, "symbol"),
         ({"symbol": 5}, "symbol"),

@@ -1,0 +1,334 @@
+import csv
+import io
+import socket
+import time
+import tracemalloc
+
+import aiohttp
+import msgspec
+import pytest
+from conftest import with_section
+from escalations import BEGINNING, SYMBOL, TS, ended, executed, position, shortfall
+from eventually import eventually
+from ledgers import fill, listing, owned
+from test_adl_api import config, world_of  # noqa: F401 - a fixture
+from yarl import URL
+
+from fundsvc.api.answers import EntryAnswer
+from fundsvc.api.funds import STREAMED_ENTRIES, FundResources
+from fundsvc.api.server import serve
+from fundsvc.api.serving import make_app
+from fundsvc.core.chain import GENESIS
+from fundsvc.core.events import Fill, Mark, Rate
+from fundsvc.metrics import Metrics
+from fundsvc.store.reader import Reader
+
+FUNDS = "/api/v1/insurance-fund"
+FUND = f"{FUNDS}/{SYMBOL}"
+INVERSE = "XBTUSDM"
+HOUR_MS = 3_600_000
+COLUMNS = [field.encode_name for field in msgspec.structs.fields(EntryAnswer)]
+
+
+def now_ms():
+    return time.time_ns() // 1_000_000
+
+
+def surplus(seq, points, ts=TS, symbol=SYMBOL):
+    """A long of 1,000 lots of a thousandth that is closed so many points better."""
+    return Fill(symbol, seq, "sell", 1000, str(39000 + points), "39000", ts)
+
+
+def inverse_listing():
+    return listing(INVERSE, settleCurrency="XBT", multiplier=-1, isInverse=True, baseCurrency="XBT")
+
+
+def inverse_surplus(seq):
+    """1/39000 - 1/40000 XBT for each of 100 lots, rounded down to 10 decimals: 0.0000641025."""
+    return Fill(INVERSE, seq, "sell", 100, "40000", "39000", TS)
+
+
+@pytest.fixture
+async def world(config):  # noqa: F811 - the fixture
+    async with world_of(config) as world:
+        await world.send(*BEGINNING)
+        yield world
+
+
+async def fund_once(world, holds, symbol=SYMBOL):
+    """A fund, once it is as it should be: what it is valued by follows the ledger a moment later."""
+
+    async def asked():
+        status, body = await world.ask(f"{FUNDS}/{symbol}")
+        return status == 200 and holds(body["data"]) and body["data"]
+
+    return await eventually(asked)
+
+
+async def test_a_fund_is_worth_its_balance_in_usdt_and_what_that_buys_at_the_mark(world):
+    await world.send(listing(SYMBOL, multiplier=0.001, baseCurrency="XBT"), surplus(1, 5), surplus(2, 2))
+    fund = await fund_once(world, lambda fund: fund["balance"] == "7" and fund["openInterest"])
+    assert (fund["balanceUsdt"], fund["balanceBase"], fund["baseCurrency"]) == ("7", "0.00017948", "XBT")
+    assert fund["openInterest"] == 300
+    assert fund["balanceToOpenInterest"] == pytest.approx(7 / (39000 * 300 * 0.001))
+    assert not {"balanceUsdtReason", "balanceBaseReason"} & fund.keys()
+
+
+async def test_an_inverse_fund_holds_its_base_currency_and_needs_a_rate(world):
+    await world.send(inverse_listing(), inverse_surplus(1), position("secret-long", 40, 39000, 1, INVERSE))
+    fund = await fund_once(world, lambda fund: fund["entry"], INVERSE)
+    assert (fund["balance"], fund["balanceBase"], fund["baseCurrency"]) == ("0.0000641025", "0.0000641025", "XBT")
+    assert (fund["balanceUsdt"], fund["balanceUsdtReason"]) == (None, "no rate of XBT has come yet")
+    assert fund["balanceToOpenInterest"] is None
+    await world.send(Rate("XBT", "40000.5", now_ms()), Mark(INVERSE, "40000", TS))
+    fund = await fund_once(world, lambda fund: fund["balanceUsdt"] and fund["balanceToOpenInterest"], INVERSE)
+    assert (fund["balanceUsdt"], fund["openInterest"]) == ("2.56413205", 40)
+    assert fund["balanceToOpenInterest"] == pytest.approx(0.0000641025 / (40 / 40000))
+
+
+@pytest.mark.parametrize(("age_ms", "way"), [(700_000, "older"), (-700_000, "later")])
+async def test_a_rate_that_is_too_old_or_not_yet_true_is_not_used(world, age_ms, way):
+    ts = now_ms() - age_ms
+    await world.send(inverse_listing(), inverse_surplus(1), Rate("XBT", "40000", ts))
+    fund = await fund_once(world, lambda fund: way in fund["balanceUsdtReason"], INVERSE)
+    assert fund["balanceUsdt"] is None
+    assert fund["balanceUsdtReason"] == f"the last rate of XBT is of {ts} ms: more than 600 s {way} than now"
+
+
+async def test_without_a_mark_there_is_a_reason_instead_of_a_base_value(world):
+    await world.send(listing("NEWUSDTM", baseCurrency="NEW"))
+    fund = await fund_once(world, bool, "NEWUSDTM")
+    assert (fund["balanceBase"], fund["balanceBaseReason"]) == (None, "no mark price of NEWUSDTM has come yet")
+    assert (fund["balanceUsdt"], fund["openInterest"], fund["balanceToOpenInterest"]) == ("0", 0, None)
+
+
+async def test_a_mark_is_known_where_nobody_has_a_position(config):  # noqa: F811 - the fixture
+    config = with_section(config, "engine", book_seconds=0.1, lease_seconds=0.6)
+    async with world_of(config) as world:
+        await world.send(listing("AAA", baseCurrency="A"), Mark("AAA", "4", TS), fill("AAA", 1, 10))
+        await eventually(lambda: world.pool.fetchval("SELECT mark IS NOT NULL FROM books"))
+    async with world_of(config) as world:
+        assert (await fund_once(world, lambda fund: fund["balanceBase"], "AAA"))["balanceBase"] == "2.5"
+
+
+async def test_changes_peak_and_drawdown_are_of_the_engines_clock(config):  # noqa: F811 - the fixture
+    now, hour = now_ms(), HOUR_MS
+    times = [(1, 5, -200), (2, 7, -100), (3, 9, -20), (4, 21, -6), (5, -20, -4), (6, 3, 0)]
+    async with world_of(config) as world:
+        await world.send(listing("AAA"), *(fill("AAA", seq, points, now + at * hour) for seq, points, at in times))
+    async with world_of(config) as world:
+        fund = await fund_once(world, lambda fund: fund["balance"] == "25", "AAA")
+        assert (fund["change24h"], fund["change7d"]) == ("13", "20")
+        assert (fund["peak8h"], fund["drawdown8h"]) == ("42", 17 / 42)
+        await world.send(fill("AAA", 7, 30, now))
+        fund = await fund_once(world, lambda fund: fund["balance"] == "55", "AAA")
+        assert (fund["change24h"], fund["change7d"], fund["peak8h"], fund["drawdown8h"]) == ("43", "50", "55", 0.0)
+
+
+async def test_the_summary_adds_up_by_currency_and_in_usdt(world):
+    await world.send(surplus(1, 5), listing("AAA"), fill("AAA", 1, -3), inverse_listing(), inverse_surplus(1))
+    summary = await world.data(f"{FUNDS}/summary")
+    assert abs(summary.pop("ts") - now_ms()) < 10_000
+    assert summary == {
+        "currencies": [
+            {"currency": "USDT", "balance": "5", "balanceUsdt": "5", "outstanding": "3", "contracts": 2},
+            {
+                "currency": "XBT",
+                "balance": "0.0000641025",
+                "balanceUsdt": None,
+                "balanceUsdtReason": "no rate of XBT has come yet",
+                "outstanding": "0",
+                "contracts": 1,
+            },
+        ],
+        "totalUsdt": None,
+        "totalUsdtReason": "no rate of XBT has come yet",
+    }
+    await world.send(Rate("XBT", "40000.5", now_ms()))
+
+    async def rated():
+        return (await world.data(f"{FUNDS}/summary"))["totalUsdt"]
+
+    assert await eventually(rated) == "7.56413205"
+
+
+async def test_a_symbol_that_is_a_word_of_the_api_cannot_be_listed(world):
+    await world.send(listing("summary"))
+    assert [row["detail"] for row in await world.pool.fetch("SELECT detail FROM rejected")] == [
+        "symbol 'summary' is a word of the API: it would stand where a contract does"
+    ]
+    assert "currencies" in await world.data(f"{FUNDS}/summary")
+
+
+async def test_a_fund_as_it_was_at_a_moment(world):
+    await world.send(surplus(1, 5, TS + 10), surplus(2, 2, TS + 20), surplus(3, 2, TS + 20))
+    expected = [(0, 0, "0", 0), (TS + 9, 0, "0", 0), (TS + 10, 1, "5", TS + 10), (TS + 20, 3, "9", TS + 20)]
+    for ts, entry, balance, entry_ts in expected:
+        standing = await world.data(f"{FUND}/at", ts=ts)
+        assert standing == {
+            "symbol": SYMBOL,
+            "ts": ts,
+            "balance": balance,
+            "outstanding": "0",
+            "entry": entry,
+            "entryTs": entry_ts,
+        }
+
+
+async def test_what_was_outstanding_is_told_of_a_moment_too(world):
+    await world.send(shortfall(1), ended(2, 1), ended(3, 1), ended(4, 1), surplus(5, 4, TS + HOUR_MS))
+    before, after = [await world.data(f"{FUND}/at", ts=ts) for ts in (TS, now_ms())]
+    assert (before["outstanding"], after["outstanding"], after["balance"]) == ("10", "6", "0")
+    await fund_once(world, lambda fund: fund["outstanding"] == "6")
+
+
+async def test_candles_have_no_holes(world):
+    start = TS // HOUR_MS * HOUR_MS
+    await world.send(surplus(1, 5, start + 1), surplus(2, 2, start + 2), shortfall(3), surplus(4, 1, start + 3 * HOUR_MS))
+    assert await world.data(f"{FUND}/candles", granularity=60, **{"from": start - HOUR_MS, "to": start + 4 * HOUR_MS}) == [
+        [start, "0", "7", "0", "0", "7", "7", "3", 3],
+        [start + HOUR_MS, "0", "0", "0", "0", "0", "0", "0", 0],
+        [start + 2 * HOUR_MS, "0", "0", "0", "0", "0", "0", "0", 0],
+        [start + 3 * HOUR_MS, "0", "1", "0", "1", "1", "0", "0", 1],
+        [start + 4 * HOUR_MS, "1", "1", "1", "1", "0", "0", "0", 0],
+    ]
+    latest = await world.data(f"{FUND}/candles")
+    assert len(latest) == 500
+    assert latest[-1] == [now_ms() // HOUR_MS * HOUR_MS, "1", "1", "1", "1", "0", "0", "0", 0]
+    day = start // (24 * HOUR_MS) * 24 * HOUR_MS
+    assert await world.data(f"{FUND}/candles", granularity=1440, **{"from": start, "to": start + 3 * HOUR_MS}) == [
+        [day, "0", "7", "0", "0", "7", "7", "3", 3],
+        [day + 24 * HOUR_MS, "0", "1", "0", "1", "1", "0", "0", 1],
+    ]
+
+
+WRONG = [
+    ("candles", {"granularity": "5"}, "granularity is '5': it must be one of 60, 1440"),
+    ("candles", {"from": "5", "to": "4"}, "from is 5: it must not be after to, 4"),
+    (
+        "candles",
+        {"from": "0", "to": str(500 * HOUR_MS)},
+        f"from 0 to {500 * HOUR_MS} are 501 candles of 60 minutes: ask for at most 500",
+    ),
+    ("candles", {"to": str(2**63 - 1)}, f"to is '{2**63 - 1}': it must be an integer from 0 to 253402300799999"),
+    ("at", {}, "ts is missing: it must be an integer from 0 to 253402300799999"),
+    ("history.csv", {"startAt": "5", "endAt": "4"}, "startAt is 5: it must not be after endAt, 4"),
+    ("history.csv", {"kind": "flat"}, "'kind' is no parameter here; allowed: startAt, endAt"),
+]
+
+
+async def test_a_wrong_question_is_told_what_is_wrong(world, subtests):
+    for path, parameters, message in WRONG:
+        with subtests.test(path=path, parameters=parameters):
+            assert await world.ask(f"{FUND}/{path}", **parameters) == (400, {"code": "400100", "msg": message})
+
+
+async def test_what_is_not_there_is_not_found(world, subtests):
+    await world.send(surplus(1, 5))
+    paths = [f"{FUNDS}/NOPE/{rest}" for rest in ("at?ts=1", "candles", "history.csv", "entries/1")]
+    for path in (*paths, *(f"{FUND}/entries/{number}" for number in ("0", "2", "-1", "x", "%C2%B2", "9" * 30))):
+        with subtests.test(path=path):
+            async with world.http.get(URL(path, encoded=True)) as answer:
+                assert (answer.status, (await answer.json())["code"]) == (404, "404000")
+
+
+async def test_an_entry_stands_in_its_chain_beside_the_order_that_it_caused(world):
+    await world.send(surplus(1, 5), shortfall(2), executed(3, 1, "secret-anna", 20))
+    history = (await world.data(f"{FUND}/history", forward="true"))["dataList"]
+    first, second = [await world.data(f"{FUND}/entries/{number}") for number in (1, 2)]
+    assert [first["entry"], second["entry"]] == history
+    assert (first["previousHash"], second["previousHash"]) == (GENESIS.hex(), history[0]["hash"])
+    assert (first["adl"], second["adl"]) == (None, (await world.orders())[0])
+
+
+async def lines_of(answer):
+    return list(csv.DictReader(io.StringIO(await answer.text(), newline="")))
+
+
+async def test_a_history_as_csv_is_the_history(world):
+    fills = [msgspec.structs.replace(surplus(seq, seq, TS + seq), trade_id=f'"tr,ade"\t{seq}'[:64]) for seq in range(1, 4)]
+    await world.send(*(msgspec.structs.replace(fill, trade_id=fill.trade_id.replace("\t", "é")) for fill in fills))
+    history = (await world.data(f"{FUND}/history", forward="true"))["dataList"]
+    async with world.http.get(f"{FUND}/history.csv") as answer:
+        assert (answer.status, answer.content_type, answer.charset) == (200, "text/csv", "utf-8")
+        assert answer.headers["Content-Disposition"] == f"attachment; filename*=UTF-8''{SYMBOL}.csv"
+        text = await answer.text()
+        assert "secret" not in text
+        assert text.startswith(",".join(COLUMNS) + "\r\n")
+        assert await lines_of(answer) == [{name: str(value) for name, value in entry.items()} for entry in history]
+    async with world.http.get(f"{FUND}/history.csv", params={"startAt": TS + 2, "endAt": TS + 2}) as answer:
+        assert [line["entry"] for line in await lines_of(answer)] == ["2"]
+    async with world.http.head(f"{FUND}/history.csv") as answer:
+        assert (answer.status, await answer.read()) == (200, b"")
+
+
+MANY = 30_000
+
+
+@pytest.fixture
+async def long(config):  # noqa: F811 - the fixture
+    """A service with a long history of AAA."""
+    async with owned(config) as owner:
+        await owner.settle([listing("AAA"), *(fill("AAA", seq, 1, TS + seq) for seq in range(1, MANY + 1))])
+    async with world_of(config) as world:
+        yield world
+
+
+async def test_a_long_history_is_streamed_whole_and_hardly_held(long):
+    path, size, entries = f"{FUNDS}/AAA/history.csv", 0, 0
+    tracemalloc.start()
+    try:
+        async with long.http.get(path) as answer:
+            async for chunk in answer.content.iter_any():
+                size += len(chunk)
+                entries += chunk.count(b"\r\n")
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert entries == MANY + 1
+    assert size > 5_000_000
+    assert held < 2_500_000, "of which less than half is the service's: pages, and what waits in sockets"
+
+
+def small_socket(address):
+    """A socket that holds little of what was not read yet."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    return made
+
+
+class CountingReader(Reader):
+    """A reader that counts the pages it was asked for."""
+
+    pages = 0
+
+    async def history(self, *asked, **bounds):
+        self.pages += 1
+        return await super().history(*asked, **bounds)
+
+
+async def test_who_leaves_a_long_history_ends_it(long):
+    reader, metrics = CountingReader(long.pool), Metrics()
+    resources = FundResources(reader, None, None, None, None)
+    connector = aiohttp.TCPConnector(socket_factory=small_socket)
+    async with serve(make_app(metrics, resources.routes), "127.0.0.1", 0) as url:
+        async with (
+            aiohttp.ClientSession(url, connector=connector) as leaving,
+            leaving.get(f"{FUNDS}/AAA/history.csv", read_bufsize=1024) as answer,
+        ):
+            assert (await answer.content.readline()).startswith(b"symbol,")
+            await eventually(lambda: reader.pages > 5)
+        await eventually(lambda: b"history.csv" in metrics.render())
+    assert reader.pages < MANY / STREAMED_ENTRIES
+
+
+async def test_a_history_is_cut_off_where_the_ledger_goes_away(long, servers):
+    async with long.http.get(f"{FUNDS}/AAA/history.csv", read_bufsize=1024) as answer:
+        await answer.content.readline()
+        servers.postgres.stop()
+        try:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.read()
+        finally:
+            servers.postgres.start()
