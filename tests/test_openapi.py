@@ -1,14 +1,17 @@
 import os
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
+from commands import program
 from conftest import with_section
-from escalations import BEGINNING, executed, mark, shortfall
+from escalations import BEGINNING, SYMBOL, TS, executed, mark, shortfall
 from jsonschema import Draft202012Validator
+from ledgers import listing
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from test_adl_api import config, world_of  # noqa: F401 - a fixture
-from tokens import bearer
+from tokens import bearer, signed
 
 from fundsvc.api.serving import make_app
 
@@ -19,6 +22,29 @@ RECORDING = "RECORD_EXAMPLES" in os.environ
 
 LINES_MAX = 12
 """Of an example that is text."""
+
+CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
+
+HISTORY = [
+    listing(SYMBOL, multiplier=0.001, type="FFWCSX", status="Open", baseCurrency="XBT", quoteCurrency="USDT"),
+    *BEGINNING[1:],
+    *(
+        msgspec.structs.replace(event, ts=TS + second * 1000)
+        for second, event in enumerate(
+            (
+                shortfall(1, 50, 39100),
+                shortfall(2),
+                executed(3, 1, "secret-anna", 40),
+                shortfall(4, 30, 39050),
+                mark(39010),
+            )
+        )
+    ),
+]
+"""A surplus, a shortfall that the fund pays in part, an order that is executed in part, and another surplus."""
+
+CALLERS = {"engine": {}, "trader": {"account": "secret-anna"}}
+"""Whose tokens are used."""
 
 UNDESCRIBED = {"/", "/page/{digest}/{name}", "/docs", "/docs/{name}", "/ws"}
 """What is for browsers, and what does not speak HTTP."""
@@ -36,7 +62,7 @@ def application(monkeypatch):
 async def world(config, application):  # noqa: F811 - the fixture
     config = with_section(config, "http", venues=("binance", "bybit", "gate", "okx"))
     async with world_of(config) as world:
-        await world.send(*BEGINNING, shortfall(1, 3, 39100), shortfall(2), executed(3, 1, "secret-anna", 40), mark(39010))
+        await world.send(*HISTORY)
         yield world
 
 
@@ -112,3 +138,15 @@ def shape(answer):
     if isinstance(answer, dict):
         return {name: shape(value) for name, value in answer.items()}
     return [shape(answer[0])] if isinstance(answer, list) and answer else None
+
+
+async def test_schemathesis_finds_nothing(world):
+    done = await program(
+        Path(sys.executable).parent / "schemathesis",
+        "--config-file",
+        CONFIGURATION,
+        "run",
+        world.http._base_url / "openapi.json",
+        environment={**os.environ, **{role.upper(): signed(role, **claims) for role, claims in CALLERS.items()}},
+    )
+    assert done.code == 0, done.output

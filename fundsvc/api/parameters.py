@@ -26,7 +26,9 @@ PAGE_ENTRIES = 10
 CANDLES_MAX = 500
 """As KuCoin's klines."""
 
-Entry = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+Entry = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX - 1)]
+"""The number before some other one, which must fit 64 bits too."""
+
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 
 

@@ -15,7 +15,9 @@ Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Currency = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Signed = Annotated[int, msgspec.Meta(ge=-(2**63 - 1), le=2**63 - 1)]
-Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40)]
+Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40, extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"})]
+"""A plain decimal number. The pattern is told to whoever asks for a schema; parsing refuses what does not match."""
+
 Timestamp = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
 """Milliseconds since the epoch by the engine's clock, up to the year 9999."""
 

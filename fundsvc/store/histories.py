@@ -31,16 +31,17 @@ class Histories:
         self._pool = pool
 
     async def days(self, currency: str, count: int, now_ms: int) -> list[DayRow]:
-        """The last `count` days until now of the funds of a currency, the oldest first, from the first that has an entry."""
+        """The last `count` days until now of the funds of a currency, the oldest first, without those before they held anything."""
         today = now_ms - now_ms % DAY_MS
-        rows = await fetch(self._pool, "currency_days", currency, today - (count - 1) * DAY_MS, DAY_MS)
+        begin = today - (count - 1) * DAY_MS
+        rows = await fetch(self._pool, "currency_days", currency, begin, DAY_MS)
         changes = {row["day"]: int(row["change"]) for row in rows if row["day"] is not None}
-        balance, decimals = int(rows[0]["held"]), rows[0]["decimals"]
+        balance, decimals = int(rows[0]["held"]) - sum(changes.values()), rows[0]["decimals"]
         days = []
-        for start in range(today, min(changes, default=today) - 1, -DAY_MS):
+        for start in range(begin if balance else min(changes, default=today), today + DAY_MS, DAY_MS):
+            balance += changes.get(start, 0)
             days.append(DayRow(start, balance, decimals))
-            balance -= changes.get(start, 0)
-        return days[::-1]
+        return days
 
     async def turns(self, symbol: str, start_ms: int, end_ms: int, count: int) -> list[TurnRow]:
         """When ADL of a contract began and ended within a time, both ends included, the newest first, at most `count`."""
