@@ -1,5 +1,6 @@
 """Histories as other venues tell them: balances of a currency by day, and when ADL of a contract began and ended."""
 
+from collections import Counter
 from typing import NamedTuple
 
 from fundsvc.store.database import Pool
@@ -31,15 +32,21 @@ class Histories:
         self._pool = pool
 
     async def days(self, currency: str, count: int, now_ms: int) -> list[DayRow]:
-        """The last `count` days until now of the funds of a currency, the oldest first, without those before they held anything."""
+        """The last `count` days until now of the funds of a currency, the oldest first, from when they held something.
+
+        What an engine whose clock is ahead has moved on a later day counts for today.
+        """
         today = now_ms - now_ms % DAY_MS
         begin = today - (count - 1) * DAY_MS
         rows = await fetch(self._pool, "currency_days", currency, begin, DAY_MS)
-        changes = {row["day"]: int(row["change"]) for row in rows if row["day"] is not None}
+        changes: Counter[int] = Counter()
+        for row in rows:
+            if row["day"] is not None:
+                changes[min(row["day"], today)] += int(row["change"])
         balance, decimals = int(rows[0]["held"]) - sum(changes.values()), rows[0]["decimals"]
         days = []
         for start in range(begin if balance else min(changes, default=today), today + DAY_MS, DAY_MS):
-            balance += changes.get(start, 0)
+            balance += changes[start]
             days.append(DayRow(start, balance, decimals))
         return days
 
