@@ -10,7 +10,9 @@ import structlog
 
 from fundsvc.api.access import Gate
 from fundsvc.api.appraiser import appraising
+from fundsvc.api.cached import CachedFunds
 from fundsvc.api.deleveraging import DeleveragingResources
+from fundsvc.api.docs import Docs
 from fundsvc.api.funds import FundResources
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.openapi import described
@@ -19,6 +21,8 @@ from fundsvc.api.page import Page
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import serve, tls_context
 from fundsvc.api.serving import endpoints, make_app
+from fundsvc.api.venues import venue_endpoints
+from fundsvc.api.websocket.bullet import living
 from fundsvc.config import Config
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
@@ -27,11 +31,13 @@ from fundsvc.metrics import Metrics
 from fundsvc.secret import with_secret
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.deleveragings import Deleveragings
+from fundsvc.store.histories import Histories
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
 from fundsvc.store.statistics import Statistics
 from fundsvc.streams.client import Client, open_client, stream_key
 from fundsvc.streams.producer import Producer
+from fundsvc.tail import tailing
 
 STOP_SECONDS_MAX = 3.0
 """The batch in hand is finished within this time of being told to stop; then the engine is cut off, which loses nothing."""
@@ -128,19 +134,27 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
     async with (
         following(config, pool, client, metrics) as follower,
         appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
+        tailing(config, metrics) as tail,
     ):
         ledger = Deleveragings(pool)
         policy_of, gate = config.policy.of, Gate(config.http, config.token, (endpoint.path for endpoint in operations))
         contracts = Resources(reader, stream_key)
         ingest = Ingest(config, reader, Producer(client, config.stream.partitions), gate)
         funds = FundResources(reader, Statistics(pool), ledger, appraiser, policy_of)
+        cached = CachedFunds(tail, funds.answer)
         deleveraging = DeleveragingResources(reader, ledger, follower, policy_of)
-        table = endpoints((*operations, *contracts.routes, ingest.endpoint, *funds.routes, *deleveraging.routes))
-        app = make_app(metrics, (*table, described(table), *Page(config.http.public_url).endpoints))
-        gate.guard(app)
-        tls = tls_context(config.http.certificate, config.http.certificate_key)
-        async with serve(app, config.http.host, config.http.port, tls) as url:
-            yield url
+        venues = venue_endpoints(config.http.venues, cached.answers, deleveraging, reader, Histories(pool), policy_of)
+        async with living(config, tail, cached, reader, ledger, follower, metrics) as live:
+            routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *deleveraging.routes)
+            table = endpoints((*operations, *routes, *live.endpoints, *venues))
+            app = make_app(
+                metrics, (*table, described(table), live.socket, *Docs().endpoints, *Page(config.http.public_url).endpoints)
+            )
+            app.on_shutdown.append(live.say_goodbye)
+            gate.guard(app)
+            tls = tls_context(config.http.certificate, config.http.certificate_key)
+            async with serve(app, config.http.host, config.http.port, tls) as url:
+                yield url
 
 
 @asynccontextmanager

@@ -67,22 +67,22 @@ class Tail:
         away = False
         while True:
             try:
-                async with lent(self._pool) as connection:
-                    while True:
-                        await self.step(connection)
-                        away = False
-                        await asyncio.sleep(0 if self._behind() else self._seconds)
+                with faults():
+                    async with lent(self._pool) as connection:
+                        while True:
+                            await self._step(connection)
+                            away = False
+                            await asyncio.sleep(0 if self._behind() else self._seconds)
             except StoreFault as fault:
                 if not away:
                     log.warning("the funds and topics stay what they are until the database is back", fault=str(fault))
                 away = True
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def step(self, connection: Connection) -> None:
-        """Looks once at the ledger and tells the listeners what is new; raises StoreFault, having told nothing then."""
-        with faults():
-            async with asyncio.timeout(READ_SECONDS_MAX):
-                await self._look(connection)
+    async def _step(self, connection: Connection) -> None:
+        """Looks once at the ledger and tells the listeners what is new; what fails has told nothing."""
+        async with asyncio.timeout(READ_SECONDS_MAX):
+            await self._look(connection)
         self._heard = time.monotonic()
         self._metrics.tail_heard.set(time.time())
 

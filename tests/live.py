@@ -145,7 +145,7 @@ async def sleeping(service, *commands):
     await client._frame()
     for command in commands:
         client.send({**command, "response": True})
-        opcode, payload = await client._frame()
+        _, payload = await client._frame()
         assert msgspec.json.decode(payload)["type"] == "ack"
     try:
         yield client

@@ -12,7 +12,7 @@ from ledgers import fill, listing, owned
 from live import BALANCE, ENTRY, ORDER, POSITION, serving
 from tokens import SECRET, signed
 
-from fundsvc.api.websocket import bullet, connection
+from fundsvc.api.websocket import bullet, connection, entries
 
 
 @pytest.fixture
@@ -138,7 +138,6 @@ async def test_only_who_wants_a_response_is_acknowledged(service):
         ({"type": "subscribe", "topic": ENTRY}, 400, f"{ENTRY}:{{symbol,...}}"),
         ({"type": "subscribe", "topic": f"{POSITION}:AAA"}, 400, POSITION),
         ({"type": "subscribe", "topic": POSITION}, 403, "bullet-private"),
-        ({"type": "subscribe", "topic": f"{ENTRY}:AAA", "after": 7}, 400, "the last entry of AAA is 0"),
         ({"type": "subscribe", "topic": f"{ENTRY}:AAA", "after": -1}, 400, "$.after"),
         ({"type": "subscribe", "topic": f"{BALANCE}:AAA", "after": 0}, 400, ENTRY),
         ({"type": "subscribe", "topic": f"{ORDER}:AAA", "after": 0}, 400, "/api/v1/adl/AAA/orders"),
@@ -172,6 +171,13 @@ async def test_a_contract_counts_once_however_often_it_is_subscribed_to(service)
         assert service.count("fundsvc_websocket_subscriptions") == 1
         await client.subscribe(f"{ORDER}:CCC,DDD")
     await eventually(lambda: service.count("fundsvc_websocket_subscriptions") == 0)
+
+
+async def test_whoever_goes_on_from_an_entry_that_never_comes_is_closed(service, monkeypatch):
+    monkeypatch.setattr(entries, "AHEAD_LOOKS_MAX", 2)
+    async with service.connected() as client:
+        await client.subscribe(f"{ENTRY}:AAA", after=7)
+        assert await client.closed() == (1008, "after is 7: the last entry of AAA is 0")
 
 
 async def test_whoever_says_too_much_is_closed(service):

@@ -65,6 +65,11 @@ class CachedFunds:
             raise not_listed(symbol)
         return self._fresh(symbol).answer
 
+    async def answers(self) -> list[FundAnswer]:
+        """All funds, for who says them otherwise."""
+        self._tail.check()
+        return [self._answer_of(fund) for fund in self._tail.funds.values()]
+
     def data(self, symbol: str) -> msgspec.Raw:
         """The fund of a listed contract, encoded, without its envelope."""
         return self._fresh(symbol).data

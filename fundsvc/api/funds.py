@@ -50,9 +50,7 @@ class FundResources:
         self._appraiser = appraiser
         self._policy_of = policy_of
         self.routes = (
-            Route("/api/v1/insurance-fund", Query, self.funds),
             Route("/api/v1/insurance-fund/summary", Query, self.summary),
-            Route("/api/v1/insurance-fund/{symbol}", Query, self.fund),
             Route("/api/v1/insurance-fund/{symbol}/at", MomentQuery, self.at),
             Route("/api/v1/insurance-fund/{symbol}/candles", CandlesQuery, self.candles),
             Route("/api/v1/insurance-fund/{symbol}/history", HistoryQuery, self.history),
@@ -63,14 +61,6 @@ class FundResources:
     def answer(self, fund: FundRow) -> FundAnswer:
         """A fund now; raises StoreFault while it cannot be valued yet."""
         return fund_answer(fund, self._policy_of(fund.symbol), self._appraiser.value(fund))
-
-    async def funds(self, _query: Query) -> list[FundAnswer]:
-        """All funds."""
-        return [self.answer(fund) for fund in await self._reader.funds()]
-
-    async def fund(self, _query: Query, symbol: str) -> FundAnswer:
-        """The fund of one contract."""
-        return self.answer(await self._fund(symbol))
 
     async def summary(self, _query: Query) -> SummaryAnswer:
         """All funds in sum, by settlement currency and in USDT."""

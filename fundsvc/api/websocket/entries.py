@@ -5,10 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import groupby
 
+from aiohttp import WSCloseCode
+
 from fundsvc.api.answers import entry_answer
 from fundsvc.api.websocket.client import Client
 from fundsvc.api.websocket.frames import push
-from fundsvc.api.websocket.topics import Refused, check_listed
+from fundsvc.api.websocket.topics import check_listed
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault
 from fundsvc.store.reader import EntryRow, Reader
@@ -16,6 +18,9 @@ from fundsvc.tail import RETRY_SECONDS, Change, Tail
 
 REPLAY_ENTRIES = 100
 """Entries told between two looks at whether the client reads them: some 60 kB."""
+
+AHEAD_LOOKS_MAX = 25
+"""How often, RETRY_SECONDS apart, an entry is looked for that a client knows and this process does not."""
 
 
 class Entries:
@@ -33,17 +38,18 @@ class Entries:
         self._live: defaultdict[str, set[Client]] = defaultdict(set)
         tail.listeners.append(self.heard)
 
-    def check(self, part: str, after: int | None) -> None:
-        """Raises Refused for what is no contract, or from an entry that there is not."""
+    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - see `join`
+        """Raises Refused for what is no contract. An entry that is not here yet may be one that another process has told of."""
         check_listed(self._tail, part)
-        last = self._tail.funds[part].entry
-        if after is not None and after > last:
-            raise Refused(400, f"after is {after}: the last entry of {part} is {last}")
 
     async def join(self, client: Client, part: str, after: int | None) -> None:
         """Sends the entries after a number, by default those to come."""
         self._followed_by[part].add(client)
         told = self._tail.follow(part) if after is None else after
+        if not await self._reaches(part, told):
+            last = self._tail.funds[part].entry
+            client.end(WSCloseCode.POLICY_VIOLATION, f"after is {told}: the last entry of {part} is {last}")
+            return
         # What was told of lies before the cursor, what will be told of after it: between this and `add` nothing is awaited.
         while told < (cursor := self._tail.follow(part)):
             told = await self._replay(client, part, told, cursor)
@@ -65,6 +71,14 @@ class Entries:
                 for client in clients:
                     client.send(frames)
                 self._metrics.websocket_frames.inc(len(rows) * len(clients))
+
+    async def _reaches(self, symbol: str, entry: int) -> bool:
+        """Waits for what another process has told of, and which shows here in a moment; says whether it did."""
+        for _ in range(AHEAD_LOOKS_MAX):
+            if self._tail.follow(symbol) >= entry:
+                return True
+            await asyncio.sleep(RETRY_SECONDS)
+        return False
 
     async def _replay(self, client: Client, symbol: str, told: int, cursor: int) -> int:
         """Sends the next entries after `told`, none beyond the cursor; returns the number of the last that was sent."""
