@@ -12,11 +12,16 @@ from pathlib import Path
 
 import asyncpg
 import kubernetes_validate
+import msgspec
 import pytest
+import redis
 import yaml
-from conftest import connected
+from commands import fundsvc
+from conftest import connected, with_section
+from ledgers import fill, listing
 
 from fundsvc.config import load_config
+from fundsvc.core.contracts import partition_of
 from fundsvc.embedded import EmbeddedServers, _postgres_binary
 from fundsvc.store.migrations import check_schema, migrate
 
@@ -30,11 +35,10 @@ DOCUMENTS = [document for path in MANIFESTS for document in yaml.safe_load_all(p
 WORKLOADS = [document for document in DOCUMENTS if document["kind"] in {"Deployment", "Job"}]
 
 
-def run(*command, **environment):
+def run(*command, given="", **environment):
     """What a command printed, which must succeed."""
-    done = subprocess.run(
-        [str(word) for word in command], env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    words = [str(word) for word in command]
+    done = subprocess.run(words, input=given, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -231,6 +235,32 @@ def test_a_segment_is_archived_once_and_another_of_its_name_is_refused(tmp_path)
     refused = subprocess.run([DEPLOY / "postgres" / "archive.sh", segment, archived / "0001"], capture_output=True, check=False)
     assert refused.returncode
     assert (archived / "0001").read_bytes() == b"written ahead"
+
+
+async def test_contracts_move_to_other_partitions_and_are_settled_there(config, owner_connection, tmp_path):
+    symbols = ("XBTUSDTM", "DOGEUSDTM", "PAXGUSDTM", "it's")
+    listings = [{"type": "contract", "contract": listing(symbol).contract} for symbol in symbols]
+
+    async def settle(config, seq):
+        fills = ({"type": "fill", **msgspec.to_builtins(fill(symbol, seq, 5))} for symbol in symbols)
+        recording = tmp_path / f"{seq}.ndjson"
+        recording.write_bytes(b"\n".join(map(msgspec.json.encode, [*listings, *fills])))
+        assert (await fundsvc(config, "replay", recording)).code == 0
+
+    await settle(config, 1)
+    moves = run(sys.executable, DEPLOY / "repartition", "4", given="\n".join(symbols))
+    await owner_connection.execute(moves)
+    with redis.Redis.from_url(config.stream.url) as stream:
+        stream.delete("fundsvc:{0}:in")
+    spread = with_section(config, "stream", partitions=4)
+    await settle(spread, 2)
+    assert {row["symbol"]: row["partition"] for row in await owner_connection.fetch("TABLE contracts")} == {
+        symbol: partition_of(symbol, 4) for symbol in symbols
+    }
+    assert len({partition_of(symbol, 4) for symbol in symbols}) > 1
+    assert {tuple(row) for row in await owner_connection.fetch("SELECT entry, seq FROM funds")} == {(2, 2)}
+    assert (await fundsvc(spread, "audit")).code == 0
+    assert (await fundsvc(config, "audit")).code == 2
 
 
 @pytest.fixture(scope="module")
