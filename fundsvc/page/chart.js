@@ -1,7 +1,7 @@
 /** The balance over time as a step line, with shortfalls and deleveraging below it. Plotly is loaded when it is first needed. */
 
 import { button, element } from "./dom.js";
-import { entryLosses, entryPoint, firstEntryAt, loadSeries } from "./series.js";
+import { addPoint, entryLosses, entryPoint, firstEntryAt, loadSeries } from "./series.js";
 
 const HOUR_MS = 3_600_000;
 const REDRAW_MS = 500;
@@ -86,7 +86,7 @@ class Chart {
   /** Goes on with the next entry. */
   add = (entry) => {
     if (!this.#series) return;
-    this.#series.points.push(entryPoint(entry));
+    addPoint(this.#series.points, entryPoint(entry));
     this.#series.losses.push(...entryLosses(entry));
     if (this.#series.points.length > POINTS_MAX) this.#reload();
     this.#later();

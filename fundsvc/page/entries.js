@@ -122,15 +122,20 @@ function sideOf(column) {
   return { class: column === "Change" || column === "Balance" ? "amount" : null };
 }
 
-/** What made an entry: a fill, and what of it the fund could not pay or had to repay. */
+/** What made an entry: first what of it the fund could not pay or repaid, then the fill, or the ADL order. */
 function cause(entry) {
-  const fill = `${entry.side} ${entry.lots} at ${entry.price}, bankrupt at ${entry.bankruptcyPrice}`;
   const owed = [
     ["uncovered", entry.uncovered],
     ["repaid", entry.repaid],
   ].filter(([, amount]) => /[1-9]/.test(amount));
-  const notes = owed.map(([word, amount]) => element("b", { class: word }, ` ${word} ${amount}`));
-  return element("span", { class: "cause", title: entry.tradeId ? `trade ${entry.tradeId}` : null }, fill, ...notes);
+  const notes = owed.map(([word, amount]) => element("b", { class: word }, `${word} ${amount}, `));
+  return element("span", { class: "cause", title: entry.tradeId ? `trade ${entry.tradeId}` : null }, ...notes, origin(entry));
+}
+
+/** Refunds and covers are no fills: their order is named "adl/" and its number. */
+function origin({ kind, orderId, side, lots, price, bankruptcyPrice }) {
+  if (kind === "refund" || kind === "cover") return `ADL order ${orderId.split("/")[1]}, ${lots} lots at ${price}`;
+  return `${side} ${lots} at ${price}, bankrupt at ${bankruptcyPrice}`;
 }
 
 /** Shows the entries of a contract; `told` hears of each new one, and when there are others altogether. */

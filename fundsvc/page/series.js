@@ -31,7 +31,7 @@ export async function loadSeries(symbol, from, to) {
   const isWhole = end.entry - start.entry <= ENTRIES_MAX;
   const before = isWhole ? { points: [], band: [], losses: [] } : await readCandles(symbol, from, entries[0].ts);
   return {
-    points: [point(from, start.balance), ...before.points, ...entries.map(entryPoint)],
+    points: [...before.points, ...entries.map(entryPoint)].reduce(addPoint, [point(from, start.balance)]),
     isWhole,
     band: before.band,
     losses: [...before.losses, ...entries.flatMap(entryLosses)],
@@ -43,9 +43,15 @@ export function entryPoint(entry) {
   return point(entry.ts, entry.balance);
 }
 
-/** The marks that an entry makes: a shortfall, and the ADL order that whatever the fund could not pay becomes. */
+/** Adds a point; one whose time is before the last one's was late, and holds from there. */
+export function addPoint(points, added) {
+  points.push({ ...added, ts: Math.max(added.ts, points.at(-1).ts) });
+  return points;
+}
+
+/** The marks that an entry makes: what the fund paid, and the ADL order that whatever it could not pay becomes. */
 export function entryLosses({ ts, entry, kind, change, uncovered }) {
-  if (kind !== "shortfall") return [];
+  if (kind !== "shortfall" && kind !== "cover") return [];
   const shortfall = { ts, text: `entry ${entry}: the fund paid ${change}`, isAdl: false };
   const order = { ts, text: `entry ${entry}: ADL for ${uncovered}`, isAdl: true };
   return isZero(uncovered) ? [shortfall] : [shortfall, order];

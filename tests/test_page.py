@@ -1,0 +1,496 @@
+"""The page, in a real browser, on a service with a real engine behind it."""
+
+import os
+import shutil
+import socket
+import time
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+from conftest import with_section
+from escalations import BEGINNING, SYMBOL, executed, shortfall
+from eventually import eventually
+from ledgers import fill as any_fill
+from ledgers import listing
+from playwright.async_api import async_playwright, expect
+from test_engine import running
+from tokens import signed, with_secret
+
+from fundsvc.app import http_side
+from fundsvc.core.events import Rate
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import open_pool
+from fundsvc.streams.client import open_client
+from fundsvc.streams.producer import Producer
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+REFUSED = "ERR_CONNECTION_REFUSED"
+"""What a browser says of each request while the service is stopped."""
+
+REST = [(3, "bert", 30), (4, "emil", 5), (5, "carl", 15)]
+"""What else an order of 100 lots takes, after anna's 50: seq, account, lots."""
+
+expect.set_options(timeout=15_000)
+
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and os.environ.get("CI") != "true", reason="there is no chromium: scripts/browser says how to get it"
+)
+
+
+@pytest.fixture
+def config(config):
+    config = with_section(with_secret(config), "engine", lease_seconds=0.6)
+    return with_section(config, "http", port=free_port(), book_seconds=0.05, tail_seconds=0.005, requests_max=100_000)
+
+
+def free_port():
+    """A port that a stopped and started service can have again."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+async def producer(config):
+    async with open_client(config.stream) as client, running(config):
+        yield Producer(client, config.stream.partitions)
+
+
+@asynccontextmanager
+async def serving(config):
+    """The HTTP side alone."""
+    async with (
+        open_pool(config.database.dsn, 4) as pool,
+        open_client(config.stream) as client,
+        http_side(config, Metrics(), pool, client, public=True) as url,
+    ):
+        yield url
+
+
+@pytest.fixture
+async def url(config, producer):
+    async with serving(config) as url:
+        yield url
+
+
+@pytest.fixture
+async def browser():
+    assert CHROMIUM, "there must be a chromium here: scripts/browser installs it"
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+def fill(symbol, seq, points):
+    """A fill of one lot that leaves so many points, now."""
+    return any_fill(symbol, seq, points, time.time_ns() // 1_000_000)
+
+
+class Window:
+    """A page, and all that it asked for and complained about."""
+
+    def __init__(self, page, url):
+        self.page, self.url = page, url
+        self.complaints, self.requests = [], []
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    async def go(self, address):
+        await self.page.goto(f"{self.url}/{address}")
+
+    def row(self, symbol):
+        return self.page.locator(".contracts tbody tr", has_text=symbol)
+
+    def cell(self, symbol, column):
+        return self.row(symbol).locator(f"[data-column={column}]")
+
+    async def symbols(self):
+        return await self.page.locator(".contracts tbody a").all_text_contents()
+
+    async def entries(self):
+        """The numbers of the entries in the list, newest first."""
+        return [int(text) for text in await self.page.locator(".entries tbody a").all_text_contents()]
+
+    async def connection(self, words):
+        await expect(self.page.locator("#connection")).to_contain_text(words)
+
+
+@pytest.fixture
+def open_window(browser, url, tmp_path):
+    """Opens windows; each is photographed when its test is over."""
+
+    @asynccontextmanager
+    async def opened(**options):
+        async with await browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}) as context:
+            window = Window(await context.new_page(), url)
+            yield window
+            await window.page.screenshot(path=tmp_path / "page.png")
+            assert [each for each in window.complaints if REFUSED not in each] == []
+            assert {urlsplit(each).netloc for each in window.requests} == {urlsplit(url).netloc}
+
+    return opened
+
+
+async def listed(producer, *symbols):
+    await producer.append([listing(symbol) for symbol in symbols])
+
+
+async def fund_of(url, symbol):
+    async with aiohttp.ClientSession(url) as http, http.get(f"/api/v1/insurance-fund/{symbol}") as answer:
+        return (await answer.json()).get("data")
+
+
+async def settled(url, symbol, entry):
+    """Waits until a fund has so many entries."""
+
+    async def has():
+        fund = await fund_of(url, symbol)
+        return fund and fund["entry"] == entry
+
+    await eventually(has)
+
+
+@needs_browser
+async def test_contracts_follow_the_fills_as_they_come(open_window, producer, url):
+    await listed(producer, "AAA", "BBB")
+    await producer.append([fill("AAA", 1, 1234567)])
+    await settled(url, "AAA", 1)
+    async with open_window() as window:
+        await window.go("#/")
+        await window.connection("live")
+        await expect(window.cell("AAA", "balance")).to_have_text("1234567")
+        for seq in range(1, 6):
+            await producer.append([fill("BBB", seq, 10)])
+            await expect(window.cell("BBB", "balance")).to_have_text(str(10 * seq))
+        await expect(window.cell("BBB", "change24h")).to_have_text("50")
+        await expect(window.cell("BBB", "state")).to_have_text("OK")
+        await expect(window.page.locator(".total.all")).to_contain_text("1234617")
+
+
+@needs_browser
+async def test_amounts_are_what_the_api_says_to_the_last_digit(open_window, producer, url):
+    contract = listing("ODD", settleCurrency="XBT", multiplier=-1, isInverse=True, baseCurrency="XBT")
+    await producer.append([contract, fill("ODD", 1, 500), fill("ODD", 2, 77)])
+    await settled(url, "ODD", 2)
+    fund = await fund_of(url, "ODD")
+    assert len(fund["balance"]) > 10
+    async with open_window() as window:
+        await window.go("#/")
+        await expect(window.cell("ODD", "balance")).to_have_text(fund["balance"])
+        await expect(window.cell("ODD", "usdt")).to_have_text("\N{EN DASH}")
+        await producer.append([Rate("XBT", "84000.5", 1_800_000_000_000)])
+        await window.go("#/contract/ODD")
+        await expect(window.page.locator(".balance .number")).to_have_text(fund["balance"])
+        await expect(window.page.locator(".facts .hash")).to_have_text(fund["head"])
+
+
+@needs_browser
+async def test_contracts_are_sorted_and_filtered(open_window, producer, url):
+    await producer.append([listing("AAA"), listing("BBB"), listing("CCC", settleCurrency="USDC")])
+    await producer.append([fill("AAA", 1, 9), fill("BBB", 1, 100), fill("CCC", 1, 20)])
+    await settled(url, "CCC", 1)
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/")
+        await expect(window.cell("CCC", "balance")).to_have_text("20")
+        balance = page.get_by_role("columnheader", name="Balance")
+        await balance.get_by_role("button").click()
+        await expect(balance).to_have_attribute("aria-sort", "descending")
+        assert await window.symbols() == ["BBB", "CCC", "AAA"]
+        await balance.get_by_role("button").click()
+        await expect(balance).to_have_attribute("aria-sort", "ascending")
+        assert await window.symbols() == ["AAA", "CCC", "BBB"]
+        await page.get_by_label("Filter by").fill("usdc")
+        await expect(page.locator(".count")).to_have_text("1 of 3 contracts")
+        assert await window.symbols() == ["CCC"]
+        await page.get_by_label("State").select_option("uncovered")
+        await expect(page.locator(".count")).to_have_text("0 of 3 contracts")
+
+
+@needs_browser
+async def test_a_keyboard_is_enough(open_window, producer, url):
+    await listed(producer, "AAA", "BBB")
+    await producer.append([fill("AAA", 1, 1)])
+    await settled(url, "AAA", 1)
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/")
+        await expect(window.row("BBB")).to_be_visible()
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_text("Skip to the content")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("main")).to_be_focused()
+        await page.keyboard.press("/")
+        await expect(page.get_by_label("Filter by")).to_be_focused()
+        await page.get_by_role("link", name="AAA").focus()
+        await page.keyboard.press("End")
+        await expect(page.get_by_role("link", name="BBB")).to_be_focused()
+        await page.keyboard.press("ArrowUp")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", level=1)).to_be_focused()
+        await expect(page.get_by_role("heading", level=1)).to_have_text("AAA")
+        await page.get_by_role("link", name="Entry 1").press("Enter")
+        await expect(page.get_by_role("dialog")).to_contain_text("AAA, entry 1")
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+        assert page.url.endswith("#/contract/AAA")
+        await page.go_back()
+        await page.go_back()
+        await page.go_back()
+        await expect(window.row("BBB")).to_be_visible()
+
+
+@needs_browser
+async def test_entries_come_live_and_the_chart_has_each(open_window, producer, url):
+    await listed(producer, "AAA")
+    await producer.append([fill("AAA", seq, 5) for seq in range(1, 121)])
+    await settled(url, "AAA", 120)
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/")
+        await window.connection("live")
+        assert not any("plotly" in each for each in window.requests)
+        await page.get_by_role("link", name="AAA").click()
+        await expect(page.locator(".plot .main-svg").first).to_be_visible()
+        assert await window.entries() == list(range(120, 20, -1))
+        await producer.append([fill("AAA", seq, 5) for seq in range(121, 131)])
+        await expect(page.get_by_role("link", name="Entry 130")).to_be_visible()
+        assert await window.entries() == list(range(130, 30, -1))
+        await eventually(lambda: page.evaluate("document.querySelector('.plot').data[0].customdata.includes('650')"))
+        await page.get_by_role("button", name="Older entries").click()
+        await expect(page.get_by_role("link", name="Entry 1", exact=True)).to_be_attached()
+        assert await window.entries() == list(range(130, 0, -1))
+
+
+@needs_browser
+async def test_the_chart_can_be_zoomed_and_shown_in_a_log_scale(open_window, producer, url):
+    await listed(producer, "AAA")
+    await producer.append([fill("AAA", seq, 5) for seq in range(1, 4)])
+    await settled(url, "AAA", 3)
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/contract/AAA")
+        await expect(page.locator(".plot .main-svg").first).to_be_visible()
+        width = (
+            "(() => { const [a, b] = document.querySelector('.plot').layout.xaxis.range; return new Date(b) - new Date(a); })()"
+        )
+        before = await page.evaluate(width)
+        await page.get_by_role("button", name="Zoom in").click()
+        await eventually(lambda: _about_half(page, width, before))
+        scale = page.get_by_role("button", name="Log scale")
+        await scale.click()
+        await expect(scale).to_have_attribute("aria-pressed", "true")
+        assert await page.evaluate("document.querySelector('.plot').layout.yaxis.type") == "log"
+        await page.get_by_role("button", name="All").click()
+        await expect(page.get_by_role("button", name="All")).to_have_attribute("aria-pressed", "true")
+
+
+async def _about_half(page, width, before):
+    return 0.4 < await page.evaluate(width) / before < 0.6
+
+
+@needs_browser
+@pytest.mark.parametrize("missed", [7, 700])
+async def test_a_restart_is_said_and_leaves_no_gap(browser, config, producer, missed):
+    async with serving(config) as url:
+        await listed(producer, "AAA")
+        await producer.append([fill("AAA", seq, 5) for seq in range(1, 11)])
+        await settled(url, "AAA", 10)
+        page = await browser.new_page()
+        window = Window(page, url)
+        await window.go("#/contract/AAA")
+        await window.connection("live")
+        await expect(page.get_by_role("link", name="Entry 10")).to_be_visible()
+    await window.connection("reconnecting, data as of")
+    last = 10 + missed
+    await producer.append([fill("AAA", seq, 5) for seq in range(11, last + 1)])
+    async with serving(config) as url:
+        await settled(url, "AAA", last)
+        await window.connection("live")
+        await expect(page.get_by_role("link", name=f"Entry {last}")).to_be_visible()
+        await producer.append([fill("AAA", last + 1, 5)])
+        await expect(page.get_by_role("link", name=f"Entry {last + 1}")).to_be_visible()
+        await expect(page.locator(".balance .number")).to_have_text(str(5 * (last + 1)))
+        numbers = await window.entries()
+        assert numbers == list(range(last + 1, last + 1 - len(numbers), -1))
+        assert len(numbers) >= min(100, last + 1)
+
+
+@needs_browser
+async def test_whoever_reads_further_down_is_not_disturbed(open_window, producer, url):
+    await listed(producer, "AAA")
+    await producer.append([fill("AAA", seq, 5) for seq in range(1, 61)])
+    await settled(url, "AAA", 60)
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/contract/AAA")
+        await window.connection("live")
+        await expect(page.get_by_role("link", name="Entry 60")).to_be_visible()
+        await page.locator(".entries .scroller").evaluate("scroller => { scroller.scrollTop = 400; }")
+        await producer.append([fill("AAA", 61, 5), fill("AAA", 62, 5)])
+        newer = page.get_by_role("button", name="2 newer")
+        await expect(newer).to_be_enabled()
+        assert (await window.entries())[0] == 60
+        await newer.click()
+        await expect(page.get_by_role("link", name="Entry 62")).to_be_visible()
+        assert await window.entries() == list(range(62, 0, -1))
+
+
+@needs_browser
+async def test_an_adl_order_shows_what_it_needs_and_takes(open_window, producer, url):
+    await producer.append(BEGINNING)
+    async with open_window() as window:
+        page = window.page
+        await eventually(lambda: fund_of(url, SYMBOL))
+        await window.go(f"#/contract/{SYMBOL}")
+        await window.connection("live")
+        await expect(page.locator(".queue")).to_contain_text("Shorts")
+        await producer.append([shortfall(1)])
+        order = page.locator(".order")
+        await expect(order).to_contain_text("open")
+        await expect(page.locator(".notices")).to_contain_text(f"ADL 1 of {SYMBOL}: 100 lots of short positions are needed")
+        await expect(page.locator("header.contract .state")).to_have_text("ADL open")
+        await expect(order.get_by_role("img")).to_have_attribute("aria-label", "taken 0 of needed 10")
+        await order.locator("summary").click()
+        await expect(order.locator("tbody tr")).to_have_count(4)
+        assert "secret" not in await page.content()
+        rows = [await row.locator("td").all_text_contents() for row in await order.locator("tbody tr").all()]
+        assert [(row[0], row[3]) for row in rows] == [("1 of 5", "50"), ("2 of 5", "30"), ("3 of 5", "5"), ("4 of 5", "15")]
+        await producer.append([executed(2, 1, "secret-anna", 50)])
+        await expect(order.get_by_role("img").first).to_have_attribute("aria-label", "taken 5 of needed 10")
+        await producer.append([executed(seq, 1, f"secret-{name}", lots) for seq, name, lots in REST])
+        await expect(order).to_contain_text("done")
+        await expect(order.get_by_role("img").first).to_have_attribute("aria-label", "taken 10 of needed 10")
+        await order.get_by_role("link", name="cause: entry 1").click()
+        await expect(page.get_by_role("dialog")).to_contain_text("Deleveraging")
+        await expect(page.get_by_role("dialog")).to_contain_text((await fund_of(url, SYMBOL))["head"])
+
+
+@needs_browser
+async def test_an_account_sees_its_positions_and_what_happens_to_them(open_window, producer, url):
+    await producer.append(BEGINNING)
+    await eventually(lambda: fund_of(url, SYMBOL))
+    token = signed("trader", account="secret-anna")
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/account")
+        await page.get_by_label("Access token").fill(token)
+        await page.get_by_role("button", name="Show my positions").click()
+        positions = page.get_by_role("region", name="Positions").locator("tbody tr")
+        await expect(positions).to_have_count(1)
+        await expect(positions.first).to_contain_text("1 of 5")
+        await expect(positions.locator(".lights")).to_have_attribute("aria-label", "5 of 5 lights")
+        await window.connection("live")
+        await producer.append([shortfall(1), executed(2, 1, "secret-anna", 20)])
+        await expect(page.locator(".notices")).to_contain_text(f"Deleveraged: 20 lots of your {SYMBOL} short at 39000")
+        await expect(page.get_by_role("region", name="Deleveraged").locator("tbody tr")).to_contain_text("20 of 50")
+        await expect(positions.locator("td").nth(2)).to_have_text("30")
+        assert not any(token in each for each in window.requests)
+        assert token not in str(await page.evaluate("[location.href, {...localStorage}, document.cookie]"))
+        await page.reload()
+        await expect(positions).to_have_count(1)
+        await page.get_by_role("button", name="Forget the token").click()
+        await expect(page.get_by_label("Access token")).to_be_visible()
+        assert await page.evaluate("sessionStorage.length") == 0
+
+
+@needs_browser
+async def test_the_risk_team_may_look_at_any_account(open_window, producer, url):
+    await producer.append(BEGINNING)
+    await eventually(lambda: fund_of(url, SYMBOL))
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/account")
+        await page.get_by_label("Access token").fill(signed("risk"))
+        await page.get_by_label("Account", exact=False).last.fill("secret-bert")
+        await page.get_by_role("button", name="Show my positions").click()
+        await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text("2 of 5")
+        await window.connection("live")
+
+
+@needs_browser
+async def test_a_token_that_does_not_count_is_refused_with_the_reason(open_window, producer, url):
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/account")
+        await page.get_by_label("Access token").fill(signed("trader", account="secret-anna", exp=1))
+        await page.get_by_role("button", name="Show my positions").click()
+        await expect(page.get_by_role("alert")).to_contain_text("expired")
+        await expect(page.get_by_label("Access token")).to_be_visible()
+        window.complaints.clear()  # the browser itself tells of every 401
+
+
+@needs_browser
+async def test_a_telephone_in_the_dark(open_window, producer, url):
+    await producer.append(BEGINNING)
+    await producer.append([shortfall(1)])
+    await settled(url, SYMBOL, 1)
+    async with open_window(viewport={"width": 375, "height": 740}, color_scheme="dark") as window:
+        page = window.page
+        for address, ready in (
+            ("#/", ".contracts td"),
+            (f"#/contract/{SYMBOL}", ".plot .main-svg"),
+            ("#/account", ".token"),
+        ):
+            await window.go(address)
+            await expect(page.locator(ready).first).to_be_visible()
+            assert await page.evaluate("document.documentElement.scrollWidth") <= 375
+        assert await brightness(page) < 60
+        theme = page.get_by_role("button", name="Theme")
+        await theme.click()
+        await theme.click()
+        await expect(theme).to_have_text("Theme: light")
+        assert await brightness(page) > 200
+        await page.reload()
+        await expect(theme).to_have_text("Theme: light")
+        assert await brightness(page) > 200
+
+
+async def brightness(page):
+    """How bright the ground is, 0 to 255."""
+    colour = await page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    parts = [float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    return sum(parts) / 3
+
+
+async def test_files_are_compressed_and_kept_and_the_page_asks_again(url):
+    async with aiohttp.ClientSession(url, auto_decompress=False) as http:
+        async with http.get("/", headers={"Accept-Encoding": "identity"}) as index:
+            text = await index.text()
+            policy = index.headers["Content-Security-Policy"]
+            assert index.headers["Cache-Control"] == "no-cache"
+            assert index.headers["X-Content-Type-Options"] == "nosniff"
+        assert "unsafe" not in policy
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        script = text.partition('name="plotly"')[2].partition('content="')[2].partition('"')[0]
+        async with http.get(f"/{script}", headers={"Accept-Encoding": "gzip"}) as answer:
+            assert (answer.headers["Content-Encoding"], answer.content_type) == ("gzip", "text/javascript")
+            assert "immutable" in answer.headers["Cache-Control"]
+            assert len(await answer.read()) < 2_000_000
+            tag = answer.headers["ETag"]
+        async with http.get(f"/{script}", headers={"If-None-Match": tag}) as answer:
+            assert answer.status == 304
+        async with http.get(script.replace("page/", "/page/0")) as answer:
+            assert (answer.status, (await answer.json())["code"]) == (404, "404000")
+
+
+async def test_a_host_that_is_none_does_not_get_into_the_policy(url):
+    async with aiohttp.ClientSession(url) as http, http.get("/", headers={"Host": "a; script-src *"}) as answer:
+        assert "script-src *" not in answer.headers.get("Content-Security-Policy", "")
+
+
+def test_a_machine_that_tests_for_all_has_a_browser():
+    assert CHROMIUM or os.environ.get("CI") != "true", "there is no chromium: scripts/browser installs it"
