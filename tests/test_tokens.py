@@ -220,12 +220,12 @@ def test_a_file_must_hold_public_keys_that_are_used_here(tmp_path):
             KeyFile(nothing)
 
 
-def test_without_a_key_nothing_is_accepted_and_it_says_what_to_configure():
+def test_without_a_key_nothing_is_accepted():
     tokens = Tokens(TokenConfig())
     assert not tokens.configured
     for token in (signed(), signed(key=CURVE, algorithm="ES256"), handmade({"alg": "none"}, standard(), b"")):
-        assert "set token.secret or token.keys" in str(refusal(tokens, token))
-    assert refusal(tokens, handmade({"alg": "HS256"}, standard(), b"\0"))
+        assert isinstance(refusal(tokens, token), WrongToken)
+    assert isinstance(refusal(tokens, handmade({"alg": "HS256"}, standard(), b"\0")), WrongToken)
 
 
 def test_a_short_secret_is_refused():

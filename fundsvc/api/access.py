@@ -124,6 +124,9 @@ class Gate:
 
     def _read(self, request: web.Request) -> Caller | None:
         """The caller that a request's token makes; why a token is bad is for the route to say, if it needs one."""
+        if not self._tokens.configured:
+            request[_REFUSAL] = NoToken("this service accepts no tokens: set token.secret or token.keys in its configuration")
+            return None
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         if authorization is None:
             return None

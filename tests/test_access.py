@@ -1,0 +1,194 @@
+"""Every route of the running application with every kind of token: who may, who may not; and nobody is named in public."""
+
+import re
+import time
+
+import pytest
+from conftest import with_section
+from escalations import BEGINNING, SYMBOL, TS, executed, shortfall
+from ledgers import fill
+from test_adl_api import world_of
+from tokens import SECRET, bearer, signed, with_secret
+
+from fundsvc.api import server
+from fundsvc.core.events import Rate
+
+OPERATIONS = {"/healthz", "/readyz", "/metrics"}
+CONNECTING = "/ws"
+"""Asks for a token of its own, that of a bullet."""
+
+PRIVATE = {
+    ("GET", "/api/v1/adl/positions"): {"trader", "risk"},
+    ("GET", "/fapi/v1/adlQuantile"): {"trader"},
+    ("GET", "/api/v4/futures/{settle}/auto_deleverages"): {"trader"},
+    ("POST", "/api/v1/bullet-private"): {"trader"},
+    ("GET", "/api/v1/ingest/cursor"): {"engine", "risk"},
+    ("POST", "/api/v1/ingest/events"): {"engine"},
+}
+"""All else is public: a new route that is not has to be written down here, and one that should be shows names below."""
+
+IN_PATH = {"symbol": SYMBOL, "adl": "1", "round": "1", "entry": "1", "settle": "usdt"}
+QUERIES = {
+    "/api/v1/adl/positions": {"account": "secret-anna"},
+    "/api/v5/public/insurance-fund": {"instType": "SWAP", "uly": SYMBOL},
+    "/api/v1/insurance-fund/{symbol}/at": {"ts": str(TS)},
+    "/api/v1/insurance-fund/{symbol}/candles": {"granularity": "60"},
+}
+BODIES = {
+    "/api/v1/adl/{symbol}/preview": {"side": "sell", "lots": 100, "price": "38900", "bankruptcyPrice": "39000"},
+    "/api/v1/ingest/events": [],
+}
+ACCOUNTS = ["secret-long", *(f"secret-{name}" for name in ("anna", "bert", "carl", "dora", "emil")), *("secret-2", "secret-3")]
+
+ROLES = {
+    "trader": {"role": "trader", "account": "secret-anna"},
+    "engine": {"role": "engine"},
+    "risk": {"role": "risk"},
+}
+
+
+def now(seconds=0):
+    return int(time.time()) + seconds
+
+
+def none_signed():
+    """A good token but for its signature, which says that it has none."""
+    _, claims, _ = signed("risk").split(".")
+    return f"eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{claims}."
+
+
+def bad_tokens():
+    """What is sent as Authorization, and the code of the refusal, by kind."""
+    return {
+        "none": (None, "400001"),
+        "no bearer": ("Basic YTpi", "400001"),
+        "garbage": ("Bearer garbage", "400003"),
+        "nothing": ("Bearer", "400003"),
+        "wrong key": (f"Bearer {signed(key=SECRET[::-1])}", "400003"),
+        "wrong audience": (f"Bearer {signed(aud='elsewhere')}", "400003"),
+        "alg none": (f"Bearer {none_signed()}", "400003"),
+        "other algorithm": (f"Bearer {signed(key=SECRET * 2, algorithm='HS512')}", "400003"),
+        "without end": (f"Bearer {signed(exp=None)}", "400003"),
+        "unknown role": (f"Bearer {signed('operator')}", "400003"),
+        "trader of nobody": (f"Bearer {signed('trader')}", "400003"),
+        "expired": (f"Bearer {signed(exp=now(-3600))}", "400004"),
+        "not yet valid": (f"Bearer {signed(nbf=now(3600))}", "400004"),
+    }
+
+
+@pytest.fixture
+def config(config):
+    config = with_section(config, "engine", lease_seconds=0.6)
+    venues = ("binance", "bybit", "gate", "okx")
+    return with_secret(with_section(config, "http", port=0, book_seconds=0.05, requests_max=10**9, venues=venues))
+
+
+@pytest.fixture
+def applications(monkeypatch):
+    """The applications that are served."""
+    served = []
+
+    def serve(application, *arguments):
+        served.append(application)
+        return server.serve(application, *arguments)
+
+    monkeypatch.setattr("fundsvc.app.serve", serve)
+    return served
+
+
+@pytest.fixture
+async def world(config, applications):
+    """A contract with fills, a shortfall, an order that was partly executed, and positions, all of accounts with names."""
+    async with world_of(config) as world:
+        await world.send(*BEGINNING, Rate("USDC", "1", TS), fill(SYMBOL, 2, 5, TS), fill(SYMBOL, 3, -1, TS))
+        await world.send(shortfall(4), executed(5, 1, "secret-anna", 20))
+        yield world
+
+
+def routes_of(application):
+    """Method, template and path of every route, with something in the place of what the template leaves open."""
+    for route in application.router.routes():
+        template = route.resource.canonical
+        path = re.sub(r"{(\w+)}", lambda found: IN_PATH.get(found[1], "none"), template)
+        yield route.method, template, path
+
+
+async def ask(world, method, template, path, authorization):
+    headers = {"Authorization": authorization} if authorization is not None else {}
+    body = BODIES.get(template)
+    async with world.http.request(method, path, params=QUERIES.get(template), json=body, headers=headers) as answer:
+        return answer, await answer.text()
+
+
+async def test_every_route_is_for_whom_it_should_be(world, applications, subtests):
+    (application,) = applications
+    seen = set()
+    for method, template, path in routes_of(application):
+        if template == CONNECTING:
+            continue
+        roles = PRIVATE.get(("GET" if method == "HEAD" else method, template))
+        seen.add((method, template))
+        with subtests.test(method=method, path=template):
+            for role, claims in ROLES.items():
+                answer, text = await ask(world, method, template, path, f"Bearer {signed(**claims)}")
+                assert (answer.status in {401, 403}) == bool(roles and role not in roles), (role, text)
+                if answer.status == 403 and text:
+                    assert '"400007"' in text
+            for kind, (authorization, code) in bad_tokens().items():
+                answer, text = await ask(world, method, template, path, authorization)
+                assert (answer.status == 401) == bool(roles), (kind, text)
+                assert answer.headers.get("WWW-Authenticate") == ("Bearer" if roles else None)
+                if roles and text:
+                    assert f'"{code}"' in text, (kind, text)
+    assert PRIVATE.keys() <= seen
+    assert len(seen) > 40
+
+
+async def test_no_public_route_names_an_account(world, applications, subtests):
+    (application,) = applications
+    for method, template, path in routes_of(application):
+        if method == "HEAD" or template == CONNECTING or (method, template) in PRIVATE:
+            continue
+        for authorization in (None, f"Bearer {signed('trader', account='secret-anna')}", f"Bearer {signed('risk')}"):
+            with subtests.test(path=template):
+                answer, text = await ask(world, method, template, path, authorization)
+                assert answer.status == 200 or "none" in path, text
+                assert not [account for account in ACCOUNTS if account in text + str(answer.headers)]
+
+
+async def test_the_ledger_holds_those_names(world):
+    """Without which the test above would see nothing."""
+    entries = await world.pool.fetch("SELECT account FROM entries WHERE account <> ''")
+    positions = [await world.data("/api/v1/adl/positions", account=account) for account in ACCOUNTS]
+    named = {row["account"] for row in entries} | {answer["account"] for answer in positions if answer["positions"]}
+    assert named == set(ACCOUNTS)
+
+
+async def test_a_trader_sees_its_own_account_and_no_other(world):
+    async def positions(headers, **parameters):
+        async with world.http.get("/api/v1/adl/positions", params=parameters, headers=headers) as answer:
+            return answer, await answer.json()
+
+    anna = bearer("trader", account="secret-anna")
+    answer, body = await positions(anna)
+    assert (answer.status, body["data"]["account"]) == (200, "secret-anna")
+    assert [position["lots"] for position in body["data"]["positions"]] == [30]
+    assert answer.headers["Cache-Control"] == "no-store"
+    _, again = await positions(anna, account="secret-anna")
+    assert again["data"]["deleveraged"] == body["data"]["deleveraged"]
+    answer, body = await positions(anna, account="secret-bert")
+    assert (answer.status, body["code"]) == (403, "400007")
+    assert "leave `account` out" in body["msg"]
+    answer, body = await positions(bearer("risk"))
+    assert (answer.status, body["code"]) == (400, "400100")
+    assert (await positions(bearer("risk"), account="secret-bert"))[1]["data"]["account"] == "secret-bert"
+
+
+async def test_a_service_without_keys_says_what_to_configure(config):
+    async with world_of(with_section(config, "token", secret="")) as world:
+        for headers in ({}, bearer("risk")):
+            async with world.http.get("/api/v1/ingest/cursor", headers=headers) as answer:
+                assert answer.status == 401
+                assert "token.secret" in (await answer.json())["msg"]
+        async with world.http.get("/api/v1/contracts/active", headers=bearer("risk")) as answer:
+            assert answer.status == 200
