@@ -1,0 +1,210 @@
+"""How many requests a client may make, who counts as one, and which web pages may ask: the gate before handlers of a test."""
+
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tokens import SECRET, bearer
+
+from fundsvc.api import limits
+from fundsvc.api.access import Gate, for_roles
+from fundsvc.api.errors import BadParameter, answer_errors
+from fundsvc.api.limits import Window
+from fundsvc.api.server import serve
+from fundsvc.config import HttpConfig, TokenConfig
+
+HOUR = 3600.0
+EXPOSED = {"gw-ratelimit-limit", "gw-ratelimit-remaining", "gw-ratelimit-reset", "Retry-After"}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test moves."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_a_client_gets_so_many_within_a_window_and_again_in_the_next(clock):
+    window = Window(3, 30)
+    assert [window.take("a")[1:] for _ in range(4)] == [
+        (2, 30_001, True),
+        (1, 30_001, True),
+        (0, 30_001, True),
+        (0, 30_001, False),
+    ]
+    assert window.take("b").granted
+    clock.now += 29.5
+    assert window.take("a")[1:] == (0, 501, False)
+    clock.now += 0.5
+    assert window.take("a")[1:] == (2, 30_001, True)
+
+
+def test_an_amount_is_granted_whole_or_not_at_all(clock):
+    window = Window(10, 30)
+    assert window.take("a", 7)[:2] == (10, 3)
+    assert window.take("a", 4)[1:] == (3, 30_001, False)
+    assert window.take("a", 3)[1:] == (0, 30_001, True)
+    assert not window.take("b", 11).granted
+    assert window.take("b", 10).granted
+
+
+def test_clients_are_told_apart_up_to_a_bound(clock, monkeypatch):
+    monkeypatch.setattr(limits, "CLIENTS_MAX", 3)
+    window = Window(2, 30)
+    assert [window.take(name).remaining for name in "abcdefab"] == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert [window.take(name).granted for name in "cdgc"] == [True, False, False, False]
+    clock.now += 30
+    assert [window.take(name).remaining for name in "ghi"] == [1, 1, 1]
+
+
+async def answering(request):
+    return web.json_response({})
+
+
+async def failing(request):
+    raise BadParameter("wrong")
+
+
+async def streaming(request):
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"a")
+    return response
+
+
+@asynccontextmanager
+async def gated(token=None, **http):
+    """An application behind a gate, and a client of it."""
+    application = web.Application(middlewares=[answer_errors])
+    for path, handler in {"/": answering, "/wrong": failing, "/stream": streaming, "/healthz": answering}.items():
+        application.router.add_get(path, handler)
+    application.router.add_get("/risk", for_roles(frozenset({"risk"}), answering))
+    Gate(HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"}).guard(application)
+    async with serve(application, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
+        yield client
+
+
+async def remaining(client, path="/", **headers):
+    async with client.get(path, headers=headers) as answer:
+        await answer.read()
+        return int(answer.headers["gw-ratelimit-remaining"])
+
+
+async def test_every_answer_says_what_is_left(clock):
+    async with gated(requests_max=6) as client:
+        for left, (path, status) in enumerate({"/": 200, "/wrong": 400, "/stream": 200, "/none": 404, "/risk": 401}.items()):
+            async with client.get(path) as answer:
+                assert answer.status == status
+                assert answer.headers["gw-ratelimit-limit"] == "6"
+                assert answer.headers["gw-ratelimit-remaining"] == str(5 - left)
+                assert answer.headers["gw-ratelimit-reset"] == "3600001"
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_who_asks_too_often_is_told_when_to_ask_again(clock):
+    async with gated(requests_max=2) as client:
+        assert [await remaining(client) for _ in range(2)] == [1, 0]
+        clock.now += HOUR - 0.5
+        async with client.get("/") as answer:
+            assert answer.status == 429
+            assert (await answer.json())["code"] == "429000"
+            assert answer.headers["Retry-After"] == "1"
+            assert answer.headers["gw-ratelimit-remaining"] == "0"
+            assert answer.headers["gw-ratelimit-reset"] == "501"
+        for _ in range(5):
+            async with client.get("/healthz") as answer:
+                assert answer.status == 200
+                assert "gw-ratelimit-limit" not in answer.headers
+        clock.now += 1
+        assert await remaining(client) == 1
+
+
+async def test_an_account_is_one_client_wherever_it_asks_from_and_with_whatever_token():
+    async with gated(requests_max=10) as client:
+        assert await remaining(client) == 9
+        assert await remaining(client, **bearer("trader", account="anna")) == 9
+        assert await remaining(client, **bearer("trader", account="anna", sub="phone")) == 8
+        assert await remaining(client, **bearer("trader", account="bert")) == 9
+        assert await remaining(client, **bearer("risk", sub="bert")) == 9
+        assert await remaining(client, **bearer("risk", sub="carl")) == 9
+        assert await remaining(client, Authorization="Bearer of nothing") == 8
+        assert await remaining(client) == 7
+
+
+async def test_the_engine_has_events_to_spend_instead():
+    async with gated(requests_max=1, ingest_events_max=10_000) as client:
+        assert [await remaining(client, **bearer("engine")) for _ in range(3)] == [9999, 9998, 9997]
+
+
+async def test_behind_proxies_of_ours_a_client_is_whom_the_outermost_saw():
+    async with gated(requests_max=10) as client:
+        assert [await remaining(client, **{"X-Forwarded-For": forged}) for forged in ("1.1.1.1", "2.2.2.2")] == [9, 8]
+    async with gated(requests_max=10, proxies=2) as client:
+        for hops, left in (
+            ("9.9.9.9, 1.1.1.1, 10.0.0.1", 9),
+            ("8.8.8.8, 1.1.1.1, 10.0.0.2", 8),
+            ("1.1.1.1,10.0.0.1", 7),
+            ("2.2.2.2,10.0.0.1", 9),
+            ("10.0.0.1", 9),
+            ("", 8),
+            ("x" * 4000 + ", 10.0.0.1", 9),
+            ("x" * 45 + ", 10.0.0.1", 8),
+        ):
+            assert (await remaining(client, **{"X-Forwarded-For": hops}), hops) == (left, hops)
+
+
+async def preflight(client, origin, path="/risk"):
+    headers = {"Origin": origin, "Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "authorization"}
+    async with client.options(path, headers=headers) as answer:
+        return answer
+
+
+async def test_pages_of_configured_origins_may_ask_with_a_token():
+    async with gated(origins=("https://one.example", "https://two.example")) as client:
+        for origin in ("https://one.example", "https://two.example"):
+            answer = await preflight(client, origin)
+            assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (204, origin)
+            assert "Authorization" in answer.headers["Access-Control-Allow-Headers"]
+            assert answer.headers["Access-Control-Allow-Methods"] == "GET, POST"
+            for path, status in {"/": 200, "/wrong": 400, "/stream": 200, "/risk": 401, "/none": 404}.items():
+                async with client.get(path, headers={"Origin": origin}) as answer:
+                    assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (status, origin)
+                    assert answer.headers["Vary"] == "Origin"
+                    assert set(answer.headers["Access-Control-Expose-Headers"].split(", ")) >= EXPOSED
+                    assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", ["https://other.example", "https://one.example.evil", "null", "http://one.example", "*"])
+async def test_pages_of_other_origins_may_not(origin):
+    async with gated(origins=("https://one.example",)) as client:
+        answer = await preflight(client, origin)
+        assert not [name for name in answer.headers if name.startswith("Access-Control")]
+        async with client.get("/", headers={"Origin": origin}) as answer:
+            assert not [name for name in answer.headers if name.startswith("Access-Control")]
+            assert answer.headers["Vary"] == "Origin"
+
+
+async def test_any_page_may_ask_if_so_configured():
+    async with gated(origins=("*",)) as client:
+        assert (await preflight(client, "https://any.example")).headers["Access-Control-Allow-Origin"] == "*"
+        async with client.get("/", headers={"Origin": "https://any.example"}) as answer:
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+            assert "Vary" not in answer.headers
+
+
+async def test_without_origins_no_page_may():
+    async with gated() as client:
+        assert (await preflight(client, "https://one.example")).status == 405
+        async with client.get("/", headers={"Origin": "https://one.example"}) as answer:
+            assert not [name for name in answer.headers if name.startswith("Access-Control")]
+
+
+async def test_what_a_token_was_needed_for_is_not_kept_by_caches():
+    async with gated() as client:
+        async with client.get("/risk", headers=bearer("risk")) as answer:
+            assert (answer.status, answer.headers["Cache-Control"]) == (200, "no-store")
+        async with client.get("/") as answer:
+            assert "Cache-Control" not in answer.headers
