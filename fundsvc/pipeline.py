@@ -134,6 +134,7 @@ class Pipeline:
         return total
 
     def _settle_message(self, message: Message, events: Sequence[Event | Rejection]) -> None:
+        self._partition.expect(events)
         apply = self._partition.apply
         for position, event in enumerate(events):
             try:

@@ -107,6 +107,12 @@ class Side:
         """The account of each row."""
         return self._directory.accounts
 
+    def expect(self, accounts: Sequence[str]) -> None:
+        """Has the memory of these accounts at hand for `set` and `close`, which then need not wait for each."""
+        rows = self._directory.expect(accounts)
+        for column in (self._exact, self._entry, self._margin_per_lot):
+            column.take(rows, axis=0)
+
     def set(self, account: str, lots: int, entry_price: int, margin: int) -> None:
         """Makes this the account's position; raises Rejection when the side has no room for another account."""
         row = self._directory.find(account)
@@ -255,6 +261,12 @@ class Book:
         self.mark: int | None = None
         self._long, self._short = Side(contract, "long"), Side(contract, "short")
         self.sides: dict[SideName, Side] = {"long": self._long, "short": self._short}
+
+    def expect(self, accounts: Sequence[str]) -> None:
+        """Says whose positions are about to be set: changes nothing, makes it quicker."""
+        for side in self.sides.values():
+            if side.open:
+                side.expect(accounts)
 
     def set(self, account: str, lots: int, entry_price: int, margin: int) -> None:
         """Makes this the account's whole position: positive lots are long, negative short, none close it."""

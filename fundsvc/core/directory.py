@@ -1,6 +1,11 @@
 """Account to row, compactly."""
 
 from array import array
+from collections.abc import Sequence
+from operator import itemgetter
+
+import numpy as np
+from numpy.typing import NDArray
 
 SLOTS_MIN = 64
 """A power of two, as every size of the table is, so that a hash is reduced by a mask."""
@@ -28,6 +33,16 @@ class Directory:
         while (row := slots[slot]) != NONE and accounts[row] != account:
             slot = (slot + 1) & mask
         return row
+
+    def expect(self, accounts: Sequence[str]) -> NDArray[np.int32]:
+        """Reads what `find` will: a processor waits for the memory of many accounts hardly longer than for that of one.
+
+        Gives the rows where they probably are.
+        """
+        slots = np.frombuffer(self._slots, np.int32)
+        rows: NDArray[np.int32] = slots[np.fromiter(map(hash, accounts), np.int64, len(accounts)) & (len(slots) - 1)]
+        itemgetter(*rows.tolist())(self.accounts)
+        return rows
 
     def add(self, account: str) -> int:
         """The new row of an account that has none."""

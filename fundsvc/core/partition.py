@@ -4,7 +4,7 @@ Loaded from the ledger, changed by `apply`, thrown away and loaded again when a 
 last commit is collected in a `Batch`; the caller takes it (`take`) when it is ready to write it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fundsvc.core.adl import AdlOrder, opposite
@@ -14,24 +14,16 @@ from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
 from fundsvc.core.escalation import end_round, escalate, execute
-from fundsvc.core.events import (
-    AdlEnd,
-    AdlFill,
-    Event,
-    Fill,
-    Listing,
-    Mark,
-    Position,
-    Rate,
-    Reason,
-    Rejection,
-)
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund
 
 BOOK_POSITIONS_MAX = 20_000
 """Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
+
+RUN_MIN = 16
+"""Fewer events of a message are applied before it would pay to look ahead."""
 
 
 class Partition:
@@ -65,6 +57,15 @@ class Partition:
             Listing: self._list,
             Rejection: self._refuse,
         }
+
+    def expect(self, events: Sequence[Event | Rejection]) -> None:
+        """Says which events are about to be applied: changes nothing, makes many positions of one contract quicker."""
+        if len(events) < RUN_MIN or type(events[0]) is not Position:
+            return
+        symbol = events[0].symbol
+        if symbol in self._desks:
+            run = [event.account for event in events if type(event) is Position and event.symbol == symbol]
+            self._desks[symbol].book.expect(run)
 
     def apply(self, event: Event | Rejection) -> None:
         """Applies one event; raises Rejection, having changed nothing, when it cannot be settled or decoded."""

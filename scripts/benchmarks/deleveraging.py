@@ -213,7 +213,9 @@ def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
     def settle() -> None:
         apply = partition.apply
         for message in messages:
-            for event in decode(message):
+            events = decode(message)
+            partition.expect(events)
+            for event in events:
                 apply(event)
 
     gc.collect()

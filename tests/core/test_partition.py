@@ -8,7 +8,7 @@ from fundsvc.core.adl import OrderState
 from fundsvc.core.batch import Batch, RateState
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlEnd, AdlFill, Listing, Mark, Position, Rate, Reason, Rejection
-from fundsvc.core.partition import Partition
+from fundsvc.core.partition import RUN_MIN, Partition
 from fundsvc.core.settlement import Fund
 
 
@@ -187,6 +187,40 @@ def test_what_cannot_be_kept_is_refused(event, reason):
     settling = unit()
     assert refused(settling, event).reason == reason
     assert settling.take() == Batch()
+
+
+HOLDINGS = st.builds(
+    Position,
+    st.just("UNITUSDTM"),
+    st.text("abc", min_size=1, max_size=2),
+    st.integers(-3, 3),
+    st.sampled_from(["1", "2.5", "none"]),
+    st.sampled_from(["0", "7", "-1"]),
+    st.just(1),
+)
+OTHERS = st.sampled_from([Rejection(Reason.UNDECODABLE, "why"), Rate("XBT", "1", 1), worth(1), Mark("OTHER", "1", 1)])
+
+
+@given(st.lists(st.lists(HOLDINGS, min_size=RUN_MIN, max_size=40) | st.lists(HOLDINGS | OTHERS, max_size=40), max_size=4))
+def test_events_that_were_expected_do_what_they_would_have_done(messages):
+    expecting, other = unit(), unit()
+    for events in messages:
+        expecting.expect(events)
+        for event in events:
+            outcomes = [attempt(settling, event) for settling in (expecting, other)]
+            assert outcomes[0] == outcomes[1]
+    expected, batch = expecting.take(), other.take()
+    assert (expected.entries, expected.funds, expected.books) == (batch.entries, batch.funds, batch.books)
+    assert [book.save() for _, book in expecting.books()] == [book.save() for _, book in other.books()]
+
+
+def attempt(settling: Partition, event) -> str:
+    """What became of an event."""
+    try:
+        settling.apply(event)
+    except Rejection as rejection:
+        return rejection.detail
+    return "applied"
 
 
 def test_marks_positions_and_rates_move_no_money():
