@@ -246,8 +246,9 @@ SELECT symbol, mark FROM books WHERE mark IS NOT NULL;
 
 -- name: balances_at
 -- How funds stood at some moments: before their first entry that is later by the engine's clock (`next`). The hours that begin
--- later tell it by their first entries; the moment's own hour and what is not condensed yet are looked through, from where the
--- first later entry was found the last time, as moments only move on.
+-- later tell it by their first entries; the moment's own hour and what is not condensed yet are looked through. As moments only
+-- move on, all this begins where the first later entry was found the last time, if it was. OFFSET 0 keeps the planner from scanning the whole ledger
+-- instead of asking its key.
 SELECT f.symbol, m.place, b.next, coalesce(e.balance, 0) AS balance, coalesce(e.ts, 0) AS ts
 FROM funds f
 CROSS JOIN unnest($2::bigint[]) WITH ORDINALITY AS m (moment, place)
@@ -256,15 +257,22 @@ LEFT JOIN rollup_progress p ON p.symbol = f.symbol
 CROSS JOIN LATERAL (
     SELECT least(
         f.entry + 1,
-        (SELECT min(r.first_entry) FROM rollups r WHERE r.symbol = f.symbol AND r.hour > m.moment),
-        (SELECT x.entry
-         FROM rollups r JOIN entries x ON x.symbol = r.symbol AND x.entry BETWEEN greatest(r.first_entry, k.next) AND r.last_entry
-         WHERE r.symbol = f.symbol AND r.hour = m.moment - m.moment % 3600000 AND x.ts > m.moment ORDER BY x.entry LIMIT 1),
+        CASE WHEN k.next IS NULL
+        THEN (SELECT min(r.first_entry) FROM rollups r WHERE r.symbol = f.symbol AND r.hour > m.moment)
+        ELSE (SELECT r.first_entry FROM rollups r
+              WHERE r.symbol = f.symbol AND r.first_entry >= k.next AND r.hour > m.moment ORDER BY r.first_entry LIMIT 1) END,
+        (SELECT own.entry
+         FROM rollups r CROSS JOIN LATERAL (
+             SELECT x.entry FROM entries x
+             WHERE x.symbol = r.symbol AND x.entry BETWEEN greatest(r.first_entry, k.next) AND r.last_entry AND x.ts > m.moment
+             ORDER BY x.entry LIMIT 1
+         ) own
+         WHERE r.symbol = f.symbol AND r.hour = m.moment - m.moment % 3600000),
         (SELECT x.entry FROM entries x
          WHERE x.symbol = f.symbol AND x.entry >= greatest(p.entry + 1, k.next, 1) AND x.ts > m.moment ORDER BY x.entry LIMIT 1)
-    ) AS next
+    ) AS next OFFSET 0
 ) b
-LEFT JOIN entries e ON e.symbol = f.symbol AND e.entry = b.next - 1
+LEFT JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = f.symbol AND x.entry = b.next - 1 OFFSET 0) e ON true
 WHERE $1::text[] IS NULL OR f.symbol = ANY ($1);
 
 -- name: highest_since
@@ -280,11 +288,13 @@ CROSS JOIN LATERAL (
     SELECT max(greatest(x.balance, x.balance - x.change)) AS highest FROM entries x
     WHERE x.symbol = f.symbol AND x.entry > coalesce(p.entry, 0) AND x.ts > $1
 ) fresh
-CROSS JOIN LATERAL (
-    SELECT max(greatest(x.balance, x.balance - x.change)) AS highest
-    FROM rollups r JOIN entries x ON x.symbol = r.symbol AND x.entry BETWEEN r.first_entry AND r.last_entry
-    WHERE r.symbol = f.symbol AND r.hour = $1 - $1 % 3600000 AND x.ts > $1 AND r.highest > coalesce(later.highest, -1)
-) own
+LEFT JOIN LATERAL (
+    SELECT part.highest FROM rollups r CROSS JOIN LATERAL (
+        SELECT max(greatest(x.balance, x.balance - x.change)) AS highest FROM entries x
+        WHERE x.symbol = r.symbol AND x.entry BETWEEN r.first_entry AND r.last_entry AND x.ts > $1
+    ) part
+    WHERE r.symbol = f.symbol AND r.hour = $1 - $1 % 3600000 AND r.highest > coalesce(later.highest, -1) OFFSET 0
+) own ON true
 WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
 
 -- name: outstanding_at
@@ -301,9 +311,11 @@ SELECT coalesce((
 ), 0) - coalesce((
     SELECT sum(r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
 ), 0) - coalesce((
-    SELECT sum(e.repaid)
-    FROM rollups r JOIN entries e ON e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
-    WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2 AND e.ts - e.ts % 3600000 = r.hour
+    SELECT sum(part.repaid) FROM rollups r CROSS JOIN LATERAL (
+        SELECT sum(e.repaid) AS repaid FROM entries e
+        WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2 AND e.ts - e.ts % 3600000 = r.hour
+    ) part
+    WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
 ), 0) - coalesce((
     SELECT sum(e.repaid) FROM entries e
     WHERE e.symbol = $1 AND e.entry <= $2

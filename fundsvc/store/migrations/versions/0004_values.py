@@ -1,4 +1,4 @@
-"""What funds are valued by: rates to USDT by the last `rate` event of each partition's stream, and contracts' base currencies."""
+"""What funds are valued by: rates by the last `rate` event of each partition's stream, base currencies, the way to their past."""
 
 from alembic import op
 
@@ -18,10 +18,14 @@ CREATE TABLE rates (
 
 ALTER TABLE contracts ADD COLUMN base_currency text GENERATED ALWAYS AS (specification ->> 'baseCurrency') STORED;
 
+CREATE INDEX rollups_by_entry ON rollups (symbol, first_entry) INCLUDE (hour);
+
 GRANT SELECT, INSERT, UPDATE ON rates TO fundsvc_service;
 """
 
 
 def upgrade() -> None:
-    """Adds the rates, each partition's its own so that no two owners write one row; and what the listings say of the base."""
+    """Adds the rates, each partition's its own so that no two owners write one row; what the listings say of the base; and
+    hours by entry, which no later condensing of an hour moves.
+    """
     run_script(op.get_bind(), _SCHEMA)
