@@ -1,4 +1,4 @@
-"""What funds are valued by: rates by the last `rate` event of each partition's stream, base currencies, the way to their past."""
+"""What funds are valued by: rates by the last `rate` event of each stream, base currencies, and the way to their past."""
 
 from alembic import op
 

@@ -1,0 +1,90 @@
+from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundsvc.api.answers import fund_answer
+from fundsvc.api.valuation import Past, Valuation
+from fundsvc.core.contracts import Contract
+from fundsvc.core.policy import Policy
+from fundsvc.store.reader import FundRow
+
+AMOUNTS = st.integers(0, 2**63 - 1)
+PRICES = st.integers(1, 2**63 - 1)
+STEP = Fraction(1, 10**8)
+
+
+@st.composite
+def funds(draw):
+    contract = Contract(
+        symbol="AAA",
+        settle_currency="B",
+        settle_decimals=draw(st.integers(0, 18)),
+        price_decimals=draw(st.integers(0, 12)),
+        multiplier=Decimal(draw(st.integers(1, 10**6))).scaleb(-draw(st.integers(0, 8))),
+        is_inverse=draw(st.booleans()),
+    )
+    return FundRow(contract, "A", 0, draw(AMOUNTS), 0, 1, 1, bytes(32), None, datetime.now(UTC), escalated=False)
+
+
+VALUATIONS = st.builds(
+    Valuation,
+    rate=PRICES,
+    unrated=st.just(""),
+    mark=PRICES,
+    open_interest=st.integers(0, 2**70),
+    past=st.builds(Past, AMOUNTS, AMOUNTS, AMOUNTS),
+)
+
+
+def whole(fund, amount):
+    return Fraction(amount, 10**fund.settle_decimals)
+
+
+@given(funds(), VALUATIONS)
+def test_equivalents_are_exact_and_rounded_down_to_eight_decimals(fund, valuation):
+    answer, balance = fund_answer(fund, Policy(), valuation), whole(fund, fund.balance)
+    mark = Fraction(valuation.mark, 10**fund.contract.price_decimals)
+    assert 0 <= balance * Fraction(valuation.rate, 10**12) - Fraction(answer.balance_usdt) < STEP
+    if fund.contract.is_inverse:
+        assert Fraction(answer.balance_base) == balance
+    else:
+        assert 0 <= balance / mark - Fraction(answer.balance_base) < STEP
+    assert Decimal(answer.balance_usdt).as_tuple().exponent >= -8
+
+
+@given(funds(), VALUATIONS)
+def test_changes_peak_and_drawdown_compare_with_the_past(fund, valuation):
+    answer, past, balance = fund_answer(fund, Policy(), valuation), valuation.past, fund.balance
+    assert Fraction(answer.change24h) == whole(fund, balance - past.day)
+    assert Fraction(answer.change7d) == whole(fund, balance - past.week)
+    peak = max(past.peak, balance)
+    assert Fraction(answer.peak8h) == whole(fund, peak)
+    assert answer.drawdown8h == pytest.approx(float(1 - Fraction(balance, peak)) if peak else 0)
+    assert 0 <= answer.drawdown8h <= 1
+
+
+@given(funds(), VALUATIONS)
+def test_open_interest_is_worth_its_notional_at_the_mark(fund, valuation):
+    ratio = fund_answer(fund, Policy(), valuation).balance_to_open_interest
+    if not valuation.open_interest:
+        assert ratio is None
+        return
+    size = valuation.open_interest * Fraction(fund.contract.multiplier)
+    mark = Fraction(valuation.mark, 10**fund.contract.price_decimals)
+    notional = size / mark if fund.contract.is_inverse else size * mark
+    assert ratio == pytest.approx(float(whole(fund, fund.balance) / notional))
+
+
+@given(funds(), VALUATIONS)
+def test_what_lacks_is_null_with_its_reason(fund, valuation):
+    known = msgspec.to_builtins(fund_answer(fund, Policy(), valuation))
+    assert not {"balanceUsdtReason", "balanceBaseReason"} & known.keys()
+    unknown = fund_answer(fund, Policy(), valuation._replace(rate=None, unrated="why", mark=None, open_interest=None))
+    assert (unknown.balance_usdt, unknown.balance_usdt_reason, unknown.open_interest) == (None, "why", None)
+    assert unknown.balance_to_open_interest is None
+    assert (unknown.balance_base is None) == (not fund.contract.is_inverse)
