@@ -268,7 +268,11 @@ async def test_entries_come_live_and_the_chart_has_each(open_window, producer, u
         await producer.append([fill("AAA", seq, 5) for seq in range(121, 131)])
         await expect(page.get_by_role("link", name="Entry 130")).to_be_visible()
         assert await window.entries() == list(range(130, 30, -1))
-        await eventually(lambda: page.evaluate("document.querySelector('.plot').data[0].customdata.includes('650')"))
+        await eventually(
+            lambda: page.evaluate(
+                "document.querySelector('.plot').data.find(({ name }) => name === 'entries').customdata.includes('650')"
+            )
+        )
         await page.get_by_role("button", name="Older entries").click()
         await expect(page.get_by_role("link", name="Entry 1", exact=True)).to_be_attached()
         assert await window.entries() == list(range(130, 0, -1))

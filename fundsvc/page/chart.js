@@ -178,33 +178,38 @@ class Chart {
   }
 
   #describe() {
-    const { points, isWhole } = this.#series;
-    const what = isWhole ? "every entry" : "the newest entries each, and before them candles or samples";
+    const { points, before } = this.#series;
+    const what = before.length ? "the newest entries each, and before them, dotted, candles and samples" : "every entry";
     const gap = this.#logarithmic && points.some(({ balance }) => balance === 0) ? " A balance of 0 has no place on this scale: the line is interrupted." : "";
     this.note.textContent = `Shows ${what}. Drag to zoom, double-click to go back.${gap}`;
     this.plot.setAttribute("aria-label", `Balance of ${this.#symbol}, from ${points[0].text} to ${points.at(-1).text} ${this.#currency()}`);
   }
 
   #traces(to) {
-    const { points, band, losses } = this.#series;
+    const { points, before, band, losses } = this.#series;
     const held = { ...points.at(-1), ts: Math.max(points.at(-1).ts, Math.min(to, Date.now())) };
-    const line = [...points, held];
     const { accent, band: soft, loss, adl } = this.#colours();
     const [from, until] = this.#shown();
     const shown = losses.filter(({ ts }) => ts >= from && ts <= until);
     return [
       ...bandTraces(band, soft),
-      {
-        x: line.map(({ ts }) => toLocal(ts)),
-        y: line.map(({ balance }) => balance),
-        customdata: line.map(({ text }) => text),
-        hovertemplate: `%{customdata} ${this.#currency()}<extra></extra>`,
-        line: { shape: "hv", color: accent, width: 1.6 },
-        mode: "lines",
-      },
+      this.#line("before", before, { color: accent, width: 1.2, dash: "dot" }),
+      this.#line("entries", [...points, held], { color: accent, width: 1.6 }),
       markers(shown.filter(({ isAdl }) => !isAdl), "triangle-down", loss, 0.75),
       markers(shown.filter(({ isAdl }) => isAdl), "diamond", adl, 0.25),
     ];
+  }
+
+  #line(name, points, line) {
+    return {
+      name,
+      x: points.map(({ ts }) => toLocal(ts)),
+      y: points.map(({ balance }) => balance),
+      customdata: points.map(({ text }) => text),
+      hovertemplate: `%{customdata} ${this.#currency()}<extra></extra>`,
+      line: { shape: "hv", ...line },
+      mode: "lines",
+    };
   }
 
   #layout(from, to) {

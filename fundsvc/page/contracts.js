@@ -173,10 +173,10 @@ class ContractsView {
   #drawTotals(summary) {
     const total = element("div", { class: "total all" }, element("h2", {}, "All funds"), money(summary.totalUsdt, "USDT", { reason: summary.totalUsdtReason }));
     const each = summary.currencies.map((row) => {
-      const owed = /[1-9]/.test(row.outstanding) ? [element("p", { class: "owed" }, "outstanding ", number(row.outstanding))] : [];
-      const worth = element("p", {}, "≈ ", money(row.balanceUsdt, "USDT", { reason: row.balanceUsdtReason }));
       const title = element("h2", {}, `${row.currency} · ${row.contracts} ${row.contracts === 1 ? "contract" : "contracts"}`);
-      return element("div", { class: "total" }, title, number(row.balance), ...(row.currency === "USDT" ? [] : [worth]), ...owed);
+      const worth = element("p", {}, "≈ ", money(row.balanceUsdt, "USDT", { reason: row.balanceUsdtReason }));
+      const owed = element("p", { class: /[1-9]/.test(row.outstanding) ? "owed" : null }, "outstanding ", number(row.outstanding));
+      return element("div", { class: "total" }, title, number(row.balance), worth, owed);
     });
     this.totals.replaceChildren(total, ...each);
   }

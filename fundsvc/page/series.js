@@ -23,7 +23,8 @@ export async function firstEntryAt(symbol) {
 
 /**
  * The balance from `from` to `to` (ms) in points {ts, text, balance}, each holding until the next; `band` are the lowest and
- * highest of each candle, `losses` the shortfalls and ADL orders; `isWhole` says that each entry is a point.
+ * highest of each candle, `losses` the shortfalls and ADL orders. Where there are too many entries, `points` are the newest ones,
+ * and `before` are points of candles and samples.
  */
 export async function loadSeries(symbol, from, to) {
   const [start, end] = await Promise.all([balanceAt(symbol, from), balanceAt(symbol, to)]);
@@ -31,8 +32,8 @@ export async function loadSeries(symbol, from, to) {
   const isWhole = end.entry - start.entry <= ENTRIES_MAX;
   const before = isWhole ? { points: [], band: [], losses: [] } : await readCandles(symbol, from, entries[0].ts);
   return {
-    points: [...before.points, ...entries.map(entryPoint)].reduce(addPoint, [point(from, start.balance)]),
-    isWhole,
+    points: entries.map(entryPoint).reduce(addPoint, [before.points.at(-1) ?? point(from, start.balance)]),
+    before: before.points.length ? [point(from, start.balance), ...before.points] : [],
     band: before.band,
     losses: [...before.losses, ...entries.flatMap(entryLosses)],
   };
@@ -84,12 +85,11 @@ async function readCandles(symbol, from, to) {
   }
   const ended = candles.filter(([time]) => time >= from && time + length <= to);
   const rest = ended.length ? ended.at(-1)[0] + length : from;
-  const shortfalls = { kind: "shortfall", startAt: Math.max(0, Math.floor(rest)), endAt: to - 1, maxCount: PAGE };
-  const [samples, { dataList }] = await Promise.all([sample(symbol, rest, to), history(symbol, shortfalls)]);
+  const [samples, shortfalls] = await Promise.all([sample(symbol, rest, to), readShortfalls(symbol, rest, to)]);
   return {
     points: [...ended.map(([time, , , , close]) => point(time + length, close)), ...samples],
     band: ended.map(([time, , high, low]) => ({ ts: time, until: time + length, high: Number(high), low: Number(low) })),
-    losses: [...ended.flatMap((candle) => candleLosses(candle, length)), ...dataList.flatMap(entryLosses)],
+    losses: [...ended.flatMap((candle) => candleLosses(candle, length)), ...shortfalls.flatMap(entryLosses)],
   };
 }
 
@@ -101,6 +101,18 @@ function balanceAt(symbol, ts) {
 function sample(symbol, from, to) {
   const moments = Array.from({ length: SAMPLES }, (_, place) => Math.floor(from + ((to - from) * place) / SAMPLES));
   return Promise.all(moments.map(async (ts) => point(ts, (await balanceAt(symbol, ts)).balance)));
+}
+
+/** The newest shortfalls between two times, as many as can be told apart. */
+async function readShortfalls(symbol, from, to) {
+  const span = { kind: "shortfall", startAt: Math.max(0, Math.floor(from)), endAt: Math.ceil(to) - 1, maxCount: PAGE };
+  const found = [];
+  for (let more = true; more && found.length < ENTRIES_MAX; ) {
+    const { dataList, hasMore } = await history(symbol, found.length ? { ...span, offset: found.at(-1).entry } : span);
+    found.push(...dataList);
+    more = hasMore;
+  }
+  return found;
 }
 
 /** The entries after number `after` up to `last`: they are gapless, so all pages can be asked for at once. */
