@@ -258,7 +258,8 @@ CROSS JOIN LATERAL (
     SELECT least(
         f.entry + 1,
         CASE WHEN k.next IS NULL
-        THEN (SELECT min(r.first_entry) FROM rollups r WHERE r.symbol = f.symbol AND r.hour > m.moment)
+        THEN (SELECT min(later.first_entry)
+              FROM (SELECT * FROM rollups r WHERE r.symbol = f.symbol AND r.hour > m.moment OFFSET 0) later)
         ELSE (SELECT r.first_entry FROM rollups r
               WHERE r.symbol = f.symbol AND r.first_entry >= k.next AND r.hour > m.moment ORDER BY r.first_entry LIMIT 1) END,
         (SELECT own.entry
