@@ -27,37 +27,38 @@ def clock(monkeypatch):
     return clock
 
 
+def took(window, client, amount=1):
+    """Whether it was granted, and what is left."""
+    return window.take(client, amount), window.remaining(client)
+
+
 def test_a_client_gets_so_many_within_a_window_and_again_in_the_next(clock):
     window = Window(3, 30)
-    assert [window.take("a")[1:] for _ in range(4)] == [
-        (2, 30_001, True),
-        (1, 30_001, True),
-        (0, 30_001, True),
-        (0, 30_001, False),
-    ]
-    assert window.take("b").granted
+    assert [took(window, "a") for _ in range(4)] == [(True, 2), (True, 1), (True, 0), (False, 0)]
+    assert window.reset_ms() == 30_001
+    assert took(window, "b") == (True, 2)
     clock.now += 29.5
-    assert window.take("a")[1:] == (0, 501, False)
+    assert took(window, "a") == (False, 0)
+    assert window.reset_ms() == 501
     clock.now += 0.5
-    assert window.take("a")[1:] == (2, 30_001, True)
+    assert took(window, "a") == (True, 2)
+    assert window.reset_ms() == 30_001
 
 
 def test_an_amount_is_granted_whole_or_not_at_all(clock):
     window = Window(10, 30)
-    assert window.take("a", 7)[:2] == (10, 3)
-    assert window.take("a", 4)[1:] == (3, 30_001, False)
-    assert window.take("a", 3)[1:] == (0, 30_001, True)
-    assert not window.take("b", 11).granted
-    assert window.take("b", 10).granted
+    assert [took(window, "a", amount) for amount in (7, 4, 3)] == [(True, 3), (False, 3), (True, 0)]
+    assert [took(window, "b", amount) for amount in (11, 10)] == [(False, 10), (True, 0)]
 
 
 def test_clients_are_told_apart_up_to_a_bound(clock, monkeypatch):
     monkeypatch.setattr(limits, "CLIENTS_MAX", 3)
     window = Window(2, 30)
-    assert [window.take(name).remaining for name in "abcdefab"] == [1, 1, 1, 1, 0, 0, 0, 0]
-    assert [window.take(name).granted for name in "cdgc"] == [True, False, False, False]
+    assert [took(window, name) for name in "abc"] == [(True, 1)] * 3
+    assert [took(window, name) for name in "defab"] == [(True, 1), (True, 0), (False, 0), (True, 0), (True, 0)]
+    assert [took(window, name) for name in "cdgc"] == [(True, 0), (False, 0), (False, 0), (False, 0)]
     clock.now += 30
-    assert [window.take(name).remaining for name in "ghi"] == [1, 1, 1]
+    assert [took(window, name) for name in "ghi"] == [(True, 1)] * 3
 
 
 async def answering(request):

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
+from multidict import istr
 
 from fundsvc.api.errors import Forbidden, NoToken, Problem, TooManyRequests
-from fundsvc.api.limits import Allowance, Window
+from fundsvc.api.limits import Window
 from fundsvc.api.tokens import Caller, Role, Tokens
 from fundsvc.config import HttpConfig, TokenConfig
 
@@ -30,8 +31,9 @@ ANY_ORIGIN = "*"
 
 _CALLER = web.RequestKey("caller", Caller)
 _REFUSAL = web.RequestKey("refusal", Problem)
-_ALLOWANCE = web.RequestKey("allowance", Allowance)
-_LIMIT, _REMAINING, _RESET = "gw-ratelimit-limit", "gw-ratelimit-remaining", "gw-ratelimit-reset"
+_COUNTED = web.RequestKey("counted", tuple[Window, str])
+_LIMIT, _REMAINING, _RESET = istr("gw-ratelimit-limit"), istr("gw-ratelimit-remaining"), istr("gw-ratelimit-reset")
+_CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
 _EXPOSED = ", ".join((_LIMIT, _REMAINING, _RESET, hdrs.RETRY_AFTER))
 _PREFLIGHT = {
     hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
@@ -98,12 +100,13 @@ class Gate:
     async def _dress(self, request: web.Request, response: web.StreamResponse) -> None:
         """Adds what every answer says, also those that are streamed and those that are errors."""
         headers = response.headers
-        headers["X-Content-Type-Options"] = "nosniff"
-        allowance: Allowance | None = request.get(_ALLOWANCE)
-        if allowance:
-            headers[_LIMIT] = str(allowance.limit)
-            headers[_REMAINING] = str(allowance.remaining)
-            headers[_RESET] = str(allowance.reset_ms)
+        headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
+        counted: tuple[Window, str] | None = request.get(_COUNTED)
+        if counted:
+            window, client = counted
+            headers[_LIMIT] = str(window.limit)
+            headers[_REMAINING] = str(window.remaining(client))
+            headers[_RESET] = str(window.reset_ms())
         if _CALLER in request:
             headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
         if self._origins:
@@ -141,10 +144,10 @@ class Gate:
         return caller
 
     def _count(self, request: web.Request, client: str, window: Window, amount: int) -> None:
-        allowance = request[_ALLOWANCE] = window.take(client, amount)
-        if not allowance.granted:
-            seconds = math.ceil(allowance.reset_ms / 1000)
-            raise TooManyRequests(f"more than {allowance.limit} within the window: ask again in {seconds} s", seconds)
+        request[_COUNTED] = window, client
+        if not window.take(client, amount):
+            seconds = math.ceil(window.reset_ms() / 1000)
+            raise TooManyRequests(f"more than {window.limit} within the window: ask again in {seconds} s", seconds)
 
     def _window(self, caller: Caller | None) -> Window:
         return self._events if caller and caller.role == "engine" else self._requests

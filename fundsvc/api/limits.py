@@ -4,7 +4,6 @@ Counts are forgotten together when a window ends, so that nothing has to be tidi
 """
 
 import time
-from typing import NamedTuple
 
 CLIENTS_MAX = 100_000
 """Clients told apart within a window, some 15 MB of them; whoever comes later shares one count with all others so late."""
@@ -13,35 +12,39 @@ LATE = ""
 """The client that all of those are; no client is called so."""
 
 
-class Allowance(NamedTuple):
-    """What a client has left until a window ends, and whether what it asked for was within it."""
-
-    limit: int
-    remaining: int
-    reset_ms: int
-    granted: bool
-
-
 class Window:
     """Grants each client `limit` of something within any window of so many seconds."""
 
     def __init__(self, limit: int, seconds: float) -> None:
-        self._limit = limit
+        self.limit = limit
         self._seconds = seconds
         self._ends = 0.0
         self._taken: dict[str, int] = {}
 
-    def take(self, client: str, amount: int = 1) -> Allowance:
-        """Grants a client an amount whole, or none of it."""
+    def take(self, client: str, amount: int = 1) -> bool:
+        """Whether a client may have an amount, which it then has: whole, or none of it."""
         now = time.monotonic()
         if now >= self._ends:
             self._ends = now + self._seconds
             self._taken = {}
+        before = self._taken.get(client)
+        if before is None:
+            client, before = self._first(client)
+        after = before + amount
+        if after > self.limit:
+            return False
+        self._taken[client] = after
+        return True
+
+    def remaining(self, client: str) -> int:
+        """What a client still has in this window."""
         taken = self._taken
-        if client not in taken and len(taken) >= CLIENTS_MAX:
-            client = LATE
-        before = taken.get(client, 0)
-        granted = before + amount <= self._limit
-        after = before + amount if granted else before
-        taken[client] = after
-        return Allowance(self._limit, self._limit - after, int((self._ends - now) * 1000) + 1, granted)
+        return self.limit - taken.get(client, taken.get(LATE, 0))
+
+    def reset_ms(self) -> int:
+        """How long this window still lasts."""
+        return max(0, int((self._ends - time.monotonic()) * 1000) + 1)
+
+    def _first(self, client: str) -> tuple[str, int]:
+        """Whom a client is counted as that asks for the first time, and what that has taken."""
+        return (client, 0) if len(self._taken) < CLIENTS_MAX else (LATE, self._taken.get(LATE, 0))
