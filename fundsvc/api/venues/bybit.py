@@ -24,14 +24,17 @@ WHOLE = -1.0
 """The drawdown at which a fund without a guard has ADL, and ends it: all of it is gone."""
 
 
+Coin = Annotated[Currency, msgspec.Meta(description="a settlement currency, in upper case")]
+
+
 class InsuranceQuery(Query, frozen=True):
     """Pools of a `coin`, or all."""
 
-    coin: Annotated[Currency, msgspec.Meta(description="a settlement currency, in upper case")] | UnsetType = UNSET
+    coin: Coin | UnsetType = UNSET
 
 
-class AlertQuery(Query, frozen=True):
-    """One contract, or all."""
+class AlertQuery(InsuranceQuery, frozen=True):
+    """One contract, or all, or those of a `coin`, which is what pybit says to ask for."""
 
     symbol: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
 
@@ -110,16 +113,19 @@ class Bybit:
 
     async def insurance(self, query: InsuranceQuery) -> Answered[Updated[Pool]]:
         """Balances of insurance pools."""
-        funds = [fund for fund in await self._funds() if query.coin in (UNSET, fund.settle_currency)]
+        funds = await self._of(query)
         pools = [Pool(fund.settle_currency, fund.symbol, fund.balance, fund.balance_usdt or "") for fund in funds]
         return Answered(result=Updated(str(newest(funds)), pools), time=_now())
 
     async def alert(self, query: AlertQuery) -> Answered[Updated[Alert]]:
         """How far funds have fallen, and when ADL begins."""
-        funds = await self._funds()
+        funds = await self._of(query)
         if query.symbol is not UNSET:
             funds = [of(funds, query.symbol)]
         return Answered(result=Updated(str(newest(funds)), [self._alert(fund) for fund in funds]), time=_now())
+
+    async def _of(self, query: InsuranceQuery) -> list[FundAnswer]:
+        return [fund for fund in await self._funds() if query.coin in (UNSET, fund.settle_currency)]
 
     def _alert(self, fund: FundAnswer) -> Alert:
         guard = self._policy_of(fund.symbol).drawdown_guard
