@@ -59,7 +59,7 @@ async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIt
     """
     async with embedded(with_secret(config)) as complete:
         while not await _has_schema(complete, stop):
-            log.warning("database away, waiting for it")
+            pass
         yield complete
 
 
@@ -70,9 +70,10 @@ async def _has_schema(config: Config, stop: asyncio.Event | None) -> bool:
             await migrate(config.database.owner_dsn, config.stream.partitions)
         else:
             await check_schema(config.database.dsn, config.stream.partitions)
-    except StoreFault:
+    except StoreFault as fault:
         if stop is None or stop.is_set():
             raise
+        log.warning("database away, waiting for it", fault=str(fault))
         await asyncio.sleep(RETRY_SECONDS)
         return False
     return True
@@ -98,7 +99,7 @@ async def run_service(
     metrics = Metrics()
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
         consumer = tasks.create_task(run_engine(config, metrics, stop)) if engine else None
-        async with http_side(config, metrics, pool, client, public=api) as url:
+        async with http_side(config, metrics, pool, client, engine=engine, public=api) as url:
             await started(url)
             await stop.wait()
         if consumer:
@@ -115,7 +116,9 @@ async def run_engine(config: Config, metrics: Metrics, stop: asyncio.Event) -> N
 
 
 @asynccontextmanager
-async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client, *, public: bool) -> AsyncIterator[str]:
+async def http_side(
+    config: Config, metrics: Metrics, pool: Pool, client: Client, *, engine: bool, public: bool
+) -> AsyncIterator[str]:
     """Serves the whole API, or only health and metrics for an engine alone; yields the address, "" when that is off."""
     if not public and not config.engine.port:
         yield ""
@@ -126,7 +129,7 @@ async def http_side(config: Config, metrics: Metrics, pool: Pool, client: Client
 
     pings = {"stream": ping_stream}
     reader = Reader(pool)
-    operations = operations_endpoints(reader, metrics, pings)
+    operations = operations_endpoints(reader, metrics, pings, needed=pings if engine else ())
     if not public:
         async with serve(make_app(metrics, operations), config.http.host, config.engine.port) as url:
             yield url

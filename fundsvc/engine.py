@@ -242,9 +242,13 @@ class Session:
         await Recall(self._state, self._source, kept, writer.rejected_places, writer.reduced_sides).run(stored.last_id)
 
     async def _where_to_read(self, stored: Offset) -> Offset:
-        """The stored offset, or the start of a stream that ends before it: a failover lost its tail."""
+        """The stored offset, or the start of a stream that ends before it: a failover lost its tail.
+
+        Raises StreamFault where messages after the offset were dropped before they were settled.
+        """
         stream = await self._source.state()
         if not _lost_tail(stream, stored):
+            _check_nothing_dropped(stream, stored)
             return stored
         self._metrics.stream_regressions.labels(self._partition).inc()
         self._log.error(
@@ -278,6 +282,7 @@ class Session:
         stream = await self._source.state()
         if _lost_tail(stream, settled):
             raise StreamFault(f"the stream ends at {stream.last_id}, before the offset {settled.last_id}")
+        _check_nothing_dropped(stream, self._offset)
         waiting = max(0, stream.added - self._offset.messages)
         self._metrics.lag_messages.labels(self._partition).set(waiting)
         age = time.time() - id_order(self._offset.last_id)[0] / 1000
@@ -292,6 +297,19 @@ class Session:
 def _lost_tail(stream: StreamState, offset: Offset) -> bool:
     """Whether the stream ends before an offset, or had fewer messages than were settled: its new ids may lie beyond it."""
     return id_order(stream.last_id) < id_order(offset.last_id) or stream.added < offset.messages
+
+
+def _check_nothing_dropped(stream: StreamState, offset: Offset) -> None:
+    """Raises StreamFault if the stream's start, which is dropped first, was dropped beyond an offset.
+
+    What is left must not be settled: what came before it would be sent again with lower sequences, as duplicates.
+    """
+    dropped = stream.added - stream.length - offset.messages
+    if dropped > 0:
+        raise StreamFault(
+            f"{dropped} messages after the offset {offset.last_id} were dropped from the stream before they were settled: "
+            "nothing is settled until the stream is deleted and the engine sends again from /api/v1/ingest/cursor"
+        )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -77,7 +77,7 @@ async def serving(config, pings=None, key=stream_key):
         tailing(config, metrics) as tail,
     ):
         reader = Reader(pool)
-        operations = operations_endpoints(reader, metrics, pings or {})
+        operations = operations_endpoints(reader, metrics, pings or {}, needed=pings or ())
         funds = FundResources(reader, Statistics(pool), Deleveragings(pool), appraiser, config.policy.of)
         app = make_app(
             metrics, (*operations, *Resources(reader, key).routes, *CachedFunds(tail, funds.answer).routes, *funds.routes)
@@ -345,12 +345,26 @@ async def test_not_ready_says_which_part_and_why_and_how_long_it_took(config):
         assert await ask(client, "/healthz") == (200, {"status": "ok"})
     checks = {check["name"]: check for check in body["checks"]}
     assert (status, body["status"]) == (503, "unavailable")
+    assert {name for name, check in checks.items() if check["needed"]} == {"database", "schema", "stream", "silent"}
     assert checks["database"]["ok"]
     assert checks["schema"]["ok"]
     assert (checks["owners"]["ok"], checks["owners"]["error"]) == (False, "no engine owns partition 0")
     assert (checks["stream"]["ok"], checks["stream"]["error"]) == (False, "the stream is away")
     assert (checks["silent"]["ok"], checks["silent"]["error"]) == (False, "no answer within 2 s")
     assert 1900 < checks["silent"]["durationMs"] < 4000
+
+
+async def test_who_reads_is_ready_without_engines_and_without_the_stream(config):
+    async def away():
+        raise ConnectionError("the stream is away")
+
+    async with open_pool(config.database.dsn, 1) as pool:
+        metrics = Metrics()
+        app = make_app(metrics, operations_endpoints(Reader(pool), metrics, {"stream": away}))
+        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
+            status, body = await ask(client, "/readyz")
+    assert (status, body["status"]) == (200, "ok")
+    assert {check["name"] for check in body["checks"] if not check["ok"]} == {"owners", "stream"}
 
 
 async def test_requests_are_counted_by_route_and_never_by_raw_path(client):

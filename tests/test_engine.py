@@ -224,6 +224,21 @@ async def test_trimming_drops_what_is_old_but_nothing_that_is_not_committed(conf
         await settled(ledger, 1999)
 
 
+async def test_nothing_is_settled_past_messages_that_were_dropped_before_they_were(config, producer, ledger):
+    async with running(config):
+        await producer.append([listing("AAA"), *fills(range(1, 11))], per_message=1)
+        await settled(ledger, 10)
+    await producer.append(fills(range(11, 31)), per_message=1)
+    await producer._client.xtrim(KEY, maxlen=10, approximate=False)
+    async with running(config) as engine:
+        await eventually(lambda: engine.count("fundsvc_faults_total", part="stream"))
+        assert await ledger("SELECT entry FROM funds") == 10
+        # What the fault says to do: the stream deleted, everything sent again.
+        await producer._client.delete(KEY)
+        await producer.append(fills(range(11, 31)), per_message=1)
+        await settled(ledger, 30)
+
+
 async def shorter(source, length):
     return (await source.state()).length < length
 

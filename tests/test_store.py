@@ -16,7 +16,7 @@ from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.store.database import SQL, StoreFault, connect, faults, lent, open_pool, transaction
-from fundsvc.store.migrations import migrate
+from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
 from fundsvc.store.writer import OwnershipLost, open_writer
 
@@ -460,6 +460,17 @@ async def test_another_number_of_partitions_is_refused_and_changes_nothing(confi
     with pytest.raises(ValueError, match=rf"4 partitions.*stream\.partitions = {wanted}"):
         await migrate(config.database.owner_dsn, wanted)
     assert await owner_connection.fetchval("SELECT count(*) FROM partitions") == 4
+
+
+async def test_a_newer_schema_is_left_alone(config, owner_connection):
+    await owner_connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    await migrate(config.database.owner_dsn, 1)
+    assert await owner_connection.fetchval("SELECT version_num FROM alembic_version") == "9999"
+
+
+async def test_a_login_that_is_refused_is_a_fault(config):
+    with pytest.raises(StoreFault, match="nobody_at_all"):
+        await check_schema(config.database.dsn.replace("fundsvc_service", "nobody_at_all", 1), 1)
 
 
 async def test_two_that_migrate_at_once_wait_for_each_other(servers, config):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Literal
 
 import msgspec
@@ -28,23 +28,30 @@ class Health(Answer, frozen=True):
 
 
 class Check(Answer, frozen=True):
-    """How one part answered, and after how long; `error` is empty when it is well."""
+    """How one part answered, and after how long; `error` is empty when it is well. Readiness hangs on those it `needs`."""
 
     name: str
+    needed: bool
     ok: bool
     duration_ms: float
     error: str
 
 
 class Readiness(Answer, frozen=True):
-    """All parts; `unavailable` if any is not well."""
+    """All parts; `unavailable` if any that is needed is not well."""
 
     status: Literal["ok", "unavailable"]
     checks: list[Check]
 
 
-def operations_endpoints(reader: Reader, metrics: Metrics, pings: Mapping[str, Ping]) -> tuple[Endpoint, ...]:
-    """/healthz, /readyz and /metrics; `pings` are parts to check besides the ledger."""
+def operations_endpoints(
+    reader: Reader, metrics: Metrics, pings: Mapping[str, Ping], needed: Collection[str] = ()
+) -> tuple[Endpoint, ...]:
+    """/healthz, /readyz and /metrics; `pings` are parts to check besides the ledger, of which some are `needed`.
+
+    The owners of partitions are shown alone: a process that waits for its turn is ready for it, and one that reads can read.
+    """
+    needed = {"database", "schema", *needed}
     parts = {
         "database": reader.check_database,
         "schema": reader.check_schema,
@@ -58,8 +65,8 @@ def operations_endpoints(reader: Reader, metrics: Metrics, pings: Mapping[str, P
 
     async def readiness(_request: web.Request) -> web.Response:
         """Whether it can work, and which of its parts cannot."""
-        answers = await asyncio.gather(*(_check(name, ping) for name, ping in parts.items()))
-        ready = all(check.ok for check in answers)
+        answers = await asyncio.gather(*(_check(name, ping, needed=name in needed) for name, ping in parts.items()))
+        ready = all(check.ok for check in answers if check.needed)
         return _json(Readiness(status="ok" if ready else "unavailable", checks=answers), 200 if ready else 503)
 
     async def exposition(_request: web.Request) -> web.Response:
@@ -74,12 +81,13 @@ def operations_endpoints(reader: Reader, metrics: Metrics, pings: Mapping[str, P
     )
 
 
-async def _check(name: str, ping: Ping) -> Check:
+async def _check(name: str, ping: Ping, *, needed: bool) -> Check:
     started = time.perf_counter()
     # Gathered rather than awaited, so that whatever is wrong with a part is an answer and not an end.
     (outcome,) = await asyncio.gather(asyncio.wait_for(ping(), PING_SECONDS_MAX), return_exceptions=True)
     duration_ms = round((time.perf_counter() - started) * 1000, 3)
-    return Check(name=name, ok=not isinstance(outcome, BaseException), duration_ms=duration_ms, error=_error(outcome))
+    ok = not isinstance(outcome, BaseException)
+    return Check(name=name, needed=needed, ok=ok, duration_ms=duration_ms, error=_error(outcome))
 
 
 def _error(outcome: object) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from asyncpg import UndefinedTableError
 from sqlalchemy import Connection, text
@@ -18,7 +19,7 @@ _LOCK = 0x66756E64
 
 
 async def migrate(owner_dsn: str, partitions: int) -> None:
-    """Creates or upgrades the schema and the rows of the partitions, as the owner of the database.
+    """Creates or upgrades the schema and the rows of the partitions, as the owner of the database; leaves a newer one as it is.
 
     Raises ValueError when the database already has another number of partitions, because contracts would change their
     stream, and StoreFault when it is away.
@@ -82,6 +83,9 @@ def run_script(connection: Connection, script: str) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found and not is_outdated(found):
+        return
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
