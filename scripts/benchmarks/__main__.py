@@ -19,6 +19,7 @@ import latency
 import msgspec
 import peer
 import psutil
+import serving
 import throughput
 import typer
 import uvloop
@@ -103,6 +104,27 @@ def adl(
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
         deleveraging.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
+    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+
+
+@application.command()
+def http(
+    rounds: Annotated[int, typer.Option(help="How often the servers and loads take turns; medians count.")] = 5,
+    seconds: Annotated[float, typer.Option(help="How long a round of requests is.")] = 3.0,
+    subscribers: Annotated[int, typer.Option(help="Clients of one busy topic.")] = 1_000,
+    changes: Annotated[int, typer.Option(help="Its changes a second.")] = 200,
+    topic_seconds: Annotated[float, typer.Option(help="How long a round of changes is.")] = 10.0,
+    directory: Annotated[Path | None, typer.Option(help="A disk to measure on; the system's temporary directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Requests beside a bare aiohttp handler, and one topic with many subscribers; exits with 1 when a target is missed."""
+    load = serving.Load(subscribers, changes, topic_seconds, max(1, rounds // 2))
+    with _servers(directory) as servers, _progress() as tell:
+        results = _run(serving.measure(servers, load, rounds, seconds, tell))
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
+    else:
+        serving.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
     raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
 
 

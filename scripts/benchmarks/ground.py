@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -124,21 +125,23 @@ class Cost(NamedTuple):
         return Cost(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-class EngineProcess:
-    """`fundsvc engine` on a ledger, as an operator would run it."""
+class ServiceProcess:
+    """`fundsvc engine`, or another command, on a ledger as an operator would run it; `settings` are of the environment."""
 
-    def __init__(self, ledger: Ledger, log: Path) -> None:
+    def __init__(self, ledger: Ledger, log: Path, command: str = "engine", **settings: str) -> None:
         environment = {
             "FUNDSVC_DATABASE_DSN": ledger.dsn,
             "FUNDSVC_DATABASE_OWNER_DSN": ledger.owner_dsn,
             "FUNDSVC_STREAM_URL": ledger.stream_url,
             "FUNDSVC_STREAM_PARTITIONS": "1",
             "FUNDSVC_LOG_LEVEL": "error",
+            **settings,
         }
+        self._command = command
         self._log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fundsvc", "engine"],
+                [sys.executable, "-m", "fundsvc", command],
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -147,10 +150,10 @@ class EngineProcess:
         self._view = psutil.Process(self._process.pid)
 
     def check(self) -> None:
-        """Raises RuntimeError with the end of its log when the engine is gone."""
+        """Raises RuntimeError with the end of its log when the process is gone."""
         if self._process.poll() is not None:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-12:])
-            raise RuntimeError(f"the engine ended by itself; its log ends with:\n{tail}")
+            raise RuntimeError(f"fundsvc {self._command} ended by itself; its log ends with:\n{tail}")
 
     def cpu_seconds(self) -> float:
         """CPU seconds since it started."""
@@ -163,6 +166,10 @@ class EngineProcess:
         kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
         return int(kilobytes) * 1024 / 1e6
 
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal."""
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         """Ends it as an operator would, and waits."""
         self._process.terminate()
@@ -174,9 +181,9 @@ class EngineProcess:
 
 
 @asynccontextmanager
-async def running_engine(ledger: Ledger, log: Path) -> AsyncIterator[EngineProcess]:
+async def running_engine(ledger: Ledger, log: Path, **settings: str) -> AsyncIterator[ServiceProcess]:
     """An engine that has loaded its funds and waits for messages; stopped on leaving."""
-    engine = EngineProcess(ledger, log)
+    engine = ServiceProcess(ledger, log, **settings)
     try:
         async with stream_of(ledger) as client:
             await _until_it_reads(client, engine)
@@ -185,16 +192,53 @@ async def running_engine(ledger: Ledger, log: Path) -> AsyncIterator[EngineProce
         await asyncio.to_thread(engine.stop)
 
 
-async def _until_it_reads(client: Client, engine: EngineProcess) -> None:
+@asynccontextmanager
+async def running_api(ledger: Ledger, log: Path) -> AsyncIterator[ServiceProcess]:
+    """An HTTP side that shows its ledger; stopped on leaving."""
+    settings = {"FUNDSVC_HTTP_PORT": "0", "FUNDSVC_HTTP_REQUESTS_MAX": "1000000000"}
+    api = ServiceProcess(ledger, log, "api", **settings)
+    try:
+        await _until(api, lambda: _shows_funds(log))
+        yield api
+    finally:
+        await asyncio.to_thread(api.stop)
+
+
+async def _shows_funds(log: Path) -> bool:
+    try:
+        host, port = url_of(log)
+    except IndexError:
+        return False
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(f"GET /api/v1/insurance-fund HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return answer.startswith(b"HTTP/1.1 200")
+
+
+def url_of(log: Path) -> tuple[str, int]:
+    """Host and port that a process said it runs at."""
+    host, port = re.findall(r"runs at http://([\d.]+):(\d+)", log.read_text())[-1]
+    return host, int(port)
+
+
+async def _until(process: ServiceProcess, check: Callable[[], Awaitable[bool]]) -> None:
     deadline = time.monotonic() + READY_SECONDS_MAX
-    while not (await client.info("clients"))["blocked_clients"]:
-        engine.check()
+    while not await check():
+        process.check()
         if time.monotonic() > deadline:
-            raise RuntimeError("the engine did not begin to read")
+            raise RuntimeError("the process did not become ready")
         await asyncio.sleep(0.02)
 
 
-async def until_settled(connection: asyncpg.Connection, last_id: str, engine: EngineProcess, every_seconds: float) -> None:
+async def _until_it_reads(client: Client, engine: ServiceProcess) -> None:
+    async def reads() -> bool:
+        return bool((await client.info("clients"))["blocked_clients"])
+
+    await _until(engine, reads)
+
+
+async def until_settled(connection: asyncpg.Connection, last_id: str, engine: ServiceProcess, every_seconds: float) -> None:
     """Waits until the ledger is durable up to a stream id."""
     wanted = id_order(last_id)
     deadline = time.monotonic() + SETTLED_SECONDS_MAX
@@ -220,7 +264,7 @@ def postgres_cpu_seconds(servers: EmbeddedServers) -> float:
     return float(total)
 
 
-def cost(servers: EmbeddedServers, engine: EngineProcess | None = None) -> Cost:
+def cost(servers: EmbeddedServers, engine: ServiceProcess | None = None) -> Cost:
     """What has been spent up to now; `machine` is everything that runs on it, `benchmark` this process."""
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     busy = sum(machine[:8]) - machine.idle - getattr(machine, "iowait", 0.0)

@@ -20,7 +20,7 @@ from pathlib import Path
 import asyncpg
 import hiredis
 import msgspec
-from ground import STREAM, EngineProcess, Ledger, bodies, connection_to, cost, id_order, new_ledger, settled_to
+from ground import STREAM, Ledger, ServiceProcess, bodies, connection_to, cost, id_order, new_ledger, settled_to
 from market import Market
 from throughput import Tell, listing_engine
 
@@ -69,16 +69,16 @@ async def measure(
         gc.collect()
         gc.freeze()  # a full collection in here would pass for a tenth of a second of the service's
         last: asyncio.Future[Id] = asyncio.get_running_loop().create_future()
-        observer = asyncio.create_task(_observe(connection, engine, last))
+        observer = asyncio.create_task(observe(connection, engine, last))
         before, started = cost(servers, engine), time.monotonic()
-        sent = await _send(ledger, commands, rate, tell)
+        sent = await send(ledger, commands, rate, tell)
         last.set_result(sent[-1][1])
         seen = await observer
         others = cost(servers, engine).since(before).others_share(time.monotonic() - started)
     return _distribution(sent, seen, int(rate * WARM_SECONDS), others)
 
 
-async def _send(ledger: Ledger, commands: Sequence[bytes], rate: int, tell: Tell) -> list[tuple[float, Id]]:
+async def send(ledger: Ledger, commands: Sequence[bytes], rate: int, tell: Tell) -> list[tuple[float, Id]]:
     """Sends at the rate; returns when each message was sent, and the stream id that it got."""
     reader, writer = await asyncio.open_unix_connection(ledger.stream_url.removeprefix("unix://"))
     replies = asyncio.create_task(_replies(reader, len(commands)))
@@ -106,7 +106,7 @@ async def _replies(reader: asyncio.StreamReader, count: int) -> list[Id]:
     return ids
 
 
-async def _observe(connection: asyncpg.Connection, engine: EngineProcess, last: asyncio.Future[Id]) -> list[tuple[Id, float]]:
+async def observe(connection: asyncpg.Connection, engine: ServiceProcess, last: asyncio.Future[Id]) -> list[tuple[Id, float]]:
     """What the ledger was seen to have made durable and when, until the last message is."""
     seen: list[tuple[Id, float]] = []
     while not (last.done() and seen[-1][0] >= last.result()):

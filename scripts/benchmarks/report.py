@@ -65,7 +65,7 @@ def _against_ceiling(results: Results) -> Iterator[Target]:
         run = _run(results, per_message)
         if run:
             name = f"of the ceiling, {per_message} per message"
-            yield _at_least(name, run.of_ceiling, least, "{:.2f}")
+            yield at_least(name, run.of_ceiling, least, "{:.2f}")
 
 
 def _against_peer(results: Results) -> Iterator[Target]:
@@ -73,25 +73,25 @@ def _against_peer(results: Results) -> Iterator[Target]:
     for peer in results.peers:
         if run and peer.connections == PEER_CONNECTIONS:
             name = f"times {PEER_CONNECTIONS} connections, one fill each"
-            yield _at_least(name, run.fills_per_second / peer.fills_per_second, OF_PEER_MIN, "{:.0f}")
+            yield at_least(name, run.fills_per_second / peer.fills_per_second, OF_PEER_MIN, "{:.0f}")
 
 
 def _latency(results: Results) -> Iterator[Target]:
     if results.latency:
         rate = f"{round(results.latency.sent_per_second, -2):,.0f}"
-        yield _at_most(f"p99 ms, XADD to durable, at {rate}/s", results.latency.p99_ms, P99_MS_MAX, "{:.1f}")
+        yield at_most(f"p99 ms, XADD to durable, at {rate}/s", results.latency.p99_ms, P99_MS_MAX, "{:.1f}")
 
 
 def _memory(results: Results) -> Iterator[Target]:
     runs = [*results.throughput, *results.history]
     if runs:
-        yield _at_most("peak memory of the engine, MB", max(run.memory_mb for run in runs), MEMORY_MB_MAX, "{:.0f}")
+        yield at_most("peak memory of the engine, MB", max(run.memory_mb for run in runs), MEMORY_MB_MAX, "{:.0f}")
 
 
 def _history(results: Results) -> Iterator[Target]:
     for run in results.history[1:]:
         slower = results.history[0].fills_per_second / run.fills_per_second - 1
-        yield _at_most(f"slower at {_entries(run.history)} entries than at none", slower, HISTORY_SLOWDOWN_MAX, "{:.0%}")
+        yield at_most(f"slower at {_entries(run.history)} entries than at none", slower, HISTORY_SLOWDOWN_MAX, "{:.0%}")
 
 
 def _run(results: Results, per_message: int) -> Throughput | None:
@@ -99,11 +99,13 @@ def _run(results: Results, per_message: int) -> Throughput | None:
     return next((run for run in results.throughput if (run.contracts, run.per_message) == wanted), None)
 
 
-def _at_least(name: str, measured: float, least: float, form: str) -> Target:
+def at_least(name: str, measured: float, least: float, form: str) -> Target:
+    """A promise of so much or more."""
     return Target(name=name, promised=f">= {form.format(least)}", measured=form.format(measured), met=measured >= least)
 
 
-def _at_most(name: str, measured: float, most: float, form: str) -> Target:
+def at_most(name: str, measured: float, most: float, form: str) -> Target:
+    """A promise of so much or less."""
     return Target(name=name, promised=f"<= {form.format(most)}", measured=form.format(measured), met=measured <= most)
 
 
@@ -124,11 +126,11 @@ def show(results: Results, console: Console) -> None:
     if results.history:
         console.print(_history_table(results.history))
     if results.targets:
-        console.print(_target_table(results.targets))
+        console.print(target_table(results.targets))
 
 
 def _throughput_table(runs: Sequence[Throughput]) -> Table:
-    table = _table(
+    table = table_of(
         "A backlog until it is durable, and bare COPY of the same rows; CPU in seconds per million fills",
         "contracts", "per msg", "fills/s", "COPY/s", "ratio", "engine", "PostgreSQL", "for COPY", "MB", "per commit", "others",
     )  # fmt: skip
@@ -142,7 +144,7 @@ def _throughput_table(runs: Sequence[Throughput]) -> Table:
 
 
 def _peer_table(results: Results) -> Table:
-    table = _table("One transaction per fill", "connections", "fills/s", "fundsvc is", "PostgreSQL CPU", "others")
+    table = table_of("One transaction per fill", "connections", "fills/s", "fundsvc is", "PostgreSQL CPU", "others")
     run = _run(results, BATCHED)
     for peer in results.peers:
         times = f"{run.fills_per_second / peer.fills_per_second:.0f} times as fast" if run else ""
@@ -153,7 +155,7 @@ def _peer_table(results: Results) -> Table:
 
 
 def _latency_table(latency: Latency) -> Table:
-    table = _table(
+    table = table_of(
         "From XADD to durable, single fills, ms",
         "fills/s",
         "fills",
@@ -172,7 +174,7 @@ def _latency_table(latency: Latency) -> Table:
 
 
 def _history_table(runs: Sequence[Throughput]) -> Table:
-    table = _table("With history", "entries before", "fills/s", "to none", "engine CPU", "PostgreSQL CPU", "others")
+    table = table_of("With history", "entries before", "fills/s", "to none", "engine CPU", "PostgreSQL CPU", "others")
     for run in runs:
         table.add_row(
             _entries(run.history), f"{run.fills_per_second:,.0f}", f"{run.fills_per_second / runs[0].fills_per_second:.2f}",
@@ -181,14 +183,16 @@ def _history_table(runs: Sequence[Throughput]) -> Table:
     return table
 
 
-def _target_table(targets: Sequence[Target]) -> Table:
-    table = _table("Targets", "what", "promised", "measured", "")
+def target_table(targets: Sequence[Target]) -> Table:
+    """Promises, and whether they were kept."""
+    table = table_of("Targets", "what", "promised", "measured", "")
     for target in targets:
         table.add_row(target.name, target.promised, target.measured, "[green]met" if target.met else "[red]not met")
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def table_of(title: str, *columns: str) -> Table:
+    """An empty table."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="right")

@@ -21,8 +21,8 @@ import msgspec
 from ground import (
     STAGED,
     STREAM,
-    EngineProcess,
     Ledger,
+    ServiceProcess,
     append,
     bodies,
     connection_to,
@@ -120,11 +120,11 @@ async def drain(servers: EmbeddedServers, ledger: Ledger, load: Load, market: Ma
 
 
 @asynccontextmanager
-async def listing_engine(ledger: Ledger, market: Market, log: Path) -> AsyncIterator[EngineProcess]:
+async def listing_engine(ledger: Ledger, market: Market, log: Path, **settings: str) -> AsyncIterator[ServiceProcess]:
     """An engine that has listed the market's contracts and waits for fills."""
     async with stream_of(ledger) as client:
         last_id = await append(client, STREAM, bodies(market.listings(), 100, "json"), "json")
-    async with running_engine(ledger, log) as engine, connection_to(ledger.owner_dsn) as connection:
+    async with running_engine(ledger, log, **settings) as engine, connection_to(ledger.owner_dsn) as connection:
         await until_settled(connection, last_id, engine, POLL_SECONDS)
         yield engine
 

@@ -1,0 +1,177 @@
+"""How many requests a second are answered, beside a bare aiohttp handler that answers with the same bytes.
+
+Both servers are processes of their own, asked by the same client over the same number of connections that stay open, one
+request on each at a time. They take turns, several times; whichever is not asked is stopped meanwhile. The client is a raw
+asyncio protocol, which takes less of the machine than either server does.
+"""
+
+import asyncio
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import msgspec
+from ground import ServiceProcess, url_of
+
+BARE = Path(__file__).with_name("bare.py")
+
+CONNECTIONS = 32
+"""Enough to keep a server busy, few enough that a request does not wait for many others."""
+
+STANDARD_HEADERS = 4
+"""What aiohttp itself adds: Content-Type, Content-Length, Date, Server."""
+
+WARM_SECONDS = 0.5
+
+
+class Reads(msgspec.Struct, kw_only=True):
+    """Requests a second and p99 (ms), the medians of rounds; `ratio` is the median of the rounds' ratios."""
+
+    rounds: int
+    service_per_second: float
+    bare_per_second: float
+    ratio: float
+    service_p99_ms: float
+    bare_p99_ms: float
+
+
+class Asker(asyncio.Protocol):
+    """A connection that asks again as soon as it has an answer."""
+
+    def __init__(self, request: bytes, body_length: int) -> None:
+        self.times: list[float] = []
+        self._request = request
+        self._body_length = body_length
+        self._received = b""
+        self._asked = 0.0
+        self._asking = False
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Takes the connection."""
+        self._transport = transport  # type: ignore[assignment]
+
+    def start(self) -> None:
+        """Begins to ask."""
+        self.times = []
+        self._asking = True
+        self._ask()
+
+    def stop(self) -> None:
+        """Lets the request in hand be the last."""
+        self._asking = False
+
+    def data_received(self, data: bytes) -> None:
+        """Looks only for where the headers end, and whether the body is there."""
+        self._received = self._received + data if self._received else data
+        head = self._received.find(b"\r\n\r\n")
+        if head < 0 or len(self._received) < head + 4 + self._body_length:
+            return
+        if not self._received.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"the answer is {self._received[:200]!r}")
+        self._received = b""
+        self.times.append(time.perf_counter() - self._asked)
+        if self._asking:
+            self._ask()
+
+    def _ask(self) -> None:
+        self._asked = time.perf_counter()
+        self._transport.write(self._request)
+
+
+async def measure(api: ServiceProcess, log: Path, symbol: str, rounds: int, seconds: float) -> Reads:
+    """Alternates between the service and the bare handler."""
+    path = f"/api/v1/insurance-fund/{symbol}"
+    host, port = url_of(log)
+    head, body = await _answer(host, port, path)
+    file = log.with_name("body.json")
+    file.write_bytes(body)
+    taken: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    with _bare(file, head.count(b"\r\n") - STANDARD_HEADERS) as (bare_port, bare):
+        async with (
+            _asking(host, port, path, len(body)) as service_askers,
+            _asking(host, bare_port, path, len(body)) as bare_askers,
+        ):
+            for _ in range(rounds):
+                bare.send_signal(signal.SIGSTOP)
+                service = await _round(service_askers, seconds)
+                bare.send_signal(signal.SIGCONT)
+                api.send_signal(signal.SIGSTOP)
+                taken.append((service, await _round(bare_askers, seconds)))
+                api.send_signal(signal.SIGCONT)
+                await asyncio.sleep(WARM_SECONDS)  # in which it hears again where the ledger is
+    return Reads(
+        rounds=rounds,
+        service_per_second=statistics.median(service[0] for service, _ in taken),
+        bare_per_second=statistics.median(bare[0] for _, bare in taken),
+        ratio=statistics.median(service[0] / bare[0] for service, bare in taken),
+        service_p99_ms=statistics.median(service[1] for service, _ in taken),
+        bare_p99_ms=statistics.median(bare[1] for _, bare in taken),
+    )
+
+
+async def _round(askers: list[Asker], seconds: float) -> tuple[float, float]:
+    """Requests a second and p99 in ms, after a moment to warm up."""
+    for asker in askers:
+        asker.start()
+    await asyncio.sleep(WARM_SECONDS)
+    for asker in askers:
+        asker.times.clear()
+    started = time.perf_counter()
+    await asyncio.sleep(seconds)
+    took = time.perf_counter() - started
+    for asker in askers:
+        asker.stop()
+    times = sorted(each for asker in askers for each in asker.times)
+    await asyncio.sleep(WARM_SECONDS)  # for the requests in hand
+    return len(times) / took, times[len(times) * 99 // 100] * 1000
+
+
+def _request(host: str, port: int, path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+
+
+async def _answer(host: str, port: int, path: str) -> tuple[bytes, bytes]:
+    """Head and body of what the service answers."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(_request(host, port, path))
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    body = await reader.readexactly(length)
+    writer.close()
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(f"{path} answers {head!r} {body!r}")
+    return head.removesuffix(b"\r\n\r\n"), body
+
+
+@asynccontextmanager
+async def _asking(host: str, port: int, path: str, body_length: int) -> AsyncIterator[list[Asker]]:
+    loop = asyncio.get_running_loop()
+    askers, transports = [], []
+    for _ in range(CONNECTIONS):
+        asker = Asker(_request(host, port, path), body_length)
+        transport, _ = await loop.create_connection(lambda asker=asker: asker, host, port)
+        askers.append(asker)
+        transports.append(transport)
+    try:
+        yield askers
+    finally:
+        for transport in transports:
+            transport.abort()
+
+
+@contextmanager
+def _bare(body: Path, headers: int) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """The bare handler in a process of its own, and its port."""
+    process = subprocess.Popen([sys.executable, str(BARE), str(body), str(headers)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline()), process
+    finally:
+        process.kill()
+        process.wait()
