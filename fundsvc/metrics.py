@@ -129,7 +129,9 @@ class Metrics:
         self._began: dict[tuple[str, int], float] = {}
         self.faults = Counter("fundsvc_faults", "Times the database or the stream was away.", ["part"], registry=registry)
 
-        # Finding a child by its labels takes longer than setting it, and a commit may set thousands.
+        # Finding a child by its labels takes longer than setting it; a commit may set thousands, a second as many.
+        self._requests_of = cache(self.http_requests.labels)
+        self._seconds_of = cache(self.http_seconds.labels)
         self._entries_of = cache(self.entries.labels)
         self._balance_of = cache(self.balance.labels)
         self._outstanding_of = cache(self.outstanding.labels)
@@ -202,8 +204,8 @@ class Metrics:
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Counts an answered HTTP request; `route` is a template, because raw paths are whatever clients invent."""
-        self.http_requests.labels(route, status).inc()
-        self.http_seconds.labels(route).observe(seconds)
+        self._requests_of(route, status).inc()
+        self._seconds_of(route).observe(seconds)
 
     def render(self) -> bytes:
         """The exposition text."""

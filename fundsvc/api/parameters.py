@@ -150,14 +150,14 @@ def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
             raise BadParameter(f"{_shown(name)} is no parameter here; allowed: {', '.join(fields) or 'none'}")
         if len(given.getall(name)) > 1:
             raise BadParameter(f"{name} is given more than once")
-    for field in inspect.type_info(query).fields:  # type: ignore[attr-defined]
-        if field.required and field.encode_name not in given:
-            raise MissingParameter(f"{field.encode_name} is missing: it must be {_allowed(field.type)}")
+    for name, field in fields.items():
+        if field.required and name not in given:
+            raise MissingParameter(f"{name} is missing: it must be {_allowed(field.type)}")
     try:
         return msgspec.convert(dict(given), query, strict=False)
     except msgspec.ValidationError as error:
         name = str(error).rpartition("$.")[2].rstrip("`")
-        raise BadParameter(f"{name} is {_shown(given[name])}: it must be {_allowed(fields[name])}") from None
+        raise BadParameter(f"{name} is {_shown(given[name])}: it must be {_allowed(fields[name].type)}") from None
 
 
 def read_body(kind: type[Q], body: bytes) -> Q:
@@ -169,8 +169,8 @@ def read_body(kind: type[Q], body: bytes) -> Q:
 
 
 @cache
-def _fields(query: type[Query]) -> dict[str, inspect.Type]:
-    return {field.encode_name: field.type for field in inspect.type_info(query).fields}  # type: ignore[attr-defined]
+def _fields(query: type[Query]) -> dict[str, inspect.Field]:
+    return {field.encode_name: field for field in inspect.type_info(query).fields}  # type: ignore[attr-defined]
 
 
 def _allowed(kind: inspect.Type) -> str:
