@@ -14,14 +14,12 @@ from escalations import BEGINNING, SYMBOL, executed, shortfall
 from eventually import eventually
 from ledgers import fill as any_fill
 from ledgers import listing
+from live import serving as service_of
 from playwright.async_api import async_playwright, expect
 from test_engine import running
 from tokens import signed, with_secret
 
-from fundsvc.app import http_side
 from fundsvc.core.events import Rate
-from fundsvc.metrics import Metrics
-from fundsvc.store.database import open_pool
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
@@ -68,13 +66,9 @@ async def producer(config):
 
 @asynccontextmanager
 async def serving(config):
-    """The HTTP side alone."""
-    async with (
-        open_pool(config.database.dsn, 4) as pool,
-        open_client(config.stream) as client,
-        http_side(config, Metrics(), pool, client, public=True) as url,
-    ):
-        yield url
+    """The HTTP side alone, by its address."""
+    async with service_of(config) as service:
+        yield str(service.http._base_url).rstrip("/")
 
 
 @pytest.fixture
@@ -297,8 +291,26 @@ async def test_the_chart_can_be_zoomed_and_shown_in_a_log_scale(open_window, pro
         await scale.click()
         await expect(scale).to_have_attribute("aria-pressed", "true")
         assert await page.evaluate("document.querySelector('.plot').layout.yaxis.type") == "log"
-        await page.get_by_role("button", name="All").click()
-        await expect(page.get_by_role("button", name="All")).to_have_attribute("aria-pressed", "true")
+        await drag(page, page.locator(".plot .nsewdrag").first)
+        everything = page.get_by_role("button", name="All")
+        await expect(page.locator(".chart [aria-pressed=true]")).to_have_text(["Log scale"])
+        assert await page.evaluate(width) < before / 2
+        await everything.click()
+        await expect(everything).to_have_attribute("aria-pressed", "true")
+        await eventually(lambda: _wider(page, width, before))
+
+
+async def drag(page, target):
+    """From a quarter to three quarters of its width."""
+    box = await target.bounding_box()
+    await page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 20)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + box["width"] * 3 / 4, box["y"] + 20, steps=4)
+    await page.mouse.up()
+
+
+async def _wider(page, width, before):
+    return await page.evaluate(width) >= before
 
 
 async def _about_half(page, width, before):
@@ -380,6 +392,20 @@ async def test_an_adl_order_shows_what_it_needs_and_takes(open_window, producer,
         await order.get_by_role("link", name="cause: entry 1").click()
         await expect(page.get_by_role("dialog")).to_contain_text("Deleveraging")
         await expect(page.get_by_role("dialog")).to_contain_text((await fund_of(url, SYMBOL))["head"])
+
+
+@needs_browser
+async def test_an_unknown_contract_is_said_and_disturbs_nothing_else(open_window, producer, url):
+    await listed(producer, "AAA")
+    await eventually(lambda: fund_of(url, "AAA"))
+    async with open_window() as window:
+        await window.go("#/contract/NOPE")
+        await window.connection("live")
+        await expect(window.page.locator("main")).to_contain_text("No contract NOPE is listed")
+        await window.go("#/")
+        await producer.append([fill("AAA", 1, 7)])
+        await expect(window.cell("AAA", "balance")).to_have_text("7")
+        window.complaints.clear()  # the browser itself tells of every 404
 
 
 @needs_browser

@@ -36,7 +36,8 @@ const DELEVERAGED_COLUMNS = {
   Price: (row) => number(row.price),
   Lights: (row) => lights(row.lights),
   Rank: (row) => rank(row),
-  Cause: (row) => element("a", { href: `#/contract/${encodeURIComponent(row.symbol)}/entry/${row.cause}` }, `entry ${row.cause}`),
+  Cause: (row) =>
+    element("a", { href: `#/contract/${encodeURIComponent(row.symbol)}/entry/${row.cause}` }, `entry ${row.cause}`),
   Order: (row) => element("span", {}, `ADL ${row.adl}, round ${row.round}`),
   ...INPUTS,
 };
@@ -49,7 +50,9 @@ function contractLink({ symbol }) {
 }
 
 function rank(row) {
-  return row.rank === null ? number(null, { reason: "no rank without a mark or without equity" }) : element("span", {}, number(row.rank), ` of ${row.ranked}`);
+  return row.rank === null
+    ? number(null, { reason: "no rank without a mark or without equity" })
+    : element("span", {}, number(row.rank), ` of ${row.ranked}`);
 }
 
 /** The token of this tab; null without one. */
@@ -110,7 +113,12 @@ class AccountView {
   #ask() {
     const token = element("textarea", { id: "token", rows: 4, spellcheck: "false", autocomplete: "off", required: true });
     const account = element("input", { id: "account", autocomplete: "off" });
-    const whose = element("p", { hidden: true }, element("label", { for: "account" }, "Account (yours is a risk token: whose positions?)"), account);
+    const whose = element(
+      "p",
+      { hidden: true },
+      element("label", { for: "account" }, "Account (yours is a risk token: whose positions?)"),
+      account,
+    );
     token.addEventListener("input", () => {
       whose.hidden = claims(token.value.trim()).role !== "risk";
     });
@@ -121,7 +129,14 @@ class AccountView {
     const about = "It is kept in this tab until you close it, and sent to this service alone.";
     const label = element("label", { for: "token" }, "Access token");
     const send = element("button", { type: "submit", class: "primary" }, "Show my positions");
-    const form = element("form", { class: "token", submit }, element("p", {}, label, token), whose, element("p", { class: "note" }, about), send);
+    const form = element(
+      "form",
+      { class: "token", submit },
+      element("p", {}, label, token),
+      whose,
+      element("p", { class: "note" }, about),
+      send,
+    );
     this.content.replaceChildren(form);
   }
 
@@ -148,7 +163,12 @@ class AccountView {
     this.who = element("p", { class: "who" });
     this.positions = element("section", { class: "panel" });
     this.deleveraged = element("section", { class: "panel" });
-    const head = element("div", { class: "head" }, this.who, button("Forget the token", () => this.#leave(), { class: "quiet" }));
+    const head = element(
+      "div",
+      { class: "head" },
+      this.who,
+      button("Forget the token", () => this.#leave(), { class: "quiet" }),
+    );
     this.content.replaceChildren(head, this.positions, this.deleveraged);
     if (answer) this.#draw(answer);
     const look = () => document.hidden || this.#look();
@@ -175,7 +195,6 @@ class AccountView {
     }
   }
 
-
   #leave() {
     forgetToken();
     this.end();
@@ -198,7 +217,13 @@ class AccountView {
     this.#announce(deleveraged);
     this.who.replaceChildren("Account ", element("b", {}, account));
     drawTable(this.positions, "Positions", POSITION_COLUMNS, positions, "No open positions.");
-    drawTable(this.deleveraged, "Deleveraged", DELEVERAGED_COLUMNS, deleveraged, "None of these positions was ever deleveraged.");
+    drawTable(
+      this.deleveraged,
+      "Deleveraged",
+      DELEVERAGED_COLUMNS,
+      deleveraged,
+      "None of these positions was ever deleveraged.",
+    );
   }
 }
 

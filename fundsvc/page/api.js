@@ -8,6 +8,11 @@ export class ApiError extends Error {
     this.code = code;
   }
 
+  /** Whether asking again would be answered in the same way. */
+  get isFinal() {
+    return [400, 403, 404].includes(this.status);
+  }
+
   /** Whether another token would help. */
   get isAccess() {
     return this.status === 401 || this.status === 403;

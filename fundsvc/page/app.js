@@ -60,7 +60,11 @@ function sayConnection(state) {
   const status = document.getElementById("connection");
   const since = feed.heardAt ? `, data as of ${clock(feed.heardAt)}` : "";
   status.dataset.state = state === "connecting" && feed.heardAt ? "waiting" : state;
-  const words = { live: "live", connecting: feed.heardAt ? `reconnecting${since}` : "connecting", waiting: `reconnecting${since}` };
+  const words = {
+    live: "live",
+    connecting: feed.heardAt ? `reconnecting${since}` : "connecting",
+    waiting: `reconnecting${since}`,
+  };
   if (status.textContent !== words[state]) status.textContent = words[state];
   status.title = state === "live" ? "" : feed.reason;
 }

@@ -27,8 +27,13 @@ export function showContract(root, { market, feed }, symbol) {
   const state = element("span", {});
   const worth = element("div", { class: "worth" });
   const facts = element("dl", { class: "facts" });
-  const panels = Object.fromEntries(["chart", "entries", "queue", "orders"].map((name) => [name, element("section", { class: `panel ${name}` })]));
-  root.append(element("header", { class: "contract" }, element("div", { class: "name" }, title, state), worth, facts), ...Object.values(panels));
+  const panels = Object.fromEntries(
+    ["chart", "entries", "queue", "orders"].map((name) => [name, element("section", { class: `panel ${name}` })]),
+  );
+  root.append(
+    element("header", { class: "contract" }, element("div", { class: "name" }, title, state), worth, facts),
+    ...Object.values(panels),
+  );
 
   let shown = null;
   const unlisten = market.listen(() => {
@@ -54,11 +59,17 @@ export function showContract(root, { market, feed }, symbol) {
 function worths(fund) {
   const inUsdt = money(fund.balanceUsdt, "USDT", { reason: fund.balanceUsdtReason });
   const inBase = money(fund.balanceBase, fund.baseCurrency, { reason: fund.balanceBaseReason });
-  const others = [inUsdt, inBase].filter((_, place) => [fund.settleCurrency !== "USDT", fund.settleCurrency !== fund.baseCurrency][place]);
-  return [element("p", { class: "balance" }, money(fund.balance, fund.settleCurrency)), ...others.map((value) => element("p", {}, "≈ ", value))];
+  const others = [inUsdt, inBase].filter(
+    (_, place) => [fund.settleCurrency !== "USDT", fund.settleCurrency !== fund.baseCurrency][place],
+  );
+  return [
+    element("p", { class: "balance" }, money(fund.balance, fund.settleCurrency)),
+    ...others.map((value) => element("p", {}, "≈ ", value)),
+  ];
 }
 
 function drawFacts(facts, fund) {
-  if (!facts.children.length) facts.append(...Object.keys(FACTS).map((name) => element("div", {}, element("dt", {}, name), element("dd", {}))));
+  if (!facts.children.length)
+    facts.append(...Object.keys(FACTS).map((name) => element("div", {}, element("dt", {}, name), element("dd", {}))));
   Object.values(FACTS).forEach((show, place) => facts.children[place].lastChild.replaceChildren(show(fund)));
 }

@@ -21,7 +21,12 @@ const COLUMNS = [
     descending: true,
   },
   { id: "balance", title: "Balance", compare: byAmount("balance"), show: (fund) => number(fund.balance), amount: true },
-  { id: "currency", title: "Currency", compare: byText("settleCurrency"), show: (fund) => element("abbr", {}, fund.settleCurrency) },
+  {
+    id: "currency",
+    title: "Currency",
+    compare: byText("settleCurrency"),
+    show: (fund) => element("abbr", {}, fund.settleCurrency),
+  },
   {
     id: "usdt",
     title: "USDT value",
@@ -50,8 +55,20 @@ const COLUMNS = [
     show: (fund) => percent(fund.drawdown8h),
     descending: true,
   },
-  { id: "outstanding", title: "Outstanding", compare: byAmount("outstanding"), show: (fund) => number(fund.outstanding), amount: true },
-  { id: "updatedAt", title: "Last change", compare: byNumber("updatedAt"), show: (fund) => moment(fund.updatedAt), descending: true },
+  {
+    id: "outstanding",
+    title: "Outstanding",
+    compare: byAmount("outstanding"),
+    show: (fund) => number(fund.outstanding),
+    amount: true,
+  },
+  {
+    id: "updatedAt",
+    title: "Last change",
+    compare: byNumber("updatedAt"),
+    show: (fund) => moment(fund.updatedAt),
+    descending: true,
+  },
 ];
 
 const BALANCE = COLUMNS.findIndex(({ id }) => id === "balance");
@@ -110,7 +127,12 @@ class ContractsView {
     });
     this.text.value = chosen.text;
     const states = FUND_STATES.map((state) => element("option", { value: state }, fundState(state).textContent));
-    this.state = element("select", { "aria-label": "State", change: filter }, element("option", { value: "" }, "All states"), ...states);
+    this.state = element(
+      "select",
+      { "aria-label": "State", change: filter },
+      element("option", { value: "" }, "All states"),
+      ...states,
+    );
     this.state.value = chosen.state;
     const columns = COLUMNS.map((column) => element("option", { value: column.id }, `Sort: ${column.title}`));
     this.sort = element("select", { class: "narrow", "aria-label": "Sort by" }, ...columns);
@@ -147,8 +169,12 @@ class ContractsView {
     const known = new Set(this.#order);
     if (sort || due || shown.length !== this.#order.length || shown.some(({ symbol }) => !known.has(symbol))) this.#sort(shown);
     for (const fund of shown) this.#row(fund).show(fund, this.table);
-    arrange(this.body, this.#order.map((symbol) => this.#rows.get(symbol).element));
-    this.count.textContent = shown.length === funds.size ? `${funds.size} contracts` : `${shown.length} of ${funds.size} contracts`;
+    arrange(
+      this.body,
+      this.#order.map((symbol) => this.#rows.get(symbol).element),
+    );
+    this.count.textContent =
+      shown.length === funds.size ? `${funds.size} contracts` : `${shown.length} of ${funds.size} contracts`;
   }
 
   #filtered(funds) {
@@ -171,11 +197,21 @@ class ContractsView {
   }
 
   #drawTotals(summary) {
-    const total = element("div", { class: "total all" }, element("h2", {}, "All funds"), money(summary.totalUsdt, "USDT", { reason: summary.totalUsdtReason }));
+    const total = element(
+      "div",
+      { class: "total all" },
+      element("h2", {}, "All funds"),
+      money(summary.totalUsdt, "USDT", { reason: summary.totalUsdtReason }),
+    );
     const each = summary.currencies.map((row) => {
       const title = element("h2", {}, `${row.currency} · ${row.contracts} ${row.contracts === 1 ? "contract" : "contracts"}`);
       const worth = element("p", {}, "≈ ", money(row.balanceUsdt, "USDT", { reason: row.balanceUsdtReason }));
-      const owed = element("p", { class: /[1-9]/.test(row.outstanding) ? "owed" : null }, "outstanding ", number(row.outstanding));
+      const owed = element(
+        "p",
+        { class: /[1-9]/.test(row.outstanding) ? "owed" : null },
+        "outstanding ",
+        number(row.outstanding),
+      );
       return element("div", { class: "total" }, title, number(row.balance), worth, owed);
     });
     this.totals.replaceChildren(total, ...each);
@@ -201,7 +237,8 @@ class Row {
       this.cells[place].replaceChildren(show(fund));
     });
     alignDecimals(table, this.element);
-    if (before.symbol && before.balance !== fund.balance) flash(this.cells[BALANCE], compareDecimals(fund.balance, before.balance));
+    if (before.symbol && before.balance !== fund.balance)
+      flash(this.cells[BALANCE], compareDecimals(fund.balance, before.balance));
   }
 }
 

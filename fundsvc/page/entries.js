@@ -26,19 +26,32 @@ class EntryList {
     this.table = element("table", { class: "list" }, caption, element("thead", {}, element("tr", {}, ...heads)), this.body);
     this.older = button("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
     const scrolled = () => this.#flush();
-    this.scroller = element("div", { class: "scroller tall", tabindex: "0", role: "region", "aria-label": "Entries", scroll: scrolled }, this.table, this.older);
+    this.scroller = element(
+      "div",
+      { class: "scroller tall", tabindex: "0", role: "region", "aria-label": "Entries", scroll: scrolled },
+      this.table,
+      this.older,
+    );
+    this.problem = element("p", { class: "problem" });
     this.waiting = button("", () => this.#toTop(), { class: "quiet waiting" });
     this.waiting.disabled = true;
-    root.append(element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting), this.scroller);
+    root.append(element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting), this.problem, this.scroller);
   }
 
   /** Reads what came after the newest known entry, or the newest page if that is too much; returns from where to go on. */
   resume = async () => {
-    const missed = this.#newest === null ? null : await this.#page({ offset: this.#newest, forward: true, maxCount: MISSED_MAX });
+    const missed =
+      this.#newest === null ? null : await this.#page({ offset: this.#newest, forward: true, maxCount: MISSED_MAX });
     if (missed && !missed.hasMore) missed.dataList.forEach(this.add);
     else this.#replace(await this.#page({ maxCount: PAGE_ENTRIES }));
+    this.say("");
     return { after: this.#newest };
   };
+
+  /** Says why there is nothing. */
+  say(problem) {
+    this.problem.textContent = problem;
+  }
 
   /** Takes the next entry; one that is known already is left out. */
   add = (entry) => {
@@ -88,7 +101,12 @@ class EntryList {
     if (!this.#pending.length) return;
     const top = Number(this.body.firstElementChild?.dataset.entry ?? 0);
     if (top && this.#pending[0].entry > top + 1) this.body.replaceChildren();
-    this.body.prepend(...this.#pending.splice(0).reverse().map((entry) => this.#row(entry)));
+    this.body.prepend(
+      ...this.#pending
+        .splice(0)
+        .reverse()
+        .map((entry) => this.#row(entry)),
+    );
     while (this.body.childElementCount > this.#room) {
       this.body.lastElementChild.remove();
       this.older.hidden = false;
@@ -112,7 +130,11 @@ class EntryList {
       number(entry.balance),
       cause(entry),
     ];
-    const row = element("tr", { "data-entry": entry.entry }, ...cells.map((cell, place) => element("td", sideOf(COLUMNS[place]), cell)));
+    const row = element(
+      "tr",
+      { "data-entry": entry.entry },
+      ...cells.map((cell, place) => element("td", sideOf(COLUMNS[place]), cell)),
+    );
     alignDecimals(this.table, row);
     return row;
   }
@@ -141,7 +163,7 @@ function origin({ kind, orderId, side, lots, price, bankruptcyPrice }) {
 /** Shows the entries of a contract; `told` hears of each new one, and when there are others altogether. */
 export function showEntries(root, feed, symbol, told) {
   const list = new EntryList(root, symbol, told);
-  list.resume().catch((error) => root.append(element("p", { class: "problem" }, error.message)));
+  list.resume().catch((error) => list.say(error.message));
   const receive = (_subject, entry) => list.add(entry);
   return feed.subscribe(`/insuranceFund/entry:${symbol}`, { receive, resume: list.resume });
 }

@@ -29,7 +29,13 @@ export async function openEntry(dialog, symbol, number, closed) {
   const title = element("h2", { id: "entry-title" }, `${symbol}, entry ${number}`);
   const content = element("div", { "aria-live": "polite" }, "loading");
   const turn = (to, text) => element("a", { class: "button quiet", href: `${path}/${to}` }, text);
-  const foot = element("footer", {}, ...(number > 1 ? [turn(number - 1, "‹ Before")] : []), turn(number + 1, "After ›"), button("Close", () => dialog.close(), { autofocus: true }));
+  const foot = element(
+    "footer",
+    {},
+    ...(number > 1 ? [turn(number - 1, "‹ Before")] : []),
+    turn(number + 1, "After ›"),
+    button("Close", () => dialog.close(), { autofocus: true }),
+  );
   dialog.replaceChildren(title, content, foot);
   dialog.onclose = closed;
   if (!dialog.open) dialog.showModal();
@@ -43,6 +49,10 @@ export async function openEntry(dialog, symbol, number, closed) {
 function details({ entry, previousHash, adl }) {
   const rows = Object.entries(FIELDS).map(([name, show]) => [name, show(entry)]);
   rows.push(["Hash before", hash(previousHash)]);
-  const list = element("dl", { class: "details" }, ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+  const list = element(
+    "dl",
+    { class: "details" },
+    ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
+  );
   return adl ? [list, element("h3", {}, "Deleveraging"), orderSummary(adl)] : [list];
 }

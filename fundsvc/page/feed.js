@@ -103,7 +103,8 @@ export class Feed {
     connection.socket = new WebSocket(url);
     connection.server = server;
     connection.socket.onmessage = (event) => this.#hear(connection, JSON.parse(event.data));
-    connection.socket.onclose = ({ reason }) => this.#connection === connection && this.#drop(reason || "the connection was closed");
+    connection.socket.onclose = ({ reason }) =>
+      this.#connection === connection && this.#drop(reason || "the connection was closed");
     connection.timers.push(setTimeout(() => connection.welcome || this.#drop("no welcome came"), WELCOME_MS_MAX));
   }
 
@@ -129,8 +130,17 @@ export class Feed {
     this.#say("live");
   }
 
-  /** Subscribes to one topic; raises when what was missed could not be read, or when the topic was refused. */
+  /** Subscribes to one topic, or forgets it when it is refused for good; raises when it should be tried again. */
   async #join(subscription) {
+    try {
+      await this.#subscribe(subscription);
+    } catch (error) {
+      if (!(error instanceof ApiError && error.isFinal)) throw error;
+      this.#subscriptions.delete(subscription.topic);
+    }
+  }
+
+  async #subscribe(subscription) {
     const { topic, isPrivate } = subscription;
     if (isPrivate && !this.#token) return;
     const connection = this.#connection;

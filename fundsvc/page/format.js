@@ -58,7 +58,11 @@ export function hash(hex) {
 export function lights(count) {
   if (count === null || count === undefined) return number(null);
   const lamps = Array.from({ length: 5 }, (_, place) => element("i", { class: place < count ? "on" : null }));
-  return element("span", { class: "lights", role: "img", "aria-label": `${count} of 5 lights`, "data-lights": count }, ...lamps);
+  return element(
+    "span",
+    { class: "lights", role: "img", "aria-label": `${count} of 5 lights`, "data-lights": count },
+    ...lamps,
+  );
 }
 
 const STATES = {

@@ -40,15 +40,27 @@ export function orderSummary(order) {
     Refund: number(order.refund),
     Rest: number(order.rest),
   };
-  const list = Object.entries(amounts).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
-  return element("div", { class: "order-summary" }, element("p", { class: "line" }, ...facts), bar(order), element("dl", { class: "amounts" }, ...list));
+  const list = Object.entries(amounts).map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value)),
+  );
+  return element(
+    "div",
+    { class: "order-summary" },
+    element("p", { class: "line" }, ...facts),
+    bar(order),
+    element("dl", { class: "amounts" }, ...list),
+  );
 }
 
 /** The bar ends at the larger of both; a line marks what was needed. Lengths are all that a float is good for here. */
 function bar(order) {
   const [needed, taken] = [Number(order.needed), Number(order.taken)];
   const whole = Math.max(needed, taken) || 1;
-  const made = element("div", { class: "taken", role: "img", "aria-label": `taken ${order.taken} of needed ${order.needed}` }, element("i", {}));
+  const made = element(
+    "div",
+    { class: "taken", role: "img", "aria-label": `taken ${order.taken} of needed ${order.needed}` },
+    element("i", {}),
+  );
   made.style.setProperty("--taken", taken / whole);
   made.style.setProperty("--needed", needed / whole);
   return made;
@@ -70,7 +82,7 @@ function roundTable(order, round) {
 
 async function allAllocations({ symbol, adl }, round) {
   const rows = [];
-  for (let more = true; more; ) {
+  for (let more = true; more;) {
     const path = `adl/${encodeURIComponent(symbol)}/orders/${adl}/rounds/${round}`;
     const page = await get(path, { offset: rows.at(-1)?.rank ?? 0, maxCount: PAGE_ALLOCATIONS });
     rows.push(...page.dataList);
@@ -98,7 +110,9 @@ class OrderItem {
     this.title.textContent = `ADL ${order.adl}`;
     this.summary.replaceChildren(orderSummary(order));
     const count = order.rounds.length;
-    this.label.textContent = count ? `${count} ${count === 1 ? "round" : "rounds"}, and who was asked` : "nobody could be asked";
+    this.label.textContent = count
+      ? `${count} ${count === 1 ? "round" : "rounds"}, and who was asked`
+      : "nobody could be asked";
     this.#drawRounds();
   }
 
@@ -115,7 +129,10 @@ class OrderList {
   constructor(root, symbol) {
     this.#symbol = symbol;
     this.list = element("div", { class: "orders-list" }, element("p", { class: "none" }, "loading"));
-    this.older = button("Older orders", () => this.#read({ offset: Math.min(...this.#orders.keys()) }), { class: "quiet wide", hidden: true });
+    this.older = button("Older orders", () => this.#read({ offset: Math.min(...this.#orders.keys()) }), {
+      class: "quiet wide",
+      hidden: true,
+    });
     root.append(element("div", { class: "head" }, element("h2", {}, "Deleveraging (ADL)")), this.list, this.older);
   }
 
@@ -123,6 +140,11 @@ class OrderList {
     await this.#read({});
     return {};
   };
+
+  /** Says why there is nothing. */
+  say(problem) {
+    this.list.replaceChildren(element("p", { class: "problem" }, problem));
+  }
 
   async #read(parameters) {
     const path = `adl/${encodeURIComponent(this.#symbol)}/orders`;
@@ -136,15 +158,21 @@ class OrderList {
   change = (order) => {
     const before = this.#orders.get(order.adl);
     this.#orders.set(order.adl, order);
-    if (!before) announce(`ADL ${order.adl} of ${order.symbol}: ${order.lotsNeeded} lots of ${order.reduce} positions are needed`);
+    if (!before)
+      announce(`ADL ${order.adl} of ${order.symbol}: ${order.lotsNeeded} lots of ${order.reduce} positions are needed`);
     else if (before.state !== order.state) announce(`ADL ${order.adl} of ${order.symbol} is ${order.state}`);
     this.#draw();
   };
 
   #draw() {
     const orders = [...this.#orders.values()].sort((a, b) => b.adl - a.adl);
-    if (!orders.length) this.list.replaceChildren(element("p", { class: "none" }, "This fund has never had to deleverage anybody."));
-    else arrange(this.list, orders.map((order) => this.#item(order).element));
+    if (!orders.length)
+      this.list.replaceChildren(element("p", { class: "none" }, "This fund has never had to deleverage anybody."));
+    else
+      arrange(
+        this.list,
+        orders.map((order) => this.#item(order).element),
+      );
   }
 
   #item(order) {
@@ -158,7 +186,7 @@ class OrderList {
 /** Shows the orders of a contract; returns what ends that. */
 export function showOrders(root, feed, symbol) {
   const list = new OrderList(root, symbol);
-  list.resume().catch((error) => root.append(element("p", { class: "problem" }, error.message)));
+  list.resume().catch((error) => list.say(error.message));
   const receive = (_subject, order) => list.change(order);
   return feed.subscribe(`/adl/order:${symbol}`, { receive, resume: list.resume });
 }

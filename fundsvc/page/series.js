@@ -24,7 +24,7 @@ export async function firstEntryAt(symbol) {
 /**
  * The balance from `from` to `to` (ms) in points {ts, text, balance}, each holding until the next; `band` are the lowest and
  * highest of each candle, `losses` the shortfalls and ADL orders. Where there are too many entries, `points` are the newest ones,
- * and `before` are points of candles and samples.
+ * and `before` are points of candles and samples. `last` is the number of the last entry.
  */
 export async function loadSeries(symbol, from, to) {
   const [start, end] = await Promise.all([balanceAt(symbol, from), balanceAt(symbol, to)]);
@@ -32,6 +32,7 @@ export async function loadSeries(symbol, from, to) {
   const isWhole = end.entry - start.entry <= ENTRIES_MAX;
   const before = isWhole ? { points: [], band: [], losses: [] } : await readCandles(symbol, from, entries[0].ts);
   return {
+    last: end.entry,
     points: entries.map(entryPoint).reduce(addPoint, [before.points.at(-1) ?? point(from, start.balance)]),
     before: before.points.length ? [point(from, start.balance), ...before.points] : [],
     band: before.band,
@@ -107,7 +108,7 @@ function sample(symbol, from, to) {
 async function readShortfalls(symbol, from, to) {
   const span = { kind: "shortfall", startAt: Math.max(0, Math.floor(from)), endAt: Math.ceil(to) - 1, maxCount: PAGE };
   const found = [];
-  for (let more = true; more && found.length < ENTRIES_MAX; ) {
+  for (let more = true; more && found.length < ENTRIES_MAX;) {
     const { dataList, hasMore } = await history(symbol, found.length ? { ...span, offset: found.at(-1).entry } : span);
     found.push(...dataList);
     more = hasMore;

@@ -9,7 +9,13 @@ export function listTable(columns, rows, { words = [], caption = "", empty = "" 
   const heads = names.map((name) => element("th", { scope: "col", ...side(name) }, name));
   const lines = rows.map((row) => element("tr", {}, ...names.map((name) => element("td", side(name), columns[name](row)))));
   if (!rows.length) lines.push(element("tr", {}, element("td", { colspan: names.length, class: "none" }, empty)));
-  const table = element("table", { class: "list" }, element("caption", {}, caption), element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...lines));
+  const table = element(
+    "table",
+    { class: "list" },
+    element("caption", {}, caption),
+    element("thead", {}, element("tr", {}, ...heads)),
+    element("tbody", {}, ...lines),
+  );
   for (const line of lines) alignDecimals(table, line);
   return table;
 }

@@ -1,0 +1,107 @@
+/** What Plotly is told to draw: a step line, candles as a band, and marks in a lane of their own below. */
+
+import { element } from "./dom.js";
+
+const COLOURS = ["ink", "faint", "rule", "accent", "band", "loss", "adl"];
+
+let loading = null;
+
+/** The chart library, which the service has from its own package; it is loaded when it is first needed. */
+export function plotly() {
+  loading ??= new Promise((resolve, reject) => {
+    const source = document.querySelector("meta[name=plotly]").content;
+    const failed = () => {
+      loading = null;
+      reject(new Error("the chart library could not be loaded"));
+    };
+    document.head.append(element("script", { src: source, load: () => resolve(window.Plotly), error: failed }));
+  });
+  return loading;
+}
+
+/** Plotly knows no time zones: what it is given is drawn as if it were UTC, so it is given local time. */
+function toLocal(ts) {
+  return ts - new Date(ts).getTimezoneOffset() * 60_000;
+}
+
+/** The reverse, of what Plotly tells of its axis. */
+export function fromLocal(told) {
+  const local = typeof told === "number" ? told : Date.parse(`${told.replace(" ", "T")}Z`);
+  return local + new Date(local).getTimezoneOffset() * 60_000;
+}
+
+/** The colours of now, by what they are for. */
+export function coloursOf(plot) {
+  const style = getComputedStyle(plot);
+  return Object.fromEntries(COLOURS.map((name) => [name, style.getPropertyValue(`--${name}`)]));
+}
+
+/** A series from `from` to `to` (ms); the last balance is held until then, but not beyond now. */
+export function traces({ points, before, band, losses }, [from, to], colours, currency) {
+  const last = points.at(-1);
+  const held = { ...last, ts: Math.max(last.ts, Math.min(to, Date.now())) };
+  const shown = losses.filter(({ ts }) => ts >= from && ts <= to);
+  const [orders, shortfalls] = [true, false].map((wanted) => shown.filter(({ isAdl }) => isAdl === wanted));
+  return [
+    ...bandTraces(band, colours.band),
+    lineTrace("before", before, { color: colours.accent, width: 1.2, dash: "dot" }, currency),
+    lineTrace("entries", [...points, held], { color: colours.accent, width: 1.6 }, currency),
+    markTrace(shortfalls, { symbol: "triangle-down", color: colours.loss, size: 9 }, 0.75),
+    markTrace(orders, { symbol: "diamond", color: colours.adl, size: 9 }, 0.25),
+  ];
+}
+
+/** Axes and all else around the traces. */
+export function layout([from, to], { ink, faint, rule }, { family, isLogarithmic }) {
+  const axis = { gridcolor: rule, linecolor: rule, zeroline: false, tickfont: { color: faint, size: 11 }, automargin: true };
+  const scale = isLogarithmic ? { type: "log" } : { type: "linear", rangemode: "tozero" };
+  return {
+    margin: { l: 8, r: 8, t: 8, b: 8 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family, color: ink },
+    showlegend: false,
+    hovermode: "x",
+    dragmode: "zoom",
+    xaxis: { ...axis, type: "date", range: [toLocal(from), toLocal(to)], anchor: "y2", showgrid: false },
+    yaxis: { ...axis, ...scale, domain: [0.16, 1], side: "right" },
+    yaxis2: { domain: [0, 0.12], range: [0, 1], fixedrange: true, visible: false },
+  };
+}
+
+function lineTrace(name, points, line, currency) {
+  return {
+    name,
+    x: points.map(({ ts }) => toLocal(ts)),
+    y: points.map(({ balance }) => balance),
+    customdata: points.map(({ text }) => text),
+    hovertemplate: `%{customdata} ${currency}<extra></extra>`,
+    line: { shape: "hv", ...line },
+    mode: "lines",
+  };
+}
+
+function bandTraces(band, colour) {
+  if (!band.length) return [];
+  const side = (name) => ({
+    x: band.flatMap(({ ts, until }) => [toLocal(ts), toLocal(until)]),
+    y: band.flatMap((candle) => [candle[name], candle[name]]),
+    mode: "lines",
+    line: { shape: "hv", width: 0 },
+    hoverinfo: "skip",
+  });
+  return [side("low"), { ...side("high"), fill: "tonexty", fillcolor: colour }];
+}
+
+function markTrace(marks, marker, height) {
+  return {
+    x: marks.map(({ ts }) => toLocal(ts)),
+    y: marks.map(() => height),
+    yaxis: "y2",
+    mode: "markers",
+    marker,
+    text: marks.map(({ text }) => text),
+    hovertemplate: "%{text}<extra></extra>",
+    cliponaxis: false,
+  };
+}
