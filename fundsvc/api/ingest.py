@@ -5,8 +5,9 @@ its reason (`fundsvc rejected`), as it keeps what it refuses of any message. The
 and may refuse for what the ledger alone can tell, such as an amount out of range or an ADL order that is closed.
 """
 
-from collections import ChainMap, defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
+import asyncio
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -27,6 +28,9 @@ from fundsvc.streams.producer import Producer
 from fundsvc.wire import EVENTS_PER_MESSAGE_MAX, AnyEvent, Codec, Message, array_of, decode, decode_event, raw_events
 
 ENGINES: Roles = frozenset({"engine"})
+
+CHUNK_EVENTS = 500
+"""Checked between two looks at the loop: a few milliseconds, which is what others may wait."""
 
 NDJSON = "application/x-ndjson"
 MSGPACK = "application/msgpack"
@@ -113,16 +117,19 @@ class Ingest:
 
     async def _submit(self, submission: Submission) -> IngestAnswer:
         await self._learn(submission.events)
-        listed: ChainMap[str, Contract] = ChainMap({}, self._contracts)
-        refused = dict(self._refusals(submission.events, listed))
+        listed: dict[str, Contract] = {}
+        refused: dict[int, RefusedAnswer] = {}
+        for start in range(0, len(submission.events), CHUNK_EVENTS):
+            refused.update(self._refusals(submission.events, start, listed))
+            await asyncio.sleep(0)
         messages = await self._append(submission, refused)
-        self._contracts.update(listed.maps[0])
+        self._contracts.update(listed)
         return IngestAnswer(len(submission.events) - len(refused), messages, list(refused.values()))
 
     def _refusals(
-        self, events: Iterable[Event | Rejection], listed: MutableMapping[str, Contract]
+        self, events: Sequence[Event | Rejection], start: int, listed: dict[str, Contract]
     ) -> Iterator[tuple[int, RefusedAnswer]]:
-        for index, event in enumerate(events):
+        for index, event in enumerate(events[start : start + CHUNK_EVENTS], start):
             try:
                 self._check(event, listed)
             except Rejection as rejection:
@@ -134,8 +141,8 @@ class Ingest:
             found = {known.contract.symbol: known.contract for known in await self._reader.contracts()}
             self._contracts.update(found)
 
-    def _check(self, event: Event | Rejection, listed: MutableMapping[str, Contract]) -> None:
-        """Raises Rejection for what will be refused; a listing lists its contract for the events after it."""
+    def _check(self, event: Event | Rejection, listed: dict[str, Contract]) -> None:
+        """Raises Rejection for what will be refused; a listing adds its contract to those `listed` in this body."""
         match event:
             case Rejection():
                 raise event
@@ -145,7 +152,13 @@ class Ingest:
                 contract = contract_of(event.contract, self._currency.decimals, self._currency.decimals_default)
                 listed[contract.symbol] = contract
             case _:
-                _check_numbers(event, _listed(event, listed))
+                _check_numbers(event, self._contract(event, listed))
+
+    def _contract(self, event: Any, listed: Mapping[str, Contract]) -> Contract:
+        contract = listed.get(event.symbol) or self._contracts.get(event.symbol)
+        if contract is None:
+            raise Rejection(Reason.UNKNOWN_SYMBOL, f"no contract {event.symbol!r} is listed")
+        return contract
 
     async def _append(self, submission: Submission, refused: Container[int]) -> list[MessageAnswer]:
         """Appends each partition's part; raises Unavailable, saying which have theirs."""
@@ -208,13 +221,6 @@ def _whole(codec: Codec, body: bytes) -> Submission:
 
 def _is_no_event(event: Event | Rejection) -> bool:
     return isinstance(event, Rejection) and event.reason == Reason.UNDECODABLE
-
-
-def _listed(event: Any, contracts: Mapping[str, Contract]) -> Contract:
-    contract = contracts.get(event.symbol)
-    if contract is None:
-        raise Rejection(Reason.UNKNOWN_SYMBOL, f"no contract {event.symbol!r} is listed")
-    return contract
 
 
 def _check_numbers(event: Event, contract: Contract) -> None:
