@@ -31,7 +31,7 @@ def kept_secret(directory: Path) -> str:
     if not path.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
-    return path.read_text()
+    return path.read_text().strip()
 
 
 def _make(path: Path) -> None:
