@@ -12,7 +12,7 @@ from multidict import MultiDict
 from fundsvc.api.access import PUBLIC, Roles, allowed, for_roles
 from fundsvc.api.answers import Envelope
 from fundsvc.api.endpoints import JSON, Endpoint, Media
-from fundsvc.api.errors import NotFound, answer_errors
+from fundsvc.api.errors import BadParameter, NotFound, answer_errors
 from fundsvc.api.parameters import Query, read_body, read_query
 from fundsvc.metrics import Metrics
 from fundsvc.store.reader import Listed, Reader
@@ -89,15 +89,26 @@ def not_listed(symbol: str) -> NotFound:
 
 
 def _handler(route: Route) -> Handler:
+    asks_nothing = _asking_nothing(route.query)
+
     async def handle(request: web.Request) -> web.Response:
         caller = {"caller": allowed(request, route.roles)} if route.roles else {}
-        query = read_query(route.query, asked(request))
+        asks = asks_nothing is None or request.rel_url.raw_query_string
+        query = read_query(route.query, asked(request)) if asks else asks_nothing
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
         encoded = answer.body if isinstance(answer, Encoded) else msgspec.json.encode(Envelope(data=answer))
         return web.Response(body=encoded, content_type=JSON)
 
     return handle
+
+
+def _asking_nothing(query: type[Query]) -> Query | None:
+    """The question without any parameters, made once for all who ask it so; None where it needs some."""
+    try:
+        return read_query(query, MultiDict())
+    except BadParameter:
+        return None
 
 
 def asked(request: web.Request) -> MultiDict[str]:
