@@ -31,10 +31,11 @@ export async function loadSeries(symbol, from, to) {
   const entries = await readEntries(symbol, Math.max(start.entry, end.entry - ENTRIES_MAX), end.entry);
   const isWhole = end.entry - start.entry <= ENTRIES_MAX;
   const before = isWhole ? { points: [], band: [], losses: [] } : await readCandles(symbol, from, entries[0].ts);
+  const [beginning, [first, ...rest]] = [point(from, start.balance), entries.map(entryPoint)];
   return {
     last: end.entry,
-    points: entries.map(entryPoint).reduce(addPoint, [before.points.at(-1) ?? point(from, start.balance)]),
-    before: before.points.length ? [point(from, start.balance), ...before.points] : [],
+    points: isWhole ? entries.map(entryPoint).reduce(addPoint, [beginning]) : rest.reduce(addPoint, [first]),
+    before: isWhole ? [] : [beginning, ...before.points, first],
     band: before.band,
     losses: [...before.losses, ...entries.flatMap(entryLosses)],
   };
