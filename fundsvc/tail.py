@@ -17,7 +17,7 @@ import structlog
 from fundsvc.config import Config
 from fundsvc.core.contracts import Contract
 from fundsvc.metrics import Metrics
-from fundsvc.store.database import Pool, StoreFault, faults, lent, open_pool, snapshot
+from fundsvc.store.database import Pool, StoreFault, faults, lent, open_pool
 from fundsvc.store.deleveragings import OrderRow
 from fundsvc.store.reader import READ_SECONDS_MAX, EntryRow, FundRow
 from fundsvc.store.tailing import Connection, OrderKey, Place, Stand, entries, offsets, open_orders, orders, places, stands
@@ -57,6 +57,7 @@ class Tail:
         self._metrics = metrics
         self._seconds = seconds
         self._heard: float | None = None
+        self._next = 0.0
         self._offsets: dict[int, str] = {}
         self._places: dict[str, Place] = {}
         self._orders: dict[OrderKey, OrderRow] = {}
@@ -72,12 +73,17 @@ class Tail:
                         while True:
                             await self._step(connection)
                             away = False
-                            await asyncio.sleep(0 if self._behind() else self._seconds)
+                            await self._rest()
             except StoreFault as fault:
                 if not away:
                     log.warning("the funds and topics stay what they are until the database is back", fault=str(fault))
                 away = True
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def _rest(self) -> None:
+        """Waits for the next look, which is due so long after the last one began."""
+        self._next = max(time.monotonic(), self._next + self._seconds)
+        await asyncio.sleep(0 if self._behind() else self._next - time.monotonic())
 
     async def _step(self, connection: Connection) -> None:
         """Looks once at the ledger and tells the listeners what is new; what fails has told nothing."""
@@ -118,13 +124,14 @@ class Tail:
 
     async def _catch_up(self, connection: Connection, partitions: Collection[int]) -> None:
         """Brings the funds and orders of some partitions to where they stand, and tells what changed."""
-        async with snapshot(connection):
-            now = await places(connection, partitions)
-            moved = await self._moved_orders(connection, now)
-            symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
-            symbols.update(order.symbol for order in moved)
-            changed = await stands(connection, symbols) if symbols else {}
+        now = await places(connection, partitions)
+        moved = await self._moved_orders(connection, now)
+        symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
+        symbols.update(order.symbol for order in moved)
+        changed = await stands(connection, symbols) if symbols else {}
         self._show(changed)
+        # A fund may have moved on since its orders were read; those that it got by then are read next time.
+        self._places |= {symbol: stand.place._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
         for order in moved:
             self._keep(order)
         if changed:
@@ -137,7 +144,8 @@ class Tail:
         found = await orders(connection, known, after) if known or after else []
         unknown = [symbol for symbol in now if symbol not in self._places]
         fresh = await open_orders(connection, unknown) if unknown else []
-        return [order for order in (*found, *fresh) if self._orders.get((order.symbol, order.adl)) != order]
+        due = (order for order in (*found, *fresh) if order.adl <= now[order.symbol].adl)
+        return [order for order in due if self._orders.get((order.symbol, order.adl)) != order]
 
     def _before(self, symbol: str, place: Place) -> Place | None:
         """Where a contract stood, if it has had further orders since."""
@@ -145,7 +153,6 @@ class Tail:
         return before if before and before.adl < place.adl else None
 
     def _show(self, changed: Mapping[str, Stand]) -> None:
-        self._places |= {symbol: stand.place for symbol, stand in changed.items()}
         funds = {**self.funds, **{symbol: stand.fund for symbol, stand in changed.items()}}
         contracts = {**self.contracts, **{symbol: stand.contract for symbol, stand in changed.items()}}
         if len(funds) > len(self.funds):
