@@ -133,10 +133,10 @@ def _account(query: AccountQuery, caller: Caller) -> str:
     account = caller.account if query.account is UNSET else query.account
     if not account:
         raise BadParameter("account is missing: the token is for all of them, so say whose positions")
-    if not account.isprintable():
-        raise BadParameter("account must be printable text")
     if caller.role == "trader" and account != caller.account:
         raise Forbidden("these are another account's positions: a trader sees its own, so leave `account` out")
+    if not account.isprintable():
+        raise BadParameter("account must be printable text")
     return account
 
 
