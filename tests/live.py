@@ -2,10 +2,12 @@
 
 import asyncio
 import base64
+import socket
 from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
+from eventually import eventually
 
 from fundsvc.app import http_side
 from fundsvc.metrics import Metrics
@@ -25,6 +27,20 @@ class Service:
     def count(self, name, **labels):
         return self._metrics.registry.get_sample_value(name, labels)
 
+    async def stands_still(self, name, seconds=0.3):
+        """Whether a count is the same for some time."""
+        before = self.count(name)
+        await asyncio.sleep(seconds)
+        return before == self.count(name)
+
+    async def until(self, symbol, entry):
+        """Waits until a fund is shown as of an entry."""
+        await eventually(lambda: self.shows(symbol, entry))
+
+    async def shows(self, symbol, entry):
+        async with self.http.get(f"/api/v1/insurance-fund/{symbol}") as answer:
+            return answer.status == 200 and (await answer.json())["data"]["entry"] == entry
+
     async def data(self, path, method="GET", **options):
         async with self.http.request(method, path, **options) as answer:
             body = await answer.json()
@@ -42,8 +58,8 @@ class Service:
         bullet = await self.bullet(token)
         (server,) = bullet["instanceServers"]
         parameters = {"token": bullet["token"], "connectId": connect_id}
-        async with self.http.ws_connect(server["endpoint"], params=parameters) as socket:
-            client = Listener(socket)
+        async with self.http.ws_connect(server["endpoint"], params=parameters) as connection:
+            client = Listener(connection)
             assert await client.next() == {"id": connect_id, "type": "welcome"}
             yield client
 
@@ -51,8 +67,8 @@ class Service:
 class Listener:
     """A client that reads what it is sent."""
 
-    def __init__(self, socket):
-        self.socket = socket
+    def __init__(self, connection):
+        self.socket = connection
 
     async def say(self, **message):
         await self.socket.send_json(message)
@@ -134,7 +150,11 @@ async def sleeping(service, *commands):
     """A client that has been acknowledged its commands and reads nothing more; its buffers are small."""
     bullet = await service.bullet()
     host, port = service.http._base_url.host, service.http._base_url.port
-    reader, writer = await asyncio.open_connection(host, port, limit=2**12)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, (host, port))
+    reader, writer = await asyncio.open_connection(sock=connection, limit=2**12)
     key = base64.b64encode(bytes(16)).decode()
     writer.write(
         f"GET /ws?token={bullet['token']} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

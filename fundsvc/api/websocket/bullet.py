@@ -95,14 +95,15 @@ class Live:
         account = self._account(request.query.get("token", ""))
         if len(self._clients) >= self._config.websocket.clients_max:
             raise Unavailable("there are as many connections as are allowed: try again later, or another server")
-        socket = web.WebSocketResponse(timeout=CLOSE_SECONDS_MAX, max_msg_size=MESSAGE_BYTES_MAX, compress=False)
+        socket = web.WebSocketResponse(
+            timeout=CLOSE_SECONDS_MAX, max_msg_size=MESSAGE_BYTES_MAX, compress=False, autoclose=False
+        )
         writer = await socket.prepare(request)
         transport = request.transport
         if transport is None:
             return socket
         async with asyncio.TaskGroup() as tasks:
             client = Client(
-                socket,
                 writer,
                 transport,
                 tasks.create_task,
@@ -113,6 +114,8 @@ class Live:
             with self._counted(client):
                 client.send(welcome(request.query.get("connectId", "")[:CONNECT_ID_LENGTH_MAX]))
                 await Connection(socket, client, self._topics, self._config.websocket, self._metrics, tasks).run()
+            if not client.over:
+                await socket.close()
         return socket
 
     async def say_goodbye(self, _application: web.Application) -> None:

@@ -8,9 +8,10 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode
 from aiohttp.abc import AbstractStreamWriter
 
+from fundsvc.api.websocket.frames import close
 from fundsvc.metrics import Metrics
 
 CLOSE_SECONDS_MAX = 5.0
@@ -25,7 +26,6 @@ class Client:
 
     def __init__(
         self,
-        socket: web.WebSocketResponse,
         writer: AbstractStreamWriter,
         transport: asyncio.Transport,
         spawn: Spawn,
@@ -36,7 +36,6 @@ class Client:
     ) -> None:
         self.account = account
         self.over = False
-        self._socket = socket
         self._writer = writer
         self._transport = transport
         self._spawn = spawn
@@ -72,10 +71,11 @@ class Client:
         await self._writer.drain()
 
     def end(self, code: int, reason: str) -> None:
-        """Closes the connection; nothing more is sent."""
-        if not self.over:
-            self.over = True
-            self._spawn(self._close(code, reason))
+        """Asks the client to close the connection, and cuts it if that takes long; nothing more is sent."""
+        if not self._gone():
+            self._transport.write(close(code, reason))
+            asyncio.get_running_loop().call_later(CLOSE_SECONDS_MAX, self._transport.abort)
+        self.over = True
 
     async def _catch_up(self) -> None:
         try:
@@ -85,12 +85,6 @@ class Client:
         frames = b"".join(self._late.values())
         self._late.clear()
         self._write(frames)
-
-    async def _close(self, code: int, reason: str) -> None:
-        try:
-            await self._socket.close(code=code, message=reason.encode(), drain=False)
-        finally:
-            self._transport.abort()
 
     def _full(self) -> bool:
         return not self._gone() and self._transport.get_write_buffer_size() > self._bytes_max

@@ -53,27 +53,27 @@ class Connection:
     async def run(self) -> None:
         """Answers until the connection is over."""
         try:
-            while not self._client.over and await self._answer_next():
+            while await self._answer_next():
                 pass
         finally:
             for path, part in list(self._joined):
                 self._leave(self._topics[path], part)
 
     async def _answer_next(self) -> bool:
-        """Answers a message; False when there will be no other."""
+        """Answers a message, unless the connection is to be closed; False when there will be no other."""
         silence = SILENT_INTERVALS_MAX * self._config.ping_interval_seconds
         try:
             message = await self._socket.receive(timeout=silence)
         except TimeoutError:
             self._client.end(WSCloseCode.POLICY_VIOLATION, f"nothing was heard for {silence:g} s: send a ping now and then")
-            return False
+            return True
         if message.type is not WSMsgType.TEXT:
             return False
         if self._says_too_much():
             reason = f"more than {MESSAGES_MAX} messages within {MESSAGES_SECONDS:g} s: name several contracts in one"
             self._client.end(WSCloseCode.POLICY_VIOLATION, reason)
-            return False
-        self._answer(message.data)
+        if not self._client.over:
+            self._answer(message.data)
         return True
 
     def _says_too_much(self) -> bool:

@@ -11,7 +11,8 @@ LENGTH_16_BITS_MAX = 0xFFFF
 """What RFC 6455, section 5.2, writes in the second byte of a frame itself, and in the next two."""
 
 _TEXT_7, _TEXT_16, _TEXT_64 = (Struct(layout).pack for layout in ("!BB", "!BBH", "!BBQ"))
-_WHOLE_TEXT = 0x81
+_CLOSE_FRAME = Struct("!BBH").pack
+_WHOLE_TEXT, _CLOSE = 0x81, 0x88
 
 Id = str | int
 """A client's own name for a message, which comes back as it was."""
@@ -51,6 +52,12 @@ def push(topic: str, subject: str, data: object, *, private: bool = False) -> by
     """Something new in a topic."""
     channel = "private" if private else UNSET
     return _text(_Message(topic=topic, type="message", channel_type=channel, subject=subject, data=data))
+
+
+def close(code: int, reason: str) -> bytes:
+    """The last frame of a connection (RFC 6455, section 5.5.1); a reason that is too long is cut."""
+    told = reason.encode()[: LENGTH_7_BITS_MAX - 2].decode(errors="ignore").encode()
+    return _CLOSE_FRAME(_CLOSE, 2 + len(told), code) + told
 
 
 def _text(message: _Message) -> bytes:
