@@ -97,7 +97,9 @@ async def run_service(
     `started` is awaited once with the HTTP address ("" without one), and again never.
     """
     metrics = Metrics()
+    metrics.partitions.set(config.stream.partitions)
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
+        metrics.pooled(pool)
         consumer = tasks.create_task(run_engine(config, metrics, stop)) if engine else None
         async with http_side(config, metrics, pool, client, engine=engine, public=api) as url:
             await started(url)

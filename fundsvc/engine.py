@@ -17,6 +17,7 @@ from fundsvc.recall import Recall
 from fundsvc.store.database import Pool, StoreFault, open_pool
 from fundsvc.store.leases import Leases, open_leases
 from fundsvc.store.rollups import condense
+from fundsvc.store.statistics import Statistics
 from fundsvc.store.writer import OwnershipLost, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
 from fundsvc.streams.client import Client, StreamFault, open_client
@@ -34,6 +35,9 @@ FINISH_SECONDS_MAX = 1.0
 STOP_SECONDS_MAX = 2.0
 """For all that stopping takes, so that the process ends within three seconds whatever is away. Being cut off loses nothing."""
 
+PEAK_SECONDS = 20.0
+"""How often the highest balances of the last eight hours are looked up: in this time few of them fall out of these."""
+
 WATCH_SECONDS = 1.0
 TRIM_SECONDS = 60.0
 """How often the lag is measured, and how often committed messages past retention are dropped from the stream."""
@@ -49,6 +53,7 @@ class Engine:
         self._config = config
         self._metrics = metrics
         self._owned: dict[int, _Ownership] = {}
+        metrics.partitions.set(config.stream.partitions)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Owns and consumes partitions until told to stop; a mistake of ours in any task ends it with that exception."""
@@ -57,11 +62,14 @@ class Engine:
             open_pool(self._config.database.dsn, 2) as pool,
             asyncio.TaskGroup() as tasks,
         ):
+            self._metrics.pooled(pool)
+            looking_back = tasks.create_task(self._look_back(Statistics(pool)))
             holding = tasks.create_task(self._hold(tasks, client, pool, stop))
             try:
                 await stop.wait()
                 await asyncio.wait([holding], timeout=STOP_SECONDS_MAX)
             finally:
+                looking_back.cancel()
                 holding.cancel()
                 for ownership in self._owned.values():
                     ownership.cut_off()
@@ -84,6 +92,13 @@ class Engine:
             log.warning("database away", engine=self.name, fault=str(fault))
             await _wait(stop, BACKOFF_SECONDS_MAX)
 
+    async def _look_back(self, statistics: Statistics) -> None:
+        """Shows how high the funds stood lately; what cannot be asked for now stays as it was."""
+        while True:
+            with suppress(StoreFault):  # Whoever keeps the leases says that the database is away.
+                self._metrics.peaked(await statistics.peaks(time.time_ns() // 1_000_000))
+            await asyncio.sleep(PEAK_SECONDS)
+
     async def _keep(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, leases: Leases) -> None:
         """Makes what runs agree with what is held."""
         epochs = await leases.keep()
@@ -101,7 +116,6 @@ class Engine:
 
     def _own(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, partition: int, epoch: int) -> "_Ownership":
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
-        self._metrics.epoch.labels(partition).set(epoch)
         stop = asyncio.Event()
         session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch)
         return _Ownership(epoch, stop, tasks.create_task(session.run(stop)))
@@ -169,6 +183,13 @@ class Session:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consumes until told to stop or the ownership is lost."""
+        self._metrics.own(self._partition, self._epoch)
+        try:
+            await self._consume_through_faults(stop)
+        finally:
+            self._metrics.let_go(self._partition, self._config.stream.partitions)
+
+    async def _consume_through_faults(self, stop: asyncio.Event) -> None:
         backoff = 0.05
         while not stop.is_set():
             started = time.monotonic()
@@ -187,12 +208,6 @@ class Session:
             backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
 
     async def _consume(self, stop: asyncio.Event) -> None:
-        try:
-            await self._load_and_run(stop)
-        finally:
-            self._metrics.let_go(self._partition, self._config.stream.partitions)
-
-    async def _load_and_run(self, stop: asyncio.Event) -> None:
         async with open_writer(self._config.database.dsn, self._engine, self._partition, self._epoch) as writer:
             pipeline = await self._load(writer)
             async with asyncio.TaskGroup() as tasks:
@@ -215,11 +230,9 @@ class Session:
         self._state = Partition(
             self._partition, self._config.stream.partitions, funds, currency.decimals, currency.decimals_default, policy.of
         )
-        for fund in funds:
-            self._metrics.fund(fund.contract, fund.state())
         await self._restore_books(writer, stored)
         orders = await writer.load_orders()
-        self._metrics.reopened(orders)
+        self._metrics.loaded(funds, orders)
         for order in orders:
             await self._announce_round(self._state.reopen(order))
         self._log.info("loaded", funds=len(funds), offset=stored.last_id)
@@ -260,8 +273,9 @@ class Session:
         return Offset("0-0", stream.added - stream.length)
 
     async def _announce(self, committed: Committed) -> None:
+        started = time.perf_counter()
         self._offset = committed.offset
-        self._metrics.committed(committed.batch, committed.seconds)
+        self._metrics.committed(committed.batch, committed.durations)
         self._books |= {kept.symbol: committed.offset.last_id for kept in committed.batch.books}
         for round_ in committed.batch.rounds:
             await self._announce_round(round_)
@@ -269,6 +283,7 @@ class Session:
             self._log.warning("adl order", symbol=order.symbol, adl=order.adl, entry=order.cause, state=order.state)
         for event in committed.batch.rejected:
             self._log.warning("event rejected", stream_id=event.stream_id, position=event.position, reason=event.reason)
+        self._metrics.announce_seconds.observe(time.perf_counter() - started)
 
     async def _announce_round(self, round_: Round) -> None:
         await self._announcer.announce(round_, self._state.price_decimals(round_.order.symbol))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from fundsvc.core.batch import Batch, Offset
+from fundsvc.core.batch import Batch, Durations, Offset
 from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
 from fundsvc.wire import Message, decode, raw_event
@@ -57,11 +57,11 @@ class Ledger(Protocol):
 
 
 class Committed(NamedTuple):
-    """A batch that is durable; `seconds` is what its transaction took."""
+    """A batch that is durable, and what it took."""
 
     batch: Batch
     offset: Offset
-    seconds: float
+    durations: Durations
 
 
 class Pipeline:
@@ -92,6 +92,7 @@ class Pipeline:
         self._work = asyncio.Event()
         self._progress = asyncio.Event()
         self._reading = True
+        self._decode_seconds = self._settle_seconds = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Runs until `stop` is set, then finishes the batch in hand; raises what the source or the ledger raises."""
@@ -118,11 +119,15 @@ class Pipeline:
         """Settles messages in order, letting the writer run after every chunk; returns the number of events."""
         total = unwritten = 0
         for message in messages:
+            started = time.perf_counter()
             events = decode(message)
+            decoded = time.perf_counter()
             if message.replay_of:
                 await self._settle_replay(message, events)
             else:
                 self._settle_message(message, events)
+                self._settle_seconds += time.perf_counter() - decoded
+            self._decode_seconds += decoded - started
             self._settled = Offset(message.stream_id, self._settled.messages + 1)
             total += len(events)
             unwritten += len(events) or 1
@@ -197,6 +202,8 @@ class Pipeline:
             await self._work.wait()
             self._work.clear()
             batch, after = self._partition.take(), self._settled
+            decode, settle = self._decode_seconds, self._settle_seconds
+            self._decode_seconds = self._settle_seconds = 0.0
             self._progress.set()
             if after == self._committed and not batch.books:
                 continue
@@ -204,4 +211,4 @@ class Pipeline:
             await self._ledger.commit(batch, self._committed, after)
             self._committed = after
             self._progress.set()
-            await self._announce(Committed(batch, after, time.perf_counter() - started))
+            await self._announce(Committed(batch, after, Durations(decode, settle, time.perf_counter() - started)))

@@ -524,13 +524,13 @@ async def test_metrics_tell_of_orders_and_positions(config):
         await send(*BEGINNING, shortfall(1, 3, 39001), shortfall(2, 7, 38999), shortfall(3))
         await eventually(lambda: engine.count("fundsvc_adl_open_orders", symbol=SYMBOL) == 2)
         assert engine.count("fundsvc_adl_lots_needed_total") == 104
-        assert engine.count("fundsvc_adl_uncovered_total", currency="USDT") == pytest.approx(10.004)
+        assert engine.count("fundsvc_uncovered_total", currency="USDT") == pytest.approx(10.004)
         await eventually(lambda: engine.count("fundsvc_adl_positions", side="short") == 5)
         await send(executed(4, 1, "secret-anna", 4), executed(5, 2, "secret-anna", 6))
         await eventually(lambda: engine.count("fundsvc_adl_lots_taken_total") == 10)
         assert engine.count("fundsvc_adl_open_orders") == 1
         assert engine.count("fundsvc_adl_seconds_count") == 1
-        assert engine.count("fundsvc_adl_recovered_total") == pytest.approx(0.604)
+        assert engine.count("fundsvc_recovered_total") == pytest.approx(0.604)
         assert engine.count("fundsvc_adl_orders_total", state="done") == 1
         assert engine.count("fundsvc_adl_overshoot_total") == 0
         await send(*(ended(seq, 2) for seq in (6, 7, 8)))

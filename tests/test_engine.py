@@ -8,6 +8,7 @@ import psutil
 import pytest
 from conftest import with_section
 from eventually import eventually
+from exposed import sample_sum
 from ledgers import fill, listing
 
 from fundsvc.core.chain import GENESIS, Entry, link
@@ -36,8 +37,7 @@ class Running:
 
     def count(self, name, **labels):
         """The sum of a metric over all its labels, or over those with the given ones."""
-        samples = [sample for metric in self.metrics.registry.collect() for sample in metric.samples if sample.name == name]
-        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+        return sample_sum(self.metrics, name, **labels)
 
     async def finish(self):
         """Tells it to stop; answers how long that took."""

@@ -2,7 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -19,17 +19,14 @@ from fundsvc.api.valuation import (
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
-from fundsvc.core.policy import Guard, Policy
+from fundsvc.core.policy import Policy
+from fundsvc.core.standing import FundStateName, guard_at, state_of
 from fundsvc.store.reader import EntryRow, FundRow, Listed
 
 T = TypeVar("T")
 
 ContractAnswer = dict[str, msgspec.Raw | int]
 """KuCoin's contract object, every field as it was listed, and ours: partition, settleDecimals, priceDecimals."""
-
-FundStateName = Literal["ok", "warning", "adl", "uncovered"]
-"""`adl` while an order is open; else `uncovered` while something is outstanding; else `warning` while the drawdown guard is
-active, or the balance below its stop line."""
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -172,15 +169,8 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation) -> FundAnsw
 
 
 def _state(fund: FundRow, policy: Policy) -> FundStateName:
-    if fund.escalated:
-        return "adl"
-    if fund.outstanding:
-        return "uncovered"
-    if policy.drawdown_guard and fund.guard:
-        guard = Guard(policy.drawdown_guard, fund.settle_decimals, fund.guard)
-        guard.observe(time.time_ns() // 1_000_000, fund.balance)
-        return "warning" if guard.active or guard.near(fund.balance) else "ok"
-    return "ok"
+    guard = guard_at(time.time_ns() // 1_000_000, policy, fund.settle_decimals, fund.guard, fund.balance)
+    return state_of(fund.balance, fund.outstanding, guard, escalated=fund.escalated)
 
 
 def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:

@@ -71,7 +71,8 @@ def operations_endpoints(
 
     async def exposition(_request: web.Request) -> web.Response:
         """Metrics for Prometheus."""
-        return web.Response(body=metrics.render(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
+        text = await asyncio.to_thread(metrics.render)  # Others have work on this loop meanwhile.
+        return web.Response(body=text, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
 
     readable = Media(JSON, Readiness)
     return (

@@ -33,12 +33,27 @@ class BookState(NamedTuple):
     positions: int
 
 
+class Durations(NamedTuple):
+    """Seconds that a batch took: decoding its messages, settling their events, and its transaction."""
+
+    decode: float
+    settle: float
+    commit: float
+
+
 class RateState(NamedTuple):
     """The price of one unit of a currency in USDT, in units of 10**-PRICE_DECIMALS_MAX, by the engine's clock (ms)."""
 
     currency: str
     price: int
     ts: int
+
+
+class Moved(NamedTuple):
+    """What a fund was credited and repaid since it was loaded, in atoms."""
+
+    credited: int
+    repaid: int
 
 
 class Round(NamedTuple):
@@ -52,11 +67,11 @@ class Round(NamedTuple):
 class Batch:
     """What a run of events did: to be written in one transaction, or forgotten whole.
 
-    `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it; `listings` are contracts listed
-    or updated, with the KuCoin object they came from; `rejected` and `replayed` (stream id, position, entry) are the events
-    that were refused, and those refused before that are settled now; `duplicates` counts events that were known, by contract;
-    `rounds` are the ADL rounds that began, to be announced; `books` are books to be kept as they are after it; `rates` are the
-    newest by currency.
+    `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it, and `moved[i]` is what
+    `funds[i]` has moved; `listings` are contracts listed or updated, with the KuCoin object they came from; `rejected` and
+    `replayed` (stream id, position, entry) are the events that were refused, and those refused before that are settled now;
+    `duplicates` counts events that were known, by contract; `rounds` are the ADL rounds that began, to be announced; `books`
+    are books to be kept as they are after it; `rates` are the newest by currency.
 
     A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
     service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
@@ -67,6 +82,7 @@ class Batch:
     hashes: list[bytes] = field(default_factory=list)
     changed: dict[str, Fund] = field(default_factory=dict)
     funds: list[FundState] = field(default_factory=list)
+    moved: list[Moved] = field(default_factory=list)
     orders: dict[tuple[str, int], OrderState] = field(default_factory=dict)
     allocations: dict[tuple[str, int, int, str], AllocationState] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fundsvc.core.adl import AdlOrder, opposite
-from fundsvc.core.batch import Batch, BookState, RateState, Round
+from fundsvc.core.batch import Batch, BookState, Moved, RateState, Round
 from fundsvc.core.book import Book, SavedBook
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, contract_of, partition_of
@@ -92,6 +92,7 @@ class Partition:
         """Hands over what has happened since the last call."""
         batch, self.batch = self.batch, Batch()
         batch.funds = [fund.state() for fund in batch.changed.values()]
+        batch.moved = [Moved(fund.credited, fund.repaid) for fund in batch.changed.values()]
         while self._books_due and sum(kept.positions for kept in batch.books) < BOOK_POSITIONS_MAX:
             batch.books.append(self._kept(self._books_due.pop()))
         return batch
@@ -121,6 +122,10 @@ class Partition:
         """The terms of a contract, if it is here."""
         fund = self._funds.get(symbol)
         return fund.contract if fund else None
+
+    def funds(self) -> list[Fund]:
+        """The funds of all contracts, as they stand."""
+        return list(self._funds.values())
 
     def books(self) -> Iterator[tuple[Contract, Book]]:
         """The books of all contracts that have had a mark or a position."""

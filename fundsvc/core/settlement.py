@@ -37,6 +37,7 @@ class Fund:
     balance, outstanding, reserve_line: atoms of the settlement currency, never negative. `outstanding` is what
     auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the
     last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
+    `credited` and `repaid` are what joined the balance and what repaid the outstanding amount since the fund was loaded.
     """
 
     __slots__ = (
@@ -46,12 +47,14 @@ class Fund:
         "adl",
         "balance",
         "contract",
+        "credited",
         "entry",
         "guard",
         "head",
         "open_in_adl",
         "outstanding",
         "policy",
+        "repaid",
         "seq",
     )
 
@@ -73,6 +76,8 @@ class Fund:
         self.balance = balance
         self.outstanding = outstanding
         self.open_in_adl = 0
+        self.credited = 0
+        self.repaid = 0
         self.entry = entry
         self.seq = seq
         self.head = head
@@ -123,7 +128,8 @@ class Fund:
             amount = format_units(worth, self.contract.settle_decimals)
             raise Rejection(Reason.OUT_OF_RANGE, f"a change of {amount} does not fit the fund's 64-bit amounts")
         kind, change, uncovered, repaid = self._absorb(worth, fill.ts, stays_out)
-        self.outstanding -= repaid
+        if repaid:
+            self._repay(repaid)
         return self._append(
             Entry(
                 fill.symbol,
@@ -154,7 +160,7 @@ class Fund:
         paid = min(order.rest, self.payable(end.ts))
         if not paid:
             return None
-        self.outstanding -= paid
+        self._repay(paid)
         return self._append(self._adl_entry("cover", order, -paid, paid, order.needed, end.seq, end.ts))
 
     def _adl_entry(self, kind: Kind, order: AdlOrder, change: int, repaid: int, lots: int, seq: int, ts: int) -> Entry:
@@ -166,7 +172,13 @@ class Fund:
             symbol, number, seq, kind, change, balance, 0, repaid, side, lots, order.price, order.price, "", name, "", ts
         )
 
+    def _repay(self, amount: int) -> None:
+        self.outstanding -= amount
+        self.repaid += amount
+
     def _append(self, entry: Entry) -> tuple[Entry, bytes]:
+        if entry.change > 0:
+            self.credited += entry.change
         self.balance = entry.balance
         self.entry = entry.entry
         self.seq = max(self.seq, entry.seq)

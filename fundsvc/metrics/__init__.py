@@ -1,51 +1,66 @@
-"""What the service counts, in Prometheus' words; each process has its own registry."""
+"""What the service counts, in Prometheus' words; each process has its own registry.
+
+Counters begin at 0 with the process and survive nothing; balances and all other states come from the ledger when a partition
+is loaded. Money is in whole units of the settlement currency, exact to the fifteen digits or so of a double.
+"""
 
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from fundsvc.core.adl import AdlOrder, OrderState
-from fundsvc.core.batch import Batch
+from fundsvc.core.adl import AdlOrder
+from fundsvc.core.batch import Batch, Durations
 from fundsvc.core.book import Book
 from fundsvc.core.contracts import Contract, partition_of
-from fundsvc.core.settlement import FundState
+from fundsvc.core.events import Reason
+from fundsvc.core.settlement import Fund
+from fundsvc.metrics.exposition import exposition
+from fundsvc.metrics.families import FUND_FAMILIES
+from fundsvc.metrics.funds import FundMetrics, FundView
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ADL_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 _FILLS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 
 
+class Pool(Protocol):
+    """A pool of connections to the database."""
+
+    def get_size(self) -> int:
+        """How many are open."""
+
+    def get_idle_size(self) -> int:
+        """How many of these nobody uses."""
+
+
 class Metrics:
     """The metrics of one process."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # They would double the number of counters, for what no alert asks.
         self.registry = registry = CollectorRegistry()
-        self.entries = Counter("fundsvc_entries", "Ledger entries written.", ["symbol", "kind"], registry=registry)
-        self.duplicates = Counter(
-            "fundsvc_duplicates", "Events ignored because their sequence was settled before.", ["symbol"], registry=registry
+        self._funds: dict[str, FundMetrics] = {}
+        self._let_go: dict[str, FundMetrics] = {}
+        self._peaks: Mapping[str, int] = {}
+        self._pools: list[Pool] = []
+        self.partitions = Gauge("fundsvc_partitions", "Partitions that there are.", registry=registry)
+        self.owned = Gauge(
+            "fundsvc_partition_owned", "1 for a partition that this process owns.", ["partition"], registry=registry
         )
         self.rejected = Counter("fundsvc_rejected", "Events rejected and kept.", ["reason"], registry=registry)
-        self.balance = Gauge(
-            "fundsvc_balance",
-            "Balance of a contract's fund, in its settlement currency.",
-            ["symbol", "currency"],
-            registry=registry,
-        )
-        self.outstanding = Gauge(
-            "fundsvc_outstanding",
-            "What auto-deleveraging failed to recover, in the settlement currency.",
-            ["symbol", "currency"],
-            registry=registry,
-        )
-        self.batch_fills = Histogram(
+        for reason in Reason:
+            self.rejected.labels(reason)
+        self.batch_entries = Histogram(
             "fundsvc_batch_entries", "Ledger entries per transaction.", buckets=_FILLS, registry=registry
         )
-        self.commit_seconds = Histogram(
-            "fundsvc_commit_seconds", "Duration of the transaction that writes a batch.", buckets=_SECONDS, registry=registry
-        )
+        self.decode_seconds = _duration(registry, "fundsvc_decode_seconds", "Decoding the messages of a batch.")
+        self.settle_seconds = _duration(registry, "fundsvc_settle_seconds", "Settling the events of a batch.")
+        self.commit_seconds = _duration(registry, "fundsvc_commit_seconds", "The transaction that writes a batch.")
+        self.announce_seconds = _duration(registry, "fundsvc_announce_seconds", "Telling what a durable batch did.")
         self.lag_messages = Gauge(
             "fundsvc_stream_lag_messages", "Messages in the stream that are not settled yet.", ["partition"], registry=registry
         )
@@ -67,36 +82,8 @@ class Metrics:
         self.http_seconds = Histogram(
             "fundsvc_http_seconds", "From a request's headers to its answer.", ["route"], buckets=_SECONDS, registry=registry
         )
-        self.adl_orders = Counter(
-            "fundsvc_adl_orders",
-            "ADL orders that came into a state: open, done or uncovered.",
-            ["symbol", "state"],
-            registry=registry,
-        )
-        self.adl_open = Gauge("fundsvc_adl_open_orders", "ADL orders that are open.", ["symbol"], registry=registry)
-        self.adl_rounds = Counter("fundsvc_adl_rounds", "Rounds of ADL orders.", ["symbol"], registry=registry)
-        self.adl_lots_needed = Counter("fundsvc_adl_lots_needed", "Lots that ADL orders needed.", ["symbol"], registry=registry)
-        self.adl_lots_taken = Counter("fundsvc_adl_lots_taken", "Lots executed for ADL orders.", ["symbol"], registry=registry)
-        self.adl_uncovered = Counter(
-            "fundsvc_adl_uncovered",
-            "What funds could not pay and ADL was asked for, in the settlement currency.",
-            ["symbol", "currency"],
-            registry=registry,
-        )
-        self.adl_recovered = Counter(
-            "fundsvc_adl_recovered", "What ADL recovered of that.", ["symbol", "currency"], registry=registry
-        )
-        self.adl_overshoot = Counter(
-            "fundsvc_adl_overshoot",
-            "What completed ADL orders took beyond what they needed: less than one lot's deficit each, refunded to the fund.",
-            ["symbol", "currency"],
-            registry=registry,
-        )
         self.adl_seconds = Histogram(
             "fundsvc_adl_seconds", "From a shortfall to the end of its ADL order.", buckets=_ADL_SECONDS, registry=registry
-        )
-        self.adl_positions = Gauge(
-            "fundsvc_adl_positions", "Open positions in the ADL book.", ["symbol", "side"], registry=registry
         )
         self.rank_seconds = Histogram(
             "fundsvc_adl_rank_seconds",
@@ -125,82 +112,74 @@ class Metrics:
             ["action"],
             registry=registry,
         )
-        self._orders: dict[tuple[str, int], OrderState] = {}
-        self._began: dict[tuple[str, int], float] = {}
         self.faults = Counter("fundsvc_faults", "Times the database or the stream was away.", ["part"], registry=registry)
+        for part in ("database", "stream"):
+            self.faults.labels(part)
+        connections = Gauge("fundsvc_database_connections", "Connections in pools.", ["state"], registry=registry)
+        connections.labels("used").set_function(lambda: self._open() - self._idle())
+        connections.labels("idle").set_function(self._idle)
 
-        # Finding a child by its labels takes longer than setting it; a commit may set thousands, a second as many.
+        # Finding a child by its labels takes longer than setting it.
         self._requests_of = cache(self.http_requests.labels)
         self._seconds_of = cache(self.http_seconds.labels)
-        self._entries_of = cache(self.entries.labels)
-        self._balance_of = cache(self.balance.labels)
-        self._outstanding_of = cache(self.outstanding.labels)
 
-    def committed(self, batch: Batch, seconds: float) -> None:
-        """Counts a durable batch."""
-        self.batch_fills.observe(batch.count())
-        self.commit_seconds.observe(seconds)
-        for (symbol, kind), number in batch.kinds().items():
-            self._entries_of(symbol, kind).inc(number)
-        for symbol, number in batch.duplicates.items():
-            self.duplicates.labels(symbol).inc(number)
-        for reason, number in Tally(event.reason for event in batch.rejected).items():
-            self.rejected.labels(reason).inc(number)
-        for state in batch.funds:
-            self.fund(batch.changed[state.symbol].contract, state)
-        for symbol, number in Tally(round_.order.symbol for round_ in batch.rounds).items():
-            self.adl_rounds.labels(symbol).inc(number)
-        for order in batch.orders.values():
-            self._order(batch.changed[order.symbol].contract, order)
-
-    def fund(self, contract: Contract, state: FundState) -> None:
-        """Shows a fund as it now stands."""
-        labels = (contract.symbol, contract.settle_currency)
-        self._balance_of(*labels).set(state.balance / 10**contract.settle_decimals)
-        self._outstanding_of(*labels).set(state.outstanding / 10**contract.settle_decimals)
-
-    def reopened(self, orders: Iterable[AdlOrder]) -> None:
-        """Takes up orders that were open when their partition was loaded; they began when the engine says they did."""
-        for order in orders:
-            key = order.symbol, order.adl
-            self._orders[key] = order.written()
-            self._began[key] = order.ts / 1000
-            self.adl_open.labels(order.symbol).inc()
+    def own(self, partition: int, epoch: int) -> None:
+        """Notes that a partition is this process's to settle."""
+        self.owned.labels(partition).set(1)
+        self.stream_regressions.labels(partition)
+        self.epoch.labels(partition).set(epoch)
 
     def let_go(self, partition: int, partitions: int) -> None:
-        """Forgets the open orders of a partition that is not consumed here any more."""
-        for key in [key for key in self._orders if partition_of(key[0], partitions) == partition]:
-            del self._orders[key], self._began[key]
-            self.adl_open.labels(key[0]).dec()
+        """Shows nothing more of a partition that is not this process's any more; what was counted is kept until it is again."""
+        self.owned.labels(partition).set(0)
+        for gauge in (self.epoch, self.lag_messages, self.lag_seconds):
+            gauge.remove(partition)
+        for symbol in [symbol for symbol in self._funds if partition_of(symbol, partitions) == partition]:
+            self._let_go[symbol] = self._funds.pop(symbol)
+
+    def loaded(self, funds: Iterable[Fund], orders: Iterable[AdlOrder]) -> None:
+        """Takes up funds as they were loaded from the ledger, and the orders of theirs that are open."""
+        for fund in funds:
+            self._take_up(fund)
+        for order in orders:
+            self._funds[order.symbol].reopen(order)
+
+    def committed(self, batch: Batch, durations: Durations) -> None:
+        """Counts a durable batch."""
+        self.batch_entries.observe(batch.count())
+        self.decode_seconds.observe(durations.decode)
+        self.settle_seconds.observe(durations.settle)
+        self.commit_seconds.observe(durations.commit)
+        for symbol in batch.listings:
+            self._list(batch.changed[symbol])
+        for order in batch.orders.values():
+            seconds = self._funds[order.symbol].order(order)
+            if seconds is not None:
+                self.adl_seconds.observe(seconds)
+        for state, moved in zip(batch.funds, batch.moved, strict=True):
+            self._funds[state.symbol].stand(state, moved)
+        for (symbol, kind), number in batch.kinds().items():
+            self._funds[symbol].kinds[kind] += number
+        for symbol, number in batch.duplicates.items():
+            self._funds[symbol].duplicates += number
+        for round_ in batch.rounds:
+            self._funds[round_.order.symbol].rounds += 1
+        for reason, number in Tally(event.reason for event in batch.rejected).items():
+            self.rejected.labels(reason).inc(number)
 
     def positions(self, books: Iterable[tuple[Contract, Book]]) -> None:
         """Shows how many positions are open in books."""
         for contract, book in books:
-            for name, side in book.sides.items():
-                self.adl_positions.labels(contract.symbol, name).set(side.open)
+            if contract.symbol in self._funds:
+                self._funds[contract.symbol].positions = {name: side.open for name, side in book.sides.items()}
 
-    def _order(self, contract: Contract, order: OrderState) -> None:
-        """Counts what became of an order since it was last seen."""
-        key = order.symbol, order.adl
-        money = contract.symbol, contract.settle_currency
-        unit: int = 10**contract.settle_decimals
-        before = self._orders.pop(key, None)
-        if before is None:
-            self.adl_orders.labels(order.symbol, "open").inc()
-            self.adl_open.labels(order.symbol).inc()
-            self.adl_lots_needed.labels(order.symbol).inc(order.lots)
-            self.adl_uncovered.labels(*money).inc(order.uncovered / unit)
-            self._began[key] = time.time()
-        self.adl_lots_taken.labels(order.symbol).inc(order.executed - (before.executed if before else 0))
-        self.adl_recovered.labels(*money).inc((order.recovered - (before.recovered if before else 0)) / unit)
-        if order.state == "open":
-            self._orders[key] = order
-            return
-        self.adl_orders.labels(order.symbol, order.state).inc()
-        self.adl_open.labels(order.symbol).dec()
-        self.adl_seconds.observe(max(0.0, time.time() - self._began.pop(key)))
-        taken = order.deficit * order.executed // order.deficit_lots
-        self.adl_overshoot.labels(*money).inc(max(0, taken - order.uncovered) / unit)
+    def peaked(self, peaks: Mapping[str, int]) -> None:
+        """Shows the highest balances of the last eight hours, in atoms; who is not named has had no other than its present."""
+        self._peaks = peaks
+
+    def pooled(self, pool: Pool) -> None:
+        """Counts the connections of a pool among those to the database."""
+        self._pools.append(pool)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Counts an answered HTTP request; `route` is a template, because raw paths are whatever clients invent."""
@@ -208,5 +187,30 @@ class Metrics:
         self._seconds_of(route).observe(seconds)
 
     def render(self) -> bytes:
-        """The exposition text."""
-        return generate_latest(self.registry)
+        """The exposition text; takes a while with many contracts, and may run in a thread."""
+        now = time.time()
+        views = [FundView(fund, self._peaks.get(symbol, 0), now) for symbol, fund in list(self._funds.items())]
+        return generate_latest(self.registry) + exposition(FUND_FAMILIES, views).encode()
+
+    def _take_up(self, fund: Fund) -> None:
+        symbol = fund.contract.symbol
+        known = self._funds.get(symbol) or self._let_go.pop(symbol, None)
+        if known:
+            known.load(fund)
+        self._funds[symbol] = known or FundMetrics(fund)
+
+    def _list(self, fund: Fund) -> None:
+        """Takes up a contract that is new, or whose terms may be, as it has no entries yet."""
+        known = self._funds.get(fund.contract.symbol)
+        if known is None or not known.state.entry:
+            self._take_up(Fund(fund.contract, policy=fund.policy))
+
+    def _open(self) -> int:
+        return sum(pool.get_size() for pool in self._pools)
+
+    def _idle(self) -> int:
+        return sum(pool.get_idle_size() for pool in self._pools)
+
+
+def _duration(registry: CollectorRegistry, name: str, documentation: str) -> Histogram:
+    return Histogram(name, documentation, buckets=_SECONDS, registry=registry)

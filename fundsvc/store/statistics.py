@@ -60,13 +60,17 @@ class Statistics:
         known = [(symbol, place, entry) for (symbol, place), entry in self._next.items()]
         columns = [[row[column] for row in known] for column in range(3)]
         rows = await fetch(self._pool, "balances_at", None, moments, *columns)
-        highest = {row["symbol"]: row["highest"] for row in await fetch(self._pool, "highest_since", moments[2])}
+        highest = await self.peaks(now_ms)
         self._next = {(row["symbol"], row["place"]): row["next"] for row in rows}
         balances = {(row["symbol"], row["place"]): row["balance"] for row in rows}
         return {
             symbol: Past(balances[symbol, 1], balances[symbol, 2], max(balances[symbol, 3], highest.get(symbol, 0)))
             for symbol in {row["symbol"] for row in rows}
         }
+
+    async def peaks(self, now_ms: int) -> dict[str, int]:
+        """The highest balance of the last eight hours, of each fund that has had entries in them."""
+        return {row["symbol"]: row["highest"] for row in await fetch(self._pool, "highest_since", now_ms - PEAK_MS)}
 
     async def at(self, symbol: str, moment_ms: int) -> Standing:
         """A listed contract's fund as it stood at a moment."""

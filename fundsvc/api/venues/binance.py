@@ -8,13 +8,14 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.adl_answers import PositionAnswer, PositionsAnswer
-from fundsvc.api.answers import FundAnswer, FundStateName
+from fundsvc.api.answers import FundAnswer
 from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.errors import BadParameter, NotFound, Problem
 from fundsvc.api.parameters import AccountQuery, Query
 from fundsvc.api.tokens import Caller
 from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, of
 from fundsvc.core.events import Identifier, Symbol
+from fundsvc.core.standing import FundStateName
 
 T = TypeVar("T")
 

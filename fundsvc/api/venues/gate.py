@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.adl_answers import DeleveragedAnswer
-from fundsvc.api.answers import FundAnswer, FundStateName
+from fundsvc.api.answers import FundAnswer
 from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.errors import BadParameter, NotFound, Problem
 from fundsvc.api.parameters import AccountQuery, Query
@@ -15,6 +15,7 @@ from fundsvc.api.tokens import Caller
 from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue
 from fundsvc.core.events import Symbol
 from fundsvc.core.numbers import format_units
+from fundsvc.core.standing import FundStateName
 from fundsvc.store.histories import Histories
 
 RiskState = Literal["normal", "warning", "adl_risk"]

@@ -1,0 +1,133 @@
+"""The metrics of contracts: their names, what they mean, and where each value is found."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from operator import attrgetter
+from typing import Literal, get_args
+
+from fundsvc.core.adl import State
+from fundsvc.core.book import SideName
+from fundsvc.core.chain import Kind
+from fundsvc.core.standing import FundStateName
+from fundsvc.metrics.exposition import Family
+from fundsvc.metrics.funds import FundView
+
+Read = Callable[[FundView], float | None]
+
+_OF_SYMBOL: Callable[[FundView], str] = attrgetter("symbol_label")
+_OF_CURRENCY: Callable[[FundView], str] = attrgetter("money_labels")
+
+
+def _gauge(name: str, documentation: str, value: Read, label: str = "") -> Family[FundView]:
+    return Family(name, "gauge", documentation, _OF_SYMBOL, value, label)
+
+
+def _counter(name: str, documentation: str, value: Read, label: str = "") -> Family[FundView]:
+    return Family(name, "counter", documentation, _OF_SYMBOL, value, label)
+
+
+def _money(
+    kind: Literal["counter", "gauge"], name: str, documentation: str, atoms: Callable[[FundView], int]
+) -> Family[FundView]:
+    """An amount in whole units of the settlement currency."""
+    return Family(name, kind, documentation, _OF_CURRENCY, lambda view: atoms(view) / view.unit)
+
+
+def _each(
+    make: Callable[[str, str, Read, str], Family[FundView]],
+    name: str,
+    documentation: str,
+    label: str,
+    values: Iterable[str],
+    read: Callable[[str, FundView], float],
+) -> Iterator[Family[FundView]]:
+    """A sample for each value of a further label."""
+    return (make(name, documentation, partial(read, value), f',{label}="{value}"') for value in values)
+
+
+FUND_FAMILIES: tuple[Family[FundView], ...] = (
+    _money("gauge", "fundsvc_balance", "Balance of a contract's fund.", lambda view: view.balance),
+    _money(
+        "gauge",
+        "fundsvc_outstanding",
+        "What auto-deleveraging failed to recover and no surplus has repaid yet.",
+        lambda view: view.state.outstanding,
+    ),
+    _money(
+        "gauge",
+        "fundsvc_payable",
+        "What a fund may pay now: its balance down to the line of its drawdown guard.",
+        lambda view: view.payable,
+    ),
+    _money("gauge", "fundsvc_peak", "Highest balance of the last eight hours.", lambda view: view.peak),
+    _gauge("fundsvc_drawdown_ratio", "Share of that highest balance that is gone.", lambda view: view.drawdown),
+    *_each(
+        _gauge,
+        "fundsvc_fund_state",
+        "1 for the state that a fund is in, 0 for the others.",
+        "state",
+        get_args(FundStateName),
+        lambda state, view: int(view.state_name == state),
+    ),
+    _money("counter", "fundsvc_credited_total", "What was credited to a fund.", lambda view: view.fund.credited),
+    _money("counter", "fundsvc_paid_total", "What a fund paid.", lambda view: view.fund.paid),
+    _money(
+        "counter",
+        "fundsvc_uncovered_total",
+        "What a fund could not pay and ADL was asked for.",
+        lambda view: view.fund.uncovered,
+    ),
+    _money("counter", "fundsvc_recovered_total", "What ADL recovered of that.", lambda view: view.fund.recovered),
+    _money(
+        "counter",
+        "fundsvc_refunded_total",
+        "What completed ADL orders recovered beyond that, credited to the fund.",
+        lambda view: view.fund.refunded,
+    ),
+    _money("counter", "fundsvc_repaid_total", "What repaid an outstanding amount.", lambda view: view.fund.repaid),
+    *_each(
+        _counter,
+        "fundsvc_entries_total",
+        "Ledger entries written.",
+        "kind",
+        get_args(Kind),
+        lambda kind, view: view.fund.kinds[kind],
+    ),
+    _counter(
+        "fundsvc_duplicates_total",
+        "Events ignored because their sequence was settled before.",
+        lambda view: view.fund.duplicates,
+    ),
+    *_each(
+        _counter,
+        "fundsvc_adl_orders_total",
+        "ADL orders that came into a state: open, done or uncovered.",
+        "state",
+        get_args(State),
+        lambda state, view: view.fund.orders[state],
+    ),
+    _gauge("fundsvc_adl_open_orders", "ADL orders that are open.", lambda view: len(view.fund.open)),
+    _gauge(
+        "fundsvc_adl_oldest_open_seconds",
+        "Age of the oldest ADL order that is open; 0 when none is.",
+        lambda view: view.oldest_open_seconds,
+    ),
+    _counter("fundsvc_adl_rounds_total", "Rounds of ADL orders.", lambda view: view.fund.rounds),
+    _counter("fundsvc_adl_lots_needed_total", "Lots that ADL orders needed.", lambda view: view.fund.lots_needed),
+    _counter("fundsvc_adl_lots_taken_total", "Lots executed for ADL orders.", lambda view: view.fund.lots_taken),
+    _money(
+        "counter",
+        "fundsvc_adl_overshoot_total",
+        "What completed ADL orders took beyond what they needed: less than one lot's deficit each, and refunded.",
+        lambda view: view.fund.refunded,
+    ),
+    *_each(
+        _gauge,
+        "fundsvc_adl_positions",
+        "Open positions in the ADL book.",
+        "side",
+        get_args(SideName),
+        lambda side, view: view.fund.positions.get(side, 0),
+    ),
+)
+"""In the order in which they are shown."""

@@ -1,0 +1,108 @@
+"""What is measured of one contract's fund, kept as plain numbers: a commit may change a thousand of them."""
+
+import time
+from collections import Counter
+from typing import NamedTuple
+
+from fundsvc.core.adl import AdlOrder, OrderState
+from fundsvc.core.batch import Moved
+from fundsvc.core.policy import Guard
+from fundsvc.core.settlement import Fund, FundState
+from fundsvc.core.standing import FundStateName, guard_at, state_of
+from fundsvc.metrics.exposition import labels_text
+
+
+class OpenOrder(NamedTuple):
+    """An ADL order that is open, and since when (seconds since the epoch)."""
+
+    order: OrderState
+    since: float
+
+
+class FundMetrics:
+    """A fund as of its last commit here, and what it has moved while it was this process's to settle; amounts in atoms."""
+
+    def __init__(self, fund: Fund) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.orders: Counter[str] = Counter()
+        self.duplicates = self.rounds = self.lots_needed = self.lots_taken = 0
+        self.credited = self.paid = self.uncovered = self.recovered = self.refunded = self.repaid = 0
+        self.load(fund)
+
+    def load(self, fund: Fund) -> None:
+        """Goes on from a fund as it was loaded from the ledger, or listed."""
+        contract = fund.contract
+        self.policy = fund.policy
+        self.state = fund.state()
+        self.open: dict[int, OpenOrder] = {}
+        self.positions: dict[str, int] = {}
+        self._moved = Moved(0, 0)
+        self.unit: int = 10**contract.settle_decimals
+        self.decimals = contract.settle_decimals
+        self.symbol_label = labels_text(symbol=contract.symbol)
+        self.money_labels = labels_text(symbol=contract.symbol, currency=contract.settle_currency)
+
+    def stand(self, state: FundState, moved: Moved) -> None:
+        """Takes in how the fund stands after a commit, and what it had moved by then since it was loaded."""
+        credited = moved.credited - self._moved.credited
+        self.credited += credited
+        self.paid += credited - (state.balance - self.state.balance)
+        self.repaid += moved.repaid - self._moved.repaid
+        self.state, self._moved = state, moved
+
+    def reopen(self, order: AdlOrder) -> None:
+        """Takes up an order that was open when the fund was loaded; it began when the engine says it did."""
+        self.open[order.adl] = OpenOrder(order.written(), order.ts / 1000)
+
+    def order(self, order: OrderState) -> float | None:
+        """Counts what became of an order since it was last seen; answers how many seconds it took once it is over."""
+        known = self.open.pop(order.adl, None)
+        since = known.since if known else time.time()
+        if known is None:
+            self.orders["open"] += 1
+            self.lots_needed += order.lots
+            self.uncovered += order.uncovered
+        self.lots_taken += order.executed - (known.order.executed if known else 0)
+        self.recovered += order.recovered - (known.order.recovered if known else 0)
+        if order.state == "open":
+            self.open[order.adl] = OpenOrder(order, since)
+            return None
+        self.orders[order.state] += 1
+        if order.state == "done":
+            self.refunded += order.deficit * order.lots // order.deficit_lots - order.uncovered
+        return max(0.0, time.time() - since)
+
+
+class FundView:
+    """A fund's measures at one moment (`now`, seconds), each worked out once, maybe in another thread than the fund changes in.
+
+    `peak` is the highest balance of the last eight hours as far as it is known.
+    """
+
+    __slots__ = ("balance", "fund", "guard", "money_labels", "now", "peak", "state", "state_name", "symbol_label", "unit")
+
+    def __init__(self, fund: FundMetrics, peak: int, now: float) -> None:
+        self.fund = fund
+        self.now = now
+        self.state = state = fund.state
+        self.balance = state.balance
+        self.unit = fund.unit
+        self.symbol_label, self.money_labels = fund.symbol_label, fund.money_labels
+        self.peak = max(peak, state.balance)
+        self.guard: Guard | None = guard_at(int(now * 1000), fund.policy, fund.decimals, state.guard, state.balance)
+        self.state_name: FundStateName = state_of(state.balance, state.outstanding, self.guard, escalated=bool(fund.open))
+
+    @property
+    def payable(self) -> int:
+        """What the fund may pay now: its balance down to the guard's line."""
+        return max(0, self.balance - self.guard.line) if self.guard else self.balance
+
+    @property
+    def oldest_open_seconds(self) -> float:
+        """Since when an ADL order has been open; 0 when none is."""
+        return max((self.now - opened.since for opened in list(self.fund.open.values())), default=0.0)
+
+    @property
+    def drawdown(self) -> float:
+        """The share of the peak that is gone."""
+        return (self.peak - self.balance) / self.peak if self.peak else 0.0
