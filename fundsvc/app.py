@@ -102,6 +102,7 @@ async def run_service(
         metrics.pooled(pool)
         consumer = tasks.create_task(run_engine(config, metrics, stop)) if engine else None
         async with http_side(config, metrics, pool, client, engine=engine, public=api) as url:
+            spare_collector()
             await started(url)
             await stop.wait()
         if consumer:
@@ -111,10 +112,15 @@ async def run_service(
 
 async def run_engine(config: Config, metrics: Metrics, stop: asyncio.Event) -> None:
     """Runs the consumer with the collector out of its way."""
+    spare_collector()
+    await Engine(config, metrics).run(stop)
+
+
+def spare_collector() -> None:
+    """Has the collector look no more at what is there by now, and seldom at what comes."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
-    await Engine(config, metrics).run(stop)
 
 
 @asynccontextmanager
