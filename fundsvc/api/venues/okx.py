@@ -119,11 +119,11 @@ class Okx:
         end = INT64_MAX if query.after is UNSET else query.after - 1
         symbol, count = contract.symbol, query.limit + 1
         details: list[Detail] = []
+        if query.type in (UNSET, "adl"):
+            details += [_turn(turn, contract) for turn in await self._histories.turns(symbol, start, end, count)]
         for kind in _kinds(query.type):
             entries = await self._reader.history(symbol, count=count, kind=kind, start_ms=start, end_ms=end)
             details += [_change(entry, contract) for entry in entries]
-        if query.type in (UNSET, "adl"):
-            details += [_turn(turn, contract) for turn in await self._histories.turns(symbol, start, end, count)]
         return sorted(details, key=lambda detail: int(detail.ts), reverse=True)
 
 
