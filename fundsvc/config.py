@@ -1,20 +1,22 @@
 """The configuration: one frozen struct from TOML, defaults for everything, unknown keys are errors.
 
 Each key can be overridden by an environment variable named FUNDSVC_<SECTION>_<KEY>, for example FUNDSVC_HTTP_PORT=8080;
-lists are comma-separated there. FUNDSVC_<SECTION>_<KEY>_FILE names a file that holds the value instead, which is how a secret
-arrives that neither the environment nor a command line may show. This module is the only reader of the environment.
+lists are comma-separated there, whole tables are JSON. FUNDSVC_<SECTION>_<KEY>_FILE names a file that holds the value instead,
+which is how a secret arrives that neither the environment nor a command line may show. This module is the only reader of the
+environment.
 """
 
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from fundsvc.core.policy import Policy
 
+from fundsvc.tables import ADDRESS, SECRET, allowed, complaints, find, from_text
 ENVIRONMENT_PREFIX = "FUNDSVC_"
 
 CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
@@ -26,6 +28,8 @@ FILE_SUFFIX = "_FILE"
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
 
+Secret = Annotated[str, msgspec.Meta(extra=SECRET)]
+Address = Annotated[str, msgspec.Meta(extra=ADDRESS)]
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the sections."""
@@ -40,9 +44,9 @@ class DataConfig(Section, frozen=True):
 class DatabaseConfig(Section, frozen=True):
     """PostgreSQL; without a DSN the embedded one is used."""
 
-    dsn: str = ""
-    owner_dsn: str = ""
-    reader_dsn: str = ""
+    dsn: Address = ""
+    owner_dsn: Address = ""
+    reader_dsn: Address = ""
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
 
     @property
@@ -54,7 +58,7 @@ class DatabaseConfig(Section, frozen=True):
 class StreamConfig(Section, frozen=True):
     """Redis or Valkey; without a URL or sentinels the embedded one is used."""
 
-    url: str = ""
+    url: Address = ""
     mode: Literal["single", "sentinel", "cluster"] = "single"
     sentinels: tuple[str, ...] = ()
     sentinel_master: str = "fundsvc"
@@ -62,6 +66,16 @@ class StreamConfig(Section, frozen=True):
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
 
     @property
+    def __post_init__(self) -> None:
+        if (self.mode == "sentinel") != bool(self.sentinels):
+            raise ValueError('mode = "sentinel" needs sentinels, and sentinels need mode = "sentinel"')
+        if self.mode == "cluster" and not self.url:
+            raise ValueError('mode = "cluster" needs url: one of its nodes')
+        for address in self.sentinels:
+            host, _, port = address.rpartition(":")
+            if not (host and port.isascii() and port.isdecimal()):
+                raise ValueError(f'sentinels: "{address}" is not "host:port"')
+
     def embedded(self) -> bool:
         """Whether it is the data directory's."""
         return not (self.url or self.sentinels)
@@ -103,7 +117,7 @@ class HttpConfig(Section, frozen=True):
 class TokenConfig(Section, frozen=True):
     """What access tokens must be signed with and say."""
 
-    secret: str = ""
+    secret: Secret = ""
     keys: str = ""
     audience: str = "fundsvc"
     leeway_seconds: Annotated[float, msgspec.Meta(ge=0, le=600)] = 30.0
@@ -164,45 +178,70 @@ class ConfigError(ValueError):
 
 
 def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) -> Config:
-    """The configuration from a file (none: the defaults) and the environment, which wins."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not TOML: {error}") from None
-    for name, text in environment.items():
-        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_FILE_VARIABLE:
-            _override(values, name, text, environment)
+    """The configuration from a file (none: the defaults) and the environment, which wins; raises ConfigError with all of it."""
+    values = _read_file(path) if path else {}
+    overrides = [_override(name, environment) for name in environment if _is_ours(name)]
+    for override in sorted(overrides, key=lambda override: len(override.path)):  # a table before the keys in it
+        _put(values, override)
+    wrong = list(complaints(values, Config))
+    if wrong:
+        names = {".".join(override.path): override.name for override in overrides}
+        told = (f"{text} (set by {names[path]})" if path in names else text for path, text in wrong)
+        raise ConfigError("configuration: " + "\n".join(told))
+    return msgspec.convert(values, Config)
+
+
+class _Override(NamedTuple):
+    """A value that an environment variable puts at a path."""
+
+    name: str
+    path: tuple[str, ...]
+    value: Any
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return msgspec.convert(values, Config, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"configuration: {error} (see config/fundsvc.toml for what is allowed)") from None
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
 
 
-def _override(values: dict[str, Any], name: str, text: str, environment: Mapping[str, str]) -> None:
+def _is_ours(name: str) -> bool:
+    return name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_FILE_VARIABLE
+
+
+def _override(name: str, environment: Mapping[str, str]) -> _Override:
     plain = name.removesuffix(FILE_SUFFIX)
-    section, _, key = plain.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
-    types = {field.name: field.type for field in msgspec.structs.fields(Config)}
-    keys = {field.name: field.type for field in msgspec.structs.fields(types[section])} if section in types else {}
-    if key not in keys:
+    key = find(Config, plain.removeprefix(ENVIRONMENT_PREFIX).lower())
+    if key is None or len(key.path) == 1:
         raise ConfigError(f"environment variable {name} names no key of the configuration (FUNDSVC_<SECTION>_<KEY>)")
     if plain != name:
         if plain in environment:
             raise ConfigError(f"environment variables {plain} and {name} are both set: leave one out")
         text = _read_value(name, text)
-    inner = values.setdefault(section, {})
-    if not isinstance(inner, dict):
-        raise ConfigError(f"configuration: [{section}] must be a table")
-    inner[key] = text.split(",") if "tuple" in str(keys[key]) else text
+    try:
+        return _Override(name, key.path, from_text(text, key.kind))
+    except ValueError as error:
+        raise ConfigError(f"environment variable {name} must be JSON, {allowed(key.kind)}: {error}") from None
+
+
+def _put(values: dict[str, Any], override: _Override) -> None:
+    *outer, key = override.path
+    table = values
+    for depth, name in enumerate(outer, 1):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"configuration: [{'.'.join(outer[:depth])}] must be a table: {override.name} is in it")
+    table[key] = override.value
 
 
 def _read_value(name: str, path: str) -> str:
     """What a file holds, without the newline that editors and shells end a file with."""
     try:
         return Path(path).read_text().removesuffix("\n")
+    text = environment[name]
     except OSError as error:
         raise ConfigError(f"environment variable {name}: cannot read {path}: {error.strerror}") from None
     except ValueError as error:

@@ -87,6 +87,7 @@ def test_the_environment_wins_over_the_file(tmp_path):
 def test_the_environment_sets_numbers_lists_and_keys_of_several_words(tmp_path):
     config = load(
         tmp_path,
+        FUNDSVC_STREAM_MODE="sentinel",
         FUNDSVC_STREAM_SENTINELS="one:26379,two:26379",
         FUNDSVC_ENGINE_LEASE_SECONDS="1.5",
         FUNDSVC_CURRENCY_DECIMALS_DEFAULT="6",
@@ -134,8 +135,8 @@ def test_a_value_is_read_from_a_file_but_for_its_last_newline(tmp_path, content,
 
 def test_numbers_and_lists_may_lie_in_files_too_and_win_over_the_configuration(tmp_path):
     assert load(tmp_path, "[http]\nport = 1", FUNDSVC_HTTP_PORT_FILE=secret(tmp_path, b"8081\n")).http.port == 8081
-    sentinels = load(tmp_path, FUNDSVC_STREAM_SENTINELS_FILE=secret(tmp_path, b"one:1,two:2\n")).stream.sentinels
-    assert sentinels == ("one:1", "two:2")
+    origins = load(tmp_path, FUNDSVC_HTTP_ORIGINS_FILE=secret(tmp_path, b"https://one,https://two\n")).http.origins
+    assert origins == ("https://one", "https://two")
 
 
 def test_a_value_and_a_file_for_it_contradict_each_other(tmp_path):

@@ -147,3 +147,12 @@ def _master(config: StreamConfig, options: dict[str, Any], stack: AsyncExitStack
 def stream_key(partition: int) -> str:
     """The stream of a partition's events; the braces keep all keys of a partition in one cluster slot."""
     return f"fundsvc:{{{partition}}}:in"
+
+
+async def server_version(client: Client) -> str:
+    """What answers, and its version, such as "Valkey 9.1.0" (of a cluster, one node's); raises StreamFault."""
+    with faults():
+        await client.ping()
+        told: dict[str, Any] = await client.info("server")
+    one = told if "redis_version" in told else next(iter(told.values()))
+    return f"Valkey {one['valkey_version']}" if "valkey_version" in one else f"Redis {one['redis_version']}"

@@ -1,0 +1,121 @@
+"""Commands about the configuration: is it right, and is what it names there."""
+
+import re
+import sys
+from collections.abc import Awaitable, Iterator, Mapping
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+
+from fundsvc.api.server import tls_context
+from fundsvc.api.tokens import Tokens
+from fundsvc.cli.running import DONE, NO, Json, cli, print_json, run
+from fundsvc.config import Config
+from fundsvc.store.database import StoreFault
+from fundsvc.store.migrations import check_schema
+from fundsvc.store.probing import server_version as database_version
+from fundsvc.streams.client import StreamFault, open_client, server_version
+from fundsvc.tables import keys, presentable
+
+configuration = typer.Typer(help="The configuration: checked, and shown as it takes effect.")
+cli.add_typer(configuration, name="config")
+
+EMBEDDED = "embedded: started with the service"
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+"""The keys that TOML takes without quotes."""
+
+
+@configuration.callback()
+def _group() -> None:
+    """The configuration: checked, and shown as it takes effect."""
+
+
+@configuration.command()
+def check(
+    context: typer.Context,
+    json: Json = False,
+    reachable: Annotated[bool, typer.Option(help="Also ask the database, its schema and the stream.")] = False,
+) -> None:
+    """Print the configuration as it takes effect, without secrets; exit with 2 where it is wrong, 1 where a part is away."""
+
+    async def command(config: Config) -> int:
+        tls_context(config.http.certificate, config.http.certificate_key)
+        Tokens(config.token)
+        shown = effective(config)
+        parts = await _ask(config) if reachable else {}
+        if json:
+            print_json({"configuration": shown, **({"parts": parts} if reachable else {})})
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in lines(shown))
+            for name, part in parts.items():
+                Console(stderr=True).print(f"{name}: {part['found']}", highlight=False, markup=False, soft_wrap=True)
+        return DONE if all(part["ok"] for part in parts.values()) else NO
+
+    run(context, command)
+
+
+def effective(config: Config) -> dict[str, Any]:
+    """All of a configuration as a TOML file would hold it, without what is secret; a table that is not there is left out."""
+    values: dict[str, Any] = msgspec.to_builtins(config)
+    for path, kind in keys(Config):
+        table = _table(values, path[:-1])
+        if table is not None:
+            table[path[-1]] = presentable(table[path[-1]], kind)
+    return _without_none(values)
+
+
+def lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """A table as lines of TOML, `section.key = value`."""
+    for key, value in table.items():
+        path = prefix + (key if _BARE.fullmatch(key) else msgspec.json.encode(key).decode())
+        if isinstance(value, Mapping) and value:
+            yield from lines(value, f"{path}.")
+        else:
+            yield f"{path} = {msgspec.json.encode(value).decode()}"
+
+
+def _table(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
+    table: dict[str, Any] | None = values
+    for name in path:
+        table = table[name] if table is not None else None
+    return table
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    inner = {key: _without_none(value) if isinstance(value, dict) else value for key, value in table.items()}
+    return {key: value for key, value in inner.items() if value is not None}
+
+
+async def _ask(config: Config) -> dict[str, dict[str, Any]]:
+    """What each part answers, and whether that will do."""
+    database, stream = config.database, config.stream
+    parts = {}
+    if database.embedded:
+        parts["database"] = {"ok": True, "found": EMBEDDED}
+    else:
+        parts["database"] = await _answer(database_version(database.dsn))
+        parts["schema"] = await _answer(_schema(config))
+    if database.reader_dsn:
+        parts["reader"] = await _answer(database_version(database.reader_dsn))
+    parts["stream"] = {"ok": True, "found": EMBEDDED} if stream.embedded else await _answer(_stream(config))
+    return parts
+
+
+async def _answer(asked: Awaitable[str]) -> dict[str, Any]:
+    try:
+        return {"ok": True, "found": await asked}
+    except (StoreFault, StreamFault, ValueError) as error:
+        return {"ok": False, "found": str(error)}
+
+
+async def _schema(config: Config) -> str:
+    await check_schema(config.database.dsn, config.stream.partitions)
+    return f"as this version needs it, {config.stream.partitions} partitions"
+
+
+async def _stream(config: Config) -> str:
+    async with open_client(config.stream) as client:
+        return await server_version(client)

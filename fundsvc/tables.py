@@ -1,0 +1,192 @@
+"""Tables of a configuration beside the structs they become: which keys there are, what is allowed, and all that is wrong."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin
+
+import msgspec
+from msgspec import inspect
+
+SHOWN_LENGTH_MAX = 60
+"""Of a wrong value in a message: enough to recognise it."""
+
+HIDDEN = "***"
+"""What is shown in the place of a secret."""
+
+SECRET, ADDRESS = {"hide": "all"}, {"hide": "password"}
+"""The `extra` of types whose values are not shown at all, and without a password that may be in them."""
+
+_PASSWORD = re.compile(r"(?<=://)([^:@/]*):.*@|(?<=[?&])((?:ssl)?password=)[^&]*")
+"""Rather too much than too little: a password that is not escaped as it should be may hold any character."""
+
+
+class Key(NamedTuple):
+    """Where a key stands, from the outermost table on, and the type of its values."""
+
+    path: tuple[str, ...]
+    kind: Any
+
+
+class Complaint(NamedTuple):
+    """What is wrong with the value at a path (dotted), and what is allowed there."""
+
+    path: str
+    text: str
+
+
+def keys(struct: type[msgspec.Struct], path: tuple[str, ...] = ()) -> Iterator[Key]:
+    """All keys of a struct and of the structs within it that are no tables of fixed keys themselves."""
+    for field in msgspec.structs.fields(struct):
+        inner = struct_of(field.type)
+        if inner:
+            yield from keys(inner, (*path, field.name))
+        else:
+            yield Key((*path, field.name), field.type)
+
+
+def find(struct: type[msgspec.Struct], name: str) -> Key | None:
+    """The key whose path, joined by underscores, is a name; whole tables have names too."""
+    for field in msgspec.structs.fields(struct):
+        if field.name == name:
+            return Key((name,), field.type)
+        inner = struct_of(field.type)
+        if inner and name.startswith(f"{field.name}_") and (found := find(inner, name[len(field.name) + 1 :])):
+            return Key((field.name, *found.path), found.kind)
+    return None
+
+
+def struct_of(kind: Any) -> type[msgspec.Struct] | None:
+    """The struct that a table of this type becomes, if it is one of fixed keys, or none at all."""
+    kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+    return next((one for one in kinds if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
+
+
+def from_text(text: str, kind: Any) -> Any:
+    """The value that a text stands for: numbers as they are written, lists with commas, tables as JSON.
+
+    A text that stands for none is left as it is. Raises ValueError for a table that is no JSON.
+    """
+    if struct_of(kind) or get_origin(kind) is dict:
+        return json.loads(text)
+    if get_origin(kind) is tuple:
+        return text.split(",") if text else []
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        return text
+
+
+def complaints(value: Any, kind: Any, path: str = "") -> Iterator[Complaint]:
+    """All that is wrong with a value of a type."""
+    struct = struct_of(kind)
+    if struct and isinstance(value, Mapping):
+        yield from _of_table(value, struct, path)
+    elif get_origin(kind) is dict and isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from complaints(inner, get_args(kind)[1], _join(path, key))
+    else:
+        yield from _of_value(value, kind, path)
+
+
+def allowed(kind: Any) -> str:
+    """What values of a type may be, in words."""
+    return _allowed(inspect.type_info(kind))
+
+
+def span(kind: Any) -> str:
+    """The range of a number's type as it is written in a reference ("above 0 to 3600"); "" without one."""
+    return _span(inspect.type_info(kind))
+
+
+def presentable(value: Any, kind: Any) -> Any:
+    """A value as it may be shown: without what is secret."""
+    if value and _extra(kind) == SECRET:
+        return HIDDEN
+    if _extra(kind) == ADDRESS:
+        return _PASSWORD.sub(lambda found: f"{found[2]}{HIDDEN}" if found[2] else f"{found[1]}:{HIDDEN}@", value)
+    return value
+
+
+def _of_table(table: Mapping[str, Any], struct: type[msgspec.Struct], path: str) -> Iterator[Complaint]:
+    kinds = {field.name: field.type for field in msgspec.structs.fields(struct)}
+    wrong = False
+    for key, value in table.items():
+        for complaint in complaints(value, kinds[key], _join(path, key)) if key in kinds else _unknown(key, kinds, path):
+            wrong = True
+            yield complaint
+    if not wrong:
+        yield from _of_value(table, struct, path)
+
+
+def _of_value(value: Any, kind: Any, path: str) -> Iterator[Complaint]:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ValueError):  # a struct's own rule, which says what it is
+            yield Complaint(path, f"{path}: {error.__cause__}")
+        else:
+            yield Complaint(path, f"{path} is {_shown(value, kind)}: it must be {allowed(kind)}")
+
+
+def _unknown(key: str, kinds: Mapping[str, Any], path: str) -> Iterator[Complaint]:
+    near = get_close_matches(key, kinds, 1)
+    meant = f"did you mean {_join(path, near[0])}?" if near else f"{path or 'at the top'} there may be {', '.join(kinds)}"
+    yield Complaint(_join(path, key), f"{_join(path, key)} is no key: {meant}")
+
+
+def _extra(kind: Any) -> dict[str, Any] | None:
+    found = inspect.type_info(kind)
+    return found.extra if isinstance(found, inspect.Metadata) else None
+
+
+def _shown(value: Any, kind: Any) -> str:
+    if _extra(kind):
+        return HIDDEN
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= SHOWN_LENGTH_MAX else f"{text[:SHOWN_LENGTH_MAX]}..."
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _allowed(found: inspect.Type) -> str:
+    match found:
+        case inspect.LiteralType(values=values):
+            words = _either([json.dumps(value) for value in values])
+        case inspect.IntType() | inspect.FloatType():
+            noun = "a whole number" if isinstance(found, inspect.IntType) else "a number"
+            words = ", ".join(filter(None, (noun, _span(found))))
+        case inspect.VarTupleType(item_type=inner):
+            words = f"a list, each of it {_allowed(inner)}"
+        case inspect.DictType(value_type=inner):
+            words = f"a table, each of it {_allowed(inner)}"
+        case inspect.StructType(fields=fields):
+            words = f"a table of {', '.join(field.name for field in fields)}"
+        case inspect.UnionType(types=types):
+            words = _either([_allowed(one) for one in types if not isinstance(one, inspect.NoneType)])
+        case inspect.Metadata(type=inner):
+            words = _allowed(inner)
+        case _:
+            words = "text"
+    return words
+
+
+def _span(found: inspect.Type) -> str:
+    if not isinstance(found, inspect.IntType | inspect.FloatType):
+        return ""
+    least = f"above {_plain(found.gt)}" if found.gt is not None else _plain(found.ge)
+    if found.le is None:
+        return f"{least} or more" if least else ""
+    return f"{least} to {_plain(found.le)}"
+
+
+def _plain(number: float | None) -> str:
+    return "" if number is None else str(int(number)) if number == int(number) else str(number)
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
