@@ -1,0 +1,165 @@
+import random
+import time
+
+import msgspec
+import pytest
+from conftest import with_section
+from escalations import SYMBOL, TS, ended, executed, shortfall
+from eventually import eventually
+from ledgers import fill, listing, owned
+from test_adl_api import world_of
+from test_openapi import HISTORY, config  # noqa: F401 - a fixture
+from tokens import bearer
+
+from fundsvc.store.database import open_pool
+from fundsvc.store.histories import DAY_MS, DayRow, Histories
+from fundsvc.store.rollups import condense
+
+VENUES = ("binance", "bybit", "gate", "okx")
+OKX = "/api/v5/public/insurance-fund"
+PATHS = {
+    "binance": "/fapi/v1/insuranceBalance",
+    "bybit": "/v5/market/insurance",
+    "gate": "/api/v4/futures/usdt/insurance",
+    "okx": f"{OKX}?instType=SWAP&uly={SYMBOL}",
+}
+
+
+def with_venues(config, *venues):  # noqa: F811
+    return with_section(config, "http", venues=venues)
+
+
+@pytest.fixture
+async def world(config):  # noqa: F811
+    async with world_of(with_venues(config, *VENUES)) as world:
+        await world.send(*HISTORY)
+        yield world
+
+
+async def ask(world, path, **parameters):
+    async with world.http.get(path, params=parameters) as answer:
+        return answer.status, await answer.json()
+
+
+async def changes(world, **parameters):
+    status, body = await ask(world, OKX, instType="SWAP", instFamily=SYMBOL, **parameters)
+    assert (status, body["code"]) == (200, "0"), body
+    return body["data"][0]["details"]
+
+
+@pytest.mark.parametrize("named", [(), ("gate",), ("okx", "bybit")])
+async def test_only_the_venues_that_are_named_are_there(config, named):  # noqa: F811
+    async with world_of(with_venues(config, *named)) as world:
+        await world.send(*HISTORY)
+        found = {venue: (await ask(world, path))[0] for venue, path in PATHS.items()}
+        assert found == {venue: 200 if venue in named else 404 for venue in VENUES}
+
+
+async def test_changes_of_one_time_are_never_torn_apart_between_pages(world):
+    dice = random.Random(7)
+    await world.send(*(shortfall(seq, 1, 39000 + dice.randrange(-9, 9)) for seq in range(5, 9)))
+    events = [shortfall(seq, 1, 39000 + dice.randrange(-90, 90)) for seq in range(9, 60)]
+    seconds = sorted(dice.randrange(20) for _ in events)
+    await world.send(*(replaced(event, TS + 10_000 * second) for event, second in zip(events, seconds, strict=True)))
+    every = await changes(world)
+    assert len(every) > 50
+    for limit in (8, 13, 30):
+        found = page = await changes(world, limit=limit)
+        while page:
+            assert len(page) <= limit
+            page = await changes(world, limit=limit, after=page[-1]["ts"])
+            found = found + page
+        assert found == every
+    middle = int(every[len(every) // 2]["ts"])
+    newer = [change for change in every if int(change["ts"]) > middle]
+    assert await changes(world, before=middle) == newer
+
+
+def replaced(event, ts):
+    return msgspec.structs.replace(event, ts=ts)
+
+
+async def test_deleveraging_begins_and_ends_in_okxs_words(world):
+    now = time.time_ns() // 1_000_000
+    await world.send(executed(5, 1, "secret-bert", 30), *(ended(seq, 1) for seq in (6, 7, 8)))
+    turns = await changes(world, type="adl")
+    assert [turn["adlType"] for turn in turns] == ["adl_end", "bal_adl_start"]
+    assert abs(int(turns[0]["ts"]) - now) < 60_000
+    assert int(turns[1]["ts"]) == TS + 1000
+    assert await changes(world, type="adl", after=turns[0]["ts"]) == turns[1:]
+    assert await changes(world, type="platform_revenue") == []
+    assert (await ask(world, OKX, instType="FUTURES", uly=SYMBOL))[1]["data"] == []
+    assert (await ask(world, OKX, instType="SWAP", uly=SYMBOL, ccy="XBT"))[1]["data"] == []
+
+
+async def test_every_venue_refuses_in_its_own_words(world):
+    wrong = {
+        ("/v5/market/insurance", "coin", "x" * 17): (200, {"retCode": 10001}),
+        ("/v5/market/adlAlert", "symbol", "NONE"): (200, {"retCode": 10001}),
+        ("/fapi/v1/insuranceBalance", "symbol", "NONE"): (400, {"code": -1121}),
+        ("/fapi/v1/symbolAdlRisk", "pair", "NONE"): (400, {"code": -1130}),
+        ("/api/v4/futures/usdt/insurance", "limit", "0"): (400, {"label": "INVALID_PARAM_VALUE"}),
+        ("/api/v4/futures/USDT/adl_risk_states", None, None): (404, {"label": "CONTRACT_NOT_FOUND"}),
+        (OKX, "type", "adl"): (400, {"code": "50014"}),
+        (OKX, "instType", "SPOT"): (400, {"code": "51000"}),
+    }
+    for (path, name, value), (expected, part) in wrong.items():
+        status, body = await ask(world, path, **({name: value} if name else {}))
+        assert (status, body | part) == (expected, body), (path, body)
+    status, body = await ask(world, OKX, instType="SWAP", uly="NONE")
+    assert (status, body["code"]) == (400, "51001")
+
+
+async def test_own_positions_need_the_accounts_token(world):
+    paths = {"/fapi/v1/adlQuantile": "symbol", "/api/v4/futures/usdt/auto_deleverages": "contract"}
+    for path, name in paths.items():
+        assert (await ask(world, path))[0] == 401
+        async with world.http.get(path, headers=bearer("risk")) as answer:
+            assert answer.status == 403
+        for account, symbol, count in (("secret-anna", SYMBOL, 1), ("secret-anna", "NONE", 0), ("nobody", SYMBOL, 0)):
+            headers = bearer("trader", account=account)
+            async with world.http.get(path, params={name: symbol}, headers=headers) as answer:
+                assert (answer.status, len(await answer.json())) == (200, count)
+
+
+async def test_while_the_ledger_is_away_each_venue_says_so(world, servers):
+    servers.postgres.stop()
+    try:
+        for path, status, code in (
+            (f"{OKX}?instType=SWAP&uly={SYMBOL}", 503, "50001"),
+            ("/api/v4/futures/usdt/insurance", 503, "SERVER_ERROR"),
+            ("/fapi/v1/symbolAdlRisk", 503, -1016),
+            ("/v5/market/insurance", 200, 10016),
+        ):
+
+            async def told(path=path, status=status, code=code):
+                found, body = await ask(world, path)
+                return found == status and code in body.values()
+
+            await eventually(told)
+    finally:
+        servers.postgres.start()
+
+
+@pytest.mark.parametrize("condensed", [0, 40, 200])
+async def test_days_of_a_currency_are_the_sums_of_its_contracts(config, condensed):  # noqa: F811
+    dice = random.Random(condensed)
+    today = 1_700_000_000_000 // DAY_MS * DAY_MS
+    fills = []
+    for seq in range(1, 201):
+        ts = today - dice.randrange(9 * DAY_MS)
+        fills.append(fill(dice.choice(("AAA", "BBB", "CCC")), seq, dice.randrange(-20, 60), ts))
+    fills.append(fill("AAA", 201, 5, today + 3 * DAY_MS))
+    async with owned(config) as owner, open_pool(config.database.dsn, 2) as pool:
+        await owner.settle([listing("AAA"), listing("BBB"), listing("CCC", settleCurrency="XBT")])
+        await owner.settle(fills[:condensed])
+        await condense(pool, 0)
+        await owner.settle(fills[condensed:])
+        rows = await pool.fetch("SELECT symbol, ts, change FROM entries WHERE symbol <> 'CCC'")
+        for count in (1, 4, 30):
+            days = [today - back * DAY_MS for back in reversed(range(count))]
+            held = [sum(row["change"] for row in rows if min(row["ts"], today) < day + DAY_MS) for day in days]
+            expected = [DayRow(day, balance, 8) for day, balance in zip(days, held, strict=True)]
+            while expected and not expected[0].balance:
+                expected.pop(0)
+            assert await Histories(pool).days("USDT", count, today + 1) == expected
