@@ -41,6 +41,13 @@ FAILURES = {
 }
 """What an operation may answer besides its answer, by HTTP status."""
 
+LIMITS = {
+    "gw-ratelimit-limit": "How many requests a client may make within a window.",
+    "gw-ratelimit-remaining": "How many are left of it.",
+    "gw-ratelimit-reset": "When the next window begins, in milliseconds from now.",
+}
+"""What every answer says whose requests are counted."""
+
 _NUMBERED = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 
 PATH_PARAMETERS: Mapping[str, tuple[Schema, str]] = {
@@ -83,6 +90,7 @@ def description(endpoints: Iterable[Endpoint]) -> Schema:
         "components": {
             "schemas": schemas.components,
             "responses": {_response_name(status): _failure(status) for status in FAILURES},
+            "headers": {name: _header(text) for name, text in LIMITS.items()},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -124,7 +132,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         "parameters": [*_path_parameters(endpoint, example), *_query_parameters(endpoint, example)],
         "responses": {
             **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _fails(endpoint)},
-            **{str(status): _answer(status, media, schemas, example) for status, media in endpoint.answers.items()},
+            **{str(status): _answer(status, endpoint, schemas, example) for status in endpoint.answers},
         },
     }
     if endpoint.bodies:
@@ -163,11 +171,15 @@ def _exemplified(parameter: Schema, example: Schema) -> Schema:
     return {**parameter, "example": given[parameter["name"]]} if parameter["name"] in given else parameter
 
 
-def _answer(status: int, media: Media, schemas: _Schemas, example: Schema) -> Schema:
+def _answer(status: int, endpoint: Endpoint, schemas: _Schemas, example: Schema) -> Schema:
+    media = endpoint.answers[status]
     content: Schema = {"schema": schemas.of(media)}
     if status == HTTPStatus.OK and "answer" in example:
         content["example"] = example["answer"]
-    return {"description": HTTPStatus(status).phrase, "content": {media.content_type: content}}
+    answer: Schema = {"description": HTTPStatus(status).phrase, "content": {media.content_type: content}}
+    if HTTPStatus.TOO_MANY_REQUESTS in endpoint.fails:
+        answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in LIMITS}
+    return answer
 
 
 def _contents(bodies: Iterable[Media], schemas: _Schemas, example: Schema) -> Schema:
@@ -184,6 +196,10 @@ def _failure(status: int) -> Schema:
         "description": FAILURES[status],
         "content": {JSON: {"schema": {"$ref": _COMPONENT.format(name=Failure.__name__)}}},
     }
+
+
+def _header(text: str) -> Schema:
+    return {"description": text, "required": True, "schema": {"type": "integer", "minimum": 0}}
 
 
 def _response_name(status: int) -> str:
