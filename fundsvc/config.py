@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from fundsvc.core.policy import Policy
-
 from fundsvc.tables import ADDRESS, SECRET, allowed, complaints, find, from_text
+
 ENVIRONMENT_PREFIX = "FUNDSVC_"
 
 CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
@@ -27,9 +27,9 @@ FILE_SUFFIX = "_FILE"
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
-
 Secret = Annotated[str, msgspec.Meta(extra=SECRET)]
 Address = Annotated[str, msgspec.Meta(extra=ADDRESS)]
+
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the sections."""
@@ -65,7 +65,6 @@ class StreamConfig(Section, frozen=True):
     partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
 
-    @property
     def __post_init__(self) -> None:
         if (self.mode == "sentinel") != bool(self.sentinels):
             raise ValueError('mode = "sentinel" needs sentinels, and sentinels need mode = "sentinel"')
@@ -76,6 +75,7 @@ class StreamConfig(Section, frozen=True):
             if not (host and port.isascii() and port.isdecimal()):
                 raise ValueError(f'sentinels: "{address}" is not "host:port"')
 
+    @property
     def embedded(self) -> bool:
         """Whether it is the data directory's."""
         return not (self.url or self.sentinels)
@@ -217,6 +217,7 @@ def _override(name: str, environment: Mapping[str, str]) -> _Override:
     key = find(Config, plain.removeprefix(ENVIRONMENT_PREFIX).lower())
     if key is None or len(key.path) == 1:
         raise ConfigError(f"environment variable {name} names no key of the configuration (FUNDSVC_<SECTION>_<KEY>)")
+    text = environment[name]
     if plain != name:
         if plain in environment:
             raise ConfigError(f"environment variables {plain} and {name} are both set: leave one out")
@@ -241,7 +242,6 @@ def _read_value(name: str, path: str) -> str:
     """What a file holds, without the newline that editors and shells end a file with."""
     try:
         return Path(path).read_text().removesuffix("\n")
-    text = environment[name]
     except OSError as error:
         raise ConfigError(f"environment variable {name}: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
