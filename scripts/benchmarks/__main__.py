@@ -19,6 +19,7 @@ import latency
 import msgspec
 import peer
 import psutil
+import scraping
 import serving
 import throughput
 import typer
@@ -125,6 +126,24 @@ def http(
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
         serving.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
+    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+
+
+@application.command()
+def metrics(
+    contracts: Annotated[int, typer.Option(help="Contracts that are shown.")] = 1_000,
+    rate: Annotated[int, typer.Option(help="Fills a second that are settled meanwhile.")] = 1_000,
+    turns: Annotated[int, typer.Option(help="Turns of a second with a scrape, and as many without.")] = 15,
+    directory: Annotated[Path | None, typer.Option(help="A disk to measure on; the system's temporary directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """A scrape of many contracts, and how it holds the loop up; exits with 1 when a target is missed."""
+    with _servers(directory) as servers, _progress() as tell:
+        results = _run(scraping.measure(servers, scraping.Load(contracts, rate, turns), tell))
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
+    else:
+        scraping.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
     raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -49,7 +49,6 @@ class Asker(asyncio.Protocol):
         self._body_length = body_length
         self._received = b""
         self._asked = 0.0
-        self._asking = False
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -58,13 +57,7 @@ class Asker(asyncio.Protocol):
 
     def start(self) -> None:
         """Begins to ask."""
-        self.times = []
-        self._asking = True
         self._ask()
-
-    def stop(self) -> None:
-        """Lets the request in hand be the last."""
-        self._asking = False
 
     def data_received(self, data: bytes) -> None:
         """Looks only for where the headers end, and whether the body is there."""
@@ -76,8 +69,7 @@ class Asker(asyncio.Protocol):
             raise RuntimeError(f"the answer is {self._received[:200]!r}")
         self._received = b""
         self.times.append(time.perf_counter() - self._asked)
-        if self._asking:
-            self._ask()
+        self._ask()
 
     def _ask(self) -> None:
         self._asked = time.perf_counter()
@@ -93,18 +85,14 @@ async def measure(api: ServiceProcess, log: Path, symbol: str, rounds: int, seco
     file.write_bytes(body)
     taken: list[tuple[tuple[float, float], tuple[float, float]]] = []
     with _bare(file, head.count(b"\r\n") - STANDARD_HEADERS) as (bare_port, bare):
-        async with (
-            _asking(host, port, path, len(body)) as service_askers,
-            _asking(host, bare_port, path, len(body)) as bare_askers,
-        ):
-            for _ in range(rounds):
-                bare.send_signal(signal.SIGSTOP)
-                service = await _round(service_askers, seconds)
-                bare.send_signal(signal.SIGCONT)
-                api.send_signal(signal.SIGSTOP)
-                taken.append((service, await _round(bare_askers, seconds)))
-                api.send_signal(signal.SIGCONT)
-                await asyncio.sleep(WARM_SECONDS)  # in which it hears again where the ledger is
+        for _ in range(rounds):
+            bare.send_signal(signal.SIGSTOP)
+            service = await _round(host, port, path, len(body), seconds)
+            bare.send_signal(signal.SIGCONT)
+            api.send_signal(signal.SIGSTOP)
+            taken.append((service, await _round(host, bare_port, path, len(body), seconds)))
+            api.send_signal(signal.SIGCONT)
+            await _until_it_answers(host, port, path)
     return Reads(
         rounds=rounds,
         service_per_second=statistics.median(service[0] for service, _ in taken),
@@ -115,21 +103,28 @@ async def measure(api: ServiceProcess, log: Path, symbol: str, rounds: int, seco
     )
 
 
-async def _round(askers: list[Asker], seconds: float) -> tuple[float, float]:
+async def _round(host: str, port: int, path: str, body_length: int, seconds: float) -> tuple[float, float]:
     """Requests a second and p99 in ms, after a moment to warm up."""
-    for asker in askers:
-        asker.start()
-    await asyncio.sleep(WARM_SECONDS)
-    for asker in askers:
-        asker.times.clear()
-    started = time.perf_counter()
-    await asyncio.sleep(seconds)
-    took = time.perf_counter() - started
-    for asker in askers:
-        asker.stop()
-    times = sorted(each for asker in askers for each in asker.times)
-    await asyncio.sleep(WARM_SECONDS)  # for the requests in hand
+    async with _asking(host, port, path, body_length) as askers:
+        for asker in askers:
+            asker.start()
+        await asyncio.sleep(WARM_SECONDS)
+        for asker in askers:
+            asker.times.clear()
+        started = time.perf_counter()
+        await asyncio.sleep(seconds)
+        took = time.perf_counter() - started
+        times = sorted(each for asker in askers for each in asker.times)
     return len(times) / took, times[len(times) * 99 // 100] * 1000
+
+
+async def _until_it_answers(host: str, port: int, path: str) -> None:
+    """Waits until a service that was stopped has heard of its ledger again, and does not refuse."""
+    while True:
+        with suppress(RuntimeError):
+            await _answer(host, port, path)
+            return
+        await asyncio.sleep(WARM_SECONDS)
 
 
 def _request(host: str, port: int, path: str) -> bytes:
