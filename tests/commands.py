@@ -48,13 +48,17 @@ async def fundsvc(config, *arguments, **overrides):
 
 
 @asynccontextmanager
-async def engine_process(config):
-    """An engine, ended as an operator ends it."""
+async def process(config, command, **overrides):
+    """A process of the service, ended as an operator ends it."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "fundsvc", "engine", env=environment_of(config), stderr=asyncio.subprocess.DEVNULL
+        sys.executable, "-m", "fundsvc", command, env=environment_of(config, **overrides), stderr=asyncio.subprocess.DEVNULL
     )
     try:
         yield process
     finally:
         process.terminate()
         assert await process.wait() == 0
+
+
+def engine_process(config, **overrides):
+    return process(config, "engine", **overrides)

@@ -1,0 +1,134 @@
+"""The rules of deploy/prometheus: each alert tried by promtool, and a drained fund seen by a real Prometheus."""
+
+import re
+import subprocess
+import time
+from contextlib import asynccontextmanager
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import engine_process, process
+from conftest import with_section
+from escalations import BEGINNING, SYMBOL, executed
+from eventually import eventually
+from ledgers import fill, listing
+from prometheus_server import DEPLOYED, free_port, needs_prometheus, prometheus
+
+from fundsvc.core.events import Fill
+from fundsvc.streams.client import open_client
+from fundsvc.streams.producer import Producer
+
+CASES = sorted((Path(__file__).parent / "prometheus").glob("*.yml"))
+RUNBOOK = (DEPLOYED.parent / "runbook.md").read_text()
+
+
+def rules_of(name):
+    groups = yaml.safe_load((DEPLOYED / name).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+ALERTS = {rule["alert"]: rule for rule in rules_of("alerts.yml")}
+RECORDED = {rule["record"]: rule["expr"] for rule in rules_of("recording.yml")}
+
+
+def promtool(*words):
+    done = subprocess.run(["promtool", *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def metrics_in(expression):
+    """The metrics that an expression is about, behind those that are recorded."""
+    names = re.findall(r"\b(?:\w+:fundsvc_|fundsvc_|fundsvc:)\w+(?::\w+)?", expression)
+    return set(chain.from_iterable(metrics_in(RECORDED[name]) if name in RECORDED else {name} for name in names))
+
+
+@needs_prometheus
+def test_promtool_has_no_complaint():
+    answer = promtool("check", "rules", "--lint-fatal", DEPLOYED / "recording.yml", DEPLOYED / "alerts.yml")
+    assert answer.count("SUCCESS") == 2
+
+
+@needs_prometheus
+@pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
+def test_alerts_fire_when_they_should(cases):
+    assert "SUCCESS" in promtool("test", "rules", cases)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_each_alert_has_a_case_that_fires_and_one_that_does_not(name):
+    groups = chain.from_iterable(yaml.safe_load(path.read_text())["tests"] for path in CASES)
+    cases = [case for group in groups if group["name"].split(",")[0] == name for case in group["alert_rule_test"]]
+    assert {case["alertname"] for case in cases} == {name}
+    assert {bool(case["exp_alerts"]) for case in cases} == {True, False}
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_each_alert_says_how_bad_whose_and_what_and_its_link_leads_to_its_section(name):
+    labels, annotations = ALERTS[name]["labels"], ALERTS[name]["annotations"]
+    assert labels.keys() == {"severity", "team"}
+    assert labels["severity"] in {"critical", "warning", "info"}
+    assert labels["team"] in {"risk", "operations"}
+    assert annotations.keys() == {"summary", "description", "runbook_url"}
+    assert annotations["runbook_url"] == "{{ $externalLabels.runbook }}#" + name.lower()
+    assert RUNBOOK[RUNBOOK.index("## Alerts") :].count(f"\n### {name}\n") == 1
+
+
+def test_the_runbook_has_no_section_of_an_alert_that_there_is_not():
+    assert set(re.findall(r"^### (\w+)$", RUNBOOK[RUNBOOK.index("## Alerts") :], re.MULTILINE)) == ALERTS.keys()
+
+
+@pytest.fixture
+def config(config):
+    return with_section(config, "http", port=free_port())
+
+
+@asynccontextmanager
+async def watched(config, directory):
+    """An engine and an API, each its own process, with a Prometheus that scrapes both; and who sends events to them."""
+    engine, api = free_port(), free_port()
+    targets = {"fundsvc-engine": [f"127.0.0.1:{engine}"], "fundsvc-api": [f"127.0.0.1:{api}"]}
+    async with (
+        engine_process(config, FUNDSVC_ENGINE_PORT=str(engine)),
+        process(config, "api", FUNDSVC_HTTP_PORT=str(api)),
+        open_client(config.stream) as client,
+        prometheus(directory, targets) as server,
+    ):
+        yield server, Producer(client, config.stream.partitions)
+
+
+def liquidation(seq, lots, price):
+    """A long that is closed now at this price; it was bankrupt at 39000."""
+    return Fill(SYMBOL, seq, "sell", lots, str(price), "39000", time.time_ns() // 1_000_000, f"trade-{seq}")
+
+
+@needs_prometheus
+async def test_a_fund_that_is_drained_is_seen_by_prometheus(config, tmp_path):
+    async with watched(config, tmp_path) as (server, producer):
+
+        async def shows(expression, value):
+            return [found for _, found in await server.query(expression)] == [value]
+
+        async def fires(*names):
+            firing = await server.firing()
+            return firing if firing.keys() == set(names) else None
+
+        await producer.append([*BEGINNING, listing("EMPTY"), liquidation(1, 1000, 39100)])
+        await eventually(lambda: shows(f'symbol:fundsvc_balance:max{{symbol="{SYMBOL}"}}', 100.0))
+        assert await server.firing() == {}
+
+        await producer.append([liquidation(2, 100, 37000), fill("EMPTY", 1, -7), fill("UNKNOWN", 1, 1)])
+        dry = {("FundDry", SYMBOL), ("FundDrawdown", SYMBOL), ("FundUncovered", "EMPTY"), ("EventsRejected", None)}
+        firing = await eventually(lambda: fires(*dry, ("AdlOrderOpen", SYMBOL)), seconds=40)
+        told = firing["FundDry", SYMBOL]["annotations"]
+        assert told == {
+            "summary": f"The fund of {SYMBOL} is dry",
+            "description": "It holds nothing; lately it held up to 100 USDT. The whole of the next shortfall goes to ADL.",
+            "runbook_url": "deploy/runbook.md#funddry",
+        }
+        assert "could cover 7 USDT" in firing["FundUncovered", "EMPTY"]["annotations"]["description"]
+
+        await producer.append([executed(3, 1, "secret-anna", 50)])
+        await eventually(lambda: fires(*dry), seconds=40)
