@@ -3,11 +3,13 @@
 import asyncio
 import gc
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import structlog
 
+from fundsvc import __version__
 from fundsvc.api.access import Gate
 from fundsvc.api.appraiser import appraising
 from fundsvc.api.cached import CachedFunds
@@ -27,6 +29,7 @@ from fundsvc.config import Config
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
 from fundsvc.follower import following
+from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.secret import with_secret
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
@@ -58,12 +61,14 @@ async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIt
     What runs until a `stop` waits for a database that is away; anything else raises StoreFault.
     """
     async with embedded(with_secret(config)) as complete:
-        while not await _has_schema(complete, stop):
+        outage = Outage(log, "schema")
+        while not await _has_schema(complete, stop, outage):
             pass
+        outage.over()
         yield complete
 
 
-async def _has_schema(config: Config, stop: asyncio.Event | None) -> bool:
+async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage) -> bool:
     """Makes sure of the schema; False, a moment later, when the database is away and there is time to wait for it."""
     try:
         if config.database.owner_dsn:
@@ -73,7 +78,7 @@ async def _has_schema(config: Config, stop: asyncio.Event | None) -> bool:
     except StoreFault as fault:
         if stop is None or stop.is_set():
             raise
-        log.warning("database away, waiting for it", fault=str(fault))
+        outage.note(fault)
         await asyncio.sleep(RETRY_SECONDS)
         return False
     return True
@@ -96,6 +101,7 @@ async def run_service(
 
     `started` is awaited once with the HTTP address ("" without one), and again never.
     """
+    parts = [name for name, runs in (("engine", engine), ("api", api)) if runs]
     metrics = Metrics()
     metrics.partitions.set(config.stream.partitions)
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
@@ -103,11 +109,14 @@ async def run_service(
         consumer = tasks.create_task(run_engine(config, metrics, stop)) if engine else None
         async with http_side(config, metrics, pool, client, engine=engine, public=api) as url:
             spare_collector()
+            log.info("started", version=__version__, parts=parts, listens_on=url)
             await started(url)
             await stop.wait()
+            told = time.monotonic()
         if consumer:
             await asyncio.wait([consumer], timeout=STOP_SECONDS_MAX)
             consumer.cancel()
+    log.info("stopped", version=__version__, parts=parts, seconds=round(time.monotonic() - told, 3))
 
 
 async def run_engine(config: Config, metrics: Metrics, stop: asyncio.Event) -> None:

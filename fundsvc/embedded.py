@@ -316,11 +316,11 @@ async def _supervise(servers: EmbeddedServers, *, postgres: bool, valkey: bool) 
         wanted = [server for server, want in ((servers.postgres, postgres), (servers.valkey, valkey)) if want]
         if all(server.process for server in wanted):
             continue
-        log.error("an embedded server died, starting it again", directory=str(servers.directory))
+        log.error("embedded server died", directory=str(servers.directory))
         try:
             await asyncio.to_thread(servers.start, postgres=postgres, valkey=valkey)
         except EmbeddedError as error:
-            log.warning("cannot start it", error=str(error))
+            log.warning("embedded server not started", error=str(error))
 
 
 def _is_last(users: IO[str]) -> bool:

@@ -11,6 +11,8 @@ import structlog
 from fundsvc.config import Config
 from fundsvc.core.batch import Offset, Round
 from fundsvc.core.partition import Partition
+from fundsvc.logs.batches import log_batch
+from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import Committed, Pipeline
 from fundsvc.recall import Recall
@@ -53,6 +55,7 @@ class Engine:
         self._config = config
         self._metrics = metrics
         self._owned: dict[int, _Ownership] = {}
+        self._outage = Outage(log, "leases", engine=self.name)
         metrics.partitions.set(config.stream.partitions)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -85,11 +88,12 @@ class Engine:
             async with open_leases(self._config.database.dsn, self.name, self._config.engine.lease_seconds) as leases:
                 while not stop.is_set():
                     await self._keep(tasks, client, pool, leases)
+                    self._outage.over()
                     await _wait(stop, self._config.engine.lease_seconds / RENEWALS_PER_LEASE)
                 await self._give_up_all(leases)
         except StoreFault as fault:
             self._metrics.faults.labels("database").inc()
-            log.warning("database away", engine=self.name, fault=str(fault))
+            self._outage.note(fault)
             await _wait(stop, BACKOFF_SECONDS_MAX)
 
     async def _look_back(self, statistics: Statistics) -> None:
@@ -106,7 +110,9 @@ class Engine:
             if epochs.get(partition) != ownership.epoch:
                 ownership.cut_off()
                 del self._owned[partition]
-                log.warning("partition lost", engine=self.name, partition=partition, epoch=ownership.epoch)
+                log.warning(
+                    "partition lost", engine=self.name, partition=partition, epoch=ownership.epoch, cause="the lease ran out"
+                )
             elif ownership.task.done():
                 del self._owned[partition]
         for partition, epoch in epochs.items():
@@ -138,7 +144,7 @@ class Engine:
         ownership = self._owned.pop(partition)
         await ownership.finish()
         await leases.release(partition, ownership.epoch)
-        log.info("partition released", engine=self.name, partition=partition)
+        log.info("partition released", engine=self.name, partition=partition, epoch=ownership.epoch)
 
 
 class _Ownership:
@@ -179,6 +185,7 @@ class Session:
         self._partition = partition
         self._epoch = epoch
         self._log = log.bind(engine=engine, partition=partition, epoch=epoch)
+        self._outage = Outage(self._log, "settling")
         self._offset = Offset("0-0", 0)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -196,12 +203,12 @@ class Session:
             try:
                 await self._consume(stop)
             except* OwnershipLost as lost:
-                self._log.warning("ownership lost", cause=str(_first(lost)))
+                self._log.warning("partition lost", cause=str(_first(lost)))
                 stop.set()
             except* (StoreFault, StreamFault) as group:
                 fault = _first(group)
                 self._metrics.faults.labels("database" if isinstance(fault, StoreFault) else "stream").inc()
-                self._log.warning("fault, will load and read again", fault=str(fault))
+                self._outage.note(fault)
             if time.monotonic() - started > 2 * BACKOFF_SECONDS_MAX:
                 backoff = 0.05
             await _wait(stop, backoff)
@@ -235,7 +242,8 @@ class Session:
         self._metrics.loaded(funds, orders)
         for order in orders:
             await self._announce_round(self._state.reopen(order))
-        self._log.info("loaded", funds=len(funds), offset=stored.last_id)
+        self._log.info("partition loaded", funds=len(funds), orders=len(orders), stream_id=stored.last_id)
+        self._outage.over()
         return Pipeline(
             self._state,
             self._source,
@@ -265,10 +273,11 @@ class Session:
             return stored
         self._metrics.stream_regressions.labels(self._partition).inc()
         self._log.error(
-            "the stream lost its tail: reading it from the start, known events are dropped by their sequence;"
+            "stream regression",
+            detail="the stream lost its tail: it is read from the start, known events are dropped by their sequence;"
             " the engine should send again from /api/v1/ingest/cursor",
             stream_ends=stream.last_id,
-            offset=stored.last_id,
+            stream_id=stored.last_id,
         )
         return Offset("0-0", stream.added - stream.length)
 
@@ -279,10 +288,7 @@ class Session:
         self._books |= {kept.symbol: committed.offset.last_id for kept in committed.batch.books}
         for round_ in committed.batch.rounds:
             await self._announce_round(round_)
-        for order in committed.batch.orders.values():
-            self._log.warning("adl order", symbol=order.symbol, adl=order.adl, entry=order.cause, state=order.state)
-        for event in committed.batch.rejected:
-            self._log.warning("event rejected", stream_id=event.stream_id, position=event.position, reason=event.reason)
+        log_batch(self._log, committed.batch, committed.offset)
         self._metrics.announce_seconds.observe(time.perf_counter() - started)
 
     async def _announce_round(self, round_: Round) -> None:

@@ -24,6 +24,7 @@ from fundsvc.core.preview import Preview, preview
 from fundsvc.core.queue import Section, sections
 from fundsvc.core.ranking import Ranking
 from fundsvc.core.settlement import Fund
+from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.recall import Recall
 from fundsvc.store.database import Pool, StoreFault
@@ -66,15 +67,13 @@ class Follower:
 
     async def run(self) -> None:
         """Follows until cancelled, through every fault."""
-        away = False
+        outage = Outage(log, "books")
         while True:
             try:
                 await self.step()
-                away = False
+                outage.over()
             except (StoreFault, StreamFault) as fault:
-                if not away:
-                    log.warning("the ADL books stay what they are until database and stream are back", fault=str(fault))
-                away = True
+                outage.note(fault)
             self._measure()
             await asyncio.sleep(self._seconds)
 
@@ -167,9 +166,8 @@ class FollowedPartition:
     async def step(self, offset: Offset, now: int) -> None:
         """Follows to an offset that was the ledger's at a time (ms); raises StoreFault or StreamFault."""
         if self._followed and offset != self._offset and not await self._go_on(self._followed, offset):
-            log.warning(
-                "the stream does not hold what the ledger has settled: ADL books are loaded anew", partition=self.number
-            )
+            # The stream does not hold what the ledger has settled.
+            log.warning("books loaded anew", partition=self.number)
             # Dropped before others take their place, so that there is one copy of them.
             self._followed, self._loaded = None, False
         if not self._followed and (not self._loaded or offset != self._offset):

@@ -16,6 +16,7 @@ import structlog
 
 from fundsvc.config import Config
 from fundsvc.core.contracts import Contract
+from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import Pool, StoreFault, faults, lent, open_pool
 from fundsvc.store.deleveragings import OrderRow
@@ -65,19 +66,17 @@ class Tail:
 
     async def run(self) -> None:
         """Follows until cancelled, through every fault."""
-        away = False
+        outage = Outage(log, "tail")
         while True:
             try:
                 with faults():
                     async with lent(self._pool) as connection:
                         while True:
                             await self._step(connection)
-                            away = False
+                            outage.over()
                             await self._rest()
             except StoreFault as fault:
-                if not away:
-                    log.warning("the funds and topics stay what they are until the database is back", fault=str(fault))
-                away = True
+                outage.note(fault)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _rest(self) -> None:

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from fundsvc.app import prepared
 from fundsvc.config import Config
 from fundsvc.store.database import StoreFault
+from fundsvc.store.migrations import check_schema
 from tests.eventually import eventually
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nowhere"
@@ -26,7 +27,13 @@ async def test_a_command_says_that_the_database_is_away(config):
 
 async def test_a_service_waits_for_its_database_until_it_is_told_to_stop(config, monkeypatch):
     monkeypatch.setattr("fundsvc.app.RETRY_SECONDS", 0.02)
-    stop = asyncio.Event()
+    stop, tries = asyncio.Event(), []
+
+    async def asked(*arguments) -> None:
+        tries.append(arguments)
+        await check_schema(*arguments)
+
+    monkeypatch.setattr("fundsvc.app.check_schema", asked)
 
     async def start() -> None:
         async with prepared(_away(config), stop):
@@ -34,8 +41,10 @@ async def test_a_service_waits_for_its_database_until_it_is_told_to_stop(config,
 
     with capture_logs() as logs:
         starting = asyncio.create_task(start())
-        await eventually(lambda: len(logs) > 1, seconds=10)
-    assert {line["event"] for line in logs} == {"database away, waiting for it"}
+        await eventually(lambda: logs, seconds=10)
+        tries.clear()
+        await eventually(lambda: len(tries) > 1, seconds=10)
+    assert [(line["event"], line["part"]) for line in logs] == [("fault", "schema")]
     assert not starting.done()
     stop.set()
     with pytest.raises(StoreFault):

@@ -10,7 +10,7 @@ from tokens import SECRET, bearer
 
 from fundsvc.api import limits
 from fundsvc.api.access import Gate, for_roles
-from fundsvc.api.errors import BadParameter, answer_errors
+from fundsvc.api.errors import BadParameter, answering_errors
 from fundsvc.api.limits import Window
 from fundsvc.api.server import serve
 from fundsvc.config import HttpConfig, TokenConfig
@@ -79,7 +79,7 @@ async def streaming(request):
 @asynccontextmanager
 async def gated(token=None, **http):
     """An application behind a gate, and a client of it."""
-    application = web.Application(middlewares=[answer_errors])
+    application = web.Application(middlewares=[answering_errors()])
     for path, handler in {"/": answering, "/wrong": failing, "/stream": streaming, "/healthz": answering}.items():
         application.router.add_get(path, handler)
     application.router.add_get("/risk", for_roles(frozenset({"risk"}), answering))

@@ -13,6 +13,7 @@ from multidict import istr
 
 from fundsvc.api.errors import Forbidden, NoToken, Problem, TooManyRequests
 from fundsvc.api.limits import Window
+from fundsvc.api.request_ids import REQUEST_ID
 from fundsvc.api.tokens import Caller, Role, Tokens
 from fundsvc.config import HttpConfig, TokenConfig
 
@@ -34,10 +35,10 @@ _REFUSAL = web.RequestKey("refusal", Problem)
 _COUNTED = web.RequestKey("counted", tuple[Window, str])
 _LIMIT, _REMAINING, _RESET = istr("gw-ratelimit-limit"), istr("gw-ratelimit-remaining"), istr("gw-ratelimit-reset")
 _CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
-_EXPOSED = ", ".join((_LIMIT, _REMAINING, _RESET, hdrs.RETRY_AFTER))
+_EXPOSED = ", ".join((_LIMIT, _REMAINING, _RESET, hdrs.RETRY_AFTER, REQUEST_ID))
 _PREFLIGHT = {
     hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
-    hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type",
+    hdrs.ACCESS_CONTROL_ALLOW_HEADERS: f"Authorization, Content-Type, {REQUEST_ID}",
     hdrs.ACCESS_CONTROL_MAX_AGE: PREFLIGHT_SECONDS,
 }
 

@@ -12,6 +12,7 @@ from fundsvc.core.batch import RateState
 from fundsvc.core.book import Book
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX
 from fundsvc.follower import Follower, NotFollowed
+from fundsvc.logs.faults import Outage
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import FundRow, Reader
 from fundsvc.store.statistics import Past, Statistics
@@ -46,15 +47,13 @@ class Appraiser:
 
     async def run(self) -> None:
         """Keeps everything fresh until cancelled, through every fault."""
-        away = False
+        outage = Outage(log, "values")
         while True:
             try:
                 await self.refresh()
-                away = False
+                outage.over()
             except StoreFault as fault:
-                if not away:
-                    log.warning("funds are valued as before until the database is back", fault=str(fault))
-                away = True
+                outage.note(fault)
             await asyncio.sleep(RATE_SECONDS)
 
     async def refresh(self) -> None:

@@ -6,9 +6,10 @@ from types import MappingProxyType
 import msgspec
 import structlog
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from fundsvc.follower import NotFollowed
+from fundsvc.logs.faults import Seldom
 from fundsvc.store.database import StoreFault
 
 RETRY_SECONDS = "1"
@@ -117,20 +118,25 @@ class Unavailable(Problem):
     headers = MappingProxyType({hdrs.RETRY_AFTER: RETRY_SECONDS})
 
 
-@web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+def answering_errors() -> Middleware:
     """Answers with an error envelope whatever a handler raises; what nobody foresaw is logged and told to nobody."""
-    try:
-        return await handler(request)
-    except Problem as problem:
-        return _answer(problem)
-    except (StoreFault, NotFollowed) as fault:
-        return _answer(_unavailable(request, fault))
-    except web.HTTPException as refusal:
-        return _refused(request, refusal)
-    except Exception:  # the last stop: our mistake goes to the log, and its details to nobody else
-        log.exception("a request failed", method=request.method, path=request.path)
-        return _answer(Problem("internal error"))
+    away = Seldom(log, "requests")
+
+    @web.middleware
+    async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Problem as problem:
+            return _answer(problem)
+        except (StoreFault, NotFollowed) as fault:
+            return _answer(_unavailable(fault, away))
+        except web.HTTPException as refusal:
+            return _refused(request, refusal)
+        except Exception:  # the last stop: our mistake goes to the log, and its details to nobody else
+            log.exception("request failed", method=request.method, path=request.path)
+            return _answer(Problem("internal error"))
+
+    return answer_errors
 
 
 def _refused(request: web.Request, refusal: web.HTTPException) -> web.Response:
@@ -147,10 +153,10 @@ def _refused(request: web.Request, refusal: web.HTTPException) -> web.Response:
             raise refusal
 
 
-def _unavailable(request: web.Request, fault: StoreFault | NotFollowed) -> Unavailable:
+def _unavailable(fault: StoreFault | NotFollowed, away: Seldom) -> Unavailable:
     if isinstance(fault, NotFollowed):
         return Unavailable(str(fault))
-    log.warning("database away", path=request.path, fault=str(fault))
+    away.note(fault)
     return Unavailable("the ledger's database is away, ask again shortly")
 
 

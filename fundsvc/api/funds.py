@@ -19,6 +19,7 @@ from fundsvc.api.parameters import CandlesQuery, HistoryQuery, MomentQuery, Quer
 from fundsvc.api.serving import Route, asked, listed, not_listed, possible
 from fundsvc.core.chain import GENESIS
 from fundsvc.core.policy import Policy
+from fundsvc.logs.faults import Seldom
 from fundsvc.store.database import StoreFault
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.reader import EntryRow, FundRow, Reader
@@ -49,6 +50,7 @@ class FundResources:
         self._ledger = ledger
         self._appraiser = appraiser
         self._policy_of = policy_of
+        self._cut_off = Seldom(log, "history")
         self.routes = (
             Route("/api/v1/insurance-fund/summary", Query, self.summary),
             Route("/api/v1/insurance-fund/{symbol}/at", MomentQuery, self.at),
@@ -117,9 +119,9 @@ class FundResources:
             async for entries in self._pages(fund, query):
                 await response.write(csv_rows([entry_answer(entry, fund.contract) for entry in entries]))
         except ConnectionError:
-            log.debug("a client left a history", symbol=fund.symbol)
+            log.debug("history left", symbol=fund.symbol)
         except StoreFault as fault:
-            log.warning("a history is cut off", symbol=fund.symbol, fault=str(fault))
+            self._cut_off.note(fault, symbol=fund.symbol)
             if request.transport:
                 request.transport.abort()
         return response

@@ -22,6 +22,7 @@ from fundsvc.config import Config
 from fundsvc.core.contracts import Contract, contract_of
 from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
+from fundsvc.logs.faults import Seldom
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, stream_key
 from fundsvc.streams.producer import Producer
@@ -87,6 +88,7 @@ class Ingest:
         self._currency = config.currency
         self._bytes_max = config.http.ingest_bytes_max
         self._contracts: dict[str, Contract] = {}
+        self._away = Seldom(log, "ingest")
         events = list[AnyEvent] | AnyEvent
         self.endpoint = Endpoint(
             "/api/v1/ingest/events",
@@ -167,7 +169,7 @@ class Ingest:
             try:
                 ids = await self._producer.append_bodies(partition, submission.codec, bodies)
             except StreamFault as fault:
-                log.warning("stream away", fault=str(fault), partition=partition)
+                self._away.note(fault, partition=partition)
                 have = ", ".join(sorted({str(message.partition) for message in appended})) or "none"
                 raise Unavailable(f"the stream is away; partitions that have theirs: {have}; send all of it again") from None
             appended += (MessageAnswer(partition, stream_key(partition), message) for message in ids)

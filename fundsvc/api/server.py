@@ -1,16 +1,22 @@
 """Listening: an application on a host and port, for as long as a context is open."""
 
+import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from fundsvc.config import ConfigError
 
 SHUTDOWN_SECONDS_MAX = 0.3
 """What a request in hand may still take, and again what it may take once cancelled; idle connections are closed at once."""
+
+
+_LOGGER = logging.getLogger("fundsvc.api.server")
+_LOGGER.addFilter(lambda record: not _is_senders_mistake(record))
 
 
 class ServerError(RuntimeError):
@@ -20,7 +26,7 @@ class ServerError(RuntimeError):
 @asynccontextmanager
 async def serve(application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Serves an application and yields its URL (port 0 takes a free one); raises ServerError. On leaving it stops."""
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
+    runner = web.AppRunner(application, access_log=None, logger=_LOGGER, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
     await runner.setup()
     try:
         try:
@@ -52,6 +58,11 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext | None:
             f"http.certificate {certificate} and its key {key or certificate} do not serve HTTPS: {why}"
         ) from None
     return context
+
+
+def _is_senders_mistake(record: logging.LogRecord) -> bool:
+    """Whether a line is about bytes that are no HTTP: they are answered 400, may be any, and come as often as one likes."""
+    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
 
 
 def _check_file(name: str, path: str) -> None:

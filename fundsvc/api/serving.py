@@ -5,19 +5,24 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
+import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiDict
+from structlog.contextvars import reset_contextvars
 
 from fundsvc.api.access import PUBLIC, Roles, allowed, for_roles
 from fundsvc.api.answers import Envelope
 from fundsvc.api.endpoints import JSON, Endpoint, Media
-from fundsvc.api.errors import BadParameter, NotFound, answer_errors
+from fundsvc.api.errors import BadParameter, NotFound, answering_errors
 from fundsvc.api.parameters import Query, read_body, read_query
+from fundsvc.api.request_ids import echo_id, take_id
 from fundsvc.metrics import Metrics
 from fundsvc.store.reader import Listed, Reader
 
 T_co = TypeVar("T_co", covariant=True)
+
+log = structlog.get_logger()
 
 
 class Encoded(Generic[T_co]):
@@ -43,7 +48,8 @@ class Route(NamedTuple):
 
 def make_app(metrics: Metrics, table: Iterable[Route | Endpoint]) -> web.Application:
     """An application that serves a table; whoever opened what its answers come from closes it."""
-    application = web.Application(middlewares=[_counted(metrics), answer_errors])
+    application = web.Application(middlewares=[_attended(metrics), answering_errors()])
+    application.on_response_prepare.append(echo_id)
     for endpoint in endpoints(table):
         handler = for_roles(endpoint.roles, endpoint.handler)
         if endpoint.method == hdrs.METH_GET:
@@ -117,16 +123,23 @@ def asked(request: web.Request) -> MultiDict[str]:
     return MultiDict((name, value) for name, value in request.query.items() if path.get(name) != value)
 
 
-def _counted(metrics: Metrics) -> Middleware:
-    """Counts what is answered, by the template of its route."""
+def _attended(metrics: Metrics) -> Middleware:
+    """Gives requests their ids, and counts and logs what is answered, by the template of its route."""
+    debug = log.bind().debug  # looked up once: while nobody wants such lines it does nothing, which takes no time
 
     @web.middleware
-    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def attend(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        response = await handler(request)
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource else "unmatched"
-        metrics.answered(route, response.status, time.perf_counter() - started)
+        bound = take_id(request)
+        try:
+            response = await handler(request)
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource else "unmatched"
+            seconds = time.perf_counter() - started
+            metrics.answered(route, response.status, seconds)
+            debug("request answered", method=request.method, route=route, status=response.status, seconds=seconds)
+        finally:
+            reset_contextvars(**bound)
         return response
 
-    return count
+    return attend

@@ -119,9 +119,9 @@ class KeyFile:
         self._version = version
         try:
             self._keys = read_keys(self._path)
-            log.info("keys of access tokens read again", keys=[key.key_id for key in self._keys])
+            log.info("keys read", keys=[key.key_id for key in self._keys])
         except (OSError, ConfigError) as error:
-            log.warning("the keys of access tokens stay what they were", error=str(error))
+            log.warning("keys unreadable", error=str(error))
 
 
 def read_keys(path: Path) -> list[jwt.PyJWK]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import msgspec
+import structlog
 import typer
 import uvloop
 from rich.console import Console
@@ -17,6 +18,8 @@ from fundsvc.embedded import EmbeddedError
 from fundsvc.logs import configure_logs
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import StreamFault
+
+log = structlog.get_logger()
 
 DONE, NO, WRONG_USE = 0, 1, 2
 """Exit codes: done; the answer is no, or what is needed is away; wrong use or wrong configuration."""
@@ -61,7 +64,9 @@ def run(context: typer.Context, command: Callable[[Config], Coroutine[Any, Any, 
         code, message = NO, _message(group)
     except* KeyboardInterrupt:
         code = NO
-    if message:
+    if message and not quiet and config.log.format == "json":
+        log.error("failed", detail=message, code=code)
+    elif message:
         fail(message, code)
     raise typer.Exit(code)
 
@@ -69,6 +74,12 @@ def run(context: typer.Context, command: Callable[[Config], Coroutine[Any, Any, 
 def at_primary(config: Config) -> Config:
     """The configuration without a read replica: for what writes, or must see at once what was written."""
     return msgspec.structs.replace(config, database=msgspec.structs.replace(config.database, reader_dsn=""))
+
+
+def say(config: Config, message: str) -> None:
+    """Tells a person how far it is; where programs read what we write, the log tells it alone."""
+    if config.log.format == "console":
+        Console(stderr=True).print(f"fundsvc {message}", highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(message: str, code: int) -> NoReturn:

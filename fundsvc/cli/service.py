@@ -1,12 +1,12 @@
 """Commands that run the service or parts of it: up, engine, api, migrate."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fundsvc.app import prepared, run_service, stop_on_signals
-from fundsvc.cli.running import DONE, cli, run
+from fundsvc.cli.running import DONE, cli, run, say
 from fundsvc.config import Config
 from fundsvc.demo.show import show_demo
 from fundsvc.store.migrations import migrate as migrate_schema
@@ -20,12 +20,12 @@ def up(
 
     async def command(config: Config) -> int:
         stop = stop_on_signals()
-        Console(stderr=True).print(f"fundsvc starts, its data is in {config.data.directory}", highlight=False, soft_wrap=True)
+        say(config, f"starts, its data is in {config.data.directory}")
         async with prepared(config, stop) as complete:
             if demo:
                 await show_demo(complete, stop)
             else:
-                await run_service(complete, stop, _say_address)
+                await run_service(complete, stop, partial(_say_address, config))
         return DONE
 
     run(context, command, quiet=False)
@@ -63,9 +63,9 @@ def migrate(context: typer.Context) -> None:
 async def _serve(config: Config, *, with_engine: bool) -> int:
     stop = stop_on_signals()
     async with prepared(config, stop) as complete:
-        await run_service(complete, stop, _say_address, engine=with_engine, api=not with_engine)
+        await run_service(complete, stop, partial(_say_address, config), engine=with_engine, api=not with_engine)
     return DONE
 
 
-async def _say_address(url: str) -> None:
-    Console(stderr=True).print(f"fundsvc runs at {url}" if url else "fundsvc engine runs", highlight=False)
+async def _say_address(config: Config, url: str) -> None:
+    say(config, f"runs at {url}" if url else "engine runs")

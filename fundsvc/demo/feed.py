@@ -15,6 +15,7 @@ from fundsvc.demo.ledger import Ledger
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Market, step_to_resume
 from fundsvc.demo.matching import MatchingEngine
 from fundsvc.demo.stakes import LIFE_STEPS
+from fundsvc.logs.faults import Outage
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import Reader
 from fundsvc.streams.announcements import Announcements
@@ -38,7 +39,7 @@ async def stream_market(config: Config, pool: Pool, client: Client, stop: asynci
         try:
             await feed.run(stop)
         except (StoreFault, StreamFault) as fault:
-            log.warning("market waits", fault=str(fault))
+            feed.outage.note(fault)
             await _pause(stop, RETRY_SECONDS)
 
 
@@ -47,6 +48,7 @@ class Feed:
 
     def __init__(self, config: Config, pool: Pool, client: Client) -> None:
         partitions = range(config.stream.partitions)
+        self.outage = Outage(log, "market")
         self._market = Market(config.currency)
         self._producer = Producer(client, config.stream.partitions)
         self._sources = [Source(client, partition) for partition in partitions]
@@ -59,6 +61,7 @@ class Feed:
         await self._until_settled(stop)
         read = [await announcements.newest() for announcements in self._announcements]
         step, engine = await self._begin()
+        self.outage.over()
         log.info("market goes on", step=step)
         due = time.monotonic()
         while not stop.is_set():

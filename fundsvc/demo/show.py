@@ -15,6 +15,7 @@ from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.screen import Surroundings, drawing
 from fundsvc.demo.watch import Watch
 from fundsvc.logs import configure_logs
+from fundsvc.logs.faults import Outage
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.streams.client import Client, StreamFault
 from fundsvc.streams.source import Source
@@ -47,11 +48,13 @@ async def show_demo(config: Config, stop: asyncio.Event) -> None:
 async def _draw(watch: Watch, surroundings: Surroundings) -> None:
     """Draws what is seen until cancelled; while the ledger or the stream is away, the last picture stays."""
     with drawing(surroundings) as (draw, refresh_seconds):
+        outage = Outage(log, "picture")
         while True:
             try:
                 draw(await watch.look())
+                outage.over()
             except (StoreFault, StreamFault) as fault:
-                log.warning("cannot look", fault=str(fault))
+                outage.note(fault)
             await asyncio.sleep(refresh_seconds)
 
 

@@ -127,7 +127,8 @@ class Writer:
                     if not moved:
                         raise OwnershipLost(f"partition {self._partition} was moved by another engine")
         except asyncpg.UniqueViolationError as error:
-            raise OwnershipLost(f"partition {self._partition} is being written by another engine: {error}") from error
+            # Without the driver's detail, which quotes the row.
+            raise OwnershipLost(f"partition {self._partition} is being written by another engine: {error.args[0]}") from error
 
 
 @asynccontextmanager

@@ -1,0 +1,77 @@
+"""Logging: structlog, to standard error, for people or as JSON lines; what libraries log looks the same.
+
+No line at level info or above may name an account: what is logged of events, orders and failures is chosen so, and exceptions
+are told without the rows that the database quotes in them.
+"""
+
+import logging
+import re
+import sys
+import traceback
+from types import TracebackType
+from typing import TextIO
+
+import structlog
+from structlog.stdlib import ProcessorFormatter
+from structlog.typing import ExcInfo, Processor
+
+from fundsvc.config import LogConfig
+
+HANDLER = "fundsvc"
+"""The name of our handler at the root of the standard library's loggers, so that another configuration replaces it alone."""
+
+_DETAIL = re.compile(r"^([ |]*DETAIL: +).*$", re.MULTILINE)
+"""Where an exception of the database's driver quotes a row."""
+
+log = structlog.get_logger()
+
+
+def configure_logs(config: LogConfig, output: TextIO = sys.stderr) -> None:
+    """Sets up logging for the process, uncaught exceptions included; `output` is where the lines go."""
+    level = logging.getLevelNamesMapping()[config.level.upper()]
+    prepare: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.ExceptionRenderer(exception_text),
+    ]
+    render: Processor = (
+        structlog.processors.JSONRenderer(default=str)
+        if config.format == "json"
+        else structlog.dev.ConsoleRenderer(colors=output.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    )
+    structlog.configure(
+        processors=[*prepare, render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(output),
+    )
+    _take_in_libraries(level, prepare, render, output)
+    sys.excepthook = _log_uncaught
+
+
+def exception_text(exc_info: ExcInfo) -> str:
+    """An exception's traceback, without what the database quotes of a row: it may hold an account."""
+    return _DETAIL.sub(r"\1(not shown)", "".join(traceback.format_exception(*exc_info)).rstrip())
+
+
+def _take_in_libraries(level: int, prepare: list[Processor], render: Processor, output: TextIO) -> None:
+    """Has what libraries log written as we write; below a warning only while everything is to be seen."""
+    handler = logging.StreamHandler(output)
+    handler.set_name(HANDLER)
+    handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *prepare],
+            processors=[ProcessorFormatter.remove_processors_meta, render],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [other for other in root.handlers if other.get_name() != HANDLER]
+    root.addHandler(handler)
+    root.setLevel(level if level == logging.DEBUG else max(level, logging.WARNING))
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        log.critical("a mistake of ours ends the process", exc_info=(kind, error, trace))
