@@ -23,6 +23,7 @@ from fundsvc.api.page import Page
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import serve, tls_context
 from fundsvc.api.serving import endpoints, make_app
+from fundsvc.api.sizing import SizingResources
 from fundsvc.api.venues import venue_endpoints
 from fundsvc.api.websocket.bullet import living
 from fundsvc.config import Config
@@ -38,6 +39,7 @@ from fundsvc.store.histories import Histories
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
 from fundsvc.store.statistics import Statistics
+from fundsvc.store.targets import Targets
 from fundsvc.streams.client import Client, open_client, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.tail import tailing
@@ -162,10 +164,11 @@ async def http_side(
         ingest = Ingest(config, reader, Producer(client, config.stream.partitions), gate)
         funds = FundResources(reader, Statistics(pool), ledger, appraiser, policy_of)
         cached = CachedFunds(tail, funds.answer)
+        sizing = SizingResources(reader, Targets(pool))
         deleveraging = DeleveragingResources(reader, ledger, follower, policy_of)
         venues = venue_endpoints(config.http.venues, cached.answers, deleveraging, reader, Histories(pool), policy_of)
         async with living(config, tail, cached, reader, ledger, follower, metrics) as live:
-            routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *deleveraging.routes)
+            routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *deleveraging.routes)
             table = endpoints((*operations, *routes, *live.endpoints, *venues))
             app = make_app(
                 metrics, (*table, described(table), live.socket, *Docs().endpoints, *Page(config.http.public_url).endpoints)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from fundsvc.core.fullness import TargetPolicy
 from fundsvc.core.policy import Policy
 from fundsvc.tables import ADDRESS, SECRET, allowed, complaints, find, from_text
 
@@ -88,6 +89,7 @@ class EngineConfig(Section, frozen=True):
     batch_fills_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
     book_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     rollup_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 2.0
+    target_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     port: Port = 0
 
 
@@ -151,6 +153,24 @@ class PolicyConfig(Section, frozen=True):
         return self.contracts.get(symbol, self.default)
 
 
+class TargetConfig(Section, frozen=True):
+    """How large funds should be: `default`, and contracts that differ by symbol."""
+
+    default: TargetPolicy = TargetPolicy()
+    contracts: dict[str, TargetPolicy] = msgspec.field(default_factory=dict)
+
+    def of(self, symbol: str) -> TargetPolicy:
+        """How the target of a contract is found."""
+        return self.contracts.get(symbol, self.default)
+
+
+class AuditConfig(Section, frozen=True):
+    """The audit in the background."""
+
+    full_hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 24.0
+    share: Annotated[float, msgspec.Meta(ge=0.001, le=0.5)] = 0.05
+
+
 class LogConfig(Section, frozen=True):
     """What is logged, and how it looks."""
 
@@ -170,6 +190,8 @@ class Config(Section, frozen=True):
     websocket: WebsocketConfig = WebsocketConfig()
     currency: CurrencyConfig = CurrencyConfig()
     policy: PolicyConfig = PolicyConfig()
+    target: TargetConfig = TargetConfig()
+    audit: AuditConfig = AuditConfig()
     log: LogConfig = LogConfig()
 
 

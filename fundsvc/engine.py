@@ -20,10 +20,12 @@ from fundsvc.store.database import Pool, StoreFault, open_pool
 from fundsvc.store.leases import Leases, open_leases
 from fundsvc.store.rollups import condense
 from fundsvc.store.statistics import Statistics
+from fundsvc.store.targets import Targets
 from fundsvc.store.writer import OwnershipLost, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
 from fundsvc.streams.client import Client, StreamFault, open_client
 from fundsvc.streams.source import Source, StreamState, id_order
+from fundsvc.targeting import Targeting
 
 RENEWALS_PER_LEASE = 4
 """A lease survives the loss of three renewals, and a dead owner's partition is claimed a quarter lease after it ends."""
@@ -217,12 +219,14 @@ class Session:
     async def _consume(self, stop: asyncio.Event) -> None:
         async with open_writer(self._config.database.dsn, self._engine, self._partition, self._epoch) as writer:
             pipeline = await self._load(writer)
+            targeting = Targeting(self._state, Targets(self._pool), self._config.target.of, self._metrics)
             async with asyncio.TaskGroup() as tasks:
                 chores = [
                     tasks.create_task(_every(self._config.engine.rollup_seconds, self._condense)),
                     tasks.create_task(_every(WATCH_SECONDS, self._watch)),
                     tasks.create_task(_every(TRIM_SECONDS, self._trim)),
                     tasks.create_task(_every(self._config.engine.book_seconds, pipeline.keep_books)),
+                    tasks.create_task(_every(self._config.engine.target_seconds, targeting.recompute)),
                 ]
                 await pipeline.run(stop)
                 for chore in chores:

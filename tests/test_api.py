@@ -165,6 +165,9 @@ async def test_a_fund_shows_what_it_has_and_what_it_could_not_pay(client):
         "drawdown8h": 0.0,
         "openInterest": 0,
         "balanceToOpenInterest": None,
+        "target": None,
+        "fullness": None,
+        "leverageCap": None,
     }
 
 

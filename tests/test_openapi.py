@@ -7,6 +7,7 @@ import pytest
 from commands import program
 from conftest import with_section
 from escalations import BEGINNING, SYMBOL, TS, executed, mark, shortfall
+from eventually import eventually
 from jsonschema import Draft202012Validator
 from ledgers import listing
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -61,8 +62,10 @@ def application(monkeypatch):
 @pytest.fixture
 async def world(config, application):  # noqa: F811 - the fixture
     config = with_section(config, "http", venues=("binance", "bybit", "gate", "okx"))
+    config = with_section(config, "engine", rollup_seconds=0.1, target_seconds=0.1)
     async with world_of(config) as world:
         await world.send(*HISTORY)
+        await eventually(lambda: world.pool.fetchval("SELECT target > 0 FROM targets"))
         yield world
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fundsvc.api.answers import fund_answer
 from fundsvc.api.valuation import Past, Valuation
 from fundsvc.core.contracts import Contract
+from fundsvc.core.fullness import Target
 from fundsvc.core.policy import Policy
 from fundsvc.store.reader import FundRow
 
@@ -38,6 +39,7 @@ VALUATIONS = st.builds(
     mark=PRICES,
     open_interest=st.integers(0, 2**70),
     past=st.builds(Past, AMOUNTS, AMOUNTS, AMOUNTS),
+    target=st.none() | st.builds(Target, st.just("cover"), st.none() | AMOUNTS, *map(st.just, (0.5, 1.0, 1.0, 50.0))),
 )
 
 
@@ -88,3 +90,15 @@ def test_what_lacks_is_null_with_its_reason(fund, valuation):
     assert (unknown.balance_usdt, unknown.balance_usdt_reason, unknown.open_interest) == (None, "why", None)
     assert unknown.balance_to_open_interest is None
     assert (unknown.balance_base is None) == (not fund.contract.is_inverse)
+
+
+@given(funds(), VALUATIONS)
+def test_a_fund_is_compared_with_its_target(fund, valuation):
+    answer, known = fund_answer(fund, Policy(), valuation), valuation.target
+    if known is None or known.amount is None:
+        assert (answer.target, answer.fullness, answer.leverage_cap, answer.state) == (None, None, None, "ok")
+        return
+    assert Fraction(answer.target) == whole(fund, known.amount)
+    assert answer.fullness == (pytest.approx(float(Fraction(fund.balance, known.amount))) if known.amount else None)
+    assert 1 <= answer.leverage_cap <= 50
+    assert answer.state == ("warning" if fund.balance < known.amount else "ok")

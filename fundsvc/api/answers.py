@@ -18,6 +18,7 @@ from fundsvc.api.valuation import (
 )
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
+from fundsvc.core.fullness import Target
 from fundsvc.core.numbers import format_units
 from fundsvc.core.policy import Policy
 from fundsvc.core.standing import FundStateName, guard_at, state_of
@@ -50,7 +51,8 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     to eight decimals; where one is null, its reason says why. `change24h` and `change7d` are the balance less what it was then,
     by the engine's clock; `peak8h` is the highest balance of the last eight hours and `drawdown8h` the share of it that is
     gone. `openInterest` is in lots, null until the books are loaded; `balanceToOpenInterest` is the balance over what these are
-    worth at the mark.
+    worth at the mark. `target` is the size that the fund should have, `fullness` the balance over it, `leverageCap` the highest
+    leverage that this recommends: null where there is no target; `/target` says why, and where it comes from.
     """
 
     symbol: str
@@ -71,6 +73,9 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     drawdown8h: float
     open_interest: int | None
     balance_to_open_interest: float | None
+    target: str | None
+    fullness: float | None
+    leverage_cap: float | None
     balance_usdt_reason: str | UnsetType = UNSET
     balance_base_reason: str | UnsetType = UNSET
 
@@ -141,7 +146,7 @@ def contract_answer(listed: Listed) -> ContractAnswer:
 
 def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation) -> FundAnswer:
     """A fund in its settlement currency, how it is under its policy, and what it is worth."""
-    decimals, past = fund.settle_decimals, valuation.past
+    decimals, past, target = fund.settle_decimals, valuation.past, valuation.target
     peak = max(past.peak, fund.balance)
     in_usdt, in_base = balance_usdt(fund, valuation), balance_base(fund, valuation)
     return FundAnswer(
@@ -154,7 +159,7 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation) -> FundAnsw
         balance_base_reason=why_no_base(fund) if in_base is None else UNSET,
         base_currency=base_currency(fund),
         outstanding=format_units(fund.outstanding, decimals),
-        state=_state(fund, policy),
+        state=_state(fund, policy, target),
         entry=fund.entry,
         seq=fund.seq,
         head=fund.head.hex(),
@@ -165,12 +170,20 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation) -> FundAnsw
         drawdown8h=drawdown(fund.balance, peak),
         open_interest=valuation.open_interest,
         balance_to_open_interest=balance_to_open_interest(fund, valuation),
+        target=target_size(target, decimals),
+        fullness=target.fullness(fund.balance) if target else None,
+        leverage_cap=target.leverage_cap(fund.balance) if target else None,
     )
 
 
-def _state(fund: FundRow, policy: Policy) -> FundStateName:
+def _state(fund: FundRow, policy: Policy, target: Target | None) -> FundStateName:
     guard = guard_at(time.time_ns() // 1_000_000, policy, fund.settle_decimals, fund.guard, fund.balance)
-    return state_of(fund.balance, fund.outstanding, guard, escalated=fund.escalated)
+    return state_of(fund.balance, fund.outstanding, guard, target, escalated=fund.escalated)
+
+
+def target_size(target: Target | None, decimals: int) -> str | None:
+    """A target in its settlement currency, where there is one."""
+    return None if target is None or target.amount is None else format_units(target.amount, decimals)
 
 
 def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:

@@ -10,12 +10,14 @@ import structlog
 from fundsvc.api.valuation import Valuation
 from fundsvc.core.batch import RateState
 from fundsvc.core.book import Book
+from fundsvc.core.fullness import Target
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX
 from fundsvc.follower import Follower, NotFollowed
 from fundsvc.logs.faults import Outage
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import FundRow, Reader
 from fundsvc.store.statistics import Past, Statistics
+from fundsvc.store.targets import Targets
 
 USDT = RateState("USDT", 10**PRICE_DECIMALS_MAX, 0)
 """What everything is counted in is worth itself, whatever a stream says."""
@@ -35,14 +37,18 @@ log = structlog.get_logger()
 class Appraiser:
     """Values funds. What is away stays what it was, and rates grow too old by themselves."""
 
-    def __init__(self, reader: Reader, statistics: Statistics, follower: Follower, rate_seconds_max: float) -> None:
+    def __init__(
+        self, reader: Reader, statistics: Statistics, targets: Targets, follower: Follower, rate_seconds_max: float
+    ) -> None:
         self._reader = reader
         self._statistics = statistics
+        self._targets = targets
         self._follower = follower
         self._rate_ms_max = rate_seconds_max * 1000
         self._rates: dict[str, RateState] = {}
         self._marks: dict[str, int] = {}
         self._past: dict[str, Past] | None = None
+        self._found: dict[str, Target] = {}
         self._due = 0.0
 
     async def run(self) -> None:
@@ -62,6 +68,7 @@ class Appraiser:
         started = time.monotonic()
         if started >= self._due:
             self._marks = await self._statistics.marks()
+            self._found = await self._targets.all()
             self._past = await self._statistics.past(time.time_ns() // 1_000_000)
             now = time.monotonic()
             self._due = now + max(STATISTICS_SECONDS, (now - started) / STATISTICS_SHARE_MAX)
@@ -74,7 +81,7 @@ class Appraiser:
         mark, open_interest = self._market(fund)
         # Whoever is not known yet was listed since, and has no longer past.
         past = self._past.get(fund.symbol) or Past(0, 0, fund.balance)
-        return Valuation(rate, unrated, mark, open_interest, past)
+        return Valuation(rate, unrated, mark, open_interest, past, self._found.get(fund.symbol))
 
     def rate(self, currency: str) -> tuple[int | None, str]:
         """USDT per unit of a currency in units of 10**-PRICE_DECIMALS_MAX; None, and why, without one of these days."""
@@ -110,7 +117,7 @@ def _open_interest(book: Book) -> int:
 @asynccontextmanager
 async def appraising(pool: Pool, follower: Follower, rate_seconds_max: float) -> AsyncIterator[Appraiser]:
     """An appraiser that keeps everything fresh, and begins with all that there is unless the database is away."""
-    appraiser = Appraiser(Reader(pool), Statistics(pool), follower, rate_seconds_max)
+    appraiser = Appraiser(Reader(pool), Statistics(pool), Targets(pool), follower, rate_seconds_max)
     with suppress(StoreFault):
         await appraiser.refresh()
     async with asyncio.TaskGroup() as tasks:

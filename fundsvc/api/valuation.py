@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
+from fundsvc.core.fullness import Target
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, format_units
 from fundsvc.store.reader import FundRow
 from fundsvc.store.statistics import Past
@@ -16,7 +17,8 @@ class Valuation(NamedTuple):
     """What a fund is valued by. Two that are equal give equal answers.
 
     `rate` is USDT per unit of the settlement currency in units of 10**-PRICE_DECIMALS_MAX; where there is none, `unrated` says
-    why. `mark` is in the contract's units, None until one came; `open_interest` is in lots, None until books are loaded.
+    why. `mark` is in the contract's units, None until one came; `open_interest` is in lots, None until books are loaded;
+    `target` is None until one was looked for.
     """
 
     rate: int | None
@@ -24,6 +26,7 @@ class Valuation(NamedTuple):
     mark: int | None
     open_interest: int | None
     past: Past
+    target: Target | None = None
 
 
 def in_usdt(amount: Fraction, rate: int) -> Fraction:

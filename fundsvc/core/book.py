@@ -206,6 +206,10 @@ class Side:
                 pnl = INT64_MAX if pnl > 0 else -INT64_MAX
             yield Standing(self.accounts[row], lots, entry_price, margin, mark, pnl, returned, leverage, score)
 
+    def sizes(self) -> Integers:
+        """The open lots of every row, 0 where there is no position; they change with the book."""
+        return self._lots[: len(self.accounts)]
+
     def lots_of(self, rows: NDArray[np.integer]) -> Integers:
         """The open lots of rows."""
         lots: Integers = self._lots[rows]

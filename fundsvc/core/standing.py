@@ -2,11 +2,12 @@
 
 from typing import Literal
 
+from fundsvc.core.fullness import Target
 from fundsvc.core.policy import Guard, Policy, SavedGuard
 
 FundStateName = Literal["ok", "warning", "adl", "uncovered"]
 """`adl` while an order is open; else `uncovered` while something is outstanding; else `warning` while the drawdown guard is
-active, or the balance below its stop line."""
+active, or the balance below its stop line or below the fund's target size."""
 
 
 def guard_at(now_ms: int, policy: Policy, decimals: int, kept: SavedGuard | None, balance: int) -> Guard | None:
@@ -19,10 +20,12 @@ def guard_at(now_ms: int, policy: Policy, decimals: int, kept: SavedGuard | None
     return guard
 
 
-def state_of(balance: int, outstanding: int, guard: Guard | None, *, escalated: bool) -> FundStateName:
+def state_of(balance: int, outstanding: int, guard: Guard | None, target: Target | None, *, escalated: bool) -> FundStateName:
     """A fund's state; `escalated` says whether an ADL order is open."""
     if escalated:
         return "adl"
     if outstanding:
         return "uncovered"
-    return "warning" if guard and (guard.active or guard.near(balance)) else "ok"
+    if guard and (guard.active or guard.near(balance)):
+        return "warning"
+    return "warning" if target and target.is_above(balance) else "ok"

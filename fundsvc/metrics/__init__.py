@@ -17,6 +17,7 @@ from fundsvc.core.batch import Batch, Durations
 from fundsvc.core.book import Book
 from fundsvc.core.contracts import Contract, partition_of
 from fundsvc.core.events import Reason
+from fundsvc.core.fullness import Target
 from fundsvc.core.settlement import Fund
 from fundsvc.metrics.exposition import exposition
 from fundsvc.metrics.families import FUND_FAMILIES
@@ -172,6 +173,11 @@ class Metrics:
         for contract, book in books:
             if contract.symbol in self._funds:
                 self._funds[contract.symbol].positions = {name: side.open for name, side in book.sides.items()}
+
+    def target(self, symbol: str, target: Target) -> None:
+        """Shows a fund beside its target from now on."""
+        if symbol in self._funds:
+            self._funds[symbol].target = target
 
     def peaked(self, peaks: Mapping[str, int]) -> None:
         """Shows the highest balances of the last eight hours, in atoms; who is not named has had no other than its present."""

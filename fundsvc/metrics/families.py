@@ -60,6 +60,9 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
         lambda view: view.payable,
     ),
     _money("gauge", "fundsvc_peak", "Highest balance of the last eight hours.", lambda view: view.peak),
+    Family("fundsvc_target", "gauge", "Target size of a fund.", _OF_CURRENCY, lambda view: view.target),
+    _gauge("fundsvc_fullness_ratio", "Balance of a fund / its target size.", lambda view: view.fullness),
+    _gauge("fundsvc_leverage_cap", "Highest leverage that this fullness recommends.", lambda view: view.leverage_cap),
     _gauge("fundsvc_drawdown_ratio", "Share of that highest balance that is gone.", lambda view: view.drawdown),
     *_each(
         _gauge,

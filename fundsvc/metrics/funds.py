@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from fundsvc.core.adl import AdlOrder, OrderState
 from fundsvc.core.batch import Moved
+from fundsvc.core.fullness import Target
 from fundsvc.core.policy import Guard
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.core.standing import FundStateName, guard_at, state_of
@@ -27,6 +28,7 @@ class FundMetrics:
         self.orders: Counter[str] = Counter()
         self.duplicates = self.rounds = self.lots_needed = self.lots_taken = 0
         self.credited = self.paid = self.uncovered = self.recovered = self.refunded = self.repaid = 0
+        self.target: Target | None = None
         self.load(fund)
 
     def load(self, fund: Fund) -> None:
@@ -90,12 +92,30 @@ class FundView:
         self.symbol_label, self.money_labels = fund.symbol_label, fund.money_labels
         self.peak = max(peak, state.balance)
         self.guard: Guard | None = guard_at(int(now * 1000), fund.policy, fund.decimals, state.guard, state.balance)
-        self.state_name: FundStateName = state_of(state.balance, state.outstanding, self.guard, escalated=bool(fund.open))
+        self.state_name: FundStateName = state_of(
+            state.balance, state.outstanding, self.guard, fund.target, escalated=bool(fund.open)
+        )
 
     @property
     def payable(self) -> int:
         """What the fund may pay now: its balance down to the guard's line."""
         return max(0, self.balance - self.guard.line) if self.guard else self.balance
+
+    @property
+    def target(self) -> float | None:
+        """The target size in whole units, where there is one."""
+        amount = self.fund.target.amount if self.fund.target else None
+        return None if amount is None else amount / self.unit
+
+    @property
+    def fullness(self) -> float | None:
+        """Balance / target, where one is needed."""
+        return self.fund.target.fullness(self.balance) if self.fund.target else None
+
+    @property
+    def leverage_cap(self) -> float | None:
+        """The recommended highest leverage, where there is a target."""
+        return self.fund.target.leverage_cap(self.balance) if self.fund.target else None
 
     @property
     def oldest_open_seconds(self) -> float:

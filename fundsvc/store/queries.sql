@@ -554,3 +554,52 @@ SELECT ts, began, balance FROM (
     FROM adl_orders o WHERE o.symbol = $1 AND o.state <> 'open'
 ) t
 WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;
+
+-- name: deficits
+-- Deficits of some contracts, summed by periods of $2 milliseconds: of the last $3 periods of each contract's history, which
+-- ends with its last entry by the engine's clock, the $4 largest. What funds paid and could not pay is condensed by the hour; a
+-- `cover` pays what was a deficit before, when it was uncovered.
+SELECT h.symbol, h.start_ms, h.last_ms + h.period AS end_ms, ((h.last_ms - h.start_ms) / h.period + 1)::int AS periods, d.number, d.largest
+FROM (
+    SELECT a.symbol, a.period, a.rank, z.hour - z.hour % a.period AS last_ms,
+           greatest(o.hour - o.hour % a.period, z.hour - z.hour % a.period - (a.periods_max - 1) * a.period) AS start_ms
+    FROM unnest($1::text[], $2::bigint[], $3::int[], $4::int[]) AS a (symbol, period, periods_max, rank)
+    CROSS JOIN LATERAL (SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol ORDER BY r.hour LIMIT 1) o
+    CROSS JOIN LATERAL (SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol ORDER BY r.hour DESC LIMIT 1) z
+) h
+CROSS JOIN LATERAL (
+    SELECT count(*)::int AS number, (array_agg(p.deficit ORDER BY p.deficit DESC))[:h.rank] AS largest
+    FROM (
+        SELECT sum(m.deficit) AS deficit
+        FROM (
+            SELECT r.hour AS ts, r.paid + r.uncovered AS deficit
+            FROM rollups r WHERE r.symbol = h.symbol AND r.hour >= h.start_ms
+            UNION ALL
+            SELECT e.ts, e.change FROM entries e
+            WHERE e.symbol = h.symbol AND e.kind = 'cover' AND e.ts >= h.start_ms
+              AND e.entry <= (SELECT p.entry FROM rollup_progress p WHERE p.symbol = h.symbol)
+        ) m
+        GROUP BY m.ts / h.period HAVING sum(m.deficit) > 0
+    ) p
+) d;
+
+-- name: leverages
+-- As listings name them.
+SELECT symbol, specification ->> 'maxLeverage' AS leverage_max FROM contracts WHERE symbol = ANY ($1);
+
+-- name: keep_targets
+INSERT INTO targets AS t (symbol, rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason)
+SELECT symbol, rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation::json, reason
+FROM unnest($1::text[], $2::text[], $3::numeric[], $4::float8[], $5::float8[], $6::float8[], $7::float8[], $8::text[], $9::text[])
+    AS k (symbol, rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason)
+ON CONFLICT (symbol) DO UPDATE SET
+    rule = excluded.rule, target = excluded.target, fullness_low = excluded.fullness_low, fullness_high = excluded.fullness_high,
+    leverage_min = excluded.leverage_min, leverage_max = excluded.leverage_max, explanation = excluded.explanation,
+    reason = excluded.reason, computed_at = now();
+
+-- name: targets
+SELECT symbol, rule, target, fullness_low, fullness_high, leverage_min, leverage_max FROM targets;
+
+-- name: target
+SELECT rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason, computed_at
+FROM targets WHERE symbol = $1;

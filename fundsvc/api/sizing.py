@@ -1,0 +1,74 @@
+"""What can be asked about the target size of a fund."""
+
+from fundsvc.api.answers import Answer, milliseconds, target_size
+from fundsvc.api.errors import NotFound
+from fundsvc.api.parameters import Query
+from fundsvc.api.serving import Route, not_listed, possible
+from fundsvc.core.fullness import RuleName
+from fundsvc.core.numbers import format_units
+from fundsvc.core.targets import Explanation
+from fundsvc.store.reader import FundRow, Reader
+from fundsvc.store.targets import Explained, Targets
+
+
+class TargetAnswer(Answer, frozen=True, kw_only=True):
+    """A fund's target size as it was found at `computedAt`, and the balance now beside it.
+
+    `explanation` holds every input of the rule; where there is no target, it is null and `reason` says why. `leverageCap` rises
+    from `leverageMin` at a fullness of `fullnessLow` to `leverageMax`, the contract's own, at `fullnessHigh`; it is a signal
+    that nothing here acts on.
+    """
+
+    symbol: str
+    settle_currency: str
+    rule: RuleName
+    target: str | None
+    reason: str
+    balance: str
+    fullness: float | None
+    leverage_cap: float | None
+    fullness_low: float
+    fullness_high: float
+    leverage_min: float
+    leverage_max: float | None
+    explanation: Explanation | None
+    computed_at: int
+
+
+class SizingResources:
+    """Answers from the ledger, and what its owners found."""
+
+    def __init__(self, reader: Reader, targets: Targets) -> None:
+        self._reader = reader
+        self._targets = targets
+        self.routes = (Route("/api/v1/insurance-fund/{symbol}/target", Query, self.target),)
+
+    async def target(self, _query: Query, symbol: str) -> TargetAnswer:
+        """The size that a fund should have, and where that comes from."""
+        for fund in await self._reader.funds(possible(symbol)):
+            explained = await self._targets.explained(symbol)
+            if explained is None:
+                raise NotFound(f"no target of {symbol} has been looked for yet, ask again in a minute")
+            return target_answer(fund, explained)
+        raise not_listed(symbol)
+
+
+def target_answer(fund: FundRow, explained: Explained) -> TargetAnswer:
+    """A target in its settlement currency, beside its fund."""
+    target = explained.target
+    return TargetAnswer(
+        symbol=fund.symbol,
+        settle_currency=fund.settle_currency,
+        rule=target.rule,
+        target=target_size(target, fund.settle_decimals),
+        reason=explained.reason,
+        balance=format_units(fund.balance, fund.settle_decimals),
+        fullness=target.fullness(fund.balance),
+        leverage_cap=target.leverage_cap(fund.balance),
+        fullness_low=target.fullness_low,
+        fullness_high=target.fullness_high,
+        leverage_min=target.leverage_min,
+        leverage_max=target.leverage_max,
+        explanation=explained.explanation,
+        computed_at=milliseconds(explained.computed_at),
+    )

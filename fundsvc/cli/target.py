@@ -1,0 +1,106 @@
+"""The command that explains a fund's target size."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fundsvc.api.sizing import TargetAnswer, target_answer
+from fundsvc.app import connected, prepared
+from fundsvc.cli.running import DONE, Json, at_primary, cli, print_json, run
+from fundsvc.config import Config
+from fundsvc.core.fullness import RuleName, TargetPolicy
+from fundsvc.core.targets import Cover, OpenInterest, ValueAtRisk
+from fundsvc.follower import Follower
+from fundsvc.metrics import Metrics
+from fundsvc.store.reader import Reader
+from fundsvc.store.targets import Explained, Targets
+from fundsvc.targeting import Asked, find
+
+
+@cli.command()
+def target(
+    context: typer.Context,
+    symbol: str,
+    rule: Annotated[RuleName | None, typer.Option(help="Instead of the contract's, with its parameters.")] = None,
+    json: Json = False,
+) -> None:
+    """Find the target size of a contract's fund from the ledger and the book as they are now, and explain the number."""
+
+    async def command(config: Config) -> int:
+        policy = config.target.of(symbol)
+        answer = await _find(config, symbol, msgspec.structs.replace(policy, rule=rule) if rule else policy)
+        if json:
+            print_json(answer)
+        else:
+            _print(answer)
+        return DONE
+
+    run(context, command)
+
+
+async def _find(config: Config, symbol: str, policy: TargetPolicy) -> TargetAnswer:
+    async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
+        for fund in await Reader(pool).funds(symbol):
+            follower = Follower(complete, pool, client, Metrics())
+            await follower.step(fund.partition)
+            view = follower.view(fund.contract, fund.partition)
+            found, size = (await find(Targets(pool), [Asked(fund.contract, view.book, policy)]))[symbol]
+            return target_answer(fund, Explained(found, size.explanation, size.reason, datetime.now(UTC)))
+    raise LookupError(f"no contract {symbol!r} is listed")
+
+
+def _print(answer: TargetAnswer) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    currency = answer.settle_currency
+    if answer.target is None:
+        console.print(f"{answer.symbol} has no target by the rule {answer.rule}: {answer.reason}", markup=False)
+        return
+    console.print(f"{answer.symbol} should hold {answer.target} {currency} by the rule {answer.rule}")
+    match answer.explanation:
+        case ValueAtRisk() as explained:
+            _print_value_at_risk(console, explained, currency)
+        case Cover() as explained:
+            _print_cover(console, explained, currency)
+        case OpenInterest() as explained:
+            console.print(
+                f"{explained.share:.6g} of {explained.notional} {currency}, which {explained.lots:,} open lots are worth"
+                f" at the mark {explained.mark_price}"
+            )
+    _print_fullness(console, answer)
+
+
+def _print_value_at_risk(console: Console, explained: ValueAtRisk, currency: str) -> None:
+    start, end = (f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M}" for ms in (explained.start, explained.end))
+    console.print(
+        f"{explained.periods:,} periods of {explained.period_hours} h from {start} to {end} UTC, {explained.deficits:,} of them"
+        f" with deficits, the largest {explained.largest_deficit} {currency}\n"
+        f"level 1 - {explained.cost_of_capital:.6g} / {explained.cost_of_loss:.6g} = {explained.level:.6g}:"
+        f" number {explained.rank:,} of the periods' deficits, counted from the largest"
+    )
+
+
+def _print_cover(console: Console, explained: Cover, currency: str) -> None:
+    console.print(
+        f"the largest {explained.side} positions when the mark {explained.mark_price} moves by {explained.move:.6g} to"
+        f" {explained.stressed_price}; the other side would lose {explained.loss_of_other_side} {currency}"
+    )
+    table = Table("lots", "entry", "margin", "PnL there", "loss beyond the margin")
+    for held in explained.positions:
+        table.add_row(f"{held.lots:,}", held.entry_price, held.margin, held.unrealised_pnl, held.loss)
+    console.print(table)
+
+
+def _print_fullness(console: Console, answer: TargetAnswer) -> None:
+    full = "nothing is needed" if answer.fullness is None else f"{answer.fullness:.6g} of its target"
+    console.print(f"it holds {answer.balance} {answer.settle_currency}: {full}")
+    if answer.leverage_cap is None:
+        console.print("no leverage is recommended: the listing names no maxLeverage")
+        return
+    console.print(
+        f"recommended highest leverage {answer.leverage_cap:.6g}: from {answer.leverage_min:.6g} at {answer.fullness_low:.6g}"
+        f" to the contract's {answer.leverage_max:.6g} at {answer.fullness_high:.6g} of the target"
+    )
