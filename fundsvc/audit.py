@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from fundsvc.core.replay import Replay
+from fundsvc.core.replay import Replay, missing
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import LedgerSnapshot, UnknownContract, open_snapshot
 
@@ -27,7 +27,7 @@ async def audit_contract(pool: Pool, symbol: str, progress: Callable[[int], None
         async with open_snapshot(pool, symbol) as snapshot:
             return await _recompute(snapshot, progress)
     except UnknownContract:
-        return ContractAudit(symbol, 0, "", [f"{symbol}: its contract or its fund is missing"])
+        return ContractAudit(symbol, 0, "", [missing(symbol)])
 
 
 async def _recompute(snapshot: LedgerSnapshot, progress: Callable[[int], None]) -> ContractAudit:
@@ -41,7 +41,7 @@ async def _recompute(snapshot: LedgerSnapshot, progress: Callable[[int], None]) 
         if len(replay.differences) >= DIFFERENCES_MAX:
             break
     else:
-        replay.finish(snapshot.fund, snapshot.recovered, snapshot.open_in_adl, snapshot.adl_seq)
+        replay.finish(snapshot.fund, snapshot.orders)
     progress(max(0, snapshot.fund.entry - reported))
     head = snapshot.fund.head.hex()
     return ContractAudit(snapshot.contract.symbol, replay.entry, head, replay.differences[:DIFFERENCES_MAX])

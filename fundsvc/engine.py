@@ -8,8 +8,10 @@ from contextlib import suppress
 
 import structlog
 
+from fundsvc.auditing import Auditor
 from fundsvc.config import Config
 from fundsvc.core.batch import Offset, Round
+from fundsvc.core.contracts import partition_of
 from fundsvc.core.partition import Partition
 from fundsvc.logs.batches import log_batch
 from fundsvc.logs.faults import Outage
@@ -68,12 +70,14 @@ class Engine:
             asyncio.TaskGroup() as tasks,
         ):
             self._metrics.pooled(pool)
+            auditing = tasks.create_task(Auditor(pool, self._config.audit, self._metrics, self._settles).run())
             looking_back = tasks.create_task(self._look_back(Statistics(pool)))
             holding = tasks.create_task(self._hold(tasks, client, pool, stop))
             try:
                 await stop.wait()
                 await asyncio.wait([holding], timeout=STOP_SECONDS_MAX)
             finally:
+                auditing.cancel()
                 looking_back.cancel()
                 holding.cancel()
                 for ownership in self._owned.values():
@@ -97,6 +101,11 @@ class Engine:
             self._metrics.faults.labels("database").inc()
             self._outage.note(fault)
             await _wait(stop, BACKOFF_SECONDS_MAX)
+
+    def _settles(self, symbol: str) -> bool:
+        """Whether a contract is of a partition that this engine runs."""
+        ownership = self._owned.get(partition_of(symbol, self._config.stream.partitions))
+        return ownership is not None and not ownership.task.done()
 
     async def _look_back(self, statistics: Statistics) -> None:
         """Shows how high the funds stood lately; what cannot be asked for now stays as it was."""

@@ -1,30 +1,69 @@
 """Recomputing a contract's ledger from its entries: what the audit does, and what anyone with an export can do."""
 
 from collections.abc import Collection
+from typing import NamedTuple
 
-from fundsvc.core.chain import Entry, link
+from fundsvc.core.chain import GENESIS, Entry, link
 from fundsvc.core.contracts import Contract
 from fundsvc.core.settlement import Fund, FundState
 
 
-class Replay:
-    """Follows a ledger from entry 1 and notes every difference from the rules.
-
-    `late` are the numbers of the entries whose events were rejected at first and settled later: only their sequence may lie
-    below that of an earlier entry. Differences are sentences; an empty list means that everything holds.
+class Checkpoint(NamedTuple):
+    """How far a ledger was followed without a difference: its last entry, that entry's hash and balance (atoms), the highest
+    sequence by then, and the sums of what was uncovered and repaid.
     """
 
-    def __init__(self, contract: Contract, late: Collection[int] = ()) -> None:
+    entry: int = 0
+    seq: int = 0
+    balance: int = 0
+    uncovered: int = 0
+    repaid: int = 0
+    head: bytes = GENESIS
+
+
+START = Checkpoint()
+"""Before entry 1."""
+
+
+class OrderTotals(NamedTuple):
+    """Of all ADL orders of a contract: what they recovered, what open ones are still to recover, their highest sequence."""
+
+    recovered: int
+    open: int
+    seq: int
+
+
+def missing(symbol: str) -> str:
+    """The difference of a ledger that has entries, a contract or a fund, but not all of them."""
+    return f"{symbol}: its contract or its fund is missing"
+
+
+class Replay:
+    """Follows a ledger from a checkpoint, entry 1 unless told otherwise, and notes every difference from the rules.
+
+    `late` are the numbers of the entries whose events were rejected at first and settled later: only their sequence may lie
+    below that of an earlier entry. Differences are sentences; an empty list means that everything holds. `differs_at` is the
+    number of the first entry that differs, None while there is none.
+    """
+
+    def __init__(self, contract: Contract, late: Collection[int] = (), since: Checkpoint = START) -> None:
         self.differences: list[str] = []
-        self._fund = Fund(contract)
+        self.differs_at: int | None = None
+        self._fund = Fund(contract, balance=since.balance, entry=since.entry, seq=since.seq, head=since.head)
         self._late = late
-        self._uncovered = 0
-        self._repaid = 0
+        self._uncovered = since.uncovered
+        self._repaid = since.repaid
 
     @property
     def entry(self) -> int:
         """The number of the last entry followed."""
         return self._fund.entry
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where another may go on."""
+        fund = self._fund
+        return Checkpoint(fund.entry, fund.seq, fund.balance, self._uncovered, self._repaid, fund.head)
 
     def follow(self, entry: Entry, digest: bytes) -> None:
         """Checks one entry against what came before it, and goes on from what it says."""
@@ -46,24 +85,24 @@ class Replay:
         self._uncovered += entry.uncovered
         self._repaid += entry.repaid
 
-    def finish(self, state: FundState, recovered: int, open_in_adl: int, adl_seq: int) -> None:
-        """Compares the end of the chain with the stored fund, and what was uncovered with what became of it.
+    def conservation_error(self, state: FundState, orders: OrderTotals) -> int:
+        """What was uncovered less what became of it: recovered, repaid, outstanding or open in ADL; 0 unless value was lost."""
+        return self._uncovered - (orders.recovered + self._repaid + state.outstanding + orders.open)
 
-        recovered, open_in_adl and adl_seq are the sums, and the highest engine sequence, of the contract's ADL orders.
-        """
+    def finish(self, state: FundState, orders: OrderTotals) -> None:
+        """Compares the end of the chain with the stored fund, and what was uncovered with what became of it."""
         stored = (state.entry, state.balance, state.head.hex())
         computed = (self._fund.entry, self._fund.balance, self._fund.head.hex())
         if stored != computed:
             self.differences.append(f"the fund says (entry, balance, head) {stored}, its entries say {computed}")
         # A sequence that was raised by hand would pass coming fills off as duplicates.
-        highest = max(self._fund.seq, adl_seq)
+        highest = max(self._fund.seq, orders.seq)
         if state.seq != highest:
             self.differences.append(f"the fund's sequence is {state.seq}, the highest of its entries and orders {highest}")
-        accounted = recovered + self._repaid + state.outstanding + open_in_adl
-        if self._uncovered != accounted:
+        if self.conservation_error(state, orders):
             self.differences.append(
-                f"uncovered {self._uncovered} is not recovered {recovered} + repaid {self._repaid}"
-                f" + outstanding {state.outstanding} + open in ADL {open_in_adl}"
+                f"uncovered {self._uncovered} is not recovered {orders.recovered} + repaid {self._repaid}"
+                f" + outstanding {state.outstanding} + open in ADL {orders.open}"
             )
 
     def _check_amounts(self, entry: Entry) -> None:
@@ -87,4 +126,6 @@ class Replay:
             self._differ(entry, f"{what} is {found}, it should be {expected}")
 
     def _differ(self, entry: Entry, sentence: str) -> None:
+        if self.differs_at is None:
+            self.differs_at = entry.entry
         self.differences.append(f"{entry.symbol} entry {entry.entry}: {sentence}")

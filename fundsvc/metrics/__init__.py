@@ -19,6 +19,7 @@ from fundsvc.core.contracts import Contract, partition_of
 from fundsvc.core.events import Reason
 from fundsvc.core.fullness import Target
 from fundsvc.core.settlement import Fund
+from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics
 from fundsvc.metrics.exposition import exposition
 from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
@@ -47,6 +48,7 @@ class Metrics:
         self._funds: dict[str, FundMetrics] = {}
         self._let_go: dict[str, FundMetrics] = {}
         self._peaks: Mapping[str, int] = {}
+        self._audits: dict[str, AuditMetrics] = {}
         self._pools: list[Pool] = []
         self.partitions = Gauge("fundsvc_partitions", "Partitions that there are.", registry=registry)
         self.owned = Gauge(
@@ -77,6 +79,7 @@ class Metrics:
             ["partition"],
             registry=registry,
         )
+        self.audit_entries = Counter("fundsvc_audit_entries", "Ledger entries recomputed in the background.", registry=registry)
         self.http_requests = Counter(
             "fundsvc_http_requests", "Requests answered, by route and HTTP status.", ["route", "status"], registry=registry
         )
@@ -137,6 +140,8 @@ class Metrics:
             gauge.remove(partition)
         for symbol in [symbol for symbol in self._funds if partition_of(symbol, partitions) == partition]:
             self._let_go[symbol] = self._funds.pop(symbol)
+        for symbol in [symbol for symbol in self._audits if partition_of(symbol, partitions) == partition]:
+            del self._audits[symbol]
 
     def loaded(self, funds: Iterable[Fund], orders: Iterable[AdlOrder]) -> None:
         """Takes up funds as they were loaded from the ledger, and the orders of theirs that are open."""
@@ -183,6 +188,18 @@ class Metrics:
         """Shows the highest balances of the last eight hours, in atoms; who is not named has had no other than its present."""
         self._peaks = peaks
 
+    def audited(self, symbol: str, walk: str, *, good: bool, verified_at: float | None) -> None:
+        """Shows what a walk through a ledger found: whether everything held, and when it last reached an end where it did."""
+        self._audits.setdefault(symbol, AuditMetrics(symbol)).note(walk, good, verified_at)
+
+    def conserved(self, symbol: str, error: int) -> None:
+        """Shows how many atoms conservation lacks, of a contract."""
+        self._audits.setdefault(symbol, AuditMetrics(symbol)).error = error
+
+    def recomputed(self, entries: int) -> None:
+        """Counts entries that the audit has recomputed."""
+        self.audit_entries.inc(entries)
+
     def pooled(self, pool: Pool) -> None:
         """Counts the connections of a pool among those to the database."""
         self._pools.append(pool)
@@ -196,7 +213,8 @@ class Metrics:
         """The exposition text; takes a while with many contracts, and may run in a thread."""
         now = time.time()
         views = [FundView(fund, self._peaks.get(symbol, 0), now) for symbol, fund in list(self._funds.items())]
-        return generate_latest(self.registry) + exposition(FUND_FAMILIES, views).encode()
+        contracts = exposition(FUND_FAMILIES, views) + exposition(AUDIT_FAMILIES, list(self._audits.values()))
+        return generate_latest(self.registry) + contracts.encode()
 
     def _take_up(self, fund: Fund) -> None:
         symbol = fund.contract.symbol

@@ -135,6 +135,14 @@ async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> A
 
 
 @asynccontextmanager
+async def snapshot(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
+    """All of the statements within see the ledger at one moment. A lent connection, which is closed after a failure."""
+    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    yield
+    await connection.execute("COMMIT")
+
+
+@asynccontextmanager
 async def _noticing_loss(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
     """Raises TimeoutError when the connection is lost: the driver's COPY, while it waits to send more, would wait for ever."""
     async with asyncio.timeout(COMMAND_SECONDS) as limit:

@@ -10,6 +10,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract
+from fundsvc.core.replay import OrderTotals
 from fundsvc.core.settlement import FundState
 from fundsvc.store.database import SQL, Pool, faults
 from fundsvc.store.reader import fetch
@@ -34,25 +35,31 @@ class Line(NamedTuple):
 class LedgerSnapshot:
     """One contract's ledger in a transaction that sees one moment.
 
-    `late` are the numbers of entries that settled formerly rejected events; `recovered` and `open_in_adl` are the sums over
-    its ADL orders, in atoms; `adl_seq` is the highest engine sequence that moved one.
+    `late` are the numbers of entries, later than `after`, that settled formerly rejected events; `orders` are the sums over its
+    ADL orders.
     """
 
     def __init__(
-        self, connection: PoolConnectionProxy, contract: Contract, fund: FundState, late: set[int], totals: asyncpg.Record
+        self,
+        connection: PoolConnectionProxy,
+        contract: Contract,
+        fund: FundState,
+        after: int,
+        late: set[int],
+        orders: OrderTotals,
     ) -> None:
         self.contract = contract
         self.fund = fund
         self.late = late
-        self.recovered = int(totals["recovered"])
-        self.open_in_adl = int(totals["open"])
-        self.adl_seq: int = totals["seq"]
+        self.orders = orders
         self._connection = connection
+        self._after = after
 
     async def lines(self) -> AsyncIterator[Line]:
-        """All entries in order."""
+        """All entries later than `after`, in order."""
         with faults():
-            async for row in self._connection.cursor(SQL["entries_all"], self.contract.symbol, prefetch=ROWS_PER_FETCH):
+            parameters = self.contract.symbol, self._after, None
+            async for row in self._connection.cursor(SQL["entries_after"], *parameters, prefetch=ROWS_PER_FETCH):
                 yield line_from(row)
 
 
@@ -68,19 +75,20 @@ async def open_snapshot(pool: Pool, symbol: str) -> AsyncIterator[LedgerSnapshot
         with faults():
             connection = await stack.enter_async_context(pool.acquire())
             await stack.enter_async_context(connection.transaction(isolation="repeatable_read", readonly=True))
-            snapshot = await _snapshot(connection, symbol)
+            snapshot = await snapshot_of(connection, symbol, 0)
         yield snapshot
 
 
-async def _snapshot(connection: PoolConnectionProxy, symbol: str) -> LedgerSnapshot:
+async def snapshot_of(connection: PoolConnectionProxy, symbol: str, after: int) -> LedgerSnapshot:
+    """What the connection's transaction sees of a contract, from the entry after `after` on; raises UnknownContract."""
     contract = await connection.fetchrow(SQL["contracts"], [symbol])
     fund = await connection.fetchrow(SQL["funds"], [symbol])
     if contract is None or fund is None:
         raise UnknownContract(f"no contract {symbol} is listed")
-    late = {row["entry"] for row in await connection.fetch(SQL["settled_late"], symbol)}
+    late = {row["entry"] for row in await connection.fetch(SQL["settled_late"], symbol, after)}
     (totals,) = await connection.fetch(SQL["orders_totals"], symbol)
     state = FundState(*(fund[name] for name in FundState._fields))
-    return LedgerSnapshot(connection, contract_from(contract), state, late, totals)
+    return LedgerSnapshot(connection, contract_from(contract), state, after, late, OrderTotals(*map(int, totals)))
 
 
 def line_from(row: asyncpg.Record) -> Line:

@@ -362,10 +362,10 @@ SELECT min(first_entry) AS first_entry, max(last_entry) AS last_entry,
        coalesce((SELECT entry FROM rollup_progress WHERE symbol = $1), 0) AS condensed
 FROM rollups WHERE symbol = $1 AND hour BETWEEN $2 AND $3;
 
--- name: entries_all
+-- name: entries_after
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
        account, ts, recorded_at, hash
-FROM entries WHERE symbol = $1 ORDER BY entry;
+FROM entries WHERE symbol = $1 AND entry > $2 ORDER BY entry LIMIT $3;
 
 -- name: orders_ascending
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
@@ -429,7 +429,7 @@ SELECT coalesce(sum(recovered), 0)::numeric AS recovered,
 FROM adl_orders WHERE symbol = $1;
 
 -- name: settled_late
-SELECT entry FROM rejected WHERE symbol = $1 AND entry IS NOT NULL;
+SELECT entry FROM rejected WHERE symbol = $1 AND entry > $2;
 
 -- name: rejected_list
 SELECT partition, stream_id, position, reason, detail, codec, body, rejected_at, replayed_at, settled_at, symbol, entry
@@ -515,6 +515,25 @@ WITH RECURSIVE written (symbol) AS (
     SELECT symbol FROM written WHERE symbol IS NOT NULL UNION SELECT symbol FROM contracts UNION SELECT symbol FROM funds
 )
 SELECT symbol, coalesce(f.entry, 0) AS entry FROM known LEFT JOIN funds f USING (symbol) ORDER BY symbol;
+
+-- name: audit_progress
+-- How far walks through the ledgers have come, and how many seconds ago each last reached an end where everything held.
+SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at)::float8 AS age_seconds
+FROM audit_progress WHERE walk = $1;
+
+-- name: audit_checkpoint
+SELECT entry, seq, balance, uncovered, repaid, head FROM audit_progress WHERE symbol = $1 AND walk = $2;
+
+-- name: audit_held
+INSERT INTO audit_progress AS p (symbol, walk, entry, seq, balance, uncovered, repaid, head, good, verified_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, true, CASE WHEN $9 THEN clock_timestamp() END)
+ON CONFLICT (symbol, walk) DO UPDATE SET
+    entry = excluded.entry, seq = excluded.seq, balance = excluded.balance, uncovered = excluded.uncovered,
+    repaid = excluded.repaid, head = excluded.head, good = true, verified_at = coalesce(excluded.verified_at, p.verified_at);
+
+-- name: audit_differs
+INSERT INTO audit_progress (symbol, walk, good) VALUES ($1, $2, false)
+ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
 
 -- name: totals_since
 -- What the ledger gained beyond the given entries, by currency and kind.

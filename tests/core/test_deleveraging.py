@@ -17,7 +17,7 @@ from fundsvc.core.events import AdlEnd, AdlFill, Fill, Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy
-from fundsvc.core.replay import Replay
+from fundsvc.core.replay import OrderTotals, Replay
 from fundsvc.core.settlement import Fund
 
 
@@ -503,7 +503,7 @@ class Engine:
             replay.follow(entry, digest)
         recovered = sum(order.recovered for order in self.whole.orders.values())
         last = max((order.seq for order in self.whole.orders.values()), default=0)
-        replay.finish(self.fund.state(), recovered, self.fund.open_in_adl, last)
+        replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last))
         return replay.differences
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core.chain import Entry, link
-from fundsvc.core.replay import Replay
+from fundsvc.core.replay import OrderTotals, Replay
 from fundsvc.core.settlement import Fund
 
 AMOUNTS = [5, -3, 0, -10, 4, 20]
@@ -29,7 +29,7 @@ def differences(fund, lines, *, late=(), recovered=0, open_in_adl=0, adl_seq=0, 
     replay = Replay(fund.contract, late)
     for entry, digest in lines:
         replay.follow(entry, digest)
-    replay.finish(fund.state()._replace(**changes), recovered, open_in_adl, adl_seq)
+    replay.finish(fund.state()._replace(**changes), OrderTotals(recovered, open_in_adl, adl_seq))
     return replay.differences
 
 

@@ -1,0 +1,239 @@
+"""What a scrape of a thousand contracts takes, and how long it holds up the loop that settles.
+
+Engine and HTTP side run in this process, as `fundsvc up` has them, while another process sends fills over all contracts at a
+steady rate and, in turns of a second, scrapes /metrics or does not. A heartbeat on the loop notes by how much it is late: what
+settling itself takes shows in the turns without a scrape, and so does whoever else uses the machine. Beside that stands a bare
+`generate_latest` of as many series, which is what they would take by prometheus_client alone.
+"""
+
+import asyncio
+import gc
+import multiprocessing
+import statistics
+import time
+import urllib.request
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import msgspec
+from ground import STREAM, Ledger, append, bodies, connection_to, new_ledger, settled_to, stream_of
+from market import Market
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from report import Target, at_most, table_of, target_table
+from rich.console import Console
+from throughput import Tell
+
+from fundsvc.app import http_side, run_engine
+from fundsvc.config import Config, DatabaseConfig, HttpConfig, StreamConfig
+from fundsvc.embedded import EmbeddedServers
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import open_pool
+from fundsvc.streams.client import open_client
+
+SCRAPE_MS_MAX = 200.0
+STALL_MS_MAX = 20.0
+"""What the service promises."""
+
+BEAT_SECONDS = 0.001
+"""The event loop's own resolution."""
+
+TURN_SECONDS = 1.0
+"""Long enough that a scrape and what it leaves behind are over when the next turn begins."""
+
+BARE_ROUNDS = 5
+SERIES_PER_GAUGE = 1000
+"""A contract's series, by as many contracts; how it is divided makes no difference to prometheus_client."""
+
+
+class Load(NamedTuple):
+    """So many contracts, fills a second over them, and turns with a scrape; as many are without."""
+
+    contracts: int
+    rate: int
+    turns: int
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """Medians in milliseconds over the turns, and the worst; a stall is by how much the latest beat of a turn was late."""
+
+    contracts: int
+    series: int
+    scrape_ms: float
+    scrape_max_ms: float
+    render_cpu_ms: float
+    bare_ms: float
+    stall_ms: float
+    stall_max_ms: float
+    stall_alone_ms: float
+    stall_alone_max_ms: float
+    targets: list[Target] = []
+
+
+class Turn(NamedTuple):
+    """When a turn began (this machine's monotonic clock), and how many seconds its scrape took, if it had one."""
+
+    began: float
+    scrape: float | None
+
+
+async def measure(servers: EmbeddedServers, load: Load, tell: Tell) -> Results:
+    """Everything, on a ledger of its own."""
+    market, metrics = Market(load.contracts), Metrics()
+    async with new_ledger(servers, "bench_metrics") as ledger, _service(ledger, metrics) as url:
+        await _list(ledger, market)
+        gc.collect()
+        gc.freeze()
+        tell("scraping, and not scraping", 0, 0)
+        turns, beats = await _take_turns(ledger, url, load)
+        text = await asyncio.to_thread(metrics.render)
+        cpu = [_cpu_of(metrics.render) for _ in range(BARE_ROUNDS)]
+    series = sum(not line.startswith(b"#") for line in text.splitlines())
+    tell("bare generate_latest", 0, 0)
+    return _results(load.contracts, series, turns, beats, statistics.median(cpu), _bare_seconds(series))
+
+
+@asynccontextmanager
+async def _service(ledger: Ledger, metrics: Metrics) -> AsyncIterator[str]:
+    """Engine and HTTP side on this loop; yields the address."""
+    config = Config(
+        database=DatabaseConfig(dsn=ledger.dsn, owner_dsn=ledger.owner_dsn),
+        stream=StreamConfig(url=ledger.stream_url),
+        http=HttpConfig(port=0),
+    )
+    stop = asyncio.Event()
+    async with open_pool(ledger.dsn, 4) as pool, open_client(config.stream) as client:
+        engine = asyncio.create_task(run_engine(config, metrics, stop))
+        try:
+            async with http_side(config, metrics, pool, client, engine=True, public=True) as url:
+                yield url
+        finally:
+            stop.set()
+            await engine
+
+
+async def _list(ledger: Ledger, market: Market) -> None:
+    """Lists the contracts and waits until the ledger has them."""
+    async with stream_of(ledger) as client, connection_to(ledger.dsn) as connection:
+        last_id = await append(client, STREAM, bodies(market.listings(), 100, "json"), "json")
+        wanted = tuple(map(int, last_id.split("-")))
+        while await settled_to(connection) < wanted:  # noqa: ASYNC110 - a database tells nobody
+            await asyncio.sleep(0.05)
+
+
+async def _take_turns(ledger: Ledger, url: str, load: Load) -> tuple[list[Turn], list[tuple[float, float]]]:
+    """Has another process send and scrape; returns its turns, and when each beat of this loop was due and how late it was."""
+    beats: list[tuple[float, float]] = []
+    heart = asyncio.create_task(_beat(beats))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as others:
+        turns = await asyncio.get_running_loop().run_in_executor(others, send_and_scrape, ledger, url, load)
+    heart.cancel()
+    return turns, beats
+
+
+async def _beat(beats: list[tuple[float, float]]) -> None:
+    while True:
+        due = time.monotonic() + BEAT_SECONDS
+        await asyncio.sleep(BEAT_SECONDS)
+        beats.append((due, time.monotonic() - due))
+
+
+def send_and_scrape(ledger: Ledger, url: str, load: Load) -> list[Turn]:
+    """In a process of its own: takes turns with and without a scrape while fills are sent at the rate."""
+    return asyncio.run(_send_and_scrape(ledger, url, load))
+
+
+async def _send_and_scrape(ledger: Ledger, url: str, load: Load) -> list[Turn]:
+    sender = asyncio.create_task(_send(ledger, load))
+    turns = []
+    for number in range(2 * load.turns):
+        began = time.monotonic()
+        scrape = await asyncio.to_thread(_scrape, url) if number % 2 else None
+        turns.append(Turn(began, scrape))
+        await asyncio.sleep(began + TURN_SECONDS - time.monotonic())
+    sender.cancel()
+    return turns
+
+
+async def _send(ledger: Ledger, load: Load) -> None:
+    """Sends fills, one to a message, at the rate."""
+    fills, sent, started = Market(load.contracts), 0, time.monotonic()
+    async with stream_of(ledger) as client:
+        while True:
+            due = int((time.monotonic() - started) * load.rate) - sent
+            if due > 0:
+                await append(client, STREAM, bodies(fills.fills(due), 1, "json"), "json")
+                sent += due
+            await asyncio.sleep(0.01)
+
+
+def _scrape(url: str) -> float:
+    """Seconds until the last byte is here."""
+    started = time.monotonic()
+    with urllib.request.urlopen(f"{url}/metrics") as answer:  # noqa: S310 - our own
+        answer.read()
+    return time.monotonic() - started
+
+
+def _bare_seconds(series: int) -> float:
+    """The median of a bare generate_latest of so many series, in seconds of this thread's CPU."""
+    registry = CollectorRegistry()
+    for number in range(series // SERIES_PER_GAUGE):
+        gauge = Gauge(f"bench_{number}", "As many.", ["symbol", "currency"], registry=registry)
+        for contract in range(SERIES_PER_GAUGE):
+            gauge.labels(f"M{contract:04d}USDTM", "USDT").set(contract / 7)
+    return statistics.median(_cpu_of(lambda: generate_latest(registry)) for _ in range(BARE_ROUNDS))
+
+
+def _cpu_of(work: Callable[[], object]) -> float:
+    started = time.thread_time()
+    work()
+    return time.thread_time() - started
+
+
+def _results(
+    contracts: int, series: int, turns: Sequence[Turn], beats: Sequence[tuple[float, float]], cpu: float, bare: float
+) -> Results:
+    scrapes = [turn.scrape * 1000 for turn in turns if turn.scrape is not None]
+    stalls = [_latest_ms(beats, turn) for turn in turns if turn.scrape is not None]
+    alone = [_latest_ms(beats, turn) for turn in turns if turn.scrape is None]
+    results = Results(
+        contracts=contracts,
+        series=series,
+        scrape_ms=statistics.median(scrapes),
+        scrape_max_ms=max(scrapes),
+        render_cpu_ms=cpu * 1000,
+        bare_ms=bare * 1000,
+        stall_ms=statistics.median(stalls),
+        stall_max_ms=max(stalls),
+        stall_alone_ms=statistics.median(alone),
+        stall_alone_max_ms=max(alone),
+    )
+    results.targets = [
+        at_most("scrape, ms (median)", results.scrape_ms, SCRAPE_MS_MAX, "{:.0f}"),
+        at_most("latest beat of a turn with a scrape, ms (median)", results.stall_ms, STALL_MS_MAX, "{:.1f}"),
+    ]
+    return results
+
+
+def _latest_ms(beats: Sequence[tuple[float, float]], turn: Turn) -> float:
+    """How late the latest beat was in the first half of a turn, in which its scrape is."""
+    first, last = (bisect_left(beats, (moment, 0.0)) for moment in (turn.began, turn.began + TURN_SECONDS / 2))
+    return max(late for _, late in beats[first:last]) * 1000
+
+
+def show(results: Results, console: Console) -> None:
+    """Prints the tables."""
+    table = table_of(
+        "Scraping /metrics while fills are settled, ms", "contracts", "series", "scrape", "worst", "CPU", "bare CPU",
+        "stall", "worst", "without", "worst",
+    )  # fmt: skip
+    times = (
+        results.scrape_ms, results.scrape_max_ms, results.render_cpu_ms, results.bare_ms, results.stall_ms,
+        results.stall_max_ms, results.stall_alone_ms, results.stall_alone_max_ms,
+    )  # fmt: skip
+    table.add_row(f"{results.contracts:,}", f"{results.series:,}", *(f"{milliseconds:.1f}" for milliseconds in times))
+    for each in (table, target_table(results.targets)):
+        console.print(each)

@@ -1,0 +1,223 @@
+"""The audit in the background finds what a superuser altered, by the walk that is for it, and nothing else."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from eventually import eventually
+from exposed import sample_sum
+from ledgers import fill, listing, owned
+from structlog.testing import capture_logs
+
+from fundsvc.auditing import Auditor
+from fundsvc.config import AuditConfig
+from fundsvc.metrics import Metrics
+from fundsvc.store.audits import audit_progress
+from fundsvc.store.database import open_pool
+
+AMOUNTS = [5, -3, 0, -10, 4, 20]
+"""Of the fourth 8 cannot be paid, which the fifth and part of the sixth repay."""
+
+BUSY = AuditConfig(share=0.5)
+"""Rests as little as it may."""
+
+ALWAYS = AuditConfig(share=0.5, full_hours=1e-9)
+"""A full walk is always due."""
+
+
+class Auditing:
+    """An audit that runs, with what it shows."""
+
+    def __init__(self, pool, metrics):
+        self.pool = pool
+        self._metrics = metrics
+
+    def shows(self, name, symbol):
+        return sample_sum(self._metrics, name, symbol=symbol)
+
+    def good(self, symbol):
+        return (
+            self.shows("fundsvc_audit_success", symbol) == 1 and self.shows("fundsvc_audit_last_timestamp_seconds", symbol) > 0
+        )
+
+    def bad(self, symbol):
+        return f'fundsvc_audit_success{{symbol="{symbol}"}} 0' in self._metrics.render().decode()
+
+    async def entries(self, walk):
+        return {one.symbol: one.entry for one in await audit_progress(self.pool, walk)}
+
+
+@asynccontextmanager
+async def auditing(config, audit=BUSY, owns=lambda symbol: True):
+    """An audit, ended on leaving."""
+    metrics = Metrics()
+    async with open_pool(config.database.dsn, 2) as pool:
+        task = asyncio.create_task(Auditor(pool, audit, metrics, owns).run())
+        try:
+            yield Auditing(pool, metrics)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Stretches of a few entries, looked for all the time."""
+    monkeypatch.setattr("fundsvc.auditing.STRETCH_ENTRIES", 4)
+    monkeypatch.setattr("fundsvc.auditing.LOOK_SECONDS", 0.02)
+
+
+@pytest.fixture
+async def owner(config):
+    """Who settles two contracts, with the same history."""
+    async with owned(config) as owner:
+        for symbol in ("ABC", "XYZ"):
+            await owner.settle([listing(symbol), *(fill(symbol, seq, amount) for seq, amount in enumerate(AMOUNTS, 1))])
+        yield owner
+
+
+@pytest.fixture
+async def tamper(config, owner_connection):
+    """Runs a statement with triggers and foreign keys off."""
+    await owner_connection.execute("SET session_replication_role = replica")
+    return owner_connection.execute
+
+
+async def verified(config):
+    """Has both ledgers walked through once, so that they have checkpoints."""
+    async with auditing(config) as audit:
+        await eventually(lambda: audit.good("ABC") and audit.good("XYZ"))
+
+
+async def test_an_untouched_ledger_is_good_while_fills_stream_in(config, owner):
+    async with auditing(config, ALWAYS) as audit:
+        for first in range(7, 407, 20):
+            await owner.settle(fill(symbol, seq, seq % 9 - 4) for seq in range(first, first + 20) for symbol in ("ABC", "XYZ"))
+            assert not audit.bad("ABC")
+        await eventually(lambda: reached(audit, 406))
+        await eventually(lambda: audit.good("ABC") and audit.good("XYZ"))
+        assert audit.shows("fundsvc_conservation_error_atoms", "ABC") == 0
+
+
+async def reached(audit, entry):
+    return await audit.entries("newest") == {"ABC": entry, "XYZ": entry}
+
+
+async def test_what_is_altered_after_the_checkpoint_is_found_by_the_newest_walk(config, owner, tamper):
+    await verified(config)
+    await owner.settle(fill("ABC", seq, 1) for seq in range(7, 12))
+    await tamper("UPDATE entries SET lots = 2 WHERE symbol = 'ABC' AND entry = 9")
+    with capture_logs() as logs:
+        async with auditing(config) as audit:
+            await eventually(lambda: audit.bad("ABC"))
+            assert not audit.bad("XYZ")
+            assert (await audit.entries("newest"))["ABC"] == 6
+            await tamper("UPDATE entries SET lots = 1 WHERE symbol = 'ABC' AND entry = 9")
+            await eventually(lambda: audit.good("ABC"))
+    told = [(line["log_level"], line["symbol"], line.get("entry"), line["walk"]) for line in logs]
+    assert told[0] == ("error", "ABC", 9, "newest")
+    assert told[-1] == ("info", "ABC", None, "newest")
+    assert "entry 9: change + repaid - uncovered is " in logs[0]["difference"]
+
+
+async def test_what_is_altered_before_the_checkpoint_is_found_by_the_full_walk(config, owner, tamper):
+    await verified(config)
+    await tamper("UPDATE entries SET account = 'mine' WHERE symbol = 'ABC' AND entry = 2")
+    async with auditing(config) as audit:
+        await owner.settle([fill("ABC", 7, 1)])
+        await eventually(lambda: follows(audit, 7))
+        assert audit.good("ABC")
+    with capture_logs() as logs:
+        async with auditing(config, ALWAYS) as audit:
+            await eventually(lambda: audit.bad("ABC"))
+    assert {(line["symbol"], line["entry"], line["walk"]) for line in logs} == {("ABC", 2, "full")}
+
+
+async def follows(audit, entry):
+    return (await audit.entries("newest"))["ABC"] == entry
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit_progress SET balance = balance + 1 WHERE symbol = 'ABC' AND walk = 'newest'",
+        "UPDATE audit_progress SET head = sha256('x') WHERE symbol = 'ABC' AND walk = 'newest'",
+        "UPDATE audit_progress SET uncovered = uncovered + 1 WHERE symbol = 'ABC' AND walk = 'newest'",
+        "UPDATE audit_progress SET entry = 5 WHERE symbol = 'ABC' AND walk = 'newest'",
+    ],
+)
+async def test_an_altered_checkpoint_is_found_and_made_anew_by_the_full_walk(config, owner, tamper, statement):
+    await verified(config)
+    await tamper(statement)
+    await owner.settle([fill("ABC", 7, 1)])
+    async with auditing(config) as audit:
+        await eventually(lambda: audit.bad("ABC"))
+    async with auditing(config, ALWAYS) as audit:
+        await eventually(lambda: audit.good("ABC"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "sentence"),
+    [
+        (
+            "UPDATE funds SET balance = balance + 1 WHERE symbol = 'ABC'",
+            "the fund says (entry, balance, head) (6, 1600000001, ",
+        ),
+        ("UPDATE funds SET outstanding = 1 WHERE symbol = 'ABC'", "uncovered 800000000 is not recovered 0 + repaid 800000000"),
+        ("DELETE FROM entries WHERE symbol = 'ABC' AND entry = 6", "the fund says (entry, balance, head) (6, "),
+        ("DELETE FROM funds WHERE symbol = 'ABC'", "ABC: its contract or its fund is missing"),
+        ("DELETE FROM contracts WHERE symbol = 'ABC'", "ABC: its contract or its fund is missing"),
+    ],
+)
+async def test_it_sees_what_the_command_sees(config, owner, tamper, statement, sentence):
+    await tamper(statement)
+    with capture_logs() as logs:
+        async with auditing(config) as audit:
+            await eventually(lambda: audit.bad("ABC") and audit.good("XYZ"))
+    assert any(sentence in line["difference"] for line in logs)
+
+
+async def test_a_fund_that_alone_is_altered_is_looked_at_again(config, owner, tamper, monkeypatch):
+    monkeypatch.setattr("fundsvc.auditing.RECHECK_SECONDS", 0.05)
+    async with auditing(config) as audit:
+        await eventually(lambda: audit.good("ABC"))
+        await tamper("UPDATE funds SET outstanding = 7 WHERE symbol = 'ABC'")
+        await eventually(lambda: audit.bad("ABC"))
+        assert audit.shows("fundsvc_conservation_error_atoms", "ABC") == -7
+
+
+async def test_a_full_walk_goes_on_where_it_was_interrupted(config, owner):
+    await owner.settle(fill("ABC", seq, 1) for seq in range(7, 507))
+    async with auditing(config, AuditConfig(share=0.02)) as audit:
+        stopped = await eventually(lambda: under_way(audit))
+    async with auditing(config) as audit:
+        await eventually(lambda: follows_anew(audit))
+        assert 0 < sample_sum(audit._metrics, "fundsvc_audit_entries_total") <= 506 + 6 - stopped
+
+
+async def under_way(audit):
+    return (await audit.entries("full")).get("ABC", 0)
+
+
+async def follows_anew(audit):
+    return (await audit.entries("newest")).get("ABC") == 506
+
+
+async def test_only_what_is_owned_is_audited(config, owner):
+    async with auditing(config, owns=lambda symbol: symbol == "ABC") as audit:
+        await eventually(lambda: audit.good("ABC"))
+        assert await audit.entries("newest") == {"ABC": 6}
+
+
+async def test_it_outlives_a_database_that_is_away(config, owner, owner_connection):
+    with capture_logs() as logs:
+        async with auditing(config, ALWAYS) as audit:
+            await eventually(lambda: audit.good("ABC"))
+            await owner_connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'fundsvc reader' AND datname = current_database()"
+            )
+            before = sample_sum(audit._metrics, "fundsvc_audit_entries_total")
+            await eventually(lambda: sample_sum(audit._metrics, "fundsvc_audit_entries_total") > before + 24)
+            assert audit.good("ABC")
+    assert {line["log_level"] for line in logs} <= {"warning"}

@@ -1,0 +1,231 @@
+"""What the running /metrics shows: by Prometheus' rules, as the README's table says, to the atom what the ledger says."""
+
+import asyncio
+import re
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+from commands import program
+from conftest import with_section
+from escalations import BEGINNING, SYMBOL, ended, executed, shortfall
+from eventually import eventually
+from exposed import sample_sum, samples
+from hypothesis import given
+from hypothesis import strategies as st
+from ledgers import fill, listing
+from prometheus_client.parser import text_string_to_metric_families
+
+from fundsvc.app import http_side
+from fundsvc.core.adl import AdlOrder
+from fundsvc.core.contracts import Contract
+from fundsvc.core.settlement import Fund
+from fundsvc.engine import Engine
+from fundsvc.metrics import Metrics
+from fundsvc.metrics.exposition import Family, exposition, labels_text
+from fundsvc.store.database import open_pool
+from fundsvc.streams.client import open_client
+from fundsvc.streams.producer import Producer
+
+README = Path(__file__).parents[1] / "README.md"
+ATOMS = 10**8
+
+
+class Process:
+    """Engine and HTTP side in one, as `fundsvc up` has them."""
+
+    def __init__(self, http, metrics, producer):
+        self._http = http
+        self._metrics = metrics
+        self._producer = producer
+
+    async def text(self):
+        async with self._http.get("/metrics") as answer:
+            assert answer.status == 200
+            return await answer.text()
+
+    async def send(self, *events):
+        await self._producer.append(events)
+
+    def sum(self, name, **labels):
+        return sample_sum(self._metrics, f"fundsvc_{name}", **labels)
+
+    async def settled(self, entries):
+        await eventually(lambda: self.sum("entries_total") == entries)
+
+
+@asynccontextmanager
+async def running(config):
+    metrics, stop = Metrics(), asyncio.Event()
+    async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
+        metrics.pooled(pool)
+        engine = asyncio.create_task(Engine(config, metrics).run(stop))
+        try:
+            async with (
+                http_side(with_section(config, "http", port=0), metrics, pool, client, public=True, engine=True) as url,
+                aiohttp.ClientSession(url) as http,
+            ):
+                yield Process(http, metrics, Producer(client, config.stream.partitions))
+        finally:
+            stop.set()
+            await engine
+
+
+@pytest.fixture
+async def process(config):
+    async with running(config) as process:
+        yield process
+
+
+@pytest.fixture
+async def busy(process):
+    """A process that has shown something of everything: fills of all kinds, orders, duplicates, rejections."""
+    await process.send(*BEGINNING, fill(SYMBOL, 1, 3), fill(SYMBOL, 1, 3), fill("NOSUCH", 1, 1))
+    await process.send(shortfall(2), executed(3, 1, "secret-anna", 10), shortfall(4), ended(5, 1))
+    await process.settled(3)
+    await eventually(lambda: process.sum("audit_success", symbol=SYMBOL))
+    return process
+
+
+async def test_promtool_has_nothing_to_say(busy):
+    checked = await program("promtool", "check", "metrics", given=await busy.text())
+    assert checked == (0, "", "")
+
+
+async def test_the_readme_tells_of_every_metric_and_of_no_other(busy):
+    text = await busy.text()
+    shown = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    rows = re.findall(r"^\| (`fundsvc_[^|]*)\|([^|]*)\| ([^|]*) \|$", README.read_text(), re.MULTILINE)
+    told = {name: (set(code(labels)), text) for names, labels, text in rows for name in code(names)}
+    assert set(told) == set(shown)
+    for name, kind in shown.items():
+        assert (kind == "histogram") == told[name][1].startswith("histogram"), name
+    for sample in samples(text):
+        name = re.sub(r"_(bucket|sum|count)$", "", sample.name) if sample.name not in shown else sample.name
+        assert set(sample.labels) - {"le"} == told[name][0], name
+
+
+def code(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+MOVED = """
+SELECT sum(greatest(change, 0)) AS credited, sum(greatest(-change, 0)) AS paid, sum(uncovered) AS uncovered,
+       sum(repaid) AS repaid, sum(change) FILTER (WHERE kind = 'refund') AS refunded,
+       (SELECT sum(recovered) FROM adl_orders) AS recovered
+FROM entries
+"""
+
+
+async def test_amounts_are_the_ledgers(process, service_connection):
+    await process.send(*BEGINNING, fill(SYMBOL, 1, 3000), shortfall(2, lots=70_000))
+    await process.settled(2)
+    assert process.sum("fund_state", symbol=SYMBOL, state="adl") == 1
+    assert process.sum("adl_oldest_open_seconds", symbol=SYMBOL) > 0
+    order = await service_connection.fetchrow("SELECT * FROM adl_orders")
+    asked = await service_connection.fetch("SELECT account, asked FROM adl_allocations ORDER BY rank")
+    await process.send(*(executed(seq, 1, row["account"], row["asked"]) for seq, row in enumerate(asked, 3)))
+    await process.send(*(ended(seq, 1) for seq in range(20, 24)))
+    await eventually(lambda: process.sum("adl_open_orders") == 0)
+    assert process.sum("adl_orders_total", state="uncovered") == 1
+    assert process.sum("adl_lots_needed_total") == order["lots"]
+    assert process.sum("adl_lots_taken_total") == sum(row["asked"] for row in asked)
+    assert process.sum("fund_state", symbol=SYMBOL, state="uncovered") == 1
+    await process.send(fill(SYMBOL, 30, 9_000_000), shortfall(31, lots=7))
+    await process.settled(4)
+    moved = await service_connection.fetchrow(MOVED)
+    assert moved["repaid"] > 0
+    assert moved["recovered"] > 0
+    for name in ("credited", "paid", "uncovered", "recovered", "repaid"):
+        assert process.sum(f"{name}_total", symbol=SYMBOL, currency="USDT") == int(moved[name]) / ATOMS, name
+    assert process.sum("fund_state", symbol=SYMBOL, state="ok") == 1
+    assert process.sum("balance") == process.sum("payable") == int(moved["credited"] - moved["paid"]) / ATOMS
+
+
+async def test_a_refund_is_counted(process, service_connection):
+    await process.send(*BEGINNING, fill(SYMBOL, 1, 1), shortfall(2, lots=100))
+    await process.settled(2)
+    asked = await service_connection.fetch("SELECT account, asked FROM adl_allocations")
+    await process.send(*(executed(seq, 1, row["account"], row["asked"]) for seq, row in enumerate(asked, 3)))
+    await eventually(lambda: process.sum("adl_orders_total", state="done") == 1)
+    moved = await service_connection.fetchrow(MOVED)
+    assert process.sum("refunded_total") == process.sum("adl_overshoot_total") == int(moved["refunded"]) / ATOMS
+    assert process.sum("credited_total") == int(moved["credited"]) / ATOMS
+    assert process.sum("adl_seconds_count") == 1
+
+
+async def test_a_restart_begins_with_the_balance_and_counts_from_nothing(config):
+    now = time.time_ns() // 1_000_000
+    async with running(config) as process:
+        await process.send(listing("AAA"), fill("AAA", 1, 50, now), fill("AAA", 2, -20, now))
+        await process.settled(2)
+    async with running(config) as process:
+        await eventually(lambda: process.sum("balance", symbol="AAA") == 30)
+        await process.send(fill("AAA", 3, -10))
+        await process.settled(1)
+        assert process.sum("credited_total") == 0
+        assert process.sum("paid_total") == 10
+        await eventually(lambda: process.sum("peak", symbol="AAA") == 50, seconds=30)
+        assert process.sum("drawdown_ratio", symbol="AAA") == pytest.approx(0.6)
+
+
+async def test_what_was_counted_goes_on_through_a_fault(process, owner_connection):
+    await process.send(listing("AAA"), fill("AAA", 1, 50), fill("AAA", 2, -20))
+    await process.settled(2)
+    await owner_connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'fundsvc engine %'"
+    )
+    await process.send(fill("AAA", 3, -10), fill("AAA", 4, 1))
+    await process.settled(4)
+    assert process.sum("faults_total", part="database") == 1
+    assert process.sum("credited_total") == 51
+    assert process.sum("paid_total") == 30
+    assert process.sum("balance") == 21
+
+
+CONTRACT = Contract(symbol="AAA", settle_currency="USDT", settle_decimals=8, price_decimals=12, multiplier=1, is_inverse=False)
+
+
+class TestLettingGo:
+    def test_what_is_not_owned_is_not_shown_and_counts_on_later(self):
+        metrics = Metrics()
+        metrics.own(0, 1)
+        metrics.loaded([Fund(CONTRACT, balance=5 * ATOMS)], [])
+        metrics.audited("AAA", "full", good=True, verified_at=1.0)
+        metrics._funds["AAA"].kinds["flat"] = 3
+        metrics.lag_messages.labels(0).set(4)
+        metrics.let_go(0, 1)
+        text = metrics.render().decode()
+        assert 'symbol="AAA"' not in text
+        assert "fundsvc_stream_lag_messages{" not in text
+        assert sample_sum(metrics, "fundsvc_partition_owned", partition="0") == 0
+        metrics.own(0, 3)
+        metrics.loaded([Fund(CONTRACT, balance=7 * ATOMS)], [])
+        assert sample_sum(metrics, "fundsvc_balance") == 7
+        assert sample_sum(metrics, "fundsvc_entries_total", kind="flat") == 3
+        assert sample_sum(metrics, "fundsvc_partition_epoch") == 3
+
+    def test_orders_that_were_open_are_those_that_are_loaded(self):
+        metrics = Metrics()
+        order = AdlOrder(
+            symbol="AAA", adl=1, cause=1, reduce="long", lots=1, price=1, deficit=2, deficit_lots=1, uncovered=2, ts=0, seq=1
+        )
+        for orders in ([order], [order, msgspec.structs.replace(order, adl=2)], []):
+            metrics.loaded([Fund(CONTRACT)], orders)
+            assert sample_sum(metrics, "fundsvc_adl_open_orders") == len(orders)
+
+
+@given(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53))
+def test_any_label_and_any_number_come_through(text, number):
+    family = Family("a_b", "gauge", "What it is.", lambda row: row[0], lambda row: row[1], ',c="d"')
+    (shown,) = text_string_to_metric_families(exposition([family], [(labels_text(symbol=text), number)]))
+    (sample,) = shown.samples
+    assert (sample.labels, sample.value) == ({"symbol": text, "c": "d"}, number)
+
+
+def test_what_has_no_value_is_not_shown():
+    family = Family("a", "counter", "What it is.", lambda row: "", lambda row: row)
+    assert exposition([family], [None]) == "# HELP a What it is.\n# TYPE a counter\n"
