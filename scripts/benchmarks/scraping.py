@@ -1,7 +1,7 @@
 """What a scrape of a thousand contracts takes, and how long it holds up the loop that settles.
 
-Engine and HTTP side run in this process, as `fundsvc up` has them, while another process sends fills over all contracts at a
-steady rate and, in turns of a second, scrapes /metrics or does not. A heartbeat on the loop notes by how much it is late: what
+An engine runs in this process, as `fundsvc engine` has it, while another process sends fills over all contracts at a steady
+rate and, in turns of a second, scrapes /metrics or does not. A heartbeat on the loop notes by how much it is late: what
 settling itself takes shows in the turns without a scrape, and so does whoever else uses the machine. Beside that stands a bare
 `generate_latest` of as many series, which is what they would take by prometheus_client alone.
 """
@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import msgspec
 from ground import STREAM, Ledger, append, bodies, connection_to, new_ledger, settled_to, stream_of
@@ -24,11 +24,13 @@ from market import Market
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from report import Target, at_most, table_of, target_table
 from rich.console import Console
+from subscribers import free_port
 from throughput import Tell
 
 from fundsvc.app import http_side, run_engine
-from fundsvc.config import Config, DatabaseConfig, HttpConfig, StreamConfig
+from fundsvc.config import Config, DatabaseConfig, EngineConfig, LogConfig, StreamConfig
 from fundsvc.embedded import EmbeddedServers
+from fundsvc.logs import configure_logs
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.streams.client import open_client
@@ -82,32 +84,35 @@ class Turn(NamedTuple):
 async def measure(servers: EmbeddedServers, load: Load, tell: Tell) -> Results:
     """Everything, on a ledger of its own."""
     market, metrics = Market(load.contracts), Metrics()
-    async with new_ledger(servers, "bench_metrics") as ledger, _service(ledger, metrics) as url:
-        await _list(ledger, market)
-        gc.collect()
-        gc.freeze()
-        tell("scraping, and not scraping", 0, 0)
-        turns, beats = await _take_turns(ledger, url, load)
-        text = await asyncio.to_thread(metrics.render)
-        cpu = [_cpu_of(metrics.render) for _ in range(BARE_ROUNDS)]
+    with (servers.directory / "engine.log").open("w") as log:
+        async with new_ledger(servers, "bench_metrics") as ledger, _service(ledger, metrics, log) as url:
+            await _list(ledger, market)
+            gc.collect()
+            gc.freeze()
+            tell("scraping, and not scraping", 0, 0)
+            turns, beats = await _take_turns(ledger, url, load)
+            text = await asyncio.to_thread(metrics.render)
+            cpu = [_cpu_of(metrics.render) for _ in range(BARE_ROUNDS)]
     series = sum(not line.startswith(b"#") for line in text.splitlines())
     tell("bare generate_latest", 0, 0)
     return _results(load.contracts, series, turns, beats, statistics.median(cpu), _bare_seconds(series))
 
 
 @asynccontextmanager
-async def _service(ledger: Ledger, metrics: Metrics) -> AsyncIterator[str]:
-    """Engine and HTTP side on this loop; yields the address."""
+async def _service(ledger: Ledger, metrics: Metrics, log: TextIO) -> AsyncIterator[str]:
+    """An engine on this loop; yields the address of its metrics."""
     config = Config(
         database=DatabaseConfig(dsn=ledger.dsn, owner_dsn=ledger.owner_dsn),
         stream=StreamConfig(url=ledger.stream_url),
-        http=HttpConfig(port=0),
+        engine=EngineConfig(port=free_port()),
+        log=LogConfig(level="error"),
     )
     stop = asyncio.Event()
+    configure_logs(config.log, log)
     async with open_pool(ledger.dsn, 4) as pool, open_client(config.stream) as client:
         engine = asyncio.create_task(run_engine(config, metrics, stop))
         try:
-            async with http_side(config, metrics, pool, client, engine=True, public=True) as url:
+            async with http_side(config, metrics, pool, client, engine=True, public=False) as url:
                 yield url
         finally:
             stop.set()
