@@ -19,7 +19,7 @@ HIDDEN = "***"
 SECRET, ADDRESS = {"hide": "all"}, {"hide": "password"}
 """The `extra` of types whose values are not shown at all, and without a password that may be in them."""
 
-_PASSWORD = re.compile(r"(?<=://)([^:@/]*):.*@|(?<=[?&])((?:ssl)?password=)[^&]*")
+_PASSWORD = re.compile(r"(?<=://)([^:@/]*):.*@|(?<=[?&])((?:ssl)?password=)[^&]*", re.DOTALL)
 """Rather too much than too little: a password that is not escaped as it should be may hold any character."""
 
 
@@ -133,7 +133,7 @@ def _of_value(value: Any, kind: Any, path: str) -> Iterator[Complaint]:
 
 def _unknown(key: str, kinds: Mapping[str, Any], path: str) -> Iterator[Complaint]:
     near = get_close_matches(key, kinds, 1)
-    meant = f"did you mean {_join(path, near[0])}?" if near else f"{path or 'at the top'} there may be {', '.join(kinds)}"
+    meant = f"did you mean {_join(path, near[0])}?" if near else f"{path or 'the configuration'} has {', '.join(kinds)}"
     yield Complaint(_join(path, key), f"{_join(path, key)} is no key: {meant}")
 
 
@@ -179,9 +179,8 @@ def _span(found: inspect.Type) -> str:
     if not isinstance(found, inspect.IntType | inspect.FloatType):
         return ""
     least = f"above {_plain(found.gt)}" if found.gt is not None else _plain(found.ge)
-    if found.le is None:
-        return f"{least} or more" if least else ""
-    return f"{least} to {_plain(found.le)}"
+    most = f"below {_plain(found.lt)}" if found.lt is not None else _plain(found.le)
+    return f"{least} to {most}" if most else f"{least} or more" if least else ""
 
 
 def _plain(number: float | None) -> str:

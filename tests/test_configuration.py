@@ -1,0 +1,331 @@
+"""The reference of the configuration beside the configuration itself, the environment, and what is said of mistakes."""
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import get_args, get_origin
+
+import msgspec
+import pytest
+from commands import environment_of, fundsvc, program
+from hypothesis import example, given
+from hypothesis import strategies as st
+from msgspec import inspect
+
+from fundsvc.cli.configuration import effective, lines
+from fundsvc.config import Config, ConfigError, load_config
+from fundsvc.core.policy import DrawdownGuard
+from fundsvc.tables import Key, allowed, find, keys, presentable, span, struct_of
+
+REFERENCE = Path(__file__).parents[1] / "config" / "fundsvc.toml"
+OUTCOMMENTED = re.compile(r"^# (?=\[|[a-z_]+ += )", re.MULTILINE)
+LINE = re.compile(r"^(?:\[(?P<table>[\w.]+)\]|(?P<key>\w+) += (?P<value>.*?))\s*(?:# (?P<said>.*))?$", re.MULTILINE)
+
+KEYS = [key for key in keys(Config) if get_origin(key.kind) is not dict or not struct_of(get_args(key.kind)[1])]
+"""All but the tables that hold a table for each contract."""
+
+
+def reference():
+    """The whole file, with what stands in it as a comment only because it changes what it is left out for."""
+    return OUTCOMMENTED.sub("", REFERENCE.read_text())
+
+
+def said():
+    """What is said of each key, by path."""
+    table, found = "", {}
+    for line in LINE.finditer(reference()):
+        table = line["table"] or table
+        if line["key"]:
+            found[f"{table}.{line['key']}"] = line["said"] or ""
+    return found
+
+
+def names(path):
+    return f"FUNDSVC_{'_'.join(path).upper()}"
+
+
+def defaults():
+    values = msgspec.to_builtins(Config())
+    values["policy"]["default"]["drawdown_guard"] = msgspec.to_builtins(DrawdownGuard())
+    for section in values.values():
+        if section.get("contracts") == {}:
+            del section["contracts"]
+    return values
+
+
+def test_the_reference_has_every_key_with_its_default_and_no_other():
+    assert tomllib.loads(reference()) == msgspec.json.decode(msgspec.json.encode(defaults()))
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: ".".join(key.path))
+def test_the_reference_says_of_each_key_what_it_is_and_its_range(key):
+    path = ".".join(key.path)
+    if get_origin(key.kind) is dict:
+        path = f"{path}.{next(iter(value_at(Config(), key.path)))}"
+        assert path in said()
+        return
+    words = said()[path]
+    assert len(words.split()) >= 2, "say what it is"
+    assert re.search(rf"(?<![\d.]){re.escape(span(key.kind))}(?![\d])", words), f"say its range: {span(key.kind)}"
+    for one in choices(key.kind):
+        assert f'"{one}"' in words or value_at(defaults(), key.path) == one
+
+
+def choices(kind):
+    """What the text of a type must be one of, if it must."""
+    found = inspect.type_info(kind)
+    found = getattr(found, "item_type", found)
+    return found.values if isinstance(found, inspect.LiteralType) else ()
+
+
+def value_at(values, path):
+    for name in path:
+        values = values[name] if isinstance(values, dict) else getattr(values, name)
+    return values
+
+
+def another(key):
+    """A legal value that is not the default, as the environment gives it, and as it is then."""
+    default = value_at(defaults(), key.path)
+    if get_origin(key.kind) is dict:
+        return '{"XBT":3}', {"XBT": 3}
+    if get_origin(key.kind) is tuple:
+        return ("gate,okx", ["gate", "okx"]) if choices(key.kind) else ("https://a.example,b", ["https://a.example", "b"])
+    if choices(key.kind):
+        other = next(one for one in choices(key.kind) if one != default)
+        return other, other
+    if isinstance(default, str):
+        return "other", "other"
+    other = next(value for value in numbers(key, default) if value != default)
+    return str(other), other
+
+
+def numbers(key, default):
+    """Legal values, from the smallest step off the default on."""
+    kind = int if isinstance(default, int) else float
+    for value in (kind(default * 0.98), default + 1, default - 1, kind(default * 1.02)):
+        try:
+            yield msgspec.convert(value, key.kind)
+        except msgspec.ValidationError:
+            continue
+
+
+NEEDED = {
+    "FUNDSVC_STREAM_SENTINELS": {"FUNDSVC_STREAM_MODE": "sentinel", "FUNDSVC_STREAM_SENTINELS": "one:1,two:2"},
+    "FUNDSVC_STREAM_MODE": {"FUNDSVC_STREAM_MODE": "cluster", "FUNDSVC_STREAM_URL": "redis://one"},
+    "FUNDSVC_POLICY_DEFAULT_DRAWDOWN_GUARD_STOP": {"FUNDSVC_POLICY_DEFAULT_DRAWDOWN_GUARD_STOP": "0.2"},
+}
+"""What keys need that cannot be anything while others are what they are."""
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: ".".join(key.path))
+def test_the_environment_sets_each_key_and_nothing_else(key):
+    name = names(key.path)
+    text, value = another(key)
+    if name in NEEDED:
+        text = NEEDED[name][name]
+        value = text.split(",") if get_origin(key.kind) is tuple else load_text(text)
+    config = msgspec.to_builtins(load_config(None, NEEDED.get(name) or {name: text}))
+    assert list(value_at(config, key.path)) == value if isinstance(value, list) else value_at(config, key.path) == value
+    others = [
+        other for other in KEYS if names(other.path) not in {name, *NEEDED.get(name, ())} and other.path[:3] != key.path[:3]
+    ]
+    assert len(others) > 50
+    plain = msgspec.to_builtins(Config())
+    for other in others:
+        if "drawdown_guard" not in other.path:
+            assert value_at(config, other.path) == value_at(plain, other.path)
+
+
+def load_text(text):
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def test_whole_tables_are_json_in_the_environment_and_keys_in_them_come_after():
+    config = load_config(
+        None,
+        {
+            "FUNDSVC_POLICY_DEFAULT_ALLOCATION": "pro_rata",
+            "FUNDSVC_POLICY_DEFAULT": '{"waterfall":"adl_then_fund","allocation":"capped"}',
+            "FUNDSVC_POLICY_CONTRACTS": '{"XBTUSDTM":{"rounds_max":5,"drawdown_guard":{"hours":1}}}',
+        },
+    )
+    assert (config.policy.default.waterfall, config.policy.default.allocation) == ("adl_then_fund", "pro_rata")
+    assert config.policy.of("XBTUSDTM").rounds_max == 5
+    assert config.policy.of("XBTUSDTM").drawdown_guard == DrawdownGuard(hours=1)
+
+
+def test_a_list_without_anything_is_empty_in_the_environment():
+    assert load_config(None, {"FUNDSVC_HTTP_ORIGINS": ""}).http.origins == ()
+
+
+def refusal(tmp_path, text="", **environment):
+    path = tmp_path / "fundsvc.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config(path, environment)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[htpp]\nport = 1", "htpp is no key: did you mean http?"),
+        ("[http]\nprot = 1", "http.prot is no key: did you mean http.port?"),
+        ("[log]\ncolour = 1", "log.colour is no key: log has level, format"),
+        ("http = 5", "http is 5: it must be a table of host, port, "),
+        ("[http]\nport = 65536", "http.port is 65536: it must be a whole number, 0 to 65535"),
+        ('[http]\nport = "8080"', 'http.port is "8080": it must be a whole number, 0 to 65535'),
+        ("[http]\nport = true", "http.port is true: it must be a whole number, 0 to 65535"),
+        ("[http]\nhost = 1979-05-27", 'http.host is "1979-05-27": it must be text'),
+        ('[http]\nvenues = ["x"]', 'http.venues is ["x"]: it must be a list, each of it "binance", "bybit", "gate" or "okx"'),
+        ("[http]\norigins = 3", "http.origins is 3: it must be a list, each of it text"),
+        ('[http]\nhost = ["' + 90 * "a" + '"]', f'http.host is ["{58 * "a"}...: it must be text'),
+        ("[engine]\nlease_seconds = 0.1", "engine.lease_seconds is 0.1: it must be a number, 0.5 to 60"),
+        ("[engine]\nbook_seconds = 0", "engine.book_seconds is 0: it must be a number, above 0 to 3600"),
+        ("[engine]\nbook_seconds = nan", "engine.book_seconds is NaN: it must be a number, above 0 to 3600"),
+        ('[log]\nlevel = "loud"', 'log.level is "loud": it must be "debug", "error", "info" or "warning"'),
+        ("[currency.decimals]\nUSDT = 30", "currency.decimals.USDT is 30: it must be a whole number, 0 to 18"),
+        ("[currency]\ndecimals = 5", "currency.decimals is 5: it must be a table, each of it a whole number, 0 to 18"),
+        ("[policy.default]\nrounds_max = 0", "policy.default.rounds_max is 0: it must be a whole number, 1 to 100"),
+        ("[policy.default]\nround_max = 1", "policy.default.round_max is no key: did you mean policy.default.rounds_max?"),
+        ("[policy.contracts.A.drawdown_guard]\nhours = 999", "A.drawdown_guard.hours is 999: it must be a number, above 0 to 168"),
+        ("[policy.contracts.A]\ndrawdown_guard = 1", "policy.contracts.A.drawdown_guard is 1: it must be a table of start, "),
+        ("[policy.default.drawdown_guard]\nminimum_balance = -1", "minimum_balance is -1: it must be a number, 0 or more"),
+        ("[policy.default.drawdown_guard]\nstart = 0.1", "policy.default.drawdown_guard: stop 0.25 is beyond start 0.1"),
+        ('[stream]\nmode = "sentinel"', 'stream: mode = "sentinel" needs sentinels'),
+        ('[stream]\nsentinels = ["a:1"]', 'stream: mode = "sentinel" needs sentinels, and sentinels need mode = "sentinel"'),
+        ('[stream]\nmode = "cluster"', 'stream: mode = "cluster" needs url'),
+        ('[stream]\nmode = "sentinel"\nsentinels = ["a:1", "b"]', 'stream: sentinels: "b" is not "host:port"'),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_by_path_with_the_value_and_what_is_allowed(tmp_path, text, message):
+    assert message in refusal(tmp_path, text)
+
+
+def test_all_mistakes_are_said_at_once_and_which_variable_made_them(tmp_path):
+    message = refusal(tmp_path, "[http]\nport = -1\n[log]\nlevel = 1", FUNDSVC_ENGINE_PORT="many", FUNDSVC_LOG_FORMAT="xml")
+    assert message.splitlines() == [
+        "configuration: http.port is -1: it must be a whole number, 0 to 65535",
+        'log.level is 1: it must be "debug", "error", "info" or "warning"',
+        'log.format is "xml": it must be "console" or "json" (set by FUNDSVC_LOG_FORMAT)',
+        'engine.port is "many": it must be a whole number, 0 to 65535 (set by FUNDSVC_ENGINE_PORT)',
+    ]
+
+
+@pytest.mark.parametrize("key", ["token.secret", "database.dsn", "database.owner_dsn", "stream.url"])
+def test_a_secret_is_not_said_even_where_it_is_wrong(tmp_path, key):
+    section, name = key.split(".")
+    message = refusal(tmp_path, f"[{section}]\n{name} = 123454321")
+    assert f"{key} is ***: it must be text" in message
+    assert "123454321" not in message
+
+
+def test_a_table_in_the_environment_that_is_no_json_is_said(tmp_path):
+    message = refusal(tmp_path, FUNDSVC_CURRENCY_DECIMALS="USDT=8")
+    assert "FUNDSVC_CURRENCY_DECIMALS must be JSON, a table, each of it a whole number, 0 to 18" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("postgresql://user:hidden@host:1/db", "postgresql://user:***@host:1/db"),
+        ("postgresql://user:hid/de@n@host/db", "postgresql://user:***@host/db"),
+        ("postgresql://user@host/db?password=hidden&a=b", "postgresql://user@host/db?password=***&a=b"),
+        ("postgresql://u:hidden@h/db?sslpassword=hidden", "postgresql://u:***@h/db?sslpassword=***"),
+        ("rediss://:hidden@host:6379/0", "rediss://:***@host:6379/0"),
+        ("postgresql://user@/fundsvc?host=/run/a:b", "postgresql://user@/fundsvc?host=/run/a:b"),
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("unix:///run/valkey.sock", "unix:///run/valkey.sock"),
+        ("", ""),
+    ],
+)
+def test_a_password_in_an_address_is_not_shown(value, shown):
+    assert presentable(value, find(Config, "database_dsn").kind) == shown
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="&"), min_size=1))
+@example("a:b@c/d?e#f")
+def test_no_password_is_shown_whatever_it_is(password):
+    hidden = f"§{password}§"
+    for address in (f"redis://user:{hidden}@host/0", f"redis://host/0?a=b&password={hidden}"):
+        assert "§" not in presentable(address, find(Config, "stream_url").kind)
+
+
+def test_a_key_of_any_type_is_described():
+    assert {allowed(key.kind) for key in KEYS} >= {"text", "a list, each of it text", "a whole number, 0 to 65535"}
+    assert Key(("http", "port"), find(Config, "http_port").kind) in list(keys(Config))
+
+
+def test_what_takes_effect_is_shown_as_a_file_that_would_do_the_same(tmp_path):
+    text = '[policy.contracts."A B"]\nrounds_max = 7\n[policy.default.drawdown_guard]\n[http]\norigins = ["ü\\n\\"x"]\n'
+    path = tmp_path / "one.toml"
+    path.write_text(text)
+    config = load_config(path, {})
+    again = tmp_path / "two.toml"
+    again.write_text("\n".join(lines(effective(config))))
+    assert load_config(again, {}) == config != Config()
+
+
+async def check(*arguments, **environment):
+    ours = {name: value for name, value in environment_of(NOTHING).items() if not name.startswith("FUNDSVC_")}
+    return await program(sys.executable, "-m", "fundsvc", "config", "check", *arguments, environment={**ours, **environment})
+
+
+NOTHING = Config()
+
+
+async def test_the_command_shows_what_takes_effect_without_secrets():
+    secrets = {"FUNDSVC_TOKEN_SECRET": 32 * "s", "FUNDSVC_DATABASE_DSN": "postgresql://u:hidden@h/d", "FUNDSVC_HTTP_PORT": "81"}
+    done = await check(**secrets)
+    assert (done.code, done.error) == (0, "")
+    shown = tomllib.loads(done.output)
+    assert (shown["token"]["secret"], shown["http"]["port"]) == ("***", 81)
+    assert shown["database"]["dsn"] == "postgresql://u:***@h/d"
+    done = await check("--json", **secrets)
+    assert done.result == {"configuration": shown}
+    assert "hidden" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"FUNDSVC_HTTP_PORT": "x"}, "http.port"),
+        ({"FUNDSVC_HTTP_PROT": "1"}, "FUNDSVC_HTTP_PROT names no key"),
+        ({"FUNDSVC_HTTP_CERTIFICATE": "/nowhere/one.pem"}, "http.certificate: cannot read /nowhere/one.pem"),
+        ({"FUNDSVC_HTTP_CERTIFICATE_KEY": "/nowhere/key.pem"}, "http.certificate_key is set, but http.certificate is not"),
+        ({"FUNDSVC_TOKEN_KEYS": "/nowhere/keys.json"}, "token.keys: cannot read /nowhere/keys.json"),
+        ({"FUNDSVC_TOKEN_SECRET": "short"}, "token.secret has 5 characters"),
+        ({"FUNDSVC_CONFIG": "/nowhere/fundsvc.toml"}, "cannot read /nowhere/fundsvc.toml"),
+    ],
+)
+async def test_the_command_exits_with_2_and_says_what_is_wrong(environment, message):
+    done = await check(**environment)
+    assert (done.code, done.output) == (2, "")
+    assert message in done.error
+
+
+async def test_the_command_asks_whether_what_is_named_is_there(config):
+    done = await fundsvc(config, "config", "check", "--reachable", "--json")
+    parts = done.result["parts"]
+    assert (done.code, {name: part["ok"] for name, part in parts.items()}) == (0, dict.fromkeys(parts, True))
+    assert parts["database"]["found"].startswith("PostgreSQL 18.")
+    assert parts["stream"]["found"].startswith("Valkey 9.")
+    assert parts["schema"]["found"] == "as this version needs it, 1 partitions"
+
+
+async def test_the_command_says_what_is_away_or_does_not_fit(config):
+    nowhere = {"FUNDSVC_STREAM_URL": "redis://127.0.0.1:1", "FUNDSVC_STREAM_PARTITIONS": "3"}
+    done = await fundsvc(config, "config", "check", "--reachable", "--json", **nowhere)
+    parts = done.result["parts"]
+    assert (done.code, {name: part["ok"] for name, part in parts.items()}) == (
+        1,
+        {"database": True, "schema": False, "stream": False},
+    )
+    assert "stream.partitions = 3" in parts["schema"]["found"]
+    done = await check("--reachable")
+    assert (done.code, done.error.count("embedded")) == (0, 2)
