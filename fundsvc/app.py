@@ -176,7 +176,7 @@ async def http_side(
             app.on_shutdown.append(live.say_goodbye)
             gate.guard(app)
             tls = tls_context(config.http.certificate, config.http.certificate_key)
-            async with serve(app, config.http.host, config.http.port, tls) as url:
+            async with serve(app, config.http.host, config.http.port, tls, cached.shortcut(app)) as url:
                 yield url
 
 

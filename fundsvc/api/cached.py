@@ -9,15 +9,21 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
+from aiohttp import web
 
 from fundsvc.api.answers import Envelope, FundAnswer
 from fundsvc.api.parameters import Query
 from fundsvc.api.serving import Encoded, Route, not_listed
+from fundsvc.api.shortcut import Shortcut
 from fundsvc.store.reader import FundRow
 from fundsvc.tail import Tail
 
 VALUATION_SECONDS = 1.0
 """How often marks, rates, statistics and the guard's clock, which move between entries, may make an answer anew."""
+
+
+FUND = "/api/v1/insurance-fund/{symbol}"
+_FUNDS = FUND.removesuffix("{symbol}")
 
 
 class _Kept(NamedTuple):
@@ -45,7 +51,7 @@ class CachedFunds:
         self._list: _KeptList | None = None
         self.routes = (
             Route("/api/v1/insurance-fund", Query, self.funds),
-            Route("/api/v1/insurance-fund/{symbol}", Query, self.fund),
+            Route(FUND, Query, self.fund),
         )
 
     async def funds(self, _query: Query) -> Encoded[list[FundAnswer]]:
@@ -60,10 +66,14 @@ class CachedFunds:
 
     async def fund(self, _query: Query, symbol: str) -> Encoded[FundAnswer]:
         """The fund of one contract."""
-        self._tail.check()
         if symbol not in self._tail.funds:
+            self._tail.check()
             raise not_listed(symbol)
-        return self._fresh(symbol).answer
+        return self._shown(symbol)
+
+    def shortcut(self, application: web.Application) -> Shortcut:
+        """A short way to single funds, past the router of the application that has the routes."""
+        return Shortcut(application, FUND, self._symbol_at, self._shown)
 
     async def answers(self) -> list[FundAnswer]:
         """All funds, for who says them otherwise."""
@@ -73,6 +83,15 @@ class CachedFunds:
     def data(self, symbol: str) -> msgspec.Raw:
         """The fund of a listed contract, encoded, without its envelope."""
         return self._fresh(symbol).data
+
+    def _symbol_at(self, path: str) -> str | None:
+        """The contract that is listed by the last part of a path, if the rest is a fund's."""
+        symbol = path.removeprefix(_FUNDS)
+        return symbol if symbol in self._tail.funds and symbol is not path else None
+
+    def _shown(self, symbol: str) -> Encoded[FundAnswer]:
+        self._tail.check()
+        return self._fresh(symbol).answer
 
     def _fresh(self, symbol: str) -> _Kept:
         fund, now, kept = self._tail.funds[symbol], time.monotonic(), self._kept.get(symbol)

@@ -9,6 +9,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from fundsvc.api.shortcut import Shortcut
 from fundsvc.config import ConfigError
 
 SHUTDOWN_SECONDS_MAX = 0.3
@@ -24,10 +25,14 @@ class ServerError(RuntimeError):
 
 
 @asynccontextmanager
-async def serve(application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+async def serve(
+    application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None, shortcut: Shortcut | None = None
+) -> AsyncIterator[str]:
     """Serves an application and yields its URL (port 0 takes a free one); raises ServerError. On leaving it stops."""
     runner = web.AppRunner(application, access_log=None, logger=_LOGGER, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
     await runner.setup()
+    if shortcut and runner.server:
+        runner.server.request_handler = shortcut.before(runner.server.request_handler)  # type: ignore[assignment] # it makes web.Requests
     try:
         try:
             await web.TCPSite(runner, host, port, ssl_context=tls).start()

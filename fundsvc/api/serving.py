@@ -25,6 +25,10 @@ T_co = TypeVar("T_co", covariant=True)
 log = structlog.get_logger()
 
 
+TEMPLATE = web.RequestKey("template", str)
+"""The template of a request's route, where it was not the router that found it."""
+
+
 class Encoded(Generic[T_co]):
     """An answer that was encoded before, in its envelope; what it says is for those who describe the API."""
 
@@ -123,6 +127,11 @@ def asked(request: web.Request) -> MultiDict[str]:
     return MultiDict((name, value) for name, value in request.query.items() if path.get(name) != value)
 
 
+def _template(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else "unmatched"
+
+
 def _attended(metrics: Metrics) -> Middleware:
     """Gives requests their ids, and counts and logs what is answered, by the template of its route."""
     debug = log.bind().debug  # looked up once: while nobody wants such lines it does nothing, which takes no time
@@ -133,8 +142,7 @@ def _attended(metrics: Metrics) -> Middleware:
         bound = take_id(request)
         try:
             response = await handler(request)
-            resource = request.match_info.route.resource
-            route = resource.canonical if resource else "unmatched"
+            route = request.get(TEMPLATE) or _template(request)
             seconds = time.perf_counter() - started
             metrics.answered(route, response.status, seconds)
             debug("request answered", method=request.method, route=route, status=response.status, seconds=seconds)

@@ -1,0 +1,117 @@
+"""A short way answers as the long one does: the same bytes, headers, limits, counts and errors."""
+
+import asyncio
+
+import aiohttp
+import pytest
+from aiohttp import web
+from conftest import with_section
+from ledgers import fill, listing, owned
+from live import serving
+
+from fundsvc.api.server import serve
+from fundsvc.api.serving import Encoded
+from fundsvc.api.shortcut import Shortcut
+
+FUND = "/api/v1/insurance-fund/AAA"
+LONG = f"{FUND}?symbol=AAA"
+"""The same question, which only the router understands: a path's parameter may be repeated."""
+
+
+@pytest.fixture
+def config(config):
+    return with_section(config, "http", port=0, tail_seconds=0.005, requests_max=100_000, origins=("https://page.test",))
+
+
+@pytest.fixture
+async def service(config):
+    async with owned(config) as owner:
+        await owner.settle([listing("AAA"), listing("ΔΔΔ"), fill("AAA", 1, 7)])
+        async with serving(config) as service:
+            await service.until("AAA", 1)
+            yield service
+
+
+async def ask(service, path, method="GET", **headers):
+    async with service.http.request(method, path, headers=headers) as answer:
+        return answer.status, await answer.read(), {name.lower(): value for name, value in answer.headers.items()}
+
+
+async def test_the_short_way_is_taken_for_what_it_knows_and_for_gets_alone():
+    async def routed(_request):
+        return web.Response(body=b"long")
+
+    application = web.Application()
+    application.router.add_route("*", "/{symbol}", routed)
+    shortcut = Shortcut(application, "/{symbol}", {"/AAA": "AAA"}.get, lambda symbol: Encoded(f"short {symbol}".encode()))
+    async with serve(application, "127.0.0.1", 0, shortcut=shortcut) as url, aiohttp.ClientSession(url) as client:
+        for method, path, wanted in (("GET", "/AAA", b"short AAA"), ("GET", "/BBB", b"long"), ("POST", "/AAA", b"long")):
+            async with client.request(method, path) as answer:
+                assert await answer.read() == wanted
+
+
+async def test_both_ways_answer_the_same(service):
+    asked = {"Origin": "https://page.test", "X-Request-Id": "mine"}
+    short, long = [await ask(service, path, **asked) for path in (FUND, LONG)]
+    for _, _, headers in (short, long):
+        for name in ("gw-ratelimit-remaining", "gw-ratelimit-reset", "date"):
+            assert headers.pop(name)
+    assert short == long
+    assert short[2]["x-request-id"] == "mine"
+    assert short[2]["access-control-allow-origin"] == "https://page.test"
+
+
+async def test_both_ways_are_counted_alike(service):
+    def counted():
+        return service.count("fundsvc_http_requests_total", route="/api/v1/insurance-fund/{symbol}", status="200")
+
+    before = counted()
+    left = [int((await ask(service, path))[2]["gw-ratelimit-remaining"]) for path in (FUND, LONG, FUND)]
+    assert left == [left[0], left[0] - 1, left[0] - 2]
+    assert counted() == before + 3
+
+
+async def test_both_ways_are_limited_together(config):
+    limited = with_section(config, "http", requests_max=5)
+    async with owned(config) as owner:
+        await owner.settle([listing("AAA")])
+        async with serving(limited) as service:
+            statuses = [(await ask(service, path))[0] for path in (FUND, LONG, FUND, LONG, FUND, FUND, LONG)]
+    assert statuses[-2:] == [429, 429]
+    assert 429 not in statuses[:5]
+
+
+@pytest.mark.parametrize("path", [FUND, LONG])
+async def test_both_ways_refuse_what_was_not_heard_of_lately(service, monkeypatch, path):
+    monkeypatch.setattr("fundsvc.tail.SILENCE_SECONDS_MAX", -1.0)
+    status, body, headers = await ask(service, path)
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert b"503000" in body
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        (FUND, "HEAD", 200),
+        (FUND, "POST", 405),
+        (f"{FUND}/", "GET", 404),
+        (f"{FUND}?x=1", "GET", 400),
+        ("/api/v1/insurance-fund/NONE", "GET", 404),
+        ("/api/v1/insurance-fund/", "GET", 404),
+        ("/api/v1/insurance-fund/summary", "GET", 200),
+        ("/api/v1/insurance-fund/%CE%94%CE%94%CE%94", "GET", 200),
+        ("/AAA", "GET", 404),
+    ],
+)
+async def test_everything_else_goes_the_long_way(service, path, method, status):
+    assert (await ask(service, path, method))[0] == status
+
+
+async def test_a_contract_named_like_a_path_is_found_by_its_own_path_alone(service):
+    """The path itself is no contract: a request whose whole target is a symbol is not a question for its fund."""
+    host, port = service.http._base_url.host, service.http._base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(f"GET AAA HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    head = await reader.readline()
+    assert b" 200 " not in head
+    writer.close()
