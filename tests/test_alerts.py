@@ -45,6 +45,9 @@ def metrics_in(expression):
     return set(chain.from_iterable(metrics_in(RECORDED[name]) if name in RECORDED else {name} for name in names))
 
 
+USED = set(chain.from_iterable(metrics_in(rule["expr"]) for rule in ALERTS.values()))
+
+
 @needs_prometheus
 def test_promtool_has_no_complaint():
     answer = promtool("check", "rules", "--lint-fatal", DEPLOYED / "recording.yml", DEPLOYED / "alerts.yml")
@@ -91,7 +94,7 @@ async def watched(config, directory):
     engine, api = free_port(), free_port()
     targets = {"fundsvc-engine": [f"127.0.0.1:{engine}"], "fundsvc-api": [f"127.0.0.1:{api}"]}
     async with (
-        engine_process(config, FUNDSVC_ENGINE_PORT=str(engine)),
+        engine_process(config, FUNDSVC_ENGINE_PORT=str(engine), FUNDSVC_ENGINE_TARGET_SECONDS="1"),
         process(config, "api", FUNDSVC_HTTP_PORT=str(api)),
         open_client(config.stream) as client,
         prometheus(directory, targets) as server,
@@ -132,3 +135,9 @@ async def test_a_fund_that_is_drained_is_seen_by_prometheus(config, tmp_path):
 
         await producer.append([executed(3, 1, "secret-anna", 50)])
         await eventually(lambda: fires(*dry), seconds=40)
+
+        async def shows_all_that_alerts_ask():
+            found = await server.query('count by (__name__) ({__name__=~"fundsvc_.*"})')
+            return {metric["__name__"] for metric, _ in found} >= USED
+
+        await eventually(shows_all_that_alerts_ask)
