@@ -20,7 +20,7 @@ from fundsvc.core.events import Reason
 from fundsvc.core.fullness import Target
 from fundsvc.core.settlement import Fund
 from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics
-from fundsvc.metrics.exposition import exposition
+from fundsvc.metrics.exposition import exposition, politely
 from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
 
@@ -212,7 +212,8 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition text; takes a while with many contracts, and may run in a thread."""
         now = time.time()
-        views = [FundView(fund, self._peaks.get(symbol, 0), now) for symbol, fund in list(self._funds.items())]
+        funds = list(self._funds.items())
+        views = [FundView(fund, self._peaks.get(symbol, 0), now) for symbol, fund in politely(funds)]
         contracts = exposition(FUND_FAMILIES, views) + exposition(AUDIT_FAMILIES, list(self._audits.values()))
         return generate_latest(self.registry) + contracts.encode()
 

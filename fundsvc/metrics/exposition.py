@@ -4,10 +4,14 @@ prometheus_client makes an object of every sample and formats each label anew; a
 which takes it most of a second. Here labels are text that is made once, and a sample is one formatted line.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 Row = TypeVar("Row")
+
+ROWS_PER_TURN = 200
+"""A tenth of a millisecond's work."""
 
 
 class Family(NamedTuple, Generic[Row]):
@@ -34,13 +38,25 @@ def exposition(families: Iterable[Family[Row]], rows: Sequence[Row]) -> str:
     return "".join(_lines(families, rows))
 
 
+def politely(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, making way for other threads now and then.
+
+    A thread that computes lets go of the interpreter only after its switch interval of five milliseconds, which every step of
+    a loop in another thread would have to wait for.
+    """
+    for place, row in enumerate(rows):
+        if place % ROWS_PER_TURN == 0:
+            time.sleep(0)
+        yield row
+
+
 def _lines(families: Iterable[Family[Row]], rows: Sequence[Row]) -> Iterator[str]:
     previous = ""
     for name, kind, documentation, labels, read, label in families:
         if name != previous:
             yield f"# HELP {name} {documentation}\n# TYPE {name} {kind}\n"
         previous = name
-        for row in rows:
+        for row in politely(rows):
             value = read(row)
             if value is not None:
                 yield f"{name}{{{labels(row)}{label}}} {value!r}\n"
