@@ -41,6 +41,9 @@ FINISH_SECONDS_MAX = 1.0
 STOP_SECONDS_MAX = 2.0
 """For all that stopping takes, so that the process ends within three seconds whatever is away. Being cut off loses nothing."""
 
+CHORE_CONNECTIONS_MAX = 4
+"""One for the audit, one for what is looked up slowly, and two so that no other chore waits for these."""
+
 PEAK_SECONDS = 20.0
 """How often the highest balances of the last eight hours are looked up: in this time few of them fall out of these."""
 
@@ -66,7 +69,7 @@ class Engine:
         """Owns and consumes partitions until told to stop; a mistake of ours in any task ends it with that exception."""
         async with (
             open_client(self._config.stream) as client,
-            open_pool(self._config.database.dsn, 2) as pool,
+            open_pool(self._config.database.dsn, CHORE_CONNECTIONS_MAX) as pool,
             asyncio.TaskGroup() as tasks,
         ):
             self._metrics.pooled(pool)
