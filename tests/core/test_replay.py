@@ -214,3 +214,25 @@ def test_the_ledger_of_a_partition_holds():
     batch = settling.take()
     fund = batch.changed[UNIT.symbol]
     assert differences(fund, zip(batch.entries, batch.hashes, strict=True), late={7}) == []
+
+
+@pytest.mark.parametrize("cut", range(len(AMOUNTS) + 1))
+def test_a_replay_goes_on_from_a_checkpoint(ledger, cut):
+    fund, lines = ledger
+    first = Replay(UNIT)
+    for line in lines[:cut]:
+        first.follow(*line)
+    second = Replay(UNIT, since=first.checkpoint)
+    for line in lines[cut:]:
+        second.follow(*line)
+    second.finish(fund.state(), OrderTotals(0, 0, 0))
+    assert second.differences == []
+    assert second.conservation_error(fund.state()._replace(outstanding=fund.outstanding + 3), OrderTotals(4, 5, 0)) == -12
+
+
+def test_the_first_entry_that_differs_is_named(ledger):
+    replay = Replay(UNIT)
+    for line in altered(altered(ledger[1], 3, account="mine"), 5, lots=2):
+        replay.follow(*line)
+    assert replay.differs_at == 3
+    assert Replay(UNIT).differs_at is None

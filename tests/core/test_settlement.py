@@ -301,3 +301,10 @@ def test_an_order_asks_for_what_is_needed_and_less_than_one_lot_more(lots, move,
     for order in batch.orders.values():
         assert (order.lots - 1) * deficit < order.uncovered * lots <= order.lots * deficit
         assert (order.cause, order.price, order.reduce) == (1, 1000 * 10**12, "short")
+
+
+def test_what_a_fund_is_credited_and_repaid_is_counted_since_it_was_loaded():
+    fund = Fund(UNIT, balance=10 * ONE, outstanding=4 * ONE)
+    for seq, amount in enumerate((3, 2, -5, 7), 1):
+        fund.settle(worth(amount, seq))
+    assert (fund.repaid, fund.credited, fund.balance) == (4 * ONE, 8 * ONE, 13 * ONE)
