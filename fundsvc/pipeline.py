@@ -158,11 +158,11 @@ class Pipeline:
         await self._until_committed()
         if await self._ledger.is_open(*key):
             try:
-                await self._settle_late(key, events)
+                await self._settle_late(message, key, events)
             except Rejection as rejection:
                 self._reject(message, 0, key, rejection)
 
-    async def _settle_late(self, key: tuple[str, int], events: Sequence[Event | Rejection]) -> None:
+    async def _settle_late(self, message: Message, key: tuple[str, int], events: Sequence[Event | Rejection]) -> None:
         """Settles the one event of a replay; one whose like came by another way is only noted as settled."""
         if len(events) != 1:
             raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
@@ -170,7 +170,7 @@ class Pipeline:
         check_replayable(event)
         known = isinstance(event, Fill) and await self._ledger.has_settled(event.symbol, event.seq)
         entry = None if known else self._partition.apply_late(event)
-        self._partition.batch.replayed.append((*key, entry))
+        self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
 
     def _reject(self, message: Message, position: int, key: tuple[str, int], rejection: Rejection) -> None:
         body = raw_event(message, position)

@@ -21,8 +21,8 @@ MESSAGES_PER_READ = 1000
 CHUNK_EVENTS = 200
 """Events applied between two looks at the loop, as in the pipeline."""
 
-Rejected = Callable[[Sequence[str]], Awaitable[Mapping[Place, bool]]]
-"""Which events of these messages were rejected, and whether they have been settled since."""
+Rejected = Callable[[Sequence[str]], Awaitable[Mapping[Place, str | None]]]
+"""Which events of these messages were rejected, and the message that had them settled since."""
 
 OrderKey = tuple[str, int]
 """An ADL order: its contract and its number."""
@@ -58,7 +58,6 @@ class Recall:
         self._sides: dict[OrderKey, SideName] = {}
         self.after = {book.symbol: id_order(book.last_id) for book in kept}
         self.seq = {book.symbol: book.seq for book in kept}
-        self._replayed: set[Place] = set()
 
     async def run(self, until: str) -> None:
         """Goes on to the message `until`, which was settled."""
@@ -99,7 +98,7 @@ class Recall:
         if unknown := orders - self._sides.keys():
             self._sides |= await self._reduced_sides(unknown)
 
-    def _apply(self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, bool]) -> None:
+    def _apply(self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, str | None]) -> None:
         if message.replay_of:
             self._apply_replay(message, events, rejected)
             return
@@ -111,13 +110,14 @@ class Recall:
             if self._is_later(at, event) and self._is_new(event):
                 self._recall(event)
 
-    def _apply_replay(self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, bool]) -> None:
+    def _apply_replay(
+        self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, str | None]
+    ) -> None:
         """Applies an event that was rejected, sent again and settled then; sent once more, it was not settled again."""
         place = _replayed(message)
-        if place is None or len(events) != 1 or not rejected.get(place) or place in self._replayed:
+        if place is None or rejected.get(place) != message.stream_id:
             return
         (event,) = events
-        self._replayed.add(place)
         self.listed = self.listed or isinstance(event, Listing)
         if not isinstance(event, Rejection) and self._is_later(id_order(message.stream_id), event):
             self._recall(event)

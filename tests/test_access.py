@@ -6,6 +6,7 @@ import time
 import pytest
 from conftest import with_section
 from escalations import BEGINNING, SYMBOL, TS, executed, shortfall
+from eventually import eventually
 from ledgers import fill
 from test_adl_api import world_of
 from tokens import SECRET, bearer, signed, with_secret
@@ -78,7 +79,7 @@ def bad_tokens():
 
 @pytest.fixture
 def config(config):
-    config = with_section(config, "engine", lease_seconds=0.6)
+    config = with_section(config, "engine", lease_seconds=0.6, rollup_seconds=0.1, target_seconds=0.1)
     venues = ("binance", "bybit", "gate", "okx")
     return with_secret(with_section(config, "http", port=0, book_seconds=0.05, requests_max=10**9, venues=venues))
 
@@ -102,6 +103,7 @@ async def world(config, applications):
     async with world_of(config) as world:
         await world.send(*BEGINNING, Rate("USDC", "1", TS), fill(SYMBOL, 2, 5, TS), fill(SYMBOL, 3, -1, TS))
         await world.send(shortfall(4), executed(5, 1, "secret-anna", 20))
+        await eventually(lambda: world.pool.fetchval("SELECT target > 0 FROM targets"))
         yield world
 
 

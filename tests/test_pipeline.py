@@ -108,7 +108,7 @@ class FakeLedger:
         self.listings |= {symbol: contract for symbol, (contract, _) in batch.listings.items()}
         self.funds |= {state.symbol: state for state in batch.funds}
         self.rejected |= {(event.stream_id, event.position): event for event in batch.rejected}
-        self.settled |= {(stream_id, position): entry for stream_id, position, entry in batch.replayed}
+        self.settled |= {(stream_id, position): entry for stream_id, position, _, entry in batch.replayed}
         self.offset = after
         if after.last_id == self._last_id:
             self.complete.set()

@@ -218,7 +218,7 @@ async def test_replayed_events_are_noted_and_known(writer, service_connection):
     assert not await writer.is_open("", -1)
     _, funds = await writer.load()
     partition = partition_of(*funds)
-    partition.batch.replayed = [("1-0", 0, partition.apply_late(fill("AAA", 5, 1))), ("1-0", 1, None)]
+    partition.batch.replayed = [("1-0", 0, "9-0", partition.apply_late(fill("AAA", 5, 1))), ("1-0", 1, None, None)]
     partition.batch.rejected = [Rejected("1-0", 2, Reason.INVALID_FIELD, "again", "json", b"y")]
     await writer.commit(partition.take(), NEXT, Offset("2-0", 2))
     assert [await writer.is_open("1-0", n) for n in range(3)] == [False, False, True]
@@ -239,7 +239,7 @@ async def test_sequences_are_found_among_many_that_were_settled_late(writer):
     await writer.commit(partition.take(), START, NEXT)
     known = set(range(200, 1100, 3)) | lates
     for late in sorted(lates):
-        partition.batch.replayed.append(("1-0", late, partition.apply_late(fill("AAA", late, 1))))
+        partition.batch.replayed.append(("1-0", late, "9-0", partition.apply_late(fill("AAA", late, 1))))
         if late < 60:
             partition.apply(fill("AAA", 2000 + late, 1))
             known.add(2000 + late)

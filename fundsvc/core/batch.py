@@ -69,7 +69,7 @@ class Batch:
 
     `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it, and `moved[i]` is what
     `funds[i]` has moved; `listings` are contracts listed or updated, with the KuCoin object they came from; `rejected` and
-    `replayed` (stream id, position, entry) are the events that were refused, and those refused before that are settled now;
+    `replayed` (stream id, position, message that settled it, entry) are the events that were refused, and those refused before that are settled now;
     `duplicates` counts events that were known, by contract; `rounds` are the ADL rounds that began, to be announced; `books`
     are books to be kept as they are after it; `rates` are the newest by currency.
 
@@ -90,7 +90,7 @@ class Batch:
     rates: dict[str, RateState] = field(default_factory=dict)
     listings: dict[str, tuple[Contract, dict[str, Any]]] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
-    replayed: list[tuple[str, int, Entry | None]] = field(default_factory=list)
+    replayed: list[tuple[str, int, str | None, Entry | None]] = field(default_factory=list)
     duplicates: Counter[str] = field(default_factory=Counter)
     packed: list[bytes] = field(default_factory=list)
     packed_count: int = 0

@@ -122,10 +122,10 @@ class Deleveragings:
         """The books of a partition's contracts, or of these among them, as they were last kept."""
         return [kept_book_from(row) for row in await self._fetch("load_books", partition, symbols)]
 
-    async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[Place, bool]:
-        """Which events of these messages were rejected, and whether they have been settled since."""
+    async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[Place, str | None]:
+        """Which events of these messages were rejected, and the message that had them settled since."""
         rows = await self._fetch("rejected_places", partition, messages)
-        return {(row["stream_id"], row["position"]): row["settled"] for row in rows}
+        return {(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
 
     async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
         """Which side each of these orders (contract and number; at least one) reduces."""

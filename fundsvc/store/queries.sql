@@ -39,8 +39,9 @@ WITH moved AS (
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
-    UPDATE rejected r SET settled_at = now(), symbol = s.symbol, entry = s.entry
-    FROM unnest($28::text[], $29::integer[], $30::text[], $31::bigint[]) AS s (stream_id, position, symbol, entry)
+    UPDATE rejected r SET settled_at = now(), settled_by = s.settled_by, symbol = s.symbol, entry = s.entry
+    FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::bigint[])
+        AS s (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
 SELECT count(*) = 1 FROM moved;
@@ -99,8 +100,8 @@ WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
 SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL);
 
 -- name: rejected_places
--- Of the events in the given messages, those that were rejected, and whether they have been settled since.
-SELECT stream_id, position, settled_at IS NOT NULL AS settled FROM rejected WHERE partition = $1 AND stream_id = ANY ($2);
+-- Of the events in the given messages, those that were rejected, and the message that had them settled since.
+SELECT stream_id, position, settled_by FROM rejected WHERE partition = $1 AND stream_id = ANY ($2);
 
 -- name: reduced_sides
 -- The sides that some orders reduce.

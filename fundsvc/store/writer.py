@@ -70,11 +70,11 @@ class Writer:
             rows = await self._connection.fetch(SQL["load_books"], self._partition, None)
         return [kept_book_from(row) for row in rows]
 
-    async def rejected_places(self, messages: Sequence[str]) -> Mapping[Place, bool]:
-        """Which events of these messages were rejected, and whether they have been settled since."""
+    async def rejected_places(self, messages: Sequence[str]) -> Mapping[Place, str | None]:
+        """Which events of these messages were rejected, and the message that had them settled since."""
         with faults():
             rows = await self._connection.fetch(SQL["rejected_places"], self._partition, messages)
-        return {(row["stream_id"], row["position"]): row["settled"] for row in rows}
+        return {(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
 
     async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
         """Which side each of these orders (contract and number; at least one) reduces."""
@@ -209,14 +209,14 @@ def _columns(batch: Batch) -> list[list[Any]]:
     ]
     rejected = [msgspec.structs.astuple(event) for event in batch.rejected]
     replayed = [
-        (stream_id, position, entry.symbol if entry else None, entry.entry if entry else None)
-        for stream_id, position, entry in batch.replayed
+        (stream_id, position, settled_by, entry.symbol if entry else None, entry.entry if entry else None)
+        for stream_id, position, settled_by, entry in batch.replayed
     ]
     return [
         *_transpose(listings, 7),
         *_transpose([_fund_row(state) for state in batch.funds], 8),
         *_transpose(rejected, 6),
-        *_transpose(replayed, 4),
+        *_transpose(replayed, 5),
     ]
 
 
