@@ -66,7 +66,8 @@ class Targeting:
 
     async def _recompute(self, contracts: Sequence[Contract]) -> None:
         found = await find(self._targets, [self._asked(contract) for contract in contracts])
-        await self._targets.keep(found)
+        if found:
+            await self._targets.keep(found)
         for symbol, (target, _) in found.items():
             self._metrics.target(symbol, target)
 
@@ -76,15 +77,16 @@ class Targeting:
 
 
 async def find(targets: Targets, asked: Sequence[Asked]) -> dict[str, tuple[Target, Size]]:
-    """The targets of some contracts by symbol, with what explains them; raises StoreFault."""
+    """The targets of those contracts that the ledger has, by symbol, with what explains them; raises StoreFault."""
     by_deficits = {one.contract.symbol: one.policy for one in asked if one.policy.rule == "value_at_risk"}
     deficits = await targets.deficits(by_deficits) if by_deficits else {}
     leverages = await targets.leverages([one.contract.symbol for one in asked])
     found = {}
     for one in asked:
         symbol = one.contract.symbol
-        size = await _size(one, deficits.get(symbol))
-        found[symbol] = _target(one.policy, size, leverages.get(symbol)), size
+        if symbol in leverages:  # What was listed a moment ago may not be committed yet.
+            size = await _size(one, deficits.get(symbol))
+            found[symbol] = _target(one.policy, size, leverages[symbol]), size
     return found
 
 
