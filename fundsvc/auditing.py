@@ -19,6 +19,7 @@ import structlog
 
 from fundsvc.config import AuditConfig
 from fundsvc.core.replay import Replay, missing
+from fundsvc.logs.faults import Outage
 from fundsvc.store.audits import WALKS, Progress, Stretch, Walk, audit_progress, keep_difference, keep_held, read_stretch
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.exports import UnknownContract, known_contracts
@@ -69,6 +70,7 @@ class Auditor:
         self._owns = owns
         self._one_at_a_time = asyncio.Lock()  # One connection is enough, and two walks that end together do not collide.
         self._told: dict[tuple[str, Walk], list[str]] = {}
+        self._outages = {walk: Outage(log, "audit", walk=walk) for walk in WALKS}
 
     async def run(self) -> None:
         """Walks, both ways at the same time."""
@@ -88,8 +90,9 @@ class Auditor:
     def _through_faults(self, walk: Walk) -> Iterator[None]:
         try:
             yield
+            self._outages[walk].over()
         except StoreFault as fault:
-            log.warning("the audit cannot read the ledger for now", walk=walk, fault=str(fault))
+            self._outages[walk].note(fault)
 
     async def _paced(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Does some work, and rests so long that both walks together take no more than their share."""
@@ -161,7 +164,7 @@ class Auditor:
         if self._told.get((symbol, walk)) != differences:
             self._told[symbol, walk] = differences
             for difference in differences[:DIFFERENCES_MAX]:
-                log.error("the ledger is not what it should be", symbol=symbol, entry=entry, walk=walk, difference=difference)
+                log.error("audit difference", symbol=symbol, entry=entry, walk=walk, difference=difference)
         await keep_difference(self._pool, symbol, walk)
 
     def _hold(self, symbol: str, walk: Walk, *, ended: bool) -> None:
@@ -169,7 +172,7 @@ class Auditor:
         for held in WALKS if ended and walk == "full" else (walk,):
             self._show(symbol, held, good=True, verified_at=time.time() if ended else None)
             if self._told.pop((symbol, held), None):
-                log.info("the ledger is as it should be again", symbol=symbol, walk=held)
+                log.info("audit difference gone", symbol=symbol, walk=held)
 
     def _show(self, symbol: str, walk: Walk, *, good: bool, verified_at: float | None) -> None:
         if self._owns(symbol):

@@ -74,4 +74,4 @@ def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
     else:
-        log.critical("a mistake of ours ends the process", exc_info=(kind, error, trace))
+        log.critical("uncaught", exc_info=(kind, error, trace))

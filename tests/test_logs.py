@@ -1,0 +1,460 @@
+"""What is logged: documented events and keys, no account, few lines however much happens, the id of a request with its lines."""
+
+import ast
+import asyncio
+import io
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import get_args
+
+import aiohttp
+import asyncpg
+import msgspec
+import pytest
+import structlog
+from commands import environment_of, program
+from conftest import with_section
+from escalations import BEGINNING, LISTING, SYMBOL, TS, ended, executed, mark, position, shortfall
+from eventually import eventually
+from ledgers import fill, listing
+from live import serving
+from test_engine import running, stopped
+from tokens import bearer, with_secret
+
+from fundsvc.api.endpoints import Endpoint
+from fundsvc.api.server import serve
+from fundsvc.api.serving import make_app
+from fundsvc.config import LogConfig
+from fundsvc.core.batch import Offset
+from fundsvc.core.events import Rejected
+from fundsvc.core.partition import Partition
+from fundsvc.logs import configure_logs, exception_text
+from fundsvc.logs.batches import Course, log_batch
+from fundsvc.logs.faults import Outage, Seldom
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import StoreFault
+from fundsvc.streams.client import open_client, stream_key
+from fundsvc.streams.producer import Producer
+
+ROOT = Path(__file__).parents[1]
+LEVELS = ("debug", "info", "warning", "error", "critical")
+COMMON = {"event", "level", "timestamp", "request_id", "logger", "exception"}
+OF_A_PARTITION = {"engine", "partition", "epoch"}
+ACCOUNTS = re.compile("secret-", re.IGNORECASE)
+
+
+def documented():
+    """The level and keys of each event, as the README has them."""
+    section = (ROOT / "README.md").read_text().split("\n## Logs\n")[1].split("\n## ")[0]
+    found = {}
+    keys = set()
+    for row in re.findall(r"^\| (`.*?) \| (\w+) \| (.*?) ?\| .*\|$", section, re.MULTILINE):
+        events, level, columns = row
+        keys = keys if columns == "the same" else set(re.findall(r"`(\w+)`", columns))
+        found |= dict.fromkeys(re.findall(r"`([^`]+)`", events), (level, keys))
+    return found
+
+
+def in_source():
+    """Each event that the source logs: with its level, and the keys that are named there."""
+    found = {}
+    for path in (ROOT / "fundsvc").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute | ast.Name) and call.args:
+                name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
+                keys = {keyword.arg for keyword in call.keywords} - {None, "exc_info"}
+                for event in events_of(call.args[0]) if is_logging(call.func, name) else ():
+                    known = found.get(event, (name, set()))
+                    found[event] = (known[0], known[1] | keys)
+    return found
+
+
+def is_logging(called, name):
+    """Whether it is a logger's level that is called; a client has an `info` too."""
+    of = getattr(called, "value", None)
+    return name in {*LEVELS, "exception", "say"} and "client" not in {getattr(of, "id", ""), getattr(of, "attr", "")}
+
+
+def events_of(argument):
+    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+        return [argument.value]
+    if isinstance(argument, ast.JoinedStr) and isinstance(argument.values[0], ast.Constant):
+        first = argument.values[0].value
+        return [first + course for course in get_args(Course)] if first == "adl order " else []
+    return []
+
+
+def test_the_readme_has_every_event_with_its_level_and_keys_and_no_other():
+    written, told = in_source(), documented()
+    assert set(written) == set(told)
+    for event, (call, keys) in written.items():
+        level, columns = told[event]
+        assert level == {"exception": "error", "say": level}.get(call, call), event
+        assert keys - OF_A_PARTITION <= columns, event
+        if event not in {"fault", "recovered"}:
+            assert columns - OF_A_PARTITION == keys - OF_A_PARTITION, event
+
+
+class Output(io.StringIO):
+    """What has been logged."""
+
+    def lines(self, event=None):
+        lines = [json.loads(line) for line in self.getvalue().splitlines()]
+        return [line for line in lines if event in {None, line["event"]}]
+
+
+@pytest.fixture
+def logged():
+    """Logs as JSON, at level info; whoever wants another one asks `configure_logs` for it."""
+    before, hook, root = structlog.get_config(), sys.excepthook, logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    output = Output()
+    configure_logs(LogConfig(format="json"), output)
+    yield output
+    structlog.configure(**before)
+    sys.excepthook = hook
+    root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def quick(config):
+    config = with_section(config, "engine", lease_seconds=0.6, rollup_seconds=0.1, book_seconds=0.2)
+    return with_secret(config)
+
+
+@pytest.fixture
+async def producer(config):
+    async with open_client(config.stream) as client:
+        yield Producer(client, config.stream.partitions)
+
+
+def check_documented(lines):
+    told = documented()
+    for line in lines:
+        level, keys = told[line["event"]]
+        assert line["level"] == level
+        assert set(line) <= COMMON | OF_A_PARTITION | keys, line
+        assert {"event", "level", "timestamp"} <= set(line)
+        assert keys - set(line) <= ({"unsaid", "walk", "symbol", *OF_A_PARTITION} if "part" in line else set()), line
+
+
+ORDER_EVENTS = [f"adl order {course}" for course in ("opened", "advanced", "done", "uncovered")]
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+async def test_a_run_logs_documented_lines_and_no_account(quick, producer, servers, logged, level):
+    configure_logs(LogConfig(level=level, format="json"), logged)
+    async with running(quick), serving(quick) as service:
+        await producer.append(BEGINNING)
+        await producer.append([shortfall(1, lots=10)])
+        await eventually(lambda: logged.lines("adl order opened"))
+        await producer.append([executed(2, 1, "secret-anna", 4)])
+        await eventually(lambda: logged.lines("adl order advanced"))
+        await producer.append([executed(3, 1, "secret-anna", 6)])
+        await eventually(lambda: logged.lines("adl order done"))
+        await producer.append([shortfall(4, lots=100_000), ended(5, 2), ended(6, 2), ended(7, 2)])
+        await eventually(lambda: logged.lines("adl order uncovered"))
+        await reject(quick)
+        await eventually(lambda: {line["reason"] for line in logged.lines("events rejected")} >= REASONS)
+        await ask(service)
+        with stopped(servers, servers.postgres):
+            await eventually(lambda: {"leases", "tail"} <= parts(logged, "fault"))
+            await ask(service)
+        await eventually(lambda: {"leases", "tail"} <= parts(logged, "recovered"))
+    check_documented([line for line in logged.lines() if "logger" not in line])
+    seen = {line["event"] for line in logged.lines()}
+    assert seen >= {"partition owned", "partition loaded", "partition released", "events rejected", "fault", *ORDER_EVENTS}
+    assert ("request answered" in seen) == (level == "debug")
+    assert not [line for line in logged.lines() if line["level"] != "debug" and ACCOUNTS.search(json.dumps(line))]
+    (first,) = logged.lines("adl order opened")[:1]
+    assert (first["symbol"], first["adl"], first["entry"], first["lots"]) == (SYMBOL, 1, 1, 10)
+    assert re.fullmatch(r"\d+-\d+", first["stream_id"])
+    assert all(line["seconds"] > 0 for line in logged.lines("recovered"))
+
+
+REASONS = {"undecodable", "invalid_field", "adl_order_unknown", "adl_not_asked", "unknown_symbol", "unknown_type"}
+
+
+async def reject(config):
+    """Sends what is rejected for many reasons, each of them with an account in it."""
+    async with open_client(config.stream) as client:
+        producer = Producer(client, 1)
+        await producer.append([shortfall(20, lots=1, price=38000)])
+        bodies = [
+            b"secret-undecodable",
+            b'{"type":"secret-type"}',
+            b'{"type":"position","account":"secret-anna"}',
+            b'{"type":"fill","symbol":"secret-symbol","seq":1,"side":"sell","lots":1,"price":"1","bankruptcyPrice":"1","ts":1}',
+            msgspec.json.encode(executed(21, 99, "secret-anna", 1)),
+            msgspec.json.encode(executed(22, 3, "secret-nobody", 1)),
+        ]
+        for body in bodies:
+            await client.xadd(stream_key(0), {"json": body})
+
+
+async def ask(service):
+    """Asks what names accounts, well and badly."""
+    for headers in ({}, bearer("trader", account="secret-anna")):
+        for path in (
+            "adl/positions?account=secret-anna",
+            "adl/positions?account=secret-%00",
+            "contracts/secret-anna",
+            "insurance-fund",
+        ):
+            async with service.http.get(f"/api/v1/{path}", headers=headers) as answer:
+                await answer.read()
+    host, port = service.http._base_url.host, service.http._base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(b"GET /api/v1/adl/positions?account=secret-anna HTTP/1.1\r\nHost: x\r\nsecret-anna\r\n\r\n")
+    assert b" 400 " in await reader.readline()
+    writer.close()
+
+
+def parts(logged, event):
+    return {line["part"] for line in logged.lines(event)}
+
+
+async def test_twenty_thousand_rejected_events_write_a_few_lines(quick, producer, logged):
+    async with running(quick) as engine:
+        await producer.append([fill("UNKNOWN", seq, 1) for seq in range(1, 20_001)])
+        await eventually(lambda: engine.count("fundsvc_rejected_total", reason="unknown_symbol") == 20_000, seconds=40)
+    lines = logged.lines("events rejected")
+    assert len(lines) <= 300
+    assert sum(line["count"] for line in lines) == 20_000
+    assert lines[0]["position"] == 0
+    assert len(logged.lines()) < len(lines) + 20
+
+
+def committed(events):
+    partition = Partition(0, 1, [], {"USDT": 8}, 10)
+    for event in events:
+        partition.apply(event)
+    return partition.take()
+
+
+def test_a_cascade_of_orders_in_one_batch_is_one_line(logged):
+    batch = committed([LISTING, mark(39000), position("secret-short", -(10**9), 41000, 10**9), *map(shortfall, range(1, 5001))])
+    log_batch(structlog.get_logger(), batch, Offset("5-0", 1))
+    (line,) = logged.lines()
+    assert (line["event"], line["count"], line["adl"], line["entry"]) == ("adl order opened", 5000, 1, 1)
+    assert line["stream_id"] == "5-0"
+
+
+def test_alike_rejected_events_of_a_batch_are_one_line_with_the_first(logged):
+    batch = committed([])
+    for number, reason in enumerate(["undecodable", "out_of_range", "undecodable", "undecodable"]):
+        batch.rejected.append(Rejected(f"{number + 1}-0", number, reason, "secret-detail", "json", b"secret-body"))
+    log_batch(structlog.get_logger(), batch, Offset("9-0", 1))
+    keys = "reason", "count", "stream_id", "position"
+    assert [tuple(line[key] for key in keys) for line in logged.lines()] == [
+        ("undecodable", 3, "1-0", 0),
+        ("out_of_range", 1, "2-0", 1),
+    ]
+
+
+def test_an_outage_is_said_when_it_begins_and_when_it_is_over(logged):
+    outage = Outage(structlog.get_logger(), "tail", walk="full")
+    outage.over()
+    for _ in range(1000):
+        outage.note(StoreFault("away"))
+    outage.over()
+    outage.over()
+    outage.note(StoreFault("again"))
+    assert [(line["event"], line.get("fault")) for line in logged.lines()] == [
+        ("fault", "away"), ("recovered", None), ("fault", "again"),
+    ]  # fmt: skip
+    assert all((line["part"], line["walk"]) == ("tail", "full") for line in logged.lines())
+
+
+def test_what_fails_for_many_is_said_seldom_with_how_many_were_not(logged, monkeypatch):
+    seldom = Seldom(structlog.get_logger(), "requests")
+    for _ in range(1000):
+        seldom.note(StoreFault("away"))
+    seldom._due = 0.0
+    seldom.note(StoreFault("still"), partition=1)
+    assert [(line["fault"], line["unsaid"]) for line in logged.lines()] == [("away", 0), ("still", 999)]
+
+
+async def fail(_request):
+    """A route with a mistake of ours."""
+    structlog.get_logger().warning("on the way")
+    await asyncio.sleep(0)
+    raise RuntimeError("mistaken")
+
+
+@pytest.fixture
+async def failing(logged):
+    app = make_app(Metrics(), [Endpoint("/fails", fail, {})])
+    async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http:
+        yield http
+
+
+async def asked(http, name=None, path="/fails"):
+    async with http.get(path, headers={"X-Request-Id": name} if name is not None else {}) as answer:
+        return answer.headers.getall("X-Request-Id")
+
+
+@pytest.mark.parametrize("name", ["a", "A-Z_a.z:0/9+x=", "x" * 128, "0b1c3f5e-9d6e-4a55-8d0b-0f6b5a6f9f10"])
+async def test_a_request_may_name_itself(failing, logged, name):
+    assert await asked(failing, name) == [name]
+    assert {line["request_id"] for line in logged.lines()} == {name}
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129, "a b", "é", 'a"b', "a;b", "<b>"])
+async def test_a_name_that_is_not_fit_for_a_log_is_replaced(failing, logged, name):
+    (given,) = await asked(failing, name)
+    assert re.fullmatch(r"[0-9a-f]{8}-\d+", given)
+    assert {line["request_id"] for line in logged.lines()} == {given}
+
+
+async def test_every_request_has_an_id_of_its_own_and_every_line_of_it_says_so(failing, logged):
+    configure_logs(LogConfig(level="debug", format="json"), logged)
+    named = [name for names in await asyncio.gather(*(asked(failing) for _ in range(20))) for name in names]
+    assert len(set(named)) == 20
+    for name in named:
+        lines = [line for line in logged.lines() if line.get("request_id") == name]
+        assert [line["event"] for line in lines] == ["on the way", "request failed"]
+        assert "RuntimeError: mistaken" in lines[1]["exception"]
+    assert await asked(failing, path="/none")
+    structlog.get_logger().info("later")
+    assert "request_id" not in logged.lines("later")[0]
+
+
+async def test_answers_at_level_debug_are_logged_by_the_template_of_their_route(logged):
+    configure_logs(LogConfig(level="debug", format="json"), logged)
+    app = make_app(Metrics(), [Endpoint("/of/{account}", fail, {})])
+    async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http:
+        await asked(http, "mine", "/of/secret-anna")
+        await asked(http, "mine", "/secret-bert")
+    lines = [(line["method"], line["route"], line["status"], line["request_id"]) for line in logged.lines("request answered")]
+    assert lines == [("GET", "/of/{account}", 500, "mine"), ("GET", "unmatched", 404, "mine")]
+
+
+async def test_bytes_that_are_no_http_write_nothing(failing, logged):
+    url = failing._base_url
+    for garbage in (b"\x16\x03\x01secret-tls\r\n\r\n", b"GET secret-anna HTTP/1.1\r\n:\r\n\r\n", b"GET / HTTP/9.9.9\r\n\r\n"):
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(garbage)
+        assert b" 400 " in await reader.readline()
+        writer.close()
+    assert logged.lines() == []
+
+
+def test_libraries_are_logged_like_us(logged):
+    logging.getLogger("asyncio").error("it %s", "failed", exc_info=ValueError("why"))
+    logging.getLogger("other").warning("mind")
+    logging.getLogger("other").info("chatter")
+    first, second = logged.lines()
+    assert (first["event"], first["level"], first["logger"]) == ("it failed", "error", "asyncio")
+    assert "ValueError: why" in first["exception"]
+    assert (second["event"], second["logger"]) == ("mind", "other")
+    configure_logs(LogConfig(level="debug", format="json"), logged)
+    logging.getLogger("other").info("chatter")
+    assert len(logged.lines("chatter")) == 1
+
+
+def break_down(account):
+    raise ValueError("mistaken")
+
+
+def test_people_get_one_line_and_the_traceback_as_python_writes_it(logged):
+    output = io.StringIO()
+    configure_logs(LogConfig(format="console"), output)
+    account = "secret-anna"
+    try:
+        break_down(account)
+    except ValueError:
+        structlog.get_logger().exception("failed", code=1)
+    text = output.getvalue()
+    assert re.search(r"\[error +\] failed +code=1", text)
+    assert "Traceback (most recent call last)" in text
+    assert "ValueError: mistaken" in text
+    assert not ACCOUNTS.search(text), "no local variables"
+
+
+def test_a_row_that_the_database_quotes_is_not_logged():
+    error = asyncpg.UniqueViolationError("duplicate key")
+    error.detail = "Key (account)=(secret-anna) already exists."
+    for told in (error, ExceptionGroup("two", [ExceptionGroup("inner", [error])])):
+        text = exception_text((type(told), told, None))
+        assert "duplicate key" in text
+        assert "DETAIL:  (not shown)" in text
+        assert not ACCOUNTS.search(text)
+
+
+UNCAUGHT = """
+import sys
+from fundsvc.cli.running import cli, run
+from fundsvc import __main__
+
+@cli.command()
+def mistaken(context: __import__("typer").Context):
+    async def command(config):
+        raise RuntimeError("mistaken")
+    run(context, command)
+
+cli(["mistaken"])
+"""
+
+
+async def test_what_nobody_caught_is_a_line_too(config):
+    environment = environment_of(config, FUNDSVC_LOG_FORMAT="json")
+    done = await program(sys.executable, "-c", UNCAUGHT, environment=environment)
+    (line,) = map(json.loads, done.error.splitlines())
+    assert (done.code, line["event"], line["level"]) == (1, "uncaught", "critical")
+    assert "RuntimeError: mistaken" in line["exception"]
+
+
+@pytest.mark.parametrize(("command", "parts"), [("api", ["api"]), ("engine", ["engine"])])
+async def test_a_service_that_logs_for_programs_writes_nothing_else(config, command, parts):
+    settings = {"FUNDSVC_LOG_FORMAT": "json", "FUNDSVC_LOG_LEVEL": "info", "FUNDSVC_HTTP_PORT": "0"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fundsvc", command, env=environment_of(config, **settings), stderr=asyncio.subprocess.PIPE
+    )
+    lines = [json.loads(await asyncio.wait_for(process.stderr.readline(), 30))]
+    while lines[-1]["event"] != "started":
+        lines.append(json.loads(await process.stderr.readline()))
+    process.terminate()
+    lines += map(json.loads, (await process.stderr.read()).splitlines())
+    assert await process.wait() == 0
+    check_documented(lines)
+    (started,) = [line for line in lines if line["event"] == "started"]
+    assert (started["parts"], bool(started["version"])) == (parts, True)
+    assert bool(re.fullmatch(r"http://127\.0\.0\.1:\d+", started["listens_on"])) == (command == "api")
+    assert lines[-1]["event"] == "stopped"
+    assert 0 <= lines[-1]["seconds"] < 3
+
+
+async def test_a_service_that_cannot_start_says_so_in_a_line(config):
+    settings = {"FUNDSVC_LOG_FORMAT": "json", "FUNDSVC_STREAM_PARTITIONS": "7"}
+    done = await program(sys.executable, "-m", "fundsvc", "engine", environment=environment_of(config, **settings))
+    (line,) = map(json.loads, done.error.splitlines())
+    assert (done.code, line["event"], line["code"]) == (2, "failed", 2)
+    assert "stream.partitions = 7" in line["detail"]
+
+
+async def test_an_owner_that_was_replaced_says_so(quick, producer, logged, owner_connection):
+    async with running(quick):
+        await producer.append([listing("AAA"), fill("AAA", 1, 1, TS)])
+        await eventually(lambda: logged.lines("partition loaded"))
+        await owner_connection.execute(
+            "UPDATE partitions SET owner = 'other', epoch = epoch + 1, lease_until = clock_timestamp() + interval '1 second'"
+        )
+        await eventually(lambda: logged.lines("partition lost"))
+        await eventually(lambda: len(logged.lines("partition loaded")) == 2)
+    check_documented(logged.lines())
+
+
+async def test_a_stream_that_lost_its_tail_is_said(quick, producer, logged):
+    async with running(quick):
+        await producer.append([listing("AAA"), fill("AAA", 1, 1, TS)])
+        await eventually(lambda: logged.lines("partition loaded"))
+        await producer.append([fill("AAA", 2, 1, TS)])
+    async with open_client(quick.stream) as client:
+        await client.delete(stream_key(0))
+        async with running(quick):
+            await eventually(lambda: logged.lines("stream regression"))
+    check_documented(logged.lines())
