@@ -68,10 +68,10 @@ class Batch:
     """What a run of events did: to be written in one transaction, or forgotten whole.
 
     `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it, and `moved[i]` is what
-    `funds[i]` has moved; `listings` are contracts listed or updated, with the KuCoin object they came from; `rejected` and
-    `replayed` (stream id, position, message that settled it, entry) are the events that were refused, and those refused before that are settled now;
-    `duplicates` counts events that were known, by contract; `rounds` are the ADL rounds that began, to be announced; `books`
-    are books to be kept as they are after it; `rates` are the newest by currency.
+    `funds[i]` has moved; `listings` are contracts listed or updated, with the KuCoin object they came from; `rejected` are
+    the events that were refused, and `replayed` those refused before that are settled now (stream id, position, the message
+    that settled it, entry); `duplicates` counts events that were known, by contract; `rounds` are the ADL rounds that began,
+    to be announced; `books` are books to be kept as they are after it; `rates` are the newest by currency.
 
     A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
     service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
