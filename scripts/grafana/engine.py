@@ -1,0 +1,523 @@
+"""Engine health: what moves the funds, from the stream to the database and to those who look."""
+
+import limits
+from board import ENGINE, board, choice
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+from panels import COUNT, QUARTER, RATE, SECONDS, THIRD, AnyPanel, Ask, lines, number, rows
+from promql import pace, percentile
+
+CHOSEN = 'partition=~"$partition"'
+LAG = f"partition:fundsvc_stream_lag_seconds:max{{{CHOSEN}}}"
+COMMIT = "instance:fundsvc_commit_seconds:p99_5m >= 0"
+"""Without a transaction it is not a number."""
+
+
+def dashboard() -> Dashboard:
+    """The dashboard that operations look at first."""
+    return board(
+        ENGINE,
+        "Engine health",
+        "What moves the funds: partitions and their owners, the stream, batches, what they need, HTTP, and audits.",
+        "operations",
+        choices=[choice("partition", "Partition", "fundsvc_partition_owned")],
+        orders_of=".+",
+        rows={
+            "Now": _now(),
+            "Stream": _stream(),
+            "Batches": _batches(),
+            "Partitions": _partitions(),
+            "What it needs": _needs(),
+            "HTTP": _http(),
+            "Audits": _audits(),
+        },
+    )
+
+
+def _now() -> list[AnyPanel]:
+    return [
+        number(
+            "Without an owner",
+            "Partitions that no engine settles.",
+            COUNT,
+            Ask("max(fundsvc_partitions) - fundsvc:partitions_owned:count", "partitions"),
+            thresholds=limits.none_of("PartitionWithoutOwner"),
+        ),
+        number(
+            "Furthest behind",
+            "How old the last settled message is where others wait, in the partition that is furthest behind.",
+            SECONDS,
+            Ask(f"max({LAG})", "age"),
+            thresholds=limits.bad_from("StreamLag", "StreamStalled"),
+        ),
+        number(
+            "Rejected",
+            "Events that could not be settled and were kept, in 10 minutes.",
+            COUNT,
+            Ask("sum(reason:fundsvc_rejected:increase10m) or vector(0)", "events"),
+            thresholds=limits.none_of("EventsRejected"),
+        ),
+        number(
+            "Commit",
+            "What 99 of 100 transactions take at most, in the slowest process.",
+            SECONDS,
+            Ask(f"max({COMMIT})", "99 of 100"),
+            thresholds=limits.bad_from("CommitSlow"),
+        ),
+        number(
+            "Processes down",
+            "Processes whose metrics do not answer.",
+            COUNT,
+            Ask('count(up{job=~"fundsvc.*"} == 0) or vector(0)', "processes"),
+            thresholds=limits.none_of("ProcessDown"),
+        ),
+        number(
+            "Audits that differ",
+            "Contracts whose ledger is not what was written.",
+            COUNT,
+            Ask("count(min by (symbol) (fundsvc_audit_success) == 0) or vector(0)", "contracts"),
+            thresholds=limits.none_of("AuditFailed"),
+        ),
+    ]
+
+
+def _stream() -> list[AnyPanel]:
+    return [
+        lines(
+            "Lag",
+            "How old each partition's last settled message is while others wait.",
+            SECONDS,
+            Ask(LAG, "{{partition}}"),
+            thresholds=limits.bad_from("StreamLag", "StreamStalled"),
+        ),
+        lines(
+            "Messages waiting",
+            "Messages of each partition that are not settled yet.",
+            COUNT,
+            Ask(f"partition:fundsvc_stream_lag_messages:max{{{CHOSEN}}}", "{{partition}}"),
+        ),
+        lines(
+            "Entries a second",
+            "Ledger entries, by what they do.",
+            RATE,
+            Ask(pace("fundsvc_entries_total", "kind"), "{{kind}}"),
+            stacked=True,
+            width=QUARTER,
+        ),
+        lines(
+            "Duplicates a second",
+            "Events ignored because their sequence was settled before, by contract: the ten with most.",
+            RATE,
+            Ask("topk(10, symbol:fundsvc_duplicates:rate5m)", "{{symbol}}"),
+            thresholds=limits.bad_from("DuplicatesStorm"),
+            width=QUARTER,
+        ),
+        lines(
+            "Rejected in 10 minutes",
+            "Events that could not be settled and were kept, by reason.",
+            COUNT,
+            Ask("reason:fundsvc_rejected:increase10m", "{{reason}}"),
+            thresholds=limits.bad_from("EventsRejected"),
+            width=QUARTER,
+        ),
+        lines(
+            "Lost ends in 15 minutes",
+            "Times that a partition's stream was found to end before what is settled.",
+            COUNT,
+            Ask(f"sum by (partition) (increase(fundsvc_stream_regressions_total{{{CHOSEN}}}[15m]))", "{{partition}}"),
+            thresholds=limits.bad_from("StreamLostTail"),
+            width=QUARTER,
+        ),
+    ]
+
+
+def _batches() -> list[AnyPanel]:
+    parts = ("decode", "settle", "commit", "announce")
+    return [
+        lines(
+            "What the parts of a batch take",
+            "What 99 of 100 batches take at most to decode, settle, commit and announce, in all processes.",
+            SECONDS,
+            *(Ask(percentile(f"fundsvc_{part}_seconds", 0.99), part) for part in parts),
+            width=THIRD,
+        ),
+        lines(
+            "Commit",
+            "What 99 of 100 transactions take at most, by process.",
+            SECONDS,
+            Ask(COMMIT, "{{instance}}"),
+            thresholds=limits.bad_from("CommitSlow"),
+            width=THIRD,
+        ),
+        lines(
+            "Entries of a transaction",
+            "How many entries a transaction writes: more when many events wait.",
+            COUNT,
+            Ask(percentile("fundsvc_batch_entries", 0.5), "half of them"),
+            Ask(percentile("fundsvc_batch_entries", 0.99), "99 of 100"),
+            width=THIRD,
+        ),
+    ]
+
+
+def _partitions() -> list[AnyPanel]:
+    return [
+        lines(
+            "Partitions owned",
+            "How many partitions each process settles.",
+            COUNT,
+            Ask("sum by (instance) (fundsvc_partition_owned)", "{{instance}}"),
+            stacked=True,
+        ),
+        lines(
+            "Epochs",
+            "The epoch of each partition: one more each time that it changes hands.",
+            COUNT,
+            Ask(f"max by (partition) (fundsvc_partition_epoch{{{CHOSEN}}})", "{{partition}}"),
+        ),
+        rows("Owners", "Who settles what now.", f"fundsvc_partition_owned{{{CHOSEN}}} == 1", "partition", "instance"),
+    ]
+
+
+def _needs() -> list[AnyPanel]:
+    return [
+        lines(
+            "Faults in a minute",
+            "Times that the database or the stream was away.",
+            COUNT,
+            Ask("part:fundsvc_faults:increase1m", "{{part}}"),
+            thresholds=limits.bad_from("DatabaseAway"),
+        ),
+        lines(
+            "Database connections",
+            "Open connections of the pools, by process.",
+            COUNT,
+            Ask("sum by (instance, state) (fundsvc_database_connections)", "{{instance}} {{state}}"),
+            stacked=True,
+        ),
+    ]
+
+
+def _http() -> list[AnyPanel]:
+    return [
+        lines(
+            "Requests a second",
+            "Requests answered, by status.",
+            RATE,
+            Ask(pace("fundsvc_http_requests_total", "status"), "{{status}}"),
+            stacked=True,
+            width=THIRD,
+        ),
+        lines(
+            "Time to answer",
+            "What 99 of 100 requests take at most from their headers to their answer, by route.",
+            SECONDS,
+            Ask(percentile("fundsvc_http_seconds", 0.99, "route"), "{{route}}"),
+            width=THIRD,
+        ),
+        lines(
+            "Age of what HTTP shows",
+            "How long ago its funds were last known to be where the ledger is, by process.",
+            SECONDS,
+            Ask("time() - max by (instance) (fundsvc_tail_heard_timestamp_seconds > 0)", "{{instance}}"),
+            width=THIRD,
+        ),
+        lines(
+            "Live topics",
+            "Connections to live topics, and their subscriptions.",
+            COUNT,
+            Ask("sum(fundsvc_websocket_clients)", "connections"),
+            Ask("sum(fundsvc_websocket_subscriptions)", "subscriptions"),
+            width=THIRD,
+        ),
+        lines(
+            "Changes sent a second",
+            "Changes that went to subscribers of live topics.",
+            RATE,
+            Ask(pace("fundsvc_websocket_frames_total"), "changes"),
+            width=THIRD,
+        ),
+        lines(
+            "Slow connections a second",
+            "Connections to live topics that did not keep up, and what was done with them.",
+            RATE,
+            Ask(pace("fundsvc_websocket_overflows_total", "action"), "{{action}}"),
+            width=THIRD,
+        ),
+    ]
+
+
+def _audits() -> list[AnyPanel]:
+    return [
+        lines(
+            "Longest not audited",
+            "How long ago ledgers were last found good to their end: the ten with the longest time.",
+            SECONDS,
+            Ask("topk(10, time() - max by (symbol) (fundsvc_audit_last_timestamp_seconds))", "{{symbol}}"),
+            thresholds=limits.bad_from("AuditStale"),
+            width=THIRD,
+        ),
+        lines(
+            "Entries recomputed a second",
+            "How fast the background audit goes.",
+            RATE,
+            Ask(pace("fundsvc_audit_entries_total"), "entries"),
+            width=THIRD,
+        ),
+        lines(
+            "Conservation errors",
+            "Contracts whose books do not balance, in atoms; none is right.",
+            COUNT,
+            Ask("max by (symbol) (abs(fundsvc_conservation_error_atoms)) > 0", "{{symbol}}"),
+            thresholds=limits.bad_from("ConservationError"),
+            width=THIRD,
+        ),
+    ]
+
+
+def _rate(counter: str, by: str) -> str:
+    return f"sum by ({by}) (rate({counter}{{{HERE}}}[$__rate_interval]))"
+
+
+def _quantile(share: float, histogram: str, *by: str) -> str:
+    labels = ", ".join(("le", *by))
+    return f"histogram_quantile({share}, sum by ({labels}) (rate({histogram}_bucket{{{HERE}}}[$__rate_interval])))"
+
+
+def _now() -> list[AnyPanel]:
+    return [
+        number(
+            "Processes",
+            "Processes of the service that answer Prometheus.",
+            COUNT,
+            Ask('sum(up{job=~"fundsvc.*"})', "up"),
+            thresholds=limits.failing("ServiceAbsent"),
+        ),
+        number(
+            "Partitions without owner",
+            "Partitions that no engine settles: their funds and ADL stand still.",
+            COUNT,
+            Ask("max(fundsvc_partitions) - fundsvc:partitions_owned:count", "partitions"),
+            thresholds=limits.bad_from("PartitionWithoutOwner"),
+        ),
+        number(
+            "Lag",
+            "Age of the last settled message of the partition that is most behind.",
+            SECONDS,
+            Ask("max(partition:fundsvc_stream_lag_seconds:max)", "lag"),
+            thresholds=limits.bad_from("StreamLag", "StreamStalled"),
+        ),
+        number(
+            "Rejected",
+            "Events that could not be settled and are kept, in the time shown.",
+            COUNT,
+            Ask("sum(increase(fundsvc_rejected_total[$__range]))", "events"),
+            thresholds=limits.none_of("EventsRejected"),
+        ),
+        number(
+            "Ledgers that differ",
+            "Contracts whose ledger the audit found not to be what was written.",
+            COUNT,
+            Ask("count(min by (symbol) (fundsvc_audit_success) == 0) or vector(0)", "contracts"),
+            thresholds=limits.none_of("AuditFailed"),
+        ),
+        number(
+            "Conservation error",
+            "The largest of all contracts, in atoms: 0.",
+            COUNT,
+            Ask("max(abs(fundsvc_conservation_error_atoms))", "atoms"),
+            thresholds=limits.bad_from("ConservationError"),
+        ),
+    ]
+
+
+def _stream() -> list[AnyPanel]:
+    return [
+        lines(
+            "Owner of each partition",
+            "The epoch under which a process owns a partition: it rises with every owner.",
+            "none",
+            Ask(
+                f"fundsvc_partition_epoch{{{HERE}}} and on (partition, instance) fundsvc_partition_owned == 1",
+                "partition {{partition}}, {{instance}}",
+            ),
+            width=THIRD,
+        ),
+        lines(
+            "Messages behind",
+            "Messages in the stream that are not settled yet.",
+            COUNT,
+            Ask("partition:fundsvc_stream_lag_messages:max", "partition {{partition}}"),
+            width=THIRD,
+        ),
+        lines(
+            "Time behind",
+            "Age of the last settled message while others wait.",
+            SECONDS,
+            Ask("partition:fundsvc_stream_lag_seconds:max", "partition {{partition}}"),
+            thresholds=limits.bad_from("StreamLag", "StreamStalled"),
+            width=THIRD,
+        ),
+        lines(
+            "Entries",
+            "Ledger entries a second, by kind.",
+            RATE,
+            Ask(_rate("fundsvc_entries_total", "kind"), "{{kind}}"),
+            stacked=True,
+            width=THIRD,
+        ),
+        lines(
+            "Duplicates",
+            "Events a second that were settled before, of the ten contracts with most.",
+            RATE,
+            Ask("topk(10, symbol:fundsvc_duplicates:rate5m)", "{{symbol}}"),
+            thresholds=limits.bad_from("DuplicatesStorm"),
+            width=THIRD,
+        ),
+        lines(
+            "Rejected",
+            "Events within 10 minutes that could not be settled and are kept, by reason.",
+            COUNT,
+            Ask("reason:fundsvc_rejected:increase10m", "{{reason}}"),
+            thresholds=limits.bad_from("EventsRejected"),
+            width=THIRD,
+        ),
+    ]
+
+
+def _batches() -> list[AnyPanel]:
+    parts = ("decode", "settle", "commit", "announce")
+    return [
+        lines(
+            "Entries of a transaction",
+            "How many half of the transactions write at most, and 99 in 100.",
+            COUNT,
+            Ask(_quantile(0.5, "fundsvc_batch_entries"), "half"),
+            Ask(_quantile(0.99, "fundsvc_batch_entries"), "99 in 100"),
+            width=THIRD,
+        ),
+        lines(
+            "Parts of a batch",
+            "How long they take in 99 of 100 batches.",
+            SECONDS,
+            *(Ask(_quantile(0.99, f"fundsvc_{part}_seconds"), part) for part in parts),
+            width=THIRD,
+        ),
+        lines(
+            "Commits",
+            "How long 99 of 100 transactions take, by process, within 5 minutes.",
+            SECONDS,
+            Ask(f"instance:fundsvc_commit_seconds:p99_5m{{{HERE}}}", "{{instance}}"),
+            thresholds=limits.bad_from("CommitSlow"),
+            width=THIRD,
+        ),
+    ]
+
+
+def _faults() -> list[AnyPanel]:
+    return [
+        lines(
+            "Faults",
+            "Times within a minute that the database or the stream was away.",
+            COUNT,
+            Ask("part:fundsvc_faults:increase1m", "{{part}}"),
+            thresholds=limits.bad_from("DatabaseAway"),
+            width=THIRD,
+        ),
+        lines(
+            "Lost tails",
+            "Times that a stream was found to end before what is settled: the matching engine must send again.",
+            COUNT,
+            Ask("sum by (partition) (increase(fundsvc_stream_regressions_total[15m]))", "partition {{partition}}"),
+            thresholds=limits.bad_from("StreamLostTail"),
+            width=THIRD,
+        ),
+        lines(
+            "Database connections",
+            "Open connections of the pools: used, and idle.",
+            COUNT,
+            Ask(f"sum by (state) (fundsvc_database_connections{{{HERE}}})", "{{state}}"),
+            stacked=True,
+            width=THIRD,
+        ),
+    ]
+
+
+def _http() -> list[AnyPanel]:
+    return [
+        lines(
+            "Requests",
+            "Requests answered a second, by HTTP status.",
+            RATE,
+            Ask(_rate("fundsvc_http_requests_total", "status"), "{{status}}"),
+            stacked=True,
+            width=THIRD,
+        ),
+        lines(
+            "Answers",
+            "From a request's headers to its answer, in 99 of 100 cases, by route.",
+            SECONDS,
+            Ask(_quantile(0.99, "fundsvc_http_seconds", "route"), "{{route}}"),
+            width=THIRD,
+        ),
+        lines(
+            "Funds shown",
+            "Since the funds that HTTP shows were known to be where the ledger is.",
+            SECONDS,
+            Ask(f"time() - fundsvc_tail_heard_timestamp_seconds{{{HERE}}} > 0 < 1e9", "{{instance}}"),
+            width=THIRD,
+        ),
+    ]
+
+
+def _topics() -> list[AnyPanel]:
+    return [
+        lines(
+            "Clients",
+            "Connections to live topics, and their subscriptions.",
+            COUNT,
+            Ask(f"sum(fundsvc_websocket_clients{{{HERE}}})", "clients"),
+            Ask(f"sum(fundsvc_websocket_subscriptions{{{HERE}}})", "subscriptions"),
+            width=THIRD,
+        ),
+        lines(
+            "Changes sent",
+            "Changes sent to live topics a second.",
+            RATE,
+            Ask(_rate("fundsvc_websocket_frames_total", "instance"), "{{instance}}"),
+            width=THIRD,
+        ),
+        lines(
+            "Slow clients",
+            "Connections a second that read too slowly: coalesced, or closed.",
+            RATE,
+            Ask(_rate("fundsvc_websocket_overflows_total", "action"), "{{action}}"),
+            width=THIRD,
+        ),
+    ]
+
+
+def _audit() -> list[AnyPanel]:
+    return [
+        lines(
+            "Entries recomputed",
+            "Ledger entries that the audit recomputed a second.",
+            RATE,
+            Ask(_rate("fundsvc_audit_entries_total", "instance"), "{{instance}}"),
+            width=THIRD,
+        ),
+        lines(
+            "Oldest audits",
+            "Since ledgers were last found good to their end, the ten oldest.",
+            SECONDS,
+            Ask("topk(10, time() - max by (symbol) (fundsvc_audit_last_timestamp_seconds))", "{{symbol}}"),
+            thresholds=limits.bad_from("AuditStale"),
+            width=THIRD,
+        ),
+        lines(
+            "Oldest full audits",
+            "Since ledgers were last found good from entry 1 on, the ten oldest.",
+            SECONDS,
+            Ask("topk(10, time() - max by (symbol) (fundsvc_audit_full_timestamp_seconds))", "{{symbol}}"),
+            width=THIRD,
+        ),
+    ]
