@@ -2,10 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Mapping
-from contextvars import Token
 from itertools import count
-from typing import Any
 
 from aiohttp import web
 from multidict import istr
@@ -24,12 +21,12 @@ _NUMBERS = count(1)
 _ID = web.RequestKey("request id", str)
 
 
-def take_id(request: web.Request) -> Mapping[str, Token[Any]]:
-    """Gives a request its id, and binds that to what is logged from now on; `reset_contextvars` with the answer ends that."""
+def take_id(request: web.Request) -> None:
+    """Gives a request its id, and binds that to what its connection's task logs, until the next request takes its own."""
     asked = request.headers.get(REQUEST_ID)
     name = asked if asked is not None and _SANE.fullmatch(asked) else f"{_PROCESS}-{next(_NUMBERS)}"
     request[_ID] = name
-    return bind_contextvars(request_id=name)
+    bind_contextvars(request_id=name)
 
 
 async def echo_id(request: web.Request, response: web.StreamResponse) -> None:

@@ -9,7 +9,6 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from multidict import MultiDict
-from structlog.contextvars import reset_contextvars
 
 from fundsvc.api.access import PUBLIC, Roles, allowed, for_roles
 from fundsvc.api.answers import Envelope
@@ -139,15 +138,12 @@ def _attended(metrics: Metrics) -> Middleware:
     @web.middleware
     async def attend(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        bound = take_id(request)
-        try:
-            response = await handler(request)
-            route = request.get(TEMPLATE) or _template(request)
-            seconds = time.perf_counter() - started
-            metrics.answered(route, response.status, seconds)
-            debug("request answered", method=request.method, route=route, status=response.status, seconds=seconds)
-        finally:
-            reset_contextvars(**bound)
+        take_id(request)
+        response = await handler(request)
+        route = request.get(TEMPLATE) or _template(request)
+        seconds = time.perf_counter() - started
+        metrics.answered(route, response.status, seconds)
+        debug("request answered", method=request.method, route=route, status=response.status, seconds=seconds)
         return response
 
     return attend

@@ -7,7 +7,6 @@ is loaded. Money is in whole units of the settlement currency, exact to the fift
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -23,6 +22,7 @@ from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics
 from fundsvc.metrics.exposition import exposition, politely
 from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
+from fundsvc.metrics.requests import RequestMetrics
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ADL_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -80,12 +80,9 @@ class Metrics:
             registry=registry,
         )
         self.audit_entries = Counter("fundsvc_audit_entries", "Ledger entries recomputed in the background.", registry=registry)
-        self.http_requests = Counter(
-            "fundsvc_http_requests", "Requests answered, by route and HTTP status.", ["route", "status"], registry=registry
-        )
-        self.http_seconds = Histogram(
-            "fundsvc_http_seconds", "From a request's headers to its answer.", ["route"], buckets=_SECONDS, registry=registry
-        )
+        requests = RequestMetrics(_SECONDS)
+        registry.register(requests)
+        self.answered = requests.answered
         self.adl_seconds = Histogram(
             "fundsvc_adl_seconds", "From a shortfall to the end of its ADL order.", buckets=_ADL_SECONDS, registry=registry
         )
@@ -122,10 +119,6 @@ class Metrics:
         connections = Gauge("fundsvc_database_connections", "Connections in pools.", ["state"], registry=registry)
         connections.labels("used").set_function(lambda: self._open() - self._idle())
         connections.labels("idle").set_function(self._idle)
-
-        # Finding a child by its labels takes longer than setting it.
-        self._requests_of = cache(self.http_requests.labels)
-        self._seconds_of = cache(self.http_seconds.labels)
 
     def own(self, partition: int, epoch: int) -> None:
         """Notes that a partition is this process's to settle."""
@@ -203,11 +196,6 @@ class Metrics:
     def pooled(self, pool: Pool) -> None:
         """Counts the connections of a pool among those to the database."""
         self._pools.append(pool)
-
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """Counts an answered HTTP request; `route` is a template, because raw paths are whatever clients invent."""
-        self._requests_of(route, status).inc()
-        self._seconds_of(route).observe(seconds)
 
     def render(self) -> bytes:
         """The exposition text; takes a while with many contracts, and may run in a thread."""
