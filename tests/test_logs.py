@@ -1,4 +1,4 @@
-"""What is logged: documented events and keys, no account, few lines however much happens, the id of a request with its lines."""
+"""What is logged: documented events and keys, no account, few lines however much happens, a request's id with its lines."""
 
 import ast
 import asyncio
