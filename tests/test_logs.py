@@ -1,4 +1,4 @@
-"""What is logged: documented events and keys, no account, few lines however much happens, a request's id with its lines."""
+"""What is logged: documented events and keys, no account, few lines however much happens, requests with their ids."""
 
 import ast
 import asyncio
