@@ -89,12 +89,13 @@ def config(config):
 
 
 @asynccontextmanager
-async def watched(config, directory):
-    """An engine and an API, each its own process, with a Prometheus that scrapes both; and who sends events to them."""
+async def watched(config, directory, **overrides):
+    """An engine and an API, each its own process, with a Prometheus that scrapes both; and who sends events to them.
+    The engine's environment may say more."""
     engine, api = free_port(), free_port()
     targets = {"fundsvc-engine": [f"127.0.0.1:{engine}"], "fundsvc-api": [f"127.0.0.1:{api}"]}
     async with (
-        engine_process(config, FUNDSVC_ENGINE_PORT=str(engine), FUNDSVC_ENGINE_TARGET_SECONDS="1"),
+        engine_process(config, FUNDSVC_ENGINE_PORT=str(engine), FUNDSVC_ENGINE_TARGET_SECONDS="1", **overrides),
         process(config, "api", FUNDSVC_HTTP_PORT=str(api)),
         open_client(config.stream) as client,
         prometheus(directory, targets) as server,

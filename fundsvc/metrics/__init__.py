@@ -113,6 +113,8 @@ class Metrics:
             ["action"],
             registry=registry,
         )
+        for action in ("coalesced", "closed"):
+            self.websocket_overflows.labels(action)
         self.faults = Counter("fundsvc_faults", "Times the database or the stream was away.", ["part"], registry=registry)
         for part in ("database", "stream"):
             self.faults.labels(part)

@@ -1,0 +1,54 @@
+"""Every query of the dashboards, asked of a real Prometheus that watches funds fill and run dry: all have an answer."""
+
+from functools import partial
+
+import aiohttp
+from escalations import BEGINNING, SYMBOL, executed
+from eventually import eventually
+from ledgers import fill, listing
+from prometheus_server import needs_prometheus
+from test_alerts import liquidation, watched
+from test_dashboards import DASHBOARDS, expressions
+
+NEVER_IF_WELL = {"max by (symbol) (abs(fundsvc_conservation_error_atoms)) > 0"}
+
+LISTED = [listing(SYMBOL, multiplier=0.001, maxLeverage=100), listing("RISING"), listing("FAILED")]
+
+FILLED = [liquidation(1, 1000, 39100), fill("RISING", 1, 5)]
+
+DRAINED = [
+    liquidation(2, 100, 37000),
+    *(executed(seq, 1, account, lots) for seq, account, lots in ((3, "secret-anna", 50), (4, "secret-bert", 30))),
+    executed(5, 1, "secret-emil", 5),
+    liquidation(6, 10, 38000),
+    fill("RISING", 2, 7),
+    fill("FAILED", 1, -7),
+    fill("UNKNOWN", 1, 1),
+]
+"""An order that completes, one that stays open, one that nobody is there for, and an event that is rejected."""
+
+
+def asked():
+    """All queries, of one contract where one is to be chosen."""
+    found = {expression for path in DASHBOARDS for expression in expressions(path)}
+    assert found > NEVER_IF_WELL
+    return sorted(expression.replace('symbol=".+"', f'symbol="{SYMBOL}"') for expression in found - NEVER_IF_WELL)
+
+
+@needs_prometheus
+async def test_every_query_has_an_answer(config, tmp_path):
+    async with watched(config, tmp_path, FUNDSVC_TARGET_DEFAULT_RULE="open_interest") as (server, producer):
+        await producer.append([*LISTED, *BEGINNING[1:], *FILLED])
+        await eventually(lambda: server.query('symbol:fundsvc_balance:max{symbol="RISING"} == 5'))
+        await producer.append(DRAINED)
+
+        ((labels, _),) = await eventually(lambda: server.query('up{job="fundsvc-api"} == 1'))
+        async with aiohttp.ClientSession(f"http://{labels['instance']}") as http:
+
+            async def ranked():
+                async with http.get(f"/api/v1/adl/{SYMBOL}/queue"):
+                    return await server.query("sum(rate(fundsvc_adl_rank_seconds_count[1m])) > 0")
+
+            await eventually(ranked)
+        for expression in asked():
+            await eventually(partial(server.query, expression))
