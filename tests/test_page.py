@@ -19,7 +19,13 @@ from playwright.async_api import async_playwright, expect
 from test_engine import running
 from tokens import signed, with_secret
 
+from fundsvc.api import appraiser
+from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import Rate
+from fundsvc.core.fullness import Target, TargetPolicy
+from fundsvc.core.targets import Deficits, size_by_deficits
+from fundsvc.store.database import open_pool
+from fundsvc.store.targets import Targets
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
@@ -188,6 +194,32 @@ async def test_amounts_are_what_the_api_says_to_the_last_digit(open_window, prod
         await window.go("#/contract/ODD")
         await expect(window.page.locator(".balance .number")).to_have_text(fund["balance"])
         await expect(window.page.locator(".facts .hash")).to_have_text(fund["head"])
+
+
+@pytest.fixture
+def frequent(monkeypatch):
+    """Looks for targets all the time; must be asked for before the service is."""
+    monkeypatch.setattr(appraiser, "STATISTICS_SECONDS", 0.05)
+
+
+@needs_browser
+async def test_a_fund_is_shown_beside_its_target(frequent, open_window, producer, url, config):
+    await producer.append([listing("AAA"), listing("BBB"), fill("AAA", 1, 50)])
+    await settled(url, "AAA", 1)
+    size = size_by_deficits(
+        contract_of(listing("AAA").contract, {"USDT": 8}, 10), TargetPolicy(), Deficits(0, 1, 1, 1, [200 * 10**8])
+    )
+    async with open_pool(config.database.dsn, 1) as pool:
+        await Targets(pool).keep({"AAA": (Target("value_at_risk", size.amount, 0.0, 1.0, 1.0, 101.0), size)})
+    async with open_window() as window:
+        await window.go("#/")
+        await expect(window.cell("AAA", "fullness")).to_have_text("25.00 %")
+        await expect(window.cell("AAA", "state")).to_have_text("Warning")
+        await expect(window.cell("BBB", "fullness")).to_have_text("\N{EN DASH}")
+        await window.go("#/contract/AAA")
+        facts = window.page.locator(".facts > div")
+        for name, shown in (("Target", "200 USDT"), ("Fullness", "25.00 %"), ("Leverage cap", "26")):
+            await expect(facts.filter(has_text=name)).to_have_text(name + shown)
 
 
 @needs_browser

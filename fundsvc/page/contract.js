@@ -3,7 +3,7 @@
 import { showChart } from "./chart.js";
 import { element } from "./dom.js";
 import { showEntries } from "./entries.js";
-import { hash, fundState, money, moment, number, percent } from "./format.js";
+import { hash, fundState, money, moment, number, percent, rough } from "./format.js";
 import { showOrders } from "./orders.js";
 import { showQueue } from "./queue.js";
 
@@ -13,6 +13,9 @@ const FACTS = {
   "7 d change": (fund) => money(fund.change7d, fund.settleCurrency, { signed: true }),
   "8 h peak": (fund) => money(fund.peak8h, fund.settleCurrency),
   "8 h drawdown": (fund) => percent(fund.drawdown8h),
+  Target: (fund) => money(fund.target, fund.settleCurrency, { reason: "no target size has been found" }),
+  Fullness: (fund) => percent(fund.fullness),
+  "Leverage cap": (fund) => rough(fund.leverageCap),
   Outstanding: (fund) => money(fund.outstanding, fund.settleCurrency),
   "Open interest": (fund) => element("span", {}, number(fund.openInterest, { reason: "the book is not loaded yet" }), " lots"),
   "Balance to open interest": (fund) => percent(fund.balanceToOpenInterest),
@@ -60,7 +63,7 @@ function worths(fund) {
   const inUsdt = money(fund.balanceUsdt, "USDT", { reason: fund.balanceUsdtReason });
   const inBase = money(fund.balanceBase, fund.baseCurrency, { reason: fund.balanceBaseReason });
   const others = [inUsdt, inBase].filter(
-    (_, place) => [fund.settleCurrency !== "USDT", fund.settleCurrency !== fund.baseCurrency][place],
+    (_, place) => [fund.settleCurrency !== "USDT", fund.baseCurrency && fund.settleCurrency !== fund.baseCurrency][place],
   );
   return [
     element("p", { class: "balance" }, money(fund.balance, fund.settleCurrency)),

@@ -56,6 +56,12 @@ const COLUMNS = [
     descending: true,
   },
   {
+    id: "fullness",
+    title: "Fullness",
+    compare: byNumber("fullness"),
+    show: (fund) => percent(fund.fullness),
+  },
+  {
     id: "outstanding",
     title: "Outstanding",
     compare: byAmount("outstanding"),

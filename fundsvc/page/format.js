@@ -67,7 +67,7 @@ export function lights(count) {
 
 const STATES = {
   ok: ["OK", "the fund can pay"],
-  warning: ["Warning", "the drawdown guard is active, or near"],
+  warning: ["Warning", "the drawdown guard is active or near, or the fund below its target"],
   adl: ["ADL open", "positions are being deleveraged"],
   uncovered: ["Uncovered", "something is outstanding that neither the fund nor deleveraging could pay"],
 };
