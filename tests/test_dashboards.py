@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_server import DEPLOYED, needs_prometheus
 
 ROOT = Path(__file__).parents[1]
@@ -99,3 +102,18 @@ def test_every_panel_says_what_it_shows_in_which_unit(path):
     assert all(panel["description"] and panel["fieldConfig"]["defaults"]["unit"] and panel["targets"] for panel in panels)
     numbers = [panel["id"] for panel in board["panels"]]
     assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_grafanas_own_types_know_all_of_it(path):
+    register_default_plugins()
+    known = Dashboard.from_json(json.loads(path.read_text()))
+    assert json.loads(JSONEncoder().encode(known)) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_panels_fill_the_grid_and_do_not_overlap(path):
+    places = [panel["gridPos"] for panel in json.loads(path.read_text())["panels"]]
+    cells = [(at["x"] + x, at["y"] + y) for at in places for x in range(at["w"]) for y in range(at["h"])]
+    height = max(y for _, y in cells) + 1
+    assert sorted(cells) == [(x, y) for x in range(24) for y in range(height)]

@@ -4,7 +4,23 @@ import limits
 from board import CONTRACT, board, choice
 from funds import HOLDS, STATES, state
 from grafana_foundation_sdk.builders.dashboard import Dashboard
-from panels import COUNT, MONEY, MULTIPLE, QUARTER, RATE, SECONDS, SHARE, THIRD, WHOLE, AnyPanel, Ask, lines, number, states
+from panels import (
+    COUNT,
+    HALF,
+    MONEY,
+    MULTIPLE,
+    QUARTER,
+    RATE,
+    SECONDS,
+    SHARE,
+    THIRD,
+    WHOLE,
+    AnyPanel,
+    Ask,
+    lines,
+    number,
+    states,
+)
 from promql import flow, grown, pace
 
 OF = 'symbol="$symbol"'
@@ -152,7 +168,7 @@ def _balance() -> list[AnyPanel]:
     ]
 
 
-def _moved(title: str, description: str, *flows: str) -> AnyPanel:
+def _moved(title: str, description: str, *flows: str, width: int = THIRD) -> AnyPanel:
     """Flows an hour; one that leaves the fund is named with a minus and shown below zero."""
 
     def ask(name: str) -> Ask:
@@ -160,7 +176,7 @@ def _moved(title: str, description: str, *flows: str) -> AnyPanel:
         sign = "-" if name.startswith("-") else ""
         return Ask(sign + flow(counter, "currency", OF), f"{name.removeprefix('-')} {{{{currency}}}}")
 
-    return lines(title, description, MONEY, *map(ask, flows), width=THIRD)
+    return lines(title, description, MONEY, *map(ask, flows), width=width)
 
 
 def _adl() -> list[AnyPanel]:
@@ -195,7 +211,10 @@ def _adl() -> list[AnyPanel]:
             Ask(pace("fundsvc_adl_lots_taken_total", of=OF), "taken"),
         ),
         _moved(
-            "Overshoot an hour", "What completed orders took beyond what they needed: refunded to the fund.", "adl_overshoot"
+            "Overshoot an hour",
+            "What completed orders took beyond what they needed: refunded to the fund.",
+            "adl_overshoot",
+            width=HALF,
         ),
     ]
 
