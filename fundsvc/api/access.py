@@ -32,7 +32,7 @@ ANY_ORIGIN = "*"
 
 _CALLER = web.RequestKey("caller", Caller)
 _REFUSAL = web.RequestKey("refusal", Problem)
-_COUNTED = web.RequestKey("counted", tuple[Window, str])
+_COUNTED = web.RequestKey("counted", tuple[Window, str, Caller | None])
 _LIMIT, _REMAINING, _RESET = istr("gw-ratelimit-limit"), istr("gw-ratelimit-remaining"), istr("gw-ratelimit-reset")
 _CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
 _EXPOSED = ", ".join((_LIMIT, _REMAINING, _RESET, hdrs.RETRY_AFTER, REQUEST_ID))
@@ -86,14 +86,14 @@ class Gate:
 
     def charge(self, request: web.Request, caller: Caller, amount: int) -> None:
         """Counts what a caller sends beside its request; raises TooManyRequests when that is more than it has left."""
-        self._count(request, _name(caller), self._window(caller), amount)
+        self._count(request, caller, amount)
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path in self._uncounted:
             return await handler(request)
         caller = self._read(request)
-        self._count(request, _name(caller) if caller else self._address(request), self._window(caller), 1)
+        self._count(request, caller, 1)
         if self._origins and request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return web.Response(status=204, headers=_PREFLIGHT if self._is_welcome(request) else None)
         return await handler(request)
@@ -102,14 +102,14 @@ class Gate:
         """Adds what every answer says, also those that are streamed and those that are errors."""
         headers = response.headers
         headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
-        counted: tuple[Window, str] | None = request.get(_COUNTED)
+        counted: tuple[Window, str, Caller | None] | None = request.get(_COUNTED)
         if counted:
-            window, client = counted
+            window, client, caller = counted
             headers[_LIMIT] = str(window.limit)
             headers[_REMAINING] = str(window.remaining(client))
             headers[_RESET] = str(window.reset_ms())
-        if _CALLER in request:
-            headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+            if caller:
+                headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
         if self._origins:
             self._welcome(request, response)
 
@@ -144,8 +144,9 @@ class Gate:
             return None
         return caller
 
-    def _count(self, request: web.Request, client: str, window: Window, amount: int) -> None:
-        request[_COUNTED] = window, client
+    def _count(self, request: web.Request, caller: Caller | None, amount: int) -> None:
+        client, window = _name(caller) if caller else self._address(request), self._window(caller)
+        request[_COUNTED] = window, client, caller
         if not window.take(client, amount):
             seconds = math.ceil(window.reset_ms() / 1000)
             raise TooManyRequests(f"more than {window.limit} within the window: ask again in {seconds} s", seconds)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import secrets
 import statistics
 import subprocess
 import sys
@@ -195,7 +196,11 @@ async def running_engine(ledger: Ledger, log: Path, **settings: str) -> AsyncIte
 @asynccontextmanager
 async def running_api(ledger: Ledger, log: Path) -> AsyncIterator[ServiceProcess]:
     """An HTTP side that shows its ledger; stopped on leaving."""
-    settings = {"FUNDSVC_HTTP_PORT": "0", "FUNDSVC_HTTP_REQUESTS_MAX": "1000000000"}
+    settings = {
+        "FUNDSVC_HTTP_PORT": "0",
+        "FUNDSVC_HTTP_REQUESTS_MAX": "1000000000",
+        "FUNDSVC_TOKEN_SECRET": secrets.token_urlsafe(32),
+    }
     api = ServiceProcess(ledger, log, "api", **settings)
     try:
         await _until(api, lambda: _shows_funds(log))
