@@ -120,7 +120,7 @@ async def test_a_fund_that_is_drained_is_seen_by_prometheus(config, tmp_path):
             return firing if firing.keys() == set(names) else None
 
         await producer.append([*BEGINNING, listing("EMPTY"), liquidation(1, 1000, 39100)])
-        await eventually(lambda: shows(f'symbol:fundsvc_balance:max{{symbol="{SYMBOL}"}}', 100.0))
+        await eventually(lambda: shows(f'symbol:fundsvc_balance:max{{symbol="{SYMBOL}"}}', 100.0), seconds=40)
         assert await server.firing() == {}
 
         await producer.append([liquidation(2, 100, 37000), fill("EMPTY", 1, -7), fill("UNKNOWN", 1, 1)])
@@ -141,4 +141,4 @@ async def test_a_fund_that_is_drained_is_seen_by_prometheus(config, tmp_path):
             found = await server.query('count by (__name__) ({__name__=~"fundsvc_.*"})')
             return {metric["__name__"] for metric, _ in found} >= USED
 
-        await eventually(shows_all_that_alerts_ask)
+        await eventually(shows_all_that_alerts_ask, seconds=40)

@@ -27,6 +27,9 @@ DRAINED = [
 ]
 """An order that completes, one that stays open, one that nobody is there for, and an event that is rejected."""
 
+PATIENCE_SECONDS = 60
+"""The engine looks up peaks every 20 seconds, and rates are of several scrapes."""
+
 
 def asked():
     """All queries, of one contract where one is to be chosen."""
@@ -39,7 +42,7 @@ def asked():
 async def test_every_query_has_an_answer(config, tmp_path):
     async with watched(config, tmp_path, FUNDSVC_TARGET_DEFAULT_RULE="open_interest") as (server, producer):
         await producer.append([*LISTED, *BEGINNING[1:], *FILLED])
-        await eventually(lambda: server.query('symbol:fundsvc_balance:max{symbol="RISING"} == 5'))
+        await eventually(lambda: server.query('symbol:fundsvc_balance:max{symbol="RISING"} == 5'), PATIENCE_SECONDS)
         await producer.append(DRAINED)
 
         ((labels, _),) = await eventually(lambda: server.query('up{job="fundsvc-api"} == 1'))
@@ -51,4 +54,4 @@ async def test_every_query_has_an_answer(config, tmp_path):
 
             await eventually(ranked)
         for expression in asked():
-            await eventually(partial(server.query, expression))
+            await eventually(partial(server.query, expression), PATIENCE_SECONDS)
