@@ -85,7 +85,7 @@ class Tail:
         await asyncio.sleep(0 if self._behind() else self._next - time.monotonic())
 
     async def _step(self, connection: Connection) -> None:
-        """Looks once at the ledger and tells the listeners what is new; what fails has told nothing."""
+        """Looks once at the ledger and tells the listeners what is new; what failed to be read is told by the next look."""
         async with asyncio.timeout(READ_SECONDS_MAX):
             await self._look(connection)
         self._heard = time.monotonic()
@@ -108,9 +108,13 @@ class Tail:
         """A contract's open orders."""
         return [order for order in self._orders.values() if order.symbol == symbol]
 
-    def _behind(self) -> dict[str, int]:
-        """The followed contracts that have entries which were not told of yet, with the last that was."""
-        return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < self.funds[symbol].entry}
+    def _behind(self, now: Mapping[str, Place | FundRow] | None = None) -> dict[str, int]:
+        """The followed contracts with entries, as far as is known or by where they are `now`, that were not told of yet.
+
+        Each with the last one that was.
+        """
+        last = {**self.funds, **now} if now else self.funds
+        return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < last[symbol].entry}
 
     async def _look(self, connection: Connection) -> None:
         now = await offsets(connection)
@@ -118,12 +122,17 @@ class Tail:
         if moved:
             await self._catch_up(connection, moved)
             self._offsets = now
-        if behind := self._behind():
+        await self._go_on(connection, self._behind())
+
+    async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
+        """Tells of the next entries of contracts that have some after a number."""
+        if behind:
             self._tell_entries(await entries(connection, behind, max(1, ENTRIES_PER_STEP_MAX // len(behind))))
 
     async def _catch_up(self, connection: Connection, partitions: Collection[int]) -> None:
         """Brings the funds and orders of some partitions to where they stand, and tells what changed."""
         now = await places(connection, partitions)
+        await self._go_on(connection, self._behind(now))
         moved = await self._moved_orders(connection, now)
         symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
         symbols.update(order.symbol for order in moved)
