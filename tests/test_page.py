@@ -1,5 +1,6 @@
 """The page, in a real browser, on a service with a real engine behind it."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -152,14 +153,19 @@ async def fund_of(url, symbol):
         return (await answer.json()).get("data")
 
 
+async def has(url, symbol, field):
+    """What a fund's field is, once it is not null."""
+    return (await fund_of(url, symbol))[field]
+
+
 async def settled(url, symbol, entry):
     """Waits until a fund has so many entries."""
 
-    async def has():
+    async def is_so():
         fund = await fund_of(url, symbol)
         return fund and fund["entry"] == entry
 
-    await eventually(has)
+    await eventually(is_so)
 
 
 @needs_browser
@@ -211,6 +217,7 @@ async def test_a_fund_is_shown_beside_its_target(frequent, open_window, producer
     )
     async with open_pool(config.database.dsn, 1) as pool:
         await Targets(pool).keep({"AAA": (Target("value_at_risk", size.amount, 0.0, 1.0, 1.0, 101.0), size)})
+    await eventually(lambda: has(url, "AAA", "target"))
     async with open_window() as window:
         await window.go("#/")
         await expect(window.cell("AAA", "fullness")).to_have_text("25.00 %")
@@ -220,6 +227,88 @@ async def test_a_fund_is_shown_beside_its_target(frequent, open_window, producer
         facts = window.page.locator(".facts > div")
         for name, shown in (("Target", "200 USDT"), ("Fullness", "25.00 %"), ("Leverage cap", "26")):
             await expect(facts.filter(has_text=name)).to_have_text(name + shown)
+
+
+@pytest.fixture
+async def quiet(producer, url):
+    """A fund in XBT, of which no rate has come yet, and what makes its worth known, without an entry."""
+    await producer.append([listing("QUIET", settleCurrency="XBT", baseCurrency="XBT"), listing("BUSY")])
+    await producer.append([fill("QUIET", 1, 3), fill("BUSY", 1, 10)])
+    await settled(url, "BUSY", 1)
+
+    async def rated():
+        await producer.append([Rate("XBT", "84000.5", time.time_ns() // 1_000_000)])
+        return await eventually(lambda: has(url, "QUIET", "balanceUsdt"))
+
+    return rated
+
+
+async def seems(page, hidden):
+    """Makes a page believe that its tab is hidden, or is seen again."""
+    await page.evaluate("hidden => Object.defineProperty(document, 'hidden', { value: hidden, configurable: true })", hidden)
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+UNKNOWN = "\N{EN DASH}"
+HALF_A_MINUTE = 30_000
+
+
+@needs_browser
+async def test_what_moves_without_an_entry_reaches_an_open_page(open_window, quiet):
+    async with open_window() as contracts, open_window() as contract:
+        for window, address in ((contracts, "#/"), (contract, "#/contract/QUIET")):
+            await window.page.clock.install()
+            await window.go(address)
+            await window.connection("live")
+        await expect(contracts.cell("QUIET", "usdt")).to_have_text(UNKNOWN)
+        await expect(contract.page.locator(".worth")).to_contain_text(f"{UNKNOWN} USDT")
+        worth = await quiet()
+        for window in (contracts, contract):
+            await window.page.clock.fast_forward(HALF_A_MINUTE)
+        await expect(contracts.cell("QUIET", "usdt")).to_have_text(worth)
+        await expect(contracts.page.locator(".totals")).to_contain_text(worth)
+        await expect(contract.page.locator(".worth")).to_contain_text(f"{worth} USDT")
+
+
+@needs_browser
+async def test_a_hidden_page_asks_for_nothing_until_it_is_seen_again(open_window, quiet):
+    async with open_window() as window:
+        await window.page.clock.install()
+        await window.go("#/")
+        await window.connection("live")
+        worth = await quiet()
+        await seems(window.page, hidden=True)
+        window.requests.clear()
+        await window.page.clock.fast_forward(HALF_A_MINUTE)
+        await window.page.clock.fast_forward(HALF_A_MINUTE)
+        assert window.requests == []
+        await seems(window.page, hidden=False)
+        await expect(window.cell("QUIET", "usdt")).to_have_text(worth)
+
+
+@needs_browser
+async def test_a_late_answer_does_not_undo_what_was_told_meanwhile(open_window, producer, quiet):
+    async with open_window() as window:
+        await window.page.clock.install()
+        await window.go("#/")
+        await window.connection("live")
+        worth = await quiet()
+        read, released = asyncio.Event(), asyncio.Event()
+
+        async def late(route):
+            answer = await route.fetch()
+            read.set()
+            await released.wait()
+            await route.fulfill(response=answer)
+
+        await window.page.route("**/api/v1/insurance-fund", late)
+        await window.page.clock.fast_forward(HALF_A_MINUTE)
+        await read.wait()
+        await producer.append([fill("BUSY", 2, 7)])
+        await expect(window.cell("BUSY", "balance")).to_have_text("17")
+        released.set()
+        await expect(window.cell("QUIET", "usdt")).to_have_text(worth)
+        await expect(window.cell("BUSY", "balance")).to_have_text("17")
 
 
 @needs_browser

@@ -1,13 +1,24 @@
-/** All funds as they are now: read once over REST, then kept by their topic, and read again after every interruption. */
+/**
+ * All funds as they are now: read over REST, then kept by their topic, which tells of a fund whenever it has an entry.
+ * Their worth, targets and changes since yesterday move without one: so all is read again now and then, and after every
+ * interruption.
+ */
 
-import { get } from "./api.js";
+import { ApiError, get } from "./api.js";
 import { perFrame } from "./dom.js";
 
 const SUMMARY_MS = 2000;
 
+/** The service itself looks at the past and at targets every 20 s. */
+const REFRESH_MS = 30_000;
+
 export class Market {
+  #feed;
   #listeners = new Set();
   #summaryDue = 0;
+
+  /** The funds that their topic told of since the newest reading began. Its answer may be older; where not, the topic tells that too. */
+  #told = new Map();
 
   /** The funds by symbol; null before they are known. */
   funds = null;
@@ -21,6 +32,7 @@ export class Market {
   #tell = perFrame(() => this.#listeners.forEach((listener) => listener()));
 
   constructor(feed) {
+    this.#feed = feed;
     const resume = async () => {
       await this.#read();
       return {};
@@ -30,6 +42,9 @@ export class Market {
       this.#tell();
     });
     feed.subscribe("/insuranceFund/balance:all", { receive: (_subject, fund) => this.#change(fund), resume });
+    const refresh = () => this.#whileSeen(() => this.#read());
+    setInterval(refresh, REFRESH_MS);
+    document.addEventListener("visibilitychange", refresh);
   }
 
   /** Calls back after changes, once per frame, until the function that it returns is called. */
@@ -39,27 +54,39 @@ export class Market {
     return () => this.#listeners.delete(listener);
   }
 
+  /** Of two readings at a time the one that began later counts. */
   async #read() {
+    const told = (this.#told = new Map());
     const [funds, summary] = await Promise.all([get("insurance-fund"), get("insurance-fund/summary")]);
-    this.funds = new Map(funds.map((fund) => [fund.symbol, fund]));
+    if (told !== this.#told) return;
+    this.funds = new Map([...funds.map((fund) => [fund.symbol, fund]), ...told]);
     this.summary = summary;
     this.problem = "";
     this.#tell();
   }
 
   #change(fund) {
+    this.#told.set(fund.symbol, fund);
     this.funds?.set(fund.symbol, fund);
     this.#tell();
-    this.#summaryDue ||= setTimeout(() => this.#summarise(), SUMMARY_MS);
+    this.#summaryDue ||= setTimeout(() => this.#summaryIsDue(), SUMMARY_MS);
   }
 
-  async #summarise() {
+  #summaryIsDue() {
     this.#summaryDue = 0;
-    try {
+    this.#whileSeen(async () => {
       this.summary = await get("insurance-fund/summary");
       this.#tell();
+    });
+  }
+
+  /** Reads while somebody may look at it. The feed notices by itself when the service is away, and has all read when it is back. */
+  async #whileSeen(read) {
+    if (document.hidden || this.#feed.state !== "live") return;
+    try {
+      await read();
     } catch (error) {
-      // The feed notices by itself when the service is away, says so, and reads everything again.
+      if (!(error instanceof ApiError)) throw error;
       console.info(error.message);
     }
   }
