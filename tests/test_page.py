@@ -251,6 +251,7 @@ async def seems(page, hidden):
 
 UNKNOWN = "\N{EN DASH}"
 HALF_A_MINUTE = 30_000
+HOUR_MS = 3_600_000
 
 
 @needs_browser
@@ -395,8 +396,9 @@ async def test_entries_come_live_and_the_chart_has_each(open_window, producer, u
 
 @needs_browser
 async def test_the_chart_can_be_zoomed_and_shown_in_a_log_scale(open_window, producer, url):
+    hours_ago = time.time_ns() // 1_000_000 - 12 * HOUR_MS  # the time that is shown grows, but hardly
     await listed(producer, "AAA")
-    await producer.append([fill("AAA", seq, 5) for seq in range(1, 4)])
+    await producer.append([any_fill("AAA", seq, 5, hours_ago) for seq in range(1, 4)])
     await settled(url, "AAA", 3)
     async with open_window() as window:
         page = window.page
