@@ -20,6 +20,7 @@ from fundsvc.api.ingest import Ingest
 from fundsvc.api.openapi import described
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.page import Page
+from fundsvc.api.reception import Reception
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import serve, tls_context
 from fundsvc.api.serving import endpoints, make_app
@@ -150,7 +151,7 @@ async def http_side(
     reader = Reader(pool)
     operations = operations_endpoints(reader, metrics, pings, needed=pings if engine else ())
     if not public:
-        async with serve(make_app(metrics, operations), config.http.host, config.engine.port) as url:
+        async with serve(make_app(Reception(metrics), operations), config.http.host, config.engine.port) as url:
             yield url
         return
     async with (
@@ -170,13 +171,13 @@ async def http_side(
         async with living(config, tail, cached, reader, ledger, follower, metrics) as live:
             routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *deleveraging.routes)
             table = endpoints((*operations, *routes, *live.endpoints, *venues))
+            reception = Reception(metrics, gate)
             app = make_app(
-                metrics, (*table, described(table), live.socket, *Docs().endpoints, *Page(config.http.public_url).endpoints)
+                reception, (*table, described(table), live.socket, *Docs().endpoints, *Page(config.http.public_url).endpoints)
             )
             app.on_shutdown.append(live.say_goodbye)
-            gate.guard(app)
             tls = tls_context(config.http.certificate, config.http.certificate_key)
-            async with serve(app, config.http.host, config.http.port, tls, cached.shortcut(app)) as url:
+            async with serve(app, config.http.host, config.http.port, tls, cached.shortcut(reception)) as url:
                 yield url
 
 

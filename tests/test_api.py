@@ -15,6 +15,7 @@ from fundsvc.api.appraiser import appraising
 from fundsvc.api.cached import CachedFunds
 from fundsvc.api.funds import FundResources
 from fundsvc.api.operations import operations_endpoints
+from fundsvc.api.reception import Reception
 from fundsvc.api.routes import Resources
 from fundsvc.api.server import ServerError, serve
 from fundsvc.api.serving import make_app
@@ -79,10 +80,9 @@ async def serving(config, pings=None, key=stream_key):
         reader = Reader(pool)
         operations = operations_endpoints(reader, metrics, pings or {}, needed=pings or ())
         funds = FundResources(reader, Statistics(pool), Deleveragings(pool), appraiser, config.policy.of)
-        app = make_app(
-            metrics, (*operations, *Resources(reader, key).routes, *CachedFunds(tail, funds.answer).routes, *funds.routes)
-        )
-        Gate(config.http, with_secret(config).token).guard(app)
+        reception = Reception(metrics, Gate(config.http, with_secret(config).token))
+        routes = (*Resources(reader, key).routes, *CachedFunds(tail, funds.answer).routes, *funds.routes)
+        app = make_app(reception, (*operations, *routes))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url, headers=bearer("engine")) as client:
             await eventually(lambda: shown(client))
             yield client
@@ -363,7 +363,7 @@ async def test_who_reads_is_ready_without_engines_and_without_the_stream(config)
 
     async with open_pool(config.database.dsn, 1) as pool:
         metrics = Metrics()
-        app = make_app(metrics, operations_endpoints(Reader(pool), metrics, {"stream": away}))
+        app = make_app(Reception(metrics), operations_endpoints(Reader(pool), metrics, {"stream": away}))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
             status, body = await ask(client, "/readyz")
     assert (status, body["status"]) == (200, "ok")
@@ -389,7 +389,7 @@ async def test_requests_are_counted_by_route_and_never_by_raw_path(client):
 async def test_an_engine_alone_serves_its_operations_only(config):
     async with open_pool(config.database.dsn, 1) as pool:
         metrics = Metrics()
-        app = make_app(metrics, operations_endpoints(Reader(pool), metrics, {}))
+        app = make_app(Reception(metrics), operations_endpoints(Reader(pool), metrics, {}))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
             assert await ask(client, "/healthz") == (200, {"status": "ok"})
             assert (await ask(client, FUNDS))[0] == 404
@@ -428,7 +428,7 @@ async def test_stopping_is_quick_with_connections_open_and_a_request_in_hand(con
     async with open_pool(config.database.dsn, 1) as pool, aiohttp.ClientSession() as client:
         metrics = Metrics()
         operations = operations_endpoints(Reader(pool), metrics, {"stuck": stuck})
-        async with serve(make_app(metrics, operations), "127.0.0.1", 0) as url:
+        async with serve(make_app(Reception(metrics), operations), "127.0.0.1", 0) as url:
             async with client.get(f"{url}/healthz") as idle:
                 assert idle.status == 200
             in_hand = asyncio.create_task(client.get(f"{url}/readyz"))

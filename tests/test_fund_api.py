@@ -16,6 +16,7 @@ from yarl import URL
 
 from fundsvc.api.answers import EntryAnswer
 from fundsvc.api.funds import STREAMED_ENTRIES, FundResources
+from fundsvc.api.reception import Reception
 from fundsvc.api.server import serve
 from fundsvc.api.serving import make_app
 from fundsvc.core.chain import GENESIS
@@ -312,7 +313,7 @@ async def test_who_leaves_a_long_history_ends_it(long):
     reader, metrics = CountingReader(long.pool), Metrics()
     resources = FundResources(reader, None, None, None, None)
     connector = aiohttp.TCPConnector(socket_factory=small_socket)
-    async with serve(make_app(metrics, resources.routes), "127.0.0.1", 0) as url:
+    async with serve(make_app(Reception(metrics), resources.routes), "127.0.0.1", 0) as url:
         async with (
             aiohttp.ClientSession(url, connector=connector) as leaving,
             leaving.get(f"{FUNDS}/AAA/history.csv", read_bufsize=1024) as answer,

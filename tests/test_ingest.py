@@ -15,6 +15,7 @@ from tokens import bearer, with_secret
 
 from fundsvc.api.access import Gate
 from fundsvc.api.ingest import Ingest
+from fundsvc.api.reception import Reception
 from fundsvc.api.server import serve
 from fundsvc.api.serving import make_app
 from fundsvc.core.contracts import partition_of
@@ -89,8 +90,7 @@ async def world_of(config, producer=Producer):
     async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
         gate = Gate(config.http, config.token)
         ingest = Ingest(config, Reader(pool), producer(client, config.stream.partitions), gate)
-        app = make_app(Metrics(), (ingest.endpoint,))
-        gate.guard(app)
+        app = make_app(Reception(Metrics(), gate), (ingest.endpoint,))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http, running(config):
             yield World(http, client, pool, config)
 

@@ -10,10 +10,12 @@ from tokens import SECRET, bearer
 
 from fundsvc.api import limits
 from fundsvc.api.access import Gate, for_roles
-from fundsvc.api.errors import BadParameter, answering_errors
+from fundsvc.api.errors import BadParameter
 from fundsvc.api.limits import Window
+from fundsvc.api.reception import Reception
 from fundsvc.api.server import serve
 from fundsvc.config import HttpConfig, TokenConfig
+from fundsvc.metrics import Metrics
 
 HOUR = 3600.0
 EXPOSED = {"gw-ratelimit-limit", "gw-ratelimit-remaining", "gw-ratelimit-reset", "Retry-After"}
@@ -79,11 +81,12 @@ async def streaming(request):
 @asynccontextmanager
 async def gated(token=None, **http):
     """An application behind a gate, and a client of it."""
-    application = web.Application(middlewares=[answering_errors()])
+    application = web.Application()
     for path, handler in {"/": answering, "/wrong": failing, "/stream": streaming, "/healthz": answering}.items():
         application.router.add_get(path, handler)
     application.router.add_get("/risk", for_roles(frozenset({"risk"}), answering))
-    Gate(HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"}).guard(application)
+    gate = Gate(HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"})
+    Reception(Metrics(), gate).receive(application)
     async with serve(application, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
         yield client
 

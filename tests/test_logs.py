@@ -25,6 +25,7 @@ from test_engine import running, stopped
 from tokens import bearer, with_secret
 
 from fundsvc.api.endpoints import Endpoint
+from fundsvc.api.reception import Reception
 from fundsvc.api.server import serve
 from fundsvc.api.serving import make_app
 from fundsvc.config import LogConfig
@@ -287,7 +288,7 @@ async def fail(_request):
 
 @pytest.fixture
 async def failing(logged):
-    app = make_app(Metrics(), [Endpoint("/fails", fail, {})])
+    app = make_app(Reception(Metrics()), [Endpoint("/fails", fail, {})])
     async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http:
         yield http
 
@@ -325,7 +326,7 @@ async def test_every_request_has_an_id_of_its_own_and_every_line_of_it_says_so(f
 
 async def test_answers_at_level_debug_are_logged_by_the_template_of_their_route(logged):
     configure_logs(LogConfig(level="debug", format="json"), logged)
-    app = make_app(Metrics(), [Endpoint("/of/{account}", fail, {})])
+    app = make_app(Reception(Metrics()), [Endpoint("/of/{account}", fail, {})])
     async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http:
         await asked(http, "mine", "/of/secret-anna")
         await asked(http, "mine", "/secret-bert")

@@ -9,9 +9,11 @@ from conftest import with_section
 from ledgers import fill, listing, owned
 from live import serving
 
+from fundsvc.api.reception import Reception
 from fundsvc.api.server import serve
 from fundsvc.api.serving import Encoded
 from fundsvc.api.shortcut import Shortcut
+from fundsvc.metrics import Metrics
 
 FUND = "/api/v1/insurance-fund/AAA"
 LONG = f"{FUND}?symbol=AAA"
@@ -43,7 +45,9 @@ async def test_the_short_way_is_taken_for_what_it_knows_and_for_gets_alone():
 
     application = web.Application()
     application.router.add_route("*", "/{symbol}", routed)
-    shortcut = Shortcut(application, "/{symbol}", {"/AAA": "AAA"}.get, lambda symbol: Encoded(f"short {symbol}".encode()))
+    shortcut = Shortcut(
+        Reception(Metrics()), "/{symbol}", {"/AAA": "AAA"}.get, lambda symbol: Encoded(f"short {symbol}".encode())
+    )
     async with serve(application, "127.0.0.1", 0, shortcut=shortcut) as url, aiohttp.ClientSession(url) as client:
         for method, path, wanted in (("GET", "/AAA", b"short AAA"), ("GET", "/BBB", b"long"), ("POST", "/AAA", b"long")):
             async with client.request(method, path) as answer:

@@ -13,8 +13,8 @@ from multidict import istr
 
 from fundsvc.api.errors import Forbidden, NoToken, Problem, TooManyRequests
 from fundsvc.api.limits import Window
-from fundsvc.api.request_ids import REQUEST_ID
 from fundsvc.api.tokens import Caller, Role, Tokens
+from fundsvc.api.visits import REQUEST_ID, VISIT, Visit
 from fundsvc.config import HttpConfig, TokenConfig
 
 Roles = frozenset[Role]
@@ -30,9 +30,6 @@ ADDRESS_LENGTH_MAX = 45
 
 ANY_ORIGIN = "*"
 
-_CALLER = web.RequestKey("caller", Caller)
-_REFUSAL = web.RequestKey("refusal", Problem)
-_COUNTED = web.RequestKey("counted", tuple[Window, str, Caller | None])
 _LIMIT, _REMAINING, _RESET = istr("gw-ratelimit-limit"), istr("gw-ratelimit-remaining"), istr("gw-ratelimit-reset")
 _CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
 _EXPOSED = ", ".join((_LIMIT, _REMAINING, _RESET, hdrs.RETRY_AFTER, REQUEST_ID))
@@ -45,9 +42,10 @@ _PREFLIGHT = {
 
 def allowed(request: web.Request, roles: Roles) -> Caller:
     """The caller of a request, who must have one of the roles; raises NoToken or Forbidden, saying what is missing."""
-    caller: Caller | None = request.get(_CALLER)
+    visit = request[VISIT]
+    caller = visit.caller
     if caller is None:
-        raise request.get(_REFUSAL) or NoToken("this needs an access token: send it as `Authorization: Bearer <token>`")
+        raise visit.refusal or NoToken("this needs an access token: send it as `Authorization: Bearer <token>`")
     if caller.role not in roles:
         raise Forbidden(f"this is for {' or '.join(sorted(roles))}: the token's role is {caller.role}")
     return caller
@@ -66,7 +64,7 @@ def for_roles(roles: Roles, handler: Handler) -> Handler:
 
 
 class Gate:
-    """Stands before the application that it `guard`s; raises ConfigError where tokens cannot be read as configured.
+    """Knows who comes and how often they may; raises ConfigError where tokens cannot be read as configured.
 
     Whoever asks for a path that is `uncounted` is neither counted nor asked who it is.
     """
@@ -79,36 +77,29 @@ class Gate:
         self._origins = frozenset(http.origins)
         self._uncounted = frozenset(uncounted)
 
-    def guard(self, application: web.Application) -> None:
-        """Has every request pass the gate, and every answer say what is left to its client."""
-        application.middlewares.append(self._admit)
-        application.on_response_prepare.append(self._dress)
-
-    def charge(self, request: web.Request, caller: Caller, amount: int) -> None:
-        """Counts what a caller sends beside its request; raises TooManyRequests when that is more than it has left."""
-        self._count(request, caller, amount)
-
-    @web.middleware
-    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    def admit(self, request: web.Request, visit: Visit) -> web.Response | None:
+        """Notes who comes and counts that, raising TooManyRequests; the answer to what the gate answers by itself."""
         if request.path in self._uncounted:
-            return await handler(request)
-        caller = self._read(request)
-        self._count(request, caller, 1)
+            return None
+        self._read(request, visit)
+        self._count(request, visit, 1)
         if self._origins and request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return web.Response(status=204, headers=_PREFLIGHT if self._is_welcome(request) else None)
-        return await handler(request)
+        return None
 
-    async def _dress(self, request: web.Request, response: web.StreamResponse) -> None:
+    def charge(self, request: web.Request, amount: int) -> None:
+        """Counts what a caller sends beside its request; raises TooManyRequests when that is more than it has left."""
+        self._count(request, request[VISIT], amount)
+
+    def dress(self, request: web.Request, response: web.StreamResponse, visit: Visit) -> None:
         """Adds what every answer says, also those that are streamed and those that are errors."""
-        headers = response.headers
+        headers, window = response.headers, visit.window
         headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
-        counted: tuple[Window, str, Caller | None] | None = request.get(_COUNTED)
-        if counted:
-            window, client, caller = counted
-            headers[_LIMIT] = str(window.limit)
-            headers[_REMAINING] = str(window.remaining(client))
+        if window:
+            headers[_LIMIT] = window.limit_text
+            headers[_REMAINING] = str(window.remaining(visit.client))
             headers[_RESET] = str(window.reset_ms())
-            if caller:
+            if visit.caller:
                 headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
         if self._origins:
             self._welcome(request, response)
@@ -126,33 +117,29 @@ class Gate:
         origin = request.headers.get(hdrs.ORIGIN)
         return origin is not None and not self._origins.isdisjoint((origin, ANY_ORIGIN))
 
-    def _read(self, request: web.Request) -> Caller | None:
-        """The caller that a request's token makes; why a token is bad is for the route to say, if it needs one."""
+    def _read(self, request: web.Request, visit: Visit) -> None:
+        """Notes the caller that a request's token makes; why a token is bad is for the route to say, if it needs one."""
         if not self._tokens.configured:
-            request[_REFUSAL] = NoToken("this service accepts no tokens: set token.secret or token.keys in its configuration")
-            return None
+            visit.refusal = NoToken("this service accepts no tokens: set token.secret or token.keys in its configuration")
+            return
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         if authorization is None:
-            return None
+            return
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
-            return None
+            return
         try:
-            caller = request[_CALLER] = self._tokens.read(token.strip())
+            visit.caller = self._tokens.read(token.strip())
         except Problem as refusal:
-            request[_REFUSAL] = refusal
-            return None
-        return caller
+            visit.refusal = refusal
 
-    def _count(self, request: web.Request, caller: Caller | None, amount: int) -> None:
-        client, window = _name(caller) if caller else self._address(request), self._window(caller)
-        request[_COUNTED] = window, client, caller
+    def _count(self, request: web.Request, visit: Visit, amount: int) -> None:
+        caller = visit.caller
+        client = visit.client = _name(caller) if caller else self._address(request)
+        window = visit.window = self._events if caller and caller.role == "engine" else self._requests
         if not window.take(client, amount):
             seconds = math.ceil(window.reset_ms() / 1000)
             raise TooManyRequests(f"more than {window.limit} within the window: ask again in {seconds} s", seconds)
-
-    def _window(self, caller: Caller | None) -> Window:
-        return self._events if caller and caller.role == "engine" else self._requests
 
     def _address(self, request: web.Request) -> str:
         """Where a request comes from: whom the outermost of our own proxies saw, for others may write what they like."""

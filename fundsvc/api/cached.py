@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
-from aiohttp import web
 
 from fundsvc.api.answers import Envelope, FundAnswer
 from fundsvc.api.parameters import Query
+from fundsvc.api.reception import Reception
 from fundsvc.api.serving import Encoded, Route, not_listed
 from fundsvc.api.shortcut import Shortcut
 from fundsvc.store.reader import FundRow
@@ -71,9 +71,9 @@ class CachedFunds:
             raise not_listed(symbol)
         return self._shown(symbol)
 
-    def shortcut(self, application: web.Application) -> Shortcut:
-        """A short way to single funds, past the router of the application that has the routes."""
-        return Shortcut(application, FUND, self._symbol_at, self._shown)
+    def shortcut(self, reception: Reception) -> Shortcut:
+        """A short way to single funds, past the router that knows the routes."""
+        return Shortcut(reception, FUND, self._symbol_at, self._shown)
 
     async def answers(self) -> list[FundAnswer]:
         """All funds, for who says them otherwise."""

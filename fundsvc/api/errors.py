@@ -6,7 +6,6 @@ from types import MappingProxyType
 import msgspec
 import structlog
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
 
 from fundsvc.follower import NotFollowed
 from fundsvc.logs.faults import Seldom
@@ -118,25 +117,24 @@ class Unavailable(Problem):
     headers = MappingProxyType({hdrs.RETRY_AFTER: RETRY_SECONDS})
 
 
-def answering_errors() -> Middleware:
-    """Answers with an error envelope whatever a handler raises; what nobody foresaw is logged and told to nobody."""
-    away = Seldom(log, "requests")
+class Errors:
+    """Answers with an error envelope to whatever is raised; what nobody foresaw is logged and told to nobody."""
 
-    @web.middleware
-    async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except Problem as problem:
-            return _answer(problem)
-        except (StoreFault, NotFollowed) as fault:
-            return _answer(_unavailable(fault, away))
-        except web.HTTPException as refusal:
-            return _refused(request, refusal)
-        except Exception:  # the last stop: our mistake goes to the log, and its details to nobody else
-            log.exception("request failed", method=request.method, path=request.path)
-            return _answer(Problem("internal error"))
+    def __init__(self) -> None:
+        self._away = Seldom(log, "requests")
 
-    return answer_errors
+    def answer(self, request: web.Request, error: Exception) -> web.Response:
+        """The answer; raises again what is no error of the asker's but the framework's own way to answer."""
+        match error:
+            case Problem():
+                return _answer(error)
+            case StoreFault() | NotFollowed():
+                return _answer(_unavailable(error, self._away))
+            case web.HTTPException():
+                return _refused(request, error)
+            case _:  # the last stop: our mistake goes to the log, and its details to nobody else
+                log.error("request failed", method=request.method, path=request.path, exc_info=error)
+                return _answer(Problem("internal error"))
 
 
 def _refused(request: web.Request, refusal: web.HTTPException) -> web.Response:

@@ -111,7 +111,8 @@ class Ingest:
         submission = read_submission(request.content_type, body)
         if len(submission.raws) > EVENTS_PER_MESSAGE_MAX:
             raise TooLarge(f"{len(submission.raws)} events: send at most {EVENTS_PER_MESSAGE_MAX} at once")
-        self._gate.charge(request, allowed(request, ENGINES), len(submission.raws))
+        allowed(request, ENGINES)
+        self._gate.charge(request, len(submission.raws))
         answer = await self._submit(submission)
         if submission.events and all(map(_is_no_event, submission.events)):
             raise BadParameter(f"{answer.rejected[0].detail}; it is kept among the rejected events")

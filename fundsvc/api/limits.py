@@ -17,6 +17,7 @@ class Window:
 
     def __init__(self, limit: int, seconds: float) -> None:
         self.limit = limit
+        self.limit_text = str(limit)
         self._seconds = seconds
         self._ends = 0.0
         self._taken: dict[str, int] = {}
@@ -43,7 +44,8 @@ class Window:
 
     def reset_ms(self) -> int:
         """How long this window still lasts."""
-        return max(0, int((self._ends - time.monotonic()) * 1000) + 1)
+        left = self._ends - time.monotonic()
+        return int(left * 1000) + 1 if left > 0 else 0
 
     def _first(self, client: str) -> tuple[str, int]:
         """Whom a client is counted as that asks for the first time, and what that has taken."""

@@ -1,31 +1,22 @@
 """From a table of routes to an application: what a request asks is read, answered and wrapped, in one way for all."""
 
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
-import structlog
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 from multidict import MultiDict
 
 from fundsvc.api.access import PUBLIC, Roles, allowed, for_roles
 from fundsvc.api.answers import Envelope
 from fundsvc.api.endpoints import JSON, Endpoint, Media
-from fundsvc.api.errors import BadParameter, NotFound, answering_errors
+from fundsvc.api.errors import BadParameter, NotFound
 from fundsvc.api.parameters import Query, read_body, read_query
-from fundsvc.api.request_ids import echo_id, take_id
-from fundsvc.metrics import Metrics
+from fundsvc.api.reception import Reception
 from fundsvc.store.reader import Listed, Reader
 
 T_co = TypeVar("T_co", covariant=True)
-
-log = structlog.get_logger()
-
-
-TEMPLATE = web.RequestKey("template", str)
-"""The template of a request's route, where it was not the router that found it."""
 
 
 class Encoded(Generic[T_co]):
@@ -49,10 +40,10 @@ class Route(NamedTuple):
     roles: Roles = PUBLIC
 
 
-def make_app(metrics: Metrics, table: Iterable[Route | Endpoint]) -> web.Application:
+def make_app(reception: Reception, table: Iterable[Route | Endpoint]) -> web.Application:
     """An application that serves a table; whoever opened what its answers come from closes it."""
-    application = web.Application(middlewares=[_attended(metrics), answering_errors()])
-    application.on_response_prepare.append(echo_id)
+    application = web.Application()
+    reception.receive(application)
     for endpoint in endpoints(table):
         handler = for_roles(endpoint.roles, endpoint.handler)
         if endpoint.method == hdrs.METH_GET:
@@ -124,26 +115,3 @@ def asked(request: web.Request) -> MultiDict[str]:
     """The query's parameters, without those that say again what the path says, as KuCoin's own client does with `symbol`."""
     path = request.match_info
     return MultiDict((name, value) for name, value in request.query.items() if path.get(name) != value)
-
-
-def _template(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    return resource.canonical if resource else "unmatched"
-
-
-def _attended(metrics: Metrics) -> Middleware:
-    """Gives requests their ids, and counts and logs what is answered, by the template of its route."""
-    debug = log.bind().debug  # looked up once: while nobody wants such lines it does nothing, which takes no time
-
-    @web.middleware
-    async def attend(request: web.Request, handler: Handler) -> web.StreamResponse:
-        started = time.perf_counter()
-        take_id(request)
-        response = await handler(request)
-        route = request.get(TEMPLATE) or _template(request)
-        seconds = time.perf_counter() - started
-        metrics.answered(route, response.status, seconds)
-        debug("request answered", method=request.method, route=route, status=response.status, seconds=seconds)
-        return response
-
-    return attend

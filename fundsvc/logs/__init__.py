@@ -16,6 +16,7 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.typing import ExcInfo, Processor
 
 from fundsvc.config import LogConfig
+from fundsvc.logs.requests import say_request_id
 
 HANDLER = "fundsvc"
 """The name of our handler at the root of the standard library's loggers, so that another configuration replaces it alone."""
@@ -30,7 +31,7 @@ def configure_logs(config: LogConfig, output: TextIO = sys.stderr) -> None:
     """Sets up logging for the process, uncaught exceptions included; `output` is where the lines go."""
     level = logging.getLevelNamesMapping()[config.level.upper()]
     prepare: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        say_request_id,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.ExceptionRenderer(exception_text),
