@@ -128,6 +128,12 @@ def test_every_container_is_contained(compose):
         assert not service.get("privileged"), name
 
 
+def test_images_of_others_are_pinned_by_digest(compose):
+    images = {service["image"] for service in compose["services"].values() if "build" not in service}
+    assert len(images) == 4
+    assert all(re.fullmatch(r"[a-z/]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in images)
+
+
 def test_no_secret_is_in_the_environment_or_on_a_command_line(compose, local):
     secrets = {path.read_text().strip() for path in (local / "secrets").iterdir()}
     shown = json.dumps([{**service, "secrets": ()} for service in compose["services"].values()])
