@@ -13,7 +13,7 @@ from fundsvc.config import Config
 from fundsvc.core.batch import Offset, Round
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.partition import Partition
-from fundsvc.logs.batches import log_batch
+from fundsvc.logs.batches import Rejections, log_orders
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import Committed, Pipeline
@@ -200,6 +200,7 @@ class Session:
         self._epoch = epoch
         self._log = log.bind(engine=engine, partition=partition, epoch=epoch)
         self._outage = Outage(self._log, "settling")
+        self._rejections = Rejections(self._log)
         self._offset = Offset("0-0", 0)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -208,6 +209,7 @@ class Session:
         try:
             await self._consume_through_faults(stop)
         finally:
+            self._rejections.say_rest()
             self._metrics.let_go(self._partition, self._config.stream.partitions)
 
     async def _consume_through_faults(self, stop: asyncio.Event) -> None:
@@ -304,7 +306,8 @@ class Session:
         self._books |= {kept.symbol: committed.offset.last_id for kept in committed.batch.books}
         for round_ in committed.batch.rounds:
             await self._announce_round(round_)
-        log_batch(self._log, committed.batch, committed.offset)
+        log_orders(self._log, committed.batch, committed.offset)
+        self._rejections.note(committed.batch.rejected)
         self._metrics.announce_seconds.observe(time.perf_counter() - started)
 
     async def _announce_round(self, round_: Round) -> None:
@@ -314,6 +317,7 @@ class Session:
         await condense(self._pool, self._partition)
 
     async def _watch(self) -> None:
+        self._rejections.say_due()
         settled = self._offset
         self._metrics.positions(self._state.books())
         stream = await self._source.state()

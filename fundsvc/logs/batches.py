@@ -1,8 +1,11 @@
-"""What a durable batch tells an operator: its ADL orders and its rejected events, alike ones in one line.
+"""What durable batches tell an operator: their ADL orders and their rejected events, alike ones in one line.
 
 A batch may hold ten thousand of either; a line names the first of its kind and how many there were. No account is named.
+Orders are said with their batch. Of rejected events there may be some in every batch, as many batches as there are in a day.
 """
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -11,18 +14,47 @@ from structlog.typing import FilteringBoundLogger
 from fundsvc.core.adl import OrderState
 from fundsvc.core.batch import Batch, Offset
 from fundsvc.core.events import Reason, Rejected
+from fundsvc.logs.faults import SELDOM_SECONDS
 
 Course = Literal["opened", "advanced", "done", "uncovered"]
 """What has become of an ADL order with a batch."""
 
 
-def log_batch(log: FilteringBoundLogger, batch: Batch, offset: Offset) -> None:
-    """Logs what a batch did up to an offset, if there is anything of note."""
+def log_orders(log: FilteringBoundLogger, batch: Batch, offset: Offset) -> None:
+    """Logs what has become of ADL orders with a batch that goes up to an offset."""
     for course, orders in _by_course(batch.orders.values()):
         _log_orders(log, course, orders, offset)
-    for reason, events in _by_reason(batch.rejected):
-        first = events[0]
-        log.warning("events rejected", reason=reason, count=len(events), stream_id=first.stream_id, position=first.position)
+
+
+class Rejections:
+    """The rejected events of a partition: the first with a reason is said at once, those that follow every few seconds."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        self._log = log
+        self._unsaid: dict[Reason, tuple[Rejected, int]] = {}
+        self._said_at: dict[Reason, float] = {}
+
+    def note(self, events: Iterable[Rejected]) -> None:
+        """Takes in what a batch rejected."""
+        for event in events:
+            first, count = self._unsaid.get(event.reason, (event, 0))
+            self._unsaid[event.reason] = first, count + 1
+        self.say_due()
+
+    def say_due(self) -> None:
+        """Says what has not been said, of reasons of which nothing was said lately."""
+        latest = time.monotonic() - SELDOM_SECONDS
+        self._say([reason for reason in self._unsaid if self._said_at.get(reason, -math.inf) <= latest])
+
+    def say_rest(self) -> None:
+        """Says all that has not been said: nobody will come back to it."""
+        self._say(list(self._unsaid))
+
+    def _say(self, reasons: Iterable[Reason]) -> None:
+        for reason in reasons:
+            first, count = self._unsaid.pop(reason)
+            self._said_at[reason] = time.monotonic()
+            self._log.warning("events rejected", reason=reason, count=count, stream_id=first.stream_id, position=first.position)
 
 
 def _log_orders(log: FilteringBoundLogger, course: Course, orders: Sequence[OrderState], offset: Offset) -> None:
@@ -53,10 +85,3 @@ def _course(order: OrderState) -> Course:
     if order.state != "open":
         return order.state
     return "advanced" if order.executed or order.round > 1 else "opened"
-
-
-def _by_reason(events: Iterable[Rejected]) -> Iterator[tuple[Reason, list[Rejected]]]:
-    found: dict[Reason, list[Rejected]] = {}
-    for event in events:
-        found.setdefault(event.reason, []).append(event)
-    return iter(found.items())
