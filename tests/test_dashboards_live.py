@@ -22,10 +22,11 @@ DRAINED = [
     executed(5, 1, "secret-emil", 5),
     liquidation(6, 10, 38000),
     fill("RISING", 2, 7),
+    fill("RISING", 2, 7),
     fill("FAILED", 1, -7),
     fill("UNKNOWN", 1, 1),
 ]
-"""An order that completes, one that stays open, one that nobody is there for, and an event that is rejected."""
+"""An order that completes, one that stays open, one that nobody is there for, an event that comes twice and one that is rejected."""
 
 PATIENCE_SECONDS = 60
 """The engine looks up peaks every 20 seconds, and rates are of several scrapes."""

@@ -243,6 +243,7 @@ def _ledger() -> list[AnyPanel]:
             "How long ago the ledger was last found good from entry 1 on.",
             SECONDS,
             Ask(f"time() - max by (symbol) (fundsvc_audit_full_timestamp_seconds{{{OF}}})", "age"),
+            thresholds=limits.bad_from("FullAuditStale"),
             width=QUARTER,
         ),
         number(

@@ -88,12 +88,19 @@ def _contracts() -> AnyPanel:
 
 def _orders() -> list[AnyPanel]:
     return [
-        lines("Open orders", "ADL orders that are open.", COUNT, Ask(OPEN, "{{symbol}}"), stacked=True, width=THIRD),
+        lines(
+            "Open orders",
+            "ADL orders that are open, of contracts that have any.",
+            COUNT,
+            Ask(f"{OPEN} > 0", "{{symbol}}"),
+            stacked=True,
+            width=THIRD,
+        ),
         lines(
             "Oldest open order",
-            "How long each contract's oldest open order has been open.",
+            "How long each contract's oldest open order has been open, where there is one.",
             SECONDS,
-            Ask(OLDEST, "{{symbol}}"),
+            Ask(f"{OLDEST} > 0", "{{symbol}}"),
             thresholds=limits.bad_from("AdlOrderOpenTooLong"),
             width=THIRD,
         ),
@@ -125,7 +132,7 @@ def _orders() -> list[AnyPanel]:
             "Rounds an hour",
             "Rounds of orders: more than one for an order says that traders asked could not be deleveraged.",
             COUNT,
-            Ask(flow("fundsvc_adl_rounds_total", "symbol", CHOSEN), "{{symbol}}"),
+            Ask(f"{flow('fundsvc_adl_rounds_total', 'symbol', CHOSEN)} > 0", "{{symbol}}"),
             width=THIRD,
         ),
     ]
@@ -147,14 +154,14 @@ def _money() -> list[AnyPanel]:
             "Overshoot an hour",
             "What completed orders took beyond what they needed: less than one lot's deficit each, and refunded.",
             MONEY,
-            Ask(flow("fundsvc_adl_overshoot_total", "symbol, currency", CHOSEN), "{{symbol}} {{currency}}"),
+            Ask(f"{flow('fundsvc_adl_overshoot_total', 'symbol, currency', CHOSEN)} > 0", "{{symbol}} {{currency}}"),
             width=THIRD,
         ),
         lines(
             "Outstanding",
             "Losses that neither funds nor ADL covered, and no surplus has repaid yet.",
             MONEY,
-            Ask(f"symbol:fundsvc_outstanding:max{{{CHOSEN}}}", "{{symbol}} {{currency}}"),
+            Ask(f"symbol:fundsvc_outstanding:max{{{CHOSEN}}} > 0", "{{symbol}} {{currency}}"),
             thresholds=limits.bad_from("FundUncovered"),
             width=THIRD,
         ),
@@ -165,9 +172,9 @@ def _books() -> list[AnyPanel]:
     return [
         lines(
             "Open positions",
-            "Positions in the ADL books, from which traders are ranked.",
+            "Positions in the ADL books of all contracts chosen, from which traders are ranked.",
             COUNT,
-            Ask(f"max by (symbol, side) (fundsvc_adl_positions{{{CHOSEN}}})", "{{symbol}} {{side}}"),
+            Ask(f"sum by (side) (max by (symbol, side) (fundsvc_adl_positions{{{CHOSEN}}}))", "{{side}}"),
             width=THIRD,
         ),
         lines(

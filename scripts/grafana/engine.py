@@ -5,6 +5,7 @@ from board import ENGINE, board, choice
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from panels import COUNT, QUARTER, RATE, SECONDS, THIRD, AnyPanel, Ask, lines, number, rows
 from promql import pace, percentile
+from serving import served
 
 CHOSEN = 'partition=~"$partition"'
 LAG = f"partition:fundsvc_stream_lag_seconds:max{{{CHOSEN}}}"
@@ -27,7 +28,7 @@ def dashboard() -> Dashboard:
             "Batches": _batches(),
             "Partitions": _partitions(),
             "What it needs": _needs(),
-            "HTTP": _http(),
+            "HTTP": served(),
             "Audits": _audits(),
         },
     )
@@ -107,7 +108,7 @@ def _stream() -> list[AnyPanel]:
             "Duplicates a second",
             "Events ignored because their sequence was settled before, by contract: the ten with most.",
             RATE,
-            Ask("topk(10, symbol:fundsvc_duplicates:rate5m)", "{{symbol}}"),
+            Ask("topk(10, symbol:fundsvc_duplicates:rate5m > 0)", "{{symbol}}"),
             thresholds=limits.bad_from("DuplicatesStorm"),
             width=QUARTER,
         ),
@@ -123,7 +124,7 @@ def _stream() -> list[AnyPanel]:
             "Lost ends in 15 minutes",
             "Times that a partition's stream was found to end before what is settled.",
             COUNT,
-            Ask(f"sum by (partition) (increase(fundsvc_stream_regressions_total{{{CHOSEN}}}[15m]))", "{{partition}}"),
+            Ask(f"partition:fundsvc_stream_regressions:increase15m{{{CHOSEN}}}", "{{partition}}"),
             thresholds=limits.bad_from("StreamLostTail"),
             width=QUARTER,
         ),
@@ -193,55 +194,6 @@ def _needs() -> list[AnyPanel]:
             COUNT,
             Ask("sum by (instance, state) (fundsvc_database_connections)", "{{instance}} {{state}}"),
             stacked=True,
-        ),
-    ]
-
-
-def _http() -> list[AnyPanel]:
-    return [
-        lines(
-            "Requests a second",
-            "Requests answered, by status.",
-            RATE,
-            Ask(pace("fundsvc_http_requests_total", "status"), "{{status}}"),
-            stacked=True,
-            width=THIRD,
-        ),
-        lines(
-            "Time to answer",
-            "What 99 of 100 requests take at most from their headers to their answer, by route.",
-            SECONDS,
-            Ask(percentile("fundsvc_http_seconds", 0.99, "route"), "{{route}}"),
-            width=THIRD,
-        ),
-        lines(
-            "Age of what HTTP shows",
-            "How long ago its funds were last known to be where the ledger is, by process.",
-            SECONDS,
-            Ask("time() - max by (instance) (fundsvc_tail_heard_timestamp_seconds > 0)", "{{instance}}"),
-            width=THIRD,
-        ),
-        lines(
-            "Live topics",
-            "Connections to live topics, and their subscriptions.",
-            COUNT,
-            Ask("sum(fundsvc_websocket_clients)", "connections"),
-            Ask("sum(fundsvc_websocket_subscriptions)", "subscriptions"),
-            width=THIRD,
-        ),
-        lines(
-            "Changes sent a second",
-            "Changes that went to subscribers of live topics.",
-            RATE,
-            Ask(pace("fundsvc_websocket_frames_total"), "changes"),
-            width=THIRD,
-        ),
-        lines(
-            "Slow connections a second",
-            "Connections to live topics that did not keep up, and what was done with them.",
-            RATE,
-            Ask(pace("fundsvc_websocket_overflows_total", "action"), "{{action}}"),
-            width=THIRD,
         ),
     ]
 

@@ -91,7 +91,7 @@ def lines(
     width: int = HALF,
 ) -> timeseries.Panel:
     """Values over time; dashed lines where alerts begin."""
-    panel = timeseries.Panel().show_points(VisibilityMode.NEVER).fill_opacity(20 if stacked else 0).legend(_legend())
+    panel = timeseries.Panel().show_points(VisibilityMode.AUTO).fill_opacity(20 if stacked else 0).legend(_legend())
     panel.tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
     if stacked:
         panel.stacking(StackingConfig().mode(StackingMode.NORMAL))
