@@ -13,6 +13,7 @@ from fundsvc import __version__
 from fundsvc.api.access import Gate
 from fundsvc.api.appraiser import appraising
 from fundsvc.api.cached import CachedFunds
+from fundsvc.api.contracts import ContractResources
 from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.docs import Docs
 from fundsvc.api.funds import FundResources
@@ -21,7 +22,6 @@ from fundsvc.api.openapi import described
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.page import Page
 from fundsvc.api.reception import Reception
-from fundsvc.api.routes import Resources
 from fundsvc.api.server import serve, tls_context
 from fundsvc.api.serving import endpoints, make_app
 from fundsvc.api.sizing import SizingResources
@@ -161,9 +161,9 @@ async def http_side(
     ):
         ledger = Deleveragings(pool)
         policy_of, gate = config.policy.of, Gate(config.http, config.token, (endpoint.path for endpoint in operations))
-        contracts = Resources(reader, stream_key)
+        contracts = ContractResources(reader, stream_key)
         ingest = Ingest(config, reader, Producer(client, config.stream.partitions), gate)
-        funds = FundResources(reader, Statistics(pool), ledger, appraiser, policy_of)
+        funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of)
         cached = CachedFunds(tail, funds.answer)
         sizing = SizingResources(reader, Targets(pool))
         deleveraging = DeleveragingResources(reader, ledger, follower, policy_of)

@@ -13,10 +13,10 @@ from yarl import URL
 from fundsvc.api.access import Gate
 from fundsvc.api.appraiser import appraising
 from fundsvc.api.cached import CachedFunds
+from fundsvc.api.contracts import ContractResources
 from fundsvc.api.funds import FundResources
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.reception import Reception
-from fundsvc.api.routes import Resources
 from fundsvc.api.server import ServerError, serve
 from fundsvc.api.serving import make_app
 from fundsvc.follower import following
@@ -79,9 +79,9 @@ async def serving(config, pings=None, key=stream_key):
     ):
         reader = Reader(pool)
         operations = operations_endpoints(reader, metrics, pings or {}, needed=pings or ())
-        funds = FundResources(reader, Statistics(pool), Deleveragings(pool), appraiser, config.policy.of)
+        funds = FundResources(reader, tail, Statistics(pool), Deleveragings(pool), appraiser, config.policy.of)
         reception = Reception(metrics, Gate(config.http, with_secret(config).token))
-        routes = (*Resources(reader, key).routes, *CachedFunds(tail, funds.answer).routes, *funds.routes)
+        routes = (*ContractResources(reader, key).routes, *CachedFunds(tail, funds.answer).routes, *funds.routes)
         app = make_app(reception, (*operations, *routes))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url, headers=bearer("engine")) as client:
             await eventually(lambda: shown(client))

@@ -153,6 +153,17 @@ async def test_the_summary_adds_up_by_currency_and_in_usdt(world):
     assert await eventually(rated) == "7.56413205"
 
 
+async def test_what_is_asked_most_asks_no_table_of_funds(world):
+    await world.send(surplus(1, 5))
+    await fund_once(world, lambda fund: fund["balance"] == "5")
+    async with world.pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE funds IN ACCESS EXCLUSIVE MODE")
+        (fund,) = await world.data(FUNDS)
+        assert (await world.data(FUND))["balance"] == fund["balance"] == "5"
+        (currency,) = (await world.data(f"{FUNDS}/summary"))["currencies"]
+        assert currency["balance"] == "5"
+
+
 async def test_a_symbol_that_is_a_word_of_the_api_cannot_be_listed(world):
     await world.send(listing("summary"))
     assert [row["detail"] for row in await world.pool.fetch("SELECT detail FROM rejected")] == [
@@ -311,7 +322,7 @@ class CountingReader(Reader):
 
 async def test_who_leaves_a_long_history_ends_it(long):
     reader, metrics = CountingReader(long.pool), Metrics()
-    resources = FundResources(reader, None, None, None, None)
+    resources = FundResources(reader, None, None, None, None, None)
     connector = aiohttp.TCPConnector(socket_factory=small_socket)
     async with serve(make_app(Reception(metrics), resources.routes), "127.0.0.1", 0) as url:
         async with (

@@ -24,6 +24,7 @@ from fundsvc.store.database import StoreFault
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.reader import EntryRow, FundRow, Reader
 from fundsvc.store.statistics import Statistics
+from fundsvc.tail import Tail
 
 STREAMED_ENTRIES = 500
 """Entries read and written at a time: a few milliseconds of the loop, and all that a history of any length needs of memory."""
@@ -35,17 +36,19 @@ log = structlog.get_logger()
 
 
 class FundResources:
-    """Answers from the ledger, its rollups, and what an appraiser keeps at hand."""
+    """Answers from the ledger, its rollups and its tail, and what an appraiser keeps at hand."""
 
     def __init__(
         self,
         reader: Reader,
+        tail: Tail,
         statistics: Statistics,
         ledger: Deleveragings,
         appraiser: Appraiser,
         policy_of: Callable[[str], Policy],
     ) -> None:
         self._reader = reader
+        self._tail = tail
         self._statistics = statistics
         self._ledger = ledger
         self._appraiser = appraiser
@@ -66,7 +69,8 @@ class FundResources:
 
     async def summary(self, _query: Query) -> SummaryAnswer:
         """All funds in sum, by settlement currency and in USDT."""
-        return summary_answer(await self._reader.funds(), self._appraiser.rate, time.time_ns() // 1_000_000)
+        self._tail.check()
+        return summary_answer(self._tail.funds.values(), self._appraiser.rate, time.time_ns() // 1_000_000)
 
     async def at(self, query: MomentQuery, symbol: str) -> StandingAnswer:
         """A fund as it stood at a moment of the engine's clock."""

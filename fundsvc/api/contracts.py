@@ -12,7 +12,7 @@ from fundsvc.api.tokens import Caller
 from fundsvc.store.reader import Reader
 
 
-class Resources:
+class ContractResources:
     """Answers from the ledger; `stream_key` names the stream of a partition."""
 
     def __init__(self, reader: Reader, stream_key: Callable[[int], str]) -> None:
