@@ -1,6 +1,7 @@
 """Target sizes on a real ledger: what the database tells of the past, what an engine keeps, what HTTP and commands say."""
 
 import random
+import time
 from collections import Counter
 
 import msgspec
@@ -16,7 +17,7 @@ from fundsvc.config import TargetConfig
 from fundsvc.core.events import AdlEnd, Mark, Position
 from fundsvc.core.fullness import Target, TargetPolicy
 from fundsvc.core.policy import Policy
-from fundsvc.core.targets import quantile_rank
+from fundsvc.core.targets import Deficits, quantile_rank
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
@@ -95,6 +96,16 @@ def history(symbol, hours, waterfall):
             orders += 1
             if dice.random() < 0.5:
                 yield AdlEnd(symbol, seq := seq + 1, orders, ts + 5 * HOUR_MS)
+
+
+async def test_an_entry_of_a_far_future_does_not_end_the_history_before(config, pool):
+    future_ms = time.time_ns() // 1_000_000 + 2 * 365 * DAY_MS
+    await settle(
+        config, listing("AAA"), fill("AAA", 1, 9, START_MS), fill("AAA", 2, -4, START_MS), fill("AAA", 3, -3, future_ms)
+    )
+    await condense(pool, 0)
+    found = await Targets(pool).deficits({"AAA": TargetPolicy()})
+    assert found == {"AAA": Deficits(START_MS, START_MS + DAY_MS, 1, 1, [4 * ONE])}
 
 
 async def recomputed(config, pool, policy, metrics):

@@ -577,15 +577,19 @@ WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;
 
 -- name: deficits
 -- Deficits of some contracts, summed by periods of $2 milliseconds: of the last $3 periods of each contract's history, which
--- ends with its last entry by the engine's clock, the $4 largest. What funds paid and could not pay is condensed by the hour; a
--- `cover` pays what was a deficit before, when it was uncovered.
+-- ends with its last entry by the engine's clock, the $4 largest. What lies in the future is not looked at: one entry with a time
+-- years ahead would end a history after all that it holds. What funds paid and could not pay is condensed by the hour; a `cover`
+-- pays what was a deficit before, when it was uncovered.
 SELECT h.symbol, h.start_ms, h.last_ms + h.period AS end_ms, ((h.last_ms - h.start_ms) / h.period + 1)::int AS periods, d.number, d.largest
 FROM (
     SELECT a.symbol, a.period, a.rank, z.hour - z.hour % a.period AS last_ms,
            greatest(o.hour - o.hour % a.period, z.hour - z.hour % a.period - (a.periods_max - 1) * a.period) AS start_ms
     FROM unnest($1::text[], $2::bigint[], $3::int[], $4::int[]) AS a (symbol, period, periods_max, rank)
     CROSS JOIN LATERAL (SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol ORDER BY r.hour LIMIT 1) o
-    CROSS JOIN LATERAL (SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol ORDER BY r.hour DESC LIMIT 1) z
+    CROSS JOIN LATERAL (
+        SELECT r.hour FROM rollups r WHERE r.symbol = a.symbol AND r.hour <= (extract(epoch FROM now()) * 1000)::bigint
+        ORDER BY r.hour DESC LIMIT 1
+    ) z
 ) h
 CROSS JOIN LATERAL (
     SELECT count(*)::int AS number, (array_agg(p.deficit ORDER BY p.deficit DESC))[:h.rank] AS largest
@@ -593,10 +597,10 @@ CROSS JOIN LATERAL (
         SELECT sum(m.deficit) AS deficit
         FROM (
             SELECT r.hour AS ts, r.paid + r.uncovered AS deficit
-            FROM rollups r WHERE r.symbol = h.symbol AND r.hour >= h.start_ms
+            FROM rollups r WHERE r.symbol = h.symbol AND r.hour >= h.start_ms AND r.hour < h.last_ms + h.period
             UNION ALL
             SELECT e.ts, e.change FROM entries e
-            WHERE e.symbol = h.symbol AND e.kind = 'cover' AND e.ts >= h.start_ms
+            WHERE e.symbol = h.symbol AND e.kind = 'cover' AND e.ts >= h.start_ms AND e.ts < h.last_ms + h.period
               AND e.entry <= (SELECT p.entry FROM rollup_progress p WHERE p.symbol = h.symbol)
         ) m
         GROUP BY m.ts / h.period HAVING sum(m.deficit) > 0
