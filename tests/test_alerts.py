@@ -45,7 +45,7 @@ def metrics_in(expression):
     return set(chain.from_iterable(metrics_in(RECORDED[name]) if name in RECORDED else {name} for name in names))
 
 
-USED = set(chain.from_iterable(metrics_in(rule["expr"]) for rule in ALERTS.values()))
+USED = set(chain.from_iterable(metrics_in(rule["expr"] + rule["annotations"]["description"]) for rule in ALERTS.values()))
 
 
 @needs_prometheus
@@ -129,7 +129,8 @@ async def test_a_fund_that_is_drained_is_seen_by_prometheus(config, tmp_path):
         told = firing["FundDry", SYMBOL]["annotations"]
         assert told == {
             "summary": f"The fund of {SYMBOL} is dry; it held 100 USDT",
-            "description": "It holds nothing; that is the most that it held within 8 hours. The whole of the next shortfall goes to ADL.",
+            "description": "It holds nothing; that is the most that it held within 8 hours. "
+            "The whole of the next shortfall goes to ADL.",
             "runbook_url": "deploy/runbook.md#funddry",
         }
         summaries = {name: alert["annotations"]["summary"] for (name, _), alert in firing.items()}

@@ -130,9 +130,10 @@ def _orders() -> list[AnyPanel]:
         ),
         lines(
             "Rounds an hour",
-            "Rounds of orders: more than one for an order says that traders asked could not be deleveraged.",
+            "Rounds of orders, beside orders: more rounds say that traders who were asked could not be deleveraged.",
             COUNT,
-            Ask(f"{flow('fundsvc_adl_rounds_total', 'symbol', CHOSEN)} > 0", "{{symbol}}"),
+            Ask(flow("fundsvc_adl_rounds_total", "", CHOSEN), "rounds"),
+            Ask(flow("fundsvc_adl_orders_total", "", f'state="open", {CHOSEN}'), "orders"),
             width=THIRD,
         ),
     ]
@@ -154,7 +155,7 @@ def _money() -> list[AnyPanel]:
             "Overshoot an hour",
             "What completed orders took beyond what they needed: less than one lot's deficit each, and refunded.",
             MONEY,
-            Ask(f"{flow('fundsvc_adl_overshoot_total', 'symbol, currency', CHOSEN)} > 0", "{{symbol}} {{currency}}"),
+            Ask(flow("fundsvc_adl_overshoot_total", "currency", CHOSEN), "{{currency}}"),
             width=THIRD,
         ),
         lines(
