@@ -26,10 +26,26 @@ CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
 FILE_SUFFIX = "_FILE"
 """Marks a variable that names a file with the value; the name is the one the official container images use."""
 
-Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+PORT_MAX = 65535
+"""Of TCP."""
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
 Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
+Name = Annotated[str, msgspec.Meta(min_length=1)]
 Secret = Annotated[str, msgspec.Meta(extra=SECRET)]
-Address = Annotated[str, msgspec.Meta(extra=ADDRESS)]
+Database = Annotated[
+    str, msgspec.Meta(pattern=r"\A(postgres(ql)?://|\Z)", extra={**ADDRESS, "form": '"postgresql://..." or ""'})
+]
+Stream = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A((rediss?|unix)://|\Z)", extra={**ADDRESS, "form": '"redis://...", "rediss://...", "unix://..." or ""'}
+    ),
+]
+PublicUrl = Annotated[str, msgspec.Meta(pattern=r"\A(https?://[^/]|\Z)", extra={"form": '"https://...", "http://..." or ""'})]
+Origin = Annotated[
+    str, msgspec.Meta(pattern=r"\A(\*|[a-z][a-z0-9+.-]*://[^/]+)\Z", extra={"form": '"https://HOST" without a path, or "*"'})
+]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,15 +55,15 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DataConfig(Section, frozen=True):
     """Where embedded servers and everything else of ours on disk lives."""
 
-    directory: str = ".fundsvc"
+    directory: Name = ".fundsvc"
 
 
 class DatabaseConfig(Section, frozen=True):
     """PostgreSQL; without a DSN the embedded one is used."""
 
-    dsn: Address = ""
-    owner_dsn: Address = ""
-    reader_dsn: Address = ""
+    dsn: Database = ""
+    owner_dsn: Database = ""
+    reader_dsn: Database = ""
     connections_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
 
     @property
@@ -59,10 +75,10 @@ class DatabaseConfig(Section, frozen=True):
 class StreamConfig(Section, frozen=True):
     """Redis or Valkey; without a URL or sentinels the embedded one is used."""
 
-    url: Address = ""
+    url: Stream = ""
     mode: Literal["single", "sentinel", "cluster"] = "single"
     sentinels: tuple[str, ...] = ()
-    sentinel_master: str = "fundsvc"
+    sentinel_master: Name = "fundsvc"
     partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
 
@@ -73,7 +89,7 @@ class StreamConfig(Section, frozen=True):
             raise ValueError('mode = "cluster" needs url: one of its nodes')
         for address in self.sentinels:
             host, _, port = address.rpartition(":")
-            if not (host and port.isascii() and port.isdecimal()):
+            if not (host and port.isascii() and port.isdecimal() and 1 <= int(port) <= PORT_MAX):
                 raise ValueError(f'sentinels: "{address}" is not "host:port"')
 
     @property
@@ -99,13 +115,13 @@ Venue = Literal["binance", "bybit", "gate", "okx"]
 class HttpConfig(Section, frozen=True):
     """The HTTP side."""
 
-    host: str = "127.0.0.1"
+    host: Name = "127.0.0.1"
     port: Port = 8080
     proxies: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
-    public_url: str = ""
+    public_url: PublicUrl = ""
     certificate: str = ""
     certificate_key: str = ""
-    origins: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
     venues: tuple[Venue, ...] = ()
     requests_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 2000
     requests_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
@@ -121,7 +137,7 @@ class TokenConfig(Section, frozen=True):
 
     secret: Secret = ""
     keys: str = ""
-    audience: str = "fundsvc"
+    audience: Name = "fundsvc"
     leeway_seconds: Annotated[float, msgspec.Meta(ge=0, le=600)] = 30.0
 
 

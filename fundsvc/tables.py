@@ -17,7 +17,9 @@ HIDDEN = "***"
 """What is shown in the place of a secret."""
 
 SECRET, ADDRESS = {"hide": "all"}, {"hide": "password"}
-"""The `extra` of types whose values are not shown at all, and without a password that may be in them."""
+"""The `extra` of types whose values are not shown at all, and without a password that may be in them. Another, `form`, says in
+words what a pattern allows.
+"""
 
 _PASSWORD = re.compile(r"(?<=://)([^:@/]*):.*@|(?<=[?&])((?:ssl)?password=)[^&]*", re.DOTALL)
 """Rather too much than too little: a password that is not escaped as it should be may hold any character."""
@@ -103,9 +105,10 @@ def span(kind: Any) -> str:
 
 def presentable(value: Any, kind: Any) -> Any:
     """A value as it may be shown: without what is secret."""
-    if value and _extra(kind) == SECRET:
+    hide = _extra(kind).get("hide")
+    if value and hide == "all":
         return HIDDEN
-    if _extra(kind) == ADDRESS:
+    if hide == "password":
         return _PASSWORD.sub(lambda found: f"{found[2]}{HIDDEN}" if found[2] else f"{found[1]}:{HIDDEN}@", value)
     return value
 
@@ -137,13 +140,13 @@ def _unknown(key: str, kinds: Mapping[str, Any], path: str) -> Iterator[Complain
     yield Complaint(_join(path, key), f"{_join(path, key)} is no key: {meant}")
 
 
-def _extra(kind: Any) -> dict[str, Any] | None:
+def _extra(kind: Any) -> dict[str, Any]:
     found = inspect.type_info(kind)
-    return found.extra if isinstance(found, inspect.Metadata) else None
+    return (found.extra or {}) if isinstance(found, inspect.Metadata) else {}
 
 
 def _shown(value: Any, kind: Any) -> str:
-    if _extra(kind):
+    if "hide" in _extra(kind):
         return HIDDEN
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= SHOWN_LENGTH_MAX else f"{text[:SHOWN_LENGTH_MAX]}..."
@@ -168,8 +171,12 @@ def _allowed(found: inspect.Type) -> str:
             words = f"a table of {', '.join(field.name for field in fields)}"
         case inspect.UnionType(types=types):
             words = _either([_allowed(one) for one in types if not isinstance(one, inspect.NoneType)])
+        case inspect.Metadata(extra={"form": str(form)}):
+            words = form
         case inspect.Metadata(type=inner):
             words = _allowed(inner)
+        case inspect.StrType(min_length=1):
+            words = "text, not empty"
         case _:
             words = "text"
     return words

@@ -130,7 +130,7 @@ def secret(tmp_path: Path, content: bytes) -> str:
     ],
 )
 def test_a_value_is_read_from_a_file_but_for_its_last_newline(tmp_path, content, value):
-    assert load(tmp_path, FUNDSVC_DATABASE_OWNER_DSN_FILE=secret(tmp_path, content)).database.owner_dsn == value
+    assert load(tmp_path, FUNDSVC_TOKEN_SECRET_FILE=secret(tmp_path, content)).token.secret == value
 
 
 def test_numbers_and_lists_may_lie_in_files_too_and_win_over_the_configuration(tmp_path):

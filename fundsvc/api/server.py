@@ -37,7 +37,8 @@ async def serve(
         try:
             await web.TCPSite(runner, host, port, ssl_context=tls).start()
         except OSError as error:
-            raise ServerError(f"cannot listen on {host}:{port}: {error.strerror or error}; set another port") from error
+            why = error.strerror or error
+            raise ServerError(f"cannot listen on {host}:{port}: {why}; see http.host, http.port and engine.port") from error
         yield _url("https" if tls else "http", runner.addresses[0])
     finally:
         await runner.cleanup()
