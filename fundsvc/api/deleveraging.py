@@ -93,6 +93,8 @@ class DeleveragingResources:
     async def positions(self, query: AccountQuery, caller: Caller) -> PositionsAnswer:
         """An account's positions with their ranks and all inputs, and its latest reductions."""
         account = _account(query, caller)
+        if not account.isprintable():
+            return PositionsAnswer(account, [], [])  # the account of nobody: no event that names such a one is settled
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
         reductions = await self._ledger.deleveraged(account, DELEVERAGED_MAX)
         positions = [
@@ -135,8 +137,6 @@ def _account(query: AccountQuery, caller: Caller) -> str:
         raise BadParameter("account is missing: the token is for all of them, so say whose positions")
     if caller.role == "trader" and account != caller.account:
         raise Forbidden("these are another account's positions: a trader sees its own, so leave `account` out")
-    if not account.isprintable():
-        raise BadParameter("account must be printable text")
     return account
 
 
