@@ -47,6 +47,10 @@ HISTORY = [
 CALLERS = {"engine": {}, "trader": {"account": "secret-anna"}}
 """Whose tokens are used."""
 
+VENUES = ["binance", "bybit", "gate", "okx"]
+SECTIONS = ["contracts", "deleveraging", "funds", "ingest", "openapi", "operations", *VENUES, "websocket"]
+"""Under which operations are found, in words of those who ask."""
+
 UNDESCRIBED = {"/", "/page/{digest}/{name}", "/docs", "/docs/{name}", "/ws"}
 """What is for browsers, and what does not speak HTTP."""
 
@@ -61,7 +65,7 @@ def application(monkeypatch):
 
 @pytest.fixture
 async def world(config, application):  # noqa: F811 - the fixture
-    config = with_section(config, "http", venues=("binance", "bybit", "gate", "okx"))
+    config = with_section(config, "http", venues=tuple(VENUES))
     config = with_section(config, "engine", rollup_seconds=0.1, target_seconds=0.1)
     async with world_of(config) as world:
         await world.send(*HISTORY)
@@ -86,6 +90,8 @@ async def test_the_description_is_valid_openapi(world):
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
     names = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(names) == len(set(names))
+    assert [section["name"] for section in document["tags"]] == SECTIONS
+    assert {name for _, _, operation in operations(document) for name in operation["tags"]} == set(SECTIONS)
 
 
 async def test_whatever_is_served_is_described(world, application):

@@ -59,6 +59,13 @@ PATH_PARAMETERS: Mapping[str, tuple[Schema, str]] = {
 }
 """What stands in braces in a path: its schema, and what it is."""
 
+SECTIONS: Mapping[str, str] = {
+    "fundsvc.api.cached": "fundsvc.api.funds",
+    "fundsvc.api.sizing": "fundsvc.api.funds",
+    "fundsvc.api.websocket.bullet": "fundsvc.api.websocket",
+}
+"""Modules whose operations stand in the section of another; each other module has its own, told by how its docstring begins."""
+
 _COMPONENT = "#/components/schemas/{name}"
 
 
@@ -81,11 +88,11 @@ def description(endpoints: Iterable[Endpoint]) -> Schema:
     paths: dict[str, Schema] = {}
     for endpoint in table:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
-    modules = sorted({_told(endpoint).__module__ for endpoint in table})
+    sections = sorted({_section(endpoint) for endpoint in table})
     return {
         "openapi": "3.1.0",
         "info": {"title": TITLE, "version": fundsvc.__version__, "description": ABOUT},
-        "tags": [{"name": _tag(name), "description": _paragraphs(sys.modules[name])[0]} for name in modules],
+        "tags": [{"name": _tag(name), "description": _paragraphs(sys.modules[name])[0]} for name in sections],
         "paths": paths,
         "components": {
             "schemas": schemas.components,
@@ -120,13 +127,14 @@ def _variants(kind: Any) -> tuple[Any, ...]:
 
 
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
-    told, example = _told(endpoint), _examples().get(f"{endpoint.method} {endpoint.path}", {})
+    told, tag = _told(endpoint), _tag(_section(endpoint))
+    example = _examples().get(f"{endpoint.method} {endpoint.path}", {})
     paragraphs = _paragraphs(told)
     asked = _paragraphs(endpoint.query) if endpoint.query.__struct_fields__ else []
     for_whom = [f"For {' or '.join(sorted(endpoint.roles))}."] if endpoint.roles else []
     operation: Schema = {
-        "operationId": f"{_tag(told.__module__)}.{told.__name__}",
-        "tags": [_tag(told.__module__)],
+        "operationId": f"{tag}.{told.__name__}",
+        "tags": [tag],
         "summary": re.split(r"[;:.](?:\s|$)", paragraphs[0])[0],
         "description": "\n\n".join((*paragraphs, *asked, *for_whom)),
         "parameters": [*_path_parameters(endpoint, example), *_query_parameters(endpoint, example)],
@@ -208,6 +216,12 @@ def _response_name(status: int) -> str:
 
 def _told(endpoint: Endpoint) -> Any:
     return endpoint.told or endpoint.handler
+
+
+def _section(endpoint: Endpoint) -> str:
+    """The module that tells of the section that an endpoint stands in."""
+    module: str = _told(endpoint).__module__
+    return SECTIONS.get(module, module)
 
 
 def _tag(module: str) -> str:
