@@ -8,7 +8,7 @@ from fundsvc.core.fullness import RuleName
 from fundsvc.core.numbers import format_units
 from fundsvc.core.targets import Explanation
 from fundsvc.store.reader import FundRow, Reader
-from fundsvc.store.targets import Explained, Targets
+from fundsvc.store.targets import ExplainedTarget, Targets
 
 
 class TargetAnswer(Answer, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class SizingResources:
         raise not_listed(symbol)
 
 
-def target_answer(fund: FundRow, explained: Explained) -> TargetAnswer:
+def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:
     """A target in its settlement currency, beside its fund."""
     target = explained.target
     return TargetAnswer(

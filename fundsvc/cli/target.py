@@ -17,7 +17,7 @@ from fundsvc.core.targets import Cover, OpenInterest, ValueAtRisk
 from fundsvc.follower import Follower
 from fundsvc.metrics import Metrics
 from fundsvc.store.reader import Reader
-from fundsvc.store.targets import Explained, Targets
+from fundsvc.store.targets import ExplainedTarget, Targets
 from fundsvc.targeting import Asked, find
 
 
@@ -49,7 +49,7 @@ async def _find(config: Config, symbol: str, policy: TargetPolicy) -> TargetAnsw
             await follower.step(fund.partition)
             view = follower.view(fund.contract, fund.partition)
             found, size = (await find(Targets(pool), [Asked(fund.contract, view.book, policy)]))[symbol]
-            return target_answer(fund, Explained(found, size.explanation, size.reason, datetime.now(UTC)))
+            return target_answer(fund, ExplainedTarget(found, size.explanation, size.reason, datetime.now(UTC)))
     raise LookupError(f"no contract {symbol!r} is listed")
 
 

@@ -14,7 +14,7 @@ from fundsvc.store.database import SQL, Pool, faults, lent
 from fundsvc.store.reader import HOUR_MS, fetch
 
 
-class Explained(NamedTuple):
+class ExplainedTarget(NamedTuple):
     """A target with what explains it, or why there is none, and when that was."""
 
     target: Target
@@ -68,12 +68,12 @@ class Targets:
         """The targets of all contracts that have been looked at."""
         return {row["symbol"]: _target(row) for row in await fetch(self._pool, "targets")}
 
-    async def explained(self, symbol: str) -> Explained | None:
+    async def explained(self, symbol: str) -> ExplainedTarget | None:
         """A contract's target with its explanation, if it has been looked at."""
         for row in await fetch(self._pool, "target", symbol):
             found = row["explanation"]
             explanation = msgspec.json.decode(found, type=Explanation) if found is not None else None
-            return Explained(_target(row), explanation, row["reason"], row["computed_at"])
+            return ExplainedTarget(_target(row), explanation, row["reason"], row["computed_at"])
         return None
 
 
