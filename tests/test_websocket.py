@@ -154,6 +154,22 @@ async def test_what_cannot_be_done_is_told_with_its_id_and_what_to_do(service, m
         assert await client.ask(id="still here", type="ping") == {"id": "still here", "type": "pong"}
 
 
+async def test_a_time_beyond_all_calendars_is_refused(service):
+    async with service.connected(signed("trader", account="anna")) as client:
+        answer = await client.ask(id="mine", type="subscribe", topic=POSITION, response=True, after=253_402_300_800_000)
+        assert (answer["id"], answer["type"], answer["code"]) == ("mine", "error", 400)
+        assert "a time in milliseconds, at most 253402300799999" in answer["data"]
+        await client.subscribe(POSITION, after=253_402_300_799_999)
+        assert await client.ask(id="still here", type="ping") == {"id": "still here", "type": "pong"}
+
+
+async def test_who_asks_without_a_handshake_is_told_what_this_is(service):
+    async with service.http.get("/ws", params={"token": (await service.bullet())["token"]}) as answer:
+        body = await answer.json()
+        assert (answer.status, body["code"]) == (400, "400100")
+        assert "POST /api/v1/bullet-public" in body["msg"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "\ud7ff", '{"id":{}}', "[" * 5000])
 async def test_what_is_no_message_is_told_too(service, text):
     async with service.connected() as client:

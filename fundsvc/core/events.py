@@ -18,8 +18,11 @@ Signed = Annotated[int, msgspec.Meta(ge=-(2**63 - 1), le=2**63 - 1)]
 Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40, extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"})]
 """A plain decimal number. The pattern is told to whoever asks for a schema; parsing refuses what does not match."""
 
-Timestamp = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999)]
-"""Milliseconds since the epoch by the engine's clock, up to the year 9999."""
+TIMESTAMP_MAX = 253_402_300_799_999
+"""The last millisecond of the year 9999, with which Python's calendar ends."""
+
+Timestamp = Annotated[int, msgspec.Meta(ge=0, le=TIMESTAMP_MAX)]
+"""Milliseconds since the epoch by the engine's clock."""
 
 
 class Event(msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, frozen=True, gc=False):

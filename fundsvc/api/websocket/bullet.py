@@ -15,7 +15,7 @@ from fundsvc.api.access import Roles, allowed
 from fundsvc.api.answers import Answer, Envelope
 from fundsvc.api.cached import CachedFunds
 from fundsvc.api.endpoints import JSON, Endpoint, Media
-from fundsvc.api.errors import Unavailable, WrongToken
+from fundsvc.api.errors import BadParameter, Unavailable, WrongToken
 from fundsvc.api.websocket.balances import Balances
 from fundsvc.api.websocket.client import CLOSE_SECONDS_MAX, Client
 from fundsvc.api.websocket.connection import Connection
@@ -98,6 +98,8 @@ class Live:
         socket = web.WebSocketResponse(
             timeout=CLOSE_SECONDS_MAX, max_msg_size=MESSAGE_BYTES_MAX, compress=False, autoclose=False
         )
+        if not socket.can_prepare(request):
+            raise BadParameter("this is a WebSocket: connect with a client of such, as POST /api/v1/bullet-public tells")
         writer = await socket.prepare(request)
         transport = request.transport
         if transport is None:

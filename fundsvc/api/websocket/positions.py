@@ -10,7 +10,8 @@ import msgspec
 from fundsvc.api.adl_answers import PositionAnswer, deleveraged_answer, position_answer
 from fundsvc.api.websocket.client import Client
 from fundsvc.api.websocket.frames import push
-from fundsvc.api.websocket.topics import insist
+from fundsvc.api.websocket.topics import Refused, insist
+from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.follower import Follower, NotFollowed
 from fundsvc.metrics import Metrics
 from fundsvc.store.deleveragings import Deleveragings, Reduction
@@ -62,7 +63,9 @@ class Positions:
                     self._send(clients, frame)
 
     def check(self, part: str, after: int | None) -> None:
-        """There is but one part, and any time to go on from."""
+        """Raises Refused for what is no time. There is but one part."""
+        if after is not None and after > TIMESTAMP_MAX:
+            raise Refused(400, f"after is {after}: here it is a time in milliseconds, at most {TIMESTAMP_MAX}")
 
     async def join(self, client: Client, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
         """Sends all positions, the reductions of orders that moved since a time (ms), and then what is new."""
