@@ -62,8 +62,8 @@ class Positions:
                 for frame in self._changed_lights(account):
                     self._send(clients, frame)
 
-    def check(self, part: str, after: int | None) -> None:
-        """Raises Refused for what is no time. There is but one part."""
+    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
+        """Raises Refused for what is no time."""
         if after is not None and after > TIMESTAMP_MAX:
             raise Refused(400, f"after is {after}: here it is a time in milliseconds, at most {TIMESTAMP_MAX}")
 
