@@ -53,14 +53,14 @@ AUDIT_FAMILIES: tuple[Family[AuditMetrics], ...] = (
     Family(
         "fundsvc_audit_full_timestamp_seconds",
         "gauge",
-        "When it was last found good from entry 1 on.",
+        "When a contract's ledger was last found good from entry 1 on.",
         _LABEL,
         lambda audit: audit.verified_at.get("full"),
     ),
     Family(
         "fundsvc_conservation_error_atoms",
         "gauge",
-        "Uncovered less recovered, repaid, outstanding and open in ADL, recomputed from the ledger: 0.",
+        "Uncovered less recovered, repaid, outstanding and open in ADL, recomputed from a contract's ledger: 0.",
         _LABEL,
         lambda audit: audit.error,
     ),

@@ -62,8 +62,12 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     _money("gauge", "fundsvc_peak", "Highest balance of the last eight hours.", lambda view: view.peak),
     Family("fundsvc_target", "gauge", "Target size of a fund.", _OF_CURRENCY, lambda view: view.target),
     _gauge("fundsvc_fullness_ratio", "Balance of a fund / its target size.", lambda view: view.fullness),
-    _gauge("fundsvc_leverage_cap", "Highest leverage that this fullness recommends.", lambda view: view.leverage_cap),
-    _gauge("fundsvc_drawdown_ratio", "Share of that highest balance that is gone.", lambda view: view.drawdown),
+    _gauge("fundsvc_leverage_cap", "Highest leverage that the fullness of a fund recommends.", lambda view: view.leverage_cap),
+    _gauge(
+        "fundsvc_drawdown_ratio",
+        "Share of the highest balance of the last eight hours that is gone.",
+        lambda view: view.drawdown,
+    ),
     *_each(
         _gauge,
         "fundsvc_fund_state",
@@ -80,14 +84,19 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
         "What a fund could not pay and ADL was asked for.",
         lambda view: view.fund.uncovered,
     ),
-    _money("counter", "fundsvc_recovered_total", "What ADL recovered of that.", lambda view: view.fund.recovered),
+    _money(
+        "counter",
+        "fundsvc_recovered_total",
+        "What ADL recovered of what funds could not pay.",
+        lambda view: view.fund.recovered,
+    ),
     _money(
         "counter",
         "fundsvc_refunded_total",
-        "What completed ADL orders recovered beyond that, credited to the fund.",
+        "What completed ADL orders recovered beyond what the fund could not pay, credited to it.",
         lambda view: view.fund.refunded,
     ),
-    _money("counter", "fundsvc_repaid_total", "What repaid an outstanding amount.", lambda view: view.fund.repaid),
+    _money("counter", "fundsvc_repaid_total", "What surpluses repaid of outstanding amounts.", lambda view: view.fund.repaid),
     *_each(
         _counter,
         "fundsvc_entries_total",
