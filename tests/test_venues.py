@@ -11,6 +11,7 @@ from test_adl_api import world_of
 from test_openapi import HISTORY, config  # noqa: F401 - a fixture
 from tokens import bearer
 
+from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.store.database import open_pool
 from fundsvc.store.histories import DAY_MS, DayRow, Histories
 from fundsvc.store.rollups import condense
@@ -73,6 +74,8 @@ async def test_changes_of_one_time_are_never_torn_apart_between_pages(world):
     middle = int(every[len(every) // 2]["ts"])
     newer = [change for change in every if int(change["ts"]) > middle]
     assert await changes(world, before=middle) == newer
+    assert await changes(world, before=TIMESTAMP_MAX) == await changes(world, after=0) == []
+    assert await changes(world, after=TIMESTAMP_MAX) == await changes(world, before=0) == every
 
 
 def replaced(event, ts):
@@ -102,6 +105,7 @@ async def test_every_venue_refuses_in_its_own_words(world):
         ("/api/v4/futures/USDT/adl_risk_states", None, None): (404, {"label": "CONTRACT_NOT_FOUND"}),
         (OKX, "type", "adl"): (400, {"code": "50014"}),
         (OKX, "instType", "SPOT"): (400, {"code": "51000"}),
+        (f"{OKX}?instType=SWAP&uly={SYMBOL}", "before", str(2**63 - 1)): (400, {"code": "51000"}),
     }
     for (path, name, value), (expected, part) in wrong.items():
         status, body = await ask(world, path, **({name: value} if name else {}))

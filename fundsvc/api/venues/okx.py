@@ -10,12 +10,12 @@ from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.errors import BadParameter, MissingParameter, NotFound, Problem
-from fundsvc.api.parameters import Milliseconds, Query
+from fundsvc.api.parameters import Query
 from fundsvc.api.serving import listed
 from fundsvc.api.venues.facade import Funds, Refusal, Venue
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import Currency, Symbol
+from fundsvc.core.events import Currency, Symbol, Timestamp
 from fundsvc.core.numbers import INT64_MAX, format_units
 from fundsvc.store.histories import Histories, TurnRow
 from fundsvc.store.reader import EntryRow, Listed, Reader
@@ -56,8 +56,8 @@ class FundQuery(Query, frozen=True):
     uly: Annotated[Symbol, msgspec.Meta(description="another name of instFamily")] | UnsetType = UNSET
     inst_family: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
     ccy: Annotated[Currency, msgspec.Meta(description="a settlement currency")] | UnsetType = UNSET
-    before: Annotated[Milliseconds, msgspec.Meta(description="changes later than this")] | UnsetType = UNSET
-    after: Annotated[Milliseconds, msgspec.Meta(description="changes earlier than this")] | UnsetType = UNSET
+    before: Annotated[Timestamp, msgspec.Meta(description="changes later than this")] | UnsetType = UNSET
+    after: Annotated[Timestamp, msgspec.Meta(description="changes earlier than this")] | UnsetType = UNSET
     limit: Annotated[int, msgspec.Meta(ge=1, le=DETAILS_MAX)] = DETAILS_MAX
 
 
