@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import asyncpg
 import deleveraging
+import fanout
 import history as ledger_history
 import latency
 import msgspec
@@ -119,7 +120,7 @@ def http(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Requests beside a bare aiohttp handler, and one topic with many subscribers; exits with 1 when a target is missed."""
-    load = serving.Load(subscribers, changes, topic_seconds, max(1, rounds // 2))
+    load = fanout.Load(subscribers, changes, topic_seconds, rounds)
     with _servers(directory) as servers, _progress() as tell:
         results = _run(serving.measure(servers, load, rounds, seconds, tell))
     if as_json:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import secrets
+import socket
 import statistics
 import subprocess
 import sys
@@ -274,6 +275,14 @@ def cost(servers: EmbeddedServers, engine: ServiceProcess | None = None) -> Cost
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     busy = sum(machine[:8]) - machine.idle - getattr(machine, "iowait", 0.0)
     return Cost(engine.cpu_seconds() if engine else 0.0, postgres_cpu_seconds(servers), own.user + own.system, busy)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def sync_ms(directory: Path, times: int = 100) -> float:

@@ -19,12 +19,11 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple, TextIO
 
 import msgspec
-from ground import STREAM, Ledger, append, bodies, connection_to, new_ledger, settled_to, stream_of
+from ground import STREAM, Ledger, append, bodies, connection_to, free_port, new_ledger, settled_to, stream_of
 from market import Market
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from report import Target, at_most, table_of, target_table
 from rich.console import Console
-from subscribers import free_port
 from throughput import Tell
 
 from fundsvc.app import http_side, run_engine

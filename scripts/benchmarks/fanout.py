@@ -1,0 +1,266 @@
+"""How long a change takes from durable to a thousand subscribers of one busy contract, and what they cost the engine.
+
+A sender appends single fills at a steady rate. An observer asks PostgreSQL for the committed offset again and again, so that a
+fill is known to be durable at most one poll late (`poll_p99_ms`); a subscriber has it when the last byte of its frame is read.
+All subscribers are sent the same bytes, so each is a protocol that counts and sums (CRC-32) what it reads: whoever ends with
+the count and the sum of what the history says was to be told got every change, once and in order.
+
+The engine's commits are timed by its own metrics, in rounds that take turns: with nobody subscribed, with everybody, and with
+everybody at a bare server instead, which sends the same bytes as often and does nothing else. Sender, observer and subscribers
+are one process with one clock, and take their share of the machine, which the engine's commits feel too: what they feel of a
+bare server is what so many clients on this machine cost, whoever serves them.
+"""
+
+import asyncio
+import gc
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import hiredis
+import msgspec
+import numpy as np
+from ground import STREAM, Ledger, ServiceProcess, bodies, connection_to, url_of
+from latency import Id, observe, send
+from market import Market
+from subscribers import Subscriber, http_answer, socket_path, subscribed
+from throughput import Tell
+
+from fundsvc.config import HttpConfig
+
+BARE = Path(__file__).with_name("bare_topic.py")
+
+SETTLE_SECONDS = 0.5
+"""After the last fill was sent, until everybody must have it."""
+
+
+class Fanout(msgspec.Struct, kw_only=True):
+    """Times in ms over `subscribers` times `changes`; commits are medians of the rounds' means, ratios of the turns' ratios."""
+
+    subscribers: int
+    changes: int
+    per_second: float
+    complete: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    sent_p99_ms: float
+    poll_p99_ms: float
+    commit_ms: float
+    commit_alone_ms: float
+    commit_bare_ms: float
+    of_alone: float
+    of_bare: float
+
+
+class Load(NamedTuple):
+    """So many subscribers, changes a second, seconds to a round, and rounds."""
+
+    subscribers: int
+    rate: int
+    seconds: float
+    rounds: int
+
+
+class Round(NamedTuple):
+    """What a round of sending came to: fills sent, when the ledger was seen to have what, and the engine's mean commit (ms)."""
+
+    sent: list[tuple[float, Id]]
+    seen: list[tuple[Id, float]]
+    commit_ms: float
+
+
+class Turn(NamedTuple):
+    """Mean commits (ms) of three rounds, and what the subscribers of one of them got."""
+
+    alone_ms: float
+    bare_ms: float
+    told: "Told"
+
+
+class Told(NamedTuple):
+    """A round with subscribers: seconds from durable and from sent to each of them, and how many of them got everything."""
+
+    took: "np.ndarray[tuple[int], np.dtype[np.float64]]"
+    from_sent: "np.ndarray[tuple[int], np.dtype[np.float64]]"
+    complete: int
+    round: Round
+    frames: list[bytes]
+
+
+class Bench(NamedTuple):
+    """What is measured: processes on a ledger with one contract, and with what."""
+
+    ledger: Ledger
+    engine: ServiceProcess
+    engine_port: int
+    api_log: Path
+    market: Market
+    load: Load
+    tell: Tell
+
+
+async def measure(bench: Bench) -> Fanout:
+    """Takes turns."""
+    return _result([await _turn(bench) for _ in range(bench.load.rounds)], bench.load.subscribers)
+
+
+async def _turn(bench: Bench) -> Turn:
+    alone = await _round(bench)
+    told = await _told(bench)
+    return Turn(alone.commit_ms, (await _beside_bare(bench, told.frames)).commit_ms, told)
+
+
+async def _told(bench: Bench) -> Told:
+    """A round in which everybody is subscribed."""
+    await _until_shown(bench.api_log, bench.ledger)
+    symbol = bench.market.listings()[0].contract["symbol"]
+    host, port = url_of(bench.api_log)
+    path = await socket_path(host, port)
+    async with subscribed(host, port, path, symbol, bench.load.subscribers) as listeners:
+        with _frozen():
+            done = await _round(bench)
+            await asyncio.sleep(SETTLE_SECONDS)
+    return _taken(listeners, done)
+
+
+async def _beside_bare(bench: Bench, frames: Sequence[bytes]) -> Round:
+    """A round in which everybody listens to a bare server, which writes as often as the service looks at its ledger."""
+    seconds = HttpConfig().tail_seconds
+    size = round(bench.load.rate * seconds)
+    groups = [b"".join(frames[start : start + size]) for start in range(0, len(frames), size)]
+    file = bench.api_log.with_name("frames")
+    file.write_bytes(msgspec.msgpack.encode(groups))
+    with _bare(file, seconds) as (port, server):
+        async with subscribed("127.0.0.1", port, "/", "", bench.load.subscribers):
+            with _frozen():
+                assert server.stdin is not None
+                server.stdin.write(b"\n")
+                server.stdin.flush()
+                return await _round(bench)
+
+
+@contextmanager
+def _bare(file: Path, seconds: float) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    command = [sys.executable, str(BARE), str(file), str(seconds)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline()), process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Keeps the collector from looking at a thousand clients again and again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _taken(listeners: Sequence[Subscriber], done: Round) -> Told:
+    data = b"".join(listeners[0].first or ())
+    ends, told = _frames(data)
+    if len(told) != len(done.sent):
+        raise RuntimeError(f"{len(done.sent)} fills were sent, {len(told)} were told")
+    if told != list(range(told[0], told[0] + len(told))):
+        raise RuntimeError("entries were told twice, left out or out of order")
+    durable = _durable(done)
+    sent = np.array([at for at, _ in done.sent])
+    whole = [each for each in listeners if (each.length, each.sum) == (listeners[0].length, listeners[0].sum)]
+    had = np.array([np.array(each.times)[np.searchsorted(np.array(each.lengths), ends)] for each in whole])
+    frames = [data[start:end] for start, end in pairwise([0, *ends])]
+    return Told((had - durable).ravel(), (had - sent).ravel(), len(whole), done, frames)
+
+
+def _frames(data: bytes) -> tuple[list[int], list[int]]:
+    """Where each frame ends, and which entry it tells."""
+    ends, told, at = [], [], 0
+    while at < len(data):
+        length, head = data[at + 1], 2
+        if length == 126:
+            length, head = int.from_bytes(data[at + 2 : at + 4], "big"), 4
+        message = json.loads(data[at + head : at + head + length])
+        at += head + length
+        ends.append(at)
+        told.append(message["data"]["entry"])
+    return ends, told
+
+
+def _durable(done: Round) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """When each fill was seen to be durable."""
+    times, place = [], 0
+    for _, stream_id in done.sent:
+        while done.seen[place][0] < stream_id:
+            place += 1
+        times.append(done.seen[place][1])
+    return np.array(times)
+
+
+def _result(turns: Sequence[Turn], subscribers: int) -> Fanout:
+    told = [turn.told for turn in turns]
+    took, from_sent = (np.concatenate(columns) for columns in zip(*((each.took, each.from_sent) for each in told), strict=True))
+    polls = [later[1] - earlier[1] for each in told for earlier, later in pairwise(each.round.seen)]
+    sent = [each.round.sent for each in told]
+    return Fanout(
+        subscribers=subscribers,
+        changes=sum(map(len, sent)),
+        per_second=statistics.mean(len(run) / (run[-1][0] - run[0][0]) for run in sent),
+        complete=min(each.complete for each in told),
+        p50_ms=float(np.percentile(took, 50)) * 1000,
+        p99_ms=float(np.percentile(took, 99)) * 1000,
+        max_ms=float(took.max()) * 1000,
+        sent_p99_ms=float(np.percentile(from_sent, 99)) * 1000,
+        poll_p99_ms=float(np.percentile(polls, 99)) * 1000,
+        commit_ms=statistics.median(each.round.commit_ms for each in told),
+        commit_alone_ms=statistics.median(turn.alone_ms for turn in turns),
+        commit_bare_ms=statistics.median(turn.bare_ms for turn in turns),
+        of_alone=statistics.median(turn.told.round.commit_ms / turn.alone_ms for turn in turns),
+        of_bare=statistics.median(turn.told.round.commit_ms / turn.bare_ms for turn in turns),
+    )
+
+
+async def _round(bench: Bench) -> Round:
+    """Sends at the rate and watches the ledger until it has everything."""
+    count = int(bench.load.rate * bench.load.seconds)
+    messages = bodies(bench.market.fills(count), 1, "json")
+    commands = [hiredis.pack_command(("XADD", STREAM, "*", "json", body)) for body in messages]  # type: ignore[arg-type]
+    async with connection_to(bench.ledger.owner_dsn) as connection:
+        last: asyncio.Future[Id] = asyncio.get_running_loop().create_future()
+        observer = asyncio.create_task(observe(connection, bench.engine, last))
+        before = await _commits(bench.engine_port)
+        sent = await send(bench.ledger, commands, bench.load.rate, bench.tell)
+        last.set_result(sent[-1][1])
+        seen = await observer
+        after = await _commits(bench.engine_port)
+    return Round(sent, seen, (after[0] - before[0]) / (after[1] - before[1]) * 1000)
+
+
+async def _until_shown(log: Path, ledger: Ledger) -> None:
+    """Waits until the HTTP side shows what the ledger has, so that all subscribers begin at the same entry."""
+    async with connection_to(ledger.owner_dsn) as connection:
+        entry = await connection.fetchval("SELECT max(entry) FROM funds")
+    shown = b""
+    while f'"entry":{entry},'.encode() not in shown:
+        await asyncio.sleep(SETTLE_SECONDS)
+        shown = await http_answer(*url_of(log), "GET", "/api/v1/insurance-fund")
+
+
+async def _commits(port: int) -> tuple[float, float]:
+    """Seconds that the engine's commits took so far, and how many there were."""
+    text = (await http_answer("127.0.0.1", port, "GET", "/metrics")).decode()
+    values = (re.search(rf"^fundsvc_commit_seconds_{name} (\S+)$", text, re.MULTILINE) for name in ("sum", "count"))
+    seconds, count = (float(found[1]) if found else 0.0 for found in values)
+    return seconds, count
