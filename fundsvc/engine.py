@@ -242,7 +242,9 @@ class Session:
                     tasks.create_task(_every(self._config.engine.book_seconds, pipeline.keep_books)),
                     tasks.create_task(_every(self._config.engine.target_seconds, targeting.recompute)),
                 ]
-                await pipeline.run(stop)
+                # In a task of its own: where it and a chore fail at once, a group within this group's own task would leave that
+                # task cancelled for good (CPython gh-116720, until 3.13).
+                await asyncio.wait([tasks.create_task(pipeline.run(stop))])
                 for chore in chores:
                     chore.cancel()
 

@@ -470,6 +470,17 @@ async def test_an_owner_that_was_replaced_says_so(quick, producer, logged, owner
     check_documented(logged.lines())
 
 
+async def test_a_stream_that_was_away_is_said_with_how_long_and_its_owner_stays(quick, producer, servers, logged):
+    async with running(quick):
+        await producer.append([listing("AAA"), fill("AAA", 1, 1, TS)])
+        await eventually(lambda: logged.lines("partition loaded"))
+        with stopped(servers, servers.valkey):
+            await eventually(lambda: "settling" in parts(logged, "fault"))
+        await eventually(lambda: "settling" in parts(logged, "recovered"))
+        assert len(logged.lines("partition owned")) == 1
+    check_documented(logged.lines())
+
+
 async def test_a_stream_that_lost_its_tail_is_said(quick, producer, logged):
     async with running(quick):
         await producer.append([listing("AAA"), fill("AAA", 1, 1, TS)])
