@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import inspect
 
+from fundsvc import __version__ as fundsvc_version
 from fundsvc.cli.configuration import effective, lines
 from fundsvc.config import Config, ConfigError, load_config
 from fundsvc.core.policy import DrawdownGuard
@@ -319,6 +320,11 @@ async def test_the_command_exits_with_2_and_says_what_is_wrong(environment, mess
     done = await check(**environment)
     assert (done.code, done.output) == (2, "")
     assert message in done.error
+
+
+async def test_the_version_is_said_whatever_the_configuration():
+    done = await program(sys.executable, "-m", "fundsvc", "--version", environment={"FUNDSVC_HTTP_PORT": "x"})
+    assert (done.code, done.output, done.error) == (0, f"fundsvc {fundsvc_version}\n", "")
 
 
 async def test_the_command_asks_whether_what_is_named_is_there(config):

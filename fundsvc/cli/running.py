@@ -12,6 +12,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from fundsvc import __version__
 from fundsvc.api.server import ServerError
 from fundsvc.config import CONFIG_FILE_VARIABLE, Config, ConfigError, load_config
 from fundsvc.embedded import EmbeddedError
@@ -34,6 +35,12 @@ cli = typer.Typer(
 )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"fundsvc {__version__}\n")
+        raise typer.Exit(DONE)
+
+
 @cli.callback()
 def _configure(
     context: typer.Context,
@@ -41,6 +48,9 @@ def _configure(
         Path | None,
         typer.Option(envvar=CONFIG_FILE_VARIABLE, help="TOML file; config/fundsvc.toml lists every key.", dir_okay=False),
     ] = None,
+    version: Annotated[  # noqa: ARG001 - its callback ends the command
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_say_version)
+    ] = False,
 ) -> None:
     context.obj = config
 
