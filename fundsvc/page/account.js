@@ -215,21 +215,21 @@ class AccountView {
 
   #draw({ account, positions, deleveraged }) {
     this.#announce(deleveraged);
-    this.who.replaceChildren("Account ", element("b", {}, account));
+    this.who.replaceChildren(element("b", {}, account));
     drawTable(this.positions, "Positions", POSITION_COLUMNS, positions, "No open positions.");
     drawTable(
       this.deleveraged,
       "Deleveraged",
       DELEVERAGED_COLUMNS,
       deleveraged,
-      "None of these positions was ever deleveraged.",
+      "This account was never deleveraged.",
     );
   }
 }
 
 /** Draws a table anew, its scrolling position kept. */
 function drawTable(panel, title, columns, rows, empty) {
-  const table = listTable(columns, rows, { words: WORDS, empty });
+  const table = listTable(columns, rows, { words: WORDS, empty, cards: true });
   const old = panel.querySelector("table");
   if (old) old.replaceWith(table);
   else panel.replaceChildren(element("div", { class: "head" }, element("h2", {}, title)), scroller(title, table));

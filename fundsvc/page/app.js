@@ -5,8 +5,10 @@ import { showContract } from "./contract.js";
 import { showContracts } from "./contracts.js";
 import { openEntry } from "./entry.js";
 import { Feed } from "./feed.js";
-import { clock } from "./format.js";
+import { clock, retellMoments } from "./format.js";
 import { Market } from "./market.js";
+
+const RETELL_MS = 60_000;
 
 const main = document.getElementById("main");
 const dialog = document.getElementById("entry");
@@ -17,9 +19,13 @@ const shared = { feed, market };
 /** What is shown now: its key, and what ends it. */
 let view = { key: null, end: () => {} };
 
-/** The parts of the address: "#/contract/X/entry/5" gives ["contract", "X", "entry", "5"]. */
+/** The parts of the address: "#/contract/X/entry/5" gives ["contract", "X", "entry", "5"]; one that cannot be read gives none. */
 function address() {
-  return location.hash.split("/").slice(1).map(decodeURIComponent);
+  try {
+    return location.hash.split("/").slice(1).map(decodeURIComponent);
+  } catch {
+    return [];
+  }
 }
 
 function route() {
@@ -73,6 +79,7 @@ feed.refused = forgetToken;
 feed.listen(sayConnection);
 feed.start(connectionToken());
 addEventListener("hashchange", route);
+setInterval(retellMoments, RETELL_MS);
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();

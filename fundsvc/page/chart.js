@@ -188,7 +188,7 @@ class Chart {
     if (!this.#series || this.#ended || this.#held) return;
     const [shown, colours] = [this.#shown(), coloursOf(this.plot)];
     const look = { family: getComputedStyle(this.plot).fontFamily, isLogarithmic: this.#logarithmic };
-    const lines = traces(this.#series, shown, colours, this.#currency());
+    const lines = traces(this.#series, shown, colours, this.#currency);
     window.Plotly.react(this.plot, lines, layout(shown, colours, look), { displayModeBar: false });
     if (!this.#drawn) this.plot.on("plotly_relayout", (change) => this.#relayout(change));
     this.#drawn = true;
@@ -211,12 +211,12 @@ class Chart {
     this.note.textContent = `Shows ${what}. Drag to zoom, double-click to go back.${gap}`;
     this.plot.setAttribute(
       "aria-label",
-      `Balance of ${this.#symbol}, from ${points[0].text} to ${points.at(-1).text} ${this.#currency()}`,
+      `Balance of ${this.#symbol}, from ${points[0].text} to ${points.at(-1).text} ${this.#currency}`,
     );
   }
 }
 
-/** Shows the chart of a contract; `currency` gives its settlement currency. */
+/** Shows the chart of a contract, whose settlement currency is `currency`. */
 export function showChart(root, symbol, currency) {
   return new Chart(root, symbol, currency);
 }

@@ -30,15 +30,10 @@ export function showContract(root, { market, feed }, symbol) {
   const state = element("span", {});
   const worth = element("div", { class: "worth" });
   const facts = element("dl", { class: "facts" });
-  const panels = Object.fromEntries(
-    ["chart", "entries", "queue", "orders"].map((name) => [name, element("section", { class: `panel ${name}` })]),
-  );
-  root.append(
-    element("header", { class: "contract" }, element("div", { class: "name" }, title, state), worth, facts),
-    ...Object.values(panels),
-  );
+  root.append(element("header", { class: "contract" }, element("div", { class: "name" }, title, state), worth, facts));
 
   let shown = null;
+  let endPanels = null;
   const unlisten = market.listen(() => {
     const fund = market.funds?.get(symbol);
     if (market.funds && !fund) worth.textContent = `No contract ${symbol} is listed.`;
@@ -47,10 +42,22 @@ export function showContract(root, { market, feed }, symbol) {
     state.replaceChildren(fundState(fund.state));
     worth.replaceChildren(...worths(fund));
     drawFacts(facts, fund);
+    endPanels ??= showPanels(root, feed, fund);
   });
-  const chart = showChart(panels.chart, symbol, () => market.funds?.get(symbol)?.settleCurrency ?? "");
+  return () => {
+    unlisten();
+    endPanels?.();
+  };
+}
+
+/** Shows all but a listed contract's facts; returns what ends that. */
+function showPanels(root, feed, { symbol, settleCurrency }) {
+  const panels = Object.fromEntries(
+    ["chart", "entries", "queue", "orders"].map((name) => [name, element("section", { class: `panel ${name}` })]),
+  );
+  root.append(...Object.values(panels));
+  const chart = showChart(panels.chart, symbol, settleCurrency);
   const ends = [
-    unlisten,
     chart.end,
     showEntries(panels.entries, feed, symbol, { added: chart.add, replaced: chart.reload }),
     showOrders(panels.orders, feed, symbol),

@@ -1,4 +1,9 @@
-/** The list of all contracts, sorted and filtered, with totals by currency. */
+/**
+ * The list of all contracts, sorted and filtered, with totals by currency.
+ *
+ * Each row lays itself out, in columns of widths that are reckoned here, and only where it can be seen: a table would be laid
+ * out as a whole with every number, which takes 40 ms for a thousand contracts. Such rows need to be told their roles.
+ */
 
 import { arrange, element } from "./dom.js";
 import { compareDecimals, FUND_STATES, fundState, money, moment, number, percent } from "./format.js";
@@ -6,18 +11,28 @@ import { alignDecimals } from "./table.js";
 
 const RESORT_MS = 2000;
 
+/** Longer symbols are cut off; the whole is their title. */
+const LONGEST = 24;
+
+/** Widths in digits: of letters, of digits with their share of the gaps between groups, and of what is around a text. */
+const SMALL_LETTER = 0.9;
+const LETTER = 1.3;
+const DIGIT = 1.12;
+const AROUND = 1.9;
+
 const byText = (name) => (a, b) => a[name].localeCompare(b[name]);
 const byAmount = (name) => (a, b) => compareDecimals(a[name], b[name]);
 const byNumber = (name) => (a, b) => (a[name] ?? -Infinity) - (b[name] ?? -Infinity);
 
-/** Columns: what they are called, how they compare, what they show, and whether they start with the largest. */
+/** Columns: what they are called, how they compare, what they show, whether they are words, and start with the largest. */
 const COLUMNS = [
-  { id: "symbol", title: "Contract", compare: byText("symbol"), show: (fund) => link(fund) },
+  { id: "symbol", title: "Contract", compare: byText("symbol"), show: (fund) => link(fund), words: true },
   {
     id: "state",
     title: "State",
     compare: (a, b) => FUND_STATES.indexOf(a.state) - FUND_STATES.indexOf(b.state),
     show: (fund) => fundState(fund.state),
+    words: true,
     descending: true,
   },
   { id: "balance", title: "Balance", compare: byAmount("balance"), show: (fund) => number(fund.balance), amount: true },
@@ -26,6 +41,7 @@ const COLUMNS = [
     title: "Currency",
     compare: byText("settleCurrency"),
     show: (fund) => element("abbr", {}, fund.settleCurrency),
+    words: true,
   },
   {
     id: "usdt",
@@ -85,7 +101,40 @@ const FIELDS = { currency: "settleCurrency", usdt: "balanceUsdt" };
 const chosen = { sort: "usdt", descending: true, text: "", state: "" };
 
 function link(fund) {
-  return element("a", { href: `#/contract/${encodeURIComponent(fund.symbol)}` }, fund.symbol);
+  return element("a", { href: `#/contract/${encodeURIComponent(fund.symbol)}`, title: fund.symbol }, fund.symbol);
+}
+
+/** How wide the columns are, in characters: never narrower than before, as numbers come and go. */
+class Widths {
+  #wholes = COLUMNS.map(() => 0);
+  #fractions = COLUMNS.map(() => 0);
+
+  constructor(table) {
+    this.table = table;
+    this.#apply();
+  }
+
+  /** Makes room for a text. */
+  fit(place, text) {
+    const [whole, fraction = ""] = text.slice(0, LONGEST).split(".");
+    if (whole.length <= this.#wholes[place] && fraction.length <= this.#fractions[place]) return;
+    this.#wholes[place] = Math.max(whole.length, this.#wholes[place]);
+    this.#fractions[place] = Math.max(fraction.length, this.#fractions[place]);
+    this.#apply();
+  }
+
+  #apply() {
+    const tracks = COLUMNS.map(({ title, words }, place) => {
+      const text = this.#wholes[place] * (words ? LETTER : DIGIT) + this.#fractions[place];
+      const width = Math.max(title.length * SMALL_LETTER, text) + AROUND;
+      return `minmax(${width}ch, ${width}fr)`;
+    });
+    this.table.style.setProperty("--columns", tracks.join(" "));
+  }
+}
+
+function sideOf({ words }) {
+  return { class: words ? null : "amount" };
 }
 
 class ContractsView {
@@ -93,20 +142,21 @@ class ContractsView {
   #rows = new Map();
   #order = [];
   #sortedAt = 0;
+  #summary = null;
 
   constructor(root, market) {
     this.#market = market;
     this.totals = element("section", { class: "totals", "aria-label": "Totals by currency" });
     this.count = element("p", { class: "count", role: "status" });
     this.headers = COLUMNS.map((column) => this.#header(column));
-    this.body = element("tbody", { keydown: moveFocus });
+    this.body = element("tbody", { role: "rowgroup", keydown: moveFocus });
     this.table = element(
       "table",
-      { class: "contracts" },
-      element("caption", { class: "hidden" }, "Insurance funds by contract"),
-      element("thead", {}, element("tr", {}, ...this.headers)),
+      { class: "contracts", role: "table", "aria-label": "Insurance funds by contract" },
+      element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...this.headers)),
       this.body,
     );
+    this.widths = new Widths(this.table);
     this.scroller = element("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Contracts" }, this.table);
     root.append(element("h1", { class: "hidden", tabindex: "-1" }, "Contracts"), this.totals, this.#toolbar(), this.scroller);
     this.#showSort();
@@ -115,7 +165,7 @@ class ContractsView {
   #header(column) {
     const press = () => this.#sortBy(column);
     const title = element("button", { type: "button", click: press }, column.title);
-    return element("th", { scope: "col", "data-column": column.id }, title);
+    return element("th", { role: "columnheader", "data-column": column.id, ...sideOf(column) }, title);
   }
 
   #toolbar() {
@@ -173,12 +223,8 @@ class ContractsView {
     const busy = this.body.matches(":hover, :focus-within");
     const due = performance.now() - this.#sortedAt > RESORT_MS && !busy;
     const known = new Set(this.#order);
+    for (const fund of shown) this.#row(fund).show(fund, this.widths);
     if (sort || due || shown.length !== this.#order.length || shown.some(({ symbol }) => !known.has(symbol))) this.#sort(shown);
-    for (const fund of shown) this.#row(fund).show(fund, this.table);
-    arrange(
-      this.body,
-      this.#order.map((symbol) => this.#rows.get(symbol).element),
-    );
     this.count.textContent =
       shown.length === funds.size ? `${funds.size} contracts` : `${shown.length} of ${funds.size} contracts`;
   }
@@ -195,6 +241,10 @@ class ContractsView {
     funds.sort((a, b) => direction * compare(a, b) || a.symbol.localeCompare(b.symbol));
     this.#order = funds.map(({ symbol }) => symbol);
     this.#sortedAt = performance.now();
+    arrange(
+      this.body,
+      funds.map((fund) => this.#row(fund).element),
+    );
   }
 
   #row({ symbol }) {
@@ -203,11 +253,14 @@ class ContractsView {
   }
 
   #drawTotals(summary) {
+    if (summary === this.#summary) return;
+    this.#summary = summary;
     const total = element(
       "div",
       { class: "total all" },
       element("h2", {}, "All funds"),
-      money(summary.totalUsdt, "USDT", { reason: summary.totalUsdtReason }),
+      money(summary.totalUsdt, "USDT"),
+      element("p", {}, summary.totalUsdtReason ?? ""),
     );
     const each = summary.currencies.map((row) => {
       const title = element("h2", {}, `${row.currency} · ${row.contracts} ${row.contracts === 1 ? "contract" : "contracts"}`);
@@ -227,31 +280,35 @@ class ContractsView {
 /** A contract's row; only what changed is drawn again, and a changed balance lights up shortly. */
 class Row {
   #fund = {};
+  #flashing = null;
 
   constructor() {
-    this.cells = COLUMNS.map((column) => element("td", { "data-column": column.id, "data-title": column.title }));
-    this.element = element("tr", {}, ...this.cells);
+    this.cells = COLUMNS.map((column) =>
+      element("td", { role: "cell", "data-column": column.id, "data-title": column.title, ...sideOf(column) }),
+    );
+    this.element = element("tr", { role: "row" }, ...this.cells);
   }
 
-  show(fund, table) {
+  show(fund, widths) {
     if (fund === this.#fund) return;
     const before = this.#fund;
     this.#fund = fund;
     COLUMNS.forEach(({ id, show }, place) => {
       const field = FIELDS[id] ?? id;
       if (before.symbol && before[field] === fund[field]) return;
-      this.cells[place].replaceChildren(show(fund));
+      const shown = show(fund);
+      this.cells[place].replaceChildren(shown);
+      widths.fit(place, `${shown.matches(".up") ? "+" : ""}${shown.textContent}`);
     });
-    alignDecimals(table, this.element);
-    if (before.symbol && before.balance !== fund.balance)
-      flash(this.cells[BALANCE], compareDecimals(fund.balance, before.balance));
+    alignDecimals(widths.table, this.element);
+    if (before.symbol && before.balance !== fund.balance) this.#flash(compareDecimals(fund.balance, before.balance));
   }
-}
 
-function flash(cell, direction) {
-  cell.getAnimations().forEach((animation) => animation.cancel());
-  const colour = getComputedStyle(cell).getPropertyValue(direction < 0 ? "--down-soft" : "--up-soft");
-  cell.animate([{ backgroundColor: colour }, { backgroundColor: "transparent" }], { duration: 1200, easing: "ease-out" });
+  #flash(direction) {
+    const colours = [direction < 0 ? "var(--down-soft)" : "var(--up-soft)", "transparent"];
+    this.#flashing?.cancel();
+    this.#flashing = this.cells[BALANCE].animate({ backgroundColor: colours }, { duration: 1200, easing: "ease-out" });
+  }
 }
 
 /** Arrow keys move between the rows' links. */

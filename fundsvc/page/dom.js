@@ -17,6 +17,21 @@ export function button(text, press, attributes = {}) {
   return element("button", { type: "button", click: press, ...attributes }, text);
 }
 
+/** A button that asks the service for more; while it waits it cannot be pressed, and what fails is said. */
+export function asking(text, ask, attributes = {}) {
+  const press = async () => {
+    made.disabled = true;
+    try {
+      await ask();
+    } catch (error) {
+      announce(error.message);
+    }
+    made.disabled = false;
+  };
+  const made = button(text, press, attributes);
+  return made;
+}
+
 /** Calls `draw` once in the next frame, however often it is asked for before. */
 export function perFrame(draw) {
   let asked = false;
@@ -32,10 +47,13 @@ export function perFrame(draw) {
 
 /** Puts children into the given order with as few moves as possible, so that focus and selection stay where they are. */
 export function arrange(parent, children) {
-  for (const child of [...parent.children]) if (!children.includes(child)) child.remove();
-  children.forEach((child, place) => {
-    if (parent.children[place] !== child) parent.insertBefore(child, parent.children[place] ?? null);
-  });
+  const kept = new Set(children);
+  for (const child of [...parent.children]) if (!kept.has(child)) child.remove();
+  let next = parent.firstElementChild;
+  for (const child of children) {
+    if (child === next) next = next.nextElementSibling;
+    else parent.insertBefore(child, next);
+  }
 }
 
 /** Says something once, visibly and to screen readers, for some seconds. */

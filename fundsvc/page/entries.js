@@ -1,7 +1,7 @@
 /** The last entries of a ledger, live, each once and none left out. */
 
 import { get } from "./api.js";
-import { button, element, perFrame } from "./dom.js";
+import { asking, button, element, perFrame } from "./dom.js";
 import { moment, number } from "./format.js";
 import { alignDecimals } from "./table.js";
 
@@ -23,8 +23,8 @@ class EntryList {
     this.body = element("tbody", {});
     const heads = COLUMNS.map((name) => element("th", { scope: "col", ...sideOf(name) }, name));
     const caption = element("caption", { class: "hidden" }, `Ledger entries of ${symbol}, newest first`);
-    this.table = element("table", { class: "list" }, caption, element("thead", {}, element("tr", {}, ...heads)), this.body);
-    this.older = button("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
+    this.table = element("table", { class: "list cards" }, caption, element("thead", {}, element("tr", {}, ...heads)), this.body);
+    this.older = asking("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
     const scrolled = () => this.#flush();
     this.scroller = element(
       "div",
@@ -35,7 +35,9 @@ class EntryList {
     this.problem = element("p", { class: "problem" });
     this.waiting = button("", () => this.#toTop(), { class: "quiet waiting" });
     this.waiting.disabled = true;
-    root.append(element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting), this.problem, this.scroller);
+    const whole = element("a", { class: "button quiet", href: `api/v1/${pathOf(symbol)}/history.csv`, download: true }, "CSV");
+    const head = element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting, whole);
+    root.append(head, this.problem, this.scroller);
   }
 
   /** Reads what came after the newest known entry, or the newest page if that is too much; returns from where to go on. */
@@ -64,7 +66,7 @@ class EntryList {
   };
 
   #page(parameters) {
-    return get(`insurance-fund/${encodeURIComponent(this.#symbol)}/history`, parameters);
+    return get(`${pathOf(this.#symbol)}/history`, parameters);
   }
 
   #replace({ dataList, hasMore }) {
@@ -133,11 +135,15 @@ class EntryList {
     const row = element(
       "tr",
       { "data-entry": entry.entry },
-      ...cells.map((cell, place) => element("td", sideOf(COLUMNS[place]), cell)),
+      ...cells.map((cell, place) => element("td", { "data-title": COLUMNS[place], ...sideOf(COLUMNS[place]) }, cell)),
     );
     alignDecimals(this.table, row);
     return row;
   }
+}
+
+function pathOf(symbol) {
+  return `insurance-fund/${encodeURIComponent(symbol)}`;
 }
 
 function sideOf(column) {

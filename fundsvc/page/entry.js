@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { button, element } from "./dom.js";
-import { hash, moment, number } from "./format.js";
+import { hash, instant, number } from "./format.js";
 import { orderSummary } from "./orders.js";
 
 const FIELDS = {
@@ -18,8 +18,8 @@ const FIELDS = {
   Trade: (entry) => element("code", {}, entry.tradeId || "–"),
   Order: (entry) => element("code", {}, entry.orderId || "–"),
   Sequence: (entry) => number(entry.seq),
-  "Engine's time": (entry) => moment(entry.ts),
-  "Recorded at": (entry) => moment(entry.recordedAt),
+  "Engine's time": (entry) => instant(entry.ts),
+  "Recorded at": (entry) => instant(entry.recordedAt),
   Hash: (entry) => hash(entry.hash),
 };
 

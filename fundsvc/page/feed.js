@@ -37,7 +37,7 @@ export class Feed {
 
   constructor() {
     addEventListener("online", () => this.#soon());
-    addEventListener("offline", () => this.#drop("there is no network"));
+    addEventListener("offline", () => this.drop("there is no network"));
     document.addEventListener("visibilitychange", () => document.hidden || this.#soon());
   }
 
@@ -61,7 +61,9 @@ export class Feed {
   subscribe(topic, { receive, resume = async () => ({}), isPrivate = false }) {
     const subscription = { topic, receive, resume, isPrivate };
     this.#subscriptions.set(topic, subscription);
-    if (this.#connection?.welcome) this.#join(subscription).catch((error) => this.#drop(error.message));
+    const connection = this.#connection;
+    if (connection?.welcome)
+      this.#join(subscription).catch((error) => this.#connection === connection && this.drop(error.message));
     return () => {
       if (this.#subscriptions.get(topic) !== subscription) return;
       this.#subscriptions.delete(topic);
@@ -86,7 +88,7 @@ export class Feed {
     } catch (error) {
       if (this.#connection !== connection) return;
       if (this.#token && error instanceof ApiError && error.isAccess) this.#forget(error);
-      else this.#drop(error.message);
+      else this.drop(error.message);
     }
   }
 
@@ -104,8 +106,8 @@ export class Feed {
     connection.server = server;
     connection.socket.onmessage = (event) => this.#hear(connection, JSON.parse(event.data));
     connection.socket.onclose = ({ reason }) =>
-      this.#connection === connection && this.#drop(reason || "the connection was closed");
-    connection.timers.push(setTimeout(() => connection.welcome || this.#drop("no welcome came"), WELCOME_MS_MAX));
+      this.#connection === connection && this.drop(reason || "the connection was closed");
+    connection.timers.push(setTimeout(() => connection.welcome || this.drop("no welcome came"), WELCOME_MS_MAX));
   }
 
   #hear(connection, frame) {
@@ -123,7 +125,7 @@ export class Feed {
     try {
       await Promise.all([...this.#subscriptions.values()].map((subscription) => this.#join(subscription)));
     } catch (error) {
-      if (this.#connection === connection) this.#drop(error.message);
+      if (this.#connection === connection) this.drop(error.message);
     }
     if (this.#connection !== connection) return;
     this.#failures = 0;
@@ -172,12 +174,12 @@ export class Feed {
   #ping(connection) {
     const sentAt = Date.now();
     this.#send("ping");
-    const late = () => this.#connection === connection && this.heardAt < sentAt && this.#drop("a ping was not answered");
+    const late = () => this.#connection === connection && this.heardAt < sentAt && this.drop("a ping was not answered");
     connection.timers.push(setTimeout(late, connection.server.pingTimeout));
   }
 
   /** Gives the connection up, and tries again later: twice as late each time, and not all clients at once. */
-  #drop(reason) {
+  drop(reason) {
     this.#close();
     this.reason = reason;
     this.#say("waiting");

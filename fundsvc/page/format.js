@@ -27,7 +27,8 @@ export function money(given, currency, options) {
 /** A ratio that is a plain number, in percent; the exact one is its title. */
 export function percent(ratio) {
   if (ratio === null || ratio === undefined) return number(null);
-  return element("span", { class: "number", title: String(ratio) }, `${(ratio * 100).toFixed(2)} %`);
+  const text = (ratio * 100).toFixed(2);
+  return element("span", { class: "percent", title: String(ratio) }, DECIMAL.test(text) ? number(text) : text, " %");
 }
 
 /** A plain number (a score, a leverage) to five digits; the exact one is its title. */
@@ -43,10 +44,28 @@ export function clock(ms) {
 
 /** A moment here: the time of day, and the date unless it is today; UTC is its title. */
 export function moment(ms) {
+  const utc = new Date(ms).toISOString();
+  return element("time", { class: "moment", datetime: utc, title: utc }, told(ms));
+}
+
+/** Tells the moments that are shown again: on a page that stays open, today becomes yesterday. */
+export function retellMoments() {
+  for (const shown of document.querySelectorAll(".moment")) {
+    const text = told(Date.parse(shown.dateTime));
+    if (shown.textContent !== text) shown.textContent = text;
+  }
+}
+
+function told(ms) {
   const date = new Date(ms);
-  const recent = Date.now() - ms < DAY_MS && date.getDate() === new Date().getDate();
-  const text = recent ? clock(ms) : `${date.toLocaleDateString("sv-SE")} ${clock(ms)}`;
-  return element("time", { datetime: date.toISOString(), title: date.toISOString() }, text);
+  const isToday = Date.now() - ms < DAY_MS && date.getDate() === new Date().getDate();
+  return isToday ? clock(ms) : `${date.toLocaleDateString("sv-SE")} ${clock(ms)}`;
+}
+
+/** A moment to the millisecond, as everybody else tells it too. */
+export function instant(ms) {
+  const utc = new Date(ms).toISOString();
+  return element("time", { datetime: utc }, utc.replace("T", " ").replace("Z", " UTC"));
 }
 
 /** A hash, shortened for the eye; the whole of it can be selected. */

@@ -80,14 +80,14 @@ export class Market {
     });
   }
 
-  /** Reads while somebody may look at it. The feed notices by itself when the service is away, and has all read when it is back. */
+  /** Reads while somebody may look at it. What cannot be read is not live: the feed says so, and has all read when it can be. */
   async #whileSeen(read) {
     if (document.hidden || this.#feed.state !== "live") return;
     try {
       await read();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      console.info(error.message);
+      if (this.#feed.state === "live") this.#feed.drop(error.message);
     }
   }
 }

@@ -1,12 +1,18 @@
 /** A contract's deleveraging orders: how much was needed, how much was taken, and from which places in the queue. */
 
 import { get } from "./api.js";
-import { announce, arrange, button, element } from "./dom.js";
+import { announce, arrange, asking, element } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
 import { listTable, scroller } from "./table.js";
 
 const PAGE_ORDERS = 6;
 const PAGE_ALLOCATIONS = 500;
+
+/** What the API answers at a time. */
+const PAGE_MAX = 500;
+
+/** A page that stays open keeps so many orders, and more where somebody asked for older ones. */
+const KEPT_ORDERS = 100;
 
 /** Which state of a fund an order's state looks like. */
 const LOOKS = { open: "adl", done: "ok", uncovered: "uncovered" };
@@ -69,12 +75,13 @@ function bar(order) {
 /** A round, with as many of its positions as are known; the others are read when asked for. */
 function roundTable(order, round) {
   const text = `Round ${round.round}, mark ${round.markPrice}: ${round.executed} of ${round.asked} lots from ${round.positions} positions`;
-  const table = (rows) => listTable(ALLOCATION_COLUMNS, rows, { caption: text, words: ["Lights"] });
-  const made = scroller(text, table(round.allocations));
+  const table = (rows) => listTable(ALLOCATION_COLUMNS, rows, { words: ["Lights"] });
+  const rows = scroller(text, table(round.allocations));
+  const made = element("section", {}, element("h4", {}, text), rows);
   if (round.positions <= round.allocations.length) return made;
-  const more = button(`All ${round.positions} positions`, async () => {
-    const rows = await allAllocations(order, round.round);
-    made.replaceChildren(table(rows));
+  const more = asking(`All ${round.positions} positions`, async () => {
+    rows.replaceChildren(table(await allAllocations(order, round.round)));
+    more.remove();
   });
   made.append(more);
   return made;
@@ -105,6 +112,7 @@ class OrderItem {
   }
 
   show(order) {
+    if (order === this.#order) return;
     this.#order = order;
     this.element.dataset.adl = order.adl;
     this.title.textContent = `ADL ${order.adl}`;
@@ -126,18 +134,22 @@ class OrderList {
   #orders = new Map();
   #items = new Map();
 
+  /** Older orders are those before this one; an open one is shown although others between it and this one are not. */
+  #before = 0;
+
   constructor(root, symbol) {
     this.#symbol = symbol;
     this.list = element("div", { class: "orders-list" }, element("p", { class: "none" }, "loading"));
-    this.older = button("Older orders", () => this.#read({ offset: Math.min(...this.#orders.keys()) }), {
-      class: "quiet wide",
-      hidden: true,
-    });
+    const readOlder = async () => this.#take(await this.#page({ offset: this.#before, maxCount: PAGE_ORDERS }));
+    this.older = asking("Older orders", readOlder, { class: "quiet wide", hidden: true });
     root.append(element("div", { class: "head" }, element("h2", {}, "Deleveraging (ADL)")), this.list, this.older);
   }
 
+  /** Reads as many of the newest as were shown, instead of these: some may have begun and ended meanwhile. */
   resume = async () => {
-    await this.#read({});
+    const page = await this.#page({ maxCount: Math.min(Math.max(this.#orders.size, PAGE_ORDERS), PAGE_MAX) });
+    this.#orders.clear();
+    this.#take(page);
     return {};
   };
 
@@ -146,10 +158,13 @@ class OrderList {
     this.list.replaceChildren(element("p", { class: "problem" }, problem));
   }
 
-  async #read(parameters) {
-    const path = `adl/${encodeURIComponent(this.#symbol)}/orders`;
-    const { dataList, hasMore } = await get(path, { maxCount: PAGE_ORDERS, ...parameters });
+  #page(parameters) {
+    return get(`adl/${encodeURIComponent(this.#symbol)}/orders`, parameters);
+  }
+
+  #take({ dataList, hasMore }) {
     dataList.forEach((order) => this.#orders.set(order.adl, order));
+    this.#before = dataList.at(-1)?.adl ?? 0;
     this.older.hidden = !hasMore;
     this.#draw();
   }
@@ -158,11 +173,21 @@ class OrderList {
   change = (order) => {
     const before = this.#orders.get(order.adl);
     this.#orders.set(order.adl, order);
+    if (!before && this.#orders.size > KEPT_ORDERS) this.#forget();
     if (!before)
       announce(`ADL ${order.adl} of ${order.symbol}: ${order.lotsNeeded} lots of ${order.reduce} positions are needed`);
     else if (before.state !== order.state) announce(`ADL ${order.adl} of ${order.symbol} is ${order.state}`);
     this.#draw();
   };
+
+  /** Lets go of the oldest order that is over. */
+  #forget() {
+    const oldest = Math.min(...[...this.#orders.values()].filter(({ state }) => state !== "open").map(({ adl }) => adl));
+    this.#orders.delete(oldest);
+    this.#items.delete(oldest);
+    this.#before = oldest + 1;
+    this.older.hidden = false;
+  }
 
   #draw() {
     const orders = [...this.#orders.values()].sort((a, b) => b.adl - a.adl);

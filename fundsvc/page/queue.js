@@ -3,7 +3,7 @@
 import { ApiError, get } from "./api.js";
 import { element } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
-import { listTable } from "./table.js";
+import { listTable, scroller } from "./table.js";
 
 const REFRESH_MS = 2000;
 
@@ -22,8 +22,10 @@ function sideTable(caption, sections) {
 /** Shows the queue, and looks again every two seconds while the page can be seen. */
 export function showQueue(root, symbol) {
   const asOf = element("p", { class: "as-of" });
-  const sides = element("div", { class: "sides" });
-  root.append(element("div", { class: "head" }, element("h2", {}, "ADL queue"), asOf), sides);
+  const sides = scroller("ADL queue");
+  sides.classList.add("sides");
+  const about = element("p", { class: "note" }, "Positions with five lights are deleveraged first.");
+  root.append(element("div", { class: "head" }, element("h2", {}, "ADL queue"), asOf), sides, about);
 
   const look = async () => {
     if (document.hidden) return;

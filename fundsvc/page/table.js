@@ -2,16 +2,20 @@
 
 import { element } from "./dom.js";
 
-/** A table; columns named in `words` are to the left, all others are numbers, to the right. Without rows it says `empty`. */
-export function listTable(columns, rows, { words = [], caption = "", empty = "" }) {
+/**
+ * A table; columns named in `words` are to the left, all others are numbers, to the right. Without rows it says `empty`.
+ * With `cards` each row is a card where the screen is narrow.
+ */
+export function listTable(columns, rows, { words = [], caption = "", empty = "", cards = false }) {
   const names = Object.keys(columns);
   const side = (name) => ({ class: words.includes(name) ? null : "amount" });
   const heads = names.map((name) => element("th", { scope: "col", ...side(name) }, name));
-  const lines = rows.map((row) => element("tr", {}, ...names.map((name) => element("td", side(name), columns[name](row)))));
+  const cell = (name, row) => element("td", { "data-title": name, ...side(name) }, columns[name](row));
+  const lines = rows.map((row) => element("tr", {}, ...names.map((name) => cell(name, row))));
   if (!rows.length) lines.push(element("tr", {}, element("td", { colspan: names.length, class: "none" }, empty)));
   const table = element(
     "table",
-    { class: "list" },
+    { class: cards ? "list cards" : "list" },
     element("caption", {}, caption),
     element("thead", {}, element("tr", {}, ...heads)),
     element("tbody", {}, ...lines),
