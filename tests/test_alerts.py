@@ -45,7 +45,11 @@ def metrics_in(expression):
     return set(chain.from_iterable(metrics_in(RECORDED[name]) if name in RECORDED else {name} for name in names))
 
 
-USED = set(chain.from_iterable(metrics_in(rule["expr"] + rule["annotations"]["description"]) for rule in ALERTS.values()))
+USED = set(
+    chain.from_iterable(
+        metrics_in(text) for rule in ALERTS.values() for text in (rule["expr"], rule["annotations"]["description"])
+    )
+)
 
 
 @needs_prometheus
