@@ -9,7 +9,7 @@ ledger has durably, in order, with no gap and no repetition, however often the d
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import structlog
@@ -63,6 +63,12 @@ class Tail:
         self._places: dict[str, Place] = {}
         self._orders: dict[OrderKey, OrderRow] = {}
         self._cursors: dict[str, int] = {}
+
+    async def begin(self) -> None:
+        """Looks once, so that there is something to show from the start; raises StoreFault."""
+        with faults():
+            async with lent(self._pool) as connection:
+                await self._step(connection)
 
     async def run(self) -> None:
         """Follows until cancelled, through every fault."""
@@ -190,9 +196,11 @@ class Tail:
 
 @asynccontextmanager
 async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
-    """A tail that follows, over a connection of its own."""
+    """A tail that follows, over a connection of its own, and has begun unless the database is away."""
     async with open_pool(config.database.reader_dsn or config.database.dsn, 1) as pool, asyncio.TaskGroup() as tasks:
         tail = Tail(pool, metrics, config.http.tail_seconds)
+        with suppress(StoreFault):
+            await tail.begin()
         task = tasks.create_task(tail.run())
         try:
             yield tail
