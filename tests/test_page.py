@@ -313,6 +313,36 @@ async def test_a_late_answer_does_not_undo_what_was_told_meanwhile(open_window, 
 
 
 @needs_browser
+async def test_what_cannot_be_read_again_is_not_live(open_window, quiet):
+    async with open_window() as window:
+        page = window.page
+        await page.clock.install()
+        await window.go("#/")
+        await window.connection("live")
+        await page.route("**/api/v1/insurance-fund", lambda route: route.fulfill(status=503, json={"code": "", "msg": "away"}))
+        await page.clock.fast_forward(HALF_A_MINUTE)
+        await window.connection("reconnecting, data as of")
+        worth = await quiet()
+        await page.unroute("**/api/v1/insurance-fund")
+        await window.connection("live")
+        await expect(window.cell("QUIET", "usdt")).to_have_text(worth)
+        window.complaints.clear()  # the browser itself tells of every 503
+
+
+@needs_browser
+async def test_on_a_page_that_stays_open_today_becomes_yesterday(open_window, quiet, url):
+    moment = (await fund_of(url, "QUIET"))["updatedAt"]
+    async with open_window(timezone_id="UTC") as window:
+        await window.page.clock.install()
+        await window.go("#/contract/QUIET")
+        time_of_day = time.strftime("%H:%M:%S", time.gmtime(moment / 1000))
+        shown = window.page.locator(".entries time")
+        await expect(shown).to_have_text(time_of_day)
+        await window.page.clock.fast_forward(24 * HOUR_MS)
+        await expect(shown).to_have_text(time.strftime("%Y-%m-%d ", time.gmtime(moment / 1000)) + time_of_day)
+
+
+@needs_browser
 async def test_contracts_are_sorted_and_filtered(open_window, producer, url):
     await producer.append([listing("AAA"), listing("BBB"), listing("CCC", settleCurrency="USDC")])
     await producer.append([fill("AAA", 1, 9), fill("BBB", 1, 100), fill("CCC", 1, 20)])
@@ -517,6 +547,37 @@ async def test_an_adl_order_shows_what_it_needs_and_takes(open_window, producer,
         await expect(page.get_by_role("dialog")).to_contain_text((await fund_of(url, SYMBOL))["head"])
 
 
+def dry(seq):
+    """A fill that an empty fund cannot pay, while nobody has a position: an order of its own, which ends uncovered."""
+    return any_fill("AAA", seq, -1, time.time_ns() // 1_000_000)
+
+
+@needs_browser
+async def test_orders_that_came_while_disconnected_leave_no_gap(browser, config, producer):
+    def numbers():
+        return page.locator(".order h3").all_text_contents()
+
+    async with serving(config) as url:
+        await listed(producer, "AAA")
+        await producer.append([dry(1), dry(2)])
+        await settled(url, "AAA", 2)
+        page = await browser.new_page()
+        window = Window(page, url)
+        await window.go("#/contract/AAA")
+        await window.connection("live")
+        await expect(page.locator(".order")).to_have_count(2)
+    await window.connection("reconnecting")
+    await producer.append([dry(seq) for seq in range(3, 13)])
+    async with serving(config) as url:
+        await settled(url, "AAA", 12)
+        await window.connection("live")
+        await expect(page.locator(".order h3").first).to_have_text("ADL 12")
+        assert await numbers() == [f"ADL {number}" for number in range(12, 6, -1)]
+        await page.get_by_role("button", name="Older orders").click()
+        await expect(page.locator(".order")).to_have_count(12)
+        assert await numbers() == [f"ADL {number}" for number in range(12, 0, -1)]
+
+
 @needs_browser
 async def test_an_unknown_contract_is_said_and_disturbs_nothing_else(open_window, producer, url):
     await listed(producer, "AAA")
@@ -525,10 +586,39 @@ async def test_an_unknown_contract_is_said_and_disturbs_nothing_else(open_window
         await window.go("#/contract/NOPE")
         await window.connection("live")
         await expect(window.page.locator("main")).to_contain_text("No contract NOPE is listed")
-        await window.go("#/")
+        assert not any("NOPE" in urlsplit(each).path for each in window.requests)
+        await listed(producer, "NOPE")
+        await producer.append([fill("NOPE", 1, 3)])
+        await expect(window.page.get_by_role("link", name="Entry 1")).to_be_visible()
+        await window.go("#/contract/%")
         await producer.append([fill("AAA", 1, 7)])
         await expect(window.cell("AAA", "balance")).to_have_text("7")
-        window.complaints.clear()  # the browser itself tells of every 404
+
+
+LONG = "A" * 60
+"""A symbol of more letters than fit a telephone, or a column."""
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1440])
+async def test_a_long_symbol_leaves_everything_in_its_place(open_window, producer, url, width):
+    await listed(producer, LONG, "BBB")
+    await producer.append([fill(LONG, 1, 5), fill("BBB", 1, 5)])
+    await settled(url, "BBB", 1)
+    async with open_window(viewport={"width": width, "height": 800}) as window:
+        page = window.page
+        for address in ("#/", f"#/contract/{LONG}"):
+            await window.go(address)
+            await expect(page.get_by_text(LONG).first).to_be_visible()
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        await window.go("#/")
+        await expect(window.row("BBB")).to_be_visible()
+        places = "row => [...row.cells].map(cell => cell.getBoundingClientRect().left)"
+        long, short = [await window.row(symbol).evaluate(places) for symbol in (LONG, "BBB")]
+        assert long[2:] == short[2:]  # the state of a card is at its right edge
+        if width > 1000:
+            titles = await page.locator(".contracts thead tr").evaluate(places)
+            assert titles == long == short
 
 
 @needs_browser
