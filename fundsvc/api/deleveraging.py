@@ -34,7 +34,6 @@ from fundsvc.store.reader import Listed, Reader
 DELEVERAGED_MAX = 100
 """An account's reductions, the latest of them."""
 
-
 DIGITS_MAX = 9
 """Of the number of an order or a round: more than any contract will ever have, and they fit what the database counts with."""
 

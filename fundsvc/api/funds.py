@@ -80,8 +80,9 @@ class FundResources:
     async def candles(self, query: CandlesQuery, symbol: str) -> list[Candle]:
         """The balance over time and what moved it, oldest first, at most 500 candles: without `from` and `to`, the latest.
 
-        Hours and days are those of UTC; a time without entries has the close before it. Nothing is told of the time before a
-        fund's first entry.
+        Each is `[time, open, high, low, close, credited, paid, uncovered, fills]`, of which `time` is its start. Hours and days
+        are those of UTC; a time without entries has the close before it. Nothing is told of the time before a fund's first
+        entry.
         """
         contract = (await listed(self._reader, symbol)).contract
         now_ms = time.time_ns() // 1_000_000
