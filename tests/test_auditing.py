@@ -203,6 +203,26 @@ async def follows_anew(audit):
     return (await audit.entries("newest")).get("ABC") == 506
 
 
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.5])
+async def test_both_walks_together_take_no_more_than_their_share(monkeypatch, share):
+    now, rested = 0.0, []
+
+    async def work():
+        nonlocal now
+        now += 0.02
+
+    async def rest(seconds):
+        rested.append(seconds)
+
+    auditor = Auditor(None, AuditConfig(share=share), Metrics(), lambda symbol: True)
+    with monkeypatch.context() as patch:
+        patch.setattr("fundsvc.auditing.time.perf_counter", lambda: now)
+        patch.setattr("fundsvc.auditing.asyncio.sleep", rest)
+        for _ in range(3):
+            await auditor._paced(work)
+    assert 2 * now / (now + sum(rested)) == pytest.approx(share)
+
+
 async def test_only_what_is_owned_is_audited(config, owner):
     async with auditing(config, owns=lambda symbol: symbol == "ABC") as audit:
         await eventually(lambda: audit.good("ABC"))

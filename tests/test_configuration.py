@@ -322,6 +322,14 @@ async def test_the_command_exits_with_2_and_says_what_is_wrong(environment, mess
     assert message in done.error
 
 
+async def test_a_data_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    environment = {**environment_of(NOTHING), "FUNDSVC_DATABASE_DSN": "", "FUNDSVC_STREAM_URL": ""}
+    environment["FUNDSVC_DATA_DIRECTORY"] = str(tmp_path / "file" / "data")
+    done = await program(sys.executable, "-m", "fundsvc", "migrate", environment=environment)
+    assert (done.code, done.error) == (1, f"fundsvc: {tmp_path}/file/data: Not a directory\n")
+
+
 async def test_the_version_is_said_whatever_the_configuration():
     done = await program(sys.executable, "-m", "fundsvc", "--version", environment={"FUNDSVC_HTTP_PORT": "x"})
     assert (done.code, done.output, done.error) == (0, f"fundsvc {fundsvc_version}\n", "")

@@ -14,12 +14,11 @@ from fundsvc.store.reader import READ_SECONDS_MAX, fetch
 Walk = Literal["full", "newest"]
 """`full` goes from entry 1 to the end, again and again; `newest` follows what is added to what such a walk has verified."""
 
+WALKS: tuple[Walk, ...] = ("full", "newest")
+"""Both of them."""
 
 _SUMS = ("uncovered", "repaid")
 """They may outgrow 64 bits, so that the database has them as `numeric`."""
-
-WALKS: tuple[Walk, ...] = ("full", "newest")
-"""Both of them."""
 
 
 class Progress(NamedTuple):
