@@ -1,5 +1,6 @@
 /** An account's own positions and how they were deleveraged; with a token, which never leaves this tab but as a header. */
 
+import { contractAddress, entryAddress } from "./addresses.js";
 import { ApiError, get } from "./api.js";
 import { announce, button, element } from "./dom.js";
 import { lights, moment, number, percent, rough } from "./format.js";
@@ -37,7 +38,7 @@ const DELEVERAGED_COLUMNS = {
   Lights: (row) => lights(row.lights),
   Rank: (row) => rank(row),
   Cause: (row) =>
-    element("a", { href: `#/contract/${encodeURIComponent(row.symbol)}/entry/${row.cause}` }, `entry ${row.cause}`),
+    element("a", { href: entryAddress(row.symbol, row.cause) }, `entry ${row.cause}`),
   Order: (row) => element("span", {}, `ADL ${row.adl}, round ${row.round}`),
   ...INPUTS,
 };
@@ -46,7 +47,7 @@ const DELEVERAGED_COLUMNS = {
 const WORDS = ["Contract", "Side", "Lights", "Time", "Cause", "Order"];
 
 function contractLink({ symbol }) {
-  return element("a", { href: `#/contract/${encodeURIComponent(symbol)}` }, symbol);
+  return element("a", { href: contractAddress(symbol) }, symbol);
 }
 
 function rank(row) {

@@ -1,6 +1,7 @@
 /** The page: which view is shown follows the address after `#`, and the connection says how it is. */
 
 import { connectionToken, forgetToken, showAccount } from "./account.js";
+import { contractAddress } from "./addresses.js";
 import { showContract } from "./contract.js";
 import { showContracts } from "./contracts.js";
 import { openEntry } from "./entry.js";
@@ -58,8 +59,8 @@ function markCurrent(link, name) {
 
 /** Closing an entry is going to its contract; where the address says so already, the dialog was closed by it. */
 function leaveEntry() {
-  const [name, symbol, part] = address();
-  if (part === "entry") location.hash = `#/${name}/${encodeURIComponent(symbol)}`;
+  const [, symbol, part] = address();
+  if (part === "entry") location.hash = contractAddress(symbol);
 }
 
 function sayConnection(state) {

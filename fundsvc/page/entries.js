@@ -1,5 +1,6 @@
 /** The last entries of a ledger, live, each once and none left out. */
 
+import { entryAddress, fundPath } from "./addresses.js";
 import { get } from "./api.js";
 import { asking, button, element, perFrame } from "./dom.js";
 import { moment, number } from "./format.js";
@@ -35,7 +36,7 @@ class EntryList {
     this.problem = element("p", { class: "problem" });
     this.waiting = button("", () => this.#toTop(), { class: "quiet waiting" });
     this.waiting.disabled = true;
-    const whole = element("a", { class: "button quiet", href: `api/v1/${pathOf(symbol)}/history.csv`, download: true }, "CSV");
+    const whole = element("a", { class: "button quiet", href: `api/v1/${fundPath(symbol)}/history.csv`, download: true }, "CSV");
     const head = element("div", { class: "head" }, element("h2", {}, "Entries"), this.waiting, whole);
     root.append(head, this.problem, this.scroller);
   }
@@ -66,7 +67,7 @@ class EntryList {
   };
 
   #page(parameters) {
-    return get(`${pathOf(this.#symbol)}/history`, parameters);
+    return get(`${fundPath(this.#symbol)}/history`, parameters);
   }
 
   #replace({ dataList, hasMore }) {
@@ -123,9 +124,8 @@ class EntryList {
   }
 
   #row(entry) {
-    const path = `#/contract/${encodeURIComponent(this.#symbol)}/entry/${entry.entry}`;
     const cells = [
-      element("a", { href: path, "aria-label": `Entry ${entry.entry}` }, String(entry.entry)),
+      element("a", { href: entryAddress(this.#symbol, entry.entry), "aria-label": `Entry ${entry.entry}` }, String(entry.entry)),
       moment(entry.ts),
       element("span", { class: "kind", "data-kind": entry.kind }, entry.kind),
       number(entry.change, { signed: true }),
@@ -140,10 +140,6 @@ class EntryList {
     alignDecimals(this.table, row);
     return row;
   }
-}
-
-function pathOf(symbol) {
-  return `insurance-fund/${encodeURIComponent(symbol)}`;
 }
 
 function sideOf(column) {

@@ -1,5 +1,6 @@
 /** One entry with all that belongs to it, in a dialog. */
 
+import { entryAddress, fundPath } from "./addresses.js";
 import { get } from "./api.js";
 import { button, element } from "./dom.js";
 import { hash, instant, number } from "./format.js";
@@ -25,10 +26,9 @@ const FIELDS = {
 
 /** Opens the dialog on an entry; `closed` is called when the reader closes it. */
 export async function openEntry(dialog, symbol, number, closed) {
-  const path = `#/contract/${encodeURIComponent(symbol)}/entry`;
   const title = element("h2", { id: "entry-title" }, `${symbol}, entry ${number}`);
   const content = element("div", { "aria-live": "polite" }, "loading");
-  const turn = (to, text) => element("a", { class: "button quiet", href: `${path}/${to}` }, text);
+  const turn = (to, text) => element("a", { class: "button quiet", href: entryAddress(symbol, to) }, text);
   const foot = element(
     "footer",
     {},
@@ -40,7 +40,7 @@ export async function openEntry(dialog, symbol, number, closed) {
   dialog.onclose = closed;
   if (!dialog.open) dialog.showModal();
   try {
-    content.replaceChildren(...details(await get(`insurance-fund/${encodeURIComponent(symbol)}/entries/${number}`)));
+    content.replaceChildren(...details(await get(`${fundPath(symbol)}/entries/${number}`)));
   } catch (error) {
     content.replaceChildren(element("p", { class: "problem" }, error.message));
   }

@@ -17,7 +17,7 @@ export class Market {
   #listeners = new Set();
   #summaryDue = 0;
 
-  /** The funds that their topic told of since the newest reading began. Its answer may be older; where not, the topic tells that too. */
+  /** The funds that their topic told of since the newest reading began: the answer may be older, and what is newer will be told. */
   #told = new Map();
 
   /** The funds by symbol; null before they are known. */

@@ -1,5 +1,6 @@
 /** A contract's deleveraging orders: how much was needed, how much was taken, and from which places in the queue. */
 
+import { entryAddress } from "./addresses.js";
 import { get } from "./api.js";
 import { announce, arrange, asking, element } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
@@ -32,7 +33,7 @@ const ALLOCATION_COLUMNS = {
 
 /** An order in two lines, and a bar of what was taken beside what was needed. */
 export function orderSummary(order) {
-  const cause = `#/contract/${encodeURIComponent(order.symbol)}/entry/${order.cause}`;
+  const cause = entryAddress(order.symbol, order.cause);
   const facts = [
     element("span", { class: "state", "data-state": LOOKS[order.state] }, order.state),
     element("span", {}, `${order.reduce}s reduced at `, number(order.price)),

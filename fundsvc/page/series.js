@@ -1,5 +1,6 @@
 /** The balance of a fund over a time: every entry where they are few, else candles. Floats, because they become pixels. */
 
+import { fundPath } from "./addresses.js";
 import { get } from "./api.js";
 
 const MINUTE_MS = 60_000;
@@ -81,7 +82,7 @@ async function readCandles(symbol, from, to) {
   const length = granularity * MINUTE_MS;
   const candles = [];
   for (let start = Math.max(0, Math.floor(from / length) * length); start < to; start = candles.at(-1)[0] + length) {
-    const page = await get(`${pathOf(symbol)}/candles`, { granularity, from: start, to: Math.ceil(to) });
+    const page = await get(`${fundPath(symbol)}/candles`, { granularity, from: start, to: Math.ceil(to) });
     candles.push(...page);
     if (page.length < PAGE) break;
   }
@@ -96,7 +97,7 @@ async function readCandles(symbol, from, to) {
 }
 
 function balanceAt(symbol, ts) {
-  return get(`${pathOf(symbol)}/at`, { ts: Math.max(0, Math.floor(ts)) });
+  return get(`${fundPath(symbol)}/at`, { ts: Math.max(0, Math.floor(ts)) });
 }
 
 /** The balance at moments between two times. */
@@ -127,9 +128,5 @@ async function readEntries(symbol, after, last) {
 }
 
 function history(symbol, parameters) {
-  return get(`${pathOf(symbol)}/history`, parameters);
-}
-
-function pathOf(symbol) {
-  return `insurance-fund/${encodeURIComponent(symbol)}`;
+  return get(`${fundPath(symbol)}/history`, parameters);
 }
