@@ -363,6 +363,7 @@ async def test_contracts_are_sorted_and_filtered(open_window, producer, url):
         assert await window.symbols() == ["CCC"]
         await page.get_by_label("State").select_option("uncovered")
         await expect(page.locator(".count")).to_have_text("0 of 3 contracts")
+        await expect(page.get_by_role("region", name="Contracts")).to_contain_text("No contract is like that.")
 
 
 @needs_browser

@@ -3,6 +3,7 @@
 import { arrange, element } from "./dom.js";
 import { FUND_STATES, fundState, money, number } from "./format.js";
 import { COLUMNS, Row, sideOf, Widths } from "./rows.js";
+import { scroller } from "./table.js";
 
 const RESORT_MS = 2000;
 
@@ -29,8 +30,9 @@ class ContractsView {
       this.body,
     );
     this.widths = new Widths(this.table);
-    this.scroller = element("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Contracts" }, this.table);
-    root.append(element("h1", { class: "hidden", tabindex: "-1" }, "Contracts"), this.totals, this.#toolbar(), this.scroller);
+    this.empty = element("p", { class: "none" });
+    const heading = element("h1", { class: "hidden", tabindex: "-1" }, "Contracts");
+    root.append(heading, this.totals, this.#toolbar(), scroller("Contracts", this.table, this.empty));
     this.#showSort();
   }
 
@@ -97,6 +99,7 @@ class ContractsView {
     const known = new Set(this.#order);
     for (const fund of shown) this.#row(fund).show(fund, this.widths);
     if (sort || due || shown.length !== this.#order.length || shown.some(({ symbol }) => !known.has(symbol))) this.#sort(shown);
+    this.empty.textContent = shown.length ? "" : funds.size ? "No contract is like that." : "No contract is listed yet.";
     this.count.textContent =
       shown.length === funds.size ? `${funds.size} contracts` : `${shown.length} of ${funds.size} contracts`;
   }
