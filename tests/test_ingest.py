@@ -1,5 +1,6 @@
 """Events over HTTP: what is answered is what becomes of them, in the real streams and the real ledger."""
 
+import gzip
 import random
 from contextlib import asynccontextmanager
 
@@ -10,6 +11,7 @@ from conftest import with_section
 from escalations import LISTING, SYMBOL, TS, crowd, mark
 from eventually import eventually
 from ledgers import fill, listing
+from structlog.testing import capture_logs
 from test_engine import running
 from tokens import bearer, with_secret
 
@@ -234,6 +236,17 @@ async def test_any_bytes_get_an_answer(world):
         status, _ = await world.post(bytes(spoilt)[: chance.randrange(1, len(spoilt) + 1)], kind)
         assert status in {200, 400}
     await world.settled()
+
+
+async def test_a_body_that_is_not_what_its_encoding_says_is_a_mistake_of_the_senders(world):
+    packed = gzip.compress(BODIES[JSON])
+    assert (await world.post(packed, **{"Content-Encoding": "gzip"}))[0] == 200
+    for spoilt in (BODIES[JSON], packed[:10] + packed[:9:-1]):
+        with capture_logs() as logs:
+            status, answer = await world.post(spoilt, **{"Content-Encoding": "gzip"})
+        assert (status, answer["code"]) == (400, "400100")
+        assert "Content-Encoding" in answer["msg"]
+        assert [line for line in logs if line["event"] == "request failed"] == []
 
 
 async def test_bodies_are_bounded(config):

@@ -132,6 +132,10 @@ class Errors:
                 return _answer(_unavailable(error, self._away))
             case web.HTTPException():
                 return _refused(request, error)
+            case web.RequestPayloadError():
+                response = _answer(BadParameter("the body broke off, or is not what its Content-Encoding says"))
+                response.force_close()  # what follows on its connection cannot be told from it
+                return response
             case _:  # the last stop: our mistake goes to the log, and its details to nobody else
                 log.error("request failed", method=request.method, path=request.path, exc_info=error)
                 return _answer(Problem("internal error"))
@@ -146,7 +150,7 @@ def _refused(request: web.Request, refusal: web.HTTPException) -> web.Response:
             allowed = ", ".join(sorted(methods))
             return _answer(MethodNotAllowed(f"{request.method} is not allowed here, only {allowed}"), {hdrs.ALLOW: allowed})
         case web.HTTPRequestEntityTooLarge():
-            return _answer(TooLarge(f"{refusal.text}: send less at once"))
+            return _answer(TooLarge(f"{(refusal.text or '').rstrip('.')}: send less at once"))
         case _:
             raise refusal
 

@@ -67,8 +67,11 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext | None:
 
 
 def _is_senders_mistake(record: logging.LogRecord) -> bool:
-    """Whether a line is about bytes that are no HTTP: they are answered 400, may be any, and come as often as one likes."""
-    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
+    """Whether a line is about bytes that are no HTTP, or not of the encoding that they say they are of.
+
+    They are answered 400, may be any, and come as often as one likes.
+    """
+    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError)
 
 
 def _check_file(name: str, path: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fundsvc.api.adl_answers import OrderAnswer, PreviewAnswer, order_answers, preview_answer
 from fundsvc.api.parameters import PAGE_ENTRIES_MAX
@@ -118,7 +118,8 @@ def _print_preview(answer: PreviewAnswer) -> None:
         f"ADL needs {order.lots_needed:,} lots of {order.reduce} positions at {order.price}:"
         f" {order.lots_asked:,} are asked of {order.positions:,} positions, mark {answer.mark_price}"
     )
-    table = Table("rank", "lights", "account", "lots", "asked", "entry", "unrealised PnL", "return", "leverage", "score")
+    account = Column("account", overflow="fold")
+    table = Table("rank", "lights", account, "lots", "asked", "entry", "unrealised PnL", "return", "leverage", "score")
     for asked in order.allocations:
         numbers = (f"{number:.6g}" for number in (asked.return_on_entry, asked.leverage, asked.score) if number is not None)
         place = f"{asked.rank:,} of {asked.ranked:,}", str(asked.lights), str(asked.account)
