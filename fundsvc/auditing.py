@@ -11,8 +11,7 @@ Both go in short stretches, and rest after each so long that together they take 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 import structlog
@@ -70,7 +69,6 @@ class Auditor:
         self._owns = owns
         self._one_at_a_time = asyncio.Lock()  # One connection is enough, and two walks that end together do not collide.
         self._told: dict[tuple[str, Walk], list[str]] = {}
-        self._outages = {walk: Outage(log, "audit", walk=walk) for walk in WALKS}
 
     async def run(self) -> None:
         """Walks, both ways at the same time."""
@@ -79,20 +77,27 @@ class Auditor:
                 tasks.create_task(self._walk(walk))
 
     async def _walk(self, walk: Walk) -> None:
+        outage = Outage(log, "audit", walk=walk)
         while True:
-            with self._through_faults(walk):
-                for symbol in await self._paced(lambda: self._due(walk)):
-                    with self._through_faults(walk):
-                        await self._visit(symbol, walk)
+            try:
+                await self._look(walk, outage)
+            except StoreFault as fault:
+                outage.note(fault)
             await asyncio.sleep(LOOK_SECONDS)
 
-    @contextmanager
-    def _through_faults(self, walk: Walk) -> Iterator[None]:
-        try:
-            yield
-            self._outages[walk].over()
-        except StoreFault as fault:
-            self._outages[walk].note(fault)
+    async def _look(self, walk: Walk, outage: Outage) -> None:
+        """Visits the ledgers that a walk has something to do in; a fault in one keeps no other from its turn."""
+        works = True
+        for symbol in await self._paced(lambda: self._due(walk)):
+            try:
+                await self._visit(symbol, walk)
+            except StoreFault as fault:
+                outage.note(fault)
+                works = False
+            if works:
+                outage.over()
+        if works:
+            outage.over()
 
     async def _paced(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Does some work, and rests so long that both walks together take no more than their share."""

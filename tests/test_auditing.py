@@ -229,6 +229,36 @@ async def test_only_what_is_owned_is_audited(config, owner):
         assert await audit.entries("newest") == {"ABC": 6}
 
 
+DAMAGED = """
+ALTER TABLE adl_orders RENAME TO undamaged;
+CREATE FUNCTION damaged() RETURNS boolean LANGUAGE plpgsql AS
+    $$BEGIN RAISE 'invalid page in block 7' USING ERRCODE = 'data_corrupted'; END$$;
+CREATE VIEW adl_orders AS SELECT * FROM undamaged WHERE damaged();
+GRANT SELECT ON adl_orders TO fundsvc_service;
+"""
+"""What the walks alone read cannot be read."""
+
+
+async def test_what_cannot_be_read_is_said_once_and_once_more_when_it_can(config, owner, owner_connection, monkeypatch):
+    monkeypatch.setattr("fundsvc.auditing.RECHECK_SECONDS", 0.0)
+    await verified(config)
+    looks = 0
+
+    def owns(symbol):
+        nonlocal looks
+        looks += 1
+        return True
+
+    await owner_connection.execute(DAMAGED)
+    with capture_logs() as logs:
+        async with auditing(config, ALWAYS, owns):
+            await eventually(lambda: looks > 100)
+            assert sorted((line["event"], line["walk"]) for line in logs) == [("fault", "full"), ("fault", "newest")]
+            await owner_connection.execute("DROP VIEW adl_orders; ALTER TABLE undamaged RENAME TO adl_orders")
+            await eventually(lambda: len(logs) == 4)
+    assert sorted((line["event"], line["walk"]) for line in logs[2:]) == [("recovered", "full"), ("recovered", "newest")]
+
+
 async def test_it_outlives_a_database_that_is_away(config, owner, owner_connection):
     with capture_logs() as logs:
         async with auditing(config, ALWAYS) as audit:

@@ -31,8 +31,10 @@ _FAULTS = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
 )
-_FAULT_CLASSES = ("08", "25P03", "28", "40", "53", "55P03", "57", "58")
-"""SQLSTATE classes that time or an operator heals: connection, password, serialisation, resources, intervention, system."""
+_FAULT_CLASSES = ("08", "25P03", "28", "40", "53", "55P03", "57", "58", "XX001", "XX002")
+"""SQLSTATE classes that time or an operator heals: connection, password, serialisation, resources, intervention, system,
+and pages that cannot be read any more: an audit that comes upon an old one must not end who settles.
+"""
 
 
 _PLANNING = {"plan_cache_mode": "force_custom_plan", "enable_sort": "off", "enable_bitmapscan": "off"}
