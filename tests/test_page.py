@@ -580,6 +580,27 @@ async def test_orders_that_came_while_disconnected_leave_no_gap(browser, config,
 
 
 @needs_browser
+async def test_a_page_keeps_a_hundred_orders_and_finds_the_others_again(open_window, producer, url):
+    await listed(producer, "AAA")
+    await producer.append([dry(1)])
+    await settled(url, "AAA", 1)
+    async with open_window() as window:
+        page = window.page
+        orders, older = page.locator(".order"), page.get_by_role("button", name="Older orders")
+        await window.go("#/contract/AAA")
+        await window.connection("live")
+        await expect(orders).to_have_count(1)
+        await producer.append([dry(seq) for seq in range(2, 104)])
+        await expect(orders.locator("h3").first).to_have_text("ADL 103")
+        await expect(orders).to_have_count(100)
+        assert await page.locator(".notices p").count() <= 4
+        await older.click()
+        await expect(orders).to_have_count(103)
+        await expect(older).to_be_hidden()
+        assert await orders.locator("h3").all_text_contents() == [f"ADL {number}" for number in range(103, 0, -1)]
+
+
+@needs_browser
 async def test_an_unknown_contract_is_said_and_disturbs_nothing_else(open_window, producer, url):
     await listed(producer, "AAA")
     await eventually(lambda: fund_of(url, "AAA"))

@@ -56,9 +56,14 @@ export function arrange(parent, children) {
   }
 }
 
-/** Says something once, visibly and to screen readers, for some seconds. */
+/** More would hide what is read below them. */
+const NOTICES_MAX = 4;
+
+/** Says something once, visibly and to screen readers, for some seconds, or until there is newer. */
 export function announce(text) {
+  const notices = document.getElementById("notices");
   const notice = element("p", {}, text);
-  document.getElementById("notices").append(notice);
+  notices.append(notice);
+  while (notices.childElementCount > NOTICES_MAX) notices.firstElementChild.remove();
   setTimeout(() => notice.remove(), 8000);
 }

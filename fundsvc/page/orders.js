@@ -170,20 +170,23 @@ class OrderList {
     this.#draw();
   }
 
-  /** Takes an order that began, advanced or ended. */
+  /** Takes an order that began, advanced or ended; an old one that is still open is no news. */
   change = (order) => {
     const before = this.#orders.get(order.adl);
+    const isNew = order.adl > Math.max(0, ...this.#orders.keys());
     this.#orders.set(order.adl, order);
-    if (!before && this.#orders.size > KEPT_ORDERS) this.#forget();
-    if (!before)
+    if (this.#orders.size > KEPT_ORDERS && isNew) this.#forget();
+    if (isNew)
       announce(`ADL ${order.adl} of ${order.symbol}: ${order.lotsNeeded} lots of ${order.reduce} positions are needed`);
-    else if (before.state !== order.state) announce(`ADL ${order.adl} of ${order.symbol} is ${order.state}`);
+    else if (before && before.state !== order.state) announce(`ADL ${order.adl} of ${order.symbol} is ${order.state}`);
     this.#draw();
   };
 
-  /** Lets go of the oldest order that is over. */
+  /** Lets go of the oldest order that is over, if any is. */
   #forget() {
-    const oldest = Math.min(...[...this.#orders.values()].filter(({ state }) => state !== "open").map(({ adl }) => adl));
+    const over = [...this.#orders.values()].filter(({ state }) => state !== "open").map(({ adl }) => adl);
+    if (!over.length) return;
+    const oldest = Math.min(...over);
     this.#orders.delete(oldest);
     this.#items.delete(oldest);
     this.#before = oldest + 1;
