@@ -26,7 +26,7 @@ DRAINED = [
     fill("FAILED", 1, -7),
     fill("UNKNOWN", 1, 1),
 ]
-"""An order that completes, one that stays open, one that nobody is there for, an event that comes twice, one that is rejected."""
+"""An order that completes, one that stays open, one that nobody is there for, an event sent twice and one that is rejected."""
 
 PATIENCE_SECONDS = 60
 """The engine looks up peaks every 20 seconds, and rates are of several scrapes."""
