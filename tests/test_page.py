@@ -354,13 +354,13 @@ async def test_contracts_are_sorted_and_filtered(open_window, producer, url):
         balance = page.get_by_role("columnheader", name="Balance")
         await balance.get_by_role("button").click()
         await expect(balance).to_have_attribute("aria-sort", "descending")
-        assert await window.symbols() == ["BBB", "CCC", "AAA"]
+        await comes(window.symbols, ["BBB", "CCC", "AAA"])
         await balance.get_by_role("button").click()
         await expect(balance).to_have_attribute("aria-sort", "ascending")
-        assert await window.symbols() == ["AAA", "CCC", "BBB"]
+        await comes(window.symbols, ["AAA", "CCC", "BBB"])
         await page.get_by_label("Filter by").fill("usdc")
         await expect(page.locator(".count")).to_have_text("1 of 3 contracts")
-        assert await window.symbols() == ["CCC"]
+        await comes(window.symbols, ["CCC"])
         await page.get_by_label("State").select_option("uncovered")
         await expect(page.locator(".count")).to_have_text("0 of 3 contracts")
         await expect(page.get_by_role("region", name="Contracts")).to_contain_text("No contract is like that.")
@@ -392,7 +392,7 @@ async def test_a_keyboard_is_enough(open_window, producer, url):
         await expect(page.get_by_role("dialog")).to_contain_text("AAA, entry 1")
         await page.keyboard.press("Escape")
         await expect(page.get_by_role("dialog")).to_be_hidden()
-        assert page.url.endswith("#/contract/AAA")
+        await expect(page).to_have_url(f"{url}/#/contract/AAA")
         await page.go_back()
         await page.go_back()
         await page.go_back()
@@ -411,10 +411,10 @@ async def test_entries_come_live_and_the_chart_has_each(open_window, producer, u
         assert not any("plotly" in each for each in window.requests)
         await page.get_by_role("link", name="AAA").click()
         await expect(page.locator(".plot .main-svg").first).to_be_visible()
-        assert await window.entries() == list(range(120, 20, -1))
+        await comes(window.entries, list(range(120, 20, -1)))
         await producer.append([fill("AAA", seq, 5) for seq in range(121, 131)])
         await expect(page.get_by_role("link", name="Entry 130")).to_be_visible()
-        assert await window.entries() == list(range(130, 30, -1))
+        await comes(window.entries, list(range(130, 30, -1)))
         await eventually(
             lambda: page.evaluate(
                 "document.querySelector('.plot').data.find(({ name }) => name === 'entries').customdata.includes('650')"
@@ -422,7 +422,7 @@ async def test_entries_come_live_and_the_chart_has_each(open_window, producer, u
         )
         await page.get_by_role("button", name="Older entries").click()
         await expect(page.get_by_role("link", name="Entry 1", exact=True)).to_be_attached()
-        assert await window.entries() == list(range(130, 0, -1))
+        await comes(window.entries, list(range(130, 0, -1)))
 
 
 @needs_browser
@@ -444,7 +444,7 @@ async def test_the_chart_can_be_zoomed_and_shown_in_a_log_scale(open_window, pro
         scale = page.get_by_role("button", name="Log scale")
         await scale.click()
         await expect(scale).to_have_attribute("aria-pressed", "true")
-        assert await page.evaluate("document.querySelector('.plot').layout.yaxis.type") == "log"
+        await comes(lambda: page.evaluate("document.querySelector('.plot').layout.yaxis.type"), "log")
         await drag(page, page.locator(".plot .nsewdrag").first)
         everything = page.get_by_role("button", name="All")
         await expect(page.locator(".chart [aria-pressed=true]")).to_have_text(["Log scale"])
@@ -465,6 +465,15 @@ async def drag(page, target):
 
 async def _wider(page, width, before):
     return await page.evaluate(width) >= before
+
+
+async def comes(read, wanted):
+    """Waits until a reading of the page is what is wanted: what is drawn comes a frame after what it is drawn from."""
+
+    async def is_there():
+        return await read() == wanted
+
+    await eventually(is_there)
 
 
 async def _about_half(page, width, before):
@@ -515,7 +524,7 @@ async def test_whoever_reads_further_down_is_not_disturbed(open_window, producer
         assert (await window.entries())[0] == 60
         await newer.click()
         await expect(page.get_by_role("link", name="Entry 62")).to_be_visible()
-        assert await window.entries() == list(range(62, 0, -1))
+        await comes(window.entries, list(range(62, 0, -1)))
 
 
 @needs_browser
@@ -573,10 +582,10 @@ async def test_orders_that_came_while_disconnected_leave_no_gap(browser, config,
         await settled(url, "AAA", 12)
         await window.connection("live")
         await expect(page.locator(".order h3").first).to_have_text("ADL 12")
-        assert await numbers() == [f"ADL {number}" for number in range(12, 6, -1)]
+        await comes(numbers, [f"ADL {number}" for number in range(12, 6, -1)])
         await page.get_by_role("button", name="Older orders").click()
         await expect(page.locator(".order")).to_have_count(12)
-        assert await numbers() == [f"ADL {number}" for number in range(12, 0, -1)]
+        await comes(numbers, [f"ADL {number}" for number in range(12, 0, -1)])
 
 
 @needs_browser
@@ -597,7 +606,7 @@ async def test_a_page_keeps_a_hundred_orders_and_finds_the_others_again(open_win
         await older.click()
         await expect(orders).to_have_count(103)
         await expect(older).to_be_hidden()
-        assert await orders.locator("h3").all_text_contents() == [f"ADL {number}" for number in range(103, 0, -1)]
+        await comes(orders.locator("h3").all_text_contents, [f"ADL {number}" for number in range(103, 0, -1)])
 
 
 @needs_browser
@@ -668,7 +677,7 @@ async def test_an_account_sees_its_positions_and_what_happens_to_them(open_windo
         await expect(positions).to_have_count(1)
         await page.get_by_role("button", name="Forget the token").click()
         await expect(page.get_by_label("Access token")).to_be_visible()
-        assert await page.evaluate("sessionStorage.length") == 0
+        await comes(lambda: page.evaluate("sessionStorage.length"), 0)
 
 
 @needs_browser
