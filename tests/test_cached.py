@@ -1,12 +1,15 @@
 """Funds are encoded once per change, show what the tail has, and never pass for what the ledger may not be any more."""
 
+import gzip
 from types import SimpleNamespace
 
+import aiohttp
 import msgspec
 import pytest
 from conftest import with_section
 from eventually import eventually
 from ledgers import fill, listing, owned
+from live import serving
 
 from fundsvc.api import cached
 from fundsvc.api.answers import FundAnswer, fund_answer
@@ -106,3 +109,31 @@ async def test_nothing_is_shown_of_a_ledger_that_was_not_heard_of_lately(config,
     for question in (world.cached.fund(ASKED, "AAA"), world.cached.funds(ASKED), world.cached.answers()):
         with pytest.raises(StoreFault):
             await question
+
+
+async def test_a_long_list_is_gzipped_for_who_takes_it_and_a_short_answer_never(config):
+    config = with_section(config, "http", port=0)
+    async with owned(config) as owner:
+        await owner.settle([listing(f"C{number:03d}") for number in range(60)])
+        async with serving(config) as service:
+            packed, headers = await asked(service, "/api/v1/insurance-fund", "gzip, deflate")
+            plain, plain_headers = await asked(service, "/api/v1/insurance-fund", "identity")
+            again, _ = await asked(service, "/api/v1/insurance-fund", "gzip")
+            short, _ = await asked(service, "/api/v1/insurance-fund/C001", "gzip")
+    assert headers["Content-Encoding"] == "gzip"
+    assert headers["Vary"] == plain_headers["Vary"] == "Accept-Encoding"
+    assert "Content-Encoding" not in plain_headers
+    assert len(packed) < len(plain) / 3
+    for found in (gzip.decompress(packed), gzip.decompress(again), plain):
+        assert len(msgspec.json.decode(found)["data"]) == 60
+    assert msgspec.json.decode(short)["data"]["symbol"] == "C001"
+
+
+async def asked(service, path, takes):
+    """The body as it came, and its headers."""
+    async with (
+        aiohttp.ClientSession(service.http._base_url, auto_decompress=False) as http,
+        http.get(path, headers={"Accept-Encoding": takes}) as answer,
+    ):
+        assert answer.status == 200
+        return await answer.read(), answer.headers

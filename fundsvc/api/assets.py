@@ -1,17 +1,21 @@
 """Static files: read when first asked for, compressed once, and not sent again to who has them."""
 
 import asyncio
-import gzip
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 
 from aiohttp import hdrs, web
+
+from fundsvc.api.packing import PACKED, PLAIN, Packed, takes_packed
 
 CONTENT_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 """By the ends of names; a file of another kind has no place here."""
 
 HASH_LENGTH = 16
 """Hex digits of a hash: 64 bits tell versions of a file apart."""
+
+LEVEL = 9
+"""Files are compressed once in the life of a process: as well as it goes."""
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -27,7 +31,7 @@ class Asset:
 
     def __init__(self, name: str, read: Callable[[], bytes]) -> None:
         self._read = read
-        self._compressing: asyncio.Future[bytes] | None = None
+        self._packed = Packed(read, LEVEL)
         self.content_type = CONTENT_TYPES[name[name.rindex(".") :]]
         self.etag = digest(read())
 
@@ -35,20 +39,18 @@ class Asset:
         """Its bytes, plain or gzipped."""
         if not compressed:
             return await asyncio.to_thread(self._read)
-        if self._compressing is None:
-            self._compressing = asyncio.ensure_future(asyncio.to_thread(lambda: gzip.compress(self._read(), mtime=0)))
-        return await asyncio.shield(self._compressing)
+        return await self._packed.content()
 
 
 async def answer_asset(request: web.Request, asset: Asset, headers: Mapping[str, str]) -> web.Response:
     """A file with these headers and those that are always there, or only that it is what the browser has."""
-    sent = {**SECURITY_HEADERS, **headers, hdrs.ETAG: f'W/"{asset.etag}"', hdrs.VARY: hdrs.ACCEPT_ENCODING}
+    sent = {**SECURITY_HEADERS, **headers, hdrs.ETAG: f'W/"{asset.etag}"', **PLAIN}
     known = request.if_none_match or ()
     if any(tag.value in (asset.etag, "*") for tag in known):
         return web.Response(status=304, headers=sent)
-    compressed = "gzip" in request.headers.get(hdrs.ACCEPT_ENCODING, "")
+    compressed = takes_packed(request)
     if compressed:
-        sent[hdrs.CONTENT_ENCODING] = "gzip"
+        sent |= PACKED
     body = await asset.body(compressed=compressed)
     return web.Response(body=body, content_type=asset.content_type, charset="utf-8", headers=sent)
 

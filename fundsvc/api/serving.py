@@ -12,11 +12,18 @@ from fundsvc.api.access import PUBLIC, Roles, allowed, for_roles
 from fundsvc.api.answers import Envelope
 from fundsvc.api.endpoints import JSON, Endpoint, Media
 from fundsvc.api.errors import BadParameter, NotFound
+from fundsvc.api.packing import PACKED, PLAIN, Packed, takes_packed
 from fundsvc.api.parameters import Query, read_body, read_query
 from fundsvc.api.reception import Reception
 from fundsvc.store.reader import Listed, Reader
 
 T_co = TypeVar("T_co", covariant=True)
+
+PACKED_BYTES_MIN = 16_384
+"""A dozen packets; what is shorter gains nothing that anybody would notice."""
+
+PACKING_LEVEL = 1
+"""A thousand funds take a thread 3 ms and shrink to a quarter; the best level takes five times as long, for a tenth less."""
 
 
 class Encoded(Generic[T_co]):
@@ -24,6 +31,15 @@ class Encoded(Generic[T_co]):
 
     def __init__(self, body: bytes) -> None:
         self.body = body
+        self._packed = Packed(lambda: body, PACKING_LEVEL)
+
+    async def response(self, request: web.Request) -> web.Response:
+        """The answer as whoever asks takes it; a long one gzipped."""
+        if len(self.body) < PACKED_BYTES_MIN:
+            return web.Response(body=self.body, content_type=JSON)
+        if takes_packed(request):
+            return web.Response(body=await self._packed.content(), content_type=JSON, headers=PACKED)
+        return web.Response(body=self.body, content_type=JSON, headers=PLAIN)
 
 
 class Route(NamedTuple):
@@ -97,8 +113,9 @@ def _handler(route: Route) -> Handler:
         query = read_query(route.query, asked(request)) if asks else asks_nothing
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
-        encoded = answer.body if isinstance(answer, Encoded) else msgspec.json.encode(Envelope(data=answer))
-        return web.Response(body=encoded, content_type=JSON)
+        if isinstance(answer, Encoded):
+            return await answer.response(request)
+        return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
     return handle
 
