@@ -111,16 +111,17 @@ def adl(
 
 @application.command()
 def http(
-    rounds: Annotated[int, typer.Option(help="How often the servers and loads take turns; medians count.")] = 5,
-    seconds: Annotated[float, typer.Option(help="How long a round of requests is.")] = 3.0,
+    rounds: Annotated[int, typer.Option(help="How often the servers take turns; medians count.")] = 21,
+    seconds: Annotated[float, typer.Option(help="How long a round of requests is.")] = 1.0,
     subscribers: Annotated[int, typer.Option(help="Clients of one busy topic.")] = 1_000,
     changes: Annotated[int, typer.Option(help="Its changes a second.")] = 200,
+    topic_rounds: Annotated[int, typer.Option(help="How often the loads take turns; medians count.")] = 5,
     topic_seconds: Annotated[float, typer.Option(help="How long a round of changes is.")] = 10.0,
     directory: Annotated[Path | None, typer.Option(help="A disk to measure on; the system's temporary directory.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Requests beside a bare aiohttp handler, and one topic with many subscribers; exits with 1 when a target is missed."""
-    load = fanout.Load(subscribers, changes, topic_seconds, rounds)
+    load = fanout.Load(subscribers, changes, topic_seconds, topic_rounds)
     with _servers(directory) as servers, _progress() as tell:
         results = _run(serving.measure(servers, load, rounds, seconds, tell))
     if as_json:
