@@ -59,6 +59,7 @@ class Tail:
         self._seconds = seconds
         self._heard: float | None = None
         self._next = 0.0
+        self._has_more = False
         self._offsets: dict[int, str] = {}
         self._places: dict[str, Place] = {}
         self._orders: dict[OrderKey, OrderRow] = {}
@@ -86,9 +87,9 @@ class Tail:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _rest(self) -> None:
-        """Waits for the next look, which is due so long after the last one began."""
+        """Waits for the next look, which is due so long after the last one began, or at once where one told not all it knew of."""
         self._next = max(time.monotonic(), self._next + self._seconds)
-        await asyncio.sleep(0 if self._behind() else self._next - time.monotonic())
+        await asyncio.sleep(0 if self._has_more else self._next - time.monotonic())
 
     async def _step(self, connection: Connection) -> None:
         """Looks once at the ledger and tells the listeners what is new; what failed to be read is told by the next look."""
@@ -128,12 +129,17 @@ class Tail:
         if moved:
             await self._catch_up(connection, moved)
             self._offsets = now
-        await self._go_on(connection, self._behind())
+        else:
+            await self._go_on(connection, self._behind())
 
     async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
-        """Tells of the next entries of contracts that have some after a number."""
+        """Tells of the next entries of contracts that have some after a number: once a look, as each telling costs every client."""
+        self._has_more = False
         if behind:
-            self._tell_entries(await entries(connection, behind, max(1, ENTRIES_PER_STEP_MAX // len(behind))))
+            count = max(1, ENTRIES_PER_STEP_MAX // len(behind))
+            rows = await entries(connection, behind, count)
+            self._has_more = len(rows) >= count
+            self._tell_entries(rows)
 
     async def _catch_up(self, connection: Connection, partitions: Collection[int]) -> None:
         """Brings the funds and orders of some partitions to where they stand, and tells what changed."""
