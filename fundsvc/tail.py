@@ -87,7 +87,7 @@ class Tail:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _rest(self) -> None:
-        """Waits for the next look, which is due so long after the last one began, or at once where one told not all it knew of."""
+        """Waits for the next look: so long after the last one began, or not at all where that told less than it knew of."""
         self._next = max(time.monotonic(), self._next + self._seconds)
         await asyncio.sleep(0 if self._has_more else self._next - time.monotonic())
 
@@ -133,7 +133,7 @@ class Tail:
             await self._go_on(connection, self._behind())
 
     async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
-        """Tells of the next entries of contracts that have some after a number: once a look, as each telling costs every client."""
+        """Tells of the next entries of contracts that have some after a number; once a look, as it costs every client a write."""
         self._has_more = False
         if behind:
             count = max(1, ENTRIES_PER_STEP_MAX // len(behind))
