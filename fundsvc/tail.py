@@ -133,7 +133,7 @@ class Tail:
             await self._go_on(connection, self._behind())
 
     async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
-        """Tells of the next entries of contracts that have some after a number; once a look, as it costs every client a write."""
+        """Tells of the next entries of contracts with some after a number; once a look, as it costs each client a write."""
         self._has_more = False
         if behind:
             count = max(1, ENTRIES_PER_STEP_MAX // len(behind))
