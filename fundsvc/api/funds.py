@@ -16,7 +16,7 @@ from fundsvc.api.endpoints import Endpoint, Media
 from fundsvc.api.errors import NotFound
 from fundsvc.api.fund_answers import Candle, LinkAnswer, StandingAnswer, SummaryAnswer, candles, standing_answer, summary_answer
 from fundsvc.api.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
-from fundsvc.api.serving import Route, asked, listed, not_listed, possible
+from fundsvc.api.serving import Route, asked, fund_of, listed
 from fundsvc.core.chain import GENESIS
 from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import Seldom
@@ -112,7 +112,7 @@ class FundResources:
         cut off: an end that is told is the end.
         """
         query = read_query(SpanQuery, asked(request))
-        fund = await self._fund(request.match_info["symbol"])
+        fund = await fund_of(self._reader, request.match_info["symbol"])
         response = web.StreamResponse()
         response.content_type, response.charset = CSV, "utf-8"
         response.headers[hdrs.CONTENT_DISPOSITION] = f"attachment; filename*=UTF-8''{quote(fund.symbol)}.csv"
@@ -144,11 +144,6 @@ class FundResources:
             previous_hash=(found[1].hash if len(found) > 1 else GENESIS).hex(),
             adl=orders[0] if orders else None,
         )
-
-    async def _fund(self, symbol: str) -> FundRow:
-        for fund in await self._reader.funds(possible(symbol)):
-            return fund
-        raise not_listed(symbol)
 
     async def _pages(self, fund: FundRow, query: SpanQuery) -> AsyncIterator[list[EntryRow]]:
         """The entries of a fund as far as its row goes, within a time span, some at a time."""

@@ -15,7 +15,7 @@ from fundsvc.api.errors import BadParameter, NotFound
 from fundsvc.api.packing import PACKED, PLAIN, Packed, takes_packed
 from fundsvc.api.parameters import Query, read_body, read_query
 from fundsvc.api.reception import Reception
-from fundsvc.store.reader import Listed, Reader
+from fundsvc.store.reader import FundRow, Listed, Reader
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -89,6 +89,13 @@ async def listed(reader: Reader, symbol: str) -> Listed:
     """A listed contract; raises NotFound."""
     for found in await reader.contracts(possible(symbol)):
         return found
+    raise not_listed(symbol)
+
+
+async def fund_of(reader: Reader, symbol: str) -> FundRow:
+    """The fund of a listed contract; raises NotFound."""
+    for fund in await reader.funds(possible(symbol)):
+        return fund
     raise not_listed(symbol)
 
 

@@ -3,7 +3,7 @@
 from fundsvc.api.answers import Answer, milliseconds, target_size
 from fundsvc.api.errors import NotFound
 from fundsvc.api.parameters import Query
-from fundsvc.api.serving import Route, not_listed, possible
+from fundsvc.api.serving import Route, fund_of
 from fundsvc.core.fullness import RuleName
 from fundsvc.core.numbers import format_units
 from fundsvc.core.targets import Explanation
@@ -45,12 +45,11 @@ class SizingResources:
 
     async def target(self, _query: Query, symbol: str) -> TargetAnswer:
         """The size that a fund should have, and where that comes from."""
-        for fund in await self._reader.funds(possible(symbol)):
-            explained = await self._targets.explained(symbol)
-            if explained is None:
-                raise NotFound(f"no target of {symbol} has been looked for yet, ask again in a minute")
-            return target_answer(fund, explained)
-        raise not_listed(symbol)
+        fund = await fund_of(self._reader, symbol)
+        explained = await self._targets.explained(symbol)
+        if explained is None:
+            raise NotFound(f"no target of {symbol} has been looked for yet, ask again in a minute")
+        return target_answer(fund, explained)
 
 
 def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:
