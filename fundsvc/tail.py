@@ -115,13 +115,13 @@ class Tail:
         """A contract's open orders."""
         return [order for order in self._orders.values() if order.symbol == symbol]
 
-    def _behind(self, now: Mapping[str, Place | FundRow] | None = None) -> dict[str, int]:
-        """The followed contracts with entries, as far as is known or by where they are `now`, that were not told of yet.
+    def _behind(self, now: Mapping[str, Place | FundRow]) -> dict[str, int]:
+        """The followed contracts with entries, by where some are `now` and the others were, that were not told of yet.
 
         Each with the last one that was.
         """
-        last = {**self.funds, **now} if now else self.funds
-        return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < last[symbol].entry}
+        funds = self.funds
+        return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < now.get(symbol, funds[symbol]).entry}
 
     async def _look(self, connection: Connection) -> None:
         now = await offsets(connection)
@@ -130,7 +130,7 @@ class Tail:
             await self._catch_up(connection, moved)
             self._offsets = now
         else:
-            await self._go_on(connection, self._behind())
+            await self._go_on(connection, self._behind(self.funds))
 
     async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
         """Tells of the next entries of contracts with some after a number; once a look, as it costs each client a write."""

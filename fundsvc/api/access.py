@@ -96,7 +96,7 @@ class Gate:
         headers, window = response.headers, visit.window
         headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
         if window:
-            headers[_LIMIT] = window.limit_text
+            headers[_LIMIT] = str(window.limit)
             headers[_REMAINING] = str(window.remaining(visit.client))
             headers[_RESET] = str(window.reset_ms())
             if visit.caller:

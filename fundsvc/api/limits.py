@@ -17,7 +17,6 @@ class Window:
 
     def __init__(self, limit: int, seconds: float) -> None:
         self.limit = limit
-        self.limit_text = str(limit)
         self._seconds = seconds
         self._ends = 0.0
         self._taken: dict[str, int] = {}
