@@ -16,8 +16,6 @@ import gc
 import json
 import re
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -27,7 +25,7 @@ from typing import NamedTuple
 import hiredis
 import msgspec
 import numpy as np
-from ground import STREAM, Ledger, ServiceProcess, bodies, connection_to, url_of
+from ground import STREAM, Ledger, ServiceProcess, bare_server, bodies, connection_to, url_of
 from latency import Id, observe, send
 from market import Market
 from subscribers import Subscriber, http_answer, socket_path, subscribed
@@ -138,25 +136,13 @@ async def _beside_bare(bench: Bench, frames: Sequence[bytes]) -> Round:
     groups = [b"".join(frames[start : start + size]) for start in range(0, len(frames), size)]
     file = bench.api_log.with_name("frames")
     file.write_bytes(msgspec.msgpack.encode(groups))
-    with _bare(file, seconds) as (port, server):
+    with bare_server(BARE, str(file), str(seconds)) as (port, server):
         async with subscribed("127.0.0.1", port, "/", "", bench.load.subscribers):
             with _frozen():
                 assert server.stdin is not None
                 server.stdin.write(b"\n")
                 server.stdin.flush()
                 return await _round(bench)
-
-
-@contextmanager
-def _bare(file: Path, seconds: float) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    command = [sys.executable, str(BARE), str(file), str(seconds)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        yield int(process.stdout.readline()), process
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager

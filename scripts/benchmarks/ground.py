@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -275,6 +275,18 @@ def cost(servers: EmbeddedServers, engine: ServiceProcess | None = None) -> Cost
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     busy = sum(machine[:8]) - machine.idle - getattr(machine, "iowait", 0.0)
     return Cost(engine.cpu_seconds() if engine else 0.0, postgres_cpu_seconds(servers), own.user + own.system, busy)
+
+
+@contextmanager
+def bare_server(script: Path, *arguments: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A script that prints the port that it serves at, in a process of its own; killed on leaving."""
+    process = subprocess.Popen([sys.executable, str(script), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline()), process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

@@ -8,15 +8,13 @@ asyncio protocol, which takes less of the machine than either server does.
 import asyncio
 import signal
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
-from ground import ServiceProcess, url_of
+from ground import ServiceProcess, bare_server, url_of
 
 BARE = Path(__file__).with_name("bare.py")
 
@@ -84,7 +82,7 @@ async def measure(api: ServiceProcess, log: Path, symbol: str, rounds: int, seco
     file = log.with_name("body.json")
     file.write_bytes(body)
     taken: list[tuple[tuple[float, float], tuple[float, float]]] = []
-    with _bare(file, head.count(b"\r\n") - STANDARD_HEADERS) as (bare_port, bare):
+    with bare_server(BARE, str(file), str(head.count(b"\r\n") - STANDARD_HEADERS)) as (bare_port, bare):
         for _ in range(rounds):
             bare.send_signal(signal.SIGSTOP)
             service = await _round(host, port, path, len(body), seconds)
@@ -158,15 +156,3 @@ async def _asking(host: str, port: int, path: str, body_length: int) -> AsyncIte
     finally:
         for transport in transports:
             transport.abort()
-
-
-@contextmanager
-def _bare(body: Path, headers: int) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """The bare handler in a process of its own, and its port."""
-    process = subprocess.Popen([sys.executable, str(BARE), str(body), str(headers)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        yield int(process.stdout.readline()), process
-    finally:
-        process.kill()
-        process.wait()
