@@ -312,23 +312,21 @@ async def test_a_poison_message_never_stops_the_stream(config, producer, ledger)
         assert await ledger("SELECT count(*) FROM rejected") >= len(POISON) - 4
 
 
-def family(server):
-    process = server.process
-    return [process, *process.children(recursive=True)]
-
-
 @contextmanager
 def frozen(servers, server):
     """A server that neither answers nor closes its connections."""
-    members = family(server)
-    for member in members:
-        member.suspend()
+    members = [server.process, *server.process.children(recursive=True)]
     try:
+        to_each(members, psutil.Process.suspend)
         yield
     finally:
-        for member in members:
-            with suppress(psutil.NoSuchProcess):  # its client left meanwhile
-                member.resume()
+        to_each(members, psutil.Process.resume)
+
+
+def to_each(processes, act):
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # a client that left takes its backend along
+            act(process)
 
 
 @contextmanager
