@@ -86,7 +86,7 @@ async def gated(token=None, **http):
         application.router.add_get(path, handler)
     application.router.add_get("/risk", for_roles(frozenset({"risk"}), answering))
     gate = Gate(HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"})
-    Reception(Metrics(), gate).receive(application)
+    Reception(Metrics(), gate).receive(application, {})
     async with serve(application, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
         yield client
 

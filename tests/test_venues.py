@@ -114,6 +114,27 @@ async def test_every_venue_refuses_in_its_own_words(world):
     assert (status, body["code"]) == (400, "51001")
 
 
+async def test_every_venue_says_in_its_own_words_that_a_client_asks_too_often(config):  # noqa: F811
+    limited = with_section(with_venues(config, *VENUES), "http", requests_max=1, requests_seconds=3600.0)
+    words = {
+        "binance": (429, {"code": -1003}),
+        "bybit": (200, {"retCode": 10006}),
+        "gate": (429, {"label": "TOO_MANY_REQUESTS"}),
+        "okx": (429, {"code": "50011"}),
+    }
+    async with world_of(limited) as world:
+        await ask(world, "/api/v1/timestamp")
+        for venue, (expected, part) in words.items():
+            async with world.http.get(PATHS[venue]) as answer:
+                body = await answer.json()
+                assert (answer.status, body | part) == (expected, body), (venue, body)
+                assert 0 < int(answer.headers["Retry-After"]) <= 3600
+                assert answer.headers["gw-ratelimit-remaining"] == "0"
+                ends = answer.headers.get("X-Bapi-Limit-Reset-Timestamp")
+                assert (ends is not None) == (venue == "bybit")
+                assert not ends or abs(int(ends) - 3_600_000 - time.time() * 1000) < 60_000
+
+
 async def test_own_positions_need_the_accounts_token(world):
     paths = {"/fapi/v1/adlQuantile": "symbol", "/api/v4/futures/usdt/auto_deleverages": "contract"}
     for path, name in paths.items():
@@ -132,7 +153,7 @@ async def test_while_the_ledger_is_away_each_venue_says_so(world, servers):
         for path, status, code in (
             (f"{OKX}?instType=SWAP&uly={SYMBOL}", 503, "50001"),
             ("/api/v4/futures/usdt/insurance", 503, "SERVER_ERROR"),
-            ("/fapi/v1/symbolAdlRisk", 503, -1016),
+            ("/fapi/v1/symbolAdlRisk", 503, -1001),
             ("/v5/market/insurance", 200, 10016),
         ):
 

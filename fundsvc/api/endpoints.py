@@ -7,6 +7,7 @@ from aiohttp import hdrs
 from aiohttp.typedefs import Handler
 
 from fundsvc.api.access import PUBLIC, Roles
+from fundsvc.api.errors import Refuse, refuse
 from fundsvc.api.parameters import Query
 
 JSON = "application/json"
@@ -27,7 +28,8 @@ class Endpoint(NamedTuple):
     """A path, its handler, and what that answers by status, errors apart; `bodies` are those it takes.
 
     `roles` are those that its handler lets through, `fails` the statuses of errors besides those that follow from roles,
-    bodies and paths. `told` is the function whose docstring tells what it does, the handler itself where there is none.
+    bodies and paths. `refuse` says errors; what is not our envelope is among the answers. `told` is the function whose
+    docstring tells what it does, the handler itself where there is none.
     """
 
     path: str
@@ -38,4 +40,5 @@ class Endpoint(NamedTuple):
     bodies: tuple[Media, ...] = ()
     roles: Roles = PUBLIC
     fails: frozenset[int] = ASKED_WRONGLY_OR_AWAY
+    refuse: Refuse = refuse
     told: Callable[..., Any] | None = None

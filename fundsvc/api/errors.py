@@ -1,6 +1,6 @@
 """What goes wrong over HTTP: KuCoin's envelope {"code": "400100", "msg": "..."} with a fitting HTTP status."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -78,10 +78,14 @@ class NotFound(Problem):
 
 
 class MethodNotAllowed(Problem):
-    """The path exists, but not for this method."""
+    """The path exists, but not for this method; others are allowed."""
 
     status = 405
     code = "405000"
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"{method} is not allowed here, only {allowed}")
+        self.headers = {hdrs.ALLOW: allowed}
 
 
 class TooLarge(Problem):
@@ -106,6 +110,7 @@ class TooManyRequests(Problem):
 
     def __init__(self, message: str, seconds: int) -> None:
         super().__init__(message)
+        self.seconds = seconds
         self.headers = {hdrs.RETRY_AFTER: str(seconds)}
 
 
@@ -117,53 +122,55 @@ class Unavailable(Problem):
     headers = MappingProxyType({hdrs.RETRY_AFTER: RETRY_SECONDS})
 
 
+Refuse = Callable[[Problem], web.Response]
+"""How a problem is said to whoever asked."""
+
+
+def refuse(problem: Problem) -> web.Response:
+    """Says it in our envelope."""
+    body = msgspec.json.encode(Failure(problem.code, str(problem)))
+    return web.Response(body=body, status=problem.status, content_type="application/json", headers=problem.headers)
+
+
 class Errors:
-    """Answers with an error envelope to whatever is raised; what nobody foresaw is logged and told to nobody."""
+    """Answers to whatever is raised; what nobody foresaw is logged and told to nobody."""
 
     def __init__(self) -> None:
         self._away = Seldom(log, "requests")
 
-    def answer(self, request: web.Request, error: Exception) -> web.Response:
+    def answer(self, request: web.Request, error: Exception, say: Refuse = refuse) -> web.Response:
         """The answer; raises again what is no error of the asker's but the framework's own way to answer."""
+        response = say(self._problem(request, error))
+        if isinstance(error, web.RequestPayloadError):
+            response.force_close()  # what follows on its connection cannot be told from it
+        return response
+
+    def _problem(self, request: web.Request, error: Exception) -> Problem:
         match error:
             case Problem():
-                return _answer(error)
-            case StoreFault() | NotFollowed():
-                return _answer(_unavailable(error, self._away))
+                return error
+            case NotFollowed():
+                return Unavailable(str(error))
+            case StoreFault():
+                self._away.note(error)
+                return Unavailable("the ledger's database is away, ask again shortly")
             case web.HTTPException():
                 return _refused(request, error)
             case web.RequestPayloadError():
-                response = _answer(BadParameter("the body broke off, or is not what its Content-Encoding says"))
-                response.force_close()  # what follows on its connection cannot be told from it
-                return response
+                return BadParameter("the body broke off, or is not what its Content-Encoding says")
             case _:  # the last stop: our mistake goes to the log, and its details to nobody else
                 log.error("request failed", method=request.method, path=request.path, exc_info=error)
-                return _answer(Problem("internal error"))
+                return Problem("internal error")
 
 
-def _refused(request: web.Request, refusal: web.HTTPException) -> web.Response:
-    """What the framework refuses, in our envelope; what is no error of the asker's passes as it is."""
+def _refused(request: web.Request, refusal: web.HTTPException) -> Problem:
+    """What the framework refuses; raises what is no error of the asker's."""
     match refusal:
         case web.HTTPNotFound():
-            return _answer(NotFound(f"there is no {request.path}"))
+            return NotFound(f"there is no {request.path}")
         case web.HTTPMethodNotAllowed(allowed_methods=methods):
-            allowed = ", ".join(sorted(methods))
-            return _answer(MethodNotAllowed(f"{request.method} is not allowed here, only {allowed}"), {hdrs.ALLOW: allowed})
+            return MethodNotAllowed(request.method, ", ".join(sorted(methods)))
         case web.HTTPRequestEntityTooLarge():
-            return _answer(TooLarge(f"{(refusal.text or '').rstrip('.')}: send less at once"))
+            return TooLarge(f"{(refusal.text or '').rstrip('.')}: send less at once")
         case _:
             raise refusal
-
-
-def _unavailable(fault: StoreFault | NotFollowed, away: Seldom) -> Unavailable:
-    if isinstance(fault, NotFollowed):
-        return Unavailable(str(fault))
-    away.note(fault)
-    return Unavailable("the ledger's database is away, ask again shortly")
-
-
-def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
-    body = msgspec.json.encode(Failure(problem.code, str(problem)))
-    return web.Response(
-        body=body, status=problem.status, content_type="application/json", headers={**problem.headers, **(headers or {})}
-    )

@@ -18,7 +18,7 @@ from aiohttp import web
 
 import fundsvc
 from fundsvc.api.endpoints import JSON, Endpoint, Media
-from fundsvc.api.errors import Failure
+from fundsvc.api.errors import Failure, refuse
 
 Schema = dict[str, Any]
 
@@ -139,7 +139,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         "description": "\n\n".join((*paragraphs, *asked, *for_whom)),
         "parameters": [*_path_parameters(endpoint, example), *_query_parameters(endpoint, example)],
         "responses": {
-            **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _fails(endpoint)},
+            **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _ours(endpoint)},
             **{str(status): _answer(status, endpoint, schemas, example) for status in endpoint.answers},
         },
     }
@@ -150,8 +150,10 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
     return operation
 
 
-def _fails(endpoint: Endpoint) -> list[int]:
-    """With which statuses an endpoint may fail."""
+def _ours(endpoint: Endpoint) -> list[int]:
+    """With which statuses an endpoint may fail in our envelope."""
+    if endpoint.refuse is not refuse:
+        return []
     also = {401, 403} if endpoint.roles else set()
     also |= {404} if "{" in endpoint.path else set()
     also |= {413} if endpoint.bodies else set()

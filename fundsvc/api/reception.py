@@ -1,17 +1,17 @@
 """What every request meets on its way to whatever answers it, and every answer on its way out.
 
-In: an id and the gate. Out: errors in our envelope, what every answer says in its headers, a count and a log line.
+In: an id and the gate. Out: errors as the path says them, what every answer says in its headers, a count and a log line.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from fundsvc.api.access import Gate
-from fundsvc.api.errors import Errors
+from fundsvc.api.errors import Errors, Refuse, refuse
 from fundsvc.api.visits import REQUEST_ID, VISIT, Visit
 from fundsvc.metrics import Metrics
 
@@ -25,10 +25,12 @@ class Reception:
         self._metrics = metrics
         self._gate = gate
         self._errors = Errors()
+        self._refuse: dict[str, Refuse] = {}
         self._log = log.bind()  # made once: while nobody wants such lines, it then does nothing, which takes no time
 
-    def receive(self, application: web.Application) -> None:
-        """Has every request of an application come this way."""
+    def receive(self, application: web.Application, refusing: Mapping[str, Refuse]) -> None:
+        """Has every request of an application come this way. By route, how errors are said; in our envelope elsewhere."""
+        self._refuse.update(refusing)
         application.middlewares.append(self._attend)
         application.on_response_prepare.append(self._see_out)
 
@@ -52,7 +54,7 @@ class Reception:
         try:
             response = self._admit(request, visit) or await handler(request)
         except Exception as error:  # noqa: BLE001 - `Errors` logs what nobody foresaw
-            response = self._errors.answer(request, error)
+            response = self._errors.answer(request, error, self._refuse.get(_template(request), refuse))
         self._note(request, _template(request), response, started)
         return response
 

@@ -59,8 +59,9 @@ class Route(NamedTuple):
 def make_app(reception: Reception, table: Iterable[Route | Endpoint]) -> web.Application:
     """An application that serves a table; whoever opened what its answers come from closes it."""
     application = web.Application()
-    reception.receive(application)
-    for endpoint in endpoints(table):
+    served = endpoints(table)
+    reception.receive(application, {endpoint.path: endpoint.refuse for endpoint in served})
+    for endpoint in served:
         handler = for_roles(endpoint.roles, endpoint.handler)
         if endpoint.method == hdrs.METH_GET:
             application.router.add_get(endpoint.path, handler)  # and HEAD

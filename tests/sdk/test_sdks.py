@@ -102,6 +102,15 @@ async def test_pybit_reads_pools_and_alerts(world):
     assert answers["refused"] == {"code": 10001, "message": "no contract 'NONE' is listed"}
 
 
+async def test_pybit_waits_until_it_may_ask_again(config, environment):
+    async with world_of(with_section(config, "http", requests_max=1, requests_seconds=2.0)) as world:
+        await world.send(*HISTORY)
+        done = await program(*script("pybit", world.http._base_url))
+    assert done.code == 0, done.error
+    assert msgspec.json.decode(done.output)["insurance"]["retCode"] == 0
+    assert "rate limit" in done.error
+
+
 CHANGES = [
     ("regular_update", "", "5.9", 14),
     ("bankruptcy_loss", "-0.1", "5.9", 13),

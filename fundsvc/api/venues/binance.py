@@ -1,7 +1,6 @@
 """Binance's USDⓈ-M paths. Each contract is a group of its own there, with its settlement currency as the one asset."""
 
 from collections.abc import Callable, Sequence
-from http import HTTPStatus
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -10,10 +9,10 @@ from msgspec import UNSET, UnsetType
 from fundsvc.api.adl_answers import PositionAnswer, PositionsAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.deleveraging import DeleveragingResources
-from fundsvc.api.errors import BadParameter, NotFound, Problem
+from fundsvc.api.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.parameters import AccountQuery, Query
 from fundsvc.api.tokens import Caller
-from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, of
+from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, of, said
 from fundsvc.core.events import Identifier, Symbol
 from fundsvc.core.standing import FundStateName
 
@@ -24,10 +23,8 @@ Risk = Literal["low", "medium", "high"]
 RISKS: dict[FundStateName, Risk] = {"ok": "low", "warning": "medium", "adl": "high", "uncovered": "high"}
 """What a fund's state means for who may be deleveraged."""
 
-CODES = {BadParameter: -1130, NotFound: -1121}
-"""Binance's codes for wrong parameters and unknown symbols."""
-
-SERVICE_UNAVAILABLE = -1016
+CODES = {BadParameter: -1130, NotFound: -1121, NoToken: -2014, Forbidden: -2015, TooManyRequests: -1003, Problem: -1001}
+"""Binance's codes; the last says that something is wrong on this side, and to try again."""
 
 
 class SymbolQuery(Query, frozen=True):
@@ -134,8 +131,8 @@ def _quantile(position: PositionAnswer) -> Quantile:
 
 
 def _refuse(problem: Problem) -> Refusal:
-    status = 400 if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else problem.status
-    return Refusal(status, Refused(CODES.get(type(problem), SERVICE_UNAVAILABLE), str(problem)))
+    status = 400 if isinstance(problem, NotFound) else problem.status
+    return Refusal(status, Refused(said(CODES, problem), str(problem)))
 
 
-VENUE = Venue((400, 503), Refused, _refuse)
+VENUE = Venue((400, 429, 503), Refused, _refuse)

@@ -2,23 +2,25 @@
 
 import time
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import FundAnswer
-from fundsvc.api.errors import Problem
+from fundsvc.api.errors import BadParameter, NotFound, Problem, TooManyRequests
 from fundsvc.api.parameters import Query
-from fundsvc.api.venues.facade import Funds, Refusal, Venue, newest, of
+from fundsvc.api.venues.facade import SECOND_MS, Funds, Refusal, Venue, newest, of, said
 from fundsvc.core.events import Currency, Symbol
 from fundsvc.core.policy import Policy
 
 T = TypeVar("T")
 
-PARAMETER_ERROR, SERVER_ERROR = 10001, 10016
-"""Bybit's codes. It answers wrong questions with HTTP status 200, and so its clients expect it."""
+CODES = {BadParameter: 10001, NotFound: 10001, TooManyRequests: 10006, Problem: 10016}
+"""Bybit's codes. It answers whatever is wrong with HTTP status 200, and so its clients expect it."""
+
+LIMIT_RESET = "X-Bapi-Limit-Reset-Timestamp"
+"""When who asked too often may ask again, in milliseconds: Bybit's client waits for it."""
 
 WHOLE = -1.0
 """The drawdown at which a fund without a guard has ADL, and ends it: all of it is gone."""
@@ -142,8 +144,9 @@ class Bybit:
 
 
 def _refuse(problem: Problem) -> Refusal:
-    code = PARAMETER_ERROR if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else SERVER_ERROR
-    return Refusal(200, Refused(ret_code=code, ret_msg=str(problem), time=_now()))
+    now = _now()
+    waits = {LIMIT_RESET: str(now + problem.seconds * SECOND_MS)} if isinstance(problem, TooManyRequests) else {}
+    return Refusal(200, Refused(ret_code=said(CODES, problem), ret_msg=str(problem), time=now), waits)
 
 
 def _now() -> int:

@@ -1,11 +1,9 @@
-"""How a path of another venue is served: read as strictly as our own, answered and refused in that venue's shape.
+"""How a path of another venue is served: read as strictly as our own, answered and refused in that venue's shape."""
 
-What is refused before it gets here, for its token or because a client asks too often, is refused in ours.
-"""
-
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple, get_type_hints
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
 from aiohttp import web
@@ -13,10 +11,10 @@ from aiohttp import web
 from fundsvc.api.access import PUBLIC, Roles, allowed
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.endpoints import JSON, Endpoint, Media
-from fundsvc.api.errors import NotFound, Problem, Unavailable
+from fundsvc.api.errors import NotFound, Problem
 from fundsvc.api.parameters import read_query
-from fundsvc.follower import NotFollowed
-from fundsvc.store.database import StoreFault
+
+T = TypeVar("T")
 
 Funds = Callable[[], Awaitable[Sequence[FundAnswer]]]
 """All funds, as our own list answers them."""
@@ -27,21 +25,23 @@ TRADER: Roles = frozenset({"trader"})
 SECOND_MS = 1000
 
 OK = HTTPStatus.OK.value
+_OF_TOKENS = (HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value)
 
 
 class Refusal(NamedTuple):
-    """An error in a venue's shape, and the HTTP status that it comes with there."""
+    """An error in a venue's shape, the HTTP status that it comes with there, and headers besides those of the problem."""
 
     status: int
     body: msgspec.Struct
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class Venue(NamedTuple):
-    """How a venue says what is wrong: the statuses that it uses, the type of the body, and what becomes of a problem."""
+    """How a venue says what is wrong: with which statuses, those of tokens apart, in what type of body, and how a problem."""
 
     statuses: tuple[int, ...]
     body: type[msgspec.Struct]
-    refuse: Callable[[Problem], Refusal]
+    refusal: Callable[[Problem], Refusal]
 
     def endpoint(self, path: str, answer: Callable[..., Awaitable[Any]], roles: Roles = PUBLIC) -> Endpoint:
         """A path. What is asked and answered are the types of the method's `query` and of what it returns.
@@ -52,20 +52,22 @@ class Venue(NamedTuple):
         query = hints["query"]
 
         async def handle(request: web.Request) -> web.Response:
-            try:
-                caller = {"caller": allowed(request, roles)} if roles else {}
-                status, body = OK, await answer(read_query(query, request.query), **caller, **request.match_info)
-            except (StoreFault, NotFollowed):
-                status, body = self.refuse(Unavailable("the ledger is away, ask again shortly"))
-            except Problem as problem:
-                status, body = self.refuse(problem)
-            return web.Response(body=msgspec.json.encode(body), status=status, content_type=JSON)
+            caller = {"caller": allowed(request, roles)} if roles else {}
+            body = await answer(read_query(query, request.query), **caller, **request.match_info)
+            return web.Response(body=msgspec.json.encode(body), content_type=JSON)
 
-        return Endpoint(path, handle, self._answers(hints["return"]), query=query, roles=roles, fails=_OURS, told=answer)
+        answers = self._answers(hints["return"], roles)
+        return Endpoint(path, handle, answers, query=query, roles=roles, refuse=self._refuse, told=answer)
 
-    def _answers(self, kind: Any) -> dict[int, Media]:
-        refusals = dict.fromkeys(self.statuses, Media(JSON, self.body))
+    def _answers(self, kind: Any, roles: Roles) -> dict[int, Media]:
+        refusals = dict.fromkeys((*self.statuses, *(_OF_TOKENS if roles else ())), Media(JSON, self.body))
         return refusals | {OK: Media(JSON, kind | self.body if OK in self.statuses else kind)}
+
+    def _refuse(self, problem: Problem) -> web.Response:
+        status, body, headers = self.refusal(problem)
+        return web.Response(
+            body=msgspec.json.encode(body), status=status, content_type=JSON, headers={**problem.headers, **headers}
+        )
 
 
 def of(funds: Sequence[FundAnswer], symbol: str) -> FundAnswer:
@@ -81,4 +83,6 @@ def newest(funds: Sequence[FundAnswer]) -> int:
     return max((fund.updated_at for fund in funds), default=0)
 
 
-_OURS = frozenset({429})
+def said(codes: Mapping[type[Problem], T], problem: Problem) -> T:
+    """What a venue calls a problem: by its kind, or by the nearest of those that it is of; `Problem` is among them."""
+    return next(codes[kind] for kind in type(problem).__mro__ if kind in codes)

@@ -9,10 +9,10 @@ from msgspec import UNSET, UnsetType
 from fundsvc.api.adl_answers import DeleveragedAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.deleveraging import DeleveragingResources
-from fundsvc.api.errors import BadParameter, NotFound, Problem
+from fundsvc.api.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.parameters import AccountQuery, Query
 from fundsvc.api.tokens import Caller
-from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue
+from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue, said
 from fundsvc.core.events import Symbol
 from fundsvc.core.numbers import format_units
 from fundsvc.core.standing import FundStateName
@@ -26,10 +26,15 @@ RECORDS_MAX = 1000
 RECORDS = 100
 """Gate's own limit and default."""
 
-LABELS = {BadParameter: "INVALID_PARAM_VALUE", NotFound: "CONTRACT_NOT_FOUND"}
+LABELS = {
+    BadParameter: "INVALID_PARAM_VALUE",
+    NotFound: "CONTRACT_NOT_FOUND",
+    NoToken: "INVALID_KEY",
+    Forbidden: "FORBIDDEN",
+    TooManyRequests: "TOO_MANY_REQUESTS",
+    Problem: "SERVER_ERROR",
+}
 """Gate's words for what is wrong."""
-
-SERVER_ERROR = "SERVER_ERROR"
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=RECORDS_MAX)]
 Second = Annotated[int, msgspec.Meta(ge=0, le=2**53, description="a time in seconds")]
@@ -153,12 +158,11 @@ def _deleveraged(row: DeleveragedAnswer) -> Deleveraged:
 
 
 def _refuse(problem: Problem) -> Refusal:
-    label = LABELS.get(type(problem), SERVER_ERROR)
-    return Refusal(problem.status, Refused(label, str(problem)))
+    return Refusal(problem.status, Refused(said(LABELS, problem), str(problem)))
 
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-VENUE = Venue((400, 404, 503), Refused, _refuse)
+VENUE = Venue((400, 404, 429, 503), Refused, _refuse)

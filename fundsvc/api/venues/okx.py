@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from decimal import Decimal
-from http import HTTPStatus
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import FundAnswer
-from fundsvc.api.errors import BadParameter, MissingParameter, NotFound, Problem
+from fundsvc.api.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
 from fundsvc.api.parameters import Query
 from fundsvc.api.serving import listed
-from fundsvc.api.venues.facade import Funds, Refusal, Venue
+from fundsvc.api.venues.facade import Funds, Refusal, Venue, said
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Currency, Symbol, Timestamp
@@ -39,10 +38,8 @@ CHANGES: dict[Kind, Change] = {
 }
 """By kinds of entries. No revenue of anybody goes into a fund, so nothing is `platform_revenue`."""
 
-CODES = {MissingParameter: "50014", BadParameter: "51000", NotFound: "51001"}
-"""OKX's codes for a parameter that is empty or wrong, and for what does not exist."""
-
-SERVICE_UNAVAILABLE = "50001"
+CODES = {MissingParameter: "50014", BadParameter: "51000", NotFound: "51001", TooManyRequests: "50011", Problem: "50001"}
+"""OKX's codes; the last says that the service is not available for now."""
 
 
 class FundQuery(Query, frozen=True):
@@ -170,8 +167,8 @@ def _total(funds: Sequence[FundAnswer]) -> str:
 
 
 def _refuse(problem: Problem) -> Refusal:
-    status = 400 if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else problem.status
-    return Refusal(status, Answered(CODES.get(type(problem), SERVICE_UNAVAILABLE), str(problem), []))
+    status = 400 if isinstance(problem, NotFound) else problem.status
+    return Refusal(status, Answered(said(CODES, problem), str(problem), []))
 
 
-VENUE = Venue((400, 503), Answered, _refuse)
+VENUE = Venue((400, 429, 503), Answered, _refuse)
