@@ -52,7 +52,7 @@ BYTES_MAX = 100.0
 
 EVENTS_PER_MESSAGE = 100
 UPDATES_MAX = 300_000
-UPDATE_ROUNDS = 5
+UPDATE_ROUNDS = 9
 """So many updates of accounts that are known already are sent so often; the fastest time counts."""
 
 
