@@ -36,6 +36,9 @@ START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 3.0
 """A fast shutdown takes well under a second; after this the server is killed, which loses nothing either."""
 
+BECOME_SECONDS_MAX = 5.0
+"""On a crowded machine; a thread of the kernel's, whose number may be anybody's next time, shows nothing for ever."""
+
 SOCKET_PATH_MAX = 107
 """The kernel's limit for the path of a Unix socket."""
 
@@ -89,11 +92,10 @@ class Server:
         """
         try:
             process = psutil.Process(int(self._pid_file.read_text()))
-            words = process.cmdline()
+            words = _command_line(process)
         except (FileNotFoundError, ValueError, psutil.Error):
             return None
-        starting = not words  # While it becomes another program it shows none.
-        return process if starting or any(str(self._directory) in word for word in words) else None
+        return process if any(str(self._directory) in word for word in words) else None
 
     def start(self) -> None:
         """Starts the server unless it runs, and waits until it answers.
@@ -321,6 +323,14 @@ async def _supervise(servers: EmbeddedServers, *, postgres: bool, valkey: bool) 
             await asyncio.to_thread(servers.start, postgres=postgres, valkey=valkey)
         except EmbeddedError as error:
             log.warning("embedded server not started", error=str(error))
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    """What a process runs; waits for one that shows nothing, as each does for a moment while it becomes another program."""
+    deadline = time.monotonic() + BECOME_SECONDS_MAX
+    while not (words := process.cmdline()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return words
 
 
 def _is_last(users: IO[str]) -> bool:
