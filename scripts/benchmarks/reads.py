@@ -6,6 +6,7 @@ asyncio protocol, which takes less of the machine than either server does.
 """
 
 import asyncio
+import re
 import signal
 import statistics
 import time
@@ -26,6 +27,8 @@ STANDARD_HEADERS = 4
 
 WARM_SECONDS = 0.5
 
+LENGTH = re.compile(rb"Content-Length: (\d+)")
+
 
 class Reads(msgspec.Struct, kw_only=True):
     """Requests a second and p99 (ms), the medians of rounds; `ratio` is the median of the rounds' ratios."""
@@ -41,10 +44,9 @@ class Reads(msgspec.Struct, kw_only=True):
 class Asker(asyncio.Protocol):
     """A connection that asks again as soon as it has an answer."""
 
-    def __init__(self, request: bytes, body_length: int) -> None:
+    def __init__(self, request: bytes) -> None:
         self.times: list[float] = []
         self._request = request
-        self._body_length = body_length
         self._received = b""
         self._asked = 0.0
         self._transport: asyncio.Transport
@@ -58,10 +60,10 @@ class Asker(asyncio.Protocol):
         self._ask()
 
     def data_received(self, data: bytes) -> None:
-        """Looks only for where the headers end, and whether the body is there."""
+        """Looks only for where the headers end, and whether the body is there; a fund's may become shorter or longer."""
         self._received = self._received + data if self._received else data
         head = self._received.find(b"\r\n\r\n")
-        if head < 0 or len(self._received) < head + 4 + self._body_length:
+        if head < 0 or len(self._received) < head + 4 + _body_length(self._received):
             return
         if not self._received.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"the answer is {self._received[:200]!r}")
@@ -85,10 +87,10 @@ async def measure(api: ServiceProcess, log: Path, symbol: str, rounds: int, seco
     with bare_server(BARE, str(file), str(head.count(b"\r\n") - STANDARD_HEADERS)) as (bare_port, bare):
         for _ in range(rounds):
             bare.send_signal(signal.SIGSTOP)
-            service = await _round(host, port, path, len(body), seconds)
+            service = await _round(host, port, path, seconds)
             bare.send_signal(signal.SIGCONT)
             api.send_signal(signal.SIGSTOP)
-            taken.append((service, await _round(host, bare_port, path, len(body), seconds)))
+            taken.append((service, await _round(host, bare_port, path, seconds)))
             api.send_signal(signal.SIGCONT)
             await _until_it_answers(host, port, path)
     return Reads(
@@ -101,9 +103,9 @@ async def measure(api: ServiceProcess, log: Path, symbol: str, rounds: int, seco
     )
 
 
-async def _round(host: str, port: int, path: str, body_length: int, seconds: float) -> tuple[float, float]:
+async def _round(host: str, port: int, path: str, seconds: float) -> tuple[float, float]:
     """Requests a second and p99 in ms, after a moment to warm up."""
-    async with _asking(host, port, path, body_length) as askers:
+    async with _asking(host, port, path) as askers:
         for asker in askers:
             asker.start()
         await asyncio.sleep(WARM_SECONDS)
@@ -125,6 +127,12 @@ async def _until_it_answers(host: str, port: int, path: str) -> None:
         await asyncio.sleep(WARM_SECONDS)
 
 
+def _body_length(head: bytes) -> int:
+    found = LENGTH.search(head)
+    assert found, head
+    return int(found[1])
+
+
 def _request(host: str, port: int, path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
 
@@ -134,8 +142,7 @@ async def _answer(host: str, port: int, path: str) -> tuple[bytes, bytes]:
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(_request(host, port, path))
     head = await reader.readuntil(b"\r\n\r\n")
-    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-    body = await reader.readexactly(length)
+    body = await reader.readexactly(_body_length(head))
     writer.close()
     if not head.startswith(b"HTTP/1.1 200"):
         raise RuntimeError(f"{path} answers {head!r} {body!r}")
@@ -143,11 +150,11 @@ async def _answer(host: str, port: int, path: str) -> tuple[bytes, bytes]:
 
 
 @asynccontextmanager
-async def _asking(host: str, port: int, path: str, body_length: int) -> AsyncIterator[list[Asker]]:
+async def _asking(host: str, port: int, path: str) -> AsyncIterator[list[Asker]]:
     loop = asyncio.get_running_loop()
     askers, transports = [], []
     for _ in range(CONNECTIONS):
-        asker = Asker(_request(host, port, path), body_length)
+        asker = Asker(_request(host, port, path))
         transport, _ = await loop.create_connection(lambda asker=asker: asker, host, port)
         askers.append(asker)
         transports.append(transport)
