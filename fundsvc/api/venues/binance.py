@@ -12,7 +12,7 @@ from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.parameters import AccountQuery, Query
 from fundsvc.api.tokens import Caller
-from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, of, said
+from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, code_of, of
 from fundsvc.core.events import Identifier, Symbol
 from fundsvc.core.standing import FundStateName
 
@@ -132,7 +132,7 @@ def _quantile(position: PositionAnswer) -> Quantile:
 
 def _refuse(problem: Problem) -> Refusal:
     status = 400 if isinstance(problem, NotFound) else problem.status
-    return Refusal(status, Refused(said(CODES, problem), str(problem)))
+    return Refusal(status, Refused(code_of(CODES, problem), str(problem)))
 
 
 VENUE = Venue((400, 429, 503), Refused, _refuse)

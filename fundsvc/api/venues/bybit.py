@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.errors import BadParameter, NotFound, Problem, TooManyRequests
 from fundsvc.api.parameters import Query
-from fundsvc.api.venues.facade import SECOND_MS, Funds, Refusal, Venue, newest, of, said
+from fundsvc.api.venues.facade import SECOND_MS, Funds, Refusal, Venue, code_of, newest, of
 from fundsvc.core.events import Currency, Symbol
 from fundsvc.core.policy import Policy
 
@@ -146,7 +146,7 @@ class Bybit:
 def _refuse(problem: Problem) -> Refusal:
     now = _now()
     waits = {LIMIT_RESET: str(now + problem.seconds * SECOND_MS)} if isinstance(problem, TooManyRequests) else {}
-    return Refusal(200, Refused(ret_code=said(CODES, problem), ret_msg=str(problem), time=now), waits)
+    return Refusal(200, Refused(ret_code=code_of(CODES, problem), ret_msg=str(problem), time=now), waits)
 
 
 def _now() -> int:

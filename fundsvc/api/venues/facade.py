@@ -83,6 +83,6 @@ def newest(funds: Sequence[FundAnswer]) -> int:
     return max((fund.updated_at for fund in funds), default=0)
 
 
-def said(codes: Mapping[type[Problem], T], problem: Problem) -> T:
+def code_of(codes: Mapping[type[Problem], T], problem: Problem) -> T:
     """What a venue calls a problem: by its kind, or by the nearest of those that it is of; `Problem` is among them."""
     return next(codes[kind] for kind in type(problem).__mro__ if kind in codes)

@@ -12,7 +12,7 @@ from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.parameters import AccountQuery, Query
 from fundsvc.api.tokens import Caller
-from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue, said
+from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue, code_of
 from fundsvc.core.events import Symbol
 from fundsvc.core.numbers import format_units
 from fundsvc.core.standing import FundStateName
@@ -158,7 +158,7 @@ def _deleveraged(row: DeleveragedAnswer) -> Deleveraged:
 
 
 def _refuse(problem: Problem) -> Refusal:
-    return Refusal(problem.status, Refused(said(LABELS, problem), str(problem)))
+    return Refusal(problem.status, Refused(code_of(LABELS, problem), str(problem)))
 
 
 def _now() -> int:

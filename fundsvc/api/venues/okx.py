@@ -11,7 +11,7 @@ from fundsvc.api.answers import FundAnswer
 from fundsvc.api.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
 from fundsvc.api.parameters import Query
 from fundsvc.api.serving import listed
-from fundsvc.api.venues.facade import Funds, Refusal, Venue, said
+from fundsvc.api.venues.facade import Funds, Refusal, Venue, code_of
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Currency, Symbol, Timestamp
@@ -168,7 +168,7 @@ def _total(funds: Sequence[FundAnswer]) -> str:
 
 def _refuse(problem: Problem) -> Refusal:
     status = 400 if isinstance(problem, NotFound) else problem.status
-    return Refusal(status, Answered(said(CODES, problem), str(problem), []))
+    return Refusal(status, Answered(code_of(CODES, problem), str(problem), []))
 
 
 VENUE = Venue((400, 429, 503), Answered, _refuse)
