@@ -10,8 +10,10 @@ from typing import Any, Literal
 import msgspec
 
 from fundsvc.core.events import (
+    AdlAck,
     AdlEnd,
     AdlFill,
+    AdlTimeout,
     Event,
     Fill,
     Listing,
@@ -20,11 +22,12 @@ from fundsvc.core.events import (
     Rate,
     Reason,
     Rejection,
+    Snapshot,
 )
 
 Codec = Literal["json", "msgpack"]
 
-AnyEvent = Fill | Mark | Position | AdlFill | AdlEnd | Rate | Listing
+AnyEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
 
 EVENTS_PER_MESSAGE_MAX = 10_000
 """A message is settled in one go, so its size bounds how long the loop is held and how much one commit writes."""

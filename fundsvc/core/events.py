@@ -15,6 +15,9 @@ Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Currency = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Signed = Annotated[int, msgspec.Meta(ge=-(2**63 - 1), le=2**63 - 1)]
+Previous = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""The contract's sequence before an event's own; 0 for its first."""
+
 Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40, extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"})]
 """A plain decimal number. The pattern is told to whoever asks for a schema; parsing refuses what does not match."""
 
@@ -42,25 +45,43 @@ class Fill(Event, frozen=True, tag="fill"):
     trade_id: Identifier = ""
     order_id: Identifier = ""
     account: Identifier = ""
+    prev_seq: Previous | None = None
 
 
 class Mark(Event, frozen=True, tag="mark"):
-    """The mark price of a contract, and its index price; the last one wins."""
+    """The mark price of a contract, and its index price. The last one wins; one whose `seq` is known is a duplicate."""
 
     symbol: Symbol
     price: Number
     ts: Timestamp
     index_price: Number | None = None
+    seq: Positive | None = None
 
 
 class Position(Event, frozen=True, tag="position"):
-    """An account's whole position: signed lots (0 = closed); margin in settlement currency without unrealised PnL."""
+    """An account's position: signed lots (0 = closed); margin in settlement currency without unrealised PnL.
+
+    In hedge mode `position_side` names the leg: `LONG` with lots >= 0, `SHORT` with lots <= 0. `BOTH` replaces both legs.
+    `owner` names the person behind several accounts. `seq` is the engine's own sequence of positions: per leg, an event
+    whose `seq` is not above the last one is a duplicate.
+    """
 
     symbol: Symbol
     account: Account
     lots: Signed
     entry_price: Number
     margin: Number
+    ts: Timestamp
+    position_side: Literal["BOTH", "LONG", "SHORT"] = "BOTH"
+    owner: Identifier = ""
+    seq: Positive | None = None
+
+
+class Snapshot(Event, frozen=True, tag="snapshot"):
+    """Encloses all positions of a contract: `end` closes every leg that no position since `begin` named."""
+
+    symbol: Symbol
+    phase: Literal["begin", "end"]
     ts: Timestamp
 
 
@@ -73,6 +94,8 @@ class AdlFill(Event, frozen=True, tag="adlFill"):
     account: Account
     lots: Positive
     ts: Timestamp
+    position_side: Literal["BOTH", "LONG", "SHORT"] = "BOTH"
+    prev_seq: Previous | None = None
 
 
 class AdlEnd(Event, frozen=True, tag="adlEnd"):
@@ -81,6 +104,25 @@ class AdlEnd(Event, frozen=True, tag="adlEnd"):
     symbol: Symbol
     seq: Positive
     adl: Positive
+    ts: Timestamp
+    prev_seq: Previous | None = None
+
+
+class AdlAck(Event, frozen=True, tag="adlAck"):
+    """The engine has received a round of an ADL order, so that it need not be announced again."""
+
+    symbol: Symbol
+    adl: Positive
+    round: Positive
+    ts: Timestamp
+
+
+class AdlTimeout(Event, frozen=True, tag="adlTimeout"):
+    """A round of an ADL order went unanswered for `round_seconds`: it ends. The owner of the partition appends this event."""
+
+    symbol: Symbol
+    adl: Positive
+    round: Positive
     ts: Timestamp
 
 
@@ -117,6 +159,12 @@ class Reason(StrEnum):
     ADL_NOT_ASKED = "adl_not_asked"
     ADL_TOO_MANY_LOTS = "adl_too_many_lots"
     SUPERSEDED = "superseded"
+    TS_OUT_OF_RANGE = "ts_out_of_range"
+    CONFLICT = "conflict"
+    LATE = "late"
+    TERMS_IN_DOUBT = "terms_in_doubt"
+    DATABASE_REFUSED = "database_refused"
+    TOO_LARGE = "too_large"
 
 
 DETAIL_LENGTH_MAX = 500
