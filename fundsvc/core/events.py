@@ -94,7 +94,6 @@ class AdlFill(Event, frozen=True, tag="adlFill"):
     account: Account
     lots: Positive
     ts: Timestamp
-    position_side: Literal["BOTH", "LONG", "SHORT"] = "BOTH"
     prev_seq: Previous | None = None
 
 
