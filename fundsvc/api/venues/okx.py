@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
-from fundsvc.api.parameters import Query
+from fundsvc.api.parameters import Parameters
 from fundsvc.api.serving import listed
 from fundsvc.api.venues.facade import Funds, Refusal, Venue, code_of
 from fundsvc.core.chain import Kind
@@ -51,7 +51,7 @@ CODES = {MissingParameter: "50014", BadParameter: "51000", NotFound: "51001", To
 """OKX's codes; the last says that the service is not available for now."""
 
 
-class FundQuery(Query, frozen=True):
+class FundQuery(Parameters, frozen=True):
     """Changes of a contract's fund, newest first: those before the time `after` and after the time `before`, as OKX has it.
 
     A page ends between two times, never within one: where all of it is of one time, it has all changes of that time, even

@@ -103,6 +103,8 @@ class Connection:
         except Refused as refused:
             self._client.send(error(command.id, refused.code, str(refused)))
             return
+        if command.numbers is not UNSET:
+            self._client.numbers = command.numbers
         if command.response:
             self._client.send(ack(command.id))
         for part in parts:
