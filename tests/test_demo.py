@@ -310,7 +310,7 @@ class TestMatching:
         still_open = [key for key, order in exchange.orders.items() if order.state == "open"]
         assert still_open
         exchange.restart_matching(restarted)
-        exchange.run(restarted + 12 * ROUND_STEPS)
+        exchange.run(restarted + 60 * ROUND_STEPS)
         assert {exchange.orders[key].state for key in still_open} <= {"done", "uncovered"}
         assert ("SOLUSDTM", "done") in {(order.symbol, order.state) for order in exchange.orders.values()}
         exchange.check_sums()
