@@ -536,6 +536,15 @@ ON CONFLICT (symbol, walk) DO UPDATE SET
 INSERT INTO audit_progress (symbol, walk, good) VALUES ($1, $2, false)
 ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
 
+-- name: newest_fills
+-- Every contract with the sequence and time of its newest fill, 0 without one.
+SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
+       coalesce(e.seq, 0) AS seq, coalesce(e.ts, 0) AS ts
+FROM contracts c LEFT JOIN LATERAL (
+    SELECT x.seq, x.ts FROM entries x WHERE x.symbol = c.symbol AND x.kind IN ('surplus', 'flat', 'shortfall')
+    ORDER BY x.entry DESC LIMIT 1
+) e ON true;
+
 -- name: totals_since
 -- What the ledger gained beyond the given entries, by currency and kind.
 SELECT c.settle_currency AS currency, c.settle_decimals AS decimals, e.kind, count(*) AS entries,
