@@ -78,8 +78,8 @@ class ForceOrder(msgspec.Struct, frozen=True):
 
     @property
     def pair(self) -> str:
-        """The symbol without the date of delivery."""
-        return self.s.partition("_")[0]
+        """The symbol without the date of delivery, which stands at the end, or before a quote currency."""
+        return self.s if self.s.endswith(_STABLE) else self.s.partition("_")[0]
 
     @property
     def coin_margined(self) -> bool:
@@ -212,7 +212,7 @@ def _currencies(order: ForceOrder) -> tuple[str, str]:
     quote = next((quote for quote in quotes if order.pair.endswith(quote) and order.pair != quote), None)
     if quote is None:
         raise Rejection(Reason.UNKNOWN_SYMBOL, f"the quote currency of {order.s} is none of {', '.join(_STABLE)}, USD")
-    return order.pair.removesuffix(quote), quote
+    return order.pair.removesuffix(quote).partition("_")[0], quote
 
 
 def _check_money(listed: Contract, own: Contract) -> None:

@@ -125,6 +125,7 @@ class TestForceOrders:
         [
             ("BTCUSDT", "BTC", "USDT"),
             ("BTCUSDT_251226", "BTC", "USDT"),
+            ("BTC_251226USDT", "BTC", "USDT"),
             ("XFDUSD", "X", "FDUSD"),
             ("BNBBUSD", "BNB", "BUSD"),
             ("BTCBUSD_210129", "BTC", "BUSD"),
