@@ -24,16 +24,27 @@ SHARED = ROOT.parent / "shared" / "data"
 FORCE_ORDERS = SHARED / "binance_force_orders_2025-12-11.ndjson"
 KUCOIN_CONTRACTS = SHARED / "kucoin_contracts_active.json"
 
+START = 1_765_400_000_000
+"""The time of the first events."""
+
 LISTING = {"symbol": "ABCUSDTM", "settleCurrency": "USDT", "multiplier": 0.01, "isInverse": False}
 
 
 def force_order(**fields):
-    order = {"s": "ABCUSDT", "S": "SELL", "o": "LIMIT", "f": "IOC", "q": "3", "p": "1.5", "ap": "1.6", "z": "3", "T": 1000}
+    order = {"s": "ABCUSDT", "S": "SELL", "o": "LIMIT", "f": "IOC", "q": "3", "p": "1.5", "ap": "1.6", "z": "3", "T": START}
     return json.dumps({"e": "forceOrder", "E": 1000, "o": order | fields})
 
 
 def fill(seq, symbol="ABCUSDTM", price="101", **fields):
-    given = {"symbol": symbol, "seq": seq, "side": "sell", "lots": 100, "price": price, "bankruptcyPrice": "100", "ts": seq}
+    given = {
+        "symbol": symbol,
+        "seq": seq,
+        "side": "sell",
+        "lots": 100,
+        "price": price,
+        "bankruptcyPrice": "100",
+        "ts": START + seq,
+    }
     return {"type": "fill"} | given | fields
 
 
@@ -78,25 +89,25 @@ class TestEvents:
 
 class TestForceOrders:
     def test_an_order_is_a_fill_at_the_average_price_against_its_limit(self, write):
-        recording = read_recording(write(force_order(), force_order(S="BUY", T=1001)), "binance-force-orders")
+        recording = read_recording(write(force_order(), force_order(S="BUY", T=START + 1)), "binance-force-orders")
         sold, bought = recording.events
-        assert (sold.side, sold.lots, sold.price, sold.bankruptcy_price, sold.ts) == ("sell", 3 * 10**8, "1.6", "1.5", 1000)
+        assert (sold.side, sold.lots, sold.price, sold.bankruptcy_price, sold.ts) == ("sell", 3 * 10**8, "1.6", "1.5", START)
         assert bought.side == "buy"
 
     def test_a_quantity_is_a_whole_number_of_lots_of_one_size_for_all_recordings(self, write):
         quantities = ["3", "0.25", "1.500", "1e2", "0.00000001"]
-        recording = orders_of(write(*(force_order(z=quantity, T=time) for time, quantity in enumerate(quantities, 1))))
+        recording = orders_of(write(*(force_order(z=quantity, T=time) for time, quantity in enumerate(quantities, START))))
         (listing,) = recording.listings
         size = Decimal(listing.contract["multiplier"])
         assert [event.lots * size for event in recording.events] == [Decimal(quantity) for quantity in quantities]
         assert orders_of(write(force_order())).listings == recording.listings
 
     def test_a_sequence_is_made_of_the_order_and_never_of_its_place(self, write):
-        lines = [force_order(T=time, z=str(filled)) for time in (1000, 1001, 900) for filled in (1, 2)]
+        lines = [force_order(T=time, z=str(filled)) for time in (START, START + 1, START - 100) for filled in (1, 2)]
         recording = orders_of(write(*lines))
-        assert [event.ts for event in recording.events] == [900, 900, 1000, 1000, 1001, 1001]
+        assert [event.ts - START for event in recording.events] == [-100, -100, 0, 0, 1, 1]
         assert strictly_rising([event.seq for event in recording.events])
-        for other in (lines[::-1], [*lines, force_order(T=1, s="XYZUSDT")], lines[2:4]):
+        for other in (lines[::-1], [*lines, force_order(T=START - 200, s="XYZUSDT")], lines[2:4]):
             again = [event for event in orders_of(write(*other)).events if event.symbol == "ABCUSDT"]
             assert set(again) <= set(recording.events)
 
@@ -117,7 +128,7 @@ class TestForceOrders:
         ],
     )
     def test_an_equal_order_is_a_duplicate_however_it_is_written(self, write, again):
-        recording = orders_of(write(force_order(), force_order(T=1001), again))
+        recording = orders_of(write(force_order(), force_order(T=START + 1), again))
         assert (len(recording.events), recording.duplicates) == (2, 1)
 
     @pytest.mark.parametrize(
@@ -204,7 +215,7 @@ class TestForceOrders:
             (force_order(S="HOLD"), "invalid_field", "Invalid enum value 'HOLD'"),
             (force_order(z="many"), "invalid_field", "no forceOrder message: "),
             (force_order(T=0), "invalid_field", "Expected `int` >= 1"),
-            (force_order(T="1000"), "invalid_field", "Expected `int`"),
+            (force_order(T=str(START)), "invalid_field", "Expected `int`"),
             (force_order(z="0"), "out_of_range", "a filled quantity (z) of 0 is no fill"),
             (force_order(z="-1"), "out_of_range", "a filled quantity (z) of -1 is no fill"),
             (force_order(z="NaN"), "invalid_number", "NaN is not a number"),
@@ -228,7 +239,7 @@ class TestForceOrders:
         ],
     )
     def test_a_wrong_line_is_refused_with_its_reason_and_the_others_are_read(self, write, line, reason, what):
-        recording = orders_of(write(force_order(T=999), line, force_order()))
+        recording = orders_of(write(force_order(T=START - 1), line, force_order()))
         assert len(recording.events) == 2
         (refused,) = recording.refused
         assert (refused.where, refused.reason) == ("line 2", reason)
@@ -298,7 +309,7 @@ class TestReplayOfOrders:
         lines = [
             force_order(p="1", ap="1.5"),
             force_order(p="1", ap="1.5"),
-            force_order(S="BUY", T=1001, p="2", ap="1.5", z="4"),
+            force_order(S="BUY", T=START + 1, p="2", ap="1.5", z="4"),
         ]
         done = await replay(config, write(*lines, lines[2]))
         assert (done.code, credited(done), done.result["duplicates"], done.result["settled"]) == (0, 3.5, 2, 2)
@@ -306,16 +317,36 @@ class TestReplayOfOrders:
         assert (spoken.code, "3 duplicates" in spoken.output) == (0, True)
 
     async def test_an_overlapping_recording_is_settled_from_where_the_first_one_ends(self, config, write):
-        lines = [force_order(T=1000 + number, p="1", ap="2", z=str(number)) for number in range(1, 11)]
+        lines = [force_order(T=START + number, p="1", ap="2", z=str(number)) for number in range(1, 11)]
         assert credited(await replay(config, write(*lines[:7]))) == 28 - 0
         done = await replay(config, write(*lines[4:]))
         assert (done.code, credited(done), done.result["duplicates"]) == (0, 27, 3)
         again = await replay(config, write(*lines))
         assert (again.code, again.result["gains"], again.result["duplicates"], again.result["settled"]) == (0, [], 10, 10)
 
+    async def test_older_history_after_newer_is_late_and_settled_by_a_command(self, config, write):
+        lines = [force_order(T=START + number, p="1", ap="2", z=str(number)) for number in range(1, 11)]
+        assert credited(await replay(config, write(*lines[6:]))) == 34
+        for _ in range(2):
+            older = await replay(config, write(*lines[:6]))
+            assert (older.code, older.result["settled"], older.result["gains"]) == (1, 0, [])
+            assert older.result["rejected"] == {"late": 6}
+        overlapping = await replay(config, write(*lines[:8]))
+        assert (overlapping.code, overlapping.result["settled"], overlapping.result["rejected"]) == (0, 2, {"late": 6})
+        spoken = await fundsvc(config, "replay", write(*lines[:6]), "--format", "binance-force-orders")
+        assert (spoken.code, "`fundsvc rejected replay --reason late` settles them" in spoken.output) == (1, True)
+        async with engine_process(config), connected(config.database.dsn) as connection:
+            assert (await fundsvc(config, "rejected", "replay", "--reason", "late")).code == 0
+            await eventually(lambda: all_read(config, connection))
+        whole = await replay(config, write(*lines))
+        assert (whole.code, whole.result["settled"], whole.result["gains"], whole.result["rejected"]) == (0, 10, [], {})
+        async with connected(config.database.dsn) as connection:
+            assert await connection.fetchval("SELECT balance FROM funds") == 55 * 10**8
+        assert (await fundsvc(config, "audit")).code == 0
+
     async def test_finer_quantities_of_a_later_recording_are_settled(self, config, write):
         for time, quantity in enumerate(("3", "0.5", "0.001", "1.25")):
-            done = await replay(config, write(force_order(T=1000 + time, p="1", ap="2", z=quantity, q=quantity)))
+            done = await replay(config, write(force_order(T=START + time, p="1", ap="2", z=quantity, q=quantity)))
             assert (done.code, credited(done)) == (0, float(quantity))
 
     async def test_other_lines_are_counted_and_wrong_ones_refused(self, config, write):
@@ -356,7 +387,7 @@ class TestReplayOfOrders:
         given = {"symbol": "ABCUSDT", "settleCurrency": "USDT", "multiplier": 0.5, "isInverse": False}
         contracts.write_text(json.dumps([given]))
         path = write(
-            force_order(p="1", ap="2", z="2.5", q="2.5"), force_order(T=1001, z="0.75", q="0.75"), force_order(s="XYZUSDT")
+            force_order(p="1", ap="2", z="2.5", q="2.5"), force_order(T=START + 1, z="0.75", q="0.75"), force_order(s="XYZUSDT")
         )
         done = await replay(config, path, "--contracts", contracts)
         assert (done.code, done.result["settled"], done.result["rejected"]) == (0, 2, {"too_many_decimals": 1})
@@ -371,11 +402,11 @@ class TestReplayOfOrders:
         given = {"symbol": "ABCUSDT", "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}
         contracts.write_text(json.dumps([given]))
         assert (await fundsvc(config, "contracts", "load", contracts)).code == 0
-        done = await replay(config, write(force_order(p="1", ap="2", z="3"), force_order(T=1001, z="0.5", q="0.5")))
+        done = await replay(config, write(force_order(p="1", ap="2", z="3"), force_order(T=START + 1, z="0.5", q="0.5")))
         assert (done.code, credited(done), done.result["rejected"]) == (0, 3, {"too_many_decimals": 1})
         contracts.write_text(json.dumps([given | {"multiplier": 0.5}]))
         other = await replay(
-            config, write(force_order(T=1001, z="0.5", q="0.5"), force_order(s="XYZUSDT")), "--contracts", contracts
+            config, write(force_order(T=START + 1, z="0.5", q="0.5"), force_order(s="XYZUSDT")), "--contracts", contracts
         )
         assert (other.code, other.result["refused"]) == (1, ["contract_fixed: the ledger has ABCUSDT with other terms"])
         assert (other.result["settled"], other.result["rejected"]) == (1, {"contract_fixed": 1})
