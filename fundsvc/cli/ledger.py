@@ -21,7 +21,7 @@ from fundsvc.export import COLUMNS, export_rows
 from fundsvc.recordings import Format, Recording, read_contracts, read_recording
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import known_contracts, open_snapshot
-from fundsvc.store.rollups import condense, forget
+from fundsvc.store.rollups import condense, distrust
 from fundsvc.vectors import Outcome, read_vector, run_vector
 
 contracts = typer.Typer(help="Contracts of the funds.", no_args_is_help=True)
@@ -86,12 +86,12 @@ def export(
 
 @cli.command("rebuild-rollups")
 def rebuild_rollups(context: typer.Context) -> None:
-    """Drop the hourly rollups and condense them anew from the entries."""
+    """Build the hourly rollups anew from the entries; charts show those of before until then."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
-            await forget(pool)
-            total = sum([await condense(pool, partition) for partition in range(complete.stream.partitions)])
+            await distrust(pool)
+            total = sum([await _condense_all(pool, partition) for partition in range(complete.stream.partitions)])
         Console(stderr=True).print(f"condensed {total} entries", highlight=False)
         return DONE
 
@@ -107,6 +107,13 @@ def vectors(files: list[Path], json: Json = False) -> None:
     else:
         _print_outcomes(outcomes)
     raise typer.Exit(NO if any(outcome.differences for outcome in outcomes.values()) else DONE)
+
+
+async def _condense_all(pool: Pool, partition: int) -> int:
+    total = 0
+    while condensed := await condense(pool, partition):
+        total += condensed
+    return total
 
 
 async def _deliver(config: Config, recording: Recording, json: bool) -> int:
