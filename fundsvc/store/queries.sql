@@ -595,9 +595,8 @@ WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;
 
 -- name: deficits
 -- Deficits of some contracts, summed by periods of $2 milliseconds: of the last $3 periods of each contract's history, which
--- ends with its last entry by the engine's clock, the $4 largest. What lies in the future is not looked at: one entry with a time
--- years ahead would end a history after all that it holds. What funds paid and could not pay is condensed by the hour; a `cover`
--- pays what was a deficit before, when it was uncovered.
+-- ends with its last charted hour, the $4 largest. The future is not looked at: hours that an earlier version condensed may lie in
+-- it. What funds paid and could not pay is condensed by the hour; a `cover` pays what was a deficit before, when it was uncovered.
 SELECT h.symbol, h.start_ms, h.last_ms + h.period AS end_ms, ((h.last_ms - h.start_ms) / h.period + 1)::int AS periods, d.number, d.largest
 FROM (
     SELECT a.symbol, a.period, a.rank, z.hour - z.hour % a.period AS last_ms,
