@@ -85,7 +85,7 @@ async def test_deficits_of_periods_equal_those_of_the_entries(config, pool, serv
 
 
 def history(symbol, hours, waterfall):
-    """Fills within some hours, of which some come late. With deleveraging first, some orders end with nothing done, and the fund
+    """Fills within some hours, some of them late. With deleveraging first, some orders end with nothing done, and the fund
     covers what they could not, hours later.
     """
     dice, seq, orders = random.Random(hours), 0, 0
