@@ -167,7 +167,9 @@ async def http_side(
         cached = CachedFunds(tail, funds.answer)
         sizing = SizingResources(reader, Targets(pool))
         deleveraging = DeleveragingResources(reader, ledger, follower, policy_of)
-        venues = venue_endpoints(config.http.venues, cached.answers, deleveraging, reader, Histories(pool), policy_of)
+        venues = venue_endpoints(
+            config.http.venues, cached.answers, funds.summary, deleveraging, reader, Histories(pool), policy_of
+        )
         async with living(config, tail, cached, reader, ledger, follower, metrics) as live:
             routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *deleveraging.routes)
             table = endpoints((*operations, *routes, *live.endpoints, *venues))

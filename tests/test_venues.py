@@ -12,7 +12,7 @@ from test_openapi import HISTORY, config  # noqa: F401 - a fixture
 from tokens import bearer
 
 from fundsvc.core.events import TIMESTAMP_MAX
-from fundsvc.store.database import open_pool
+from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.histories import DAY_MS, DayRow, Histories
 from fundsvc.store.rollups import condense
 
@@ -190,3 +190,29 @@ async def test_days_of_a_currency_are_the_sums_of_its_contracts(config, condense
             while expected and not expected[0].balance:
                 expected.pop(0)
             assert await Histories(pool).days("USDT", count, today + 1) == expected
+
+
+async def test_sums_of_a_currency_are_exact_where_its_contracts_have_different_decimals(config):  # noqa: F811
+    decimals = {"AAA": 10, "BBB": 8, "CCC": 0, "DDD": 18}
+    for symbol, number in decimals.items():
+        async with owned(with_section(config, "currency", decimals={"USDT": number})) as owner:
+            await owner.settle([listing(symbol), fill(symbol, 1, 7), fill(symbol, 2, -2), fill(symbol, 3, -6)])
+            await owner.settle([fill(symbol, 4, 1 if symbol == "DDD" else 5)])
+    async with open_pool(config.database.dsn, 2) as pool:
+        for condensed in (False, True):
+            if condensed:
+                await condense(pool, 0)
+            day = (await Histories(pool).days("USDT", 3, time.time_ns() // 1_000_000))[-1]
+            assert (day.balance, day.decimals) == (12 * 10**18, 18)
+        gains = {row["kind"]: row for row in await pool.fetch(SQL["totals_since"], ["AAA"], [2])}
+        assert {row["decimals"] for row in gains.values()} == {18}
+        assert (gains["surplus"]["entries"], gains["surplus"]["credited"]) == (7, 33 * 10**18)
+        assert (gains["shortfall"]["entries"], gains["shortfall"]["paid"]) == (7, 26 * 10**18)
+    async with world_of(with_venues(config, *VENUES)) as world:
+        summary = await world.data("/api/v1/insurance-fund/summary")
+        (currency,) = summary["currencies"]
+        assert (currency["balance"], currency["outstanding"], summary["totalUsdt"]) == ("12", "0", "12")
+        _, body = await ask(world, OKX, instType="SWAP", uly="AAA")
+        assert body["data"][0]["total"] == "12"
+        _, body = await ask(world, "/v5/market/insurance")
+        assert sorted(pool["balance"] for pool in body["result"]["list"]) == ["0", "4", "4", "4"]

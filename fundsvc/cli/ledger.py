@@ -145,10 +145,9 @@ def _print_delivered(delivered: Delivered, contracts_named: int) -> None:
         for gain in delivered.gains:
             table.add_row(gain.currency, gain.kind, f"{gain.entries:,}", *_amounts(gain))
         console.print(table)
-    for decimals in sorted({gain.decimals for gain in delivered.gains}):
-        credited = sum(gain.credited for gain in delivered.gains if gain.decimals == decimals)
-        whole, atoms = divmod(credited, 10**decimals)
-        console.print(f"credited in all, in currencies of {decimals} decimals: {whole:,}.{atoms:0{decimals}}")
+    for currency, decimals in dict.fromkeys((gain.currency, gain.decimals) for gain in delivered.gains):
+        credited = sum(gain.credited for gain in delivered.gains if gain.currency == currency)
+        console.print(f"credited in {currency}: {format_units(credited, decimals)}")
     entries = sum(gain.entries for gain in delivered.gains)
     rejected = ", ".join(f"{reason} {number:,}" for reason, number in delivered.rejected.items()) or "0"
     console.print(

@@ -551,11 +551,15 @@ INSERT INTO audit_progress (symbol, walk, good) VALUES ($1, $2, false)
 ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
 
 -- name: totals_since
--- What the ledger gained beyond the given entries, by currency and kind.
-SELECT c.settle_currency AS currency, c.settle_decimals AS decimals, e.kind, count(*) AS entries,
-       sum(greatest(e.change, 0)) AS credited, sum(greatest(-e.change, 0)) AS paid,
-       sum(e.uncovered) AS uncovered, sum(e.repaid) AS repaid
-FROM contracts c
+-- What the ledger gained beyond the given entries, by currency and kind, in the finest unit of any contract of the currency.
+SELECT c.currency, c.decimals, e.kind, count(*) AS entries,
+       sum(greatest(e.change, 0) * c.unit) AS credited, sum(greatest(-e.change, 0) * c.unit) AS paid,
+       sum(e.uncovered * c.unit) AS uncovered, sum(e.repaid * c.unit) AS repaid
+FROM (
+    SELECT symbol, settle_currency AS currency, max(settle_decimals) OVER of_currency AS decimals,
+           (10::numeric ^ (max(settle_decimals) OVER of_currency - settle_decimals))::numeric(19, 0) AS unit
+    FROM contracts WINDOW of_currency AS (PARTITION BY settle_currency)
+) c
 LEFT JOIN unnest($1::text[], $2::bigint[]) AS k (symbol, entry) USING (symbol)
 JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = c.symbol AND x.entry > coalesce(k.entry, 0)) e ON true
 GROUP BY 1, 2, 3 ORDER BY 1, 3;
@@ -564,7 +568,7 @@ GROUP BY 1, 2, 3 ORDER BY 1, 3;
 -- What the funds of a currency hold together, and what was moved on each day from $2 on, in the finest unit of any of them.
 -- A day is of $3 milliseconds.
 WITH scaled AS (
-    SELECT c.symbol, f.balance, f.entry, max(c.settle_decimals) OVER () AS decimals,
+    SELECT symbol, f.balance, f.entry, max(c.settle_decimals) OVER () AS decimals,
            (10::numeric ^ (max(c.settle_decimals) OVER () - c.settle_decimals))::numeric(19, 0) AS unit
     FROM funds f JOIN contracts c USING (symbol) WHERE c.settle_currency = $1
 ), moved AS (
