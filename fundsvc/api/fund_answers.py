@@ -31,18 +31,22 @@ class CurrencyAnswer(Answer, frozen=True, kw_only=True):
 
 
 class SummaryAnswer(Answer, frozen=True, kw_only=True):
-    """All funds by settlement currency, and what they are worth together at `ts`. A sum moves nothing: funds are isolated."""
+    """All funds by settlement currency, and what they are worth together at `ts`. A sum moves nothing: funds are isolated.
+
+    Every commit before `asOf` is in it, by the database's clock.
+    """
 
     currencies: list[CurrencyAnswer]
     total_usdt: str | None
     total_usdt_reason: str | UnsetType = UNSET
     ts: int
+    as_of: int
 
 
 class StandingAnswer(Answer, frozen=True):
     """A fund as it stood at `ts`: after entry `entry`, the last before any that is later by the engine's clock; 0 is none.
 
-    `outstanding` is of just before the entry after that one.
+    `outstanding` is of just before the entry after that one. Every commit before `asOf` was looked at.
     """
 
     symbol: str
@@ -51,6 +55,7 @@ class StandingAnswer(Answer, frozen=True):
     outstanding: str
     entry: int
     entry_ts: int
+    as_of: int
 
 
 class LinkAnswer(Answer, frozen=True):
@@ -65,7 +70,7 @@ Rated = Callable[[str], tuple[int | None, str]]
 """The rate of a currency, or why there is none."""
 
 
-def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int) -> SummaryAnswer:
+def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int) -> SummaryAnswer:
     """Sums over funds."""
     currencies = []
     total = Fraction(0)
@@ -91,10 +96,11 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int) -> Summary
         total_usdt=None if lacking else _text(total, EQUIVALENT_DECIMALS),
         total_usdt_reason="; ".join(lacking) or UNSET,
         ts=ts,
+        as_of=as_of,
     )
 
 
-def standing_answer(contract: Contract, ts: int, standing: Standing) -> StandingAnswer:
+def standing_answer(contract: Contract, ts: int, standing: Standing, as_of: int) -> StandingAnswer:
     """A fund as it stood, in its settlement currency."""
     return StandingAnswer(
         symbol=contract.symbol,
@@ -103,6 +109,7 @@ def standing_answer(contract: Contract, ts: int, standing: Standing) -> Standing
         outstanding=format_units(standing.outstanding, contract.settle_decimals),
         entry=standing.entry,
         entry_ts=standing.entry_ts,
+        as_of=as_of,
     )
 
 

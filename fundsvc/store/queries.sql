@@ -189,6 +189,27 @@ FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
 
+-- name: heartbeat
+INSERT INTO heartbeats AS h (partition, at) VALUES ($1, clock_timestamp()) ON CONFLICT (partition) DO UPDATE SET at = excluded.at;
+
+-- name: newest_heartbeat
+SELECT pg_is_in_recovery() AS is_replica, (SELECT (extract(epoch FROM max(at)) * 1000)::bigint FROM heartbeats) AS at_ms;
+
+-- name: replica_at_end
+-- Whether a replica streams and has replayed all that it received.
+SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)
+   AND CASE WHEN pg_is_in_recovery()
+       THEN NOT pg_is_wal_replay_paused() AND pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() END IS TRUE;
+
+-- name: tail_offsets
+-- The last settled message of each partition, the clock, and the moment that every commit before is there: now at a primary, the
+-- newest heartbeat at a replica, or what it replayed last where no engine writes any.
+SELECT p.partition, p.last_id, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
+       (extract(epoch FROM CASE WHEN pg_is_in_recovery()
+            THEN coalesce((SELECT max(h.at) FROM heartbeats h), pg_last_xact_replay_timestamp()) ELSE now() END
+       ) * 1000)::bigint AS as_of_ms
+FROM partitions p;
+
 -- name: rates
 -- The newest of each currency over all partitions.
 SELECT DISTINCT ON (currency) currency, price, ts FROM rates ORDER BY currency, ts DESC;

@@ -1,4 +1,4 @@
-"""Charts by a clock that never goes back, and the definition of their hours in one place."""
+"""Charts by a clock that never goes back, the definition of their hours in one place, and heartbeats."""
 
 from alembic import op
 
@@ -56,11 +56,17 @@ CREATE FUNCTION chart_hours(text, bigint, bigint, bigint) RETURNS TABLE (
     JOIN entries a ON a.symbol = $1 AND a.entry = h.first_entry
     JOIN entries z ON z.symbol = $1 AND z.entry = h.last_entry
 $$;
+
+CREATE TABLE heartbeats (
+    partition integer PRIMARY KEY,
+    at timestamptz NOT NULL
+) WITH (fillfactor = 20);
+GRANT SELECT, INSERT, UPDATE ON heartbeats TO fundsvc_service;
 """
 
 
 def upgrade() -> None:
-    """Adds the definition. Engines build the hours of before anew by it, one contract at a time; until then they are read as
-    they are, also by a version of before.
+    """Adds the definition and the table. Engines build the hours of before anew by it, one contract at a time; until then they
+    are read as they are, also by a version of before.
     """
     run_script(op.get_bind(), _SCHEMA)
