@@ -20,7 +20,7 @@ from fundsvc.delivery import Delivered, Delivery, Gain
 from fundsvc.export import COLUMNS, export_rows
 from fundsvc.recordings import Format, Recording, read_contracts, read_recording
 from fundsvc.store.database import Pool
-from fundsvc.store.exports import known_contracts, open_snapshot
+from fundsvc.store.exports import known_contracts, open_ledger
 from fundsvc.store.rollups import condense, distrust
 from fundsvc.vectors import Outcome, read_vector, run_vector
 
@@ -71,13 +71,10 @@ def export(
     """Write the ledger of a contract to standard output, with all that is needed to verify it elsewhere."""
 
     async def command(config: Config) -> int:
-        async with (
-            prepared(config) as complete,
-            connected(complete) as (pool, _),
-            open_snapshot(pool, symbol) as snapshot,
-        ):
+        async with prepared(config) as complete, connected(complete) as (pool, _):
+            ledger = await open_ledger(pool, symbol)
             write = _csv_writer() if form == "csv" else _write_json_line
-            async for row in export_rows(snapshot):
+            async for row in export_rows(ledger):
                 write(row)
         return DONE
 
