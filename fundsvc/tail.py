@@ -121,6 +121,11 @@ class Tail:
             raise StoreFault("the tail of the ledger is not heard")
         self.freshness.check()
 
+    def check_knows(self, moment_ms: int) -> None:
+        """Raises Behind where a moment is later than what is known, and that is older than it may be."""
+        if moment_ms > self.as_of_ms:
+            self.freshness.check()
+
     @property
     def as_of_ms(self) -> int:
         """The moment up to which every commit is in what is shown, by the database's clock."""

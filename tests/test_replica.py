@@ -71,7 +71,7 @@ async def test_a_replica_that_is_held_up_is_not_served_as_live(config, replica, 
             async with replica.held_up(how):
                 await producer.append([fill("AAA", 2, 7)])
                 await eventually(lambda: is_refused(service))
-                for path in (FUND, FUNDS, f"{FUNDS}/summary"):
+                for path in (FUND, FUNDS, f"{FUNDS}/summary", f"{FUND}/at?ts={before + 3_600_000}", f"{FUND}/candles"):
                     status, headers, body = await ask(service, path)
                     assert (status, body["code"]) == (503, "503000")
                     assert "behind the ledger, which is more than http.stale_seconds_max = 2" in body["msg"]
@@ -79,6 +79,7 @@ async def test_a_replica_that_is_held_up_is_not_served_as_live(config, replica, 
                 status, found = await check(service, "replica")
                 assert (status, found["ok"], found["needed"]) == (503, False, True)
                 assert "behind the ledger" in found["error"]
+                assert (await service.data(f"{FUND}/at?ts={before - 60_000}"))["balance"] == "5"
                 history = await service.data(f"{FUND}/history")
                 assert [row["entry"] for row in history["dataList"]] == [1]
                 assert before - 2000 < history["asOf"] < time.time() * 1000 - STALE_SECONDS * 1000

@@ -106,11 +106,11 @@ class EntryAnswer(Answer, frozen=True):
 
 
 class Page(Answer, Generic[T], frozen=True):
-    """A page of a history; the last row's number is the next page's offset. Every commit before `asOf` is in the history."""
+    """A page of a history; the last row's number is the next page's offset. Every commit before `asOf` was looked at."""
 
     data_list: list[T]
     has_more: bool
-    as_of: int
+    as_of: int | UnsetType = UNSET
 
 
 class PartitionCursor(Answer, frozen=True):

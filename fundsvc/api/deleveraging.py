@@ -80,7 +80,6 @@ class DeleveragingResources:
 
     async def round(self, query: RoundQuery, symbol: str, adl: str, round: str) -> Page[AllocationAnswer]:  # noqa: A002 - the path's word
         """A page of what a round of an order asked, by rank; one more is read than shown, to know whether there are more."""
-        as_of = self._tail.as_of_ms
         contract = (await listed(self._reader, symbol)).contract
         order, number = _numbered(adl), _numbered(round)
         found = await self._ledger.orders(symbol, count=1, offset=order - 1, forward=True)
@@ -88,7 +87,7 @@ class DeleveragingResources:
             raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
         rows = await self._ledger.round_after(symbol, order, number, query.offset, query.max_count + 1)
         shown = [allocation_answer(row, contract) for row in rows[: query.max_count]]
-        return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
+        return Page(data_list=shown, has_more=len(rows) > len(shown))
 
     async def queue(self, _query: Query, symbol: str) -> QueueAnswer:
         """The live ranking of a contract, as lights."""

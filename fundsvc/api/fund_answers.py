@@ -46,7 +46,7 @@ class SummaryAnswer(Answer, frozen=True, kw_only=True):
 class StandingAnswer(Answer, frozen=True):
     """A fund as it stood at `ts`: after entry `entry`, the last before any that is later by the engine's clock; 0 is none.
 
-    `outstanding` is of just before the entry after that one. Every commit before `asOf` was looked at.
+    `outstanding` is of just before the entry after that one.
     """
 
     symbol: str
@@ -55,7 +55,6 @@ class StandingAnswer(Answer, frozen=True):
     outstanding: str
     entry: int
     entry_ts: int
-    as_of: int
 
 
 class LinkAnswer(Answer, frozen=True):
@@ -100,7 +99,7 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int
     )
 
 
-def standing_answer(contract: Contract, ts: int, standing: Standing, as_of: int) -> StandingAnswer:
+def standing_answer(contract: Contract, ts: int, standing: Standing) -> StandingAnswer:
     """A fund as it stood, in its settlement currency."""
     return StandingAnswer(
         symbol=contract.symbol,
@@ -109,7 +108,6 @@ def standing_answer(contract: Contract, ts: int, standing: Standing, as_of: int)
         outstanding=format_units(standing.outstanding, contract.settle_decimals),
         entry=standing.entry,
         entry_ts=standing.entry_ts,
-        as_of=as_of,
     )
 
 

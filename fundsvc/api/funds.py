@@ -74,9 +74,9 @@ class FundResources:
 
     async def at(self, query: MomentQuery, symbol: str) -> StandingAnswer:
         """A fund as it stood at a moment of the engine's clock."""
-        as_of = self._tail.as_of_ms
+        self._tail.check_knows(query.ts)
         contract = (await listed(self._reader, symbol)).contract
-        return standing_answer(contract, query.ts, await self._statistics.at(symbol, query.ts), as_of)
+        return standing_answer(contract, query.ts, await self._statistics.at(symbol, query.ts))
 
     async def candles(self, query: CandlesQuery, symbol: str) -> list[Candle]:
         """The balance over time and what moved it, oldest first, at most 500 candles: without `from` and `to`, the latest.
@@ -88,6 +88,7 @@ class FundResources:
         contract = (await listed(self._reader, symbol)).contract
         now_ms = time.time_ns() // 1_000_000
         span = query.starts(now_ms)
+        self._tail.check_knows(span.stop)
         buckets = await self._statistics.buckets(symbol, span.start, span.stop, span.step)
         return list(candles(buckets, span, now_ms, contract.settle_decimals))
 
