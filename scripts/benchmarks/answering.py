@@ -1,4 +1,4 @@
-"""The exchange's side of deleveraging: reads the rounds that are announced, executes them, and ends those it cannot complete."""
+"""The exchange's side of deleveraging: reads announced rounds, executes them, and ends those it cannot complete."""
 
 import asyncio
 import random

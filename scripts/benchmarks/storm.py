@@ -352,7 +352,7 @@ def _times_table(storms: Sequence[Storm]) -> Table:
 
 def _load_table(storms: Sequence[Storm]) -> Table:
     table = table_of(
-        "CPU seconds of engine and PostgreSQL until durable, and until the end; the loop's longest hold (CPU), latest beat", *_KEY,
+        "CPU seconds of engine and PostgreSQL until durable, and until the end; the loop's longest hold, latest beat", *_KEY,
         "engine", "SQL", "to rich", "all", "SQL", "hold ms", "late ms", "reloads", "MB",
     )  # fmt: skip
     for storm in storms:

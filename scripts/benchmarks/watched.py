@@ -1,7 +1,7 @@
 """An engine whose event loop is watched: python watched.py REPORT
 
-Runs as `fundsvc engine` does. At its end it writes REPORT: every time that the loop was held for more than NOTED_MS, and how
-often a partition was loaded.
+Runs as `fundsvc engine` does. At its end it writes REPORT: every time that the loop was held for more than NOTED_MS, how often
+a partition was loaded, and its metrics.
 
 A heartbeat measures the holds. Between two beats the loop runs its ready callbacks once, or a few times: the CPU time of the
 thread between two beats is an upper bound of what one of them held. CPU time is not bent by other processes that use the
@@ -40,10 +40,11 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What was seen of an engine's life."""
+    """What was seen of an engine's life; `metrics` is what it would have answered to a scrape in the end."""
 
     holds: list[Hold]
     loads: int
+    metrics: str
 
 
 class CountingMetrics(Metrics):
@@ -77,7 +78,7 @@ async def run_watched() -> Report:
     heart = asyncio.create_task(beat(holds))
     await run_engine(config, metrics, stop_on_signals())
     heart.cancel()
-    return Report(holds, metrics.loads)
+    return Report(holds, metrics.loads, metrics.render().decode())
 
 
 if __name__ == "__main__":

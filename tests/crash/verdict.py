@@ -1,13 +1,13 @@
 """What must be true in the end, whatever has happened in between."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
 from fundsvc.core.adl import AllocationState, OrderState
 from fundsvc.core.chain import Entry
-from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.settlement import FundState
 from fundsvc.follower import Follower
 from fundsvc.metrics import Metrics
@@ -15,9 +15,12 @@ from fundsvc.store.database import SQL, open_pool
 from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
 from fundsvc.wire import Message, decode, raw_event
-from tests.crash.letters import NEVER_SETTLED, Letter
+from tests.crash.letters import Element, Letter
 from tests.crash.oracle import Undisturbed, ranks
 from tests.crash.world import PARTITIONS, World
+
+Place = tuple[int, str, int]
+"""Partition, id of the message, position."""
 
 _ROLLUPS = "SELECT * FROM rollups ORDER BY symbol, hour"
 
@@ -95,20 +98,34 @@ def _unlike(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
 
 
 async def _rejected(world: World, client: Client, letters: Sequence[Letter]) -> list[str]:
-    """All garbage that a stream still has is kept, once; what is kept beyond that was sent and lost with a tail."""
-    rows = await world.fetch("SELECT partition, stream_id, position, body, settled_at FROM rejected")
+    """All garbage that a stream still has is kept, once; what is kept beyond that was sent and is no longer in the stream."""
+    rows = await world.fetch("SELECT partition, stream_id, position, reason, body, settled_at FROM rejected")
     kept = {(row["partition"], row["stream_id"], row["position"]): row["body"] for row in rows}
-    surviving: dict[tuple[int, str, int], bytes] = {}
+    garbage = _sent(letters, lambda element: element.garbage)
+    provisional = _sent(letters, lambda element: element.provisional)
+    surviving: dict[Place, bytes] = {}
+    refusable: set[Place] = set()
     ids: set[tuple[int, str]] = set()
     for partition in range(PARTITIONS):
         async for message in _stream(client, partition):
             ids.add((partition, message.stream_id))
-            surviving |= {(partition, message.stream_id, position): body for position, body in _garbage(message)}
-    world.timeline.note(f"{len(kept)} events rejected, {len(surviving)} of them still in the streams")
-    sent = {raw for letter in letters for element in letter.elements if element.garbage for raw in _forms(letter, element)}
-    wrong = [f"garbage {key} is not kept as it was sent" for key, body in surviving.items() if kept.get(key) != body]
-    wrong += [f"{key} is rejected, but it was no garbage" for key in kept if key[:2] in ids and key not in surviving]
-    wrong += [f"{key} is rejected, but was never sent" for key, body in kept.items() if key[:2] not in ids and body not in sent]
+            bodies = {(partition, message.stream_id, position): body for position, body in _bodies(message)}
+            surviving |= {place: body for place, body in bodies.items() if body in garbage}
+            refusable |= {place for place, body in bodies.items() if body in provisional}
+    reasons = dict(Counter(row["reason"] for row in rows))
+    world.timeline.note(f"{len(kept)} events rejected, {len(surviving)} of them still in the streams: {reasons}")
+    sent, known = garbage | provisional, surviving.keys() | refusable
+    wrong = [
+        f"garbage {place} is not kept as it was sent: {body!r}" for place, body in surviving.items() if kept.get(place) != body
+    ]
+    wrong += [
+        f"{place} is rejected, but it was no garbage: {kept[place]!r}"
+        for place in kept
+        if place[:2] in ids and place not in known
+    ]
+    wrong += [
+        f"{place} is rejected, but was never sent" for place, body in kept.items() if place[:2] not in ids and body not in sent
+    ]
     wrong += [f"garbage {row['stream_id']} was settled" for row in rows if row["settled_at"]]
     return wrong
 
@@ -121,14 +138,20 @@ async def _stream(client: Client, partition: int) -> Any:
         last = messages[-1].stream_id
 
 
-def _garbage(message: Message) -> Iterable[tuple[int, bytes]]:
-    for position, event in enumerate(decode(message)):
-        if isinstance(event, Rejection) or (isinstance(event, Fill) and event.seq == NEVER_SETTLED):
+def _bodies(message: Message) -> Iterable[tuple[int, bytes]]:
+    """The events of a message and where they stand; not those that an operator sends again, which have a place already."""
+    if not message.replay_of:
+        for position in range(len(decode(message))):
             yield position, raw_event(message, position)
 
 
-def _forms(letter: Letter, element: Any) -> Iterable[bytes]:
-    """The bytes under which a piece of garbage may be kept: its own, or the fields of a message that has no codec."""
+def _sent(letters: Sequence[Letter], chosen: Callable[[Element], bool]) -> set[bytes]:
+    """The bytes under which the chosen elements may be kept."""
+    return {raw for letter in letters for element in letter.elements if chosen(element) for raw in _forms(letter, element)}
+
+
+def _forms(letter: Letter, element: Element) -> Iterable[bytes]:
+    """An element's own bytes, or the fields of a message that has no codec."""
     raw = element.raw(letter.field)
     return (raw, b"\x92" + b"\xc4\x03xml" + b"\xc4" + bytes([len(raw)]) + raw) if letter.field == "xml" else (raw,)
 
