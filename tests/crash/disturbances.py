@@ -205,7 +205,7 @@ async def replay_rejected(world: World, chance: random.Random) -> None:
 async def _needed_from(world: World) -> dict[int, str]:
     """The id from which on each partition's stream is still needed, to be settled or for a book."""
     partitions = await world.fetch("SELECT partition, last_id FROM partitions")
-    books = await world.fetch("SELECT c.partition, b.last_id FROM contracts c LEFT JOIN adl_books b USING (symbol)")
+    books = await world.fetch("SELECT c.partition, b.last_id FROM contracts c LEFT JOIN books b USING (symbol)")
     needed: dict[int, list[str]] = {row["partition"]: [row["last_id"]] for row in partitions}
     for row in books:
         needed[row["partition"]].append(row["last_id"] or "0-0")
