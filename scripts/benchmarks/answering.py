@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Iterable, Iterator
 
 from burst import Burst
@@ -54,8 +55,9 @@ class Exchange:
 
     def _answer(self, announcement: Announcement) -> Iterator[Event]:
         symbol, adl, asked = announcement.symbol, announcement.adl, announcement.allocations
+        now = time.time_ns() // 1_000_000
         partly = self._random.random() < PARTLY_SHARE
         for each in asked[: len(asked) - partly]:
-            yield AdlFill(symbol, self._burst.next_sequence(symbol), adl, each.account, each.lots, 0)
+            yield AdlFill(symbol, self._burst.next_sequence(symbol), adl, each.account, each.lots, now)
         if partly:
-            yield AdlEnd(symbol, self._burst.next_sequence(symbol), adl, 0)
+            yield AdlEnd(symbol, self._burst.next_sequence(symbol), adl, now)

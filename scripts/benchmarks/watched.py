@@ -1,7 +1,7 @@
 """An engine whose event loop is watched: python watched.py REPORT
 
 Runs as `fundsvc engine` does. At its end it writes REPORT: every time that the loop was held for more than NOTED_MS, how often
-a partition was loaded, and its metrics.
+a partition was loaded, and how many events were known already.
 
 A heartbeat measures the holds. Between two beats the loop runs its ready callbacks once, or a few times: the CPU time of the
 thread between two beats is an upper bound of what one of them held. CPU time is not bent by other processes that use the
@@ -20,6 +20,7 @@ import uvloop
 from fundsvc.app import run_engine, stop_on_signals
 from fundsvc.config import load_config
 from fundsvc.core.adl import AdlOrder
+from fundsvc.core.batch import Batch, Durations
 from fundsvc.core.settlement import Fund
 from fundsvc.logs import configure_logs
 from fundsvc.metrics import Metrics
@@ -40,24 +41,29 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What was seen of an engine's life; `metrics` is what it would have answered to a scrape in the end."""
+    """What was seen of an engine's life."""
 
     holds: list[Hold]
     loads: int
-    metrics: str
+    duplicates: int
 
 
 class CountingMetrics(Metrics):
-    """Metrics that count how often a partition was loaded."""
+    """Metrics that also count what a report tells."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.loads = 0
+        self.loads = self.duplicates = 0
 
     def loaded(self, funds: Iterable[Fund], orders: Iterable[AdlOrder]) -> None:
         """Counts one more."""
         self.loads += 1
         super().loaded(funds, orders)
+
+    def committed(self, batch: Batch, durations: Durations) -> None:
+        """Counts the events that were known."""
+        self.duplicates += batch.duplicates.total()
+        super().committed(batch, durations)
 
 
 async def beat(holds: list[Hold]) -> None:
@@ -78,7 +84,7 @@ async def run_watched() -> Report:
     heart = asyncio.create_task(beat(holds))
     await run_engine(config, metrics, stop_on_signals())
     heart.cancel()
-    return Report(holds, metrics.loads, metrics.render().decode())
+    return Report(holds, metrics.loads, metrics.duplicates)
 
 
 if __name__ == "__main__":

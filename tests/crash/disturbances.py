@@ -189,7 +189,7 @@ async def delete_settled(world: World, chance: random.Random) -> None:
     """Deletes single messages that are settled, anywhere among the others."""
     async with open_client(world.config.stream) as client:
         for partition, settled in (await _needed_from(world)).items():
-            ids = [stream_id for stream_id, _ in await client.xrange(stream_key(partition), max=f"({settled}")]
+            ids = [stream_id for stream_id, _ in await client.xrange(stream_key(partition), max=settled)]
             chosen = chance.sample(ids, min(len(ids), 20))
             if chosen:
                 await client.xdel(stream_key(partition), *chosen)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from fundsvc.core.batch import Round
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Mark, Position
-from tests.crash.letters import CONTRACTS, NEVER_SETTLED, Element, Letter, letters_of, listing_of
+from tests.crash.letters import BEGINNING_MS, CONTRACTS, NEVER_SETTLED, Element, Letter, letters_of, listing_of
 from tests.crash.oracle import empty_partition
 
 ACCOUNTS = 60
@@ -48,7 +48,7 @@ class Exchange:
         for step in range(steps):
             symbol, *terms = self._chance.choice(TRADED)
             make = self._chance.choices((self._position, self._mark, self._fill, self._answer), (50, 10, 8, 32))[0]
-            event = make(symbol, *terms, 1_765_000_000_000 + step)
+            event = make(symbol, *terms, BEGINNING_MS + step)
             if event:
                 yield self._told(symbol, event)
             if self._numbered and self._chance.random() < SENT_AGAIN_SHARE:

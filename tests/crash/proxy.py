@@ -67,7 +67,7 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until one of its ends closes or the answer to a COMMIT is lost."""
         try:
-            with suppress(OSError):  # The server is away, or went away.
+            with suppress(OSError, asyncio.CancelledError):  # The server is away, or everything ends.
                 await self._pass_on(reader, writer)
         finally:
             writer.transport.abort()

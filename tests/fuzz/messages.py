@@ -5,6 +5,7 @@ All choices come from one random.Random, or from hypothesis in its place, so tha
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ STRANGE_INTEGERS: Sequence[Any] = (
     *(0, -1, 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 2**64 - 1, 2**64, 10**30, 1.0, 1.5, 1e300),
     *("5", "", None, True, [], {}, float("nan"), float("inf")),
 )
-TYPES = ("fill", "mark", "position", "adlFill", "adlEnd", "rate", "contract")
+TYPES = ("fill", "mark", "position", "snapshot", "adlFill", "adlEnd", "adlAck", "adlTimeout", "rate", "contract")
 STRANGE_TYPES: Sequence[Any] = ("deposit", "", "Fill", "fill ", "x" * 1000, None, 1, [], {}, True)
 
 TOKENS = (
@@ -60,6 +61,9 @@ TOKENS = (
 LEGAL_SHARE = 0.75
 """Share of the events that are legal by themselves."""
 
+SEQUENCE_KEPT_SHARE = 0.999
+"""Share of the strange sequences that no contract can reach: the highest one would be the last of its contract."""
+
 BATTERED_SHARE = 0.06
 """Share of the messages whose bytes are damaged."""
 
@@ -87,7 +91,7 @@ class Messages:
         self.asked: list[Asked] = []
         self._chance = chance
         self._now = now_ms
-        self._sequences = dict.fromkeys((symbol for symbol, *_ in LISTED), 0)
+        self._sequences: Counter[str] = Counter()
         self._sent: list[dict[str, Any]] = []
         self._writers: dict[str, Callable[[tuple[str, str, str | float, int]], dict[str, Any]]] = {
             "fill": self._fill,
@@ -175,7 +179,7 @@ class Messages:
             return {key: value for key, value in event.items() if key != name}
         return event | {name: self._strange(name)}
 
-    def _strange(self, name: str) -> Any:
+    def _strange(self, name: str) -> Any:  # noqa: PLR0911 - a table of kinds
         match name:
             case "type":
                 return self._chance.choice((*STRANGE_TYPES, *TYPES))
@@ -183,6 +187,8 @@ class Messages:
                 return self._chance.choice(STRANGE_SYMBOLS)
             case "price" | "bankruptcyPrice" | "entryPrice" | "margin" | "indexPrice":
                 return self._chance.choice(STRANGE_NUMBERS)
+            case "seq" if self._chance.random() < SEQUENCE_KEPT_SHARE:
+                return self._chance.choice((0, -1, 2**63, 1.0, "5", None))
             case "seq" | "lots" | "ts" | "adl" | "round" | "prevSeq":
                 return self._chance.choice(STRANGE_INTEGERS)
             case "contract":
