@@ -20,7 +20,6 @@ from contextlib import asynccontextmanager, suppress
 from itertools import product
 from pathlib import Path
 
-import asyncpg
 import msgspec
 import psutil
 from answering import Exchange
@@ -269,9 +268,9 @@ async def _count(ledger: Ledger, storm: Storm) -> None:
     """What the ledger has in the end, and whether its audit holds."""
     async with connection_to(ledger.owner_dsn) as connection:
         (row,) = await connection.fetch(_COUNTS)
-        storm.announced = await _rounds(connection)
     before = storm.load.contracts if storm.load.funds == "rich" else 0
     storm.entries, storm.orders, storm.orders_open = row["entries"] - before, row["orders"], row["open"]
+    storm.announced = row["announced"]
     if row["rejected"]:
         storm.faults.append(f"{row['rejected']} events were rejected")
     if storm.ended_seconds is not None:
@@ -285,18 +284,13 @@ def _audit(ledger: Ledger) -> list[str]:
     return [f"the audit failed: {done.stdout[-500:]}{done.stderr[-500:]}"] if done.returncode else []
 
 
-async def _rounds(connection: asyncpg.Connection) -> int:
-    """How many rounds have begun."""
-    if await connection.fetchval("SELECT to_regclass('adl_records')"):
-        return int(await connection.fetchval("SELECT count(*) FROM adl_records WHERE kind = 'round'"))
-    return int(await connection.fetchval("SELECT count(*) FROM (SELECT DISTINCT symbol, adl, round FROM adl_allocations) r"))
-
-
 _OPEN = "SELECT count(*) FROM adl_orders WHERE state = 'open'"
 _COUNTS = f"""
 SELECT (SELECT count(*) FROM entries WHERE kind IN ('surplus', 'flat', 'shortfall')) AS entries,
-    (SELECT count(*) FROM adl_orders) AS orders, ({_OPEN}) AS open, (SELECT count(*) FROM rejected) AS rejected
+    (SELECT count(*) FROM adl_orders) AS orders, ({_OPEN}) AS open, (SELECT count(*) FROM rejected) AS rejected,
+    (SELECT coalesce(sum(round - (state = 'uncovered')::integer), 0) FROM adl_orders) AS announced
 """  # noqa: S608 - our own statement
+"""An order is uncovered because its last round found nobody: that one is not announced."""
 
 
 def _compare(storms: Sequence[Storm]) -> None:

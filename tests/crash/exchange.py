@@ -70,8 +70,8 @@ class Exchange:
         symbol, adl = round_.order.symbol, round_.order.adl
         in_full = self._chance.random() < IN_FULL_SHARE
         fills = [
-            AdlFill(symbol, 1, adl, asked.account, asked.asked if in_full else self._chance.randint(1, asked.asked), 0)
-            for asked in round_.allocations
+            AdlFill(symbol, 1, adl, account, lots if in_full else self._chance.randint(1, lots), 0)
+            for account, lots in zip(round_.accounts, round_.lots, strict=True)
             if in_full or self._chance.random() < EXECUTED_SHARE
         ]
         self._chance.shuffle(fills)

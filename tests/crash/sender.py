@@ -15,7 +15,7 @@ from fundsvc.streams.source import Source, id_order
 from tests.crash.letters import Letter
 from tests.crash.world import PARTITIONS, Timeline
 
-SETTLED_SECONDS_MAX = 120.0
+SETTLED_SECONDS_MAX = 40.0
 """From the last letter to its being settled, after the last disturbance."""
 
 

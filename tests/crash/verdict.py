@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from fundsvc.core.adl import AllocationState, OrderState
+from fundsvc.core.adl import OrderState
 from fundsvc.core.chain import Entry
+from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
 from fundsvc.follower import Follower
 from fundsvc.metrics import Metrics
@@ -16,7 +17,7 @@ from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
 from fundsvc.wire import Message, decode, raw_event
 from tests.crash.letters import Element, Letter
-from tests.crash.oracle import Undisturbed, ranks
+from tests.crash.oracle import Undisturbed, ranks, timeless
 from tests.crash.world import PARTITIONS, World
 
 Place = tuple[int, str, int]
@@ -32,7 +33,7 @@ async def differences(world: World, client: Client, letters: Sequence[Letter], e
         *await _entries(world, expected),
         *await _funds(world, expected),
         *await _orders(world, expected),
-        *await _allocations(world, expected),
+        *await _records(world, expected),
         *await _ranks(world, client, expected),
         *await _rejected(world, client, letters),
         *await _audit(world, expected),
@@ -67,13 +68,22 @@ async def _funds(world: World, expected: Undisturbed) -> list[str]:
 async def _orders(world: World, expected: Undisturbed) -> list[str]:
     rows = await world.fetch(f"SELECT {', '.join(OrderState._fields)} FROM adl_orders ORDER BY symbol, adl")
     theirs = [order for _, orders in sorted(expected.orders.items()) for order in orders]
-    return _unlike("ADL orders", [OrderState(*row) for row in rows], theirs)
+    return _unlike("ADL orders", [timeless(OrderState(*row)) for row in rows], theirs)
 
 
-async def _allocations(world: World, expected: Undisturbed) -> list[str]:
-    """Whom each round asked for how much and why, and what was executed of it."""
-    rows = await world.fetch(f"SELECT {', '.join(AllocationState._fields)} FROM adl_allocations")
-    return _unlike("allocations", sorted(AllocationState(*row) for row in rows), sorted(expected.allocations))
+async def _records(world: World, expected: Undisturbed) -> list[str]:
+    """Whom each round asked for how much and why, and what was executed: record for record and hash for hash."""
+    columns = ", ".join((*AdlRecord.__struct_fields__, "hash"))
+    found: dict[str, list[tuple[AdlRecord, bytes]]] = {}
+    for row in await world.fetch(f"SELECT {columns} FROM adl_records ORDER BY symbol, record"):
+        *values, digest = row.values()
+        found.setdefault(row["symbol"], []).append((AdlRecord(*values), digest))
+    symbols = sorted({*found, *expected.records})
+    return [
+        difference
+        for symbol in symbols
+        for difference in _unlike(f"ADL records of {symbol}", found.get(symbol, []), expected.records.get(symbol, []))
+    ]
 
 
 async def _ranks(world: World, client: Client, expected: Undisturbed) -> list[str]:

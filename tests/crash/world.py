@@ -133,7 +133,8 @@ class World:
             self.engines.remove(engine)
             if engine.name:
                 self.failures.append(f"{engine} ended by itself with {engine.process.returncode}:\n{engine.log[-2000:]}")
-            self.timeline.note(f"{engine} ended with {engine.process.returncode}, starting {self.start_engine()}")
+            said = engine.log.strip()[-200:]
+            self.timeline.note(f"{engine} ended with {engine.process.returncode}, starting {self.start_engine()}: {said}")
 
     async def stop_engines(self) -> None:
         """Ends all engines as an operator does; they must be done within five seconds."""
