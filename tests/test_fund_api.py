@@ -131,6 +131,7 @@ async def test_the_summary_adds_up_by_currency_and_in_usdt(world):
     await world.send(surplus(1, 5), listing("AAA"), fill("AAA", 1, -3), inverse_listing(), inverse_surplus(1))
     summary = await world.data(f"{FUNDS}/summary")
     assert abs(summary.pop("ts") - now_ms()) < 10_000
+    assert abs(summary.pop("asOf") - now_ms()) < 10_000
     assert summary == {
         "currencies": [
             {"currency": "USDT", "balance": "5", "balanceUsdt": "5", "outstanding": "3", "contracts": 2},

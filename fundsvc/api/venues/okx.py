@@ -1,18 +1,17 @@
 """OKX's public insurance-fund path: a contract's ledger as typed changes, newest first, paged by time."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from decimal import Decimal
 from functools import partial
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.answers import FundAnswer
 from fundsvc.api.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
-from fundsvc.api.parameters import Parameters
+from fundsvc.api.fund_answers import SummaryAnswer
+from fundsvc.api.parameters import Parameters, Query
 from fundsvc.api.serving import listed
-from fundsvc.api.venues.facade import Funds, Refusal, Venue, code_of
+from fundsvc.api.venues.facade import Refusal, Venue, code_of
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Currency, Symbol, Timestamp
@@ -98,11 +97,15 @@ class Answered(msgspec.Struct, frozen=True):
     data: list[Fund]
 
 
+Summary = Callable[[Query], Awaitable[SummaryAnswer]]
+"""All funds in sum, as our own resource answers it."""
+
+
 class Okx:
     """Answers from the ledger's entries and orders."""
 
-    def __init__(self, funds: Funds, reader: Reader, histories: Histories) -> None:
-        self._funds = funds
+    def __init__(self, summary: Summary, reader: Reader, histories: Histories) -> None:
+        self._summary = summary
         self._reader = reader
         self._histories = histories
         self.endpoints = (VENUE.endpoint("/api/v5/public/insurance-fund", self.insurance_fund),)
@@ -118,7 +121,8 @@ class Okx:
         if _instrument(found) != query.inst_type or query.ccy not in (UNSET, found.contract.settle_currency):
             return Answered("0", "", [])
         details = _page(await self._details(query, found.contract), query.limit)
-        return Answered("0", "", [Fund(_total(await self._funds()), symbol, query.inst_type, details)])
+        total = (await self._summary(Query())).total_usdt or ""
+        return Answered("0", "", [Fund(total, symbol, query.inst_type, details)])
 
     async def _details(self, query: FundQuery, contract: Contract) -> list[Detail]:
         """Changes within the query's times, newest first: at least `limit` where there are as many, with none left out."""
@@ -198,11 +202,6 @@ def _turn(turn: TurnRow, contract: Contract) -> Detail:
     balance = "" if turn.balance is None else format_units(turn.balance, contract.settle_decimals)
     adl_type: AdlType = "bal_adl_start" if turn.began else "adl_end"
     return Detail(balance=balance, ccy=contract.settle_currency, ts=str(turn.ts), type="adl", adl_type=adl_type)
-
-
-def _total(funds: Sequence[FundAnswer]) -> str:
-    worth = [fund.balance_usdt for fund in funds]
-    return "" if None in worth else f"{sum(map(Decimal, filter(None, worth))):f}"
 
 
 def _refuse(problem: Problem) -> Refusal:
