@@ -331,6 +331,35 @@ async def test_positions_can_be_recomputed_by_hand(world):
     assert len(shown) > 40
 
 
+def leg(account, side, lots, entry):
+    return msgspec.structs.replace(position(account, lots, entry, 0.1), position_side=side)
+
+
+async def test_both_legs_of_an_account_are_ranked_and_shown(config):
+    async with world_of(with_section(config, "http", venues=("binance", "gate"))) as world:
+        await world.send(*BEGINNING, leg("secret-h", "LONG", 10, 38900), leg("secret-h", "SHORT", -4, 41500))
+        account = {"headers": bearer("trader", account="secret-h")}
+
+        async def asked(path):
+            async with world.http.get(path, **account) as answer:
+                return await answer.json()
+
+        shown = (await world.data("/api/v1/adl/positions", account="secret-h"))["positions"]
+        legs = {(each["positionSide"], each["side"], each["lots"], each["lights"]) for each in shown}
+        assert len(legs) == 2
+        assert {each[:3] for each in legs} == {("LONG", "long", 10), ("SHORT", "short", 4)}
+        quantiles = {each[0]: each[3] - 1 for each in legs}
+        assert await asked("/fapi/v1/adlQuantile") == [{"symbol": SYMBOL, "adlQuantile": {**quantiles, "HEDGE": 0}}]
+        await world.send(shortfall(1), executed(2, 1, "secret-h", 4))
+        (sold,) = await asked("/api/v4/futures/usdt/auto_deleverages")
+        assert (sold["trade_size"], sold["position_size"]) == ("4", "0")
+        (left,) = (await world.data("/api/v1/adl/positions", account="secret-h"))["positions"]
+        assert (left["positionSide"], left["side"], left["lots"]) == ("BOTH", "long", 10)
+        quantile = left["lights"] - 1
+        expected = {"LONG": quantile, "SHORT": 0, "BOTH": quantile}
+        assert await asked("/fapi/v1/adlQuantile") == [{"symbol": SYMBOL, "adlQuantile": expected}]
+
+
 async def test_an_account_sees_how_it_was_deleveraged(world):
     await world.send(shortfall(1), executed(2, 1, "secret-anna", 20))
     answer = await world.data("/api/v1/adl/positions", account="secret-anna")
