@@ -744,7 +744,8 @@ LARGE_SEQ, LARGE_LOTS = 1765416983918000123, 9007199254740993
 async def test_integers_above_2_to_the_53_are_shown_exactly(open_window, producer, url):
     now = time.time_ns() // 1_000_000
     await producer.append([listing("BIG", multiplier="0.000000001", maxPrice=1000000), Mark("BIG", "39000", now)])
-    await producer.append([Position("BIG", "secret-anna", -LARGE_LOTS, "45000", "1000000", now)])
+    for account, held in (("secret-anna", -LARGE_LOTS), ("secret-bert", LARGE_LOTS)):
+        await producer.append([Position("BIG", account, held, "45000", "1000000", now)])
     await producer.append([Fill("BIG", LARGE_SEQ, "sell", LARGE_LOTS, "38000", "39000", now)])
     await settled(url, "BIG", 1)
     lots = str(LARGE_LOTS)
@@ -752,7 +753,7 @@ async def test_integers_above_2_to_the_53_are_shown_exactly(open_window, produce
         page = window.page
         await window.go("#/contract/BIG")
         await expect(page.locator(".entries tbody tr")).to_contain_text(f"sell {lots} at 38000")
-        await expect(page.locator(".facts > div", has_text="Open interest")).to_contain_text(f"{lots} lots")
+        await expect(page.get_by_text("Open interest", exact=True).locator("+ dd")).to_have_text(f"{lots} lots")
         await expect(page.locator(".queue")).to_contain_text(lots)
         await expect(page.locator(".orders")).to_contain_text(f"0 of {lots}")
         await producer.append([Fill("BIG", LARGE_SEQ + 2, "buy", LARGE_LOTS - 2, "39000", "39000", now)])
