@@ -11,6 +11,7 @@ from test_adl_api import world_of
 from test_openapi import HISTORY, config  # noqa: F401 - a fixture
 from tokens import bearer
 
+from fundsvc.api.venues import okx
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.histories import DAY_MS, DayRow, Histories
@@ -76,6 +77,49 @@ async def test_changes_of_one_time_are_never_torn_apart_between_pages(world):
     assert await changes(world, before=middle) == newer
     assert await changes(world, before=TIMESTAMP_MAX) == await changes(world, after=0) == []
     assert await changes(world, after=TIMESTAMP_MAX) == await changes(world, before=0) == every
+
+
+async def every_change(world, limit, **parameters):
+    """All changes, page by page as OKX's clients read them."""
+    found = page = await changes(world, limit=limit, **parameters)
+    while page:
+        page = await changes(world, limit=limit, after=page[-1]["ts"], **parameters)
+        found = found + page
+    return found
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+async def test_all_changes_of_one_time_can_be_read(config, limit):  # noqa: F811
+    async with world_of(with_venues(config, "okx")) as world:
+        await world.send(listing(SYMBOL), *(fill(SYMBOL, seq, seq, TS) for seq in range(1, 151)), fill(SYMBOL, 151, -7, TS + 1))
+        found = await every_change(world, limit)
+        assert len(found) == 151
+        assert {change["balance"] for change in found} == {str(n * (n + 1) // 2) for n in range(1, 151)} | {"11318"}
+        deposits = await every_change(world, limit, type="liquidation_balance_deposit")
+        assert deposits == [change for change in found if change["type"] == "liquidation_balance_deposit"]
+        assert await changes(world, limit=limit, before=TS) == found[:1]
+
+
+@pytest.mark.parametrize("ahead", [-3_600_000, 90_000])
+@pytest.mark.parametrize("limit", [7, 100])
+async def test_entries_out_of_the_order_of_their_times_are_in_some_page(config, limit, ahead):  # noqa: F811
+    async with world_of(with_venues(config, "okx")) as world:
+        odd = {seq: TS + ahead - seq for seq in (1, 40, 41, 120, 149, 150)}
+        await world.send(listing(SYMBOL), *(fill(SYMBOL, seq, 1, odd.get(seq, TS + seq // 50)) for seq in range(1, 151)))
+        found = await every_change(world, limit)
+        assert sorted(int(change["balance"]) for change in found) == list(range(1, 151))
+        assert [int(change["ts"]) for change in found] == sorted((int(change["ts"]) for change in found), reverse=True)
+
+
+async def test_more_changes_of_one_time_than_a_page_can_hold_are_said(config, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(okx, "CHANGES_MAX", 20)
+    async with world_of(with_venues(config, "okx")) as world:
+        await world.send(listing(SYMBOL), *(fill(SYMBOL, seq, 1, TS) for seq in range(1, 21)))
+        assert len(await changes(world, limit=5)) == 20
+        await world.send(fill(SYMBOL, 21, 1, TS))
+        status, body = await ask(world, OKX, instType="SWAP", instFamily=SYMBOL, limit=5)
+        assert (status, body["code"]) == (400, "51000")
+        assert f"over 20 changes are of the time {TS}" in body["msg"]
 
 
 def replaced(event, ts):

@@ -93,7 +93,7 @@ async function readCandles(symbol, from, to) {
   const candles = [];
   for (let start = Math.max(0, Math.floor(from / length) * length); start < to; start = candles.at(-1)[0] + length) {
     const page = await get(`${fundPath(symbol)}/candles`, { granularity, from: start, to: Math.ceil(to) });
-    candles.push(...page);
+    candles.push(...page.map(([time, ...rest]) => [Number(time), ...rest]));
     if (page.length < PAGE) break;
   }
   const ended = candles.filter(([time]) => time >= from && time + length <= to);

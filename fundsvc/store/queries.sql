@@ -180,7 +180,7 @@ FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symb
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        c.base_currency, c.updated_at AS listed_at,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.updated_at,
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
        EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
 FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
@@ -567,19 +567,51 @@ SELECT symbol, coalesce(f.entry, 0) AS entry FROM known LEFT JOIN funds f USING 
 SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at)::float8 AS age_seconds
 FROM audit_progress WHERE walk = $1;
 
--- name: audit_checkpoint
-SELECT entry, seq, balance, uncovered, repaid, head FROM audit_progress WHERE symbol = $1 AND walk = $2;
+-- name: audit_checkpoints
+SELECT symbol, entry, seq, balance, uncovered, repaid, head FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
+
+-- name: audit_entries
+-- The next entries of some contracts, each beyond its own place and up to its own number.
+SELECT e.symbol, e.entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
+       account, ts, recorded_at, hash
+FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
+CROSS JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = k.symbol AND x.entry > k.entry ORDER BY x.entry LIMIT k.entries) e;
+
+-- name: audit_late
+SELECT r.symbol, r.entry
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, entry) JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry;
+
+-- name: audit_orders
+SELECT k.symbol, t.recovered, t.open, t.seq
+FROM unnest($1::text[]) AS k (symbol)
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(recovered), 0)::numeric AS recovered,
+           coalesce(sum(uncovered - recovered) FILTER (WHERE state = 'open'), 0)::numeric AS open,
+           coalesce(max(seq), 0) AS seq
+    FROM adl_orders WHERE symbol = k.symbol
+) t;
 
 -- name: audit_held
 INSERT INTO audit_progress AS p (symbol, walk, entry, seq, balance, uncovered, repaid, head, good, verified_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, true, CASE WHEN $9 THEN clock_timestamp() END)
+SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, true, CASE WHEN ended THEN clock_timestamp() END
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::numeric[], $7::numeric[], $8::bytea[], $9::boolean[])
+    AS h (symbol, walk, entry, seq, balance, uncovered, repaid, head, ended)
 ON CONFLICT (symbol, walk) DO UPDATE SET
     entry = excluded.entry, seq = excluded.seq, balance = excluded.balance, uncovered = excluded.uncovered,
     repaid = excluded.repaid, head = excluded.head, good = true, verified_at = coalesce(excluded.verified_at, p.verified_at);
 
 -- name: audit_differs
-INSERT INTO audit_progress (symbol, walk, good) VALUES ($1, $2, false)
+INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, false
 ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
+
+-- name: newest_fills
+-- Every contract with the sequence and time of its newest fill, 0 without one.
+SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
+       coalesce(e.seq, 0) AS seq, coalesce(e.ts, 0) AS ts
+FROM contracts c LEFT JOIN LATERAL (
+    SELECT x.seq, x.ts FROM entries x WHERE x.symbol = c.symbol AND x.kind IN ('surplus', 'flat', 'shortfall')
+    ORDER BY x.entry DESC LIMIT 1
+) e ON true;
 
 -- name: totals_since
 -- What the ledger gained beyond the given entries, by currency and kind, in the finest unit of any contract of the currency.
