@@ -44,7 +44,8 @@ AT = (-90, -45.5, -20, -6.25, 0, 10, 40.25, 75, 110)
 TICKS = """() => {
   const plot = document.querySelector(".plot");
   const middle = ({ x, width }) => x + width / 2;
-  const found = [...plot.querySelectorAll(".xtick text")].map((text) => [text.textContent, middle(text.getBoundingClientRect())]);
+  const ticks = [...plot.querySelectorAll(".xtick text")];
+  const found = ticks.map((text) => [text.textContent, middle(text.getBoundingClientRect())]);
   return [plot.querySelector(".nsewdrag").getBoundingClientRect(), plot._fullLayout.xaxis.range, found];
 }"""
 
