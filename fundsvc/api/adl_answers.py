@@ -162,6 +162,12 @@ class DeleveragedAnswer(Inputs, frozen=True, kw_only=True):
     ts: int
 
 
+class ReductionAnswer(DeleveragedAnswer, frozen=True, kw_only=True):
+    """A reduction with its number, which counts the reductions of its account from 1."""
+
+    number: int
+
+
 class PositionsAnswer(Answer, frozen=True):
     """An account's positions, and how they were deleveraged lately, newest first."""
 
@@ -281,9 +287,18 @@ def _leg(view: BookView, side: SideName, account: str) -> Leg:
 
 def deleveraged_answer(row: DeleveragedRow, contract: Contract) -> DeleveragedAnswer:
     """A reduction, for the account that it happened to."""
+    return DeleveragedAnswer(**_reduced(row, contract))
+
+
+def reduction_answer(number: int, row: DeleveragedRow, contract: Contract) -> ReductionAnswer:
+    """A reduction with its number, for the account that it happened to."""
+    return ReductionAnswer(number=number, **_reduced(row, contract))
+
+
+def _reduced(row: DeleveragedRow, contract: Contract) -> dict[str, Any]:
     reduced = row.reduced
     standing = _standing(contract, row.side, reduced, reduced.mark)
-    return DeleveragedAnswer(
+    return dict(
         **_inputs(standing, contract),
         **_place(reduced, row.executed),
         symbol=row.symbol,

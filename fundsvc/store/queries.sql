@@ -333,6 +333,19 @@ WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
 -- what orders that had ended uncovered did not recover, less what had repaid it. Sequences tell when orders ended, but for
 -- entries that were settled late.
 SELECT coalesce((
+    SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
+), 0) + coalesce((
+    SELECT sum(part.owed) FROM rollups r CROSS JOIN LATERAL (
+        SELECT sum(e.uncovered - e.repaid) AS owed FROM entries e WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
+    ) part
+    WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
+), 0) + coalesce((
+    SELECT sum(e.uncovered - e.repaid) FROM entries e
+    WHERE e.symbol = $1 AND e.entry <= $2
+      AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+), 0) - coalesce((
+    SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
+), 0) + coalesce((
     SELECT sum(o.uncovered - o.recovered) FROM adl_orders o
     WHERE o.symbol = $1 AND o.state = 'uncovered' AND o.seq < coalesce((
         SELECT e.seq FROM entries e
@@ -450,6 +463,20 @@ FROM adl_records r JOIN adl_orders o USING (symbol, adl)
 WHERE r.kind = 'execution' AND r.account = $1
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
 ORDER BY o.ts DESC, r.symbol, r.adl DESC, r.round DESC LIMIT $2;
+
+-- name: deleveraged_page
+-- Reductions of an account's positions, numbered from 1 in the order of their first executions: those from $2 to $3, of which the
+-- first $5 are wanted, or (not $4, forward) the last.
+SELECT d.number, r.account, o.updated_at, d.symbol, d.adl, o.cause, d.round, o.reduce AS side, o.price, o.ts, d.executed, r.body
+FROM (
+    SELECT x.symbol, x.adl, x.round, sum(x.lots)::bigint AS executed, min(x.record) AS record,
+           row_number() OVER (ORDER BY min(x.recorded_at), x.symbol, min(x.record)) AS number
+    FROM adl_records x WHERE x.kind = 'execution' AND x.account = $1 GROUP BY x.symbol, x.adl, x.round
+) d
+JOIN adl_records r ON r.symbol = d.symbol AND r.record = d.record
+JOIN adl_orders o ON o.symbol = d.symbol AND o.adl = d.adl
+WHERE d.number BETWEEN $2 AND $3
+ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
 -- name: latest_orders
 -- The last few orders of every contract, and the record that began the present round of each.
