@@ -21,8 +21,8 @@ from fundsvc.delivery import Delivered, Delivery, Gain, listed
 from fundsvc.export import COLUMNS, export_rows
 from fundsvc.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.store.database import Pool
-from fundsvc.store.exports import known_contracts, open_snapshot
-from fundsvc.store.rollups import condense, forget
+from fundsvc.store.exports import known_contracts, open_ledger
+from fundsvc.store.rollups import condense, distrust
 from fundsvc.vectors import Outcome, read_vector, run_vector
 
 contracts = typer.Typer(help="Contracts of the funds.", no_args_is_help=True)
@@ -87,13 +87,10 @@ def export(
     """Write the ledger of a contract to standard output, with all that is needed to verify it elsewhere."""
 
     async def command(config: Config) -> int:
-        async with (
-            prepared(config) as complete,
-            connected(complete) as (pool, _),
-            open_snapshot(pool, symbol) as snapshot,
-        ):
+        async with prepared(config) as complete, connected(complete) as (pool, _):
+            ledger = await open_ledger(pool, symbol)
             write = _csv_writer() if form == "csv" else _write_json_line
-            async for row in export_rows(snapshot):
+            async for row in export_rows(ledger):
                 write(row)
         return DONE
 
@@ -102,12 +99,12 @@ def export(
 
 @cli.command("rebuild-rollups")
 def rebuild_rollups(context: typer.Context) -> None:
-    """Drop the hourly rollups and condense them anew from the entries."""
+    """Build the hourly rollups anew from the entries; charts show those of before until then."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
-            await forget(pool)
-            total = sum([await condense(pool, partition) for partition in range(complete.stream.partitions)])
+            await distrust(pool)
+            total = sum([await _condense_all(pool, partition) for partition in range(complete.stream.partitions)])
         Console(stderr=True).print(f"condensed {total} entries", highlight=False)
         return DONE
 
@@ -123,6 +120,13 @@ def vectors(files: list[Path], json: Json = False) -> None:
     else:
         _print_outcomes(outcomes)
     raise typer.Exit(NO if any(outcome.differences for outcome in outcomes.values()) else DONE)
+
+
+async def _condense_all(pool: Pool, partition: int) -> int:
+    total = 0
+    while condensed := await condense(pool, partition):
+        total += condensed
+    return total
 
 
 async def _deliver(config: Config, fitting: Fitting, json: bool) -> Delivered:
@@ -157,10 +161,9 @@ def _print_delivered(delivered: Delivered, contracts_named: int) -> None:
         for gain in delivered.gains:
             table.add_row(gain.currency, gain.kind, f"{gain.entries:,}", *_amounts(gain))
         console.print(table)
-    for decimals in sorted({gain.decimals for gain in delivered.gains}):
-        credited = sum(gain.credited for gain in delivered.gains if gain.decimals == decimals)
-        whole, atoms = divmod(credited, 10**decimals)
-        console.print(f"credited in all, in currencies of {decimals} decimals: {whole:,}.{atoms:0{decimals}}")
+    for currency, decimals in dict.fromkeys((gain.currency, gain.decimals) for gain in delivered.gains):
+        credited = sum(gain.credited for gain in delivered.gains if gain.currency == currency)
+        console.print(f"credited in {currency}: {format_units(credited, decimals)}")
     entries = sum(gain.entries for gain in delivered.gains)
     rejected = ", ".join(f"{reason} {number:,}" for reason, number in delivered.rejected.items()) or "0"
     console.print(
