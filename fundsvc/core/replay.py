@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from fundsvc.core.adl import AdlOrder
+from fundsvc.core.adl import AdlOrder, OrderState
 from fundsvc.core.chain import GENESIS, Entry, link
 from fundsvc.core.contracts import Contract
 from fundsvc.core.order_replay import OrdersCheckpoint, OrdersReplay
@@ -198,6 +198,11 @@ class Replay:
             self._escalated(cause, self.orders.orders.get(record.adl))
         if closed:
             self._demand(closed, record)
+
+    def compare(self, rows: Mapping[int, OrderState], *, ended: bool) -> None:
+        """Compares rows of orders, by number, with the orders that were followed: open ones at the end of the records."""
+        self._place, self._number = self._fund.contract.symbol, self._fund.entry
+        self.orders.compare(rows, ended=ended)
 
     def conservation_error(self, state: FundState, orders: OrderTotals) -> int:
         """What was uncovered less what became of it: recovered, repaid, outstanding or open in ADL; 0 unless value was lost."""

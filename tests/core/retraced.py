@@ -75,7 +75,7 @@ class Retraced:
         """What an audit finds of the ledger with these lines and rows, and a fund so changed."""
         replay = self.replay(lines)
         rows = self.orders if orders is None else orders
-        replay.orders.compare({row.adl: row for row in rows.values()}, ended=True)
+        replay.compare({row.adl: row for row in rows.values()}, ended=True)
         replay.finish(self.fund._replace(**changes), self.totals(orders))
         return replay.differences
 
