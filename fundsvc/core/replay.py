@@ -224,8 +224,9 @@ class Replay:
                 f"uncovered {self._uncovered} is not recovered {orders.recovered} + repaid {self._repaid}"
                 f" + outstanding {state.outstanding} + open in ADL {orders.open}"
             )
-        outstanding = self._fund.outstanding + sum(self._undated.ended)
-        self._compare("the fund's outstanding is", "its entries and records say", state.outstanding, outstanding)
+        else:
+            outstanding = self._fund.outstanding + sum(self._undated.ended)
+            self._compare("the fund's outstanding is", "its entries and records say", state.outstanding, outstanding)
         ours = self.orders
         self._compare(
             "the fund says (ADL orders, records, head)",
@@ -295,7 +296,7 @@ class Replay:
         if not 0 <= covered <= min(deficit, before):
             self._differ(f"pays {covered} of a deficit of {deficit}, the fund has {before}")
         versions = self._rules.since(self._version) if order is None else [order.policy_version]
-        if not known or not all(map(self._rules.knows, versions)):
+        if not known or not versions or not all(map(self._rules.knows, versions)):
             self._rules.lose_guard()
         elif not any(self._rules.explain(version, entry, order) for version in versions):
             escalates = f"ADL order {order.adl}" if order else "no ADL order"

@@ -39,6 +39,13 @@ class Retraced:
                 self._partition.apply(event, 1_000_000 + number)
             except Rejection as refusal:
                 self.refused.append(refusal.reason)
+        self._take()
+
+    def apply_late(self, event):
+        self._partition.apply_late(event)
+        self._take()
+
+    def _take(self):
         batch = self._partition.take()
         entries = [Line(*line) for line in zip(batch.entries, batch.hashes, strict=True)]
         records = [Line(sealed.record, sealed.hash) for sealed in batch.records]
@@ -56,8 +63,8 @@ class Retraced:
     def open(self):
         return [adl for adl, order in self.orders.items() if order.state == "open"]
 
-    def replay(self, lines=None, since=START, opened=()):
-        replay = Replay(UNIT, (), since, {0: self.policy}, opened)
+    def replay(self, lines=None, since=START, opened=(), late=()):
+        replay = Replay(UNIT, late, since, {0: self.policy}, opened)
         for item, digest in self.lines if lines is None else lines:
             if isinstance(item, Entry):
                 replay.follow(item, digest)
@@ -71,9 +78,9 @@ class Retraced:
         rest = sum(row.uncovered - row.recovered for row in rows if row.state == "open")
         return OrderTotals(recovered, rest, max((row.seq for row in rows), default=0), len(rows))
 
-    def differences(self, lines=None, orders=None, **changes):
+    def differences(self, lines=None, orders=None, late=(), **changes):
         """What an audit finds of the ledger with these lines and rows, and a fund so changed."""
-        replay = self.replay(lines)
+        replay = self.replay(lines, late=late)
         rows = self.orders if orders is None else orders
         replay.compare({row.adl: row for row in rows.values()}, ended=True)
         replay.finish(self.fund._replace(**changes), self.totals(orders))
