@@ -5,13 +5,14 @@ kept as pending, until the next entry or record shows whether it came.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from fundsvc.core.adl import AdlOrder, OrderState
 from fundsvc.core.chain import GENESIS, Entry, link
-from fundsvc.core.contracts import Contract
+from fundsvc.core.contracts import Contract, contract_of, partition_of
+from fundsvc.core.events import Rejection
 from fundsvc.core.order_replay import OrdersCheckpoint, OrdersReplay
 from fundsvc.core.policy import Guard, Policy, SavedGuard
 from fundsvc.core.records import AdlRecord
@@ -92,6 +93,18 @@ class OrderTotals(NamedTuple):
 def missing(symbol: str) -> str:
     """The difference of a ledger that has entries, a contract or a fund, but not all of them."""
     return f"{symbol}: its contract or its fund is missing"
+
+
+def contract_differences(contract: Contract, specification: dict[str, Any], partition: int, partitions: int) -> list[str]:
+    """Where the terms of a contract are not those that it was listed with, or it is not in its partition."""
+    try:
+        listed = contract_of(specification, {}, 0)
+    except Rejection as refusal:
+        return [f"{contract.symbol}: its listing is none: {refusal}"]
+    terms = [(one.symbol, one.settle_currency, one.multiplier, one.is_inverse) for one in (contract, listed)]
+    home = partition_of(contract.symbol, partitions)
+    found = [f"{contract.symbol}: its terms are {terms[0]}, it was listed with {terms[1]}"] if terms[0] != terms[1] else []
+    return found + ([f"{contract.symbol}: its partition is {partition}, it should be {home}"] if partition != home else [])
 
 
 class Replay:

@@ -19,7 +19,7 @@ from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.order_replay import Begun, OrdersCheckpoint
 from fundsvc.core.policy import SavedGuard
 from fundsvc.core.records import AdlRecord
-from fundsvc.core.replay import START, Checkpoint, OrderTotals, Pending, Policies, Replay, Undated
+from fundsvc.core.replay import START, Checkpoint, OrderTotals, Pending, Policies, Replay, Undated, contract_differences
 from fundsvc.core.settlement import FundState
 from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
 from fundsvc.store.exports import fund_state_from, line_from
@@ -54,13 +54,14 @@ async def audit_progress(pool: Pool, walk: Walk) -> list[Progress]:
 
 class Ledger(NamedTuple):
     """What the end of a walk is compared with, at one moment: `late` are the numbers of entries that settled formerly rejected
-    events, `totals` the sums over the rows of all ADL orders.
+    events, `totals` the sums over the rows of all ADL orders, and `differences` those of the contract from its listing.
     """
 
     contract: Contract
     fund: FundState
     late: frozenset[int]
     totals: OrderTotals
+    differences: list[str]
 
 
 class Rows(NamedTuple):
@@ -111,6 +112,7 @@ class Stretch:
         replay.compare(self._rows.orders, ended=self.ended)
         if self.ended and self.ledger:
             replay.finish(self.ledger.fund, self.ledger.totals)
+            replay.differences.extend(self.ledger.differences)
 
     def _merged(self) -> Iterator[tuple[tuple[int, bool], asyncpg.Record]]:
         """Entries and records by their place, as far as nothing that is not here may come between them."""
@@ -211,8 +213,11 @@ async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], afte
             fund_state_from(row),
             frozenset(late[row["symbol"]]),
             OrderTotals(*(int(totals[row["symbol"]][name]) for name in OrderTotals._fields)),
+            contract_differences(
+                contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
+            ),
         )
-        for row in await connection.fetch(SQL["funds"], symbols)
+        for row in await connection.fetch(SQL["audit_funds"], symbols)
     }
 
 

@@ -590,6 +590,12 @@ SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit
        o.state, o.round, o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING (symbol, adl);
 
+-- name: audit_funds
+SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
+       (SELECT count(*) FROM partitions) AS partitions,
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head
+FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
+
 -- name: audit_late
 SELECT r.symbol, r.entry
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, entry) JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry;
