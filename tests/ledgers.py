@@ -10,7 +10,7 @@ import asyncpg
 
 from fundsvc.config import Config
 from fundsvc.core.batch import Offset
-from fundsvc.core.events import Event, Fill, Listing
+from fundsvc.core.events import Event, Fill, Listing, Reason, Rejected
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.store.leases import open_leases
@@ -33,6 +33,15 @@ class Owner:
             self._partition.apply(event)
             if len(self._partition.batch.entries) == FILLS_PER_COMMIT:
                 await self._commit()
+        await self._commit()
+
+    async def settle_late(self, event: Event) -> None:
+        """Settles an event that was rejected, as a message of an operator."""
+        rejected = Rejected("0-1", 0, Reason.UNKNOWN_SYMBOL, "", "json", b"{}")
+        self._partition.batch.rejected.append(rejected)
+        await self._commit()
+        entry = self._partition.apply_late(event)
+        self._partition.batch.replayed.append((rejected.stream_id, rejected.position, None, entry))
         await self._commit()
 
     async def _commit(self) -> None:

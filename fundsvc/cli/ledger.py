@@ -14,7 +14,7 @@ from rich.table import Table
 from fundsvc.app import connected, consuming, prepared
 from fundsvc.audit import ContractAudit, audit_contract
 from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, progress, run
-from fundsvc.config import Config
+from fundsvc.config import Config, PolicyConfig
 from fundsvc.core.events import Reason
 from fundsvc.core.numbers import format_units
 from fundsvc.delivery import Delivered, Delivery, Gain, listed
@@ -67,7 +67,7 @@ def audit(context: typer.Context, json: Json = False) -> None:
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            audits = await _audit_all(pool)
+            audits = await _audit_all(pool, config.policy)
         wrong = [audit for audit in audits if audit.differences]
         if json:
             print_json({"contracts": audits, "differences": sum(len(audit.differences) for audit in wrong)})
@@ -173,11 +173,13 @@ def _amounts(gain: Gain) -> list[str]:
     return [format_units(amount, gain.decimals) for amount in (gain.credited, gain.paid, gain.uncovered, gain.repaid)]
 
 
-async def _audit_all(pool: Pool) -> list[ContractAudit]:
+async def _audit_all(pool: Pool, policy: PolicyConfig) -> list[ContractAudit]:
     known = await known_contracts(pool)
     with progress() as bars:
         task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
-        return [await audit_contract(pool, symbol, lambda done: bars.advance(task, done)) for symbol, _ in known]
+        return [
+            await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol)) for symbol, _ in known
+        ]
 
 
 def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit]) -> None:
