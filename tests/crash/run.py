@@ -39,8 +39,8 @@ async def run_escalations(seed: int) -> None:
 
 
 async def run_long(seed: int, minutes: float) -> None:
-    """Disturbances of all kinds until the time is over: a third of it liquidations, a third of it deleveraging on a stream that
-    keeps what it has, and a third of it deleveraging on one that loses its tail, after which the exchange sends its books whole.
+    """Disturbances of all kinds until the time is over, a third of it each: liquidations; deleveraging on a stream that keeps
+    what it has; deleveraging on one that loses its tail, after which the exchange sends its books whole.
     """
     chance, seconds = random.Random(seed), minutes * 20
     await _run(seed, _market(seed, seconds), _schedule(chance, ALL, seconds), Sender)

@@ -120,8 +120,9 @@ class Sender:
 
 
 class CarefulSender(Sender):
-    """Sends each letter exactly once. After a lost connection it looks whether the letter arrived: positions and marks have no
-    effect that a second one would not have, if another came between. No stream may lose its tail.
+    """Sends each letter exactly once: after a lost connection it looks whether the letter arrived.
+
+    So nothing that comes twice can heal a book. No stream may lose its tail.
     """
 
     async def _append(self, letter: Letter) -> None:
@@ -166,6 +167,6 @@ class SnapshotSender(Sender):
         self._books = Books(self._letters)
 
     async def _again(self) -> list[Letter]:
-        while not await self._read_to_the_end():
+        while not await self._read_to_the_end():  # noqa: ASYNC110 - a database tells nobody
             await asyncio.sleep(0.1)
         return self._books.again(await self._cursor(), self.sent)
