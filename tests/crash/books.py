@@ -18,6 +18,9 @@ Place = tuple[int, int]
 """The number of a letter, and of an element in it."""
 
 
+BEGINNING = (0, 0)
+
+
 class Books:
     """Follows the letters, contract by contract, as far as the ledger is known to be."""
 
@@ -35,7 +38,10 @@ class Books:
 
     def again(self, cursor: Mapping[str, int], sent: int) -> list[Letter]:
         """What an engine sends that has sent so many letters, to a ledger at a cursor: its books, and what came after them."""
-        places = {symbol: self._follow(symbol, cursor.get(symbol, 0), (sent, 0)) for symbol in self._events}
+        places = {
+            symbol: self._follow(symbol, cursor[symbol], (sent, 0)) if symbol in cursor else BEGINNING
+            for symbol in self._events
+        }
         snapshots = [letter for symbol in self._events if (letter := self._snapshot(symbol))]
         return [*snapshots, *self._after(places, sent)]
 
