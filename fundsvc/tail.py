@@ -60,7 +60,7 @@ class Tail:
         self._heard: float | None = None
         self._next = 0.0
         self._has_more = False
-        self._offsets: dict[int, str] = {}
+        self._offsets: dict[int, tuple[str, int]] = {}
         self._places: dict[str, Place] = {}
         self._orders: dict[OrderKey, OrderRow] = {}
         self._cursors: dict[str, int] = {}

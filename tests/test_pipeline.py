@@ -12,12 +12,12 @@ from fundsvc.core.batch import Offset
 from fundsvc.core.events import Mark, Position, Rate, Reason
 from fundsvc.core.partition import Partition
 from fundsvc.core.settlement import Fund
-from fundsvc.pipeline import Pipeline
+from fundsvc.pipeline import BatchBound, Pipeline, Reading
 from fundsvc.wire import Message, encode
 
 SEEDS = 400
 ROWS_MAX = 7
-CHUNK_EVENTS = 3
+MESSAGES_PER_READ = 10
 EVENTS_PER_MESSAGE_MAX = 4
 
 
@@ -57,9 +57,13 @@ class FakeSource:
         self._weather = weather
         self.reads = 0
 
-    async def read(self, after, count, block_ms):
+    async def read(self, after, block_ms):
         self.reads += 1
-        return await self._weather.through(lambda: [m for m in self.messages if order(m.stream_id) > order(after)][:count])
+        return await self._weather.through(lambda: self._after(after.last_id))
+
+    def _after(self, last_id):
+        messages = [m for m in self.messages if order(m.stream_id) > order(last_id)]
+        return Reading(messages[:MESSAGES_PER_READ], len(self.messages) if len(messages) <= MESSAGES_PER_READ else None)
 
 
 class FakeLedger:
@@ -83,7 +87,16 @@ class FakeLedger:
         return Partition(0, 1, funds, {"USDT": 8}, 10)
 
     def contents(self):
-        return self.offset, self.entries, self.hashes, self.orders, self.listings, self.funds, self.rejected, self.settled
+        return (
+            self.offset.last_id,
+            self.entries,
+            self.hashes,
+            self.orders,
+            self.listings,
+            self.funds,
+            self.rejected,
+            self.settled,
+        )
 
     async def is_open(self, stream_id, position):
         key = stream_id, position
@@ -127,9 +140,19 @@ async def nowhere(committed):
     pass
 
 
-def pipeline_of(source, ledger, announce=nowhere, rows_max=ROWS_MAX):
+def pipeline_of(source, ledger, announce=nowhere, bound=None, refused=None, slice_seconds=0.0025):
     offset = ledger.offset
-    return Pipeline(ledger.load(), source, ledger, announce, stored=offset, start=offset, batch_fills_max=rows_max)
+    return Pipeline(
+        ledger.load(),
+        source,
+        ledger,
+        announce,
+        stored=offset,
+        start=offset,
+        bound=bound or BatchBound(ROWS_MAX),
+        slice_seconds=slice_seconds,
+        refused=refused,
+    )
 
 
 async def settle(messages, weather=None):
@@ -180,8 +203,7 @@ def some_fill(dice, sequences):
     return fill(symbol, sequences[symbol], dice.randint(-9, 9))
 
 
-async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger(monkeypatch):
-    monkeypatch.setattr("fundsvc.pipeline.CHUNK_EVENTS", CHUNK_EVENTS)
+async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger():
     replayed = shortfalls = 0
     for seed in range(SEEDS):
         messages = story(random.Random(seed))
@@ -199,8 +221,7 @@ async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger(monkeypatch)
     assert shortfalls > SEEDS
 
 
-async def test_batches_stay_bounded_while_a_commit_takes_long(monkeypatch):
-    monkeypatch.setattr("fundsvc.pipeline.CHUNK_EVENTS", CHUNK_EVENTS)
+async def test_batches_stay_bounded_while_a_commit_takes_long():
     garbage = [message(number, body=b"[") for number in range(1001, 1501)]
     fills = [message(number, fill("AAA", number, 1), fill("AAA", number, 2)) for number in range(2, 1001)]
     ledger = FakeLedger("1500-0", Weather(random.Random(1)))
@@ -208,7 +229,7 @@ async def test_batches_stay_bounded_while_a_commit_takes_long(monkeypatch):
     await pipeline_of(source, ledger).run(ledger.complete)
     assert len(ledger.entries) == len(fills)
     assert len(ledger.rejected) == len(garbage)
-    assert ROWS_MAX <= max(ledger.commits) < ROWS_MAX + CHUNK_EVENTS
+    assert max(ledger.commits) == ROWS_MAX
 
 
 class Gate:
@@ -244,10 +265,10 @@ async def test_a_commit_runs_while_more_is_settled_and_stop_finishes_what_is_in_
 
 async def test_a_lone_fill_is_committed_while_the_source_waits_for_more():
     class Quiet(FakeSource):
-        async def read(self, after, count, block_ms):
-            if after != "0-0":
+        async def read(self, after, block_ms):
+            if after.last_id != "0-0":
                 await asyncio.Event().wait()
-            return await super().read(after, count, block_ms)
+            return await super().read(after, block_ms)
 
     ledger = FakeLedger("1-0")
     source = Quiet([message(1, listing("AAA"), fill("AAA", 1, 5))], Weather())

@@ -80,6 +80,8 @@ class OrderState(NamedTuple):
     round: int
     ts: int
     seq: int
+    acknowledged: bool
+    round_ms: int
 
 
 class AdlOrder(msgspec.Struct, kw_only=True):
@@ -88,7 +90,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     `adl` numbers the orders of a contract from 1; `cause` is the ledger entry of the shortfall, with `deficit` on
     `deficit_lots`. `lots` is what is needed, `executed` what was taken; `seq` is the engine sequence of the
     last event that moved it, `round` the number of the round at hand and
-    `allocations` are its.
+    `allocations` are its. The engine has `acknowledged` the round, which began at `round_ms` by the stream's clock.
     """
 
     symbol: str
@@ -105,6 +107,8 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     executed: int = 0
     state: State = "open"
     round: int = 0
+    acknowledged: bool = False
+    round_ms: int = 0
     allocations: dict[str, Allocation] = msgspec.field(default_factory=dict)
 
     @property
@@ -155,6 +159,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     def begin_round(self, allocations: Iterable[Allocation]) -> None:
         """Asks these positions; what the round before asked and did not get is not asked any more."""
         self.round += 1
+        self.acknowledged = False
         self.allocations = {allocation.account: allocation for allocation in allocations}
 
     def execute(self, fill: AdlFill) -> Allocation:
@@ -170,6 +175,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
                 Reason.ADL_TOO_MANY_LOTS, f"ADL order {self.adl} of {self.symbol} asks {rest} more lots there, not {fill.lots}"
             )
         allocation.executed += fill.lots
+        self.acknowledged = True
         self.executed += fill.lots
         if self.executed == self.lots:
             self.state = "done"

@@ -8,7 +8,7 @@ from fundsvc.core.adl import AdlOrder, order_for
 from fundsvc.core.batch import Batch, Round
 from fundsvc.core.chain import Entry
 from fundsvc.core.deleveraging import Deleveraging
-from fundsvc.core.events import AdlEnd, AdlFill, Reason, Rejection
+from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.settlement import Fund
 
@@ -50,10 +50,30 @@ def end_round(batch: Batch, fund: Fund, desk: Deleveraging, event: AdlEnd) -> No
     if order is None:
         return
     _pass(batch, fund, order, event.seq)
+    _next(batch, fund, desk, order, event)
+
+
+def time_out(batch: Batch, fund: Fund, desk: Deleveraging, event: AdlTimeout) -> None:
+    """Ends a round that nobody ended; one that is over has nothing more to end."""
+    order = desk.orders.get(event.adl)
+    if order is not None and order.round == event.round:
+        batch.changed[fund.contract.symbol] = fund
+        _next(batch, fund, desk, order, event)
+
+
+def acknowledge(batch: Batch, desk: Deleveraging, event: AdlAck) -> None:
+    """Notes that the engine has a round."""
+    order = desk.orders.get(event.adl)
+    if order is not None and order.round == event.round:
+        order.acknowledged = True
+        batch.note(order, ())
+
+
+def _next(batch: Batch, fund: Fund, desk: Deleveraging, order: AdlOrder, event: AdlEnd | AdlTimeout) -> None:
     if order.round < fund.policy.rounds_max and _next_round(batch, desk, order):
         return
     _end_uncovered(batch, fund, desk, order)
-    covered = fund.cover(order, event) if fund.policy.waterfall == "adl_then_fund" else None
+    covered = fund.cover(order, event) if fund.policy.waterfall == "adl_then_fund" and isinstance(event, AdlEnd) else None
     if covered:
         batch.record(fund, covered)
 

@@ -13,14 +13,30 @@ from fundsvc.core.book import Book, SavedBook
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
-from fundsvc.core.escalation import end_round, escalate, execute
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
+from fundsvc.core.escalation import acknowledge, end_round, escalate, execute, time_out
+from fundsvc.core.events import (
+    AdlAck,
+    AdlEnd,
+    AdlFill,
+    AdlTimeout,
+    Event,
+    Fill,
+    Listing,
+    Mark,
+    Position,
+    Rate,
+    Reason,
+    Rejection,
+)
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund
 
 BOOK_POSITIONS_MAX = 20_000
 """Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
+
+LISTING_BYTES = 3000
+"""KuCoin's object of a contract, about."""
 
 RUN_MIN = 16
 """Fewer events of a message are applied before it would pay to look ahead."""
@@ -53,6 +69,8 @@ class Partition:
             Position: self._position,
             AdlFill: self._adl_fill,
             AdlEnd: self._adl_end,
+            AdlAck: self._adl_ack,
+            AdlTimeout: self._adl_timeout,
             Rate: self._rate,
             Listing: self._list,
             Rejection: self._refuse,
@@ -88,12 +106,12 @@ class Partition:
                 self.apply(event)
         return self.batch.entries[-1] if len(self.batch.entries) > written else None
 
-    def take(self) -> Batch:
-        """Hands over what has happened since the last call."""
+    def take(self, *, with_books: bool = True) -> Batch:
+        """Hands over what has happened since the last call; with books that are due only where a message ends."""
         batch, self.batch = self.batch, Batch()
         batch.funds = [fund.state() for fund in batch.changed.values()]
         batch.moved = [Moved(fund.credited, fund.repaid) for fund in batch.changed.values()]
-        while self._books_due and sum(kept.positions for kept in batch.books) < BOOK_POSITIONS_MAX:
+        while with_books and self._books_due and sum(kept.positions for kept in batch.books) < BOOK_POSITIONS_MAX:
             batch.books.append(self._kept(self._books_due.pop()))
         return batch
 
@@ -154,7 +172,13 @@ class Partition:
         fund = self._funds[order.symbol]
         fund.open_in_adl += order.rest
         self._desk(fund).orders[order.adl] = order
-        return Round(order.written(), tuple(map(order.allocation_written, order.allocations.values())))
+        return _round(order)
+
+    def round_at_hand(self, symbol: str, adl: int) -> Round | None:
+        """The round of an order as it stands, if the order is open."""
+        desk = self._desks.get(symbol)
+        order = desk.orders.get(adl) if desk else None
+        return _round(order) if order else None
 
     def recall(self, event: Event) -> None:
         """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept."""
@@ -197,6 +221,13 @@ class Partition:
 
     def _end_round(self, fund: Fund, event: AdlEnd) -> None:
         end_round(self.batch, fund, self._desk(fund), event)
+
+    def _adl_ack(self, event: AdlAck) -> None:
+        acknowledge(self.batch, self._desk(self._fund(event.symbol)), event)
+
+    def _adl_timeout(self, event: AdlTimeout) -> None:
+        fund = self._fund(event.symbol)
+        time_out(self.batch, fund, self._desk(fund), event)
 
     def _known(self, fund: Fund, seq: int) -> bool:
         if seq > fund.seq:
@@ -255,6 +286,8 @@ class Partition:
             # Its positions had prices in units that may be others now; the empty book is kept in place of theirs.
             if self._desks.pop(contract.symbol, None):
                 self._desk(fund).changed = True
+                # A restart would apply positions of before in the new units to a book that was kept in the old ones.
+                self.batch.uncut = True
         elif not fund.contract.same_terms(contract):
             raise Rejection(
                 Reason.CONTRACT_FIXED,
@@ -263,6 +296,7 @@ class Partition:
         self._funds[contract.symbol] = fund
         self.batch.changed[contract.symbol] = fund
         self.batch.listings[contract.symbol] = fund.contract, listing.contract
+        self.batch.note_bytes(LISTING_BYTES)
         self._keep(contract.symbol)
 
     def _fund(self, symbol: str) -> Fund:
@@ -273,3 +307,7 @@ class Partition:
         if home != self.number:
             raise Rejection(Reason.WRONG_PARTITION, f"{symbol} belongs to partition {home}, not {self.number}")
         raise Rejection(Reason.UNKNOWN_SYMBOL, f"{symbol} is not listed: list it with a contract event, then replay this")
+
+
+def _round(order: AdlOrder) -> Round:
+    return Round(order.written(), tuple(map(order.allocation_written, order.allocations.values())))

@@ -7,14 +7,14 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from fundsvc.core.adl import AdlOrder, State
-from fundsvc.core.batch import Offset
+from fundsvc.core.batch import Offset, Place
 from fundsvc.core.book import SideName
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
-from fundsvc.store.writer import KeptBook, Place, fund_from, kept_book_from, orders_from
+from fundsvc.store.writer import KeptBook, fund_from, kept_book_from, orders_from
 
 ROUND_COLUMNS = 5
 """In a row of `rounds`, what is the same of all allocations of a round comes first."""
@@ -111,7 +111,7 @@ class Deleveragings:
     async def offsets(self) -> dict[int, Offset]:
         """How far each partition is settled."""
         rows = await self._fetch("partitions")
-        return {row["partition"]: Offset(row["last_id"], row["messages"]) for row in rows}
+        return {row["partition"]: Offset(row["last_id"], row["messages"], row["events"], row["partial_id"]) for row in rows}
 
     async def has_positions(self, partition: int) -> bool:
         """Whether any contract of the partition has ever had a position."""
@@ -125,7 +125,7 @@ class Deleveragings:
     async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[Place, str | None]:
         """Which events of these messages were rejected, and the message that had them settled since."""
         rows = await self._fetch("rejected_places", partition, messages)
-        return {(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
+        return {Place(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
 
     async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
         """Which side each of these orders (contract and number; at least one) reduces."""

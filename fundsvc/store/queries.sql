@@ -7,19 +7,19 @@ FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
 -- name: load_position
-SELECT last_id, messages FROM partitions WHERE partition = $1 AND epoch = $2;
+SELECT last_id, messages, events, partial_id FROM partitions WHERE partition = $1 AND epoch = $2;
 
 -- name: commit
 -- One round trip for everything but the entries; answers whether the partition was still ours to move.
 WITH moved AS (
-    UPDATE partitions SET last_id = $4, messages = $5, duplicates = duplicates + $6
-    WHERE partition = $1 AND epoch = $2 AND last_id = $3
+    UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10
+    WHERE partition = $1 AND epoch = $2 AND last_id = $3 AND events = $4 AND partial_id = $5
     RETURNING partition
 ), listed AS (
     INSERT INTO contracts AS c
         (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     SELECT symbol, $1, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification::json
-    FROM unnest($7::text[], $8::text[], $9::smallint[], $10::smallint[], $11::numeric[], $12::boolean[], $13::text[])
+    FROM unnest($11::text[], $12::text[], $13::smallint[], $14::smallint[], $15::numeric[], $16::boolean[], $17::text[])
         AS l (symbol, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     ON CONFLICT (symbol) DO UPDATE SET
         settle_currency = excluded.settle_currency, settle_decimals = excluded.settle_decimals,
@@ -28,19 +28,19 @@ WITH moved AS (
 ), settled AS (
     INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard)
     SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json
-    FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[], $21::text[])
+    FROM unnest($18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[], $24::bytea[], $25::text[])
         AS s (symbol, balance, outstanding, entry, seq, adl, head, guard)
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
         adl = excluded.adl, head = excluded.head, guard = excluded.guard, updated_at = now()
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body)
-    SELECT $1, * FROM unnest($22::text[], $23::integer[], $24::text[], $25::text[], $26::text[], $27::bytea[])
+    SELECT $1, * FROM unnest($26::text[], $27::integer[], $28::text[], $29::text[], $30::text[], $31::bytea[])
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
     UPDATE rejected r SET settled_at = now(), settled_by = s.settled_by, symbol = s.symbol, entry = s.entry
-    FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::bigint[])
+    FROM unnest($32::text[], $33::integer[], $34::text[], $35::text[], $36::bigint[])
         AS s (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
@@ -50,14 +50,14 @@ SELECT count(*) = 1 FROM moved;
 -- The part of a commit that most batches have not: orders and allocations that changed, and books to be kept.
 WITH escalated AS (
     INSERT INTO adl_orders (symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed,
-                            state, round, ts, seq)
+                            state, round, ts, seq, acknowledged, round_ms)
     SELECT * FROM json_to_recordset($1::json) AS o (
         symbol text, adl bigint, cause bigint, reduce text, lots bigint, price bigint, deficit bigint, deficit_lots bigint,
         uncovered bigint, recovered bigint, executed bigint, state text, round integer, ts bigint,
-        seq bigint)
+        seq bigint, acknowledged boolean, round_ms bigint)
     ON CONFLICT (symbol, adl) DO UPDATE SET
         recovered = excluded.recovered, executed = excluded.executed, state = excluded.state, round = excluded.round,
-        seq = excluded.seq, updated_at = now()
+        seq = excluded.seq, acknowledged = excluded.acknowledged, round_ms = excluded.round_ms, updated_at = now()
 ), allocated AS (
     INSERT INTO adl_allocations (symbol, adl, round, account, side, lots, entry_price, margin, mark_price, unrealised_pnl,
                                  return_on_entry, leverage, score, rank, ranked, lights, asked, executed)
@@ -78,9 +78,31 @@ INSERT INTO rates AS r (partition, currency, price, ts)
 SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[])
 ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts WHERE excluded.ts >= r.ts;
 
+-- name: halt
+-- Notes why a partition is halted, "" when it goes on.
+UPDATE partitions SET halted = $3 WHERE partition = $1 AND epoch = $2 AND halted <> $3;
+
+-- name: trim_bounds
+-- What a partition's stream must still hold: the messages from the offset on, and from where its books were kept.
+SELECT p.last_id, p.messages, p.events, p.partial_id, ARRAY(
+    SELECT coalesce(b.last_id, '0-0') FROM contracts c LEFT JOIN books b USING (symbol) WHERE c.partition = p.partition
+) AS kept
+FROM partitions p WHERE p.partition = $1;
+
+-- name: gaps
+SELECT partition, after_id, until_id, messages, found_at, acknowledged_at FROM stream_gaps
+WHERE $1::integer IS NULL OR partition = $1 ORDER BY partition, found_at;
+
+-- name: gap_found
+INSERT INTO stream_gaps (partition, after_id, until_id, messages) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING true;
+
+-- name: gaps_acknowledge
+UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowledged_at IS NULL
+RETURNING partition, after_id, until_id, messages, found_at, acknowledged_at;
+
 -- name: load_orders
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
-       o.ts, o.seq
+       o.ts, o.seq, o.acknowledged, o.round_ms
 FROM adl_orders o JOIN contracts c USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open' ORDER BY o.symbol, o.adl;
 
@@ -140,8 +162,9 @@ ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at;
 DELETE FROM engines WHERE engine = $1 OR seen_at < clock_timestamp() - interval '1 day';
 
 -- name: renew
+-- But for partitions that stand still.
 UPDATE partitions SET lease_until = clock_timestamp() + $2 * interval '1 second'
-WHERE owner = $1
+WHERE owner = $1 AND partition <> ALL ($3::integer[])
 RETURNING partition, epoch;
 
 -- name: share
@@ -157,7 +180,7 @@ FROM live, (SELECT count(*) AS partitions FROM partitions) p WHERE engine = $1;
 -- name: claim
 WITH free AS (
     SELECT partition, owner FROM partitions
-    WHERE owner IS NULL OR lease_until < clock_timestamp()
+    WHERE (owner IS NULL OR lease_until < clock_timestamp()) AND partition <> ALL ($4::integer[])
     ORDER BY partition LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 UPDATE partitions p
@@ -173,7 +196,7 @@ SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_n
 UPDATE partitions SET owner = NULL, lease_until = NULL WHERE partition = $1 AND epoch = $2;
 
 -- name: partitions
-SELECT partition, epoch, owner, last_id, messages, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
+SELECT partition, epoch, owner, last_id, messages, events, partial_id, halted, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
 
 -- name: contracts
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,

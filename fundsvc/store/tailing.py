@@ -36,9 +36,9 @@ class Stand(NamedTuple):
     contract: Contract
 
 
-async def offsets(connection: Connection) -> dict[int, str]:
-    """The last settled message of each partition."""
-    return {row["partition"]: row["last_id"] for row in await connection.fetch(SQL["partitions"])}
+async def offsets(connection: Connection) -> dict[int, tuple[str, int]]:
+    """The last settled message of each partition, and how many events of the next one are settled too."""
+    return {row["partition"]: (row["last_id"], row["events"]) for row in await connection.fetch(SQL["partitions"])}
 
 
 async def places(connection: Connection, partitions: Collection[int]) -> dict[str, Place]:

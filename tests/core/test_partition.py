@@ -121,6 +121,8 @@ def test_an_uncovered_shortfall_is_an_order_in_the_same_batch():
         round=1,
         ts=1001,
         seq=1,
+        acknowledged=False,
+        round_ms=0,
     )
     second = first._replace(
         adl=8, cause=2, reduce="long", lots=4, deficit=40 * ONE, deficit_lots=4, uncovered=40 * ONE, ts=1002, seq=2

@@ -14,7 +14,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
-from fundsvc.wire import Message, decode, raw_event
+from fundsvc.wire import Contents, Message, decode
 from tests.crash.letters import NEVER_SETTLED, Letter
 from tests.crash.oracle import Undisturbed, ranks
 from tests.crash.world import PARTITIONS, World
@@ -124,7 +124,7 @@ async def _stream(client: Client, partition: int) -> Any:
 def _garbage(message: Message) -> Iterable[tuple[int, bytes]]:
     for position, event in enumerate(decode(message)):
         if isinstance(event, Rejection) or (isinstance(event, Fill) and event.seq == NEVER_SETTLED):
-            yield position, raw_event(message, position)
+            yield position, Contents(message).raw(position)
 
 
 def _forms(letter: Letter, element: Any) -> Iterable[bytes]:
