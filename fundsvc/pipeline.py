@@ -211,9 +211,10 @@ class Pipeline:
         decoded = time.perf_counter()
         self._partition.expect(run)
         first, now, apply = position, decoded, self._partition.apply
+        stream_ms = int(message.stream_id.partition("-")[0])
         for event in self._with_refusals(message, position, run) if self._refused else run:
             try:
-                apply(event)
+                apply(event, stream_ms)
             except Rejection as rejection:
                 self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection)
             position += 1

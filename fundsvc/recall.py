@@ -8,12 +8,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from fundsvc.core.batch import Offset, Place
+from fundsvc.core.batch import KeptBook, Offset, Place
 from fundsvc.core.book import SideName
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.pipeline import REPLAY_KEY
-from fundsvc.store.writer import STREAM_START, KeptBook
+from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.source import Source, id_order
 from fundsvc.wire import RUN_EVENTS, Contents, Message
 

@@ -223,6 +223,8 @@ class Session:
             self._partition, self._config.stream.partitions, funds, currency.decimals, currency.decimals_default, policy.of
         )
         await self._restore_books(writer, stored)
+        if start.regressed:
+            self._state.make_stale()
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
         self._announcing = Announcing(
@@ -247,9 +249,9 @@ class Session:
         """Brings the ADL books to the stored offset: as they were kept, then what the stream holds since."""
         kept = await writer.load_books()
         for book in kept:
-            # In a thread: a million positions take seconds, and others have work on this loop.
-            await asyncio.to_thread(self._state.restore, book.symbol, book.mark, book.book)
-            self._attempts += 1
+            for _ in self._state.restore(book):
+                self._attempts += 1
+                await asyncio.sleep(0)
         self._recall = Recall(self._state, self._source, kept, writer.rejected_places, writer.reduced_sides)
         await self._recall.run_part(stored)
 
@@ -270,7 +272,7 @@ class Session:
             stream_ends=stream.last_id,
             stream_id=stored.last_id,
         )
-        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id)
+        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, regressed=True)
 
     async def _pass_gap(self, stream: StreamState, stored: Offset, known: list[KnownGap]) -> "_Start":
         """Where to read on from an offset: past a gap, if there is one and it may be passed."""
@@ -348,10 +350,11 @@ class Session:
 
 
 class _Start(NamedTuple):
-    """Where to read from, and the id up to which gaps are known."""
+    """Where to read from, the id up to which gaps are known, and whether the stream lost its tail."""
 
     offset: Offset
     passed: str
+    regressed: bool = False
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -51,7 +51,8 @@ def _print(gaps: list[KnownGap], *, json: bool) -> None:
         return
     table = Table("after", "up to", "messages", "acknowledged at")
     for gap in gaps:
-        table.add_row(gap.after_id, gap.until_id, str(gap.messages), gap.acknowledged_at and gap.acknowledged_at.isoformat())
+        acknowledged = gap.acknowledged_at.isoformat() if gap.acknowledged_at else ""
+        table.add_row(gap.after_id, gap.until_id, str(gap.messages), acknowledged)
     Console().print(table)
 
 

@@ -44,4 +44,4 @@ class Gaps:
 
 
 def _gap(row: asyncpg.Record) -> KnownGap:
-    return KnownGap(*(row[name] for name in KnownGap._fields))
+    return KnownGap(*row)

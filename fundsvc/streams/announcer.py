@@ -39,7 +39,6 @@ class Announcer:
 def announcement(round_: Round, price_decimals: int) -> bytes:
     """A round as it is announced: symbol, adl, round, cause, reduce, price, lots, allocations (of account, lots) and ts."""
     order = round_.order
-    asked = [(one.account, one.asked - one.executed) for one in round_.allocations if one.asked > one.executed]
     told: dict[str, Any] = {
         "type": "adlOrder",
         "symbol": order.symbol,
@@ -48,8 +47,8 @@ def announcement(round_: Round, price_decimals: int) -> bytes:
         "cause": order.cause,
         "reduce": order.reduce,
         "price": format_units(order.price, price_decimals),
-        "lots": sum(lots for _, lots in asked),
-        "allocations": [{"account": account, "lots": lots} for account, lots in asked],
+        "lots": sum(round_.lots),
+        "allocations": [{"account": account, "lots": lots} for account, lots in zip(round_.accounts, round_.lots, strict=True)],
         "ts": order.ts,
     }
     return msgspec.json.encode(told)

@@ -5,17 +5,13 @@ from alembic import op
 from fundsvc.store.migrations import run_script
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 
 _SCHEMA = """
 ALTER TABLE partitions
     ADD COLUMN events integer NOT NULL DEFAULT 0,
     ADD COLUMN partial_id text NOT NULL DEFAULT '',
     ADD COLUMN halted text NOT NULL DEFAULT '';
-
-ALTER TABLE adl_orders
-    ADD COLUMN IF NOT EXISTS acknowledged boolean NOT NULL DEFAULT false,
-    ADD COLUMN IF NOT EXISTS round_ms bigint NOT NULL DEFAULT 0;
 
 CREATE TABLE stream_gaps (
     partition integer NOT NULL,
