@@ -81,9 +81,9 @@ class FakeLedger:
     def load(self):
         funds = []
         for symbol, contract in self.listings.items():
-            _, balance, outstanding, entry, seq, adl, head, _ = self.funds[symbol]
-            fund = Fund(contract, balance=balance, outstanding=outstanding, entry=entry, seq=seq, adl=adl, head=head)
-            funds.append(fund)
+            state = self.funds[symbol]._asdict()
+            del state["symbol"], state["guard"]
+            funds.append(Fund(contract, **state))
         return Partition(0, 1, funds, {"USDT": 8}, 10)
 
     def contents(self):
