@@ -25,7 +25,9 @@ from fundsvc.metrics import Metrics
 from fundsvc.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
 from fundsvc.recall import Recall
 from fundsvc.store.database import Pool, StoreFault, StoreRefusal
+from fundsvc.store.freshness import HEARTBEAT_SECONDS
 from fundsvc.store.gaps import Gaps, KnownGap
+from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import condense
 from fundsvc.store.standing import note_halted, trim_bounds
 from fundsvc.store.targets import Targets
@@ -100,10 +102,15 @@ class Session:
         self._metrics.own(self._partition, self._epoch)
         try:
             async with asyncio.TaskGroup() as tasks:
-                # Not among the other chores: a full stream server keeps the partition from being loaded, and needs this.
-                trimming = tasks.create_task(Chore("trimming", TRIM_SECONDS, self._trim, self._log).run())
+                # Not among the other chores: a full stream server keeps the partition from being loaded, and needs trimming.
+                chores = (
+                    Chore("trimming", TRIM_SECONDS, self._trim, self._log),
+                    Chore("heartbeat", HEARTBEAT_SECONDS, self._beat, self._log),
+                )
+                running = [tasks.create_task(chore.run()) for chore in chores]
                 await asyncio.wait([tasks.create_task(self._consume_through_faults(stop))])
-                trimming.cancel()
+                for chore in running:
+                    chore.cancel()
         finally:
             self._rejections.say_rest()
             self._metrics.let_go(self._partition, self._config.stream.partitions)
@@ -325,6 +332,10 @@ class Session:
 
     async def _condense(self) -> None:
         await condense(self._pool, self._partition)
+
+    async def _beat(self) -> None:
+        """Tells readers of replicas how far these are."""
+        await fetch(self._pool, "heartbeat", self._partition)
 
     async def _watch(self) -> None:
         self._rejections.say_due()

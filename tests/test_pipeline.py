@@ -11,7 +11,7 @@ from ledgers import fill, listing
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Mark, Position, Rate, Reason
 from fundsvc.core.partition import Partition
-from fundsvc.core.settlement import Fund
+from fundsvc.core.settlement import Fund, FundState
 from fundsvc.pipeline import BatchBound, Pipeline, Reading
 from fundsvc.wire import Message, encode
 
@@ -81,9 +81,8 @@ class FakeLedger:
     def load(self):
         funds = []
         for symbol, contract in self.listings.items():
-            state = self.funds[symbol]._asdict()
-            del state["symbol"], state["guard"]
-            funds.append(Fund(contract, **state))
+            state = self.funds[symbol]
+            funds.append(Fund(contract, **{name: getattr(state, name) for name in FundState._fields if name != "symbol"}))
         return Partition(0, 1, funds, {"USDT": 8}, 10)
 
     def contents(self):

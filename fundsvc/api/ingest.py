@@ -21,6 +21,7 @@ from fundsvc.api.errors import BadParameter, TooLarge, Unavailable, WrongMedia
 from fundsvc.config import Config
 from fundsvc.core.contracts import Contract, contract_of
 from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
+from fundsvc.core.identifiers import check_identifiers
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.logs.faults import Seldom
 from fundsvc.store.reader import Reader
@@ -150,12 +151,13 @@ class Ingest:
             case Rejection():
                 raise event
             case Rate():
+                check_identifiers(event)
                 parse_price(event.price, PRICE_DECIMALS_MAX)
             case Listing():
                 contract = contract_of(event.contract, self._currency.decimals, self._currency.decimals_default)
                 listed[contract.symbol] = contract
             case _:
-                _check_numbers(event, self._contract(event, listed))
+                _check_fields(event, self._contract(event, listed))
 
     def _contract(self, event: Any, listed: Mapping[str, Contract]) -> Contract:
         contract = listed.get(event.symbol) or self._contracts.get(event.symbol)
@@ -226,8 +228,10 @@ def _is_no_event(event: Event | Rejection) -> bool:
     return isinstance(event, Rejection) and event.reason == Reason.UNDECODABLE
 
 
-def _check_numbers(event: Event, contract: Contract) -> None:
-    """Raises Rejection where a number cannot be held exactly."""
+def _check_fields(event: Event, contract: Contract) -> None:
+    """Raises Rejection where a number cannot be held exactly, or a name is no identifier."""
+    if isinstance(event, Fill | Position):
+        check_identifiers(event)
     price, money = contract.price_decimals, contract.settle_decimals
     match event:
         case Fill():

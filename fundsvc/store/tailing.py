@@ -28,6 +28,17 @@ class Place(NamedTuple):
     listed_at: datetime
 
 
+class Offsets(NamedTuple):
+    """The last settled message of each partition, and how many events of the next one are settled too.
+
+    The database's clock is `now_ms`; it has every commit up to `as_of_ms`.
+    """
+
+    settled: dict[int, tuple[str, int]]
+    now_ms: int
+    as_of_ms: int | None
+
+
 class Stand(NamedTuple):
     """A fund at its place, and its contract's terms."""
 
@@ -36,9 +47,11 @@ class Stand(NamedTuple):
     contract: Contract
 
 
-async def offsets(connection: Connection) -> dict[int, tuple[str, int]]:
-    """The last settled message of each partition, and how many events of the next one are settled too."""
-    return {row["partition"]: (row["last_id"], row["events"]) for row in await connection.fetch(SQL["partitions"])}
+async def offsets(connection: Connection) -> Offsets:
+    """How far each partition is settled, and how fresh that is."""
+    rows = await connection.fetch(SQL["tail_offsets"])
+    offsets = {row["partition"]: (row["last_id"], row["events"]) for row in rows}
+    return Offsets(offsets, rows[0]["now_ms"], rows[0]["as_of_ms"])
 
 
 async def places(connection: Connection, partitions: Collection[int]) -> dict[str, Place]:
