@@ -224,18 +224,16 @@ class _Search:
     def _share(self, candidates: Candidates, last: int) -> None:
         """Shares the lots by unrealised profit among all candidates that the price leaves solvent."""
         part = slice(0, last)
-        rows = candidates.rows[part]
         able = candidates.survivors(part, self._price)
         if self._barred:
-            able &= ~np.isin(rows, list(self._barred))
+            able &= ~np.isin(candidates.rows[part], list(self._barred))
         free = np.where(able, np.maximum(candidates.free(part), 0), 0)
-        profits = self._side.profits(rows, self._mark)
-        takings = allocate_pro_rata(free, profits, self._side.places(rows), self.left)
-        indices = [index for index, _ in takings]
-        self._rows += rows[indices].tolist()
-        self._ranks += candidates.ranks_of(indices)
-        self._lots += [lots for _, lots in takings]
-        self.left = max(0, self.left - sum(lots for _, lots in takings))
+        shares = allocate_pro_rata(free, candidates.profits[part], candidates.places[part], self.left)
+        lots = shares.lots.tolist()
+        self._rows += candidates.rows[shares.indices].tolist()
+        self._ranks += candidates.ranks_of(shares.indices)
+        self._lots += lots
+        self.left -= sum(lots)
 
     def _pick(self, candidates: Candidates, index: int, lots: int) -> None:
         lots = min(lots, self.left)
