@@ -433,11 +433,12 @@ FROM adl_orders WHERE symbol = $1;
 SELECT entry FROM rejected WHERE symbol = $1 AND entry > $2;
 
 -- name: rejected_list
+-- In stream order: the parts of an id compare as numbers.
 SELECT partition, stream_id, position, reason, detail, codec, body, rejected_at, replayed_at, settled_at, symbol, entry
 FROM rejected
 WHERE ($1::text IS NULL OR reason = $1) AND ($2::boolean OR settled_at IS NULL)
   AND ($3::integer IS NULL OR (partition, stream_id, position) = ($3, $4, $5))
-ORDER BY rejected_at, partition, stream_id, position LIMIT $6;
+ORDER BY partition, split_part(stream_id, '-', 1)::numeric, split_part(stream_id, '-', 2)::numeric, position LIMIT $6;
 
 -- name: rejected_among
 -- Of the events in the given messages, those that were rejected.
