@@ -232,7 +232,7 @@ def _check_numbers(event: Event, contract: Contract) -> None:
     match event:
         case Fill():
             parse_price(event.price, price)
-            parse_price(event.bankruptcy_price, price)
+            contract.bankruptcy_price(event.bankruptcy_price)
         case Mark():
             parse_price(event.price, price)
             parse_price(event.index_price or event.price, price)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from fundsvc.core.events import Reason, Rejection
-from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, to_units
+from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, parse_amount, parse_price, to_units
 
 MULTIPLIER_DIGITS_MAX = 18
 """Of both the whole part and the fraction: generous for any listed contract, small enough to keep products quick."""
@@ -62,6 +62,10 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
             denominator *= 10**self.price_decimals
         common = math.gcd(numerator, denominator)
         return numerator // common, denominator // common
+
+    def bankruptcy_price(self, text: str) -> int:
+        """The price in the contract's units. 0 is legal for a linear contract: a fully margined long loses its margin there."""
+        return (parse_price if self.is_inverse else parse_amount)(text, self.price_decimals)
 
     def same_terms(self, other: "Contract") -> bool:
         """Whether entries of both mean the same money: what a listed contract may not change."""

@@ -116,6 +116,9 @@ class Replay:
 
     def _check_worth(self, entry: Entry) -> None:
         """The amounts must add up to what the fill was worth by the formula."""
+        if self._fund.contract.is_inverse and not entry.price * entry.bankruptcy_price:
+            self._differ(entry, "has a price of 0, which an inverse contract cannot have")
+            return
         worth = self._fund.worth(entry.side, entry.lots, entry.price, entry.bankruptcy_price)
         kind = "surplus" if worth > 0 else "shortfall" if worth else "flat"
         self._expect(entry, "kind", entry.kind, kind)

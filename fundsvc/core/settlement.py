@@ -118,11 +118,11 @@ class Fund:
         """Applies a fill that is not a duplicate; returns its entry and the entry's hash.
 
         `stays_out` is asked, of a shortfall, whether deleveraging comes first and the fund pays nothing now.
-        Raises Rejection, and changes nothing, when a number is not exact, not positive or beyond 64 bits.
+        Raises Rejection, and changes nothing, when a number is not exact, out of range or beyond 64 bits.
         """
         decimals = self.contract.price_decimals
         price = parse_price(fill.price, decimals)
-        bankruptcy_price = parse_price(fill.bankruptcy_price, decimals)
+        bankruptcy_price = self.contract.bankruptcy_price(fill.bankruptcy_price)
         worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
         if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
             amount = format_units(worth, self.contract.settle_decimals)

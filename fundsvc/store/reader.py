@@ -34,7 +34,8 @@ class Listed(NamedTuple):
 class FundRow(NamedTuple):
     """A fund as of its last entry: amounts in atoms, `seq` the last engine sequence applied, `head` the entry's hash.
 
-    `escalated` says whether an ADL order is open; `base_currency` is what the contract's listing says, if it does.
+    `escalated` says whether an ADL order is open; `base_currency` is what the contract's listing says, if it does;
+    `is_quanto` whether it settles in neither its base nor its quote currency; `suspended` whether its terms are in doubt.
     """
 
     contract: Contract
@@ -48,6 +49,8 @@ class FundRow(NamedTuple):
     guard: SavedGuard | None
     updated_at: datetime
     escalated: bool
+    is_quanto: bool = False
+    suspended: bool = False
 
     @property
     def symbol(self) -> str:
