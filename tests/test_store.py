@@ -255,7 +255,7 @@ ILLEGAL = {
     "seq": {"seq": 0},
     "lots": {"lots": 0},
     "price": {"price": 0},
-    "bankruptcy price": {"bankruptcy_price": 0},
+    "bankruptcy price": {"bankruptcy_price": -1},
     "time": {"ts": -1},
     "side": {"side": "both"},
     "kind": {"kind": "deposit"},

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 Symbol = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Identifier = Annotated[str, msgspec.Meta(max_length=64)]
@@ -15,8 +16,8 @@ Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Currency = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Signed = Annotated[int, msgspec.Meta(ge=-(2**63 - 1), le=2**63 - 1)]
-Previous = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""The contract's sequence before an event's own; 0 for its first."""
+Previous = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | UnsetType | None
+"""The contract's sequence before an event's own; 0 for its first. Neither required nor sent where it is not known."""
 
 Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40, extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"})]
 """A plain decimal number. The pattern is told to whoever asks for a schema; parsing refuses what does not match."""
@@ -45,7 +46,7 @@ class Fill(Event, frozen=True, tag="fill"):
     trade_id: Identifier = ""
     order_id: Identifier = ""
     account: Identifier = ""
-    prev_seq: Previous | None = None
+    prev_seq: Previous = UNSET
 
 
 class Mark(Event, frozen=True, tag="mark"):
@@ -94,7 +95,7 @@ class AdlFill(Event, frozen=True, tag="adlFill"):
     account: Account
     lots: Positive
     ts: Timestamp
-    prev_seq: Previous | None = None
+    prev_seq: Previous = UNSET
 
 
 class AdlEnd(Event, frozen=True, tag="adlEnd"):
@@ -104,7 +105,7 @@ class AdlEnd(Event, frozen=True, tag="adlEnd"):
     seq: Positive
     adl: Positive
     ts: Timestamp
-    prev_seq: Previous | None = None
+    prev_seq: Previous = UNSET
 
 
 class AdlAck(Event, frozen=True, tag="adlAck"):
