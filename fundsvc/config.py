@@ -16,6 +16,7 @@ import msgspec
 
 from fundsvc.core.fullness import TargetPolicy
 from fundsvc.core.policy import Policy
+from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.tables import ADDRESS, SECRET, allowed, complaints, find, from_text
 
 ENVIRONMENT_PREFIX = "FUNDSVC_"
@@ -81,6 +82,7 @@ class StreamConfig(Section, frozen=True):
     sentinel_master: Name = "fundsvc"
     partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
+    ts_ahead_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = AHEAD_SECONDS_MAX
 
     def __post_init__(self) -> None:
         if (self.mode == "sentinel") != bool(self.sentinels):

@@ -33,6 +33,11 @@ REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
 """A stream id, and a position with more digits than any message has events."""
 
 
+def time_of_id(stream_id: str) -> int:
+    """The milliseconds that a stream id begins with."""
+    return int(stream_id.partition("-")[0])
+
+
 class Source(Protocol):
     """A partition's stream."""
 
@@ -140,10 +145,10 @@ class Pipeline:
 
     def _settle_message(self, message: Message, events: Sequence[Event | Rejection]) -> None:
         self._partition.expect(events)
-        apply = self._partition.apply
+        apply, stream_ms = self._partition.apply, time_of_id(message.stream_id)
         for position, event in enumerate(events):
             try:
-                apply(event)
+                apply(event, stream_ms)
             except Rejection as rejection:
                 self._reject(message, position, (message.stream_id, position), rejection)
 
@@ -169,7 +174,7 @@ class Pipeline:
         (event,) = events
         check_replayable(event)
         known = isinstance(event, Fill) and await self._ledger.has_settled(event.symbol, event.seq)
-        entry = None if known else self._partition.apply_late(event)
+        entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
         self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
 
     def _reject(self, message: Message, position: int, key: tuple[str, int], rejection: Rejection) -> None:

@@ -10,7 +10,7 @@ import structlog
 from fundsvc.config import Config
 from fundsvc.core.batch import Offset, Round
 from fundsvc.core.partition import Partition
-from fundsvc.logs.batches import Rejections, log_orders
+from fundsvc.logs.batches import Oddities, Rejections, log_orders
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import Committed, Pipeline
@@ -53,6 +53,7 @@ class Session:
         self._log = log.bind(engine=engine, partition=partition, epoch=epoch)
         self._outage = Outage(self._log, "settling")
         self._rejections = Rejections(self._log)
+        self._oddities = Oddities(self._log)
         self._offset = Offset("0-0", 0)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -107,7 +108,13 @@ class Session:
         self._offset = start
         currency = self._config.currency
         self._state = Partition(
-            self._partition, self._config.stream.partitions, funds, currency.decimals, currency.decimals_default, policy.of
+            self._partition,
+            self._config.stream.partitions,
+            funds,
+            currency.decimals,
+            currency.decimals_default,
+            policy.of,
+            self._config.stream.ts_ahead_seconds_max,
         )
         await self._restore_books(writer, stored)
         orders = await writer.load_orders()
@@ -162,6 +169,7 @@ class Session:
             await self._announce_round(round_)
         log_orders(self._log, committed.batch, committed.offset)
         self._rejections.note(committed.batch.rejected)
+        self._oddities.note(committed.batch, committed.offset)
         self._metrics.announce_seconds.observe(time.perf_counter() - started)
 
     async def _announce_round(self, round_: Round) -> None:

@@ -6,6 +6,7 @@ and may refuse for what the ledger alone can tell, such as an amount out of rang
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from fundsvc.config import Config
 from fundsvc.core.contracts import Contract, contract_of
 from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
+from fundsvc.core.times import check_time
 from fundsvc.logs.faults import Seldom
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, stream_key
@@ -86,6 +88,7 @@ class Ingest:
         self._gate = gate
         self._partitions = config.stream.partitions
         self._currency = config.currency
+        self._ahead_ms = int(config.stream.ts_ahead_seconds_max * 1000)
         self._bytes_max = config.http.ingest_bytes_max
         self._contracts: dict[str, Contract] = {}
         self._away = Seldom(log, "ingest")
@@ -146,9 +149,10 @@ class Ingest:
 
     def _check(self, event: Event | Rejection, listed: dict[str, Contract]) -> None:
         """Raises Rejection for what will be refused; a listing adds its contract to those `listed` in this body."""
+        if isinstance(event, Rejection):
+            raise event
+        check_time(event, time.time_ns() // 1_000_000 + self._ahead_ms)
         match event:
-            case Rejection():
-                raise event
             case Rate():
                 parse_price(event.price, PRICE_DECIMALS_MAX)
             case Listing():

@@ -11,6 +11,7 @@ from fundsvc.core.book import SavedBook
 from fundsvc.core.chain import Entry, Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
+from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.settlement import Fund, FundState
 
 _SYMBOL_AND_KIND = attrgetter("symbol", "kind")
@@ -70,7 +71,8 @@ class Batch:
     `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it, and `moved[i]` is what
     `funds[i]` has moved; `listings` are contracts listed or updated, with the KuCoin object they came from; `rejected` are
     the events that were refused, and `replayed` those refused before that are settled now (stream id, position, the message
-    that settled it, entry); `duplicates` counts events that were known, by contract; `rounds` are the ADL rounds that began,
+    that settled it, entry); `duplicates` counts events that were known, by contract, `old` events of over a day ago, by contract ("" for rates);
+    `latest_ms` is the latest time that its last event could have; `rounds` are the ADL rounds that began,
     to be announced; `books` are books to be kept as they are after it; `rates` are the newest by currency.
 
     A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
@@ -92,6 +94,8 @@ class Batch:
     rejected: list[Rejected] = field(default_factory=list)
     replayed: list[tuple[str, int, str | None, Entry | None]] = field(default_factory=list)
     duplicates: Counter[str] = field(default_factory=Counter)
+    old: Counter[str] = field(default_factory=Counter)
+    latest_ms: int = INT64_MAX
     packed: list[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)

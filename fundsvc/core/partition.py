@@ -18,6 +18,7 @@ from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Mark, Pos
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policy
 from fundsvc.core.settlement import Fund
+from fundsvc.core.times import AHEAD_SECONDS_MAX, OLD_MS, check_time, time_of
 
 BOOK_POSITIONS_MAX = 20_000
 """Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
@@ -37,6 +38,7 @@ class Partition:
         currency_decimals: Mapping[str, int],
         default_decimals: int,
         policy_of: Callable[[str], Policy] = lambda _: Policy(),
+        ts_ahead_seconds_max: float = AHEAD_SECONDS_MAX,
     ) -> None:
         self.number = number
         self.batch = Batch()
@@ -45,6 +47,7 @@ class Partition:
         self._currency_decimals = dict(currency_decimals)
         self._default_decimals = default_decimals
         self._policy_of = policy_of
+        self._ahead_ms = int(ts_ahead_seconds_max * 1000)
         self._desks: dict[str, Deleveraging] = {}
         self._books_due: list[str] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -67,16 +70,23 @@ class Partition:
             run = [event.account for event in events if type(event) is Position and event.symbol == symbol]
             self._desks[symbol].book.expect(run)
 
-    def apply(self, event: Event | Rejection) -> None:
-        """Applies one event; raises Rejection, having changed nothing, when it cannot be settled or decoded."""
+    def apply(self, event: Event | Rejection, stream_ms: int | None = None) -> None:
+        """Applies one event; raises Rejection, having changed nothing, when it cannot be settled or decoded.
+
+        `stream_ms` is the time in the id of the message that carried it; without one, its own time is not checked.
+        """
+        if stream_ms is not None:
+            self._check_time(event, stream_ms)
         self._handlers[type(event)](event)
 
-    def apply_late(self, event: Event | Rejection) -> Entry | None:
+    def apply_late(self, event: Event | Rejection, stream_ms: int | None = None) -> Entry | None:
         """Applies an event that was rejected before and whose number the contract has passed since.
 
         Returns the entry it wrote, if any. The caller answers for its not having been applied already.
         """
         written = len(self.batch.entries)
+        if stream_ms is not None:
+            self._check_time(event, stream_ms)
         match event:
             case Fill():
                 self._settle(self._fund(event.symbol), event)
@@ -165,6 +175,18 @@ class Partition:
             desk.changed = True
             for side in desk.book.sides.values():
                 side.reduce(event.account, event.lots)
+
+    def _check_time(self, event: Event | Rejection, stream_ms: int) -> None:
+        """Raises Rejection for a time that cannot be right, and frees the contract's guard of such times."""
+        latest_ms = self.batch.latest_ms = stream_ms + self._ahead_ms
+        check_time(event, latest_ms)
+        symbol = getattr(event, "symbol", "")
+        fund = self._funds.get(symbol)
+        if fund is not None and fund.guard is not None:
+            fund.guard.forget_after(latest_ms)
+        ts = time_of(event)
+        if ts is not None and ts < stream_ms - OLD_MS:
+            self.batch.old[symbol] += 1
 
     def _refuse(self, rejection: Rejection) -> None:
         raise rejection

@@ -62,6 +62,11 @@ class Peaks:
         while minutes[0][0] < minute - self._span:
             minutes.popleft()
 
+    def forget_after(self, latest_ms: int) -> None:
+        """Drops minutes that are later than a time: ledgers of before have some, from events stamped ahead."""
+        while self._minutes and self._minutes[-1][0] > latest_ms // MINUTE_MS:
+            self._minutes.pop()
+
     @property
     def peak(self) -> int:
         """The highest balance noted within the span."""
@@ -89,6 +94,10 @@ class Guard:
             self.active = False
         elif balance <= _share_of(peak, 1 - self._terms.start):
             self.active = True
+
+    def forget_after(self, latest_ms: int) -> None:
+        """Drops what was noted at times later than this, which no time of now can replace."""
+        self._peaks.forget_after(latest_ms)
 
     @property
     def line(self) -> int:

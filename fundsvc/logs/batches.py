@@ -57,6 +57,20 @@ class Rejections:
             self._log.warning("events rejected", reason=reason, count=count, stream_id=first.stream_id, position=first.position)
 
 
+class Oddities:
+    """What a partition settled although something about it is odd."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        self._log = log
+        self._old: set[str] = set()
+
+    def note(self, batch: Batch, offset: Offset) -> None:
+        """Logs the first old event of each contract, of a batch that goes up to an offset."""
+        for symbol in batch.old.keys() - self._old:
+            self._old.add(symbol)
+            self._log.warning("old events", symbol=symbol, count=batch.old[symbol], stream_id=offset.last_id)
+
+
 def _log_orders(log: FilteringBoundLogger, course: Course, orders: Sequence[OrderState], offset: Offset) -> None:
     first = orders[0]
     say = {"opened": log.warning, "uncovered": log.error}.get(course, log.info)

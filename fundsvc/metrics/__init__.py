@@ -163,6 +163,9 @@ class Metrics:
             self._funds[symbol].kinds[kind] += number
         for symbol, number in batch.duplicates.items():
             self._funds[symbol].duplicates += number
+        for symbol, number in batch.old.items():
+            if symbol in self._funds:
+                self._funds[symbol].old += number
         for round_ in batch.rounds:
             self._funds[round_.order.symbol].rounds += 1
         for reason, number in Tally(event.reason for event in batch.rejected).items():

@@ -110,6 +110,11 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
         "Events ignored because their sequence was settled before.",
         lambda view: view.fund.duplicates,
     ),
+    _counter(
+        "fundsvc_old_events_total",
+        "Events whose time was over a day before that of their message.",
+        lambda view: view.fund.old,
+    ),
     *_each(
         _counter,
         "fundsvc_adl_orders_total",

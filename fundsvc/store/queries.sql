@@ -73,10 +73,12 @@ ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.se
     body = coalesce(excluded.body, b.body), kept_at = now();
 
 -- name: commit_rates
--- Rates that came with a batch; one that is older than what is known changes nothing.
+-- Rates that came with a batch; one that is older than what is known changes nothing, unless that is later than $5 (ms), which
+-- no rate can be.
 INSERT INTO rates AS r (partition, currency, price, ts)
 SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[])
-ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts WHERE excluded.ts >= r.ts;
+ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts
+WHERE excluded.ts >= r.ts OR r.ts > $5;
 
 -- name: load_orders
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
@@ -190,8 +192,9 @@ WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
 
 -- name: rates
--- The newest of each currency over all partitions.
-SELECT DISTINCT ON (currency) currency, price, ts FROM rates ORDER BY currency, ts DESC;
+-- The newest of each currency over all partitions; one of the future only where there is no other.
+SELECT DISTINCT ON (currency) currency, price, ts FROM rates
+ORDER BY currency, ts > (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $1, ts DESC;
 
 -- name: places
 -- Where the funds of some partitions stand, and when their contracts were last listed: what a tail looks for changes in.

@@ -12,6 +12,7 @@ from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import SavedGuard
+from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, faults, lent
 from fundsvc.store.migrations import is_outdated, newest_revision
 from fundsvc.store.writer import contract_from, saved_guard_from
@@ -154,7 +155,7 @@ class Reader:
 
     async def rates(self) -> dict[str, RateState]:
         """The newest rate of each currency that has had one."""
-        return {row["currency"]: RateState(*row) for row in await self._fetch("rates")}
+        return {row["currency"]: RateState(*row) for row in await self._fetch("rates", int(AHEAD_SECONDS_MAX * 1000))}
 
     async def partitions(self) -> list[PartitionRow]:
         """All partitions by number."""

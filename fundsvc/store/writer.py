@@ -123,7 +123,7 @@ class Writer:
                         await self._connection.execute(SQL["commit_adl"], *_adl_columns(batch, after))
                     if batch.rates:
                         rates = _transpose(list(batch.rates.values()), 3)
-                        await self._connection.execute(SQL["commit_rates"], self._partition, *rates)
+                        await self._connection.execute(SQL["commit_rates"], self._partition, *rates, batch.latest_ms)
                     if not moved:
                         raise OwnershipLost(f"partition {self._partition} was moved by another engine")
         except asyncpg.UniqueViolationError as error:

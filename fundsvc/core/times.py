@@ -1,0 +1,28 @@
+"""Which times an event may have: by the clock that put it into its stream, whose milliseconds begin the stream id."""
+
+from fundsvc.core.events import Event, Reason, Rejection
+
+AHEAD_SECONDS_MAX = 300.0
+"""How far an engine's clock may be ahead of the stream's, unless configured: clocks that are kept by NTP differ by less."""
+
+PLAUSIBLE_MS = 1_262_304_000_000
+"""The start of 2010, before which there was nothing to liquidate. Seconds in place of milliseconds lie in January 1970."""
+
+OLD_MS = 86_400_000
+"""An event is old after a day: it is settled, but no live engine sends it."""
+
+
+def time_of(event: object) -> int | None:
+    """The time of an event by the engine's clock, if it has one."""
+    return getattr(event, "ts", None)
+
+
+def check_time(event: Event | Rejection, latest_ms: int) -> None:
+    """Raises Rejection for a time that is later than `latest_ms` or not in milliseconds."""
+    ts = time_of(event)
+    if ts is None:
+        return
+    if ts > latest_ms:
+        raise Rejection(Reason.TS_OUT_OF_RANGE, f"ts {ts} is {ts - latest_ms} ms later than the latest time allowed, {latest_ms}")
+    if ts < PLAUSIBLE_MS:
+        raise Rejection(Reason.TS_OUT_OF_RANGE, f"ts {ts} lies before 2010: ts is in milliseconds since 1970")
