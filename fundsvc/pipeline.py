@@ -12,12 +12,14 @@ so that the ledger itself can tell whether it was settled meanwhile. Operators s
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from fundsvc.core.batch import Batch, Durations, Offset
-from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection, check_replayable
+from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
+from fundsvc.core.sequences import Facts, kept_as
+from fundsvc.recollection import recollect
 from fundsvc.wire import Message, decode, raw_event
 
 BLOCK_MS = 500
@@ -51,8 +53,8 @@ class Ledger(Protocol):
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and has not been settled since."""
 
-    async def has_settled(self, symbol: str, seq: int) -> bool:
-        """Whether an entry of the contract has this engine sequence."""
+    async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
+        """What it has of the first of some sequences, rising, of each contract: of the first one at least."""
 
     def prepare(self, batch: Batch) -> None:
         """Called with a batch whenever some more has been settled, so that the ledger may encode that while it is fresh."""
@@ -127,6 +129,7 @@ class Pipeline:
             started = time.perf_counter()
             events = decode(message)
             decoded = time.perf_counter()
+            await recollect(self._partition, events, self._ledger, self._until_committed)
             if message.replay_of:
                 await self._settle_replay(message, events)
             else:
@@ -150,7 +153,7 @@ class Pipeline:
             try:
                 apply(event, stream_ms)
             except Rejection as rejection:
-                self._reject(message, position, (message.stream_id, position), rejection)
+                self._reject(message, position, (message.stream_id, position), rejection, event)
 
     async def _settle_replay(self, message: Message, events: Sequence[Event | Rejection]) -> None:
         """Settles an event that was rejected before, unless that has been done since."""
@@ -173,13 +176,16 @@ class Pipeline:
             raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
         (event,) = events
         check_replayable(event)
-        known = isinstance(event, Fill) and await self._ledger.has_settled(event.symbol, event.seq)
+        known = self._partition.is_applied(event)
         entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
         self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
 
-    def _reject(self, message: Message, position: int, key: tuple[str, int], rejection: Rejection) -> None:
+    def _reject(
+        self, message: Message, position: int, key: tuple[str, int], rejection: Rejection, event: object = None
+    ) -> None:
         body = raw_event(message, position)
-        self._partition.batch.rejected.append(Rejected(*key, rejection.reason, rejection.detail, message.codec, body))
+        rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, kept_as(event))
+        self._partition.batch.rejected.append(rejected)
 
     async def _hand_over(self) -> None:
         """Lets the writer start, or the running COPY go on; waits while a whole batch lies unwritten."""

@@ -1,10 +1,12 @@
 """A whole service for a test: an engine, the HTTP side, and what an engine or an operator does with them."""
 
+import io
 import time
 from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
+from conftest import with_section
 from eventually import eventually
 from exposed import sample_sum
 from test_engine import running
@@ -44,7 +46,7 @@ class Served:
     async def post(self, *events, body=None, kind="application/json"):
         """The status and the answer to events, or to bytes."""
         headers = {**bearer("engine"), "Content-Type": kind}
-        async with self.http.post(INGEST, data=body or msgspec.json.encode(events), headers=headers) as answer:
+        async with self.http.post(INGEST, data=io.BytesIO(body or msgspec.json.encode(events)), headers=headers) as answer:
             return answer.status, await answer.json()
 
     async def send(self, *events, **options):
@@ -101,7 +103,7 @@ class Served:
 @asynccontextmanager
 async def served(config):
     """A service with one partition; its engine settles until the end."""
-    config = with_secret(config)
+    config = with_section(with_secret(config), "http", port=0)
     metrics = Metrics()
     async with (
         running(config) as engine,
@@ -111,3 +113,11 @@ async def served(config):
         aiohttp.ClientSession(url) as http,
     ):
         yield Served(http, client, pool, engine)
+
+
+@asynccontextmanager
+async def restarted(service, config):
+    """Another service once the engine of this one has stopped."""
+    await service.engine.finish()
+    async with served(config) as again:
+        yield again

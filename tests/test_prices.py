@@ -2,7 +2,7 @@
 
 import pytest
 from commands import fundsvc
-from served import contract, fill, now_ms, served
+from served import contract, fill, served
 
 
 @pytest.fixture

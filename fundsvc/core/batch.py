@@ -12,6 +12,7 @@ from fundsvc.core.chain import Entry, Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.sequences import Gap
 from fundsvc.core.settlement import Fund, FundState
 
 _SYMBOL_AND_KIND = attrgetter("symbol", "kind")
@@ -71,9 +72,12 @@ class Batch:
     `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it, and `moved[i]` is what
     `funds[i]` has moved; `listings` are contracts listed or updated, with the KuCoin object they came from; `rejected` are
     the events that were refused, and `replayed` those refused before that are settled now (stream id, position, the message
-    that settled it, entry); `duplicates` counts events that were known, by contract, `old` events of over a day ago, by contract ("" for rates);
-    `latest_ms` is the latest time that its last event could have; `rounds` are the ADL rounds that began,
+    that settled it, entry); `duplicates` counts events that were known, by contract; `rounds` are the ADL rounds that began,
     to be announced; `books` are books to be kept as they are after it; `rates` are the newest by currency.
+
+    `old` counts events of over a day ago, by contract, those of no contract under ""; `latest_ms` is the latest time that its
+    last event could have; `suspensions` tells of contracts whose terms came into doubt (true) or out of it; `gaps` are those
+    that `prevSeq` revealed; `repeated_trades` counts trade ids that a contract had before.
 
     A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
     service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
@@ -96,6 +100,9 @@ class Batch:
     duplicates: Counter[str] = field(default_factory=Counter)
     old: Counter[str] = field(default_factory=Counter)
     latest_ms: int = INT64_MAX
+    suspensions: dict[str, bool] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+    repeated_trades: Counter[str] = field(default_factory=Counter)
     packed: list[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)

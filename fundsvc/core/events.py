@@ -167,6 +167,9 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
 
 
+UNDER_TERMS = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd
+"""Events whose numbers mean what the contract's terms say."""
+
 DETAIL_LENGTH_MAX = 500
 """A detail may quote what arrived, and what arrived may be anything."""
 
@@ -181,6 +184,15 @@ class Rejection(Exception):
         self.detail = shown[:DETAIL_LENGTH_MAX]
 
 
+def terms_in_doubt(symbol: str) -> Rejection:
+    """Why an event of a suspended contract is refused."""
+    return Rejection(
+        Reason.TERMS_IN_DOUBT,
+        f"{symbol} was listed with other terms than its entries have: list it with theirs, or run"
+        f" fundsvc contracts resume {symbol}",
+    )
+
+
 def check_replayable(event: Event | Rejection) -> None:
     """Raises Rejection for a state that later events have replaced: sent again, an old one would overwrite a newer one."""
     if isinstance(event, Mark | Position | Rate):
@@ -191,7 +203,10 @@ def check_replayable(event: Event | Rejection) -> None:
 
 
 class Rejected(msgspec.Struct, frozen=True, gc=False):
-    """A refused event as it is kept: where it came from, why it was refused, and its bytes."""
+    """A refused event as it is kept: where it came from, why it was refused, and its bytes.
+
+    One with an engine sequence is found again by its contract, its sequence and the digest of what it says.
+    """
 
     stream_id: str
     position: int
@@ -199,3 +214,4 @@ class Rejected(msgspec.Struct, frozen=True, gc=False):
     detail: str
     codec: str
     body: bytes
+    identity: tuple[str, int, bytes] | None = None

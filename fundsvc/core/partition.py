@@ -4,27 +4,48 @@ Loaded from the ledger, changed by `apply`, thrown away and loaded again when a 
 last commit is collected in a `Batch`; the caller takes it (`take`) when it is ready to write it.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from fundsvc.core.adl import AdlOrder, opposite
 from fundsvc.core.batch import Batch, BookState, Moved, RateState, Round
 from fundsvc.core.book import Book, SavedBook
 from fundsvc.core.chain import Entry
-from fundsvc.core.contracts import Contract, contract_of, partition_of
+from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
 from fundsvc.core.escalation import end_round, escalate, execute
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
+from fundsvc.core.events import (
+    UNDER_TERMS,
+    AdlEnd,
+    AdlFill,
+    Event,
+    Fill,
+    Listing,
+    Mark,
+    Position,
+    Rate,
+    Reason,
+    Rejection,
+    terms_in_doubt,
+)
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policy
+from fundsvc.core.sequences import Content, Numbered, Sequences, content_of, content_of_fill
 from fundsvc.core.settlement import Fund
-from fundsvc.core.times import AHEAD_SECONDS_MAX, OLD_MS, check_time, time_of
+from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old
 
 BOOK_POSITIONS_MAX = 20_000
 """Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
 
 RUN_MIN = 16
 """Fewer events of a message are applied before it would pay to look ahead."""
+
+
+def _content(entry: Entry) -> Content:
+    """What the fill of an entry said."""
+    ids = entry.trade_id, entry.order_id, entry.account
+    return content_of_fill(entry.side, entry.lots, entry.price, entry.bankruptcy_price, *ids, entry.ts)
 
 
 class Partition:
@@ -48,6 +69,7 @@ class Partition:
         self._default_decimals = default_decimals
         self._policy_of = policy_of
         self._ahead_ms = int(ts_ahead_seconds_max * 1000)
+        self.sequences = Sequences({symbol: fund.seq for symbol, fund in self._funds.items()})
         self._desks: dict[str, Deleveraging] = {}
         self._books_due: list[str] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -75,9 +97,14 @@ class Partition:
 
         `stream_ms` is the time in the id of the message that carried it; without one, its own time is not checked.
         """
-        if stream_ms is not None:
-            self._check_time(event, stream_ms)
-        self._handlers[type(event)](event)
+        try:
+            self._check(event, stream_ms)
+            self._handlers[type(event)](event)
+        except Rejection:
+            if isinstance(event, Numbered):
+                self.sequences.remember(event)
+                self._see(event)
+            raise
 
     def apply_late(self, event: Event | Rejection, stream_ms: int | None = None) -> Entry | None:
         """Applies an event that was rejected before and whose number the contract has passed since.
@@ -85,8 +112,7 @@ class Partition:
         Returns the entry it wrote, if any. The caller answers for its not having been applied already.
         """
         written = len(self.batch.entries)
-        if stream_ms is not None:
-            self._check_time(event, stream_ms)
+        self._check(event, stream_ms)
         match event:
             case Fill():
                 self._settle(self._fund(event.symbol), event)
@@ -94,6 +120,8 @@ class Partition:
                 self._execute(self._fund(event.symbol), event)
             case AdlEnd():
                 self._end_round(self._fund(event.symbol), event)
+            case Listing():
+                self._list(event, late=True)
             case _:
                 self.apply(event)
         return self.batch.entries[-1] if len(self.batch.entries) > written else None
@@ -176,24 +204,25 @@ class Partition:
             for side in desk.book.sides.values():
                 side.reduce(event.account, event.lots)
 
-    def _check_time(self, event: Event | Rejection, stream_ms: int) -> None:
-        """Raises Rejection for a time that cannot be right, and frees the contract's guard of such times."""
-        latest_ms = self.batch.latest_ms = stream_ms + self._ahead_ms
-        check_time(event, latest_ms)
-        symbol = getattr(event, "symbol", "")
-        fund = self._funds.get(symbol)
-        if fund is not None and fund.guard is not None:
-            fund.guard.forget_after(latest_ms)
-        ts = time_of(event)
-        if ts is not None and ts < stream_ms - OLD_MS:
-            self.batch.old[symbol] += 1
+    def _check(self, event: Event | Rejection, stream_ms: int | None) -> None:
+        """Raises Rejection for an event that no fund may see: its time cannot be right, or its terms are in doubt."""
+        fund = self._funds.get(getattr(event, "symbol", ""))
+        if stream_ms is not None:
+            latest_ms = self.batch.latest_ms = stream_ms + self._ahead_ms
+            check_time(event, latest_ms)
+            if fund is not None and fund.guard is not None:
+                fund.guard.forget_after(latest_ms)
+            if is_old(event, stream_ms):
+                self.batch.old[getattr(event, "symbol", "")] += 1
+        if fund is not None and fund.suspended and isinstance(event, UNDER_TERMS):
+            raise terms_in_doubt(event.symbol)
 
     def _refuse(self, rejection: Rejection) -> None:
         raise rejection
 
     def _fill(self, fill: Fill) -> None:
         fund = self._funds.get(fill.symbol) or self._fund(fill.symbol)
-        if not self._known(fund, fill.seq):
+        if self._is_new(fund, fill):
             self._settle(fund, fill)
 
     def _settle(self, fund: Fund, fill: Fill) -> None:
@@ -201,30 +230,73 @@ class Partition:
             raise Rejection(Reason.INVALID_FIELD, "tradeId, orderId and account must be printable text")
         settled = fund.settle(fill, self._stays_out(fund, fill) if fund.policy.waterfall == "adl_then_fund" else None)
         self.batch.record(fund, settled)
+        self.sequences.note(fill, _content(settled[0]))
+        if fill.trade_id and self.sequences.repeats_trade(fill):
+            self.batch.repeated_trades[fill.symbol] += 1
         if settled[0].uncovered:
             escalate(self.batch, fund, self._desk(fund), settled[0])
 
     def _adl_fill(self, event: AdlFill) -> None:
         fund = self._fund(event.symbol)
-        if not self._known(fund, event.seq):
+        if self._is_new(fund, event):
             self._execute(fund, event)
 
     def _execute(self, fund: Fund, event: AdlFill) -> None:
         execute(self.batch, fund, self._desk(fund), event)
+        self.sequences.note(event, content_of(event, fund.contract))
 
     def _adl_end(self, event: AdlEnd) -> None:
         fund = self._fund(event.symbol)
-        if not self._known(fund, event.seq):
+        if self._is_new(fund, event):
             self._end_round(fund, event)
+            self._see(event)
 
     def _end_round(self, fund: Fund, event: AdlEnd) -> None:
         end_round(self.batch, fund, self._desk(fund), event)
+        self.sequences.note(event, content_of(event, fund.contract))
 
-    def _known(self, fund: Fund, seq: int) -> bool:
-        if seq > fund.seq:
-            return False
+    def _is_new(self, fund: Fund, event: Numbered) -> bool:
+        """Whether an event's sequence is above the fund's; one that is not and is new all the same is refused."""
+        if event.seq > fund.seq:
+            gap = self.sequences.gap(event, fund.seq)
+            if gap:
+                self.batch.gaps.append(gap)
+            return True
+        if not self._is_moot(fund, event):
+            self.sequences.check_passed(event, fund.contract, fund.seq)
         self.batch.duplicates[fund.contract.symbol] += 1
-        return True
+        return False
+
+    def _is_moot(self, fund: Fund, event: Numbered) -> bool:
+        """Whether an event that was never applied would change nothing: it ends an order that is over."""
+        if not isinstance(event, AdlEnd) or event.adl > fund.adl or event.adl in self._desk(fund).orders:
+            return False
+        return not self.sequences.is_applied(event, fund.contract)
+
+    def _see(self, event: Numbered) -> None:
+        """Notes the sequence of an event that did not move its fund's, so that no gap is seen there."""
+        fund = self._funds.get(event.symbol)
+        if fund is not None and event.seq > fund.seq:
+            self.sequences.see(event)
+
+    def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, list[int]]:
+        """The sequences, rising, of which the ledger must be asked before these events are applied, by contract."""
+        found: dict[str, set[int]] = defaultdict(set)
+        for event in events:
+            if self._has_passed(event) and self.sequences.lacks(event, self._funds[event.symbol].contract):
+                found[event.symbol].add(event.seq)
+        return {symbol: sorted(seqs) for symbol, seqs in found.items()}
+
+    def is_applied(self, event: Event | Rejection) -> bool:
+        """Whether a numbered event is applied; raises Rejection if another one has its sequence. The ledger was asked."""
+        return self._has_passed(event) and self.sequences.is_applied(event, self._funds[event.symbol].contract)
+
+    def _has_passed(self, event: Event | Rejection) -> TypeGuard[Numbered]:
+        """Whether an event is of a contract that has had its sequence or a higher one."""
+        if not isinstance(event, Numbered):
+            return False
+        fund = self._funds.get(event.symbol)
+        return fund is not None and event.seq <= fund.seq
 
     def _desk(self, fund: Fund) -> Deleveraging:
         symbol = fund.contract.symbol
@@ -266,7 +338,8 @@ class Partition:
         if known is None or state.ts >= known.ts:
             self.batch.rates[rate.currency] = state
 
-    def _list(self, listing: Listing) -> None:
+    def _list(self, listing: Listing, *, late: bool = False) -> None:
+        """Lists or updates a contract; a listing that comes late says nothing about the contract's terms of now."""
         contract = contract_of(listing.contract, self._currency_decimals, self._default_decimals)
         home = partition_of(contract.symbol, self._partitions)
         if home != self.number:
@@ -277,15 +350,27 @@ class Partition:
             # Its positions had prices in units that may be others now; the empty book is kept in place of theirs.
             if self._desks.pop(contract.symbol, None):
                 self._desk(fund).changed = True
-        elif not fund.contract.same_terms(contract):
-            raise Rejection(
-                Reason.CONTRACT_FIXED,
-                f"{contract.symbol} has {fund.entry} entries: multiplier, settleCurrency and isInverse cannot change",
-            )
+        elif late:
+            check_relisting(fund.contract, contract)
+        else:
+            self._relist(fund, contract)
         self._funds[contract.symbol] = fund
         self.batch.changed[contract.symbol] = fund
         self.batch.listings[contract.symbol] = fund.contract, listing.contract
         self._keep(contract.symbol)
+
+    def _relist(self, fund: Fund, listed: Contract) -> None:
+        """Takes a listing of a contract that is known; one that changes the terms of its entries suspends it."""
+        try:
+            check_relisting(fund.contract, listed)
+        except TermsChanged:
+            self._suspend(fund, suspended=True)
+            raise
+        self._suspend(fund, suspended=False)
+
+    def _suspend(self, fund: Fund, *, suspended: bool) -> None:
+        if fund.suspended != suspended:
+            fund.suspended = self.batch.suspensions[fund.contract.symbol] = suspended
 
     def _fund(self, symbol: str) -> Fund:
         fund = self._funds.get(symbol)

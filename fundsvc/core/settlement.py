@@ -38,6 +38,7 @@ class Fund:
     auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the
     last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
     `credited` and `repaid` are what joined the balance and what repaid the outstanding amount since the fund was loaded.
+    `suspended` says whether the contract's terms are in doubt.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Fund:
         "policy",
         "repaid",
         "seq",
+        "suspended",
     )
 
     def __init__(
@@ -71,6 +73,7 @@ class Fund:
         reserve_line: int = 0,
         policy: Policy = Policy(),  # noqa: B008 - frozen
         guard: SavedGuard | None = None,
+        suspended: bool = False,
     ) -> None:
         self.contract = contract
         self.balance = balance
@@ -83,6 +86,7 @@ class Fund:
         self.head = head
         self.adl = adl
         self.policy = policy
+        self.suspended = suspended
         terms = policy.drawdown_guard
         self.guard = Guard(terms, contract.settle_decimals, guard or SavedGuard()) if terms else None
         self._reserve_line = reserve_line

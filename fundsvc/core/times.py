@@ -12,17 +12,18 @@ OLD_MS = 86_400_000
 """An event is old after a day: it is settled, but no live engine sends it."""
 
 
-def time_of(event: object) -> int | None:
-    """The time of an event by the engine's clock, if it has one."""
-    return getattr(event, "ts", None)
-
-
 def check_time(event: Event | Rejection, latest_ms: int) -> None:
     """Raises Rejection for a time that is later than `latest_ms` or not in milliseconds."""
-    ts = time_of(event)
+    ts = getattr(event, "ts", None)
     if ts is None:
         return
     if ts > latest_ms:
-        raise Rejection(Reason.TS_OUT_OF_RANGE, f"ts {ts} is {ts - latest_ms} ms later than the latest time allowed, {latest_ms}")
+        raise Rejection(Reason.TS_OUT_OF_RANGE, f"ts {ts} is later than {latest_ms}, the latest time allowed")
     if ts < PLAUSIBLE_MS:
         raise Rejection(Reason.TS_OUT_OF_RANGE, f"ts {ts} lies before 2010: ts is in milliseconds since 1970")
+
+
+def is_old(event: Event | Rejection, stream_ms: int) -> bool:
+    """Whether an event happened over a day before it was put into its stream."""
+    ts = getattr(event, "ts", None)
+    return ts is not None and ts < stream_ms - OLD_MS

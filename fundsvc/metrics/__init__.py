@@ -163,13 +163,22 @@ class Metrics:
             self._funds[symbol].kinds[kind] += number
         for symbol, number in batch.duplicates.items():
             self._funds[symbol].duplicates += number
-        for symbol, number in batch.old.items():
-            if symbol in self._funds:
-                self._funds[symbol].old += number
         for round_ in batch.rounds:
             self._funds[round_.order.symbol].rounds += 1
         for reason, number in Tally(event.reason for event in batch.rejected).items():
             self.rejected.labels(reason).inc(number)
+        self._note_oddities(batch)
+
+    def _note_oddities(self, batch: Batch) -> None:
+        """Counts what was settled although something about it is odd."""
+        for symbol, suspended in batch.suspensions.items():
+            self._funds[symbol].suspended = suspended
+        for symbol in batch.old.keys() & self._funds.keys():
+            self._funds[symbol].old += batch.old[symbol]
+        for symbol, number in batch.repeated_trades.items():
+            self._funds[symbol].repeated_trades += number
+        for gap in batch.gaps:
+            self._funds[gap.symbol].gaps += 1
 
     def positions(self, books: Iterable[tuple[Contract, Book]]) -> None:
         """Shows how many positions are open in books."""

@@ -2,7 +2,7 @@
 
 -- name: load_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, c.suspended
 FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
@@ -34,13 +34,14 @@ WITH moved AS (
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
         adl = excluded.adl, head = excluded.head, guard = excluded.guard, updated_at = now()
 ), refused AS (
-    INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body)
-    SELECT $1, * FROM unnest($22::text[], $23::integer[], $24::text[], $25::text[], $26::text[], $27::bytea[])
+    INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
+    SELECT $1, * FROM unnest($22::text[], $23::integer[], $24::text[], $25::text[], $26::text[], $27::bytea[], $28::text[],
+                             $29::bigint[], $30::bytea[])
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
     UPDATE rejected r SET settled_at = now(), settled_by = s.settled_by, symbol = s.symbol, entry = s.entry
-    FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::bigint[])
+    FROM unnest($31::text[], $32::integer[], $33::text[], $34::text[], $35::bigint[])
         AS s (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
@@ -80,6 +81,10 @@ SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[])
 ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts
 WHERE excluded.ts >= r.ts OR r.ts > $5;
 
+-- name: commit_suspensions
+UPDATE contracts c SET suspended = s.suspended, updated_at = now()
+FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol;
+
 -- name: load_orders
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
        o.ts, o.seq
@@ -112,27 +117,42 @@ SELECT o.symbol, o.adl, o.reduce FROM unnest($1::text[], $2::bigint[]) AS a (sym
 -- name: rejected_open
 SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 AND position = $3;
 
--- name: entry_of_sequence
--- The entry of a contract that has an engine sequence. Sequences rise with entries, so it is searched by halving; those that
--- were settled late stand out of order, are passed over there and looked at one by one.
-WITH RECURSIVE search (low, high, entry, seq) AS (
-    SELECT 1::bigint, f.entry, NULL::bigint, NULL::bigint FROM funds f WHERE f.symbol = $1
-    UNION ALL
-    SELECT CASE WHEN probe.seq < $2 THEN probe.entry + 1 ELSE s.low END,
-           CASE WHEN probe.seq < $2 THEN s.high ELSE (s.low + s.high) / 2 - 1 END,
-           probe.entry, probe.seq
-    FROM search s LEFT JOIN LATERAL (
-        SELECT e.entry, e.seq FROM entries e
-        WHERE e.symbol = $1 AND e.entry BETWEEN (s.low + s.high) / 2 AND s.high
-          AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = $1 AND r.entry = e.entry)
-        ORDER BY e.entry LIMIT 1
-    ) probe ON true
-    WHERE s.low <= s.high AND s.seq IS DISTINCT FROM $2
-)
-SELECT entry FROM search WHERE seq = $2
-UNION ALL
-SELECT e.entry FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = $1 AND e.seq = $2
-LIMIT 1;
+-- name: sequences_from
+-- Entries of some contracts in the order of their sequences: from a sequence on, so many. Sequences rise with entries, so the
+-- first is searched by halving; entries that were settled late stand out of order and are passed over.
+SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
+FROM unnest($1::text[], $2::bigint[]) AS a (symbol, seq)
+CROSS JOIN LATERAL (
+    WITH RECURSIVE search (low, high) AS (
+        SELECT 1::bigint, f.entry FROM funds f WHERE f.symbol = a.symbol
+        UNION ALL
+        SELECT CASE WHEN probe.seq < a.seq THEN probe.entry + 1 ELSE s.low END,
+               CASE WHEN probe.seq < a.seq THEN s.high ELSE (s.low + s.high) / 2 - 1 END
+        FROM search s LEFT JOIN LATERAL (
+            SELECT p.entry, p.seq FROM entries p
+            WHERE p.symbol = a.symbol AND p.entry BETWEEN (s.low + s.high) / 2 AND s.high
+              AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = p.symbol AND r.entry = p.entry)
+            ORDER BY p.entry LIMIT 1
+        ) probe ON true
+        WHERE s.low <= s.high
+    )
+    SELECT max(low) AS entry FROM search
+) first
+CROSS JOIN LATERAL (
+    SELECT * FROM entries x
+    WHERE x.symbol = a.symbol AND x.entry >= first.entry
+      AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = x.symbol AND r.entry = x.entry)
+    ORDER BY x.entry LIMIT $3
+) e;
+
+-- name: sequences_late
+-- Entries of some contracts that were settled late, with some sequences.
+SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
+FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2);
+
+-- name: sequences_refused
+-- Events of some contracts that were rejected, with some sequences.
+SELECT event_symbol, event_seq, digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
 
 -- name: engine_seen
 INSERT INTO engines (engine, since, seen_at) VALUES ($1, clock_timestamp(), clock_timestamp())
@@ -179,8 +199,13 @@ SELECT partition, epoch, owner, last_id, messages, duplicates, lease_until > clo
 
 -- name: contracts
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       c.specification
+       c.specification, c.suspended
 FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symbol;
+
+-- name: outlooks
+SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
+       f.entry > 0 AS has_entries, f.seq
+FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,

@@ -1,7 +1,7 @@
 """The reading side: contracts, funds, histories and positions in the streams, as questions over a pool."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -12,9 +12,11 @@ from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import SavedGuard
+from fundsvc.core.sequences import Facts
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, faults, lent
 from fundsvc.store.migrations import is_outdated, newest_revision
+from fundsvc.store.sequences import facts_of
 from fundsvc.store.writer import contract_from, saved_guard_from
 
 READ_SECONDS_MAX = 10.0
@@ -25,11 +27,24 @@ HOUR_MS = 3_600_000
 
 
 class Listed(NamedTuple):
-    """A contract as it is listed; `specification` is KuCoin's object as JSON text."""
+    """A contract as it is listed; `specification` is KuCoin's object as JSON text.
+
+    `suspended` says whether its terms are in doubt, so that its events are refused.
+    """
 
     contract: Contract
     partition: int
     specification: str
+    suspended: bool
+
+
+class OutlookRow(NamedTuple):
+    """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries."""
+
+    contract: Contract
+    has_entries: bool
+    suspended: bool
+    seq: int
 
 
 class FundRow(NamedTuple):
@@ -119,7 +134,16 @@ class Reader:
     async def contracts(self, symbol: str | None = None) -> list[Listed]:
         """All listed contracts by symbol, or the one asked for, if it is listed."""
         rows = await self._fetch("contracts", _only(symbol))
-        return [Listed(contract_from(row), row["partition"], row["specification"]) for row in rows]
+        return [Listed(contract_from(row), row["partition"], row["specification"], row["suspended"]) for row in rows]
+
+    async def outlooks(self, symbols: Sequence[str]) -> list[OutlookRow]:
+        """How the contracts of these symbols that are listed stand."""
+        rows = await self._fetch("outlooks", symbols)
+        return [OutlookRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"]) for row in rows]
+
+    async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
+        """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
+        return await facts_of(self._fetch, wanted)
 
     async def funds(self, symbol: str | None = None) -> list[FundRow]:
         """All funds by symbol, or the one asked for, if its contract is listed."""

@@ -12,10 +12,13 @@ from fundsvc.core.adl import AdlOrder, Allocation
 from fundsvc.core.batch import Batch, Offset
 from fundsvc.core.book import SavedBook, SideName, Standing
 from fundsvc.core.contracts import Contract
+from fundsvc.core.events import Rejected
 from fundsvc.core.policy import Policy, SavedGuard
+from fundsvc.core.sequences import Facts
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.store.database import SQL, connect, faults, transaction
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
+from fundsvc.store.sequences import facts_of
 
 STREAM_START = "0-0"
 """Before the first message."""
@@ -88,11 +91,14 @@ class Writer:
             async with self._one_at_a_time:
                 return bool(await self._connection.fetchval(SQL["rejected_open"], self._partition, stream_id, position))
 
-    async def has_settled(self, symbol: str, seq: int) -> bool:
-        """Whether an entry of the contract has this engine sequence; not to be asked while a commit runs."""
+    async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
+        """What the ledger has of the first of some sequences, rising, of each contract; not to be asked while a commit runs."""
         with faults():
             async with self._one_at_a_time:
-                return await self._connection.fetchval(SQL["entry_of_sequence"], symbol, seq) is not None
+                return await facts_of(self._ask, wanted)
+
+    async def _ask(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
+        return await self._connection.fetch(SQL[block], *parameters)
 
     def prepare(self, batch: Batch) -> None:
         """Encodes the entries that a batch has by now, so that `commit` has only to send them."""
@@ -124,6 +130,9 @@ class Writer:
                     if batch.rates:
                         rates = _transpose(list(batch.rates.values()), 3)
                         await self._connection.execute(SQL["commit_rates"], self._partition, *rates, batch.latest_ms)
+                    if batch.suspensions:
+                        suspensions = _transpose(list(batch.suspensions.items()), 2)
+                        await self._connection.execute(SQL["commit_suspensions"], *suspensions)
                     if not moved:
                         raise OwnershipLost(f"partition {self._partition} was moved by another engine")
         except asyncpg.UniqueViolationError as error:
@@ -163,6 +172,7 @@ def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
         seq=row["seq"],
         adl=row["adl"],
         head=row["head"],
+        suspended=row["suspended"],
     )
 
 
@@ -207,7 +217,7 @@ def _columns(batch: Batch) -> list[list[Any]]:
         )
         for contract, specification in batch.listings.values()
     ]
-    rejected = [msgspec.structs.astuple(event) for event in batch.rejected]
+    rejected = [_rejected_row(event) for event in batch.rejected]
     replayed = [
         (stream_id, position, settled_by, entry.symbol if entry else None, entry.entry if entry else None)
         for stream_id, position, settled_by, entry in batch.replayed
@@ -215,13 +225,18 @@ def _columns(batch: Batch) -> list[list[Any]]:
     return [
         *_transpose(listings, 7),
         *_transpose([_fund_row(state) for state in batch.funds], 8),
-        *_transpose(rejected, 6),
+        *_transpose(rejected, 9),
         *_transpose(replayed, 5),
     ]
 
 
 def _fund_row(state: FundState) -> tuple[Any, ...]:
     return (*state[:-1], msgspec.json.encode(state.guard).decode() if state.guard else None)
+
+
+def _rejected_row(event: Rejected) -> tuple[Any, ...]:
+    *columns, identity = msgspec.structs.astuple(event)
+    return (*columns, *(identity or (None, None, None)))
 
 
 def _adl_columns(batch: Batch, after: Offset) -> list[Any]:

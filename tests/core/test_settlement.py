@@ -316,7 +316,8 @@ def test_a_fully_margined_long_of_a_linear_contract_has_bankruptcy_price_zero(te
 
 
 @pytest.mark.parametrize(
-    ("contract", "price", "bankruptcy_price"), [(INVERSE, "0.5", "0"), (INVERSE, "0", "1"), (LINEAR, "0", "0"), (LINEAR, "0", "1")]
+    ("contract", "price", "bankruptcy_price"),
+    [(INVERSE, "0.5", "0"), (INVERSE, "0", "1"), (LINEAR, "0", "0"), (LINEAR, "0", "1")],
 )
 def test_other_prices_are_above_zero(contract, price, bankruptcy_price):
     with pytest.raises(Rejection) as refused:

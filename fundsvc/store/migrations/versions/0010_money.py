@@ -18,7 +18,8 @@ ALTER TABLE contracts
     ADD COLUMN suspended boolean NOT NULL DEFAULT false,
     ADD COLUMN is_quanto boolean NOT NULL GENERATED ALWAYS AS (NOT is_inverse AND CASE
         WHEN specification ->> 'quoteCurrency' IS NULL THEN coalesce(specification ->> 'isQuanto', '') = 'true'
-        ELSE settle_currency NOT IN (specification ->> 'quoteCurrency', coalesce(specification ->> 'baseCurrency', '')) END) STORED;
+        ELSE settle_currency NOT IN (specification ->> 'quoteCurrency', coalesce(specification ->> 'baseCurrency', ''))
+        END) STORED;
 
 ALTER TABLE rejected
     ADD COLUMN event_symbol text COLLATE "C",
