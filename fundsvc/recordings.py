@@ -10,6 +10,7 @@ import msgspec
 
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import Event, Fill, Listing, Number, Rejection, Symbol
+from fundsvc.keys import check_keys
 from fundsvc.wire import Message, decode
 
 Format = Literal["events", "binance-force-orders"]
@@ -65,6 +66,7 @@ def read_contracts(path: Path) -> Recording:
     text = _read(path)
     try:
         answer = msgspec.json.decode(text, type=_ContractsAnswer | list[dict[str, Any]])
+        check_keys("json", text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecordingError(f"{path} is not a KuCoin contracts answer: {error}") from None
     listings = [Listing(contract) for contract in (answer.data if isinstance(answer, _ContractsAnswer) else answer)]

@@ -24,6 +24,7 @@ from fundsvc.core.events import (
     Rejection,
     Snapshot,
 )
+from fundsvc.keys import RepeatedKey, check_keys, may_repeat
 
 Codec = Literal["json", "msgpack"]
 
@@ -76,7 +77,9 @@ def decode(message: Message) -> Sequence[Event | Rejection]:
     except _DECODE_ERRORS:
         return _decode_each(message.codec, message.body)
     events: list[Event] = decoded if isinstance(decoded, list) else [decoded]
-    return events if len(events) <= EVENTS_PER_MESSAGE_MAX else [_too_many(len(events))]
+    if len(events) > EVENTS_PER_MESSAGE_MAX:
+        return [_too_many(len(events))]
+    return _decode_each(message.codec, message.body) if _repeats(message.codec, message.body, events) else events
 
 
 def raw_event(message: Message, position: int) -> bytes:
@@ -130,11 +133,23 @@ def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
     """One event, or why it is none."""
     try:
         event: Event = _DECODERS[codec][2].decode(raw)
+        if may_repeat(codec, bytes(raw), [event]):
+            check_keys(codec, bytes(raw))
     except msgspec.ValidationError as error:
         return _refusal(codec, raw, str(error))
     except _DECODE_ERRORS as error:
         return Rejection(Reason.UNDECODABLE, f"not {codec}: {error}")
     return event
+
+
+def _repeats(codec: Codec, body: bytes, events: Sequence[Event]) -> bool:
+    """Whether an object in a message has a key twice."""
+    try:
+        if may_repeat(codec, body, events):
+            check_keys(codec, body)
+    except (RepeatedKey, RecursionError):
+        return True
+    return False
 
 
 def _refusal(codec: Codec, raw: bytes | msgspec.Raw, detail: str) -> Rejection:

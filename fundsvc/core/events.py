@@ -29,7 +29,9 @@ Timestamp = Annotated[int, msgspec.Meta(ge=0, le=TIMESTAMP_MAX)]
 """Milliseconds since the epoch by the engine's clock."""
 
 
-class Event(msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, frozen=True, gc=False):
+class Event(
+    msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, omit_defaults=True, frozen=True, gc=False
+):
     """Base of all events. `seq`, where there is one, increases strictly per symbol over all types that have it."""
 
 
