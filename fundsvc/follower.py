@@ -14,7 +14,7 @@ from typing import NamedTuple
 import structlog
 
 from fundsvc.config import Config
-from fundsvc.core.batch import Offset
+from fundsvc.core.batch import KeptBook, Offset
 from fundsvc.core.book import Book, Rank, Side, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Fill
@@ -215,8 +215,7 @@ class FollowedPartition:
             config.policy.of,
         )
         for book in kept:
-            # In a thread: a million positions take seconds, and others have work on this loop.
-            await asyncio.to_thread(partition.restore, book.symbol, book.mark, book.book)
+            await _restore(partition, book)
         # A book kept beyond the offset is of a stream that lost its tail: the engine reads all that is left once more.
         end = id_order(offset.last_id)
         kept = [book._replace(last_id=STREAM_START) if id_order(book.last_id) > end else book for book in kept]
@@ -245,13 +244,19 @@ class FollowedPartition:
             partition.admit(fund)
         kept = await self._ledger.books(self.number, [fund.contract.symbol for fund in new])
         for book in kept:
-            partition.restore(book.symbol, book.mark, book.book)
+            await _restore(partition, book)
         await followed.recall.include(kept)
         followed.recall.listed = False
         return all(partition.contract(fund.contract.symbol) == fund.contract for fund in funds)
 
     async def _funds(self) -> list[Fund]:
         return await self._ledger.funds(self.number, self._config.policy.of)
+
+
+async def _restore(partition: Partition, book: KeptBook) -> None:
+    """Restores a book in slices: a million positions take seconds, and others have work on this loop."""
+    for _ in partition.restore(book):
+        await asyncio.sleep(0)
 
 
 class _Known(NamedTuple):

@@ -7,11 +7,12 @@ restart, and those that another process shows, are those of a service that never
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+from fundsvc.core.batch import KeptBook
 from fundsvc.core.book import SideName
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.pipeline import REPLAY_KEY
-from fundsvc.store.writer import STREAM_START, KeptBook, Place
+from fundsvc.store.writer import STREAM_START, Place
 from fundsvc.streams.source import Source, id_order
 from fundsvc.wire import Message, decode
 

@@ -137,7 +137,8 @@ class Session:
         """Brings the ADL books to the stored offset: as they were kept, then what the stream holds since."""
         kept = await writer.load_books()
         for book in kept:
-            self._state.restore(book.symbol, book.mark, book.book)
+            for _ in self._state.restore(book):
+                await asyncio.sleep(0)
         self._books = {book.symbol: book.last_id for book in kept}
         await Recall(self._state, self._source, kept, writer.rejected_places, writer.reduced_sides).run(stored.last_id)
 

@@ -22,6 +22,7 @@ from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Reason, R
 from fundsvc.core.numbers import INT64_MAX, format_units, to_units
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
+from fundsvc.core.records import terms_of
 from fundsvc.core.settlement import Fund
 from fundsvc.wire import Message, decode
 
@@ -187,7 +188,7 @@ def _starting_fund(vector: Vector, contract: Contract) -> Fund:
 
 def _policy(keys: dict[str, Any]) -> Policy:
     """The policy of the design's keys; numbers may be strings, and a guard that is off may say so."""
-    given = {_snake_case(key): value for key, value in keys.items() if key != "reserveLine"}
+    given = {"escalate_min": 0} | {_snake_case(key): value for key, value in keys.items() if key != "reserveLine"}
     guard = given.get("drawdown_guard")
     if isinstance(guard, dict):
         given["drawdown_guard"] = {_snake_case(key): value for key, value in guard.items()}
@@ -238,9 +239,11 @@ def _result(batch: Batch, fund: Fund) -> dict[str, Any]:
 def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
     """What each round of an order asked, in the order of rank."""
     rounds: list[list[dict[str, Any]]] = [[] for _ in range(order.round)]
-    for (symbol, adl, number, account), allocation in batch.allocations.items():
-        if (symbol, adl) == (order.symbol, order.adl):
-            rounds[number - 1].append({"account": account, "lots": allocation.asked})
+    for record in (sealed.record for sealed in batch.records):
+        if record.adl == order.adl and record.kind in ("order", "round", "part"):
+            terms = terms_of(record.kind, record.body)
+            asked = zip(terms.accounts, terms.asked, strict=True)
+            rounds[record.round - 1] += [{"account": account, "lots": lots} for account, lots in asked]
     return rounds
 
 

@@ -9,19 +9,17 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, milliseconds
-from fundsvc.core.adl import AdlOrder, AllocationState, State
-from fundsvc.core.book import Rank, SideName, Standing
+from fundsvc.core.adl import AdlOrder, Reduced, RoundTerms, State
+from fundsvc.core.book import Rank, SideName, Standing, Valuation
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.core.preview import Preview
 from fundsvc.core.queue import Section
 from fundsvc.follower import BookView, Queue
-from fundsvc.store.deleveragings import AllocationRow, DeleveragedRow, Deleveragings, OrderRow, RoundRow
+from fundsvc.store.deleveragings import AllocationRow, DeleveragedRow, Deleveragings, OrderRow, RoundRow, allocation_rows
 
 ALLOCATIONS_MAX = 100
 """Shown of each round: with a pro-rata policy it may ask everybody. Its totals are of all."""
-
-_Position = Standing | AllocationRow | AllocationState | DeleveragedRow
 
 
 class Inputs(Answer, frozen=True, kw_only=True):
@@ -37,24 +35,29 @@ class Inputs(Answer, frozen=True, kw_only=True):
 
 
 class AllocationAnswer(Inputs, frozen=True, kw_only=True):
-    """What a round asks of one position; `account` is there for the operator alone."""
+    """What a round asks of one position; `account` is there for the operator alone.
+
+    `equityAtPrice` is the margin + PnL that closing the whole position at the order's price would leave.
+    """
 
     rank: int
     ranked: int
     lights: int
     asked: int
     executed: int
+    equity_at_price: str
     account: str | UnsetType = UNSET
 
 
 class RoundAnswer(Answer, frozen=True):
     """A round: in all so many positions were asked for so many lots; the first of them, by rank, are shown.
 
-    The others are at the round's own path.
+    The others are at the round's own path. `isStale` says that the stream had lost its tail and no snapshot had come since.
     """
 
     round: int
-    mark_price: str
+    mark_price: str | None
+    is_stale: bool
     positions: int
     asked: int
     executed: int
@@ -86,6 +89,8 @@ class OrderAnswer(Answer, frozen=True, kw_only=True):
     refund: str
     rest: str
     round: int
+    acknowledged: bool
+    policy_version: int
     rounds: list[RoundAnswer]
     ts: int
     updated_at: int
@@ -103,10 +108,15 @@ class SectionAnswer(Answer, frozen=True):
 
 
 class QueueAnswer(Answer, frozen=True):
-    """The queue of a contract by side, five lights first, as it was after a message of the stream, the last one at `ts`."""
+    """The queue of a contract by side, five lights first, as it was after a message of the stream, the last one at `ts`.
+
+    `markTs` is the engine's time of the mark. `isStale` says that the stream lost its tail and no snapshot has come since.
+    """
 
     symbol: str
     mark_price: str | None
+    mark_ts: int | None
+    is_stale: bool
     long: list[SectionAnswer]
     short: list[SectionAnswer]
     last_id: str
@@ -212,7 +222,9 @@ def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contrac
         refund=format_units(max(0, taken - order.uncovered), money),
         rest=format_units(order.uncovered - order.recovered, money),
         round=order.round,
-        rounds=[_round_answer(row, contract) for row in rounds],
+        acknowledged=order.acknowledged,
+        policy_version=order.policy_version,
+        rounds=[_round_answer(row, order, contract) for row in rounds],
         ts=order.ts,
         updated_at=milliseconds(order.updated_at),
     )
@@ -225,6 +237,8 @@ def queue_answer(view: BookView, queue: Queue) -> QueueAnswer:
     return QueueAnswer(
         symbol=contract.symbol,
         mark_price=_price(view.book.mark, contract),
+        mark_ts=None if view.book.mark is None else view.book.mark_ts,
+        is_stale=view.book.stale,
         long=long,
         short=short,
         last_id=view.last_id,
@@ -255,16 +269,18 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
 
 def deleveraged_answer(row: DeleveragedRow, contract: Contract) -> DeleveragedAnswer:
     """A reduction, for the account that it happened to."""
+    reduced = row.reduced
+    standing = _standing(contract, row.side, reduced, reduced.mark)
     return DeleveragedAnswer(
-        **_inputs(row, contract),
-        **_asked(row),
+        **_inputs(standing, contract),
+        **_place(reduced, row.executed),
         symbol=row.symbol,
         adl=row.adl,
         cause=row.cause,
         round=row.round,
         side=row.side,
         price=format_units(row.price, contract.price_decimals),
-        mark_price=format_units(row.mark_price, contract.price_decimals),
+        mark_price=format_units(reduced.mark, contract.price_decimals),
         ts=row.ts,
     )
 
@@ -282,41 +298,53 @@ def preview_answer(preview: Preview, view: BookView, *, allocations_max: int | N
         repaid=format_units(entry.repaid, money),
         balance=format_units(entry.balance, money),
         mark_price=_price(view.book.mark, contract),
-        order=_preview_order(order, contract, allocations_max, accounts=accounts) if order else None,
+        order=_preview_order(order, preview.first, contract, allocations_max, accounts=accounts)
+        if order and preview.first
+        else None,
         last_id=view.last_id,
         ts=view.ts,
     )
 
 
-def _preview_order(order: AdlOrder, contract: Contract, allocations_max: int | None, *, accounts: bool) -> PreviewOrderAnswer:
-    asked = list(order.allocations.values())
+def _preview_order(
+    order: AdlOrder, first: RoundTerms, contract: Contract, allocations_max: int | None, *, accounts: bool
+) -> PreviewOrderAnswer:
+    shown = allocation_rows(first, {})[:allocations_max]
+    answers = [allocation_answer(row, order.reduce, order.price, contract) for row in shown]
+    if accounts:
+        answers = [
+            msgspec.structs.replace(answer, account=account) for answer, account in zip(answers, first.accounts, strict=False)
+        ]
     return PreviewOrderAnswer(
         reduce=order.reduce,
         price=format_units(order.price, contract.price_decimals),
         lots_needed=order.lots,
-        lots_asked=sum(allocation.asked for allocation in asked),
+        lots_asked=first.lots_asked,
         refund=format_units(order.refund, contract.settle_decimals),
-        positions=len(asked),
-        allocations=[
-            AllocationAnswer(**_inputs(state, contract), **_asked(state), account=state.account if accounts else UNSET)
-            for state in map(order.allocation_written, asked[:allocations_max])
-        ],
+        positions=first.positions,
+        allocations=answers,
     )
 
 
-def allocation_answer(row: AllocationRow, contract: Contract) -> AllocationAnswer:
-    """What a round asked of a position, with nobody named."""
-    return AllocationAnswer(**_inputs(row, contract), **_asked(row))
+def allocation_answer(row: AllocationRow, reduce: SideName, price: int, contract: Contract) -> AllocationAnswer:
+    """What a round of an order at a price asked of a position of a side, without its account."""
+    equity, unit = Valuation(contract, reduce).equity(row.lots, row.entry_price, row.margin, price)
+    return AllocationAnswer(
+        **_inputs(_standing(contract, reduce, row, row.mark), contract),
+        **_place(row, row.executed),
+        equity_at_price=format_units(equity // unit, contract.settle_decimals),
+    )
 
 
-def _round_answer(row: RoundRow, contract: Contract) -> RoundAnswer:
+def _round_answer(row: RoundRow, order: OrderRow, contract: Contract) -> RoundAnswer:
     return RoundAnswer(
         round=row.round,
-        mark_price=format_units(row.allocations[0].mark_price, contract.price_decimals),
+        mark_price=format_units(row.mark, contract.price_decimals) if row.mark else None,
+        is_stale=row.is_stale,
         positions=row.positions,
         asked=row.asked,
         executed=row.executed,
-        allocations=[allocation_answer(allocation, contract) for allocation in row.allocations],
+        allocations=[allocation_answer(allocation, order.reduce, order.price, contract) for allocation in row.allocations],
     )
 
 
@@ -331,7 +359,11 @@ def _section_answer(section: Section, contract: Contract) -> SectionAnswer:
     )
 
 
-def _inputs(position: _Position, contract: Contract, *, known: bool = True) -> dict[str, Any]:
+def _standing(contract: Contract, side: SideName, row: AllocationRow | Reduced, mark: int) -> Standing:
+    return Valuation(contract, side).standing("", row.lots, row.entry_price, row.margin, mark)
+
+
+def _inputs(position: Standing, contract: Contract, *, known: bool = True) -> dict[str, Any]:
     """The fields of `Inputs`; what follows from the mark is left out where that is not known, or where there is no equity."""
     has_leverage = known and math.isfinite(position.leverage)
     return {
@@ -345,9 +377,10 @@ def _inputs(position: _Position, contract: Contract, *, known: bool = True) -> d
     }
 
 
-def _asked(position: AllocationRow | AllocationState | DeleveragedRow) -> dict[str, Any]:
-    """What a position was asked for, and from which place in the queue."""
-    return {name: getattr(position, name) for name in ("rank", "ranked", "lights", "asked", "executed")}
+def _place(row: AllocationRow | Reduced, executed: int) -> dict[str, Any]:
+    """What a position was asked for, from which place in the queue, and what was executed."""
+    lights = Rank(row.rank, row.ranked).lights
+    return {"rank": row.rank, "ranked": row.ranked, "lights": lights, "asked": row.asked, "executed": executed}
 
 
 def _price(price: int | None, contract: Contract) -> str | None:

@@ -81,7 +81,8 @@ class DeleveragingResources:
         if not found or found[0].adl != order or found[0].round < number:
             raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
         rows = await self._ledger.round_after(symbol, order, number, query.offset, query.max_count + 1)
-        shown = [allocation_answer(row, contract) for row in rows[: query.max_count]]
+        reduce, price = found[0].reduce, found[0].price
+        shown = [allocation_answer(row, reduce, price, contract) for row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown))
 
     async def queue(self, _query: Query, symbol: str) -> QueueAnswer:

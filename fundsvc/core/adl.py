@@ -9,57 +9,77 @@ For a shortfall with deficit D on Q lots, of which u is uncovered:
 So an order never takes a whole lot more than it needs.
 """
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from fundsvc.core.book import Rank, SideName, Standing
+from fundsvc.core.book import SideName
 from fundsvc.core.chain import Entry
 from fundsvc.core.events import AdlFill, Reason, Rejection
 
 State = Literal["open", "done", "uncovered"]
 
 
-class Allocation(msgspec.Struct):
-    """What one round asks of one position, and how much of it was executed; `standing` is why it was asked that much.
+POSITIONS_PER_RECORD_MAX = 1000
+"""A round that asks more positions is sealed in several records, so that none is long to write or to read."""
 
-    `rank` of `ranked` positions on that side, 1 first.
+
+class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a round asks, and every number that explains it: a position per place of the lists, in the order of rank.
+
+    `mark` is the mark price (0 without one), `ranked` the number of positions of the side that had a rank, `is_stale` whether
+    the book was stale; `positions` and `lots_asked` are those of the whole round. `lots`, `entry_prices` and `margins` are the
+    positions as they were; `asked` are lots.
     """
 
-    standing: Standing
-    rank: int
+    mark: int
+    is_stale: bool
     ranked: int
-    asked: int
-    executed: int = 0
+    positions: int
+    lots_asked: int
+    accounts: list[str]
+    ranks: list[int]
+    lots: list[int]
+    entry_prices: list[int]
+    margins: list[int]
+    asked: list[int]
 
-    @property
-    def account(self) -> str:
-        """Whom it is asked of."""
-        return self.standing.account
+    def parts(self) -> "Iterator[RoundTerms]":
+        """The round in parts that each fit a record; an empty round is one part."""
+        for first in range(0, self.positions or 1, POSITIONS_PER_RECORD_MAX):
+            part = slice(first, first + POSITIONS_PER_RECORD_MAX)
+            yield RoundTerms(
+                self.mark,
+                self.is_stale,
+                self.ranked,
+                self.positions,
+                self.lots_asked,
+                self.accounts[part],
+                self.ranks[part],
+                self.lots[part],
+                self.entry_prices[part],
+                self.margins[part],
+                self.asked[part],
+            )
 
 
-class AllocationState(NamedTuple):
-    """An allocation as it is written, with all that explains it; `side` is that of the position."""
+EMPTY_ROUND = RoundTerms(0, False, 0, 0, 0, [], [], [], [], [], [])
+"""A round that found nobody to ask."""
 
-    symbol: str
-    adl: int
-    round: int
-    account: str
-    side: SideName
+
+class Reduced(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The position that an execution reduced, as it was when its round began, and what the round asked of it."""
+
+    mark: int
+    ranked: int
+    rank: int
     lots: int
     entry_price: int
     margin: int
-    mark_price: int
-    unrealised_pnl: int
-    return_on_entry: float
-    leverage: float
-    score: float
-    rank: int
-    ranked: int
-    lights: int
     asked: int
-    executed: int
 
 
 class OrderState(NamedTuple):
@@ -80,15 +100,94 @@ class OrderState(NamedTuple):
     round: int
     ts: int
     seq: int
+    account: str
+    acknowledged: bool
+    round_ms: int
+    policy_version: int
+
+
+class Want(NamedTuple):
+    """What is to be asked: so many lots of a side at a price, not of the liquidated account.
+
+    `failures` counts, by account, the rounds in which it executed less than asked; `exhausted` are not asked any more.
+    """
+
+    reduce: SideName
+    lots: int
+    price: int
+    account: str
+    failures: Mapping[str, int] = {}
+    exhausted: frozenset[str] = frozenset()
+
+
+_NUMBERS = 5
+"""What a round knows of each account: lots asked, rank, lots held, entry price, margin."""
+
+
+class Asked:
+    """What the present round asks of each account and has got. Compact: many orders may be open, each asking many accounts."""
+
+    __slots__ = ("_executed", "_mark", "_numbers", "_places", "_ranked", "accounts")
+
+    def __init__(self, terms: RoundTerms = EMPTY_ROUND) -> None:
+        self.accounts = terms.accounts
+        self._executed: dict[int, int] = {}
+        self._mark, self._ranked = terms.mark, terms.ranked
+        self._numbers = array("q")
+        self._places: dict[str, int] | None = None
+        self._add(terms)
+
+    def __len__(self) -> int:
+        return len(self.accounts)
+
+    def place(self, account: str) -> int | None:
+        """Where an account stands in the round, None where it is not asked."""
+        if self._places is None:
+            self._places = {name: place for place, name in enumerate(self.accounts)}
+        return self._places.get(account)
+
+    def rest(self, place: int) -> int:
+        """Lots that are still asked at a place."""
+        return self._numbers[_NUMBERS * place] - self._executed.get(place, 0)
+
+    def rests(self) -> Iterator[tuple[str, int]]:
+        """Every account with the lots that are still asked of it, also 0."""
+        return ((account, self.rest(place)) for place, account in enumerate(self.accounts))
+
+    def execute(self, account: str, lots: int) -> None:
+        """Counts executed lots of an account that is asked."""
+        place = self.place(account)
+        if place is not None:
+            self._executed[place] = self._executed.get(place, 0) + lots
+
+    def extend(self, part: RoundTerms) -> None:
+        """Adds further positions of the same round."""
+        self.accounts.extend(part.accounts)
+        self._add(part)
+        self._places = None
+
+    def reduced(self, place: int) -> Reduced:
+        """The position at a place, as it was when the round began."""
+        asked, rank, held, entry_price, margin = self._numbers[_NUMBERS * place : _NUMBERS * (place + 1)]
+        return Reduced(self._mark, self._ranked, rank, held, entry_price, margin, asked)
+
+    def _add(self, terms: RoundTerms) -> None:
+        numbers = zip(terms.asked, terms.ranks, terms.lots, terms.entry_prices, terms.margins, strict=True)
+        self._numbers.extend(chain.from_iterable(numbers))
+
+
+NOTHING_ASKED = Asked()
+"""Between two rounds."""
 
 
 class AdlOrder(msgspec.Struct, kw_only=True):
     """An order to reduce opposing positions at the bankruptcy price. Amounts are atoms.
 
     `adl` numbers the orders of a contract from 1; `cause` is the ledger entry of the shortfall, with `deficit` on
-    `deficit_lots`. `lots` is what is needed, `executed` what was taken; `seq` is the engine sequence of the
-    last event that moved it, `round` the number of the round at hand and
-    `allocations` are its.
+    `deficit_lots`; `account` is the liquidated one. `lots` is what is needed, `executed` what was taken; `seq` is the engine
+    sequence of the last event that moved it, `policy_version` the version of the policies it runs under. `round` is the number
+    of the present round, `round_ms` when it began by the stream (ms), `acknowledged` whether the engine is known to have it,
+    and `asked` what it asks. `failures` and `times_asked` count, by account, rounds of this order that are over.
     """
 
     symbol: str
@@ -102,10 +201,16 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     uncovered: int
     ts: int
     seq: int
+    account: str
+    policy_version: int = 0
     executed: int = 0
     state: State = "open"
     round: int = 0
-    allocations: dict[str, Allocation] = msgspec.field(default_factory=dict)
+    round_ms: int = 0
+    acknowledged: bool = False
+    asked: Asked = NOTHING_ASKED
+    failures: dict[str, int] = msgspec.field(default_factory=dict)
+    times_asked: dict[str, int] = msgspec.field(default_factory=dict)
 
     @property
     def recovered(self) -> int:
@@ -129,51 +234,69 @@ class AdlOrder(msgspec.Struct, kw_only=True):
 
     def written(self) -> OrderState:
         """The order as it now stands."""
-        return OrderState(*(getattr(self, name) for name in OrderState._fields))
-
-    def allocation_written(self, allocation: Allocation) -> AllocationState:
-        """One of the present round's allocations as it now stands."""
-        standing = allocation.standing
-        numbers = (standing.mark_price, standing.unrealised_pnl, standing.return_on_entry, standing.leverage, standing.score)
-        return AllocationState(
+        return OrderState(
             self.symbol,
             self.adl,
-            self.round,
-            standing.account,
+            self.cause,
             self.reduce,
-            standing.lots,
-            standing.entry_price,
-            standing.margin,
-            *numbers,
-            allocation.rank,
-            allocation.ranked,
-            Rank(allocation.rank, allocation.ranked).lights,
-            allocation.asked,
-            allocation.executed,
+            self.lots,
+            self.price,
+            self.deficit,
+            self.deficit_lots,
+            self.uncovered,
+            self.recovered,
+            self.executed,
+            self.state,
+            self.round,
+            self.ts,
+            self.seq,
+            self.account,
+            self.acknowledged,
+            self.round_ms,
+            self.policy_version,
         )
 
-    def begin_round(self, allocations: Iterable[Allocation]) -> None:
-        """Asks these positions; what the round before asked and did not get is not asked any more."""
-        self.round += 1
-        self.allocations = {allocation.account: allocation for allocation in allocations}
+    def want(self, rounds_max: int) -> Want:
+        """What another round would ask. An account is asked in at most `rounds_max` rounds of an order."""
+        exhausted = frozenset(account for account, times in self.times_asked.items() if times >= rounds_max)
+        return Want(self.reduce, self.needed, self.price, self.account, self.failures, exhausted)
 
-    def execute(self, fill: AdlFill) -> Allocation:
-        """Counts an execution; raises Rejection when it was not asked for, or not that much."""
-        allocation = self.allocations.get(fill.account)
-        if allocation is None:
+    def begin_round(self, terms: RoundTerms, now_ms: int) -> None:
+        """Asks what the terms say; `now_ms` is the time by the stream."""
+        self.round += 1
+        self.round_ms = now_ms
+        self.acknowledged = False
+        self.asked = Asked(terms)
+
+    def end_round(self) -> None:
+        """Counts the present round for every account that it asked, and as a failure where one executed less."""
+        for account, rest in self.asked.rests():
+            self.times_asked[account] = self.times_asked.get(account, 0) + 1
+            if rest:
+                self.failures[account] = self.failures.get(account, 0) + 1
+        self.asked = NOTHING_ASKED
+
+    def execute(self, fill: AdlFill) -> Reduced:
+        """Counts an execution; returns the position that it reduces.
+
+        Raises Rejection when the round did not ask for it, or not for that much.
+        """
+        place = self.asked.place(fill.account)
+        if place is None:
             raise Rejection(
                 Reason.ADL_NOT_ASKED, f"ADL order {self.adl} of {self.symbol} asks nothing of account {fill.account!r}"
             )
-        rest = allocation.asked - allocation.executed
+        rest = self.asked.rest(place)
         if fill.lots > rest:
             raise Rejection(
                 Reason.ADL_TOO_MANY_LOTS, f"ADL order {self.adl} of {self.symbol} asks {rest} more lots there, not {fill.lots}"
             )
-        allocation.executed += fill.lots
+        self.asked.execute(fill.account, fill.lots)
         self.executed += fill.lots
+        self.acknowledged = True
         if self.executed == self.lots:
             self.state = "done"
-        return allocation
+        return self.asked.reduced(place)
 
 
 def opposite(side: Literal["sell", "buy"]) -> SideName:
@@ -181,7 +304,7 @@ def opposite(side: Literal["sell", "buy"]) -> SideName:
     return "short" if side == "sell" else "long"
 
 
-def order_for(shortfall: Entry, adl: int) -> AdlOrder:
+def order_for(shortfall: Entry, adl: int, policy_version: int = 0) -> AdlOrder:
     """The order that a shortfall with an uncovered part gives rise to."""
     deficit = shortfall.uncovered - shortfall.change
     lots = -(-shortfall.uncovered * shortfall.lots // deficit)
@@ -198,4 +321,6 @@ def order_for(shortfall: Entry, adl: int) -> AdlOrder:
         uncovered=shortfall.uncovered,
         ts=shortfall.ts,
         seq=shortfall.seq,
+        account=shortfall.account,
+        policy_version=policy_version,
     )

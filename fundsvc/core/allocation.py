@@ -4,10 +4,12 @@
 give some, in the same order.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fundsvc.core.alphabet import Places
 from fundsvc.core.ranking import Floats, Integers
 
 Takings = list[tuple[int, int]]
@@ -35,57 +37,56 @@ def allocate_queue(available: Iterable[int], lots: int) -> Takings:
     return taken
 
 
-def capped(available: Sequence[int], held: Sequence[int], share: float) -> list[int]:
-    """What each position may give under a ceiling of a share of its lots, at least one."""
-    units = round(share * SHARE_UNITS)
-    return [min(offered, max(1, lots * units // SHARE_UNITS)) for offered, lots in zip(available, held, strict=True)]
+def allocate_pro_rata(available: Integers, profits: Floats, places: Places, lots: int) -> Takings:
+    """Shares lots by unrealised profit: whole lots, largest remainder, ties by the places of the accounts in the alphabet.
 
-
-def allocate_pro_rata(available: Integers, profits: Floats, account_of: Callable[[int], str], lots: int) -> Takings:
-    """Shares lots by unrealised profit: whole lots, largest remainder, ties by account.
-
-    Nobody gives more than is available of it: what saturates gives all, and the rest is shared again among the others. Who has
-    no profit gives only what is left when all others have given everything, one after the other.
+    No position gives more than is available of it: what saturates gives all, and the rest is shared again among the others.
+    A position without profit gives only what is left when all others have given everything, one after the other.
     """
     weights = _weights(available, profits)
     whole = int(weights.sum())
-    sharing = {index: int(weights[index]) for index in _largest(weights, lots)}
-    offered = {index: int(available[index]) for index in sharing}
+    sharing: list[int] = _largest(weights, lots).tolist()
     taken: dict[int, int] = {}
     while lots and sharing:
-        full = {index: offered[index] for index, weight in sharing.items() if lots * weight >= offered[index] * whole}
+        shared, offered = weights[sharing].tolist(), available[sharing].tolist()
+        full = _saturated(shared, offered, whole, lots)
         if not full:
-            return sorted((taken | _shares(sharing, whole, account_of, lots)).items())
-        taken |= full
-        lots -= sum(full.values())
-        whole -= sum(sharing.pop(index) for index in full)
+            return sorted([*taken.items(), *_shares(sharing, shared, whole, places[sharing], lots)])
+        taken |= {sharing[place]: offered[place] for place in full}
+        lots -= sum(offered[place] for place in full)
+        whole -= sum(shared[place] for place in full)
+        sharing = [index for index in sharing if index not in taken]
     rest = available.copy()
     rest[list(taken)] = 0
     return sorted([*taken.items(), *allocate_queue(rest.tolist(), lots)])
 
 
+def _saturated(weights: Sequence[int], offered: Sequence[int], whole: int, lots: int) -> list[int]:
+    """The places whose share is at least what they offer."""
+    if lots * max(weights) < min(offered) * whole:
+        return []
+    pairs = enumerate(zip(weights, offered, strict=True))
+    return [place for place, (weight, offer) in pairs if lots * weight >= offer * whole]
+
+
 def _weights(available: Integers, profits: Floats) -> Integers:
-    """Profits as integers with an exact sum; 0 for who has none, or nothing to give."""
+    """Profits as integers with an exact sum; 0 for positions that have none, or nothing to give."""
     sharing = np.where((available > 0) & (profits > 0), profits, 0.0)
     _, exponent = np.frexp(sharing.sum())
     return np.rint(np.ldexp(sharing, WEIGHT_BITS - int(exponent))).astype(np.int64)
 
 
-def _largest(weights: Integers, count: int) -> list[int]:
-    """Who may get one of so many lots at all: the largest weights, and what ties with the last of them."""
+def _largest(weights: Integers, count: int) -> NDArray[np.intp]:
+    """The positions that may get one of so many lots at all: the largest weights, and what ties with the last of them."""
     last = -np.partition(-weights, count - 1)[count - 1] if count < len(weights) else 0
-    indices: list[int] = np.flatnonzero(weights >= max(1, last)).tolist()
-    return indices
+    return np.flatnonzero(weights >= max(1, last))
 
 
-def _shares(sharing: dict[int, int], whole: int, account_of: Callable[[int], str], lots: int) -> dict[int, int]:
+def _shares(sharing: Sequence[int], weights: Sequence[int], whole: int, places: Places, lots: int) -> Iterator[tuple[int, int]]:
     """Whole lots by weight. Weights that are not there, as they are too small for a lot, count in `whole`."""
-    shares = {index: lots * weight // whole for index, weight in sharing.items()}
-
-    def precedence(index: int) -> tuple[float, str]:
-        remainder = lots * sharing[index] % whole
-        return -round(remainder / whole, REMAINDER_DECIMALS), account_of(index)
-
-    for index in sorted(sharing, key=precedence)[: lots - sum(shares.values())]:
-        shares[index] += 1
-    return {index: share for index, share in shares.items() if share}
+    parts = [divmod(lots * weight, whole) for weight in weights]
+    shares = [share for share, _ in parts]
+    remainders = np.round([remainder / whole for _, remainder in parts], REMAINDER_DECIMALS)
+    for place in np.lexsort((places, -remainders))[: lots - sum(shares)].tolist():
+        shares[place] += 1
+    return ((index, share) for index, share in zip(sharing, shares, strict=True) if share)

@@ -1,17 +1,18 @@
 """What a run of events did to a partition, as it is written: in one transaction, or not at all."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from fundsvc.core.adl import AdlOrder, Allocation, AllocationState, OrderState
+from fundsvc.core.adl import AdlOrder, OrderState
 from fundsvc.core.book import SavedBook
 from fundsvc.core.chain import Entry, Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.records import SealedRecord
 from fundsvc.core.sequences import Gap
 from fundsvc.core.settlement import Fund, FundState
 
@@ -31,8 +32,22 @@ class BookState(NamedTuple):
     symbol: str
     seq: int
     mark: int | None
+    mark_ts: int
+    mark_seq: int
     book: SavedBook | None
     positions: int
+
+
+class KeptBook(NamedTuple):
+    """A contract's book as it was kept: after which message, and after which engine sequence; see `Book` for the mark."""
+
+    symbol: str
+    last_id: str
+    seq: int
+    mark: int | None
+    mark_ts: int
+    mark_seq: int
+    book: SavedBook | None
 
 
 class Durations(NamedTuple):
@@ -59,10 +74,11 @@ class Moved(NamedTuple):
 
 
 class Round(NamedTuple):
-    """A round of an ADL order, as the engine is told of it: reduce these accounts by so many lots at the order's price."""
+    """A round of an ADL order for the engine: reduce the positions of these accounts by so many lots at the order's price."""
 
     order: OrderState
-    allocations: tuple[AllocationState, ...]
+    accounts: Sequence[str]
+    lots: Sequence[int]
 
 
 @dataclass(slots=True)
@@ -72,8 +88,9 @@ class Batch:
     `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it, and `moved[i]` is what
     `funds[i]` has moved; `listings` are contracts listed or updated, with the KuCoin object they came from; `rejected` are
     the events that were refused, and `replayed` those refused before that are settled now (stream id, position, the message
-    that settled it, entry); `duplicates` counts events that were known, by contract; `rounds` are the ADL rounds that began,
-    to be announced; `books` are books to be kept as they are after it; `rates` are the newest by currency.
+    that settled it, entry); `duplicates` counts events that were known, by contract; `orders` are ADL orders that changed, as
+    they are after it, `records` what happened to them, and `rounds` the ADL rounds that began, to be announced; `books` are
+    books to be kept as they are after it; `rates` are the newest by currency.
 
     `old` counts events of over a day ago, by contract, those of no contract under ""; `latest_ms` is the latest time that its
     last event could have; `suspensions` tells of contracts whose terms came into doubt (true) or out of it; `gaps` are those
@@ -90,7 +107,7 @@ class Batch:
     funds: list[FundState] = field(default_factory=list)
     moved: list[Moved] = field(default_factory=list)
     orders: dict[tuple[str, int], OrderState] = field(default_factory=dict)
-    allocations: dict[tuple[str, int, int, str], AllocationState] = field(default_factory=dict)
+    records: list[SealedRecord] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     books: list[BookState] = field(default_factory=list)
     rates: dict[str, RateState] = field(default_factory=dict)
@@ -114,13 +131,14 @@ class Batch:
         self.hashes.append(digest)
         self.changed[entry.symbol] = fund
 
-    def note(self, order: AdlOrder, allocations: Iterable[Allocation]) -> OrderState:
-        """Takes in an order and some of its allocations as they now stand."""
+    def note(self, order: AdlOrder) -> OrderState:
+        """Takes in an order as it now stands."""
         state = self.orders[order.symbol, order.adl] = order.written()
-        for allocation in allocations:
-            key = order.symbol, order.adl, order.round, allocation.account
-            self.allocations[key] = order.allocation_written(allocation)
         return state
+
+    def seal(self, record: SealedRecord) -> None:
+        """Takes in what happened to an order."""
+        self.records.append(record)
 
     def pack(self, encode: Callable[[Sequence[Entry], Sequence[bytes]], bytes]) -> None:
         """Encodes the entries at hand and lets go of them."""

@@ -1,21 +1,35 @@
 """The ADL book of a contract: its open positions by side, in columns, and what a position is worth at the mark."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fundsvc.core.alphabet import Alphabet
+from fundsvc.core.alphabet import Alphabet, Places
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE, Directory
 from fundsvc.core.events import Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.ranking import ROWS_MAX, Columns, Floats, Integers, Leaders, Ranking, keys_of, rank_all, rank_leaders
+from fundsvc.core.ranking import (
+    ROWS_MAX,
+    UNSURE,
+    Columns,
+    Floats,
+    Integers,
+    Leaders,
+    Mask,
+    Ranking,
+    keys_of,
+    rank_all,
+    rank_leaders,
+    unsure_rows,
+)
 
 SideName = Literal["long", "short"]
+Leg = Literal["BOTH", "LONG", "SHORT"]
 
 _Number = TypeVar("_Number", np.int64, np.float64)
 
@@ -27,6 +41,23 @@ ROWS_MIN = 16
 
 GROWTH = 1.25
 """A full side's room grows by this, so that what lies empty costs a position no more than a quarter of its bytes."""
+
+ROWS_PER_STEP = 1000
+"""Positions restored between two looks at the loop: about a millisecond."""
+
+ROWS_AT_ONCE = 16
+"""From so many on, rows are read and written as columns."""
+
+ROWS_FREED_MAX = 5000
+"""Rows that the end of a snapshot frees; closed rows beyond that wait for their account."""
+
+NO_LIMIT = 2**64
+"""Above every price."""
+
+_FIELDS = 4
+"""Exact numbers of a row: lots, entry price, margin, promised lots."""
+
+_LOTS, _ENTRY_PRICE, _MARGIN, _PROMISED = range(_FIELDS)
 
 
 class Rank(NamedTuple):
@@ -64,13 +95,78 @@ class Standing(NamedTuple):
     score: float
 
 
+class Valuation:
+    """What positions of one side of a contract are worth at a price; exact but for the floats of a `Standing`."""
+
+    __slots__ = ("_denominator", "_numerator", "direction", "gains_when_rising", "is_inverse")
+
+    def __init__(self, contract: Contract, name: SideName) -> None:
+        self.is_inverse = contract.is_inverse
+        self.gains_when_rising = name == "long"
+        self.direction = 1 if self.gains_when_rising != contract.is_inverse else -1
+        self._numerator, self._denominator = contract.value_factor()
+
+    def lot_value(self, price: int) -> float:
+        """What a lot is worth at a price, in atoms; the quotient of integers is the float nearest to it."""
+        if self.is_inverse:
+            return self._numerator / (self._denominator * price)
+        return price * self._numerator / self._denominator
+
+    def equity(self, lots: int, entry_price: int, margin: int, price: int) -> tuple[int, int]:
+        """Margin + PnL of a position at a price in atoms, as a fraction (numerator, positive denominator)."""
+        move, unit = self._move(entry_price, price)
+        return margin * unit + move * lots * self._numerator, unit
+
+    def survives(self, limit: int, price: int) -> bool:
+        """Whether closing a position with this limit at a price leaves no deficit."""
+        return price >= limit if self.gains_when_rising else price <= limit
+
+    def limit(self, lots: int, entry_price: int, margin: int) -> int:
+        """The last price at which closing a position leaves no deficit: its bankruptcy price, rounded to its safe side.
+
+        From margin + PnL >= 0; a short whose margin covers any rise has no limit, which is a price beyond all.
+        """
+        worth, cover = lots * self._numerator, margin * self._denominator
+        if self.is_inverse:
+            worth, cover = worth * entry_price, cover * entry_price
+            divisor = lots * self._numerator + (cover if self.gains_when_rising else -cover)
+            if divisor <= 0:
+                return NO_LIMIT
+            return -(-worth // divisor) if self.gains_when_rising else worth // divisor
+        if self.gains_when_rising:
+            return -((cover - entry_price * worth) // worth)
+        return (cover + entry_price * worth) // worth
+
+    def standing(self, account: str, lots: int, entry_price: int, margin: int, mark: int) -> Standing:
+        """A position at a mark, with the numbers of its rank."""
+        move, unit = self._move(entry_price, mark)
+        worth = move * lots * self._numerator
+        equity = (margin * unit + worth) / unit
+        returned = move / (mark if self.is_inverse else entry_price)
+        leverage = self.lot_value(mark) * lots / equity if equity > 0 else math.inf
+        score = returned * leverage if move > 0 else returned / leverage
+        pnl = max(-INT64_MAX, min(INT64_MAX, worth // unit))
+        return Standing(account, lots, entry_price, margin, mark, pnl, returned, leverage, score)
+
+    def _move(self, entry_price: int, price: int) -> tuple[int, int]:
+        """The gain of a price over an entry price, and what gain x lots x numerator is to be divided by for atoms."""
+        move = price - entry_price if self.gains_when_rising else entry_price - price
+        return move, self._denominator * price * entry_price if self.is_inverse else self._denominator
+
+
 class SavedSide(msgspec.Struct, array_like=True, frozen=True):
-    """The columns of a side as they are kept: little-endian 64-bit integers, a row per open position."""
+    """The columns of a side as they are kept: little-endian 64-bit integers, a row per position.
+
+    `seq` is empty where no position has a sequence; rows with a sequence are kept with 0 lots once they are closed. `seen` has
+    a byte per row while a snapshot is under way, 1 where it named the row.
+    """
 
     accounts: list[str]
     lots: bytes
     entry_price: bytes
     margin: bytes
+    seq: bytes = b""
+    seen: bytes | None = None
 
 
 class SavedBook(msgspec.Struct, array_like=True, frozen=True):
@@ -78,6 +174,59 @@ class SavedBook(msgspec.Struct, array_like=True, frozen=True):
 
     long: SavedSide
     short: SavedSide
+    stale: bool = False
+
+
+class Candidates:
+    """Rows in the order of rank, with what every order asks about them; valid while its side stands still.
+
+    `rows[0]` has rank 1 unless `ranks` says otherwise. `ranked` is the number of positions with a rank, `gainers` the number of
+    leading rows with a profit; `complete` says whether these are all gainers of the side. Rows before `start` have promised all
+    they hold.
+    """
+
+    __slots__ = ("_limits", "_side", "complete", "gainers", "held", "mark", "ranked", "ranks", "rows", "shares", "start")
+
+    def __init__(
+        self, side: "Side", mark: int, leaders: Leaders, gainers: int, *, complete: bool, ranks: Integers | None = None
+    ) -> None:
+        self.mark = mark
+        self.rows = leaders.rows
+        self.ranked = leaders.ranked
+        self.ranks = ranks
+        self.gainers = gainers
+        self.complete = complete
+        self.held = side.lots_of(leaders.rows)
+        self.shares: Integers | None = None
+        self.start = 0
+        self._side = side
+        self._limits: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def ranks_of(self, indices: Sequence[int]) -> list[int]:
+        """The ranks of some rows, by their places."""
+        return [index + 1 for index in indices] if self.ranks is None else [int(self.ranks[index]) for index in indices]
+
+    def free(self, part: slice) -> Integers:
+        """The lots of each candidate that no open order waits for; below 0 where more were promised than it still holds."""
+        return self.held[part] - self._side.promised(self.rows[part])
+
+    def survives(self, index: int, price: int) -> bool:
+        """Whether closing a candidate at a price would leave it with no deficit: margin + PnL at the price >= 0."""
+        limit = self._limits.get(index)
+        if limit is None:
+            limit = self._limits[index] = self._side.limit(int(self.rows[index]))
+        return self._side.valuation.survives(limit, price)
+
+    def survivors(self, part: slice, price: int) -> Mask:
+        """The same for many candidates: by floats, and exactly where these are unsure."""
+        slack, bound = self._side.slack(self.rows[part], price)
+        survives: Mask = slack >= 0
+        for index in np.flatnonzero(np.abs(slack) <= bound).tolist():
+            survives[index] = self.survives(index + part.start, price)
+        return survives
 
 
 class Side:
@@ -85,27 +234,42 @@ class Side:
 
     Single cells are written and read through memoryviews, which takes a third of the time that numpy's scalars take. The exact
     numbers of a row lie side by side, as a position that changes is rarely in the processor's cache; what is ranked lies in
-    columns.
+    columns. A closed row is free for another account once no open order waits for its lots and no sequence must be remembered.
     """
 
     def __init__(self, contract: Contract, name: SideName) -> None:
+        self.valuation = Valuation(contract, name)
+        self._lot_value = self.valuation.lot_value
+        self._clear()
+
+    def _clear(self) -> None:
         self.open = 0
-        self._is_inverse = contract.is_inverse
-        self._gains_when_rising = name == "long"
-        self._direction = 1 if self._gains_when_rising != contract.is_inverse else -1
-        self._numerator, self._denominator = contract.value_factor()
         self._directory = Directory()
         self._alphabet = Alphabet(self._directory.accounts)
-        self._ranking: tuple[int, Ranking] | None = None
-        self._exact = np.empty((0, 3), np.int64)
+        self._seq: Integers | None = None
+        self._seen: bytearray | None = None
+        self._exact = np.empty((0, _FIELDS), np.int64)
         self._entry: Floats = np.empty(0)
         self._margin_per_lot: Floats = np.empty(0)
         self._widen(ROWS_MIN)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops what was derived from positions that have changed."""
+        self._columns: tuple[int, Columns] | None = None
+        self._ranking: tuple[int, Ranking] | None = None
+        self._leaders: Candidates | None = None
+        self._everybody: Candidates | None = None
 
     @property
     def accounts(self) -> list[str]:
         """The account of each row."""
         return self._directory.accounts
+
+    @property
+    def used(self) -> int:
+        """The number of rows that are not free."""
+        return self._directory.used
 
     def expect(self, accounts: Sequence[str]) -> None:
         """Has the memory of these accounts at hand for `set` and `close`, which then need not wait for each."""
@@ -113,12 +277,15 @@ class Side:
         for column in (self._exact, self._entry, self._margin_per_lot):
             column.take(rows, axis=0)
 
-    def set(self, account: str, lots: int, entry_price: int, margin: int) -> None:
-        """Makes this the account's position; raises Rejection when the side has no room for another account."""
+    def set(self, account: str, lots: int, entry_price: int, margin: int) -> int:
+        """Makes this the account's position; returns its row.
+
+        Raises Rejection when the side has no room for another account.
+        """
         row = self._directory.find(account)
         if row == NONE:
             row = self._add(account)
-        cells, cell = self._exact_at, 3 * row
+        cells, cell = self._exact_at, _FIELDS * row
         if not cells[cell]:
             self.open += 1
         cells[cell] = lots
@@ -126,25 +293,83 @@ class Side:
         cells[cell + 2] = margin
         self._entry_at[row] = self._lot_value(entry_price)
         self._margin_per_lot_at[row] = margin / lots
-        self._ranking = None
+        self._columns = self._ranking = self._leaders = self._everybody = None
+        if self._seen is not None:
+            self._mark_seen(row)
+        return row
 
     def close(self, account: str) -> None:
         """Closes the account's position, if it has one."""
         row = self._directory.find(account)
-        if row != NONE and self._exact_at[3 * row]:
-            self.open -= 1
-            self._exact_at[3 * row] = 0
-            self._entry_at[row] = math.nan
-            self._ranking = None
+        if row != NONE and self._exact_at[_FIELDS * row]:
+            self._close(row)
+            self._free_if_idle(row)
 
     def reduce(self, account: str, lots: int) -> None:
         """Takes lots off a position, and their share of its margin: its return and leverage stay what they were."""
         row = self._directory.find(account)
-        held, entry_price, margin = (0, 0, 0) if row == NONE else self._exact[row].tolist()
+        held, entry_price, margin, _ = (0, 0, 0, 0) if row == NONE else self._exact[row].tolist()
         if held > lots:
             self.set(account, held - lots, entry_price, margin * (held - lots) // held)
         elif held:
             self.close(account)
+
+    def promise(self, account: str, lots: int) -> None:
+        """Promises lots of an account to an open order, or with negative lots takes a promise back."""
+        row = self._directory.find(account)
+        if row == NONE:
+            row = self._add(account)
+        self._exact_at[_FIELDS * row + _PROMISED] += lots
+        if lots < 0:
+            self._release(row)
+
+    def promise_rows(self, rows: Sequence[int], lots: Sequence[int]) -> None:
+        """Promises lots of rows, each named once, to an open order."""
+        if len(rows) < ROWS_AT_ONCE:
+            cells = self._exact_at
+            for row, promised in zip(rows, lots, strict=True):
+                cells[_FIELDS * row + _PROMISED] += promised
+        else:
+            self._promised[rows] += lots
+
+    def places(self, rows: NDArray[np.integer]) -> Places:
+        """Where the accounts of ranked rows stand in the alphabet."""
+        places: Places = self._alphabet.places[rows]
+        return places
+
+    def seq_of(self, account: str) -> int:
+        """The sequence of an account's last position, 0 if it had none."""
+        if self._seq is None:
+            return 0
+        row = self._directory.find(account)
+        return 0 if row == NONE else int(self._seq[row])
+
+    def remember(self, account: str, seq: int) -> None:
+        """Keeps the sequence of an account's last position, open or closed."""
+        row = self._directory.find(account)
+        if row == NONE:
+            row = self._add(account)
+        if self._seq is None:
+            self._seq = np.zeros(len(self._exact), np.int64)
+        self._seq[row] = seq
+
+    def begin_snapshot(self) -> None:
+        """Begins to note the rows that a snapshot names."""
+        self._seen = bytearray(len(self._exact))
+
+    def end_snapshot(self) -> None:
+        """Closes every position that the snapshot did not name."""
+        if self._seen is None:
+            return
+        seen = np.frombuffer(self._seen.ljust(len(self._exact), b"\0"), np.uint8)
+        rows = np.flatnonzero((self._lots > 0) & (seen == 0))
+        self._seen = None
+        self._lots[rows] = 0
+        self._entry[rows] = np.nan
+        self.open -= len(rows)
+        self._forget()
+        for row in rows[:ROWS_FREED_MAX].tolist():
+            self._free_if_idle(row)
 
     @property
     def lots(self) -> int:
@@ -155,27 +380,75 @@ class Side:
     def row_of(self, account: str) -> int:
         """The row of an account's open position, or NONE."""
         row = self._directory.find(account)
-        return row if row != NONE and self._exact_at[3 * row] else NONE
+        return row if row != NONE and self._exact_at[_FIELDS * row] else NONE
+
+    def has_row(self, account: str) -> bool:
+        """Whether an account has a row, open or closed."""
+        return self._directory.find(account) != NONE
 
     def columns(self, mark: int) -> Columns:
         """What the side is ranked by at a mark."""
-        rows = len(self.accounts)
-        return Columns(self._entry[:rows], self._margin_per_lot[:rows], self._lot_value(mark), self._direction)
+        if self._columns is None or self._columns[0] != mark:
+            rows = len(self.accounts)
+            columns = Columns(self._entry[:rows], self._margin_per_lot[:rows], self._lot_value(mark), self.valuation.direction)
+            self._columns = mark, columns._replace(equity=self._exact_equities(columns, mark))
+        return self._columns[1]
 
     def ranking(self, mark: int) -> Ranking:
         """All ranked positions at a mark; kept until a position or the mark changes."""
         if self._ranking is None or self._ranking[0] != mark:
-            self._alphabet.update()
+            self._alphabet.update(self._directory.renamed)
             self._ranking = mark, rank_all(self.columns(mark), self._alphabet)
         return self._ranking[1]
 
-    def leaders(self, mark: int, count: int) -> Leaders:
-        """The first `count` gainers at a mark, or all there are."""
-        return rank_leaders(self.columns(mark), self.accounts, count)
+    def leaders(self, mark: int, count: int) -> Candidates:
+        """At least the first `count` gainers at a mark, or all there are; kept until a position or the mark changes."""
+        known = self._leaders
+        if known is None or known.mark != mark or not (known.complete or len(known) >= count):
+            found = rank_leaders(self.columns(mark), self.accounts, count)
+            complete = len(found.rows) < count
+            self._leaders = known = Candidates(self, mark, found, len(found.rows), complete=complete)
+        return known
+
+    def everybody(self, mark: int) -> Candidates:
+        """All ranked positions at a mark; kept until a position or the mark changes."""
+        known = self._everybody
+        if known is None or known.mark != mark:
+            ranking = self.ranking(mark)
+            gainers = int(np.count_nonzero(self.columns(mark).gainers()))
+            found = Leaders(ranking.rows, len(ranking.rows))
+            self._everybody = known = Candidates(self, mark, found, gainers, complete=True)
+        return known
+
+    def among(self, mark: int, accounts: Iterable[str]) -> Candidates:
+        """The ranked positions of some accounts at a mark, in the order of rank."""
+        ranks = {account: rank.rank for account in accounts if (rank := self.rank_of(account, mark))}
+        names = sorted(ranks, key=ranks.__getitem__)
+        rows = np.array([self._directory.find(name) for name in names], np.int64)
+        gainers = int(np.count_nonzero(self.columns(mark).of(rows).gainers()))
+        found = Leaders(rows, len(self.ranking(mark).rows))
+        order = np.array([ranks[name] for name in names], np.int64)
+        return Candidates(self, mark, found, gainers, complete=True, ranks=order)
+
+    def promised(self, rows: NDArray[np.integer]) -> Integers:
+        """The lots of rows that open orders wait for."""
+        promised: Integers = self._promised[rows]
+        return promised
+
+    def limit(self, row: int) -> int:
+        """The last price at which closing a row leaves no deficit; see `Valuation`."""
+        cell = _FIELDS * row
+        cells = self._exact_at
+        return self.valuation.limit(cells[cell], cells[cell + 1], cells[cell + 2])
+
+    def slack(self, rows: NDArray[np.integer], price: int) -> tuple[Floats, Floats]:
+        """The equity that closing at a price would leave, per lot, and how far rounding may have moved it."""
+        entry, margin, value = self._entry[rows], self._margin_per_lot[rows], self._lot_value(price)
+        return margin + (value - entry) * self.valuation.direction, (margin + entry + value) * UNSURE
 
     def rank_of(self, account: str, mark: int) -> Rank | None:
         """Where an account's position stands at a mark; None without a position, or without equity. Quick once ranked."""
-        row = self._directory.find(account)
+        row = self.row_of(account)
         if row == NONE:
             return None
         keys = self.ranking(mark).keys
@@ -186,25 +459,21 @@ class Side:
 
     def standing(self, row: int, mark: int) -> Standing:
         """One position at a mark, with the numbers of its rank."""
-        return next(self.standings([row], mark))
+        (lots,), (entry_price,), (margin,) = self.inputs([row])
+        return self.valuation.standing(self.accounts[row], lots, entry_price, margin, mark)
 
-    def standings(self, rows: Sequence[int], mark: int) -> Iterator[Standing]:
-        """Positions at a mark, with the numbers of their ranks."""
-        is_inverse, gains_when_rising, numerator = self._is_inverse, self._gains_when_rising, self._numerator
-        value = self._lot_value(mark)
-        columns = (column[rows].tolist() for column in (self._lots, self._entry_price, self._margin))
-        for row, lots, entry_price, margin in zip(rows, *columns, strict=True):
-            move = mark - entry_price if gains_when_rising else entry_price - mark
-            worth = move * lots * numerator
-            unit = self._denominator * mark * entry_price if is_inverse else self._denominator
-            equity = margin + worth / unit
-            returned = move / (mark if is_inverse else entry_price)
-            leverage = value * lots / equity if equity > 0 else math.inf
-            score = returned * leverage if move > 0 else returned / leverage
-            pnl = worth // unit
-            if not -INT64_MAX <= pnl <= INT64_MAX:
-                pnl = INT64_MAX if pnl > 0 else -INT64_MAX
-            yield Standing(self.accounts[row], lots, entry_price, margin, mark, pnl, returned, leverage, score)
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """The accounts of some rows."""
+        return [self._directory.accounts[row] for row in rows]
+
+    def inputs(self, rows: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+        """The lots, entry prices and margins of some rows."""
+        if len(rows) < ROWS_AT_ONCE:
+            cells = self._exact_at
+            first = [_FIELDS * row for row in rows]
+            return [cells[cell] for cell in first], [cells[cell + 1] for cell in first], [cells[cell + 2] for cell in first]
+        lots, entry_prices, margins, _ = self._exact[rows].T.tolist()
+        return lots, entry_prices, margins
 
     def sizes(self) -> Integers:
         """The open lots of every row, 0 where there is no position; they change with the book."""
@@ -218,51 +487,132 @@ class Side:
     def profits(self, rows: NDArray[np.integer], mark: int) -> Floats:
         """The unrealised PnL of rows at a mark, up to a factor that all have in common."""
         entry_price = self._entry_price[rows]
-        moves = mark - entry_price if self._gains_when_rising else entry_price - mark
+        moves = mark - entry_price if self.valuation.gains_when_rising else entry_price - mark
         profits: Floats = moves.astype(np.float64) * self._lots[rows]
-        return profits / entry_price if self._is_inverse else profits
+        return profits / entry_price if self.valuation.is_inverse else profits
 
     def save(self) -> SavedSide:
-        """The open positions, to be kept."""
-        rows = np.flatnonzero(self._lots)
-        columns = (column[rows].astype("<i8").tobytes() for column in (self._lots, self._entry_price, self._margin))
-        return SavedSide([self.accounts[row] for row in rows.tolist()], *columns)
+        """The open positions and the sequences to be remembered."""
+        kept = self._lots > 0 if self._seq is None else (self._lots > 0) | (self._seq > 0)
+        rows = np.flatnonzero(kept)
+        lots, entry_price, margin = (
+            column[rows].astype("<i8").tobytes() for column in (self._lots, self._entry_price, self._margin)
+        )
+        seq = b"" if self._seq is None else self._seq[rows].astype("<i8").tobytes()
+        names = [self.accounts[row] for row in rows.tolist()]
+        seen = self._seen
+        named = None if seen is None else bytes(seen[row] if row < len(seen) else 0 for row in rows.tolist())
+        return SavedSide(names, lots, entry_price, margin, seq, named)
 
-    def restore(self, saved: SavedSide) -> None:
-        """Sets the positions that were kept."""
-        columns = (np.frombuffer(data, "<i8").tolist() for data in (saved.lots, saved.entry_price, saved.margin))
-        for account, lots, entry_price, margin in zip(saved.accounts, *columns, strict=True):
-            self.set(account, lots, entry_price, margin)
+    def restore(self, saved: SavedSide) -> Iterator[None]:
+        """Sets the positions that were kept, some at each step."""
+        lots, entry_price, margin = (np.frombuffer(data, "<i8") for data in (saved.lots, saved.entry_price, saved.margin))
+        seq = np.frombuffer(saved.seq, "<i8") if saved.seq else None
+        for first in range(0, len(saved.accounts), ROWS_PER_STEP):
+            part = slice(first, first + ROWS_PER_STEP)
+            columns = (column[part].tolist() for column in (lots, entry_price, margin))
+            for account, *position in zip(saved.accounts[part], *columns, strict=True):
+                if position[0]:
+                    self.set(account, *position)
+            if seq is not None:
+                for account, number in zip(saved.accounts[part], seq[part].tolist(), strict=True):
+                    if number:
+                        self.remember(account, number)
+            yield
+        self._restore_seen(saved)
 
-    def _lot_value(self, price: int) -> float:
-        """What a lot is worth at a price, in atoms; the quotient of integers is the float nearest to it."""
-        if self._is_inverse:
-            return self._numerator / (self._denominator * price)
-        return price * self._numerator / self._denominator
+    def _restore_seen(self, saved: SavedSide) -> None:
+        if saved.seen is not None:
+            self.begin_snapshot()
+            for account, named in zip(saved.accounts, saved.seen, strict=True):
+                row = self._directory.find(account)
+                if named and row != NONE:
+                    self._mark_seen(row)
+
+    def _mark_seen(self, row: int) -> None:
+        seen = self._seen
+        if seen is not None:
+            if row >= len(seen):
+                seen.extend(bytes(len(self._exact) - len(seen)))
+            seen[row] = 1
+
+    def _close(self, row: int) -> None:
+        self.open -= 1
+        self._exact_at[_FIELDS * row] = 0
+        self._entry_at[row] = math.nan
+        self._columns = self._ranking = self._leaders = self._everybody = None
+
+    def _release(self, row: int) -> None:
+        """Offers lots again that an order does not wait for any more."""
+        for candidates in (self._leaders, self._everybody):
+            if candidates is not None:
+                candidates.start = 0
+        self._free_if_idle(row)
+
+    def _free_if_idle(self, row: int) -> None:
+        """Frees a row that holds nothing, promises nothing and remembers nothing."""
+        cell = _FIELDS * row
+        if self._exact_at[cell] or self._exact_at[cell + _PROMISED] or (self._seq is not None and self._seq[row]):
+            return
+        if self._directory.used == 1:
+            self._clear_rows()
+        else:
+            self._directory.remove(self.accounts[row])
+
+    def _clear_rows(self) -> None:
+        """Gives the memory of an empty side back."""
+        seen = self._seen
+        self._clear()
+        self._seen = None if seen is None else bytearray(len(self._exact))
+
+    def _exact_equities(self, columns: Columns, mark: int) -> Floats | None:
+        """The equity per lot of the rows that floats are unsure of; None where there are none."""
+        rows = unsure_rows(columns).tolist()
+        if not rows:
+            return None
+        equities = np.full(len(columns.entry), np.nan)
+        for row in rows:
+            equity, unit = self._equity(row, mark)
+            equities[row] = equity / (unit * self._exact_at[_FIELDS * row])
+        return equities
+
+    def _equity(self, row: int, price: int) -> tuple[int, int]:
+        lots, entry_price, margin, _ = self._exact[row].tolist()
+        return self.valuation.equity(lots, entry_price, margin, price)
 
     def _add(self, account: str) -> int:
-        row = len(self.accounts)
-        if row == ROWS_MAX:
+        if not self._directory.has_room(ROWS_MAX):
             raise Rejection(Reason.OUT_OF_RANGE, f"a side of a book has at most {ROWS_MAX} accounts")
+        row = self._directory.add(account)
         if row == len(self._exact):
             self._widen(int(row * GROWTH))
-        return self._directory.add(account)
+        return row
 
     def _widen(self, rows: int) -> None:
-        self._exact = np.concatenate([self._exact, np.zeros((rows - len(self._exact), 3), np.int64)])
-        self._lots, self._entry_price, self._margin = self._exact.T
+        more = rows - len(self._exact)
+        self._exact = np.concatenate([self._exact, np.zeros((more, _FIELDS), np.int64)])
+        self._lots, self._entry_price, self._margin, self._promised = self._exact.T
         self._entry = _widened(self._entry, rows, np.float64(np.nan))
         self._margin_per_lot = _widened(self._margin_per_lot, rows, np.float64(0))
+        if self._seq is not None:
+            self._seq = _widened(self._seq, rows, np.int64(0))
         self._exact_at: memoryview[int] = self._exact.reshape(-1).data
         self._entry_at: memoryview[float] = self._entry.data.cast("B").cast("d")
         self._margin_per_lot_at: memoryview[float] = self._margin_per_lot.data.cast("B").cast("d")
 
 
 class Book:
-    """The open positions of a contract, and its mark price in the contract's units (None until one came)."""
+    """The open positions of a contract, and its mark price in the contract's units (None until one came).
+
+    `mark_ts` is the engine's time of the mark (ms), `mark_seq` its sequence, 0 without one. `stale` says that the stream lost
+    its tail since the last snapshot: positions may have been closed that are still here.
+    """
 
     def __init__(self, contract: Contract) -> None:
         self.mark: int | None = None
+        self.mark_ts = 0
+        self.mark_seq = 0
+        self.stale = False
         self._long, self._short = Side(contract, "long"), Side(contract, "short")
         self.sides: dict[SideName, Side] = {"long": self._long, "short": self._short}
 
@@ -272,15 +622,42 @@ class Book:
             if side.open:
                 side.expect(accounts)
 
-    def set(self, account: str, lots: int, entry_price: int, margin: int) -> None:
-        """Makes this the account's whole position: positive lots are long, negative short, none close it."""
-        side, other = (self._long, self._short) if lots > 0 else (self._short, self._long)
+    def set(self, account: str, lots: int, entry_price: int, margin: int, leg: Leg = "BOTH") -> None:
+        """Makes this the account's position: positive lots are long, negative short, none close it.
+
+        `BOTH` is the whole position of an account, `LONG` or `SHORT` one leg, which leaves the other as it is.
+        """
+        if leg == "BOTH":
+            side, other = (self._long, self._short) if lots > 0 else (self._short, self._long)
+        else:
+            side, other = (self._long if leg == "LONG" else self._short), None
         if lots:
             side.set(account, abs(lots), entry_price, margin)
         else:
             side.close(account)
-        if other.open:
+        if other is not None and other.open:
             other.close(account)
+
+    def seq_of(self, account: str, leg: Leg) -> int:
+        """The highest sequence of an account's last positions on the sides of a leg, 0 without one."""
+        return max(side.seq_of(account) for side in self._sides_of(leg))
+
+    def remember(self, account: str, leg: Leg, seq: int) -> None:
+        """Keeps the sequence of an account's last position, where the account has a row."""
+        sides = self._sides_of(leg)
+        for side in [side for side in sides if side.has_row(account)] or sides[:1]:
+            side.remember(account, seq)
+
+    def begin_snapshot(self) -> None:
+        """Begins to note which positions a snapshot names."""
+        for side in self.sides.values():
+            side.begin_snapshot()
+
+    def end_snapshot(self) -> None:
+        """Closes what the snapshot did not name; the book is as the engine has it."""
+        for side in self.sides.values():
+            side.end_snapshot()
+        self.stale = False
 
     @property
     def open(self) -> int:
@@ -288,7 +665,7 @@ class Book:
         return self._long.open + self._short.open
 
     def positions(self, account: str) -> Iterator[tuple[SideName, int]]:
-        """The side and row of an account's open position, if it has one."""
+        """The side and row of each of an account's open positions."""
         for name, side in self.sides.items():
             row = side.row_of(account)
             if row != NONE:
@@ -296,12 +673,22 @@ class Book:
 
     def save(self) -> SavedBook:
         """The positions as they stand, to be kept; the mark is kept beside them."""
-        return SavedBook(self.sides["long"].save(), self.sides["short"].save())
+        return SavedBook(self._long.save(), self._short.save(), self.stale)
 
-    def restore(self, saved: SavedBook) -> None:
-        """Sets the positions that were kept."""
-        self.sides["long"].restore(saved.long)
-        self.sides["short"].restore(saved.short)
+    def restore(self, saved: SavedBook) -> Iterator[None]:
+        """Sets the positions that were kept, some at each step."""
+        self.stale = saved.stale
+        yield from self._long.restore(saved.long)
+        yield from self._short.restore(saved.short)
+
+    def _sides_of(self, leg: Leg) -> Sequence[Side]:
+        match leg:
+            case "LONG":
+                return (self._long,)
+            case "SHORT":
+                return (self._short,)
+            case _:
+                return self._long, self._short
 
 
 def _widened(column: NDArray[_Number], rows: int, filler: _Number) -> NDArray[_Number]:

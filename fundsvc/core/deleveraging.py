@@ -1,29 +1,34 @@
-"""The ADL desk of one contract: its book, its open orders, and who is asked in each round."""
+"""The ADL desk of one contract: its book, its open orders, and the positions that a round asks."""
 
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from fundsvc.core.adl import AdlOrder, Allocation
-from fundsvc.core.allocation import Takings, allocate_pro_rata, allocate_queue, capped
-from fundsvc.core.book import Book, Side, SideName
+from fundsvc.core.adl import EMPTY_ROUND, AdlOrder, RoundTerms, Want
+from fundsvc.core.allocation import SHARE_UNITS, allocate_pro_rata
+from fundsvc.core.book import Book, Candidates, Side
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE
 from fundsvc.core.policy import Policy
-from fundsvc.core.ranking import Integers, Leaders
+from fundsvc.core.ranking import Integers
 
 LEADERS_MIN = 1024
-"""Few orders ask more positions than this. Look at so many at first, then at four times as many until there is enough."""
+"""Few orders ask more positions than this. Rank so many at first, then four times as many until there is enough."""
+
+WINDOW_MIN = 64
+"""Candidates are looked at in windows, each four times as large as the one before: most orders need one small window."""
+
+GROWTH = 4
 
 
-class Spread(NamedTuple):
-    """Ranked positions, and how many lots are taken of which, by their index among these."""
+class Picks(NamedTuple):
+    """The positions that a round asks, as columns in the order of rank, and how many positions of the side have a rank."""
 
-    leaders: Leaders
-    takings: Takings
-
-
-NOBODY = Spread(Leaders(np.empty(0, np.int64), 0), [])
+    rows: list[int]
+    ranks: list[int]
+    lots: list[int]
+    ranked: int
 
 
 class Deleveraging:
@@ -38,81 +43,213 @@ class Deleveraging:
         self.orders: dict[int, AdlOrder] = {}
         self.changed = False
 
-    def begin_round(self, order: AdlOrder) -> bool:
-        """Asks the positions that the policy names for what the order still needs; False when there is nobody to ask."""
-        self.orders.pop(order.adl, None)
-        order.begin_round(self.allocate(order.reduce, order.needed, self.policy))
-        if not order.allocations:
-            return False
+    def begin_round(self, order: AdlOrder, now_ms: int) -> RoundTerms:
+        """Asks the positions that the policy names for what an order still needs, and promises their lots to it.
+
+        The round is empty where nobody can be asked.
+        """
+        want = order.want(self.policy.rounds_max)
+        picks = self._picks(want, self.policy)
+        terms = self._explain(want, picks)
+        order.begin_round(terms, now_ms)
         self.orders[order.adl] = order
-        return True
+        self.book.sides[order.reduce].promise_rows(picks.rows, picks.lots)
+        return terms
+
+    def reopen(self, order: AdlOrder) -> None:
+        """Takes up an open order as it was loaded, and promises to it what its round still asks."""
+        self.orders[order.adl] = order
+        self._promise(order)
+
+    def end_round(self, order: AdlOrder) -> None:
+        """Ends the present round: what was not executed is promised no more."""
+        self.withdraw(order)
+        order.end_round()
+
+    def withdraw(self, order: AdlOrder) -> None:
+        """Takes back what an order was promised."""
+        side = self.book.sides[order.reduce]
+        for account, rest in order.asked.rests():
+            if rest:
+                side.promise(account, -rest)
 
     def close(self, order: AdlOrder) -> None:
-        """Forgets an order that is over, and with it what it promised."""
+        """Forgets an order that is over."""
         self.orders.pop(order.adl, None)
 
-    def anybody(self, reduce: SideName) -> bool:
-        """Whether a round on this side would find somebody to ask."""
-        return bool(self.spread(reduce, 1, self.policy).takings)
+    def reduce(self, order: AdlOrder, account: str, lots: int) -> None:
+        """Takes executed lots off a position and off what it promised."""
+        side = self.book.sides[order.reduce]
+        side.reduce(account, lots)
+        side.promise(account, -lots)
+        self.changed = True
 
-    def allocate(self, reduce: SideName, lots: int, policy: Policy) -> list[Allocation]:
-        """Who would be asked for how many lots now, with all that explains it; changes nothing."""
-        side, mark = self.book.sides[reduce], self.book.mark
-        (rows, ranked), takings = self.spread(reduce, lots, policy)
-        if mark is None:
-            return []
-        standings = side.standings([int(rows[index]) for index, _ in takings], mark)
-        return [
-            Allocation(standing, index + 1, ranked, asked) for standing, (index, asked) in zip(standings, takings, strict=True)
-        ]
+    def anybody(self, want: Want) -> bool:
+        """Whether a round would find somebody to ask."""
+        return bool(self._picks(want._replace(lots=1), self.policy).rows)
 
-    def spread(self, reduce: SideName, lots: int, policy: Policy) -> Spread:
-        """How lots would be spread over a side now."""
-        side, mark = self.book.sides[reduce], self.book.mark
-        if mark is None or not side.open:
-            return NOBODY
-        promised = self._promised(side, reduce)
-        if policy.allocation == "pro_rata" or policy.eligible == "all":
-            return _spread(side, mark, _eligible(side, mark, policy), lots, promised, policy)
-        count = min(lots, LEADERS_MIN)  # each gives a lot at least, so more are not asked unless promises are in the way
-        while True:
-            leaders = side.leaders(mark, count)
-            spread = _spread(side, mark, leaders, lots, promised, policy)
-            if len(leaders.rows) < count or sum(asked for _, asked in spread.takings) >= lots:
-                return spread
-            count *= 4
+    def terms(self, want: Want, policy: Policy) -> RoundTerms:
+        """What a round would ask now, with all that explains it; changes nothing."""
+        return self._explain(want, self._picks(want, policy))
 
-    def _promised(self, side: Side, reduce: SideName) -> Integers | None:
-        """What open orders have asked of positions on a side and not got yet, by row; None when they wait for nothing there."""
-        orders = [order for order in self.orders.values() if order.reduce == reduce]
-        if not orders:
-            return None
-        promised = np.zeros(len(side.accounts), np.int64)
-        for order in orders:
-            for allocation in order.allocations.values():
-                row = side.row_of(allocation.account)
-                if row != NONE:
-                    promised[row] += allocation.asked - allocation.executed
-        return promised
+    def _explain(self, want: Want, picks: Picks) -> RoundTerms:
+        if not picks.rows:
+            return EMPTY_ROUND
+        side = self.book.sides[want.reduce]
+        return RoundTerms(
+            self.book.mark or 0,
+            self.book.stale,
+            picks.ranked,
+            len(picks.rows),
+            sum(picks.lots),
+            side.names(picks.rows),
+            picks.ranks,
+            *side.inputs(picks.rows),
+            picks.lots,
+        )
 
+    def _promise(self, order: AdlOrder) -> None:
+        side = self.book.sides[order.reduce]
+        for account, rest in order.asked.rests():
+            if rest:
+                side.promise(account, rest)
 
-def _eligible(side: Side, mark: int, policy: Policy) -> Leaders:
-    """Everybody who may be asked, in the order of rank."""
-    rows = side.ranking(mark).rows
-    ranked = len(rows)
-    if policy.eligible == "profitable":
-        rows = rows[: np.count_nonzero(side.columns(mark).gainers())]
-    return Leaders(rows, ranked)
+    def _picks(self, want: Want, policy: Policy) -> Picks:
+        """Finds positions to ask: first those that never failed the order, then those that failed it least."""
+        search = _Search(self.book.sides[want.reduce], self.book.mark or 0, want, policy)
+        if (
+            self.book.mark is None
+            or not self.book.sides[want.reduce].open
+            or (self.book.stale and policy.stale_books == "skip")
+        ):
+            return search.picks()
+        search.ask_all_but({want.account, *want.failures, *want.exhausted})
+        for accounts in _by_failures(want):
+            search.ask_among(accounts)
+        return search.picks()
 
 
-def _spread(side: Side, mark: int, leaders: Leaders, lots: int, promised: Integers | None, policy: Policy) -> Spread:
-    """Spreads lots over rows that are in the order of rank, beginning with rank 1."""
-    rows = leaders.rows
-    held = side.lots_of(rows)
-    available = held if promised is None else np.maximum(held - promised[rows], 0)
-    if policy.allocation == "pro_rata":
-        profits = side.profits(rows, mark)
-        return Spread(leaders, allocate_pro_rata(available, profits, lambda index: side.accounts[rows[index]], lots))
-    if policy.allocation == "capped":
-        return Spread(leaders, allocate_queue(capped(available.tolist(), held.tolist(), policy.cap_share), lots))
-    return Spread(leaders, allocate_queue(available.tolist(), lots))
+class _Search:
+    """Finds positions for the lots that are wanted; `left` are the lots still wanted."""
+
+    def __init__(self, side: Side, mark: int, want: Want, policy: Policy) -> None:
+        self.left = want.lots
+        self._rows: list[int] = []
+        self._ranks: list[int] = []
+        self._lots: list[int] = []
+        self._ranked = 0
+        self._side = side
+        self._mark = mark
+        self._price = want.price
+        self._policy = policy
+        self._cap = round(policy.cap_share * SHARE_UNITS) if policy.allocation == "capped" else SHARE_UNITS
+        self._barred: set[int] = set()
+
+    def ask_all_but(self, accounts: Collection[str]) -> None:
+        """Asks anybody but these accounts."""
+        self._barred = {row for account in accounts if (row := self._side.row_of(account)) != NONE}
+        if self._policy.eligible == "profitable" and self._policy.allocation != "pro_rata":
+            self._ask_leaders()
+        else:
+            self._ask(self._side.everybody(self._mark))
+        self._barred = set()
+
+    def ask_among(self, accounts: Collection[str]) -> None:
+        """Asks these accounts alone."""
+        if self.left:
+            self._ask(self._side.among(self._mark, accounts))
+
+    def picks(self) -> Picks:
+        """What was found, in the order of rank."""
+        ranks = self._ranks
+        if ranks == sorted(ranks):
+            return Picks(self._rows, ranks, self._lots, self._ranked)
+        order = sorted(range(len(ranks)), key=ranks.__getitem__)
+        rows, ranks, lots = ([column[place] for place in order] for column in (self._rows, ranks, self._lots))
+        return Picks(rows, ranks, lots, self._ranked)
+
+    def _ask_leaders(self) -> None:
+        """Ranks no more gainers than the order needs: each gives a lot at least, unless it is promised or barred."""
+        count, first = min(self.left, LEADERS_MIN), 0
+        while self.left:
+            candidates = self._side.leaders(self._mark, count)
+            self._ranked = candidates.ranked
+            self._queue(candidates, max(first, candidates.start), len(candidates), survivors=True)
+            if candidates.complete:
+                return
+            count, first = GROWTH * max(count, len(candidates)), len(candidates)
+
+    def _ask(self, candidates: Candidates) -> None:
+        """By the contract's allocation; positions that the price would bankrupt come last, if at all."""
+        self._ranked = candidates.ranked
+        everybody = self._policy.eligible == "all"
+        last = len(candidates) if everybody else candidates.gainers
+        if self._policy.allocation == "pro_rata":
+            self._share(candidates, last)
+        else:
+            self._queue(candidates, candidates.start, last, survivors=True)
+        if everybody and self.left:
+            self._queue(candidates, candidates.start, last, survivors=False)
+
+    def _queue(self, candidates: Candidates, first: int, last: int, *, survivors: bool) -> None:
+        """Takes from one candidate after the other until there is enough."""
+        width = WINDOW_MIN
+        while self.left and first < last:
+            part = slice(first, min(last, first + width))
+            free = candidates.free(part)
+            able = free > 0
+            if first == candidates.start and not able.any():
+                candidates.start = part.stop
+            if width > WINDOW_MIN:
+                able &= candidates.survivors(part, self._price) == survivors
+            self._take(candidates, first, np.flatnonzero(able).tolist(), free, survivors=survivors)
+            first, width = part.stop, GROWTH * width
+
+    def _take(self, candidates: Candidates, first: int, able: Sequence[int], free: Integers, *, survivors: bool) -> None:
+        """Takes lots of candidates, by their places after the `first` one."""
+        for place in able:
+            index = first + place
+            if self._is_barred(candidates, index) or candidates.survives(index, self._price) != survivors:
+                continue
+            self._pick(candidates, index, self._capped(int(free[place]), int(candidates.held[index])))
+            if not self.left:
+                return
+
+    def _is_barred(self, candidates: Candidates, index: int) -> bool:
+        return bool(self._barred) and int(candidates.rows[index]) in self._barred
+
+    def _share(self, candidates: Candidates, last: int) -> None:
+        """Shares the lots by unrealised profit among all candidates that the price leaves solvent."""
+        part = slice(0, last)
+        rows = candidates.rows[part]
+        able = candidates.survivors(part, self._price)
+        if self._barred:
+            able &= ~np.isin(rows, list(self._barred))
+        free = np.where(able, np.maximum(candidates.free(part), 0), 0)
+        profits = self._side.profits(rows, self._mark)
+        takings = allocate_pro_rata(free, profits, self._side.places(rows), self.left)
+        indices = [index for index, _ in takings]
+        self._rows += rows[indices].tolist()
+        self._ranks += candidates.ranks_of(indices)
+        self._lots += [lots for _, lots in takings]
+        self.left = max(0, self.left - sum(lots for _, lots in takings))
+
+    def _pick(self, candidates: Candidates, index: int, lots: int) -> None:
+        lots = min(lots, self.left)
+        self.left -= lots
+        self._rows.append(int(candidates.rows[index]))
+        self._ranks += candidates.ranks_of([index])
+        self._lots.append(lots)
+
+    def _capped(self, free: int, held: int) -> int:
+        """What a position may give under the policy's ceiling: a share of its lots, at least one."""
+        return free if self._cap == SHARE_UNITS else min(free, max(1, held * self._cap // SHARE_UNITS))
+
+
+def _by_failures(want: Want) -> Iterator[Sequence[str]]:
+    """The accounts that failed an order and may be asked once more, those with the fewest failures first."""
+    failed: dict[int, list[str]] = {}
+    for account, failures in want.failures.items():
+        if account not in want.exhausted and account != want.account:
+            failed.setdefault(failures, []).append(account)
+    return (failed[failures] for failures in sorted(failed))

@@ -8,17 +8,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from fundsvc.core.adl import AdlOrder, opposite
-from fundsvc.core.batch import Batch, BookState, Moved, RateState, Round
-from fundsvc.core.book import Book, SavedBook
+from fundsvc.core.adl import AdlOrder
+from fundsvc.core.batch import Batch, BookState, KeptBook, Moved, RateState, Round
+from fundsvc.core.book import Book
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
-from fundsvc.core.escalation import end_round, escalate, execute
+from fundsvc.core.escalation import acknowledge, end_round, escalate, execute, time_out, waits_for_adl
 from fundsvc.core.events import (
     UNDER_TERMS,
+    AdlAck,
     AdlEnd,
     AdlFill,
+    AdlTimeout,
     Event,
     Fill,
     Listing,
@@ -27,6 +29,7 @@ from fundsvc.core.events import (
     Rate,
     Reason,
     Rejection,
+    Snapshot,
     terms_in_doubt,
 )
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
@@ -71,13 +74,17 @@ class Partition:
         self._ahead_ms = int(ts_ahead_seconds_max * 1000)
         self.sequences = Sequences({symbol: fund.seq for symbol, fund in self._funds.items()})
         self._desks: dict[str, Deleveraging] = {}
-        self._books_due: list[str] = []
+        self._books_due: dict[str, None] = {}
+        self._now_ms = 0
         self._handlers: dict[type, Callable[[Any], None]] = {
             Fill: self._fill,
             Mark: self._mark,
             Position: self._position,
             AdlFill: self._adl_fill,
             AdlEnd: self._adl_end,
+            AdlAck: self._adl_ack,
+            AdlTimeout: self._adl_timeout,
+            Snapshot: self._snapshot,
             Rate: self._rate,
             Listing: self._list,
             Rejection: self._refuse,
@@ -131,26 +138,34 @@ class Partition:
         batch, self.batch = self.batch, Batch()
         batch.funds = [fund.state() for fund in batch.changed.values()]
         batch.moved = [Moved(fund.credited, fund.repaid) for fund in batch.changed.values()]
-        while self._books_due and sum(kept.positions for kept in batch.books) < BOOK_POSITIONS_MAX:
-            batch.books.append(self._kept(self._books_due.pop()))
+        positions = 0
+        while self._books_due and positions < BOOK_POSITIONS_MAX:
+            batch.books.append(self._kept(self._books_due.popitem()[0]))
+            positions += batch.books[-1].positions
         return batch
 
     def keep_books(self) -> None:
-        """Asks for all books to be kept: a bounded part with each batch that is taken from now on."""
-        self._books_due = sorted(self._funds)
+        """Has all books kept: a bounded part with each batch that is taken from now on."""
+        self._books_due = dict.fromkeys(sorted(self._funds))
 
     def _keep(self, symbol: str) -> None:
-        if symbol not in self._books_due:
-            self._books_due.append(symbol)
+        self._books_due.setdefault(symbol)
 
-    def restore(self, symbol: str, mark: int | None, saved: SavedBook | None) -> None:
-        """Makes a contract's book what was kept, if anything was."""
-        if mark is None and saved is None:
+    def restore(self, kept: KeptBook) -> Iterator[None]:
+        """Makes a contract's book what was kept, if anything was; some positions at each step."""
+        if kept.mark is None and kept.book is None:
             return
-        book = self._desk(self._funds[symbol]).book
-        book.mark = mark
-        if saved:
-            book.restore(saved)
+        book = self._desk(self._funds[kept.symbol]).book
+        book.mark, book.mark_ts, book.mark_seq = kept.mark, kept.mark_ts, kept.mark_seq
+        if kept.book:
+            yield from book.restore(kept.book)
+
+    def make_stale(self) -> None:
+        """Marks the books with positions as stale, as the stream lost its tail; the next snapshot of a contract ends that."""
+        for symbol, desk in self._desks.items():
+            if desk.book.open:
+                desk.book.stale = desk.changed = True
+                self._keep(symbol)
 
     def admit(self, fund: Fund) -> None:
         """Takes in a contract that was listed elsewhere: for who follows the books without settling anything."""
@@ -182,21 +197,23 @@ class Partition:
         """A book to be kept; only its place in the stream when its positions have not changed since they were."""
         fund, desk = self._funds[symbol], self._desks.get(symbol)
         if desk is None:
-            return BookState(symbol, fund.seq, None, None, 0)
-        saved = desk.book.save() if desk.changed else None
+            return BookState(symbol, fund.seq, None, 0, 0, None, 0)
+        book = desk.book
+        saved = book.save() if desk.changed else None
         desk.changed = False
-        return BookState(symbol, fund.seq, desk.book.mark, saved, desk.book.open if saved else 0)
+        return BookState(symbol, fund.seq, book.mark, book.mark_ts, book.mark_seq, saved, book.open if saved else 0)
 
     def reopen(self, order: AdlOrder) -> Round:
         """Goes on with an order that was open when the partition was last owned; returns the round at hand."""
         fund = self._funds[order.symbol]
         fund.open_in_adl += order.rest
-        self._desk(fund).orders[order.adl] = order
-        return Round(order.written(), tuple(map(order.allocation_written, order.allocations.values())))
+        self._desk(fund).reopen(order)
+        rests = [(account, rest) for account, rest in order.asked.rests() if rest]
+        return Round(order.written(), [account for account, _ in rests], [rest for _, rest in rests])
 
     def recall(self, event: Event) -> None:
         """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept."""
-        if isinstance(event, Mark | Position):
+        if isinstance(event, Mark | Position | Snapshot):
             self.apply(event)
         elif isinstance(event, AdlFill):
             desk = self._desk(self._fund(event.symbol))
@@ -208,6 +225,7 @@ class Partition:
         """Raises Rejection for an event that no fund may see: its time cannot be right, or its terms are in doubt."""
         fund = self._funds.get(getattr(event, "symbol", ""))
         if stream_ms is not None:
+            self._now_ms = stream_ms
             latest_ms = self.batch.latest_ms = stream_ms + self._ahead_ms
             check_time(event, latest_ms)
             if fund is not None and fund.guard is not None:
@@ -228,13 +246,14 @@ class Partition:
     def _settle(self, fund: Fund, fill: Fill) -> None:
         if not (fill.trade_id + fill.order_id + fill.account).isprintable():
             raise Rejection(Reason.INVALID_FIELD, "tradeId, orderId and account must be printable text")
-        settled = fund.settle(fill, self._stays_out(fund, fill) if fund.policy.waterfall == "adl_then_fund" else None)
+        adl_comes_first = fund.policy.waterfall == "adl_then_fund"
+        settled = fund.settle(fill, waits_for_adl(fund, self._desk(fund), fill) if adl_comes_first else None)
         self.batch.record(fund, settled)
         self.sequences.note(fill, _content(settled[0]))
         if fill.trade_id and self.sequences.repeats_trade(fill):
             self.batch.repeated_trades[fill.symbol] += 1
         if settled[0].uncovered:
-            escalate(self.batch, fund, self._desk(fund), settled[0])
+            escalate(self.batch, fund, self._desk(fund), settled[0], self._now_ms)
 
     def _adl_fill(self, event: AdlFill) -> None:
         fund = self._fund(event.symbol)
@@ -252,8 +271,16 @@ class Partition:
             self._see(event)
 
     def _end_round(self, fund: Fund, event: AdlEnd) -> None:
-        end_round(self.batch, fund, self._desk(fund), event)
+        end_round(self.batch, fund, self._desk(fund), event, self._now_ms)
         self.sequences.note(event, content_of(event, fund.contract))
+
+    def _adl_ack(self, event: AdlAck) -> None:
+        fund = self._fund(event.symbol)
+        acknowledge(self.batch, fund, self._desk(fund), event)
+
+    def _adl_timeout(self, event: AdlTimeout) -> None:
+        fund = self._fund(event.symbol)
+        time_out(self.batch, fund, self._desk(fund), event, self._now_ms)
 
     def _is_new(self, fund: Fund, event: Numbered) -> bool:
         """Whether an event's sequence is above the fund's; one that is not and is new all the same is refused."""
@@ -305,17 +332,17 @@ class Partition:
             desk = self._desks[symbol] = Deleveraging(fund.contract, fund.policy)
         return desk
 
-    def _stays_out(self, fund: Fund, fill: Fill) -> Callable[[], bool]:
-        """Whether the fund waits for deleveraging: it does when there is somebody to deleverage."""
-        return lambda: self._desk(fund).anybody(opposite(fill.side))
-
     def _mark(self, mark: Mark) -> None:
         fund = self._fund(mark.symbol)
         decimals = fund.contract.price_decimals
         price = parse_price(mark.price, decimals)
         if mark.index_price is not None:
             parse_price(mark.index_price, decimals)
-        self._desk(fund).book.mark = price
+        book = self._desk(fund).book
+        if mark.seq is not None and mark.seq <= book.mark_seq:
+            self.batch.duplicates[mark.symbol] += 1
+            return
+        book.mark, book.mark_ts, book.mark_seq = price, mark.ts, mark.seq or book.mark_seq
 
     def _position(self, position: Position) -> None:
         fund = self._funds.get(position.symbol) or self._fund(position.symbol)
@@ -324,11 +351,28 @@ class Partition:
         contract = fund.contract
         entry_price = parse_price(position.entry_price, contract.price_decimals) if position.lots else 0
         margin = parse_amount(position.margin, contract.settle_decimals)
+        if position.position_side != "BOTH":
+            _check_leg(position)
         desk = self._desks.get(position.symbol) or self._desk(fund)
+        if position.seq is not None and position.seq <= desk.book.seq_of(position.account, position.position_side):
+            self.batch.duplicates[position.symbol] += 1
+            return
         desk.changed = True
         if not desk.book.open:
-            self._keep(position.symbol)  # whoever watches the kept books learns at once that this one is worth following
-        desk.book.set(position.account, position.lots, entry_price, margin)
+            self._keep(position.symbol)  # followers of the kept books learn at once that this one has positions
+        desk.book.set(position.account, position.lots, entry_price, margin, position.position_side)
+        if position.seq is not None:
+            desk.book.remember(position.account, position.position_side, position.seq)
+
+    def _snapshot(self, snapshot: Snapshot) -> None:
+        fund = self._fund(snapshot.symbol)
+        desk = self._desk(fund)
+        desk.changed = True
+        if snapshot.phase == "begin":
+            desk.book.begin_snapshot()
+        else:
+            desk.book.end_snapshot()
+            self._keep(snapshot.symbol)
 
     def _rate(self, rate: Rate) -> None:
         if not rate.currency.isalnum():
@@ -380,3 +424,12 @@ class Partition:
         if home != self.number:
             raise Rejection(Reason.WRONG_PARTITION, f"{symbol} belongs to partition {home}, not {self.number}")
         raise Rejection(Reason.UNKNOWN_SYMBOL, f"{symbol} is not listed: list it with a contract event, then replay this")
+
+
+def _check_leg(position: Position) -> None:
+    """Raises Rejection where the sign of the lots contradicts the leg."""
+    if (position.lots < 0) if position.position_side == "LONG" else (position.lots > 0):
+        sign = "0 or more" if position.position_side == "LONG" else "0 or less"
+        raise Rejection(
+            Reason.INVALID_FIELD, f"lots of a {position.position_side} must be {sign}, not {position.lots}: see positionSide"
+        )

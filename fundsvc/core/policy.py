@@ -35,6 +35,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allocation: Literal["queue", "pro_rata", "capped"] = "queue"
     cap_share: Share = 0.5
     rounds_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
+    escalate_min: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    stale_books: Literal["ask", "skip"] = "ask"
     drawdown_guard: DrawdownGuard | None = None
 
 

@@ -1,12 +1,14 @@
-"""What a liquidation fill would do: to the fund, and to whom, if it came now. Nothing is touched."""
+"""What a liquidation fill would do now: to the fund, and to the positions that an order would ask. Nothing is changed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from fundsvc.core.adl import AdlOrder, opposite, order_for
+from fundsvc.core.adl import AdlOrder, RoundTerms, order_for
 from fundsvc.core.book import Book
 from fundsvc.core.chain import Entry
 from fundsvc.core.deleveraging import Deleveraging
+from fundsvc.core.escalation import waits_for_adl
 from fundsvc.core.events import Fill
 from fundsvc.core.settlement import Fund
 
@@ -16,20 +18,36 @@ class Preview(NamedTuple):
 
     entry: Entry
     order: AdlOrder | None
+    first: RoundTerms | None
 
 
 def preview(fund: Fund, book: Book, open_orders: Iterable[AdlOrder], fill: Fill) -> Preview:
-    """Settles a fill on a fund that the caller gives away, over a book that is only read.
+    """Settles a fill on a fund that the caller gives away, over a book that is left as it is.
 
     Lots that open orders wait for are promised to them. Raises Rejection when the fill could not be settled.
     """
     desk = Deleveraging(fund.contract, fund.policy)
     desk.book = book
-    desk.orders = {order.adl: order for order in open_orders}
-    deleverages_first = fund.policy.waterfall == "adl_then_fund"
-    entry, _ = fund.settle(fill, (lambda: desk.anybody(opposite(fill.side))) if deleverages_first else None)
-    if not entry.uncovered:
-        return Preview(entry, None)
-    order = order_for(entry, fund.adl + 1)
-    desk.begin_round(order)
-    return Preview(entry, order)
+    with _promised(desk, [*open_orders]):
+        return _preview(fund, desk, fill)
+
+
+def _preview(fund: Fund, desk: Deleveraging, fill: Fill) -> Preview:
+    adl_comes_first = fund.policy.waterfall == "adl_then_fund"
+    entry, _ = fund.settle(fill, waits_for_adl(fund, desk, fill) if adl_comes_first else None)
+    if entry.uncovered < max(1, fund.escalate_min(entry.bankruptcy_price)):
+        return Preview(entry, None, None)
+    order = order_for(entry, fund.adl + 1, fund.policy_version)
+    return Preview(entry, order, desk.terms(order.want(fund.policy.rounds_max), fund.policy))
+
+
+@contextmanager
+def _promised(desk: Deleveraging, orders: list[AdlOrder]) -> Iterator[None]:
+    """Promises lots to open orders, and takes the promises back."""
+    for order in orders:
+        desk.reopen(order)
+    try:
+        yield
+    finally:
+        for order in orders:
+            desk.withdraw(order)

@@ -47,6 +47,11 @@ SAMPLE_ROWS = 8192
 SAMPLE_MIN = 10
 """A sample's scores are estimates: so many rows, and so many more than twice those expected, mislead once in a million."""
 
+UNSURE = 1e-14
+"""Rounding moves an equity by less than this share of the values that it is the difference of: below, only integers know its
+sign.
+"""
+
 SLACK = 1 - 1e-6
 """Wider than a tie: who may tie with the last of the leaders is looked at closely."""
 
@@ -54,12 +59,15 @@ SLACK = 1 - 1e-6
 class Columns(NamedTuple):
     """What a side is ranked by: a lot's entry value (no number where there is no position) and margin in atoms, by row; a lot's
     value at the mark; and +1 where a mark above the entry is a gain, -1 where it is a loss.
+
+    `equity` is a lot's equity at the mark where floats cannot tell its sign, no number in other rows; None if there are none.
     """
 
     entry: Floats
     margin: Floats
     mark: float
     direction: int
+    equity: Floats | None = None
 
     def gainers(self) -> Mask:
         """Whose uPnL is above 0, by row."""
@@ -67,7 +75,8 @@ class Columns(NamedTuple):
 
     def of(self, rows: Places | Integers | Mask | slice) -> "Columns":
         """The same of some rows."""
-        return self._replace(entry=self.entry[rows], margin=self.margin[rows])
+        equity = None if self.equity is None else self.equity[rows]
+        return self._replace(entry=self.entry[rows], margin=self.margin[rows], equity=equity)
 
 
 class Ranking(NamedTuple):
@@ -140,12 +149,11 @@ def _scan(columns: Columns, threshold: float) -> tuple[Integers, int]:
     scratch = np.empty((2, BLOCK_ROWS))
     with np.errstate(invalid="ignore"):
         for rows in _blocks(len(columns.entry)):
-            entry, margin, mark, direction = columns.of(rows)
-            gain, equity = scratch[:, : len(entry)]
-            _gains(entry, mark, direction, gain)
-            np.add(margin, gain, out=equity)
+            block = columns.of(rows)
+            gain, equity = scratch[:, : len(block.entry)]
+            _gains_and_equity(block, gain, equity)
             ranked += int(np.count_nonzero(equity > 0))
-            np.multiply(equity, entry, out=equity)
+            np.multiply(equity, block.entry, out=equity)
             np.multiply(equity, threshold, out=equity)
             found.append(np.flatnonzero(gain >= equity) + rows.start)
     reached = np.concatenate(found) if found else np.empty(0, np.int64)
@@ -184,11 +192,9 @@ def _scores(columns: Columns, scratch: Floats) -> Floats:
     gain / (entry x equity) is positive exactly for gainers and gain x equity / entry negative exactly for losers, so the larger
     of the first and 0 plus the smaller of the second and 0 is right for both, without a branch.
     """
-    entry, margin, mark, direction = columns
-    gain, equity, gainer, loser = scratch[:, : len(entry)]
-    _gains(entry, mark, direction, gain)
-    np.add(margin, gain, out=equity)
-    np.divide(gain, entry, out=gain)
+    gain, equity, gainer, loser = scratch[:, : len(columns.entry)]
+    _gains_and_equity(columns, gain, equity)
+    np.divide(gain, columns.entry, out=gain)
     np.divide(gain, equity, out=gainer)
     np.multiply(gain, equity, out=loser)
     np.maximum(gainer, 0.0, out=gainer)
@@ -200,11 +206,30 @@ def _scores(columns: Columns, scratch: Floats) -> Floats:
     return scores
 
 
-def _gains(entry: Floats, mark: float, direction: int, out: Floats) -> None:
-    if direction > 0:
-        np.subtract(mark, entry, out=out)
+def _gains_and_equity(columns: Columns, gain: Floats, equity: Floats) -> None:
+    if columns.direction > 0:
+        np.subtract(columns.mark, columns.entry, out=gain)
     else:
-        np.subtract(entry, mark, out=out)
+        np.subtract(columns.entry, columns.mark, out=gain)
+    np.add(columns.margin, gain, out=equity)
+    if columns.equity is not None:
+        np.copyto(equity, columns.equity, where=~np.isnan(columns.equity))
+
+
+def unsure_rows(columns: Columns) -> Integers:
+    """The rows whose equity floats cannot tell from 0."""
+    found = []
+    scratch = np.empty((2, BLOCK_ROWS))
+    with np.errstate(invalid="ignore"):
+        for rows in _blocks(len(columns.entry)):
+            block = columns.of(rows)
+            gain, equity = scratch[:, : len(block.entry)]
+            _gains_and_equity(block, gain, equity)
+            np.abs(equity, out=equity)
+            np.add(block.entry, columns.mark, out=gain)
+            np.multiply(gain, UNSURE, out=gain)
+            found.append(np.flatnonzero(equity <= gain) + rows.start)
+    return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 def _pack(scores: Floats, places: Places, keys: Integers) -> None:

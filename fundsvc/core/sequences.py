@@ -142,9 +142,7 @@ class Sequences:
         """What is known of an event's sequence; without the ledger, what was applied before it was loaded is not told apart."""
         key = event.symbol, event.seq
         unknown = Applied.NEVER if event.seq > self._floors.get(event.symbol, 0) else Applied.UNVERIFIED
-        found = self._recent.get(key, self._facts.get(key, unknown))
-        is_older = event.seq <= self._floors.get(event.symbol, 0)
-        return Applied.UNVERIFIED if found is Applied.NEVER and is_older and not isinstance(event, Fill) else found
+        return self._recent.get(key, self._facts.get(key, unknown))
 
     def see(self, event: Numbered) -> None:
         """Notes a sequence above the fund's that came but does not count."""

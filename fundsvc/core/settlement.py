@@ -7,15 +7,21 @@
 Invariants after every fill: balance >= 0, outstanding >= 0, covered + uncovered = deficit.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.chain import GENESIS, Entry, Kind, link
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Reason, Rejection
+from fundsvc.core.events import AdlFill, Fill, Reason, Rejection
+from fundsvc.core.fullness import exact
 from fundsvc.core.numbers import INT64_MAX, format_units, parse_price
 from fundsvc.core.policy import Guard, Policy, SavedGuard
+from fundsvc.core.records import AdlRecord, RecordKind, SealedRecord, link_record
+
+WaitsForAdl = Callable[[int, int], bool]
+"""Whether a fund pays nothing now of a deficit (atoms) at a bankruptcy price (the contract's units): ADL comes first."""
 
 
 class FundState(NamedTuple):
@@ -29,6 +35,8 @@ class FundState(NamedTuple):
     adl: int
     head: bytes
     guard: SavedGuard | None
+    adl_record: int
+    adl_head: bytes
 
 
 class Fund:
@@ -37,6 +45,7 @@ class Fund:
     balance, outstanding, reserve_line: atoms of the settlement currency, never negative. `outstanding` is what
     auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the
     last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
+    `adl_record` and `adl_head` are the number and the hash of the last ADL record; `policy_version` is that of `policy`.
     `credited` and `repaid` are what joined the balance and what repaid the outstanding amount since the fund was loaded.
     `suspended` says whether the contract's terms are in doubt.
     """
@@ -46,6 +55,8 @@ class Fund:
         "_numerator",
         "_reserve_line",
         "adl",
+        "adl_head",
+        "adl_record",
         "balance",
         "contract",
         "credited",
@@ -55,6 +66,7 @@ class Fund:
         "open_in_adl",
         "outstanding",
         "policy",
+        "policy_version",
         "repaid",
         "seq",
         "suspended",
@@ -74,6 +86,9 @@ class Fund:
         policy: Policy = Policy(),  # noqa: B008 - frozen
         guard: SavedGuard | None = None,
         suspended: bool = False,
+        policy_version: int = 0,
+        adl_record: int = 0,
+        adl_head: bytes = GENESIS,
     ) -> None:
         self.contract = contract
         self.balance = balance
@@ -85,8 +100,11 @@ class Fund:
         self.seq = seq
         self.head = head
         self.adl = adl
+        self.adl_record = adl_record
+        self.adl_head = adl_head
         self.policy = policy
         self.suspended = suspended
+        self.policy_version = policy_version
         terms = policy.drawdown_guard
         self.guard = Guard(terms, contract.settle_decimals, guard or SavedGuard()) if terms else None
         self._reserve_line = reserve_line
@@ -95,7 +113,18 @@ class Fund:
     def state(self) -> FundState:
         """The fund as it now stands, unmoved by what comes after."""
         guard = self.guard.save() if self.guard else None
-        return FundState(self.contract.symbol, self.balance, self.outstanding, self.entry, self.seq, self.adl, self.head, guard)
+        return FundState(
+            self.contract.symbol,
+            self.balance,
+            self.outstanding,
+            self.entry,
+            self.seq,
+            self.adl,
+            self.head,
+            guard,
+            self.adl_record,
+            self.adl_head,
+        )
 
     def payable(self, ts: int) -> int:
         """What the fund may pay at a time: its balance down to the reserve line."""
@@ -104,6 +133,15 @@ class Fund:
             self.guard.observe(ts, self.balance)
             line = max(line, self.guard.line)
         return max(0, self.balance - line)
+
+    def escalate_min(self, price: int) -> int:
+        """The least uncovered amount that escalates, in atoms: by default one unit of quote, converted at a price."""
+        decimals = self.contract.settle_decimals
+        if self.policy.escalate_min is not None:
+            return math.ceil(exact(self.policy.escalate_min) * int(10**decimals))
+        if not self.contract.is_inverse:
+            return int(10**decimals)
+        return -(-int(10 ** (decimals + self.contract.price_decimals)) // price)
 
     def worth(self, side: str, lots: int, price: int, bankruptcy_price: int) -> int:
         """Surplus (positive) or deficit (negative) of a fill in atoms; prices in the contract's units.
@@ -118,10 +156,10 @@ class Fund:
         denominator = self._denominator * price * bankruptcy_price if self.contract.is_inverse else self._denominator
         return move * lots * self._numerator // denominator
 
-    def settle(self, fill: Fill, stays_out: Callable[[], bool] | None = None) -> tuple[Entry, bytes]:
+    def settle(self, fill: Fill, waits: WaitsForAdl | None = None) -> tuple[Entry, bytes]:
         """Applies a fill that is not a duplicate; returns its entry and the entry's hash.
 
-        `stays_out` is asked, of a shortfall, whether deleveraging comes first and the fund pays nothing now.
+        `waits` tells, of a shortfall, whether ADL comes first and the fund pays nothing now.
         Raises Rejection, and changes nothing, when a number is not exact, out of range or beyond 64 bits.
         """
         decimals = self.contract.price_decimals
@@ -131,7 +169,7 @@ class Fund:
         if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
             amount = format_units(worth, self.contract.settle_decimals)
             raise Rejection(Reason.OUT_OF_RANGE, f"a change of {amount} does not fit the fund's 64-bit amounts")
-        kind, change, uncovered, repaid = self._absorb(worth, fill.ts, stays_out)
+        kind, change, uncovered, repaid = self._absorb(worth, fill.ts, bankruptcy_price, waits)
         if repaid:
             self._repay(repaid)
         return self._append(
@@ -159,13 +197,26 @@ class Fund:
         """Credits what a completed order recovered beyond what was uncovered: of the lot that the fund had paid in part."""
         return self._append(self._adl_entry("refund", order, order.refund, 0, last.lots, last.seq, last.ts))
 
-    def cover(self, order: AdlOrder, end: AdlEnd) -> tuple[Entry, bytes] | None:
-        """Pays what is outstanding of an order that deleveraging could not close, as far as the fund can."""
-        paid = min(order.rest, self.payable(end.ts))
+    def cover(self, order: AdlOrder, seq: int, ts: int) -> tuple[Entry, bytes] | None:
+        """Pays what is outstanding of an order that ADL could not close, as far as the fund can.
+
+        `seq` is that of the event that ended the order; an event without one leaves the fund's last.
+        """
+        paid = min(order.rest, self.payable(ts))
         if not paid:
             return None
         self._repay(paid)
-        return self._append(self._adl_entry("cover", order, -paid, paid, order.needed, end.seq, end.ts))
+        return self._append(self._adl_entry("cover", order, -paid, paid, order.needed, seq or self.seq, ts))
+
+    def record(
+        self, kind: RecordKind, order: AdlOrder, seq: int, ts: int, account: str = "", lots: int = 0, body: bytes = b""
+    ) -> SealedRecord:
+        """Seals what happened to an order."""
+        self.adl_record += 1
+        symbol = self.contract.symbol
+        record = AdlRecord(symbol, self.adl_record, kind, order.adl, order.round, seq, ts, account, lots, body)
+        self.adl_head = link_record(self.adl_head, record)
+        return SealedRecord(record, self.adl_head)
 
     def _adl_entry(self, kind: Kind, order: AdlOrder, change: int, repaid: int, lots: int, seq: int, ts: int) -> Entry:
         """An entry that an ADL order causes; its orderId names the order."""
@@ -191,7 +242,7 @@ class Fund:
             self.guard.observe(entry.ts, entry.balance)
         return entry, self.head
 
-    def _absorb(self, worth: int, ts: int, stays_out: Callable[[], bool] | None) -> tuple[Kind, int, int, int]:
+    def _absorb(self, worth: int, ts: int, bankruptcy_price: int, waits: WaitsForAdl | None) -> tuple[Kind, int, int, int]:
         """Splits a fill's worth: (kind, change of the balance, uncovered, repaid)."""
         if worth > 0:
             repaid = min(worth, self.outstanding)
@@ -199,5 +250,5 @@ class Fund:
         if worth == 0:
             return "flat", 0, 0, 0
         deficit = -worth
-        covered = 0 if stays_out and stays_out() else min(deficit, self.payable(ts))
+        covered = 0 if waits and waits(deficit, bankruptcy_price) else min(deficit, self.payable(ts))
         return "shortfall", -covered, deficit - covered, 0

@@ -197,7 +197,7 @@ def largest_rows(stressed: Stressed, count: int) -> Integers:
     if len(lots) > count:
         threshold = max(1, -int(np.partition(-lots, count - 1)[count - 1]))
     rows = np.flatnonzero(lots >= threshold)
-    entry, margin, mark, direction = stressed.columns.of(rows)
+    entry, margin, mark, direction, _ = stressed.columns.of(rows)
     order = np.lexsort((margin + (mark - entry) * direction, -lots[rows]))
     return rows[order[:count]]
 
@@ -232,7 +232,7 @@ def size_by_cover(
 def _loss(contract: Contract, book: Book, stressed: Stressed, rows: Integers) -> _Loss:
     side, total, positions = book.sides[stressed.side], 0, []
     open_rows = rows[side.lots_of(rows) > 0].tolist()
-    for standing in side.standings(open_rows, stressed.price):
+    for standing in (side.standing(row, stressed.price) for row in open_rows):
         loss = max(0, -(standing.margin + standing.unrealised_pnl))
         total += loss
         positions.append(_stressed_position(contract, standing, loss))

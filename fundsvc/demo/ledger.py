@@ -1,14 +1,17 @@
 """What the demo asks of the ledger beyond what its API tells: ADL orders with their accounts, and how far it has come."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from fundsvc.core.adl import State
 from fundsvc.core.book import SideName
 from fundsvc.core.numbers import format_units
+from fundsvc.core.records import reduced_of, terms_of
 from fundsvc.demo.market import Holding
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
+from fundsvc.store.writer import orders_from
 from fundsvc.streams.announcements import Announcement, Asked
 from fundsvc.streams.source import Source
 
@@ -48,27 +51,34 @@ class Ledger:
 
     async def latest_orders(self) -> list[Order]:
         """The last few orders of every contract, by contract and number."""
-        return [Order(*row) for row in await fetch(self._pool, "latest_orders", LATEST_ORDERS)]
+        return [
+            Order._make([*[*row.values()][:-2], terms_of(row["kind"], row["body"]).positions])
+            for row in await fetch(self._pool, "latest_orders", LATEST_ORDERS)
+        ]
 
     async def open_rounds(self) -> list[Announcement]:
         """The rounds that are not ended, as they would be announced now."""
-        rows = await fetch(self._pool, "open_rounds")
+        decimals = {row["symbol"]: row["price_decimals"] for row in await fetch(self._pool, "contracts", None)}
+        orders = await fetch(self._pool, "load_orders", None, None)
+        records = await fetch(self._pool, "load_records", None, None)
         return [
             Announcement(
-                row["symbol"],
-                row["adl"],
-                row["round"],
-                row["reduce"],
-                format_units(row["price"], row["price_decimals"]),
-                tuple(map(Asked, row["accounts"], row["lots"])),
+                order.symbol,
+                order.adl,
+                order.round,
+                order.reduce,
+                format_units(order.price, decimals[order.symbol]),
+                tuple(Asked(account, rest) for account, rest in order.asked.rests() if rest),
             )
-            for row in rows
+            for order in orders_from(orders, records)
         ]
 
     async def taken_since(self, seq: int) -> dict[Holding, int]:
         """Lots that were taken off positions by orders whose shortfall has a later sequence than this."""
-        rows = await fetch(self._pool, "taken_since", seq)
-        return {Holding(row["symbol"], row["account"], row["entry_price"]): row["lots"] for row in rows}
+        taken: Counter[Holding] = Counter()
+        for row in await fetch(self._pool, "executed_since", seq):
+            taken[Holding(row["symbol"], row["account"], reduced_of(row["body"]).entry_price)] += row["lots"]
+        return taken
 
     async def lag(self, sources: Sequence[Source]) -> int:
         """How many messages the ledger is behind the streams; raises StreamFault too."""

@@ -2,22 +2,18 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
-from itertools import groupby
 from typing import Any, NamedTuple
 
-from fundsvc.core.adl import AdlOrder, State
-from fundsvc.core.batch import Offset
+from fundsvc.core.adl import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
+from fundsvc.core.batch import KeptBook, Offset
 from fundsvc.core.book import SideName
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
+from fundsvc.core.records import reduced_of, terms_of
 from fundsvc.core.settlement import Fund
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
-from fundsvc.store.writer import KeptBook, Place, fund_from, kept_book_from, orders_from
-
-ROUND_COLUMNS = 5
-"""In a row of `rounds`, what is the same of all allocations of a round comes first."""
+from fundsvc.store.writer import Place, fund_from, kept_book_from, orders_from
 
 
 class OrderRow(NamedTuple):
@@ -38,22 +34,19 @@ class OrderRow(NamedTuple):
     round: int
     ts: int
     updated_at: datetime
+    acknowledged: bool
+    policy_version: int
 
 
 class AllocationRow(NamedTuple):
-    """What a round asked of one position, which is not named, and why."""
+    """What a round asked of one position, which is not named, and why: the inputs of its rank, and what was executed."""
 
     rank: int
     ranked: int
-    lights: int
     lots: int
     entry_price: int
     margin: int
-    mark_price: int
-    unrealised_pnl: int
-    return_on_entry: float
-    leverage: float
-    score: float
+    mark: int
     asked: int
     executed: int
 
@@ -63,6 +56,8 @@ class RoundRow(NamedTuple):
 
     adl: int
     round: int
+    mark: int
+    is_stale: bool
     positions: int
     asked: int
     executed: int
@@ -70,28 +65,17 @@ class RoundRow(NamedTuple):
 
 
 class DeleveragedRow(NamedTuple):
-    """A reduction of an account's position."""
+    """A reduction of an account's position: `executed` lots in one round, the position as it was when that began."""
 
     symbol: str
     adl: int
     cause: int
     round: int
     side: SideName
-    lots: int
-    asked: int
-    executed: int
     price: int
-    mark_price: int
-    entry_price: int
-    margin: int
-    unrealised_pnl: int
-    return_on_entry: float
-    leverage: float
-    score: float
-    rank: int
-    ranked: int
-    lights: int
     ts: int
+    executed: int
+    reduced: Reduced
 
 
 class Reduction(NamedTuple):
@@ -140,7 +124,7 @@ class Deleveragings:
     async def open_orders(self, partition: int, symbol: str) -> list[AdlOrder]:
         """The open orders of a contract, with what their present round asks."""
         orders = await self._fetch("load_orders", partition, symbol)
-        return orders_from(orders, await self._fetch("load_allocations", partition, symbol))
+        return orders_from(orders, await self._fetch("load_records", partition, symbol))
 
     async def orders(
         self, symbol: str, *, count: int, offset: int | None = None, forward: bool = False, state: State | None = None
@@ -154,15 +138,41 @@ class Deleveragings:
 
     async def rounds(self, symbol: str, orders: Sequence[int], allocations_max: int) -> list[RoundRow]:
         """The rounds of these orders, by order and number, each with its first so many allocations."""
-        rows = map(_exact, await self._fetch("rounds", symbol, orders, allocations_max))
+        rows = await self._fetch("rounds", symbol, orders)
+        terms = {(row["adl"], row["round"]): terms_of(row["kind"], row["body"]) for row in rows}
+        shown = {account for one in terms.values() for account in one.accounts[:allocations_max]}
+        totals = {(row["adl"], row["round"]): row["executed"] for row in await self._fetch("executed_rounds", symbol, orders)}
+        executed = await self._executed(symbol, orders, shown)
         return [
-            RoundRow._make([*totals, [AllocationRow(*row[ROUND_COLUMNS:]) for row in found]])
-            for totals, found in groupby(rows, lambda row: row[:ROUND_COLUMNS])
+            RoundRow(
+                *key,
+                one.mark,
+                one.is_stale,
+                one.positions,
+                one.lots_asked,
+                totals.get(key, 0),
+                allocation_rows(one, executed.get(key, {}))[:allocations_max],
+            )
+            for key, one in terms.items()
         ]
 
     async def round_after(self, symbol: str, adl: int, number: int, rank: int, count: int) -> list[AllocationRow]:
         """Up to `count` of the allocations of a round of an order, by rank, after a rank."""
-        return [AllocationRow(*_exact(row)) for row in await self._fetch("round_after", symbol, adl, number, rank, count)]
+        parts_max = count // POSITIONS_PER_RECORD_MAX + 2
+        parts = await self._fetch("round_parts", symbol, adl, number, rank + 1, parts_max)
+        terms = [terms_of(row["kind"], row["body"]) for row in parts]
+        executed = await self._executed(symbol, [adl], {account for one in terms for account in one.accounts})
+        found = [row for one in terms for row in allocation_rows(one, executed.get((adl, number), {})) if row.rank > rank]
+        return found[:count]
+
+    async def _executed(
+        self, symbol: str, orders: Sequence[int], accounts: Collection[str]
+    ) -> dict[tuple[int, int], dict[str, int]]:
+        """Lots executed by accounts, by order and round."""
+        found: dict[tuple[int, int], dict[str, int]] = {}
+        for row in await self._fetch("executed_accounts", symbol, orders, accounts) if accounts else ():
+            found.setdefault((row["adl"], row["round"]), {})[row["account"]] = row["executed"]
+        return found
 
     async def caused_by(self, symbol: str, entry: int) -> list[OrderRow]:
         """The order that an entry of a contract caused, if it did."""
@@ -170,7 +180,7 @@ class Deleveragings:
 
     async def deleveraged(self, account: str, count: int) -> list[DeleveragedRow]:
         """The latest reductions of an account's positions, newest first."""
-        return [DeleveragedRow(*_exact(row)) for row in await self._fetch("deleveraged", account, count)]
+        return [_reduction(row).row for row in await self._fetch("deleveraged", account, count)]
 
     async def reductions(self, orders: Collection[tuple[str, int]], accounts: Collection[str]) -> list[Reduction]:
         """What some orders (contract and number) took from some accounts by now."""
@@ -185,11 +195,15 @@ class Deleveragings:
         return await fetch(self._pool, block, *parameters)
 
 
-def _reduction(row: Sequence[Any]) -> Reduction:
-    account, updated_at, *rest = _exact(row)
-    return Reduction(account, updated_at, DeleveragedRow(*rest))
+def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> list[AllocationRow]:
+    """What a round asked, position by position; `executed` are lots by account."""
+    columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True)
+    return [
+        AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0))
+        for account, rank, lots, entry_price, margin, asked in columns
+    ]
 
 
-def _exact(row: Sequence[Any]) -> list[Any]:
-    """The row with its whole decimals, which is how the database sums and keeps what may not fit 64 bits, as integers."""
-    return [int(value) if isinstance(value, Decimal) else value for value in row]
+def _reduction(row: Mapping[str, Any]) -> Reduction:
+    columns = {name: row[name] for name in DeleveragedRow._fields if name != "reduced"}
+    return Reduction(row["account"], row["updated_at"], DeleveragedRow(**columns, reduced=reduced_of(row["body"])))

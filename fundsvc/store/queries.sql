@@ -2,7 +2,7 @@
 
 -- name: load_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, c.suspended
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, c.suspended
 FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
@@ -26,52 +26,47 @@ WITH moved AS (
         price_decimals = excluded.price_decimals, multiplier = excluded.multiplier, is_inverse = excluded.is_inverse,
         specification = excluded.specification, updated_at = now()
 ), settled AS (
-    INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard)
-    SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json
-    FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[], $21::text[])
-        AS s (symbol, balance, outstanding, entry, seq, adl, head, guard)
+    INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
+    SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json, adl_record, adl_head
+    FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[], $21::text[],
+                $22::bigint[], $23::bytea[])
+        AS s (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
-        adl = excluded.adl, head = excluded.head, guard = excluded.guard, updated_at = now()
+        adl = excluded.adl, head = excluded.head, guard = excluded.guard, adl_record = excluded.adl_record,
+        adl_head = excluded.adl_head, updated_at = now()
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
-    SELECT $1, * FROM unnest($22::text[], $23::integer[], $24::text[], $25::text[], $26::text[], $27::bytea[], $28::text[],
-                             $29::bigint[], $30::bytea[])
+    SELECT $1, * FROM unnest($24::text[], $25::integer[], $26::text[], $27::text[], $28::text[], $29::bytea[], $30::text[],
+                             $31::bigint[], $32::bytea[])
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
     UPDATE rejected r SET settled_at = now(), settled_by = s.settled_by, symbol = s.symbol, entry = s.entry
-    FROM unnest($31::text[], $32::integer[], $33::text[], $34::text[], $35::bigint[])
+    FROM unnest($33::text[], $34::integer[], $35::text[], $36::text[], $37::bigint[])
         AS s (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
 SELECT count(*) = 1 FROM moved;
 
 -- name: commit_adl
--- The part of a commit that most batches have not: orders and allocations that changed, and books to be kept.
+-- The part of a commit that most batches do not have: orders that changed, and books to be kept.
 WITH escalated AS (
     INSERT INTO adl_orders (symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed,
-                            state, round, ts, seq)
-    SELECT * FROM json_to_recordset($1::json) AS o (
-        symbol text, adl bigint, cause bigint, reduce text, lots bigint, price bigint, deficit bigint, deficit_lots bigint,
-        uncovered bigint, recovered bigint, executed bigint, state text, round integer, ts bigint,
-        seq bigint)
+                            state, round, ts, seq, account, acknowledged, round_ms, policy_version)
+    SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[],
+                         $10::bigint[], $11::bigint[], $12::bigint[], $13::text[], $14::integer[], $15::bigint[], $16::bigint[],
+                         $17::text[], $18::boolean[], $19::bigint[], $20::integer[])
     ON CONFLICT (symbol, adl) DO UPDATE SET
         recovered = excluded.recovered, executed = excluded.executed, state = excluded.state, round = excluded.round,
-        seq = excluded.seq, updated_at = now()
-), allocated AS (
-    INSERT INTO adl_allocations (symbol, adl, round, account, side, lots, entry_price, margin, mark_price, unrealised_pnl,
-                                 return_on_entry, leverage, score, rank, ranked, lights, asked, executed)
-    SELECT * FROM json_to_recordset($2::json) AS a (
-        symbol text, adl bigint, round integer, account text, side text, lots bigint, entry_price bigint, margin bigint,
-        mark_price bigint, unrealised_pnl numeric, return_on_entry double precision, leverage double precision,
-        score double precision, rank integer, ranked integer, lights smallint, asked bigint, executed bigint)
-    ON CONFLICT (symbol, adl, round, account) DO UPDATE SET executed = excluded.executed
+        seq = excluded.seq, acknowledged = excluded.acknowledged, round_ms = excluded.round_ms, updated_at = now()
 )
-INSERT INTO books AS b (symbol, last_id, seq, mark, body)
-SELECT symbol, $3, seq, mark, body FROM unnest($4::text[], $5::bigint[], $6::bigint[], $7::bytea[]) AS k (symbol, seq, mark, body)
+INSERT INTO books AS b (symbol, last_id, seq, mark, mark_ts, mark_seq, body)
+SELECT symbol, $1, seq, mark, mark_ts, mark_seq, body
+FROM unnest($21::text[], $22::bigint[], $23::bigint[], $24::bigint[], $25::bigint[], $26::bytea[])
+    AS k (symbol, seq, mark, mark_ts, mark_seq, body)
 ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.seq, mark = excluded.mark,
-    body = coalesce(excluded.body, b.body), kept_at = now();
+    mark_ts = excluded.mark_ts, mark_seq = excluded.mark_seq, body = coalesce(excluded.body, b.body), kept_at = now();
 
 -- name: commit_rates
 -- Rates that came with a batch; one that is older than what is known changes nothing, unless that is later than $5 (ms), which
@@ -86,20 +81,22 @@ UPDATE contracts c SET suspended = s.suspended, updated_at = now()
 FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol;
 
 -- name: load_orders
+-- Open orders: of a partition or, with NULL, of all; and of one contract or, with NULL, of all.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
-       o.ts, o.seq
+       o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
 FROM adl_orders o JOIN contracts c USING (symbol)
-WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open' ORDER BY o.symbol, o.adl;
+WHERE ($1::integer IS NULL OR c.partition = $1) AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open'
+ORDER BY o.symbol, o.adl;
 
--- name: load_allocations
-SELECT a.symbol, a.adl, a.account, a.lots, a.entry_price, a.margin, a.mark_price, a.unrealised_pnl, a.return_on_entry, a.leverage,
-       a.score, a.rank, a.ranked, a.asked, a.executed
-FROM adl_allocations a JOIN adl_orders o USING (symbol, adl) JOIN contracts c USING (symbol)
-WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open' AND a.round = o.round
-ORDER BY a.symbol, a.adl, a.rank;
+-- name: load_records
+-- What has happened to the orders of `load_orders`.
+SELECT r.symbol, r.adl, r.kind, r.account, r.lots, r.body
+FROM adl_orders o JOIN contracts c USING (symbol) JOIN adl_records r USING (symbol, adl)
+WHERE ($1::integer IS NULL OR c.partition = $1) AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open'
+ORDER BY r.symbol, r.record;
 
 -- name: load_books
-SELECT c.symbol, b.last_id, b.seq, b.mark, b.body FROM contracts c LEFT JOIN books b USING (symbol)
+SELECT c.symbol, b.last_id, b.seq, b.mark, b.mark_ts, b.mark_seq, b.body FROM contracts c LEFT JOIN books b USING (symbol)
 WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
 
 -- name: books_with_positions
@@ -149,6 +146,11 @@ CROSS JOIN LATERAL (
 -- Entries of some contracts that were settled late, with some sequences.
 SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
 FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2);
+
+-- name: sequences_adl
+-- Executions and ends of rounds of some contracts, with some sequences.
+SELECT symbol, seq, kind, adl, account, lots, ts FROM adl_records
+WHERE symbol = ANY ($1) AND seq = ANY ($2) AND seq > 0 AND kind IN ('execution', 'round', 'end');
 
 -- name: sequences_refused
 -- Events of some contracts that were rejected, with some sequences.
@@ -210,7 +212,7 @@ FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        c.base_currency, c.is_quanto, c.suspended, c.updated_at AS listed_at,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.updated_at,
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
        EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
 FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
@@ -237,36 +239,40 @@ FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
 -- name: orders_moved
 -- Orders that were open when last looked at, by contract and number, and those that came after a number.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
-       o.state, o.round, o.ts, o.updated_at
+       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING (symbol, adl)
 UNION ALL
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
-       o.state, o.round, o.ts, o.updated_at
+       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version
 FROM unnest($3::text[], $4::bigint[]) AS k (symbol, adl) JOIN adl_orders o ON o.symbol = k.symbol AND o.adl > k.adl
 ORDER BY symbol, adl;
 
 -- name: orders_open
-SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
+       acknowledged, policy_version
 FROM adl_orders WHERE state = 'open' AND symbol = ANY ($1) ORDER BY symbol, adl;
 
 -- name: reductions
--- What some orders took from some accounts, by account.
-SELECT a.account, o.updated_at, a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price,
-       a.entry_price, a.margin, a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
+-- What some orders took from some accounts, by account; all executions of an account in a round have the same body.
+SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
+       (array_agg(r.body))[1] AS body
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl)
-JOIN adl_orders o USING (symbol, adl) JOIN adl_allocations a USING (symbol, adl)
-WHERE a.account = ANY ($3) AND a.executed > 0 ORDER BY a.symbol, a.adl, a.round;
+JOIN adl_orders o USING (symbol, adl) JOIN adl_records r USING (symbol, adl)
+WHERE r.kind = 'execution' AND r.account = ANY ($3)
+GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts ORDER BY r.symbol, r.adl, r.round;
 
 -- name: reductions_since
 -- What orders that are open, or moved since a time, took from an account, and when each moved last.
-SELECT a.account, o.updated_at, a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price,
-       a.entry_price, a.margin, a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
-FROM adl_allocations a JOIN adl_orders o USING (symbol, adl)
-WHERE a.account = $1 AND a.executed > 0 AND (o.state = 'open' OR o.updated_at >= $2)
-ORDER BY o.updated_at, a.symbol, a.adl, a.round;
+SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
+       (array_agg(r.body))[1] AS body
+FROM adl_records r JOIN adl_orders o USING (symbol, adl)
+WHERE r.kind = 'execution' AND r.account = $1 AND (o.state = 'open' OR o.updated_at >= $2)
+GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
+ORDER BY o.updated_at, r.symbol, r.adl, r.round;
 
 -- name: orders_caused
-SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
+       acknowledged, policy_version
 FROM adl_orders WHERE symbol = $1 AND cause = $2;
 
 -- name: marks
@@ -397,59 +403,65 @@ SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots,
 FROM entries WHERE symbol = $1 AND entry > $2 ORDER BY entry LIMIT $3;
 
 -- name: orders_ascending
-SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
+       acknowledged, policy_version
 FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl LIMIT $5;
 
 -- name: orders_descending
-SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
+       acknowledged, policy_version
 FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl DESC LIMIT $5;
 
 -- name: rounds
--- The first allocations of each round of some orders, by rank, with the round's totals. For the public: without the account.
-SELECT adl, round, positions, asked_in_all, executed_in_all,
-       rank, ranked, lights, lots, entry_price, margin, mark_price, unrealised_pnl, return_on_entry, leverage, score, asked, executed
-FROM (
-    SELECT *, row_number() OVER (PARTITION BY adl, round ORDER BY rank) AS place, count(*) OVER whole AS positions,
-           sum(asked) OVER whole AS asked_in_all, sum(executed) OVER whole AS executed_in_all
-    FROM adl_allocations WHERE symbol = $1 AND adl = ANY ($2) WINDOW whole AS (PARTITION BY adl, round)
-) a
-WHERE place <= $3 ORDER BY adl, round, rank;
+-- The record that began each round of some orders: it holds the first positions by rank.
+SELECT adl, round, kind, body FROM adl_records
+WHERE symbol = $1 AND adl = ANY ($2) AND kind IN ('order', 'round') ORDER BY adl, round;
 
--- name: round_after
--- A round's allocations after a rank. For the public: without the account.
-SELECT rank, ranked, lights, lots, entry_price, margin, mark_price, unrealised_pnl, return_on_entry, leverage, score, asked, executed
-FROM adl_allocations WHERE symbol = $1 AND adl = $2 AND round = $3 AND rank > $4::bigint ORDER BY rank LIMIT $5;
+-- name: round_parts
+-- The records of a round that hold its positions from a rank on, at most so many.
+SELECT kind, body FROM adl_records
+WHERE symbol = $1 AND adl = $2 AND round = $3 AND kind IN ('order', 'round', 'part') AND record >= coalesce((
+    SELECT max(p.record) FROM adl_records p
+    WHERE p.symbol = $1 AND p.adl = $2 AND p.round = $3 AND p.kind IN ('order', 'round', 'part') AND p.first_rank <= $4::bigint
+), 0)
+ORDER BY record LIMIT $5;
+
+-- name: executed_rounds
+-- Lots executed in each round of some orders.
+SELECT adl, round, sum(lots)::bigint AS executed FROM adl_records
+WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' GROUP BY 1, 2;
+
+-- name: executed_accounts
+-- Lots executed by some accounts in each round of some orders.
+SELECT adl, round, account, sum(lots)::bigint AS executed FROM adl_records
+WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' AND account = ANY ($3) GROUP BY 1, 2, 3;
 
 -- name: deleveraged
 -- An account's latest reductions.
-SELECT a.symbol, a.adl, o.cause, a.round, a.side, a.lots, a.asked, a.executed, o.price, a.mark_price, a.entry_price, a.margin,
-       a.unrealised_pnl, a.return_on_entry, a.leverage, a.score, a.rank, a.ranked, a.lights, o.ts
-FROM adl_allocations a JOIN adl_orders o USING (symbol, adl)
-WHERE a.account = $1 AND a.executed > 0 ORDER BY o.ts DESC, a.symbol, a.adl DESC, a.round DESC LIMIT $2;
+SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
+       (array_agg(r.body))[1] AS body
+FROM adl_records r JOIN adl_orders o USING (symbol, adl)
+WHERE r.kind = 'execution' AND r.account = $1
+GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
+ORDER BY o.ts DESC, r.symbol, r.adl DESC, r.round DESC LIMIT $2;
 
 -- name: latest_orders
--- The last few orders of every contract, and how many accounts the present round of each asks.
+-- The last few orders of every contract, and the record that began the present round of each.
 SELECT o.symbol, o.adl, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered, o.recovered,
-       o.executed, o.state, o.round, a.accounts
+       o.executed, o.state, o.round, a.kind, a.body
 FROM contracts c
 CROSS JOIN LATERAL (SELECT * FROM adl_orders WHERE symbol = c.symbol ORDER BY adl DESC LIMIT $1) o
 CROSS JOIN LATERAL (
-    SELECT count(*) AS accounts FROM adl_allocations WHERE symbol = o.symbol AND adl = o.adl AND round = o.round
+    SELECT kind, body FROM adl_records
+    WHERE symbol = o.symbol AND adl = o.adl AND round = o.round AND kind IN ('order', 'round') LIMIT 1
 ) a
 ORDER BY o.symbol, o.adl;
 
--- name: open_rounds
--- What the present rounds of open orders ask and have not got, for the engine.
-SELECT o.symbol, o.adl, o.round, o.reduce, o.price, c.price_decimals, array_agg(a.account ORDER BY a.rank) AS accounts,
-       array_agg(a.asked - a.executed ORDER BY a.rank) AS lots
-FROM adl_orders o JOIN contracts c USING (symbol) JOIN adl_allocations a USING (symbol, adl, round)
-WHERE o.state = 'open' GROUP BY 1, 2, 3, 4, 5, 6;
-
--- name: taken_since
--- Lots taken off positions by orders whose shortfall has a later sequence.
-SELECT a.symbol, a.account, a.entry_price, sum(a.executed)::bigint AS lots
-FROM adl_allocations a JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause
-WHERE a.executed > 0 AND e.seq > $1 GROUP BY 1, 2, 3;
+-- name: executed_since
+-- Executions of orders whose shortfall has a later sequence.
+SELECT r.symbol, r.account, r.lots, r.body
+FROM adl_records r JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause
+WHERE r.kind = 'execution' AND e.seq > $1;
 
 -- name: orders_totals
 SELECT coalesce(sum(recovered), 0)::numeric AS recovered,

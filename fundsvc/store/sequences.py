@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 import asyncpg
 
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.sequences import Applied, Content, Facts, Key, content_of_fill
+from fundsvc.core.sequences import Applied, Content, Facts, Key, content_of_end, content_of_execution, content_of_fill
 
 PAGE_ENTRIES = 1000
 """Entries read of each contract at a time: engines send again in runs, so what follows is likely to be needed next."""
@@ -23,8 +23,14 @@ async def facts_of(ask: Ask, wanted: Mapping[str, Sequence[int]]) -> Facts:
     keys = [(symbol, seq) for symbol, seqs in wanted.items() for seq in seqs if seq <= ends.get(symbol, INT64_MAX)]
     symbols, numbers = list({symbol for symbol, _ in keys}), list({seq for _, seq in keys})
     applied |= await _contents(await ask("sequences_late", symbols, numbers))
+    for symbol, seq, kind, *told in await ask("sequences_adl", symbols, numbers):
+        applied[symbol, seq] = _content_of_answer(kind, *told)
     refused = await ask("sequences_refused", symbols, numbers)
-    return Facts(dict.fromkeys(keys, Applied.NEVER) | applied, [((symbol, seq), digest) for symbol, seq, digest in refused])
+    # An entry that an ADL order caused was read by the way: its event is asked for when it comes.
+    told = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}
+    unverified = applied.keys() & keys
+    facts = dict.fromkeys(keys, Applied.NEVER) | dict.fromkeys(unverified, Applied.UNVERIFIED) | told
+    return Facts(facts, [((symbol, seq), digest) for symbol, seq, digest in refused])
 
 
 def _ends(rows: Iterable[asyncpg.Record]) -> dict[str, int]:
@@ -47,3 +53,8 @@ async def _contents(rows: Sequence[asyncpg.Record]) -> dict[Key, Content | Appli
         if number % PAGE_ENTRIES == 0:
             await asyncio.sleep(0)
     return found
+
+
+def _content_of_answer(kind: str, adl: int, account: str, lots: int, ts: int) -> Content:
+    """What the adlFill or adlEnd of an ADL record said."""
+    return content_of_execution(adl, account, lots, ts) if kind == "execution" else content_of_end(adl, ts)

@@ -3,17 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncpg
 import msgspec
 
-from fundsvc.core.adl import AdlOrder, Allocation
-from fundsvc.core.batch import Batch, Offset
-from fundsvc.core.book import SavedBook, SideName, Standing
+from fundsvc.core.adl import AdlOrder, Asked, OrderState
+from fundsvc.core.batch import Batch, KeptBook, Offset
+from fundsvc.core.book import SavedBook, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.policy import Policy, SavedGuard
+from fundsvc.core.records import AdlRecord, terms_of
 from fundsvc.core.sequences import Facts
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.store.database import SQL, connect, faults, transaction
@@ -26,16 +27,6 @@ STREAM_START = "0-0"
 
 class OwnershipLost(Exception):
     """Another engine owns the partition by now: nothing of ours was written, and nothing of ours may be."""
-
-
-class KeptBook(NamedTuple):
-    """A contract's book as it was kept: after which message, and after which engine sequence."""
-
-    symbol: str
-    last_id: str
-    seq: int
-    mark: int | None
-    book: SavedBook | None
 
 
 Place = tuple[str, int]
@@ -64,8 +55,8 @@ class Writer:
         """The orders that are open, with what their present round asks."""
         with faults():
             orders = await self._connection.fetch(SQL["load_orders"], self._partition, None)
-            allocations = await self._connection.fetch(SQL["load_allocations"], self._partition, None)
-        return orders_from(orders, allocations)
+            records = await self._connection.fetch(SQL["load_records"], self._partition, None)
+        return orders_from(orders, records)
 
     async def load_books(self) -> list[KeptBook]:
         """The books of all contracts as they were last kept; one that never was begins with the stream."""
@@ -125,6 +116,10 @@ class Writer:
                         batch.duplicates.total(),
                         *_columns(batch),
                     )
+                    if batch.records:
+                        await self._connection.copy_records_to_table(
+                            "adl_records", records=_record_rows(batch), columns=RECORD_COLUMNS
+                        )
                     if batch.orders or batch.books:
                         await self._connection.execute(SQL["commit_adl"], *_adl_columns(batch, after))
                     if batch.rates:
@@ -173,6 +168,8 @@ def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
         adl=row["adl"],
         head=row["head"],
         suspended=row["suspended"],
+        adl_record=row["adl_record"],
+        adl_head=row["adl_head"],
     )
 
 
@@ -181,21 +178,35 @@ def saved_guard_from(row: asyncpg.Record) -> SavedGuard | None:
     return msgspec.json.decode(row["guard"], type=SavedGuard) if row["guard"] else None
 
 
-def orders_from(orders: Iterable[asyncpg.Record], allocations: Iterable[asyncpg.Record]) -> list[AdlOrder]:
-    """The orders in rows of `load_orders` and `load_allocations`."""
-    found = {(row["symbol"], row["adl"]): AdlOrder(**row) for row in orders}
-    for row in allocations:
-        standing = Standing(**{name: row[name] for name in Standing._fields})
-        standing = standing._replace(unrealised_pnl=int(standing.unrealised_pnl))
-        order = found[row["symbol"], row["adl"]]
-        order.allocations[row["account"]] = Allocation(standing, row["rank"], row["ranked"], row["asked"], row["executed"])
+def orders_from(orders: Iterable[asyncpg.Record], records: Iterable[asyncpg.Record]) -> list[AdlOrder]:
+    """The orders in rows of `load_orders`, in their present rounds as the rows of `load_records` tell them."""
+    found = {(row["symbol"], row["adl"]): _order_from(row) for row in orders}
+    for row in records:
+        _follow(found[row["symbol"], row["adl"]], row)
     return list(found.values())
+
+
+def _order_from(row: asyncpg.Record) -> AdlOrder:
+    return AdlOrder(**{name: row[name] for name in OrderState._fields if name != "recovered"})
+
+
+def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
+    """Takes an order through one of its records: a round begins, has further positions, or executes."""
+    match row["kind"]:
+        case "order" | "round":
+            order.end_round()
+            order.asked = Asked(terms_of(row["kind"], row["body"]))
+        case "part":
+            order.asked.extend(terms_of("part", row["body"]))
+        case "execution":
+            order.asked.execute(row["account"], row["lots"])
 
 
 def kept_book_from(row: asyncpg.Record) -> KeptBook:
     """The book in a row of `load_books`; one that never was kept begins with the stream."""
     saved = msgspec.msgpack.decode(row["body"], type=SavedBook) if row["body"] else None
-    return KeptBook(row["symbol"], row["last_id"] or STREAM_START, row["seq"] or 0, row["mark"], saved)
+    last_id, seq = row["last_id"] or STREAM_START, row["seq"] or 0
+    return KeptBook(row["symbol"], last_id, seq, row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0, saved)
 
 
 def contract_from(row: asyncpg.Record) -> Contract:
@@ -224,14 +235,14 @@ def _columns(batch: Batch) -> list[list[Any]]:
     ]
     return [
         *_transpose(listings, 7),
-        *_transpose([_fund_row(state) for state in batch.funds], 8),
+        *_transpose([_fund_row(state) for state in batch.funds], 10),
         *_transpose(rejected, 9),
         *_transpose(replayed, 5),
     ]
 
 
 def _fund_row(state: FundState) -> tuple[Any, ...]:
-    return (*state[:-1], msgspec.json.encode(state.guard).decode() if state.guard else None)
+    return state._replace(guard=msgspec.json.encode(state.guard).decode() if state.guard else None)  # type: ignore[arg-type]
 
 
 def _rejected_row(event: Rejected) -> tuple[Any, ...]:
@@ -241,12 +252,27 @@ def _rejected_row(event: Rejected) -> tuple[Any, ...]:
 
 def _adl_columns(batch: Batch, after: Offset) -> list[Any]:
     """The parameters of the statement `commit_adl`."""
-    orders = msgspec.json.encode([order._asdict() for order in batch.orders.values()]).decode()
-    allocations = msgspec.json.encode([allocation._asdict() for allocation in batch.allocations.values()]).decode()
     books = [
-        (kept.symbol, kept.seq, kept.mark, msgspec.msgpack.encode(kept.book) if kept.book else None) for kept in batch.books
+        (
+            kept.symbol,
+            kept.seq,
+            kept.mark,
+            kept.mark_ts,
+            kept.mark_seq,
+            msgspec.msgpack.encode(kept.book) if kept.book else None,
+        )
+        for kept in batch.books
     ]
-    return [orders, allocations, after.last_id, *_transpose(books, 4)]
+    orders = _transpose(list(batch.orders.values()), len(OrderState._fields))
+    return [after.last_id, *orders, *_transpose(books, 6)]
+
+
+RECORD_COLUMNS = (*AdlRecord.__struct_fields__, "first_rank", "hash")
+"""The columns of an ADL record; `first_rank` finds the part of a round that holds a rank."""
+
+
+def _record_rows(batch: Batch) -> list[tuple[Any, ...]]:
+    return [(*msgspec.structs.astuple(sealed.record), sealed.first_rank or None, sealed.hash) for sealed in batch.records]
 
 
 def _transpose(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:

@@ -41,11 +41,7 @@ def _announcement(round_: Round, price_decimals: int) -> dict[str, Any]:
         "cause": order.cause,
         "reduce": order.reduce,
         "price": format_units(order.price, price_decimals),
-        "lots": sum(allocation.asked - allocation.executed for allocation in round_.allocations),
-        "allocations": [
-            {"account": allocation.account, "lots": allocation.asked - allocation.executed}
-            for allocation in round_.allocations
-            if allocation.asked > allocation.executed
-        ],
+        "lots": sum(round_.lots),
+        "allocations": [{"account": account, "lots": lots} for account, lots in zip(round_.accounts, round_.lots, strict=True)],
         "ts": order.ts,
     }

@@ -3,8 +3,7 @@ from builders import UNIT, adl_fill, fill
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl import AdlOrder, Allocation, opposite, order_for
-from fundsvc.core.book import Standing
+from fundsvc.core.adl import POSITIONS_PER_RECORD_MAX, AdlOrder, Asked, RoundTerms, opposite, order_for
 from fundsvc.core.events import Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.settlement import Fund
@@ -19,8 +18,10 @@ def order(deficit: int, lots: int, uncovered: int, side: str = "sell") -> AdlOrd
     return order_for(type(entry)(**{name: getattr(entry, name) for name in entry.__struct_fields__} | amounts), 1)
 
 
-def asked(account: str, lots: int) -> Allocation:
-    return Allocation(Standing(account, lots, 1, 1, 1, 1, 1.0, 1.0, 1.0), 1, 1, lots)
+def terms(**asked: int) -> RoundTerms:
+    """A round that asks these accounts for so many lots."""
+    lots, ones = [*asked.values()], [1] * len(asked)
+    return RoundTerms(7, False, 9, len(asked), sum(lots), [*asked], [*range(2, 2 + len(lots))], lots, ones, ones, lots)
 
 
 @given(AMOUNTS, AMOUNTS, st.data())
@@ -30,7 +31,7 @@ def test_an_order_never_takes_a_whole_lot_more_than_it_needs(deficit, lots, data
     assert 1 <= made.lots <= lots
     assert 0 <= deficit * made.lots - uncovered * lots < deficit
     assert 0 <= made.refund * lots < deficit
-    made.begin_round([asked("a", made.lots)])
+    made.begin_round(terms(a=made.lots), 5)
     before = 0
     for part in (data.draw(st.integers(1, made.lots)), made.lots):
         if made.needed:
@@ -52,7 +53,7 @@ def test_an_order_reduces_the_side_that_was_not_liquidated(side, reduce):
 )
 def test_an_execution_that_was_not_asked_for_is_refused(account, lots, reason):
     made = order(100, 10, 70)
-    made.begin_round([asked("a", 4), asked("c", 3)])
+    made.begin_round(terms(a=4, c=3), 5)
     with pytest.raises(Rejection) as rejection:
         made.execute(adl_fill(1, account, lots))
     assert rejection.value.reason == reason
@@ -61,7 +62,7 @@ def test_an_execution_that_was_not_asked_for_is_refused(account, lots, reason):
 
 def test_a_position_cannot_give_its_lots_twice():
     made = order(100, 10, 70)
-    made.begin_round([asked("a", 4), asked("c", 3)])
+    made.begin_round(terms(a=4, c=3), 5)
     made.execute(adl_fill(1, "a", 3))
     with pytest.raises(Rejection, match="asks 1 more"):
         made.execute(adl_fill(2, "a", 2))
@@ -70,28 +71,35 @@ def test_a_position_cannot_give_its_lots_twice():
     assert (made.state, made.recovered, made.refund) == ("done", 70, 0)
 
 
-def test_what_is_written_explains_the_allocation():
+def test_an_execution_names_the_position_that_it_reduces():
     made = order(100, 10, 70)
-    made.begin_round([Allocation(Standing("a", 9, 8, 7, 6, 5, 0.4, 3.0, 1.2), 2, 10, 4, 1)])
-    written = made.allocation_written(made.allocations["a"])
-    assert written._asdict() == {
-        "symbol": "UNITUSDTM",
-        "adl": 1,
-        "round": 1,
-        "account": "a",
-        "side": "short",
-        "lots": 9,
-        "entry_price": 8,
-        "margin": 7,
-        "mark_price": 6,
-        "unrealised_pnl": 5,
-        "return_on_entry": 0.4,
-        "leverage": 3.0,
-        "score": 1.2,
-        "rank": 2,
-        "ranked": 10,
-        "lights": 5,
-        "asked": 4,
-        "executed": 1,
-    }
-    assert made.written().lots == 7
+    made.begin_round(terms(a=4, c=3), 5)
+    reduced = made.execute(adl_fill(1, "c", 2))
+    assert (reduced.mark, reduced.ranked, reduced.rank, reduced.lots, reduced.asked) == (7, 9, 3, 3, 3)
+    assert dict(made.asked.rests()) == {"a": 4, "c": 1}
+    assert (made.acknowledged, made.round_ms, made.written().lots) == (True, 5, 7)
+
+
+def test_a_round_that_is_over_counts_failures_and_times_asked():
+    made = order(100, 10, 70)
+    made.begin_round(terms(a=4, c=3), 5)
+    made.execute(adl_fill(1, "c", 3))
+    made.execute(adl_fill(2, "a", 1))
+    made.end_round()
+    assert (made.failures, made.times_asked) == ({"a": 1}, {"a": 1, "c": 1})
+    assert len(made.asked) == 0
+    want = made.want(1)
+    assert (want.lots, want.exhausted, want.failures) == (3, {"a", "c"}, {"a": 1})
+    assert made.want(2).exhausted == set()
+
+
+@pytest.mark.parametrize("positions", [0, 1, POSITIONS_PER_RECORD_MAX, POSITIONS_PER_RECORD_MAX + 1, 2500])
+def test_a_round_in_parts_is_the_round(positions):
+    whole = terms(**{f"a{number}": number + 1 for number in range(positions)})
+    parts = [*whole.parts()]
+    assert all(len(part.accounts) <= POSITIONS_PER_RECORD_MAX for part in parts)
+    assert {(part.positions, part.lots_asked) for part in parts} == {(positions, sum(whole.asked))}
+    again = Asked(parts[0])
+    for part in parts[1:]:
+        again.extend(part)
+    assert [*again.rests()] == [*Asked(whole).rests()]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.allocation import allocate_pro_rata, allocate_queue, capped
+from fundsvc.core.allocation import allocate_pro_rata, allocate_queue
 from fundsvc.core.numbers import INT64_MAX
 
 ROOM = st.lists(st.tuples(st.integers(0, 50), st.integers(-20, 100)), max_size=25)
@@ -13,7 +13,8 @@ ROOM = st.lists(st.tuples(st.integers(0, 50), st.integers(-20, 100)), max_size=2
 
 def pro_rata(rooms: list[int], profits: list[float], lots: int, accounts: str | list[str] | None = None) -> dict[int, int]:
     names = accounts or [f"{index:03d}" for index in range(len(rooms))]
-    return dict(allocate_pro_rata(np.array(rooms, np.int64), np.array(profits, np.float64), names.__getitem__, lots))
+    places = np.argsort(np.argsort(np.array(list(names), object), kind="stable"), kind="stable").astype(np.int32)
+    return dict(allocate_pro_rata(np.array(rooms, np.int64), np.array(profits, np.float64), places, lots))
 
 
 def exact_shares(rooms: list[int], profits: list[int], lots: int) -> list[Fraction]:
@@ -101,19 +102,3 @@ def test_few_lots_go_to_the_largest_profits_of_many():
     taken = pro_rata([5] * 5000, list(profits), 40)
     assert set(taken) == {index for index, profit in enumerate(profits) if profit > 4960}
     assert set(taken.values()) == {1}
-
-
-@pytest.mark.parametrize(
-    ("available", "held", "share", "offered"),
-    [
-        (10, 10, 0.5, 5),
-        (10, 10, 1.0, 10),
-        (3, 10, 0.5, 3),
-        (1, 1, 0.5, 1),
-        (0, 10, 0.5, 0),
-        (100, 100, 0.29, 29),
-        (7, 7, 0.5, 3),
-    ],
-)
-def test_a_ceiling_is_a_share_of_the_position(available, held, share, offered):
-    assert capped([available], [held], share) == [offered]

@@ -1,9 +1,11 @@
 """Orders from the shortfall to their end, through the partition that applies the events."""
 
+import math
 from collections import Counter
 from decimal import Decimal
 
 import msgspec
+import numpy as np
 import pytest
 from builders import INVERSE, ONE, UNIT, adl_end, adl_fill, fill, listing, mark, partition, position, worth
 from hypothesis import given
@@ -11,14 +13,15 @@ from hypothesis import strategies as st
 
 from fundsvc.core import partition as partition_module
 from fundsvc.core.adl import AdlOrder
-from fundsvc.core.batch import Batch
-from fundsvc.core.book import Book, SavedBook
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Reason, Rejection
+from fundsvc.core.batch import Batch, KeptBook, Round
+from fundsvc.core.book import Book, SavedBook, Valuation
+from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy
+from fundsvc.core.records import SealedRecord, terms_of
 from fundsvc.core.replay import OrderTotals, Replay
-from fundsvc.core.settlement import Fund
+from fundsvc.core.settlement import Fund, FundState
 
 
 def desk(policy: Policy = Policy(), *events, balance: int = 0, **fields) -> tuple[Partition, Fund]:  # noqa: B008 - frozen
@@ -35,12 +38,18 @@ def shortfall(seq: int, lots: int = 10, **fields) -> Fill:
 
 
 def asked(batch: Batch, adl: int = 1) -> list[dict[str, int]]:
-    """What each round of an order asked of whom."""
-    rounds: list[dict[str, int]] = [{} for _ in range(batch.orders[UNIT.symbol, adl].round)]
-    for (_, number, round_, account), allocation in batch.allocations.items():
-        if number == adl:
-            rounds[round_ - 1][account] = allocation.asked
-    return rounds
+    """The lots that each round of an order asked, by account, of the rounds that the batch holds."""
+    rounds: dict[int, dict[str, int]] = {}
+    for record, *_ in batch.records:
+        if record.adl == adl and record.kind in ("order", "round", "part"):
+            terms = terms_of(record.kind, record.body)
+            rounds.setdefault(record.round, {}).update(zip(terms.accounts, terms.asked, strict=True))
+    return [*rounds.values()]
+
+
+def executions(batch: Batch) -> list[tuple[int, str, int]]:
+    """Round, account and lots of each execution."""
+    return [(record.round, record.account, record.lots) for record, *_ in batch.records if record.kind == "execution"]
 
 
 def refused(settling: Partition, event) -> Reason:
@@ -49,6 +58,15 @@ def refused(settling: Partition, event) -> Reason:
         settling.apply(event)
     assert settling._funds[UNIT.symbol].state() == before
     return rejection.value.reason
+
+
+def kept_book(book: Book, saved: SavedBook | None = None) -> KeptBook:
+    return KeptBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, saved or book.save())
+
+
+def restore(settling: Partition, kept: KeptBook) -> None:
+    for _ in settling.restore(kept):
+        pass
 
 
 def entries(batch: Batch) -> list[tuple[str, int, int, int]]:
@@ -69,29 +87,76 @@ def test_an_order_is_asked_executed_and_done():
     assert asked(batch) == [{"a": 10, "b": 5}]
     order = batch.orders[UNIT.symbol, 1]
     assert (order.state, order.recovered, order.executed) == ("done", 150 * ONE, 15)
-    assert {key[3]: allocation.executed for key, allocation in batch.allocations.items()} == {"a": 10, "b": 5}
+    assert executions(batch) == [(1, "b", 5), (1, "a", 10)]
     assert (fund.open_in_adl, fund.outstanding, fund.seq) == (0, 0, 3)
     (announced,) = batch.rounds
-    assert [(allocation.account, allocation.asked, allocation.executed) for allocation in announced.allocations] == [
-        ("a", 10, 0),
-        ("b", 5, 0),
-    ]
+    assert (announced.accounts, announced.lots) == (["a", "b"], [10, 5])
 
 
-def test_what_a_round_did_not_get_is_asked_anew_of_the_book_as_it_is():
+def test_a_round_asks_accounts_that_never_failed_the_order_first():
     settling, fund = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=15))
     settling.apply(adl_fill(2, "a", 2))
     settling.apply(position("a", 0))
     settling.apply(adl_end(3))
-    settling.apply(adl_fill(4, "b", 10))
+    settling.apply(adl_fill(4, "b", 3))
     settling.apply(adl_end(5))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10, "b": 5}, {"b": 10, "c": 3}, {"c": 3}]
-    assert [len(round_.allocations) for round_ in batch.rounds] == [2, 2, 1]
-    settling.apply(adl_end(6))
-    assert settling.take().orders[UNIT.symbol, 1].state == "uncovered"
-    assert (fund.open_in_adl, fund.outstanding) == (0, 30 * ONE)
+    assert asked(batch) == [{"a": 10, "b": 5}, {"c": 10, "b": 3}, {"b": 7, "c": 3}]
+    assert [len(round_.accounts) for round_ in batch.rounds] == [2, 2, 2]
+    assert (fund.open_in_adl, fund.outstanding) == (100 * ONE, 0)
+
+
+def test_an_account_that_executes_nothing_is_asked_after_all_others():
+    settling, _ = desk(Policy(), position("a", -10, "100"), position("b", -10, "90"))
+    settling.apply(shortfall(1, lots=10))
+    settling.apply(adl_end(2))
+    settling.apply(adl_fill(3, "b", 10))
+    batch = settling.take()
+    assert asked(batch) == [{"a": 10}, {"b": 10}]
+    assert batch.orders[UNIT.symbol, 1].state == "done"
+
+
+def test_rounds_go_on_while_somebody_has_not_been_asked():
+    accounts = [position(f"p{number}", -10, f"{100 - number}") for number in range(6)]
+    settling, fund = desk(Policy(rounds_max=1), *accounts)
+    settling.apply(shortfall(1, lots=10))
+    for seq in range(2, 8):
+        settling.apply(adl_end(seq))
+    batch = settling.take()
+    assert asked(batch) == [{f"p{number}": 10} for number in range(6)] + [{}]
+    assert (batch.orders[UNIT.symbol, 1].state, fund.outstanding) == ("uncovered", 100 * ONE)
+
+
+@pytest.mark.parametrize("rounds_max", [1, 2, 3])
+def test_no_account_is_asked_in_more_rounds_than_the_policy_allows(rounds_max):
+    settling, _ = desk(Policy(rounds_max=rounds_max), position("a", -10, "100"), position("b", -10, "90"))
+    settling.apply(shortfall(1, lots=10))
+    for seq in range(2, 2 + 2 * rounds_max):
+        settling.apply(adl_end(seq))
+    assert asked(settling.take()) == [{"a": 10}, {"b": 10}] * rounds_max + [{}]
+
+
+@pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
+def test_accounts_with_fewer_failures_are_asked_first_by_every_allocation(allocation):
+    settling, _ = desk(Policy(allocation=allocation, cap_share=1.0), *THREE)
+    settling.apply(shortfall(1, lots=30))
+    settling.apply(adl_fill(2, "c", 10))
+    settling.apply(position("c", -12, "80"))
+    settling.apply(adl_end(3))
+    expected = {"c": 12, "a": 8} if allocation != "pro_rata" else {"c": 12, "a": 4, "b": 4}
+    assert asked(settling.take())[1] == expected
+
+
+def test_the_liquidated_account_is_never_asked():
+    settling, fund = desk(Policy(eligible="all"), position("broke", -10, "100"), position("other", -4, "40"))
+    settling.apply(shortfall(1, lots=10, account="broke"))
+    assert asked(settling.take()) == [{"other": 4}]
+    settling.apply(adl_end(2))
+    settling.apply(adl_end(3))
+    settling.apply(adl_end(4))
+    assert "broke" not in {account for round_ in asked(settling.take()) for account in round_}
+    assert fund.outstanding == 100 * ONE
 
 
 def test_an_order_that_finds_nobody_any_more_is_uncovered():
@@ -152,10 +217,10 @@ def test_lots_are_promised_once():
     batch = settling.take()
     assert [asked(batch, adl)[0] for adl in (1, 2, 3)] == [{"a": 10, "b": 2}, {"b": 8, "c": 4}, {"c": 6}]
     settling.apply(adl_end(5, adl=1))
-    assert asked(settling.take())[1] == {"a": 10, "b": 2}
+    assert asked(settling.take()) == [{"a": 10, "b": 2}]
     settling.apply(position("b", -1, "90"))
     settling.apply(adl_end(6, adl=2))
-    assert asked(settling.take(), 2)[1] == {"c": 4}
+    assert asked(settling.take(), 2) == [{"c": 4}]
 
 
 @pytest.mark.parametrize(
@@ -206,22 +271,24 @@ def test_many_small_positions_are_all_found():
     ],
 )
 def test_linear_or_inverse_the_opposite_side_is_reduced(contract, side, price, bankruptcy_price, lots):
-    settling = partition(Fund(contract))
+    settling = partition(Fund(contract, policy=Policy(escalate_min=0)))
     entry_price = "100" if lots < 0 else "10"
     settling.apply(mark("55", symbol=contract.symbol))
     settling.apply(position("same", -lots, "55", symbol=contract.symbol))
     settling.apply(position("gains", lots, entry_price, symbol=contract.symbol))
     settling.apply(fill(1, symbol=contract.symbol, side=side, lots=5, price=price, bankruptcy_price=bankruptcy_price))
     batch = settling.take()
-    assert [(key[3], allocation.asked) for key, allocation in batch.allocations.items()] == [("gains", 5)]
+    (record, *_) = batch.records[0]
+    assert (terms_of("order", record.body).accounts, terms_of("order", record.body).asked) == (["gains"], [5])
     assert batch.orders[contract.symbol, 1].reduce == ("short" if lots < 0 else "long")
 
 
 ADL_FIRST = Policy(waterfall="adl_then_fund", rounds_max=1)
+ONLY_A = THREE[:1]
 
 
 def test_where_deleveraging_comes_first_the_fund_pays_what_it_could_not_close():
-    settling, fund = desk(ADL_FIRST, *THREE, balance=1000)
+    settling, fund = desk(ADL_FIRST, *ONLY_A, balance=1000)
     settling.apply(shortfall(1, lots=20))
     settling.apply(adl_fill(2, "a", 10))
     assert fund.balance == 1000 * ONE
@@ -243,7 +310,7 @@ def test_where_deleveraging_comes_first_and_finds_nobody_the_fund_pays_at_once()
 
 
 def test_a_fund_covers_no_more_than_it_may_pay():
-    settling, fund = desk(ADL_FIRST, *THREE, balance=100, reserve_line=70 * ONE)
+    settling, fund = desk(ADL_FIRST, *ONLY_A, balance=100, reserve_line=70 * ONE)
     settling.apply(shortfall(1, lots=20))
     settling.apply(adl_end(2))
     assert entries(settling.take())[1] == ("cover", -30, 0, 30)
@@ -253,12 +320,62 @@ def test_a_fund_covers_no_more_than_it_may_pay():
     assert entries(settling.take()) == [("shortfall", 0, 10, 0)]
 
 
+def test_with_either_waterfall_the_fund_pays_at_once_of_an_order_that_ends_uncovered():
+    settling, fund = desk(Policy(rounds_max=1), *ONLY_A, balance=50)
+    settling.apply(shortfall(1, lots=10))
+    settling.apply(worth(30, 2))
+    settling.apply(adl_end(3))
+    assert entries(settling.take())[-1] == ("cover", -30, 0, 30)
+    assert (fund.balance, fund.outstanding, fund.open_in_adl) == (0, 20 * ONE, 0)
+
+
+def test_an_order_that_a_timeout_ends_is_covered_too():
+    settling, fund = desk(Policy(rounds_max=1), *ONLY_A, balance=50)
+    settling.apply(shortfall(1, lots=10))
+    settling.apply(worth(80, 2))
+    settling.apply(AdlTimeout(UNIT.symbol, 1, 1, 3000))
+    batch = settling.take()
+    assert entries(batch)[-1] == ("cover", -50, 0, 50)
+    assert (batch.entries[-1].seq, fund.balance, fund.outstanding) == (2, 30 * ONE, 0)
+
+
+@pytest.mark.parametrize("balance", [0, 5])
+def test_dust_does_not_escalate_and_waits_for_the_next_surplus(balance):
+    settling, fund = desk(Policy(escalate_min=10.5), *THREE, balance=balance)
+    settling.apply(shortfall(1, lots=1))
+    batch = settling.take()
+    assert (batch.orders, batch.records, fund.adl) == ({}, [], 0)
+    assert (fund.outstanding, fund.open_in_adl) == ((10 - balance) * ONE, 0)
+    settling.apply(shortfall(2, lots=2))
+    assert settling.take().orders[UNIT.symbol, 1].lots == 2
+    settling.apply(worth(30, 3))
+    assert (fund.outstanding, fund.balance) == (0, (20 + balance) * ONE)
+
+
+def test_one_atom_of_deficit_deleverages_nobody():
+    settling, fund = desk(Policy(), position("w", -1_000_000, "450", "1000000"))
+    settling.apply(fill(1, lots=1_000_000, price="390", bankruptcy_price="390"))
+    settling.apply(fill(2, lots=1_000_000, price="390", bankruptcy_price="390.000000000001"))
+    batch = settling.take()
+    assert [entry.uncovered for entry in batch.entries] == [0, 100]
+    assert (batch.orders, fund.outstanding) == ({}, 100)
+
+
+def test_the_least_amount_of_an_inverse_contract_is_a_unit_of_quote_at_the_bankruptcy_price():
+    fund = Fund(INVERSE)
+    assert fund.escalate_min(50 * 10**12) == 10**10 // 50
+    assert fund.escalate_min(3 * 10**12) == -(-(10**10) // 3)
+    assert Fund(UNIT).escalate_min(5) == ONE
+    assert Fund(UNIT, policy=Policy(escalate_min=0.1)).escalate_min(5) == ONE // 10
+
+
 def test_surplus_repays_what_deleveraging_left():
-    settling, fund = desk(Policy(rounds_max=1), *THREE)
+    settling, fund = desk(Policy(rounds_max=1), *ONLY_A)
     settling.apply(shortfall(1))
     settling.apply(worth(30, 2))
     assert (fund.balance, fund.outstanding) == (30 * ONE, 0)
     settling.apply(adl_end(3))
+    assert (fund.balance, fund.outstanding) == (0, 70 * ONE)
     settling.apply(worth(130, 4))
     assert (fund.balance, fund.outstanding) == (60 * ONE, 0)
 
@@ -283,9 +400,9 @@ def test_late_reports_of_open_orders_count():
     settling.apply_late(adl_fill(2, "a", 10))
     settling.apply_late(adl_end(3))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10, "b": 5}, {"b": 5}]
+    assert asked(batch) == [{"a": 10, "b": 5}, {"c": 5}]
     assert (fund.seq, fund.open_in_adl) == (9, 50 * ONE)
-    entry = settling.apply_late(adl_fill(4, "b", 5))
+    entry = settling.apply_late(adl_fill(4, "c", 5))
     assert entry is None
     assert settling.take().orders[UNIT.symbol, 1].state == "done"
 
@@ -298,9 +415,9 @@ def test_an_open_order_is_announced_again_and_goes_on():
     book = settling.book(UNIT.symbol)
     again = Fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
     other = partition(again)
-    other.restore(UNIT.symbol, book.mark, book.save())
+    restore(other, kept_book(book))
     announced = other.reopen(order)
-    assert [(one.account, one.asked, one.executed) for one in announced.allocations] == [("a", 10, 4), ("b", 5, 0)]
+    assert (announced.accounts, announced.lots) == (["a", "b"], [6, 5])
     assert again.open_in_adl == 110 * ONE
     other.apply(adl_fill(3, "a", 6))
     other.apply(adl_fill(4, "b", 5))
@@ -342,8 +459,8 @@ def test_books_are_kept_when_asked_and_positions_only_when_they_changed():
     (second,) = settling.take().books
     assert (second.seq, second.mark, second.book, second.positions) == (4, 60 * 10**12, None, 0)
     again = partition(Fund(UNIT))
-    again.restore(UNIT.symbol, second.mark, first.book)
-    again.restore(UNIT.symbol, None, None)
+    restore(again, KeptBook(UNIT.symbol, "0-0", 4, second.mark, second.mark_ts, 0, first.book))
+    restore(again, KeptBook(UNIT.symbol, "0-0", 4, None, 0, 0, None))
     assert again.book(UNIT.symbol).save() == first.book
     assert again.book(UNIT.symbol).mark == 60 * 10**12
     assert [(contract, book.open) for contract, book in again.books()] == [(UNIT, 3)]
@@ -353,12 +470,12 @@ def test_a_contract_without_a_book_is_kept_as_one():
     settling = partition()
     settling.admit(Fund(UNIT))
     settling.keep_books()
-    assert settling.take().books == [(UNIT.symbol, 0, None, None, 0)]
-    settling.restore(UNIT.symbol, None, None)
+    assert settling.take().books == [(UNIT.symbol, 0, None, 0, 0, None, 0)]
+    restore(settling, KeptBook(UNIT.symbol, "0-0", 0, None, 0, 0, None))
     assert settling.book(UNIT.symbol) is None
     assert settling.price_decimals(UNIT.symbol) == 12
     assert (settling.contract(UNIT.symbol), settling.contract("OTHER")) == (UNIT, None)
-    settling.restore(UNIT.symbol, 7, None)
+    restore(settling, KeptBook(UNIT.symbol, "0-0", 0, 7, 0, 0, None))
     assert settling.book(UNIT.symbol).mark == 7
 
 
@@ -381,6 +498,182 @@ def test_recalling_touches_books_alone():
     batch = settling.take()
     assert (batch.entries, batch.orders, batch.funds) == ([], {}, [])
     assert settling.book(UNIT.symbol).save().short.lots == b"".join(lots.to_bytes(8, "little") for lots in (6, 10, 10))
+
+
+# Case C01: closing at 100 leaves `thin` a loss of 50 beside a margin of 10, and `rich` a gain.
+THIN, RICH = position("thin", -10, "95", "10"), position("rich", -10, "150", "100")
+OVERPRICED = {"lots": 10, "price": "80", "bankruptcy_price": "100"}
+
+
+@pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
+def test_a_position_that_the_price_would_bankrupt_is_no_candidate(allocation):
+    settling, fund = desk(Policy(allocation=allocation, cap_share=1.0), mark("80"), THIN, RICH)
+    settling.apply(fill(1, **OVERPRICED))
+    settling.apply(fill(2, **OVERPRICED))
+    batch = settling.take()
+    assert (asked(batch), asked(batch, 2)) == ([{"rich": 10}], [{}])
+    assert fund.outstanding == 200 * ONE
+
+
+@pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
+def test_where_all_are_eligible_such_a_position_comes_after_the_losers(allocation):
+    loser = position("loser", -10, "79", "1000")
+    settling, _ = desk(Policy(allocation=allocation, eligible="all", cap_share=1.0), mark("80"), THIN, RICH, loser)
+    settling.apply(fill(1, **OVERPRICED))
+    settling.apply(fill(2, **OVERPRICED))
+    settling.apply(fill(3, **OVERPRICED))
+    batch = settling.take()
+    assert [asked(batch, adl) for adl in (1, 2, 3)] == [[{"rich": 10}], [{"loser": 10}], [{"thin": 10}]]
+
+
+def test_a_position_is_asked_up_to_exactly_its_own_bankruptcy_price():
+    for margin, expected in (("50", {"thin": 10}), ("49.99999999", {})):
+        settling, _ = desk(Policy(), mark("80"), position("thin", -10, "95", margin))
+        settling.apply(fill(1, **OVERPRICED))
+        assert asked(settling.take()) == [expected]
+
+
+def test_a_position_with_exactly_no_equity_has_no_rank_and_stops_nothing():
+    contract = msgspec.structs.replace(INVERSE, symbol="UNITUSDTM")
+    settling = partition(Fund(contract, policy=Policy(eligible="all", escalate_min=0)))
+    for event in (mark("63000"), position("carol", 63, "70000", "0.0001"), position("dave", 63, "70000", "0.0001000001")):
+        settling.apply(event)
+    settling.apply(fill(1, side="buy", lots=10, price="64000", bankruptcy_price="63000"))
+    (round_,) = asked(settling.take())
+    assert round_ == {"dave": 10}
+    side = settling.book("UNITUSDTM").sides["long"]
+    assert side.rank_of("carol", 63000 * 10**12) is None
+    assert side.rank_of("dave", 63000 * 10**12) == (1, 1)
+
+
+def test_both_legs_of_a_hedged_account_stand_and_are_ranked():
+    settling, _ = desk(
+        Policy(eligible="all"),
+        mark("80"),
+        position("h", 10, "70", "100", position_side="LONG"),
+        position("h", -4, "95", "100", position_side="SHORT"),
+    )
+    book = settling.book(UNIT.symbol)
+    assert [(name, side.lots) for name, side in book.sides.items()] == [("long", 10), ("short", 4)]
+    settling.apply(fill(1, lots=3, price="80", bankruptcy_price="85"))
+    assert asked(settling.take()) == [{"h": 3}]
+    settling.apply(adl_fill(2, "h", 3))
+    assert [(name, side.lots) for name, side in book.sides.items()] == [("long", 10), ("short", 1)]
+    settling.apply(position("h", 0, "70", "0", position_side="LONG"))
+    assert [(name, side.open) for name, side in book.sides.items()] == [("long", 0), ("short", 1)]
+    settling.apply(position("h", 7, "70", "100"))
+    assert [(name, side.lots) for name, side in book.sides.items()] == [("long", 7), ("short", 0)]
+
+
+@pytest.mark.parametrize(("leg", "lots"), [("LONG", -1), ("SHORT", 1)])
+def test_lots_that_contradict_their_leg_are_refused(leg, lots):
+    settling, _ = desk(Policy(), *THREE)
+    assert refused(settling, position("h", lots, position_side=leg)) == Reason.INVALID_FIELD
+
+
+def test_a_position_with_a_known_sequence_is_a_duplicate():
+    settling, _ = desk(
+        Policy(), position("a", -5, seq=7), position("a", -9, seq=7), position("a", 0, seq=9), position("a", -9, seq=8)
+    )
+    settling.apply(position("b", -3, seq=2))
+    book = settling.book(UNIT.symbol)
+    assert (book.open, book.sides["short"].lots) == (1, 3)
+    assert settling.take().duplicates == {UNIT.symbol: 2}
+    again = partition(Fund(UNIT))
+    restore(again, kept_book(book))
+    again.apply(position("a", -9, seq=8))
+    again.apply(position("a", -9, seq=10))
+    assert again.book(UNIT.symbol).sides["short"].lots == 12
+
+
+def test_a_mark_with_a_known_sequence_is_a_duplicate():
+    settling, _ = desk(Policy(), mark("60", seq=3), mark("70", seq=2), mark("80", seq=3))
+    assert settling.book(UNIT.symbol).mark == 60 * 10**12
+    settling.apply(mark("90", ts=77))
+    assert (settling.book(UNIT.symbol).mark, settling.book(UNIT.symbol).mark_ts) == (90 * 10**12, 77)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_snapshot_closes_what_it_does_not_name(restarts):
+    settling, _ = desk(Policy(), *THREE, position("long", 5, "40"))
+    settling.make_stale()
+    settling.apply(Snapshot(UNIT.symbol, "begin", 1))
+    settling.apply(position("b", -4, "90"))
+    assert settling.book(UNIT.symbol).stale
+    if restarts:
+        again = partition(Fund(UNIT))
+        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(settling.book(UNIT.symbol).save()), type=SavedBook)
+        restore(again, kept_book(settling.book(UNIT.symbol), saved))
+        settling = again
+    settling.apply(position("new", -2, "90"))
+    settling.apply(Snapshot(UNIT.symbol, "end", 2))
+    book = settling.book(UNIT.symbol)
+    assert {
+        account: book.sides[side].standing(row, 1).lots
+        for account in ("a", "b", "c", "new", "long")
+        for side, row in book.positions(account)
+    } == {"b": 4, "new": 2}
+    assert not book.stale
+
+
+def test_a_snapshot_that_never_began_closes_nothing():
+    settling, _ = desk(Policy(), *THREE)
+    settling.apply(Snapshot(UNIT.symbol, "end", 2))
+    assert settling.book(UNIT.symbol).open == 3
+
+
+@pytest.mark.parametrize(("stale_books", "round_"), [("ask", {"a": 10}), ("skip", {})])
+def test_the_policy_decides_whether_a_stale_book_is_asked(stale_books, round_):
+    settling, _ = desk(Policy(stale_books=stale_books), *THREE)
+    settling.make_stale()
+    settling.apply(shortfall(1))
+    batch = settling.take()
+    assert asked(batch) == [round_]
+    assert terms_of("order", batch.records[0].record.body).is_stale == bool(round_)
+
+
+def test_closed_accounts_give_their_rows_back():
+    settling, _ = desk(Policy())
+    side = settling.book(UNIT.symbol).sides["short"]
+    for generation in range(20):
+        for number in range(100):
+            settling.apply(position(f"g{generation}-{number}", -1, "90"))
+        for number in range(100):
+            settling.apply(position(f"g{generation}-{number}", 0))
+    assert (side.open, side.used, len(side.accounts)) == (0, 0, 0)
+
+
+def test_an_account_whose_lots_are_promised_keeps_its_row_until_the_round_is_over():
+    settling, _ = desk(Policy(rounds_max=1), *THREE)
+    settling.apply(shortfall(1))
+    settling.apply(position("a", 0))
+    settling.apply(position("z", -3, "99"))
+    settling.apply(position("a", -12, "100"))
+    settling.apply(shortfall(2, lots=5))
+    assert asked(settling.take(), 2) == [{"a": 2, "b": 3}]
+    settling.apply(adl_end(3))
+    settling.apply(adl_end(4, adl=2))
+    settling.apply(position("a", 0))
+    side = settling.book(UNIT.symbol).sides["short"]
+    assert not side.has_row("a") or side.promised(np.array([side.accounts.index("a")]))[0] > 0
+
+
+def test_an_acknowledged_round_is_known_and_a_new_one_is_not():
+    settling, _ = desk(Policy(), *THREE)
+    settling.apply(shortfall(1))
+    for event, acknowledged in (
+        (AdlAck(UNIT.symbol, 1, 2, 5), False),
+        (AdlAck(UNIT.symbol, 1, 1, 5), True),
+        (AdlTimeout(UNIT.symbol, 1, 9, 5), True),
+        (AdlTimeout(UNIT.symbol, 1, 1, 5), False),
+    ):
+        settling.apply(event)
+        (order,) = settling._desks[UNIT.symbol].orders.values()
+        assert order.acknowledged is acknowledged
+    assert order.round == 2
+    assert asked(settling.take()) == [{"a": 10}, {"b": 10}]
+    assert refused(settling, AdlAck(UNIT.symbol, 2, 1, 5)) == Reason.ADL_ORDER_UNKNOWN
+    assert refused(settling, AdlTimeout(UNIT.symbol, 2, 1, 5)) == Reason.ADL_ORDER_UNKNOWN
 
 
 POLICIES = st.builds(
@@ -412,7 +705,7 @@ STREAMS = st.lists(STEPS, max_size=60)
 
 
 class Engine:
-    """A matching engine that answers orders, and whoever watches that every rule holds after every event."""
+    """A matching engine that answers orders, and checks every rule after every event."""
 
     def __init__(self, contract, policy: Policy) -> None:
         self.symbol = contract.symbol
@@ -421,6 +714,7 @@ class Engine:
         self.whole = Batch()
         self.events: list = []
         self.refused = 0
+        self.partition_records: list[SealedRecord] = []
 
     def step(self, kind: str, *numbers) -> None:
         event = getattr(self, f"_{kind}")(*numbers)
@@ -430,12 +724,13 @@ class Engine:
         except Rejection:
             self.refused += 1
         batch = self.partition.take()
+        self.partition_records = batch.records
         for round_ in batch.rounds:
-            self._check_round(round_.order.adl, round_.allocations)
+            self._check_round(round_)
         self.whole.entries += batch.entries
         self.whole.hashes += batch.hashes
         self.whole.orders |= batch.orders
-        self.whole.allocations |= batch.allocations
+        self.whole.records += batch.records
         self.check()
 
     @property
@@ -459,28 +754,37 @@ class Engine:
         if not self.open:
             return adl_fill(self.seq, "a", lots, adl=which + 1, symbol=self.symbol)
         order = self.open[which % len(self.open)]
-        allocation = [*order.allocations.values()][whose % len(order.allocations)]
-        return adl_fill(self.seq, allocation.account, lots, adl=order.adl, symbol=self.symbol)
+        account = order.asked.accounts[whose % len(order.asked)]
+        return adl_fill(self.seq, account, lots, adl=order.adl, symbol=self.symbol)
 
     def _adlEnd(self, which):  # noqa: N802 - the event's name
         adl = self.open[which % len(self.open)].adl if self.open else which + 1
         return adl_end(self.seq, adl=adl, symbol=self.symbol)
 
-    def _check_round(self, adl: int, allocations) -> None:
-        """Nobody is asked for more than it holds, all orders together."""
-        order = self.partition._desks[self.symbol].orders[adl]
-        assert 0 < sum(allocation.asked for allocation in allocations) <= order.needed
-        assert [allocation.rank for allocation in allocations] == sorted(allocation.rank for allocation in allocations)
+    def _check_round(self, round_: Round) -> None:
+        """No account is asked for more than it holds, all orders together, nor what would bankrupt it."""
+        order, policy = round_.order, self.fund.policy
+        record = next(one for one, *_ in reversed(self.partition_records) if one.kind in ("order", "round"))
+        terms = terms_of(record.kind, record.body)
+        assert (terms.accounts, terms.asked) == (list(round_.accounts), list(round_.lots))
+        assert 0 < sum(terms.asked) <= order.lots - order.executed
+        assert terms.ranks == sorted(terms.ranks)
         promised = Counter()
         for other in self.open:
-            for allocation in other.allocations.values():
-                promised[other.reduce, allocation.account] += allocation.asked - allocation.executed
-        for allocation in allocations:
-            assert promised[order.reduce, allocation.account] <= allocation.lots
-            if self.fund.policy.eligible == "profitable":
-                assert allocation.score > 0
-            if self.fund.policy.allocation == "capped":
-                assert allocation.asked <= max(1, allocation.lots * self.fund.policy.cap_share)
+            for account, rest in other.asked.rests():
+                promised[other.reduce, account] += rest
+        valuation = Valuation(self.fund.contract, order.reduce)
+        for account, lots, entry_price, margin, asked in zip(
+            terms.accounts, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True
+        ):
+            standing = valuation.standing(account, lots, entry_price, margin, terms.mark)
+            assert promised[order.reduce, account] <= lots
+            assert standing.leverage < math.inf
+            if policy.eligible == "profitable":
+                assert standing.score > 0
+                assert valuation.equity(lots, entry_price, margin, order.price)[0] >= 0
+            if policy.allocation == "capped":
+                assert asked <= max(1, lots * policy.cap_share)
 
     def check(self) -> None:
         fund, orders = self.fund, self.whole.orders.values()
@@ -495,7 +799,6 @@ class Engine:
         for order in orders:
             assert 0 <= order.deficit * order.lots - order.uncovered * order.deficit_lots < order.deficit
             assert 0 <= order.executed <= order.lots
-            assert order.round <= fund.policy.rounds_max
 
     def audit(self) -> list[str]:
         replay = Replay(self.fund.contract)
@@ -514,9 +817,9 @@ def test_nothing_is_lost_between_the_shortfall_and_its_end(contract, policy, str
         engine.step(*step)
     assert engine.audit() == []
     executed = Counter()
-    for (_, adl, _, _), allocation in engine.whole.allocations.items():
-        assert allocation.executed <= allocation.asked <= allocation.lots
-        executed[adl] += allocation.executed
+    for record, *_ in engine.whole.records:
+        if record.kind == "execution":
+            executed[record.adl] += record.lots
     assert executed == Counter({order.adl: order.executed for order in engine.whole.orders.values()})
 
 
@@ -532,7 +835,7 @@ def test_what_is_sent_again_changes_nothing(contract, policy, stream, data):
         for event in again:
             engine.partition.apply(event)
         batch = engine.partition.take()
-        assert (batch.entries, batch.orders, batch.allocations) == ([], {}, {})
+        assert (batch.entries, batch.orders, batch.records) == ([], {}, [])
         assert batch.duplicates.total() == len(again)
         assert engine.fund.state() == before
 
@@ -544,7 +847,7 @@ def test_the_order_in_which_positions_arrived_decides_nothing(contract, policy, 
         engine = Engine(contract, policy)
         for step in (("mark", price), *arrived, *fills):
             engine.step(*step)
-        outcomes.append((engine.whole.orders, engine.whole.allocations, engine.whole.hashes))
+        outcomes.append((engine.whole.orders, engine.whole.records, engine.whole.hashes))
     assert outcomes[0] == outcomes[1]
 
 
@@ -569,13 +872,13 @@ def test_who_begins_again_from_what_was_written_goes_on_alike(contract, policy, 
         engine.step(*step)
         other.step(*step)
     fund = engine.fund.state()
-    fields = {name: getattr(fund, name) for name in ("balance", "outstanding", "entry", "seq", "head", "adl", "guard")}
+    fields = {name: getattr(fund, name) for name in FundState._fields if name != "symbol"}
     engine.fund = Fund(contract, policy=policy, **fields)
     book, open_orders = engine.partition.book(contract.symbol), engine.open
     engine.partition = partition(engine.fund)
     if book:
         saved = msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()), type=SavedBook)
-        engine.partition.restore(contract.symbol, book.mark, saved)
+        restore(engine.partition, kept_book(book, saved)._replace(symbol=contract.symbol))
     for order in open_orders:
         assert engine.partition.reopen(order).order == order.written()
     for step in stream[at:]:
@@ -583,7 +886,7 @@ def test_who_begins_again_from_what_was_written_goes_on_alike(contract, policy, 
         other.step(*step)
     assert engine.fund.state() == other.fund.state()
     assert engine.whole.orders == other.whole.orders
-    assert engine.whole.allocations == other.whole.allocations
+    assert engine.whole.records == other.whole.records
 
 
 @given(CONTRACTS, STREAMS)
@@ -627,6 +930,7 @@ def test_numbers_at_the_limits_are_settled_or_refused(contract, policy, stream):
     engine = Engine(contract, policy)
     for step in stream:
         engine.step(*step)
-    for record in (*engine.whole.orders.values(), *engine.whole.allocations.values(), engine.fund.state()):
+    records = [msgspec.structs.astuple(record) for record, *_ in engine.whole.records]
+    for record in (*engine.whole.orders.values(), *records, engine.fund.state()):
         assert all(-(2**63) <= field <= INT64_MAX for field in record if isinstance(field, int))
     assert engine.audit() == []

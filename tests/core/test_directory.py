@@ -1,3 +1,4 @@
+import random
 from bisect import insort
 
 from hypothesis import given
@@ -28,6 +29,48 @@ def test_many_accounts_are_found():
     assert directory.find("account5000") == NONE
 
 
+@given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), max_size=400))
+def test_rows_of_removed_accounts_serve_others(steps):
+    directory, rows = Directory(), {}
+    for number, adds in steps:
+        name = f"a{number}"
+        if adds and name not in rows:
+            rows[name] = directory.add(name)
+        elif not adds and name in rows:
+            directory.remove(name)
+            del rows[name]
+    assert {name: directory.find(name) for name in rows} == rows
+    assert all(directory.find(f"a{number}") == NONE for number in range(61) if f"a{number}" not in rows)
+    assert directory.used == len(rows)
+    assert len(directory.accounts) <= 61
+
+
+def test_accounts_that_come_and_go_while_the_table_grows_keep_their_rows():
+    chance = random.Random(4)
+    directory, rows = Directory(), {}
+    for _ in range(30_000):
+        name = f"a{chance.randrange(3000)}"
+        if name not in rows:
+            rows[name] = directory.add(name)
+        elif chance.random() < 0.4:
+            directory.remove(name)
+            del rows[name]
+        assert directory.find(name) == rows.get(name, NONE)
+    assert {name: directory.find(name) for name in rows} == rows
+
+
+def test_a_row_with_another_account_gets_another_place():
+    directory = Directory()
+    for name in ("d", "b", "c", "a", "e"):
+        directory.add(name)
+    alphabet = Alphabet(directory.accounts)
+    directory.remove("c")
+    directory.add("z")
+    alphabet.update(directory.renamed)
+    assert [directory.accounts[row] for row in alphabet.rows] == ["a", "b", "d", "e", "z"]
+    assert directory.renamed == set()
+
+
 def assert_in_order(alphabet: Alphabet, accounts: list[str]) -> None:
     assert [accounts[row] for row in alphabet.rows] == sorted(accounts)
     assert [alphabet.rows[place] for place in alphabet.places] == list(range(len(accounts)))
@@ -39,7 +82,7 @@ def test_the_alphabet_follows_the_accounts_however_they_come(names, cuts):
     alphabet = Alphabet(accounts)
     for end in sorted({min(cut, len(names)) for cut in cuts} | {len(names)}):
         accounts += names[len(accounts) : end]
-        alphabet.update()
+        alphabet.update(set())
         assert_in_order(alphabet, accounts)
 
 
@@ -50,6 +93,6 @@ def test_a_few_new_names_are_put_in_between():
     for name in ("n0001", "a", "z", "n1999", "n0003"):
         accounts.append(name)
         insort(before, name)
-    alphabet.update()
+    alphabet.update(set())
     assert_in_order(alphabet, accounts)
     assert [accounts[row] for row in alphabet.rows] == before

@@ -121,12 +121,17 @@ def test_an_uncovered_shortfall_is_an_order_in_the_same_batch():
         round=1,
         ts=1001,
         seq=1,
+        account="",
+        acknowledged=False,
+        round_ms=0,
+        policy_version=0,
     )
     second = first._replace(
         adl=8, cause=2, reduce="long", lots=4, deficit=40 * ONE, deficit_lots=4, uncovered=40 * ONE, ts=1002, seq=2
     )
     assert batch.orders == {("UNITUSDTM", 7): first, ("UNITUSDTM", 8): second}
-    assert (batch.allocations, batch.rounds) == ({}, [])
+    assert [record.kind for record, *_ in batch.records] == ["order", "end", "order", "end"]
+    assert batch.rounds == []
     assert [(entry.uncovered, entry.repaid) for entry in batch.entries] == [(75 * ONE, 0), (40 * ONE, 0), (0, 30 * ONE)]
     assert (batch.funds[0].outstanding, batch.funds[0].adl) == (85 * ONE, 8)
 

@@ -5,6 +5,7 @@ from fundsvc.core.events import Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.core.preview import preview
+from fundsvc.core.records import terms_of
 from fundsvc.core.settlement import Fund
 
 
@@ -31,9 +32,11 @@ def test_a_preview_is_what_then_happens(policy, balance):
     made.apply(shortfall(1, 12))
     batch = made.take()
     assert [shown.entry] == batch.entries
-    assert ([shown.order.written()] if shown.order else []) == [*batch.orders.values()]
-    allocations = shown.order.allocations.values() if shown.order else ()
-    assert [shown.order.allocation_written(one) for one in allocations] == [*batch.allocations.values()]
+    assert bool(shown.order) == bool(batch.orders)
+    for order in batch.orders.values():
+        assert shown.order.written()._replace(round=1) == order
+    for record, *_ in batch.records:
+        assert shown.first == terms_of(record.kind, record.body)
 
 
 def test_a_preview_touches_nothing_and_keeps_promises():
@@ -41,11 +44,15 @@ def test_a_preview_touches_nothing_and_keeps_promises():
     made.apply(shortfall(1, 12))
     made.take()
     orders = [*made._desks[UNIT.symbol].orders.values()]
-    before = made.book(UNIT.symbol).save()
-    shown = preview(Fund(UNIT, adl=1), made.book(UNIT.symbol), orders, shortfall(2, 12))
-    assert {account: one.asked for account, one in shown.order.allocations.items()} == {"b": 8}
-    assert made.book(UNIT.symbol).save() == before
-    assert [order.written() for order in orders] == [order.written() for order in made._desks[UNIT.symbol].orders.values()]
+    followed = settling(Policy(), 0).book(UNIT.symbol)
+    before = followed.save()
+    shown = preview(Fund(UNIT, adl=1), followed, orders, shortfall(2, 12))
+    assert dict(zip(shown.first.accounts, shown.first.asked, strict=True)) == {"b": 8}
+    made.apply(shortfall(2, 12))
+    assert terms_of("order", made.take().records[0].record.body) == shown.first
+    assert followed.save() == before
+    assert preview(Fund(UNIT, adl=1), followed, orders, shortfall(2, 12)).first == shown.first
+    assert [order.round for order in orders] == [1]
 
 
 def test_what_could_not_be_settled_has_no_preview():

@@ -99,7 +99,7 @@ def test_an_entry_holds_all_of_its_fill_and_seals_it():
         "ts": 1009,
     }
     assert digest == link(b"h" * 32, entry)
-    assert fund.state() == FundState("UNITUSDTM", 0, 0, 5, 9, 0, digest, None)
+    assert fund.state() == FundState("UNITUSDTM", 0, 0, 5, 9, 0, digest, None, 0, GENESIS)
 
 
 @given(st.sampled_from([LINEAR, INVERSE]), MULTIPLIERS, st.integers(0, 18), st.integers(0, 12), SIDES, st.data())

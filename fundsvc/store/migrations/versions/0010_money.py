@@ -5,7 +5,7 @@ from alembic import op
 from fundsvc.store.migrations import run_script
 
 revision = "0010"
-down_revision = "0007"
+down_revision = "0008"
 
 _SCHEMA = """
 -- Every row satisfies the stricter checks of before: NOT VALID spares a scan of the whole ledger.
@@ -26,6 +26,8 @@ ALTER TABLE rejected
     ADD COLUMN event_seq bigint,
     ADD COLUMN digest bytea;
 CREATE INDEX rejected_by_sequence ON rejected (event_symbol, event_seq) WHERE event_seq IS NOT NULL;
+
+CREATE INDEX adl_records_by_sequence ON adl_records (symbol, seq) WHERE seq > 0 AND kind IN ('execution', 'round', 'end');
 
 CREATE TABLE policies (
     partition integer NOT NULL,
