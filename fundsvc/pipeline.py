@@ -19,6 +19,7 @@ from fundsvc.core.batch import Batch, Durations, Offset
 from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Facts, kept_as
+from fundsvc.core.times import time_of_id
 from fundsvc.recollection import recollect
 from fundsvc.wire import Message, decode, raw_event
 
@@ -33,11 +34,6 @@ MESSAGES_PER_READ_MAX = 1000
 
 REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
 """A stream id, and a position with more digits than any message has events."""
-
-
-def time_of_id(stream_id: str) -> int:
-    """The milliseconds that a stream id begins with."""
-    return int(stream_id.partition("-")[0])
 
 
 class Source(Protocol):

@@ -34,7 +34,7 @@ from fundsvc.core.events import (
 )
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policy
-from fundsvc.core.sequences import Content, Numbered, Sequences, content_of, content_of_fill
+from fundsvc.core.sequences import Numbered, Sequences, content_of, content_of_entry
 from fundsvc.core.settlement import Fund
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old
 
@@ -43,12 +43,6 @@ BOOK_POSITIONS_MAX = 20_000
 
 RUN_MIN = 16
 """Fewer events of a message are applied before it would pay to look ahead."""
-
-
-def _content(entry: Entry) -> Content:
-    """What the fill of an entry said."""
-    ids = entry.trade_id, entry.order_id, entry.account
-    return content_of_fill(entry.side, entry.lots, entry.price, entry.bankruptcy_price, *ids, entry.ts)
 
 
 class Partition:
@@ -249,7 +243,7 @@ class Partition:
         adl_comes_first = fund.policy.waterfall == "adl_then_fund"
         settled = fund.settle(fill, waits_for_adl(fund, self._desk(fund), fill) if adl_comes_first else None)
         self.batch.record(fund, settled)
-        self.sequences.note(fill, _content(settled[0]))
+        self.sequences.note(fill, content_of_entry(settled[0]))
         if fill.trade_id and self.sequences.repeats_trade(fill):
             self.batch.repeated_trades[fill.symbol] += 1
         if settled[0].uncovered:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET
 
+from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection
 from fundsvc.core.numbers import parse_price
@@ -188,6 +189,12 @@ def content_of_fill(
     return hash((side, lots, price, bankruptcy_price, trade_id, order_id, account, ts))
 
 
+def content_of_entry(entry: Entry) -> Content:
+    """What the fill of an entry said but for its sequence."""
+    ids = entry.trade_id, entry.order_id, entry.account
+    return content_of_fill(entry.side, entry.lots, entry.price, entry.bankruptcy_price, *ids, entry.ts)
+
+
 def content_of_execution(adl: int, account: str, lots: int, ts: int) -> Content:
     """What an adlFill said but for its sequence."""
     return hash(("adlFill", adl, account, lots, ts))
@@ -201,7 +208,7 @@ def content_of_end(adl: int, ts: int) -> Content:
 def digest_of(event: Event) -> bytes:
     """A digest of an event that outlives the process; `prevSeq` does not count, an engine may learn it later."""
     plain = msgspec.structs.replace(event, prev_seq=UNSET)
-    return blake2b(msgspec.msgpack.encode(plain), digest_size=16).digest()
+    return blake2b(repr(plain).encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def kept_as(event: Any) -> tuple[str, int, bytes] | None:

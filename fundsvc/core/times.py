@@ -27,3 +27,9 @@ def is_old(event: Event | Rejection, stream_ms: int) -> bool:
     """Whether an event happened over a day before it was put into its stream."""
     ts = getattr(event, "ts", None)
     return ts is not None and ts < stream_ms - OLD_MS
+
+
+def time_of_id(stream_id: str) -> int | None:
+    """The time that a stream id begins with (ms); None for an id that its sender chose and that is no time."""
+    milliseconds = int(stream_id.partition("-")[0])
+    return milliseconds if milliseconds >= PLAUSIBLE_MS else None

@@ -23,13 +23,12 @@ async def facts_of(ask: Ask, wanted: Mapping[str, Sequence[int]]) -> Facts:
     keys = [(symbol, seq) for symbol, seqs in wanted.items() for seq in seqs if seq <= ends.get(symbol, INT64_MAX)]
     symbols, numbers = list({symbol for symbol, _ in keys}), list({seq for _, seq in keys})
     applied |= await _contents(await ask("sequences_late", symbols, numbers))
-    for symbol, seq, kind, *told in await ask("sequences_adl", symbols, numbers):
-        applied[symbol, seq] = _content_of_answer(kind, *told)
+    for symbol, seq, kind, *answer in await ask("sequences_adl", symbols, numbers):
+        applied[symbol, seq] = _content_of_answer(kind, *answer)
     refused = await ask("sequences_refused", symbols, numbers)
     # An entry that an ADL order caused was read by the way: its event is asked for when it comes.
-    told = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}
-    unverified = applied.keys() & keys
-    facts = dict.fromkeys(keys, Applied.NEVER) | dict.fromkeys(unverified, Applied.UNVERIFIED) | told
+    seen = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}
+    facts = {key: applied.get(key, Applied.NEVER) for key in keys} | seen
     return Facts(facts, [((symbol, seq), digest) for symbol, seq, digest in refused])
 
 
