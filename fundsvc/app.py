@@ -149,8 +149,9 @@ async def http_side(
 
     pings = {"stream": ping_stream}
     reader = Reader(pool)
-    operations = operations_endpoints(reader, metrics, pings, needed=pings if engine else ())
+    needed = pings if engine else ()
     if not public:
+        operations = operations_endpoints(reader, metrics, pings, needed)
         async with serve(make_app(Reception(metrics), operations), config.http.host, config.engine.port) as url:
             yield url
         return
@@ -159,6 +160,11 @@ async def http_side(
         appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
         tailing(config, metrics) as tail,
     ):
+
+        async def check_replica() -> None:
+            tail.freshness.check()
+
+        operations = operations_endpoints(reader, metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"})
         ledger = Deleveragings(pool)
         policy_of, gate = config.policy.of, Gate(config.http, config.token, (endpoint.path for endpoint in operations))
         contracts = ContractResources(reader, stream_key)
@@ -166,8 +172,10 @@ async def http_side(
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of)
         cached = CachedFunds(tail, funds.answer)
         sizing = SizingResources(reader, Targets(pool))
-        deleveraging = DeleveragingResources(reader, ledger, follower, policy_of)
-        venues = venue_endpoints(config.http.venues, cached.answers, deleveraging, reader, Histories(pool), policy_of)
+        deleveraging = DeleveragingResources(reader, ledger, follower, tail, policy_of)
+        venues = venue_endpoints(
+            config.http.venues, cached.answers, funds.summary, deleveraging, reader, Histories(pool), policy_of
+        )
         async with living(config, tail, cached, reader, ledger, follower, metrics) as live:
             routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *deleveraging.routes)
             table = endpoints((*operations, *routes, *live.endpoints, *venues))

@@ -6,7 +6,7 @@ import msgspec
 
 from fundsvc.core.replay import Replay, missing
 from fundsvc.store.database import Pool
-from fundsvc.store.exports import LedgerSnapshot, UnknownContract, open_snapshot
+from fundsvc.store.exports import Ledger, UnknownContract, open_ledger
 
 DIFFERENCES_MAX = 20
 """Per contract: one altered entry may break all that follow, and the first differences say it."""
@@ -22,18 +22,17 @@ class ContractAudit(msgspec.Struct, rename="camel"):
 
 
 async def audit_contract(pool: Pool, symbol: str, progress: Callable[[int], None]) -> ContractAudit:
-    """Recomputes one contract's ledger, as it was at one moment; calls `progress` with the number of entries done since."""
+    """Recomputes one contract's ledger to its end; calls `progress` with the number of entries done since."""
     try:
-        async with open_snapshot(pool, symbol) as snapshot:
-            return await _recompute(snapshot, progress)
+        return await _recompute(await open_ledger(pool, symbol), progress)
     except UnknownContract:
         return ContractAudit(symbol, 0, "", [missing(symbol)])
 
 
-async def _recompute(snapshot: LedgerSnapshot, progress: Callable[[int], None]) -> ContractAudit:
-    replay = Replay(snapshot.contract, snapshot.late)
+async def _recompute(ledger: Ledger, progress: Callable[[int], None]) -> ContractAudit:
+    replay = Replay(ledger.contract, ledger.late)
     reported = 0
-    async for line in snapshot.lines():
+    async for line in ledger.lines():
         replay.follow(line.entry, line.hash)
         if replay.entry - reported >= 1000:  # noqa: PLR2004 - often enough for a progress bar
             progress(replay.entry - reported)
@@ -41,7 +40,7 @@ async def _recompute(snapshot: LedgerSnapshot, progress: Callable[[int], None]) 
         if len(replay.differences) >= DIFFERENCES_MAX:
             break
     else:
-        replay.finish(snapshot.fund, snapshot.orders)
-    progress(max(0, snapshot.fund.entry - reported))
-    head = snapshot.fund.head.hex()
-    return ContractAudit(snapshot.contract.symbol, replay.entry, head, replay.differences[:DIFFERENCES_MAX])
+        replay.finish(ledger.fund, ledger.orders)
+    progress(max(0, ledger.fund.entry - reported))
+    head = ledger.fund.head.hex()
+    return ContractAudit(ledger.contract.symbol, replay.entry, head, replay.differences[:DIFFERENCES_MAX])

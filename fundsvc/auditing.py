@@ -11,23 +11,40 @@ Both go in short stretches, and rest after each so long that together they take 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 
 from fundsvc.config import AuditConfig
-from fundsvc.core.replay import Replay, missing
+from fundsvc.core.replay import Checkpoint, Replay, missing
 from fundsvc.logs.faults import Outage
-from fundsvc.store.audits import WALKS, Progress, Stretch, Walk, audit_progress, keep_difference, keep_held, read_stretch
+from fundsvc.store.audits import (
+    WALKS,
+    Held,
+    Progress,
+    Stretch,
+    Walk,
+    audit_progress,
+    keep_differences,
+    keep_held,
+    read_stretches,
+)
 from fundsvc.store.database import Pool, StoreFault
-from fundsvc.store.exports import UnknownContract, known_contracts
+from fundsvc.store.exports import known_contracts
 
 STRETCH_ENTRIES = 1000
 """One read of the database: a hundredth of a second's work, of which some milliseconds are the rules'."""
 
 CHUNK_ENTRIES = 50
 """Recomputed between two looks at the loop: half a millisecond, which is what settling may wait for it."""
+
+GROUP_CONTRACTS = 100
+"""Ledgers that are read together at most: what a read costs besides its entries is then hardly more than an entry's each."""
+
+GROWTH_ENTRIES = 10
+"""A ledger grows between being looked at and being read; so many more entries still let a walk reach its end at once."""
 
 STRETCHES_PER_VISIT = 20
 """After so many, the other contracts have their turn."""
@@ -59,6 +76,21 @@ class Metrics(Protocol):
         """Shows how many atoms conservation lacks, of a contract."""
 
 
+class Due(NamedTuple):
+    """A ledger that a walk has something to do in, and how many entries it is behind, as far as is known."""
+
+    symbol: str
+    behind: int
+
+
+class Found(NamedTuple):
+    """What a walk found in a stretch: how far it came, what differs, and the first entry that does."""
+
+    checkpoint: Checkpoint
+    differences: list[str]
+    differs_at: int | None
+
+
 class Auditor:
     """Audits the ledgers of the contracts that `owns` names, until cancelled and through every fault."""
 
@@ -69,6 +101,7 @@ class Auditor:
         self._owns = owns
         self._one_at_a_time = asyncio.Lock()  # One connection is enough, and two walks that end together do not collide.
         self._told: dict[tuple[str, Walk], list[str]] = {}
+        self._followed = 0
 
     async def run(self) -> None:
         """Walks, both ways at the same time."""
@@ -88,16 +121,25 @@ class Auditor:
     async def _look(self, walk: Walk, outage: Outage) -> None:
         """Visits the ledgers that a walk has something to do in; a fault in one keeps no other from its turn."""
         works = True
-        for symbol in await self._paced(lambda: self._due(walk)):
-            try:
-                await self._visit(symbol, walk)
-            except StoreFault as fault:
+        for group in _groups(await self._paced(lambda: self._due(walk))):
+            for fault in await self._visit_all(group, walk):
                 outage.note(fault)
                 works = False
             if works:
                 outage.over()
         if works:
             outage.over()
+
+    async def _visit_all(self, group: Sequence[Due], walk: Walk) -> list[StoreFault]:
+        """Visits some ledgers together; after a fault each half alone, until the ledgers at fault are alone. Their faults."""
+        try:
+            await self._visit(group, walk)
+        except StoreFault as fault:
+            half = len(group) // 2
+            if not half:
+                return [fault]
+            return await self._visit_all(group[:half], walk) + await self._visit_all(group[half:], walk)
+        return []
 
     async def _paced(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Does some work, and rests so long that both walks together take no more than their share."""
@@ -108,7 +150,7 @@ class Auditor:
         await asyncio.sleep(seconds * (len(WALKS) / self._config.share - 1))
         return result
 
-    async def _due(self, walk: Walk) -> list[str]:
+    async def _due(self, walk: Walk) -> list[Due]:
         """Whose ledger a walk has something to do in, the one that was verified longest ago first."""
         known = await known_contracts(self._pool)
         progress = {one.symbol: one for one in await audit_progress(self._pool, walk)}
@@ -117,7 +159,9 @@ class Auditor:
             self._show(one.symbol, walk, good=one.good, verified_at=verified_at)
         is_due = self._is_due_fully if walk == "full" else self._is_due_newly
         due = [symbol for symbol, entry in known if self._owns(symbol) and is_due(progress.get(symbol), entry)]
-        return sorted(due, key=lambda symbol: _age(progress.get(symbol)), reverse=True)
+        due.sort(key=lambda symbol: _age(progress.get(symbol)), reverse=True)
+        entries = dict(known)
+        return [Due(symbol, max(0, entries[symbol] - _entry(progress.get(symbol)))) for symbol in due]
 
     def _is_due_fully(self, progress: Progress | None, _entry: int) -> bool:
         """Where a full walk is under way, or the last one is too long ago."""
@@ -127,50 +171,64 @@ class Auditor:
         """Where there are entries beyond a checkpoint; without one, it is for a full walk to make it."""
         return progress is not None and (progress.entry != entry or not progress.good or _age(progress) > RECHECK_SECONDS)
 
-    async def _visit(self, symbol: str, walk: Walk) -> None:
+    async def _visit(self, group: Sequence[Due], walk: Walk) -> None:
+        """Recomputes what lies before a walk in some ledgers: so many stretches at most, the rest in a later visit."""
+        counts = {symbol: min(STRETCH_ENTRIES, behind + GROWTH_ENTRIES) for symbol, behind in group}
         for _ in range(STRETCHES_PER_VISIT):
-            if not self._owns(symbol) or not await self._paced(lambda: self._stretch(symbol, walk)):
+            owned = {symbol: count for symbol, count in counts.items() if self._owns(symbol)}
+            rest = await self._paced(partial(self._stretch, owned, walk)) if owned else []
+            if not rest:
                 return
+            counts = dict.fromkeys(rest, max(1, STRETCH_ENTRIES // len(rest)))
 
-    async def _stretch(self, symbol: str, walk: Walk) -> bool:
-        """Recomputes what lies before a walk; says whether there is more."""
-        try:
-            stretch = await read_stretch(self._pool, symbol, walk, STRETCH_ENTRIES)
-        except UnknownContract:
-            await self._differ(symbol, walk, None, [missing(symbol)])
-            return False
-        replay, ended = await self._follow(stretch)
-        if replay.differences:
-            await self._differ(symbol, walk, replay.differs_at, replay.differences)
-            return False
-        await keep_held(self._pool, symbol, walk, replay.checkpoint, ended=ended)
-        self._hold(symbol, walk, ended=ended)
-        return not ended
+    async def _stretch(self, counts: Mapping[str, int], walk: Walk) -> list[str]:
+        """Recomputes the next entries of some contracts, and answers of which of them there are more."""
+        held: list[Held] = []
+        differing: list[str] = []
+        for symbol, stretch in (await read_stretches(self._pool, counts, walk)).items():
+            ended = len(stretch) < counts[symbol]
+            found = await self._follow(symbol, stretch, ended=ended)
+            if found.differences:
+                self._differ(symbol, walk, found)
+                differing.append(symbol)
+            else:
+                held.append(Held(symbol, found.checkpoint, ended))
+        await self._keep(walk, held, differing)
+        return [one.symbol for one in held if not one.ended]
 
-    async def _follow(self, stretch: Stretch) -> tuple[Replay, bool]:
-        """Recomputes entries, and says whether they were the last ones: then their end is compared with what is stored."""
+    async def _keep(self, walk: Walk, held: Sequence[Held], differing: Sequence[str]) -> None:
+        if held:
+            await keep_held(self._pool, walk, held)
+        if differing:
+            await keep_differences(self._pool, walk, differing)
+        for one in held:
+            self._hold(one.symbol, walk, ended=one.ended)
+
+    async def _follow(self, symbol: str, stretch: Stretch, *, ended: bool) -> Found:
+        """Recomputes entries; where they are the last ones, their end is compared with what is stored."""
         ledger = stretch.ledger
+        if ledger is None:
+            return Found(stretch.since, [missing(symbol)], None)
         replay = Replay(ledger.contract, ledger.late, stretch.since)
-        for place, line in enumerate(stretch, 1):
+        for line in stretch:
             replay.follow(line.entry, line.hash)
-            if place % CHUNK_ENTRIES == 0:
+            self._followed += 1
+            if self._followed % CHUNK_ENTRIES == 0:
                 await asyncio.sleep(0)
         self._metrics.recomputed(len(stretch))
-        ended = len(stretch) < STRETCH_ENTRIES
         if ended:
             replay.finish(ledger.fund, ledger.orders)
-            if self._owns(ledger.contract.symbol):
-                self._metrics.conserved(ledger.contract.symbol, replay.conservation_error(ledger.fund, ledger.orders))
-        return replay, ended
+            if self._owns(symbol):
+                self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, ledger.orders))
+        return Found(replay.checkpoint, replay.differences, replay.differs_at)
 
-    async def _differ(self, symbol: str, walk: Walk, entry: int | None, differences: list[str]) -> None:
+    def _differ(self, symbol: str, walk: Walk, found: Found) -> None:
         """Tells what a walk found, once."""
         self._show(symbol, walk, good=False, verified_at=None)
-        if self._told.get((symbol, walk)) != differences:
-            self._told[symbol, walk] = differences
-            for difference in differences[:DIFFERENCES_MAX]:
-                log.error("audit difference", symbol=symbol, entry=entry, walk=walk, difference=difference)
-        await keep_difference(self._pool, symbol, walk)
+        if self._told.get((symbol, walk)) != found.differences:
+            self._told[symbol, walk] = found.differences
+            for difference in found.differences[:DIFFERENCES_MAX]:
+                log.error("audit difference", symbol=symbol, entry=found.differs_at, walk=walk, difference=difference)
 
     def _hold(self, symbol: str, walk: Walk, *, ended: bool) -> None:
         """Notes that everything held as far as a walk has come; the end of a full one vouches for the newest one, too."""
@@ -182,6 +240,24 @@ class Auditor:
     def _show(self, symbol: str, walk: Walk, *, good: bool, verified_at: float | None) -> None:
         if self._owns(symbol):
             self._metrics.audited(symbol, walk, good=good, verified_at=verified_at)
+
+
+def _groups(due: Iterable[Due]) -> Iterator[list[Due]]:
+    """Ledgers that are visited together, in the given order: as many as one read is for."""
+    group: list[Due] = []
+    entries = 0
+    for one in due:
+        if group and (entries + one.behind > STRETCH_ENTRIES or len(group) == GROUP_CONTRACTS):
+            yield group
+            group, entries = [], 0
+        group.append(one)
+        entries += one.behind
+    if group:
+        yield group
+
+
+def _entry(progress: Progress | None) -> int:
+    return progress.entry if progress else 0
 
 
 def _age(progress: Progress | None) -> float:

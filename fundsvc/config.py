@@ -131,6 +131,7 @@ class HttpConfig(Section, frozen=True):
     ingest_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=1_000_000_000)] = 4_000_000
     book_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
     tail_seconds: Annotated[float, msgspec.Meta(ge=0.001, le=60)] = 0.02
+    stale_seconds_max: Annotated[float, msgspec.Meta(ge=2, le=86_400)] = 10.0
     rate_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 600.0
 
 

@@ -3,16 +3,18 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
 
-from fundsvc.core.events import Event
+from fundsvc.core.events import Event, Listing, Reason
+from fundsvc.force_orders import Known
 from fundsvc.recordings import Recording
 from fundsvc.store.database import SQL, Pool
 from fundsvc.store.database import faults as store_faults
+from fundsvc.store.writer import contract_from
 from fundsvc.streams.client import Client
 from fundsvc.streams.client import faults as stream_faults
 from fundsvc.streams.producer import Producer
@@ -20,6 +22,9 @@ from fundsvc.streams.source import id_order
 
 SLICE_EVENTS = 5000
 """Events appended in one round trip: enough to keep the stream busy, few enough for a smooth progress bar."""
+
+LINES_MAX = 20
+"""Refused lines that are named: one wrong field may be in all of them."""
 
 POLL_SECONDS = 0.05
 """How often the ledger's offset is looked at while waiting."""
@@ -41,15 +46,24 @@ class Gain(msgspec.Struct, rename="camel"):
 class Delivered(msgspec.Struct, rename="camel"):
     """What came of a delivery: what was sent, and what the ledger had more afterwards.
 
-    `refused` says which contracts could not be listed as the recording needs them; no event was sent then.
+    `settled` is the number of events that are in the ledger now; listings count where the recording has nothing else.
+    `duplicates` are equal orders in the recording and events that the ledger knew. `rejected` counts by reason what cannot be
+    settled: lines, of which `lines` names the first few, and events, which the ledger keeps. `refused` names contracts that
+    could not be listed; if the ledger refused one, no event was sent. `passedOver` lines hold no order.
     """
 
     events: int
+    settled: int
     gains: list[Gain]
     duplicates: int
     rejected: dict[str, int]
     refused: list[str]
+    lines: list[str]
+    passed_over: int
     seconds: float
+
+
+_OF_LISTINGS = (Reason.CONTRACT_INVALID, Reason.CONTRACT_FIXED)
 
 
 class _State(NamedTuple):
@@ -88,7 +102,7 @@ class Delivery:
         refused = [f"{row['reason']}: {row['detail']}" for row in await self._rejected()]
         if not refused:
             await self._deliver(recording.events)
-        return await self._delivered(before, refused, started)
+        return await self._delivered(recording, before, refused, started)
 
     async def _deliver(self, events: Iterable[Event]) -> None:
         for part in _slices(events):
@@ -121,20 +135,42 @@ class Delivery:
         funds, partitions = await self._fetch("heads"), await self._fetch("partitions")
         return _State({row["symbol"]: row["entry"] for row in funds}, sum(row["duplicates"] for row in partitions))
 
-    async def _delivered(self, before: _State, refused: list[str], started: float) -> Delivered:
+    async def _delivered(self, recording: Recording, before: _State, refused: list[str], started: float) -> Delivered:
         gains = await self._fetch("totals_since", list(before.entries), list(before.entries.values()))
+        rejected = Counter(row["reason"] for row in await self._rejected())
+        conflicts = [f"{Reason.CONTRACT_FIXED}: the ledger has {symbol} with other terms" for symbol in recording.conflicts]
         return Delivered(
             events=self._events,
+            settled=0 if refused else self._settled(recording.events, rejected),
             gains=[Gain(*row[:3], *map(int, row[3:])) for row in gains],
-            duplicates=(await self._state()).duplicates - before.duplicates,
-            rejected=Counter(row["reason"] for row in await self._rejected()),
-            refused=refused,
+            duplicates=recording.duplicates + (await self._state()).duplicates - before.duplicates,
+            rejected=rejected + Counter(refusal.reason for refusal in recording.refused),
+            refused=[*refused, *conflicts],
+            lines=[f"{where}: {reason}: {detail}" for where, reason, detail in recording.refused[:LINES_MAX]],
+            passed_over=recording.passed_over,
             seconds=time.monotonic() - started,
         )
 
+    def _settled(self, events: Sequence[Event], rejected: Counter[str]) -> int:
+        """How many events were not rejected: listings count where there is nothing else, rates once for each partition."""
+        if all(isinstance(event, Listing) for event in events):
+            return len(events) - rejected.total()
+        sent = sum(len(self._producer.destinations(event)) for event in events if not isinstance(event, Listing))
+        return sent - sum(number for reason, number in rejected.items() if reason not in _OF_LISTINGS)
+
     async def _fetch(self, block: str, *parameters: Any) -> list[Any]:
-        with store_faults():
-            return await self._pool.fetch(SQL[block], *parameters)
+        return await _fetch(self._pool, block, *parameters)
+
+
+async def listed(pool: Pool) -> dict[str, Known]:
+    """The contracts that the ledger knows, by symbol; raises StoreFault."""
+    rows = await _fetch(pool, "newest_fills")
+    return {row["symbol"]: Known(contract_from(row), row["seq"], row["ts"]) for row in rows}
+
+
+async def _fetch(pool: Pool, block: str, *parameters: Any) -> list[Any]:
+    with store_faults():
+        return await pool.fetch(SQL[block], *parameters)
 
 
 def _slices(events: Iterable[Event]) -> Iterator[list[Event]]:

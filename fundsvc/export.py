@@ -5,7 +5,7 @@ from datetime import UTC
 
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
-from fundsvc.store.exports import LedgerSnapshot, Line
+from fundsvc.store.exports import Ledger, Line
 
 COLUMNS = (
     "symbol",
@@ -35,10 +35,13 @@ COLUMNS = (
 """The sealed fields in the order of the hash, then the rest; money and prices are decimal text, `ts` is in milliseconds."""
 
 
-async def export_rows(snapshot: LedgerSnapshot) -> AsyncIterator[tuple[str | int | bool, ...]]:
-    """One row of COLUMNS per entry, in order."""
-    async for line in snapshot.lines():
-        yield _row(snapshot.contract, line)
+async def export_rows(ledger: Ledger) -> AsyncIterator[tuple[str | int | bool, ...]]:
+    """One row of COLUMNS for each entry that there is now, in order: what is added meanwhile could be without an end."""
+    last = ledger.fund.entry
+    async for line in ledger.lines():
+        if line.entry.entry > last:
+            return
+        yield _row(ledger.contract, line)
 
 
 def _row(contract: Contract, line: Line) -> tuple[str | int | bool, ...]:

@@ -1,24 +1,20 @@
 """Recordings of liquidations as events: our own, KuCoin's contract lists, and Binance's public forceOrder stream."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal
+import codecs
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import Event, Fill, Listing, Number, Rejection, Symbol
+from fundsvc.core.contracts import Contract, contract_of
+from fundsvc.core.events import Event, Listing, Rejection
+from fundsvc.force_orders import Known, Orders, Refusal, fills_of, read_orders
 from fundsvc.keys import check_keys
 from fundsvc.wire import Message, decode
 
 Format = Literal["events", "binance-force-orders"]
-
-SEQUENCES_PER_MS = 1000
-"""Binance gives no sequence; the order's time and its place among those of the same millisecond make one."""
-
-_QUOTES = ("USDT", "USDC", "BUSD", "FDUSD", "USD1", "USD")
 
 
 class RecordingError(ValueError):
@@ -26,26 +22,23 @@ class RecordingError(ValueError):
 
 
 class Recording(NamedTuple):
-    """What a file holds: contracts to be listed first, without which its events would mean other money; events in order."""
+    """What a file holds: contracts to be listed first, without which its events would mean other money; events in order.
+
+    `duplicates` counts equal orders beyond the first, `passed_over` lines that hold no order, and `refused` says what cannot be
+    settled. `conflicts` are the given contracts that the ledger has on other terms.
+    """
 
     listings: Sequence[Listing]
     events: Sequence[Event]
     symbols: frozenset[str]
+    duplicates: int = 0
+    passed_over: int = 0
+    refused: Sequence[Refusal] = ()
+    conflicts: Sequence[str] = ()
 
 
-class _ForceOrder(msgspec.Struct):
-    """The `o` of a forceOrder message: s symbol, S side, p IOC limit, ap average fill price, z filled quantity, T time."""
-
-    s: Symbol
-    S: Literal["SELL", "BUY"]
-    p: Number
-    ap: Number
-    z: Decimal
-    T: Annotated[int, msgspec.Meta(gt=0)]
-
-
-class _ForceOrderMessage(msgspec.Struct):
-    o: _ForceOrder
+Fitting = Callable[[Mapping[str, Known]], Recording]
+"""Makes a recording of what a file holds, on the terms of the contracts that the ledger knows."""
 
 
 class _ContractsAnswer(msgspec.Struct):
@@ -53,12 +46,17 @@ class _ContractsAnswer(msgspec.Struct):
 
 
 def read_recording(path: Path, form: Format) -> Recording:
-    """The events of a file; raises RecordingError."""
-    readers: dict[Format, Callable[[Path], Recording]] = {
-        "events": _read_events,
-        "binance-force-orders": _read_force_orders,
-    }
-    return readers[form](path)
+    """The events of a file for an empty ledger; raises RecordingError."""
+    return open_recording(path, form)({})
+
+
+def open_recording(path: Path, form: Format, contracts: Path | None = None) -> Fitting:
+    """Reads a file, and the contracts that are to be listed before it; raises RecordingError."""
+    listings = read_contracts(contracts).listings if contracts else []
+    if form == "binance-force-orders":
+        return partial(_fit, partial(_fills, read_orders(_lines(path))), listings)
+    recording = _read_events(path)
+    return partial(_fit, lambda _known, _given: recording, listings)
 
 
 def read_contracts(path: Path) -> Recording:
@@ -97,74 +95,46 @@ def _read_events(path: Path) -> Recording:
     return Recording([], events, frozenset(symbols - {""}))
 
 
-def _read_force_orders(path: Path) -> Recording:
-    """Liquidation orders of Binance's public stream: the IOC limit is the bankruptcy price.
-
-    A contract is listed per symbol, with the multiplier that makes every quantity of it a whole number of lots.
+def _fit(
+    recorded: Callable[[Mapping[str, Known], Mapping[str, Contract]], Recording],
+    listings: Sequence[Listing],
+    known: Mapping[str, Known],
+) -> Recording:
+    """A recording on the terms of a ledger, after the given contracts. A contract that the ledger has on other terms is left
+    out: sent, it would put the terms in doubt.
     """
-    orders = [_force_order(path, number, line) for number, line in _lines(path)]
-    multipliers: dict[str, Decimal] = defaultdict(lambda: Decimal(1))
-    for order in orders:
-        multipliers[order.s] = min(multipliers[order.s], _step(order.z))
-    listings = [Listing(_binance_contract(path, symbol, multiplier)) for symbol, multiplier in multipliers.items()]
-    return Recording(listings, list(_fills(orders, multipliers)), frozenset(multipliers))
+    given = {contract.symbol: contract for contract in map(_contract, listings)}
+    conflicts = [
+        symbol for symbol, contract in given.items() if symbol in known and not known[symbol].contract.same_terms(contract)
+    ]
+    kept = [listing for listing in listings if _contract(listing).symbol not in conflicts]
+    recording = recorded(known, given)
+    return recording._replace(listings=[*kept, *recording.listings], conflicts=conflicts)
 
 
-def _force_order(path: Path, number: int, line: bytes) -> _ForceOrder:
-    try:
-        order = msgspec.json.decode(line, type=_ForceOrderMessage).o
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RecordingError(f"{path}, line {number} is no forceOrder message: {error}") from None
-    if not (order.z.is_finite() and order.z > 0):
-        raise RecordingError(f"{path}, line {number}: a filled quantity (z) of {order.z} is no fill")
-    return order
+def _fills(found: Orders, known: Mapping[str, Known], given: Mapping[str, Contract]) -> Recording:
+    fills = fills_of(found.orders, known, given)
+    symbols = frozenset(fill.symbol for fill in fills.fills)
+    refused = [*found.refused, *fills.refused]
+    return Recording(fills.listings, fills.fills, symbols, fills.duplicates, found.passed_over, refused)
 
 
-def _fills(orders: Iterable[_ForceOrder], multipliers: dict[str, Decimal]) -> Iterator[Fill]:
-    last: dict[str, int] = {}
-    for order in orders:
-        sequence = last[order.s] = max(last.get(order.s, 0) + 1, order.T * SEQUENCES_PER_MS)
-        yield Fill(
-            symbol=order.s,
-            seq=sequence,
-            side="sell" if order.S == "SELL" else "buy",
-            lots=int(order.z / multipliers[order.s]),
-            price=order.ap,
-            bankruptcy_price=order.p,
-            ts=order.T,
-        )
-
-
-def _binance_contract(path: Path, symbol: str, multiplier: Decimal) -> dict[str, Any]:
-    pair = symbol if symbol.endswith(_QUOTES) else symbol.partition("_")[0]
-    quote = next((quote for quote in _QUOTES if pair.endswith(quote)), None)
-    if quote is None:
-        raise RecordingError(f"{path}: the quote currency of {symbol} is none of {', '.join(_QUOTES)}")
-    return {
-        "symbol": symbol,
-        "type": "FFWCSX",
-        "baseCurrency": pair.removesuffix(quote),
-        "quoteCurrency": quote,
-        "settleCurrency": quote,
-        "lotSize": 1,
-        "multiplier": str(multiplier),
-        "isInverse": False,
-        "status": "Open",
-    }
-
-
-def _step(quantity: Decimal) -> Decimal:
-    """The largest power of ten, at most 1, of which a quantity is a whole number."""
-    exponent = quantity.normalize().as_tuple().exponent
-    return Decimal(1).scaleb(min(0, int(exponent)))
+def _contract(listing: Listing) -> Contract:
+    return contract_of(listing.contract, {}, 0)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    return ((number, line) for number, line in enumerate(_read(path).splitlines(), 1) if line.strip())
+    """The lines that are not blank, by number. Files that were put together have byte order marks at the head of any line."""
+    lines = (line.removeprefix(codecs.BOM_UTF8) for line in _read(path).splitlines())
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _read(path: Path) -> bytes:
+    """The bytes of a file; UTF-16 with a byte order mark, as PowerShell writes it, is made UTF-8."""
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise RecordingError(f"cannot read {path}: {error.strerror}") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace").encode()
+    return content.removeprefix(codecs.BOM_UTF8)

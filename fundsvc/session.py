@@ -16,6 +16,8 @@ from fundsvc.metrics import Metrics
 from fundsvc.pipeline import Committed, Pipeline
 from fundsvc.recall import Recall
 from fundsvc.store.database import Pool, StoreFault
+from fundsvc.store.freshness import HEARTBEAT_SECONDS
+from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import condense
 from fundsvc.store.targets import Targets
 from fundsvc.store.writer import OwnershipLost, Writer, open_writer
@@ -90,6 +92,7 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 chores = [
                     tasks.create_task(_every(self._config.engine.rollup_seconds, self._condense)),
+                    tasks.create_task(_every(HEARTBEAT_SECONDS, self._beat)),
                     tasks.create_task(_every(WATCH_SECONDS, self._watch)),
                     tasks.create_task(_every(TRIM_SECONDS, self._trim)),
                     tasks.create_task(_every(self._config.engine.book_seconds, pipeline.keep_books)),
@@ -178,6 +181,10 @@ class Session:
 
     async def _condense(self) -> None:
         await condense(self._pool, self._partition)
+
+    async def _beat(self) -> None:
+        """Tells readers of replicas how far these are."""
+        await fetch(self._pool, "heartbeat", self._partition)
 
     async def _watch(self) -> None:
         self._rejections.say_due()

@@ -20,14 +20,30 @@ from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import Pool, StoreFault, faults, lent, open_pool
 from fundsvc.store.deleveragings import OrderRow
+from fundsvc.store.freshness import Freshness
 from fundsvc.store.reader import READ_SECONDS_MAX, EntryRow, FundRow
-from fundsvc.store.tailing import Connection, OrderKey, Place, Stand, entries, offsets, open_orders, orders, places, stands
+from fundsvc.store.tailing import (
+    Connection,
+    Offsets,
+    OrderKey,
+    Place,
+    Stand,
+    entries,
+    offsets,
+    open_orders,
+    orders,
+    places,
+    stands,
+)
 
 SILENCE_SECONDS_MAX = 3.0
 """After so long without an answer, the funds in memory may no longer pass for the ledger's."""
 
 RETRY_SECONDS = 0.2
 """How often a database that is away is asked for."""
+
+CONNECTIONS_MAX = 2
+"""One that the tail keeps, and one to ask a replica how it stands."""
 
 ENTRIES_PER_STEP_MAX = 2000
 """Bounds how long telling of new entries holds up the loop; a backlog takes several steps."""
@@ -50,10 +66,11 @@ Listener = Callable[[Change], None]
 class Tail:
     """Follows the ledger. `funds` and `contracts` are in order of their symbols; what is shown changes only while it awaits."""
 
-    def __init__(self, pool: Pool, metrics: Metrics, seconds: float) -> None:
+    def __init__(self, pool: Pool, freshness: Freshness, metrics: Metrics, seconds: float) -> None:
         self.funds: Mapping[str, FundRow] = {}
         self.contracts: Mapping[str, Contract] = {}
         self.listeners: list[Listener] = []
+        self.freshness = freshness
         self._pool = pool
         self._metrics = metrics
         self._seconds = seconds
@@ -96,12 +113,23 @@ class Tail:
         async with asyncio.timeout(READ_SECONDS_MAX):
             await self._look(connection)
         self._heard = time.monotonic()
-        self._metrics.tail_heard.set(time.time())
+        self._metrics.tail_heard.set(time.time() - self.freshness.age_seconds)
 
     def check(self) -> None:
-        """Raises StoreFault unless the funds are what the ledger has, but for a moment."""
+        """Raises StoreFault unless the funds are what the ledger has, but for a moment, or for what a replica may be behind."""
         if self._heard is None or time.monotonic() > self._heard + self._seconds + SILENCE_SECONDS_MAX:
             raise StoreFault("the tail of the ledger is not heard")
+        self.freshness.check()
+
+    def check_knows(self, moment_ms: int) -> None:
+        """Raises Behind where a moment is later than what is known, and that is older than it may be."""
+        if moment_ms > self.as_of_ms:
+            self.freshness.check()
+
+    @property
+    def as_of_ms(self) -> int:
+        """The moment up to which every commit is in what is shown, by the database's clock."""
+        return self.freshness.as_of_ms
 
     def follow(self, symbol: str) -> int:
         """Has the listeners told of a listed contract's entries; returns the number after which they are, or have been."""
@@ -125,12 +153,13 @@ class Tail:
 
     async def _look(self, connection: Connection) -> None:
         now = await offsets(connection)
-        moved = [partition for partition, offset in now.items() if self._offsets.get(partition) != offset]
+        moved = [partition for partition, last_id in now.last_ids.items() if self._offsets.get(partition) != last_id]
         if moved:
-            await self._catch_up(connection, moved)
-            self._offsets = now
+            await self._catch_up(connection, moved, now)
+            self._offsets = now.last_ids
         else:
             await self._go_on(connection, self._behind(self.funds))
+            self.freshness.saw(now.now_ms, now.as_of_ms)
 
     async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
         """Tells of the next entries of contracts with some after a number; once a look, as it costs each client a write."""
@@ -141,7 +170,7 @@ class Tail:
             self._has_more = len(rows) >= count
             self._tell_entries(rows)
 
-    async def _catch_up(self, connection: Connection, partitions: Collection[int]) -> None:
+    async def _catch_up(self, connection: Connection, partitions: Collection[int], looked: Offsets) -> None:
         """Brings the funds and orders of some partitions to where they stand, and tells what changed."""
         now = await places(connection, partitions)
         await self._go_on(connection, self._behind(now))
@@ -149,6 +178,7 @@ class Tail:
         symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
         symbols.update(order.symbol for order in moved)
         changed = await stands(connection, symbols) if symbols else {}
+        self.freshness.saw(looked.now_ms, looked.as_of_ms)
         self._show(changed)
         # A fund may have moved on since its orders were read; those that it got by then are read next time.
         self._places |= {symbol: stand.place._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
@@ -203,12 +233,20 @@ class Tail:
 @asynccontextmanager
 async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
     """A tail that follows, over a connection of its own, and has begun unless the database is away."""
-    async with open_pool(config.database.reader_dsn or config.database.dsn, 1) as pool, asyncio.TaskGroup() as tasks:
-        tail = Tail(pool, metrics, config.http.tail_seconds)
+    database = config.database
+    async with (
+        open_pool(database.reader_dsn or database.dsn, CONNECTIONS_MAX) as pool,
+        open_pool(database.dsn, 1) as primary,
+        asyncio.TaskGroup() as tasks,
+    ):
+        freshness = Freshness(pool, primary, config.http.stale_seconds_max)
+        tail = Tail(pool, freshness, metrics, config.http.tail_seconds)
         with suppress(StoreFault):
             await tail.begin()
-        task = tasks.create_task(tail.run())
+        await freshness.refresh()
+        running = [tasks.create_task(work) for work in (tail.run(), freshness.run())]
         try:
             yield tail
         finally:
-            task.cancel()
+            for task in running:
+                task.cancel()

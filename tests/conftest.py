@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import shutil
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import asyncpg
@@ -125,3 +125,10 @@ def dsn_for(dsn, database):
 def with_section(config, section, **values):
     """The configuration with some values of one section changed."""
     return msgspec.structs.replace(config, **{section: msgspec.structs.replace(getattr(config, section), **values)})
+
+
+@pytest.fixture
+async def exits():
+    """Holds contexts open until the end of a test."""
+    async with AsyncExitStack() as stack:
+        yield stack

@@ -1,11 +1,13 @@
 """A contract whose fund runs dry: its market, and the book that a service which never stopped would have."""
 
 import random
+from typing import NamedTuple
 
 from ledgers import listing
 
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Rejection
 from fundsvc.core.partition import Partition
+from fundsvc.core.records import AdlRecord, terms_of
 
 SYMBOL = "XBTUSDTM"
 LISTING = listing(SYMBOL, multiplier=0.001)
@@ -79,3 +81,37 @@ def ranks(book):
     return {
         name: [side.standing(int(row), book.mark) for row in side.ranking(book.mark).rows] for name, side in book.sides.items()
     }
+
+
+class Allocated(NamedTuple):
+    """What a round asked of an account, and from which rank."""
+
+    adl: int
+    round: int
+    account: str
+    rank: int
+    ranked: int
+    lots: int
+    asked: int
+
+
+def allocated(records):
+    """Everything that rounds asked, from ADL records in their order."""
+    rounds = (record for record in records if record.kind in ("order", "round", "part"))
+    terms = ((record, terms_of(record.kind, record.body)) for record in rounds)
+    return [
+        Allocated(record.adl, record.round, account, rank, one.ranked, lots, asked)
+        for record, one in terms
+        for account, rank, lots, asked in zip(one.accounts, one.ranks, one.lots, one.asked, strict=True)
+    ]
+
+
+def records_of(batch):
+    """The ADL records of a batch."""
+    return [sealed.record for sealed in batch.records]
+
+
+async def written_records(connection):
+    """The ADL records in the database, by contract and number."""
+    rows = await connection.fetch("SELECT * FROM adl_records ORDER BY symbol, record")
+    return [AdlRecord(**{name: row[name] for name in AdlRecord.__struct_fields__}) for row in rows]

@@ -1,7 +1,12 @@
 """Ledgers for tests, written as an engine writes them: events through a partition, batches through its writer."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
+from typing import Any
+
+import asyncpg
 
 from fundsvc.config import Config
 from fundsvc.core.batch import Offset
@@ -12,6 +17,7 @@ from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import Writer, open_writer
 
 FILLS_PER_COMMIT = 10_000
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 TS = 1_700_000_000_000
 """A time at which nothing happens."""
@@ -58,3 +64,26 @@ def fill(symbol: str, seq: int, points: int, ts: int = TS) -> Fill:
     """A fill of one lot that leaves so many points."""
     ids = (f"trade-{seq}", f"order-{seq}", f"secret-{seq}")
     return Fill(symbol, seq, "sell", 1, str(1000 + points), "1000", ts, *ids)
+
+
+AHEAD_MS_MAX = 300_000
+"""A time further ahead of the clock is a mistake, which no chart follows."""
+
+
+def charted_at(entry: Mapping[str, Any]) -> int:
+    """The time of a row of `entries` on a chart, but for the entries before it."""
+    recorded_ms = (entry["recorded_at"] - EPOCH) // timedelta(milliseconds=1)
+    return entry["ts"] if entry["ts"] <= recorded_ms + AHEAD_MS_MAX else recorded_ms
+
+
+def clocked(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
+    """A contract's rows of `entries`, in order, with their times on a chart."""
+    rows = list(rows)
+    return list(zip(accumulate(map(charted_at, rows), max), rows, strict=True))
+
+
+async def restamp(connection: asyncpg.Connection, symbol: str, entry: int, ts: int) -> None:
+    """Gives an entry another time, as an engine did whose time nobody checked. `connection` is the database owner's."""
+    await connection.execute("ALTER TABLE entries DISABLE TRIGGER entries_are_append_only")
+    await connection.execute("UPDATE entries SET ts = $3 WHERE symbol = $1 AND entry = $2", symbol, entry, ts)
+    await connection.execute("ALTER TABLE entries ENABLE TRIGGER entries_are_append_only")

@@ -102,7 +102,7 @@ async def serving(config):
     """The HTTP side of a service, with a client of it."""
     metrics = Metrics()
     async with (
-        open_pool(config.database.dsn, 4) as pool,
+        open_pool(config.database.reader_dsn or config.database.dsn, 4) as pool,
         open_client(config.stream) as client,
         http_side(config, metrics, pool, client, engine=False, public=True) as url,
         aiohttp.ClientSession(url) as http,

@@ -124,10 +124,14 @@ async def test_an_order_shows_what_it_needed_from_whom_and_what_became_of_it(wor
         "refund": "0",
         "rest": "10",
         "round": 1,
+        "acknowledged": False,
+        "policyVersion": 0,
         "ts": TS,
     }
     allocations = round_.pop("allocations")
-    assert round_ == {"round": 1, "markPrice": "39000", "positions": 4, "asked": 100, "executed": 0}
+    assert round_ == {"round": 1, "markPrice": "39000", "isStale": False, "positions": 4, "asked": 100, "executed": 0}
+    # shorts entered at 41000, 40500, 39200 and 39500, closed at 39000, beside their margins
+    assert [allocation["equityAtPrice"] for allocation in allocations] == ["110", "55", "2", "200"]
     assert [(allocation["rank"], allocation["asked"], allocation["lots"]) for allocation in allocations] == [
         (1, 50, 50),
         (2, 30, 30),
@@ -162,12 +166,13 @@ async def test_an_order_that_finds_too_few_says_what_is_left(config):
         assert (await world.data(FUND))["state"] == "uncovered"
 
 
-async def test_a_completed_order_took_less_than_one_lot_too_much(world):
-    await world.send(shortfall(1, 3, 39001), shortfall(2, 7, 38999))
-    (order,) = await world.orders()
-    assert (order["lotsNeeded"], order["needed"]) == (4, "0.004")
-    await world.send(executed(3, 1, "secret-anna", 4))
-    (order,) = await world.orders()
+async def test_a_completed_order_took_less_than_one_lot_too_much(config):
+    async with world_of(with_policy(config, escalate_min=0)) as world:
+        await world.send(*BEGINNING, shortfall(1, 3, 39001), shortfall(2, 7, 38999))
+        (order,) = await world.orders()
+        assert (order["lotsNeeded"], order["needed"]) == (4, "0.004")
+        await world.send(executed(3, 1, "secret-anna", 4))
+        (order,) = await world.orders()
     over = Fraction(order["taken"]) - Fraction(order["needed"])
     assert 0 <= over < Fraction(order["deficit"]) / order["deficitLots"]
     assert over == Fraction(order["refund"])
@@ -410,7 +415,7 @@ async def test_a_surplus_needs_nobody_and_a_lack_of_candidates_is_told(world):
     assert (surplus["kind"], surplus["worth"], surplus["uncovered"], surplus["order"]) == ("surplus", "10", "0", None)
     more = (await world.preview(lots=10_000))["order"]
     assert more["lotsNeeded"] == 10_000 > more["lotsAsked"] == 285
-    nobody = (await world.preview(side="buy", price="39001", bankruptcyPrice="38999.5"))["order"]
+    nobody = (await world.preview(side="buy", price="39012", bankruptcyPrice="38999.5"))["order"]
     assert (nobody["reduce"], nobody["lotsAsked"], nobody["allocations"]) == ("long", 0, [])
 
 
@@ -521,6 +526,7 @@ async def test_while_the_books_are_not_loaded_it_says_so(config, servers):
 
 
 async def test_metrics_tell_of_orders_and_positions(config):
+    config = with_policy(config, escalate_min=0)
     async with open_pool(config.database.dsn, 2) as pool, open_client(config.stream) as client, running(config) as engine:
         producer = Producer(client, 1)
 
@@ -540,7 +546,7 @@ async def test_metrics_tell_of_orders_and_positions(config):
         assert engine.count("fundsvc_recovered_total") == pytest.approx(0.604)
         assert engine.count("fundsvc_adl_orders_total", state="done") == 1
         assert engine.count("fundsvc_adl_overshoot_total") == 0
-        await send(*(ended(seq, 2) for seq in (6, 7, 8)))
+        await send(*(ended(seq, 2) for seq in range(6, 30)))
         await eventually(lambda: engine.count("fundsvc_adl_orders_total", state="uncovered") == 1)
         assert engine.count("fundsvc_adl_rounds_total") == 4
         assert engine.count("fundsvc_adl_open_orders") == 0

@@ -146,6 +146,7 @@ async def test_a_fund_shows_what_it_has_and_what_it_could_not_pay(client):
     fund = await data(client, f"{FUNDS}/XBTUSDTM")
     (last,) = (await data(client, HISTORY, maxCount=1))["dataList"]
     assert abs(fund.pop("updatedAt") - time.time() * 1000) < 60_000
+    assert abs(fund.pop("asOf") - time.time() * 1000) < 10_000
     assert fund == {
         "symbol": "XBTUSDTM",
         "settleCurrency": "USDT",

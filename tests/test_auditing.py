@@ -1,7 +1,9 @@
 """The audit in the background finds what a superuser altered, by the walk that is for it, and nothing else."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import pytest
 from eventually import eventually
@@ -9,7 +11,7 @@ from exposed import sample_sum
 from ledgers import fill, listing, owned
 from structlog.testing import capture_logs
 
-from fundsvc.auditing import Auditor
+from fundsvc.auditing import STRETCH_ENTRIES, Auditor
 from fundsvc.config import AuditConfig
 from fundsvc.metrics import Metrics
 from fundsvc.store.audits import audit_progress
@@ -238,6 +240,17 @@ GRANT SELECT ON adl_orders TO fundsvc_service;
 """
 """What the walks alone read cannot be read."""
 
+DAMAGED_IN_PART = """
+ALTER TABLE adl_orders RENAME TO undamaged;
+CREATE FUNCTION damaged(symbol text) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN
+    IF symbol = 'MNO' THEN RAISE 'invalid page in block 7' USING ERRCODE = 'data_corrupted'; END IF;
+    RETURN true;
+END$$;
+CREATE VIEW adl_orders AS SELECT * FROM undamaged WHERE damaged(symbol);
+GRANT SELECT ON adl_orders TO fundsvc_service;
+"""
+"""The orders of one contract cannot be read."""
+
 
 async def test_what_cannot_be_read_is_said_once_and_once_more_when_it_can(config, owner, owner_connection, monkeypatch):
     monkeypatch.setattr("fundsvc.auditing.RECHECK_SECONDS", 0.0)
@@ -257,6 +270,70 @@ async def test_what_cannot_be_read_is_said_once_and_once_more_when_it_can(config
             await owner_connection.execute("DROP VIEW adl_orders; ALTER TABLE undamaged RENAME TO adl_orders")
             await eventually(lambda: len(logs) == 4)
     assert sorted((line["event"], line["walk"]) for line in logs[2:]) == [("recovered", "full"), ("recovered", "newest")]
+
+
+async def test_a_ledger_that_cannot_be_read_keeps_no_other_of_its_group_from_being_audited(config, owner, owner_connection):
+    await owner.settle([listing("MNO"), fill("MNO", 1, -5)])
+    await owner_connection.execute(DAMAGED_IN_PART)
+    async with auditing(config) as audit:
+        await eventually(lambda: audit.good("ABC") and audit.good("XYZ"))
+        assert await audit.entries("newest") == {"ABC": 6, "XYZ": 6}
+
+
+class TestCost:
+    """An audit costs by entries, not by contracts."""
+
+    @pytest.fixture(autouse=True)
+    def as_it_is(self, monkeypatch):
+        monkeypatch.setattr("fundsvc.auditing.STRETCH_ENTRIES", STRETCH_ENTRIES)
+
+    async def test_many_small_ledgers_cost_little_more_than_a_large_one(self, config, monkeypatch):
+        async with owned(config) as owner:
+            await owner.settle([listing("LARGE"), *(fill("LARGE", seq, 1) for seq in range(1, 1801))])
+            large = await audited(config, monkeypatch, ["LARGE"])
+            small = [f"SMALL{number}" for number in range(300)]
+            await owner.settle(map(listing, small))
+            await owner.settle(fill(symbol, seq, 1) for symbol in small for seq in range(1, 7))
+            many = await audited(config, monkeypatch, small)
+        assert many.reads <= 2 * large.reads + 4, (many, large)
+        assert many.seconds < 8 * large.seconds, (many, large)
+
+    async def test_ledgers_of_unequal_size_are_all_read_to_their_end(self, config, monkeypatch):
+        sizes = {f"S{size}": size for size in (1, 3, 900, 1, 40, 2500, 7)}
+        async with owned(config) as owner:
+            await owner.settle(map(listing, sizes))
+            await owner.settle(fill(symbol, seq, 1) for symbol, size in sizes.items() for seq in range(1, size + 1))
+        async with auditing(config) as audit:
+            await eventually(lambda: all(map(audit.good, sizes)))
+            assert await audit.entries("newest") == sizes
+
+
+class Cost(NamedTuple):
+    reads: int
+    seconds: float
+
+
+async def audited(config, monkeypatch, symbols):
+    """What a full walk through some ledgers costs: its reads, and how long they and what is done with them took."""
+    costs = []
+    paced = Auditor._paced
+
+    async def measured(self, work):
+        started = time.perf_counter()
+
+        async def timed():
+            result = await work()
+            costs.append(time.perf_counter() - started)
+            return result
+
+        return await paced(self, timed)
+
+    names = set(symbols)
+    with monkeypatch.context() as patch:
+        patch.setattr(Auditor, "_paced", measured)
+        async with auditing(config, owns=names.__contains__) as audit:
+            await eventually(lambda: all(map(audit.good, symbols)))
+    return Cost(len(costs), sum(costs))
 
 
 async def test_it_outlives_a_database_that_is_away(config, owner, owner_connection):

@@ -35,7 +35,7 @@ class Answers:
 
     def __call__(self, fund):
         self.made.append((fund.symbol, fund.entry))
-        return fund_answer(fund, Policy(), Valuation(None, "none came", self.mark, 0, Past(0, 0, fund.balance)))
+        return fund_answer(fund, Policy(), Valuation(None, "none came", self.mark, 0, Past(0, 0, fund.balance)), 1)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from fundsvc.config import CurrencyConfig
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Position
 from fundsvc.core.numbers import to_units
 from fundsvc.core.partition import Partition
+from fundsvc.core.records import reduced_of
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Holding, Market, step_to_resume
 from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
@@ -72,10 +73,9 @@ def lots_in_book(partition, symbol, account):
     return 0
 
 
-def announcement_of(order, allocations):
-    """A round as an engine is told of it."""
-    asked = (Asked(each.account, each.asked - each.executed) for each in allocations)
-    return Announcement(order.symbol, order.adl, order.round, order.reduce, "1", tuple(asked))
+def announcement_of(order, accounts, lots):
+    """A round as an engine reads it."""
+    return Announcement(order.symbol, order.adl, order.round, order.reduce, "1", tuple(map(Asked, accounts, lots)))
 
 
 class Exchange:
@@ -85,7 +85,7 @@ class Exchange:
         self.partition = empty_partition()
         self.matching = MatchingEngine(Market(CURRENCY), {}, {})
         self.sent, self.entries, self.funds, self.rounds = [], [], [], []
-        self.orders, self.allocations, self._latest = {}, {}, {}
+        self.orders, self.records, self._latest = {}, [], {}
 
     def run(self, steps):
         for step in range(len(self.sent), steps):
@@ -94,10 +94,10 @@ class Exchange:
             assert not batch.duplicates
             for round_ in batch.rounds:
                 self.rounds.append((step, round_))
-                self.matching.take_on(announcement_of(round_.order, round_.allocations), step)
+                self.matching.take_on(announcement_of(*round_), step)
             self.entries.append(batch.entries)
             self.orders |= batch.orders
-            self.allocations |= batch.allocations
+            self.records += [sealed.record for sealed in batch.records]
             self._latest |= {state.symbol: state for state in batch.funds}
             self.funds.append(dict(self._latest))
         return self
@@ -106,16 +106,16 @@ class Exchange:
         """Another matching engine, which knows what a ledger tells it."""
         settled = {symbol: fund.seq for symbol, fund in self.funds[-1].items()}
         taken = Counter()
-        for each in self.allocations.values():
-            taken[Holding(each.symbol, each.account, each.entry_price)] += each.executed
+        for each in self.executions():
+            taken[Holding(each.symbol, each.account, reduced_of(each.body).entry_price)] += each.lots
         self.matching = MatchingEngine(Market(CURRENCY), settled, +taken)
         for order in self.orders.values():
             if order.state == "open":
-                self.matching.take_on(announcement_of(order, self.asked(order)), step)
+                asked = self.partition._desks[order.symbol].orders[order.adl].asked
+                self.matching.take_on(announcement_of(order, *zip(*asked.rests(), strict=True)), step)
 
-    def asked(self, order):
-        key = order.symbol, order.adl, order.round
-        return [each for each in self.allocations.values() if (each.symbol, each.adl, each.round) == key]
+    def executions(self):
+        return [record for record in self.records if record.kind == "execution"]
 
     def check_sums(self):
         """uncovered = recovered + repaid + outstanding + open, of every contract."""
@@ -232,7 +232,7 @@ class TestSettled:
 
 
 class TestMatching:
-    def test_orders_are_done_with_a_refund_need_several_rounds_or_stay_uncovered_until_repaid(self, run):
+    def test_orders_are_done_with_a_refund_need_several_rounds_or_are_covered_by_the_fund(self, run):
         refunds = {(entry.symbol, entry.order_id) for step in run.entries for entry in step if entry.kind == "refund"}
         done = [order for order in run.orders.values() if order.state == "done"]
         assert refunds
@@ -240,8 +240,9 @@ class TestMatching:
         assert any(order.round > 1 for order in done)
         uncovered = {order.symbol for order in run.orders.values() if order.state == "uncovered" and order.executed}
         assert uncovered == {"ETHUSDM"}
-        debts = [step for step, funds in enumerate(run.funds) if funds["ETHUSDM"].outstanding]
-        assert any(not run.funds[step]["ETHUSDM"].outstanding for step in range(debts[0], STEPS))
+        covers = {entry.symbol for step in run.entries for entry in step if entry.kind == "cover"}
+        assert covers == {"ETHUSDM"}
+        assert not any(funds["ETHUSDM"].outstanding and funds["ETHUSDM"].balance for funds in run.funds)
 
     def test_what_was_uncovered_is_accounted_for(self, run):
         run.check_sums()
@@ -285,12 +286,12 @@ class TestMatching:
                     assert lots_in_book(exchange.partition, event.symbol, event.account) == after.lots
                     reduced[event.symbol, bool(after.lots)] += 1
             for round_ in exchange.partition.take().rounds:
-                exchange.matching.take_on(announcement_of(round_.order, round_.allocations), step)
+                exchange.matching.take_on(announcement_of(*round_), step)
         assert {("SOLUSDTM", True), ("SOLUSDTM", False), ("ETHUSDM", True)} <= set(reduced)
 
     def test_a_round_that_is_announced_again_is_answered_once(self, run):
         (step, first), *_ = run.rounds
-        announcement = announcement_of(first.order, first.allocations)
+        announcement = announcement_of(*first)
         once, again = (MatchingEngine(Market(CURRENCY), {}, {}) for _ in range(2))
         once.take_on(announcement, step)
         for _ in range(2):
@@ -306,10 +307,11 @@ class TestMatching:
     @pytest.mark.parametrize("restarted", [82, 84, 86, 89, 204, 215])
     def test_another_matching_engine_goes_on_with_open_orders(self, restarted):
         exchange = Exchange().run(restarted)
-        assert any(order.state == "open" for order in exchange.orders.values())
+        still_open = [key for key, order in exchange.orders.items() if order.state == "open"]
+        assert still_open
         exchange.restart_matching(restarted)
-        exchange.run(restarted + 4 * ROUND_STEPS)
-        assert {order.state for order in exchange.orders.values()} <= {"done", "uncovered"}
+        exchange.run(restarted + 60 * ROUND_STEPS)
+        assert {exchange.orders[key].state for key in still_open} <= {"done", "uncovered"}
         assert ("SOLUSDTM", "done") in {(order.symbol, order.state) for order in exchange.orders.values()}
         exchange.check_sums()
 
@@ -328,7 +330,7 @@ class TestMatching:
         (step, first), *_ = run.rounds
         symbol = first.order.symbol
         engine = MatchingEngine(Market(CURRENCY), {symbol: (step + 3) * SEQ_PER_STEP + 700}, {})
-        engine.take_on(announcement_of(first.order, first.allocations), step)
+        engine.take_on(announcement_of(*first), step)
         sent = [event for each in range(step + 1, step + 10) for event in engine.events(each, 0)]
         answers = [event.seq for event in sent if isinstance(event, AdlFill | AdlEnd)]
         assert len(answers) > 1

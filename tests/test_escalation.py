@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from alembic import command
 from conftest import with_section
+from escalations import allocated, records_of, written_records
 from eventually import eventually
 from ledgers import listing
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -52,20 +53,15 @@ def undisturbed(events):
     partition = Partition(0, 1, [Fund(contract_of(UNIT, {"USDT": 8}, 10))], {}, 10)
     for event in events:
         partition.apply(event)
-    return asked(partition.take().allocations.values())
+    return asked(records_of(partition.take()))
 
 
-def asked(allocations):
-    return sorted((each.adl, each.round, each.account, each.rank, each.ranked, each.asked) for each in allocations)
+def asked(records):
+    return sorted((each.adl, each.round, each.account, each.rank, each.ranked, each.asked) for each in allocated(records))
 
 
 async def written(owner_connection):
-    return asked(map(_Row, await owner_connection.fetch("SELECT * FROM adl_allocations")))
-
-
-class _Row:
-    def __init__(self, record):
-        self.__dict__.update(record)
+    return asked(await written_records(owner_connection))
 
 
 async def announced(config):

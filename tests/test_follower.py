@@ -8,14 +8,17 @@ from escalations import (
     LISTING,
     SYMBOL,
     TS,
+    allocated,
     crowd,
     ended,
     executed,
     mark,
     position,
     ranks,
+    records_of,
     shortfall,
     undisturbed,
+    written_records,
 )
 from eventually import eventually
 from ledgers import listing
@@ -101,7 +104,7 @@ async def test_one_that_starts_late_shows_what_one_that_was_always_there_shows(c
         await kept(pool)
         await follower.step()
     async with running(with_section(config, "engine", book_seconds=3600)):
-        account = await pool.fetchval("SELECT account FROM adl_allocations ORDER BY rank LIMIT 1")
+        account = allocated(await written_records(pool))[0].account
         await producer.append([executed(2, 1, account, 1), executed(2, 1, account, 1), executed(3, 9, account, 1), *crowd(3)])
         await settled(client, pool)
         await follower.step()
@@ -118,11 +121,11 @@ async def test_the_ranks_shown_are_those_by_which_the_engine_asks(config, produc
         await follower.step()
         await producer.append([shortfall(1, lots=1000)])
         await settled(client, pool)
-    asked = await pool.fetch("SELECT account, rank, ranked, lights FROM adl_allocations")
+    asked = allocated(await written_records(pool))
+    assert asked
     view = follower.view(CONTRACT, 0)
     for row in asked:
-        rank = follower.rank(view, "short", row["account"])
-        assert (rank.rank, rank.ranked, rank.lights) == (row["rank"], row["ranked"], row["lights"])
+        assert follower.rank(view, "short", row.account) == (row.rank, row.ranked)
     assert len(asked) > 10
 
 
@@ -206,7 +209,7 @@ async def test_terms_that_change_before_the_first_entry_load_the_books_anew(conf
     async with running(config):
         await producer.append([shortfall(1)])
         await settled(client, pool)
-    assert [row["account"] for row in await pool.fetch("SELECT account FROM adl_allocations")] == ["new"]
+    assert [row.account for row in allocated(await written_records(pool))] == ["new"]
 
 
 async def test_without_positions_the_stream_is_not_read(config, producer, client, pool, follower):
@@ -336,7 +339,6 @@ async def test_an_execution_leaves_alone_who_has_changed_sides_since_it_was_aske
     expected = undisturbed([*BEGINNING, *events, more])
     assert ranks(followed(follower)) == ranks(expected.book(SYMBOL))
     assert ("secret-anna", 40) in [(standing.account, standing.lots) for standing in ranks(followed(follower))["long"]]
-    asked = await pool.fetch("SELECT account, lots, asked FROM adl_allocations WHERE adl = 2 ORDER BY rank")
-    orders = expected.take().allocations
-    assert [tuple(row) for row in asked] == [(a.account, a.lots, a.asked) for (_, adl, _, _), a in orders.items() if adl == 2]
-    assert ("secret-anna", 40, 40) in [tuple(row) for row in asked]
+    asked = allocated(await written_records(pool))
+    assert asked == allocated(records_of(expected.take()))
+    assert ("secret-anna", 40, 40) in [(row.account, row.lots, row.asked) for row in asked if row.adl == 2]

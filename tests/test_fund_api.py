@@ -3,6 +3,7 @@ import io
 import socket
 import time
 import tracemalloc
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -130,6 +131,7 @@ async def test_the_summary_adds_up_by_currency_and_in_usdt(world):
     await world.send(surplus(1, 5), listing("AAA"), fill("AAA", 1, -3), inverse_listing(), inverse_surplus(1))
     summary = await world.data(f"{FUNDS}/summary")
     assert abs(summary.pop("ts") - now_ms()) < 10_000
+    assert abs(summary.pop("asOf") - now_ms()) < 10_000
     assert summary == {
         "currencies": [
             {"currency": "USDT", "balance": "5", "balanceUsdt": "5", "outstanding": "3", "contracts": 2},
@@ -151,6 +153,26 @@ async def test_the_summary_adds_up_by_currency_and_in_usdt(world):
         return (await world.data(f"{FUNDS}/summary"))["totalUsdt"]
 
     assert await eventually(rated) == "7.56413205"
+
+
+@pytest.mark.parametrize(
+    "symbol", ["...", ".A", "%2e", "%2E%2e", "50%2FUSDT", "$MICHI_USDT", "a?b#c&d=e", "A\\B;C", "币安人生USDT"]
+)
+async def test_every_symbol_that_can_be_listed_can_be_asked_for(world, symbol):
+    await world.send(listing(symbol), fill(symbol, 1, 5))
+    base = f"{FUNDS}/{quote(symbol, safe='')}"
+
+    async def answered(path):
+        async with world.http.get(URL(path, encoded=True)) as answer:
+            return answer.status == 200 and (await answer.json())["data"]
+
+    async def settled():
+        fund = await answered(base)
+        return fund and (fund["symbol"], fund["balance"]) == (symbol, "5")
+
+    await eventually(settled)
+    for suffix in ("/history", "/entries/1", "/at?ts=1"):
+        assert await answered(base + suffix), suffix
 
 
 async def test_what_is_asked_most_asks_no_table_of_funds(world):

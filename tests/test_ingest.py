@@ -21,7 +21,7 @@ from fundsvc.api.reception import Reception
 from fundsvc.api.server import serve
 from fundsvc.api.serving import make_app
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import Rate
+from fundsvc.core.events import Position, Rate
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import Reader
@@ -121,6 +121,24 @@ async def test_events_are_settled_also_of_a_contract_listed_just_before_them(wor
     assert await world.kept() == []
     if kind != NDJSON:
         assert list(fields.values()) == [BODIES[kind]]
+
+
+FORMULAS = ({"trade_id": "=1"}, {"order_id": "@SUM(1+1)"}, {"account": "-1"}, {"account": "+1"}, {"trade_id": "\uff1d1"})
+NAMELESS = [
+    *(msgspec.structs.replace(fill(SYMBOL, 1, 5, TS), **fields) for fields in FORMULAS),
+    *(Position(SYMBOL, account, 1, "39000", "1", TS, owner=owner) for account, owner in (("=a", ""), ("a", "-a"), ("\ta", ""))),
+    Rate("=A", "1", TS),
+]
+
+
+async def test_names_that_a_spreadsheet_evaluates_are_refused_by_answer_and_engine_alike(world):
+    listed = [listing(symbol) for symbol in (".", "..", "=A", "@A")]
+    answer = await world.data(encode([LISTING, *NAMELESS, *listed]))
+    predicted = [(row["index"], row["reason"]) for row in answer["rejected"]]
+    reasons = ["invalid_field"] * len(NAMELESS) + ["contract_invalid"] * len(listed)
+    assert predicted == list(enumerate(reasons, 1))
+    assert [(position, reason) for position, reason, _ in await world.kept()] == predicted
+    assert await world.entries() == []
 
 
 async def test_an_event_alone_is_taken_as_it_is(world):

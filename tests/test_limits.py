@@ -10,6 +10,7 @@ from tokens import SECRET, bearer
 
 from fundsvc.api import limits
 from fundsvc.api.access import Gate, for_roles
+from fundsvc.api.clients import client_address
 from fundsvc.api.errors import BadParameter
 from fundsvc.api.limits import Window
 from fundsvc.api.reception import Reception
@@ -158,6 +159,57 @@ async def test_behind_proxies_of_ours_a_client_is_whom_the_outermost_saw():
             ("x" * 45 + ", 10.0.0.1", 8),
         ):
             assert (await remaining(client, **{"X-Forwarded-For": hops}), hops) == (left, hops)
+
+
+V6 = ("2001:db8:1:2::b", "2001:0DB8:0001:0002:0000:0000:0000:000b", "[2001:db8:1:2::b]", "2001:db8:1:2::0.0.0.11")
+SPELLINGS = {
+    "one IPv4 address with ports": [f"203.0.113.8:{port}" for port in range(40000, 40012)],
+    "one IPv6 /64": [f"2001:db8:1:2::{part:x}" for part in range(12)],
+    "one IPv6 /64, all bits": [f"2001:db8:1:2:{part:x}:ffff:{part:x}:1" for part in range(0, 12 * 4096, 4096)],
+    "one IPv6 address with ports": [f"[2001:db8::1]:{port}" for port in range(40000, 40012)],
+    "one IPv6 address in several spellings": [*V6, *(f'"{each}"' for each in V6), *(f" {each}\t" for each in V6)],
+    "IPv4 plain, mapped, and with ports": [
+        *("198.51.100.1", "::ffff:198.51.100.1", "::FFFF:c633:6401", "[::ffff:198.51.100.1]", "198.51.100.1:1"),
+        *("[::ffff:198.51.100.1]:443", "::ffff:198.51.100.1:443", "0:0:0:0:0:ffff:c633:6401", "[0::ffff:c633:6401]:2"),
+        *("198.51.100.1:2", '"198.51.100.1"', '"198.51.100.1:3"'),
+    ],
+    "a link-local address with zones and ports": [f"[fe80::1%eth{number}]:{number}" for number in range(12)],
+    "text that is no address": [
+        *("unknown", "_hidden", "1.2.3", "1.2.3.4.5", "999.1.1.1", "1.2.3.4:x", "[1.2.3.4", "[]", ":80", "\u00b2", "0x7f.1"),
+        "x" * 4000,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+async def test_a_client_is_an_address_not_its_spelling(name):
+    async with gated(requests_max=5, proxies=1) as client:
+        statuses = []
+        for address in SPELLINGS[name]:
+            async with client.get("/", headers={"X-Forwarded-For": f"forged, {address}"}) as answer:
+                statuses.append(answer.status)
+    assert statuses == [200] * 5 + [429] * 7
+
+
+async def test_other_addresses_are_other_clients():
+    others = ("203.0.113.8", "203.0.113.9", "2001:db8:1:2::1", "2001:db8:1:3::1", "::ffff:203.0.113.10", "unknown", "::1")
+    async with gated(requests_max=2, proxies=1) as client:
+        assert [await remaining(client, **{"X-Forwarded-For": other}) for other in others] == [1] * len(others)
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_the_direct_peer_is_read_in_the_same_way(peer, client):
+    assert client_address(peer, (), 0) == client_address(peer, ("9.9.9.9",), 2) == client
 
 
 async def preflight(client, origin, path="/risk"):

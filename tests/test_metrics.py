@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from commands import program
 from conftest import with_section
-from escalations import BEGINNING, SYMBOL, ended, executed, shortfall
+from escalations import BEGINNING, SYMBOL, allocated, ended, executed, shortfall, written_records
 from eventually import eventually
 from exposed import sample_sum, samples
 from hypothesis import given
@@ -126,13 +126,13 @@ async def test_amounts_are_the_ledgers(process, service_connection):
     assert process.sum("fund_state", symbol=SYMBOL, state="adl") == 1
     assert process.sum("adl_oldest_open_seconds", symbol=SYMBOL) > 0
     order = await service_connection.fetchrow("SELECT * FROM adl_orders")
-    asked = await service_connection.fetch("SELECT account, asked FROM adl_allocations ORDER BY rank")
-    await process.send(*(executed(seq, 1, row["account"], row["asked"]) for seq, row in enumerate(asked, 3)))
+    asked = allocated(await written_records(service_connection))
+    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(asked, 3)))
     await process.send(*(ended(seq, 1) for seq in range(20, 24)))
     await eventually(lambda: process.sum("adl_open_orders") == 0)
     assert process.sum("adl_orders_total", state="uncovered") == 1
     assert process.sum("adl_lots_needed_total") == order["lots"]
-    assert process.sum("adl_lots_taken_total") == sum(row["asked"] for row in asked)
+    assert process.sum("adl_lots_taken_total") == sum(row.asked for row in asked)
     assert process.sum("fund_state", symbol=SYMBOL, state="uncovered") == 1
     await process.send(fill(SYMBOL, 30, 9_000_000), shortfall(31, lots=7))
     await process.settled(4)
@@ -148,8 +148,8 @@ async def test_amounts_are_the_ledgers(process, service_connection):
 async def test_a_refund_is_counted(process, service_connection):
     await process.send(*BEGINNING, fill(SYMBOL, 1, 1), shortfall(2, lots=100))
     await process.settled(2)
-    asked = await service_connection.fetch("SELECT account, asked FROM adl_allocations")
-    await process.send(*(executed(seq, 1, row["account"], row["asked"]) for seq, row in enumerate(asked, 3)))
+    asked = allocated(await written_records(service_connection))
+    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(asked, 3)))
     await eventually(lambda: process.sum("adl_orders_total", state="done") == 1)
     moved = await service_connection.fetchrow(MOVED)
     assert process.sum("refunded_total") == process.sum("adl_overshoot_total") == int(moved["refunded"]) / ATOMS
@@ -211,7 +211,18 @@ class TestLettingGo:
     def test_orders_that_were_open_are_those_that_are_loaded(self):
         metrics = Metrics()
         order = AdlOrder(
-            symbol="AAA", adl=1, cause=1, reduce="long", lots=1, price=1, deficit=2, deficit_lots=1, uncovered=2, ts=0, seq=1
+            symbol="AAA",
+            adl=1,
+            cause=1,
+            reduce="long",
+            lots=1,
+            price=1,
+            deficit=2,
+            deficit_lots=1,
+            uncovered=2,
+            ts=0,
+            seq=1,
+            account="",
         )
         for orders in ([order], [order, msgspec.structs.replace(order, adl=2)], []):
             metrics.loaded([Fund(CONTRACT)], orders)

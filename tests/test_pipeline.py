@@ -12,7 +12,7 @@ from fundsvc.core.batch import Offset
 from fundsvc.core.events import Mark, Position, Rate, Reason
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied, Facts, content_of_entry
-from fundsvc.core.settlement import Fund
+from fundsvc.core.settlement import Fund, FundState
 from fundsvc.pipeline import Pipeline
 from fundsvc.wire import Message, encode
 
@@ -78,9 +78,8 @@ class FakeLedger:
     def load(self):
         funds = []
         for symbol, contract in self.listings.items():
-            kept = self.funds[symbol]._asdict()
-            fund = Fund(contract, **{name: value for name, value in kept.items() if name != "symbol"})
-            funds.append(fund)
+            state = self.funds[symbol]
+            funds.append(Fund(contract, **{name: getattr(state, name) for name in FundState._fields if name != "symbol"}))
         return Partition(0, 1, funds, {"USDT": 8}, 10)
 
     def contents(self):

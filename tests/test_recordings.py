@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import sys
 from decimal import Decimal
@@ -23,16 +24,27 @@ SHARED = ROOT.parent / "shared" / "data"
 FORCE_ORDERS = SHARED / "binance_force_orders_2025-12-11.ndjson"
 KUCOIN_CONTRACTS = SHARED / "kucoin_contracts_active.json"
 
+START = 1_765_400_000_000
+"""The time of the first events."""
+
 LISTING = {"symbol": "ABCUSDTM", "settleCurrency": "USDT", "multiplier": 0.01, "isInverse": False}
 
 
 def force_order(**fields):
-    order = {"s": "ABCUSDT", "S": "SELL", "o": "LIMIT", "f": "IOC", "q": "3", "p": "1.5", "ap": "1.6", "z": "3", "T": 1000}
+    order = {"s": "ABCUSDT", "S": "SELL", "o": "LIMIT", "f": "IOC", "q": "3", "p": "1.5", "ap": "1.6", "z": "3", "T": START}
     return json.dumps({"e": "forceOrder", "E": 1000, "o": order | fields})
 
 
 def fill(seq, symbol="ABCUSDTM", price="101", **fields):
-    given = {"symbol": symbol, "seq": seq, "side": "sell", "lots": 100, "price": price, "bankruptcyPrice": "100", "ts": seq}
+    given = {
+        "symbol": symbol,
+        "seq": seq,
+        "side": "sell",
+        "lots": 100,
+        "price": price,
+        "bankruptcyPrice": "100",
+        "ts": START + seq,
+    }
     return {"type": "fill"} | given | fields
 
 
@@ -77,55 +89,161 @@ class TestEvents:
 
 class TestForceOrders:
     def test_an_order_is_a_fill_at_the_average_price_against_its_limit(self, write):
-        recording = read_recording(write(force_order(), force_order(S="BUY", T=1001)), "binance-force-orders")
+        recording = read_recording(write(force_order(), force_order(S="BUY", T=START + 1)), "binance-force-orders")
         sold, bought = recording.events
-        assert (sold.side, sold.lots, sold.price, sold.bankruptcy_price, sold.ts) == ("sell", 3, "1.6", "1.5", 1000)
+        assert (sold.side, sold.lots, sold.price, sold.bankruptcy_price, sold.ts) == ("sell", 3 * 10**8, "1.6", "1.5", START)
         assert bought.side == "buy"
 
-    def test_every_quantity_is_a_whole_number_of_lots(self, write):
-        quantities = ["3", "0.25", "1.500", "1e2"]
-        recording = read_recording(write(*(force_order(z=quantity) for quantity in quantities)), "binance-force-orders")
+    def test_a_quantity_is_a_whole_number_of_lots_of_one_size_for_all_recordings(self, write):
+        quantities = ["3", "0.25", "1.500", "1e2", "0.00000001"]
+        recording = orders_of(write(*(force_order(z=quantity, T=time) for time, quantity in enumerate(quantities, START))))
         (listing,) = recording.listings
         size = Decimal(listing.contract["multiplier"])
-        assert size == Decimal("0.01")
         assert [event.lots * size for event in recording.events] == [Decimal(quantity) for quantity in quantities]
+        assert orders_of(write(force_order())).listings == recording.listings
 
-    def test_orders_of_one_millisecond_have_sequences_of_their_own_and_those_of_the_past_none_below(self, write):
-        times = [1000, 1000, 1000, 1001, 900]
-        recording = read_recording(write(*(force_order(T=time) for time in times)), "binance-force-orders")
-        sequences = [event.seq for event in recording.events]
-        assert sequences == [1_000_000, 1_000_001, 1_000_002, 1_001_000, 1_001_001]
+    def test_a_sequence_is_made_of_the_order_and_never_of_its_place(self, write):
+        lines = [force_order(T=time, z=str(filled)) for time in (START, START + 1, START - 100) for filled in (1, 2)]
+        recording = orders_of(write(*lines))
+        assert [event.ts - START for event in recording.events] == [-100, -100, 0, 0, 1, 1]
+        assert strictly_rising([event.seq for event in recording.events])
+        for other in (lines[::-1], [*lines, force_order(T=START - 200, s="XYZUSDT")], lines[2:4]):
+            again = [event for event in orders_of(write(*other)).events if event.symbol == "ABCUSDT"]
+            assert set(again) <= set(recording.events)
+
+    @pytest.mark.parametrize("field", [{"S": "BUY"}, {"p": "1.51"}, {"ap": "1.61"}, {"z": "4"}, {"T": 1001}, {"q": "5"}])
+    def test_orders_that_differ_in_a_field_are_two(self, write, field):
+        recording = orders_of(write(force_order(), force_order(**field)))
+        assert (len({event.seq for event in recording.events}), recording.duplicates) == (2, 0)
+
+    @pytest.mark.parametrize(
+        "again",
+        [
+            force_order(),
+            force_order(p="1.50", ap="1.600", z="3.0"),
+            json.dumps(json.loads(force_order()) | {"E": 2000}),
+            json.dumps({"stream": "!forceOrder@arr", "data": json.loads(force_order())}),
+            json.dumps(json.loads(force_order()), indent=None, separators=(",", ":")),
+            json.dumps({"o": dict(reversed(json.loads(force_order())["o"].items()))}),
+        ],
+    )
+    def test_an_equal_order_is_a_duplicate_however_it_is_written(self, write, again):
+        recording = orders_of(write(force_order(), force_order(T=START + 1), again))
+        assert (len(recording.events), recording.duplicates) == (2, 1)
 
     @pytest.mark.parametrize(
         ("symbol", "base", "quote"),
         [
             ("BTCUSDT", "BTC", "USDT"),
             ("BTCUSDT_251226", "BTC", "USDT"),
+            ("BTC_251226USDT", "BTC", "USDT"),
             ("XFDUSD", "X", "FDUSD"),
+            ("BNBBUSD", "BNB", "BUSD"),
+            ("BTCBUSD_210129", "BTC", "BUSD"),
             ("1000PEPEUSDC", "1000PEPE", "USDC"),
+            ("\u5e01\u5b89\u4eba\u751fUSDT", "\u5e01\u5b89\u4eba\u751f", "USDT"),
         ],
     )
     def test_the_quote_currency_is_the_end_of_the_symbol(self, write, symbol, base, quote):
-        (listing,) = read_recording(write(force_order(s=symbol)), "binance-force-orders").listings
-        assert (listing.contract["baseCurrency"], listing.contract["settleCurrency"]) == (base, quote)
+        (listing,) = orders_of(write(force_order(s=symbol))).listings
+        contract = listing.contract
+        assert (contract["baseCurrency"], contract["settleCurrency"], contract["isInverse"]) == (base, quote, False)
 
     @pytest.mark.parametrize(
-        ("line", "what"),
+        ("fields", "base", "size"),
         [
-            ("{", "line 2 is no forceOrder message: "),
-            ('{"e":"aggTrade"}', "line 2 is no forceOrder message: Object missing required field `o`"),
-            (force_order(S="HOLD"), "line 2 is no forceOrder message: Invalid enum value 'HOLD'"),
-            (force_order(z="many"), "line 2 is no forceOrder message: "),
-            (force_order(T=0), "line 2 is no forceOrder message: Expected `int` >= 1"),
-            (force_order(z="0"), "line 2: a filled quantity (z) of 0 is no fill"),
-            (force_order(z="NaN"), "line 2: a filled quantity (z) of NaN is no fill"),
-            (force_order(s="ABCDEF"), "the quote currency of ABCDEF is none of USDT"),
+            ({"s": "BTCUSD_200925"}, "BTC", 100),
+            ({"s": "BTCUSD_PERP"}, "BTC", 100),
+            ({"s": "BTCUSD"}, "BTC", 100),
+            ({"s": "ETHUSD_PERP"}, "ETH", 10),
+            ({"s": "BNBUSD_PERP"}, "BNB", 10),
+            ({"s": "BNBUSD_200925"}, "BNB", 10),
+            ({"s": "ARBUSD_250328", "ps": "ARBUSD"}, "ARB", 10),
         ],
     )
-    def test_what_is_wrong_is_said_with_its_line(self, write, line, what):
-        with pytest.raises(RecordingError) as error:
-            read_recording(write(force_order(), line), "binance-force-orders")
-        assert what in str(error.value)
+    def test_a_coin_margined_order_is_inverse(self, write, fields, base, size):
+        recording = orders_of(write(force_order(**fields)))
+        (contract,) = (listing.contract for listing in recording.listings)
+        assert (contract["settleCurrency"], contract["isInverse"], contract["multiplier"]) == (base, True, str(-size))
+        assert recording.events[0].lots == 3
+
+    @pytest.mark.parametrize(
+        ("line", "passed_over"),
+        [
+            ('{"result":null,"id":1}', 1),
+            ('{"id":2,"error":{"code":2,"msg":"no"}}', 1),
+            ("ping", 1),
+            ('{"ping":1765416983918}', 1),
+            ("17", 1),
+            ('{"e":"aggTrade","s":"ABCUSDT"}', 1),
+            (json.dumps(json.loads(force_order()) | {"e": "ORDER_TRADE_UPDATE"}), 1),
+            ('{"stream":"abcusdt@markPrice","data":{"e":"markPriceUpdate"}}', 1),
+            ("[]", 1),
+            ("", 0),
+            ("\ufeff", 0),
+        ],
+    )
+    def test_other_lines_are_counted_and_passed_over(self, write, line, passed_over):
+        recording = orders_of(write(line, force_order()))
+        assert (len(recording.events), recording.passed_over, recording.refused) == (1, passed_over, [])
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            json.dumps({"stream": "!forceOrder@arr", "data": json.loads(force_order())}),
+            json.dumps({"stream": "abcusdt@forceOrder", "data": [json.loads(force_order())]}),
+            json.dumps([json.loads(force_order())]),
+            "\ufeff" + force_order(),
+        ],
+    )
+    def test_an_order_is_read_in_every_wrapping(self, write, line):
+        assert orders_of(write(line)).events == orders_of(write(force_order())).events
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+    def test_a_byte_order_mark_is_read(self, tmp_path, write, encoding):
+        path = tmp_path / "marked"
+        path.write_text(force_order() + "\r\n", encoding)
+        assert orders_of(path).events == orders_of(write(force_order())).events
+
+    @pytest.mark.parametrize(
+        ("line", "reason", "what"),
+        [
+            ("{", "undecodable", "not json: "),
+            ("\x00\x01", "undecodable", "not json: "),
+            (force_order()[:-9], "undecodable", "not json: "),
+            ('{"e":"forceOrder"}', "invalid_field", "no forceOrder message: "),
+            (force_order(S="HOLD"), "invalid_field", "Invalid enum value 'HOLD'"),
+            (force_order(z="many"), "invalid_field", "no forceOrder message: "),
+            (force_order(T=0), "invalid_field", "Expected `int` >= 1"),
+            (force_order(T=str(START)), "invalid_field", "Expected `int`"),
+            (force_order(z="0"), "out_of_range", "a filled quantity (z) of 0 is no fill"),
+            (force_order(z="-1"), "out_of_range", "a filled quantity (z) of -1 is no fill"),
+            (force_order(z="NaN"), "invalid_number", "NaN is not a number"),
+            (force_order(z="sNaN"), "invalid_number", "sNaN is not a number"),
+            (force_order(q="1e99999999"), "invalid_number", "is not a number"),
+            (force_order(z="1e-99999999"), "invalid_number", "is not a number"),
+            (force_order(z="0.000000001"), "too_many_decimals", "is no whole number of lots of 0.00000001"),
+            (force_order(z="1e12"), "out_of_range", "is more lots than 63 bits hold"),
+            (force_order(ap="0"), "out_of_range", "price '0' is not above 0"),
+            (force_order(ap="1.6e0"), "invalid_number", "'1.6e0' is not a plain decimal number"),
+            (force_order(p="1E-7"), "invalid_number", "'1E-7' is not a plain decimal number"),
+            (force_order(p="-1"), "invalid_number", "'-1' is not a plain decimal number"),
+            (force_order(p="0.0000000000001"), "too_many_decimals", "has more than 12 decimals"),
+            (force_order(s="BTCUSD_PERP", p="0"), "out_of_range", "price '0' is not above 0"),
+            (force_order(s="BTCUSD_PERP", z="0.5"), "too_many_decimals", "is no whole number of lots of 100"),
+            (force_order(T=1_765_416_983_918_000), "ts_out_of_range", "T 1765416983918000 is no time in milliseconds"),
+            (force_order(T=1_765_416_983_918_000_000), "ts_out_of_range", "is no time in milliseconds"),
+            (force_order(s="ABCDEF"), "unknown_symbol", "the quote currency of ABCDEF is none of USDT"),
+            (force_order(s="USDT"), "unknown_symbol", "the quote currency of USDT is none of USDT"),
+            (force_order(s="A:USDT"), "contract_invalid", "must be printable without space , : or /"),
+        ],
+    )
+    def test_a_wrong_line_is_refused_with_its_reason_and_the_others_are_read(self, write, line, reason, what):
+        recording = orders_of(write(force_order(T=START - 1), line, force_order()))
+        assert len(recording.events) == 2
+        (refused,) = recording.refused
+        assert (refused.where, refused.reason) == ("line 2", reason)
+        assert what in refused.detail
 
 
 class TestContracts:
@@ -163,12 +281,153 @@ async def test_a_recording_of_events_comes_into_the_ledger(config, write):
     assert gains == {"surplus": (1, 10**8, 0), "shortfall": (1, 0, 10**8)}
 
 
-async def test_events_are_not_sent_when_their_contract_means_other_money(config, write):
-    assert (await fundsvc(config, "replay", write(force_order()), "--format", "binance-force-orders")).code == 0
-    done = await fundsvc(config, "replay", write(force_order(z="0.5", T=2000)), "--format", "binance-force-orders", "--json")
-    assert done.code == 1
-    assert (done.result["gains"], done.result["rejected"]) == ([], {"contract_fixed": 1})
-    assert "contract_fixed: ABCUSDT has 1 entries" in done.result["refused"][0]
+class TestReplayOfOrders:
+    """C32, C33 and C35, and other members of their kinds, through the command line."""
+
+    async def test_a_coin_margined_order_is_settled_in_the_coin(self, config, write):
+        lines = [
+            force_order(s="BTCUSD_200925", p="9425.5", ap="9496.5", z="1", q="1"),
+            force_order(s="BTCUSD_PERP", S="BUY", p="30756.6", ap="30631.6", z="43", q="43"),
+            force_order(s="ETHUSD_PERP", p="2000", ap="2500", z="7", q="7"),
+            force_order(s="BNBUSD_PERP", S="BUY", p="500", ap="400", z="1", q="1"),
+        ]
+        done = await replay(config, write(*lines))
+        assert (done.code, done.result["settled"]) == (0, 4)
+        gains = {
+            (gain["currency"], gain["kind"]): gain["credited"] - gain["paid"] - gain["uncovered"]
+            for gain in done.result["gains"]
+        }
+        assert gains == {
+            # 100 USD (1/9425.5 - 1/9496.5) and 4300 USD (1/30631.6 - 1/30756.6)
+            ("BTC", "surplus"): 793_214 + 5_705_194,
+            ("ETH", "surplus"): 70_000_000,  # 70 USD (1/2000 - 1/2500)
+            ("BNB", "surplus"): 50_000_000,  # 10 USD (1/400 - 1/500)
+        }
+        assert (await fundsvc(config, "audit")).code == 0
+
+    async def test_equal_lines_are_duplicates(self, config, write):
+        lines = [
+            force_order(p="1", ap="1.5"),
+            force_order(p="1", ap="1.5"),
+            force_order(S="BUY", T=START + 1, p="2", ap="1.5", z="4"),
+        ]
+        done = await replay(config, write(*lines, lines[2]))
+        assert (done.code, credited(done), done.result["duplicates"], done.result["settled"]) == (0, 3.5, 2, 2)
+        spoken = await fundsvc(config, "replay", write(*lines), "--format", "binance-force-orders")
+        assert (spoken.code, "3 duplicates" in spoken.output) == (0, True)
+
+    async def test_an_overlapping_recording_is_settled_from_where_the_first_one_ends(self, config, write):
+        lines = [force_order(T=START + number, p="1", ap="2", z=str(number)) for number in range(1, 11)]
+        assert credited(await replay(config, write(*lines[:7]))) == 28 - 0
+        done = await replay(config, write(*lines[4:]))
+        assert (done.code, credited(done), done.result["duplicates"]) == (0, 27, 3)
+        again = await replay(config, write(*lines))
+        assert (again.code, again.result["gains"], again.result["duplicates"], again.result["settled"]) == (0, [], 10, 10)
+
+    async def test_older_history_after_newer_is_late_and_settled_by_a_command(self, config, write):
+        lines = [force_order(T=START + number, p="1", ap="2", z=str(number)) for number in range(1, 11)]
+        assert credited(await replay(config, write(*lines[6:]))) == 34
+        for _ in range(2):
+            older = await replay(config, write(*lines[:6]))
+            assert (older.code, older.result["settled"], older.result["gains"]) == (1, 0, [])
+            assert older.result["rejected"] == {"late": 6}
+        overlapping = await replay(config, write(*lines[:8]))
+        assert (overlapping.code, overlapping.result["settled"], overlapping.result["rejected"]) == (0, 2, {"late": 6})
+        spoken = await fundsvc(config, "replay", write(*lines[:6]), "--format", "binance-force-orders")
+        assert (spoken.code, "`fundsvc rejected replay --reason late` settles them" in spoken.output) == (1, True)
+        async with engine_process(config), connected(config.database.dsn) as connection:
+            assert (await fundsvc(config, "rejected", "replay", "--reason", "late")).code == 0
+            await eventually(lambda: all_read(config, connection))
+        whole = await replay(config, write(*lines))
+        assert (whole.code, whole.result["settled"], whole.result["gains"], whole.result["rejected"]) == (0, 10, [], {})
+        async with connected(config.database.dsn) as connection:
+            assert await connection.fetchval("SELECT balance FROM funds") == 55 * 10**8
+        assert (await fundsvc(config, "audit")).code == 0
+
+    async def test_finer_quantities_of_a_later_recording_are_settled(self, config, write):
+        for time, quantity in enumerate(("3", "0.5", "0.001", "1.25")):
+            done = await replay(config, write(force_order(T=START + time, p="1", ap="2", z=quantity, q=quantity)))
+            assert (done.code, credited(done)) == (0, float(quantity))
+
+    async def test_other_lines_are_counted_and_wrong_ones_refused(self, config, write):
+        wrapped = json.dumps({"stream": "!forceOrder@arr", "data": json.loads(force_order(p="1", ap="2", z="3"))})
+        done = await replay(
+            config, write('{"result":null,"id":1}', wrapped, force_order(z="0"), force_order(ap="0"), "ping", "{")
+        )
+        assert (done.code, credited(done), done.result["passedOver"]) == (0, 3, 2)
+        assert done.result["rejected"] == {"out_of_range": 2, "undecodable": 1}
+        assert done.result["lines"][0] == "line 6: undecodable: not json: Input data was truncated"
+        assert done.result["lines"][1] == "line 3: out_of_range: a filled quantity (z) of 0 is no fill"
+
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            [],
+            [""],
+            ['{"result":null,"id":1}'],
+            [force_order(z="0")],
+            [force_order(ap="0"), force_order(p="1e1"), force_order(T=1_765_416_983_918_000)],
+            [force_order(s="ABCDEF")],
+        ],
+    )
+    async def test_the_answer_is_no_when_nothing_was_settled(self, config, write, lines):
+        done = await replay(config, write(*lines))
+        assert (done.code, done.result["settled"], done.result["gains"]) == (1, 0, [])
+
+    async def test_the_answer_is_no_when_all_events_were_rejected(self, config, write):
+        unlisted = await fundsvc(config, "replay", write(fill(1), fill(2)), "--json")
+        assert (unlisted.code, unlisted.result["settled"]) == (1, 0)
+        listed = {"type": "contract", "contract": LISTING}
+        assert (await fundsvc(config, "replay", write(listed), "--json")).code == 0
+        beyond = await fundsvc(config, "replay", write(listed, fill(1, price="9" * 30)), "--json")
+        assert (beyond.code, beyond.result["settled"], beyond.result["rejected"]) == (1, 0, {"out_of_range": 1})
+
+    async def test_given_contracts_decide_the_terms(self, config, write, tmp_path):
+        contracts = tmp_path / "contracts.json"
+        given = {"symbol": "ABCUSDT", "settleCurrency": "USDT", "multiplier": 0.5, "isInverse": False}
+        contracts.write_text(json.dumps([given]))
+        path = write(
+            force_order(p="1", ap="2", z="2.5", q="2.5"), force_order(T=START + 1, z="0.75", q="0.75"), force_order(s="XYZUSDT")
+        )
+        done = await replay(config, path, "--contracts", contracts)
+        assert (done.code, done.result["settled"], done.result["rejected"]) == (0, 2, {"too_many_decimals": 1})
+        async with connected(config.database.dsn) as connection:
+            assert await connection.fetchval("SELECT lots FROM entries WHERE symbol = 'ABCUSDT'") == 5
+            assert await connection.fetchval("SELECT multiplier FROM contracts WHERE symbol = 'XYZUSDT'") == Decimal(
+                "0.00000001"
+            )
+
+    async def test_the_terms_of_a_listed_contract_stay(self, config, write, tmp_path):
+        contracts = tmp_path / "contracts.json"
+        given = {"symbol": "ABCUSDT", "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}
+        contracts.write_text(json.dumps([given]))
+        assert (await fundsvc(config, "contracts", "load", contracts)).code == 0
+        done = await replay(config, write(force_order(p="1", ap="2", z="3"), force_order(T=START + 1, z="0.5", q="0.5")))
+        assert (done.code, credited(done), done.result["rejected"]) == (0, 3, {"too_many_decimals": 1})
+        contracts.write_text(json.dumps([given | {"multiplier": 0.5}]))
+        other = await replay(
+            config, write(force_order(T=START + 1, z="0.5", q="0.5"), force_order(s="XYZUSDT")), "--contracts", contracts
+        )
+        assert (other.code, other.result["refused"]) == (1, ["contract_fixed: the ledger has ABCUSDT with other terms"])
+        assert (other.result["settled"], other.result["rejected"]) == (1, {"contract_fixed": 1})
+        assert (await fundsvc(config, "rejected", "list", "--json")).result == [], "the ledger's terms were put in no doubt"
+
+    @pytest.mark.parametrize("terms", [{"isInverse": True, "multiplier": -1}, {"settleCurrency": "EUR"}])
+    async def test_a_contract_of_other_money_is_refused_by_name(self, config, write, tmp_path, terms):
+        contracts = tmp_path / "contracts.json"
+        contracts.write_text(
+            json.dumps([{"symbol": "ABCUSDT", "settleCurrency": "USDT", "multiplier": 1, "isInverse": False} | terms])
+        )
+        done = await replay(config, write(force_order()), "--contracts", contracts)
+        assert (done.code, done.result["rejected"]) == (1, {"contract_fixed": 1})
+        assert "ABCUSDT is listed as" in done.result["lines"][0]
+
+    async def test_orders_of_a_contract_that_an_engine_feeds_are_refused(self, config, write):
+        listed = {"type": "contract", "contract": LISTING | {"symbol": "ABCUSDT"}}
+        await fundsvc(config, "replay", write(listed, fill(7, symbol="ABCUSDT")))
+        done = await replay(config, write(force_order()))
+        assert (done.code, done.result["rejected"]) == (1, {"conflict": 1})
+        assert "ABCUSDT has fills of another source: sequence 7" in done.result["lines"][0]
 
 
 class TestExport:
@@ -307,6 +566,25 @@ class TestRealLiquidations:
             shares = await connection.fetch("SELECT messages FROM partitions")
             assert all(row["messages"] for row in shares)
         assert await heads_by_audit(config) == undisturbed_heads()
+
+
+async def replay(config, path, *more):
+    done = await fundsvc(config, "replay", path, "--format", "binance-force-orders", *more, "--json")
+    assert done.output, done.error
+    return done
+
+
+def credited(done):
+    """Whole units that all funds together were credited, in currencies of eight decimals."""
+    return sum(gain["credited"] for gain in done.result["gains"]) / 10**8
+
+
+def orders_of(path):
+    return read_recording(path, "binance-force-orders")
+
+
+def strictly_rising(numbers):
+    return all(first < second for first, second in itertools.pairwise(numbers))
 
 
 async def replay_liquidations(config):

@@ -1,15 +1,15 @@
 import asyncio
 import random
+import time
 
 import pytest
-from eventually import eventually
-from ledgers import fill, listing, owned
+from ledgers import charted_at, fill, listing, owned, restamp
 
 from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position
 from fundsvc.core.policy import Policy
 from fundsvc.store import rollups
-from fundsvc.store.database import SQL, open_pool
-from fundsvc.store.rollups import condense, forget
+from fundsvc.store.database import open_pool
+from fundsvc.store.rollups import condense, distrust
 
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS
@@ -43,9 +43,10 @@ async def rolled_up(connection):
 
 async def expected(connection):
     """The rollups by an independent reckoning, in Python, over every entry in order."""
-    hours = {}
+    hours, clocks = {}, {}
     for entry in await connection.fetch("SELECT * FROM entries ORDER BY symbol, entry"):
-        hour = entry["ts"] - entry["ts"] % HOUR_MS
+        clock = clocks[entry["symbol"]] = max(clocks.get(entry["symbol"], 0), charted_at(entry))
+        hour = clock - clock % HOUR_MS
         opening = entry["balance"] - entry["change"]
         line = hours.setdefault(
             (entry["symbol"], hour),
@@ -56,7 +57,9 @@ async def expected(connection):
                 "opening": opening,
                 "highest": opening,
                 "lowest": opening,
-                **dict.fromkeys(("credited", "paid", "uncovered", "repaid", "fills"), 0),
+                "earliest": entry["ts"],
+                "latest": entry["ts"],
+                **dict.fromkeys(("credited", "paid", "uncovered", "repaid", "covered", "fills"), 0),
             },
         )
         line["last_entry"] = entry["entry"]
@@ -66,7 +69,9 @@ async def expected(connection):
         line["credited" if entry["change"] > 0 else "paid"] += abs(entry["change"])
         line["uncovered"] += entry["uncovered"]
         line["repaid"] += entry["repaid"]
+        line["covered"] += -entry["change"] if entry["kind"] == "cover" else 0
         line["fills"] += entry["kind"] in {"surplus", "flat", "shortfall"}
+        line["earliest"], line["latest"] = min(line["earliest"], entry["ts"]), max(line["latest"], entry["ts"])
     return [hours[key] for key in sorted(hours)]
 
 
@@ -88,8 +93,7 @@ async def test_condensing_step_by_step_equals_a_rebuild_and_an_independent_recko
     assert condensed == await service_connection.fetchval("SELECT count(*) FROM entries")
     before = await rolled_up(service_connection)
     assert len(before) > 3 * 10
-    await forget(pool)
-    assert await rolled_up(service_connection) == []
+    await distrust(pool)
     assert await condense(pool, 0) == condensed
     assert await rolled_up(service_connection) == before
 
@@ -130,19 +134,36 @@ async def test_a_condenser_that_is_cut_off_leaves_whole_steps(owner, pool, servi
     assert await rolled_up(service_connection) == await expected(service_connection)
 
 
-async def test_a_late_fill_goes_into_its_own_hour(owner, pool, service_connection):
+async def test_a_late_fill_belongs_to_the_hour_of_the_latest_entry_before_it(owner, pool, service_connection):
     hours = (START_MS, START_MS + HOUR_MS)
     await owner.settle([fill("AAA", 1, 5, hours[0]), fill("AAA", 2, 7, hours[1])])
     await condense(pool, 0)
     await owner.settle([fill("AAA", 3, -4, hours[0] + 5), fill("AAA", 4, 1, hours[0] - 1)])
     await condense(pool, 0)
     unit = 10**8
-    found = {row["hour"]: row for row in await rolled_up(service_connection)}
-    early, first, second = (found[hour] for hour in (hours[0] - HOUR_MS, *hours))
-    assert (early["opening"], early["closing"], early["fills"]) == (8 * unit, 9 * unit, 1)
-    assert (first["credited"], first["paid"], first["fills"], first["last_entry"]) == (5 * unit, 4 * unit, 2, 3)
-    assert (first["opening"], first["closing"], first["highest"], first["lowest"]) == (0, 8 * unit, 12 * unit, 0)
-    assert (second["opening"], second["closing"], second["fills"]) == (5 * unit, 12 * unit, 1)
+    first, second = await rolled_up(service_connection)
+    assert (first["hour"], first["opening"], first["closing"], first["fills"]) == (hours[0], 0, 5 * unit, 1)
+    assert (second["hour"], second["opening"], second["closing"], second["fills"]) == (hours[1], 5 * unit, 9 * unit, 3)
+    assert (second["credited"], second["paid"], second["last_entry"]) == (8 * unit, 4 * unit, 4)
+    assert (second["highest"], second["lowest"]) == (12 * unit, 5 * unit)
+
+
+@pytest.mark.parametrize("condensed", [0, 1, 2, 3])
+async def test_an_entry_that_was_ahead_of_its_time_stands_when_it_was_recorded(
+    owner, pool, service_connection, owner_connection, condensed
+):
+    now = time.time_ns() // 1_000_000
+    times = [now - 2 * HOUR_MS, now + 365 * 24 * HOUR_MS, now - HOUR_MS]
+    for place, ts in enumerate(times):
+        await owner.settle([fill("AAA", place + 1, 5, now - 2 * HOUR_MS)])
+        await restamp(owner_connection, "AAA", place + 1, ts)
+        if place < condensed:
+            await condense(pool, 0)
+    await condense(pool, 0)
+    rows = await rolled_up(service_connection)
+    assert rows == await expected(service_connection)
+    assert [row["last_entry"] for row in rows] == [1, 3]
+    assert abs(rows[1]["hour"] - now) <= HOUR_MS
 
 
 async def test_what_an_order_gives_back_or_has_covered_is_no_fill(config, pool, service_connection):
@@ -179,14 +200,61 @@ async def test_hours_in_order_add_up(owner, pool, service_connection):
         assert balance == await service_connection.fetchval("SELECT balance FROM funds WHERE symbol = $1", symbol)
 
 
-async def test_rollups_that_are_being_condensed_are_forgotten_with_their_progress(owner, pool, service_connection):
-    await owner.settle([fill("AAA", 1, 5)])
-    condensing = service_connection.transaction()
-    await condensing.start()
-    await service_connection.fetch(SQL["rollup_lock"], ["AAA"])
-    await service_connection.execute(SQL["rollup"], ["AAA"], [0], [1])
-    forgetting = asyncio.create_task(forget(pool))
-    await eventually(lambda: forgetting.done() or pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
-    await condensing.commit()
-    await forgetting
-    assert await pool.fetchval("SELECT (SELECT count(*) FROM rollups) + (SELECT count(*) FROM rollup_progress)") == 0
+HOURS_OF_BEFORE = """
+INSERT INTO rollups (symbol, hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered,
+                     repaid, fills)
+SELECT symbol, ts - ts % 3600000, min(entry), max(entry), (array_agg(balance - change ORDER BY entry))[1],
+       max(greatest(balance, balance - change)), min(least(balance, balance - change)),
+       (array_agg(balance ORDER BY entry DESC))[1], sum(greatest(change, 0)), sum(greatest(-change, 0)), sum(uncovered),
+       sum(repaid), count(*)
+FROM entries e WHERE entry > (SELECT coalesce(max(p.entry), 0) FROM rollup_progress p WHERE p.symbol = e.symbol) GROUP BY 1, 2
+ON CONFLICT (symbol, hour) DO UPDATE SET last_entry = excluded.last_entry, closing = excluded.closing;
+INSERT INTO rollup_progress (symbol, entry) SELECT symbol, entry FROM funds
+ON CONFLICT (symbol) DO UPDATE SET entry = excluded.entry;
+"""
+"""Condensing as the version before the running clock did it: each entry belongs to the hour of its own time."""
+
+
+async def test_hours_of_an_earlier_version_are_built_anew(owner, pool, service_connection, monkeypatch):
+    monkeypatch.setattr(rollups, "ENTRIES_PER_STATEMENT_MAX", 17)
+    dice = random.Random(6)
+    await owner.settle(market(dice, range(1, 300), 5 * HOUR_MS))
+    await service_connection.execute(HOURS_OF_BEFORE)
+    before = await rolled_up(service_connection)
+    assert await condense(pool, 0) == 299
+    assert await rolled_up(service_connection) == await expected(service_connection) != before
+    assert await condense(pool, 0) == 0
+    # An engine of the earlier version took over for a while.
+    await owner.settle(market(dice, range(300, 400), 5 * HOUR_MS))
+    await service_connection.execute(HOURS_OF_BEFORE)
+    assert await condense(pool, 0) == 399
+    assert await rolled_up(service_connection) == await expected(service_connection)
+
+
+async def test_building_anew_leaves_hours_in_place_until_they_are_replaced(owner, pool, service_connection, monkeypatch):
+    await owner.settle(market(random.Random(7), range(1, 300), 5 * HOUR_MS))
+    await condense(pool, 0)
+    hours = await rolled_up(service_connection)
+    await distrust(pool)
+    keep = rollups._keep
+
+    async def seen(connection, rows):
+        assert await rolled_up(service_connection) == hours
+        locks = "SELECT count(*) FROM pg_locks WHERE relation = 'rollups'::regclass AND mode LIKE '%Exclusive%' AND NOT granted"
+        assert await service_connection.fetchval(locks) == 0
+        await keep(connection, rows)
+
+    monkeypatch.setattr(rollups, "_keep", seen)
+    await condense(pool, 0)
+    assert await rolled_up(service_connection) == hours == await expected(service_connection)
+
+
+async def test_one_turn_builds_few_contracts_anew_and_the_next_goes_on(owner, pool, service_connection, monkeypatch):
+    monkeypatch.setattr(rollups, "REBUILD_SECONDS", 0.0)
+    await owner.settle(market(random.Random(8), range(1, 100), 5 * HOUR_MS))
+    await condense(pool, 0)
+    await distrust(pool)
+    assert await condense(pool, 0) == 0
+    monkeypatch.setattr(rollups, "REBUILD_SECONDS", 1.0)
+    assert await condense(pool, 0) == 99
+    assert await rolled_up(service_connection) == await expected(service_connection)

@@ -3,7 +3,7 @@ from contextlib import suppress
 from itertools import takewhile
 
 import pytest
-from ledgers import fill, listing, owned
+from ledgers import clocked, fill, listing, owned
 
 from fundsvc.api.fund_answers import candles
 from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position, Rejection
@@ -37,13 +37,13 @@ class Ledger:
 
     async def at(self, symbol, moment):
         standing = Standing(0, 0, 0, self.outstanding[symbol][0])
-        for row in takewhile(lambda row: row["ts"] <= moment, await self.entries(symbol)):
+        for _, row in takewhile(lambda found: found[0] <= moment, clocked(await self.entries(symbol))):
             standing = Standing(row["entry"], row["ts"], row["balance"], self.outstanding[symbol][row["entry"]])
         return standing
 
     async def past(self, symbol, now):
         day, week, eight_hours = [(await self.at(symbol, now - span)).balance for span in (DAY_MS, WEEK_MS, PEAK_MS)]
-        rows = [row for row in await self.entries(symbol) if row["ts"] > now - PEAK_MS]
+        rows = [row for clock, row in clocked(await self.entries(symbol)) if clock > now - PEAK_MS]
         return Past(day, week, max([eight_hours, *(max(row["balance"], row["balance"] - row["change"]) for row in rows)]))
 
 
@@ -115,8 +115,9 @@ async def test_nothing_is_before_the_first_entry(ledger):
 def brute_candles(rows, span, now):
     """Candles by a walk along the entries."""
     close, candles, width = None, [], span.step
-    for start in sorted({row["ts"] // width * width for row in rows} | set(span)):
-        found = [row for row in rows if row["ts"] // width * width == start]
+    starts = [(clock // width * width, row) for clock, row in clocked(rows)]
+    for start in sorted({start for start, _ in starts} | set(span)):
+        found = [row for of, row in starts if of == start]
         opening = found[0]["balance"] - found[0]["change"] if found else close
         close = found[-1]["balance"] if found else close
         seen = [opening, close, *(value for row in found for value in (row["balance"], row["balance"] - row["change"]))]

@@ -81,7 +81,7 @@ async def test_entries_come_back_exactly_as_they_were_written(writer, service_co
 
 
 async def test_a_commit_writes_everything_in_one_transaction(writer, service_connection):
-    batch = batch_of(listing("AAA", multiplier="0.001"), fill("AAA", 7, 5), fill("AAA", 8, -9))
+    batch = batch_of(listing("AAA", multiplier="1"), fill("AAA", 7, 5), fill("AAA", 8, -9))
     batch.rejected = [
         Rejected("1-0", 3, Reason.UNDECODABLE, "why", "json", b"\x00\xff"),
         Rejected("1-0", 4, Reason.UNKNOWN_TYPE, "", "", b""),

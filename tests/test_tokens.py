@@ -115,6 +115,33 @@ def test_other_claims_are_refused(claims):
     assert isinstance(refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), **claims})), WrongToken)
 
 
+NOW = int(time.time())
+
+
+@pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
+@pytest.mark.parametrize("shape", [str, lambda seconds: f" {seconds} ", lambda seconds: f"{seconds:_}", lambda _: True])
+def test_a_time_that_is_no_number_is_refused_with_what_it_must_be(name, shape):
+    refused = refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), name: shape(NOW + 9 if name == "exp" else NOW - 9)}))
+    assert refused.code in ("400003", "400004")
+    assert "seconds" in str(refused)
+
+
+@pytest.mark.parametrize("scale", [10**3, 10**6, 10**9, 1e3, 1e200])
+def test_an_expiry_in_another_unit_is_refused_with_the_unit(scale):
+    refused = refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), "exp": (NOW + 60) * scale}))
+    assert (refused.code, "exp must be a number of seconds" in str(refused)) == ("400003", True)
+
+
+@pytest.mark.parametrize("name", ["nbf", "iat"])
+def test_a_beginning_in_milliseconds_is_refused_with_the_unit(name):
+    assert "seconds" in str(refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), name: NOW * 1000})))
+
+
+@pytest.mark.parametrize("exp", [NOW + 60.5, float(NOW + 60), 253_402_300_799])
+def test_a_fraction_of_a_second_and_a_distant_year_are_legal(exp):
+    assert BY_SECRET.read(handmade({"alg": "HS256"}, {**standard(), "exp": exp})).role == "risk"
+
+
 def standard():
     return {"aud": AUDIENCE, "exp": int(time.time()) + 60, "role": "risk"}
 

@@ -17,6 +17,7 @@ from fundsvc.store.reader import FundRow
 AMOUNTS = st.integers(0, 2**63 - 1)
 PRICES = st.integers(1, 2**63 - 1)
 STEP = Fraction(1, 10**8)
+AS_OF = 1_700_000_000_000
 
 
 @st.composite
@@ -49,7 +50,7 @@ def whole(fund, amount):
 
 @given(funds(), VALUATIONS)
 def test_equivalents_are_exact_and_rounded_down_to_eight_decimals(fund, valuation):
-    answer, balance = fund_answer(fund, Policy(), valuation), whole(fund, fund.balance)
+    answer, balance = fund_answer(fund, Policy(), valuation, AS_OF), whole(fund, fund.balance)
     mark = Fraction(valuation.mark, 10**fund.contract.price_decimals)
     assert 0 <= balance * Fraction(valuation.rate, 10**12) - Fraction(answer.balance_usdt) < STEP
     if fund.contract.is_inverse:
@@ -61,7 +62,7 @@ def test_equivalents_are_exact_and_rounded_down_to_eight_decimals(fund, valuatio
 
 @given(funds(), VALUATIONS)
 def test_changes_peak_and_drawdown_compare_with_the_past(fund, valuation):
-    answer, past, balance = fund_answer(fund, Policy(), valuation), valuation.past, fund.balance
+    answer, past, balance = fund_answer(fund, Policy(), valuation, AS_OF), valuation.past, fund.balance
     assert Fraction(answer.change24h) == whole(fund, balance - past.day)
     assert Fraction(answer.change7d) == whole(fund, balance - past.week)
     peak = max(past.peak, balance)
@@ -72,7 +73,7 @@ def test_changes_peak_and_drawdown_compare_with_the_past(fund, valuation):
 
 @given(funds(), VALUATIONS)
 def test_open_interest_is_worth_its_notional_at_the_mark(fund, valuation):
-    ratio = fund_answer(fund, Policy(), valuation).balance_to_open_interest
+    ratio = fund_answer(fund, Policy(), valuation, AS_OF).balance_to_open_interest
     if not valuation.open_interest:
         assert ratio is None
         return
@@ -84,9 +85,9 @@ def test_open_interest_is_worth_its_notional_at_the_mark(fund, valuation):
 
 @given(funds(), VALUATIONS)
 def test_what_lacks_is_null_with_its_reason(fund, valuation):
-    known = msgspec.to_builtins(fund_answer(fund, Policy(), valuation))
+    known = msgspec.to_builtins(fund_answer(fund, Policy(), valuation, AS_OF))
     assert not {"balanceUsdtReason", "balanceBaseReason"} & known.keys()
-    unknown = fund_answer(fund, Policy(), valuation._replace(rate=None, unrated="why", mark=None, open_interest=None))
+    unknown = fund_answer(fund, Policy(), valuation._replace(rate=None, unrated="why", mark=None, open_interest=None), AS_OF)
     assert (unknown.balance_usdt, unknown.balance_usdt_reason, unknown.open_interest) == (None, "why", None)
     assert unknown.balance_to_open_interest is None
     assert (unknown.balance_base is None) == (not fund.contract.is_inverse)
@@ -94,7 +95,7 @@ def test_what_lacks_is_null_with_its_reason(fund, valuation):
 
 @given(funds(), VALUATIONS)
 def test_a_fund_is_compared_with_its_target(fund, valuation):
-    answer, known = fund_answer(fund, Policy(), valuation), valuation.target
+    answer, known = fund_answer(fund, Policy(), valuation, AS_OF), valuation.target
     if known is None or known.amount is None:
         assert (answer.target, answer.fullness, answer.leverage_cap, answer.state) == (None, None, None, "ok")
         return

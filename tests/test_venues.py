@@ -6,13 +6,14 @@ import pytest
 from conftest import with_section
 from escalations import SYMBOL, TS, ended, executed, shortfall
 from eventually import eventually
-from ledgers import fill, listing, owned
+from ledgers import clocked, fill, listing, owned
 from test_adl_api import world_of
 from test_openapi import HISTORY, config  # noqa: F401 - a fixture
 from tokens import bearer
 
+from fundsvc.api.venues import okx
 from fundsvc.core.events import TIMESTAMP_MAX
-from fundsvc.store.database import open_pool
+from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.histories import DAY_MS, DayRow, Histories
 from fundsvc.store.rollups import condense
 
@@ -76,6 +77,49 @@ async def test_changes_of_one_time_are_never_torn_apart_between_pages(world):
     assert await changes(world, before=middle) == newer
     assert await changes(world, before=TIMESTAMP_MAX) == await changes(world, after=0) == []
     assert await changes(world, after=TIMESTAMP_MAX) == await changes(world, before=0) == every
+
+
+async def every_change(world, limit, **parameters):
+    """All changes, page by page as OKX's clients read them."""
+    found = page = await changes(world, limit=limit, **parameters)
+    while page:
+        page = await changes(world, limit=limit, after=page[-1]["ts"], **parameters)
+        found = found + page
+    return found
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+async def test_all_changes_of_one_time_can_be_read(config, limit):  # noqa: F811
+    async with world_of(with_venues(config, "okx")) as world:
+        await world.send(listing(SYMBOL), *(fill(SYMBOL, seq, seq, TS) for seq in range(1, 151)), fill(SYMBOL, 151, -7, TS + 1))
+        found = await every_change(world, limit)
+        assert len(found) == 151
+        assert {change["balance"] for change in found} == {str(n * (n + 1) // 2) for n in range(1, 151)} | {"11318"}
+        deposits = await every_change(world, limit, type="liquidation_balance_deposit")
+        assert deposits == [change for change in found if change["type"] == "liquidation_balance_deposit"]
+        assert await changes(world, limit=limit, before=TS) == found[:1]
+
+
+@pytest.mark.parametrize("ahead", [-3_600_000, 90_000])
+@pytest.mark.parametrize("limit", [7, 100])
+async def test_entries_out_of_the_order_of_their_times_are_in_some_page(config, limit, ahead):  # noqa: F811
+    async with world_of(with_venues(config, "okx")) as world:
+        odd = {seq: TS + ahead - seq for seq in (1, 40, 41, 120, 149, 150)}
+        await world.send(listing(SYMBOL), *(fill(SYMBOL, seq, 1, odd.get(seq, TS + seq // 50)) for seq in range(1, 151)))
+        found = await every_change(world, limit)
+        assert sorted(int(change["balance"]) for change in found) == list(range(1, 151))
+        assert [int(change["ts"]) for change in found] == sorted((int(change["ts"]) for change in found), reverse=True)
+
+
+async def test_more_changes_of_one_time_than_a_page_can_hold_are_said(config, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(okx, "CHANGES_MAX", 20)
+    async with world_of(with_venues(config, "okx")) as world:
+        await world.send(listing(SYMBOL), *(fill(SYMBOL, seq, 1, TS) for seq in range(1, 21)))
+        assert len(await changes(world, limit=5)) == 20
+        await world.send(fill(SYMBOL, 21, 1, TS))
+        status, body = await ask(world, OKX, instType="SWAP", instFamily=SYMBOL, limit=5)
+        assert (status, body["code"]) == (400, "51000")
+        assert f"over 20 changes are of the time {TS}" in body["msg"]
 
 
 def replaced(event, ts):
@@ -172,19 +216,47 @@ async def test_days_of_a_currency_are_the_sums_of_its_contracts(config, condense
     today = 1_700_000_000_000 // DAY_MS * DAY_MS
     fills = []
     for seq in range(1, 201):
-        ts = today - dice.randrange(9 * DAY_MS)
+        ts = today - (200 - seq) * DAY_MS // 20 - dice.randrange(2 * DAY_MS)
         fills.append(fill(dice.choice(("AAA", "BBB", "CCC")), seq, dice.randrange(-20, 60), ts))
-    fills.append(fill("AAA", 201, 5, today + 3 * DAY_MS))
     async with owned(config) as owner, open_pool(config.database.dsn, 2) as pool:
         await owner.settle([listing("AAA"), listing("BBB"), listing("CCC", settleCurrency="XBT")])
         await owner.settle(fills[:condensed])
         await condense(pool, 0)
         await owner.settle(fills[condensed:])
-        rows = await pool.fetch("SELECT symbol, ts, change FROM entries WHERE symbol <> 'CCC'")
+        found = [
+            await pool.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", symbol) for symbol in ("AAA", "BBB")
+        ]
+        moved = [(clock, row["change"]) for rows in found for clock, row in clocked(rows)]
         for count in (1, 4, 30):
             days = [today - back * DAY_MS for back in reversed(range(count))]
-            held = [sum(row["change"] for row in rows if min(row["ts"], today) < day + DAY_MS) for day in days]
+            held = [sum(change for clock, change in moved if min(clock, today) < day + DAY_MS) for day in days]
             expected = [DayRow(day, balance, 8) for day, balance in zip(days, held, strict=True)]
             while expected and not expected[0].balance:
                 expected.pop(0)
             assert await Histories(pool).days("USDT", count, today + 1) == expected
+
+
+async def test_sums_of_a_currency_are_exact_where_its_contracts_have_different_decimals(config):  # noqa: F811
+    decimals = {"AAA": 10, "BBB": 8, "CCC": 0, "DDD": 18}
+    for symbol, number in decimals.items():
+        async with owned(with_section(config, "currency", decimals={"USDT": number})) as owner:
+            await owner.settle([listing(symbol), fill(symbol, 1, 7), fill(symbol, 2, -2), fill(symbol, 3, -6)])
+            await owner.settle([fill(symbol, 4, 1 if symbol == "DDD" else 5)])
+    async with open_pool(config.database.dsn, 2) as pool:
+        for condensed in (False, True):
+            if condensed:
+                await condense(pool, 0)
+            day = (await Histories(pool).days("USDT", 3, time.time_ns() // 1_000_000))[-1]
+            assert (day.balance, day.decimals) == (12 * 10**18, 18)
+        gains = {row["kind"]: row for row in await pool.fetch(SQL["totals_since"], ["AAA"], [2])}
+        assert {row["decimals"] for row in gains.values()} == {18}
+        assert (gains["surplus"]["entries"], gains["surplus"]["credited"]) == (7, 33 * 10**18)
+        assert (gains["shortfall"]["entries"], gains["shortfall"]["paid"]) == (7, 26 * 10**18)
+    async with world_of(with_venues(config, *VENUES)) as world:
+        summary = await world.data("/api/v1/insurance-fund/summary")
+        (currency,) = summary["currencies"]
+        assert (currency["balance"], currency["outstanding"], summary["totalUsdt"]) == ("12", "0", "12")
+        _, body = await ask(world, OKX, instType="SWAP", uly="AAA")
+        assert body["data"][0]["total"] == "12"
+        _, body = await ask(world, "/v5/market/insurance")
+        assert sorted(pool["balance"] for pool in body["result"]["list"]) == ["0", "4", "4", "4"]

@@ -210,6 +210,36 @@ async def test_whoever_says_something_too_long_is_closed(service):
         assert code == 1009
 
 
+UNSUPPORTED = (1003, "binary frames are not read: send each message as a text frame of JSON")
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff\x00", b'{"id":"1","type":"ping"}', b"x" * (bullet.MESSAGE_BYTES_MAX - 1)])
+async def test_a_binary_frame_closes_the_connection_with_the_reason(service, body):
+    async with service.connected() as client:
+        await client.subscribe(f"{ORDER}:AAA")
+        await client.socket.send_bytes(body)
+        assert await client.closed() == UNSUPPORTED
+    await eventually(
+        lambda: service.count("fundsvc_websocket_subscriptions") == service.count("fundsvc_websocket_clients") == 0
+    )
+
+
+async def test_a_binary_message_in_fragments_is_closed_too_and_nothing_after_it_is_answered(service):
+    async with service.connected() as client:
+        transport = client.socket._writer.transport
+        for head in (0x02, 0x00, 0x80):
+            transport.write(bytes((head, 0x81, 0, 0, 0, 0, 7)))
+        await client.socket.send_str('{"id":"1","type":"ping"}')
+        assert await client.closed() == UNSUPPORTED
+
+
+async def test_pings_and_pongs_of_the_protocol_are_no_messages(service):
+    async with service.connected() as client:
+        await client.socket.pong(b"unasked")
+        await client.socket.ping(b"\xff")
+        assert await client.ask(id="1", type="ping") == {"id": "1", "type": "pong"}
+
+
 async def test_whoever_says_nothing_is_closed(config, ledger, monkeypatch):
     monkeypatch.setattr(connection, "SILENT_INTERVALS_MAX", 0.1)
     async with serving(config) as service, service.connected() as silent, service.connected() as talker:

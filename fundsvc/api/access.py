@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from multidict import istr
 
+from fundsvc.api.clients import client_address
 from fundsvc.api.errors import Forbidden, NoToken, Problem, TooManyRequests
 from fundsvc.api.limits import Window
 from fundsvc.api.tokens import Caller, Role, Tokens
@@ -24,9 +25,6 @@ PUBLIC: Roles = frozenset()
 
 PREFLIGHT_SECONDS = "7200"
 """How long a browser may remember what a page is allowed: the longest that Chromium does."""
-
-ADDRESS_LENGTH_MAX = 45
-"""Of the longest way to write an IPv6 address: a proxy's word for it is kept, so it must not be any text."""
 
 ANY_ORIGIN = "*"
 
@@ -142,12 +140,8 @@ class Gate:
             raise TooManyRequests(f"more than {window.limit} within the window: ask again in {seconds} s", seconds)
 
     def _address(self, request: web.Request) -> str:
-        """Where a request comes from: whom the outermost of our own proxies saw, for others may write what they like."""
-        if self._proxies:
-            hops = ",".join(request.headers.getall(hdrs.X_FORWARDED_FOR, ())).split(",")
-            if len(hops) >= self._proxies and (hop := hops[-self._proxies].strip()):
-                return hop[:ADDRESS_LENGTH_MAX]
-        return request.remote or "unknown"
+        forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ()) if self._proxies else ()
+        return client_address(request.remote, forwarded, self._proxies)
 
 
 def _name(caller: Caller) -> str:

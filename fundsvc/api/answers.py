@@ -47,6 +47,8 @@ class Envelope(Answer, Generic[T], frozen=True, kw_only=True):
 class FundAnswer(Answer, frozen=True, kw_only=True):
     """A fund now. `entry` and `head` (hex) are number and hash of its last ledger entry, `seq` is the engine's.
 
+    Every commit before `asOf` is in it, by the database's clock: a replica that is behind says so by an `asOf` of before.
+
     `balanceUsdt` is by the last rate of the settlement currency, `balanceBase` by the contract's mark price, both rounded down
     to eight decimals; where one is null, its reason says why. `change24h` and `change7d` are the balance less what it was then,
     by the engine's clock; `peak8h` is the highest balance of the last eight hours and `drawdown8h` the share of it that is
@@ -68,6 +70,7 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     seq: int
     head: str
     updated_at: int
+    as_of: int
     change24h: str
     change7d: str
     peak8h: str
@@ -105,10 +108,11 @@ class EntryAnswer(Answer, frozen=True):
 
 
 class Page(Answer, Generic[T], frozen=True):
-    """A page of a history; the last row's number is the next page's offset."""
+    """A page of a history; the last row's number is the next page's offset. Every commit before `asOf` was looked at."""
 
     data_list: list[T]
     has_more: bool
+    as_of: int | UnsetType = UNSET
 
 
 class PartitionCursor(Answer, frozen=True):
@@ -147,8 +151,8 @@ def contract_answer(listed: Listed) -> ContractAnswer:
     return {**fields, **ours}
 
 
-def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation) -> FundAnswer:
-    """A fund in its settlement currency, how it is under its policy, and what it is worth."""
+def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation, as_of: int) -> FundAnswer:
+    """A fund in its settlement currency at a time (ms), how it is under its policy, and what it is worth."""
     decimals, past, target = fund.settle_decimals, valuation.past, valuation.target
     peak = max(past.peak, fund.balance)
     in_usdt, in_base = balance_usdt(fund, valuation), balance_base(fund, valuation)
@@ -167,6 +171,7 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation) -> FundAnsw
         seq=fund.seq,
         head=fund.head.hex(),
         updated_at=milliseconds(fund.updated_at),
+        as_of=as_of,
         change24h=format_units(fund.balance - past.day, decimals),
         change7d=format_units(fund.balance - past.week, decimals),
         peak8h=format_units(peak, decimals),

@@ -30,6 +30,7 @@ from fundsvc.core.policy import Policy
 from fundsvc.follower import BookView, Follower
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.reader import Listed, Reader
+from fundsvc.tail import Tail
 
 DELEVERAGED_MAX = 100
 """An account's reductions, the latest of them."""
@@ -46,11 +47,13 @@ class DeleveragingResources:
         reader: Reader,
         ledger: Deleveragings,
         follower: Follower,
+        tail: Tail,
         policy_of: Callable[[str], Policy],
     ) -> None:
         self._reader = reader
         self._ledger = ledger
         self._follower = follower
+        self._tail = tail
         self._policy_of = policy_of
         self.routes = (
             Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=frozenset({"trader", "risk"})),
@@ -62,6 +65,7 @@ class DeleveragingResources:
 
     async def orders(self, query: OrdersQuery, symbol: str) -> Page[OrderAnswer]:
         """A page of a contract's orders; one more is read than shown, to know whether there are more."""
+        as_of = self._tail.as_of_ms
         contract = (await listed(self._reader, symbol)).contract
         orders = await self._ledger.orders(
             symbol,
@@ -71,7 +75,8 @@ class DeleveragingResources:
             state=None if query.state is UNSET else query.state,
         )
         shown = orders[: query.max_count]
-        return Page(data_list=await order_answers(self._ledger, shown, contract), has_more=len(orders) > len(shown))
+        answers = await order_answers(self._ledger, shown, contract)
+        return Page(data_list=answers, has_more=len(orders) > len(shown), as_of=as_of)
 
     async def round(self, query: RoundQuery, symbol: str, adl: str, round: str) -> Page[AllocationAnswer]:  # noqa: A002 - the path's word
         """A page of what a round of an order asked, by rank; one more is read than shown, to know whether there are more."""

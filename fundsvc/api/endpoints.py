@@ -8,7 +8,7 @@ from aiohttp.typedefs import Handler
 
 from fundsvc.api.access import PUBLIC, Roles
 from fundsvc.api.errors import Refuse, refuse
-from fundsvc.api.parameters import Query
+from fundsvc.api.parameters import Parameters
 
 JSON = "application/json"
 
@@ -36,7 +36,7 @@ class Endpoint(NamedTuple):
     handler: Handler
     answers: Mapping[int, Media]
     method: str = hdrs.METH_GET
-    query: type[Query] = Query
+    query: type[Parameters] = Parameters
     bodies: tuple[Media, ...] = ()
     roles: Roles = PUBLIC
     fails: frozenset[int] = ASKED_WRONGLY_OR_AWAY

@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 from fundsvc.follower import NotFollowed
 from fundsvc.logs.faults import Seldom
 from fundsvc.store.database import StoreFault
+from fundsvc.store.freshness import Behind
 
 RETRY_SECONDS = "1"
 """What is away is usually back by then; the engine asks for it again as often."""
@@ -149,7 +150,7 @@ class Errors:
         match error:
             case Problem():
                 return error
-            case NotFollowed():
+            case NotFollowed() | Behind():
                 return Unavailable(str(error))
             case StoreFault():
                 self._away.note(error)

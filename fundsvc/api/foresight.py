@@ -22,6 +22,7 @@ from fundsvc.core.events import (
     Rejection,
     terms_in_doubt,
 )
+from fundsvc.core.identifiers import check_identifiers
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.sequences import Gap, Numbered, Sequences, content_of
 from fundsvc.core.times import check_time
@@ -113,6 +114,7 @@ class Glance:
         check_time(event, self._latest_ms)
         match event:
             case Rate():
+                check_identifiers(event)
                 parse_price(event.price, PRICE_DECIMALS_MAX)
             case Listing():
                 self._list(event)
@@ -131,7 +133,7 @@ class Glance:
             if refusal:
                 raise refusal
             return None
-        check_numbers(event, outlook.contract)
+        check_fields(event, outlook.contract)
         return self._advance(event, outlook) if isinstance(event, Numbered) else None
 
     def _advance(self, event: Numbered, outlook: Outlook) -> Gap | None:
@@ -162,8 +164,10 @@ class Glance:
         return self.changed.get(symbol) or self._known.get(symbol)
 
 
-def check_numbers(event: Event, contract: Contract) -> None:
-    """Raises Rejection where a number cannot be held exactly."""
+def check_fields(event: Event, contract: Contract) -> None:
+    """Raises Rejection where a number cannot be held exactly, or a name is no identifier."""
+    if isinstance(event, Fill | Position):
+        check_identifiers(event)
     price, money = contract.price_decimals, contract.settle_decimals
     match event:
         case Fill():

@@ -31,12 +31,16 @@ class CurrencyAnswer(Answer, frozen=True, kw_only=True):
 
 
 class SummaryAnswer(Answer, frozen=True, kw_only=True):
-    """All funds by settlement currency, and what they are worth together at `ts`. A sum moves nothing: funds are isolated."""
+    """All funds by settlement currency, and what they are worth together at `ts`. A sum moves nothing: funds are isolated.
+
+    Every commit before `asOf` is in it, by the database's clock.
+    """
 
     currencies: list[CurrencyAnswer]
     total_usdt: str | None
     total_usdt_reason: str | UnsetType = UNSET
     ts: int
+    as_of: int
 
 
 class StandingAnswer(Answer, frozen=True):
@@ -65,7 +69,7 @@ Rated = Callable[[str], tuple[int | None, str]]
 """The rate of a currency, or why there is none."""
 
 
-def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int) -> SummaryAnswer:
+def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int) -> SummaryAnswer:
     """Sums over funds."""
     currencies = []
     total = Fraction(0)
@@ -91,6 +95,7 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int) -> Summary
         total_usdt=None if lacking else _text(total, EQUIVALENT_DECIMALS),
         total_usdt_reason="; ".join(lacking) or UNSET,
         ts=ts,
+        as_of=as_of,
     )
 
 

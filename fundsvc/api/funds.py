@@ -65,15 +65,16 @@ class FundResources:
 
     def answer(self, fund: FundRow) -> FundAnswer:
         """A fund now; raises StoreFault while it cannot be valued yet."""
-        return fund_answer(fund, self._policy_of(fund.symbol), self._appraiser.value(fund))
+        return fund_answer(fund, self._policy_of(fund.symbol), self._appraiser.value(fund), self._tail.as_of_ms)
 
     async def summary(self, _query: Query) -> SummaryAnswer:
         """All funds in sum, by settlement currency and in USDT."""
         self._tail.check()
-        return summary_answer(self._tail.funds.values(), self._appraiser.rate, time.time_ns() // 1_000_000)
+        return summary_answer(self._tail.funds.values(), self._appraiser.rate, time.time_ns() // 1_000_000, self._tail.as_of_ms)
 
     async def at(self, query: MomentQuery, symbol: str) -> StandingAnswer:
         """A fund as it stood at a moment of the engine's clock."""
+        self._tail.check_knows(query.ts)
         contract = (await listed(self._reader, symbol)).contract
         return standing_answer(contract, query.ts, await self._statistics.at(symbol, query.ts))
 
@@ -87,11 +88,13 @@ class FundResources:
         contract = (await listed(self._reader, symbol)).contract
         now_ms = time.time_ns() // 1_000_000
         span = query.starts(now_ms)
+        self._tail.check_knows(span.stop)
         buckets = await self._statistics.buckets(symbol, span.start, span.stop, span.step)
         return list(candles(buckets, span, now_ms, contract.settle_decimals))
 
     async def history(self, query: HistoryQuery, symbol: str) -> Page[EntryAnswer]:
         """A page of a fund's ledger; one more entry is read than shown, to know whether there are more."""
+        as_of = self._tail.as_of_ms
         contract = (await listed(self._reader, symbol)).contract
         entries = await self._reader.history(
             symbol,
@@ -103,7 +106,7 @@ class FundResources:
             end_ms=query.end_at,
         )
         shown = [entry_answer(entry, contract) for entry in entries[: query.max_count]]
-        return Page(data_list=shown, has_more=len(entries) > len(shown))
+        return Page(data_list=shown, has_more=len(entries) > len(shown), as_of=as_of)
 
     async def history_csv(self, request: web.Request) -> web.StreamResponse:
         """A fund's ledger as CSV, as far as it goes when it is asked for: the fields of a history's entries, a line for each.

@@ -19,6 +19,7 @@ from aiohttp import web
 import fundsvc
 from fundsvc.api.endpoints import JSON, Endpoint, Media
 from fundsvc.api.errors import Failure, refuse
+from fundsvc.api.parameters import Query
 
 Schema = dict[str, Any]
 
@@ -27,7 +28,10 @@ TITLE = "fundsvc: the insurance fund of a derivatives exchange"
 ABOUT = """Balances, histories and deleveraging of insurance funds that are isolated per contract.
 
 Money and prices are exact decimal text, times are milliseconds since the epoch. Answers are `{"code":"200000","data":...}`,
-errors `{"code":"400100","msg":"..."}` with a fitting HTTP status. What names an account needs an access token."""
+errors `{"code":"400100","msg":"..."}` with a fitting HTTP status. What names an account needs an access token.
+
+Integers have up to 64 bits. With `numbers=string` all of them are decimal strings, for readers such as JavaScript that round
+those above 2^53."""
 
 FAILURES = {
     400: "A parameter is unknown, missing or out of its bounds; `msg` names it and says what is allowed.",
@@ -67,6 +71,7 @@ SECTIONS: Mapping[str, str] = {
 """Modules whose operations stand in the section of another; each other module has its own, told by how its docstring begins."""
 
 _COMPONENT = "#/components/schemas/{name}"
+_REFERENCE = re.compile(r'"#/components/schemas/([^"]+)"')
 
 
 def described(endpoints: Iterable[Endpoint]) -> Endpoint:
@@ -85,6 +90,9 @@ def description(endpoints: Iterable[Endpoint]) -> Schema:
     """The OpenAPI document of a table."""
     table = tuple(endpoints)
     schemas = _Schemas(media for endpoint in table for media in (*endpoint.answers.values(), *endpoint.bodies))
+    schemas.allow_strings(
+        media for endpoint in table if issubclass(endpoint.query, Query) for media in endpoint.answers.values()
+    )
     paths: dict[str, Schema] = {}
     for endpoint in table:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
@@ -111,6 +119,13 @@ class _Schemas:
         found, self.components = msgspec.json.schema_components((Failure, *kinds), ref_template=_COMPONENT)
         self._of = dict(zip(kinds, found[1:], strict=True))
 
+    def allow_strings(self, answers: Iterable[Media]) -> None:
+        """Lets integers of these answers, and of all that they refer to, be strings too, as `numbers=string` has them."""
+        kinds = {variant for one in answers for variant in _variants(one.kind)}
+        for name in {name for kind in kinds for name in self._referred(self._of[kind])}:
+            self.components[name] = _with_strings(self.components[name])
+        self._of |= {kind: _with_strings(self._of[kind]) for kind in kinds}
+
     def of(self, media: Media) -> Schema:
         """The schema of a body, its envelope included."""
         variants = [self._of[variant] for variant in _variants(media.kind)]
@@ -119,6 +134,25 @@ class _Schemas:
             return schema
         properties = {"code": {"const": "200000"}, "data": schema}
         return {"type": "object", "required": ["code", "data"], "properties": properties, "additionalProperties": False}
+
+    def _referred(self, schema: Schema, known: frozenset[str] = frozenset()) -> frozenset[str]:
+        """The names of the components that a schema is made of."""
+        for name in _REFERENCE.findall(msgspec.json.encode(schema).decode()):
+            if name not in known:
+                known = self._referred(self.components[name], known | {name})
+        return known
+
+
+def _with_strings(schema: Any) -> Any:
+    match schema:
+        case {"type": "integer"}:
+            return {"anyOf": [schema, {"type": "string", "pattern": "^-?[0-9]+$"}]}
+        case dict():
+            return {name: _with_strings(part) for name, part in schema.items()}
+        case list():
+            return [_with_strings(part) for part in schema]
+        case _:
+            return schema
 
 
 def _variants(kind: Any) -> tuple[Any, ...]:

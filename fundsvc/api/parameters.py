@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType, inspect
 from multidict import MultiMapping
 
 from fundsvc.api.errors import BadParameter, MissingParameter
+from fundsvc.api.integers import Numbers
 from fundsvc.core.adl import State
 from fundsvc.core.chain import Kind
 from fundsvc.core.events import Account, Number, Positive, Timestamp
@@ -33,8 +34,14 @@ Entry = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX - 1)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 
 
-class Query(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True):
-    """Base of the questions; on its own, one without parameters."""
+class Parameters(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True):
+    """Base of the questions, bodies and venues' questions; on its own, one without parameters."""
+
+
+class Query(Parameters, frozen=True, kw_only=True):
+    """Base of the questions of API v1; on its own, one without other parameters."""
+
+    numbers: Numbers = "number"
 
 
 class HistoryQuery(Query, frozen=True):
@@ -51,7 +58,7 @@ class HistoryQuery(Query, frozen=True):
         _check_order("startAt", self.start_at, "endAt", self.end_at)
 
 
-class SpanQuery(Query, frozen=True):
+class SpanQuery(Parameters, frozen=True):
     """A time span by the engine's clock, both ends included."""
 
     start_at: Milliseconds = 0
@@ -111,11 +118,11 @@ class AccountQuery(Query, frozen=True):
     account: Account | UnsetType = UNSET
 
 
-class NoBody(Query, frozen=True):
+class NoBody(Parameters, frozen=True):
     """Of a request that has none."""
 
 
-class PreviewPolicy(Query, frozen=True):
+class PreviewPolicy(Parameters, frozen=True):
     """What of the contract's policy is to be otherwise for once."""
 
     waterfall: Literal["fund_then_adl", "adl_then_fund"] | UnsetType = UNSET
@@ -124,7 +131,7 @@ class PreviewPolicy(Query, frozen=True):
     cap_share: Share | UnsetType = UNSET
 
 
-class PreviewBody(Query, frozen=True):
+class PreviewBody(Parameters, frozen=True):
     """A fill as the engine would send it, by default now, and the policy to apply, by default the contract's."""
 
     side: Literal["sell", "buy"]
@@ -140,7 +147,7 @@ def _check_order(first: str, begin: int, second: str, end: int) -> None:
         raise BadParameter(f"{first} is {begin}: it must not be after {second}, {end}")
 
 
-Q = TypeVar("Q", bound=Query)
+Q = TypeVar("Q", bound=Parameters)
 
 
 def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
@@ -170,7 +177,7 @@ def read_body(kind: type[Q], body: bytes) -> Q:
 
 
 @cache
-def _fields(query: type[Query]) -> dict[str, inspect.Field]:
+def _fields(query: type[Parameters]) -> dict[str, inspect.Field]:
     return {field.encode_name: field for field in inspect.type_info(query).fields}  # type: ignore[attr-defined]
 
 

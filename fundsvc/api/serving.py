@@ -1,6 +1,7 @@
 """From a table of routes to an application: what a request asks is read, answered and wrapped, in one way for all."""
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -12,8 +13,9 @@ from fundsvc.api.access import PUBLIC, Roles, allowed, for_roles
 from fundsvc.api.answers import Envelope
 from fundsvc.api.endpoints import JSON, Endpoint, Media
 from fundsvc.api.errors import BadParameter, NotFound
+from fundsvc.api.integers import integers_as_strings, written
 from fundsvc.api.packing import PACKED, PLAIN, Packed, takes_packed
-from fundsvc.api.parameters import Query, read_body, read_query
+from fundsvc.api.parameters import Parameters, Query, read_body, read_query
 from fundsvc.api.reception import Reception
 from fundsvc.store.reader import FundRow, Listed, Reader
 
@@ -32,6 +34,11 @@ class Encoded(Generic[T_co]):
     def __init__(self, body: bytes) -> None:
         self.body = body
         self._packed = Packed(lambda: body, PACKING_LEVEL)
+
+    @cached_property
+    def as_strings(self) -> "Encoded[T_co]":
+        """The same with its integers as strings."""
+        return Encoded(integers_as_strings(self.body))
 
     async def response(self, request: web.Request) -> web.Response:
         """The answer as whoever asks takes it; a long one gzipped."""
@@ -52,7 +59,7 @@ class Route(NamedTuple):
     path: str
     query: type[Query]
     answer: Callable[..., Awaitable[Any]]
-    body: type[Query] | None = None
+    body: type[Parameters] | None = None
     roles: Roles = PUBLIC
 
 
@@ -117,15 +124,20 @@ def _handler(route: Route) -> Handler:
 
     async def handle(request: web.Request) -> web.Response:
         caller = {"caller": allowed(request, route.roles)} if route.roles else {}
-        asks = asks_nothing is None or request.rel_url.raw_query_string
-        query = read_query(route.query, asked(request)) if asks else asks_nothing
+        query = _question(route.query, asks_nothing, request)
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
         if isinstance(answer, Encoded):
-            return await answer.response(request)
-        return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
+            return await (answer if query.numbers == "number" else answer.as_strings).response(request)
+        return web.Response(body=written(msgspec.json.encode(Envelope(data=answer)), query.numbers), content_type=JSON)
 
     return handle
+
+
+def _question(kind: type[Query], nothing: Query | None, request: web.Request) -> Query:
+    if nothing is not None and not request.rel_url.raw_query_string:
+        return nothing
+    return read_query(kind, asked(request))
 
 
 def _asking_nothing(query: type[Query]) -> Query | None:

@@ -15,7 +15,7 @@ import structlog
 
 from fundsvc.api.errors import StaleToken, WrongToken
 from fundsvc.config import ConfigError, TokenConfig
-from fundsvc.core.events import Account
+from fundsvc.core.events import TIMESTAMP_MAX, Account
 from fundsvc.keys import decode_json
 
 SECRET_LENGTH_MIN = 32
@@ -23,6 +23,12 @@ SECRET_LENGTH_MIN = 32
 
 PUBLIC_ALGORITHMS = frozenset({"RS256", "ES256"})
 """What every issuer offers; one of each kind, so that a key's kind says its algorithm."""
+
+TIMES = frozenset({"exp", "nbf", "iat"})
+"""Claims that RFC 7519, section 2, defines as a number of seconds since the epoch."""
+
+SECONDS_MAX = TIMESTAMP_MAX // 1000
+"""The year 9999, as for all times here. Milliseconds of any day since 1978 are above it."""
 
 Role = Literal["trader", "engine", "risk"]
 """A trader speaks for one account, the engine sends events, risk sees every account."""
@@ -63,7 +69,7 @@ class Tokens:
         try:
             return _caller(self._claims(token))
         except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError) as error:
-            raise StaleToken(f"{error}: get a new one, and check the clock of whoever signs them") from None
+            raise StaleToken(f"{error}: get a new one, and check the clock and the unit (seconds) of who signs them") from None
         except jwt.PyJWTError as error:
             raise WrongToken(f"the token is not accepted: {error}") from None
         except (TypeError, ValueError, ArithmeticError, RecursionError):  # the driver trusts a header's and claims' types
@@ -80,6 +86,7 @@ class Tokens:
             leeway=self._config.leeway_seconds,
             options={"require": ["exp", "aud"], "enforce_minimum_key_length": True},
         )
+        _check_times(claims)
         return claims
 
     def _key(self, algorithm: str, key_id: object) -> jwt.PyJWK | str:
@@ -152,6 +159,14 @@ def _version(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _check_times(claims: dict[str, object]) -> None:
+    """Raises WrongToken for times of another type or unit. The driver takes these; milliseconds would last 50,000 years."""
+    for name in TIMES & claims.keys():
+        time = claims[name]
+        if type(time) not in (int, float) or not 0 <= time <= SECONDS_MAX:  # type: ignore[operator] # it is a number here
+            raise WrongToken(f"the token's {name} must be a number of seconds since the epoch, not text or milliseconds")
 
 
 def _caller(claims: dict[str, object]) -> Caller:

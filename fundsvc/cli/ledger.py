@@ -15,15 +15,15 @@ from fundsvc.app import connected, consuming, prepared
 from fundsvc.audit import ContractAudit, audit_contract
 from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, progress, run
 from fundsvc.config import Config
-from fundsvc.core.events import Listing
+from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
-from fundsvc.delivery import Delivered, Delivery, Gain
+from fundsvc.delivery import Delivered, Delivery, Gain, listed
 from fundsvc.export import COLUMNS, export_rows
-from fundsvc.recordings import Format, Recording, read_contracts, read_recording
+from fundsvc.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.store.database import Pool
-from fundsvc.store.exports import known_contracts, open_snapshot
+from fundsvc.store.exports import known_contracts, open_ledger
 from fundsvc.store.reader import Reader
-from fundsvc.store.rollups import condense, forget
+from fundsvc.store.rollups import condense, distrust
 from fundsvc.streams.producer import Producer
 from fundsvc.vectors import Outcome, read_vector, run_vector
 
@@ -34,7 +34,11 @@ cli.add_typer(contracts, name="contracts")
 @contracts.command("load")
 def contracts_load(context: typer.Context, file: Path, json: Json = False) -> None:
     """List contracts from a JSON file as KuCoin's GET /api/v1/contracts/active answers it."""
-    run(context, lambda config: _deliver(config, read_contracts(file), json))
+
+    async def command(config: Config) -> int:
+        return NO if (await _deliver(config, lambda _: read_contracts(file), json)).refused else DONE
+
+    run(context, command)
 
 
 @contracts.command()
@@ -64,10 +68,21 @@ def replay(
     context: typer.Context,
     file: Path,
     form: Annotated[Format, typer.Option("--format", help="What the file holds.")] = "events",
+    contracts: Annotated[
+        Path | None, typer.Option(help="Contracts to list first, from a JSON file as `contracts load` reads it.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Send a recording into the stream, wait until it is durable, and print what the ledger gained."""
-    run(context, lambda config: _deliver(config, read_recording(file, form), json))
+    """Send a recording into the stream, wait until it is durable, and print what the ledger gained.
+
+    Exit with 1 when nothing was settled, or a contract could not be listed.
+    """
+
+    async def command(config: Config) -> int:
+        delivered = await _deliver(config, open_recording(file, form, contracts), json)
+        return DONE if delivered.settled and not delivered.refused else NO
+
+    run(context, command)
 
 
 @cli.command()
@@ -96,13 +111,10 @@ def export(
     """Write the ledger of a contract to standard output, with all that is needed to verify it elsewhere."""
 
     async def command(config: Config) -> int:
-        async with (
-            prepared(config) as complete,
-            connected(complete) as (pool, _),
-            open_snapshot(pool, symbol) as snapshot,
-        ):
+        async with prepared(config) as complete, connected(complete) as (pool, _):
+            ledger = await open_ledger(pool, symbol)
             write = _csv_writer() if form == "csv" else _write_json_line
-            async for row in export_rows(snapshot):
+            async for row in export_rows(ledger):
                 write(row)
         return DONE
 
@@ -111,12 +123,12 @@ def export(
 
 @cli.command("rebuild-rollups")
 def rebuild_rollups(context: typer.Context) -> None:
-    """Drop the hourly rollups and condense them anew from the entries."""
+    """Build the hourly rollups anew from the entries; charts show those of before until then."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
-            await forget(pool)
-            total = sum([await condense(pool, partition) for partition in range(complete.stream.partitions)])
+            await distrust(pool)
+            total = sum([await _condense_all(pool, partition) for partition in range(complete.stream.partitions)])
         Console(stderr=True).print(f"condensed {total} entries", highlight=False)
         return DONE
 
@@ -134,8 +146,16 @@ def vectors(files: list[Path], json: Json = False) -> None:
     raise typer.Exit(NO if any(outcome.differences for outcome in outcomes.values()) else DONE)
 
 
-async def _deliver(config: Config, recording: Recording, json: bool) -> int:
+async def _condense_all(pool: Pool, partition: int) -> int:
+    total = 0
+    while condensed := await condense(pool, partition):
+        total += condensed
+    return total
+
+
+async def _deliver(config: Config, fitting: Fitting, json: bool) -> Delivered:
     async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client), consuming(complete, pool):
+        recording = fitting(await listed(pool))
         with progress() as bars:
             sending = bars.add_task("sending", total=len(recording.listings) + len(recording.events))
             settling = bars.add_task("durable (%)", total=100)
@@ -151,28 +171,32 @@ async def _deliver(config: Config, recording: Recording, json: bool) -> int:
         print_json(delivered)
     else:
         _print_delivered(delivered, len(recording.symbols))
-    return NO if delivered.refused else DONE
+    return delivered
 
 
 def _print_delivered(delivered: Delivered, contracts_named: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for refusal in delivered.refused:
-        console.print(f"not listed, so nothing more was sent: {refusal}", style="red", markup=False)
+        console.print(f"not listed: {refusal}", style="red", markup=False)
+    for line in delivered.lines:
+        console.print(line, style="red", markup=False)
     if delivered.gains:
         table = Table("currency", "kind", "entries", "credited", "paid", "uncovered", "repaid")
         for gain in delivered.gains:
             table.add_row(gain.currency, gain.kind, f"{gain.entries:,}", *_amounts(gain))
         console.print(table)
-    for decimals in sorted({gain.decimals for gain in delivered.gains}):
-        credited = sum(gain.credited for gain in delivered.gains if gain.decimals == decimals)
-        whole, atoms = divmod(credited, 10**decimals)
-        console.print(f"credited in all, in currencies of {decimals} decimals: {whole:,}.{atoms:0{decimals}}")
+    for currency, decimals in dict.fromkeys((gain.currency, gain.decimals) for gain in delivered.gains):
+        credited = sum(gain.credited for gain in delivered.gains if gain.currency == currency)
+        console.print(f"credited in {currency}: {format_units(credited, decimals)}")
     entries = sum(gain.entries for gain in delivered.gains)
     rejected = ", ".join(f"{reason} {number:,}" for reason, number in delivered.rejected.items()) or "0"
     console.print(
-        f"{delivered.events:,} events of {contracts_named:,} contracts settled in {delivered.seconds:.1f} s:"
-        f" {entries:,} entries, {delivered.duplicates:,} duplicates, rejected: {rejected}"
+        f"{delivered.events:,} events of {contracts_named:,} contracts in {delivered.seconds:.1f} s:"
+        f" {delivered.settled:,} settled, {entries:,} entries, {delivered.duplicates:,} duplicates,"
+        f" {delivered.passed_over:,} lines without an order, rejected: {rejected}"
     )
+    if Reason.LATE in delivered.rejected:
+        console.print("late events are older than what is settled: `fundsvc rejected replay --reason late` settles them")
 
 
 def _amounts(gain: Gain) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from fundsvc.core.events import Reason, Rejection
+from fundsvc.core.identifiers import is_identifier
 from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, format_units, parse_amount, parse_price, to_units
 
 MULTIPLIER_DIGITS_MAX = 18
@@ -19,6 +20,9 @@ SPECIFICATION_DEPTH_MAX = 8
 
 RESERVED_SYMBOLS = frozenset({"active", "all", "summary"})
 """What the API's paths and topics say in place of a symbol: nobody could ask for such a contract."""
+
+DOT_SEGMENTS = frozenset({".", ".."})
+"""Clients remove these from a URL's path (RFC 3986, section 5.2.4), also where they are percent-encoded."""
 
 
 class Specification(msgspec.Struct, rename="camel", frozen=True):
@@ -109,11 +113,18 @@ def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], 
         read = msgspec.convert(specification, Specification, strict=False)
     except msgspec.ValidationError as error:
         raise Rejection(Reason.CONTRACT_INVALID, str(error)) from None
-    if not read.symbol.isprintable() or any(character in " ,:/" for character in read.symbol):
-        raise Rejection(Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} must be printable without space , : or /")
+    if not is_identifier(read.symbol) or any(character in " ,:/" for character in read.symbol):
+        raise Rejection(
+            Reason.CONTRACT_INVALID,
+            f"symbol {read.symbol!r} must be printable without space , : or / and must not begin with = + - or @",
+        )
     if read.symbol in RESERVED_SYMBOLS:
         raise Rejection(
             Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is a word of the API: it would stand where a contract does"
+        )
+    if read.symbol in DOT_SEGMENTS:
+        raise Rejection(
+            Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is removed from every URL: no client could ask for it"
         )
     if not read.settle_currency.isalnum():
         raise Rejection(Reason.CONTRACT_INVALID, f"settleCurrency {read.settle_currency!r} must be letters and digits")

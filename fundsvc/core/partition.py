@@ -32,6 +32,7 @@ from fundsvc.core.events import (
     Snapshot,
     terms_in_doubt,
 )
+from fundsvc.core.identifiers import check_identifiers
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policy
 from fundsvc.core.sequences import Numbered, Sequences, content_of, content_of_entry
@@ -207,8 +208,10 @@ class Partition:
 
     def recall(self, event: Event) -> None:
         """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept."""
-        if isinstance(event, Mark | Position | Snapshot):
+        if isinstance(event, Mark | Snapshot):
             self.apply(event)
+        elif isinstance(event, Position):
+            self._place(self._fund(event.symbol), event)  # its names were checked when it was settled, by the rules of then
         elif isinstance(event, AdlFill):
             desk = self._desk(self._fund(event.symbol))
             desk.changed = True
@@ -238,8 +241,7 @@ class Partition:
             self._settle(fund, fill)
 
     def _settle(self, fund: Fund, fill: Fill) -> None:
-        if not (fill.trade_id + fill.order_id + fill.account).isprintable():
-            raise Rejection(Reason.INVALID_FIELD, "tradeId, orderId and account must be printable text")
+        check_identifiers(fill)
         adl_comes_first = fund.policy.waterfall == "adl_then_fund"
         settled = fund.settle(fill, waits_for_adl(fund, self._desk(fund), fill) if adl_comes_first else None)
         self.batch.record(fund, settled)
@@ -340,8 +342,10 @@ class Partition:
 
     def _position(self, position: Position) -> None:
         fund = self._funds.get(position.symbol) or self._fund(position.symbol)
-        if not position.account.isprintable():
-            raise Rejection(Reason.INVALID_FIELD, "account must be printable text")
+        check_identifiers(position)
+        self._place(fund, position)
+
+    def _place(self, fund: Fund, position: Position) -> None:
         contract = fund.contract
         entry_price = parse_price(position.entry_price, contract.price_decimals) if position.lots else 0
         margin = parse_amount(position.margin, contract.settle_decimals)
@@ -369,8 +373,7 @@ class Partition:
             self._keep(snapshot.symbol)
 
     def _rate(self, rate: Rate) -> None:
-        if not rate.currency.isalnum():
-            raise Rejection(Reason.INVALID_FIELD, f"currency {rate.currency!r} must be letters and digits")
+        check_identifiers(rate)
         state = RateState(rate.currency, parse_price(rate.price, PRICE_DECIMALS_MAX), rate.ts)
         known = self.batch.rates.get(rate.currency)
         if known is None or state.ts >= known.ts:

@@ -24,12 +24,15 @@ An order whose lots are all executed is over without one.
 class AdlRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One thing that happened to an ADL order.
 
-    `seq` and `ts` are those of the event that caused it; `seq` is 0 where the event has none. `account` and `lots` are an
-    execution's. `body` is an `OrderBody`, a `RoundTerms` (of `round` and `part`), a `Reduced` (of `execution`) or empty.
+    `entry` is the contract's last ledger entry by then, so that entries and records have one order; it is 0 where that is not
+    known, in records of orders from before there were any. `seq` and `ts` are those of the event that caused it; `seq` is 0
+    where the event has none. `account` and `lots` are an execution's. `body` is an `OrderBody`, a `RoundTerms` (of `round` and
+    `part`), a `Reduced` (of `execution`) or empty.
     """
 
     symbol: str
     record: int
+    entry: int
     kind: RecordKind
     adl: int
     round: int

@@ -214,7 +214,7 @@ class Fund:
         """Seals what happened to an order."""
         self.adl_record += 1
         symbol = self.contract.symbol
-        record = AdlRecord(symbol, self.adl_record, kind, order.adl, order.round, seq, ts, account, lots, body)
+        record = AdlRecord(symbol, self.adl_record, self.entry, kind, order.adl, order.round, seq, ts, account, lots, body)
         self.adl_head = link_record(self.adl_head, record)
         return SealedRecord(record, self.adl_head)
 

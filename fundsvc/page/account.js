@@ -2,8 +2,9 @@
 
 import { contractAddress, entryAddress } from "./addresses.js";
 import { ApiError, get } from "./api.js";
-import { announce, button, element } from "./dom.js";
+import { button, element } from "./dom.js";
 import { lights, moment, number, percent, rough } from "./format.js";
+import { announce } from "./notices.js";
 import { listTable, scroller } from "./table.js";
 
 const REFRESH_MS = 3000;
@@ -209,7 +210,7 @@ class AccountView {
     const known = this.#known;
     this.#known = new Map(deleveraged.map((row) => [`${row.symbol} ${row.adl} ${row.round} ${row.side}`, row]));
     for (const [key, row] of known ? this.#known : []) {
-      const more = row.executed - (known.get(key)?.executed ?? 0);
+      const more = BigInt(row.executed) - BigInt(known.get(key)?.executed ?? 0);
       if (more) announce(`Deleveraged: ${more} lots of your ${row.symbol} ${row.side} at ${row.price}`);
     }
   }

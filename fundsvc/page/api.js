@@ -19,9 +19,25 @@ export class ApiError extends Error {
   }
 }
 
+/**
+ * Integers come as strings, so that none is rounded above 2^53. These are small by their nature, and the page computes with them:
+ * times, numbers of entries, orders and rounds, which count from 1, and places in a queue.
+ */
+const SMALL = new Set(
+  "ts updatedAt recordedAt entryTs entry cause adl round rank ranked lights positions contracts".split(" "),
+);
+
+/** How every URL of the API asks for that. */
+export const AS_STRINGS = { numbers: "string" };
+
+/** What a JSON text holds, with large integers as strings. */
+export function parse(text) {
+  return JSON.parse(text, (name, value) => (SMALL.has(name) && typeof value === "string" ? Number(value) : value));
+}
+
 /** The data at a path under /api/v1; raises ApiError. */
 export function get(path, parameters = {}, token = null) {
-  return ask("GET", path, parameters, token);
+  return ask("GET", path, { ...parameters, ...AS_STRINGS }, token);
 }
 
 /** What a POST without a body answers; raises ApiError. */
@@ -36,7 +52,7 @@ async function ask(method, path, parameters, token) {
   let response, body;
   try {
     response = await fetch(url, { method, headers, cache: "no-store" });
-    body = await response.json();
+    body = parse(await response.text());
   } catch (error) {
     throw new ApiError(response?.status ?? 0, "", `the service does not answer (${error.message})`);
   }

@@ -8,6 +8,7 @@ import { openEntry } from "./entry.js";
 import { Feed } from "./feed.js";
 import { clock, retellMoments } from "./format.js";
 import { Market } from "./market.js";
+import { keepNotices } from "./notices.js";
 
 const RETELL_MS = 60_000;
 
@@ -76,6 +77,7 @@ function sayConnection(state) {
   status.title = state === "live" ? "" : feed.reason;
 }
 
+keepNotices();
 feed.refused = forgetToken;
 feed.listen(sayConnection);
 feed.start(connectionToken());

@@ -1,7 +1,7 @@
 /** The balance over time: which time is shown, and that it goes on with each entry. */
 
 import { button, element } from "./dom.js";
-import { coloursOf, fromLocal, layout, plotly, traces } from "./drawing.js";
+import { coloursOf, layout, plotly, traces } from "./drawing.js";
 import { addPoint, entryLosses, entryPoint, firstEntryAt, loadSeries } from "./series.js";
 
 const HOUR_MS = 3_600_000;
@@ -10,6 +10,9 @@ const REDRAW_MS = 500;
 const RELOAD_MS = 300;
 const RETRY_MS = 5000;
 const POINTS_MAX = 6000;
+
+/** The last moment that the service knows: the end of the year 9999. */
+const LAST_MS = 253_402_300_799_999;
 
 /** What can be chosen, in ms before now; null is from the first entry. */
 const RANGES = {
@@ -70,11 +73,18 @@ class Chart {
     this.plot.addEventListener("pointerdown", () => this.#hold(true));
     this.released = () => this.#hold(false);
     addEventListener("pointerup", this.released);
-    this.resized = new ResizeObserver(() => this.#drawn && window.Plotly.Plots.resize(this.plot));
+    this.resized = new ResizeObserver(() => this.#resize());
     this.resized.observe(this.plot);
     this.recoloured = () => this.#draw();
     document.addEventListener("themechange", this.recoloured);
     this.following = setInterval(() => this.#later(), 10 * REDRAW_MS);
+  }
+
+  /** Ticks are as many as there is room for. */
+  #resize() {
+    if (!this.#drawn) return;
+    window.Plotly.Plots.resize(this.plot);
+    this.#later();
   }
 
   /** Stops drawing, and lets go of what Plotly holds. */
@@ -119,7 +129,7 @@ class Chart {
 
   /** A time that stands still, [from, to] in ms. */
   #stay(from, to) {
-    this.#span = [from, to];
+    this.#span = [Math.max(0, from), Math.min(to, LAST_MS)];
     for (const choice of this.ranges) choice.setAttribute("aria-pressed", "false");
     this.#draw();
     this.#reload();
@@ -187,7 +197,8 @@ class Chart {
   #draw() {
     if (!this.#series || this.#ended || this.#held) return;
     const [shown, colours] = [this.#shown(), coloursOf(this.plot)];
-    const look = { family: getComputedStyle(this.plot).fontFamily, isLogarithmic: this.#logarithmic };
+    const { fontFamily: family } = getComputedStyle(this.plot);
+    const look = { family, width: this.plot.clientWidth, isLogarithmic: this.#logarithmic };
     const lines = traces(this.#series, shown, colours, this.#currency);
     window.Plotly.react(this.plot, lines, layout(shown, colours, look), { displayModeBar: false });
     if (!this.#drawn) this.plot.on("plotly_relayout", (change) => this.#relayout(change));
@@ -198,7 +209,7 @@ class Chart {
   #relayout(change) {
     if (change["xaxis.autorange"] || change["yaxis.autorange"]) this.#choose(this.#range);
     else if ("xaxis.range[0]" in change)
-      this.#stay(...["xaxis.range[0]", "xaxis.range[1]"].map((name) => fromLocal(change[name])));
+      this.#stay(Number(change["xaxis.range[0]"]), Number(change["xaxis.range[1]"]));
   }
 
   #describe() {

@@ -17,21 +17,6 @@ export function button(text, press, attributes = {}) {
   return element("button", { type: "button", click: press, ...attributes }, text);
 }
 
-/** A button that asks the service for more; while it waits it cannot be pressed, and what fails is said. */
-export function asking(text, ask, attributes = {}) {
-  const press = async () => {
-    made.disabled = true;
-    try {
-      await ask();
-    } catch (error) {
-      announce(error.message);
-    }
-    made.disabled = false;
-  };
-  const made = button(text, press, attributes);
-  return made;
-}
-
 /** Calls `draw` once in the next frame, however often it is asked for before. */
 export function perFrame(draw) {
   let asked = false;
@@ -54,16 +39,4 @@ export function arrange(parent, children) {
     if (child === next) next = next.nextElementSibling;
     else parent.insertBefore(child, next);
   }
-}
-
-/** More would hide what is read below them. */
-const NOTICES_MAX = 4;
-
-/** Says something once, visibly and to screen readers, for some seconds, or until there is newer. */
-export function announce(text) {
-  const notices = document.getElementById("notices");
-  const notice = element("p", {}, text);
-  notices.append(notice);
-  while (notices.childElementCount > NOTICES_MAX) notices.firstElementChild.remove();
-  setTimeout(() => notice.remove(), 8000);
 }

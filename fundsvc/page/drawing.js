@@ -1,6 +1,11 @@
 /** What Plotly is told to draw: a step line, candles as a band, and marks in a lane of their own below. */
 
 import { element } from "./dom.js";
+import { dayAndClock } from "./format.js";
+import { ticks } from "./ticks.js";
+
+/** Room for a date below a tick, in pixels. */
+const TICK_WIDTH = 90;
 
 const COLOURS = ["ink", "faint", "rule", "accent", "band", "loss", "adl"];
 
@@ -17,17 +22,6 @@ export function plotly() {
     document.head.append(element("script", { src: source, load: () => resolve(window.Plotly), error: failed }));
   });
   return loading;
-}
-
-/** Plotly knows no time zones: what it is given is drawn as if it were UTC, so it is given local time. */
-function toLocal(ts) {
-  return ts - new Date(ts).getTimezoneOffset() * 60_000;
-}
-
-/** The reverse, of what Plotly tells of its axis. */
-export function fromLocal(told) {
-  const local = typeof told === "number" ? told : Date.parse(`${told.replace(" ", "T")}Z`);
-  return local + new Date(local).getTimezoneOffset() * 60_000;
 }
 
 /** The colours of now, by what they are for. */
@@ -51,8 +45,12 @@ export function traces({ points, before, band, losses }, [from, to], colours, cu
   ];
 }
 
-/** Axes and all else around the traces. */
-export function layout([from, to], { ink, faint, rule }, { family, isLogarithmic }) {
+/**
+ * Axes and all else around the traces. Plotly draws dates in the zone of the reader, where an hour may come twice; so moments are
+ * plain numbers to it, and what they are called on the reader's clock is told with each tick and point.
+ */
+export function layout([from, to], { ink, faint, rule }, { family, width, isLogarithmic }) {
+  const times = ticks(from, to, Math.max(2, Math.floor(width / TICK_WIDTH)));
   const axis = { gridcolor: rule, linecolor: rule, zeroline: false, tickfont: { color: faint, size: 11 }, automargin: true };
   const scale = isLogarithmic ? { type: "log" } : { type: "linear", rangemode: "tozero" };
   return {
@@ -63,7 +61,15 @@ export function layout([from, to], { ink, faint, rule }, { family, isLogarithmic
     showlegend: false,
     hovermode: "x",
     dragmode: "zoom",
-    xaxis: { ...axis, type: "date", range: [toLocal(from), toLocal(to)], anchor: "y2", showgrid: false },
+    xaxis: {
+      ...axis,
+      type: "linear",
+      range: [from, to],
+      tickvals: times.map(({ ts }) => ts),
+      ticktext: times.map(({ text }) => text),
+      anchor: "y2",
+      showgrid: false,
+    },
     yaxis: { ...axis, ...scale, domain: [0.16, 1], side: "right" },
     yaxis2: { domain: [0, 0.12], range: [0, 1], fixedrange: true, visible: false },
   };
@@ -72,10 +78,10 @@ export function layout([from, to], { ink, faint, rule }, { family, isLogarithmic
 function lineTrace(name, points, line, currency) {
   return {
     name,
-    x: points.map(({ ts }) => toLocal(ts)),
+    x: points.map(({ ts }) => ts),
     y: points.map(({ balance }) => balance),
-    customdata: points.map(({ text }) => text),
-    hovertemplate: `%{customdata} ${currency}<extra></extra>`,
+    text: points.map(({ ts, text }) => `${dayAndClock(ts)}<br>${text} ${currency}`),
+    hoverinfo: "text",
     line: { shape: "hv", ...line },
     mode: "lines",
   };
@@ -84,7 +90,7 @@ function lineTrace(name, points, line, currency) {
 function bandTraces(band, colour) {
   if (!band.length) return [];
   const side = (name) => ({
-    x: band.flatMap(({ ts, until }) => [toLocal(ts), toLocal(until)]),
+    x: band.flatMap(({ ts, until }) => [ts, until]),
     y: band.flatMap((candle) => [candle[name], candle[name]]),
     mode: "lines",
     line: { shape: "hv", width: 0 },
@@ -95,13 +101,13 @@ function bandTraces(band, colour) {
 
 function markTrace(marks, marker, height) {
   return {
-    x: marks.map(({ ts }) => toLocal(ts)),
+    x: marks.map(({ ts }) => ts),
     y: marks.map(() => height),
     yaxis: "y2",
     mode: "markers",
     marker,
-    text: marks.map(({ text }) => text),
-    hovertemplate: "%{text}<extra></extra>",
+    text: marks.map(({ ts, text }) => `${dayAndClock(ts)}<br>${text}`),
+    hoverinfo: "text",
     cliponaxis: false,
   };
 }

@@ -2,7 +2,8 @@
 
 import { entryAddress, fundPath } from "./addresses.js";
 import { get } from "./api.js";
-import { asking, button, element, perFrame } from "./dom.js";
+import { asking } from "./asking.js";
+import { button, element, perFrame } from "./dom.js";
 import { moment, number } from "./format.js";
 import { alignDecimals } from "./table.js";
 

@@ -7,7 +7,7 @@
  * and is then subscribed with what that returns, such as `after`. The feed is live once all of them are.
  */
 
-import { ApiError, post } from "./api.js";
+import { ApiError, AS_STRINGS, parse, post } from "./api.js";
 
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 15_000;
@@ -101,10 +101,10 @@ export class Feed {
   #open(connection, bullet) {
     const [server] = bullet.instanceServers;
     const url = new URL(server.endpoint);
-    url.search = new URLSearchParams({ token: bullet.token, connectId: String(Date.now()) });
+    url.search = new URLSearchParams({ token: bullet.token, connectId: String(Date.now()), ...AS_STRINGS });
     connection.socket = new WebSocket(url);
     connection.server = server;
-    connection.socket.onmessage = (event) => this.#hear(connection, JSON.parse(event.data));
+    connection.socket.onmessage = (event) => this.#hear(connection, parse(event.data));
     connection.socket.onclose = ({ reason }) =>
       this.#connection === connection && this.drop(reason || "the connection was closed");
     connection.timers.push(setTimeout(() => connection.welcome || this.drop("no welcome came"), WELCOME_MS_MAX));

@@ -3,7 +3,6 @@
 import { element } from "./dom.js";
 
 const DECIMAL = /^(-?)(\d+)(\.\d+)?$/;
-const DAY_MS = 86_400_000;
 
 /** An amount or a count, exactly as given; `signed` shows rises and falls. What is not known is a dash, with the reason. */
 export function number(given, { signed = false, reason = "" } = {}) {
@@ -39,7 +38,23 @@ export function rough(value) {
 
 /** The time of day here, to the second. */
 export function clock(ms) {
-  return new Date(ms).toLocaleTimeString("en-GB");
+  const date = new Date(ms);
+  return [date.getHours(), date.getMinutes(), date.getSeconds()].map(padded).join(":");
+}
+
+/** The date here. */
+export function day(ms) {
+  const date = new Date(ms);
+  return [date.getFullYear(), date.getMonth() + 1, date.getDate()].map(padded).join("-");
+}
+
+/** The date and the time of day here. */
+export function dayAndClock(ms) {
+  return `${day(ms)} ${clock(ms)}`;
+}
+
+function padded(count) {
+  return String(count).padStart(2, "0");
 }
 
 /** A moment here: the time of day, and the date unless it is today; UTC is its title. */
@@ -57,9 +72,7 @@ export function retellMoments() {
 }
 
 function told(ms) {
-  const date = new Date(ms);
-  const isToday = Date.now() - ms < DAY_MS && date.getDate() === new Date().getDate();
-  return isToday ? clock(ms) : `${date.toLocaleDateString("sv-SE")} ${clock(ms)}`;
+  return day(ms) === day(Date.now()) ? clock(ms) : dayAndClock(ms);
 }
 
 /** A moment to the millisecond, as everybody else tells it too. */

@@ -2,8 +2,10 @@
 
 import { entryAddress } from "./addresses.js";
 import { get } from "./api.js";
-import { announce, arrange, asking, element } from "./dom.js";
+import { asking } from "./asking.js";
+import { arrange, element } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
+import { announce } from "./notices.js";
 import { listTable, scroller } from "./table.js";
 
 const PAGE_ORDERS = 6;

@@ -7,6 +7,9 @@ const MINUTE_MS = 60_000;
 const DAY_MS = 86_400_000;
 const PAGE = 500;
 
+/** The API's charts follow the engine's time up to so far ahead of the ledger's clock. */
+const AHEAD_MS_MAX = 300_000;
+
 /** The newest entries of a time are drawn each; a chart has no more pixels than this. Those before are drawn as candles. */
 const ENTRIES_MAX = 3000;
 
@@ -19,7 +22,7 @@ const HOURLY_MS_MAX = 20 * DAY_MS;
 /** When the first entry of a fund was made, in ms; null without any. */
 export async function firstEntryAt(symbol) {
   const { dataList } = await history(symbol, { offset: 0, forward: true, maxCount: 1 });
-  return dataList[0]?.ts ?? null;
+  return dataList[0] ? chartedAt(dataList[0]) : null;
 }
 
 /**
@@ -31,7 +34,7 @@ export async function loadSeries(symbol, from, to) {
   const [start, end] = await Promise.all([balanceAt(symbol, from), balanceAt(symbol, to)]);
   const entries = await readEntries(symbol, Math.max(start.entry, end.entry - ENTRIES_MAX), end.entry);
   const isWhole = end.entry - start.entry <= ENTRIES_MAX;
-  const before = isWhole ? { points: [], band: [], losses: [] } : await readCandles(symbol, from, entries[0].ts);
+  const before = isWhole ? { points: [], band: [], losses: [] } : await readCandles(symbol, from, chartedAt(entries[0]));
   const [beginning, [first, ...rest]] = [point(from, start.balance), entries.map(entryPoint)];
   return {
     last: end.entry,
@@ -44,7 +47,12 @@ export async function loadSeries(symbol, from, to) {
 
 /** What an entry adds to a series. */
 export function entryPoint(entry) {
-  return point(entry.ts, entry.balance);
+  return point(chartedAt(entry), entry.balance);
+}
+
+/** The time of an entry on a chart, but for the entries before it: a time far ahead of the ledger's clock is a mistake. */
+function chartedAt({ ts, recordedAt }) {
+  return ts > recordedAt + AHEAD_MS_MAX ? recordedAt : ts;
 }
 
 /** Adds a point; one whose time is before the last one's was late, and holds from there. */
@@ -54,8 +62,10 @@ export function addPoint(points, added) {
 }
 
 /** The marks that an entry makes: what the fund paid, and the ADL order that whatever it could not pay becomes. */
-export function entryLosses({ ts, entry, kind, change, uncovered }) {
+export function entryLosses(lost) {
+  const { entry, kind, change, uncovered } = lost;
   if (kind !== "shortfall" && kind !== "cover") return [];
+  const ts = chartedAt(lost);
   const shortfall = { ts, text: `entry ${entry}: the fund paid ${change}`, isAdl: false };
   const order = { ts, text: `entry ${entry}: ADL for ${uncovered}`, isAdl: true };
   return isZero(uncovered) ? [shortfall] : [shortfall, order];
@@ -83,7 +93,7 @@ async function readCandles(symbol, from, to) {
   const candles = [];
   for (let start = Math.max(0, Math.floor(from / length) * length); start < to; start = candles.at(-1)[0] + length) {
     const page = await get(`${fundPath(symbol)}/candles`, { granularity, from: start, to: Math.ceil(to) });
-    candles.push(...page);
+    candles.push(...page.map(([time, ...rest]) => [Number(time), ...rest]));
     if (page.length < PAGE) break;
   }
   const ended = candles.filter(([time]) => time >= from && time + length <= to);

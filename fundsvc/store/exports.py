@@ -1,7 +1,7 @@
-"""A contract's whole ledger as it stands at one moment, streamed: for the audit and for exports."""
+"""A contract's whole ledger, streamed: for the audit and for exports."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract
 from fundsvc.core.replay import OrderTotals
 from fundsvc.core.settlement import FundState
-from fundsvc.store.database import SQL, Pool, faults
-from fundsvc.store.reader import fetch
+from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
+from fundsvc.store.reader import READ_SECONDS_MAX, fetch
 from fundsvc.store.writer import contract_from
 
-ROWS_PER_FETCH = 2000
-"""Keeps memory constant however long the ledger is."""
+ROWS_PER_PAGE = 2000
+"""Keeps memory constant however long the ledger is, and each transaction short."""
 
 
 class UnknownContract(LookupError):
@@ -32,35 +32,57 @@ class Line(NamedTuple):
     recorded_at: datetime
 
 
-class LedgerSnapshot:
-    """One contract's ledger in a transaction that sees one moment.
+class LedgerSnapshot(NamedTuple):
+    """What a transaction that sees one moment knows of a contract's ledger, but for its entries.
 
-    `late` are the numbers of entries, later than `after`, that settled formerly rejected events; `orders` are the sums over its
-    ADL orders.
+    `late` are the numbers of entries, later than a given one, that settled formerly rejected events; `orders` are the sums over
+    its ADL orders.
     """
 
-    def __init__(
-        self,
-        connection: PoolConnectionProxy,
-        contract: Contract,
-        fund: FundState,
-        after: int,
-        late: set[int],
-        orders: OrderTotals,
-    ) -> None:
-        self.contract = contract
-        self.fund = fund
-        self.late = late
-        self.orders = orders
-        self._connection = connection
-        self._after = after
+    contract: Contract
+    fund: FundState
+    late: set[int]
+    orders: OrderTotals
+
+
+class Ledger:
+    """A contract's ledger, read from entry 1 on in short transactions, however long that takes.
+
+    A snapshot that stayed open as long would keep every dead version of the rows that each commit updates, and slow commits
+    down. Entries never change, so none is needed: what the ledger says of itself is of the moment of the last page. It fits the
+    entries once `lines` has ended.
+    """
+
+    def __init__(self, pool: Pool, snapshot: LedgerSnapshot) -> None:
+        self._pool = pool
+        self._snapshot = snapshot
+        self.late = snapshot.late
+
+    @property
+    def contract(self) -> Contract:
+        """Its contract's terms."""
+        return self._snapshot.contract
+
+    @property
+    def fund(self) -> FundState:
+        """Its fund."""
+        return self._snapshot.fund
+
+    @property
+    def orders(self) -> OrderTotals:
+        """The sums over its ADL orders."""
+        return self._snapshot.orders
 
     async def lines(self) -> AsyncIterator[Line]:
-        """All entries later than `after`, in order."""
-        with faults():
-            parameters = self.contract.symbol, self._after, None
-            async for row in self._connection.cursor(SQL["entries_after"], *parameters, prefetch=ROWS_PER_FETCH):
+        """All entries in order; raises UnknownContract or StoreFault. `late` grows with what was settled meanwhile."""
+        after, is_last = 0, False
+        while not is_last:
+            self._snapshot, rows = await read_page(self._pool, self.contract.symbol, after, ROWS_PER_PAGE)
+            self.late |= self._snapshot.late
+            for row in rows:
                 yield line_from(row)
+                after = row["entry"]
+            is_last = len(rows) < ROWS_PER_PAGE
 
 
 async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
@@ -68,15 +90,18 @@ async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
     return [(row["symbol"], row["entry"]) for row in await fetch(pool, "audited")]
 
 
-@asynccontextmanager
-async def open_snapshot(pool: Pool, symbol: str) -> AsyncIterator[LedgerSnapshot]:
-    """The ledger of a contract, for as long as the context is open; raises UnknownContract or StoreFault."""
-    async with AsyncExitStack() as stack:
-        with faults():
-            connection = await stack.enter_async_context(pool.acquire())
-            await stack.enter_async_context(connection.transaction(isolation="repeatable_read", readonly=True))
-            snapshot = await snapshot_of(connection, symbol, 0)
-        yield snapshot
+async def open_ledger(pool: Pool, symbol: str) -> Ledger:
+    """The ledger of a contract; raises UnknownContract or StoreFault."""
+    snapshot, _ = await read_page(pool, symbol, 0, 0)
+    return Ledger(pool, snapshot)
+
+
+async def read_page(pool: Pool, symbol: str, after: int, count: int) -> tuple[LedgerSnapshot, list[asyncpg.Record]]:
+    """Up to `count` entries of a contract after a number, and its ledger at the same moment; raises as `open_ledger` does."""
+    with faults():
+        async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection, snapshot(connection):
+            ledger = await snapshot_of(connection, symbol, after)
+            return ledger, await connection.fetch(SQL["entries_after"], symbol, after, count)
 
 
 async def snapshot_of(connection: PoolConnectionProxy, symbol: str, after: int) -> LedgerSnapshot:
@@ -88,7 +113,7 @@ async def snapshot_of(connection: PoolConnectionProxy, symbol: str, after: int) 
     late = {row["entry"] for row in await connection.fetch(SQL["settled_late"], symbol, after)}
     (totals,) = await connection.fetch(SQL["orders_totals"], symbol)
     state = FundState(*(fund[name] for name in FundState._fields))
-    return LedgerSnapshot(connection, contract_from(contract), state, after, late, OrderTotals(*map(int, totals)))
+    return LedgerSnapshot(contract_from(contract), state, late, OrderTotals(*map(int, totals)))
 
 
 def line_from(row: asyncpg.Record) -> Line:

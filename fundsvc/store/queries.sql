@@ -218,6 +218,27 @@ FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
 
+-- name: heartbeat
+INSERT INTO heartbeats AS h (partition, at) VALUES ($1, clock_timestamp()) ON CONFLICT (partition) DO UPDATE SET at = excluded.at;
+
+-- name: newest_heartbeat
+SELECT pg_is_in_recovery() AS is_replica, (SELECT (extract(epoch FROM max(at)) * 1000)::bigint FROM heartbeats) AS at_ms;
+
+-- name: replica_at_end
+-- Whether a replica streams and has replayed all that it received.
+SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)
+   AND CASE WHEN pg_is_in_recovery()
+       THEN NOT pg_is_wal_replay_paused() AND pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() END IS TRUE;
+
+-- name: tail_offsets
+-- The last settled message of each partition, the clock, and the moment that every commit before is there: now at a primary, the
+-- newest heartbeat at a replica, or what it replayed last where no engine writes any.
+SELECT p.partition, p.last_id, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
+       (extract(epoch FROM CASE WHEN pg_is_in_recovery()
+            THEN coalesce((SELECT max(h.at) FROM heartbeats h), pg_last_xact_replay_timestamp()) ELSE now() END
+       ) * 1000)::bigint AS as_of_ms
+FROM partitions p;
+
 -- name: rates
 -- The newest of each currency over all partitions; one of the future only where there is no other.
 SELECT DISTINCT ON (currency) currency, price, ts FROM rates
@@ -280,7 +301,7 @@ FROM adl_orders WHERE symbol = $1 AND cause = $2;
 SELECT symbol, mark FROM books WHERE mark IS NOT NULL;
 
 -- name: balances_at
--- How funds stood at some moments: before their first entry that is later by the engine's clock (`next`). The hours that begin
+-- How funds stood at some moments: before their first entry that is later on a chart (`next`), which is the first with a later time. The hours that begin
 -- later tell it by their first entries; the moment's own hour and what is not condensed yet are looked through. As moments only
 -- move on, all this begins where the first later entry was found the last time, if it was. OFFSET 0 keeps the planner from scanning the whole ledger
 -- instead of asking its key.
@@ -300,20 +321,20 @@ CROSS JOIN LATERAL (
         (SELECT own.entry
          FROM rollups r CROSS JOIN LATERAL (
              SELECT x.entry FROM entries x
-             WHERE x.symbol = r.symbol AND x.entry BETWEEN greatest(r.first_entry, k.next) AND r.last_entry AND x.ts > m.moment
+             WHERE x.symbol = r.symbol AND x.entry BETWEEN greatest(r.first_entry, k.next) AND r.last_entry AND charted_at(x.ts, x.recorded_at) > m.moment
              ORDER BY x.entry LIMIT 1
          ) own
          WHERE r.symbol = f.symbol AND r.hour = m.moment - m.moment % 3600000),
         (SELECT x.entry FROM entries x
-         WHERE x.symbol = f.symbol AND x.entry >= greatest(p.entry + 1, k.next, 1) AND x.ts > m.moment ORDER BY x.entry LIMIT 1)
+         WHERE x.symbol = f.symbol AND x.entry >= greatest(p.entry + 1, k.next, 1) AND charted_at(x.ts, x.recorded_at) > m.moment ORDER BY x.entry LIMIT 1)
     ) AS next OFFSET 0
 ) b
 LEFT JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = f.symbol AND x.entry = b.next - 1 OFFSET 0) e ON true
 WHERE $1::text[] IS NULL OR f.symbol = ANY ($1);
 
 -- name: highest_since
--- The highest balance that any entry later than a moment found or left, of each fund that has such entries. The moment's own
--- hour is looked through only where it was higher than what came after it.
+-- The highest balance that any entry later on a chart than a moment found or left, of each fund that has such entries. The
+-- moment's own hour is looked through only where it was higher than what came after it.
 SELECT f.symbol, greatest(later.highest, fresh.highest, own.highest) AS highest
 FROM funds f
 LEFT JOIN rollup_progress p ON p.symbol = f.symbol
@@ -322,12 +343,19 @@ CROSS JOIN LATERAL (
 ) later
 CROSS JOIN LATERAL (
     SELECT max(greatest(x.balance, x.balance - x.change)) AS highest FROM entries x
-    WHERE x.symbol = f.symbol AND x.entry > coalesce(p.entry, 0) AND x.ts > $1
+    WHERE x.symbol = f.symbol AND x.entry >= CASE WHEN p.clock > $1 THEN p.entry + 1 ELSE (
+        SELECT y.entry FROM entries y
+        WHERE y.symbol = f.symbol AND y.entry > coalesce(p.entry, 0) AND charted_at(y.ts, y.recorded_at) > $1 ORDER BY y.entry LIMIT 1
+    ) END
 ) fresh
 LEFT JOIN LATERAL (
     SELECT part.highest FROM rollups r CROSS JOIN LATERAL (
         SELECT max(greatest(x.balance, x.balance - x.change)) AS highest FROM entries x
-        WHERE x.symbol = r.symbol AND x.entry BETWEEN r.first_entry AND r.last_entry AND x.ts > $1
+        WHERE x.symbol = r.symbol AND x.entry <= r.last_entry AND x.entry >= (
+            SELECT y.entry FROM entries y
+            WHERE y.symbol = r.symbol AND y.entry BETWEEN r.first_entry AND r.last_entry AND charted_at(y.ts, y.recorded_at) > $1
+            ORDER BY y.entry LIMIT 1
+        )
     ) part
     WHERE r.symbol = f.symbol AND r.hour = $1 - $1 % 3600000 AND r.highest > coalesce(later.highest, -1) OFFSET 0
 ) own ON true
@@ -348,8 +376,7 @@ SELECT coalesce((
     SELECT sum(r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
 ), 0) - coalesce((
     SELECT sum(part.repaid) FROM rollups r CROSS JOIN LATERAL (
-        SELECT sum(e.repaid) AS repaid FROM entries e
-        WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2 AND e.ts - e.ts % 3600000 = r.hour
+        SELECT sum(e.repaid) AS repaid FROM entries e WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
     ) part
     WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
 ), 0) - coalesce((
@@ -366,11 +393,10 @@ WITH hours AS (
         SELECT x.hour - x.hour % $4 FROM rollups x WHERE x.symbol = $1 AND x.hour < $2 ORDER BY x.hour DESC LIMIT 1
     ), $2) AND r.hour < $3
     UNION ALL
-    SELECT e.ts, e.entry, e.entry, e.balance - e.change, greatest(e.balance, e.balance - e.change),
-           least(e.balance, e.balance - e.change), e.balance, greatest(e.change, 0), greatest(-e.change, 0), e.uncovered,
-           (e.kind NOT IN ('refund', 'cover'))::int
-    FROM entries e
-    WHERE e.symbol = $1 AND e.ts < $3 AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+    SELECT h.hour, h.first_entry, h.last_entry, h.opening, h.highest, h.lowest, h.closing, h.credited, h.paid, h.uncovered, h.fills
+    FROM funds f LEFT JOIN rollup_progress p USING (symbol)
+    CROSS JOIN LATERAL chart_hours(f.symbol, coalesce(p.entry, 0), f.entry, coalesce(p.clock, 0)) h
+    WHERE f.symbol = $1 AND h.hour < $3
 )
 SELECT h.hour - h.hour % $4 AS start, (array_agg(h.opening ORDER BY h.first_entry))[1] AS opening, max(h.highest) AS highest,
        min(h.lowest) AS lowest, (array_agg(h.closing ORDER BY h.last_entry DESC))[1] AS closing,
@@ -391,11 +417,20 @@ SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots,
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry DESC LIMIT $7;
 
--- name: entry_span
--- The entry numbers that the hours touching a time span hold; what is not condensed yet may lie in any hour.
-SELECT min(first_entry) AS first_entry, max(last_entry) AS last_entry,
-       coalesce((SELECT entry FROM rollup_progress WHERE symbol = $1), 0) AS condensed
-FROM rollups WHERE symbol = $1 AND hour BETWEEN $2 AND $3;
+-- name: entry_spans
+-- The runs of entries that may have a time from $2, which begins an hour, to $3, in order. Charted hours hold them, but for
+-- those that came late or were ahead of their time, which are in hours that hold such; what is not condensed yet may have any.
+SELECT first_entry, last_entry FROM (
+    SELECT min(r.first_entry) AS first_entry, max(r.last_entry) AS last_entry
+    FROM rollups r WHERE r.symbol = $1 AND r.hour BETWEEN $2 AND $3
+    UNION ALL
+    SELECT r.first_entry, r.last_entry FROM rollups r
+    WHERE r.symbol = $1 AND (r.earliest < r.hour OR r.latest >= r.hour + 3600000) AND r.hour NOT BETWEEN $2 AND $3
+      AND r.earliest <= $3 AND r.latest >= $2
+    UNION ALL
+    SELECT coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0) + 1, 9223372036854775807
+) s
+WHERE first_entry IS NOT NULL ORDER BY first_entry;
 
 -- name: entries_after
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
@@ -488,53 +523,53 @@ SELECT reason, detail FROM rejected WHERE partition = $1 AND stream_id = ANY ($2
 UPDATE rejected SET replayed_at = now() WHERE partition = $1 AND stream_id = $2 AND position = $3;
 
 -- name: rollup_due
-SELECT f.symbol, coalesce(p.entry, 0) AS condensed, f.entry
+-- The contracts of a partition whose hours do not reach their last entries, or are not sound.
+SELECT f.symbol, coalesce(p.entry, 0) AS condensed, coalesce(p.sound, 0) AS sound, coalesce(p.clock, 0) AS clock, f.entry
 FROM funds f JOIN contracts c USING (symbol) LEFT JOIN rollup_progress p USING (symbol)
-WHERE f.entry > coalesce(p.entry, 0) AND c.partition = $1
+WHERE (f.entry > coalesce(p.entry, 0) OR p.sound <> p.entry) AND c.partition = $1
 ORDER BY f.symbol;
 
 -- name: rollup_lock
 INSERT INTO rollup_progress AS p (symbol, entry) SELECT unnest($1::text[]), 0
 ON CONFLICT (symbol) DO UPDATE SET entry = p.entry
-RETURNING p.symbol, p.entry;
+RETURNING p.symbol, p.entry, p.sound, p.clock;
 
--- name: rollup
--- OFFSET 0 keeps the planner from scanning the whole ledger instead of asking its key once for each contract.
-WITH due AS (
-    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS d (symbol, condensed, upto)
-), hours AS (
-    SELECT e.symbol, e.ts - e.ts % 3600000 AS hour, min(e.entry) AS first_entry, max(e.entry) AS last_entry,
-           max(greatest(e.balance, e.balance - e.change)) AS highest, min(least(e.balance, e.balance - e.change)) AS lowest,
-           sum(greatest(e.change, 0)) AS credited, sum(greatest(-e.change, 0)) AS paid,
-           sum(e.uncovered) AS uncovered, sum(e.repaid) AS repaid, count(*) FILTER (WHERE e.kind NOT IN ('refund', 'cover')) AS fills
-    FROM due CROSS JOIN LATERAL (
-        SELECT * FROM entries x WHERE x.symbol = due.symbol AND x.entry > due.condensed AND x.entry <= due.upto OFFSET 0
-    ) e
-    GROUP BY 1, 2
-), condensed AS (
-    INSERT INTO rollups AS r
-    SELECT h.symbol, h.hour, h.first_entry, h.last_entry, a.balance - a.change, h.highest, h.lowest, z.balance,
-           h.credited, h.paid, h.uncovered, h.repaid, h.fills
-    FROM hours h
-    JOIN entries a ON a.symbol = h.symbol AND a.entry = h.first_entry
-    JOIN entries z ON z.symbol = h.symbol AND z.entry = h.last_entry
+-- name: rollup_hours
+-- The hours of some contracts after an entry, at which the chart clock stood at so much, and up to another.
+SELECT d.symbol, h.*
+FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS d (symbol, condensed, upto, clock)
+CROSS JOIN LATERAL chart_hours(d.symbol, d.condensed, d.upto, d.clock) h;
+
+-- name: rollup_keep
+-- Adds hours to those that are kept, and moves the progress of their contracts to the end of them.
+WITH hours AS (
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                         $8::bigint[], $9::numeric[], $10::numeric[], $11::numeric[], $12::numeric[], $13::numeric[],
+                         $14::bigint[], $15::bigint[], $16::bigint[], $17::bigint[])
+        AS h (symbol, hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered,
+              fills, earliest, latest, clock)
+), kept AS (
+    INSERT INTO rollups AS r (symbol, hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered,
+                              repaid, covered, fills, earliest, latest)
+    SELECT symbol, hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered,
+           fills, earliest, latest
+    FROM hours
     ON CONFLICT (symbol, hour) DO UPDATE SET
         last_entry = excluded.last_entry, closing = excluded.closing,
         highest = greatest(r.highest, excluded.highest), lowest = least(r.lowest, excluded.lowest),
         credited = r.credited + excluded.credited, paid = r.paid + excluded.paid,
-        uncovered = r.uncovered + excluded.uncovered, repaid = r.repaid + excluded.repaid, fills = r.fills + excluded.fills
+        uncovered = r.uncovered + excluded.uncovered, repaid = r.repaid + excluded.repaid,
+        covered = r.covered + excluded.covered, fills = r.fills + excluded.fills,
+        earliest = least(r.earliest, excluded.earliest), latest = greatest(r.latest, excluded.latest)
 )
-UPDATE rollup_progress p SET entry = due.upto FROM due WHERE p.symbol = due.symbol;
-
--- name: rollups_alone
--- Condensing that is under way ends first, and none begins until the rollups and their progress are gone together.
-LOCK TABLE rollup_progress, rollups IN EXCLUSIVE MODE;
+UPDATE rollup_progress p SET entry = h.entry, sound = h.entry, clock = h.clock
+FROM (SELECT symbol, max(last_entry) AS entry, max(clock) AS clock FROM hours GROUP BY symbol) h WHERE p.symbol = h.symbol;
 
 -- name: rollups_forget
-DELETE FROM rollups;
+DELETE FROM rollups WHERE symbol = $1;
 
--- name: rollup_progress_forget
-DELETE FROM rollup_progress;
+-- name: rollups_distrust
+UPDATE rollup_progress SET sound = 0;
 
 -- name: schema_version
 SELECT version_num FROM alembic_version;
@@ -563,45 +598,85 @@ SELECT symbol, coalesce(f.entry, 0) AS entry FROM known LEFT JOIN funds f USING 
 SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at)::float8 AS age_seconds
 FROM audit_progress WHERE walk = $1;
 
--- name: audit_checkpoint
-SELECT entry, seq, balance, uncovered, repaid, head FROM audit_progress WHERE symbol = $1 AND walk = $2;
+-- name: audit_checkpoints
+SELECT symbol, entry, seq, balance, uncovered, repaid, head FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
+
+-- name: audit_entries
+-- The next entries of some contracts, each beyond its own place and up to its own number.
+SELECT e.symbol, e.entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
+       account, ts, recorded_at, hash
+FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
+CROSS JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = k.symbol AND x.entry > k.entry ORDER BY x.entry LIMIT k.entries) e;
+
+-- name: audit_late
+SELECT r.symbol, r.entry
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, entry) JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry;
+
+-- name: audit_orders
+SELECT k.symbol, t.recovered, t.open, t.seq
+FROM unnest($1::text[]) AS k (symbol)
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(recovered), 0)::numeric AS recovered,
+           coalesce(sum(uncovered - recovered) FILTER (WHERE state = 'open'), 0)::numeric AS open,
+           coalesce(max(seq), 0) AS seq
+    FROM adl_orders WHERE symbol = k.symbol
+) t;
 
 -- name: audit_held
 INSERT INTO audit_progress AS p (symbol, walk, entry, seq, balance, uncovered, repaid, head, good, verified_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, true, CASE WHEN $9 THEN clock_timestamp() END)
+SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, true, CASE WHEN ended THEN clock_timestamp() END
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::numeric[], $7::numeric[], $8::bytea[], $9::boolean[])
+    AS h (symbol, walk, entry, seq, balance, uncovered, repaid, head, ended)
 ON CONFLICT (symbol, walk) DO UPDATE SET
     entry = excluded.entry, seq = excluded.seq, balance = excluded.balance, uncovered = excluded.uncovered,
     repaid = excluded.repaid, head = excluded.head, good = true, verified_at = coalesce(excluded.verified_at, p.verified_at);
 
 -- name: audit_differs
-INSERT INTO audit_progress (symbol, walk, good) VALUES ($1, $2, false)
+INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, false
 ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
 
+-- name: newest_fills
+-- Every contract with the sequence and time of its newest fill, 0 without one.
+SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
+       coalesce(e.seq, 0) AS seq, coalesce(e.ts, 0) AS ts
+FROM contracts c LEFT JOIN LATERAL (
+    SELECT x.seq, x.ts FROM entries x WHERE x.symbol = c.symbol AND x.kind IN ('surplus', 'flat', 'shortfall')
+    ORDER BY x.entry DESC LIMIT 1
+) e ON true;
+
 -- name: totals_since
--- What the ledger gained beyond the given entries, by currency and kind.
-SELECT c.settle_currency AS currency, c.settle_decimals AS decimals, e.kind, count(*) AS entries,
-       sum(greatest(e.change, 0)) AS credited, sum(greatest(-e.change, 0)) AS paid,
-       sum(e.uncovered) AS uncovered, sum(e.repaid) AS repaid
-FROM contracts c
+-- What the ledger gained beyond the given entries, by currency and kind, in the finest unit of any contract of the currency.
+SELECT c.currency, c.decimals, e.kind, count(*) AS entries,
+       sum(greatest(e.change, 0) * c.unit) AS credited, sum(greatest(-e.change, 0) * c.unit) AS paid,
+       sum(e.uncovered * c.unit) AS uncovered, sum(e.repaid * c.unit) AS repaid
+FROM (
+    SELECT symbol, settle_currency AS currency, max(settle_decimals) OVER of_currency AS decimals,
+           (10::numeric ^ (max(settle_decimals) OVER of_currency - settle_decimals))::numeric(19, 0) AS unit
+    FROM contracts WINDOW of_currency AS (PARTITION BY settle_currency)
+) c
 LEFT JOIN unnest($1::text[], $2::bigint[]) AS k (symbol, entry) USING (symbol)
 JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = c.symbol AND x.entry > coalesce(k.entry, 0)) e ON true
 GROUP BY 1, 2, 3 ORDER BY 1, 3;
 
 -- name: currency_days
--- What the funds of a currency hold together, and what was moved on each day from $2 on. A day is of $3 milliseconds.
-WITH held AS (
-    SELECT coalesce(sum(f.balance), 0) AS held, max(c.settle_decimals) AS decimals FROM funds f JOIN contracts c USING (symbol) WHERE c.settle_currency = $1
+-- What the funds of a currency hold together, and what was moved on each day from $2 on, in the finest unit of any of them.
+-- A day is of $3 milliseconds.
+WITH scaled AS (
+    SELECT symbol, f.balance, f.entry, max(c.settle_decimals) OVER () AS decimals,
+           (10::numeric ^ (max(c.settle_decimals) OVER () - c.settle_decimals))::numeric(19, 0) AS unit
+    FROM funds f JOIN contracts c USING (symbol) WHERE c.settle_currency = $1
 ), moved AS (
-    SELECT r.hour AS ts, r.credited - r.paid AS change
-    FROM contracts c JOIN rollups r USING (symbol) WHERE c.settle_currency = $1 AND r.hour >= $2
+    SELECT r.hour, (r.credited - r.paid) * s.unit AS change
+    FROM scaled s JOIN rollups r USING (symbol) WHERE r.hour >= $2
     UNION ALL
-    SELECT e.ts, e.change
-    FROM contracts c LEFT JOIN rollup_progress p USING (symbol) CROSS JOIN LATERAL (
-        SELECT * FROM entries x WHERE x.symbol = c.symbol AND x.entry > coalesce(p.entry, 0) OFFSET 0
-    ) e
-    WHERE c.settle_currency = $1 AND e.ts >= $2
+    SELECT h.hour, (h.credited - h.paid) * s.unit
+    FROM scaled s LEFT JOIN rollup_progress p USING (symbol)
+    CROSS JOIN LATERAL chart_hours(s.symbol, coalesce(p.entry, 0), s.entry, coalesce(p.clock, 0)) h
+    WHERE h.hour >= $2
 ), days AS (
-    SELECT ts - ts % $3 AS day, sum(change) AS change FROM moved GROUP BY 1
+    SELECT hour - hour % $3 AS day, sum(change) AS change FROM moved GROUP BY 1
+), held AS (
+    SELECT coalesce(sum(balance * unit), 0) AS held, max(decimals) AS decimals FROM scaled
 )
 SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
 
@@ -618,9 +693,8 @@ WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;
 
 -- name: deficits
 -- Deficits of some contracts, summed by periods of $2 milliseconds: of the last $3 periods of each contract's history, which
--- ends with its last entry by the engine's clock, the $4 largest. What lies in the future is not looked at: one entry with a time
--- years ahead would end a history after all that it holds. What funds paid and could not pay is condensed by the hour; a `cover`
--- pays what was a deficit before, when it was uncovered.
+-- ends with its last charted hour, the $4 largest. The future is not looked at: hours that an earlier version condensed may lie in
+-- it. What funds paid and could not pay is condensed by the hour; a `cover` pays what was a deficit before, when it was uncovered.
 SELECT h.symbol, h.start_ms, h.last_ms + h.period AS end_ms, ((h.last_ms - h.start_ms) / h.period + 1)::int AS periods, d.number, d.largest
 FROM (
     SELECT a.symbol, a.period, a.rank, z.hour - z.hour % a.period AS last_ms,
@@ -635,16 +709,9 @@ FROM (
 CROSS JOIN LATERAL (
     SELECT count(*)::int AS number, (array_agg(p.deficit ORDER BY p.deficit DESC))[:h.rank] AS largest
     FROM (
-        SELECT sum(m.deficit) AS deficit
-        FROM (
-            SELECT r.hour AS ts, r.paid + r.uncovered AS deficit
-            FROM rollups r WHERE r.symbol = h.symbol AND r.hour >= h.start_ms AND r.hour < h.last_ms + h.period
-            UNION ALL
-            SELECT e.ts, e.change FROM entries e
-            WHERE e.symbol = h.symbol AND e.kind = 'cover' AND e.ts >= h.start_ms AND e.ts < h.last_ms + h.period
-              AND e.entry <= (SELECT p.entry FROM rollup_progress p WHERE p.symbol = h.symbol)
-        ) m
-        GROUP BY m.ts / h.period HAVING sum(m.deficit) > 0
+        SELECT sum(r.paid + r.uncovered - r.covered) AS deficit
+        FROM rollups r WHERE r.symbol = h.symbol AND r.hour >= h.start_ms AND r.hour < h.last_ms + h.period
+        GROUP BY r.hour / h.period HAVING sum(r.paid + r.uncovered - r.covered) > 0
     ) p
 ) d;
 

@@ -203,10 +203,14 @@ class Reader:
             raise NotReady(f"no engine owns partition {', '.join(map(str, idle))}")
 
     async def _spans(self, symbol: str, start_ms: int, end_ms: int) -> list[Span]:
-        """The runs of entries that a time span may touch: of the hours it touches, and of what is not condensed yet."""
-        (row,) = await self._fetch("entry_span", symbol, start_ms - start_ms % HOUR_MS, end_ms)
-        fresh = Span(row["condensed"] + 1, INT64_MAX)
-        return [fresh] if row["first_entry"] is None else [Span(row["first_entry"], row["last_entry"]), fresh]
+        """The runs of entries that may have a time of a span, in order and apart from each other."""
+        spans: list[Span] = []
+        for first, last in await self._fetch("entry_spans", symbol, start_ms - start_ms % HOUR_MS, end_ms):
+            if spans and first <= spans[-1].last + 1:
+                spans[-1] = Span(spans[-1].first, max(spans[-1].last, last))
+            else:
+                spans.append(Span(first, last))
+        return spans
 
     async def _fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         return await fetch(self._pool, block, *parameters)

@@ -1,6 +1,13 @@
-"""Hourly rollups: what charts read instead of the entries, condensed from the ledger in the background."""
+"""Hourly rollups: what charts read instead of the entries, condensed from the ledger in the background.
 
+The hours are those of the SQL function `chart_hours`, where an entry stands at the latest time of all entries up to it: so each
+hour is a run of entries, and the next hour begins where it ends. Hours that an earlier definition made are not sound. They are
+read as they are until they are built anew, one contract at a time: in short reads, then in one short transaction.
+"""
+
+import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -10,39 +17,91 @@ from fundsvc.store.database import SQL, faults, lent, transaction
 ENTRIES_PER_STATEMENT_MAX = 50_000
 """Bounds how long one statement runs, so that condensing never holds the server up."""
 
+REBUILD_SECONDS = 1.0
+"""After so long, no further contract is built anew in this turn: the others' new entries wait meanwhile."""
+
+
+class Part(NamedTuple):
+    """The entries of a contract after one, at which its chart clock stood at `clock`, and up to another."""
+
+    symbol: str
+    after: int
+    upto: int
+    clock: int
+
 
 async def condense(pool: asyncpg.Pool, partition: int) -> int:
-    """Brings the rollups of a partition's contracts up to their last entries; returns how many entries that were.
+    """Brings the rollups of a partition's contracts up to their last entries, and builds anew some of those that are not sound.
 
-    Each step is one transaction that moves the contract's progress along, so it may be interrupted or run twice.
+    Returns how many entries were condensed; 0 once all is done. Each step is one transaction that moves the contracts' progress
+    along, so it may be interrupted or run twice.
     """
+    started = time.monotonic()
     with faults():
         async with lent(pool) as connection:
             due = await connection.fetch(SQL["rollup_due"], partition)
-            for step in _steps(due):
-                await _condense(connection, step)
-    return sum(row["entry"] - row["condensed"] for row in due)
+            total = sum([await _condense(connection, step) for step in _steps(filter(_is_sound, due))])
+            for row in due:
+                if not _is_sound(row) and time.monotonic() < started + REBUILD_SECONDS:
+                    total += await _rebuild(connection, row["symbol"], row["entry"])
+    return total
 
 
-async def forget(pool: asyncpg.Pool) -> None:
-    """Drops all rollups; `condense` then builds them again from the entries."""
+async def distrust(pool: asyncpg.Pool) -> None:
+    """Has `condense` build all rollups anew."""
     with faults():
-        async with lent(pool) as connection, transaction(connection):
-            await connection.execute(SQL["rollups_alone"])
-            await connection.execute(SQL["rollups_forget"])
-            await connection.execute(SQL["rollup_progress_forget"])
+        async with lent(pool) as connection:
+            await connection.execute(SQL["rollups_distrust"])
 
 
-async def _condense(connection: PoolConnectionProxy, upto: dict[str, int]) -> None:
+def _is_sound(row: asyncpg.Record) -> bool:
+    return bool(row["sound"] == row["condensed"])
+
+
+async def _condense(connection: PoolConnectionProxy, upto: dict[str, int]) -> int:
     async with transaction(connection):
         locked = await connection.fetch(SQL["rollup_lock"], sorted(upto))
-        done = {row["symbol"]: row["entry"] for row in locked}
-        await connection.execute(
-            SQL["rollup"], list(done), list(done.values()), [max(done[symbol], upto[symbol]) for symbol in done]
-        )
+        parts = [
+            Part(row["symbol"], row["entry"], upto[row["symbol"]], row["clock"])
+            for row in locked
+            if row["sound"] == row["entry"] < upto[row["symbol"]]
+        ]
+        await _keep(connection, await _hours(connection, parts))
+    return sum(part.upto - part.after for part in parts)
 
 
-def _steps(due: Sequence[asyncpg.Record]) -> Iterator[dict[str, int]]:
+async def _rebuild(connection: PoolConnectionProxy, symbol: str, upto: int) -> int:
+    """Builds a contract's hours anew and puts them in the place of the others, unless somebody has condensed beyond them."""
+    built: list[list[asyncpg.Record]] = []
+    after = clock = 0
+    while after < upto:
+        part = Part(symbol, after, min(upto, after + ENTRIES_PER_STATEMENT_MAX), clock)
+        built.append(await _hours(connection, [part]))
+        after, clock = part.upto, max((row["clock"] for row in built[-1]), default=clock)
+    async with transaction(connection):
+        (locked,) = await connection.fetch(SQL["rollup_lock"], [symbol])
+        if locked["entry"] > upto or locked["sound"] == locked["entry"]:
+            return 0
+        await connection.execute(SQL["rollups_forget"], symbol)
+        for hours in built:
+            await _keep(connection, hours)
+    return upto
+
+
+async def _hours(connection: PoolConnectionProxy, parts: Sequence[Part]) -> list[asyncpg.Record]:
+    return await connection.fetch(SQL["rollup_hours"], *_columns(parts, len(Part._fields)))
+
+
+async def _keep(connection: PoolConnectionProxy, hours: Sequence[asyncpg.Record]) -> None:
+    if hours:
+        await connection.execute(SQL["rollup_keep"], *_columns(hours, len(hours[0])))
+
+
+def _columns(rows: Sequence[Part] | Sequence[asyncpg.Record], count: int) -> list[list[object]]:
+    return [[row[column] for row in rows] for column in range(count)]
+
+
+def _steps(due: Iterator[asyncpg.Record]) -> Iterator[dict[str, int]]:
     """Groups of contracts, and of parts of contracts, with a bounded number of entries: last entry by symbol."""
     step: dict[str, int] = {}
     room = ENTRIES_PER_STATEMENT_MAX

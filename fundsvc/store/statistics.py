@@ -1,7 +1,8 @@
 """How funds stood at other times: from the hourly rollups, and from the entries where these are too coarse or not there yet.
 
-A fund stood at a moment as the last entry before the first one that is later by the engine's clock left it: an entry that was
-settled late, with a time long past, does not change what was the balance then.
+An entry stands on a chart at the latest time of all entries up to it, so that time goes on along the entries: an entry that was
+settled late, with a time long past, does not change what was the balance then. A time more than five minutes ahead of the clock
+that an entry was recorded at is taken for that clock. The SQL functions `charted_at` and `chart_hours` are this definition.
 """
 
 from typing import NamedTuple

@@ -28,6 +28,14 @@ class Place(NamedTuple):
     listed_at: datetime
 
 
+class Offsets(NamedTuple):
+    """The last settled message of each partition. The database's clock is `now_ms`; it has every commit up to `as_of_ms`."""
+
+    last_ids: dict[int, str]
+    now_ms: int
+    as_of_ms: int | None
+
+
 class Stand(NamedTuple):
     """A fund at its place, and its contract's terms."""
 
@@ -36,9 +44,10 @@ class Stand(NamedTuple):
     contract: Contract
 
 
-async def offsets(connection: Connection) -> dict[int, str]:
-    """The last settled message of each partition."""
-    return {row["partition"]: row["last_id"] for row in await connection.fetch(SQL["partitions"])}
+async def offsets(connection: Connection) -> Offsets:
+    """The last settled message of each partition, and how fresh that is."""
+    rows = await connection.fetch(SQL["tail_offsets"])
+    return Offsets({row["partition"]: row["last_id"] for row in rows}, rows[0]["now_ms"], rows[0]["as_of_ms"])
 
 
 async def places(connection: Connection, partitions: Collection[int]) -> dict[str, Place]:

@@ -32,8 +32,7 @@ class Targets:
     async def deficits(self, policies: Mapping[str, TargetPolicy]) -> dict[str, Deficits]:
         """The deficits of some contracts, each by the periods of its policy, over the history that this says.
 
-        A history ends with the contract's last entry by the engine's clock: quiet time after that is not counted, nor are
-        entries of the future.
+        A history ends with the contract's last charted hour: quiet time after that is not counted.
         """
         rows = await fetch(
             self._pool,

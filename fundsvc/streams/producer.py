@@ -1,7 +1,7 @@
 """Appends events to the streams of their partitions, as a matching engine does."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Event, Listing, Rate
@@ -47,7 +47,7 @@ class Producer:
         with faults():
             await self._client.xadd(stream_key(partition), {codec: body, "replayOf": replay_of})
 
-    def destinations(self, event: Event) -> Iterable[int]:
+    def destinations(self, event: Event) -> Sequence[int]:
         """The partitions that an event is for."""
         if isinstance(event, Rate):
             return range(self._partitions)

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -22,6 +22,7 @@ import peer
 import psutil
 import scraping
 import serving
+import storm as storms
 import throughput
 import typer
 import uvloop
@@ -147,6 +148,47 @@ def metrics(
     else:
         scraping.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
     raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+
+
+@application.command()
+def storm(
+    fills: Annotated[int, typer.Option(help="Fills in the burst.")] = 11_279,
+    positions: Annotated[int, typer.Option(help="Open positions over all contracts.")] = 19_320,
+    contracts: Annotated[str, typer.Option(help="Numbers of contracts, comma-separated.")] = "1,100",
+    per_message: Annotated[str, typer.Option(help="Fills to a message, comma-separated.")] = "1,100",
+    allocations: Annotated[str, typer.Option(help="Policies of allocation, comma-separated.")] = "queue,capped,pro_rata",
+    funds: Annotated[str, typer.Option(help="What the funds have, comma-separated.")] = "rich,dry",
+    answers: Annotated[str, typer.Option(help="When the exchange answers rounds: during the burst, or after it.")] = "during",
+    seconds_max: Annotated[float, typer.Option(help="How long to wait for the end of a burst.")] = 120.0,
+    directory: Annotated[Path | None, typer.Option(help="A disk to measure on; the system's temporary directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Thousands of liquidation fills in one millisecond, with funds that can pay and funds that cannot.
+
+    Exits with 1 when a target is missed.
+    """
+    loads = storms.loads(
+        _names(funds, storms.FUNDS, "--funds"),
+        _numbers(contracts),
+        _numbers(per_message),
+        _names(allocations, storms.ALLOCATIONS, "--allocations"),
+        _names(answers, storms.ANSWERS, "--answers")[0],
+        storms.Size(fills, positions, seconds_max),
+    )
+    with _servers(directory) as servers, _progress() as tell:
+        results = _run(storms.measure(servers, loads, tell))
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
+    else:
+        storms.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
+    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+
+
+def _names(text: str, known: Sequence[str], option: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= set(known):
+        raise typer.BadParameter(f"{option} are of {', '.join(known)}")
+    return names
 
 
 def _median(servers: EmbeddedServers, load: Load, rounds: int, log: Path, tell: Tell) -> Throughput:

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -127,10 +127,14 @@ class Cost(NamedTuple):
         return Cost(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-class ServiceProcess:
-    """`fundsvc engine`, or another command, on a ledger as an operator would run it; `settings` are of the environment."""
+ENGINE = ("-m", "fundsvc", "engine")
+"""What the interpreter is told to run as an engine."""
 
-    def __init__(self, ledger: Ledger, log: Path, command: str = "engine", **settings: str) -> None:
+
+class ServiceProcess:
+    """`fundsvc engine`, or another program, on a ledger as an operator would run it; `settings` are of the environment."""
+
+    def __init__(self, ledger: Ledger, log: Path, program: Sequence[str] = ENGINE, **settings: str) -> None:
         environment = {
             "FUNDSVC_DATABASE_DSN": ledger.dsn,
             "FUNDSVC_DATABASE_OWNER_DSN": ledger.owner_dsn,
@@ -139,11 +143,11 @@ class ServiceProcess:
             "FUNDSVC_LOG_LEVEL": "error",
             **settings,
         }
-        self._command = command
+        self._program = program
         self._log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fundsvc", command],
+                [sys.executable, *program],
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -155,7 +159,7 @@ class ServiceProcess:
         """Raises RuntimeError with the end of its log when the process is gone."""
         if self._process.poll() is not None:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-12:])
-            raise RuntimeError(f"fundsvc {self._command} ended by itself; its log ends with:\n{tail}")
+            raise RuntimeError(f"{' '.join(self._program)} ended by itself; its log ends with:\n{tail}")
 
     def cpu_seconds(self) -> float:
         """CPU seconds since it started."""
@@ -183,9 +187,11 @@ class ServiceProcess:
 
 
 @asynccontextmanager
-async def running_engine(ledger: Ledger, log: Path, **settings: str) -> AsyncIterator[ServiceProcess]:
+async def running_engine(
+    ledger: Ledger, log: Path, program: Sequence[str] = ENGINE, **settings: str
+) -> AsyncIterator[ServiceProcess]:
     """An engine that has loaded its funds and waits for messages; stopped on leaving."""
-    engine = ServiceProcess(ledger, log, **settings)
+    engine = ServiceProcess(ledger, log, program, **settings)
     try:
         async with stream_of(ledger) as client:
             await _until_it_reads(client, engine)
@@ -202,7 +208,7 @@ async def running_api(ledger: Ledger, log: Path) -> AsyncIterator[ServiceProcess
         "FUNDSVC_HTTP_REQUESTS_MAX": "1000000000",
         "FUNDSVC_TOKEN_SECRET": secrets.token_urlsafe(32),
     }
-    api = ServiceProcess(ledger, log, "api", **settings)
+    api = ServiceProcess(ledger, log, ("-m", "fundsvc", "api"), **settings)
     try:
         await _until(api, lambda: _shows_funds(log))
         yield api

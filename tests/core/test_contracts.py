@@ -122,6 +122,8 @@ def test_a_currency_without_a_setting_has_the_default_decimals():
         ({"symbol": "A:B"}, "symbol"),
         ({"symbol": "A\n"}, "symbol"),
         *(({"symbol": word}, "word of the API") for word in ("active", "all", "summary")),
+        *(({"symbol": word}, "removed from every URL") for word in (".", "..")),
+        *(({"symbol": f"{first}AUSDTM"}, "must not begin") for first in "=+-@\uff1d\uff0b\uff0d\uff20"),
         ({"symbol": ""}, "symbol"),
         ({"symbol": "A" * 65}, "symbol"),
         ({"symbol": 5}, "symbol"),
@@ -135,6 +137,13 @@ def test_a_currency_without_a_setting_has_the_default_decimals():
 )
 def test_a_refusal_names_the_field(fields, named):
     assert named in refusal(**fields)
+
+
+@pytest.mark.parametrize(
+    "symbol", ["$MICHI_USDT", "...", ".KXBT", "%2e", "%2E%2E", "A-USDT", "A=B", "a?b#c&d=e", "币安人生USDT"]
+)
+def test_other_symbols_stay_legal(symbol):
+    assert contract(symbol=symbol).symbol == symbol
 
 
 @pytest.mark.parametrize("missing", ["symbol", "settleCurrency", "multiplier", "isInverse"])

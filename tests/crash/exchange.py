@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from fundsvc.core.batch import Round
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Mark, Position
-from tests.crash.letters import CONTRACTS, Letter, letters_of, listing_of
+from tests.crash.letters import BEGINNING_MS, CONTRACTS, NEVER_SETTLED, Element, Letter, letters_of, listing_of
 from tests.crash.oracle import empty_partition
 
 ACCOUNTS = 60
 SENT_AGAIN_SHARE = 0.03
+WRONG_ANSWER_SHARE = 0.02
+"""Shares of the events."""
+
 IN_FULL_SHARE = 0.4
 EXECUTED_SHARE = 0.8
 TRADED = tuple(contract for contract in CONTRACTS if contract[3] > 100)
@@ -37,7 +40,7 @@ class Exchange:
         self._answers: dict[tuple[str, int], list[AdlFill | AdlEnd]] = {}
         self._numbered: list[Fill | AdlFill | AdlEnd] = []
 
-    def events(self, steps: int) -> Iterator[Event]:
+    def events(self, steps: int) -> Iterator[Event | Element]:
         """The listings, a mark of each contract, and so many events of all kinds."""
         for contract in TRADED:
             yield self._told(contract[0], listing_of(contract))
@@ -45,11 +48,13 @@ class Exchange:
         for step in range(steps):
             symbol, *terms = self._chance.choice(TRADED)
             make = self._chance.choices((self._position, self._mark, self._fill, self._answer), (50, 10, 8, 32))[0]
-            event = make(symbol, *terms, 1_765_000_000_000 + step)
+            event = make(symbol, *terms, BEGINNING_MS + step)
             if event:
                 yield self._told(symbol, event)
             if self._numbered and self._chance.random() < SENT_AGAIN_SHARE:
                 yield self._chance.choice(self._numbered)
+            if self._chance.random() < WRONG_ANSWER_SHARE and (wrong := self._wrong_answer(symbol)):
+                yield wrong
 
     def _told(self, symbol: str, event: Event) -> Event:
         """Settles it as the service will, and takes on the rounds that this begins."""
@@ -65,8 +70,8 @@ class Exchange:
         symbol, adl = round_.order.symbol, round_.order.adl
         in_full = self._chance.random() < IN_FULL_SHARE
         fills = [
-            AdlFill(symbol, 1, adl, asked.account, asked.asked if in_full else self._chance.randint(1, asked.asked), 0)
-            for asked in round_.allocations
+            AdlFill(symbol, 1, adl, account, lots if in_full else self._chance.randint(1, lots), 0)
+            for account, lots in zip(round_.accounts, round_.lots, strict=True)
             if in_full or self._chance.random() < EXECUTED_SHARE
         ]
         self._chance.shuffle(fills)
@@ -96,6 +101,24 @@ class Exchange:
         answer = self._answers[self._chance.choice(waiting)].pop(0)
         numbers = {"seq": self._next(symbol), "ts": rest[-1]}
         return type(answer)(**{name: getattr(answer, name) for name in answer.__struct_fields__} | numbers)
+
+    def _wrong_answer(self, symbol: str) -> Element | None:
+        """An answer to a round that is open or was, from who was not asked, or of more lots than were."""
+        rounds = sorted(key for key in self._answers if key[0] == symbol)
+        if not rounds:
+            return None
+        _, adl = self._chance.choice(rounds)
+        account = self._chance.choice(("nobody", f"a{self._chance.randrange(ACCOUNTS)}"))
+        answer = {
+            "type": "adlFill",
+            "symbol": symbol,
+            "seq": NEVER_SETTLED,
+            "adl": adl,
+            "account": account,
+            "lots": 10**15,
+            "ts": 0,
+        }
+        return Element(answer, symbol, NEVER_SETTLED)
 
     def _next(self, symbol: str) -> int:
         self._sequences[symbol] += self._chance.randint(1, 3)

@@ -15,6 +15,14 @@ from fundsvc.recordings import read_recording
 EVENTS_PER_LETTER_MAX = 30
 GARBAGE_SHARE = 0.02
 DUPLICATE_SHARE = 0.03
+RELISTED_SHARE = 0.01
+"""Shares of the events, or of the letters for duplicates, that are followed by one."""
+
+CLOCK_JUMPS_MS = (0, 0, -86_400_000, -3_600_000, 3_600_000, 86_400_000)
+"""By how much the exchange's clock is wrong for a while."""
+
+CLOCK_JUMP_SHARE = 0.01
+BEGINNING_MS = 1_765_000_000_000
 
 NEVER_SETTLED = 2**62
 """A sequence above all others: garbage that has one is refused whenever it is read, not taken for a duplicate."""
@@ -44,6 +52,11 @@ class Element(NamedTuple):
     def garbage(self) -> bool:
         """Whether it can never be settled."""
         return not isinstance(self.content, Event)
+
+    @property
+    def provisional(self) -> bool:
+        """Whether it lists a contract on terms that later ones replace: once there are fills, it is refused."""
+        return isinstance(self.content, Listing) and "provisional" in self.content.contract
 
     def raw(self, field: str) -> bytes:
         """Its bytes in the codec that a field names; in no codec, for a field that names none."""
@@ -81,16 +94,17 @@ def write_letters(seed: int, partitions: int, fills: int, recording: Path | None
     return list(letters_of(chance, partitions, _merged(chance, streams)))
 
 
-def listing_of(contract: tuple[str, str, str | float, int]) -> Listing:
-    """Lists one of CONTRACTS."""
+def listing_of(contract: tuple[str, str, str | float, int], **more: Any) -> Listing:
+    """Lists one of CONTRACTS; `more` are fields that change nothing, or terms of its own."""
     symbol, currency, multiplier, _ = contract
     inverse = float(multiplier) < 0
-    return Listing({"symbol": symbol, "settleCurrency": currency, "multiplier": multiplier, "isInverse": inverse})
+    return Listing({"symbol": symbol, "settleCurrency": currency, "multiplier": multiplier, "isInverse": inverse, **more})
 
 
 def _open(element: Element, cursor: Mapping[str, int], chance: random.Random) -> bool:
+    """Whether an engine that resumes at a cursor sends an element again."""
     if isinstance(element.content, Listing):
-        return element.symbol not in cursor
+        return not (element.provisional and cursor.get(element.symbol))
     return element.seq > cursor.get(element.symbol, 0) if element.seq and not element.garbage else chance.random() < 0.5
 
 
@@ -105,16 +119,25 @@ def _recorded(path: Path) -> Iterator[Event]:
 
 
 def _market(chance: random.Random, fills: int) -> Iterator[Event]:
-    """Fills that mostly leave a surplus, and now and then a loss that a fund cannot pay; marks between them."""
-    yield from map(listing_of, CONTRACTS)
+    """Fills that mostly leave a surplus, and now and then a loss that a fund cannot pay; marks and relistings between them."""
+    for contract in CONTRACTS:
+        yield listing_of(
+            contract, multiplier=contract[2] if chance.random() < 0.5 else -1 if float(contract[2]) < 0 else 7, provisional=True
+        )
+        yield listing_of(contract)
     sequences = dict.fromkeys((contract[0] for contract in CONTRACTS), 0)
+    jump = 0
     for number in range(fills):
-        symbol, _, _, about = chance.choice(CONTRACTS)
+        contract = chance.choice(CONTRACTS)
+        symbol, _, _, about = contract
         sequences[symbol] += chance.randint(1, 5)
-        ts = 1_765_000_000_000 + number * 1000
+        jump = chance.choice(CLOCK_JUMPS_MS) if chance.random() < CLOCK_JUMP_SHARE else jump
+        ts = BEGINNING_MS + number * 1000 + jump
         yield _fill(chance, symbol, sequences[symbol], about, ts)
         if chance.random() < 0.1:
             yield Mark(symbol, f"{about}.5", ts)
+        if chance.random() < RELISTED_SHARE:
+            yield listing_of(contract, note=number)
 
 
 def _fill(chance: random.Random, symbol: str, seq: int, about: int, ts: int) -> Fill:
@@ -144,18 +167,18 @@ def _merged(chance: random.Random, streams: Sequence[Sequence[Event]]) -> Iterat
 
 
 def letters_of(
-    chance: random.Random, partitions: int, events: Iterable[Event], duplicate_share: float = DUPLICATE_SHARE
+    chance: random.Random, partitions: int, events: Iterable[Event | Element], duplicate_share: float = DUPLICATE_SHARE
 ) -> Iterator[Letter]:
     """Groups events into letters, in order within a partition, and slips in garbage and letters that were sent before."""
     open_letters: dict[int, list[Element]] = defaultdict(list)
     sent: dict[int, list[Letter]] = defaultdict(list)
     for event in events:
-        symbol = event.contract["symbol"] if isinstance(event, Listing) else event.symbol
-        partition = partition_of(symbol, partitions)
+        element = event if isinstance(event, Element) else element_of(event)
+        partition = partition_of(element.symbol, partitions)
         elements = open_letters[partition]
-        elements.append(Element(event, symbol, getattr(event, "seq", 0)))
+        elements.append(element)
         if chance.random() < GARBAGE_SHARE:
-            elements.insert(chance.randint(0, len(elements)), _garbage(chance, symbol))
+            elements.insert(chance.randint(0, len(elements)), _garbage(chance, element.symbol))
         if len(elements) >= EVENTS_PER_LETTER_MAX or chance.random() < 0.1:
             letter = Letter(partition, _codec(chance), open_letters.pop(partition))
             yield from _posted(chance, sent[partition], letter, duplicate_share)
@@ -163,10 +186,17 @@ def letters_of(
         yield Letter(partition, "json", elements)
 
 
+def element_of(event: Event) -> Element:
+    """An event as it stands in a letter."""
+    symbol = event.contract["symbol"] if isinstance(event, Listing) else event.symbol
+    return Element(event, symbol, getattr(event, "seq", 0))
+
+
 def _posted(chance: random.Random, before: list[Letter], letter: Letter, duplicate_share: float) -> Iterator[Letter]:
-    before.append(letter)
+    if not any(element.provisional for element in letter.elements):
+        before.append(letter)
     yield letter
-    if chance.random() < duplicate_share:
+    if before and chance.random() < duplicate_share:
         yield chance.choice(before[-50:])
     if chance.random() < GARBAGE_SHARE:
         yield Letter(letter.partition, _codec(chance), [Element(chance.choice(BROKEN))])
@@ -180,6 +210,12 @@ def _codec(chance: random.Random) -> str:
 
 def _garbage(chance: random.Random, symbol: str) -> Element:
     """Something in the place of an event that no state of the ledger makes good."""
+    make = chance.choice((_wrong_fill, _wrong_fill, _wrong_deleveraging, _wrong_state, _wrong_listing))
+    garbage = make(chance, symbol)
+    return Element(garbage, symbol, garbage.get("seq", 0))
+
+
+def _wrong_fill(chance: random.Random, symbol: str) -> dict[str, Any]:
     fill: dict[str, Any] = {
         "type": "fill",
         "symbol": symbol,
@@ -188,15 +224,16 @@ def _garbage(chance: random.Random, symbol: str) -> Element:
         "lots": 1,
         "price": "2",
         "bankruptcyPrice": "1",
-        "ts": 1_765_000_000_000,
+        "ts": BEGINNING_MS,
     }
     wrong: dict[str, Any] = chance.choice(
         (
             {"symbol": f"NOSUCH{chance.randrange(100)}"},
             {"price": "1.0000000000001"},
             {"price": "-1"},
+            {"price": "abc"},
             {"price": 2.5},
-            {"bankruptcyPrice": "0"},
+            {"bankruptcyPrice": "-1"},
             {"lots": "5"},
             {"lots": -1},
             {"lots": 2**63 - 1, "price": "9000000"},
@@ -210,4 +247,47 @@ def _garbage(chance: random.Random, symbol: str) -> Element:
     garbage = fill | wrong
     if chance.random() < 0.1:
         del garbage["bankruptcyPrice"]
-    return Element(garbage, symbol, garbage["seq"])
+    return garbage
+
+
+def _wrong_deleveraging(chance: random.Random, symbol: str) -> dict[str, Any]:
+    """Answers to orders that there are not, or not from who was asked."""
+    numbers = {"symbol": symbol, "seq": NEVER_SETTLED, "ts": BEGINNING_MS}
+    return chance.choice(
+        (
+            {"type": "adlEnd", **numbers, "adl": 10**9},
+            {"type": "adlFill", **numbers, "adl": 10**9, "account": "a1", "lots": 1},
+            {"type": "adlFill", **numbers, "adl": chance.randint(1, 50), "account": "nobody", "lots": 1},
+            {"type": "adlFill", **numbers, "adl": 0, "account": "a1", "lots": 1},
+        )
+    )
+
+
+def _wrong_state(chance: random.Random, symbol: str) -> dict[str, Any]:
+    mark = {"type": "mark", "symbol": symbol, "price": "1", "ts": BEGINNING_MS}
+    position = {"account": "a1", "lots": 1, "entryPrice": "1", "margin": "1"}
+    return chance.choice(
+        (
+            mark | {"price": "one"},
+            mark | {"symbol": "NOSUCH"},
+            mark | {"indexPrice": "1e5"},
+            mark | {"type": "position"},
+            {**mark, "type": "position", **position, "account": ""},
+            {"type": "rate", "currency": "U S D", "price": "1", "ts": BEGINNING_MS},
+        )
+    )
+
+
+def _wrong_listing(chance: random.Random, symbol: str) -> dict[str, Any]:
+    contract = {"symbol": symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}
+    wrong: dict[str, Any] = chance.choice(
+        (
+            {"multiplier": 0},
+            {"multiplier": "x"},
+            {"settleCurrency": "U/S"},
+            {"symbol": "a b"},
+            {"isInverse": "maybe"},
+            {"n": "\u0000"},
+        )
+    )
+    return {"type": "contract", "contract": contract | wrong}

@@ -4,22 +4,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fundsvc.config import CurrencyConfig
-from fundsvc.core.adl import AllocationState, OrderState
+from fundsvc.core.adl import OrderState
 from fundsvc.core.book import Book, Standing
 from fundsvc.core.chain import Entry
 from fundsvc.core.partition import Partition
+from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
 from tests.crash.letters import Letter
 
 
 @dataclass
 class Undisturbed:
-    """Per symbol: entries with their hashes, the fund at the end, its ADL orders, what these asked, and the book's ranks."""
+    """Per symbol: entries with their hashes, the fund, its ADL orders, their sealed records, and the ranks of its book."""
 
     lines: dict[str, list[tuple[Entry, bytes]]] = field(default_factory=dict)
     funds: dict[str, FundState] = field(default_factory=dict)
     orders: dict[str, list[OrderState]] = field(default_factory=dict)
-    allocations: list[AllocationState] = field(default_factory=list)
+    records: dict[str, list[tuple[AdlRecord, bytes]]] = field(default_factory=dict)
     ranks: dict[str, list[list[Standing]]] = field(default_factory=dict)
 
 
@@ -36,8 +37,9 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
         for entry, digest in zip(batch.entries, batch.hashes, strict=True):
             ledger.lines.setdefault(entry.symbol, []).append((entry, digest))
         for order in batch.orders.values():
-            ledger.orders.setdefault(order.symbol, []).append(order)
-        ledger.allocations += batch.allocations.values()
+            ledger.orders.setdefault(order.symbol, []).append(timeless(order))
+        for sealed in batch.records:
+            ledger.records.setdefault(sealed.record.symbol, []).append((sealed.record, sealed.hash))
         ledger.funds |= {state.symbol: state for state in batch.funds}
         ledger.ranks |= {contract.symbol: ranks(book) for contract, book in partition.books()}
     return ledger
@@ -53,4 +55,9 @@ def ranks(book: Book) -> list[list[Standing]]:
     """The positions of both sides by rank, with every number of it; empty without a mark."""
     if book.mark is None:
         return []
-    return [list(side.standings(side.ranking(book.mark).rows.tolist(), book.mark)) for side in book.sides.values()]
+    return [[side.standing(int(row), book.mark) for row in side.ranking(book.mark).rows] for side in book.sides.values()]
+
+
+def timeless(order: OrderState) -> OrderState:
+    """An order without the time at which its round began, which is the stream server's."""
+    return order._replace(round_ms=0)

@@ -4,17 +4,17 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fundsvc.store.database import open_pool
 from fundsvc.store.migrations import migrate
 from fundsvc.streams.client import open_client
-from tests.crash.disturbances import ALL, ESCALATING, ESSENTIAL, Disturbance, disturb
+from tests.crash.disturbances import ALL, ESCALATING, ESSENTIAL, STREAM_KEPT, Disturbance, disturb
 from tests.crash.exchange import write_escalations
 from tests.crash.letters import Letter, write_letters
 from tests.crash.oracle import Undisturbed, undisturbed
-from tests.crash.sender import Sender
+from tests.crash.sender import CarefulSender, Sender
 from tests.crash.verdict import differences
 from tests.crash.world import PARTITIONS, World, eventually
 
@@ -25,32 +25,40 @@ ENGINES = 2
 EVENTS_PER_SECOND = 400
 """Slow enough to be interrupted many times, fast enough that an owner is often within a transaction."""
 
-ESCALATION_STEPS = 6_000
-"""Fifteen seconds of them: what the kills take."""
-
 
 async def run_short(seed: int) -> None:
     """One disturbance of each kind; AssertionError when the ledger does not end as it should."""
     chance = random.Random(seed)
-    await _run(seed, _market(seed, 35), chance.sample(ESSENTIAL, len(ESSENTIAL)))
+    await _run(seed, _market(seed, 35), chance.sample(ESSENTIAL, len(ESSENTIAL)), Sender)
 
 
 async def run_escalations(seed: int) -> None:
-    """Deleveraging through kills: orders that are open then go on, on books that are what they would have been.
-
-    The stream keeps all its messages: positions and marks that it loses are the exchange's to send again, in its own way.
-    """
+    """Deleveraging through kills: orders that are open then go on, on books that are what they would have been."""
     chance = random.Random(seed)
-    letters = write_escalations(seed, PARTITIONS, ESCALATION_STEPS)
-    await _run(seed, letters, chance.sample(ESCALATING, len(ESCALATING)))
+    await _run(seed, _escalations(seed, 15), chance.sample(ESCALATING, len(ESCALATING)), CarefulSender)
 
 
 async def run_long(seed: int, minutes: float) -> None:
-    """Disturbances of all kinds until the time is over."""
-    chance = random.Random(seed)
-    end = time.monotonic() + minutes * 60
-    schedule = iter(lambda: chance.choice(ALL) if time.monotonic() < end else None, None)
-    await _run(seed, _market(seed, minutes * 60), schedule)
+    """Disturbances of all kinds until the time is over: half of it liquidations whose stream may lose its tail, half of it
+    deleveraging.
+    """
+    chance, seconds = random.Random(seed), minutes * 30
+    await _run(seed, _market(seed, seconds), _schedule(chance, ALL, seconds), Sender)
+    await _run(seed, _escalations(seed, seconds), _schedule(chance, STREAM_KEPT, seconds), CarefulSender)
+
+
+def _schedule(chance: random.Random, disturbances: Sequence[Disturbance], seconds: float) -> Iterator[Disturbance]:
+    """Disturbances for so long, each as often as the others."""
+    end = time.monotonic() + seconds
+    while True:
+        for disturbance in chance.sample(disturbances, len(disturbances)):
+            if time.monotonic() > end:
+                return
+            yield disturbance
+
+
+def _escalations(seed: int, seconds: float) -> list[Letter]:
+    return write_escalations(seed, PARTITIONS, int(seconds * EVENTS_PER_SECOND))
 
 
 def _market(seed: int, seconds: float) -> list[Letter]:
@@ -60,7 +68,7 @@ def _market(seed: int, seconds: float) -> list[Letter]:
     return write_letters(seed, PARTITIONS, max(fills, 2000), recording)
 
 
-async def _run(seed: int, letters: list[Letter], schedule: Iterable[Disturbance]) -> None:
+async def _run(seed: int, letters: list[Letter], schedule: Iterable[Disturbance], sender: type[Sender]) -> None:
     expected = undisturbed(letters, PARTITIONS)
     with tempfile.TemporaryDirectory(prefix="crash-") as directory:
         world = World(Path(directory))
@@ -69,20 +77,26 @@ async def _run(seed: int, letters: list[Letter], schedule: Iterable[Disturbance]
                 f"seed {seed}: {len(letters)} letters, {sum(map(len, expected.lines.values()))} entries expected"
             )
             await world.start_servers()
+            world.proxy.start()
             await migrate(world.servers.owner_dsn, PARTITIONS)
-            await _disturbed(world, random.Random(seed), letters, expected, schedule)
+            await _disturbed(world, random.Random(seed), letters, expected, schedule, sender)
         finally:
             world.end()
 
 
 async def _disturbed(
-    world: World, chance: random.Random, letters: list[Letter], expected: Undisturbed, schedule: Iterable[Disturbance]
+    world: World,
+    chance: random.Random,
+    letters: list[Letter],
+    expected: Undisturbed,
+    schedule: Iterable[Disturbance],
+    sends: type[Sender],
 ) -> None:
     for _ in range(ENGINES):
         world.start_engine()
     await eventually("the engines own all partitions", world.all_owned)
     async with open_pool(world.servers.dsn, 2) as pool, open_client(world.config.stream) as client:
-        sender = Sender(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world.timeline)
+        sender = sends(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world.timeline)
         calm = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(sender.send_all(calm, expected.funds))

@@ -1,13 +1,14 @@
 """What must be true in the end, whatever has happened in between."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from fundsvc.core.adl import AllocationState, OrderState
+from fundsvc.core.adl import OrderState
 from fundsvc.core.chain import Entry
-from fundsvc.core.events import Fill, Rejection
+from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
 from fundsvc.follower import Follower
 from fundsvc.metrics import Metrics
@@ -15,9 +16,12 @@ from fundsvc.store.database import SQL, open_pool
 from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
 from fundsvc.wire import Message, decode, raw_event
-from tests.crash.letters import NEVER_SETTLED, Letter
-from tests.crash.oracle import Undisturbed, ranks
+from tests.crash.letters import Element, Letter
+from tests.crash.oracle import Undisturbed, ranks, timeless
 from tests.crash.world import PARTITIONS, World
+
+Place = tuple[int, str, int]
+"""Partition, id of the message, position."""
 
 _ROLLUPS = "SELECT * FROM rollups ORDER BY symbol, hour"
 
@@ -29,7 +33,7 @@ async def differences(world: World, client: Client, letters: Sequence[Letter], e
         *await _entries(world, expected),
         *await _funds(world, expected),
         *await _orders(world, expected),
-        *await _allocations(world, expected),
+        *await _records(world, expected),
         *await _ranks(world, client, expected),
         *await _rejected(world, client, letters),
         *await _audit(world, expected),
@@ -64,13 +68,22 @@ async def _funds(world: World, expected: Undisturbed) -> list[str]:
 async def _orders(world: World, expected: Undisturbed) -> list[str]:
     rows = await world.fetch(f"SELECT {', '.join(OrderState._fields)} FROM adl_orders ORDER BY symbol, adl")
     theirs = [order for _, orders in sorted(expected.orders.items()) for order in orders]
-    return _unlike("ADL orders", [OrderState(*row) for row in rows], theirs)
+    return _unlike("ADL orders", [timeless(OrderState(*row)) for row in rows], theirs)
 
 
-async def _allocations(world: World, expected: Undisturbed) -> list[str]:
-    """Whom each round asked for how much and why, and what was executed of it."""
-    rows = await world.fetch(f"SELECT {', '.join(AllocationState._fields)} FROM adl_allocations")
-    return _unlike("allocations", sorted(AllocationState(*row) for row in rows), sorted(expected.allocations))
+async def _records(world: World, expected: Undisturbed) -> list[str]:
+    """Whom each round asked for how much and why, and what was executed: record for record and hash for hash."""
+    columns = ", ".join((*AdlRecord.__struct_fields__, "hash"))
+    found: dict[str, list[tuple[AdlRecord, bytes]]] = {}
+    for row in await world.fetch(f"SELECT {columns} FROM adl_records ORDER BY symbol, record"):
+        *values, digest = row.values()
+        found.setdefault(row["symbol"], []).append((AdlRecord(*values), digest))
+    symbols = sorted({*found, *expected.records})
+    return [
+        difference
+        for symbol in symbols
+        for difference in _unlike(f"ADL records of {symbol}", found.get(symbol, []), expected.records.get(symbol, []))
+    ]
 
 
 async def _ranks(world: World, client: Client, expected: Undisturbed) -> list[str]:
@@ -95,20 +108,34 @@ def _unlike(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
 
 
 async def _rejected(world: World, client: Client, letters: Sequence[Letter]) -> list[str]:
-    """All garbage that a stream still has is kept, once; what is kept beyond that was sent and lost with a tail."""
-    rows = await world.fetch("SELECT partition, stream_id, position, body, settled_at FROM rejected")
+    """All garbage that a stream still has is kept, once; what is kept beyond that was sent and is no longer in the stream."""
+    rows = await world.fetch("SELECT partition, stream_id, position, reason, body, settled_at FROM rejected")
     kept = {(row["partition"], row["stream_id"], row["position"]): row["body"] for row in rows}
-    surviving: dict[tuple[int, str, int], bytes] = {}
+    garbage = _sent(letters, lambda element: element.garbage)
+    provisional = _sent(letters, lambda element: element.provisional)
+    surviving: dict[Place, bytes] = {}
+    refusable: set[Place] = set()
     ids: set[tuple[int, str]] = set()
     for partition in range(PARTITIONS):
         async for message in _stream(client, partition):
             ids.add((partition, message.stream_id))
-            surviving |= {(partition, message.stream_id, position): body for position, body in _garbage(message)}
-    world.timeline.note(f"{len(kept)} events rejected, {len(surviving)} of them still in the streams")
-    sent = {raw for letter in letters for element in letter.elements if element.garbage for raw in _forms(letter, element)}
-    wrong = [f"garbage {key} is not kept as it was sent" for key, body in surviving.items() if kept.get(key) != body]
-    wrong += [f"{key} is rejected, but it was no garbage" for key in kept if key[:2] in ids and key not in surviving]
-    wrong += [f"{key} is rejected, but was never sent" for key, body in kept.items() if key[:2] not in ids and body not in sent]
+            bodies = {(partition, message.stream_id, position): body for position, body in _bodies(message)}
+            surviving |= {place: body for place, body in bodies.items() if body in garbage}
+            refusable |= {place for place, body in bodies.items() if body in provisional}
+    reasons = dict(Counter(row["reason"] for row in rows))
+    world.timeline.note(f"{len(kept)} events rejected, {len(surviving)} of them still in the streams: {reasons}")
+    sent, known = garbage | provisional, surviving.keys() | refusable
+    wrong = [
+        f"garbage {place} is not kept as it was sent: {body!r}" for place, body in surviving.items() if kept.get(place) != body
+    ]
+    wrong += [
+        f"{place} is rejected, but it was no garbage: {kept[place]!r}"
+        for place in kept
+        if place[:2] in ids and place not in known
+    ]
+    wrong += [
+        f"{place} is rejected, but was never sent" for place, body in kept.items() if place[:2] not in ids and body not in sent
+    ]
     wrong += [f"garbage {row['stream_id']} was settled" for row in rows if row["settled_at"]]
     return wrong
 
@@ -121,14 +148,20 @@ async def _stream(client: Client, partition: int) -> Any:
         last = messages[-1].stream_id
 
 
-def _garbage(message: Message) -> Iterable[tuple[int, bytes]]:
-    for position, event in enumerate(decode(message)):
-        if isinstance(event, Rejection) or (isinstance(event, Fill) and event.seq == NEVER_SETTLED):
+def _bodies(message: Message) -> Iterable[tuple[int, bytes]]:
+    """The events of a message and where they stand; not those that an operator sends again, which have a place already."""
+    if not message.replay_of:
+        for position in range(len(decode(message))):
             yield position, raw_event(message, position)
 
 
-def _forms(letter: Letter, element: Any) -> Iterable[bytes]:
-    """The bytes under which a piece of garbage may be kept: its own, or the fields of a message that has no codec."""
+def _sent(letters: Sequence[Letter], chosen: Callable[[Element], bool]) -> set[bytes]:
+    """The bytes under which the chosen elements may be kept."""
+    return {raw for letter in letters for element in letter.elements if chosen(element) for raw in _forms(letter, element)}
+
+
+def _forms(letter: Letter, element: Element) -> Iterable[bytes]:
+    """An element's own bytes, or the fields of a message that has no codec."""
     raw = element.raw(letter.field)
     return (raw, b"\x92" + b"\xc4\x03xml" + b"\xc4" + bytes([len(raw)]) + raw) if letter.field == "xml" else (raw,)
 

@@ -15,6 +15,7 @@ import psutil
 
 from fundsvc.config import Config, DatabaseConfig, StreamConfig
 from fundsvc.embedded import EmbeddedServers
+from tests.crash.proxy import Proxy
 
 PARTITIONS = 4
 RECOVERY_SECONDS_MAX = 30.0
@@ -91,6 +92,7 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.servers = EmbeddedServers(directory)
+        self.proxy = Proxy(directory / "proxy", directory / "run")
         self.timeline = Timeline()
         self.engines: list[EngineProcess] = []
         self.failures: list[str] = []
@@ -104,10 +106,10 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same for processes."""
+        """The same for processes, which speak to PostgreSQL through the proxy."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("FUNDSVC_")}
         return ours | {
-            "FUNDSVC_DATABASE_DSN": self.servers.dsn,
+            "FUNDSVC_DATABASE_DSN": self.servers.dsn.removesuffix("run") + "proxy",
             "FUNDSVC_STREAM_URL": self.servers.stream_url,
             "FUNDSVC_STREAM_PARTITIONS": str(PARTITIONS),
             "FUNDSVC_LOG_FORMAT": "json",
@@ -131,7 +133,8 @@ class World:
             self.engines.remove(engine)
             if engine.name:
                 self.failures.append(f"{engine} ended by itself with {engine.process.returncode}:\n{engine.log[-2000:]}")
-            self.timeline.note(f"{engine} ended with {engine.process.returncode}, starting {self.start_engine()}")
+            said = engine.log.strip()[-200:]
+            self.timeline.note(f"{engine} ended with {engine.process.returncode}, starting {self.start_engine()}: {said}")
 
     async def stop_engines(self) -> None:
         """Ends all engines as an operator does; they must be done within five seconds."""
@@ -147,7 +150,16 @@ class World:
         for engine in self.engines:
             if engine.running:
                 engine.kill()
+        self.proxy.stop()
         self.servers.stop()
+
+    async def execute(self, statement: str) -> None:
+        """Runs a statement as the superuser, outside a transaction."""
+        connection = await asyncpg.connect(self.servers.owner_dsn, timeout=5, command_timeout=30)
+        try:
+            await connection.execute(statement)
+        finally:
+            connection.terminate()
 
     async def fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
         """Rows as the superuser sees them."""

@@ -12,7 +12,7 @@ from fundsvc.api.venues.binance import Binance
 from fundsvc.api.venues.bybit import Bybit
 from fundsvc.api.venues.facade import Funds
 from fundsvc.api.venues.gate import Gate
-from fundsvc.api.venues.okx import Okx
+from fundsvc.api.venues.okx import Okx, Summary
 from fundsvc.config import Venue
 from fundsvc.core.policy import Policy
 from fundsvc.store.histories import Histories
@@ -22,6 +22,7 @@ from fundsvc.store.reader import Reader
 def venue_endpoints(
     names: Iterable[Venue],
     funds: Funds,
+    summary: Summary,
     deleveraging: DeleveragingResources,
     reader: Reader,
     histories: Histories,
@@ -32,6 +33,6 @@ def venue_endpoints(
         "binance": Binance(funds, deleveraging).endpoints,
         "bybit": Bybit(funds, policy_of).endpoints,
         "gate": Gate(funds, histories, deleveraging).endpoints,
-        "okx": Okx(funds, reader, histories).endpoints,
+        "okx": Okx(summary, reader, histories).endpoints,
     }
     return tuple(endpoint for name in dict.fromkeys(names) for endpoint in served[name])

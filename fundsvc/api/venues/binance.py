@@ -10,7 +10,7 @@ from fundsvc.api.adl_answers import PositionAnswer, PositionsAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
-from fundsvc.api.parameters import AccountQuery, Query
+from fundsvc.api.parameters import AccountQuery, Parameters
 from fundsvc.api.tokens import Caller
 from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, code_of, of
 from fundsvc.core.events import Identifier, Symbol
@@ -27,7 +27,7 @@ CODES = {BadParameter: -1130, NotFound: -1121, NoToken: -2014, Forbidden: -2015,
 """Binance's codes; the last says that something is wrong on this side, and to try again."""
 
 
-class SymbolQuery(Query, frozen=True):
+class SymbolQuery(Parameters, frozen=True):
     """One contract, or all."""
 
     symbol: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.errors import BadParameter, NotFound, Problem, TooManyRequests
-from fundsvc.api.parameters import Query
+from fundsvc.api.parameters import Parameters
 from fundsvc.api.venues.facade import SECOND_MS, Funds, Refusal, Venue, code_of, newest, of
 from fundsvc.core.events import Currency, Symbol
 from fundsvc.core.policy import Policy
@@ -29,7 +29,7 @@ WHOLE = -1.0
 Coin = Annotated[Currency, msgspec.Meta(description="a settlement currency, in upper case")]
 
 
-class InsuranceQuery(Query, frozen=True):
+class InsuranceQuery(Parameters, frozen=True):
     """Pools of a `coin`, or all."""
 
     coin: Coin | UnsetType = UNSET

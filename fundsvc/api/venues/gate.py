@@ -10,7 +10,7 @@ from fundsvc.api.adl_answers import DeleveragedAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
-from fundsvc.api.parameters import AccountQuery, Query
+from fundsvc.api.parameters import AccountQuery, Parameters
 from fundsvc.api.tokens import Caller
 from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue, code_of
 from fundsvc.core.events import Symbol
@@ -40,13 +40,13 @@ Limit = Annotated[int, msgspec.Meta(ge=1, le=RECORDS_MAX)]
 Second = Annotated[int, msgspec.Meta(ge=0, le=2**53, description="a time in seconds")]
 
 
-class InsuranceQuery(Query, frozen=True):
+class InsuranceQuery(Parameters, frozen=True):
     """The last `limit` days."""
 
     limit: Limit = RECORDS
 
 
-class DeleveragedQuery(Query, frozen=True, rename={"start": "from"}):
+class DeleveragedQuery(Parameters, frozen=True, rename={"start": "from"}):
     """Of one contract or all; from and to a time, or at one; the newest first, after `offset` of them."""
 
     contract: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
@@ -118,7 +118,7 @@ class Gate:
         days = await self._histories.days(currency, query.limit, _now())
         return [Record(day.start // SECOND_MS, format_units(day.balance, day.decimals)) for day in days]
 
-    async def risks(self, query: Query, settle: str) -> Risks:  # noqa: ARG002 - there is nothing to ask
+    async def risks(self, query: Parameters, settle: str) -> Risks:  # noqa: ARG002 - there is nothing to ask
         """Whether ADL is near, by contract."""
         return Risks(settle, {fund.symbol: Risk(RISK_STATES[fund.state], _now()) for fund in await self._of(settle)})
 

@@ -1,17 +1,17 @@
 """OKX's public insurance-fund path: a contract's ledger as typed changes, newest first, paged by time."""
 
-from collections.abc import Sequence
-from decimal import Decimal
-from typing import Annotated, Literal
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.answers import FundAnswer
 from fundsvc.api.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
-from fundsvc.api.parameters import Query
+from fundsvc.api.fund_answers import SummaryAnswer
+from fundsvc.api.parameters import Parameters, Query
 from fundsvc.api.serving import listed
-from fundsvc.api.venues.facade import Funds, Refusal, Venue, code_of
+from fundsvc.api.venues.facade import Refusal, Venue, code_of
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Currency, Symbol, Timestamp
@@ -19,12 +19,20 @@ from fundsvc.core.numbers import INT64_MAX, format_units
 from fundsvc.store.histories import Histories, TurnRow
 from fundsvc.store.reader import EntryRow, Listed, Reader
 
+R = TypeVar("R", TurnRow, EntryRow)
+
 InstrumentType = Literal["MARGIN", "SWAP", "FUTURES", "OPTION"]
 Change = Literal["regular_update", "liquidation_balance_deposit", "bankruptcy_loss", "platform_revenue", "adl"]
 AdlType = Literal["", "bal_adl_start", "adl_end"]
 
 DETAILS_MAX = 100
 """OKX's own limit and default for a page."""
+
+CHANGES_MAX = 20_000
+"""Changes of one time that a page may have: twice the events of a message, and some 20 MB while it is made."""
+
+READ_MAX = 500
+"""Entries read at once: a few milliseconds of the loop."""
 
 INSTRUMENTS: dict[str, InstrumentType] = {"FFWCSX": "SWAP", "FFICSX": "FUTURES"}
 """By KuCoin's types of contracts, perpetual and dated; a listing without a type is taken for a perpetual, as most are."""
@@ -42,10 +50,11 @@ CODES = {MissingParameter: "50014", BadParameter: "51000", NotFound: "51001", To
 """OKX's codes; the last says that the service is not available for now."""
 
 
-class FundQuery(Query, frozen=True):
+class FundQuery(Parameters, frozen=True):
     """Changes of a contract's fund, newest first: those before the time `after` and after the time `before`, as OKX has it.
 
-    A page ends between two times, not within one, unless all of it is of one. `instFamily` or `uly` names the contract.
+    A page ends between two times, never within one: where all of it is of one time, it has all changes of that time, even
+    beyond its limit. `instFamily` or `uly` names the contract.
     """
 
     inst_type: Annotated[InstrumentType, msgspec.Meta(description="SWAP is a perpetual, FUTURES a dated contract")]
@@ -88,11 +97,15 @@ class Answered(msgspec.Struct, frozen=True):
     data: list[Fund]
 
 
+Summary = Callable[[Query], Awaitable[SummaryAnswer]]
+"""All funds in sum, as our own resource answers it."""
+
+
 class Okx:
     """Answers from the ledger's entries and orders."""
 
-    def __init__(self, funds: Funds, reader: Reader, histories: Histories) -> None:
-        self._funds = funds
+    def __init__(self, summary: Summary, reader: Reader, histories: Histories) -> None:
+        self._summary = summary
         self._reader = reader
         self._histories = histories
         self.endpoints = (VENUE.endpoint("/api/v5/public/insurance-fund", self.insurance_fund),)
@@ -108,20 +121,50 @@ class Okx:
         if _instrument(found) != query.inst_type or query.ccy not in (UNSET, found.contract.settle_currency):
             return Answered("0", "", [])
         details = _page(await self._details(query, found.contract), query.limit)
-        return Answered("0", "", [Fund(_total(await self._funds()), symbol, query.inst_type, details)])
+        total = (await self._summary(Query())).total_usdt or ""
+        return Answered("0", "", [Fund(total, symbol, query.inst_type, details)])
 
     async def _details(self, query: FundQuery, contract: Contract) -> list[Detail]:
-        """Changes within the query's times, newest first, at least one more than its limit if there are more."""
+        """Changes within the query's times, newest first: at least `limit` where there are as many, with none left out."""
         start = 0 if query.before is UNSET else query.before + 1
         end = INT64_MAX if query.after is UNSET else query.after - 1
-        symbol, count = contract.symbol, query.limit + 1
         details: list[Detail] = []
         if query.type in (UNSET, "adl"):
-            details += [_turn(turn, contract) for turn in await self._histories.turns(symbol, start, end, count)]
+            read_turns = partial(self._histories.turns, contract.symbol)
+            details += [_turn(turn, contract) for turn in await _newest(read_turns, start, end, query.limit)]
         for kind in _kinds(query.type):
-            entries = await self._reader.history(symbol, count=count, kind=kind, start_ms=start, end_ms=end)
-            details += [_change(entry, contract) for entry in entries]
+            read_entries = partial(self._entries, contract.symbol, kind)
+            details += [_change(entry, contract) for entry in await _newest(read_entries, start, end, query.limit)]
         return sorted(details, key=lambda detail: int(detail.ts), reverse=True)
+
+    async def _entries(self, symbol: str, kind: Kind | None, start: int, end: int, count: int) -> list[EntryRow]:
+        """The last `count` entries within a time, read a little at a time."""
+        found: list[EntryRow] = []
+        while len(found) < count:
+            offset, part = found[-1].entry if found else None, min(READ_MAX, count - len(found))
+            rows = await self._reader.history(symbol, count=part, offset=offset, kind=kind, start_ms=start, end_ms=end)
+            found += rows
+            if len(rows) < part:
+                break
+        return found
+
+
+async def _newest(read: Callable[[int, int, int], Awaitable[Sequence[R]]], start: int, end: int, limit: int) -> Sequence[R]:
+    """All rows since some time, at least `limit` where there are as many.
+
+    The last rows need not have the latest times, as entries may be late. So the time of the last one that is wanted only says
+    since when to read all rows; too many of these say a later time.
+    """
+    since, found, asked = start, await read(start, end, limit), limit
+    while len(found) == asked:
+        before, since = since, sorted((row.ts for row in found), reverse=True)[limit - 1]
+        if since == before and asked > limit:
+            raise BadParameter(
+                f"over {CHANGES_MAX} changes are of the time {since}: read /api/v1/insurance-fund/…/history instead"
+            )
+        asked = CHANGES_MAX + 1
+        found = await read(since, end, asked)
+    return found
 
 
 def _instrument(found: Listed) -> InstrumentType:
@@ -141,7 +184,7 @@ def _page(details: list[Detail], limit: int) -> list[Detail]:
     if len(details) <= limit:
         return details
     whole = [detail for detail in details[:limit] if detail.ts != details[limit].ts]
-    return whole or details[:limit]
+    return whole or [detail for detail in details if detail.ts == details[0].ts]
 
 
 def _change(entry: EntryRow, contract: Contract) -> Detail:
@@ -159,11 +202,6 @@ def _turn(turn: TurnRow, contract: Contract) -> Detail:
     balance = "" if turn.balance is None else format_units(turn.balance, contract.settle_decimals)
     adl_type: AdlType = "bal_adl_start" if turn.began else "adl_end"
     return Detail(balance=balance, ccy=contract.settle_currency, ts=str(turn.ts), type="adl", adl_type=adl_type)
-
-
-def _total(funds: Sequence[FundAnswer]) -> str:
-    worth = [fund.balance_usdt for fund in funds]
-    return "" if None in worth else f"{sum(map(Decimal, filter(None, worth))):f}"
 
 
 def _refuse(problem: Problem) -> Refusal:

@@ -5,7 +5,7 @@ from functools import partial
 
 from fundsvc.api.cached import CachedFunds
 from fundsvc.api.websocket.client import Client
-from fundsvc.api.websocket.frames import push
+from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.topics import Refused, check_listed, insist
 from fundsvc.metrics import Metrics
 from fundsvc.tail import Change, Tail
@@ -40,7 +40,7 @@ class Balances:
         frames = await insist(partial(self._snapshot, part))
         self._clients[part].add(client)
         for symbol, frame in frames.items():
-            client.send_latest(symbol, frame)
+            client.push_latest(symbol, frame)
 
     def leave(self, client: Client, part: str) -> None:
         """Ends that."""
@@ -53,12 +53,12 @@ class Balances:
             if clients:
                 frame = self._frame(fund.symbol)
                 for client in clients:
-                    client.send_latest(fund.symbol, frame)
+                    client.push_latest(fund.symbol, frame)
                 self._metrics.websocket_frames.inc(len(clients))
 
-    async def _snapshot(self, part: str) -> dict[str, bytes]:
+    async def _snapshot(self, part: str) -> dict[str, Frames]:
         """Funds as they are; raises StoreFault while what they are valued by was never read, which is over once and for all."""
         return {symbol: self._frame(symbol) for symbol in (self._tail.funds if part == ALL else [part])}
 
-    def _frame(self, symbol: str) -> bytes:
+    def _frame(self, symbol: str) -> Frames:
         return push(f"{self.path}:{symbol}", "balance.change", self._funds.data(symbol))

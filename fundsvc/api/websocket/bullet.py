@@ -16,6 +16,7 @@ from fundsvc.api.answers import Answer, Envelope
 from fundsvc.api.cached import CachedFunds
 from fundsvc.api.endpoints import JSON, Endpoint, Media
 from fundsvc.api.errors import BadParameter, Unavailable, WrongToken
+from fundsvc.api.integers import NUMBERS, Numbers
 from fundsvc.api.websocket.balances import Balances
 from fundsvc.api.websocket.client import CLOSE_SECONDS_MAX, Client
 from fundsvc.api.websocket.connection import Connection
@@ -93,6 +94,7 @@ class Live:
     async def connect(self, request: web.Request) -> web.WebSocketResponse:
         """A connection, from its handshake to its end."""
         account = self._account(request.query.get("token", ""))
+        numbers = _numbers(request.query.get("numbers", NUMBERS[0]))
         if len(self._clients) >= self._config.websocket.clients_max:
             raise Unavailable("there are as many connections as are allowed: try again later, or another server")
         socket = web.WebSocketResponse(
@@ -111,6 +113,7 @@ class Live:
                 tasks.create_task,
                 self._metrics,
                 account=account,
+                numbers=numbers,
                 queue_bytes_max=self._config.websocket.queue_bytes_max,
             )
             with self._counted(client):
@@ -164,6 +167,14 @@ class Live:
         finally:
             self._clients.remove(client)
             self._metrics.websocket_clients.dec()
+
+
+def _numbers(given: str) -> Numbers:
+    """How a connection's integers are written; raises BadParameter."""
+    for numbers in NUMBERS:
+        if given == numbers:
+            return numbers
+    raise BadParameter(f"numbers must be one of {', '.join(NUMBERS)}")
 
 
 @asynccontextmanager

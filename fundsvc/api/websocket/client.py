@@ -11,7 +11,8 @@ from typing import Any
 from aiohttp import WSCloseCode
 from aiohttp.abc import AbstractStreamWriter
 
-from fundsvc.api.websocket.frames import close
+from fundsvc.api.integers import Numbers
+from fundsvc.api.websocket.frames import Frames, close
 from fundsvc.metrics import Metrics
 
 CLOSE_SECONDS_MAX = 5.0
@@ -22,7 +23,10 @@ Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
 class Client:
-    """A connected client; `account` is the one that it may see, "" without a trader's token."""
+    """A connected client; `account` is the one that it may see, "" without a trader's token.
+
+    `numbers` is how the integers of its pushes are written.
+    """
 
     def __init__(
         self,
@@ -32,9 +36,11 @@ class Client:
         metrics: Metrics,
         *,
         account: str,
+        numbers: Numbers,
         queue_bytes_max: int,
     ) -> None:
         self.account = account
+        self.numbers = numbers
         self.over = False
         self._writer = writer
         self._transport = transport
@@ -55,8 +61,13 @@ class Client:
         else:
             self._write(frames)
 
-    def send_latest(self, key: str, frame: bytes) -> None:
-        """Sends a frame that replaces an earlier one with its key, should that still wait."""
+    def push(self, frames: Frames) -> None:
+        """Sends pushes of which none may be missed."""
+        self.send(frames.written(self.numbers))
+
+    def push_latest(self, key: str, frames: Frames) -> None:
+        """Sends a push that replaces an earlier one with its key, should that still wait."""
+        frame = frames.written(self.numbers)
         if self._late:
             self._late[key] = frame
         elif self._full():

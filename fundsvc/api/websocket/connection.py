@@ -68,6 +68,11 @@ class Connection:
         except TimeoutError:
             self._client.end(WSCloseCode.POLICY_VIOLATION, f"nothing was heard for {silence:g} s: send a ping now and then")
             return True
+        if message.type is WSMsgType.BINARY:
+            self._client.end(
+                WSCloseCode.UNSUPPORTED_DATA, "binary frames are not read: send each message as a text frame of JSON"
+            )
+            return True
         if message.type is not WSMsgType.TEXT:
             return False
         if self._says_too_much():
@@ -99,6 +104,8 @@ class Connection:
         except Refused as refused:
             self._client.send(error(command.id, refused.code, str(refused)))
             return
+        if command.numbers is not UNSET:
+            self._client.numbers = command.numbers
         if command.response:
             self._client.send(ack(command.id))
         for part in parts:

@@ -9,7 +9,7 @@ from aiohttp import WSCloseCode
 
 from fundsvc.api.answers import entry_answer
 from fundsvc.api.websocket.client import Client
-from fundsvc.api.websocket.frames import push
+from fundsvc.api.websocket.frames import Frames, joined, push
 from fundsvc.api.websocket.topics import check_listed
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault
@@ -69,7 +69,7 @@ class Entries:
                 rows = list(found)
                 frames = self._frames(symbol, rows)
                 for client in clients:
-                    client.send(frames)
+                    client.push(frames)
                 self._metrics.websocket_frames.inc(len(rows) * len(clients))
 
     async def _reaches(self, symbol: str, entry: int) -> bool:
@@ -90,10 +90,10 @@ class Entries:
         if not rows:  # The database is away, or it is a replica that is behind the one that the tail hears.
             await asyncio.sleep(RETRY_SECONDS)
             return told
-        client.send(self._frames(symbol, rows))
+        client.push(self._frames(symbol, rows))
         self._metrics.websocket_frames.inc(len(rows))
         return rows[-1].entry
 
-    def _frames(self, symbol: str, rows: Iterable[EntryRow]) -> bytes:
+    def _frames(self, symbol: str, rows: Iterable[EntryRow]) -> Frames:
         topic, contract = f"{self.path}:{symbol}", self._tail.contracts[symbol]
-        return b"".join(push(topic, "entry", entry_answer(row, contract)) for row in rows)
+        return joined(push(topic, "entry", entry_answer(row, contract)) for row in rows)

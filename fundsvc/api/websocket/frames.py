@@ -1,10 +1,13 @@
 """What is sent, as bytes: messages in KuCoin's shapes, each made once however many clients it goes to."""
 
+from collections.abc import Iterable
 from struct import Struct
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
+
+from fundsvc.api.integers import Numbers, written
 
 LENGTH_7_BITS_MAX = 125
 LENGTH_16_BITS_MAX = 0xFFFF
@@ -28,6 +31,25 @@ class _Message(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True)
     data: Any = UNSET
 
 
+class Frames:
+    """Pushes, in order, as the bytes that any number of clients are sent: made once for each way to write integers."""
+
+    def __init__(self, payloads: Iterable[bytes]) -> None:
+        self.payloads = tuple(payloads)
+        self._written: dict[Numbers, bytes] = {}
+
+    def written(self, numbers: Numbers) -> bytes:
+        """The frames, with integers as numbers or as strings."""
+        if numbers not in self._written:
+            self._written[numbers] = b"".join(_frame(written(payload, numbers)) for payload in self.payloads)
+        return self._written[numbers]
+
+
+def joined(pushes: Iterable[Frames]) -> Frames:
+    """Several pushes in one piece."""
+    return Frames(payload for frames in pushes for payload in frames.payloads)
+
+
 def welcome(connect_id: str) -> bytes:
     """The first message of a connection."""
     return _text(_Message(id=connect_id, type="welcome"))
@@ -48,10 +70,11 @@ def error(message_id: Id, code: int, detail: str) -> bytes:
     return _text(_Message(id=message_id, type="error", code=code, data=detail))
 
 
-def push(topic: str, subject: str, data: object, *, private: bool = False) -> bytes:
+def push(topic: str, subject: str, data: object, *, private: bool = False) -> Frames:
     """Something new in a topic."""
     channel = "private" if private else UNSET
-    return _text(_Message(topic=topic, type="message", channel_type=channel, subject=subject, data=data))
+    message = _Message(topic=topic, type="message", channel_type=channel, subject=subject, data=data)
+    return Frames((msgspec.json.encode(message),))
 
 
 def close(code: int, reason: str) -> bytes:
@@ -61,8 +84,11 @@ def close(code: int, reason: str) -> bytes:
 
 
 def _text(message: _Message) -> bytes:
+    return _frame(msgspec.json.encode(message))
+
+
+def _frame(payload: bytes) -> bytes:
     """A whole, unmasked text frame (RFC 6455, section 5.2): a server's frames are the same for every client."""
-    payload = msgspec.json.encode(message)
     length = len(payload)
     if length <= LENGTH_7_BITS_MAX:
         return _TEXT_7(_WHOLE_TEXT, length) + payload

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from fundsvc.api.adl_answers import order_answers
 from fundsvc.api.websocket.client import Client
-from fundsvc.api.websocket.frames import push
+from fundsvc.api.websocket.frames import Frames, joined, push
 from fundsvc.api.websocket.topics import Refused, check_listed, insist
 from fundsvc.metrics import Metrics
 from fundsvc.store.deleveragings import Deleveragings, OrderRow
@@ -51,7 +51,7 @@ class Orders:
         async with self._telling:
             # What changes from here on is told after these.
             self._clients[part].add(client)
-            client.send(await self._frames(part, self._tail.open_orders(part)))
+            client.push(await self._frames(part, self._tail.open_orders(part)))
 
     def leave(self, client: Client, part: str) -> None:
         """Ends that."""
@@ -69,11 +69,11 @@ class Orders:
             rows = list(orders)
             frames = await self._frames(symbol, rows)
             for client in self._clients[symbol]:
-                client.send(frames)
+                client.push(frames)
             self._metrics.websocket_frames.inc(len(rows) * len(self._clients[symbol]))
 
-    async def _frames(self, symbol: str, rows: Sequence[OrderRow]) -> bytes:
+    async def _frames(self, symbol: str, rows: Sequence[OrderRow]) -> Frames:
         """The orders as they are sent, once the database has told their rounds."""
         topic, contract = f"{self.path}:{symbol}", self._tail.contracts[symbol]
         answers = await insist(lambda: order_answers(self._ledger, rows, contract)) if rows else []
-        return b"".join(push(topic, "order.change", answer) for answer in answers)
+        return joined(push(topic, "order.change", answer) for answer in answers)

@@ -9,7 +9,7 @@ import msgspec
 
 from fundsvc.api.adl_answers import PositionAnswer, deleveraged_answer, position_answer
 from fundsvc.api.websocket.client import Client
-from fundsvc.api.websocket.frames import push
+from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.topics import Refused, insist
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.follower import Follower, NotFollowed
@@ -76,7 +76,7 @@ class Positions:
                 list(self._changed_lights(account))
             seen = self._clients[account][client] = {}
             for answer in self._shown[account].values():
-                client.send(self._lights(answer))
+                client.push(self._lights(answer))
             await self._begin(client, seen, after)
 
     def leave(self, client: Client, part: str) -> None:  # noqa: ARG002 - there is but one
@@ -99,7 +99,7 @@ class Positions:
         for reduction in await insist(lambda: self._ledger.reductions_since(client.account, since)):
             frame = self._news(reduction, seen)
             if frame and after is not None and reduction.updated_at >= since:
-                client.send(frame)
+                client.push(frame)
 
     async def _tell_reductions(self, orders: Collection[OrderKey]) -> None:
         for reduction in await insist(lambda: self._ledger.reductions(orders, list(self._clients))):
@@ -107,7 +107,7 @@ class Positions:
                 if frame := self._news(reduction, seen):
                     self._send((client,), frame)
 
-    def _news(self, reduction: Reduction, seen: Seen) -> bytes | None:
+    def _news(self, reduction: Reduction, seen: Seen) -> Frames | None:
         """The frame that tells of a reduction, unless a client has seen it as it is."""
         row = reduction.row
         key = row.symbol, row.adl, row.round
@@ -117,7 +117,7 @@ class Positions:
         answer = deleveraged_answer(row, self._tail.contracts[row.symbol])
         return push(self.path, "position.deleveraged", answer, private=True)
 
-    def _changed_lights(self, account: str) -> Iterator[bytes]:
+    def _changed_lights(self, account: str) -> Iterator[Frames]:
         """Frames of an account's positions whose lights are not what was shown; nothing while the books are loaded."""
         try:
             present = {(answer.symbol, answer.side): answer for answer in self._present(account)}
@@ -136,12 +136,12 @@ class Positions:
             for side, row in view.book.positions(account):
                 yield position_answer(view, side, row, self._follower.rank(view, side, account))
 
-    def _lights(self, answer: PositionAnswer) -> bytes:
+    def _lights(self, answer: PositionAnswer) -> Frames:
         return push(self.path, "position.lights", answer, private=True)
 
-    def _send(self, clients: Iterable[Client], frame: bytes) -> None:
+    def _send(self, clients: Iterable[Client], frame: Frames) -> None:
         for client in clients:
-            client.send(frame)
+            client.push(frame)
             self._metrics.websocket_frames.inc()
 
 

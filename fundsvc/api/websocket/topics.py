@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from fundsvc.api.integers import Numbers
 from fundsvc.api.parameters import Entry
 from fundsvc.api.websocket.client import Client
 from fundsvc.api.websocket.frames import Id
@@ -30,7 +31,7 @@ class Refused(Exception):
 class Command(msgspec.Struct, rename="camel"):
     """A client's message. `after` is where a topic goes on: an entry, or for private positions a time (ms).
 
-    Whatever else it holds is KuCoin's and means nothing here.
+    `numbers` is how integers are written from then on. Whatever else it holds is KuCoin's and means nothing here.
     """
 
     type: Literal["ping", "subscribe", "unsubscribe"]
@@ -38,6 +39,7 @@ class Command(msgspec.Struct, rename="camel"):
     topic: str = ""
     response: bool = False
     after: Entry | UnsetType = UNSET
+    numbers: Numbers | UnsetType = UNSET
 
 
 class Topic(Protocol):

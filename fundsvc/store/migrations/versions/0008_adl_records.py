@@ -37,6 +37,7 @@ ALTER TABLE books
 CREATE TABLE adl_records (
     symbol text COLLATE "C" NOT NULL,
     record bigint NOT NULL CHECK (record > 0),
+    entry bigint NOT NULL CHECK (entry >= 0),
     kind text COLLATE "C" NOT NULL CHECK (kind IN ('order', 'round', 'part', 'execution', 'end')),
     adl bigint NOT NULL CHECK (adl > 0),
     round integer NOT NULL CHECK (round > 0),
@@ -113,7 +114,7 @@ def _records_of(connection: Connection, row: dict[str, Any]) -> Iterator[tuple[t
         order.round = number
         yield from _records_of_round(order, asked)
     if row["state"] == "uncovered":
-        yield ("end", order.adl, order.round, 0, order.ts, "", row["lots"] - row["executed"], b""), 0
+        yield (0, "end", order.adl, order.round, 0, order.ts, "", row["lots"] - row["executed"], b""), 0
 
 
 def _records_of_round(order: AdlOrder, asked: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[Any, ...], int]]:
@@ -123,12 +124,12 @@ def _records_of_round(order: AdlOrder, asked: Sequence[dict[str, Any]]) -> Itera
     terms = RoundTerms(mark, False, ranked, len(asked), sum(lists[-1]), *lists)
     seq = order.seq if order.round == 1 else 0
     for kind, body, first_rank in round_bodies(order, terms):
-        yield (kind, order.adl, order.round, seq, order.ts, "", 0, body), first_rank
+        yield (order.cause if order.round == 1 else 0, kind, order.adl, order.round, seq, order.ts, "", 0, body), first_rank
     reductions = Asked(terms)
     for place, each in enumerate(asked):
         if each["executed"]:
             body = reduced_body(reductions.reduced(place))
-            yield ("execution", order.adl, order.round, 0, order.ts, each["account"], each["executed"], body), 0
+            yield (0, "execution", order.adl, order.round, 0, order.ts, each["account"], each["executed"], body), 0
 
 
 def _insert(connection: Connection, sealed: SealedRecord) -> None:

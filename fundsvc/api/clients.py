@@ -1,0 +1,55 @@
+"""The client behind a request without a token: one IPv4 address, or one IPv6 /64, whatever way it is written."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+UNKNOWN = "unknown"
+"""The one client of all requests whose address cannot be read."""
+
+ADDRESS_LENGTH_MAX = 80
+"""Above the longest address with brackets, zone and port. Longer text is not an address, and is not cached."""
+
+ADDRESSES_CACHED_MAX = 10_000
+"""Some 2 MB; parsing takes microseconds, so a miss costs little."""
+
+SUBSCRIBER_BITS = 64
+"""The prefix that a provider assigns to one subscriber at the least (RFC 6177), who is free to use all of it."""
+
+_WITH_PORT = re.compile(r"\[(?P<bracketed>[^\]]*)\](?::\d+)?|(?P<dotted>[^\[\]]*\.\d+):\d+", re.ASCII)
+"""An IPv6 address in brackets, with a port or without, or an address with a dotted end, with a port."""
+
+
+def client_address(peer: str | None, forwarded: Sequence[str], proxies: int) -> str:
+    """The client of a request from `peer` with these X-Forwarded-For headers, behind `proxies` proxies of our own.
+
+    The outermost of our proxies wrote the entry that counts; a client may have written those before it. Without that entry the
+    peer is the client.
+    """
+    if proxies:
+        hops = ",".join(forwarded).split(",")
+        if len(hops) >= proxies and (hop := hops[-proxies].strip()):
+            return _client(hop)
+    return _client(peer or "")
+
+
+def _client(text: str) -> str:
+    return _parsed(text) if len(text) <= ADDRESS_LENGTH_MAX else UNKNOWN
+
+
+@lru_cache(ADDRESSES_CACHED_MAX)
+def _parsed(text: str) -> str:
+    text = text.strip('" \t')
+    found = _WITH_PORT.fullmatch(text)
+    try:
+        address = ip_address((found["bracketed"] or found["dotted"] or "") if found else text)
+    except ValueError:
+        return UNKNOWN
+    return str(_subscriber(address))
+
+
+def _subscriber(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Network:
+    if isinstance(address, IPv4Address):
+        return address
+    return address.ipv4_mapped or IPv6Network((int(address), SUBSCRIBER_BITS), strict=False)

@@ -1,0 +1,30 @@
+"""Which text may name a trade, an order, an account or a contract."""
+
+from fundsvc.core.events import Fill, Position, Rate, Reason, Rejection
+
+FORMULA_CHARACTERS = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
+"""A spreadsheet evaluates a CSV cell that begins with one of these, or their wide forms, also where the cell is quoted."""
+
+
+def is_identifier(text: str) -> bool:
+    """Whether a text is printable and no spreadsheet takes it for a formula."""
+    return text.isprintable() and text.lstrip()[:1] not in FORMULA_CHARACTERS
+
+
+def check_identifiers(event: Fill | Position | Rate) -> None:
+    """Raises Rejection for a field that is no identifier. A position that was opened under one may still be closed."""
+    for name, text in _named(event):
+        if not is_identifier(text):
+            raise Rejection(Reason.INVALID_FIELD, f"{name} {text!r} must be printable text that does not begin with = + - or @")
+    if isinstance(event, Rate) and not event.currency.isalnum():
+        raise Rejection(Reason.INVALID_FIELD, f"currency {event.currency!r} must be letters and digits")
+
+
+def _named(event: Fill | Position | Rate) -> tuple[tuple[str, str], ...]:
+    match event:
+        case Fill():
+            return ("tradeId", event.trade_id), ("orderId", event.order_id), ("account", event.account)
+        case Position(lots=lots) if lots:
+            return ("account", event.account), ("owner", event.owner)
+        case _:
+            return ()

@@ -1,0 +1,79 @@
+/**
+ * The ticks of a time axis: at whole units of the reader's clock and calendar. The axis itself is linear in moments, so it never
+ * runs back: where a clock is set back, its hour is on the axis twice.
+ */
+
+import { clock, day } from "./format.js";
+
+const SECOND_MS = 1000;
+const MINUTE_MS = 60 * SECOND_MS;
+const HOUR_MS = 60 * MINUTE_MS;
+const DAY_MS = 24 * HOUR_MS;
+
+/** Steps that divide a day. */
+const CLOCK_STEPS = [
+  ...[1, 2, 5, 10, 15, 30].map((seconds) => seconds * SECOND_MS),
+  ...[1, 2, 5, 10, 15, 30].map((minutes) => minutes * MINUTE_MS),
+  ...[1, 2, 3, 6, 12].map((hours) => hours * HOUR_MS),
+];
+
+const DAY_STEPS = [1, 2, 7, 14];
+const MONTH_STEPS = [1, 3, 6, 12, 24, 60, 120, 600, 1200, 6000, 12_000];
+
+/** A month at the longest. */
+const MONTH_MS = 31 * DAY_MS;
+
+/** Of the room of a tick, what its text needs to either side: so near to the beginning of an axis Plotly would hide it. */
+const HALF = 0.4;
+
+/** The ticks between `from` and `to` (ms), at most `room` or so, as moments and texts. */
+export function ticks(from, to, room) {
+  const least = (to - from) / room;
+  return ticksOf(from + HALF * least, to, least);
+}
+
+function ticksOf(from, to, least) {
+  const step = CLOCK_STEPS.find((length) => length >= least);
+  if (step) return clockTicks(from, to, step);
+  const days = DAY_STEPS.find((count) => count * DAY_MS >= least);
+  if (days) return dayTicks(from, to, days);
+  return monthTicks(from, to, MONTH_STEPS.find((count) => count * MONTH_MS >= least) ?? MONTH_STEPS.at(-1));
+}
+
+/** Zones differ from UTC by whole minutes, mostly by quarters of an hour: a grid in UTC meets all whole units of any clock. */
+function clockTicks(from, to, step) {
+  const grid = step < MINUTE_MS ? step : step < 5 * MINUTE_MS ? MINUTE_MS : 5 * MINUTE_MS;
+  const found = [];
+  for (let ts = Math.ceil(from / grid) * grid; ts <= to; ts += grid) if (sinceMidnight(new Date(ts)) % step === 0) found.push(ts);
+  const time = (ts) => (step < MINUTE_MS ? clock(ts) : clock(ts).slice(0, 5));
+  const startsDay = (ts, place) => place === 0 || day(ts) !== day(found[place - 1]);
+  return found.map((ts, place) => ({ ts, text: startsDay(ts, place) ? `${time(ts)}<br>${day(ts)}` : time(ts) }));
+}
+
+function sinceMidnight(date) {
+  return ((date.getHours() * 60 + date.getMinutes()) * 60 + date.getSeconds()) * SECOND_MS;
+}
+
+function dayTicks(from, to, step) {
+  const first = new Date(from);
+  const [year, month, date] = [first.getFullYear(), first.getMonth(), first.getDate()];
+  const beforeFirst = -(Date.UTC(year, month, date) / DAY_MS) % step;
+  return startsFrom((place) => new Date(year, month, date + beforeFirst + place * step), from, to, day);
+}
+
+function monthTicks(from, to, step) {
+  const first = new Date(from);
+  const months = first.getFullYear() * 12 + first.getMonth();
+  const begin = months - (months % step);
+  const text = (ts) => (step < 12 ? day(ts).slice(0, -3) : String(new Date(ts).getFullYear()));
+  return startsFrom((place) => new Date(0, begin + place * step - 1900 * 12, 1), from, to, text);
+}
+
+/** Those of the dates `dateAt(0)`, `dateAt(1)`, ... that lie within a time. */
+function startsFrom(dateAt, from, to, text) {
+  const found = [];
+  for (let place = 0, ts = dateAt(0).getTime(); ts <= to; ts = dateAt(++place).getTime()) {
+    if (ts >= from) found.push({ ts, text: text(ts) });
+  }
+  return found;
+}

@@ -1,0 +1,57 @@
+"""The long form of the fuzz test."""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import uvloop
+
+from fundsvc.config import Config, DatabaseConfig, StreamConfig
+from fundsvc.embedded import EmbeddedServers
+from fundsvc.store.migrations import migrate
+from tests.fuzz.run import Figures, fuzz
+
+TELL_MESSAGES = 20_000
+"""Forty chunks."""
+
+
+async def run(directory: Path, seed: int, count: int) -> Figures:
+    """Runs it on servers of its own."""
+    servers = EmbeddedServers(directory)
+    await asyncio.to_thread(servers.start)
+    try:
+        await migrate(servers.owner_dsn, 1)
+        database = DatabaseConfig(dsn=servers.dsn, owner_dsn=servers.owner_dsn)
+        config = Config(database=database, stream=StreamConfig(url=servers.stream_url))
+        return await fuzz(config, directory, seed, count, tell=tell)
+    finally:
+        servers.stop()
+
+
+def tell(figures: Figures) -> None:
+    """Prints the progress now and then."""
+    if figures.messages % TELL_MESSAGES == 0:
+        print(f"{figures.seconds:7.1f} s  {figures.messages:,} messages, {figures.events:,} events", flush=True)
+
+
+def main() -> None:
+    """Runs it; exits with 1 and says what was wrong when anything was."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--messages", type=int, default=100_000, help="how many to send")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeats the messages")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
+        figures = uvloop.run(run(Path(directory), arguments.seed, arguments.messages))
+    print(f"seed {figures.seed}: {figures.messages:,} messages, {figures.events:,} events in {figures.seconds:.0f} s")
+    print(f"outcomes: {dict(figures.outcomes)}")
+    print(f"reasons: {dict(figures.reasons)}")
+    print(f"longest hold {figures.hold_ms:.0f} ms, {figures.loads} loads, {figures.memory_mb:.0f} MB")
+    print("\n".join(figures.wrong))
+    sys.exit(1 if figures.wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""Messages of every kind: legal events of every type in both codecs, and the same damaged in every way.
+
+All choices come from one random.Random, or from hypothesis in its place, so that a seed repeats a run and a failure shrinks.
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+LISTED: Sequence[tuple[str, str, str | float, int]] = (
+    ("XBTUSDTM", "USDT", 0.001, 84_000),
+    ("PEPEUSDTM", "USDT", "1E+4", 1),
+    ("SOLUSDCM", "USDC", 0.1, 140),
+    ("XBTUSDM", "XBT", -1.0, 84_000),
+)
+"""Symbol, settlement currency, multiplier, and the price about which it trades."""
+
+STRANGE_SYMBOLS = ("NOSUCH", "A" * 64, "A" * 65, "", " ", ".", "..", "é😀", "a/b", "a\u0000b", "\u202e", "active", "S,1")
+ACCOUNTS = ("a1", "a2", "a3", "a4", "a5", "a6", "é😀", "B" * 64)
+STRANGE_TEXTS = ("", "x" * 65, "a\u0000b", "\u202e", "\ufdd0", "\U0010ffff", "=1+1", "\n", "<b>", "'; --", "é")
+STRANGE_NUMBERS: Sequence[Any] = (
+    *("0", "-1", "+1", "1e3", "1E400", "NaN", "Infinity", "-0", "0.000000000001", "0.0000000000001", "00001", ".5", "5."),
+    *("9223372.036854775807", "9" * 40, "9" * 41, "٣", " 1", "1 ", "1_000", "", "0x10", "1,5", 1, 1.5, None, True, [], {}),
+)
+STRANGE_INTEGERS: Sequence[Any] = (
+    *(0, -1, 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 2**64 - 1, 2**64, 10**30, 1.0, 1.5, 1e300),
+    *("5", "", None, True, [], {}, float("nan"), float("inf")),
+)
+TYPES = ("fill", "mark", "position", "snapshot", "adlFill", "adlEnd", "adlAck", "adlTimeout", "rate", "contract")
+STRANGE_TYPES: Sequence[Any] = ("deposit", "", "Fill", "fill ", "x" * 1000, None, 1, [], {}, True)
+
+TOKENS = (
+    *(
+        b"\\u0000",
+        b"\\ud800",
+        b"\\udc00",
+        b'"',
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b",",
+        b":",
+        b"-",
+        b"0",
+        b"9",
+        b"1e999",
+        b"null",
+        b"\x00",
+    ),
+    *("\u202e😀\ufdd0\U0010ffff".encode(), b"\xed\xa0\x80", b"\xff", b"\xcf" + b"\xff" * 8, b"\xcb\x7f\xf8" + bytes(6)),
+    *(b"\xd4\x05\x00", b"\x81\x90\x01", b"\xd6\xff\x00\x00\x00\x01", b"\xc4\x01\xff", b"\xc1", b"9223372036854775807"),
+    *(b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xef\xbb\xbf", b"//", b"\\", b"1e5", b"NaN"),
+)
+"""What text, numbers and structure can be broken with, in JSON and in MessagePack."""
+
+LEGAL_SHARE = 0.75
+"""Share of the events that are legal by themselves."""
+
+SEQUENCE_KEPT_SHARE = 0.999
+"""Share of the strange sequences that no contract can reach: the highest one would be the last of its contract."""
+
+BATTERED_SHARE = 0.06
+"""Share of the messages whose bytes are damaged."""
+
+EVENTS_MAX = 10_000
+"""A message may have as many."""
+
+Fields = tuple[bytes, ...]
+"""A stream entry: names and values in turn."""
+
+
+class Asked(NamedTuple):
+    """What a round of deleveraging asks of an account."""
+
+    symbol: str
+    adl: int
+    round: int
+    account: str
+    lots: int
+
+
+class Messages:
+    """Writes messages. `asked` is what deleveraging waits for: whoever reads the announcements puts it there."""
+
+    def __init__(self, chance: random.Random, now_ms: int) -> None:
+        self.asked: list[Asked] = []
+        self._chance = chance
+        self._now = now_ms
+        self._sequences: Counter[str] = Counter()
+        self._sent: list[dict[str, Any]] = []
+        self._writers: dict[str, Callable[[tuple[str, str, str | float, int]], dict[str, Any]]] = {
+            "fill": self._fill,
+            "mark": self._mark,
+            "position": self._position,
+            "snapshot": self._snapshot,
+            "adlFill": self._adl_fill,
+            "adlEnd": self._adl_end,
+            "adlAck": self._adl_ack,
+            "adlTimeout": self._adl_ack,
+            "rate": self._rate,
+            "contract": self._listing,
+        }
+
+    def listings(self) -> Fields:
+        """A message that lists all contracts."""
+        return b"json", msgspec.json.encode([{"type": "contract", **self._listing(contract)} for contract in LISTED])
+
+    def next(self) -> Fields:
+        """The next message."""
+        codec = self._chance.choice(("json", "msgpack"))
+        body = self._encode(self._content(), codec)
+        if self._chance.random() < BATTERED_SHARE:
+            body = self._battered(body)
+        return self._fields(codec.encode(), body)
+
+    def large(self) -> Iterator[Fields]:
+        """Messages as large as any may be, and some larger: one of each kind."""
+        for codec in ("json", "msgpack"):
+            unlisted = {**self._legal("mark"), "symbol": "NOSUCH"}
+            broken = {**self._legal("fill"), "lots": -1}
+            for content in (
+                [self._legal("position") | {"account": f"p{number}"} for number in range(EVENTS_MAX)],
+                [self._legal("fill") for _ in range(EVENTS_MAX)],
+                [unlisted] * EVENTS_MAX,
+                [broken] * EVENTS_MAX,
+                [unlisted] * (EVENTS_MAX + 1),
+                {"type": "contract", "contract": {"symbol": "BIGUSDTM", "note": "x" * 1_000_000}},
+                {**self._legal("fill"), "tradeId": "x" * 1_000_000},
+                ["x" * 1_000_000],
+            ):
+                yield codec.encode(), self._encode(content, codec)
+        yield b"json", b"[" * 1_000_000
+        yield b"msgpack", b"\x91" * 1_000_000
+        yield b"json", b"[" + b"null," * 1_000_000 + b"null]"
+
+    def _content(self) -> Any:
+        """One event, or an array of some, or something else altogether."""
+        kind = self._chance.random()
+        if kind < 0.4:
+            return self._event()
+        if kind < 0.97:
+            return [self._event() for _ in range(self._chance.randint(0, 6))]
+        return self._chance.choice((None, [], {}, [[self._event()]], [None], 7, "fill", [{"fill": self._event()}]))
+
+    def _event(self) -> Any:
+        if self._sent and self._chance.random() < 0.08:
+            return self._again(self._chance.choice(self._sent))
+        event = self._legal(self._chance.choice(TYPES))
+        if self._chance.random() < LEGAL_SHARE:
+            return event
+        return self._wrong(event)
+
+    def _legal(self, kind: str) -> dict[str, Any]:
+        event = {"type": kind, **self._writers[kind](self._chance.choice(LISTED))}
+        if "seq" in event:
+            self._sent = [*self._sent[-20:], event]
+        return event
+
+    def _again(self, event: dict[str, Any]) -> dict[str, Any]:
+        """An event that was sent before, as it was or with other content."""
+        if self._chance.random() < 0.7 or "lots" not in event:
+            return event
+        return event | {"lots": self._chance.randint(1, 1000)}
+
+    def _wrong(self, event: dict[str, Any]) -> Any:
+        """An event with something wrong in one field, or a field too many or too few."""
+        how = self._chance.randrange(10)
+        if how == 0:
+            return self._chance.choice((None, [], {}, "x", 1, [event]))
+        if how == 1:
+            return event | {self._chance.choice(("color", "", "Seq", "x" * 300)): self._chance.choice((1, None, "x"))}
+        name = self._chance.choice(list(event))
+        if how == 2:
+            return {key: value for key, value in event.items() if key != name}
+        return event | {name: self._strange(name)}
+
+    def _strange(self, name: str) -> Any:  # noqa: PLR0911 - a table of kinds
+        match name:
+            case "type":
+                return self._chance.choice((*STRANGE_TYPES, *TYPES))
+            case "symbol" | "currency":
+                return self._chance.choice(STRANGE_SYMBOLS)
+            case "price" | "bankruptcyPrice" | "entryPrice" | "margin" | "indexPrice":
+                return self._chance.choice(STRANGE_NUMBERS)
+            case "seq" if self._chance.random() < SEQUENCE_KEPT_SHARE:
+                return self._chance.choice((0, -1, 2**63, 1.0, "5", None))
+            case "seq" | "lots" | "ts" | "adl" | "round" | "prevSeq":
+                return self._chance.choice(STRANGE_INTEGERS)
+            case "contract":
+                return self._strange_specification()
+            case _:
+                return self._chance.choice((*STRANGE_TEXTS, None, 5, []))
+
+    def _strange_specification(self) -> Any:
+        contract = self._chance.choice(LISTED)
+        specification = self._listing(contract)["contract"]
+        name = self._chance.choice(("symbol", "settleCurrency", "isInverse", "note", "maxPrice"))
+        values = (*STRANGE_NUMBERS, *STRANGE_TEXTS, *STRANGE_SYMBOLS, {"a": [{"b": [[[[]]]]}]}, float("nan"))
+        if self._chance.random() < 0.1:
+            return self._chance.choice((None, [], "x", {}))
+        strange = specification | {name: self._chance.choice(values)}
+        return strange | ({"symbol": f"N{self._chance.randrange(30)}USDTM"} if self._chance.random() < 0.5 else {})
+
+    def _fill(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+        symbol, _, _, about = contract
+        optional = {
+            "tradeId": self._chance.choice(("", "t1", "é😀", "x" * 64)),
+            "account": self._chance.choice(("", *ACCOUNTS)),
+        }
+        return {
+            "symbol": symbol,
+            "seq": self._next(symbol),
+            "side": self._chance.choice(("sell", "buy")),
+            "lots": self._chance.choice((1, 7, 100, 10**6)),
+            "price": self._price(about, 0.02),
+            "bankruptcyPrice": self._price(about, 0.02),
+            "ts": self._ts(),
+            **{name: value for name, value in optional.items() if self._chance.random() < 0.5},
+        }
+
+    def _mark(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+        index = {"indexPrice": self._price(contract[3], 0.01)} if self._chance.random() < 0.3 else {}
+        return {"symbol": contract[0], "price": self._price(contract[3], 0.01), "ts": self._ts(), **index}
+
+    def _position(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+        symbol, _, multiplier, about = contract
+        lots = self._chance.choice((0, 1, -1)) * self._chance.randint(1, 500)
+        size = abs(lots * float(multiplier))
+        value = size / about if float(multiplier) < 0 else size * about
+        return {
+            "symbol": symbol,
+            "account": self._chance.choice(ACCOUNTS),
+            "lots": lots,
+            "entryPrice": self._price(about, 0.05),
+            "margin": f"{value * self._chance.choice((0, 0.01, 0.1)):.8f}",
+            "ts": self._ts(),
+        }
+
+    def _snapshot(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+        return {"symbol": contract[0], "phase": self._chance.choice(("begin", "end")), "ts": self._ts()}
+
+    def _adl_fill(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+        asked = self._any_asked(contract)
+        lots = self._chance.choice((asked.lots, max(1, asked.lots // 2), asked.lots + 1))
+        numbers = {"seq": self._next(asked.symbol), "adl": asked.adl, "ts": self._ts()}
+        return {"symbol": asked.symbol, "account": asked.account, "lots": lots, **numbers}
+
+    def _adl_end(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+        asked = self._any_asked(contract)
+        return {"symbol": asked.symbol, "seq": self._next(asked.symbol), "adl": asked.adl, "ts": self._ts()}
+
+    def _adl_ack(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+        asked = self._any_asked(contract)
+        return {"symbol": asked.symbol, "adl": asked.adl, "round": asked.round, "ts": self._ts()}
+
+    def _any_asked(self, contract: tuple[str, str, str | float, int]) -> Asked:
+        """Something that is waited for; a guess where there is nothing, and now and then."""
+        if self.asked and self._chance.random() < 0.9:
+            return self._chance.choice(self.asked)
+        return Asked(contract[0], self._chance.randint(1, 50), 1, self._chance.choice(ACCOUNTS), self._chance.randint(1, 10))
+
+    def _rate(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+        return {"currency": contract[1], "price": self._price(contract[3], 0.1), "ts": self._ts()}
+
+    def _listing(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+        symbol, currency, multiplier, _ = contract
+        inverse = float(multiplier) < 0
+        terms = {"symbol": symbol, "settleCurrency": currency, "multiplier": multiplier, "isInverse": inverse}
+        return {"contract": {**terms, "note": self._chance.choice(("", "😀", "\\"))}}
+
+    def _next(self, symbol: str) -> int:
+        self._sequences[symbol] += self._chance.randint(1, 3)
+        return self._sequences[symbol]
+
+    def _ts(self) -> int:
+        """Mostly now; or past, or a little ahead, or as far ahead as can be."""
+        return self._now + self._chance.choice((0, 0, 0, -1, -86_400_000, 200_000, 3_600_000))
+
+    def _price(self, about: float, spread: float) -> str:
+        return f"{about * (1 + self._chance.uniform(-spread, spread)):.4f}"
+
+    def _encode(self, content: Any, codec: str) -> bytes:
+        """Bytes of anything; what MessagePack cannot hold becomes text."""
+        if codec == "json":
+            return json.dumps(content, ensure_ascii=self._chance.random() < 0.5).encode()
+        try:
+            return msgspec.msgpack.encode(content)
+        except OverflowError:
+            return msgspec.msgpack.encode(json.loads(json.dumps(content), parse_int=str))
+
+    def _battered(self, body: bytes) -> bytes:
+        damaged = bytearray(body)
+        for _ in range(self._chance.randint(1, 3)):
+            at = self._chance.randint(0, len(damaged))
+            damaged[at : at + self._chance.randint(0, 3)] = self._chance.choice(
+                (*TOKENS, bytes(damaged[: self._chance.randint(0, 40)]))
+            )
+        return bytes(damaged)
+
+    def _fields(self, codec: bytes, body: bytes) -> Fields:
+        """The stream entry of a body; seldom one that has no codec, or too many fields."""
+        if self._chance.random() < 0.99:
+            return codec, body
+        return self._chance.choice(
+            (
+                (b"xml", body),
+                (b"", b""),
+                (codec, body, codec, body),
+                (codec, body, b"replayOf", b"1-1/0"),
+                (codec, body, b"replayOf", b"\xff"),
+                (codec, body, b"replayOf", b"99999999999999999999-0/1"),
+                (b"replayOf", b"1-1/0", codec, body),
+            )
+        )

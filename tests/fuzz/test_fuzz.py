@@ -1,0 +1,35 @@
+"""The short form of the fuzz test, and messages that shrink when one of them does more than it may."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundsvc.core.events import Reason
+from fundsvc.streams.source import _message
+from tests.fuzz.messages import Messages
+from tests.fuzz.oracle import Oracle
+from tests.fuzz.run import fuzz
+
+HOLD_MS_MAX = 500
+"""Fifty times loop_ms_max: what a crowded machine may add to a bounded piece of work. Unbounded ones take seconds."""
+
+MEMORY_MB_MAX = 300
+NOW = 1_800_000_000_000
+
+
+@given(st.randoms(use_true_random=False))
+def test_an_event_is_settled_or_known_or_refused_and_nothing_else(chance):
+    messages, oracle = Messages(chance, NOW), Oracle()
+    written = [messages.listings(), *(messages.next() for _ in range(5))]
+    oracle.settle(_message(f"{NOW + number}-0".encode(), list(fields)) for number, fields in enumerate(written))
+    assert oracle.outcomes.total() == oracle.events
+
+
+async def test_an_engine_settles_or_keeps_every_event_of_any_message(config, tmp_path):
+    figures = await fuzz(config, tmp_path, seed=1, count=3000)
+    assert figures.wrong == []
+    assert figures.messages > 3000
+    assert figures.loads == 1, "nothing that arrives makes an engine load its partition again"
+    assert figures.hold_ms < HOLD_MS_MAX
+    assert figures.memory_mb < MEMORY_MB_MAX
+    assert {"entry", "state", "duplicate", "rejected"} <= figures.outcomes.keys()
+    assert {Reason.UNDECODABLE, Reason.INVALID_FIELD, Reason.UNKNOWN_SYMBOL, Reason.ADL_NOT_ASKED} <= figures.reasons.keys()

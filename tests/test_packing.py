@@ -1,0 +1,96 @@
+"""Which clients receive gzip: all values of Accept-Encoding, on every route that compresses."""
+
+import gzip
+
+import aiohttp
+import pytest
+from aiohttp import hdrs
+from aiohttp.test_utils import make_mocked_request
+from conftest import with_section
+from ledgers import listing, owned
+from live import serving
+from multidict import CIMultiDict
+
+from fundsvc.api.packing import takes_packed
+
+PLAIN = (
+    "",
+    "identity",
+    "gzip;q=0",
+    "gzip;q=0, identity",
+    "gzip; q=0.0",
+    "gzip ;\tQ=0.000",
+    "GZIP;q=0",
+    "x-gzip-not",
+    "notgzip",
+    "gzip2, deflate, br",
+    "*;q=0",
+    "identity, *;q=0",
+    "*, gzip;q=0",
+    "gzip;q=0, *;q=1",
+    "gzip;q=0.5, identity",
+    "gzip;q=2",
+    "gzip;q=",
+    "gzip;level=9",
+    "gzip gzip",
+    '"gzip"',
+)
+
+PACKED = (
+    "gzip",
+    "GZIP",
+    "Gzip",
+    "x-gzip",
+    "X-GZIP;q=0.1",
+    "*",
+    "*;q=0.001",
+    "br, gzip",
+    "deflate,gzip;q=1.0,*;q=0.5",
+    "gzip;q=0.001",
+    "gzip;q=1.000, identity; q=0.5, *;q=0",
+    "identity;q=0, gzip",
+    "br;q=0, gzip ; q=1",
+    ",gzip,",
+)
+
+
+def taken(*values):
+    headers = CIMultiDict((hdrs.ACCEPT_ENCODING, value) for value in values)
+    return takes_packed(make_mocked_request("GET", "/", headers))
+
+
+@pytest.mark.parametrize("value", PLAIN)
+def test_plain_bytes_where_gzip_is_not_acceptable_or_less_preferred(value):
+    assert not taken(value)
+
+
+@pytest.mark.parametrize("value", PACKED)
+def test_gzip_where_it_is_acceptable(value):
+    assert taken(value)
+
+
+def test_several_headers_are_one_list_and_none_is_plain():
+    assert taken("br", "gzip")
+    assert not taken("br", "gzip;q=0")
+    assert not taken()
+
+
+@pytest.fixture
+async def http(config):
+    config = with_section(config, "http", port=0, requests_max=100_000)
+    async with owned(config) as owner:
+        await owner.settle([listing(f"C{number}") for number in range(60)])
+        async with serving(config) as service, aiohttp.ClientSession(service.http._base_url, auto_decompress=False) as http:
+            yield http
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/docs/start.js", "/api/v1/insurance-fund"])
+async def test_every_route_that_compresses_obeys_the_header(http, path):
+    bodies = set()
+    for value, packed in {**dict.fromkeys(PLAIN, False), **dict.fromkeys(PACKED, True)}.items():
+        async with http.get(path, headers={"Accept-Encoding": value}) as answer:
+            assert (answer.headers.get("Content-Encoding") == "gzip") == packed, value
+            assert answer.headers["Vary"] == "Accept-Encoding"
+            body = await answer.read()
+            bodies.add(gzip.decompress(body) if packed else body)
+    assert len(bodies) == 1 or path == "/api/v1/insurance-fund"

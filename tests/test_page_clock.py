@@ -1,0 +1,160 @@
+"""The page in other time zones: axis, hover, list and zoom tell the same moments, also where a clock is changed."""
+
+import re
+from datetime import UTC, datetime
+from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
+
+import pytest
+from eventually import eventually
+from ledgers import fill
+from playwright.async_api import expect
+from test_page import (  # noqa: F401 - fixtures
+    browser,
+    config,
+    listed,
+    needs_browser,
+    open_window,
+    producer,
+    settled,
+    url,
+)
+
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+MOMENTS = (
+    ("Asia/Tokyo", "2024-11-30T15:00"),
+    ("Europe/Berlin", "2024-10-27T01:00"),
+    ("America/New_York", "2024-11-03T06:00"),
+)
+"""Midnight, and when clocks are set back."""
+
+ODD_MOMENTS = (
+    ("Europe/Berlin", "2024-03-31T01:00"),
+    ("Australia/Lord_Howe", "2024-04-06T15:00"),
+    ("Asia/Kathmandu", "2024-06-01T18:15"),
+    ("Asia/Beirut", "2024-03-30T22:00"),
+)
+"""A clock set forward, one set back by half an hour, one that differs from UTC by 5:45, and a day without midnight."""
+
+AT = (-90, -45.5, -20, -6.25, 0, 10, 40.25, 75, 110)
+"""When entries are made, in minutes around that."""
+
+
+TICKS = """() => {
+  const plot = document.querySelector(".plot");
+  const middle = ({ x, width }) => x + width / 2;
+  const ticks = [...plot.querySelectorAll(".xtick text")];
+  const found = ticks.map((text) => [text.textContent, middle(text.getBoundingClientRect())]);
+  return [plot.querySelector(".nsewdrag").getBoundingClientRect(), plot._fullLayout.xaxis.range, found];
+}"""
+
+
+def ms(moment):
+    return int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+def local(ts, zone):
+    return datetime.fromtimestamp(ts / 1000, ZoneInfo(zone))
+
+
+class Chart:
+    """The chart of an open page, by its pixels."""
+
+    def __init__(self, window):
+        self.page = window.page
+        self.requests = window.requests
+
+    async def range(self):
+        return await self.page.evaluate("document.querySelector('.plot')._fullLayout.xaxis.range.map(Number)")
+
+    async def pixel(self, ts):
+        """Where a moment is, from the left edge of the window."""
+        box = await self.page.locator(".plot .nsewdrag").first.bounding_box()
+        begin, end = await self.range()
+        return box["x"] + box["width"] * (ts - begin) / (end - begin), box["y"] + box["height"] / 2
+
+    async def tells(self, ts, text):
+        """Waits until the chart says something at a moment."""
+        across, down = await self.pixel(ts)
+
+        async def told():
+            await self.page.mouse.move(across + 3, down)
+            await self.page.mouse.move(across + 1, down)
+            return text in " ".join(await self.page.locator(".hoverlayer text").all_text_contents())
+
+        await eventually(told)
+
+    async def ticks(self):
+        """Each tick's text with the moment of its pixel."""
+        box, (begin, end), found = await self.page.evaluate(TICKS)
+        return [(text, begin + (end - begin) * (middle - box["x"]) / box["width"]) for text, middle in found]
+
+    async def drag(self, begin, end):
+        (left, height), (right, _) = await self.pixel(begin), await self.pixel(end)
+        await self.page.mouse.move(left, height)
+        await self.page.mouse.down()
+        await self.page.mouse.move(right, height, steps=4)
+        await self.page.mouse.up()
+
+    def asked(self):
+        """The moments that the service was asked for."""
+        return [int(parse_qs(urlsplit(each).query)["ts"][0]) for each in self.requests if "/at?" in each]
+
+
+@pytest.fixture
+def open_chart(open_window, producer, url):  # noqa: F811
+    """Opens the chart of a contract with entries at some moments, two and a half hours after the middle one."""
+
+    async def opened(stack, zone, middle):
+        times = [int(middle + minutes * MINUTE_MS) for minutes in AT]
+        await listed(producer, "AAA")
+        await producer.append([fill("AAA", seq, 5, ts) for seq, ts in enumerate(times, 1)])
+        await settled(url, "AAA", len(times))
+        window = await stack.enter_async_context(open_window(timezone_id=zone))
+        await window.page.clock.install(time=(middle + 150 * MINUTE_MS) / 1000)
+        await window.go("#/contract/AAA")
+        await expect(window.page.locator(".plot .main-svg").first).to_be_visible()
+        return Chart(window), times
+
+    return opened
+
+
+@needs_browser
+@pytest.mark.parametrize(("zone", "moment"), MOMENTS + ODD_MOMENTS)
+async def test_axis_hover_and_list_tell_the_same_time_and_the_line_never_runs_back(open_chart, exits, zone, moment):
+    chart, times = await open_chart(exits, zone, ms(moment))
+    shown = await chart.page.locator(".entries time").all_text_contents()
+    for ts, text in zip(reversed(times), shown, strict=True):
+        assert text.endswith(local(ts, zone).strftime("%H:%M:%S"))
+        await chart.tells(ts, local(ts, zone).strftime("%Y-%m-%d %H:%M:%S"))
+    ticks = await chart.ticks()
+    assert len(ticks) >= 4
+    minute = (ticks[-1][1] - ticks[0][1]) / 500
+    for text, ts in ticks:
+        near = {local(ts + minutes * minute, zone).strftime("%H:%M") for minutes in range(-3, 4)}
+        assert text[:5] in near, (text, near)
+    dates = {local(ts, zone).strftime("%Y-%m-%d") for _, ts in ticks}
+    assert set(re.findall(r"\d{4}-\d\d-\d\d", " ".join(text for text, _ in ticks))) == dates
+    path = await chart.page.locator(".plot .js-line").last.get_attribute("d")
+    across = [float(x) for x in re.findall(r"[MLH](-?[\d.]+)", path)]
+    assert len(across) >= len(AT)
+    assert across == sorted(across)
+
+
+@needs_browser
+@pytest.mark.parametrize(("zone", "moment"), MOMENTS)
+async def test_zooming_asks_for_the_time_that_was_dragged_over(open_chart, exits, zone, moment):
+    middle = ms(moment)
+    chart, times = await open_chart(exits, zone, middle)
+    begin, end = middle - 30 * MINUTE_MS, middle + 30 * MINUTE_MS
+    chart.requests.clear()
+    await chart.drag(begin, end)
+    await eventually(lambda: len(chart.asked()) >= 2)
+    pixel_ms = 4 * HOUR_MS / 600
+    assert [abs(found - wanted) < 2 * pixel_ms for found, wanted in zip(sorted(chart.asked()), (begin, end), strict=True)]
+    assert all(abs(found - wanted) < 2 * pixel_ms for found, wanted in zip(await chart.range(), (begin, end), strict=True))
+    inside = min(times, key=lambda ts: abs(ts - middle))
+    await chart.tells(inside, local(inside, zone).strftime("%Y-%m-%d %H:%M:%S"))
+    await chart.page.get_by_role("button", name="Zoom in").click()
+    assert all(begin <= found <= end for found in await chart.range())
