@@ -171,7 +171,7 @@ async def test_what_an_order_gives_back_or_has_covered_is_no_fill(config, pool, 
     market = [
         event
         for symbol in policies
-        for event in (listing(symbol), Mark(symbol, "90", 0), Position(symbol, "secret-anna", -5, "100", "50", 0))
+        for event in (listing(symbol), Mark(symbol, "990", 0), Position(symbol, "secret-anna", -5, "1100", "500", 0))
     ]
     refunded = [fill("AAA", 1, 5), fill("AAA", 2, -10), AdlFill("AAA", 3, 1, "secret-anna", 1, 0)]
     covered = [fill("BBB", 1, 5), fill("BBB", 2, -3), AdlEnd("BBB", 3, 1, 0)]

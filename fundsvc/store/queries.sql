@@ -362,8 +362,9 @@ LEFT JOIN LATERAL (
 WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
 
 -- name: outstanding_at
--- What was outstanding of a contract just before its first entry after $2: of ADL orders that had ended uncovered by then, less
--- what had repaid it. Sequences tell when orders ended, but for entries that were settled late.
+-- What was outstanding of a contract just before its first entry after $2: what was uncovered by then and did not escalate, and
+-- what orders that had ended uncovered did not recover, less what had repaid it. Sequences tell when orders ended, but for
+-- entries that were settled late.
 SELECT coalesce((
     SELECT sum(o.uncovered - o.recovered) FROM adl_orders o
     WHERE o.symbol = $1 AND o.state = 'uncovered' AND o.seq < coalesce((
@@ -373,14 +374,17 @@ SELECT coalesce((
         ORDER BY e.entry LIMIT 1
     ), 9223372036854775807)
 ), 0) - coalesce((
-    SELECT sum(r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
-), 0) - coalesce((
-    SELECT sum(part.repaid) FROM rollups r CROSS JOIN LATERAL (
-        SELECT sum(e.repaid) AS repaid FROM entries e WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
+    SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
+), 0) + coalesce((
+    SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
+), 0) + coalesce((
+    SELECT sum(part.added) FROM rollups r CROSS JOIN LATERAL (
+        SELECT sum(e.uncovered - e.repaid) AS added FROM entries e
+        WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
     ) part
     WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
-), 0) - coalesce((
-    SELECT sum(e.repaid) FROM entries e
+), 0) + coalesce((
+    SELECT sum(e.uncovered - e.repaid) FROM entries e
     WHERE e.symbol = $1 AND e.entry <= $2
       AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
 ), 0) AS outstanding;
