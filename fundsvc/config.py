@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from fundsvc.core.fullness import TargetPolicy
-from fundsvc.core.policy import Policy
+from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.tables import ADDRESS, SECRET, allowed, complaints, find, from_text
 
@@ -170,6 +170,10 @@ class PolicyConfig(Section, frozen=True):
     def of(self, symbol: str) -> Policy:
         """The policy of a contract."""
         return self.contracts.get(symbol, self.default)
+
+    def version(self, number: int) -> Policies:
+        """What is configured, as a version of a partition's policies."""
+        return Policies(number, self.default, self.contracts)
 
 
 class TargetConfig(Section, frozen=True):

@@ -14,6 +14,7 @@ from fundsvc.logs.batches import Oddities, Rejections, log_orders
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import Committed, Pipeline
+from fundsvc.proposals import Proposals
 from fundsvc.recall import Recall
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
@@ -40,9 +41,19 @@ class Session:
     """The consumption of one partition under one epoch, begun anew after every fault."""
 
     def __init__(
-        self, config: Config, metrics: Metrics, client: Client, pool: Pool, engine: str, partition: int, epoch: int
+        self,
+        config: Config,
+        metrics: Metrics,
+        client: Client,
+        pool: Pool,
+        engine: str,
+        partition: int,
+        epoch: int,
+        proposals: Proposals,
     ) -> None:
         self._config = config
+        self._client = client
+        self._proposals = proposals
         self._metrics = metrics
         self._source = Source(client, partition)
         self._announcer = Announcer(client, partition)
@@ -105,8 +116,8 @@ class Session:
                     chore.cancel()
 
     async def _load(self, writer: Writer) -> Pipeline:
-        policy = self._config.policy
-        stored, funds = await writer.load(policy.of)
+        policies = await writer.load_policies(self._config.policy.version(1))
+        stored, funds = await writer.load(policies[-1].of)
         start = await self._where_to_read(stored)
         self._offset = start
         currency = self._config.currency
@@ -116,14 +127,18 @@ class Session:
             funds,
             currency.decimals,
             currency.decimals_default,
-            policy.of,
+            policies[-1].of,
             self._config.stream.ts_ahead_seconds_max,
+            policies,
         )
         await self._restore_books(writer, stored)
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
         for order in orders:
             await self._announce_round(self._state.reopen(order))
+        version = await self._proposals.propose(self._client, self._partition, policies[-1])
+        if version:
+            self._log.warning("policies changed", version=version)
         self._log.info("partition loaded", funds=len(funds), orders=len(orders), stream_id=stored.last_id)
         self._outage.over()
         return Pipeline(

@@ -18,6 +18,7 @@ from fundsvc.core.events import (
     Fill,
     Listing,
     Mark,
+    PolicyChange,
     Position,
     Rate,
     Reason,
@@ -28,7 +29,7 @@ from fundsvc.keys import RepeatedKey, check_keys, may_repeat
 
 Codec = Literal["json", "msgpack"]
 
-AnyEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
+AnyEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | PolicyChange | Listing
 
 EVENTS_PER_MESSAGE_MAX = 10_000
 """A message is settled in one go, so its size bounds how long the loop is held and how much one commit writes."""

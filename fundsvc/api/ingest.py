@@ -21,7 +21,7 @@ from fundsvc.api.endpoints import JSON, Endpoint, Media
 from fundsvc.api.errors import BadParameter, TooLarge, Unavailable, WrongMedia
 from fundsvc.api.foresight import Foresight
 from fundsvc.config import Config
-from fundsvc.core.events import Event, Listing, Reason, Rejection
+from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
 from fundsvc.logs.faults import Seldom
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, stream_key
@@ -120,6 +120,8 @@ class Ingest:
         submission = read_submission(request.content_type, body)
         if len(submission.raws) > EVENTS_PER_MESSAGE_MAX:
             raise TooLarge(f"{len(submission.raws)} events: send at most {EVENTS_PER_MESSAGE_MAX} at once")
+        if any(isinstance(event, PolicyChange) for event in submission.events):
+            raise BadParameter("a policy event is not taken over HTTP: engines append it when their configuration changes")
         allowed(request, ENGINES)
         self._gate.charge(request, len(submission.raws))
         answer = await self._submit(submission)

@@ -12,6 +12,7 @@ from fundsvc.core.chain import Entry, Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.policy import Policies
 from fundsvc.core.records import SealedRecord
 from fundsvc.core.sequences import Gap
 from fundsvc.core.settlement import Fund, FundState
@@ -93,8 +94,9 @@ class Batch:
     books to be kept as they are after it; `rates` are the newest by currency.
 
     `old` counts events of over a day ago, by contract, those of no contract under ""; `latest_ms` is the latest time that its
-    last event could have; `suspensions` tells of contracts whose terms came into doubt (true) or out of it; `gaps` are those
-    that `prevSeq` revealed; `repeated_trades` counts trade ids that a contract had before.
+    last event could have; `suspensions` tells of contracts whose terms came into doubt (true) or out of it; `policies` are the
+    versions that came into force; `gaps` are those that `prevSeq` revealed; `repeated_trades` counts trade ids that a contract
+    had before.
 
     A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
     service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
@@ -118,6 +120,7 @@ class Batch:
     old: Counter[str] = field(default_factory=Counter)
     latest_ms: int = INT64_MAX
     suspensions: dict[str, bool] = field(default_factory=dict)
+    policies: list[Policies] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)
     packed: list[bytes] = field(default_factory=list)

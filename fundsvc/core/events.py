@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from fundsvc.core.policy import Policy
+
 Symbol = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Identifier = Annotated[str, msgspec.Meta(max_length=64)]
 Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -133,6 +135,18 @@ class Rate(Event, frozen=True, tag="rate"):
 
     currency: Currency
     price: Number
+    ts: Timestamp
+
+
+class PolicyChange(Event, frozen=True, tag="policy"):
+    """From here on these policies apply to all contracts of the partition.
+
+    Its owner appends the event when the configuration has changed.
+    """
+
+    version: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    default: Policy
+    contracts: dict[Symbol, Policy]
     ts: Timestamp
 
 

@@ -6,6 +6,7 @@ last commit is collected in a `Batch`; the caller takes it (`take`) when it is r
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 from fundsvc.core.adl import AdlOrder
@@ -25,6 +26,7 @@ from fundsvc.core.events import (
     Fill,
     Listing,
     Mark,
+    PolicyChange,
     Position,
     Rate,
     Reason,
@@ -34,7 +36,7 @@ from fundsvc.core.events import (
 )
 from fundsvc.core.identifiers import check_identifiers
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
-from fundsvc.core.policy import Policy
+from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences, content_of, content_of_entry
 from fundsvc.core.settlement import Fund
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old
@@ -58,6 +60,7 @@ class Partition:
         default_decimals: int,
         policy_of: Callable[[str], Policy] = lambda _: Policy(),
         ts_ahead_seconds_max: float = AHEAD_SECONDS_MAX,
+        policies: Iterable[Policies] = (),
     ) -> None:
         self.number = number
         self.batch = Batch()
@@ -65,7 +68,11 @@ class Partition:
         self._funds = {fund.contract.symbol: fund for fund in funds}
         self._currency_decimals = dict(currency_decimals)
         self._default_decimals = default_decimals
-        self._policy_of = policy_of
+        self._policies = {known.version: known for known in policies}
+        self.policy_version = max(self._policies, default=0)
+        self._policy_of = self._policies[self.policy_version].of if self._policies else policy_of
+        for fund in self._funds.values():
+            fund.policy_version = self.policy_version
         self._ahead_ms = int(ts_ahead_seconds_max * 1000)
         self.sequences = Sequences({symbol: fund.seq for symbol, fund in self._funds.items()})
         self._desks: dict[str, Deleveraging] = {}
@@ -81,6 +88,7 @@ class Partition:
             AdlTimeout: self._adl_timeout,
             Snapshot: self._snapshot,
             Rate: self._rate,
+            PolicyChange: self._change_policy,
             Listing: self._list,
             Rejection: self._refuse,
         }
@@ -325,8 +333,27 @@ class Partition:
         symbol = fund.contract.symbol
         desk = self._desks.get(symbol)
         if desk is None:
-            desk = self._desks[symbol] = Deleveraging(fund.contract, fund.policy)
+            desk = self._desks[symbol] = Deleveraging(fund.contract, fund.policy, partial(self._policy_under, symbol))
         return desk
+
+    def _policy_under(self, symbol: str, version: int) -> Policy:
+        """A contract's policy as it was in a version; orders of before there were versions run under the present one."""
+        return self._policies[version].of(symbol) if version in self._policies else self._policy_of(symbol)
+
+    def _change_policy(self, change: PolicyChange) -> None:
+        policies = Policies(change.version, change.default, change.contracts)
+        if self._policies.get(change.version) == policies:
+            return
+        if change.version != self.policy_version + 1:
+            raise Rejection(Reason.SUPERSEDED, f"the policies of partition {self.number} have version {self.policy_version}")
+        self._policies[change.version] = policies
+        self.policy_version, self._policy_of = change.version, policies.of
+        self.batch.policies.append(policies)
+        for symbol, fund in self._funds.items():
+            fund.adopt(policies.of(symbol), change.version)
+            self.batch.changed[symbol] = fund
+        for symbol, desk in self._desks.items():
+            desk.policy = policies.of(symbol)
 
     def _mark(self, mark: Mark) -> None:
         fund = self._fund(mark.symbol)
@@ -387,7 +414,7 @@ class Partition:
             raise Rejection(Reason.WRONG_PARTITION, f"{contract.symbol} belongs to partition {home}, not {self.number}")
         fund = self._funds.get(contract.symbol)
         if fund is None or (not fund.entry and fund.contract != contract):
-            fund = Fund(contract, policy=self._policy_of(contract.symbol))
+            fund = Fund(contract, policy=self._policy_of(contract.symbol), policy_version=self.policy_version)
             # Its positions had prices in units that may be others now; the empty book is kept in place of theirs.
             if self._desks.pop(contract.symbol, None):
                 self._desk(fund).changed = True

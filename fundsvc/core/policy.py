@@ -40,6 +40,22 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drawdown_guard: DrawdownGuard | None = None
 
 
+class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The policies of all contracts, as a partition has recorded them; versions of a partition count from 1."""
+
+    version: int
+    default: Policy
+    contracts: dict[str, Policy]
+
+    def of(self, symbol: str) -> Policy:
+        """The policy of a contract."""
+        return self.contracts.get(symbol, self.default)
+
+    def same_rules(self, other: "Policies") -> bool:
+        """Whether both say the same, whatever their versions."""
+        return (self.default, self.contracts) == (other.default, other.contracts)
+
+
 class Peaks:
     """The highest balance of a sliding span of time, by the minute; balances in atoms.
 

@@ -105,10 +105,15 @@ class Fund:
         self.policy = policy
         self.suspended = suspended
         self.policy_version = policy_version
-        terms = policy.drawdown_guard
-        self.guard = Guard(terms, contract.settle_decimals, guard or SavedGuard()) if terms else None
+        self.guard = _guard(policy, contract, guard)
         self._reserve_line = reserve_line
         self._numerator, self._denominator = contract.value_factor()
+
+    def adopt(self, policy: Policy, version: int) -> None:
+        """Goes on under another policy; a guard that it has too goes on from the balances it knows."""
+        kept = self.guard.save() if self.guard else None
+        self.policy, self.policy_version = policy, version
+        self.guard = _guard(policy, self.contract, kept)
 
     def state(self) -> FundState:
         """The fund as it now stands, unmoved by what comes after."""
@@ -252,3 +257,9 @@ class Fund:
         deficit = -worth
         covered = 0 if waits and waits(deficit, bankruptcy_price) else min(deficit, self.payable(ts))
         return "shortfall", -covered, deficit - covered, 0
+
+
+def _guard(policy: Policy, contract: Contract, kept: SavedGuard | None) -> Guard | None:
+    """The drawdown guard of a policy, where it has one."""
+    terms = policy.drawdown_guard
+    return Guard(terms, contract.settle_decimals, kept or SavedGuard()) if terms else None

@@ -173,6 +173,8 @@ class Metrics:
         """Counts what was settled although something about it is odd."""
         for symbol, suspended in batch.suspensions.items():
             self._funds[symbol].suspended = suspended
+        for fund in batch.changed.values() if batch.policies else ():
+            self._funds[fund.contract.symbol].policy = fund.policy
         for symbol in batch.old.keys() & self._funds.keys():
             self._funds[symbol].old += batch.old[symbol]
         for symbol, number in batch.repeated_trades.items():

@@ -80,6 +80,23 @@ WHERE excluded.ts >= r.ts OR r.ts > $5;
 UPDATE contracts c SET suspended = s.suspended, updated_at = now()
 FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol;
 
+-- name: load_policies
+SELECT version, body FROM policies WHERE partition = $1 ORDER BY version;
+
+-- name: first_policies
+-- Where a partition has recorded no policies yet, by its owner.
+INSERT INTO policies (partition, version, body, stream_id)
+SELECT partition, 1, $3::json, last_id FROM partitions
+WHERE partition = $1 AND epoch = $2 AND NOT EXISTS (SELECT FROM policies p WHERE p.partition = $1);
+
+-- name: commit_policies
+INSERT INTO policies (partition, version, body, stream_id)
+SELECT $1, version, body::json, $2 FROM unnest($3::integer[], $4::text[]) AS p (version, body);
+
+-- name: present_policies
+-- The policies in force, of each partition that has recorded any.
+SELECT DISTINCT ON (partition) partition, version, body FROM policies ORDER BY partition, version DESC;
+
 -- name: load_orders
 -- Open orders: of a partition or, with NULL, of all; and of one contract or, with NULL, of all.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,

@@ -11,11 +11,12 @@ from fundsvc.core.batch import RateState
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.policy import SavedGuard
+from fundsvc.core.policy import Policies, SavedGuard
 from fundsvc.core.sequences import Facts
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, faults, lent
 from fundsvc.store.migrations import is_outdated, newest_revision
+from fundsvc.store.policies import policies_from
 from fundsvc.store.sequences import facts_of
 from fundsvc.store.writer import contract_from, saved_guard_from
 
@@ -180,6 +181,10 @@ class Reader:
     async def rates(self) -> dict[str, RateState]:
         """The newest rate of each currency that has had one."""
         return {row["currency"]: RateState(*row) for row in await self._fetch("rates", int(AHEAD_SECONDS_MAX * 1000))}
+
+    async def policies(self) -> dict[int, Policies]:
+        """The policies in force, by partition, where one has recorded any."""
+        return {row["partition"]: policies_from(row) for row in await self._fetch("present_policies")}
 
     async def partitions(self) -> list[PartitionRow]:
         """All partitions by number."""

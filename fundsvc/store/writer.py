@@ -13,11 +13,12 @@ from fundsvc.core.batch import Batch, KeptBook, Offset
 from fundsvc.core.book import SavedBook, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
-from fundsvc.core.policy import Policy, SavedGuard
+from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.records import AdlRecord, terms_of
 from fundsvc.core.sequences import Facts
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.store.database import SQL, connect, faults, transaction
+from fundsvc.store.policies import policies_body, policies_from
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
 from fundsvc.store.sequences import facts_of
 
@@ -50,6 +51,15 @@ class Writer:
                 raise OwnershipLost(f"partition {self._partition} is no longer ours")
             funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
         return Offset(position["last_id"], position["messages"]), [fund_from(row, policy_of(row["symbol"])) for row in funds]
+
+    async def load_policies(self, configured: Policies) -> list[Policies]:
+        """All versions of the policies that the partition has recorded, rising; the first is what is configured then."""
+        with faults():
+            await self._connection.execute(SQL["first_policies"], self._partition, self._epoch, policies_body(configured))
+            rows = await self._connection.fetch(SQL["load_policies"], self._partition)
+        if not rows:
+            raise OwnershipLost(f"partition {self._partition} is no longer ours")
+        return [policies_from(row) for row in rows]
 
     async def load_orders(self) -> list[AdlOrder]:
         """The orders that are open, with what their present round asks."""
@@ -128,6 +138,11 @@ class Writer:
                     if batch.suspensions:
                         suspensions = _transpose(list(batch.suspensions.items()), 2)
                         await self._connection.execute(SQL["commit_suspensions"], *suspensions)
+                    if batch.policies:
+                        versions = [(known.version, policies_body(known)) for known in batch.policies]
+                        await self._connection.execute(
+                            SQL["commit_policies"], self._partition, after.last_id, *_transpose(versions, 2)
+                        )
                     if not moved:
                         raise OwnershipLost(f"partition {self._partition} was moved by another engine")
         except asyncpg.UniqueViolationError as error:
