@@ -57,7 +57,9 @@ class Engine:
             asyncio.TaskGroup() as tasks,
         ):
             self._metrics.pooled(pool)
-            auditing = tasks.create_task(Auditor(pool, self._config.audit, self._metrics, self._settles).run())
+            auditing = tasks.create_task(
+                Auditor(pool, self._config.audit, self._metrics, self._settles, self._config.policy.of).run()
+            )
             looking_back = tasks.create_task(self._look_back(Statistics(pool)))
             holding = tasks.create_task(self._hold(tasks, client, pool, stop))
             try:

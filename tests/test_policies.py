@@ -129,6 +129,20 @@ def test_keys_that_a_later_version_wrote_are_left_out():
     assert policies_from({"version": 3, "body": msgspec.json.encode(body).decode()}) == policies
 
 
+async def test_an_altered_policy_does_not_explain_what_happened(config, owner_connection):
+    async with served(configured(config)) as service:
+        await service.send(contract(SYMBOL), fill(SYMBOL, 1, price="38900"))
+        async with restarted(service, configured(config, rounds_max=9)) as again:
+            await eventually(lambda: is_version(again, 2))
+            await again.send(fill(SYMBOL, 2, price="38900"))
+    assert (await fundsvc(config, "audit")).code == 0
+    await owner_connection.execute("SET session_replication_role = replica")
+    for version in (2, 1):
+        altered = "jsonb_set(body::jsonb, '{default,escalate_min}', '1000000')::json"
+        await owner_connection.execute(f"UPDATE policies SET body = {altered} WHERE version = $1", version)
+    assert (await fundsvc(config, "audit")).code == 1
+
+
 @pytest.mark.parametrize("statement", ["UPDATE policies SET version = 9", "DELETE FROM policies"])
 async def test_recorded_policies_cannot_be_changed(config, owner_connection, statement):
     await owner_connection.execute("INSERT INTO policies (partition, version, body, stream_id) VALUES (0, 1, '{}', '0-0')")

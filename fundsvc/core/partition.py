@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, BookState, KeptBook, Moved, RateState, Round
-from fundsvc.core.book import Book
+from fundsvc.core.book import Book, SideName
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
@@ -214,17 +214,18 @@ class Partition:
         rests = [(account, rest) for account, rest in order.asked.rests() if rest]
         return Round(order.written(), [account for account, _ in rests], [rest for _, rest in rests])
 
-    def recall(self, event: Event) -> None:
-        """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept."""
+    def recall(self, event: Event, side: SideName | None = None) -> None:
+        """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept.
+
+        `side` is the one that the order of an execution reduces; an account that had changed sides keeps what it has.
+        """
         if isinstance(event, Mark | Snapshot):
             self.apply(event)
         elif isinstance(event, Position):
             self._place(self._fund(event.symbol), event)  # its names were checked when it was settled, by the rules of then
-        elif isinstance(event, AdlFill):
-            desk = self._desk(self._fund(event.symbol))
+        elif isinstance(event, AdlFill) and side and (desk := self._desks.get(event.symbol)):
             desk.changed = True
-            for side in desk.book.sides.values():
-                side.reduce(event.account, event.lots)
+            desk.book.sides[side].reduce(event.account, event.lots)
 
     def _check(self, event: Event | Rejection, stream_ms: int | None) -> None:
         """Raises Rejection for an event that no fund may see: its time cannot be right, or its terms are in doubt."""

@@ -1,11 +1,13 @@
 """Recorded policies as they are kept: a version's number and its body as JSON."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import asyncpg
 import msgspec
 
 from fundsvc.core.policy import DrawdownGuard, Policies, Policy
+from fundsvc.store.database import SQL, Pool, faults
 
 
 def policies_body(policies: Policies) -> str:
@@ -18,6 +20,18 @@ def policies_from(row: asyncpg.Record) -> Policies:
     body = msgspec.json.decode(row["body"])
     contracts = {symbol: _policy(keys) for symbol, keys in body["contracts"].items()}
     return Policies(row["version"], _policy(body["default"]), contracts)
+
+
+async def policies_of(pool: Pool, symbols: Sequence[str], configured: Callable[[str], Policy]) -> dict[str, dict[int, Policy]]:
+    """The policies that contracts have had, by version.
+
+    Version 0 is what was configured before a partition recorded any: the first recorded one, or the configured one.
+    """
+    found: dict[str, dict[int, Policy]] = {symbol: {} for symbol in symbols}
+    with faults():
+        for row in await pool.fetch(SQL["policies_of"], symbols):
+            found[row["symbol"]][row["version"]] = _policy(msgspec.json.decode(row["policy"]))
+    return {symbol: {0: versions.get(1) or configured(symbol), **versions} for symbol, versions in found.items()}
 
 
 def _policy(keys: dict[str, Any]) -> Policy:
