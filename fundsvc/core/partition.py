@@ -39,7 +39,7 @@ from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences, content_of, content_of_entry
 from fundsvc.core.settlement import Fund
-from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old
+from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
 
 BOOK_POSITIONS_MAX = 20_000
 """Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
@@ -102,10 +102,10 @@ class Partition:
             run = [event.account for event in events if type(event) is Position and event.symbol == symbol]
             self._desks[symbol].book.expect(run)
 
-    def apply(self, event: Event | Rejection, stream_ms: int | None = None) -> None:
+    def apply(self, event: Event | Rejection, stream_ms: int = 0) -> None:
         """Applies one event; raises Rejection, having changed nothing, when it cannot be settled or decoded.
 
-        `stream_ms` is the time in the id of the message that carried it; without one, its own time is not checked.
+        `stream_ms` is the time in the id of the message that carried it; where that is no time, its own is not checked.
         """
         try:
             self._check(event, stream_ms)
@@ -116,7 +116,7 @@ class Partition:
                 self._see(event)
             raise
 
-    def apply_late(self, event: Event | Rejection, stream_ms: int | None = None) -> Entry | None:
+    def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:
         """Applies an event that was rejected before and whose number the contract has passed since.
 
         Returns the entry it wrote, if any. The caller answers for its not having been applied already.
@@ -227,11 +227,11 @@ class Partition:
             desk.changed = True
             desk.book.sides[side].reduce(event.account, event.lots)
 
-    def _check(self, event: Event | Rejection, stream_ms: int | None) -> None:
+    def _check(self, event: Event | Rejection, stream_ms: int) -> None:
         """Raises Rejection for an event that no fund may see: its time cannot be right, or its terms are in doubt."""
         fund = self._funds.get(getattr(event, "symbol", ""))
-        if stream_ms is not None:
-            self._now_ms = stream_ms
+        self._now_ms = stream_ms
+        if is_time(stream_ms):
             latest_ms = self.batch.latest_ms = stream_ms + self._ahead_ms
             check_time(event, latest_ms)
             if fund is not None and fund.guard is not None:

@@ -29,7 +29,11 @@ def is_old(event: Event | Rejection, stream_ms: int) -> bool:
     return ts is not None and ts < stream_ms - OLD_MS
 
 
-def time_of_id(stream_id: str) -> int | None:
-    """The time that a stream id begins with (ms); None for an id that its sender chose and that is no time."""
-    milliseconds = int(stream_id.partition("-")[0])
-    return milliseconds if milliseconds >= PLAUSIBLE_MS else None
+def is_time(stream_ms: int) -> bool:
+    """Whether the milliseconds of a stream id are a time: its sender may have chosen another number."""
+    return stream_ms >= PLAUSIBLE_MS
+
+
+def time_of_id(stream_id: str) -> int:
+    """The milliseconds that a stream id begins with."""
+    return int(stream_id.partition("-")[0])
