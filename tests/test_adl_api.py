@@ -84,7 +84,7 @@ async def world_of(config, tls=True):
         open_pool(config.database.dsn, 4) as pool,
         open_client(config.stream) as client,
         running(config),
-        http_side(config, Metrics(), pool, client, engine=False, public=True) as url,
+        http_side(config, Metrics(), pool, client, engine=None, public=True) as url,
         aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(ssl=tls)) as http,
     ):
         yield World(config, pool, client, http)
@@ -563,7 +563,7 @@ async def test_a_fund_warns_below_the_stop_line_of_its_guard(config):
 
 async def test_another_process_shows_the_same(config):
     async with engine_process(config), open_pool(config.database.dsn, 2) as pool, open_client(config.stream) as client:
-        sides = [http_side(config, Metrics(), pool, client, engine=False, public=True) for _ in range(2)]
+        sides = [http_side(config, Metrics(), pool, client, engine=None, public=True) for _ in range(2)]
         async with sides[0] as one, sides[1] as other, aiohttp.ClientSession(one) as http:
             world = World(config, pool, client, http)
             await world.send(*BEGINNING, *crowd(8), mark(39000))
@@ -590,7 +590,7 @@ async def test_while_the_books_are_not_loaded_it_says_so(config, servers):
                 SYMBOL,
             )
             async with (
-                http_side(config, Metrics(), pool, client, engine=False, public=True) as url,
+                http_side(config, Metrics(), pool, client, engine=None, public=True) as url,
                 aiohttp.ClientSession(url) as http,
             ):
                 status, body = await World(config, pool, client, http).ask(f"{ADL}/queue")

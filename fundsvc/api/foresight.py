@@ -26,6 +26,7 @@ from fundsvc.core.identifiers import check_identifiers
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.sequences import Gap, Numbered, Sequences, content_of
 from fundsvc.core.times import check_time
+from fundsvc.recollection import recollect
 from fundsvc.store.reader import Reader
 
 FRESH_SECONDS = 0.5
@@ -59,12 +60,7 @@ class Foresight:
         if symbols:
             await self._refresh(sorted(symbols), now)
         glance = Glance(self._known, self._currency.decimals, self._currency.decimals_default, self._ahead_ms)
-        wanted = glance.lacking(events)
-        while wanted:
-            facts = await self._reader.facts(wanted)
-            glance.sequences.learn(facts)
-            rest = {symbol: [seq for seq in seqs if (symbol, seq) not in facts.applied] for symbol, seqs in wanted.items()}
-            wanted = {symbol: seqs for symbol, seqs in rest.items() if seqs}
+        await recollect(glance.sequences, glance.lacking(events), self._reader)
         return glance
 
     def accept(self, glance: "Glance") -> None:

@@ -7,19 +7,19 @@ FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
 -- name: load_position
-SELECT last_id, messages FROM partitions WHERE partition = $1 AND epoch = $2;
+SELECT last_id, messages, events, partial_id FROM partitions WHERE partition = $1 AND epoch = $2;
 
 -- name: commit
 -- One round trip for everything but the entries; answers whether the partition was still ours to move.
 WITH moved AS (
-    UPDATE partitions SET last_id = $4, messages = $5, duplicates = duplicates + $6
-    WHERE partition = $1 AND epoch = $2 AND last_id = $3
+    UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10
+    WHERE partition = $1 AND epoch = $2 AND last_id = $3 AND events = $4 AND partial_id = $5
     RETURNING partition
 ), listed AS (
     INSERT INTO contracts AS c
         (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     SELECT symbol, $1, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification::json
-    FROM unnest($7::text[], $8::text[], $9::smallint[], $10::smallint[], $11::numeric[], $12::boolean[], $13::text[])
+    FROM unnest($11::text[], $12::text[], $13::smallint[], $14::smallint[], $15::numeric[], $16::boolean[], $17::text[])
         AS l (symbol, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     ON CONFLICT (symbol) DO UPDATE SET
         settle_currency = excluded.settle_currency, settle_decimals = excluded.settle_decimals,
@@ -28,8 +28,8 @@ WITH moved AS (
 ), settled AS (
     INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
     SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json, adl_record, adl_head
-    FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[], $21::text[],
-                $22::bigint[], $23::bytea[])
+    FROM unnest($18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[], $24::bytea[], $25::text[],
+                $26::bigint[], $27::bytea[])
         AS s (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
@@ -37,13 +37,13 @@ WITH moved AS (
         adl_head = excluded.adl_head, updated_at = now()
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
-    SELECT $1, * FROM unnest($24::text[], $25::integer[], $26::text[], $27::text[], $28::text[], $29::bytea[], $30::text[],
-                             $31::bigint[], $32::bytea[])
+    SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[], $34::text[],
+                             $35::bigint[], $36::bytea[])
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
     UPDATE rejected r SET settled_at = now(), settled_by = s.settled_by, symbol = s.symbol, entry = s.entry
-    FROM unnest($33::text[], $34::integer[], $35::text[], $36::text[], $37::bigint[])
+    FROM unnest($37::text[], $38::integer[], $39::text[], $40::text[], $41::bigint[])
         AS s (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
@@ -101,6 +101,27 @@ SELECT DISTINCT ON (partition) partition, version, body FROM policies ORDER BY p
 -- The policies that some contracts have had, by version.
 SELECT c.symbol, p.version, coalesce(p.body -> 'contracts' -> c.symbol, p.body -> 'default') AS policy
 FROM contracts c JOIN policies p USING (partition) WHERE c.symbol = ANY ($1) ORDER BY c.symbol, p.version;
+
+-- name: halt
+-- Notes why a partition is halted, "" when it goes on.
+UPDATE partitions SET halted = $3 WHERE partition = $1 AND epoch = $2 AND halted <> $3;
+
+-- name: trim_bounds
+-- What a partition's stream must still hold: the messages from the offset on, and from where its books were kept.
+SELECT p.last_id, p.messages, p.events, p.partial_id, ARRAY(
+    SELECT coalesce(b.last_id, '0-0') FROM contracts c LEFT JOIN books b USING (symbol) WHERE c.partition = p.partition
+) AS kept
+FROM partitions p WHERE p.partition = $1;
+
+-- name: gaps
+SELECT after_id, until_id, messages, acknowledged_at FROM stream_gaps WHERE partition = $1 ORDER BY found_at;
+
+-- name: gap_found
+INSERT INTO stream_gaps (partition, after_id, until_id, messages) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING true;
+
+-- name: gaps_acknowledge
+UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowledged_at IS NULL
+RETURNING after_id, until_id, messages, acknowledged_at;
 
 -- name: load_orders
 -- Open orders: of a partition or, with NULL, of all; and of one contract or, with NULL, of all.
@@ -186,8 +207,9 @@ ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at;
 DELETE FROM engines WHERE engine = $1 OR seen_at < clock_timestamp() - interval '1 day';
 
 -- name: renew
+-- But for partitions that stand still.
 UPDATE partitions SET lease_until = clock_timestamp() + $2 * interval '1 second'
-WHERE owner = $1
+WHERE owner = $1 AND partition <> ALL ($3::integer[])
 RETURNING partition, epoch;
 
 -- name: share
@@ -203,7 +225,7 @@ FROM live, (SELECT count(*) AS partitions FROM partitions) p WHERE engine = $1;
 -- name: claim
 WITH free AS (
     SELECT partition, owner FROM partitions
-    WHERE owner IS NULL OR lease_until < clock_timestamp()
+    WHERE (owner IS NULL OR lease_until < clock_timestamp()) AND partition <> ALL ($4::integer[])
     ORDER BY partition LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 UPDATE partitions p
@@ -219,7 +241,7 @@ SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_n
 UPDATE partitions SET owner = NULL, lease_until = NULL WHERE partition = $1 AND epoch = $2;
 
 -- name: partitions
-SELECT partition, epoch, owner, last_id, messages, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
+SELECT partition, epoch, owner, last_id, messages, events, partial_id, halted, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
 
 -- name: contracts
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
@@ -255,7 +277,7 @@ SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)
 -- name: tail_offsets
 -- The last settled message of each partition, the clock, and the moment that every commit before is there: now at a primary, the
 -- newest heartbeat at a replica, or what it replayed last where no engine writes any.
-SELECT p.partition, p.last_id, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
+SELECT p.partition, p.last_id, p.events, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
        (extract(epoch FROM CASE WHEN pg_is_in_recovery()
             THEN coalesce((SELECT max(h.at) FROM heartbeats h), pg_last_xact_replay_timestamp()) ELSE now() END
        ) * 1000)::bigint AS as_of_ms

@@ -5,7 +5,7 @@ from alembic import op
 from fundsvc.store.migrations import run_script
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 
 _SCHEMA = """
 -- Every row satisfies the stricter checks of before: NOT VALID spares a scan of the whole ledger.
