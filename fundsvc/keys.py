@@ -6,6 +6,7 @@ where a MessagePack value is as short as it can be. Only what fails this quick l
 
 import json
 from collections.abc import Callable, Sequence
+from operator import attrgetter, ne
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,9 +33,16 @@ class RepeatedKey(msgspec.ValidationError):
 def may_repeat(codec: str, body: bytes, events: Sequence[Event]) -> bool:
     """Whether the bytes that events were decoded from might have a key twice; rarely true of what engines send."""
     if codec == "json":
-        return body.count(b":") != sum([_COUNTS.get(type(event), _keys_of)(event) for event in events])
-    encoded = msgspec.msgpack.encode(events)
-    return len(body) not in (len(encoded), len(encoded) - 1)  # an event alone has no header of an array
+        return body.count(b":") != sum([_COUNTS[type(event)](event) for event in events])
+    length = len(msgspec.msgpack.encode(events))
+    return len(body) not in (length, length - 1)  # an event alone has no header of an array
+
+
+def may_repeat_one(codec: str, raw: bytes | msgspec.Raw, event: Event) -> bool:
+    """The same of an event alone."""
+    if codec == "json":
+        return bytes(raw).count(b":") != _COUNTS[type(event)](event)
+    return len(raw) != len(msgspec.msgpack.encode(event))
 
 
 def check_keys(codec: str, body: bytes) -> None:
@@ -56,15 +64,27 @@ def _keys_of_fill(fill: Fill) -> int:
     return KEYS_OF_FILL + (fill.trade_id != "") + (fill.order_id != "") + (fill.account != "") + (fill.prev_seq is not UNSET)
 
 
-def _keys_of(event: Event) -> int:
-    """How many keys an event must have had: those of its fields that are not at their defaults, and `type`."""
-    fields, defaults = event.__struct_fields__, event.__struct_defaults__
-    required = len(fields) - len(defaults)
-    given: list[bool] = [getattr(event, name) != default for name, default in zip(fields[required:], defaults, strict=True)]
-    return 1 + required + sum(given)
+def _counter_of(kind: type[Event]) -> Callable[[Any], int]:
+    """What counts the keys that an event of a kind must have had: those of its fields that are not at their defaults."""
+    fields, defaults = kind.__struct_fields__, kind.__struct_defaults__
+    required = 1 + len(fields) - len(defaults)
+    optional = fields[len(fields) - len(defaults) :]
+    if len(optional) < 2:  # noqa: PLR2004 - attrgetter makes no tuple of one attribute
+        return lambda event: required + sum(getattr(event, name) != defaults[0] for name in optional)
+    read = attrgetter(*optional)
+
+    def count(event: Event) -> int:
+        found = read(event)
+        return required if found == defaults else required + sum(map(ne, found, defaults))
+
+    return count
 
 
-_COUNTS: dict[type, Callable[[Any], int]] = {Fill: _keys_of_fill, Listing: lambda _: -1_000_000}
+_COUNTS: dict[type, Callable[[Any], int]] = {
+    **{kind: _counter_of(kind) for kind in Event.__subclasses__()},
+    Fill: _keys_of_fill,
+    Listing: lambda _: -1_000_000,
+}
 """A listing's object may have any keys: no number of colons tells."""
 
 

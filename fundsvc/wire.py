@@ -26,7 +26,7 @@ from fundsvc.core.events import (
     Rejection,
     Snapshot,
 )
-from fundsvc.keys import RepeatedKey, check_keys, may_repeat
+from fundsvc.keys import RepeatedKey, check_keys, may_repeat, may_repeat_one
 
 Codec = Literal["json", "msgpack"]
 
@@ -195,7 +195,7 @@ def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
         return Rejection(Reason.TOO_LARGE, f"an event of {len(raw)} bytes: send at most {EVENT_BYTES_MAX}")
     try:
         event: Event = _DECODERS[codec][2].decode(raw)
-        if may_repeat(codec, bytes(raw), [event]):
+        if may_repeat_one(codec, raw, event):
             check_keys(codec, bytes(raw))
     except msgspec.ValidationError as error:
         return _refusal(codec, raw, str(error))
