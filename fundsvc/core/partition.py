@@ -230,7 +230,7 @@ class Partition:
         if isinstance(event, Mark | Snapshot):
             self.apply(event)
         elif isinstance(event, Position):
-            self._place(self._fund(event.symbol), event)  # its names were checked when it was settled, by the rules of then
+            self._place(self._fund(event.symbol), event)  # its fields were checked when it was settled, by the rules of then
         elif isinstance(event, AdlFill) and side and (desk := self._desks.get(event.symbol)):
             desk.changed = True
             desk.book.sides[side].reduce(event.account, event.lots)
@@ -347,7 +347,7 @@ class Partition:
 
     def _policy_under(self, symbol: str, version: int) -> Policy:
         """A contract's policy as it was in a version; orders of before there were versions run under the present one."""
-        return self._policies[version].of(symbol) if version in self._policies else self._policy_of(symbol)
+        return self._policies[version].of(symbol) if version in self._policies else self._funds[symbol].policy
 
     def _change_policy(self, change: PolicyChange) -> None:
         policies = Policies(change.version, change.default, change.contracts)
@@ -385,8 +385,6 @@ class Partition:
         contract = fund.contract
         entry_price = parse_price(position.entry_price, contract.price_decimals) if position.lots else 0
         margin = parse_amount(position.margin, contract.settle_decimals)
-        if position.position_side != "BOTH":
-            _check_leg(position)
         desk = self._desks.get(position.symbol) or self._desk(fund)
         if position.seq is not None and position.seq <= desk.book.seq_of(position.account, position.position_side):
             self.batch.duplicates[position.symbol] += 1
@@ -465,12 +463,3 @@ class Partition:
 def _round(order: AdlOrder) -> Round:
     rests = [(account, rest) for account, rest in order.asked.rests() if rest]
     return Round(order.written(), [account for account, _ in rests], [rest for _, rest in rests])
-
-
-def _check_leg(position: Position) -> None:
-    """Raises Rejection where the sign of the lots contradicts the leg."""
-    if (position.lots < 0) if position.position_side == "LONG" else (position.lots > 0):
-        sign = "0 or more" if position.position_side == "LONG" else "0 or less"
-        raise Rejection(
-            Reason.INVALID_FIELD, f"lots of a {position.position_side} must be {sign}, not {position.lots}: see positionSide"
-        )
