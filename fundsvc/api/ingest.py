@@ -207,4 +207,5 @@ def _whole(codec: Codec, body: bytes) -> Submission:
 
 
 def _is_no_event(event: Event | Rejection) -> bool:
-    return isinstance(event, Rejection) and event.reason == Reason.UNDECODABLE
+    """Whether bytes could not be decoded, or were too large to try."""
+    return isinstance(event, Rejection) and event.reason in (Reason.UNDECODABLE, Reason.TOO_LARGE)

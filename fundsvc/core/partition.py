@@ -319,13 +319,13 @@ class Partition:
         if fund is not None and event.seq > fund.seq:
             self.sequences.see(event)
 
-    def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, list[int]]:
-        """The sequences, rising, of which the ledger must be asked before these events are applied, by contract."""
+    def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:
+        """The sequences of which the ledger must be asked before these events are applied, by contract."""
         found: dict[str, set[int]] = defaultdict(set)
         for event in events:
             if self._has_passed(event) and self.sequences.lacks(event, self._funds[event.symbol].contract):
                 found[event.symbol].add(event.seq)
-        return {symbol: sorted(seqs) for symbol, seqs in found.items()}
+        return found
 
     def is_applied(self, event: Event | Rejection) -> bool:
         """Whether a numbered event is applied; raises Rejection if another one has its sequence. The ledger was asked."""
