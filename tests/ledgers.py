@@ -35,6 +35,18 @@ class Owner:
                 await self._commit()
         await self._commit()
 
+    def entries(self, symbol: str) -> int:
+        """The number of a contract's entries."""
+        return next(fund.entry for fund in self._partition.funds() if fund.contract.symbol == symbol)
+
+    def orders(self, symbol: str) -> int:
+        """The number of a contract's ADL orders."""
+        return next(fund.adl for fund in self._partition.funds() if fund.contract.symbol == symbol)
+
+    def asked(self, symbol: str, adl: int) -> list[tuple[str, int]]:
+        """The accounts that the present round of an order asks, with the lots."""
+        return list(self._partition._desks[symbol].orders[adl].asked.rests())
+
     async def settle_late(self, event: Event) -> None:
         """Settles an event that was rejected, as a message of an operator."""
         rejected = Rejected("0-1", 0, Reason.UNKNOWN_SYMBOL, "", "json", b"{}")
