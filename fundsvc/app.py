@@ -19,7 +19,7 @@ from fundsvc.api.docs import Docs
 from fundsvc.api.funds import FundResources
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.openapi import described
-from fundsvc.api.operations import operations_endpoints
+from fundsvc.api.operations import Ping, operations_endpoints
 from fundsvc.api.page import Page
 from fundsvc.api.reception import Reception
 from fundsvc.api.server import serve, tls_context
@@ -109,8 +109,9 @@ async def run_service(
     metrics.partitions.set(config.stream.partitions)
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
         metrics.pooled(pool)
-        consumer = tasks.create_task(run_engine(config, metrics, stop)) if engine else None
-        async with http_side(config, metrics, pool, client, engine=engine, public=api) as url:
+        running = Engine(config, metrics) if engine else None
+        consumer = tasks.create_task(run_engine(running, stop)) if running else None
+        async with http_side(config, metrics, pool, client, engine=running, public=api) as url:
             spare_collector()
             log.info("started", version=__version__, parts=parts, listens_on=url)
             await started(url)
@@ -122,10 +123,10 @@ async def run_service(
     log.info("stopped", version=__version__, parts=parts, seconds=round(time.monotonic() - told, 3))
 
 
-async def run_engine(config: Config, metrics: Metrics, stop: asyncio.Event) -> None:
+async def run_engine(engine: Engine, stop: asyncio.Event) -> None:
     """Runs the consumer with the collector out of its way."""
     spare_collector()
-    await Engine(config, metrics).run(stop)
+    await engine.run(stop)
 
 
 def spare_collector() -> None:
@@ -137,9 +138,12 @@ def spare_collector() -> None:
 
 @asynccontextmanager
 async def http_side(
-    config: Config, metrics: Metrics, pool: Pool, client: Client, *, engine: bool, public: bool
+    config: Config, metrics: Metrics, pool: Pool, client: Client, *, engine: Engine | None, public: bool
 ) -> AsyncIterator[str]:
-    """Serves the whole API, or only health and metrics for an engine alone; yields the address, "" when that is off."""
+    """Serves the whole API, or only health and metrics for an engine alone; yields the address, "" when that is off.
+
+    Readiness hangs on an engine that runs here.
+    """
     if not public and not config.engine.port:
         yield ""
         return
@@ -147,7 +151,9 @@ async def http_side(
     async def ping_stream() -> None:
         await client.ping()
 
-    pings = {"stream": ping_stream}
+    pings: dict[str, Ping] = {"stream": ping_stream}
+    if engine:
+        pings["settling"] = engine.check
     reader = Reader(pool)
     needed = pings if engine else ()
     if not public:
@@ -199,7 +205,7 @@ async def consuming(config: Config, pool: Pool) -> AsyncIterator[None]:
         return
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(run_engine(config, Metrics(), stop))
+        tasks.create_task(run_engine(Engine(config, Metrics()), stop))
         try:
             yield
         finally:

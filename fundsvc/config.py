@@ -81,6 +81,8 @@ class StreamConfig(Section, frozen=True):
     sentinel_master: Name = "fundsvc"
     partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
+    message_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=500_000_000)] = 5_000_000
+    on_gap: Literal["halt", "continue"] = "halt"
 
     def __post_init__(self) -> None:
         if (self.mode == "sentinel") != bool(self.sentinels):
@@ -106,6 +108,7 @@ class EngineConfig(Section, frozen=True):
     book_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     rollup_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 2.0
     target_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    loop_ms_max: Annotated[float, msgspec.Meta(ge=1, le=1000)] = 10.0
     port: Port = 0
 
 
@@ -131,6 +134,13 @@ class HttpConfig(Section, frozen=True):
     tail_seconds: Annotated[float, msgspec.Meta(ge=0.001, le=60)] = 0.02
     stale_seconds_max: Annotated[float, msgspec.Meta(ge=2, le=86_400)] = 10.0
     rate_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 600.0
+
+
+class AdlConfig(Section, frozen=True):
+    """What the engine is expected to do with a round of an ADL order."""
+
+    ack_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
+    round_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
 
 
 class TokenConfig(Section, frozen=True):
@@ -202,6 +212,7 @@ class Config(Section, frozen=True):
     database: DatabaseConfig = DatabaseConfig()
     stream: StreamConfig = StreamConfig()
     engine: EngineConfig = EngineConfig()
+    adl: AdlConfig = AdlConfig()
     http: HttpConfig = HttpConfig()
     token: TokenConfig = TokenConfig()
     websocket: WebsocketConfig = WebsocketConfig()
@@ -210,6 +221,10 @@ class Config(Section, frozen=True):
     target: TargetConfig = TargetConfig()
     audit: AuditConfig = AuditConfig()
     log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        if self.http.ingest_bytes_max > self.stream.message_bytes_max:
+            raise ValueError("http.ingest_bytes_max must not exceed stream.message_bytes_max: a body becomes a message")
 
 
 class ConfigError(ValueError):

@@ -3,23 +3,23 @@
 import asyncio
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
 from fundsvc.auditing import Auditor
+from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
 from fundsvc.core.contracts import partition_of
+from fundsvc.leasing import Held, LeaseKeeper
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.session import BACKOFF_SECONDS_MAX, Session, wait
+from fundsvc.session import Session
 from fundsvc.store.database import Pool, StoreFault, open_pool
-from fundsvc.store.leases import Leases, open_leases
 from fundsvc.store.statistics import Statistics
 from fundsvc.streams.client import Client, open_client
-
-RENEWALS_PER_LEASE = 4
-"""A lease survives the loss of three renewals, and a dead owner's partition is claimed a quarter lease after it ends."""
 
 FINISH_SECONDS_MAX = 1.0
 """A batch in hand is committed within this time, unless the database or the stream does not answer; then it is cut off."""
@@ -36,6 +36,10 @@ PEAK_SECONDS = 20.0
 log = structlog.get_logger()
 
 
+class NotSettling(Exception):
+    """Some partitions of this process are not settled at present; the message says why."""
+
+
 class Engine:
     """Consumes as many partitions as its fair share; `run` ends when `stop` is set, with nothing half done."""
 
@@ -45,20 +49,22 @@ class Engine:
         self._metrics = metrics
         self._owned: dict[int, _Ownership] = {}
         self._outage = Outage(log, "leases", engine=self.name)
+        self._trouble = ""
         metrics.partitions.set(config.stream.partitions)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Owns and consumes partitions until told to stop; a mistake of ours in any task ends it with that exception."""
+        """Owns and consumes partitions until told to stop; what fails in one part of it is tried again, and ends no other."""
         async with (
             open_client(self._config.stream) as client,
             open_pool(self._config.database.dsn, CHORE_CONNECTIONS_MAX) as pool,
             asyncio.TaskGroup() as tasks,
         ):
             self._metrics.pooled(pool)
-            auditing = tasks.create_task(
-                Auditor(pool, self._config.audit, self._metrics, self._settles, self._config.policy.of).run()
+            auditor = Auditor(pool, self._config.audit, self._metrics, self._settles, self._config.policy.of)
+            auditing = tasks.create_task(lasting("audit", auditor.run, log))
+            looking_back = tasks.create_task(
+                Chore("peaks", PEAK_SECONDS, partial(self._look_back, Statistics(pool)), log).run()
             )
-            looking_back = tasks.create_task(self._look_back(Statistics(pool)))
             holding = tasks.create_task(self._hold(tasks, client, pool, stop))
             try:
                 await stop.wait()
@@ -70,24 +76,53 @@ class Engine:
                 for ownership in self._owned.values():
                     ownership.cut_off()
 
-    async def _hold(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
-        while not stop.is_set():
-            await self._hold_until_fault(tasks, client, pool, stop)
-        await self._finish_all()
+    async def check(self) -> None:
+        """Returns if everything that this process owns is settled; raises NotSettling."""
+        troubles = [
+            f"partition {number}: {owned.session.trouble}" for number, owned in self._owned.items() if owned.session.trouble
+        ]
+        if self._trouble:
+            troubles.append(f"leases: {self._trouble}")
+        if troubles:
+            raise NotSettling("; ".join(troubles))
 
-    async def _hold_until_fault(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
-        """Keeps leases, and what they are for running, until told to stop or the database goes away."""
+    async def _hold(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
+        """Keeps leases, and what they are for running, until told to stop."""
+        engine = self._config.engine
+        async with LeaseKeeper(self._config.database.dsn, self.name, engine.lease_seconds, self._steps) as keeper:
+            stopping = asyncio.ensure_future(stop.wait())
+            while not stop.is_set():
+                news = asyncio.ensure_future(keeper.next())
+                await asyncio.wait([news, stopping], return_when=asyncio.FIRST_COMPLETED)
+                if news.done():
+                    await self._take(news, tasks, client, pool, keeper)
+                news.cancel()
+            with suppress(StoreFault):
+                await self._give_up_all(keeper)
+
+    async def _take(
+        self, news: asyncio.Future[Held], tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper
+    ) -> None:
+        """Takes in what became of the leases; whatever was wrong with them, the keeper goes on."""
         try:
-            async with open_leases(self._config.database.dsn, self.name, self._config.engine.lease_seconds) as leases:
-                while not stop.is_set():
-                    await self._keep(tasks, client, pool, leases)
-                    self._outage.over()
-                    await wait(stop, self._config.engine.lease_seconds / RENEWALS_PER_LEASE)
-                await self._give_up_all(leases)
+            await self._agree(tasks, client, pool, keeper, news.result())
         except StoreFault as fault:
-            self._metrics.faults.labels("database").inc()
-            self._outage.note(fault)
-            await wait(stop, BACKOFF_SECONDS_MAX)
+            self._note(fault)
+        except Exception as mistake:
+            log.exception("mistake", part="leases")
+            self._note(mistake)
+        else:
+            self._trouble = ""
+            self._outage.over()
+
+    def _note(self, fault: Exception) -> None:
+        self._metrics.faults.labels("database").inc()
+        self._outage.note(fault)
+        self._trouble = str(fault)
+
+    def _steps(self) -> Mapping[int, int]:
+        """How many steps each partition has taken; asked from another thread."""
+        return {partition: owned.session.steps for partition, owned in list(self._owned.items())}
 
     def _settles(self, symbol: str) -> bool:
         """Whether a contract is of a partition that this engine runs."""
@@ -96,16 +131,12 @@ class Engine:
 
     async def _look_back(self, statistics: Statistics) -> None:
         """Shows how high the funds stood lately; what cannot be asked for now stays as it was."""
-        while True:
-            with suppress(StoreFault):  # Whoever keeps the leases says that the database is away.
-                self._metrics.peaked(await statistics.peaks(time.time_ns() // 1_000_000))
-            await asyncio.sleep(PEAK_SECONDS)
+        self._metrics.peaked(await statistics.peaks(time.time_ns() // 1_000_000))
 
-    async def _keep(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, leases: Leases) -> None:
+    async def _agree(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper, held: Held) -> None:
         """Makes what runs agree with what is held."""
-        epochs = await leases.keep()
         for partition, ownership in list(self._owned.items()):
-            if epochs.get(partition) != ownership.epoch:
+            if held.epochs.get(partition) != ownership.epoch:
                 ownership.cut_off()
                 del self._owned[partition]
                 log.warning(
@@ -113,43 +144,40 @@ class Engine:
                 )
             elif ownership.task.done():
                 del self._owned[partition]
-        for partition, epoch in epochs.items():
+        for partition, epoch in held.epochs.items():
             if partition not in self._owned:
                 self._owned[partition] = self._own(tasks, client, pool, partition, epoch)
-        await self._give_up_surplus(leases)
+        for partition in sorted(self._owned)[held.share :]:
+            await self._give_up(keeper, partition)
 
     def _own(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, partition: int, epoch: int) -> "_Ownership":
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
         stop = asyncio.Event()
         session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch)
-        return _Ownership(epoch, stop, tasks.create_task(session.run(stop)))
+        return _Ownership(epoch, session, stop, tasks.create_task(session.run(stop)))
 
-    async def _give_up_surplus(self, leases: Leases) -> None:
-        share = await leases.share()
-        for partition in sorted(self._owned)[share:]:
-            await self._give_up(leases, partition)
-
-    async def _give_up_all(self, leases: Leases) -> None:
-        await self._finish_all()
-        for partition in list(self._owned):
-            await self._give_up(leases, partition)
-        await leases.leave()
-
-    async def _finish_all(self) -> None:
+    async def _give_up_all(self, keeper: LeaseKeeper) -> None:
         await asyncio.gather(*(ownership.finish() for ownership in self._owned.values()))
+        await keeper.leave({partition: ownership.epoch for partition, ownership in self._owned.items()})
+        for partition in list(self._owned):
+            self._released(partition, self._owned.pop(partition))
 
-    async def _give_up(self, leases: Leases, partition: int) -> None:
+    async def _give_up(self, keeper: LeaseKeeper, partition: int) -> None:
         ownership = self._owned.pop(partition)
         await ownership.finish()
-        await leases.release(partition, ownership.epoch)
+        await keeper.release(partition, ownership.epoch)
+        self._released(partition, ownership)
+
+    def _released(self, partition: int, ownership: "_Ownership") -> None:
         log.info("partition released", engine=self.name, partition=partition, epoch=ownership.epoch)
 
 
 class _Ownership:
     """A partition that this engine runs, under an epoch."""
 
-    def __init__(self, epoch: int, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+    def __init__(self, epoch: int, session: Session, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
         self.epoch = epoch
+        self.session = session
         self.task = task
         self._stop = stop
 

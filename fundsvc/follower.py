@@ -60,7 +60,7 @@ class Follower:
         self._metrics = metrics
         self._ledger = Deleveragings(pool)
         self._partitions = [
-            FollowedPartition(config, self._ledger, Source(client, number), number)
+            FollowedPartition(config, self._ledger, _source(config, client, number), number)
             for number in range(config.stream.partitions)
         ]
         self._known: dict[tuple[str, SideName], _Known] = {}
@@ -148,6 +148,10 @@ class Follower:
         oldest_ms = min(partition.confirmed_ms for partition in self._partitions)
         if oldest_ms:
             self._metrics.books_age_seconds.set(max(0.0, time.time() - oldest_ms / 1000))
+
+
+def _source(config: Config, client: Client, number: int) -> Source:
+    return Source(client, number, message_bytes_max=config.stream.message_bytes_max)
 
 
 class FollowedPartition:

@@ -1,8 +1,9 @@
 """The step of the service, for one partition: read, decode, settle, write, commit, announce.
 
-Two tasks share a `Partition` in memory. One reads messages and settles them, a bounded chunk at a time; the other writes
-whatever has been settled since its last transaction, in one transaction. So commit N runs while N+1 is settled, a lone fill
-waits for nobody, and a backlog is written in batches as large as allowed. Memory runs ahead of the ledger by what is not
+Two tasks share a `Partition` in memory. One reads messages and settles them, for a bounded time between two looks at the loop;
+the other writes whatever has been settled since its last transaction, in one transaction. So commit N runs while N+1 is
+settled, a lone fill waits for nobody, and a backlog is written in batches as large as allowed. Both a slice of time and a batch
+may end inside a message: the offset counts the events of it that are settled. Memory runs ahead of the ledger by what is not
 committed yet; if a commit fails all of it is dropped, and the partition is loaded and read again from the stored offset.
 
 An event that was rejected before and is sent again is the exception to the overlap: everything before it is committed first,
@@ -12,32 +13,42 @@ so that the ledger itself can tell whether it was settled meanwhile. Operators s
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from fundsvc.core.batch import Batch, Durations, Offset
+from fundsvc.core.batch import Batch, Durations, Offset, Place
 from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
-from fundsvc.wire import Message, decode, raw_event
+from fundsvc.wire import Contents, Message
 
 BLOCK_MS = 500
 """How long one read waits for messages; between reads the reader looks whether it should stop."""
 
-CHUNK_EVENTS = 200
-"""Events settled between two looks at the loop: under a millisecond, which is what each round trip of a commit may wait."""
+SLICE_SHARE = 0.25
+"""Of the longest time that the loop may be held: the event at the end of a slice and the encoding of rows take the rest."""
 
-MESSAGES_PER_READ_MAX = 1000
-"""Bounds one reply of the stream, whose messages may all at once be a hundred times as large as the last ones were."""
+EVENTS_PER_BATCH_MAX = 100_000
+"""Bounds what a failed commit repeats where events write no rows, such as marks."""
+
+BATCH_BYTES_MAX = 8_000_000
+"""A transaction of this size takes the database a tenth of a second, and its encoding a few times its size in memory."""
 
 REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
 """A stream id, and a position with more digits than any message has events."""
 
 
+class Reading(NamedTuple):
+    """What one read found, and how many messages the stream ever had if this was its end."""
+
+    messages: Sequence[Message]
+    added: int | None
+
+
 class Source(Protocol):
     """A partition's stream."""
 
-    async def read(self, after: str, count: int, block_ms: int) -> list[Message]:
-        """Up to `count` messages after an id, waiting up to `block_ms` for the first."""
+    async def read(self, after: Offset, block_ms: int) -> Reading:
+        """Messages after an offset, a bounded number of bytes, waiting up to `block_ms` for the first."""
 
 
 class Ledger(Protocol):
@@ -64,11 +75,41 @@ class Committed(NamedTuple):
     durations: Durations
 
 
+class BatchBound:
+    """How much one transaction writes. It outlives the pipeline: a batch that failed is not repeated whole."""
+
+    def __init__(self, rows_max: int) -> None:
+        self.rows_max = rows_max
+        self.events_max = EVENTS_PER_BATCH_MAX
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no transaction has failed lately."""
+        return self.events_max == EVENTS_PER_BATCH_MAX
+
+    def room(self, batch: Batch) -> int:
+        """How many events more a batch may take if each of them writes a row, at least one."""
+        return max(1, min(self.events_max - batch.events, self.rows_max - batch.rows()))
+
+    def is_reached(self, batch: Batch) -> bool:
+        """Whether a batch must be written before it takes more."""
+        return batch.events >= self.events_max or batch.rows() >= self.rows_max or batch.bytes() >= BATCH_BYTES_MAX
+
+    def shrink(self, events: int) -> None:
+        """After a transaction with so many events failed: the next one has half of them, down to a single one."""
+        self.events_max = max(1, min(events, self.events_max) // 2)
+
+    def grow(self) -> None:
+        """After a transaction went through."""
+        self.events_max = min(EVENTS_PER_BATCH_MAX, 2 * self.events_max)
+
+
 class Pipeline:
     """Moves one partition from its stream into its ledger.
 
     `stored` is the offset in the ledger, `start` where to read from: the same, unless the stream lost its tail. `announce`
-    is awaited after each commit with what it made durable.
+    is called after each commit with what it made durable. `refused` are events that the database refused, with its words.
+    `writing` is the batch of the transaction at hand, `progress` counts the steps taken.
     """
 
     def __init__(
@@ -80,17 +121,24 @@ class Pipeline:
         *,
         stored: Offset,
         start: Offset,
-        batch_fills_max: int,
+        bound: BatchBound,
+        slice_seconds: float,
+        refused: Mapping[Place, str] | None = None,
     ) -> None:
+        self.writing: Batch | None = None
+        self.progress = 0
         self._partition = partition
         self._source = source
         self._ledger = ledger
         self._announce = announce
         self._committed = stored
         self._settled = start
-        self._rows_max = batch_fills_max
+        self._bound = bound
+        self._slice_seconds = slice_seconds
+        self._refused = refused or {}
+        self._slice_ends = 0.0
         self._work = asyncio.Event()
-        self._progress = asyncio.Event()
+        self._handed_over = asyncio.Event()
         self._reading = True
         self._decode_seconds = self._settle_seconds = 0.0
 
@@ -101,114 +149,179 @@ class Pipeline:
             tasks.create_task(self._write())
 
     def keep_books(self) -> None:
-        """Has the ADL books kept with the next batches, or with an empty one where nothing else comes."""
-        self._partition.keep_books()
-        self._work.set()
+        """Has the ADL books kept with the next batches, or with an empty one where nothing else comes.
+
+        Not while a transaction failed lately: a large book would be one more cause.
+        """
+        if self._bound.is_whole:
+            self._partition.keep_books()
+            self._work.set()
 
     async def _read(self, stop: asyncio.Event) -> None:
-        count = MESSAGES_PER_READ_MAX
         while not stop.is_set():
-            messages = await self._source.read(self._settled.last_id, count, BLOCK_MS)
-            events = await self._settle(messages)
-            if events:
-                count = max(1, min(MESSAGES_PER_READ_MAX, len(messages) * self._rows_max // events))
+            reading = await self._source.read(self._settled, BLOCK_MS)
+            self.progress += 1
+            self._begin_slice()
+            for message in reading.messages:
+                await self._settle(message, stop)
+                if stop.is_set():
+                    break
+            else:
+                self._note_end(reading)
+            if reading.messages:
+                await self._hand_over()
         self._reading = False
         self._work.set()
 
-    async def _settle(self, messages: Sequence[Message]) -> int:
-        """Settles messages in order, letting the writer run after every chunk; returns the number of events."""
-        total = unwritten = 0
-        for message in messages:
-            started = time.perf_counter()
-            events = decode(message)
-            decoded = time.perf_counter()
-            if message.replay_of:
-                await self._settle_replay(message, events)
-            else:
-                self._settle_message(message, events)
-                self._settle_seconds += time.perf_counter() - decoded
-            self._decode_seconds += decoded - started
-            self._settled = Offset(message.stream_id, self._settled.messages + 1)
-            total += len(events)
-            unwritten += len(events) or 1
-            if unwritten >= CHUNK_EVENTS:
-                unwritten = 0
-                await self._hand_over()
-        if unwritten:
+    def _note_end(self, reading: Reading) -> None:
+        """At the end of the stream all messages it ever had are settled, or gone: so their number is known again."""
+        if reading.messages and reading.added is not None:
+            self._settled = self._settled._replace(messages=reading.added)
+
+    async def _settle(self, message: Message, stop: asyncio.Event) -> None:
+        """Settles a message; a stop may leave it settled in part."""
+        started = time.perf_counter()
+        contents = Contents(message)
+        self._decode_seconds += time.perf_counter() - started
+        if message.replay_of:
+            await self._settle_replay(message, contents)
+        elif not await self._settle_events(message, contents, stop):
+            return
+        self._settled = Offset(message.stream_id, self._settled.messages + 1)
+        if self._is_due():
             await self._hand_over()
-        return total
 
-    def _settle_message(self, message: Message, events: Sequence[Event | Rejection]) -> None:
-        self._partition.expect(events)
-        apply = self._partition.apply
-        for position, event in enumerate(events):
+    async def _settle_events(self, message: Message, contents: Contents, stop: asyncio.Event) -> bool:
+        """Settles the events of a message that are not settled yet; says whether that is all of them."""
+        position = self._settled.settled_of(message.stream_id)
+        while position < contents.size:
+            position = self._settle_run(message, contents, position)
+            if position < contents.size and self._is_due():
+                self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
+                await self._hand_over()
+                if stop.is_set() and not self._partition.batch.uncut:
+                    return False
+        return True
+
+    def _settle_run(self, message: Message, contents: Contents, position: int) -> int:
+        """Settles events from a position on until the slice ends or the batch is full; returns the position after them."""
+        started = time.perf_counter()
+        batch = self._partition.batch
+        run = contents.run(position, self._bound.room(batch))
+        decoded = time.perf_counter()
+        self._partition.expect(run)
+        first, now, apply = position, decoded, self._partition.apply
+        stream_ms = int(message.stream_id.partition("-")[0])
+        for event in self._with_refusals(message, position, run) if self._refused else run:
             try:
-                apply(event)
+                apply(event, stream_ms)
             except Rejection as rejection:
-                self._reject(message, position, (message.stream_id, position), rejection)
+                self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection)
+            position += 1
+            now = time.perf_counter()
+            if now >= self._slice_ends:
+                break
+        self._count(batch, Place(message.stream_id, position - 1), position - first)
+        self._decode_seconds += decoded - started
+        self._settle_seconds += now - decoded
+        return position
 
-    async def _settle_replay(self, message: Message, events: Sequence[Event | Rejection]) -> None:
+    def _with_refusals(self, message: Message, position: int, run: Sequence[Event | Rejection]) -> Sequence[Event | Rejection]:
+        """The events of a run, those that the database refused as Rejections."""
+        places = (Place(message.stream_id, position + offset) for offset in range(len(run)))
+        return [
+            _refusal(self._refused[place]) if place in self._refused else event
+            for place, event in zip(places, run, strict=True)
+        ]
+
+    def _count(self, batch: Batch, place: Place, events: int) -> None:
+        batch.events += events
+        batch.place = place
+
+    async def _settle_replay(self, message: Message, contents: Contents) -> None:
         """Settles an event that was rejected before, unless that has been done since."""
         match = REPLAY_KEY.fullmatch(message.replay_of)
+        place = Place(message.stream_id, 0)
         if match is None:
             rejection = Rejection(Reason.UNDECODABLE, f"replayOf {message.replay_of[:60]!r} is not a stream id/position")
-            self._reject(message, 0, (message.stream_id, 0), rejection)
+            self._reject(message, contents.raw(0), place, rejection)
             return
-        key = match[1], int(match[2])
+        key = Place(match[1], int(match[2]))
         await self._until_committed()
         if await self._ledger.is_open(*key):
             try:
-                await self._settle_late(message, key, events)
+                if place in self._refused:
+                    raise _refusal(self._refused[place])
+                await self._settle_late(message, key, contents)
             except Rejection as rejection:
-                self._reject(message, 0, key, rejection)
+                self._reject(message, contents.raw(0), key, rejection)
+        self._count(self._partition.batch, place, 1)
 
-    async def _settle_late(self, message: Message, key: tuple[str, int], events: Sequence[Event | Rejection]) -> None:
+    async def _settle_late(self, message: Message, key: Place, contents: Contents) -> None:
         """Settles the one event of a replay; one whose like came by another way is only noted as settled."""
-        if len(events) != 1:
-            raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
-        (event,) = events
+        if contents.size != 1:
+            raise Rejection(Reason.UNDECODABLE, f"{contents.size} events: send rejected events again one by one")
+        (event,) = contents.run(0, 1)
         check_replayable(event)
         known = isinstance(event, Fill) and await self._ledger.has_settled(event.symbol, event.seq)
         entry = None if known else self._partition.apply_late(event)
         self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
 
-    def _reject(self, message: Message, position: int, key: tuple[str, int], rejection: Rejection) -> None:
-        body = raw_event(message, position)
-        self._partition.batch.rejected.append(Rejected(*key, rejection.reason, rejection.detail, message.codec, body))
+    def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection) -> None:
+        self._partition.batch.reject(Rejected(*key, rejection.reason, rejection.detail, message.codec, body))
+
+    def _begin_slice(self) -> None:
+        self._slice_ends = time.perf_counter() + self._slice_seconds
+
+    def _is_due(self) -> bool:
+        return time.perf_counter() >= self._slice_ends or self._bound.is_reached(self._partition.batch)
 
     async def _hand_over(self) -> None:
         """Lets the writer start, or the running COPY go on; waits while a whole batch lies unwritten."""
+        self.progress += 1
         self._ledger.prepare(self._partition.batch)
         self._work.set()
         await asyncio.sleep(0)
-        while self._rows() >= self._rows_max:
-            await self._next_progress()
+        while self._bound.is_reached(self._partition.batch) and not self._is_held():
+            await self._next_hand_over()
+        self._begin_slice()
+
+    def _is_held(self) -> bool:
+        """Whether the batch waits for the end of its message."""
+        return self._partition.batch.uncut and self._settled.events > 0
 
     async def _until_committed(self) -> None:
         """Waits until the ledger has everything that is settled."""
         while self._settled != self._committed:
             self._work.set()
-            await self._next_progress()
+            await self._next_hand_over()
 
-    async def _next_progress(self) -> None:
-        self._progress.clear()
-        await self._progress.wait()
-
-    def _rows(self) -> int:
-        return self._partition.batch.count() + len(self._partition.batch.rejected)
+    async def _next_hand_over(self) -> None:
+        self._handed_over.clear()
+        await self._handed_over.wait()
 
     async def _write(self) -> None:
         while self._reading or self._settled != self._committed:
             await self._work.wait()
             self._work.clear()
-            batch, after = self._partition.take(), self._settled
+            if self._is_held():
+                continue
+            batch, after = self._partition.take(with_books=not self._settled.events), self._settled
             decode, settle = self._decode_seconds, self._settle_seconds
             self._decode_seconds = self._settle_seconds = 0.0
-            self._progress.set()
+            self._handed_over.set()
             if after == self._committed and not batch.books:
                 continue
             started = time.perf_counter()
+            self.writing = batch
             await self._ledger.commit(batch, self._committed, after)
+            self.writing = None
+            self._bound.grow()
             self._committed = after
-            self._progress.set()
+            self.progress += 1
+            self._handed_over.set()
             await self._announce(Committed(batch, after, Durations(decode, settle, time.perf_counter() - started)))
+
+
+def _refusal(detail: str) -> Rejection:
+    return Rejection(Reason.DATABASE_REFUSED, detail)

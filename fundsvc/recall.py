@@ -6,21 +6,16 @@ restart, and those that another process shows, are those of a service that never
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
-from fundsvc.core.batch import KeptBook
+from fundsvc.core.batch import KeptBook, Offset, Place
 from fundsvc.core.book import SideName
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.pipeline import REPLAY_KEY
-from fundsvc.store.writer import STREAM_START, Place
+from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.source import Source, id_order
-from fundsvc.wire import Message, decode
-
-MESSAGES_PER_READ = 1000
-"""Enough to read a backlog quickly, few enough to keep the loop alive."""
-
-CHUNK_EVENTS = 200
-"""Events applied between two looks at the loop, as in the pipeline."""
+from fundsvc.wire import RUN_EVENTS, Contents, Message
 
 Rejected = Callable[[Sequence[str]], Awaitable[Mapping[Place, str | None]]]
 """Which events of these messages were rejected, and the message that had them settled since."""
@@ -35,8 +30,9 @@ ReducedSides = Callable[[Iterable[OrderKey]], Awaitable[Mapping[OrderKey, SideNa
 class Recall:
     """Applies to each book what came after it was kept, as far as it is told to go, and from there on when told again.
 
-    `read_to` is the last message applied: between two of its awaits, the books are exactly as they were after that one.
-    `messages` counts those read.
+    `read_to` is the last message applied: between two of its awaits, the books are as they were after that one, or after some
+    of the events of the next one where that is large.
+    `messages` counts those read, `progress` the steps taken.
     `after` and `seq` are where each book stands, by symbol. `listed` says whether a contract was listed or updated on the way;
     what that means for the books is not its business.
     """
@@ -51,6 +47,7 @@ class Recall:
     ) -> None:
         self.read_to = min((book.last_id for book in kept), key=id_order, default=STREAM_START)
         self.messages = 0
+        self.progress = 0
         self.listed = False
         self._partition = partition
         self._source = source
@@ -64,11 +61,18 @@ class Recall:
         """Goes on to the message `until`, which was settled."""
         end = id_order(until)
         while id_order(self.read_to) < end:
-            messages = await self._source.read(self.read_to, MESSAGES_PER_READ)
+            messages = await self._source.read(self.read_to)
             settled = [message for message in messages if id_order(message.stream_id) <= end]
             await self._apply_all(settled)
-            if len(settled) < MESSAGES_PER_READ:
+            if len(settled) < len(messages) or not messages:
                 self.read_to = until
+
+    async def run_part(self, offset: Offset) -> None:
+        """Goes on to an offset, and applies the events of the next message that are settled: nothing may follow."""
+        await self.run(offset.last_id)
+        if offset.events:
+            messages = await self._source.read(offset.last_id, 1)
+            await self._apply_all([message for message in messages if offset.settled_of(message.stream_id)], offset.events)
 
     async def include(self, kept: Sequence[KeptBook]) -> None:
         """Takes in further books, and brings them to where the others are."""
@@ -77,21 +81,28 @@ class Recall:
         self.after |= others.after
         self.seq |= others.seq
 
-    async def _apply_all(self, messages: Sequence[Message]) -> None:
+    async def _apply_all(self, messages: Sequence[Message], events_max: int | None = None) -> None:
+        """Applies messages, or only so many events of each."""
         replayed = (place[0] for message in messages if (place := _replayed(message)))
         rejected = await self._rejected([*(message.stream_id for message in messages), *replayed])
         self._sides.clear()
         events = 0
         for message in messages:
-            decoded = decode(message)
-            await self._look_up_sides(decoded)
-            self._apply(message, decoded, rejected)
-            events += len(decoded)
+            contents = Contents(message)
+            upto = contents.size if events_max is None else events_max
+            position = 0
+            while position < upto:
+                run = contents.run(position, min(RUN_EVENTS, upto - position))
+                await self._look_up_sides(run)
+                self._apply(message, position, run, rejected)
+                position += len(run)
+                events += len(run)
+                if events >= RUN_EVENTS:
+                    events = 0
+                    self.progress += 1
+                    await asyncio.sleep(0)
             self.read_to = message.stream_id
             self.messages += 1
-            if events >= CHUNK_EVENTS:
-                events = 0
-                await asyncio.sleep(0)
 
     async def _look_up_sides(self, events: Sequence[Event | Rejection]) -> None:
         """Asks once which side each order that was executed reduces; forgotten with the messages at hand."""
@@ -99,12 +110,14 @@ class Recall:
         if unknown := orders - self._sides.keys():
             self._sides |= await self._reduced_sides(unknown)
 
-    def _apply(self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, str | None]) -> None:
+    def _apply(
+        self, message: Message, first: int, events: Sequence[Event | Rejection], rejected: Mapping[Place, str | None]
+    ) -> None:
         if message.replay_of:
             self._apply_replay(message, events, rejected)
             return
         at = id_order(message.stream_id)
-        for position, event in enumerate(events):
+        for position, event in enumerate(events, first):
             if isinstance(event, Rejection) or (message.stream_id, position) in rejected:
                 continue
             self.listed = self.listed or isinstance(event, Listing)
@@ -124,13 +137,10 @@ class Recall:
             self._recall(event)
 
     def _recall(self, event: Event) -> None:
-        if not isinstance(event, AdlFill) or self._reduces(event):
-            self._partition.recall(event)
-
-    def _reduces(self, fill: AdlFill) -> bool:
-        """Whether an execution found its account on the side of its order; one that had changed sides kept what it had."""
-        book, side = self._partition.book(fill.symbol), self._sides.get((fill.symbol, fill.adl))
-        return book is not None and any(name == side for name, _ in book.positions(fill.account))
+        """Applies an event; one that the terms known here refuse came after a listing that changed them."""
+        side = self._sides.get((event.symbol, event.adl)) if isinstance(event, AdlFill) else None
+        with suppress(Rejection):
+            self._partition.recall(event, side)
 
     def _is_later(self, at: tuple[int, int], event: Event) -> bool:
         """Whether an event is of one of the books, and came after that was kept."""
@@ -150,4 +160,4 @@ class Recall:
 def _replayed(message: Message) -> Place | None:
     """The place that a message of an operator sends again, if it is one."""
     match = REPLAY_KEY.fullmatch(message.replay_of)
-    return (match[1], int(match[2])) if match else None
+    return Place(match[1], int(match[2])) if match else None

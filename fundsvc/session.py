@@ -1,33 +1,48 @@
-"""One partition under one epoch: funds and books are loaded, the stream is settled, chores are done, through every fault."""
+"""One partition under one epoch: funds and books are loaded, the stream is settled, chores are done, through every fault.
+
+What keeps a partition from being settled is of three kinds, and `_answer` tells them apart. A *fault* (the database or the
+stream is away, or refuses) is waited for. A *refusal* (the database refuses something in a batch) is narrowed down to the event
+that causes it, which is rejected. Anything else *halts* the partition: a mistake of ours, or messages that left the stream
+before they were settled. A halted partition is tried again seldom; the other partitions and the HTTP side go on.
+"""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import structlog
 
+from fundsvc.announcing import Announcing
+from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
-from fundsvc.core.batch import Offset, Round
+from fundsvc.continuity import CheckedSource, find_gap, lost_tail, waiting
+from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
 from fundsvc.logs.batches import Rejections, log_orders
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.pipeline import Committed, Pipeline
+from fundsvc.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
 from fundsvc.recall import Recall
-from fundsvc.store.database import Pool, StoreFault
+from fundsvc.store.database import Pool, StoreFault, StoreRefusal
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
+from fundsvc.store.gaps import Gaps, KnownGap
 from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import condense
+from fundsvc.store.standing import note_halted, trim_bounds
 from fundsvc.store.targets import Targets
-from fundsvc.store.writer import OwnershipLost, Writer, open_writer
+from fundsvc.store.writer import STREAM_START, OwnershipLost, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
 from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, StreamState, id_order
 from fundsvc.targeting import Targeting
 
-BACKOFF_SECONDS_MAX = 1.0
+BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.05, 1.0
 """What is away is asked for again within a second, so that recovery is quick once it is back."""
+
+HALTED_SECONDS_MIN, HALTED_SECONDS_MAX = 5.0, 60.0
+"""After a mistake of ours the partition is tried again after so long: what it met may be gone."""
 
 WATCH_SECONDS = 1.0
 TRIM_SECONDS = 60.0
@@ -36,18 +51,32 @@ TRIM_SECONDS = 60.0
 log = structlog.get_logger()
 
 
+class Halted(Exception):
+    """The partition must not go on before somebody has acted; the message says who and how."""
+
+
 class Session:
-    """The consumption of one partition under one epoch, begun anew after every fault."""
+    """The consumption of one partition under one epoch, begun anew after every fault.
+
+    `trouble` says why nothing is settled at present, "" while it is. `steps` counts the steps taken.
+    """
 
     def __init__(
         self, config: Config, metrics: Metrics, client: Client, pool: Pool, engine: str, partition: int, epoch: int
     ) -> None:
+        self.trouble = ""
         self._config = config
         self._metrics = metrics
-        self._source = Source(client, partition)
+        self._source = Source(client, partition, message_bytes_max=config.stream.message_bytes_max)
         self._announcer = Announcer(client, partition)
+        self._producer = Producer(client, config.stream.partitions)
+        self._gaps = Gaps(pool, partition)
         self._state: Partition
-        self._books: dict[str, str] = {}
+        self._announcing: Announcing
+        self._pipeline: Pipeline | None = None
+        self._recall: Recall | None = None
+        self._bound = BatchBound(config.engine.batch_fills_max)
+        self._refused: dict[Place, str] = {}
         self._pool = pool
         self._engine = engine
         self._partition = partition
@@ -55,98 +84,193 @@ class Session:
         self._log = log.bind(engine=engine, partition=partition, epoch=epoch)
         self._outage = Outage(self._log, "settling")
         self._rejections = Rejections(self._log)
-        self._offset = Offset("0-0", 0)
+        self._offset = Offset(STREAM_START, 0)
+        self._halted = ""
+        self._noted: str | None = None
+        self._backoff = BACKOFF_SECONDS_MIN
+        self._halted_seconds = HALTED_SECONDS_MIN
+        self._attempts = 0
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken, in any part of the work."""
+        parts = (self._pipeline, self._recall)
+        return self._attempts + sum(part.progress for part in parts if part)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consumes until told to stop or the ownership is lost."""
         self._metrics.own(self._partition, self._epoch)
         try:
-            await self._consume_through_faults(stop)
+            async with asyncio.TaskGroup() as tasks:
+                # Not among the other chores: a full stream server keeps the partition from being loaded, and needs trimming.
+                chores = (
+                    Chore("trimming", TRIM_SECONDS, self._trim, self._log),
+                    Chore("heartbeat", HEARTBEAT_SECONDS, self._beat, self._log),
+                )
+                running = [tasks.create_task(chore.run()) for chore in chores]
+                await asyncio.wait([tasks.create_task(self._consume_through_faults(stop))])
+                for chore in running:
+                    chore.cancel()
         finally:
             self._rejections.say_rest()
             self._metrics.let_go(self._partition, self._config.stream.partitions)
 
     async def _consume_through_faults(self, stop: asyncio.Event) -> None:
-        backoff = 0.05
         while not stop.is_set():
-            started = time.monotonic()
+            started, pause = time.monotonic(), 0.0
+            self._attempts += 1
             try:
                 await self._consume(stop)
             except* OwnershipLost as lost:
                 self._log.warning("partition lost", cause=str(_first(lost)))
                 stop.set()
-            except* (StoreFault, StreamFault) as group:
-                fault = _first(group)
-                self._metrics.faults.labels("database" if isinstance(fault, StoreFault) else "stream").inc()
-                self._outage.note(fault)
+            except* Exception as group:  # noqa: BLE001 - a mistake of ours halts this partition and nothing else
+                pause = await self._answer(_first(group))
             if time.monotonic() - started > 2 * BACKOFF_SECONDS_MAX:
-                backoff = 0.05
-            await wait(stop, backoff)
-            backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
+                self._backoff = BACKOFF_SECONDS_MIN
+            await wait(stop, pause)
+
+    async def _answer(self, error: BaseException) -> float:
+        """Does what an error asks for; returns after how many seconds the partition is to be tried again."""
+        match error:
+            case StoreRefusal():
+                return await self._narrow(error)
+            case StoreFault() | StreamFault():
+                return self._wait_for(error)
+            case Halted():
+                await self._halt(str(error))
+                return BACKOFF_SECONDS_MAX
+        return await self._halt_by_mistake(error)
+
+    def _wait_for(self, fault: StoreFault | StreamFault) -> float:
+        """A fault: a batch that met it is not tried again whole, as its size may be the cause."""
+        writing = self._pipeline.writing if self._pipeline else None
+        if isinstance(fault, StoreFault) and writing:
+            self._bound.shrink(writing.events)
+        self._metrics.faults.labels("database" if isinstance(fault, StoreFault) else "stream").inc()
+        self._outage.note(fault)
+        self.trouble = str(fault)
+        pause = self._backoff
+        self._backoff = min(2 * pause, BACKOFF_SECONDS_MAX)
+        return pause
+
+    async def _narrow(self, refusal: StoreRefusal) -> float:
+        """A refusal: half of the batch is tried, down to the one event that is to be rejected."""
+        writing = self._pipeline.writing if self._pipeline else None
+        if writing is None or not writing.place or writing.place in self._refused:
+            return await self._halt_by_mistake(refusal)
+        if writing.events > 1:
+            self._bound.shrink(writing.events)
+        else:
+            self._refused[writing.place] = str(refusal)
+        return 0.0
+
+    async def _halt_by_mistake(self, mistake: BaseException) -> float:
+        self._log.error("mistake", part="settling", exc_info=mistake)
+        await self._halt(f"{type(mistake).__name__}: {mistake}")
+        pause = self._halted_seconds
+        self._halted_seconds = min(2 * pause, HALTED_SECONDS_MAX)
+        return pause
+
+    async def _halt(self, reason: str) -> None:
+        """Says that nothing is settled, and why: once in the log, and for readiness in any process."""
+        if self._halted != reason:
+            self._log.error("partition halted", detail=reason)
+        self._halted = self.trouble = reason
+        self._metrics.halted.labels(self._partition).set(1)
+        await self._note_halted(reason)
+
+    async def _go_on(self) -> None:
+        """Says that the partition is settled."""
+        self._outage.over()
+        if self._halted:
+            self._log.info("partition goes on")
+        self._halted = self.trouble = ""
+        self._halted_seconds = HALTED_SECONDS_MIN
+        self._metrics.halted.labels(self._partition).set(0)
+        await self._note_halted("")
+
+    async def _note_halted(self, reason: str) -> None:
+        """Keeps it in the database, if that takes it."""
+        if self._noted != reason:
+            with suppress(StoreFault):
+                await note_halted(self._pool, self._partition, self._epoch, reason)
+                self._noted = reason
 
     async def _consume(self, stop: asyncio.Event) -> None:
         async with open_writer(self._config.database.dsn, self._engine, self._partition, self._epoch) as writer:
             pipeline = await self._load(writer)
-            targeting = Targeting(self._state, Targets(self._pool), self._config.target.of, self._metrics)
             async with asyncio.TaskGroup() as tasks:
-                chores = [
-                    tasks.create_task(_every(self._config.engine.rollup_seconds, self._condense)),
-                    tasks.create_task(_every(HEARTBEAT_SECONDS, self._beat)),
-                    tasks.create_task(_every(WATCH_SECONDS, self._watch)),
-                    tasks.create_task(_every(TRIM_SECONDS, self._trim)),
-                    tasks.create_task(_every(self._config.engine.book_seconds, pipeline.keep_books)),
-                    tasks.create_task(_every(self._config.engine.target_seconds, targeting.recompute)),
-                ]
+                chores = [tasks.create_task(chore.run()) for chore in self._chores(pipeline)]
+                chores.append(tasks.create_task(lasting("announcing", self._announcing.run, self._log)))
                 # In a task of its own: where it and a chore fail at once, a group within this group's own task would leave that
                 # task cancelled for good (CPython gh-116720, until 3.13).
                 await asyncio.wait([tasks.create_task(pipeline.run(stop))])
                 for chore in chores:
                     chore.cancel()
 
+    def _chores(self, pipeline: Pipeline) -> list[Chore]:
+        engine = self._config.engine
+        targeting = Targeting(self._state, Targets(self._pool), self._config.target.of, self._metrics)
+        return [
+            Chore("rollups", engine.rollup_seconds, self._condense, self._log),
+            Chore("lag", WATCH_SECONDS, self._watch, self._log),
+            Chore("books", engine.book_seconds, pipeline.keep_books, self._log),
+            Chore("targets", engine.target_seconds, targeting.recompute, self._log),
+        ]
+
     async def _load(self, writer: Writer) -> Pipeline:
         policy = self._config.policy
+        self._pipeline = None
         stored, funds = await writer.load(policy.of)
         start = await self._where_to_read(stored)
-        self._offset = start
+        self._offset = start.offset
         currency = self._config.currency
         self._state = Partition(
             self._partition, self._config.stream.partitions, funds, currency.decimals, currency.decimals_default, policy.of
         )
         await self._restore_books(writer, stored)
+        if start.regressed:
+            self._state.make_stale()
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
-        for order in orders:
-            await self._announce_round(self._state.reopen(order))
+        self._announcing = Announcing(
+            self._state, self._announcer, self._producer, self._config.adl, self._partition, self._metrics, self._log
+        )
+        self._announcing.note(self._state.reopen(order).order for order in orders)
         self._log.info("partition loaded", funds=len(funds), orders=len(orders), stream_id=stored.last_id)
-        self._outage.over()
-        return Pipeline(
+        self._pipeline = Pipeline(
             self._state,
-            self._source,
+            CheckedSource(self._source, start.passed),
             writer,
             self._announce,
             stored=stored,
-            start=start,
-            batch_fills_max=self._config.engine.batch_fills_max,
+            start=start.offset,
+            bound=self._bound,
+            slice_seconds=SLICE_SHARE * self._config.engine.loop_ms_max / 1000,
+            refused=self._refused,
         )
+        return self._pipeline
 
     async def _restore_books(self, writer: Writer, stored: Offset) -> None:
         """Brings the ADL books to the stored offset: as they were kept, then what the stream holds since."""
         kept = await writer.load_books()
         for book in kept:
             for _ in self._state.restore(book):
+                self._attempts += 1
                 await asyncio.sleep(0)
-        self._books = {book.symbol: book.last_id for book in kept}
-        await Recall(self._state, self._source, kept, writer.rejected_places, writer.reduced_sides).run(stored.last_id)
+        self._recall = Recall(self._state, self._source, kept, writer.rejected_places, writer.reduced_sides)
+        await self._recall.run_part(stored)
 
-    async def _where_to_read(self, stored: Offset) -> Offset:
+    async def _where_to_read(self, stored: Offset) -> "_Start":
         """The stored offset, or the start of a stream that ends before it: a failover lost its tail.
 
-        Raises StreamFault where messages after the offset were dropped before they were settled.
+        Raises Halted where messages after the offset left the stream, and nobody has acknowledged that.
         """
         stream = await self._source.state()
-        if not _lost_tail(stream, stored):
-            _check_nothing_dropped(stream, stored)
-            return stored
+        known = await self._gaps.known()
+        if not lost_tail(stream, stored):
+            return await self._pass_gap(stream, stored, known)
         self._metrics.stream_regressions.labels(self._partition).inc()
         self._log.error(
             "stream regression",
@@ -155,21 +279,56 @@ class Session:
             stream_ends=stream.last_id,
             stream_id=stored.last_id,
         )
-        return Offset("0-0", stream.added - stream.length)
+        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, regressed=True)
+
+    async def _pass_gap(self, stream: StreamState, stored: Offset, known: list[KnownGap]) -> "_Start":
+        """Where to read on from an offset: past a gap, if there is one and it may be passed."""
+        goes_on = self._config.stream.on_gap == "continue"
+        passed = max((gap.until_id for gap in known if goes_on or gap.acknowledged_at), key=id_order, default=STREAM_START)
+        found = find_gap(stream, stored, STREAM_START)
+        if found is None:
+            return _Start(stored, passed)
+        gap = next((one for one in known if one.until_id == found.until_id), None)
+        if gap is None:
+            gap = await self._report(KnownGap(*found, await self._count_missing(stored), None), stored)
+        if not goes_on and id_order(gap.until_id) > id_order(passed):
+            raise Halted(
+                f"{gap.messages} messages after {gap.after_id}, up to {gap.until_id}, were deleted or trimmed from the stream"
+                f" before they were settled: have the engine send them again, then run"
+                f" fundsvc stream acknowledge-gap {self._partition}"
+            )
+        offset = stored._replace(messages=stored.messages + gap.messages)
+        return _Start(offset, max(passed, gap.until_id, key=id_order))
+
+    async def _count_missing(self, stored: Offset) -> int:
+        """How many messages after an offset are not in the stream any more."""
+        present = await self._source.count_after(stored.last_id)
+        return max(1, (await self._source.state()).added - stored.messages - present)
+
+    async def _report(self, gap: KnownGap, stored: Offset) -> KnownGap:
+        """Keeps a gap, logs and counts it; once, whoever finds it."""
+        if await self._gaps.keep(gap):
+            self._metrics.stream_gaps.labels(self._partition).inc()
+            self._log.error(
+                "stream gap",
+                detail="messages left the stream before they were settled",
+                after_id=gap.after_id,
+                until_id=gap.until_id,
+                count=gap.messages,
+                policy=self._config.stream.on_gap,
+                stream_id=stored.last_id,
+            )
+        return gap
 
     async def _announce(self, committed: Committed) -> None:
         started = time.perf_counter()
         self._offset = committed.offset
         self._metrics.committed(committed.batch, committed.durations)
-        self._books |= {kept.symbol: committed.offset.last_id for kept in committed.batch.books}
-        for round_ in committed.batch.rounds:
-            await self._announce_round(round_)
+        self._announcing.note(committed.batch.orders.values())
         log_orders(self._log, committed.batch, committed.offset)
         self._rejections.note(committed.batch.rejected)
+        await self._go_on()
         self._metrics.announce_seconds.observe(time.perf_counter() - started)
-
-    async def _announce_round(self, round_: Round) -> None:
-        await self._announcer.announce(round_, self._state.price_decimals(round_.order.symbol))
 
     async def _condense(self) -> None:
         await condense(self._pool, self._partition)
@@ -182,37 +341,31 @@ class Session:
         self._rejections.say_due()
         settled = self._offset
         self._metrics.positions(self._state.books())
-        stream = await self._source.state()
-        if _lost_tail(stream, settled):
-            raise StreamFault(f"the stream ends at {stream.last_id}, before the offset {settled.last_id}")
-        _check_nothing_dropped(stream, self._offset)
-        waiting = max(0, stream.added - self._offset.messages)
-        self._metrics.lag_messages.labels(self._partition).set(waiting)
-        age = time.time() - id_order(self._offset.last_id)[0] / 1000
-        self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if waiting else 0)
+        left = waiting(await self._source.state(), settled)
+        self._metrics.lag_messages.labels(self._partition).set(left)
+        age = time.time() - id_order(settled.last_id)[0] / 1000
+        self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if left else 0)
+        if not left:
+            await self._go_on()
 
     async def _trim(self) -> None:
-        """Drops what is older than the retention; never what is not committed, or what the books still need."""
+        """Drops what is older than the retention; never what is not committed, or what the books still need.
+
+        Nothing of a stream that lost its tail: what it got since may have ids below the offset.
+        """
+        stored, kept = await trim_bounds(self._pool, self._partition)
+        if lost_tail(await self._source.state(), stored):
+            return
         oldest_ms = int((time.time() - self._config.stream.retention_hours * 3600) * 1000)
-        await self._source.trim(min(f"{oldest_ms}-0", self._offset.last_id, *self._books.values(), key=id_order))
+        await self._source.trim(min([f"{oldest_ms}-0", stored.last_id, *kept], key=id_order))
 
 
-def _lost_tail(stream: StreamState, offset: Offset) -> bool:
-    """Whether the stream ends before an offset, or had fewer messages than were settled: its new ids may lie beyond it."""
-    return id_order(stream.last_id) < id_order(offset.last_id) or stream.added < offset.messages
+class _Start(NamedTuple):
+    """Where to read from, the id up to which gaps are known, and whether the stream lost its tail."""
 
-
-def _check_nothing_dropped(stream: StreamState, offset: Offset) -> None:
-    """Raises StreamFault if the stream's start, which is dropped first, was dropped beyond an offset.
-
-    What is left must not be settled: what came before it would be sent again with lower sequences, as duplicates.
-    """
-    dropped = stream.added - stream.length - offset.messages
-    if dropped > 0:
-        raise StreamFault(
-            f"{dropped} messages after the offset {offset.last_id} were dropped from the stream before they were settled: "
-            "nothing is settled until the stream is deleted and the engine sends again from /api/v1/ingest/cursor"
-        )
+    offset: Offset
+    passed: str
+    regressed: bool = False
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -221,14 +374,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-async def _every(seconds: float, work: Callable[[], Awaitable[None] | None]) -> None:
-    while True:
-        waiting = work()
-        if waiting is not None:
-            await waiting
-        await asyncio.sleep(seconds)
 
 
 async def wait(stop: asyncio.Event, seconds: float) -> None:

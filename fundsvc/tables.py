@@ -129,7 +129,7 @@ def _of_value(value: Any, kind: Any, path: str) -> Iterator[Complaint]:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, ValueError):  # a struct's own rule, which says what it is
-            yield Complaint(path, f"{path}: {error.__cause__}")
+            yield Complaint(path, f"{path}: {error.__cause__}" if path else str(error.__cause__))
         else:
             yield Complaint(path, f"{path} is {_shown(value, kind)}: it must be {allowed(kind)}")
 

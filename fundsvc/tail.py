@@ -77,7 +77,7 @@ class Tail:
         self._heard: float | None = None
         self._next = 0.0
         self._has_more = False
-        self._offsets: dict[int, str] = {}
+        self._offsets: dict[int, tuple[str, int]] = {}
         self._places: dict[str, Place] = {}
         self._orders: dict[OrderKey, OrderRow] = {}
         self._cursors: dict[str, int] = {}
@@ -153,10 +153,10 @@ class Tail:
 
     async def _look(self, connection: Connection) -> None:
         now = await offsets(connection)
-        moved = [partition for partition, last_id in now.last_ids.items() if self._offsets.get(partition) != last_id]
+        moved = [partition for partition, settled in now.settled.items() if self._offsets.get(partition) != settled]
         if moved:
             await self._catch_up(connection, moved, now)
-            self._offsets = now.last_ids
+            self._offsets = now.settled
         else:
             await self._go_on(connection, self._behind(self.funds))
             self.freshness.saw(now.now_ms, now.as_of_ms)

@@ -4,6 +4,7 @@ A stream entry carries one field, `json` or `msgpack`, whose value is one event 
 refused: a misspelt optional field must not vanish silently. Any bytes give legal events or a Rejection, nothing else.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -30,20 +31,34 @@ Codec = Literal["json", "msgpack"]
 AnyEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
 
 EVENTS_PER_MESSAGE_MAX = 10_000
-"""A message is settled in one go, so its size bounds how long the loop is held and how much one commit writes."""
+"""A message is taken apart in one go, so its size bounds how long the loop is held."""
+
+EVENT_BYTES_MAX = 262_144
+"""An event is decoded in one go: one of this size takes a few milliseconds. KuCoin's contracts have some kilobytes."""
+
+WHOLE_BYTES_MAX = 65_536
+"""A body up to this size is decoded at once, which takes half a millisecond and is quicker than event by event."""
+
+RUN_EVENTS = 500
+"""Of a larger body so many events are decoded at a time, in half a millisecond."""
+
+EXCERPT_BYTES = 1000
+"""What is kept of the body of a message that is too large."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One entry of a partition's stream: its id, the codec its field names, and the field's value.
 
     `replay_of` is set where an operator sends a rejected event again: "stream id/position" of what was rejected.
-    `codec` is empty when the entry has no such field; `body` then holds what it had, as a MessagePack array.
+    `codec` is empty when the entry has no such field; `body` then holds what it had, as a MessagePack array. `too_large` says
+    what is not here where the message was larger than allowed: `body` then holds its first bytes alone.
     """
 
     stream_id: str
     codec: Codec | Literal[""]
     body: bytes
     replay_of: str = ""
+    too_large: str = ""
 
 
 class _Tagged(msgspec.Struct):
@@ -69,8 +84,12 @@ _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def decode(message: Message) -> Sequence[Event | Rejection]:
     """The events of a message in order; what is not a legal event stands as a Rejection in its place."""
+    if message.too_large:
+        return [Rejection(Reason.TOO_LARGE, message.too_large)]
     if not message.codec:
         return [Rejection(Reason.UNDECODABLE, "the stream entry needs exactly one field, named json or msgpack")]
+    if len(message.body) > EVENT_BYTES_MAX:
+        return _decode_each(message.codec, message.body)
     try:
         decoded = _DECODERS[message.codec][0].decode(message.body)
     except _DECODE_ERRORS:
@@ -79,12 +98,52 @@ def decode(message: Message) -> Sequence[Event | Rejection]:
     return events if len(events) <= EVENTS_PER_MESSAGE_MAX else [_too_many(len(events))]
 
 
-def raw_event(message: Message, position: int) -> bytes:
-    """The bytes of the event at a position of a message, or of the whole message where it cannot be taken apart."""
-    elements = _elements(message.codec, message.body)
-    if elements is None or len(elements) > EVENTS_PER_MESSAGE_MAX:
-        return message.body
-    return bytes(elements[position])
+class Contents:
+    """The events of a message: those of a large one are decoded some at a time, so that it does not hold the loop.
+
+    The message is taken apart at most once, whatever is asked for. `size` is the number of events; what is not a legal event
+    counts as one, and stands as a Rejection in its place.
+    """
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self._raws: Sequence[msgspec.Raw] | None = None
+        self._events: Sequence[Event | Rejection] | None = None
+        if message.codec and len(message.body) > WHOLE_BYTES_MAX:
+            self._take_apart(message.codec)
+        else:
+            self._events = decode(message)
+        self.size = len(self._raws or ()) if self._events is None else len(self._events)
+
+    def run(self, start: int, count: int) -> Sequence[Event | Rejection]:
+        """Up to `count` of the events from a position on, at least one."""
+        if self._events is not None:
+            return self._events if not start and count >= self.size else self._events[start : start + count]
+        assert self._raws is not None, "a message has events or raw elements"
+        raws = self._raws[start : start + min(count, RUN_EVENTS)]
+        return [decode_event(self._message.codec, raw) for raw in raws]  # type: ignore[arg-type]
+
+    def _take_apart(self, codec: Codec) -> None:
+        self._raws = _elements(codec, self._message.body)
+        if self._raws is None:
+            self._events = [decode_event(codec, self._message.body)]
+        elif len(self._raws) > EVENTS_PER_MESSAGE_MAX:
+            self._events = [_too_many(len(self._raws))]
+
+    def raw(self, position: int) -> bytes:
+        """The bytes of an event, or of the whole message where it cannot be taken apart."""
+        if self._raws is None:
+            self._raws = _elements(self._message.codec, self._message.body) or ()
+        if self.size != len(self._raws):
+            return self._message.body
+        return bytes(self._raws[position])
+
+
+def excerpt(message: Message, bytes_max: int) -> Message:
+    """What is kept of a message that is too large: its first bytes, its size and the digest of all of it."""
+    digest = hashlib.sha256(message.body).hexdigest()
+    told = f"a message of {len(message.body)} bytes, sha256 {digest}: send at most {bytes_max}"
+    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=told)
 
 
 def raw_events(codec: Codec, body: bytes) -> Sequence[bytes | msgspec.Raw]:
@@ -128,6 +187,8 @@ def _too_many(events: int) -> Rejection:
 
 def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
     """One event, or why it is none."""
+    if len(raw) > EVENT_BYTES_MAX:
+        return Rejection(Reason.TOO_LARGE, f"an event of {len(raw)} bytes: send at most {EVENT_BYTES_MAX}")
     try:
         event: Event = _DECODERS[codec][2].decode(raw)
     except msgspec.ValidationError as error:

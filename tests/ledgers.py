@@ -78,7 +78,7 @@ def listing(symbol: str, **fields: object) -> Listing:
     return Listing({"symbol": symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False, **fields})
 
 
-def fill(symbol: str, seq: int, points: int, ts: int = 0) -> Fill:
+def fill(symbol: str, seq: int, points: float, ts: int = 0) -> Fill:
     """A fill of one lot that leaves so many points."""
     ids = (f"trade-{seq}", f"order-{seq}", f"secret-{seq}")
     return Fill(symbol, seq, "sell", 1, str(1000 + points), "1000", ts, *ids)

@@ -104,7 +104,7 @@ async def serving(config):
     async with (
         open_pool(config.database.reader_dsn or config.database.dsn, 4) as pool,
         open_client(config.stream) as client,
-        http_side(config, metrics, pool, client, engine=False, public=True) as url,
+        http_side(config, metrics, pool, client, engine=None, public=True) as url,
         aiohttp.ClientSession(url) as http,
     ):
         yield Service(http, metrics)

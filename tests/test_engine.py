@@ -14,7 +14,8 @@ from ledgers import fill, listing
 from fundsvc.core.chain import GENESIS, Entry, link
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlFill, Listing, Mark, Position, Rate
-from fundsvc.engine import Engine
+from fundsvc.core.partition import Partition
+from fundsvc.engine import Engine, NotSettling
 from fundsvc.metrics import Metrics
 from fundsvc.streams.client import StreamFault, faults, open_client, stream_key
 from fundsvc.streams.producer import Producer
@@ -217,7 +218,7 @@ async def test_trimming_drops_what_is_old_but_nothing_that_is_not_committed(conf
         await producer.append(fills(range(1000, 2000)), per_message=1)
         async with running(hasty):
             await eventually(lambda: shorter(source, 1999))
-            left = [message.stream_id for message in await source.read("0-0", 5000, 10)]
+            left = await ids_in(source)
             assert left.index(offset) <= 100
             assert len(left) == left.index(offset) + 1001
     async with running(hasty):
@@ -231,12 +232,20 @@ async def test_nothing_is_settled_past_messages_that_were_dropped_before_they_we
     await producer.append(fills(range(11, 31)), per_message=1)
     await producer._client.xtrim(KEY, maxlen=10, approximate=False)
     async with running(config) as engine:
-        await eventually(lambda: engine.count("fundsvc_faults_total", part="stream"))
+        await eventually(lambda: engine.count("fundsvc_partition_halted", partition="0"))
         assert await ledger("SELECT entry FROM funds") == 10
-        # What the fault says to do: the stream deleted, everything sent again.
+        assert await ledger("SELECT messages FROM stream_gaps") == 10
+        # Whoever deletes the stream and has everything sent again needs to acknowledge nothing.
         await producer._client.delete(KEY)
         await producer.append(fills(range(11, 31)), per_message=1)
         await settled(ledger, 30)
+
+
+async def ids_in(source):
+    ids = ["0-0"]
+    while messages := await source.read(ids[-1]):
+        ids += [message.stream_id for message in messages]
+    return ids[1:]
 
 
 async def shorter(source, length):
@@ -404,16 +413,163 @@ async def test_an_owner_that_was_replaced_stops_reading_and_can_own_again(quick,
         assert engine.count("fundsvc_partition_epoch", partition="0") == 3
 
 
-@pytest.mark.parametrize("table", ["funds", "partitions", "entries", "rollups"])
-async def test_a_mistake_of_ours_in_any_task_ends_the_engine(quick, producer, ledger, owner_connection, table):
-    engine = Running(quick)
-    await producer.append([listing("AAA"), *fills([1])])
-    await settled(ledger, 1)
-    await owner_connection.execute(f"ALTER TABLE {table} RENAME TO renamed")
-    await producer.append(fills([2]))
-    with pytest.raises(ExceptionGroup) as group:
-        await asyncio.wait_for(engine.task, 10)
-    assert group.group_contains(asyncpg.UndefinedTableError)
+@pytest.mark.parametrize("table", ["funds", "partitions", "entries"])
+async def test_a_table_that_is_missing_is_waited_for(quick, producer, ledger, owner_connection, table):
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await owner_connection.execute(f"ALTER TABLE {table} RENAME TO renamed")
+        await producer.append(fills([2]))
+        await eventually(lambda: engine.count("fundsvc_faults_total", part="database"))
+        with pytest.raises(NotSettling):
+            await engine.engine.check()
+        await owner_connection.execute(f"ALTER TABLE renamed RENAME TO {table}")
+        await settled(ledger, 2)
+        await eventually(lambda: is_well(engine))
+
+
+async def is_well(engine):
+    try:
+        await engine.engine.check()
+    except NotSettling:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("how", ["database", "reload", "rights", "transaction_timeout", "schema"])
+async def test_what_an_operator_changes_in_the_database_is_waited_for(quick, producer, ledger, owner_connection, how):
+    """Reads go on meanwhile, nothing is lost, and settling goes on by itself."""
+    name = await owner_connection.fetchval("SELECT current_database()")
+    change, back = {
+        "database": (f"ALTER DATABASE {name} SET default_transaction_read_only = on", f"ALTER DATABASE {name} RESET ALL"),
+        "reload": ("ALTER SYSTEM SET default_transaction_read_only = on", "ALTER SYSTEM RESET default_transaction_read_only"),
+        "rights": ("REVOKE INSERT ON entries FROM fundsvc_service", "GRANT INSERT ON entries TO fundsvc_service"),
+        "transaction_timeout": (
+            f"ALTER DATABASE {name} SET transaction_timeout = '1ms'",
+            f"ALTER DATABASE {name} RESET ALL",
+        ),
+        "schema": ("REVOKE USAGE ON SCHEMA public FROM public", "GRANT USAGE ON SCHEMA public TO public"),
+    }[how]
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await owner_connection.execute("SET default_transaction_read_only = off")
+        await owner_connection.execute("SET transaction_timeout = 0")
+        await change_for_all(owner_connection, change)
+        await producer.append(fills([2]))
+        await eventually(lambda: engine.count("fundsvc_faults_total", part="database"))
+        await asyncio.sleep(1)
+        assert not engine.task.done()
+        await change_for_all(owner_connection, back)
+        await producer.append(fills([3]))
+        await settled(ledger, 3)
+        await eventually(lambda: is_well(engine))
+        assert engine.count("fundsvc_partition_halted", partition="0") == 0
+        assert await ledger("SELECT count(*) FROM rejected") == 0
+
+
+async def change_for_all(connection, statement):
+    """Changes a setting and ends the sessions that began before."""
+    await connection.execute(statement)
+    await connection.execute("SELECT pg_reload_conf()")
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE 'fundsvc%' AND pid <> pg_backend_pid()"
+    )
+
+
+@pytest.mark.parametrize("right", ["xread", "xinfo", "xtrim", "xadd", "type"])
+async def test_what_an_operator_changes_in_the_stream_is_waited_for(quick, producer, ledger, right):
+    client = producer._client
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        if right == "type":
+            await client.rename(KEY, "away")
+            await client.set(KEY, "no stream")
+        else:
+            await client.execute_command("ACL", "SETUSER", "default", f"-{right}")
+        if right in {"xread", "xinfo", "type"}:
+            await eventually(lambda: engine.count("fundsvc_faults_total", part="stream"))
+        await asyncio.sleep(1)
+        assert not engine.task.done()
+        if right == "type":
+            await client.rename("away", KEY)
+        else:
+            await client.execute_command("ACL", "SETUSER", "default", f"+{right}")
+        await producer.append(fills([2]))
+        await settled(ledger, 2)
+        await eventually(lambda: is_well(engine))
+
+
+@pytest.mark.parametrize("bad", [1, 2, 700, 1000])
+async def test_an_event_that_only_the_database_refuses_is_rejected_and_the_others_are_settled(
+    quick, producer, ledger, owner_connection, bad
+):
+    await owner_connection.execute(f"ALTER TABLE entries ADD CHECK (trade_id <> 'trade-{bad}')")
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills(range(1, 1001))], per_message=300)
+        await eventually(lambda: ledger("SELECT true FROM rejected"), 30)
+        await settled(ledger, 999)
+        assert await ledger("SELECT reason FROM rejected") == "database_refused"
+        assert "CheckViolationError" in await ledger("SELECT detail FROM rejected")
+        assert f"trade-{bad}" in (await ledger("SELECT body FROM rejected")).decode()
+        assert engine.count("fundsvc_partition_halted", partition="0") == 0
+
+
+async def test_a_row_that_somebody_wrote_costs_the_event_that_meets_it(quick, producer, ledger, owner_connection):
+    async with running(quick):
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await owner_connection.execute(
+            "INSERT INTO contracts SELECT 'BBB', partition, settle_currency, settle_decimals, price_decimals, multiplier,"
+            " is_inverse, specification FROM contracts"
+        )
+        await producer.append([listing("CCC"), *fills([2, 3])])
+        await settled(ledger, 3)
+
+
+@pytest.mark.parametrize("partitions", [2])
+async def test_a_mistake_of_ours_halts_its_partition_alone(quick, producer, ledger, monkeypatch):
+    first, other = (next(symbol for symbol in SYMBOLS if partition_of(symbol, 2) == number) for number in range(2))
+    monkeypatch.setattr("fundsvc.session.HALTED_SECONDS_MIN", 0.1)
+    broken, mark = asyncio.Event(), Partition._mark
+    broken.set()
+
+    def mistaken(self, event):
+        if broken.is_set():
+            raise KeyError("mistaken")
+        mark(self, event)
+
+    monkeypatch.setattr(Partition, "_mark", mistaken)
+    async with running(quick) as engine:
+        await producer.append([listing(first), listing(other), fill(first, 1, 1), Mark(first, "1", 1), fill(first, 2, 1)])
+        await eventually(lambda: engine.count("fundsvc_partition_halted", partition="0"))
+        await producer.append([fill(other, 1, 1)])
+        await eventually(lambda: ledger("SELECT entry FROM funds WHERE symbol = $1", other))
+        assert engine.count("fundsvc_partition_halted", partition="1") == 0
+        with pytest.raises(NotSettling, match="partition 0: KeyError"):
+            await engine.engine.check()
+        assert "KeyError" in await eventually(lambda: ledger("SELECT halted FROM partitions WHERE partition = 0"))
+        broken.clear()
+        await eventually(lambda: ledger("SELECT entry = 2 FROM funds WHERE symbol = $1", first))
+        await eventually(lambda: ledger("SELECT halted = '' FROM partitions WHERE partition = 0"))
+        assert engine.count("fundsvc_partition_halted", partition="0") == 0
+
+
+async def test_a_chore_that_fails_leaves_settlement_alone(quick, producer, ledger, owner_connection):
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await owner_connection.execute("ALTER TABLE rollups RENAME TO renamed")
+        async with owner_connection.transaction():
+            await owner_connection.execute("LOCK TABLE renamed, targets")
+            await producer.append(fills(range(2, 1001)))
+            await settled(ledger, 1000)
+        await owner_connection.execute("ALTER TABLE renamed RENAME TO rollups")
+        await eventually(lambda: ledger("SELECT sum(fills) = 1000 FROM rollups"))
+        assert engine.count("fundsvc_faults_total", part="database") == 0
+        assert await ledger("SELECT epoch FROM partitions") == 1
 
 
 @pytest.mark.parametrize("away", [frozen, stopped])

@@ -12,7 +12,7 @@ from fundsvc.core.partition import Partition
 from fundsvc.core.replay import Replay
 from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import contract_from, open_writer
-from fundsvc.wire import Message, decode, encode, raw_event
+from fundsvc.wire import Contents, Message, decode, encode
 
 TOKENS = (
     *(
@@ -70,7 +70,7 @@ def settle(partition: Partition, message: Message) -> None:
         try:
             partition.apply(decoded)
         except Rejection as refused:
-            body = raw_event(message, position)
+            body = Contents(message).raw(position)
             partition.batch.rejected.append(
                 Rejected(message.stream_id, position, refused.reason, refused.detail, message.codec, body)
             )

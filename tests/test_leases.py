@@ -1,7 +1,6 @@
 import asyncio
 from contextlib import AsyncExitStack
 
-import asyncpg
 import pytest
 from eventually import eventually
 from ledgers import fill, listing
@@ -194,8 +193,21 @@ async def test_two_that_claim_at_once_never_hold_the_same(join):
     assert sorted(partition for epochs in await settle(engines) for partition in epochs) == [0, 1, 2, 3]
 
 
-async def test_lost_privileges_are_our_mistake_and_no_fault(join, owner_connection):
+async def test_lost_privileges_are_a_fault(join, owner_connection):
     engine = await join("a")
     await owner_connection.execute("REVOKE UPDATE ON partitions FROM fundsvc_service")
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+    with pytest.raises(StoreFault, match="InsufficientPrivilege"):
         await engine.keep()
+    await owner_connection.execute("GRANT UPDATE ON partitions TO fundsvc_service")
+
+
+async def test_a_partition_that_stands_still_is_neither_renewed_nor_taken(join):
+    wedged, heir = await join("wedged", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
+    before = await wedged.keep()
+    await eventually(lambda: takes(wedged, heir, 2))
+    assert set(await wedged.keep(standing_still=[2])) <= before.keys() - {2}
+
+
+async def takes(wedged, heir, partition):
+    await wedged.keep(standing_still=[partition])
+    return partition in await heir.keep()

@@ -62,16 +62,17 @@ async def running(config):
     metrics, stop = Metrics(), asyncio.Event()
     async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
         metrics.pooled(pool)
-        engine = asyncio.create_task(Engine(config, metrics).run(stop))
+        engine = Engine(config, metrics)
+        running = asyncio.create_task(engine.run(stop))
         try:
             async with (
-                http_side(with_section(config, "http", port=0), metrics, pool, client, public=True, engine=True) as url,
+                http_side(with_section(config, "http", port=0), metrics, pool, client, public=True, engine=engine) as url,
                 aiohttp.ClientSession(url) as http,
             ):
                 yield Process(http, metrics, Producer(client, config.stream.partitions))
         finally:
             stop.set()
-            await engine
+            await running
 
 
 @pytest.fixture

@@ -58,14 +58,14 @@ async def ledger(config):
 
 
 def market(dice, seqs, minutes, lateness_ms):
-    """Fills some minutes apart in order of time but for a random lateness; of AAA, deleveraging is done with now and then."""
+    """Fills some minutes apart in order of time but for a random lateness; of AAA, ADL goes on now and then."""
     for seq in seqs:
         ts = START_MS + int(seq * minutes * 60_000) - dice.randint(0, lateness_ms)
-        yield fill(dice.choice(SYMBOLS), 10 * seq, dice.randint(-12, 10), ts)
+        yield fill(dice.choice(SYMBOLS), 10 * seq, dice.randint(-24, 20) / 2, ts)
         if dice.random() < 0.3:
             adl = dice.randint(1, 8)
             yield AdlFill("AAA", 10 * seq + 1, adl, "account-1", 1, ts)
-            yield AdlEnd("AAA", 10 * seq + 2, adl, ts)
+            yield from (AdlEnd("AAA", 10 * seq + step, adl, ts) for step in range(2, dice.randint(3, 9)))
 
 
 async def settle_what_can_be(ledger, events):

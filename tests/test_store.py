@@ -5,7 +5,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 import pytest
-from conftest import connected
+from conftest import connected, dsn_for
 from eventually import eventually
 from ledgers import fill, listing
 
@@ -15,7 +15,7 @@ from fundsvc.core.chain import GENESIS, Entry
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
-from fundsvc.store.database import SQL, StoreFault, connect, faults, lent, open_pool, transaction
+from fundsvc.store.database import SQL, StoreFault, StoreRefusal, connect, faults, lent, open_pool, refusals, transaction
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
 from fundsvc.store.writer import OwnershipLost, open_writer
@@ -164,9 +164,9 @@ async def test_a_stale_owner_cannot_even_load(config, epoch):
             await writer.load()
 
 
-async def test_an_entry_that_another_wrote_means_the_ownership_is_lost(writer):
+async def test_an_entry_that_is_there_already_is_refused(writer):
     await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), START, NEXT)
-    with pytest.raises(OwnershipLost):
+    with pytest.raises(StoreRefusal, match="UniqueViolationError"):
         await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), NEXT, Offset("2-0", 2))
 
 
@@ -277,7 +277,7 @@ async def test_the_schema_refuses_illegal_entries(config, epoch, service_connect
     for name, fields in ILLEGAL.items():
         batch = batch_of(listing(SYMBOL))
         batch.entries, batch.hashes = [msgspec.structs.replace(LEGAL, **fields)], [GENESIS]
-        with pytest.raises(asyncpg.CheckViolationError):
+        with pytest.raises(StoreRefusal, match="CheckViolationError"):
             await commit_alone(config, epoch, batch)
         assert set((await count(service_connection)).values()) == {0}, name
     batch.entries = [LEGAL]
@@ -293,7 +293,7 @@ async def test_the_schema_refuses_illegal_funds(config, epoch, service_connectio
     for field in ("balance", "outstanding", "entry", "seq", "adl"):
         batch = batch_of(listing("AAA"))
         batch.funds = [batch.funds[0]._replace(**{field: -1})]
-        with pytest.raises(asyncpg.CheckViolationError):
+        with pytest.raises(StoreRefusal, match="CheckViolationError"):
             await commit_alone(config, epoch, batch)
         assert set((await count(service_connection)).values()) == {0}
 
@@ -391,9 +391,57 @@ async def test_a_cancelled_statement_and_one_that_takes_too_long_are_faults(conf
             await connection.fetchval("SELECT pg_sleep(30)")
 
 
-async def test_a_mistake_of_ours_is_no_fault(service_connection):
-    with pytest.raises(asyncpg.UndefinedTableError), faults():
-        await service_connection.execute("SELECT * FROM nothing")
+@pytest.mark.parametrize(
+    "state", ["25006", "25P03", "25P04", "42501", "3D000", "42P01", "22P05", "XX000", "XX001", "55P03", "0A000"]
+)
+async def test_what_an_operator_heals_is_a_fault(service_connection, state):
+    with pytest.raises(StoreFault), faults(), refusals():
+        await raise_in(service_connection, state)
+
+
+@pytest.mark.parametrize("state", ["23502", "23503", "23505", "23514", "22003", "22021", "22P02"])
+async def test_what_a_value_brings_about_is_a_refusal(service_connection, state):
+    with pytest.raises(StoreRefusal), faults(), refusals():
+        await raise_in(service_connection, state)
+
+
+async def test_a_value_that_the_driver_cannot_encode_is_a_refusal(service_connection):
+    for value in (2**63, "text"):
+        with pytest.raises(StoreRefusal), faults(), refusals():
+            await service_connection.fetchval("SELECT $1::bigint", value)
+
+
+@pytest.mark.parametrize("state", ["42601", "42883", "42804"])
+async def test_a_mistake_of_ours_is_neither(service_connection, state):
+    with pytest.raises(asyncpg.PostgresError), faults(), refusals():
+        await raise_in(service_connection, state)
+
+
+async def raise_in(connection, state):
+    await connection.execute(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$")
+
+
+async def test_an_offset_inside_a_message_moves_only_from_where_it_was(config, epoch, service_connection):
+    inside, elsewhere = Offset("1-0", 1, 3, "2-0"), Offset("1-0", 1, 2, "2-0")
+    async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
+        await writer.commit(batch_of(listing("AAA")), START, inside)
+        assert (await writer.load())[0] == inside
+        with pytest.raises(OwnershipLost):
+            await writer.commit(batch_of(listing("BBB")), elsewhere, NEXT)
+    async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
+        await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), inside, Offset("2-0", 2))
+        assert (await writer.load())[0] == Offset("2-0", 2)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_a_database_in_another_encoding_is_refused_by_name(config, servers, owner_connection, encoding):
+    name = f"other_{encoding.lower()}"
+    await owner_connection.execute(
+        f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    for check in (migrate(dsn_for(servers.owner_dsn, name), 1), check_schema(dsn_for(servers.dsn, name), 1)):
+        with pytest.raises(ValueError, match=encoding):
+            await check
 
 
 def test_a_write_to_a_connection_just_lost_is_a_fault():

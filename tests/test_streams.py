@@ -1,7 +1,9 @@
 import asyncio
+import hashlib
 import signal
 import socket
 import subprocess
+import tracemalloc
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import redis
 from eventually import eventually
 from ledgers import fill, listing
-from redis.exceptions import DataError, NoPermissionError, ResponseError
+from redis.exceptions import DataError, ResponseError
 
 from fundsvc.config import StreamConfig
 from fundsvc.core.contracts import partition_of
@@ -18,7 +20,7 @@ from fundsvc.core.events import Mark, Rate
 from fundsvc.embedded import _valkey_binary
 from fundsvc.streams.client import StreamFault, faults, open_client, stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.streams.source import Source, StreamState, id_order
+from fundsvc.streams.source import EMPTY, Source, StreamState, id_order
 from fundsvc.wire import Message, decode
 
 FILLS = [fill("AAA", seq, seq) for seq in range(1, 251)]
@@ -45,12 +47,19 @@ def producer(client):
 @pytest.mark.parametrize("per_message", [1, 100])
 async def test_events_come_out_in_order_as_they_went_in(source, producer, codec, per_message):
     ids = await producer.append(FILLS, codec, per_message)
-    messages = await source.read("0-0", 1000, 10)
+    messages = await read_all(source)
     assert [message.stream_id for message in messages] == ids[0]
     assert sorted(ids[0], key=id_order) == ids[0]
     assert {message.codec for message in messages} == {codec}
     assert [event for message in messages for event in decode(message)] == FILLS
     assert max(len(decode(message)) for message in messages) == per_message
+
+
+async def read_all(source):
+    messages = []
+    while more := await source.read(messages[-1].stream_id if messages else "0-0"):
+        messages += more
+    return messages
 
 
 async def test_reading_goes_on_after_an_id_and_is_bounded(source, producer):
@@ -72,22 +81,58 @@ async def blocked_clients(producer):
 
 
 async def test_the_state_of_a_stream(source, producer, client):
-    assert await source.state() == StreamState("0-0", 0, 0)
+    assert await source.state() == EMPTY
+    assert await source.look("0-0", 1) == ([], EMPTY)
     ids = (await producer.append(FILLS, per_message=50))[0]
-    assert await source.state() == StreamState(ids[-1], 5, 5)
+    assert await source.state() == StreamState(ids[-1], 5, 5, ids[0], ids[-1], "0-0")
     await client.xdel(KEY, ids[-1])
-    assert await source.state() == StreamState(ids[-1], 5, 4)
+    messages, state = await source.look(ids[0], 1)
+    assert state == await source.state() == StreamState(ids[-1], 5, 4, ids[0], ids[-2], ids[-1])
+    assert [message.stream_id for message in messages] == ids[1:-1]
 
 
 async def test_trimming_never_drops_what_is_not_below(source, producer):
     ids = (await producer.append(FILLS * 4, per_message=1))[0]
     for keep in (0, 1, 99, 100, 101, 512, 999):
         await source.trim(ids[keep])
-        left = [message.stream_id for message in await source.read("0-0", 2000, 10)]
+        left = [message.stream_id for message in await read_all(source)]
         assert left == ids[len(ids) - len(left) :]
         assert len(left) >= len(ids) - keep
     assert len(left) < 200
-    assert await source.state() == StreamState(ids[-1], 1000, len(left))
+    assert await source.state() == StreamState(ids[-1], 1000, len(left), left[0], ids[-1], "0-0")
+
+
+@pytest.mark.parametrize("small", [0, 2000], ids=["from the first read on", "after small ones"])
+async def test_a_read_is_bounded_by_bytes_whatever_came_before(client, producer, small):
+    source = Source(client, 0, message_bytes_max=5_000_000)
+    await producer.append_bodies(0, "json", [b"{}"] * small)
+    after = "0-0"
+    while messages := await source.read(after):
+        after = messages[-1].stream_id
+    for _ in range(15):
+        await producer.append_bodies(0, "json", [b"x" * 1_500_000] * 4)
+    tracemalloc.start()
+    try:
+        sizes = []
+        while messages := await source.read(after, 1000):
+            sizes.append(sum(len(message.body) for message in messages))
+            after = messages[-1].stream_id
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+    assert sum(sizes) >= 60 * 1_500_000
+    assert max(sizes) <= 16_000_000
+    assert len(sizes) < 60
+
+
+@pytest.mark.parametrize("size", [1_000_001, 20_000_000])
+async def test_of_a_message_that_is_too_large_only_its_beginning_is_kept(client, producer, size):
+    body = b"x" * size
+    await producer.append_bodies(0, "json", [b"{}", body, b"{}"])
+    source = Source(client, 0, message_bytes_max=1_000_000)
+    _, large, _ = await read_all(source)
+    assert large.body == body[:1000]
+    assert hashlib.sha256(body).hexdigest() in large.too_large
 
 
 @pytest.mark.parametrize(
@@ -177,11 +222,14 @@ async def check_streams(config):
         await eventually(lambda: reachable(source))
         for codec in ("json", "msgpack"):
             await producer.append([Rate("XBT", "1", 1), *FILLS], codec, per_message=10)
-        messages = await source.read("0-0", 1000, 10)
+        messages = await read_all(source)
         fills = [event for message in messages for event in decode(message) if not isinstance(event, Rate)]
         assert fills == FILLS * 2
         assert await source.read(messages[-1].stream_id, 10, 10) == []
-        assert await source.state() == StreamState(messages[-1].stream_id, len(messages), len(messages))
+        first, last = messages[0].stream_id, messages[-1].stream_id
+        state = StreamState(last, len(messages), len(messages), first, last, "0-0")
+        assert await source.state() == state
+        assert await source.look(last, 10) == ([], state)
         await source.trim(messages[-1].stream_id)
         await producer.append_replay(partition_of("AAA", 4), "json", b"{}", "1-0/0")
         assert (await source.read(messages[-1].stream_id, 10, 10))[0].replay_of == "1-0/0"
@@ -319,15 +367,35 @@ async def test_a_full_server_a_replica_and_one_without_replicas_refuse_for_now(t
                 await producer.append(FILLS)
 
 
-async def test_a_mistake_of_ours_is_no_fault(client, source):
+async def test_a_key_of_another_type_is_a_fault(client, source):
     await client.set(KEY, "no stream")
-    with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await source.read("0-0", 1, 10)
-    with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await source.state()
-    for mistake in (DataError, NoPermissionError):
-        with pytest.raises(mistake), faults():
+    for ask in (source.read("0-0", 1, 10), source.look("0-0", 10), source.state()):
+        with pytest.raises(StreamFault, match="WRONGTYPE"):
+            await ask
+
+
+@pytest.mark.parametrize("rights", ["-xread", "-xinfo", "-xtrim", "-xadd", "resetkeys"])
+async def test_lost_rights_are_a_fault(tmp_path, rights):
+    port = free_port()
+    with valkey(tmp_path, "--port", port):
+        await eventually(lambda: answer(port, "PING"))
+        answer(port, "ACL", "SETUSER", "engine", "on", ">secret", "~*", "+@all")
+        async with open_client(StreamConfig(url=f"redis://engine:secret@127.0.0.1:{port}")) as client:
+            source, producer = Source(client, 0), Producer(client, 1)
+            await producer.append(FILLS)
+            answer(port, "ACL", "SETUSER", "engine", rights)
+            asked = {"-xinfo": source.look, "-xtrim": source.trim, "-xadd": lambda _: producer.append(FILLS)}
+            with pytest.raises(StreamFault):
+                await asked.get(rights, source.read)("1-0")
+
+
+def test_a_mistake_of_ours_is_no_fault():
+    for mistake in (DataError("no"), ResponseError("wrong number of arguments for 'xread' command"), ValueError("no")):
+        with pytest.raises(type(mistake)), faults():
             raise mistake
+    for answered in ("OOM command not allowed", "MISCONF no disk", "LOADING", "CROSSSLOT Keys", "NOAUTH", "something new"):
+        with pytest.raises(StreamFault), faults():
+            raise ResponseError(answered)
 
 
 def test_a_write_to_a_connection_just_lost_is_a_fault():

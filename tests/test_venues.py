@@ -128,7 +128,7 @@ def replaced(event, ts):
 
 async def test_deleveraging_begins_and_ends_in_okxs_words(world):
     now = time.time_ns() // 1_000_000
-    await world.send(executed(5, 1, "secret-bert", 30), *(ended(seq, 1) for seq in (6, 7, 8)))
+    await world.send(executed(5, 1, "secret-bert", 30), *(ended(seq, 1) for seq in range(6, 16)))
     turns = await changes(world, type="adl")
     assert [turn["adlType"] for turn in turns] == ["adl_end", "bal_adl_start"]
     assert abs(int(turns[0]["ts"]) - now) < 60_000

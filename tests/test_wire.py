@@ -1,3 +1,5 @@
+import hashlib
+
 import msgspec
 import pytest
 from hypothesis import example, given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
 from fundsvc.core.partition import Partition
-from fundsvc.wire import EVENTS_PER_MESSAGE_MAX, Message, decode, encode, raw_event
+from fundsvc.wire import EVENT_BYTES_MAX, EVENTS_PER_MESSAGE_MAX, RUN_EVENTS, Contents, Message, decode, encode, excerpt
 
 FILL = Fill("XBTUSDTM", 7, "sell", 1000, "39100", "39000.5", 1_765_416_983_918, "t", "o", "a")
 EVENTS = [
@@ -152,8 +154,8 @@ def nested(depth: int) -> bytes:
         ("json", JSON_FILL.replace(b'"t"', b'"\xff"')),
         ("json", b"[" * 100_000),
         ("json", b"[" * 100_000 + b"]" * 100_000),
-        ("json", b'{"a":' * 100_000),
-        ("json", nested(100_000)),
+        ("json", b'{"a":' * 20_000),
+        ("json", nested(20_000)),
         *(
             ("msgpack", body)
             for body in (b"", b"\xc1", b"\xc0", b"\x81", b"\x91", b"\x91\x91\x91", b"\xa4fill", b"\xdb\xff\xff\xff\xff")
@@ -175,7 +177,7 @@ def test_bytes_that_are_no_event_are_refused_whole(codec, body):
     assert isinstance(rejection, Rejection)
     assert rejection.reason == Reason.UNDECODABLE
     assert rejection.detail.isprintable()
-    assert raw_event(message(body, codec), 0) == body
+    assert Contents(message(body, codec)).raw(0) == body
 
 
 def test_what_is_wrong_in_an_array_does_not_touch_its_neighbours():
@@ -185,7 +187,7 @@ def test_what_is_wrong_in_an_array_does_not_touch_its_neighbours():
     assert events[0] == FILL
     assert [event.reason for event in events[1:4]] == [Reason.UNKNOWN_TYPE, Reason.UNDECODABLE, Reason.UNDECODABLE]
     assert events[4] == AdlEnd("S", 1, 2, 3)
-    assert [raw_event(message(body), position) for position in range(5)] == parts
+    assert [Contents(message(body)).raw(position) for position in range(5)] == parts
 
 
 def test_the_bytes_of_a_messagepack_event_are_its_own():
@@ -194,12 +196,12 @@ def test_the_bytes_of_a_messagepack_event_are_its_own():
     events = decode(message(body, "msgpack"))
     assert events[0] == FILL
     assert [event.reason for event in events[1:]] == [Reason.UNDECODABLE, Reason.UNKNOWN_TYPE]
-    assert [raw_event(message(body, "msgpack"), position) for position in range(3)] == parts
+    assert [Contents(message(body, "msgpack")).raw(position) for position in range(3)] == parts
 
 
 def test_the_bytes_of_a_single_event_are_the_whole_message():
-    assert raw_event(message(JSON_FILL), 0) == JSON_FILL
-    assert raw_event(message(MSGPACK_FILL, "msgpack"), 0) == MSGPACK_FILL
+    assert Contents(message(JSON_FILL)).raw(0) == JSON_FILL
+    assert Contents(message(MSGPACK_FILL, "msgpack")).raw(0) == MSGPACK_FILL
 
 
 def test_a_message_holds_a_bounded_number_of_events():
@@ -211,7 +213,44 @@ def test_a_message_holds_a_bounded_number_of_events():
         rejection = only(body)
         assert rejection.reason == Reason.UNDECODABLE
         assert str(EVENTS_PER_MESSAGE_MAX) in rejection.detail
-        assert raw_event(message(body), 0) == body
+        assert Contents(message(body)).raw(0) == body
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("count", [1, 3, RUN_EVENTS, 5 * RUN_EVENTS + 7, EVENTS_PER_MESSAGE_MAX])
+def test_a_message_gives_the_same_events_in_any_runs(codec, count):
+    events = [FILL, AdlEnd("S", 1, 2, 3)] * count
+    whole = message(encode(events[:count], codec), codec)
+    contents, position, found = Contents(whole), 0, []
+    while position < contents.size:
+        run = contents.run(position, 1 + position % 600)
+        found += run
+        position += len(run)
+    assert found == events[:count] == list(decode(whole))
+    assert decode(message(contents.raw(count - 1), codec)) == [events[count - 1]]
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("neighbours", [[], [FILL]])
+def test_an_event_is_bounded_by_bytes(codec, neighbours):
+    large = Listing({"symbol": "A", "notes": "x" * EVENT_BYTES_MAX})
+    whole = message(encode([large, *neighbours], codec), codec)
+    events = Contents(whole).run(0, 2)
+    assert events[0].reason == Reason.TOO_LARGE
+    assert list(events[1:]) == neighbours
+    assert decode(whole)[0].reason == Reason.TOO_LARGE
+    if codec == "json":
+        assert only(encode([large])[1:-1]).reason == Reason.TOO_LARGE
+
+
+def test_of_a_message_that_is_too_large_the_beginning_and_the_digest_are_kept():
+    whole = message(b"x" * 100_000)
+    kept = excerpt(whole, 50_000)
+    assert kept.body == whole.body[:1000]
+    (rejection,) = decode(kept)
+    assert rejection.reason == Reason.TOO_LARGE
+    assert hashlib.sha256(whole.body).hexdigest() in rejection.detail
+    assert Contents(kept).raw(0) == kept.body
 
 
 def test_what_is_quoted_from_a_message_is_printable_and_short():
@@ -227,7 +266,7 @@ def settle(codec: str, body: bytes) -> None:
     partition.apply(Listing({"symbol": "XBTUSDTM", "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}))
     for position, event in enumerate(found):
         assert isinstance(event, Event | Rejection)
-        raw = raw_event(message(body, codec), position)
+        raw = Contents(message(body, codec)).raw(position)
         assert len(found) > 1 or raw == body or raw in body
         try:
             partition.apply(event)

@@ -49,13 +49,15 @@ def operations_endpoints(
 ) -> tuple[Endpoint, ...]:
     """/healthz, /readyz and /metrics; `pings` are parts to check besides the ledger, of which some are `needed`.
 
-    The owners of partitions are shown alone: a process that waits for its turn is ready for it, and one that reads can read.
+    The owners of partitions, and which are halted, are shown alone: a process that waits for its turn is ready for it, and one
+    that reads can read.
     """
     needed = {"database", "schema", *needed}
     parts = {
         "database": reader.check_database,
         "schema": reader.check_schema,
         "owners": reader.check_owners,
+        "halted": reader.check_halted,
         **pings,
     }
 

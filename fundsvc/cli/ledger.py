@@ -22,7 +22,7 @@ from fundsvc.export import COLUMNS, export_rows
 from fundsvc.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import known_contracts, open_ledger
-from fundsvc.store.rollups import condense, distrust
+from fundsvc.store.rollups import condense, distrust, rebuild
 from fundsvc.vectors import Outcome, read_vector, run_vector
 
 contracts = typer.Typer(help="Contracts of the funds.", no_args_is_help=True)
@@ -104,7 +104,8 @@ def rebuild_rollups(context: typer.Context) -> None:
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
             await distrust(pool)
-            total = sum([await _condense_all(pool, partition) for partition in range(complete.stream.partitions)])
+            partitions = range(complete.stream.partitions)
+            total = sum([await rebuild(pool, number) + await condense(pool, number) for number in partitions])
         Console(stderr=True).print(f"condensed {total} entries", highlight=False)
         return DONE
 
@@ -120,13 +121,6 @@ def vectors(files: list[Path], json: Json = False) -> None:
     else:
         _print_outcomes(outcomes)
     raise typer.Exit(NO if any(outcome.differences for outcome in outcomes.values()) else DONE)
-
-
-async def _condense_all(pool: Pool, partition: int) -> int:
-    total = 0
-    while condensed := await condense(pool, partition):
-        total += condensed
-    return total
 
 
 async def _deliver(config: Config, fitting: Fitting, json: bool) -> Delivered:

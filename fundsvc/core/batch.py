@@ -17,11 +17,35 @@ from fundsvc.core.settlement import Fund, FundState
 _SYMBOL_AND_KIND = attrgetter("symbol", "kind")
 
 
+ENTRY_BYTES = 300
+REJECTED_BYTES = 200
+ORDER_BYTES = 500
+RECORD_BYTES = 400
+"""What a row of each kind takes in memory and on the wire, beside the text or bytes that it carries."""
+
+
 class Offset(NamedTuple):
-    """How far a partition's stream has been settled: the last message's id, and how many messages that makes in all."""
+    """How far a partition's stream has been settled.
+
+    `last_id` is the last message that is settled whole, `messages` counts the messages up to it. Of the message `partial_id`,
+    which follows it, the first `events` events are settled too; 0 and "" where a commit ended with a message.
+    """
 
     last_id: str
     messages: int
+    events: int = 0
+    partial_id: str = ""
+
+    def settled_of(self, stream_id: str) -> int:
+        """How many events of a message after `last_id` are settled already."""
+        return self.events if stream_id == self.partial_id else 0
+
+
+class Place(NamedTuple):
+    """Where in the stream an event stands: the id of its message, and its position in that."""
+
+    stream_id: str
+    position: int
 
 
 class BookState(NamedTuple):
@@ -90,6 +114,9 @@ class Batch:
     they are after it, `records` what happened to them, and `rounds` the ADL rounds that began, to be announced; `books` are
     books to be kept as they are after it; `rates` are the newest by currency.
 
+    `events` counts the events that made it, and `place` is that of the last one. A batch that is `uncut` must be committed at
+    the end of a message. `noted_bytes` is the size of what is not an entry.
+
     A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
     service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
     `packed_count` their number and `packed_kinds` their numbers by contract and kind.
@@ -112,6 +139,10 @@ class Batch:
     packed: list[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    events: int = 0
+    place: Place | None = None
+    uncut: bool = False
+    noted_bytes: int = 0
 
     def record(self, fund: Fund, settled: tuple[Entry, bytes]) -> None:
         """Takes in what a fund settled: the entry and its hash."""
@@ -120,14 +151,25 @@ class Batch:
         self.hashes.append(digest)
         self.changed[entry.symbol] = fund
 
+    def reject(self, event: Rejected) -> None:
+        """Takes in an event that was refused."""
+        self.rejected.append(event)
+        self.note_bytes(REJECTED_BYTES + len(event.body))
+
     def note(self, order: AdlOrder) -> OrderState:
         """Takes in an order as it now stands."""
         state = self.orders[order.symbol, order.adl] = order.written()
+        self.note_bytes(ORDER_BYTES)
         return state
 
     def seal(self, record: SealedRecord) -> None:
         """Takes in what happened to an order."""
         self.records.append(record)
+        self.note_bytes(RECORD_BYTES + len(record.record.body))
+
+    def note_bytes(self, size: int) -> None:
+        """Counts the size of something that the batch holds beside its entries."""
+        self.noted_bytes += size
 
     def pack(self, encode: Callable[[Sequence[Entry], Sequence[bytes]], bytes]) -> None:
         """Encodes the entries at hand and lets go of them."""
@@ -145,3 +187,12 @@ class Batch:
     def kinds(self) -> Counter[tuple[str, Kind]]:
         """The number of entries by contract and kind, packed or not."""
         return self.packed_kinds + Counter(map(_SYMBOL_AND_KIND, self.entries))
+
+    def rows(self) -> int:
+        """The number of rows that the batch writes, books and rates aside: these are bounded by themselves."""
+        adl = len(self.orders) + len(self.records)
+        return self.count() + len(self.rejected) + len(self.replayed) + len(self.listings) + adl
+
+    def bytes(self) -> int:
+        """About how large the batch is."""
+        return self.noted_bytes + ENTRY_BYTES * self.count()

@@ -9,7 +9,7 @@ from typing import Any
 
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, BookState, KeptBook, Moved, RateState, Round
-from fundsvc.core.book import Book
+from fundsvc.core.book import Book, SideName
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
@@ -36,6 +36,9 @@ from fundsvc.core.settlement import Fund
 
 BOOK_POSITIONS_MAX = 20_000
 """Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
+
+LISTING_BYTES = 3000
+"""KuCoin's object of a contract, about."""
 
 RUN_MIN = 16
 """Fewer events of a message are applied before it would pay to look ahead."""
@@ -111,13 +114,13 @@ class Partition:
                 self.apply(event)
         return self.batch.entries[-1] if len(self.batch.entries) > written else None
 
-    def take(self) -> Batch:
-        """Hands over what has happened since the last call."""
+    def take(self, *, with_books: bool = True) -> Batch:
+        """Hands over what has happened since the last call; with books that are due only where a message ends."""
         batch, self.batch = self.batch, Batch()
         batch.funds = [fund.state() for fund in batch.changed.values()]
         batch.moved = [Moved(fund.credited, fund.repaid) for fund in batch.changed.values()]
         positions = 0
-        while self._books_due and positions < BOOK_POSITIONS_MAX:
+        while with_books and self._books_due and positions < BOOK_POSITIONS_MAX:
             batch.books.append(self._kept(self._books_due.popitem()[0]))
             positions += batch.books[-1].positions
         return batch
@@ -186,20 +189,26 @@ class Partition:
         fund = self._funds[order.symbol]
         fund.open_in_adl += order.rest
         self._desk(fund).reopen(order)
-        rests = [(account, rest) for account, rest in order.asked.rests() if rest]
-        return Round(order.written(), [account for account, _ in rests], [rest for _, rest in rests])
+        return _round(order)
 
-    def recall(self, event: Event) -> None:
-        """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept."""
+    def round_at_hand(self, symbol: str, adl: int) -> Round | None:
+        """The round of an order as it stands, if the order is open."""
+        desk = self._desks.get(symbol)
+        order = desk.orders.get(adl) if desk else None
+        return _round(order) if order else None
+
+    def recall(self, event: Event, side: SideName | None = None) -> None:
+        """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept.
+
+        `side` is the one that the order of an execution reduces; an account that had changed sides keeps what it has.
+        """
         if isinstance(event, Mark | Snapshot):
             self.apply(event)
         elif isinstance(event, Position):
             self._place(self._fund(event.symbol), event)  # its names were checked when it was settled, by the rules of then
-        elif isinstance(event, AdlFill):
-            desk = self._desk(self._fund(event.symbol))
+        elif isinstance(event, AdlFill) and side and (desk := self._desks.get(event.symbol)):
             desk.changed = True
-            for side in desk.book.sides.values():
-                side.reduce(event.account, event.lots)
+            desk.book.sides[side].reduce(event.account, event.lots)
 
     def _refuse(self, rejection: Rejection) -> None:
         raise rejection
@@ -316,6 +325,8 @@ class Partition:
             # Its positions had prices in units that may be others now; the empty book is kept in place of theirs.
             if self._desks.pop(contract.symbol, None):
                 self._desk(fund).changed = True
+                # A restart would apply positions of before in the new units to a book that was kept in the old ones.
+                self.batch.uncut = True
         elif not fund.contract.same_terms(contract):
             raise Rejection(
                 Reason.CONTRACT_FIXED,
@@ -324,6 +335,7 @@ class Partition:
         self._funds[contract.symbol] = fund
         self.batch.changed[contract.symbol] = fund
         self.batch.listings[contract.symbol] = fund.contract, listing.contract
+        self.batch.note_bytes(LISTING_BYTES)
         self._keep(contract.symbol)
 
     def _fund(self, symbol: str) -> Fund:
@@ -334,6 +346,11 @@ class Partition:
         if home != self.number:
             raise Rejection(Reason.WRONG_PARTITION, f"{symbol} belongs to partition {home}, not {self.number}")
         raise Rejection(Reason.UNKNOWN_SYMBOL, f"{symbol} is not listed: list it with a contract event, then replay this")
+
+
+def _round(order: AdlOrder) -> Round:
+    rests = [(account, rest) for account, rest in order.asked.rests() if rest]
+    return Round(order.written(), [account for account, _ in rests], [rest for _, rest in rests])
 
 
 def _check_leg(position: Position) -> None:

@@ -79,6 +79,24 @@ class Metrics:
             ["partition"],
             registry=registry,
         )
+        self.stream_gaps = Counter(
+            "fundsvc_stream_gaps",
+            "Times that messages were found to have left a stream before they were settled.",
+            ["partition"],
+            registry=registry,
+        )
+        self.halted = Gauge(
+            "fundsvc_partition_halted", "1 while a partition waits for somebody to act.", ["partition"], registry=registry
+        )
+        self.adl_unacknowledged = Gauge(
+            "fundsvc_adl_unacknowledged_rounds", "ADL rounds that no engine has acknowledged.", ["partition"], registry=registry
+        )
+        self.adl_unacknowledged_seconds = Gauge(
+            "fundsvc_adl_unacknowledged_seconds", "Age of the oldest of these.", ["partition"], registry=registry
+        )
+        self.adl_announced_again = Counter(
+            "fundsvc_adl_announced_again", "ADL rounds announced again for want of an answer.", ["partition"], registry=registry
+        )
         self.audit_entries = Counter("fundsvc_audit_entries", "Ledger entries recomputed in the background.", registry=registry)
         requests = RequestMetrics(_SECONDS)
         registry.register(requests)
@@ -125,18 +143,29 @@ class Metrics:
     def own(self, partition: int, epoch: int) -> None:
         """Notes that a partition is this process's to settle."""
         self.owned.labels(partition).set(1)
-        self.stream_regressions.labels(partition)
+        for counted in (self.stream_regressions, self.stream_gaps, self.adl_announced_again, self.halted):
+            counted.labels(partition)
         self.epoch.labels(partition).set(epoch)
 
     def let_go(self, partition: int, partitions: int) -> None:
         """Shows nothing more of a partition that is not this process's any more; what was counted is kept until it is again."""
         self.owned.labels(partition).set(0)
-        for gauge in (self.epoch, self.lag_messages, self.lag_seconds):
+        shown = (self.epoch, self.lag_messages, self.lag_seconds, self.halted)
+        for gauge in (*shown, self.adl_unacknowledged, self.adl_unacknowledged_seconds):
             gauge.remove(partition)
         for symbol in [symbol for symbol in self._funds if partition_of(symbol, partitions) == partition]:
             self._let_go[symbol] = self._funds.pop(symbol)
         for symbol in [symbol for symbol in self._audits if partition_of(symbol, partitions) == partition]:
             del self._audits[symbol]
+
+    def unacknowledged(self, partition: int, rounds: int, seconds: float) -> None:
+        """Shows how many ADL rounds of a partition are not acknowledged, and for how long the oldest one."""
+        self.adl_unacknowledged.labels(partition).set(rounds)
+        self.adl_unacknowledged_seconds.labels(partition).set(seconds)
+
+    def announced_again(self, partition: int, rounds: int) -> None:
+        """Counts ADL rounds that were announced again."""
+        self.adl_announced_again.labels(partition).inc(rounds)
 
     def loaded(self, funds: Iterable[Fund], orders: Iterable[AdlOrder]) -> None:
         """Takes up funds as they were loaded from the ledger, and the orders of theirs that are open."""

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.resources import files
 
 import asyncpg
+from asyncpg.exceptions._base import DataError as InvalidValue
 from asyncpg.pool import PoolConnectionProxy
 
 CONNECT_SECONDS = 5.0
@@ -28,13 +29,16 @@ _FAULTS = (
     TimeoutError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # of a connection whose end the driver has been told of, but has not seen yet
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
 )
-_FAULT_CLASSES = ("08", "25P03", "28", "40", "53", "55P03", "57", "58", "XX001", "XX002")
-"""SQLSTATE classes that time or an operator heals: connection, password, serialisation, resources, intervention, system,
-and pages that cannot be read any more: an audit that comes upon an old one must not end who settles.
-"""
+_REFUSALS = ("22", "23")
+"""SQLSTATE classes of what a value brings about: data exceptions and violated constraints ..."""
+
+_ENCODING = "22P05"
+"""... but for text that the encoding of this database has no character for: another database takes it."""
+
+_MISTAKES = ("42601", "42702", "42704", "42803", "42804", "42846", "42883", "42P02", "42P08", "42P10", "42P18")
+"""SQLSTATEs of a statement that no database takes. Everything else that the server answers time or an operator heals: a lost
+connection, resources, time limits, a database that is read-only, missing rights, a missing table, an unreadable page."""
 
 
 _PLANNING = {"plan_cache_mode": "force_custom_plan", "enable_sort": "off", "enable_bitmapscan": "off"}
@@ -43,7 +47,11 @@ grows fast (or a plan for any parameters) would have whole contracts fetched and
 
 
 class StoreFault(Exception):
-    """The database is away or refuses for now; nothing was written that is not known to be written. Try again later."""
+    """The database is away or refuses, which time or an operator heals; nothing was written that is not known to be written."""
+
+
+class StoreRefusal(Exception):
+    """The database refuses a value, and would again; nothing was written."""
 
 
 def _statements() -> dict[str, str]:
@@ -57,9 +65,13 @@ SQL = _statements()
 
 @contextmanager
 def faults() -> Iterator[None]:
-    """Turns what the driver raises when the database is away into StoreFault; lets our own mistakes through."""
+    """Turns what the driver raises when the database is away or refuses into StoreFault; lets mistakes of ours through, and
+    what a value brought about.
+    """
     try:
         yield
+    except InvalidValue:
+        raise
     except _FAULTS as error:
         raise StoreFault(f"{type(error).__name__}: {error}") from error
     except RuntimeError as error:
@@ -67,9 +79,26 @@ def faults() -> Iterator[None]:
             raise
         raise StoreFault(str(error)) from error
     except asyncpg.PostgresError as error:
-        if str(error.sqlstate).startswith(_FAULT_CLASSES):
-            raise StoreFault(f"{type(error).__name__}: {error}") from error
-        raise
+        if _is_refusal(error) or error.sqlstate in _MISTAKES:
+            raise
+        raise StoreFault(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns into StoreRefusal what the driver or the server raises because of a value."""
+    try:
+        yield
+    except (asyncpg.PostgresError, InvalidValue) as error:
+        if not isinstance(error, InvalidValue) and not _is_refusal(error):
+            raise
+        # Without the driver's detail, which quotes the row.
+        raise StoreRefusal(f"{type(error).__name__}: {error.args[0]}") from error
+
+
+def _is_refusal(error: asyncpg.PostgresError) -> bool:
+    state = str(error.sqlstate)
+    return state.startswith(_REFUSALS) and state != _ENCODING
 
 
 @asynccontextmanager

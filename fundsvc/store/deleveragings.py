@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from fundsvc.core.adl import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
-from fundsvc.core.batch import KeptBook, Offset
+from fundsvc.core.batch import KeptBook, Offset, Place
 from fundsvc.core.book import SideName
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
@@ -13,7 +13,7 @@ from fundsvc.core.records import reduced_of, terms_of
 from fundsvc.core.settlement import Fund
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
-from fundsvc.store.writer import Place, fund_from, kept_book_from, orders_from
+from fundsvc.store.writer import fund_from, kept_book_from, orders_from
 
 
 class OrderRow(NamedTuple):
@@ -95,7 +95,7 @@ class Deleveragings:
     async def offsets(self) -> dict[int, Offset]:
         """How far each partition is settled."""
         rows = await self._fetch("partitions")
-        return {row["partition"]: Offset(row["last_id"], row["messages"]) for row in rows}
+        return {row["partition"]: Offset(row["last_id"], row["messages"], row["events"], row["partial_id"]) for row in rows}
 
     async def has_positions(self, partition: int) -> bool:
         """Whether any contract of the partition has ever had a position."""
@@ -109,7 +109,7 @@ class Deleveragings:
     async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[Place, str | None]:
         """Which events of these messages were rejected, and the message that had them settled since."""
         rows = await self._fetch("rejected_places", partition, messages)
-        return {(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
+        return {Place(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
 
     async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
         """Which side each of these orders (contract and number; at least one) reduces."""
@@ -181,6 +181,17 @@ class Deleveragings:
     async def deleveraged(self, account: str, count: int) -> list[DeleveragedRow]:
         """The latest reductions of an account's positions, newest first."""
         return [_reduction(row).row for row in await self._fetch("deleveraged", account, count)]
+
+    async def deleveraged_page(
+        self, account: str, *, count: int, offset: int | None = None, forward: bool = False
+    ) -> list[tuple[int, DeleveragedRow]]:
+        """Up to `count` reductions of an account's positions with their numbers, which count its reductions from 1.
+
+        Ascending after number `offset`, or (not forward) descending before it, from the newest.
+        """
+        first, last = ((offset or 0) + 1, INT64_MAX) if forward else (1, INT64_MAX if offset is None else offset - 1)
+        rows = await self._fetch("deleveraged_page", account, first, last, forward, count)
+        return [(row["number"], _reduction(row).row) for row in rows]
 
     async def reductions(self, orders: Collection[tuple[str, int]], accounts: Collection[str]) -> list[Reduction]:
         """What some orders (contract and number) took from some accounts by now."""

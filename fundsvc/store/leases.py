@@ -1,6 +1,6 @@
 """Who may write a partition: leases in PostgreSQL, fenced by an epoch that rises with every new owner."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -17,16 +17,17 @@ class Leases:
         self._engine = engine
         self._seconds = lease_seconds
 
-    async def keep(self) -> dict[int, int]:
+    async def keep(self, standing_still: Collection[int] = ()) -> dict[int, int]:
         """Renews what is held and takes what is free, up to a fair share; returns the epoch of each partition held.
 
-        What lies beyond the fair share is still returned; the caller finishes its batch and calls `release`.
+        Partitions that stand still are neither renewed nor taken. What lies beyond the fair share is still returned; the
+        caller finishes its batch and calls `release`.
         """
         with faults():
             await self._connection.execute(SQL["engine_seen"], self._engine)
-            held = await self._connection.fetch(SQL["renew"], self._engine, self._seconds)
+            held = await self._connection.fetch(SQL["renew"], self._engine, self._seconds, list(standing_still))
             share = await self.share()
-            claimed = await self._claim(share - len(held)) if share > len(held) else []
+            claimed = await self._claim(share - len(held), list(standing_still)) if share > len(held) else []
         return {row["partition"]: row["epoch"] for row in (*held, *claimed)}
 
     async def share(self) -> int:
@@ -45,10 +46,10 @@ class Leases:
         with faults():
             await self._connection.execute(SQL["engine_gone"], self._engine)
 
-    async def _claim(self, count: int) -> list[asyncpg.Record]:
+    async def _claim(self, count: int, standing_still: list[int]) -> list[asyncpg.Record]:
         """Takes free partitions; in the same transaction, so that no claim goes without it, ends their owner's sessions."""
         async with transaction(self._connection):
-            claimed = await self._connection.fetch(SQL["claim"], self._engine, count, self._seconds)
+            claimed = await self._connection.fetch(SQL["claim"], self._engine, count, self._seconds, standing_still)
             for previous in {row["previous"] for row in claimed} - {None, self._engine}:
                 await self._connection.execute(SQL["disconnect_engine"], session_name(previous))
         return claimed

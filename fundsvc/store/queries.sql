@@ -7,19 +7,19 @@ FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
 -- name: load_position
-SELECT last_id, messages FROM partitions WHERE partition = $1 AND epoch = $2;
+SELECT last_id, messages, events, partial_id FROM partitions WHERE partition = $1 AND epoch = $2;
 
 -- name: commit
 -- One round trip for everything but the entries; answers whether the partition was still ours to move.
 WITH moved AS (
-    UPDATE partitions SET last_id = $4, messages = $5, duplicates = duplicates + $6
-    WHERE partition = $1 AND epoch = $2 AND last_id = $3
+    UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10
+    WHERE partition = $1 AND epoch = $2 AND last_id = $3 AND events = $4 AND partial_id = $5
     RETURNING partition
 ), listed AS (
     INSERT INTO contracts AS c
         (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     SELECT symbol, $1, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification::json
-    FROM unnest($7::text[], $8::text[], $9::smallint[], $10::smallint[], $11::numeric[], $12::boolean[], $13::text[])
+    FROM unnest($11::text[], $12::text[], $13::smallint[], $14::smallint[], $15::numeric[], $16::boolean[], $17::text[])
         AS l (symbol, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
     ON CONFLICT (symbol) DO UPDATE SET
         settle_currency = excluded.settle_currency, settle_decimals = excluded.settle_decimals,
@@ -28,8 +28,8 @@ WITH moved AS (
 ), settled AS (
     INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
     SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json, adl_record, adl_head
-    FROM unnest($14::text[], $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[], $21::text[],
-                $22::bigint[], $23::bytea[])
+    FROM unnest($18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[], $24::bytea[], $25::text[],
+                $26::bigint[], $27::bytea[])
         AS s (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
@@ -37,12 +37,12 @@ WITH moved AS (
         adl_head = excluded.adl_head, updated_at = now()
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body)
-    SELECT $1, * FROM unnest($24::text[], $25::integer[], $26::text[], $27::text[], $28::text[], $29::bytea[])
+    SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[])
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
     UPDATE rejected r SET settled_at = now(), settled_by = s.settled_by, symbol = s.symbol, entry = s.entry
-    FROM unnest($30::text[], $31::integer[], $32::text[], $33::text[], $34::bigint[])
+    FROM unnest($34::text[], $35::integer[], $36::text[], $37::text[], $38::bigint[])
         AS s (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
@@ -72,6 +72,27 @@ ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.se
 INSERT INTO rates AS r (partition, currency, price, ts)
 SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[])
 ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts WHERE excluded.ts >= r.ts;
+
+-- name: halt
+-- Notes why a partition is halted, "" when it goes on.
+UPDATE partitions SET halted = $3 WHERE partition = $1 AND epoch = $2 AND halted <> $3;
+
+-- name: trim_bounds
+-- What a partition's stream must still hold: the messages from the offset on, and from where its books were kept.
+SELECT p.last_id, p.messages, p.events, p.partial_id, ARRAY(
+    SELECT coalesce(b.last_id, '0-0') FROM contracts c LEFT JOIN books b USING (symbol) WHERE c.partition = p.partition
+) AS kept
+FROM partitions p WHERE p.partition = $1;
+
+-- name: gaps
+SELECT after_id, until_id, messages, acknowledged_at FROM stream_gaps WHERE partition = $1 ORDER BY found_at;
+
+-- name: gap_found
+INSERT INTO stream_gaps (partition, after_id, until_id, messages) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING true;
+
+-- name: gaps_acknowledge
+UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowledged_at IS NULL
+RETURNING after_id, until_id, messages, acknowledged_at;
 
 -- name: load_orders
 -- Open orders: of a partition or, with NULL, of all; and of one contract or, with NULL, of all.
@@ -137,8 +158,9 @@ ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at;
 DELETE FROM engines WHERE engine = $1 OR seen_at < clock_timestamp() - interval '1 day';
 
 -- name: renew
+-- But for partitions that stand still.
 UPDATE partitions SET lease_until = clock_timestamp() + $2 * interval '1 second'
-WHERE owner = $1
+WHERE owner = $1 AND partition <> ALL ($3::integer[])
 RETURNING partition, epoch;
 
 -- name: share
@@ -154,7 +176,7 @@ FROM live, (SELECT count(*) AS partitions FROM partitions) p WHERE engine = $1;
 -- name: claim
 WITH free AS (
     SELECT partition, owner FROM partitions
-    WHERE owner IS NULL OR lease_until < clock_timestamp()
+    WHERE (owner IS NULL OR lease_until < clock_timestamp()) AND partition <> ALL ($4::integer[])
     ORDER BY partition LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 UPDATE partitions p
@@ -170,7 +192,7 @@ SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_n
 UPDATE partitions SET owner = NULL, lease_until = NULL WHERE partition = $1 AND epoch = $2;
 
 -- name: partitions
-SELECT partition, epoch, owner, last_id, messages, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
+SELECT partition, epoch, owner, last_id, messages, events, partial_id, halted, duplicates, lease_until > clock_timestamp() AS live FROM partitions ORDER BY partition;
 
 -- name: contracts
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
@@ -201,7 +223,7 @@ SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)
 -- name: tail_offsets
 -- The last settled message of each partition, the clock, and the moment that every commit before is there: now at a primary, the
 -- newest heartbeat at a replica, or what it replayed last where no engine writes any.
-SELECT p.partition, p.last_id, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
+SELECT p.partition, p.last_id, p.events, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
        (extract(epoch FROM CASE WHEN pg_is_in_recovery()
             THEN coalesce((SELECT max(h.at) FROM heartbeats h), pg_last_xact_replay_timestamp()) ELSE now() END
        ) * 1000)::bigint AS as_of_ms
@@ -333,6 +355,19 @@ WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
 -- what orders that had ended uncovered did not recover, less what had repaid it. Sequences tell when orders ended, but for
 -- entries that were settled late.
 SELECT coalesce((
+    SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
+), 0) + coalesce((
+    SELECT sum(part.owed) FROM rollups r CROSS JOIN LATERAL (
+        SELECT sum(e.uncovered - e.repaid) AS owed FROM entries e WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
+    ) part
+    WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
+), 0) + coalesce((
+    SELECT sum(e.uncovered - e.repaid) FROM entries e
+    WHERE e.symbol = $1 AND e.entry <= $2
+      AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+), 0) - coalesce((
+    SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
+), 0) + coalesce((
     SELECT sum(o.uncovered - o.recovered) FROM adl_orders o
     WHERE o.symbol = $1 AND o.state = 'uncovered' AND o.seq < coalesce((
         SELECT e.seq FROM entries e
@@ -450,6 +485,20 @@ FROM adl_records r JOIN adl_orders o USING (symbol, adl)
 WHERE r.kind = 'execution' AND r.account = $1
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
 ORDER BY o.ts DESC, r.symbol, r.adl DESC, r.round DESC LIMIT $2;
+
+-- name: deleveraged_page
+-- Reductions of an account's positions, numbered from 1 in the order of their first executions: those from $2 to $3, of which the
+-- first $5 are wanted, or (not $4, forward) the last.
+SELECT d.number, r.account, o.updated_at, d.symbol, d.adl, o.cause, d.round, o.reduce AS side, o.price, o.ts, d.executed, r.body
+FROM (
+    SELECT x.symbol, x.adl, x.round, sum(x.lots)::bigint AS executed, min(x.record) AS record,
+           row_number() OVER (ORDER BY min(x.recorded_at), x.symbol, min(x.record)) AS number
+    FROM adl_records x WHERE x.kind = 'execution' AND x.account = $1 GROUP BY x.symbol, x.adl, x.round
+) d
+JOIN adl_records r ON r.symbol = d.symbol AND r.record = d.record
+JOIN adl_orders o ON o.symbol = d.symbol AND o.adl = d.adl
+WHERE d.number BETWEEN $2 AND $3
+ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
 -- name: latest_orders
 -- The last few orders of every contract, and the record that began the present round of each.

@@ -88,11 +88,12 @@ class EntryRow(NamedTuple):
 
 
 class PartitionRow(NamedTuple):
-    """How far a partition's stream is settled, and whether an engine holds a lease on it."""
+    """How far a partition's stream is settled, whether an engine holds a lease on it, and why it is halted ("": it is not)."""
 
     partition: int
     last_id: str
     live: bool
+    halted: str
 
 
 class Span(NamedTuple):
@@ -156,7 +157,7 @@ class Reader:
     async def partitions(self) -> list[PartitionRow]:
         """All partitions by number."""
         rows = await self._fetch("partitions")
-        return [PartitionRow(row["partition"], row["last_id"], bool(row["live"])) for row in rows]
+        return [PartitionRow(row["partition"], row["last_id"], bool(row["live"]), row["halted"]) for row in rows]
 
     async def check_database(self) -> None:
         """Returns if the database answers."""
@@ -173,6 +174,12 @@ class Reader:
         idle = [row.partition for row in await self.partitions() if not row.live]
         if idle:
             raise NotReady(f"no engine owns partition {', '.join(map(str, idle))}")
+
+    async def check_halted(self) -> None:
+        """Returns if no partition is halted; raises NotReady."""
+        halted = [f"partition {row.partition} is halted: {row.halted}" for row in await self.partitions() if row.halted]
+        if halted:
+            raise NotReady("; ".join(halted))
 
     async def _spans(self, symbol: str, start_ms: int, end_ms: int) -> list[Span]:
         """The runs of entries that may have a time of a span, in order and apart from each other."""

@@ -29,9 +29,12 @@ class Place(NamedTuple):
 
 
 class Offsets(NamedTuple):
-    """The last settled message of each partition. The database's clock is `now_ms`; it has every commit up to `as_of_ms`."""
+    """The last settled message of each partition, and how many events of the next one are settled too.
 
-    last_ids: dict[int, str]
+    The database's clock is `now_ms`; it has every commit up to `as_of_ms`.
+    """
+
+    settled: dict[int, tuple[str, int]]
     now_ms: int
     as_of_ms: int | None
 
@@ -45,9 +48,10 @@ class Stand(NamedTuple):
 
 
 async def offsets(connection: Connection) -> Offsets:
-    """The last settled message of each partition, and how fresh that is."""
+    """How far each partition is settled, and how fresh that is."""
     rows = await connection.fetch(SQL["tail_offsets"])
-    return Offsets({row["partition"]: row["last_id"] for row in rows}, rows[0]["now_ms"], rows[0]["as_of_ms"])
+    offsets = {row["partition"]: (row["last_id"], row["events"]) for row in rows}
+    return Offsets(offsets, rows[0]["now_ms"], rows[0]["as_of_ms"])
 
 
 async def places(connection: Connection, partitions: Collection[int]) -> dict[str, Place]:

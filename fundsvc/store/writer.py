@@ -9,13 +9,13 @@ import asyncpg
 import msgspec
 
 from fundsvc.core.adl import AdlOrder, Asked, OrderState
-from fundsvc.core.batch import Batch, KeptBook, Offset
+from fundsvc.core.batch import Batch, KeptBook, Offset, Place
 from fundsvc.core.book import SavedBook, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.policy import Policy, SavedGuard
 from fundsvc.core.records import AdlRecord, terms_of
 from fundsvc.core.settlement import Fund, FundState
-from fundsvc.store.database import SQL, connect, faults, transaction
+from fundsvc.store.database import SQL, connect, faults, refusals, transaction
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
 
 STREAM_START = "0-0"
@@ -24,10 +24,6 @@ STREAM_START = "0-0"
 
 class OwnershipLost(Exception):
     """Another engine owns the partition by now: nothing of ours was written, and nothing of ours may be."""
-
-
-Place = tuple[str, int]
-"""Where in the stream an event stood: the id of its message, and its position in that."""
 
 
 class Writer:
@@ -46,7 +42,7 @@ class Writer:
             if position is None:
                 raise OwnershipLost(f"partition {self._partition} is no longer ours")
             funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
-        return Offset(position["last_id"], position["messages"]), [fund_from(row, policy_of(row["symbol"])) for row in funds]
+        return Offset(*position), [fund_from(row, policy_of(row["symbol"])) for row in funds]
 
     async def load_orders(self) -> list[AdlOrder]:
         """The orders that are open, with what their present round asks."""
@@ -65,7 +61,7 @@ class Writer:
         """Which events of these messages were rejected, and the message that had them settled since."""
         with faults():
             rows = await self._connection.fetch(SQL["rejected_places"], self._partition, messages)
-        return {(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
+        return {Place(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
 
     async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
         """Which side each of these orders (contract and number; at least one) reduces."""
@@ -92,38 +88,28 @@ class Writer:
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
         """Writes all of a batch and moves the partition's offset, or nothing.
 
-        Raises OwnershipLost when the partition is not ours any more, StoreFault when the database is away: then the
-        transaction may or may not have been committed, and the partition must be loaded again, by another writer, to know.
+        Raises OwnershipLost when the partition is not ours any more, StoreRefusal when the database refuses something in it,
+        and StoreFault when that is away: then the transaction may or may not have been committed, and the partition must be
+        loaded again, by another writer, to know. Everything is encoded before the transaction begins.
         """
-        try:
-            with faults():
-                async with self._one_at_a_time, transaction(self._connection):
-                    if batch.count():
-                        await self._connection.copy_to_table("entries", source=_copy(batch), columns=COLUMNS, format="binary")
-                    moved = await self._connection.fetchval(
-                        SQL["commit"],
-                        self._partition,
-                        self._epoch,
-                        before.last_id,
-                        after.last_id,
-                        after.messages,
-                        batch.duplicates.total(),
-                        *_columns(batch),
-                    )
-                    if batch.records:
-                        await self._connection.copy_records_to_table(
-                            "adl_records", records=_record_rows(batch), columns=RECORD_COLUMNS
-                        )
-                    if batch.orders or batch.books:
-                        await self._connection.execute(SQL["commit_adl"], *_adl_columns(batch, after))
-                    if batch.rates:
-                        rates = _transpose(list(batch.rates.values()), 3)
-                        await self._connection.execute(SQL["commit_rates"], self._partition, *rates)
-                    if not moved:
-                        raise OwnershipLost(f"partition {self._partition} was moved by another engine")
-        except asyncpg.UniqueViolationError as error:
-            # Without the driver's detail, which quotes the row.
-            raise OwnershipLost(f"partition {self._partition} is being written by another engine: {error.args[0]}") from error
+        moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
+        adl = _adl_columns(batch, after) if batch.orders or batch.books else None
+        rates = _transpose(list(batch.rates.values()), 3)
+        records = _record_rows(batch)
+        rows = [HEADER, *batch.packed, copy_rows(batch.entries, batch.hashes), TRAILER]
+        with faults(), refusals():
+            async with self._one_at_a_time, transaction(self._connection):
+                if batch.count():
+                    await self._connection.copy_to_table("entries", source=_each(rows), columns=COLUMNS, format="binary")
+                is_ours = await self._connection.fetchval(SQL["commit"], *moved)
+                if records:
+                    await self._connection.copy_records_to_table("adl_records", records=records, columns=RECORD_COLUMNS)
+                if adl:
+                    await self._connection.execute(SQL["commit_adl"], *adl)
+                if batch.rates:
+                    await self._connection.execute(SQL["commit_rates"], self._partition, *rates)
+                if not is_ours:
+                    raise OwnershipLost(f"partition {self._partition} was moved by another engine")
 
 
 @asynccontextmanager
@@ -138,12 +124,14 @@ def session_name(engine: str) -> str:
     return f"fundsvc engine {engine}"
 
 
-async def _copy(batch: Batch) -> AsyncIterator[bytes]:
-    yield HEADER
-    for rows in batch.packed:
-        yield rows
-    yield copy_rows(batch.entries, batch.hashes)
-    yield TRAILER
+async def _each(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for part in rows:
+        yield part
+
+
+def _moved(before: Offset, after: Offset) -> tuple[Any, ...]:
+    """The parameters of the statement `commit` that move the offset, which must be where it was."""
+    return before.last_id, before.events, before.partial_id, *after
 
 
 def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
@@ -205,7 +193,7 @@ def contract_from(row: asyncpg.Record) -> Contract:
 
 
 def _columns(batch: Batch) -> list[list[Any]]:
-    """The parameters of the statement `commit` after the sixth: one list per column."""
+    """The parameters of the statement `commit` after the offsets: one list per column."""
     listings = [
         (
             contract.symbol,

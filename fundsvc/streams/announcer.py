@@ -1,5 +1,6 @@
 """Announces ADL rounds to the matching engine, on a stream of the partition's own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -7,9 +8,6 @@ import msgspec
 from fundsvc.core.batch import Round
 from fundsvc.core.numbers import format_units
 from fundsvc.streams.client import Client, faults
-
-ROUNDS_KEPT = 10_000
-"""The stream keeps about this many rounds: an engine reads them at once, and open ones are announced again at a restart."""
 
 
 def announcement_key(partition: int) -> str:
@@ -24,16 +22,24 @@ class Announcer:
         self._client = client
         self._key = announcement_key(partition)
 
-    async def announce(self, round_: Round, price_decimals: int) -> None:
-        """Appends one round: symbol, adl, round, cause, reduce, price, lots, allocations (of account, lots) and ts, as JSON."""
+    async def append(self, bodies: Sequence[bytes]) -> list[str]:
+        """Appends rounds in one round trip, each as JSON; returns their ids."""
         with faults():
-            body = msgspec.json.encode(_announcement(round_, price_decimals))
-            await self._client.xadd(self._key, {"json": body}, maxlen=ROUNDS_KEPT, approximate=True)
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for body in bodies:
+                    pipeline.xadd(self._key, {"json": body})
+                return [stream_id.decode() for stream_id in await pipeline.execute()]
+
+    async def trim(self, below: str) -> None:
+        """Drops announcements with ids below `below`, in whole blocks of the server's, so maybe some fewer."""
+        with faults():
+            await self._client.xtrim(self._key, minid=below, approximate=True)
 
 
-def _announcement(round_: Round, price_decimals: int) -> dict[str, Any]:
+def announcement(round_: Round, price_decimals: int) -> bytes:
+    """A round as it is announced: symbol, adl, round, cause, reduce, price, lots, allocations (of account, lots) and ts."""
     order = round_.order
-    return {
+    told: dict[str, Any] = {
         "type": "adlOrder",
         "symbol": order.symbol,
         "adl": order.adl,
@@ -45,3 +51,4 @@ def _announcement(round_: Round, price_decimals: int) -> dict[str, Any]:
         "allocations": [{"account": account, "lots": lots} for account, lots in zip(round_.accounts, round_.lots, strict=True)],
         "ts": order.ts,
     }
+    return msgspec.json.encode(told)

@@ -4,25 +4,18 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+from redis._parsers.hiredis import _AsyncHiredisParser
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    ClusterError,
-    InvalidResponse,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    ResponseError,
-    TryAgainError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import DataError, RedisClusterException, RedisError, ResponseError
 
 from fundsvc.config import StreamConfig
 
@@ -37,20 +30,13 @@ LOST_CONNECTION = "the handler is closed"
 
 Client = Redis | RedisCluster
 
-_FAULTS = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    InvalidResponse,
-    OutOfMemoryError,
-    ReadOnlyError,
-    TryAgainError,
-    ClusterError,
-    RedisClusterException,
-    OSError,
-    TimeoutError,
+_MISTAKES = re.compile(
+    r"^(ERR )?(wrong number of arguments|syntax error|Invalid stream ID|value is not an integer)", re.IGNORECASE
 )
-_REFUSED_FOR_NOW = re.compile(r"(^|caused error: \W*)(MISCONF|NOREPLICAS|BUSY) ")
-"""Answers that the driver has no exception for: the disk is full, replicas are away, a script runs."""
+"""Answers to a command that we sent wrongly. Whatever else the server answers an operator can heal: it is full or loading, a
+disk is, replicas are away, rights or the type of a key were changed."""
+
+_REPLY_BYTES_MAX: ContextVar[int] = ContextVar("reply_bytes_max", default=0)
 
 
 class _TellsOfLoss:
@@ -74,13 +60,52 @@ class _SentinelPool(_TellsOfLoss, SentinelConnectionPool):
     pass
 
 
+class ReplyTooLarge(Exception):
+    """A reply is larger than `bounded_reply` allows; its connection is closed."""
+
+
+class _BoundedParser(_AsyncHiredisParser):
+    """Gives a reply up once it has grown beyond what is allowed: until it was whole it would lie in memory."""
+
+    def __init__(self, socket_read_size: int) -> None:
+        super().__init__(socket_read_size)
+        self._received = 0
+
+    async def read_response(self, disable_decoding: bool = False, push_request: bool = False) -> Any:
+        self._received = 0
+        return await super().read_response(disable_decoding, push_request)
+
+    async def read_from_socket(self) -> bool:
+        """As the driver's own, and counts."""
+        assert self._stream, "it is connected"
+        buffer = await self._stream.read(self._read_size)
+        if not buffer:
+            raise RedisConnectionError("the server closed the connection")
+        self._reader.feed(buffer)  # type: ignore[attr-defined]
+        self._received += len(buffer)
+        allowed = _REPLY_BYTES_MAX.get()
+        if allowed and self._received > allowed:
+            raise ReplyTooLarge(f"a reply of more than {allowed} bytes")
+        return True
+
+
+@contextmanager
+def bounded_reply(bytes_max: int) -> Iterator[None]:
+    """Raises ReplyTooLarge for a larger reply to what is asked within; 0 allows any."""
+    token = _REPLY_BYTES_MAX.set(bytes_max)
+    try:
+        yield
+    finally:
+        _REPLY_BYTES_MAX.reset(token)
+
+
 class StreamFault(Exception):
-    """The stream is away or refuses for now; read again from the stored offset, or append again, later."""
+    """The stream is away or refuses, which time or an operator heals: read from the stored offset, or append, again later."""
 
 
 @contextmanager
 def faults() -> Iterator[None]:
-    """Turns what the driver raises when the stream is away into StreamFault; lets our own mistakes through.
+    """Turns what the driver raises, and whatever the server answers, into StreamFault; lets our own mistakes through.
 
     Raises a cancellation that the driver swallowed: it sends by asyncio.wait_for, which before Python 3.12 forgets one that
     comes just as the sending is done. A reader that is not told to end would never let its partition be loaded again.
@@ -89,16 +114,16 @@ def faults() -> Iterator[None]:
         yield
         if (task := asyncio.current_task()) and task.cancelling():
             raise asyncio.CancelledError
-    except _FAULTS as error:
+    except (OSError, TimeoutError) as error:
         raise StreamFault(f"{type(error).__name__}: {error}") from error
     except RuntimeError as error:
         if LOST_CONNECTION not in str(error):
             raise
         raise StreamFault(str(error)) from error
-    except ResponseError as error:
-        if _REFUSED_FOR_NOW.search(str(error)):
-            raise StreamFault(str(error)) from error
-        raise
+    except (RedisError, RedisClusterException) as error:
+        if isinstance(error, DataError) or (isinstance(error, ResponseError) and _MISTAKES.search(str(error))):
+            raise
+        raise StreamFault(f"{type(error).__name__}: {error}") from error
 
 
 @asynccontextmanager
@@ -129,7 +154,7 @@ async def _close_cluster(cluster: RedisCluster) -> None:
 
 
 def _single(config: StreamConfig, options: dict[str, Any]) -> Redis:
-    return Redis.from_pool(_Pool.from_url(config.url, **options))
+    return Redis.from_pool(_Pool.from_url(config.url, parser_class=_BoundedParser, **options))
 
 
 def _master(config: StreamConfig, options: dict[str, Any], stack: AsyncExitStack) -> Redis:
@@ -140,7 +165,9 @@ def _master(config: StreamConfig, options: dict[str, Any], stack: AsyncExitStack
     )
     for watcher in sentinel.sentinels:
         stack.push_async_callback(watcher.aclose)
-    master: Redis = sentinel.master_for(config.sentinel_master, connection_pool_class=_SentinelPool, **options)
+    master: Redis = sentinel.master_for(
+        config.sentinel_master, connection_pool_class=_SentinelPool, parser_class=_BoundedParser, **options
+    )
     return master
 
 

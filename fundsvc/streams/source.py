@@ -1,58 +1,130 @@
 """A partition's stream, read from a stored offset."""
 
+import asyncio
+import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 from redis.exceptions import ResponseError
 
-from fundsvc.streams.client import Client, faults, stream_key
-from fundsvc.wire import Codec, Message
+from fundsvc.streams.client import Client, ReplyTooLarge, bounded_reply, faults, stream_key
+from fundsvc.wire import Codec, Message, excerpt
 
 _CODECS: dict[bytes, Codec] = {b"json": "json", b"msgpack": "msgpack"}
 
+READ_BYTES = 4_000_000
+"""What a read aims at, by the size of the messages that came last."""
+
+REPLY_BYTES_MAX = 16_000_000
+"""A reply that grows beyond this is dropped and asked for again with fewer messages: these are larger than the last ones."""
+
+COUNT_FIRST, COUNT_MAX = 16, 1000
+"""How many messages the first read asks for, and how many any read."""
+
 
 class StreamState(NamedTuple):
-    """What the server says of a stream: its newest id, how many messages were ever added, how many it still holds."""
+    """What the server says of a stream.
+
+    Its newest id, how many messages were ever added, how many it still holds, the first and the last of these ("" for none),
+    and the highest id that was ever deleted by itself.
+    """
 
     last_id: str
     added: int
     length: int
+    first_id: str
+    final_id: str
+    deleted_id: str
+
+
+EMPTY = StreamState("0-0", 0, 0, "", "", "0-0")
+"""A stream that does not exist yet."""
 
 
 class Source:
     """Reads one partition's stream with plain XREAD: the offset lives with the data, not in the stream server.
 
-    The stream of its events, unless `key` names another of the partition's.
+    The stream of its events, unless `key` names another of the partition's. A read is bounded by bytes; of a message that is
+    larger than `message_bytes_max` only the beginning is kept.
     """
 
-    def __init__(self, client: Client, partition: int, key: str = "") -> None:
+    def __init__(self, client: Client, partition: int, key: str = "", message_bytes_max: int | None = None) -> None:
         self._client = client
+        self._message_bytes_max = message_bytes_max or sys.maxsize
         self._key = key or stream_key(partition)
+        self._count = COUNT_FIRST
         # Without this callback the driver would build a dict per message.
         client.set_response_callback("XREAD", _as_it_came)
 
-    async def read(self, after: str, count: int, block_ms: int | None = None) -> list[Message]:
+    async def read(self, after: str, count: int = COUNT_MAX, block_ms: int | None = None) -> list[Message]:
         """Up to `count` messages with ids above `after`, waiting up to `block_ms` for the first; empty if none came."""
-        waiting = () if block_ms is None else ("BLOCK", block_ms)
-        with faults():
-            reply = await self._client.execute_command(
-                "XREAD", "COUNT", count, *waiting, "STREAMS", self._key, after, keys=[self._key]
-            )
-        if not reply:
-            return []
-        (messages,) = reply.values()
-        return [_message(stream_id, fields) for stream_id, fields in messages]
+        while True:
+            asked = min(count, self._count)
+            try:
+                with faults(), bounded_reply(REPLY_BYTES_MAX if asked > 1 else 0):
+                    reply = await self._client.execute_command(*self._xread(after, asked, block_ms), keys=[self._key])
+            except ReplyTooLarge:
+                self._count = max(1, asked // 8)
+                continue
+            return await self._messages(reply)
+
+    async def look(self, after: str, block_ms: int | None = None) -> tuple[list[Message], StreamState]:
+        """As `read`, with the state of the stream right after it."""
+        while True:
+            asked = self._count
+            try:
+                with faults(), bounded_reply(REPLY_BYTES_MAX if asked > 1 else 0):
+                    reply, state = await self._ask_both(self._xread(after, asked, block_ms))
+            except ReplyTooLarge:
+                self._count = max(1, asked // 8)
+                continue
+            return await self._messages(reply), state
 
     async def state(self) -> StreamState:
-        """The newest id and the counts; of a stream that does not exist yet, zeros."""
+        """The present state."""
         with faults():
             try:
-                info = await self._client.xinfo_stream(self._key)
+                return _state(await self._client.xinfo_stream(self._key))
             except ResponseError as error:
-                if str(error) != "no such key":
-                    raise
-                return StreamState("0-0", 0, 0)
-        return StreamState(_text(info["last-generated-id"]), int(info["entries-added"]), int(info["length"]))
+                return _state(error)
+
+    async def count_after(self, after: str) -> int:
+        """How many messages with ids above `after` there are."""
+        total = 0
+        while messages := await self.read(after):
+            total += len(messages)
+            after = messages[-1].stream_id
+        return total
+
+    def _xread(self, after: str, count: int, block_ms: int | None) -> tuple[Any, ...]:
+        waiting = () if block_ms is None else ("BLOCK", block_ms)
+        return "XREAD", "COUNT", count, *waiting, "STREAMS", self._key, after
+
+    async def _ask_both(self, xread: Sequence[Any]) -> tuple[Any, StreamState]:
+        async with self._client.pipeline(transaction=False) as pipeline:
+            pipeline.execute_command(*xread, keys=[self._key])
+            pipeline.xinfo_stream(self._key)
+            reply, info = await pipeline.execute(raise_on_error=False)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply, _state(info)
+
+    async def _messages(self, reply: Any) -> list[Message]:
+        if not reply:
+            return []
+        (found,) = reply.values()
+        messages = [_message(stream_id, fields) for stream_id, fields in found]
+        size = sum(len(message.body) for message in messages)
+        fitting = READ_BYTES * len(messages) // max(1, size)
+        self._count = max(1, min(COUNT_MAX, 4 * self._count, fitting))
+        return messages if size <= self._message_bytes_max else [await self._bounded(message) for message in messages]
+
+    async def _bounded(self, message: Message) -> Message:
+        """The message, or what is kept of it; the digest of a large one is made in a thread."""
+        if len(message.body) <= self._message_bytes_max:
+            return message
+        return await asyncio.to_thread(excerpt, message, self._message_bytes_max)
 
     async def trim(self, below: str) -> None:
         """Drops messages with ids below `below`, in whole blocks of the server's, so maybe some fewer."""
@@ -74,6 +146,26 @@ def _message(stream_id: bytes, fields: list[bytes]) -> Message:
             return Message(identity, codec, body, key.decode(errors="replace"))
         case _:
             return Message(identity, "", msgspec.msgpack.encode(fields))
+
+
+def _state(info: Any) -> StreamState:
+    """The state in an answer to XINFO STREAM, which may be that there is no stream."""
+    if isinstance(info, Exception):
+        if str(info) != "no such key":
+            raise info
+        return EMPTY
+    return StreamState(
+        _text(info["last-generated-id"]),
+        int(info["entries-added"]),
+        int(info["length"]),
+        _identity(info["first-entry"]),
+        _identity(info["last-entry"]),
+        _text(info["max-deleted-entry-id"]),
+    )
+
+
+def _identity(entry: Any) -> str:
+    return _text(entry[0]) if entry else ""
 
 
 def _text(value: Any) -> str:

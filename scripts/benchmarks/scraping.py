@@ -29,6 +29,7 @@ from throughput import Tell
 from fundsvc.app import http_side, run_engine
 from fundsvc.config import Config, DatabaseConfig, EngineConfig, LogConfig, StreamConfig
 from fundsvc.embedded import EmbeddedServers
+from fundsvc.engine import Engine
 from fundsvc.logs import configure_logs
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
@@ -109,9 +110,10 @@ async def _service(ledger: Ledger, metrics: Metrics, log: TextIO) -> AsyncIterat
     stop = asyncio.Event()
     configure_logs(config.log, log)
     async with open_pool(ledger.dsn, 4) as pool, open_client(config.stream) as client:
-        engine = asyncio.create_task(run_engine(config, metrics, stop))
+        consumer = Engine(config, metrics)
+        engine = asyncio.create_task(run_engine(consumer, stop))
         try:
-            async with http_side(config, metrics, pool, client, engine=True, public=False) as url:
+            async with http_side(config, metrics, pool, client, engine=consumer, public=False) as url:
                 yield url
         finally:
             stop.set()

@@ -15,7 +15,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
-from fundsvc.wire import Message, decode, raw_event
+from fundsvc.wire import Contents, Message
 from tests.crash.letters import Element, Letter
 from tests.crash.oracle import Undisturbed, ranks, timeless
 from tests.crash.world import PARTITIONS, World
@@ -151,8 +151,9 @@ async def _stream(client: Client, partition: int) -> Any:
 def _bodies(message: Message) -> Iterable[tuple[int, bytes]]:
     """The events of a message and where they stand; not those that an operator sends again, which have a place already."""
     if not message.replay_of:
-        for position in range(len(decode(message))):
-            yield position, raw_event(message, position)
+        contents = Contents(message)
+        for position in range(contents.size):
+            yield position, contents.raw(position)
 
 
 def _sent(letters: Sequence[Letter], chosen: Callable[[Element], bool]) -> set[bytes]:

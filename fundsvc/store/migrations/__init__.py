@@ -22,11 +22,12 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
     """Creates or upgrades the schema and the rows of the partitions, as the owner of the database; leaves a newer one as it is.
 
     Raises ValueError when the database already has another number of partitions, because contracts would change their
-    stream, and StoreFault when it is away.
+    stream, or is not encoded in UTF8, and StoreFault when it is away.
     """
     engine = create_async_engine(owner_dsn.replace("postgresql://", "postgresql+asyncpg://", 1))
     try:
         async with engine.begin() as connection:
+            _check_encoding((await connection.execute(text("SHOW server_encoding"))).scalar_one())
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             await connection.run_sync(_upgrade)
             await connection.execute(
@@ -48,6 +49,7 @@ async def check_schema(dsn: str, partitions: int) -> None:
     """Raises ValueError, saying what to do, when the database has not the schema or the partitions that this version needs."""
     async with connect(dsn, "fundsvc schema check") as connection:
         with faults():
+            _check_encoding(await connection.fetchval("SHOW server_encoding"))
             try:
                 found = await connection.fetchval(SQL["schema_version"])
             except UndefinedTableError:
@@ -70,6 +72,14 @@ def is_outdated(revision: str | None) -> bool:
     superfluous goes a release later, so that during an upgrade the old version works on beside the new one.
     """
     return revision is None or revision < str(newest_revision())
+
+
+def _check_encoding(found: str) -> None:
+    if found != "UTF8":
+        raise ValueError(
+            f"the database is encoded in {found}, which cannot hold every symbol:"
+            " make one with ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 def _check_partitions(found: int, wanted: int) -> None:

@@ -1,0 +1,139 @@
+"""Leases kept from a thread of its own, so that long work on the engine's loop does not let them run out.
+
+A partition that takes no step for a long time stands still: its lease is not renewed, and another engine takes it over.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple, Self, TypeVar
+
+from fundsvc.store.database import StoreFault
+from fundsvc.store.leases import Leases, open_leases
+
+RENEWALS_PER_LEASE = 4
+"""A lease survives the loss of three renewals, and a dead owner's partition is claimed a quarter lease after it ends."""
+
+STANDSTILL_SECONDS = 90.0
+"""Longer than any statement may take: until then a partition may wait for the database."""
+
+RETRY_SECONDS_MAX = 1.0
+"""What is away is asked for again within a second."""
+
+END_SECONDS_MAX = 1.0
+"""How long the end of the thread is waited for; it only closes a connection."""
+
+Result = TypeVar("Result")
+
+
+class Held(NamedTuple):
+    """The epochs of the partitions held, by number, and how many should be."""
+
+    epochs: Mapping[int, int]
+    share: int
+
+
+class LeaseKeeper:
+    """The leases of one engine. `steps` tells, from any thread, how many steps each partition has taken."""
+
+    def __init__(self, dsn: str, engine: str, lease_seconds: float, steps: Callable[[], Mapping[int, int]]) -> None:
+        self._dsn = dsn
+        self._engine = engine
+        self._seconds = lease_seconds
+        self._steps = steps
+        self._seen: dict[int, tuple[int, float]] = {}
+        self._leases: Leases | None = None
+        self._leaving = self._ending = False
+        self._keeping: asyncio.Task[Any] | None = None
+        self._told: Held | Exception | None = None
+        self._news = asyncio.Event()
+        self._owner = asyncio.get_running_loop()
+        self._loop = asyncio.new_event_loop()
+        self._one_at_a_time = asyncio.Lock()
+        self._thread = threading.Thread(target=self._work, name="fundsvc leases", daemon=True)
+
+    async def __aenter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end)
+        await asyncio.to_thread(self._thread.join, END_SECONDS_MAX)
+
+    async def next(self) -> Held:
+        """What is held once it was looked at again; raises what that raised, StoreFault when the database is away."""
+        await self._news.wait()
+        self._news.clear()
+        told = self._told
+        assert told is not None, "there are news"
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    async def release(self, partition: int, epoch: int) -> None:
+        """Gives a partition up at once; raises StoreFault."""
+        await self._in_thread(self._with_leases(lambda leases: leases.release(partition, epoch)))
+
+    async def leave(self, epochs: Mapping[int, int]) -> None:
+        """Gives up all that is held, takes nothing more and takes the engine off the list; raises StoreFault."""
+        await self._in_thread(self._with_leases(lambda leases: self._leave(leases, epochs)))
+
+    def _work(self) -> None:
+        """The thread."""
+        with suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._keep())
+
+    def _end(self) -> None:
+        self._ending = True
+        if self._keeping:
+            self._keeping.cancel()
+
+    async def _keep(self) -> None:
+        self._keeping = asyncio.current_task()
+        while not self._ending:
+            try:
+                async with open_leases(self._dsn, self._engine, self._seconds) as self._leases:
+                    while True:
+                        await self._renew(self._leases)
+                        await asyncio.sleep(self._seconds / RENEWALS_PER_LEASE)
+            except Exception as error:  # noqa: BLE001 - the engine is told, and decides what it is
+                self._tell(error)
+            finally:
+                self._leases = None
+            await asyncio.sleep(RETRY_SECONDS_MAX)
+
+    async def _renew(self, leases: Leases) -> None:
+        async with self._one_at_a_time:
+            if not self._leaving:
+                self._tell(Held(await leases.keep(self._standing_still()), await leases.share()))
+
+    async def _leave(self, leases: Leases, epochs: Mapping[int, int]) -> None:
+        self._leaving = True
+        for partition, epoch in epochs.items():
+            await leases.release(partition, epoch)
+        await leases.leave()
+
+    async def _with_leases(self, act: Callable[[Leases], Coroutine[Any, Any, None]]) -> None:
+        async with self._one_at_a_time:
+            if self._leases is None:
+                raise StoreFault("the leases' connection is away")
+            await act(self._leases)
+
+    async def _in_thread(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def _tell(self, told: Held | Exception) -> None:
+        self._told = told
+        with suppress(RuntimeError):  # The engine's loop is over.
+            self._owner.call_soon_threadsafe(self._news.set)
+
+    def _standing_still(self) -> Collection[int]:
+        now = time.monotonic()
+        seen = {partition: (count, now) for partition, count in self._steps().items()}
+        for partition, (count, since) in self._seen.items():
+            if partition in seen and seen[partition][0] == count:
+                seen[partition] = count, since
+        self._seen = seen
+        return [partition for partition, (_, since) in seen.items() if now - since > STANDSTILL_SECONDS]
