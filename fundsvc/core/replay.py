@@ -44,11 +44,11 @@ class Pending(msgspec.Struct, array_like=True, frozen=True):
 class Undated(msgspec.Struct, array_like=True, frozen=True):
     """What came of orders from before there were records: nobody knows what entries they ended at.
 
-    `ended` are the rests of orders that ended uncovered, in order, as far as they are not known to be outstanding; `covers`
-    what the fund may still pay of each order, and `refunds` what completed ones may still refund. Amounts are atoms.
+    `ended` is what those left that ended uncovered, as far as it is not known to be outstanding yet; `covers` what the fund may
+    still pay of each, and `refunds` what completed ones may still refund. Amounts are atoms.
     """
 
-    ended: list[int] = []
+    ended: int = 0
     covers: dict[int, int] = {}
     refunds: dict[int, int] = {}
 
@@ -238,7 +238,7 @@ class Replay:
                 f" + outstanding {state.outstanding} + open in ADL {orders.open}"
             )
         else:
-            outstanding = self._fund.outstanding + sum(self._undated.ended)
+            outstanding = self._fund.outstanding + self._undated.ended
             self._compare("the fund's outstanding is", "its entries and records say", state.outstanding, outstanding)
         ours = self.orders
         self._compare(
@@ -266,7 +266,7 @@ class Replay:
         self._expect("kind", entry.kind, "surplus" if worth > 0 else "shortfall" if worth else "flat")
         self._expect("change + repaid - uncovered", entry.change + entry.repaid - entry.uncovered, worth)
         if worth >= 0:
-            self._date_until(entry.repaid)
+            self._date_until(min(worth, entry.repaid))
             self._expect("repaid", entry.repaid, min(worth, self._fund.outstanding))
         elif entry.uncovered > 0:
             self._pending = Pending(entry, known)
@@ -328,8 +328,9 @@ class Replay:
 
     def _demand_cover(self, order: AdlOrder, record: AdlRecord) -> None:
         if not record.entry:
-            ended, covers = [*self._undated.ended, order.rest], self._undated.covers | {order.adl: order.rest}
+            ended, covers = self._undated.ended + order.rest, self._undated.covers | {order.adl: order.rest}
             self._undated = msgspec.structs.replace(self._undated, ended=ended, covers=covers)
+            self._rules.lose_guard()
             return
         self._fund.outstanding += order.rest
         spans = self._rules.payables(self._version, record.ts, self._fund.balance, order.rest)
@@ -371,12 +372,11 @@ class Replay:
         return allowed
 
     def _date_until(self, repaid: int) -> None:
-        """Takes ended orders from before there were records for outstanding, until there is as much as was repaid."""
-        ended = self._undated.ended
-        while ended and self._fund.outstanding < repaid:
-            self._fund.outstanding += ended[0]
-            ended = ended[1:]
-        self._undated = msgspec.structs.replace(self._undated, ended=ended)
+        """Takes so much of what orders from before there were records left for outstanding that it could be repaid."""
+        dated = min(self._undated.ended, max(0, repaid - self._fund.outstanding))
+        if dated:
+            self._fund.outstanding += dated
+            self._undated = msgspec.structs.replace(self._undated, ended=self._undated.ended - dated)
 
     @staticmethod
     def _ends(fund: FundState | Fund) -> tuple[int, int, str]:
