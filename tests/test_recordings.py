@@ -460,6 +460,19 @@ class TestExport:
                 believed.append(name)
         assert believed == ["recordedAt"], "the time of recording is our own clock's and not sealed; all else is"
 
+    async def test_an_entry_moves_what_its_kind_may_move(self, ledger):
+        rows = list(csv.DictReader(io.StringIO((await fundsvc(ledger, "export", "ABCUSDTM")).output)))
+        assert [row["kind"] for row in rows] == ["surplus", "shortfall", "flat", "surplus"]
+        for number, fields, sentence in (
+            (0, {"kind": "flat"}, "entry 1: it is no flat"),
+            (0, {"kind": "refund"}, "entry 1: it is no refund"),
+            (2, {"kind": "cover", "change": "-1", "repaid": "1"}, "entry 3: it is no cover"),
+            (1, {"repaid": "1", "change": "-2"}, "entry 2: it is no shortfall"),
+            (3, {"repaid": "25", "change": "5"}, "entry 4: more is repaid than was left uncovered"),
+        ):
+            verified = await verify(as_csv([*rows[:number], rows[number] | fields, *rows[number + 1 :]]))
+            assert (verified.code, sentence in verified.error) == (1, True), verified.error
+
     async def test_no_entry_can_be_left_out_or_moved(self, ledger):
         rows = list(csv.DictReader(io.StringIO((await fundsvc(ledger, "export", "ABCUSDTM")).output)))
         for altered in ([*rows[:1], *rows[2:]], rows[1:], [rows[0], rows[2], rows[1], rows[3]], [*rows, rows[3]]):
