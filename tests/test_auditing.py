@@ -356,7 +356,7 @@ class TestCost:
             await owner.settle(fill(symbol, seq, 1) for symbol in small for seq in range(1, 7))
             many = await audited(config, monkeypatch, small)
         assert many.reads <= 2 * large.reads + 4, (many, large)
-        assert many.seconds < 8 * large.seconds, (many, large)
+        assert many.seconds < 20 * large.seconds, (many, large)
 
     async def test_ledgers_of_unequal_size_are_all_read_to_their_end(self, config, monkeypatch):
         sizes = {f"S{size}": size for size in (1, 3, 900, 1, 40, 2500, 7)}
@@ -392,7 +392,7 @@ async def audited(config, monkeypatch, symbols):
     with monkeypatch.context() as patch:
         patch.setattr(Auditor, "_paced", measured)
         async with auditing(config, owns=names.__contains__) as audit:
-            await eventually(lambda: all(map(audit.good, symbols)))
+            await eventually(lambda: all(map(audit.good, symbols)), 60)
     return Cost(len(costs), sum(costs))
 
 

@@ -55,8 +55,8 @@ class Undated(msgspec.Struct, array_like=True, frozen=True):
 
 class Checkpoint(NamedTuple):
     """How far a ledger was followed without a difference: its last entry, that entry's hash and balance (atoms), the highest
-    sequence by then, the sums of what was uncovered and repaid, what is outstanding, how far its ADL records were followed, the
-    newest policies that an order names, what is pending, and the drawdown guard, None where it cannot be recomputed.
+    sequence by then, the sums of what was uncovered and repaid, what is outstanding, how far its ADL records were followed,
+    what is pending, and the drawdown guard, None where it cannot be recomputed.
     """
 
     entry: int = 0
@@ -67,7 +67,6 @@ class Checkpoint(NamedTuple):
     head: bytes = GENESIS
     outstanding: int = 0
     orders: OrdersCheckpoint = OrdersCheckpoint()
-    version: int = 0
     pending: Pending = Pending()
     undated: Undated = Undated()
     guard: SavedGuard | None = SavedGuard()
@@ -132,7 +131,6 @@ class Replay:
         self._seq = since.seq
         self._uncovered = since.uncovered
         self._repaid = since.repaid
-        self._version = since.version
         self._pending = since.pending
         self._undated = since.undated
         self._rules = _Rules(contract, policies, since.guard)
@@ -158,7 +156,6 @@ class Replay:
             fund.head,
             fund.outstanding,
             self.orders.checkpoint,
-            self._version,
             self._pending,
             self._undated,
             self._rules.saved,
@@ -285,9 +282,6 @@ class Replay:
         known, self._pending = self._pending.known, NOTHING
         if order is None:
             return
-        if order.policy_version < self._version:
-            self._differ(f"names policies {order.policy_version}, an earlier one named {self._version}")
-        self._version = max(self._version, order.policy_version)
         self._check_paid(shortfall, order, known=known)
         self._rules.observe(shortfall.ts, shortfall.balance)
 
@@ -308,7 +302,7 @@ class Replay:
         before = entry.balance + covered
         if not 0 <= covered <= min(deficit, before):
             self._differ(f"pays {covered} of a deficit of {deficit}, the fund has {before}")
-        versions = self._rules.since(self._version) if order is None else [order.policy_version]
+        versions = self._rules.versions if order is None else [order.policy_version]
         if not known or not versions or not all(map(self._rules.knows, versions)):
             self._rules.lose_guard()
         elif not any(self._rules.explain(version, entry, order) for version in versions):
@@ -333,7 +327,7 @@ class Replay:
             self._rules.lose_guard()
             return
         self._fund.outstanding += order.rest
-        spans = self._rules.payables(self._version, record.ts, self._fund.balance, order.rest)
+        spans = self._rules.payables(record.ts, self._fund.balance, order.rest)
         due = self._fund.adl_entry("cover", order, 0, 0, order.needed, record.seq or self._seq, record.ts)
         if any(most for _, most in spans):
             self._pending = Pending(due=due, spans=spans)
@@ -407,6 +401,7 @@ class _Rules:
     def __init__(self, contract: Contract, policies: Policies, saved: SavedGuard | None) -> None:
         self._funds = {version: Fund(contract, policy=policy) for version, policy in policies.items()}
         self._decimals = contract.settle_decimals
+        self.versions = sorted(policies)
         terms = {policy.drawdown_guard for policy in policies.values()}
         self._terms = terms.pop() if len(terms) == 1 else None
         self._saved = None if terms else saved
@@ -425,10 +420,6 @@ class _Rules:
     def knows(self, version: int) -> bool:
         """Whether a version of the policies is known."""
         return version in self._funds
-
-    def since(self, version: int) -> list[int]:
-        """The versions that may have been in force once a version was."""
-        return sorted(known for known in self._funds if known >= version)
 
     def lose_guard(self) -> None:
         """The guard cannot be recomputed any more: something was settled under policies that are not known."""
@@ -455,10 +446,9 @@ class _Rules:
         self._guard = guard
         return True
 
-    def payables(self, version: int, ts: int, balance: int, wanted: int) -> list[Span]:
-        """What a fund may pay of an amount under each version that may be in force; anything where none is known."""
-        versions = self.since(version)
-        return [self._payable(one, self._guard, ts, balance, wanted) for one in versions] or [(0, min(wanted, balance))]
+    def payables(self, ts: int, balance: int, wanted: int) -> list[Span]:
+        """What a fund may pay of an amount under each version; anything where none is known."""
+        return [self._payable(one, self._guard, ts, balance, wanted) for one in self.versions] or [(0, min(wanted, balance))]
 
     def _payable(self, version: int, guard: Guard | None, ts: int, balance: int, wanted: int) -> Span:
         whole = min(wanted, balance)

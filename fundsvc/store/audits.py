@@ -257,7 +257,6 @@ def _checkpoint(row: asyncpg.Record) -> Checkpoint:
         row["head"],
         row["outstanding"],
         OrdersCheckpoint(row["record"], row["adl_head"], row["adl"], int(row["recovered"]), state.open, state.begun),
-        row["version"],
         state.pending,
         state.undated,
         state.guard,
@@ -275,7 +274,6 @@ def _progress_row(walk: Walk, held: Held) -> tuple[Any, ...]:
         orders.record,
         orders.adl,
         orders.head,
-        one.version,
         msgspec.msgpack.encode(_State(orders.open, orders.begun, one.pending, one.undated, one.guard)),
         held.ended,
     )
