@@ -17,8 +17,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from fundsvc.core.batch import Batch, Durations, Offset, Place
-from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection, check_replayable
+from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
+from fundsvc.core.sequences import Facts, kept_as
+from fundsvc.core.times import time_of_id
+from fundsvc.recollection import recollect
 from fundsvc.wire import Contents, Message
 
 BLOCK_MS = 500
@@ -32,6 +35,9 @@ EVENTS_PER_BATCH_MAX = 100_000
 
 BATCH_BYTES_MAX = 8_000_000
 """A transaction of this size takes the database a tenth of a second, and its encoding a few times its size in memory."""
+
+RUN_EVENTS_MAX = 1000
+"""Events that are looked at together for what the ledger must be asked: a millisecond or two."""
 
 REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
 """A stream id, and a position with more digits than any message has events."""
@@ -57,8 +63,8 @@ class Ledger(Protocol):
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and has not been settled since."""
 
-    async def has_settled(self, symbol: str, seq: int) -> bool:
-        """Whether an entry of the contract has this engine sequence."""
+    async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
+        """What it has of the first of some sequences, rising, of each contract: of the first one at least."""
 
     def prepare(self, batch: Batch) -> None:
         """Called with a batch whenever some more has been settled, so that the ledger may encode that while it is fresh."""
@@ -180,6 +186,7 @@ class Pipeline:
 
     async def _settle(self, message: Message, stop: asyncio.Event) -> None:
         """Settles a message; a stop may leave it settled in part."""
+        self._partition.sequences.trim()
         started = time.perf_counter()
         contents = Contents(message)
         self._decode_seconds += time.perf_counter() - started
@@ -195,7 +202,11 @@ class Pipeline:
         """Settles the events of a message that are not settled yet; says whether that is all of them."""
         position = self._settled.settled_of(message.stream_id)
         while position < contents.size:
-            position = self._settle_run(message, contents, position)
+            started = time.perf_counter()
+            run = contents.run(position, min(RUN_EVENTS_MAX, self._bound.room(self._partition.batch)))
+            self._decode_seconds += time.perf_counter() - started
+            await self._recollect(message, run, position)
+            position = self._settle_run(message, contents, position, run)
             if position < contents.size and self._is_due():
                 self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
                 await self._hand_over()
@@ -203,27 +214,38 @@ class Pipeline:
                     return False
         return True
 
-    def _settle_run(self, message: Message, contents: Contents, position: int) -> int:
-        """Settles events from a position on until the slice ends or the batch is full; returns the position after them."""
+    async def _recollect(self, message: Message, run: Sequence[Event | Rejection], position: int) -> None:
+        """Asks the ledger for what must be known of sequences that were passed; most events have new ones.
+
+        The ledger must have what is settled, unless the batch waits for the end of its message: what that settled is in memory.
+        """
+        wanted = self._partition.lacking(run)
+        if not wanted:
+            return
+        if position:
+            self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
+        if not self._is_held():
+            await self._until_committed()
+        await recollect(self._partition.sequences, wanted, self._ledger)
+
+    def _settle_run(self, message: Message, contents: Contents, position: int, run: Sequence[Event | Rejection]) -> int:
+        """Settles events from a position on until the slice ends or the run does; returns the position after them."""
         started = time.perf_counter()
         batch = self._partition.batch
-        run = contents.run(position, self._bound.room(batch))
-        decoded = time.perf_counter()
         self._partition.expect(run)
-        first, now, apply = position, decoded, self._partition.apply
-        stream_ms = int(message.stream_id.partition("-")[0])
+        first, now, apply = position, started, self._partition.apply
+        stream_ms = time_of_id(message.stream_id)
         for event in self._with_refusals(message, position, run) if self._refused else run:
             try:
                 apply(event, stream_ms)
             except Rejection as rejection:
-                self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection)
+                self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection, event)
             position += 1
             now = time.perf_counter()
             if now >= self._slice_ends:
                 break
         self._count(batch, Place(message.stream_id, position - 1), position - first)
-        self._decode_seconds += decoded - started
-        self._settle_seconds += now - decoded
+        self._settle_seconds += now - started
         return position
 
     def _with_refusals(self, message: Message, position: int, run: Sequence[Event | Rejection]) -> Sequence[Event | Rejection]:
@@ -263,12 +285,14 @@ class Pipeline:
             raise Rejection(Reason.UNDECODABLE, f"{contents.size} events: send rejected events again one by one")
         (event,) = contents.run(0, 1)
         check_replayable(event)
-        known = isinstance(event, Fill) and await self._ledger.has_settled(event.symbol, event.seq)
-        entry = None if known else self._partition.apply_late(event)
+        await self._recollect(message, [event], 0)
+        known = self._partition.is_applied(event)
+        entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
         self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
 
-    def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection) -> None:
-        self._partition.batch.reject(Rejected(*key, rejection.reason, rejection.detail, message.codec, body))
+    def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
+        rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, kept_as(event))
+        self._partition.batch.reject(rejected)
 
     def _begin_slice(self) -> None:
         self._slice_ends = time.perf_counter() + self._slice_seconds

@@ -19,10 +19,12 @@ from fundsvc.config import Config
 from fundsvc.continuity import CheckedSource, find_gap, lost_tail, waiting
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
-from fundsvc.logs.batches import Rejections, log_orders
+from fundsvc.core.policy import Policies
+from fundsvc.logs.batches import Oddities, Rejections, log_orders
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
+from fundsvc.proposals import Proposals
 from fundsvc.recall import Recall
 from fundsvc.store.database import Pool, StoreFault, StoreRefusal
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
@@ -62,16 +64,27 @@ class Session:
     """
 
     def __init__(
-        self, config: Config, metrics: Metrics, client: Client, pool: Pool, engine: str, partition: int, epoch: int
+        self,
+        config: Config,
+        metrics: Metrics,
+        client: Client,
+        pool: Pool,
+        engine: str,
+        partition: int,
+        epoch: int,
+        proposals: Proposals,
     ) -> None:
         self.trouble = ""
         self._config = config
+        self._client = client
+        self._proposals = proposals
         self._metrics = metrics
         self._source = Source(client, partition, message_bytes_max=config.stream.message_bytes_max)
         self._announcer = Announcer(client, partition)
         self._producer = Producer(client, config.stream.partitions)
         self._gaps = Gaps(pool, partition)
         self._state: Partition
+        self._policies: Policies
         self._announcing: Announcing
         self._pipeline: Pipeline | None = None
         self._recall: Recall | None = None
@@ -84,6 +97,7 @@ class Session:
         self._log = log.bind(engine=engine, partition=partition, epoch=epoch)
         self._outage = Outage(self._log, "settling")
         self._rejections = Rejections(self._log)
+        self._oddities = Oddities(self._log)
         self._offset = Offset(STREAM_START, 0)
         self._halted = ""
         self._noted: str | None = None
@@ -216,18 +230,27 @@ class Session:
             Chore("rollups", engine.rollup_seconds, self._condense, self._log),
             Chore("lag", WATCH_SECONDS, self._watch, self._log),
             Chore("books", engine.book_seconds, pipeline.keep_books, self._log),
+            Chore("policies", WATCH_SECONDS, self._propose, self._log),
             Chore("targets", engine.target_seconds, targeting.recompute, self._log),
         ]
 
     async def _load(self, writer: Writer) -> Pipeline:
-        policy = self._config.policy
         self._pipeline = None
-        stored, funds = await writer.load(policy.of)
+        policies = await writer.load_policies(self._config.policy.version(1))
+        self._policies = policies[-1]
+        stored, funds = await writer.load(policies[-1].of)
         start = await self._where_to_read(stored)
         self._offset = start.offset
         currency = self._config.currency
         self._state = Partition(
-            self._partition, self._config.stream.partitions, funds, currency.decimals, currency.decimals_default, policy.of
+            self._partition,
+            self._config.stream.partitions,
+            funds,
+            currency.decimals,
+            currency.decimals_default,
+            policies[-1].of,
+            self._config.stream.ts_ahead_seconds_max,
+            policies,
         )
         await self._restore_books(writer, stored)
         if start.regressed:
@@ -251,6 +274,12 @@ class Session:
             refused=self._refused,
         )
         return self._pipeline
+
+    async def _propose(self) -> None:
+        """Appends the configured policies, if this process has not compared them with the recorded ones yet and they differ."""
+        version = await self._proposals.propose(self._client, self._partition, self._policies)
+        if version:
+            self._log.warning("policies changed", version=version)
 
     async def _restore_books(self, writer: Writer, stored: Offset) -> None:
         """Brings the ADL books to the stored offset: as they were kept, then what the stream holds since."""
@@ -327,6 +356,7 @@ class Session:
         self._announcing.note(committed.batch.orders.values())
         log_orders(self._log, committed.batch, committed.offset)
         self._rejections.note(committed.batch.rejected)
+        self._oddities.note(committed.batch, committed.offset)
         await self._go_on()
         self._metrics.announce_seconds.observe(time.perf_counter() - started)
 

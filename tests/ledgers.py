@@ -19,6 +19,9 @@ from fundsvc.store.writer import Writer, open_writer
 FILLS_PER_COMMIT = 10_000
 EPOCH = datetime.fromtimestamp(0, UTC)
 
+TS = 1_700_000_000_000
+"""A time at which nothing happens."""
+
 
 class Owner:
     """The owner of partition 0."""
@@ -78,7 +81,7 @@ def listing(symbol: str, **fields: object) -> Listing:
     return Listing({"symbol": symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False, **fields})
 
 
-def fill(symbol: str, seq: int, points: float, ts: int = 0) -> Fill:
+def fill(symbol: str, seq: int, points: float, ts: int = TS) -> Fill:
     """A fill of one lot that leaves so many points."""
     ids = (f"trade-{seq}", f"order-{seq}", f"secret-{seq}")
     return Fill(symbol, seq, "sell", 1, str(1000 + points), "1000", ts, *ids)

@@ -1,6 +1,6 @@
 """The ADL desk of one contract: its book, its open orders, and the positions that a round asks."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +34,13 @@ class Picks(NamedTuple):
 class Deleveraging:
     """Ranks, asks and keeps promises: lots that one open order asks of a position are not asked by another.
 
-    `changed` says whether positions have changed since the book was last kept.
+    `changed` says whether positions have changed since the book was last kept. `policy_under` tells the policy of a version of
+    the policies: an order keeps that under which it began.
     """
 
-    def __init__(self, contract: Contract, policy: Policy) -> None:
+    def __init__(self, contract: Contract, policy: Policy, policy_under: Callable[[int], Policy] | None = None) -> None:
         self.policy = policy
+        self._policy_under = policy_under or (lambda _: policy)
         self.book = Book(contract)
         self.orders: dict[int, AdlOrder] = {}
         self.changed = False
@@ -48,8 +50,9 @@ class Deleveraging:
 
         The round is empty where nobody can be asked.
         """
-        want = order.want(self.policy.rounds_max)
-        picks = self._picks(want, self.policy)
+        policy = self._policy_under(order.policy_version)
+        want = order.want(policy.rounds_max)
+        picks = self._picks(want, policy)
         terms = self._explain(want, picks)
         order.begin_round(terms, now_ms)
         self.orders[order.adl] = order

@@ -218,6 +218,10 @@ class Replay:
         """What was uncovered less what became of it: recovered, repaid, outstanding or open in ADL; 0 unless value was lost."""
         return self._uncovered - (orders.recovered + self._repaid + state.outstanding + orders.open)
 
+    def distrust_guard(self) -> None:
+        """The next entry has a time that none may have now: the fund's guard was healed of it, and cannot be recomputed."""
+        self._rules.lose_guard()
+
     def finish(self, state: FundState, orders: OrderTotals) -> None:
         """Compares the end of the chains with the stored fund, and what was uncovered with what became of it."""
         self._check_spared(self._taken())

@@ -196,6 +196,20 @@ class Metrics:
             self._funds[round_.order.symbol].rounds += 1
         for reason, number in Tally(event.reason for event in batch.rejected).items():
             self.rejected.labels(reason).inc(number)
+        self._note_oddities(batch)
+
+    def _note_oddities(self, batch: Batch) -> None:
+        """Counts what was settled although something about it is odd."""
+        for symbol, suspended in batch.suspensions.items():
+            self._funds[symbol].suspended = suspended
+        for fund in batch.changed.values() if batch.policies else ():
+            self._funds[fund.contract.symbol].policy = fund.policy
+        for symbol in batch.old.keys() & self._funds.keys():
+            self._funds[symbol].old += batch.old[symbol]
+        for symbol, number in batch.repeated_trades.items():
+            self._funds[symbol].repeated_trades += number
+        for gap in batch.gaps:
+            self._funds[gap.symbol].gaps += 1
 
     def positions(self, books: Iterable[tuple[Contract, Book]]) -> None:
         """Shows how many positions are open in books."""

@@ -21,6 +21,7 @@ from fundsvc.core.policy import SavedGuard
 from fundsvc.core.records import AdlRecord
 from fundsvc.core.replay import START, Checkpoint, OrderTotals, Pending, Policies, Replay, Undated, contract_differences
 from fundsvc.core.settlement import FundState
+from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
 from fundsvc.store.exports import fund_state_from, line_from
 from fundsvc.store.reader import READ_SECONDS_MAX, fetch
@@ -104,6 +105,8 @@ class Stretch:
                 replay.follow_record(record_from(row), row["hash"])
             else:
                 line = line_from(row)
+                if line.entry.ts > line.recorded_at.timestamp() * 1000 + AHEAD_SECONDS_MAX * 1000:
+                    replay.distrust_guard()
                 replay.follow(line.entry, line.hash)
             yield
 

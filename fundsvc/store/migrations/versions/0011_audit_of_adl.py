@@ -5,7 +5,7 @@ from alembic import op
 from fundsvc.store.migrations import run_script
 
 revision = "0011"
-down_revision = "0009"
+down_revision = "0010"
 
 _SCHEMA = """
 ALTER TABLE audit_progress
