@@ -12,7 +12,8 @@ from fundsvc.config import Config
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Event, Fill, Listing, Reason, Rejected
 from fundsvc.core.partition import Partition
-from fundsvc.core.policy import Policy
+from fundsvc.core.policy import Policies, Policy
+from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import Writer, open_writer
 
@@ -66,13 +67,19 @@ class Owner:
 
 
 @asynccontextmanager
-async def owned(config: Config, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> AsyncIterator[Owner]:
+async def owned(
+    config: Config, policy_of: Callable[[str], Policy] = lambda _: Policy(), recorded: Policies | None = None
+) -> AsyncIterator[Owner]:
+    """The owner of partition 0, with policies that it records if any are given."""
     async with open_leases(config.database.dsn, "owner", 30) as leases:
         epochs = await leases.keep()
         async with open_writer(config.database.dsn, "owner", 0, epochs[0]) as writer:
             offset, funds = await writer.load(policy_of)
             currency = config.currency
-            partition = Partition(0, 1, funds, currency.decimals, currency.decimals_default, policy_of)
+            policies = await writer.load_policies(recorded) if recorded else ()
+            partition = Partition(
+                0, 1, funds, currency.decimals, currency.decimals_default, policy_of, AHEAD_SECONDS_MAX, policies
+            )
             yield Owner(writer, partition, offset)
 
 

@@ -307,8 +307,10 @@ class Replay:
         if not 0 <= covered <= min(deficit, before):
             self._differ(f"pays {covered} of a deficit of {deficit}, the fund has {before}")
         versions = self._rules.versions if order is None else [order.policy_version]
-        if not known or not versions or not all(map(self._rules.knows, versions)):
+        if not known or not self._rules.versions:
             self._rules.lose_guard()
+        elif order is not None and not self._rules.knows(order.policy_version):
+            self._differ(f"gives rise to ADL order {order.adl} under policies {order.policy_version}, which are not recorded")
         elif not any(self._rules.explain(version, entry, order) for version in versions):
             escalates = f"ADL order {order.adl}" if order else "no ADL order"
             self._differ(f"pays {covered} of a deficit of {deficit} from {before}, with {escalates}: no policy in force does")

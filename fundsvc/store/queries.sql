@@ -701,6 +701,7 @@ FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING
 -- name: audit_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
        (SELECT count(*) FROM partitions) AS partitions,
+       (SELECT min(recorded_at) FROM policies WHERE partition = c.partition) AS policies_since,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head
 FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
 
