@@ -268,6 +268,8 @@ class Pipeline:
         self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
 
     def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection) -> None:
+        # One that stands in a message was raised from there: its traceback would keep all of the message in a cycle.
+        rejection.__traceback__ = None
         self._partition.batch.reject(Rejected(*key, rejection.reason, rejection.detail, message.codec, body))
 
     def _begin_slice(self) -> None:

@@ -137,6 +137,7 @@ class Ingest:
             try:
                 self._check(event, listed)
             except Rejection as rejection:
+                rejection.__traceback__ = None  # It would keep the whole body in a cycle.
                 yield index, RefusedAnswer(index, rejection.reason, rejection.detail)
 
     async def _learn(self, events: Iterable[Event | Rejection]) -> None:
