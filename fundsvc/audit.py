@@ -4,12 +4,18 @@ from collections.abc import Callable
 
 import msgspec
 
-from fundsvc.core.replay import Replay, missing
+from fundsvc.core.policy import Policy
+from fundsvc.core.replay import START, missing
+from fundsvc.store.audits import read_stretch
 from fundsvc.store.database import Pool
-from fundsvc.store.exports import Ledger, UnknownContract, open_ledger
 
 DIFFERENCES_MAX = 20
 """Per contract: one altered entry may break all that follow, and the first differences say it."""
+
+STRETCH_ENTRIES = 2000
+"""One read of the database: memory is constant however long the ledger is."""
+
+DEFAULT_POLICY = Policy()
 
 
 class ContractAudit(msgspec.Struct, rename="camel"):
@@ -21,26 +27,26 @@ class ContractAudit(msgspec.Struct, rename="camel"):
     differences: list[str]
 
 
-async def audit_contract(pool: Pool, symbol: str, progress: Callable[[int], None]) -> ContractAudit:
-    """Recomputes one contract's ledger to its end; calls `progress` with the number of entries done since."""
-    try:
-        return await _recompute(await open_ledger(pool, symbol), progress)
-    except UnknownContract:
-        return ContractAudit(symbol, 0, "", [missing(symbol)])
+async def audit_contract(
+    pool: Pool, symbol: str, progress: Callable[[int], None], policy: Policy = DEFAULT_POLICY
+) -> ContractAudit:
+    """Recomputes one contract's ledger to its end; calls `progress` with the number of entries done since.
 
-
-async def _recompute(ledger: Ledger, progress: Callable[[int], None]) -> ContractAudit:
-    replay = Replay(ledger.contract, ledger.late)
-    reported = 0
-    async for line in ledger.lines():
-        replay.follow(line.entry, line.hash)
-        if replay.entry - reported >= 1000:  # noqa: PLR2004 - often enough for a progress bar
-            progress(replay.entry - reported)
-            reported = replay.entry
-        if len(replay.differences) >= DIFFERENCES_MAX:
-            break
-    else:
-        replay.finish(ledger.fund, ledger.orders)
-    progress(max(0, ledger.fund.entry - reported))
-    head = ledger.fund.head.hex()
-    return ContractAudit(ledger.contract.symbol, replay.entry, head, replay.differences[:DIFFERENCES_MAX])
+    `policy` is the configured one, where none was recorded.
+    """
+    since, is_last = START, False
+    differences: list[str] = []
+    head = ""
+    while not is_last and not differences:
+        stretch = await read_stretch(pool, symbol, since, STRETCH_ENTRIES)
+        if stretch.ledger is None:
+            return ContractAudit(symbol, 0, "", [missing(symbol)])
+        replay = stretch.replay(stretch.ledger, {0: policy})
+        for _ in stretch.followed(replay):
+            if len(replay.differences) >= DIFFERENCES_MAX:
+                break
+        stretch.compare(replay)
+        progress(len(stretch))
+        since, is_last = replay.checkpoint, stretch.ended
+        differences, head = replay.differences, stretch.ledger.fund.head.hex()
+    return ContractAudit(symbol, since.entry, head, differences[:DIFFERENCES_MAX])

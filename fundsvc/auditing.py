@@ -18,7 +18,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import structlog
 
 from fundsvc.config import AuditConfig
-from fundsvc.core.replay import Checkpoint, Replay, missing
+from fundsvc.core.policy import Policy
+from fundsvc.core.replay import Checkpoint, missing
 from fundsvc.logs.faults import Outage
 from fundsvc.store.audits import (
     WALKS,
@@ -94,11 +95,19 @@ class Found(NamedTuple):
 class Auditor:
     """Audits the ledgers of the contracts that `owns` names, until cancelled and through every fault."""
 
-    def __init__(self, pool: Pool, config: AuditConfig, metrics: Metrics, owns: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        config: AuditConfig,
+        metrics: Metrics,
+        owns: Callable[[str], bool],
+        policy_of: Callable[[str], Policy] = lambda _: Policy(),
+    ) -> None:
         self._pool = pool
         self._config = config
         self._metrics = metrics
         self._owns = owns
+        self._policy_of = policy_of
         self._one_at_a_time = asyncio.Lock()  # One connection is enough, and two walks that end together do not collide.
         self._told: dict[tuple[str, Walk], list[str]] = {}
         self._followed = 0
@@ -186,13 +195,12 @@ class Auditor:
         held: list[Held] = []
         differing: list[str] = []
         for symbol, stretch in (await read_stretches(self._pool, counts, walk)).items():
-            ended = len(stretch) < counts[symbol]
-            found = await self._follow(symbol, stretch, ended=ended)
+            found = await self._follow(symbol, stretch)
             if found.differences:
                 self._differ(symbol, walk, found)
                 differing.append(symbol)
             else:
-                held.append(Held(symbol, found.checkpoint, ended))
+                held.append(Held(symbol, found.checkpoint, stretch.ended))
         await self._keep(walk, held, differing)
         return [one.symbol for one in held if not one.ended]
 
@@ -204,22 +212,20 @@ class Auditor:
         for one in held:
             self._hold(one.symbol, walk, ended=one.ended)
 
-    async def _follow(self, symbol: str, stretch: Stretch, *, ended: bool) -> Found:
-        """Recomputes entries; where they are the last ones, their end is compared with what is stored."""
+    async def _follow(self, symbol: str, stretch: Stretch) -> Found:
+        """Recomputes a stretch; where it is the last one, its end is compared with what is stored."""
         ledger = stretch.ledger
         if ledger is None:
             return Found(stretch.since, [missing(symbol)], None)
-        replay = Replay(ledger.contract, ledger.late, stretch.since)
-        for line in stretch:
-            replay.follow(line.entry, line.hash)
+        replay = stretch.replay(ledger, {0: self._policy_of(symbol)})
+        for _ in stretch.followed(replay):
             self._followed += 1
             if self._followed % CHUNK_ENTRIES == 0:
                 await asyncio.sleep(0)
         self._metrics.recomputed(len(stretch))
-        if ended:
-            replay.finish(ledger.fund, ledger.orders)
-            if self._owns(symbol):
-                self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, ledger.orders))
+        stretch.compare(replay)
+        if stretch.ended and self._owns(symbol):
+            self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, ledger.totals))
         return Found(replay.checkpoint, replay.differences, replay.differs_at)
 
     def _differ(self, symbol: str, walk: Walk, found: Found) -> None:

@@ -60,7 +60,7 @@ class Engine:
             asyncio.TaskGroup() as tasks,
         ):
             self._metrics.pooled(pool)
-            auditor = Auditor(pool, self._config.audit, self._metrics, self._settles)
+            auditor = Auditor(pool, self._config.audit, self._metrics, self._settles, self._config.policy.of)
             auditing = tasks.create_task(lasting("audit", auditor.run, log))
             looking_back = tasks.create_task(
                 Chore("peaks", PEAK_SECONDS, partial(self._look_back, Statistics(pool)), log).run()

@@ -138,14 +138,9 @@ class Recall:
 
     def _recall(self, event: Event) -> None:
         """Applies an event; one that the terms known here refuse came after a listing that changed them."""
-        if not isinstance(event, AdlFill) or self._reduces(event):
-            with suppress(Rejection):
-                self._partition.recall(event)
-
-    def _reduces(self, fill: AdlFill) -> bool:
-        """Whether an execution found its account on the side of its order; one that had changed sides kept what it had."""
-        book, side = self._partition.book(fill.symbol), self._sides.get((fill.symbol, fill.adl))
-        return book is not None and any(name == side for name, _ in book.positions(fill.account))
+        side = self._sides.get((event.symbol, event.adl)) if isinstance(event, AdlFill) else None
+        with suppress(Rejection):
+            self._partition.recall(event, side)
 
     def _is_later(self, at: tuple[int, int], event: Event) -> bool:
         """Whether an event is of one of the books, and came after that was kept."""

@@ -10,7 +10,7 @@ import asyncpg
 
 from fundsvc.config import Config
 from fundsvc.core.batch import Offset
-from fundsvc.core.events import Event, Fill, Listing
+from fundsvc.core.events import Event, Fill, Listing, Reason, Rejected
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.store.leases import open_leases
@@ -35,6 +35,15 @@ class Owner:
                 await self._commit()
         await self._commit()
 
+    async def settle_late(self, event: Event) -> None:
+        """Settles an event that was rejected, as a message of an operator."""
+        rejected = Rejected("0-1", 0, Reason.UNKNOWN_SYMBOL, "", "json", b"{}")
+        self._partition.batch.rejected.append(rejected)
+        await self._commit()
+        entry = self._partition.apply_late(event)
+        self._partition.batch.replayed.append((rejected.stream_id, rejected.position, None, entry))
+        await self._commit()
+
     async def _commit(self) -> None:
         after = Offset(f"{self.offset.messages + 1}-0", self.offset.messages + 1)
         await self._writer.commit(self._partition.take(), self.offset, after)
@@ -57,7 +66,7 @@ def listing(symbol: str, **fields: object) -> Listing:
     return Listing({"symbol": symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False, **fields})
 
 
-def fill(symbol: str, seq: int, points: int, ts: int = 0) -> Fill:
+def fill(symbol: str, seq: int, points: float, ts: int = 0) -> Fill:
     """A fill of one lot that leaves so many points."""
     ids = (f"trade-{seq}", f"order-{seq}", f"secret-{seq}")
     return Fill(symbol, seq, "sell", 1, str(1000 + points), "1000", ts, *ids)

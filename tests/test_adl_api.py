@@ -62,7 +62,7 @@ class World:
         method = "GET" if json is None else "POST"
         async with self.http.request(method, path, params=parameters, json=json, headers=bearer("risk")) as answer:
             text = await answer.text()
-            if "/positions" not in path:
+            if "/positions" not in path and not path.endswith("/deleveraged"):
                 assert "secret" not in text
             return answer.status, await answer.json()
 
@@ -331,6 +331,35 @@ async def test_positions_can_be_recomputed_by_hand(world):
     assert len(shown) > 40
 
 
+def leg(account, side, lots, entry):
+    return msgspec.structs.replace(position(account, lots, entry, 0.1), position_side=side)
+
+
+async def test_both_legs_of_an_account_are_ranked_and_shown(config):
+    async with world_of(with_section(config, "http", venues=("binance", "gate"))) as world:
+        await world.send(*BEGINNING, leg("secret-h", "LONG", 10, 38900), leg("secret-h", "SHORT", -4, 41500))
+        account = {"headers": bearer("trader", account="secret-h")}
+
+        async def asked(path):
+            async with world.http.get(path, **account) as answer:
+                return await answer.json()
+
+        shown = (await world.data("/api/v1/adl/positions", account="secret-h"))["positions"]
+        legs = {(each["positionSide"], each["side"], each["lots"], each["lights"]) for each in shown}
+        assert len(legs) == 2
+        assert {each[:3] for each in legs} == {("LONG", "long", 10), ("SHORT", "short", 4)}
+        quantiles = {each[0]: each[3] - 1 for each in legs}
+        assert await asked("/fapi/v1/adlQuantile") == [{"symbol": SYMBOL, "adlQuantile": {**quantiles, "HEDGE": 0}}]
+        await world.send(shortfall(1), executed(2, 1, "secret-h", 4))
+        (sold,) = await asked("/api/v4/futures/usdt/auto_deleverages")
+        assert (sold["trade_size"], sold["position_size"]) == ("4", "0")
+        (left,) = (await world.data("/api/v1/adl/positions", account="secret-h"))["positions"]
+        assert (left["positionSide"], left["side"], left["lots"]) == ("BOTH", "long", 10)
+        quantile = left["lights"] - 1
+        expected = {"LONG": quantile, "SHORT": 0, "BOTH": quantile}
+        assert await asked("/fapi/v1/adlQuantile") == [{"symbol": SYMBOL, "adlQuantile": expected}]
+
+
 async def test_an_account_sees_how_it_was_deleveraged(world):
     await world.send(shortfall(1), executed(2, 1, "secret-anna", 20))
     answer = await world.data("/api/v1/adl/positions", account="secret-anna")
@@ -356,6 +385,51 @@ async def test_an_account_sees_how_it_was_deleveraged(world):
     for account in ("nobody", "\0", "\n"):
         nobody = await world.data("/api/v1/adl/positions", account=account)
         assert nobody == {"account": account, "positions": [], "deleveraged": []}
+
+
+async def test_all_reductions_of_an_account_can_be_paged(world):
+    other = "OTHERUSDTM"
+    await world.send(
+        listing(other, multiplier=0.001),
+        mark(39000, other),
+        *(position("secret-anna", -1000, 41000, 1, symbol) for symbol in (SYMBOL, other)),
+    )
+    moves = []
+    for order in range(1, 15):
+        for symbol in (SYMBOL, other):
+            moves.append(msgspec.structs.replace(shortfall(10 * order, lots=10), symbol=symbol))
+            for step in (1, 2):
+                fill = executed(10 * order + step, order, "secret-anna", 1)
+                moves.append(msgspec.structs.replace(fill, symbol=symbol))
+    await world.send(*moves[:-6])
+    path, count = "/api/v1/adl/deleveraged", 2 * 13
+    whole = await world.data(path, account="secret-anna", forward="true", maxCount=500)
+    assert [row["number"] for row in whole["dataList"]] == list(range(1, count + 1))
+    assert {(row["symbol"], row["adl"], row["executed"]) for row in whole["dataList"]} == {
+        (symbol, order, 2) for symbol in (SYMBOL, other) for order in range(1, 14)
+    }
+    assert (whole["hasMore"], abs(whole["asOf"] - time.time() * 1000) < 10_000) == (False, True)
+    latest = (await world.data("/api/v1/adl/positions", account="secret-anna"))["deleveraged"]
+    assert {msgspec.json.encode(row) for row in latest} == {
+        msgspec.json.encode({name: row[name] for name in latest[0]}) for row in whole["dataList"]
+    }
+    for forward in ("true", "false"):
+        first = await world.data(path, account="secret-anna", forward=forward, maxCount=7)
+        found, page = first["dataList"], first
+        if forward == "false":
+            await world.send(*moves[-6:])  # What comes meanwhile moves nothing.
+        while page["hasMore"]:
+            last = found[-1]["number"]
+            page = await world.data(path, account="secret-anna", forward=forward, maxCount=7, offset=last)
+            found = found + page["dataList"]
+        assert found == (whole["dataList"] if forward == "true" else whole["dataList"][::-1])
+    for account in ("nobody", "\0"):
+        assert (await world.data(path, account=account))["dataList"] == []
+    async with world.http.get(path, params={"maxCount": 500}, headers=bearer("trader", account="secret-anna")) as answer:
+        assert len((await answer.json())["data"]["dataList"]) == 28
+    for headers, status in (({}, 401), (bearer("trader", account="secret-bert"), 403), (bearer("engine"), 403)):
+        async with world.http.get(path, params={"account": "secret-anna"}, headers=headers) as answer:
+            assert answer.status == status
 
 
 async def test_a_position_without_equity_has_no_rank(world):

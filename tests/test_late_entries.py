@@ -4,7 +4,7 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
-from conftest import with_section
+from conftest import connected, with_section
 from ledgers import fill, listing, owned, restamp
 from test_adl_api import config, world_of  # noqa: F401 - a fixture
 
@@ -32,14 +32,21 @@ def now():
 @asynccontextmanager
 async def world_with(config, moves, now, condensed):  # noqa: F811
     """A service whose contract AAA has moved by so many points at so many hours from now, of which some are condensed."""
-    fills = [
-        fill("AAA", seq, points, now // 1000 if hours is None else now + int(hours * HOUR_MS))
-        for seq, (hours, points) in enumerate(moves, 1)
-    ]
-    async with owned(config) as owner, open_pool(config.database.dsn, 1) as pool:
-        await owner.settle([listing("AAA"), *fills[:condensed]])
-        await condense(pool, 0)
-        await owner.settle(fills[condensed:])
+    fills = [fill("AAA", seq, points, now + int((hours or 0) * HOUR_MS)) for seq, (hours, points) in enumerate(moves, 1)]
+    async with (
+        owned(config) as owner,
+        open_pool(config.database.dsn, 1) as pool,
+        connected(config.database.owner_dsn) as owner_connection,
+    ):
+        await owner.settle([listing("AAA")])
+        for place, event in enumerate(fills):
+            if place == condensed:
+                await condense(pool, 0)
+            await owner.settle([event])
+            if moves[place][0] is None:
+                await restamp(owner_connection, "AAA", place + 1, now // 1000)
+        if condensed >= len(fills):
+            await condense(pool, 0)
     async with world_of(with_section(config, "http", venues=("gate",))) as world:
         yield world
 

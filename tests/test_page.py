@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import time
@@ -22,7 +23,7 @@ from tokens import signed, with_secret
 
 from fundsvc.api import appraiser
 from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import Rate
+from fundsvc.core.events import AdlFill, Fill, Mark, Position, Rate
 from fundsvc.core.fullness import Target, TargetPolicy
 from fundsvc.core.targets import Deficits, size_by_deficits
 from fundsvc.store.database import open_pool
@@ -250,6 +251,9 @@ async def seems(page, hidden):
 
 
 UNKNOWN = "\N{EN DASH}"
+FUNDS = re.compile(r"/api/v1/insurance-fund\?")
+"""The address of all funds, with its parameters."""
+
 HALF_A_MINUTE = 30_000
 HOUR_MS = 3_600_000
 
@@ -302,7 +306,7 @@ async def test_a_late_answer_does_not_undo_what_was_told_meanwhile(open_window, 
             await released.wait()
             await route.fulfill(response=answer)
 
-        await window.page.route("**/api/v1/insurance-fund", late)
+        await window.page.route(FUNDS, late)
         await window.page.clock.fast_forward(HALF_A_MINUTE)
         await read.wait()
         await producer.append([fill("BUSY", 2, 7)])
@@ -319,11 +323,11 @@ async def test_what_cannot_be_read_again_is_not_live(open_window, quiet):
         await page.clock.install()
         await window.go("#/")
         await window.connection("live")
-        await page.route("**/api/v1/insurance-fund", lambda route: route.fulfill(status=503, json={"code": "", "msg": "away"}))
+        await page.route(FUNDS, lambda route: route.fulfill(status=503, json={"code": "", "msg": "away"}))
         await page.clock.fast_forward(HALF_A_MINUTE)
         await window.connection("reconnecting, data as of")
         worth = await quiet()
-        await page.unroute("**/api/v1/insurance-fund")
+        await page.unroute(FUNDS)
         await window.connection("live")
         await expect(window.cell("QUIET", "usdt")).to_have_text(worth)
         window.complaints.clear()  # the browser itself tells of every 503
@@ -730,6 +734,73 @@ async def test_a_telephone_in_the_dark(open_window, producer, url):
         await page.reload()
         await expect(theme).to_have_text("Theme: light")
         assert await brightness(page) > 200
+
+
+LARGE_SEQ, LARGE_LOTS = 1765416983918000123, 9007199254740993
+"""Which JavaScript's numbers round to ...000 and ...992."""
+
+
+@needs_browser
+async def test_integers_above_2_to_the_53_are_shown_exactly(open_window, producer, url):
+    now = time.time_ns() // 1_000_000
+    await producer.append([listing("BIG", multiplier="0.000000001", maxPrice=1000000), Mark("BIG", "39000", now)])
+    for account, held in (("secret-anna", -LARGE_LOTS), ("secret-bert", LARGE_LOTS)):
+        await producer.append([Position("BIG", account, held, "45000", "1000000", now)])
+    await producer.append([Fill("BIG", LARGE_SEQ, "sell", LARGE_LOTS, "38000", "39000", now)])
+    await settled(url, "BIG", 1)
+    lots = str(LARGE_LOTS)
+    async with open_window() as window:
+        page = window.page
+        await window.go("#/contract/BIG")
+        await expect(page.locator(".entries tbody tr")).to_contain_text(f"sell {lots} at 38000")
+        await expect(page.get_by_text("Open interest", exact=True).locator("+ dd")).to_have_text(f"{lots} lots")
+        await expect(page.locator(".queue")).to_contain_text(lots)
+        await expect(page.locator(".orders")).to_contain_text(f"0 of {lots}")
+        await producer.append([Fill("BIG", LARGE_SEQ + 2, "buy", LARGE_LOTS - 2, "39000", "39000", now)])
+        await expect(page.locator(".entries tbody tr").first).to_contain_text(f"buy {LARGE_LOTS - 2} at 39000")
+        await window.go("#/contract/BIG/entry/1")
+        for name, shown in (("Sequence", str(LARGE_SEQ)), ("Lots", lots)):
+            await expect(page.locator("#entry dt", has_text=name).locator("+ dd").first).to_have_text(shown)
+        await expect(page.locator("#entry")).to_contain_text(f"0 of {lots}")
+        await window.go("#/account")
+        await page.get_by_label("Access token").fill(signed("trader", account="secret-anna"))
+        await page.get_by_role("button", name="Show my positions").click()
+        await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text(lots)
+        await producer.append([AdlFill("BIG", LARGE_SEQ + 3, 1, "secret-anna", LARGE_LOTS - 4, now)])
+        await expect(page.locator(".notices")).to_contain_text(f"Deleveraged: {LARGE_LOTS - 4} lots of your BIG short")
+        assert all("numbers=string" in each for each in window.requests if "/api/v1/" in each and "bullet" not in each)
+
+
+@needs_browser
+async def test_notices_can_be_read_again_by_mouse_and_keyboard(open_window, producer, url):
+    await producer.append(BEGINNING)
+    async with open_window() as window:
+        page = window.page
+        await page.clock.install()
+        await window.go(f"#/contract/{SYMBOL}")
+        await window.connection("live")
+        opener = page.get_by_role("button", name="Notices")
+        await expect(opener).to_be_hidden()
+        await producer.append([shortfall(1)])
+        await expect(page.locator(".notices p")).to_have_count(1)
+        await page.clock.fast_forward(HALF_A_MINUTE)
+        await expect(page.locator(".notices p")).to_have_count(0)
+        await expect(opener).to_have_text("Notices (1)")
+        await opener.click()
+        dialog = page.get_by_role("dialog", name="Notices")
+        notice = f"ADL 1 of {SYMBOL}: 100 lots of short positions are needed"
+        await expect(dialog.get_by_role("listitem")).to_contain_text([notice])
+        await producer.append([executed(seq, 1, f"secret-{name}", lots) for seq, name, lots in ((2, "anna", 50), *REST)])
+        await expect(dialog.get_by_role("listitem")).to_contain_text([f"ADL 1 of {SYMBOL} is done", notice])
+        await page.keyboard.press("Escape")
+        await expect(dialog).to_be_hidden()
+        await expect(opener).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(dialog).to_be_visible()
+        await dialog.get_by_role("button", name="Close").press("Enter")
+        await expect(dialog).to_be_hidden()
+        await window.go("#/account")
+        await expect(opener).to_have_text("Notices (2)")
 
 
 async def brightness(page):

@@ -79,6 +79,7 @@ async def test_a_replica_that_is_held_up_is_not_served_as_live(config, replica, 
                 status, found = await check(service, "replica")
                 assert (status, found["ok"], found["needed"]) == (503, False, True)
                 assert "behind the ledger" in found["error"]
+                assert service.count("fundsvc_tail_heard_timestamp_seconds") < time.time() - STALE_SECONDS
                 assert (await service.data(f"{FUND}/at?ts={before - 60_000}"))["balance"] == "5"
                 history = await service.data(f"{FUND}/history")
                 assert [row["entry"] for row in history["dataList"]] == [1]
@@ -136,6 +137,14 @@ async def test_a_replica_that_has_no_primary_to_ask_looks_at_what_it_received(co
                 return freshness.age_seconds > 60
 
             await eventually(is_behind)
+
+
+async def test_heartbeats_stay_within_their_page(config, service_connection):
+    async with open_pool(config.database.dsn, 1) as pool:
+        for _ in range(500):
+            await fetch(pool, "heartbeat", 0)
+    pages = "SELECT pg_relation_size('heartbeats') / current_setting('block_size')::int"
+    assert await service_connection.fetchval(pages) == 1
 
 
 async def replayed(reader):

@@ -3,13 +3,14 @@ import random
 import time
 
 import pytest
+from commands import fundsvc
 from ledgers import charted_at, fill, listing, owned, restamp
 
 from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position
 from fundsvc.core.policy import Policy
 from fundsvc.store import rollups
 from fundsvc.store.database import open_pool
-from fundsvc.store.rollups import condense, distrust
+from fundsvc.store.rollups import condense, distrust, rebuild
 
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS
@@ -171,7 +172,7 @@ async def test_what_an_order_gives_back_or_has_covered_is_no_fill(config, pool, 
     market = [
         event
         for symbol in policies
-        for event in (listing(symbol), Mark(symbol, "90", 0), Position(symbol, "secret-anna", -5, "100", "50", 0))
+        for event in (listing(symbol), Mark(symbol, "990", 0), Position(symbol, "secret-anna", -5, "1100", "500", 0))
     ]
     refunded = [fill("AAA", 1, 5), fill("AAA", 2, -10), AdlFill("AAA", 3, 1, "secret-anna", 1, 0)]
     covered = [fill("BBB", 1, 5), fill("BBB", 2, -3), AdlEnd("BBB", 3, 1, 0)]
@@ -257,4 +258,22 @@ async def test_one_turn_builds_few_contracts_anew_and_the_next_goes_on(owner, po
     assert await condense(pool, 0) == 0
     monkeypatch.setattr(rollups, "REBUILD_SECONDS", 1.0)
     assert await condense(pool, 0) == 99
+    assert await rolled_up(service_connection) == await expected(service_connection)
+
+
+async def test_all_contracts_are_built_anew_on_demand(owner, pool, service_connection, monkeypatch):
+    monkeypatch.setattr(rollups, "REBUILD_SECONDS", 0.0)
+    await owner.settle(market(random.Random(9), range(1, 100), 5 * HOUR_MS))
+    await condense(pool, 0)
+    await service_connection.execute("UPDATE rollups SET closing = closing + 1, hour = hour - 3600000")
+    await distrust(pool)
+    assert (await rebuild(pool, 1), await rebuild(pool, 0), await rebuild(pool, 0)) == (0, 99, 0)
+    assert await rolled_up(service_connection) == await expected(service_connection)
+
+
+async def test_the_command_builds_the_rollups_of_an_earlier_version_anew(config, owner, service_connection):
+    await owner.settle(market(random.Random(10), range(1, 100), 5 * HOUR_MS))
+    await service_connection.execute(HOURS_OF_BEFORE)
+    done = await fundsvc(config, "rebuild-rollups")
+    assert (done.code, "condensed 99 entries" in done.error) == (0, True)
     assert await rolled_up(service_connection) == await expected(service_connection)

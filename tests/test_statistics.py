@@ -8,6 +8,7 @@ from ledgers import clocked, fill, listing, owned
 from fundsvc.api.fund_answers import candles
 from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position, Rejection
 from fundsvc.core.numbers import format_units
+from fundsvc.core.policy import Policy
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
 from fundsvc.store.statistics import DAY_MS, PEAK_MS, WEEK_MS, Past, Standing, Statistics
@@ -16,6 +17,7 @@ HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
 SYMBOLS = ("AAA", "BBB", "CCC")
 CROWD = [Position("AAA", f"account-{number}", -2, "1000", "500", 0) for number in range(3)]
+POLICY = Policy(rounds_max=1, escalate_min=2.5)  # so that orders end soon, and some amounts never escalate
 
 
 class Ledger:
@@ -49,21 +51,21 @@ class Ledger:
 
 @pytest.fixture
 async def ledger(config):
-    async with owned(config) as owner, open_pool(config.database.dsn, 2) as pool:
+    async with owned(config, lambda _: POLICY) as owner, open_pool(config.database.dsn, 2) as pool:
         ledger = Ledger(owner, pool)
         await ledger.settle(*(listing(symbol) for symbol in SYMBOLS), Mark("AAA", "900", 0), *CROWD)
         yield ledger
 
 
 def market(dice, seqs, minutes, lateness_ms):
-    """Fills some minutes apart in order of time but for a random lateness; of AAA, deleveraging is done with now and then."""
+    """Fills some minutes apart in order of time but for a random lateness; of AAA, ADL goes on now and then."""
     for seq in seqs:
         ts = START_MS + int(seq * minutes * 60_000) - dice.randint(0, lateness_ms)
-        yield fill(dice.choice(SYMBOLS), 10 * seq, dice.randint(-12, 10), ts)
+        yield fill(dice.choice(SYMBOLS), 10 * seq, dice.randint(-24, 20) / 2, ts)
         if dice.random() < 0.3:
-            adl = dice.randint(1, 4)
+            adl = dice.randint(1, 8)
             yield AdlFill("AAA", 10 * seq + 1, adl, "account-1", 1, ts)
-            yield AdlEnd("AAA", 10 * seq + 2, adl, ts)
+            yield from (AdlEnd("AAA", 10 * seq + step, adl, ts) for step in range(2, dice.randint(3, 9)))
 
 
 async def settle_what_can_be(ledger, events):
@@ -92,8 +94,7 @@ async def test_the_past_and_any_moment_are_what_a_walk_along_the_entries_finds(l
             for moment in (0, *ends, *(dice.randint(START_MS, now) for _ in range(5))):
                 assert await ledger.statistics.at(symbol, moment) == await ledger.at(symbol, moment), (symbol, moment)
     outstanding = [value for by_entry in ledger.outstanding.values() for value in by_entry.values()]
-    assert max(outstanding) > 0
-    assert len(set(ledger.outstanding["AAA"].values())) > 3
+    assert len(set(outstanding)) > 3
 
 
 async def test_an_entry_that_was_settled_late_does_not_change_what_was(ledger):

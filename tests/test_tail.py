@@ -128,7 +128,7 @@ async def test_orders_are_told_when_they_begin_advance_and_end(config):
         async with heard(config) as late:  # begins with those that are open
             assert [(order.adl, order.round, order.executed) for order in late.tail.open_orders(SYMBOL)] == [(1, 2, 20)]
         # The second order begins and ends within one batch.
-        await producer.append([shortfall(4, lots=1), executed(5, 2, "secret-carl", 1)])
+        await producer.append([shortfall(4, lots=10), executed(5, 2, "secret-carl", 10)])
         await eventually(lambda: seen.orders()[-1][0] == 2 and seen.orders()[-1][1] != "open")
         assert seen.orders().count(seen.orders()[-1]) == 1
         assert [order.adl for order in seen.tail.open_orders(SYMBOL)] == [1]

@@ -89,7 +89,7 @@ def history(symbol, hours, waterfall):
     covers what they could not, hours later.
     """
     dice, seq, orders = random.Random(hours), 0, 0
-    yield from (listing(symbol), Mark(symbol, "90", 0), Position(symbol, "anna", -1000, "100", "50", 0))
+    yield from (listing(symbol), Mark(symbol, "900", 0), Position(symbol, "anna", -1000, "1100", "500", 0))
     for at in sorted(dice.randint(0, hours * HOUR_MS) for _ in range(150)):
         points, ts = dice.randint(-12, 10), START_MS + at - dice.choice((0, 0, 2 * HOUR_MS))
         yield fill(symbol, seq := seq + 1, points, ts)

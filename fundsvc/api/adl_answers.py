@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, milliseconds
 from fundsvc.core.adl import AdlOrder, Reduced, RoundTerms, State
-from fundsvc.core.book import Rank, SideName, Standing, Valuation
+from fundsvc.core.book import Leg, Rank, SideName, Standing, Valuation
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.core.preview import Preview
@@ -124,10 +124,14 @@ class QueueAnswer(Answer, frozen=True):
 
 
 class PositionAnswer(Inputs, frozen=True, kw_only=True):
-    """An account's position with its rank, and what is needed to recompute it; no rank without a mark or without equity."""
+    """An account's position with its rank, and what is needed to recompute it; no rank without a mark or without equity.
+
+    `positionSide` is `BOTH` for the only position of the account in the contract, `LONG` or `SHORT` for one leg of two.
+    """
 
     symbol: str
     side: SideName
+    position_side: Leg
     settle_currency: str
     multiplier: str
     is_inverse: bool
@@ -156,6 +160,12 @@ class DeleveragedAnswer(Inputs, frozen=True, kw_only=True):
     ranked: int
     lights: int
     ts: int
+
+
+class ReductionAnswer(DeleveragedAnswer, frozen=True, kw_only=True):
+    """A reduction with its number, which counts the reductions of its account from 1."""
+
+    number: int
 
 
 class PositionsAnswer(Answer, frozen=True):
@@ -254,6 +264,7 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
         **_inputs(standing, contract, known=mark is not None),
         symbol=contract.symbol,
         side=side,
+        position_side=_leg(view, side, standing.account),
         settle_currency=contract.settle_currency,
         multiplier=str(contract.multiplier),
         is_inverse=contract.is_inverse,
@@ -267,11 +278,27 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
     )
 
 
+def _leg(view: BookView, side: SideName, account: str) -> Leg:
+    legs = [name for name, _ in view.book.positions(account)]
+    if len(legs) == 1:
+        return "BOTH"
+    return "LONG" if side == "long" else "SHORT"
+
+
 def deleveraged_answer(row: DeleveragedRow, contract: Contract) -> DeleveragedAnswer:
     """A reduction, for the account that it happened to."""
+    return DeleveragedAnswer(**_reduced(row, contract))
+
+
+def reduction_answer(number: int, row: DeleveragedRow, contract: Contract) -> ReductionAnswer:
+    """A reduction with its number, for the account that it happened to."""
+    return ReductionAnswer(number=number, **_reduced(row, contract))
+
+
+def _reduced(row: DeleveragedRow, contract: Contract) -> dict[str, Any]:
     reduced = row.reduced
     standing = _standing(contract, row.side, reduced, reduced.mark)
-    return DeleveragedAnswer(
+    return dict(
         **_inputs(standing, contract),
         **_place(reduced, row.executed),
         symbol=row.symbol,

@@ -13,16 +13,18 @@ from fundsvc.api.adl_answers import (
     PositionsAnswer,
     PreviewAnswer,
     QueueAnswer,
+    ReductionAnswer,
     allocation_answer,
     deleveraged_answer,
     order_answers,
     position_answer,
     preview_answer,
     queue_answer,
+    reduction_answer,
 )
 from fundsvc.api.answers import Page
 from fundsvc.api.errors import BadParameter, Forbidden, NotFound
-from fundsvc.api.parameters import AccountQuery, OrdersQuery, PreviewBody, PreviewPolicy, Query, RoundQuery
+from fundsvc.api.parameters import AccountQuery, DeleveragedQuery, OrdersQuery, PreviewBody, PreviewPolicy, Query, RoundQuery
 from fundsvc.api.serving import Route, listed
 from fundsvc.api.tokens import Caller
 from fundsvc.core.events import Fill, Rejection
@@ -57,6 +59,7 @@ class DeleveragingResources:
         self._policy_of = policy_of
         self.routes = (
             Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=frozenset({"trader", "risk"})),
+            Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=frozenset({"trader", "risk"})),
             Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders),
             Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round),
             Route("/api/v1/adl/{symbol}/queue", Query, self.queue),
@@ -112,6 +115,21 @@ class DeleveragingResources:
             positions=positions,
             deleveraged=[deleveraged_answer(row, contracts[row.symbol]) for row in reductions],
         )
+
+    async def deleveraged(self, query: DeleveragedQuery, caller: Caller) -> Page[ReductionAnswer]:
+        """A page of an account's reductions; one more is read than shown, to know whether there are more."""
+        as_of, account = self._tail.as_of_ms, _account(query, caller)
+        if not account.isprintable():
+            return Page([], has_more=False, as_of=as_of)  # no event that names such an account is settled
+        contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
+        rows = await self._ledger.deleveraged_page(
+            account,
+            count=query.max_count + 1,
+            offset=None if query.offset is UNSET else query.offset,
+            forward=query.forward,
+        )
+        shown = [reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
+        return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 
     async def preview(self, _query: Query, symbol: str, body: PreviewBody) -> PreviewAnswer:
         """What a fill would do, with nobody named."""

@@ -117,6 +117,14 @@ class AccountQuery(Query, frozen=True):
     account: Account | UnsetType = UNSET
 
 
+class DeleveragedQuery(AccountQuery, frozen=True):
+    """A page of an account's reductions: as `HistoryQuery`, with `offset` the number of a reduction."""
+
+    offset: Entry | UnsetType = UNSET
+    forward: bool = False
+    max_count: Annotated[int, msgspec.Meta(ge=1, le=PAGE_ENTRIES_MAX)] = PAGE_ENTRIES
+
+
 class NoBody(Parameters, frozen=True):
     """Of a request that has none."""
 

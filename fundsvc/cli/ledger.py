@@ -14,7 +14,7 @@ from rich.table import Table
 from fundsvc.app import connected, consuming, prepared
 from fundsvc.audit import ContractAudit, audit_contract
 from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, progress, run
-from fundsvc.config import Config
+from fundsvc.config import Config, PolicyConfig
 from fundsvc.core.events import Reason
 from fundsvc.core.numbers import format_units
 from fundsvc.delivery import Delivered, Delivery, Gain, listed
@@ -22,7 +22,7 @@ from fundsvc.export import COLUMNS, export_rows
 from fundsvc.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import known_contracts, open_ledger
-from fundsvc.store.rollups import condense, distrust
+from fundsvc.store.rollups import condense, distrust, rebuild
 from fundsvc.vectors import Outcome, read_vector, run_vector
 
 contracts = typer.Typer(help="Contracts of the funds.", no_args_is_help=True)
@@ -67,7 +67,7 @@ def audit(context: typer.Context, json: Json = False) -> None:
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            audits = await _audit_all(pool)
+            audits = await _audit_all(pool, config.policy)
         wrong = [audit for audit in audits if audit.differences]
         if json:
             print_json({"contracts": audits, "differences": sum(len(audit.differences) for audit in wrong)})
@@ -104,7 +104,8 @@ def rebuild_rollups(context: typer.Context) -> None:
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
             await distrust(pool)
-            total = sum([await _condense_all(pool, partition) for partition in range(complete.stream.partitions)])
+            partitions = range(complete.stream.partitions)
+            total = sum([await rebuild(pool, number) + await condense(pool, number) for number in partitions])
         Console(stderr=True).print(f"condensed {total} entries", highlight=False)
         return DONE
 
@@ -120,13 +121,6 @@ def vectors(files: list[Path], json: Json = False) -> None:
     else:
         _print_outcomes(outcomes)
     raise typer.Exit(NO if any(outcome.differences for outcome in outcomes.values()) else DONE)
-
-
-async def _condense_all(pool: Pool, partition: int) -> int:
-    total = 0
-    while condensed := await condense(pool, partition):
-        total += condensed
-    return total
 
 
 async def _deliver(config: Config, fitting: Fitting, json: bool) -> Delivered:
@@ -179,11 +173,13 @@ def _amounts(gain: Gain) -> list[str]:
     return [format_units(amount, gain.decimals) for amount in (gain.credited, gain.paid, gain.uncovered, gain.repaid)]
 
 
-async def _audit_all(pool: Pool) -> list[ContractAudit]:
+async def _audit_all(pool: Pool, policy: PolicyConfig) -> list[ContractAudit]:
     known = await known_contracts(pool)
     with progress() as bars:
         task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
-        return [await audit_contract(pool, symbol, lambda done: bars.advance(task, done)) for symbol, _ in known]
+        return [
+            await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol)) for symbol, _ in known
+        ]
 
 
 def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, BookState, KeptBook, Moved, RateState, Round
-from fundsvc.core.book import Book
+from fundsvc.core.book import Book, SideName
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
@@ -191,23 +191,23 @@ class Partition:
         self._desk(fund).reopen(order)
         return _round(order)
 
-    def round_at_hand(self, symbol: str, adl: int) -> Round | None:
-        """The round of an order as it stands, if the order is open."""
+    def open_order(self, symbol: str, adl: int) -> AdlOrder | None:
+        """An ADL order as it stands, if it is open."""
         desk = self._desks.get(symbol)
-        order = desk.orders.get(adl) if desk else None
-        return _round(order) if order else None
+        return desk.orders.get(adl) if desk else None
 
-    def recall(self, event: Event) -> None:
-        """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept."""
+    def recall(self, event: Event, side: SideName | None = None) -> None:
+        """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept.
+
+        `side` is the one that the order of an execution reduces; an account that had changed sides keeps what it has.
+        """
         if isinstance(event, Mark | Snapshot):
             self.apply(event)
         elif isinstance(event, Position):
             self._place(self._fund(event.symbol), event)  # its names were checked when it was settled, by the rules of then
-        elif isinstance(event, AdlFill):
-            desk = self._desk(self._fund(event.symbol))
+        elif isinstance(event, AdlFill) and side and (desk := self._desks.get(event.symbol)):
             desk.changed = True
-            for side in desk.book.sides.values():
-                side.reduce(event.account, event.lots)
+            desk.book.sides[side].reduce(event.account, event.lots)
 
     def _refuse(self, rejection: Rejection) -> None:
         raise rejection

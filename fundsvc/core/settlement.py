@@ -191,7 +191,7 @@ class Fund:
 
     def refund(self, order: AdlOrder, last: AdlFill) -> tuple[Entry, bytes]:
         """Credits what a completed order recovered beyond what was uncovered: of the lot that the fund had paid in part."""
-        return self._append(self._adl_entry("refund", order, order.refund, 0, last.lots, last.seq, last.ts))
+        return self._append(self.adl_entry("refund", order, order.refund, 0, last.lots, last.seq, last.ts))
 
     def cover(self, order: AdlOrder, seq: int, ts: int) -> tuple[Entry, bytes] | None:
         """Pays what is outstanding of an order that ADL could not close, as far as the fund can.
@@ -202,7 +202,7 @@ class Fund:
         if not paid:
             return None
         self._repay(paid)
-        return self._append(self._adl_entry("cover", order, -paid, paid, order.needed, seq or self.seq, ts))
+        return self._append(self.adl_entry("cover", order, -paid, paid, order.needed, seq or self.seq, ts))
 
     def record(
         self, kind: RecordKind, order: AdlOrder, seq: int, ts: int, account: str = "", lots: int = 0, body: bytes = b""
@@ -214,7 +214,7 @@ class Fund:
         self.adl_head = link_record(self.adl_head, record)
         return SealedRecord(record, self.adl_head)
 
-    def _adl_entry(self, kind: Kind, order: AdlOrder, change: int, repaid: int, lots: int, seq: int, ts: int) -> Entry:
+    def adl_entry(self, kind: Kind, order: AdlOrder, change: int, repaid: int, lots: int, seq: int, ts: int) -> Entry:
         """An entry that an ADL order causes; its orderId names the order."""
         side: Literal["sell", "buy"] = "sell" if order.reduce == "short" else "buy"
         symbol, number, balance = order.symbol, self.entry + 1, self.balance + change

@@ -22,7 +22,7 @@ const INPUTS = {
 
 const POSITION_COLUMNS = {
   Contract: contractLink,
-  Side: (row) => row.side,
+  Side: (row) => (row.positionSide === "BOTH" ? row.side : `${row.side} leg`),
   Lots: (row) => number(row.lots),
   Lights: (row) => lights(row.lights),
   Rank: (row) => rank(row),

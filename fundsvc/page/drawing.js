@@ -80,6 +80,7 @@ function lineTrace(name, points, line, currency) {
     name,
     x: points.map(({ ts }) => ts),
     y: points.map(({ balance }) => balance),
+    customdata: points.map(({ text }) => text),
     text: points.map(({ ts, text }) => `${dayAndClock(ts)}<br>${text} ${currency}`),
     hoverinfo: "text",
     line: { shape: "hv", ...line },

@@ -2,19 +2,32 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from heapq import merge
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple
 
 import asyncpg
+import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
+from fundsvc.core.adl import OrderState
 from fundsvc.core.contracts import Contract
-from fundsvc.core.replay import START, Checkpoint, OrderTotals
+from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.order_replay import Begun, OrdersCheckpoint
+from fundsvc.core.policy import SavedGuard
+from fundsvc.core.records import AdlRecord
+from fundsvc.core.replay import START, Checkpoint, OrderTotals, Pending, Policies, Replay, Undated, contract_differences
 from fundsvc.core.settlement import FundState
 from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
-from fundsvc.store.exports import Line, line_from
+from fundsvc.store.exports import fund_state_from, line_from
 from fundsvc.store.reader import READ_SECONDS_MAX, fetch
 from fundsvc.store.writer import contract_from
+
+RECORDS_MAX = 400
+"""ADL records of one read: each has up to a thousand positions, in some 60 kB."""
 
 Walk = Literal["full", "newest"]
 """`full` goes from entry 1 to the end, again and again; `newest` follows what is added to what such a walk has verified."""
@@ -41,32 +54,76 @@ async def audit_progress(pool: Pool, walk: Walk) -> list[Progress]:
 
 class Ledger(NamedTuple):
     """What the end of a walk is compared with, at one moment: `late` are the numbers of entries that settled formerly rejected
-    events.
+    events, `totals` the sums over the rows of all ADL orders, and `differences` those of the contract from its listing.
     """
 
     contract: Contract
     fund: FundState
     late: frozenset[int]
-    orders: OrderTotals
+    totals: OrderTotals
+    differences: list[str]
+
+
+class Rows(NamedTuple):
+    """Of one contract: entries and ADL records beyond a checkpoint, up to so many each; the records of the orders that are open
+    there; and the rows of all orders that these are of.
+    """
+
+    entries: Sequence[asyncpg.Record]
+    entries_max: int
+    records: Sequence[asyncpg.Record]
+    records_max: int
+    opened: Sequence[asyncpg.Record]
+    orders: Mapping[int, OrderState]
 
 
 class Stretch:
     """The part of a contract's ledger that a walk goes through next, as it stands at one moment, and what it goes on from.
 
-    `ledger` is None where the contract or its fund is missing.
+    `ledger` is None where the contract or its fund is missing; `ended` says that this is the last part.
     """
 
-    def __init__(self, since: Checkpoint, ledger: Ledger | None, rows: Sequence[asyncpg.Record]) -> None:
+    def __init__(self, since: Checkpoint, ledger: Ledger | None, rows: Rows) -> None:
         self.since = since
         self.ledger = ledger
+        self.ended = len(rows.entries) < rows.entries_max and len(rows.records) < rows.records_max
         self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows.entries)
 
-    def __iter__(self) -> Iterator[Line]:
-        """The entries, each made when it is asked for, so that others may be served in between."""
-        return map(line_from, self._rows)
+    def replay(self, ledger: Ledger, policies: Policies) -> Replay:
+        """A replay that goes on from where this part begins."""
+        opened = map(record_from, self._rows.opened)
+        return Replay(ledger.contract, ledger.late, self.since, policies, opened)
+
+    def followed(self, replay: Replay) -> Iterator[None]:
+        """Has a replay follow the entries and records in the order in which they were made, one at a time."""
+        for (_, is_record), row in self._merged():
+            if is_record:
+                replay.follow_record(record_from(row), row["hash"])
+            else:
+                line = line_from(row)
+                replay.follow(line.entry, line.hash)
+            yield
+
+    def compare(self, replay: Replay) -> None:
+        """Compares what was recomputed with the rows of orders, and at the end with the fund."""
+        replay.compare(self._rows.orders, ended=self.ended)
+        if self.ended and self.ledger:
+            replay.finish(self.ledger.fund, self.ledger.totals)
+            replay.differences.extend(self.ledger.differences)
+
+    def _merged(self) -> Iterator[tuple[tuple[int, bool], asyncpg.Record]]:
+        """Entries and records by their place, as far as nothing that is not here may come between them."""
+        entries, records = self._rows.entries, self._rows.records
+        after = accumulate((row["entry"] for row in records), max, initial=self.since.entry)
+        places = list(after)[1:]
+        last_entry = INT64_MAX if len(entries) < self._rows.entries_max else entries[-1]["entry"]
+        last_place = INT64_MAX if len(records) < self._rows.records_max else places[-1]
+        of_entries = (((row["entry"], False), row) for row in entries if row["entry"] <= last_place)
+        of_records = (((place, True), row) for place, row in zip(places, records, strict=True) if place <= last_entry)
+        return merge(of_entries, of_records, key=itemgetter(0))
 
 
 class Held(NamedTuple):
@@ -82,17 +139,66 @@ async def read_stretches(pool: Pool, counts: Mapping[str, int], walk: Walk) -> d
 
     One snapshot for all of them: its statements cost as much for a hundred contracts as for one.
     """
-    symbols = list(counts)
+    async with _snapshot(pool) as connection:
+        checkpoints = await connection.fetch(SQL["audit_checkpoints"], list(counts), walk)
+        since = dict.fromkeys(counts, START) | {row["symbol"]: _checkpoint(row) for row in checkpoints}
+        return await _stretches(connection, since, list(counts.values()))
+
+
+async def read_stretch(pool: Pool, symbol: str, since: Checkpoint, count: int) -> Stretch:
+    """What lies beyond a checkpoint of a contract's ledger, up to so many entries; raises StoreFault."""
+    async with _snapshot(pool) as connection:
+        return (await _stretches(connection, {symbol: since}, [count]))[symbol]
+
+
+@asynccontextmanager
+async def _snapshot(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
     with faults():
         async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection, snapshot(connection):
-            checkpoints = await connection.fetch(SQL["audit_checkpoints"], symbols, walk)
-            since = dict.fromkeys(symbols, START) | {row["symbol"]: _checkpoint(row) for row in checkpoints}
-            places = symbols, [since[symbol].entry for symbol in symbols]
-            ledgers = await _ledgers(connection, *places)
-            rows: dict[str, list[asyncpg.Record]] = {symbol: [] for symbol in symbols}
-            for row in await connection.fetch(SQL["audit_entries"], *places, list(counts.values())):
-                rows[row["symbol"]].append(row)
-    return {symbol: Stretch(since[symbol], ledgers.get(symbol), rows[symbol]) for symbol in symbols}
+            yield connection
+
+
+async def _stretches(
+    connection: PoolConnectionProxy, since: Mapping[str, Checkpoint], counts: Sequence[int]
+) -> dict[str, Stretch]:
+    symbols = list(since)
+    entries_after = [one.entry for one in since.values()]
+    records_after = [one.orders.record for one in since.values()]
+    records_max = [max(1, min(count, RECORDS_MAX // len(symbols))) for count in counts]
+    ledgers = await _ledgers(connection, symbols, entries_after)
+    entries = _by_symbol(await connection.fetch(SQL["audit_entries"], symbols, entries_after, counts))
+    records = _by_symbol(await connection.fetch(SQL["audit_records"], symbols, records_after, records_max))
+    open_orders = [(symbol, adl, one.orders.record) for symbol, one in since.items() for adl in one.orders.open]
+    opened = _by_symbol(await _fetch_of(connection, "audit_opened", open_orders, 3))
+    orders = await _order_rows(connection, {(symbol, adl) for symbol, adl, _ in open_orders}, records)
+    return {
+        symbol: Stretch(
+            since[symbol],
+            ledgers.get(symbol),
+            Rows(entries[symbol], counts[place], records[symbol], records_max[place], opened[symbol], orders[symbol]),
+        )
+        for place, symbol in enumerate(symbols)
+    }
+
+
+async def _order_rows(
+    connection: PoolConnectionProxy, opened: set[tuple[str, int]], records: Mapping[str, Sequence[asyncpg.Record]]
+) -> dict[str, dict[int, OrderState]]:
+    """The rows of orders that are open at a checkpoint, or that records are of, by contract and number."""
+    named = {(symbol, row["adl"]) for symbol, rows in records.items() for row in rows}
+    found: dict[str, dict[int, OrderState]] = defaultdict(dict)
+    for row in await _fetch_of(connection, "audit_order_rows", sorted(opened | named), 2):
+        found[row["symbol"]][row["adl"]] = OrderState(*(row[name] for name in OrderState._fields))
+    return found
+
+
+async def _fetch_of(
+    connection: PoolConnectionProxy, block: str, keys: Sequence[tuple[Any, ...]], width: int
+) -> list[asyncpg.Record]:
+    """The rows of a statement that takes keys of so many parts, each part as an array; no round trip where there are none."""
+    if not keys:
+        return []
+    return await connection.fetch(SQL[block], *([key[part] for key in keys] for part in range(width)))
 
 
 async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], after: Sequence[int]) -> dict[str, Ledger]:
@@ -104,16 +210,75 @@ async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], afte
     return {
         row["symbol"]: Ledger(
             contract_from(row),
-            FundState(*(row[name] for name in FundState._fields)),
+            fund_state_from(row),
             frozenset(late[row["symbol"]]),
             OrderTotals(*(int(totals[row["symbol"]][name]) for name in OrderTotals._fields)),
+            contract_differences(
+                contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
+            ),
         )
-        for row in await connection.fetch(SQL["funds"], symbols)
+        for row in await connection.fetch(SQL["audit_funds"], symbols)
     }
 
 
+def _by_symbol(rows: Iterable[asyncpg.Record]) -> dict[str, list[asyncpg.Record]]:
+    found: dict[str, list[asyncpg.Record]] = defaultdict(list)
+    for row in rows:
+        found[row["symbol"]].append(row)
+    return found
+
+
+def record_from(row: asyncpg.Record) -> AdlRecord:
+    """The ADL record in a row that has all its columns."""
+    return AdlRecord(*(row[name] for name in AdlRecord.__struct_fields__))
+
+
+class _State(msgspec.Struct, array_like=True):
+    """The parts of a checkpoint that have no columns of their own."""
+
+    open: Sequence[int]
+    begun: Begun
+    pending: Pending
+    undated: Undated
+    guard: SavedGuard | None
+
+
+_NO_STATE = _State(START.orders.open, START.orders.begun, START.pending, START.undated, START.guard)
+
+
 def _checkpoint(row: asyncpg.Record) -> Checkpoint:
-    return Checkpoint(row["entry"], row["seq"], row["balance"], int(row["uncovered"]), int(row["repaid"]), row["head"])
+    state = msgspec.msgpack.decode(row["state"], type=_State) if row["state"] else _NO_STATE
+    return Checkpoint(
+        row["entry"],
+        row["seq"],
+        row["balance"],
+        int(row["uncovered"]),
+        int(row["repaid"]),
+        row["head"],
+        row["outstanding"],
+        OrdersCheckpoint(row["record"], row["adl_head"], row["adl"], int(row["recovered"]), state.open, state.begun),
+        row["version"],
+        state.pending,
+        state.undated,
+        state.guard,
+    )
+
+
+def _progress_row(walk: Walk, held: Held) -> tuple[Any, ...]:
+    one = held.checkpoint
+    orders = one.orders
+    return (
+        held.symbol,
+        walk,
+        *one[:7],
+        orders.recovered,
+        orders.record,
+        orders.adl,
+        orders.head,
+        one.version,
+        msgspec.msgpack.encode(_State(orders.open, orders.begun, one.pending, one.undated, one.guard)),
+        held.ended,
+    )
 
 
 async def keep_held(pool: Pool, walk: Walk, held: Sequence[Held]) -> None:
@@ -122,12 +287,9 @@ async def keep_held(pool: Pool, walk: Walk, held: Sequence[Held]) -> None:
     A full walk that has ended begins anew, and its end is where the newest one goes on: so no checkpoint is trusted for longer
     than until the next full walk.
     """
-    if walk == "newest":
-        kept = [("newest", one) for one in held]
-    else:
-        kept = [(walk, one._replace(checkpoint=START) if one.ended else one) for one in held]
-        kept += [("newest", one) for one in held if one.ended]
-    rows = [(one.symbol, place, *one.checkpoint, one.ended) for place, one in kept]
+    rows = [_progress_row("newest", one) for one in held if walk == "newest" or one.ended]
+    if walk == "full":
+        rows += [_progress_row("full", one._replace(checkpoint=START) if one.ended else one) for one in held]
     await fetch(pool, "audit_held", *map(list, zip(*rows, strict=True)))
 
 

@@ -182,13 +182,24 @@ class Deleveragings:
         """The latest reductions of an account's positions, newest first."""
         return [_reduction(row).row for row in await self._fetch("deleveraged", account, count)]
 
+    async def deleveraged_page(
+        self, account: str, *, count: int, offset: int | None = None, forward: bool = False
+    ) -> list[tuple[int, DeleveragedRow]]:
+        """Up to `count` reductions of an account's positions with their numbers, which count its reductions from 1.
+
+        Ascending after number `offset`, or (not forward) descending before it, from the newest.
+        """
+        first, last = ((offset or 0) + 1, INT64_MAX) if forward else (1, INT64_MAX if offset is None else offset - 1)
+        rows = await self._fetch("deleveraged_page", account, first, last, forward, count)
+        return [(row["number"], _reduction(row).row) for row in rows]
+
     async def reductions(self, orders: Collection[tuple[str, int]], accounts: Collection[str]) -> list[Reduction]:
         """What some orders (contract and number) took from some accounts by now."""
         symbols, numbers = [symbol for symbol, _ in orders], [number for _, number in orders]
         return [_reduction(row) for row in await self._fetch("reductions", symbols, numbers, accounts)]
 
     async def reductions_since(self, account: str, since: datetime) -> list[Reduction]:
-        """What orders that are open, or moved since a time, took from an account; those that moved first come first."""
+        """What orders that are open, or began or moved since a time, took from an account, in the order of their last moves."""
         return [_reduction(row) for row in await self._fetch("reductions_since", account, since)]
 
     async def _fetch(self, block: str, *parameters: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A contract's whole ledger, streamed: for the audit and for exports."""
+"""A contract's whole ledger, streamed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,11 +10,10 @@ from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract
-from fundsvc.core.replay import OrderTotals
 from fundsvc.core.settlement import FundState
 from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
 from fundsvc.store.reader import READ_SECONDS_MAX, fetch
-from fundsvc.store.writer import contract_from
+from fundsvc.store.writer import contract_from, saved_guard_from
 
 ROWS_PER_PAGE = 2000
 """Keeps memory constant however long the ledger is, and each transaction short."""
@@ -33,16 +32,10 @@ class Line(NamedTuple):
 
 
 class LedgerSnapshot(NamedTuple):
-    """What a transaction that sees one moment knows of a contract's ledger, but for its entries.
-
-    `late` are the numbers of entries, later than a given one, that settled formerly rejected events; `orders` are the sums over
-    its ADL orders.
-    """
+    """A contract and its fund, as a transaction that sees one moment knows them."""
 
     contract: Contract
     fund: FundState
-    late: set[int]
-    orders: OrderTotals
 
 
 class Ledger:
@@ -56,7 +49,6 @@ class Ledger:
     def __init__(self, pool: Pool, snapshot: LedgerSnapshot) -> None:
         self._pool = pool
         self._snapshot = snapshot
-        self.late = snapshot.late
 
     @property
     def contract(self) -> Contract:
@@ -68,17 +60,11 @@ class Ledger:
         """Its fund."""
         return self._snapshot.fund
 
-    @property
-    def orders(self) -> OrderTotals:
-        """The sums over its ADL orders."""
-        return self._snapshot.orders
-
     async def lines(self) -> AsyncIterator[Line]:
-        """All entries in order; raises UnknownContract or StoreFault. `late` grows with what was settled meanwhile."""
+        """All entries in order; raises UnknownContract or StoreFault."""
         after, is_last = 0, False
         while not is_last:
             self._snapshot, rows = await read_page(self._pool, self.contract.symbol, after, ROWS_PER_PAGE)
-            self.late |= self._snapshot.late
             for row in rows:
                 yield line_from(row)
                 after = row["entry"]
@@ -100,20 +86,22 @@ async def read_page(pool: Pool, symbol: str, after: int, count: int) -> tuple[Le
     """Up to `count` entries of a contract after a number, and its ledger at the same moment; raises as `open_ledger` does."""
     with faults():
         async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection, snapshot(connection):
-            ledger = await snapshot_of(connection, symbol, after)
+            ledger = await snapshot_of(connection, symbol)
             return ledger, await connection.fetch(SQL["entries_after"], symbol, after, count)
 
 
-async def snapshot_of(connection: PoolConnectionProxy, symbol: str, after: int) -> LedgerSnapshot:
-    """What the connection's transaction sees of a contract, from the entry after `after` on; raises UnknownContract."""
+async def snapshot_of(connection: PoolConnectionProxy, symbol: str) -> LedgerSnapshot:
+    """What the connection's transaction sees of a contract and its fund; raises UnknownContract."""
     contract = await connection.fetchrow(SQL["contracts"], [symbol])
     fund = await connection.fetchrow(SQL["funds"], [symbol])
     if contract is None or fund is None:
         raise UnknownContract(f"no contract {symbol} is listed")
-    late = {row["entry"] for row in await connection.fetch(SQL["settled_late"], symbol, after)}
-    (totals,) = await connection.fetch(SQL["orders_totals"], symbol)
-    state = FundState(*(fund[name] for name in FundState._fields))
-    return LedgerSnapshot(contract_from(contract), state, late, OrderTotals(*map(int, totals)))
+    return LedgerSnapshot(contract_from(contract), fund_state_from(fund))
+
+
+def fund_state_from(row: asyncpg.Record) -> FundState:
+    """The fund in a row that has all its columns."""
+    return FundState(**{name: row[name] for name in FundState._fields} | {"guard": saved_guard_from(row)})
 
 
 def line_from(row: asyncpg.Record) -> Line:

@@ -272,11 +272,14 @@ WHERE r.kind = 'execution' AND r.account = ANY ($3)
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts ORDER BY r.symbol, r.adl, r.round;
 
 -- name: reductions_since
--- What orders that are open, or moved since a time, took from an account, and when each moved last.
+-- What orders that are open, or began or moved since a time, took from an account, and when each moved last. An order begins by
+-- the engine's clock and moves by ours; a client may know either time.
 SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
        (array_agg(r.body))[1] AS body
 FROM adl_records r JOIN adl_orders o USING (symbol, adl)
-WHERE r.kind = 'execution' AND r.account = $1 AND (o.state = 'open' OR o.updated_at >= $2)
+WHERE r.kind = 'execution' AND r.account = $1 AND (
+    o.state = 'open' OR o.updated_at >= $2 OR o.ts >= floor(extract(epoch FROM $2::timestamptz) * 1000)
+)
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
 ORDER BY o.updated_at, r.symbol, r.adl, r.round;
 
@@ -351,9 +354,23 @@ LEFT JOIN LATERAL (
 WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
 
 -- name: outstanding_at
--- What was outstanding of a contract just before its first entry after $2: of ADL orders that had ended uncovered by then, less
--- what had repaid it. Sequences tell when orders ended, but for entries that were settled late.
+-- What was outstanding of a contract just before its first entry after $2: what was uncovered by then and did not escalate, and
+-- what orders that had ended uncovered did not recover, less what had repaid it. Sequences tell when orders ended, but for
+-- entries that were settled late.
 SELECT coalesce((
+    SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
+), 0) + coalesce((
+    SELECT sum(part.owed) FROM rollups r CROSS JOIN LATERAL (
+        SELECT sum(e.uncovered - e.repaid) AS owed FROM entries e WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
+    ) part
+    WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
+), 0) + coalesce((
+    SELECT sum(e.uncovered - e.repaid) FROM entries e
+    WHERE e.symbol = $1 AND e.entry <= $2
+      AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
+), 0) - coalesce((
+    SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
+), 0) + coalesce((
     SELECT sum(o.uncovered - o.recovered) FROM adl_orders o
     WHERE o.symbol = $1 AND o.state = 'uncovered' AND o.seq < coalesce((
         SELECT e.seq FROM entries e
@@ -362,14 +379,17 @@ SELECT coalesce((
         ORDER BY e.entry LIMIT 1
     ), 9223372036854775807)
 ), 0) - coalesce((
-    SELECT sum(r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
-), 0) - coalesce((
-    SELECT sum(part.repaid) FROM rollups r CROSS JOIN LATERAL (
-        SELECT sum(e.repaid) AS repaid FROM entries e WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
+    SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
+), 0) + coalesce((
+    SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
+), 0) + coalesce((
+    SELECT sum(part.added) FROM rollups r CROSS JOIN LATERAL (
+        SELECT sum(e.uncovered - e.repaid) AS added FROM entries e
+        WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
     ) part
     WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
-), 0) - coalesce((
-    SELECT sum(e.repaid) FROM entries e
+), 0) + coalesce((
+    SELECT sum(e.uncovered - e.repaid) FROM entries e
     WHERE e.symbol = $1 AND e.entry <= $2
       AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
 ), 0) AS outstanding;
@@ -469,6 +489,20 @@ WHERE r.kind = 'execution' AND r.account = $1
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
 ORDER BY o.ts DESC, r.symbol, r.adl DESC, r.round DESC LIMIT $2;
 
+-- name: deleveraged_page
+-- Reductions of an account's positions, numbered from 1 in the order of their first executions: those from $2 to $3, of which the
+-- first $5 are wanted, or (not $4, forward) the last.
+SELECT d.number, r.account, o.updated_at, d.symbol, d.adl, o.cause, d.round, o.reduce AS side, o.price, o.ts, d.executed, r.body
+FROM (
+    SELECT x.symbol, x.adl, x.round, sum(x.lots)::bigint AS executed, min(x.record) AS record,
+           row_number() OVER (ORDER BY min(x.recorded_at), x.symbol, min(x.record)) AS number
+    FROM adl_records x WHERE x.kind = 'execution' AND x.account = $1 GROUP BY x.symbol, x.adl, x.round
+) d
+JOIN adl_records r ON r.symbol = d.symbol AND r.record = d.record
+JOIN adl_orders o ON o.symbol = d.symbol AND o.adl = d.adl
+WHERE d.number BETWEEN $2 AND $3
+ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
+
 -- name: latest_orders
 -- The last few orders of every contract, and the record that began the present round of each.
 SELECT o.symbol, o.adl, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered, o.recovered,
@@ -486,15 +520,6 @@ ORDER BY o.symbol, o.adl;
 SELECT r.symbol, r.account, r.lots, r.body
 FROM adl_records r JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause
 WHERE r.kind = 'execution' AND e.seq > $1;
-
--- name: orders_totals
-SELECT coalesce(sum(recovered), 0)::numeric AS recovered,
-       coalesce(sum(uncovered - recovered) FILTER (WHERE state = 'open'), 0)::numeric AS open,
-       coalesce(max(seq), 0) AS seq
-FROM adl_orders WHERE symbol = $1;
-
--- name: settled_late
-SELECT entry FROM rejected WHERE symbol = $1 AND entry > $2;
 
 -- name: rejected_list
 SELECT partition, stream_id, position, reason, detail, codec, body, rejected_at, replayed_at, settled_at, symbol, entry
@@ -587,7 +612,8 @@ SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at):
 FROM audit_progress WHERE walk = $1;
 
 -- name: audit_checkpoints
-SELECT symbol, entry, seq, balance, uncovered, repaid, head FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
+SELECT symbol, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, version, state
+FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
 
 -- name: audit_entries
 -- The next entries of some contracts, each beyond its own place and up to its own number.
@@ -596,28 +622,60 @@ SELECT e.symbol, e.entry, seq, kind, change, balance, uncovered, repaid, side, l
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
 CROSS JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = k.symbol AND x.entry > k.entry ORDER BY x.entry LIMIT k.entries) e;
 
+-- name: audit_records
+-- The next ADL records of some contracts, each beyond its own place and up to its own number.
+SELECT r.symbol, r.record, r.entry, r.kind, r.adl, r.round, r.seq, r.ts, r.account, r.lots, r.body, r.hash
+FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, record, records)
+CROSS JOIN LATERAL (
+    SELECT * FROM adl_records x WHERE x.symbol = k.symbol AND x.record > k.record ORDER BY x.record LIMIT k.records
+) r;
+
+-- name: audit_opened
+-- All records of some orders, up to the place of their contract.
+SELECT r.symbol, r.record, r.entry, r.kind, r.adl, r.round, r.seq, r.ts, r.account, r.lots, r.body
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, adl, record)
+JOIN adl_records r ON r.symbol = k.symbol AND r.adl = k.adl AND r.record <= k.record
+ORDER BY r.symbol, r.record;
+
+-- name: audit_order_rows
+SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
+       o.state, o.round, o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING (symbol, adl);
+
+-- name: audit_funds
+SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
+       (SELECT count(*) FROM partitions) AS partitions,
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head
+FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
+
 -- name: audit_late
 SELECT r.symbol, r.entry
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, entry) JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry;
 
 -- name: audit_orders
-SELECT k.symbol, t.recovered, t.open, t.seq
+SELECT k.symbol, t.recovered, t.open, t.seq, t.orders
 FROM unnest($1::text[]) AS k (symbol)
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(recovered), 0)::numeric AS recovered,
            coalesce(sum(uncovered - recovered) FILTER (WHERE state = 'open'), 0)::numeric AS open,
-           coalesce(max(seq), 0) AS seq
+           coalesce(max(seq), 0) AS seq, count(*) AS orders
     FROM adl_orders WHERE symbol = k.symbol
 ) t;
 
 -- name: audit_held
-INSERT INTO audit_progress AS p (symbol, walk, entry, seq, balance, uncovered, repaid, head, good, verified_at)
-SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, true, CASE WHEN ended THEN clock_timestamp() END
-FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::numeric[], $7::numeric[], $8::bytea[], $9::boolean[])
-    AS h (symbol, walk, entry, seq, balance, uncovered, repaid, head, ended)
+INSERT INTO audit_progress AS p (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl,
+                                 adl_head, version, state, good, verified_at)
+SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, version, state,
+       true, CASE WHEN ended THEN clock_timestamp() END
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::numeric[], $7::numeric[], $8::bytea[],
+            $9::bigint[], $10::numeric[], $11::bigint[], $12::bigint[], $13::bytea[], $14::integer[], $15::bytea[], $16::boolean[])
+    AS h (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, version,
+          state, ended)
 ON CONFLICT (symbol, walk) DO UPDATE SET
     entry = excluded.entry, seq = excluded.seq, balance = excluded.balance, uncovered = excluded.uncovered,
-    repaid = excluded.repaid, head = excluded.head, good = true, verified_at = coalesce(excluded.verified_at, p.verified_at);
+    repaid = excluded.repaid, head = excluded.head, outstanding = excluded.outstanding, recovered = excluded.recovered,
+    record = excluded.record, adl = excluded.adl, adl_head = excluded.adl_head, version = excluded.version,
+    state = excluded.state, good = true, verified_at = coalesce(excluded.verified_at, p.verified_at);
 
 -- name: audit_differs
 INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, false

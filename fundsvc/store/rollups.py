@@ -33,7 +33,7 @@ class Part(NamedTuple):
 async def condense(pool: asyncpg.Pool, partition: int) -> int:
     """Brings the rollups of a partition's contracts up to their last entries, and builds anew some of those that are not sound.
 
-    Returns how many entries were condensed; 0 once all is done. Each step is one transaction that moves the contracts' progress
+    Returns how many entries were condensed. Each step is one transaction that moves the contracts' progress
     along, so it may be interrupted or run twice.
     """
     started = time.monotonic()
@@ -48,10 +48,19 @@ async def condense(pool: asyncpg.Pool, partition: int) -> int:
 
 
 async def distrust(pool: asyncpg.Pool) -> None:
-    """Has `condense` build all rollups anew."""
+    """Has `condense` and `rebuild` build all rollups anew."""
     with faults():
         async with lent(pool) as connection:
             await connection.execute(SQL["rollups_distrust"])
+
+
+async def rebuild(pool: asyncpg.Pool, partition: int) -> int:
+    """Builds anew the rollups of a partition's contracts that are not sound, each once; returns how many entries that were."""
+    with faults():
+        async with lent(pool) as connection:
+            due = await connection.fetch(SQL["rollup_due"], partition)
+            unsound = [row for row in due if not _is_sound(row)]
+            return sum([await _rebuild(connection, row["symbol"], row["entry"]) for row in unsound])
 
 
 def _is_sound(row: asyncpg.Record) -> bool:

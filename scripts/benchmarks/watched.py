@@ -17,11 +17,12 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from fundsvc.app import run_engine, stop_on_signals
+from fundsvc.app import spare_collector, stop_on_signals
 from fundsvc.config import load_config
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, Durations
 from fundsvc.core.settlement import Fund
+from fundsvc.engine import Engine
 from fundsvc.logs import configure_logs
 from fundsvc.metrics import Metrics
 
@@ -82,7 +83,8 @@ async def run_watched() -> Report:
     configure_logs(config.log)
     holds: list[Hold] = []
     heart = asyncio.create_task(beat(holds))
-    await run_engine(config, metrics, stop_on_signals())
+    spare_collector()
+    await Engine(config, metrics).run(stop_on_signals())
     heart.cancel()
     return Report(holds, metrics.loads, metrics.duplicates)
 

@@ -19,7 +19,7 @@ from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reaso
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy
-from fundsvc.core.records import SealedRecord, terms_of
+from fundsvc.core.records import terms_of
 from fundsvc.core.replay import OrderTotals, Replay
 from fundsvc.core.settlement import Fund, FundState
 
@@ -494,7 +494,7 @@ def test_books_are_kept_a_bounded_part_at_a_time(monkeypatch):
 def test_recalling_touches_books_alone():
     settling = partition(Fund(UNIT))
     for event in (mark("50"), *THREE, shortfall(1), adl_fill(2, "a", 4), adl_end(3)):
-        settling.recall(event)
+        settling.recall(event, "short")
     batch = settling.take()
     assert (batch.entries, batch.orders, batch.funds) == ([], {}, [])
     assert settling.book(UNIT.symbol).save().short.lots == b"".join(lots.to_bytes(8, "little") for lots in (6, 10, 10))
@@ -714,7 +714,7 @@ class Engine:
         self.whole = Batch()
         self.events: list = []
         self.refused = 0
-        self.partition_records: list[SealedRecord] = []
+        self.batches: list[Batch] = []
 
     def step(self, kind: str, *numbers) -> None:
         event = getattr(self, f"_{kind}")(*numbers)
@@ -724,7 +724,7 @@ class Engine:
         except Rejection:
             self.refused += 1
         batch = self.partition.take()
-        self.partition_records = batch.records
+        self.batches.append(batch)
         for round_ in batch.rounds:
             self._check_round(round_)
         self.whole.entries += batch.entries
@@ -764,7 +764,7 @@ class Engine:
     def _check_round(self, round_: Round) -> None:
         """No account is asked for more than it holds, all orders together, nor what would bankrupt it."""
         order, policy = round_.order, self.fund.policy
-        record = next(one for one, *_ in reversed(self.partition_records) if one.kind in ("order", "round"))
+        record = next(one for one, *_ in reversed(self.batches[-1].records) if one.kind in ("order", "round"))
         terms = terms_of(record.kind, record.body)
         assert (terms.accounts, terms.asked) == (list(round_.accounts), list(round_.lots))
         assert 0 < sum(terms.asked) <= order.lots - order.executed
@@ -801,12 +801,19 @@ class Engine:
             assert 0 <= order.executed <= order.lots
 
     def audit(self) -> list[str]:
-        replay = Replay(self.fund.contract)
-        for entry, digest in zip(self.whole.entries, self.whole.hashes, strict=True):
-            replay.follow(entry, digest)
-        recovered = sum(order.recovered for order in self.whole.orders.values())
-        last = max((order.seq for order in self.whole.orders.values()), default=0)
-        replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last))
+        replay = Replay(self.fund.contract, policies={0: self.fund.policy})
+        for batch in self.batches:
+            lines = [*zip(batch.entries, batch.hashes, strict=True)]
+            own = [line for line in lines if line[0].kind not in ("refund", "cover")]
+            for entry, digest in own:
+                replay.follow(entry, digest)
+            for record, digest, _ in batch.records:
+                replay.follow_record(record, digest)
+            for entry, digest in lines[len(own) :]:
+                replay.follow(entry, digest)
+        orders = self.whole.orders.values()
+        recovered, last = sum(order.recovered for order in orders), max((order.seq for order in orders), default=0)
+        replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last, len(orders)))
         return replay.differences
 
 
@@ -889,6 +896,16 @@ def test_who_begins_again_from_what_was_written_goes_on_alike(contract, policy, 
     assert engine.whole.records == other.whole.records
 
 
+def test_recalling_an_execution_leaves_the_other_leg_of_the_account():
+    settling = partition(Fund(UNIT))
+    legs = [position("a", 10), position("a", -4)]
+    for event, leg in zip(legs, ("LONG", "SHORT"), strict=True):
+        settling.recall(msgspec.structs.replace(event, position_side=leg))
+    settling.recall(adl_fill(1, "a", 3), "short")
+    book = settling.book(UNIT.symbol)
+    assert [(side, book.sides[side].standing(row, 1).lots) for side, row in book.positions("a")] == [("long", 10), ("short", 1)]
+
+
 @given(CONTRACTS, STREAMS)
 def test_a_book_that_is_recalled_is_the_book_that_was(contract, stream):
     engine = Engine(contract, Policy())
@@ -898,7 +915,8 @@ def test_a_book_that_is_recalled_is_the_book_that_was(contract, stream):
         engine.step(*step)
         event = engine.events[-1]
         if engine.refused == refused_before:
-            recalled.recall(event)
+            order = engine.whole.orders.get((contract.symbol, getattr(event, "adl", 0)))
+            recalled.recall(event, order and order.reduce)
     assert positions_of(recalled, contract.symbol) == positions_of(engine.partition, contract.symbol)
 
 

@@ -25,7 +25,7 @@ TRADED = tuple(contract for contract in CONTRACTS if contract[3] > 100)
 
 
 def write_escalations(seed: int, partitions: int, steps: int) -> list[Letter]:
-    """Letters in the order of sending. What has no sequence must arrive once, so that none is sent again whole."""
+    """Letters in the order of sending, none of them twice."""
     chance = random.Random(seed)
     return list(letters_of(chance, partitions, Exchange(chance, partitions).events(steps), duplicate_share=0))
 
@@ -37,6 +37,7 @@ class Exchange:
         self._chance = chance
         self._partitions = [empty_partition(number, partitions) for number in range(partitions)]
         self._sequences = dict.fromkeys((symbol for symbol, *_ in TRADED), 0)
+        self._states = dict(self._sequences)
         self._answers: dict[tuple[str, int], list[AdlFill | AdlEnd]] = {}
         self._numbered: list[Fill | AdlFill | AdlEnd] = []
 
@@ -82,10 +83,11 @@ class Exchange:
         size = abs(lots * float(multiplier))
         value = size / about if float(multiplier) < 0 else size * about
         margin = f"{value * self._chance.uniform(0.02, 0.3):.8f}"
-        return Position(symbol, f"a{self._chance.randrange(ACCOUNTS)}", lots, self._price(about, 0.03), margin, ts)
+        account, price = f"a{self._chance.randrange(ACCOUNTS)}", self._price(about, 0.03)
+        return Position(symbol, account, lots, price, margin, ts, seq=self._next_state(symbol))
 
     def _mark(self, symbol: str, _currency: str, _multiplier: str | float, about: int, ts: int) -> Mark:
-        return Mark(symbol, self._price(about, 0.01), ts)
+        return Mark(symbol, self._price(about, 0.01), ts, seq=self._next_state(symbol))
 
     def _fill(self, symbol: str, _currency: str, _multiplier: str | float, about: int, ts: int) -> Fill:
         side = self._chance.choice(("sell", "buy"))
@@ -123,6 +125,11 @@ class Exchange:
     def _next(self, symbol: str) -> int:
         self._sequences[symbol] += self._chance.randint(1, 3)
         return self._sequences[symbol]
+
+    def _next_state(self, symbol: str) -> int:
+        """The sequence of positions and marks, which is another one than that of fills."""
+        self._states[symbol] += 1
+        return self._states[symbol]
 
     def _price(self, about: float, spread: float) -> str:
         return f"{about * (1 + self._chance.uniform(-spread, spread)):.2f}"

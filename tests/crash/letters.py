@@ -189,7 +189,7 @@ def letters_of(
 def element_of(event: Event) -> Element:
     """An event as it stands in a letter."""
     symbol = event.contract["symbol"] if isinstance(event, Listing) else event.symbol
-    return Element(event, symbol, getattr(event, "seq", 0))
+    return Element(event, symbol, getattr(event, "seq", None) or 0)
 
 
 def _posted(chance: random.Random, before: list[Letter], letter: Letter, duplicate_share: float) -> Iterator[Letter]:

@@ -14,7 +14,7 @@ from tests.crash.disturbances import ALL, ESCALATING, ESSENTIAL, STREAM_KEPT, Di
 from tests.crash.exchange import write_escalations
 from tests.crash.letters import Letter, write_letters
 from tests.crash.oracle import Undisturbed, undisturbed
-from tests.crash.sender import CarefulSender, Sender
+from tests.crash.sender import CarefulSender, Sender, SnapshotSender
 from tests.crash.verdict import differences
 from tests.crash.world import PARTITIONS, World, eventually
 
@@ -39,12 +39,13 @@ async def run_escalations(seed: int) -> None:
 
 
 async def run_long(seed: int, minutes: float) -> None:
-    """Disturbances of all kinds until the time is over: half of it liquidations whose stream may lose its tail, half of it
-    deleveraging.
+    """Disturbances of all kinds until the time is over, a third of it each: liquidations; deleveraging on a stream that keeps
+    what it has; deleveraging on one that loses its tail, after which the exchange sends its books whole.
     """
-    chance, seconds = random.Random(seed), minutes * 30
+    chance, seconds = random.Random(seed), minutes * 20
     await _run(seed, _market(seed, seconds), _schedule(chance, ALL, seconds), Sender)
     await _run(seed, _escalations(seed, seconds), _schedule(chance, STREAM_KEPT, seconds), CarefulSender)
+    await _run(seed, _escalations(seed + 1, seconds), _schedule(chance, ALL, seconds), SnapshotSender)
 
 
 def _schedule(chance: random.Random, disturbances: Sequence[Disturbance], seconds: float) -> Iterator[Disturbance]:

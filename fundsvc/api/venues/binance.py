@@ -1,6 +1,7 @@
 """Binance's USDⓈ-M paths. Each contract is a group of its own there, with its settlement currency as the one asset."""
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -65,15 +66,19 @@ class RiskRating(msgspec.Struct, rename="camel", frozen=True):
 
 
 class Quantiles(msgspec.Struct, frozen=True, rename="upper"):
-    """Lights less one, 0 to 4, of the side that is held; `BOTH` as an account has one position in a contract."""
+    """Lights less one, 0 to 4, of each side that is held. `BOTH` is that of the only position in a contract.
+
+    `HEDGE` stands in its place where there are two legs, as a sign without a value.
+    """
 
     long: int
     short: int
-    both: int
+    both: int | UnsetType = UNSET
+    hedge: int | UnsetType = UNSET
 
 
 class Quantile(msgspec.Struct, rename="camel", frozen=True):
-    """A position's place in the queue."""
+    """The places of an account's positions of a contract in its queues."""
 
     symbol: str
     adl_quantile: Quantiles
@@ -109,7 +114,8 @@ class Binance:
     async def quantile(self, query: SignedQuery, caller: Caller) -> list[Quantile]:
         """Where one's own positions stand in the queue."""
         answer: PositionsAnswer = await self._deleveraging.positions(AccountQuery(account=caller.account), caller=caller)
-        return [_quantile(position) for position in answer.positions if query.symbol in (UNSET, position.symbol)]
+        asked = [position for position in answer.positions if query.symbol in (UNSET, position.symbol)]
+        return [_quantile(symbol, list(legs)) for symbol, legs in groupby(asked, lambda position: position.symbol)]
 
 
 def _one_or_all(funds: Sequence[FundAnswer], query: SymbolQuery, said: Callable[[FundAnswer], T]) -> T | list[T]:
@@ -124,10 +130,12 @@ def _rating(fund: FundAnswer) -> RiskRating:
     return RiskRating(fund.symbol, RISKS[fund.state], fund.updated_at)
 
 
-def _quantile(position: PositionAnswer) -> Quantile:
-    quantile = (position.lights or 1) - 1
-    is_long = position.side == "long"
-    return Quantile(position.symbol, Quantiles(long=quantile * is_long, short=quantile * (not is_long), both=quantile))
+def _quantile(symbol: str, legs: Sequence[PositionAnswer]) -> Quantile:
+    quantiles = {leg.side: (leg.lights or 1) - 1 for leg in legs}
+    long, short = quantiles.get("long", 0), quantiles.get("short", 0)
+    if len(legs) > 1:
+        return Quantile(symbol, Quantiles(long, short, hedge=0))
+    return Quantile(symbol, Quantiles(long, short, both=max(long, short)))
 
 
 def _refuse(problem: Problem) -> Refusal:

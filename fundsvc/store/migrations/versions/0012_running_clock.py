@@ -5,7 +5,7 @@ from alembic import op
 from fundsvc.store.migrations import run_script
 
 revision = "0012"
-down_revision = "0009"
+down_revision = "0011"
 
 _SCHEMA = """
 ALTER TABLE rollups

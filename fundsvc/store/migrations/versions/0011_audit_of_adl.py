@@ -1,0 +1,26 @@
+"""How far audits in the background have followed ADL records, what is outstanding there, and what they wait for next."""
+
+from alembic import op
+
+from fundsvc.store.migrations import run_script
+
+revision = "0011"
+down_revision = "0009"
+
+_SCHEMA = """
+ALTER TABLE audit_progress
+    ADD COLUMN outstanding bigint NOT NULL DEFAULT 0,
+    ADD COLUMN recovered numeric NOT NULL DEFAULT 0,
+    ADD COLUMN record bigint NOT NULL DEFAULT 0 CHECK (record >= 0),
+    ADD COLUMN adl bigint NOT NULL DEFAULT 0 CHECK (adl >= 0),
+    ADD COLUMN adl_head bytea NOT NULL DEFAULT decode(repeat('00', 32), 'hex') CHECK (octet_length(adl_head) = 32),
+    ADD COLUMN version integer NOT NULL DEFAULT 0,
+    ADD COLUMN state bytea;
+
+UPDATE audit_progress SET entry = 0, seq = 0, balance = 0, uncovered = 0, repaid = 0, head = decode(repeat('00', 32), 'hex');
+"""
+
+
+def upgrade() -> None:
+    """Adds the columns. Walks begin anew with entry 1, as nobody noted what was outstanding where they were."""
+    run_script(op.get_bind(), _SCHEMA)

@@ -1,0 +1,109 @@
+"""Ledgers made by a partition, and what recomputing them finds."""
+
+from typing import NamedTuple
+
+import msgspec
+from builders import UNIT, listing
+
+from fundsvc.core.chain import Entry, link
+from fundsvc.core.events import Rejection
+from fundsvc.core.partition import Partition
+from fundsvc.core.policy import Policy
+from fundsvc.core.records import AdlRecord, link_record
+from fundsvc.core.replay import START, OrderTotals, Replay
+
+PLAIN = Policy()
+
+
+class Line(NamedTuple):
+    """An entry or a record, with its hash."""
+
+    item: Entry | AdlRecord
+    hash: bytes
+
+
+class Retraced:
+    """A contract's ledger as it is written: lines in order, the fund, and the rows of its orders."""
+
+    def __init__(self, *events, policy=PLAIN):
+        self.policy = policy
+        self.lines: list[Line] = []
+        self.orders = {}
+        self.refused = []
+        self._partition = Partition(0, 1, [], {"USDT": 8}, 10, lambda _: policy)
+        self.apply(listing(), *events)
+
+    def apply(self, *events):
+        for number, event in enumerate(events):
+            try:
+                self._partition.apply(event, 1_000_000 + number)
+            except Rejection as refusal:
+                self.refused.append(refusal.reason)
+        self._take()
+
+    def apply_late(self, event):
+        self._partition.apply_late(event)
+        self._take()
+
+    def _take(self):
+        batch = self._partition.take()
+        entries = [Line(*line) for line in zip(batch.entries, batch.hashes, strict=True)]
+        records = [Line(sealed.record, sealed.hash) for sealed in batch.records]
+        self.lines += sorted([*entries, *records], key=place)
+        self.orders |= {state.adl: state for state in batch.orders.values()}
+        for state in batch.funds:
+            self.fund = state
+
+    def asked(self, adl):
+        """What an order's present round still asks, by account."""
+        order = self._partition._desks[UNIT.symbol].orders[adl]
+        return {account: rest for account, rest in order.asked.rests() if rest}
+
+    @property
+    def open(self):
+        return [adl for adl, order in self.orders.items() if order.state == "open"]
+
+    def replay(self, lines=None, since=START, opened=(), late=()):
+        replay = Replay(UNIT, late, since, {0: self.policy}, opened)
+        for item, digest in self.lines if lines is None else lines:
+            if isinstance(item, Entry):
+                replay.follow(item, digest)
+            else:
+                replay.follow_record(item, digest)
+        return replay
+
+    def totals(self, orders=None):
+        rows = list((self.orders if orders is None else orders).values())
+        recovered = sum(row.recovered for row in rows)
+        rest = sum(row.uncovered - row.recovered for row in rows if row.state == "open")
+        return OrderTotals(recovered, rest, max((row.seq for row in rows), default=0), len(rows))
+
+    def differences(self, lines=None, orders=None, late=(), **changes):
+        """What an audit finds of the ledger with these lines and rows, and a fund so changed."""
+        replay = self.replay(lines, late=late)
+        rows = self.orders if orders is None else orders
+        replay.compare({row.adl: row for row in rows.values()}, ended=True)
+        replay.finish(self.fund._replace(**changes), self.totals(orders))
+        return replay.differences
+
+    def altered(self, number, **fields):
+        """The lines with one of them changed and its hash left as it was."""
+        item, digest = self.lines[number]
+        return [*self.lines[:number], Line(msgspec.structs.replace(item, **fields), digest), *self.lines[number + 1 :]]
+
+
+def place(line):
+    """Entries and records in the order in which they were made: a record follows the entry that it names."""
+    item = line.item
+    return (item.entry, 0, 0) if isinstance(item, Entry) else (item.entry, 1, item.record)
+
+
+def resealed(lines):
+    """The lines with all hashes made anew, as a skilled forger makes them; and the heads of both chains."""
+    heads = {Entry: bytes(32), AdlRecord: bytes(32)}
+    result = []
+    for item, _ in lines:
+        kind = type(item)
+        heads[kind] = (link if kind is Entry else link_record)(heads[kind], item)
+        result.append(Line(item, heads[kind]))
+    return result, heads[Entry], heads[AdlRecord]

@@ -1,0 +1,255 @@
+"""Recomputing the waterfall and ADL: what a partition wrote holds, however it is split, and nothing in it can be altered."""
+
+import random
+
+import msgspec
+import pytest
+from builders import ONE, UNIT, adl_end, adl_fill, fill, mark, position, worth
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from retraced import Line, Retraced, resealed
+
+from fundsvc.core.chain import Entry
+from fundsvc.core.events import AdlAck, AdlTimeout
+from fundsvc.core.policy import DrawdownGuard, Policy
+from fundsvc.core.records import AdlRecord
+
+MARKET = [mark("80"), position("anna", -10), position("bert", -6, "95"), position("carl", -30, "90"), position("long", 40)]
+"""Shorts that profit at the mark."""
+
+POLICIES = [
+    Policy(waterfall=waterfall, allocation=allocation, drawdown_guard=guard, escalate_min=least)
+    for waterfall in ("fund_then_adl", "adl_then_fund")
+    for allocation in ("queue", "pro_rata")
+    for guard in (None, DrawdownGuard())
+    for least in (0, 3)
+]
+
+
+def history(seed, policy, length=60):
+    """A ledger of random events: surpluses, shortfalls, executions, ends, timeouts, changes of the book."""
+    chance = random.Random(seed)
+    ledger = Retraced(*MARKET, policy=policy)
+    for seq in range(1, length):
+        ledger.apply(*_step(chance, ledger, seq))
+    return ledger
+
+
+def _step(chance, ledger, seq):
+    """A few events: of the market, and of an open order if there is one."""
+    ts = 1000 + seq * chance.choice((1, 60_000, 600_000))
+    steps = [
+        [fill(seq, ts=ts)],
+        [fill(seq, lots=chance.randint(1, 9), price="103.5", ts=ts)],
+        [fill(seq, lots=chance.randint(1, 20), price="96.7", ts=ts, account=chance.choice(("", "long", "anna")))],
+        [mark(str(chance.randint(60, 110))), position(chance.choice(("anna", "bert", "carl")), -chance.randint(0, 30))],
+    ]
+    if not ledger.open or chance.random() < 0.4:
+        return chance.choice(steps)
+    adl = chance.choice(ledger.open)
+    of_round = UNIT.symbol, adl, ledger.orders[adl].round, ts
+    account, rest = chance.choice(list(ledger.asked(adl).items()) or [("nobody", 1)])
+    executed = [adl_fill(seq, account, chance.randint(1, rest), adl)]
+    return chance.choice([executed, executed, executed, [adl_end(seq, adl)], [AdlTimeout(*of_round)], [AdlAck(*of_round)]])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_a_partition_wrote_holds(policy):
+    kinds = set()
+    for seed in range(12):
+        ledger = history(seed, policy)
+        assert ledger.differences() == [], seed
+        kinds |= {line.item.kind for line in ledger.lines}
+    kinds.add(
+        "refund" if policy.waterfall == "adl_then_fund" else ""
+    )  # it asks for the whole deficit, and so for no lot too much
+    assert kinds >= {"surplus", "shortfall", "order", "round", "execution", "end", "refund", "cover"}
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.sampled_from(POLICIES), st.lists(st.integers(0, 10**6), max_size=4))
+def test_a_walk_may_stop_and_go_on_anywhere(seed, policy, cuts):
+    ledger = history(seed, policy)
+    since, done = ledger.replay([]).checkpoint, 0
+    for cut in sorted({cut % (len(ledger.lines) + 1) for cut in cuts} | {len(ledger.lines)}):
+        opened = [
+            line.item for line in ledger.lines[:done] if isinstance(line.item, AdlRecord) and line.item.adl in since.orders.open
+        ]
+        replay = ledger.replay(ledger.lines[done:cut], since, opened)
+        assert replay.differences == []
+        since, done = replay.checkpoint, cut
+    assert since == ledger.replay().checkpoint
+    replay.finish(ledger.fund, ledger.totals())
+    assert replay.differences == []
+
+
+@pytest.fixture(scope="module")
+def ledger():
+    """A ledger with everything: a surplus that is paid out, two rounds, a refund, a cover, an order open, and a repaid rest."""
+    ledger = Retraced(*MARKET)
+    ledger.apply(worth(4, 1), fill(2, lots=7, price="96.5", account="long", order_id="o"))
+    assert ledger.asked(1) == {"carl": 6}
+    ledger.apply(adl_fill(3, "carl", 2), adl_end(4))
+    assert ledger.asked(1) == {"anna": 4}
+    ledger.apply(adl_fill(5, "anna", 4), worth(2, 6), mark("120"), fill(7, lots=5, price="97"), mark("80"))
+    ledger.apply(worth(20, 8), fill(9, lots=20, price="97"), adl_fill(10, "carl", 3, 3), worth(5, 11))
+    ledger.apply(fill(12, lots=3, price="99.99"), *(adl_end(seq, 3) for seq in range(13, 30)))
+    ledger.apply(fill(40, lots=12, price="90"), adl_fill(41, "anna", 1, 4))
+    return ledger
+
+
+def test_the_ledger_of_these_tests_has_everything(ledger):
+    assert ledger.differences() == []
+    kinds = [line.item.kind for line in ledger.lines]
+    assert set(kinds) == {"surplus", "shortfall", "refund", "cover", "order", "round", "execution", "end"}
+    assert {order.state for order in ledger.orders.values()} == {"done", "uncovered", "open"}
+
+
+def every_field(ledger):
+    for number, (item, _) in enumerate(ledger.lines):
+        for name in item.__struct_fields__:
+            yield number, name, getattr(item, name)
+
+
+def another(value):
+    """A value that is not this one; 1 more of a price, whose units are 10^-12."""
+    if isinstance(value, int):
+        return value + (10**12 if value > 10**12 else 1)
+    return value + b"x" if isinstance(value, bytes) else f"{value}x"
+
+
+def test_no_field_of_any_entry_or_record_can_be_altered(ledger):
+    believed = [
+        (number, name)
+        for number, name, value in every_field(ledger)
+        if not ledger.differences(ledger.altered(number, **{name: another(value)}))
+    ]
+    assert believed == [], believed
+
+
+SEALED_ALONE = {
+    Entry: {"ts", "trade_id", "order_id", "account", "seq"},
+    AdlRecord: {"ts", "seq"},
+}
+"""What an engine said and nothing else depends on: only the published head shows that it was forged and sealed anew."""
+
+
+def test_no_amount_can_be_altered_by_a_forger_who_seals_the_chains_anew(ledger):
+    believed = []
+    for number, name, value in every_field(ledger):
+        if name in SEALED_ALONE[type(ledger.lines[number].item)]:
+            continue
+        lines, head, adl_head = resealed(ledger.altered(number, **{name: another(value)}))
+        if not ledger.differences(lines, head=head, adl_head=adl_head):
+            believed.append((number, name))
+    assert believed == [], believed
+
+
+def test_no_line_can_be_left_out_or_moved_by_a_forger_who_seals_the_chains_anew(ledger):
+    for number in range(len(ledger.lines) - 1):
+        shorter = [*ledger.lines[:number], *ledger.lines[number + 1 :]]
+        moved = [*ledger.lines[:number], ledger.lines[number + 1], ledger.lines[number], *ledger.lines[number + 2 :]]
+        for lines in (shorter, moved):
+            sealed, head, adl_head = resealed(lines)
+            assert ledger.differences(sealed, head=head, adl_head=adl_head), number
+
+
+def test_no_column_of_an_order_can_be_altered(ledger):
+    believed = []
+    for adl, row in ledger.orders.items():
+        for name, value in row._asdict().items():
+            changed = ledger.orders | {adl: row._replace(**{name: not value if isinstance(value, bool) else another(value)})}
+            if not ledger.differences(orders=changed):
+                believed.append(name)
+    assert set(believed) == {"acknowledged", "round_ms"}
+
+
+@pytest.mark.parametrize("name", ["balance", "outstanding", "entry", "seq", "adl", "head", "adl_record", "adl_head"])
+def test_no_column_of_a_fund_can_be_altered(ledger, name):
+    value = getattr(ledger.fund, name)
+    changed = value[::-1] if isinstance(value, bytes) else value + 1
+    assert ledger.differences(**{name: changed})
+
+
+def test_the_guard_of_a_fund_cannot_be_altered():
+    ledger = history(1, Policy(drawdown_guard=DrawdownGuard()))
+    assert ledger.differences() == []
+    guard = ledger.fund.guard
+    for changed in (None, msgspec.structs.replace(guard, active=not guard.active), msgspec.structs.replace(guard, peaks=[])):
+        assert ledger.differences(guard=changed)
+
+
+class TestWaterfall:
+    """What issue 9 names: none of it was noticed, though all amounts added up."""
+
+    def test_an_order_that_executed_more_than_its_records_say(self):
+        ledger = Retraced(*MARKET[:1], position("anna", -3), fill(1, lots=10, price="0.01"), adl_fill(2, "anna", 3), adl_end(3))
+        order, outstanding = ledger.orders[1], ledger.fund.outstanding
+        assert (order.state, order.executed, ledger.differences()) == ("uncovered", 3, [])
+        recovered = order.deficit * 9 // order.deficit_lots
+        forged = {1: order._replace(executed=9, recovered=recovered)}
+        found = ledger.differences(orders=forged, outstanding=outstanding - (recovered - order.recovered))
+        assert any("ADL order 1: executed is 9, by its records it should be 3" in difference for difference in found)
+        assert any("outstanding" in difference for difference in found)
+
+    @pytest.mark.parametrize("market", [MARKET, []])
+    def test_a_fund_that_pays_nothing_of_what_it_can(self, market):
+        paid = Retraced(*market, worth(500, 1), worth(-300, 2))
+        assert paid.differences() == []
+        for covered in (0, 1, 299):
+            forged = Retraced(*market, worth(500, 1))
+            fund = forged._partition._funds[UNIT.symbol]
+            fund._reserve_line = (500 - covered) * ONE
+            forged.apply(worth(-300, 2))
+            assert forged.fund.balance == (500 - covered) * ONE or not market
+            found = forged.differences()
+            assert any("no policy in force does" in difference for difference in found), found
+
+    def test_a_fund_that_waits_for_adl_where_its_policy_pays_first(self):
+        ledger = Retraced(*MARKET, worth(500, 1), worth(-300, 2), policy=Policy(waterfall="adl_then_fund"))
+        assert ledger.differences() == []
+        ledger.policy = Policy()
+        assert any("pays 0 of a deficit of" in difference for difference in ledger.differences())
+
+    def test_a_fund_that_pays_first_where_its_policy_waits_for_adl(self):
+        ledger = Retraced(*MARKET, worth(200, 1), worth(-300, 2))
+        ledger.policy = Policy(waterfall="adl_then_fund")
+        assert any("no policy in force does" in difference for difference in ledger.differences())
+
+    def test_a_surplus_that_repays_nothing_while_something_is_outstanding(self):
+        ledger = Retraced(worth(-300, 1))
+        assert (ledger.fund.outstanding, ledger.differences()) == (300 * ONE, [])
+        fund = ledger._partition._funds[UNIT.symbol]
+        for repaid in (0, 1, 299):
+            forged = Retraced(worth(-300, 1))
+            fund = forged._partition._funds[UNIT.symbol]
+            fund.outstanding = repaid * ONE
+            forged.apply(worth(1000, 2))
+            found = forged.differences(outstanding=(300 - repaid) * ONE)
+            assert f"UNITUSDTM entry 2: repaid is {repaid * ONE}, it should be {300 * ONE}" in found
+
+    @pytest.mark.parametrize(("kind", "change", "repaid"), [("refund", 10**6 * ONE, 0), ("cover", -ONE, ONE), ("refund", 1, 0)])
+    @pytest.mark.parametrize("order_id", ["adl/1", "adl/2", "adl/0", "", "x"])
+    def test_an_entry_of_an_order_that_does_not_exist(self, ledger, kind, change, repaid, order_id):
+        forged = Retraced(worth(500, 1), worth(-1, 2))
+        last = forged.lines[-1].item
+        entry = msgspec.structs.replace(
+            last, entry=3, seq=3, kind=kind, change=change, balance=last.balance + change, repaid=repaid, order_id=order_id
+        )
+        lines, head, _ = resealed([*forged.lines, Line(entry, b"")])
+        found = forged.differences(lines, entry=3, seq=3, balance=entry.balance, head=head, outstanding=-repaid)
+        assert any("no ADL order is due" in difference for difference in found), found
+
+    def test_a_shortfall_whose_order_was_removed(self):
+        ledger = Retraced(*MARKET, worth(-300, 1))
+        lines = [line for line in ledger.lines if isinstance(line.item, Entry)]
+        found = ledger.differences(lines, {}, adl=0, adl_record=0, adl_head=bytes(32), outstanding=300 * ONE)
+        assert any("with no ADL order: no policy in force does" in difference for difference in found)
+
+    def test_a_cover_that_was_not_paid(self):
+        ledger = Retraced(*MARKET, worth(500, 1), worth(-300, 2), adl_end(3), adl_end(4), adl_end(5), policy=POLICIES[8])
+        assert ledger.lines[-1].item.kind == "cover"
+        cover = ledger.lines[-1].item
+        fund = {"entry": 2, "balance": cover.balance + cover.repaid, "outstanding": cover.repaid, "head": ledger.lines[1].hash}
+        found = ledger.differences(ledger.lines[:-1], **fund)
+        assert any("the cover of adl/1 with seq 5" in difference and "is missing" in difference for difference in found), found

@@ -1,0 +1,98 @@
+"""The books of an exchange that can send them whole: as they were before the first event that a ledger has not settled."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from fundsvc.core.book import Book
+from fundsvc.core.contracts import Contract
+from fundsvc.core.events import AdlEnd, Event, Mark, Position, Snapshot
+from fundsvc.core.numbers import format_units
+from fundsvc.core.partition import Partition
+from tests.crash.letters import BEGINNING_MS, Element, Letter
+from tests.crash.oracle import empty_partition
+from tests.crash.world import PARTITIONS
+
+Place = tuple[int, int]
+"""The number of a letter, and of an element in it."""
+
+
+BEGINNING = (0, 0)
+
+
+class Books:
+    """Follows the letters, contract by contract, as far as the ledger is known to be."""
+
+    def __init__(self, letters: Sequence[Letter]) -> None:
+        self._letters = letters
+        self._partitions = [empty_partition(number, PARTITIONS) for number in range(PARTITIONS)]
+        self._events: dict[str, list[tuple[Place, Event]]] = defaultdict(list)
+        self._homes: dict[str, int] = {}
+        self._followed: dict[str, int] = defaultdict(int)
+        for number, letter in enumerate(letters):
+            for position, element in enumerate(letter.elements):
+                if not element.garbage:
+                    self._events[element.symbol].append(((number, position), element.content))
+                    self._homes[element.symbol] = letter.partition
+
+    def again(self, cursor: Mapping[str, int], sent: int) -> list[Letter]:
+        """What an engine sends that has sent so many letters, to a ledger at a cursor: its books, and what came after them."""
+        places = {
+            symbol: self._follow(symbol, cursor[symbol], (sent, 0)) if symbol in cursor else BEGINNING
+            for symbol in self._events
+        }
+        snapshots = [letter for symbol in self._events if (letter := self._snapshot(symbol))]
+        return [*snapshots, *self._after(places, sent)]
+
+    def _follow(self, symbol: str, seq: int, end: Place) -> Place:
+        """Goes on to the first event that moves the contract beyond a sequence; returns its place, or the end."""
+        partition, events = self._partitions[self._homes[symbol]], self._events[symbol]
+        for place, event in events[self._followed[symbol] :]:
+            if place >= end:
+                return end
+            if getattr(event, "seq", 0) > seq and not isinstance(event, Mark | Position) and _moves(partition, symbol, event):
+                return place
+            partition.apply(event)
+            partition.take()
+            self._followed[symbol] += 1
+        return end
+
+    def _snapshot(self, symbol: str) -> Letter | None:
+        partition = self._partitions[self._homes[symbol]]
+        contract, book = partition.contract(symbol), partition.book(symbol)
+        if contract is None or book is None or book.mark is None:
+            return None
+        elements = [Element(event, symbol) for event in _whole(contract, book)]
+        return Letter(self._homes[symbol], "json", elements)
+
+    def _after(self, places: Mapping[str, Place], sent: int) -> Iterator[Letter]:
+        for number, letter in enumerate(self._letters[:sent]):
+            elements = [
+                element
+                for position, element in enumerate(letter.elements)
+                if not element.garbage and (number, position) >= places[element.symbol]
+            ]
+            if elements:
+                yield letter._replace(elements=elements)
+
+
+def _moves(partition: Partition, symbol: str, event: Event) -> bool:
+    """Whether a numbered event that is new moves the contract's sequence: the end of an order that is over does not."""
+    return not isinstance(event, AdlEnd) or event.adl in partition._desks[symbol].orders
+
+
+def _whole(contract: Contract, book: Book) -> Iterator[Event]:
+    """The mark, and a snapshot of the positions."""
+    symbol, decimals = contract.symbol, contract.price_decimals
+    assert book.mark is not None
+    yield Mark(symbol, format_units(book.mark, decimals), BEGINNING_MS, seq=book.mark_seq or None)
+    yield Snapshot(symbol, "begin", BEGINNING_MS)
+    for name, side in book.sides.items():
+        saved, sign = side.save(), 1 if name == "long" else -1
+        columns = (np.frombuffer(column, "<i8").tolist() for column in (saved.lots, saved.entry_price, saved.margin))
+        for account, lots, entry_price, margin in zip(saved.accounts, *columns, strict=True):
+            if lots:
+                prices = format_units(entry_price, decimals), format_units(margin, contract.settle_decimals)
+                yield Position(symbol, account, sign * lots, *prices, BEGINNING_MS)
+    yield Snapshot(symbol, "end", BEGINNING_MS)

@@ -1,0 +1,208 @@
+"""No column that decides money can be altered unnoticed, by whoever owns the database.
+
+The columns are those of the schema: a new one fails here until the audit covers it, or it is listed with the reason why it
+decides nothing.
+"""
+
+import itertools
+import json
+
+import pytest
+from ledgers import fill, listing, owned
+
+from fundsvc.audit import audit_contract
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position
+from fundsvc.core.policy import DrawdownGuard, Policy
+from fundsvc.store.database import open_pool
+from fundsvc.store.exports import known_contracts
+
+POLICY = Policy(drawdown_guard=DrawdownGuard(minimum_balance=1000))
+
+TABLES_THAT_DECIDE_NOTHING = {
+    "alembic_version": "the version of the schema",
+    "audit_progress": "how far audits have come: an altered checkpoint is found by the next full walk (test_auditing)",
+    "books": "positions and marks, which are the engine's: what ADL asked of them is sealed in its records",
+    "engines": "who runs",
+    "heartbeats": "how old a replica is",
+    "partitions": "how far the stream is settled: an event that is read again is known by its sequence",
+    "rates": "what balances are worth in USDT, for people: no entry depends on it",
+    "rollup_progress": "how far charts have come",
+    "rollups": "charts, which `fundsvc rebuild-rollups` makes of the entries",
+    "targets": "how large funds should be: a signal, nothing acts on it",
+}
+
+COLUMNS_THAT_DECIDE_NOTHING = {
+    ("adl_orders", "acknowledged"): "whether a round is announced again",
+    ("adl_orders", "created_at"): "our clock",
+    ("adl_orders", "round_ms"): "when a round ends that nobody answers",
+    ("adl_orders", "updated_at"): "our clock",
+    ("adl_records", "first_rank"): "where a page of a round begins: ranks are sealed in the body",
+    ("adl_records", "recorded_at"): "our clock",
+    ("contracts", "listed_at"): "our clock",
+    ("contracts", "updated_at"): "our clock",
+    ("entries", "recorded_at"): "our clock",
+    ("funds", "updated_at"): "our clock",
+    ("rejected", "body"): "what was not settled",
+    ("rejected", "codec"): "what was not settled",
+    ("rejected", "detail"): "what was not settled",
+    ("rejected", "partition"): "what was not settled",
+    ("rejected", "position"): "what was not settled",
+    ("rejected", "reason"): "what was not settled",
+    ("rejected", "rejected_at"): "our clock",
+    ("rejected", "replayed_at"): "our clock",
+    ("rejected", "settled_at"): "our clock",
+    ("rejected", "settled_by"): "which of two copies of a replay counted",
+    ("rejected", "stream_id"): "what was not settled",
+}
+
+ANOTHER = {
+    "bigint": "coalesce({0}, 0) + 1",
+    "integer": "coalesce({0}, 0) + 1",
+    "smallint": "coalesce({0}, 0) + 1",
+    "numeric": "coalesce({0}, 0) + 1",
+    "text": "coalesce({0}, '') || 'x'",
+    "bytea": "sha256(coalesce({0}, ''))",
+    "boolean": "NOT coalesce({0}, false)",
+    "timestamp with time zone": "{0} + interval '1 day'",
+}
+"""A value that is not the one of a column, by the column's type."""
+
+ALTERED = {
+    ("contracts", "specification"): ["'{{}}'", "({0}::jsonb || '{{\"multiplier\": 2}}')::json"],
+    ("funds", "guard"): ["NULL", "'[true, []]'", "'[false, [[1, 1]]]'"],
+    ("entries", "kind"): [f"'{kind}'" for kind in ("surplus", "flat", "shortfall", "refund", "cover")],
+    ("entries", "side"): ["CASE {0} WHEN 'buy' THEN 'sell' ELSE 'buy' END"],
+    ("adl_orders", "state"): [f"'{state}'" for state in ("open", "done", "uncovered")],
+    ("adl_orders", "reduce"): ["CASE {0} WHEN 'long' THEN 'short' ELSE 'long' END"],
+    ("adl_records", "kind"): [f"'{kind}'" for kind in ("order", "round", "part", "execution", "end")],
+}
+"""Legal values of columns that have a list of them, and JSON that means something."""
+
+
+SYMBOL = "UNITUSDTM"
+TS = 1_765_400_000_000
+
+
+def mark(price):
+    return Mark(SYMBOL, price, TS)
+
+
+def position(account, lots, entry_price="100"):
+    return Position(SYMBOL, account, lots, entry_price, "500", TS)
+
+
+def sold(seq, lots=1, price="100", **fields):
+    """A long that is closed against a bankruptcy price of 100; one point of one lot is one USDT."""
+    return Fill(SYMBOL, seq, "sell", lots, price, "100", TS + seq, **fields)
+
+
+def executed(seq, account, lots, adl=1):
+    return AdlFill(SYMBOL, seq, adl, account, lots, TS + seq)
+
+
+def ended(seq, adl=1):
+    return AdlEnd(SYMBOL, seq, adl, TS + seq)
+
+
+@pytest.fixture
+async def ledger(config, owner_connection):
+    """A ledger with entries and records of every kind, and with nothing that would refuse an altered row."""
+    events = [
+        *(mark("80"), position("anna", -10), position("bert", -6, "95"), position("carl", -30, "90"), position("long", 40)),
+        *(sold(1, 4, "101"), sold(2, 7, "96.5", account="long", order_id="o", trade_id="t")),
+        *(executed(3, "carl", 2), ended(4), executed(5, "anna", 4), sold(6, 2, "101"), mark("120")),
+        *(sold(7, 5, "97"), mark("80"), sold(8, 20, "101"), sold(9, 20, "97")),
+        *(executed(10, "carl", 3, 3), sold(11, 5, "101"), sold(12), *(ended(seq, 3) for seq in range(13, 30))),
+        *(sold(40, 12, "90"), executed(41, "carl", 1, 4)),
+    ]
+    async with owned(config, lambda _: POLICY) as owner:
+        await owner.settle([listing(SYMBOL), *events, listing("XYZ"), fill("XYZ", 1, 5)])
+        await owner.settle_late(sold(30, 1, "101"))
+    constraints = await owner_connection.fetch(
+        "SELECT conrelid::regclass AS table, conname FROM pg_constraint JOIN pg_class t ON t.oid = conrelid"
+        " WHERE connamespace = 'public'::regnamespace AND contype <> 'n' ORDER BY contype = 'p'"
+    )
+    for row in constraints:
+        await owner_connection.execute(f"ALTER TABLE {row['table']} DROP CONSTRAINT IF EXISTS {row['conname']} CASCADE")
+    await owner_connection.execute("SET session_replication_role = replica")
+    return config
+
+
+async def columns_of(connection):
+    """The columns of all tables that somebody can write, with their types."""
+    rows = await connection.fetch(
+        "SELECT table_name, column_name, data_type FROM information_schema.columns JOIN information_schema.tables"
+        " USING (table_schema, table_name)"
+        " WHERE table_schema = 'public' AND table_type = 'BASE TABLE' AND is_generated = 'NEVER'"
+        " ORDER BY table_name, ordinal_position"
+    )
+    return {(row["table_name"], row["column_name"]): row["data_type"] for row in rows}
+
+
+async def differences(config):
+    async with open_pool(config.database.dsn, 1) as pool:
+        audits = [await audit_contract(pool, symbol, lambda _: None, POLICY) for symbol, _ in await known_contracts(pool)]
+    return [difference for audit in audits for difference in audit.differences]
+
+
+async def test_the_ledger_of_these_tests_has_everything(ledger, owner_connection):
+    assert await differences(ledger) == []
+    kinds = {row["kind"] for row in await owner_connection.fetch("SELECT kind FROM entries UNION SELECT kind FROM adl_records")}
+    assert kinds == {"surplus", "flat", "shortfall", "refund", "cover", "order", "round", "execution", "end"}
+    states = {row["state"] for row in await owner_connection.fetch("SELECT state FROM adl_orders")}
+    assert states == {"open", "done", "uncovered"}
+
+
+async def test_what_is_said_to_decide_nothing_exists(ledger, owner_connection):
+    columns = await columns_of(owner_connection)
+    assert {table for table, _ in columns} >= set(TABLES_THAT_DECIDE_NOTHING)
+    assert set(columns) >= set(COLUMNS_THAT_DECIDE_NOTHING)
+    assert not {table for table, _ in COLUMNS_THAT_DECIDE_NOTHING} & set(TABLES_THAT_DECIDE_NOTHING)
+
+
+async def test_every_other_column_is_covered_by_the_audit(ledger, owner_connection):
+    believed, tried = [], 0
+    for (table, column), kind in (await columns_of(owner_connection)).items():
+        if table in TABLES_THAT_DECIDE_NOTHING or (table, column) in COLUMNS_THAT_DECIDE_NOTHING:
+            continue
+        for place, expression in itertools.product(await places(owner_connection, table), changes(table, column, kind)):
+            altered = await altered_row(owner_connection, table, column, place, expression)
+            if altered:
+                tried += 1
+                believed += [] if await differences(ledger) else [(table, column, expression, altered)]
+                await put_back(owner_connection, table)
+    assert believed == []
+    assert tried > 200, "that many rows and values were tried"
+
+
+def changes(table, column, kind):
+    return ALTERED.get((table, column)) or [ANOTHER[kind]]
+
+
+async def places(connection, table):
+    """A row of every kind, by its place in the copy that is kept of a table."""
+    await connection.execute(f"DROP TABLE IF EXISTS kept; CREATE TEMP TABLE kept AS SELECT * FROM {table}")
+    by = {"entries": "kind", "adl_records": "kind", "adl_orders": "state"}.get(table, "ctid")
+    rows = await connection.fetch(f"SELECT max(to_jsonb(k.*)::text) AS row FROM kept k WHERE {of_ours(table)} GROUP BY {by}")
+    return [row["row"] for row in rows]
+
+
+def of_ours(table):
+    return "symbol IS NOT NULL" if table == "rejected" else f"symbol = '{SYMBOL}'"
+
+
+async def altered_row(connection, table, column, row, expression):
+    """Alters a column of one row; returns what it was and is, None where that is the same."""
+    value = expression.format(column)
+    differs = f"{column}::text IS DISTINCT FROM ({value})::text"
+    found = await connection.fetchrow(
+        f"UPDATE {table} t SET {column} = {value} WHERE to_jsonb(t.*)::text = $1 AND {differs} RETURNING {column}::text AS now",
+        row,
+    )
+    return (str(json.loads(row)[column]), found["now"]) if found else None
+
+
+async def put_back(connection, table):
+    columns = [column for (name, column), _ in (await columns_of(connection)).items() if name == table]
+    names = ", ".join(columns)
+    await connection.execute(f"DELETE FROM {table}; INSERT INTO {table} ({names}) SELECT {names} FROM kept")
