@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 import psutil
 import pytest
-from commands import environment_of
+from commands import environment_of, fundsvc
 from conftest import with_section
 from eventually import eventually
 from exposed import sample_sum
@@ -301,10 +301,9 @@ async def test_a_gap_halts_its_partition_until_it_is_acknowledged(config, produc
         with pytest.raises(NotSettling, match="acknowledge-gap"):
             await engine.engine.check()
         assert await ledger("SELECT entry FROM funds") == 10
-        async with open_pool(config.database.dsn, 1) as pool:
-            (gap,) = await Gaps(pool, 0).acknowledge()
-            assert (gap.messages, gap.until_id) == (4 - LEFT[how], gone)
-            assert await Gaps(pool, 0).acknowledge() == []
+        (gap,) = (await fundsvc(config, "stream", "gaps", 0, "--json")).result
+        assert (gap["messages"], gap["untilId"], gap["acknowledgedAt"]) == (4 - LEFT[how], gone, None)
+        assert [(await fundsvc(config, "stream", "acknowledge-gap", 0)).code for _ in range(2)] == [0, 1]
         await settled(ledger, 10 + 10 * LEFT[how])
         await producer.append(fills([60]))
         await settled(ledger, 11 + 10 * LEFT[how])
