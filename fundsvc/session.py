@@ -16,7 +16,7 @@ import structlog
 from fundsvc.announcing import Announcing
 from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
-from fundsvc.continuity import CheckedSource, find_gap, lost_tail, waiting
+from fundsvc.continuity import CheckedSource, find_gap, lost_tail, same_gap, waiting
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
@@ -319,9 +319,10 @@ class Session:
         found = find_gap(stream, stored, STREAM_START)
         if found is None:
             return _Start(stored, passed)
-        gap = next((one for one in known if one.until_id == found.until_id), None)
+        gap = next((one for one in known if same_gap(found, one)), None)
         if gap is None:
-            gap = await self._report(KnownGap(*found, await self._count_missing(stored), None), stored)
+            missing = found.messages or await self._count_missing(stored)
+            gap = await self._report(KnownGap(found.after_id, found.until_id, missing, None), stored)
         if not goes_on and id_order(gap.until_id) > id_order(passed):
             raise Halted(
                 f"{gap.messages} messages after {gap.after_id}, up to {gap.until_id}, were deleted or trimmed from the stream"
