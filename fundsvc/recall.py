@@ -105,8 +105,11 @@ class Recall:
             self.messages += 1
 
     async def _look_up_sides(self, events: Sequence[Event | Rejection]) -> None:
-        """Asks once which side each order that was executed reduces; forgotten with the messages at hand."""
-        orders = {(event.symbol, event.adl) for event in events if isinstance(event, AdlFill)}
+        """Asks once which side each order that was executed reduces; forgotten with the messages at hand.
+
+        Only orders of listed contracts: any other symbol may be text that the database does not take.
+        """
+        orders = {(event.symbol, event.adl) for event in events if isinstance(event, AdlFill) and event.symbol in self.after}
         if unknown := orders - self._sides.keys():
             self._sides |= await self._reduced_sides(unknown)
 

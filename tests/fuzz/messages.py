@@ -120,20 +120,19 @@ class Messages:
 
     def large(self) -> Iterator[Fields]:
         """Messages as large as any may be, and some larger: one of each kind."""
+        contents: Sequence[Callable[[], Any]] = (
+            lambda: [self._legal("position") | {"account": f"p{number}"} for number in range(EVENTS_MAX)],
+            lambda: [self._legal("fill") for _ in range(EVENTS_MAX)],
+            lambda: [self._legal("mark") | {"symbol": "NOSUCH"}] * EVENTS_MAX,
+            lambda: [self._legal("fill") | {"lots": -1}] * EVENTS_MAX,
+            lambda: [self._legal("mark")] * (EVENTS_MAX + 1),
+            lambda: {"type": "contract", "contract": {"symbol": "BIGUSDTM", "note": "x" * 1_000_000}},
+            lambda: self._legal("fill") | {"tradeId": "x" * 1_000_000},
+            lambda: ["x" * 1_000_000],
+        )
         for codec in ("json", "msgpack"):
-            unlisted = {**self._legal("mark"), "symbol": "NOSUCH"}
-            broken = {**self._legal("fill"), "lots": -1}
-            for content in (
-                [self._legal("position") | {"account": f"p{number}"} for number in range(EVENTS_MAX)],
-                [self._legal("fill") for _ in range(EVENTS_MAX)],
-                [unlisted] * EVENTS_MAX,
-                [broken] * EVENTS_MAX,
-                [unlisted] * (EVENTS_MAX + 1),
-                {"type": "contract", "contract": {"symbol": "BIGUSDTM", "note": "x" * 1_000_000}},
-                {**self._legal("fill"), "tradeId": "x" * 1_000_000},
-                ["x" * 1_000_000],
-            ):
-                yield codec.encode(), self._encode(content, codec)
+            for content in contents:
+                yield codec.encode(), self._encode(content(), codec)
         yield b"json", b"[" * 1_000_000
         yield b"msgpack", b"\x91" * 1_000_000
         yield b"json", b"[" + b"null," * 1_000_000 + b"null]"
