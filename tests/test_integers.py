@@ -89,6 +89,9 @@ async def test_every_answer_has_its_integers_as_numbers_or_all_as_strings(servic
     assert integers(plain)
     assert not integers(texts)
     if not any(each in path for each in ("timestamp", "summary", "queue", "positions")):  # these tell the time
+        for answer in (plain, same, texts):
+            if isinstance(answer, dict):
+                answer.pop("asOf", None)
         assert plain == same
         assert texts == quoted(plain)
 

@@ -4,14 +4,14 @@ import time
 import msgspec
 import pytest
 from conftest import with_section
-from escalations import SYMBOL, TS, ended, executed, shortfall
+from escalations import BEGINNING, SYMBOL, TS, ended, executed, shortfall
 from eventually import eventually
 from ledgers import clocked, fill, listing, owned
 from test_adl_api import world_of
 from test_openapi import HISTORY, config  # noqa: F401 - a fixture
 from tokens import bearer
 
-from fundsvc.api.venues import okx
+from fundsvc.api.venues import gate, okx
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.histories import DAY_MS, DayRow, Histories
@@ -189,6 +189,22 @@ async def test_own_positions_need_the_accounts_token(world):
             headers = bearer("trader", account=account)
             async with world.http.get(path, params={name: symbol}, headers=headers) as answer:
                 assert (answer.status, len(await answer.json())) == (200, count)
+
+
+async def test_all_reductions_of_an_account_can_be_read_from_gate(config, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(gate, "PAGE_ENTRIES_MAX", 1)
+    async with world_of(with_venues(config, "gate")) as world:
+        await world.send(*BEGINNING, shortfall(1, 20), executed(2, 1, "secret-anna", 20))
+        await world.send(shortfall(3, 20), executed(4, 2, "secret-anna", 20))
+
+        async def orders(**parameters):
+            path, headers = "/api/v4/futures/usdt/auto_deleverages", bearer("trader", account="secret-anna")
+            async with world.http.get(path, params=parameters, headers=headers) as answer:
+                return [row["order_id"] for row in await answer.json()]
+
+        assert await orders() == [2, 1]
+        assert [await orders(limit=1, offset=offset) for offset in (0, 1, 2)] == [[2], [1], []]
+        assert await orders(contract="NONE") == []
 
 
 async def test_while_the_ledger_is_away_each_venue_says_so(world, servers):

@@ -228,6 +228,27 @@ async def test_an_account_is_told_of_its_positions_and_of_their_lights_as_they_c
         assert (told["lots"], told["lights"], told["rank"]) == (0, None, None)
 
 
+async def test_a_client_goes_on_from_the_time_of_its_last_reduction_though_the_engines_clock_is_ahead(config):
+    ahead = time.time_ns() // 1_000_000 + 120_000
+    async with market(config) as (service, producer):
+        async with service.connected(signed("trader", account="secret-anna")) as client:
+            await client.subscribe(POSITION, privateChannel=True)
+            await client.data(POSITION, "position.lights")
+            await producer.append([msgspec.structs.replace(shortfall(1), ts=ahead), executed(2, 1, "secret-anna", 20)])
+            last = (await deleveraged(client))["ts"]
+            assert last == ahead
+        await producer.append([executed(3, 1, "secret-anna", 30)])
+
+        async def taken():
+            (order,) = (await service.data(f"/api/v1/adl/{SYMBOL}/orders"))["dataList"]
+            return order["lotsTaken"] == 50
+
+        await eventually(taken)
+        async with service.connected(signed("trader", account="secret-anna")) as client:
+            await client.subscribe(POSITION, privateChannel=True, after=last)
+            assert (await deleveraged(client))["executed"] == 50
+
+
 async def test_an_account_is_told_that_it_was_deleveraged_where_when_by_how_much_and_why(config):
     async with market(config) as (service, producer), service.connected(signed("trader", account="secret-anna")) as client:
         await client.subscribe(POSITION, privateChannel=True)

@@ -199,7 +199,7 @@ class Deleveragings:
         return [_reduction(row) for row in await self._fetch("reductions", symbols, numbers, accounts)]
 
     async def reductions_since(self, account: str, since: datetime) -> list[Reduction]:
-        """What orders that are open, or moved since a time, took from an account; those that moved first come first."""
+        """What orders that are open, or began or moved since a time, took from an account, in the order of their last moves."""
         return [_reduction(row) for row in await self._fetch("reductions_since", account, since)]
 
     async def _fetch(self, block: str, *parameters: Any) -> list[Any]:

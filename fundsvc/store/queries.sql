@@ -272,11 +272,14 @@ WHERE r.kind = 'execution' AND r.account = ANY ($3)
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts ORDER BY r.symbol, r.adl, r.round;
 
 -- name: reductions_since
--- What orders that are open, or moved since a time, took from an account, and when each moved last.
+-- What orders that are open, or began or moved since a time, took from an account, and when each moved last. An order begins by
+-- the engine's clock and moves by ours; a client may know either time.
 SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
        (array_agg(r.body))[1] AS body
 FROM adl_records r JOIN adl_orders o USING (symbol, adl)
-WHERE r.kind = 'execution' AND r.account = $1 AND (o.state = 'open' OR o.updated_at >= $2)
+WHERE r.kind = 'execution' AND r.account = $1 AND (
+    o.state = 'open' OR o.updated_at >= $2 OR o.ts >= floor(extract(epoch FROM $2::timestamptz) * 1000)
+)
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
 ORDER BY o.updated_at, r.symbol, r.adl, r.round;
 

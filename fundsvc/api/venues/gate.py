@@ -10,7 +10,8 @@ from fundsvc.api.adl_answers import DeleveragedAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
-from fundsvc.api.parameters import AccountQuery, Parameters
+from fundsvc.api.parameters import PAGE_ENTRIES_MAX, Parameters
+from fundsvc.api.parameters import DeleveragedQuery as ReductionsQuery
 from fundsvc.api.tokens import Caller
 from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue, code_of
 from fundsvc.core.events import Symbol
@@ -123,10 +124,15 @@ class Gate:
         return Risks(settle, {fund.symbol: Risk(RISK_STATES[fund.state], _now()) for fund in await self._of(settle)})
 
     async def deleveraged(self, query: DeleveragedQuery, settle: str, caller: Caller) -> list[Deleveraged]:
-        """How one's own positions were deleveraged lately, the newest first."""
+        """How one's own positions were deleveraged, the newest first."""
         symbols = {fund.symbol for fund in await self._of(settle)}
-        answer = await self._deleveraging.positions(AccountQuery(account=caller.account), caller=caller)
-        found = [_deleveraged(row) for row in answer.deleveraged if row.symbol in symbols and _asked(query, row)]
+        found: list[Deleveraged] = []
+        offset: int | UnsetType = UNSET
+        more = True
+        while more and len(found) < query.offset + query.limit:
+            page = await self._deleveraging.deleveraged(_page(caller, offset), caller)
+            found += [_deleveraged(row) for row in page.data_list if row.symbol in symbols and _asked(query, row)]
+            offset, more = (page.data_list[-1].number if page.data_list else 0), page.has_more
         return found[query.offset : query.offset + query.limit]
 
     async def _of(self, settle: str) -> list[FundAnswer]:
@@ -134,6 +140,10 @@ class Gate:
         if found := [fund for fund in await self._funds() if fund.settle_currency.lower() == settle]:
             return found
         raise NotFound(f"no contract settles in {settle!r}: settlement currencies are in lower case here")
+
+
+def _page(caller: Caller, offset: int | UnsetType) -> ReductionsQuery:
+    return ReductionsQuery(account=caller.account, offset=offset, max_count=PAGE_ENTRIES_MAX)
 
 
 def _asked(query: DeleveragedQuery, row: DeleveragedAnswer) -> bool:

@@ -98,7 +98,7 @@ class Positions:
         since = datetime.now(UTC) if after is None else datetime.fromtimestamp(after / 1000, UTC)
         for reduction in await insist(lambda: self._ledger.reductions_since(client.account, since)):
             frame = self._news(reduction, seen)
-            if frame and after is not None and reduction.updated_at >= since:
+            if frame and after is not None and (reduction.updated_at >= since or reduction.row.ts >= after):
                 client.push(frame)
 
     async def _tell_reductions(self, orders: Collection[OrderKey]) -> None:
