@@ -106,6 +106,9 @@ class OrderState(NamedTuple):
     policy_version: int
 
 
+NOBODY: frozenset[str] = frozenset()
+
+
 class Want(NamedTuple):
     """What is to be asked: so many lots of a side at a price, not of the liquidated account.
 
@@ -117,7 +120,7 @@ class Want(NamedTuple):
     price: int
     account: str
     failures: Mapping[str, int] = {}
-    exhausted: frozenset[str] = frozenset()
+    exhausted: frozenset[str] = NOBODY
 
 
 _NUMBERS = 5
@@ -258,7 +261,9 @@ class AdlOrder(msgspec.Struct, kw_only=True):
 
     def want(self, rounds_max: int) -> Want:
         """What another round would ask. An account is asked in at most `rounds_max` rounds of an order."""
-        exhausted = frozenset(account for account, times in self.times_asked.items() if times >= rounds_max)
+        exhausted = NOBODY
+        if self.times_asked:
+            exhausted = frozenset(account for account, times in self.times_asked.items() if times >= rounds_max)
         return Want(self.reduce, self.needed, self.price, self.account, self.failures, exhausted)
 
     def begin_round(self, terms: RoundTerms, now_ms: int) -> None:

@@ -189,7 +189,20 @@ class Candidates:
     they hold.
     """
 
-    __slots__ = ("_limits", "_side", "complete", "gainers", "held", "mark", "ranked", "ranks", "rows", "shares", "start")
+    __slots__ = (
+        "_limits",
+        "_side",
+        "complete",
+        "gainers",
+        "held",
+        "held_at",
+        "mark",
+        "ranked",
+        "ranks",
+        "row_at",
+        "rows",
+        "start",
+    )
 
     def __init__(
         self, side: "Side", mark: int, leaders: Leaders, gainers: int, *, complete: bool, ranks: Integers | None = None
@@ -201,13 +214,22 @@ class Candidates:
         self.gainers = gainers
         self.complete = complete
         self.held = side.lots_of(leaders.rows)
-        self.shares: Integers | None = None
+        self.row_at = self.rows.item
+        self.held_at = self.held.item
         self.start = 0
         self._side = side
         self._limits: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def rank_at(self, index: int) -> int:
+        """The rank of a row."""
+        return index + 1 if self.ranks is None else int(self.ranks[index])
+
+    def free_at(self, index: int) -> int:
+        """The lots of a candidate that no open order waits for."""
+        return self.held_at(index) - self._side.promised_at(self.row_at(index))
 
     def ranks_of(self, indices: Sequence[int]) -> list[int]:
         """The ranks of some rows, by their places."""
@@ -221,7 +243,7 @@ class Candidates:
         """Whether closing a candidate at a price would leave it with no deficit: margin + PnL at the price >= 0."""
         limit = self._limits.get(index)
         if limit is None:
-            limit = self._limits[index] = self._side.limit(int(self.rows[index]))
+            limit = self._limits[index] = self._side.limit(self.row_at(index))
         return self._side.valuation.survives(limit, price)
 
     def survivors(self, part: slice, price: int) -> Mask:
@@ -444,6 +466,10 @@ class Side:
         """The lots of rows that open orders wait for."""
         promised: Integers = self._promised[rows]
         return promised
+
+    def promised_at(self, row: int) -> int:
+        """The lots of a row that open orders wait for."""
+        return self._exact_at[_FIELDS * row + _PROMISED]
 
     def limit(self, row: int) -> int:
         """The last price at which closing a row leaves no deficit; see `Valuation`."""

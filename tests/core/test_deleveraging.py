@@ -19,7 +19,7 @@ from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reaso
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy
-from fundsvc.core.records import SealedRecord, terms_of
+from fundsvc.core.records import terms_of
 from fundsvc.core.replay import OrderTotals, Replay
 from fundsvc.core.settlement import Fund, FundState
 
@@ -714,7 +714,7 @@ class Engine:
         self.whole = Batch()
         self.events: list = []
         self.refused = 0
-        self.partition_records: list[SealedRecord] = []
+        self.batches: list[Batch] = []
 
     def step(self, kind: str, *numbers) -> None:
         event = getattr(self, f"_{kind}")(*numbers)
@@ -724,7 +724,7 @@ class Engine:
         except Rejection:
             self.refused += 1
         batch = self.partition.take()
-        self.partition_records = batch.records
+        self.batches.append(batch)
         for round_ in batch.rounds:
             self._check_round(round_)
         self.whole.entries += batch.entries
@@ -764,7 +764,7 @@ class Engine:
     def _check_round(self, round_: Round) -> None:
         """No account is asked for more than it holds, all orders together, nor what would bankrupt it."""
         order, policy = round_.order, self.fund.policy
-        record = next(one for one, *_ in reversed(self.partition_records) if one.kind in ("order", "round"))
+        record = next(one for one, *_ in reversed(self.batches[-1].records) if one.kind in ("order", "round"))
         terms = terms_of(record.kind, record.body)
         assert (terms.accounts, terms.asked) == (list(round_.accounts), list(round_.lots))
         assert 0 < sum(terms.asked) <= order.lots - order.executed
@@ -801,12 +801,19 @@ class Engine:
             assert 0 <= order.executed <= order.lots
 
     def audit(self) -> list[str]:
-        replay = Replay(self.fund.contract)
-        for entry, digest in zip(self.whole.entries, self.whole.hashes, strict=True):
-            replay.follow(entry, digest)
-        recovered = sum(order.recovered for order in self.whole.orders.values())
-        last = max((order.seq for order in self.whole.orders.values()), default=0)
-        replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last))
+        replay = Replay(self.fund.contract, policies={0: self.fund.policy})
+        for batch in self.batches:
+            lines = [*zip(batch.entries, batch.hashes, strict=True)]
+            own = [line for line in lines if line[0].kind not in ("refund", "cover")]
+            for entry, digest in own:
+                replay.follow(entry, digest)
+            for record, digest, _ in batch.records:
+                replay.follow_record(record, digest)
+            for entry, digest in lines[len(own) :]:
+                replay.follow(entry, digest)
+        orders = self.whole.orders.values()
+        recovered, last = sum(order.recovered for order in orders), max((order.seq for order in orders), default=0)
+        replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last, len(orders)))
         return replay.differences
 
 
