@@ -255,8 +255,8 @@ class Session:
             policies,
         )
         await self._restore_books(writer, stored)
-        if start.regressed:
-            self._state.make_stale()
+        if start.known_ms is not None:
+            self._state.make_stale(start.known_ms)
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
         self._announcing = Announcing(
@@ -310,7 +310,8 @@ class Session:
             stream_ends=stream.last_id,
             stream_id=stored.last_id,
         )
-        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, regressed=True)
+        known_ms, _ = min(id_order(stream.last_id), id_order(stored.last_id))
+        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, known_ms)
 
     async def _pass_gap(self, stream: StreamState, stored: Offset, known: list[KnownGap]) -> "_Start":
         """Where to read on from an offset: past a gap, if there is one and it may be passed."""
@@ -395,11 +396,13 @@ class Session:
 
 
 class _Start(NamedTuple):
-    """Where to read from, the id up to which gaps are known, and whether the stream lost its tail."""
+    """Where to read from, and the id up to which gaps are known. Where the stream lost its tail, up to which time (ms) of it
+    messages had been settled.
+    """
 
     offset: Offset
     passed: str
-    regressed: bool = False
+    known_ms: int | None = None
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

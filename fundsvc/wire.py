@@ -139,10 +139,10 @@ class Contents:
             self._events = [_too_many(len(self._raws))]
 
     def raw(self, position: int) -> bytes:
-        """The bytes of an event, or of the whole message where it cannot be taken apart."""
+        """The bytes of an event, or of the whole message where it cannot be taken apart or has no event there."""
         if self._raws is None:
             self._raws = _elements(self._message.codec, self._message.body) or ()
-        if self.size != len(self._raws):
+        if position >= len(self._raws) or self.size != len(self._raws):
             return self._message.body
         return bytes(self._raws[position])
 
