@@ -47,9 +47,7 @@ class Retraced:
 
     def _take(self):
         batch = self._partition.take()
-        entries = [Line(*line) for line in zip(batch.entries, batch.hashes, strict=True)]
-        records = [Line(sealed.record, sealed.hash) for sealed in batch.records]
-        self.lines += sorted([*entries, *records], key=place)
+        self.lines += lines_of(batch)
         self.orders |= {state.adl: state for state in batch.orders.values()}
         for state in batch.funds:
             self.fund = state
@@ -90,6 +88,13 @@ class Retraced:
         """The lines with one of them changed and its hash left as it was."""
         item, digest = self.lines[number]
         return [*self.lines[:number], Line(msgspec.structs.replace(item, **fields), digest), *self.lines[number + 1 :]]
+
+
+def lines_of(batch):
+    """The entries and records of a batch in the order in which they were made."""
+    entries = [Line(*line) for line in zip(batch.entries, batch.hashes, strict=True)]
+    records = [Line(sealed.record, sealed.hash) for sealed in batch.records]
+    return sorted([*entries, *records], key=place)
 
 
 def place(line):

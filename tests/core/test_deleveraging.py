@@ -10,11 +10,13 @@ import pytest
 from builders import INVERSE, ONE, UNIT, adl_end, adl_fill, fill, listing, mark, partition, position, worth
 from hypothesis import given
 from hypothesis import strategies as st
+from retraced import lines_of
 
 from fundsvc.core import partition as partition_module
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, KeptBook, Round
 from fundsvc.core.book import Book, SavedBook, Valuation
+from fundsvc.core.chain import Entry
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
@@ -713,6 +715,7 @@ class Engine:
         self.partition = partition(self.fund)
         self.whole = Batch()
         self.events: list = []
+        self.settled: list = []
         self.refused = 0
         self.partition_records: list[SealedRecord] = []
 
@@ -721,6 +724,7 @@ class Engine:
         self.events.append(event)
         try:
             self.partition.apply(event)
+            self.settled.append(event)
         except Rejection:
             self.refused += 1
         batch = self.partition.take()
@@ -801,12 +805,17 @@ class Engine:
             assert 0 <= order.executed <= order.lots
 
     def audit(self) -> list[str]:
-        replay = Replay(self.fund.contract)
-        for entry, digest in zip(self.whole.entries, self.whole.hashes, strict=True):
-            replay.follow(entry, digest)
-        recovered = sum(order.recovered for order in self.whole.orders.values())
-        last = max((order.seq for order in self.whole.orders.values()), default=0)
-        replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last))
+        replay = Replay(self.fund.contract, policies={0: self.fund.policy})
+        for item, digest in lines_of(self.whole):
+            if isinstance(item, Entry):
+                replay.follow(item, digest)
+            else:
+                replay.follow_record(item, digest)
+        orders = {order.adl: order for order in self.whole.orders.values()}
+        replay.compare(orders, ended=True)
+        recovered = sum(order.recovered for order in orders.values())
+        last = max((order.seq for order in orders.values()), default=0)
+        replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last, len(orders)))
         return replay.differences
 
 
@@ -828,7 +837,7 @@ def test_what_is_sent_again_changes_nothing(contract, policy, stream, data):
     engine = Engine(contract, policy)
     for step in stream:
         engine.step(*step)
-    settled = [event for event in engine.events if isinstance(event, Fill | AdlFill | AdlEnd) and event.seq <= engine.fund.seq]
+    settled = [event for event in engine.settled if isinstance(event, Fill | AdlFill | AdlEnd)]
     if settled:
         before = engine.fund.state()
         again = data.draw(st.lists(st.sampled_from(settled), min_size=1, max_size=5))
