@@ -112,7 +112,7 @@ class FakeLedger:
 
     def _facts(self, keys):
         applied = {(entry.symbol, entry.seq): content_of_entry(entry) for entry in self.entries}
-        refused = [(event.identity[:2], event.identity[2]) for event in self.rejected.values() if event.identity]
+        refused = [event.identity[2] for event in self.rejected.values() if event.identity]
         return Facts({key: applied.get(key, Applied.NEVER) for key in keys}, refused)
 
     def prepare(self, batch):

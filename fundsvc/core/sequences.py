@@ -11,9 +11,6 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple
 
-import msgspec
-from msgspec import UNSET
-
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection
@@ -53,7 +50,7 @@ class Facts(NamedTuple):
     """What the ledger has of some sequences: what was applied under them, and the digests of what was refused."""
 
     applied: Mapping[Key, Content | Applied]
-    refused: Iterable[tuple[Key, bytes]]
+    refused: Iterable[bytes]
 
 
 class Sequences:
@@ -68,7 +65,7 @@ class Sequences:
         self._seen = dict(seen or {})
         self._recent: dict[Key, Content] = {}
         self._facts: dict[Key, Content | Applied] = {}
-        self._refused: dict[Key, set[bytes]] = {}
+        self._refused: set[bytes] = set()
         self._trades: dict[int, None] = {}
 
     def trim(self) -> None:
@@ -90,8 +87,7 @@ class Sequences:
     def learn(self, facts: Facts) -> None:
         """Takes in what the ledger has."""
         self._facts.update(facts.applied)
-        for key, digest in facts.refused:
-            self._refused.setdefault(key, set()).add(digest)
+        self._refused.update(facts.refused)
 
     def has(self, event: Numbered) -> bool:
         """Whether an event with this sequence was applied lately."""
@@ -133,11 +129,9 @@ class Sequences:
 
     def remember(self, event: Numbered) -> bool:
         """Remembers an event as refused and kept; returns whether it is the first like it."""
-        digests = self._refused.setdefault((event.symbol, event.seq), set())
-        digest = digest_of(event)
-        is_first = digest not in digests
-        digests.add(digest)
-        return is_first
+        before = len(self._refused)
+        self._refused.add(digest_of(event))
+        return len(self._refused) > before
 
     def _found(self, event: Numbered) -> Content | Applied:
         """What is known of an event's sequence; without the ledger, what was applied before it was loaded is not told apart."""
@@ -207,8 +201,9 @@ def content_of_end(adl: int, ts: int) -> Content:
 
 def digest_of(event: Event) -> bytes:
     """A digest of an event that outlives the process; `prevSeq` does not count, an engine may learn it later."""
-    plain = msgspec.structs.replace(event, prev_seq=UNSET)
-    return blake2b(repr(plain).encode(errors="surrogatepass"), digest_size=16).digest()
+    values = [str(getattr(event, name)) for name in event.__struct_fields__ if name != "prev_seq"]
+    told = "\x1f".join((type(event).__name__, *values))
+    return blake2b(told.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def kept_as(event: Any) -> tuple[str, int, bytes] | None:

@@ -197,7 +197,7 @@ WHERE symbol = ANY ($1) AND seq = ANY ($2) AND seq > 0 AND kind IN ('execution',
 
 -- name: sequences_refused
 -- Events of some contracts that were rejected, with some sequences.
-SELECT event_symbol, event_seq, digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
+SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
 
 -- name: engine_seen
 INSERT INTO engines (engine, since, seen_at) VALUES ($1, clock_timestamp(), clock_timestamp())

@@ -29,7 +29,7 @@ async def facts_of(ask: Ask, wanted: Mapping[str, Sequence[int]]) -> Facts:
     # An entry that an ADL order caused was read by the way: its event is asked for when it comes.
     seen = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}
     facts = {key: applied.get(key, Applied.NEVER) for key in keys} | seen
-    return Facts(facts, [((symbol, seq), digest) for symbol, seq, digest in refused])
+    return Facts(facts, [row["digest"] for row in refused])
 
 
 def _ends(rows: Iterable[asyncpg.Record]) -> dict[str, int]:
