@@ -20,7 +20,7 @@ from fundsvc.continuity import CheckedSource, find_gap, lost_tail, waiting
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
-from fundsvc.logs.batches import Oddities, Rejections, log_orders
+from fundsvc.logs.batches import Oddities, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
@@ -98,6 +98,7 @@ class Session:
         self._outage = Outage(self._log, "settling")
         self._rejections = Rejections(self._log)
         self._oddities = Oddities(self._log)
+        self._orders = Orders(self._log)
         self._offset = Offset(STREAM_START, 0)
         self._halted = ""
         self._noted: str | None = None
@@ -127,6 +128,7 @@ class Session:
                     chore.cancel()
         finally:
             self._rejections.say_rest()
+            self._orders.say_rest()
             self._metrics.let_go(self._partition, self._config.stream.partitions)
 
     async def _consume_through_faults(self, stop: asyncio.Event) -> None:
@@ -354,7 +356,7 @@ class Session:
         self._offset = committed.offset
         self._metrics.committed(committed.batch, committed.durations)
         self._announcing.note(committed.batch.orders.values())
-        log_orders(self._log, committed.batch, committed.offset)
+        self._orders.note(committed.batch, committed.offset)
         self._rejections.note(committed.batch.rejected)
         self._oddities.note(committed.batch, committed.offset)
         await self._go_on()
@@ -369,6 +371,7 @@ class Session:
 
     async def _watch(self) -> None:
         self._rejections.say_due()
+        self._orders.say_due()
         settled = self._offset
         self._metrics.positions(self._state.books())
         left = waiting(await self._source.state(), settled)

@@ -216,11 +216,10 @@ class Partition:
         self._desk(fund).reopen(order)
         return _round(order)
 
-    def round_at_hand(self, symbol: str, adl: int) -> Round | None:
-        """The round of an order as it stands, if the order is open."""
+    def open_order(self, symbol: str, adl: int) -> AdlOrder | None:
+        """An ADL order as it stands, if it is open."""
         desk = self._desks.get(symbol)
-        order = desk.orders.get(adl) if desk else None
-        return _round(order) if order else None
+        return desk.orders.get(adl) if desk else None
 
     def recall(self, event: Event, side: SideName | None = None) -> None:
         """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept.

@@ -47,7 +47,9 @@ class Retraced:
 
     def _take(self):
         batch = self._partition.take()
-        self.lines += lines_of(batch)
+        entries = [Line(*line) for line in zip(batch.entries, batch.hashes, strict=True)]
+        records = [Line(sealed.record, sealed.hash) for sealed in batch.records]
+        self.lines += sorted([*entries, *records], key=place)
         self.orders |= {state.adl: state for state in batch.orders.values()}
         for state in batch.funds:
             self.fund = state
@@ -88,13 +90,6 @@ class Retraced:
         """The lines with one of them changed and its hash left as it was."""
         item, digest = self.lines[number]
         return [*self.lines[:number], Line(msgspec.structs.replace(item, **fields), digest), *self.lines[number + 1 :]]
-
-
-def lines_of(batch):
-    """The entries and records of a batch in the order in which they were made."""
-    entries = [Line(*line) for line in zip(batch.entries, batch.hashes, strict=True)]
-    records = [Line(sealed.record, sealed.hash) for sealed in batch.records]
-    return sorted([*entries, *records], key=place)
 
 
 def place(line):

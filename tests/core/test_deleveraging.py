@@ -10,18 +10,16 @@ import pytest
 from builders import INVERSE, ONE, UNIT, adl_end, adl_fill, fill, listing, mark, partition, position, worth
 from hypothesis import given
 from hypothesis import strategies as st
-from retraced import lines_of
 
 from fundsvc.core import partition as partition_module
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, KeptBook, Round
 from fundsvc.core.book import Book, SavedBook, Valuation
-from fundsvc.core.chain import Entry
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy
-from fundsvc.core.records import SealedRecord, terms_of
+from fundsvc.core.records import terms_of
 from fundsvc.core.replay import OrderTotals, Replay
 from fundsvc.core.settlement import Fund, FundState
 
@@ -717,7 +715,7 @@ class Engine:
         self.events: list = []
         self.settled: list = []
         self.refused = 0
-        self.partition_records: list[SealedRecord] = []
+        self.batches: list[Batch] = []
 
     def step(self, kind: str, *numbers) -> None:
         event = getattr(self, f"_{kind}")(*numbers)
@@ -728,7 +726,7 @@ class Engine:
         except Rejection:
             self.refused += 1
         batch = self.partition.take()
-        self.partition_records = batch.records
+        self.batches.append(batch)
         for round_ in batch.rounds:
             self._check_round(round_)
         self.whole.entries += batch.entries
@@ -768,7 +766,7 @@ class Engine:
     def _check_round(self, round_: Round) -> None:
         """No account is asked for more than it holds, all orders together, nor what would bankrupt it."""
         order, policy = round_.order, self.fund.policy
-        record = next(one for one, *_ in reversed(self.partition_records) if one.kind in ("order", "round"))
+        record = next(one for one, *_ in reversed(self.batches[-1].records) if one.kind in ("order", "round"))
         terms = terms_of(record.kind, record.body)
         assert (terms.accounts, terms.asked) == (list(round_.accounts), list(round_.lots))
         assert 0 < sum(terms.asked) <= order.lots - order.executed
@@ -806,15 +804,17 @@ class Engine:
 
     def audit(self) -> list[str]:
         replay = Replay(self.fund.contract, policies={0: self.fund.policy})
-        for item, digest in lines_of(self.whole):
-            if isinstance(item, Entry):
-                replay.follow(item, digest)
-            else:
-                replay.follow_record(item, digest)
-        orders = {order.adl: order for order in self.whole.orders.values()}
-        replay.compare(orders, ended=True)
-        recovered = sum(order.recovered for order in orders.values())
-        last = max((order.seq for order in orders.values()), default=0)
+        for batch in self.batches:
+            lines = [*zip(batch.entries, batch.hashes, strict=True)]
+            own = [line for line in lines if line[0].kind not in ("refund", "cover")]
+            for entry, digest in own:
+                replay.follow(entry, digest)
+            for record, digest, _ in batch.records:
+                replay.follow_record(record, digest)
+            for entry, digest in lines[len(own) :]:
+                replay.follow(entry, digest)
+        orders = self.whole.orders.values()
+        recovered, last = sum(order.recovered for order in orders), max((order.seq for order in orders), default=0)
         replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last, len(orders)))
         return replay.differences
 
