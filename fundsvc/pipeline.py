@@ -295,6 +295,8 @@ class Pipeline:
         self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
 
     def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
+        # One that stands in a message was raised from there: its traceback would keep all of the message in a cycle.
+        rejection.__traceback__ = None
         rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, kept_as(event))
         self._partition.batch.reject(rejected)
 

@@ -115,7 +115,7 @@ def _fit(
 def _fills(found: Orders, known: Mapping[str, Known], given: Mapping[str, Contract]) -> Recording:
     fills = fills_of(found.orders, known, given)
     symbols = frozenset(fill.symbol for fill in fills.fills)
-    refused = [*found.refused, *fills.refused]
+    refused = sorted([*found.refused, *fills.refused])
     return Recording(fills.listings, fills.fills, symbols, fills.duplicates, found.passed_over, refused)
 
 

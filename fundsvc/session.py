@@ -16,7 +16,7 @@ import structlog
 from fundsvc.announcing import Announcing
 from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
-from fundsvc.continuity import CheckedSource, find_gap, lost_tail, waiting
+from fundsvc.continuity import CheckedSource, find_gap, lost_tail, same_gap, waiting
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
@@ -97,8 +97,8 @@ class Session:
         self._log = log.bind(engine=engine, partition=partition, epoch=epoch)
         self._outage = Outage(self._log, "settling")
         self._rejections = Rejections(self._log)
-        self._oddities = Oddities(self._log)
         self._orders = Orders(self._log)
+        self._oddities = Oddities(self._log)
         self._offset = Offset(STREAM_START, 0)
         self._halted = ""
         self._noted: str | None = None
@@ -255,8 +255,8 @@ class Session:
             policies,
         )
         await self._restore_books(writer, stored)
-        if start.regressed:
-            self._state.make_stale()
+        if start.known_ms is not None:
+            self._state.make_stale(start.known_ms)
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
         self._announcing = Announcing(
@@ -310,7 +310,8 @@ class Session:
             stream_ends=stream.last_id,
             stream_id=stored.last_id,
         )
-        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, regressed=True)
+        known_ms, _ = min(id_order(stream.last_id), id_order(stored.last_id))
+        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, known_ms)
 
     async def _pass_gap(self, stream: StreamState, stored: Offset, known: list[KnownGap]) -> "_Start":
         """Where to read on from an offset: past a gap, if there is one and it may be passed."""
@@ -319,9 +320,10 @@ class Session:
         found = find_gap(stream, stored, STREAM_START)
         if found is None:
             return _Start(stored, passed)
-        gap = next((one for one in known if one.until_id == found.until_id), None)
+        gap = next((one for one in known if same_gap(found, one)), None)
         if gap is None:
-            gap = await self._report(KnownGap(*found, await self._count_missing(stored), None), stored)
+            missing = found.messages or await self._count_missing(stored)
+            gap = await self._report(KnownGap(found.after_id, found.until_id, missing, None), stored)
         if not goes_on and id_order(gap.until_id) > id_order(passed):
             raise Halted(
                 f"{gap.messages} messages after {gap.after_id}, up to {gap.until_id}, were deleted or trimmed from the stream"
@@ -394,11 +396,13 @@ class Session:
 
 
 class _Start(NamedTuple):
-    """Where to read from, the id up to which gaps are known, and whether the stream lost its tail."""
+    """Where to read from, and the id up to which gaps are known. Where the stream lost its tail, up to which time (ms) of it
+    messages had been settled.
+    """
 
     offset: Offset
     passed: str
-    regressed: bool = False
+    known_ms: int | None = None
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

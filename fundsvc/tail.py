@@ -244,7 +244,8 @@ async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
         with suppress(StoreFault):
             await tail.begin()
         await freshness.refresh()
-        running = [tasks.create_task(work) for work in (tail.run(), freshness.run())]
+        works = {"tail": tail.run, "freshness": freshness.run}
+        running = [tasks.create_task(lasting(name, work, log)) for name, work in works.items()]
         try:
             yield tail
         finally:

@@ -138,6 +138,7 @@ class Ingest:
                 try:
                     gap = glance.check(event)
                 except Rejection as rejection:
+                    rejection.__traceback__ = None  # It would keep the whole body in a cycle.
                     refused[index] = RefusedAnswer(index, rejection.reason, rejection.detail)
                 else:
                     gaps += [GapAnswer(index, gap.symbol, gap.seq, gap.prev_seq, gap.last)] if gap else []

@@ -40,6 +40,9 @@ LIGHTS = 5
 ROWS_MIN = 16
 """A new side's room."""
 
+NOTHING_KNOWN = -1
+"""Before every message."""
+
 GROWTH = 1.25
 """A full side's room grows by this, so that what lies empty costs a position no more than a quarter of its bytes."""
 
@@ -176,6 +179,7 @@ class SavedBook(msgspec.Struct, array_like=True, frozen=True):
     long: SavedSide
     short: SavedSide
     stale: bool = False
+    known_ms: int = NOTHING_KNOWN
 
 
 class Candidates:
@@ -378,6 +382,12 @@ class Side:
         if self._seq is None:
             self._seq = np.zeros(len(self._exact), np.int64)
         self._seq[row] = seq
+
+    def name(self, account: str) -> None:
+        """Notes that a snapshot names an account, if that has a row."""
+        row = self._directory.find(account)
+        if row != NONE:
+            self._mark_seen(row)
 
     def begin_snapshot(self) -> None:
         """Begins to note the rows that a snapshot names."""
@@ -635,7 +645,8 @@ class Book:
     """The open positions of a contract, and its mark price in the contract's units (None until one came).
 
     `mark_ts` is the engine's time of the mark (ms), `mark_seq` its sequence, 0 without one. `stale` says that the stream lost
-    its tail since the last snapshot: positions may have been closed that are still here.
+    its tail since the last snapshot: positions may have been closed that are still here. Messages up to the time `known_ms` of
+    the stream (ms) had been settled when that was found: they are read again, and change nothing here.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -643,6 +654,7 @@ class Book:
         self.mark_ts = 0
         self.mark_seq = 0
         self.stale = False
+        self.known_ms = NOTHING_KNOWN
         self._long, self._short = Side(contract, "long"), Side(contract, "short")
         self.sides: dict[SideName, Side] = {"long": self._long, "short": self._short}
 
@@ -678,6 +690,11 @@ class Book:
         for side in [side for side in sides if side.has_row(account)] or sides[:1]:
             side.remember(account, seq)
 
+    def name(self, account: str, leg: Leg) -> None:
+        """Notes that a snapshot names the position of an account, which stays as it is."""
+        for side in self._sides_of(leg):
+            side.name(account)
+
     def begin_snapshot(self) -> None:
         """Begins to note which positions a snapshot names."""
         for side in self.sides.values():
@@ -703,11 +720,11 @@ class Book:
 
     def save(self) -> SavedBook:
         """The positions as they stand, to be kept; the mark is kept beside them."""
-        return SavedBook(self._long.save(), self._short.save(), self.stale)
+        return SavedBook(self._long.save(), self._short.save(), self.stale, self.known_ms)
 
     def restore(self, saved: SavedBook) -> Iterator[None]:
         """Sets the positions that were kept, some at each step."""
-        self.stale = saved.stale
+        self.stale, self.known_ms = saved.stale, saved.known_ms
         yield from self._long.restore(saved.long)
         yield from self._short.restore(saved.short)
 

@@ -654,7 +654,7 @@ SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at):
 FROM audit_progress WHERE walk = $1;
 
 -- name: audit_checkpoints
-SELECT symbol, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, version, state
+SELECT symbol, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state
 FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
 
 -- name: audit_entries
@@ -687,6 +687,7 @@ FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING
 -- name: audit_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
        (SELECT count(*) FROM partitions) AS partitions,
+       (SELECT min(recorded_at) FROM policies WHERE partition = c.partition) AS policies_since,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head
 FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
 
@@ -706,18 +707,17 @@ CROSS JOIN LATERAL (
 
 -- name: audit_held
 INSERT INTO audit_progress AS p (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl,
-                                 adl_head, version, state, good, verified_at)
-SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, version, state,
-       true, CASE WHEN ended THEN clock_timestamp() END
+                                 adl_head, state, good, verified_at)
+SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, true,
+       CASE WHEN ended THEN clock_timestamp() END
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::numeric[], $7::numeric[], $8::bytea[],
-            $9::bigint[], $10::numeric[], $11::bigint[], $12::bigint[], $13::bytea[], $14::integer[], $15::bytea[], $16::boolean[])
-    AS h (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, version,
-          state, ended)
+            $9::bigint[], $10::numeric[], $11::bigint[], $12::bigint[], $13::bytea[], $14::bytea[], $15::boolean[])
+    AS h (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, ended)
 ON CONFLICT (symbol, walk) DO UPDATE SET
     entry = excluded.entry, seq = excluded.seq, balance = excluded.balance, uncovered = excluded.uncovered,
     repaid = excluded.repaid, head = excluded.head, outstanding = excluded.outstanding, recovered = excluded.recovered,
-    record = excluded.record, adl = excluded.adl, adl_head = excluded.adl_head, version = excluded.version,
-    state = excluded.state, good = true, verified_at = coalesce(excluded.verified_at, p.verified_at);
+    record = excluded.record, adl = excluded.adl, adl_head = excluded.adl_head, state = excluded.state, good = true,
+    verified_at = coalesce(excluded.verified_at, p.verified_at);
 
 -- name: audit_differs
 INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, false
