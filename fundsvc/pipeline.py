@@ -205,7 +205,7 @@ class Pipeline:
             started = time.perf_counter()
             run = contents.run(position, min(RUN_EVENTS_MAX, self._bound.room(self._partition.batch)))
             self._decode_seconds += time.perf_counter() - started
-            await self._recollect(message, run, position)
+            await self._recollect(run)
             position = self._settle_run(message, contents, position, run)
             if position < contents.size and self._is_due():
                 self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
@@ -214,19 +214,15 @@ class Pipeline:
                     return False
         return True
 
-    async def _recollect(self, message: Message, run: Sequence[Event | Rejection], position: int) -> None:
+    async def _recollect(self, run: Sequence[Event | Rejection]) -> None:
         """Asks the ledger for what must be known of sequences that were passed; most events have new ones.
 
-        The ledger must have what is settled, unless the batch waits for the end of its message: what that settled is in memory.
+        What is settled and not committed yet is in memory.
         """
         wanted = self._partition.lacking(run)
-        if not wanted:
-            return
-        if position:
-            self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
-        if not self._is_held():
-            await self._until_committed()
-        await recollect(self._partition.sequences, wanted, self._ledger)
+        if wanted:
+            await recollect(self._partition.sequences, wanted, self._ledger)
+            self._begin_slice()
 
     def _settle_run(self, message: Message, contents: Contents, position: int, run: Sequence[Event | Rejection]) -> int:
         """Settles events from a position on until the slice ends or the run does; returns the position after them."""
@@ -285,7 +281,7 @@ class Pipeline:
             raise Rejection(Reason.UNDECODABLE, f"{contents.size} events: send rejected events again one by one")
         (event,) = contents.run(0, 1)
         check_replayable(event)
-        await self._recollect(message, [event], 0)
+        await self._recollect([event])
         known = self._partition.is_applied(event)
         entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
         self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
@@ -331,6 +327,7 @@ class Pipeline:
             if self._is_held():
                 continue
             batch, after = self._partition.take(with_books=not self._settled.events), self._settled
+            mark = self._partition.sequences.mark()
             decode, settle = self._decode_seconds, self._settle_seconds
             self._decode_seconds = self._settle_seconds = 0.0
             self._handed_over.set()
@@ -341,6 +338,7 @@ class Pipeline:
             await self._ledger.commit(batch, self._committed, after)
             self.writing = None
             self._bound.grow()
+            self._partition.sequences.forget(mark)
             self._committed = after
             self.progress += 1
             self._handed_over.set()
