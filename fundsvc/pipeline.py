@@ -199,7 +199,7 @@ class Pipeline:
     async def _recollect(self, contents: Contents, position: int) -> Sequence[Event | Rejection]:
         """The events of a message from a position on, once the partition knows all that it must to apply them.
 
-        All of them before the first is applied: what an `uncut` batch has cannot be committed before the end of the message.
+        The ledger is asked for sequences that were passed, once a message. What is not committed yet is in memory.
         """
         self._partition.sequences.trim()
         wanted: defaultdict[str, set[int]] = defaultdict(set)
@@ -214,7 +214,6 @@ class Pipeline:
             if self._is_due():
                 await self._hand_over()
         if wanted:
-            await self._until_committed()
             await recollect(self._partition.sequences, wanted, self._ledger, self._hand_over)
         return events
 
@@ -337,6 +336,7 @@ class Pipeline:
             if self._is_held():
                 continue
             batch, after = self._partition.take(with_books=not self._settled.events), self._settled
+            mark = self._partition.sequences.mark()
             decode, settle = self._decode_seconds, self._settle_seconds
             self._decode_seconds = self._settle_seconds = 0.0
             self._handed_over.set()
@@ -347,6 +347,7 @@ class Pipeline:
             await self._ledger.commit(batch, self._committed, after)
             self.writing = None
             self._bound.grow()
+            self._partition.sequences.forget(mark)
             self._committed = after
             self.progress += 1
             self._handed_over.set()

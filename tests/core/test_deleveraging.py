@@ -713,6 +713,7 @@ class Engine:
         self.partition = partition(self.fund)
         self.whole = Batch()
         self.events: list = []
+        self.settled: list = []
         self.refused = 0
         self.batches: list[Batch] = []
 
@@ -721,6 +722,7 @@ class Engine:
         self.events.append(event)
         try:
             self.partition.apply(event)
+            self.settled.append(event)
         except Rejection:
             self.refused += 1
         batch = self.partition.take()
@@ -835,7 +837,7 @@ def test_what_is_sent_again_changes_nothing(contract, policy, stream, data):
     engine = Engine(contract, policy)
     for step in stream:
         engine.step(*step)
-    settled = [event for event in engine.events if isinstance(event, Fill | AdlFill | AdlEnd) and event.seq <= engine.fund.seq]
+    settled = [event for event in engine.settled if isinstance(event, Fill | AdlFill | AdlEnd)]
     if settled:
         before = engine.fund.state()
         again = data.draw(st.lists(st.sampled_from(settled), min_size=1, max_size=5))
