@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
+from fundsvc.chores import lasting
 from fundsvc.config import Config
 from fundsvc.core.contracts import Contract
 from fundsvc.logs.faults import Outage

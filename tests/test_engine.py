@@ -318,14 +318,14 @@ async def test_messages_that_are_deleted_while_the_engine_runs_are_a_gap(config,
         await settled(ledger, 1)
         async with owner_connection.transaction():
             await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
-            ids = (await producer.append(fills(range(2, 30_002)), per_message=100))[0]
-            await producer._client.xdel(KEY, *ids[200:202])
+            ids = (await producer.append(fills(range(2, 60_002)), per_message=100))[0]
+            await producer._client.xdel(KEY, *ids[500:502])
         await eventually(lambda: ledger("SELECT halted <> '' FROM partitions"))
         assert await ledger("SELECT messages FROM stream_gaps") == 2
-        assert await ledger("SELECT seq < 20002 FROM funds")
+        assert await ledger("SELECT seq < 50002 FROM funds")
         async with open_pool(config.database.dsn, 1) as pool:
             await Gaps(pool, 0).acknowledge()
-        await settled(ledger, 30_001 - 200)
+        await settled(ledger, 60_001 - 200)
         await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
 
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import jwt
 import msgspec
+import structlog
 from aiohttp import WSCloseCode, hdrs, web
 
 from fundsvc.api.access import Roles, allowed
@@ -32,6 +33,8 @@ from fundsvc.metrics import Metrics
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.reader import Reader
 from fundsvc.tail import Tail
+
+log = structlog.get_logger()
 
 PATH = "/ws"
 
