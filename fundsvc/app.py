@@ -11,7 +11,7 @@ import structlog
 
 from fundsvc import __version__
 from fundsvc.api.access import Gate
-from fundsvc.api.appraiser import appraising
+from fundsvc.api.appraiser import Appraiser, appraising
 from fundsvc.api.cached import CachedFunds
 from fundsvc.api.contracts import ContractResources
 from fundsvc.api.deleveraging import DeleveragingResources
@@ -28,6 +28,8 @@ from fundsvc.api.sizing import SizingResources
 from fundsvc.api.venues import venue_endpoints
 from fundsvc.api.websocket.bullet import living
 from fundsvc.config import Config
+from fundsvc.core.contracts import partition_of
+from fundsvc.core.policy import Policy
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
 from fundsvc.follower import following
@@ -172,7 +174,10 @@ async def http_side(
 
         operations = operations_endpoints(reader, metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"})
         ledger = Deleveragings(pool)
-        policy_of, gate = config.policy.of, Gate(config.http, config.token, (endpoint.path for endpoint in operations))
+        policy_of, gate = (
+            recorded_policies(config, appraiser),
+            Gate(config.http, config.token, (endpoint.path for endpoint in operations)),
+        )
         contracts = ContractResources(reader, stream_key)
         ingest = Ingest(config, reader, Producer(client, config.stream.partitions), gate)
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of)
@@ -193,6 +198,15 @@ async def http_side(
             tls = tls_context(config.http.certificate, config.http.certificate_key)
             async with serve(app, config.http.host, config.http.port, tls, cached.shortcut(reception)) as url:
                 yield url
+
+
+def recorded_policies(config: Config, appraiser: Appraiser) -> Callable[[str], Policy]:
+    """The policy of a contract as its partition has recorded it; as it is configured until an engine has recorded one."""
+
+    def policy_of(symbol: str) -> Policy:
+        return appraiser.policies.get(partition_of(symbol, config.stream.partitions), config.policy).of(symbol)
+
+    return policy_of
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from fundsvc.core.policy import Policy
 from fundsvc.core.replay import START, missing
 from fundsvc.store.audits import read_stretch
 from fundsvc.store.database import Pool
+from fundsvc.store.policies import policies_of
 
 DIFFERENCES_MAX = 20
 """Per contract: one altered entry may break all that follow, and the first differences say it."""
@@ -41,7 +42,8 @@ async def audit_contract(
         stretch = await read_stretch(pool, symbol, since, STRETCH_ENTRIES)
         if stretch.ledger is None:
             return ContractAudit(symbol, 0, "", [missing(symbol)])
-        replay = stretch.replay(stretch.ledger, {0: policy})
+        policies = await policies_of(pool, [symbol], lambda _: policy)
+        replay = stretch.replay(stretch.ledger, policies[symbol])
         for _ in stretch.followed(replay):
             if len(replay.differences) >= DIFFERENCES_MAX:
                 break

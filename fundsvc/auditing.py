@@ -34,6 +34,7 @@ from fundsvc.store.audits import (
 )
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.exports import known_contracts
+from fundsvc.store.policies import policies_of
 
 STRETCH_ENTRIES = 1000
 """One read of the database: a hundredth of a second's work, of which some milliseconds are the rules'."""
@@ -194,8 +195,10 @@ class Auditor:
         """Recomputes the next entries of some contracts, and answers of which of them there are more."""
         held: list[Held] = []
         differing: list[str] = []
-        for symbol, stretch in (await read_stretches(self._pool, counts, walk)).items():
-            found = await self._follow(symbol, stretch)
+        stretches = await read_stretches(self._pool, counts, walk)
+        policies = await policies_of(self._pool, list(stretches), self._policy_of)
+        for symbol, stretch in stretches.items():
+            found = await self._follow(symbol, stretch, policies[symbol])
             if found.differences:
                 self._differ(symbol, walk, found)
                 differing.append(symbol)
@@ -212,12 +215,12 @@ class Auditor:
         for one in held:
             self._hold(one.symbol, walk, ended=one.ended)
 
-    async def _follow(self, symbol: str, stretch: Stretch) -> Found:
+    async def _follow(self, symbol: str, stretch: Stretch, policies: Mapping[int, Policy]) -> Found:
         """Recomputes a stretch; where it is the last one, its end is compared with what is stored."""
         ledger = stretch.ledger
         if ledger is None:
             return Found(stretch.since, [missing(symbol)], None)
-        replay = stretch.replay(ledger, {0: self._policy_of(symbol)})
+        replay = stretch.replay(ledger, policies)
         for _ in stretch.followed(replay):
             self._followed += 1
             if self._followed % CHUNK_ENTRIES == 0:

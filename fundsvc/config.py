@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from fundsvc.core.fullness import TargetPolicy
-from fundsvc.core.policy import Policy
+from fundsvc.core.policy import Policies, Policy
+from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.tables import ADDRESS, SECRET, allowed, complaints, find, from_text
 
 ENVIRONMENT_PREFIX = "FUNDSVC_"
@@ -81,6 +82,7 @@ class StreamConfig(Section, frozen=True):
     sentinel_master: Name = "fundsvc"
     partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
+    ts_ahead_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = AHEAD_SECONDS_MAX
     message_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=500_000_000)] = 5_000_000
     on_gap: Literal["halt", "continue"] = "halt"
 
@@ -141,6 +143,7 @@ class AdlConfig(Section, frozen=True):
 
     ack_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
     round_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    mark_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 60.0
 
 
 class TokenConfig(Section, frozen=True):
@@ -178,6 +181,10 @@ class PolicyConfig(Section, frozen=True):
     def of(self, symbol: str) -> Policy:
         """The policy of a contract."""
         return self.contracts.get(symbol, self.default)
+
+    def version(self, number: int) -> Policies:
+        """What is configured, as a version of a partition's policies."""
+        return Policies(number, self.default, self.contracts)
 
 
 class TargetConfig(Section, frozen=True):

@@ -146,7 +146,7 @@ class Delivery:
             duplicates=recording.duplicates + (await self._state()).duplicates - before.duplicates,
             rejected=rejected + Counter(refusal.reason for refusal in recording.refused),
             refused=[*refused, *conflicts],
-            lines=[f"{where}: {reason}: {detail}" for where, reason, detail in recording.refused[:LINES_MAX]],
+            lines=[f"line {line}: {reason}: {detail}" for line, reason, detail in recording.refused[:LINES_MAX]],
             passed_over=recording.passed_over,
             seconds=time.monotonic() - started,
         )

@@ -16,6 +16,7 @@ from fundsvc.core.contracts import partition_of
 from fundsvc.leasing import Held, LeaseKeeper
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
+from fundsvc.proposals import Proposals
 from fundsvc.session import Session
 from fundsvc.store.database import Pool, StoreFault, open_pool
 from fundsvc.store.statistics import Statistics
@@ -48,6 +49,7 @@ class Engine:
         self._config = config
         self._metrics = metrics
         self._owned: dict[int, _Ownership] = {}
+        self._proposals = Proposals(config)
         self._outage = Outage(log, "leases", engine=self.name)
         self._trouble = ""
         metrics.partitions.set(config.stream.partitions)
@@ -153,7 +155,7 @@ class Engine:
     def _own(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, partition: int, epoch: int) -> "_Ownership":
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
         stop = asyncio.Event()
-        session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch)
+        session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch, self._proposals)
         return _Ownership(epoch, session, stop, tasks.create_task(session.run(stop)))
 
     async def _give_up_all(self, keeper: LeaseKeeper) -> None:

@@ -46,9 +46,9 @@ _SAME_CURRENCY = {"XBT": "BTC"}
 
 
 class Refusal(NamedTuple):
-    """What of a recording cannot be settled: where it stands, and why."""
+    """A line of a recording that cannot be settled, and why."""
 
-    where: str
+    line: int
     reason: Reason
     detail: str
 
@@ -123,7 +123,7 @@ def read_orders(lines: Iterable[tuple[int, bytes]]) -> Orders:
         passed_over += not found
         for order in found:
             if isinstance(order, Rejection):
-                refused.append(Refusal(f"line {number}", order.reason, order.detail))
+                refused.append(Refusal(number, order.reason, order.detail))
             else:
                 orders.append((number, order))
     return Orders(orders, passed_over, refused)
@@ -139,7 +139,7 @@ def fills_of(orders: Iterable[tuple[int, ForceOrder]], known: Mapping[str, Known
         try:
             fill, digest = _fill(order, terms.of(order))
         except Rejection as refusal:
-            refused.append(Refusal(f"line {number}", refusal.reason, refusal.detail))
+            refused.append(Refusal(number, refusal.reason, refusal.detail))
             continue
         duplicates += (fill.symbol, digest) in fills
         fills[fill.symbol, digest] = fill

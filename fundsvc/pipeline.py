@@ -13,13 +13,17 @@ so that the ledger itself can tell whether it was settled meanwhile. Operators s
 import asyncio
 import re
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from fundsvc.core.batch import Batch, Durations, Offset, Place
-from fundsvc.core.events import Event, Fill, Reason, Rejected, Rejection, check_replayable
+from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
-from fundsvc.wire import Contents, Message
+from fundsvc.core.sequences import Facts, kept_as
+from fundsvc.core.times import time_of_id
+from fundsvc.recollection import recollect
+from fundsvc.wire import RUN_EVENTS, Contents, Message
 
 BLOCK_MS = 500
 """How long one read waits for messages; between reads the reader looks whether it should stop."""
@@ -57,8 +61,8 @@ class Ledger(Protocol):
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and has not been settled since."""
 
-    async def has_settled(self, symbol: str, seq: int) -> bool:
-        """Whether an entry of the contract has this engine sequence."""
+    async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
+        """What it has of the first of some sequences, rising, of each contract: of the first one at least."""
 
     def prepare(self, batch: Batch) -> None:
         """Called with a batch whenever some more has been settled, so that the ledger may encode that while it is fresh."""
@@ -183,19 +187,45 @@ class Pipeline:
         started = time.perf_counter()
         contents = Contents(message)
         self._decode_seconds += time.perf_counter() - started
+        events = await self._recollect(contents, self._settled.settled_of(message.stream_id))
         if message.replay_of:
-            await self._settle_replay(message, contents)
-        elif not await self._settle_events(message, contents, stop):
+            await self._settle_replay(message, contents, events)
+        elif not await self._settle_events(message, contents, events, stop):
             return
         self._settled = Offset(message.stream_id, self._settled.messages + 1)
         if self._is_due():
             await self._hand_over()
 
-    async def _settle_events(self, message: Message, contents: Contents, stop: asyncio.Event) -> bool:
-        """Settles the events of a message that are not settled yet; says whether that is all of them."""
-        position = self._settled.settled_of(message.stream_id)
+    async def _recollect(self, contents: Contents, position: int) -> Sequence[Event | Rejection]:
+        """The events of a message from a position on, once the partition knows all that it must to apply them.
+
+        The ledger is asked for sequences that were passed, once a message. What is not committed yet is in memory.
+        """
+        self._partition.sequences.trim()
+        wanted: defaultdict[str, set[int]] = defaultdict(set)
+        events: list[Event | Rejection] = []
+        while position + len(events) < contents.size:
+            started = time.perf_counter()
+            run = contents.run(position + len(events), RUN_EVENTS)
+            for symbol, seqs in self._partition.lacking(run).items():
+                wanted[symbol] |= seqs
+            events += run
+            self._decode_seconds += time.perf_counter() - started
+            if self._is_due():
+                await self._hand_over()
+        if wanted:
+            await recollect(self._partition.sequences, wanted, self._ledger, self._hand_over)
+        return events
+
+    async def _settle_events(
+        self, message: Message, contents: Contents, events: Sequence[Event | Rejection], stop: asyncio.Event
+    ) -> bool:
+        """Settles the last events of a message, which are not settled yet; says whether it came to the end of them."""
+        first = position = contents.size - len(events)
         while position < contents.size:
-            position = self._settle_run(message, contents, position)
+            start = position - first
+            run = events[start : start + min(RUN_EVENTS, self._bound.room(self._partition.batch))]
+            position = self._settle_run(message, contents, position, run)
             if position < contents.size and self._is_due():
                 self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
                 await self._hand_over()
@@ -203,27 +233,23 @@ class Pipeline:
                     return False
         return True
 
-    def _settle_run(self, message: Message, contents: Contents, position: int) -> int:
-        """Settles events from a position on until the slice ends or the batch is full; returns the position after them."""
-        started = time.perf_counter()
-        batch = self._partition.batch
-        run = contents.run(position, self._bound.room(batch))
-        decoded = time.perf_counter()
+    def _settle_run(self, message: Message, contents: Contents, position: int, run: Sequence[Event | Rejection]) -> int:
+        """Settles events from a position on, at least one, until the slice ends; returns the position after them."""
+        started = now = time.perf_counter()
+        batch, first, apply = self._partition.batch, position, self._partition.apply
         self._partition.expect(run)
-        first, now, apply = position, decoded, self._partition.apply
-        stream_ms = int(message.stream_id.partition("-")[0])
-        for event in self._with_refusals(message, position, run) if self._refused else run:
+        stream_ms = time_of_id(message.stream_id)
+        for event, told in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
             try:
-                apply(event, stream_ms)
+                apply(told, stream_ms)
             except Rejection as rejection:
-                self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection)
+                self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection, event)
             position += 1
             now = time.perf_counter()
             if now >= self._slice_ends:
                 break
         self._count(batch, Place(message.stream_id, position - 1), position - first)
-        self._decode_seconds += decoded - started
-        self._settle_seconds += now - decoded
+        self._settle_seconds += now - started
         return position
 
     def _with_refusals(self, message: Message, position: int, run: Sequence[Event | Rejection]) -> Sequence[Event | Rejection]:
@@ -238,7 +264,7 @@ class Pipeline:
         batch.events += events
         batch.place = place
 
-    async def _settle_replay(self, message: Message, contents: Contents) -> None:
+    async def _settle_replay(self, message: Message, contents: Contents, events: Sequence[Event | Rejection]) -> None:
         """Settles an event that was rejected before, unless that has been done since."""
         match = REPLAY_KEY.fullmatch(message.replay_of)
         place = Place(message.stream_id, 0)
@@ -252,25 +278,26 @@ class Pipeline:
             try:
                 if place in self._refused:
                     raise _refusal(self._refused[place])
-                await self._settle_late(message, key, contents)
+                await self._settle_late(message, key, events)
             except Rejection as rejection:
                 self._reject(message, contents.raw(0), key, rejection)
         self._count(self._partition.batch, place, 1)
 
-    async def _settle_late(self, message: Message, key: Place, contents: Contents) -> None:
+    async def _settle_late(self, message: Message, key: Place, events: Sequence[Event | Rejection]) -> None:
         """Settles the one event of a replay; one whose like came by another way is only noted as settled."""
-        if contents.size != 1:
-            raise Rejection(Reason.UNDECODABLE, f"{contents.size} events: send rejected events again one by one")
-        (event,) = contents.run(0, 1)
+        if len(events) != 1:
+            raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
+        (event,) = events
         check_replayable(event)
-        known = isinstance(event, Fill) and await self._ledger.has_settled(event.symbol, event.seq)
-        entry = None if known else self._partition.apply_late(event)
+        known = self._partition.is_applied(event)
+        entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
         self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
 
-    def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection) -> None:
+    def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
         # One that stands in a message was raised from there: its traceback would keep all of the message in a cycle.
         rejection.__traceback__ = None
-        self._partition.batch.reject(Rejected(*key, rejection.reason, rejection.detail, message.codec, body))
+        rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, kept_as(event))
+        self._partition.batch.reject(rejected)
 
     def _begin_slice(self) -> None:
         self._slice_ends = time.perf_counter() + self._slice_seconds
@@ -309,6 +336,7 @@ class Pipeline:
             if self._is_held():
                 continue
             batch, after = self._partition.take(with_books=not self._settled.events), self._settled
+            mark = self._partition.sequences.mark()
             decode, settle = self._decode_seconds, self._settle_seconds
             self._decode_seconds = self._settle_seconds = 0.0
             self._handed_over.set()
@@ -319,6 +347,7 @@ class Pipeline:
             await self._ledger.commit(batch, self._committed, after)
             self.writing = None
             self._bound.grow()
+            self._partition.sequences.forget(mark)
             self._committed = after
             self.progress += 1
             self._handed_over.set()

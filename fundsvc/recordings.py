@@ -11,6 +11,7 @@ import msgspec
 from fundsvc.core.contracts import Contract, contract_of
 from fundsvc.core.events import Event, Listing, Rejection
 from fundsvc.force_orders import Known, Orders, Refusal, fills_of, read_orders
+from fundsvc.keys import check_keys
 from fundsvc.wire import Message, decode
 
 Format = Literal["events", "binance-force-orders"]
@@ -63,6 +64,7 @@ def read_contracts(path: Path) -> Recording:
     text = _read(path)
     try:
         answer = msgspec.json.decode(text, type=_ContractsAnswer | list[dict[str, Any]])
+        check_keys("json", text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecordingError(f"{path} is not a KuCoin contracts answer: {error}") from None
     listings = [Listing(contract) for contract in (answer.data if isinstance(answer, _ContractsAnswer) else answer)]
@@ -113,7 +115,7 @@ def _fit(
 def _fills(found: Orders, known: Mapping[str, Known], given: Mapping[str, Contract]) -> Recording:
     fills = fills_of(found.orders, known, given)
     symbols = frozenset(fill.symbol for fill in fills.fills)
-    refused = [*found.refused, *fills.refused]
+    refused = sorted([*found.refused, *fills.refused])
     return Recording(fills.listings, fills.fills, symbols, fills.duplicates, found.passed_over, refused)
 
 

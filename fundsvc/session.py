@@ -19,10 +19,12 @@ from fundsvc.config import Config
 from fundsvc.continuity import CheckedSource, find_gap, lost_tail, same_gap, waiting
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
-from fundsvc.logs.batches import Orders, Rejections
+from fundsvc.core.policy import Policies
+from fundsvc.logs.batches import Oddities, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
+from fundsvc.proposals import Proposals
 from fundsvc.recall import Recall
 from fundsvc.store.database import Pool, StoreFault, StoreRefusal
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
@@ -62,16 +64,27 @@ class Session:
     """
 
     def __init__(
-        self, config: Config, metrics: Metrics, client: Client, pool: Pool, engine: str, partition: int, epoch: int
+        self,
+        config: Config,
+        metrics: Metrics,
+        client: Client,
+        pool: Pool,
+        engine: str,
+        partition: int,
+        epoch: int,
+        proposals: Proposals,
     ) -> None:
         self.trouble = ""
         self._config = config
+        self._client = client
+        self._proposals = proposals
         self._metrics = metrics
         self._source = Source(client, partition, message_bytes_max=config.stream.message_bytes_max)
         self._announcer = Announcer(client, partition)
         self._producer = Producer(client, config.stream.partitions)
         self._gaps = Gaps(pool, partition)
         self._state: Partition
+        self._policies: Policies
         self._announcing: Announcing
         self._pipeline: Pipeline | None = None
         self._recall: Recall | None = None
@@ -85,6 +98,7 @@ class Session:
         self._outage = Outage(self._log, "settling")
         self._rejections = Rejections(self._log)
         self._orders = Orders(self._log)
+        self._oddities = Oddities(self._log)
         self._offset = Offset(STREAM_START, 0)
         self._halted = ""
         self._noted: str | None = None
@@ -218,22 +232,31 @@ class Session:
             Chore("rollups", engine.rollup_seconds, self._condense, self._log),
             Chore("lag", WATCH_SECONDS, self._watch, self._log),
             Chore("books", engine.book_seconds, pipeline.keep_books, self._log),
+            Chore("policies", WATCH_SECONDS, self._propose, self._log),
             Chore("targets", engine.target_seconds, targeting.recompute, self._log),
         ]
 
     async def _load(self, writer: Writer) -> Pipeline:
-        policy = self._config.policy
         self._pipeline = None
-        stored, funds = await writer.load(policy.of)
+        policies = await writer.load_policies(self._config.policy.version(1))
+        self._policies = policies[-1]
+        stored, funds = await writer.load(policies[-1].of)
         start = await self._where_to_read(stored)
         self._offset = start.offset
         currency = self._config.currency
         self._state = Partition(
-            self._partition, self._config.stream.partitions, funds, currency.decimals, currency.decimals_default, policy.of
+            self._partition,
+            self._config.stream.partitions,
+            funds,
+            currency.decimals,
+            currency.decimals_default,
+            policies[-1].of,
+            self._config.stream.ts_ahead_seconds_max,
+            policies,
         )
         await self._restore_books(writer, stored)
-        if start.regressed:
-            self._state.make_stale()
+        if start.known_ms is not None:
+            self._state.make_stale(start.known_ms)
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
         self._announcing = Announcing(
@@ -253,6 +276,12 @@ class Session:
             refused=self._refused,
         )
         return self._pipeline
+
+    async def _propose(self) -> None:
+        """Appends the configured policies, if this process has not compared them with the recorded ones yet and they differ."""
+        version = await self._proposals.propose(self._client, self._partition, self._policies)
+        if version:
+            self._log.warning("policies changed", version=version)
 
     async def _restore_books(self, writer: Writer, stored: Offset) -> None:
         """Brings the ADL books to the stored offset: as they were kept, then what the stream holds since."""
@@ -281,7 +310,8 @@ class Session:
             stream_ends=stream.last_id,
             stream_id=stored.last_id,
         )
-        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, regressed=True)
+        known_ms, _ = min(id_order(stream.last_id), id_order(stored.last_id))
+        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, known_ms)
 
     async def _pass_gap(self, stream: StreamState, stored: Offset, known: list[KnownGap]) -> "_Start":
         """Where to read on from an offset: past a gap, if there is one and it may be passed."""
@@ -330,6 +360,7 @@ class Session:
         self._announcing.note(committed.batch.orders.values())
         self._orders.note(committed.batch, committed.offset)
         self._rejections.note(committed.batch.rejected)
+        self._oddities.note(committed.batch, committed.offset)
         await self._go_on()
         self._metrics.announce_seconds.observe(time.perf_counter() - started)
 
@@ -345,12 +376,20 @@ class Session:
         self._orders.say_due()
         settled = self._offset
         self._metrics.positions(self._state.books())
+        self._show_stale()
         left = waiting(await self._source.state(), settled)
         self._metrics.lag_messages.labels(self._partition).set(left)
         age = time.time() - id_order(settled.last_id)[0] / 1000
         self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if left else 0)
         if not left:
             await self._go_on()
+
+    def _show_stale(self) -> None:
+        """Shows how many contracts with open positions have an old mark, or a book from before the stream lost its tail."""
+        now_ms, seconds_max = time.time_ns() // 1_000_000, self._config.adl.mark_seconds_max
+        books = [book for _, book in self._state.books() if book.open]
+        marks = sum(book.is_mark_old(now_ms, seconds_max) for book in books)
+        self._metrics.stale(self._partition, marks, sum(book.stale for book in books))
 
     async def _trim(self) -> None:
         """Drops what is older than the retention; never what is not committed, or what the books still need.
@@ -365,11 +404,13 @@ class Session:
 
 
 class _Start(NamedTuple):
-    """Where to read from, the id up to which gaps are known, and whether the stream lost its tail."""
+    """Where to read from, and the id up to which gaps are known. Where the stream lost its tail, up to which time (ms) of it
+    messages had been settled.
+    """
 
     offset: Offset
     passed: str
-    regressed: bool = False
+    known_ms: int | None = None
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -18,7 +18,7 @@ from fundsvc.core.adl import OrderState
 from fundsvc.core.batch import Batch
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract, contract_of
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Rejection
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX, format_units, to_units
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
@@ -220,6 +220,9 @@ def _settle(partition: Partition, events: Sequence[dict[str, Any]], symbol: str)
             for decoded in decode(message):
                 partition.apply(decoded)
         except Rejection as rejection:
+            if rejection.reason in (Reason.CONFLICT, Reason.LATE):
+                partition.batch.duplicates[symbol] += 1
+                continue
             yield f"events[{position}]: {rejection.reason}: {rejection.detail}"
 
 

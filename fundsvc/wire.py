@@ -19,16 +19,18 @@ from fundsvc.core.events import (
     Fill,
     Listing,
     Mark,
+    PolicyChange,
     Position,
     Rate,
     Reason,
     Rejection,
     Snapshot,
 )
+from fundsvc.keys import RepeatedKey, check_keys, may_repeat, may_repeat_one
 
 Codec = Literal["json", "msgpack"]
 
-AnyEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
+AnyEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | PolicyChange | Listing
 
 EVENTS_PER_MESSAGE_MAX = 10_000
 """A message is taken apart in one go, so its size bounds how long the loop is held."""
@@ -95,7 +97,9 @@ def decode(message: Message) -> Sequence[Event | Rejection]:
     except _DECODE_ERRORS:
         return _decode_each(message.codec, message.body)
     events: list[Event] = decoded if isinstance(decoded, list) else [decoded]
-    return events if len(events) <= EVENTS_PER_MESSAGE_MAX else [_too_many(len(events))]
+    if len(events) > EVENTS_PER_MESSAGE_MAX:
+        return [_too_many(len(events))]
+    return _decode_each(message.codec, message.body) if _repeats(message.codec, message.body, events) else events
 
 
 class Contents:
@@ -135,10 +139,10 @@ class Contents:
             self._events = [_too_many(len(self._raws))]
 
     def raw(self, position: int) -> bytes:
-        """The bytes of an event, or of the whole message where it cannot be taken apart."""
+        """The bytes of an event, or of the whole message where it cannot be taken apart or has no event there."""
         if self._raws is None:
             self._raws = _elements(self._message.codec, self._message.body) or ()
-        if self.size != len(self._raws):
+        if position >= len(self._raws) or self.size != len(self._raws):
             return self._message.body
         return bytes(self._raws[position])
 
@@ -195,11 +199,23 @@ def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
         return Rejection(Reason.TOO_LARGE, f"an event of {len(raw)} bytes: send at most {EVENT_BYTES_MAX}")
     try:
         event: Event = _DECODERS[codec][2].decode(raw)
+        if may_repeat_one(codec, raw, event):
+            check_keys(codec, bytes(raw))
     except msgspec.ValidationError as error:
         return _refusal(codec, raw, str(error))
     except _DECODE_ERRORS as error:
         return Rejection(Reason.UNDECODABLE, f"not {codec}: {error}")
     return event
+
+
+def _repeats(codec: Codec, body: bytes, events: Sequence[Event]) -> bool:
+    """Whether an object in a message has a key twice."""
+    try:
+        if may_repeat(codec, body, events):
+            check_keys(codec, body)
+    except (RepeatedKey, RecursionError):
+        return True
+    return False
 
 
 def _refusal(codec: Codec, raw: bytes | msgspec.Raw, detail: str) -> Rejection:

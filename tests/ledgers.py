@@ -12,12 +12,16 @@ from fundsvc.config import Config
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Event, Fill, Listing, Reason, Rejected
 from fundsvc.core.partition import Partition
-from fundsvc.core.policy import Policy
+from fundsvc.core.policy import Policies, Policy
+from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import Writer, open_writer
 
 FILLS_PER_COMMIT = 10_000
 EPOCH = datetime.fromtimestamp(0, UTC)
+
+TS = 1_700_000_000_000
+"""A time at which nothing happens."""
 
 
 class Owner:
@@ -35,6 +39,18 @@ class Owner:
                 await self._commit()
         await self._commit()
 
+    def entries(self, symbol: str) -> int:
+        """The number of a contract's entries."""
+        return next(fund.entry for fund in self._partition.funds() if fund.contract.symbol == symbol)
+
+    def orders(self, symbol: str) -> int:
+        """The number of a contract's ADL orders."""
+        return next(fund.adl for fund in self._partition.funds() if fund.contract.symbol == symbol)
+
+    def asked(self, symbol: str, adl: int) -> list[tuple[str, int]]:
+        """The accounts that the present round of an order asks, with the lots."""
+        return list(self._partition._desks[symbol].orders[adl].asked.rests())
+
     async def settle_late(self, event: Event) -> None:
         """Settles an event that was rejected, as a message of an operator."""
         rejected = Rejected("0-1", 0, Reason.UNKNOWN_SYMBOL, "", "json", b"{}")
@@ -51,13 +67,19 @@ class Owner:
 
 
 @asynccontextmanager
-async def owned(config: Config, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> AsyncIterator[Owner]:
+async def owned(
+    config: Config, policy_of: Callable[[str], Policy] = lambda _: Policy(), recorded: Policies | None = None
+) -> AsyncIterator[Owner]:
+    """The owner of partition 0, with policies that it records if any are given."""
     async with open_leases(config.database.dsn, "owner", 30) as leases:
         epochs = await leases.keep()
         async with open_writer(config.database.dsn, "owner", 0, epochs[0]) as writer:
             offset, funds = await writer.load(policy_of)
             currency = config.currency
-            partition = Partition(0, 1, funds, currency.decimals, currency.decimals_default, policy_of)
+            policies = await writer.load_policies(recorded) if recorded else ()
+            partition = Partition(
+                0, 1, funds, currency.decimals, currency.decimals_default, policy_of, AHEAD_SECONDS_MAX, policies
+            )
             yield Owner(writer, partition, offset)
 
 
@@ -66,7 +88,7 @@ def listing(symbol: str, **fields: object) -> Listing:
     return Listing({"symbol": symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False, **fields})
 
 
-def fill(symbol: str, seq: int, points: float, ts: int = 0) -> Fill:
+def fill(symbol: str, seq: int, points: float, ts: int = TS) -> Fill:
     """A fill of one lot that leaves so many points."""
     ids = (f"trade-{seq}", f"order-{seq}", f"secret-{seq}")
     return Fill(symbol, seq, "sell", 1, str(1000 + points), "1000", ts, *ids)

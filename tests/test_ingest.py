@@ -155,7 +155,7 @@ async def test_what_is_refused_is_answered_and_kept_and_the_rest_is_settled(worl
         msgspec.json.encode(mark("39000.1234567890123")),
         b'{"type":"fill","symbol":"XBTUSDTM","seq":9,"side":"sell","lots":1,"price":"1","ts":1}',
         b'{"type":"mark","symbol":"XBTUSDTM","price":"1","ts":1,"indexprice":"1"}',
-        b'{"type":"rate","currency":"XBT","price":"-1","ts":1}',
+        b'{"type":"rate","currency":"XBT","price":"-1","ts":1700000000000}',
         b'{"type":"contract","contract":{"symbol":"X"}}',
     ]
     parts = [*map(msgspec.json.encode, EVENTS[:3]), *odd, msgspec.json.encode(EVENTS[3])]

@@ -12,6 +12,7 @@ from ledgers import fill, listing
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.events import Mark, Position, Rate, Reason
 from fundsvc.core.partition import Partition
+from fundsvc.core.sequences import Applied, Facts, content_of_entry
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.pipeline import BatchBound, Pipeline, Reading
 from fundsvc.store.rows import copy_rows
@@ -104,8 +105,15 @@ class FakeLedger:
         key = stream_id, position
         return await self.weather.through(lambda: key in self.rejected and key not in self.settled)
 
-    async def has_settled(self, symbol, seq):
-        return await self.weather.through(lambda: any((e.symbol, e.seq) == (symbol, seq) for e in self.entries))
+    async def facts(self, wanted):
+        return await self.weather.through(
+            lambda: self._facts([(symbol, seq) for symbol, seqs in wanted.items() for seq in seqs])
+        )
+
+    def _facts(self, keys):
+        applied = {(entry.symbol, entry.seq): content_of_entry(entry) for entry in self.entries}
+        refused = [event.identity[2] for event in self.rejected.values() if event.identity]
+        return Facts({key: applied.get(key, Applied.NEVER) for key in keys}, refused)
 
     def prepare(self, batch):
         """Keeps the entries as they are."""
@@ -230,7 +238,7 @@ async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger():
 
 async def test_batches_stay_bounded_while_a_commit_takes_long():
     garbage = [message(number, body=b"[") for number in range(1001, 1501)]
-    fills = [message(number, fill("AAA", number, 1), fill("AAA", number, 2)) for number in range(2, 1001)]
+    fills = [message(number, fill("AAA", number, 1), fill("AAA", number, 1)) for number in range(2, 1001)]
     ledger = FakeLedger("1500-0", Weather(random.Random(1)))
     source = FakeSource([message(1, listing("AAA")), *fills, *garbage], Weather())
     await pipeline_of(source, ledger).run(ledger.complete)
@@ -464,7 +472,7 @@ async def test_books_are_kept_where_a_message_ends_and_a_new_unit_of_prices_is_n
     class Watching(FakeLedger):
         async def commit(self, batch, before, after):
             assert not (batch.books and after.events)
-            assert not (after.events and after.partial_id == "2-0")
+            assert not (after.events > 1 and after.partial_id == "2-0"), "but before the contract is listed anew"
             self.kept += [kept.symbol for kept in batch.books]
             bound.events_max = 5
             await super().commit(batch, before, after)
@@ -497,14 +505,14 @@ async def test_the_loop_is_held_for_a_bounded_time_by_a_legal_message_of_any_siz
 
 @asynccontextmanager
 async def watched_loop():
-    """For how long the loop was held each time, in seconds."""
+    """For how long the loop was held each time, in seconds of the processor: what other processes take does not count."""
     holds = []
 
     async def watch():
         while True:
-            started = time.perf_counter()
+            started = time.thread_time()
             await asyncio.sleep(0)
-            holds.append(time.perf_counter() - started)
+            holds.append(time.thread_time() - started)
 
     task = asyncio.create_task(watch())
     try:

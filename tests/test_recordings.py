@@ -242,7 +242,7 @@ class TestForceOrders:
         recording = orders_of(write(force_order(T=START - 1), line, force_order()))
         assert len(recording.events) == 2
         (refused,) = recording.refused
-        assert (refused.where, refused.reason) == ("line 2", reason)
+        assert (refused.line, refused.reason) == (2, reason)
         assert what in refused.detail
 
 
@@ -356,8 +356,9 @@ class TestReplayOfOrders:
         )
         assert (done.code, credited(done), done.result["passedOver"]) == (0, 3, 2)
         assert done.result["rejected"] == {"out_of_range": 2, "undecodable": 1}
-        assert done.result["lines"][0] == "line 6: undecodable: not json: Input data was truncated"
-        assert done.result["lines"][1] == "line 3: out_of_range: a filled quantity (z) of 0 is no fill"
+        first, *_, last = done.result["lines"]
+        assert first == "line 3: out_of_range: a filled quantity (z) of 0 is no fill"
+        assert last == "line 6: undecodable: not json: Input data was truncated"
 
     @pytest.mark.parametrize(
         "lines",
@@ -459,6 +460,19 @@ class TestExport:
             if not (await verify(as_csv(altered))).code:
                 believed.append(name)
         assert believed == ["recordedAt"], "the time of recording is our own clock's and not sealed; all else is"
+
+    async def test_an_entry_moves_what_its_kind_may_move(self, ledger):
+        rows = list(csv.DictReader(io.StringIO((await fundsvc(ledger, "export", "ABCUSDTM")).output)))
+        assert [row["kind"] for row in rows] == ["surplus", "shortfall", "flat", "surplus"]
+        for number, fields, sentence in (
+            (0, {"kind": "flat"}, "entry 1: it is no flat"),
+            (0, {"kind": "refund"}, "entry 1: it is no refund"),
+            (2, {"kind": "cover", "change": "-1", "repaid": "1"}, "entry 3: it is no cover"),
+            (1, {"repaid": "1", "change": "-2"}, "entry 2: it is no shortfall"),
+            (3, {"repaid": "25", "change": "5"}, "entry 4: more is repaid than was left uncovered"),
+        ):
+            verified = await verify(as_csv([*rows[:number], rows[number] | fields, *rows[number + 1 :]]))
+            assert (verified.code, sentence in verified.error) == (1, True), verified.error
 
     async def test_no_entry_can_be_left_out_or_moved(self, ledger):
         rows = list(csv.DictReader(io.StringIO((await fundsvc(ledger, "export", "ABCUSDTM")).output)))

@@ -15,6 +15,7 @@ from fundsvc.core.chain import GENESIS, Entry
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
+from fundsvc.core.sequences import Applied
 from fundsvc.store.database import SQL, StoreFault, StoreRefusal, connect, faults, lent, open_pool, refusals, transaction
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
@@ -222,13 +223,24 @@ async def test_replayed_events_are_noted_and_known(writer, service_connection):
     partition.batch.rejected = [Rejected("1-0", 2, Reason.INVALID_FIELD, "again", "json", b"y")]
     await writer.commit(partition.take(), NEXT, Offset("2-0", 2))
     assert [await writer.is_open("1-0", n) for n in range(3)] == [False, False, True]
-    assert {seq for seq in range(40) if await writer.has_settled("AAA", seq)} == {5, 10, 20, 30}
-    assert not await writer.has_settled("BBB", 5)
+    assert await settled(writer, "AAA", range(40)) == {5, 10, 20, 30}
+    assert await settled(writer, "BBB", [5]) == set()
     again = await service_connection.fetchrow("SELECT reason, detail, body FROM rejected WHERE position = 2")
     assert tuple(again) == ("invalid_field", "again", b"x")
 
 
-async def test_sequences_are_found_among_many_that_were_settled_late(writer):
+async def settled(writer, symbol, seqs):
+    """Which of some sequences were settled, as facts tell, page by page."""
+    known, left = set(), list(seqs)
+    while left:
+        facts = (await writer.facts({symbol: left})).applied
+        known |= {seq for seq in left if facts.get((symbol, seq), Applied.NEVER) is not Applied.NEVER}
+        assert (symbol, left[0]) in facts
+        left = [seq for seq in left if (symbol, seq) not in facts]
+    return known
+
+
+async def test_sequences_are_found_among_many_that_were_settled_late(writer, monkeypatch):
     """Those from 200 on in order, low ones late, singly and many in a row."""
     partition = partition_of()
     partition.apply(listing("AAA"))
@@ -244,7 +256,9 @@ async def test_sequences_are_found_among_many_that_were_settled_late(writer):
             partition.apply(fill("AAA", 2000 + late, 1))
             known.add(2000 + late)
     await writer.commit(partition.take(), NEXT, Offset("2-0", 2))
-    assert {seq for seq in range(2100) if await writer.has_settled("AAA", seq)} == known
+    for page in (3, 7, 1000):
+        monkeypatch.setattr("fundsvc.store.sequences.PAGE_ENTRIES", page)
+        assert await settled(writer, "AAA", range(2100)) == known
 
 
 LEGAL = msgspec.structs.replace(EXTREME, entry=1, seq=1, change=5, balance=5, lots=1, price=1)
@@ -255,7 +269,7 @@ ILLEGAL = {
     "seq": {"seq": 0},
     "lots": {"lots": 0},
     "price": {"price": 0},
-    "bankruptcy price": {"bankruptcy_price": 0},
+    "bankruptcy price": {"bankruptcy_price": -1},
     "time": {"ts": -1},
     "side": {"side": "both"},
     "kind": {"kind": "deposit"},

@@ -12,7 +12,7 @@ from ledgers import fill, listing, owned
 
 from fundsvc.audit import audit_contract
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position
-from fundsvc.core.policy import DrawdownGuard, Policy
+from fundsvc.core.policy import DrawdownGuard, Policies, Policy
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import known_contracts
 
@@ -28,6 +28,7 @@ TABLES_THAT_DECIDE_NOTHING = {
     "rates": "what balances are worth in USDT, for people: no entry depends on it",
     "rollup_progress": "how far charts have come",
     "rollups": "charts, which `fundsvc rebuild-rollups` makes of the entries",
+    "stream_gaps": "which messages of a stream are lost",
     "targets": "how large funds should be: a signal, nothing acts on it",
 }
 
@@ -39,12 +40,18 @@ COLUMNS_THAT_DECIDE_NOTHING = {
     ("adl_records", "first_rank"): "where a page of a round begins: ranks are sealed in the body",
     ("adl_records", "recorded_at"): "our clock",
     ("contracts", "listed_at"): "our clock",
+    ("contracts", "suspended"): "whether events are refused: what was settled does not depend on it",
     ("contracts", "updated_at"): "our clock",
     ("entries", "recorded_at"): "our clock",
     ("funds", "updated_at"): "our clock",
+    ("policies", "recorded_at"): "our clock",
+    ("policies", "stream_id"): "which message changed the policies",
     ("rejected", "body"): "what was not settled",
     ("rejected", "codec"): "what was not settled",
     ("rejected", "detail"): "what was not settled",
+    ("rejected", "digest"): "what was not settled",
+    ("rejected", "event_seq"): "what was not settled",
+    ("rejected", "event_symbol"): "what was not settled",
     ("rejected", "partition"): "what was not settled",
     ("rejected", "position"): "what was not settled",
     ("rejected", "reason"): "what was not settled",
@@ -69,6 +76,7 @@ ANOTHER = {
 
 ALTERED = {
     ("contracts", "specification"): ["'{{}}'", "({0}::jsonb || '{{\"multiplier\": 2}}')::json"],
+    ("policies", "body"): ["jsonb_set({0}::jsonb, '{{default,waterfall}}', '\"adl_then_fund\"')::json"],
     ("funds", "guard"): ["NULL", "'[true, []]'", "'[false, [[1, 1]]]'"],
     ("entries", "kind"): [f"'{kind}'" for kind in ("surplus", "flat", "shortfall", "refund", "cover")],
     ("entries", "side"): ["CASE {0} WHEN 'buy' THEN 'sell' ELSE 'buy' END"],
@@ -115,7 +123,7 @@ async def ledger(config, owner_connection):
         *(executed(10, "carl", 3, 3), sold(11, 5, "101"), sold(12), *(ended(seq, 3) for seq in range(13, 30))),
         *(sold(40, 12, "90"), executed(41, "carl", 1, 4)),
     ]
-    async with owned(config, lambda _: POLICY) as owner:
+    async with owned(config, recorded=Policies(1, POLICY, {})) as owner:
         await owner.settle([listing(SYMBOL), *events, listing("XYZ"), fill("XYZ", 1, 5)])
         await owner.settle_late(sold(30, 1, "101"))
     constraints = await owner_connection.fetch(
@@ -141,7 +149,7 @@ async def columns_of(connection):
 
 async def differences(config):
     async with open_pool(config.database.dsn, 1) as pool:
-        audits = [await audit_contract(pool, symbol, lambda _: None, POLICY) for symbol, _ in await known_contracts(pool)]
+        audits = [await audit_contract(pool, symbol, lambda _: None) for symbol, _ in await known_contracts(pool)]
     return [difference for audit in audits for difference in audit.differences]
 
 
@@ -188,7 +196,7 @@ async def places(connection, table):
 
 
 def of_ours(table):
-    return "symbol IS NOT NULL" if table == "rejected" else f"symbol = '{SYMBOL}'"
+    return {"rejected": "symbol IS NOT NULL", "policies": "partition = 0"}.get(table, f"symbol = '{SYMBOL}'")
 
 
 async def altered_row(connection, table, column, row, expression):

@@ -55,6 +55,7 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     gone. `openInterest` is in lots, null until the books are loaded; `balanceToOpenInterest` is the balance over what these are
     worth at the mark. `target` is the size that the fund should have, `fullness` the balance over it, `leverageCap` the highest
     leverage that this recommends: null where there is no target; `/target` says why, and where it comes from.
+    `suspended` is true while the contract's terms are in doubt: its events are rejected with `terms_in_doubt`, and kept.
     """
 
     symbol: str
@@ -79,6 +80,7 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     target: str | None
     fullness: float | None
     leverage_cap: float | None
+    suspended: bool
     balance_usdt_reason: str | UnsetType = UNSET
     balance_base_reason: str | UnsetType = UNSET
 
@@ -144,6 +146,7 @@ def contract_answer(listed: Listed) -> ContractAnswer:
         "partition": listed.partition,
         "settleDecimals": contract.settle_decimals,
         "priceDecimals": contract.price_decimals,
+        "suspended": listed.suspended,
     }
     return {**fields, **ours}
 
@@ -178,6 +181,7 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation, as_of: int)
         target=target_size(target, decimals),
         fullness=target.fullness(fund.balance) if target else None,
         leverage_cap=target.leverage_cap(fund.balance) if target else None,
+        suspended=fund.suspended,
     )
 
 

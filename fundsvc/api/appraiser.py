@@ -13,6 +13,7 @@ from fundsvc.core.batch import RateState
 from fundsvc.core.book import Book
 from fundsvc.core.fullness import Target
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX
+from fundsvc.core.policy import Policies
 from fundsvc.follower import Follower, NotFollowed
 from fundsvc.logs.faults import Outage
 from fundsvc.store.database import Pool, StoreFault
@@ -36,11 +37,15 @@ log = structlog.get_logger()
 
 
 class Appraiser:
-    """Values funds. What is away stays what it was, and rates grow too old by themselves."""
+    """Values funds. What is away stays what it was, and rates grow too old by themselves.
+
+    `policies` are those in force, by partition.
+    """
 
     def __init__(
         self, reader: Reader, statistics: Statistics, targets: Targets, follower: Follower, rate_seconds_max: float
     ) -> None:
+        self.policies: dict[int, Policies] = {}
         self._reader = reader
         self._statistics = statistics
         self._targets = targets
@@ -66,6 +71,7 @@ class Appraiser:
     async def refresh(self) -> None:
         """Looks at what may be new; raises StoreFault."""
         self._rates = await self._reader.rates()
+        self.policies = await self._reader.policies()
         started = time.monotonic()
         if started >= self._due:
             self._marks = await self._statistics.marks()

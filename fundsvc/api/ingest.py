@@ -7,22 +7,21 @@ and may refuse for what the ledger alone can tell, such as an amount out of rang
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import structlog
 from aiohttp import hdrs, web
+from msgspec import UNSET, UnsetType
 
 from fundsvc.api.access import Gate, Roles, allowed
 from fundsvc.api.answers import Answer, Envelope
 from fundsvc.api.endpoints import JSON, Endpoint, Media
 from fundsvc.api.errors import BadParameter, TooLarge, Unavailable, WrongMedia
+from fundsvc.api.foresight import Foresight
 from fundsvc.config import Config
-from fundsvc.core.contracts import Contract, contract_of
-from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
-from fundsvc.core.identifiers import check_identifiers
-from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
+from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
 from fundsvc.logs.faults import Seldom
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, stream_key
@@ -56,12 +55,23 @@ class RefusedAnswer(Answer, frozen=True):
     detail: str
 
 
+class GapAnswer(Answer, frozen=True):
+    """An event that will be settled although its `prevSeq` is not `lastSeq`, the last sequence of its contract known here."""
+
+    index: int
+    symbol: str
+    seq: int
+    prev_seq: int
+    last_seq: int
+
+
 class IngestAnswer(Answer, frozen=True):
-    """How many events were accepted, which messages carry them, and which were refused."""
+    """How many events were accepted, which messages carry them, which were refused, and before which some are missing."""
 
     accepted: int
     messages: list[MessageAnswer]
     rejected: list[RefusedAnswer]
+    gaps: list[GapAnswer] | UnsetType = UNSET
 
 
 class Submission(NamedTuple):
@@ -82,13 +92,11 @@ class Ingest:
     """Appends what engines post to the streams; the gate counts their events."""
 
     def __init__(self, config: Config, reader: Reader, producer: Producer, gate: Gate) -> None:
-        self._reader = reader
+        self._foresight = Foresight(config, reader)
         self._producer = producer
         self._gate = gate
         self._partitions = config.stream.partitions
-        self._currency = config.currency
         self._bytes_max = config.http.ingest_bytes_max
-        self._contracts: dict[str, Contract] = {}
         self._away = Seldom(log, "ingest")
         events = list[AnyEvent] | AnyEvent
         self.endpoint = Endpoint(
@@ -112,6 +120,8 @@ class Ingest:
         submission = read_submission(request.content_type, body)
         if len(submission.raws) > EVENTS_PER_MESSAGE_MAX:
             raise TooLarge(f"{len(submission.raws)} events: send at most {EVENTS_PER_MESSAGE_MAX} at once")
+        if any(isinstance(event, PolicyChange) for event in submission.events):
+            raise BadParameter("a policy event is not taken over HTTP: engines append it when their configuration changes")
         allowed(request, ENGINES)
         self._gate.charge(request, len(submission.raws))
         answer = await self._submit(submission)
@@ -120,51 +130,23 @@ class Ingest:
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
     async def _submit(self, submission: Submission) -> IngestAnswer:
-        await self._learn(submission.events)
-        listed: dict[str, Contract] = {}
+        glance = await self._foresight.look(submission.events)
         refused: dict[int, RefusedAnswer] = {}
+        gaps: list[GapAnswer] = []
         for start in range(0, len(submission.events), CHUNK_EVENTS):
-            refused.update(self._refusals(submission.events, start, listed))
+            for index, event in enumerate(submission.events[start : start + CHUNK_EVENTS], start):
+                try:
+                    gap = glance.check(event)
+                except Rejection as rejection:
+                    rejection.__traceback__ = None  # It would keep the whole body in a cycle.
+                    refused[index] = RefusedAnswer(index, rejection.reason, rejection.detail)
+                else:
+                    gaps += [GapAnswer(index, gap.symbol, gap.seq, gap.prev_seq, gap.last)] if gap else []
             await asyncio.sleep(0)
         messages = await self._append(submission, refused)
-        self._contracts.update(listed)
-        return IngestAnswer(len(submission.events) - len(refused), messages, list(refused.values()))
-
-    def _refusals(
-        self, events: Sequence[Event | Rejection], start: int, listed: dict[str, Contract]
-    ) -> Iterator[tuple[int, RefusedAnswer]]:
-        for index, event in enumerate(events[start : start + CHUNK_EVENTS], start):
-            try:
-                self._check(event, listed)
-            except Rejection as rejection:
-                rejection.__traceback__ = None  # It would keep the whole body in a cycle.
-                yield index, RefusedAnswer(index, rejection.reason, rejection.detail)
-
-    async def _learn(self, events: Iterable[Event | Rejection]) -> None:
-        """Asks the ledger for its contracts if any event is of one that is not known here."""
-        if any(symbol not in self._contracts for event in events if (symbol := getattr(event, "symbol", None))):
-            found = {known.contract.symbol: known.contract for known in await self._reader.contracts()}
-            self._contracts.update(found)
-
-    def _check(self, event: Event | Rejection, listed: dict[str, Contract]) -> None:
-        """Raises Rejection for what will be refused; a listing adds its contract to those `listed` in this body."""
-        match event:
-            case Rejection():
-                raise event
-            case Rate():
-                check_identifiers(event)
-                parse_price(event.price, PRICE_DECIMALS_MAX)
-            case Listing():
-                contract = contract_of(event.contract, self._currency.decimals, self._currency.decimals_default)
-                listed[contract.symbol] = contract
-            case _:
-                _check_fields(event, self._contract(event, listed))
-
-    def _contract(self, event: Any, listed: Mapping[str, Contract]) -> Contract:
-        contract = listed.get(event.symbol) or self._contracts.get(event.symbol)
-        if contract is None:
-            raise Rejection(Reason.UNKNOWN_SYMBOL, f"no contract {event.symbol!r} is listed")
-        return contract
+        self._foresight.accept(glance)
+        accepted = len(submission.events) - len(refused)
+        return IngestAnswer(accepted, messages, list(refused.values()), gaps or UNSET)
 
     async def _append(self, submission: Submission, refused: Container[int]) -> list[MessageAnswer]:
         """Appends each partition's part; raises Unavailable, saying which have theirs."""
@@ -226,21 +208,5 @@ def _whole(codec: Codec, body: bytes) -> Submission:
 
 
 def _is_no_event(event: Event | Rejection) -> bool:
-    return isinstance(event, Rejection) and event.reason == Reason.UNDECODABLE
-
-
-def _check_fields(event: Event, contract: Contract) -> None:
-    """Raises Rejection where a number cannot be held exactly, or a name is no identifier."""
-    if isinstance(event, Fill | Position):
-        check_identifiers(event)
-    price, money = contract.price_decimals, contract.settle_decimals
-    match event:
-        case Fill():
-            parse_price(event.price, price)
-            parse_price(event.bankruptcy_price, price)
-        case Mark():
-            parse_price(event.price, price)
-            parse_price(event.index_price or event.price, price)
-        case Position():
-            parse_price(event.entry_price if event.lots else "1", price)
-            parse_amount(event.margin, money)
+    """Whether bytes could not be decoded, or were too large to try."""
+    return isinstance(event, Rejection) and event.reason in (Reason.UNDECODABLE, Reason.TOO_LARGE)

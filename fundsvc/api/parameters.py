@@ -14,6 +14,7 @@ from fundsvc.core.chain import Kind
 from fundsvc.core.events import Account, Number, Positive, Timestamp
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import MINUTE_MS, Share
+from fundsvc.keys import decode_json
 
 SHOWN_LENGTH_MAX = 60
 """How much of a wrong value an error quotes: enough to recognise it."""
@@ -178,7 +179,7 @@ def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
 def read_body(kind: type[Q], body: bytes) -> Q:
     """What a request's JSON body says; raises BadParameter, naming what is wrong with it."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decode_json(body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadParameter(f"the body is not what it must be: {error}") from None
 

@@ -16,6 +16,7 @@ import structlog
 from fundsvc.api.errors import StaleToken, WrongToken
 from fundsvc.config import ConfigError, TokenConfig
 from fundsvc.core.events import TIMESTAMP_MAX, Account
+from fundsvc.keys import decode_json
 
 SECRET_LENGTH_MIN = 32
 """A shorter one than its digest weakens HMAC-SHA256 (RFC 7518, section 3.2)."""
@@ -134,7 +135,7 @@ class KeyFile:
 def read_keys(path: Path) -> list[jwt.PyJWK]:
     """The keys of a JWKS file; raises OSError, or ConfigError where it holds anything but public keys that we can use."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=dict[str, list[dict[str, object]]])["keys"]
+        found = decode_json(path.read_bytes(), dict[str, list[dict[str, object]]])["keys"]
         keys = [jwt.PyJWK(key) for key in found]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, ValueError, jwt.PyJWTError):
         raise ConfigError(f'token.keys: {path} is not a JWKS file: {{"keys": [...]}} with keys of RFC 7517') from None

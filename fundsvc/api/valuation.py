@@ -48,11 +48,14 @@ def base_currency(fund: FundRow) -> str | None:
 
 
 def balance_base(fund: FundRow, valuation: Valuation) -> str | None:
-    """The balance in the base currency at the mark; of an inverse contract, which settles in it, the balance itself."""
+    """The balance in the base currency at the mark; of a contract that settles in it, the balance itself.
+
+    None for a quanto contract: its mark does not price the base in the settlement currency.
+    """
     contract, mark = fund.contract, valuation.mark
-    if contract.is_inverse:
+    if contract.is_inverse or fund.base_currency == fund.settle_currency:
         return format_units(fund.balance, fund.settle_decimals)
-    if mark is None or fund.base_currency is None:
+    if mark is None or fund.base_currency is None or fund.is_quanto:
         return None
     scale = 10 ** (contract.price_decimals + EQUIVALENT_DECIMALS)
     return format_units(fund.balance * scale // (10**fund.settle_decimals * mark), EQUIVALENT_DECIMALS)
@@ -60,6 +63,8 @@ def balance_base(fund: FundRow, valuation: Valuation) -> str | None:
 
 def why_no_base(fund: FundRow) -> str:
     """What a balance in the base currency lacks."""
+    if fund.is_quanto:
+        return f"{fund.symbol} is a quanto contract: its mark does not price {fund.base_currency} in {fund.settle_currency}"
     if fund.base_currency:
         return f"no mark price of {fund.symbol} has come yet"
     return f"the listing of {fund.symbol} names no baseCurrency"

@@ -1,7 +1,7 @@
 """Commands about auto-deleveraging, for the operator: adl preview names accounts."""
 
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -15,7 +15,6 @@ from fundsvc.cli.running import DONE, Json, at_primary, cli, print_json, run
 from fundsvc.config import Config
 from fundsvc.core.adl import State
 from fundsvc.core.events import Fill, Rejection
-from fundsvc.core.policy import Policy
 from fundsvc.follower import Follower
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import Pool
@@ -49,9 +48,8 @@ def preview(
     changes = {name: value for name, value in given.items() if value is not None}
 
     async def command(config: Config) -> int:
-        policy = msgspec.structs.replace(config.policy.of(symbol), **changes)
         fill = Fill(symbol, 1, side, lots, price, bankruptcy_price, time.time_ns() // 1_000_000)
-        answer = await _preview(config, policy, fill)
+        answer = await _preview(config, changes, fill)
         if json:
             print_json(answer)
         else:
@@ -86,11 +84,14 @@ def orders(
     run(context, command)
 
 
-async def _preview(config: Config, policy: Policy, fill: Fill) -> PreviewAnswer:
+async def _preview(config: Config, changes: dict[str, Any], fill: Fill) -> PreviewAnswer:
+    """What a fill would do under the recorded policy of its contract, changed as asked."""
     async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
         found = await _listed(pool, fill.symbol)
         follower = Follower(complete, pool, client, Metrics())
         await follower.step(found.partition)
+        recorded = (await Reader(pool).policies()).get(found.partition, complete.policy)
+        policy = msgspec.structs.replace(recorded.of(fill.symbol), **changes)
         try:
             outcome, view = await follower.preview(found.contract, found.partition, policy, fill)
         except Rejection as rejection:

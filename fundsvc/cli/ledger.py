@@ -15,14 +15,16 @@ from fundsvc.app import connected, consuming, prepared
 from fundsvc.audit import ContractAudit, audit_contract
 from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, progress, run
 from fundsvc.config import Config, PolicyConfig
-from fundsvc.core.events import Reason
+from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
 from fundsvc.delivery import Delivered, Delivery, Gain, listed
 from fundsvc.export import COLUMNS, export_rows
 from fundsvc.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import known_contracts, open_ledger
+from fundsvc.store.reader import Reader
 from fundsvc.store.rollups import condense, distrust, rebuild
+from fundsvc.streams.producer import Producer
 from fundsvc.vectors import Outcome, read_vector, run_vector
 
 contracts = typer.Typer(help="Contracts of the funds.", no_args_is_help=True)
@@ -35,6 +37,28 @@ def contracts_load(context: typer.Context, file: Path, json: Json = False) -> No
 
     async def command(config: Config) -> int:
         return NO if (await _deliver(config, lambda _: read_contracts(file), json)).refused else DONE
+
+    run(context, command)
+
+
+@contracts.command()
+def resume(context: typer.Context, symbol: str) -> None:
+    """Settle events of a suspended contract again, under the terms of its entries; exit with 1 if it is not suspended.
+
+    The contract is listed through its stream as it was before the listing that was refused. `fundsvc rejected replay` then
+    sends again what was refused meanwhile.
+    """
+
+    async def command(config: Config) -> int:
+        async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
+            known = await Reader(pool).contracts(symbol)
+            if not known or not known[0].suspended:
+                Console(stderr=True).print(f"fundsvc: no contract {symbol} is suspended", style="red")
+                return NO
+            listing = Listing(msgspec.json.decode(known[0].specification))
+            await Producer(client, complete.stream.partitions).append([listing])
+        Console().print(f"listed {symbol} with the terms of its entries")
+        return DONE
 
     run(context, command)
 

@@ -33,7 +33,7 @@ def list_command(
     limit: Annotated[int, typer.Option(min=1)] = 100,
     json: Json = False,
 ) -> None:
-    """List rejected events, oldest first."""
+    """List rejected events in stream order, partition by partition."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):

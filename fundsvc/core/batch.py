@@ -11,7 +11,10 @@ from fundsvc.core.book import SavedBook
 from fundsvc.core.chain import Entry, Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
+from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.policy import Policies
 from fundsvc.core.records import SealedRecord
+from fundsvc.core.sequences import Gap
 from fundsvc.core.settlement import Fund, FundState
 
 _SYMBOL_AND_KIND = attrgetter("symbol", "kind")
@@ -117,6 +120,11 @@ class Batch:
     `events` counts the events that made it, and `place` is that of the last one. A batch that is `uncut` must be committed at
     the end of a message. `noted_bytes` is the size of what is not an entry.
 
+    `old` counts events of over a day ago, by contract, those of no contract under ""; `latest_ms` is the latest time that its
+    last event could have; `suspensions` tells of contracts whose terms came into doubt (true) or out of it; `policies` are the
+    versions that came into force; `gaps` are those that `prevSeq` revealed; `repeated_trades` counts trade ids that a contract
+    had before.
+
     A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
     service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
     `packed_count` their number and `packed_kinds` their numbers by contract and kind.
@@ -136,6 +144,12 @@ class Batch:
     rejected: list[Rejected] = field(default_factory=list)
     replayed: list[tuple[str, int, str | None, Entry | None]] = field(default_factory=list)
     duplicates: Counter[str] = field(default_factory=Counter)
+    old: Counter[str] = field(default_factory=Counter)
+    latest_ms: int = INT64_MAX
+    suspensions: dict[str, bool] = field(default_factory=dict)
+    policies: list[Policies] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    repeated_trades: Counter[str] = field(default_factory=Counter)
     packed: list[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)

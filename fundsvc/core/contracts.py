@@ -9,7 +9,7 @@ import msgspec
 
 from fundsvc.core.events import Reason, Rejection
 from fundsvc.core.identifiers import is_identifier
-from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, to_units
+from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, format_units, parse_amount, parse_price, to_units
 
 MULTIPLIER_DIGITS_MAX = 18
 """Of both the whole part and the fraction: generous for any listed contract, small enough to keep products quick."""
@@ -67,12 +67,41 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
         common = math.gcd(numerator, denominator)
         return numerator // common, denominator // common
 
+    @property
+    def price_max(self) -> str:
+        """The highest price that the scale holds."""
+        return format_units(INT64_MAX, self.price_decimals)
+
+    def bankruptcy_price(self, text: str) -> int:
+        """The price in the contract's units. 0 is legal for a linear contract: a fully margined long loses its margin there."""
+        return (parse_price if self.is_inverse else parse_amount)(text, self.price_decimals)
+
     def same_terms(self, other: "Contract") -> bool:
         """Whether entries of both mean the same money: what a listed contract may not change."""
         return (self.settle_currency, self.multiplier, self.is_inverse) == (
             other.settle_currency,
             other.multiplier,
             other.is_inverse,
+        )
+
+
+class TermsChanged(Rejection):
+    """A listing whose terms differ from those of the contract's entries: what comes after it cannot be settled."""
+
+
+def check_relisting(known: Contract, listed: Contract) -> None:
+    """Raises Rejection where a contract that has entries cannot be listed like this."""
+    if not known.same_terms(listed):
+        raise TermsChanged(
+            Reason.CONTRACT_FIXED,
+            f"{known.symbol} has entries: multiplier, settleCurrency and isInverse cannot change. Its events are refused until"
+            " it is listed with its own terms (fundsvc contracts resume); list other terms under another symbol",
+        )
+    if listed.price_decimals < known.price_decimals:
+        raise Rejection(
+            Reason.CONTRACT_FIXED,
+            f"{known.symbol} has entries: its prices keep {known.price_decimals} decimals and go up to {known.price_max}, below"
+            " maxPrice. Leave maxPrice out to keep them, or list the contract under another symbol",
         )
 
 

@@ -1,6 +1,6 @@
 """The ADL desk of one contract: its book, its open orders, and the positions that a round asks."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,11 +36,13 @@ class Picks(NamedTuple):
 class Deleveraging:
     """Ranks, asks and keeps promises: lots that one open order asks of a position are not asked by another.
 
-    `changed` says whether positions have changed since the book was last kept.
+    `changed` says whether positions have changed since the book was last kept. `policy_under` tells the policy of a version of
+    the policies: an order keeps that under which it began.
     """
 
-    def __init__(self, contract: Contract, policy: Policy) -> None:
+    def __init__(self, contract: Contract, policy: Policy, policy_under: Callable[[int], Policy] | None = None) -> None:
         self.policy = policy
+        self._policy_under = policy_under or (lambda _: policy)
         self.book = Book(contract)
         self.orders: dict[int, AdlOrder] = {}
         self.changed = False
@@ -50,8 +52,9 @@ class Deleveraging:
 
         The round is empty where nobody can be asked.
         """
-        want = order.want(self.policy.rounds_max)
-        picks = self._picks(want, self.policy)
+        policy = self._policy_under(order.policy_version)
+        want = order.want(policy.rounds_max)
+        picks = self._picks(want, policy)
         terms = self._explain(want, picks)
         order.begin_round(terms, now_ms)
         self.orders[order.adl] = order
@@ -224,18 +227,16 @@ class _Search:
     def _share(self, candidates: Candidates, last: int) -> None:
         """Shares the lots by unrealised profit among all candidates that the price leaves solvent."""
         part = slice(0, last)
-        rows = candidates.rows[part]
         able = candidates.survivors(part, self._price)
         if self._barred:
-            able &= ~np.isin(rows, list(self._barred))
+            able &= ~np.isin(candidates.rows[part], list(self._barred))
         free = np.where(able, np.maximum(candidates.free(part), 0), 0)
-        profits = self._side.profits(rows, self._mark)
-        takings = allocate_pro_rata(free, profits, self._side.places(rows), self.left)
-        indices = [index for index, _ in takings]
-        self._rows += rows[indices].tolist()
-        self._ranks += candidates.ranks_of(indices)
-        self._lots += [lots for _, lots in takings]
-        self.left = max(0, self.left - sum(lots for _, lots in takings))
+        shares = allocate_pro_rata(free, candidates.profits[part], candidates.places[part], self.left)
+        lots = shares.lots.tolist()
+        self._rows += candidates.rows[shares.indices].tolist()
+        self._ranks += candidates.ranks_of(shares.indices)
+        self._lots += lots
+        self.left -= sum(lots)
 
     def _pick(self, candidates: Candidates, index: int, lots: int) -> None:
         lots = min(lots, self.left)

@@ -8,6 +8,9 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
+from fundsvc.core.policy import Policy
 
 Symbol = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Identifier = Annotated[str, msgspec.Meta(max_length=64)]
@@ -15,8 +18,8 @@ Account = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Currency = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Signed = Annotated[int, msgspec.Meta(ge=-(2**63 - 1), le=2**63 - 1)]
-Previous = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""The contract's sequence before an event's own; 0 for its first."""
+Previous = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | UnsetType | None
+"""The contract's sequence before an event's own; 0 for its first. Neither required nor sent where it is not known."""
 
 Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40, extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"})]
 """A plain decimal number. The pattern is told to whoever asks for a schema; parsing refuses what does not match."""
@@ -28,7 +31,9 @@ Timestamp = Annotated[int, msgspec.Meta(ge=0, le=TIMESTAMP_MAX)]
 """Milliseconds since the epoch by the engine's clock."""
 
 
-class Event(msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, frozen=True, gc=False):
+class Event(
+    msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, omit_defaults=True, frozen=True, gc=False
+):
     """Base of all events. `seq`, where there is one, increases strictly per symbol over all types that have it."""
 
 
@@ -45,7 +50,7 @@ class Fill(Event, frozen=True, tag="fill"):
     trade_id: Identifier = ""
     order_id: Identifier = ""
     account: Identifier = ""
-    prev_seq: Previous | None = None
+    prev_seq: Previous = UNSET
 
 
 class Mark(Event, frozen=True, tag="mark"):
@@ -94,7 +99,7 @@ class AdlFill(Event, frozen=True, tag="adlFill"):
     account: Account
     lots: Positive
     ts: Timestamp
-    prev_seq: Previous | None = None
+    prev_seq: Previous = UNSET
 
 
 class AdlEnd(Event, frozen=True, tag="adlEnd"):
@@ -104,7 +109,7 @@ class AdlEnd(Event, frozen=True, tag="adlEnd"):
     seq: Positive
     adl: Positive
     ts: Timestamp
-    prev_seq: Previous | None = None
+    prev_seq: Previous = UNSET
 
 
 class AdlAck(Event, frozen=True, tag="adlAck"):
@@ -130,6 +135,18 @@ class Rate(Event, frozen=True, tag="rate"):
 
     currency: Currency
     price: Number
+    ts: Timestamp
+
+
+class PolicyChange(Event, frozen=True, tag="policy"):
+    """From here on these policies apply to all contracts of the partition.
+
+    Its owner appends the event when the configuration has changed.
+    """
+
+    version: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    default: Policy
+    contracts: dict[Symbol, Policy]
     ts: Timestamp
 
 
@@ -166,6 +183,9 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
 
 
+UNDER_TERMS = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd
+"""Events whose numbers mean what the contract's terms say."""
+
 DETAIL_LENGTH_MAX = 500
 """A detail may quote what arrived, and what arrived may be anything."""
 
@@ -180,6 +200,15 @@ class Rejection(Exception):
         self.detail = shown[:DETAIL_LENGTH_MAX]
 
 
+def terms_in_doubt(symbol: str) -> Rejection:
+    """Why an event of a suspended contract is refused."""
+    return Rejection(
+        Reason.TERMS_IN_DOUBT,
+        f"{symbol} was listed with other terms than its entries have: list it with theirs, or run"
+        f" fundsvc contracts resume {symbol}",
+    )
+
+
 def check_replayable(event: Event | Rejection) -> None:
     """Raises Rejection for a state that later events have replaced: sent again, an old one would overwrite a newer one."""
     if isinstance(event, Mark | Position | Rate):
@@ -190,7 +219,10 @@ def check_replayable(event: Event | Rejection) -> None:
 
 
 class Rejected(msgspec.Struct, frozen=True, gc=False):
-    """A refused event as it is kept: where it came from, why it was refused, and its bytes."""
+    """A refused event as it is kept: where it came from, why it was refused, and its bytes.
+
+    One with an engine sequence is found again by its contract, its sequence and the digest of what it says.
+    """
 
     stream_id: str
     position: int
@@ -198,3 +230,4 @@ class Rejected(msgspec.Struct, frozen=True, gc=False):
     detail: str
     codec: str
     body: bytes
+    identity: tuple[str, int, bytes] | None = None

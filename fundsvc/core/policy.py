@@ -40,6 +40,22 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drawdown_guard: DrawdownGuard | None = None
 
 
+class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The policies of all contracts, as a partition has recorded them; versions of a partition count from 1."""
+
+    version: int
+    default: Policy
+    contracts: dict[str, Policy]
+
+    def of(self, symbol: str) -> Policy:
+        """The policy of a contract."""
+        return self.contracts.get(symbol, self.default)
+
+    def same_rules(self, other: "Policies") -> bool:
+        """Whether both say the same, whatever their versions."""
+        return (self.default, self.contracts) == (other.default, other.contracts)
+
+
 class Peaks:
     """The highest balance of a sliding span of time, by the minute; balances in atoms.
 
@@ -63,6 +79,11 @@ class Peaks:
             minutes.append((minute, balance))
         while minutes[0][0] < minute - self._span:
             minutes.popleft()
+
+    def forget_after(self, latest_ms: int) -> None:
+        """Drops minutes that are later than a time: ledgers of before have some, from events stamped ahead."""
+        while self._minutes and self._minutes[-1][0] > latest_ms // MINUTE_MS:
+            self._minutes.pop()
 
     @property
     def peak(self) -> int:
@@ -91,6 +112,10 @@ class Guard:
             self.active = False
         elif balance <= _share_of(peak, 1 - self._terms.start):
             self.active = True
+
+    def forget_after(self, latest_ms: int) -> None:
+        """Drops what was noted at times later than this, which no time of now can replace."""
+        self._peaks.forget_after(latest_ms)
 
     @property
     def line(self) -> int:

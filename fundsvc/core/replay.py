@@ -44,19 +44,19 @@ class Pending(msgspec.Struct, array_like=True, frozen=True):
 class Undated(msgspec.Struct, array_like=True, frozen=True):
     """What came of orders from before there were records: nobody knows what entries they ended at.
 
-    `ended` are the rests of orders that ended uncovered, in order, as far as they are not known to be outstanding; `covers`
-    what the fund may still pay of each order, and `refunds` what completed ones may still refund. Amounts are atoms.
+    `ended` is what those left that ended uncovered, as far as it is not known to be outstanding yet; `covers` what the fund may
+    still pay of each, and `refunds` what completed ones may still refund. Amounts are atoms.
     """
 
-    ended: list[int] = []
+    ended: int = 0
     covers: dict[int, int] = {}
     refunds: dict[int, int] = {}
 
 
 class Checkpoint(NamedTuple):
     """How far a ledger was followed without a difference: its last entry, that entry's hash and balance (atoms), the highest
-    sequence by then, the sums of what was uncovered and repaid, what is outstanding, how far its ADL records were followed, the
-    newest policies that an order names, what is pending, and the drawdown guard, None where it cannot be recomputed.
+    sequence by then, the sums of what was uncovered and repaid, what is outstanding, how far its ADL records were followed,
+    what is pending, and the drawdown guard, None where it cannot be recomputed.
     """
 
     entry: int = 0
@@ -67,7 +67,6 @@ class Checkpoint(NamedTuple):
     head: bytes = GENESIS
     outstanding: int = 0
     orders: OrdersCheckpoint = OrdersCheckpoint()
-    version: int = 0
     pending: Pending = Pending()
     undated: Undated = Undated()
     guard: SavedGuard | None = SavedGuard()
@@ -132,7 +131,6 @@ class Replay:
         self._seq = since.seq
         self._uncovered = since.uncovered
         self._repaid = since.repaid
-        self._version = since.version
         self._pending = since.pending
         self._undated = since.undated
         self._rules = _Rules(contract, policies, since.guard)
@@ -158,7 +156,6 @@ class Replay:
             fund.head,
             fund.outstanding,
             self.orders.checkpoint,
-            self._version,
             self._pending,
             self._undated,
             self._rules.saved,
@@ -221,6 +218,10 @@ class Replay:
         """What was uncovered less what became of it: recovered, repaid, outstanding or open in ADL; 0 unless value was lost."""
         return self._uncovered - (orders.recovered + self._repaid + state.outstanding + orders.open)
 
+    def distrust_guard(self) -> None:
+        """The next entry has a time that none may have now: the fund's guard was healed of it, and cannot be recomputed."""
+        self._rules.lose_guard()
+
     def finish(self, state: FundState, orders: OrderTotals) -> None:
         """Compares the end of the chains with the stored fund, and what was uncovered with what became of it."""
         self._check_spared(self._taken())
@@ -238,7 +239,7 @@ class Replay:
                 f" + outstanding {state.outstanding} + open in ADL {orders.open}"
             )
         else:
-            outstanding = self._fund.outstanding + sum(self._undated.ended)
+            outstanding = self._fund.outstanding + self._undated.ended
             self._compare("the fund's outstanding is", "its entries and records say", state.outstanding, outstanding)
         ours = self.orders
         self._compare(
@@ -266,7 +267,7 @@ class Replay:
         self._expect("kind", entry.kind, "surplus" if worth > 0 else "shortfall" if worth else "flat")
         self._expect("change + repaid - uncovered", entry.change + entry.repaid - entry.uncovered, worth)
         if worth >= 0:
-            self._date_until(entry.repaid)
+            self._date_until(min(worth, entry.repaid))
             self._expect("repaid", entry.repaid, min(worth, self._fund.outstanding))
         elif entry.uncovered > 0:
             self._pending = Pending(entry, known)
@@ -285,9 +286,6 @@ class Replay:
         known, self._pending = self._pending.known, NOTHING
         if order is None:
             return
-        if order.policy_version < self._version:
-            self._differ(f"names policies {order.policy_version}, an earlier one named {self._version}")
-        self._version = max(self._version, order.policy_version)
         self._check_paid(shortfall, order, known=known)
         self._rules.observe(shortfall.ts, shortfall.balance)
 
@@ -308,9 +306,11 @@ class Replay:
         before = entry.balance + covered
         if not 0 <= covered <= min(deficit, before):
             self._differ(f"pays {covered} of a deficit of {deficit}, the fund has {before}")
-        versions = self._rules.since(self._version) if order is None else [order.policy_version]
-        if not known or not versions or not all(map(self._rules.knows, versions)):
+        versions = self._rules.versions if order is None else [order.policy_version]
+        if not known or not self._rules.versions:
             self._rules.lose_guard()
+        elif order is not None and not self._rules.knows(order.policy_version):
+            self._differ(f"gives rise to ADL order {order.adl} under policies {order.policy_version}, which are not recorded")
         elif not any(self._rules.explain(version, entry, order) for version in versions):
             escalates = f"ADL order {order.adl}" if order else "no ADL order"
             self._differ(f"pays {covered} of a deficit of {deficit} from {before}, with {escalates}: no policy in force does")
@@ -328,11 +328,12 @@ class Replay:
 
     def _demand_cover(self, order: AdlOrder, record: AdlRecord) -> None:
         if not record.entry:
-            ended, covers = [*self._undated.ended, order.rest], self._undated.covers | {order.adl: order.rest}
+            ended, covers = self._undated.ended + order.rest, self._undated.covers | {order.adl: order.rest}
             self._undated = msgspec.structs.replace(self._undated, ended=ended, covers=covers)
+            self._rules.lose_guard()
             return
         self._fund.outstanding += order.rest
-        spans = self._rules.payables(self._version, record.ts, self._fund.balance, order.rest)
+        spans = self._rules.payables(record.ts, self._fund.balance, order.rest)
         due = self._fund.adl_entry("cover", order, 0, 0, order.needed, record.seq or self._seq, record.ts)
         if any(most for _, most in spans):
             self._pending = Pending(due=due, spans=spans)
@@ -371,12 +372,11 @@ class Replay:
         return allowed
 
     def _date_until(self, repaid: int) -> None:
-        """Takes ended orders from before there were records for outstanding, until there is as much as was repaid."""
-        ended = self._undated.ended
-        while ended and self._fund.outstanding < repaid:
-            self._fund.outstanding += ended[0]
-            ended = ended[1:]
-        self._undated = msgspec.structs.replace(self._undated, ended=ended)
+        """Takes so much of what orders from before there were records left for outstanding that it could be repaid."""
+        dated = min(self._undated.ended, max(0, repaid - self._fund.outstanding))
+        if dated:
+            self._fund.outstanding += dated
+            self._undated = msgspec.structs.replace(self._undated, ended=self._undated.ended - dated)
 
     @staticmethod
     def _ends(fund: FundState | Fund) -> tuple[int, int, str]:
@@ -407,6 +407,7 @@ class _Rules:
     def __init__(self, contract: Contract, policies: Policies, saved: SavedGuard | None) -> None:
         self._funds = {version: Fund(contract, policy=policy) for version, policy in policies.items()}
         self._decimals = contract.settle_decimals
+        self.versions = sorted(policies)
         terms = {policy.drawdown_guard for policy in policies.values()}
         self._terms = terms.pop() if len(terms) == 1 else None
         self._saved = None if terms else saved
@@ -425,10 +426,6 @@ class _Rules:
     def knows(self, version: int) -> bool:
         """Whether a version of the policies is known."""
         return version in self._funds
-
-    def since(self, version: int) -> list[int]:
-        """The versions that may have been in force once a version was."""
-        return sorted(known for known in self._funds if known >= version)
 
     def lose_guard(self) -> None:
         """The guard cannot be recomputed any more: something was settled under policies that are not known."""
@@ -455,10 +452,9 @@ class _Rules:
         self._guard = guard
         return True
 
-    def payables(self, version: int, ts: int, balance: int, wanted: int) -> list[Span]:
-        """What a fund may pay of an amount under each version that may be in force; anything where none is known."""
-        versions = self.since(version)
-        return [self._payable(one, self._guard, ts, balance, wanted) for one in versions] or [(0, min(wanted, balance))]
+    def payables(self, ts: int, balance: int, wanted: int) -> list[Span]:
+        """What a fund may pay of an amount under each version; anything where none is known."""
+        return [self._payable(one, self._guard, ts, balance, wanted) for one in self.versions] or [(0, min(wanted, balance))]
 
     def _payable(self, version: int, guard: Guard | None, ts: int, balance: int, wanted: int) -> Span:
         whole = min(wanted, balance)

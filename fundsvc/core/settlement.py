@@ -47,6 +47,7 @@ class Fund:
     last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
     `adl_record` and `adl_head` are the number and the hash of the last ADL record; `policy_version` is that of `policy`.
     `credited` and `repaid` are what joined the balance and what repaid the outstanding amount since the fund was loaded.
+    `suspended` says whether the contract's terms are in doubt.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Fund:
         "policy_version",
         "repaid",
         "seq",
+        "suspended",
     )
 
     def __init__(
@@ -83,6 +85,7 @@ class Fund:
         reserve_line: int = 0,
         policy: Policy = Policy(),  # noqa: B008 - frozen
         guard: SavedGuard | None = None,
+        suspended: bool = False,
         policy_version: int = 0,
         adl_record: int = 0,
         adl_head: bytes = GENESIS,
@@ -100,11 +103,17 @@ class Fund:
         self.adl_record = adl_record
         self.adl_head = adl_head
         self.policy = policy
+        self.suspended = suspended
         self.policy_version = policy_version
-        terms = policy.drawdown_guard
-        self.guard = Guard(terms, contract.settle_decimals, guard or SavedGuard()) if terms else None
+        self.guard = _guard(policy, contract, guard)
         self._reserve_line = reserve_line
         self._numerator, self._denominator = contract.value_factor()
+
+    def adopt(self, policy: Policy, version: int) -> None:
+        """Goes on under another policy; a guard that it has too goes on from the balances it knows."""
+        kept = self.guard.save() if self.guard else None
+        self.policy, self.policy_version = policy, version
+        self.guard = _guard(policy, self.contract, kept)
 
     def state(self) -> FundState:
         """The fund as it now stands, unmoved by what comes after."""
@@ -156,11 +165,11 @@ class Fund:
         """Applies a fill that is not a duplicate; returns its entry and the entry's hash.
 
         `waits` tells, of a shortfall, whether ADL comes first and the fund pays nothing now.
-        Raises Rejection, and changes nothing, when a number is not exact, not positive or beyond 64 bits.
+        Raises Rejection, and changes nothing, when a number is not exact, out of range or beyond 64 bits.
         """
         decimals = self.contract.price_decimals
         price = parse_price(fill.price, decimals)
-        bankruptcy_price = parse_price(fill.bankruptcy_price, decimals)
+        bankruptcy_price = self.contract.bankruptcy_price(fill.bankruptcy_price)
         worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
         if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
             amount = format_units(worth, self.contract.settle_decimals)
@@ -248,3 +257,9 @@ class Fund:
         deficit = -worth
         covered = 0 if waits and waits(deficit, bankruptcy_price) else min(deficit, self.payable(ts))
         return "shortfall", -covered, deficit - covered, 0
+
+
+def _guard(policy: Policy, contract: Contract, kept: SavedGuard | None) -> Guard | None:
+    """The drawdown guard of a policy, where it has one."""
+    terms = policy.drawdown_guard
+    return Guard(terms, contract.settle_decimals, kept or SavedGuard()) if terms else None

@@ -4,6 +4,7 @@ from typing import Literal
 
 from fundsvc.core.fullness import Target
 from fundsvc.core.policy import Guard, Policy, SavedGuard
+from fundsvc.core.times import AHEAD_SECONDS_MAX
 
 FundStateName = Literal["ok", "warning", "adl", "uncovered"]
 """`adl` while an order is open; else `uncovered` while something is outstanding; else `warning` while the drawdown guard is
@@ -16,6 +17,7 @@ def guard_at(now_ms: int, policy: Policy, decimals: int, kept: SavedGuard | None
     if terms is None or kept is None:
         return None
     guard = Guard(terms, decimals, kept)
+    guard.forget_after(now_ms + int(AHEAD_SECONDS_MAX * 1000))
     guard.observe(now_ms, balance)
     return guard
 

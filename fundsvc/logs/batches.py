@@ -7,6 +7,8 @@ those that follow are counted and logged together every few seconds. No account 
 import math
 import time
 from collections.abc import Hashable, Iterable
+from itertools import groupby
+from operator import attrgetter
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from structlog.typing import FilteringBoundLogger
@@ -97,6 +99,36 @@ class Rejections(_Notices[Reason, Rejected]):
 
     def _write(self, kind: Reason, first: Rejected, count: int) -> None:
         self._log.warning("events rejected", reason=kind, count=count, stream_id=first.stream_id, position=first.position)
+
+
+class Oddities:
+    """What a partition settled although something about it is odd."""
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        self._log = log
+        self._old: set[str] = set()
+
+    def note(self, batch: Batch, offset: Offset) -> None:
+        """Logs what is odd about a batch that goes up to an offset; of old events only the first of each contract."""
+        for symbol in batch.old.keys() - self._old:
+            self._old.add(symbol)
+            self._log.warning("old events", symbol=symbol, count=batch.old[symbol], stream_id=offset.last_id)
+        for symbol, gaps in groupby(batch.gaps, attrgetter("symbol")):
+            first, *more = gaps
+            self._log.error(
+                "sequence gap",
+                symbol=symbol,
+                seq=first.seq,
+                prev_seq=first.prev_seq,
+                last=first.last,
+                count=1 + len(more),
+                stream_id=offset.last_id,
+            )
+        for symbol, count in batch.repeated_trades.items():
+            self._log.warning("trade ids repeated", symbol=symbol, count=count, stream_id=offset.last_id)
+        for symbol, suspended in batch.suspensions.items():
+            say = self._log.error if suspended else self._log.info
+            say("contract suspended" if suspended else "contract resumed", symbol=symbol, stream_id=offset.last_id)
 
 
 def _course(order: OrderState) -> Course:

@@ -110,6 +110,26 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
         "Events ignored because their sequence was settled before.",
         lambda view: view.fund.duplicates,
     ),
+    _gauge(
+        "fundsvc_contract_suspended",
+        "1 while the terms of a contract are in doubt, so that its events are rejected.",
+        lambda view: int(view.fund.suspended),
+    ),
+    _counter(
+        "fundsvc_old_events_total",
+        "Events whose time was over a day before that of their message.",
+        lambda view: view.fund.old,
+    ),
+    _counter(
+        "fundsvc_sequence_gaps_total",
+        "Events whose prevSeq was not the last sequence of their contract.",
+        lambda view: view.fund.gaps,
+    ),
+    _counter(
+        "fundsvc_trade_ids_repeated_total",
+        "Fills settled with a trade id that a recent fill of their contract had.",
+        lambda view: view.fund.repeated_trades,
+    ),
     *_each(
         _counter,
         "fundsvc_adl_orders_total",

@@ -26,6 +26,7 @@ class FundMetrics:
     def __init__(self, fund: Fund) -> None:
         self.kinds: Counter[str] = Counter()
         self.orders: Counter[str] = Counter()
+        self.old = self.gaps = self.repeated_trades = 0
         self.duplicates = self.rounds = self.lots_needed = self.lots_taken = 0
         self.credited = self.paid = self.uncovered = self.recovered = self.refunded = self.repaid = 0
         self.target: Target | None = None
@@ -35,6 +36,7 @@ class FundMetrics:
         """Goes on from a fund as it was loaded from the ledger, or listed."""
         contract = fund.contract
         self.policy = fund.policy
+        self.suspended = fund.suspended
         self.state = fund.state()
         self.open: dict[int, OpenOrder] = {}
         self.positions: dict[str, int] = {}

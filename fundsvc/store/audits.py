@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from heapq import merge
 from itertools import accumulate
 from operator import itemgetter
@@ -21,6 +22,7 @@ from fundsvc.core.policy import SavedGuard
 from fundsvc.core.records import AdlRecord
 from fundsvc.core.replay import START, Checkpoint, OrderTotals, Pending, Policies, Replay, Undated, contract_differences
 from fundsvc.core.settlement import FundState
+from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
 from fundsvc.store.exports import fund_state_from, line_from
 from fundsvc.store.reader import READ_SECONDS_MAX, fetch
@@ -54,7 +56,8 @@ async def audit_progress(pool: Pool, walk: Walk) -> list[Progress]:
 
 class Ledger(NamedTuple):
     """What the end of a walk is compared with, at one moment: `late` are the numbers of entries that settled formerly rejected
-    events, `totals` the sums over the rows of all ADL orders, and `differences` those of the contract from its listing.
+    events, `totals` the sums over the rows of all ADL orders, `differences` those of the contract from its listing, and
+    `policies_since` when its partition first recorded policies.
     """
 
     contract: Contract
@@ -62,6 +65,7 @@ class Ledger(NamedTuple):
     late: frozenset[int]
     totals: OrderTotals
     differences: list[str]
+    policies_since: datetime | None
 
 
 class Rows(NamedTuple):
@@ -104,7 +108,9 @@ class Stretch:
                 replay.follow_record(record_from(row), row["hash"])
             else:
                 line = line_from(row)
-                replay.follow(line.entry, line.hash)
+                if line.entry.ts > line.recorded_at.timestamp() * 1000 + AHEAD_SECONDS_MAX * 1000:
+                    replay.distrust_guard()
+                replay.follow(line.entry, line.hash, known=self._has_recorded_policies(line.recorded_at))
             yield
 
     def compare(self, replay: Replay) -> None:
@@ -113,6 +119,11 @@ class Stretch:
         if self.ended and self.ledger:
             replay.finish(self.ledger.fund, self.ledger.totals)
             replay.differences.extend(self.ledger.differences)
+
+    def _has_recorded_policies(self, recorded_at: datetime) -> bool:
+        """Whether the policies of a time were recorded. Where none were yet, the configured ones stand for them."""
+        since = self.ledger.policies_since if self.ledger else None
+        return since is None or recorded_at >= since
 
     def _merged(self) -> Iterator[tuple[tuple[int, bool], asyncpg.Record]]:
         """Entries and records by their place, as far as nothing that is not here may come between them."""
@@ -216,6 +227,7 @@ async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], afte
             contract_differences(
                 contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
             ),
+            row["policies_since"],
         )
         for row in await connection.fetch(SQL["audit_funds"], symbols)
     }
@@ -257,7 +269,6 @@ def _checkpoint(row: asyncpg.Record) -> Checkpoint:
         row["head"],
         row["outstanding"],
         OrdersCheckpoint(row["record"], row["adl_head"], row["adl"], int(row["recovered"]), state.open, state.begun),
-        row["version"],
         state.pending,
         state.undated,
         state.guard,
@@ -275,7 +286,6 @@ def _progress_row(walk: Walk, held: Held) -> tuple[Any, ...]:
         orders.record,
         orders.adl,
         orders.head,
-        one.version,
         msgspec.msgpack.encode(_State(orders.open, orders.begun, one.pending, one.undated, one.guard)),
         held.ended,
     )

@@ -2,7 +2,7 @@
 
 -- name: load_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, c.suspended
 FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
@@ -36,13 +36,14 @@ WITH moved AS (
         adl = excluded.adl, head = excluded.head, guard = excluded.guard, adl_record = excluded.adl_record,
         adl_head = excluded.adl_head, updated_at = now()
 ), refused AS (
-    INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body)
-    SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[])
+    INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
+    SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[], $34::text[],
+                             $35::bigint[], $36::bytea[])
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
     UPDATE rejected r SET settled_at = now(), settled_by = s.settled_by, symbol = s.symbol, entry = s.entry
-    FROM unnest($34::text[], $35::integer[], $36::text[], $37::text[], $38::bigint[])
+    FROM unnest($37::text[], $38::integer[], $39::text[], $40::text[], $41::bigint[])
         AS s (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
@@ -68,10 +69,38 @@ ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.se
     mark_ts = excluded.mark_ts, mark_seq = excluded.mark_seq, body = coalesce(excluded.body, b.body), kept_at = now();
 
 -- name: commit_rates
--- Rates that came with a batch; one that is older than what is known changes nothing.
+-- Rates that came with a batch; one that is older than what is known changes nothing, unless that is later than $5 (ms), which
+-- no rate can be.
 INSERT INTO rates AS r (partition, currency, price, ts)
 SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[])
-ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts WHERE excluded.ts >= r.ts;
+ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts
+WHERE excluded.ts >= r.ts OR r.ts > $5;
+
+-- name: commit_suspensions
+UPDATE contracts c SET suspended = s.suspended, updated_at = now()
+FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol;
+
+-- name: load_policies
+SELECT version, body FROM policies WHERE partition = $1 ORDER BY version;
+
+-- name: first_policies
+-- Where a partition has recorded no policies yet, by its owner.
+INSERT INTO policies (partition, version, body, stream_id)
+SELECT partition, 1, $3::json, last_id FROM partitions
+WHERE partition = $1 AND epoch = $2 AND NOT EXISTS (SELECT FROM policies p WHERE p.partition = $1);
+
+-- name: commit_policies
+INSERT INTO policies (partition, version, body, stream_id)
+SELECT $1, version, body::json, $2 FROM unnest($3::integer[], $4::text[]) AS p (version, body);
+
+-- name: present_policies
+-- The policies in force, of each partition that has recorded any.
+SELECT DISTINCT ON (partition) partition, version, body FROM policies ORDER BY partition, version DESC;
+
+-- name: policies_of
+-- The policies that some contracts have had, by version.
+SELECT c.symbol, p.version, coalesce(p.body -> 'contracts' -> c.symbol, p.body -> 'default') AS policy
+FROM contracts c JOIN policies p USING (partition) WHERE c.symbol = ANY ($1) ORDER BY c.symbol, p.version;
 
 -- name: halt
 -- Notes why a partition is halted, "" when it goes on.
@@ -128,27 +157,47 @@ SELECT o.symbol, o.adl, o.reduce FROM unnest($1::text[], $2::bigint[]) AS a (sym
 -- name: rejected_open
 SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 AND position = $3;
 
--- name: entry_of_sequence
--- The entry of a contract that has an engine sequence. Sequences rise with entries, so it is searched by halving; those that
--- were settled late stand out of order, are passed over there and looked at one by one.
-WITH RECURSIVE search (low, high, entry, seq) AS (
-    SELECT 1::bigint, f.entry, NULL::bigint, NULL::bigint FROM funds f WHERE f.symbol = $1
-    UNION ALL
-    SELECT CASE WHEN probe.seq < $2 THEN probe.entry + 1 ELSE s.low END,
-           CASE WHEN probe.seq < $2 THEN s.high ELSE (s.low + s.high) / 2 - 1 END,
-           probe.entry, probe.seq
-    FROM search s LEFT JOIN LATERAL (
-        SELECT e.entry, e.seq FROM entries e
-        WHERE e.symbol = $1 AND e.entry BETWEEN (s.low + s.high) / 2 AND s.high
-          AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = $1 AND r.entry = e.entry)
-        ORDER BY e.entry LIMIT 1
-    ) probe ON true
-    WHERE s.low <= s.high AND s.seq IS DISTINCT FROM $2
-)
-SELECT entry FROM search WHERE seq = $2
-UNION ALL
-SELECT e.entry FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = $1 AND e.seq = $2
-LIMIT 1;
+-- name: sequences_from
+-- Entries of some contracts in the order of their sequences: from a sequence on, so many. Sequences rise with entries, so the
+-- first is searched by halving; entries that were settled late stand out of order and are passed over.
+SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
+FROM unnest($1::text[], $2::bigint[]) AS a (symbol, seq)
+CROSS JOIN LATERAL (
+    WITH RECURSIVE search (low, high) AS (
+        SELECT 1::bigint, f.entry FROM funds f WHERE f.symbol = a.symbol
+        UNION ALL
+        SELECT CASE WHEN probe.seq < a.seq THEN probe.entry + 1 ELSE s.low END,
+               CASE WHEN probe.seq < a.seq THEN s.high ELSE (s.low + s.high) / 2 - 1 END
+        FROM search s LEFT JOIN LATERAL (
+            SELECT p.entry, p.seq FROM entries p
+            WHERE p.symbol = a.symbol AND p.entry BETWEEN (s.low + s.high) / 2 AND s.high
+              AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = p.symbol AND r.entry = p.entry)
+            ORDER BY p.entry LIMIT 1
+        ) probe ON true
+        WHERE s.low <= s.high
+    )
+    SELECT max(low) AS entry FROM search
+) first
+CROSS JOIN LATERAL (
+    SELECT * FROM entries x
+    WHERE x.symbol = a.symbol AND x.entry >= first.entry
+      AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = x.symbol AND r.entry = x.entry)
+    ORDER BY x.entry LIMIT $3
+) e;
+
+-- name: sequences_late
+-- Entries of some contracts that were settled late, with some sequences.
+SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
+FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2);
+
+-- name: sequences_adl
+-- Executions and ends of rounds of some contracts, with some sequences.
+SELECT symbol, seq, kind, adl, account, lots, ts FROM adl_records
+WHERE symbol = ANY ($1) AND seq = ANY ($2) AND seq > 0 AND kind IN ('execution', 'round', 'end');
+
+-- name: sequences_refused
+-- Events of some contracts that were rejected, with some sequences.
+SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
 
 -- name: engine_seen
 INSERT INTO engines (engine, since, seen_at) VALUES ($1, clock_timestamp(), clock_timestamp())
@@ -196,12 +245,17 @@ SELECT partition, epoch, owner, last_id, messages, events, partial_id, halted, d
 
 -- name: contracts
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       c.specification
+       c.specification, c.suspended
 FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symbol;
+
+-- name: outlooks
+SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
+       f.entry > 0 AS has_entries, f.seq
+FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       c.base_currency, c.updated_at AS listed_at,
+       c.base_currency, c.is_quanto, c.suspended, c.updated_at AS listed_at,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
        EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
 FROM funds f JOIN contracts c USING (symbol)
@@ -230,8 +284,9 @@ SELECT p.partition, p.last_id, p.events, (extract(epoch FROM now()) * 1000)::big
 FROM partitions p;
 
 -- name: rates
--- The newest of each currency over all partitions.
-SELECT DISTINCT ON (currency) currency, price, ts FROM rates ORDER BY currency, ts DESC;
+-- The newest of each currency over all partitions; one of the future only where there is no other.
+SELECT DISTINCT ON (currency) currency, price, ts FROM rates
+ORDER BY currency, ts > (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $1, ts DESC;
 
 -- name: places
 -- Where the funds of some partitions stand, and when their contracts were last listed: what a tail looks for changes in.
@@ -378,20 +433,6 @@ SELECT coalesce((
           AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = e.symbol AND r.entry = e.entry)
         ORDER BY e.entry LIMIT 1
     ), 9223372036854775807)
-), 0) - coalesce((
-    SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
-), 0) + coalesce((
-    SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
-), 0) + coalesce((
-    SELECT sum(part.added) FROM rollups r CROSS JOIN LATERAL (
-        SELECT sum(e.uncovered - e.repaid) AS added FROM entries e
-        WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
-    ) part
-    WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
-), 0) + coalesce((
-    SELECT sum(e.uncovered - e.repaid) FROM entries e
-    WHERE e.symbol = $1 AND e.entry <= $2
-      AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
 ), 0) AS outstanding;
 
 -- name: candles
@@ -522,11 +563,12 @@ FROM adl_records r JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.sym
 WHERE r.kind = 'execution' AND e.seq > $1;
 
 -- name: rejected_list
+-- In stream order: the parts of an id compare as numbers.
 SELECT partition, stream_id, position, reason, detail, codec, body, rejected_at, replayed_at, settled_at, symbol, entry
 FROM rejected
 WHERE ($1::text IS NULL OR reason = $1) AND ($2::boolean OR settled_at IS NULL)
   AND ($3::integer IS NULL OR (partition, stream_id, position) = ($3, $4, $5))
-ORDER BY rejected_at, partition, stream_id, position LIMIT $6;
+ORDER BY partition, split_part(stream_id, '-', 1)::numeric, split_part(stream_id, '-', 2)::numeric, position LIMIT $6;
 
 -- name: rejected_among
 -- Of the events in the given messages, those that were rejected.
@@ -612,7 +654,7 @@ SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at):
 FROM audit_progress WHERE walk = $1;
 
 -- name: audit_checkpoints
-SELECT symbol, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, version, state
+SELECT symbol, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state
 FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
 
 -- name: audit_entries
@@ -645,6 +687,7 @@ FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING
 -- name: audit_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
        (SELECT count(*) FROM partitions) AS partitions,
+       (SELECT min(recorded_at) FROM policies WHERE partition = c.partition) AS policies_since,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head
 FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
 
@@ -664,18 +707,17 @@ CROSS JOIN LATERAL (
 
 -- name: audit_held
 INSERT INTO audit_progress AS p (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl,
-                                 adl_head, version, state, good, verified_at)
-SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, version, state,
-       true, CASE WHEN ended THEN clock_timestamp() END
+                                 adl_head, state, good, verified_at)
+SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, true,
+       CASE WHEN ended THEN clock_timestamp() END
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::numeric[], $7::numeric[], $8::bytea[],
-            $9::bigint[], $10::numeric[], $11::bigint[], $12::bigint[], $13::bytea[], $14::integer[], $15::bytea[], $16::boolean[])
-    AS h (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, version,
-          state, ended)
+            $9::bigint[], $10::numeric[], $11::bigint[], $12::bigint[], $13::bytea[], $14::bytea[], $15::boolean[])
+    AS h (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, ended)
 ON CONFLICT (symbol, walk) DO UPDATE SET
     entry = excluded.entry, seq = excluded.seq, balance = excluded.balance, uncovered = excluded.uncovered,
     repaid = excluded.repaid, head = excluded.head, outstanding = excluded.outstanding, recovered = excluded.recovered,
-    record = excluded.record, adl = excluded.adl, adl_head = excluded.adl_head, version = excluded.version,
-    state = excluded.state, good = true, verified_at = coalesce(excluded.verified_at, p.verified_at);
+    record = excluded.record, adl = excluded.adl, adl_head = excluded.adl_head, state = excluded.state, good = true,
+    verified_at = coalesce(excluded.verified_at, p.verified_at);
 
 -- name: audit_differs
 INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, false

@@ -1,7 +1,7 @@
 """The reading side: contracts, funds, histories and positions in the streams, as questions over a pool."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -11,9 +11,13 @@ from fundsvc.core.batch import RateState
 from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.policy import SavedGuard
+from fundsvc.core.policy import Policies, SavedGuard
+from fundsvc.core.sequences import Facts
+from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, faults, lent
 from fundsvc.store.migrations import is_outdated, newest_revision
+from fundsvc.store.policies import policies_from
+from fundsvc.store.sequences import facts_of
 from fundsvc.store.writer import contract_from, saved_guard_from
 
 READ_SECONDS_MAX = 10.0
@@ -24,17 +28,31 @@ HOUR_MS = 3_600_000
 
 
 class Listed(NamedTuple):
-    """A contract as it is listed; `specification` is KuCoin's object as JSON text."""
+    """A contract as it is listed; `specification` is KuCoin's object as JSON text.
+
+    `suspended` says whether its terms are in doubt, so that its events are refused.
+    """
 
     contract: Contract
     partition: int
     specification: str
+    suspended: bool
+
+
+class OutlookRow(NamedTuple):
+    """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries."""
+
+    contract: Contract
+    has_entries: bool
+    suspended: bool
+    seq: int
 
 
 class FundRow(NamedTuple):
     """A fund as of its last entry: amounts in atoms, `seq` the last engine sequence applied, `head` the entry's hash.
 
-    `escalated` says whether an ADL order is open; `base_currency` is what the contract's listing says, if it does.
+    `escalated` says whether an ADL order is open; `base_currency` is what the contract's listing says, if it does;
+    `is_quanto` whether it settles in neither its base nor its quote currency; `suspended` whether its terms are in doubt.
     """
 
     contract: Contract
@@ -48,6 +66,8 @@ class FundRow(NamedTuple):
     guard: SavedGuard | None
     updated_at: datetime
     escalated: bool
+    is_quanto: bool = False
+    suspended: bool = False
 
     @property
     def symbol(self) -> str:
@@ -116,7 +136,16 @@ class Reader:
     async def contracts(self, symbol: str | None = None) -> list[Listed]:
         """All listed contracts by symbol, or the one asked for, if it is listed."""
         rows = await self._fetch("contracts", _only(symbol))
-        return [Listed(contract_from(row), row["partition"], row["specification"]) for row in rows]
+        return [Listed(contract_from(row), row["partition"], row["specification"], row["suspended"]) for row in rows]
+
+    async def outlooks(self, symbols: Sequence[str]) -> list[OutlookRow]:
+        """How the contracts of these symbols that are listed stand."""
+        rows = await self._fetch("outlooks", symbols)
+        return [OutlookRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"]) for row in rows]
+
+    async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
+        """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
+        return await facts_of(self._fetch, wanted)
 
     async def funds(self, symbol: str | None = None) -> list[FundRow]:
         """All funds by symbol, or the one asked for, if its contract is listed."""
@@ -152,7 +181,11 @@ class Reader:
 
     async def rates(self) -> dict[str, RateState]:
         """The newest rate of each currency that has had one."""
-        return {row["currency"]: RateState(*row) for row in await self._fetch("rates")}
+        return {row["currency"]: RateState(*row) for row in await self._fetch("rates", int(AHEAD_SECONDS_MAX * 1000))}
+
+    async def policies(self) -> dict[int, Policies]:
+        """The policies in force, by partition, where one has recorded any."""
+        return {row["partition"]: policies_from(row) for row in await self._fetch("present_policies")}
 
     async def partitions(self) -> list[PartitionRow]:
         """All partitions by number."""

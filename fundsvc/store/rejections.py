@@ -38,7 +38,10 @@ class KeptEvent(NamedTuple):
 async def list_rejected(
     pool: Pool, *, reason: str | None = None, settled_too: bool = False, key: str | None = None, limit: int = 100
 ) -> Sequence[KeptEvent]:
-    """Rejected events, oldest first; `key` picks one. ValueError when the key is not partition/stream id/position."""
+    """Rejected events in stream order, partition by partition; `key` picks one.
+
+    ValueError when the key is not partition/stream id/position.
+    """
     partition, stream_id, position = _parts(key) if key else (None, None, None)
     with faults():
         rows = await pool.fetch(SQL["rejected_list"], reason, settled_too or bool(key), partition, stream_id, position, limit)

@@ -12,11 +12,15 @@ from fundsvc.core.adl import AdlOrder, Asked, OrderState
 from fundsvc.core.batch import Batch, KeptBook, Offset, Place
 from fundsvc.core.book import SavedBook, SideName
 from fundsvc.core.contracts import Contract
-from fundsvc.core.policy import Policy, SavedGuard
+from fundsvc.core.events import Rejected
+from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.records import AdlRecord, terms_of
+from fundsvc.core.sequences import Facts
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.store.database import SQL, connect, faults, refusals, transaction
+from fundsvc.store.policies import policies_body, policies_from
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
+from fundsvc.store.sequences import facts_of
 
 STREAM_START = "0-0"
 """Before the first message."""
@@ -43,6 +47,15 @@ class Writer:
                 raise OwnershipLost(f"partition {self._partition} is no longer ours")
             funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
         return Offset(*position), [fund_from(row, policy_of(row["symbol"])) for row in funds]
+
+    async def load_policies(self, configured: Policies) -> list[Policies]:
+        """All versions of the policies that the partition has recorded, rising; the first is what is configured then."""
+        with faults():
+            await self._connection.execute(SQL["first_policies"], self._partition, self._epoch, policies_body(configured))
+            rows = await self._connection.fetch(SQL["load_policies"], self._partition)
+        if not rows:
+            raise OwnershipLost(f"partition {self._partition} is no longer ours")
+        return [policies_from(row) for row in rows]
 
     async def load_orders(self) -> list[AdlOrder]:
         """The orders that are open, with what their present round asks."""
@@ -75,11 +88,14 @@ class Writer:
             async with self._one_at_a_time:
                 return bool(await self._connection.fetchval(SQL["rejected_open"], self._partition, stream_id, position))
 
-    async def has_settled(self, symbol: str, seq: int) -> bool:
-        """Whether an entry of the contract has this engine sequence; not to be asked while a commit runs."""
+    async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
+        """What the ledger has of the first of some sequences, rising, of each contract; not to be asked while a commit runs."""
         with faults():
             async with self._one_at_a_time:
-                return await self._connection.fetchval(SQL["entry_of_sequence"], symbol, seq) is not None
+                return await facts_of(self._ask, wanted)
+
+    async def _ask(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
+        return await self._connection.fetch(SQL[block], *parameters)
 
     def prepare(self, batch: Batch) -> None:
         """Encodes the entries that a batch has by now, so that `commit` has only to send them."""
@@ -95,6 +111,8 @@ class Writer:
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
         adl = _adl_columns(batch, after) if batch.orders or batch.books else None
         rates = _transpose(list(batch.rates.values()), 3)
+        suspensions = _transpose(list(batch.suspensions.items()), 2)
+        policies = _transpose([(known.version, policies_body(known)) for known in batch.policies], 2)
         records = _record_rows(batch)
         rows = [HEADER, *batch.packed, copy_rows(batch.entries, batch.hashes), TRAILER]
         with faults(), refusals():
@@ -107,7 +125,11 @@ class Writer:
                 if adl:
                     await self._connection.execute(SQL["commit_adl"], *adl)
                 if batch.rates:
-                    await self._connection.execute(SQL["commit_rates"], self._partition, *rates)
+                    await self._connection.execute(SQL["commit_rates"], self._partition, *rates, batch.latest_ms)
+                if batch.suspensions:
+                    await self._connection.execute(SQL["commit_suspensions"], *suspensions)
+                if batch.policies:
+                    await self._connection.execute(SQL["commit_policies"], self._partition, after.last_id, *policies)
                 if not is_ours:
                     raise OwnershipLost(f"partition {self._partition} was moved by another engine")
 
@@ -146,6 +168,7 @@ def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
         seq=row["seq"],
         adl=row["adl"],
         head=row["head"],
+        suspended=row["suspended"],
         adl_record=row["adl_record"],
         adl_head=row["adl_head"],
     )
@@ -206,7 +229,7 @@ def _columns(batch: Batch) -> list[list[Any]]:
         )
         for contract, specification in batch.listings.values()
     ]
-    rejected = [msgspec.structs.astuple(event) for event in batch.rejected]
+    rejected = [_rejected_row(event) for event in batch.rejected]
     replayed = [
         (stream_id, position, settled_by, entry.symbol if entry else None, entry.entry if entry else None)
         for stream_id, position, settled_by, entry in batch.replayed
@@ -214,13 +237,18 @@ def _columns(batch: Batch) -> list[list[Any]]:
     return [
         *_transpose(listings, 7),
         *_transpose([_fund_row(state) for state in batch.funds], 10),
-        *_transpose(rejected, 6),
+        *_transpose(rejected, 9),
         *_transpose(replayed, 5),
     ]
 
 
 def _fund_row(state: FundState) -> tuple[Any, ...]:
     return state._replace(guard=msgspec.json.encode(state.guard).decode() if state.guard else None)  # type: ignore[arg-type]
+
+
+def _rejected_row(event: Rejected) -> tuple[Any, ...]:
+    *columns, identity = msgspec.structs.astuple(event)
+    return (*columns, *(identity or (None, None, None)))
 
 
 def _adl_columns(batch: Batch, after: Offset) -> list[Any]:

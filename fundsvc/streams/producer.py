@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import Event, Listing, Rate
+from fundsvc.core.events import Event, Listing, PolicyChange, Rate
 from fundsvc.streams.client import Client, faults, stream_key
 from fundsvc.wire import Codec, encode
 
@@ -49,7 +49,7 @@ class Producer:
 
     def destinations(self, event: Event) -> Sequence[int]:
         """The partitions that an event is for."""
-        if isinstance(event, Rate):
+        if isinstance(event, Rate | PolicyChange):
             return range(self._partitions)
         symbol = event.contract["symbol"] if isinstance(event, Listing) else event.symbol  # type: ignore[attr-defined]
         return (partition_of(symbol, self._partitions),)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fundsvc.core import partition as partition_module
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, KeptBook, Round
-from fundsvc.core.book import Book, SavedBook, Valuation
+from fundsvc.core.book import NOTHING_KNOWN, Book, SavedBook, Valuation
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
@@ -596,7 +596,7 @@ def test_a_mark_with_a_known_sequence_is_a_duplicate():
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_snapshot_closes_what_it_does_not_name(restarts):
     settling, _ = desk(Policy(), *THREE, position("long", 5, "40"))
-    settling.make_stale()
+    settling.make_stale(NOTHING_KNOWN)
     settling.apply(Snapshot(UNIT.symbol, "begin", 1))
     settling.apply(position("b", -4, "90"))
     assert settling.book(UNIT.symbol).stale
@@ -625,7 +625,7 @@ def test_a_snapshot_that_never_began_closes_nothing():
 @pytest.mark.parametrize(("stale_books", "round_"), [("ask", {"a": 10}), ("skip", {})])
 def test_the_policy_decides_whether_a_stale_book_is_asked(stale_books, round_):
     settling, _ = desk(Policy(stale_books=stale_books), *THREE)
-    settling.make_stale()
+    settling.make_stale(NOTHING_KNOWN)
     settling.apply(shortfall(1))
     batch = settling.take()
     assert asked(batch) == [round_]
@@ -713,6 +713,7 @@ class Engine:
         self.partition = partition(self.fund)
         self.whole = Batch()
         self.events: list = []
+        self.settled: list = []
         self.refused = 0
         self.batches: list[Batch] = []
 
@@ -721,6 +722,7 @@ class Engine:
         self.events.append(event)
         try:
             self.partition.apply(event)
+            self.settled.append(event)
         except Rejection:
             self.refused += 1
         batch = self.partition.take()
@@ -835,7 +837,7 @@ def test_what_is_sent_again_changes_nothing(contract, policy, stream, data):
     engine = Engine(contract, policy)
     for step in stream:
         engine.step(*step)
-    settled = [event for event in engine.events if isinstance(event, Fill | AdlFill | AdlEnd) and event.seq <= engine.fund.seq]
+    settled = [event for event in engine.settled if isinstance(event, Fill | AdlFill | AdlEnd)]
     if settled:
         before = engine.fund.state()
         again = data.draw(st.lists(st.sampled_from(settled), min_size=1, max_size=5))

@@ -253,3 +253,43 @@ class TestWaterfall:
         fund = {"entry": 2, "balance": cover.balance + cover.repaid, "outstanding": cover.repaid, "head": ledger.lines[1].hash}
         found = ledger.differences(ledger.lines[:-1], **fund)
         assert any("the cover of adl/1 with seq 5" in difference and "is missing" in difference for difference in found), found
+
+
+class TestUndated:
+    """Orders from before there were records: their migrated records do not say what entry they follow, nor their sequence."""
+
+    @staticmethod
+    def migrated(ledger):
+        """The lines of a ledger as the migration makes them, and the head of the ADL records."""
+        of_order = {}
+        for item, _ in ledger.lines:
+            if isinstance(item, AdlRecord):
+                undated = {} if item.kind == "order" else {"entry": 0, "seq": 0}
+                of_order.setdefault(item.adl, []).append(msgspec.structs.replace(item, **undated))
+        records = [record for adl in sorted(of_order) for record in of_order[adl]]
+        numbered = [msgspec.structs.replace(record, record=number) for number, record in enumerate(records, 1)]
+        lines = []
+        for item, digest in ledger.lines:
+            if isinstance(item, Entry):
+                lines.append(Line(item, digest))
+                adl = next((order.adl for order in ledger.orders.values() if order.cause == item.entry), 0)
+                lines += [Line(record, b"") for record in numbered if record.adl == adl]
+        lines, _, adl_head = resealed(lines)
+        return lines, adl_head
+
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_their_ledgers_hold(self, policy):
+        for seed in range(8):
+            ledger = history(seed, policy)
+            lines, adl_head = self.migrated(ledger)
+            assert ledger.differences(lines, adl_head=adl_head) == [], seed
+
+    def test_more_than_was_outstanding_cannot_be_repaid_and_no_other_refund_be_paid(self, ledger):
+        lines, adl_head = self.migrated(ledger)
+        assert ledger.differences(lines, adl_head=adl_head) == []
+        for number, (item, _) in enumerate(lines):
+            if isinstance(item, Entry) and item.kind in ("refund", "cover", "surplus"):
+                more = {"repaid": item.repaid + 1} | ({"change": item.change - 1} if item.kind == "cover" else {})
+                forged = [*lines[:number], Line(msgspec.structs.replace(item, **more), b""), *lines[number + 1 :]]
+                sealed, head, adl_head = resealed(forged)
+                assert ledger.differences(sealed, head=head, adl_head=adl_head), item

@@ -37,7 +37,7 @@ def test_relisting_keeps_the_fund_and_the_terms_of_its_entries():
     settling = partition(Fund(UNIT))
     settling.apply(worth(5))
     settling.take()
-    settling.apply(listing(maxPrice=1e9, markPrice=7, multiplier="1.0"))
+    settling.apply(listing(maxPrice=1e6, markPrice=7, multiplier="1.0"))
     batch = settling.take()
     assert batch.listings["UNITUSDTM"][0] == UNIT
     assert batch.listings["UNITUSDTM"][1]["markPrice"] == 7
@@ -66,7 +66,22 @@ def test_the_terms_of_a_contract_with_entries_cannot_change(fields):
     settling.apply(worth(0))
     settling.take()
     assert refused(settling, listing(**fields)).reason == Reason.CONTRACT_FIXED
+    assert settling.take() == Batch(suspensions={"UNITUSDTM": True})
+    assert refused(settling, worth(0, 2)).reason == Reason.TERMS_IN_DOUBT
+    settling.apply(listing())
+    settling.apply(worth(0, 2))
+    assert settling.take().suspensions == {"UNITUSDTM": False}
+
+
+@pytest.mark.parametrize("max_price", [1e7, 1e9, "9223372.0368547758071"])
+def test_a_scale_that_entries_have_cannot_widen(max_price):
+    settling = unit()
+    settling.apply(worth(0))
+    settling.take()
+    assert refused(settling, listing(maxPrice=max_price)).reason == Reason.CONTRACT_FIXED
     assert settling.take() == Batch()
+    settling.apply(worth(0, 2))
+    assert settling.take().count() == 1
 
 
 @pytest.mark.parametrize(
@@ -149,8 +164,8 @@ def test_a_report_of_an_order_that_never_was_is_refused(report):
     settling.apply(worth(-1, 4))
     assert refused(settling, msgspec.structs.replace(report, adl=2)).reason == Reason.ADL_ORDER_UNKNOWN
     settling.take()
-    settling.apply(msgspec.structs.replace(report, seq=4))
-    assert settling.take() == Batch(duplicates={"UNITUSDTM": 1})
+    assert refused(settling, msgspec.structs.replace(report, seq=4)).reason == Reason.CONFLICT
+    assert settling.take() == Batch()
 
 
 def test_an_execution_of_an_order_that_is_over_is_refused():
@@ -269,7 +284,8 @@ def test_a_fill_refused_before_is_settled_late_behind_what_came_since():
     settling.apply(worth(5, 9))
     entry = settling.apply_late(worth(3, 2))
     assert (entry.entry, entry.seq, entry.balance) == (2, 2, 8 * ONE)
-    settling.apply(worth(1, 9))
+    settling.apply(worth(5, 9))
+    assert refused(settling, worth(1, 9)).reason == Reason.CONFLICT
     batch = settling.take()
     assert [line.seq for line in batch.entries] == [9, 2]
     assert batch.funds[0].seq == 9

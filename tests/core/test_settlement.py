@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fundsvc.core.chain import GENESIS, link
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import Fill, Rejection
+from fundsvc.core.events import Fill, Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX, format_units
 from fundsvc.core.settlement import Fund, FundState
 
@@ -239,7 +239,6 @@ HUGE = 2**63 - 1
         ({"outstanding": HUGE - ONE + 1, "balance": 5}, worth(-1)),
         ({}, fill(price="9223373")),
         ({}, fill(price="0")),
-        ({}, fill(bankruptcy_price="0")),
         ({}, fill(price="1.0000000000001")),
         ({}, fill(bankruptcy_price="-1")),
     ],
@@ -308,3 +307,23 @@ def test_what_a_fund_is_credited_and_repaid_is_counted_since_it_was_loaded():
     for seq, amount in enumerate((3, 2, -5, 7), 1):
         fund.settle(worth(amount, seq))
     assert (fund.repaid, fund.credited, fund.balance) == (4 * ONE, 8 * ONE, 13 * ONE)
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "0.000000000000"])
+def test_a_fully_margined_long_of_a_linear_contract_has_bankruptcy_price_zero(text):
+    entry, _ = Fund(LINEAR).settle(a_fill(LINEAR, price="0.5", bankruptcy_price=text, lots=1000))
+    assert (entry.kind, entry.change, entry.bankruptcy_price) == ("surplus", 50_000_000, 0)
+
+
+@pytest.mark.parametrize(
+    ("contract", "price", "bankruptcy_price"),
+    [(INVERSE, "0.5", "0"), (INVERSE, "0", "1"), (LINEAR, "0", "0"), (LINEAR, "0", "1")],
+)
+def test_other_prices_are_above_zero(contract, price, bankruptcy_price):
+    with pytest.raises(Rejection) as refused:
+        Fund(contract).settle(a_fill(contract, price=price, bankruptcy_price=bankruptcy_price))
+    assert refused.value.reason == Reason.OUT_OF_RANGE
+
+
+def a_fill(contract, **fields):
+    return Fill(**({"symbol": contract.symbol, "seq": 1, "side": "sell", "lots": 1, "ts": 1} | fields))

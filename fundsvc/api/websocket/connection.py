@@ -13,6 +13,7 @@ from fundsvc.api.websocket.client import Client
 from fundsvc.api.websocket.frames import Id, ack, error, pong
 from fundsvc.api.websocket.topics import Command, Refused, Topic, asked
 from fundsvc.config import WebsocketConfig
+from fundsvc.keys import decode_json
 from fundsvc.metrics import Metrics
 
 MESSAGES_MAX = 100
@@ -89,7 +90,7 @@ class Connection:
 
     def _answer(self, text: str) -> None:
         try:
-            command = msgspec.json.decode(text, type=Command)
+            command = decode_json(text, Command)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as mistake:
             self._client.send(error(_id_in(text), 400, f"the message is not what it must be: {mistake}"))
             return

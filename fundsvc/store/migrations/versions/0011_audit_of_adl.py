@@ -5,7 +5,7 @@ from alembic import op
 from fundsvc.store.migrations import run_script
 
 revision = "0011"
-down_revision = "0009"
+down_revision = "0010"
 
 _SCHEMA = """
 ALTER TABLE audit_progress
@@ -14,7 +14,6 @@ ALTER TABLE audit_progress
     ADD COLUMN record bigint NOT NULL DEFAULT 0 CHECK (record >= 0),
     ADD COLUMN adl bigint NOT NULL DEFAULT 0 CHECK (adl >= 0),
     ADD COLUMN adl_head bytea NOT NULL DEFAULT decode(repeat('00', 32), 'hex') CHECK (octet_length(adl_head) = 32),
-    ADD COLUMN version integer NOT NULL DEFAULT 0,
     ADD COLUMN state bytea;
 
 UPDATE audit_progress SET entry = 0, seq = 0, balance = 0, uncovered = 0, repaid = 0, head = decode(repeat('00', 32), 'hex');

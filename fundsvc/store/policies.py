@@ -1,0 +1,44 @@
+"""Recorded policies as they are kept: a version's number and its body as JSON."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from fundsvc.core.policy import DrawdownGuard, Policies, Policy
+from fundsvc.store.database import SQL, Pool, faults
+
+
+def policies_body(policies: Policies) -> str:
+    """What is kept of a version."""
+    return msgspec.json.encode({"default": policies.default, "contracts": policies.contracts}).decode()
+
+
+def policies_from(row: asyncpg.Record) -> Policies:
+    """The version in a row; keys that a later version of the service wrote are left out."""
+    body = msgspec.json.decode(row["body"])
+    contracts = {symbol: _policy(keys) for symbol, keys in body["contracts"].items()}
+    return Policies(row["version"], _policy(body["default"]), contracts)
+
+
+async def policies_of(pool: Pool, symbols: Sequence[str], configured: Callable[[str], Policy]) -> dict[str, dict[int, Policy]]:
+    """The policies that contracts have had, by version.
+
+    Version 0 is what was configured before a partition recorded any: the first recorded one, or the configured one.
+    """
+    found: dict[str, dict[int, Policy]] = {symbol: {} for symbol in symbols}
+    with faults():
+        for row in await pool.fetch(SQL["policies_of"], symbols):
+            found[row["symbol"]][row["version"]] = _policy(msgspec.json.decode(row["policy"]))
+    return {symbol: {0: versions.get(1) or configured(symbol), **versions} for symbol, versions in found.items()}
+
+
+def _policy(keys: dict[str, Any]) -> Policy:
+    guard = keys.get("drawdown_guard")
+    known = _known(keys, Policy) | ({"drawdown_guard": _known(guard, DrawdownGuard)} if guard else {})
+    return msgspec.convert(known, Policy)
+
+
+def _known(keys: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {name: value for name, value in keys.items() if name in kind.__struct_fields__}

@@ -1,0 +1,59 @@
+"""What the ledger has of engine sequences. No index leads from a sequence to its entry, so it is read in pages."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+import asyncpg
+
+from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.sequences import Applied, Content, Facts, Key, content_of_end, content_of_execution, content_of_fill
+
+PAGE_ENTRIES = 1000
+"""Entries read of each contract at a time: engines send again in runs, so what follows is likely to be needed next."""
+
+Ask = Callable[..., Awaitable[list[asyncpg.Record]]]
+"""Answers a statement, by its name, with its parameters."""
+
+
+async def facts_of(ask: Ask, wanted: Mapping[str, Sequence[int]]) -> Facts:
+    """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
+    rows = await ask("sequences_from", list(wanted), [seqs[0] for seqs in wanted.values()], PAGE_ENTRIES)
+    applied = await _contents(rows)
+    ends = _ends(rows)
+    keys = [(symbol, seq) for symbol, seqs in wanted.items() for seq in seqs if seq <= ends.get(symbol, INT64_MAX)]
+    symbols, numbers = list({symbol for symbol, _ in keys}), list({seq for _, seq in keys})
+    applied |= await _contents(await ask("sequences_late", symbols, numbers))
+    for symbol, seq, kind, *answer in await ask("sequences_adl", symbols, numbers):
+        applied[symbol, seq] = _content_of_answer(kind, *answer)
+    refused = await ask("sequences_refused", symbols, numbers)
+    # An entry that an ADL order caused was read by the way: its event is asked for when it comes.
+    seen = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}
+    facts = {key: applied.get(key, Applied.NEVER) for key in keys} | seen
+    return Facts(facts, [row["digest"] for row in refused])
+
+
+def _ends(rows: Iterable[asyncpg.Record]) -> dict[str, int]:
+    """The last sequence of each contract whose page is full: of others all that follows is known."""
+    counts: dict[str, int] = {}
+    lasts: dict[str, int] = {}
+    for row in rows:
+        symbol = row["symbol"]
+        counts[symbol] = counts.get(symbol, 0) + 1
+        lasts[symbol] = row["seq"]
+    return {symbol: seq for symbol, seq in lasts.items() if counts[symbol] == PAGE_ENTRIES}
+
+
+async def _contents(rows: Sequence[asyncpg.Record]) -> dict[Key, Content | Applied]:
+    """What was applied with the sequences of entries; an entry that an ADL order causes does not tell."""
+    found: dict[Key, Content | Applied] = {}
+    for number, row in enumerate(rows, 1):
+        is_of_order = row["kind"] in ("refund", "cover")
+        found.setdefault((row["symbol"], row["seq"]), Applied.UNVERIFIED if is_of_order else content_of_fill(*row[3:]))
+        if number % PAGE_ENTRIES == 0:
+            await asyncio.sleep(0)
+    return found
+
+
+def _content_of_answer(kind: str, adl: int, account: str, lots: int, ts: int) -> Content:
+    """What the adlFill or adlEnd of an ADL record said."""
+    return content_of_execution(adl, account, lots, ts) if kind == "execution" else content_of_end(adl, ts)

@@ -1,0 +1,108 @@
+"""Contracts whose listings say something else than their entries do; through a whole service."""
+
+import pytest
+from commands import fundsvc
+from served import contract, fill, now_ms, restarted, served
+from structlog.testing import capture_logs
+
+SYMBOL = "LUNAUSDTM"
+TERMS = {"multiplier": 0.1}
+OTHERS = [{"multiplier": 1000}, {"multiplier": 0.1, "settleCurrency": "USDC"}, {"multiplier": -0.1, "isInverse": True}]
+
+
+@pytest.fixture
+async def service(config):
+    async with served(config) as service:
+        await service.send(contract(SYMBOL, **TERMS), f(1))
+        yield service
+
+
+def f(seq, **fields):
+    return fill(SYMBOL, seq, **({"lots": 10, "price": "80", "bankruptcyPrice": "79"} | fields))
+
+
+async def suspended(service):
+    """What each place says of the contract."""
+    return (
+        (await service.get(f"/api/v1/contracts/{SYMBOL}"))["suspended"],
+        (await service.fund(SYMBOL))["suspended"],
+        service.count("fundsvc_contract_suspended", symbol=SYMBOL) == 1,
+        await service.pool.fetchval("SELECT suspended FROM contracts"),
+    )
+
+
+@pytest.mark.parametrize("terms", OTHERS)
+async def test_after_a_listing_with_other_terms_nothing_is_settled_until_one_with_the_ledgers_own(service, terms):
+    with capture_logs() as logs:
+        answer = await service.send(contract(SYMBOL, **terms), f(2))
+    assert [refused["reason"] for refused in answer["rejected"]] == ["contract_fixed", "terms_in_doubt"]
+    mark = {"type": "mark", "symbol": SYMBOL, "price": "80", "ts": now_ms()}
+    answer = await service.send(f(3), mark)
+    assert [refused["reason"] for refused in answer["rejected"]] == ["terms_in_doubt"] * 2
+    await service.append(f(4))
+    assert await service.reasons() == ["contract_fixed"] + ["terms_in_doubt"] * 4
+    assert [seq for seq, *_ in await service.entries(SYMBOL)] == [1]
+    assert await suspended(service) == (True, True, True, True)
+    assert "contract suspended" in [line["event"] for line in logs]
+    answer = await service.send(contract(SYMBOL, **TERMS), f(5))
+    assert answer["rejected"] == []
+    assert await suspended(service) == (False, False, False, False)
+    assert [seq for seq, *_ in await service.entries(SYMBOL)] == [1, 5]
+
+
+async def test_other_contracts_go_on(service):
+    await service.send(contract("OTHERUSDTM"), contract(SYMBOL, multiplier=7), fill("OTHERUSDTM", 1), f(2))
+    assert [seq for seq, *_ in await service.entries("OTHERUSDTM")] == [1]
+
+
+async def test_a_suspended_contract_stays_so_through_a_restart_and_is_resumed_by_a_command(service, config):
+    await service.send(contract(SYMBOL, multiplier=7), f(2))
+    async with restarted(service, config) as again:
+        await again.append(f(3))
+        assert await again.reasons() == ["contract_fixed", "terms_in_doubt", "terms_in_doubt"]
+        assert await suspended(again) == (True, True, True, True)
+        assert (await fundsvc(config, "contracts", "resume", SYMBOL)).code == 0
+        await again.settled()
+        assert await suspended(again) == (False, False, False, False)
+        assert (await fundsvc(config, "rejected", "replay")).code == 0
+        await again.settled()
+        assert await again.entries(SYMBOL) == [(seq, 100_000_000, 0) for seq in (1, 2, 3)]
+        assert await again.reasons() == ["contract_fixed"]
+        assert await suspended(again) == (False, False, False, False)
+    assert (await fundsvc(config, "contracts", "resume", SYMBOL)).code == 1
+    assert (await fundsvc(config, "contracts", "resume", "NONEUSDTM")).code == 1
+
+
+async def test_terms_may_change_before_the_first_entry(service):
+    await service.send(contract("NEWUSDTM"), contract("NEWUSDTM", multiplier=1))
+    answer = await service.send(fill("NEWUSDTM", 1, lots=1))
+    assert answer["rejected"] == []
+    assert await service.entries("NEWUSDTM") == [(1, 100 * 10**8, 0)]
+
+
+WON = {"settleCurrency": "KRW", "multiplier": 1}
+
+
+async def test_a_price_beyond_the_scale_is_refused_with_what_to_do_and_foreseen_as_the_ledger_decides(service):
+    listing = contract("XBTKRWM", **WON)
+    del listing["contract"]["maxPrice"]
+    low, high = {"price": "9000000", "bankruptcyPrice": "8900000"}, {"price": "160000000", "bankruptcyPrice": "159000000"}
+    await service.send(listing, fill("XBTKRWM", 1, **low))
+    answer = await service.send(fill("XBTKRWM", 2, **high))
+    assert [refused["reason"] for refused in answer["rejected"]] == ["out_of_range"]
+    answer = await service.send(contract("XBTKRWM", **WON, maxPrice=1_000_000_000), fill("XBTKRWM", 3, **high))
+    assert [refused["reason"] for refused in answer["rejected"]] == ["contract_fixed", "out_of_range"]
+    assert "another symbol" in answer["rejected"][0]["detail"]
+    answer = await service.send(fill("XBTKRWM", 4, **high), fill("XBTKRWM", 5, **low))
+    assert [refused["index"] for refused in answer["rejected"]] == [0]
+    assert [seq for seq, *_ in await service.entries("XBTKRWM")] == [1, 5]
+    assert await service.reasons() == ["out_of_range", "contract_fixed", "out_of_range", "out_of_range"]
+
+
+async def test_a_scale_is_widened_before_the_first_entry(service):
+    listing = contract("XBTKRWM", **WON)
+    del listing["contract"]["maxPrice"]
+    await service.send(listing, contract("XBTKRWM", **WON, maxPrice=1_000_000_000))
+    answer = await service.send(fill("XBTKRWM", 1, lots=1, price="160000000", bankruptcyPrice="159000000"))
+    assert answer["rejected"] == []
+    assert len(await service.entries("XBTKRWM")) == 1
