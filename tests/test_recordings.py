@@ -273,7 +273,7 @@ class TestContracts:
 
 
 async def test_a_recording_of_events_comes_into_the_ledger(config, write):
-    path = write({"type": "contract", "contract": LISTING}, [fill(1), fill(2, price="99"), fill(2)], fill(3, symbol="NOSUCH"))
+    path = write({"type": "contract", "contract": LISTING}, [fill(1), *[fill(2, price="99")] * 2], fill(3, symbol="NOSUCH"))
     done = await fundsvc(config, "replay", path, "--json")
     assert done.code == 0, done.error
     assert (done.result["events"], done.result["duplicates"], done.result["rejected"]) == (5, 1, {"unknown_symbol": 1})
