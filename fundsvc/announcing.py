@@ -8,14 +8,14 @@ trimmed by age, but never beyond the oldest announcement that is not acknowledge
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from fundsvc.config import AdlConfig
-from fundsvc.core.adl import OrderState
-from fundsvc.core.batch import Round
+from fundsvc.core.adl import AdlOrder, OrderState
 from fundsvc.core.events import AdlTimeout
 from fundsvc.logs.faults import Outage
 from fundsvc.streams.announcer import Announcer, announcement
@@ -46,8 +46,8 @@ OrderKey = tuple[str, int]
 class Orders(Protocol):
     """The open orders of a partition."""
 
-    def round_at_hand(self, symbol: str, adl: int) -> Round | None:
-        """The round of an order as it stands, if the order is open."""
+    def open_order(self, symbol: str, adl: int) -> AdlOrder | None:
+        """An order as it stands, if it is open."""
 
     def price_decimals(self, symbol: str) -> int:
         """The scale of a contract's prices."""
@@ -153,7 +153,7 @@ class Announcing:
 
     async def _announce_fresh(self) -> None:
         while self._fresh:
-            keys = list(self._fresh)[:ROUNDS_PER_TRIP_MAX]
+            keys = list(islice(self._fresh, ROUNDS_PER_TRIP_MAX))
             for key in await self._announce(keys):
                 self._fresh.pop(key, None)
 
@@ -184,10 +184,10 @@ class Announcing:
 
     def _body(self, key: OrderKey) -> bytes | None:
         """The announcement of an order's round; None where the memory is ahead of the ledger, or nothing is asked any more."""
-        known, at_hand = self._open.get(key), self._orders.round_at_hand(*key)
-        if known is None or known.acknowledged or at_hand is None or at_hand.order.round != known.round:
+        known, order = self._open.get(key), self._orders.open_order(*key)
+        if known is None or known.acknowledged or order is None or order.round != known.round:
             return None
-        return announcement(at_hand, self._orders.price_decimals(key[0]))
+        return announcement(order, self._orders.price_decimals(key[0]))
 
     async def _look(self) -> None:
         """Announces again what is due, ends what takes too long, and trims what is acknowledged."""

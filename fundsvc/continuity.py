@@ -7,16 +7,21 @@ from typing import NamedTuple
 
 from fundsvc.core.batch import Offset
 from fundsvc.pipeline import Reading
+from fundsvc.store.gaps import KnownGap
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.client import StreamFault
 from fundsvc.streams.source import Source, StreamState, id_order
 
 
 class Gap(NamedTuple):
-    """Messages that left the stream before they were settled: all of them after one id, and up to another one."""
+    """Messages that left the stream before they were settled: all of them after one id, and up to another one.
+
+    Their number is known where everything up to that id is gone.
+    """
 
     after_id: str
     until_id: str
+    messages: int | None
 
 
 class GapFound(StreamFault):
@@ -33,12 +38,19 @@ def find_gap(stream: StreamState, offset: Offset, passed: str) -> Gap | None:
     """The gap after an offset, unless it ends before an id up to which gaps are known."""
     known = max(id_order(offset.last_id), id_order(passed))
     if id_order(stream.deleted_id) > known:
-        return Gap(offset.last_id, stream.deleted_id)
+        return Gap(offset.last_id, stream.deleted_id, None)
     first = stream.first_id or stream.last_id
     dropped = stream.added - stream.length - offset.messages
     if dropped > 0 and id_order(first) > known:
-        return Gap(offset.last_id, first)
+        return Gap(offset.last_id, first, dropped)
     return None
+
+
+def same_gap(found: Gap, known: KnownGap) -> bool:
+    """Whether a gap was found before; further messages may have come after it, or some before it may be settled."""
+    if found.messages is None:
+        return id_order(found.until_id) <= id_order(known.until_id)
+    return (found.after_id, found.messages) == (known.after_id, known.messages)
 
 
 def waiting(stream: StreamState, offset: Offset) -> int:

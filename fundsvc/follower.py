@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import structlog
 
+from fundsvc.chores import lasting
 from fundsvc.config import Config
 from fundsvc.core.batch import KeptBook, Offset
 from fundsvc.core.book import Book, Rank, Side, SideName
@@ -32,6 +33,9 @@ from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.client import Client, StreamFault
 from fundsvc.streams.source import Source, id_order
+
+MISTAKE_SECONDS = 10.0
+"""After a mistake of ours books are loaded anew so much later: a large one takes seconds."""
 
 log = structlog.get_logger()
 
@@ -57,6 +61,7 @@ class Follower:
 
     def __init__(self, config: Config, pool: Pool, client: Client, metrics: Metrics) -> None:
         self._seconds = config.http.book_seconds
+        self._mark_seconds_max = config.adl.mark_seconds_max
         self._metrics = metrics
         self._ledger = Deleveragings(pool)
         self._partitions = [
@@ -87,6 +92,9 @@ class Follower:
                 await partition.step(offsets[partition.number], now)
             except (StoreFault, StreamFault) as fault:
                 faults.append(fault)
+            except Exception:  # a mistake of ours in one partition leaves the others, and who shows them, alone
+                log.exception("mistake", part="books", partition=partition.number)
+                partition.begin_anew()
         if faults:
             raise faults[0]
 
@@ -118,6 +126,10 @@ class Follower:
         if mark is None:
             return {}
         return {name: self._sections(view, name, mark) for name in view.book.sides}
+
+    def is_mark_stale(self, view: BookView) -> bool:
+        """Whether the mark of a book is older than `adl.mark_seconds_max`."""
+        return view.book.is_mark_old(time.time_ns() // 1_000_000, self._mark_seconds_max)
 
     def rank(self, view: BookView, name: SideName, account: str) -> Rank | None:
         """Where an account's position stands on a side; None without a mark, or where the position has no equity."""
@@ -165,10 +177,18 @@ class FollowedPartition:
         self._source = source
         self._offset = Offset(STREAM_START, 0)
         self._loaded = False
+        self._rests_until = 0.0
         self._followed: _Followed | None = None
+
+    def begin_anew(self) -> None:
+        """Forgets the books, and loads them again after some seconds."""
+        self._followed, self._loaded = None, False
+        self._rests_until = time.monotonic() + MISTAKE_SECONDS
 
     async def step(self, offset: Offset, now: int) -> None:
         """Follows to an offset that was the ledger's at a time (ms); raises StoreFault or StreamFault."""
+        if time.monotonic() < self._rests_until:
+            return
         if self._followed and offset != self._offset and not await self._go_on(self._followed, offset):
             # The stream does not hold what the ledger has settled.
             log.warning("books loaded anew", partition=self.number)
@@ -283,7 +303,7 @@ async def following(config: Config, pool: Pool, client: Client, metrics: Metrics
     """A follower that follows."""
     follower = Follower(config, pool, client, metrics)
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(follower.run())
+        task = tasks.create_task(lasting("books", follower.run, log))
         try:
             yield follower
         finally:

@@ -19,6 +19,9 @@ RENEWALS_PER_LEASE = 4
 STANDSTILL_SECONDS = 90.0
 """Longer than any statement may take: until then a partition may wait for the database."""
 
+RESTING_LEASES = 3.0
+"""For so many leases an engine leaves a partition that stood still to others; then it may take it anew."""
+
 RETRY_SECONDS_MAX = 1.0
 """What is away is asked for again within a second."""
 
@@ -44,6 +47,7 @@ class LeaseKeeper:
         self._seconds = lease_seconds
         self._steps = steps
         self._seen: dict[int, tuple[int, float]] = {}
+        self._left_until: dict[int, float] = {}
         self._leases: Leases | None = None
         self._leaving = self._ending = False
         self._keeping: asyncio.Task[Any] | None = None
@@ -136,4 +140,7 @@ class LeaseKeeper:
             if partition in seen and seen[partition][0] == count:
                 seen[partition] = count, since
         self._seen = seen
-        return [partition for partition, (_, since) in seen.items() if now - since > STANDSTILL_SECONDS]
+        for partition, (_, since) in seen.items():
+            if now - since > STANDSTILL_SECONDS:
+                self._left_until[partition] = now + RESTING_LEASES * self._seconds
+        return [partition for partition, until in self._left_until.items() if until > now]

@@ -13,6 +13,7 @@ so that the ledger itself can tell whether it was settled meanwhile. Operators s
 import asyncio
 import re
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Facts, kept_as
 from fundsvc.core.times import time_of_id
 from fundsvc.recollection import recollect
-from fundsvc.wire import Contents, Message
+from fundsvc.wire import RUN_EVENTS, Contents, Message
 
 BLOCK_MS = 500
 """How long one read waits for messages; between reads the reader looks whether it should stop."""
@@ -35,9 +36,6 @@ EVENTS_PER_BATCH_MAX = 100_000
 
 BATCH_BYTES_MAX = 8_000_000
 """A transaction of this size takes the database a tenth of a second, and its encoding a few times its size in memory."""
-
-RUN_EVENTS_MAX = 1000
-"""Events that are looked at together for what the ledger must be asked: a millisecond or two."""
 
 REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
 """A stream id, and a position with more digits than any message has events."""
@@ -186,26 +184,47 @@ class Pipeline:
 
     async def _settle(self, message: Message, stop: asyncio.Event) -> None:
         """Settles a message; a stop may leave it settled in part."""
-        self._partition.sequences.trim()
         started = time.perf_counter()
         contents = Contents(message)
         self._decode_seconds += time.perf_counter() - started
+        events = await self._recollect(contents, self._settled.settled_of(message.stream_id))
         if message.replay_of:
-            await self._settle_replay(message, contents)
-        elif not await self._settle_events(message, contents, stop):
+            await self._settle_replay(message, contents, events)
+        elif not await self._settle_events(message, contents, events, stop):
             return
         self._settled = Offset(message.stream_id, self._settled.messages + 1)
         if self._is_due():
             await self._hand_over()
 
-    async def _settle_events(self, message: Message, contents: Contents, stop: asyncio.Event) -> bool:
-        """Settles the events of a message that are not settled yet; says whether that is all of them."""
-        position = self._settled.settled_of(message.stream_id)
-        while position < contents.size:
+    async def _recollect(self, contents: Contents, position: int) -> Sequence[Event | Rejection]:
+        """The events of a message from a position on, once the partition knows all that it must to apply them.
+
+        The ledger is asked for sequences that were passed, once a message. What is not committed yet is in memory.
+        """
+        self._partition.sequences.trim()
+        wanted: defaultdict[str, set[int]] = defaultdict(set)
+        events: list[Event | Rejection] = []
+        while position + len(events) < contents.size:
             started = time.perf_counter()
-            run = contents.run(position, min(RUN_EVENTS_MAX, self._bound.room(self._partition.batch)))
+            run = contents.run(position + len(events), RUN_EVENTS)
+            for symbol, seqs in self._partition.lacking(run).items():
+                wanted[symbol] |= seqs
+            events += run
             self._decode_seconds += time.perf_counter() - started
-            await self._recollect(message, run, position)
+            if self._is_due():
+                await self._hand_over()
+        if wanted:
+            await recollect(self._partition.sequences, wanted, self._ledger, self._hand_over)
+        return events
+
+    async def _settle_events(
+        self, message: Message, contents: Contents, events: Sequence[Event | Rejection], stop: asyncio.Event
+    ) -> bool:
+        """Settles the last events of a message, which are not settled yet; says whether it came to the end of them."""
+        first = position = contents.size - len(events)
+        while position < contents.size:
+            start = position - first
+            run = events[start : start + min(RUN_EVENTS, self._bound.room(self._partition.batch))]
             position = self._settle_run(message, contents, position, run)
             if position < contents.size and self._is_due():
                 self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
@@ -214,30 +233,15 @@ class Pipeline:
                     return False
         return True
 
-    async def _recollect(self, message: Message, run: Sequence[Event | Rejection], position: int) -> None:
-        """Asks the ledger for what must be known of sequences that were passed; most events have new ones.
-
-        The ledger must have what is settled, unless the batch waits for the end of its message: what that settled is in memory.
-        """
-        wanted = self._partition.lacking(run)
-        if not wanted:
-            return
-        if position:
-            self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
-        if not self._is_held():
-            await self._until_committed()
-        await recollect(self._partition.sequences, wanted, self._ledger)
-
     def _settle_run(self, message: Message, contents: Contents, position: int, run: Sequence[Event | Rejection]) -> int:
-        """Settles events from a position on until the slice ends or the run does; returns the position after them."""
-        started = time.perf_counter()
-        batch = self._partition.batch
+        """Settles events from a position on, at least one, until the slice ends; returns the position after them."""
+        started = now = time.perf_counter()
+        batch, first, apply = self._partition.batch, position, self._partition.apply
         self._partition.expect(run)
-        first, now, apply = position, started, self._partition.apply
         stream_ms = time_of_id(message.stream_id)
-        for event in self._with_refusals(message, position, run) if self._refused else run:
+        for event, told in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
             try:
-                apply(event, stream_ms)
+                apply(told, stream_ms)
             except Rejection as rejection:
                 self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection, event)
             position += 1
@@ -260,7 +264,7 @@ class Pipeline:
         batch.events += events
         batch.place = place
 
-    async def _settle_replay(self, message: Message, contents: Contents) -> None:
+    async def _settle_replay(self, message: Message, contents: Contents, events: Sequence[Event | Rejection]) -> None:
         """Settles an event that was rejected before, unless that has been done since."""
         match = REPLAY_KEY.fullmatch(message.replay_of)
         place = Place(message.stream_id, 0)
@@ -274,23 +278,24 @@ class Pipeline:
             try:
                 if place in self._refused:
                     raise _refusal(self._refused[place])
-                await self._settle_late(message, key, contents)
+                await self._settle_late(message, key, events)
             except Rejection as rejection:
                 self._reject(message, contents.raw(0), key, rejection)
         self._count(self._partition.batch, place, 1)
 
-    async def _settle_late(self, message: Message, key: Place, contents: Contents) -> None:
+    async def _settle_late(self, message: Message, key: Place, events: Sequence[Event | Rejection]) -> None:
         """Settles the one event of a replay; one whose like came by another way is only noted as settled."""
-        if contents.size != 1:
-            raise Rejection(Reason.UNDECODABLE, f"{contents.size} events: send rejected events again one by one")
-        (event,) = contents.run(0, 1)
+        if len(events) != 1:
+            raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
+        (event,) = events
         check_replayable(event)
-        await self._recollect(message, [event], 0)
         known = self._partition.is_applied(event)
         entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
         self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
 
     def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
+        # One that stands in a message was raised from there: its traceback would keep all of the message in a cycle.
+        rejection.__traceback__ = None
         rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, kept_as(event))
         self._partition.batch.reject(rejected)
 
@@ -331,6 +336,7 @@ class Pipeline:
             if self._is_held():
                 continue
             batch, after = self._partition.take(with_books=not self._settled.events), self._settled
+            mark = self._partition.sequences.mark()
             decode, settle = self._decode_seconds, self._settle_seconds
             self._decode_seconds = self._settle_seconds = 0.0
             self._handed_over.set()
@@ -341,6 +347,7 @@ class Pipeline:
             await self._ledger.commit(batch, self._committed, after)
             self.writing = None
             self._bound.grow()
+            self._partition.sequences.forget(mark)
             self._committed = after
             self.progress += 1
             self._handed_over.set()

@@ -105,8 +105,11 @@ class Recall:
             self.messages += 1
 
     async def _look_up_sides(self, events: Sequence[Event | Rejection]) -> None:
-        """Asks once which side each order that was executed reduces; forgotten with the messages at hand."""
-        orders = {(event.symbol, event.adl) for event in events if isinstance(event, AdlFill)}
+        """Asks once which side each order that was executed reduces; forgotten with the messages at hand.
+
+        Only orders of listed contracts: any other symbol may be text that the database does not take.
+        """
+        orders = {(event.symbol, event.adl) for event in events if isinstance(event, AdlFill) and event.symbol in self.after}
         if unknown := orders - self._sides.keys():
             self._sides |= await self._reduced_sides(unknown)
 
@@ -122,7 +125,7 @@ class Recall:
                 continue
             self.listed = self.listed or isinstance(event, Listing)
             if self._is_later(at, event) and self._is_new(event):
-                self._recall(event)
+                self._recall(event, at[0])
 
     def _apply_replay(
         self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, str | None]
@@ -133,14 +136,15 @@ class Recall:
             return
         (event,) = events
         self.listed = self.listed or isinstance(event, Listing)
-        if not isinstance(event, Rejection) and self._is_later(id_order(message.stream_id), event):
-            self._recall(event)
+        at = id_order(message.stream_id)
+        if not isinstance(event, Rejection) and self._is_later(at, event):
+            self._recall(event, at[0])
 
-    def _recall(self, event: Event) -> None:
+    def _recall(self, event: Event, stream_ms: int) -> None:
         """Applies an event; one that the terms known here refuse came after a listing that changed them."""
         side = self._sides.get((event.symbol, event.adl)) if isinstance(event, AdlFill) else None
         with suppress(Rejection):
-            self._partition.recall(event, side)
+            self._partition.recall(event, side, stream_ms)
 
     def _is_later(self, at: tuple[int, int], event: Event) -> bool:
         """Whether an event is of one of the books, and came after that was kept."""

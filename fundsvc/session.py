@@ -16,11 +16,11 @@ import structlog
 from fundsvc.announcing import Announcing
 from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
-from fundsvc.continuity import CheckedSource, find_gap, lost_tail, waiting
+from fundsvc.continuity import CheckedSource, find_gap, lost_tail, same_gap, waiting
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
-from fundsvc.logs.batches import Oddities, Rejections, log_orders
+from fundsvc.logs.batches import Oddities, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
@@ -97,6 +97,7 @@ class Session:
         self._log = log.bind(engine=engine, partition=partition, epoch=epoch)
         self._outage = Outage(self._log, "settling")
         self._rejections = Rejections(self._log)
+        self._orders = Orders(self._log)
         self._oddities = Oddities(self._log)
         self._offset = Offset(STREAM_START, 0)
         self._halted = ""
@@ -127,6 +128,7 @@ class Session:
                     chore.cancel()
         finally:
             self._rejections.say_rest()
+            self._orders.say_rest()
             self._metrics.let_go(self._partition, self._config.stream.partitions)
 
     async def _consume_through_faults(self, stop: asyncio.Event) -> None:
@@ -253,8 +255,8 @@ class Session:
             policies,
         )
         await self._restore_books(writer, stored)
-        if start.regressed:
-            self._state.make_stale()
+        if start.known_ms is not None:
+            self._state.make_stale(start.known_ms)
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
         self._announcing = Announcing(
@@ -308,7 +310,8 @@ class Session:
             stream_ends=stream.last_id,
             stream_id=stored.last_id,
         )
-        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, regressed=True)
+        known_ms, _ = min(id_order(stream.last_id), id_order(stored.last_id))
+        return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, known_ms)
 
     async def _pass_gap(self, stream: StreamState, stored: Offset, known: list[KnownGap]) -> "_Start":
         """Where to read on from an offset: past a gap, if there is one and it may be passed."""
@@ -317,9 +320,10 @@ class Session:
         found = find_gap(stream, stored, STREAM_START)
         if found is None:
             return _Start(stored, passed)
-        gap = next((one for one in known if one.until_id == found.until_id), None)
+        gap = next((one for one in known if same_gap(found, one)), None)
         if gap is None:
-            gap = await self._report(KnownGap(*found, await self._count_missing(stored), None), stored)
+            missing = found.messages or await self._count_missing(stored)
+            gap = await self._report(KnownGap(found.after_id, found.until_id, missing, None), stored)
         if not goes_on and id_order(gap.until_id) > id_order(passed):
             raise Halted(
                 f"{gap.messages} messages after {gap.after_id}, up to {gap.until_id}, were deleted or trimmed from the stream"
@@ -354,7 +358,7 @@ class Session:
         self._offset = committed.offset
         self._metrics.committed(committed.batch, committed.durations)
         self._announcing.note(committed.batch.orders.values())
-        log_orders(self._log, committed.batch, committed.offset)
+        self._orders.note(committed.batch, committed.offset)
         self._rejections.note(committed.batch.rejected)
         self._oddities.note(committed.batch, committed.offset)
         await self._go_on()
@@ -369,14 +373,23 @@ class Session:
 
     async def _watch(self) -> None:
         self._rejections.say_due()
+        self._orders.say_due()
         settled = self._offset
         self._metrics.positions(self._state.books())
+        self._show_stale()
         left = waiting(await self._source.state(), settled)
         self._metrics.lag_messages.labels(self._partition).set(left)
         age = time.time() - id_order(settled.last_id)[0] / 1000
         self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if left else 0)
         if not left:
             await self._go_on()
+
+    def _show_stale(self) -> None:
+        """Shows how many contracts with open positions have an old mark, or a book from before the stream lost its tail."""
+        now_ms, seconds_max = time.time_ns() // 1_000_000, self._config.adl.mark_seconds_max
+        books = [book for _, book in self._state.books() if book.open]
+        marks = sum(book.is_mark_old(now_ms, seconds_max) for book in books)
+        self._metrics.stale(self._partition, marks, sum(book.stale for book in books))
 
     async def _trim(self) -> None:
         """Drops what is older than the retention; never what is not committed, or what the books still need.
@@ -391,11 +404,13 @@ class Session:
 
 
 class _Start(NamedTuple):
-    """Where to read from, the id up to which gaps are known, and whether the stream lost its tail."""
+    """Where to read from, and the id up to which gaps are known. Where the stream lost its tail, up to which time (ms) of it
+    messages had been settled.
+    """
 
     offset: Offset
     passed: str
-    regressed: bool = False
+    known_ms: int | None = None
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

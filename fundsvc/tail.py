@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
+from fundsvc.chores import lasting
 from fundsvc.config import Config
 from fundsvc.core.contracts import Contract
 from fundsvc.logs.faults import Outage
@@ -244,7 +245,8 @@ async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
         with suppress(StoreFault):
             await tail.begin()
         await freshness.refresh()
-        running = [tasks.create_task(work) for work in (tail.run(), freshness.run())]
+        works = {"tail": tail.run, "freshness": freshness.run}
+        running = [tasks.create_task(lasting(name, work, log)) for name, work in works.items()]
         try:
             yield tail
         finally:

@@ -112,20 +112,24 @@ class Contents:
     def __init__(self, message: Message) -> None:
         self._message = message
         self._raws: Sequence[msgspec.Raw] | None = None
-        self._events: Sequence[Event | Rejection] | None = None
+        self._first = 0
+        self._events: Sequence[Event | Rejection] = ()
         if message.codec and len(message.body) > WHOLE_BYTES_MAX:
             self._take_apart(message.codec)
         else:
             self._events = decode(message)
-        self.size = len(self._raws or ()) if self._events is None else len(self._events)
+        self.size = len(self._events) or len(self._raws or ())
 
     def run(self, start: int, count: int) -> Sequence[Event | Rejection]:
         """Up to `count` of the events from a position on, at least one."""
-        if self._events is not None:
-            return self._events if not start and count >= self.size else self._events[start : start + count]
-        assert self._raws is not None, "a message has events or raw elements"
-        raws = self._raws[start : start + min(count, RUN_EVENTS)]
-        return [decode_event(self._message.codec, raw) for raw in raws]  # type: ignore[arg-type]
+        if not self._first <= start < self._first + len(self._events):
+            self._decode(start)
+        start -= self._first
+        return self._events if not start and count >= len(self._events) else self._events[start : start + count]
+
+    def _decode(self, start: int) -> None:
+        raws = (self._raws or ())[start : start + RUN_EVENTS]
+        self._first, self._events = start, [decode_event(self._message.codec, raw) for raw in raws]  # type: ignore[arg-type]
 
     def _take_apart(self, codec: Codec) -> None:
         self._raws = _elements(codec, self._message.body)
@@ -135,10 +139,10 @@ class Contents:
             self._events = [_too_many(len(self._raws))]
 
     def raw(self, position: int) -> bytes:
-        """The bytes of an event, or of the whole message where it cannot be taken apart."""
+        """The bytes of an event, or of the whole message where it cannot be taken apart or has no event there."""
         if self._raws is None:
             self._raws = _elements(self._message.codec, self._message.body) or ()
-        if self.size != len(self._raws):
+        if position >= len(self._raws) or self.size != len(self._raws):
             return self._message.body
         return bytes(self._raws[position])
 

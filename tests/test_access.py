@@ -20,6 +20,7 @@ CONNECTING = "/ws"
 
 PRIVATE = {
     ("GET", "/api/v1/adl/positions"): {"trader", "risk"},
+    ("GET", "/api/v1/adl/deleveraged"): {"trader", "risk"},
     ("GET", "/fapi/v1/adlQuantile"): {"trader"},
     ("GET", "/api/v4/futures/{settle}/auto_deleverages"): {"trader"},
     ("POST", "/api/v1/bullet-private"): {"trader"},
@@ -37,6 +38,7 @@ OTHERS_WORDS = {
 IN_PATH = {"symbol": SYMBOL, "adl": "1", "round": "1", "entry": "1", "settle": "usdt"}
 QUERIES = {
     "/api/v1/adl/positions": {"account": "secret-anna"},
+    "/api/v1/adl/deleveraged": {"account": "secret-anna"},
     "/api/v5/public/insurance-fund": {"instType": "SWAP", "uly": SYMBOL},
     "/api/v1/insurance-fund/{symbol}/at": {"ts": str(TS)},
     "/api/v1/insurance-fund/{symbol}/candles": {"granularity": "60"},

@@ -1,4 +1,5 @@
 import asyncio
+import sys
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -6,6 +7,7 @@ import asyncpg
 import msgspec
 import psutil
 import pytest
+from commands import environment_of, fundsvc
 from conftest import with_section
 from eventually import eventually
 from exposed import sample_sum
@@ -17,9 +19,13 @@ from fundsvc.core.events import AdlFill, Listing, Mark, Position, Rate
 from fundsvc.core.partition import Partition
 from fundsvc.engine import Engine, NotSettling
 from fundsvc.metrics import Metrics
+from fundsvc.store.database import open_pool
+from fundsvc.store.gaps import Gaps
+from fundsvc.streams.announcer import announcement_key
 from fundsvc.streams.client import StreamFault, faults, open_client, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source
+from fundsvc.wire import encode
 
 KEY = stream_key(0)
 STOP_SECONDS_MAX = 3.0
@@ -239,6 +245,215 @@ async def test_nothing_is_settled_past_messages_that_were_dropped_before_they_we
         await producer._client.delete(KEY)
         await producer.append(fills(range(11, 31)), per_message=1)
         await settled(ledger, 30)
+
+
+GONE = {
+    "deleted in the middle": lambda client, ids: client.xdel(KEY, *ids[1:3]),
+    "the first": lambda client, ids: client.xdel(KEY, ids[0]),
+    "the last": lambda client, ids: client.xdel(KEY, ids[-1]),
+    "all": lambda client, ids: client.xdel(KEY, *ids),
+    "trimmed": lambda client, ids: client.xtrim(KEY, maxlen=1, approximate=False),
+    "trimmed whole": lambda client, ids: client.xtrim(KEY, maxlen=0, approximate=False),
+}
+LEFT = {"deleted in the middle": 2, "the first": 3, "the last": 3, "all": 0, "trimmed": 1, "trimmed whole": 0}
+
+
+async def with_a_gap(config, producer, ledger, how):
+    """Four messages that were not settled, of which some are gone."""
+    async with running(config):
+        await producer.append([listing("AAA"), *fills(range(1, 11))], per_message=1)
+        await settled(ledger, 10)
+    ids = (await producer.append(fills(range(11, 51)), per_message=10))[0]
+    await GONE[how](producer._client, ids)
+    return ids
+
+
+@pytest.mark.parametrize("how", GONE)
+async def test_a_gap_is_reported_once_with_its_ids_and_passed_under_continue(config, producer, ledger, how):
+    config = with_section(config, "stream", on_gap="continue")
+    await with_a_gap(config, producer, ledger, how)
+    async with running(config) as engine:
+        await settled(ledger, 10 + 10 * LEFT[how])
+        await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
+        await producer.append(fills([60]))
+        await settled(ledger, 11 + 10 * LEFT[how])
+        await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
+        assert engine.count("fundsvc_partition_halted", partition="0") == 0
+        assert engine.count("fundsvc_stream_gaps_total", partition="0") == 1
+    async with running(config) as engine:
+        await producer.append(fills([61]))
+        await settled(ledger, 12 + 10 * LEFT[how])
+        assert engine.count("fundsvc_stream_gaps_total", partition="0") == 0
+    assert await ledger("SELECT messages FROM stream_gaps") == 4 - LEFT[how]
+    assert await ledger("SELECT count(*) FROM stream_gaps") == 1
+
+
+@pytest.mark.parametrize("how", GONE)
+async def test_a_gap_halts_its_partition_until_it_is_acknowledged(config, producer, ledger, how):
+    ids = await with_a_gap(config, producer, ledger, how)
+    async with running(config) as engine:
+        await eventually(lambda: engine.count("fundsvc_partition_halted", partition="0"))
+        told = await eventually(lambda: ledger("SELECT halted FROM partitions WHERE halted <> ''"))
+        gone = {"deleted in the middle": ids[2], "the first": ids[0]}.get(how, ids[-1])
+        assert gone in told
+        assert f"{4 - LEFT[how]} messages" in told
+        assert "fundsvc stream acknowledge-gap 0" in told
+        with pytest.raises(NotSettling, match="acknowledge-gap"):
+            await engine.engine.check()
+        assert await ledger("SELECT entry FROM funds") == 10
+        (gap,) = (await fundsvc(config, "stream", "gaps", 0, "--json")).result
+        assert (gap["messages"], gap["untilId"], gap["acknowledgedAt"]) == (4 - LEFT[how], gone, None)
+        assert [(await fundsvc(config, "stream", "acknowledge-gap", 0)).code for _ in range(2)] == [0, 1]
+        await settled(ledger, 10 + 10 * LEFT[how])
+        await producer.append(fills([60]))
+        await settled(ledger, 11 + 10 * LEFT[how])
+        await eventually(lambda: engine.count("fundsvc_partition_halted", partition="0") == 0)
+        await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
+        assert engine.count("fundsvc_stream_gaps_total", partition="0") == 1
+
+
+async def test_messages_that_are_deleted_while_the_engine_runs_are_a_gap(config, producer, ledger, owner_connection):
+    async with running(config) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        async with owner_connection.transaction():
+            await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
+            ids = (await producer.append(fills(range(2, 30_002)), per_message=100))[0]
+            await producer._client.xdel(KEY, *ids[200:202])
+        await eventually(lambda: ledger("SELECT halted <> '' FROM partitions"))
+        assert await ledger("SELECT messages FROM stream_gaps") == 2
+        assert await ledger("SELECT seq < 20002 FROM funds")
+        async with open_pool(config.database.dsn, 1) as pool:
+            await Gaps(pool, 0).acknowledge()
+        await settled(ledger, 30_001 - 200)
+        await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
+
+
+async def test_settled_messages_that_are_deleted_are_no_gap(config, producer, ledger):
+    async with running(config) as engine:
+        ids = (await producer.append([listing("AAA"), *fills(range(1, 11))], per_message=1))[0]
+        await settled(ledger, 10)
+        await producer._client.xdel(KEY, *ids[2:5])
+        await producer.append(fills([11]))
+        await settled(ledger, 11)
+        await producer._client.xdel(KEY, ids[-1])
+    async with running(config) as engine:
+        await producer.append(fills([12]))
+        await settled(ledger, 12)
+        assert engine.count("fundsvc_stream_gaps_total", partition="0") == 0
+
+
+@pytest.mark.parametrize("size", [1000, 200_000], ids=["small ones", "large ones"])
+async def test_a_full_stream_server_heals_with_what_may_be_trimmed(config, producer, ledger, size):
+    """An order is open, so that the engine has something to announce, and the server takes nothing more."""
+    client = producer._client
+    hasty = with_section(config, "stream", retention_hours=1e-9)
+    async with running(with_section(config, "engine", book_seconds=0.1)):
+        await producer.append([listing("AAA"), Mark("AAA", "1000", 1), Position("AAA", "anna", -10, "2000", "100", 1)])
+        await producer.append_bodies(0, "json", [b" " * size + encode([fill("AAA", 1, 1)])] * (20_000_000 // size))
+        await producer.append([fill("AAA", 2, -500)])
+        await settled(ledger, 2)
+        await eventually(lambda: ledger("SELECT b.last_id = p.last_id FROM books b, partitions p"))
+        assert await ledger("SELECT state FROM adl_orders") == "open"
+    await client.delete(announcement_key(0))
+    try:
+        used = (await client.info("memory"))["used_memory"]
+        await client.config_set("maxmemory", used - 1_000_000)
+        with pytest.raises(StreamFault):
+            await producer.append([fill("AAA", 3, 1)])
+        async with running(hasty):
+            await eventually(lambda: announced(client))
+            await producer.append([fill("AAA", 3, 1)])
+            await settled(ledger, 3)
+    finally:
+        await client.config_set("maxmemory", 0)
+
+
+async def announced(client):
+    return await client.xlen(announcement_key(0))
+
+
+@pytest.mark.parametrize("what", ["large messages", "unlisted", "listings"])
+async def test_memory_is_bounded_whatever_legal_messages_come(config, producer, ledger, what):
+    client = producer._client
+    await producer.append([listing("AAA"), *fills([1])])
+    if what == "large messages":
+        events = [msgspec.json.encode(fill("AAA", seq, 1)) for seq in range(2, 10_002)]
+        padding = b" " * ((1_500_000 - sum(map(len, events))) // len(events))
+        body, number = b"[" + (b"," + padding).join(events) + b"]", 150
+    elif what == "unlisted":
+        body, number = encode([fill("NONE", seq, 1) for seq in range(10_000)]), 60
+    else:
+        body, number = encode([listing("AAA", notes="x" * 100_000)] * 15), 100
+    for _ in range(number):
+        await client.xadd(KEY, {"json": body})
+    await producer.append(fills([20_000]))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "fundsvc", "engine", env=environment_of(config), stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        peak, done = 0, False
+        while not done:
+            peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+            done = await ledger("SELECT seq = 20000 FROM funds")
+            await asyncio.sleep(0.02)
+    finally:
+        process.terminate()
+        await process.wait()
+    assert peak < 300_000_000
+
+
+async def test_two_engines_settle_a_message_of_rejections_under_one_epoch_each(quick, producer, ledger):
+    """Work on the loop that is longer than the lease must not hand the partition over for ever."""
+    async with running(quick) as first, running(quick) as second:
+        await eventually(lambda: first.engine._owned or second.engine._owned)
+        await producer.append([fill("NONE", seq, 1) for seq in range(1, 4001)], per_message=4000)
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        assert await ledger("SELECT count(*) FROM rejected") == 4000
+        assert await ledger("SELECT epoch FROM partitions") == 1
+
+
+async def test_a_loop_that_is_busy_for_longer_than_a_lease_keeps_it(quick, producer, ledger):
+    async with running(quick):
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        ends = time.monotonic() + 3 * LEASE_SECONDS
+        while time.monotonic() < ends:
+            sum(range(1000))
+        await producer.append(fills([2]))
+        await settled(ledger, 2)
+        assert await ledger("SELECT lease_until > clock_timestamp() FROM partitions")
+        assert await ledger("SELECT epoch FROM partitions") == 1
+
+
+async def test_a_partition_that_takes_no_step_loses_its_lease(quick, producer, ledger, monkeypatch):
+    monkeypatch.setattr("fundsvc.leasing.STANDSTILL_SECONDS", 1.5)
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await asyncio.sleep(2)
+        assert await ledger("SELECT epoch FROM partitions") == 1, "an idle one takes steps"
+        stuck = asyncio.Event()
+        monkeypatch.setattr(Source, "look", lambda *_: stuck.wait())
+        await eventually(lambda: ledger("SELECT lease_until < clock_timestamp() FROM partitions"))
+        await eventually(lambda: not engine.engine._owned)
+
+
+@pytest.mark.parametrize("how", ["statement_timeout", "transaction_timeout"])
+async def test_a_commit_that_takes_too_long_for_the_server_is_divided(quick, producer, ledger, owner_connection, how):
+    """The server cuts off what writes many entries: progress is made all the same."""
+    name = await owner_connection.fetchval("SELECT current_database()")
+    await owner_connection.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.002); RETURN NEW; END $$"
+    )
+    await owner_connection.execute("CREATE TRIGGER slow BEFORE INSERT ON entries FOR EACH ROW EXECUTE FUNCTION slow()")
+    await owner_connection.execute(f"ALTER DATABASE {name} SET {how} = '500ms'")
+    await producer.append([listing("AAA"), *fills(range(1, 1501))], per_message=1500)
+    async with running(quick) as engine:
+        await settled(ledger, 1500, 60)
+        assert engine.count("fundsvc_faults_total", part="database") < 30
+        assert await ledger("SELECT count(*) FROM rejected") == 0
 
 
 async def ids_in(source):

@@ -25,7 +25,8 @@ from ledgers import listing
 from test_engine import Running, running, stopped
 
 from fundsvc.core.contracts import contract_of
-from fundsvc.core.events import Fill
+from fundsvc.core.events import Fill, Position
+from fundsvc.core.partition import Partition
 from fundsvc.follower import Follower, NotFollowed, following
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault, open_pool
@@ -342,3 +343,48 @@ async def test_an_execution_leaves_alone_who_has_changed_sides_since_it_was_aske
     asked = allocated(await written_records(pool))
     assert asked == allocated(records_of(expected.take()))
     assert ("secret-anna", 40, 40) in [(row.account, row.lots, row.asked) for row in asked if row.adl == 2]
+
+
+async def test_finer_prices_than_the_terms_known_here_load_the_books_anew(config, producer, client, pool, follower):
+    """The listing and what it allows come in one step of the follower."""
+    coarse, fine = listing(SYMBOL, multiplier=0.001, maxPrice=10**9), listing(SYMBOL, multiplier=0.001)
+    finest = Position(SYMBOL, "new", -3, "40000.000000000001", "1", TS)
+    async with running(config):
+        await producer.append([coarse, mark(39000), position("old", -5)])
+        await settled(client, pool)
+        await follower.step()
+        await producer.append([fine, mark(39000), finest])
+        await settled(client, pool)
+        await follower.step()
+    (view,) = follower.views()
+    assert view.contract == contract_of(fine.contract, {"USDT": 8}, 10)
+    assert ranks(view.book) == ranks(undisturbed([coarse, position("old", -5), fine, mark(39000), finest]).book(SYMBOL))
+
+
+async def test_a_mistake_of_ours_in_following_ends_nothing(config, producer, client, pool, monkeypatch):
+    monkeypatch.setattr("fundsvc.follower.MISTAKE_SECONDS", 0.1)
+    quick = with_section(config, "http", book_seconds=0.05)
+    async with running(config), following(quick, pool, client, Metrics()) as follower:
+        await producer.append(BEGINNING)
+        await settled(client, pool)
+        await eventually(lambda: is_followed(follower))
+        recall = Partition.recall
+        monkeypatch.setattr(Partition, "recall", mistaken)
+        await producer.append([mark(39001)])
+        await settled(client, pool)
+        await eventually(lambda: not is_followed(follower))
+        monkeypatch.setattr(Partition, "recall", recall)
+        await eventually(lambda: is_followed(follower))
+        (view,) = follower.views()
+        assert view.book.mark == 39001 * 10**12
+
+
+def mistaken(*_):
+    raise KeyError("mistaken")
+
+
+def is_followed(follower):
+    try:
+        return bool(follower.views())
+    except NotFollowed:
+        return False

@@ -34,7 +34,7 @@ from fundsvc.core.batch import Offset
 from fundsvc.core.events import Reason, Rejected
 from fundsvc.core.partition import Partition
 from fundsvc.logs import configure_logs, exception_text
-from fundsvc.logs.batches import Course, Rejections, log_orders
+from fundsvc.logs.batches import Course, Orders, Rejections
 from fundsvc.logs.faults import SELDOM_SECONDS, Outage, Seldom
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault
@@ -243,7 +243,7 @@ def committed(events):
 
 def test_a_cascade_of_orders_in_one_batch_is_one_line(logged):
     batch = committed([LISTING, mark(39000), position("secret-short", -(10**9), 41000, 10**9), *map(shortfall, range(1, 5001))])
-    log_orders(structlog.get_logger(), batch, Offset("5-0", 1))
+    Orders(structlog.get_logger()).note(batch, Offset("5-0", 1))
     (line,) = logged.lines()
     assert (line["event"], line["count"], line["adl"], line["entry"]) == ("adl order opened", 5000, 1, 1)
     assert line["stream_id"] == "5-0"

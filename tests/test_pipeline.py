@@ -472,7 +472,7 @@ async def test_books_are_kept_where_a_message_ends_and_a_new_unit_of_prices_is_n
     class Watching(FakeLedger):
         async def commit(self, batch, before, after):
             assert not (batch.books and after.events)
-            assert not (after.events and after.partial_id == "2-0")
+            assert not (after.events > 1 and after.partial_id == "2-0"), "but before the contract is listed anew"
             self.kept += [kept.symbol for kept in batch.books]
             bound.events_max = 5
             await super().commit(batch, before, after)
@@ -505,14 +505,14 @@ async def test_the_loop_is_held_for_a_bounded_time_by_a_legal_message_of_any_siz
 
 @asynccontextmanager
 async def watched_loop():
-    """For how long the loop was held each time, in seconds."""
+    """For how long the loop was held each time, in seconds of the processor: what other processes take does not count."""
     holds = []
 
     async def watch():
         while True:
-            started = time.perf_counter()
+            started = time.thread_time()
             await asyncio.sleep(0)
-            holds.append(time.perf_counter() - started)
+            holds.append(time.thread_time() - started)
 
     task = asyncio.create_task(watch())
     try:

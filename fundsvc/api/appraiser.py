@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import structlog
 
 from fundsvc.api.valuation import Valuation
+from fundsvc.chores import lasting
 from fundsvc.core.batch import RateState
 from fundsvc.core.book import Book
 from fundsvc.core.fullness import Target
@@ -127,7 +128,7 @@ async def appraising(pool: Pool, follower: Follower, rate_seconds_max: float) ->
     with suppress(StoreFault):
         await appraiser.refresh()
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(appraiser.run())
+        task = tasks.create_task(lasting("values", appraiser.run, log))
         try:
             yield appraiser
         finally:

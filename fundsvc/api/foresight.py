@@ -4,8 +4,10 @@ It is told by the rules of the engine and by what the ledger has. What is on its
 except that this process appended it.
 """
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from fundsvc.config import Config
@@ -60,7 +62,7 @@ class Foresight:
         if symbols:
             await self._refresh(sorted(symbols), now)
         glance = Glance(self._known, self._currency.decimals, self._currency.decimals_default, self._ahead_ms)
-        await recollect(glance.sequences, glance.lacking(events), self._reader)
+        await recollect(glance.sequences, glance.lacking(events), self._reader, partial(asyncio.sleep, 0))
         return glance
 
     def accept(self, glance: "Glance") -> None:
@@ -95,13 +97,13 @@ class Glance:
         self._default_decimals = default_decimals
         self._latest_ms = time.time_ns() // 1_000_000 + ahead_ms
 
-    def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, list[int]]:
-        """The sequences, rising, of which the ledger must be asked, by contract."""
+    def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:
+        """The sequences of which the ledger must be asked, by contract."""
         found: dict[str, set[int]] = {}
         for event in events:
             if isinstance(event, Numbered) and event.symbol in self._known and event.seq <= self._known[event.symbol].seq:
                 found.setdefault(event.symbol, set()).add(event.seq)
-        return {symbol: sorted(seqs) for symbol, seqs in found.items()}
+        return found
 
     def check(self, event: Event | Rejection) -> Gap | None:
         """Raises Rejection for what will be refused; returns the gap before an event that will be settled, if there is one."""

@@ -138,6 +138,7 @@ class Ingest:
                 try:
                     gap = glance.check(event)
                 except Rejection as rejection:
+                    rejection.__traceback__ = None  # It would keep the whole body in a cycle.
                     refused[index] = RefusedAnswer(index, rejection.reason, rejection.detail)
                 else:
                     gaps += [GapAnswer(index, gap.symbol, gap.seq, gap.prev_seq, gap.last)] if gap else []
@@ -207,4 +208,5 @@ def _whole(codec: Codec, body: bytes) -> Submission:
 
 
 def _is_no_event(event: Event | Rejection) -> bool:
-    return isinstance(event, Rejection) and event.reason == Reason.UNDECODABLE
+    """Whether bytes could not be decoded, or were too large to try."""
+    return isinstance(event, Rejection) and event.reason in (Reason.UNDECODABLE, Reason.TOO_LARGE)

@@ -11,7 +11,6 @@ So an order never takes a whole lot more than it needs.
 
 from array import array
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -106,6 +105,9 @@ class OrderState(NamedTuple):
     policy_version: int
 
 
+NOBODY: frozenset[str] = frozenset()
+
+
 class Want(NamedTuple):
     """What is to be asked: so many lots of a side at a price, not of the liquidated account.
 
@@ -117,25 +119,27 @@ class Want(NamedTuple):
     price: int
     account: str
     failures: Mapping[str, int] = {}
-    exhausted: frozenset[str] = frozenset()
-
-
-_NUMBERS = 5
-"""What a round knows of each account: lots asked, rank, lots held, entry price, margin."""
+    exhausted: frozenset[str] = NOBODY
 
 
 class Asked:
     """What the present round asks of each account and has got. Compact: many orders may be open, each asking many accounts."""
 
-    __slots__ = ("_executed", "_mark", "_numbers", "_places", "_ranked", "accounts")
+    __slots__ = ("_columns", "_executed", "_lots", "_mark", "_places", "_ranked", "accounts")
 
     def __init__(self, terms: RoundTerms = EMPTY_ROUND) -> None:
         self.accounts = terms.accounts
         self._executed: dict[int, int] = {}
         self._mark, self._ranked = terms.mark, terms.ranked
-        self._numbers = array("q")
+        self._lots = array("q", terms.asked)
+        self._columns = (
+            array("q", terms.ranks),
+            array("q", terms.lots),
+            array("q", terms.entry_prices),
+            array("q", terms.margins),
+            self._lots,
+        )
         self._places: dict[str, int] | None = None
-        self._add(terms)
 
     def __len__(self) -> int:
         return len(self.accounts)
@@ -148,10 +152,12 @@ class Asked:
 
     def rest(self, place: int) -> int:
         """Lots that are still asked at a place."""
-        return self._numbers[_NUMBERS * place] - self._executed.get(place, 0)
+        return self._lots[place] - self._executed.get(place, 0)
 
     def rests(self) -> Iterator[tuple[str, int]]:
         """Every account with the lots that are still asked of it, also 0."""
+        if not self._executed:
+            return zip(self.accounts, self._lots, strict=True)
         return ((account, self.rest(place)) for place, account in enumerate(self.accounts))
 
     def execute(self, account: str, lots: int) -> None:
@@ -163,17 +169,14 @@ class Asked:
     def extend(self, part: RoundTerms) -> None:
         """Adds further positions of the same round."""
         self.accounts.extend(part.accounts)
-        self._add(part)
+        more = part.ranks, part.lots, part.entry_prices, part.margins, part.asked
+        for column, numbers in zip(self._columns, more, strict=True):
+            column.extend(numbers)
         self._places = None
 
     def reduced(self, place: int) -> Reduced:
         """The position at a place, as it was when the round began."""
-        asked, rank, held, entry_price, margin = self._numbers[_NUMBERS * place : _NUMBERS * (place + 1)]
-        return Reduced(self._mark, self._ranked, rank, held, entry_price, margin, asked)
-
-    def _add(self, terms: RoundTerms) -> None:
-        numbers = zip(terms.asked, terms.ranks, terms.lots, terms.entry_prices, terms.margins, strict=True)
-        self._numbers.extend(chain.from_iterable(numbers))
+        return Reduced(self._mark, self._ranked, *(column[place] for column in self._columns))
 
 
 NOTHING_ASKED = Asked()
@@ -258,7 +261,9 @@ class AdlOrder(msgspec.Struct, kw_only=True):
 
     def want(self, rounds_max: int) -> Want:
         """What another round would ask. An account is asked in at most `rounds_max` rounds of an order."""
-        exhausted = frozenset(account for account, times in self.times_asked.items() if times >= rounds_max)
+        exhausted = NOBODY
+        if self.times_asked:
+            exhausted = frozenset(account for account, times in self.times_asked.items() if times >= rounds_max)
         return Want(self.reduce, self.needed, self.price, self.account, self.failures, exhausted)
 
     def begin_round(self, terms: RoundTerms, now_ms: int) -> None:

@@ -4,7 +4,8 @@
 give some, in the same order.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,22 @@ from fundsvc.core.ranking import Floats, Integers
 
 Takings = list[tuple[int, int]]
 
+
+class Shares(NamedTuple):
+    """Lots by index, as columns, in the order of the indices."""
+
+    indices: NDArray[np.intp]
+    lots: Integers
+
+
 REMAINDER_DECIMALS = 9
 """Remainders that agree this far are a tie, so that the last bits of a profit decide nothing."""
 
 WEIGHT_BITS = 62
 """Profits are scaled until their sum has so many bits: from there on sums and shares are exact."""
+
+WEIGHT_BITS_MIN = 48
+"""With as few, a share of up to 16,000 lots is still exact to ten decimals, and numpy can divide it."""
 
 SHARE_UNITS = 1_000_000
 """Shares of a position are exact to six decimals."""
@@ -37,43 +49,49 @@ def allocate_queue(available: Iterable[int], lots: int) -> Takings:
     return taken
 
 
-def allocate_pro_rata(available: Integers, profits: Floats, places: Places, lots: int) -> Takings:
+def allocate_pro_rata(available: Integers, profits: Floats, places: Places, lots: int) -> Shares:
     """Shares lots by unrealised profit: whole lots, largest remainder, ties by the places of the accounts in the alphabet.
 
     No position gives more than is available of it: what saturates gives all, and the rest is shared again among the others.
     A position without profit gives only what is left when all others have given everything, one after the other.
     """
-    weights = _weights(available, profits)
+    weights = _weights(available, profits, _weight_bits(lots))
     whole = int(weights.sum())
-    sharing: list[int] = _largest(weights, lots).tolist()
-    taken: dict[int, int] = {}
-    while lots and sharing:
-        shared, offered = weights[sharing].tolist(), available[sharing].tolist()
-        full = _saturated(shared, offered, whole, lots)
-        if not full:
-            return sorted([*taken.items(), *_shares(sharing, shared, whole, places[sharing], lots)])
-        taken |= {sharing[place]: offered[place] for place in full}
-        lots -= sum(offered[place] for place in full)
-        whole -= sum(shared[place] for place in full)
-        sharing = [index for index in sharing if index not in taken]
-    rest = available.copy()
-    rest[list(taken)] = 0
-    return sorted([*taken.items(), *allocate_queue(rest.tolist(), lots)])
+    sharing = _largest(weights, lots)
+    taken = np.zeros(len(available), np.int64)
+    while lots and len(sharing):
+        shares, remainders = _divided(weights[sharing], whole, lots)
+        full = shares >= available[sharing]
+        if not full.any():
+            more = np.lexsort((places[sharing], -remainders))[: lots - int(shares.sum())]
+            shares[more] += 1
+            taken[sharing] = shares
+            return _given(taken)
+        saturated, sharing = sharing[full], sharing[~full]
+        taken[saturated] = available[saturated]
+        lots -= sum(available[saturated].tolist())
+        whole -= int(weights[saturated].sum())
+    for index, take in allocate_queue((available - taken).tolist(), lots):
+        taken[index] = take
+    return _given(taken)
 
 
-def _saturated(weights: Sequence[int], offered: Sequence[int], whole: int, lots: int) -> list[int]:
-    """The places whose share is at least what they offer."""
-    if lots * max(weights) < min(offered) * whole:
-        return []
-    pairs = enumerate(zip(weights, offered, strict=True))
-    return [place for place, (weight, offer) in pairs if lots * weight >= offer * whole]
+def _given(taken: Integers) -> Shares:
+    indices = np.flatnonzero(taken)
+    return Shares(indices, taken[indices])
 
 
-def _weights(available: Integers, profits: Floats) -> Integers:
+def _weight_bits(lots: int) -> int:
+    """As many bits as leave room for the product with the lots in 64 bits, where shares are exact enough with these."""
+    bits = WEIGHT_BITS - lots.bit_length()
+    return bits if bits >= WEIGHT_BITS_MIN else WEIGHT_BITS
+
+
+def _weights(available: Integers, profits: Floats, bits: int) -> Integers:
     """Profits as integers with an exact sum; 0 for positions that have none, or nothing to give."""
     sharing = np.where((available > 0) & (profits > 0), profits, 0.0)
     _, exponent = np.frexp(sharing.sum())
-    return np.rint(np.ldexp(sharing, WEIGHT_BITS - int(exponent))).astype(np.int64)
+    return np.rint(np.ldexp(sharing, bits - int(exponent))).astype(np.int64)
 
 
 def _largest(weights: Integers, count: int) -> NDArray[np.intp]:
@@ -82,11 +100,14 @@ def _largest(weights: Integers, count: int) -> NDArray[np.intp]:
     return np.flatnonzero(weights >= max(1, last))
 
 
-def _shares(sharing: Sequence[int], weights: Sequence[int], whole: int, places: Places, lots: int) -> Iterator[tuple[int, int]]:
-    """Whole lots by weight. Weights that are not there, as they are too small for a lot, count in `whole`."""
-    parts = [divmod(lots * weight, whole) for weight in weights]
-    shares = [share for share, _ in parts]
-    remainders = np.round([remainder / whole for _, remainder in parts], REMAINDER_DECIMALS)
-    for place in np.lexsort((places, -remainders))[: lots - sum(shares)].tolist():
-        shares[place] += 1
-    return ((index, share) for index, share in zip(sharing, shares, strict=True) if share)
+def _divided(weights: Integers, whole: int, lots: int) -> tuple[Integers, Floats]:
+    """Whole lots by weight, and the remainders as shares of a lot, rounded.
+
+    Weights that are not there, as they are too small for a lot, count in `whole`.
+    """
+    if lots.bit_length() + whole.bit_length() < WEIGHT_BITS:
+        shares, rests = np.divmod(weights * lots, whole)
+        return shares, np.round(rests / whole, REMAINDER_DECIMALS)
+    parts = [divmod(lots * weight, whole) for weight in weights.tolist()]
+    remainders = np.array([rest / whole for _, rest in parts])
+    return np.array([share for share, _ in parts], np.int64), np.round(remainders, REMAINDER_DECIMALS)

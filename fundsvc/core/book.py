@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -38,6 +39,9 @@ LIGHTS = 5
 
 ROWS_MIN = 16
 """A new side's room."""
+
+NOTHING_KNOWN = -1
+"""Before every message."""
 
 GROWTH = 1.25
 """A full side's room grows by this, so that what lies empty costs a position no more than a quarter of its bytes."""
@@ -175,17 +179,16 @@ class SavedBook(msgspec.Struct, array_like=True, frozen=True):
     long: SavedSide
     short: SavedSide
     stale: bool = False
+    known_ms: int = NOTHING_KNOWN
 
 
 class Candidates:
-    """Rows in the order of rank, with what every order asks about them; valid while its side stands still.
+    """Rows in the order of rank, with what every order needs of them; valid while its side stands still.
 
     `rows[0]` has rank 1 unless `ranks` says otherwise. `ranked` is the number of positions with a rank, `gainers` the number of
     leading rows with a profit; `complete` says whether these are all gainers of the side. Rows before `start` have promised all
     they hold.
     """
-
-    __slots__ = ("_limits", "_side", "complete", "gainers", "held", "mark", "ranked", "ranks", "rows", "shares", "start")
 
     def __init__(
         self, side: "Side", mark: int, leaders: Leaders, gainers: int, *, complete: bool, ranks: Integers | None = None
@@ -193,21 +196,46 @@ class Candidates:
         self.mark = mark
         self.rows = leaders.rows
         self.ranked = leaders.ranked
-        self.ranks = ranks
         self.gainers = gainers
         self.complete = complete
         self.held = side.lots_of(leaders.rows)
-        self.shares: Integers | None = None
+        self.row_at = self.rows.item
+        self.held_at = self.held.item
         self.start = 0
+        self._ranks = ranks
         self._side = side
         self._limits: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def ranks_of(self, indices: Sequence[int]) -> list[int]:
+    @cached_property
+    def profits(self) -> Floats:
+        """The unrealised PnL of each candidate, up to a factor that all have in common."""
+        return self._side.profits(self.rows, self.mark)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the account of each candidate stands in the alphabet."""
+        return self._side.places(self.rows)
+
+    @cached_property
+    def _stakes(self) -> tuple[Floats, Floats]:
+        """Per lot, equity less PnL from the entry at value 0, and the values that it is the difference of."""
+        return self._side.stakes(self.rows)
+
+    def rank_at(self, index: int) -> int:
+        """The rank of a row."""
+        return index + 1 if self._ranks is None else int(self._ranks[index])
+
+    def ranks_of(self, indices: NDArray[np.integer]) -> list[int]:
         """The ranks of some rows, by their places."""
-        return [index + 1 for index in indices] if self.ranks is None else [int(self.ranks[index]) for index in indices]
+        ranks: list[int] = (indices + 1 if self._ranks is None else self._ranks[indices]).tolist()
+        return ranks
+
+    def free_at(self, index: int) -> int:
+        """The lots of a candidate that no open order waits for."""
+        return self.held_at(index) - self._side.promised_at(self.row_at(index))
 
     def free(self, part: slice) -> Integers:
         """The lots of each candidate that no open order waits for; below 0 where more were promised than it still holds."""
@@ -217,14 +245,16 @@ class Candidates:
         """Whether closing a candidate at a price would leave it with no deficit: margin + PnL at the price >= 0."""
         limit = self._limits.get(index)
         if limit is None:
-            limit = self._limits[index] = self._side.limit(int(self.rows[index]))
+            limit = self._limits[index] = self._side.limit(self.row_at(index))
         return self._side.valuation.survives(limit, price)
 
     def survivors(self, part: slice, price: int) -> Mask:
         """The same for many candidates: by floats, and exactly where these are unsure."""
-        slack, bound = self._side.slack(self.rows[part], price)
+        base, scale = self._stakes
+        value = self._side.valuation.lot_value(price)
+        slack = base[part] + self._side.valuation.direction * value
         survives: Mask = slack >= 0
-        for index in np.flatnonzero(np.abs(slack) <= bound).tolist():
+        for index in np.flatnonzero(np.abs(slack) <= (scale[part] + value) * UNSURE).tolist():
             survives[index] = self.survives(index + part.start, price)
         return survives
 
@@ -353,6 +383,12 @@ class Side:
             self._seq = np.zeros(len(self._exact), np.int64)
         self._seq[row] = seq
 
+    def name(self, account: str) -> None:
+        """Notes that a snapshot names an account, if that has a row."""
+        row = self._directory.find(account)
+        if row != NONE:
+            self._mark_seen(row)
+
     def begin_snapshot(self) -> None:
         """Begins to note the rows that a snapshot names."""
         self._seen = bytearray(len(self._exact))
@@ -435,16 +471,20 @@ class Side:
         promised: Integers = self._promised[rows]
         return promised
 
+    def promised_at(self, row: int) -> int:
+        """The lots of a row that open orders wait for."""
+        return self._exact_at[_FIELDS * row + _PROMISED]
+
     def limit(self, row: int) -> int:
         """The last price at which closing a row leaves no deficit; see `Valuation`."""
         cell = _FIELDS * row
         cells = self._exact_at
         return self.valuation.limit(cells[cell], cells[cell + 1], cells[cell + 2])
 
-    def slack(self, rows: NDArray[np.integer], price: int) -> tuple[Floats, Floats]:
-        """The equity that closing at a price would leave, per lot, and how far rounding may have moved it."""
-        entry, margin, value = self._entry[rows], self._margin_per_lot[rows], self._lot_value(price)
-        return margin + (value - entry) * self.valuation.direction, (margin + entry + value) * UNSURE
+    def stakes(self, rows: NDArray[np.integer]) -> tuple[Floats, Floats]:
+        """Per lot of each row: margin less its direction times the entry value, and their sum without signs."""
+        entry, margin = self._entry[rows], self._margin_per_lot[rows]
+        return margin - self.valuation.direction * entry, margin + entry
 
     def rank_of(self, account: str, mark: int) -> Rank | None:
         """Where an account's position stands at a mark; None without a position, or without equity. Quick once ranked."""
@@ -605,7 +645,8 @@ class Book:
     """The open positions of a contract, and its mark price in the contract's units (None until one came).
 
     `mark_ts` is the engine's time of the mark (ms), `mark_seq` its sequence, 0 without one. `stale` says that the stream lost
-    its tail since the last snapshot: positions may have been closed that are still here.
+    its tail since the last snapshot: positions may have been closed that are still here. Messages up to the time `known_ms` of
+    the stream (ms) had been settled when that was found: they are read again, and change nothing here.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -613,8 +654,13 @@ class Book:
         self.mark_ts = 0
         self.mark_seq = 0
         self.stale = False
+        self.known_ms = NOTHING_KNOWN
         self._long, self._short = Side(contract, "long"), Side(contract, "short")
         self.sides: dict[SideName, Side] = {"long": self._long, "short": self._short}
+
+    def is_mark_old(self, now_ms: int, seconds_max: float) -> bool:
+        """Whether the mark is older than a time, by the engine's clock."""
+        return self.mark is not None and now_ms - self.mark_ts > seconds_max * 1000
 
     def expect(self, accounts: Sequence[str]) -> None:
         """Says whose positions are about to be set: changes nothing, makes it quicker."""
@@ -648,6 +694,11 @@ class Book:
         for side in [side for side in sides if side.has_row(account)] or sides[:1]:
             side.remember(account, seq)
 
+    def name(self, account: str, leg: Leg) -> None:
+        """Notes that a snapshot names the position of an account, which stays as it is."""
+        for side in self._sides_of(leg):
+            side.name(account)
+
     def begin_snapshot(self) -> None:
         """Begins to note which positions a snapshot names."""
         for side in self.sides.values():
@@ -673,11 +724,11 @@ class Book:
 
     def save(self) -> SavedBook:
         """The positions as they stand, to be kept; the mark is kept beside them."""
-        return SavedBook(self._long.save(), self._short.save(), self.stale)
+        return SavedBook(self._long.save(), self._short.save(), self.stale, self.known_ms)
 
     def restore(self, saved: SavedBook) -> Iterator[None]:
         """Sets the positions that were kept, some at each step."""
-        self.stale = saved.stale
+        self.stale, self.known_ms = saved.stale, saved.known_ms
         yield from self._long.restore(saved.long)
         yield from self._short.restore(saved.short)
 

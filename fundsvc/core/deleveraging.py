@@ -1,6 +1,6 @@
 """The ADL desk of one contract: its book, its open orders, and the positions that a round asks."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +11,15 @@ from fundsvc.core.book import Book, Candidates, Side
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE
 from fundsvc.core.policy import Policy
-from fundsvc.core.ranking import Integers
 
 LEADERS_MIN = 1024
 """Few orders ask more positions than this. Rank so many at first, then four times as many until there is enough."""
 
-WINDOW_MIN = 64
-"""Candidates are looked at in windows, each four times as large as the one before: most orders need one small window."""
+NEAR = 32
+"""Most orders need few candidates: so many are looked at one by one, which numpy would take longer for."""
+
+WINDOW_MIN = 256
+"""Further candidates are looked at in windows, each four times as large as the one before."""
 
 GROWTH = 4
 
@@ -126,8 +128,8 @@ class Deleveraging:
             or (self.book.stale and policy.stale_books == "skip")
         ):
             return search.picks()
-        search.ask_all_but({want.account, *want.failures, *want.exhausted})
-        for accounts in _by_failures(want):
+        search.ask_all_but((want.account, *want.failures, *want.exhausted))
+        for accounts in _by_failures(want) if want.failures else ():
             search.ask_among(accounts)
         return search.picks()
 
@@ -196,52 +198,51 @@ class _Search:
 
     def _queue(self, candidates: Candidates, first: int, last: int, *, survivors: bool) -> None:
         """Takes from one candidate after the other until there is enough."""
-        width = WINDOW_MIN
+        near = min(last, first + NEAR)
+        self._take(candidates, range(first, near), survivors=survivors)
+        first, width = near, WINDOW_MIN
         while self.left and first < last:
             part = slice(first, min(last, first + width))
-            free = candidates.free(part)
-            able = free > 0
+            able = candidates.free(part) > 0
             if first == candidates.start and not able.any():
                 candidates.start = part.stop
-            if width > WINDOW_MIN:
-                able &= candidates.survivors(part, self._price) == survivors
-            self._take(candidates, first, np.flatnonzero(able).tolist(), free, survivors=survivors)
+            able &= candidates.survivors(part, self._price) == survivors
+            self._take(candidates, (np.flatnonzero(able) + first).tolist(), survivors=survivors)
             first, width = part.stop, GROWTH * width
 
-    def _take(self, candidates: Candidates, first: int, able: Sequence[int], free: Integers, *, survivors: bool) -> None:
-        """Takes lots of candidates, by their places after the `first` one."""
-        for place in able:
-            index = first + place
-            if self._is_barred(candidates, index) or candidates.survives(index, self._price) != survivors:
-                continue
-            self._pick(candidates, index, self._capped(int(free[place]), int(candidates.held[index])))
+    def _take(self, candidates: Candidates, indices: Iterable[int], *, survivors: bool) -> None:
+        """Takes lots of candidates one by one until there is enough."""
+        for index in indices:
             if not self.left:
                 return
+            free = candidates.free_at(index)
+            if free <= 0:
+                candidates.start += index == candidates.start
+            elif not self._is_barred(candidates, index) and candidates.survives(index, self._price) == survivors:
+                self._pick(candidates, index, self._capped(free, candidates.held_at(index)))
 
     def _is_barred(self, candidates: Candidates, index: int) -> bool:
-        return bool(self._barred) and int(candidates.rows[index]) in self._barred
+        return bool(self._barred) and candidates.row_at(index) in self._barred
 
     def _share(self, candidates: Candidates, last: int) -> None:
         """Shares the lots by unrealised profit among all candidates that the price leaves solvent."""
         part = slice(0, last)
-        rows = candidates.rows[part]
         able = candidates.survivors(part, self._price)
         if self._barred:
-            able &= ~np.isin(rows, list(self._barred))
+            able &= ~np.isin(candidates.rows[part], list(self._barred))
         free = np.where(able, np.maximum(candidates.free(part), 0), 0)
-        profits = self._side.profits(rows, self._mark)
-        takings = allocate_pro_rata(free, profits, self._side.places(rows), self.left)
-        indices = [index for index, _ in takings]
-        self._rows += rows[indices].tolist()
-        self._ranks += candidates.ranks_of(indices)
-        self._lots += [lots for _, lots in takings]
-        self.left = max(0, self.left - sum(lots for _, lots in takings))
+        shares = allocate_pro_rata(free, candidates.profits[part], candidates.places[part], self.left)
+        lots = shares.lots.tolist()
+        self._rows += candidates.rows[shares.indices].tolist()
+        self._ranks += candidates.ranks_of(shares.indices)
+        self._lots += lots
+        self.left -= sum(lots)
 
     def _pick(self, candidates: Candidates, index: int, lots: int) -> None:
         lots = min(lots, self.left)
         self.left -= lots
-        self._rows.append(int(candidates.rows[index]))
-        self._ranks += candidates.ranks_of([index])
+        self._rows.append(candidates.row_at(index))
+        self._ranks.append(candidates.rank_at(index))
         self._lots.append(lots)
 
     def _capped(self, free: int, held: int) -> int:

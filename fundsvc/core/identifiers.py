@@ -1,4 +1,4 @@
-"""Which text may name a trade, an order, an account or a contract."""
+"""Which text may name a trade, an order, an account or a contract, and which leg of a position lots belong to."""
 
 from fundsvc.core.events import Fill, Position, Rate, Reason, Rejection
 
@@ -12,12 +12,25 @@ def is_identifier(text: str) -> bool:
 
 
 def check_identifiers(event: Fill | Position | Rate) -> None:
-    """Raises Rejection for a field that is no identifier. A position that was opened under one may still be closed."""
+    """Raises Rejection for a field that is no identifier, or lots that contradict the leg.
+
+    A position that was opened under a name that is no identifier may still be closed.
+    """
     for name, text in _named(event):
         if not is_identifier(text):
             raise Rejection(Reason.INVALID_FIELD, f"{name} {text!r} must be printable text that does not begin with = + - or @")
     if isinstance(event, Rate) and not event.currency.isalnum():
         raise Rejection(Reason.INVALID_FIELD, f"currency {event.currency!r} must be letters and digits")
+    if isinstance(event, Position) and event.position_side != "BOTH":
+        _check_leg(event)
+
+
+def _check_leg(position: Position) -> None:
+    """Raises Rejection where the sign of the lots contradicts the leg."""
+    side, lots = position.position_side, position.lots
+    if (lots < 0) if side == "LONG" else (lots > 0):
+        sign = "0 or more" if side == "LONG" else "0 or less"
+        raise Rejection(Reason.INVALID_FIELD, f"lots of a {side} must be {sign}, not {lots}: see positionSide")
 
 
 def _named(event: Fill | Position | Rate) -> tuple[tuple[str, str], ...]:

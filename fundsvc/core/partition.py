@@ -166,12 +166,17 @@ class Partition:
         if kept.book:
             yield from book.restore(kept.book)
 
-    def make_stale(self) -> None:
-        """Marks the books with positions as stale, as the stream lost its tail; the next snapshot of a contract ends that."""
-        for symbol, desk in self._desks.items():
-            if desk.book.open:
-                desk.book.stale = desk.changed = True
-                self._keep(symbol)
+    def make_stale(self, known_ms: int) -> None:
+        """Marks the books with positions as stale, as the stream lost its tail; the next snapshot of a contract ends that.
+
+        Messages up to the time `known_ms` of the stream are read again: they must not roll any book back.
+        """
+        for symbol, fund in self._funds.items():
+            desk = self._desk(fund)
+            desk.changed = True
+            desk.book.known_ms = known_ms
+            desk.book.stale = desk.book.stale or desk.book.open > 0
+            self._keep(symbol)
 
     def admit(self, fund: Fund) -> None:
         """Takes in a contract that was listed elsewhere: for who follows the books without settling anything."""
@@ -216,21 +221,22 @@ class Partition:
         self._desk(fund).reopen(order)
         return _round(order)
 
-    def round_at_hand(self, symbol: str, adl: int) -> Round | None:
-        """The round of an order as it stands, if the order is open."""
+    def open_order(self, symbol: str, adl: int) -> AdlOrder | None:
+        """An ADL order as it stands, if it is open."""
         desk = self._desks.get(symbol)
-        order = desk.orders.get(adl) if desk else None
-        return _round(order) if order else None
+        return desk.orders.get(adl) if desk else None
 
-    def recall(self, event: Event, side: SideName | None = None) -> None:
+    def recall(self, event: Event, side: SideName | None = None, stream_ms: int = 0) -> None:
         """Applies again what an event did to a book, and nothing else: for what was settled after the book was kept.
 
         `side` is the one that the order of an execution reduces; an account that had changed sides keeps what it has.
+        `stream_ms` is the time in the id of the event's message.
         """
+        self._now_ms = stream_ms
         if isinstance(event, Mark | Snapshot):
-            self.apply(event)
+            self._handlers[type(event)](event)
         elif isinstance(event, Position):
-            self._place(self._fund(event.symbol), event)  # its names were checked when it was settled, by the rules of then
+            self._place(self._fund(event.symbol), event)  # its fields were checked when it was settled, by the rules of then
         elif isinstance(event, AdlFill) and side and (desk := self._desks.get(event.symbol)):
             desk.changed = True
             desk.book.sides[side].reduce(event.account, event.lots)
@@ -319,13 +325,13 @@ class Partition:
         if fund is not None and event.seq > fund.seq:
             self.sequences.see(event)
 
-    def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, list[int]]:
-        """The sequences, rising, of which the ledger must be asked before these events are applied, by contract."""
+    def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:
+        """The sequences of which the ledger must be asked before these events are applied, by contract."""
         found: dict[str, set[int]] = defaultdict(set)
         for event in events:
             if self._has_passed(event) and self.sequences.lacks(event, self._funds[event.symbol].contract):
                 found[event.symbol].add(event.seq)
-        return {symbol: sorted(seqs) for symbol, seqs in found.items()}
+        return found
 
     def is_applied(self, event: Event | Rejection) -> bool:
         """Whether a numbered event is applied; raises Rejection if another one has its sequence. The ledger was asked."""
@@ -347,7 +353,7 @@ class Partition:
 
     def _policy_under(self, symbol: str, version: int) -> Policy:
         """A contract's policy as it was in a version; orders of before there were versions run under the present one."""
-        return self._policies[version].of(symbol) if version in self._policies else self._policy_of(symbol)
+        return self._policies[version].of(symbol) if version in self._policies else self._funds[symbol].policy
 
     def _change_policy(self, change: PolicyChange) -> None:
         policies = Policies(change.version, change.default, change.contracts)
@@ -371,7 +377,7 @@ class Partition:
         if mark.index_price is not None:
             parse_price(mark.index_price, decimals)
         book = self._desk(fund).book
-        if mark.seq is not None and mark.seq <= book.mark_seq:
+        if self._is_known(book, mark.seq, book.mark_seq):
             self.batch.duplicates[mark.symbol] += 1
             return
         book.mark, book.mark_ts, book.mark_seq = price, mark.ts, mark.seq or book.mark_seq
@@ -385,10 +391,9 @@ class Partition:
         contract = fund.contract
         entry_price = parse_price(position.entry_price, contract.price_decimals) if position.lots else 0
         margin = parse_amount(position.margin, contract.settle_decimals)
-        if position.position_side != "BOTH":
-            _check_leg(position)
         desk = self._desks.get(position.symbol) or self._desk(fund)
-        if position.seq is not None and position.seq <= desk.book.seq_of(position.account, position.position_side):
+        if self._is_known(desk.book, position.seq, desk.book.seq_of(position.account, position.position_side)):
+            desk.book.name(position.account, position.position_side)
             self.batch.duplicates[position.symbol] += 1
             return
         desk.changed = True
@@ -401,12 +406,19 @@ class Partition:
     def _snapshot(self, snapshot: Snapshot) -> None:
         fund = self._fund(snapshot.symbol)
         desk = self._desk(fund)
+        if self._is_known(desk.book, None, 0):
+            self.batch.duplicates[snapshot.symbol] += 1
+            return
         desk.changed = True
         if snapshot.phase == "begin":
             desk.book.begin_snapshot()
         else:
             desk.book.end_snapshot()
             self._keep(snapshot.symbol)
+
+    def _is_known(self, book: Book, seq: int | None, last_seq: int) -> bool:
+        """Whether an event changed a book before: by its own sequence, or by its message, which is read again."""
+        return self._now_ms <= book.known_ms if seq is None else seq <= last_seq
 
     def _rate(self, rate: Rate) -> None:
         check_identifiers(rate)
@@ -465,12 +477,3 @@ class Partition:
 def _round(order: AdlOrder) -> Round:
     rests = [(account, rest) for account, rest in order.asked.rests() if rest]
     return Round(order.written(), [account for account, _ in rests], [rest for _, rest in rests])
-
-
-def _check_leg(position: Position) -> None:
-    """Raises Rejection where the sign of the lots contradicts the leg."""
-    if (position.lots < 0) if position.position_side == "LONG" else (position.lots > 0):
-        sign = "0 or more" if position.position_side == "LONG" else "0 or less"
-        raise Rejection(
-            Reason.INVALID_FIELD, f"lots of a {position.position_side} must be {sign}, not {position.lots}: see positionSide"
-        )

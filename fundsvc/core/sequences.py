@@ -17,10 +17,10 @@ from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection
 from fundsvc.core.numbers import parse_price
 
 RECENT_MAX = 10_000
-"""Applied events in memory, between two messages: as many as a message has, in some 3 MB."""
+"""Applied and committed events in memory, in some 3 MB; those that are not committed yet are there too."""
 
 FACTS_MAX = 50_000
-"""Facts of the ledger in memory, between two messages."""
+"""Facts of the ledger in memory, at the beginning of a message."""
 
 Numbered = Fill | AdlFill | AdlEnd
 Key = tuple[str, int]
@@ -64,15 +64,24 @@ class Sequences:
         self._floors = dict(floors)
         self._seen = dict(seen or {})
         self._recent: dict[Key, Content] = {}
+        self._marked = 0
         self._facts: dict[Key, Content | Applied] = {}
         self._refused: set[bytes] = set()
         self._trades: dict[int, None] = {}
 
-    def trim(self) -> None:
-        """Forgets what is beyond the bounds; not while a message is applied."""
-        for symbol, seq in list(islice(self._recent, max(0, len(self._recent) - RECENT_MAX))):
+    def mark(self) -> int:
+        """A mark behind everything that is applied by now."""
+        return self._marked
+
+    def forget(self, mark: int) -> None:
+        """Forgets what is beyond the bound and was applied before a mark: the ledger has that, as it was committed."""
+        behind = mark - (self._marked - len(self._recent))
+        for symbol, seq in list(islice(self._recent, max(0, min(behind, len(self._recent) - RECENT_MAX)))):
             del self._recent[symbol, seq]
             self._floors[symbol] = max(seq, self._floors.get(symbol, 0))
+
+    def trim(self) -> None:
+        """Forgets what the ledger said, and trade ids, beyond the bounds; not between a question to the ledger and its use."""
         for trade in list(islice(self._trades, max(0, len(self._trades) - RECENT_MAX))):
             del self._trades[trade]
         if len(self._facts) + len(self._refused) > FACTS_MAX:
@@ -86,7 +95,9 @@ class Sequences:
 
     def learn(self, facts: Facts) -> None:
         """Takes in what the ledger has."""
-        self._facts.update(facts.applied)
+        for key, content in facts.applied.items():
+            # What is applied and not committed yet is in memory alone, and may be forgotten before this is used.
+            self._facts[key] = self._recent.get(key, content)
         self._refused.update(facts.refused)
 
     def has(self, event: Numbered) -> bool:
@@ -96,6 +107,7 @@ class Sequences:
     def note(self, event: Numbered, content: Content) -> None:
         """Notes that an event is applied."""
         key = event.symbol, event.seq
+        self._marked += key not in self._recent
         self._recent[key] = content
         if key in self._facts:
             self._facts[key] = content
@@ -207,5 +219,10 @@ def digest_of(event: Event) -> bytes:
 
 
 def kept_as(event: Any) -> tuple[str, int, bytes] | None:
-    """The contract, the sequence and the digest by which a refused event is found again; None without a sequence."""
-    return (event.symbol, event.seq, digest_of(event)) if isinstance(event, Numbered) else None
+    """The contract, the sequence and the digest by which a refused event is found again.
+
+    None for an event without a sequence, or whose symbol no contract can have: the database may not take its characters.
+    """
+    if isinstance(event, Numbered) and event.symbol.isprintable():
+        return event.symbol, event.seq, digest_of(event)
+    return None

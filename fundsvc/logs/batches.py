@@ -1,15 +1,15 @@
 """What durable batches tell an operator: their ADL orders and their rejected events, alike ones in one line.
 
-A batch may hold ten thousand of either; a line names the first of its kind and how many there were. No account is named.
-Orders are said with their batch. Of rejected events there may be some in every batch, as many batches as there are in a day.
+A batch may hold ten thousand of either, and a storm has hundreds of batches. So the first of a kind is logged at once, and
+those that follow are counted and logged together every few seconds. No account is named.
 """
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable
 from itertools import groupby
 from operator import attrgetter
-from typing import Literal
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -21,42 +21,84 @@ from fundsvc.logs.faults import SELDOM_SECONDS
 Course = Literal["opened", "advanced", "done", "uncovered"]
 """What has become of an ADL order with a batch."""
 
-
-def log_orders(log: FilteringBoundLogger, batch: Batch, offset: Offset) -> None:
-    """Logs what has become of ADL orders with a batch that goes up to an offset."""
-    for course, orders in _by_course(batch.orders.values()):
-        _log_orders(log, course, orders, offset)
+Kind = TypeVar("Kind", bound=Hashable)
+Item = TypeVar("Item")
 
 
-class Rejections:
-    """The rejected events of a partition: the first with a reason is said at once, those that follow every few seconds."""
+class OrderCourse(NamedTuple):
+    """The orders of a contract that took the same course."""
+
+    symbol: str
+    course: Course
+
+
+class _Notices(Generic[Kind, Item]):
+    """The first item of a kind is logged at once, those that follow every few seconds with their number."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
-        self._unsaid: dict[Reason, tuple[Rejected, int]] = {}
-        self._said_at: dict[Reason, float] = {}
+        self._unsaid: dict[Kind, tuple[Item, int]] = {}
+        self._said_at: dict[Kind, float] = {}
+
+    def say_due(self) -> None:
+        """Logs what has not been logged, of kinds of which nothing was logged lately."""
+        latest = time.monotonic() - SELDOM_SECONDS
+        self._say([kind for kind in self._unsaid if self._said_at.get(kind, -math.inf) <= latest])
+
+    def say_rest(self) -> None:
+        """Logs all that has not been logged, as nothing will come after it."""
+        self._say(list(self._unsaid))
+
+    def _add(self, kind: Kind, item: Item) -> None:
+        first, count = self._unsaid.get(kind, (item, 0))
+        self._unsaid[kind] = first, count + 1
+
+    def _say(self, kinds: Iterable[Kind]) -> None:
+        for kind in kinds:
+            first, count = self._unsaid.pop(kind)
+            self._said_at[kind] = time.monotonic()
+            self._write(kind, first, count)
+
+    def _write(self, kind: Kind, first: Item, count: int) -> None:
+        raise NotImplementedError
+
+
+class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
+    """What becomes of the ADL orders of a partition, by contract and course."""
+
+    def note(self, batch: Batch, offset: Offset) -> None:
+        """Takes in the orders of a batch that goes up to an offset."""
+        for order in batch.orders.values():
+            self._add(OrderCourse(order.symbol, _course(order)), (order, offset))
+        self.say_due()
+
+    def _write(self, kind: OrderCourse, first: tuple[OrderState, Offset], count: int) -> None:
+        order, offset = first
+        say = {"opened": self._log.warning, "uncovered": self._log.error}.get(kind.course, self._log.info)
+        say(
+            f"adl order {kind.course}",
+            symbol=order.symbol,
+            adl=order.adl,
+            entry=order.cause,
+            round=order.round,
+            lots=order.lots,
+            executed=order.executed,
+            count=count,
+            stream_id=offset.last_id,
+        )
+
+
+class Rejections(_Notices[Reason, Rejected]):
+    """The rejected events of a partition, by reason."""
 
     def note(self, events: Iterable[Rejected]) -> None:
         """Takes in what a batch rejected."""
         for event in events:
-            first, count = self._unsaid.get(event.reason, (event, 0))
-            self._unsaid[event.reason] = first, count + 1
+            self._add(event.reason, event)
         self.say_due()
 
-    def say_due(self) -> None:
-        """Says what has not been said, of reasons of which nothing was said lately."""
-        latest = time.monotonic() - SELDOM_SECONDS
-        self._say([reason for reason in self._unsaid if self._said_at.get(reason, -math.inf) <= latest])
-
-    def say_rest(self) -> None:
-        """Says all that has not been said: nobody will come back to it."""
-        self._say(list(self._unsaid))
-
-    def _say(self, reasons: Iterable[Reason]) -> None:
-        for reason in reasons:
-            first, count = self._unsaid.pop(reason)
-            self._said_at[reason] = time.monotonic()
-            self._log.warning("events rejected", reason=reason, count=count, stream_id=first.stream_id, position=first.position)
+    def _write(self, kind: Reason, first: Rejected, count: int) -> None:
+        self._log.warning("events rejected", reason=kind, count=count, stream_id=first.stream_id, position=first.position)
 
 
 class Oddities:
@@ -87,30 +129,6 @@ class Oddities:
         for symbol, suspended in batch.suspensions.items():
             say = self._log.error if suspended else self._log.info
             say("contract suspended" if suspended else "contract resumed", symbol=symbol, stream_id=offset.last_id)
-
-
-def _log_orders(log: FilteringBoundLogger, course: Course, orders: Sequence[OrderState], offset: Offset) -> None:
-    first = orders[0]
-    say = {"opened": log.warning, "uncovered": log.error}.get(course, log.info)
-    say(
-        f"adl order {course}",
-        symbol=first.symbol,
-        adl=first.adl,
-        entry=first.cause,
-        round=first.round,
-        lots=first.lots,
-        executed=first.executed,
-        count=len(orders),
-        stream_id=offset.last_id,
-    )
-
-
-def _by_course(orders: Iterable[OrderState]) -> Iterator[tuple[Course, list[OrderState]]]:
-    """Orders of the same contract that took the same course."""
-    found: dict[tuple[str, Course], list[OrderState]] = {}
-    for order in orders:
-        found.setdefault((order.symbol, _course(order)), []).append(order)
-    return ((course, alike) for (_, course), alike in found.items())
 
 
 def _course(order: OrderState) -> Course:

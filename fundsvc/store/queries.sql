@@ -433,20 +433,6 @@ SELECT coalesce((
           AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = e.symbol AND r.entry = e.entry)
         ORDER BY e.entry LIMIT 1
     ), 9223372036854775807)
-), 0) - coalesce((
-    SELECT sum(o.uncovered) FROM adl_orders o WHERE o.symbol = $1 AND o.cause <= $2
-), 0) + coalesce((
-    SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
-), 0) + coalesce((
-    SELECT sum(part.added) FROM rollups r CROSS JOIN LATERAL (
-        SELECT sum(e.uncovered - e.repaid) AS added FROM entries e
-        WHERE e.symbol = r.symbol AND e.entry BETWEEN r.first_entry AND $2
-    ) part
-    WHERE r.symbol = $1 AND r.first_entry <= $2 AND r.last_entry > $2
-), 0) + coalesce((
-    SELECT sum(e.uncovered - e.repaid) FROM entries e
-    WHERE e.symbol = $1 AND e.entry <= $2
-      AND e.entry > coalesce((SELECT p.entry FROM rollup_progress p WHERE p.symbol = $1), 0)
 ), 0) AS outstanding;
 
 -- name: candles

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from fundsvc.core.batch import Round
+from fundsvc.core.adl import AdlOrder
 from fundsvc.core.numbers import format_units
 from fundsvc.streams.client import Client, faults
 
@@ -13,6 +13,14 @@ from fundsvc.streams.client import Client, faults
 def announcement_key(partition: int) -> str:
     """The stream of a partition's ADL rounds."""
     return f"fundsvc:{{{partition}}}:adl"
+
+
+_APPEND = """
+local ids = {}
+for place, body in ipairs(ARGV) do ids[place] = redis.call('XADD', KEYS[1], '*', 'json', body) end
+return ids
+"""
+"""A script, as the driver takes longer for each command of a pipeline than all else that a round of a storm costs."""
 
 
 class Announcer:
@@ -25,10 +33,8 @@ class Announcer:
     async def append(self, bodies: Sequence[bytes]) -> list[str]:
         """Appends rounds in one round trip, each as JSON; returns their ids."""
         with faults():
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for body in bodies:
-                    pipeline.xadd(self._key, {"json": body})
-                return [stream_id.decode() for stream_id in await pipeline.execute()]
+            ids = await self._client.eval(_APPEND, 1, self._key, *bodies)
+        return [stream_id.decode() for stream_id in ids]
 
     async def trim(self, below: str) -> None:
         """Drops announcements with ids below `below`, in whole blocks of the server's, so maybe some fewer."""
@@ -36,9 +42,9 @@ class Announcer:
             await self._client.xtrim(self._key, minid=below, approximate=True)
 
 
-def announcement(round_: Round, price_decimals: int) -> bytes:
-    """A round as it is announced: symbol, adl, round, cause, reduce, price, lots, allocations (of account, lots) and ts."""
-    order = round_.order
+def announcement(order: AdlOrder, price_decimals: int) -> bytes:
+    """The round of an order as it is announced: what is still asked of each account."""
+    rests = [(account, rest) for account, rest in order.asked.rests() if rest]
     told: dict[str, Any] = {
         "type": "adlOrder",
         "symbol": order.symbol,
@@ -47,8 +53,8 @@ def announcement(round_: Round, price_decimals: int) -> bytes:
         "cause": order.cause,
         "reduce": order.reduce,
         "price": format_units(order.price, price_decimals),
-        "lots": sum(round_.lots),
-        "allocations": [{"account": account, "lots": lots} for account, lots in zip(round_.accounts, round_.lots, strict=True)],
+        "lots": sum(rest for _, rest in rests),
+        "allocations": [{"account": account, "lots": rest} for account, rest in rests],
         "ts": order.ts,
     }
     return msgspec.json.encode(told)

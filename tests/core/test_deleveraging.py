@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from fundsvc.core import partition as partition_module
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, KeptBook, Round
-from fundsvc.core.book import Book, SavedBook, Valuation
+from fundsvc.core.book import NOTHING_KNOWN, Book, SavedBook, Valuation
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy
-from fundsvc.core.records import SealedRecord, terms_of
+from fundsvc.core.records import terms_of
 from fundsvc.core.replay import OrderTotals, Replay
 from fundsvc.core.settlement import Fund, FundState
 
@@ -596,7 +596,7 @@ def test_a_mark_with_a_known_sequence_is_a_duplicate():
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_snapshot_closes_what_it_does_not_name(restarts):
     settling, _ = desk(Policy(), *THREE, position("long", 5, "40"))
-    settling.make_stale()
+    settling.make_stale(NOTHING_KNOWN)
     settling.apply(Snapshot(UNIT.symbol, "begin", 1))
     settling.apply(position("b", -4, "90"))
     assert settling.book(UNIT.symbol).stale
@@ -625,7 +625,7 @@ def test_a_snapshot_that_never_began_closes_nothing():
 @pytest.mark.parametrize(("stale_books", "round_"), [("ask", {"a": 10}), ("skip", {})])
 def test_the_policy_decides_whether_a_stale_book_is_asked(stale_books, round_):
     settling, _ = desk(Policy(stale_books=stale_books), *THREE)
-    settling.make_stale()
+    settling.make_stale(NOTHING_KNOWN)
     settling.apply(shortfall(1))
     batch = settling.take()
     assert asked(batch) == [round_]
@@ -713,18 +713,20 @@ class Engine:
         self.partition = partition(self.fund)
         self.whole = Batch()
         self.events: list = []
+        self.settled: list = []
         self.refused = 0
-        self.partition_records: list[SealedRecord] = []
+        self.batches: list[Batch] = []
 
     def step(self, kind: str, *numbers) -> None:
         event = getattr(self, f"_{kind}")(*numbers)
         self.events.append(event)
         try:
             self.partition.apply(event)
+            self.settled.append(event)
         except Rejection:
             self.refused += 1
         batch = self.partition.take()
-        self.partition_records = batch.records
+        self.batches.append(batch)
         for round_ in batch.rounds:
             self._check_round(round_)
         self.whole.entries += batch.entries
@@ -764,7 +766,7 @@ class Engine:
     def _check_round(self, round_: Round) -> None:
         """No account is asked for more than it holds, all orders together, nor what would bankrupt it."""
         order, policy = round_.order, self.fund.policy
-        record = next(one for one, *_ in reversed(self.partition_records) if one.kind in ("order", "round"))
+        record = next(one for one, *_ in reversed(self.batches[-1].records) if one.kind in ("order", "round"))
         terms = terms_of(record.kind, record.body)
         assert (terms.accounts, terms.asked) == (list(round_.accounts), list(round_.lots))
         assert 0 < sum(terms.asked) <= order.lots - order.executed
@@ -801,12 +803,19 @@ class Engine:
             assert 0 <= order.executed <= order.lots
 
     def audit(self) -> list[str]:
-        replay = Replay(self.fund.contract)
-        for entry, digest in zip(self.whole.entries, self.whole.hashes, strict=True):
-            replay.follow(entry, digest)
-        recovered = sum(order.recovered for order in self.whole.orders.values())
-        last = max((order.seq for order in self.whole.orders.values()), default=0)
-        replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last))
+        replay = Replay(self.fund.contract, policies={0: self.fund.policy})
+        for batch in self.batches:
+            lines = [*zip(batch.entries, batch.hashes, strict=True)]
+            own = [line for line in lines if line[0].kind not in ("refund", "cover")]
+            for entry, digest in own:
+                replay.follow(entry, digest)
+            for record, digest, _ in batch.records:
+                replay.follow_record(record, digest)
+            for entry, digest in lines[len(own) :]:
+                replay.follow(entry, digest)
+        orders = self.whole.orders.values()
+        recovered, last = sum(order.recovered for order in orders), max((order.seq for order in orders), default=0)
+        replay.finish(self.fund.state(), OrderTotals(recovered, self.fund.open_in_adl, last, len(orders)))
         return replay.differences
 
 
@@ -828,7 +837,7 @@ def test_what_is_sent_again_changes_nothing(contract, policy, stream, data):
     engine = Engine(contract, policy)
     for step in stream:
         engine.step(*step)
-    settled = [event for event in engine.events if isinstance(event, Fill | AdlFill | AdlEnd) and event.seq <= engine.fund.seq]
+    settled = [event for event in engine.settled if isinstance(event, Fill | AdlFill | AdlEnd)]
     if settled:
         before = engine.fund.state()
         again = data.draw(st.lists(st.sampled_from(settled), min_size=1, max_size=5))

@@ -113,6 +113,7 @@ class World:
             "FUNDSVC_STREAM_URL": self.servers.stream_url,
             "FUNDSVC_STREAM_PARTITIONS": str(PARTITIONS),
             "FUNDSVC_LOG_FORMAT": "json",
+            "FUNDSVC_ADL_ROUND_SECONDS": "0",  # the exchange takes its time
             "FUNDSVC_ENGINE_BOOK_SECONDS": "5",  # so that books are kept now and then, and much is recalled
         }
 

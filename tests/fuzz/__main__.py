@@ -12,7 +12,7 @@ import uvloop
 from fundsvc.config import Config, DatabaseConfig, StreamConfig
 from fundsvc.embedded import EmbeddedServers
 from fundsvc.store.migrations import migrate
-from tests.fuzz.run import Figures, fuzz
+from tests.fuzz.run import Figures, any_messages, fuzz
 
 TELL_MESSAGES = 20_000
 """Forty chunks."""
@@ -26,7 +26,7 @@ async def run(directory: Path, seed: int, count: int) -> Figures:
         await migrate(servers.owner_dsn, 1)
         database = DatabaseConfig(dsn=servers.dsn, owner_dsn=servers.owner_dsn)
         config = Config(database=database, stream=StreamConfig(url=servers.stream_url))
-        return await fuzz(config, directory, seed, count, tell=tell)
+        return await fuzz(config, directory, seed, any_messages(count), tell)
     finally:
         servers.stop()
 
@@ -48,7 +48,9 @@ def main() -> None:
     print(f"seed {figures.seed}: {figures.messages:,} messages, {figures.events:,} events in {figures.seconds:.0f} s")
     print(f"outcomes: {dict(figures.outcomes)}")
     print(f"reasons: {dict(figures.reasons)}")
-    print(f"longest hold {figures.hold_ms:.0f} ms, {figures.loads} loads, {figures.memory_mb:.0f} MB")
+    print(
+        f"longest hold {figures.hold_ms:.0f} ms, {figures.engines} engines, {figures.loads} loads, {figures.memory_mb:.0f} MB"
+    )
     print("\n".join(figures.wrong))
     sys.exit(1 if figures.wrong else 0)
 

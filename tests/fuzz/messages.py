@@ -31,6 +31,7 @@ STRANGE_INTEGERS: Sequence[Any] = (
     *("5", "", None, True, [], {}, float("nan"), float("inf")),
 )
 TYPES = ("fill", "mark", "position", "snapshot", "adlFill", "adlEnd", "adlAck", "adlTimeout", "rate", "contract")
+NUMBERED = ("fill", "adlFill", "adlEnd")
 STRANGE_TYPES: Sequence[Any] = ("deposit", "", "Fill", "fill ", "x" * 1000, None, 1, [], {}, True)
 
 TOKENS = (
@@ -92,6 +93,7 @@ class Messages:
         self._chance = chance
         self._now = now_ms
         self._sequences: Counter[str] = Counter()
+        self._states: Counter[str] = Counter()
         self._sent: list[dict[str, Any]] = []
         self._writers: dict[str, Callable[[tuple[str, str, str | float, int]], dict[str, Any]]] = {
             "fill": self._fill,
@@ -120,20 +122,19 @@ class Messages:
 
     def large(self) -> Iterator[Fields]:
         """Messages as large as any may be, and some larger: one of each kind."""
+        contents: Sequence[Callable[[], Any]] = (
+            lambda: [self._legal("position") | {"account": f"p{number}"} for number in range(EVENTS_MAX)],
+            lambda: [self._legal("fill") for _ in range(EVENTS_MAX)],
+            lambda: [self._legal("mark") | {"symbol": "NOSUCH"}] * EVENTS_MAX,
+            lambda: [self._legal("fill") | {"lots": -1}] * EVENTS_MAX,
+            lambda: [self._legal("mark")] * (EVENTS_MAX + 1),
+            lambda: {"type": "contract", "contract": {"symbol": "BIGUSDTM", "note": "x" * 1_000_000}},
+            lambda: self._legal("fill") | {"tradeId": "x" * 1_000_000},
+            lambda: ["x" * 1_000_000],
+        )
         for codec in ("json", "msgpack"):
-            unlisted = {**self._legal("mark"), "symbol": "NOSUCH"}
-            broken = {**self._legal("fill"), "lots": -1}
-            for content in (
-                [self._legal("position") | {"account": f"p{number}"} for number in range(EVENTS_MAX)],
-                [self._legal("fill") for _ in range(EVENTS_MAX)],
-                [unlisted] * EVENTS_MAX,
-                [broken] * EVENTS_MAX,
-                [unlisted] * (EVENTS_MAX + 1),
-                {"type": "contract", "contract": {"symbol": "BIGUSDTM", "note": "x" * 1_000_000}},
-                {**self._legal("fill"), "tradeId": "x" * 1_000_000},
-                ["x" * 1_000_000],
-            ):
-                yield codec.encode(), self._encode(content, codec)
+            for content in contents:
+                yield codec.encode(), self._encode(content(), codec)
         yield b"json", b"[" * 1_000_000
         yield b"msgpack", b"\x91" * 1_000_000
         yield b"json", b"[" + b"null," * 1_000_000 + b"null]"
@@ -157,7 +158,9 @@ class Messages:
 
     def _legal(self, kind: str) -> dict[str, Any]:
         event = {"type": kind, **self._writers[kind](self._chance.choice(LISTED))}
-        if "seq" in event:
+        if kind in NUMBERED:
+            if self._chance.random() < 0.2:
+                event["prevSeq"] = max(0, event["seq"] - self._chance.choice((1, 1, 2, 3)))
             self._sent = [*self._sent[-20:], event]
         return event
 
@@ -225,7 +228,8 @@ class Messages:
 
     def _mark(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
         index = {"indexPrice": self._price(contract[3], 0.01)} if self._chance.random() < 0.3 else {}
-        return {"symbol": contract[0], "price": self._price(contract[3], 0.01), "ts": self._ts(), **index}
+        price = self._price(contract[3], 0.01)
+        return {"symbol": contract[0], "price": price, "ts": self._ts(), **index, **self._state(contract[0])}
 
     def _position(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
         symbol, _, multiplier, about = contract
@@ -239,7 +243,21 @@ class Messages:
             "entryPrice": self._price(about, 0.05),
             "margin": f"{value * self._chance.choice((0, 0.01, 0.1)):.8f}",
             "ts": self._ts(),
+            **self._leg(),
+            **self._state(symbol),
         }
+
+    def _leg(self) -> dict[str, str]:
+        """Now and then a leg of hedge mode, which the sign of the lots may contradict, and an owner."""
+        leg = {"positionSide": self._chance.choice(("BOTH", "LONG", "SHORT"))} if self._chance.random() < 0.3 else {}
+        return leg | ({"owner": self._chance.choice(ACCOUNTS)} if self._chance.random() < 0.1 else {})
+
+    def _state(self, symbol: str) -> dict[str, int]:
+        """Now and then a sequence of positions and marks, mostly a new one."""
+        if self._chance.random() < 0.7:
+            return {}
+        self._states[symbol] += self._chance.choice((1, 1, 2, 0, -3))
+        return {"seq": max(1, self._states[symbol])}
 
     def _snapshot(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
         return {"symbol": contract[0], "phase": self._chance.choice(("begin", "end")), "ts": self._ts()}

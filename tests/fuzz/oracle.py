@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from fundsvc.core.events import Fill, Reason, Rejection
 from fundsvc.core.partition import Partition
+from fundsvc.core.times import time_of_id
 from fundsvc.pipeline import REPLAY_KEY
 from fundsvc.wire import Message, decode
 from tests.crash.oracle import empty_partition
@@ -45,7 +46,7 @@ class Oracle:
             self.events += 1
             entries, duplicates = self._partition.batch.count(), self._partition.batch.duplicates.total()
             try:
-                self._partition.apply(event)
+                self._partition.apply(event, time_of_id(message.stream_id))
             except Rejection as rejection:
                 self._reject((message.stream_id, position), rejection.reason)
                 continue

@@ -30,6 +30,9 @@ CHUNK_MESSAGES = 500
 CHUNK_SECONDS_MAX = 60.0
 """Far longer than any chunk takes."""
 
+CHUNKS_PER_ENGINE = 100
+"""A restart reads the books and what the stream holds since, so that any message must be readable twice."""
+
 STOP_SECONDS_MAX = 10.0
 ASKED_MAX = 50
 """What the messages may answer: the newest of what deleveraging asks."""
@@ -38,8 +41,12 @@ READ_MAX = 1000
 LOOK_SECONDS = 0.005
 
 
+Chunks = Callable[[Messages], Iterable[Sequence[Fields]]]
+"""What is sent, one chunk after the other."""
+
+
 class Figures(msgspec.Struct):
-    """What a run sent and saw. `hold_ms` is the longest hold of the engine's loop, in CPU time."""
+    """What a run sent and saw. `hold_ms` is the longest hold of an engine's loop, in CPU time."""
 
     seed: int
     messages: int = 0
@@ -48,7 +55,9 @@ class Figures(msgspec.Struct):
     reasons: Counter[str] = msgspec.field(default_factory=Counter)
     seconds: float = 0.0
     hold_ms: float = 0.0
+    engines: int = 0
     loads: int = 0
+    duplicates: int = 0
     memory_mb: float = 0.0
     wrong: list[str] = []
 
@@ -58,6 +67,7 @@ class Engine:
 
     def __init__(self, config: Config, directory: Path) -> None:
         self._report = directory / "watched.json"
+        self._report.unlink(missing_ok=True)
         self._log = directory / "engine.log"
         environment = {
             "FUNDSVC_DATABASE_DSN": config.database.dsn,
@@ -73,15 +83,10 @@ class Engine:
         """The end of what it wrote."""
         return self._log.read_text(errors="replace")[-3000:]
 
-    def _memory_peak_mb(self) -> float:
-        """Most resident memory it ever had."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e6
-
     def stop(self, figures: Figures) -> None:
         """Ends it as an operator does, and takes down what its watchdog saw."""
         if self.process.poll() is None:
-            figures.memory_mb = self._memory_peak_mb()
+            figures.memory_mb = max(figures.memory_mb, self._memory_peak_mb())
             self.process.terminate()
             try:
                 self.process.wait(STOP_SECONDS_MAX)
@@ -91,36 +96,32 @@ class Engine:
             figures.wrong.append(f"the engine ended with {self.process.returncode}: {self.log}")
             return
         report = msgspec.json.decode(self._report.read_bytes())
-        figures.hold_ms = max((hold["cpu_ms"] for hold in report["holds"]), default=0.0)
-        figures.loads = report["loads"]
-        known = figures.outcomes["duplicate"]
-        if report["duplicates"] != known and not figures.wrong:
-            figures.wrong.append(f"{report['duplicates']} duplicates were counted, expected {known}")
+        figures.hold_ms = max(figures.hold_ms, *(hold["cpu_ms"] for hold in report["holds"]), 0.0)
+        figures.engines += 1
+        figures.loads += report["loads"]
+        figures.duplicates += report["duplicates"]
+
+    def _memory_peak_mb(self) -> float:
+        """Most resident memory it ever had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e6
 
 
 async def fuzz(
-    config: Config,
-    directory: Path,
-    seed: int,
-    count: int,
-    *,
-    large: bool = True,
-    tell: Callable[[Figures], None] = lambda _: None,
+    config: Config, directory: Path, seed: int, chunks: Chunks, tell: Callable[[Figures], None] = lambda _: None
 ) -> Figures:
-    """Sends so many messages, and those as large as may be, to an engine on an empty ledger; `tell` hears of the progress."""
-    figures, began = Figures(seed), time.monotonic()
+    """Sends chunks of messages to an engine on an empty ledger; `tell` hears of the progress."""
+    figures = Figures(seed)
     async with open_client(config.stream) as client, _connected(config.database.dsn) as connection:
-        engine = Engine(config, directory)
+        run = _Run(config, directory, client, connection, figures)
         try:
-            run = _Run(config, client, connection, engine, figures)
-            for chunk in _chunks(run.messages, count, large=large):
-                await run.settle(chunk)
-                figures.seconds = time.monotonic() - began
+            for chunk in chunks(run.messages):
+                await run.take(chunk)
                 tell(figures)
                 if figures.wrong:
                     break
         finally:
-            await asyncio.to_thread(engine.stop, figures)
+            await run.end()
     return figures
 
 
@@ -128,19 +129,42 @@ class _Run:
     """The state of a run: where the stream has been compared to."""
 
     def __init__(
-        self, config: Config, client: Client, connection: asyncpg.Connection, engine: Engine, figures: Figures
+        self, config: Config, directory: Path, client: Client, connection: asyncpg.Connection, figures: Figures
     ) -> None:
         self.messages = Messages(random.Random(figures.seed), time.time_ns() // 1_000_000)
+        self._began = time.monotonic()
+        self._config = config
+        self._directory = directory
         self._client = client
         self._connection = connection
-        self._engine = engine
         self._figures = figures
         self._oracle = Oracle()
-        self._source = Source(client, 0)
+        self._source = Source(client, 0, message_bytes_max=config.stream.message_bytes_max)
         self._announcements = Announcements(client, 0)
         self._compared = self._announced = "0-0"
+        self._engine = Engine(config, directory)
 
-    async def settle(self, chunk: Sequence[Fields]) -> None:
+    async def take(self, chunk: Sequence[Fields]) -> None:
+        """Settles a chunk; an empty one is a restart of the engine."""
+        if chunk:
+            await self._settle(chunk)
+        else:
+            await asyncio.to_thread(self._engine.stop, self._figures)
+            self._engine = Engine(self._config, self._directory)
+        self._figures.seconds = time.monotonic() - self._began
+
+    async def end(self) -> None:
+        """Stops the engine, and compares what only its end tells."""
+        figures = self._figures
+        await asyncio.to_thread(self._engine.stop, figures)
+        if figures.wrong:
+            return
+        if figures.duplicates != figures.outcomes["duplicate"]:
+            figures.wrong.append(f"{figures.duplicates} duplicates were counted, expected {figures.outcomes['duplicate']}")
+        if figures.loads != figures.engines:
+            figures.wrong.append(f"{figures.engines} engines loaded the partition {figures.loads} times")
+
+    async def _settle(self, chunk: Sequence[Fields]) -> None:
         """Sends a chunk, waits until the ledger is past it, and compares."""
         async with self._client.pipeline(transaction=False) as pipeline:
             for fields in chunk:
@@ -206,15 +230,22 @@ class _Run:
             self.messages.asked = self.messages.asked[-ASKED_MAX:]
 
 
-def _chunks(messages: Messages, count: int, *, large: bool) -> Iterator[list[Fields]]:
-    """The listings, then chunks of messages, and the large ones alone between the first of them."""
-    yield [messages.listings()]
-    heavy: Iterable[Fields] = messages.large() if large else ()
-    left = iter(heavy)
-    for start in range(0, count, CHUNK_MESSAGES):
-        yield [messages.next() for _ in range(min(CHUNK_MESSAGES, count - start))]
-        yield from ([fields] for fields in islice(left, 1))
-    yield from ([fields] for fields in left)
+def any_messages(count: int) -> Chunks:
+    """So many messages of every kind, and the large ones alone between the first of them; now and then a restart."""
+
+    def chunks(messages: Messages) -> Iterator[list[Fields]]:
+        large = messages.large()
+        yield [messages.listings()]
+        for number in range(count // CHUNK_MESSAGES):
+            yield [messages.next() for _ in range(CHUNK_MESSAGES)]
+            yield from ([fields] for fields in islice(large, 1))
+            if number % CHUNKS_PER_ENGINE == CHUNKS_PER_ENGINE - 1:
+                yield []
+        yield from ([fields] for fields in large)
+        yield []
+        yield [messages.next()]
+
+    return chunks
 
 
 @asynccontextmanager

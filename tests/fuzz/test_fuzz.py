@@ -1,5 +1,6 @@
 """The short form of the fuzz test, and messages that shrink when one of them does more than it may."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,12 +8,22 @@ from fundsvc.core.events import Reason
 from fundsvc.streams.source import _message
 from tests.fuzz.messages import Messages
 from tests.fuzz.oracle import Oracle
-from tests.fuzz.run import fuzz
+from tests.fuzz.run import any_messages, fuzz
 
 HOLD_MS_MAX = 500
 """Fifty times loop_ms_max: what a crowded machine may add to a bounded piece of work. Unbounded ones take seconds."""
 
 MEMORY_MB_MAX = 300
+
+FOUND = {
+    "a replay of no event": (b"json", b"[]", b"replayOf", b"x"),
+    "an execution for a symbol with a NUL, read again by the next engine": (
+        b"json",
+        b'{"type":"adlFill","symbol":"a\\u0000b","seq":1,"adl":1,"account":"a","lots":1,"ts":1765000000000}',
+    ),
+}
+"""Messages that once ended every engine that read them."""
+
 NOW = 1_800_000_000_000
 
 
@@ -25,11 +36,18 @@ def test_an_event_is_settled_or_known_or_refused_and_nothing_else(chance):
 
 
 async def test_an_engine_settles_or_keeps_every_event_of_any_message(config, tmp_path):
-    figures = await fuzz(config, tmp_path, seed=1, count=3000)
+    figures = await fuzz(config, tmp_path, 1, any_messages(3000))
     assert figures.wrong == []
     assert figures.messages > 3000
-    assert figures.loads == 1, "nothing that arrives makes an engine load its partition again"
+    assert figures.engines == 2
     assert figures.hold_ms < HOLD_MS_MAX
     assert figures.memory_mb < MEMORY_MB_MAX
     assert {"entry", "state", "duplicate", "rejected"} <= figures.outcomes.keys()
     assert {Reason.UNDECODABLE, Reason.INVALID_FIELD, Reason.UNKNOWN_SYMBOL, Reason.ADL_NOT_ASKED} <= figures.reasons.keys()
+
+
+@pytest.mark.parametrize("fields", FOUND.values(), ids=FOUND)
+async def test_what_the_fuzz_found_ends_no_engine(config, tmp_path, fields):
+    figures = await fuzz(config, tmp_path, 1, lambda messages: ([messages.listings()], [fields], [], [messages.next()]))
+    assert figures.wrong == []
+    assert figures.engines == 2

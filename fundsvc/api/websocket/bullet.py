@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import jwt
 import msgspec
+import structlog
 from aiohttp import WSCloseCode, hdrs, web
 
 from fundsvc.api.access import Roles, allowed
@@ -25,12 +26,15 @@ from fundsvc.api.websocket.frames import welcome
 from fundsvc.api.websocket.orders import Orders
 from fundsvc.api.websocket.positions import Positions
 from fundsvc.api.websocket.topics import Topic
+from fundsvc.chores import lasting
 from fundsvc.config import Config
 from fundsvc.follower import Follower
 from fundsvc.metrics import Metrics
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.reader import Reader
 from fundsvc.tail import Tail
+
+log = structlog.get_logger()
 
 PATH = "/ws"
 
@@ -186,7 +190,8 @@ async def living(
     positions = Positions(tail, ledger, follower, metrics, config.http.book_seconds)
     topics: tuple[Topic, ...] = (Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders, positions)
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(work) for work in (orders.run(), positions.run(), positions.run_lights())]
+        works = (orders.run, positions.run, positions.run_lights)
+        running = [tasks.create_task(lasting("topics", work, log)) for work in works]
         try:
             yield Live(config, {topic.path: topic for topic in topics}, metrics)
         finally:

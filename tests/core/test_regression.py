@@ -1,0 +1,103 @@
+"""Books after the stream lost its tail: what is read again changes nothing, what comes then does."""
+
+import msgspec
+import pytest
+from builders import UNIT, mark, partition, position
+
+from fundsvc.core.batch import KeptBook
+from fundsvc.core.book import SavedBook
+from fundsvc.core.events import Snapshot
+from fundsvc.core.settlement import Fund
+
+BEGIN, END = Snapshot(UNIT.symbol, "begin", 1), Snapshot(UNIT.symbol, "end", 2)
+KNOWN_MS = 1000
+
+HISTORY = [
+    mark("50"),
+    position("closed", 10),
+    BEGIN,
+    position("closed", 10),
+    position("open", 5),
+    END,
+    position("numbered", 7, seq=3),
+    position("closed", 0),
+    position("open", 6),
+    position("numbered", 8, seq=4),
+    mark("60"),
+]
+STANDING = {"open": 6, "numbered": 8}
+
+
+def lots(settling):
+    book = settling.book(UNIT.symbol)
+    found = {}
+    for side in book.sides.values():
+        found |= {account: side.standing(row, 1).lots for account in side.accounts if (row := side.row_of(account)) >= 0}
+    return found
+
+
+def regressed(*, restarts: bool):
+    """A partition that has settled the history and finds that the stream lost what came after it."""
+    settling = partition(Fund(UNIT))
+    for event in HISTORY:
+        settling.apply(event, KNOWN_MS - 1)
+    settling.make_stale(KNOWN_MS)
+    return restarted(settling) if restarts else settling
+
+
+def restarted(settling):
+    book, again = settling.book(UNIT.symbol), partition(Fund(UNIT))
+    saved = msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()), type=SavedBook)
+    for _ in again.restore(KeptBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, saved)):
+        pass
+    return again
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("recalls", [False, True])
+def test_what_is_read_again_rolls_no_book_back(restarts, recalls):
+    settling = regressed(restarts=restarts)
+    for event in HISTORY:
+        if recalls:
+            settling.recall(event, stream_ms=KNOWN_MS)
+        else:
+            settling.apply(event, KNOWN_MS)
+    book = settling.book(UNIT.symbol)
+    assert lots(settling) == STANDING
+    assert book.mark == 60 * 10**12
+    assert book.stale, "a snapshot that came before the loss does not end it"
+
+
+def test_what_comes_after_the_loss_is_applied():
+    settling = regressed(restarts=False)
+    settling.apply(position("open", 0), KNOWN_MS + 1)
+    settling.apply(mark("70"), KNOWN_MS + 1)
+    assert lots(settling) == {"numbered": 8}
+    assert settling.book(UNIT.symbol).mark == 70 * 10**12
+    for event in (BEGIN, position("new", 1), END):
+        settling.apply(event, KNOWN_MS + 2)
+    assert lots(settling) == {"new": 1}
+    assert not settling.book(UNIT.symbol).stale
+
+
+def test_a_book_whose_positions_are_all_closed_is_not_opened_again():
+    settling = partition(Fund(UNIT))
+    settling.apply(position("closed", 10), 1)
+    settling.apply(position("closed", 0), 2)
+    settling = restarted(settling)
+    settling.make_stale(KNOWN_MS)
+    settling.apply(position("closed", 10), 1)
+    assert lots(settling) == {}
+    assert not settling.book(UNIT.symbol).stale, "there is nobody who could be asked in vain"
+
+
+@pytest.mark.parametrize("seq", [6, 7])
+@pytest.mark.parametrize("leg", ["BOTH", "LONG"])
+def test_a_snapshot_names_a_position_whose_sequence_is_known(leg, seq):
+    settling = partition(Fund(UNIT))
+    settling.apply(mark("50"))
+    settling.apply(position("named", 5, seq=7, position_side=leg))
+    settling.apply(position("other", 5, seq=8))
+    for event in (BEGIN, position("named", 4, seq=seq, position_side=leg), END):
+        settling.apply(event)
+    assert lots(settling) == {"named": 5}
