@@ -572,6 +572,16 @@ class TestRealLiquidations:
             verified = await verify(exported.output)
             assert (verified.code, verified.output.split()[-1]) == (0, heads[symbol])
 
+    def test_lines_that_stand_twice_and_recordings_in_parts_are_the_same_orders(self, tmp_path):
+        lines = FORCE_ORDERS.read_bytes().splitlines()
+        whole = orders_of(FORCE_ORDERS)
+        path = tmp_path / "twice"
+        path.write_bytes(b"\n".join(lines + lines[:1673]))
+        twice = orders_of(path)
+        assert (twice.events, twice.duplicates) == (whole.events, 1673)
+        path.write_bytes(b"\n".join(lines[4000:7000]))
+        assert set(orders_of(path).events) <= set(whole.events)
+
     @pytest.mark.parametrize("partitions", [4])
     async def test_two_engines_on_four_partitions_come_to_the_same_heads(self, config):
         async with engine_process(config), engine_process(config), connected(config.database.dsn) as connection:
