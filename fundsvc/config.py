@@ -143,6 +143,7 @@ class AdlConfig(Section, frozen=True):
 
     ack_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
     round_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    mark_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 60.0
 
 
 class TokenConfig(Section, frozen=True):

@@ -61,6 +61,7 @@ class Follower:
 
     def __init__(self, config: Config, pool: Pool, client: Client, metrics: Metrics) -> None:
         self._seconds = config.http.book_seconds
+        self._mark_seconds_max = config.adl.mark_seconds_max
         self._metrics = metrics
         self._ledger = Deleveragings(pool)
         self._partitions = [
@@ -125,6 +126,10 @@ class Follower:
         if mark is None:
             return {}
         return {name: self._sections(view, name, mark) for name in view.book.sides}
+
+    def is_mark_stale(self, view: BookView) -> bool:
+        """Whether the mark of a book is older than `adl.mark_seconds_max`."""
+        return view.book.is_mark_old(time.time_ns() // 1_000_000, self._mark_seconds_max)
 
     def rank(self, view: BookView, name: SideName, account: str) -> Rank | None:
         """Where an account's position stands on a side; None without a mark, or where the position has no equity."""

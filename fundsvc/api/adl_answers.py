@@ -110,12 +110,14 @@ class SectionAnswer(Answer, frozen=True):
 class QueueAnswer(Answer, frozen=True):
     """The queue of a contract by side, five lights first, as it was after a message of the stream, the last one at `ts`.
 
-    `markTs` is the engine's time of the mark. `isStale` says that the stream lost its tail and no snapshot has come since.
+    `markTs` is the engine's time of the mark; `isMarkStale` says that it is too old. `isStale` says that the stream lost its
+    tail and no snapshot has come since.
     """
 
     symbol: str
     mark_price: str | None
     mark_ts: int | None
+    is_mark_stale: bool
     is_stale: bool
     long: list[SectionAnswer]
     short: list[SectionAnswer]
@@ -240,7 +242,7 @@ def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contrac
     )
 
 
-def queue_answer(view: BookView, queue: Queue) -> QueueAnswer:
+def queue_answer(view: BookView, queue: Queue, *, is_mark_stale: bool) -> QueueAnswer:
     """A contract's queue."""
     contract = view.contract
     long, short = ([_section_answer(section, contract) for section in queue.get(name, ())] for name in ("long", "short"))
@@ -248,6 +250,7 @@ def queue_answer(view: BookView, queue: Queue) -> QueueAnswer:
         symbol=contract.symbol,
         mark_price=_price(view.book.mark, contract),
         mark_ts=None if view.book.mark is None else view.book.mark_ts,
+        is_mark_stale=is_mark_stale,
         is_stale=view.book.stale,
         long=long,
         short=short,

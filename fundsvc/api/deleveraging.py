@@ -96,7 +96,7 @@ class DeleveragingResources:
     async def queue(self, _query: Query, symbol: str) -> QueueAnswer:
         """The live ranking of a contract, as lights."""
         view = self._view(await listed(self._reader, symbol))
-        return queue_answer(view, self._follower.queue(view))
+        return queue_answer(view, self._follower.queue(view), is_mark_stale=self._follower.is_mark_stale(view))
 
     async def positions(self, query: AccountQuery, caller: Caller) -> PositionsAnswer:
         """An account's positions with their ranks and all inputs, and its latest reductions."""

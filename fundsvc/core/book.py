@@ -658,6 +658,10 @@ class Book:
         self._long, self._short = Side(contract, "long"), Side(contract, "short")
         self.sides: dict[SideName, Side] = {"long": self._long, "short": self._short}
 
+    def is_mark_old(self, now_ms: int, seconds_max: float) -> bool:
+        """Whether the mark is older than a time, by the engine's clock."""
+        return self.mark is not None and now_ms - self.mark_ts > seconds_max * 1000
+
     def expect(self, accounts: Sequence[str]) -> None:
         """Says whose positions are about to be set: changes nothing, makes it quicker."""
         for side in self.sides.values():

@@ -219,5 +219,10 @@ def digest_of(event: Event) -> bytes:
 
 
 def kept_as(event: Any) -> tuple[str, int, bytes] | None:
-    """The contract, the sequence and the digest by which a refused event is found again; None without a sequence."""
-    return (event.symbol, event.seq, digest_of(event)) if isinstance(event, Numbered) else None
+    """The contract, the sequence and the digest by which a refused event is found again.
+
+    None for an event without a sequence, or whose symbol no contract can have: the database may not take its characters.
+    """
+    if isinstance(event, Numbered) and event.symbol.isprintable():
+        return event.symbol, event.seq, digest_of(event)
+    return None

@@ -94,6 +94,12 @@ class Metrics:
         self.adl_unacknowledged_seconds = Gauge(
             "fundsvc_adl_unacknowledged_seconds", "Age of the oldest of these.", ["partition"], registry=registry
         )
+        self.adl_stale_marks = Gauge(
+            "fundsvc_adl_stale_marks", "Contracts with open positions whose mark is too old.", ["partition"], registry=registry
+        )
+        self.adl_stale_books = Gauge(
+            "fundsvc_adl_stale_books", "Contracts that need a snapshot of positions.", ["partition"], registry=registry
+        )
         self.adl_announced_again = Counter(
             "fundsvc_adl_announced_again", "ADL rounds announced again for want of an answer.", ["partition"], registry=registry
         )
@@ -151,7 +157,8 @@ class Metrics:
         """Shows nothing more of a partition that is not this process's any more; what was counted is kept until it is again."""
         self.owned.labels(partition).set(0)
         shown = (self.epoch, self.lag_messages, self.lag_seconds, self.halted)
-        for gauge in (*shown, self.adl_unacknowledged, self.adl_unacknowledged_seconds):
+        adl = (self.adl_unacknowledged, self.adl_unacknowledged_seconds, self.adl_stale_marks, self.adl_stale_books)
+        for gauge in (*shown, *adl):
             gauge.remove(partition)
         for symbol in [symbol for symbol in self._funds if partition_of(symbol, partitions) == partition]:
             self._let_go[symbol] = self._funds.pop(symbol)
@@ -162,6 +169,11 @@ class Metrics:
         """Shows how many ADL rounds of a partition are not acknowledged, and for how long the oldest one."""
         self.adl_unacknowledged.labels(partition).set(rounds)
         self.adl_unacknowledged_seconds.labels(partition).set(seconds)
+
+    def stale(self, partition: int, marks: int, books: int) -> None:
+        """Shows how many contracts of a partition have a mark that is too old, and how many a book that is stale."""
+        self.adl_stale_marks.labels(partition).set(marks)
+        self.adl_stale_books.labels(partition).set(books)
 
     def announced_again(self, partition: int, rounds: int) -> None:
         """Counts ADL rounds that were announced again."""
