@@ -125,7 +125,7 @@ async def test_an_order_shows_what_it_needed_from_whom_and_what_became_of_it(wor
         "rest": "10",
         "round": 1,
         "acknowledged": False,
-        "policyVersion": 0,
+        "policyVersion": 1,
         "ts": TS,
     }
     allocations = round_.pop("allocations")
@@ -640,7 +640,7 @@ async def test_the_command_line_names_who_would_be_reduced(config, world):
     assert table.code == 0
     assert "secret-carl" in table.output
     assert (await fundsvc(config, "adl", "preview", "NONE", *options)).code == 2
-    assert (await fundsvc(config, "adl", "preview", SYMBOL, *options[:-1], "0")).code == 2
+    assert (await fundsvc(config, "adl", "preview", SYMBOL, *options[:-1], "-1")).code == 2
     await world.send(shortfall(1))
     listed = await fundsvc(config, "adl", "orders", SYMBOL, "--json")
     assert listed.result == await world.orders()

@@ -129,6 +129,7 @@ async def test_a_contract_comes_back_as_it_was_listed_with_our_fields_after_its_
         ("partition", 0),
         ("settleDecimals", 8),
         ("priceDecimals", 12),
+        ("suspended", False),
     ]
 
 
@@ -153,6 +154,7 @@ async def test_a_fund_shows_what_it_has_and_what_it_could_not_pay(client):
         "balance": "0",
         "outstanding": "10",
         "state": "uncovered",
+        "suspended": False,
         "entry": 5,
         "seq": 9,
         "head": last["hash"],
@@ -259,10 +261,10 @@ WRONG = [
     (
         HISTORY,
         {"max_count": "5"},
-        "'max_count' is no parameter here; allowed: offset, forward, maxCount, startAt, endAt, kind",
+        "'max_count' is no parameter here; allowed: offset, forward, maxCount, startAt, endAt, kind, numbers",
     ),
-    (FUNDS, {"symbol": "XBTUSDTM"}, "'symbol' is no parameter here; allowed: none"),
-    ("/api/v1/timestamp", {"\n": ""}, "'\\n' is no parameter here; allowed: none"),
+    (FUNDS, {"symbol": "XBTUSDTM"}, "'symbol' is no parameter here; allowed: numbers"),
+    ("/api/v1/timestamp", {"\n": ""}, "'\\n' is no parameter here; allowed: numbers"),
 ]
 
 
@@ -333,7 +335,7 @@ async def test_ready_is_every_part_that_answers(config, ledger):
     async with serving(config, {"stream": well}) as client:
         status, body = await ask(client, "/readyz")
     assert (status, body["status"]) == (200, "ok")
-    assert [check["name"] for check in body["checks"]] == ["database", "schema", "owners", "stream"]
+    assert [check["name"] for check in body["checks"]] == ["database", "schema", "owners", "halted", "stream"]
     assert all(check["ok"] and check["error"] == "" and check["durationMs"] >= 0 for check in body["checks"])
 
 

@@ -132,7 +132,7 @@ async def test_it_settles_condenses_and_counts(quick, producer, ledger):
         assert engine.count("fundsvc_balance", symbol="AAA", currency="USDT") == 1000
         assert engine.count("fundsvc_commit_seconds_count") >= 1
         await eventually(lambda: ledger("SELECT sum(fills) = 1000 FROM rollups"))
-        await producer.append(fills(range(900, 1001)))
+        await producer.append(fill("AAA", seq, 1) for seq in range(900, 1001))
         await eventually(lambda: engine.count("fundsvc_duplicates_total", symbol="AAA") == 101)
     await check_chains(ledger, 1000)
 

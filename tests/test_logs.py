@@ -189,7 +189,7 @@ async def reject(config):
             b"secret-undecodable",
             b'{"type":"secret-type"}',
             b'{"type":"position","account":"secret-anna"}',
-            b'{"type":"fill","symbol":"secret-symbol","seq":1,"side":"sell","lots":1,"price":"1","bankruptcyPrice":"1","ts":1}',
+            b'{"type":"fill","symbol":"secret-symbol","seq":1,"side":"sell","lots":1,"price":"1","bankruptcyPrice":"1","ts":1700000000000}',
             msgspec.json.encode(executed(21, 99, "secret-anna", 1)),
             msgspec.json.encode(executed(22, 3, "secret-nobody", 1)),
         ]

@@ -106,6 +106,16 @@ async def test_the_ledger_tells_after_a_restart(service, config):
         ]
 
 
+async def test_a_fill_that_found_nobody_to_ask_is_known_after_a_restart(service, config):
+    uncovered = [f(seq, lots=3, price="80", bankruptcyPrice="100") for seq in (1, 2)]
+    await service.send(contract(SYMBOL, multiplier=1), *uncovered)
+    assert await service.pool.fetchval("SELECT count(*) FROM adl_orders WHERE state = 'uncovered'") == 2
+    async with restarted(service, config) as again:
+        await again.append(*uncovered, f(2, lots=2, price="80", bankruptcyPrice="100"))
+        assert await again.reasons() == ["conflict"]
+        assert again.count("fundsvc_duplicates_total", symbol=SYMBOL) == 2
+
+
 async def test_thousands_of_known_events_are_sent_again_quickly(service, config):
     events = [f(seq) for seq in range(1, 10_001)]
     await service.send(*events)

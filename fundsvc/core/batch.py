@@ -120,7 +120,7 @@ class Batch:
     `events` counts the events that made it, and `place` is that of the last one. A batch that is `uncut` must be committed at
     the end of a message. `noted_bytes` is the size of what is not an entry.
 
-    `old` counts events of over a day ago, by contract, those of no contract under ""; `latest_ms` is the latest time that its
+    `old` counts events of over a day ago, by contract, those of no listed one under ""; `latest_ms` is the latest time that its
     last event could have; `suspensions` tells of contracts whose terms came into doubt (true) or out of it; `policies` are the
     versions that came into force; `gaps` are those that `prevSeq` revealed; `repeated_trades` counts trade ids that a contract
     had before.

@@ -251,7 +251,7 @@ class Partition:
             if fund is not None and fund.guard is not None:
                 fund.guard.forget_after(latest_ms)
             if is_old(event, stream_ms):
-                self.batch.old[getattr(event, "symbol", "")] += 1
+                self.batch.old[fund.contract.symbol if fund else ""] += 1
         if fund is not None and fund.suspended and isinstance(event, UNDER_TERMS):
             raise terms_in_doubt(event.symbol)
 
