@@ -106,6 +106,17 @@ async def test_the_ledger_tells_after_a_restart(service, config):
         ]
 
 
+@pytest.mark.parametrize("gain", [-100, 0, 100])
+async def test_a_fill_is_known_after_a_restart_whatever_came_of_it(service, config, gain):
+    """A shortfall of an empty fund makes an order that ends at once, under the fill's sequence."""
+    fills = [f(seq, price=str(39000 + gain)) for seq in (1, 2)]
+    await service.send(*fills)
+    async with restarted(service, config) as again:
+        await again.send(*fills)
+        assert await again.reasons() == []
+        assert again.count("fundsvc_duplicates_total", symbol=SYMBOL) == 2
+
+
 async def test_thousands_of_known_events_are_sent_again_quickly(service, config):
     events = [f(seq) for seq in range(1, 10_001)]
     await service.send(*events)
