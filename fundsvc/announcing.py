@@ -183,7 +183,7 @@ class Announcing:
             round_.pause = min(2 * round_.pause, max(PAUSE_SECONDS_MAX, self._config.ack_seconds))
 
     def _body(self, key: OrderKey) -> bytes | None:
-        """The announcement of an order's round; None where the memory is ahead of the ledger, or nothing is asked any more."""
+        """The announcement of an order's round; None where memory is ahead of the ledger, or no lots are left."""
         known, order = self._open.get(key), self._orders.open_order(*key)
         if known is None or known.acknowledged or order is None or order.round != known.round:
             return None

@@ -2,18 +2,20 @@
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
 
-from fundsvc.core.events import Event, Listing, Reason
+from fundsvc.core.events import Event, Fill, Listing, Reason
+from fundsvc.core.sequences import Applied, Content, Key, kept_as
 from fundsvc.force_orders import Known
 from fundsvc.recordings import Recording
 from fundsvc.store.database import SQL, Pool
 from fundsvc.store.database import faults as store_faults
+from fundsvc.store.sequences import facts_of
 from fundsvc.store.writer import contract_from
 from fundsvc.streams.client import Client
 from fundsvc.streams.client import faults as stream_faults
@@ -137,7 +139,7 @@ class Delivery:
 
     async def _delivered(self, recording: Recording, before: _State, refused: list[str], started: float) -> Delivered:
         gains = await self._fetch("totals_since", list(before.entries), list(before.entries.values()))
-        rejected = Counter(row["reason"] for row in await self._rejected())
+        rejected = Counter(row["reason"] for row in await self._rejected()) + await self._kept(recording.events)
         conflicts = [f"{Reason.CONTRACT_FIXED}: the ledger has {symbol} with other terms" for symbol in recording.conflicts]
         return Delivered(
             events=self._events,
@@ -157,6 +159,26 @@ class Delivery:
             return len(events) - rejected.total()
         sent = sum(len(self._producer.destinations(event)) for event in events if not isinstance(event, Listing))
         return sent - sum(number for reason, number in rejected.items() if reason not in _OF_LISTINGS)
+
+    async def _kept(self, events: Iterable[Event]) -> Counter[str]:
+        """Why fills are not settled that were rejected before and are kept: sent again, they are rejected no more."""
+        now = {(row["event_symbol"], row["event_seq"], row["digest"]) for row in await self._rejected()}
+        before = {kept for event in events if isinstance(event, Fill) and (kept := kept_as(event))} - now
+        rows = await self._fetch("rejected_kept", *map(list, zip(*before, strict=True))) if before else []
+        applied = await self._applied({(row["event_symbol"], row["event_seq"]) for row in rows})
+        return Counter(row["reason"] for row in rows if applied[row["event_symbol"], row["event_seq"]] is Applied.NEVER)
+
+    async def _applied(self, keys: Iterable[Key]) -> dict[Key, Content | Applied]:
+        """What the ledger has under some sequences."""
+        found: dict[Key, Content | Applied] = {}
+        wanted: dict[str, list[int]] = defaultdict(list)
+        for symbol, seq in sorted(keys):
+            wanted[symbol].append(seq)
+        while wanted:
+            found |= (await facts_of(self._fetch, wanted)).applied
+            rest = {symbol: [seq for seq in seqs if (symbol, seq) not in found] for symbol, seqs in wanted.items()}
+            wanted = {symbol: seqs for symbol, seqs in rest.items() if seqs}
+        return found
 
     async def _fetch(self, block: str, *parameters: Any) -> list[Any]:
         return await _fetch(self._pool, block, *parameters)

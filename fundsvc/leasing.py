@@ -23,7 +23,7 @@ RESTING_LEASES = 3.0
 """For so many leases an engine leaves a partition that stood still to others; then it may take it anew."""
 
 RETRY_SECONDS_MAX = 1.0
-"""What is away is asked for again within a second."""
+"""A lost database is tried again within a second."""
 
 END_SECONDS_MAX = 1.0
 """How long the end of the thread is waited for; it only closes a connection."""
@@ -102,7 +102,7 @@ class LeaseKeeper:
                     while True:
                         await self._renew(self._leases)
                         await asyncio.sleep(self._seconds / RENEWALS_PER_LEASE)
-            except Exception as error:  # noqa: BLE001 - the engine is told, and decides what it is
+            except Exception as error:  # noqa: BLE001 - the engine classifies it
                 self._tell(error)
             finally:
                 self._leases = None

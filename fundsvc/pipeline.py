@@ -199,7 +199,7 @@ class Pipeline:
     async def _recollect(self, contents: Contents, position: int) -> Sequence[Event | Rejection]:
         """The events of a message from a position on, once the partition knows all that it must to apply them.
 
-        The ledger is asked for sequences that were passed, once a message. What is not committed yet is in memory.
+        Looks up passed sequences in the ledger, once a message. What is not committed yet is in memory.
         """
         self._partition.sequences.trim()
         wanted: defaultdict[str, set[int]] = defaultdict(set)

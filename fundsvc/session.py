@@ -41,7 +41,7 @@ from fundsvc.streams.source import Source, StreamState, id_order
 from fundsvc.targeting import Targeting
 
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.05, 1.0
-"""What is away is asked for again within a second, so that recovery is quick once it is back."""
+"""Lost servers are tried again within a second, so that recovery is quick once they are back."""
 
 HALTED_SECONDS_MIN, HALTED_SECONDS_MAX = 5.0, 60.0
 """After a mistake of ours the partition is tried again after so long: what it met may be gone."""
@@ -339,7 +339,7 @@ class Session:
         return max(1, (await self._source.state()).added - stored.messages - present)
 
     async def _report(self, gap: KnownGap, stored: Offset) -> KnownGap:
-        """Keeps a gap, logs and counts it; once, whoever finds it."""
+        """Keeps a gap, logs and counts it, once for each gap."""
         if await self._gaps.keep(gap):
             self._metrics.stream_gaps.labels(self._partition).inc()
             self._log.error(

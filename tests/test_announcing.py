@@ -1,6 +1,7 @@
 """Rounds of ADL orders on their way to the matching engine: none is dropped before it is acknowledged."""
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -16,7 +17,8 @@ from fundsvc.streams.client import open_client, stream_key
 from fundsvc.streams.producer import Producer
 
 KEY = announcement_key(0)
-MARKET = [listing("AAA"), Mark("AAA", "1000", 1), Position("AAA", "anna", -50_000, "2000", "90000000", 1)]
+TS = time.time_ns() // 1_000_000
+MARKET = [listing("AAA"), Mark("AAA", "1000", TS), Position("AAA", "anna", -50_000, "2000", "90000000", TS)]
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def producer(client):
 
 
 def shortfalls(numbers):
-    return [fill("AAA", number, -5) for number in numbers]
+    return [fill("AAA", number, -5, TS) for number in numbers]
 
 
 async def announced(client, after="0-0"):
@@ -64,7 +66,7 @@ async def test_an_engine_that_reads_after_a_burst_finds_every_round(config, prod
         await producer.append(
             event
             for adl in range(1, number + 1)
-            for event in (AdlFill("AAA", number + 2 * adl, adl, "anna", 1, 1), AdlEnd("AAA", number + 2 * adl + 1, adl, 1))
+            for event in (AdlFill("AAA", number + 2 * adl, adl, "anna", 1, TS), AdlEnd("AAA", number + 2 * adl + 1, adl, TS))
         )
         await eventually(lambda: no_order(service_connection), 60)
 
@@ -83,7 +85,7 @@ async def test_a_round_is_announced_until_it_is_acknowledged(config, producer, c
         await eventually(lambda: is_announced_again(client, {1, 2, 3}))
         assert engine.count("fundsvc_adl_unacknowledged_rounds", partition="0") == 3
         assert engine.count("fundsvc_adl_announced_again_total", partition="0") >= 3
-        await producer.append([AdlAck("AAA", 1, 1, 1), AdlFill("AAA", 4, 2, "anna", 1, 1), AdlEnd("AAA", 5, 3, 1)])
+        await producer.append([AdlAck("AAA", 1, 1, TS), AdlFill("AAA", 4, 2, "anna", 1, TS), AdlEnd("AAA", 5, 3, TS)])
         await eventually(lambda: orders(service_connection, "adl = 1 AND acknowledged"))
         await eventually(lambda: engine.count("fundsvc_adl_unacknowledged_rounds", partition="0") <= 1)
         last = (await client.xrevrange(KEY, count=1))[0][0].decode()
@@ -99,7 +101,7 @@ async def is_announced_again(client, wanted):
 async def test_after_a_restart_only_what_is_not_acknowledged_is_announced(config, producer, client, service_connection):
     config = with_section(config, "adl", ack_seconds=3600)
     async with running(config):
-        await producer.append([*MARKET, *shortfalls([1, 2, 3]), AdlAck("AAA", 2, 1, 1)])
+        await producer.append([*MARKET, *shortfalls([1, 2, 3]), AdlAck("AAA", 2, 1, TS)])
         await eventually(lambda: orders(service_connection, "acknowledged"))
     await client.delete(KEY)
     async with running(config):
@@ -114,10 +116,10 @@ async def test_what_is_not_acknowledged_is_never_trimmed(config, producer, clien
         await producer.append([*MARKET, *shortfalls(range(1, 1001))])
         await eventually(lambda: has_length(client, 1000))
         kept = {*range(500, 520), 990}
-        await producer.append(AdlAck("AAA", adl, 1, 1) for adl in range(1, 1001) if adl not in kept)
+        await producer.append(AdlAck("AAA", adl, 1, TS) for adl in range(1, 1001) if adl not in kept)
         await eventually(lambda: is_shorter(client, 700))
         assert kept <= {adl for adl, _ in await announced(client)}
-        await producer.append(AdlAck("AAA", adl, 1, 1) for adl in kept)
+        await producer.append(AdlAck("AAA", adl, 1, TS) for adl in kept)
         await eventually(lambda: is_shorter(client, 101))
 
 

@@ -11,7 +11,7 @@ from commands import environment_of, fundsvc
 from conftest import with_section
 from eventually import eventually
 from exposed import sample_sum
-from ledgers import fill, listing
+from ledgers import TS, fill, listing
 
 from fundsvc.core.chain import GENESIS, Entry, link
 from fundsvc.core.contracts import partition_of
@@ -318,14 +318,14 @@ async def test_messages_that_are_deleted_while_the_engine_runs_are_a_gap(config,
         await settled(ledger, 1)
         async with owner_connection.transaction():
             await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
-            ids = (await producer.append(fills(range(2, 30_002)), per_message=100))[0]
-            await producer._client.xdel(KEY, *ids[200:202])
+            ids = (await producer.append(fills(range(2, 60_002)), per_message=100))[0]
+            await producer._client.xdel(KEY, *ids[500:502])
         await eventually(lambda: ledger("SELECT halted <> '' FROM partitions"))
         assert await ledger("SELECT messages FROM stream_gaps") == 2
-        assert await ledger("SELECT seq < 20002 FROM funds")
+        assert await ledger("SELECT seq < 50002 FROM funds")
         async with open_pool(config.database.dsn, 1) as pool:
             await Gaps(pool, 0).acknowledge()
-        await settled(ledger, 30_001 - 200)
+        await settled(ledger, 60_001 - 200)
         await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
 
 
@@ -349,7 +349,7 @@ async def test_a_full_stream_server_heals_with_what_may_be_trimmed(config, produ
     client = producer._client
     hasty = with_section(config, "stream", retention_hours=1e-9)
     async with running(with_section(config, "engine", book_seconds=0.1)):
-        await producer.append([listing("AAA"), Mark("AAA", "1000", 1), Position("AAA", "anna", -10, "2000", "100", 1)])
+        await producer.append([listing("AAA"), Mark("AAA", "1000", TS), Position("AAA", "anna", -10, "2000", "100", TS)])
         await producer.append_bodies(0, "json", [b" " * size + encode([fill("AAA", 1, 1)])] * (20_000_000 // size))
         await producer.append([fill("AAA", 2, -500)])
         await settled(ledger, 2)
@@ -758,7 +758,7 @@ async def test_a_mistake_of_ours_halts_its_partition_alone(quick, producer, ledg
 
     monkeypatch.setattr(Partition, "_mark", mistaken)
     async with running(quick) as engine:
-        await producer.append([listing(first), listing(other), fill(first, 1, 1), Mark(first, "1", 1), fill(first, 2, 1)])
+        await producer.append([listing(first), listing(other), fill(first, 1, 1), Mark(first, "1", TS), fill(first, 2, 1)])
         await eventually(lambda: engine.count("fundsvc_partition_halted", partition="0"))
         await producer.append([fill(other, 1, 1)])
         await eventually(lambda: ledger("SELECT entry FROM funds WHERE symbol = $1", other))

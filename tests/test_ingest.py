@@ -229,6 +229,23 @@ async def test_each_partition_gets_its_part_in_order(config, kind):
             assert {partition_of(event["symbol"], 3) for event in sent if "symbol" in event} == {partition}
 
 
+async def test_the_answer_foresees_that_lots_contradict_their_leg(world):
+    symbol = LISTING.contract["symbol"]
+    legs = [("LONG", 1), ("LONG", -1), ("LONG", 0), ("SHORT", -1), ("SHORT", 1), ("SHORT", 0), ("BOTH", -1)]
+    events = [Position(symbol, "anna", lots, "5", "1", TS, position_side=side) for side, lots in legs]
+    answer = await world.data(encode([LISTING, *events]))
+    foreseen = [(refused["index"], refused["reason"]) for refused in answer["rejected"]]
+    assert foreseen == [(2, "invalid_field"), (5, "invalid_field")]
+    assert [(position, reason) for position, reason, _ in await world.kept()] == foreseen
+
+
+async def test_a_large_line_that_is_no_event_does_not_spoil_the_others(world):
+    symbol = LISTING.contract["symbol"]
+    answer = await world.data(lines([LISTING, fill(symbol, 1, 1)]) + b"x" * 300_000 + b"\n", NDJSON)
+    assert answer["accepted"] == 2
+    assert await world.entries() == [(symbol, 1)]
+
+
 async def test_the_answer_foresees_what_the_engine_refuses(world):
     """Numbers, accounts and contracts of all sorts; what only the order of things decides is left to the engine."""
     await world.data(encode([LISTING]))

@@ -485,20 +485,22 @@ async def test_books_are_kept_where_a_message_ends_and_a_new_unit_of_prices_is_n
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
-@pytest.mark.parametrize("kind", ["unlisted", "fills", "marks"])
+@pytest.mark.parametrize("kind", ["unlisted", "fills", "known", "marks"])
 async def test_the_loop_is_held_for_a_bounded_time_by_a_legal_message_of_any_size(codec, kind):
     events = {
         "unlisted": [fill("NONE", seq, 1) for seq in range(1, 10_001)],
         "fills": [fill("AAA", seq, seq % 7 - 2) for seq in range(1, 10_001)],
+        "known": [fill("AAA", seq, seq % 7 - 2) for seq in range(1, 10_001)],
         "marks": [Mark("AAA", "7", 1)] * 10_000,
     }[kind]
     messages = [message(1, listing("AAA")), Message("2-0", codec, encode(events, codec))]
-    ledger = FakeLedger("2-0")
+    messages += [Message("3-0", codec, encode(events, codec))] * (kind == "known")
+    ledger = FakeLedger(messages[-1].stream_id)
     pipeline = pipeline_of(FakeSource(messages, Weather()), ledger, bound=BatchBound(10_000))
     ledger.prepare = lambda batch: batch.pack(copy_rows)
     async with watched_loop() as holds:
         await pipeline.run(ledger.complete)
-    assert ledger.offset.messages == 2
+    assert ledger.offset.messages == len(messages)
     assert sorted(holds)[-3] < 0.03, "give or take what else the machine does"
     assert sum(holds) < 3
 

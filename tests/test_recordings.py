@@ -273,7 +273,7 @@ class TestContracts:
 
 
 async def test_a_recording_of_events_comes_into_the_ledger(config, write):
-    path = write({"type": "contract", "contract": LISTING}, [fill(1), fill(2, price="99"), fill(2)], fill(3, symbol="NOSUCH"))
+    path = write({"type": "contract", "contract": LISTING}, [fill(1), *[fill(2, price="99")] * 2], fill(3, symbol="NOSUCH"))
     done = await fundsvc(config, "replay", path, "--json")
     assert done.code == 0, done.error
     assert (done.result["events"], done.result["duplicates"], done.result["rejected"]) == (5, 1, {"unknown_symbol": 1})
@@ -571,6 +571,16 @@ class TestRealLiquidations:
             exported = await fundsvc(config, "export", symbol)
             verified = await verify(exported.output)
             assert (verified.code, verified.output.split()[-1]) == (0, heads[symbol])
+
+    def test_lines_that_stand_twice_and_recordings_in_parts_are_the_same_orders(self, tmp_path):
+        lines = FORCE_ORDERS.read_bytes().splitlines()
+        whole = orders_of(FORCE_ORDERS)
+        path = tmp_path / "twice"
+        path.write_bytes(b"\n".join(lines + lines[:1673]))
+        twice = orders_of(path)
+        assert (twice.events, twice.duplicates) == (whole.events, 1673)
+        path.write_bytes(b"\n".join(lines[4000:7000]))
+        assert set(orders_of(path).events) <= set(whole.events)
 
     @pytest.mark.parametrize("partitions", [4])
     async def test_two_engines_on_four_partitions_come_to_the_same_heads(self, config):

@@ -137,7 +137,9 @@ def test_a_beginning_in_milliseconds_is_refused_with_the_unit(name):
     assert "seconds" in str(refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), name: NOW * 1000})))
 
 
-@pytest.mark.parametrize("exp", [NOW + 60.5, float(NOW + 60), 253_402_300_799])
+@pytest.mark.parametrize(
+    "exp", [NOW + 60.5, float(NOW + 60), 253_402_300_799], ids=["fraction of a second", "whole seconds", "distant year"]
+)
 def test_a_fraction_of_a_second_and_a_distant_year_are_legal(exp):
     assert BY_SECRET.read(handmade({"alg": "HS256"}, {**standard(), "exp": exp})).role == "risk"
 

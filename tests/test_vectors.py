@@ -151,9 +151,9 @@ def test_a_policy_is_obeyed(policy, lots):
     assert run_vector(deleveraging(policy, lots)) == Outcome("passed")
 
 
-def test_rounds_are_as_many_as_the_policy_says():
+def test_an_account_is_asked_in_as_many_rounds_as_the_policy_says():
     ends = tuple({"type": "adlEnd", "seq": seq, "adl": 1} for seq in (2, 3))
-    altered = deleveraging({"roundsMax": 2}, [10, 7], [10, 7], events=ends)
+    altered = deleveraging({"roundsMax": 2}, [10, 7], [10, 7], [], events=ends)
     altered["expect"]["adl"][0]["state"] = "uncovered"
     altered["expect"]["fund"]["outstanding"] = "170"
     assert run_vector(altered) == Outcome("passed")

@@ -1,7 +1,7 @@
 """What the ledger will make of events that are about to be appended, as far as that can be told before it settles them.
 
-It is told by the rules of the engine and by what the ledger has. What is on its way through the streams is not known here,
-except that this process appended it.
+It applies the engine's rules to what the ledger has. It does not know events that are on their way through the streams, except
+those that this process appended.
 """
 
 import asyncio

@@ -30,7 +30,7 @@ WEIGHT_BITS = 62
 """Profits are scaled until their sum has so many bits: from there on sums and shares are exact."""
 
 WEIGHT_BITS_MIN = 48
-"""With as few, a share of up to 16,000 lots is still exact to ten decimals, and numpy can divide it."""
+"""With as few, a share of up to 8,000 lots is still exact to ten decimals, and numpy can divide it."""
 
 SHARE_UNITS = 1_000_000
 """Shares of a position are exact to six decimals."""
@@ -83,7 +83,7 @@ def _given(taken: Integers) -> Shares:
 
 def _weight_bits(lots: int) -> int:
     """As many bits as leave room for the product with the lots in 64 bits, where shares are exact enough with these."""
-    bits = WEIGHT_BITS - lots.bit_length()
+    bits = WEIGHT_BITS - 1 - lots.bit_length()  # a sum of weights may round up to one bit more
     return bits if bits >= WEIGHT_BITS_MIN else WEIGHT_BITS
 
 
@@ -105,7 +105,7 @@ def _divided(weights: Integers, whole: int, lots: int) -> tuple[Integers, Floats
 
     Weights that are not there, as they are too small for a lot, count in `whole`.
     """
-    if lots.bit_length() + whole.bit_length() < WEIGHT_BITS:
+    if lots.bit_length() + whole.bit_length() <= WEIGHT_BITS:
         shares, rests = np.divmod(weights * lots, whole)
         return shares, np.round(rests / whole, REMAINDER_DECIMALS)
     parts = [divmod(lots * weight, whole) for weight in weights.tolist()]

@@ -1,8 +1,8 @@
-"""Which numbered events a partition's contracts have had, so that one that comes again is told from one that is new.
+"""Recognises numbered events that come again.
 
-An event that has an engine sequence is applied once. One whose sequence was passed already is a duplicate if it is what was
-applied, a conflict if it is something else, and late if nothing was. What was applied lately is in memory; the ledger is asked
-for what is older (`facts`), before the message that needs them is applied.
+An event with an engine sequence is applied once. An event whose sequence was passed is a duplicate if the same content was
+applied under it, a conflict if other content was, and late if nothing was. Recent contents are in memory; older ones are looked
+up in the ledger (`facts`) before the message that needs them is applied.
 """
 
 from collections.abc import Iterable, Mapping

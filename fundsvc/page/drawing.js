@@ -47,7 +47,7 @@ export function traces({ points, before, band, losses }, [from, to], colours, cu
 
 /**
  * Axes and all else around the traces. Plotly draws dates in the zone of the reader, where an hour may come twice; so moments are
- * plain numbers to it, and what they are called on the reader's clock is told with each tick and point.
+ * plain numbers to it, and each tick and point carries its text on the reader's clock.
  */
 export function layout([from, to], { ink, faint, rule }, { family, width, isLogarithmic }) {
   const times = ticks(from, to, Math.max(2, Math.floor(width / TICK_WIDTH)));

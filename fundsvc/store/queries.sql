@@ -572,7 +572,15 @@ ORDER BY partition, split_part(stream_id, '-', 1)::numeric, split_part(stream_id
 
 -- name: rejected_among
 -- Of the events in the given messages, those that were rejected.
-SELECT reason, detail FROM rejected WHERE partition = $1 AND stream_id = ANY ($2) ORDER BY reason, detail;
+SELECT reason, detail, event_symbol, event_seq, digest FROM rejected
+WHERE partition = $1 AND stream_id = ANY ($2) ORDER BY reason, detail;
+
+-- name: rejected_kept
+-- Of some numbered events, those that were rejected at any time and are not settled by a replay.
+SELECT r.event_symbol, r.event_seq, r.digest, min(r.reason) AS reason
+FROM unnest($1::text[], $2::bigint[], $3::bytea[]) AS k (symbol, seq, digest)
+JOIN rejected r ON r.event_symbol = k.symbol AND r.event_seq = k.seq AND r.digest = k.digest
+WHERE r.settled_at IS NULL GROUP BY 1, 2, 3;
 
 -- name: rejected_sent
 UPDATE rejected SET replayed_at = now() WHERE partition = $1 AND stream_id = $2 AND position = $3;

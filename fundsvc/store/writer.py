@@ -89,7 +89,7 @@ class Writer:
                 return bool(await self._connection.fetchval(SQL["rejected_open"], self._partition, stream_id, position))
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
-        """What the ledger has of the first of some sequences, rising, of each contract; not to be asked while a commit runs."""
+        """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
         with faults():
             async with self._one_at_a_time:
                 return await facts_of(self._ask, wanted)

@@ -1,6 +1,8 @@
 """Orders from the shortfall to their end, through the partition that applies the events."""
 
+import cProfile
 import math
+import pstats
 from collections import Counter
 from decimal import Decimal
 
@@ -221,6 +223,28 @@ def test_lots_are_promised_once():
     settling.apply(position("b", -1, "90"))
     settling.apply(adl_end(6, adl=2))
     assert asked(settling.take(), 2) == [{"c": 4}]
+
+
+def calls(settling: Partition, event: Fill) -> int:
+    """The number of function calls that an event takes: a measure of its cost that no other process disturbs."""
+    profile = cProfile.Profile()
+    profile.runcall(settling.apply, event)
+    return pstats.Stats(profile).total_calls
+
+
+@pytest.mark.parametrize(
+    "policy", [Policy(), Policy(allocation="capped"), Policy(allocation="pro_rata"), Policy(eligible="all")]
+)
+def test_an_escalation_among_ten_thousand_open_orders_costs_at_most_twice_the_first(policy):
+    settling, _ = desk(policy, *(position(f"p{number:05d}", -10, "100") for number in range(10_500)))
+    settling.apply(shortfall(1))
+    first = calls(settling, shortfall(2))
+    for seq in range(3, 10_003):
+        settling.apply(shortfall(seq))
+        if seq % 1000 == 0:
+            settling.take()
+    assert calls(settling, shortfall(10_003)) <= 2 * first
+    assert len(settling._desks[UNIT.symbol].orders) == 10_003
 
 
 @pytest.mark.parametrize(
