@@ -6,6 +6,10 @@ FORMULA_CHARACTERS = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
 """A spreadsheet evaluates a CSV cell that begins with one of these, or their wide forms, also where the cell is quoted."""
 
 
+_DOUBTFUL = FORMULA_CHARACTERS | {" "}
+"""Spaces may hide one of these; no other white space is printable."""
+
+
 def is_identifier(text: str) -> bool:
     """Whether a text is printable and no spreadsheet takes it for a formula."""
     return text.isprintable() and text.lstrip()[:1] not in FORMULA_CHARACTERS
@@ -16,6 +20,8 @@ def check_identifiers(event: Fill | Position | Rate) -> None:
 
     A position that was opened under a name that is no identifier may still be closed.
     """
+    if type(event) is Fill and _are_plain(event.trade_id, event.order_id, event.account):
+        return
     for name, text in _named(event):
         if not is_identifier(text):
             raise Rejection(Reason.INVALID_FIELD, f"{name} {text!r} must be printable text that does not begin with = + - or @")
@@ -23,6 +29,11 @@ def check_identifiers(event: Fill | Position | Rate) -> None:
         raise Rejection(Reason.INVALID_FIELD, f"currency {event.currency!r} must be letters and digits")
     if isinstance(event, Position) and event.position_side != "BOTH":
         _check_leg(event)
+
+
+def _are_plain(one: str, two: str, three: str) -> bool:
+    """Whether three texts are surely identifiers: fills are many, and nearly all of theirs are."""
+    return (one + two + three).isprintable() and not (one[:1] in _DOUBTFUL or two[:1] in _DOUBTFUL or three[:1] in _DOUBTFUL)
 
 
 def _check_leg(position: Position) -> None:
