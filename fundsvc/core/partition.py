@@ -240,6 +240,7 @@ class Partition:
         elif isinstance(event, AdlFill) and side and (desk := self._desks.get(event.symbol)):
             desk.changed = True
             desk.book.sides[side].reduce(event.account, event.lots)
+        self.batch.duplicates.clear()  # They were counted when they came.
 
     def _check(self, event: Event | Rejection, stream_ms: int) -> None:
         """Raises Rejection for an event that no fund may see: its time cannot be right, or its terms are in doubt."""

@@ -24,8 +24,8 @@ async def facts_of(ask: Ask, wanted: Mapping[str, Sequence[int]]) -> Facts:
     symbols, numbers = list({symbol for symbol, _ in keys}), list({seq for _, seq in keys})
     applied |= await _contents(await ask("sequences_late", symbols, numbers))
     for symbol, seq, kind, *answer in await ask("sequences_adl", symbols, numbers):
-        # A fill whose order finds nobody to ask begins and ends it: the record of the end has the fill's sequence.
-        if applied.get((symbol, seq), Applied.UNVERIFIED) is Applied.UNVERIFIED:
+        # The end of an order that found nobody to ask has the sequence of its fill, whose entry tells what that said.
+        if not isinstance(applied.get((symbol, seq)), int):
             applied[symbol, seq] = _content_of_answer(kind, *answer)
     refused = await ask("sequences_refused", symbols, numbers)
     # An entry that an ADL order caused was read by the way: its event is asked for when it comes.

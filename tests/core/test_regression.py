@@ -68,6 +68,13 @@ def test_what_is_read_again_rolls_no_book_back(restarts, recalls):
     assert book.stale, "a snapshot that came before the loss does not end it"
 
 
+def test_what_is_recalled_counts_no_duplicate():
+    settling = partition(Fund(UNIT))
+    for event in (mark("50", seq=1), mark("50", seq=1), position("a", 1, seq=1), position("a", 1, seq=1)):
+        settling.recall(event, stream_ms=1)
+    assert not settling.take().duplicates
+
+
 def test_what_comes_after_the_loss_is_applied():
     settling = regressed(restarts=False)
     settling.apply(position("open", 0), KNOWN_MS + 1)

@@ -197,9 +197,11 @@ async def delete_settled(world: World, chance: random.Random) -> None:
 
 
 async def replay_rejected(world: World, chance: random.Random) -> None:
-    """Sends everything again that was rejected, as an operator does: it is rejected again."""
-    code, output, error = await world.command("rejected", "replay")
-    world.timeline.note(f"replayed what was rejected: {code}, {(output or error).strip()[-200:]}")
+    """Sends again what was rejected for some reason, as an operator does: it is rejected again."""
+    reasons = [row["reason"] for row in await world.fetch("SELECT DISTINCT reason FROM rejected ORDER BY reason")]
+    for reason in chance.sample(reasons, min(len(reasons), 3)):
+        code, output, error = await world.command("rejected", "replay", "--reason", reason)
+        world.timeline.note(f"replayed what was rejected as {reason}: {code}, {(output or error).strip()[-100:]}")
 
 
 async def _needed_from(world: World) -> dict[int, str]:

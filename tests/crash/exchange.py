@@ -45,7 +45,7 @@ class Exchange:
         """The listings, a mark of each contract, and so many events of all kinds."""
         for contract in TRADED:
             yield self._told(contract[0], listing_of(contract))
-            yield self._told(contract[0], self._mark(*contract, 0))
+            yield self._told(contract[0], self._mark(*contract, BEGINNING_MS))
         for step in range(steps):
             symbol, *terms = self._chance.choice(TRADED)
             make = self._chance.choices((self._position, self._mark, self._fill, self._answer), (50, 10, 8, 32))[0]

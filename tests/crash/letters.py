@@ -16,6 +16,7 @@ EVENTS_PER_LETTER_MAX = 30
 GARBAGE_SHARE = 0.02
 DUPLICATE_SHARE = 0.03
 RELISTED_SHARE = 0.01
+CONTRADICTED_SHARE = 0.01
 """Shares of the events, or of the letters for duplicates, that are followed by one."""
 
 CLOCK_JUMPS_MS = (0, 0, -86_400_000, -3_600_000, 3_600_000, 86_400_000)
@@ -52,6 +53,11 @@ class Element(NamedTuple):
     def garbage(self) -> bool:
         """Whether it can never be settled."""
         return not isinstance(self.content, Event)
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is refused for its sequence: it is kept once, however often it is sent."""
+        return self.garbage and 0 < self.seq < NEVER_SETTLED
 
     @property
     def provisional(self) -> bool:
@@ -118,7 +124,13 @@ def _recorded(path: Path) -> Iterator[Event]:
         yield fill
 
 
-def _market(chance: random.Random, fills: int) -> Iterator[Event]:
+def _contradiction(chance: random.Random, symbol: str, seq: int, ts: int) -> Element:
+    """Another fill under the last sequence."""
+    fill = _fill(chance, symbol, seq, 1, ts)
+    return Element(msgspec.to_builtins(fill) | {"lots": 7_000}, symbol, seq)
+
+
+def _market(chance: random.Random, fills: int) -> Iterator[Event | Element]:
     """Fills that mostly leave a surplus, and now and then a loss that a fund cannot pay; marks and relistings between them."""
     for contract in CONTRACTS:
         yield listing_of(
@@ -136,6 +148,8 @@ def _market(chance: random.Random, fills: int) -> Iterator[Event]:
         yield _fill(chance, symbol, sequences[symbol], about, ts)
         if chance.random() < 0.1:
             yield Mark(symbol, f"{about}.5", ts)
+        if chance.random() < CONTRADICTED_SHARE:
+            yield _contradiction(chance, symbol, sequences[symbol], ts)
         if chance.random() < RELISTED_SHARE:
             yield listing_of(contract, note=number)
 
@@ -242,6 +256,8 @@ def _wrong_fill(chance: random.Random, symbol: str) -> dict[str, Any]:
             {"type": "deposit"},
             {"color": "red"},
             {"account": "a\u0000b"},
+            {"ts": BEGINNING_MS * 10},
+            {"ts": BEGINNING_MS // 1000},
         )
     )
     garbage = fill | wrong

@@ -7,7 +7,9 @@ from fundsvc.config import CurrencyConfig
 from fundsvc.core.adl import OrderState
 from fundsvc.core.book import Book, Standing
 from fundsvc.core.chain import Entry
+from fundsvc.core.events import PolicyChange
 from fundsvc.core.partition import Partition
+from fundsvc.core.policy import Policy
 from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
 from tests.crash.letters import Letter
@@ -46,9 +48,11 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
 
 
 def empty_partition(number: int, partitions: int) -> Partition:
-    """A partition as engines have it at the very beginning."""
+    """A partition as engines have it at the very beginning, under the default policy."""
     currency = CurrencyConfig()
-    return Partition(number, partitions, (), currency.decimals, currency.decimals_default)
+    partition = Partition(number, partitions, (), currency.decimals, currency.decimals_default)
+    partition.apply(PolicyChange(1, Policy(), {}, 0))
+    return partition
 
 
 def ranks(book: Book) -> list[list[Standing]]:

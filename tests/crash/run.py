@@ -96,6 +96,7 @@ async def _disturbed(
     for _ in range(ENGINES):
         world.start_engine()
     await eventually("the engines own all partitions", world.all_owned)
+    await eventually("the policies are recorded", world.all_have_policies)
     async with open_pool(world.servers.dsn, 2) as pool, open_client(world.config.stream) as client:
         sender = sends(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world.timeline)
         calm = asyncio.Event()

@@ -180,6 +180,11 @@ class World:
         names = {engine.name for engine in self.engines}
         return all(owner.live and owner.engine in names for owner in (await self.owners()).values())
 
+    async def all_have_policies(self) -> bool:
+        """Whether the policies of every partition are recorded: orders keep the version that they began under."""
+        rows = await self.fetch("SELECT DISTINCT partition FROM policies")
+        return len(rows) == PARTITIONS
+
     async def messages(self) -> int:
         """Messages settled so far, by all partitions."""
         (row,) = await self.fetch("SELECT sum(messages)::bigint AS messages FROM partitions")
