@@ -28,7 +28,7 @@ from fundsvc.store.exports import fund_state_from, line_from
 from fundsvc.store.reader import READ_SECONDS_MAX, fetch
 from fundsvc.store.writer import contract_from
 
-RECORDS_MAX = 400
+RECORDS_MAX = 1000
 """ADL records of one read: each has up to a thousand positions, in some 60 kB."""
 
 Walk = Literal["full", "newest"]
