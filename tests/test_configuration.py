@@ -48,7 +48,7 @@ def names(path):
 
 def defaults():
     values = msgspec.to_builtins(Config())
-    values["policy"]["default"]["drawdown_guard"] = msgspec.to_builtins(DrawdownGuard())
+    values["policy"]["default"] |= {"drawdown_guard": msgspec.to_builtins(DrawdownGuard()), "escalate_min": 1.0}
     for section in values.values():
         if section.get("contracts") == {}:
             del section["contracts"]

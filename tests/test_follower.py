@@ -278,8 +278,13 @@ async def test_a_stream_that_lost_its_tail_is_followed_anew(config, producer, cl
         await follower.step()
     before = followed(follower)
     await client.delete(stream_key(0))
-    await client.xadd(stream_key(0), {"json": encode([position("secret-anna", -7, 41000, 10)])}, id=first)
+    await client.xadd(stream_key(0), {"json": encode([mark(39000)])}, id=first)
     async with running(config):
+        await settled(client, pool)
+        # What the stream held when the loss was found may be old; what comes later is not.
+        await client.xadd(
+            stream_key(0), {"json": encode([position("secret-anna", -7, 41000, 10)])}, id="2-1" if behind else "*"
+        )
         await settled(client, pool)
         await follower.step()
     expected = undisturbed([*BEGINNING, position("secret-anna", -7, 41000, 10)])
