@@ -48,6 +48,7 @@ def names(path):
 
 def defaults():
     values = msgspec.to_builtins(Config())
+    values["policy"]["default"]["escalate_min"] = 1.0
     values["policy"]["default"]["drawdown_guard"] = msgspec.to_builtins(DrawdownGuard())
     for section in values.values():
         if section.get("contracts") == {}:
