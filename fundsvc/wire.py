@@ -30,7 +30,10 @@ from fundsvc.keys import RepeatedKey, check_keys, may_repeat, may_repeat_one
 
 Codec = Literal["json", "msgpack"]
 
-AnyEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | PolicyChange | Listing
+PostedEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
+"""What matching engines send; the owners of partitions append the others."""
+
+AnyEvent = PostedEvent | PolicyChange
 
 EVENTS_PER_MESSAGE_MAX = 10_000
 """A message is taken apart in one go, so its size bounds how long the loop is held."""

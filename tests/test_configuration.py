@@ -48,7 +48,8 @@ def names(path):
 
 def defaults():
     values = msgspec.to_builtins(Config())
-    values["policy"]["default"] |= {"drawdown_guard": msgspec.to_builtins(DrawdownGuard()), "escalate_min": 1.0}
+    values["policy"]["default"]["escalate_min"] = 1.0
+    values["policy"]["default"]["drawdown_guard"] = msgspec.to_builtins(DrawdownGuard())
     for section in values.values():
         if section.get("contracts") == {}:
             del section["contracts"]

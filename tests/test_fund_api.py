@@ -96,6 +96,12 @@ async def test_a_rate_that_is_too_old_is_not_used(world):
     assert fund["balanceUsdtReason"] == f"the last rate of XBT is of {ts} ms: more than 600 s older than now"
 
 
+async def test_a_rate_that_is_not_yet_true_is_rejected(world):
+    await world.send(inverse_listing(), inverse_surplus(1), Rate("XBT", "40000", now_ms() + 700_000))
+    fund = await fund_once(world, lambda fund: fund["entry"], INVERSE)
+    assert (fund["balanceUsdt"], fund["balanceUsdtReason"]) == (None, "no rate of XBT has come yet")
+
+
 async def test_without_a_mark_there_is_a_reason_instead_of_a_base_value(world):
     await world.send(listing("NEWUSDTM", baseCurrency="NEW"))
     fund = await fund_once(world, bool, "NEWUSDTM")

@@ -26,7 +26,7 @@ from fundsvc.logs.faults import Seldom
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.wire import EVENTS_PER_MESSAGE_MAX, AnyEvent, Codec, Message, array_of, decode, decode_event, raw_events
+from fundsvc.wire import EVENTS_PER_MESSAGE_MAX, Codec, Message, PostedEvent, array_of, decode, decode_event, raw_events
 
 ENGINES: Roles = frozenset({"engine"})
 
@@ -98,7 +98,7 @@ class Ingest:
         self._partitions = config.stream.partitions
         self._bytes_max = config.http.ingest_bytes_max
         self._away = Seldom(log, "ingest")
-        events = list[AnyEvent] | AnyEvent
+        events = list[PostedEvent] | PostedEvent
         self.endpoint = Endpoint(
             "/api/v1/ingest/events",
             self.post,
