@@ -6,7 +6,10 @@ AHEAD_SECONDS_MAX = 300.0
 """How far an engine's clock may be ahead of the stream's, unless configured: clocks that are kept by NTP differ by less."""
 
 PLAUSIBLE_MS = 1_262_304_000_000
-"""The start of 2010, before which there was nothing to liquidate. Seconds in place of milliseconds lie in January 1970."""
+"""The start of 2010: a stream server's clock is later."""
+
+SECONDS_MIN, SECONDS_MAX = 500_000_000, 100_000_000_000
+"""Times of now in seconds lie between these; in milliseconds these are of January 1970 and of 1973."""
 
 OLD_MS = 86_400_000
 """An event is old after a day: it is settled, but no live engine sends it."""
@@ -19,8 +22,8 @@ def check_time(event: Event | Rejection, latest_ms: int) -> None:
         return
     if ts > latest_ms:
         raise Rejection(Reason.TS_OUT_OF_RANGE, f"ts {ts} is later than {latest_ms}, the latest time allowed")
-    if ts < PLAUSIBLE_MS:
-        raise Rejection(Reason.TS_OUT_OF_RANGE, f"ts {ts} lies before 2010: ts is in milliseconds since 1970")
+    if SECONDS_MIN <= ts < SECONDS_MAX:
+        raise Rejection(Reason.TS_OUT_OF_RANGE, f"ts {ts} looks like seconds: ts is in milliseconds since 1970")
 
 
 def is_old(event: Event | Rejection, stream_ms: int) -> bool:

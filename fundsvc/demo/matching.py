@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from fundsvc.core.events import AdlEnd, AdlFill, Event
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.market import SEQ_PER_STEP, ContractMarket, Market, Taken
 from fundsvc.demo.prices import seeded
@@ -68,12 +68,16 @@ class MatchingEngine:
 
     def events(self, step: int, ts: int) -> list[Event]:
         """What is sent in a step: the market's events, then the answers that are due."""
-        events = self._market.events(step, ts, self._taken)
+        # A fill that the ledger knows would be a conflict, as its time is another now.
+        events = [event for event in self._market.events(step, ts, self._taken) if not self._is_settled(event)]
         for symbol in self._answers:
             # A step that is sent again after a restart would repeat sequences that the ledger knows.
             if step * SEQ_PER_STEP > self._settled.get(symbol, 0):
                 events += self._answer(symbol, step, ts)
         return events
+
+    def _is_settled(self, event: Event) -> bool:
+        return isinstance(event, Fill) and event.seq <= self._settled.get(event.symbol, 0)
 
     def _executions(self, announcement: Announcement, step: int) -> Iterator[Execution]:
         """The part of what is asked that will be executed, account by account in the order of their ranks."""
