@@ -169,6 +169,10 @@ async def settled(url, symbol, entry):
     await eventually(is_so)
 
 
+async def shows_open_interest(url, symbol, lots):
+    return (await fund_of(url, symbol))["openInterest"] == lots
+
+
 @needs_browser
 async def test_contracts_follow_the_fills_as_they_come(open_window, producer, url):
     await listed(producer, "AAA", "BBB")
@@ -748,6 +752,7 @@ async def test_integers_above_2_to_the_53_are_shown_exactly(open_window, produce
         await producer.append([Position("BIG", account, held, "45000", "1000000", now)])
     await producer.append([Fill("BIG", LARGE_SEQ, "sell", LARGE_LOTS, "38000", "39000", now)])
     await settled(url, "BIG", 1)
+    await eventually(lambda: shows_open_interest(url, "BIG", LARGE_LOTS))
     lots = str(LARGE_LOTS)
     async with open_window() as window:
         page = window.page
