@@ -16,7 +16,7 @@ import structlog
 from fundsvc.chores import lasting
 from fundsvc.config import Config
 from fundsvc.core.batch import KeptBook, Offset
-from fundsvc.core.book import Book, Rank, Side, SideName
+from fundsvc.core.book import Book, Side
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Fill
 from fundsvc.core.partition import Partition
@@ -25,6 +25,7 @@ from fundsvc.core.preview import Preview, preview
 from fundsvc.core.queue import Section, sections
 from fundsvc.core.ranking import Ranking
 from fundsvc.core.settlement import Fund
+from fundsvc.core.valuation import Rank, SideName
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.recall import Recall

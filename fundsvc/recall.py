@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from fundsvc.core.batch import KeptBook, Offset, Place
-from fundsvc.core.book import SideName
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
+from fundsvc.core.valuation import SideName
 from fundsvc.pipeline import REPLAY_KEY
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.source import Source, id_order

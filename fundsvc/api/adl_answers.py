@@ -10,11 +10,12 @@ from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, milliseconds
 from fundsvc.core.adl import AdlOrder, Reduced, RoundTerms, State
-from fundsvc.core.book import Leg, Rank, SideName, Standing, Valuation
+from fundsvc.core.book import Leg
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.core.preview import Preview
 from fundsvc.core.queue import Section
+from fundsvc.core.valuation import Rank, SideName, Standing, Valuation
 from fundsvc.follower import BookView, Queue
 from fundsvc.store.deleveragings import AllocationRow, DeleveragedRow, Deleveragings, OrderRow, RoundRow, allocation_rows
 

@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from fundsvc.core.book import SideName
 from fundsvc.core.chain import Entry
 from fundsvc.core.events import AdlFill, Reason, Rejection
+from fundsvc.core.valuation import SideName
 
 State = Literal["open", "done", "uncovered"]
 

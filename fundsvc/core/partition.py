@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, BookState, KeptBook, Moved, RateState, Round
-from fundsvc.core.book import Book, SideName
+from fundsvc.core.book import Book
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
@@ -40,6 +40,7 @@ from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences, content_of, content_of_entry
 from fundsvc.core.settlement import Fund
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
+from fundsvc.core.valuation import SideName
 
 BOOK_POSITIONS_MAX = 20_000
 """Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""

@@ -4,7 +4,8 @@ import math
 from typing import NamedTuple
 
 from fundsvc.core.alphabet import Places
-from fundsvc.core.book import LIGHTS, Side
+from fundsvc.core.book import Side
+from fundsvc.core.valuation import LIGHTS
 
 
 class Section(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from fundsvc.core.adl import AdlOrder, Reduced, RoundTerms
-from fundsvc.core.book import SideName
+from fundsvc.core.valuation import SideName
 
 RecordKind = Literal["order", "round", "part", "execution", "end"]
 """`order` begins an order and its first round, `round` a later one, `part` holds further positions of the round before it.

@@ -21,11 +21,12 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from fundsvc.core.book import Book, SideName, Standing
+from fundsvc.core.book import Book
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fullness import TargetPolicy, exact
 from fundsvc.core.numbers import format_units
 from fundsvc.core.ranking import Columns, Integers
+from fundsvc.core.valuation import SideName, Standing
 
 
 class Explained(msgspec.Struct, tag_field="rule", rename="camel", frozen=True, kw_only=True):

@@ -6,9 +6,9 @@ from operator import attrgetter
 from typing import Literal, get_args
 
 from fundsvc.core.adl import State
-from fundsvc.core.book import SideName
 from fundsvc.core.chain import Kind
 from fundsvc.core.standing import FundStateName
+from fundsvc.core.valuation import SideName
 from fundsvc.metrics.exposition import Family
 from fundsvc.metrics.funds import FundView
 

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from fundsvc.core.adl import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
 from fundsvc.core.batch import KeptBook, Offset, Place
-from fundsvc.core.book import SideName
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
 from fundsvc.core.records import reduced_of, terms_of
 from fundsvc.core.settlement import Fund
+from fundsvc.core.valuation import SideName
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
 from fundsvc.store.writer import fund_from, kept_book_from, orders_from

@@ -10,13 +10,14 @@ import msgspec
 
 from fundsvc.core.adl import AdlOrder, Asked, OrderState
 from fundsvc.core.batch import Batch, KeptBook, Offset, Place
-from fundsvc.core.book import SavedBook, SideName
+from fundsvc.core.book import SavedBook
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.records import AdlRecord, terms_of
 from fundsvc.core.sequences import Facts
 from fundsvc.core.settlement import Fund, FundState
+from fundsvc.core.valuation import SideName
 from fundsvc.store.database import SQL, connect, faults, refusals, transaction
 from fundsvc.store.policies import policies_body, policies_from
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows

@@ -11,11 +11,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fundsvc.core import book as book_module
-from fundsvc.core.book import Book, Rank, SavedBook, Side
+from fundsvc.core.book import Book, SavedBook, Side
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE
 from fundsvc.core.events import Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.valuation import Rank
 
 PRICE = 10**12
 SIDES = st.sampled_from(["long", "short"])

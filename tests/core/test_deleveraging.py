@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fundsvc.core import partition as partition_module
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, KeptBook, Round
-from fundsvc.core.book import NOTHING_KNOWN, Book, SavedBook, Valuation
+from fundsvc.core.book import NOTHING_KNOWN, Book, SavedBook
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
@@ -24,6 +24,7 @@ from fundsvc.core.policy import DrawdownGuard, Policy
 from fundsvc.core.records import terms_of
 from fundsvc.core.replay import OrderTotals, Replay
 from fundsvc.core.settlement import Fund, FundState
+from fundsvc.core.valuation import Valuation
 
 
 def desk(policy: Policy = Policy(), *events, balance: int = 0, **fields) -> tuple[Partition, Fund]:  # noqa: B008 - frozen

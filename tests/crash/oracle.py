@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 
 from fundsvc.config import CurrencyConfig
 from fundsvc.core.adl import OrderState
-from fundsvc.core.book import Book, Standing
+from fundsvc.core.book import Book
 from fundsvc.core.chain import Entry
 from fundsvc.core.events import PolicyChange
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
+from fundsvc.core.valuation import Standing
 from tests.crash.letters import Letter
 
 
