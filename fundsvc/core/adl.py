@@ -48,7 +48,10 @@ class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     def parts(self) -> "Iterator[RoundTerms]":
         """The round in parts that each fit a record; an empty round is one part."""
-        for first in range(0, self.positions or 1, POSITIONS_PER_RECORD_MAX):
+        if self.positions <= POSITIONS_PER_RECORD_MAX:
+            yield self
+            return
+        for first in range(0, self.positions, POSITIONS_PER_RECORD_MAX):
             part = slice(first, first + POSITIONS_PER_RECORD_MAX)
             yield RoundTerms(
                 self.mark,

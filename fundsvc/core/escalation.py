@@ -110,8 +110,7 @@ def _ask(batch: Batch, fund: Fund, desk: Deleveraging, order: AdlOrder, cause: C
 
 def _seal_round(batch: Batch, fund: Fund, order: AdlOrder, terms: RoundTerms, cause: Cause) -> None:
     for kind, body, first_rank in round_bodies(order, terms):
-        sealed = fund.record(kind, order, cause.seq, cause.ts, body=body)
-        batch.seal(sealed._replace(first_rank=first_rank))
+        batch.seal(fund.record(kind, order, cause.seq, cause.ts, body=body, first_rank=first_rank))
 
 
 def _end_uncovered(batch: Batch, fund: Fund, desk: Deleveraging, order: AdlOrder, cause: Cause) -> None:

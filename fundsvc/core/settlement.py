@@ -214,14 +214,22 @@ class Fund:
         return self._append(self.adl_entry("cover", order, -paid, paid, order.needed, seq or self.seq, ts))
 
     def record(
-        self, kind: RecordKind, order: AdlOrder, seq: int, ts: int, account: str = "", lots: int = 0, body: bytes = b""
+        self,
+        kind: RecordKind,
+        order: AdlOrder,
+        seq: int,
+        ts: int,
+        account: str = "",
+        lots: int = 0,
+        body: bytes = b"",
+        first_rank: int = 0,
     ) -> SealedRecord:
         """Seals what happened to an order."""
         self.adl_record += 1
         symbol = self.contract.symbol
         record = AdlRecord(symbol, self.adl_record, self.entry, kind, order.adl, order.round, seq, ts, account, lots, body)
         self.adl_head = link_record(self.adl_head, record)
-        return SealedRecord(record, self.adl_head)
+        return SealedRecord(record, self.adl_head, first_rank)
 
     def adl_entry(self, kind: Kind, order: AdlOrder, change: int, repaid: int, lots: int, seq: int, ts: int) -> Entry:
         """An entry that an ADL order causes; its orderId names the order."""
