@@ -747,11 +747,12 @@ class Engine:
         self.events.append(event)
         try:
             self.partition.apply(event)
-            self.settled.append(event)
         except Rejection:
             self.refused += 1
         batch = self.partition.take()
         self.batches.append(batch)
+        if batch.changed:  # the end of an order that is over changes nothing, and uses up no sequence
+            self.settled.append(event)
         for round_ in batch.rounds:
             self._check_round(round_)
         self.whole.entries += batch.entries
