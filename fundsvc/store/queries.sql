@@ -681,11 +681,16 @@ CROSS JOIN LATERAL (
 ) r;
 
 -- name: audit_opened
--- All records of some orders, up to the place of their contract.
-SELECT r.symbol, r.record, r.entry, r.kind, r.adl, r.round, r.seq, r.ts, r.account, r.lots, r.body
-FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, adl, record)
-JOIN adl_records r ON r.symbol = k.symbol AND r.adl = k.adl AND r.record <= k.record
-ORDER BY r.symbol, r.record;
+-- All records of some orders, up to the place of their contract. Sorted apart: in the order of the key of the records the planner
+-- would look through all orders for each record.
+WITH found AS MATERIALIZED (
+    SELECT r.symbol, r.record, r.entry, r.kind, r.adl, r.round, r.seq, r.ts, r.account, r.lots, r.body
+    FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, adl, record)
+    CROSS JOIN LATERAL (
+        SELECT * FROM adl_records x WHERE x.symbol = k.symbol AND x.adl = k.adl AND x.record <= k.record OFFSET 0
+    ) r
+)
+SELECT * FROM found ORDER BY symbol, record;
 
 -- name: audit_order_rows
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
