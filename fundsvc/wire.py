@@ -108,8 +108,8 @@ def decode(message: Message) -> Sequence[Event | Rejection]:
 class Contents:
     """The events of a message: those of a large one are decoded some at a time, so that it does not hold the loop.
 
-    The message is taken apart at most once, whatever is asked for. `size` is the number of events; what is not a legal event
-    counts as one, and stands as a Rejection in its place.
+    Contents parses the message at most once. `size` is the number of events; what is not a legal event counts as one,
+    and stands as a Rejection in its place.
     """
 
     def __init__(self, message: Message) -> None:

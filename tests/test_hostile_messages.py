@@ -13,30 +13,7 @@ from fundsvc.core.replay import Replay
 from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import contract_from, open_writer
 from fundsvc.wire import Contents, Message, decode, encode
-
-TOKENS = (
-    *(
-        b"\\u0000",
-        b"\\ud800",
-        b"\\udc00",
-        b'"',
-        b"[",
-        b"]",
-        b"{",
-        b"}",
-        b",",
-        b":",
-        b"-",
-        b"0",
-        b"9",
-        b"1e999",
-        b"null",
-        b"\x00",
-    ),
-    *("\u202e😀\ufdd0\U0010ffff".encode(), b"\xed\xa0\x80", b"\xff", b"\xcf" + b"\xff" * 8, b"\xcb\x7f\xf8" + bytes(6)),
-    *(b"\xd4\x05\x00", b"\x81\x90\x01", b"\xd6\xff\x00\x00\x00\x01", b"\xc4\x01\xff", b"9223372036854775807"),
-)
-"""What text, numbers and structure can be broken with."""
+from tests.fuzz.messages import TOKENS
 
 CONTRACT = {"symbol": "S1", "settleCurrency": "USDT", "multiplier": "0.001", "isInverse": False, "list": ["a", 1.5, None]}
 

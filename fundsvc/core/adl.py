@@ -164,7 +164,7 @@ class Asked:
         return ((account, self.rest(place)) for place, account in enumerate(self.accounts))
 
     def execute(self, account: str, lots: int) -> None:
-        """Counts executed lots of an account that is asked."""
+        """Counts the lots that the engine executed for a named account."""
         place = self.place(account)
         if place is not None:
             self._executed[place] = self._executed.get(place, 0) + lots
@@ -263,7 +263,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
         )
 
     def want(self, rounds_max: int) -> Want:
-        """What another round would ask. An account is asked in at most `rounds_max` rounds of an order."""
+        """Lots that another round would order. The order names an account in at most `rounds_max` rounds of an order."""
         exhausted = NOBODY
         if self.times_asked:
             exhausted = frozenset(account for account, times in self.times_asked.items() if times >= rounds_max)

@@ -21,7 +21,7 @@ class Behind(StoreFault):
 
 
 class Freshness:
-    """Follows how far what is read lies behind the ledger. `primary` is asked only while heartbeats are old.
+    """Follows how far what is read lies behind the ledger. The check queries `primary` only while heartbeats are old.
 
     `as_of_ms` is the moment up to which every commit is in what is read, by the database's clock; 0 until one is known.
     """

@@ -28,7 +28,7 @@ async def facts_of(ask: Ask, wanted: Mapping[str, Sequence[int]]) -> Facts:
         if not isinstance(applied.get((symbol, seq)), int):
             applied[symbol, seq] = _content_of_answer(kind, *answer)
     refused = await ask("sequences_refused", symbols, numbers)
-    # An entry that an ADL order caused was read by the way: its event is asked for when it comes.
+    # Pages also hold entries outside `wanted`. An unverified one is left out: the call that wants it reads its event.
     seen = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}
     facts = {key: applied.get(key, Applied.NEVER) for key in keys} | seen
     return Facts(facts, [row["digest"] for row in refused])

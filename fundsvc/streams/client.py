@@ -91,7 +91,7 @@ class _BoundedParser(_AsyncHiredisParser):
 
 @contextmanager
 def bounded_reply(bytes_max: int) -> Iterator[None]:
-    """Raises ReplyTooLarge for a larger reply to what is asked within; 0 allows any."""
+    """Raises ReplyTooLarge when a command inside the block gets a larger reply; 0 allows any size."""
     token = _REPLY_BYTES_MAX.set(bytes_max)
     try:
         yield

@@ -128,7 +128,7 @@ class Cost(NamedTuple):
 
 
 ENGINE = ("-m", "fundsvc", "engine")
-"""What the interpreter is told to run as an engine."""
+"""Arguments with which the interpreter runs an engine."""
 
 
 class ServiceProcess:

@@ -2,8 +2,8 @@
 
 The fills are appended in one transaction of the stream server, so that all of them carry the same millisecond, which is where
 the clocks start. An exchange answers the ADL rounds while the burst is settled, or after it; marks move once a second. The
-engine is a process of its own, whose loop is watched (see watched.py). PostgreSQL is asked for the offset and for open orders
-until everything is over, or the time is.
+engine is a process of its own, whose loop is watched (see watched.py). The storm queries PostgreSQL for the offset and for open
+orders until everything is over, or the time is.
 
 CPU is compared up to the moment at which the burst is durable: that is what the dry burst costs beside the rich one. What the
 answers cost after that stands beside it.

@@ -790,7 +790,7 @@ class Engine:
         return adl_end(self.seq, adl=adl, symbol=self.symbol)
 
     def _check_round(self, round_: Round) -> None:
-        """No account is asked for more than it holds, all orders together, nor what would bankrupt it."""
+        """All orders together take from no account more than it holds, nor lots that would bankrupt it."""
         order, policy = round_.order, self.fund.policy
         record = next(one for one, *_ in reversed(self.batches[-1].records) if one.kind in ("order", "round"))
         terms = terms_of(record.kind, record.body)

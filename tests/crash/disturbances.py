@@ -164,7 +164,7 @@ async def fill_valkey(world: World, chance: random.Random) -> None:
 
 
 async def kill_engine_while_valkey_is_full(world: World, chance: random.Random) -> None:
-    """Who takes over announces open orders again, and cannot."""
+    """The new owner tries to announce open orders again and fails."""
     async with open_client(world.config.stream) as client:
         await client.config_set("maxmemory", "1")
         world.timeline.note("Valkey is full")

@@ -158,8 +158,8 @@ class CarefulSender(Sender):
 class SnapshotSender(Sender):
     """Sends the books whole after a lost connection, as they were at the ledger's cursor, and then what came after that.
 
-    Streams may lose their tails. The ledger must have read a stream to its end before it is asked for its cursor: a snapshot
-    that is older than positions which are still on their way would undo these.
+    Streams may lose their tails. The ledger must have read a stream to its end before the sender requests its cursor:
+    a snapshot that is older than positions which are still on their way would undo these.
     """
 
     def __init__(self, *arguments: Any) -> None:
