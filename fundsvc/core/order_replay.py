@@ -150,7 +150,7 @@ class OrdersReplay:
             return
         order = order_for(cause, self.adl + 1, body.policy_version)
         found = (record.adl, record.round, record.seq, record.ts, record.entry, _facts(body))
-        wanted = (order.adl, 1, cause.seq, cause.ts, cause.entry, _facts_of(order))
+        wanted = (order.adl, 1, cause.seq, cause.ts, cause.entry, _facts(order))
         if found != wanted:
             self._differ(f"begins an ADL order {found}, by its cause it should be {wanted}")
         self.adl = order.adl
@@ -240,20 +240,8 @@ class OrdersReplay:
                 order.execute(AdlFill(order.symbol, record.seq, order.adl, record.account, record.lots, record.ts))
 
 
-def _facts(body: OrderBody) -> tuple[object, ...]:
-    return (
-        body.cause,
-        body.reduce,
-        body.lots,
-        body.price,
-        body.deficit,
-        body.deficit_lots,
-        body.uncovered,
-        body.account,
-    )
-
-
-def _facts_of(order: AdlOrder) -> tuple[object, ...]:
+def _facts(order: AdlOrder | OrderBody) -> tuple[object, ...]:
+    """The fields that an order and the body of its record have in common, apart from policy and round."""
     return (
         order.cause,
         order.reduce,
