@@ -127,8 +127,8 @@ class Session:
                 for chore in running:
                     chore.cancel()
         finally:
-            self._rejections.say_rest()
-            self._orders.say_rest()
+            self._rejections.log_rest()
+            self._orders.log_rest()
             self._metrics.let_go(self._partition, self._config.stream.partitions)
 
     async def _consume_through_faults(self, stop: asyncio.Event) -> None:
@@ -372,8 +372,8 @@ class Session:
         await fetch(self._pool, "heartbeat", self._partition)
 
     async def _watch(self) -> None:
-        self._rejections.say_due()
-        self._orders.say_due()
+        self._rejections.log_due()
+        self._orders.log_due()
         settled = self._offset
         self._metrics.positions(self._state.books())
         self._show_stale()

@@ -258,7 +258,7 @@ def said(logged):
     return [tuple(line[key] for key in keys) for line in logged.lines("events rejected")]
 
 
-def test_rejected_events_are_said_at_once_for_each_reason_then_seldom_and_none_is_left_out(logged, monkeypatch):
+def test_rejections_are_logged_at_once_per_reason_then_together_with_their_count(logged, monkeypatch):
     now = 1000.0
     monkeypatch.setattr("fundsvc.logs.batches.time.monotonic", lambda: now)
     rejections = Rejections(structlog.get_logger())
@@ -266,14 +266,14 @@ def test_rejected_events_are_said_at_once_for_each_reason_then_seldom_and_none_i
     assert said(logged) == [("undecodable", 2, "1-0", 1), ("out_of_range", 1, "2-0", 2)]
     for number in range(4, 1004):
         rejections.note([rejected(number, Reason.UNDECODABLE)])
-        rejections.say_due()
+        rejections.log_due()
     assert len(said(logged)) == 2
     now += 10
-    rejections.say_due()
+    rejections.log_due()
     assert said(logged)[2:] == [("undecodable", 1000, "4-0", 4)]
     rejections.note([rejected(1004, Reason.UNDECODABLE)])
-    rejections.say_rest()
-    rejections.say_rest()
+    rejections.log_rest()
+    rejections.log_rest()
     assert said(logged)[3:] == [("undecodable", 1, "1004-0", 1004)]
 
 

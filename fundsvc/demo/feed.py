@@ -1,6 +1,6 @@
-"""Sends what the matching engine makes of the market's steps into the streams at their pace, and brings it its ADL orders.
+"""Sends the events of the demo's matching engine to the streams, one step at a time, and passes ADL orders to that engine.
 
-It is the only sender: so the sequences of a contract rise, whether the market or an ADL order gives rise to them.
+The feed is the only producer, so the sequences of a contract rise over market events and ADL answers alike.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source
 
 RETRY_SECONDS = 1.0
-"""What is away is asked for again as often as the engine does."""
+"""Pause before the feed retries after a fault."""
 
 MEMORY_STEPS = 2 * LIFE_STEPS[1]
-"""No position is older than half of this, and an order is over long before the other half."""
+"""How far back executions are loaded: twice the longest life of a position, since an order ends long before a position does."""
 
 log = structlog.get_logger()
 
 
 async def stream_market(config: Config, pool: Pool, client: Client, stop: asyncio.Event) -> None:
-    """Streams until told to stop; begins, and after a fault begins again, where the ledger is."""
+    """Streams until `stop` is set. It starts at the step that the ledger has reached, also after a fault."""
     feed = Feed(config, pool, client)
     while not stop.is_set():
         try:
@@ -44,7 +44,7 @@ async def stream_market(config: Config, pool: Pool, client: Client, stop: asynci
 
 
 class Feed:
-    """The market and its matching engine, and what they need of the streams and of the ledger."""
+    """Connects the market and its matching engine to the streams and the ledger."""
 
     def __init__(self, config: Config, pool: Pool, client: Client) -> None:
         partitions = range(config.stream.partitions)
@@ -57,7 +57,7 @@ class Feed:
         self._ledger = Ledger(pool)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Streams until told to stop; raises StoreFault and StreamFault."""
+        """Streams until `stop` is set; raises StoreFault and StreamFault."""
         await self._until_settled(stop)
         read = [await announcements.newest() for announcements in self._announcements]
         step, engine = await self._begin()
@@ -65,7 +65,7 @@ class Feed:
         log.info("market goes on", step=step)
         due = time.monotonic()
         while not stop.is_set():
-            # In a thread: the steps that size a cascade take a tenth of a second, and the service runs in this process.
+            # In a thread: a step that sizes a cascade takes a tenth of a second, and the service shares this event loop.
             await self._producer.append(await asyncio.to_thread(engine.events, step, time.time_ns() // 1_000_000))
             await self._take_on(engine, step, read)
             step += 1
@@ -73,12 +73,12 @@ class Feed:
             await _pause(stop, due - time.monotonic())
 
     async def _until_settled(self, stop: asyncio.Event) -> None:
-        """Waits for what was sent before: only then does the ledger tell what was executed of which order."""
+        """Waits until the ledger has all messages sent before: only then are the executions of every order known."""
         while not stop.is_set() and await self._ledger.lag(self._sources):
             await _pause(stop, STEP_SECONDS)
 
     async def _begin(self) -> tuple[int, MatchingEngine]:
-        """The step to go on with, and the matching engine as it was before it."""
+        """Returns the first step to send, and the matching engine in its state before that step."""
         settled = {fund.symbol: fund.seq for fund in await self._reader.funds()}
         step = step_to_resume([settled.get(instrument.symbol, 0) for instrument in INSTRUMENTS])
         taken = await self._ledger.taken_since((step - MEMORY_STEPS) * SEQ_PER_STEP)
@@ -88,7 +88,7 @@ class Feed:
         return step, engine
 
     async def _take_on(self, engine: MatchingEngine, step: int, read: list[str]) -> None:
-        """Reads what was announced since; `read` holds the last id of each partition, and is moved on."""
+        """Passes new announcements to the engine; `read` holds the last id read of each partition and is updated."""
         for partition, announcements in enumerate(self._announcements):
             for announced in await announcements.read(read[partition]):
                 read[partition] = announced.stream_id
@@ -96,6 +96,6 @@ class Feed:
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    """Waits, but not once told to stop."""
+    """Waits for some seconds, or until `stop` is set."""
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), seconds)

@@ -4,18 +4,19 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 FIRST_OPEN_DATE_MS = 1_585_555_200_000
-"""All are listed as if since March 2020."""
+"""The first open date of every contract: March 2020."""
 
 MAX_PRICE = 1_000_000.0
-"""KuCoin's usual limit; it leaves all twelve decimals of a price within 64 bits."""
+"""KuCoin's usual limit. A price of up to this with twelve decimals fits 64 bits."""
 
 
 class Cascade(NamedTuple):
-    """Liquidations that feed each other: `depth` is how far the mark is carried (-0.08: eight per cent down).
+    """A recurring liquidation cascade of a contract.
 
-    The first begins at step `first`. `uncovered` is about what is left unpaid when the fund is empty, in the settlement
-    currency. `executed` bounds the share of its lots that the matching engine executes of an ADL order's first, second, ...
-    round; the last bounds hold for those after it.
+    `first` is the step at which the first cascade begins. `depth` is the relative move of the mark (-0.08: eight per cent
+    down). `uncovered` is the approximate amount that the empty fund leaves unpaid, in the settlement currency. `executed`
+    bounds the share of lots that the matching engine executes in the first, second, ... round of an ADL order; the last
+    bounds apply to all further rounds.
     """
 
     first: int
@@ -25,7 +26,7 @@ class Cascade(NamedTuple):
 
 
 class Instrument(NamedTuple):
-    """A contract of the market; `price` is where its path begins, `volatility` scales how far it swings."""
+    """A contract of the demo market; `price` is its first price, `volatility` scales the amplitude of its price path."""
 
     symbol: str
     base: str
@@ -39,11 +40,11 @@ class Instrument(NamedTuple):
 
     @property
     def is_inverse(self) -> bool:
-        """Whether it settles in the coin itself."""
+        """Whether the contract settles in its base currency."""
         return self.settle == self.base
 
     def specification(self) -> dict[str, Any]:
-        """The contract as KuCoin's GET /api/v1/contracts/active shows one."""
+        """The contract in the shape of KuCoin's GET /api/v1/contracts/active."""
         index = f".B{self.base}" if self.is_inverse else f".K{self.base}{self.quote}"
         return {
             "symbol": self.symbol,
@@ -91,10 +92,10 @@ class Instrument(NamedTuple):
 
 
 RECOVERED = Cascade(72, -0.08, "3000", ((0.4, 1.2), (1.0, 1.0)))
-"""Its orders are executed whole, some of them only by their second round."""
+"""ADL orders of this cascade are executed completely, some of them in their second round."""
 
 LEFT = Cascade(192, 0.06, "1", ((0.1, 0.35),))
-"""Its orders find so little that their rounds are used up, and later surplus repays the rest."""
+"""ADL orders of this cascade execute so few lots that they end uncovered; later surpluses repay the rest."""
 
 INSTRUMENTS = (
     Instrument("XBTUSDTM", "XBT", "USDT", "USDT", 84_500.0, "0.1", 0.001, 1.0),
@@ -106,4 +107,4 @@ INSTRUMENTS = (
     Instrument("XBTUSDM", "XBT", "USD", "XBT", 84_500.0, "0.1", -1.0, 1.0),
     Instrument("ETHUSDM", "ETH", "USD", "ETH", 2_900.0, "0.01", -1.0, 1.2, LEFT),
 )
-"""Linear in USDT and in USDC, and inverse. Two have cascades, in turn, so that whoever looks sees one within half a minute."""
+"""Linear contracts in USDT and USDC, and inverse ones. Two have cascades in turn, so one begins every half minute."""

@@ -1,4 +1,4 @@
-"""What the demo asks of the ledger beyond what its API tells: ADL orders with their accounts, and how far it has come."""
+"""Queries of the demo that the API does not offer: ADL orders with their accounts, and the lag of the ledger."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from fundsvc.streams.announcements import Announcement, Asked
 from fundsvc.streams.source import Source
 
 LATEST_ORDERS = 12
-"""Of each contract: more than are open at once, and than begin between two looks."""
+"""Orders read per contract: more than are open at once, and more than begin between two reads."""
 
 
 class Order(NamedTuple):
-    """An ADL order and how many accounts its present round asks; see `AdlOrder` for the other fields."""
+    """An ADL order; `accounts` is the number of positions in its current round. See `AdlOrder` for the other fields."""
 
     symbol: str
     adl: int
@@ -39,25 +39,25 @@ class Order(NamedTuple):
 
     @property
     def refund(self) -> int:
-        """What a completed order gives back to the fund, in atoms."""
+        """The amount that a completed order refunds to the fund, in atoms."""
         return self.deficit * self.lots // self.deficit_lots - self.uncovered
 
 
 class Ledger:
-    """Questions over a pool; every method raises StoreFault when the database is away."""
+    """Queries over a pool; every method raises StoreFault when the database is away."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def latest_orders(self) -> list[Order]:
-        """The last few orders of every contract, by contract and number."""
+        """The latest orders of every contract, by contract and number."""
         return [
             Order._make([*[*row.values()][:-2], terms_of(row["kind"], row["body"]).positions])
             for row in await fetch(self._pool, "latest_orders", LATEST_ORDERS)
         ]
 
     async def open_rounds(self) -> list[Announcement]:
-        """The rounds that are not ended, as they would be announced now."""
+        """The rounds of open orders, in the form in which the service announces them."""
         decimals = {row["symbol"]: row["price_decimals"] for row in await fetch(self._pool, "contracts", None)}
         orders = await fetch(self._pool, "load_orders", None, None)
         records = await fetch(self._pool, "load_records", None, None)
@@ -74,14 +74,14 @@ class Ledger:
         ]
 
     async def taken_since(self, seq: int) -> dict[Holding, int]:
-        """Lots that were taken off positions by orders whose shortfall has a later sequence than this."""
+        """Lots executed per position, by orders whose shortfall has a sequence above `seq`."""
         taken: Counter[Holding] = Counter()
         for row in await fetch(self._pool, "executed_since", seq):
             taken[Holding(row["symbol"], row["account"], reduced_of(row["body"]).entry_price)] += row["lots"]
         return taken
 
     async def lag(self, sources: Sequence[Source]) -> int:
-        """How many messages the ledger is behind the streams; raises StreamFault too."""
+        """The number of messages in the streams that are not settled yet; also raises StreamFault."""
         sent = sum([(await source.state()).added for source in sources])
         settled: int = sum(row["messages"] for row in await fetch(self._pool, "partitions"))
         return max(0, sent - settled)

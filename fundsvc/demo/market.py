@@ -1,7 +1,7 @@
 """The demo market: the events of every step, as a pure function of seed and step.
 
-Nothing is remembered between steps, so a second start goes on anywhere without replaying what came before. What deleveraging
-has taken off positions is not the market's to know, and is given to each step.
+The market keeps no state between steps, so a restart continues at any step without a replay. The caller passes the lots that
+ADL has executed to each step.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,17 +17,17 @@ from fundsvc.demo.prices import Prices, seeded
 from fundsvc.demo.stakes import Side, Stake, Stakes, closing_side, identifier, toward
 
 STEP_SECONDS = 0.25
-"""What a step stands for."""
+"""The duration of a step."""
 
 SEQ_PER_STEP = 1000
-"""Sequences of a step, per contract: far more than its fills, so that what else an engine reports fits in between."""
+"""Sequences reserved for a step, per contract: room for its fills and for the answers to ADL orders."""
 
 RATE_STEPS = 20
-"""Rates of currencies move slowly: they come every five seconds."""
+"""Steps between two rates of a currency: five seconds."""
 
 
 class Holding(NamedTuple):
-    """Names a position for as long as it is open: `entry_price` in the contract's units tells it from the account's others."""
+    """Identifies an open position; `entry_price`, in the contract's units, distinguishes the positions of an account."""
 
     symbol: str
     account: str
@@ -35,18 +35,18 @@ class Holding(NamedTuple):
 
 
 Taken = Mapping[Holding, int]
-"""Lots that deleveraging has taken off positions: the one thing that this market is told of the world."""
+"""Lots that ADL has executed, by position."""
 
 
 class Market:
-    """All contracts. `events` of the same seed and step are always the same, but for the time that is given to them."""
+    """The market of all contracts. The same seed and step give the same events, apart from their time."""
 
     def __init__(self, currency: CurrencyConfig, seed: str = "fundsvc") -> None:
         markets = [ContractMarket(seed, instrument, currency) for instrument in INSTRUMENTS]
         self.contracts = {market.instrument.symbol: market for market in markets}
 
     def events(self, step: int, ts: int, taken: Taken = MappingProxyType({})) -> list[Event]:
-        """What happens in a step, stamped with `ts`. Step 0 lists the contracts and tells what is open by then."""
+        """The events of a step, with `ts` as their time. Step 0 lists the contracts and opens their first positions."""
         markets = self.contracts.values()
         listings = [market.listing() for market in markets] if step == 0 else []
         rates = self._rates(step, ts) if step % RATE_STEPS == 0 else []
@@ -62,15 +62,15 @@ class Market:
 
 
 def step_to_resume(settled: Collection[int]) -> int:
-    """The first step that may not be wholly in the ledger; `settled` is the last sequence settled of each contract.
+    """The first step that may not be completely settled; `settled` is the last settled sequence of each contract.
 
-    The contract that is furthest behind decides. Of the others a few events are sent again, and known by their sequence.
+    The contract that is furthest behind decides. The service recognises repeated events of the others by their sequence.
     """
     return min(settled, default=0) // SEQ_PER_STEP
 
 
 class ContractMarket:
-    """One contract, and what happens in it as events."""
+    """The market of one contract."""
 
     def __init__(self, seed: str, instrument: Instrument, currency: CurrencyConfig) -> None:
         self.instrument = instrument
@@ -92,7 +92,7 @@ class ContractMarket:
         return Mark(self.instrument.symbol, self._text(self._prices.mark(step)), ts, index_price=self.index(step))
 
     def moves(self, step: int, ts: int, taken: Taken) -> Iterator[Event]:
-        """Liquidation fills and changes of positions: first what ends, then what begins. Step 0 has all that is open."""
+        """Liquidation fills and position changes: first the ends, then the openings. Step 0 has all open positions."""
         if step == 0:
             begun = self._stakes.open_at_start()
         else:
@@ -107,7 +107,7 @@ class ContractMarket:
         return stake if stake and stake.side == side else None
 
     def holding(self, stake: Stake) -> Holding:
-        """The name of a position."""
+        """The key of a position."""
         return Holding(self.instrument.symbol, stake.account, stake.entry_price)
 
     def is_open(self, holding: Holding, step: int) -> bool:
@@ -116,7 +116,7 @@ class ContractMarket:
         return stake is not None and self.holding(stake) == holding
 
     def left(self, stake: Stake, taken: Taken) -> int:
-        """The lots of a position that deleveraging has left."""
+        """The lots of a position that remain after ADL."""
         return stake.lots - taken.get(self.holding(stake), 0)
 
     def _endings(self, ended: Iterable[Stake], seq: int, ts: int, taken: Taken) -> Iterator[Event]:
@@ -146,7 +146,7 @@ class ContractMarket:
         )
 
     def position(self, stake: Stake, lots: int, ts: int) -> Position:
-        """The event that an account now has so many lots."""
+        """The event that sets an account's position to so many lots."""
         return Position(
             symbol=self.instrument.symbol,
             account=stake.account,

@@ -1,9 +1,8 @@
 """The demo's matching engine: passes the market's events on and answers ADL orders, in one order of events per contract.
 
-A round that it is asked for is executed over a second or so, often only in part, and then ended, so that the service begins
-another for the rest. The same round gets the same answers, whenever it comes.
-
-What it has executed it knows from the ledger when it begins, so a restart goes on with the rounds at hand.
+The engine executes a round over about a second, often only in part, and then ends it, so that the service begins another round
+for the rest. The same round always gets the same answers. At start the engine loads earlier executions from the ledger, so a
+restart continues with the open rounds.
 """
 
 from collections import Counter
@@ -18,16 +17,16 @@ from fundsvc.demo.stakes import Stake
 from fundsvc.streams.announcements import Announcement
 
 FIRST_ANSWER = 500
-"""Answers are numbered from here within a step: behind its fills, and with room for each of a contract's accounts."""
+"""First sequence of ADL answers within a step: above those of fills, with room for every account of a contract."""
 
 ROUND_STEPS = 6
-"""A round is executed within one and a half seconds: long enough to be seen, short enough for three of them to be."""
+"""Duration of a round: one and a half seconds, so that viewers can follow an order of three rounds."""
 
 ORDERS_REMEMBERED = 1000
-"""Of each contract, to know an announcement that is repeated; no order stays open while so many others begin."""
+"""Rounds remembered per contract, to recognise a repeated announcement. No order stays open while so many others begin."""
 
 WHOLE = ((1.0, 1.0),)
-"""Contracts without cascades are rarely asked for anything, and execute all of it."""
+"""Contracts without cascades have few ADL orders, and execute them completely."""
 
 
 class Execution(NamedTuple):
@@ -39,7 +38,7 @@ class Execution(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What a round is answered: executions in the order of their steps, and the step at which it ends."""
+    """The answer to a round: executions in the order of their steps, and the step at which the round ends."""
 
     announcement: Announcement
     executions: list[Execution]
@@ -47,7 +46,7 @@ class Answers(NamedTuple):
 
 
 class MatchingEngine:
-    """All contracts, from where the ledger is: `settled` is the last sequence of each, `taken` what was executed before."""
+    """Answers ADL orders. `settled` holds the last sequence of each contract, `taken` the earlier executions."""
 
     def __init__(self, market: Market, settled: Mapping[str, int], taken: Taken) -> None:
         self._market = market
@@ -58,7 +57,7 @@ class MatchingEngine:
         self._executed = {each.symbol: each.cascade.executed if each.cascade else WHOLE for each in INSTRUMENTS}
 
     def take_on(self, announcement: Announcement, step: int) -> None:
-        """Begins to execute a round after a step; one that it knows already is repeated, and passed over."""
+        """Begins to execute a round after a step; ignores a repeated announcement."""
         symbol, adl = announcement.symbol, announcement.adl
         if announcement.round > self._rounds.get((symbol, adl), 0):
             self._rounds[symbol, adl] = announcement.round
@@ -67,8 +66,8 @@ class MatchingEngine:
             self._answers[symbol].append(Answers(announcement, executions, step + ROUND_STEPS))
 
     def events(self, step: int, ts: int) -> list[Event]:
-        """What is sent in a step: the market's events, then the answers that are due."""
-        # A fill that the ledger knows would be a conflict, as its time is another now.
+        """The events to send in a step: those of the market, then the due answers."""
+        # A settled fill would be a conflict if it came again, because its time differs.
         events = [event for event in self._market.events(step, ts, self._taken) if not self._is_settled(event)]
         for symbol in self._answers:
             # A step that is sent again after a restart would repeat sequences that the ledger knows.
@@ -80,7 +79,7 @@ class MatchingEngine:
         return isinstance(event, Fill) and event.seq <= self._settled.get(event.symbol, 0)
 
     def _executions(self, announcement: Announcement, step: int) -> Iterator[Execution]:
-        """The part of what is asked that will be executed, account by account in the order of their ranks."""
+        """The lots of each allocation that will be executed, in the order of ranks."""
         draw = seeded(announcement.symbol, announcement.adl, announcement.round)
         bounds = self._executed[announcement.symbol]
         share = min(1.0, draw.uniform(*bounds[min(announcement.round, len(bounds)) - 1]))
@@ -110,7 +109,7 @@ class MatchingEngine:
                 self._forget_closed(symbol, step)
 
     def _take(self, announcement: Announcement, execution: Execution, step: int) -> int:
-        """The lots that can be taken off a position now: none when it was closed since it was asked."""
+        """The lots that can be executed on a position now: none if it was closed since the round began."""
         contract, stake = self._contract(announcement), execution.stake
         if contract.held(stake.account, stake.side, step) != stake:
             return 0

@@ -1,4 +1,4 @@
-"""Price paths in closed form: the price at any step, with nothing remembered from the steps before it."""
+"""Price paths in closed form: the price at any step, without state from earlier steps."""
 
 import math
 import random
@@ -6,19 +6,19 @@ import random
 from fundsvc.demo.instruments import Cascade, Instrument
 
 CASCADE_STEPS = 10
-"""How long a cascade carries the price away: two and a half seconds."""
+"""Steps in which a cascade moves the price: two and a half seconds."""
 
 CYCLE_STEPS = 240
-"""From one cascade of a contract to its next, a minute: long enough to repay what the last one left."""
+"""Steps between two cascades of a contract: one minute, in which surpluses repay what the last cascade left."""
 
 RECOVERY_STEPS = 24
-"""In so many steps a price that was carried away comes back by two thirds."""
+"""Time constant of the recovery after a cascade, in steps."""
 
 WAVES = ((61, 0.0015), (173, 0.004), (467, 0.008), (1999, 0.02))
-"""Periods in steps and amplitudes: short ones move a price within a position's life, long ones keep it from repeating."""
+"""Periods in steps, and amplitudes. Short waves move a price within a position's life; long ones prevent a repeating path."""
 
 NOISE = 0.0002
-"""How far a mark strays from its wave at each step, as a standard deviation."""
+"""Standard deviation of a mark from its wave."""
 
 
 class Prices:
@@ -36,7 +36,7 @@ class Prices:
         self._phases = [draw.random() for _ in WAVES]
 
     def index(self, step: int) -> int:
-        """The price of the base currency; no cascade of a contract moves it."""
+        """The price of the base currency, which cascades do not move."""
         return self.on_tick(self._start * math.exp(self._swing(step)))
 
     def mark(self, step: int) -> int:
@@ -50,19 +50,19 @@ class Prices:
         return round(price / self._tick) * self._tick
 
     def _swing(self, step: int) -> float:
-        """How far the waves have taken the price at a step, as a logarithm."""
+        """The logarithm of the relative move of the price by its waves."""
         waves = zip(WAVES, self._phases, strict=True)
         swing = sum(size * math.sin(2 * math.pi * (step / period + phase)) for (period, size), phase in waves)
         return self._instrument.volatility * swing
 
 
 def seeded(*name: object) -> random.Random:
-    """Chance that is the same for the same name, wherever and whenever it is asked."""
+    """A random generator that depends only on the name, on every machine."""
     return random.Random(":".join(map(str, name)))  # noqa: S311 - a market, not a secret
 
 
 def cycle_of(cascade: Cascade, step: int) -> int:
-    """The number of the cycle a step belongs to; a cycle ends with the last step of its cascade."""
+    """The number of the cycle that a step belongs to; a cycle ends with the last step of its cascade."""
     return max(0, -((last_step(cascade, 0) - step) // CYCLE_STEPS))
 
 
@@ -72,7 +72,7 @@ def last_step(cascade: Cascade, cycle: int) -> int:
 
 
 def _carried(cascade: Cascade | None, step: int) -> float:
-    """How far the last cascade has carried the price: linearly out, exponentially back."""
+    """The relative move of the price by the latest cascade: linear while it runs, exponential decay after it."""
     if cascade is None or step < cascade.first:
         return 0.0
     since = (step - cascade.first) % CYCLE_STEPS + 1

@@ -21,16 +21,16 @@ from fundsvc.demo.watch import Event, FundView, Notable, View
 from fundsvc.store.reader import EntryRow, FundRow
 
 REFRESH_SECONDS = 0.25
-"""As often as the market moves."""
+"""Seconds between two pictures: one step of the market."""
 
 PRICE_FORMAT = ",.5g"
-"""A bankruptcy price may have twelve decimals; the eye needs less."""
+"""Decimals of prices on the screen; a bankruptcy price may have twelve."""
 
 PLAIN_SECONDS = 1.0
-"""A log does not need more lines than this."""
+"""Seconds between two lines where output is no terminal."""
 
 CHROME_LINES = 9
-"""What the screen holds besides the rows of its table and the lines of its news: headings, rules, frame and footer."""
+"""Lines of the screen that are neither rows of the table nor notable events: headings, rules, frame and footer."""
 
 KIND_STYLES = {"surplus": "green", "flat": "dim", "shortfall": "red", "refund": "cyan", "cover": "red"}
 EVENT_STYLES = {
@@ -45,7 +45,7 @@ EVENT_STYLES = {
 
 
 class Surroundings(NamedTuple):
-    """What a picture says of the process: where it listens, where its logs are, since when it runs (monotonic seconds)."""
+    """The process as the footer shows it: its URL, its log file, and the monotonic time of its start in seconds."""
 
     address: str
     logs: Path
@@ -61,7 +61,7 @@ Draw = Callable[[View], None]
 
 @contextmanager
 def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
-    """How to draw on standard output, and how often, in seconds. A terminal is left with the last picture."""
+    """Yields a function that draws on standard output, and the seconds between two calls."""
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal:
         console.print(f"fundsvc demo at {surroundings.address}, logs in {surroundings.logs}", highlight=False, soft_wrap=True)
@@ -82,7 +82,7 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
 
 def _picture(view: View, surroundings: Surroundings, height: int) -> RenderableType:
     lines = max(1, height - CHROME_LINES - len(view.funds))
-    news = Text("\n").join(_news(event) for event in view.events[-lines:]) if view.events else Text("quiet so far", "dim")
+    news = Text("\n").join(_news(event) for event in view.events[-lines:]) if view.events else Text("no events yet", "dim")
     news.no_wrap, news.overflow = True, "ellipsis"
     return Group(
         _header(view, surroundings),
@@ -134,13 +134,13 @@ def _state(shown: FundView) -> Text:
 
 
 def _taken(shown: FundView) -> Text:
-    """What was executed of all that the open orders need."""
+    """Executed and needed lots of the open orders."""
     taken, needed = sum(order.executed for order in shown.orders), sum(order.lots for order in shown.orders)
     return Text(f"{taken:,} of {needed:,}", "magenta")
 
 
 def _last_entry(fund: FundRow, entry: EntryRow) -> Text:
-    """Its kind and what it was worth to the fund, paid or not."""
+    """The kind of an entry and its change, including an uncovered part."""
     worth = entry.change + entry.repaid - entry.uncovered
     return Text(f"{entry.kind} {_amount(fund, worth, sign='+')}", KIND_STYLES[entry.kind])
 
@@ -212,11 +212,11 @@ def _money(fund: FundRow, atoms: int) -> str:
 
 
 def _exact(fund: FundRow, atoms: int) -> str:
-    """To the last atom: for what may be less than a cent."""
+    """An exact amount, for amounts that may be below a cent."""
     return f"{format_units(atoms, fund.settle_decimals)} {fund.settle_currency}"
 
 
 def _amount(fund: FundRow, atoms: int, *, sign: str = "") -> str:
-    """Rounded for the eye: cents of a dollar, millionths of a coin."""
+    """A rounded amount: two decimals for dollars, six for coins."""
     decimals = 2 if fund.settle_currency.startswith("USD") else 6
     return f"{Decimal(atoms).scaleb(-fund.settle_decimals):{sign},.{decimals}f}"

@@ -1,4 +1,4 @@
-"""`fundsvc up --demo`: the whole service, the market that feeds it, and a screen that watches the ledger."""
+"""`fundsvc up --demo`: the whole service, the demo market, and a live view of the ledger."""
 
 import asyncio
 import time
@@ -46,7 +46,7 @@ async def show_demo(config: Config, stop: asyncio.Event) -> None:
 
 
 async def _draw(watch: Watch, surroundings: Surroundings) -> None:
-    """Draws what is seen until cancelled; while the ledger or the stream is away, the last picture stays."""
+    """Draws the ledger until cancelled; the last picture stays while the database or the stream is away."""
     with drawing(surroundings) as (draw, refresh_seconds):
         outage = Outage(log, "picture")
         while True:
@@ -64,7 +64,7 @@ def _sources(config: Config, client: Client) -> list[Source]:
 
 @contextmanager
 def _logs_in(config: Config) -> Iterator[Path]:
-    """Sends the process's log to a file, so that it does not tear the picture."""
+    """Sends the log of the process to a file, so that log lines do not break the picture."""
     path = Path(config.data.directory) / "fundsvc.log"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("a", buffering=1) as output:

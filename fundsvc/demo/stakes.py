@@ -1,12 +1,12 @@
-"""Who holds a position in a contract of the demo market, and how it ends.
+"""The positions of a contract of the demo market, and how they end.
 
-A position's end is known when it opens: each slot of a contract holds one position after another, for so many steps each,
-and which way the price moves in that time decides who is liquidated. Most liquidations leave a surplus, some are flat, a few
-cost a little.
+The end of a position is fixed when it opens. Each slot of a contract holds one position after another, each for a number of
+steps; the price move in that time decides whether it is liquidated. Most liquidations leave a surplus, some are flat, a few are
+shortfalls.
 
-A cascade costs what its contract's fund has earned since the last one and `Cascade.uncovered` more. So each of them empties
-the fund and leaves about that to deleveraging; what that does not recover is repaid by the surplus of the next cycle. However
-long the market runs, the fund does not drift away from this, because what one cascade leaves is part of what the next finds.
+A cascade costs the amount that the fund of the contract has earned since the last cascade, plus `Cascade.uncovered`. So each
+cascade empties the fund and leaves about that amount to ADL; the surpluses of the next cycle repay what ADL does not recover.
+The fund does not drift, because the amount that one cascade leaves is part of the next one's balance.
 """
 
 from bisect import bisect_left
@@ -28,43 +28,43 @@ SLOTS = 300
 """Positions that a contract has open at any time."""
 
 LIFE_STEPS = (80, 320)
-"""A position lives twenty to eighty seconds, so that about seven of a contract end in a second."""
+"""Bounds of a position's life: twenty to eighty seconds, so about seven positions of a contract end each second."""
 
 LIQUIDATED = 0.5
-"""The share of positions that end by liquidation: as many as make the table move."""
+"""The share of positions that end by liquidation."""
 
 FLAT, COSTLY = 0.03, 0.01
-"""The shares of liquidations that leave nothing, and that cost the fund a little."""
+"""The share of liquidations that are flat, and of those that are small shortfalls."""
 
 GAIN_PPM, COST_PPM = (200, 3000), (50, 500)
-"""How much better, or worse, than the bankruptcy price a position is closed, in millionths of the price."""
+"""Bounds of the difference between exit and bankruptcy price, in millionths of the price: surplus and shortfall."""
 
 NOTIONAL = 25_000.0
 """The median size of a position in quote currency; half of all are between half and twice as large."""
 
 LEVERAGE = (2, 25)
-"""Of those that are not liquidated."""
+"""Bounds of the leverage of positions that are not liquidated."""
 
 LEVERAGE_MAX = 100
-"""Nobody's is higher; KuCoin allows about as much."""
+"""The highest leverage of any position; KuCoin's limit is about the same."""
 
 CASCADE_FILLS = 30
-"""Liquidations that a cascade adds to the usual ones."""
+"""Liquidations of a cascade, in addition to the ordinary ones."""
 
 CASCADE_AGE_STEPS = CYCLE_STEPS // 2
-"""Their positions are this old by then, and so were opened when the price had recovered from the last cascade."""
+"""The age of their positions in steps: they opened after the price had recovered from the last cascade."""
 
 FINAL_FILLS = 2
 FINAL_SHARE = 2.5
-"""The last liquidations of a cascade are large and equal, and cost more than twice what the fund will lack: so it pays a part
-of one of them, and there are one or two orders to follow instead of a dozen."""
+"""The last liquidations of a cascade are large and equal. Together they cost more than twice the uncovered amount, so the fund
+pays a part of one of them, and one or two ADL orders follow instead of a dozen."""
 
 OVERSHOOT_PPM = (4_000, 15_000)
-"""How much worse than the bankruptcy price they are closed, in millionths of the price."""
+"""Bounds of the difference between their bankruptcy and exit price, in millionths of the price."""
 
 
 class Stake(NamedTuple):
-    """A position from opening to end; prices in the contract's units, `exit_price` None unless it is liquidated."""
+    """A position. Prices are in the contract's units; `exit_price` is None unless the position is liquidated."""
 
     account: str
     side: Side
@@ -90,11 +90,11 @@ class Stakes:
         self._costs: dict[int, int] = {}
 
     def margin(self, stake: Stake, lots: int) -> int:
-        """What so many lots of a position lose from its entry to its bankruptcy price, in atoms."""
+        """The margin of so many lots of a position, in atoms: their loss from the entry price to the bankruptcy price."""
         return self._worth(closing_side(stake.side), lots, stake.entry_price, stake.bankruptcy_price)
 
     def held(self, account: str, step: int) -> Stake | None:
-        """The position that an account has at the end of a step; none is told of those that a cascade will liquidate."""
+        """The position of an account at the end of a step; None for accounts that a cascade liquidates."""
         slot = self._slots.get(account)
         if slot is None:
             return None
@@ -158,7 +158,7 @@ class Stakes:
         overshoot = exit_price * seeded(self._name, "cascade", number, step).randint(*OVERSHOOT_PPM) // 1_000_000
         thousand_lots = self._worth(closing, 1000, exit_price, exit_price + toward(side, overshoot))
         lots = max(1, deficit * 1000 // -thousand_lots)
-        # The formula of a fill, the other way round: the first bankruptcy price that makes it cost so much.
+        # The inverse of the fill formula: the first bankruptcy price at which the fill has this deficit.
         candidates = range(exit_price, exit_price + toward(side, exit_price // 2), toward(side, 1))
         found = bisect_left(candidates, deficit, key=lambda price: -self._worth(closing, lots, exit_price, price))
         bankruptcy_price = candidates[found]
@@ -166,7 +166,7 @@ class Stakes:
         return Stake(self._accounts[SLOTS + number], side, lots, entry_price, bankruptcy_price, exit_price)
 
     def _deficits(self, cascade: Cascade, cycle: int) -> list[int]:
-        """What each of a cascade's liquidations costs, in atoms."""
+        """The deficit of each liquidation of a cascade, in atoms."""
         if cycle not in self._costs:
             self._costs[cycle] = self._cost(cascade, cycle)
         cost = self._costs[cycle]
@@ -176,7 +176,7 @@ class Stakes:
         return [*_shares(cost - final, weights), *_shares(final, [1] * FINAL_FILLS)]
 
     def _cost(self, cascade: Cascade, cycle: int) -> int:
-        """What a cascade costs in all: what the other liquidations of its cycle leave, and more."""
+        """The total deficit of a cascade: the surplus of the other liquidations of its cycle, plus `Cascade.uncovered`."""
         first = last_step(cascade, cycle - 1) + 1 if cycle else 1
         ended = (stake for step in range(first, last_step(cascade, cycle) + 1) for stake in self._ordinary_ends(step))
         earned = sum(
@@ -190,7 +190,7 @@ class Stakes:
         return to_units(Decimal(cascade.uncovered), self._contract.settle_decimals)
 
     def _entry(self, side: Side, mark: int, bankruptcy_price: int) -> int:
-        """Where a position was entered: at the mark, or further from its bankruptcy price where that is too near."""
+        """The entry price: the mark, moved away from the bankruptcy price if the leverage would exceed its maximum."""
         distance = max(toward(side, mark - bankruptcy_price), bankruptcy_price // LEVERAGE_MAX)
         return self._on_tick(bankruptcy_price + toward(side, distance))
 
@@ -205,19 +205,19 @@ def closing_side(side: Side) -> Literal["sell", "buy"]:
 
 
 def toward(side: Side, amount: int) -> int:
-    """The amount in the direction in which a side gains: up for a long, down for a short."""
+    """The signed amount in the direction in which a side gains: positive for a long, negative for a short."""
     return amount if side == "long" else -amount
 
 
 def _shares(amount: int, weights: Sequence[int]) -> list[int]:
-    """The amount in parts by weight that add up to it."""
+    """Splits an amount by weights; the parts add up to it."""
     upto = [0, *accumulate(weights)]
     parts = [amount * share // upto[-1] for share in upto]
     return [after - before for before, after in pairwise(parts)]
 
 
 def _gain(draw: Random, price: int) -> int:
-    """How much better than its bankruptcy price a position is closed: usually better, now and then worse."""
+    """The difference between exit and bankruptcy price: positive for a surplus, which is the usual case."""
     chance = draw.random()
     if chance < FLAT:
         return 0
@@ -227,11 +227,11 @@ def _gain(draw: Random, price: int) -> int:
 
 
 def _life(draw: Random) -> tuple[int, int]:
-    """How many steps a slot's positions live, and at which step before that the first after step 0 begins."""
+    """The life of a slot's positions in steps, and the step at which its first position after step 0 begins."""
     life = draw.randint(*LIFE_STEPS)
     return life, draw.randrange(life)
 
 
 def identifier(draw: Random) -> str:
-    """An id as exchanges give them: 24 hexadecimal characters."""
+    """A random id of 24 hexadecimal characters."""
     return f"{draw.getrandbits(96):024x}"

@@ -1,4 +1,4 @@
-"""Looks at the ledger again and again, and notes what changed and what was notable."""
+"""Polls the ledger, and collects changes and notable events."""
 
 import time
 from collections import defaultdict, deque
@@ -13,20 +13,20 @@ from fundsvc.store.reader import EntryRow, FundRow, Reader
 from fundsvc.streams.source import Source
 
 RATE_SECONDS = 5.0
-"""Fills per second are an average over this long: shorter ones flicker."""
+"""Window of the average of fills per second."""
 
 MERGE_SECONDS = 8.0
-"""What happens to a fund again within this time is told in one line: a cascade is dozens of shortfalls."""
+"""Equal events of a fund within this time share one line, because a cascade is dozens of shortfalls."""
 
 NOTABLE_MAX = 50
-"""More than any terminal has lines for."""
+"""Notable events kept: more than a terminal has lines for."""
 
 ENTRIES_PER_LOOK_MAX = 500
-"""Bounds what one look reads of a fund that has gained much; the rest is read by the next looks."""
+"""Entries read per fund and poll; later polls read the rest."""
 
 
 class Notable(StrEnum):
-    """What is worth telling about a fund."""
+    """The kinds of notable events."""
 
     PAID = "paid"
     DRAINED = "drained"
@@ -39,9 +39,9 @@ class Notable(StrEnum):
 
 @dataclass
 class Event:
-    """Something notable of a fund, or of its ADL order as it was then.
+    """A notable event of a fund, or of its ADL order in its state at that time.
 
-    Of the same that happens several times in a row: how often, and how much that makes in atoms.
+    `count` is the number of equal events that share this line, `amount` their total in atoms.
     """
 
     at: float
@@ -53,7 +53,7 @@ class Event:
 
 
 class FundView(NamedTuple):
-    """A fund now, its last entry, and its open ADL orders."""
+    """A fund, its last entry, and its open ADL orders."""
 
     fund: FundRow
     last: EntryRow | None
@@ -61,7 +61,7 @@ class FundView(NamedTuple):
 
 
 class View(NamedTuple):
-    """All that is shown: funds, the pace, the messages not settled yet, and notable events, newest last."""
+    """The content of the screen. `lag` is the number of unsettled messages; the newest event is the last."""
 
     funds: Sequence[FundView]
     fills_per_second: float
@@ -71,7 +71,7 @@ class View(NamedTuple):
 
 @dataclass
 class _Followed:
-    """A fund as of the last look."""
+    """The state of a fund at the last poll."""
 
     entry: int = 0
     outstanding: int = 0
@@ -82,7 +82,7 @@ class _Followed:
 
 @dataclass
 class Watch:
-    """Watches the funds of some contracts, and the streams that feed them."""
+    """Watches the funds of some contracts and their streams."""
 
     pool: Pool
     sources: Sequence[Source]
@@ -98,7 +98,7 @@ class Watch:
         self._ledger = Ledger(self.pool)
 
     async def look(self) -> View:
-        """The present; raises StoreFault or StreamFault when it cannot be seen."""
+        """Polls once; raises StoreFault or StreamFault."""
         orders = _by_contract(await self._ledger.latest_orders())
         listed = {fund.symbol: fund for fund in await self._reader.funds()}
         if not self._followed:
@@ -108,7 +108,7 @@ class Watch:
         return View(views, self._rate(sum(view.fund.entry for view in views)), lag, list(self._events))
 
     async def _begin(self, listed: dict[str, FundRow], orders: "_Orders") -> None:
-        """Takes the funds as they are for the start; those not listed yet start from nothing."""
+        """Starts from the current funds; contracts that are not listed yet start at entry 0."""
         for symbol in self.symbols:
             fund = listed.get(symbol)
             followed = _Followed(fund.entry, fund.outstanding) if fund else _Followed()
@@ -155,7 +155,7 @@ class Watch:
         self._events.append(event)
 
     def _merge(self, event: Event) -> None:
-        """Notes an event, in the line of its like where there is a recent one."""
+        """Adds an event to a recent equal one, or notes it."""
         alike = (each for each in reversed(self._events) if (each.fund.symbol, each.what) == (event.fund.symbol, event.what))
         before = next(alike, None)
         if before and event.at - before.at < MERGE_SECONDS:

@@ -1,7 +1,7 @@
-"""Logging: structlog, to standard error, for people or as JSON lines; what libraries log looks the same.
+"""Logging with structlog to standard error, as text or JSON lines; log lines of libraries get the same format.
 
-No line at level info or above may name an account: what is logged of events, orders and failures is chosen so, and exceptions
-are told without the rows that the database quotes in them.
+No line at level info or above names an account. The logged fields of events, orders and failures exclude it, and exception
+texts omit the rows that PostgreSQL quotes.
 """
 
 import logging
@@ -16,22 +16,22 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.typing import ExcInfo, Processor
 
 from fundsvc.config import LogConfig
-from fundsvc.logs.requests import say_request_id
+from fundsvc.logs.requests import add_request_id
 
 HANDLER = "fundsvc"
-"""The name of our handler at the root of the standard library's loggers, so that another configuration replaces it alone."""
+"""The name of our handler at the root logger, so that a second configuration replaces only this handler."""
 
 _DETAIL = re.compile(r"^([ |]*DETAIL: +).*$", re.MULTILINE)
-"""Where an exception of the database's driver quotes a row."""
+"""A line of a database error that quotes a row."""
 
 log = structlog.get_logger()
 
 
 def configure_logs(config: LogConfig, output: TextIO = sys.stderr) -> None:
-    """Sets up logging for the process, uncaught exceptions included; `output` is where the lines go."""
+    """Configures the logging of the process, including uncaught exceptions, to `output`."""
     level = logging.getLevelNamesMapping()[config.level.upper()]
     prepare: list[Processor] = [
-        say_request_id,
+        add_request_id,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.ExceptionRenderer(exception_text),
@@ -51,12 +51,12 @@ def configure_logs(config: LogConfig, output: TextIO = sys.stderr) -> None:
 
 
 def exception_text(exc_info: ExcInfo) -> str:
-    """An exception's traceback, without what the database quotes of a row: it may hold an account."""
+    """An exception's traceback without the DETAIL lines of PostgreSQL, which may contain an account."""
     return _DETAIL.sub(r"\1(not shown)", "".join(traceback.format_exception(*exc_info)).rstrip())
 
 
 def _take_in_libraries(level: int, prepare: list[Processor], render: Processor, output: TextIO) -> None:
-    """Has what libraries log written as we write; below a warning only while everything is to be seen."""
+    """Formats log lines of libraries like ours; below level warning only when our level is debug."""
     handler = logging.StreamHandler(output)
     handler.set_name(HANDLER)
     handler.setFormatter(

@@ -1,7 +1,7 @@
-"""What durable batches tell an operator: their ADL orders and their rejected events, alike ones in one line.
+"""Logs the ADL orders and rejected events of durable batches, equal kinds in one line.
 
-A batch may hold ten thousand of either, and a storm has hundreds of batches. So the first of a kind is logged at once, and
-those that follow are counted and logged together every few seconds. No account is named.
+A batch may contain ten thousand of either, and a storm has hundreds of batches. So the first of a kind is logged at once; the
+following ones are counted and logged together every few seconds. No line names an account.
 """
 
 import math
@@ -19,7 +19,7 @@ from fundsvc.core.events import Reason, Rejected
 from fundsvc.logs.faults import SELDOM_SECONDS
 
 Course = Literal["opened", "advanced", "done", "uncovered"]
-"""What has become of an ADL order with a batch."""
+"""The change of an ADL order by a batch."""
 
 Kind = TypeVar("Kind", bound=Hashable)
 Item = TypeVar("Item")
@@ -33,30 +33,30 @@ class OrderCourse(NamedTuple):
 
 
 class _Notices(Generic[Kind, Item]):
-    """The first item of a kind is logged at once, those that follow every few seconds with their number."""
+    """Logs the first item of a kind at once, and the following ones every few seconds with their count."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
-        self._unsaid: dict[Kind, tuple[Item, int]] = {}
-        self._said_at: dict[Kind, float] = {}
+        self._pending: dict[Kind, tuple[Item, int]] = {}
+        self._logged_at: dict[Kind, float] = {}
 
-    def say_due(self) -> None:
-        """Logs what has not been logged, of kinds of which nothing was logged lately."""
+    def log_due(self) -> None:
+        """Logs the pending kinds that were not logged in the last few seconds."""
         latest = time.monotonic() - SELDOM_SECONDS
-        self._say([kind for kind in self._unsaid if self._said_at.get(kind, -math.inf) <= latest])
+        self._log_kinds([kind for kind in self._pending if self._logged_at.get(kind, -math.inf) <= latest])
 
-    def say_rest(self) -> None:
-        """Logs all that has not been logged, as nothing will come after it."""
-        self._say(list(self._unsaid))
+    def log_rest(self) -> None:
+        """Logs all pending kinds, at the end."""
+        self._log_kinds(list(self._pending))
 
     def _add(self, kind: Kind, item: Item) -> None:
-        first, count = self._unsaid.get(kind, (item, 0))
-        self._unsaid[kind] = first, count + 1
+        first, count = self._pending.get(kind, (item, 0))
+        self._pending[kind] = first, count + 1
 
-    def _say(self, kinds: Iterable[Kind]) -> None:
+    def _log_kinds(self, kinds: Iterable[Kind]) -> None:
         for kind in kinds:
-            first, count = self._unsaid.pop(kind)
-            self._said_at[kind] = time.monotonic()
+            first, count = self._pending.pop(kind)
+            self._logged_at[kind] = time.monotonic()
             self._write(kind, first, count)
 
     def _write(self, kind: Kind, first: Item, count: int) -> None:
@@ -64,18 +64,18 @@ class _Notices(Generic[Kind, Item]):
 
 
 class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
-    """What becomes of the ADL orders of a partition, by contract and course."""
+    """Logs the changes of a partition's ADL orders, by contract and course."""
 
     def note(self, batch: Batch, offset: Offset) -> None:
-        """Takes in the orders of a batch that goes up to an offset."""
+        """Adds the orders of a batch that ends at an offset."""
         for order in batch.orders.values():
             self._add(OrderCourse(order.symbol, _course(order)), (order, offset))
-        self.say_due()
+        self.log_due()
 
     def _write(self, kind: OrderCourse, first: tuple[OrderState, Offset], count: int) -> None:
         order, offset = first
-        say = {"opened": self._log.warning, "uncovered": self._log.error}.get(kind.course, self._log.info)
-        say(
+        write = {"opened": self._log.warning, "uncovered": self._log.error}.get(kind.course, self._log.info)
+        write(
             f"adl order {kind.course}",
             symbol=order.symbol,
             adl=order.adl,
@@ -92,24 +92,24 @@ class Rejections(_Notices[Reason, Rejected]):
     """The rejected events of a partition, by reason."""
 
     def note(self, events: Iterable[Rejected]) -> None:
-        """Takes in what a batch rejected."""
+        """Adds the rejected events of a batch."""
         for event in events:
             self._add(event.reason, event)
-        self.say_due()
+        self.log_due()
 
     def _write(self, kind: Reason, first: Rejected, count: int) -> None:
         self._log.warning("events rejected", reason=kind, count=count, stream_id=first.stream_id, position=first.position)
 
 
 class Oddities:
-    """What a partition settled although something about it is odd."""
+    """Logs settled events with an anomaly: old times, sequence gaps, repeated trade ids, suspensions."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
         self._old: set[str] = set()
 
     def note(self, batch: Batch, offset: Offset) -> None:
-        """Logs what is odd about a batch that goes up to an offset; of old events only the first of each contract."""
+        """Logs the anomalies of a batch that ends at an offset; old events are logged once per contract."""
         for symbol in batch.old.keys() - self._old:
             self._old.add(symbol)
             self._log.warning("old events", symbol=symbol, count=batch.old[symbol], stream_id=offset.last_id)
@@ -127,8 +127,8 @@ class Oddities:
         for symbol, count in batch.repeated_trades.items():
             self._log.warning("trade ids repeated", symbol=symbol, count=count, stream_id=offset.last_id)
         for symbol, suspended in batch.suspensions.items():
-            say = self._log.error if suspended else self._log.info
-            say("contract suspended" if suspended else "contract resumed", symbol=symbol, stream_id=offset.last_id)
+            write = self._log.error if suspended else self._log.info
+            write("contract suspended" if suspended else "contract resumed", symbol=symbol, stream_id=offset.last_id)
 
 
 def _course(order: OrderState) -> Course:

@@ -1,4 +1,4 @@
-"""The id of the request in hand, in every line that is logged on its behalf."""
+"""Adds the id of the current request to every log line."""
 
 from contextvars import ContextVar
 
@@ -8,11 +8,11 @@ _REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 
 
 def bind_request_id(name: str) -> None:
-    """Has what this task logs from now on, and tasks that it makes, say the id, until the next request takes its own."""
+    """Sets the request id for the log lines of the current task and of the tasks that it creates."""
     _REQUEST_ID.set(name)
 
 
-def say_request_id(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """The processor that adds it to lines."""
+def add_request_id(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """The structlog processor that adds the request id."""
     name = _REQUEST_ID.get(None)
     return line if name is None else {"request_id": name, **line}
