@@ -487,6 +487,10 @@ SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots,
        account, ts, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry > $2 ORDER BY entry LIMIT $3;
 
+-- name: records_after
+SELECT symbol, record, entry, kind, adl, round, seq, ts, account, lots, body, hash, recorded_at
+FROM adl_records WHERE symbol = $1 AND record > $2 ORDER BY record LIMIT $3;
+
 -- name: orders_ascending
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
        acknowledged, policy_version
