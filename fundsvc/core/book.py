@@ -13,6 +13,7 @@ from fundsvc.core.alphabet import Alphabet, Places
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE, Directory
 from fundsvc.core.events import Reason, Rejection
+from fundsvc.core.owners import Owners
 from fundsvc.core.ranking import (
     ROWS_MAX,
     UNSURE,
@@ -75,12 +76,13 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
 
 
 class SavedBook(msgspec.Struct, array_like=True, frozen=True):
-    """A book as it is kept between restarts."""
+    """A book as it is kept between restarts. `owners` has the owner of each account that was named one."""
 
     long: SavedSide
     short: SavedSide
     stale: bool = False
     known_ms: int = NOTHING_KNOWN
+    owners: dict[str, str] = {}
 
 
 class Candidates:
@@ -567,7 +569,8 @@ class Book:
 
     `mark_ts` is the engine's time of the mark (ms), `mark_seq` its sequence, 0 without one. `stale` says that the stream lost
     its tail since the last snapshot: positions may have been closed that are still here. Messages up to the time `known_ms` of
-    the stream (ms) had been settled when that was found: they are read again, and change nothing here.
+    the stream (ms) had been settled when that was found: they are read again, and change nothing here. `owners` says which
+    accounts are of the same owner.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -576,6 +579,7 @@ class Book:
         self.mark_seq = 0
         self.stale = False
         self.known_ms = NOTHING_KNOWN
+        self.owners = Owners()
         self._long, self._short = Side(contract, "long"), Side(contract, "short")
         self.sides: dict[SideName, Side] = {"long": self._long, "short": self._short}
 
@@ -653,13 +657,16 @@ class Book:
 
     def save(self) -> SavedBook:
         """The positions as they stand, to be kept; the mark is kept beside them."""
-        return SavedBook(self._long.save(), self._short.save(), self.stale, self.known_ms)
+        owners = self.owners.keep(lambda account: any(side.row_of(account) != NONE for side in self.sides.values()))
+        return SavedBook(self._long.save(), self._short.save(), self.stale, self.known_ms, dict(owners))
 
     def restore(self, saved: SavedBook) -> Iterator[None]:
         """Sets the positions that were kept, some at each step."""
         self.stale, self.known_ms = saved.stale, saved.known_ms
         yield from self._long.restore(saved.long)
         yield from self._short.restore(saved.short)
+        for account, owner in saved.owners.items():
+            self.owners.name(account, owner)
 
     def _sides_of(self, leg: Leg) -> Sequence[Side]:
         match leg:
