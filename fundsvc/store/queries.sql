@@ -697,9 +697,15 @@ WITH found AS MATERIALIZED (
 SELECT * FROM found ORDER BY symbol, record;
 
 -- name: audit_order_rows
+-- Each is the first from its number on: that takes the index by number even where the planner has no statistics yet, and would
+-- look through all orders of the contract for each number.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
        o.state, o.round, o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
-FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING (symbol, adl);
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl)
+CROSS JOIN LATERAL (
+    SELECT * FROM adl_orders x WHERE x.symbol = k.symbol AND x.adl >= k.adl ORDER BY x.adl LIMIT 1
+) o
+WHERE o.adl = k.adl;
 
 -- name: audit_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
@@ -710,7 +716,8 @@ FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: audit_late
 SELECT r.symbol, r.entry
-FROM unnest($1::text[], $2::bigint[]) AS k (symbol, entry) JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry;
+FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
+JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry AND r.entry <= k.entry + k.entries;
 
 -- name: audit_orders
 SELECT k.symbol, t.recovered, t.open, t.seq, t.orders
