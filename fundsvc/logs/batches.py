@@ -66,11 +66,10 @@ class _Notices(Generic[Kind, Item]):
 class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
     """What becomes of the ADL orders of a partition, by contract and course."""
 
-    def note(self, batch: Batch, offset: Offset) -> None:
-        """Takes in the orders of a batch that goes up to an offset."""
-        for order in batch.orders.values():
+    def note(self, orders: Iterable[OrderState], offset: Offset) -> None:
+        """Takes in orders of a batch that goes up to an offset; `say_due` logs them."""
+        for order in orders:
             self._add(OrderCourse(order.symbol, _course(order)), (order, offset))
-        self.say_due()
 
     def _write(self, kind: OrderCourse, first: tuple[OrderState, Offset], count: int) -> None:
         order, offset = first

@@ -36,7 +36,7 @@ STREAM_START = "0-0"
 """Before the first message."""
 
 ROWS_AT_ONCE = 500
-"""ADL orders or records that are encoded between two looks at the loop: about a millisecond."""
+"""ADL orders or records that are encoded between two looks at the loop: one or two milliseconds."""
 
 _Row = TypeVar("_Row")
 
@@ -141,8 +141,8 @@ class Writer:
                     await self._copy("adl_orders", ORDER_COLUMNS, opened)
                 if records:
                     await self._copy("adl_records", RECORD_COLUMNS, records)
-                if orders:
-                    await self._connection.execute(SQL["commit_orders"], *orders)
+                for part in orders:
+                    await self._connection.execute(SQL["commit_orders"], *part)
                 if batch.books:
                     await self._connection.execute(SQL["commit_books"], after.last_id, *books)
                 if batch.rates:
@@ -286,8 +286,8 @@ def _rejected_row(event: Rejected) -> tuple[Any, ...]:
     return (*columns, *(identity or (None, None, None)))
 
 
-def _moved_orders(batch: Batch) -> list[list[Any]]:
-    """The parameters of the statement `commit_orders`."""
+def _moved_orders(batch: Batch) -> list[list[list[Any]]]:
+    """The parameters of the statements `commit_orders`: the driver encodes those of one without a look at the loop."""
     moved = [
         (
             order.symbol,
@@ -303,7 +303,7 @@ def _moved_orders(batch: Batch) -> list[list[Any]]:
         for key, order in batch.orders.items()
         if key not in batch.opened
     ]
-    return _transpose(moved, 9) if moved else []
+    return [_transpose(moved[first : first + ROWS_AT_ONCE], 9) for first in range(0, len(moved), ROWS_AT_ONCE)]
 
 
 def _books(batch: Batch) -> list[list[Any]]:
