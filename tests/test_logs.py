@@ -243,7 +243,9 @@ def committed(events):
 
 def test_a_cascade_of_orders_in_one_batch_is_one_line(logged):
     batch = committed([LISTING, mark(39000), position("secret-short", -(10**9), 41000, 10**9), *map(shortfall, range(1, 5001))])
-    Orders(structlog.get_logger()).note(batch, Offset("5-0", 1))
+    orders = Orders(structlog.get_logger())
+    orders.note(batch.orders.values(), Offset("5-0", 1))
+    orders.log_due()
     (line,) = logged.lines()
     assert (line["event"], line["count"], line["adl"], line["entry"]) == ("adl order opened", 5000, 1, 1)
     assert line["stream_id"] == "5-0"

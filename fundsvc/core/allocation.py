@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundsvc.core.alphabet import Places
-from fundsvc.core.ranking import Floats, Integers
+from fundsvc.core.ranking import Floats, Integers, Mask
 
 Takings = list[tuple[int, int]]
 
@@ -23,7 +23,7 @@ class Shares(NamedTuple):
     lots: Integers
 
 
-REMAINDER_DECIMALS = 9
+REMAINDER_UNITS = 1e9
 """Remainders that agree this far are a tie, so that the last bits of a profit decide nothing."""
 
 WEIGHT_BITS = 62
@@ -50,34 +50,80 @@ def allocate_queue(available: Iterable[int], lots: int) -> Takings:
 
 
 def allocate_pro_rata(available: Integers, profits: Floats, places: Places, lots: int) -> Shares:
+    """Shares lots among positions once; see `Sharing`."""
+    return Sharing(profits, places).allocate(available, lots)
+
+
+class Sharing:
     """Shares lots by unrealised profit: whole lots, largest remainder, ties by the places of the accounts in the alphabet.
 
     No position gives more than is available of it: what saturates gives all, and the rest is shared again among the others.
-    A position without profit gives only what is left when all others have given everything, one after the other.
+    A position without profit gives only what is left when all others have given everything, one after the other. What an
+    allocation derives from the profits is kept for the next one: it changes only where another position has nothing to give.
     """
-    weights = _weights(available, profits, _weight_bits(lots))
-    whole = int(weights.sum())
-    sharing = _largest(weights, lots)
-    taken = np.zeros(len(available), np.int64)
-    while lots and len(sharing):
-        shares, remainders = _divided(weights[sharing], whole, lots)
-        full = shares >= available[sharing]
-        if not full.any():
-            more = np.lexsort((places[sharing], -remainders))[: lots - int(shares.sum())]
-            shares[more] += 1
-            taken[sharing] = shares
-            return _given(taken)
-        saturated, sharing = sharing[full], sharing[~full]
-        taken[saturated] = available[saturated]
-        lots -= sum(available[saturated].tolist())
-        whole -= int(weights[saturated].sum())
-    for index, take in allocate_queue((available - taken).tolist(), lots):
-        taken[index] = take
-    return _given(taken)
+
+    def __init__(self, profits: Floats, places: Places) -> None:
+        self._profits = profits
+        self._places = places
+        self._offering = b""
+        self._weights: dict[int, _Weights] = {}
+
+    def allocate(self, available: Integers, lots: int) -> Shares:
+        """Shares so many lots; a position with less than one lot available gives none."""
+        known = self._weigh(available > 0, _weight_bits(lots))
+        first = known.first(lots)
+        weights, places, sharing, whole = known.weights[first], known.places[first], known.indices[first], known.whole
+        taken = np.zeros(len(available), np.int64)
+        while lots and len(sharing):
+            room = available[sharing]
+            shares, remainders = _divided(weights, whole, lots)
+            full = shares >= room
+            if not full.any():
+                shares[np.lexsort((places, -remainders))[: lots - int(shares.sum())]] += 1
+                taken[sharing] = shares
+                return _given(taken)
+            taken[sharing[full]] = room[full]
+            lots -= sum(room[full].tolist())
+            whole -= int(weights[full].sum())
+            weights, places, sharing = weights[~full], places[~full], sharing[~full]
+        for index, take in allocate_queue((available - taken).tolist(), lots):
+            taken[index] = take
+        return _given(taken)
+
+    def _weigh(self, offering: Mask, bits: int) -> "_Weights":
+        known = offering.tobytes()
+        if known != self._offering:
+            self._offering = known
+            self._weights = {}
+        weights = self._weights.get(bits)
+        if weights is None:
+            sharing = np.where(offering & (self._profits > 0), self._profits, 0.0)
+            weights = self._weights[bits] = _Weights(sharing, self._places, bits)
+        return weights
+
+
+class _Weights:
+    """Profits as integers with an exact sum (`whole`), the largest first, with their indices and places; without those of 0."""
+
+    def __init__(self, profits: Floats, places: Places, bits: int) -> None:
+        _, exponent = np.frexp(profits.sum())
+        weights = np.rint(np.ldexp(profits, bits - int(exponent))).astype(np.int64)
+        indices = np.argsort(-weights)[: np.count_nonzero(weights)]
+        self.whole = int(weights.sum())
+        self.indices = indices
+        self.weights = weights[indices]
+        self.places = places[indices]
+        self._rising = -self.weights
+
+    def first(self, lots: int) -> slice:
+        """Those that may get one of so many lots at all: the largest weights, and what ties with the last of them."""
+        if lots >= len(self._rising):
+            return slice(None)
+        return slice(int(self._rising.searchsorted(self._rising[lots - 1], "right")))
 
 
 def _given(taken: Integers) -> Shares:
-    indices = np.flatnonzero(taken)
+    (indices,) = taken.nonzero()
     return Shares(indices, taken[indices])
 
 
@@ -87,27 +133,14 @@ def _weight_bits(lots: int) -> int:
     return bits if bits >= WEIGHT_BITS_MIN else WEIGHT_BITS
 
 
-def _weights(available: Integers, profits: Floats, bits: int) -> Integers:
-    """Profits as integers with an exact sum; 0 for positions that have none, or nothing to give."""
-    sharing = np.where((available > 0) & (profits > 0), profits, 0.0)
-    _, exponent = np.frexp(sharing.sum())
-    return np.rint(np.ldexp(sharing, bits - int(exponent))).astype(np.int64)
-
-
-def _largest(weights: Integers, count: int) -> NDArray[np.intp]:
-    """The positions that may get one of so many lots at all: the largest weights, and what ties with the last of them."""
-    last = -np.partition(-weights, count - 1)[count - 1] if count < len(weights) else 0
-    return np.flatnonzero(weights >= max(1, last))
-
-
 def _divided(weights: Integers, whole: int, lots: int) -> tuple[Integers, Floats]:
-    """Whole lots by weight, and the remainders as shares of a lot, rounded.
+    """Whole lots by weight, and the remainders in REMAINDER_UNITS of a lot, rounded.
 
     Weights that are not there, as they are too small for a lot, count in `whole`.
     """
     if lots.bit_length() + whole.bit_length() <= WEIGHT_BITS:
         shares, rests = np.divmod(weights * lots, whole)
-        return shares, np.round(rests / whole, REMAINDER_DECIMALS)
+        return shares, np.rint(rests / whole * REMAINDER_UNITS)
     parts = [divmod(lots * weight, whole) for weight in weights.tolist()]
     remainders = np.array([rest / whole for _, rest in parts])
-    return np.array([share for share, _ in parts], np.int64), np.round(remainders, REMAINDER_DECIMALS)
+    return np.array([share for share, _ in parts], np.int64), np.rint(remainders * REMAINDER_UNITS)

@@ -114,8 +114,8 @@ class Batch:
     `funds[i]` has moved; `listings` are contracts listed or updated, with the KuCoin object they came from; `rejected` are
     the events that were refused, and `replayed` those refused before that are settled now (stream id, position, the message
     that settled it, entry); `duplicates` counts events that were known, by contract; `orders` are ADL orders that changed, as
-    they are after it, `records` what happened to them, and `rounds` the ADL rounds that began, to be announced; `books` are
-    books to be kept as they are after it; `rates` are the newest by currency.
+    they are after it, `opened` says which of them are new, `records` what happened to them, and `rounds` the ADL rounds that
+    began, to be announced; `books` are books to be kept as they are after it; `rates` are the newest by currency.
 
     `events` counts the events that made it, and `place` is that of the last one. A batch that is `uncut` must be committed at
     the end of a message. `noted_bytes` is the size of what is not an entry.
@@ -136,6 +136,7 @@ class Batch:
     funds: list[FundState] = field(default_factory=list)
     moved: list[Moved] = field(default_factory=list)
     orders: dict[tuple[str, int], OrderState] = field(default_factory=dict)
+    opened: set[tuple[str, int]] = field(default_factory=set)
     records: list[SealedRecord] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     books: list[BookState] = field(default_factory=list)
@@ -175,6 +176,10 @@ class Batch:
         state = self.orders[order.symbol, order.adl] = order.written()
         self.note_bytes(ORDER_BYTES)
         return state
+
+    def open(self, order: AdlOrder) -> None:
+        """Takes in that an order is new."""
+        self.opened.add((order.symbol, order.adl))
 
     def seal(self, record: SealedRecord) -> None:
         """Takes in what happened to an order."""

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fundsvc.core.allocation import Sharing
 from fundsvc.core.alphabet import Alphabet, Places
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE, Directory
@@ -108,6 +109,7 @@ class Candidates:
         self._ranks = ranks
         self._side = side
         self._limits: dict[int, int] = {}
+        self._sharing: tuple[int, Sharing] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,10 +124,28 @@ class Candidates:
         """Where the account of each candidate stands in the alphabet."""
         return self._side.places(self.rows)
 
+    def sharing(self, last: int) -> Sharing:
+        """Shares lots by profit among the first so many candidates."""
+        if self._sharing is None or self._sharing[0] != last:
+            self._sharing = last, Sharing(self.profits[:last], self.places[:last])
+        return self._sharing[1]
+
     @cached_property
     def _stakes(self) -> tuple[Floats, Floats]:
         """Per lot, equity less PnL from the entry at value 0, and the values that it is the difference of."""
         return self._side.stakes(self.rows)
+
+    def _leaves_all_solvent(self, part: slice, price: int) -> bool:
+        """Whether it takes no look at each candidate to know that they all survive a price."""
+        valuation = self._side.valuation
+        return 0 < part.stop <= self.gainers and valuation.direction * valuation.lot_value(price) > self._safe
+
+    @cached_property
+    def _safe(self) -> float:
+        """Above this lot value times the direction floats are sure that the price leaves every gainer solvent."""
+        base, scale = (column[: self.gainers] for column in self._stakes)
+        safe = np.max(scale * (2 * UNSURE) - base)
+        return float(safe + abs(safe) * (2 * UNSURE))
 
     def rank_at(self, index: int) -> int:
         """The rank of a row."""
@@ -143,6 +163,13 @@ class Candidates:
     def free(self, part: slice) -> Integers:
         """The lots of each candidate that no open order waits for; below 0 where more were promised than it still holds."""
         return self.held[part] - self._side.promised(self.rows[part])
+
+    def solvent(self, part: slice, price: int) -> Integers:
+        """The lots of each candidate that no open order waits for, 0 where the price would bankrupt the position."""
+        free = self.free(part)
+        if not self._leaves_all_solvent(part, price):
+            free[~self.survivors(part, price)] = 0
+        return free
 
     def survives(self, index: int, price: int) -> bool:
         """Whether closing a candidate at a price would leave it with no deficit: margin + PnL at the price >= 0."""

@@ -6,14 +6,16 @@ from typing import NamedTuple
 import numpy as np
 
 from fundsvc.core.adl import EMPTY_ROUND, AdlOrder, RoundTerms, Want
-from fundsvc.core.allocation import SHARE_UNITS, allocate_pro_rata
+from fundsvc.core.allocation import SHARE_UNITS
 from fundsvc.core.book import Book, Candidates, Side
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE
 from fundsvc.core.policy import Policy
 
-LEADERS_MIN = 1024
-"""Few orders ask more positions than this. Rank so many at first, then four times as many until there is enough."""
+LEADERS_MIN, LEADERS_MAX = 256, 1024
+"""Rank so many at least, as further orders will ask further positions, and at first no more than few orders ask. Then rank four
+times as many until there is enough.
+"""
 
 NEAR = 32
 """Most orders need few candidates: so many are looked at one by one, which numpy would take longer for."""
@@ -175,8 +177,8 @@ class _Search:
         return Picks(rows, ranks, lots, self._ranked)
 
     def _ask_leaders(self) -> None:
-        """Ranks no more gainers than the order needs: each gives a lot at least, unless it is promised or barred."""
-        count, first = min(self.left, LEADERS_MIN), 0
+        """Ranks about as many gainers as the order needs: each gives a lot at least, unless it is promised or barred."""
+        count, first = min(max(self.left, LEADERS_MIN), LEADERS_MAX), 0
         while self.left:
             candidates = self._side.leaders(self._mark, count)
             self._ranked = candidates.ranked
@@ -228,11 +230,10 @@ class _Search:
     def _share(self, candidates: Candidates, last: int) -> None:
         """Shares the lots by unrealised profit among all candidates that the price leaves solvent."""
         part = slice(0, last)
-        able = candidates.survivors(part, self._price)
+        free = candidates.solvent(part, self._price)
         if self._barred:
-            able &= ~np.isin(candidates.rows[part], list(self._barred))
-        free = np.where(able, np.maximum(candidates.free(part), 0), 0)
-        shares = allocate_pro_rata(free, candidates.profits[part], candidates.places[part], self.left)
+            free[np.isin(candidates.rows[part], list(self._barred))] = 0
+        shares = candidates.sharing(last).allocate(free, self.left)
         lots = shares.lots.tolist()
         self._rows += candidates.rows[shares.indices].tolist()
         self._ranks += candidates.ranks_of(shares.indices)

@@ -45,6 +45,7 @@ def escalate(batch: Batch, fund: Fund, desk: Deleveraging, shortfall: Entry, now
     fund.adl += 1
     fund.open_in_adl += shortfall.uncovered
     order = order_for(shortfall, fund.adl, fund.policy_version)
+    batch.open(order)
     _ask(batch, fund, desk, order, Cause(shortfall.seq, shortfall.ts, now_ms))
 
 

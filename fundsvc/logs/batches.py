@@ -66,11 +66,10 @@ class _Notices(Generic[Kind, Item]):
 class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
     """Logs the changes of a partition's ADL orders, by contract and course."""
 
-    def note(self, batch: Batch, offset: Offset) -> None:
-        """Adds the orders of a batch that ends at an offset."""
-        for order in batch.orders.values():
+    def note(self, orders: Iterable[OrderState], offset: Offset) -> None:
+        """Adds orders of a batch that ends at an offset; `log_due` logs them."""
+        for order in orders:
             self._add(OrderCourse(order.symbol, _course(order)), (order, offset))
-        self.log_due()
 
     def _write(self, kind: OrderCourse, first: tuple[OrderState, Offset], count: int) -> None:
         order, offset = first

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from fundsvc.core.adl import AdlOrder
+from fundsvc.core.adl import AdlOrder, OrderState
 from fundsvc.core.batch import Batch, Durations
 from fundsvc.core.book import Book
 from fundsvc.core.contracts import Contract, partition_of
@@ -187,17 +187,13 @@ class Metrics:
             self._funds[order.symbol].reopen(order)
 
     def committed(self, batch: Batch, durations: Durations) -> None:
-        """Counts a durable batch."""
+        """Counts a durable batch, but for its ADL orders."""
         self.batch_entries.observe(batch.count())
         self.decode_seconds.observe(durations.decode)
         self.settle_seconds.observe(durations.settle)
         self.commit_seconds.observe(durations.commit)
         for symbol in batch.listings:
             self._list(batch.changed[symbol])
-        for order in batch.orders.values():
-            seconds = self._funds[order.symbol].order(order)
-            if seconds is not None:
-                self.adl_seconds.observe(seconds)
         for state, moved in zip(batch.funds, batch.moved, strict=True):
             self._funds[state.symbol].stand(state, moved)
         for (symbol, kind), number in batch.kinds().items():
@@ -209,6 +205,13 @@ class Metrics:
         for reason, number in Tally(event.reason for event in batch.rejected).items():
             self.rejected.labels(reason).inc(number)
         self._note_oddities(batch)
+
+    def moved(self, orders: Iterable[OrderState]) -> None:
+        """Counts ADL orders of durable batches, as these left them."""
+        for order in orders:
+            seconds = self._funds[order.symbol].order(order)
+            if seconds is not None:
+                self.adl_seconds.observe(seconds)
 
     def _note_oddities(self, batch: Batch) -> None:
         """Counts what was settled although something about it is odd."""

@@ -49,21 +49,19 @@ WITH moved AS (
 )
 SELECT count(*) = 1 FROM moved;
 
--- name: commit_adl
--- The part of a commit that most batches do not have: orders that changed, and books to be kept.
-WITH escalated AS (
-    INSERT INTO adl_orders (symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed,
-                            state, round, ts, seq, account, acknowledged, round_ms, policy_version)
-    SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[],
-                         $10::bigint[], $11::bigint[], $12::bigint[], $13::text[], $14::integer[], $15::bigint[], $16::bigint[],
-                         $17::text[], $18::boolean[], $19::bigint[], $20::integer[])
-    ON CONFLICT (symbol, adl) DO UPDATE SET
-        recovered = excluded.recovered, executed = excluded.executed, state = excluded.state, round = excluded.round,
-        seq = excluded.seq, acknowledged = excluded.acknowledged, round_ms = excluded.round_ms, updated_at = now()
-)
+-- name: commit_orders
+-- ADL orders that moved; new ones come by COPY.
+UPDATE adl_orders o SET recovered = m.recovered, executed = m.executed, state = m.state, round = m.round, seq = m.seq,
+    acknowledged = m.acknowledged, round_ms = m.round_ms, updated_at = now()
+FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::integer[], $7::bigint[], $8::boolean[],
+            $9::bigint[])
+    AS m (symbol, adl, recovered, executed, state, round, seq, acknowledged, round_ms)
+WHERE o.symbol = m.symbol AND o.adl = m.adl;
+
+-- name: commit_books
 INSERT INTO books AS b (symbol, last_id, seq, mark, mark_ts, mark_seq, body)
 SELECT symbol, $1, seq, mark, mark_ts, mark_seq, body
-FROM unnest($21::text[], $22::bigint[], $23::bigint[], $24::bigint[], $25::bigint[], $26::bytea[])
+FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[])
     AS k (symbol, seq, mark, mark_ts, mark_seq, body)
 ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.seq, mark = excluded.mark,
     mark_ts = excluded.mark_ts, mark_seq = excluded.mark_seq, body = coalesce(excluded.body, b.body), kept_at = now();

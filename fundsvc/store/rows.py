@@ -1,10 +1,12 @@
-"""Ledger entries as PostgreSQL's binary COPY format: the fastest way in, and exact."""
+"""Ledger entries, ADL orders and ADL records as PostgreSQL's binary COPY format: the fastest way in, and exact."""
 
 from collections.abc import Iterable
 from functools import cache
 from struct import Struct
 
+from fundsvc.core.adl import OrderState
 from fundsvc.core.chain import Entry
+from fundsvc.core.records import SealedRecord
 
 COLUMNS = (
     "entry",
@@ -25,7 +27,47 @@ COLUMNS = (
     "order_id",
     "account",
 )
-"""The columns of a row, fixed widths first; `recorded_at` is the database's own clock."""
+"""The columns of an entry, fixed widths first; `recorded_at` is the database's own clock."""
+
+ORDER_COLUMNS = (
+    "adl",
+    "cause",
+    "lots",
+    "price",
+    "deficit",
+    "deficit_lots",
+    "uncovered",
+    "recovered",
+    "executed",
+    "ts",
+    "seq",
+    "round_ms",
+    "round",
+    "policy_version",
+    "acknowledged",
+    "symbol",
+    "reduce",
+    "state",
+    "account",
+)
+"""The columns of an ADL order, fixed widths first."""
+
+RECORD_COLUMNS = (
+    "record",
+    "entry",
+    "adl",
+    "seq",
+    "ts",
+    "lots",
+    "round",
+    "hash",
+    "symbol",
+    "kind",
+    "account",
+    "body",
+    "first_rank",
+)
+"""The columns of an ADL record, fixed widths first; `first_rank` finds the part of a round that holds a rank."""
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 """Signature, no flags, no header extension."""
@@ -34,7 +76,12 @@ TRAILER = b"\xff\xff"
 """A field count of -1 ends the data."""
 
 _FIXED = Struct("!h" + "iq" * 10 + "i32s").pack
-_LENGTHS = tuple(Struct("!i").pack(length) for length in range(4 * 64 + 1))
+_FIXED_OF_ORDER = Struct("!h" + "iq" * 12 + "ii" * 2 + "i?").pack
+_FIXED_OF_RECORD = Struct("!h" + "iq" * 6 + "ii" + "i32s").pack
+_LENGTH = Struct("!i").pack
+_BIGINT = Struct("!iq").pack
+_NULL = _LENGTH(-1)
+_LENGTHS = tuple(map(_LENGTH, range(4 * 64 + 1)))
 """The length of a text, ready made, up to that of an identifier of 64 characters of 4 bytes."""
 
 
@@ -77,6 +124,89 @@ def copy_rows(entries: Iterable[Entry], hashes: Iterable[bytes]) -> bytes:
             order_id,
             _LENGTHS[len(account)],
             account,
+        )
+    return b"".join(parts)
+
+
+def copy_orders(orders: Iterable[OrderState]) -> bytes:
+    """The rows of a COPY of new ADL orders, without header and trailer."""
+    fields = len(ORDER_COLUMNS)
+    parts: list[bytes] = []
+    for order in orders:
+        account = order.account.encode()
+        parts += (
+            _FIXED_OF_ORDER(
+                fields,
+                8,
+                order.adl,
+                8,
+                order.cause,
+                8,
+                order.lots,
+                8,
+                order.price,
+                8,
+                order.deficit,
+                8,
+                order.deficit_lots,
+                8,
+                order.uncovered,
+                8,
+                order.recovered,
+                8,
+                order.executed,
+                8,
+                order.ts,
+                8,
+                order.seq,
+                8,
+                order.round_ms,
+                4,
+                order.round,
+                4,
+                order.policy_version,
+                1,
+                order.acknowledged,
+            ),
+            _labels(order.symbol, order.reduce, order.state),
+            _LENGTHS[len(account)],
+            account,
+        )
+    return b"".join(parts)
+
+
+def copy_records(records: Iterable[SealedRecord]) -> bytes:
+    """The rows of a COPY of ADL records, without header and trailer."""
+    fields = len(RECORD_COLUMNS)
+    parts: list[bytes] = []
+    for record, digest, first_rank in records:
+        account = record.account.encode()
+        parts += (
+            _FIXED_OF_RECORD(
+                fields,
+                8,
+                record.record,
+                8,
+                record.entry,
+                8,
+                record.adl,
+                8,
+                record.seq,
+                8,
+                record.ts,
+                8,
+                record.lots,
+                4,
+                record.round,
+                32,
+                digest,
+            ),
+            _labels(record.symbol, record.kind),
+            _LENGTHS[len(account)],
+            account,
+            _LENGTH(len(record.body)),
+            record.body,
+            _BIGINT(8, first_rank) if first_rank else _NULL,
         )
     return b"".join(parts)
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
@@ -14,17 +14,31 @@ from fundsvc.core.book import SavedBook
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.policy import Policies, Policy, SavedGuard
-from fundsvc.core.records import AdlRecord, terms_of
+from fundsvc.core.records import terms_of
 from fundsvc.core.sequences import Facts
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.core.valuation import SideName
 from fundsvc.store.database import SQL, connect, faults, refusals, transaction
 from fundsvc.store.policies import policies_body, policies_from
-from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
+from fundsvc.store.rows import (
+    COLUMNS,
+    HEADER,
+    ORDER_COLUMNS,
+    RECORD_COLUMNS,
+    TRAILER,
+    copy_orders,
+    copy_records,
+    copy_rows,
+)
 from fundsvc.store.sequences import facts_of
 
 STREAM_START = "0-0"
 """Before the first message."""
+
+ROWS_AT_ONCE = 500
+"""ADL orders or records that are encoded between two looks at the loop: one or two milliseconds."""
+
+_Row = TypeVar("_Row")
 
 
 class OwnershipLost(Exception):
@@ -110,21 +124,27 @@ class Writer:
         loaded again, by another writer, to know. Everything is encoded before the transaction begins.
         """
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
-        adl = _adl_columns(batch, after) if batch.orders or batch.books else None
+        orders = _moved_orders(batch)
+        books = _books(batch)
         rates = _transpose(list(batch.rates.values()), 3)
         suspensions = _transpose(list(batch.suspensions.items()), 2)
         policies = _transpose([(known.version, policies_body(known)) for known in batch.policies], 2)
-        records = _record_rows(batch)
-        rows = [HEADER, *batch.packed, copy_rows(batch.entries, batch.hashes), TRAILER]
+        entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
+        opened = await _encoded([batch.orders[key] for key in batch.opened], copy_orders)
+        records = await _encoded(batch.records, copy_records)
         with faults(), refusals():
             async with self._one_at_a_time, transaction(self._connection):
                 if batch.count():
-                    await self._connection.copy_to_table("entries", source=_each(rows), columns=COLUMNS, format="binary")
+                    await self._copy("entries", COLUMNS, entries)
                 is_ours = await self._connection.fetchval(SQL["commit"], *moved)
+                if opened:
+                    await self._copy("adl_orders", ORDER_COLUMNS, opened)
                 if records:
-                    await self._connection.copy_records_to_table("adl_records", records=records, columns=RECORD_COLUMNS)
-                if adl:
-                    await self._connection.execute(SQL["commit_adl"], *adl)
+                    await self._copy("adl_records", RECORD_COLUMNS, records)
+                for part in orders:
+                    await self._connection.execute(SQL["commit_orders"], *part)
+                if batch.books:
+                    await self._connection.execute(SQL["commit_books"], after.last_id, *books)
                 if batch.rates:
                     await self._connection.execute(SQL["commit_rates"], self._partition, *rates, batch.latest_ms)
                 if batch.suspensions:
@@ -133,6 +153,10 @@ class Writer:
                     await self._connection.execute(SQL["commit_policies"], self._partition, after.last_id, *policies)
                 if not is_ours:
                     raise OwnershipLost(f"partition {self._partition} was moved by another engine")
+
+    async def _copy(self, table: str, columns: Sequence[str], rows: Sequence[bytes]) -> None:
+        source = _each((HEADER, *rows, TRAILER))
+        await self._connection.copy_to_table(table, source=source, columns=columns, format="binary")
 
 
 @asynccontextmanager
@@ -150,6 +174,16 @@ def session_name(engine: str) -> str:
 async def _each(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
     for part in rows:
         yield part
+
+
+async def _encoded(rows: Sequence[_Row], encode: Callable[[Sequence[_Row]], bytes]) -> list[bytes]:
+    """Rows for a COPY, encoded in parts: the loop is let go between two of them."""
+    parts = []
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        if first:
+            await asyncio.sleep(0)
+        parts.append(encode(rows[first : first + ROWS_AT_ONCE]))
+    return parts
 
 
 def _moved(before: Offset, after: Offset) -> tuple[Any, ...]:
@@ -252,8 +286,28 @@ def _rejected_row(event: Rejected) -> tuple[Any, ...]:
     return (*columns, *(identity or (None, None, None)))
 
 
-def _adl_columns(batch: Batch, after: Offset) -> list[Any]:
-    """The parameters of the statement `commit_adl`."""
+def _moved_orders(batch: Batch) -> list[list[list[Any]]]:
+    """The parameters of the statements `commit_orders`: the driver encodes those of one without a look at the loop."""
+    moved = [
+        (
+            order.symbol,
+            order.adl,
+            order.recovered,
+            order.executed,
+            order.state,
+            order.round,
+            order.seq,
+            order.acknowledged,
+            order.round_ms,
+        )
+        for key, order in batch.orders.items()
+        if key not in batch.opened
+    ]
+    return [_transpose(moved[first : first + ROWS_AT_ONCE], 9) for first in range(0, len(moved), ROWS_AT_ONCE)]
+
+
+def _books(batch: Batch) -> list[list[Any]]:
+    """The parameters of the statement `commit_books` after the first."""
     books = [
         (
             kept.symbol,
@@ -265,16 +319,7 @@ def _adl_columns(batch: Batch, after: Offset) -> list[Any]:
         )
         for kept in batch.books
     ]
-    orders = _transpose(list(batch.orders.values()), len(OrderState._fields))
-    return [after.last_id, *orders, *_transpose(books, 6)]
-
-
-RECORD_COLUMNS = (*AdlRecord.__struct_fields__, "first_rank", "hash")
-"""The columns of an ADL record; `first_rank` finds the part of a round that holds a rank."""
-
-
-def _record_rows(batch: Batch) -> list[tuple[Any, ...]]:
-    return [(*msgspec.structs.astuple(sealed.record), sealed.first_rank or None, sealed.hash) for sealed in batch.records]
+    return _transpose(books, 6)
 
 
 def _transpose(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
