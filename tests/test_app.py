@@ -1,12 +1,14 @@
 """A service that starts before its database waits for it; a command says that it is away."""
 
 import asyncio
+import gc
+from contextlib import contextmanager
 
 import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from fundsvc.app import prepared
+from fundsvc.app import prepared, spare_collector
 from fundsvc.config import Config
 from fundsvc.store.database import StoreFault
 from fundsvc.store.migrations import check_schema
@@ -49,3 +51,32 @@ async def test_a_service_waits_for_its_database_until_it_is_told_to_stop(config,
     stop.set()
     with pytest.raises(StoreFault):
         await starting
+
+
+@contextmanager
+def _collections():
+    """What each run of the collector looks at: the oldest generation, and how many objects of it and the younger ones."""
+    thresholds, seen = gc.get_threshold(), []
+
+    def note(phase: str, about: dict[str, int]) -> None:
+        if phase == "start":
+            oldest = about["generation"]
+            seen.append((oldest, sum(len(gc.get_objects(generation)) for generation in range(oldest + 1))))
+
+    gc.callbacks.append(note)
+    try:
+        yield seen
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+def test_the_collector_looks_at_few_objects_at_a_time_while_a_storm_keeps_many():
+    with _collections() as seen:
+        spare_collector()
+        seen.clear()
+        kept = [[number] for number in range(200_000)]
+    assert len(kept) == 200_000
+    assert len(seen) >= 30
+    assert all(generation == 0 and objects < 10_000 for generation, objects in seen)
