@@ -8,6 +8,7 @@ before they were settled. A halted partition is tried again seldom; the other pa
 
 import asyncio
 import time
+from concurrent.futures import Executor
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from fundsvc.continuity import CheckedSource, find_gap, lost_tail, same_gap, wai
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
+from fundsvc.exclusive import Exclusive
 from fundsvc.logs.batches import Oddities, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
@@ -60,7 +62,7 @@ class Halted(Exception):
 class Session:
     """The consumption of one partition under one epoch, begun anew after every fault.
 
-    `trouble` says why nothing is settled at present, "" while it is. `steps` counts the steps taken.
+    `trouble` says why nothing is settled at present, "" while it is. `steps` counts the steps taken. `worker` runs long work.
     """
 
     def __init__(
@@ -73,17 +75,20 @@ class Session:
         partition: int,
         epoch: int,
         proposals: Proposals,
+        worker: Executor,
     ) -> None:
         self.trouble = ""
         self._config = config
         self._client = client
         self._proposals = proposals
+        self._worker = worker
         self._metrics = metrics
         self._source = Source(client, partition, message_bytes_max=config.stream.message_bytes_max)
         self._announcer = Announcer(client, partition)
         self._producer = Producer(client, config.stream.partitions)
         self._gaps = Gaps(pool, partition)
         self._state: Partition
+        self._exclusive: Exclusive
         self._policies: Policies
         self._announcing: Announcing
         self._pipeline: Pipeline | None = None
@@ -227,7 +232,7 @@ class Session:
 
     def _chores(self, pipeline: Pipeline) -> list[Chore]:
         engine = self._config.engine
-        targeting = Targeting(self._state, Targets(self._pool), self._config.target.of, self._metrics)
+        targeting = Targeting(self._state, self._exclusive, Targets(self._pool), self._config.target.of, self._metrics)
         return [
             Chore("rollups", engine.rollup_seconds, self._condense, self._log),
             Chore("lag", WATCH_SECONDS, self._watch, self._log),
@@ -244,6 +249,7 @@ class Session:
         start = await self._where_to_read(stored)
         self._offset = start.offset
         currency = self._config.currency
+        self._exclusive = Exclusive(self._worker)
         self._state = Partition(
             self._partition,
             self._config.stream.partitions,
@@ -260,7 +266,14 @@ class Session:
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
         self._announcing = Announcing(
-            self._state, self._announcer, self._producer, self._config.adl, self._partition, self._metrics, self._log
+            self._state,
+            self._exclusive,
+            self._announcer,
+            self._producer,
+            self._config.adl,
+            self._partition,
+            self._metrics,
+            self._log,
         )
         self._announcing.note(self._state.reopen(order).order for order in orders)
         self._log.info("partition loaded", funds=len(funds), orders=len(orders), stream_id=stored.last_id)
@@ -269,6 +282,7 @@ class Session:
             CheckedSource(self._source, start.passed),
             writer,
             self._announce,
+            exclusive=self._exclusive,
             stored=stored,
             start=start.offset,
             bound=self._bound,
@@ -375,8 +389,7 @@ class Session:
         self._rejections.say_due()
         self._orders.say_due()
         settled = self._offset
-        self._metrics.positions(self._state.books())
-        self._show_stale()
+        await self._exclusive.run(self._show_books)
         left = waiting(await self._source.state(), settled)
         self._metrics.lag_messages.labels(self._partition).set(left)
         age = time.time() - id_order(settled.last_id)[0] / 1000
@@ -384,8 +397,11 @@ class Session:
         if not left:
             await self._go_on()
 
-    def _show_stale(self) -> None:
-        """Shows how many contracts with open positions have an old mark, or a book from before the stream lost its tail."""
+    def _show_books(self) -> None:
+        """Shows the positions, and how many contracts with open ones have an old mark, or a book of before the stream lost its
+        tail.
+        """
+        self._metrics.positions(self._state.books())
         now_ms, seconds_max = time.time_ns() // 1_000_000, self._config.adl.mark_seconds_max
         books = [book for _, book in self._state.books() if book.open]
         marks = sum(book.is_mark_old(now_ms, seconds_max) for book in books)

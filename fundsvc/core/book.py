@@ -48,6 +48,9 @@ ROWS_PER_STEP = 1000
 ROWS_AT_ONCE = 16
 """From so many on, rows are read and written as columns."""
 
+LARGE_POSITIONS = 20_000
+"""A book with more positions is large: to rank it, or to go through it otherwise, takes several milliseconds."""
+
 ROWS_FREED_MAX = 5000
 """Rows that the end of a snapshot frees; closed rows beyond that wait for their account."""
 
@@ -613,6 +616,11 @@ class Book:
     def open(self) -> int:
         """How many positions are open."""
         return self._long.open + self._short.open
+
+    @property
+    def is_large(self) -> bool:
+        """Whether ranking or keeping the book may take longer than the event loop should be held."""
+        return self._long.open + self._short.open > LARGE_POSITIONS
 
     def positions(self, account: str) -> Iterator[tuple[SideName, int]]:
         """The side and row of each of an account's open positions."""
