@@ -304,7 +304,7 @@ class Session:
             for _ in self._state.restore(book):
                 self._attempts += 1
                 await asyncio.sleep(0)
-        self._recall = Recall(self._state, self._source, kept, writer.rejected_places, writer.reduced_sides)
+        self._recall = Recall(self._state, self._exclusive, self._source, kept, writer.rejected_places, writer.reduced_sides)
         await self._recall.run_part(stored)
 
     async def _where_to_read(self, stored: Offset) -> "_Start":

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundsvc.core.alphabet import Places
-from fundsvc.core.ranking import Floats, Integers
+from fundsvc.core.ranking import Floats, Integers, blocks, numbers_of
 
 Takings = list[tuple[int, int]]
 
@@ -69,9 +69,9 @@ def allocate_pro_rata(available: Integers, profits: Floats, places: Places, lots
             return _given(taken)
         saturated, sharing = sharing[full], sharing[~full]
         taken[saturated] = available[saturated]
-        lots -= sum(available[saturated].tolist())
+        lots -= sum(numbers_of(available[saturated]))
         whole -= int(weights[saturated].sum())
-    for index, take in allocate_queue((available - taken).tolist(), lots):
+    for index, take in allocate_queue(numbers_of(available - taken), lots):
         taken[index] = take
     return _given(taken)
 
@@ -108,6 +108,9 @@ def _divided(weights: Integers, whole: int, lots: int) -> tuple[Integers, Floats
     if lots.bit_length() + whole.bit_length() <= WEIGHT_BITS:
         shares, rests = np.divmod(weights * lots, whole)
         return shares, np.round(rests / whole, REMAINDER_DECIMALS)
-    parts = [divmod(lots * weight, whole) for weight in weights.tolist()]
-    remainders = np.array([rest / whole for _, rest in parts])
-    return np.array([share for share, _ in parts], np.int64), np.round(remainders, REMAINDER_DECIMALS)
+    shares, remainders = np.empty(len(weights), np.int64), np.empty(len(weights))
+    for block in blocks(len(weights)):
+        parts = [divmod(lots * weight, whole) for weight in weights[block].tolist()]
+        shares[block] = [share for share, _ in parts]
+        remainders[block] = [rest / whole for _, rest in parts]
+    return shares, np.round(remainders, REMAINDER_DECIMALS)

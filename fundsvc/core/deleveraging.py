@@ -11,6 +11,7 @@ from fundsvc.core.book import Book, Candidates, Side
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE
 from fundsvc.core.policy import Policy
+from fundsvc.core.ranking import numbers_of
 
 LEADERS_MIN = 1024
 """Few orders ask more positions than this. Rank so many at first, then four times as many until there is enough."""
@@ -20,6 +21,9 @@ NEAR = 32
 
 WINDOW_MIN = 256
 """Further candidates are looked at in windows, each four times as large as the one before."""
+
+WINDOW_MAX = 32_768
+"""A window's numbers are made into Python objects in one call, for which other threads wait: half a millisecond."""
 
 GROWTH = 4
 
@@ -208,7 +212,7 @@ class _Search:
                 candidates.start = part.stop
             able &= candidates.survivors(part, self._price) == survivors
             self._take(candidates, (np.flatnonzero(able) + first).tolist(), survivors=survivors)
-            first, width = part.stop, GROWTH * width
+            first, width = part.stop, min(WINDOW_MAX, GROWTH * width)
 
     def _take(self, candidates: Candidates, indices: Iterable[int], *, survivors: bool) -> None:
         """Takes lots of candidates one by one until there is enough."""
@@ -232,8 +236,8 @@ class _Search:
             able &= ~np.isin(candidates.rows[part], list(self._barred))
         free = np.where(able, np.maximum(candidates.free(part), 0), 0)
         shares = allocate_pro_rata(free, candidates.profits[part], candidates.places[part], self.left)
-        lots = shares.lots.tolist()
-        self._rows += candidates.rows[shares.indices].tolist()
+        lots = list(numbers_of(shares.lots))
+        self._rows += numbers_of(candidates.rows[shares.indices])
         self._ranks += candidates.ranks_of(shares.indices)
         self._lots += lots
         self.left -= sum(lots)

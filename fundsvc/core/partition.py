@@ -180,8 +180,8 @@ class Partition:
             return
         book = self._desk(self._funds[kept.symbol]).book
         book.mark, book.mark_ts, book.mark_seq = kept.mark, kept.mark_ts, kept.mark_seq
-        if kept.book:
-            yield from book.restore(kept.book)
+        for part in kept.book or ():
+            yield from book.restore(part)
 
     def make_stale(self, known_ms: int) -> None:
         """Marks the books with positions as stale, as the stream lost its tail; the next snapshot of a contract ends that.
