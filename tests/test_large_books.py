@@ -21,7 +21,7 @@ from fundsvc.core.book import Book, SavedBook, SavedSide
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
-from fundsvc.store.writer import STREAM_START, _encoded
+from fundsvc.store.writer import STREAM_START, encode_book
 from fundsvc.streams.client import stream_key
 from fundsvc.streams.source import id_order
 from fundsvc.wire import encode
@@ -115,10 +115,11 @@ async def settle_large(config, owner_connection, size, allocation):
     """Runs a service with a large book, and returns its watchdog once it has checked what the service did."""
     config = with_section(config, "policy", default=Policy(allocation=allocation))
     config = with_section(config, "engine", book_seconds=1, lease_seconds=5)
+    config = with_section(config, "adl", round_seconds=0)  # nobody answers, and orders must not be asked again by the clock
     async with served(config) as service:
         await service.append(LISTING)
     book = await asyncio.to_thread(kept_shorts, size.positions)
-    body = await asyncio.to_thread(_encoded, book)
+    body = await asyncio.to_thread(encode_book, book)
     await owner_connection.execute("UPDATE books SET body = $2 WHERE symbol = $1", SYMBOL, body)
     opening = [mark(39_000), *(shortfall(number + 1, lots=300) for number in range(size.orders))]
     events = list(large_message(size))

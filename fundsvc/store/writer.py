@@ -206,18 +206,18 @@ def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
 
 def kept_book_from(row: asyncpg.Record) -> KeptBook:
     """The book in a row of `load_books`; one that never was kept begins with the stream."""
-    saved = _decoded(row["body"]) if row["body"] else None
+    saved = decode_book(row["body"]) if row["body"] else None
     last_id, seq = row["last_id"] or STREAM_START, row["seq"] or 0
     return KeptBook(row["symbol"], last_id, seq, row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0, saved)
 
 
-def _encoded(book: SavedBook) -> bytes:
+def encode_book(book: SavedBook) -> bytes:
     """A kept book as MessagePack; a large one is an array of parts that each hold one."""
     parts = [msgspec.msgpack.encode(part) for part in book.parts()]
     return parts[0] if len(parts) == 1 else msgspec.msgpack.encode(parts)
 
 
-def _decoded(body: bytes) -> Iterator[SavedBook]:
+def decode_book(body: bytes) -> Iterator[SavedBook]:
     """The parts of a kept book, each decoded when it is asked for."""
     try:
         parts = msgspec.msgpack.decode(body, type=list[memoryview])
@@ -283,7 +283,7 @@ def _book_rows(batch: Batch) -> list[tuple[Any, ...]]:
             kept.mark,
             kept.mark_ts,
             kept.mark_seq,
-            _encoded(kept.book) if kept.book else None,
+            encode_book(kept.book) if kept.book else None,
         )
         for kept in batch.books
     ]
