@@ -5,6 +5,7 @@ it works on the loop: ranking a side, sharing an order among it, keeping the boo
 """
 
 import asyncio
+import gc
 import random
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from eventually import eventually
 from served import served
 from watchdog import watched
 
+from fundsvc.app import spare_collector
 from fundsvc.core.batch import KeptBook
 from fundsvc.core.book import Book, SavedBook, SavedSide
 from fundsvc.core.contracts import contract_of
@@ -40,8 +42,15 @@ class Size(NamedTuple):
 
 LARGE = Size(200_000, 50)
 
-WHOLE = Size(1_000_000, 1_000)
-"""What the service is made for; this takes minutes."""
+
+@pytest.fixture(autouse=True)
+def spared():
+    """The collector is set as in the service: else it goes through all that the tests have loaded, which takes long."""
+    threshold = gc.get_threshold()
+    spare_collector()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
 
 
 def kept_shorts(positions):
