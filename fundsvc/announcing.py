@@ -8,6 +8,7 @@ trimmed by age, but never beyond the oldest announcement that is not acknowledge
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from fundsvc.config import AdlConfig
 from fundsvc.core.adl import AdlOrder, OrderState
 from fundsvc.core.events import AdlTimeout
 from fundsvc.core.times import time_of_id
+from fundsvc.exclusive import Exclusive
 from fundsvc.logs.faults import Outage
 from fundsvc.streams.announcer import Announcer, announcement
 from fundsvc.streams.client import StreamFault
@@ -89,11 +91,15 @@ class _Parcel(NamedTuple):
 
 
 class Announcing:
-    """The rounds of one partition's orders that are not over; `note` takes in what is durable, `run` announces it."""
+    """The rounds of one partition's orders that are not over; `note` takes in what is durable, `run` announces it.
+
+    `exclusive` gives access to the orders.
+    """
 
     def __init__(
         self,
         orders: Orders,
+        exclusive: Exclusive,
         announcer: Announcer,
         producer: Producer,
         config: AdlConfig,
@@ -102,6 +108,7 @@ class Announcing:
         log: FilteringBoundLogger,
     ) -> None:
         self._orders = orders
+        self._exclusive = exclusive
         self._announcer = announcer
         self._producer = producer
         self._config = config
@@ -162,6 +169,13 @@ class Announcing:
 
     async def _announce(self, keys: Sequence[OrderKey]) -> Sequence[OrderKey]:
         """Announces rounds until a parcel is full; returns those that are dealt with."""
+        parcel, dealt_with = await self._exclusive.run(partial(self._pack, keys))
+        if parcel.bodies:
+            await self._send(parcel)
+        return dealt_with
+
+    def _pack(self, keys: Sequence[OrderKey]) -> tuple[_Parcel, Sequence[OrderKey]]:
+        """A parcel of announcements, and the rounds that are dealt with by it."""
         parcel = _Parcel([], [])
         size, dealt_with = 0, []
         for key in keys:
@@ -173,9 +187,7 @@ class Announcing:
                 parcel.rounds.append(round_)
                 parcel.bodies.append(body)
                 size += len(body)
-        if parcel.bodies:
-            await self._send(parcel)
-        return dealt_with
+        return parcel, dealt_with
 
     async def _send(self, parcel: _Parcel) -> None:
         ids = await self._announcer.append(parcel.bodies)

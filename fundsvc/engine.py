@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 
@@ -13,6 +14,7 @@ from fundsvc.auditing import Auditor
 from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
 from fundsvc.core.contracts import partition_of
+from fundsvc.exclusive import one_thread
 from fundsvc.leasing import Held, LeaseKeeper
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
@@ -49,6 +51,7 @@ class Engine:
         self._config = config
         self._metrics = metrics
         self._owned: dict[int, _Ownership] = {}
+        self._worker: Executor
         self._proposals = Proposals(config)
         self._outage = Outage(log, "leases", engine=self.name)
         self._trouble = ""
@@ -56,6 +59,10 @@ class Engine:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Owns and consumes partitions until told to stop; what fails in one part of it is tried again, and ends no other."""
+        with one_thread("fundsvc settling") as self._worker:
+            await self._run(stop)
+
+    async def _run(self, stop: asyncio.Event) -> None:
         async with (
             open_client(self._config.stream) as client,
             open_pool(self._config.database.dsn, CHORE_CONNECTIONS_MAX) as pool,
@@ -155,7 +162,7 @@ class Engine:
     def _own(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, partition: int, epoch: int) -> "_Ownership":
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
         stop = asyncio.Event()
-        session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch, self._proposals)
+        session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch, self._proposals, self._worker)
         return _Ownership(epoch, session, stop, tasks.create_task(session.run(stop)))
 
     async def _give_up_all(self, keeper: LeaseKeeper) -> None:

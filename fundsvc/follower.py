@@ -6,10 +6,11 @@ away is asked for again; meanwhile the books stay what they were, and say when t
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -26,6 +27,7 @@ from fundsvc.core.queue import Section, sections
 from fundsvc.core.ranking import Ranking
 from fundsvc.core.settlement import Fund
 from fundsvc.core.valuation import Rank, SideName
+from fundsvc.exclusive import Exclusive, one_thread
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.recall import Recall
@@ -35,6 +37,12 @@ from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.client import Client, StreamFault
 from fundsvc.streams.source import Source, id_order
 
+RECORDS_MANY = 100
+"""More records of open orders take milliseconds to decode."""
+
+_DONE = object()
+"""What an iterator gives at its end."""
+
 MISTAKE_SECONDS = 10.0
 """After a mistake of ours books are loaded anew so much later: a large one takes seconds."""
 
@@ -42,6 +50,9 @@ log = structlog.get_logger()
 
 Queue = dict[SideName, list[Section]]
 """The sections of each side."""
+
+
+Result = TypeVar("Result")
 
 
 class NotFollowed(Exception):
@@ -58,15 +69,18 @@ class BookView(NamedTuple):
 
 
 class Follower:
-    """Follows the books of all partitions; what it shows changes only while it awaits."""
+    """Follows the books of all partitions.
 
-    def __init__(self, config: Config, pool: Pool, client: Client, metrics: Metrics) -> None:
+    Tasks beside `run` read books with `read` and `read_all`, which run in `worker` where the books are large.
+    """
+
+    def __init__(self, config: Config, pool: Pool, client: Client, metrics: Metrics, worker: Executor | None = None) -> None:
         self._seconds = config.http.book_seconds
         self._mark_seconds_max = config.adl.mark_seconds_max
         self._metrics = metrics
         self._ledger = Deleveragings(pool)
         self._partitions = [
-            FollowedPartition(config, self._ledger, _source(config, client, number), number)
+            FollowedPartition(config, self._ledger, _source(config, client, number), number, Exclusive(worker))
             for number in range(config.stream.partitions)
         ]
         self._known: dict[tuple[str, SideName], _Known] = {}
@@ -111,15 +125,39 @@ class Follower:
         """All books that have had a mark or a position; raises NotFollowed."""
         return [view for partition in self._partitions for view in partition.views()]
 
-    async def preview(self, contract: Contract, partition: int, policy: Policy, fill: Fill) -> tuple[Preview, BookView]:
-        """What a fill would do under a policy, to the fund as it stands and the book as it is shown.
+    async def read(
+        self, contract: Contract, partition: int, read: Callable[[BookView], Result], *, is_long: bool = False
+    ) -> Result:
+        """What `read` returns for a listed contract's book, which must not refer to the book; raises NotFollowed.
+
+        It runs in a thread where it is long or the book is large. One such call runs at a time.
+        """
+        followed = self._partitions[partition]
+        return await followed.exclusive.run(
+            lambda: read(followed.view(contract)), is_long=is_long or followed.is_large(contract.symbol)
+        )
+
+    async def read_all(self, read: Callable[[BookView], Iterable[Result]]) -> list[Result]:
+        """What `read` gives for all books that have had a mark or a position, in the way of `read`; raises NotFollowed."""
+        found = []
+        for followed in self._partitions:
+            found += await followed.exclusive.run(partial(_read_each, followed, read), is_long=followed.has_large())
+        return found
+
+    async def preview(
+        self, contract: Contract, partition: int, policy: Policy, fill: Fill, answer: Callable[[Preview, BookView], Result]
+    ) -> Result:
+        """The answer to what a fill would do under a policy, to the fund as it stands and the book as it is shown.
 
         Raises Rejection when it could not be settled, NotFollowed, or StoreFault.
         """
         (fund,) = await self._ledger.funds(partition, lambda _: policy, contract.symbol)
         orders = await self._ledger.open_orders(partition, contract.symbol)
-        view = self.view(contract, partition)
-        return preview(fund, view.book, orders, fill), view
+
+        def read(view: BookView) -> Result:
+            return answer(preview(fund, view.book, orders.decoded(), fill), view)
+
+        return await self.read(contract, partition, read, is_long=len(orders.records) > RECORDS_MANY)
 
     def queue(self, view: BookView) -> Queue:
         """The queue of each side by lights, empty before there is a mark; ranked anew only when something has changed."""
@@ -163,15 +201,23 @@ class Follower:
             self._metrics.books_age_seconds.set(max(0.0, time.time() - oldest_ms / 1000))
 
 
+def _read_each(followed: "FollowedPartition", read: Callable[[BookView], Iterable[Result]]) -> list[Result]:
+    return [found for view in followed.views() for found in read(view)]
+
+
 def _source(config: Config, client: Client, number: int) -> Source:
     return Source(client, number, message_bytes_max=config.stream.message_bytes_max)
 
 
 class FollowedPartition:
-    """The books of one partition; `confirmed_ms` is when they were last known to be where the ledger is, 0 for never."""
+    """The books of one partition; `confirmed_ms` is when they were last known to be where the ledger is, 0 for never.
 
-    def __init__(self, config: Config, ledger: Deleveragings, source: Source, number: int) -> None:
+    `exclusive` gives access to them.
+    """
+
+    def __init__(self, config: Config, ledger: Deleveragings, source: Source, number: int, exclusive: Exclusive) -> None:
         self.number = number
+        self.exclusive = exclusive
         self.confirmed_ms = 0
         self._config = config
         self._ledger = ledger
@@ -216,6 +262,15 @@ class FollowedPartition:
         followed = self._following()
         return followed.partition.book(symbol) if followed else None
 
+    def is_large(self, symbol: str) -> bool:
+        """Whether a contract's book is loaded and large."""
+        book = self._followed.partition.book(symbol) if self._followed else None
+        return book is not None and book.is_large
+
+    def has_large(self) -> bool:
+        """Whether any loaded book is large."""
+        return self._followed is not None and any(book.is_large for _, book in self._followed.partition.books())
+
     def _last_id(self) -> str:
         followed = self._following()
         return followed.recall.read_to if followed else self._offset.last_id
@@ -239,13 +294,12 @@ class FollowedPartition:
             config.currency.decimals_default,
             config.policy.of,
         )
-        for book in kept:
-            await _restore(partition, book)
+        await self._restore(partition, kept)
         # A book kept beyond the offset is of a stream that lost its tail: the engine reads all that is left once more.
         end = id_order(offset.last_id)
         kept = [book._replace(last_id=STREAM_START) if id_order(book.last_id) > end else book for book in kept]
         rejected = partial(self._ledger.rejected_places, self.number)
-        recall = Recall(partition, self._source, kept, rejected, self._ledger.reduced_sides)
+        recall = Recall(partition, self.exclusive, self._source, kept, rejected, self._ledger.reduced_sides)
         await recall.run(offset.last_id)
         return _Followed(partition, recall, offset.messages - recall.messages)
 
@@ -266,22 +320,23 @@ class FollowedPartition:
         funds = await self._funds()
         new = [fund for fund in funds if partition.contract(fund.contract.symbol) is None]
         for fund in new:
-            partition.admit(fund)
+            await self.exclusive.run(partial(partition.admit, fund))
         kept = await self._ledger.books(self.number, [fund.contract.symbol for fund in new])
-        for book in kept:
-            await _restore(partition, book)
+        await self._restore(partition, kept)
         await followed.recall.include(kept)
         followed.recall.listed = False
         return all(partition.contract(fund.contract.symbol) == fund.contract for fund in funds)
 
+    async def _restore(self, partition: Partition, kept: Iterable[KeptBook]) -> None:
+        """Restores books in slices: a million positions take seconds, and others have work on this loop."""
+        for book in kept:
+            steps, step = partition.restore(book), None
+            while step is not _DONE:
+                step = await self.exclusive.run(partial(next, steps, _DONE))
+                await asyncio.sleep(0)
+
     async def _funds(self) -> list[Fund]:
         return await self._ledger.funds(self.number, self._config.policy.of)
-
-
-async def _restore(partition: Partition, book: KeptBook) -> None:
-    """Restores a book in slices: a million positions take seconds, and others have work on this loop."""
-    for _ in partition.restore(book):
-        await asyncio.sleep(0)
 
 
 class _Known(NamedTuple):
@@ -302,10 +357,11 @@ class _Followed(NamedTuple):
 @asynccontextmanager
 async def following(config: Config, pool: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Follower]:
     """A follower that follows."""
-    follower = Follower(config, pool, client, metrics)
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(lasting("books", follower.run, log))
-        try:
-            yield follower
-        finally:
-            task.cancel()
+    with one_thread("fundsvc reading") as worker:
+        async with asyncio.TaskGroup() as tasks:
+            follower = Follower(config, pool, client, metrics, worker)
+            task = tasks.create_task(lasting("books", follower.run, log))
+            try:
+                yield follower
+            finally:
+                task.cancel()

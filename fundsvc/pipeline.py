@@ -6,6 +6,9 @@ settled, a lone fill waits for nobody, and a backlog is written in batches as la
 may end inside a message: the offset counts the events of it that are settled. Memory runs ahead of the ledger by what is not
 committed yet; if a commit fails all of it is dropped, and the partition is loaded and read again from the stored offset.
 
+One event of a contract with a large book may take longer than a slice, as all positions are ranked. Such events are settled in
+a thread, and large books are saved there. So each task takes exclusive access to the partition for what it does with it.
+
 An event that was rejected before and is sent again is the exception to the overlap: everything before it is committed first,
 so that the ledger itself can tell whether it was settled meanwhile. Operators send few of those.
 """
@@ -15,6 +18,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from fundsvc.core.batch import Batch, Durations, Offset, Place
@@ -22,6 +26,7 @@ from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replay
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Facts, kept_as
 from fundsvc.core.times import time_of_id
+from fundsvc.exclusive import Exclusive
 from fundsvc.recollection import recollect
 from fundsvc.wire import RUN_EVENTS, Contents, Message
 
@@ -111,8 +116,9 @@ class BatchBound:
 class Pipeline:
     """Moves one partition from its stream into its ledger.
 
-    `stored` is the offset in the ledger, `start` where to read from: the same, unless the stream lost its tail. `announce`
-    is called after each commit with what it made durable. `refused` are events that the database refused, with its words.
+    `exclusive` gives access to the partition: other tasks that read it must use the same one. `stored` is the offset in the
+    ledger, `start` where to read from: the same, unless the stream lost its tail. `announce` is called after each commit with
+    what it made durable. `refused` are events that the database refused, with its words.
     `writing` is the batch of the transaction at hand, `progress` counts the steps taken.
     """
 
@@ -123,6 +129,7 @@ class Pipeline:
         ledger: Ledger,
         announce: Callable[[Committed], Awaitable[None]],
         *,
+        exclusive: Exclusive,
         stored: Offset,
         start: Offset,
         bound: BatchBound,
@@ -135,7 +142,9 @@ class Pipeline:
         self._source = source
         self._ledger = ledger
         self._announce = announce
+        self._exclusive = exclusive
         self._committed = stored
+        self._committed_mark = 0
         self._settled = start
         self._bound = bound
         self._slice_seconds = slice_seconds
@@ -152,13 +161,13 @@ class Pipeline:
             tasks.create_task(self._read(stop))
             tasks.create_task(self._write())
 
-    def keep_books(self) -> None:
+    async def keep_books(self) -> None:
         """Has the ADL books kept with the next batches, or with an empty one where nothing else comes.
 
         Not while a transaction failed lately: a large book would be one more cause.
         """
         if self._bound.is_whole:
-            self._partition.keep_books()
+            await self._exclusive.run(self._partition.keep_books)
             self._work.set()
 
     async def _read(self, stop: asyncio.Event) -> None:
@@ -192,7 +201,6 @@ class Pipeline:
             await self._settle_replay(message, contents, events)
         elif not await self._settle_events(message, contents, events, stop):
             return
-        self._settled = Offset(message.stream_id, self._settled.messages + 1)
         if self._is_due():
             await self._hand_over()
 
@@ -221,13 +229,16 @@ class Pipeline:
         self, message: Message, contents: Contents, events: Sequence[Event | Rejection], stop: asyncio.Event
     ) -> bool:
         """Settles the last events of a message, which are not settled yet; says whether it came to the end of them."""
+        if not events:
+            self._pass(message)
         first = position = contents.size - len(events)
+        is_long = self._partition.are_long(events)
         while position < contents.size:
             start = position - first
             run = events[start : start + min(RUN_EVENTS, self._bound.room(self._partition.batch))]
-            position = self._settle_run(message, contents, position, run)
+            settle = partial(self._settle_run, message, contents, position, run)
+            position = await self._exclusive.run(settle, is_long=is_long)
             if position < contents.size and self._is_due():
-                self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
                 await self._hand_over()
                 if stop.is_set() and not self._partition.batch.uncut:
                     return False
@@ -249,6 +260,10 @@ class Pipeline:
             if now >= self._slice_ends:
                 break
         self._count(batch, Place(message.stream_id, position - 1), position - first)
+        if position < contents.size:
+            self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
+        else:
+            self._pass(message)
         self._settle_seconds += now - started
         return position
 
@@ -260,6 +275,9 @@ class Pipeline:
             for place, event in zip(places, run, strict=True)
         ]
 
+    def _pass(self, message: Message) -> None:
+        self._settled = Offset(message.stream_id, self._settled.messages + 1)
+
     def _count(self, batch: Batch, place: Place, events: int) -> None:
         batch.events += events
         batch.place = place
@@ -267,23 +285,32 @@ class Pipeline:
     async def _settle_replay(self, message: Message, contents: Contents, events: Sequence[Event | Rejection]) -> None:
         """Settles an event that was rejected before, unless that has been done since."""
         match = REPLAY_KEY.fullmatch(message.replay_of)
-        place = Place(message.stream_id, 0)
         if match is None:
             rejection = Rejection(Reason.UNDECODABLE, f"replayOf {message.replay_of[:60]!r} is not a stream id/position")
-            self._reject(message, contents.raw(0), place, rejection)
+            self._reject(message, contents.raw(0), Place(message.stream_id, 0), rejection)
+            self._pass(message)
             return
         key = Place(match[1], int(match[2]))
         await self._until_committed()
-        if await self._ledger.is_open(*key):
+        is_open = await self._ledger.is_open(*key)
+        settle = partial(self._settle_again, message, contents, events, key, is_open=is_open)
+        await self._exclusive.run(settle, is_long=self._partition.are_long(events))
+
+    def _settle_again(
+        self, message: Message, contents: Contents, events: Sequence[Event | Rejection], key: Place, *, is_open: bool
+    ) -> None:
+        place = Place(message.stream_id, 0)
+        if is_open:
             try:
                 if place in self._refused:
                     raise _refusal(self._refused[place])
-                await self._settle_late(message, key, events)
+                self._settle_late(message, key, events)
             except Rejection as rejection:
                 self._reject(message, contents.raw(0), key, rejection)
         self._count(self._partition.batch, place, 1)
+        self._pass(message)
 
-    async def _settle_late(self, message: Message, key: Place, events: Sequence[Event | Rejection]) -> None:
+    def _settle_late(self, message: Message, key: Place, events: Sequence[Event | Rejection]) -> None:
         """Settles the one event of a replay; one whose like came by another way is only noted as settled."""
         if len(events) != 1:
             raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
@@ -329,14 +356,25 @@ class Pipeline:
         self._handed_over.clear()
         await self._handed_over.wait()
 
+    def _take(self) -> tuple[Batch, Offset, int] | None:
+        """What has been settled since the last transaction, where that leaves the offset, and a mark in the sequences.
+
+        None while the batch must not be written.
+        """
+        if self._is_held():
+            return None
+        self._partition.sequences.forget(self._committed_mark)
+        batch, after = self._partition.take(with_books=not self._settled.events), self._settled
+        return batch, after, self._partition.sequences.mark()
+
     async def _write(self) -> None:
         while self._reading or self._settled != self._committed:
             await self._work.wait()
             self._work.clear()
-            if self._is_held():
+            taken = await self._exclusive.run(self._take, is_long=self._partition.keeping_is_long())
+            if taken is None:
                 continue
-            batch, after = self._partition.take(with_books=not self._settled.events), self._settled
-            mark = self._partition.sequences.mark()
+            batch, after, mark = taken
             decode, settle = self._decode_seconds, self._settle_seconds
             self._decode_seconds = self._settle_seconds = 0.0
             self._handed_over.set()
@@ -347,8 +385,7 @@ class Pipeline:
             await self._ledger.commit(batch, self._committed, after)
             self.writing = None
             self._bound.grow()
-            self._partition.sequences.forget(mark)
-            self._committed = after
+            self._committed, self._committed_mark = after, mark
             self.progress += 1
             self._handed_over.set()
             await self._announce(Committed(batch, after, Durations(decode, settle, time.perf_counter() - started)))

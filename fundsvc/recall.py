@@ -7,11 +7,13 @@ restart, and those that another process shows, are those of a service that never
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from fundsvc.core.batch import KeptBook, Offset, Place
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.core.valuation import SideName
+from fundsvc.exclusive import Exclusive
 from fundsvc.pipeline import REPLAY_KEY
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.source import Source, id_order
@@ -33,13 +35,14 @@ class Recall:
     `read_to` is the last message applied: between two of its awaits, the books are as they were after that one, or after some
     of the events of the next one where that is large.
     `messages` counts those read, `progress` the steps taken.
-    `after` and `seq` are where each book stands, by symbol. `listed` says whether a contract was listed or updated on the way;
-    what that means for the books is not its business.
+    `exclusive` gives access to the partition. `after` and `seq` are where each book stands, by symbol. `listed` says whether a
+    contract was listed or updated on the way; what that means for the books is not its business.
     """
 
     def __init__(
         self,
         partition: Partition,
+        exclusive: Exclusive,
         source: Source,
         kept: Sequence[KeptBook],
         rejected: Rejected,
@@ -50,6 +53,7 @@ class Recall:
         self.progress = 0
         self.listed = False
         self._partition = partition
+        self._exclusive = exclusive
         self._source = source
         self._rejected = rejected
         self._reduced_sides = reduced_sides
@@ -76,7 +80,7 @@ class Recall:
 
     async def include(self, kept: Sequence[KeptBook]) -> None:
         """Takes in further books, and brings them to where the others are."""
-        others = Recall(self._partition, self._source, kept, self._rejected, self._reduced_sides)
+        others = Recall(self._partition, self._exclusive, self._source, kept, self._rejected, self._reduced_sides)
         await others.run(self.read_to)
         self.after |= others.after
         self.seq |= others.seq
@@ -94,7 +98,7 @@ class Recall:
             while position < upto:
                 run = contents.run(position, min(RUN_EVENTS, upto - position))
                 await self._look_up_sides(run)
-                self._apply(message, position, run, rejected)
+                await self._exclusive.run(partial(self._apply, message, position, run, rejected))
                 position += len(run)
                 events += len(run)
                 if events >= RUN_EVENTS:

@@ -9,6 +9,7 @@ before they were settled. A halted partition is tried again seldom; the other pa
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from fundsvc.core.adl import OrderState
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
+from fundsvc.exclusive import Exclusive
 from fundsvc.logs.batches import Oddities, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
@@ -65,7 +67,7 @@ class Halted(Exception):
 class Session:
     """The consumption of one partition under one epoch, begun anew after every fault.
 
-    `trouble` says why nothing is settled at present, "" while it is. `steps` counts the steps taken.
+    `trouble` says why nothing is settled at present, "" while it is. `steps` counts the steps taken. `worker` runs long work.
     """
 
     def __init__(
@@ -78,17 +80,20 @@ class Session:
         partition: int,
         epoch: int,
         proposals: Proposals,
+        worker: Executor,
     ) -> None:
         self.trouble = ""
         self._config = config
         self._client = client
         self._proposals = proposals
+        self._worker = worker
         self._metrics = metrics
         self._source = Source(client, partition, message_bytes_max=config.stream.message_bytes_max)
         self._announcer = Announcer(client, partition)
         self._producer = Producer(client, config.stream.partitions)
         self._gaps = Gaps(pool, partition)
         self._state: Partition
+        self._exclusive: Exclusive
         self._policies: Policies
         self._announcing: Announcing
         self._pipeline: Pipeline | None = None
@@ -232,7 +237,7 @@ class Session:
 
     def _chores(self, pipeline: Pipeline) -> list[Chore]:
         engine = self._config.engine
-        targeting = Targeting(self._state, Targets(self._pool), self._config.target.of, self._metrics)
+        targeting = Targeting(self._state, self._exclusive, Targets(self._pool), self._config.target.of, self._metrics)
         return [
             Chore("rollups", engine.rollup_seconds, self._condense, self._log),
             Chore("lag", WATCH_SECONDS, self._watch, self._log),
@@ -249,6 +254,7 @@ class Session:
         start = await self._where_to_read(stored)
         self._offset = start.offset
         currency = self._config.currency
+        self._exclusive = Exclusive(self._worker)
         self._state = Partition(
             self._partition,
             self._config.stream.partitions,
@@ -265,7 +271,14 @@ class Session:
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
         self._announcing = Announcing(
-            self._state, self._announcer, self._producer, self._config.adl, self._partition, self._metrics, self._log
+            self._state,
+            self._exclusive,
+            self._announcer,
+            self._producer,
+            self._config.adl,
+            self._partition,
+            self._metrics,
+            self._log,
         )
         self._announcing.note(self._state.reopen(order).order for order in orders)
         self._log.info("partition loaded", funds=len(funds), orders=len(orders), stream_id=stored.last_id)
@@ -274,6 +287,7 @@ class Session:
             CheckedSource(self._source, start.passed),
             writer,
             self._announce,
+            exclusive=self._exclusive,
             stored=stored,
             start=start.offset,
             bound=self._bound,
@@ -295,7 +309,7 @@ class Session:
             for _ in self._state.restore(book):
                 self._attempts += 1
                 await asyncio.sleep(0)
-        self._recall = Recall(self._state, self._source, kept, writer.rejected_places, writer.reduced_sides)
+        self._recall = Recall(self._state, self._exclusive, self._source, kept, writer.rejected_places, writer.reduced_sides)
         await self._recall.run_part(stored)
 
     async def _where_to_read(self, stored: Offset) -> "_Start":
@@ -390,8 +404,7 @@ class Session:
         self._rejections.log_due()
         self._orders.log_due()
         settled = self._offset
-        self._metrics.positions(self._state.books())
-        self._show_stale()
+        await self._exclusive.run(self._show_books)
         left = waiting(await self._source.state(), settled)
         self._metrics.lag_messages.labels(self._partition).set(left)
         age = time.time() - id_order(settled.last_id)[0] / 1000
@@ -399,8 +412,11 @@ class Session:
         if not left:
             await self._go_on()
 
-    def _show_stale(self) -> None:
-        """Shows how many contracts with open positions have an old mark, or a book from before the stream lost its tail."""
+    def _show_books(self) -> None:
+        """Shows the positions, and how many contracts with open ones have an old mark, or a book of before the stream lost its
+        tail.
+        """
+        self._metrics.positions(self._state.books())
         now_ms, seconds_max = time.time_ns() // 1_000_000, self._config.adl.mark_seconds_max
         books = [book for _, book in self._state.books() if book.open]
         marks = sum(book.is_mark_old(now_ms, seconds_max) for book in books)

@@ -7,6 +7,7 @@ columns of positions are searched by numpy in a thread.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from fundsvc.core.book import Book
@@ -23,6 +24,7 @@ from fundsvc.core.targets import (
     stressed_sides,
     without_mark,
 )
+from fundsvc.exclusive import Exclusive
 from fundsvc.store.targets import Targets
 
 CONTRACTS_PER_STEP = 20
@@ -33,11 +35,12 @@ SHARE_MAX = 0.05
 
 
 class Asked(NamedTuple):
-    """A contract whose target is asked for, with its book."""
+    """A contract whose target is asked for, with its book, and what gives access to that."""
 
     contract: Contract
     book: Book
     policy: TargetPolicy
+    exclusive: Exclusive
 
 
 class Metrics(Protocol):
@@ -48,17 +51,25 @@ class Metrics(Protocol):
 
 
 class Targeting:
-    """Finds the targets of a partition's contracts, and keeps them for who asks."""
+    """Finds the targets of a partition's contracts, and keeps them for who asks; `exclusive` gives access to the partition."""
 
-    def __init__(self, state: Partition, targets: Targets, policy_of: Callable[[str], TargetPolicy], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        state: Partition,
+        exclusive: Exclusive,
+        targets: Targets,
+        policy_of: Callable[[str], TargetPolicy],
+        metrics: Metrics,
+    ) -> None:
         self._state = state
+        self._exclusive = exclusive
         self._targets = targets
         self._policy_of = policy_of
         self._metrics = metrics
 
     async def recompute(self) -> None:
         """Finds all targets anew, some contracts at a time; raises StoreFault."""
-        contracts = [fund.contract for fund in self._state.funds()]
+        contracts = await self._exclusive.run(lambda: [fund.contract for fund in self._state.funds()])
         for start in range(0, len(contracts), CONTRACTS_PER_STEP):
             started = time.monotonic()
             await self._recompute(contracts[start : start + CONTRACTS_PER_STEP])
@@ -73,7 +84,7 @@ class Targeting:
 
     def _asked(self, contract: Contract) -> Asked:
         book = self._state.book(contract.symbol) or Book(contract)
-        return Asked(contract, book, self._policy_of(contract.symbol))
+        return Asked(contract, book, self._policy_of(contract.symbol), self._exclusive)
 
 
 async def find(targets: Targets, asked: Sequence[Asked]) -> dict[str, tuple[Target, Size]]:
@@ -91,23 +102,23 @@ async def find(targets: Targets, asked: Sequence[Asked]) -> dict[str, tuple[Targ
 
 
 async def _size(asked: Asked, deficits: Deficits | None) -> Size:
-    contract, book, policy = asked
+    contract, book, policy, exclusive = asked
     match policy.rule:
         case "value_at_risk":
             return size_by_deficits(contract, policy, deficits)
         case "cover":
-            return await _size_by_cover(contract, policy, book)
+            return await exclusive.run(partial(_size_by_cover, contract, policy, book), is_long=book.is_large)
         case "open_interest":
-            return size_by_open_interest(contract, policy, book)
+            return await exclusive.run(partial(size_by_open_interest, contract, policy, book))
         case "none":
             return Size(None, None, f"the configuration names no rule for {contract.symbol}")
 
 
-async def _size_by_cover(contract: Contract, policy: TargetPolicy, book: Book) -> Size:
+def _size_by_cover(contract: Contract, policy: TargetPolicy, book: Book) -> Size:
     if book.mark is None:
         return without_mark(contract)
     sides = stressed_sides(book, book.mark, exact(policy.move))
-    rows = await asyncio.to_thread(lambda: [largest_rows(side, policy.positions) for side in sides])
+    rows = [largest_rows(side, policy.positions) for side in sides]
     return size_by_cover(contract, policy, book, sides, rows)
 
 

@@ -14,6 +14,7 @@ from fundsvc.core.events import Mark, Position, Rate, Reason
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied, Facts, content_of_entry
 from fundsvc.core.settlement import Fund, FundState
+from fundsvc.exclusive import Exclusive
 from fundsvc.pipeline import BatchBound, Pipeline, Reading
 from fundsvc.store.rows import copy_rows
 from fundsvc.wire import Message, encode
@@ -158,6 +159,7 @@ def pipeline_of(source, ledger, announce=nowhere, bound=None, refused=None, slic
         source,
         ledger,
         announce,
+        exclusive=Exclusive(),
         stored=offset,
         start=offset,
         bound=bound or BatchBound(ROWS_MAX),

@@ -11,6 +11,7 @@ from ledgers import fill, listing
 
 import fundsvc
 from fundsvc.core.batch import Offset, RateState
+from fundsvc.core.book import ROWS_PER_PART, SavedBook, SavedSide
 from fundsvc.core.chain import GENESIS, Entry
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.numbers import INT64_MAX
@@ -19,7 +20,7 @@ from fundsvc.core.sequences import Applied
 from fundsvc.store.database import SQL, StoreFault, StoreRefusal, connect, faults, lent, open_pool, refusals, transaction
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
-from fundsvc.store.writer import OwnershipLost, open_writer
+from fundsvc.store.writer import OwnershipLost, decode_book, encode_book, open_writer
 
 START = Offset("0-0", 0)
 NEXT = Offset("1-0", 1)
@@ -545,3 +546,23 @@ async def test_two_that_migrate_at_once_wait_for_each_other(servers, config):
 async def test_migrating_what_is_not_there_is_a_fault(config):
     with pytest.raises(StoreFault):
         await migrate(config.database.owner_dsn.replace("host=", "host=/nowhere"), 1)
+
+
+def saved_side(rows):
+    column = bytes(8 * rows)
+    return SavedSide([f"a{number}" for number in range(rows)], column, column, column)
+
+
+@pytest.mark.parametrize("rows", [0, 1, ROWS_PER_PART, ROWS_PER_PART + 1, 20 * ROWS_PER_PART])
+def test_a_kept_book_is_read_in_parts(rows):
+    book = SavedBook(saved_side(rows), saved_side(3), stale=True, known_ms=7)
+    parts = list(decode_book(encode_book(book)))
+    assert [name for part in parts for name in part.long.accounts] == book.long.accounts
+    assert [name for part in parts for name in part.short.accounts] == book.short.accounts
+    assert {(part.stale, part.known_ms) for part in parts} == {(True, 7)}
+    assert max(len(part.long.accounts) for part in parts) <= ROWS_PER_PART
+
+
+def test_a_large_book_that_an_earlier_release_kept_is_read():
+    book = SavedBook(saved_side(3 * ROWS_PER_PART), saved_side(0))
+    assert list(decode_book(msgspec.msgpack.encode(book))) == [book]

@@ -1,8 +1,8 @@
 """What is answered about deleveraging. Whoever is reduced is named to nobody but the operator and that account itself."""
 
 import math
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
+from itertools import groupby, islice
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from fundsvc.core.numbers import format_units
 from fundsvc.core.preview import Preview
 from fundsvc.core.queue import Section
 from fundsvc.core.valuation import Rank, SideName, Standing, Valuation
-from fundsvc.follower import BookView, Queue
+from fundsvc.follower import BookView, Follower, Queue
 from fundsvc.store.deleveragings import AllocationRow, DeleveragedRow, Deleveragings, OrderRow, RoundRow, allocation_rows
 
 ALLOCATIONS_MAX = 100
@@ -260,6 +260,17 @@ def queue_answer(view: BookView, queue: Queue, *, is_mark_stale: bool) -> QueueA
     )
 
 
+async def position_answers(follower: Follower, account: str) -> list[PositionAnswer]:
+    """An account's positions in all contracts; raises NotFollowed."""
+
+    def read(view: BookView) -> Iterable[PositionAnswer]:
+        return [
+            position_answer(view, side, row, follower.rank(view, side, account)) for side, row in view.book.positions(account)
+        ]
+
+    return await follower.read_all(read)
+
+
 def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None) -> PositionAnswer:
     """A position as it stands at the mark."""
     contract, mark = view.contract, view.book.mark
@@ -333,7 +344,7 @@ def preview_answer(preview: Preview, view: BookView, *, allocations_max: int | N
 def _preview_order(
     order: AdlOrder, first: RoundTerms, contract: Contract, allocations_max: int | None, *, accounts: bool
 ) -> PreviewOrderAnswer:
-    shown = allocation_rows(first, {})[:allocations_max]
+    shown = islice(allocation_rows(first, {}), allocations_max)
     answers = [allocation_answer(row, order.reduce, order.price, contract) for row in shown]
     if accounts:
         answers = [

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from msgspec import UNSET
@@ -17,7 +18,7 @@ from fundsvc.api.adl_answers import (
     allocation_answer,
     deleveraged_answer,
     order_answers,
-    position_answer,
+    position_answers,
     preview_answer,
     queue_answer,
     reduction_answer,
@@ -31,7 +32,7 @@ from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.policy import Policy
 from fundsvc.follower import BookView, Follower
 from fundsvc.store.deleveragings import Deleveragings
-from fundsvc.store.reader import Listed, Reader
+from fundsvc.store.reader import Reader
 from fundsvc.tail import Tail
 
 DELEVERAGED_MAX = 100
@@ -95,8 +96,12 @@ class DeleveragingResources:
 
     async def queue(self, _query: Query, symbol: str) -> QueueAnswer:
         """The live ranking of a contract, as lights."""
-        view = self._view(await listed(self._reader, symbol))
-        return queue_answer(view, self._follower.queue(view), is_mark_stale=self._follower.is_mark_stale(view))
+        found, follower = await listed(self._reader, symbol), self._follower
+
+        def read(view: BookView) -> QueueAnswer:
+            return queue_answer(view, follower.queue(view), is_mark_stale=follower.is_mark_stale(view))
+
+        return await follower.read(found.contract, found.partition, read)
 
     async def positions(self, query: AccountQuery, caller: Caller) -> PositionsAnswer:
         """An account's positions with their ranks and all inputs, and its latest reductions."""
@@ -105,11 +110,7 @@ class DeleveragingResources:
             return PositionsAnswer(account, [], [])  # the account of nobody: no event that names such a one is settled
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
         reductions = await self._ledger.deleveraged(account, DELEVERAGED_MAX)
-        positions = [
-            position_answer(view, side, row, self._follower.rank(view, side, account))
-            for view in self._follower.views()
-            for side, row in view.book.positions(account)
-        ]
+        positions = await position_answers(self._follower, account)
         return PositionsAnswer(
             account=account,
             positions=positions,
@@ -135,14 +136,11 @@ class DeleveragingResources:
         """What a fill would do, with nobody named."""
         found = await listed(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
+        answer = partial(preview_answer, allocations_max=ALLOCATIONS_MAX, accounts=False)
         try:
-            outcome, view = await self._follower.preview(found.contract, found.partition, policy, _fill(symbol, body))
+            return await self._follower.preview(found.contract, found.partition, policy, _fill(symbol, body), answer)
         except Rejection as rejection:
             raise BadParameter(rejection.detail) from None
-        return preview_answer(outcome, view, allocations_max=ALLOCATIONS_MAX, accounts=False)
-
-    def _view(self, found: Listed) -> BookView:
-        return self._follower.view(found.contract, found.partition)
 
 
 def _numbered(text: str) -> int:

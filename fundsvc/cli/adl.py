@@ -1,6 +1,7 @@
 """Commands about auto-deleveraging, for the operator: adl preview names accounts."""
 
 import time
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -92,11 +93,11 @@ async def _preview(config: Config, changes: dict[str, Any], fill: Fill) -> Previ
         await follower.step(found.partition)
         recorded = (await Reader(pool).policies()).get(found.partition, complete.policy)
         policy = msgspec.structs.replace(recorded.of(fill.symbol), **changes)
+        answer = partial(preview_answer, allocations_max=None, accounts=True)
         try:
-            outcome, view = await follower.preview(found.contract, found.partition, policy, fill)
+            return await follower.preview(found.contract, found.partition, policy, fill, answer)
         except Rejection as rejection:
             raise ValueError(rejection.detail) from None
-    return preview_answer(outcome, view, allocations_max=None, accounts=True)
 
 
 async def _listed(pool: Pool, symbol: str) -> Listed:

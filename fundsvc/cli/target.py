@@ -14,6 +14,7 @@ from fundsvc.cli.running import DONE, Json, at_primary, cli, print_json, run
 from fundsvc.config import Config
 from fundsvc.core.fullness import RuleName, TargetPolicy
 from fundsvc.core.targets import Cover, OpenInterest, ValueAtRisk
+from fundsvc.exclusive import Exclusive
 from fundsvc.follower import Follower
 from fundsvc.metrics import Metrics
 from fundsvc.store.reader import Reader
@@ -48,7 +49,7 @@ async def _find(config: Config, symbol: str, policy: TargetPolicy) -> TargetAnsw
             follower = Follower(complete, pool, client, Metrics())
             await follower.step(fund.partition)
             view = follower.view(fund.contract, fund.partition)
-            found, size = (await find(Targets(pool), [Asked(fund.contract, view.book, policy)]))[symbol]
+            found, size = (await find(Targets(pool), [Asked(fund.contract, view.book, policy, Exclusive())]))[symbol]
             return target_answer(fund, ExplainedTarget(found, size.explanation, size.reason, datetime.now(UTC)))
     raise LookupError(f"no contract {symbol!r} is listed")
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundsvc.core.alphabet import Places
-from fundsvc.core.ranking import Floats, Integers, Mask
+from fundsvc.core.ranking import Floats, Integers, Mask, blocks, numbers_of
 
 Takings = list[tuple[int, int]]
 
@@ -83,10 +83,10 @@ class Sharing:
                 taken[sharing] = shares
                 return _given(taken)
             taken[sharing[full]] = room[full]
-            lots -= sum(room[full].tolist())
+            lots -= sum(numbers_of(room[full]))
             whole -= int(weights[full].sum())
             weights, places, sharing = weights[~full], places[~full], sharing[~full]
-        for index, take in allocate_queue((available - taken).tolist(), lots):
+        for index, take in allocate_queue(numbers_of(available - taken), lots):
             taken[index] = take
         return _given(taken)
 
@@ -141,6 +141,9 @@ def _divided(weights: Integers, whole: int, lots: int) -> tuple[Integers, Floats
     if lots.bit_length() + whole.bit_length() <= WEIGHT_BITS:
         shares, rests = np.divmod(weights * lots, whole)
         return shares, np.rint(rests / whole * REMAINDER_UNITS)
-    parts = [divmod(lots * weight, whole) for weight in weights.tolist()]
-    remainders = np.array([rest / whole for _, rest in parts])
-    return np.array([share for share, _ in parts], np.int64), np.rint(remainders * REMAINDER_UNITS)
+    shares, remainders = np.empty(len(weights), np.int64), np.empty(len(weights))
+    for block in blocks(len(weights)):
+        parts = [divmod(lots * weight, whole) for weight in weights[block].tolist()]
+        shares[block] = [share for share, _ in parts]
+        remainders[block] = [rest / whole for _, rest in parts]
+    return shares, np.rint(remainders * REMAINDER_UNITS)

@@ -1,7 +1,7 @@
 """The alphabetical order of accounts, which decides between equal scores."""
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,13 @@ FEW = 16
 """New names are put into their places one by one while they are fewer than a sixteenth: a search for each is then cheaper than
 sorting all.
 """
+
+
+BUCKET_ROWS = 4096
+"""So many names are sorted at a time, in a few milliseconds: another thread waits for the end of a sort of Python objects."""
+
+SAMPLES_PER_BUCKET = 16
+"""Names are sampled to find the bounds of buckets: with so many, a bucket is hardly ever twice as large as another."""
 
 
 class Alphabet:
@@ -32,19 +39,38 @@ class Alphabet:
         known, rows = len(self.rows), len(self._accounts)
         moved = sorted(row for row in renamed if row < known)
         renamed.clear()
-        changed = [*moved, *range(known, rows)]
+        changed = len(moved) + rows - known
         if not changed:
             return
-        self.rows = self._inserted(changed) if len(changed) * FEW < known else self._sorted(range(rows))
+        if changed * FEW < known:
+            self.rows = self._inserted([*moved, *range(known, rows)])
+        else:
+            self.rows = rows_by_name(range(rows), self._accounts)
         self.places = np.empty(rows, np.int32)
         self.places[self.rows] = np.arange(rows, dtype=np.int32)
-
-    def _sorted(self, rows: Sequence[int]) -> Places:
-        return np.array(sorted(rows, key=self._accounts.__getitem__), np.int32)
 
     def _inserted(self, changed: Sequence[int]) -> Places:
         name = self._accounts.__getitem__
         moved = [self.places[row] for row in changed if row < len(self.places)]
         kept = np.delete(self.rows, moved)
-        new = self._sorted(changed)
+        new = rows_by_name(changed, self._accounts)
         return np.insert(kept, [bisect(kept, name(row), key=name) for row in new], new)
+
+
+def rows_by_name(rows: Sequence[int], accounts: Sequence[str]) -> Places:
+    """Rows in the order of their accounts' names; rows with equal names stay in their order."""
+    name = accounts.__getitem__
+    sorted_buckets = (np.array(sorted(bucket, key=name), np.int32) for bucket in _buckets(rows, accounts))
+    return np.concatenate(list(sorted_buckets))
+
+
+def _buckets(rows: Sequence[int], accounts: Sequence[str]) -> Iterable[Sequence[int]]:
+    """Parts of the rows: the names of each are before those of the next one."""
+    if len(rows) <= 2 * BUCKET_ROWS:
+        return (rows,)
+    sample = sorted(accounts[row] for row in rows[:: BUCKET_ROWS // SAMPLES_PER_BUCKET])
+    bounds = sample[SAMPLES_PER_BUCKET::SAMPLES_PER_BUCKET]
+    buckets: list[list[int]] = [[] for _ in range(len(bounds) + 1)]
+    for row in rows:
+        buckets[bisect(bounds, accounts[row])].append(row)
+    return buckets

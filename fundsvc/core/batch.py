@@ -1,7 +1,7 @@
 """What a run of events did to a partition, as it is written: in one transaction, or not at all."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -64,7 +64,10 @@ class BookState(NamedTuple):
 
 
 class KeptBook(NamedTuple):
-    """A contract's book as it was kept: after which message, and after which engine sequence; see `Book` for the mark."""
+    """A contract's book as it was kept: after which message, and after which engine sequence; see `Book` for the mark.
+
+    `book` gives its parts once, None where it never had positions.
+    """
 
     symbol: str
     last_id: str
@@ -72,7 +75,7 @@ class KeptBook(NamedTuple):
     mark: int | None
     mark_ts: int
     mark_seq: int
-    book: SavedBook | None
+    book: Iterable[SavedBook] | None
 
 
 class Durations(NamedTuple):

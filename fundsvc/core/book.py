@@ -24,7 +24,9 @@ from fundsvc.core.ranking import (
     Leaders,
     Mask,
     Ranking,
+    blocks,
     keys_of,
+    numbers_of,
     rank_all,
     rank_leaders,
     unsure_rows,
@@ -47,8 +49,16 @@ GROWTH = 1.25
 ROWS_PER_STEP = 1000
 """Positions restored between two looks at the loop: about a millisecond."""
 
+ROWS_PER_PART = 8192
+"""Positions of a side that are encoded or decoded at a time: about a millisecond."""
+
+CELL_BYTES = 8
+
 ROWS_AT_ONCE = 16
 """From so many on, rows are read and written as columns."""
+
+LARGE_POSITIONS = 20_000
+"""A book with more positions is large: to rank it, or to go through it otherwise, takes several milliseconds."""
 
 ROWS_FREED_MAX = 5000
 """Rows that the end of a snapshot frees; closed rows beyond that wait for their account."""
@@ -75,6 +85,19 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
     seen: bytes | None = None
     legs: bytes = b""
 
+    def part(self, first: int, last: int) -> "SavedSide":
+        """The rows from `first` up to, not including, `last`; less where the side ends."""
+        cells = slice(CELL_BYTES * first, CELL_BYTES * last)
+        return SavedSide(
+            self.accounts[first:last],
+            self.lots[cells],
+            self.entry_price[cells],
+            self.margin[cells],
+            self.seq[cells],
+            None if self.seen is None else self.seen[first:last],
+            self.legs[first:last],
+        )
+
 
 class SavedBook(msgspec.Struct, array_like=True, frozen=True):
     """A book as it is kept between restarts. `owners` has the owner of each account that was named one."""
@@ -84,6 +107,13 @@ class SavedBook(msgspec.Struct, array_like=True, frozen=True):
     stale: bool = False
     known_ms: int = NOTHING_KNOWN
     owners: dict[str, str] = {}
+
+    def parts(self) -> "Iterator[SavedBook]":
+        """The book in parts that are short to encode; restored one after the other they are the whole."""
+        for first in range(0, max(1, len(self.long.accounts), len(self.short.accounts)), ROWS_PER_PART):
+            last = first + ROWS_PER_PART
+            owners = {} if first else self.owners
+            yield SavedBook(self.long.part(first, last), self.short.part(first, last), self.stale, self.known_ms, owners)
 
 
 class Candidates:
@@ -153,8 +183,7 @@ class Candidates:
 
     def ranks_of(self, indices: NDArray[np.integer]) -> list[int]:
         """The ranks of some rows, by their places."""
-        ranks: list[int] = (indices + 1 if self._ranks is None else self._ranks[indices]).tolist()
-        return ranks
+        return list(numbers_of(indices + 1 if self._ranks is None else self._ranks[indices]))
 
     def free_at(self, index: int) -> int:
         """The lots of a candidate that no open order waits for."""
@@ -203,7 +232,7 @@ class Side:
         self._clear()
 
     def _clear(self) -> None:
-        self.open = 0
+        self.open = self.lots = 0
         self._directory = Directory()
         self._alphabet = Alphabet(self._directory.accounts)
         self._seq: Integers | None = None
@@ -247,8 +276,10 @@ class Side:
         if row == NONE:
             row = self._add(account)
         cells, cell = self._exact_at, _FIELDS * row
-        if not cells[cell]:
+        held = cells[cell]
+        if not held:
             self.open += 1
+        self.lots += lots - held
         cells[cell] = lots
         cells[cell + 1] = entry_price
         cells[cell + 2] = margin
@@ -291,7 +322,8 @@ class Side:
             for row, promised in zip(rows, lots, strict=True):
                 cells[_FIELDS * row + _PROMISED] += promised
         else:
-            self._promised[rows] += lots
+            for block in blocks(len(rows)):
+                self._promised[rows[block]] += lots[block]
 
     def places(self, rows: NDArray[np.integer]) -> Places:
         """Where the accounts of ranked rows stand in the alphabet."""
@@ -346,18 +378,13 @@ class Side:
         seen = np.frombuffer(self._seen.ljust(len(self._exact), b"\0"), np.uint8)
         rows = np.flatnonzero((self._lots > 0) & (seen == 0))
         self._seen = None
+        self.lots -= sum(numbers_of(self._lots[rows]))
         self._lots[rows] = 0
         self._entry[rows] = np.nan
         self.open -= len(rows)
         self._forget()
         for row in rows[:ROWS_FREED_MAX].tolist():
             self._free_if_idle(row)
-
-    @property
-    def lots(self) -> int:
-        """All open lots; summed by halves, as the sum may not fit 64 bits."""
-        high, low = int((self._lots >> 32).sum()), int((self._lots & 0xFFFF_FFFF).sum())
-        return (high << 32) + low
 
     def row_of(self, account: str) -> int:
         """The row of an account's open position, or NONE."""
@@ -458,7 +485,14 @@ class Side:
             cells = self._exact_at
             first = [_FIELDS * row for row in rows]
             return [cells[cell] for cell in first], [cells[cell + 1] for cell in first], [cells[cell + 2] for cell in first]
-        lots, entry_prices, margins, _ = self._exact[rows].T.tolist()
+        lots: list[int] = []
+        entry_prices: list[int] = []
+        margins: list[int] = []
+        for block in blocks(len(rows)):
+            columns = self._exact[rows[block]].T.tolist()
+            lots += columns[_LOTS]
+            entry_prices += columns[_ENTRY_PRICE]
+            margins += columns[_MARGIN]
         return lots, entry_prices, margins
 
     def sizes(self) -> Integers:
@@ -485,49 +519,51 @@ class Side:
             column[rows].astype("<i8").tobytes() for column in (self._lots, self._entry_price, self._margin)
         )
         seq = b"" if self._seq is None else self._seq[rows].astype("<i8").tobytes()
-        names = [self.accounts[row] for row in rows.tolist()]
+        names = [self.accounts[row] for row in numbers_of(rows)]
         seen = self._seen
-        named = None if seen is None else bytes(seen[row] if row < len(seen) else 0 for row in rows.tolist())
-        legs = b"" if self._legs is None else bytes(map(self.is_leg, rows.tolist()))
+        named = None if seen is None else bytes(seen[row] if row < len(seen) else 0 for row in numbers_of(rows))
+        legs = b"" if self._legs is None else bytes(map(self.is_leg, numbers_of(rows)))
         return SavedSide(names, lots, entry_price, margin, seq, named, legs)
 
     def restore(self, saved: SavedSide) -> Iterator[None]:
-        """Sets the positions that were kept, some at each step."""
-        lots, entry_price, margin = (np.frombuffer(data, "<i8") for data in (saved.lots, saved.entry_price, saved.margin))
-        seq = np.frombuffer(saved.seq, "<i8") if saved.seq else None
-        for first in range(0, len(saved.accounts), ROWS_PER_STEP):
-            part = slice(first, first + ROWS_PER_STEP)
-            columns = (column[part].tolist() for column in (lots, entry_price, margin))
-            for account, *position in zip(saved.accounts[part], *columns, strict=True):
-                if position[0]:
-                    self.set(account, *position)
-            for account, is_leg in zip(saved.accounts[part], saved.legs[part], strict=False):
-                if is_leg and self.row_of(account) != NONE:
-                    self.set_leg(account, is_leg=True)
-            if seq is not None:
-                for account, number in zip(saved.accounts[part], seq[part].tolist(), strict=True):
-                    if number:
-                        self.remember(account, number)
-            yield
-        self._restore_seen(saved)
-
-    def _restore_seen(self, saved: SavedSide) -> None:
-        if saved.seen is not None:
+        """Sets the positions of a part that was kept, some at each step."""
+        if saved.seen is not None and self._seen is None:
             self.begin_snapshot()
-            for account, named in zip(saved.accounts, saved.seen, strict=True):
-                row = self._directory.find(account)
-                if named and row != NONE:
-                    self._mark_seen(row)
+        for first in range(0, len(saved.accounts), ROWS_PER_STEP):
+            self._restore(saved.part(first, first + ROWS_PER_STEP))
+            yield
 
-    def _mark_seen(self, row: int) -> None:
+    def _restore(self, part: SavedSide) -> None:
+        columns = (np.frombuffer(data, "<i8").tolist() for data in (part.lots, part.entry_price, part.margin))
+        for account, *position in zip(part.accounts, *columns, strict=True):
+            if position[0]:
+                self.set(account, *position)
+        for account, is_leg in zip(part.accounts, part.legs, strict=False):
+            if is_leg and self.row_of(account) != NONE:
+                self.set_leg(account, is_leg=True)
+        if part.seq:
+            for account, number in zip(part.accounts, np.frombuffer(part.seq, "<i8").tolist(), strict=True):
+                if number:
+                    self.remember(account, number)
+        self._restore_seen(part)
+
+    def _restore_seen(self, part: SavedSide) -> None:
+        if part.seen is not None:
+            for account, named in zip(part.accounts, part.seen, strict=True):
+                row = self._directory.find(account)
+                if row != NONE:
+                    self._mark_seen(row, named)
+
+    def _mark_seen(self, row: int, named: int = 1) -> None:
         seen = self._seen
         if seen is not None:
             if row >= len(seen):
                 seen.extend(bytes(len(self._exact) - len(seen)))
-            seen[row] = 1
+            seen[row] = named
 
     def _close(self, row: int) -> None:
         self.open -= 1
+        self.lots -= self._exact_at[_FIELDS * row]
         self._exact_at[_FIELDS * row] = 0
         self._entry_at[row] = math.nan
         self._columns = self._ranking = self._leaders = self._everybody = None
@@ -675,6 +711,11 @@ class Book:
             return "BOTH"
         return "LONG" if name == "long" else "SHORT"
 
+    @property
+    def is_large(self) -> bool:
+        """Whether ranking or keeping the book may take longer than the event loop should be held."""
+        return self._long.open + self._short.open > LARGE_POSITIONS
+
     def positions(self, account: str) -> Iterator[tuple[SideName, int]]:
         """The side and row of each of an account's open positions."""
         for name, side in self.sides.items():
@@ -688,7 +729,7 @@ class Book:
         return SavedBook(self._long.save(), self._short.save(), self.stale, self.known_ms, dict(owners))
 
     def restore(self, saved: SavedBook) -> Iterator[None]:
-        """Sets the positions that were kept, some at each step."""
+        """Sets the positions of a part that was kept, some at each step."""
         self.stale, self.known_ms = saved.stale, saved.known_ms
         yield from self._long.restore(saved.long)
         yield from self._short.restore(saved.short)

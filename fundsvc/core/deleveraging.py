@@ -11,6 +11,7 @@ from fundsvc.core.book import Book, Candidates, Side
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE
 from fundsvc.core.policy import Policy
+from fundsvc.core.ranking import numbers_of
 
 LEADERS_MIN, LEADERS_MAX = 256, 1024
 """Rank so many at least, as further orders will ask further positions, and at first no more than few orders ask. Then rank four
@@ -22,6 +23,9 @@ NEAR = 32
 
 WINDOW_MIN = 256
 """Further candidates are looked at in windows, each four times as large as the one before."""
+
+WINDOW_MAX = 32_768
+"""A window's numbers are made into Python objects in one call, for which other threads wait: half a millisecond."""
 
 GROWTH = 4
 
@@ -211,7 +215,7 @@ class _Search:
                 candidates.start = part.stop
             able &= candidates.survivors(part, self._price) == survivors
             self._take(candidates, (np.flatnonzero(able) + first).tolist(), survivors=survivors)
-            first, width = part.stop, GROWTH * width
+            first, width = part.stop, min(WINDOW_MAX, GROWTH * width)
 
     def _take(self, candidates: Candidates, indices: Iterable[int], *, survivors: bool) -> None:
         """Takes lots of candidates one by one until there is enough."""
@@ -234,8 +238,8 @@ class _Search:
         if self._barred:
             free[np.isin(candidates.rows[part], list(self._barred))] = 0
         shares = candidates.sharing(last).allocate(free, self.left)
-        lots = shares.lots.tolist()
-        self._rows += candidates.rows[shares.indices].tolist()
+        lots = list(numbers_of(shares.lots))
+        self._rows += numbers_of(candidates.rows[shares.indices])
         self._ranks += candidates.ranks_of(shares.indices)
         self._lots += lots
         self.left -= sum(lots)

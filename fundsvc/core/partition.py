@@ -48,6 +48,9 @@ BOOK_POSITIONS_MAX = 20_000
 LISTING_BYTES = 3000
 """KuCoin's object of a contract, about."""
 
+RANKING = frozenset((Fill, AdlFill, AdlEnd, AdlTimeout, Snapshot))
+"""Events that may rank the positions of their contract, or go through all positions that a round asks, or that are open."""
+
 RUN_MIN = 16
 """Fewer events of a message are applied before it would pay to look ahead."""
 
@@ -105,6 +108,19 @@ class Partition:
         if symbol in self._desks:
             run = [event.account for event in events if type(event) is Position and event.symbol == symbol]
             self._desks[symbol].book.expect(run)
+
+    def are_long(self, events: Iterable[Event | Rejection]) -> bool:
+        """Whether applying some of these events may rank a large book, or go through all of it."""
+        symbols = {event.symbol for event in events if type(event) in RANKING}  # type: ignore[union-attr]
+        return any(self._is_large(symbol) for symbol in symbols)
+
+    def keeping_is_long(self) -> bool:
+        """Whether one of the books that are due to be kept is large."""
+        return any(map(self._is_large, list(self._books_due)))  # copied, as a thread may apply events meanwhile
+
+    def _is_large(self, symbol: str) -> bool:
+        desk = self._desks.get(symbol)
+        return desk is not None and desk.book.is_large
 
     def apply(self, event: Event | Rejection, stream_ms: int = 0) -> None:
         """Applies one event; raises Rejection, having changed nothing, when it cannot be settled or decoded.
@@ -164,8 +180,8 @@ class Partition:
             return
         book = self._desk(self._funds[kept.symbol]).book
         book.mark, book.mark_ts, book.mark_seq = kept.mark, kept.mark_ts, kept.mark_seq
-        if kept.book:
-            yield from book.restore(kept.book)
+        for part in kept.book or ():
+            yield from book.restore(part)
 
     def make_stale(self, known_ms: int) -> None:
         """Marks the books with positions as stale, as the stream lost its tail; the next snapshot of a contract ends that.

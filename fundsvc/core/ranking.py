@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fundsvc.core.alphabet import Alphabet, Places
+from fundsvc.core.alphabet import Alphabet, Places, rows_by_name
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -127,7 +127,7 @@ def _settle_ties(scores: Integers, rows: Integers, accounts: Sequence[str]) -> N
     bounds = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1], [True]]))
     for tie in np.flatnonzero(np.diff(bounds) > 1).tolist():
         tied = slice(bounds[tie], bounds[tie + 1])
-        rows[tied] = sorted(rows[tied].tolist(), key=accounts.__getitem__)
+        rows[tied] = rows_by_name(list(numbers_of(rows[tied])), accounts)
 
 
 def _sampled(columns: Columns, count: int) -> float:
@@ -148,7 +148,7 @@ def _scan(columns: Columns, threshold: float) -> tuple[Integers, int]:
     found, ranked = [], 0
     scratch = np.empty((2, BLOCK_ROWS))
     with np.errstate(invalid="ignore"):
-        for rows in _blocks(len(columns.entry)):
+        for rows in blocks(len(columns.entry)):
             block = columns.of(rows)
             gain, equity = scratch[:, : len(block.entry)]
             _gains_and_equity(block, gain, equity)
@@ -177,12 +177,19 @@ def keys_of(columns: Columns, places: Places) -> Integers:
     keys = np.empty(len(columns.entry), np.int64)
     scratch = np.empty((4, BLOCK_ROWS))
     with np.errstate(all="ignore"):
-        for rows in _blocks(len(keys)):
+        for rows in blocks(len(keys)):
             _pack(_scores(columns.of(rows), scratch), places[rows], keys[rows])
     return keys
 
 
-def _blocks(length: int) -> Iterator[slice]:
+def numbers_of(column: NDArray[np.integer]) -> Iterator[int]:
+    """The numbers of a column. Made a block at a time: other threads wait until a call that makes Python objects is over."""
+    for block in blocks(len(column)):
+        yield from column[block].tolist()
+
+
+def blocks(length: int) -> Iterator[slice]:
+    """The slices of a column that together are all of it."""
     return (slice(start, min(length, start + BLOCK_ROWS)) for start in range(0, length, BLOCK_ROWS))
 
 
@@ -221,7 +228,7 @@ def unsure_rows(columns: Columns) -> Integers:
     found = []
     scratch = np.empty((2, BLOCK_ROWS))
     with np.errstate(invalid="ignore"):
-        for rows in _blocks(len(columns.entry)):
+        for rows in blocks(len(columns.entry)):
             block = columns.of(rows)
             gain, equity = scratch[:, : len(block.entry)]
             _gains_and_equity(block, gain, equity)

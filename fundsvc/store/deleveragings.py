@@ -1,7 +1,8 @@
 """What is asked about deleveraging: kept books and how far they have been overtaken, open orders, and orders as a history."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, NamedTuple
 
 from fundsvc.core.adl import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
@@ -86,6 +87,19 @@ class Reduction(NamedTuple):
     row: DeleveragedRow
 
 
+class OpenOrders(NamedTuple):
+    """Rows of open orders and of the records of their present rounds. Of a thousand orders they take long to decode."""
+
+    orders: list[Any]
+    records: list[Any]
+
+    def decoded(self) -> list[AdlOrder]:
+        """The orders, with what their present round asks."""
+        known = {(row["symbol"], row["adl"]) for row in self.orders}
+        # The records were read a moment after the orders: an order may have been opened meanwhile.
+        return orders_from(self.orders, [row for row in self.records if (row["symbol"], row["adl"]) in known])
+
+
 class Deleveragings:
     """Answers questions about deleveraging; every method raises StoreFault when the database is away."""
 
@@ -121,10 +135,10 @@ class Deleveragings:
         rows = await self._fetch("load_funds", partition, symbol)
         return [fund_from(row, policy_of(row["symbol"])) for row in rows]
 
-    async def open_orders(self, partition: int, symbol: str) -> list[AdlOrder]:
-        """The open orders of a contract, with what their present round asks."""
+    async def open_orders(self, partition: int, symbol: str) -> OpenOrders:
+        """The open orders of a contract."""
         orders = await self._fetch("load_orders", partition, symbol)
-        return orders_from(orders, await self._fetch("load_records", partition, symbol))
+        return OpenOrders(orders, await self._fetch("load_records", partition, symbol))
 
     async def orders(
         self, symbol: str, *, count: int, offset: int | None = None, forward: bool = False, state: State | None = None
@@ -151,7 +165,7 @@ class Deleveragings:
                 one.positions,
                 one.lots_asked,
                 totals.get(key, 0),
-                allocation_rows(one, executed.get(key, {}))[:allocations_max],
+                list(islice(allocation_rows(one, executed.get(key, {})), allocations_max)),
             )
             for key, one in terms.items()
         ]
@@ -206,13 +220,11 @@ class Deleveragings:
         return await fetch(self._pool, block, *parameters)
 
 
-def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> list[AllocationRow]:
+def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> Iterator[AllocationRow]:
     """What a round asked, position by position; `executed` are lots by account."""
     columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True)
-    return [
-        AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0))
-        for account, rank, lots, entry_price, margin, asked in columns
-    ]
+    for account, rank, lots, entry_price, margin, asked in columns:
+        yield AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0))
 
 
 def _reduction(row: Mapping[str, Any]) -> Reduction:

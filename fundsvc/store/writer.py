@@ -1,7 +1,7 @@
 """The writing side: what a partition's owner loads, and the one transaction that moves the ledger on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import msgspec
 
 from fundsvc.core.adl import AdlOrder, Asked, OrderState
 from fundsvc.core.batch import Batch, KeptBook, Offset, Place
-from fundsvc.core.book import SavedBook
+from fundsvc.core.book import LARGE_POSITIONS, SavedBook
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.policy import Policies, Policy, SavedGuard
@@ -125,7 +125,7 @@ class Writer:
         """
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
         orders = _moved_orders(batch)
-        books = _books(batch)
+        books = await _books(batch)
         rates = _transpose(list(batch.rates.values()), 3)
         suspensions = _transpose(list(batch.suspensions.items()), 2)
         policies = _transpose([(known.version, policies_body(known)) for known in batch.policies], 2)
@@ -240,9 +240,24 @@ def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
 
 def kept_book_from(row: asyncpg.Record) -> KeptBook:
     """The book in a row of `load_books`; one that never was kept begins with the stream."""
-    saved = msgspec.msgpack.decode(row["body"], type=SavedBook) if row["body"] else None
+    saved = decode_book(row["body"]) if row["body"] else None
     last_id, seq = row["last_id"] or STREAM_START, row["seq"] or 0
     return KeptBook(row["symbol"], last_id, seq, row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0, saved)
+
+
+def encode_book(book: SavedBook) -> bytes:
+    """A kept book as MessagePack; a large one is an array of parts that each hold one."""
+    parts = [msgspec.msgpack.encode(part) for part in book.parts()]
+    return parts[0] if len(parts) == 1 else msgspec.msgpack.encode(parts)
+
+
+def decode_book(body: bytes) -> Iterator[SavedBook]:
+    """The parts of a kept book, each decoded when it is asked for."""
+    try:
+        parts = msgspec.msgpack.decode(body, type=list[memoryview])
+    except msgspec.ValidationError:
+        parts = [memoryview(body)]
+    return (msgspec.msgpack.decode(part, type=SavedBook) for part in parts)
 
 
 def contract_from(row: asyncpg.Record) -> Contract:
@@ -306,20 +321,24 @@ def _moved_orders(batch: Batch) -> list[list[list[Any]]]:
     return [_transpose(moved[first : first + ROWS_AT_ONCE], 9) for first in range(0, len(moved), ROWS_AT_ONCE)]
 
 
-def _books(batch: Batch) -> list[list[Any]]:
-    """The parameters of the statement `commit_books` after the first."""
-    books = [
+async def _books(batch: Batch) -> list[list[Any]]:
+    """The parameters of the statement `commit_books` after the first; large books are encoded in a thread."""
+    is_large = any(kept.positions > LARGE_POSITIONS for kept in batch.books)
+    return _transpose(await asyncio.to_thread(_book_rows, batch) if is_large else _book_rows(batch), 6)
+
+
+def _book_rows(batch: Batch) -> list[tuple[Any, ...]]:
+    return [
         (
             kept.symbol,
             kept.seq,
             kept.mark,
             kept.mark_ts,
             kept.mark_seq,
-            msgspec.msgpack.encode(kept.book) if kept.book else None,
+            encode_book(kept.book) if kept.book else None,
         )
         for kept in batch.books
     ]
-    return _transpose(books, 6)
 
 
 def _transpose(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:

@@ -115,6 +115,61 @@ def test_no_position_and_no_mark_is_too_much(contract, name, positions, mark):
     assert np.isfinite(side.profits(ranking.rows, mark)).all()
 
 
+def rows_of(book: Book) -> list[list[tuple]]:
+    """What is kept of each account, by side."""
+    saved = book.save()
+    return [
+        sorted(
+            zip(
+                side.accounts,
+                *(np.frombuffer(column, "<i8") for column in (side.lots, side.entry_price, side.margin, side.seq)),
+                side.seen or side.accounts,
+                strict=True,
+            )
+        )
+        for side in (saved.long, saved.short)
+    ]
+
+
+@pytest.mark.parametrize("is_snapshot", [False, True])
+def test_a_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
+    monkeypatch.setattr(book_module, "ROWS_PER_PART", 4)
+    monkeypatch.setattr(book_module, "ROWS_PER_STEP", 3)
+    book = Book(UNIT)
+    for number in range(10):
+        book.set(f"a{number}", number - 2, (100 + number) * PRICE, 7)
+        book.remember(f"a{number}", "BOTH", number)
+    if is_snapshot:
+        book.begin_snapshot()
+        for number in (4, 9):
+            book.name(f"a{number}", "BOTH")
+    parts = list(book.save().parts())
+    assert [len(part.long.accounts) for part in parts] == [4, 4]
+    again = Book(UNIT)
+    for part in parts:
+        deque(again.restore(part), maxlen=0)
+    assert rows_of(again) == rows_of(book)
+    again.end_snapshot()
+    assert again.open == (2 if is_snapshot else 9)
+
+
+@given(st.lists(st.tuples(ACCOUNTS, st.integers(-(2**62), 2**62)), max_size=40), st.booleans())
+def test_the_lots_of_a_side_are_those_of_its_positions(positions, is_snapshot):
+    book = Book(UNIT)
+    if is_snapshot:
+        book.begin_snapshot()
+    for account, lots in positions:
+        book.set(account, lots, PRICE, 1)
+    if is_snapshot:
+        book.begin_snapshot()
+        for account, _ in positions[::2]:
+            book.name(account, "BOTH")
+        book.end_snapshot()
+    for account, _ in positions[::3]:
+        book.sides["short"].reduce(account, 5)
+    assert [side.lots for side in book.sides.values()] == [sum(side.sizes().tolist()) for side in book.sides.values()]
+
+
 @given(CONTRACTS, st.lists(st.tuples(SMALL, st.booleans()), max_size=40), MARKS)
 def test_a_book_that_was_kept_ranks_as_the_one_it_was(contract, positions, mark):
     book = Book(contract)

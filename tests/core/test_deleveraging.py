@@ -64,7 +64,7 @@ def refused(settling: Partition, event) -> Reason:
 
 
 def kept_book(book: Book, saved: SavedBook | None = None) -> KeptBook:
-    return KeptBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, saved or book.save())
+    return KeptBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, [saved or book.save()])
 
 
 def restore(settling: Partition, kept: KeptBook) -> None:
@@ -484,7 +484,7 @@ def test_books_are_kept_when_asked_and_positions_only_when_they_changed():
     (second,) = settling.take().books
     assert (second.seq, second.mark, second.book, second.positions) == (4, 60 * 10**12, None, 0)
     again = partition(Fund(UNIT))
-    restore(again, KeptBook(UNIT.symbol, "0-0", 4, second.mark, second.mark_ts, 0, first.book))
+    restore(again, KeptBook(UNIT.symbol, "0-0", 4, second.mark, second.mark_ts, 0, [first.book]))
     restore(again, KeptBook(UNIT.symbol, "0-0", 4, None, 0, 0, None))
     assert again.book(UNIT.symbol).save() == first.book
     assert again.book(UNIT.symbol).mark == 60 * 10**12

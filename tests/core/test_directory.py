@@ -1,10 +1,11 @@
 import random
 from bisect import insort
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.alphabet import Alphabet
+from fundsvc.core.alphabet import Alphabet, rows_by_name
 from fundsvc.core.directory import NONE, Directory
 
 NAMES = st.text(max_size=3) | st.text("ab", max_size=6)
@@ -69,6 +70,14 @@ def test_a_row_with_another_account_gets_another_place():
     alphabet.update(directory.renamed)
     assert [directory.accounts[row] for row in alphabet.rows] == ["a", "b", "d", "e", "z"]
     assert directory.renamed == set()
+
+
+@pytest.mark.parametrize("names", [30_000, 300], ids=["different", "often equal"])
+def test_many_rows_are_sorted_by_name_in_parts_and_equal_names_stay_in_their_order(names):
+    chance = random.Random(3)
+    accounts = [f"{chance.randrange(names)}" for _ in range(30_000)]
+    rows = chance.sample(range(30_000), 25_000)
+    assert rows_by_name(rows, accounts).tolist() == sorted(rows, key=accounts.__getitem__)
 
 
 def assert_in_order(alphabet: Alphabet, accounts: list[str]) -> None:

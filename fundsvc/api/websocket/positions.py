@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from fundsvc.api.adl_answers import PositionAnswer, deleveraged_answer, position_answer
+from fundsvc.api.adl_answers import PositionAnswer, deleveraged_answer, position_answers
 from fundsvc.api.websocket.client import Client
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.topics import Refused, insist
@@ -59,8 +59,9 @@ class Positions:
         while True:
             await asyncio.sleep(self._seconds)
             for account, clients in list(self._clients.items()):
-                for frame in self._changed_lights(account):
-                    self._send(clients, frame)
+                async with self._telling:
+                    for frame in await self._changed_lights(account):
+                        self._send(clients, frame)
 
     def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
         """Raises Refused for what is no time."""
@@ -73,7 +74,7 @@ class Positions:
         async with self._telling:
             if not self._clients[account]:
                 self._shown[account] = {}
-                list(self._changed_lights(account))
+                await self._changed_lights(account)
             seen = self._clients[account][client] = {}
             for answer in self._shown[account].values():
                 client.push(self._lights(answer))
@@ -117,24 +118,24 @@ class Positions:
         answer = deleveraged_answer(row, self._tail.contracts[row.symbol])
         return push(self.path, "position.deleveraged", answer, private=True)
 
-    def _changed_lights(self, account: str) -> Iterator[Frames]:
-        """Frames of an account's positions whose lights are not what was shown; nothing while the books are loaded."""
+    async def _changed_lights(self, account: str) -> list[Frames]:
+        """Frames of an account's positions whose lights are not what was shown; none while the books are loaded."""
         try:
-            present = {(answer.symbol, answer.side): answer for answer in self._present(account)}
+            answers = await position_answers(self._follower, account)
         except NotFollowed:
-            return
-        shown = self._shown[account]
+            return []
+        shown = self._shown.get(account)
+        return [] if shown is None else list(self._show(shown, answers))  # None once its last client has left
+
+    def _show(self, shown: dict[PositionKey, PositionAnswer], answers: Iterable[PositionAnswer]) -> Iterator[Frames]:
+        """Takes in what an account has now; gives the frames of what differs."""
+        present = {(answer.symbol, answer.side): answer for answer in answers}
         for key in shown.keys() - present.keys():
             yield self._lights(_closed(shown.pop(key)))
         for key, answer in present.items():
             if key not in shown or shown[key].lights != answer.lights:
                 yield self._lights(answer)
             shown[key] = answer
-
-    def _present(self, account: str) -> Iterator[PositionAnswer]:
-        for view in self._follower.views():
-            for side, row in view.book.positions(account):
-                yield position_answer(view, side, row, self._follower.rank(view, side, account))
 
     def _lights(self, answer: PositionAnswer) -> Frames:
         return push(self.path, "position.lights", answer, private=True)

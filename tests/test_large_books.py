@@ -1,0 +1,165 @@
+"""A contract with very many positions: no part of the service holds the event loop for long on their account.
+
+Engine and HTTP side run on one loop. `LARGE` is the smallest form in which each of these holds it for longer than it may, where
+it works on the loop: ranking a side, sharing an order among it, keeping the book, restoring it, showing the queue, a preview.
+"""
+
+import asyncio
+import gc
+import random
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from conftest import with_section
+from escalations import LISTING, SYMBOL, allocated, mark, position, shortfall, written_records
+from eventually import eventually
+from served import served
+from watchdog import watched
+
+from fundsvc.app import spare_collector
+from fundsvc.core.batch import KeptBook
+from fundsvc.core.book import Book, SavedBook, SavedSide
+from fundsvc.core.contracts import contract_of
+from fundsvc.core.partition import Partition
+from fundsvc.core.policy import Policy
+from fundsvc.store.writer import STREAM_START, encode_book
+from fundsvc.streams.client import stream_key
+from fundsvc.streams.source import id_order
+from fundsvc.wire import encode
+
+HOLD_MS_MAX = 50
+"""Five times loop_ms_max, for a crowded machine."""
+
+
+class Size(NamedTuple):
+    """How many positions a side has, how many orders are opened first, and of how many events the large message is."""
+
+    positions: int
+    orders: int
+    events: int = 10_000
+
+
+LARGE = Size(200_000, 50)
+
+
+@pytest.fixture(autouse=True)
+def spared():
+    """The collector is set as in the service: else it goes through all that the tests have loaded, which takes long."""
+    threshold = gc.get_threshold()
+    spare_collector()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+
+
+def kept_shorts(positions):
+    """A book of shorts as it is kept. Its accounts are not in the order of their names."""
+    chance = np.random.default_rng(1)
+    names = [f"account-{number:08}" for number in range(positions)]
+    random.Random(1).shuffle(names)
+    contract = contract_of(LISTING.contract, {"USDT": 8}, 10)
+    lots = chance.integers(1, 100, positions)
+    entry_prices = chance.integers(38_000, 42_000, positions) * 10**contract.price_decimals
+    margins = chance.integers(100, 5_000, positions) * 10**contract.settle_decimals
+    columns = (column.astype("<i8").tobytes() for column in (lots, entry_prices, margins))
+    return SavedBook(Book(contract).save().long, SavedSide(names, *columns))
+
+
+def large_message(size):
+    """Positions that change, between them marks and shortfalls: each of these ranks the side anew."""
+    chance = random.Random(2)
+    for number in range(size.events):
+        if number % 500 == 250:
+            yield mark(39_000 - number // 500)
+        elif number % 500 == 499:
+            yield shortfall(size.orders + 1 + number // 500, lots=300)
+        else:
+            account = f"account-{chance.randrange(size.positions):08}"
+            yield position(account, -chance.randrange(1, 100), chance.randrange(38_000, 42_000), chance.randrange(100, 5_000))
+
+
+async def ask(service, stop):
+    """Asks for a preview that ranks everybody and for the queue, again and again; answers how often."""
+    asked = 0
+    while not stop.is_set():
+        body = {"side": "sell", "lots": 1000, "price": "38000", "bankruptcyPrice": "39000"}
+        policy = {"allocation": "pro_rata", "eligible": "all"}
+        async with service.http.post(f"/api/v1/adl/{SYMBOL}/preview", json=body | {"policy": policy}) as answer:
+            assert answer.status == 200, await answer.text()
+            shown = (await answer.json())["data"]
+            assert shown["order"]["lotsAsked"] == 1000
+        queue = await service.get(f"/api/v1/adl/{SYMBOL}/queue")
+        assert sum(section["positions"] for section in queue["short"]) > 0
+        asked += 1
+        await asyncio.sleep(0.1)
+    return asked
+
+
+async def settled(service):
+    end = (await service.client.xrevrange(stream_key(0), count=1))[0][0].decode()
+    await eventually(lambda: _is_settled(service.pool, end), 600)
+
+
+async def _is_settled(pool, end):
+    return await pool.fetchval("SELECT last_id FROM partitions WHERE partition = 0") == end
+
+
+async def kept_at(pool):
+    return id_order(await pool.fetchval("SELECT last_id FROM books WHERE symbol = $1", SYMBOL))
+
+
+def uninterrupted(book, events, allocation):
+    """The ADL records of a partition with this book that all events went through, one after the other."""
+    partition = Partition(0, 1, [], {"USDT": 8}, 10, lambda _: Policy(allocation=allocation))
+    partition.apply(LISTING)
+    for _ in partition.restore(KeptBook(SYMBOL, STREAM_START, 0, None, 0, 0, [book])):
+        pass
+    for event in events:
+        partition.apply(event)
+    return [sealed.record for sealed in partition.batch.records]
+
+
+async def settle_large(config, owner_connection, size, allocation):
+    """Runs a service with a large book, and returns its watchdog once it has checked what the service did."""
+    config = with_section(config, "policy", default=Policy(allocation=allocation))
+    config = with_section(config, "engine", book_seconds=1, lease_seconds=5)
+    config = with_section(config, "adl", round_seconds=0)  # nobody answers, and orders must not be asked again by the clock
+    async with served(config) as service:
+        await service.append(LISTING)
+    book = await asyncio.to_thread(kept_shorts, size.positions)
+    body = await asyncio.to_thread(encode_book, book)
+    await owner_connection.execute("UPDATE books SET body = $2 WHERE symbol = $1", SYMBOL, body)
+    opening = [mark(39_000), *(shortfall(number + 1, lots=300) for number in range(size.orders))]
+    events = list(large_message(size))
+    async with watched() as watchdog, served(config) as service:
+        for message in (opening, events):
+            await service.client.xadd(stream_key(0), {"json": await asyncio.to_thread(encode, message)})
+        await eventually(lambda: is_loaded(service), 600)
+        stop = asyncio.Event()
+        asking = asyncio.create_task(ask(service, stop))
+        await settled(service)
+        before = await kept_at(service.pool)
+        await eventually(lambda: is_kept_after(service.pool, before), 600)
+        stop.set()
+        assert await asking
+        assert await service.pool.fetchval("SELECT count(*) FROM rejected") == 0
+    records = await written_records(owner_connection)
+    expected = await asyncio.to_thread(uninterrupted, book, [*opening, *events], allocation)
+    assert allocated(records) == allocated(expected)
+    return watchdog
+
+
+async def is_loaded(service):
+    async with service.http.get(f"/api/v1/adl/{SYMBOL}/queue") as answer:
+        return answer.status == 200 and (await answer.json())["data"]["markPrice"]
+
+
+async def is_kept_after(pool, before):
+    return await kept_at(pool) >= before
+
+
+@pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
+async def test_a_large_book_holds_the_loop_briefly(config, owner_connection, allocation):
+    watchdog = await settle_large(config, owner_connection, LARGE, allocation)
+    assert watchdog.longest_ms < HOLD_MS_MAX, sorted(watchdog.holds_ms)[-20:]
