@@ -21,7 +21,7 @@ from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
 CASES = sorted((Path(__file__).parent / "prometheus").glob("*.yml"))
-RUNBOOK = (DEPLOYED.parent / "runbook.md").read_text()
+RUNBOOK = (DEPLOYED.parents[1] / "fundsvc" / "handbook" / "runbook.md").read_text()
 
 
 def rules_of(name):

@@ -19,7 +19,18 @@ from markdown_it.token import Token
 from fundsvc.api.assets import Asset, answer_asset
 from fundsvc.api.endpoints import Endpoint, Media
 
-CHAPTERS = ("index", "concepts", "security")
+CHAPTERS = (
+    "index",
+    "concepts",
+    "events",
+    "api",
+    "operations",
+    "runbook",
+    "security",
+    "performance",
+    "decisions",
+    "contributing",
+)
 """The chapters in their order; each is a Markdown file."""
 
 POLICY = "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
