@@ -15,13 +15,14 @@ from fundsvc.api.appraiser import Appraiser, appraising
 from fundsvc.api.cached import CachedFunds
 from fundsvc.api.contracts import ContractResources
 from fundsvc.api.deleveraging import DeleveragingResources
-from fundsvc.api.docs import Docs
 from fundsvc.api.funds import FundResources
+from fundsvc.api.handbook import Handbook
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.openapi import described
 from fundsvc.api.operations import Ping, operations_endpoints
 from fundsvc.api.page import Page
 from fundsvc.api.reception import Reception
+from fundsvc.api.reference_page import Reference
 from fundsvc.api.server import serve, tls_context
 from fundsvc.api.serving import endpoints, make_app
 from fundsvc.api.sizing import SizingResources
@@ -195,7 +196,15 @@ async def http_side(
             table = endpoints((*operations, *routes, *live.endpoints, *venues))
             reception = Reception(metrics, gate)
             app = make_app(
-                reception, (*table, described(table), live.socket, *Docs().endpoints, *Page(config.http.public_url).endpoints)
+                reception,
+                (
+                    *table,
+                    described(table),
+                    live.socket,
+                    *Reference().endpoints,
+                    *Handbook().endpoints,
+                    *Page(config.http.public_url).endpoints,
+                ),
             )
             app.on_shutdown.append(live.say_goodbye)
             tls = tls_context(config.http.certificate, config.http.certificate_key)

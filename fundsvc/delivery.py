@@ -1,4 +1,4 @@
-"""Delivering a recording: into the stream as an engine would, then waiting until the ledger has it."""
+"""Delivers a recording: sends it to the stream, then waits until it is settled."""
 
 import asyncio
 import time
@@ -23,17 +23,17 @@ from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import id_order
 
 SLICE_EVENTS = 5000
-"""Events appended in one round trip: enough to keep the stream busy, few enough for a smooth progress bar."""
+"""Events appended in one round trip: enough for throughput, few enough for a smooth progress bar."""
 
 LINES_MAX = 20
-"""Refused lines that are named: one wrong field may be in all of them."""
+"""Refused lines that the result names; one wrong field may affect all lines."""
 
 POLL_SECONDS = 0.05
-"""How often the ledger's offset is looked at while waiting."""
+"""Seconds between two reads of the ledger's offset."""
 
 
 class Gain(msgspec.Struct, rename="camel"):
-    """What the ledger gained in entries of one kind and currency; amounts are atoms of 10**-decimals."""
+    """New entries of one kind and currency; amounts are atoms of 10**-decimals."""
 
     currency: str
     decimals: int
@@ -46,12 +46,12 @@ class Gain(msgspec.Struct, rename="camel"):
 
 
 class Delivered(msgspec.Struct, rename="camel"):
-    """What came of a delivery: what was sent, and what the ledger had more afterwards.
+    """The result of a delivery.
 
-    `settled` is the number of events that are in the ledger now; listings count where the recording has nothing else.
-    `duplicates` are equal orders in the recording and events that the ledger knew. `rejected` counts by reason what cannot be
-    settled: lines, of which `lines` names the first few, and events, which the ledger keeps. `refused` names contracts that
-    could not be listed; if the ledger refused one, no event was sent. `passedOver` lines hold no order.
+    `settled` is the number of settled events; listings count if the recording has nothing else. `duplicates` are repeated
+    orders of the recording and events that were settled before. `rejected` counts by reason the refused lines, of which
+    `lines` names the first few, and the rejected events, which the ledger keeps. `refused` names contracts that could not be
+    listed; if the ledger refused one, no event was sent. `passedOver` counts lines without an order.
     """
 
     events: int
@@ -69,7 +69,7 @@ _OF_LISTINGS = (Reason.CONTRACT_INVALID, Reason.CONTRACT_FIXED)
 
 
 class _State(NamedTuple):
-    """How far a ledger is: the last entry by symbol, and the duplicates that were ignored so far."""
+    """The progress of a ledger: the last entry by symbol, and the number of ignored duplicates."""
 
     entries: dict[str, int]
     duplicates: int
@@ -79,7 +79,7 @@ class Delivery:
     """Sends a recording and waits until all of it is settled.
 
     `sent` is called with the number of events appended since the last call, `durable` with the settled share of the messages.
-    What other producers send meanwhile is counted too, but for what is rejected.
+    Settled events of other producers are counted too.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Delivery:
     async def run(self, recording: Recording) -> Delivered:
         """Delivers the contracts and, if none is refused, the events.
 
-        Raises StoreFault or StreamFault when a server goes away; what was sent by then is settled or not, so deliver again.
+        Raises StoreFault or StreamFault if a server becomes unreachable; deliver again, since repeated events are duplicates.
         """
         started = time.monotonic()
         before = await self._state()
@@ -115,7 +115,7 @@ class Delivery:
         await self._wait_until_settled()
 
     async def _wait_until_settled(self) -> None:
-        """Waits for the ledger, and looks after the stream: what lost its tail would be waited for in vain."""
+        """Waits for the ledger, and checks the stream: messages lost by the stream server would never be settled."""
         total = sum(map(len, self._ids.values()))
         waiting = {partition: [id_order(stream_id) for stream_id in appended] for partition, appended in self._ids.items()}
         while waiting:
@@ -154,14 +154,14 @@ class Delivery:
         )
 
     def _settled(self, events: Sequence[Event], rejected: Counter[str]) -> int:
-        """How many events were not rejected: listings count where there is nothing else, rates once for each partition."""
+        """The number of settled events: listings count if there is nothing else, rates once per partition."""
         if all(isinstance(event, Listing) for event in events):
             return len(events) - rejected.total()
         sent = sum(len(self._producer.destinations(event)) for event in events if not isinstance(event, Listing))
         return sent - sum(number for reason, number in rejected.items() if reason not in _OF_LISTINGS)
 
     async def _kept(self, events: Iterable[Event]) -> Counter[str]:
-        """Why fills are not settled that were rejected before and are kept: sent again, they are rejected no more."""
+        """The reasons of fills that were rejected and kept before; resent events do not count as new rejections."""
         now = {(row["event_symbol"], row["event_seq"], row["digest"]) for row in await self._rejected()}
         before = {kept for event in events if isinstance(event, Fill) and (kept := kept_as(event))} - now
         rows = await self._fetch("rejected_kept", *map(list, zip(*before, strict=True))) if before else []
@@ -169,7 +169,7 @@ class Delivery:
         return Counter(row["reason"] for row in rows if applied[row["event_symbol"], row["event_seq"]] is Applied.NEVER)
 
     async def _applied(self, keys: Iterable[Key]) -> dict[Key, Content | Applied]:
-        """What the ledger has under some sequences."""
+        """The entries of the ledger under some sequences."""
         found: dict[Key, Content | Applied] = {}
         wanted: dict[str, list[int]] = defaultdict(list)
         for symbol, seq in sorted(keys):
@@ -185,7 +185,7 @@ class Delivery:
 
 
 async def listed(pool: Pool) -> dict[str, Known]:
-    """The contracts that the ledger knows, by symbol; raises StoreFault."""
+    """The contracts of the ledger, by symbol; raises StoreFault."""
     rows = await _fetch(pool, "newest_fills")
     return {row["symbol"]: Known(contract_from(row), row["seq"], row["ts"]) for row in rows}
 

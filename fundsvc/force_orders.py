@@ -1,11 +1,11 @@
-"""Binance's public stream of liquidation orders (`forceOrder`), USD-margined and coin-margined, as fills.
+"""Converts Binance's public liquidation orders (`forceOrder`), USD-margined and coin-margined, to fills.
 
-An order's IOC limit is its bankruptcy price, its average price the price of the fill. Binance numbers nothing, so the sequence
-is made of the order itself: its time in the upper bits and a digest of its fields in the lower ones. Hence one order has one
-sequence in every recording, wherever it stands there, and an older order has a lower sequence than a newer one.
+An order's IOC limit is its bankruptcy price, its average price is the fill price. Binance assigns no sequence, so the sequence
+is derived from the order: its time in the upper bits and a digest of its fields in the lower bits. An order therefore has the
+same sequence in every recording, and an older order has a lower sequence than a newer one.
 
-A recording also holds other messages (acknowledgements, pings, other events), which are counted and passed over. What is not a
-legal order is refused with its line and a reason; the other lines are read all the same.
+Other messages of a recording (acknowledgements, pings, other events) are counted and skipped. A line that is no valid order is
+refused with its number and a reason; the other lines are read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +20,8 @@ from fundsvc.core.events import Fill, Listing, Reason, Rejection, Symbol
 from fundsvc.core.numbers import INT64_MAX, format_units, parse_amount, parse_price, to_units
 
 DIGEST_BITS = 21
-"""Two orders of one contract in one millisecond share a sequence with a probability of 1 in 2 million: the ledger then keeps
-the second one as a conflict. The time has the other 42 bits, which last until the year 2109.
+"""Two orders of a contract in one millisecond have the same sequence with a probability of 1 in 2 million; the ledger then
+rejects the second one as a conflict. The time has the other 42 bits, which suffice until the year 2109.
 """
 
 TIME_MAX = 2 ** (63 - DIGEST_BITS) - 1
@@ -35,18 +35,18 @@ LOT = "0.00000001"
 _STABLE = ("USDT", "USDC", "FDUSD", "BUSD", "USD1")
 _COIN_MARGINED_PERPETUAL = "_PERP"
 _BNB = "BNBUSD"
-"""The one pair of a coin and USD that ends like a pair with BUSD."""
+"""The only pair of a coin and USD with the ending of a BUSD pair."""
 
 _FACES = {"BTC": 100}
 _FACE = 10
-"""A coin-margined contract is worth so many USD: 100 for BTC, 10 for every other coin."""
+"""The value of a coin-margined contract in USD: 100 for BTC, 10 for every other coin."""
 
 _SAME_CURRENCY = {"XBT": "BTC"}
-"""KuCoin's name of a currency, and Binance's."""
+"""KuCoin's names of currencies by Binance's names."""
 
 
 class Refusal(NamedTuple):
-    """A line of a recording that cannot be settled, and why."""
+    """A line of a recording that cannot be settled, and the reason."""
 
     line: int
     reason: Reason
@@ -54,7 +54,7 @@ class Refusal(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A contract that is listed already, with the sequence and time (ms) of its newest fill, 0 without one."""
+    """A listed contract with the sequence and time (ms) of its newest fill, or 0."""
 
     contract: Contract
     seq: int
@@ -78,24 +78,24 @@ class ForceOrder(msgspec.Struct, frozen=True):
 
     @property
     def pair(self) -> str:
-        """The symbol without the date of delivery, which stands at the end, or before a quote currency."""
+        """The symbol without its delivery date, which is at the end or before the quote currency."""
         return self.s if self.s.endswith(_STABLE) else self.s.partition("_")[0]
 
     @property
     def coin_margined(self) -> bool:
-        """Whether the contract is inverse and settled in the coin."""
+        """Whether the contract is inverse: settled in the coin."""
         if self.ps is not None or self.s.endswith(_COIN_MARGINED_PERPETUAL) or self.pair == _BNB:
             return True
         return self.pair.endswith("USD") and not self.pair.endswith(_STABLE)
 
     @property
     def face(self) -> int:
-        """What one unit of the quantity is worth: USD of a coin-margined contract, base units of a linear one."""
+        """The value of one unit of quantity: USD for a coin-margined contract, base units for a linear one."""
         return _FACES.get(self.pair.removesuffix("USD"), _FACE) if self.coin_margined else 1
 
 
 class Orders(NamedTuple):
-    """The orders of a recording with their line numbers, the number of lines that hold none, and what was refused."""
+    """The orders of a recording with their line numbers, the number of lines without an order, and the refused lines."""
 
     orders: list[tuple[int, ForceOrder]]
     passed_over: int
@@ -103,9 +103,7 @@ class Orders(NamedTuple):
 
 
 class Fills(NamedTuple):
-    """What orders are as events: contracts to be listed, fills in the order of time, how many orders stood there before, and
-    what was refused.
-    """
+    """Orders as events: contracts to list, fills in the order of time, the number of repeated orders, and the refused lines."""
 
     listings: list[Listing]
     fills: list[Fill]
@@ -130,7 +128,7 @@ def read_orders(lines: Iterable[tuple[int, bytes]]) -> Orders:
 
 
 def fills_of(orders: Iterable[tuple[int, ForceOrder]], known: Mapping[str, Known], given: Mapping[str, Contract]) -> Fills:
-    """The orders as fills on the terms of the contracts that are listed already, else of the given ones, else of Binance."""
+    """The orders as fills, under the terms of the listed contracts, else of the given ones, else of Binance."""
     terms = _Terms(known, given)
     fills: dict[tuple[str, bytes], Fill] = {}
     refused: list[Refusal] = []
@@ -147,7 +145,7 @@ def fills_of(orders: Iterable[tuple[int, ForceOrder]], known: Mapping[str, Known
 
 
 class _Terms:
-    """The contracts that orders are settled on; collects the listings of those that nobody has listed."""
+    """The contracts of the orders; collects listings for contracts that are not listed yet."""
 
     def __init__(self, known: Mapping[str, Known], given: Mapping[str, Contract]) -> None:
         self.listings: list[Listing] = []
@@ -156,7 +154,7 @@ class _Terms:
         self._found: dict[str, Contract | Rejection] = {}
 
     def of(self, order: ForceOrder) -> Contract:
-        """The contract of an order; raises Rejection when it cannot be settled on any."""
+        """The contract of an order; raises Rejection if no contract fits."""
         if order.s not in self._found:
             self._found[order.s] = self._find(order)
         found = self._found[order.s]
@@ -184,7 +182,7 @@ class _Terms:
         if given and not known.contract.same_terms(given):
             raise Rejection(Reason.CONTRACT_FIXED, f"{symbol} is listed with other terms than those given")
         if known.seq and known.seq >> DIGEST_BITS != known.ts:
-            # An engine's own sequences: after a recorded order all its next events would be late.
+            # The sequences come from an engine: after a recorded order all its next events would be late.
             raise Rejection(
                 Reason.CONFLICT, f"{symbol} has fills of another source: sequence {known.seq} is no recorded order's"
             )
@@ -192,7 +190,7 @@ class _Terms:
 
 
 def specification_of(order: ForceOrder) -> dict[str, Any]:
-    """The contract of an order as a KuCoin contract object; raises Rejection where its currencies cannot be told."""
+    """The contract of an order as a KuCoin contract object; raises Rejection for unknown currencies."""
     base, quote = _currencies(order)
     return {
         "symbol": order.s,
@@ -216,7 +214,7 @@ def _currencies(order: ForceOrder) -> tuple[str, str]:
 
 
 def _check_money(listed: Contract, own: Contract) -> None:
-    """Raises Rejection where a listed contract would settle an order in other money."""
+    """Raises Rejection if a listed contract would settle an order in another currency or unit."""
     terms = [(_SAME_CURRENCY.get(one.settle_currency, one.settle_currency), one.is_inverse) for one in (listed, own)]
     if terms[0] != terms[1]:
         found, wanted = (f"{'inverse' if inverse else 'linear'} in {currency}" for currency, inverse in terms)
@@ -224,7 +222,7 @@ def _check_money(listed: Contract, own: Contract) -> None:
 
 
 def _fill(order: ForceOrder, contract: Contract) -> tuple[Fill, bytes]:
-    """The fill that an order is on a contract, and the digest of the order; raises Rejection."""
+    """The fill of an order under a contract, and the digest of the order; raises Rejection."""
     if order.T > TIME_MAX:
         raise Rejection(Reason.TS_OUT_OF_RANGE, f"T {order.T} is no time in milliseconds: it is above {TIME_MAX}")
     decimals = contract.price_decimals
@@ -238,7 +236,7 @@ def _fill(order: ForceOrder, contract: Contract) -> tuple[Fill, bytes]:
 
 
 def _lots(order: ForceOrder, contract: Contract) -> int:
-    """The filled quantity in lots; raises Rejection unless it is a whole number of them."""
+    """The filled quantity in lots; raises Rejection unless it is a whole number of lots."""
     filled = _units(order.z)
     if filled <= 0:
         raise Rejection(Reason.OUT_OF_RANGE, f"a filled quantity (z) of {order.z} is no fill")
@@ -266,7 +264,7 @@ def _units(quantity: Decimal) -> int:
 
 
 def _orders(line: bytes) -> list[ForceOrder | Rejection]:
-    """The orders in a line; what should be one and is not stands as a Rejection in its place."""
+    """The orders of a line, with a Rejection in the place of each invalid one."""
     try:
         message = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -276,7 +274,7 @@ def _orders(line: bytes) -> list[ForceOrder | Rejection]:
 
 
 def _found(message: Any) -> Iterator[Any]:
-    """What a message holds in the places of orders: one message or an array, of the raw stream or of a combined one."""
+    """The order values of a message: one message or an array, of the raw or the combined stream."""
     for part in _each(message):
         combined = isinstance(part, dict) and "stream" in part
         for event in _each(part.get("data") if combined else part):

@@ -1,7 +1,7 @@
-"""Keys that stand twice in an object, which the decoder lets pass: the last one would win here, and maybe not elsewhere.
+"""Detects duplicate keys of an object, which the decoder accepts: parsers disagree about which value counts.
 
-Every field that an event has must have had a key. So none is repeated where a text has as many colons as there are fields, or
-where a MessagePack value is as short as it can be. Only what fails this quick look is read a second time, key by key.
+Every field of an event needs a key. So no key is repeated if a text has as many colons as fields, or if a MessagePack value has
+its shortest length. Only values that fail this quick check are read a second time, key by key.
 """
 
 import json
@@ -17,21 +17,21 @@ from fundsvc.core.events import Event, Fill, Listing
 T = TypeVar("T")
 
 KEYS_OF_FILL = 8
-"""Those that a fill must have, with `type`."""
+"""The number of required fields of a fill, including `type`."""
 
 FIXMAP, MAP16, MAP32, FIXARRAY, ARRAY16, ARRAY32 = 0x80, 0xDE, 0xDF, 0x90, 0xDC, 0xDD
-"""First bytes of MessagePack's maps and arrays; those of short ones hold the length in their lower four bits."""
+"""First bytes of MessagePack maps and arrays; short ones contain the length in their lower four bits."""
 
 _ARRAY = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _MAP = msgspec.msgpack.Decoder(dict[Any, msgspec.Raw])
 
 
 class RepeatedKey(msgspec.ValidationError):
-    """An object has a key twice."""
+    """An object has a duplicate key."""
 
 
 def may_repeat(codec: str, body: bytes, events: Sequence[Event]) -> bool:
-    """Whether the bytes that events were decoded from might have a key twice; rarely true of what engines send."""
+    """Whether the bytes of decoded events may contain a duplicate key; rarely true for events of engines."""
     if codec == "json":
         return body.count(b":") != sum([_COUNTS[type(event)](event) for event in events])
     length = len(msgspec.msgpack.encode(events))
@@ -46,7 +46,7 @@ def may_repeat_one(codec: str, raw: bytes | msgspec.Raw, event: Event) -> bool:
 
 
 def check_keys(codec: str, body: bytes) -> None:
-    """Raises RepeatedKey for a key that an object has twice, at any depth of a legal JSON text or MessagePack value."""
+    """Raises RepeatedKey for a duplicate key of an object, at any depth of a valid JSON text or MessagePack value."""
     if codec == "json":
         json.loads(body.decode(), strict=False, object_pairs_hook=_object, parse_int=len, parse_float=len)
     else:
@@ -54,7 +54,7 @@ def check_keys(codec: str, body: bytes) -> None:
 
 
 def decode_json(text: str | bytes, kind: type[T]) -> T:
-    """What a JSON text says, each key once; raises msgspec.DecodeError, UnicodeDecodeError or RecursionError."""
+    """The value of a JSON text without duplicate keys; raises msgspec.DecodeError, UnicodeDecodeError or RecursionError."""
     decoded = msgspec.json.decode(text, type=kind)
     check_keys("json", text.encode() if isinstance(text, str) else text)
     return decoded
@@ -65,7 +65,7 @@ def _keys_of_fill(fill: Fill) -> int:
 
 
 def _counter_of(kind: type[Event]) -> Callable[[Any], int]:
-    """What counts the keys that an event of a kind must have had: those of its fields that are not at their defaults."""
+    """Returns a function that counts the keys an event must have had: its fields that differ from their defaults."""
     fields, defaults = kind.__struct_fields__, kind.__struct_defaults__
     required = 1 + len(fields) - len(defaults)
     optional = fields[len(fields) - len(defaults) :]
@@ -85,7 +85,7 @@ _COUNTS: dict[type, Callable[[Any], int]] = {
     Fill: _keys_of_fill,
     Listing: lambda _: -1_000_000,
 }
-"""A listing's object may have any keys: no number of colons tells."""
+"""Always true for listings: their object may have any keys, so the number of colons proves nothing."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> None:
@@ -110,7 +110,7 @@ def _check_packed(value: bytes) -> None:
 
 
 def _length(value: bytes) -> int | None:
-    """How many elements or pairs a MessagePack array or map says it has; None for anything else."""
+    """The number of elements or pairs of a MessagePack array or map; None for other values."""
     first = value[0]
     if first & 0xF0 in (FIXMAP, FIXARRAY):
         return first & 0x0F

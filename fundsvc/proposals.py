@@ -1,4 +1,4 @@
-"""How a changed configuration of policies becomes part of what happened: as an event in each partition's stream."""
+"""Appends a changed configuration of policies to each partition's stream, as an event."""
 
 import time
 
@@ -11,10 +11,10 @@ from fundsvc.wire import encode
 
 
 class Proposals:
-    """What one process proposes: its configuration, once to each partition that it comes to own.
+    """The policies that a process proposes, once to each partition that it comes to own.
 
-    Engines with different configurations may own a partition in turn. Each proposes its own once after it started, and none
-    changes back what another proposed later.
+    Engines with different configurations may own a partition in turn. Each proposes its own configuration once after its
+    start, so they do not alternate.
     """
 
     def __init__(self, config: Config) -> None:
@@ -22,7 +22,7 @@ class Proposals:
         self._compared: set[int] = set()
 
     async def propose(self, client: Client, partition: int, recorded: Policies) -> int | None:
-        """Appends the configured policies where they differ from the recorded ones; returns their version, if it did."""
+        """Appends the configured policies if they differ from the recorded ones; returns their version, or None."""
         configured = self._config.policy.version(recorded.version + 1)
         if partition in self._compared or configured.same_rules(recorded):
             self._compared.add(partition)

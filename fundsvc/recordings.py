@@ -18,14 +18,14 @@ Format = Literal["events", "binance-force-orders"]
 
 
 class RecordingError(ValueError):
-    """The file is not what it should be; the message names the line and what is wrong with it."""
+    """The file is invalid; the message names the line and the error."""
 
 
 class Recording(NamedTuple):
-    """What a file holds: contracts to be listed first, without which its events would mean other money; events in order.
+    """The content of a file: contracts to list first, since they decide what the events are worth, and events in order.
 
-    `duplicates` counts equal orders beyond the first, `passed_over` lines that hold no order, and `refused` says what cannot be
-    settled. `conflicts` are the given contracts that the ledger has on other terms.
+    `duplicates` counts repeated orders, `passed_over` counts lines without an order, `refused` lists lines that cannot be
+    settled. `conflicts` are given contracts that the ledger has under other terms.
     """
 
     listings: Sequence[Listing]
@@ -38,7 +38,7 @@ class Recording(NamedTuple):
 
 
 Fitting = Callable[[Mapping[str, Known]], Recording]
-"""Makes a recording of what a file holds, on the terms of the contracts that the ledger knows."""
+"""Converts a file to a recording under the terms of the contracts in the ledger."""
 
 
 class _ContractsAnswer(msgspec.Struct):
@@ -51,7 +51,7 @@ def read_recording(path: Path, form: Format) -> Recording:
 
 
 def open_recording(path: Path, form: Format, contracts: Path | None = None) -> Fitting:
-    """Reads a file, and the contracts that are to be listed before it; raises RecordingError."""
+    """Reads a file, and the file of contracts to list before it; raises RecordingError."""
     listings = read_contracts(contracts).listings if contracts else []
     if form == "binance-force-orders":
         return partial(_fit, partial(_fills, read_orders(_lines(path))), listings)
@@ -73,7 +73,7 @@ def read_contracts(path: Path) -> Recording:
 
 
 def _symbol(event: Event, where: str) -> str:
-    """The symbol of an event, "" if it has none; a contract must be one that can be listed."""
+    """The symbol of an event, or "" without one; raises Rejection for a contract that cannot be listed."""
     if not isinstance(event, Listing):
         return getattr(event, "symbol", "")
     try:
@@ -83,7 +83,7 @@ def _symbol(event: Event, where: str) -> str:
 
 
 def _read_events(path: Path) -> Recording:
-    """One event or an array of events to a line, in JSON as on the wire."""
+    """Reads one event or an array of events per line, in the JSON of the stream."""
     events: list[Event] = []
     symbols: set[str] = set()
     for number, line in _lines(path):
@@ -100,8 +100,8 @@ def _fit(
     listings: Sequence[Listing],
     known: Mapping[str, Known],
 ) -> Recording:
-    """A recording on the terms of a ledger, after the given contracts. A contract that the ledger has on other terms is left
-    out: sent, it would put the terms in doubt.
+    """A recording under the terms of a ledger, after the given contracts. It omits contracts that the ledger has under other
+    terms, because their listing would suspend them.
     """
     given = {contract.symbol: contract for contract in map(_contract, listings)}
     conflicts = [
@@ -124,13 +124,13 @@ def _contract(listing: Listing) -> Contract:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, by number. Files that were put together have byte order marks at the head of any line."""
+    """The lines that are not blank, by number, without byte order marks, which concatenated files have at any line."""
     lines = (line.removeprefix(codecs.BOM_UTF8) for line in _read(path).splitlines())
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a file; UTF-16 with a byte order mark, as PowerShell writes it, is made UTF-8."""
+    """The bytes of a file as UTF-8; converts UTF-16 with a byte order mark, which PowerShell writes."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Tables of a configuration beside the structs they become: which keys there are, what is allowed, and all that is wrong."""
+"""Validates configuration tables against the structs they become, and reports all errors with the allowed values."""
 
 import json
 import re
@@ -11,36 +11,36 @@ import msgspec
 from msgspec import inspect
 
 SHOWN_LENGTH_MAX = 60
-"""Of a wrong value in a message: enough to recognise it."""
+"""Characters of a wrong value in an error message."""
 
 HIDDEN = "***"
-"""What is shown in the place of a secret."""
+"""The text that replaces a secret."""
 
 SECRET, ADDRESS = {"hide": "all"}, {"hide": "password"}
-"""The `extra` of types whose values are not shown at all, and without a password that may be in them. Another, `form`, says in
-words what a pattern allows.
+"""The `extra` of types whose values are not shown, or shown without a password. Another key, `form`, describes a pattern in
+words.
 """
 
 _PASSWORD = re.compile(r"(?<=://)([^:@/]*):.*@|(?<=[?&])((?:ssl)?password=)[^&]*", re.DOTALL)
-"""Rather too much than too little: a password that is not escaped as it should be may hold any character."""
+"""Matches generously, because an unescaped password may contain any character."""
 
 
 class Key(NamedTuple):
-    """Where a key stands, from the outermost table on, and the type of its values."""
+    """The path of a key from the outermost table, and the type of its values."""
 
     path: tuple[str, ...]
     kind: Any
 
 
 class Complaint(NamedTuple):
-    """What is wrong with the value at a path (dotted), and what is allowed there."""
+    """An error in the value at a dotted path, and the allowed values."""
 
     path: str
     text: str
 
 
 def keys(struct: type[msgspec.Struct], path: tuple[str, ...] = ()) -> Iterator[Key]:
-    """All keys of a struct and of the structs within it that are no tables of fixed keys themselves."""
+    """All keys of a struct and of its nested structs, without the keys of the tables themselves."""
     for field in msgspec.structs.fields(struct):
         inner = struct_of(field.type)
         if inner:
@@ -50,7 +50,7 @@ def keys(struct: type[msgspec.Struct], path: tuple[str, ...] = ()) -> Iterator[K
 
 
 def find(struct: type[msgspec.Struct], name: str) -> Key | None:
-    """The key whose path, joined by underscores, is a name; whole tables have names too."""
+    """The key or table whose path, joined by underscores, is `name`."""
     for field in msgspec.structs.fields(struct):
         if field.name == name:
             return Key((name,), field.type)
@@ -61,15 +61,15 @@ def find(struct: type[msgspec.Struct], name: str) -> Key | None:
 
 
 def struct_of(kind: Any) -> type[msgspec.Struct] | None:
-    """The struct that a table of this type becomes, if it is one of fixed keys, or none at all."""
+    """The struct of a table with fixed keys, or None for another type."""
     kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
     return next((one for one in kinds if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
 
 
 def from_text(text: str, kind: Any) -> Any:
-    """The value that a text stands for: numbers as they are written, lists with commas, tables as JSON.
+    """Parses a value from text: numbers, lists with commas, tables as JSON.
 
-    A text that stands for none is left as it is. Raises ValueError for a table that is no JSON.
+    Returns other text unchanged. Raises ValueError for a table that is not JSON.
     """
     if struct_of(kind) or get_origin(kind) is dict:
         return json.loads(text)
@@ -82,7 +82,7 @@ def from_text(text: str, kind: Any) -> Any:
 
 
 def complaints(value: Any, kind: Any, path: str = "") -> Iterator[Complaint]:
-    """All that is wrong with a value of a type."""
+    """All errors of a value of a type."""
     struct = struct_of(kind)
     if struct and isinstance(value, Mapping):
         yield from _of_table(value, struct, path)
@@ -94,7 +94,7 @@ def complaints(value: Any, kind: Any, path: str = "") -> Iterator[Complaint]:
 
 
 def allowed(kind: Any) -> str:
-    """What values of a type may be, in words."""
+    """The allowed values of a type, in words."""
     return _allowed(inspect.type_info(kind))
 
 
@@ -104,7 +104,7 @@ def span(kind: Any) -> str:
 
 
 def presentable(value: Any, kind: Any) -> Any:
-    """A value as it may be shown: without what is secret."""
+    """A value without secrets, for display."""
     hide = _extra(kind).get("hide")
     if value and hide == "all":
         return HIDDEN

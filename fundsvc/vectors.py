@@ -1,8 +1,8 @@
-"""Conformance vectors: language-neutral examples of the rules, run through the real decoder, settlement and ADL.
+"""Runs conformance vectors, language-neutral examples of the rules, through the decoder, settlement and ADL.
 
-A vector is a JSON file: a contract, what its fund starts with, a policy, events, and everything that must come out.
-Amounts are decimal strings in the settlement currency, prices decimal strings; what an event leaves out of `symbol` and `ts`
-defaults. Events that the service would reject move nothing here either; they are listed in the outcome.
+A vector is a JSON file: a contract, the initial fund, a policy, events, and the complete expected outcome. Amounts are decimal
+strings in the settlement currency, prices are decimal strings. Absent `symbol` and `ts` of an event have defaults. Events that
+the service rejects change nothing; the outcome lists them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,25 +27,25 @@ from fundsvc.core.settlement import Fund
 from fundsvc.wire import Message, decode
 
 Amount = str
-"""A decimal string; it is compared in its shortest form, so that "100.0" and "100" are the same amount."""
+"""A decimal string, compared in its shortest form, so that "100.0" equals "100"."""
 
 _MONEY = {"change", "balance", "uncovered", "repaid", "outstanding", "recovered"}
-"""The amounts among what is expected."""
+"""The expected fields that are amounts."""
 
 _OF_A_CONTRACT = {event.__struct_config__.tag for event in (Fill, Mark, Position, AdlFill, AdlEnd)}
 """Types of events that name a symbol."""
 
 
 class VectorError(ValueError):
-    """A file or a value that is no vector; the message says where."""
+    """A file or value is not a vector; the message names the place."""
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """Base of a vector's parts: a misspelt expectation must not pass by being ignored."""
+    """Base of a vector's parts. Unknown keys are errors, so that a misspelt expectation cannot pass."""
 
 
 class StartingFund(_Part, frozen=True):
-    """What the fund has before the first event."""
+    """The fund before the first event."""
 
     balance: Amount = "0"
     outstanding: Amount = "0"
@@ -70,7 +70,7 @@ class ExpectedFund(_Part, frozen=True):
 
 
 class Allocated(_Part, frozen=True):
-    """What one round asks of one account."""
+    """The allocation of one account in a round."""
 
     account: str
     lots: int
@@ -90,7 +90,7 @@ class ExpectedOrder(_Part, frozen=True):
 
 
 class Expectation(_Part, frozen=True):
-    """Everything that comes out of a vector."""
+    """The complete expected outcome of a vector."""
 
     entries: tuple[ExpectedEntry, ...]
     fund: ExpectedFund
@@ -111,7 +111,7 @@ class Vector(_Part, frozen=True):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One place where what came out is not what must come out; None stands for what is not there."""
+    """A difference between expected and actual outcome; None stands for an absent value."""
 
     path: str
     expected: Any
@@ -119,9 +119,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What running a vector showed; `rejected` are the events that the service would keep as rejected, as
-    "events[0]: reason: detail".
-    """
+    """The result of a vector; `rejected` lists rejected events as "events[0]: reason: detail"."""
 
     verdict: Literal["passed", "failed"]
     differences: tuple[Difference, ...] = ()
@@ -139,7 +137,7 @@ def read_vector(path: Path) -> dict[str, Any]:
 
 
 def run_vector(vector: dict[str, Any]) -> Outcome:
-    """Runs a vector and compares everything that it expects; raises VectorError when it is not one."""
+    """Runs a vector and compares its complete outcome; raises VectorError if it is not a vector."""
     read = _read(vector)
     contract = _contract(read)
     fund = _starting_fund(read, contract)
@@ -187,7 +185,7 @@ def _starting_fund(vector: Vector, contract: Contract) -> Fund:
 
 
 def _policy(keys: dict[str, Any]) -> Policy:
-    """The policy of the design's keys; numbers may be strings, and a guard that is off may say so."""
+    """The policy of a vector; numbers may be strings, and a guard may be "off"."""
     given = {"escalate_min": 0} | {_snake_case(key): value for key, value in keys.items() if key != "reserveLine"}
     guard = given.get("drawdown_guard")
     if isinstance(guard, dict):
@@ -212,7 +210,7 @@ def _units(path: str, text: Any, decimals: int) -> int:
 
 
 def _settle(partition: Partition, events: Sequence[dict[str, Any]], symbol: str) -> Iterator[str]:
-    """Settles the events as if they came from the stream; yields what was rejected."""
+    """Settles the events in stream order; yields the rejected ones."""
     for position, event in enumerate(events):
         defaults = {"symbol": symbol, "ts": 0} if event.get("type") in _OF_A_CONTRACT else {}
         message = Message("0-1", "json", msgspec.json.encode(defaults | event))
@@ -227,7 +225,7 @@ def _settle(partition: Partition, events: Sequence[dict[str, Any]], symbol: str)
 
 
 def _result(batch: Batch, fund: Fund) -> dict[str, Any]:
-    """What came out, in the shape of an `Expectation`, amounts and prices still as integers."""
+    """The actual outcome in the shape of an `Expectation`, with integer amounts and prices."""
     return {
         "entries": [_pick(entry, ExpectedEntry) for entry in batch.entries],
         "fund": _pick(batch.changed.get(fund.contract.symbol, fund), ExpectedFund),
@@ -237,7 +235,7 @@ def _result(batch: Batch, fund: Fund) -> dict[str, Any]:
 
 
 def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
-    """What each round of an order asked, in the order of rank."""
+    """The allocations of each round of an order, in the order of ranks."""
     rounds: list[list[dict[str, Any]]] = [[] for _ in range(order.round)]
     for record in (sealed.record for sealed in batch.records):
         if record.adl == order.adl and record.kind in ("order", "round", "part"):
@@ -271,7 +269,7 @@ def _shortest(path: str, amount: str | int, decimals: int) -> str:
 
 
 def _differences(path: str, expected: Any, got: Any) -> Iterator[Difference]:
-    """Where two values of the same shape differ; of lists of different lengths, what one has alone too."""
+    """The differences between two values of the same shape, including elements that only one list has."""
     if isinstance(expected, dict) and isinstance(got, dict):
         for key, value in expected.items():
             yield from _differences(f"{path}.{key}", value, got[key])

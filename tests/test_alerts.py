@@ -21,7 +21,7 @@ from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
 CASES = sorted((Path(__file__).parent / "prometheus").glob("*.yml"))
-RUNBOOK = (DEPLOYED.parent / "runbook.md").read_text()
+RUNBOOK = (DEPLOYED.parents[1] / "fundsvc" / "handbook" / "runbook.md").read_text()
 
 
 def rules_of(name):
@@ -135,7 +135,7 @@ async def test_a_fund_that_is_drained_is_seen_by_prometheus(config, tmp_path):
             "summary": f"The fund of {SYMBOL} is dry; it held 100 USDT",
             "description": "It holds nothing; that is the most that it held within 8 hours. "
             "The whole of the next shortfall goes to ADL.",
-            "runbook_url": "deploy/runbook.md#funddry",
+            "runbook_url": "http://127.0.0.1:8080/docs/runbook#funddry",
         }
         summaries = {name: alert["annotations"]["summary"] for (name, _), alert in firing.items()}
         assert summaries["FundUncovered"] == "Nobody covered 7 USDT of losses in EMPTY"

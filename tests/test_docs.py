@@ -10,7 +10,7 @@ async def test_the_description_is_drawn_and_tried_with_nothing_from_elsewhere(br
     page = await browser.new_page()
     window = Window(page, url)
     document = await (await page.request.get(f"{url}/openapi.json")).json()
-    await window.go("docs")
+    await window.go("docs/reference/")
     await expect(page.locator(".opblock")).to_have_count(sum(map(len, document["paths"].values())))
     clock = page.locator(".opblock", has_text="/api/v1/timestamp")
     await clock.locator("button.opblock-summary-control").click()
@@ -24,13 +24,13 @@ async def test_the_description_is_drawn_and_tried_with_nothing_from_elsewhere(br
 
 async def test_its_files_are_named_and_its_policy_lets_nothing_else_in(url):  # noqa: F811
     async with aiohttp.ClientSession(url) as http:
-        async with http.get("/docs") as answer:
+        async with http.get("/docs/reference/") as answer:
             policy = answer.headers["Content-Security-Policy"]
             assert all(condition in policy + ";" for condition in CONDITIONS)
-        async with http.get("/docs/none.js") as answer:
+        async with http.get("/docs/reference/none.js") as answer:
             assert (answer.status, (await answer.json())["code"]) == (404, "404000")
-        async with http.get("/docs/swagger-ui.css") as answer:
+        async with http.get("/docs/reference/swagger-ui.css") as answer:
             assert answer.headers["Content-Encoding"] == "gzip"
             tag = answer.headers["ETag"]
-        async with http.get("/docs/swagger-ui.css", headers={"If-None-Match": tag}) as answer:
+        async with http.get("/docs/reference/swagger-ui.css", headers={"If-None-Match": tag}) as answer:
             assert answer.status == 304

@@ -49,8 +49,8 @@ ACCOUNTS = re.compile("secret-", re.IGNORECASE)
 
 
 def documented():
-    """The level and keys of each event, as the README has them."""
-    section = (ROOT / "README.md").read_text().split("\n## Logs\n")[1].split("\n## ")[0]
+    """The level and keys of each event, as the handbook has them."""
+    section = (ROOT / "fundsvc" / "handbook" / "operations.md").read_text().split("\n## Logs\n")[1].split("\n## ")[0]
     found = {}
     keys = set()
     for row in re.findall(r"^\| (`.*?) \| (\w+) \| (.*?) ?\| .*\|$", section, re.MULTILINE):
@@ -77,7 +77,7 @@ def in_source():
 def is_logging(called, name):
     """Whether it is a logger's level that is called; a client has an `info` too."""
     of = getattr(called, "value", None)
-    return name in {*LEVELS, "exception", "say"} and "client" not in {getattr(of, "id", ""), getattr(of, "attr", "")}
+    return name in {*LEVELS, "exception", "log_at"} and "client" not in {getattr(of, "id", ""), getattr(of, "attr", "")}
 
 
 def events_of(argument):
@@ -89,12 +89,12 @@ def events_of(argument):
     return []
 
 
-def test_the_readme_has_every_event_with_its_level_and_keys_and_no_other():
+def test_the_handbook_lists_every_log_event_with_its_level_and_keys():
     written, told = in_source(), documented()
     assert set(written) == set(told)
     for event, (call, keys) in written.items():
         level, columns = told[event]
-        assert level == {"exception": "error", "say": level}.get(call, call), event
+        assert level == {"exception": "error", "log_at": level}.get(call, call), event
         assert keys - OF_A_PARTITION <= columns, event
         if event not in {"fault", "recovered"}:
             assert columns - OF_A_PARTITION == keys - OF_A_PARTITION, event
@@ -140,7 +140,7 @@ def check_documented(lines):
         assert line["level"] == level
         assert set(line) <= COMMON | OF_A_PARTITION | keys, line
         assert {"event", "level", "timestamp"} <= set(line)
-        assert keys - set(line) <= ({"unsaid", "walk", "symbol", *OF_A_PARTITION} if "part" in line else set()), line
+        assert keys - set(line) <= ({"suppressed", "walk", "symbol", *OF_A_PARTITION} if "part" in line else set()), line
 
 
 ORDER_EVENTS = [f"adl order {course}" for course in ("opened", "advanced", "done", "uncovered")]
@@ -299,7 +299,7 @@ def test_what_fails_for_many_is_said_seldom_with_how_many_were_not(logged, monke
         seldom.note(StoreFault("away"))
     seldom._due = 0.0
     seldom.note(StoreFault("still"), partition=1)
-    assert [(line["fault"], line["unsaid"]) for line in logged.lines()] == [("away", 0), ("still", 999)]
+    assert [(line["fault"], line["suppressed"]) for line in logged.lines()] == [("away", 0), ("still", 999)]
 
 
 async def fail(_request):

@@ -1,4 +1,4 @@
-"""What the running /metrics shows: by Prometheus' rules, as the README's table says, to the atom what the ledger says."""
+"""What the running /metrics shows: by Prometheus' rules, as the handbook says, to the atom what the ledger says."""
 
 import asyncio
 import re
@@ -30,7 +30,7 @@ from fundsvc.store.database import open_pool
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
-README = Path(__file__).parents[1] / "README.md"
+OPERATIONS = Path(__file__).parents[1] / "fundsvc" / "handbook" / "operations.md"
 ATOMS = 10**8
 
 
@@ -96,10 +96,10 @@ async def test_promtool_has_nothing_to_say(busy):
     assert checked == (0, "", "")
 
 
-async def test_the_readme_tells_of_every_metric_and_of_no_other(busy):
+async def test_the_handbook_lists_every_metric_with_its_labels(busy):
     text = await busy.text()
     shown = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
-    rows = re.findall(r"^\| (`fundsvc_[^|]*)\|([^|]*)\| ([^|]*) \|$", README.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (`fundsvc_[^|]*)\|([^|]*)\| ([^|]*) \|$", OPERATIONS.read_text(), re.MULTILINE)
     told = {name: (set(code(labels)), text) for names, labels, text in rows for name in code(names)}
     assert set(told) == set(shown)
     for name, kind in shown.items():

@@ -51,7 +51,7 @@ VENUES = ["binance", "bybit", "gate", "okx"]
 SECTIONS = ["contracts", "deleveraging", "funds", "ingest", "openapi", "operations", *VENUES, "websocket"]
 """Under which operations are found, in words of those who ask."""
 
-UNDESCRIBED = {"/", "/page/{digest}/{name}", "/docs", "/docs/{name}", "/ws"}
+UNDESCRIBED = {"/", "/page/{digest}/{name}", "/docs", "/docs/{name}", "/docs/reference/", "/docs/reference/{name}", "/ws"}
 """What is for browsers, and what does not speak HTTP."""
 
 

@@ -15,7 +15,7 @@ _HOURS_PER_DAY = 24
 
 
 class TargetPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the target size of a contract's fund is found; see section "Target size" of the README."""
+    """How the target size of a contract's fund is found; see section "Target size" of the handbook."""
 
     rule: RuleName = "value_at_risk"
     period_hours: Annotated[int, msgspec.Meta(ge=1, le=168)] = 24

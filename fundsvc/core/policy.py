@@ -28,7 +28,7 @@ class DrawdownGuard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The policy of one contract; see section "Policies" of the README."""
+    """The policy of one contract; see section "Policies" of the handbook."""
 
     waterfall: Literal["fund_then_adl", "adl_then_fund"] = "fund_then_adl"
     eligible: Literal["profitable", "all"] = "profitable"

@@ -73,8 +73,8 @@ class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
 
     def _write(self, kind: OrderCourse, first: tuple[OrderState, Offset], count: int) -> None:
         order, offset = first
-        write = {"opened": self._log.warning, "uncovered": self._log.error}.get(kind.course, self._log.info)
-        write(
+        log_at = {"opened": self._log.warning, "uncovered": self._log.error}.get(kind.course, self._log.info)
+        log_at(
             f"adl order {kind.course}",
             symbol=order.symbol,
             adl=order.adl,
@@ -126,8 +126,8 @@ class Oddities:
         for symbol, count in batch.repeated_trades.items():
             self._log.warning("trade ids repeated", symbol=symbol, count=count, stream_id=offset.last_id)
         for symbol, suspended in batch.suspensions.items():
-            write = self._log.error if suspended else self._log.info
-            write("contract suspended" if suspended else "contract resumed", symbol=symbol, stream_id=offset.last_id)
+            log_at = self._log.error if suspended else self._log.info
+            log_at("contract suspended" if suspended else "contract resumed", symbol=symbol, stream_id=offset.last_id)
 
 
 def _course(order: OrderState) -> Course:

@@ -1,4 +1,4 @@
-"""Lines that would repeat themselves: said once when something begins and once when it ends, or seldom."""
+"""Log lines for repeated failures: one at the begin and one at the end of a fault, or one every few seconds."""
 
 import time
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 SELDOM_SECONDS = 10.0
-"""Who looks at a log learns within this time that something still goes on; more lines would tell nothing new."""
+"""Seconds between two log lines about the same kind of event."""
 
 
 class Outage:
-    """What a part needs and does not get: said when it begins, and when it is over, with how long it lasted."""
+    """Logs a fault of a part once when it begins, and once when it is over, with its duration."""
 
     def __init__(self, log: FilteringBoundLogger, part: str, **keys: Any) -> None:
         self._log = log
@@ -18,13 +18,13 @@ class Outage:
         self._since: float | None = None
 
     def note(self, fault: BaseException) -> None:
-        """Something failed, for the first time or again."""
+        """Records a failure; logs the first one."""
         if self._since is None:
             self._since = time.monotonic()
             self._log.warning("fault", fault=str(fault), **self._keys)
 
     def over(self) -> None:
-        """It works, again or still."""
+        """Records that the part works; logs the end of a fault."""
         if self._since is not None:
             seconds = round(time.monotonic() - self._since, 3)
             self._since = None
@@ -32,19 +32,19 @@ class Outage:
 
 
 class Seldom:
-    """What fails for many who ask, each by itself: the first of each few seconds is said, with how many were not before."""
+    """Logs failing requests: the first of each few seconds, with the number of failures suppressed before it."""
 
     def __init__(self, log: FilteringBoundLogger, part: str) -> None:
         self._log = log
         self._part = part
         self._due = 0.0
-        self._unsaid = 0
+        self._suppressed = 0
 
     def note(self, fault: Exception, **keys: Any) -> None:
-        """Something failed once more."""
+        """Records a failure."""
         now = time.monotonic()
         if now < self._due:
-            self._unsaid += 1
+            self._suppressed += 1
             return
-        self._log.warning("fault", part=self._part, fault=str(fault), unsaid=self._unsaid, **keys)
-        self._due, self._unsaid = now + SELDOM_SECONDS, 0
+        self._log.warning("fault", part=self._part, fault=str(fault), suppressed=self._suppressed, **keys)
+        self._due, self._suppressed = now + SELDOM_SECONDS, 0

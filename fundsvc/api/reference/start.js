@@ -1,6 +1,6 @@
-// The validator badge would ask another host; a token typed here is kept by nobody.
+// The validator badge would contact another host. A typed token is not stored.
 SwaggerUIBundle({
-  url: "openapi.json",
+  url: "../../openapi.json",
   dom_id: "#description",
   deepLinking: true,
   displayRequestDuration: true,

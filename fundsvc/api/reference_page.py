@@ -1,6 +1,6 @@
-"""/docs: the description of the API for people, drawn by the Swagger UI that the package mkdocs-swagger-ui-tag carries.
+"""/docs/reference/: the OpenAPI document as pages, drawn by the Swagger UI of the package mkdocs-swagger-ui-tag.
 
-Nothing comes from another host, and the policy lets nothing else in but the pictures within Swagger UI's style sheet.
+All files come from this service. The policy admits no other host, only the images inside Swagger UI's style sheet.
 """
 
 from importlib.resources import files
@@ -24,7 +24,7 @@ POLICY = "; ".join(
 )
 
 
-class Docs:
+class Reference:
     """The page and its files."""
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class Docs:
             "swagger-ui-bundle.js": Asset("bundle.js", (renderer / "javascripts" / "swagger-ui-bundle.js").read_bytes),
         }
         self.endpoints = (
-            Endpoint("/docs", self.index, {200: Media("text/html")}),
-            Endpoint("/docs/{name}", self.file, {200: Media("text/javascript")}),
+            Endpoint("/docs/reference/", self.index, {200: Media("text/html")}),
+            Endpoint("/docs/reference/{name}", self.file, {200: Media("text/javascript")}),
         )
 
     async def index(self, request: web.Request) -> web.Response:
