@@ -24,8 +24,8 @@ RECORDING = Path(__file__).parents[3] / "shared" / "data" / "binance_force_order
 
 ENGINES = 2
 
-DIFFERENCE_LENGTH_MAX = 1000
-"""A difference quotes what is different."""
+DIFFERENCES_MAX, DIFFERENCE_LENGTH_MAX = 20, 1000
+"""What is printed: a difference quotes what is different."""
 
 EVENTS_PER_SECOND = 400
 """Slow enough to be interrupted many times, fast enough that an owner is often within a transaction."""
@@ -135,7 +135,9 @@ async def _disturbed(
         f"{sender.resumptions} resumptions of the sender, {lost} lost tails seen by engines, engines of up to"
         f" {world.memory_mb:.0f} MB, {len(wrong)} differences"
     )
-    assert not wrong, "\n".join(difference[:DIFFERENCE_LENGTH_MAX] for difference in wrong[:20])
+    for difference in wrong[:DIFFERENCES_MAX]:
+        world.timeline.note(difference[:DIFFERENCE_LENGTH_MAX])
+    assert not wrong, "\n".join(difference[:DIFFERENCE_LENGTH_MAX] for difference in wrong[:DIFFERENCES_MAX])
 
 
 async def _condensed(world: World) -> bool:
