@@ -117,6 +117,8 @@ class Engine:
             await self._agree(tasks, client, pool, keeper, news.result())
         except StoreFault as fault:
             self._note(fault)
+            # Their connection may be half open, and so may the others: these would be waited for a minute each.
+            await pool.expire_connections()
         except Exception as mistake:
             log.exception("mistake", part="leases")
             self._note(mistake)

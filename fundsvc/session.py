@@ -341,7 +341,7 @@ class Session:
             return _Start(stored, passed)
         gap = next((one for one in known if same_gap(found, one)), None)
         if gap is None:
-            missing = found.messages or await self._count_missing(stored)
+            missing = found.messages or await self._count_missing(stream, stored)
             gap = await self._report(KnownGap(found.after_id, found.until_id, missing, None), stored)
         if not goes_on and id_order(gap.until_id) > id_order(passed):
             raise Halted(
@@ -352,10 +352,10 @@ class Session:
         offset = stored._replace(messages=stored.messages + gap.messages)
         return _Start(offset, max(passed, gap.until_id, key=id_order))
 
-    async def _count_missing(self, stored: Offset) -> int:
-        """How many messages after an offset are not in the stream any more."""
-        present = await self._source.count_after(stored.last_id)
-        return max(1, (await self._source.state()).added - stored.messages - present)
+    async def _count_missing(self, stream: StreamState, stored: Offset) -> int:
+        """How many messages after an offset were not in the stream any more when it had this state."""
+        present = await self._source.count_between(stored.last_id, stream.last_id)
+        return max(1, stream.added - stored.messages - present)
 
     async def _report(self, gap: KnownGap, stored: Offset) -> KnownGap:
         """Keeps a gap, logs and counts it, once for each gap."""

@@ -2,6 +2,7 @@ import asyncio
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import count
 
 import asyncpg
 import msgspec
@@ -327,6 +328,23 @@ async def test_messages_that_are_deleted_while_the_engine_runs_are_a_gap(config,
             await Gaps(pool, 0).acknowledge()
         await settled(ledger, 60_001 - 200)
         await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
+
+
+async def test_messages_that_come_while_a_gap_is_counted_do_not_count(config, producer, ledger):
+    async def append_on():
+        for seq in count(10_000):
+            await producer.append(fills([seq]))
+
+    async with running(config):
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+    ids = (await producer.append(fills(range(2, 8_002)), per_message=1))[0]
+    await producer._client.xdel(KEY, *ids[4000:4005])
+    appending = asyncio.create_task(append_on())
+    async with running(config):
+        await eventually(lambda: ledger("SELECT halted <> '' FROM partitions"))
+        appending.cancel()
+    assert await ledger("SELECT messages FROM stream_gaps") == 5
 
 
 async def test_settled_messages_that_are_deleted_are_no_gap(config, producer, ledger):

@@ -2,6 +2,7 @@
 
 import pytest
 from commands import fundsvc
+from eventually import eventually
 from served import contract, fill, now_ms, restarted, served
 from structlog.testing import capture_logs
 
@@ -48,6 +49,19 @@ async def test_after_a_listing_with_other_terms_nothing_is_settled_until_one_wit
     assert answer["rejected"] == []
     assert await suspended(service) == (False, False, False, False)
     assert [seq for seq, *_ in await service.entries(SYMBOL)] == [1, 5]
+
+
+@pytest.mark.parametrize("partitions", [4])
+@pytest.mark.parametrize("symbol", ["AAA", "BBB", "CCC", "DDD", "EEE", "FFF"])
+async def test_other_terms_that_are_posted_suspend_a_contract_of_any_partition(config, symbol):
+    async with served(config) as service:
+        await service.post(contract(symbol, **TERMS), fill(symbol, 1))
+        await eventually(lambda: service.entries(symbol))
+        await service.fund(symbol)
+        _, answer = await service.post(contract(symbol, multiplier=7))
+        assert [refused["reason"] for refused in answer["data"]["rejected"]] == ["contract_fixed"]
+        assert await eventually(service.reasons) == ["contract_fixed"]
+        assert await service.pool.fetchval("SELECT suspended FROM contracts WHERE symbol = $1", symbol)
 
 
 async def test_other_contracts_go_on(service):

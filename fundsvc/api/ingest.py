@@ -7,7 +7,7 @@ and may refuse for what the ledger alone can tell, such as an amount out of rang
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -143,15 +143,15 @@ class Ingest:
                 else:
                     gaps += [GapAnswer(index, gap.symbol, gap.seq, gap.prev_seq, gap.last)] if gap else []
             await asyncio.sleep(0)
-        messages = await self._append(submission, refused)
+        messages = await self._append(submission)
         self._foresight.accept(glance)
         accepted = len(submission.events) - len(refused)
         return IngestAnswer(accepted, messages, list(refused.values()), gaps or UNSET)
 
-    async def _append(self, submission: Submission, refused: Container[int]) -> list[MessageAnswer]:
+    async def _append(self, submission: Submission) -> list[MessageAnswer]:
         """Appends each partition's part; raises Unavailable, saying which have theirs."""
         appended: list[MessageAnswer] = []
-        for partition, bodies in sorted(self._parts(submission, refused).items()):
+        for partition, bodies in sorted(self._parts(submission).items()):
             try:
                 ids = await self._producer.append_bodies(partition, submission.codec, bodies)
             except StreamFault as fault:
@@ -161,7 +161,7 @@ class Ingest:
             appended += (MessageAnswer(partition, stream_key(partition), message) for message in ids)
         return appended
 
-    def _parts(self, submission: Submission, refused: Container[int]) -> Mapping[int, list[bytes]]:
+    def _parts(self, submission: Submission) -> Mapping[int, list[bytes]]:
         """Message bodies by partition: the whole body where all of it goes to one, else an array of the same bytes.
 
         Lines that are no events at all would spoil an array: they go together, as a message of their own.
@@ -170,18 +170,21 @@ class Ingest:
             return {0: [submission.whole]}
         routed: dict[int, list[bytes | msgspec.Raw]] = defaultdict(list)
         spoilt: list[bytes] = []
-        for index, (raw, event) in enumerate(zip(submission.raws, submission.events, strict=True)):
+        for raw, event in zip(submission.raws, submission.events, strict=True):
             if submission.whole is None and _is_no_event(event):
                 spoilt.append(bytes(raw))
             else:
-                for partition in self._destinations(event, is_refused=index in refused):
+                for partition in self._destinations(event):
                     routed[partition].append(raw)
         parts = {partition: [array_of(raws, submission.codec)] for partition, raws in routed.items()}
         return {**parts, 0: [*parts.get(0, []), b"\n".join(spoilt)]} if spoilt else parts
 
-    def _destinations(self, event: Event | Rejection, *, is_refused: bool) -> Iterable[int]:
-        """Where an event goes; one that nothing can be known of goes to the first partition, which keeps it as well as any."""
-        if isinstance(event, Rejection) or (is_refused and isinstance(event, Listing)):
+    def _destinations(self, event: Event | Rejection) -> Iterable[int]:
+        """Where an event goes; one that nothing can be known of goes to the first partition, which keeps it as well as any.
+
+        A listing that is refused goes to its contract's partition, too: other terms suspend the contract there.
+        """
+        if isinstance(event, Rejection) or (isinstance(event, Listing) and not isinstance(event.contract.get("symbol"), str)):
             return (0,)
         return self._producer.destinations(event)
 

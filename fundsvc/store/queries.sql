@@ -205,9 +205,10 @@ ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at;
 DELETE FROM engines WHERE engine = $1 OR seen_at < clock_timestamp() - interval '1 day';
 
 -- name: renew
--- But for partitions that stand still.
+-- But for partitions that stand still. A lease that ran out is not renewed but claimed anew: the connections of its session may be
+-- what kept it from being renewed, and a new epoch has it begin with others.
 UPDATE partitions SET lease_until = clock_timestamp() + $2 * interval '1 second'
-WHERE owner = $1 AND partition <> ALL ($3::integer[])
+WHERE owner = $1 AND lease_until > clock_timestamp() AND partition <> ALL ($3::integer[])
 RETURNING partition, epoch;
 
 -- name: share

@@ -89,10 +89,10 @@ class Source:
             except ResponseError as error:
                 return _state(error)
 
-    async def count_after(self, after: str) -> int:
-        """How many messages with ids above `after` there are."""
+    async def count_between(self, after: str, until: str) -> int:
+        """How many messages with ids above `after` and up to `until` there are."""
         total = 0
-        while messages := await self.read(after):
+        while messages := [one for one in await self.read(after) if id_order(one.stream_id) <= id_order(until)]:
             total += len(messages)
             after = messages[-1].stream_id
         return total

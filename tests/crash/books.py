@@ -10,8 +10,9 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, Event, Mark, Position, Snapshot
 from fundsvc.core.numbers import format_units
 from fundsvc.core.partition import Partition
-from tests.crash.letters import BEGINNING_MS, Element, Letter
+from tests.crash.letters import Element, Letter
 from tests.crash.oracle import empty_partition
+from tests.crash.poison import BEGINNING_MS
 from tests.crash.world import PARTITIONS
 
 Place = tuple[int, int]

@@ -7,11 +7,27 @@ What it will be asked is known beforehand, from partitions in memory; so all of 
 import random
 from collections.abc import Iterator
 
+import msgspec
+
 from fundsvc.core.batch import Round
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Mark, Position
-from tests.crash.letters import BEGINNING_MS, CONTRACTS, NEVER_SETTLED, Element, Letter, letters_of, listing_of
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Mark, Position, Reason
+from tests.crash.letters import (
+    CLOCK_JUMP_SHARE,
+    CLOCK_JUMPS_MS,
+    CONTRACTS,
+    DOUBTED_SHARE,
+    LATE_SHARE,
+    RELISTED_SHARE,
+    Letter,
+    Unit,
+    doubts,
+    letters_of,
+    listing_of,
+    refused,
+)
 from tests.crash.oracle import empty_partition
+from tests.crash.poison import BEGINNING_MS, Place, answer
 
 ACCOUNTS = 60
 SENT_AGAIN_SHARE = 0.03
@@ -38,24 +54,26 @@ class Exchange:
         self._partitions = [empty_partition(number, partitions) for number in range(partitions)]
         self._sequences = dict.fromkeys((symbol for symbol, *_ in TRADED), 0)
         self._states = dict(self._sequences)
+        self._skipped: dict[str, int] = {}
         self._answers: dict[tuple[str, int], list[AdlFill | AdlEnd]] = {}
         self._numbered: list[Fill | AdlFill | AdlEnd] = []
 
-    def events(self, steps: int) -> Iterator[Event | Element]:
+    def events(self, steps: int) -> Iterator[Event | Unit]:
         """The listings, a mark of each contract, and so many events of all kinds."""
         for contract in TRADED:
             yield self._told(contract[0], listing_of(contract))
             yield self._told(contract[0], self._mark(*contract, BEGINNING_MS))
+        jump = 0
         for step in range(steps):
-            symbol, *terms = self._chance.choice(TRADED)
+            contract = self._chance.choice(TRADED)
+            jump = self._chance.choice(CLOCK_JUMPS_MS) if self._chance.random() < CLOCK_JUMP_SHARE else jump
             make = self._chance.choices((self._position, self._mark, self._fill, self._answer), (50, 10, 8, 32))[0]
-            event = make(symbol, *terms, BEGINNING_MS + step)
+            event = make(*contract, BEGINNING_MS + step + jump)
             if event:
-                yield self._told(symbol, event)
+                yield self._told(contract[0], event)
             if self._numbered and self._chance.random() < SENT_AGAIN_SHARE:
                 yield self._chance.choice(self._numbered)
-            if self._chance.random() < WRONG_ANSWER_SHARE and (wrong := self._wrong_answer(symbol)):
-                yield wrong
+            yield from self._wrong(contract)
 
     def _told(self, symbol: str, event: Event) -> Event:
         """Settles it as the service will, and takes on the rounds that this begins."""
@@ -104,26 +122,42 @@ class Exchange:
         numbers = {"seq": self._next(symbol), "ts": rest[-1]}
         return type(answer)(**{name: getattr(answer, name) for name in answer.__struct_fields__} | numbers)
 
-    def _wrong_answer(self, symbol: str) -> Element | None:
+    def _wrong(self, contract: tuple[str, str, str | float, int]) -> Iterator[Event | Unit]:
+        """Now and then something to refuse, or a listing that says nothing new."""
+        symbol = contract[0]
+        if self._chance.random() < WRONG_ANSWER_SHARE and (wrong := self._wrong_answer(symbol)):
+            yield wrong
+        if self._chance.random() < RELISTED_SHARE:
+            yield self._told(symbol, listing_of(contract, note=self._sequences[symbol]))
+        if self._sequences[symbol] and self._chance.random() < DOUBTED_SHARE:
+            yield doubts(self._chance, contract)
+        if 0 < self._skipped.get(symbol, 0) < self._settled(symbol) and self._chance.random() < LATE_SHARE:
+            seq = self._skipped[symbol]
+            late = self._fill(*contract, BEGINNING_MS)
+            yield (refused(msgspec.structs.replace(late, seq=seq), symbol, Reason.LATE),)
+
+    def _settled(self, symbol: str) -> int:
+        """The contract's sequence in the ledger: the end of an order that is over does not move it."""
+        funds = self._partitions[partition_of(symbol, len(self._partitions))].funds()
+        return next(fund.seq for fund in funds if fund.contract.symbol == symbol)
+
+    def _wrong_answer(self, symbol: str) -> Unit | None:
         """An answer to a round that is open or was, from who was not asked, or of more lots than were."""
         rounds = sorted(key for key in self._answers if key[0] == symbol)
         if not rounds:
             return None
         _, adl = self._chance.choice(rounds)
-        account = self._chance.choice(("nobody", f"a{self._chance.randrange(ACCOUNTS)}"))
-        answer = {
-            "type": "adlFill",
-            "symbol": symbol,
-            "seq": NEVER_SETTLED,
-            "adl": adl,
-            "account": account,
-            "lots": 10**15,
-            "ts": 0,
-        }
-        return Element(answer, symbol, NEVER_SETTLED)
+        order = self._partitions[partition_of(symbol, len(self._partitions))].open_order(symbol, adl)
+        asked = [account for account, _ in order.asked.rests()] if order else []
+        account = self._chance.choice(("nobody", f"a{self._chance.randrange(ACCOUNTS)}", *asked[:3]))
+        execution = answer(Place(symbol, 0, 0), "adlFill", adl, account=account, lots=10**15)
+        return (refused(execution, symbol, Reason.ADL_NOT_ASKED),)
 
     def _next(self, symbol: str) -> int:
+        last = self._sequences[symbol]
         self._sequences[symbol] += self._chance.randint(1, 3)
+        if self._sequences[symbol] > last + 1:
+            self._skipped[symbol] = last + 1
         return self._sequences[symbol]
 
     def _next_state(self, symbol: str) -> int:

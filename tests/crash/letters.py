@@ -9,25 +9,27 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import Event, Fill, Listing, Mark
+from fundsvc.core.events import Event, Fill, Listing, Mark, Reason
 from fundsvc.recordings import read_recording
+from tests.crash.poison import BEGINNING_MS, BROKEN, NEVER_SETTLED, Place, answer, poison, reasons_of
 
 EVENTS_PER_LETTER_MAX = 30
 GARBAGE_SHARE = 0.02
 DUPLICATE_SHARE = 0.03
 RELISTED_SHARE = 0.01
 CONTRADICTED_SHARE = 0.01
+LATE_SHARE = 0.01
+DOUBTED_SHARE = 0.002
+LARGE_SHARE = 0.0003
 """Shares of the events, or of the letters for duplicates, that are followed by one."""
+
+LARGE_EVENTS = 9_000
+"""With what else is in the letter, little less than a message may have."""
 
 CLOCK_JUMPS_MS = (0, 0, -86_400_000, -3_600_000, 3_600_000, 86_400_000)
 """By how much the exchange's clock is wrong for a while."""
 
 CLOCK_JUMP_SHARE = 0.01
-BEGINNING_MS = 1_765_000_000_000
-
-NEVER_SETTLED = 2**62
-"""A sequence above all others: garbage that has one is refused whenever it is read, not taken for a duplicate."""
-
 CONTRACTS: Sequence[tuple[str, str, str | float, int]] = (
     ("XBTUSDTM", "USDT", 0.001, 84_000),
     ("ETHUSDTM", "USDT", "0.01", 3_200),
@@ -39,20 +41,22 @@ CONTRACTS: Sequence[tuple[str, str, str | float, int]] = (
 )
 """Symbol, settlement currency, multiplier, price about which it trades."""
 
-BROKEN = (b"", b"{", b"null", b"[]]", b"\xff\xfe\x00", b'"fill"', b"\xc1", b'{"type":"fill"', bytes(range(256)))
-
 
 class Element(NamedTuple):
-    """One event of a letter, or what passes for one; `seq` is 0 where there is none."""
+    """One event of a letter, or what passes for one; `seq` is 0 where there is none.
+
+    What can never be settled has the `reasons` for which it may be kept.
+    """
 
     content: Event | dict[str, Any] | bytes
     symbol: str = ""
     seq: int = 0
+    reasons: frozenset[Reason] = frozenset()
 
     @property
     def garbage(self) -> bool:
         """Whether it can never be settled."""
-        return not isinstance(self.content, Event)
+        return bool(self.reasons)
 
     @property
     def passed(self) -> bool:
@@ -69,6 +73,10 @@ class Element(NamedTuple):
         if isinstance(self.content, bytes):
             return self.content
         return msgspec.msgpack.encode(self.content) if field == "msgpack" else msgspec.json.encode(self.content)
+
+
+Unit = tuple[Element, ...]
+"""Elements that stand in one letter, one after the other."""
 
 
 class Letter(NamedTuple):
@@ -91,10 +99,14 @@ class Letter(NamedTuple):
         return self._replace(elements=rest) if (rest := [e for e in self.elements if _open(e, cursor, chance)]) else None
 
 
+UNREADABLE = reasons_of(Reason.UNDECODABLE) | {Reason.INVALID_FIELD, Reason.TOO_LARGE}
+"""What a whole message may be refused for: some of the broken ones are whole in the other codec, or are too large."""
+
+
 def write_letters(seed: int, partitions: int, fills: int, recording: Path | None) -> list[Letter]:
     """Letters in the order of sending: `fills` of a seeded market, and all of a recording of forced orders."""
     chance = random.Random(seed)
-    streams = [list(_market(chance, fills))]
+    streams: list[Sequence[Event | Unit]] = [list(_market(chance, fills))]
     if recording:
         streams.append(list(_recorded(recording)))
     return list(letters_of(chance, partitions, _merged(chance, streams)))
@@ -103,8 +115,8 @@ def write_letters(seed: int, partitions: int, fills: int, recording: Path | None
 def listing_of(contract: tuple[str, str, str | float, int], **more: Any) -> Listing:
     """Lists one of CONTRACTS; `more` are fields that change nothing, or terms of its own."""
     symbol, currency, multiplier, _ = contract
-    inverse = float(multiplier) < 0
-    return Listing({"symbol": symbol, "settleCurrency": currency, "multiplier": multiplier, "isInverse": inverse, **more})
+    terms = {"settleCurrency": currency, "multiplier": multiplier, "isInverse": float(multiplier) < 0}
+    return Listing({"symbol": symbol, **terms, **more})
 
 
 def _open(element: Element, cursor: Mapping[str, int], chance: random.Random) -> bool:
@@ -124,13 +136,28 @@ def _recorded(path: Path) -> Iterator[Event]:
         yield fill
 
 
-def _contradiction(chance: random.Random, symbol: str, seq: int, ts: int) -> Element:
-    """Another fill under the last sequence."""
-    fill = _fill(chance, symbol, seq, 1, ts)
-    return Element(msgspec.to_builtins(fill) | {"lots": 7_000}, symbol, seq)
+def refused(content: Event | dict[str, Any], symbol: str, reason: Reason) -> Element:
+    """Something in the place of an event that is refused for a reason."""
+    fields = content if isinstance(content, dict) else msgspec.to_builtins(content)
+    return Element(fields, symbol, fields.get("seq") or 0, reasons_of(reason))
 
 
-def _market(chance: random.Random, fills: int) -> Iterator[Event | Element]:
+def doubts(chance: random.Random, contract: tuple[str, str, str | float, int]) -> Unit:
+    """Other terms for a contract that has entries, an event while these are in doubt, and its own terms again."""
+    symbol, _, multiplier, _ = contract
+    size = float(multiplier)
+    wrong: dict[str, Any] = chance.choice(
+        ({"multiplier": 3 * size}, {"settleCurrency": "EUR"}, {"multiplier": -size, "isInverse": size > 0})
+    )
+    doubted = answer(Place(symbol, 0, 0), "adlEnd", 10**9)
+    return (
+        refused(listing_of(contract, **wrong), symbol, Reason.CONTRACT_FIXED),
+        refused(doubted, symbol, Reason.TERMS_IN_DOUBT),
+        element_of(listing_of(contract)),
+    )
+
+
+def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
     """Fills that mostly leave a surplus, and now and then a loss that a fund cannot pay; marks and relistings between them."""
     for contract in CONTRACTS:
         yield listing_of(
@@ -142,6 +169,7 @@ def _market(chance: random.Random, fills: int) -> Iterator[Event | Element]:
     for number in range(fills):
         contract = chance.choice(CONTRACTS)
         symbol, _, _, about = contract
+        last = sequences[symbol]
         sequences[symbol] += chance.randint(1, 5)
         jump = chance.choice(CLOCK_JUMPS_MS) if chance.random() < CLOCK_JUMP_SHARE else jump
         ts = BEGINNING_MS + number * 1000 + jump
@@ -149,9 +177,16 @@ def _market(chance: random.Random, fills: int) -> Iterator[Event | Element]:
         if chance.random() < 0.1:
             yield Mark(symbol, f"{about}.5", ts)
         if chance.random() < CONTRADICTED_SHARE:
-            yield _contradiction(chance, symbol, sequences[symbol], ts)
+            other = msgspec.structs.replace(_fill(chance, symbol, sequences[symbol], 1, ts), lots=7_000)
+            yield (refused(other, symbol, Reason.CONFLICT),)
+        if last < sequences[symbol] - 1 and chance.random() < LATE_SHARE:
+            yield (refused(_fill(chance, symbol, sequences[symbol] - 1, about, ts), symbol, Reason.LATE),)
         if chance.random() < RELISTED_SHARE:
             yield listing_of(contract, note=number)
+        if chance.random() < DOUBTED_SHARE:
+            yield doubts(chance, contract)
+        if chance.random() < LARGE_SHARE:
+            yield (element_of(Mark(symbol, f"{about}.25", ts)),) * LARGE_EVENTS
 
 
 def _fill(chance: random.Random, symbol: str, seq: int, about: int, ts: int) -> Fill:
@@ -173,7 +208,7 @@ def _fill(chance: random.Random, symbol: str, seq: int, about: int, ts: int) -> 
     )
 
 
-def _merged(chance: random.Random, streams: Sequence[Sequence[Event]]) -> Iterator[Event]:
+def _merged(chance: random.Random, streams: Sequence[Sequence[Event | Unit]]) -> Iterator[Event | Unit]:
     turns = [number for number, events in enumerate(streams) for _ in events]
     chance.shuffle(turns)
     iterators = [iter(events) for events in streams]
@@ -181,18 +216,20 @@ def _merged(chance: random.Random, streams: Sequence[Sequence[Event]]) -> Iterat
 
 
 def letters_of(
-    chance: random.Random, partitions: int, events: Iterable[Event | Element], duplicate_share: float = DUPLICATE_SHARE
+    chance: random.Random, partitions: int, events: Iterable[Event | Unit], duplicate_share: float = DUPLICATE_SHARE
 ) -> Iterator[Letter]:
     """Groups events into letters, in order within a partition, and slips in garbage and letters that were sent before."""
     open_letters: dict[int, list[Element]] = defaultdict(list)
     sent: dict[int, list[Letter]] = defaultdict(list)
     for event in events:
-        element = event if isinstance(event, Element) else element_of(event)
-        partition = partition_of(element.symbol, partitions)
+        unit = event if isinstance(event, tuple) else (element_of(event),)
+        symbol = unit[0].symbol
+        partition = partition_of(symbol, partitions)
         elements = open_letters[partition]
-        elements.append(element)
-        if chance.random() < GARBAGE_SHARE:
-            elements.insert(chance.randint(0, len(elements)), _garbage(chance, element.symbol))
+        elements += unit
+        if chance.random() < GARBAGE_SHARE and len(elements) < LARGE_EVENTS:
+            reason, content = poison(chance, Place(symbol, partition, partitions))
+            elements.insert(chance.randint(0, len(elements)), refused(content, symbol, reason))
         if len(elements) >= EVENTS_PER_LETTER_MAX or chance.random() < 0.1:
             letter = Letter(partition, _codec(chance), open_letters.pop(partition))
             yield from _posted(chance, sent[partition], letter, duplicate_share)
@@ -213,97 +250,10 @@ def _posted(chance: random.Random, before: list[Letter], letter: Letter, duplica
     if before and chance.random() < duplicate_share:
         yield chance.choice(before[-50:])
     if chance.random() < GARBAGE_SHARE:
-        yield Letter(letter.partition, _codec(chance), [Element(chance.choice(BROKEN))])
+        yield Letter(letter.partition, _codec(chance), [Element(chance.choice(BROKEN), reasons=UNREADABLE)])
     if chance.random() < GARBAGE_SHARE:
-        yield letter._replace(field="xml", elements=[Element(b"<fill/>")])
+        yield letter._replace(field="xml", elements=[Element(b"<fill/>", reasons=UNREADABLE)])
 
 
 def _codec(chance: random.Random) -> str:
     return chance.choice(("json", "msgpack"))
-
-
-def _garbage(chance: random.Random, symbol: str) -> Element:
-    """Something in the place of an event that no state of the ledger makes good."""
-    make = chance.choice((_wrong_fill, _wrong_fill, _wrong_deleveraging, _wrong_state, _wrong_listing))
-    garbage = make(chance, symbol)
-    return Element(garbage, symbol, garbage.get("seq", 0))
-
-
-def _wrong_fill(chance: random.Random, symbol: str) -> dict[str, Any]:
-    fill: dict[str, Any] = {
-        "type": "fill",
-        "symbol": symbol,
-        "seq": NEVER_SETTLED,
-        "side": "sell",
-        "lots": 1,
-        "price": "2",
-        "bankruptcyPrice": "1",
-        "ts": BEGINNING_MS,
-    }
-    wrong: dict[str, Any] = chance.choice(
-        (
-            {"symbol": f"NOSUCH{chance.randrange(100)}"},
-            {"price": "1.0000000000001"},
-            {"price": "-1"},
-            {"price": "abc"},
-            {"price": 2.5},
-            {"bankruptcyPrice": "-1"},
-            {"lots": "5"},
-            {"lots": -1},
-            {"lots": 2**63 - 1, "price": "9000000"},
-            {"side": "hold"},
-            {"seq": 0},
-            {"type": "deposit"},
-            {"color": "red"},
-            {"account": "a\u0000b"},
-            {"ts": BEGINNING_MS * 10},
-            {"ts": BEGINNING_MS // 1000},
-        )
-    )
-    garbage = fill | wrong
-    if chance.random() < 0.1:
-        del garbage["bankruptcyPrice"]
-    return garbage
-
-
-def _wrong_deleveraging(chance: random.Random, symbol: str) -> dict[str, Any]:
-    """Answers to orders that there are not, or not from who was asked."""
-    numbers = {"symbol": symbol, "seq": NEVER_SETTLED, "ts": BEGINNING_MS}
-    return chance.choice(
-        (
-            {"type": "adlEnd", **numbers, "adl": 10**9},
-            {"type": "adlFill", **numbers, "adl": 10**9, "account": "a1", "lots": 1},
-            {"type": "adlFill", **numbers, "adl": chance.randint(1, 50), "account": "nobody", "lots": 1},
-            {"type": "adlFill", **numbers, "adl": 0, "account": "a1", "lots": 1},
-        )
-    )
-
-
-def _wrong_state(chance: random.Random, symbol: str) -> dict[str, Any]:
-    mark = {"type": "mark", "symbol": symbol, "price": "1", "ts": BEGINNING_MS}
-    position = {"account": "a1", "lots": 1, "entryPrice": "1", "margin": "1"}
-    return chance.choice(
-        (
-            mark | {"price": "one"},
-            mark | {"symbol": "NOSUCH"},
-            mark | {"indexPrice": "1e5"},
-            mark | {"type": "position"},
-            {**mark, "type": "position", **position, "account": ""},
-            {"type": "rate", "currency": "U S D", "price": "1", "ts": BEGINNING_MS},
-        )
-    )
-
-
-def _wrong_listing(chance: random.Random, symbol: str) -> dict[str, Any]:
-    contract = {"symbol": symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}
-    wrong: dict[str, Any] = chance.choice(
-        (
-            {"multiplier": 0},
-            {"multiplier": "x"},
-            {"settleCurrency": "U/S"},
-            {"symbol": "a b"},
-            {"isInverse": "maybe"},
-            {"n": "\u0000"},
-        )
-    )
-    return {"type": "contract", "contract": contract | wrong}

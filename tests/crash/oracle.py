@@ -1,19 +1,24 @@
 """The ledger as it would be had nothing gone wrong: the letters, settled by partitions in memory."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fundsvc.config import CurrencyConfig
 from fundsvc.core.adl import OrderState
 from fundsvc.core.book import Book
 from fundsvc.core.chain import Entry
-from fundsvc.core.events import PolicyChange
+from fundsvc.core.events import Event, PolicyChange, Reason, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
 from fundsvc.core.valuation import Standing
-from tests.crash.letters import Letter
+from fundsvc.wire import Codec, Contents, Message
+from tests.crash.letters import Element, Letter
+
+CODECS: Mapping[str, Codec] = {"json": "json", "msgpack": "msgpack"}
+"""By the name of a field; others have none."""
 
 
 @dataclass
@@ -46,6 +51,42 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
         ledger.funds |= {state.symbol: state for state in batch.funds}
         ledger.ranks |= {contract.symbol: ranks(book) for contract, book in partition.books()}
     return ledger
+
+
+def refusals(letters: Iterable[Letter], partitions: int, stream_ms: int) -> Counter[Reason]:
+    """For which reasons a partition refuses what is garbage, but for what only the database refuses.
+
+    Raises AssertionError for garbage that is settled, or refused for another reason than it may be.
+    """
+    settling = [empty_partition(number, partitions) for number in range(partitions)]
+    found: Counter[Reason] = Counter()
+    for letter in letters:
+        contents = Contents(Message(f"{stream_ms}-0", CODECS.get(letter.field, ""), letter.body()))
+        events = [contents.run(position, 1)[0] for position in range(contents.size)]
+        for event, element in zip(events, letter.elements, strict=not _is_broken(letter)):
+            reason = _refusal(settling[letter.partition], event, stream_ms, element)
+            if reason:
+                found[reason] += 1
+    return found
+
+
+def _is_broken(letter: Letter) -> bool:
+    """Whether it is one thing that may have no events, or any number of them."""
+    return isinstance(letter.elements[0].content, bytes)
+
+
+def _refusal(partition: Partition, event: Event | Rejection, stream_ms: int, element: Element) -> Reason | None:
+    if Reason.DATABASE_REFUSED in element.reasons:
+        return None
+    try:
+        partition.apply(event, stream_ms)
+    except Rejection as rejection:
+        reason = rejection.reason
+    else:
+        assert not element.garbage or element.passed, f"{element} is settled"
+        return None
+    assert reason in element.reasons, f"{element} is refused as {reason}"
+    return reason
 
 
 def empty_partition(number: int, partitions: int) -> Partition:

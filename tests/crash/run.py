@@ -3,17 +3,19 @@
 import asyncio
 import random
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fundsvc.store.database import open_pool
 from fundsvc.store.migrations import migrate
 from fundsvc.streams.client import open_client
-from tests.crash.disturbances import ALL, ESCALATING, ESSENTIAL, STREAM_KEPT, Disturbance, disturb
 from tests.crash.exchange import write_escalations
+from tests.crash.http_sender import HttpSender
 from tests.crash.letters import Letter, write_letters
 from tests.crash.oracle import Undisturbed, undisturbed
+from tests.crash.poison import FORBIDDEN
+from tests.crash.schedule import ALL, ESCALATING, ESSENTIAL, POSTED, STREAM_KEPT, Disturbance, disturb, schedule
 from tests.crash.sender import CarefulSender, Sender, SnapshotSender
 from tests.crash.verdict import differences
 from tests.crash.world import PARTITIONS, World, eventually
@@ -22,6 +24,9 @@ RECORDING = Path(__file__).parents[3] / "shared" / "data" / "binance_force_order
 
 ENGINES = 2
 
+DIFFERENCES_MAX, DIFFERENCE_LENGTH_MAX = 20, 1000
+"""What is printed: a difference quotes what is different."""
+
 EVENTS_PER_SECOND = 400
 """Slow enough to be interrupted many times, fast enough that an owner is often within a transaction."""
 
@@ -29,33 +34,39 @@ EVENTS_PER_SECOND = 400
 async def run_short(seed: int) -> None:
     """One disturbance of each kind; AssertionError when the ledger does not end as it should."""
     chance = random.Random(seed)
-    await _run(seed, _market(seed, 35), chance.sample(ESSENTIAL, len(ESSENTIAL)), Sender)
+    _print_table(await _run(seed, _market(seed, 35), chance.sample(ESSENTIAL, len(ESSENTIAL)), Sender))
 
 
 async def run_escalations(seed: int) -> None:
     """Deleveraging through kills: orders that are open then go on, on books that are what they would have been."""
     chance = random.Random(seed)
-    await _run(seed, _escalations(seed, 15), chance.sample(ESCALATING, len(ESCALATING)), CarefulSender)
+    _print_table(await _run(seed, _escalations(seed, 15), chance.sample(ESCALATING, len(ESCALATING)), CarefulSender))
 
 
 async def run_long(seed: int, minutes: float) -> None:
-    """Disturbances of all kinds until the time is over, a third of it each: liquidations; deleveraging on a stream that keeps
-    what it has; deleveraging on one that loses its tail, after which the exchange sends its books whole.
+    """Disturbances of all kinds until the time is over, a quarter of it each: liquidations; the same through the HTTP side;
+    deleveraging on a stream that keeps what it has; deleveraging on one that loses its tail, after which the exchange sends
+    its books whole.
+
+    Raises an ExceptionGroup of what was wrong with any of them.
     """
-    chance, seconds = random.Random(seed), minutes * 20
-    await _run(seed, _market(seed, seconds), _schedule(chance, ALL, seconds), Sender)
-    await _run(seed, _escalations(seed, seconds), _schedule(chance, STREAM_KEPT, seconds), CarefulSender)
-    await _run(seed, _escalations(seed + 1, seconds), _schedule(chance, ALL, seconds), SnapshotSender)
+    chance, seconds = random.Random(seed), minutes * 15
+    happened: Counter[str] = Counter()
+    failures: list[Exception] = []
+    for number, (write, disturbances, sender) in enumerate(PARTS):
+        letters = write(seed + number, seconds)
+        try:
+            happened += await _run(seed + number, letters, schedule(chance, disturbances, seconds), sender)
+        except Exception as failure:  # noqa: BLE001 - the other parts show whether theirs is another one
+            failures.append(failure)
+    _print_table(happened)
+    if failures:
+        raise ExceptionGroup("not as it should be", failures)
 
 
-def _schedule(chance: random.Random, disturbances: Sequence[Disturbance], seconds: float) -> Iterator[Disturbance]:
-    """Disturbances for so long, each as often as the others."""
-    end = time.monotonic() + seconds
-    while True:
-        for disturbance in chance.sample(disturbances, len(disturbances)):
-            if time.monotonic() > end:
-                return
-            yield disturbance
+def _print_table(happened: Counter[str]) -> None:
+    """How often what took place."""
+    print("\n".join(f"{count:6}  {name.replace('_', ' ')}" for name, count in sorted(happened.items())), flush=True)
 
 
 def _escalations(seed: int, seconds: float) -> list[Letter]:
@@ -69,7 +80,8 @@ def _market(seed: int, seconds: float) -> list[Letter]:
     return write_letters(seed, PARTITIONS, max(fills, 2000), recording)
 
 
-async def _run(seed: int, letters: list[Letter], schedule: Iterable[Disturbance], sender: type[Sender]) -> None:
+async def _run(seed: int, letters: list[Letter], disturbances: Iterable[Disturbance], sender: type[Sender]) -> Counter[str]:
+    """Returns how often each disturbance took place."""
     expected = undisturbed(letters, PARTITIONS)
     with tempfile.TemporaryDirectory(prefix="crash-") as directory:
         world = World(Path(directory))
@@ -78,11 +90,14 @@ async def _run(seed: int, letters: list[Letter], schedule: Iterable[Disturbance]
                 f"seed {seed}: {len(letters)} letters, {sum(map(len, expected.lines.values()))} entries expected"
             )
             await world.start_servers()
-            world.proxy.start()
+            for proxy in world.proxies:
+                proxy.start()
             await migrate(world.servers.owner_dsn, PARTITIONS)
-            await _disturbed(world, random.Random(seed), letters, expected, schedule, sender)
+            await world.execute(FORBIDDEN)
+            await _disturbed(world, random.Random(seed), letters, expected, disturbances, sender)
         finally:
             world.end()
+        return world.happened
 
 
 async def _disturbed(
@@ -90,32 +105,39 @@ async def _disturbed(
     chance: random.Random,
     letters: list[Letter],
     expected: Undisturbed,
-    schedule: Iterable[Disturbance],
+    disturbances: Iterable[Disturbance],
     sends: type[Sender],
 ) -> None:
     for _ in range(ENGINES):
         world.start_engine()
+    if sends is HttpSender:
+        await world.start_api()
     await eventually("the engines own all partitions", world.all_owned)
     await eventually("the policies are recorded", world.all_have_policies)
     async with open_pool(world.servers.dsn, 2) as pool, open_client(world.config.stream) as client:
-        sender = sends(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world.timeline)
+        sender = sends(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world)
         calm = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(sender.send_all(calm, expected.funds))
-            for disturbance in schedule:
+            for disturbance in disturbances:
                 await disturb(world, chance, disturbance)
             calm.set()
             sender.hurry.set()
+            world.note_memory()
             world.timeline.note(f"the schedule is over, {sender.sent} of {len(letters)} letters are sent; no more disturbances")
+        await sender.close()
         world.timeline.note("everything is settled")
         await eventually("the rollups are kept up", lambda: _condensed(world))
         await world.stop_engines()
         wrong = await differences(world, client, letters, expected)
     lost = sum(log.read_text().count("lost its tail") for log in world.directory.glob("engine-*.log"))
     world.timeline.note(
-        f"{sender.resumptions} resumptions of the sender, {lost} lost tails seen by engines, {len(wrong)} differences"
+        f"{sender.resumptions} resumptions of the sender, {lost} lost tails seen by engines, engines of up to"
+        f" {world.memory_mb:.0f} MB, {len(wrong)} differences"
     )
-    assert not wrong, "\n".join(wrong[:20])
+    for difference in wrong[:DIFFERENCES_MAX]:
+        world.timeline.note(difference[:DIFFERENCE_LENGTH_MAX])
+    assert not wrong, "\n".join(difference[:DIFFERENCE_LENGTH_MAX] for difference in wrong[:DIFFERENCES_MAX])
 
 
 async def _condensed(world: World) -> bool:
@@ -123,3 +145,12 @@ async def _condensed(world: World) -> bool:
         "SELECT 1 FROM funds f LEFT JOIN rollup_progress p USING (symbol) WHERE f.entry > coalesce(p.entry, 0)"
     )
     return not rows
+
+
+PARTS: Sequence[tuple[Callable[[int, float], list[Letter]], Sequence[Disturbance], type[Sender]]] = (
+    (_market, ALL, Sender),
+    (_market, (*ALL, *POSTED), HttpSender),
+    (_escalations, STREAM_KEPT, CarefulSender),
+    (_escalations, ALL, SnapshotSender),
+)
+"""What is written, what happens meanwhile, and how it is sent."""

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fundsvc.core.settlement import FundState
@@ -13,8 +14,8 @@ from fundsvc.streams.client import Client, StreamFault
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, id_order
 from tests.crash.books import Books
-from tests.crash.letters import Letter
-from tests.crash.world import PARTITIONS, Timeline
+from tests.crash.letters import EVENTS_PER_LETTER_MAX, Letter
+from tests.crash.world import PARTITIONS, World
 
 SETTLED_SECONDS_MAX = 120.0
 """From the last letter to its being settled, after the last disturbance."""
@@ -24,7 +25,7 @@ Answer = TypeVar("Answer")
 
 
 class Sender:
-    """Sends `letters`; `hurry` makes it send as fast as it can."""
+    """Sends `letters`; `hurry` makes it send as fast as it can. It sends again when the world tells it to, too."""
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class Sender:
         letters: Sequence[Letter],
         events_per_second: float,
         chance: random.Random,
-        timeline: Timeline,
+        world: World,
     ) -> None:
         self.hurry = asyncio.Event()
         self.resumptions = 0
@@ -44,7 +45,8 @@ class Sender:
         self._letters = letters
         self._seconds_per_event = 1 / events_per_second
         self._chance = chance
-        self._timeline = timeline
+        self._world = world
+        self._timeline = world.timeline
 
     async def send_all(self, calm: asyncio.Event, funds: Mapping[str, FundState]) -> None:
         """Sends everything and, once it is `calm`, waits until the ledger has it all."""
@@ -59,34 +61,49 @@ class Sender:
             if time.monotonic() - began > SETTLED_SECONDS_MAX:
                 raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end; cursor {await self._cursor()}")
 
+    async def close(self) -> None:
+        """Closes what it has opened itself."""
+
     async def _send_next(self) -> None:
         letter = self._letters[self.sent]
         self.sent += 1
         try:
-            await self._append(letter)
+            await self._in_turn(partial(self._append, letter))
         except StreamFault as fault:
             await self._resume(fault)
         if self.hurry.is_set():
             await asyncio.sleep(0)
         else:
-            await asyncio.sleep(len(letter.elements) * self._seconds_per_event)
+            await asyncio.sleep(min(len(letter.elements), EVENTS_PER_LETTER_MAX) * self._seconds_per_event)
 
     async def _keep_in_touch(self) -> None:
         """An idle connection must be looked at too: the tail may be lost that was sent last."""
         try:
-            await self._producer.append_bodies(0, "json", [b"[]"])
+            await self._in_turn(self._touch)
         except StreamFault as fault:
             await self._resume(fault)
         await asyncio.sleep(0.1)
 
-    async def _resume(self, fault: Exception) -> None:
+    async def _touch(self) -> None:
+        """Sends nothing, but notices that a connection was lost."""
+        await self._producer.append_bodies(0, "json", [b"[]"])
+
+    async def _in_turn(self, send: Callable[[], Awaitable[None]]) -> None:
+        """Sends, unless what was sent before was lost: nothing may come after that before it is sent again."""
+        async with self._world.sending:
+            if self._world.resend.is_set():
+                raise StreamFault("what was sent is lost")
+            await send()
+
+    async def _resume(self, cause: object) -> None:
         """Sends again what has been sent and is not in the ledger, per contract in order."""
-        self._timeline.note(f"the sender lost its connection after {self.sent} letters: {fault}"[:120])
+        self._timeline.note(f"the sender resumes after {self.sent} letters: {cause}"[:120])
         while True:
             try:
+                self._world.resend.clear()
                 again = await self._again()
                 for letter in again:
-                    await self._append(letter)
+                    await self._in_turn(partial(self._append, letter))
             except (StreamFault, StoreFault):
                 await asyncio.sleep(0.1)
             else:
@@ -115,8 +132,8 @@ class Sender:
 
     async def _read_to_the_end(self) -> bool:
         offsets = {row.partition: row.last_id for row in await self._reader.partitions()}
-        ends = {partition: (await Source(self._client, partition).state()).last_id for partition in offsets}
-        return all(id_order(offsets[partition]) >= id_order(ends[partition]) for partition in ends)
+        ends = {partition: (await Source(self._client, partition).state()).final_id for partition in offsets}
+        return all(id_order(offsets[partition]) >= id_order(end) for partition, end in ends.items() if end)
 
 
 class CarefulSender(Sender):
@@ -151,7 +168,7 @@ class CarefulSender(Sender):
             except StreamFault:
                 await asyncio.sleep(0.1)
 
-    async def _resume(self, fault: Exception) -> None:
+    async def _resume(self, cause: object) -> None:
         """Nothing is sent again: every letter arrived."""
 
 

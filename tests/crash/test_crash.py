@@ -1,6 +1,7 @@
 """The short form of the crash test, and what it showed about the driver of the stream."""
 
 import asyncio
+import random
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,15 +9,44 @@ from pathlib import Path
 import pytest
 
 from fundsvc.config import StreamConfig
+from fundsvc.core.contracts import partition_of
+from fundsvc.core.events import Reason
 from fundsvc.embedded import EmbeddedServers
 from fundsvc.streams.client import StreamFault, open_client
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source
+from tests.crash.exchange import write_escalations
+from tests.crash.letters import CONTRACTS, Letter, element_of, listing_of, refused, write_letters
+from tests.crash.oracle import refusals
+from tests.crash.poison import BY_STATE, POISON, Place
 from tests.crash.run import run_escalations, run_short
+from tests.crash.world import PARTITIONS
+
+NOW_MS = 1_800_000_000_000
 
 
 def test_the_ledger_ends_as_if_nothing_had_happened():
     asyncio.run(run_short(seed=1))
+
+
+def test_letters_are_refused_for_every_reason_there_is():
+    refused = refusals(write_letters(1, PARTITIONS, 5000, None), PARTITIONS, NOW_MS)
+    refused += refusals(write_escalations(1, PARTITIONS, 5000), PARTITIONS, NOW_MS)
+    assert refused.keys() | {Reason.DATABASE_REFUSED} == set(Reason)
+    assert POISON.keys() | set(BY_STATE) == set(Reason)
+
+
+@pytest.mark.parametrize("reason", POISON)
+def test_poison_is_refused_for_its_reason_in_both_codecs(reason):
+    chance, place = random.Random(1), Place(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
+    letters = [
+        Letter(place.partition, field, [refused(POISON[reason](chance, place), place.symbol, reason)])
+        for field in ("json", "msgpack")
+        for _ in range(50)
+    ]
+    listed = Letter(place.partition, "json", [element_of(listing_of(CONTRACTS[0]))])
+    expected = {} if reason is Reason.DATABASE_REFUSED else {reason: len(letters)}
+    assert refusals([listed, *letters], PARTITIONS, NOW_MS) == expected
 
 
 def test_deleveraging_goes_on_as_if_nothing_had_happened():

@@ -8,6 +8,7 @@ from typing import Any
 
 from fundsvc.core.adl import OrderState
 from fundsvc.core.chain import Entry
+from fundsvc.core.events import Reason
 from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
 from fundsvc.follower import Follower
@@ -22,6 +23,8 @@ from tests.crash.world import PARTITIONS, World
 
 Place = tuple[int, str, int]
 """Partition, id of the message, position."""
+
+REASONS = frozenset(Reason)
 
 _ROLLUPS = "SELECT * FROM rollups ORDER BY symbol, hour"
 
@@ -108,10 +111,13 @@ def _unlike(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
 
 
 async def _rejected(world: World, client: Client, letters: Sequence[Letter]) -> list[str]:
-    """All garbage that a stream still has is kept, once; what is kept beyond that was sent and is no longer in the stream."""
+    """All garbage that a stream still has is kept, once, for a reason that it has.
+
+    What is kept beyond that was sent and is no longer in the stream.
+    """
     rows = await world.fetch("SELECT partition, stream_id, position, reason, body, settled_at FROM rejected")
     kept = {(row["partition"], row["stream_id"], row["position"]): row["body"] for row in rows}
-    garbage = _sent(letters, lambda element: element.garbage)
+    garbage = _reasons(letters)
     provisional = _sent(letters, lambda element: element.provisional)
     kept_once = _sent(letters, lambda element: element.passed) & set(kept.values())
     surviving: dict[Place, bytes] = {}
@@ -125,21 +131,28 @@ async def _rejected(world: World, client: Client, letters: Sequence[Letter]) -> 
             refusable |= {place for place, body in bodies.items() if body in provisional}
     reasons = dict(Counter(row["reason"] for row in rows))
     world.timeline.note(f"{len(kept)} events rejected, {len(surviving)} of them still in the streams: {reasons}")
-    sent, known = garbage | provisional, surviving.keys() | refusable
+    known = surviving.keys() | refusable
     wrong = [
-        f"garbage {place} is not kept as it was sent: {body!r}"
+        f"garbage {place} is not kept as it was sent: {body[:500]!r}"
         for place, body in surviving.items()
         if kept.get(place) != body and body not in kept_once
     ]
     wrong += [
-        f"{place} is rejected, but it was no garbage: {kept[place]!r}"
+        f"{place} is rejected, but it was no garbage: {kept[place][:500]!r}"
         for place in kept
         if place[:2] in ids and place not in known
     ]
     wrong += [
-        f"{place} is rejected, but was never sent" for place, body in kept.items() if place[:2] not in ids and body not in sent
+        f"{place} is rejected, but was never sent"
+        for place, body in kept.items()
+        if place[:2] not in ids and body not in garbage and body not in provisional
     ]
     wrong += [f"garbage {row['stream_id']} was settled" for row in rows if row["settled_at"]]
+    wrong += [
+        f"{row['body'][:500]!r} is rejected as {row['reason']}, expected one of {sorted(garbage[row['body']])}"
+        for row in rows
+        if row["reason"] not in garbage.get(row["body"], REASONS)
+    ]
     return wrong
 
 
@@ -157,6 +170,16 @@ def _bodies(message: Message) -> Iterable[tuple[int, bytes]]:
         contents = Contents(message)
         for position in range(contents.size):
             yield position, contents.raw(position)
+
+
+def _reasons(letters: Sequence[Letter]) -> dict[bytes, frozenset[Reason]]:
+    """The bytes under which garbage may be kept, and the reasons for it."""
+    found: dict[bytes, frozenset[Reason]] = {}
+    for letter in letters:
+        for element in letter.elements:
+            for raw in _forms(letter, element) if element.garbage else ():
+                found[raw] = found.get(raw, frozenset()) | element.reasons
+    return found
 
 
 def _sent(letters: Sequence[Letter], chosen: Callable[[Element], bool]) -> set[bytes]:

@@ -3,10 +3,13 @@
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,11 @@ from fundsvc.embedded import EmbeddedServers
 from tests.crash.proxy import Proxy
 
 PARTITIONS = 4
+POSTGRES_SOCKET, VALKEY_SOCKET = ".s.PGSQL.5432", "valkey.sock"
+"""How the servers name their sockets."""
+
+TOKEN_SECRET = "a secret of the crash test, long enough"
+
 RECOVERY_SECONDS_MAX = 30.0
 """Long enough for a busy machine; what must be quicker is measured by itself."""
 
@@ -72,6 +80,14 @@ class EngineProcess:
         found = re.search(r'"engine": ?"([0-9a-f]+)"', self.log)
         return found[1] if found else ""
 
+    @property
+    def memory_mb(self) -> float:
+        """The most resident memory it has had; 0 once it has ended."""
+        with suppress(OSError):
+            found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
+            return int(found[1]) * 1024 / 1e6 if found else 0.0
+        return 0.0
+
     def kill(self) -> None:
         """Ends it without a chance to do anything about it."""
         self.process.kill()
@@ -87,15 +103,26 @@ class EngineProcess:
 
 
 class World:
-    """Servers in a directory, and the engines on them."""
+    """Servers in a directory, and the engines on them.
+
+    `happened` counts the disturbances. The exchange holds `sending` while it sends, and sends again once `resend` is set.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.servers = EmbeddedServers(directory)
-        self.proxy = Proxy(directory / "proxy", directory / "run")
+        proxies, sockets = directory / "proxy", directory / "run"
+        self.postgres_proxy = Proxy(proxies / POSTGRES_SOCKET, sockets / POSTGRES_SOCKET)
+        self.valkey_proxy = Proxy(proxies / VALKEY_SOCKET, sockets / VALKEY_SOCKET)
         self.timeline = Timeline()
         self.engines: list[EngineProcess] = []
         self.failures: list[str] = []
+        self.happened: Counter[str] = Counter()
+        self.sending = asyncio.Lock()
+        self.resend = asyncio.Event()
+        self.memory_mb = 0.0
+        self.api_url = ""
+        self._api: psutil.Popen | None = None
         self._started = 0
 
     @property
@@ -106,16 +133,26 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same for processes, which speak to PostgreSQL through the proxy."""
+        """The same for processes, which speak to the servers through the proxies."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("FUNDSVC_")}
         return ours | {
             "FUNDSVC_DATABASE_DSN": self.servers.dsn.removesuffix("run") + "proxy",
-            "FUNDSVC_STREAM_URL": self.servers.stream_url,
+            "FUNDSVC_STREAM_URL": f"unix://{self.directory / 'proxy' / VALKEY_SOCKET}",
             "FUNDSVC_STREAM_PARTITIONS": str(PARTITIONS),
             "FUNDSVC_LOG_FORMAT": "json",
             "FUNDSVC_ADL_ROUND_SECONDS": "0",  # the exchange takes its time
             "FUNDSVC_ENGINE_BOOK_SECONDS": "5",  # so that books are kept now and then, and much is recalled
         }
+
+    @property
+    def proxies(self) -> tuple[Proxy, Proxy]:
+        """What the processes reach the servers through."""
+        return self.postgres_proxy, self.valkey_proxy
+
+    def note_memory(self) -> None:
+        """Takes down the most resident memory that any engine has had."""
+        for engine in self.engines:
+            self.memory_mb = max(self.memory_mb, engine.memory_mb)
 
     async def start_servers(self, *, postgres: bool = True, valkey: bool = True) -> None:
         """Starts what does not run."""
@@ -127,6 +164,22 @@ class World:
         engine = EngineProcess(self._started, self.environment, self.directory)
         self.engines.append(engine)
         return engine
+
+    async def start_api(self) -> None:
+        """Starts the HTTP side, at another address than before, and waits until it is ready."""
+        port = _free_port()
+        environment = self.environment | {"FUNDSVC_HTTP_PORT": str(port), "FUNDSVC_TOKEN_SECRET": TOKEN_SECRET}
+        with (self.directory / "api.log").open("ab") as output:
+            command = [sys.executable, "-m", "fundsvc", "api"]
+            self._api = psutil.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        await eventually("the HTTP side listens", lambda: _listens(port))
+        self.api_url = f"http://127.0.0.1:{port}"
+
+    def kill_api(self) -> None:
+        """Ends the HTTP side without a chance to do anything about it."""
+        if self._api:
+            self._api.kill()
+            self._api.wait()
 
     def replace_ended(self) -> None:
         """Starts an engine for each that ended by itself: allowed only at its start, while the database was away."""
@@ -151,7 +204,9 @@ class World:
         for engine in self.engines:
             if engine.running:
                 engine.kill()
-        self.proxy.stop()
+        self.kill_api()
+        for proxy in self.proxies:
+            proxy.stop()
         self.servers.stop()
 
     async def execute(self, statement: str) -> None:
@@ -203,6 +258,18 @@ class World:
         command = [sys.executable, "-m", "fundsvc", *arguments]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=600, check=False)
         return done.returncode, done.stdout, done.stderr
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+async def _listens(port: int) -> bool:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.close()
+    return True
 
 
 async def eventually(what: str, check: Callable[[], Awaitable[bool]], seconds_max: float = RECOVERY_SECONDS_MAX) -> float:

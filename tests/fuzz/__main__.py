@@ -5,6 +5,7 @@ import asyncio
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
@@ -14,8 +15,8 @@ from fundsvc.embedded import EmbeddedServers
 from fundsvc.store.migrations import migrate
 from tests.fuzz.run import Figures, any_messages, fuzz
 
-TELL_MESSAGES = 20_000
-"""Forty chunks."""
+TELL_SECONDS = 10.0
+"""How often the progress is printed."""
 
 
 async def run(directory: Path, seed: int, count: int) -> Figures:
@@ -26,15 +27,22 @@ async def run(directory: Path, seed: int, count: int) -> Figures:
         await migrate(servers.owner_dsn, 1)
         database = DatabaseConfig(dsn=servers.dsn, owner_dsn=servers.owner_dsn)
         config = Config(database=database, stream=StreamConfig(url=servers.stream_url))
-        return await fuzz(config, directory, seed, any_messages(count), tell)
+        return await fuzz(config, directory, seed, any_messages(count), teller())
     finally:
         servers.stop()
 
 
-def tell(figures: Figures) -> None:
+def teller() -> Callable[[Figures], None]:
     """Prints the progress now and then."""
-    if figures.messages % TELL_MESSAGES == 0:
-        print(f"{figures.seconds:7.1f} s  {figures.messages:,} messages, {figures.events:,} events", flush=True)
+    told = 0.0
+
+    def tell(figures: Figures) -> None:
+        nonlocal told
+        if figures.seconds >= told + TELL_SECONDS:
+            told = figures.seconds
+            print(f"{figures.seconds:7.1f} s  {figures.messages:,} messages, {figures.events:,} events", flush=True)
+
+    return tell
 
 
 def main() -> None:

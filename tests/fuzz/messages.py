@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-LISTED: Sequence[tuple[str, str, str | float, int]] = (
+Terms = tuple[str, str, str | float, int]
+
+LISTED: Sequence[Terms] = (
     ("XBTUSDTM", "USDT", 0.001, 84_000),
     ("PEPEUSDTM", "USDT", "1E+4", 1),
     ("SOLUSDCM", "USDC", 0.1, 140),
@@ -92,10 +94,12 @@ class Messages:
         self.asked: list[Asked] = []
         self._chance = chance
         self._now = now_ms
+        self._listed: Sequence[Terms] = LISTED
+        self._generation = 0
         self._sequences: Counter[str] = Counter()
         self._states: Counter[str] = Counter()
         self._sent: list[dict[str, Any]] = []
-        self._writers: dict[str, Callable[[tuple[str, str, str | float, int]], dict[str, Any]]] = {
+        self._writers: dict[str, Callable[[Terms], dict[str, Any]]] = {
             "fill": self._fill,
             "mark": self._mark,
             "position": self._position,
@@ -109,8 +113,10 @@ class Messages:
         }
 
     def listings(self) -> Fields:
-        """A message that lists all contracts."""
-        return b"json", msgspec.json.encode([{"type": "contract", **self._listing(contract)} for contract in LISTED])
+        """A message that lists contracts, new ones each time, of which all later messages are."""
+        self._listed = [(f"{symbol}{self._generation or ''}", *terms) for symbol, *terms in LISTED]
+        self._generation += 1
+        return b"json", msgspec.json.encode([{"type": "contract", **self._listing(contract)} for contract in self._listed])
 
     def next(self) -> Fields:
         """The next message."""
@@ -157,7 +163,7 @@ class Messages:
         return self._wrong(event)
 
     def _legal(self, kind: str) -> dict[str, Any]:
-        event = {"type": kind, **self._writers[kind](self._chance.choice(LISTED))}
+        event = {"type": kind, **self._writers[kind](self._chance.choice(self._listed))}
         if kind in NUMBERED:
             if self._chance.random() < 0.2:
                 event["prevSeq"] = max(0, event["seq"] - self._chance.choice((1, 1, 2, 3)))
@@ -200,7 +206,7 @@ class Messages:
                 return self._chance.choice((*STRANGE_TEXTS, None, 5, []))
 
     def _strange_specification(self) -> Any:
-        contract = self._chance.choice(LISTED)
+        contract = self._chance.choice(self._listed)
         specification = self._listing(contract)["contract"]
         name = self._chance.choice(("symbol", "settleCurrency", "isInverse", "note", "maxPrice"))
         values = (*STRANGE_NUMBERS, *STRANGE_TEXTS, *STRANGE_SYMBOLS, {"a": [{"b": [[[[]]]]}]}, float("nan"))
@@ -209,7 +215,7 @@ class Messages:
         strange = specification | {name: self._chance.choice(values)}
         return strange | ({"symbol": f"N{self._chance.randrange(30)}USDTM"} if self._chance.random() < 0.5 else {})
 
-    def _fill(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+    def _fill(self, contract: Terms) -> dict[str, Any]:
         symbol, _, _, about = contract
         optional = {
             "tradeId": self._chance.choice(("", "t1", "é😀", "x" * 64)),
@@ -226,12 +232,12 @@ class Messages:
             **{name: value for name, value in optional.items() if self._chance.random() < 0.5},
         }
 
-    def _mark(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+    def _mark(self, contract: Terms) -> dict[str, Any]:
         index = {"indexPrice": self._price(contract[3], 0.01)} if self._chance.random() < 0.3 else {}
         price = self._price(contract[3], 0.01)
         return {"symbol": contract[0], "price": price, "ts": self._ts(), **index, **self._state(contract[0])}
 
-    def _position(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+    def _position(self, contract: Terms) -> dict[str, Any]:
         symbol, _, multiplier, about = contract
         lots = self._chance.choice((0, 1, -1)) * self._chance.randint(1, 500)
         size = abs(lots * float(multiplier))
@@ -259,33 +265,33 @@ class Messages:
         self._states[symbol] += self._chance.choice((1, 1, 2, 0, -3))
         return {"seq": max(1, self._states[symbol])}
 
-    def _snapshot(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+    def _snapshot(self, contract: Terms) -> dict[str, Any]:
         return {"symbol": contract[0], "phase": self._chance.choice(("begin", "end")), "ts": self._ts()}
 
-    def _adl_fill(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+    def _adl_fill(self, contract: Terms) -> dict[str, Any]:
         asked = self._any_asked(contract)
         lots = self._chance.choice((asked.lots, max(1, asked.lots // 2), asked.lots + 1))
         numbers = {"seq": self._next(asked.symbol), "adl": asked.adl, "ts": self._ts()}
         return {"symbol": asked.symbol, "account": asked.account, "lots": lots, **numbers}
 
-    def _adl_end(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+    def _adl_end(self, contract: Terms) -> dict[str, Any]:
         asked = self._any_asked(contract)
         return {"symbol": asked.symbol, "seq": self._next(asked.symbol), "adl": asked.adl, "ts": self._ts()}
 
-    def _adl_ack(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+    def _adl_ack(self, contract: Terms) -> dict[str, Any]:
         asked = self._any_asked(contract)
         return {"symbol": asked.symbol, "adl": asked.adl, "round": asked.round, "ts": self._ts()}
 
-    def _any_asked(self, contract: tuple[str, str, str | float, int]) -> Asked:
+    def _any_asked(self, contract: Terms) -> Asked:
         """Something that is waited for; a guess where there is nothing, and now and then."""
         if self.asked and self._chance.random() < 0.9:
             return self._chance.choice(self.asked)
         return Asked(contract[0], self._chance.randint(1, 50), 1, self._chance.choice(ACCOUNTS), self._chance.randint(1, 10))
 
-    def _rate(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+    def _rate(self, contract: Terms) -> dict[str, Any]:
         return {"currency": contract[1], "price": self._price(contract[3], 0.1), "ts": self._ts()}
 
-    def _listing(self, contract: tuple[str, str, str | float, int]) -> dict[str, Any]:
+    def _listing(self, contract: Terms) -> dict[str, Any]:
         symbol, currency, multiplier, _ = contract
         inverse = float(multiplier) < 0
         terms = {"symbol": symbol, "settleCurrency": currency, "multiplier": multiplier, "isInverse": inverse}

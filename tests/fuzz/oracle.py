@@ -15,14 +15,15 @@ Place = tuple[str, int]
 
 
 class Oracle:
-    """Follows one partition. `events` counts what messages held, `outcomes` what must become of it.
+    """Follows one partition. `events` counts what messages held, `outcomes` what must become of it, `reasons` why not.
 
-    `entries` counts the entries that the ledger must have.
+    `entries` counts the entries that the ledger must have; `rejected` may be emptied once it is compared.
     """
 
     def __init__(self) -> None:
         self.events = self.entries = 0
         self.outcomes: Counter[str] = Counter()
+        self.reasons: Counter[Reason] = Counter()
         self.rejected: dict[Place, Reason] = {}
         self._partition: Partition = empty_partition(0, 1)
 
@@ -60,4 +61,5 @@ class Oracle:
 
     def _reject(self, place: Place, reason: Reason) -> None:
         self.outcomes["rejected"] += 1
+        self.reasons[reason] += 1
         self.rejected[place] = reason

@@ -23,14 +23,17 @@ from fundsvc.streams.source import Source, id_order
 from tests.fuzz.messages import Asked, Fields, Messages
 from tests.fuzz.oracle import Oracle
 
-WATCHED = Path(__file__).parents[2] / "scripts" / "benchmarks" / "watched.py"
-"""An engine whose loop is watched."""
+ROOT = Path(__file__).parents[2]
+WATCHED = ROOT / "scripts" / "benchmarks" / "watched.py"
+"""An engine whose loop is watched. It runs the code that lies beside it, whichever is installed."""
 
-CHUNK_MESSAGES = 500
+CHUNK_MESSAGES = 1000
+"""Between two chunks the run compares, and learns what ADL asks: so many messages answer the same rounds."""
+
 CHUNK_SECONDS_MAX = 60.0
 """Far longer than any chunk takes."""
 
-CHUNKS_PER_ENGINE = 100
+CHUNKS_PER_ENGINE = 50
 """A restart reads the books and what the stream holds since, so that any message must be readable twice."""
 
 STOP_SECONDS_MAX = 10.0
@@ -40,6 +43,8 @@ ASKED_MAX = 50
 READ_MAX = 1000
 LOOK_SECONDS = 0.005
 
+_COUNTS = "SELECT (SELECT count(*) FROM entries), (SELECT count(*) FROM rejected)"
+_KEPT = "SELECT stream_id, position, reason FROM rejected WHERE partition = 0 AND stream_id = ANY ($1)"
 
 Chunks = Callable[[Messages], Iterable[Sequence[Fields]]]
 """What is sent, one chunk after the other."""
@@ -70,6 +75,7 @@ class Engine:
         self._report.unlink(missing_ok=True)
         self._log = directory / "engine.log"
         environment = {
+            "PYTHONPATH": str(ROOT),
             "FUNDSVC_DATABASE_DSN": config.database.dsn,
             "FUNDSVC_STREAM_URL": config.stream.url,
             "FUNDSVC_LOG_LEVEL": "warning",
@@ -142,6 +148,7 @@ class _Run:
         self._source = Source(client, 0, message_bytes_max=config.stream.message_bytes_max)
         self._announcements = Announcements(client, 0)
         self._compared = self._announced = "0-0"
+        self._fresh: list[str] = []
         self._engine = Engine(config, directory)
 
     async def take(self, chunk: Sequence[Fields]) -> None:
@@ -170,13 +177,14 @@ class _Run:
             for fields in chunk:
                 pipeline.execute_command("XADD", stream_key(0), "*", *fields)
             ids = [stream_id.decode() for stream_id in await pipeline.execute()]
+        await self._follow(ids[-1])  # while the engine settles them
         if not await self._settled(ids[-1]):
             return
-        await self._follow()
+        await self._follow(await self._offset())
         self._figures.messages += len(chunk)
         self._figures.events = self._oracle.events
         self._figures.outcomes = self._oracle.outcomes
-        self._figures.reasons = Counter(self._oracle.rejected.values())
+        self._figures.reasons = self._oracle.reasons
         self._figures.wrong += [wrong async for wrong in self._differences()]
         await self._hear()
 
@@ -194,29 +202,34 @@ class _Run:
     async def _offset(self) -> str:
         return await self._connection.fetchval("SELECT last_id FROM partitions WHERE partition = 0")
 
-    async def _follow(self) -> None:
-        """Takes the oracle to where the ledger is, over what the engine itself appended, too."""
-        while id_order(self._compared) < id_order(end := await self._offset()):
-            while id_order(self._compared) < id_order(end):
-                read = await self._source.read(self._compared, READ_MAX)
-                messages = [message for message in read if id_order(message.stream_id) <= id_order(end)]
-                self._oracle.settle(messages)
-                self._compared = messages[-1].stream_id
+    async def _follow(self, end: str) -> None:
+        """Takes the oracle to an id, over what the engine itself appended, too."""
+        while id_order(self._compared) < id_order(end):
+            read = await self._source.read(self._compared, READ_MAX)
+            messages = [message for message in read if id_order(message.stream_id) <= id_order(end)]
+            self._oracle.settle(messages)
+            self._compared = messages[-1].stream_id
+            self._fresh += [message.stream_id for message in messages]
 
     async def _differences(self) -> AsyncIterator[str]:
-        """How the ledger differs from the oracle; every event must be in one of the four counts."""
+        """How the ledger differs from the oracle; every event must be in one of the four counts.
+
+        Compares the events of the messages since the last comparison one by one, and the numbers of all.
+        """
         oracle = self._oracle
         if oracle.outcomes.total() != oracle.events:
             yield f"{oracle.events} events were sent, {oracle.outcomes} became of them"
-        entries = await self._connection.fetchval("SELECT count(*) FROM entries")
+        entries, rejected = await self._connection.fetchrow(_COUNTS)
         if entries != oracle.entries:
             yield f"{entries} entries, expected {oracle.entries}"
-        rows = await self._connection.fetch("SELECT stream_id, position, reason FROM rejected")
+        if rejected != oracle.outcomes["rejected"]:
+            yield f"{rejected} rejected events are kept, expected {oracle.outcomes['rejected']}"
+        rows = await self._connection.fetch(_KEPT, self._fresh)
         kept = {(row["stream_id"], row["position"]): row["reason"] for row in rows}
-        for place in sorted(kept.keys() ^ oracle.rejected.keys(), key=lambda place: id_order(place[0]))[:5]:
-            yield f"{place}: kept as {kept.get(place)}, expected {oracle.rejected.get(place)}"
-        for place in [place for place in kept.keys() & oracle.rejected.keys() if kept[place] != oracle.rejected[place]][:5]:
-            yield f"{place}: kept as {kept[place]}, expected {oracle.rejected[place]}"
+        expected, oracle.rejected, self._fresh = oracle.rejected, {}, []
+        for place in sorted(kept.keys() | expected.keys(), key=lambda place: (id_order(place[0]), place[1])):
+            if kept.get(place) != expected.get(place):
+                yield f"{place}: kept as {kept.get(place)}, expected {expected.get(place)}"
 
     async def _hear(self) -> None:
         """Lets the messages answer what was announced since."""
@@ -231,7 +244,10 @@ class _Run:
 
 
 def any_messages(count: int) -> Chunks:
-    """So many messages of every kind, and the large ones alone between the first of them; now and then a restart."""
+    """So many messages of every kind, and the large ones alone between the first of them; now and then a restart.
+
+    Half-way between two restarts the contracts are new ones: some of the old ones may be suspended or at their last sequence.
+    """
 
     def chunks(messages: Messages) -> Iterator[list[Fields]]:
         large = messages.large()
@@ -239,6 +255,8 @@ def any_messages(count: int) -> Chunks:
         for number in range(count // CHUNK_MESSAGES):
             yield [messages.next() for _ in range(CHUNK_MESSAGES)]
             yield from ([fields] for fields in islice(large, 1))
+            if number % CHUNKS_PER_ENGINE == CHUNKS_PER_ENGINE // 2:
+                yield [messages.listings()]
             if number % CHUNKS_PER_ENGINE == CHUNKS_PER_ENGINE - 1:
                 yield []
         yield from ([fields] for fields in large)

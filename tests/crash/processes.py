@@ -1,15 +1,13 @@
-"""What befalls the processes, and how long they take to recover."""
+"""What befalls the processes: killed, stopped, frozen; and a file that loses its end."""
 
 import asyncio
 import random
 import re
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
-from fundsvc.streams.client import open_client, stream_key
-from fundsvc.streams.source import id_order
 from tests.crash.world import EngineProcess, Owner, World, eventually
 
 TAKEOVER_SECONDS_MAX = 5.0
@@ -24,16 +22,22 @@ TAIL_BYTES_MAX = 60_000
 
 async def kill_engine(world: World, chance: random.Random) -> None:
     """Kills an owner and starts another engine; its partitions must move within five seconds."""
-    victim, held = await _owner(world, chance)
     began = time.monotonic()
-    world.engines.remove(victim)
-    victim.kill()
-    world.timeline.note(f"killed {victim}, owner of {sorted(held)}; started {world.start_engine()}")
+    victim, held = await kill_owner(world, chance)
     await eventually("the killed owner's partitions have another", lambda: _moved(world, victim.name, held))
     seconds = time.monotonic() - began
     world.timeline.note(f"its partitions moved within {seconds:.2f} s of the kill")
     if seconds > TAKEOVER_SECONDS_MAX:
         world.failures.append(f"the partitions of a killed owner took {seconds:.2f} s to move")
+
+
+async def kill_owner(world: World, chance: random.Random) -> tuple[EngineProcess, dict[int, Owner]]:
+    """Kills an owner and starts another engine; returns the owner, and what it held."""
+    victim, held = await _owner(world, chance)
+    world.engines.remove(victim)
+    victim.kill()
+    world.timeline.note(f"killed {victim}, owner of {sorted(held)}; started {world.start_engine()}")
+    return victim, held
 
 
 async def stop_postgres(world: World, chance: random.Random) -> None:
@@ -134,154 +138,6 @@ async def everything_dies(world: World, chance: random.Random) -> None:
     await world.start_servers()
     for _ in range(number):
         world.start_engine()
-
-
-async def lose_the_answer_to_a_commit(world: World, chance: random.Random) -> None:
-    """Cuts an owner off between its COMMIT and the answer: the transaction is committed, and the owner cannot know."""
-    for _ in range(chance.randint(1, 3)):
-        world.proxy.lose_next_answer()
-        seconds = await eventually("the answer to a COMMIT is lost", world.proxy.has_lost_it)
-        world.timeline.note(f"lost the answer to a COMMIT after {seconds:.2f} s")
-
-
-async def make_postgres_read_only(world: World, chance: random.Random) -> None:
-    """Refuses all writes for some seconds, as a server does that an operator has fenced, or a standby that was promoted."""
-    await _set_postgres(world, "default_transaction_read_only = on")
-    world.timeline.note("PostgreSQL is read-only")
-    await asyncio.sleep(chance.uniform(1, 5))
-    await _set_postgres(world, "default_transaction_read_only = off")
-    world.timeline.note("PostgreSQL may be written again")
-
-
-async def fill_valkey(world: World, chance: random.Random) -> None:
-    """Leaves Valkey no memory for some seconds: it refuses every message and every announcement."""
-    async with open_client(world.config.stream) as client:
-        await client.config_set("maxmemory", "1")
-        world.timeline.note("Valkey is full")
-        await asyncio.sleep(chance.uniform(1, 5))
-        await client.config_set("maxmemory", "0")
-    world.timeline.note("Valkey has room again")
-
-
-async def kill_engine_while_valkey_is_full(world: World, chance: random.Random) -> None:
-    """The new owner tries to announce open orders again and fails."""
-    async with open_client(world.config.stream) as client:
-        await client.config_set("maxmemory", "1")
-        world.timeline.note("Valkey is full")
-        victim, held = await _owner(world, chance)
-        world.engines.remove(victim)
-        victim.kill()
-        world.timeline.note(f"killed {victim}, owner of {sorted(held)}; started {world.start_engine()}")
-        await asyncio.sleep(chance.uniform(3, 6))
-        await client.config_set("maxmemory", "0")
-    world.timeline.note("Valkey has room again")
-
-
-async def trim_settled(world: World, chance: random.Random) -> None:
-    """Drops messages that are settled and that no book needs any more, as an operator does who makes room."""
-    async with open_client(world.config.stream) as client:
-        for partition, settled in (await _needed_from(world)).items():
-            dropped = await client.xtrim(stream_key(partition), minid=settled, approximate=False)
-            world.timeline.note(f"trimmed {dropped} settled messages of partition {partition}")
-
-
-async def delete_settled(world: World, chance: random.Random) -> None:
-    """Deletes single messages that are settled, anywhere among the others."""
-    async with open_client(world.config.stream) as client:
-        for partition, settled in (await _needed_from(world)).items():
-            ids = [stream_id for stream_id, _ in await client.xrange(stream_key(partition), max=settled)]
-            chosen = chance.sample(ids, min(len(ids), 20))
-            if chosen:
-                await client.xdel(stream_key(partition), *chosen)
-            world.timeline.note(f"deleted {len(chosen)} settled messages of partition {partition}")
-
-
-async def replay_rejected(world: World, chance: random.Random) -> None:
-    """Sends again what was rejected for some reason, as an operator does: it is rejected again."""
-    reasons = [row["reason"] for row in await world.fetch("SELECT DISTINCT reason FROM rejected ORDER BY reason")]
-    for reason in chance.sample(reasons, min(len(reasons), 3)):
-        code, output, error = await world.command("rejected", "replay", "--reason", reason)
-        world.timeline.note(f"replayed what was rejected as {reason}: {code}, {(output or error).strip()[-100:]}")
-
-
-async def _needed_from(world: World) -> dict[int, str]:
-    """The id from which on each partition's stream is still needed, to be settled or for a book."""
-    partitions = await world.fetch("SELECT partition, last_id FROM partitions")
-    books = await world.fetch("SELECT c.partition, b.last_id FROM contracts c LEFT JOIN books b USING (symbol)")
-    needed: dict[int, list[str]] = {row["partition"]: [row["last_id"]] for row in partitions}
-    for row in books:
-        needed[row["partition"]].append(row["last_id"] or "0-0")
-    return {partition: min(ids, key=id_order) for partition, ids in needed.items()}
-
-
-async def _set_postgres(world: World, setting: str) -> None:
-    await world.execute(f"ALTER SYSTEM SET {setting}")
-    await world.execute("SELECT pg_reload_conf()")
-
-
-Disturbance = Callable[[World, random.Random], Awaitable[None]]
-
-ESSENTIAL: tuple[Disturbance, ...] = (
-    kill_engine,
-    stop_postgres,
-    kill_postgres,
-    cut_valkey,
-    pause_owner_within_a_transaction,
-)
-"""One of each kind, for the short form."""
-
-ESCALATING: tuple[Disturbance, ...] = (
-    kill_engine,
-    kill_postgres,
-    lose_the_answer_to_a_commit,
-    kill_engine_while_valkey_is_full,
-)
-"""While ADL orders are open, for the short form."""
-
-STREAM_KEPT: tuple[Disturbance, ...] = (
-    kill_engine,
-    stop_postgres,
-    stop_postgres_at_once,
-    kill_postgres,
-    stop_valkey,
-    pause_owner,
-    pause_owner_within_a_transaction,
-    kill_engine_without_postgres,
-    lose_the_answer_to_a_commit,
-    make_postgres_read_only,
-    fill_valkey,
-    kill_engine_while_valkey_is_full,
-    trim_settled,
-    delete_settled,
-    replay_rejected,
-)
-"""What leaves the stream everything that was acknowledged."""
-
-ALL: tuple[Disturbance, ...] = (
-    *STREAM_KEPT,
-    kill_valkey,
-    cut_valkey,
-    cut_valkey_under_a_paused_owner,
-    everything_dies,
-)
-
-
-async def disturb(world: World, chance: random.Random, disturbance: Disturbance) -> None:
-    """Lets something happen once all is well, and waits until all is well again."""
-    await eventually("every partition is owned", world.all_owned)
-    world.timeline.note(f"--- {disturbance.__name__}, with {await world.open_orders()} ADL orders open")
-    await disturbance(world, chance)
-    world.replace_ended()
-    before = 0
-
-    async def consuming() -> bool:
-        nonlocal before
-        world.replace_ended()
-        before = before or await world.messages()
-        return await world.messages() > before and await world.all_owned()
-
-    seconds = await eventually("all partitions are owned and consumed again", consuming)
-    world.timeline.note(f"consuming again after {seconds:.2f} s")
 
 
 async def _owner(world: World, chance: random.Random) -> tuple[EngineProcess, dict[int, Owner]]:

@@ -1,0 +1,68 @@
+"""An exchange that has no client of the stream: it posts its letters to the HTTP side."""
+
+import time
+from typing import Any
+
+import aiohttp
+import jwt
+import msgspec
+
+from fundsvc.streams.client import StreamFault
+from tests.crash.letters import CONTRACTS, Letter, listing_of
+from tests.crash.sender import Sender
+from tests.crash.world import TOKEN_SECRET
+
+MEDIA = {"json": "application/json", "msgpack": "application/msgpack"}
+NDJSON = "application/x-ndjson"
+
+LINES_SHARE = 0.3
+"""Of the JSON letters: so many are sent as one event a line."""
+
+POST_SECONDS_MAX = 20.0
+"""The HTTP side answers within this time that the stream is away."""
+
+_REFUSED_WHOLE = (400, 413)
+
+
+class HttpSender(Sender):
+    """Posts letters to the HTTP side; what that does not take, such as a policy, goes onto the stream as from others."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        claims = {"aud": "fundsvc", "exp": int(time.time()) + 86_400, "role": "engine"}
+        headers = {"Authorization": f"Bearer {jwt.encode(claims, TOKEN_SECRET, 'HS256')}"}
+        self._http = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=POST_SECONDS_MAX))
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._http.close()
+
+    async def _append(self, letter: Letter) -> None:
+        if not letter.body() or letter.field not in MEDIA or any(_is_policy(element.content) for element in letter.elements):
+            await super()._append(letter)
+            return
+        in_lines = letter.field == "json" and len(letter.elements) > 1 and self._chance.random() < LINES_SHARE
+        body = b"\n".join(element.raw("json") for element in letter.elements) if in_lines else letter.body()
+        status = await self._post(body, NDJSON if in_lines else MEDIA[letter.field])
+        may_be_refused = all(element.garbage for element in letter.elements)
+        assert status == 200 or (may_be_refused and status in _REFUSED_WHOLE), f"{status} for {letter}"[:1000]
+
+    async def _post(self, body: bytes, media: str) -> int:
+        """Returns the status; raises StreamFault where nobody answers, or answers that the stream is away."""
+        url = f"{self._world.api_url}/api/v1/ingest/events"
+        try:
+            async with self._http.post(url, data=body, headers={"Content-Type": media}) as answer:
+                told = await answer.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StreamFault(f"{type(error).__name__}: {error}") from error
+        if answer.status >= 500:
+            raise StreamFault(told)
+        return answer.status
+
+    async def _touch(self) -> None:
+        if await self._post(msgspec.json.encode(listing_of(CONTRACTS[0])), MEDIA["json"]) != 200:
+            raise AssertionError("a listing is refused")
+
+
+def _is_policy(content: object) -> bool:
+    return isinstance(content, dict) and content.get("type") == "policy"

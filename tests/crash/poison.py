@@ -1,0 +1,221 @@
+"""Events that can never be settled, of every reason for which one is refused.
+
+`POISON` makes those that no state of a ledger makes good. The reasons in `BY_STATE` need a ledger that has had something
+before them: `letters` and `exchange` write these where they have it.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any, NamedTuple
+
+from fundsvc.core.contracts import partition_of
+from fundsvc.core.events import Reason
+
+NEVER_SETTLED = 2**62
+"""A sequence above all others: garbage that has one is refused whenever it is read, not taken for a duplicate."""
+
+BEGINNING_MS = 1_765_000_000_000
+
+REFUSED_TRADE = "refused by the database"
+"""No entry may have this trade id: `FORBIDDEN` sees to it."""
+
+FORBIDDEN = f"ALTER TABLE entries ADD CONSTRAINT forbidden_trade CHECK (trade_id <> '{REFUSED_TRADE}')"
+
+LARGE = "x" * 300_000
+"""More than an event may have."""
+
+BY_STATE = (
+    Reason.CONFLICT,
+    Reason.LATE,
+    Reason.CONTRACT_FIXED,
+    Reason.TERMS_IN_DOUBT,
+    Reason.ADL_ORDER_CLOSED,
+    Reason.ADL_NOT_ASKED,
+    Reason.ADL_TOO_MANY_LOTS,
+)
+
+SELDOM = (Reason.DATABASE_REFUSED, Reason.TOO_LARGE)
+"""Each of these costs a dozen transactions, or as much room as a thousand others."""
+
+SELDOM_SHARE = 0.2
+"""How often a reason of these is taken that was drawn."""
+
+BROKEN = (
+    *(b"", b"{", b"null", b"[]]", b"\xff\xfe\x00", b'"fill"', b"\xc1", b'{"type":"fill"', bytes(range(256))),
+    *(b"[" * 100_000, b"\x91" * 100_000, b'{"a":' * 50_000, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff\xa1a"),
+    b'{"type":"mark","symbol":"XBTUSDTM","symbol":"ETHUSDTM","price":"1","ts":1765000000000}',
+    *(b"[" + b"null," * 20_000 + b"null]", b'{"type":"fill","lots":' + b"9" * 100_000 + b"}"),
+)
+"""Whole messages that are no events: cut off, of other codecs, nested deeply, with lengths that are not there."""
+
+
+class Place(NamedTuple):
+    """Where poison goes: to a contract, in a partition of so many."""
+
+    symbol: str
+    partition: int
+    partitions: int
+
+
+Content = dict[str, Any]
+Make = Callable[[random.Random, Place], Content]
+
+
+def poison(chance: random.Random, place: Place) -> tuple[Reason, Content]:
+    """An event for a place, of any reason, and the reason."""
+    reason = chance.choice(list(POISON))
+    while reason in SELDOM and chance.random() > SELDOM_SHARE:
+        reason = chance.choice(list(POISON))
+    return reason, POISON[reason](chance, place)
+
+
+def reasons_of(reason: Reason) -> frozenset[Reason]:
+    """For which reasons an event may be kept that is wrong in one way; others may come first, or be there at its replay."""
+    return frozenset({reason, *_INSTEAD.get(reason, ()), *_BEFORE_OTHERS})
+
+
+_BEFORE_OTHERS = (Reason.TERMS_IN_DOUBT, Reason.SUPERSEDED)
+"""Its contract may be suspended for a moment; and a state is not replayed, whatever else is wrong with it."""
+
+_ORDERS = (Reason.ADL_ORDER_UNKNOWN, Reason.ADL_ORDER_CLOSED, Reason.ADL_NOT_ASKED, Reason.ADL_TOO_MANY_LOTS)
+
+_INSTEAD: Mapping[Reason, tuple[Reason, ...]] = {
+    Reason.WRONG_PARTITION: (Reason.UNKNOWN_SYMBOL,),  # over HTTP it goes to the partition of its symbol
+    Reason.TERMS_IN_DOUBT: _ORDERS,  # sent again without the listing before it
+    **dict.fromkeys(_ORDERS, _ORDERS),  # an order may be over by the time that its answer is sent again
+}
+
+
+def fill(place: Place, **wrong: Any) -> Content:
+    """A legal fill but for what is given."""
+    numbers = {"seq": NEVER_SETTLED, "lots": 1, "ts": BEGINNING_MS}
+    return {"type": "fill", "symbol": place.symbol, "side": "sell", "price": "2", "bankruptcyPrice": "1", **numbers, **wrong}
+
+
+def answer(place: Place, kind: str, adl: int, **more: Any) -> Content:
+    """An answer to an ADL order."""
+    return {"type": kind, "symbol": place.symbol, "seq": NEVER_SETTLED, "adl": adl, "ts": BEGINNING_MS, **more}
+
+
+def _mark(place: Place, **wrong: Any) -> Content:
+    return {"type": "mark", "symbol": place.symbol, "price": "1", "ts": BEGINNING_MS, **wrong}
+
+
+def _position(place: Place, **wrong: Any) -> Content:
+    numbers = {"lots": 1, "entryPrice": "1", "margin": "1", "ts": BEGINNING_MS}
+    return {"type": "position", "symbol": place.symbol, "account": "a1", **numbers, **wrong}
+
+
+def _undecodable(chance: random.Random, place: Place) -> Content:
+    return chance.choice(({}, {"kind": "fill"}, {"type": 5, "symbol": place.symbol}, {"type": None}))
+
+
+def _unknown_type(chance: random.Random, place: Place) -> Content:
+    return fill(place, type=chance.choice(("deposit", "withdrawal", "Fill", "")))
+
+
+def _invalid_field(chance: random.Random, place: Place) -> Content:
+    leg = chance.choice(({"positionSide": "LEFT"}, {"account": ""}, {"account": "=1+1"}, {"account": "a" * 65}, {"lots": 1.5}))
+    wrong: Content = chance.choice(
+        (
+            *({"lots": "5"}, {"lots": -1}, {"lots": 0}, {"lots": 2**63}, {"price": 2.5}, {"side": "hold"}, {"seq": 0}),
+            *({"color": "red"}, {"account": "a\u0000b"}, {"account": "\u202e"}, {"ts": BEGINNING_MS * 1000}, {"ts": None}),
+        )
+    )
+    return chance.choice(
+        (
+            fill(place, **wrong),
+            _position(place, **leg),
+            _mark(place, price=7),
+            {"type": "snapshot", "symbol": place.symbol, "phase": "middle", "ts": BEGINNING_MS},
+            {"type": "rate", "currency": "U S D", "price": "1", "ts": BEGINNING_MS},
+            answer(place, "adlFill", 0, account="a1", lots=1),
+        )
+    )
+
+
+def _invalid_number(chance: random.Random, place: Place) -> Content:
+    wrong = chance.choice(("-1", "abc", "1e5", "NaN", "٣", " 1", "+1", "0x10"))
+    return chance.choice((fill(place, price=wrong), fill(place, bankruptcyPrice=wrong), _mark(place, price=wrong)))
+
+
+def _not_a_liquidation(chance: random.Random, place: Place) -> Content:
+    trade = fill(place)
+    del trade["bankruptcyPrice"]
+    return trade
+
+
+def _unknown_symbol(chance: random.Random, place: Place) -> Content:
+    stranger = place._replace(symbol=_stranger(chance, place, at_home=True))
+    return chance.choice((fill(stranger), _mark(stranger), _position(stranger), answer(stranger, "adlEnd", 1)))
+
+
+def _wrong_partition(chance: random.Random, place: Place) -> Content:
+    return fill(place._replace(symbol=_stranger(chance, place, at_home=False)))
+
+
+def _stranger(chance: random.Random, place: Place, *, at_home: bool) -> str:
+    """A symbol that is never listed, of the partition or of another one."""
+    names = (f"NOSUCH{number}" for number in count(chance.randrange(100)))
+    return next(name for name in names if (partition_of(name, place.partitions) == place.partition) is at_home)
+
+
+def _too_many_decimals(chance: random.Random, place: Place) -> Content:
+    return chance.choice((fill(place, price="1.0000000000001"), _mark(place, price="0.0000000000001")))
+
+
+def _out_of_range(chance: random.Random, place: Place) -> Content:
+    return chance.choice((fill(place, price="9" * 40), _mark(place, price="9" * 40)))
+
+
+def _contract_invalid(chance: random.Random, place: Place) -> Content:
+    contract = {"symbol": place.symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}
+    wrong: Content = chance.choice(
+        (
+            *({"multiplier": 0}, {"multiplier": "x"}, {"settleCurrency": "U/S"}, {"symbol": "a b"}, {"symbol": ".."}),
+            *({"isInverse": "maybe"}, {"n": "\u0000"}, {"multiplier": "1E+99"}, {"symbol": ""}),
+        )
+    )
+    return {"type": "contract", "contract": contract | wrong}
+
+
+def _superseded(chance: random.Random, place: Place) -> Content:
+    return {"type": "policy", "version": 10**6, "default": {}, "contracts": {}, "ts": BEGINNING_MS}
+
+
+def _ts_out_of_range(chance: random.Random, place: Place) -> Content:
+    ts = chance.choice((BEGINNING_MS * 10, BEGINNING_MS // 1000))
+    return chance.choice((fill(place, ts=ts), _mark(place, ts=ts), _position(place, ts=ts)))
+
+
+def _order_unknown(chance: random.Random, place: Place) -> Content:
+    execution = {"account": "nobody", "lots": 1}
+    return chance.choice((answer(place, "adlEnd", 10**9), answer(place, "adlFill", 10**9, **execution)))
+
+
+def _database_refused(chance: random.Random, place: Place) -> Content:
+    return fill(place, tradeId=REFUSED_TRADE)
+
+
+def _too_large(chance: random.Random, place: Place) -> Content:
+    return chance.choice((fill(place, tradeId=LARGE), {"type": "contract", "contract": {"symbol": place.symbol, "n": LARGE}}))
+
+
+POISON: Mapping[Reason, Make] = {
+    Reason.UNDECODABLE: _undecodable,
+    Reason.UNKNOWN_TYPE: _unknown_type,
+    Reason.INVALID_FIELD: _invalid_field,
+    Reason.INVALID_NUMBER: _invalid_number,
+    Reason.NOT_A_LIQUIDATION: _not_a_liquidation,
+    Reason.UNKNOWN_SYMBOL: _unknown_symbol,
+    Reason.WRONG_PARTITION: _wrong_partition,
+    Reason.TOO_MANY_DECIMALS: _too_many_decimals,
+    Reason.OUT_OF_RANGE: _out_of_range,
+    Reason.CONTRACT_INVALID: _contract_invalid,
+    Reason.ADL_ORDER_UNKNOWN: _order_unknown,
+    Reason.SUPERSEDED: _superseded,
+    Reason.TS_OUT_OF_RANGE: _ts_out_of_range,
+    Reason.DATABASE_REFUSED: _database_refused,
+    Reason.TOO_LARGE: _too_large,
+}

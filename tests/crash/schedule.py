@@ -1,0 +1,150 @@
+"""Which disturbances there are, in what order they come, and how long the engines take to recover."""
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from fundsvc.core.events import Reason
+from tests.crash.deletions import delete_settled, lose_unsettled, trim_settled
+from tests.crash.network import (
+    leave_postgres_half_open,
+    leave_valkey_half_open,
+    lose_the_answer_to_a_commit,
+    slow_the_network,
+    slowly,
+)
+from tests.crash.processes import (
+    cut_valkey,
+    cut_valkey_under_a_paused_owner,
+    everything_dies,
+    kill_engine,
+    kill_engine_without_postgres,
+    kill_postgres,
+    kill_valkey,
+    pause_owner,
+    pause_owner_within_a_transaction,
+    stop_postgres,
+    stop_postgres_at_once,
+    stop_valkey,
+)
+from tests.crash.shortages import (
+    fill_the_disk,
+    fill_valkey,
+    kill_engine_while_valkey_is_full,
+    make_postgres_read_only,
+)
+from tests.crash.world import World, eventually
+
+Disturbance = Callable[[World, random.Random], Awaitable[None]]
+
+SLOW_SHARE = 0.15
+"""Of the disturbances: so many come while the network is slow."""
+
+
+async def replay_rejected(world: World, chance: random.Random) -> None:
+    """Sends again what was rejected for some reason, as an operator does: it is rejected again.
+
+    What is late would be settled.
+    """
+    rows = await world.fetch("SELECT DISTINCT reason FROM rejected WHERE reason <> $1 ORDER BY reason", Reason.LATE)
+    reasons = [row["reason"] for row in rows]
+    for reason in chance.sample(reasons, min(len(reasons), 3)):
+        code, output, error = await world.command("rejected", "replay", "--reason", reason)
+        world.timeline.note(f"replayed what was rejected as {reason}: {code}, {(output or error).strip()[-100:]}")
+
+
+async def kill_the_http_side(world: World, chance: random.Random) -> None:
+    """Kills the HTTP side and starts another: what it was posting at that moment may be on the stream or not."""
+    world.kill_api()
+    world.timeline.note("killed the HTTP side")
+    await world.start_api()
+
+
+ESSENTIAL: tuple[Disturbance, ...] = (
+    kill_engine,
+    kill_postgres,
+    cut_valkey,
+    pause_owner_within_a_transaction,
+    lose_unsettled,
+    leave_postgres_half_open,
+)
+"""One of each kind, for the short form."""
+
+ESCALATING: tuple[Disturbance, ...] = (
+    kill_engine,
+    kill_postgres,
+    lose_the_answer_to_a_commit,
+    kill_engine_while_valkey_is_full,
+)
+"""While ADL orders are open, for the short form."""
+
+STREAM_KEPT: tuple[Disturbance, ...] = (
+    kill_engine,
+    stop_postgres,
+    stop_postgres_at_once,
+    kill_postgres,
+    stop_valkey,
+    pause_owner,
+    pause_owner_within_a_transaction,
+    kill_engine_without_postgres,
+    lose_the_answer_to_a_commit,
+    leave_postgres_half_open,
+    leave_valkey_half_open,
+    slow_the_network,
+    make_postgres_read_only,
+    fill_the_disk,
+    fill_valkey,
+    kill_engine_while_valkey_is_full,
+    trim_settled,
+    delete_settled,
+    replay_rejected,
+)
+"""What leaves the stream everything that was acknowledged."""
+
+ALL: tuple[Disturbance, ...] = (
+    *STREAM_KEPT,
+    kill_valkey,
+    cut_valkey,
+    cut_valkey_under_a_paused_owner,
+    everything_dies,
+    lose_unsettled,
+)
+
+
+POSTED: tuple[Disturbance, ...] = (kill_the_http_side,)
+"""What befalls an exchange that posts its events, beside all else."""
+
+
+def schedule(chance: random.Random, disturbances: Sequence[Disturbance], seconds: float) -> Iterator[Disturbance]:
+    """Disturbances for so long, each as often as the others."""
+    end = time.monotonic() + seconds
+    while True:
+        for disturbance in chance.sample(disturbances, len(disturbances)):
+            if time.monotonic() > end:
+                return
+            yield disturbance
+
+
+async def disturb(world: World, chance: random.Random, disturbance: Disturbance) -> None:
+    """Lets something happen once all is well, now and then on a slow network, and waits until all is well again."""
+    await eventually("every partition is owned", world.all_owned)
+    world.note_memory()
+    world.timeline.note(f"--- {disturbance.__name__}, with {await world.open_orders()} ADL orders open")
+    world.happened[disturbance.__name__] += 1
+    if chance.random() < SLOW_SHARE:
+        world.happened["on a slow network"] += 1
+        async with slowly(world, chance):
+            await disturbance(world, chance)
+    else:
+        await disturbance(world, chance)
+    world.replace_ended()
+    before = 0
+
+    async def consuming() -> bool:
+        nonlocal before
+        world.replace_ended()
+        before = before or await world.messages()
+        return await world.messages() > before and await world.all_owned()
+
+    seconds = await eventually("all partitions are owned and consumed again", consuming)
+    world.timeline.note(f"consuming again after {seconds:.2f} s")
