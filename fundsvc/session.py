@@ -376,30 +376,33 @@ class Session:
         self._orders.say_due()
         settled = self._offset
         self._metrics.positions(self._state.books())
-        self._show_stale()
+        now_ms = await self._source.now_ms()
+        self._show_stale(now_ms)
+        await self._source.drop_oversized(settled.last_id)
         left = waiting(await self._source.state(), settled)
         self._metrics.lag_messages.labels(self._partition).set(left)
-        age = time.time() - id_order(settled.last_id)[0] / 1000
+        age = (now_ms - id_order(settled.last_id)[0]) / 1000
         self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if left else 0)
         if not left:
             await self._go_on()
 
-    def _show_stale(self) -> None:
+    def _show_stale(self, now_ms: int) -> None:
         """Shows how many contracts with open positions have an old mark, or a book from before the stream lost its tail."""
-        now_ms, seconds_max = time.time_ns() // 1_000_000, self._config.adl.mark_seconds_max
+        seconds_max = self._config.adl.mark_seconds_max
         books = [book for _, book in self._state.books() if book.open]
         marks = sum(book.is_mark_old(now_ms, seconds_max) for book in books)
         self._metrics.stale(self._partition, marks, sum(book.stale for book in books))
 
     async def _trim(self) -> None:
-        """Drops what is older than the retention; never what is not committed, or what the books still need.
+        """Drops what is older than the retention by the stream server's clock; never what is not committed, or what the books
+        still need.
 
         Nothing of a stream that lost its tail: what it got since may have ids below the offset.
         """
         stored, kept = await trim_bounds(self._pool, self._partition)
         if lost_tail(await self._source.state(), stored):
             return
-        oldest_ms = int((time.time() - self._config.stream.retention_hours * 3600) * 1000)
+        oldest_ms = max(0, await self._source.now_ms() - int(self._config.stream.retention_hours * 3_600_000))
         await self._source.trim(min([f"{oldest_ms}-0", stored.last_id, *kept], key=id_order))
 
 

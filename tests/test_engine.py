@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -7,6 +8,7 @@ import asyncpg
 import msgspec
 import psutil
 import pytest
+import redis
 from commands import environment_of, fundsvc
 from conftest import with_section
 from eventually import eventually
@@ -401,6 +403,26 @@ async def test_memory_is_bounded_whatever_legal_messages_come(config, producer, 
         process.terminate()
         await process.wait()
     assert peak < 300_000_000
+
+
+async def test_a_huge_message_is_rejected_by_its_beginning_and_leaves_the_stream(quick, producer, ledger):
+    body = b"[" + b"x" * 40_000_000
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        with redis.Redis.from_url(quick.stream.url) as client:
+            huge = client.xadd(KEY, {"json": body}).decode()
+        await producer.append(fills([2]))
+        await settled(ledger, 2)
+        assert await ledger("SELECT (stream_id, reason, body) = ($1, 'too_large', $2) FROM rejected", huge, body[:1000])
+        assert hashlib.sha256(body).hexdigest() in await ledger("SELECT detail FROM rejected")
+
+        async def is_gone():
+            return await producer._client.xrange(KEY, huge, huge) == []
+
+        await eventually(is_gone)
+        await producer.append(fills([3]))
+        await settled(ledger, 3)
+        assert engine.count("fundsvc_stream_gaps_total", partition="0") == 0
 
 
 async def test_two_engines_settle_a_message_of_rejections_under_one_epoch_each(quick, producer, ledger):

@@ -135,6 +135,81 @@ async def test_of_a_message_that_is_too_large_only_its_beginning_is_kept(client,
     assert hashlib.sha256(body).hexdigest() in large.too_large
 
 
+HUGE = 60_000_000
+HUGE_MESSAGES = {
+    "alone": {"json": b"x" * HUGE},
+    "msgpack": {"msgpack": b"x" * HUGE},
+    "a replay": {"json": b"x" * HUGE, "replayOf": "1-1/0"},
+    "another field": {"xml": b"x" * HUGE},
+    "several fields": {"json": b"{}", "b": b"x" * HUGE, "c": b"y" * (HUGE // 10)},
+    "a long name": {b"x" * HUGE: b"{}"},
+    "many fields": {f"field {number}": b"x" * 10 for number in range(300_000)},
+}
+
+
+@pytest.mark.parametrize(("how", "ask"), [*((how, "read") for how in HUGE_MESSAGES), ("alone", "look")])
+async def test_a_huge_message_is_never_whole_in_memory(config, client, producer, how, ask):
+    fields = HUGE_MESSAGES[how]
+    (first,) = await producer.append_bodies(0, "json", [b"{}"])
+    huge = add(config, fields)
+    (last,) = await producer.append_bodies(0, "json", [b"{}"])
+    source = Source(client, 0, message_bytes_max=1_000_000)
+    found, after = [], "0-0"
+    tracemalloc.start()
+    try:
+        while len(found) < 3:
+            found += await source.read(after) if ask == "read" else (await source.look(after))[0]
+            after = found[-1].stream_id
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    finally:
+        tracemalloc.stop()
+    assert [message.stream_id for message in found] == [first, huge, last]
+    assert [bool(message.too_large) for message in found] == [False, True, False]
+    assert len(found[1].body) <= 1000
+    if how != "many fields":
+        assert f"{HUGE} bytes, sha256 {hashlib.sha256(b'x' * HUGE).hexdigest()}" in found[1].too_large
+    assert found[1].replay_of == fields.get("replayOf", "")
+    if how in {"alone", "msgpack", "a replay"}:
+        assert (found[1].codec, found[1].body) == (next(iter(fields)), b"x" * 1000)
+
+
+def add(config, fields):
+    """Adds a message by a client that waits for as long as it takes."""
+    with redis.Redis.from_url(config.stream.url) as client:
+        return client.xadd(KEY, fields).decode()
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+async def test_a_huge_message_does_not_spoil_others_nor_the_state_of_the_stream(config, client, producer, place):
+    """The state of a stream holds its first and its last message."""
+    source = Source(client, 0, message_bytes_max=5_000_000)
+    body = b"x" * 4_900_000
+    for huge in (True, False) if place == "first" else (False, True):
+        if huge:
+            oversized = add(config, {"json": b"y" * 40_000_000})
+        else:
+            (large,) = await producer.append_bodies(0, "json", [body])
+    ids = sorted([large, oversized], key=id_order)
+    tracemalloc.start()
+    try:
+        state = await source.state()
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+    assert state == StreamState(ids[1], 2, 2, ids[0], ids[1], "0-0")
+    found, after = [], "0-0"
+    while len(found) < 2:
+        messages, looked = await source.look(after)
+        assert looked == state
+        found += messages
+        after = found[-1].stream_id
+    assert next(message for message in found if message.stream_id == large) == Message(large, "json", body)
+    await source.drop_oversized("0-0")
+    assert await source.state() == state
+    await source.drop_oversized(oversized)
+    assert await source.state() == StreamState(ids[1], 2, 1, large, large, oversized)
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -276,6 +351,12 @@ async def test_a_cluster_has_every_partition_in_one_slot(cluster):
     answer(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     await eventually(lambda: b"cluster_state:ok" in answer(port, "CLUSTER", "INFO"))
     await check_streams(config)
+    async with open_client(config) as client:
+        source = Source(client, 9, message_bytes_max=1_000_000)
+        await Producer(client, 10).append_bodies(9, "json", [b"x" * 20_000_000])
+        (message,) = await source.read("0-0")
+        assert message.too_large
+        assert (await source.state()).last_id == message.stream_id
 
 
 async def test_a_cluster_that_dies_is_a_fault_at_once(cluster):
