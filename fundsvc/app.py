@@ -16,6 +16,7 @@ from fundsvc.api.cached import CachedFunds
 from fundsvc.api.contracts import ContractResources
 from fundsvc.api.deleveraging import DeleveragingResources
 from fundsvc.api.docs import Docs
+from fundsvc.api.epochs import StreamEpochs
 from fundsvc.api.funds import FundResources
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.openapi import described
@@ -38,6 +39,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.secret import with_secret
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.deleveragings import Deleveragings
+from fundsvc.store.epochs import EpochStore
 from fundsvc.store.histories import Histories
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
@@ -52,6 +54,9 @@ STOP_SECONDS_MAX = 3.0
 
 RETRY_SECONDS = 1.0
 """How often a service that starts before its database asks for it."""
+
+EPOCH_CONNECTIONS_MAX = 2
+"""At the primary: what is asked there is kept in memory, and asked again when the stream has changed."""
 
 GC_THRESHOLD = 50_000
 """Hardly anything here forms cycles: with the default of 700 the collector takes a tenth of the engine's time."""
@@ -167,6 +172,7 @@ async def http_side(
         following(config, pool, client, metrics) as follower,
         appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
         tailing(config, metrics) as tail,
+        open_pool(config.database.dsn, EPOCH_CONNECTIONS_MAX) as primary,
     ):
 
         async def check_replica() -> None:
@@ -178,8 +184,10 @@ async def http_side(
             recorded_policies(config, appraiser),
             Gate(config.http, config.token, (endpoint.path for endpoint in operations)),
         )
-        contracts = ContractResources(reader, stream_key)
-        ingest = Ingest(config, reader, Producer(client, config.stream.partitions), gate)
+        producer = Producer.configured(client, config.stream)
+        epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
+        contracts = ContractResources(reader, stream_key, epochs)
+        ingest = Ingest(config, reader, producer, epochs, gate)
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of)
         cached = CachedFunds(tail, funds.answer)
         sizing = SizingResources(reader, Targets(pool))

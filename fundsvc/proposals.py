@@ -28,7 +28,7 @@ class Proposals:
             self._compared.add(partition)
             return None
         change = PolicyChange(configured.version, configured.default, configured.contracts, time.time_ns() // 1_000_000)
-        producer = Producer(client, self._config.stream.partitions)
+        producer = Producer.configured(client, self._config.stream)
         await producer.append_bodies(partition, "json", [encode([change])])
         self._compared.add(partition)
         return configured.version

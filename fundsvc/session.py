@@ -20,13 +20,14 @@ from fundsvc.continuity import CheckedSource, find_gap, lost_tail, same_gap, wai
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
+from fundsvc.leasing import Steps
 from fundsvc.logs.batches import Oddities, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
 from fundsvc.proposals import Proposals
 from fundsvc.recall import Recall
-from fundsvc.store.database import Pool, StoreFault, StoreRefusal
+from fundsvc.store.database import COMMAND_SECONDS, Pool, StoreFault, StoreRefusal
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
 from fundsvc.store.gaps import Gaps, KnownGap
 from fundsvc.store.reader import fetch
@@ -39,6 +40,10 @@ from fundsvc.streams.client import Client, StreamFault
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, StreamState, id_order
 from fundsvc.targeting import Targeting
+
+STATEMENT_SECONDS_MIN = 3.0
+"""So long a statement of the ledger may take at first: a server that is silent for longer may be out of reach, and another
+connection may reach it. After each statement that took longer the next ones have twice as long, up to what any may take."""
 
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.05, 1.0
 """Lost servers are tried again within a second, so that recovery is quick once they are back."""
@@ -60,7 +65,7 @@ class Halted(Exception):
 class Session:
     """The consumption of one partition under one epoch, begun anew after every fault.
 
-    `trouble` says why nothing is settled at present, "" while it is. `steps` counts the steps taken.
+    `trouble` says why nothing is settled at present, "" while it is. `steps` counts what was done.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class Session:
         self._metrics = metrics
         self._source = Source(client, partition, message_bytes_max=config.stream.message_bytes_max)
         self._announcer = Announcer(client, partition)
-        self._producer = Producer(client, config.stream.partitions)
+        self._producer = Producer.configured(client, config.stream)
         self._gaps = Gaps(pool, partition)
         self._state: Partition
         self._policies: Policies
@@ -104,13 +109,31 @@ class Session:
         self._noted: str | None = None
         self._backoff = BACKOFF_SECONDS_MIN
         self._halted_seconds = HALTED_SECONDS_MIN
-        self._attempts = 0
+        self._attempts = self._restored = 0
+        self._settled_before = self._loaded_before = 0
+        self._statement_seconds = self._statement_seconds_min = max(STATEMENT_SECONDS_MIN, config.engine.lease_seconds)
 
     @property
-    def steps(self) -> int:
-        """How many steps were taken, in any part of the work."""
+    def steps(self) -> Steps:
+        """How many steps were taken in any part of the work, and how many that brought the partition on."""
         parts = (self._pipeline, self._recall)
-        return self._attempts + sum(part.progress for part in parts if part)
+        taken = self._attempts + sum(part.progress for part in parts if part)
+        return Steps(taken, self._settled_steps() + max(self._loaded_before, self._load_steps()))
+
+    def _settled_steps(self) -> int:
+        return self._settled_before + (self._pipeline.settled if self._pipeline else 0)
+
+    def _load_steps(self) -> int:
+        """How far the present load is, in steps."""
+        return self._restored + (self._recall.progress if self._recall else 0)
+
+    def _begin_load(self) -> None:
+        """Counts the last load as progress as far as it came further than those before; after settling each one counts."""
+        settled = self._settled_steps()
+        self._loaded_before = max(self._loaded_before, self._load_steps()) if settled == self._settled_before else 0
+        self._settled_before = settled
+        self._pipeline = self._recall = None
+        self._restored = 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consumes until told to stop or the ownership is lost."""
@@ -163,6 +186,8 @@ class Session:
         writing = self._pipeline.writing if self._pipeline else None
         if isinstance(fault, StoreFault) and writing:
             self._bound.shrink(writing.events)
+        if isinstance(fault.__cause__, TimeoutError):
+            self._statement_seconds = min(2 * self._statement_seconds, COMMAND_SECONDS)
         self._metrics.faults.labels("database" if isinstance(fault, StoreFault) else "stream").inc()
         self._outage.note(fault)
         self.trouble = str(fault)
@@ -214,7 +239,8 @@ class Session:
                 self._noted = reason
 
     async def _consume(self, stop: asyncio.Event) -> None:
-        async with open_writer(self._config.database.dsn, self._engine, self._partition, self._epoch) as writer:
+        dsn, seconds = self._config.database.dsn, self._statement_seconds
+        async with open_writer(dsn, self._engine, self._partition, self._epoch, seconds) as writer:
             pipeline = await self._load(writer)
             async with asyncio.TaskGroup() as tasks:
                 chores = [tasks.create_task(chore.run()) for chore in self._chores(pipeline)]
@@ -237,7 +263,7 @@ class Session:
         ]
 
     async def _load(self, writer: Writer) -> Pipeline:
-        self._pipeline = None
+        self._begin_load()
         policies = await writer.load_policies(self._config.policy.version(1))
         self._policies = policies[-1]
         stored, funds = await writer.load(policies[-1].of)
@@ -289,6 +315,7 @@ class Session:
         for book in kept:
             for _ in self._state.restore(book):
                 self._attempts += 1
+                self._restored += 1
                 await asyncio.sleep(0)
         self._recall = Recall(self._state, self._source, kept, writer.rejected_places, writer.reduced_sides)
         await self._recall.run_part(stored)
@@ -356,6 +383,7 @@ class Session:
     async def _announce(self, committed: Committed) -> None:
         started = time.perf_counter()
         self._offset = committed.offset
+        self._statement_seconds = self._statement_seconds_min
         self._metrics.committed(committed.batch, committed.durations)
         self._announcing.note(committed.batch.orders.values())
         self._orders.note(committed.batch, committed.offset)

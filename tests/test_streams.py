@@ -13,6 +13,7 @@ import redis
 from eventually import eventually
 from ledgers import fill, listing
 from redis.exceptions import DataError, ResponseError
+from tcp_proxy import proxied
 
 from fundsvc.config import StreamConfig
 from fundsvc.core.contracts import partition_of
@@ -453,6 +454,106 @@ async def test_a_key_of_another_type_is_a_fault(client, source):
     for ask in (source.read("0-0", 1, 10), source.look("0-0", 10), source.state()):
         with pytest.raises(StreamFault, match="WRONGTYPE"):
             await ask
+
+
+BODIES = [b"x" * 1000] * 2000
+
+
+def length(port):
+    return answer(port, "XLEN", KEY)
+
+
+@pytest.mark.parametrize("append", ["events", "bodies", "after"])
+async def test_what_a_full_server_refuses_is_refused_whole(tmp_path, append):
+    """It has room for about half."""
+    port = free_port()
+    with valkey(tmp_path, "--port", port, "--save", ""):
+        async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
+            await eventually(lambda: reachable(Source(client, 0)))
+            producer = Producer(client, 1)
+            known = await producer.standing(0)
+            send = {
+                "events": lambda: producer.append([fill("AAA", seq, seq) for seq in range(1, 20_002)]),
+                "bodies": lambda: producer.append_bodies(0, "json", BODIES),
+                "after": lambda: producer.append_after(known, 0, "json", BODIES),
+            }[append]
+            used = (await client.info("memory"))["used_memory"]
+            for room in (0, 100_000, 500_000, 1_000_000):
+                answer(port, "CONFIG", "SET", "maxmemory", used + room)
+                try:
+                    await send()
+                except StreamFault:
+                    assert length(port) == 0
+                else:  # The server looks before the first message, and then takes all.
+                    assert length(port) >= 201
+                    answer(port, "DEL", KEY)
+            answer(port, "CONFIG", "SET", "maxmemory", 0)
+            await send()
+            assert length(port) == (201 if append == "events" else 2000)
+
+
+async def test_an_append_that_is_cut_off_is_refused_whole(tmp_path):
+    port = free_port()
+    with valkey(tmp_path, "--port", port, "--save", ""):
+        await eventually(lambda: answer(port, "PING"))
+        async with proxied(port) as proxy, open_client(StreamConfig(url=f"redis://127.0.0.1:{proxy.port}")) as client:
+            producer = Producer(client, 1)
+            for kept in (1000, 100_000, 1_500_000):
+                await producer.standing(0)
+                proxy.cut_after(kept)
+                with pytest.raises(StreamFault):
+                    await producer.append_bodies(0, "json", BODIES)
+                assert length(port) == 0
+            await producer.append_bodies(0, "json", BODIES)
+            assert length(port) == 2000
+
+
+@pytest.mark.parametrize("mode", ["single", "cluster"])
+@pytest.mark.parametrize("fsync", [True, False])
+async def test_an_append_waits_for_replicas_and_the_disk(tmp_path, mode, fsync):
+    port, bus = free_port(), free_port()
+    cluster = ("--cluster-enabled", "yes", "--cluster-port", bus) if mode == "cluster" else ()
+    with valkey(tmp_path, "--port", port, "--save", "", *cluster):
+        if mode == "cluster":
+            await eventually(lambda: answer(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16383))
+            await eventually(lambda: b"cluster_state:ok" in answer(port, "CLUSTER", "INFO"))
+        config = StreamConfig(mode=mode, url=f"redis://127.0.0.1:{port}", replicas_min=0 if fsync else 1, fsync=fsync)
+        async with open_client(config) as client:
+            await eventually(lambda: reachable(Source(client, 0)))
+            producer = Producer.configured(client, config)
+            ask = "WAITAOF" if fsync else "0 of 1 replicas"
+            sends = (
+                lambda: producer.append(FILLS[:1]),
+                lambda: producer.append_replay(0, "json", b"{}", "1-0/0"),
+                lambda: producer.append_after(standing, 0, "json", [b"{}"]),
+            )
+            for send in sends:
+                standing = await producer.standing(0)
+                with pytest.raises(StreamFault, match=ask):
+                    await send()
+            if fsync:
+                answer(port, "CONFIG", "SET", "appendonly", "yes")
+                await producer.append(FILLS[:1])
+                await producer.append_after(await producer.standing(0), 0, "json", [b"{}"])
+
+
+async def test_an_append_is_confirmed_by_a_replica(tmp_path):
+    port, other = free_port(), free_port()
+    (tmp_path / "replica").mkdir()
+    replica = ("--port", other, "--save", "", "--appendonly", "yes", "--replicaof", "127.0.0.1", port)
+    with (
+        valkey(tmp_path, "--port", port, "--save", "", "--appendonly", "yes"),
+        valkey(tmp_path / "replica", *replica) as process,
+    ):
+        await eventually(lambda: (answer(other, "INFO", "replication") or {}).get("master_link_status") == "up", 30)
+        config = StreamConfig(url=f"redis://127.0.0.1:{port}", replicas_min=1, fsync=True)
+        async with open_client(config) as client:
+            producer = Producer.configured(client, config)
+            await producer.append(FILLS[:1])
+            assert answer(other, "XLEN", KEY) == 1
+            process.kill()
+            with pytest.raises(StreamFault, match="0 of 1 replicas"):
+                await producer.append(FILLS[:1])
 
 
 @pytest.mark.parametrize("rights", ["-xread", "-xinfo", "-xtrim", "-xadd", "resetkeys"])
