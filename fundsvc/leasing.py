@@ -26,7 +26,10 @@ FAILING_SECONDS = 30.0
 """For so long a partition may fail at every attempt: longer than servers take to start again, and a few slow commits."""
 
 RESTING_LEASES = 3.0
-"""For so many leases an engine leaves a partition that stood still to others; then it may take it anew."""
+RESTING_SECONDS_MAX = 600.0
+"""For so many leases an engine leaves a partition that stood still or failed to others; then it may take it anew. The next time
+it leaves it for twice as long, up to some minutes.
+"""
 
 RETRY_SECONDS_MAX = 1.0
 """A lost database is tried again within a second."""
@@ -70,6 +73,7 @@ class LeaseKeeper:
         self._seen: dict[int, _Seen] = {}
         self._left_until: dict[int, float] = {}
         self._failing_until: dict[int, float] = {}
+        self._rests: dict[int, float] = {}
         self._others: dict[int, tuple[Lease, float]] = {}
         self._leases: Leases | None = None
         self._leaving = self._ending = False
@@ -164,14 +168,20 @@ class LeaseKeeper:
         """Notes which partitions stand still, and which fail at all that they try."""
         now = time.monotonic()
         self._seen = {partition: _seen(self._seen.get(partition), steps, now) for partition, steps in self._steps().items()}
-        rests_until = now + RESTING_LEASES * self._seconds
         for partition, seen in self._seen.items():
             if now - seen.taken_at > STANDSTILL_SECONDS:
-                self._left_until[partition] = rests_until
+                self._leave_to_others(self._left_until, partition, now)
             if now - seen.settled_at > FAILING_SECONDS:
-                self._failing_until[partition] = rests_until
-            else:
+                self._leave_to_others(self._failing_until, partition, now)
+            elif seen.settled_at == now:
                 self._failing_until.pop(partition, None)
+                self._rests.pop(partition, None)
+
+    def _leave_to_others(self, until: dict[int, float], partition: int, now: float) -> None:
+        if until.get(partition, 0.0) <= now:
+            rest = self._rests.get(partition, RESTING_LEASES * self._seconds)
+            until[partition] = now + rest
+            self._rests[partition] = min(2 * rest, RESTING_SECONDS_MAX)
 
 
 def _seen(before: _Seen | None, steps: Steps, now: float) -> _Seen:

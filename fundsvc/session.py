@@ -36,7 +36,7 @@ from fundsvc.store.standing import note_halted, trim_bounds
 from fundsvc.store.targets import Targets
 from fundsvc.store.writer import STREAM_START, OwnershipLost, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
-from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.client import Client, StreamFault, drop_idle
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, StreamState, id_order
 from fundsvc.targeting import Targeting
@@ -175,19 +175,22 @@ class Session:
             case StoreRefusal():
                 return await self._narrow(error)
             case StoreFault() | StreamFault():
-                return self._wait_for(error)
+                return await self._wait_for(error)
             case Halted():
                 await self._halt(str(error))
                 return BACKOFF_SECONDS_MAX
         return await self._halt_by_mistake(error)
 
-    def _wait_for(self, fault: StoreFault | StreamFault) -> float:
+    async def _wait_for(self, fault: StoreFault | StreamFault) -> float:
         """A fault: a batch that met it is not tried again whole, as its size may be the cause."""
         writing = self._pipeline.writing if self._pipeline else None
         if isinstance(fault, StoreFault) and writing:
             self._bound.shrink(writing.events)
         if isinstance(fault.__cause__, TimeoutError):
             self._statement_seconds = min(2 * self._statement_seconds, COMMAND_SECONDS)
+            await self._pool.expire_connections()
+        if isinstance(fault, StreamFault):
+            await drop_idle(self._client)
         self._metrics.faults.labels("database" if isinstance(fault, StoreFault) else "stream").inc()
         self._outage.note(fault)
         self.trouble = str(fault)

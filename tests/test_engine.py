@@ -233,6 +233,27 @@ async def test_trimming_drops_what_is_old_but_nothing_that_is_not_committed(conf
         await settled(ledger, 1999)
 
 
+async def test_retention_goes_by_the_clock_of_the_stream_server_not_by_that_of_the_host(config, producer, ledger, monkeypatch):
+    """The host is 400 days ahead: nothing is old, no round is late, and a change of policies is no event of the future."""
+    config = with_section(with_section(config, "engine", book_seconds=0.1), "adl", ack_seconds=0.3)
+    dry = [listing("BBB"), Mark("BBB", "1000", TS), Position("BBB", "anna", -50, "2000", "90000000", TS), fill("BBB", 1, -5)]
+    async with running(config):
+        await producer.append([listing("AAA"), *fills(range(1, 1000)), *dry], per_message=1)
+        await eventually(lambda: has_entries(ledger, 1000))
+        await eventually(lambda: ledger("SELECT bool_and(b.last_id = p.last_id) FROM books b, partitions p"))
+    ahead, now, now_ns = 400 * 86_400, time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: now() + ahead)
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + ahead * 1_000_000_000)
+    other = msgspec.structs.replace(config.policy.default, rounds_max=7)
+    async with running(with_section(config, "policy", default=other)) as engine:
+        await eventually(lambda: ledger("SELECT max(version) = 2 FROM policies"))
+        await eventually(lambda: engine.count("fundsvc_adl_announced_again_total", partition="0"))
+        assert await producer._client.xlen(KEY) >= 1004
+        assert await ledger("SELECT count(*) FROM rejected") == 0
+        assert await ledger("SELECT (round, state) = (1, 'open') FROM adl_orders WHERE symbol = 'BBB'")
+        assert engine.count("fundsvc_stream_lag_seconds", partition="0") == 0
+
+
 async def test_nothing_is_settled_past_messages_that_were_dropped_before_they_were(config, producer, ledger):
     async with running(config):
         await producer.append([listing("AAA"), *fills(range(1, 11))], per_message=1)

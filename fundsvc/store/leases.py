@@ -34,9 +34,9 @@ class Leases:
         What lies beyond the fair share is still returned; the caller finishes its batch and calls `release`.
         """
         with faults():
-            await self._connection.execute(SQL["engine_seen"], self._engine)
             others = await self._connection.fetchval(SQL["other_engines"], self._engine, self._seconds)
-            left = [*standing_still, *(failing if others else ())]
+            left = list({*standing_still, *(failing if others else ())})
+            await self._connection.execute(SQL["engine_seen"], self._engine, len(left))
             held = await self._connection.fetch(SQL["renew"], self._engine, self._seconds, left)
             share = await self.share()
             claimed = await self._claim(share - len(held), left) if share > len(held) else []

@@ -222,8 +222,10 @@ INSERT INTO posters (poster, epoch) VALUES ($1, $2)
 ON CONFLICT (poster) DO UPDATE SET epoch = greatest(posters.epoch, excluded.epoch);
 
 -- name: engine_seen
-INSERT INTO engines (engine, since, seen_at) VALUES ($1, clock_timestamp(), clock_timestamp())
-ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at;
+-- One that leaves partitions to others is served last, as if it had just come.
+INSERT INTO engines AS e (engine, since, seen_at, leaves) VALUES ($1, clock_timestamp(), clock_timestamp(), $2)
+ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at, leaves = excluded.leaves,
+    since = CASE WHEN excluded.leaves > 0 THEN excluded.since ELSE e.since END;
 
 -- name: engine_gone
 DELETE FROM engines WHERE engine = $1 OR seen_at < clock_timestamp() - interval '1 day';
@@ -236,14 +238,15 @@ RETURNING partition, epoch;
 
 -- name: share
 -- Partitions for each of the live engines; what cannot be divided goes to those that have been here longest, so that one
--- that joins moves as little as possible.
+-- that joins moves as little as possible. Of what one leaves to others each of these may take all.
 WITH live AS (
-    SELECT engine, row_number() OVER (ORDER BY since, engine) AS rank, count(*) OVER () AS engines
+    SELECT engine, row_number() OVER (ORDER BY since, engine) AS rank, count(*) OVER () AS engines,
+           leaves, sum(leaves) OVER () AS all_leave
     FROM engines
     -- One that was seen later than now died before the clock was set back.
     WHERE engine = $1 OR abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2
 )
-SELECT (partitions / engines + (rank <= partitions % engines)::int)::int
+SELECT (greatest(0, partitions / engines + (rank <= partitions % engines)::int - leaves) + all_leave - leaves)::int
 FROM live, (SELECT count(*) AS partitions FROM partitions) p WHERE engine = $1;
 
 -- name: other_engines

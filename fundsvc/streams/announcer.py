@@ -7,7 +7,7 @@ import msgspec
 
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.numbers import format_units
-from fundsvc.streams.client import Client, faults
+from fundsvc.streams.client import Client, faults, server_time_ms
 from fundsvc.streams.producer import APPEND
 
 
@@ -28,6 +28,10 @@ class Announcer:
         with faults():
             ids = await self._client.eval(APPEND, 1, self._key, "json", *bodies)
         return [stream_id.decode() for stream_id in ids]
+
+    async def now_ms(self) -> int:
+        """The time by the clock of the server, which makes the ids."""
+        return await server_time_ms(self._client, self._key)
 
     async def trim(self, below: str) -> None:
         """Drops announcements with ids below `below`, in whole blocks of the server's, so maybe some fewer."""

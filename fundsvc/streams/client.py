@@ -232,6 +232,26 @@ def stream_key(partition: int) -> str:
     return f"fundsvc:{{{partition}}}:in"
 
 
+async def drop_idle(client: Client) -> None:
+    """Closes the connections that nobody uses: where one has lost its server, so may have the others, without a sign of it."""
+    if isinstance(client, RedisCluster):
+        for node in client.get_nodes():
+            await node.disconnect_free_connections()
+    else:
+        await client.connection_pool.disconnect(inuse_connections=False)
+
+
+_TIME = "return redis.call('TIME')"
+"""A script, as a command without a key may reach any node of a cluster."""
+
+
+async def server_time_ms(client: Client, key: str) -> int:
+    """The time by the clock of the server that has a key, which makes the ids; raises StreamFault."""
+    with faults():
+        seconds, microseconds = await client.eval(_TIME, 1, key)
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
 async def server_version(client: Client) -> str:
     """What answers, and its version, such as "Valkey 9.1.0" (of a cluster, one node's); raises StreamFault."""
     with faults():

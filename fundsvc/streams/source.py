@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.exceptions import ResponseError
 
-from fundsvc.streams.client import Client, ReplyTooLarge, bounded_reply, faults, skim, stream_key
+from fundsvc.streams.client import Client, ReplyTooLarge, bounded_reply, faults, server_time_ms, skim, stream_key
 from fundsvc.streams.skimming import ELEMENTS_MAX, Skimmed
 from fundsvc.wire import EXCERPT_BYTES, Codec, Message, excerpt, excess
 
@@ -22,9 +22,6 @@ REPLY_BYTES_MAX = 16_000_000
 
 REPLY_BYTES_REST = 100_000
 """The state of a stream holds its first and its last message, and little else."""
-
-_TIME = "return redis.call('TIME')"
-"""A script, as a command without a key may reach any node of a cluster."""
 
 COUNT_FIRST, COUNT_MAX = 16, 1000
 """How many messages the first read asks for, and how many any read."""
@@ -121,9 +118,7 @@ class Source:
 
     async def now_ms(self) -> int:
         """The time by the clock of the server, which makes the ids."""
-        with faults():
-            seconds, microseconds = await self._client.eval(_TIME, 1, self._key)
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return await server_time_ms(self._client, self._key)
 
     async def count_after(self, after: str) -> int:
         """How many messages with ids above `after` there are."""

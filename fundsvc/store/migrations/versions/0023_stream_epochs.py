@@ -28,6 +28,10 @@ GRANT DELETE ON posters TO fundsvc_service;
 ALTER TABLE partitions ADD COLUMN lease_seconds double precision;
 COMMENT ON COLUMN partitions.lease_seconds IS 'How long the lease lasts from each renewal on.';
 GRANT UPDATE (lease_seconds) ON partitions TO fundsvc_service;
+
+ALTER TABLE engines ADD COLUMN leaves integer NOT NULL DEFAULT 0;
+COMMENT ON COLUMN engines.leaves IS 'How many partitions it leaves to others, as it does not bring them on.';
+GRANT INSERT (leaves), UPDATE (leaves) ON engines TO fundsvc_service;
 """
 
 

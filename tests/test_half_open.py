@@ -1,0 +1,86 @@
+"""Connections that swallow bytes: the service notices, goes on over others, or leaves the partition to another engine."""
+
+# ruff: noqa: F811 - fixtures of another module are parameters here
+
+import asyncio
+import time
+
+import pytest
+from conftest import with_section
+from ledgers import listing
+from tcp_proxy import proxied
+from test_engine import fills, ledger, producer, running, settled  # noqa: F401 - fixtures
+
+from fundsvc.embedded import EmbeddedServers
+
+WAYS = [("questions",), ("answers",), ("questions", "answers")]
+
+
+@pytest.fixture
+async def proxies(servers: EmbeddedServers):
+    """One in front of PostgreSQL, one in front of Valkey."""
+    run = servers.directory / "run"
+    async with proxied(str(run / ".s.PGSQL.5432")) as postgres, proxied(str(run / "valkey.sock")) as valkey:
+        yield {"postgres": postgres, "valkey": valkey}
+
+
+def through(config, proxies):
+    """The configuration of an engine that reaches both servers through proxies."""
+    database = config.database.dsn.partition("@/")[2].partition("?")[0]
+    dsn = f"postgresql://fundsvc_service@127.0.0.1:{proxies['postgres'].port}/{database}"
+    config = with_section(config, "database", dsn=dsn)
+    return with_section(config, "stream", url=f"redis://127.0.0.1:{proxies['valkey'].port}")
+
+
+@pytest.mark.parametrize("ways", WAYS, ids="+".join)
+@pytest.mark.parametrize(("part", "seconds"), [("postgres", 20.0), ("valkey", 9.0)])
+async def test_a_half_open_connection_is_given_up_near_the_lease(config, proxies, producer, ledger, part, seconds, ways):
+    async with running(through(config, proxies)) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        proxies[part].swallow_on_old_connections(*ways)
+        started = time.monotonic()
+        await producer.append(fills([2]))
+        await settled(ledger, 2, 60)  # The question for it may have passed before.
+        await producer.append(fills([3]))
+        await settled(ledger, 3, 60)
+        assert time.monotonic() - started < seconds
+        assert engine.count("fundsvc_faults_total") >= 1
+
+
+async def test_a_partition_whose_stream_one_host_does_not_reach_goes_to_another(config, proxies, producer, ledger, monkeypatch):
+    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 5.0)
+    async with running(through(config, proxies)) as cut_off:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        async with running(config) as other:
+            proxies["valkey"].swallow("questions", "answers")
+            await producer.append(fills([2]))
+            await settled(ledger, 2, 40)
+            assert other.engine._owned
+            assert not cut_off.engine._owned
+
+
+async def test_an_engine_alone_keeps_a_partition_that_fails(config, proxies, producer, ledger, monkeypatch):
+    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 1.0)
+    async with running(through(config, proxies)):
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        proxies["valkey"].swallow("questions", "answers")
+        await asyncio.sleep(8)
+        assert await ledger("SELECT (epoch, lease_until > clock_timestamp()) = (1, true) FROM partitions")
+        proxies["valkey"].pass_on()
+        await producer.append(fills([2]))
+        await settled(ledger, 2, 20)
+        assert await ledger("SELECT epoch FROM partitions") == 1
+
+
+async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
+    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 1.5)
+    async with running(config) as first:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        async with running(config):
+            await asyncio.sleep(4)
+            assert first.engine._owned
+            assert await ledger("SELECT epoch FROM partitions") == 1
