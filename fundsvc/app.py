@@ -31,6 +31,7 @@ from fundsvc.api.websocket.bullet import living
 from fundsvc.config import Config
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
+from fundsvc.durability import Durability, durability
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
 from fundsvc.follower import following
@@ -55,8 +56,8 @@ STOP_SECONDS_MAX = 3.0
 RETRY_SECONDS = 1.0
 """How often a service that starts before its database asks for it."""
 
-EPOCH_CONNECTIONS_MAX = 2
-"""At the primary: what is asked there is kept in memory, and asked again when the stream has changed."""
+PRIMARY_CONNECTIONS_MAX = 2
+"""What is asked there is kept in memory: who may post, and how durable commits are."""
 
 GC_THRESHOLD = 50_000
 """Hardly anything here forms cycles: with the default of 700 the collector takes a tenth of the engine's time."""
@@ -151,6 +152,26 @@ async def http_side(
 
     Readiness hangs on an engine that runs here.
     """
+    async with (
+        open_pool(config.database.dsn, PRIMARY_CONNECTIONS_MAX) as primary,
+        durability(primary, client, metrics) as durable,
+        _serving(config, metrics, pool, client, primary, durable, engine=engine, public=public) as url,
+    ):
+        yield url
+
+
+@asynccontextmanager
+async def _serving(
+    config: Config,
+    metrics: Metrics,
+    pool: Pool,
+    client: Client,
+    primary: Pool,
+    durable: Durability,
+    *,
+    engine: Engine | None,
+    public: bool,
+) -> AsyncIterator[str]:
     if not public and not config.engine.port:
         yield ""
         return
@@ -158,11 +179,11 @@ async def http_side(
     async def ping_stream() -> None:
         await client.ping()
 
-    pings: dict[str, Ping] = {"stream": ping_stream}
+    pings: dict[str, Ping] = {"stream": ping_stream, "durability": durable.check}
     if engine:
         pings["settling"] = engine.check
     reader = Reader(pool)
-    needed = pings if engine else ()
+    needed = ("stream", "settling") if engine else ()
     if not public:
         operations = operations_endpoints(reader, metrics, pings, needed)
         async with serve(make_app(Reception(metrics), operations), config.http.host, config.engine.port) as url:
@@ -172,7 +193,6 @@ async def http_side(
         following(config, pool, client, metrics) as follower,
         appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
         tailing(config, metrics) as tail,
-        open_pool(config.database.dsn, EPOCH_CONNECTIONS_MAX) as primary,
     ):
 
         async def check_replica() -> None:

@@ -36,7 +36,7 @@ from fundsvc.store.standing import note_halted, trim_bounds
 from fundsvc.store.targets import Targets
 from fundsvc.store.writer import STREAM_START, OwnershipLost, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
-from fundsvc.streams.client import Client, StreamFault, drop_idle
+from fundsvc.streams.client import Client, StreamFault, drop_idle, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, StreamState, id_order
 from fundsvc.targeting import Targeting
@@ -357,8 +357,8 @@ class Session:
         if not goes_on and id_order(gap.until_id) > id_order(passed):
             raise Halted(
                 f"{gap.messages} messages after {gap.after_id}, up to {gap.until_id}, were deleted or trimmed from the stream"
-                f" before they were settled: have the engine send them again, then run"
-                f" fundsvc stream acknowledge-gap {self._partition}"
+                f" before they were settled: delete the stream (DEL {stream_key(self._partition)}) and have the engine send"
+                f" everything after its cursor again, or go on without them by fundsvc stream acknowledge-gap {self._partition}"
             )
         offset = stored._replace(messages=stored.messages + gap.messages)
         return _Start(offset, max(passed, gap.until_id, key=id_order))

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import redis
 from commands import environment_of, fundsvc
-from conftest import with_section
+from conftest import administrator, with_section
 from eventually import eventually
 from exposed import sample_sum
 from ledgers import TS, fill, listing
@@ -758,6 +758,84 @@ async def test_what_an_operator_changes_in_the_stream_is_waited_for(quick, produ
         await producer.append(fills([2]))
         await settled(ledger, 2)
         await eventually(lambda: is_well(engine))
+
+
+@pytest.mark.parametrize("partitions", [2])
+@pytest.mark.parametrize("how", ["type", "rights"])
+async def test_a_partition_whose_key_is_spoilt_is_a_fault_of_that_partition_alone(quick, producer, ledger, how):
+    first, other = (next(symbol for symbol in SYMBOLS if partition_of(symbol, 2) == number) for number in range(2))
+    client = producer._client
+    async with running(quick) as engine:
+        await producer.append([listing(first), listing(other), fill(first, 1, 1), fill(other, 1, 1)])
+        await settled(ledger, 2)
+        if how == "type":
+            await client.rename(KEY, "{0}away")
+            await client.set(KEY, "no stream")
+        else:
+            await client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~{0}away", f"~{stream_key(1)}*", "~*1}:adl")
+        try:
+            await eventually(lambda: engine.count("fundsvc_faults_total", part="stream"))
+            await producer.append([fill(other, 2, 1)])
+            await settled(ledger, 3)
+            with pytest.raises(NotSettling, match="partition 0"):
+                await engine.engine.check()
+            assert not engine.engine._owned[1].session.trouble
+            assert not engine.task.done()
+            assert engine.count("fundsvc_partition_halted") == 0
+        finally:
+            if how == "type":
+                await client.rename("{0}away", KEY)
+            else:
+                await client.execute_command("ACL", "SETUSER", "default", "allkeys")
+        await producer.append([fill(first, 2, 1)])
+        await settled(ledger, 4)
+        await eventually(lambda: is_well(engine))
+
+
+async def test_a_database_that_is_missing_is_waited_for(quick, producer, ledger, owner_connection, servers):
+    """As while it is restored under another name (3D000)."""
+    name = await owner_connection.fetchval("SELECT current_database()")
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        async with administrator(servers) as connection:
+            await owner_connection.close()
+            await rename_database(connection, name, f"{name}_away")
+            try:
+                await producer.append(fills([2]))
+                await eventually(lambda: engine.count("fundsvc_faults_total", part="database") > 1)
+                await asyncio.sleep(1)
+                assert not engine.task.done()
+            finally:
+                await rename_database(connection, f"{name}_away", name)
+        await settled(ledger, 2)
+        await eventually(lambda: is_well(engine))
+        assert engine.count("fundsvc_partition_halted", partition="0") == 0
+
+
+async def rename_database(connection, name, other):
+    """Ends its sessions for that, as often as new ones come."""
+    while True:
+        await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        with suppress(asyncpg.ObjectInUseError):
+            await connection.execute(f"ALTER DATABASE {name} RENAME TO {other}")
+            return
+
+
+@pytest.mark.parametrize("rights", ["SELECT ON funds", "UPDATE ON partitions", "INSERT ON entries", "INSERT ON rejected"])
+async def test_rights_that_are_revoked_are_waited_for(quick, producer, ledger, owner_connection, rights):
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await owner_connection.execute(f"REVOKE {rights} FROM fundsvc_service")
+        await change_for_all(owner_connection, "SELECT 1")
+        await producer.append([fill("NONE", 1, 1), *fills([2])])
+        await eventually(lambda: engine.count("fundsvc_faults_total", part="database"))
+        assert not engine.task.done()
+        await owner_connection.execute(f"GRANT {rights} TO fundsvc_service")
+        await settled(ledger, 2)
+        await eventually(lambda: is_well(engine))
+        assert await ledger("SELECT (count(*), max(reason)) = (1, 'unknown_symbol') FROM rejected")
 
 
 @pytest.mark.parametrize("bad", [1, 2, 700, 1000])

@@ -48,11 +48,15 @@ BODIES = {JSON: encode(EVENTS), NDJSON: lines(EVENTS), MSGPACK: encode(EVENTS, "
 class World:
     """An engine over HTTP, and what lies behind it."""
 
-    def __init__(self, http, client, pool, config):
+    def __init__(self, http, client, pool, config, engine):
+        self._engine = engine
         self.http = http
         self.client = client
         self._pool = pool
         self._partitions = config.stream.partitions
+
+    def regressions(self):
+        return self._engine.count("fundsvc_stream_regressions_total")
 
     async def post(self, body, kind=JSON, **headers):
         headers = {**bearer("engine"), "Content-Type": kind, **headers}
@@ -104,8 +108,8 @@ async def world_of(config, make=Producer):
         ingest = Ingest(config, reader, producer, epochs, gate)
         contracts = ContractResources(reader, stream_key, epochs)
         app = make_app(Reception(Metrics(), gate), (ingest.endpoint, *contracts.routes))
-        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http, running(config):
-            yield World(http, client, pool, config)
+        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http, running(config) as engine:
+            yield World(http, client, pool, config, engine)
 
 
 @pytest.fixture

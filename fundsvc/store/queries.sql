@@ -204,6 +204,9 @@ SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($
 SELECT set_config('synchronous_commit', CASE WHEN now IN ('off', 'local') THEN 'on' ELSE now END, false)
 FROM current_setting('synchronous_commit') AS now;
 
+-- name: weak_settings
+SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name;
+
 -- name: stream_servers
 SELECT partition, run_id, changes FROM stream_servers;
 

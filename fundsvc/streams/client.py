@@ -232,6 +232,15 @@ def stream_key(partition: int) -> str:
     return f"fundsvc:{{{partition}}}:in"
 
 
+async def is_append_only(client: Client) -> bool:
+    """Whether the server, or each primary of a cluster, writes what is appended to its file; raises StreamFault."""
+    to_all = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
+    with faults():
+        told: dict[str, Any] = await client.execute_command("INFO", "persistence", **to_all)
+    each = [told] if "aof_enabled" in told else told.values()
+    return all(one["aof_enabled"] for one in each)
+
+
 async def drop_idle(client: Client) -> None:
     """Closes the connections that nobody uses: where one has lost its server, so may have the others, without a sign of it."""
     if isinstance(client, RedisCluster):
