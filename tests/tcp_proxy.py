@@ -19,6 +19,8 @@ class TcpProxy:
         self._swallowed = frozenset()
         self._left = None
         self._old = []
+        self._writers = []
+        self._tasks = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._listening = None
@@ -54,7 +56,7 @@ class TcpProxy:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     async def _listen(self):
-        self._listening = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._listening = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._listening.sockets[0].getsockname()[1]
 
     async def _close(self):
@@ -63,6 +65,14 @@ class TcpProxy:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    def _accept(self, reader, writer):
+        """Not a coroutine: one that is cancelled before it begins would leave its connection open."""
+        self._writers.append(writer)
+        self._tasks.append(asyncio.ensure_future(self._serve(reader, writer)))
 
     async def _serve(self, reader, writer):
         swallowed = set()
