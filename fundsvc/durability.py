@@ -51,8 +51,11 @@ class Durability:
         self._note("stream", frozenset() if await is_append_only(self._client) else frozenset({APPEND_ONLY}))
 
     def _note(self, part: str, weak: frozenset[str]) -> None:
-        if weak != self._weak.get(part, frozenset()):
-            (log.error if weak else log.info)("durability", part=part, off=sorted(weak))
+        known = self._weak.get(part, frozenset())
+        if weak and weak != known:
+            log.error("commits not durable", part=part, off=sorted(weak))
+        elif known and not weak:
+            log.info("commits durable again", part=part)
         self._weak[part] = weak
         self._metrics.weak(self._all())
 

@@ -160,6 +160,8 @@ def _allowed(found: inspect.Type) -> str:
     match found:
         case inspect.LiteralType(values=values):
             words = _either([json.dumps(value) for value in values])
+        case inspect.BoolType():
+            words = "true or false"
         case inspect.IntType() | inspect.FloatType():
             noun = "a whole number" if isinstance(found, inspect.IntType) else "a number"
             words = ", ".join(filter(None, (noun, _span(found))))
