@@ -160,8 +160,6 @@ def _allowed(found: inspect.Type) -> str:
     match found:
         case inspect.LiteralType(values=values):
             words = _either([json.dumps(value) for value in values])
-        case inspect.BoolType():
-            words = "true or false"
         case inspect.IntType() | inspect.FloatType():
             noun = "a whole number" if isinstance(found, inspect.IntType) else "a number"
             words = ", ".join(filter(None, (noun, _span(found))))
@@ -180,7 +178,7 @@ def _allowed(found: inspect.Type) -> str:
         case inspect.StrType(min_length=1):
             words = "text, not empty"
         case _:
-            words = "text"
+            words = "true or false" if isinstance(found, inspect.BoolType) else "text"
     return words
 
 
