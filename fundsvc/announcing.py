@@ -68,7 +68,9 @@ class Metrics(Protocol):
 
 
 class OpenRound(msgspec.Struct):
-    """A round that is not over: its number, when it began (ms), and whether the engine has acknowledged it.
+    """A round that is not over: its number, when it began, and whether the engine has acknowledged it.
+
+    `began_ms` is by the stream server's clock, 0 while it is not known.
 
     `announced_ms` is the stream's time of its last announcement, 0 before the first; `due` is when the next one is due, `pause`
     how long that is after the last one.
@@ -134,8 +136,7 @@ class Announcing:
         elif known and known.round == order.round:
             known.acknowledged = order.acknowledged
         else:
-            began = order.round_ms or time.time_ns() // 1_000_000
-            self._open[key] = OpenRound(order.round, began, order.acknowledged, self._config.ack_seconds)
+            self._open[key] = OpenRound(order.round, order.round_ms, order.acknowledged, self._config.ack_seconds)
             if not order.acknowledged:
                 self._fresh[key] = self._open[key]
 
@@ -206,39 +207,40 @@ class Announcing:
 
     async def _look(self) -> None:
         """Announces again what is due, ends what takes too long, and trims what is acknowledged."""
-        now = time.monotonic()
+        now, now_ms = time.monotonic(), await self._announcer.now_ms()
+        for round_ in self._open.values():
+            round_.began_ms = round_.began_ms or now_ms
         waiting = {key: round_ for key, round_ in self._open.items() if not round_.acknowledged}
-        self._show(waiting)
+        self._show(waiting, now_ms)
         due = [key for key, round_ in waiting.items() if round_.announced_ms and round_.due <= now]
         if due:
             self._log.warning("adl rounds not acknowledged", count=len(due), symbol=due[0][0], adl=due[0][1])
             self._metrics.announced_again(self._partition, len(due))
         while due:
             due = due[len(await self._announce(due[:ROUNDS_PER_TRIP_MAX])) :]
-        await self._end_late()
-        await self._trim(waiting.values())
+        await self._end_late(now_ms)
+        await self._trim(waiting.values(), now_ms)
 
-    def _show(self, waiting: dict[OrderKey, OpenRound]) -> None:
+    def _show(self, waiting: dict[OrderKey, OpenRound], now_ms: int) -> None:
         oldest = min((round_.began_ms for round_ in waiting.values()), default=None)
-        seconds = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1000)
+        seconds = 0.0 if oldest is None else max(0.0, (now_ms - oldest) / 1000)
         self._metrics.unacknowledged(self._partition, len(waiting), seconds)
 
-    async def _end_late(self) -> None:
+    async def _end_late(self, now_ms: int) -> None:
         """Appends an adlTimeout for each round that has been open for too long, once."""
         if not self._config.round_seconds:
             return
-        now = time.time_ns() // 1_000_000
-        latest = now - self._config.round_seconds * 1000
+        latest = now_ms - self._config.round_seconds * 1000
         late = [(key, one) for key, one in self._open.items() if one.began_ms <= latest and not one.timed_out]
         for start in range(0, len(late), ROUNDS_PER_TRIP_MAX):
             part = late[start : start + ROUNDS_PER_TRIP_MAX]
-            await self._producer.append([AdlTimeout(symbol, adl, one.round, now) for (symbol, adl), one in part])
+            await self._producer.append([AdlTimeout(symbol, adl, one.round, now_ms) for (symbol, adl), one in part])
             for _, one in part:
                 one.timed_out = True
 
-    async def _trim(self, waiting: Iterable[OpenRound]) -> None:
+    async def _trim(self, waiting: Iterable[OpenRound], now_ms: int) -> None:
         """Drops old announcements, once all that is not acknowledged stands in the stream."""
         times = [round_.announced_ms for round_ in waiting]
         if all(times):
-            oldest_ms = int((time.time() - KEPT_SECONDS) * 1000)
+            oldest_ms = max(0, now_ms - int(KEPT_SECONDS * 1000))
             await self._announcer.trim(f"{min([oldest_ms, *times])}-0")

@@ -15,6 +15,7 @@ from fundsvc.api.appraiser import Appraiser, appraising
 from fundsvc.api.cached import CachedFunds
 from fundsvc.api.contracts import ContractResources
 from fundsvc.api.deleveraging import DeleveragingResources
+from fundsvc.api.epochs import StreamEpochs
 from fundsvc.api.funds import FundResources
 from fundsvc.api.handbook import Handbook
 from fundsvc.api.ingest import Ingest
@@ -31,6 +32,7 @@ from fundsvc.api.websocket.bullet import living
 from fundsvc.config import Config
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
+from fundsvc.durability import Durability, durability
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
 from fundsvc.follower import following
@@ -39,6 +41,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.secret import with_secret
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.deleveragings import Deleveragings
+from fundsvc.store.epochs import EpochStore
 from fundsvc.store.histories import Histories
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
@@ -53,6 +56,9 @@ STOP_SECONDS_MAX = 3.0
 
 RETRY_SECONDS = 1.0
 """How often a service that starts before its database asks for it."""
+
+PRIMARY_CONNECTIONS_MAX = 2
+"""What is asked there is kept in memory: who may post, and how durable commits are."""
 
 GC_THRESHOLDS = 5000, 1000
 """New objects until the collector looks at these, and such looks until it looks at those that were kept. Hardly anything here
@@ -150,6 +156,26 @@ async def http_side(
 
     Readiness hangs on an engine that runs here.
     """
+    async with (
+        open_pool(config.database.dsn, PRIMARY_CONNECTIONS_MAX) as primary,
+        durability(primary, client, metrics) as durable,
+        _serving(config, metrics, pool, client, primary, durable, engine=engine, public=public) as url,
+    ):
+        yield url
+
+
+@asynccontextmanager
+async def _serving(
+    config: Config,
+    metrics: Metrics,
+    pool: Pool,
+    client: Client,
+    primary: Pool,
+    durable: Durability,
+    *,
+    engine: Engine | None,
+    public: bool,
+) -> AsyncIterator[str]:
     if not public and not config.engine.port:
         yield ""
         return
@@ -157,11 +183,11 @@ async def http_side(
     async def ping_stream() -> None:
         await client.ping()
 
-    pings: dict[str, Ping] = {"stream": ping_stream}
+    pings: dict[str, Ping] = {"stream": ping_stream, "durability": durable.check}
     if engine:
         pings["settling"] = engine.check
     reader = Reader(pool)
-    needed = pings if engine else ()
+    needed = ("stream", "settling") if engine else ()
     if not public:
         operations = operations_endpoints(reader, metrics, pings, needed)
         async with serve(make_app(Reception(metrics), operations), config.http.host, config.engine.port) as url:
@@ -182,8 +208,10 @@ async def http_side(
             recorded_policies(config, appraiser),
             Gate(config.http, config.token, (endpoint.path for endpoint in operations)),
         )
-        contracts = ContractResources(reader, stream_key)
-        ingest = Ingest(config, reader, Producer(client, config.stream.partitions), gate)
+        producer = Producer.configured(client, config.stream)
+        epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
+        contracts = ContractResources(reader, stream_key, epochs)
+        ingest = Ingest(config, reader, producer, epochs, gate)
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of)
         cached = CachedFunds(tail, funds.answer)
         sizing = SizingResources(reader, Targets(pool))

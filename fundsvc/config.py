@@ -85,6 +85,8 @@ class StreamConfig(Section, frozen=True):
     ts_ahead_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = AHEAD_SECONDS_MAX
     message_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=500_000_000)] = 5_000_000
     on_gap: Literal["halt", "continue"] = "halt"
+    replicas_min: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    fsync: bool = False
 
     def __post_init__(self) -> None:
         if (self.mode == "sentinel") != bool(self.sentinels):

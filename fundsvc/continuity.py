@@ -29,9 +29,15 @@ class GapFound(StreamFault):
 
 
 def lost_tail(stream: StreamState, offset: Offset) -> bool:
-    """Whether the stream ends before an offset, or had fewer messages than were settled: its new ids may lie beyond it."""
+    """Whether the stream ends before an offset, or is another than that which was settled: its new ids may lie beyond it.
+
+    It is another where it had fewer messages, or has dropped fewer than were settled and yet holds none of these.
+    """
     reached = max(offset.last_id, offset.partial_id or STREAM_START, key=id_order)
-    return id_order(stream.last_id) < id_order(reached) or stream.added < offset.messages
+    if id_order(stream.last_id) < id_order(reached) or stream.added < offset.messages:
+        return True
+    begins_later = bool(stream.first_id) and id_order(stream.first_id) > id_order(reached)
+    return begins_later and stream.added - stream.length < offset.messages
 
 
 def find_gap(stream: StreamState, offset: Offset, passed: str) -> Gap | None:

@@ -83,11 +83,11 @@ class Delivery:
     """
 
     def __init__(
-        self, pool: Pool, client: Client, partitions: int, sent: Callable[[int], None], durable: Callable[[float], None]
+        self, pool: Pool, client: Client, producer: Producer, sent: Callable[[int], None], durable: Callable[[float], None]
     ) -> None:
         self._pool = pool
         self._client = client
-        self._producer = Producer(client, partitions)
+        self._producer = producer
         self._sent = sent
         self._durable = durable
         self._events = 0

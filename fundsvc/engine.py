@@ -15,7 +15,7 @@ from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
 from fundsvc.core.contracts import partition_of
 from fundsvc.exclusive import one_thread
-from fundsvc.leasing import Held, LeaseKeeper
+from fundsvc.leasing import Held, LeaseKeeper, Steps
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.proposals import Proposals
@@ -131,8 +131,8 @@ class Engine:
         self._outage.note(fault)
         self._trouble = str(fault)
 
-    def _steps(self) -> Mapping[int, int]:
-        """How many steps each partition has taken; asked from another thread."""
+    def _steps(self) -> Mapping[int, Steps]:
+        """What each partition has done; asked from another thread."""
         return {partition: owned.session.steps for partition, owned in list(self._owned.items())}
 
     def _settles(self, symbol: str) -> bool:

@@ -1,17 +1,20 @@
 """Leases kept from a thread of its own, so that long work on the engine's loop does not let them run out.
 
-A partition that takes no step for a long time stands still: its lease is not renewed, and another engine takes it over.
+A partition that takes no step for a long time stands still: its lease is not renewed, and another engine takes it over. One
+that fails at all it tries, as a server may be out of reach for this host alone, is left to another engine where there is one.
+
+An engine also notices by its own clock that a lease is not renewed: the database's clock may have been set back.
 """
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Self, TypeVar
 
 from fundsvc.store.database import StoreFault
-from fundsvc.store.leases import Leases, open_leases
+from fundsvc.store.leases import Lease, Leases, open_leases
 
 RENEWALS_PER_LEASE = 4
 """A lease survives the loss of three renewals, and a dead owner's partition is claimed a quarter lease after it ends."""
@@ -19,8 +22,14 @@ RENEWALS_PER_LEASE = 4
 STANDSTILL_SECONDS = 90.0
 """Longer than any statement may take: until then a partition may wait for the database."""
 
+FAILING_SECONDS = 30.0
+"""For so long a partition may fail at every attempt: longer than servers take to start again, and a few slow commits."""
+
 RESTING_LEASES = 3.0
-"""For so many leases an engine leaves a partition that stood still to others; then it may take it anew."""
+RESTING_SECONDS_MAX = 600.0
+"""For so many leases an engine leaves a partition that stood still or failed to others; then it may take it anew. The next time
+it leaves it for twice as long, up to some minutes.
+"""
 
 RETRY_SECONDS_MAX = 1.0
 """A lost database is tried again within a second."""
@@ -38,16 +47,34 @@ class Held(NamedTuple):
     share: int
 
 
-class LeaseKeeper:
-    """The leases of one engine. `steps` tells, from any thread, how many steps each partition has taken."""
+class Steps(NamedTuple):
+    """How many steps a partition has taken, attempts included, and how many that settled something, or found nothing to do."""
 
-    def __init__(self, dsn: str, engine: str, lease_seconds: float, steps: Callable[[], Mapping[int, int]]) -> None:
+    taken: int
+    settled: int
+
+
+class _Seen(NamedTuple):
+    """The steps of a partition, and since when (monotonic) none was taken and none settled anything."""
+
+    steps: Steps
+    taken_at: float
+    settled_at: float
+
+
+class LeaseKeeper:
+    """The leases of one engine. `steps` tells, from any thread, what each partition has done."""
+
+    def __init__(self, dsn: str, engine: str, lease_seconds: float, steps: Callable[[], Mapping[int, Steps]]) -> None:
         self._dsn = dsn
         self._engine = engine
         self._seconds = lease_seconds
         self._steps = steps
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._seen: dict[int, _Seen] = {}
         self._left_until: dict[int, float] = {}
+        self._failing_until: dict[int, float] = {}
+        self._rests: dict[int, float] = {}
+        self._others: dict[int, tuple[Lease, float]] = {}
         self._leases: Leases | None = None
         self._leaving = self._ending = False
         self._keeping: asyncio.Task[Any] | None = None
@@ -98,7 +125,7 @@ class LeaseKeeper:
         self._keeping = asyncio.current_task()
         while not self._ending:
             try:
-                async with open_leases(self._dsn, self._engine, self._seconds) as self._leases:
+                async with open_leases(self._dsn, self._engine, self._seconds, self._others) as self._leases:
                     while True:
                         await self._renew(self._leases)
                         await asyncio.sleep(self._seconds / RENEWALS_PER_LEASE)
@@ -111,7 +138,11 @@ class LeaseKeeper:
     async def _renew(self, leases: Leases) -> None:
         async with self._one_at_a_time:
             if not self._leaving:
-                self._tell(Held(await leases.keep(self._standing_still()), await leases.share()))
+                self._watch()
+                now = time.monotonic()
+                standing_still = [partition for partition, until in self._left_until.items() if until > now]
+                failing = [partition for partition, until in self._failing_until.items() if until > now]
+                self._tell(Held(await leases.keep(standing_still, failing), await leases.share()))
 
     async def _leave(self, leases: Leases, epochs: Mapping[int, int]) -> None:
         self._leaving = True
@@ -133,14 +164,29 @@ class LeaseKeeper:
         with suppress(RuntimeError):  # The engine's loop is over.
             self._owner.call_soon_threadsafe(self._news.set)
 
-    def _standing_still(self) -> Collection[int]:
+    def _watch(self) -> None:
+        """Notes which partitions stand still, and which fail at all that they try."""
         now = time.monotonic()
-        seen = {partition: (count, now) for partition, count in self._steps().items()}
-        for partition, (count, since) in self._seen.items():
-            if partition in seen and seen[partition][0] == count:
-                seen[partition] = count, since
-        self._seen = seen
-        for partition, (_, since) in seen.items():
-            if now - since > STANDSTILL_SECONDS:
-                self._left_until[partition] = now + RESTING_LEASES * self._seconds
-        return [partition for partition, until in self._left_until.items() if until > now]
+        self._seen = {partition: _seen(self._seen.get(partition), steps, now) for partition, steps in self._steps().items()}
+        for partition, seen in self._seen.items():
+            if now - seen.taken_at > STANDSTILL_SECONDS:
+                self._leave_to_others(self._left_until, partition, now)
+            if now - seen.settled_at > FAILING_SECONDS:
+                self._leave_to_others(self._failing_until, partition, now)
+            elif seen.settled_at == now:
+                self._failing_until.pop(partition, None)
+                self._rests.pop(partition, None)
+
+    def _leave_to_others(self, until: dict[int, float], partition: int, now: float) -> None:
+        if until.get(partition, 0.0) <= now:
+            rest = self._rests.get(partition, RESTING_LEASES * self._seconds)
+            until[partition] = now + rest
+            self._rests[partition] = min(2 * rest, RESTING_SECONDS_MAX)
+
+
+def _seen(before: _Seen | None, steps: Steps, now: float) -> _Seen:
+    if before is None:
+        return _Seen(steps, now, now)
+    taken_at = before.taken_at if steps.taken == before.steps.taken else now
+    settled_at = before.settled_at if steps.settled == before.steps.settled else now
+    return _Seen(steps, taken_at, settled_at)

@@ -119,7 +119,8 @@ class Pipeline:
     `exclusive` gives access to the partition: other tasks that read it must use the same one. `stored` is the offset in the
     ledger, `start` where to read from: the same, unless the stream lost its tail. `announce` is called after each commit with
     what it made durable. `refused` are events that the database refused, with its words.
-    `writing` is the batch of the transaction at hand, `progress` counts the steps taken.
+    `writing` is the batch of the transaction at hand. `progress` counts the steps taken, `settled` the commits, and the reads
+    after which nothing was left to commit.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Pipeline:
         refused: Mapping[Place, str] | None = None,
     ) -> None:
         self.writing: Batch | None = None
-        self.progress = 0
+        self.progress = self.settled = 0
         self._partition = partition
         self._source = source
         self._ledger = ledger
@@ -174,6 +175,7 @@ class Pipeline:
         while not stop.is_set():
             reading = await self._source.read(self._settled, BLOCK_MS)
             self.progress += 1
+            self.settled += self._settled == self._committed
             self._begin_slice()
             for message in reading.messages:
                 await self._settle(message, stop)
@@ -387,6 +389,7 @@ class Pipeline:
             self._bound.grow()
             self._committed, self._committed_mark = after, mark
             self.progress += 1
+            self.settled += 1
             self._handed_over.set()
             await self._announce(Committed(batch, after, Durations(decode, settle, time.perf_counter() - started)))
 

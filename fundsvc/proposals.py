@@ -1,11 +1,9 @@
 """Appends a changed configuration of policies to each partition's stream, as an event."""
 
-import time
-
 from fundsvc.config import Config
 from fundsvc.core.events import PolicyChange
 from fundsvc.core.policy import Policies
-from fundsvc.streams.client import Client
+from fundsvc.streams.client import Client, server_time_ms, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.wire import encode
 
@@ -27,8 +25,9 @@ class Proposals:
         if partition in self._compared or configured.same_rules(recorded):
             self._compared.add(partition)
             return None
-        change = PolicyChange(configured.version, configured.default, configured.contracts, time.time_ns() // 1_000_000)
-        producer = Producer(client, self._config.stream.partitions)
+        now_ms = await server_time_ms(client, stream_key(partition))
+        change = PolicyChange(configured.version, configured.default, configured.contracts, now_ms)
+        producer = Producer.configured(client, self._config.stream)
         await producer.append_bodies(partition, "json", [encode([change])])
         self._compared.add(partition)
         return configured.version

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -24,13 +25,14 @@ from fundsvc.core.batch import Offset, Place
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
 from fundsvc.exclusive import Exclusive
+from fundsvc.leasing import Steps
 from fundsvc.logs.batches import Oddities, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
 from fundsvc.proposals import Proposals
 from fundsvc.recall import Recall
-from fundsvc.store.database import Pool, StoreFault, StoreRefusal
+from fundsvc.store.database import COMMAND_SECONDS, Pool, StoreFault, StoreRefusal
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
 from fundsvc.store.gaps import Gaps, KnownGap
 from fundsvc.store.reader import fetch
@@ -39,10 +41,14 @@ from fundsvc.store.standing import note_halted, trim_bounds
 from fundsvc.store.targets import Targets
 from fundsvc.store.writer import STREAM_START, OwnershipLost, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
-from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.client import Client, StreamFault, drop_idle, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, StreamState, id_order
 from fundsvc.targeting import Targeting
+
+STATEMENT_SECONDS_MIN = 3.0
+"""So long a statement of the ledger may take at first: a server that is silent for longer may be out of reach, and another
+connection may reach it. After each statement that took longer the next ones have twice as long, up to what any may take."""
 
 BACKOFF_SECONDS_MIN, BACKOFF_SECONDS_MAX = 0.05, 1.0
 """Lost servers are tried again within a second, so that recovery is quick once they are back."""
@@ -67,7 +73,7 @@ class Halted(Exception):
 class Session:
     """The consumption of one partition under one epoch, begun anew after every fault.
 
-    `trouble` says why nothing is settled at present, "" while it is. `steps` counts the steps taken. `worker` runs long work.
+    `trouble` says why nothing is settled at present, "" while it is. `steps` counts what was done. `worker` runs long work.
     """
 
     def __init__(
@@ -90,7 +96,7 @@ class Session:
         self._metrics = metrics
         self._source = Source(client, partition, message_bytes_max=config.stream.message_bytes_max)
         self._announcer = Announcer(client, partition)
-        self._producer = Producer(client, config.stream.partitions)
+        self._producer = Producer.configured(client, config.stream)
         self._gaps = Gaps(pool, partition)
         self._state: Partition
         self._exclusive: Exclusive
@@ -114,13 +120,31 @@ class Session:
         self._noted: str | None = None
         self._backoff = BACKOFF_SECONDS_MIN
         self._halted_seconds = HALTED_SECONDS_MIN
-        self._attempts = 0
+        self._attempts = self._restored = 0
+        self._settled_before = self._loaded_before = 0
+        self._statement_seconds = self._statement_seconds_min = max(STATEMENT_SECONDS_MIN, config.engine.lease_seconds)
 
     @property
-    def steps(self) -> int:
-        """How many steps were taken, in any part of the work."""
+    def steps(self) -> Steps:
+        """How many steps were taken in any part of the work, and how many that brought the partition on."""
         parts = (self._pipeline, self._recall)
-        return self._attempts + sum(part.progress for part in parts if part)
+        taken = self._attempts + sum(part.progress for part in parts if part)
+        return Steps(taken, self._settled_steps() + max(self._loaded_before, self._load_steps()))
+
+    def _settled_steps(self) -> int:
+        return self._settled_before + (self._pipeline.settled if self._pipeline else 0)
+
+    def _load_steps(self) -> int:
+        """How far the present load is, in steps."""
+        return self._restored + (self._recall.progress if self._recall else 0)
+
+    def _begin_load(self) -> None:
+        """Counts the last load as progress as far as it came further than those before; after settling each one counts."""
+        settled = self._settled_steps()
+        self._loaded_before = max(self._loaded_before, self._load_steps()) if settled == self._settled_before else 0
+        self._settled_before = settled
+        self._pipeline = self._recall = None
+        self._restored = 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consumes until told to stop or the ownership is lost."""
@@ -162,17 +186,22 @@ class Session:
             case StoreRefusal():
                 return await self._narrow(error)
             case StoreFault() | StreamFault():
-                return self._wait_for(error)
+                return await self._wait_for(error)
             case Halted():
                 await self._halt(str(error))
                 return BACKOFF_SECONDS_MAX
         return await self._halt_by_mistake(error)
 
-    def _wait_for(self, fault: StoreFault | StreamFault) -> float:
+    async def _wait_for(self, fault: StoreFault | StreamFault) -> float:
         """A fault: a batch that met it is not tried again whole, as its size may be the cause."""
         writing = self._pipeline.writing if self._pipeline else None
         if isinstance(fault, StoreFault) and writing:
             self._bound.shrink(writing.events)
+        if isinstance(fault.__cause__, TimeoutError):
+            self._statement_seconds = min(2 * self._statement_seconds, COMMAND_SECONDS)
+            await self._pool.expire_connections()
+        if isinstance(fault, StreamFault):
+            await drop_idle(self._client)
         self._metrics.faults.labels("database" if isinstance(fault, StoreFault) else "stream").inc()
         self._outage.note(fault)
         self.trouble = str(fault)
@@ -224,7 +253,8 @@ class Session:
                 self._noted = reason
 
     async def _consume(self, stop: asyncio.Event) -> None:
-        async with open_writer(self._config.database.dsn, self._engine, self._partition, self._epoch) as writer:
+        dsn, seconds = self._config.database.dsn, self._statement_seconds
+        async with open_writer(dsn, self._engine, self._partition, self._epoch, seconds) as writer:
             pipeline = await self._load(writer)
             async with asyncio.TaskGroup() as tasks:
                 chores = [tasks.create_task(chore.run()) for chore in self._chores(pipeline)]
@@ -247,7 +277,7 @@ class Session:
         ]
 
     async def _load(self, writer: Writer) -> Pipeline:
-        self._pipeline = None
+        self._begin_load()
         policies = await writer.load_policies(self._config.policy.version(1))
         self._policies = policies[-1]
         stored, funds = await writer.load(policies[-1].of)
@@ -308,6 +338,7 @@ class Session:
         for book in kept:
             for _ in self._state.restore(book):
                 self._attempts += 1
+                self._restored += 1
                 await asyncio.sleep(0)
         self._recall = Recall(self._state, self._exclusive, self._source, kept, writer.rejected_places, writer.reduced_sides)
         await self._recall.run_part(stored)
@@ -346,8 +377,8 @@ class Session:
         if not goes_on and id_order(gap.until_id) > id_order(passed):
             raise Halted(
                 f"{gap.messages} messages after {gap.after_id}, up to {gap.until_id}, were deleted or trimmed from the stream"
-                f" before they were settled: have the engine send them again, then run"
-                f" fundsvc stream acknowledge-gap {self._partition}"
+                f" before they were settled: delete the stream (DEL {stream_key(self._partition)}) and have the engine send"
+                f" everything after its cursor again, or go on without them by fundsvc stream acknowledge-gap {self._partition}"
             )
         offset = stored._replace(messages=stored.messages + gap.messages)
         return _Start(offset, max(passed, gap.until_id, key=id_order))
@@ -375,6 +406,7 @@ class Session:
     async def _announce(self, committed: Committed) -> None:
         started = time.perf_counter()
         self._offset = committed.offset
+        self._statement_seconds = self._statement_seconds_min
         self._metrics.committed(committed.batch, committed.durations)
         await self._tell_orders(list(committed.batch.orders.values()), committed.offset)
         self._rejections.note(committed.batch.rejected)
@@ -404,33 +436,34 @@ class Session:
         self._rejections.log_due()
         self._orders.log_due()
         settled = self._offset
-        await self._exclusive.run(self._show_books)
+        now_ms = await self._source.now_ms()
+        await self._exclusive.run(partial(self._show_books, now_ms))
+        await self._source.drop_oversized(settled.last_id)
         left = waiting(await self._source.state(), settled)
         self._metrics.lag_messages.labels(self._partition).set(left)
-        age = time.time() - id_order(settled.last_id)[0] / 1000
+        age = (now_ms - id_order(settled.last_id)[0]) / 1000
         self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if left else 0)
         if not left:
             await self._go_on()
 
-    def _show_books(self) -> None:
-        """Shows the positions, and how many contracts with open ones have an old mark, or a book of before the stream lost its
-        tail.
-        """
+    def _show_books(self, now_ms: int) -> None:
+        """Shows open positions, and the contracts with open positions whose mark or book is stale."""
         self._metrics.positions(self._state.books())
-        now_ms, seconds_max = time.time_ns() // 1_000_000, self._config.adl.mark_seconds_max
+        seconds_max = self._config.adl.mark_seconds_max
         books = [book for _, book in self._state.books() if book.open]
         marks = sum(book.is_mark_old(now_ms, seconds_max) for book in books)
         self._metrics.stale(self._partition, marks, sum(book.stale for book in books))
 
     async def _trim(self) -> None:
-        """Drops what is older than the retention; never what is not committed, or what the books still need.
+        """Drops what is older than the retention by the stream server's clock; never what is not committed, or what the books
+        still need.
 
         Nothing of a stream that lost its tail: what it got since may have ids below the offset.
         """
         stored, kept = await trim_bounds(self._pool, self._partition)
         if lost_tail(await self._source.state(), stored):
             return
-        oldest_ms = int((time.time() - self._config.stream.retention_hours * 3600) * 1000)
+        oldest_ms = max(0, await self._source.now_ms() - int(self._config.stream.retention_hours * 3_600_000))
         await self._source.trim(min([f"{oldest_ms}-0", stored.last_id, *kept], key=id_order))
 
 

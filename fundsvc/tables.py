@@ -178,7 +178,7 @@ def _allowed(found: inspect.Type) -> str:
         case inspect.StrType(min_length=1):
             words = "text, not empty"
         case _:
-            words = "text"
+            words = "true or false" if isinstance(found, inspect.BoolType) else "text"
     return words
 
 

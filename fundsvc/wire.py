@@ -152,9 +152,13 @@ class Contents:
 
 def excerpt(message: Message, bytes_max: int) -> Message:
     """What is kept of a message that is too large: its first bytes, its size and the digest of all of it."""
-    digest = hashlib.sha256(message.body).hexdigest()
-    told = f"a message of {len(message.body)} bytes, sha256 {digest}: send at most {bytes_max}"
+    told = excess(len(message.body), hashlib.sha256(message.body).hexdigest(), bytes_max)
     return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=told)
+
+
+def excess(size: int, digest: str, bytes_max: int) -> str:
+    """What is said of a message that is too large, in the place of its bytes."""
+    return f"a message of {size} bytes, sha256 {digest}: send at most {bytes_max}"
 
 
 def raw_events(codec: Codec, body: bytes) -> Sequence[bytes | msgspec.Raw]:

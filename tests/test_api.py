@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+import redis
 from eventually import eventually
 from ledgers import fill, listing, owned
 from tokens import bearer, with_secret
@@ -14,6 +15,7 @@ from fundsvc.api.access import Gate
 from fundsvc.api.appraiser import appraising
 from fundsvc.api.cached import CachedFunds
 from fundsvc.api.contracts import ContractResources
+from fundsvc.api.epochs import StreamEpochs
 from fundsvc.api.funds import FundResources
 from fundsvc.api.operations import operations_endpoints
 from fundsvc.api.reception import Reception
@@ -23,9 +25,11 @@ from fundsvc.follower import following
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.store.deleveragings import Deleveragings
+from fundsvc.store.epochs import EpochStore
 from fundsvc.store.reader import Reader
 from fundsvc.store.statistics import Statistics
 from fundsvc.streams.client import open_client, stream_key
+from fundsvc.streams.producer import Producer
 from fundsvc.tail import tailing
 
 TS = 1_700_000_000_000
@@ -80,8 +84,9 @@ async def serving(config, pings=None, key=stream_key):
         reader = Reader(pool)
         operations = operations_endpoints(reader, metrics, pings or {}, needed=pings or ())
         funds = FundResources(reader, tail, Statistics(pool), Deleveragings(pool), appraiser, config.policy.of)
+        epochs = StreamEpochs(EpochStore(pool), Producer(stream, config.stream.partitions), config.stream.partitions)
         reception = Reception(metrics, Gate(config.http, with_secret(config).token))
-        routes = (*ContractResources(reader, key).routes, *CachedFunds(tail, funds.answer).routes, *funds.routes)
+        routes = (*ContractResources(reader, key, epochs).routes, *CachedFunds(tail, funds.answer).routes, *funds.routes)
         app = make_app(reception, (*operations, *routes))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url, headers=bearer("engine")) as client:
             await eventually(lambda: shown(client))
@@ -308,9 +313,12 @@ async def test_a_mistake_of_ours_is_told_without_its_details(config, ledger):
         assert await ask(client, "/api/v1/ingest/cursor") == (500, {"code": "500000", "msg": "internal error"})
 
 
-async def test_the_cursor_says_from_where_to_send_again(client, ledger):
+async def test_the_cursor_says_from_where_to_send_again(config, client, ledger):
+    with redis.Redis.from_url(config.stream.url) as stream:
+        run_id = stream.info("server")["run_id"]
     assert await data(client, "/api/v1/ingest/cursor") == {
-        "partitions": [{"partition": 0, "stream": "fundsvc:{0}:in", "lastId": ledger.offset.last_id}],
+        "streamEpoch": 1,
+        "partitions": [{"partition": 0, "stream": "fundsvc:{0}:in", "lastId": ledger.offset.last_id, "runId": run_id}],
         "contracts": [
             {"symbol": "OLDUSDTM", "partition": 0, "seq": 0},
             {"symbol": "XBTUSDTM", "partition": 0, "seq": 9},

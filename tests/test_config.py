@@ -113,6 +113,12 @@ def test_a_variable_is_checked_like_a_key(tmp_path, value, named):
     assert named in refusal(tmp_path, FUNDSVC_HTTP_PORT=value)
 
 
+def test_what_is_true_or_false_says_so(tmp_path):
+    assert load(tmp_path, FUNDSVC_STREAM_FSYNC="true").stream.fsync is True
+    assert "true or false" in refusal(tmp_path, FUNDSVC_STREAM_FSYNC="maybe")
+    assert "true or false" in refusal(tmp_path, "[stream]\nfsync = 3")
+
+
 def secret(tmp_path: Path, content: bytes) -> str:
     path = tmp_path / "secret"
     path.write_bytes(content)

@@ -99,6 +99,8 @@ def another(key):
     if choices(key.kind):
         other = next(one for one in choices(key.kind) if one != default)
         return other, other
+    if isinstance(default, bool):
+        return str(not default).lower(), not default
     if isinstance(default, str):
         other = f"{next(iter(re.findall(r'[a-z]+://', allowed(key.kind))), '')}other"
         return other, other

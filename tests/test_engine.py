@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import sys
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -8,8 +9,9 @@ import asyncpg
 import msgspec
 import psutil
 import pytest
+import redis
 from commands import environment_of, fundsvc
-from conftest import with_section
+from conftest import administrator, with_section
 from eventually import eventually
 from exposed import sample_sum
 from ledgers import TS, fill, listing
@@ -232,6 +234,27 @@ async def test_trimming_drops_what_is_old_but_nothing_that_is_not_committed(conf
         await settled(ledger, 1999)
 
 
+async def test_retention_goes_by_the_clock_of_the_stream_server_not_by_that_of_the_host(config, producer, ledger, monkeypatch):
+    """The host is 400 days ahead: nothing is old, no round is late, and a change of policies is no event of the future."""
+    config = with_section(with_section(config, "engine", book_seconds=0.1), "adl", ack_seconds=0.3)
+    dry = [listing("BBB"), Mark("BBB", "1000", TS), Position("BBB", "anna", -50, "2000", "90000000", TS), fill("BBB", 1, -5)]
+    async with running(config):
+        await producer.append([listing("AAA"), *fills(range(1, 1000)), *dry], per_message=1)
+        await eventually(lambda: has_entries(ledger, 1000))
+        await eventually(lambda: ledger("SELECT bool_and(b.last_id = p.last_id) FROM books b, partitions p"))
+    ahead, now, now_ns = 400 * 86_400, time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: now() + ahead)
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + ahead * 1_000_000_000)
+    other = msgspec.structs.replace(config.policy.default, rounds_max=7)
+    async with running(with_section(config, "policy", default=other)) as engine:
+        await eventually(lambda: ledger("SELECT max(version) = 2 FROM policies"))
+        await eventually(lambda: engine.count("fundsvc_adl_announced_again_total", partition="0"))
+        assert await producer._client.xlen(KEY) >= 1004
+        assert await ledger("SELECT count(*) FROM rejected") == 0
+        assert await ledger("SELECT (round, state) = (1, 'open') FROM adl_orders WHERE symbol = 'BBB'")
+        assert engine.count("fundsvc_stream_lag_seconds", partition="0") == 0
+
+
 async def test_nothing_is_settled_past_messages_that_were_dropped_before_they_were(config, producer, ledger):
     async with running(config):
         await producer.append([listing("AAA"), *fills(range(1, 11))], per_message=1)
@@ -419,6 +442,26 @@ async def test_memory_is_bounded_whatever_legal_messages_come(config, producer, 
         process.terminate()
         await process.wait()
     assert peak < 300_000_000
+
+
+async def test_a_huge_message_is_rejected_by_its_beginning_and_leaves_the_stream(quick, producer, ledger):
+    body = b"[" + b"x" * 40_000_000
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        with redis.Redis.from_url(quick.stream.url) as client:
+            huge = client.xadd(KEY, {"json": body}).decode()
+        await producer.append(fills([2]))
+        await settled(ledger, 2)
+        assert await ledger("SELECT (stream_id, reason, body) = ($1, 'too_large', $2) FROM rejected", huge, body[:1000])
+        assert hashlib.sha256(body).hexdigest() in await ledger("SELECT detail FROM rejected")
+
+        async def is_gone():
+            return await producer._client.xrange(KEY, huge, huge) == []
+
+        await eventually(is_gone)
+        await producer.append(fills([3]))
+        await settled(ledger, 3)
+        assert engine.count("fundsvc_stream_gaps_total", partition="0") == 0
 
 
 async def test_two_engines_settle_a_message_of_rejections_under_one_epoch_each(quick, producer, ledger):
@@ -733,6 +776,84 @@ async def test_what_an_operator_changes_in_the_stream_is_waited_for(quick, produ
         await producer.append(fills([2]))
         await settled(ledger, 2)
         await eventually(lambda: is_well(engine))
+
+
+@pytest.mark.parametrize("partitions", [2])
+@pytest.mark.parametrize("how", ["type", "rights"])
+async def test_a_partition_whose_key_is_spoilt_is_a_fault_of_that_partition_alone(quick, producer, ledger, how):
+    first, other = (next(symbol for symbol in SYMBOLS if partition_of(symbol, 2) == number) for number in range(2))
+    client = producer._client
+    async with running(quick) as engine:
+        await producer.append([listing(first), listing(other), fill(first, 1, 1), fill(other, 1, 1)])
+        await settled(ledger, 2)
+        if how == "type":
+            await client.rename(KEY, "{0}away")
+            await client.set(KEY, "no stream")
+        else:
+            await client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~{0}away", f"~{stream_key(1)}*", "~*1}:adl")
+        try:
+            await eventually(lambda: engine.count("fundsvc_faults_total", part="stream"))
+            await producer.append([fill(other, 2, 1)])
+            await settled(ledger, 3)
+            with pytest.raises(NotSettling, match="partition 0"):
+                await engine.engine.check()
+            assert not engine.engine._owned[1].session.trouble
+            assert not engine.task.done()
+            assert engine.count("fundsvc_partition_halted") == 0
+        finally:
+            if how == "type":
+                await client.rename("{0}away", KEY)
+            else:
+                await client.execute_command("ACL", "SETUSER", "default", "allkeys")
+        await producer.append([fill(first, 2, 1)])
+        await settled(ledger, 4)
+        await eventually(lambda: is_well(engine))
+
+
+async def test_a_database_that_is_missing_is_waited_for(quick, producer, ledger, owner_connection, servers):
+    """As while it is restored under another name (3D000)."""
+    name = await owner_connection.fetchval("SELECT current_database()")
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        async with administrator(servers) as connection:
+            await owner_connection.close()
+            await rename_database(connection, name, f"{name}_away")
+            try:
+                await producer.append(fills([2]))
+                await eventually(lambda: engine.count("fundsvc_faults_total", part="database") > 1)
+                await asyncio.sleep(1)
+                assert not engine.task.done()
+            finally:
+                await rename_database(connection, f"{name}_away", name)
+        await settled(ledger, 2)
+        await eventually(lambda: is_well(engine))
+        assert engine.count("fundsvc_partition_halted", partition="0") == 0
+
+
+async def rename_database(connection, name, other):
+    """Ends its sessions for that, as often as new ones come."""
+    while True:
+        await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        with suppress(asyncpg.ObjectInUseError):
+            await connection.execute(f"ALTER DATABASE {name} RENAME TO {other}")
+            return
+
+
+@pytest.mark.parametrize("rights", ["SELECT ON funds", "UPDATE ON partitions", "INSERT ON entries", "INSERT ON rejected"])
+async def test_rights_that_are_revoked_are_waited_for(quick, producer, ledger, owner_connection, rights):
+    async with running(quick) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await owner_connection.execute(f"REVOKE {rights} FROM fundsvc_service")
+        await change_for_all(owner_connection, "SELECT 1")
+        await producer.append([fill("NONE", 1, 1), *fills([2])])
+        await eventually(lambda: engine.count("fundsvc_faults_total", part="database"))
+        assert not engine.task.done()
+        await owner_connection.execute(f"GRANT {rights} TO fundsvc_service")
+        await settled(ledger, 2)
+        await eventually(lambda: is_well(engine))
+        assert await ledger("SELECT (count(*), max(reason)) = (1, 'unknown_symbol') FROM rejected")
 
 
 @pytest.mark.parametrize("bad", [1, 2, 700, 1000])

@@ -1,49 +1,98 @@
-"""Connections that a router forgot: they stay open, and nothing comes through any more."""
+"""Connections that swallow bytes: the service notices, goes on over others, or leaves the partition to another engine."""
+
+# ruff: noqa: F811 - fixtures of another module are parameters here
 
 import asyncio
-import tempfile
 import time
-from contextlib import contextmanager
-from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
-from conftest import connected, with_section
-from eventually import eventually
-from ledgers import fill, listing
-from test_engine import running
+import pytest
+from conftest import with_section
+from ledgers import listing
+from tcp_proxy import proxied
+from test_engine import fills, ledger, producer, running, settled  # noqa: F401 - fixtures
 
-from fundsvc.streams.client import open_client
-from fundsvc.streams.producer import Producer
-from tests.crash.proxy import Proxy
-from tests.crash.world import POSTGRES_SOCKET
+from fundsvc.embedded import EmbeddedServers
 
-SETTLED_SECONDS_MAX = 20.0
-"""A lease runs out in 3 s and is taken anew a second later; the rest is for a busy machine. A statement may take 60 s."""
+WAYS = [("questions",), ("answers",), ("questions", "answers")]
 
 
-@contextmanager
-def proxied(config):
-    """The configuration of a service that reaches PostgreSQL through a proxy, and the proxy."""
-    directory = parse_qs(urlsplit(config.database.dsn).query)["host"][0]
-    with tempfile.TemporaryDirectory(prefix="half-") as listens:
-        proxy = Proxy(Path(listens) / POSTGRES_SOCKET, Path(directory) / POSTGRES_SOCKET)
-        proxy.start()
-        try:
-            yield with_section(config, "database", dsn=config.database.dsn.replace(directory, listens)), proxy
-        finally:
-            proxy.stop()
+@pytest.fixture
+async def proxies(servers: EmbeddedServers):
+    """One in front of PostgreSQL, one in front of Valkey."""
+    run = servers.directory / "run"
+    async with proxied(str(run / ".s.PGSQL.5432")) as postgres, proxied(str(run / "valkey.sock")) as valkey:
+        yield {"postgres": postgres, "valkey": valkey}
 
 
-async def test_an_engine_whose_connections_are_half_open_settles_on_within_seconds(config):
-    with proxied(config) as (through, proxy):
-        async with running(through), open_client(config.stream) as client, connected(config.database.dsn) as ledger:
-            producer = Producer(client, 1)
-            await producer.append([listing("AAA"), fill("AAA", 1, 5)])
-            await eventually(lambda: ledger.fetchval("SELECT seq = 1 FROM funds"))
-            await asyncio.sleep(2)  # until each chore has a connection of the pool
-            assert proxy.swallow() > 3
-            began = time.monotonic()
-            await producer.append([fill("AAA", 2, 5)])
-            while not await ledger.fetchval("SELECT seq = 2 FROM funds"):
-                assert time.monotonic() - began < SETTLED_SECONDS_MAX
-                await asyncio.sleep(0.1)
+def through(config, proxies):
+    """The configuration of an engine that reaches both servers through proxies."""
+    database = config.database.dsn.partition("@/")[2].partition("?")[0]
+    dsn = f"postgresql://fundsvc_service@127.0.0.1:{proxies['postgres'].port}/{database}"
+    config = with_section(config, "database", dsn=dsn)
+    return with_section(config, "stream", url=f"redis://127.0.0.1:{proxies['valkey'].port}")
+
+
+@pytest.mark.parametrize("ways", WAYS, ids="+".join)
+@pytest.mark.parametrize(("part", "seconds"), [("postgres", 20.0), ("valkey", 9.0)])
+async def test_a_half_open_connection_is_given_up_near_the_lease(config, proxies, producer, ledger, part, seconds, ways):
+    async with running(through(config, proxies)) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        proxies[part].swallow_on_old_connections(*ways)
+        started = time.monotonic()
+        await producer.append(fills([2]))
+        await settled(ledger, 2, 60)  # The question for it may have passed before.
+        await producer.append(fills([3]))
+        await settled(ledger, 3, 60)
+        assert time.monotonic() - started < seconds
+        assert engine.count("fundsvc_faults_total") >= 1
+
+
+async def test_half_open_connections_of_the_pool_do_not_delay_settling(config, proxies, producer, ledger):
+    async with running(through(config, proxies)):
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await asyncio.sleep(2)  # until each chore has a connection of the pool
+        proxies["postgres"].swallow_on_old_connections("questions", "answers")
+        started = time.monotonic()
+        await producer.append(fills([2]))
+        await settled(ledger, 2, 60)
+        assert time.monotonic() - started < 20.0
+
+
+async def test_a_partition_whose_stream_one_host_does_not_reach_goes_to_another(config, proxies, producer, ledger, monkeypatch):
+    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 5.0)
+    async with running(through(config, proxies)) as cut_off:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        async with running(config) as other:
+            proxies["valkey"].swallow("questions", "answers")
+            await producer.append(fills([2]))
+            await settled(ledger, 2, 40)
+            assert other.engine._owned
+            assert not cut_off.engine._owned
+
+
+async def test_an_engine_alone_keeps_a_partition_that_fails(config, proxies, producer, ledger, monkeypatch):
+    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 1.0)
+    async with running(through(config, proxies)):
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        proxies["valkey"].swallow("questions", "answers")
+        await asyncio.sleep(8)
+        assert await ledger("SELECT (epoch, lease_until > clock_timestamp()) = (1, true) FROM partitions")
+        proxies["valkey"].pass_on()
+        await producer.append(fills([2]))
+        await settled(ledger, 2, 20)
+        assert await ledger("SELECT epoch FROM partitions") == 1
+
+
+async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
+    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 1.5)
+    async with running(config) as first:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        async with running(config):
+            await asyncio.sleep(4)
+            assert first.engine._owned
+            assert await ledger("SELECT epoch FROM partitions") == 1

@@ -16,6 +16,8 @@ from test_engine import running
 from tokens import bearer, with_secret
 
 from fundsvc.api.access import Gate
+from fundsvc.api.contracts import ContractResources
+from fundsvc.api.epochs import StreamEpochs
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.reception import Reception
 from fundsvc.api.server import serve
@@ -24,6 +26,7 @@ from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Position, Rate
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
+from fundsvc.store.epochs import EpochStore
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, open_client, stream_key
 from fundsvc.streams.producer import Producer
@@ -45,16 +48,25 @@ BODIES = {JSON: encode(EVENTS), NDJSON: lines(EVENTS), MSGPACK: encode(EVENTS, "
 class World:
     """An engine over HTTP, and what lies behind it."""
 
-    def __init__(self, http, client, pool, config):
+    def __init__(self, http, client, pool, config, engine):
+        self._engine = engine
         self.http = http
         self.client = client
         self._pool = pool
         self._partitions = config.stream.partitions
 
+    def regressions(self):
+        return self._engine.count("fundsvc_stream_regressions_total")
+
     async def post(self, body, kind=JSON, **headers):
         headers = {**bearer("engine"), "Content-Type": kind, **headers}
         async with self.http.post(PATH, data=body, headers=headers) as answer:
             return answer.status, await answer.json()
+
+    async def cursor(self, **claims):
+        async with self.http.get("/api/v1/ingest/cursor", headers=bearer("engine", **claims)) as answer:
+            assert answer.status == 200
+            return (await answer.json())["data"]
 
     async def data(self, body, kind=JSON):
         status, answer = await self.post(body, kind)
@@ -86,15 +98,18 @@ class World:
 
 
 @asynccontextmanager
-async def world_of(config, producer=Producer):
-    """The gate and the route as the service has them; `producer` makes what appends."""
+async def world_of(config, make=Producer):
+    """The gate and the routes as the service has them; `make` makes what appends."""
     config = with_secret(config)
     async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
         gate = Gate(config.http, config.token)
-        ingest = Ingest(config, Reader(pool), producer(client, config.stream.partitions), gate)
-        app = make_app(Reception(Metrics(), gate), (ingest.endpoint,))
-        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http, running(config):
-            yield World(http, client, pool, config)
+        reader, producer = Reader(pool), make(client, config.stream.partitions)
+        epochs = StreamEpochs(EpochStore(pool), producer, config.stream.partitions)
+        ingest = Ingest(config, reader, producer, epochs, gate)
+        contracts = ContractResources(reader, stream_key, epochs)
+        app = make_app(Reception(Metrics(), gate), (ingest.endpoint, *contracts.routes))
+        async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http, running(config) as engine:
+            yield World(http, client, pool, config, engine)
 
 
 @pytest.fixture
@@ -112,10 +127,12 @@ async def world(config):
 async def test_events_are_settled_also_of_a_contract_listed_just_before_them(world, kind):
     answer = await world.data(BODIES[kind], kind)
     ((stream_id, fields),) = await world.messages()
+    run_id = (await world.client.info("server"))["run_id"]
     assert answer == {
         "accepted": 4,
-        "messages": [{"partition": 0, "stream": stream_key(0), "id": stream_id}],
+        "messages": [{"partition": 0, "stream": stream_key(0), "id": stream_id, "runId": run_id}],
         "rejected": [],
+        "streamEpoch": 1,
     }
     assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2)]
     assert await world.kept() == []
@@ -203,7 +220,7 @@ async def test_what_holds_no_event_at_all_is_a_wrong_request_yet_kept(world, kin
 
 
 async def test_an_array_of_nothing_is_nothing(world):
-    assert await world.data(b"[]") == {"accepted": 0, "messages": [], "rejected": []}
+    assert await world.data(b"[]") == {"accepted": 0, "messages": [], "rejected": [], "streamEpoch": 1}
     assert await world.messages() == []
 
 
@@ -326,20 +343,22 @@ async def test_while_the_stream_is_away_it_says_so_and_all_can_be_sent_again(con
         finally:
             servers.start()
 
-        async def taken():
-            return (await world.post(more))[0] == 200
+        async def refused():
+            return (await world.post(more))[0] == 409
 
-        await eventually(taken)
+        await eventually(refused)
+        await world.cursor()
+        await world.data(more)
         assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2), (SYMBOL, 3)]
 
 
 class HalfAway(Producer):
     """The stream of one partition is away, as a node of a cluster may be."""
 
-    async def append_bodies(self, partition, field, bodies):
+    async def append_after(self, known, partition, field, bodies):
         if partition == 1:
             raise StreamFault("this node is away")
-        return await super().append_bodies(partition, field, bodies)
+        return await super().append_after(known, partition, field, bodies)
 
 
 @pytest.mark.parametrize("partitions", [3])

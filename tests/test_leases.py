@@ -87,12 +87,12 @@ async def all_four(engine):
     return epochs if len(epochs) == 4 else None
 
 
-async def test_a_lease_that_ran_out_is_claimed_anew_under_another_epoch(join, service_connection):
+async def test_a_lease_that_nobody_took_over_can_be_renewed(join, service_connection):
     engine = await join("a", SHORT_SECONDS)
     before = await engine.keep()
     expired = "SELECT bool_and(lease_until < clock_timestamp()) FROM partitions"
     await eventually(lambda: service_connection.fetchval(expired))
-    assert await engine.keep() == {partition: epoch + 1 for partition, epoch in before.items()}
+    assert await engine.keep() == before
 
 
 async def test_what_is_released_is_free_at_once_and_fenced_by_its_epoch(join, owner_connection):
@@ -206,6 +206,55 @@ async def test_a_partition_that_stands_still_is_neither_renewed_nor_taken(join):
     before = await wedged.keep()
     await eventually(lambda: takes(wedged, heir, 2))
     assert set(await wedged.keep(standing_still=[2])) <= before.keys() - {2}
+
+
+SET_BACK = "UPDATE partitions SET lease_until = lease_until + interval '1 hour'"
+GHOST = "UPDATE engines SET seen_at = seen_at + interval '1 hour'"
+
+
+async def test_leases_of_the_dead_are_taken_over_although_the_clock_was_set_back(join, owner_connection):
+    """As if it was an hour later when the owner died."""
+    dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
+    before = await dead.keep()
+    await owner_connection.execute(SET_BACK)
+    await owner_connection.execute(GHOST)
+    after = await eventually(lambda: all_four(heir))
+    assert all(after[partition] > epoch for partition, epoch in before.items())
+    assert await dead.keep() == {}
+
+
+async def test_leases_of_the_living_are_not_taken_over_when_the_clock_was_set_back(join, owner_connection):
+    owner, other = await join("owner", SHORT_SECONDS), await join("other", SHORT_SECONDS)
+    epochs = await owner.keep()
+    await owner_connection.execute(SET_BACK)
+    ends = asyncio.get_running_loop().time() + 4 * SHORT_SECONDS
+    while asyncio.get_running_loop().time() < ends:
+        assert await other.keep() == {}
+        assert await owner.keep() == epochs
+        await asyncio.sleep(SHORT_SECONDS / 10)
+
+
+async def test_a_lease_is_observed_for_as_long_as_it_lasts_not_for_as_long_as_ones_own(join):
+    owner, other = await join("owner"), await join("other", SHORT_SECONDS)
+    await owner.keep()
+    ends = asyncio.get_running_loop().time() + 4 * SHORT_SECONDS
+    while asyncio.get_running_loop().time() < ends:
+        assert await other.keep() == {}
+        await asyncio.sleep(SHORT_SECONDS / 4)
+
+
+async def test_what_fails_is_left_to_another_engine_where_there_is_one(join):
+    failing = await join("failing", SHORT_SECONDS)
+    before = await failing.keep()
+    await asyncio.sleep(2 * SHORT_SECONDS)
+    assert await failing.keep(failing=[2]) == before, "nobody else could take it"
+    heir = await join("heir", SHORT_SECONDS)
+
+    async def is_taken():
+        await failing.keep(failing=[2])
+        return 2 in await heir.keep()
+
+    await eventually(is_taken)
 
 
 async def takes(wedged, heir, partition):

@@ -13,6 +13,7 @@ import redis
 from eventually import eventually
 from ledgers import fill, listing
 from redis.exceptions import DataError, ResponseError
+from tcp_proxy import proxied
 
 from fundsvc.config import StreamConfig
 from fundsvc.core.contracts import partition_of
@@ -133,6 +134,81 @@ async def test_of_a_message_that_is_too_large_only_its_beginning_is_kept(client,
     _, large, _ = await read_all(source)
     assert large.body == body[:1000]
     assert hashlib.sha256(body).hexdigest() in large.too_large
+
+
+HUGE = 60_000_000
+HUGE_MESSAGES = {
+    "alone": {"json": b"x" * HUGE},
+    "msgpack": {"msgpack": b"x" * HUGE},
+    "a replay": {"json": b"x" * HUGE, "replayOf": "1-1/0"},
+    "another field": {"xml": b"x" * HUGE},
+    "several fields": {"json": b"{}", "b": b"x" * HUGE, "c": b"y" * (HUGE // 10)},
+    "a long name": {b"x" * HUGE: b"{}"},
+    "many fields": {f"field {number}": b"x" * 10 for number in range(300_000)},
+}
+
+
+@pytest.mark.parametrize(("how", "ask"), [*((how, "read") for how in HUGE_MESSAGES), ("alone", "look")])
+async def test_a_huge_message_is_never_whole_in_memory(config, client, producer, how, ask):
+    fields = HUGE_MESSAGES[how]
+    (first,) = await producer.append_bodies(0, "json", [b"{}"])
+    huge = add(config, fields)
+    (last,) = await producer.append_bodies(0, "json", [b"{}"])
+    source = Source(client, 0, message_bytes_max=1_000_000)
+    found, after = [], "0-0"
+    tracemalloc.start()
+    try:
+        while len(found) < 3:
+            found += await source.read(after) if ask == "read" else (await source.look(after))[0]
+            after = found[-1].stream_id
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    finally:
+        tracemalloc.stop()
+    assert [message.stream_id for message in found] == [first, huge, last]
+    assert [bool(message.too_large) for message in found] == [False, True, False]
+    assert len(found[1].body) <= 1000
+    if how != "many fields":
+        assert f"{HUGE} bytes, sha256 {hashlib.sha256(b'x' * HUGE).hexdigest()}" in found[1].too_large
+    assert found[1].replay_of == fields.get("replayOf", "")
+    if how in {"alone", "msgpack", "a replay"}:
+        assert (found[1].codec, found[1].body) == (next(iter(fields)), b"x" * 1000)
+
+
+def add(config, fields):
+    """Adds a message by a client that waits for as long as it takes."""
+    with redis.Redis.from_url(config.stream.url) as client:
+        return client.xadd(KEY, fields).decode()
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+async def test_a_huge_message_does_not_spoil_others_nor_the_state_of_the_stream(config, client, producer, place):
+    """The state of a stream holds its first and its last message."""
+    source = Source(client, 0, message_bytes_max=5_000_000)
+    body = b"x" * 4_900_000
+    for huge in (True, False) if place == "first" else (False, True):
+        if huge:
+            oversized = add(config, {"json": b"y" * 40_000_000})
+        else:
+            (large,) = await producer.append_bodies(0, "json", [body])
+    ids = sorted([large, oversized], key=id_order)
+    tracemalloc.start()
+    try:
+        state = await source.state()
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+    assert state == StreamState(ids[1], 2, 2, ids[0], ids[1], "0-0")
+    found, after = [], "0-0"
+    while len(found) < 2:
+        messages, looked = await source.look(after)
+        assert looked == state
+        found += messages
+        after = found[-1].stream_id
+    assert next(message for message in found if message.stream_id == large) == Message(large, "json", body)
+    await source.drop_oversized("0-0")
+    assert await source.state() == state
+    await source.drop_oversized(oversized)
+    assert await source.state() == StreamState(ids[1], 2, 1, large, large, oversized)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +352,12 @@ async def test_a_cluster_has_every_partition_in_one_slot(cluster):
     answer(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     await eventually(lambda: b"cluster_state:ok" in answer(port, "CLUSTER", "INFO"))
     await check_streams(config)
+    async with open_client(config) as client:
+        source = Source(client, 9, message_bytes_max=1_000_000)
+        await Producer(client, 10).append_bodies(9, "json", [b"x" * 20_000_000])
+        (message,) = await source.read("0-0")
+        assert message.too_large
+        assert (await source.state()).last_id == message.stream_id
 
 
 async def test_a_cluster_that_dies_is_a_fault_at_once(cluster):
@@ -372,6 +454,106 @@ async def test_a_key_of_another_type_is_a_fault(client, source):
     for ask in (source.read("0-0", 1, 10), source.look("0-0", 10), source.state()):
         with pytest.raises(StreamFault, match="WRONGTYPE"):
             await ask
+
+
+BODIES = [b"x" * 1000] * 2000
+
+
+def length(port):
+    return answer(port, "XLEN", KEY)
+
+
+@pytest.mark.parametrize("append", ["events", "bodies", "after"])
+async def test_what_a_full_server_refuses_is_refused_whole(tmp_path, append):
+    """It has room for about half."""
+    port = free_port()
+    with valkey(tmp_path, "--port", port, "--save", ""):
+        async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
+            await eventually(lambda: reachable(Source(client, 0)))
+            producer = Producer(client, 1)
+            known = await producer.standing(0)
+            send = {
+                "events": lambda: producer.append([fill("AAA", seq, seq) for seq in range(1, 20_002)]),
+                "bodies": lambda: producer.append_bodies(0, "json", BODIES),
+                "after": lambda: producer.append_after(known, 0, "json", BODIES),
+            }[append]
+            used = (await client.info("memory"))["used_memory"]
+            for room in (0, 100_000, 500_000, 1_000_000):
+                answer(port, "CONFIG", "SET", "maxmemory", used + room)
+                try:
+                    await send()
+                except StreamFault:
+                    assert length(port) == 0
+                else:  # The server looks before the first message, and then takes all.
+                    assert length(port) >= 201
+                    answer(port, "DEL", KEY)
+            answer(port, "CONFIG", "SET", "maxmemory", 0)
+            await send()
+            assert length(port) == (201 if append == "events" else 2000)
+
+
+async def test_an_append_that_is_cut_off_is_refused_whole(tmp_path):
+    port = free_port()
+    with valkey(tmp_path, "--port", port, "--save", ""):
+        await eventually(lambda: answer(port, "PING"))
+        async with proxied(port) as proxy, open_client(StreamConfig(url=f"redis://127.0.0.1:{proxy.port}")) as client:
+            producer = Producer(client, 1)
+            for kept in (1000, 100_000, 1_500_000):
+                await producer.standing(0)
+                proxy.cut_after(kept)
+                with pytest.raises(StreamFault):
+                    await producer.append_bodies(0, "json", BODIES)
+                assert length(port) == 0
+            await producer.append_bodies(0, "json", BODIES)
+            assert length(port) == 2000
+
+
+@pytest.mark.parametrize("mode", ["single", "cluster"])
+@pytest.mark.parametrize("fsync", [True, False])
+async def test_an_append_waits_for_replicas_and_the_disk(tmp_path, mode, fsync):
+    port, bus = free_port(), free_port()
+    cluster = ("--cluster-enabled", "yes", "--cluster-port", bus) if mode == "cluster" else ()
+    with valkey(tmp_path, "--port", port, "--save", "", *cluster):
+        if mode == "cluster":
+            await eventually(lambda: answer(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16383))
+            await eventually(lambda: b"cluster_state:ok" in answer(port, "CLUSTER", "INFO"))
+        config = StreamConfig(mode=mode, url=f"redis://127.0.0.1:{port}", replicas_min=0 if fsync else 1, fsync=fsync)
+        async with open_client(config) as client:
+            await eventually(lambda: reachable(Source(client, 0)))
+            producer = Producer.configured(client, config)
+            ask = "WAITAOF" if fsync else "0 of 1 replicas"
+            sends = (
+                lambda: producer.append(FILLS[:1]),
+                lambda: producer.append_replay(0, "json", b"{}", "1-0/0"),
+                lambda: producer.append_after(standing, 0, "json", [b"{}"]),
+            )
+            for send in sends:
+                standing = await producer.standing(0)
+                with pytest.raises(StreamFault, match=ask):
+                    await send()
+            if fsync:
+                answer(port, "CONFIG", "SET", "appendonly", "yes")
+                await producer.append(FILLS[:1])
+                await producer.append_after(await producer.standing(0), 0, "json", [b"{}"])
+
+
+async def test_an_append_is_confirmed_by_a_replica(tmp_path):
+    port, other = free_port(), free_port()
+    (tmp_path / "replica").mkdir()
+    replica = ("--port", other, "--save", "", "--appendonly", "yes", "--replicaof", "127.0.0.1", port)
+    with (
+        valkey(tmp_path, "--port", port, "--save", "", "--appendonly", "yes"),
+        valkey(tmp_path / "replica", *replica) as process,
+    ):
+        await eventually(lambda: (answer(other, "INFO", "replication") or {}).get("master_link_status") == "up", 30)
+        config = StreamConfig(url=f"redis://127.0.0.1:{port}", replicas_min=1, fsync=True)
+        async with open_client(config) as client:
+            producer = Producer.configured(client, config)
+            await producer.append(FILLS[:1])
+            assert answer(other, "XLEN", KEY) == 1
+            process.kill()
+            with pytest.raises(StreamFault, match="0 of 1 replicas"):
+                await producer.append(FILLS[:1])
 
 
 @pytest.mark.parametrize("rights", ["-xread", "-xinfo", "-xtrim", "-xadd", "resetkeys"])

@@ -116,11 +116,12 @@ class Page(Answer, Generic[T], frozen=True):
 
 
 class PartitionCursor(Answer, frozen=True):
-    """The last message of a partition's stream whose events are in the ledger."""
+    """The last message of a partition's stream whose events are in the ledger, and the run id of the stream's server."""
 
     partition: int
     stream: str
     last_id: str
+    run_id: str
 
 
 class ContractCursor(Answer, frozen=True):
@@ -132,7 +133,9 @@ class ContractCursor(Answer, frozen=True):
 
 
 class CursorAnswer(Answer, frozen=True):
-    """From where an engine should send again."""
+    """From where an engine should send again, and the stream epoch in which it may post what follows."""
+
+    stream_epoch: int
 
     partitions: list[PartitionCursor]
     contracts: list[ContractCursor]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import msgspec
 
 from fundsvc.api.answers import ContractAnswer, ContractCursor, CursorAnswer, PartitionCursor, contract_answer
-from fundsvc.api.parameters import Query
+from fundsvc.api.epochs import StreamEpochs, poster_name
+from fundsvc.api.parameters import CursorQuery, Query
 from fundsvc.api.serving import Route, listed
 from fundsvc.api.tokens import Caller
 from fundsvc.store.reader import Reader
@@ -15,14 +16,15 @@ from fundsvc.store.reader import Reader
 class ContractResources:
     """Answers from the ledger; `stream_key` names the stream of a partition."""
 
-    def __init__(self, reader: Reader, stream_key: Callable[[int], str]) -> None:
+    def __init__(self, reader: Reader, stream_key: Callable[[int], str], epochs: StreamEpochs) -> None:
         self._reader = reader
+        self._epochs = epochs
         self._stream_key = stream_key
         self.routes = (
             Route("/api/v1/timestamp", Query, self.timestamp),
             Route("/api/v1/contracts/active", Query, self.active_contracts),
             Route("/api/v1/contracts/{symbol}", Query, self.contract),
-            Route("/api/v1/ingest/cursor", Query, self.cursor, roles=frozenset({"engine", "risk"})),
+            Route("/api/v1/ingest/cursor", CursorQuery, self.cursor, roles=frozenset({"engine", "risk"})),
         )
 
     async def timestamp(self, _query: Query) -> int:
@@ -41,13 +43,20 @@ class ContractResources:
         """One contract, whatever its status."""
         return contract_answer(await listed(self._reader, symbol))
 
-    async def cursor(self, _query: Query, caller: Caller) -> CursorAnswer:  # noqa: ARG002 - any caller is told the same
-        """What is durable, by stream and by contract."""
+    async def cursor(self, query: CursorQuery, caller: Caller) -> CursorAnswer:
+        """What is durable, by stream and by contract. An engine that has asked may post in the present stream epoch."""
+        epoch = await self._epochs.ask(poster_name(caller, query.producer_id) if caller.role == "engine" else "")
         funds = await self._reader.funds()
         partitions = await self._reader.partitions()
         return CursorAnswer(
+            stream_epoch=epoch,
             partitions=[
-                PartitionCursor(partition=row.partition, stream=self._stream_key(row.partition), last_id=row.last_id)
+                PartitionCursor(
+                    partition=row.partition,
+                    stream=self._stream_key(row.partition),
+                    last_id=row.last_id,
+                    run_id=self._epochs.run_id(row.partition),
+                )
                 for row in partitions
             ],
             contracts=[ContractCursor(symbol=fund.symbol, partition=fund.partition, seq=fund.seq) for fund in funds],

@@ -89,6 +89,13 @@ class MethodNotAllowed(Problem):
         self.headers = {hdrs.ALLOW: allowed}
 
 
+class StreamChanged(Problem):
+    """What was posted before may be lost: the cursor must be asked for first."""
+
+    status = 409
+    code = "409000"
+
+
 class TooLarge(Problem):
     """The body is longer, or holds more, than is taken at once."""
 

@@ -18,8 +18,10 @@ from msgspec import UNSET, UnsetType
 from fundsvc.api.access import Gate, Roles, allowed
 from fundsvc.api.answers import Answer, Envelope
 from fundsvc.api.endpoints import JSON, Endpoint, Media
+from fundsvc.api.epochs import Poster, StreamEpochs, poster_name
 from fundsvc.api.errors import BadParameter, TooLarge, Unavailable, WrongMedia
 from fundsvc.api.foresight import Foresight
+from fundsvc.api.parameters import PostQuery, read_query
 from fundsvc.config import Config
 from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
 from fundsvc.logs.faults import Seldom
@@ -40,11 +42,12 @@ log = structlog.get_logger()
 
 
 class MessageAnswer(Answer, frozen=True):
-    """A message that was appended: to the stream of which partition, and its id there."""
+    """A message that was appended: to the stream of which partition, its id there, and the run id of the stream's server."""
 
     partition: int
     stream: str
     id: str
+    run_id: str
 
 
 class RefusedAnswer(Answer, frozen=True):
@@ -66,11 +69,15 @@ class GapAnswer(Answer, frozen=True):
 
 
 class IngestAnswer(Answer, frozen=True):
-    """How many events were accepted, which messages carry them, which were refused, and before which some are missing."""
+    """How many events were accepted, which messages carry them, which were refused, and before which some are missing.
+
+    When `streamEpoch` changes, what was posted before may be lost: then the cursor must be asked for.
+    """
 
     accepted: int
     messages: list[MessageAnswer]
     rejected: list[RefusedAnswer]
+    stream_epoch: int
     gaps: list[GapAnswer] | UnsetType = UNSET
 
 
@@ -91,9 +98,10 @@ class Submission(NamedTuple):
 class Ingest:
     """Appends what engines post to the streams; the gate counts their events."""
 
-    def __init__(self, config: Config, reader: Reader, producer: Producer, gate: Gate) -> None:
+    def __init__(self, config: Config, reader: Reader, producer: Producer, epochs: StreamEpochs, gate: Gate) -> None:
         self._foresight = Foresight(config, reader)
         self._producer = producer
+        self._epochs = epochs
         self._gate = gate
         self._partitions = config.stream.partitions
         self._bytes_max = config.http.ingest_bytes_max
@@ -104,9 +112,10 @@ class Ingest:
             self.post,
             {200: Media(JSON, IngestAnswer, in_envelope=True)},
             hdrs.METH_POST,
+            PostQuery,
             bodies=(Media(JSON, events), Media(NDJSON), Media(MSGPACK, bytes)),
             roles=ENGINES,
-            fails=frozenset({400, 413, 415, 429, 503}),
+            fails=frozenset({400, 409, 413, 415, 429, 503}),
         )
 
     async def post(self, request: web.Request) -> web.Response:
@@ -114,22 +123,26 @@ class Ingest:
 
         The body is an event or an array of up to 10,000, as JSON or MessagePack, or one JSON event a line. Refused events are
         kept with their reason, and so is a body that is no JSON or MessagePack at all, which is answered 400. When the stream
-        is away the answer says which partitions have theirs; sending all again is safe, for known `seq` are ignored.
+        is away the answer says which partitions have theirs; sending all again is safe, for known `seq` are ignored. After the
+        stream's server was restarted or replaced the answer is 409 until the poster has asked for the cursor.
         """
+        query = read_query(PostQuery, request.query)
         body = await request.clone(client_max_size=self._bytes_max).read()
         submission = read_submission(request.content_type, body)
         if len(submission.raws) > EVENTS_PER_MESSAGE_MAX:
             raise TooLarge(f"{len(submission.raws)} events: send at most {EVENTS_PER_MESSAGE_MAX} at once")
         if any(isinstance(event, PolicyChange) for event in submission.events):
             raise BadParameter("a policy event is not taken over HTTP: engines append it when their configuration changes")
-        allowed(request, ENGINES)
+        caller = allowed(request, ENGINES)
         self._gate.charge(request, len(submission.raws))
-        answer = await self._submit(submission)
+        poster = Poster(poster_name(caller, query.producer_id), query.stream_epoch or 0)
+        await self._epochs.admit(poster)
+        answer = await self._submit(submission, poster)
         if submission.events and all(map(_is_no_event, submission.events)):
             raise BadParameter(f"{answer.rejected[0].detail}; it is kept among the rejected events")
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
-    async def _submit(self, submission: Submission) -> IngestAnswer:
+    async def _submit(self, submission: Submission, poster: Poster) -> IngestAnswer:
         glance = await self._foresight.look(submission.events)
         refused: dict[int, RefusedAnswer] = {}
         gaps: list[GapAnswer] = []
@@ -143,22 +156,23 @@ class Ingest:
                 else:
                     gaps += [GapAnswer(index, gap.symbol, gap.seq, gap.prev_seq, gap.last)] if gap else []
             await asyncio.sleep(0)
-        messages = await self._append(submission)
+        messages = await self._append(submission, poster)
         self._foresight.accept(glance)
         accepted = len(submission.events) - len(refused)
-        return IngestAnswer(accepted, messages, list(refused.values()), gaps or UNSET)
+        return IngestAnswer(accepted, messages, list(refused.values()), self._epochs.epoch, gaps or UNSET)
 
-    async def _append(self, submission: Submission) -> list[MessageAnswer]:
+    async def _append(self, submission: Submission, poster: Poster) -> list[MessageAnswer]:
         """Appends each partition's part; raises Unavailable, saying which have theirs."""
         appended: list[MessageAnswer] = []
         for partition, bodies in sorted(self._parts(submission).items()):
             try:
-                ids = await self._producer.append_bodies(partition, submission.codec, bodies)
+                ids = await self._epochs.append(poster, partition, submission.codec, bodies)
             except StreamFault as fault:
                 self._away.note(fault, partition=partition)
                 have = ", ".join(sorted({str(message.partition) for message in appended})) or "none"
                 raise Unavailable(f"the stream is away; partitions that have theirs: {have}; send all of it again") from None
-            appended += (MessageAnswer(partition, stream_key(partition), message) for message in ids)
+            run_id = self._epochs.run_id(partition)
+            appended += (MessageAnswer(partition, stream_key(partition), message, run_id) for message in ids)
         return appended
 
     def _parts(self, submission: Submission) -> Mapping[int, list[bytes]]:

@@ -38,6 +38,7 @@ FAILURES = {
     401: "There is no access token, or it is not good.",
     403: "The token's role is not one of those that this is for.",
     404: "There is no such contract, or nothing of that number.",
+    409: "The stream is in another epoch than the poster knows: ask for the ingest cursor first.",
     413: "The body is larger than what is accepted.",
     415: "The body is of another kind than those listed.",
     429: "Too many requests; the headers say when to ask again.",

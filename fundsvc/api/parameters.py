@@ -31,6 +31,9 @@ CANDLES_MAX = 500
 Entry = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX - 1)]
 """The number before some other one, which must fit 64 bits too."""
 
+ProducerId = Annotated[str, msgspec.Meta(min_length=0, max_length=128, pattern="^[!-~]*$")]
+"""Tells senders apart whose tokens have the same subject."""
+
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 
 
@@ -42,6 +45,19 @@ class Query(Parameters, frozen=True, kw_only=True):
     """Base of the questions of API v1; on its own, one without other parameters."""
 
     numbers: Numbers = "number"
+
+
+class PostQuery(Parameters, frozen=True):
+    """Who posts events besides the token's subject, and the stream epoch that the cursor told."""
+
+    producer_id: ProducerId = ""
+    stream_epoch: Entry | UnsetType = UNSET
+
+
+class CursorQuery(Query, frozen=True):
+    """Who asks besides the token's subject."""
+
+    producer_id: ProducerId = ""
 
 
 class HistoryQuery(Query, frozen=True):

@@ -56,7 +56,7 @@ def resume(context: typer.Context, symbol: str) -> None:
                 Console(stderr=True).print(f"fundsvc: no contract {symbol} is suspended", style="red")
                 return NO
             listing = Listing(msgspec.json.decode(known[0].specification))
-            await Producer(client, complete.stream.partitions).append([listing])
+            await Producer.configured(client, complete.stream).append([listing])
         Console().print(f"listed {symbol} with the terms of its entries")
         return DONE
 
@@ -156,7 +156,7 @@ async def _deliver(config: Config, fitting: Fitting, json: bool) -> Delivered:
             delivery = Delivery(
                 pool,
                 client,
-                complete.stream.partitions,
+                Producer.configured(client, complete.stream),
                 lambda events: bars.advance(sending, events),
                 lambda share: bars.update(settling, completed=int(share * 100)),
             )

@@ -72,7 +72,7 @@ def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] 
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
-            producer = Producer(client, complete.stream.partitions)
+            producer = Producer.configured(client, complete.stream)
             events = await list_rejected(pool, reason=reason, key=key, limit=1_000_000)
             refusals = {event.key: refusal for event in events if (refusal := _refusal(event))}
             sent = 0

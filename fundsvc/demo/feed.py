@@ -50,7 +50,7 @@ class Feed:
         partitions = range(config.stream.partitions)
         self.outage = Outage(log, "market")
         self._market = Market(config.currency)
-        self._producer = Producer(client, config.stream.partitions)
+        self._producer = Producer.configured(client, config.stream)
         self._sources = [Source(client, partition) for partition in partitions]
         self._announcements = [Announcements(client, partition) for partition in partitions]
         self._reader = Reader(pool)

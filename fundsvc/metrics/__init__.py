@@ -6,7 +6,7 @@ is loaded. Money is in whole units of the settlement currency, exact to the fift
 
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -23,6 +23,9 @@ from fundsvc.metrics.exposition import exposition, politely
 from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
 from fundsvc.metrics.requests import RequestMetrics
+
+DURABLE_SETTINGS = ("fsync", "full_page_writes", "appendonly")
+"""Of PostgreSQL, and of the stream's server."""
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ADL_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -103,6 +106,12 @@ class Metrics:
         self.adl_announced_again = Counter(
             "fundsvc_adl_announced_again", "ADL rounds announced again for want of an answer.", ["partition"], registry=registry
         )
+        self.durability_off = Gauge(
+            "fundsvc_durability_off",
+            "1 for a setting of a server without which it may lose what it confirmed.",
+            ["setting"],
+            registry=registry,
+        )
         self.audit_entries = Counter("fundsvc_audit_entries", "Ledger entries recomputed in the background.", registry=registry)
         requests = RequestMetrics(_SECONDS)
         registry.register(requests)
@@ -174,6 +183,11 @@ class Metrics:
         """Shows how many contracts of a partition have a mark that is too old, and how many a book that is stale."""
         self.adl_stale_marks.labels(partition).set(marks)
         self.adl_stale_books.labels(partition).set(books)
+
+    def weak(self, settings: Collection[str]) -> None:
+        """Shows which settings of the servers are off although a crash may lose something without them."""
+        for setting in DURABLE_SETTINGS:
+            self.durability_off.labels(setting).set(setting in settings)
 
     def announced_again(self, partition: int, rounds: int) -> None:
         """Counts ADL rounds that were announced again."""

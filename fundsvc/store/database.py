@@ -1,9 +1,11 @@
 """Connections to the ledger's database, and the one place where a driver's exception becomes a fault."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.resources import files
+from typing import Any
 
 import asyncpg
 from asyncpg.exceptions._base import DataError as InvalidValue
@@ -14,6 +16,17 @@ CONNECT_SECONDS = 5.0
 
 COMMAND_SECONDS = 60.0
 """No statement of the service takes this long on a healthy server; one that does is a fault, not a wait."""
+
+KEEPALIVE = {socket.TCP_KEEPIDLE: 2, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 5000}
+"""Connections whose other end is gone are noticed within five seconds, also where nothing is asked ..."""
+
+_SERVER_KEEPALIVE = {
+    "tcp_keepalives_idle": "2",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "5000",
+}
+"""... and by the server, which holds the locks of a client that is gone. Over a Unix socket it ignores them."""
 
 IDLE_IN_TRANSACTION_MS = 3000
 """A stopped process that holds a lock is cut off after this long, so that another can take its partition over."""
@@ -40,6 +53,9 @@ _MISTAKES = ("42601", "42702", "42704", "42803", "42804", "42846", "42883", "42P
 """SQLSTATEs of a statement that no database takes. Everything else that the server answers time or an operator heals: a lost
 connection, resources, time limits, a database that is read-only, missing rights, a missing table, an unreadable page."""
 
+
+_DURABLE = ("on", "remote_write", "remote_apply")
+"""Values of `synchronous_commit` with which a commit that was answered is on the server's disk."""
 
 _PLANNING = {"plan_cache_mode": "force_custom_plan", "enable_sort": "off", "enable_bitmapscan": "off"}
 """Every order asked for has its index, which a page must follow and stop early: statistics that lag behind a ledger that
@@ -112,8 +128,10 @@ async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS)
             server_settings={
                 "application_name": name,
                 "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
+                **_SERVER_KEEPALIVE,
             },
         )
+        await _prepare(connection)
     try:
         yield connection
     finally:
@@ -121,7 +139,7 @@ async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS)
 
 
 @asynccontextmanager
-async def open_pool(dsn: str, connections_max: int) -> AsyncIterator[asyncpg.Pool]:
+async def open_pool(dsn: str, connections_max: int, command_seconds: float = COMMAND_SECONDS) -> AsyncIterator[asyncpg.Pool]:
     """A pool for reading; it connects when first used and outlives a restart of the server.
 
     On leaving, connections are closed without a goodbye: a server that does not answer must not hold up the end.
@@ -131,8 +149,9 @@ async def open_pool(dsn: str, connections_max: int) -> AsyncIterator[asyncpg.Poo
         min_size=0,
         max_size=connections_max,
         timeout=CONNECT_SECONDS,
-        command_timeout=COMMAND_SECONDS,
-        server_settings={"application_name": "fundsvc reader", **_PLANNING},
+        command_timeout=command_seconds,
+        server_settings={"application_name": "fundsvc reader", **_PLANNING, **_SERVER_KEEPALIVE},
+        init=_prepare,
         reset=_leave_as_is,
     )
     await pool
@@ -140,6 +159,22 @@ async def open_pool(dsn: str, connections_max: int) -> AsyncIterator[asyncpg.Poo
         yield pool
     finally:
         pool.terminate()
+
+
+async def _prepare(connection: Any) -> None:
+    """Has a new connection notice that its other end is gone, and its commits wait for the disk.
+
+    `synchronous_commit` may be off for the server, the database or the role: what is announced must be durable. Settings that
+    wait for standbys too are left as they are.
+    """
+    end = connection._transport.get_extra_info("socket")  # noqa: SLF001 - the driver has no other way to it
+    if end.family != socket.AF_UNIX:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            end.setsockopt(socket.IPPROTO_TCP, option, value)
+    waits_for = await connection.fetchval(SQL["commit_to_disk"])
+    if waits_for not in _DURABLE:
+        raise StoreFault(f"synchronous_commit is {waits_for} although it was set to on: commits may be lost")
 
 
 async def _leave_as_is(_connection: object) -> None:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import asyncpg
 
-from fundsvc.store.database import SQL, Pool, faults
+from fundsvc.store.database import Pool
+from fundsvc.store.reader import fetch
 
 
 class KnownGap(NamedTuple):
@@ -26,21 +27,15 @@ class Gaps:
 
     async def known(self) -> list[KnownGap]:
         """Those found so far."""
-        with faults():
-            rows = await self._pool.fetch(SQL["gaps"], self._partition)
-        return [_gap(row) for row in rows]
+        return [_gap(row) for row in await fetch(self._pool, "gaps", self._partition)]
 
     async def keep(self, gap: KnownGap) -> bool:
         """Keeps one; says whether it is new."""
-        with faults():
-            kept = await self._pool.fetchval(SQL["gap_found"], self._partition, gap.after_id, gap.until_id, gap.messages)
-        return bool(kept)
+        return bool(await fetch(self._pool, "gap_found", self._partition, gap.after_id, gap.until_id, gap.messages))
 
     async def acknowledge(self) -> list[KnownGap]:
         """Lets the partition go on past all that are not acknowledged yet; returns them."""
-        with faults():
-            rows = await self._pool.fetch(SQL["gaps_acknowledge"], self._partition)
-        return [_gap(row) for row in rows]
+        return [_gap(row) for row in await fetch(self._pool, "gaps_acknowledge", self._partition)]
 
 
 def _gap(row: asyncpg.Record) -> KnownGap:

@@ -197,38 +197,78 @@ WHERE symbol = ANY ($1) AND seq = ANY ($2) AND seq > 0 AND kind IN ('execution',
 -- Events of some contracts that were rejected, with some sequences.
 SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
 
+-- name: commit_to_disk
+-- Sets it for the session, where a later change of the server's, the database's or the role's does not reach.
+SELECT set_config('synchronous_commit', CASE WHEN now IN ('off', 'local') THEN 'on' ELSE now END, false)
+FROM current_setting('synchronous_commit') AS now;
+
+-- name: weak_settings
+SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name;
+
+-- name: stream_servers
+SELECT partition, run_id, changes FROM stream_servers;
+
+-- name: stream_server_first
+INSERT INTO stream_servers (partition, run_id) VALUES ($1, $2) ON CONFLICT DO NOTHING;
+
+-- name: stream_server_changed
+UPDATE stream_servers SET run_id = $2, changes = changes + 1, changed_at = now() WHERE partition = $1 AND changes = $3;
+
+-- name: poster_epoch
+SELECT epoch FROM posters WHERE poster = $1;
+
+-- name: poster_asks
+WITH forgotten AS (DELETE FROM posters WHERE epoch < $2 AND poster <> $1)
+INSERT INTO posters (poster, epoch) VALUES ($1, $2)
+ON CONFLICT (poster) DO UPDATE SET epoch = greatest(posters.epoch, excluded.epoch);
+
 -- name: engine_seen
-INSERT INTO engines (engine, since, seen_at) VALUES ($1, clock_timestamp(), clock_timestamp())
-ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at;
+-- One that leaves partitions to others is served last, as if it had just come.
+INSERT INTO engines AS e (engine, since, seen_at, leaves) VALUES ($1, clock_timestamp(), clock_timestamp(), $2)
+ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at, leaves = excluded.leaves,
+    since = CASE WHEN excluded.leaves > 0 THEN excluded.since ELSE e.since END;
 
 -- name: engine_gone
 DELETE FROM engines WHERE engine = $1 OR seen_at < clock_timestamp() - interval '1 day';
 
 -- name: renew
--- But for partitions that stand still. A lease that ran out is not renewed but claimed anew: the connections of its session may be
--- what kept it from being renewed, and a new epoch has it begin with others.
-UPDATE partitions SET lease_until = clock_timestamp() + $2 * interval '1 second'
-WHERE owner = $1 AND lease_until > clock_timestamp() AND partition <> ALL ($3::integer[])
+-- But for partitions that stand still.
+UPDATE partitions SET lease_until = clock_timestamp() + $2 * interval '1 second', lease_seconds = $2
+WHERE owner = $1 AND partition <> ALL ($3::integer[])
 RETURNING partition, epoch;
 
 -- name: share
 -- Partitions for each of the live engines; what cannot be divided goes to those that have been here longest, so that one
--- that joins moves as little as possible.
+-- that joins moves as little as possible. Of what one leaves to others each of these may take all.
 WITH live AS (
-    SELECT engine, row_number() OVER (ORDER BY since, engine) AS rank, count(*) OVER () AS engines
-    FROM engines WHERE engine = $1 OR seen_at > clock_timestamp() - $2 * interval '1 second'
+    SELECT engine, row_number() OVER (ORDER BY since, engine) AS rank, count(*) OVER () AS engines,
+           leaves, sum(leaves) OVER () AS all_leave
+    FROM engines
+    -- One that was seen later than now died before the clock was set back.
+    WHERE engine = $1 OR abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2
 )
-SELECT (partitions / engines + (rank <= partitions % engines)::int)::int
+SELECT (greatest(0, partitions / engines + (rank <= partitions % engines)::int - leaves) + all_leave - leaves)::int
 FROM live, (SELECT count(*) AS partitions FROM partitions) p WHERE engine = $1;
 
+-- name: other_engines
+SELECT EXISTS (SELECT FROM engines WHERE engine <> $1 AND abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2);
+
+-- name: leases_of_others
+-- With their durations; those that engines of before hold are taken for as long as one's own.
+SELECT partition, lease_until, coalesce(lease_seconds, $2) AS seconds FROM partitions WHERE owner <> $1;
+
 -- name: claim
+-- Free are those whose lease has run out, and those whose lease is still one of the given ones.
 WITH free AS (
-    SELECT partition, owner FROM partitions
-    WHERE (owner IS NULL OR lease_until < clock_timestamp()) AND partition <> ALL ($4::integer[])
+    SELECT partition, owner FROM partitions p
+    WHERE (owner IS NULL OR lease_until < clock_timestamp() OR EXISTS (
+        SELECT FROM unnest($5::integer[], $6::timestamptz[]) AS d (partition, lease_until)
+        WHERE d.partition = p.partition AND d.lease_until = p.lease_until
+    )) AND partition <> ALL ($4::integer[])
     ORDER BY partition LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 UPDATE partitions p
-SET owner = $1, epoch = p.epoch + 1, lease_until = clock_timestamp() + $3 * interval '1 second'
+SET owner = $1, epoch = p.epoch + 1, lease_until = clock_timestamp() + $3 * interval '1 second', lease_seconds = $3
 FROM free WHERE p.partition = free.partition
 RETURNING p.partition, p.epoch, free.owner AS previous;
 

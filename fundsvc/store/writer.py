@@ -18,7 +18,7 @@ from fundsvc.core.records import terms_of
 from fundsvc.core.sequences import Facts
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.core.valuation import SideName
-from fundsvc.store.database import SQL, connect, faults, refusals, transaction
+from fundsvc.store.database import COMMAND_SECONDS, SQL, connect, faults, refusals, transaction
 from fundsvc.store.policies import policies_body, policies_from
 from fundsvc.store.rows import (
     COLUMNS,
@@ -160,9 +160,11 @@ class Writer:
 
 
 @asynccontextmanager
-async def open_writer(dsn: str, engine: str, partition: int, epoch: int) -> AsyncIterator[Writer]:
-    """A writer on a connection of its own, known to the server by the engine's name."""
-    async with connect(dsn, session_name(engine)) as connection:
+async def open_writer(
+    dsn: str, engine: str, partition: int, epoch: int, statement_seconds: float = COMMAND_SECONDS
+) -> AsyncIterator[Writer]:
+    """A writer on a connection of its own, known to the server by the engine's name; a statement takes so long at most."""
+    async with connect(dsn, session_name(engine), statement_seconds) as connection:
         yield Writer(connection, partition, epoch)
 
 

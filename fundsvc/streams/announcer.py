@@ -7,20 +7,13 @@ import msgspec
 
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.numbers import format_units
-from fundsvc.streams.client import Client, faults
+from fundsvc.streams.client import Client, faults, server_time_ms
+from fundsvc.streams.producer import APPEND
 
 
 def announcement_key(partition: int) -> str:
     """The stream of a partition's ADL rounds."""
     return f"fundsvc:{{{partition}}}:adl"
-
-
-_APPEND = """
-local ids = {}
-for place, body in ipairs(ARGV) do ids[place] = redis.call('XADD', KEYS[1], '*', 'json', body) end
-return ids
-"""
-"""A script, as the driver takes longer for each command of a pipeline than all else that a round of a storm costs."""
 
 
 class Announcer:
@@ -33,8 +26,12 @@ class Announcer:
     async def append(self, bodies: Sequence[bytes]) -> list[str]:
         """Appends rounds in one round trip, each as JSON; returns their ids."""
         with faults():
-            ids = await self._client.eval(_APPEND, 1, self._key, *bodies)
+            ids = await self._client.eval(APPEND, 1, self._key, "json", *bodies)
         return [stream_id.decode() for stream_id in ids]
+
+    async def now_ms(self) -> int:
+        """The time by the clock of the server, which makes the ids."""
+        return await server_time_ms(self._client, self._key)
 
     async def trim(self, below: str) -> None:
         """Drops announcements with ids below `below`, in whole blocks of the server's, so maybe some fewer."""

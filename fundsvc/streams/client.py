@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -18,12 +19,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import DataError, RedisClusterException, RedisError, ResponseError
 
 from fundsvc.config import StreamConfig
+from fundsvc.streams.skimming import Skimmer
 
 CONNECT_SECONDS = 5.0
 """As for the database: long enough for a busy server, short enough to notice that it is away."""
 
-REPLY_SECONDS_MAX = 10.0
-"""Longer than any blocking read of ours; a server that is silent for so long is away."""
+REPLY_SECONDS_MAX = 3.0
+"""Longer than any blocking read of ours; a server that is silent for so long is away, also in the middle of a reply."""
+
+KEEPALIVE = {socket.TCP_KEEPIDLE: 2, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 5000}
+"""Connections whose other end is gone are noticed within five seconds, also where nothing is asked."""
 
 LOST_CONNECTION = "the handler is closed"
 """What uvloop says, in a RuntimeError, of a write to a connection that was lost a moment ago."""
@@ -75,18 +80,56 @@ class _BoundedParser(_AsyncHiredisParser):
         self._received = 0
         return await super().read_response(disable_decoding, push_request)
 
+    def on_connect(self, connection: Any) -> None:
+        """As the driver's own, and keeps the connection."""
+        super().on_connect(connection)  # type: ignore[no-untyped-call]
+        self._connection = connection
+
     async def read_from_socket(self) -> bool:
-        """As the driver's own, and counts."""
-        assert self._stream, "it is connected"
-        buffer = await self._stream.read(self._read_size)
-        if not buffer:
-            raise RedisConnectionError("the server closed the connection")
+        """As the driver's own, counts, and lets the time limit begin anew: it bounds silence, not the size of a reply."""
+        buffer = await self._chunk()
+        if limit := self._connection._active_read_timeout:  # noqa: SLF001 - the driver has no other way to it
+            limit.reschedule(asyncio.get_running_loop().time() + REPLY_SECONDS_MAX)
         self._reader.feed(buffer)  # type: ignore[attr-defined]
         self._received += len(buffer)
         allowed = _REPLY_BYTES_MAX.get()
         if allowed and self._received > allowed:
             raise ReplyTooLarge(f"a reply of more than {allowed} bytes")
         return True
+
+    async def skim(self) -> Any:
+        """Reads one reply without ever having all of it in memory."""
+        skimmer = Skimmer()
+        while not skimmer.done:
+            async with asyncio.timeout(REPLY_SECONDS_MAX):
+                skimmer.feed(await self._chunk())
+        return skimmer.reply
+
+    async def _chunk(self) -> bytes:
+        assert self._stream, "it is connected"
+        buffer = await self._stream.read(self._read_size)
+        if not buffer:
+            raise RedisConnectionError("the server closed the connection")
+        return buffer
+
+
+async def skim(client: Client, key: str, command: Sequence[Any]) -> Any:
+    """The reply to a command about a key as `Skimmer` gives it, over a connection of its own."""
+    connection = _own_connection(client, key)
+    await connection.connect()
+    try:
+        await connection.send_command(*command)
+        return await connection._parser.skim()  # noqa: SLF001 - it is a parser of ours
+    finally:
+        await connection.disconnect(nowait=True)
+
+
+def _own_connection(client: Client, key: str) -> Any:
+    if isinstance(client, RedisCluster):
+        node = client.get_node_from_key(key)
+        assert node, "the client has been used before"
+        return node.connection_class(**node.connection_kwargs)
+    return client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -137,13 +180,21 @@ async def open_client(config: StreamConfig) -> AsyncIterator[Client]:
     }
     async with AsyncExitStack() as stack:
         if config.mode == "cluster":
-            cluster: RedisCluster = RedisCluster.from_url(config.url, **options)
+            cluster: RedisCluster = RedisCluster.from_url(config.url, **options, socket_keepalive_options=KEEPALIVE)
+            _bound(cluster)
             stack.push_async_callback(_close_cluster, cluster)
             yield cluster
         else:
             single = _master(config, options, stack) if config.mode == "sentinel" else _single(config, options)
             stack.push_async_callback(single.aclose)
             yield single
+
+
+def _bound(cluster: RedisCluster) -> None:
+    """Gives the connections of a cluster our parser, for which its client has no parameter."""
+    manager = cluster.nodes_manager
+    for options in (manager.connection_kwargs, *(node.connection_kwargs for node in manager.startup_nodes.values())):
+        options["parser_class"] = _BoundedParser
 
 
 async def _close_cluster(cluster: RedisCluster) -> None:
@@ -154,7 +205,8 @@ async def _close_cluster(cluster: RedisCluster) -> None:
 
 
 def _single(config: StreamConfig, options: dict[str, Any]) -> Redis:
-    return Redis.from_pool(_Pool.from_url(config.url, parser_class=_BoundedParser, **options))
+    over_tcp = {} if config.url.startswith("unix:") else {"socket_keepalive_options": KEEPALIVE}
+    return Redis.from_pool(_Pool.from_url(config.url, parser_class=_BoundedParser, **options, **over_tcp))
 
 
 def _master(config: StreamConfig, options: dict[str, Any], stack: AsyncExitStack) -> Redis:
@@ -166,7 +218,11 @@ def _master(config: StreamConfig, options: dict[str, Any], stack: AsyncExitStack
     for watcher in sentinel.sentinels:
         stack.push_async_callback(watcher.aclose)
     master: Redis = sentinel.master_for(
-        config.sentinel_master, connection_pool_class=_SentinelPool, parser_class=_BoundedParser, **options
+        config.sentinel_master,
+        connection_pool_class=_SentinelPool,
+        parser_class=_BoundedParser,
+        socket_keepalive_options=KEEPALIVE,
+        **options,
     )
     return master
 
@@ -174,6 +230,35 @@ def _master(config: StreamConfig, options: dict[str, Any], stack: AsyncExitStack
 def stream_key(partition: int) -> str:
     """The stream of a partition's events; the braces keep all keys of a partition in one cluster slot."""
     return f"fundsvc:{{{partition}}}:in"
+
+
+async def is_append_only(client: Client) -> bool:
+    """Whether the server, or each primary of a cluster, writes what is appended to its file; raises StreamFault."""
+    to_all = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
+    with faults():
+        told: dict[str, Any] = await client.execute_command("INFO", "persistence", **to_all)
+    each = [told] if "aof_enabled" in told else told.values()
+    return all(one["aof_enabled"] for one in each)
+
+
+async def drop_idle(client: Client) -> None:
+    """Closes the connections that nobody uses: where one has lost its server, so may have the others, without a sign of it."""
+    if isinstance(client, RedisCluster):
+        for node in client.get_nodes():
+            await node.disconnect_free_connections()
+    else:
+        await client.connection_pool.disconnect(inuse_connections=False)
+
+
+_TIME = "return redis.call('TIME')"
+"""A script, as a command without a key may reach any node of a cluster."""
+
+
+async def server_time_ms(client: Client, key: str) -> int:
+    """The time by the clock of the server that has a key, which makes the ids; raises StreamFault."""
+    with faults():
+        seconds, microseconds = await client.eval(_TIME, 1, key)
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 async def server_version(client: Client) -> str:

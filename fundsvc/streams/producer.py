@@ -1,23 +1,82 @@
 """Appends events to the streams of their partitions, as a matching engine does."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
+from redis.asyncio.cluster import RedisCluster
+
+from fundsvc.config import StreamConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Event, Listing, PolicyChange, Rate
-from fundsvc.streams.client import Client, faults, stream_key
+from fundsvc.streams.client import Client, StreamFault, faults, stream_key
 from fundsvc.wire import Codec, encode
 
 EVENTS_PER_MESSAGE = 100
 """Engines batch: a hundred events to a message cost the stream a tenth of what single ones do."""
 
+CONFIRM_MS = 2000
+"""How long replicas and the disk are waited for: less than a reply may take, longer than `appendfsync everysec` needs."""
+
+APPEND = """
+local ids = {}
+for place = 2, #ARGV do ids[place - 1] = redis.call('XADD', KEYS[1], '*', ARGV[1], ARGV[place]) end
+return ids
+"""
+"""A script is taken whole or not at all: a server that is full, or has lost its replicas, refuses it before its first write.
+The driver also takes longer for each command of a pipeline than for all else that an append costs.
+"""
+
+_APPEND_REPLAY = "return redis.call('XADD', KEYS[1], '*', ARGV[1], ARGV[2], 'replayOf', ARGV[3])"
+
+_STANDING = """
+local standing = {string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'), 0}
+local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
+for place = 1, #stream, 2 do if stream[place] == 'entries-added' then standing[2] = stream[place + 1] end end
+"""
+_ASK_STANDING = _STANDING + "return standing"
+_APPEND_AFTER = f"""{_STANDING}
+if standing[1] ~= table.remove(ARGV, 1) or standing[2] < tonumber(table.remove(ARGV, 1)) then return {{standing}} end
+{APPEND.replace("return ids", "return {standing, ids}")}
+"""
+"""Looks and appends in one step, so that nothing is appended to a stream that lost something since it was looked at."""
+
+
+class Standing(NamedTuple):
+    """How a stream was found: the run id of its server, and how many messages it ever had."""
+
+    run_id: str
+    added: int
+
+
+class StreamReplaced(Exception):
+    """The stream is not the one that was known: its server was restarted or replaced, or it was deleted. Nothing was appended.
+
+    `found` is how it stands now.
+    """
+
+    def __init__(self, found: Standing) -> None:
+        super().__init__(f"the stream is on server {found.run_id} and had {found.added} messages")
+        self.found = found
+
 
 class Producer:
-    """Routes events by contract and appends them in order; events of one contract never overtake each other."""
+    """Routes events by contract and appends them in order; events of one contract never overtake each other.
 
-    def __init__(self, client: Client, partitions: int) -> None:
+    What goes to one partition is appended whole or not at all. Where `replicas_min` or `fsync` is set, it returns once so many
+    replicas have the messages, and once they are on disk at the server and at these.
+    """
+
+    def __init__(self, client: Client, partitions: int, *, replicas_min: int = 0, fsync: bool = False) -> None:
         self._client = client
         self._partitions = partitions
+        self._replicas_min = replicas_min
+        self._fsync = fsync
+
+    @classmethod
+    def configured(cls, client: Client, config: StreamConfig) -> Self:
+        """A producer for the streams of a configuration."""
+        return cls(client, config.partitions, replicas_min=config.replicas_min, fsync=config.fsync)
 
     async def append(
         self, events: Iterable[Event], codec: Codec = "json", per_message: int = EVENTS_PER_MESSAGE
@@ -34,18 +93,30 @@ class Producer:
         return ids
 
     async def append_bodies(self, partition: int, field: str, bodies: Iterable[bytes]) -> list[str]:
-        """Appends message bodies to a partition's stream as they are and returns their ids."""
-        key = stream_key(partition)
+        """Appends message bodies to a partition's stream as they are, all or none, and returns their ids."""
+        return _texts(await self._confirmed(partition, APPEND, field, *bodies))
+
+    async def standing(self, partition: int) -> Standing:
+        """How a partition's stream stands."""
         with faults():
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for body in bodies:
-                    pipeline.xadd(key, {field: body})
-                return [stream_id.decode() for stream_id in await pipeline.execute()]
+            return _standing(await self._client.eval(_ASK_STANDING, 1, stream_key(partition)))
+
+    async def append_after(
+        self, known: Standing, partition: int, field: str, bodies: Sequence[bytes]
+    ) -> tuple[list[str], Standing]:
+        """As `append_bodies`, to a stream that has lost nothing since it was known; raises StreamReplaced.
+
+        Returns how it stands then too.
+        """
+        reply = await self._confirmed(partition, _APPEND_AFTER, known.run_id, known.added, field, *bodies)
+        found = _standing(reply[0])
+        if len(reply) == 1:
+            raise StreamReplaced(found)
+        return _texts(reply[1]), found._replace(added=found.added + len(bodies))
 
     async def append_replay(self, partition: int, codec: Codec, body: bytes, replay_of: str) -> None:
         """Sends a rejected event again; `replay_of` is its "stream id/position", so that it is settled at most once."""
-        with faults():
-            await self._client.xadd(stream_key(partition), {codec: body, "replayOf": replay_of})
+        await self._confirmed(partition, _APPEND_REPLAY, codec, body, replay_of)
 
     def destinations(self, event: Event) -> Sequence[int]:
         """The partitions that an event is for."""
@@ -53,3 +124,45 @@ class Producer:
             return range(self._partitions)
         symbol = event.contract["symbol"] if isinstance(event, Listing) else event.symbol  # type: ignore[attr-defined]
         return (partition_of(symbol, self._partitions),)
+
+    async def _confirmed(self, partition: int, script: str, *arguments: Any) -> Any:
+        """The answer of a script that appends, once that is as durable as configured; raises StreamFault where it is not."""
+        key = stream_key(partition)
+        with faults():
+            if not (self._replicas_min or self._fsync):
+                return await self._client.eval(script, 1, key, *arguments)
+            # One pipeline is one connection, and the server waits for what that has written.
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.eval(script, 1, key, *arguments)
+                pipeline.execute_command(*self._wait(), **_to_node_of(self._client, key))
+                answer, confirmed = await pipeline.execute()
+        self._check(confirmed)
+        return answer
+
+    def _wait(self) -> tuple[Any, ...]:
+        if self._fsync:
+            return "WAITAOF", 1, self._replicas_min, CONFIRM_MS
+        return "WAIT", self._replicas_min, CONFIRM_MS
+
+    def _check(self, confirmed: Any) -> None:
+        local, replicas = confirmed if self._fsync else (0, confirmed)
+        if replicas < self._replicas_min or local < self._fsync:
+            disk = f", {local} of 1 disks" if self._fsync else ""
+            raise StreamFault(
+                f"the messages were appended, but {replicas} of {self._replicas_min} replicas{disk} confirmed them"
+                f" within {CONFIRM_MS} ms: send them again"
+            )
+
+
+def _to_node_of(client: Client, key: str) -> Mapping[str, Any]:
+    """Options that send a command without a key to the node that has a key."""
+    return {"target_nodes": [client.get_node_from_key(key)]} if isinstance(client, RedisCluster) else {}
+
+
+def _texts(ids: Iterable[bytes]) -> list[str]:
+    return [stream_id.decode() for stream_id in ids]
+
+
+def _standing(found: Sequence[Any]) -> Standing:
+    run_id, added = found
+    return Standing(run_id.decode(), added)

@@ -1,15 +1,16 @@
 """A partition's stream, read from a stored offset."""
 
 import asyncio
-import sys
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
 from redis.exceptions import ResponseError
 
-from fundsvc.streams.client import Client, ReplyTooLarge, bounded_reply, faults, stream_key
-from fundsvc.wire import Codec, Message, excerpt
+from fundsvc.streams.client import Client, ReplyTooLarge, bounded_reply, faults, server_time_ms, skim, stream_key
+from fundsvc.streams.skimming import ELEMENTS_MAX, Skimmed
+from fundsvc.wire import EXCERPT_BYTES, Codec, Message, excerpt, excess
 
 _CODECS: dict[bytes, Codec] = {b"json": "json", b"msgpack": "msgpack"}
 
@@ -18,6 +19,9 @@ READ_BYTES = 4_000_000
 
 REPLY_BYTES_MAX = 16_000_000
 """A reply that grows beyond this is dropped and asked for again with fewer messages: these are larger than the last ones."""
+
+REPLY_BYTES_REST = 100_000
+"""The state of a stream holds its first and its last message, and little else."""
 
 COUNT_FIRST, COUNT_MAX = 16, 1000
 """How many messages the first read asks for, and how many any read."""
@@ -51,9 +55,10 @@ class Source:
 
     def __init__(self, client: Client, partition: int, key: str = "", message_bytes_max: int | None = None) -> None:
         self._client = client
-        self._message_bytes_max = message_bytes_max or sys.maxsize
+        self._message_bytes_max = message_bytes_max or 0
         self._key = key or stream_key(partition)
         self._count = COUNT_FIRST
+        self._oversized: set[str] = set()
         # Without this callback the driver would build a dict per message.
         client.set_response_callback("XREAD", _as_it_came)
 
@@ -61,33 +66,59 @@ class Source:
         """Up to `count` messages with ids above `after`, waiting up to `block_ms` for the first; empty if none came."""
         while True:
             asked = min(count, self._count)
+            xread = self._xread(after, asked, block_ms)
             try:
-                with faults(), bounded_reply(REPLY_BYTES_MAX if asked > 1 else 0):
-                    reply = await self._client.execute_command(*self._xread(after, asked, block_ms), keys=[self._key])
+                with faults(), bounded_reply(self._allowed(asked)):
+                    reply = await self._client.execute_command(*xread, keys=[self._key])
             except ReplyTooLarge:
                 self._count = max(1, asked // 8)
-                continue
-            return await self._messages(reply)
+                if asked == 1:
+                    return await self._skim_message(xread)
+            else:
+                return await self._messages(reply)
 
     async def look(self, after: str, block_ms: int | None = None) -> tuple[list[Message], StreamState]:
         """As `read`, with the state of the stream right after it."""
         while True:
             asked = self._count
             try:
-                with faults(), bounded_reply(REPLY_BYTES_MAX if asked > 1 else 0):
+                with faults(), bounded_reply(self._allowed(asked)):
                     reply, state = await self._ask_both(self._xread(after, asked, block_ms))
             except ReplyTooLarge:
                 self._count = max(1, asked // 8)
-                continue
-            return await self._messages(reply), state
+                if asked == 1:
+                    return await self.read(after, 1, block_ms), await self.state()
+            else:
+                return await self._messages(reply), state
 
     async def state(self) -> StreamState:
         """The present state."""
-        with faults():
-            try:
-                return _state(await self._client.xinfo_stream(self._key))
-            except ResponseError as error:
-                return _state(error)
+        try:
+            with faults(), bounded_reply(self._allowed(1)):
+                try:
+                    return _state(await self._client.xinfo_stream(self._key))
+                except ResponseError as error:
+                    return _state(error)
+        except ReplyTooLarge:
+            info = await self._skim(("XINFO", "STREAM", self._key))
+        info = {_text(name): value for name, value in info.items()}
+        self._note_oversized(info["first-entry"], info["last-entry"])
+        return _state(info)
+
+    async def drop_oversized(self, until: str) -> None:
+        """Deletes the messages up to an id, which are settled, that are larger than any that is settled.
+
+        Each question for the state of a stream that begins or ends with such a message transfers all of it.
+        """
+        settled = [stream_id for stream_id in self._oversized if id_order(stream_id) <= id_order(until)]
+        if settled:
+            with faults():
+                await self._client.xdel(self._key, *settled)
+            self._oversized.difference_update(settled)
+
+    async def now_ms(self) -> int:
+        """The time by the clock of the server, which makes the ids."""
+        return await server_time_ms(self._client, self._key)
 
     async def count_between(self, after: str, until: str) -> int:
         """How many messages with ids above `after` and up to `until` there are."""
@@ -110,6 +141,33 @@ class Source:
             raise reply
         return reply, _state(info)
 
+    def _allowed(self, asked: int) -> int:
+        """How large the reply to a question for so many messages, and the state of the stream, may be; 0 for any size."""
+        if asked > 1:
+            return REPLY_BYTES_MAX
+        return max(REPLY_BYTES_MAX, 2 * self._message_bytes_max + REPLY_BYTES_REST) if self._message_bytes_max else 0
+
+    async def _skim(self, command: Sequence[Any]) -> Any:
+        """The reply to a command, which has been found to be too large, with what is too long left out."""
+        with faults():
+            return await skim(self._client, self._key, command)
+
+    async def _skim_message(self, xread: Sequence[Any]) -> list[Message]:
+        """What is kept of the one message that is asked for; empty where it is gone by now."""
+        reply = await self._skim(xread)
+        if not reply:
+            return []
+        (((stream_id, fields),),) = reply.values()
+        self._note_oversized((stream_id, fields))
+        return [_skimmed_message(stream_id, fields, self._message_bytes_max)]
+
+    def _note_oversized(self, *entries: Any) -> None:
+        """Notes which of the entries, as they were skimmed, are too large."""
+        for stream_id, fields in (entry for entry in entries if entry):
+            sizes = [field.size for field in fields if isinstance(field, Skimmed)]
+            if len(fields) == ELEMENTS_MAX or sum(sizes) > self._message_bytes_max:
+                self._oversized.add(_text(stream_id))
+
     async def _messages(self, reply: Any) -> list[Message]:
         if not reply:
             return []
@@ -118,7 +176,7 @@ class Source:
         size = sum(len(message.body) for message in messages)
         fitting = READ_BYTES * len(messages) // max(1, size)
         self._count = max(1, min(COUNT_MAX, 4 * self._count, fitting))
-        return messages if size <= self._message_bytes_max else [await self._bounded(message) for message in messages]
+        return messages if size <= (self._message_bytes_max or size) else [await self._bounded(message) for message in messages]
 
     async def _bounded(self, message: Message) -> Message:
         """The message, or what is kept of it; the digest of a large one is made in a thread."""
@@ -146,6 +204,14 @@ def _message(stream_id: bytes, fields: list[bytes]) -> Message:
             return Message(identity, codec, body, key.decode(errors="replace"))
         case _:
             return Message(identity, "", msgspec.msgpack.encode(fields))
+
+
+def _skimmed_message(stream_id: bytes, fields: list[Any], bytes_max: int) -> Message:
+    """What is kept of a message that is too large: the size and the digest are those of its largest value."""
+    message = _message(stream_id, [field.head if isinstance(field, Skimmed) else field for field in fields])
+    largest = max((field for field in fields if isinstance(field, Skimmed)), key=attrgetter("size"), default=None)
+    told = excess(largest.size, largest.digest, bytes_max) if largest else f"{ELEMENTS_MAX} values or more: send one"
+    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=told)
 
 
 def _state(info: Any) -> StreamState:

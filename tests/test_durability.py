@@ -1,0 +1,131 @@
+"""Settings with which servers may lose what they confirmed are found, shown and counted; sessions set their own."""
+
+from contextlib import asynccontextmanager
+
+import aiohttp
+import asyncpg
+import pytest
+from conftest import with_section
+from eventually import eventually
+from exposed import sample_sum
+from structlog.testing import capture_logs
+from test_streams import answer, free_port, reachable, valkey
+
+from fundsvc.app import http_side
+from fundsvc.config import StreamConfig
+from fundsvc.durability import Durability, NotDurable
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import connect, open_pool
+from fundsvc.store.leases import open_leases
+from fundsvc.store.writer import open_writer
+from fundsvc.streams.client import is_append_only, open_client
+from fundsvc.streams.source import Source
+
+OFF = ("fsync", "full_page_writes")
+
+
+@asynccontextmanager
+async def with_settings(connection, **settings):
+    """The server's settings, for all tests of this process."""
+    try:
+        for name, value in settings.items():
+            await connection.execute(f"ALTER SYSTEM SET {name} = {value}")
+        await connection.execute("SELECT pg_reload_conf()")
+        await eventually(lambda: shows(connection, settings))
+        yield
+    finally:
+        await connection.execute("ALTER SYSTEM SET fsync = off")  # as all tests have it
+        await connection.execute("ALTER SYSTEM RESET full_page_writes")
+        await connection.execute("SELECT pg_reload_conf()")
+        await eventually(lambda: shows(connection, {"fsync": "off", "full_page_writes": "on"}))
+
+
+async def shows(connection, settings):
+    return all([await connection.fetchval("SELECT current_setting($1)", name) == value for name, value in settings.items()])
+
+
+@asynccontextmanager
+async def looking(config):
+    metrics = Metrics()
+    async with open_pool(config.database.dsn, 1) as pool, open_client(config.stream) as client:
+        yield Durability(pool, client, metrics), metrics
+
+
+@pytest.mark.parametrize("off", [(), ("fsync",), ("full_page_writes",), OFF])
+async def test_settings_of_the_database_are_looked_at(config, owner_connection, off):
+    settings = {name: "off" if name in off else "on" for name in OFF}
+    async with with_settings(owner_connection, **settings), looking(config) as (durability, metrics):
+        with capture_logs() as logs:
+            await durability.look_at_database()
+            await durability.look_at_database()
+        assert [line["off"] for line in logs if line["event"] == "commits not durable"] == ([list(off)] if off else [])
+        for name in OFF:
+            assert sample_sum(metrics, "fundsvc_durability_off", setting=name) == (name in off)
+        if off:
+            with pytest.raises(NotDurable, match=", ".join(off)):
+                await durability.check()
+        else:
+            await durability.check()
+
+
+@pytest.mark.parametrize("mode", ["single", "cluster"])
+async def test_the_file_of_the_stream_is_looked_at(tmp_path, mode):
+    port, bus = free_port(), free_port()
+    cluster = ("--cluster-enabled", "yes", "--cluster-port", bus) if mode == "cluster" else ()
+    with valkey(tmp_path, "--port", port, "--save", "", *cluster):
+        await eventually(lambda: answer(port, "PING"))
+        if mode == "cluster":
+            answer(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        async with open_client(StreamConfig(mode=mode, url=f"redis://127.0.0.1:{port}")) as client:
+            await eventually(lambda: reachable(Source(client, 0)))
+            assert not await is_append_only(client)
+            answer(port, "CONFIG", "SET", "appendonly", "yes")
+            assert await is_append_only(client)
+
+
+async def test_readiness_and_metrics_show_it_and_the_service_goes_on(config, owner_connection):
+    config = with_section(config, "http", port=0)
+    async with (
+        with_settings(owner_connection, fsync="off"),
+        open_pool(config.database.dsn, 2) as pool,
+        open_client(config.stream) as client,
+        http_side(config, Metrics(), pool, client, engine=None, public=True) as url,
+        aiohttp.ClientSession(url) as http,
+    ):
+
+        async def ready():
+            async with http.get("/readyz") as answered:
+                (check,) = [one for one in (await answered.json())["checks"] if one["name"] == "durability"]
+                assert answered.status == 200
+                return not check["ok"] and not check["needed"]
+
+        await eventually(ready)
+        async with http.get("/metrics") as answered:
+            text = await answered.text()
+        assert 'fundsvc_durability_off{setting="fsync"} 1.0' in text
+        assert 'fundsvc_durability_off{setting="appendonly"} 0.0' in text
+
+
+SYNCHRONOUS = [("off", "on"), ("local", "on"), ("on", "on"), ("remote_apply", "remote_apply")]
+
+
+@pytest.mark.parametrize(("configured", "used"), SYNCHRONOUS)
+@pytest.mark.parametrize("session", ["writer", "leases", "pool", "connection"])
+async def test_every_session_waits_for_the_disk(config, owner_connection, configured, used, session):
+    name = await owner_connection.fetchval("SELECT current_database()")
+    await owner_connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = {configured}")
+    dsn = config.database.dsn
+    opened = {
+        "writer": lambda: open_writer(dsn, "a", 0, 0),
+        "leases": lambda: open_leases(dsn, "a", 3.0),
+        "pool": lambda: open_pool(dsn, 1),
+        "connection": lambda: connect(dsn, "a"),
+    }[session]
+    async with opened() as one:
+        connection = getattr(one, "_connection", one)
+        assert await connection.fetchval("SHOW synchronous_commit") == used
+    plain = await asyncpg.connect(dsn)
+    try:
+        assert await plain.fetchval("SHOW synchronous_commit") == configured, "others have what is configured"
+    finally:
+        plain.terminate()
