@@ -175,7 +175,7 @@ class Pipeline:
         while not stop.is_set():
             reading = await self._source.read(self._settled, BLOCK_MS)
             self.progress += 1
-            self.settled += self._settled == self._committed
+            self.settled += self.writing is None and not self._partition.batch.events
             self._begin_slice()
             for message in reading.messages:
                 await self._settle(message, stop)

@@ -188,6 +188,8 @@ class Session:
             case StoreFault() | StreamFault():
                 return await self._wait_for(error)
             case Halted():
+                # As good as settling: another engine would have to wait for somebody too.
+                self._settled_before += 1
                 await self._halt(str(error))
                 return BACKOFF_SECONDS_MAX
         return await self._halt_by_mistake(error)

@@ -7,11 +7,15 @@ import time
 
 import pytest
 from conftest import with_section
+from eventually import eventually
 from ledgers import listing
 from tcp_proxy import proxied
 from test_engine import fills, ledger, producer, running, settled  # noqa: F401 - fixtures
 
 from fundsvc.embedded import EmbeddedServers
+from fundsvc.streams.client import stream_key
+
+KEY = stream_key(0)
 
 WAYS = [("questions",), ("answers",), ("questions", "answers")]
 
@@ -85,6 +89,27 @@ async def test_an_engine_alone_keeps_a_partition_that_fails(config, proxies, pro
         await producer.append(fills([2]))
         await settled(ledger, 2, 20)
         assert await ledger("SELECT epoch FROM partitions") == 1
+
+
+async def test_a_partition_that_waits_for_an_operator_is_kept(config, producer, ledger, monkeypatch):
+    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 3.0)
+    async with running(config) as first:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        async with running(config):
+            await producer._client.xadd(KEY, {"json": b"[]"}, id="9999999999999-1")
+            await eventually(lambda: ledger("SELECT last_id = '9999999999999-1' FROM partitions"))
+            async with producer._client.pipeline(transaction=True) as pipeline:
+                pipeline.xadd(KEY, {"json": b"[]"})
+                pipeline.xtrim(KEY, maxlen=0, approximate=False)
+                await pipeline.execute()
+            await eventually(lambda: ledger("SELECT halted <> '' FROM partitions"))
+            await asyncio.sleep(7)
+            assert first.engine._owned
+            assert await ledger("SELECT epoch FROM partitions") == 1
+            await producer._client.delete(KEY)  # And one whose stream is read from its empty start.
+            await asyncio.sleep(7)
+            assert await ledger("SELECT epoch FROM partitions") == 1
 
 
 async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
