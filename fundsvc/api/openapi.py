@@ -38,8 +38,9 @@ FAILURES = {
     401: "There is no access token, or it is not good.",
     403: "The token's role is not one of those that this is for.",
     404: "There is no such contract, or nothing of that number.",
+    408: "The request did not arrive within the time that it has.",
     413: "The body is larger than what is accepted.",
-    415: "The body is of another kind than those listed.",
+    415: "The body is of another kind than those listed, or compressed.",
     429: "Too many requests; the headers say when to ask again.",
     503: "The database or the stream is away for now: ask again shortly.",
 }
@@ -190,7 +191,7 @@ def _ours(endpoint: Endpoint) -> list[int]:
         return []
     also = {401, 403} if endpoint.roles else set()
     also |= {404} if "{" in endpoint.path else set()
-    also |= {413} if endpoint.bodies else set()
+    also |= {408, 413, 415} if endpoint.bodies else set()
     return sorted(endpoint.fails | also)
 
 
