@@ -4,9 +4,10 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
+import msgspec
 import structlog
 
 from fundsvc import __version__
@@ -15,7 +16,9 @@ from fundsvc.api.appraiser import Appraiser, appraising
 from fundsvc.api.cached import CachedFunds
 from fundsvc.api.contracts import ContractResources
 from fundsvc.api.deleveraging import DeleveragingResources
+from fundsvc.api.endpoints import Endpoint
 from fundsvc.api.epochs import StreamEpochs
+from fundsvc.api.exporting import Exports
 from fundsvc.api.funds import FundResources
 from fundsvc.api.handbook import Handbook
 from fundsvc.api.ingest import Ingest
@@ -29,12 +32,13 @@ from fundsvc.api.serving import endpoints, make_app
 from fundsvc.api.sizing import SizingResources
 from fundsvc.api.venues import venue_endpoints
 from fundsvc.api.websocket.bullet import living
-from fundsvc.config import Config
+from fundsvc.config import Config, HttpConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
 from fundsvc.durability import Durability, durability
 from fundsvc.embedded import embedded
 from fundsvc.engine import Engine
+from fundsvc.files import files_for
 from fundsvc.follower import following
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
@@ -56,6 +60,12 @@ STOP_SECONDS_MAX = 3.0
 
 RETRY_SECONDS = 1.0
 """How often a service that starts before its database asks for it."""
+
+PROBE_CONNECTIONS = 2
+"""To the database, for probes: their four questions are answered one after the other where one of the two hangs."""
+
+FILES_RESERVED = 128
+"""Files that a process has open besides its clients and readers: an engine's sessions, streams, logs, what Python opens."""
 
 PRIMARY_CONNECTIONS_MAX = 2
 """What is asked there is kept in memory: who may post, and how durable commits are."""
@@ -189,11 +199,15 @@ async def _serving(
     reader = Reader(pool)
     needed = ("stream", "settling") if engine else ()
     if not public:
-        operations = operations_endpoints(reader, metrics, pings, needed)
-        async with serve(make_app(Reception(metrics), operations), config.http.host, config.engine.port) as url:
-            yield url
+        async with reserved(config, PROBE_CONNECTIONS) as probing:
+            operations = operations_endpoints(probing, metrics, pings, needed)
+            async with serve(make_app(Reception(metrics), operations), config.http.host, config.engine.port) as url:
+                yield url
         return
+    bounds = fitting(config)
     async with (
+        reserved(config, PROBE_CONNECTIONS) as probing,
+        reserved(config, config.http.exports_max) as exporting,
         following(config, pool, client, metrics) as follower,
         appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
         tailing(config, metrics) as tail,
@@ -202,7 +216,7 @@ async def _serving(
         async def check_replica() -> None:
             tail.freshness.check()
 
-        operations = operations_endpoints(reader, metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"})
+        operations = operations_endpoints(probing, metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"})
         ledger = Deleveragings(pool)
         policy_of, gate = (
             recorded_policies(config, appraiser),
@@ -212,7 +226,8 @@ async def _serving(
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
         contracts = ContractResources(reader, stream_key, epochs)
         ingest = Ingest(config, reader, producer, epochs, gate)
-        funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of)
+        exports = Exports(exporting, config.http.exports_max)
+        funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, exports)
         cached = CachedFunds(tail, funds.answer)
         sizing = SizingResources(reader, Targets(pool))
         deleveraging = DeleveragingResources(reader, ledger, follower, tail, policy_of)
@@ -236,8 +251,40 @@ async def _serving(
             )
             app.on_shutdown.append(live.say_goodbye)
             tls = tls_context(config.http.certificate, config.http.certificate_key)
-            async with serve(app, config.http.host, config.http.port, tls, cached.shortcut(reception)) as url:
+            async with (
+                health_side(config, Reception(metrics, gate), operations),
+                serve(app, config.http.host, config.http.port, tls, cached.shortcut(reception), bounds) as url,
+            ):
                 yield url
+
+
+@asynccontextmanager
+async def health_side(config: Config, reception: Reception, operations: Iterable[Endpoint]) -> AsyncIterator[None]:
+    """Serves health and metrics on a port of their own, where one is configured: whatever happens at the other one."""
+    if not config.http.health_port:
+        yield
+        return
+    async with serve(make_app(reception, operations), config.http.host, config.http.health_port):
+        yield
+
+
+@asynccontextmanager
+async def reserved(config: Config, connections: int) -> AsyncIterator[Reader]:
+    """A reader with connections of its own: nobody else's questions keep it waiting."""
+    async with open_pool(config.database.reader_dsn or config.database.dsn, connections) as pool:
+        yield Reader(pool)
+
+
+def fitting(config: Config) -> HttpConfig:
+    """The bounds of the HTTP side, with as many connections as the process may open files for."""
+    http = config.http
+    own = FILES_RESERVED + config.database.connections_max + http.exports_max + PROBE_CONNECTIONS
+    clients = files_for(http.clients_max, own)
+    if clients < http.clients_max:
+        log.warning(
+            "few files", clients_max=http.clients_max, clients=clients, reserved=own, remedy="raise LimitNOFILE or ulimit -n"
+        )
+    return msgspec.structs.replace(http, clients_max=clients)
 
 
 def recorded_policies(config: Config, appraiser: Appraiser) -> Callable[[str], Policy]:

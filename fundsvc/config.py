@@ -124,6 +124,13 @@ class HttpConfig(Section, frozen=True):
 
     host: Name = "127.0.0.1"
     port: Port = 8080
+    health_port: Port = 0
+    clients_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 12_000
+    client_connections_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 500
+    header_seconds_max: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 10.0
+    body_seconds_max: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 30.0
+    idle_seconds_max: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 75.0
+    exports_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
     proxies: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
     public_url: PublicUrl = ""
     certificate: str = ""
@@ -161,6 +168,7 @@ class WebsocketConfig(Section, frozen=True):
     """Live topics."""
 
     clients_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    client_connections_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 200
     topics_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     queue_bytes_max: Annotated[int, msgspec.Meta(ge=10_000, le=1_000_000_000)] = 1_000_000
     ping_interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=600)] = 18.0

@@ -18,7 +18,7 @@ from fundsvc.chores import lasting
 from fundsvc.config import Config
 from fundsvc.core.batch import KeptBook, Offset
 from fundsvc.core.book import Book, Side
-from fundsvc.core.contracts import Contract
+from fundsvc.core.contracts import Contract, partition_of
 from fundsvc.core.events import Fill
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
@@ -120,6 +120,11 @@ class Follower:
     def book(self, symbol: str, partition: int) -> Book | None:
         """A contract's book, not to be kept, if it is known to have had a mark or a position; raises NotFollowed."""
         return self._partitions[partition].book(symbol)
+
+    def size(self, symbol: str) -> int:
+        """How many positions are open in a contract; raises NotFollowed."""
+        book = self.book(symbol, partition_of(symbol, len(self._partitions)))
+        return book.open if book else 0
 
     def views(self) -> list[BookView]:
         """All books that have had a mark or a position; raises NotFollowed."""

@@ -6,6 +6,7 @@ refused: a misspelt optional field must not vanish silently. Any bytes give lega
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any, Literal
 
 import msgspec
@@ -70,16 +71,27 @@ class _Tagged(msgspec.Struct):
     type: str
 
 
-_DECODERS: dict[str, tuple[Any, Any, Any]] = {
+_ELEMENTS = msgspec.defstruct(
+    "_Elements",
+    [(f"element{number}", msgspec.Raw, msgspec.Raw()) for number in range(EVENTS_PER_MESSAGE_MAX + 1)],
+    array_like=True,
+    gc=False,
+)
+"""An array of up to one element more than a message may have. The decoder passes over those beyond without keeping them: a list
+of a message of ones and commas would take thirty times its size."""
+
+_DECODERS: dict[str, tuple[Any, Any, Any, Any]] = {
     "json": (
         msgspec.json.Decoder(list[AnyEvent] | AnyEvent),
         msgspec.json.Decoder(list[msgspec.Raw]),
         msgspec.json.Decoder(AnyEvent),
+        msgspec.json.Decoder(_ELEMENTS),
     ),
     "msgpack": (
         msgspec.msgpack.Decoder(list[AnyEvent] | AnyEvent),
         msgspec.msgpack.Decoder(list[msgspec.Raw]),
         msgspec.msgpack.Decoder(AnyEvent),
+        msgspec.msgpack.Decoder(_ELEMENTS),
     ),
 }
 _TAGS: dict[str, Any] = {"json": msgspec.json.Decoder(_Tagged), "msgpack": msgspec.msgpack.Decoder(_Tagged)}
@@ -93,16 +105,20 @@ def decode(message: Message) -> Sequence[Event | Rejection]:
         return [Rejection(Reason.TOO_LARGE, message.too_large)]
     if not message.codec:
         return [Rejection(Reason.UNDECODABLE, "the stream entry needs exactly one field, named json or msgpack")]
-    if len(message.body) > EVENT_BYTES_MAX:
-        return _decode_each(message.codec, message.body)
+    events = _decode_whole(message.codec, message.body) if len(message.body) <= EVENT_BYTES_MAX else None
+    return _decode_each(message.codec, message.body) if events is None else events
+
+
+def _decode_whole(codec: Codec, body: bytes) -> Sequence[Event | Rejection] | None:
+    """The events of a body in which all are legal, decoded at once; None for any other."""
     try:
-        decoded = _DECODERS[message.codec][0].decode(message.body)
+        decoded = _DECODERS[codec][0].decode(body)
     except _DECODE_ERRORS:
-        return _decode_each(message.codec, message.body)
+        return None
     events: list[Event] = decoded if isinstance(decoded, list) else [decoded]
     if len(events) > EVENTS_PER_MESSAGE_MAX:
         return [_too_many(len(events))]
-    return _decode_each(message.codec, message.body) if _repeats(message.codec, message.body, events) else events
+    return None if _repeats(codec, body, events) else events
 
 
 class Contents:
@@ -117,10 +133,12 @@ class Contents:
         self._raws: Sequence[msgspec.Raw] | None = None
         self._first = 0
         self._events: Sequence[Event | Rejection] = ()
-        if message.codec and len(message.body) > WHOLE_BYTES_MAX:
+        if not message.codec or message.too_large:
+            self._events = decode(message)
+        elif len(message.body) > WHOLE_BYTES_MAX or (whole := _decode_whole(message.codec, message.body)) is None:
             self._take_apart(message.codec)
         else:
-            self._events = decode(message)
+            self._events = whole
         self.size = len(self._events) or len(self._raws or ())
 
     def run(self, start: int, count: int) -> Sequence[Event | Rejection]:
@@ -162,7 +180,7 @@ def excess(size: int, digest: str, bytes_max: int) -> str:
 
 
 def raw_events(codec: Codec, body: bytes) -> Sequence[bytes | msgspec.Raw]:
-    """The bytes of each event of an array, in order; the body alone where it is no array."""
+    """The bytes of each event of an array, in order, at most one more than a message may have; else the body alone."""
     elements = _elements(codec, body)
     return [body] if elements is None else elements
 
@@ -179,12 +197,14 @@ def encode(events: Sequence[Event], codec: Codec = "json") -> bytes:
 
 
 def _elements(codec: str, body: bytes) -> list[msgspec.Raw] | None:
-    """The undecoded events of an array; None for a single event, or for bytes that are no array."""
+    """The undecoded events of an array, at most one more than a message may have; None for a single event, or no array."""
     try:
-        elements: list[msgspec.Raw] = _DECODERS[codec][1].decode(body)
+        if len(body) <= EVENTS_PER_MESSAGE_MAX:  # no element has less than a byte
+            elements: list[msgspec.Raw] = _DECODERS[codec][1].decode(body)
+            return elements
+        return list(takewhile(len, msgspec.structs.astuple(_DECODERS[codec][3].decode(body))))
     except (KeyError, *_DECODE_ERRORS):
         return None
-    return elements
 
 
 def _decode_each(codec: Codec, body: bytes) -> list[Event | Rejection]:
@@ -197,7 +217,7 @@ def _decode_each(codec: Codec, body: bytes) -> list[Event | Rejection]:
 
 
 def _too_many(events: int) -> Rejection:
-    return Rejection(Reason.UNDECODABLE, f"{events} events: send at most {EVENTS_PER_MESSAGE_MAX} in a message")
+    return Rejection(Reason.UNDECODABLE, f"at least {events} events: send at most {EVENTS_PER_MESSAGE_MAX} in a message")
 
 
 def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:

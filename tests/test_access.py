@@ -24,6 +24,7 @@ PRIVATE = {
     ("GET", "/fapi/v1/adlQuantile"): {"trader"},
     ("GET", "/api/v4/futures/{settle}/auto_deleverages"): {"trader"},
     ("POST", "/api/v1/bullet-private"): {"trader"},
+    ("POST", "/api/v1/adl/{symbol}/preview"): {"trader", "engine", "risk"},
     ("GET", "/api/v1/ingest/cursor"): {"engine", "risk"},
     ("POST", "/api/v1/ingest/events"): {"engine"},
 }

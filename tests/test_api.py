@@ -17,7 +17,7 @@ from fundsvc.api.cached import CachedFunds
 from fundsvc.api.contracts import ContractResources
 from fundsvc.api.epochs import StreamEpochs
 from fundsvc.api.funds import FundResources
-from fundsvc.api.operations import operations_endpoints
+from fundsvc.api.operations import AWAY, operations_endpoints
 from fundsvc.api.reception import Reception
 from fundsvc.api.server import ServerError, serve
 from fundsvc.api.serving import make_app
@@ -363,7 +363,7 @@ async def test_not_ready_says_which_part_and_why_and_how_long_it_took(config):
     assert checks["database"]["ok"]
     assert checks["schema"]["ok"]
     assert (checks["owners"]["ok"], checks["owners"]["error"]) == (False, "no engine owns partition 0")
-    assert (checks["stream"]["ok"], checks["stream"]["error"]) == (False, "the stream is away")
+    assert (checks["stream"]["ok"], checks["stream"]["error"]) == (False, AWAY)
     assert (checks["silent"]["ok"], checks["silent"]["error"]) == (False, "no answer within 2 s")
     assert 1900 < checks["silent"]["durationMs"] < 4000
 

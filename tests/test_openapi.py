@@ -1,5 +1,6 @@
 import os
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -65,7 +66,7 @@ def application(monkeypatch):
 
 @pytest.fixture
 async def world(config, application):  # noqa: F811 - the fixture
-    config = with_section(config, "http", venues=tuple(VENUES))
+    config = with_section(config, "http", venues=tuple(VENUES), requests_max=1_000_000)
     config = with_section(config, "engine", rollup_seconds=0.1, target_seconds=0.1)
     async with world_of(config) as world:
         await world.send(*HISTORY)
@@ -156,6 +157,9 @@ async def test_schemathesis_finds_nothing(world):
         CONFIGURATION,
         "run",
         world.http._base_url / "openapi.json",
-        environment={**os.environ, **{role.upper(): signed(role, **claims) for role, claims in CALLERS.items()}},
+        environment={
+            **os.environ,
+            **{role.upper(): signed(role, exp=time.time() + 900, **claims) for role, claims in CALLERS.items()},
+        },
     )
     assert done.code == 0, done.output

@@ -808,6 +808,17 @@ async def test_notices_can_be_read_again_by_mouse_and_keyboard(open_window, prod
         await expect(opener).to_have_text("Notices (2)")
 
 
+@needs_browser
+async def test_a_crafted_link_can_neither_hide_nor_turn_text(open_window, producer):
+    await listed(producer, "AAA")
+    async with open_window() as window:
+        await window.go("#/contract/%E2%80%AEevil%E2%80%8B%1B")
+        await expect(window.page.locator("h1")).to_have_text("\\u{202e}evil\\u{200b}\\u{1b}")
+        await expect(window.page.get_by_text("is listed.")).to_have_text("No contract \\u{202e}evil\\u{200b}\\u{1b} is listed.")
+        shown = await window.page.evaluate("document.title + document.body.innerText")
+        assert not {"\u202e", "\u200b", "\x1b"} & set(shown)
+
+
 async def brightness(page):
     """How bright the ground is, 0 to 255."""
     colour = await page.evaluate("getComputedStyle(document.documentElement).backgroundColor")

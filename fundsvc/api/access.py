@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from multidict import istr
 
-from fundsvc.api.clients import client_address
+from fundsvc.api.clients import address_of
 from fundsvc.api.errors import Forbidden, NoToken, Problem, TooManyRequests
 from fundsvc.api.limits import Window
 from fundsvc.api.tokens import Caller, Role, Tokens
@@ -64,7 +64,7 @@ def for_roles(roles: Roles, handler: Handler) -> Handler:
 class Gate:
     """Knows who comes and how often they may; raises ConfigError where tokens cannot be read as configured.
 
-    Whoever asks for a path that is `uncounted` is neither counted nor asked who it is.
+    Requests for a path that is `uncounted` are not counted.
     """
 
     def __init__(self, http: HttpConfig, token: TokenConfig, uncounted: Iterable[str] = ()) -> None:
@@ -77,9 +77,9 @@ class Gate:
 
     def admit(self, request: web.Request, visit: Visit) -> web.Response | None:
         """Notes who comes and counts that, raising TooManyRequests; the answer to what the gate answers by itself."""
+        self._read(request, visit)
         if request.path in self._uncounted:
             return None
-        self._read(request, visit)
         self._count(request, visit, 1)
         if self._origins and request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return web.Response(status=204, headers=_PREFLIGHT if self._is_welcome(request) else None)
@@ -89,6 +89,16 @@ class Gate:
         """Counts what a caller sends beside its request; raises TooManyRequests when that is more than it has left."""
         self._count(request, request[VISIT], amount)
 
+    def charge_requests(self, request: web.Request, requests: int) -> None:
+        """Counts an answer as so many requests more, or all that a client may make; raises TooManyRequests.
+
+        Of another window than that of requests it takes the same share.
+        """
+        visit = request[VISIT]
+        if visit.window:
+            limit = self._requests.limit
+            self._count(request, visit, min(requests, limit - 1) * visit.window.limit // limit)
+
     def dress(self, request: web.Request, response: web.StreamResponse, visit: Visit) -> None:
         """Adds what every answer says, also those that are streamed and those that are errors."""
         headers, window = response.headers, visit.window
@@ -97,8 +107,8 @@ class Gate:
             headers[_LIMIT] = str(window.limit)
             headers[_REMAINING] = str(window.remaining(visit.client))
             headers[_RESET] = str(window.reset_ms())
-            if visit.caller:
-                headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+        if visit.caller:
+            headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
         if self._origins:
             self._welcome(request, response)
 
@@ -133,15 +143,11 @@ class Gate:
 
     def _count(self, request: web.Request, visit: Visit, amount: int) -> None:
         caller = visit.caller
-        client = visit.client = _name(caller) if caller else self._address(request)
+        client = visit.client = _name(caller) if caller else address_of(request, self._proxies)
         window = visit.window = self._events if caller and caller.role == "engine" else self._requests
         if not window.take(client, amount):
             seconds = math.ceil(window.reset_ms() / 1000)
             raise TooManyRequests(f"more than {window.limit} within the window: ask again in {seconds} s", seconds)
-
-    def _address(self, request: web.Request) -> str:
-        forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ()) if self._proxies else ()
-        return client_address(request.remote, forwarded, self._proxies)
 
 
 def _name(caller: Caller) -> str:

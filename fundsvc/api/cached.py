@@ -25,6 +25,9 @@ VALUATION_SECONDS = 1.0
 FUND = "/api/v1/insurance-fund/{symbol}"
 _FUNDS = FUND.removesuffix("{symbol}")
 
+_DELIMITERS = frozenset("%?#")
+"""Characters that say something else in a path than themselves: a contract that has one is asked for by the router's way."""
+
 
 class _Kept(NamedTuple):
     """A fund's answer: for this row of it, and until this time."""
@@ -85,9 +88,10 @@ class CachedFunds:
         return self._fresh(symbol).data
 
     def _symbol_at(self, path: str) -> str | None:
-        """The contract that is listed by the last part of a path, if the rest is a fund's."""
+        """The contract that is listed by the last part of a path, if the rest is a fund's and that part stands for itself."""
         symbol = path.removeprefix(_FUNDS)
-        return symbol if symbol in self._tail.funds and symbol is not path else None
+        known = symbol in self._tail.funds and symbol is not path
+        return symbol if known and _DELIMITERS.isdisjoint(symbol) else None
 
     def _shown(self, symbol: str) -> Encoded[FundAnswer]:
         self._tail.check()

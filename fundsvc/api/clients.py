@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
+from aiohttp import hdrs, web
+
 UNKNOWN = "unknown"
 """The one client of all requests whose address cannot be read."""
 
@@ -32,6 +34,12 @@ def client_address(peer: str | None, forwarded: Sequence[str], proxies: int) -> 
         if len(hops) >= proxies and (hop := hops[-proxies].strip()):
             return _client(hop)
     return _client(peer or "")
+
+
+def address_of(request: web.BaseRequest, proxies: int) -> str:
+    """The client of a request, as its address."""
+    forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ()) if proxies else ()
+    return client_address(request.remote, forwarded, proxies)
 
 
 def _client(text: str) -> str:

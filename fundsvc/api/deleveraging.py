@@ -7,6 +7,7 @@ from functools import partial
 import msgspec
 from msgspec import UNSET
 
+from fundsvc.api.access import Roles
 from fundsvc.api.adl_answers import (
     ALLOCATIONS_MAX,
     AllocationAnswer,
@@ -38,6 +39,12 @@ from fundsvc.tail import Tail
 DELEVERAGED_MAX = 100
 """An account's reductions, the latest of them."""
 
+ANYBODY: Roles = frozenset({"trader", "engine", "risk"})
+"""All who have a token: whoever spends much of the service's time is somebody."""
+
+POSITIONS_PER_REQUEST = 1000
+"""A preview counts as a request more for each so many positions, all of which it ranks. A queue is ranked once for all."""
+
 DIGITS_MAX = 9
 """Of the number of an order or a round: more than any contract will ever have, and they fit what the database counts with."""
 
@@ -64,7 +71,7 @@ class DeleveragingResources:
             Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders),
             Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round),
             Route("/api/v1/adl/{symbol}/queue", Query, self.queue),
-            Route("/api/v1/adl/{symbol}/preview", Query, self.preview, PreviewBody),
+            Route("/api/v1/adl/{symbol}/preview", Query, self.preview, PreviewBody, roles=ANYBODY, cost=self.preview_cost),
         )
 
     async def orders(self, query: OrdersQuery, symbol: str) -> Page[OrderAnswer]:
@@ -132,7 +139,7 @@ class DeleveragingResources:
         shown = [reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 
-    async def preview(self, _query: Query, symbol: str, body: PreviewBody) -> PreviewAnswer:
+    async def preview(self, _query: Query, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:  # noqa: ARG002 - any
         """What a fill would do, with nobody named."""
         found = await listed(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
@@ -141,6 +148,10 @@ class DeleveragingResources:
             return await self._follower.preview(found.contract, found.partition, policy, _fill(symbol, body), answer)
         except Rejection as rejection:
             raise BadParameter(rejection.detail) from None
+
+    def preview_cost(self, symbol: str) -> int:
+        """As how many requests more a preview of a contract counts."""
+        return self._follower.size(symbol) // POSITIONS_PER_REQUEST
 
 
 def _numbered(text: str) -> int:

@@ -12,6 +12,9 @@ from fundsvc.api.parameters import Parameters
 
 JSON = "application/json"
 
+Cost = Callable[..., int]
+"""As how many requests more an answer counts; called with the path's parameters by name."""
+
 ASKED_WRONGLY_OR_AWAY = frozenset({400, 429, 503})
 """How whatever reads the ledger may fail."""
 
@@ -29,7 +32,8 @@ class Endpoint(NamedTuple):
 
     `roles` are those that its handler lets through, `fails` the statuses of errors besides those that follow from roles,
     bodies and paths. `refuse` says errors; what is not our envelope is among the answers. `told` is the function whose
-    docstring tells what it does, the handler itself where there is none.
+    docstring tells what it does, the handler itself where there is none. `cost` says as how many more
+    requests an answer counts, by what stands in its path.
     """
 
     path: str
@@ -42,3 +46,4 @@ class Endpoint(NamedTuple):
     fails: frozenset[int] = ASKED_WRONGLY_OR_AWAY
     refuse: Refuse = refuse
     told: Callable[..., Any] | None = None
+    cost: Cost | None = None

@@ -103,6 +103,17 @@ class TooLarge(Problem):
     code = "413000"
 
 
+class Late(Problem):
+    """The client did not send its request within the time that it has for that."""
+
+    status = 408
+    code = "408000"
+
+
+class LateBody(web.RequestPayloadError):
+    """The body of a request was not whole in time; the message says within which."""
+
+
 class WrongMedia(Problem):
     """The body is of a kind that is not read here."""
 
@@ -111,7 +122,7 @@ class WrongMedia(Problem):
 
 
 class TooManyRequests(Problem):
-    """The client has had what it may in this window of time, which ends after some seconds."""
+    """The client has what it may have at a time, or within a window of time; it may ask again after some seconds."""
 
     status = 429
     code = "429000"
@@ -153,7 +164,7 @@ class Errors:
             response.force_close()  # what follows on its connection cannot be told from it
         return response
 
-    def _problem(self, request: web.Request, error: Exception) -> Problem:
+    def _problem(self, request: web.Request, error: Exception) -> Problem:  # noqa: PLR0911 - one for each kind of error
         match error:
             case Problem():
                 return error
@@ -165,7 +176,9 @@ class Errors:
             case web.HTTPException():
                 return _refused(request, error)
             case web.RequestPayloadError():
-                return BadParameter("the body broke off, or is not what its Content-Encoding says")
+                return Late(str(error)) if isinstance(error, LateBody) else BadParameter("the body broke off")
+            case ConnectionError() if request.transport is None or request.transport.is_closing():
+                return BadParameter("the client is gone")  # nobody reads this: it is what the request is counted as
             case _:  # the last stop: our mistake goes to the log, and its details to nobody else
                 log.error("request failed", method=request.method, path=request.path, exc_info=error)
                 return Problem("internal error")

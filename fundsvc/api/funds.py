@@ -14,6 +14,7 @@ from fundsvc.api.appraiser import Appraiser
 from fundsvc.api.csv_rows import CSV, HEADER, csv_rows
 from fundsvc.api.endpoints import Endpoint, Media
 from fundsvc.api.errors import NotFound
+from fundsvc.api.exporting import Exports, write
 from fundsvc.api.fund_answers import Candle, LinkAnswer, StandingAnswer, SummaryAnswer, candles, standing_answer, summary_answer
 from fundsvc.api.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
 from fundsvc.api.serving import Route, asked, fund_of, listed
@@ -46,8 +47,10 @@ class FundResources:
         ledger: Deleveragings,
         appraiser: Appraiser,
         policy_of: Callable[[str], Policy],
+        exports: Exports | None = None,
     ) -> None:
         self._reader = reader
+        self._exports = exports or Exports(reader)
         self._tail = tail
         self._statistics = statistics
         self._ledger = ledger
@@ -59,7 +62,13 @@ class FundResources:
             Route("/api/v1/insurance-fund/{symbol}/at", MomentQuery, self.at),
             Route("/api/v1/insurance-fund/{symbol}/candles", CandlesQuery, self.candles),
             Route("/api/v1/insurance-fund/{symbol}/history", HistoryQuery, self.history),
-            Endpoint("/api/v1/insurance-fund/{symbol}/history.csv", self.history_csv, {200: Media(CSV)}, query=SpanQuery),
+            Endpoint(
+                "/api/v1/insurance-fund/{symbol}/history.csv",
+                self.history_csv,
+                {200: Media(CSV)},
+                query=SpanQuery,
+                cost=self.export_cost,
+            ),
             Route("/api/v1/insurance-fund/{symbol}/entries/{entry}", Query, self.entry),
         )
 
@@ -119,20 +128,28 @@ class FundResources:
         response = web.StreamResponse()
         response.content_type, response.charset = CSV, "utf-8"
         response.headers[hdrs.CONTENT_DISPOSITION] = f"attachment; filename*=UTF-8''{quote(fund.symbol)}.csv"
-        await response.prepare(request)
-        if request.method == hdrs.METH_HEAD:
-            return response
+        with self._exports.place(request):
+            await response.prepare(request)
+            if request.method != hdrs.METH_HEAD:
+                await self._stream(request, response, fund, query)
+        return response
+
+    def export_cost(self, symbol: str) -> int:
+        """As how many requests more the history of a fund counts: as many as there are pages to be read."""
+        fund = self._tail.funds.get(symbol)
+        return fund.entry // STREAMED_ENTRIES if fund else 0
+
+    async def _stream(self, request: web.Request, response: web.StreamResponse, fund: FundRow, query: SpanQuery) -> None:
         try:
-            await response.write(HEADER)
+            await write(response, HEADER)
             async for entries in self._pages(fund, query):
-                await response.write(csv_rows([entry_answer(entry, fund.contract) for entry in entries]))
+                await write(response, csv_rows([entry_answer(entry, fund.contract) for entry in entries]))
         except ConnectionError:
             log.debug("history left", symbol=fund.symbol)
+            _cut_off(request)
         except StoreFault as fault:
             self._cut_off.note(fault, symbol=fund.symbol)
-            if request.transport:
-                request.transport.abort()
-        return response
+            _cut_off(request)
 
     async def entry(self, _query: Query, symbol: str, entry: str) -> LinkAnswer:
         """One entry with the hash before it, and the ADL order that it caused, if any."""
@@ -152,7 +169,7 @@ class FundResources:
         """The entries of a fund as far as its row goes, within a time span, some at a time."""
         after = 0
         while True:
-            entries = await self._reader.history(
+            entries = await self._exports.reader.history(
                 fund.symbol,
                 count=STREAMED_ENTRIES,
                 offset=after,
@@ -166,3 +183,8 @@ class FundResources:
             after = entries[-1].entry
             if after >= fund.entry:
                 return
+
+
+def _cut_off(request: web.Request) -> None:
+    if request.transport:
+        request.transport.abort()

@@ -6,8 +6,10 @@ and may refuse for what the ledger alone can tell, such as an amount out of rang
 """
 
 import asyncio
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -28,7 +30,17 @@ from fundsvc.logs.faults import Seldom
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.wire import EVENTS_PER_MESSAGE_MAX, Codec, Message, PostedEvent, array_of, decode, decode_event, raw_events
+from fundsvc.wire import (
+    EVENTS_PER_MESSAGE_MAX,
+    WHOLE_BYTES_MAX,
+    Codec,
+    Message,
+    PostedEvent,
+    array_of,
+    decode,
+    decode_event,
+    raw_events,
+)
 
 ENGINES: Roles = frozenset({"engine"})
 
@@ -37,6 +49,11 @@ CHUNK_EVENTS = 500
 
 NDJSON = "application/x-ndjson"
 MSGPACK = "application/msgpack"
+
+_CODECS: Mapping[str, Codec] = {JSON: "json", NDJSON: "json", MSGPACK: "msgpack"}
+
+_LINE = re.compile(rb"\S[^\r\n]*")
+"""What stands in a line, from its first character that is no white space."""
 
 log = structlog.get_logger()
 
@@ -128,9 +145,7 @@ class Ingest:
         """
         query = read_query(PostQuery, request.query)
         body = await request.clone(client_max_size=self._bytes_max).read()
-        submission = read_submission(request.content_type, body)
-        if len(submission.raws) > EVENTS_PER_MESSAGE_MAX:
-            raise TooLarge(f"{len(submission.raws)} events: send at most {EVENTS_PER_MESSAGE_MAX} at once")
+        submission = await read_submission(request.content_type, body)
         if any(isinstance(event, PolicyChange) for event in submission.events):
             raise BadParameter("a policy event is not taken over HTTP: engines append it when their configuration changes")
         caller = allowed(request, ENGINES)
@@ -203,25 +218,32 @@ class Ingest:
         return self._producer.destinations(event)
 
 
-def read_submission(content_type: str, body: bytes) -> Submission:
-    """The events of a body; raises WrongMedia, or BadParameter for none at all."""
+async def read_submission(content_type: str, body: bytes) -> Submission:
+    """The events of a body; raises WrongMedia, TooLarge, or BadParameter for none at all.
+
+    Events are counted before any is decoded, and decoded some at a time, so that a body of any size costs little more than it.
+    """
     if not body:
         raise BadParameter("the body is empty: it must be an event, or several")
-    match content_type:
-        case "application/json":
-            return _whole("json", body)
-        case "application/msgpack":
-            return _whole("msgpack", body)
-        case "application/x-ndjson":
-            lines = [line for line in body.splitlines() if line.strip()]
-            return Submission("json", lines, [decode_event("json", line) for line in lines], None)
-    raise WrongMedia(f"Content-Type is {content_type}: it must be {JSON}, {NDJSON} or {MSGPACK}")
+    codec = _CODECS.get(content_type)
+    if codec is None:
+        raise WrongMedia(f"Content-Type is {content_type}: it must be {JSON}, {NDJSON} or {MSGPACK}")
+    in_lines = content_type == NDJSON
+    raws = _lines(body) if in_lines else raw_events(codec, body)
+    if len(raws) > EVENTS_PER_MESSAGE_MAX:
+        raise TooLarge(f"at least {len(raws)} events: send at most {EVENTS_PER_MESSAGE_MAX} at once")
+    if not in_lines and len(raws) <= CHUNK_EVENTS and len(body) <= WHOLE_BYTES_MAX:
+        return Submission(codec, raws, decode(Message("", codec, body)), body)
+    events: list[Event | Rejection] = []
+    for start in range(0, len(raws), CHUNK_EVENTS):
+        events += [decode_event(codec, raw) for raw in raws[start : start + CHUNK_EVENTS]]
+        await asyncio.sleep(0)
+    return Submission(codec, raws, events, None if in_lines else body)
 
 
-def _whole(codec: Codec, body: bytes) -> Submission:
-    raws = raw_events(codec, body)
-    events = decode(Message("", codec, body)) if len(raws) <= EVENTS_PER_MESSAGE_MAX else ()
-    return Submission(codec, raws, events, body)
+def _lines(body: bytes) -> list[bytes]:
+    """The lines that are not blank, at most one more than are taken."""
+    return [found[0] for found in islice(_LINE.finditer(body), EVENTS_PER_MESSAGE_MAX + 1)]
 
 
 def _is_no_event(event: Event | Rejection) -> bool:

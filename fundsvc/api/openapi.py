@@ -38,9 +38,10 @@ FAILURES = {
     401: "There is no access token, or it is not good.",
     403: "The token's role is not one of those that this is for.",
     404: "There is no such contract, or nothing of that number.",
+    408: "The request did not arrive within the time that it has.",
     409: "The stream is in another epoch than the poster knows: ask for the ingest cursor first.",
     413: "The body is larger than what is accepted.",
-    415: "The body is of another kind than those listed.",
+    415: "The body is of another kind than those listed, or compressed.",
     429: "Too many requests; the headers say when to ask again.",
     503: "The database or the stream is away for now: ask again shortly.",
 }
@@ -191,7 +192,7 @@ def _ours(endpoint: Endpoint) -> list[int]:
         return []
     also = {401, 403} if endpoint.roles else set()
     also |= {404} if "{" in endpoint.path else set()
-    also |= {413} if endpoint.bodies else set()
+    also |= {408, 413, 415} if endpoint.bodies else set()
     return sorted(endpoint.fails | also)
 
 

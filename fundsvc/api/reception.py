@@ -11,6 +11,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from fundsvc.api.access import Gate
+from fundsvc.api.encodings import check_uncompressed
+from fundsvc.api.endpoints import Cost
 from fundsvc.api.errors import Errors, Refuse, refuse
 from fundsvc.api.visits import REQUEST_ID, VISIT, Visit
 from fundsvc.metrics import Metrics
@@ -46,6 +48,18 @@ class Reception:
         self._dress(request, response, visit)
         return response
 
+    def charging(self, cost: Cost | None, handler: Handler) -> Handler:
+        """A handler whose answers are charged to the client before they are made."""
+        gate = self._gate
+        if cost is None or gate is None:
+            return handler
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            gate.charge_requests(request, cost(**request.match_info))
+            return await handler(request)
+
+        return handle
+
     @web.middleware
     async def _attend(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
@@ -65,6 +79,7 @@ class Reception:
             self._dress(request, response, visit)
 
     def _admit(self, request: web.Request, visit: Visit) -> web.Response | None:
+        check_uncompressed(request)
         return self._gate.admit(request, visit) if self._gate else None
 
     def _dress(self, request: web.Request, response: web.StreamResponse, visit: Visit) -> None:

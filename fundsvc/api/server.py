@@ -1,20 +1,25 @@
 """Listening: an application on a host and port, for as long as a context is open."""
 
+import asyncio
 import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from fundsvc.api.connections import SERVER_NAME, Connection, Connections
 from fundsvc.api.shortcut import Shortcut
-from fundsvc.config import ConfigError
+from fundsvc.config import ConfigError, HttpConfig
 
 SHUTDOWN_SECONDS_MAX = 0.3
 """What a request in hand may still take, and again what it may take once cancelled; idle connections are closed at once."""
 
+
+BACKLOG = 1024
+"""Connections that the system keeps until they are accepted: those of a burst."""
 
 _LOGGER = logging.getLogger("fundsvc.api.server")
 _LOGGER.addFilter(lambda record: not _is_senders_mistake(record))
@@ -26,22 +31,48 @@ class ServerError(RuntimeError):
 
 @asynccontextmanager
 async def serve(
-    application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None, shortcut: Shortcut | None = None
+    application: web.Application,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None = None,
+    shortcut: Shortcut | None = None,
+    bounds: HttpConfig = HttpConfig(),  # noqa: B008 - it is frozen
 ) -> AsyncIterator[str]:
-    """Serves an application and yields its URL (port 0 takes a free one); raises ServerError. On leaving it stops."""
+    """Serves an application and yields its URL (port 0 takes a free one); raises ServerError. On leaving it stops.
+
+    `bounds` says how many connections there may be and how long requests may take to arrive. Bodies are never inflated.
+    """
+    application.on_response_prepare.append(_name_server)
     runner = web.AppRunner(application, access_log=None, logger=_LOGGER, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
     await runner.setup()
-    if shortcut and runner.server:
-        runner.server.request_handler = shortcut.before(runner.server.request_handler)  # type: ignore[assignment] # it makes web.Requests
+    server = runner.server
+    assert server is not None, "it is set up"
+    if shortcut:
+        server.request_handler = shortcut.before(server.request_handler)  # type: ignore[assignment] # it makes web.Requests
+    loop, connections = asyncio.get_running_loop(), Connections(bounds)
+
+    def connect() -> Connection:
+        return Connection(server, connections, loop, access_log=None, logger=_LOGGER, auto_decompress=False)
+
+    handshake_seconds = bounds.header_seconds_max if tls else None
+    listening: asyncio.Server | None = None
     try:
         try:
-            await web.TCPSite(runner, host, port, ssl_context=tls).start()
+            listening = await loop.create_server(
+                connect, host, port, ssl=tls, backlog=BACKLOG, ssl_handshake_timeout=handshake_seconds
+            )
         except OSError as error:
             why = error.strerror or error
             raise ServerError(f"cannot listen on {host}:{port}: {why}; see http.host, http.port and engine.port") from error
-        yield _url("https" if tls else "http", runner.addresses[0])
+        yield _url("https" if tls else "http", listening.sockets[0].getsockname())
     finally:
+        if listening:
+            listening.close()
         await runner.cleanup()
+
+
+async def _name_server(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[hdrs.SERVER] = SERVER_NAME
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext | None:

@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from fundsvc.api.adl_answers import OrderAnswer, PreviewAnswer, order_answers, preview_answer
 from fundsvc.api.parameters import PAGE_ENTRIES_MAX
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, Json, at_primary, cli, print_json, run
+from fundsvc.cli.running import DONE, Json, Terminal, at_primary, cli, print_json, run
 from fundsvc.config import Config
 from fundsvc.core.adl import State
 from fundsvc.core.events import Fill, Rejection
@@ -107,7 +106,7 @@ async def _listed(pool: Pool, symbol: str) -> Listed:
 
 
 def _print_preview(answer: PreviewAnswer) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     console.print(
         f"{answer.symbol}: a {answer.kind} worth {answer.worth}; the fund pays {answer.covered} and has {answer.balance} then;"
         f" uncovered {answer.uncovered}"
@@ -138,4 +137,4 @@ def _print_orders(answers: list[OrderAnswer]) -> None:
         lots = f"{order.lots_taken:,}", f"{order.lots_needed:,}", order.price
         amounts = order.uncovered, order.recovered, order.rest, str(order.round)
         table.add_row(str(order.adl), str(order.cause), order.state, order.reduce, *lots, *amounts)
-    Console().print(table)
+    Terminal().print(table)

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 
 from fundsvc.api.server import tls_context
 from fundsvc.api.tokens import Tokens
-from fundsvc.cli.running import DONE, NO, Json, cli, print_json, run
+from fundsvc.cli.running import DONE, NO, Json, Terminal, cli, print_json, run
 from fundsvc.config import Config
 from fundsvc.store.database import StoreFault
 from fundsvc.store.migrations import check_schema
@@ -51,7 +50,7 @@ def check(
         else:
             sys.stdout.writelines(f"{line}\n" for line in lines(shown))
             for name, part in parts.items():
-                Console(stderr=True).print(f"{name}: {part['found']}", highlight=False, markup=False, soft_wrap=True)
+                Terminal(stderr=True).print(f"{name}: {part['found']}", soft_wrap=True)
         return DONE if all(part["ok"] for part in parts.values()) else NO
 
     run(context, command)

@@ -8,12 +8,11 @@ from typing import Annotated, Literal
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fundsvc.app import connected, consuming, prepared
 from fundsvc.audit import ContractAudit, audit_contract
-from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, progress, run
+from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, progress, run
 from fundsvc.config import Config, PolicyConfig
 from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
@@ -53,11 +52,11 @@ def resume(context: typer.Context, symbol: str) -> None:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
             known = await Reader(pool).contracts(symbol)
             if not known or not known[0].suspended:
-                Console(stderr=True).print(f"fundsvc: no contract {symbol} is suspended", style="red")
+                Terminal(stderr=True).print(f"fundsvc: no contract {symbol} is suspended", style="red")
                 return NO
             listing = Listing(msgspec.json.decode(known[0].specification))
             await Producer.configured(client, complete.stream).append([listing])
-        Console().print(f"listed {symbol} with the terms of its entries")
+        Terminal().print(f"listed {symbol} with the terms of its entries")
         return DONE
 
     run(context, command)
@@ -130,7 +129,7 @@ def rebuild_rollups(context: typer.Context) -> None:
             await distrust(pool)
             partitions = range(complete.stream.partitions)
             total = sum([await rebuild(pool, number) + await condense(pool, number) for number in partitions])
-        Console(stderr=True).print(f"condensed {total} entries", highlight=False)
+        Terminal(stderr=True).print(f"condensed {total} entries")
         return DONE
 
     run(context, command)
@@ -169,11 +168,11 @@ async def _deliver(config: Config, fitting: Fitting, json: bool) -> Delivered:
 
 
 def _print_delivered(delivered: Delivered, contracts_named: int) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     for refusal in delivered.refused:
-        console.print(f"not listed: {refusal}", style="red", markup=False)
+        console.print(f"not listed: {refusal}", style="red")
     for line in delivered.lines:
-        console.print(line, style="red", markup=False)
+        console.print(line, style="red")
     if delivered.gains:
         table = Table("currency", "kind", "entries", "credited", "paid", "uncovered", "repaid")
         for gain in delivered.gains:
@@ -207,13 +206,13 @@ async def _audit_all(pool: Pool, policy: PolicyConfig) -> list[ContractAudit]:
 
 
 def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit]) -> None:
-    console = Console()
+    console = Terminal()
     for audit_found in wrong:
         for difference in audit_found.differences:
-            console.print(difference, style="red", highlight=False)
+            console.print(difference, style="red")
     entries = sum(audit_found.entries for audit_found in audits)
     verdict = f"{len(wrong)} contracts differ" if wrong else "everything holds"
-    console.print(f"{entries:,} entries of {len(audits):,} contracts recomputed: {verdict}", highlight=False)
+    console.print(f"{entries:,} entries of {len(audits):,} contracts recomputed: {verdict}")
 
 
 def _csv_writer() -> Callable[[Row], object]:
@@ -227,7 +226,7 @@ def _write_json_line(row: Row) -> None:
 
 
 def _print_outcomes(outcomes: dict[str, Outcome]) -> None:
-    console = Console(highlight=False)
+    console = Terminal()
     for name, outcome in outcomes.items():
         console.print(f"{outcome.verdict:<6} {name}")
         for difference in outcome.differences:

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, run
+from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, run
 from fundsvc.config import Config
 from fundsvc.core.events import Rejection, check_replayable
 from fundsvc.store.rejections import KeptEvent, list_rejected, mark_sent
@@ -55,7 +54,7 @@ def show(context: typer.Context, key: Key) -> None:
         async with prepared(config) as complete, connected(complete) as (pool, _):
             events = await list_rejected(pool, key=key)
         if not events:
-            Console(stderr=True).print(f"fundsvc: no rejected event {key}", style="red")
+            Terminal(stderr=True).print(f"fundsvc: no rejected event {key}", style="red")
             return NO
         print_json(_shown(events[0]))
         return DONE
@@ -82,8 +81,8 @@ def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] 
                     await mark_sent(pool, event)
                     sent += 1
         for name, refusal in refusals.items():
-            Console(stderr=True, soft_wrap=True, highlight=False).print(f"{name}: {refusal}", markup=False)
-        Console().print(f"sent {sent} of {len(events)} events again; `fundsvc rejected list` shows what is left")
+            Terminal(stderr=True, soft_wrap=True).print(f"{name}: {refusal}")
+        Terminal().print(f"sent {sent} of {len(events)} events again; `fundsvc rejected list` shows what is left")
         return NO if refusals and not sent else DONE
 
     run(context, command)
@@ -104,7 +103,7 @@ def _print_table(events: Sequence[KeptEvent]) -> None:
     for event in events:
         settled = f"{event.symbol} {event.entry}" if event.entry else "yes" if event.settled_at else ""
         table.add_row(event.key, event.rejected_at.astimezone(UTC).isoformat(), event.reason, event.detail, settled)
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _shown(event: KeptEvent) -> dict[str, object]:

@@ -11,6 +11,7 @@ import typer
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from fundsvc import __version__
 from fundsvc.api.server import ServerError
@@ -19,6 +20,7 @@ from fundsvc.embedded import EmbeddedError
 from fundsvc.logs import configure_logs
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import StreamFault
+from fundsvc.visible import visible, visible_json
 
 log = structlog.get_logger()
 
@@ -33,6 +35,17 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+class Terminal(Console):
+    """A console that shows text as it is: nothing in it is markup, and what is not printable is escaped."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's own."""
+        return super().render_str(visible(text, keeps="\n"), **options)
 
 
 def _say_version(wanted: bool) -> None:
@@ -89,18 +102,18 @@ def at_primary(config: Config) -> Config:
 def say(config: Config, message: str) -> None:
     """Tells a person how far it is; where programs read what we write, the log tells it alone."""
     if config.log.format == "console":
-        Console(stderr=True).print(f"fundsvc {message}", highlight=False, markup=False, soft_wrap=True)
+        Terminal(stderr=True).print(f"fundsvc {message}", soft_wrap=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Says what is wrong and ends."""
-    Console(stderr=True).print(f"fundsvc: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    Terminal(stderr=True).print(f"fundsvc: {message}", style="red", soft_wrap=True)
     raise typer.Exit(code)
 
 
 def print_json(value: Any) -> None:
     """A result for programs."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.write(visible_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()) + "\n")
 
 
 def progress() -> Progress:
@@ -111,7 +124,7 @@ def progress() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=Terminal(stderr=True),
     )
 
 

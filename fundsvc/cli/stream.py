@@ -3,11 +3,10 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, run
+from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, run
 from fundsvc.config import Config
 from fundsvc.store.gaps import Gaps, KnownGap
 
@@ -53,7 +52,7 @@ def _print(gaps: list[KnownGap], *, json: bool) -> None:
     for gap in gaps:
         acknowledged = gap.acknowledged_at.isoformat() if gap.acknowledged_at else ""
         table.add_row(gap.after_id, gap.until_id, str(gap.messages), acknowledged)
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _shown(gap: KnownGap) -> dict[str, object]:

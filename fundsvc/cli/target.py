@@ -5,12 +5,11 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fundsvc.api.sizing import TargetAnswer, target_answer
 from fundsvc.app import connected, prepared
-from fundsvc.cli.running import DONE, Json, at_primary, cli, print_json, run
+from fundsvc.cli.running import DONE, Json, Terminal, at_primary, cli, print_json, run
 from fundsvc.config import Config
 from fundsvc.core.fullness import RuleName, TargetPolicy
 from fundsvc.core.targets import Cover, OpenInterest, ValueAtRisk
@@ -55,10 +54,10 @@ async def _find(config: Config, symbol: str, policy: TargetPolicy) -> TargetAnsw
 
 
 def _print(answer: TargetAnswer) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     currency = answer.settle_currency
     if answer.target is None:
-        console.print(f"{answer.symbol} has no target by the rule {answer.rule}: {answer.reason}", markup=False)
+        console.print(f"{answer.symbol} has no target by the rule {answer.rule}: {answer.reason}")
         return
     console.print(f"{answer.symbol} should hold {answer.target} {currency} by the rule {answer.rule}")
     match answer.explanation:
@@ -74,7 +73,7 @@ def _print(answer: TargetAnswer) -> None:
     _print_fullness(console, answer)
 
 
-def _print_value_at_risk(console: Console, explained: ValueAtRisk, currency: str) -> None:
+def _print_value_at_risk(console: Terminal, explained: ValueAtRisk, currency: str) -> None:
     start, end = (f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M}" for ms in (explained.start, explained.end))
     console.print(
         f"{explained.periods:,} periods of {explained.period_hours} h from {start} to {end} UTC, {explained.deficits:,} of them"
@@ -84,7 +83,7 @@ def _print_value_at_risk(console: Console, explained: ValueAtRisk, currency: str
     )
 
 
-def _print_cover(console: Console, explained: Cover, currency: str) -> None:
+def _print_cover(console: Terminal, explained: Cover, currency: str) -> None:
     console.print(
         f"the largest {explained.side} positions when the mark {explained.mark_price} moves by {explained.move:.6g} to"
         f" {explained.stressed_price}; the other side would lose {explained.loss_of_other_side} {currency}"
@@ -95,7 +94,7 @@ def _print_cover(console: Console, explained: Cover, currency: str) -> None:
     console.print(table)
 
 
-def _print_fullness(console: Console, answer: TargetAnswer) -> None:
+def _print_fullness(console: Terminal, answer: TargetAnswer) -> None:
     full = "nothing is needed" if answer.fullness is None else f"{answer.fullness:.6g} of its target"
     console.print(f"it holds {answer.balance} {answer.settle_currency}: {full}")
     if answer.leverage_cap is None:

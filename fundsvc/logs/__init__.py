@@ -13,13 +13,17 @@ from typing import TextIO
 
 import structlog
 from structlog.stdlib import ProcessorFormatter
-from structlog.typing import ExcInfo, Processor
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 from fundsvc.config import LogConfig
 from fundsvc.logs.requests import add_request_id
+from fundsvc.visible import visible
 
 HANDLER = "fundsvc"
 """The name of our handler at the root logger, so that a second configuration replaces only this handler."""
+
+EXCEPTION = "exception"
+"""The part of a line that has lines of its own: a traceback."""
 
 _DETAIL = re.compile(r"^([ |]*DETAIL: +).*$", re.MULTILINE)
 """A line of a database error that quotes a row."""
@@ -36,13 +40,16 @@ def configure_logs(config: LogConfig, output: TextIO = sys.stderr) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.ExceptionRenderer(exception_text),
     ]
-    render: Processor = (
-        structlog.processors.JSONRenderer(default=str)
+    render: list[Processor] = (
+        [structlog.processors.JSONRenderer(default=str)]
         if config.format == "json"
-        else structlog.dev.ConsoleRenderer(colors=output.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        else [
+            show_unprintable,
+            structlog.dev.ConsoleRenderer(colors=output.isatty(), exception_formatter=structlog.dev.plain_traceback),
+        ]
     )
     structlog.configure(
-        processors=[*prepare, render],
+        processors=[*prepare, *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(output),
     )
@@ -55,14 +62,22 @@ def exception_text(exc_info: ExcInfo) -> str:
     return _DETAIL.sub(r"\1(not shown)", "".join(traceback.format_exception(*exc_info)).rstrip())
 
 
-def _take_in_libraries(level: int, prepare: list[Processor], render: Processor, output: TextIO) -> None:
+def show_unprintable(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """The structlog processor that escapes control characters of requests and messages; JSON escapes by itself."""
+    for name, value in line.items():
+        if isinstance(value, str) and not value.isprintable():
+            line[name] = visible(value, keeps="\n" if name == EXCEPTION else "")
+    return line
+
+
+def _take_in_libraries(level: int, prepare: list[Processor], render: list[Processor], output: TextIO) -> None:
     """Formats log lines of libraries like ours; below level warning only when our level is debug."""
     handler = logging.StreamHandler(output)
     handler.set_name(HANDLER)
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *prepare],
-            processors=[ProcessorFormatter.remove_processors_meta, render],
+            processors=[ProcessorFormatter.remove_processors_meta, *render],
         )
     )
     root = logging.getLogger()

@@ -4,6 +4,7 @@ import { connectionToken, forgetToken, showAccount } from "./account.js";
 import { contractAddress } from "./addresses.js";
 import { showContract } from "./contract.js";
 import { showContracts } from "./contracts.js";
+import { visible } from "./dom.js";
 import { openEntry } from "./entry.js";
 import { Feed } from "./feed.js";
 import { clock, retellMoments } from "./format.js";
@@ -44,7 +45,7 @@ function show(key, title, open) {
   if (view.key === key) return;
   view.end();
   main.replaceChildren();
-  document.title = `${title} – Insurance fund`;
+  document.title = `${visible(title)} – Insurance fund`;
   const isFirst = view.key === null;
   view = { key, end: open(main) };
   if (isFirst) return;

@@ -1,7 +1,7 @@
 /** One contract: its fund, the balance over time, its entries, deleveraging orders and queue. */
 
 import { showChart } from "./chart.js";
-import { element } from "./dom.js";
+import { element, visible } from "./dom.js";
 import { showEntries } from "./entries.js";
 import { hash, fundState, money, moment, number, percent, rough } from "./format.js";
 import { showOrders } from "./orders.js";
@@ -36,7 +36,7 @@ export function showContract(root, { market, feed }, symbol) {
   let endPanels = null;
   const unlisten = market.listen(() => {
     const fund = market.funds?.get(symbol);
-    if (market.funds && !fund) worth.textContent = `No contract ${symbol} is listed.`;
+    if (market.funds && !fund) worth.textContent = `No contract ${visible(symbol)} is listed.`;
     if (!fund || fund === shown) return;
     shown = fund;
     state.replaceChildren(fundState(fund.state));

@@ -124,7 +124,11 @@ class Span(NamedTuple):
 
 
 class NotReady(Exception):
-    """The database answers, but it is not what the service needs; the message says what is missing."""
+    """The database answers, but it is not what the service needs: `words` may be shown to anyone, the message says all."""
+
+    def __init__(self, words: str, detail: str = "") -> None:
+        super().__init__(detail or words)
+        self.words = words
 
 
 class Reader:
@@ -200,7 +204,8 @@ class Reader:
         """Returns if the schema has what this version needs; raises NotReady."""
         (row,) = await self._fetch("schema_version")
         if is_outdated(row["version_num"]):
-            raise NotReady(f"the schema is {row['version_num']}, this version needs {newest_revision()}: run fundsvc migrate")
+            detail = f"the schema is {row['version_num']}, this version needs {newest_revision()}: run fundsvc migrate"
+            raise NotReady("the schema is not the one that this version needs", detail)
 
     async def check_owners(self) -> None:
         """Returns if a live engine owns every partition; raises NotReady."""
@@ -210,9 +215,10 @@ class Reader:
 
     async def check_halted(self) -> None:
         """Returns if no partition is halted; raises NotReady."""
-        halted = [f"partition {row.partition} is halted: {row.halted}" for row in await self.partitions() if row.halted]
+        halted = [row for row in await self.partitions() if row.halted]
         if halted:
-            raise NotReady("; ".join(halted))
+            words = f"partition {', '.join(str(row.partition) for row in halted)} is halted"
+            raise NotReady(words, "; ".join(f"partition {row.partition} is halted: {row.halted}" for row in halted))
 
     async def _spans(self, symbol: str, start_ms: int, end_ms: int) -> list[Span]:
         """The runs of entries that may have a time of a span, in order and apart from each other."""

@@ -28,7 +28,7 @@ import numpy as np
 from ground import STREAM, Ledger, ServiceProcess, bare_server, bodies, connection_to, url_of
 from latency import Id, observe, send
 from market import Market
-from subscribers import Subscriber, http_answer, socket_path, subscribed
+from subscribers import Subscriber, http_answer, socket_paths, subscribed
 from throughput import Tell
 
 from fundsvc.config import HttpConfig
@@ -121,8 +121,8 @@ async def _told(bench: Bench) -> Told:
     await _until_shown(bench.api_log, bench.ledger)
     symbol = bench.market.listings()[0].contract["symbol"]
     host, port = url_of(bench.api_log)
-    path = await socket_path(host, port)
-    async with subscribed(host, port, path, symbol, bench.load.subscribers) as listeners:
+    paths = await socket_paths(host, port, bench.load.subscribers)
+    async with subscribed(host, port, paths, symbol) as listeners:
         with _frozen():
             done = await _round(bench)
             await asyncio.sleep(SETTLE_SECONDS)
@@ -137,7 +137,7 @@ async def _beside_bare(bench: Bench, frames: Sequence[bytes]) -> Round:
     file = bench.api_log.with_name("frames")
     file.write_bytes(msgspec.msgpack.encode(groups))
     with bare_server(BARE, str(file), str(seconds)) as (port, server):
-        async with subscribed("127.0.0.1", port, "/", "", bench.load.subscribers):
+        async with subscribed("127.0.0.1", port, ["/"] * bench.load.subscribers, ""):
             with _frozen():
                 assert server.stdin is not None
                 server.stdin.write(b"\n")

@@ -206,6 +206,8 @@ async def running_api(ledger: Ledger, log: Path) -> AsyncIterator[ServiceProcess
     settings = {
         "FUNDSVC_HTTP_PORT": "0",
         "FUNDSVC_HTTP_REQUESTS_MAX": "1000000000",
+        "FUNDSVC_HTTP_CLIENT_CONNECTIONS_MAX": "1000000",  # all come from this machine
+        "FUNDSVC_WEBSOCKET_CLIENT_CONNECTIONS_MAX": "1000000",
         "FUNDSVC_TOKEN_SECRET": secrets.token_urlsafe(32),
     }
     api = ServiceProcess(ledger, log, ("-m", "fundsvc", "api"), **settings)

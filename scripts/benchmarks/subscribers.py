@@ -6,7 +6,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 WELCOME = b'"type":"welcome"'
@@ -72,20 +72,21 @@ async def http_answer(host: str, port: int, method: str, path: str) -> bytes:
     return answer.split(b"\r\n\r\n", 1)[1]
 
 
-async def socket_path(host: str, port: int) -> str:
-    """Where a service wants its WebSockets opened, with the token that it gives."""
-    token = json.loads(await http_answer(host, port, "POST", "/api/v1/bullet-public"))["data"]["token"]
-    return f"/ws?token={token}"
+async def socket_paths(host: str, port: int, number: int) -> list[str]:
+    """Where a service wants so many WebSockets opened, each with a token of its own."""
+    answers = [await http_answer(host, port, "POST", "/api/v1/bullet-public") for _ in range(number)]
+    return [f"/ws?token={json.loads(answer)['data']['token']}" for answer in answers]
 
 
 @asynccontextmanager
-async def subscribed(host: str, port: int, path: str, symbol: str, number: int) -> AsyncIterator[list[Subscriber]]:
-    """So many subscribers to the entries of a contract."""
+async def subscribed(host: str, port: int, paths: Sequence[str], symbol: str) -> AsyncIterator[list[Subscriber]]:
+    """Subscribers to the entries of a contract, one at each path."""
     key = base64.b64encode(os.urandom(16)).decode()
-    request = (
-        f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    headers = (
+        f"Host: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    ).encode()
+    )
+    requests = [f"GET {path} HTTP/1.1\r\n{headers}".encode() for path in paths]
     command = {"id": "1", "type": "subscribe", "topic": f"/insuranceFund/entry:{symbol}", "response": True}
     payload = json.dumps(command).encode()
     subscription = bytes((0x81, 0x80 | len(payload))) + bytes(4) + payload
@@ -93,8 +94,9 @@ async def subscribed(host: str, port: int, path: str, symbol: str, number: int) 
     listeners: list[Subscriber] = []
     transports: list[asyncio.Transport] = []
     try:
-        while len(listeners) < number:
-            some = [Subscriber(request, subscription) for _ in range(min(CONNECTING_MAX, number - len(listeners)))]
+        while len(listeners) < len(requests):
+            next_ones = requests[len(listeners) : len(listeners) + CONNECTING_MAX]
+            some = [Subscriber(request, subscription) for request in next_ones]
             connections = await asyncio.gather(*(loop.create_connection(lambda each=each: each, host, port) for each in some))
             transports += [transport for transport, _ in connections]
             await asyncio.wait([each.ready for each in some], timeout=20)

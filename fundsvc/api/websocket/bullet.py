@@ -1,13 +1,9 @@
 """Where to connect and with what token, as KuCoin's bullets tell, and the connections themselves."""
 
 import asyncio
-import hmac
-import secrets
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
-import jwt
 import msgspec
 import structlog
 from aiohttp import WSCloseCode, hdrs, web
@@ -15,9 +11,11 @@ from aiohttp import WSCloseCode, hdrs, web
 from fundsvc.api.access import Roles, allowed
 from fundsvc.api.answers import Answer, Envelope
 from fundsvc.api.cached import CachedFunds
+from fundsvc.api.clients import address_of
 from fundsvc.api.endpoints import JSON, Endpoint, Media
-from fundsvc.api.errors import BadParameter, Unavailable, WrongToken
+from fundsvc.api.errors import BadParameter, TooManyRequests, Unavailable
 from fundsvc.api.integers import NUMBERS, Numbers
+from fundsvc.api.places import Places
 from fundsvc.api.websocket.balances import Balances
 from fundsvc.api.websocket.client import CLOSE_SECONDS_MAX, Client
 from fundsvc.api.websocket.connection import Connection
@@ -25,6 +23,7 @@ from fundsvc.api.websocket.entries import Entries
 from fundsvc.api.websocket.frames import welcome
 from fundsvc.api.websocket.orders import Orders
 from fundsvc.api.websocket.positions import Positions
+from fundsvc.api.websocket.tokens import ConnectionTokens
 from fundsvc.api.websocket.topics import Topic
 from fundsvc.chores import lasting
 from fundsvc.config import Config
@@ -42,6 +41,9 @@ TOKEN_SECONDS = 60
 """How long a connection token is good for connecting, which clients do at once; what is connected stays."""
 
 AUDIENCE = "fundsvc websocket"
+
+CROWDED_SECONDS = 60
+"""When a client with as many connections as it may have may try again: one that stays silent is closed by then."""
 
 MESSAGE_BYTES_MAX = 16_384
 """Room for a hundred contracts by name; a longer message is answered by a close."""
@@ -77,9 +79,8 @@ class Live:
         self._topics = topics
         self._metrics = metrics
         self._clients: set[Client] = set()
-        # Of the secret, so that another process takes our tokens; but not the secret, so that none passes for an access token.
-        secret = config.token.secret.encode() or secrets.token_bytes(32)
-        self._key = hmac.digest(secret, AUDIENCE.encode(), "sha256")
+        self._places = Places(config.websocket.clients_max, config.websocket.client_connections_max)
+        self._tokens = ConnectionTokens(config.token.secret, AUDIENCE, config.token.leeway_seconds)
         bullet = {200: Media(JSON, BulletAnswer, in_envelope=True)}
         self.endpoints = (
             Endpoint("/api/v1/bullet-public", self.bullet_public, bullet, hdrs.METH_POST),
@@ -97,19 +98,34 @@ class Live:
 
     async def connect(self, request: web.Request) -> web.WebSocketResponse:
         """A connection, from its handshake to its end."""
-        account = self._account(request.query.get("token", ""))
+        address = address_of(request, self._config.http.proxies)
+        ticket = self._tokens.read(request.query.get("token", ""), address)
         numbers = _numbers(request.query.get("numbers", NUMBERS[0]))
-        if len(self._clients) >= self._config.websocket.clients_max:
-            raise Unavailable("there are as many connections as are allowed: try again later, or another server")
         socket = web.WebSocketResponse(
-            timeout=CLOSE_SECONDS_MAX, max_msg_size=MESSAGE_BYTES_MAX, compress=False, autoclose=False
+            timeout=CLOSE_SECONDS_MAX, max_msg_size=MESSAGE_BYTES_MAX, compress=False, autoclose=False, autoping=False
         )
         if not socket.can_prepare(request):
             raise BadParameter("this is a WebSocket: connect with a client of such, as POST /api/v1/bullet-public tells")
+        clients = (address, *([f"account {ticket.account}"] if ticket.account else []))
+        self._check_room(clients)
+        with self._places.taken(*clients):
+            self._tokens.take(ticket)
+            await self._attend(request, socket, ticket.account, numbers)
+        return socket
+
+    def _check_room(self, clients: Iterable[str]) -> None:
+        """Raises Unavailable where there are too many connections, TooManyRequests where one of these clients has too many."""
+        if self._places.are_full:
+            raise Unavailable("there are as many connections as are allowed: try again later, or another server")
+        if any(map(self._places.are_full_for, clients)):
+            allowed = self._places.client_places
+            raise TooManyRequests(f"this client has {allowed} connections, as many as are allowed: use those", CROWDED_SECONDS)
+
+    async def _attend(self, request: web.Request, socket: web.WebSocketResponse, account: str, numbers: Numbers) -> None:
         writer = await socket.prepare(request)
         transport = request.transport
         if transport is None:
-            return socket
+            return
         async with asyncio.TaskGroup() as tasks:
             client = Client(
                 writer,
@@ -125,7 +141,6 @@ class Live:
                 await Connection(socket, client, self._topics, self._config.websocket, self._metrics, tasks).run()
             if not client.over:
                 await socket.close()
-        return socket
 
     async def say_goodbye(self, _application: web.Application) -> None:
         """Closes all connections: the service stops."""
@@ -141,26 +156,14 @@ class Live:
             ping_interval=round(config.ping_interval_seconds * 1000),
             ping_timeout=round(config.ping_timeout_seconds * 1000),
         )
-        answer = BulletAnswer(self._token(account), [server])
+        token = self._tokens.mint(account, address_of(request, self._config.http.proxies), TOKEN_SECONDS)
+        answer = BulletAnswer(token, [server])
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
     def _endpoint(self, request: web.Request) -> str:
         """Where clients reach this: as configured, or else as this one did."""
         url = self._config.http.public_url or f"{request.scheme}://{request.host}"
         return "ws" + url.removeprefix("http").rstrip("/") + PATH
-
-    def _token(self, account: str) -> str:
-        claims = {"aud": AUDIENCE, "exp": int(time.time()) + TOKEN_SECONDS, "account": account}
-        return jwt.encode(claims, self._key, "HS256")
-
-    def _account(self, token: str) -> str:
-        """The account that a connection token is for, "" if for none; raises WrongToken."""
-        leeway = self._config.token.leeway_seconds
-        try:
-            claims = jwt.decode(token, self._key, ["HS256"], audience=AUDIENCE, leeway=leeway)
-        except jwt.PyJWTError as error:
-            raise WrongToken(f"the connection token is not good: {error}; get one by POST /api/v1/bullet-public") from None
-        return str(claims["account"])
 
     @contextmanager
     def _counted(self, client: Client) -> Iterator[None]:

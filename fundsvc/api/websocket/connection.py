@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Mapping
 
 import msgspec
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from msgspec import UNSET
 
 from fundsvc.api.websocket.client import Client
-from fundsvc.api.websocket.frames import Id, ack, error, pong
+from fundsvc.api.websocket.frames import Id, ack, error, pong, pong_frame
 from fundsvc.api.websocket.topics import Command, Refused, Topic, asked
 from fundsvc.config import WebsocketConfig
 from fundsvc.keys import decode_json
@@ -18,10 +18,13 @@ from fundsvc.metrics import Metrics
 
 MESSAGES_MAX = 100
 MESSAGES_SECONDS = 10.0
-"""KuCoin's own limit of what a client may send."""
+"""KuCoin's own limit of what a client may send; pings and pongs of the protocol count too, as they cost as much."""
 
 SILENT_INTERVALS_MAX = 3
 """Pings that a client may miss; with KuCoin's interval it is closed a few seconds before KuCoin would."""
+
+_SAID = frozenset({WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG})
+"""What a client sends, as long as the connection is not over."""
 
 
 class _Named(msgspec.Struct):
@@ -68,19 +71,25 @@ class Connection:
         except TimeoutError:
             self._client.end(WSCloseCode.POLICY_VIOLATION, f"nothing was heard for {silence:g} s: send a ping now and then")
             return True
-        if message.type is WSMsgType.BINARY:
-            self._client.end(
-                WSCloseCode.UNSUPPORTED_DATA, "binary frames are not read: send each message as a text frame of JSON"
-            )
-            return True
-        if message.type is not WSMsgType.TEXT:
+        if message.type not in _SAID:
             return False
         if self._says_too_much():
             reason = f"more than {MESSAGES_MAX} messages within {MESSAGES_SECONDS:g} s: name several contracts in one"
             self._client.end(WSCloseCode.POLICY_VIOLATION, reason)
         if not self._client.over:
-            self._answer(message.data)
+            self._hear(message)
         return True
+
+    def _hear(self, message: WSMessage) -> None:
+        match message.type:
+            case WSMsgType.TEXT:
+                self._answer(message.data)
+            case WSMsgType.BINARY:
+                self._client.end(
+                    WSCloseCode.UNSUPPORTED_DATA, "binary frames are not read: send each message as a text frame of JSON"
+                )
+            case WSMsgType.PING:
+                self._client.send(pong_frame(message.data))
 
     def _says_too_much(self) -> bool:
         now = time.monotonic()

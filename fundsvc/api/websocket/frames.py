@@ -15,7 +15,7 @@ LENGTH_16_BITS_MAX = 0xFFFF
 
 _TEXT_7, _TEXT_16, _TEXT_64 = (Struct(layout).pack for layout in ("!BB", "!BBH", "!BBQ"))
 _CLOSE_FRAME = Struct("!BBH").pack
-_WHOLE_TEXT, _CLOSE = 0x81, 0x88
+_WHOLE_TEXT, _CLOSE, _PONG = 0x81, 0x88, 0x8A
 
 Id = str | int
 """A client's own name for a message, which comes back as it was."""
@@ -81,6 +81,11 @@ def close(code: int, reason: str) -> bytes:
     """The last frame of a connection (RFC 6455, section 5.5.1); a reason that is too long is cut."""
     told = reason.encode()[: LENGTH_7_BITS_MAX - 2].decode(errors="ignore").encode()
     return _CLOSE_FRAME(_CLOSE, 2 + len(told), code) + told
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping of the protocol (RFC 6455, section 5.5.3), which has its payload, at most 125 bytes."""
+    return _TEXT_7(_PONG, len(payload)) + payload
 
 
 def _text(message: _Message) -> bytes:
