@@ -35,7 +35,7 @@ from fundsvc.engine import Engine
 from fundsvc.follower import following
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.secret import with_secret
+from fundsvc.secret import with_ledger_secret, with_secret
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.histories import Histories
@@ -65,7 +65,7 @@ async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIt
 
     What runs until a `stop` waits for a database that is away; anything else raises StoreFault.
     """
-    async with embedded(with_secret(config)) as complete:
+    async with embedded(with_ledger_secret(with_secret(config))) as complete:
         outage = Outage(log, "schema")
         while not await _has_schema(complete, stop, outage):
             pass
@@ -180,7 +180,7 @@ async def http_side(
         )
         contracts = ContractResources(reader, stream_key)
         ingest = Ingest(config, reader, Producer(client, config.stream.partitions), gate)
-        funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of)
+        funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, config.ledger.secrets)
         cached = CachedFunds(tail, funds.answer)
         sizing = SizingResources(reader, Targets(pool))
         deleveraging = DeleveragingResources(reader, ledger, follower, tail, policy_of)

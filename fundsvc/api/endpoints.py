@@ -29,7 +29,8 @@ class Endpoint(NamedTuple):
 
     `roles` are those that its handler lets through, `fails` the statuses of errors besides those that follow from roles,
     bodies and paths. `refuse` says errors; what is not our envelope is among the answers. `told` is the function whose
-    docstring tells what it does, the handler itself where there is none.
+    docstring tells what it does, the handler itself where there is none. One that is `viewed` needs no token and shows more
+    with one.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Endpoint(NamedTuple):
     query: type[Parameters] = Parameters
     bodies: tuple[Media, ...] = ()
     roles: Roles = PUBLIC
+    viewed: bool = False
     fails: frozenset[int] = ASKED_WRONGLY_OR_AWAY
     refuse: Refuse = refuse
     told: Callable[..., Any] | None = None

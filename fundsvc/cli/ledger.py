@@ -14,7 +14,7 @@ from rich.table import Table
 from fundsvc.app import connected, consuming, prepared
 from fundsvc.audit import ContractAudit, audit_contract
 from fundsvc.cli.running import DONE, NO, Json, at_primary, cli, print_json, progress, run
-from fundsvc.config import Config, PolicyConfig
+from fundsvc.config import Config
 from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
 from fundsvc.delivery import Delivered, Delivery, Gain, listed
@@ -91,10 +91,16 @@ def audit(context: typer.Context, json: Json = False) -> None:
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            audits = await _audit_all(pool, config.policy)
+            audits = await _audit_all(pool, complete)
         wrong = [audit for audit in audits if audit.differences]
         if json:
-            print_json({"contracts": audits, "differences": sum(len(audit.differences) for audit in wrong)})
+            print_json(
+                {
+                    "contracts": audits,
+                    "differences": sum(len(audit.differences) for audit in wrong),
+                    "unopened": sum(audit.unopened for audit in audits),
+                }
+            )
         else:
             _print_audits(audits, wrong)
         return NO if wrong else DONE
@@ -197,12 +203,13 @@ def _amounts(gain: Gain) -> list[str]:
     return [format_units(amount, gain.decimals) for amount in (gain.credited, gain.paid, gain.uncovered, gain.repaid)]
 
 
-async def _audit_all(pool: Pool, policy: PolicyConfig) -> list[ContractAudit]:
-    known = await known_contracts(pool)
+async def _audit_all(pool: Pool, config: Config) -> list[ContractAudit]:
+    known, policy, secrets = await known_contracts(pool), config.policy, config.ledger.secrets
     with progress() as bars:
         task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
         return [
-            await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol)) for symbol, _ in known
+            await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol), secrets)
+            for symbol, _ in known
         ]
 
 
@@ -214,6 +221,11 @@ def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit
     entries = sum(audit_found.entries for audit_found in audits)
     verdict = f"{len(wrong)} contracts differ" if wrong else "everything holds"
     console.print(f"{entries:,} entries of {len(audits):,} contracts recomputed: {verdict}", highlight=False)
+    unopened = sum(audit_found.unopened for audit_found in audits)
+    if unopened:
+        console.print(
+            f"{unopened:,} commitments to accounts not checked: their secrets are not in the configuration", highlight=False
+        )
 
 
 def _csv_writer() -> Callable[[Sequence[Any]], object]:

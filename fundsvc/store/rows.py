@@ -24,6 +24,7 @@ COLUMNS = (
     "trade_id",
     "order_id",
     "account",
+    "seal",
 )
 """The columns of a row, fixed widths first; `recorded_at` is the database's own clock."""
 
@@ -77,6 +78,8 @@ def copy_rows(entries: Iterable[Entry], hashes: Iterable[bytes]) -> bytes:
             order_id,
             _LENGTHS[len(account)],
             account,
+            _LENGTHS[len(line.seal)],
+            line.seal,
         )
     return b"".join(parts)
 
