@@ -183,7 +183,7 @@ async def http_side(
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, config.ledger.secrets)
         cached = CachedFunds(tail, funds.answer)
         sizing = SizingResources(reader, Targets(pool))
-        deleveraging = DeleveragingResources(reader, ledger, follower, tail, policy_of)
+        deleveraging = DeleveragingResources(reader, ledger, follower, tail, policy_of, config.queue.k_min)
         venues = venue_endpoints(
             config.http.venues, cached.answers, funds.summary, deleveraging, reader, Histories(pool), policy_of
         )

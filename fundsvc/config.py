@@ -125,6 +125,12 @@ class EngineConfig(Section, frozen=True):
 Venue = Literal["binance", "bybit", "gate", "okx"]
 
 
+class QueueConfig(Section, frozen=True):
+    """What the public is shown of ADL queues."""
+
+    k_min: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
+
+
 class HttpConfig(Section, frozen=True):
     """The HTTP side."""
 
@@ -246,6 +252,7 @@ class Config(Section, frozen=True):
     stream: StreamConfig = StreamConfig()
     engine: EngineConfig = EngineConfig()
     adl: AdlConfig = AdlConfig()
+    queue: QueueConfig = QueueConfig()
     http: HttpConfig = HttpConfig()
     ledger: LedgerConfig = LedgerConfig()
     token: TokenConfig = TokenConfig()

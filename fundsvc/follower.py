@@ -21,7 +21,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Fill
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
-from fundsvc.core.preview import Preview, preview
+from fundsvc.core.preview import AskedOf, Preview, preview
 from fundsvc.core.queue import Section, sections
 from fundsvc.core.ranking import Ranking
 from fundsvc.core.settlement import Fund
@@ -111,15 +111,17 @@ class Follower:
         """All books that have had a mark or a position; raises NotFollowed."""
         return [view for partition in self._partitions for view in partition.views()]
 
-    async def preview(self, contract: Contract, partition: int, policy: Policy, fill: Fill) -> tuple[Preview, BookView]:
-        """What a fill would do under a policy, to the fund as it stands and the book as it is shown.
+    async def preview(
+        self, contract: Contract, partition: int, policy: Policy, fill: Fill, asked_of: AskedOf = int
+    ) -> tuple[Preview, BookView]:
+        """What a fill would do under a policy, to the fund as it stands and the book as it is shown; see `core.preview`.
 
         Raises Rejection when it could not be settled, NotFollowed, or StoreFault.
         """
         (fund,) = await self._ledger.funds(partition, lambda _: policy, contract.symbol)
         orders = await self._ledger.open_orders(partition, contract.symbol)
         view = self.view(contract, partition)
-        return preview(fund, view.book, orders, fill), view
+        return preview(fund, view.book, orders, fill, asked_of), view
 
     def queue(self, view: BookView) -> Queue:
         """The queue of each side by lights, empty before there is a mark; ranked anew only when something has changed."""

@@ -18,6 +18,7 @@ from fundsvc.api.errors import NotFound
 from fundsvc.api.fund_answers import Candle, LinkAnswer, StandingAnswer, SummaryAnswer, candles, standing_answer, summary_answer
 from fundsvc.api.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
 from fundsvc.api.serving import Route, asked, fund_of, listed
+from fundsvc.api.sight import sight_of
 from fundsvc.api.tokens import Caller
 from fundsvc.core.chain import GENESIS
 from fundsvc.core.commitment import Secrets
@@ -149,7 +150,7 @@ class FundResources:
         found = await self._reader.history(symbol, count=2, offset=number + 1)
         if not number or not found or found[0].entry != number:
             raise NotFound(f"{symbol} has no entry {entry!r}: they are numbered from 1 to what its fund calls `entry`")
-        orders = await order_answers(self._ledger, await self._ledger.caused_by(symbol, number), contract)
+        orders = await order_answers(self._ledger, await self._ledger.caused_by(symbol, number), contract, sight_of(viewer))
         account, salt = await self._opening(found[0], viewer)
         return LinkAnswer(
             entry=entry_answer(found[0], contract),

@@ -1,6 +1,7 @@
 """Commands about auto-deleveraging, for the operator: adl preview names accounts."""
 
 import time
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -8,8 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from fundsvc.api.adl_answers import OrderAnswer, PreviewAnswer, order_answers, preview_answer
+from fundsvc.api.adl_answers import OrderAnswer, PreviewAnswer, order_answers, preview_answer, whole_preview
 from fundsvc.api.parameters import PAGE_ENTRIES_MAX
+from fundsvc.api.sight import OPERATOR
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, Json, at_primary, cli, print_json, run
 from fundsvc.config import Config
@@ -74,7 +76,7 @@ def orders(
             contract = (await _listed(pool, symbol)).contract
             ledger = Deleveragings(pool)
             found = await ledger.orders(symbol, count=limit, state=state)
-            answers = await order_answers(ledger, found, contract)
+            answers = await order_answers(ledger, found, contract, OPERATOR)
         if json:
             print_json(answers)
         else:
@@ -96,7 +98,7 @@ async def _preview(config: Config, changes: dict[str, Any], fill: Fill) -> Previ
             outcome, view = await follower.preview(found.contract, found.partition, policy, fill)
         except Rejection as rejection:
             raise ValueError(rejection.detail) from None
-    return preview_answer(outcome, view, allocations_max=None, accounts=True)
+    return preview_answer(outcome, view, partial(whole_preview, allocations_max=None, accounts=True))
 
 
 async def _listed(pool: Pool, symbol: str) -> Listed:

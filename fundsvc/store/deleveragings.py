@@ -39,7 +39,7 @@ class OrderRow(NamedTuple):
 
 
 class AllocationRow(NamedTuple):
-    """What a round asked of one position, which is not named, and why: the inputs of its rank, and what was executed."""
+    """What a round asked of one position, and why: the inputs of its rank, and what was executed."""
 
     rank: int
     ranked: int
@@ -49,6 +49,7 @@ class AllocationRow(NamedTuple):
     mark: int
     asked: int
     executed: int
+    account: str
 
 
 class RoundRow(NamedTuple):
@@ -210,7 +211,7 @@ def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> list[Allo
     """What a round asked, position by position; `executed` are lots by account."""
     columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True)
     return [
-        AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0))
+        AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0), account)
         for account, rank, lots, entry_price, margin, asked in columns
     ]
 

@@ -23,5 +23,5 @@ def test_a_section_holds_the_positions_with_its_lights(positions):
         lit = [one for rank, one in enumerate(standings, 1) if Rank(rank, len(standings)).lights == lights]
         scores = (lit[0].score, lit[-1].score) if lit else (None, None)
         profit = sum(one.unrealised_pnl for one in lit)
-        expected.append(Section(lights, len(lit), sum(one.lots for one in lit), *scores, profit))
+        expected.append(Section(lights, lights, len(lit), sum(one.lots for one in lit), *scores, profit))
     assert sections(side, mark) == expected
