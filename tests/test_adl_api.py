@@ -517,7 +517,7 @@ async def test_a_wrong_preview_is_told_what_is_wrong(world, subtests):
             assert message in body["msg"]
     for body_text in (b"", b"{", b"[]", b"\xff", b'{"side":"sell"}'):
         with subtests.test(body=body_text):
-            async with world.http.post(f"{ADL}/preview", data=body_text) as answer:
+            async with world.http.post(f"{ADL}/preview", data=body_text, headers=bearer("risk")) as answer:
                 assert (answer.status, (await answer.json())["code"]) == (400, "400100")
 
 

@@ -173,11 +173,11 @@ async def test_an_entry_is_opened_to_its_owner_and_to_risk(world, caller, opened
         assert made == shown["entry"]["commitment"]
 
 
-async def test_an_entry_without_a_commitment_is_answered_as_before(config):  # noqa: F811 - the fixture
+async def test_an_entry_without_a_commitment_has_nothing_to_open(config):  # noqa: F811 - the fixture
     async with world_of(config) as world:
         await world.send(*EVENTS)
         shown = await data(world, f"{FUND}/entries/2", bearer("trader", account=LIQUIDATED))
-        assert (shown["account"], "salt" in shown, "commitment" in shown["entry"]) == (LIQUIDATED, False, False)
+        assert ("account" in shown, "salt" in shown, shown["entry"]["commitment"]) == (False, False, "")
 
 
 async def test_a_queue_has_no_section_of_fewer_positions_than_k_min(world):

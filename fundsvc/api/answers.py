@@ -90,8 +90,8 @@ class EntryAnswer(Answer, frozen=True):
     """A ledger entry; everything of it but the account, which is never public.
 
     `keyId` and `commitment` (hex) are what the hash is over in the place of the account: with them anyone can recompute the
-    hash. They are left out where it is over the account itself: where there is none, and in entries of before there was a
-    ledger secret.
+    hash. They are "" where it is over the account itself: where there is none, and in entries of before there was a ledger
+    secret.
     """
 
     symbol: str
@@ -111,8 +111,8 @@ class EntryAnswer(Answer, frozen=True):
     ts: int
     recorded_at: int
     hash: str
-    key_id: str | UnsetType = UNSET
-    commitment: str | UnsetType = UNSET
+    key_id: str
+    commitment: str
 
 
 class Page(Answer, Generic[T], frozen=True):
@@ -225,8 +225,8 @@ def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
         ts=entry.ts,
         recorded_at=milliseconds(entry.recorded_at),
         hash=entry.hash.hex(),
-        key_id=seal.key_id.hex() or UNSET,
-        commitment=seal.commitment.hex() or UNSET,
+        key_id=seal.key_id.hex(),
+        commitment=seal.commitment.hex(),
     )
 
 

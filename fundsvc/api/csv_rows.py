@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
 
 from fundsvc.api.answers import EntryAnswer
 
@@ -24,5 +23,5 @@ HEADER = _lines([[field.encode_name for field in msgspec.structs.fields(EntryAns
 
 
 def csv_rows(entries: Iterable[EntryAnswer]) -> bytes:
-    """A line for each entry; a field that it does not have is empty."""
-    return _lines([["" if field is UNSET else field for field in msgspec.structs.astuple(entry)] for entry in entries])
+    """A line for each entry."""
+    return _lines(map(msgspec.structs.astuple, entries))

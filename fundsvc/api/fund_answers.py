@@ -61,7 +61,7 @@ class LinkAnswer(Answer, frozen=True):
     """An entry, the hash that its own was made of with it, and the ADL order that it caused.
 
     With a token of the entry's account, or of risk, `account` and `salt` (hex) open its commitment, which is HMAC-SHA-256 of
-    the account under the salt as the key. There is no salt where there is no commitment, or where this service does not have
+    the account under the salt as the key. They are left out where there is no commitment, or where this service does not have
     the secret that made it.
     """
 

@@ -21,7 +21,7 @@ from fundsvc.api.serving import Route, asked, fund_of, listed
 from fundsvc.api.sight import sight_of
 from fundsvc.api.tokens import Caller
 from fundsvc.core.chain import GENESIS
-from fundsvc.core.commitment import Secrets
+from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import Seldom
 from fundsvc.store.database import StoreFault
@@ -53,7 +53,7 @@ class FundResources:
         ledger: Deleveragings,
         appraiser: Appraiser,
         policy_of: Callable[[str], Policy],
-        secrets: Secrets,
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         self._reader = reader
         self._tail = tail
@@ -161,14 +161,14 @@ class FundResources:
         )
 
     async def _opening(self, entry: EntryRow, viewer: Caller | None) -> tuple[str | UnsetType, str | UnsetType]:
-        """The account and the salt of an entry for its owner or risk, as far as it has them; nothing for anybody else."""
-        if viewer is None or viewer.role not in OPENERS:
+        """The account and the salt that open an entry's commitment, for its owner and for risk."""
+        salt = self._secrets.salt(entry.symbol, entry.entry, entry.seal)
+        if viewer is None or viewer.role not in OPENERS or salt is None:
             return UNSET, UNSET
         account = await self._reader.account_of(entry.symbol, entry.entry)
-        if not account or (viewer.role == "trader" and account != viewer.account):
+        if viewer.role == "trader" and account != viewer.account:
             return UNSET, UNSET
-        salt = self._secrets.salt(entry.symbol, entry.entry, entry.seal)
-        return account, salt.hex() if salt else UNSET
+        return account, salt.hex()
 
     async def _pages(self, fund: FundRow, query: SpanQuery) -> AsyncIterator[list[EntryRow]]:
         """The entries of a fund as far as its row goes, within a time span, some at a time."""

@@ -23,8 +23,8 @@ SEAL_BYTES = KEY_ID_BYTES + 32
 _BLOCK_BYTES = 64
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 _INNER_REST, _OUTER_REST = (bytes([pad]) * (_BLOCK_BYTES - sha256().digest_size) for pad in (0x36, 0x5C))
-"""HMAC's block of SHA-256, and what it XORs a key with and fills a key of 32 bytes up with (RFC 2104). Written out, an HMAC takes
-half as long as `hmac.digest`, and each fill needs two.
+"""HMAC's block of SHA-256, and what it XORs a key with and fills a key of 32 bytes up with (RFC 2104). Written out, an HMAC
+takes half as long as `hmac.digest`, and each fill needs two.
 """
 
 _KEY_ID = b"fundsvc ledger secret"
