@@ -6,8 +6,8 @@ import msgspec
 
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.policy import Policy
-from fundsvc.core.replay import START, missing
-from fundsvc.store.audits import read_stretch
+from fundsvc.core.replay import missing
+from fundsvc.store.audits import Followed, beginning, read_stretch
 from fundsvc.store.database import Pool
 from fundsvc.store.policies import policies_of
 
@@ -44,7 +44,7 @@ async def audit_contract(
 
     `policy` is the configured one, where none was recorded.
     """
-    since, is_last = START, False
+    since, is_last = beginning(), False
     differences: list[str] = []
     head, unopened = "", 0
     while not is_last and not differences:
@@ -58,7 +58,7 @@ async def audit_contract(
                 break
         stretch.compare(replay)
         progress(len(stretch))
-        since, is_last = replay.checkpoint, stretch.ended
+        since, is_last = Followed(replay.checkpoint, replay.orders.opened), stretch.ended
         unopened += replay.unopened
         differences, head = replay.differences, stretch.ledger.fund.head.hex()
-    return ContractAudit(symbol, since.entry, head, differences[:DIFFERENCES_MAX], unopened)
+    return ContractAudit(symbol, since.checkpoint.entry, head, differences[:DIFFERENCES_MAX], unopened)

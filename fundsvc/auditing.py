@@ -11,6 +11,7 @@ Both go in short stretches, and rest after each so long that together they take 
 import asyncio
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
@@ -20,10 +21,11 @@ import structlog
 from fundsvc.config import AuditConfig
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.policy import Policy
-from fundsvc.core.replay import Checkpoint, missing
+from fundsvc.core.replay import missing
 from fundsvc.logs.faults import Outage
 from fundsvc.store.audits import (
     WALKS,
+    Followed,
     Held,
     Progress,
     Stretch,
@@ -58,6 +60,9 @@ RECHECK_SECONDS = 300.0
 LOOK_SECONDS = 1.0
 """How often a walk looks for what there is to do, at most."""
 
+OPEN_ORDERS_SIZE_MAX = 200_000
+"""Open orders, and positions that they ask, that are kept between visits: some 30 MB. Beyond it records are read again."""
+
 DIFFERENCES_MAX = 5
 """Of a stretch that are told: one altered entry may break all that follow."""
 
@@ -89,9 +94,39 @@ class Due(NamedTuple):
 class Found(NamedTuple):
     """What a walk found in a stretch: how far it came, what differs, and the first entry that does."""
 
-    checkpoint: Checkpoint
+    followed: Followed
     differences: list[str]
     differs_at: int | None
+
+
+class LeftOff:
+    """Where walks were left, with the orders that are open there: those of the latest, as far as memory is for."""
+
+    def __init__(self) -> None:
+        self._left: OrderedDict[tuple[str, Walk], tuple[Followed, int]] = OrderedDict()
+        self._size = 0
+
+    def take(self, symbols: Iterable[str], walk: Walk) -> dict[str, Followed]:
+        """Hands out where a walk through some ledgers was left, as far as that is known. What is taken may be changed."""
+        return {symbol: found for symbol in symbols if (found := self._pop(symbol, walk))}
+
+    def leave(self, held: Iterable[Held], walk: Walk) -> None:
+        """Notes where a walk was left. The end of a full one is where the newest one goes on."""
+        for one in held:
+            left: Walk = "newest" if one.ended else walk
+            self._pop(one.symbol, left)
+            size = one.followed.opened.size
+            if 0 < size <= OPEN_ORDERS_SIZE_MAX:
+                self._left[one.symbol, left] = one.followed, size
+                self._size += size
+        while self._size > OPEN_ORDERS_SIZE_MAX:
+            _, (_, size) = self._left.popitem(last=False)
+            self._size -= size
+
+    def _pop(self, symbol: str, walk: Walk) -> Followed | None:
+        followed, size = self._left.pop((symbol, walk), (None, 0))
+        self._size -= size
+        return followed
 
 
 class Auditor:
@@ -115,6 +150,7 @@ class Auditor:
         self._one_at_a_time = asyncio.Lock()  # One connection is enough, and two walks that end together do not collide.
         self._told: dict[tuple[str, Walk], list[str]] = {}
         self._followed = 0
+        self._left_off = LeftOff()
 
     async def run(self) -> None:
         """Walks, both ways at the same time."""
@@ -198,7 +234,7 @@ class Auditor:
         """Recomputes the next entries of some contracts, and answers of which of them there are more."""
         held: list[Held] = []
         differing: list[str] = []
-        stretches = await read_stretches(self._pool, counts, walk)
+        stretches = await read_stretches(self._pool, counts, walk, self._left_off.take(counts, walk))
         policies = await policies_of(self._pool, list(stretches), self._policy_of)
         for symbol, stretch in stretches.items():
             found = await self._follow(symbol, stretch, policies[symbol])
@@ -206,7 +242,7 @@ class Auditor:
                 self._differ(symbol, walk, found)
                 differing.append(symbol)
             else:
-                held.append(Held(symbol, found.checkpoint, stretch.ended))
+                held.append(Held(symbol, found.followed, stretch.ended))
         await self._keep(walk, held, differing)
         return [one.symbol for one in held if not one.ended]
 
@@ -215,6 +251,7 @@ class Auditor:
             await keep_held(self._pool, walk, held)
         if differing:
             await keep_differences(self._pool, walk, differing)
+        self._left_off.leave(held, walk)
         for one in held:
             self._hold(one.symbol, walk, ended=one.ended)
 
@@ -230,9 +267,9 @@ class Auditor:
                 await asyncio.sleep(0)
         self._metrics.recomputed(len(stretch))
         stretch.compare(replay)
-        if stretch.ended and self._owns(symbol):
-            self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, ledger.totals))
-        return Found(replay.checkpoint, replay.differences, replay.differs_at)
+        if stretch.totals and self._owns(symbol):
+            self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, stretch.totals))
+        return Found(Followed(replay.checkpoint, replay.orders.opened), replay.differences, replay.differs_at)
 
     def _differ(self, symbol: str, walk: Walk, found: Found) -> None:
         """Tells what a walk found, once."""

@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import pytest
-from escalations import BEGINNING, SYMBOL, ended, executed, mark, shortfall
+from escalations import BEGINNING, SYMBOL, ended, executed, mark, position, shortfall
 from eventually import eventually
 from exposed import sample_sum
 from ledgers import fill, listing, owned
 from structlog.testing import capture_logs
 
+from fundsvc.audit import audit_contract
 from fundsvc.auditing import STRETCH_ENTRIES, Auditor
 from fundsvc.config import AuditConfig
 from fundsvc.metrics import Metrics
@@ -366,6 +367,110 @@ class TestCost:
         async with auditing(config) as audit:
             await eventually(lambda: all(map(audit.good, sizes)))
             assert await audit.entries("newest") == sizes
+
+
+OPEN_ORDERS = 100
+READ = """
+SELECT relname, coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) AS rows
+FROM pg_stat_user_tables WHERE relname IN ('adl_records', 'adl_orders')
+"""
+"""Rows that PostgreSQL has read of the tables of ADL; what a session has read counts at the latest once it is over."""
+
+SESSIONS_OVER = """
+SELECT NOT EXISTS (
+    SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'fundsvc reader'
+)
+"""
+
+
+class TestCostOfOpenOrders:
+    """An audit costs by entries and records, however many orders are open meanwhile."""
+
+    @pytest.fixture(autouse=True)
+    def in_parts(self, monkeypatch):
+        monkeypatch.setattr("fundsvc.auditing.STRETCH_ENTRIES", 20)
+
+    @pytest.fixture
+    async def owner(self, config):
+        """A ledger with many open orders of a position each, and as many entries after them."""
+        async with owned(config) as owner:
+            asked = (position(f"account-{number:03}", -10, 41000) for number in range(OPEN_ORDERS + 10))
+            await owner.settle([BEGINNING[0], mark(39000), *asked])
+            await owner.settle(shortfall(seq, lots=10) for seq in range(1, OPEN_ORDERS + 1))
+            await owner.settle(surplus(seq) for seq in range(OPEN_ORDERS + 1, 2 * OPEN_ORDERS + 1))
+            yield owner
+
+    @pytest.fixture
+    async def rows(self, owner_connection):
+        """Counts the rows that sessions which are over have read. Tables as small as these would be read whole at each look."""
+        database = await owner_connection.fetchval("SELECT current_database()")
+        await owner_connection.execute(f'ALTER DATABASE "{database}" SET enable_seqscan = off')
+
+        async def count():
+            await eventually(lambda: owner_connection.fetchval(SESSIONS_OVER))
+            await owner_connection.execute("SELECT pg_stat_clear_snapshot()")
+            return dict(await owner_connection.fetch(READ))
+
+        return count
+
+    async def test_the_command_reads_each_record_once(self, config, owner, rows, monkeypatch):
+        monkeypatch.setattr("fundsvc.audit.STRETCH_ENTRIES", 10)
+        before = await rows()
+        async with open_pool(config.database.dsn, 1) as pool:
+            assert not (await audit_contract(pool, SYMBOL, lambda _: None)).differences
+        after = await rows()
+        assert 0 < after["adl_records"] - before["adl_records"] <= 2 * OPEN_ORDERS
+        assert 0 < after["adl_orders"] - before["adl_orders"] <= 4 * OPEN_ORDERS
+
+    async def test_a_full_walk_reads_each_record_once(self, config, owner, rows):
+        before = await rows()
+        async with auditing(config) as audit:
+            await eventually(lambda: audit.good(SYMBOL))
+        after = await rows()
+        assert 0 < after["adl_records"] - before["adl_records"] <= 2 * OPEN_ORDERS
+        assert 0 < after["adl_orders"] - before["adl_orders"] <= 6 * OPEN_ORDERS
+
+    async def test_the_newest_walk_reads_what_is_new_alone(self, config, owner, rows):
+        looks = 15
+        before = await rows()
+        async with auditing(config) as audit:
+            await eventually(lambda: audit.good(SYMBOL))
+            first = owner.entries(SYMBOL) + 1
+            for seq in range(first, first + looks):
+                await owner.settle([surplus(seq)])
+                await eventually(lambda entry=seq: reached_entry(audit, entry))
+        after = await rows()
+        assert after["adl_records"] - before["adl_records"] <= 2 * OPEN_ORDERS
+
+    async def test_a_walk_that_goes_on_after_a_restart_reads_open_orders_again(self, config, owner):
+        for first in (1, 3):
+            async with auditing(config) as audit:
+                await eventually(lambda: audit.good(SYMBOL))
+                await owner.settle([executed(2 * OPEN_ORDERS + first, first, *owner.asked(SYMBOL, first)[0])])
+                await owner.settle([surplus(2 * OPEN_ORDERS + first + 1)])
+                entries = owner.entries(SYMBOL)
+                await eventually(lambda entries=entries: reached_entry(audit, entries))
+                assert audit.good(SYMBOL)
+
+    @pytest.mark.parametrize("moved", [True, False])
+    async def test_the_row_of_an_open_order_is_compared_though_its_records_are_not_read_again(
+        self, config, owner, tamper, monkeypatch, moved
+    ):
+        monkeypatch.setattr("fundsvc.auditing.RECHECK_SECONDS", 0.05)
+        async with auditing(config) as audit:
+            await eventually(lambda: audit.good(SYMBOL))
+            await tamper("UPDATE adl_orders SET account = 'mine' WHERE adl = 7")
+            if moved:
+                await owner.settle([executed(2 * OPEN_ORDERS + 1, 7, *owner.asked(SYMBOL, 7)[0])])
+            await eventually(lambda: audit.bad(SYMBOL))
+
+
+def surplus(seq):
+    return shortfall(seq, lots=1, price=39001)
+
+
+async def reached_entry(audit, entry):
+    return (await audit.entries("newest")).get(SYMBOL) == entry
 
 
 class Cost(NamedTuple):

@@ -4,7 +4,7 @@ import csv
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -18,7 +18,7 @@ from fundsvc.config import Config
 from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
 from fundsvc.delivery import Delivered, Delivery, Gain, listed
-from fundsvc.export import COLUMNS, export_rows
+from fundsvc.export import COLUMNS, Row, export_rows
 from fundsvc.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import known_contracts, open_ledger
@@ -114,13 +114,13 @@ def export(
     symbol: str,
     form: Annotated[Literal["csv", "ndjson"], typer.Option("--format", help="How to write it.")] = "csv",
 ) -> None:
-    """Write the ledger of a contract to standard output, with all that is needed to verify it elsewhere."""
+    """Write the ledger of a contract, entries and ADL records, to standard output, with all that is needed to verify it."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
             ledger = await open_ledger(pool, symbol)
             write = _csv_writer() if form == "csv" else _write_json_line
-            async for row in export_rows(ledger):
+            async for row in export_rows(ledger, complete.ledger.secrets):
                 write(row)
         return DONE
 
@@ -228,14 +228,14 @@ def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit
         )
 
 
-def _csv_writer() -> Callable[[Sequence[Any]], object]:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(COLUMNS)
+def _csv_writer() -> Callable[[Row], object]:
+    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+    writer.writeheader()
     return writer.writerow
 
 
-def _write_json_line(row: Sequence[Any]) -> None:
-    sys.stdout.write(msgspec.json.encode(dict(zip(COLUMNS, row, strict=True))).decode() + "\n")
+def _write_json_line(row: Row) -> None:
+    sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
 
 
 def _print_outcomes(outcomes: dict[str, Outcome]) -> None:

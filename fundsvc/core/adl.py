@@ -112,7 +112,7 @@ NOBODY: frozenset[str] = frozenset()
 
 
 class Want(NamedTuple):
-    """What is to be asked: so many lots of a side at a price, not of the liquidated account.
+    """What is to be asked: so many lots of a side at a price, not of the liquidated account or others of its owner.
 
     `failures` counts, by account, the rounds in which it executed less than asked; `exhausted` are not asked any more.
     """

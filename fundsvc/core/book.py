@@ -13,6 +13,7 @@ from fundsvc.core.alphabet import Alphabet, Places
 from fundsvc.core.contracts import Contract
 from fundsvc.core.directory import NONE, Directory
 from fundsvc.core.events import Reason, Rejection
+from fundsvc.core.owners import Owners
 from fundsvc.core.ranking import (
     ROWS_MAX,
     UNSURE,
@@ -61,7 +62,8 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
     """The columns of a side as they are kept: little-endian 64-bit integers, a row per position.
 
     `seq` is empty where no position has a sequence; rows with a sequence are kept with 0 lots once they are closed. `seen` has
-    a byte per row while a snapshot is under way, 1 where it named the row.
+    a byte per row while a snapshot is under way, 1 where it named the row. `legs` has a byte per row, 1 where the row is one
+    leg of an account in hedge mode; it is empty where none is.
     """
 
     accounts: list[str]
@@ -70,15 +72,17 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
     margin: bytes
     seq: bytes = b""
     seen: bytes | None = None
+    legs: bytes = b""
 
 
 class SavedBook(msgspec.Struct, array_like=True, frozen=True):
-    """A book as it is kept between restarts."""
+    """A book as it is kept between restarts. `owners` has the owner of each account that was named one."""
 
     long: SavedSide
     short: SavedSide
     stale: bool = False
     known_ms: int = NOTHING_KNOWN
+    owners: dict[str, str] = {}
 
 
 class Candidates:
@@ -177,6 +181,7 @@ class Side:
         self._alphabet = Alphabet(self._directory.accounts)
         self._seq: Integers | None = None
         self._seen: bytearray | None = None
+        self._legs: bytearray | None = None
         self._exact = np.empty((0, _FIELDS), np.int64)
         self._entry: Floats = np.empty(0)
         self._margin_per_lot: Floats = np.empty(0)
@@ -287,6 +292,21 @@ class Side:
         row = self._directory.find(account)
         if row != NONE:
             self._mark_seen(row)
+
+    def set_leg(self, account: str, *, is_leg: bool) -> None:
+        """Notes whether the open position of an account is one leg in hedge mode, or its whole position."""
+        if self._legs is None:
+            if not is_leg:
+                return
+            self._legs = bytearray(len(self._exact))
+        row = self._directory.find(account)
+        if row >= len(self._legs):
+            self._legs.extend(bytes(len(self._exact) - len(self._legs)))
+        self._legs[row] = is_leg
+
+    def is_leg(self, row: int) -> bool:
+        """Whether a row is one leg of an account in hedge mode."""
+        return self._legs is not None and row < len(self._legs) and bool(self._legs[row])
 
     def begin_snapshot(self) -> None:
         """Begins to note the rows that a snapshot names."""
@@ -441,7 +461,8 @@ class Side:
         names = [self.accounts[row] for row in rows.tolist()]
         seen = self._seen
         named = None if seen is None else bytes(seen[row] if row < len(seen) else 0 for row in rows.tolist())
-        return SavedSide(names, lots, entry_price, margin, seq, named)
+        legs = b"" if self._legs is None else bytes(map(self.is_leg, rows.tolist()))
+        return SavedSide(names, lots, entry_price, margin, seq, named, legs)
 
     def restore(self, saved: SavedSide) -> Iterator[None]:
         """Sets the positions that were kept, some at each step."""
@@ -453,6 +474,9 @@ class Side:
             for account, *position in zip(saved.accounts[part], *columns, strict=True):
                 if position[0]:
                     self.set(account, *position)
+            for account, is_leg in zip(saved.accounts[part], saved.legs[part], strict=False):
+                if is_leg and self.row_of(account) != NONE:
+                    self.set_leg(account, is_leg=True)
             if seq is not None:
                 for account, number in zip(saved.accounts[part], seq[part].tolist(), strict=True):
                     if number:
@@ -545,7 +569,8 @@ class Book:
 
     `mark_ts` is the engine's time of the mark (ms), `mark_seq` its sequence, 0 without one. `stale` says that the stream lost
     its tail since the last snapshot: positions may have been closed that are still here. Messages up to the time `known_ms` of
-    the stream (ms) had been settled when that was found: they are read again, and change nothing here.
+    the stream (ms) had been settled when that was found: they are read again, and change nothing here. `owners` says which
+    accounts are of the same owner.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -554,6 +579,7 @@ class Book:
         self.mark_seq = 0
         self.stale = False
         self.known_ms = NOTHING_KNOWN
+        self.owners = Owners()
         self._long, self._short = Side(contract, "long"), Side(contract, "short")
         self.sides: dict[SideName, Side] = {"long": self._long, "short": self._short}
 
@@ -578,6 +604,7 @@ class Book:
             side, other = (self._long if leg == "LONG" else self._short), None
         if lots:
             side.set(account, abs(lots), entry_price, margin)
+            side.set_leg(account, is_leg=leg != "BOTH")
         else:
             side.close(account)
         if other is not None and other.open:
@@ -614,6 +641,13 @@ class Book:
         """How many positions are open."""
         return self._long.open + self._short.open
 
+    def leg_of(self, name: SideName, row: int) -> Leg:
+        """The leg as which the engine named an open position; one of two legs is `LONG` or `SHORT` however it was named."""
+        side, other = (self._long, self._short) if name == "long" else (self._short, self._long)
+        if not side.is_leg(row) and other.row_of(side.accounts[row]) == NONE:
+            return "BOTH"
+        return "LONG" if name == "long" else "SHORT"
+
     def positions(self, account: str) -> Iterator[tuple[SideName, int]]:
         """The side and row of each of an account's open positions."""
         for name, side in self.sides.items():
@@ -623,13 +657,16 @@ class Book:
 
     def save(self) -> SavedBook:
         """The positions as they stand, to be kept; the mark is kept beside them."""
-        return SavedBook(self._long.save(), self._short.save(), self.stale, self.known_ms)
+        owners = self.owners.keep(lambda account: any(side.row_of(account) != NONE for side in self.sides.values()))
+        return SavedBook(self._long.save(), self._short.save(), self.stale, self.known_ms, dict(owners))
 
     def restore(self, saved: SavedBook) -> Iterator[None]:
         """Sets the positions that were kept, some at each step."""
         self.stale, self.known_ms = saved.stale, saved.known_ms
         yield from self._long.restore(saved.long)
         yield from self._short.restore(saved.short)
+        for account, owner in saved.owners.items():
+            self.owners.name(account, owner)
 
     def _sides_of(self, leg: Leg) -> Sequence[Side]:
         match leg:

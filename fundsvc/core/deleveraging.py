@@ -128,8 +128,9 @@ class Deleveraging:
             or (self.book.stale and policy.stale_books == "skip")
         ):
             return search.picks()
-        search.ask_all_but((want.account, *want.failures, *want.exhausted))
-        for accounts in _by_failures(want) if want.failures else ():
+        liquidated = {want.account, *self.book.owners.of_same(want.account)}
+        search.ask_all_but((*liquidated, *want.failures, *want.exhausted))
+        for accounts in _by_failures(want, liquidated) if want.failures else ():
             search.ask_among(accounts)
         return search.picks()
 
@@ -250,10 +251,10 @@ class _Search:
         return free if self._cap == SHARE_UNITS else min(free, max(1, held * self._cap // SHARE_UNITS))
 
 
-def _by_failures(want: Want) -> Iterator[Sequence[str]]:
+def _by_failures(want: Want, liquidated: Collection[str]) -> Iterator[Sequence[str]]:
     """The accounts that failed an order and may be asked once more, those with the fewest failures first."""
     failed: dict[int, list[str]] = {}
     for account, failures in want.failures.items():
-        if account not in want.exhausted and account != want.account:
+        if account not in want.exhausted and account not in liquidated:
             failed.setdefault(failures, []).append(account)
     return (failed[failures] for failures in sorted(failed))

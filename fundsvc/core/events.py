@@ -67,8 +67,8 @@ class Position(Event, frozen=True, tag="position"):
     """An account's position: signed lots (0 = closed); margin in settlement currency without unrealised PnL.
 
     In hedge mode `position_side` names the leg: `LONG` with lots >= 0, `SHORT` with lots <= 0. `BOTH` replaces both legs.
-    `owner` names the person behind several accounts. `seq` is the engine's own sequence of positions: per leg, an event
-    whose `seq` is not above the last one is a duplicate.
+    `owner` names the person behind several accounts: ADL asks no account of the owner of the liquidated one. `seq` is the
+    engine's own sequence of positions: per leg, an event whose `seq` is not above the last one is a duplicate.
     """
 
     symbol: Symbol

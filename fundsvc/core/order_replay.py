@@ -43,23 +43,67 @@ class OrdersCheckpoint(NamedTuple):
     begun: Begun = Begun()
 
 
-class OrdersReplay:
-    """Follows a contract's ADL records from a checkpoint. `opened` are all records by then of the orders open there.
+class OpenOrders:
+    """The orders of a contract that are open at a place of its records, made from all their records up to there.
 
-    `orders` are the open orders, and `closed` those that were closed since, as the rules have them. `undated` are orders with
-    records that do not say what entry they follow: of those, sequences are not known either.
+    `undated` are those with records that do not say what entry they follow: of those, sequences are not known either.
+    `unchecked` are those whose rows were not compared since they last moved.
     """
 
-    def __init__(self, differ: Differ, since: OrdersCheckpoint, opened: Iterable[AdlRecord] = ()) -> None:
+    def __init__(self, records: Iterable[AdlRecord] = ()) -> None:
         self.orders: dict[int, AdlOrder] = {}
-        self.closed: dict[int, OrderState] = {}
         self.undated: set[int] = set()
+        for record in records:
+            self._reopen(record)
+        self.unchecked = set(self.orders)
+
+    @property
+    def size(self) -> int:
+        """How many orders these are, and positions that their rounds ask: what they take of memory."""
+        return sum(1 + len(order.asked) for order in self.orders.values())
+
+    def distrust(self) -> None:
+        """Has the rows of all orders compared again."""
+        self.unchecked = set(self.orders)
+
+    def _reopen(self, record: AdlRecord) -> None:
+        """Takes up a record that was followed before, of an order that is open."""
+        if not record.entry:
+            self.undated.add(record.adl)
+        if record.kind == "order":
+            order = _reopened(record)
+            self.orders[order.adl] = order
+            return
+        order = self.orders[record.adl]
+        order.seq = max(order.seq, record.seq)
+        match record.kind:
+            case "round":
+                order.end_round()
+                order.begin_round(terms_of(record.kind, record.body), 0)
+            case "part":
+                order.asked.extend(terms_of(record.kind, record.body))
+            case "execution":
+                order.execute(AdlFill(order.symbol, record.seq, order.adl, record.account, record.lots, record.ts))
+
+
+class OrdersReplay:
+    """Follows a contract's ADL records from a checkpoint, and takes the orders that are open there along.
+
+    `opened` are the open orders, and `closed` those that were closed since, as the rules have them.
+    """
+
+    def __init__(self, differ: Differ, since: OrdersCheckpoint, opened: OpenOrders | None = None) -> None:
+        self.opened = opened or OpenOrders()
+        self.closed: dict[int, OrderState] = {}
         self.record, self.head, self.adl = since.record, since.head, since.adl
         self._recovered = since.recovered
         self._missing, self._asked, self._idle = since.begun.positions, since.begun.lots, since.begun.idle
         self._differ = differ
-        for record in opened:
-            self._reopen(record)
+
+    @property
+    def orders(self) -> dict[int, AdlOrder]:
+        """The open orders by number."""
+        return self.opened.orders
 
     @property
     def checkpoint(self) -> OrdersCheckpoint:
@@ -96,7 +140,7 @@ class OrdersReplay:
             self._differ(f"hash is {digest.hex()}, it should be {self.head.hex()}")
         self.record, self.head = record.record, digest
         if not record.entry:
-            self.undated.add(record.adl)
+            self.opened.undated.add(record.adl)
         if (record.kind != "execution" and record.account) or (record.kind not in ("execution", "end") and record.lots):
             self._differ("names an account or lots, which its kind has not")
         try:
@@ -106,18 +150,24 @@ class OrdersReplay:
             return None
 
     def compare(self, stored: Mapping[int, OrderState], *, ended: bool) -> None:
-        """Compares rows of orders, by number, with the orders closed since, and at the end of the records with open ones."""
-        expected = self.closed | ({adl: order.written() for adl, order in self.orders.items()} if ended else {})
+        """Compares rows of orders, by number, with the orders closed since, and at the end of the records with open ones that
+        have moved since that was done last.
+        """
+        expected = self.closed
+        if ended:
+            expected = expected | {adl: self.orders[adl].written() for adl in sorted(self.opened.unchecked)}
+            self.opened.unchecked.clear()
         for adl, order in expected.items():
             if adl in stored:
                 self._compare(stored[adl], order)
             else:
                 self._differ(f"ADL order {adl} is missing")
+        self.opened.undated.difference_update(self.closed)
 
     def _compare(self, stored: OrderState, expected: OrderState) -> None:
         for name, found in stored._asdict().items():
             wanted = getattr(expected, name)
-            if name in _NOT_RECOMPUTED or (name == "seq" and stored.adl in self.undated and found >= wanted):
+            if name in _NOT_RECOMPUTED or (name == "seq" and stored.adl in self.opened.undated and found >= wanted):
                 continue
             if found != wanted:
                 self._differ(f"ADL order {stored.adl}: {name} is {found}, by its records it should be {wanted}")
@@ -130,6 +180,7 @@ class OrdersReplay:
         if order is None:
             self._differ(f"is of ADL order {record.adl}, which is not open")
             return None
+        self.opened.unchecked.add(order.adl)
         order.seq = max(order.seq, record.seq)
         match record.kind:
             case "round":
@@ -155,6 +206,7 @@ class OrdersReplay:
             self._differ(f"begins an ADL order {found}, by its cause it should be {wanted}")
         self.adl = order.adl
         self.orders[order.adl] = order
+        self.opened.unchecked.add(order.adl)
         self._begin_round(order, body.first)
 
     def _ask(self, order: AdlOrder, record: AdlRecord) -> None:
@@ -218,26 +270,8 @@ class OrdersReplay:
     def _close_if_over(self, order: AdlOrder) -> None:
         if order.state != "open":
             del self.orders[order.adl]
+            self.opened.unchecked.discard(order.adl)
             self.closed[order.adl] = order.written()
-
-    def _reopen(self, record: AdlRecord) -> None:
-        """Takes up a record that was followed before, of an order that is open."""
-        if not record.entry:
-            self.undated.add(record.adl)
-        if record.kind == "order":
-            order = _reopened(record)
-            self.orders[order.adl] = order
-            return
-        order = self.orders[record.adl]
-        order.seq = max(order.seq, record.seq)
-        match record.kind:
-            case "round":
-                order.end_round()
-                order.begin_round(terms_of(record.kind, record.body), 0)
-            case "part":
-                order.asked.extend(terms_of(record.kind, record.body))
-            case "execution":
-                order.execute(AdlFill(order.symbol, record.seq, order.adl, record.account, record.lots, record.ts))
 
 
 def _facts(order: AdlOrder | OrderBody) -> tuple[object, ...]:

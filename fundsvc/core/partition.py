@@ -409,6 +409,8 @@ class Partition:
         if not desk.book.open:
             self._keep(position.symbol)  # followers of the kept books learn at once that this one has positions
         desk.book.set(position.account, position.lots, entry_price, margin, position.position_side)
+        if position.owner:
+            desk.book.owners.name(position.account, position.owner)
         if position.seq is not None:
             desk.book.remember(position.account, position.position_side, position.seq)
 

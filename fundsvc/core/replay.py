@@ -14,7 +14,7 @@ from fundsvc.core.chain import GENESIS, Entry, link
 from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, Secrets, commitment, seal_parts
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.events import Rejection
-from fundsvc.core.order_replay import OrdersCheckpoint, OrdersReplay
+from fundsvc.core.order_replay import OpenOrders, OrdersCheckpoint, OrdersReplay
 from fundsvc.core.policy import Guard, Policy, SavedGuard
 from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import Fund, FundState
@@ -111,10 +111,11 @@ class Replay:
     """Follows a ledger from a checkpoint, entry 1 unless told otherwise, and notes every difference from the rules.
 
     `late` are the numbers of the entries whose events were rejected at first and settled later: only their sequence may lie
-    below that of an earlier entry. `opened` are the records of the orders that are open at the checkpoint. Differences are
-    sentences; an empty list means that everything holds. `differs_at` is the number of the first entry that differs, or of the
-    last one before a record that does, None while there is none. `orders` has the ADL orders as the rules have them.
-    `secrets` open commitments to accounts; `unopened` counts those that they do not open.
+    below that of an earlier entry. `opened` are the orders that are open at the checkpoint: the replay takes them along, so
+    they are those of its own checkpoint afterwards. Differences are sentences; an empty list means that everything holds.
+    `differs_at` is the number of the first entry that differs, or of the last one before a record that does, None while there
+    is none. `orders` has the ADL orders as the rules have them. `secrets` open commitments to accounts; `unopened` counts those
+    that they do not open.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Replay:
         late: Collection[int] = (),
         since: Checkpoint = START,
         policies: Policies = UNKNOWN,
-        opened: Iterable[AdlRecord] = (),
+        opened: OpenOrders | None = None,
         secrets: Secrets = NO_SECRETS,
     ) -> None:
         self.differences: list[str] = []

@@ -18,14 +18,13 @@ from fundsvc.core.adl import OrderState
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.order_replay import Begun, OrdersCheckpoint
+from fundsvc.core.order_replay import Begun, OpenOrders, OrdersCheckpoint
 from fundsvc.core.policy import SavedGuard
-from fundsvc.core.records import AdlRecord
 from fundsvc.core.replay import START, Checkpoint, OrderTotals, Pending, Policies, Replay, Undated, contract_differences
 from fundsvc.core.settlement import FundState
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
-from fundsvc.store.exports import fund_state_from, line_from
+from fundsvc.store.exports import fund_state_from, line_from, record_from
 from fundsvc.store.reader import READ_SECONDS_MAX, fetch
 from fundsvc.store.writer import contract_from
 
@@ -56,51 +55,73 @@ async def audit_progress(pool: Pool, walk: Walk) -> list[Progress]:
 
 
 class Ledger(NamedTuple):
-    """What the end of a walk is compared with, at one moment: `late` are the numbers of entries that settled formerly rejected
-    events, `totals` the sums over the rows of all ADL orders, `differences` those of the contract from its listing, and
-    `policies_since` when its partition first recorded policies.
+    """What a walk is compared with, at one moment: `late` are the numbers of entries in reach that settled formerly rejected
+    events, `differences` those of the contract from its listing, `policies_since` when its partition first recorded policies.
     """
 
     contract: Contract
     fund: FundState
     late: frozenset[int]
-    totals: OrderTotals
     differences: list[str]
     policies_since: datetime | None
 
 
+class Followed(NamedTuple):
+    """How far a walk has come, and the orders that are open there: it goes on without reading their records again."""
+
+    checkpoint: Checkpoint
+    opened: OpenOrders
+
+
+def beginning() -> Followed:
+    """Where a walk begins."""
+    return Followed(START, OpenOrders())
+
+
 class Rows(NamedTuple):
-    """Of one contract: entries and ADL records beyond a checkpoint, up to so many each; the records of the orders that are open
-    there; and the rows of all orders that these are of.
-    """
+    """Of one contract: entries and ADL records beyond a checkpoint, up to so many each;"""
 
     entries: Sequence[asyncpg.Record]
     entries_max: int
     records: Sequence[asyncpg.Record]
     records_max: int
-    opened: Sequence[asyncpg.Record]
-    orders: Mapping[int, OrderState]
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing beyond them."""
+        return len(self.entries) < self.entries_max and len(self.records) < self.records_max
+
+
+class Orders(NamedTuple):
+    """What the ADL orders that a walk follows are compared with: their rows by number, and at the end the sums over the rows of
+    all orders of the contract.
+    """
+
+    rows: Mapping[int, OrderState]
+    totals: OrderTotals | None
 
 
 class Stretch:
     """The part of a contract's ledger that a walk goes through next, as it stands at one moment, and what it goes on from.
 
-    `ledger` is None where the contract or its fund is missing; `ended` says that this is the last part.
+    `ledger` is None where the contract or its fund is missing; `ended` says that this is the last part, and only there `totals`
+    has the sums over the rows of all ADL orders.
     """
 
-    def __init__(self, since: Checkpoint, ledger: Ledger | None, rows: Rows) -> None:
+    def __init__(self, since: Followed, ledger: Ledger | None, rows: Rows, orders: Orders) -> None:
         self.since = since
         self.ledger = ledger
-        self.ended = len(rows.entries) < rows.entries_max and len(rows.records) < rows.records_max
+        self.ended = rows.ended
+        self.totals = orders.totals
         self._rows = rows
+        self._orders = orders.rows
 
     def __len__(self) -> int:
         return len(self._rows.entries)
 
     def replay(self, ledger: Ledger, policies: Policies, secrets: Secrets = NO_SECRETS) -> Replay:
-        """A replay that goes on from where this part begins."""
-        opened = map(record_from, self._rows.opened)
-        return Replay(ledger.contract, ledger.late, self.since, policies, opened, secrets)
+        """A replay that goes on from where this part begins. It takes the open orders along, so there is one at most."""
+        return Replay(ledger.contract, ledger.late, self.since.checkpoint, policies, self.since.opened, secrets)
 
     def followed(self, replay: Replay) -> Iterator[None]:
         """Has a replay follow the entries and records in the order in which they were made, one at a time."""
@@ -116,9 +137,9 @@ class Stretch:
 
     def compare(self, replay: Replay) -> None:
         """Compares what was recomputed with the rows of orders, and at the end with the fund."""
-        replay.compare(self._rows.orders, ended=self.ended)
-        if self.ended and self.ledger:
-            replay.finish(self.ledger.fund, self.ledger.totals)
+        replay.compare(self._orders, ended=self.ended)
+        if self.totals and self.ledger:
+            replay.finish(self.ledger.fund, self.totals)
             replay.differences.extend(self.ledger.differences)
 
     def _has_recorded_policies(self, recorded_at: datetime) -> bool:
@@ -129,7 +150,7 @@ class Stretch:
     def _merged(self) -> Iterator[tuple[tuple[int, bool], asyncpg.Record]]:
         """Entries and records by their place, as far as nothing that is not here may come between them."""
         entries, records = self._rows.entries, self._rows.records
-        after = accumulate((row["entry"] for row in records), max, initial=self.since.entry)
+        after = accumulate((row["entry"] for row in records), max, initial=self.since.checkpoint.entry)
         places = list(after)[1:]
         last_entry = INT64_MAX if len(entries) < self._rows.entries_max else entries[-1]["entry"]
         last_place = INT64_MAX if len(records) < self._rows.records_max else places[-1]
@@ -142,23 +163,26 @@ class Held(NamedTuple):
     """How far a walk has come with everything holding; `ended` says that this is the end of the ledger."""
 
     symbol: str
-    checkpoint: Checkpoint
+    followed: Followed
     ended: bool
 
 
-async def read_stretches(pool: Pool, counts: Mapping[str, int], walk: Walk) -> dict[str, Stretch]:
+async def read_stretches(
+    pool: Pool, counts: Mapping[str, int], walk: Walk, followed: Mapping[str, Followed]
+) -> dict[str, Stretch]:
     """What lies before a walk through some contracts' ledgers, of each up to so many entries; raises StoreFault.
 
-    One snapshot for all of them: its statements cost as much for a hundred contracts as for one.
+    One snapshot for all of them: its statements cost as much for a hundred contracts as for one. `followed` is where the walk
+    was left: if it still is there, the records of open orders are not read again.
     """
     async with _snapshot(pool) as connection:
         checkpoints = await connection.fetch(SQL["audit_checkpoints"], list(counts), walk)
         since = dict.fromkeys(counts, START) | {row["symbol"]: _checkpoint(row) for row in checkpoints}
-        return await _stretches(connection, since, list(counts.values()))
+        return await _stretches(connection, await _reopened(connection, since, followed), list(counts.values()))
 
 
-async def read_stretch(pool: Pool, symbol: str, since: Checkpoint, count: int) -> Stretch:
-    """What lies beyond a checkpoint of a contract's ledger, up to so many entries; raises StoreFault."""
+async def read_stretch(pool: Pool, symbol: str, since: Followed, count: int) -> Stretch:
+    """What lies beyond a place of a contract's ledger, up to so many entries; raises StoreFault."""
     async with _snapshot(pool) as connection:
         return (await _stretches(connection, {symbol: since}, [count]))[symbol]
 
@@ -171,37 +195,58 @@ async def _snapshot(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
 
 
 async def _stretches(
-    connection: PoolConnectionProxy, since: Mapping[str, Checkpoint], counts: Sequence[int]
+    connection: PoolConnectionProxy, since: Mapping[str, Followed], counts: Sequence[int]
 ) -> dict[str, Stretch]:
     symbols = list(since)
-    entries_after = [one.entry for one in since.values()]
-    records_after = [one.orders.record for one in since.values()]
+    entries_after = [one.checkpoint.entry for one in since.values()]
+    records_after = [one.checkpoint.orders.record for one in since.values()]
     records_max = [max(1, min(count, RECORDS_MAX // len(symbols))) for count in counts]
-    ledgers = await _ledgers(connection, symbols, entries_after)
+    ledgers = await _ledgers(connection, symbols, entries_after, counts)
     entries = _by_symbol(await connection.fetch(SQL["audit_entries"], symbols, entries_after, counts))
     records = _by_symbol(await connection.fetch(SQL["audit_records"], symbols, records_after, records_max))
-    open_orders = [(symbol, adl, one.orders.record) for symbol, one in since.items() for adl in one.orders.open]
-    opened = _by_symbol(await _fetch_of(connection, "audit_opened", open_orders, 3))
-    orders = await _order_rows(connection, {(symbol, adl) for symbol, adl, _ in open_orders}, records)
-    return {
-        symbol: Stretch(
-            since[symbol],
-            ledgers.get(symbol),
-            Rows(entries[symbol], counts[place], records[symbol], records_max[place], opened[symbol], orders[symbol]),
-        )
+    rows = {
+        symbol: Rows(entries[symbol], counts[place], records[symbol], records_max[place])
         for place, symbol in enumerate(symbols)
+    }
+    orders = await _orders(connection, since, rows)
+    return {symbol: Stretch(since[symbol], ledgers.get(symbol), rows[symbol], orders[symbol]) for symbol in symbols}
+
+
+async def _reopened(
+    connection: PoolConnectionProxy, since: Mapping[str, Checkpoint], followed: Mapping[str, Followed]
+) -> dict[str, Followed]:
+    """The open orders at some checkpoints: as they were left there, else from their records."""
+    left = {symbol: one.opened for symbol, one in followed.items() if one.checkpoint.orders == since[symbol].orders}
+    wanted = [
+        (symbol, adl, one.orders.record) for symbol, one in since.items() if symbol not in left for adl in one.orders.open
+    ]
+    records = _by_symbol(await _fetch_of(connection, "audit_opened", wanted, 3))
+    return {
+        symbol: Followed(one, left.get(symbol) or OpenOrders(map(record_from, records[symbol])))
+        for symbol, one in since.items()
     }
 
 
-async def _order_rows(
-    connection: PoolConnectionProxy, opened: set[tuple[str, int]], records: Mapping[str, Sequence[asyncpg.Record]]
-) -> dict[str, dict[int, OrderState]]:
-    """The rows of orders that are open at a checkpoint, or that records are of, by contract and number."""
-    named = {(symbol, row["adl"]) for symbol, rows in records.items() for row in rows}
+async def _orders(
+    connection: PoolConnectionProxy, since: Mapping[str, Followed], rows: Mapping[str, Rows]
+) -> dict[str, Orders]:
+    """What the orders of some parts are compared with: rows of those that records name; at the end of a ledger also of those
+    that moved earlier, and of all open ones where nothing is new.
+    """
+    ended = [symbol for symbol, part in rows.items() if part.ended]
+    for symbol in ended:
+        if not rows[symbol].entries and not rows[symbol].records:
+            since[symbol].opened.distrust()
+    named = {(symbol, row["adl"]) for symbol, part in rows.items() for row in part.records}
+    moved = {(symbol, adl) for symbol in ended for adl in since[symbol].opened.unchecked}
     found: dict[str, dict[int, OrderState]] = defaultdict(dict)
-    for row in await _fetch_of(connection, "audit_order_rows", sorted(opened | named), 2):
+    for row in await _fetch_of(connection, "audit_order_rows", sorted(named | moved), 2):
         found[row["symbol"]][row["adl"]] = OrderState(*(row[name] for name in OrderState._fields))
-    return found
+    totals = {
+        row["symbol"]: OrderTotals(*(int(row[name]) for name in OrderTotals._fields))
+        for row in await _fetch_of(connection, "audit_orders", [(symbol,) for symbol in ended], 1)
+    }
+    return {symbol: Orders(found[symbol], totals.get(symbol)) for symbol in rows}
 
 
 async def _fetch_of(
@@ -213,18 +258,18 @@ async def _fetch_of(
     return await connection.fetch(SQL[block], *([key[part] for key in keys] for part in range(width)))
 
 
-async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], after: Sequence[int]) -> dict[str, Ledger]:
-    """The ledgers of those contracts that are listed and have a fund; `late` entries only beyond those given."""
+async def _ledgers(
+    connection: PoolConnectionProxy, symbols: Sequence[str], after: Sequence[int], counts: Sequence[int]
+) -> dict[str, Ledger]:
+    """The ledgers of those contracts that are listed and have a fund; `late` are so many entries beyond those given."""
     late: dict[str, set[int]] = defaultdict(set)
-    for symbol, entry in await connection.fetch(SQL["audit_late"], symbols, after):
+    for symbol, entry in await connection.fetch(SQL["audit_late"], symbols, after, counts):
         late[symbol].add(entry)
-    totals = {row["symbol"]: row for row in await connection.fetch(SQL["audit_orders"], symbols)}
     return {
         row["symbol"]: Ledger(
             contract_from(row),
             fund_state_from(row),
             frozenset(late[row["symbol"]]),
-            OrderTotals(*(int(totals[row["symbol"]][name]) for name in OrderTotals._fields)),
             contract_differences(
                 contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
             ),
@@ -239,11 +284,6 @@ def _by_symbol(rows: Iterable[asyncpg.Record]) -> dict[str, list[asyncpg.Record]
     for row in rows:
         found[row["symbol"]].append(row)
     return found
-
-
-def record_from(row: asyncpg.Record) -> AdlRecord:
-    """The ADL record in a row that has all its columns."""
-    return AdlRecord(*(row[name] for name in AdlRecord.__struct_fields__))
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -277,7 +317,7 @@ def _checkpoint(row: asyncpg.Record) -> Checkpoint:
 
 
 def _progress_row(walk: Walk, held: Held) -> tuple[Any, ...]:
-    one = held.checkpoint
+    one = held.followed.checkpoint
     orders = one.orders
     return (
         held.symbol,
@@ -300,7 +340,7 @@ async def keep_held(pool: Pool, walk: Walk, held: Sequence[Held]) -> None:
     """
     rows = [_progress_row("newest", one) for one in held if walk == "newest" or one.ended]
     if walk == "full":
-        rows += [_progress_row("full", one._replace(checkpoint=START) if one.ended else one) for one in held]
+        rows += [_progress_row("full", one._replace(followed=beginning()) if one.ended else one) for one in held]
     await fetch(pool, "audit_held", *map(list, zip(*rows, strict=True)))
 
 

@@ -1,4 +1,4 @@
-"""A contract's whole ledger, streamed."""
+"""A contract's whole ledger, entries and ADL records, streamed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,6 +10,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract
+from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
 from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
 from fundsvc.store.reader import READ_SECONDS_MAX, fetch
@@ -17,6 +18,9 @@ from fundsvc.store.writer import contract_from, saved_guard_from
 
 ROWS_PER_PAGE = 2000
 """Keeps memory constant however long the ledger is, and each transaction short."""
+
+RECORDS_PER_PAGE = 100
+"""ADL records take up to 60 kB each."""
 
 
 class UnknownContract(LookupError):
@@ -27,6 +31,14 @@ class Line(NamedTuple):
     """An entry with its hash and the time it was recorded."""
 
     entry: Entry
+    hash: bytes
+    recorded_at: datetime
+
+
+class RecordLine(NamedTuple):
+    """An ADL record with its hash and the time it was recorded."""
+
+    record: AdlRecord
     hash: bytes
     recorded_at: datetime
 
@@ -42,8 +54,7 @@ class Ledger:
     """A contract's ledger, read from entry 1 on in short transactions, however long that takes.
 
     A snapshot that stayed open as long would keep every dead version of the rows that each commit updates, and slow commits
-    down. Entries never change, so none is needed: what the ledger says of itself is of the moment of the last page. It fits the
-    entries once `lines` has ended.
+    down. Entries and records never change, so none is needed: the lines end where the fund, read at first, says that they do.
     """
 
     def __init__(self, pool: Pool, snapshot: LedgerSnapshot) -> None:
@@ -60,15 +71,38 @@ class Ledger:
         """Its fund."""
         return self._snapshot.fund
 
-    async def lines(self) -> AsyncIterator[Line]:
-        """All entries in order; raises UnknownContract or StoreFault."""
+    async def lines(self) -> AsyncIterator[Line | RecordLine]:
+        """All entries and ADL records in the order in which they were made; raises StoreFault."""
+        records = self._records()
+        record = await anext(records, None)
+        async for line in self._entries():
+            while record and record.record.entry < line.entry.entry:
+                yield record
+                record = await anext(records, None)
+            yield line
+        while record:
+            yield record
+            record = await anext(records, None)
+
+    async def _entries(self) -> AsyncIterator[Line]:
+        async for row in self._rows("entries_after", "entry", self.fund.entry, ROWS_PER_PAGE):
+            yield line_from(row)
+
+    async def _records(self) -> AsyncIterator[RecordLine]:
+        async for row in self._rows("records_after", "record", self.fund.adl_record, RECORDS_PER_PAGE):
+            yield RecordLine(record_from(row), row["hash"], row["recorded_at"])
+
+    async def _rows(self, block: str, number: str, last: int, count: int) -> AsyncIterator[asyncpg.Record]:
+        """The rows of a statement by their number, a page after the other, up to a last one."""
         after, is_last = 0, False
         while not is_last:
-            self._snapshot, rows = await read_page(self._pool, self.contract.symbol, after, ROWS_PER_PAGE)
+            rows = await fetch(self._pool, block, self.contract.symbol, after, count)
             for row in rows:
-                yield line_from(row)
-                after = row["entry"]
-            is_last = len(rows) < ROWS_PER_PAGE
+                after = row[number]
+                if after > last:
+                    return
+                yield row
+            is_last = len(rows) < count
 
 
 async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
@@ -78,16 +112,9 @@ async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
 
 async def open_ledger(pool: Pool, symbol: str) -> Ledger:
     """The ledger of a contract; raises UnknownContract or StoreFault."""
-    snapshot, _ = await read_page(pool, symbol, 0, 0)
-    return Ledger(pool, snapshot)
-
-
-async def read_page(pool: Pool, symbol: str, after: int, count: int) -> tuple[LedgerSnapshot, list[asyncpg.Record]]:
-    """Up to `count` entries of a contract after a number, and its ledger at the same moment; raises as `open_ledger` does."""
     with faults():
         async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection, snapshot(connection):
-            ledger = await snapshot_of(connection, symbol)
-            return ledger, await connection.fetch(SQL["entries_after"], symbol, after, count)
+            return Ledger(pool, await snapshot_of(connection, symbol))
 
 
 async def snapshot_of(connection: PoolConnectionProxy, symbol: str) -> LedgerSnapshot:
@@ -107,3 +134,8 @@ def fund_state_from(row: asyncpg.Record) -> FundState:
 def line_from(row: asyncpg.Record) -> Line:
     """The entry, hash and time in a row that has all their columns."""
     return Line(Entry(*(row[name] for name in Entry.__struct_fields__)), row["hash"], row["recorded_at"])
+
+
+def record_from(row: asyncpg.Record) -> AdlRecord:
+    """The ADL record in a row that has all its columns."""
+    return AdlRecord(*(row[name] for name in AdlRecord.__struct_fields__))

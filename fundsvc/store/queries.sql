@@ -490,6 +490,10 @@ SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots,
        account, ts, seal, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry > $2 ORDER BY entry LIMIT $3;
 
+-- name: records_after
+SELECT symbol, record, entry, kind, adl, round, seq, ts, account, lots, body, hash, recorded_at
+FROM adl_records WHERE symbol = $1 AND record > $2 ORDER BY record LIMIT $3;
+
 -- name: orders_ascending
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
        acknowledged, policy_version
@@ -696,9 +700,15 @@ WITH found AS MATERIALIZED (
 SELECT * FROM found ORDER BY symbol, record;
 
 -- name: audit_order_rows
+-- Each is the first from its number on: that takes the index by number even where the planner has no statistics yet, and would
+-- look through all orders of the contract for each number.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
        o.state, o.round, o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
-FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING (symbol, adl);
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl)
+CROSS JOIN LATERAL (
+    SELECT * FROM adl_orders x WHERE x.symbol = k.symbol AND x.adl >= k.adl ORDER BY x.adl LIMIT 1
+) o
+WHERE o.adl = k.adl;
 
 -- name: audit_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.specification, c.partition,
@@ -709,7 +719,8 @@ FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: audit_late
 SELECT r.symbol, r.entry
-FROM unnest($1::text[], $2::bigint[]) AS k (symbol, entry) JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry;
+FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
+JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry AND r.entry <= k.entry + k.entries;
 
 -- name: audit_orders
 SELECT k.symbol, t.recovered, t.open, t.seq, t.orders

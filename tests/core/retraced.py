@@ -7,6 +7,7 @@ from builders import UNIT, listing
 
 from fundsvc.core.chain import Entry, link
 from fundsvc.core.events import Rejection
+from fundsvc.core.order_replay import OpenOrders
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.core.records import AdlRecord, link_record
@@ -63,8 +64,8 @@ class Retraced:
     def open(self):
         return [adl for adl, order in self.orders.items() if order.state == "open"]
 
-    def replay(self, lines=None, since=START, opened=(), late=()):
-        replay = Replay(UNIT, late, since, {0: self.policy}, opened)
+    def replay(self, lines=None, since=START, opened=None, late=()):
+        replay = Replay(UNIT, late, since, {0: self.policy}, opened or OpenOrders())
         for item, digest in self.lines if lines is None else lines:
             if isinstance(item, Entry):
                 replay.follow(item, digest)

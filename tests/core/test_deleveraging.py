@@ -590,6 +590,64 @@ def test_both_legs_of_a_hedged_account_stand_and_are_ranked():
     assert [(name, side.lots) for name, side in book.sides.items()] == [("long", 7), ("short", 0)]
 
 
+ALLOCATIONS = [
+    Policy(allocation=allocation, eligible=eligible)
+    for allocation in ("queue", "pro_rata", "capped")
+    for eligible in ("profitable", "all")
+]
+
+
+@pytest.mark.parametrize("policy", ALLOCATIONS)
+def test_no_account_of_the_owner_of_the_liquidated_one_is_asked(policy):
+    settling, _ = desk(
+        policy,
+        position("long", 10, owner="ann"),
+        position("a", -10, "100", owner="ann"),
+        position("b", -10, "90", owner="bob"),
+        position("c", -10, "80"),
+        position("long", 0),
+    )
+    settling.apply(shortfall(1, lots=30, account="long"))
+    (round_,) = asked(settling.take())
+    assert round_
+    assert "a" not in round_
+    settling.apply(shortfall(2, lots=30, account="c"))
+    assert "a" in asked(settling.take(), 2)[0]
+
+
+def test_an_account_that_is_named_the_owner_of_the_liquidated_one_meanwhile_is_not_asked_again():
+    settling, _ = desk(Policy(), position("long", 10, owner="ann"), *THREE)
+    settling.apply(shortfall(1, account="long"))
+    assert list(asked(settling.take())[0]) == ["a"]
+    settling.apply(position("a", -10, "100", owner="ann"))
+    for seq, expected in enumerate((["b"], ["c"], ["b"], ["c"], ["b"], ["c"]), 2):
+        settling.apply(adl_end(seq))
+        assert [list(round_) for round_ in asked(settling.take())] == [expected]
+
+
+@pytest.mark.parametrize("events", [[], [position("long", 0)], [position("long", 3), position("a", -9, "100")]])
+def test_owners_are_known_after_a_restart_as_long_as_one_of_their_accounts_has_a_position(events):
+    first, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:], *events)
+    saved = first.book(UNIT.symbol).save()
+    other = partition(Fund(UNIT))
+    restore(other, kept_book(first.book(UNIT.symbol), msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=SavedBook)))
+    for settling in (first, other):
+        settling.apply(shortfall(1, account="long"))
+        assert list(asked(settling.take())[0]) == ["b"]
+
+
+def test_an_owner_without_a_position_is_forgotten():
+    settling, _ = desk(Policy(), *(position(name, 5, owner=name) for name in "abc"), *(position(name, 0) for name in "ab"))
+    assert settling.book(UNIT.symbol).save().owners == {"c": "c"}
+
+
+def test_an_account_may_get_another_owner():
+    settling, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:])
+    settling.apply(position("a", -10, "100", owner="bob"))
+    settling.apply(shortfall(1, account="long"))
+    assert list(asked(settling.take())[0]) == ["a"]
+
+
 @pytest.mark.parametrize(("leg", "lots"), [("LONG", -1), ("SHORT", 1)])
 def test_lots_that_contradict_their_leg_are_refused(leg, lots):
     settling, _ = desk(Policy(), *THREE)

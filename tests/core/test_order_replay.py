@@ -11,6 +11,7 @@ from retraced import Line, Retraced, resealed
 
 from fundsvc.core.chain import Entry
 from fundsvc.core.events import AdlAck, AdlTimeout
+from fundsvc.core.order_replay import OpenOrders
 from fundsvc.core.policy import DrawdownGuard, Policy
 from fundsvc.core.records import AdlRecord
 
@@ -67,20 +68,28 @@ def test_what_a_partition_wrote_holds(policy):
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 10**6), st.sampled_from(POLICIES), st.lists(st.integers(0, 10**6), max_size=4))
-def test_a_walk_may_stop_and_go_on_anywhere(seed, policy, cuts):
+@given(st.integers(0, 10**6), st.sampled_from(POLICIES), st.lists(st.tuples(st.integers(0, 10**6), st.booleans()), max_size=4))
+def test_a_walk_may_stop_and_go_on_anywhere_with_its_open_orders_or_their_records(seed, policy, cuts):
     ledger = history(seed, policy)
-    since, done = ledger.replay([]).checkpoint, 0
-    for cut in sorted({cut % (len(ledger.lines) + 1) for cut in cuts} | {len(ledger.lines)}):
-        opened = [
-            line.item for line in ledger.lines[:done] if isinstance(line.item, AdlRecord) and line.item.adl in since.orders.open
-        ]
-        replay = ledger.replay(ledger.lines[done:cut], since, opened)
+    replay, done = ledger.replay([]), 0
+    whole = len(ledger.lines)
+    for cut, reads in [*sorted((cut % (whole + 1), reads) for cut, reads in cuts), (whole, False)]:
+        since = replay.checkpoint
+        records = (line.item for line in ledger.lines[:done] if isinstance(line.item, AdlRecord))
+        read = OpenOrders(record for record in records if record.adl in since.orders.open)
+        assert orders_of(read) == orders_of(replay.orders.opened)
+        replay = ledger.replay(ledger.lines[done:cut], since, read if reads else replay.orders.opened)
         assert replay.differences == []
-        since, done = replay.checkpoint, cut
-    assert since == ledger.replay().checkpoint
+        done = cut
+    assert replay.checkpoint == ledger.replay().checkpoint
+    replay.compare(ledger.orders, ended=True)
     replay.finish(ledger.fund, ledger.totals())
     assert replay.differences == []
+
+
+def orders_of(opened):
+    """Open orders as they are written, with what their rounds still ask."""
+    return {adl: (order.written(), dict(order.asked.rests()), order.failures) for adl, order in opened.orders.items()}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from fundsvc.config import CurrencyConfig
 from fundsvc.core.adl import OrderState
 from fundsvc.core.book import Book
 from fundsvc.core.chain import Entry
+from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.events import PolicyChange
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
@@ -14,6 +15,9 @@ from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
 from fundsvc.core.valuation import Standing
 from tests.crash.letters import Letter
+
+LEDGER_SECRET = "the ledger secret of the crash test, which hides nothing"
+"""With the same one, the same events give the same hashes."""
 
 
 @dataclass
@@ -51,7 +55,9 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
 def empty_partition(number: int, partitions: int) -> Partition:
     """A partition as engines have it at the very beginning, under the default policy."""
     currency = CurrencyConfig()
-    partition = Partition(number, partitions, (), currency.decimals, currency.decimals_default)
+    partition = Partition(
+        number, partitions, (), currency.decimals, currency.decimals_default, secret=LedgerSecret(LEDGER_SECRET)
+    )
     partition.apply(PolicyChange(1, Policy(), {}, 0))
     return partition
 

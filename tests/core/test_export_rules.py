@@ -1,0 +1,79 @@
+"""`scripts/verify-export` believes what a partition writes, under every policy, also chains from before there were records."""
+
+import asyncio
+import contextlib
+import io
+from datetime import UTC, datetime
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+import pytest
+import test_order_replay
+from builders import ONE, UNIT, adl_fill, fill, worth
+from retraced import Retraced
+from test_order_replay import MARKET, POLICIES, history
+
+from fundsvc.core.chain import Entry
+from fundsvc.export import export_rows
+from fundsvc.store.exports import Line, RecordLine
+
+SCRIPT = ModuleType("verify_export")
+SourceFileLoader(SCRIPT.__name__, str(Path(__file__).parents[2] / "scripts" / "verify-export")).exec_module(SCRIPT)
+MOMENT = datetime.fromtimestamp(0, UTC)
+
+
+class Written:
+    """A ledger in memory, as the export reads one."""
+
+    contract = UNIT
+
+    def __init__(self, lines, fund):
+        self._lines, self.fund = lines, fund
+
+    async def lines(self):
+        for item, digest in self._lines:
+            yield (Line if isinstance(item, Entry) else RecordLine)(item, digest, MOMENT)
+
+
+def verified(lines, fund):
+    """The exit code and what is wrong."""
+
+    async def rows():
+        return [row async for row in export_rows(Written(lines, fund))]
+
+    output, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+        code = SCRIPT.verify(asyncio.run(rows()))
+    return code, error.getvalue()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_a_partition_wrote_verifies(policy):
+    for seed in range(8):
+        ledger = history(seed, policy)
+        assert verified(ledger.lines, ledger.fund) == (0, ""), seed
+        lines, adl_head = test_order_replay.TestUndated.migrated(ledger)
+        assert verified(lines, ledger.fund._replace(adl_head=adl_head)) == (0, ""), seed
+
+
+def test_a_surplus_repays_what_is_outstanding():
+    ledger = Retraced(*MARKET[:1], worth(-300, 1), worth(500, 2))
+    assert verified(ledger.lines, ledger.fund) == (0, "")
+    *before, (surplus, digest) = ledger.lines
+    assert (surplus.repaid, surplus.change) == (300 * ONE, 200 * ONE)
+    forged = msgspec.structs.replace(surplus, repaid=0, change=500 * ONE, balance=500 * ONE)
+    code, error = verified([*before, (forged, digest)], ledger.fund)
+    assert code == 1
+    assert "it repays 0 units of 30000000000 that are outstanding" in error
+
+
+def test_a_refund_that_is_left_out_is_told():
+    ledger = Retraced(*MARKET, worth(4, 1), fill(2, lots=7, price="96.5"))
+    for seq, (account, rest) in enumerate(ledger.asked(1).items(), 3):
+        ledger.apply(adl_fill(seq, account, rest))
+    assert ledger.lines[-1].item.kind == "refund"
+    code, error = verified(ledger.lines[:-1], ledger.fund)
+    assert code == 1
+    assert "the refund of ADL order 1 is missing before it" in error
