@@ -168,7 +168,9 @@ class LedgerConfig(Section, frozen=True):
 
     @property
     def secrets(self) -> Secrets:
-        """All of them; raises ConfigError for one that is too short."""
+        """All of them; raises ConfigError for one that is too short or has a comma."""
+        if "," in self.secret:
+            raise ConfigError("ledger.secret has a comma: it could not be one of ledger.previous later, choose one without")
         previous = self.previous.split(",") if self.previous else []
         for name, secret in (("secret", self.secret), *(("previous", one) for one in previous)):
             if len(secret) < SECRET_LENGTH_MIN and (secret or name == "previous"):

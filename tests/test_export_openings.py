@@ -15,7 +15,7 @@ from fundsvc.export import export_rows
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import open_ledger
 
-SECRET, OTHER = "the first secret of these tests, long enough", "the second secret of these tests, long enough"
+SECRET, OTHER = "the first secret of these tests that is long enough", "the second secret of these tests that is long enough"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tokens import bearer
 from fundsvc.core.chain import Entry, link
 from fundsvc.core.events import AdlFill, Fill, Position
 
-LEDGER_SECRET = "a ledger secret of tests, long enough for HMAC"
+LEDGER_SECRET = "a ledger secret of tests that is long enough"
 ACCOUNTS = [f"holder-{number}" for number in range(12)]
 LIQUIDATED = "liquidated-holder"
 FUND, ADL = f"/api/v1/insurance-fund/{SYMBOL}", f"/api/v1/adl/{SYMBOL}"

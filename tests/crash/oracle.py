@@ -16,7 +16,7 @@ from fundsvc.core.settlement import FundState
 from fundsvc.core.valuation import Standing
 from tests.crash.letters import Letter
 
-LEDGER_SECRET = "the ledger secret of the crash test, which hides nothing"
+LEDGER_SECRET = "the ledger secret of the crash test which hides nothing"
 """With the same one, the same events give the same hashes."""
 
 
