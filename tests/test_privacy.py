@@ -7,10 +7,12 @@ import re
 
 import msgspec
 import pytest
-from conftest import with_section
+from conftest import connected, with_section
 from escalations import BEGINNING, SYMBOL, TS, mark
+from eventually import eventually
 from live import ENTRY, ORDER, Listener
 from test_adl_api import config, world_of  # noqa: F401 - a fixture
+from test_engine import running
 from tokens import bearer
 
 from fundsvc.core.chain import Entry, link
@@ -278,3 +280,16 @@ async def test_a_target_explained_by_positions_shows_them_about(world):
         assert about["lots"] == pytest.approx(whole["lots"], rel=0.05)
         assert about != whole
     assert not numbers_in(msgspec.json.encode(shown).decode()) & HIDDEN
+
+
+async def test_an_engine_without_the_secret_does_not_go_on_in_the_open(config_with_secret):
+    async with world_of(config_with_secret) as world:
+        await world.send(*EVENTS)
+    bare = with_section(config_with_secret, "ledger", secret="")
+    async with running(bare), connected(bare.database.dsn) as connection:
+
+        async def reason():
+            return await connection.fetchval("SELECT halted FROM partitions")
+
+        await eventually(reason)
+        assert "has no ledger.secret" in await reason()

@@ -467,6 +467,12 @@ SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots,
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry DESC LIMIT $7;
 
+-- name: last_seals
+SELECT EXISTS (
+    SELECT FROM contracts c JOIN funds f USING (symbol) JOIN entries e ON e.symbol = f.symbol AND e.entry = f.entry
+    WHERE c.partition = $1 AND e.seal <> ''
+);
+
 -- name: entry_account
 SELECT account FROM entries WHERE symbol = $1 AND entry = $2;
 
