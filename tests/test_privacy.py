@@ -1,6 +1,5 @@
 """What the public, a trader and risk are shown of accounts and of single positions, over every route that needs no token."""
 
-import asyncio
 import hashlib
 import hmac
 import re
@@ -84,6 +83,11 @@ async def data(world, path, headers=None, **options):
     return msgspec.json.decode(text)["data"]
 
 
+async def explained(world):
+    """Waits for a target that positions explain."""
+    await eventually(lambda: world.pool.fetchval("SELECT explanation::text LIKE '%entryPrice%' FROM targets"))
+
+
 async def public_paths(world):
     """Every GET that needs no token, with the values of its parameters."""
     _, text = await read(world, "/openapi.json")
@@ -107,6 +111,7 @@ HIDDEN = {str(lots(n)) for n in range(12)} | {entry_price(n) for n in range(12)}
 async def test_no_public_answer_names_an_account_a_secret_a_salt_or_a_single_position(world):
     rows = await world.pool.fetch("SELECT f.adl_head, r.hash FROM funds f JOIN adl_records r USING (symbol)")
     adl_hashes = {row[name].hex() for row in rows for name in ("adl_head", "hash")}
+    await explained(world)
     paths = [path async for path in public_paths(world)]
     assert {f"{ADL}/queue", f"{ADL}/orders", f"{FUND}/target", f"{FUND}/history", f"{FUND}/entries/2"} <= set(paths)
     for path in paths:
@@ -270,11 +275,8 @@ async def test_probing_previews_does_not_find_the_lots_of_a_position(world, side
 
 
 async def test_a_target_explained_by_positions_shows_them_about(world):
-    for _ in range(100):
-        shown = await data(world, f"{FUND}/target")
-        if shown["explanation"]:
-            break
-        await asyncio.sleep(0.1)
+    await explained(world)
+    shown = await data(world, f"{FUND}/target")
     exact = await data(world, f"{FUND}/target", bearer("risk"))
     for about, whole in zip(shown["explanation"]["positions"], exact["explanation"]["positions"], strict=True):
         assert about["lots"] == pytest.approx(whole["lots"], rel=0.05)
