@@ -42,7 +42,7 @@ from fundsvc.files import files_for
 from fundsvc.follower import following
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.secret import with_secret
+from fundsvc.secret import with_ledger_secret, with_secret
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.epochs import EpochStore
@@ -85,7 +85,7 @@ async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIt
 
     What runs until a `stop` waits for a database that is away; anything else raises StoreFault.
     """
-    async with embedded(with_secret(config)) as complete:
+    async with embedded(with_ledger_secret(with_secret(config))) as complete:
         outage = Outage(log, "schema")
         while not await _has_schema(complete, stop, outage):
             pass
@@ -227,10 +227,10 @@ async def _serving(
         contracts = ContractResources(reader, stream_key, epochs)
         ingest = Ingest(config, reader, producer, epochs, gate)
         exports = Exports(exporting, config.http.exports_max)
-        funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, exports)
+        funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, exports, config.ledger.secrets)
         cached = CachedFunds(tail, funds.answer)
         sizing = SizingResources(reader, Targets(pool))
-        deleveraging = DeleveragingResources(reader, ledger, follower, tail, policy_of)
+        deleveraging = DeleveragingResources(reader, ledger, follower, tail, policy_of, config.queue.k_min)
         venues = venue_endpoints(
             config.http.venues, cached.answers, funds.summary, deleveraging, reader, Histories(pool), policy_of
         )

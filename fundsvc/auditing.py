@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import structlog
 
 from fundsvc.config import AuditConfig
+from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.policy import Policy
 from fundsvc.core.replay import missing
 from fundsvc.logs.faults import Outage
@@ -138,12 +139,14 @@ class Auditor:
         metrics: Metrics,
         owns: Callable[[str], bool],
         policy_of: Callable[[str], Policy] = lambda _: Policy(),
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         self._pool = pool
         self._config = config
         self._metrics = metrics
         self._owns = owns
         self._policy_of = policy_of
+        self._secrets = secrets
         self._one_at_a_time = asyncio.Lock()  # One connection is enough, and two walks that end together do not collide.
         self._told: dict[tuple[str, Walk], list[str]] = {}
         self._followed = 0
@@ -257,7 +260,7 @@ class Auditor:
         ledger = stretch.ledger
         if ledger is None:
             return Found(stretch.since, [missing(symbol)], None)
-        replay = stretch.replay(ledger, policies)
+        replay = stretch.replay(ledger, policies, self._secrets)
         for _ in stretch.followed(replay):
             self._followed += 1
             if self._followed % CHUNK_ENTRIES == 0:

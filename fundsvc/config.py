@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from fundsvc.core.commitment import Secrets, secrets_of
 from fundsvc.core.fullness import TargetPolicy
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.times import AHEAD_SECONDS_MAX
@@ -26,6 +27,9 @@ CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
 
 FILE_SUFFIX = "_FILE"
 """Marks a variable that names a file with the value; the name is the one the official container images use."""
+
+SECRET_LENGTH_MIN = 32
+"""A shorter secret than its digest weakens HMAC-SHA256 (RFC 7518, section 3.2)."""
 
 PORT_MAX = 65535
 """Of TCP."""
@@ -47,6 +51,10 @@ PublicUrl = Annotated[str, msgspec.Meta(pattern=r"\A(https?://[^/]|\Z)", extra={
 Origin = Annotated[
     str, msgspec.Meta(pattern=r"\A(\*|[a-z][a-z0-9+.-]*://[^/]+)\Z", extra={"form": '"https://HOST" without a path, or "*"'})
 ]
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the key and what is allowed."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +127,12 @@ class EngineConfig(Section, frozen=True):
 Venue = Literal["binance", "bybit", "gate", "okx"]
 
 
+class QueueConfig(Section, frozen=True):
+    """What the public is shown of ADL queues."""
+
+    k_min: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
+
+
 class HttpConfig(Section, frozen=True):
     """The HTTP side."""
 
@@ -153,6 +167,26 @@ class AdlConfig(Section, frozen=True):
     ack_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
     round_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
     mark_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 60.0
+
+
+class LedgerConfig(Section, frozen=True):
+    """What the accounts of new entries are sealed with; `previous` are the secrets of before, comma-separated."""
+
+    secret: Secret = ""
+    previous: Secret = ""
+
+    @property
+    def secrets(self) -> Secrets:
+        """All of them; raises ConfigError for one that is too short or has a comma."""
+        if "," in self.secret:
+            raise ConfigError("ledger.secret has a comma: it could not be one of ledger.previous later, choose one without")
+        previous = self.previous.split(",") if self.previous else []
+        for name, secret in (("secret", self.secret), *(("previous", one) for one in previous)):
+            if len(secret) < SECRET_LENGTH_MIN and (secret or name == "previous"):
+                raise ConfigError(
+                    f"ledger.{name} has {len(secret)} characters: each secret must have {SECRET_LENGTH_MIN} or more"
+                )
+        return secrets_of(self.secret, previous)
 
 
 class TokenConfig(Section, frozen=True):
@@ -230,7 +264,9 @@ class Config(Section, frozen=True):
     stream: StreamConfig = StreamConfig()
     engine: EngineConfig = EngineConfig()
     adl: AdlConfig = AdlConfig()
+    queue: QueueConfig = QueueConfig()
     http: HttpConfig = HttpConfig()
+    ledger: LedgerConfig = LedgerConfig()
     token: TokenConfig = TokenConfig()
     websocket: WebsocketConfig = WebsocketConfig()
     currency: CurrencyConfig = CurrencyConfig()
@@ -242,10 +278,6 @@ class Config(Section, frozen=True):
     def __post_init__(self) -> None:
         if self.http.ingest_bytes_max > self.stream.message_bytes_max:
             raise ValueError("http.ingest_bytes_max must not exceed stream.message_bytes_max: a body becomes a message")
-
-
-class ConfigError(ValueError):
-    """The configuration is wrong; the message names the key and what is allowed."""
 
 
 def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) -> Config:

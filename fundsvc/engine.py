@@ -69,7 +69,10 @@ class Engine:
             asyncio.TaskGroup() as tasks,
         ):
             self._metrics.pooled(pool)
-            auditor = Auditor(pool, self._config.audit, self._metrics, self._settles, self._config.policy.of)
+            secrets = self._config.ledger.secrets
+            if secrets.current is None:
+                log.warning("accounts not hidden", engine=self.name)
+            auditor = Auditor(pool, self._config.audit, self._metrics, self._settles, self._config.policy.of, secrets)
             auditing = tasks.create_task(lasting("audit", auditor.run, log))
             looking_back = tasks.create_task(
                 Chore("peaks", PEAK_SECONDS, partial(self._look_back, Statistics(pool)), log).run()

@@ -8,6 +8,7 @@ its kind alone.
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+from fundsvc.core.commitment import NO_SECRETS, Secrets, seal_parts
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.core.settlement import FundState
@@ -44,16 +45,27 @@ COLUMNS = (
     "isInverse",
     "outstanding",
     "recordHash",
+    "keyId",
+    "commitment",
+    "salt",
 )
-"""Money and prices are decimal text, `ts` is in milliseconds, `body` is MessagePack in hexadecimal digits."""
+"""Money and prices are decimal text, `ts` is in milliseconds, `body` is MessagePack in hexadecimal digits, as are `keyId`,
+`commitment` and `salt`: what is sealed in the place of an account, and what opens it.
+"""
 
 Row = dict[str, str | int | bool]
 
 
-async def export_rows(ledger: Ledger) -> AsyncIterator[Row]:
-    """A row for each entry and ADL record that there is now, in order, and the fund as these leave it."""
+async def export_rows(ledger: Ledger, secrets: Secrets = NO_SECRETS) -> AsyncIterator[Row]:
+    """A row for each entry and ADL record that there is now, in order, and the fund as these leave it.
+
+    Commitments to accounts come with the salts that open them, as far as their secrets are known.
+    """
     async for line in ledger.lines():
-        yield _entry_row(ledger.contract, line) if isinstance(line, Line) else _record_row(line)
+        if isinstance(line, Line):
+            yield _entry_row(ledger.contract, line) | _opening(line, secrets)
+        else:
+            yield _record_row(line)
     yield _fund_row(ledger.contract, ledger.fund)
 
 
@@ -82,6 +94,13 @@ def _entry_row(contract: Contract, line: Line) -> Row:
         "hash": line.hash.hex(),
         **_terms(contract),
     }
+
+
+def _opening(line: Line, secrets: Secrets) -> Row:
+    entry = line.entry
+    seal, salt = seal_parts(entry.seal), secrets.salt(entry.symbol, entry.entry, entry.seal)
+    found = {"keyId": seal.key_id.hex(), "commitment": seal.commitment.hex(), "salt": salt.hex() if salt else ""}
+    return {name: value for name, value in found.items() if value}
 
 
 def _record_row(line: RecordLine) -> Row:

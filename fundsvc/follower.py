@@ -22,7 +22,7 @@ from fundsvc.core.contracts import Contract, partition_of
 from fundsvc.core.events import Fill
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
-from fundsvc.core.preview import Preview, preview
+from fundsvc.core.preview import AskedOf, Preview, preview
 from fundsvc.core.queue import Section, sections
 from fundsvc.core.ranking import Ranking
 from fundsvc.core.settlement import Fund
@@ -150,9 +150,17 @@ class Follower:
         return found
 
     async def preview(
-        self, contract: Contract, partition: int, policy: Policy, fill: Fill, answer: Callable[[Preview, BookView], Result]
+        self,
+        contract: Contract,
+        partition: int,
+        policy: Policy,
+        fill: Fill,
+        answer: Callable[[Preview, BookView], Result],
+        asked_of: AskedOf = int,
     ) -> Result:
         """The answer to what a fill would do under a policy, to the fund as it stands and the book as it is shown.
+
+        See `core.preview` for `asked_of`.
 
         Raises Rejection when it could not be settled, NotFollowed, or StoreFault.
         """
@@ -160,7 +168,7 @@ class Follower:
         orders = await self._ledger.open_orders(partition, contract.symbol)
 
         def read(view: BookView) -> Result:
-            return answer(preview(fund, view.book, orders.decoded(), fill), view)
+            return answer(preview(fund, view.book, orders.decoded(), fill, asked_of), view)
 
         return await self.read(contract, partition, read, is_long=len(orders.records) > RECORDS_MANY)
 

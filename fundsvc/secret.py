@@ -1,4 +1,6 @@
-"""The secret of a data directory: made at random when it is first asked for, so that embedded runs can check tokens at once."""
+"""The secrets of a data directory, of tokens and of the ledger: each is made at random when it is first asked for, so that
+embedded runs can check tokens and seal accounts at once.
+"""
 
 import os
 import secrets
@@ -13,21 +15,36 @@ from fundsvc.config import Config
 SECRET_BYTES = 32
 """As many as HMAC-SHA256 can make use of."""
 
-SECRET_FILE = "token.secret"  # noqa: S105 - its name
+SECRET_FILE, LEDGER_FILE = "token.secret", "ledger.secret"
+"""The files of both."""
 
 
 def with_secret(config: Config) -> Config:
     """The configuration with the data directory's secret, where a server of ours runs there and it names no key itself."""
-    embedded = config.database.embedded or config.stream.embedded
-    if config.token.secret or config.token.keys or not embedded:
+    if config.token.secret or config.token.keys or not _is_embedded(config):
         return config
     secret = kept_secret(Path(config.data.directory))
     return msgspec.structs.replace(config, token=msgspec.structs.replace(config.token, secret=secret))
 
 
-def kept_secret(directory: Path) -> str:
-    """The secret of a data directory, made if it has none; its owner alone may read the file."""
-    path = directory / SECRET_FILE
+def with_ledger_secret(config: Config) -> Config:
+    """The configuration with the data directory's ledger secret, where a server of ours runs there and it names none itself.
+
+    Raises ConfigError where a secret is too short.
+    """
+    if config.ledger.secrets.current or not _is_embedded(config):
+        return config
+    secret = kept_secret(Path(config.data.directory), LEDGER_FILE)
+    return msgspec.structs.replace(config, ledger=msgspec.structs.replace(config.ledger, secret=secret))
+
+
+def _is_embedded(config: Config) -> bool:
+    return config.database.embedded or config.stream.embedded
+
+
+def kept_secret(directory: Path, name: str = SECRET_FILE) -> str:
+    """A secret of a data directory, made if it has none; its owner alone may read the file."""
+    path = directory / name
     if not path.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)

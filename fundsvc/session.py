@@ -283,6 +283,9 @@ class Session:
         policies = await writer.load_policies(self._config.policy.version(1))
         self._policies = policies[-1]
         stored, funds = await writer.load(policies[-1].of)
+        secret = self._config.ledger.secrets.current
+        if secret is None and await writer.has_seals():
+            raise Halted("the last entries hide their accounts, and this engine has no ledger.secret to hide further ones with")
         start = await self._where_to_read(stored)
         self._offset = start.offset
         currency = self._config.currency
@@ -296,6 +299,7 @@ class Session:
             policies[-1].of,
             self._config.stream.ts_ahead_seconds_max,
             policies,
+            secret,
         )
         await self._restore_books(writer, stored)
         if start.known_ms is not None:

@@ -78,7 +78,15 @@ async def owned(
             currency = config.currency
             policies = await writer.load_policies(recorded) if recorded else ()
             partition = Partition(
-                0, 1, funds, currency.decimals, currency.decimals_default, policy_of, AHEAD_SECONDS_MAX, policies
+                0,
+                1,
+                funds,
+                currency.decimals,
+                currency.decimals_default,
+                policy_of,
+                AHEAD_SECONDS_MAX,
+                policies,
+                config.ledger.secrets.current,
             )
             yield Owner(writer, partition, offset)
 

@@ -21,10 +21,10 @@ CONNECTING = "/ws"
 PRIVATE = {
     ("GET", "/api/v1/adl/positions"): {"trader", "risk"},
     ("GET", "/api/v1/adl/deleveraged"): {"trader", "risk"},
+    ("POST", "/api/v1/adl/{symbol}/preview"): {"trader", "risk"},
     ("GET", "/fapi/v1/adlQuantile"): {"trader"},
     ("GET", "/api/v4/futures/{settle}/auto_deleverages"): {"trader"},
     ("POST", "/api/v1/bullet-private"): {"trader"},
-    ("POST", "/api/v1/adl/{symbol}/preview"): {"trader", "engine", "risk"},
     ("GET", "/api/v1/ingest/cursor"): {"engine", "risk"},
     ("POST", "/api/v1/ingest/events"): {"engine"},
 }

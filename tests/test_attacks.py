@@ -35,7 +35,7 @@ NOT_THERE = everybody(404)
 CONNECTING = everybody(401)
 """No access token makes a connection: it takes a token of a bullet."""
 
-WHO = Outcome(anonymous=401, trader=200, engine=200, risk=200, expired=401, other=200)
+PREVIEW = Outcome(anonymous=401, trader=200, engine=403, risk=200, expired=401, other=200)
 OWN = Outcome(anonymous=401, trader=200, engine=403, risk=200, expired=401, other=403)
 TRADERS = Outcome(anonymous=401, trader=200, engine=403, risk=403, expired=401, other=200)
 CURSOR = Outcome(anonymous=401, trader=403, engine=200, risk=200, expired=401, other=403)
@@ -50,6 +50,8 @@ TABLE = {
     "GET /openapi.json": PUBLIC,
     "GET /docs": PUBLIC,
     "GET /docs/{name}": NOT_THERE,
+    "GET /docs/reference/": PUBLIC,
+    "GET /docs/reference/{name}": NOT_THERE,
     "GET /": PUBLIC,
     "GET /page/{digest}/{name}": NOT_THERE,
     "GET /ws": CONNECTING,
@@ -74,7 +76,7 @@ TABLE = {
     f"GET {ADL}/{{symbol}}/orders": PUBLIC,
     f"GET {ADL}/{{symbol}}/orders/{{adl}}/rounds/{{round}}": PUBLIC,
     f"GET {ADL}/{{symbol}}/queue": PUBLIC,
-    f"POST {ADL}/{{symbol}}/preview": WHO,
+    f"POST {ADL}/{{symbol}}/preview": PREVIEW,
     "GET /fapi/v1/adlQuantile": TRADERS,
     "GET /fapi/v1/insuranceBalance": PUBLIC,
     "GET /fapi/v1/symbolAdlRisk": PUBLIC,

@@ -233,7 +233,9 @@ def test_all_mistakes_are_said_at_once_and_which_variable_made_them(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("key", ["token.secret", "database.dsn", "database.owner_dsn", "stream.url"])
+@pytest.mark.parametrize(
+    "key", ["token.secret", "ledger.secret", "ledger.previous", "database.dsn", "database.owner_dsn", "stream.url"]
+)
 def test_a_secret_is_not_said_even_where_it_is_wrong(tmp_path, key):
     section, name = key.split(".")
     message = refusal(tmp_path, f"[{section}]\n{name} = 123454321")
@@ -296,11 +298,18 @@ NOTHING = Config()
 
 
 async def test_the_command_shows_what_takes_effect_without_secrets():
-    secrets = {"FUNDSVC_TOKEN_SECRET": 32 * "s", "FUNDSVC_DATABASE_DSN": "postgresql://u:hidden@h/d", "FUNDSVC_HTTP_PORT": "81"}
+    ledger = {"FUNDSVC_LEDGER_SECRET": 32 * "hidden", "FUNDSVC_LEDGER_PREVIOUS": f"{32 * 'hidden'},{33 * 'hidden'}"}
+    secrets = {
+        "FUNDSVC_TOKEN_SECRET": 32 * "s",
+        **ledger,
+        "FUNDSVC_DATABASE_DSN": "postgresql://u:hidden@h/d",
+        "FUNDSVC_HTTP_PORT": "81",
+    }
     done = await check(**secrets)
     assert (done.code, done.error) == (0, "")
     shown = tomllib.loads(done.output)
     assert (shown["token"]["secret"], shown["http"]["port"]) == ("***", 81)
+    assert shown["ledger"] == {"secret": "***", "previous": "***"}
     assert shown["database"]["dsn"] == "postgresql://u:***@h/d"
     done = await check("--json", **secrets)
     assert done.result == {"configuration": shown}
@@ -316,6 +325,7 @@ async def test_the_command_shows_what_takes_effect_without_secrets():
         ({"FUNDSVC_HTTP_CERTIFICATE_KEY": "/nowhere/key.pem"}, "http.certificate_key is set, but http.certificate is not"),
         ({"FUNDSVC_TOKEN_KEYS": "/nowhere/keys.json"}, "token.keys: cannot read /nowhere/keys.json"),
         ({"FUNDSVC_TOKEN_SECRET": "short"}, "token.secret has 5 characters"),
+        ({"FUNDSVC_LEDGER_SECRET": "short"}, "ledger.secret has 5 characters"),
         ({"FUNDSVC_CONFIG": "/nowhere/fundsvc.toml"}, "cannot read /nowhere/fundsvc.toml"),
     ],
 )

@@ -114,7 +114,7 @@ def test_secrets_are_made_once_and_only_their_owner_passes(local):
     run(DEPLOY / "prepare", local)
     assert {path.name: path.read_text() for path in (local / "secrets").iterdir()} == kept
     assert stat.S_IMODE(local.stat().st_mode) == 0o700
-    assert len({value for name, value in kept.items() if name.endswith(("_password", "_secret"))}) == 7
+    assert len({value for name, value in kept.items() if name.endswith(("_password", "_secret"))}) == 8
     assert all(len(value) >= 64 for value in kept.values())
 
 
@@ -157,6 +157,7 @@ def test_compose_configures_the_service(compose, local):
         config = load_config(None, readable(services[name]["environment"], local / "secrets"))
         assert bool(config.database.owner_dsn) == (name == "migrate")
         assert bool(config.database.dsn) == bool(config.stream.url) == (name != "migrate")
+        assert config.ledger.secret == ("" if name == "migrate" else (local / "secrets" / "ledger_secret").read_text())
     assert config.token.secret == (local / "secrets" / "token_secret").read_text()
     assert services["engine"]["deploy"]["replicas"] == 2
 
@@ -344,7 +345,7 @@ def test_kubernetes_configures_the_service(workload, tmp_path, local):
     assert environment.pop("FUNDSVC_CONFIG") == "/etc/fundsvc/fundsvc.toml"
     config = load_config(path, readable(environment, local / "secrets"))
     assert (config.http.port, config.engine.port) == (8080, 8080)
-    assert bool(config.database.owner_dsn) == (workload["kind"] == "Job")
+    assert bool(config.database.owner_dsn) == (workload["kind"] == "Job") != bool(config.ledger.secret)
 
 
 def test_what_selects_pods_selects_some():

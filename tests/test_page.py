@@ -759,7 +759,7 @@ async def test_integers_above_2_to_the_53_are_shown_exactly(open_window, produce
         await window.go("#/contract/BIG")
         await expect(page.locator(".entries tbody tr")).to_contain_text(f"sell {lots} at 38000")
         await expect(page.get_by_text("Open interest", exact=True).locator("+ dd")).to_have_text(f"{lots} lots")
-        await expect(page.locator(".queue")).to_contain_text(lots)
+        await expect(page.locator(".queue")).to_contain_text("too few positions to be shown")
         await expect(page.locator(".orders")).to_contain_text(f"0 of {lots}")
         await producer.append([Fill("BIG", LARGE_SEQ + 2, "buy", LARGE_LOTS - 2, "39000", "39000", now)])
         await expect(page.locator(".entries tbody tr").first).to_contain_text(f"buy {LARGE_LOTS - 2} at 39000")

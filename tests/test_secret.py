@@ -10,8 +10,8 @@ from conftest import with_section
 from tokens import SECRET
 
 from fundsvc.api.tokens import Caller, Tokens
-from fundsvc.config import Config, DataConfig, TokenConfig
-from fundsvc.secret import SECRET_FILE, kept_secret, with_secret
+from fundsvc.config import Config, ConfigError, DatabaseConfig, DataConfig, LedgerConfig, StreamConfig, TokenConfig
+from fundsvc.secret import LEDGER_FILE, SECRET_FILE, kept_secret, with_ledger_secret, with_secret
 
 
 def of_directory(directory):
@@ -79,3 +79,34 @@ async def test_a_token_that_would_not_be_accepted_is_not_minted(config, argument
     done = await fundsvc(config, "token", "--role", "risk", *arguments, **environment)
     assert (done.code, done.output) == (2, "")
     assert said in done.error
+
+
+def test_an_embedded_ledger_has_a_secret_of_its_own_that_its_owner_alone_may_read(tmp_path):
+    config = of_directory(tmp_path / "data")
+    made = with_ledger_secret(config)
+    path = tmp_path / "data" / LEDGER_FILE
+    assert made.ledger.secret == path.read_text() != with_secret(config).token.secret
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert with_ledger_secret(config) == made == with_ledger_secret(made)
+
+
+def test_a_ledger_elsewhere_has_the_secret_that_is_configured_or_none(tmp_path):
+    config = of_directory(tmp_path)
+    elsewhere = msgspec.structs.replace(
+        config, database=DatabaseConfig(dsn="postgresql://u@h/d"), stream=StreamConfig(url="redis://h")
+    )
+    assert with_ledger_secret(elsewhere) == elsewhere
+    assert elsewhere.ledger.secrets.current is None
+
+
+@pytest.mark.parametrize(
+    ("ledger", "message"),
+    [
+        (LedgerConfig(secret="short"), "ledger.secret has 5 characters"),
+        (LedgerConfig(secret="," * 40), "ledger.secret has a comma"),
+        (LedgerConfig(secret="s" * 32, previous=f"{'p' * 32},short"), "ledger.previous has 5 characters"),
+    ],
+)
+def test_a_ledger_secret_that_is_none_is_refused(tmp_path, ledger, message):
+    with pytest.raises(ConfigError, match=message):
+        with_ledger_secret(msgspec.structs.replace(of_directory(tmp_path), ledger=ledger))

@@ -1,7 +1,7 @@
 """What is answered about deleveraging. Whoever is reduced is named to nobody but the operator and that account itself."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby, islice
 from typing import Any
 
@@ -9,12 +9,13 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, milliseconds
+from fundsvc.api.sight import OPERATOR, Sight, rough, rough_or_none, rough_total
 from fundsvc.core.adl import AdlOrder, Reduced, RoundTerms, State
 from fundsvc.core.book import Leg
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.core.preview import Preview
-from fundsvc.core.queue import Section
+from fundsvc.core.queue import Section, joined_sections, pooled
 from fundsvc.core.valuation import Rank, SideName, Standing, Valuation
 from fundsvc.follower import BookView, Follower, Queue
 from fundsvc.store.deleveragings import AllocationRow, DeleveragedRow, Deleveragings, OrderRow, RoundRow, allocation_rows
@@ -38,7 +39,9 @@ class Inputs(Answer, frozen=True, kw_only=True):
 class AllocationAnswer(Inputs, frozen=True, kw_only=True):
     """What a round asks of one position; `account` is there for the operator alone.
 
-    `equityAtPrice` is the margin + PnL that closing the whole position at the order's price would leave.
+    Numbers of another account's position are rounded to two significant digits, but for its place in the queue; those of the
+    caller's own account, and all for risk, are exact. `equityAtPrice` is the margin + PnL that closing the whole position at
+    the order's price would leave.
     """
 
     rank: int
@@ -53,7 +56,8 @@ class AllocationAnswer(Inputs, frozen=True, kw_only=True):
 class RoundAnswer(Answer, frozen=True):
     """A round: in all so many positions were asked for so many lots; the first of them, by rank, are shown.
 
-    The others are at the round's own path. `isStale` says that the stream had lost its tail and no snapshot had come since.
+    The others are at the round's own path. Lots of the whole round are rounded to two significant digits but for risk: of few
+    positions they would tell those of one. `isStale` says that the stream had lost its tail and no snapshot had come since.
     """
 
     round: int
@@ -98,9 +102,12 @@ class OrderAnswer(Answer, frozen=True, kw_only=True):
 
 
 class SectionAnswer(Answer, frozen=True):
-    """The positions with the same lights: how many, their lots, the highest and lowest score, and their unrealised PnL."""
+    """The positions with `lights` down to `toLights`: how many, their lots, the highest and lowest score, and their unrealised
+    PnL.
+    """
 
     lights: int
+    to_lights: int
     positions: int
     lots: int
     highest_score: float | None
@@ -110,6 +117,10 @@ class SectionAnswer(Answer, frozen=True):
 
 class QueueAnswer(Answer, frozen=True):
     """The queue of a contract by side, five lights first, as it was after a message of the stream, the last one at `ts`.
+
+    No section has fewer than `queue.k_min` positions: smaller ones are joined with the next, and a side with fewer has none.
+    Lots are rounded to two significant digits and to tens, scores and PnL to two significant digits, so that neither two
+    sections nor two answers differ by what one position is. Risk is shown each of the five lights, exactly.
 
     `markTs` is the engine's time of the mark; `isMarkStale` says that it is too old. `isStale` says that the stream lost its
     tail and no snapshot has come since.
@@ -179,16 +190,32 @@ class PositionsAnswer(Answer, frozen=True):
     deleveraged: list[DeleveragedAnswer]
 
 
+class OthersAnswer(Answer, frozen=True):
+    """What a round would ask of the positions of others with `lights` down to `toLights`, about: at least `queue.k_min`."""
+
+    lights: int
+    to_lights: int
+    positions: int
+    lots: int
+    asked: int
+
+
 class PreviewOrderAnswer(Answer, frozen=True):
-    """The order that would be written, and its first round. `lotsAsked` is less than needed when too few may be asked."""
+    """The order that would be written, and its first round. `lotsAsked` is less than needed when too few may be asked.
+
+    A trader is shown its own positions alone, and `others` in sum. The round is then one for as many lots as are needed,
+    rounded to two significant digits. `lotsAsked` is null where it would tell what a few others have, and what the trader's own
+    position is asked for is rounded as roughly as the lots needed.
+    """
 
     reduce: SideName
     price: str
     lots_needed: int
-    lots_asked: int
+    lots_asked: int | None
     refund: str
     positions: int
     allocations: list[AllocationAnswer]
+    others: list[OthersAnswer] | UnsetType = UNSET
 
 
 class PreviewAnswer(Answer, frozen=True):
@@ -207,14 +234,16 @@ class PreviewAnswer(Answer, frozen=True):
     ts: int
 
 
-async def order_answers(ledger: Deleveragings, orders: Sequence[OrderRow], contract: Contract) -> list[OrderAnswer]:
-    """Orders of a contract with their rounds."""
+async def order_answers(
+    ledger: Deleveragings, orders: Sequence[OrderRow], contract: Contract, sight: Sight
+) -> list[OrderAnswer]:
+    """Orders of a contract with their rounds, as they are seen."""
     found = await ledger.rounds(contract.symbol, [order.adl for order in orders], ALLOCATIONS_MAX)
     rounds = {number: list(rows) for number, rows in groupby(found, lambda row: row.adl)}
-    return [_order_answer(order, rounds.get(order.adl, ()), contract) for order in orders]
+    return [_order_answer(order, rounds.get(order.adl, ()), contract, sight) for order in orders]
 
 
-def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contract) -> OrderAnswer:
+def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contract, sight: Sight) -> OrderAnswer:
     money, price = contract.settle_decimals, contract.price_decimals
     taken = order.deficit * order.executed // order.deficit_lots
     return OrderAnswer(
@@ -237,16 +266,16 @@ def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contrac
         round=order.round,
         acknowledged=order.acknowledged,
         policy_version=order.policy_version,
-        rounds=[_round_answer(row, order, contract) for row in rounds],
+        rounds=[_round_answer(row, order, contract, sight) for row in rounds],
         ts=order.ts,
         updated_at=milliseconds(order.updated_at),
     )
 
 
-def queue_answer(view: BookView, queue: Queue, *, is_mark_stale: bool) -> QueueAnswer:
-    """A contract's queue."""
+def queue_answer(view: BookView, queue: Queue, sight: Sight, k_min: int, *, is_mark_stale: bool) -> QueueAnswer:
+    """A contract's queue: exactly for those who see everything, else in sections of at least `k_min` positions."""
     contract = view.contract
-    long, short = ([_section_answer(section, contract) for section in queue.get(name, ())] for name in ("long", "short"))
+    long, short = (_sections(queue.get(name, []), contract, sight, k_min) for name in ("long", "short"))
     return QueueAnswer(
         symbol=contract.symbol,
         mark_price=_price(view.book.mark, contract),
@@ -320,8 +349,10 @@ def _reduced(row: DeleveragedRow, contract: Contract) -> dict[str, Any]:
     )
 
 
-def preview_answer(preview: Preview, view: BookView, *, allocations_max: int | None, accounts: bool) -> PreviewAnswer:
-    """What a fill would do, with its first allocations or all of them; with `accounts` it says whose they are."""
+def preview_answer(
+    preview: Preview, view: BookView, show: Callable[[AdlOrder, RoundTerms, Contract], PreviewOrderAnswer]
+) -> PreviewAnswer:
+    """What a fill would do; `show` says what is shown of its order: see `whole_preview` and `trader_preview`."""
     contract, entry, order = view.contract, preview.entry, preview.order
     money = contract.settle_decimals
     return PreviewAnswer(
@@ -333,59 +364,156 @@ def preview_answer(preview: Preview, view: BookView, *, allocations_max: int | N
         repaid=format_units(entry.repaid, money),
         balance=format_units(entry.balance, money),
         mark_price=_price(view.book.mark, contract),
-        order=_preview_order(order, preview.first, contract, allocations_max, accounts=accounts)
-        if order and preview.first
-        else None,
+        order=show(order, preview.first, contract) if order and preview.first else None,
         last_id=view.last_id,
         ts=view.ts,
     )
 
 
-def _preview_order(
+def whole_preview(
     order: AdlOrder, first: RoundTerms, contract: Contract, allocations_max: int | None, *, accounts: bool
 ) -> PreviewOrderAnswer:
+    """An order with its first allocations or all of them, exactly; with `accounts` it says whose they are."""
     shown = islice(allocation_rows(first, {}), allocations_max)
-    answers = [allocation_answer(row, order.reduce, order.price, contract) for row in shown]
-    if accounts:
-        answers = [
-            msgspec.structs.replace(answer, account=account) for answer, account in zip(answers, first.accounts, strict=False)
-        ]
+    allocations = [
+        msgspec.structs.replace(
+            allocation_answer(row, order.reduce, order.price, contract, OPERATOR), account=row.account if accounts else UNSET
+        )
+        for row in shown
+    ]
+    return _preview_order(order, contract, first.lots_asked, first.positions, allocations)
+
+
+def trader_preview(order: AdlOrder, first: RoundTerms, contract: Contract, account: str, k_min: int) -> PreviewOrderAnswer:
+    """An order with what it asks of one account, and of the others in sum: nothing of fewer than `k_min`."""
+    rows = list(allocation_rows(first, {}))
+    own = [row for row in rows if row.account == account]
+    others = [row for row in rows if row.account != account]
+    few = len(others) < k_min
+    asked = None if few and first.lots_asked < rough(order.lots) else min(order.lots, rough(first.lots_asked))
+    allocations = [
+        allocation_answer(
+            row._replace(asked=_as_roughly(row.asked, order.lots)) if few else row,
+            order.reduce,
+            order.price,
+            contract,
+            OPERATOR,
+        )
+        for row in own
+    ]
+    return _preview_order(order, contract, asked, rough(first.positions), allocations, _in_sum(others, k_min))
+
+
+def _as_roughly(lots: int, whole: int) -> int:
+    """Lots rounded to the second digit of a larger number."""
+    step = 10 ** max(0, len(str(whole)) - 2)
+    return int((lots + step // 2) // step * step)
+
+
+def _in_sum(rows: Sequence[AllocationRow], k_min: int) -> list[OthersAnswer]:
+    """Positions in the order of rank by their lights, in pools of at least `k_min`."""
+    by_lights = groupby(rows, lambda row: Rank(row.rank, row.ranked).lights)
+    found = [
+        OthersAnswer(lights, lights, len(lit), sum(row.lots for row in lit), sum(row.asked for row in lit))
+        for lights, lit in ((lights, list(group)) for lights, group in by_lights)
+    ]
+    return [
+        msgspec.structs.replace(pool, lots=rough_total(pool.lots), asked=rough_total(pool.asked))
+        for pool in pooled(found, k_min, _joined_others)
+    ]
+
+
+def _joined_others(upper: OthersAnswer, lower: OthersAnswer) -> OthersAnswer:
+    return OthersAnswer(
+        upper.lights,
+        lower.to_lights,
+        upper.positions + lower.positions,
+        upper.lots + lower.lots,
+        upper.asked + lower.asked,
+    )
+
+
+def _preview_order(
+    order: AdlOrder,
+    contract: Contract,
+    asked: int | None,
+    positions: int,
+    allocations: list[AllocationAnswer],
+    others: list[OthersAnswer] | UnsetType = UNSET,
+) -> PreviewOrderAnswer:
     return PreviewOrderAnswer(
         reduce=order.reduce,
         price=format_units(order.price, contract.price_decimals),
         lots_needed=order.lots,
-        lots_asked=first.lots_asked,
+        lots_asked=asked,
         refund=format_units(order.refund, contract.settle_decimals),
-        positions=first.positions,
-        allocations=answers,
+        positions=positions,
+        allocations=allocations,
+        others=others,
     )
 
 
-def allocation_answer(row: AllocationRow, reduce: SideName, price: int, contract: Contract) -> AllocationAnswer:
-    """What a round of an order at a price asked of a position of a side, without its account."""
+def allocation_answer(row: AllocationRow, reduce: SideName, price: int, contract: Contract, sight: Sight) -> AllocationAnswer:
+    """What a round of an order at a price asked of a position of a side, as it is seen, without its account."""
     equity, unit = Valuation(contract, reduce).equity(row.lots, row.entry_price, row.margin, price)
-    return AllocationAnswer(
+    answer = AllocationAnswer(
         **_inputs(_standing(contract, reduce, row, row.mark), contract),
         **_place(row, row.executed),
         equity_at_price=format_units(equity // unit, contract.settle_decimals),
     )
+    return answer if sight.is_exact(row.account) else _rough_allocation(answer)
 
 
-def _round_answer(row: RoundRow, order: OrderRow, contract: Contract) -> RoundAnswer:
+def _rough_allocation(answer: AllocationAnswer) -> AllocationAnswer:
+    return msgspec.structs.replace(
+        answer,
+        lots=rough(answer.lots),
+        entry_price=rough(answer.entry_price),
+        margin=rough(answer.margin),
+        unrealised_pnl=rough_or_none(answer.unrealised_pnl),
+        return_on_entry=rough_or_none(answer.return_on_entry),
+        leverage=rough_or_none(answer.leverage),
+        score=rough_or_none(answer.score),
+        asked=rough(answer.asked),
+        executed=rough(answer.executed),
+        equity_at_price=rough(answer.equity_at_price),
+    )
+
+
+def _round_answer(row: RoundRow, order: OrderRow, contract: Contract, sight: Sight) -> RoundAnswer:
     return RoundAnswer(
         round=row.round,
         mark_price=format_units(row.mark, contract.price_decimals) if row.mark else None,
         is_stale=row.is_stale,
         positions=row.positions,
-        asked=row.asked,
-        executed=row.executed,
-        allocations=[allocation_answer(allocation, order.reduce, order.price, contract) for allocation in row.allocations],
+        asked=row.asked if sight.everything else rough(row.asked),
+        executed=row.executed if sight.everything else rough(row.executed),
+        allocations=[
+            allocation_answer(allocation, order.reduce, order.price, contract, sight) for allocation in row.allocations
+        ],
+    )
+
+
+def _sections(found: list[Section], contract: Contract, sight: Sight, k_min: int) -> list[SectionAnswer]:
+    if sight.everything:
+        return [_section_answer(section, contract) for section in found]
+    return [_rough_section(_section_answer(section, contract)) for section in pooled(found, k_min, joined_sections)]
+
+
+def _rough_section(section: SectionAnswer) -> SectionAnswer:
+    return msgspec.structs.replace(
+        section,
+        lots=rough_total(section.lots),
+        highest_score=rough_or_none(section.highest_score),
+        lowest_score=rough_or_none(section.lowest_score),
+        unrealised_pnl=rough(section.unrealised_pnl),
     )
 
 
 def _section_answer(section: Section, contract: Contract) -> SectionAnswer:
     return SectionAnswer(
         lights=section.lights,
+        to_lights=section.to_lights,
         positions=section.positions,
         lots=section.lots,
         highest_score=section.highest,

@@ -17,6 +17,7 @@ from fundsvc.api.valuation import (
     why_no_base,
 )
 from fundsvc.core.chain import Kind
+from fundsvc.core.commitment import seal_parts
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fullness import Target
 from fundsvc.core.numbers import format_units
@@ -86,7 +87,12 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
 
 
 class EntryAnswer(Answer, frozen=True):
-    """A ledger entry; everything of it but the account, which is never public."""
+    """A ledger entry; everything of it but the account, which is never public.
+
+    `keyId` and `commitment` (hex) are what the hash is over in the place of the account: with them anyone can recompute the
+    hash. They are "" where it is over the account itself: where there is none, and in entries of before there was a ledger
+    secret.
+    """
 
     symbol: str
     entry: int
@@ -105,6 +111,8 @@ class EntryAnswer(Answer, frozen=True):
     ts: int
     recorded_at: int
     hash: str
+    key_id: str
+    commitment: str
 
 
 class Page(Answer, Generic[T], frozen=True):
@@ -201,6 +209,7 @@ def target_size(target: Target | None, decimals: int) -> str | None:
 def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
     """A ledger entry in its contract's settlement currency and prices."""
     money, price = contract.settle_decimals, contract.price_decimals
+    seal = seal_parts(entry.seal)
     return EntryAnswer(
         symbol=entry.symbol,
         entry=entry.entry,
@@ -219,6 +228,8 @@ def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
         ts=entry.ts,
         recorded_at=milliseconds(entry.recorded_at),
         hash=entry.hash.hex(),
+        key_id=seal.key_id.hex(),
+        commitment=seal.commitment.hex(),
     )
 
 

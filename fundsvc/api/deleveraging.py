@@ -23,14 +23,18 @@ from fundsvc.api.adl_answers import (
     preview_answer,
     queue_answer,
     reduction_answer,
+    trader_preview,
+    whole_preview,
 )
 from fundsvc.api.answers import Page
 from fundsvc.api.errors import BadParameter, Forbidden, NotFound
 from fundsvc.api.parameters import AccountQuery, DeleveragedQuery, OrdersQuery, PreviewBody, PreviewPolicy, Query, RoundQuery
 from fundsvc.api.serving import Route, listed
+from fundsvc.api.sight import rough, sight_of
 from fundsvc.api.tokens import Caller
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.policy import Policy
+from fundsvc.core.preview import AskedOf
 from fundsvc.follower import BookView, Follower
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.reader import Reader
@@ -59,22 +63,31 @@ class DeleveragingResources:
         follower: Follower,
         tail: Tail,
         policy_of: Callable[[str], Policy],
+        k_min: int,
     ) -> None:
         self._reader = reader
         self._ledger = ledger
         self._follower = follower
         self._tail = tail
         self._policy_of = policy_of
+        self._k_min = k_min
         self.routes = (
             Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=frozenset({"trader", "risk"})),
             Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=frozenset({"trader", "risk"})),
-            Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders),
-            Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round),
-            Route("/api/v1/adl/{symbol}/queue", Query, self.queue),
-            Route("/api/v1/adl/{symbol}/preview", Query, self.preview, PreviewBody, roles=ANYBODY, cost=self.preview_cost),
+            Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders, viewed=True),
+            Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round, viewed=True),
+            Route("/api/v1/adl/{symbol}/queue", Query, self.queue, viewed=True),
+            Route(
+                "/api/v1/adl/{symbol}/preview",
+                Query,
+                self.preview,
+                PreviewBody,
+                roles=frozenset({"trader", "risk"}),
+                cost=self.preview_cost,
+            ),
         )
 
-    async def orders(self, query: OrdersQuery, symbol: str) -> Page[OrderAnswer]:
+    async def orders(self, query: OrdersQuery, symbol: str, viewer: Caller | None) -> Page[OrderAnswer]:
         """A page of a contract's orders; one more is read than shown, to know whether there are more."""
         as_of = self._tail.as_of_ms
         contract = (await listed(self._reader, symbol)).contract
@@ -86,10 +99,17 @@ class DeleveragingResources:
             state=None if query.state is UNSET else query.state,
         )
         shown = orders[: query.max_count]
-        answers = await order_answers(self._ledger, shown, contract)
+        answers = await order_answers(self._ledger, shown, contract, sight_of(viewer))
         return Page(data_list=answers, has_more=len(orders) > len(shown), as_of=as_of)
 
-    async def round(self, query: RoundQuery, symbol: str, adl: str, round: str) -> Page[AllocationAnswer]:  # noqa: A002 - the path's word
+    async def round(
+        self,
+        query: RoundQuery,
+        symbol: str,
+        adl: str,
+        round: str,  # noqa: A002 - the path's word
+        viewer: Caller | None,
+    ) -> Page[AllocationAnswer]:
         """A page of what a round of an order asked, by rank; one more is read than shown, to know whether there are more."""
         contract = (await listed(self._reader, symbol)).contract
         order, number = _numbered(adl), _numbered(round)
@@ -97,16 +117,17 @@ class DeleveragingResources:
         if not found or found[0].adl != order or found[0].round < number:
             raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
         rows = await self._ledger.round_after(symbol, order, number, query.offset, query.max_count + 1)
-        reduce, price = found[0].reduce, found[0].price
-        shown = [allocation_answer(row, reduce, price, contract) for row in rows[: query.max_count]]
+        reduce, price, sight = found[0].reduce, found[0].price, sight_of(viewer)
+        shown = [allocation_answer(row, reduce, price, contract, sight) for row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown))
 
-    async def queue(self, _query: Query, symbol: str) -> QueueAnswer:
+    async def queue(self, _query: Query, symbol: str, viewer: Caller | None) -> QueueAnswer:
         """The live ranking of a contract, as lights."""
         found, follower = await listed(self._reader, symbol), self._follower
 
         def read(view: BookView) -> QueueAnswer:
-            return queue_answer(view, follower.queue(view), is_mark_stale=follower.is_mark_stale(view))
+            queue, is_mark_stale = follower.queue(view), follower.is_mark_stale(view)
+            return queue_answer(view, queue, sight_of(viewer), self._k_min, is_mark_stale=is_mark_stale)
 
         return await follower.read(found.contract, found.partition, read)
 
@@ -139,13 +160,18 @@ class DeleveragingResources:
         shown = [reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 
-    async def preview(self, _query: Query, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:  # noqa: ARG002 - any
-        """What a fill would do, with nobody named."""
+    async def preview(self, _query: Query, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:
+        """What a fill would do, with nobody named: to all for risk, to a trader's own positions and the others in sum."""
         found = await listed(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
-        answer = partial(preview_answer, allocations_max=ALLOCATIONS_MAX, accounts=False)
+        show = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
+        asked_of: AskedOf = int
+        if caller.role == "trader":
+            show = partial(trader_preview, account=caller.account, k_min=self._k_min)
+            asked_of = rough
+        answer = partial(preview_answer, show=show)
         try:
-            return await self._follower.preview(found.contract, found.partition, policy, _fill(symbol, body), answer)
+            return await self._follower.preview(found.contract, found.partition, policy, _fill(symbol, body), answer, asked_of)
         except Rejection as rejection:
             raise BadParameter(rejection.detail) from None
 

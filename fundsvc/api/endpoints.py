@@ -34,6 +34,7 @@ class Endpoint(NamedTuple):
     bodies and paths. `refuse` says errors; what is not our envelope is among the answers. `told` is the function whose
     docstring tells what it does, the handler itself where there is none. `cost` says as how many more
     requests an answer counts, by what stands in its path.
+    One that is `viewed` needs no token and shows more with one.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Endpoint(NamedTuple):
     query: type[Parameters] = Parameters
     bodies: tuple[Media, ...] = ()
     roles: Roles = PUBLIC
+    viewed: bool = False
     fails: frozenset[int] = ASKED_WRONGLY_OR_AWAY
     refuse: Refuse = refuse
     told: Callable[..., Any] | None = None

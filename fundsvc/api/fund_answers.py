@@ -58,11 +58,18 @@ class StandingAnswer(Answer, frozen=True):
 
 
 class LinkAnswer(Answer, frozen=True):
-    """An entry, the hash that its own was made of with it, and the ADL order that it caused."""
+    """An entry, the hash that its own was made of with it, and the ADL order that it caused.
+
+    With a token of the entry's account, or of risk, `account` and `salt` (hex) open its commitment, which is HMAC-SHA-256 of
+    the account under the salt as the key. They are left out where there is no commitment, or where this service does not have
+    the secret that made it.
+    """
 
     entry: EntryAnswer
     previous_hash: str
     adl: OrderAnswer | None
+    account: str | UnsetType = UNSET
+    salt: str | UnsetType = UNSET
 
 
 Rated = Callable[[str], tuple[int | None, str]]

@@ -6,8 +6,9 @@ from urllib.parse import quote
 
 import structlog
 from aiohttp import hdrs, web
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
+from fundsvc.api.access import Roles
 from fundsvc.api.adl_answers import order_answers
 from fundsvc.api.answers import EntryAnswer, FundAnswer, Page, entry_answer, fund_answer
 from fundsvc.api.appraiser import Appraiser
@@ -18,7 +19,10 @@ from fundsvc.api.exporting import Exports, write
 from fundsvc.api.fund_answers import Candle, LinkAnswer, StandingAnswer, SummaryAnswer, candles, standing_answer, summary_answer
 from fundsvc.api.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
 from fundsvc.api.serving import Route, asked, fund_of, listed
+from fundsvc.api.sight import sight_of
+from fundsvc.api.tokens import Caller
 from fundsvc.core.chain import GENESIS
+from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import Seldom
 from fundsvc.store.database import StoreFault
@@ -32,6 +36,9 @@ STREAMED_ENTRIES = 500
 
 ENTRY_DIGITS_MAX = 18
 """No ledger has as many entries, and 64 bits hold them."""
+
+OPENERS: Roles = frozenset({"trader", "risk"})
+"""Who may see whose an entry is: a trader of its own entries, risk of all."""
 
 log = structlog.get_logger()
 
@@ -48,6 +55,7 @@ class FundResources:
         appraiser: Appraiser,
         policy_of: Callable[[str], Policy],
         exports: Exports | None = None,
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         self._reader = reader
         self._exports = exports or Exports(reader)
@@ -56,6 +64,7 @@ class FundResources:
         self._ledger = ledger
         self._appraiser = appraiser
         self._policy_of = policy_of
+        self._secrets = secrets
         self._cut_off = Seldom(log, "history")
         self.routes = (
             Route("/api/v1/insurance-fund/summary", Query, self.summary),
@@ -69,7 +78,7 @@ class FundResources:
                 query=SpanQuery,
                 cost=self.export_cost,
             ),
-            Route("/api/v1/insurance-fund/{symbol}/entries/{entry}", Query, self.entry),
+            Route("/api/v1/insurance-fund/{symbol}/entries/{entry}", Query, self.entry, viewed=True),
         )
 
     def answer(self, fund: FundRow) -> FundAnswer:
@@ -151,19 +160,32 @@ class FundResources:
             self._cut_off.note(fault, symbol=fund.symbol)
             _cut_off(request)
 
-    async def entry(self, _query: Query, symbol: str, entry: str) -> LinkAnswer:
-        """One entry with the hash before it, and the ADL order that it caused, if any."""
+    async def entry(self, _query: Query, symbol: str, entry: str, viewer: Caller | None) -> LinkAnswer:
+        """One entry with the hash before it, and the ADL order that it caused, if any; its owner is shown its salt too."""
         contract = (await listed(self._reader, symbol)).contract
         number = int(entry) if entry.isascii() and entry.isdecimal() and len(entry) <= ENTRY_DIGITS_MAX else 0
         found = await self._reader.history(symbol, count=2, offset=number + 1)
         if not number or not found or found[0].entry != number:
             raise NotFound(f"{symbol} has no entry {entry!r}: they are numbered from 1 to what its fund calls `entry`")
-        orders = await order_answers(self._ledger, await self._ledger.caused_by(symbol, number), contract)
+        orders = await order_answers(self._ledger, await self._ledger.caused_by(symbol, number), contract, sight_of(viewer))
+        account, salt = await self._opening(found[0], viewer)
         return LinkAnswer(
             entry=entry_answer(found[0], contract),
             previous_hash=(found[1].hash if len(found) > 1 else GENESIS).hex(),
             adl=orders[0] if orders else None,
+            account=account,
+            salt=salt,
         )
+
+    async def _opening(self, entry: EntryRow, viewer: Caller | None) -> tuple[str | UnsetType, str | UnsetType]:
+        """The account and the salt that open an entry's commitment, for its owner and for risk."""
+        salt = self._secrets.salt(entry.symbol, entry.entry, entry.seal)
+        if viewer is None or viewer.role not in OPENERS or salt is None:
+            return UNSET, UNSET
+        account = await self._reader.account_of(entry.symbol, entry.entry)
+        if viewer.role == "trader" and account != viewer.account:
+            return UNSET, UNSET
+        return account, salt.hex()
 
     async def _pages(self, fund: FundRow, query: SpanQuery) -> AsyncIterator[list[EntryRow]]:
         """The entries of a fund as far as its row goes, within a time span, some at a time."""

@@ -183,6 +183,8 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         operation["requestBody"] = {"required": True, "content": _contents(endpoint.bodies, schemas, example)}
     if endpoint.roles:
         operation["security"] = [{"token": []}]
+    elif endpoint.viewed:
+        operation["security"] = [{}, {"token": []}]
     return operation
 
 

@@ -18,6 +18,8 @@ from fundsvc.api.integers import integers_as_strings, written
 from fundsvc.api.packing import PACKED, PLAIN, Packed, takes_packed
 from fundsvc.api.parameters import Parameters, Query, read_body, read_query
 from fundsvc.api.reception import Reception
+from fundsvc.api.tokens import Caller
+from fundsvc.api.visits import VISIT
 from fundsvc.store.reader import FundRow, Listed, Reader
 
 T_co = TypeVar("T_co", covariant=True)
@@ -59,7 +61,8 @@ class Route(NamedTuple):
 
     A route with a `body` is a POST of such a struct as JSON, which is given to the answer too. A route with `roles` is for
     callers with one of them; its answer is given the `caller`. `cost` says as how many more requests
-    an answer counts, by what stands in its path.
+    an answer counts, by what stands in its path. One that is `viewed` is for all, and shows a caller
+    more of its own data: its answer is given the `viewer`, None without a good token.
     """
 
     path: str
@@ -68,6 +71,7 @@ class Route(NamedTuple):
     body: type[Parameters] | None = None
     roles: Roles = PUBLIC
     cost: Cost | None = None
+    viewed: bool = False
 
 
 def make_app(reception: Reception, table: Iterable[Route | Endpoint]) -> web.Application:
@@ -99,7 +103,16 @@ def _endpoint(entry: Route | Endpoint) -> Endpoint:
     answers = {200: Media(JSON, kind, in_envelope=True)}
     method, bodies = (hdrs.METH_POST, (Media(JSON, entry.body),)) if entry.body else (hdrs.METH_GET, ())
     return Endpoint(
-        entry.path, _handler(entry), answers, method, entry.query, bodies, entry.roles, told=entry.answer, cost=entry.cost
+        entry.path,
+        _handler(entry),
+        answers,
+        method,
+        entry.query,
+        bodies,
+        entry.roles,
+        viewed=entry.viewed,
+        told=entry.answer,
+        cost=entry.cost,
     )
 
 
@@ -133,7 +146,7 @@ def _handler(route: Route) -> Handler:
     asks_nothing = _asking_nothing(route.query)
 
     async def handle(request: web.Request) -> web.Response:
-        caller = {"caller": allowed(request, route.roles)} if route.roles else {}
+        caller = _caller(route, request)
         query = _question(route.query, asks_nothing, request)
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
@@ -142,6 +155,13 @@ def _handler(route: Route) -> Handler:
         return web.Response(body=written(msgspec.json.encode(Envelope(data=answer)), query.numbers), content_type=JSON)
 
     return handle
+
+
+def _caller(route: Route, request: web.Request) -> dict[str, Caller | None]:
+    """Who asks, by the name that the answer of a route knows it by; raises as `allowed` does."""
+    if route.roles:
+        return {"caller": allowed(request, route.roles)}
+    return {"viewer": request[VISIT].caller} if route.viewed else {}
 
 
 def _question(kind: type[Query], nothing: Query | None, request: web.Request) -> Query:

@@ -1,12 +1,16 @@
 """What can be asked about the target size of a fund."""
 
+import msgspec
+
 from fundsvc.api.answers import Answer, milliseconds, target_size
 from fundsvc.api.errors import NotFound
 from fundsvc.api.parameters import Query
 from fundsvc.api.serving import Route, fund_of
+from fundsvc.api.sight import rough, sight_of
+from fundsvc.api.tokens import Caller
 from fundsvc.core.fullness import RuleName
 from fundsvc.core.numbers import format_units
-from fundsvc.core.targets import Explanation
+from fundsvc.core.targets import Cover, Explanation, StressedPosition
 from fundsvc.store.reader import FundRow, Reader
 from fundsvc.store.targets import ExplainedTarget, Targets
 
@@ -16,7 +20,7 @@ class TargetAnswer(Answer, frozen=True, kw_only=True):
 
     `explanation` holds every input of the rule; where there is no target, it is null and `reason` says why. `leverageCap` rises
     from `leverageMin` at a fullness of `fullnessLow` to `leverageMax`, the contract's own, at `fullnessHigh`; it is a signal
-    that nothing here acts on.
+    that nothing here acts on. Numbers of single positions are rounded to two significant digits but for risk.
     """
 
     symbol: str
@@ -41,15 +45,16 @@ class SizingResources:
     def __init__(self, reader: Reader, targets: Targets) -> None:
         self._reader = reader
         self._targets = targets
-        self.routes = (Route("/api/v1/insurance-fund/{symbol}/target", Query, self.target),)
+        self.routes = (Route("/api/v1/insurance-fund/{symbol}/target", Query, self.target, viewed=True),)
 
-    async def target(self, _query: Query, symbol: str) -> TargetAnswer:
+    async def target(self, _query: Query, symbol: str, viewer: Caller | None) -> TargetAnswer:
         """The size that a fund should have, and where that comes from."""
         fund = await fund_of(self._reader, symbol)
         explained = await self._targets.explained(symbol)
         if explained is None:
             raise NotFound(f"no target of {symbol} has been looked for yet, ask again in a minute")
-        return target_answer(fund, explained)
+        answer = target_answer(fund, explained)
+        return answer if sight_of(viewer).everything else _rough_answer(answer)
 
 
 def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:
@@ -71,3 +76,18 @@ def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:
         explanation=explained.explanation,
         computed_at=milliseconds(explained.computed_at),
     )
+
+
+def _rough_answer(answer: TargetAnswer) -> TargetAnswer:
+    """A target as everybody may see it: explained by no single position's numbers."""
+    cover = answer.explanation
+    if not isinstance(cover, Cover):
+        return answer
+    explanation = msgspec.structs.replace(
+        cover, positions=list(map(_rough_position, cover.positions)), loss_of_other_side=rough(cover.loss_of_other_side)
+    )
+    return msgspec.structs.replace(answer, explanation=explanation)
+
+
+def _rough_position(position: StressedPosition) -> StressedPosition:
+    return StressedPosition(**{name: rough(value) for name, value in msgspec.structs.asdict(position).items()})

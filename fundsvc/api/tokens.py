@@ -14,12 +14,9 @@ import msgspec
 import structlog
 
 from fundsvc.api.errors import StaleToken, WrongToken
-from fundsvc.config import ConfigError, TokenConfig
+from fundsvc.config import SECRET_LENGTH_MIN, ConfigError, TokenConfig
 from fundsvc.core.events import TIMESTAMP_MAX, Account
 from fundsvc.keys import decode_json
-
-SECRET_LENGTH_MIN = 32
-"""A shorter one than its digest weakens HMAC-SHA256 (RFC 7518, section 3.2)."""
 
 PUBLIC_ALGORITHMS = frozenset({"RS256", "ES256"})
 """What every issuer offers; one of each kind, so that a key's kind says its algorithm."""

@@ -8,8 +8,9 @@ import msgspec
 import typer
 from rich.table import Column, Table
 
-from fundsvc.api.adl_answers import OrderAnswer, PreviewAnswer, order_answers, preview_answer
+from fundsvc.api.adl_answers import OrderAnswer, PreviewAnswer, order_answers, preview_answer, whole_preview
 from fundsvc.api.parameters import PAGE_ENTRIES_MAX
+from fundsvc.api.sight import OPERATOR
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, Json, Terminal, at_primary, cli, print_json, run
 from fundsvc.config import Config
@@ -74,7 +75,7 @@ def orders(
             contract = (await _listed(pool, symbol)).contract
             ledger = Deleveragings(pool)
             found = await ledger.orders(symbol, count=limit, state=state)
-            answers = await order_answers(ledger, found, contract)
+            answers = await order_answers(ledger, found, contract, OPERATOR)
         if json:
             print_json(answers)
         else:
@@ -92,7 +93,7 @@ async def _preview(config: Config, changes: dict[str, Any], fill: Fill) -> Previ
         await follower.step(found.partition)
         recorded = (await Reader(pool).policies()).get(found.partition, complete.policy)
         policy = msgspec.structs.replace(recorded.of(fill.symbol), **changes)
-        answer = partial(preview_answer, allocations_max=None, accounts=True)
+        answer = partial(preview_answer, show=partial(whole_preview, allocations_max=None, accounts=True))
         try:
             return await follower.preview(found.contract, found.partition, policy, fill, answer)
         except Rejection as rejection:

@@ -43,6 +43,7 @@ def check(
     async def command(config: Config) -> int:
         tls_context(config.http.certificate, config.http.certificate_key)
         Tokens(config.token)
+        _ = config.ledger.secrets
         shown = effective(config)
         parts = await _ask(config) if reachable else {}
         if json:

@@ -13,7 +13,7 @@ from rich.table import Table
 from fundsvc.app import connected, consuming, prepared
 from fundsvc.audit import ContractAudit, audit_contract
 from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, progress, run
-from fundsvc.config import Config, PolicyConfig
+from fundsvc.config import Config
 from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
 from fundsvc.delivery import Delivered, Delivery, Gain, listed
@@ -90,10 +90,16 @@ def audit(context: typer.Context, json: Json = False) -> None:
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
-            audits = await _audit_all(pool, config.policy)
+            audits = await _audit_all(pool, complete)
         wrong = [audit for audit in audits if audit.differences]
         if json:
-            print_json({"contracts": audits, "differences": sum(len(audit.differences) for audit in wrong)})
+            print_json(
+                {
+                    "contracts": audits,
+                    "differences": sum(len(audit.differences) for audit in wrong),
+                    "unopened": sum(audit.unopened for audit in audits),
+                }
+            )
         else:
             _print_audits(audits, wrong)
         return NO if wrong else DONE
@@ -113,7 +119,7 @@ def export(
         async with prepared(config) as complete, connected(complete) as (pool, _):
             ledger = await open_ledger(pool, symbol)
             write = _csv_writer() if form == "csv" else _write_json_line
-            async for row in export_rows(ledger):
+            async for row in export_rows(ledger, complete.ledger.secrets):
                 write(row)
         return DONE
 
@@ -196,12 +202,13 @@ def _amounts(gain: Gain) -> list[str]:
     return [format_units(amount, gain.decimals) for amount in (gain.credited, gain.paid, gain.uncovered, gain.repaid)]
 
 
-async def _audit_all(pool: Pool, policy: PolicyConfig) -> list[ContractAudit]:
-    known = await known_contracts(pool)
+async def _audit_all(pool: Pool, config: Config) -> list[ContractAudit]:
+    known, policy, secrets = await known_contracts(pool), config.policy, config.ledger.secrets
     with progress() as bars:
         task = bars.add_task("entries recomputed", total=sum(entries for _, entries in known))
         return [
-            await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol)) for symbol, _ in known
+            await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol), secrets)
+            for symbol, _ in known
         ]
 
 
@@ -213,6 +220,9 @@ def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit
     entries = sum(audit_found.entries for audit_found in audits)
     verdict = f"{len(wrong)} contracts differ" if wrong else "everything holds"
     console.print(f"{entries:,} entries of {len(audits):,} contracts recomputed: {verdict}")
+    unopened = sum(audit_found.unopened for audit_found in audits)
+    if unopened:
+        console.print(f"{unopened:,} commitments to accounts not checked: their secrets are not in the configuration")
 
 
 def _csv_writer() -> Callable[[Row], object]:

@@ -13,6 +13,7 @@ from fundsvc.core.adl import AdlOrder
 from fundsvc.core.batch import Batch, BookState, KeptBook, Moved, RateState, Round
 from fundsvc.core.book import Book
 from fundsvc.core.chain import Entry
+from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
 from fundsvc.core.escalation import acknowledge, end_round, escalate, execute, time_out, waits_for_adl
@@ -56,7 +57,10 @@ RUN_MIN = 16
 
 
 class Partition:
-    """All contracts of one partition. Events must come in stream order; one with a known `seq` changes nothing."""
+    """All contracts of one partition. Events must come in stream order; one with a known `seq` changes nothing.
+
+    `secret` seals the accounts of new entries; without one they are sealed as they are.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Partition:
         policy_of: Callable[[str], Policy] = lambda _: Policy(),
         ts_ahead_seconds_max: float = AHEAD_SECONDS_MAX,
         policies: Iterable[Policies] = (),
+        secret: LedgerSecret | None = None,
     ) -> None:
         self.number = number
         self.batch = Batch()
@@ -78,8 +83,10 @@ class Partition:
         self._policies = {known.version: known for known in policies}
         self.policy_version = max(self._policies, default=0)
         self._policy_of = self._policies[self.policy_version].of if self._policies else policy_of
+        self._secret = secret
         for fund in self._funds.values():
             fund.policy_version = self.policy_version
+            fund.secret = secret
         self._ahead_ms = int(ts_ahead_seconds_max * 1000)
         self.sequences = Sequences({symbol: fund.seq for symbol, fund in self._funds.items()})
         self._desks: dict[str, Deleveraging] = {}
@@ -455,7 +462,8 @@ class Partition:
             raise Rejection(Reason.WRONG_PARTITION, f"{contract.symbol} belongs to partition {home}, not {self.number}")
         fund = self._funds.get(contract.symbol)
         if fund is None or (not fund.entry and fund.contract != contract):
-            fund = Fund(contract, policy=self._policy_of(contract.symbol), policy_version=self.policy_version)
+            policy, version = self._policy_of(contract.symbol), self.policy_version
+            fund = Fund(contract, policy=policy, policy_version=version, secret=self._secret)
             # Its positions had prices in units that may be others now; the empty book is kept in place of theirs.
             if self._desks.pop(contract.symbol, None):
                 self._desk(fund).changed = True

@@ -1,20 +1,34 @@
 """The ADL queue of a side as anyone may see it: its lights, and what stands under each, without saying whose it is."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from fundsvc.core.alphabet import Places
 from fundsvc.core.book import Side
 from fundsvc.core.valuation import LIGHTS
 
 
+class Counted(Protocol):
+    """What holds a number of positions."""
+
+    @property
+    def positions(self) -> int:
+        """How many."""
+
+
+Pool = TypeVar("Pool", bound=Counted)
+
+
 class Section(NamedTuple):
-    """The positions of a side with the same lights: how many, their lots, the scores of the first and last, and their uPnL.
+    """The positions of a side with `lights` down to `to_lights`: how many, their lots, the scores of the first and last, and
+    their uPnL.
 
     `unrealised_pnl` is in atoms, summed in double precision. Scores are None where there is no position.
     """
 
     lights: int
+    to_lights: int
     positions: int
     lots: int
     highest: float | None
@@ -32,9 +46,40 @@ def sections(side: Side, mark: int) -> list[Section]:
 
 def _section(side: Side, mark: int, lights: int, rows: Places) -> Section:
     if not len(rows):
-        return Section(lights, 0, 0, None, None, 0)
+        return Section(lights, lights, 0, 0, None, None, 0)
     lots = side.lots_of(rows)
     columns = side.columns(mark).of(rows)
     profit = ((columns.mark - columns.entry) * columns.direction * lots).sum()
     first, last = (side.standing(int(row), mark).score for row in (rows[0], rows[-1]))
-    return Section(lights, len(rows), sum(lots.tolist()), first, last, math.floor(profit))
+    return Section(lights, lights, len(rows), sum(lots.tolist()), first, last, math.floor(profit))
+
+
+def pooled(found: Sequence[Pool], k_min: int, joined: Callable[[Pool, Pool], Pool]) -> list[Pool]:
+    """Each joined with those below it until it holds at least `k_min` positions; none where all together hold fewer.
+
+    What is left below the last such one joins it: nothing is left out that totals would reveal. Where the sections of a side
+    are joined depends on nothing but the number of its positions.
+    """
+    pools: list[Pool] = []
+    for one in found:
+        if pools and pools[-1].positions < k_min:
+            pools[-1] = joined(pools[-1], one)
+        else:
+            pools.append(one)
+    if len(pools) > 1 and pools[-1].positions < k_min:
+        rest = pools.pop()
+        pools[-1] = joined(pools[-1], rest)
+    return pools if pools and pools[-1].positions >= k_min else []
+
+
+def joined_sections(upper: Section, lower: Section) -> Section:
+    """Two sections, of which the first has more lights, as one."""
+    return Section(
+        upper.lights,
+        lower.to_lights,
+        upper.positions + lower.positions,
+        upper.lots + lower.lots,
+        lower.highest if upper.highest is None else upper.highest,
+        upper.lowest if lower.lowest is None else lower.lowest,
+        upper.unrealised_pnl + lower.unrealised_pnl,
+    )

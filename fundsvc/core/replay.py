@@ -11,6 +11,7 @@ import msgspec
 
 from fundsvc.core.adl import AdlOrder, OrderState
 from fundsvc.core.chain import GENESIS, Entry, link
+from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, Secrets, commitment, seal_parts
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.events import Rejection
 from fundsvc.core.order_replay import OpenOrders, OrdersCheckpoint, OrdersReplay
@@ -113,7 +114,8 @@ class Replay:
     below that of an earlier entry. `opened` are the orders that are open at the checkpoint: the replay takes them along, so
     they are those of its own checkpoint afterwards. Differences are sentences; an empty list means that everything holds.
     `differs_at` is the number of the first entry that differs, or of the last one before a record that does, None while there
-    is none. `orders` has the ADL orders as the rules have them.
+    is none. `orders` has the ADL orders as the rules have them. `secrets` open commitments to accounts; `unopened` counts those
+    that they do not open.
     """
 
     def __init__(
@@ -123,12 +125,15 @@ class Replay:
         since: Checkpoint = START,
         policies: Policies = UNKNOWN,
         opened: OpenOrders | None = None,
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         self.differences: list[str] = []
+        self.unopened = 0
         self.differs_at: int | None = None
         self._fund = Fund(contract, balance=since.balance, entry=since.entry, seq=since.seq, head=since.head)
         self._fund.outstanding = since.outstanding
         self._late = late
+        self._secrets = secrets
         self._seq = since.seq
         self._uncovered = since.uncovered
         self._repaid = since.repaid
@@ -182,6 +187,7 @@ class Replay:
         else:
             self._check_spared(pending)
             self._check_of_fill(entry, known=known)
+        self._check_opening(entry)
         fund.head = link(fund.head, entry)
         self._expect("hash", digest.hex(), fund.head.hex())
         fund.head = digest
@@ -257,6 +263,19 @@ class Replay:
         )
         if self._rules.saved is not None:
             self._compare("the fund's guard is", "its entries say", state.guard, self._rules.kept)
+
+    def _check_opening(self, entry: Entry) -> None:
+        """The commitment of an entry is one to its account, as far as its secret is known."""
+        if not entry.seal:
+            return
+        if not entry.account or len(entry.seal) != SEAL_BYTES:
+            self._differ("has a seal that no account has")
+            return
+        salt = self._secrets.salt(entry.symbol, entry.entry, entry.seal)
+        if salt is None:
+            self.unopened += 1
+        elif commitment(salt, entry.account) != seal_parts(entry.seal).commitment:
+            self._differ("its commitment is not one to its account")
 
     def _check_of_fill(self, entry: Entry, *, known: bool) -> None:
         """An entry of a fill: its amounts add up to what the fill was worth, a surplus repays first, a shortfall is paid."""

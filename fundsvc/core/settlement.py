@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from fundsvc.core.adl import AdlOrder
 from fundsvc.core.chain import GENESIS, Entry, Kind, link
+from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlFill, Fill, Reason, Rejection
 from fundsvc.core.fullness import exact
@@ -47,7 +48,8 @@ class Fund:
     last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
     `adl_record` and `adl_head` are the number and the hash of the last ADL record; `policy_version` is that of `policy`.
     `credited` and `repaid` are what joined the balance and what repaid the outstanding amount since the fund was loaded.
-    `suspended` says whether the contract's terms are in doubt.
+    `suspended` says whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without one they
+    are sealed as they are.
     """
 
     __slots__ = (
@@ -68,6 +70,7 @@ class Fund:
         "policy",
         "policy_version",
         "repaid",
+        "secret",
         "seq",
         "suspended",
     )
@@ -89,6 +92,7 @@ class Fund:
         policy_version: int = 0,
         adl_record: int = 0,
         adl_head: bytes = GENESIS,
+        secret: LedgerSecret | None = None,
     ) -> None:
         self.contract = contract
         self.balance = balance
@@ -104,6 +108,7 @@ class Fund:
         self.adl_head = adl_head
         self.policy = policy
         self.suspended = suspended
+        self.secret = secret
         self.policy_version = policy_version
         self.guard = _guard(policy, contract, guard)
         self._reserve_line = reserve_line
@@ -177,10 +182,11 @@ class Fund:
         kind, change, uncovered, repaid = self._absorb(worth, fill.ts, bankruptcy_price, waits)
         if repaid:
             self._repay(repaid)
+        number = self.entry + 1
         return self._append(
             Entry(
                 fill.symbol,
-                self.entry + 1,
+                number,
                 fill.seq,
                 kind,
                 change,
@@ -195,6 +201,7 @@ class Fund:
                 fill.order_id,
                 fill.account,
                 fill.ts,
+                self.secret.seal(fill.symbol, number, fill.account) if self.secret else b"",
             )
         )
 

@@ -77,7 +77,7 @@ function bar(order) {
 
 /** A round, with as many of its positions as are known; the others are read when asked for. */
 function roundTable(order, round) {
-  const text = `Round ${round.round}, mark ${round.markPrice}: ${round.executed} of ${round.asked} lots from ${round.positions} positions`;
+  const text = `Round ${round.round}, mark ${round.markPrice}: about ${round.executed} of ${round.asked} lots from ${round.positions} positions`;
   const table = (rows) => listTable(ALLOCATION_COLUMNS, rows, { words: ["Lights"] });
   const rows = scroller(text, table(round.allocations));
   const made = element("section", {}, element("h4", {}, text), rows);

@@ -8,15 +8,20 @@ import { listTable, scroller } from "./table.js";
 const REFRESH_MS = 2000;
 
 const COLUMNS = {
-  Lights: (row) => lights(row.lights),
+  Lights: (row) => litRange(row),
   Positions: (row) => number(row.positions),
   Lots: (row) => number(row.lots),
   PnL: (row) => number(row.unrealisedPnl, { signed: true }),
   "Highest score": (row) => rough(row.highestScore),
 };
 
+/** The lights of a row's positions; those of few are shown together. */
+function litRange({ lights: from, toLights: to }) {
+  return from === to ? lights(from) : element("span", {}, lights(from), " to ", lights(to));
+}
+
 function sideTable(caption, sections) {
-  return listTable(COLUMNS, sections, { caption, words: ["Lights"], empty: "no ranked positions" });
+  return listTable(COLUMNS, sections, { caption, words: ["Lights"], empty: "too few positions to be shown" });
 }
 
 /** Shows the queue, and looks again every two seconds while the page can be seen. */
@@ -24,7 +29,7 @@ export function showQueue(root, symbol) {
   const asOf = element("p", { class: "as-of" });
   const sides = scroller("ADL queue");
   sides.classList.add("sides");
-  const about = element("p", { class: "note" }, "Positions with five lights are deleveraged first.");
+  const about = element("p", { class: "note" }, "Positions with five lights are deleveraged first. Numbers are rounded: they tell of no single position.");
   root.append(element("div", { class: "head" }, element("h2", {}, "ADL queue"), asOf), sides, about);
 
   const look = async () => {

@@ -15,6 +15,7 @@ import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.adl import OrderState
+from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.order_replay import Begun, OpenOrders, OrdersCheckpoint
@@ -118,9 +119,9 @@ class Stretch:
     def __len__(self) -> int:
         return len(self._rows.entries)
 
-    def replay(self, ledger: Ledger, policies: Policies) -> Replay:
+    def replay(self, ledger: Ledger, policies: Policies, secrets: Secrets = NO_SECRETS) -> Replay:
         """A replay that goes on from where this part begins. It takes the open orders along, so there is one at most."""
-        return Replay(ledger.contract, ledger.late, self.since.checkpoint, policies, self.since.opened)
+        return Replay(ledger.contract, ledger.late, self.since.checkpoint, policies, self.since.opened, secrets)
 
     def followed(self, replay: Replay) -> Iterator[None]:
         """Has a replay follow the entries and records in the order in which they were made, one at a time."""

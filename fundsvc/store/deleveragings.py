@@ -40,7 +40,7 @@ class OrderRow(NamedTuple):
 
 
 class AllocationRow(NamedTuple):
-    """What a round asked of one position, which is not named, and why: the inputs of its rank, and what was executed."""
+    """What a round asked of one position, and why: the inputs of its rank, and what was executed."""
 
     rank: int
     ranked: int
@@ -50,6 +50,7 @@ class AllocationRow(NamedTuple):
     mark: int
     asked: int
     executed: int
+    account: str
 
 
 class RoundRow(NamedTuple):
@@ -224,7 +225,7 @@ def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> Iterator[
     """What a round asked, position by position; `executed` are lots by account."""
     columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True)
     for account, rank, lots, entry_price, margin, asked in columns:
-        yield AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0))
+        yield AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0), account)
 
 
 def _reduction(row: Mapping[str, Any]) -> Reduction:

@@ -335,7 +335,7 @@ FROM funds f JOIN contracts c USING (symbol) WHERE c.partition = ANY ($1);
 -- name: entries_between
 -- For the public: without the account. Runs of entries of some contracts: after $2, and so many.
 SELECT e.symbol, e.entry, e.seq, e.kind, e.change, e.balance, e.uncovered, e.repaid, e.side, e.lots, e.price,
-       e.bankruptcy_price, e.trade_id, e.order_id, e.ts, e.recorded_at, e.hash
+       e.bankruptcy_price, e.trade_id, e.order_id, e.ts, e.seal, e.recorded_at, e.hash
 FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
     SELECT * FROM entries x WHERE x.symbol = s.symbol AND x.entry > s.after ORDER BY x.entry LIMIT $3
 ) e;
@@ -495,16 +495,25 @@ FROM hours h GROUP BY 1 ORDER BY 1;
 -- name: entries_ascending
 -- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, recorded_at, hash
+       ts, seal, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry LIMIT $7;
 
 -- name: entries_descending
 -- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, recorded_at, hash
+       ts, seal, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry DESC LIMIT $7;
+
+-- name: last_seals
+SELECT EXISTS (
+    SELECT FROM contracts c JOIN funds f USING (symbol) JOIN entries e ON e.symbol = f.symbol AND e.entry = f.entry
+    WHERE c.partition = $1 AND e.seal <> ''
+);
+
+-- name: entry_account
+SELECT account FROM entries WHERE symbol = $1 AND entry = $2;
 
 -- name: entry_spans
 -- The runs of entries that may have a time from $2, which begins an hour, to $3, in order. Charted hours hold them, but for
@@ -523,7 +532,7 @@ WHERE first_entry IS NOT NULL ORDER BY first_entry;
 
 -- name: entries_after
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       account, ts, recorded_at, hash
+       account, ts, seal, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry > $2 ORDER BY entry LIMIT $3;
 
 -- name: records_after
@@ -711,7 +720,7 @@ FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
 -- name: audit_entries
 -- The next entries of some contracts, each beyond its own place and up to its own number.
 SELECT e.symbol, e.entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       account, ts, recorded_at, hash
+       account, ts, seal, recorded_at, hash
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
 CROSS JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = k.symbol AND x.entry > k.entry ORDER BY x.entry LIMIT k.entries) e;
 

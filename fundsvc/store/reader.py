@@ -103,6 +103,7 @@ class EntryRow(NamedTuple):
     trade_id: str
     order_id: str
     ts: int
+    seal: bytes
     recorded_at: datetime
     hash: bytes
 
@@ -182,6 +183,11 @@ class Reader:
             if len(rows) == count:
                 break
         return [EntryRow(*row) for row in rows]
+
+    async def account_of(self, symbol: str, entry: int) -> str:
+        """The account of an entry, which exists: for its owner and for risk."""
+        ((account,),) = await self._fetch("entry_account", symbol, entry)
+        return str(account)
 
     async def rates(self) -> dict[str, RateState]:
         """The newest rate of each currency that has had one."""

@@ -26,6 +26,7 @@ COLUMNS = (
     "trade_id",
     "order_id",
     "account",
+    "seal",
 )
 """The columns of an entry, fixed widths first; `recorded_at` is the database's own clock."""
 
@@ -124,6 +125,8 @@ def copy_rows(entries: Iterable[Entry], hashes: Iterable[bytes]) -> bytes:
             order_id,
             _LENGTHS[len(account)],
             account,
+            _LENGTHS[len(line.seal)],
+            line.seal,
         )
     return b"".join(parts)
 

@@ -97,6 +97,11 @@ class Writer:
             rows = await self._connection.fetch(SQL["reduced_sides"], *zip(*orders, strict=True))
         return {(row["symbol"], row["adl"]): row["reduce"] for row in rows}
 
+    async def has_seals(self) -> bool:
+        """Whether the last entry of any contract has a commitment in the place of its account."""
+        with faults():
+            return bool(await self._connection.fetchval(SQL["last_seals"], self._partition))
+
     async def is_open(self, stream_id: str, position: int) -> bool:
         """Whether the event at this place is kept as rejected and has not been settled since."""
         with faults():

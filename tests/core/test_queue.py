@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core.book import Side
-from fundsvc.core.queue import Section, sections
+from fundsvc.core.queue import Section, joined_sections, pooled, sections
 from fundsvc.core.valuation import Rank
 
 PRICE = 10**12
@@ -23,5 +23,34 @@ def test_a_section_holds_the_positions_with_its_lights(positions):
         lit = [one for rank, one in enumerate(standings, 1) if Rank(rank, len(standings)).lights == lights]
         scores = (lit[0].score, lit[-1].score) if lit else (None, None)
         profit = sum(one.unrealised_pnl for one in lit)
-        expected.append(Section(lights, len(lit), sum(one.lots for one in lit), *scores, profit))
+        expected.append(Section(lights, lights, len(lit), sum(one.lots for one in lit), *scores, profit))
     assert sections(side, mark) == expected
+
+
+def split(counts):
+    """Sections of so many positions, five lights first, each position with one lot more than the one before."""
+    return [
+        Section(lights, lights, count, count * lights, float(lights), lights - 0.5, count)
+        if count
+        else Section(lights, lights, 0, 0, None, None, 0)
+        for lights, count in zip(range(5, 0, -1), counts, strict=True)
+    ]
+
+
+@given(st.lists(st.integers(0, 9), min_size=5, max_size=5), st.integers(1, 12))
+def test_no_pool_is_smaller_than_allowed_and_nothing_is_left_out(counts, k_min):
+    found = pooled(split(counts), k_min, joined_sections)
+    if sum(counts) < k_min:
+        assert found == []
+        return
+    assert all(pool.positions >= k_min for pool in found)
+    assert sum(pool.positions for pool in found) == sum(counts)
+    assert sum(pool.lots for pool in found) == sum(section.lots for section in split(counts))
+    assert [lights for pool in found for lights in range(pool.lights, pool.to_lights - 1, -1)] == [5, 4, 3, 2, 1]
+    assert all(pool.highest >= pool.lowest for pool in found)
+
+
+def test_pools_join_those_below_until_they_are_large_enough():
+    found = pooled(split([2, 2, 1, 7, 3]), 5, joined_sections)
+    assert [(pool.lights, pool.to_lights, pool.positions) for pool in found] == [(5, 3, 5), (2, 1, 10)]
+    assert (found[0].highest, found[0].lowest) == (5.0, 2.5)

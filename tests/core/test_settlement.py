@@ -97,6 +97,7 @@ def test_an_entry_holds_all_of_its_fill_and_seals_it():
         "order_id": "o",
         "account": "a",
         "ts": 1009,
+        "seal": b"",
     }
     assert digest == link(b"h" * 32, entry)
     assert fund.state() == FundState("UNITUSDTM", 0, 0, 5, 9, 0, digest, None, 0, GENESIS)

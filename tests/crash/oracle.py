@@ -8,6 +8,7 @@ from fundsvc.config import CurrencyConfig
 from fundsvc.core.adl import OrderState
 from fundsvc.core.book import Book
 from fundsvc.core.chain import Entry
+from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.events import Event, PolicyChange, Reason, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
@@ -19,6 +20,9 @@ from tests.crash.letters import Element, Letter
 
 CODECS: Mapping[str, Codec] = {"json": "json", "msgpack": "msgpack"}
 """By the name of a field; others have none."""
+
+LEDGER_SECRET = "the ledger secret of the crash test which hides nothing"
+"""With the same one, the same events give the same hashes."""
 
 
 @dataclass
@@ -92,7 +96,9 @@ def _refusal(partition: Partition, event: Event | Rejection, stream_ms: int, ele
 def empty_partition(number: int, partitions: int) -> Partition:
     """A partition as engines have it at the very beginning, under the default policy."""
     currency = CurrencyConfig()
-    partition = Partition(number, partitions, (), currency.decimals, currency.decimals_default)
+    partition = Partition(
+        number, partitions, (), currency.decimals, currency.decimals_default, secret=LedgerSecret(LEDGER_SECRET)
+    )
     partition.apply(PolicyChange(1, Policy(), {}, 0))
     return partition
 

@@ -18,6 +18,7 @@ import psutil
 
 from fundsvc.config import Config, DatabaseConfig, StreamConfig
 from fundsvc.embedded import EmbeddedServers
+from tests.crash.oracle import LEDGER_SECRET
 from tests.crash.proxy import Proxy
 
 PARTITIONS = 4
@@ -139,6 +140,7 @@ class World:
             "FUNDSVC_DATABASE_DSN": self.servers.dsn.removesuffix("run") + "proxy",
             "FUNDSVC_STREAM_URL": f"unix://{self.directory / 'proxy' / VALKEY_SOCKET}",
             "FUNDSVC_STREAM_PARTITIONS": str(PARTITIONS),
+            "FUNDSVC_LEDGER_SECRET": LEDGER_SECRET,
             "FUNDSVC_LOG_FORMAT": "json",
             "FUNDSVC_ADL_ROUND_SECONDS": "0",  # the exchange takes its time
             "FUNDSVC_ENGINE_BOOK_SECONDS": "5",  # so that books are kept now and then, and much is recalled

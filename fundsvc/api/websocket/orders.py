@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from fundsvc.api.adl_answers import order_answers
+from fundsvc.api.sight import PUBLIC
 from fundsvc.api.websocket.client import Client
 from fundsvc.api.websocket.frames import Frames, joined, push
 from fundsvc.api.websocket.topics import Refused, check_listed, insist
@@ -75,5 +76,5 @@ class Orders:
     async def _frames(self, symbol: str, rows: Sequence[OrderRow]) -> Frames:
         """The orders as they are sent, once the database has told their rounds."""
         topic, contract = f"{self.path}:{symbol}", self._tail.contracts[symbol]
-        answers = await insist(lambda: order_answers(self._ledger, rows, contract)) if rows else []
+        answers = await insist(lambda: order_answers(self._ledger, rows, contract, PUBLIC)) if rows else []
         return joined(push(topic, "order.change", answer) for answer in answers)

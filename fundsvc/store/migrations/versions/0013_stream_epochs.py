@@ -4,7 +4,7 @@ from alembic import op
 
 from fundsvc.store.migrations import run_script
 
-revision = "0023"
+revision = "0013"
 down_revision = "0012"
 
 _SCHEMA = """

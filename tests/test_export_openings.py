@@ -1,0 +1,108 @@
+"""`scripts/verify-export` and the audit check commitments to accounts and their openings, and believe none that was altered."""
+
+import sys
+
+import msgspec
+import pytest
+from commands import fundsvc, program
+from conftest import with_section
+from ledgers import fill, listing, owned
+from test_verify_export import PATH, verify
+
+from fundsvc.audit import audit_contract
+from fundsvc.core.commitment import secrets_of
+from fundsvc.export import export_rows
+from fundsvc.store.database import open_pool
+from fundsvc.store.exports import open_ledger
+
+SECRET, OTHER = "the first secret of these tests that is long enough", "the second secret of these tests that is long enough"
+
+
+@pytest.fixture
+async def ledger(config):
+    """Entries from before there was a secret, under one, under another, and one without an account."""
+    plain = msgspec.structs.replace(fill("AAA", 7, 5), account="")
+    for secret, events in (
+        ("", [listing("AAA"), fill("AAA", 1, 5), fill("AAA", 2, -3)]),
+        (SECRET, [fill("AAA", 3, 5), fill("AAA", 4, -3)]),
+        (OTHER, [fill("AAA", 5, 5), fill("AAA", 6, 0), plain]),
+    ):
+        async with owned(with_section(config, "ledger", secret=secret)) as owner:
+            await owner.settle(events)
+    return config
+
+
+async def rows(config, *secrets):
+    async with open_pool(config.database.dsn, 1) as pool:
+        known = secrets_of(secrets[0] if secrets else "", secrets[1:])
+        return [row async for row in export_rows(await open_ledger(pool, "AAA"), known)]
+
+
+@pytest.mark.parametrize(("secrets", "unopened"), [((OTHER, SECRET), 0), ((OTHER,), 2), ((), 4)])
+async def test_both_versions_verify_with_and_without_openings(ledger, secrets, unopened):
+    exported = await rows(ledger, *secrets)
+    assert [bool(row.get("commitment")) for row in exported] == [False, False, True, True, True, True, False, False]
+    done = verify(exported)
+    assert (done.code, done.error) == (0, "")
+    assert ("were not checked" in done.output) == bool(unopened)
+    assert not unopened or f"{unopened} commitments to accounts were not checked" in done.output
+    async with open_pool(ledger.database.dsn, 1) as pool:
+        audit = await audit_contract(pool, "AAA", lambda _: None, secrets=secrets_of((*secrets, "")[0], secrets[1:]))
+    assert (audit.differences, audit.unopened) == ([], unopened)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"account": "secret-4"}, "its salt does not open its commitment to the account"),
+        ({"account": ""}, "it has a commitment that no account has"),
+        ({"salt": "00" * 32}, "its salt does not open its commitment to the account"),
+        ({"commitment": "00" * 32}, "the hash does not follow"),
+        ({"keyId": "00" * 4}, "the hash does not follow"),
+        ({"keyId": "", "commitment": ""}, "it has a salt and no commitment"),
+        ({"keyId": "", "commitment": "", "salt": ""}, "the hash does not follow"),
+        ({"commitment": ""}, "it has a commitment that no account has"),
+    ],
+)
+async def test_no_part_of_an_opening_can_be_altered(ledger, changes, sentence):
+    exported = await rows(ledger, OTHER, SECRET)
+    done = verify([*exported[:2], exported[2] | changes, *exported[3:]])
+    assert done.code == 1
+    assert sentence in done.error
+
+
+async def test_an_export_of_before_there_were_commitments_verifies(config):
+    async with owned(config) as owner:
+        await owner.settle([listing("AAA"), fill("AAA", 1, 5)])
+    assert verify(await rows(config)).code == 0
+
+
+async def test_an_altered_account_is_found_by_the_audit_that_has_the_secret(ledger, owner_connection):
+    await owner_connection.execute("SET session_replication_role = replica")
+    await owner_connection.execute("UPDATE entries SET account = 'mine' WHERE entry = 3")
+    async with open_pool(ledger.database.dsn, 1) as pool:
+        blind = await audit_contract(pool, "AAA", lambda _: None)
+        seeing = await audit_contract(pool, "AAA", lambda _: None, secrets=secrets_of(OTHER, [SECRET]))
+    assert (blind.differences, blind.unopened) == ([], 4)
+    assert any("its commitment is not one to its account" in one for one in seeing.differences)
+
+
+async def test_the_commands_open_what_they_have_the_secrets_of(ledger):
+    known = {"FUNDSVC_LEDGER_SECRET": OTHER, "FUNDSVC_LEDGER_PREVIOUS": SECRET}
+    for environment, unopened in ((known, 0), ({"FUNDSVC_LEDGER_SECRET": OTHER}, 2)):
+        audited = await fundsvc(ledger, "audit", "--json", **environment)
+        assert (audited.code, audited.result["unopened"]) == (0, unopened)
+        exported = await fundsvc(ledger, "export", "AAA", "--format", "ndjson", **environment)
+        assert SECRET not in exported.output
+        assert OTHER not in exported.output
+        done = await program(sys.executable, PATH, given=exported.output)
+        assert done.code == 0, done.error
+        assert ("were not checked" in done.output) == bool(unopened)
+    short = await fundsvc(ledger, "audit", FUNDSVC_LEDGER_SECRET="short")
+    assert (short.code, "ledger.secret has 5 characters" in short.error) == (2, True)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE entries SET seal = '\\x00'", "UPDATE entries SET seal = '' WHERE entry = 3"])
+async def test_the_database_refuses_to_change_a_seal(ledger, owner_connection, statement):
+    with pytest.raises(Exception, match="append-only"):
+        await owner_connection.execute(statement)

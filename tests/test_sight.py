@@ -1,0 +1,60 @@
+"""Who sees positions as they are, and how roughly others do."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fundsvc.api.sight import OPERATOR, PUBLIC, Sight, rough, rough_total, sight_of
+from fundsvc.api.tokens import Caller
+
+
+@pytest.mark.parametrize(
+    ("viewer", "sight"),
+    [
+        (None, PUBLIC),
+        (Caller("engine", "", ""), PUBLIC),
+        (Caller("risk", "", ""), OPERATOR),
+        (Caller("trader", "anna", ""), Sight(account="anna")),
+    ],
+)
+def test_risk_sees_everything_and_a_trader_its_own(viewer, sight):
+    assert sight_of(viewer) == sight
+
+
+def test_nobody_sees_a_position_without_an_account_as_its_own():
+    assert not PUBLIC.is_exact("")
+    assert not Sight(account="anna").is_exact("bert")
+    assert Sight(account="anna").is_exact("anna")
+    assert OPERATOR.is_exact("")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("39123.75", "39000"),
+        ("0.0012345", "0.0012"),
+        ("-147.5", "-150"),
+        ("0", "0"),
+        ("99.6", "100"),
+        ("100", "100"),
+        ("2.04", "2"),
+        (1357, 1400),
+        (-1345, -1300),
+        (99, 99),
+        (0, 0),
+        (2**63 - 1, 92 * 10**17),
+        (0.123456, 0.12),
+        (-0.0, 0.0),
+    ],
+)
+def test_numbers_are_rounded_to_two_significant_digits(value, shown):
+    assert rough(value) == shown
+    assert type(rough(value)) is type(value)
+
+
+@given(st.integers(1, 10**12), st.integers(1, 999))
+def test_totals_are_in_tens_and_near(lots, more):
+    shown = rough_total(lots)
+    assert shown % 10 == 0
+    assert abs(shown - lots) <= max(10, lots * 0.06)
+    assert rough_total(lots + more) >= shown
