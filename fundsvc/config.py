@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
+from fundsvc.core.contracts import CONTRACTS_MAX
 from fundsvc.core.fullness import TargetPolicy
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.times import AHEAD_SECONDS_MAX
@@ -84,6 +85,7 @@ class StreamConfig(Section, frozen=True):
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
     ts_ahead_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = AHEAD_SECONDS_MAX
     message_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=500_000_000)] = 5_000_000
+    contracts_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = CONTRACTS_MAX
     on_gap: Literal["halt", "continue"] = "halt"
 
     def __post_init__(self) -> None:

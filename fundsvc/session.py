@@ -253,6 +253,7 @@ class Session:
             policies[-1].of,
             self._config.stream.ts_ahead_seconds_max,
             policies,
+            self._config.stream.contracts_max,
         )
         await self._restore_books(writer, stored)
         if start.known_ms is not None:

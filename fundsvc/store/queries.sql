@@ -12,9 +12,10 @@ SELECT last_id, messages, events, partial_id FROM partitions WHERE partition = $
 -- name: commit
 -- One round trip for everything but the entries; answers whether the partition was still ours to move.
 WITH moved AS (
-    UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10
+    UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10,
+                          commits = commits + 1
     WHERE partition = $1 AND epoch = $2 AND last_id = $3 AND events = $4 AND partial_id = $5
-    RETURNING partition
+    RETURNING commits
 ), listed AS (
     INSERT INTO contracts AS c
         (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
@@ -26,15 +27,16 @@ WITH moved AS (
         price_decimals = excluded.price_decimals, multiplier = excluded.multiplier, is_inverse = excluded.is_inverse,
         specification = excluded.specification, updated_at = now()
 ), settled AS (
-    INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
-    SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json, adl_record, adl_head
+    INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit)
+    SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json, adl_record, adl_head,
+           coalesce((SELECT commits FROM moved), 0)
     FROM unnest($18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[], $24::bytea[], $25::text[],
                 $26::bigint[], $27::bytea[])
         AS s (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
         adl = excluded.adl, head = excluded.head, guard = excluded.guard, adl_record = excluded.adl_record,
-        adl_head = excluded.adl_head, updated_at = now()
+        adl_head = excluded.adl_head, commit = excluded.commit, updated_at = now()
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
     SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[], $34::text[],
@@ -77,8 +79,13 @@ ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = exc
 WHERE excluded.ts >= r.ts OR r.ts > $5;
 
 -- name: commit_suspensions
-UPDATE contracts c SET suspended = s.suspended, updated_at = now()
-FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol;
+-- The funds count as changed: readers look at their contracts.
+WITH suspended AS (
+    UPDATE contracts c SET suspended = s.suspended, updated_at = now()
+    FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol
+    RETURNING c.symbol, c.partition
+)
+UPDATE funds f SET commit = p.commits FROM suspended s JOIN partitions p USING (partition) WHERE f.symbol = s.symbol;
 
 -- name: load_policies
 SELECT version, body FROM policies WHERE partition = $1 ORDER BY version;
@@ -277,7 +284,7 @@ SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)
 -- name: tail_offsets
 -- The last settled message of each partition, the clock, and the moment that every commit before is there: now at a primary, the
 -- newest heartbeat at a replica, or what it replayed last where no engine writes any.
-SELECT p.partition, p.last_id, p.events, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
+SELECT p.partition, p.last_id, p.events, p.epoch, p.commits, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
        (extract(epoch FROM CASE WHEN pg_is_in_recovery()
             THEN coalesce((SELECT max(h.at) FROM heartbeats h), pg_last_xact_replay_timestamp()) ELSE now() END
        ) * 1000)::bigint AS as_of_ms
@@ -289,9 +296,11 @@ SELECT DISTINCT ON (currency) currency, price, ts FROM rates
 ORDER BY currency, ts > (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $1, ts DESC;
 
 -- name: places
--- Where the funds of some partitions stand, and when their contracts were last listed: what a tail looks for changes in.
+-- Where the funds stand that some partitions changed, each after a commit of its own, and when their contracts were last
+-- listed: what a tail looks for changes in.
 SELECT f.symbol, f.entry, f.seq, f.adl, c.updated_at AS listed_at
-FROM funds f JOIN contracts c USING (symbol) WHERE c.partition = ANY ($1);
+FROM unnest($1::integer[], $2::bigint[]) AS k (partition, commit) JOIN contracts c USING (partition) JOIN funds f USING (symbol)
+WHERE f.commit > k.commit;
 
 -- name: entries_between
 -- For the public: without the account. Runs of entries of some contracts: after $2, and so many.
