@@ -246,8 +246,8 @@ def _latest_ms(beats: Sequence[tuple[float, float]], turn: Turn) -> float:
 def show(results: Results, console: Console) -> None:
     """Prints the tables."""
     table = table_of(
-        "Scraping /metrics while fills are settled, ms", "contracts", "listed, s", "series", "scrape", "worst", "CPU", "bare CPU",
-        "stall", "worst", "without", "worst",
+        "Scraping /metrics while fills are settled, ms", "contracts", "listed, s", "series", "scrape", "worst", "CPU",
+        "bare CPU", "stall", "worst", "without", "worst",
     )  # fmt: skip
     times = (
         results.scrape_ms, results.scrape_max_ms, results.render_cpu_ms, results.bare_ms, results.stall_ms,
