@@ -1,4 +1,4 @@
-"""The secret of a data directory: made at random when it is first asked for, so that embedded runs can check tokens at once."""
+"""The secrets of a data directory, each made at random when it is first asked for: embedded runs need no preparation."""
 
 import os
 import secrets
@@ -14,6 +14,7 @@ SECRET_BYTES = 32
 """As many as HMAC-SHA256 can make use of."""
 
 SECRET_FILE = "token.secret"  # noqa: S105 - its name
+"""With which tokens are signed."""
 
 
 def with_secret(config: Config) -> Config:
@@ -25,9 +26,9 @@ def with_secret(config: Config) -> Config:
     return msgspec.structs.replace(config, token=msgspec.structs.replace(config.token, secret=secret))
 
 
-def kept_secret(directory: Path) -> str:
-    """The secret of a data directory, made if it has none; its owner alone may read the file."""
-    path = directory / SECRET_FILE
+def kept_secret(directory: Path, file: str = SECRET_FILE) -> str:
+    """A secret of a data directory, made if it has none; its owner alone may read the file."""
+    path = directory / file
     if not path.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
