@@ -7,7 +7,7 @@ import time
 LOOK_SECONDS = 0.02
 
 
-async def eventually(check, seconds=15.0):
+async def eventually(check, seconds=60.0):
     """Asks `check`, which may be a coroutine function, until its answer is true, and returns that; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

@@ -354,10 +354,24 @@ async def test_both_legs_of_an_account_are_ranked_and_shown(config):
         (sold,) = await asked("/api/v4/futures/usdt/auto_deleverages")
         assert (sold["trade_size"], sold["position_size"]) == ("4", "0")
         (left,) = (await world.data("/api/v1/adl/positions", account="secret-h"))["positions"]
-        assert (left["positionSide"], left["side"], left["lots"]) == ("BOTH", "long", 10)
-        quantile = left["lights"] - 1
-        expected = {"LONG": quantile, "SHORT": 0, "BOTH": quantile}
+        assert (left["positionSide"], left["side"], left["lots"]) == ("LONG", "long", 10)
+        expected = {"LONG": left["lights"] - 1, "SHORT": 0, "HEDGE": 0}
         assert await asked("/fapi/v1/adlQuantile") == [{"symbol": SYMBOL, "adlQuantile": expected}]
+
+
+@pytest.mark.parametrize(
+    ("side", "lots", "marker"), [("LONG", 10, "HEDGE"), ("SHORT", -10, "HEDGE"), ("BOTH", 10, "BOTH"), ("BOTH", -10, "BOTH")]
+)
+async def test_the_only_position_of_an_account_is_shown_as_the_engine_named_it(config, side, lots, marker):
+    async with world_of(with_section(config, "http", venues=("binance",))) as world:
+        await world.send(*BEGINNING, leg("secret-h", side, lots, 39000))
+        (shown,) = (await world.data("/api/v1/adl/positions", account="secret-h"))["positions"]
+        assert shown["positionSide"] == side
+        async with world.http.get("/fapi/v1/adlQuantile", headers=bearer("trader", account="secret-h")) as answer:
+            (quantile,) = await answer.json()
+        lights = shown["lights"] - 1
+        held, other = ("LONG", "SHORT") if lots > 0 else ("SHORT", "LONG")
+        assert quantile["adlQuantile"] == {held: lights, other: 0, marker: lights if marker == "BOTH" else 0}
 
 
 async def test_an_account_sees_how_it_was_deleveraged(world):

@@ -46,7 +46,7 @@ REFUSED = "ERR_CONNECTION_REFUSED"
 REST = [(3, "bert", 30), (4, "emil", 5), (5, "carl", 15)]
 """What else an order of 100 lots takes, after anna's 50: seq, account, lots."""
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=60_000)
 
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None and os.environ.get("CI") != "true", reason="there is no chromium: scripts/browser says how to get it"

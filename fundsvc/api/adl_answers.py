@@ -129,7 +129,7 @@ class QueueAnswer(Answer, frozen=True):
 class PositionAnswer(Inputs, frozen=True, kw_only=True):
     """An account's position with its rank, and what is needed to recompute it; no rank without a mark or without equity.
 
-    `positionSide` is `BOTH` for the only position of the account in the contract, `LONG` or `SHORT` for one leg of two.
+    `positionSide` is the leg that the engine named: `LONG` or `SHORT` in hedge mode, also of the only leg, else `BOTH`.
     """
 
     symbol: str
@@ -268,7 +268,7 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
         **_inputs(standing, contract, known=mark is not None),
         symbol=contract.symbol,
         side=side,
-        position_side=_leg(view, side, standing.account),
+        position_side=view.book.leg_of(side, row),
         settle_currency=contract.settle_currency,
         multiplier=str(contract.multiplier),
         is_inverse=contract.is_inverse,
@@ -280,13 +280,6 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
         last_id=view.last_id,
         ts=view.ts,
     )
-
-
-def _leg(view: BookView, side: SideName, account: str) -> Leg:
-    legs = [name for name, _ in view.book.positions(account)]
-    if len(legs) == 1:
-        return "BOTH"
-    return "LONG" if side == "long" else "SHORT"
 
 
 def deleveraged_answer(row: DeleveragedRow, contract: Contract) -> DeleveragedAnswer:

@@ -61,7 +61,8 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
     """The columns of a side as they are kept: little-endian 64-bit integers, a row per position.
 
     `seq` is empty where no position has a sequence; rows with a sequence are kept with 0 lots once they are closed. `seen` has
-    a byte per row while a snapshot is under way, 1 where it named the row.
+    a byte per row while a snapshot is under way, 1 where it named the row. `legs` has a byte per row, 1 where the row is one
+    leg of an account in hedge mode; it is empty where none is.
     """
 
     accounts: list[str]
@@ -70,6 +71,7 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
     margin: bytes
     seq: bytes = b""
     seen: bytes | None = None
+    legs: bytes = b""
 
 
 class SavedBook(msgspec.Struct, array_like=True, frozen=True):
@@ -177,6 +179,7 @@ class Side:
         self._alphabet = Alphabet(self._directory.accounts)
         self._seq: Integers | None = None
         self._seen: bytearray | None = None
+        self._legs: bytearray | None = None
         self._exact = np.empty((0, _FIELDS), np.int64)
         self._entry: Floats = np.empty(0)
         self._margin_per_lot: Floats = np.empty(0)
@@ -287,6 +290,21 @@ class Side:
         row = self._directory.find(account)
         if row != NONE:
             self._mark_seen(row)
+
+    def set_leg(self, account: str, *, is_leg: bool) -> None:
+        """Notes whether the open position of an account is one leg in hedge mode, or its whole position."""
+        if self._legs is None:
+            if not is_leg:
+                return
+            self._legs = bytearray(len(self._exact))
+        row = self._directory.find(account)
+        if row >= len(self._legs):
+            self._legs.extend(bytes(len(self._exact) - len(self._legs)))
+        self._legs[row] = is_leg
+
+    def is_leg(self, row: int) -> bool:
+        """Whether a row is one leg of an account in hedge mode."""
+        return self._legs is not None and row < len(self._legs) and bool(self._legs[row])
 
     def begin_snapshot(self) -> None:
         """Begins to note the rows that a snapshot names."""
@@ -441,7 +459,8 @@ class Side:
         names = [self.accounts[row] for row in rows.tolist()]
         seen = self._seen
         named = None if seen is None else bytes(seen[row] if row < len(seen) else 0 for row in rows.tolist())
-        return SavedSide(names, lots, entry_price, margin, seq, named)
+        legs = b"" if self._legs is None else bytes(map(self.is_leg, rows.tolist()))
+        return SavedSide(names, lots, entry_price, margin, seq, named, legs)
 
     def restore(self, saved: SavedSide) -> Iterator[None]:
         """Sets the positions that were kept, some at each step."""
@@ -453,6 +472,9 @@ class Side:
             for account, *position in zip(saved.accounts[part], *columns, strict=True):
                 if position[0]:
                     self.set(account, *position)
+            for account, is_leg in zip(saved.accounts[part], saved.legs[part], strict=False):
+                if is_leg and self.row_of(account) != NONE:
+                    self.set_leg(account, is_leg=True)
             if seq is not None:
                 for account, number in zip(saved.accounts[part], seq[part].tolist(), strict=True):
                     if number:
@@ -578,6 +600,7 @@ class Book:
             side, other = (self._long if leg == "LONG" else self._short), None
         if lots:
             side.set(account, abs(lots), entry_price, margin)
+            side.set_leg(account, is_leg=leg != "BOTH")
         else:
             side.close(account)
         if other is not None and other.open:
@@ -613,6 +636,13 @@ class Book:
     def open(self) -> int:
         """How many positions are open."""
         return self._long.open + self._short.open
+
+    def leg_of(self, name: SideName, row: int) -> Leg:
+        """The leg as which the engine named an open position; one of two legs is `LONG` or `SHORT` however it was named."""
+        side, other = (self._long, self._short) if name == "long" else (self._short, self._long)
+        if not side.is_leg(row) and other.row_of(side.accounts[row]) == NONE:
+            return "BOTH"
+        return "LONG" if name == "long" else "SHORT"
 
     def positions(self, account: str) -> Iterator[tuple[SideName, int]]:
         """The side and row of each of an account's open positions."""

@@ -194,3 +194,53 @@ def test_a_side_grows_without_losing_anybody():
     assert side.open == 1000
     assert [int(lots) for lots in side.lots_of(np.arange(1000))] == list(range(1, 1001))
     assert len(side.ranking(90 * PRICE).rows) == 1000
+
+
+LEGS = st.sampled_from(["BOTH", "LONG", "SHORT"])
+
+
+@given(st.lists(st.tuples(ACCOUNTS, LEGS, st.integers(0, 3), st.booleans()), max_size=30))
+def test_a_position_has_the_leg_that_the_engine_named_last(steps):
+    book, named = Book(LINEAR), {}
+    for account, leg, lots, is_short in steps:
+        side = "short" if leg == "SHORT" or (leg == "BOTH" and is_short) else "long"
+        book.set(account, -lots if side == "short" else lots, PRICE, 0, leg)
+        if leg == "BOTH":
+            named.pop((account, "long"), None)
+            named.pop((account, "short"), None)
+        named.pop((account, side), None)
+        if lots:
+            named[account, side] = leg
+    assert legs_of(book) == expected_legs(named)
+    other = Book(LINEAR)
+    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()), type=SavedBook)):
+        pass
+    assert legs_of(other) == legs_of(book)
+
+
+def legs_of(book):
+    accounts = {account for side in book.sides.values() for account in side.accounts}
+    return {(account, name): book.leg_of(name, row) for account in accounts for name, row in book.positions(account)}
+
+
+def expected_legs(named):
+    """One of two legs is never `BOTH`."""
+    other = {"long": "short", "short": "long"}
+    return {(account, side): side.upper() if (account, other[side]) in named else leg for (account, side), leg in named.items()}
+
+
+def test_a_reduction_leaves_the_leg_of_a_position_as_it_is():
+    book = Book(LINEAR)
+    book.set("h", 10, PRICE, 0, "LONG")
+    book.sides["long"].reduce("h", 4)
+    assert legs_of(book) == {("h", "long"): "LONG"}
+
+
+def test_a_book_kept_before_legs_were_is_restored():
+    book = Book(LINEAR)
+    book.set("a", 10, PRICE, 0)
+    old = [side[:6] for side in msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()))[:2]]
+    other = Book(LINEAR)
+    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode([*old, False, -1]), type=SavedBook)):
+        pass
+    assert legs_of(other) == {("a", "long"): "BOTH"}

@@ -66,9 +66,9 @@ class RiskRating(msgspec.Struct, rename="camel", frozen=True):
 
 
 class Quantiles(msgspec.Struct, frozen=True, rename="upper"):
-    """Lights less one, 0 to 4, of each side that is held. `BOTH` is that of the only position in a contract.
+    """Lights less one, 0 to 4, of each side that is held. `BOTH` is that of the only position of an account in one-way mode.
 
-    `HEDGE` stands in its place where there are two legs, as a sign without a value.
+    `HEDGE` stands in its place in hedge mode, as a sign without a value.
     """
 
     long: int
@@ -133,7 +133,7 @@ def _rating(fund: FundAnswer) -> RiskRating:
 def _quantile(symbol: str, legs: Sequence[PositionAnswer]) -> Quantile:
     quantiles = {leg.side: (leg.lights or 1) - 1 for leg in legs}
     long, short = quantiles.get("long", 0), quantiles.get("short", 0)
-    if len(legs) > 1:
+    if any(leg.position_side != "BOTH" for leg in legs):
         return Quantile(symbol, Quantiles(long, short, hedge=0))
     return Quantile(symbol, Quantiles(long, short, both=max(long, short)))
 
