@@ -47,6 +47,9 @@ class Envelope(Answer, Generic[T], frozen=True, kw_only=True):
 class FundAnswer(Answer, frozen=True, kw_only=True):
     """A fund now. `entry` and `head` (hex) are number and hash of its last ledger entry, `seq` is the engine's.
 
+    `adlRecord` and `adlHead` (hex) are those of its last ADL record. Keep these four to find out later whether anything before
+    them was changed: `fundsvc audit --heads FILE` reads a file of such answers, one a line.
+
     Every commit before `asOf` is in it, by the database's clock: a replica that is behind says so by an `asOf` of before.
 
     `balanceUsdt` is by the last rate of the settlement currency, `balanceBase` by the contract's mark price, both rounded down
@@ -69,6 +72,8 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     entry: int
     seq: int
     head: str
+    adl_record: int
+    adl_head: str
     updated_at: int
     as_of: int
     change24h: str
@@ -170,6 +175,8 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation, as_of: int)
         entry=fund.entry,
         seq=fund.seq,
         head=fund.head.hex(),
+        adl_record=fund.adl_record,
+        adl_head=fund.adl_head.hex(),
         updated_at=milliseconds(fund.updated_at),
         as_of=as_of,
         change24h=format_units(fund.balance - past.day, decimals),

@@ -652,6 +652,20 @@ SELECT 1;
 -- name: heads
 SELECT f.symbol, f.entry, f.head FROM funds f ORDER BY f.symbol;
 
+-- name: chain_heads
+-- The ends of both chains of every contract.
+SELECT f.symbol, f.entry, encode(f.head, 'hex') AS head, f.adl_record, encode(f.adl_head, 'hex') AS adl_head
+FROM funds f ORDER BY f.symbol;
+
+-- name: chain_links
+-- Whether some contracts are listed, and the hashes that an entry and an ADL record of each have now.
+SELECT c.symbol IS NOT NULL AS listed, encode(e.hash, 'hex') AS head, encode(r.hash, 'hex') AS adl_head
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS k (symbol, entry, record, place)
+LEFT JOIN contracts c ON c.symbol = k.symbol
+LEFT JOIN entries e ON e.symbol = k.symbol AND e.entry = k.entry
+LEFT JOIN adl_records r ON r.symbol = k.symbol AND r.record = k.record
+ORDER BY k.place;
+
 -- name: audited
 -- Every symbol that the ledger knows in any way: that of a fund or contract which was removed, too. The recursion hops over
 -- the entries' index from symbol to symbol.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from fundsvc.core.batch import RateState
-from fundsvc.core.chain import Kind
+from fundsvc.core.chain import GENESIS, Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, SavedGuard
@@ -68,6 +68,8 @@ class FundRow(NamedTuple):
     escalated: bool
     is_quanto: bool = False
     suspended: bool = False
+    adl_record: int = 0
+    adl_head: bytes = GENESIS
 
     @property
     def symbol(self) -> str:
