@@ -9,6 +9,7 @@ from fundsvc.core.replay import START, missing
 from fundsvc.store.audits import read_stretch
 from fundsvc.store.database import Pool
 from fundsvc.store.policies import policies_of
+from fundsvc.store.rollup_audit import rollup_differences
 
 DIFFERENCES_MAX = 20
 """Per contract: one altered entry may break all that follow, and the first differences say it."""
@@ -51,4 +52,5 @@ async def audit_contract(
         progress(len(stretch))
         since, is_last = replay.checkpoint, stretch.ended
         differences, head = replay.differences, stretch.ledger.fund.head.hex()
+    differences = differences + await rollup_differences(pool, symbol)
     return ContractAudit(symbol, since.entry, head, differences[:DIFFERENCES_MAX])

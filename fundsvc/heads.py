@@ -4,8 +4,8 @@ Each entry seals the one before it, and so does each ADL record. So one hash, ke
 that was rewritten with valid hashes, an end that was cut off and a contract that was deleted all differ from it.
 
 A file has one JSON object a line: `symbol`; `entry` and `head` (hex), number and hash of its last entry; `adlRecord` and
-`adlHead`, those of its last ADL record; `at`, when they were read (milliseconds). Further keys are passed over. An answer of the
-API's insurance-fund routes stands for the funds in it, so a file of saved answers is a file of heads.
+`adlHead`, those of its last ADL record; `at`, when they were read (milliseconds). Further keys are passed over. An answer of
+the API's insurance-fund routes stands for the funds in it, so a file of saved answers is a file of heads.
 """
 
 import asyncio

@@ -8,6 +8,7 @@ before they were settled. A halted partition is tried again seldom; the other pa
 
 import asyncio
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -18,8 +19,10 @@ from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
 from fundsvc.continuity import CheckedSource, find_gap, lost_tail, same_gap, waiting
 from fundsvc.core.batch import Offset, Place
+from fundsvc.core.contracts import partition_of
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
+from fundsvc.core.settlement import Fund
 from fundsvc.logs.batches import Oddities, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
@@ -33,7 +36,7 @@ from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import condense
 from fundsvc.store.standing import note_halted, trim_bounds
 from fundsvc.store.targets import Targets
-from fundsvc.store.writer import STREAM_START, OwnershipLost, Writer, open_writer
+from fundsvc.store.writer import STREAM_START, OwnershipLost, Stray, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
 from fundsvc.streams.client import Client, StreamFault
 from fundsvc.streams.producer import Producer
@@ -149,13 +152,16 @@ class Session:
     async def _answer(self, error: BaseException) -> float:
         """Does what an error asks for; returns after how many seconds the partition is to be tried again."""
         match error:
-            case StoreRefusal():
-                return await self._narrow(error)
             case StoreFault() | StreamFault():
                 return self._wait_for(error)
-            case Halted():
+            case Stray() if self._pipeline:  # Loading tells whether the partition is ours still, and all that is in the way.
+                self.trouble = str(error)
+                return self._backoff
+            case Halted() | Stray():
                 await self._halt(str(error))
                 return BACKOFF_SECONDS_MAX
+            case StoreRefusal():
+                return await self._narrow(error)
         return await self._halt_by_mistake(error)
 
     def _wait_for(self, fault: StoreFault | StreamFault) -> float:
@@ -241,6 +247,7 @@ class Session:
         policies = await writer.load_policies(self._config.policy.version(1))
         self._policies = policies[-1]
         stored, funds = await writer.load(policies[-1].of)
+        self._check_home(funds)
         start = await self._where_to_read(stored)
         self._offset = start.offset
         currency = self._config.currency
@@ -277,6 +284,17 @@ class Session:
             refused=self._refused,
         )
         return self._pipeline
+
+    def _check_home(self, funds: Iterable[Fund]) -> None:
+        """Raises Halted where a contract of another partition is listed in this one."""
+        partitions = self._config.stream.partitions
+        for symbol in (fund.contract.symbol for fund in funds):
+            home = partition_of(symbol, partitions)
+            if home != self._partition:
+                raise Halted(
+                    f"the ledger has {symbol} in partition {self._partition}, of {partitions} it belongs to {home}: have the"
+                    f" database's owner set contracts.partition"
+                )
 
     async def _propose(self) -> None:
         """Appends the configured policies, if this process has not compared them with the recorded ones yet and they differ."""

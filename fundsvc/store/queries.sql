@@ -6,11 +6,20 @@ SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multi
 FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
+-- name: stray_rows
+-- The contracts of a partition with entries or ADL records beyond their funds' last ones: no commit left them.
+SELECT c.symbol, f.entry, f.adl_record
+FROM contracts c JOIN funds f USING (symbol)
+WHERE c.partition = $1 AND (EXISTS (SELECT FROM entries e WHERE e.symbol = f.symbol AND e.entry > f.entry)
+                            OR EXISTS (SELECT FROM adl_records r WHERE r.symbol = f.symbol AND r.record > f.adl_record))
+ORDER BY c.symbol;
+
 -- name: load_position
 SELECT last_id, messages, events, partial_id FROM partitions WHERE partition = $1 AND epoch = $2;
 
 -- name: commit
--- One round trip for everything but the entries; answers whether the partition was still ours to move.
+-- One round trip for everything but the entries; answers whether the partition was still ours to move, and which contracts were
+-- not written: a contract of another partition is not taken over, and a fund does not go back.
 WITH moved AS (
     UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10,
                           commits = commits + 1
@@ -26,6 +35,8 @@ WITH moved AS (
         settle_currency = excluded.settle_currency, settle_decimals = excluded.settle_decimals,
         price_decimals = excluded.price_decimals, multiplier = excluded.multiplier, is_inverse = excluded.is_inverse,
         specification = excluded.specification, updated_at = now()
+    WHERE c.partition = excluded.partition
+    RETURNING c.symbol
 ), settled AS (
     INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit)
     SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json, adl_record, adl_head,
@@ -37,6 +48,8 @@ WITH moved AS (
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
         adl = excluded.adl, head = excluded.head, guard = excluded.guard, adl_record = excluded.adl_record,
         adl_head = excluded.adl_head, commit = excluded.commit, updated_at = now()
+    WHERE f.entry <= excluded.entry AND f.adl_record <= excluded.adl_record
+    RETURNING f.symbol
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
     SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[], $34::text[],
@@ -49,7 +62,10 @@ WITH moved AS (
         AS s (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
-SELECT count(*) = 1 FROM moved;
+SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
+    SELECT symbol FROM (SELECT unnest($11::text[]) AS symbol EXCEPT SELECT symbol FROM listed) l
+    UNION SELECT symbol FROM (SELECT unnest($18::text[]) AS symbol EXCEPT SELECT symbol FROM settled) s
+) AS unwritten;
 
 -- name: commit_adl
 -- The part of a commit that most batches do not have: orders that changed, and books to be kept.
@@ -636,6 +652,15 @@ WITH hours AS (
 )
 UPDATE rollup_progress p SET entry = h.entry, sound = h.entry, clock = h.clock
 FROM (SELECT symbol, max(last_entry) AS entry, max(clock) AS clock FROM hours GROUP BY symbol) h WHERE p.symbol = h.symbol;
+
+-- name: rollups_of
+-- The hours of a contract.
+SELECT hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered, fills, earliest,
+       latest
+FROM rollups WHERE symbol = $1 ORDER BY hour;
+
+-- name: rollup_progress
+SELECT entry, sound, clock FROM rollup_progress WHERE symbol = $1;
 
 -- name: rollups_forget
 DELETE FROM rollups WHERE symbol = $1;

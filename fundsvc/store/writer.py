@@ -1,8 +1,8 @@
 """The writing side: what a partition's owner loads, and the one transaction that moves the ledger on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
@@ -18,10 +18,12 @@ from fundsvc.core.records import AdlRecord, terms_of
 from fundsvc.core.sequences import Facts
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.core.valuation import SideName
-from fundsvc.store.database import SQL, connect, faults, refusals, transaction
+from fundsvc.store.database import SQL, StoreRefusal, connect, faults, refusals, transaction
 from fundsvc.store.policies import policies_body, policies_from
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
 from fundsvc.store.sequences import facts_of
+
+STRAYS_TOLD_MAX = 3
 
 STREAM_START = "0-0"
 """Before the first message."""
@@ -29,6 +31,10 @@ STREAM_START = "0-0"
 
 class OwnershipLost(Exception):
     """Another engine owns the partition by now: nothing of ours was written, and nothing of ours may be."""
+
+
+class Stray(StoreRefusal):
+    """The ledger has rows of this partition that no commit left there; the message says which, and what to do."""
 
 
 class Writer:
@@ -41,12 +47,21 @@ class Writer:
         self._one_at_a_time = asyncio.Lock()  # Books may be kept while a replay asks: a connection does one thing at a time.
 
     async def load(self, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> tuple[Offset, list[Fund]]:
-        """Where the partition stands, and all its funds under their policies; raises OwnershipLost or StoreFault."""
+        """Where the partition stands, and all its funds under their policies; raises OwnershipLost, Stray or StoreFault."""
         with faults():
             position = await self._connection.fetchrow(SQL["load_position"], self._partition, self._epoch)
             if position is None:
                 raise OwnershipLost(f"partition {self._partition} is no longer ours")
             funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
+            strays = await self._connection.fetch(SQL["stray_rows"], self._partition)
+        if strays:
+            told = ", ".join(
+                f"{symbol} beyond entry {entry} and ADL record {record}" for symbol, entry, record in strays[:STRAYS_TOLD_MAX]
+            )
+            raise Stray(
+                f"{len(strays)} contracts have rows that no commit left: {told}. See what they are (fundsvc export), and have"
+                f" the database's owner remove them"
+            )
         return Offset(*position), [fund_from(row, policy_of(row["symbol"])) for row in funds]
 
     async def load_policies(self, configured: Policies) -> list[Policies]:
@@ -116,11 +131,11 @@ class Writer:
         policies = _transpose([(known.version, policies_body(known)) for known in batch.policies], 2)
         records = _record_rows(batch)
         rows = [HEADER, *batch.packed, copy_rows(batch.entries, batch.hashes), TRAILER]
-        with faults(), refusals():
+        with faults(), refusals(), _strays():
             async with self._one_at_a_time, transaction(self._connection):
                 if batch.count():
                     await self._connection.copy_to_table("entries", source=_each(rows), columns=COLUMNS, format="binary")
-                is_ours = await self._connection.fetchval(SQL["commit"], *moved)
+                ((is_ours, unwritten),) = await self._connection.fetch(SQL["commit"], *moved)
                 if records:
                     await self._connection.copy_records_to_table("adl_records", records=records, columns=RECORD_COLUMNS)
                 if adl:
@@ -133,6 +148,22 @@ class Writer:
                     await self._connection.execute(SQL["commit_policies"], self._partition, after.last_id, *policies)
                 if not is_ours:
                     raise OwnershipLost(f"partition {self._partition} was moved by another engine")
+                if unwritten:
+                    raise StoreRefusal(
+                        f"the ledger has {', '.join(unwritten)} in another partition, or further than this one knows: run"
+                        " fundsvc audit, and have the database's owner put it right"
+                    )
+
+
+@contextmanager
+def _strays() -> Iterator[None]:
+    """Raises Stray where an entry or record that is to be written is there."""
+    try:
+        yield
+    except asyncpg.UniqueViolationError as error:
+        if error.table_name not in ("entries", "adl_records"):
+            raise
+        raise Stray(f"{type(error).__name__}: a row of {error.table_name} is in the way: {error.detail}") from error
 
 
 @asynccontextmanager
