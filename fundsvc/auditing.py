@@ -132,17 +132,17 @@ class Auditor:
         outage = Outage(log, "audit", walk="rollups")
         while True:
             try:
-                for symbol, _ in await known_contracts(self._pool):
+                for symbol, _ in await self._slowly(lambda: known_contracts(self._pool)):
                     if self._owns(symbol):
                         await self._compare_rollups(symbol)
                 outage.over()
-                await asyncio.sleep(self._config.full_hours * 3600)
+                await asyncio.sleep(max(LOOK_SECONDS, self._config.full_hours * 3600))
             except StoreFault as fault:
                 outage.note(fault)
                 await asyncio.sleep(LOOK_SECONDS)
 
     async def _compare_rollups(self, symbol: str) -> None:
-        differences = await rollup_differences(self._pool, symbol, partial(self._paced, pace=ROLLUPS_PACE))
+        differences = await rollup_differences(self._pool, symbol, self._slowly)
         if differences:
             self._differ(symbol, "rollups", Found(START, differences, None))
         else:
@@ -180,13 +180,21 @@ class Auditor:
             return await self._visit_all(group[:half], walk) + await self._visit_all(group[half:], walk)
         return []
 
-    async def _paced(self, work: Callable[[], Awaitable[Result]], pace: float = 1.0) -> Result:
-        """Does some work, and rests so long that both walks together take no more than their share; longer at less pace."""
+    async def _paced(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Does some work, and rests so long that both walks together take no more than their share."""
+        return await self._with_rest(work, len(WALKS) / self._config.share)
+
+    async def _slowly(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Does some work at the pace of the rollups."""
+        return await self._with_rest(work, len(WALKS) / self._config.share / ROLLUPS_PACE)
+
+    async def _with_rest(self, work: Callable[[], Awaitable[Result]], times: float) -> Result:
+        """Does some work, and rests until so many times as long as that took have passed."""
         async with self._one_at_a_time:
             started = time.perf_counter()
             result = await work()
             seconds = time.perf_counter() - started
-        await asyncio.sleep(seconds * (len(WALKS) / self._config.share / pace - 1))
+        await asyncio.sleep(seconds * (times - 1))
         return result
 
     async def _due(self, walk: Walk) -> list[Due]:

@@ -32,7 +32,7 @@ STOP_SECONDS_MAX = 3.0
 SERVER_USERS = range(61184, 65520)
 """Numbers of users without an account, by the convention of systemd's DynamicUser."""
 
-PROGRAMS = Path("/var/lib/fundsvc")
+PROGRAMS = Path("/var/lib/fundsvc-programs")
 """Where root copies programs that another user could not reach."""
 
 READABLE = stat.S_IROTH | stat.S_IXOTH

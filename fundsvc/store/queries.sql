@@ -271,6 +271,10 @@ SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_deci
        c.specification, c.suspended
 FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symbol;
 
+-- name: scales
+-- In which units the contracts of each currency are settled, and one of the contracts.
+SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GROUP BY 1, 2 ORDER BY 1, 2;
+
 -- name: outlooks
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
        f.entry > 0 AS has_entries, f.seq
