@@ -158,6 +158,8 @@ async def test_a_fund_shows_what_it_has_and_what_it_could_not_pay(client):
         "entry": 5,
         "seq": 9,
         "head": last["hash"],
+        "adlRecord": 2,
+        "adlHead": fund["adlHead"],
         "balanceUsdt": "0",
         "balanceBase": None,
         "balanceBaseReason": "the listing of XBTUSDTM names no baseCurrency",

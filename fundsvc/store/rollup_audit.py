@@ -47,7 +47,7 @@ async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) ->
         part = [symbol], [after], [upto], [clock]
         for row in await paced(lambda part=part: fetch(pool, "rollup_hours", *part)):  # type: ignore[misc]
             _add(hours, dict(row))
-            clock = row["clock"]
+            clock = max(clock, row["clock"])
         after = upto
     found = [] if kept.progress["clock"] == clock else [f"{symbol}: the chart clock is {kept.progress['clock']}, not {clock}"]
     return found + _compared(symbol, kept.hours, hours)
