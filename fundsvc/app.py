@@ -49,6 +49,7 @@ from fundsvc.store.epochs import EpochStore
 from fundsvc.store.histories import Histories
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
+from fundsvc.store.standing import check_decimals
 from fundsvc.store.statistics import Statistics
 from fundsvc.store.targets import Targets
 from fundsvc.streams.client import Client, open_client, stream_key
@@ -100,6 +101,8 @@ async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage
             await migrate(config.database.owner_dsn, config.stream.partitions)
         else:
             await check_schema(config.database.dsn, config.stream.partitions)
+        if stop is not None:
+            await check_decimals(config.database.dsn, config.currency.decimals, config.currency.decimals_default)
     except StoreFault as fault:
         if stop is None or stop.is_set():
             raise
@@ -299,6 +302,7 @@ def recorded_policies(config: Config, appraiser: Appraiser) -> Callable[[str], P
 @asynccontextmanager
 async def consuming(config: Config, pool: Pool) -> AsyncIterator[None]:
     """Makes sure that somebody consumes the stream: runs an engine meanwhile where none is alive."""
+    await check_decimals(config.database.dsn, config.currency.decimals, config.currency.decimals_default)
     with faults():
         live = any(row["live"] for row in await pool.fetch(SQL["partitions"]))
     if live:

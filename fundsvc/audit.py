@@ -10,6 +10,7 @@ from fundsvc.core.replay import missing
 from fundsvc.store.audits import Followed, beginning, read_stretch
 from fundsvc.store.database import Pool
 from fundsvc.store.policies import policies_of
+from fundsvc.store.rollup_audit import rollup_differences
 
 DIFFERENCES_MAX = 20
 """Per contract: one altered entry may break all that follow, and the first differences say it."""
@@ -61,4 +62,5 @@ async def audit_contract(
         since, is_last = Followed(replay.checkpoint, replay.orders.opened), stretch.ended
         unopened += replay.unopened
         differences, head = replay.differences, stretch.ledger.fund.head.hex()
+    differences = differences + await rollup_differences(pool, symbol)
     return ContractAudit(symbol, since.checkpoint.entry, head, differences[:DIFFERENCES_MAX], unopened)

@@ -5,7 +5,8 @@ compares the end with what is stored; what it has verified is where the newest o
 finds a difference stays before it, and looks there again, until the ledger is as it should be. So an altered entry after the
 checkpoint is found at once, one before it by the full walk, and an altered checkpoint by either.
 
-Both go in short stretches, and rest after each so long that together they take no more than their share of a core.
+Both go in short stretches, and rest after each so long that together they take no more than their share of a core. Beside them
+the hourly rollups are recomputed as often as the full walk begins, at a tenth of a walk's pace.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -31,6 +32,7 @@ from fundsvc.store.audits import (
     Stretch,
     Walk,
     audit_progress,
+    beginning,
     keep_differences,
     keep_held,
     read_stretches,
@@ -38,6 +40,7 @@ from fundsvc.store.audits import (
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.exports import known_contracts
 from fundsvc.store.policies import policies_of
+from fundsvc.store.rollup_audit import rollup_differences
 
 STRETCH_ENTRIES = 1000
 """One read of the database: a hundredth of a second's work, of which some milliseconds are the rules'."""
@@ -66,7 +69,13 @@ OPEN_ORDERS_SIZE_MAX = 200_000
 DIFFERENCES_MAX = 5
 """Of a stretch that are told: one altered entry may break all that follow."""
 
+ROLLUPS_PACE = 0.1
+"""Of a walk's: charts decide no money."""
+
 Result = TypeVar("Result")
+
+Part = Walk | Literal["rollups"]
+"""What the audit goes through."""
 
 log = structlog.get_logger()
 
@@ -74,7 +83,7 @@ log = structlog.get_logger()
 class Metrics(Protocol):
     """Who shows what the audit found."""
 
-    def audited(self, symbol: str, walk: Walk, *, good: bool, verified_at: float | None) -> None:
+    def audited(self, symbol: str, walk: Part, *, good: bool, verified_at: float | None) -> None:
         """Shows whether everything held when a walk last looked, and when it last reached an end where it did, if known."""
 
     def recomputed(self, entries: int) -> None:
@@ -148,15 +157,36 @@ class Auditor:
         self._policy_of = policy_of
         self._secrets = secrets
         self._one_at_a_time = asyncio.Lock()  # One connection is enough, and two walks that end together do not collide.
-        self._told: dict[tuple[str, Walk], list[str]] = {}
+        self._told: dict[tuple[str, Part], list[str]] = {}
         self._followed = 0
         self._left_off = LeftOff()
 
     async def run(self) -> None:
-        """Walks, both ways at the same time."""
+        """Walks, both ways at the same time, and recomputes the rollups."""
         async with asyncio.TaskGroup() as tasks:
             for walk in WALKS:
                 tasks.create_task(self._walk(walk))
+            tasks.create_task(self._watch_rollups())
+
+    async def _watch_rollups(self) -> None:
+        outage = Outage(log, "audit", walk="rollups")
+        while True:
+            try:
+                for symbol, _ in await self._slowly(lambda: known_contracts(self._pool)):
+                    if self._owns(symbol):
+                        await self._compare_rollups(symbol)
+                outage.over()
+                await asyncio.sleep(max(LOOK_SECONDS, self._config.full_hours * 3600))
+            except StoreFault as fault:
+                outage.note(fault)
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def _compare_rollups(self, symbol: str) -> None:
+        differences = await rollup_differences(self._pool, symbol, self._slowly)
+        if differences:
+            self._differ(symbol, "rollups", Found(beginning(), differences, None))
+        else:
+            self._hold(symbol, "rollups", ended=False)
 
     async def _walk(self, walk: Walk) -> None:
         outage = Outage(log, "audit", walk=walk)
@@ -192,11 +222,19 @@ class Auditor:
 
     async def _paced(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Does some work, and rests so long that both walks together take no more than their share."""
+        return await self._with_rest(work, len(WALKS) / self._config.share)
+
+    async def _slowly(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Does some work at the pace of the rollups."""
+        return await self._with_rest(work, len(WALKS) / self._config.share / ROLLUPS_PACE)
+
+    async def _with_rest(self, work: Callable[[], Awaitable[Result]], times: float) -> Result:
+        """Does some work, and rests until so many times as long as that took have passed."""
         async with self._one_at_a_time:
             started = time.perf_counter()
             result = await work()
             seconds = time.perf_counter() - started
-        await asyncio.sleep(seconds * (len(WALKS) / self._config.share - 1))
+        await asyncio.sleep(seconds * (times - 1))
         return result
 
     async def _due(self, walk: Walk) -> list[Due]:
@@ -271,7 +309,7 @@ class Auditor:
             self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, stretch.totals))
         return Found(Followed(replay.checkpoint, replay.orders.opened), replay.differences, replay.differs_at)
 
-    def _differ(self, symbol: str, walk: Walk, found: Found) -> None:
+    def _differ(self, symbol: str, walk: Part, found: Found) -> None:
         """Tells what a walk found, once."""
         self._show(symbol, walk, good=False, verified_at=None)
         if self._told.get((symbol, walk)) != found.differences:
@@ -279,14 +317,14 @@ class Auditor:
             for difference in found.differences[:DIFFERENCES_MAX]:
                 log.error("audit difference", symbol=symbol, entry=found.differs_at, walk=walk, difference=difference)
 
-    def _hold(self, symbol: str, walk: Walk, *, ended: bool) -> None:
+    def _hold(self, symbol: str, walk: Part, *, ended: bool) -> None:
         """Notes that everything held as far as a walk has come; the end of a full one vouches for the newest one, too."""
         for held in WALKS if ended and walk == "full" else (walk,):
             self._show(symbol, held, good=True, verified_at=time.time() if ended else None)
             if self._told.pop((symbol, held), None):
                 log.info("audit difference gone", symbol=symbol, walk=held)
 
-    def _show(self, symbol: str, walk: Walk, *, good: bool, verified_at: float | None) -> None:
+    def _show(self, symbol: str, walk: Part, *, good: bool, verified_at: float | None) -> None:
         if self._owns(symbol):
             self._metrics.audited(symbol, walk, good=good, verified_at=verified_at)
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from fundsvc.core.commitment import Secrets, secrets_of
+from fundsvc.core.contracts import CONTRACTS_MAX
 from fundsvc.core.fullness import TargetPolicy
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.times import AHEAD_SECONDS_MAX
@@ -92,6 +93,7 @@ class StreamConfig(Section, frozen=True):
     retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
     ts_ahead_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = AHEAD_SECONDS_MAX
     message_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=500_000_000)] = 5_000_000
+    contracts_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = CONTRACTS_MAX
     on_gap: Literal["halt", "continue"] = "halt"
     replicas_min: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     fsync: bool = False
@@ -247,6 +249,8 @@ class AuditConfig(Section, frozen=True):
 
     full_hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 24.0
     share: Annotated[float, msgspec.Meta(ge=0.001, le=0.5)] = 0.05
+    heads_directory: str = ""
+    heads_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 366.0
 
 
 class LogConfig(Section, frozen=True):

@@ -3,9 +3,9 @@
 Any number of processes may use one data directory; the servers run while at least one does, and whoever leaves last stops
 them. A process that is killed leaves them running for the next. They listen on sockets in the data directory alone.
 
-PostgreSQL refuses to run as root, so servers run as the owner of the data directory, and root gives that to `nobody`. So that
-`nobody` can reach a checkout or a virtual environment below a closed directory such as /root, it keeps root's right to
-pass directories (CAP_DAC_OVERRIDE) and nothing else.
+Other users of the machine get at neither: the data directory belongs to the user that starts the service, and is closed to all
+others. PostgreSQL takes the kernel's word for who connects (peer authentication), and admits that user and root. Valkey wants a
+password, which a file of the data directory keeps.
 """
 
 import asyncio
@@ -13,31 +13,20 @@ import fcntl
 import os
 import pwd
 import shutil
-import signal
-import socket
+import stat
 import struct
-import subprocess
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
 import msgspec
-import psutil
 import structlog
 
 from fundsvc.config import Config
-
-START_SECONDS_MAX = 60.0
-"""Recovery after a crash replays what was written since the last checkpoint; that may take a while."""
-
-STOP_SECONDS_MAX = 3.0
-"""A fast shutdown takes well under a second; after this the server is killed, which loses nothing either."""
-
-BECOME_SECONDS_MAX = 5.0
-"""On a crowded machine; a thread of the kernel's, whose number may be anybody's next time, shows nothing for ever."""
+from fundsvc.secret import SECRET_FILE, kept_secret
+from fundsvc.server_process import SERVER_USERS, EmbeddedError, Program, Server, give, new_server_user, reachable
 
 SOCKET_PATH_MAX = 107
 """The kernel's limit for the path of a Unix socket."""
@@ -45,9 +34,17 @@ SOCKET_PATH_MAX = 107
 SUPERVISE_SECONDS = 0.5
 """How soon a server that died is started again."""
 
+PASSWORD_FILE = "valkey.password"  # noqa: S105 - its name
+
+OUR_FILES = {
+    *("run", "postgres", "postgres.new", "postgres.log", "postgres.pid", "valkey", "valkey.log", "valkey.pid"),
+    *("users.lock", "servers.lock", PASSWORD_FILE, SECRET_FILE),
+}
+"""What is in a data directory. One that holds anything else is not closed to others unasked."""
+
 _POSTGRES_SETTINGS = {
     "listen_addresses": "",
-    "unix_socket_permissions": "0700",
+    "unix_socket_permissions": "0600",
     "max_wal_size": "4GB",
     "shared_buffers": "128MB",
     "timezone": "UTC",
@@ -55,7 +52,7 @@ _POSTGRES_SETTINGS = {
 }
 _VALKEY_SETTINGS = {
     "port": "0",
-    "unixsocketperm": "700",
+    "unixsocketperm": "600",
     "appendonly": "yes",
     "appendfsync": "everysec",
     "save": "",
@@ -63,107 +60,9 @@ _VALKEY_SETTINGS = {
     "set-proc-title": "no",
 }
 _POSTGRES_INIT = "CREATE ROLE fundsvc_service LOGIN\nCREATE DATABASE fundsvc\n"
+_POSTGRES_ACCESS = "local all all peer map=fundsvc\nlocal replication all peer map=fundsvc\n"
 
 log = structlog.get_logger()
-
-
-class EmbeddedError(RuntimeError):
-    """An embedded server cannot be started; the message says why and what to do."""
-
-
-class Server:
-    """A server process that is known by its pid file, whoever started it."""
-
-    def __init__(self, name: str, command: Sequence[str], directory: Path, ready: Sequence[bytes], socket_path: Path) -> None:
-        self._name = name
-        self._command = command
-        self._directory = directory
-        self._log = directory / f"{name}.log"
-        self._pid_file = directory / f"{name}.pid"
-        self._probe, self._answer = ready
-        self._socket = socket_path
-
-    @property
-    def process(self) -> psutil.Process | None:
-        """The server's process while it runs.
-
-        It names our directory in its command line, which a stranger that was given the same number does not. (The time a
-        process was created would not do: it is reckoned from the clock, and moves when that is set.)
-        """
-        try:
-            process = psutil.Process(int(self._pid_file.read_text()))
-            words = _command_line(process)
-        except (FileNotFoundError, ValueError, psutil.Error):
-            return None
-        return process if any(str(self._directory) in word for word in words) else None
-
-    def start(self) -> None:
-        """Starts the server unless it runs, and waits until it answers.
-
-        It gets a session of its own, which keeps the terminal's Ctrl-C from it.
-        """
-        if self.process is None:
-            self._bury()
-            with self._log.open("ab") as output:
-                child = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
-                )
-            self._pid_file.write_text(str(child.pid))
-            child.returncode = 0  # It may outlive us, so this object is not the one to wait for it, nor to warn that it runs.
-        deadline = time.monotonic() + START_SECONDS_MAX
-        while not self._answers():
-            if self.process is None or time.monotonic() > deadline:
-                raise EmbeddedError(f"{self._name} did not start; {self._log} ends with:\n{self._log_tail()}")
-            time.sleep(0.02)
-
-    def interrupt(self) -> None:
-        """Tells the server to stop."""
-        process = self.process
-        if process is not None:
-            process.send_signal(signal.SIGINT)
-
-    def wait(self) -> None:
-        """Waits for the end of a server that was told to stop; kills it when it takes too long."""
-        process = self.process
-        if process is not None:
-            try:
-                process.wait(STOP_SECONDS_MAX)
-            except psutil.TimeoutExpired:
-                self.kill()
-
-    def stop(self) -> None:
-        """Stops the server."""
-        self.interrupt()
-        self.wait()
-
-    def kill(self) -> None:
-        """Ends the server and its children at once, as a crash would."""
-        process = self.process
-        if process is not None:
-            family = [process, *process.children(recursive=True)]
-            for member in family:
-                with suppress(psutil.NoSuchProcess):  # The children of a killed server end by themselves.
-                    member.kill()
-            psutil.wait_procs(family, STOP_SECONDS_MAX)
-
-    def _bury(self) -> None:
-        """Waits for what died as our child: until then its number is taken, and PostgreSQL holds it for a living server's."""
-        with suppress(FileNotFoundError, ValueError, ChildProcessError):
-            os.waitpid(int(self._pid_file.read_text()), os.WNOHANG)
-
-    def _answers(self) -> bool:
-        """Asks over the socket, in the server's own protocol."""
-        try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(1)
-                connection.connect(str(self._socket))
-                connection.sendall(self._probe)
-                return connection.recv(64).startswith(self._answer)
-        except OSError:
-            return False
-
-    def _log_tail(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-8:])
 
 
 class EmbeddedServers:
@@ -174,21 +73,29 @@ class EmbeddedServers:
         self._run = self.directory / "run"
         self.dsn = f"postgresql://fundsvc_service@/fundsvc?host={self._run}"
         self.owner_dsn = f"postgresql://postgres@/fundsvc?host={self._run}"
-        self.stream_url = f"unix://{self._run}/valkey.sock"
+
+    @property
+    def stream_url(self) -> str:
+        """Where Valkey is reached, with its password."""
+        return f"unix://:{self._password}@{self._run}/valkey.sock"
 
     @property
     def postgres(self) -> Server:
         """The PostgreSQL server."""
         settings = [f"--{key}={value}" for key, value in _POSTGRES_SETTINGS.items()]
-        command = [str(_postgres_binary("postgres")), "-D", str(self._postgres_data), "-k", str(self._run), *settings]
-        return self._server("postgres", command, _postgres_probe(), b"R", ".s.PGSQL.5432")
+        command = [self._reached(_postgres_binary("postgres")), "-D", str(self._postgres_data), "-k", str(self._run), *settings]
+        program = Program(command, (self._postgres_data, self._run), self._user)
+        return Server("postgres", program, self.directory, (_postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
 
     @property
     def valkey(self) -> Server:
-        """The Valkey server."""
+        """The Valkey server; it reads its password from standard input, as any user may read its command line."""
         settings = [word for key, value in _VALKEY_SETTINGS.items() for word in (f"--{key}", value)]
-        files = ["--dir", str(self.directory / "valkey"), "--unixsocket", str(self._run / "valkey.sock")]
-        return self._server("valkey", [str(_valkey_binary()), *files, *settings], b"PING\r\n", b"+PONG", "valkey.sock")
+        files = ["--dir", str(self._valkey_data), "--unixsocket", str(self._run / "valkey.sock")]
+        command = [self._reached(_valkey_binary()), "-", *files, *settings]
+        program = Program(command, (self._valkey_data, self._run), self._user, f"requirepass {self._password}\n")
+        probe = f"AUTH {self._password}\r\nPING\r\n".encode()
+        return Server("valkey", program, self.directory, (probe, b"+OK\r\n+PONG"), self._run / "valkey.sock")
 
     def start(self, *, postgres: bool = True, valkey: bool = True) -> None:
         """Starts what does not run yet and waits until it answers; raises EmbeddedError."""
@@ -196,6 +103,7 @@ class EmbeddedServers:
             self._make_directories()
             if postgres:
                 self._make_database()
+                self._admit()
                 self.postgres.start()
             if valkey:
                 self.valkey.start()
@@ -211,7 +119,7 @@ class EmbeddedServers:
     @contextmanager
     def used(self) -> Iterator[None]:
         """Marks the servers as in use by this process; on leaving, the last user stops them."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._close()
         with (self.directory / "users.lock").open("w") as users:
             fcntl.flock(users, fcntl.LOCK_SH)
             try:
@@ -225,67 +133,99 @@ class EmbeddedServers:
     def _postgres_data(self) -> Path:
         return self.directory / "postgres"
 
-    def _server(self, name: str, command: list[str], probe: bytes, answer: bytes, socket_name: str) -> Server:
-        return Server(name, [*self._as_owner(), *command], self.directory, (probe, answer), self._run / socket_name)
+    @property
+    def _valkey_data(self) -> Path:
+        return self.directory / "valkey"
+
+    @property
+    def _password(self) -> str:
+        return kept_secret(self.directory, PASSWORD_FILE)
+
+    @property
+    def _user(self) -> int | None:
+        """Who the servers run as; None for ourselves. For root it is the owner of the sockets' directory, once there is one."""
+        return None if os.geteuid() or not self._run.exists() else self._run.stat().st_uid
+
+    def _reached(self, program: Path) -> str:
+        return str(program if os.geteuid() else reachable(program))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Only one process at a time starts or stops servers."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._close()
         with (self.directory / "servers.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def _close(self) -> None:
+        """Makes the data directory, or closes one that others may enter; raises EmbeddedError where it may not be ours."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = self.directory.stat()
+        if found.st_uid != os.geteuid():
+            raise EmbeddedError(
+                f"{self.directory} belongs to user {_name_of(found.st_uid)}: run fundsvc as that user, or set data.directory to"
+                f" a directory of user {_name_of(os.geteuid())}"
+            )
+        if not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return
+        content = {path.name for path in self.directory.iterdir()}
+        if content - OUR_FILES or (content and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+            raise EmbeddedError(
+                f"{self.directory} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}) and not empty: see whether"
+                f" all in it is yours, then chmod 0700 it, or set data.directory to a directory of its own"
+            )
+        self.directory.chmod(stat.S_IRWXU)
+
     def _make_directories(self) -> None:
+        """Makes what the servers need, as theirs, and so what a version of before gave to `nobody`, unless they still run."""
         if len(f"{self._run}/.s.PGSQL.5432") > SOCKET_PATH_MAX:
             raise EmbeddedError(f"{self.directory} is too long a path for sockets: set data.directory to a shorter one")
-        for directory in (self._run, self.directory / "valkey"):
+        for directory in (self._run, self._valkey_data):
             directory.mkdir(mode=0o700, exist_ok=True)
-            shutil.chown(directory, *self._owner())
+        if os.geteuid() == 0 and not any(server.process for server in (self.postgres, self.valkey)):
+            user = self._run.stat().st_uid
+            self._give_all(user if user in SERVER_USERS else new_server_user())
+
+    def _give_all(self, user: int) -> None:
+        for directory in (self._postgres_data, self._valkey_data, self._run):
+            if directory.exists() and directory.stat().st_uid != user:
+                give(directory, user)
 
     def _make_database(self) -> None:
-        """Initialises the PostgreSQL data directory, in another place first, so that an interrupted attempt leaves none."""
+        """Initialises the PostgreSQL data directory, in another place first, so that an interrupted attempt leaves none.
+
+        That program wants a user with an account, so for root it runs as `nobody`.
+        """
         if self._postgres_data.exists():
             return
         new = self.directory / "postgres.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
-        shutil.chown(new, *self._owner())
-        self._make("initdb", "-D", str(new), "-U", "postgres", "-E", "UTF8", "--locale=C", "-A", "trust", "--no-instructions")
-        self._make("postgres", "--single", "-D", str(new), "postgres", statements=_POSTGRES_INIT)
+        maker = None if self._user is None else _nobody()
+        if maker is not None:
+            give(new, maker)
+        initdb = [self._reached(_postgres_binary("initdb")), "-D", str(new), "-U", "postgres", "-E", "UTF8", "--locale=C"]
+        Program([*initdb, "--auth=reject", "--no-instructions"], (new,), maker).run()
+        single = [self._reached(_postgres_binary("postgres")), "--single", "-D", str(new), "postgres"]
+        Program(single, (new,), maker, _POSTGRES_INIT).run()
+        if self._user is not None:
+            give(new, self._user)
         new.rename(self._postgres_data)
 
-    def _make(self, binary: str, *arguments: str, statements: str = "") -> None:
-        command = [*self._as_owner(), str(_postgres_binary(binary)), *arguments]
-        done = subprocess.run(command, input=statements, capture_output=True, text=True, cwd="/", check=False)
-        if done.returncode:
-            raise EmbeddedError(f"{binary} failed: {(done.stderr or done.stdout).strip()[-1000:]}")
+    def _admit(self) -> None:
+        """Has PostgreSQL admit our user and root, under any of its own roles, and nobody else."""
+        users = sorted({_name_of(os.geteuid()), "root"})
+        self._write("pg_ident.conf", "".join(f'fundsvc "{user}" all\n' for user in users))
+        self._write("pg_hba.conf", _POSTGRES_ACCESS)
 
-    def _owner(self) -> tuple[int, int]:
-        owner = self.directory.stat()
-        if owner.st_uid:
-            return owner.st_uid, owner.st_gid
-        nobody = pwd.getpwnam("nobody")
-        return nobody.pw_uid, nobody.pw_gid
-
-    def _as_owner(self) -> list[str]:
-        """What to put before a command so that it runs as the owner of the data directory."""
-        if os.geteuid():
-            return []
-        if shutil.which("setpriv") is None:
-            raise EmbeddedError("PostgreSQL does not run as root and setpriv (util-linux) is missing: use another user")
-        user, group = self._owner()
-        capability = "-all,+dac_override"
-        return [
-            "setpriv",
-            f"--reuid={user}",
-            f"--regid={group}",
-            "--clear-groups",
-            f"--inh-caps={capability}",
-            f"--ambient-caps={capability}",
-            "--securebits=+no_setuid_fixup",
-            "--",
-        ]
+    def _write(self, name: str, text: str) -> None:
+        """Writes a file of the PostgreSQL data directory, as its owner's."""
+        path = self._postgres_data / name
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            if self._user is not None:
+                os.fchown(descriptor, self._user, self._user)
 
 
 @asynccontextmanager
@@ -325,12 +265,19 @@ async def _supervise(servers: EmbeddedServers, *, postgres: bool, valkey: bool) 
             log.warning("embedded server not started", error=str(error))
 
 
-def _command_line(process: psutil.Process) -> list[str]:
-    """What a process runs; waits for one that shows nothing, as each does for a moment while it becomes another program."""
-    deadline = time.monotonic() + BECOME_SECONDS_MAX
-    while not (words := process.cmdline()) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return words
+def _nobody() -> int:
+    try:
+        return pwd.getpwnam("nobody").pw_uid
+    except KeyError:
+        raise EmbeddedError("there is no user nobody, as whom root makes a database: run fundsvc as an ordinary user") from None
+
+
+def _name_of(user: int) -> str:
+    """The name of a user's account; its number where it has none."""
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 def _is_last(users: IO[str]) -> bool:

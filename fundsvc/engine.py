@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import structlog
 
@@ -15,6 +16,7 @@ from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
 from fundsvc.core.contracts import partition_of
 from fundsvc.exclusive import one_thread
+from fundsvc.heads import keep_heads
 from fundsvc.leasing import Held, LeaseKeeper, Steps
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
@@ -35,6 +37,9 @@ CHORE_CONNECTIONS_MAX = 4
 
 PEAK_SECONDS = 20.0
 """How often the highest balances of the last eight hours are looked up: in this time few of them fall out of these."""
+
+HEADS_SECONDS = 60.0
+"""How often it is looked whether the heads of this hour are kept: a fault delays them by no more."""
 
 log = structlog.get_logger()
 
@@ -77,6 +82,7 @@ class Engine:
             looking_back = tasks.create_task(
                 Chore("peaks", PEAK_SECONDS, partial(self._look_back, Statistics(pool)), log).run()
             )
+            keeping = tasks.create_task(Chore("heads", HEADS_SECONDS, partial(self._keep_heads, pool), log).run())
             holding = tasks.create_task(self._hold(tasks, client, pool, stop))
             try:
                 await stop.wait()
@@ -84,6 +90,7 @@ class Engine:
             finally:
                 auditing.cancel()
                 looking_back.cancel()
+                keeping.cancel()
                 holding.cancel()
                 for ownership in self._owned.values():
                     ownership.cut_off()
@@ -146,6 +153,11 @@ class Engine:
     async def _look_back(self, statistics: Statistics) -> None:
         """Shows how high the funds stood lately; what cannot be asked for now stays as it was."""
         self._metrics.peaked(await statistics.peaks(time.time_ns() // 1_000_000))
+
+    async def _keep_heads(self, pool: Pool) -> None:
+        """Keeps the ends of all chains outside the database, once an hour."""
+        if self._config.audit.heads_directory:
+            await keep_heads(pool, Path(self._config.audit.heads_directory), self._config.audit.heads_days)
 
     async def _agree(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper, held: Held) -> None:
         """Makes what runs agree with what is held."""

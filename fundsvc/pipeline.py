@@ -391,6 +391,8 @@ class Pipeline:
             self.progress += 1
             self.settled += 1
             self._handed_over.set()
+            if batch.books and self._partition.owes_books:
+                self._work.set()  # Else the rest would wait for the next commit, which may not come for long.
             await self._announce(Committed(batch, after, Durations(decode, settle, time.perf_counter() - started)))
 
 

@@ -8,7 +8,7 @@ before they were settled. A halted partition is tried again seldom; the other pa
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
@@ -22,8 +22,10 @@ from fundsvc.config import Config
 from fundsvc.continuity import CheckedSource, find_gap, lost_tail, same_gap, waiting
 from fundsvc.core.adl import OrderState
 from fundsvc.core.batch import Offset, Place
+from fundsvc.core.contracts import partition_of
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
+from fundsvc.core.settlement import Fund
 from fundsvc.exclusive import Exclusive
 from fundsvc.leasing import Steps
 from fundsvc.logs.batches import Oddities, Orders, Rejections
@@ -39,7 +41,7 @@ from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import condense
 from fundsvc.store.standing import note_halted, trim_bounds
 from fundsvc.store.targets import Targets
-from fundsvc.store.writer import STREAM_START, OwnershipLost, Writer, open_writer
+from fundsvc.store.writer import STREAM_START, OwnershipLost, Stray, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
 from fundsvc.streams.client import Client, StreamFault, drop_idle, stream_key
 from fundsvc.streams.producer import Producer
@@ -183,15 +185,18 @@ class Session:
     async def _answer(self, error: BaseException) -> float:
         """Does what an error asks for; returns after how many seconds the partition is to be tried again."""
         match error:
-            case StoreRefusal():
-                return await self._narrow(error)
             case StoreFault() | StreamFault():
                 return await self._wait_for(error)
-            case Halted():
+            case Stray() if self._pipeline:  # Loading tells whether the partition is ours still, and all that is in the way.
+                self.trouble = str(error)
+                return self._backoff
+            case Halted() | Stray():
                 # As good as settling: another engine would have to wait for somebody too.
                 self._settled_before += 1
                 await self._halt(str(error))
                 return BACKOFF_SECONDS_MAX
+            case StoreRefusal():
+                return await self._narrow(error)
         return await self._halt_by_mistake(error)
 
     async def _wait_for(self, fault: StoreFault | StreamFault) -> float:
@@ -286,6 +291,7 @@ class Session:
         secret = self._config.ledger.secrets.current
         if secret is None and await writer.has_seals():
             raise Halted("the last entries hide their accounts, and this engine has no ledger.secret to hide further ones with")
+        self._check_home(funds)
         start = await self._where_to_read(stored)
         self._offset = start.offset
         currency = self._config.currency
@@ -300,6 +306,7 @@ class Session:
             self._config.stream.ts_ahead_seconds_max,
             policies,
             secret,
+            self._config.stream.contracts_max,
         )
         await self._restore_books(writer, stored)
         if start.known_ms is not None:
@@ -331,6 +338,17 @@ class Session:
             refused=self._refused,
         )
         return self._pipeline
+
+    def _check_home(self, funds: Iterable[Fund]) -> None:
+        """Raises Halted where a contract of another partition is listed in this one."""
+        partitions = self._config.stream.partitions
+        for symbol in (fund.contract.symbol for fund in funds):
+            home = partition_of(symbol, partitions)
+            if home != self._partition:
+                raise Halted(
+                    f"the ledger has {symbol} in partition {self._partition}, of {partitions} it belongs to {home}: have the"
+                    f" database's owner set contracts.partition"
+                )
 
     async def _propose(self) -> None:
         """Appends the configured policies, if this process has not compared them with the recorded ones yet and they differ."""

@@ -8,7 +8,7 @@ ledger has durably, in order, with no gap and no repetition, however often the d
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from fundsvc.store.tailing import (
     Offsets,
     OrderKey,
     Place,
+    Settled,
     Stand,
     entries,
     offsets,
@@ -78,7 +79,7 @@ class Tail:
         self._heard: float | None = None
         self._next = 0.0
         self._has_more = False
-        self._offsets: dict[int, tuple[str, int]] = {}
+        self._offsets: dict[int, Settled] = {}
         self._places: dict[str, Place] = {}
         self._orders: dict[OrderKey, OrderRow] = {}
         self._cursors: dict[str, int] = {}
@@ -154,9 +155,13 @@ class Tail:
 
     async def _look(self, connection: Connection) -> None:
         now = await offsets(connection)
-        moved = [partition for partition, settled in now.settled.items() if self._offsets.get(partition) != settled]
-        if moved:
-            await self._catch_up(connection, moved, now)
+        after = {
+            partition: known.commit_before(settled) if (known := self._offsets.get(partition)) else -1
+            for partition, settled in now.settled.items()
+            if self._offsets.get(partition) != settled
+        }
+        if after:
+            await self._catch_up(connection, after, now)
             self._offsets = now.settled
         else:
             await self._go_on(connection, self._behind(self.funds))
@@ -171,9 +176,9 @@ class Tail:
             self._has_more = len(rows) >= count
             self._tell_entries(rows)
 
-    async def _catch_up(self, connection: Connection, partitions: Collection[int], looked: Offsets) -> None:
-        """Brings the funds and orders of some partitions to where they stand, and tells what changed."""
-        now = await places(connection, partitions)
+    async def _catch_up(self, connection: Connection, after: Mapping[int, int], looked: Offsets) -> None:
+        """Brings the funds and orders that some partitions changed, each after a commit, to where they stand; tells of them."""
+        now = await places(connection, after)
         await self._go_on(connection, self._behind(now))
         moved = await self._moved_orders(connection, now)
         symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}

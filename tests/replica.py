@@ -1,6 +1,6 @@
 """A physical replica of the tests' PostgreSQL, which can be held up as a real one may be."""
 
-import shutil
+import asyncio
 import signal
 import subprocess
 from contextlib import asynccontextmanager, suppress
@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 from conftest import connected, dsn_for
 
-from fundsvc.embedded import EmbeddedServers, Server, _postgres_binary, _postgres_probe
+from fundsvc.embedded import EmbeddedServers, _postgres_binary, _postgres_probe
+from fundsvc.server_process import Program, Server, give
 
 PROCESSES = {"replay": "startup", "receiver": "walreceiver"}
 
@@ -20,16 +21,27 @@ class Replica:
 
     def __init__(self, servers: EmbeddedServers, directory: Path) -> None:
         self._primary = servers
-        self._run = directory / "run"
-        for made in (directory, self._run):
+        self._run, data = directory / "run", directory / "data"
+        for made in (directory, self._run, data):
             made.mkdir(mode=0o700)
-            shutil.chown(made, *servers._owner())
-        data = directory / "data"
-        copy = [*servers._as_owner(), str(_postgres_binary("pg_basebackup")), "-D", str(data), "-R", "-c", "fast", "--no-sync"]
+        copy = [str(_postgres_binary("pg_basebackup")), "-D", str(data), "-R", "-c", "fast", "--no-sync"]
         subprocess.run([*copy, "-h", str(servers._run), "-U", "postgres"], check=True, capture_output=True, cwd="/")
+        if servers._user is not None:
+            for made in (self._run, data):
+                give(made, servers._user)
+        asyncio.run(self._admit_replica())
         settings = ("-D", str(data), "-k", str(self._run), "--listen_addresses=", "--fsync=off")
-        command = [*servers._as_owner(), str(_postgres_binary("postgres")), *settings]
-        self.server = Server("replica", command, directory, (_postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
+        command = [str(_postgres_binary("postgres")), *settings, f"--primary_conninfo=user=replica host={servers._run}"]
+        program = Program(command, (data, self._run, servers._run), servers._user)
+        self.server = Server("replica", program, directory, (_postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
+
+    async def _admit_replica(self) -> None:
+        """Has the primary admit a role for streaming: the replica runs as a user without an account, who is nobody's peer."""
+        access = self._primary.directory / "postgres" / "pg_hba.conf"
+        access.write_text("local replication replica trust\n" + access.read_text())
+        async with connected(self._primary.owner_dsn) as connection:
+            await connection.execute("CREATE ROLE replica LOGIN REPLICATION")
+            await connection.execute("SELECT pg_reload_conf()")
 
     def dsn(self, dsn: str) -> str:
         """A DSN of the primary's, at the replica."""

@@ -13,6 +13,7 @@ from fundsvc.config import Config
 from fundsvc.store.database import StoreFault
 from fundsvc.store.migrations import check_schema
 from tests.eventually import eventually
+from tests.ledgers import listing, owned
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nowhere"
 
@@ -80,3 +81,22 @@ def test_the_collector_looks_at_few_objects_at_a_time_while_a_storm_keeps_many()
     assert len(kept) == 200_000
     assert len(seen) >= 30
     assert all(generation == 0 and objects < 10_000 for generation, objects in seen)
+
+
+@pytest.mark.parametrize(
+    ("decimals", "default", "told"),
+    [({"USDT": 6}, 10, "set USDT = 8"), ({}, 10, "set USDT = 8"), ({"USDT": 8}, 10, ""), ({}, 8, "")],
+)
+async def test_an_engine_with_other_decimals_than_the_ledgers_refuses_to_start(config, decimals, default, told):
+    async with owned(config) as owner:
+        await owner.settle([listing("ABC")])
+    currency = msgspec.structs.replace(config.currency, decimals=decimals, decimals_default=default)
+    other = msgspec.structs.replace(config, currency=currency)
+    try:
+        async with prepared(other, asyncio.Event()):
+            assert not told
+    except ValueError as refusal:
+        assert told
+        assert told in str(refusal)  # noqa: PT017 - in half of the cases nothing is raised
+    async with prepared(other):
+        pass  # an audit, or an export, is by the ledger's own decimals

@@ -18,6 +18,7 @@ from fundsvc.config import AuditConfig
 from fundsvc.metrics import Metrics
 from fundsvc.store.audits import audit_progress
 from fundsvc.store.database import open_pool
+from fundsvc.store.rollups import condense
 
 AMOUNTS = [5, -3, 0, -10, 4, 20]
 """Of the fourth 8 cannot be paid, which the fifth and part of the sixth repay."""
@@ -513,3 +514,18 @@ async def test_it_outlives_a_database_that_is_away(config, owner, owner_connecti
             await eventually(lambda: sample_sum(audit._metrics, "fundsvc_audit_entries_total") > before + 24)
             assert audit.good("ABC")
     assert {line["log_level"] for line in logs} <= {"warning", "info"}
+
+
+async def test_a_forged_chart_is_told_and_gone_once_it_is_right_again(config, monkeypatch, owner, owner_connection):
+    monkeypatch.setattr("fundsvc.auditing.ROLLUPS_PACE", 1.0)
+    async with open_pool(config.database.dsn, 1) as pool:
+        await condense(pool, 0)
+    with capture_logs() as logs:
+        async with auditing(config, ALWAYS) as audit:
+            await eventually(lambda: audit.good("ABC"))
+            await owner_connection.execute("UPDATE rollups SET credited = credited + 1 WHERE symbol = 'ABC'")
+            await eventually(lambda: audit.bad("ABC"))
+            await owner_connection.execute("UPDATE rollups SET credited = credited - 1 WHERE symbol = 'ABC'")
+            await eventually(lambda: audit.good("ABC"))
+    told = [(line["event"], line["walk"], line["symbol"]) for line in logs if line.get("walk") == "rollups"]
+    assert told[:2] == [("audit difference", "rollups", "ABC"), ("audit difference gone", "rollups", "ABC")]

@@ -359,3 +359,21 @@ def test_what_selects_pods_selects_some():
     chosen = [selectors[document["kind"]](document["spec"]) for document in DOCUMENTS if document["kind"] in selectors]
     assert len(chosen) == 11
     assert all(any(wanted.items() <= found.items() for found in labels) for wanted in chosen)
+
+
+def test_the_project_has_a_licence_and_the_image_carries_it_with_those_of_all_it_ships():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert "> /opt/fundsvc/NOTICES" in DOCKERFILE
+    notices = run(sys.executable, DEPLOY / "notices", DEPLOY / "service.lock")
+    here = {name for name in locked("service.lock") if name not in ("async-timeout", "colorama")}  # of other platforms
+    named = {line.split()[0].lower().replace("_", "-") for line in notices.splitlines() if re.match(r"\S+ \S+: .", line)}
+    assert here - named == set()
+    assert "PostgreSQL License" in notices
+
+
+def test_advisories_that_cannot_be_reached_are_skipped_and_said_so():
+    nowhere = "http://127.0.0.1:9"
+    assert "advisories: skipped" in run(ROOT / "scripts" / "advisories", HTTPS_PROXY=nowhere, https_proxy=nowhere)
+    assert (ROOT / "scripts" / "check").read_text().splitlines()[-1] == "scripts/advisories"

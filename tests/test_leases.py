@@ -9,6 +9,7 @@ from fundsvc.core.batch import Offset
 from fundsvc.core.partition import Partition
 from fundsvc.store.database import StoreFault, faults
 from fundsvc.store.leases import open_leases
+from fundsvc.store.rows import COLUMNS
 from fundsvc.store.writer import OwnershipLost, open_writer
 
 LONG_SECONDS = 60.0
@@ -130,7 +131,7 @@ async def test_a_claim_ends_the_transaction_that_the_previous_owner_left_open(co
         connection = writer._connection
         await connection.execute("BEGIN")
         await connection.execute("UPDATE partitions SET messages = 99 WHERE partition = 1")
-        copy = asyncio.create_task(connection.copy_to_table("entries", source=endless(), format="binary"))
+        copy = asyncio.create_task(connection.copy_to_table("entries", source=endless(), columns=COLUMNS, format="binary"))
         await asleep.wait()
         taken = await eventually(lambda: at_least_one(heir))
         assert 1 not in taken, "it was locked when the others were claimed"

@@ -10,6 +10,7 @@ from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position
 from fundsvc.core.policy import Policy
 from fundsvc.store import rollups
 from fundsvc.store.database import open_pool
+from fundsvc.store.rollup_audit import rollup_differences
 from fundsvc.store.rollups import condense, distrust, rebuild
 
 HOUR_MS = 3_600_000
@@ -277,3 +278,39 @@ async def test_the_command_builds_the_rollups_of_an_earlier_version_anew(config,
     done = await fundsvc(config, "rebuild-rollups")
     assert (done.code, "condensed 99 entries" in done.error) == (0, True)
     assert await rolled_up(service_connection) == await expected(service_connection)
+
+
+FORGED = {
+    "an amount": ("UPDATE rollups SET paid = paid + 1 WHERE hour = $1", "its rollup says paid"),
+    "a high": ("UPDATE rollups SET highest = highest + 1 WHERE hour = $1", "its rollup says highest"),
+    "a missing hour": ("DELETE FROM rollups WHERE hour = $1", "its rollup is missing"),
+    "an hour too many": (
+        (
+            "INSERT INTO rollups SELECT symbol, hour + 7200000000, first_entry, last_entry, opening, highest, lowest, closing,"
+            " credited, paid, uncovered, repaid, fills FROM rollups WHERE hour = $1"
+        ),
+        "it has a rollup, and no entries",
+    ),
+    "a clock": ("UPDATE rollup_progress SET clock = clock + $1 + 1", "the chart clock is"),
+}
+
+
+async def test_the_audit_agrees_with_rollups_of_any_history_however_they_were_condensed(owner, pool, monkeypatch):
+    dice = random.Random(5)
+    for start in range(1, 1200, 300):
+        await owner.settle(market(dice, range(start, start + 300), HOUR_MS))
+        await condense(pool, 0)
+    symbols = [row["symbol"] for row in await pool.fetch("SELECT symbol FROM funds")]
+    for size in (17, 1_000_000):
+        monkeypatch.setattr("fundsvc.store.rollup_audit.ENTRIES_PER_STATEMENT_MAX", size)
+        assert [await rollup_differences(pool, symbol) for symbol in symbols] == [[]] * len(symbols)
+
+
+@pytest.mark.parametrize("what", FORGED)
+async def test_the_audit_finds_a_forged_rollup(owner, pool, owner_connection, what):
+    await owner.settle(market(random.Random(6), range(1, 300), HOUR_MS))
+    await condense(pool, 0)
+    statement, told = FORGED[what]
+    (row,) = await owner_connection.fetch("SELECT symbol, hour FROM rollups ORDER BY hour DESC LIMIT 1")
+    await owner_connection.execute(statement, row["hour"])
+    assert told in " ".join(await rollup_differences(pool, row["symbol"]))

@@ -189,3 +189,40 @@ def failing(name, chance):
         return answer
 
     return sometimes
+
+
+async def test_a_look_reads_the_funds_that_changed_and_no_others(config, monkeypatch):
+    read = []
+
+    async def places(*arguments):
+        found = await tailing_statements.places(*arguments)
+        read.append(sorted(found))
+        return found
+
+    monkeypatch.setattr("fundsvc.tail.places", places)
+    symbols = [f"M{number:02d}" for number in range(40)]
+    async with owned(config) as owner, heard(config) as seen:
+        await owner.settle(listing(symbol) for symbol in symbols)
+        await seen.reaches(symbols[-1], 0)
+        read.clear()
+        await owner.settle([fill("M07", 1, 1)])
+        await seen.reaches("M07", 1)
+        assert read == [["M07"]]
+
+
+async def test_what_an_engine_of_before_commits_is_seen_too(config, owner_connection):
+    """It moves the offset and counts no commit, under an epoch of its own."""
+    async with owned(config) as owner, heard(config) as seen:
+        await owner.settle([listing("AAA"), listing("BBB"), fill("AAA", 1, 1)])
+        await seen.reaches("AAA", 1)
+        await owner_connection.execute(
+            "UPDATE funds SET balance = 7, entry = 2, commit = 0 WHERE symbol = 'AAA';"
+            "UPDATE partitions SET last_id = '9999999999999-0'"
+        )
+        await seen.reaches("AAA", 2)
+        # Its last commit and the first one of an engine of now, which took over, may come within one look.
+        await owner_connection.execute(
+            "UPDATE funds SET balance = 9, entry = 3, commit = 0 WHERE symbol = 'AAA';"
+            "UPDATE partitions SET last_id = '9999999999999-1', epoch = epoch + 1, commits = commits + 1"
+        )
+        await seen.reaches("AAA", 3)

@@ -15,6 +15,7 @@ from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position
 from fundsvc.core.policy import DrawdownGuard, Policies, Policy
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import known_contracts
+from fundsvc.store.rollups import condense
 
 POLICY = Policy(drawdown_guard=DrawdownGuard(minimum_balance=1000))
 
@@ -26,8 +27,6 @@ TABLES_THAT_DECIDE_NOTHING = {
     "heartbeats": "how old a replica is",
     "partitions": "how far the stream is settled: an event that is read again is known by its sequence",
     "rates": "what balances are worth in USDT, for people: no entry depends on it",
-    "rollup_progress": "how far charts have come",
-    "rollups": "charts, which `fundsvc rebuild-rollups` makes of the entries",
     "stream_gaps": "which messages of a stream are lost",
     "targets": "how large funds should be: a signal, nothing acts on it",
 }
@@ -43,9 +42,12 @@ COLUMNS_THAT_DECIDE_NOTHING = {
     ("contracts", "suspended"): "whether events are refused: what was settled does not depend on it",
     ("contracts", "updated_at"): "our clock",
     ("entries", "recorded_at"): "our clock",
+    ("funds", "commit"): "whether readers look at it anew",
     ("funds", "updated_at"): "our clock",
     ("policies", "recorded_at"): "our clock",
     ("policies", "stream_id"): "which message changed the policies",
+    ("rollup_progress", "entry"): "how far charts have come: where it is not equal to `sound` they are built anew",
+    ("rollup_progress", "sound"): "how far charts have come: where it is not equal to `entry` they are built anew",
     ("rejected", "body"): "what was not settled",
     ("rejected", "codec"): "what was not settled",
     ("rejected", "detail"): "what was not settled",
@@ -126,6 +128,8 @@ async def ledger(config, owner_connection):
     async with owned(config, recorded=Policies(1, POLICY, {})) as owner:
         await owner.settle([listing(SYMBOL), *events, listing("XYZ"), fill("XYZ", 1, 5)])
         await owner.settle_late(sold(30, 1, "101"))
+    async with open_pool(config.database.dsn, 1) as pool:
+        await condense(pool, 0)
     constraints = await owner_connection.fetch(
         "SELECT conrelid::regclass AS table, conname FROM pg_constraint JOIN pg_class t ON t.oid = conrelid"
         " WHERE connamespace = 'public'::regnamespace AND contype <> 'n' ORDER BY contype = 'p'"

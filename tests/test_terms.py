@@ -2,6 +2,7 @@
 
 import pytest
 from commands import fundsvc
+from conftest import with_section
 from eventually import eventually
 from served import contract, fill, now_ms, restarted, served
 from structlog.testing import capture_logs
@@ -120,3 +121,14 @@ async def test_a_scale_is_widened_before_the_first_entry(service):
     answer = await service.send(fill("XBTKRWM", 1, lots=1, price="160000000", bankruptcyPrice="159000000"))
     assert answer["rejected"] == []
     assert len(await service.entries("XBTKRWM")) == 1
+
+
+async def test_a_listing_beyond_contracts_max_is_kept_and_settled_once_there_is_room(config):
+    async with served(with_section(config, "stream", contracts_max=1)) as service:
+        await service.append(contract("FIRSTUSDTM"), contract("SECONDUSDTM"), fill("FIRSTUSDTM", 1))
+        assert await service.reasons() == ["too_many_contracts"]
+        assert [seq for seq, *_ in await service.entries("FIRSTUSDTM")] == [1]
+    async with served(config) as service:
+        await fundsvc(config, "rejected", "replay", "--reason", "too_many_contracts")
+        await service.append(fill("SECONDUSDTM", 1))
+        assert [seq for seq, *_ in await service.entries("SECONDUSDTM")] == [1]

@@ -48,6 +48,9 @@ class Envelope(Answer, Generic[T], frozen=True, kw_only=True):
 class FundAnswer(Answer, frozen=True, kw_only=True):
     """A fund now. `entry` and `head` (hex) are number and hash of its last ledger entry, `seq` is the engine's.
 
+    Keep both to find out later whether anything before them was changed: `fundsvc audit --heads FILE` reads a file of such
+    answers, one a line.
+
     Every commit before `asOf` is in it, by the database's clock: a replica that is behind says so by an `asOf` of before.
 
     `balanceUsdt` is by the last rate of the settlement currency, `balanceBase` by the contract's mark price, both rounded down

@@ -2,7 +2,8 @@
 
 import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,13 +12,14 @@ import typer
 from rich.table import Table
 
 from fundsvc.app import connected, consuming, prepared
-from fundsvc.audit import ContractAudit, audit_contract
+from fundsvc.audit import DIFFERENCES_MAX, ContractAudit, audit_contract
 from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, progress, run
 from fundsvc.config import Config
 from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
 from fundsvc.delivery import Delivered, Delivery, Gain, listed
 from fundsvc.export import COLUMNS, Row, export_rows
+from fundsvc.heads import head_differences, read_heads
 from fundsvc.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import known_contracts, open_ledger
@@ -85,12 +87,20 @@ def replay(
 
 
 @cli.command()
-def audit(context: typer.Context, json: Json = False) -> None:
+def audit(
+    context: typer.Context,
+    heads: Annotated[
+        list[Path] | None,
+        typer.Option(help="Also compare with heads saved earlier: a file, or a directory of them; may be given again."),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Recompute every fund from its first entry; exit with 1 on any difference."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
             audits = await _audit_all(pool, complete)
+            audits = _with_differences(audits, await head_differences(pool, chain.from_iterable(map(read_heads, heads or ()))))
         wrong = [audit for audit in audits if audit.differences]
         if json:
             print_json(
@@ -210,6 +220,14 @@ async def _audit_all(pool: Pool, config: Config) -> list[ContractAudit]:
             await audit_contract(pool, symbol, lambda done: bars.advance(task, done), policy.of(symbol), secrets)
             for symbol, _ in known
         ]
+
+
+def _with_differences(audits: Sequence[ContractAudit], differences: Mapping[str, Sequence[str]]) -> list[ContractAudit]:
+    """The audits with what else differs, some of it of contracts that the ledger does not know any more."""
+    found = {one.symbol: one for one in audits}
+    for symbol, further in differences.items():
+        found.setdefault(symbol, ContractAudit(symbol, 0, "", [])).differences.extend(further[:DIFFERENCES_MAX])
+    return list(found.values())
 
 
 def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit]) -> None:

@@ -16,8 +16,8 @@ from rich.text import Text
 from fundsvc import __version__
 from fundsvc.api.server import ServerError
 from fundsvc.config import CONFIG_FILE_VARIABLE, Config, ConfigError, load_config
-from fundsvc.embedded import EmbeddedError
 from fundsvc.logs import configure_logs
+from fundsvc.server_process import EmbeddedError
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import StreamFault
 from fundsvc.visible import visible, visible_json

@@ -85,6 +85,10 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+CONTRACTS_MAX = 10_000
+"""Contracts of a partition, unless configured otherwise: some ten times as many as the largest venue lists."""
+
+
 class TermsChanged(Rejection):
     """A listing whose terms differ from those of the contract's entries: what comes after it cannot be settled."""
 

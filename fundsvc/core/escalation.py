@@ -96,6 +96,7 @@ def acknowledge(batch: Batch, fund: Fund, desk: Deleveraging, event: AdlAck) -> 
     order = _order_in_round(fund, desk, event)
     if order is not None and not order.acknowledged:
         order.acknowledged = True
+        batch.changed[event.symbol] = fund
         batch.note(order)
 
 

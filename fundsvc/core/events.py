@@ -181,6 +181,7 @@ class Reason(StrEnum):
     TERMS_IN_DOUBT = "terms_in_doubt"
     DATABASE_REFUSED = "database_refused"
     TOO_LARGE = "too_large"
+    TOO_MANY_CONTRACTS = "too_many_contracts"
 
 
 UNDER_TERMS = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd

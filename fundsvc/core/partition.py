@@ -14,7 +14,7 @@ from fundsvc.core.batch import Batch, BookState, KeptBook, Moved, RateState, Rou
 from fundsvc.core.book import Book
 from fundsvc.core.chain import Entry
 from fundsvc.core.commitment import LedgerSecret
-from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
+from fundsvc.core.contracts import CONTRACTS_MAX, Contract, TermsChanged, check_relisting, contract_of, partition_of
 from fundsvc.core.deleveraging import Deleveraging
 from fundsvc.core.escalation import acknowledge, end_round, escalate, execute, time_out, waits_for_adl
 from fundsvc.core.events import (
@@ -44,7 +44,8 @@ from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
 from fundsvc.core.valuation import SideName
 
 BOOK_POSITIONS_MAX = 20_000
-"""Positions that are kept with one batch, give or take one book: bounds how long it holds a commit up."""
+BOOKS_MAX = 1_000
+"""Positions, give or take one book, and books that are kept with one batch: bounds how long they hold a commit up."""
 
 LISTING_BYTES = 3000
 """KuCoin's object of a contract, about."""
@@ -73,6 +74,7 @@ class Partition:
         ts_ahead_seconds_max: float = AHEAD_SECONDS_MAX,
         policies: Iterable[Policies] = (),
         secret: LedgerSecret | None = None,
+        contracts_max: int = CONTRACTS_MAX,
     ) -> None:
         self.number = number
         self.batch = Batch()
@@ -88,6 +90,7 @@ class Partition:
             fund.policy_version = self.policy_version
             fund.secret = secret
         self._ahead_ms = int(ts_ahead_seconds_max * 1000)
+        self._contracts_max = contracts_max
         self.sequences = Sequences({symbol: fund.seq for symbol, fund in self._funds.items()})
         self._desks: dict[str, Deleveraging] = {}
         self._books_due: dict[str, None] = {}
@@ -169,7 +172,7 @@ class Partition:
         batch.funds = [fund.state() for fund in batch.changed.values()]
         batch.moved = [Moved(fund.credited, fund.repaid) for fund in batch.changed.values()]
         positions = 0
-        while with_books and self._books_due and positions < BOOK_POSITIONS_MAX:
+        while with_books and self._books_due and positions < BOOK_POSITIONS_MAX and len(batch.books) < BOOKS_MAX:
             batch.books.append(self._kept(self._books_due.popitem()[0]))
             positions += batch.books[-1].positions
         return batch
@@ -177,6 +180,11 @@ class Partition:
     def keep_books(self) -> None:
         """Has all books kept: a bounded part with each batch that is taken from now on."""
         self._books_due = dict.fromkeys(sorted(self._funds))
+
+    @property
+    def owes_books(self) -> bool:
+        """Whether books are due to be kept."""
+        return bool(self._books_due)
 
     def _keep(self, symbol: str) -> None:
         self._books_due.setdefault(symbol)
@@ -461,6 +469,8 @@ class Partition:
         if home != self.number:
             raise Rejection(Reason.WRONG_PARTITION, f"{contract.symbol} belongs to partition {home}, not {self.number}")
         fund = self._funds.get(contract.symbol)
+        if fund is None:
+            self._check_room(contract.symbol)
         if fund is None or (not fund.entry and fund.contract != contract):
             policy, version = self._policy_of(contract.symbol), self.policy_version
             fund = Fund(contract, policy=policy, policy_version=version, secret=self._secret)
@@ -478,6 +488,15 @@ class Partition:
         self.batch.listings[contract.symbol] = fund.contract, listing.contract
         self.batch.note_bytes(LISTING_BYTES)
         self._keep(contract.symbol)
+
+    def _check_room(self, symbol: str) -> None:
+        """Raises Rejection where the partition has as many contracts as it may have."""
+        if len(self._funds) >= self._contracts_max:
+            raise Rejection(
+                Reason.TOO_MANY_CONTRACTS,
+                f"partition {self.number} has {len(self._funds)} contracts: raise stream.contracts_max ({self._contracts_max})"
+                f" to list {symbol}",
+            )
 
     def _relist(self, fund: Fund, listed: Contract) -> None:
         """Takes a listing of a contract that is known; one that changes the terms of its entries suspends it."""

@@ -6,15 +6,25 @@ SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multi
 FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
+-- name: stray_rows
+-- The contracts of a partition with entries or ADL records beyond their funds' last ones: no commit left them.
+SELECT c.symbol, f.entry, f.adl_record
+FROM contracts c JOIN funds f USING (symbol)
+WHERE c.partition = $1 AND (EXISTS (SELECT FROM entries e WHERE e.symbol = f.symbol AND e.entry > f.entry)
+                            OR EXISTS (SELECT FROM adl_records r WHERE r.symbol = f.symbol AND r.record > f.adl_record))
+ORDER BY c.symbol;
+
 -- name: load_position
 SELECT last_id, messages, events, partial_id FROM partitions WHERE partition = $1 AND epoch = $2;
 
 -- name: commit
--- One round trip for everything but the entries; answers whether the partition was still ours to move.
+-- One round trip for everything but the entries; answers whether the partition was still ours to move, and which contracts were
+-- not written: a contract of another partition is not taken over, and a fund does not go back.
 WITH moved AS (
-    UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10
+    UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10,
+                          commits = commits + 1
     WHERE partition = $1 AND epoch = $2 AND last_id = $3 AND events = $4 AND partial_id = $5
-    RETURNING partition
+    RETURNING commits
 ), listed AS (
     INSERT INTO contracts AS c
         (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification)
@@ -25,16 +35,21 @@ WITH moved AS (
         settle_currency = excluded.settle_currency, settle_decimals = excluded.settle_decimals,
         price_decimals = excluded.price_decimals, multiplier = excluded.multiplier, is_inverse = excluded.is_inverse,
         specification = excluded.specification, updated_at = now()
+    WHERE c.partition = excluded.partition
+    RETURNING c.symbol
 ), settled AS (
-    INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
-    SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json, adl_record, adl_head
+    INSERT INTO funds AS f (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit)
+    SELECT symbol, balance, outstanding, entry, seq, adl, head, guard::json, adl_record, adl_head,
+           coalesce((SELECT commits FROM moved), 0)
     FROM unnest($18::text[], $19::bigint[], $20::bigint[], $21::bigint[], $22::bigint[], $23::bigint[], $24::bytea[], $25::text[],
                 $26::bigint[], $27::bytea[])
         AS s (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head)
     ON CONFLICT (symbol) DO UPDATE SET
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
         adl = excluded.adl, head = excluded.head, guard = excluded.guard, adl_record = excluded.adl_record,
-        adl_head = excluded.adl_head, updated_at = now()
+        adl_head = excluded.adl_head, commit = excluded.commit, updated_at = now()
+    WHERE f.entry <= excluded.entry AND f.adl_record <= excluded.adl_record
+    RETURNING f.symbol
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
     SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[], $34::text[],
@@ -47,7 +62,10 @@ WITH moved AS (
         AS s (stream_id, position, settled_by, symbol, entry)
     WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
 )
-SELECT count(*) = 1 FROM moved;
+SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
+    SELECT symbol FROM (SELECT unnest($11::text[]) AS symbol EXCEPT SELECT symbol FROM listed) l
+    UNION SELECT symbol FROM (SELECT unnest($18::text[]) AS symbol EXCEPT SELECT symbol FROM settled) s
+) AS unwritten;
 
 -- name: commit_orders
 -- ADL orders that moved; new ones come by COPY.
@@ -75,8 +93,13 @@ ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = exc
 WHERE excluded.ts >= r.ts OR r.ts > $5;
 
 -- name: commit_suspensions
-UPDATE contracts c SET suspended = s.suspended, updated_at = now()
-FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol;
+-- The funds count as changed: readers look at their contracts.
+WITH suspended AS (
+    UPDATE contracts c SET suspended = s.suspended, updated_at = now()
+    FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol
+    RETURNING c.symbol, c.partition
+)
+UPDATE funds f SET commit = p.commits FROM suspended s JOIN partitions p USING (partition) WHERE f.symbol = s.symbol;
 
 -- name: load_policies
 SELECT version, body FROM policies WHERE partition = $1 ORDER BY version;
@@ -287,6 +310,10 @@ SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_deci
        c.specification, c.suspended
 FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symbol;
 
+-- name: scales
+-- In which units the contracts of each currency are settled, and one of the contracts.
+SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GROUP BY 1, 2 ORDER BY 1, 2;
+
 -- name: outlooks
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
        f.entry > 0 AS has_entries, f.seq
@@ -295,7 +322,7 @@ FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        c.base_currency, c.is_quanto, c.suspended, c.updated_at AS listed_at,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.updated_at,
        EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
 FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
@@ -316,7 +343,7 @@ SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)
 -- name: tail_offsets
 -- The last settled message of each partition, the clock, and the moment that every commit before is there: now at a primary, the
 -- newest heartbeat at a replica, or what it replayed last where no engine writes any.
-SELECT p.partition, p.last_id, p.events, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
+SELECT p.partition, p.last_id, p.events, p.epoch, p.commits, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
        (extract(epoch FROM CASE WHEN pg_is_in_recovery()
             THEN coalesce((SELECT max(h.at) FROM heartbeats h), pg_last_xact_replay_timestamp()) ELSE now() END
        ) * 1000)::bigint AS as_of_ms
@@ -328,9 +355,11 @@ SELECT DISTINCT ON (currency) currency, price, ts FROM rates
 ORDER BY currency, ts > (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $1, ts DESC;
 
 -- name: places
--- Where the funds of some partitions stand, and when their contracts were last listed: what a tail looks for changes in.
+-- Where the funds stand that some partitions changed, each after a commit of its own, and when their contracts were last
+-- listed: what a tail looks for changes in.
 SELECT f.symbol, f.entry, f.seq, f.adl, c.updated_at AS listed_at
-FROM funds f JOIN contracts c USING (symbol) WHERE c.partition = ANY ($1);
+FROM unnest($1::integer[], $2::bigint[]) AS k (partition, commit) JOIN contracts c USING (partition) JOIN funds f USING (symbol)
+WHERE f.commit > k.commit;
 
 -- name: entries_between
 -- For the public: without the account. Runs of entries of some contracts: after $2, and so many.
@@ -680,6 +709,15 @@ WITH hours AS (
 UPDATE rollup_progress p SET entry = h.entry, sound = h.entry, clock = h.clock
 FROM (SELECT symbol, max(last_entry) AS entry, max(clock) AS clock FROM hours GROUP BY symbol) h WHERE p.symbol = h.symbol;
 
+-- name: rollups_of
+-- The hours of a contract.
+SELECT hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered, fills, earliest,
+       latest
+FROM rollups WHERE symbol = $1 ORDER BY hour;
+
+-- name: rollup_progress
+SELECT entry, sound, clock FROM rollup_progress WHERE symbol = $1;
+
 -- name: rollups_forget
 DELETE FROM rollups WHERE symbol = $1;
 
@@ -694,6 +732,20 @@ SELECT 1;
 
 -- name: heads
 SELECT f.symbol, f.entry, f.head FROM funds f ORDER BY f.symbol;
+
+-- name: chain_heads
+-- The ends of both chains of every contract.
+SELECT f.symbol, f.entry, encode(f.head, 'hex') AS head, f.adl_record, encode(f.adl_head, 'hex') AS adl_head
+FROM funds f ORDER BY f.symbol;
+
+-- name: chain_links
+-- Whether some contracts are listed, and the hashes that an entry and an ADL record of each have now.
+SELECT c.symbol IS NOT NULL AS listed, encode(e.hash, 'hex') AS head, encode(r.hash, 'hex') AS adl_head
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS k (symbol, entry, record, place)
+LEFT JOIN contracts c ON c.symbol = k.symbol
+LEFT JOIN entries e ON e.symbol = k.symbol AND e.entry = k.entry
+LEFT JOIN adl_records r ON r.symbol = k.symbol AND r.record = k.record
+ORDER BY k.place;
 
 -- name: audited
 -- Every symbol that the ledger knows in any way: that of a fund or contract which was removed, too. The recursion hops over

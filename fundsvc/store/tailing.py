@@ -28,13 +28,29 @@ class Place(NamedTuple):
     listed_at: datetime
 
 
+class Settled(NamedTuple):
+    """How far a partition is settled: its last message, and how many events of the next one; by whom, and in how many commits.
+
+    An engine of an earlier version does not count its commits.
+    """
+
+    last_id: str
+    events: int
+    epoch: int
+    commits: int
+
+    def commit_before(self, now: "Settled") -> int:
+        """The commit after which funds may have changed by `now`: this one, or none where commits were not counted since."""
+        return self.commits if self.epoch == now.epoch and self.commits < now.commits else -1
+
+
 class Offsets(NamedTuple):
-    """The last settled message of each partition, and how many events of the next one are settled too.
+    """How far each partition is settled.
 
     The database's clock is `now_ms`; it has every commit up to `as_of_ms`.
     """
 
-    settled: dict[int, tuple[str, int]]
+    settled: dict[int, Settled]
     now_ms: int
     as_of_ms: int | None
 
@@ -50,13 +66,14 @@ class Stand(NamedTuple):
 async def offsets(connection: Connection) -> Offsets:
     """How far each partition is settled, and how fresh that is."""
     rows = await connection.fetch(SQL["tail_offsets"])
-    offsets = {row["partition"]: (row["last_id"], row["events"]) for row in rows}
+    offsets = {row["partition"]: Settled(row["last_id"], row["events"], row["epoch"], row["commits"]) for row in rows}
     return Offsets(offsets, rows[0]["now_ms"], rows[0]["as_of_ms"])
 
 
-async def places(connection: Connection, partitions: Collection[int]) -> dict[str, Place]:
-    """Where the funds of some partitions stand, by contract."""
-    return {symbol: Place(*rest) for symbol, *rest in await connection.fetch(SQL["places"], partitions)}
+async def places(connection: Connection, after: Mapping[int, int]) -> dict[str, Place]:
+    """Where the funds stand, by contract, that some partitions changed after a commit; -1 stands before the first."""
+    rows = await connection.fetch(SQL["places"], list(after), list(after.values()))
+    return {symbol: Place(*rest) for symbol, *rest in rows}
 
 
 async def stands(connection: Connection, symbols: Collection[str]) -> dict[str, Stand]:

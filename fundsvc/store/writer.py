@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import asyncpg
@@ -18,7 +18,7 @@ from fundsvc.core.records import terms_of
 from fundsvc.core.sequences import Facts
 from fundsvc.core.settlement import Fund, FundState
 from fundsvc.core.valuation import SideName
-from fundsvc.store.database import COMMAND_SECONDS, SQL, connect, faults, refusals, transaction
+from fundsvc.store.database import COMMAND_SECONDS, SQL, StoreRefusal, connect, faults, refusals, transaction
 from fundsvc.store.policies import policies_body, policies_from
 from fundsvc.store.rows import (
     COLUMNS,
@@ -31,6 +31,8 @@ from fundsvc.store.rows import (
     copy_rows,
 )
 from fundsvc.store.sequences import facts_of
+
+STRAYS_TOLD_MAX = 3
 
 STREAM_START = "0-0"
 """Before the first message."""
@@ -45,6 +47,10 @@ class OwnershipLost(Exception):
     """Another engine owns the partition by now: nothing of ours was written, and nothing of ours may be."""
 
 
+class Stray(StoreRefusal):
+    """The ledger has rows of this partition that no commit left there; the message says which, and what to do."""
+
+
 class Writer:
     """The ledger as the owner of one partition writes it; every write is fenced by the owner's epoch."""
 
@@ -55,12 +61,21 @@ class Writer:
         self._one_at_a_time = asyncio.Lock()  # Books may be kept while a replay asks: a connection does one thing at a time.
 
     async def load(self, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> tuple[Offset, list[Fund]]:
-        """Where the partition stands, and all its funds under their policies; raises OwnershipLost or StoreFault."""
+        """Where the partition stands, and all its funds under their policies; raises OwnershipLost, Stray or StoreFault."""
         with faults():
             position = await self._connection.fetchrow(SQL["load_position"], self._partition, self._epoch)
             if position is None:
                 raise OwnershipLost(f"partition {self._partition} is no longer ours")
             funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
+            strays = await self._connection.fetch(SQL["stray_rows"], self._partition)
+        if strays:
+            told = ", ".join(
+                f"{symbol} beyond entry {entry} and ADL record {record}" for symbol, entry, record in strays[:STRAYS_TOLD_MAX]
+            )
+            raise Stray(
+                f"{len(strays)} contracts have rows that no commit left: {told}. See what they are (fundsvc export), and have"
+                f" the database's owner remove them"
+            )
         return Offset(*position), [fund_from(row, policy_of(row["symbol"])) for row in funds]
 
     async def load_policies(self, configured: Policies) -> list[Policies]:
@@ -129,39 +144,43 @@ class Writer:
         loaded again, by another writer, to know. Everything is encoded before the transaction begins.
         """
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
-        orders = _moved_orders(batch)
-        books = await _books(batch)
-        rates = _transpose(list(batch.rates.values()), 3)
-        suspensions = _transpose(list(batch.suspensions.items()), 2)
-        policies = _transpose([(known.version, policies_body(known)) for known in batch.policies], 2)
+        statements = _statements(batch, self._partition, after, await _books(batch))
         entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
         opened = await _encoded([batch.orders[key] for key in batch.opened], copy_orders)
         records = await _encoded(batch.records, copy_records)
-        with faults(), refusals():
+        with faults(), refusals(), _strays():
             async with self._one_at_a_time, transaction(self._connection):
                 if batch.count():
                     await self._copy("entries", COLUMNS, entries)
-                is_ours = await self._connection.fetchval(SQL["commit"], *moved)
+                ((is_ours, unwritten),) = await self._connection.fetch(SQL["commit"], *moved)
                 if opened:
                     await self._copy("adl_orders", ORDER_COLUMNS, opened)
                 if records:
                     await self._copy("adl_records", RECORD_COLUMNS, records)
-                for part in orders:
-                    await self._connection.execute(SQL["commit_orders"], *part)
-                if batch.books:
-                    await self._connection.execute(SQL["commit_books"], after.last_id, *books)
-                if batch.rates:
-                    await self._connection.execute(SQL["commit_rates"], self._partition, *rates, batch.latest_ms)
-                if batch.suspensions:
-                    await self._connection.execute(SQL["commit_suspensions"], *suspensions)
-                if batch.policies:
-                    await self._connection.execute(SQL["commit_policies"], self._partition, after.last_id, *policies)
+                for block, parameters in statements:
+                    await self._connection.execute(SQL[block], *parameters)
                 if not is_ours:
                     raise OwnershipLost(f"partition {self._partition} was moved by another engine")
+                if unwritten:
+                    raise StoreRefusal(
+                        f"the ledger has {', '.join(unwritten)} in another partition, or further than this one knows: run"
+                        " fundsvc audit, and have the database's owner put it right"
+                    )
 
     async def _copy(self, table: str, columns: Sequence[str], rows: Sequence[bytes]) -> None:
         source = _each((HEADER, *rows, TRAILER))
         await self._connection.copy_to_table(table, source=source, columns=columns, format="binary")
+
+
+@contextmanager
+def _strays() -> Iterator[None]:
+    """Raises Stray where an entry or record that is to be written is there."""
+    try:
+        yield
+    except asyncpg.UniqueViolationError as error:
+        if error.table_name not in ("entries", "adl_records"):
+            raise
+        raise Stray(f"{type(error).__name__}: a row of {error.table_name} is in the way: {error.detail}") from error
 
 
 @asynccontextmanager
@@ -326,6 +345,21 @@ def _moved_orders(batch: Batch) -> list[list[list[Any]]]:
         if key not in batch.opened
     ]
     return [_transpose(moved[first : first + ROWS_AT_ONCE], 9) for first in range(0, len(moved), ROWS_AT_ONCE)]
+
+
+def _statements(batch: Batch, partition: int, after: Offset, books: list[list[Any]]) -> list[tuple[str, Sequence[Any]]]:
+    """The statements that a batch needs after `commit`, by name, with their parameters."""
+    statements: list[tuple[str, Sequence[Any]]] = [("commit_orders", part) for part in _moved_orders(batch)]
+    if batch.books:
+        statements.append(("commit_books", (after.last_id, *books)))
+    if batch.rates:
+        statements.append(("commit_rates", (partition, *_transpose(list(batch.rates.values()), 3), batch.latest_ms)))
+    if batch.suspensions:
+        statements.append(("commit_suspensions", _transpose(list(batch.suspensions.items()), 2)))
+    if batch.policies:
+        policies = _transpose([(known.version, policies_body(known)) for known in batch.policies], 2)
+        statements.append(("commit_policies", (partition, after.last_id, *policies)))
+    return statements
 
 
 async def _books(batch: Batch) -> list[list[Any]]:

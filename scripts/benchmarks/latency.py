@@ -80,7 +80,10 @@ async def measure(
 
 async def send(ledger: Ledger, commands: Sequence[bytes], rate: int, tell: Tell) -> list[tuple[float, Id]]:
     """Sends at the rate; returns when each message was sent, and the stream id that it got."""
-    reader, writer = await asyncio.open_unix_connection(ledger.stream_url.removeprefix("unix://"))
+    password, _, path = ledger.stream_url.removeprefix("unix://:").partition("@")
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(f"AUTH {password}\r\n".encode())
+    await reader.readline()
     replies = asyncio.create_task(_replies(reader, len(commands)))
     times: list[float] = []
     tell("a steady rate", 0, 0)

@@ -59,9 +59,13 @@ class Load(NamedTuple):
 
 
 class Results(msgspec.Struct, kw_only=True):
-    """Medians in milliseconds over the turns, and the worst; a stall is by how much the latest beat of a turn was late."""
+    """Medians in milliseconds over the turns, and the worst; a stall is by how much the latest beat of a turn was late.
+
+    `listing_seconds` is how long the contracts took from the first XADD of their listings until all were durable.
+    """
 
     contracts: int
+    listing_seconds: float
     series: int
     scrape_ms: float
     scrape_max_ms: float
@@ -86,7 +90,7 @@ async def measure(servers: EmbeddedServers, load: Load, tell: Tell) -> Results:
     market, metrics = Market(load.contracts), Metrics()
     with (servers.directory / "engine.log").open("w") as log:
         async with new_ledger(servers, "bench_metrics") as ledger, _service(ledger, metrics, log) as url:
-            await _list(ledger, market)
+            listing_seconds = await _list(ledger, market)
             gc.collect()
             gc.freeze()
             tell("scraping, and not scraping", 0, 0)
@@ -95,7 +99,7 @@ async def measure(servers: EmbeddedServers, load: Load, tell: Tell) -> Results:
             cpu = [_cpu_of(metrics.render) for _ in range(BARE_ROUNDS)]
     series = sum(not line.startswith(b"#") for line in text.splitlines())
     tell("bare generate_latest", 0, 0)
-    return _results(load.contracts, series, turns, beats, statistics.median(cpu), _bare_seconds(series))
+    return _results(load.contracts, listing_seconds, series, turns, beats, statistics.median(cpu), _bare_seconds(series))
 
 
 @asynccontextmanager
@@ -120,13 +124,15 @@ async def _service(ledger: Ledger, metrics: Metrics, log: TextIO) -> AsyncIterat
             await engine
 
 
-async def _list(ledger: Ledger, market: Market) -> None:
-    """Lists the contracts and waits until the ledger has them."""
+async def _list(ledger: Ledger, market: Market) -> float:
+    """Lists the contracts; returns after how many seconds the ledger has them."""
+    started = time.monotonic()
     async with stream_of(ledger) as client, connection_to(ledger.dsn) as connection:
         last_id = await append(client, STREAM, bodies(market.listings(), 100, "json"), "json")
         wanted = tuple(map(int, last_id.split("-")))
         while await settled_to(connection) < wanted:  # noqa: ASYNC110 - a database tells nobody
             await asyncio.sleep(0.05)
+    return time.monotonic() - started
 
 
 async def _take_turns(ledger: Ledger, url: str, load: Load) -> tuple[list[Turn], list[tuple[float, float]]]:
@@ -200,13 +206,20 @@ def _cpu_of(work: Callable[[], object]) -> float:
 
 
 def _results(
-    contracts: int, series: int, turns: Sequence[Turn], beats: Sequence[tuple[float, float]], cpu: float, bare: float
+    contracts: int,
+    listing_seconds: float,
+    series: int,
+    turns: Sequence[Turn],
+    beats: Sequence[tuple[float, float]],
+    cpu: float,
+    bare: float,
 ) -> Results:
     scrapes = [turn.scrape * 1000 for turn in turns if turn.scrape is not None]
     stalls = [_latest_ms(beats, turn) for turn in turns if turn.scrape is not None]
     alone = [_latest_ms(beats, turn) for turn in turns if turn.scrape is None]
     results = Results(
         contracts=contracts,
+        listing_seconds=listing_seconds,
         series=series,
         scrape_ms=statistics.median(scrapes),
         scrape_max_ms=max(scrapes),
@@ -233,13 +246,18 @@ def _latest_ms(beats: Sequence[tuple[float, float]], turn: Turn) -> float:
 def show(results: Results, console: Console) -> None:
     """Prints the tables."""
     table = table_of(
-        "Scraping /metrics while fills are settled, ms", "contracts", "series", "scrape", "worst", "CPU", "bare CPU",
-        "stall", "worst", "without", "worst",
+        "Scraping /metrics while fills are settled, ms", "contracts", "listed, s", "series", "scrape", "worst", "CPU",
+        "bare CPU", "stall", "worst", "without", "worst",
     )  # fmt: skip
     times = (
         results.scrape_ms, results.scrape_max_ms, results.render_cpu_ms, results.bare_ms, results.stall_ms,
         results.stall_max_ms, results.stall_alone_ms, results.stall_alone_max_ms,
     )  # fmt: skip
-    table.add_row(f"{results.contracts:,}", f"{results.series:,}", *(f"{milliseconds:.1f}" for milliseconds in times))
+    table.add_row(
+        f"{results.contracts:,}",
+        f"{results.listing_seconds:.1f}",
+        f"{results.series:,}",
+        *(f"{milliseconds:.1f}" for milliseconds in times),
+    )
     for each in (table, target_table(results.targets)):
         console.print(each)

@@ -1,6 +1,7 @@
 """The schema as alembic revisions, each plain SQL; `migrate` brings a database up to the newest."""
 
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 from alembic import command
@@ -16,6 +17,9 @@ from fundsvc.store.database import SQL, StoreFault, connect, faults
 
 _LOCK = 0x66756E64
 """An advisory lock number of our own: two that migrate at once wait for each other."""
+
+RIGHTS = (files("fundsvc.store") / "rights.sql").read_text()
+"""What the service's role may do, by table and column."""
 
 
 async def migrate(owner_dsn: str, partitions: int) -> None:
@@ -99,6 +103,7 @@ def _upgrade(connection: Connection) -> None:
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    run_script(connection, RIGHTS)
 
 
 def _config() -> Config:

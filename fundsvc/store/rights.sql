@@ -1,0 +1,51 @@
+-- What the service's role may do, and nothing else: read all; write the columns that its statements (queries.sql, and the columns of
+-- entries and ADL records that are copied) write. `fundsvc migrate` runs this after every upgrade of the schema. So a new column
+-- has its rights here and in no migration; tests/test_rights.py compares both with the statements.
+
+REVOKE ALL ON ALL TABLES IN SCHEMA public FROM fundsvc_service;
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO fundsvc_service;
+
+GRANT INSERT (symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
+              account, ts, hash, seal) ON entries TO fundsvc_service;
+GRANT INSERT (symbol, record, entry, kind, adl, round, seq, ts, account, lots, body, first_rank, hash)
+    ON adl_records TO fundsvc_service;
+
+GRANT INSERT (symbol, partition, settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification),
+      UPDATE (settle_currency, settle_decimals, price_decimals, multiplier, is_inverse, specification, suspended, updated_at)
+    ON contracts TO fundsvc_service;
+GRANT INSERT (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit),
+      UPDATE (balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit, updated_at)
+    ON funds TO fundsvc_service;
+GRANT INSERT (symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, seq,
+              account, acknowledged, round_ms, policy_version),
+      UPDATE (recovered, executed, state, round, seq, acknowledged, round_ms, updated_at)
+    ON adl_orders TO fundsvc_service;
+GRANT INSERT (symbol, last_id, seq, mark, mark_ts, mark_seq, body),
+      UPDATE (last_id, seq, mark, mark_ts, mark_seq, body, kept_at)
+    ON books TO fundsvc_service;
+GRANT INSERT (partition, currency, price, ts), UPDATE (price, ts) ON rates TO fundsvc_service;
+GRANT INSERT (partition, version, body, stream_id) ON policies TO fundsvc_service;
+GRANT INSERT (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest),
+      UPDATE (reason, detail, rejected_at, replayed_at, settled_at, settled_by, symbol, entry)
+    ON rejected TO fundsvc_service;
+
+GRANT UPDATE (epoch, owner, lease_until, lease_seconds, last_id, messages, events, partial_id, halted, duplicates, commits)
+    ON partitions TO fundsvc_service;
+GRANT INSERT (partition, after_id, until_id, messages), UPDATE (acknowledged_at) ON stream_gaps TO fundsvc_service;
+GRANT INSERT (engine, since, seen_at, leaves), UPDATE (since, seen_at, leaves), DELETE ON engines TO fundsvc_service;
+GRANT INSERT (partition, run_id), UPDATE (run_id, changes, changed_at) ON stream_servers TO fundsvc_service;
+GRANT INSERT (poster, epoch), UPDATE (epoch), DELETE ON posters TO fundsvc_service;
+GRANT INSERT (partition, at), UPDATE (at) ON heartbeats TO fundsvc_service;
+
+GRANT INSERT (symbol, hour, first_entry, last_entry, opening, highest, lowest, closing, credited, paid, uncovered, repaid, covered,
+              fills, earliest, latest),
+      UPDATE (last_entry, highest, lowest, closing, credited, paid, uncovered, repaid, covered, fills, earliest, latest), DELETE
+    ON rollups TO fundsvc_service;
+GRANT INSERT (symbol, entry), UPDATE (entry, sound, clock) ON rollup_progress TO fundsvc_service;
+GRANT INSERT (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, good,
+              verified_at),
+      UPDATE (entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, good, verified_at)
+    ON audit_progress TO fundsvc_service;
+GRANT INSERT (symbol, rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason),
+      UPDATE (rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason, computed_at)
+    ON targets TO fundsvc_service;

@@ -1,0 +1,88 @@
+"""The audit of the hourly rollups: they are recomputed from the entries, and compared."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import asyncpg
+
+from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
+from fundsvc.store.reader import fetch
+from fundsvc.store.rollups import ENTRIES_PER_STATEMENT_MAX
+
+Result = TypeVar("Result")
+
+Paced = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
+"""Does some work, and may rest after it."""
+
+SUMS = ("credited", "paid", "uncovered", "repaid", "covered", "fills")
+MOST = ("highest", "latest")
+LEAST = ("lowest", "earliest")
+LAST = ("last_entry", "closing")
+"""How two parts of an hour make one."""
+
+
+class Kept(NamedTuple):
+    """A contract's hours as they are kept, by their beginning, and up to which entry; None where they are being built."""
+
+    hours: Mapping[int, Mapping[str, Any]]
+    progress: asyncpg.Record | None
+
+
+async def at_once(work: Callable[[], Awaitable[Any]]) -> Any:
+    """Does some work without a rest."""
+    return await work()
+
+
+async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) -> list[str]:
+    """Where a contract's hourly rollups are not what its entries make them; raises StoreFault."""
+    kept: Kept = await paced(lambda: _read(pool, symbol))
+    if kept.progress is None:
+        return [f"{symbol}: it has {len(kept.hours)} hours of charts, and no progress of them"] if kept.hours else []
+    if kept.progress["sound"] != kept.progress["entry"]:
+        return []  # They are built anew.
+    hours: dict[int, dict[str, Any]] = {}
+    after = clock = 0
+    while after < kept.progress["entry"]:
+        upto = min(kept.progress["entry"], after + ENTRIES_PER_STATEMENT_MAX)
+        part = [symbol], [after], [upto], [clock]
+        for row in await paced(lambda part=part: fetch(pool, "rollup_hours", *part)):  # type: ignore[misc]
+            _add(hours, dict(row))
+            clock = max(clock, row["clock"])
+        after = upto
+    found = [] if kept.progress["clock"] == clock else [f"{symbol}: the chart clock is {kept.progress['clock']}, not {clock}"]
+    return found + _compared(symbol, kept.hours, hours)
+
+
+async def _read(pool: Pool, symbol: str) -> Kept:
+    with faults():
+        async with lent(pool) as connection, snapshot(connection):
+            hours = await connection.fetch(SQL["rollups_of"], symbol)
+            return Kept({row["hour"]: dict(row) for row in hours}, await connection.fetchrow(SQL["rollup_progress"], symbol))
+
+
+def _add(hours: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
+    """Adds a part of an hour to what is known of it."""
+    whole = hours.setdefault(part["hour"], part)
+    if whole is part:
+        return
+    for name in SUMS:
+        whole[name] += part[name]
+    for name in MOST:
+        whole[name] = max(whole[name], part[name])
+    for name in LEAST:
+        whole[name] = min(whole[name], part[name])
+    for name in LAST:
+        whole[name] = part[name]
+
+
+def _compared(symbol: str, kept: Mapping[int, Mapping[str, Any]], made: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    missing = [f"{symbol} hour {hour}: its rollup is missing" for hour in made if hour not in kept]
+    beyond = [f"{symbol} hour {hour}: it has a rollup, and no entries" for hour in kept if hour not in made]
+    other = [
+        f"{symbol} hour {hour}: its rollup says {name} {value}, its entries {made[hour][name]}"
+        for hour, row in kept.items()
+        if hour in made
+        for name, value in row.items()
+        if value != made[hour][name]
+    ]
+    return missing + beyond + other

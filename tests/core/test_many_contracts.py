@@ -1,0 +1,105 @@
+"""What a partition does for an event or a commit does not depend on how many contracts it has; counted, not timed."""
+
+import sys
+from collections import Counter
+
+import pytest
+from builders import ONE, fill, listing, partition, specification
+
+from fundsvc.core.contracts import contract_of
+from fundsvc.core.events import Mark, Reason, Rejection
+from fundsvc.core.partition import BOOKS_MAX, Partition
+from fundsvc.core.settlement import Fund
+from fundsvc.metrics import Metrics
+
+FEW, MANY = 250, 1000
+"""Numbers of contracts that are compared: linear work is four times as much, quadratic work sixteen times."""
+
+
+def symbols(count):
+    return [f"M{number}USDTM" for number in range(count)]
+
+
+def listed(count):
+    found = partition()
+    for symbol in symbols(count):
+        found.apply(listing(symbol=symbol))
+    while found.owes_books:
+        found.take()
+    return found
+
+
+def work_of(action):
+    """How many functions, of Python and of C, an action calls."""
+    calls = Counter()
+    sys.setprofile(lambda _frame, event, _argument: calls.update([event]))
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return calls["call"] + calls["c_call"]
+
+
+def settle_one(state):
+    state.apply(fill(1, symbol=symbols(1)[0], price="101"))
+    state.take()
+
+
+def list_all(count):
+    state = partition()
+    for number, symbol in enumerate(symbols(count)):
+        state.apply(listing(symbol=symbol))
+        if number % 10 == 0:
+            state.take()
+
+
+def keep_all(state):
+    state.keep_books()
+    while state.owes_books:
+        state.take()
+
+
+def render_all(count):
+    metrics = Metrics()
+    contract = specification()
+    funds = [Fund(contract_of(contract | {"symbol": symbol}, {"USDT": 8}, 8), balance=ONE) for symbol in symbols(count)]
+    metrics.loaded(funds, [])
+    metrics.render()
+
+
+def test_a_commit_costs_what_it_changes_however_many_contracts_there_are():
+    few, many = listed(FEW), listed(MANY)
+    assert work_of(lambda: settle_one(few)) == work_of(lambda: settle_one(many))
+
+
+@pytest.mark.parametrize("work", [list_all, render_all])
+def test_work_for_all_contracts_is_linear_in_their_number(work):
+    work(FEW)  # what is done once, such as imports, is not counted
+    assert work_of(lambda: work(MANY)) <= 4.2 * work_of(lambda: work(FEW))
+
+
+def test_keeping_all_books_is_linear_in_the_number_of_contracts():
+    few, many = listed(FEW), listed(MANY)
+    assert work_of(lambda: keep_all(many)) <= 4.2 * work_of(lambda: keep_all(few))
+
+
+def test_a_batch_keeps_a_bounded_number_of_books_and_each_once():
+    state = listed(2 * BOOKS_MAX + 1)
+    state.keep_books()
+    kept = []
+    while state.owes_books:
+        kept.append([book.symbol for book in state.take().books])
+    assert [len(part) for part in kept] == [BOOKS_MAX, BOOKS_MAX, 1]
+    assert len({symbol for part in kept for symbol in part}) == 2 * BOOKS_MAX + 1
+
+
+def test_a_listing_beyond_the_highest_number_of_contracts_is_refused_and_those_there_are_go_on():
+    state = Partition(0, 1, [], {"USDT": 8}, 10, contracts_max=2)
+    for symbol in symbols(2):
+        state.apply(listing(symbol=symbol))
+    with pytest.raises(Rejection, match="contracts_max") as refused:
+        state.apply(listing(symbol="ONEMOREUSDTM"))
+    assert refused.value.reason == Reason.TOO_MANY_CONTRACTS
+    state.apply(listing(symbol=symbols(1)[0], maxLeverage=20))  # a listing of a contract that is known needs no room
+    state.apply(Mark(symbols(2)[1], "100", 1000))
+    assert set(state.take().listings) == set(symbols(2))
