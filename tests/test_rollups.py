@@ -285,8 +285,10 @@ FORGED = {
     "a high": ("UPDATE rollups SET highest = highest + 1 WHERE hour = $1", "its rollup says highest"),
     "a missing hour": ("DELETE FROM rollups WHERE hour = $1", "its rollup is missing"),
     "an hour too many": (
-        "INSERT INTO rollups SELECT symbol, hour + 7200000000, first_entry, last_entry, opening, highest, lowest, closing,"
-        " credited, paid, uncovered, repaid, fills FROM rollups WHERE hour = $1",
+        (
+            "INSERT INTO rollups SELECT symbol, hour + 7200000000, first_entry, last_entry, opening, highest, lowest, closing,"
+            " credited, paid, uncovered, repaid, fills FROM rollups WHERE hour = $1"
+        ),
         "it has a rollup, and no entries",
     ),
     "a clock": ("UPDATE rollup_progress SET clock = clock + $1 + 1", "the chart clock is"),
