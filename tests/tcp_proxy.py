@@ -67,7 +67,7 @@ class TcpProxy:
         await asyncio.gather(*others, return_exceptions=True)
         for writer in self._writers:
             writer.transport.abort()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.05)  # until the aborted transports are closed
 
     def _accept(self, reader, writer):
         """Not a coroutine: one that is cancelled before it begins would leave its connection open."""

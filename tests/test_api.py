@@ -209,6 +209,8 @@ async def test_an_entry_says_what_moved_and_which_fill_moved_it(client):
         "tradeId": "trade-9",
         "orderId": "order-9",
         "ts": TS + 9,
+        "keyId": "",
+        "commitment": "",
     }
 
 

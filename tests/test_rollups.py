@@ -262,11 +262,11 @@ async def test_one_turn_builds_few_contracts_anew_and_the_next_goes_on(owner, po
     assert await rolled_up(service_connection) == await expected(service_connection)
 
 
-async def test_all_contracts_are_built_anew_on_demand(owner, pool, service_connection, monkeypatch):
+async def test_all_contracts_are_built_anew_on_demand(owner, pool, service_connection, owner_connection, monkeypatch):
     monkeypatch.setattr(rollups, "REBUILD_SECONDS", 0.0)
     await owner.settle(market(random.Random(9), range(1, 100), 5 * HOUR_MS))
     await condense(pool, 0)
-    await service_connection.execute("UPDATE rollups SET closing = closing + 1, hour = hour - 3600000")
+    await owner_connection.execute("UPDATE rollups SET closing = closing + 1, hour = hour - 3600000")
     await distrust(pool)
     assert (await rebuild(pool, 1), await rebuild(pool, 0), await rebuild(pool, 0)) == (0, 99, 0)
     assert await rolled_up(service_connection) == await expected(service_connection)

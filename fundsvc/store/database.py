@@ -131,8 +131,9 @@ async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS)
                 **_SERVER_KEEPALIVE,
             },
         )
-        await _prepare(connection)
     try:
+        with faults():
+            await _prepare(connection)
         yield connection
     finally:
         connection.terminate()
