@@ -127,7 +127,7 @@ def _settle_ties(scores: Integers, rows: Integers, accounts: Sequence[str]) -> N
     bounds = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1], [True]]))
     for tie in np.flatnonzero(np.diff(bounds) > 1).tolist():
         tied = slice(bounds[tie], bounds[tie + 1])
-        rows[tied] = rows_by_name(list(numbers_of(rows[tied])), accounts)
+        rows[tied] = rows_by_name(numbers_of(rows[tied]), accounts)
 
 
 def _sampled(columns: Columns, count: int) -> float:
@@ -182,10 +182,12 @@ def keys_of(columns: Columns, places: Places) -> Integers:
     return keys
 
 
-def numbers_of(column: NDArray[np.integer]) -> Iterator[int]:
+def numbers_of(column: NDArray[np.integer]) -> list[int]:
     """The numbers of a column. Made a block at a time: other threads wait until a call that makes Python objects is over."""
-    for block in blocks(len(column)):
-        yield from column[block].tolist()
+    numbers: list[int] = column[:BLOCK_ROWS].tolist()
+    for start in range(BLOCK_ROWS, len(column), BLOCK_ROWS):
+        numbers += column[start : start + BLOCK_ROWS].tolist()
+    return numbers
 
 
 def blocks(length: int) -> Iterator[slice]:
