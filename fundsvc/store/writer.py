@@ -35,10 +35,11 @@ from fundsvc.store.sequences import facts_of
 STREAM_START = "0-0"
 """Before the first message."""
 
-ROWS_AT_ONCE = 500
-"""ADL orders or records that are encoded between two looks at the loop: one or two milliseconds."""
+ROWS_AT_ONCE = 250
+"""ADL orders or records that are encoded between two looks at the loop: half a millisecond or one."""
 
 _Row = TypeVar("_Row")
+_Part = TypeVar("_Part")
 
 
 class OwnershipLost(Exception):
@@ -124,7 +125,7 @@ class Writer:
         loaded again, by another writer, to know. Everything is encoded before the transaction begins.
         """
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
-        orders = _moved_orders(batch)
+        orders = await _encoded([order for key, order in batch.orders.items() if key not in batch.opened], _moved_orders)
         books = await _books(batch)
         rates = _transpose(list(batch.rates.values()), 3)
         suspensions = _transpose(list(batch.suspensions.items()), 2)
@@ -176,8 +177,8 @@ async def _each(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield part
 
 
-async def _encoded(rows: Sequence[_Row], encode: Callable[[Sequence[_Row]], bytes]) -> list[bytes]:
-    """Rows for a COPY, encoded in parts: the loop is let go between two of them."""
+async def _encoded(rows: Sequence[_Row], encode: Callable[[Sequence[_Row]], _Part]) -> list[_Part]:
+    """Rows encoded in parts: the loop is let go between two of them."""
     parts = []
     for first in range(0, len(rows), ROWS_AT_ONCE):
         if first:
@@ -301,8 +302,8 @@ def _rejected_row(event: Rejected) -> tuple[Any, ...]:
     return (*columns, *(identity or (None, None, None)))
 
 
-def _moved_orders(batch: Batch) -> list[list[list[Any]]]:
-    """The parameters of the statements `commit_orders`: the driver encodes those of one without a look at the loop."""
+def _moved_orders(orders: Sequence[OrderState]) -> list[list[Any]]:
+    """The parameters of a statement `commit_orders`: the driver encodes them without a look at the loop."""
     moved = [
         (
             order.symbol,
@@ -315,10 +316,9 @@ def _moved_orders(batch: Batch) -> list[list[list[Any]]]:
             order.acknowledged,
             order.round_ms,
         )
-        for key, order in batch.orders.items()
-        if key not in batch.opened
+        for order in orders
     ]
-    return [_transpose(moved[first : first + ROWS_AT_ONCE], 9) for first in range(0, len(moved), ROWS_AT_ONCE)]
+    return _transpose(moved, 9)
 
 
 async def _books(batch: Batch) -> list[list[Any]]:
