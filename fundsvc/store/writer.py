@@ -131,7 +131,7 @@ class Writer:
         suspensions = _transpose(list(batch.suspensions.items()), 2)
         policies = _transpose([(known.version, policies_body(known)) for known in batch.policies], 2)
         entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
-        opened = await _encoded([batch.orders[key] for key in batch.opened], copy_orders)
+        opened = await _encoded([order for key, order in batch.orders.items() if key in batch.opened], copy_orders)
         records = await _encoded(batch.records, copy_records)
         with faults(), refusals():
             async with self._one_at_a_time, transaction(self._connection):
