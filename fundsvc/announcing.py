@@ -183,7 +183,8 @@ class Announcing:
             if size >= BYTES_PER_TRIP_MAX:
                 break
             dealt_with.append(key)
-            round_, body = self._open.get(key), self._body(key)
+            round_ = self._open.get(key)
+            body = self._body(key, round_) if round_ else None
             if round_ and body:
                 parcel.rounds.append(round_)
                 parcel.bodies.append(body)
@@ -198,10 +199,10 @@ class Announcing:
             round_.due = now + round_.pause
             round_.pause = min(2 * round_.pause, max(PAUSE_SECONDS_MAX, self._config.ack_seconds))
 
-    def _body(self, key: OrderKey) -> bytes | None:
+    def _body(self, key: OrderKey, known: OpenRound) -> bytes | None:
         """The announcement of an order's round; None where memory is ahead of the ledger, or no lots are left."""
-        known, order = self._open.get(key), self._orders.open_order(*key)
-        if known is None or known.acknowledged or order is None or order.round != known.round:
+        order = self._orders.open_order(*key)
+        if known.acknowledged or order is None or order.round != known.round:
             return None
         return announcement(order, self._orders.price_decimals(key[0]))
 
@@ -218,6 +219,7 @@ class Announcing:
             self._metrics.announced_again(self._partition, len(due))
         while due:
             due = due[len(await self._announce(due[:ROUNDS_PER_TRIP_MAX])) :]
+        await asyncio.sleep(0)  # A storm has ten thousand open rounds: going through all of them takes milliseconds.
         await self._end_late(now_ms)
         await self._trim(waiting.values(), now_ms)
 

@@ -62,8 +62,8 @@ WATCH_SECONDS = 1.0
 TRIM_SECONDS = 60.0
 """How often the lag is measured, and how often committed messages past retention are dropped from the stream."""
 
-ORDERS_AT_ONCE = 500
-"""ADL orders that are counted, announced and logged between two looks at the loop: about two milliseconds."""
+ORDERS_AT_ONCE = 250
+"""ADL orders that are counted, announced and logged between two looks at the loop: about a millisecond."""
 
 log = structlog.get_logger()
 

@@ -4,6 +4,7 @@
 
 import asyncio
 import time
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import with_section
@@ -33,7 +34,9 @@ def through(config, proxies):
     database = config.database.dsn.partition("@/")[2].partition("?")[0]
     dsn = f"postgresql://fundsvc_service@127.0.0.1:{proxies['postgres'].port}/{database}"
     config = with_section(config, "database", dsn=dsn)
-    return with_section(config, "stream", url=f"redis://127.0.0.1:{proxies['valkey'].port}")
+    return with_section(
+        config, "stream", url=f"redis://:{urlsplit(config.stream.url).password}@127.0.0.1:{proxies['valkey'].port}"
+    )
 
 
 @pytest.mark.parametrize("ways", WAYS, ids="+".join)

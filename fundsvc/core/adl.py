@@ -10,7 +10,7 @@ So an order never takes a whole lot more than it needs.
 """
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -46,26 +46,27 @@ class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
     margins: list[int]
     asked: list[int]
 
-    def parts(self) -> "Iterator[RoundTerms]":
+    def parts(self) -> "Sequence[RoundTerms]":
         """The round in parts that each fit a record; an empty round is one part."""
         if self.positions <= POSITIONS_PER_RECORD_MAX:
-            yield self
-            return
-        for first in range(0, self.positions, POSITIONS_PER_RECORD_MAX):
-            part = slice(first, first + POSITIONS_PER_RECORD_MAX)
-            yield RoundTerms(
-                self.mark,
-                self.is_stale,
-                self.ranked,
-                self.positions,
-                self.lots_asked,
-                self.accounts[part],
-                self.ranks[part],
-                self.lots[part],
-                self.entry_prices[part],
-                self.margins[part],
-                self.asked[part],
-            )
+            return (self,)
+        firsts = range(0, self.positions, POSITIONS_PER_RECORD_MAX)
+        return [self._part(slice(first, first + POSITIONS_PER_RECORD_MAX)) for first in firsts]
+
+    def _part(self, part: slice) -> "RoundTerms":
+        return RoundTerms(
+            self.mark,
+            self.is_stale,
+            self.ranked,
+            self.positions,
+            self.lots_asked,
+            self.accounts[part],
+            self.ranks[part],
+            self.lots[part],
+            self.entry_prices[part],
+            self.margins[part],
+            self.asked[part],
+        )
 
 
 EMPTY_ROUND = RoundTerms(0, False, 0, 0, 0, [], [], [], [], [], [])

@@ -54,7 +54,7 @@ ROWS_PER_PART = 8192
 
 CELL_BYTES = 8
 
-ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = 32
 """From so many on, rows are read and written as columns."""
 
 LARGE_POSITIONS = 20_000
@@ -183,7 +183,7 @@ class Candidates:
 
     def ranks_of(self, indices: NDArray[np.integer]) -> list[int]:
         """The ranks of some rows, by their places."""
-        return list(numbers_of(indices + 1 if self._ranks is None else self._ranks[indices]))
+        return numbers_of(indices + 1 if self._ranks is None else self._ranks[indices])
 
     def free_at(self, index: int) -> int:
         """The lots of a candidate that no open order waits for."""
@@ -477,7 +477,7 @@ class Side:
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """The accounts of some rows."""
-        return [self._directory.accounts[row] for row in rows]
+        return list(map(self._directory.accounts.__getitem__, rows))
 
     def inputs(self, rows: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
         """The lots, entry prices and margins of some rows."""

@@ -1,7 +1,6 @@
 """The ADL desk of one contract: its book, its open orders, and the positions that a round asks."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -30,15 +29,6 @@ WINDOW_MAX = 32_768
 GROWTH = 4
 
 
-class Picks(NamedTuple):
-    """The positions that a round asks, as columns in the order of rank, and how many positions of the side have a rank."""
-
-    rows: list[int]
-    ranks: list[int]
-    lots: list[int]
-    ranked: int
-
-
 class Deleveraging:
     """Ranks, asks and keeps promises: lots that one open order asks of a position are not asked by another.
 
@@ -60,11 +50,11 @@ class Deleveraging:
         """
         policy = self._policy_under(order.policy_version)
         want = order.want(policy.rounds_max)
-        picks = self._picks(want, policy)
-        terms = self._explain(want, picks)
+        found = self._find(want, policy)
+        terms = self._explain(want, found)
         order.begin_round(terms, now_ms)
         self.orders[order.adl] = order
-        self.book.sides[order.reduce].promise_rows(picks.rows, picks.lots)
+        self.book.sides[order.reduce].promise_rows(found.rows, found.lots)
         return terms
 
     def reopen(self, order: AdlOrder) -> None:
@@ -97,26 +87,20 @@ class Deleveraging:
 
     def anybody(self, want: Want) -> bool:
         """Whether a round would find somebody to ask."""
-        return bool(self._picks(want._replace(lots=1), self.policy).rows)
+        return bool(self._find(want._replace(lots=1), self.policy).rows)
 
     def terms(self, want: Want, policy: Policy) -> RoundTerms:
         """What a round would ask now, with all that explains it; changes nothing."""
-        return self._explain(want, self._picks(want, policy))
+        return self._explain(want, self._find(want, policy))
 
-    def _explain(self, want: Want, picks: Picks) -> RoundTerms:
-        if not picks.rows:
+    def _explain(self, want: Want, found: "_Search") -> RoundTerms:
+        rows, lots = found.rows, found.lots
+        if not rows:
             return EMPTY_ROUND
         side = self.book.sides[want.reduce]
+        names, ranks, inputs = side.names(rows), found.ranks, side.inputs(rows)
         return RoundTerms(
-            self.book.mark or 0,
-            self.book.stale,
-            picks.ranked,
-            len(picks.rows),
-            sum(picks.lots),
-            side.names(picks.rows),
-            picks.ranks,
-            *side.inputs(picks.rows),
-            picks.lots,
+            self.book.mark or 0, self.book.stale, found.ranked, len(rows), want.lots - found.left, names, ranks, *inputs, lots
         )
 
     def _promise(self, order: AdlOrder) -> None:
@@ -125,31 +109,35 @@ class Deleveraging:
             if rest:
                 side.promise(account, rest)
 
-    def _picks(self, want: Want, policy: Policy) -> Picks:
+    def _find(self, want: Want, policy: Policy) -> "_Search":
         """Finds positions to ask: first those that never failed the order, then those that failed it least."""
-        search = _Search(self.book.sides[want.reduce], self.book.mark or 0, want, policy)
-        if (
-            self.book.mark is None
-            or not self.book.sides[want.reduce].open
-            or (self.book.stale and policy.stale_books == "skip")
-        ):
-            return search.picks()
-        liquidated = {want.account, *self.book.owners.of_same(want.account)}
+        book = self.book
+        side = book.sides[want.reduce]
+        search = _Search(side, book.mark or 0, want, policy)
+        if book.mark is None or not side.open or (book.stale and policy.stale_books == "skip"):
+            return search
+        liquidated = (want.account, *book.owners.of_same(want.account))
         search.ask_all_but((*liquidated, *want.failures, *want.exhausted))
         for accounts in _by_failures(want, liquidated) if want.failures else ():
             search.ask_among(accounts)
-        return search.picks()
+        search.sort()
+        return search
 
 
 class _Search:
-    """Finds positions for the lots that are wanted; `left` are the lots still wanted."""
+    """Finds positions for the lots that are wanted; `left` are the lots still wanted.
+
+    `rows`, `ranks` and `lots` are columns of what was found, `ranked` is the number of positions of the side with a rank.
+    """
+
+    __slots__ = ("_barred", "_cap", "_mark", "_policy", "_price", "_side", "left", "lots", "ranked", "ranks", "rows")
 
     def __init__(self, side: Side, mark: int, want: Want, policy: Policy) -> None:
         self.left = want.lots
-        self._rows: list[int] = []
-        self._ranks: list[int] = []
-        self._lots: list[int] = []
-        self._ranked = 0
+        self.rows: list[int] = []
+        self.ranks: list[int] = []
+        self.lots: list[int] = []
+        self.ranked = 0
         self._side = side
         self._mark = mark
         self._price = want.price
@@ -159,7 +147,7 @@ class _Search:
 
     def ask_all_but(self, accounts: Collection[str]) -> None:
         """Asks anybody but these accounts."""
-        self._barred = {row for account in accounts if (row := self._side.row_of(account)) != NONE}
+        self._barred = set(map(self._side.row_of, accounts)) - {NONE}
         if self._policy.eligible == "profitable" and self._policy.allocation != "pro_rata":
             self._ask_leaders()
         else:
@@ -171,21 +159,19 @@ class _Search:
         if self.left:
             self._ask(self._side.among(self._mark, accounts))
 
-    def picks(self) -> Picks:
-        """What was found, in the order of rank."""
-        ranks = self._ranks
-        if ranks == sorted(ranks):
-            return Picks(self._rows, ranks, self._lots, self._ranked)
-        order = sorted(range(len(ranks)), key=ranks.__getitem__)
-        rows, ranks, lots = ([column[place] for place in order] for column in (self._rows, ranks, self._lots))
-        return Picks(rows, ranks, lots, self._ranked)
+    def sort(self) -> None:
+        """Puts what was found into the order of rank."""
+        ranks = self.ranks
+        if ranks != sorted(ranks):
+            order = sorted(range(len(ranks)), key=ranks.__getitem__)
+            self.rows, self.ranks, self.lots = ([column[place] for place in order] for column in (self.rows, ranks, self.lots))
 
     def _ask_leaders(self) -> None:
         """Ranks about as many gainers as the order needs: each gives a lot at least, unless it is promised or barred."""
         count, first = min(max(self.left, LEADERS_MIN), LEADERS_MAX), 0
         while self.left:
             candidates = self._side.leaders(self._mark, count)
-            self._ranked = candidates.ranked
+            self.ranked = candidates.ranked
             self._queue(candidates, max(first, candidates.start), len(candidates), survivors=True)
             if candidates.complete:
                 return
@@ -193,7 +179,7 @@ class _Search:
 
     def _ask(self, candidates: Candidates) -> None:
         """By the contract's allocation; positions that the price would bankrupt come last, if at all."""
-        self._ranked = candidates.ranked
+        self.ranked = candidates.ranked
         everybody = self._policy.eligible == "all"
         last = len(candidates) if everybody else candidates.gainers
         if self._policy.allocation == "pro_rata":
@@ -238,18 +224,18 @@ class _Search:
         if self._barred:
             free[np.isin(candidates.rows[part], list(self._barred))] = 0
         shares = candidates.sharing(last).allocate(free, self.left)
-        lots = list(numbers_of(shares.lots))
-        self._rows += numbers_of(candidates.rows[shares.indices])
-        self._ranks += candidates.ranks_of(shares.indices)
-        self._lots += lots
+        lots = numbers_of(shares.lots)
+        self.rows += numbers_of(candidates.rows[shares.indices])
+        self.ranks += candidates.ranks_of(shares.indices)
+        self.lots += lots
         self.left -= sum(lots)
 
     def _pick(self, candidates: Candidates, index: int, lots: int) -> None:
         lots = min(lots, self.left)
         self.left -= lots
-        self._rows.append(candidates.row_at(index))
-        self._ranks.append(candidates.rank_at(index))
-        self._lots.append(lots)
+        self.rows.append(candidates.row_at(index))
+        self.ranks.append(candidates.rank_at(index))
+        self.lots.append(lots)
 
     def _capped(self, free: int, held: int) -> int:
         """What a position may give under the policy's ceiling: a share of its lots, at least one."""

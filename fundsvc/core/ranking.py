@@ -109,12 +109,13 @@ def rank_leaders(columns: Columns, accounts: Sequence[str], count: int) -> Leade
     """
     threshold = _sampled(columns, count)
     rows, ranked = _scan(columns, threshold * SLACK)
-    scores = _gainers_scores(columns.of(rows))
-    if threshold and np.count_nonzero(scores >= threshold) < count:
-        rows, ranked = _scan(columns, 0.0)
+    if len(rows) > count or threshold:
         scores = _gainers_scores(columns.of(rows))
-    if len(rows) > count:
-        rows = rows[scores >= _largest(scores, count) * SLACK]
+        if threshold and np.count_nonzero(scores >= threshold) < count:
+            rows, ranked = _scan(columns, 0.0)
+            scores = _gainers_scores(columns.of(rows))
+        if len(rows) > count:
+            rows = rows[scores >= _largest(scores, count) * SLACK]
     keys = keys_of(columns.of(rows), np.arange(len(rows), dtype=np.int32))
     keys.sort()
     rows = rows[keys & _PLACE_MASK]
@@ -124,18 +125,23 @@ def rank_leaders(columns: Columns, accounts: Sequence[str], count: int) -> Leade
 
 def _settle_ties(scores: Integers, rows: Integers, accounts: Sequence[str]) -> None:
     """Puts rows that have equal scores, and so lie side by side, in the order of their accounts. No other name is looked at."""
-    bounds = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1], [True]]))
+    differ = scores[1:] != scores[:-1]
+    if differ.all():
+        return
+    bounds = np.flatnonzero(np.concatenate([[True], differ, [True]]))
     for tie in np.flatnonzero(np.diff(bounds) > 1).tolist():
         tied = slice(bounds[tie], bounds[tie + 1])
-        rows[tied] = rows_by_name(list(numbers_of(rows[tied])), accounts)
+        rows[tied] = rows_by_name(numbers_of(rows[tied]), accounts)
 
 
 def _sampled(columns: Columns, count: int) -> float:
     """A score that somewhat more than `count` gainers should reach; 0 when there may not be so many."""
     step = max(1, len(columns.entry) // SAMPLE_ROWS)
+    wanted = 2 * count // step + SAMPLE_MIN
+    if wanted > len(columns.entry):
+        return 0.0
     sample = columns.of(slice(None, None, step))
     scores = _gainers_scores(sample.of(sample.gainers()))
-    wanted = 2 * count // step + SAMPLE_MIN
     return _largest(scores, wanted) if wanted <= len(scores) else 0.0
 
 
@@ -182,10 +188,12 @@ def keys_of(columns: Columns, places: Places) -> Integers:
     return keys
 
 
-def numbers_of(column: NDArray[np.integer]) -> Iterator[int]:
+def numbers_of(column: NDArray[np.integer]) -> list[int]:
     """The numbers of a column. Made a block at a time: other threads wait until a call that makes Python objects is over."""
-    for block in blocks(len(column)):
-        yield from column[block].tolist()
+    numbers: list[int] = column[:BLOCK_ROWS].tolist()
+    for start in range(BLOCK_ROWS, len(column), BLOCK_ROWS):
+        numbers += column[start : start + BLOCK_ROWS].tolist()
+    return numbers
 
 
 def blocks(length: int) -> Iterator[slice]:

@@ -76,9 +76,12 @@ class Sequences:
     def forget(self, mark: int) -> None:
         """Forgets what is beyond the bound and was applied before a mark: the ledger has that, as it was committed."""
         behind = mark - (self._marked - len(self._recent))
-        for symbol, seq in list(islice(self._recent, max(0, min(behind, len(self._recent) - RECENT_MAX)))):
-            del self._recent[symbol, seq]
-            self._floors[symbol] = max(seq, self._floors.get(symbol, 0))
+        recent, floors = self._recent, self._floors
+        for key in list(islice(recent, max(0, min(behind, len(recent) - RECENT_MAX)))):
+            del recent[key]
+            symbol, seq = key
+            if seq > floors.get(symbol, 0):
+                floors[symbol] = seq
 
     def trim(self) -> None:
         """Forgets what the ledger said, and trade ids, beyond the bounds; not between a question to the ledger and its use."""

@@ -37,10 +37,11 @@ STRAYS_TOLD_MAX = 3
 STREAM_START = "0-0"
 """Before the first message."""
 
-ROWS_AT_ONCE = 500
-"""ADL orders or records that are encoded between two looks at the loop: one or two milliseconds."""
+ROWS_AT_ONCE = 250
+"""ADL orders or records that are encoded between two looks at the loop: half a millisecond or one."""
 
 _Row = TypeVar("_Row")
+_Part = TypeVar("_Part")
 
 
 class OwnershipLost(Exception):
@@ -144,9 +145,10 @@ class Writer:
         loaded again, by another writer, to know. Everything is encoded before the transaction begins.
         """
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
-        statements = _statements(batch, self._partition, after, await _books(batch))
+        moving = [order for key, order in batch.orders.items() if key not in batch.opened]
+        statements = _statements(batch, self._partition, after, await _encoded(moving, _moved_orders), await _books(batch))
         entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
-        opened = await _encoded([batch.orders[key] for key in batch.opened], copy_orders)
+        opened = await _encoded([order for key, order in batch.orders.items() if key in batch.opened], copy_orders)
         records = await _encoded(batch.records, copy_records)
         with faults(), refusals(), _strays():
             async with self._one_at_a_time, transaction(self._connection):
@@ -202,8 +204,8 @@ async def _each(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield part
 
 
-async def _encoded(rows: Sequence[_Row], encode: Callable[[Sequence[_Row]], bytes]) -> list[bytes]:
-    """Rows for a COPY, encoded in parts: the loop is let go between two of them."""
+async def _encoded(rows: Sequence[_Row], encode: Callable[[Sequence[_Row]], _Part]) -> list[_Part]:
+    """Rows encoded in parts: the loop is let go between two of them."""
     parts = []
     for first in range(0, len(rows), ROWS_AT_ONCE):
         if first:
@@ -327,8 +329,8 @@ def _rejected_row(event: Rejected) -> tuple[Any, ...]:
     return (*columns, *(identity or (None, None, None)))
 
 
-def _moved_orders(batch: Batch) -> list[list[list[Any]]]:
-    """The parameters of the statements `commit_orders`: the driver encodes those of one without a look at the loop."""
+def _moved_orders(orders: Sequence[OrderState]) -> list[list[Any]]:
+    """The parameters of a statement `commit_orders`: the driver encodes them without a look at the loop."""
     moved = [
         (
             order.symbol,
@@ -341,15 +343,16 @@ def _moved_orders(batch: Batch) -> list[list[list[Any]]]:
             order.acknowledged,
             order.round_ms,
         )
-        for key, order in batch.orders.items()
-        if key not in batch.opened
+        for order in orders
     ]
-    return [_transpose(moved[first : first + ROWS_AT_ONCE], 9) for first in range(0, len(moved), ROWS_AT_ONCE)]
+    return _transpose(moved, 9)
 
 
-def _statements(batch: Batch, partition: int, after: Offset, books: list[list[Any]]) -> list[tuple[str, Sequence[Any]]]:
+def _statements(
+    batch: Batch, partition: int, after: Offset, orders: list[list[list[Any]]], books: list[list[Any]]
+) -> list[tuple[str, Sequence[Any]]]:
     """The statements that a batch needs after `commit`, by name, with their parameters."""
-    statements: list[tuple[str, Sequence[Any]]] = [("commit_orders", part) for part in _moved_orders(batch)]
+    statements: list[tuple[str, Sequence[Any]]] = [("commit_orders", part) for part in orders]
     if batch.books:
         statements.append(("commit_books", (after.last_id, *books)))
     if batch.rates:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.allocation import allocate_pro_rata, allocate_queue
+from fundsvc.core import allocation
+from fundsvc.core.allocation import FEW, allocate_pro_rata, allocate_queue
 from fundsvc.core.numbers import INT64_MAX
 
 ROOM = st.lists(st.tuples(st.integers(0, 50), st.integers(-20, 100)), max_size=25)
@@ -103,3 +104,15 @@ def test_few_lots_go_to_the_largest_profits_of_many():
     taken = pro_rata([5] * 5000, list(profits), 40)
     assert set(taken) == {index for index, profit in enumerate(profits) if profit > 4960}
     assert set(taken.values()) == {1}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.floats(0, 1e12)), min_size=1, max_size=FEW),
+    st.one_of(st.integers(1, 300), st.integers(1, INT64_MAX)),
+)
+def test_few_positions_share_as_many_do(holders, lots):
+    rooms, profits = [room for room, _ in holders], [profit for _, profit in holders]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocation, "FEW", 0)
+        as_many = pro_rata(rooms, profits, lots)
+    assert pro_rata(rooms, profits, lots) == as_many
