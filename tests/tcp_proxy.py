@@ -86,10 +86,10 @@ class TcpProxy:
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                to_server.transport.abort()  # first: a cancellation may end what follows
                 for way in ways:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
-                to_server.transport.abort()
         writer.transport.abort()
 
     def _connect(self):
