@@ -324,7 +324,7 @@ FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        c.base_currency, c.is_quanto, c.suspended, c.updated_at AS listed_at,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.updated_at,
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
        EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
 FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)

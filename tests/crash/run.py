@@ -24,7 +24,7 @@ RECORDING = Path(__file__).parents[3] / "shared" / "data" / "binance_force_order
 
 ENGINES = 2
 
-DIFFERENCES_MAX, DIFFERENCE_LENGTH_MAX = 20, 1000
+DIFFERENCES_MAX, DIFFERENCE_LENGTH_MAX = 20, 5000
 """What is printed: a difference quotes what is different."""
 
 EVENTS_PER_SECOND = 400
