@@ -112,8 +112,8 @@ async def check_chains(ledger, number):
     )
     heads = {}
     previous = {}
-    for *fields, digest, head in msgspec.json.decode(text or b"[]"):
-        entry = Entry(*fields)
+    for *fields, seal, digest, head in msgspec.json.decode(text or b"[]"):
+        entry = Entry(*fields, bytes.fromhex(seal.removeprefix("\\x")))
         expected = link(previous.get(entry.symbol, GENESIS), entry)
         assert digest == "\\x" + expected.hex(), f"{entry.symbol} {entry.entry}"
         previous[entry.symbol] = expected

@@ -10,7 +10,7 @@ from conftest import with_section
 from eventually import eventually
 from ledgers import listing
 from tcp_proxy import proxied
-from test_engine import fills, ledger, producer, running, settled  # noqa: F401 - fixtures
+from test_engine import STOP_SECONDS_MAX, fills, ledger, producer, running, settled  # noqa: F401 - fixtures
 
 from fundsvc.embedded import EmbeddedServers
 from fundsvc.streams.client import stream_key
@@ -33,7 +33,8 @@ def through(config, proxies):
     database = config.database.dsn.partition("@/")[2].partition("?")[0]
     dsn = f"postgresql://fundsvc_service@127.0.0.1:{proxies['postgres'].port}/{database}"
     config = with_section(config, "database", dsn=dsn)
-    return with_section(config, "stream", url=f"redis://127.0.0.1:{proxies['valkey'].port}")
+    user = config.stream.url.removeprefix("unix://").partition("@")[0]
+    return with_section(config, "stream", url=f"redis://{user}@127.0.0.1:{proxies['valkey'].port}")
 
 
 @pytest.mark.parametrize("ways", WAYS, ids="+".join)
@@ -121,3 +122,16 @@ async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
             await asyncio.sleep(4)
             assert first.engine._owned
             assert await ledger("SELECT epoch FROM partitions") == 1
+
+
+@pytest.mark.parametrize("seconds", [0, 2, 5])
+@pytest.mark.parametrize("part", ["postgres", "valkey"])
+async def test_an_engine_with_half_open_connections_stops_within_three_seconds(config, proxies, producer, ledger, part, seconds):
+    async with running(through(config, proxies)) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await asyncio.sleep(2)  # until each chore has a connection of the pool
+        proxies[part].swallow_on_old_connections("questions", "answers")
+        await producer.append(fills([2]))
+        await asyncio.sleep(seconds)
+        assert await engine.finish() < STOP_SECONDS_MAX

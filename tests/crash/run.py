@@ -5,6 +5,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from fundsvc.store.database import open_pool
@@ -117,7 +118,7 @@ async def _disturbed(
     async with open_pool(world.servers.dsn, 2) as pool, open_client(world.config.stream) as client:
         sender = sends(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world)
         calm = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
+        async with aclosing(sender), asyncio.TaskGroup() as tasks:
             tasks.create_task(sender.send_all(calm, expected.funds))
             for disturbance in disturbances:
                 await disturb(world, chance, disturbance)
@@ -125,7 +126,6 @@ async def _disturbed(
             sender.hurry.set()
             world.note_memory()
             world.timeline.note(f"the schedule is over, {sender.sent} of {len(letters)} letters are sent; no more disturbances")
-        await sender.close()
         world.timeline.note("everything is settled")
         await eventually("the rollups are kept up", lambda: _condensed(world))
         await world.stop_engines()

@@ -59,9 +59,9 @@ class Sender:
         while not await self._settled(funds):
             await self._keep_in_touch()
             if time.monotonic() - began > SETTLED_SECONDS_MAX:
-                raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end; cursor {await self._cursor()}")
+                raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end: {await self._left(funds)}")
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Closes what it has opened itself."""
 
     async def _send_next(self) -> None:
@@ -113,8 +113,12 @@ class Sender:
 
     async def _again(self) -> list[Letter]:
         """What must be sent again."""
-        cursor = await self._cursor()
+        cursor = await self._ask_cursor()
         return [rest for letter in self._letters[: self.sent] if (rest := letter.beyond(cursor, self._chance))]
+
+    async def _ask_cursor(self) -> Mapping[str, int]:
+        """The last sequence of each contract in the ledger, to send again what came after it."""
+        return await self._cursor()
 
     async def _append(self, letter: Letter) -> None:
         await self._producer.append_bodies(letter.partition, letter.field, [letter.body()])
@@ -129,6 +133,16 @@ class Sender:
         except (StreamFault, StoreFault):
             return False
         return read and cursor == {symbol: fund.seq for symbol, fund in funds.items()}
+
+    async def _left(self, funds: Mapping[str, FundState]) -> str:
+        """What is not settled, and what became of the partitions and of the last events."""
+        cursor = await self._cursor()
+        behind = {symbol: (cursor.get(symbol), fund.seq) for symbol, fund in funds.items() if cursor.get(symbol) != fund.seq}
+        partitions = await self._world.fetch("SELECT partition, owner, last_id, halted FROM partitions ORDER BY partition")
+        suspended = await self._world.fetch("SELECT symbol FROM contracts WHERE suspended")
+        rejected = await self._world.fetch("SELECT * FROM rejected ORDER BY rejected_at DESC LIMIT 20")
+        rows = "\n".join(map(str, (*partitions, *suspended, *rejected)))
+        return f"cursor and expected {behind}, read to the end {await self._read_to_the_end()}\n{rows}"
 
     async def _read_to_the_end(self) -> bool:
         offsets = {row.partition: row.last_id for row in await self._reader.partitions()}
