@@ -13,6 +13,8 @@ from tcp_proxy import proxied
 from test_engine import STOP_SECONDS_MAX, fills, ledger, producer, running, settled  # noqa: F401 - fixtures
 
 from fundsvc.embedded import EmbeddedServers
+from fundsvc.store.database import StoreFault, lent, open_pool
+from fundsvc.store.reader import fetch
 from fundsvc.streams.client import stream_key
 
 KEY = stream_key(0)
@@ -126,7 +128,9 @@ async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
 
 @pytest.mark.parametrize("seconds", [0, 2, 5])
 @pytest.mark.parametrize("part", ["postgres", "valkey"])
-async def test_an_engine_with_half_open_connections_stops_within_three_seconds(config, proxies, producer, ledger, part, seconds):
+async def test_an_engine_with_half_open_connections_stops_in_time(
+    config, proxies, producer, ledger, part, seconds
+):
     async with running(through(config, proxies)) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -135,3 +139,16 @@ async def test_an_engine_with_half_open_connections_stops_within_three_seconds(c
         await producer.append(fills([2]))
         await asyncio.sleep(seconds)
         assert await engine.finish() < STOP_SECONDS_MAX
+
+
+async def test_one_read_over_a_half_open_connection_renews_those_of_its_pool(config, proxies, monkeypatch):
+    monkeypatch.setattr("fundsvc.store.reader.READ_SECONDS_MAX", 1.0)
+    async with open_pool(through(config, proxies).database.dsn, 4) as pool:
+        async with lent(pool), lent(pool), lent(pool), lent(pool):
+            pass
+        proxies["postgres"].swallow_on_old_connections("questions", "answers")
+        with pytest.raises(StoreFault):
+            await fetch(pool, "ping")
+        started = time.monotonic()
+        await asyncio.gather(*(fetch(pool, "ping") for _ in range(4)))
+        assert time.monotonic() - started < 1.0
