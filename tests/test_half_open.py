@@ -128,9 +128,7 @@ async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
 
 @pytest.mark.parametrize("seconds", [0, 2, 5])
 @pytest.mark.parametrize("part", ["postgres", "valkey"])
-async def test_an_engine_with_half_open_connections_stops_in_time(
-    config, proxies, producer, ledger, part, seconds
-):
+async def test_an_engine_with_half_open_connections_stops_in_time(config, proxies, producer, ledger, part, seconds):
     async with running(through(config, proxies)) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)

@@ -16,7 +16,7 @@ from tests.crash.http_sender import HttpSender
 from tests.crash.letters import Letter, write_letters
 from tests.crash.oracle import Undisturbed, undisturbed
 from tests.crash.poison import FORBIDDEN
-from tests.crash.schedule import ALL, ESCALATING, ESSENTIAL, POSTED, STREAM_KEPT, Disturbance, disturb, schedule
+from tests.crash.schedule import ALL, ESCALATING, ESSENTIAL, LOSING, POSTED, STREAM_KEPT, Disturbance, disturb, schedule
 from tests.crash.sender import CarefulSender, Sender, SnapshotSender
 from tests.crash.verdict import differences
 from tests.crash.world import PARTITIONS, World, eventually
@@ -42,6 +42,12 @@ async def run_escalations(seed: int) -> None:
     """Deleveraging through kills: orders that are open then go on, on books that are what they would have been."""
     chance = random.Random(seed)
     _print_table(await _run(seed, _escalations(seed, 15), chance.sample(ESCALATING, len(ESCALATING)), CarefulSender))
+
+
+async def run_lost_tails(seed: int) -> None:
+    """Deleveraging on streams that lose what was not settled yet, and what was."""
+    chance = random.Random(seed)
+    _print_table(await _run(seed, _escalations(seed, 15), chance.sample(LOSING, len(LOSING)), SnapshotSender))
 
 
 async def run_long(seed: int, minutes: float) -> None:

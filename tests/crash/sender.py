@@ -88,12 +88,12 @@ class Sender:
         """Sends nothing, but notices that a connection was lost."""
         await self._producer.append_bodies(0, "json", [b"[]"])
 
-    async def _in_turn(self, send: Callable[[], Awaitable[None]]) -> None:
+    async def _in_turn(self, send: Callable[[], Awaitable[Answer]]) -> Answer:
         """Sends, unless what was sent before was lost: nothing may come after that before it is sent again."""
         async with self._world.sending:
             if self._world.resend.is_set():
                 raise StreamFault("what was sent is lost")
-            await send()
+            return await send()
 
     async def _resume(self, cause: object) -> None:
         """Sends again what has been sent and is not in the ledger, per contract in order."""
@@ -189,8 +189,8 @@ class CarefulSender(Sender):
 class SnapshotSender(Sender):
     """Sends the books whole after a lost connection, as they were at the ledger's cursor, and then what came after that.
 
-    Streams may lose their tails. The ledger must have read a stream to its end before the sender requests its cursor:
-    a snapshot that is older than positions which are still on their way would undo these.
+    Streams may lose their tails. Nothing may be on its way any more when the sender requests the cursor: a snapshot that is
+    older than positions which are settled after that would undo these.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -198,6 +198,21 @@ class SnapshotSender(Sender):
         self._books = Books(self._letters)
 
     async def _again(self) -> list[Letter]:
+        await self._catch_up()
+        return self._books.again(await self._cursor(), self.sent)
+
+    async def _catch_up(self) -> None:
+        """Returns once a new message of each stream is settled; raises StreamFault where a stream has lost it.
+
+        The end of a stream says too little: engines may still commit messages that they have read and the stream has lost.
+        """
+        marks = {partition: await self._in_turn(partial(self._mark, partition)) for partition in range(PARTITIONS)}
         while not await self._read_to_the_end():  # noqa: ASYNC110 - a database tells nobody
             await asyncio.sleep(0.1)
-        return self._books.again(await self._cursor(), self.sent)
+        for row in await self._reader.partitions():
+            if id_order(row.last_id) < id_order(marks[row.partition]):
+                raise StreamFault(f"partition {row.partition} has lost {marks[row.partition]}")
+
+    async def _mark(self, partition: int) -> str:
+        """The id of a new message without events."""
+        return (await self._producer.append_bodies(partition, "json", [b"[]"]))[0]
