@@ -112,8 +112,9 @@ async def check_chains(ledger, number):
     )
     heads = {}
     previous = {}
-    for *fields, seal, digest, head in msgspec.json.decode(text or b"[]"):
-        entry = Entry(*fields, bytes.fromhex(seal.removeprefix("\\x")))
+    for *fields, digest, head in msgspec.json.decode(text or b"[]"):
+        named = dict(zip(Entry.__struct_fields__, fields, strict=True))
+        entry = Entry(**named | {"seal": bytes.fromhex(named["seal"].removeprefix("\\x"))})
         expected = link(previous.get(entry.symbol, GENESIS), entry)
         assert digest == "\\x" + expected.hex(), f"{entry.symbol} {entry.entry}"
         previous[entry.symbol] = expected
