@@ -3,6 +3,7 @@
 import asyncio
 import random
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -65,6 +66,7 @@ async def run_long(seed: int, minutes: float) -> None:
         try:
             happened += await _run(seed + number, letters, schedule(chance, disturbances, seconds), sender)
         except Exception as failure:  # noqa: BLE001 - the other parts show whether theirs is another one
+            traceback.print_exception(failure)
             failures.append(failure)
     _print_table(happened)
     if failures:
