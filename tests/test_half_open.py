@@ -4,16 +4,17 @@
 
 import asyncio
 import time
-from urllib.parse import urlsplit
 
 import pytest
 from conftest import with_section
 from eventually import eventually
 from ledgers import listing
 from tcp_proxy import proxied
-from test_engine import fills, ledger, producer, running, settled  # noqa: F401 - fixtures
+from test_engine import STOP_SECONDS_MAX, fills, ledger, producer, running, settled  # noqa: F401 - fixtures
 
 from fundsvc.embedded import EmbeddedServers
+from fundsvc.store.database import StoreFault, lent, open_pool
+from fundsvc.store.reader import fetch
 from fundsvc.streams.client import stream_key
 
 KEY = stream_key(0)
@@ -34,9 +35,8 @@ def through(config, proxies):
     database = config.database.dsn.partition("@/")[2].partition("?")[0]
     dsn = f"postgresql://fundsvc_service@127.0.0.1:{proxies['postgres'].port}/{database}"
     config = with_section(config, "database", dsn=dsn)
-    return with_section(
-        config, "stream", url=f"redis://:{urlsplit(config.stream.url).password}@127.0.0.1:{proxies['valkey'].port}"
-    )
+    user = config.stream.url.removeprefix("unix://").partition("@")[0]
+    return with_section(config, "stream", url=f"redis://{user}@127.0.0.1:{proxies['valkey'].port}")
 
 
 @pytest.mark.parametrize("ways", WAYS, ids="+".join)
@@ -124,3 +124,29 @@ async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
             await asyncio.sleep(4)
             assert first.engine._owned
             assert await ledger("SELECT epoch FROM partitions") == 1
+
+
+@pytest.mark.parametrize("seconds", [0, 2, 5])
+@pytest.mark.parametrize("part", ["postgres", "valkey"])
+async def test_an_engine_with_half_open_connections_stops_in_time(config, proxies, producer, ledger, part, seconds):
+    async with running(through(config, proxies)) as engine:
+        await producer.append([listing("AAA"), *fills([1])])
+        await settled(ledger, 1)
+        await asyncio.sleep(2)  # until each chore has a connection of the pool
+        proxies[part].swallow_on_old_connections("questions", "answers")
+        await producer.append(fills([2]))
+        await asyncio.sleep(seconds)
+        assert await engine.finish() < STOP_SECONDS_MAX
+
+
+async def test_one_read_over_a_half_open_connection_renews_those_of_its_pool(config, proxies, monkeypatch):
+    monkeypatch.setattr("fundsvc.store.reader.READ_SECONDS_MAX", 1.0)
+    async with open_pool(through(config, proxies).database.dsn, 4) as pool:
+        async with lent(pool), lent(pool), lent(pool), lent(pool):
+            pass
+        proxies["postgres"].swallow_on_old_connections("questions", "answers")
+        with pytest.raises(StoreFault):
+            await fetch(pool, "ping")
+        started = time.monotonic()
+        await asyncio.gather(*(fetch(pool, "ping") for _ in range(4)))
+        assert time.monotonic() - started < 1.0

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from fundsvc.streams.client import stream_key
 
-SYMBOL = "IDEMUSDTM"
+SYMBOL, OTHER = "IDEMUSDTM", "IDEMTOOUSDTM"
 TS = now_ms() - 60_000
 
 
@@ -115,6 +115,18 @@ async def test_a_fill_is_known_after_a_restart_whatever_came_of_it(service, conf
         await again.send(*fills)
         assert await again.reasons() == []
         assert again.count("fundsvc_duplicates_total", symbol=SYMBOL) == 2
+
+
+@pytest.mark.parametrize("asked_first", [{SYMBOL: 20, OTHER: 10}, {SYMBOL: 10, OTHER: 20}])
+async def test_what_is_known_of_one_contract_says_nothing_of_the_same_sequence_of_another(service, config, asked_first):
+    """Each fill is a shortfall whose order finds nobody: the order's end has the sequence of the fill."""
+    fills = {(symbol, seq): fill(symbol, seq, ts=TS, price="38900") for symbol in (SYMBOL, OTHER) for seq in (10, 20)}
+    await service.send(contract(OTHER), *fills.values())
+    async with restarted(service, config) as again:
+        await again.append(*(fills[key] for key in asked_first.items()))
+        await again.append(fills[SYMBOL, 10], fills[OTHER, 10])
+        assert await again.reasons() == []
+        assert [again.count("fundsvc_duplicates_total", symbol=symbol) for symbol in (SYMBOL, OTHER)] == [2, 2]
 
 
 async def test_thousands_of_known_events_are_sent_again_quickly(service, config):

@@ -1,6 +1,5 @@
 """How far the audit in the background has come, and the parts of ledgers that it walks through."""
 
-import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -23,9 +22,9 @@ from fundsvc.core.policy import SavedGuard
 from fundsvc.core.replay import START, Checkpoint, OrderTotals, Pending, Policies, Replay, Undated, contract_differences
 from fundsvc.core.settlement import FundState
 from fundsvc.core.times import AHEAD_SECONDS_MAX
-from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
+from fundsvc.store.database import SQL, Pool, snapshot
 from fundsvc.store.exports import fund_state_from, line_from, record_from
-from fundsvc.store.reader import READ_SECONDS_MAX, fetch
+from fundsvc.store.reader import fetch, reading
 from fundsvc.store.writer import contract_from
 
 RECORDS_MAX = 1000
@@ -189,9 +188,8 @@ async def read_stretch(pool: Pool, symbol: str, since: Followed, count: int) -> 
 
 @asynccontextmanager
 async def _snapshot(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
-    with faults():
-        async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection, snapshot(connection):
-            yield connection
+    async with reading(pool) as connection, snapshot(connection):
+        yield connection
 
 
 async def _stretches(

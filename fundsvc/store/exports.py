@@ -1,6 +1,5 @@
 """A contract's whole ledger, entries and ADL records, streamed."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import NamedTuple
@@ -12,8 +11,8 @@ from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract
 from fundsvc.core.records import AdlRecord
 from fundsvc.core.settlement import FundState
-from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
-from fundsvc.store.reader import READ_SECONDS_MAX, fetch
+from fundsvc.store.database import SQL, Pool, snapshot
+from fundsvc.store.reader import fetch, reading
 from fundsvc.store.writer import contract_from, saved_guard_from
 
 ROWS_PER_PAGE = 2000
@@ -112,9 +111,8 @@ async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
 
 async def open_ledger(pool: Pool, symbol: str) -> Ledger:
     """The ledger of a contract; raises UnknownContract or StoreFault."""
-    with faults():
-        async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection, snapshot(connection):
-            return Ledger(pool, await snapshot_of(connection, symbol))
+    async with reading(pool) as connection, snapshot(connection):
+        return Ledger(pool, await snapshot_of(connection, symbol))
 
 
 async def snapshot_of(connection: PoolConnectionProxy, symbol: str) -> LedgerSnapshot:

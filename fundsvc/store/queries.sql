@@ -212,9 +212,11 @@ SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.t
 FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2);
 
 -- name: sequences_adl
--- Executions and ends of rounds of some contracts, with some sequences.
+-- Executions and ends of rounds with some sequences, each of its own contract. No others: an order that ends at once has the
+-- sequence of its fill, and only the fill's entry, which is read with a sequence that is asked for, tells what that said.
 SELECT symbol, seq, kind, adl, account, lots, ts FROM adl_records
-WHERE symbol = ANY ($1) AND seq = ANY ($2) AND seq > 0 AND kind IN ('execution', 'round', 'end');
+WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
+  AND seq > 0 AND kind IN ('execution', 'round', 'end');
 
 -- name: sequences_refused
 -- Events of some contracts that were rejected, with some sequences.

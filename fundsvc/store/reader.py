@@ -1,11 +1,13 @@
 """The reading side: contracts, funds, histories and positions in the streams, as questions over a pool."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.batch import RateState
 from fundsvc.core.chain import Kind
@@ -250,9 +252,24 @@ def fund_row_from(row: asyncpg.Record) -> FundRow:
 
 async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:
     """The rows that a statement answers; raises StoreFault when the database is away."""
+    async with reading(pool) as connection:
+        return await connection.fetch(SQL[block], *parameters)
+
+
+@asynccontextmanager
+async def reading(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
+    """A connection of a pool, for READ_SECONDS_MAX at most; raises StoreFault.
+
+    After a read that took longer the pool connects anew: its other connections may be half open too, and each one would cost
+    another read that long.
+    """
     with faults():
-        async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection:
-            return await connection.fetch(SQL[block], *parameters)
+        try:
+            async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection:
+                yield connection
+        except TimeoutError:
+            await pool.expire_connections()
+            raise
 
 
 def _only(symbol: str | None) -> list[str] | None:

@@ -23,7 +23,7 @@ async def facts_of(ask: Ask, wanted: Mapping[str, Sequence[int]]) -> Facts:
     keys = [(symbol, seq) for symbol, seqs in wanted.items() for seq in seqs if seq <= ends.get(symbol, INT64_MAX)]
     symbols, numbers = list({symbol for symbol, _ in keys}), list({seq for _, seq in keys})
     applied |= await _contents(await ask("sequences_late", symbols, numbers))
-    for symbol, seq, kind, *answer in await ask("sequences_adl", symbols, numbers):
+    for symbol, seq, kind, *answer in await ask("sequences_adl", *map(list, zip(*keys, strict=True))):
         # The end of an order that found nobody to ask has the sequence of its fill, whose entry tells what that said.
         if not isinstance(applied.get((symbol, seq)), int):
             applied[symbol, seq] = _content_of_answer(kind, *answer)

@@ -1,6 +1,7 @@
 """An exchange that has no client of the stream: it posts its letters to the HTTP side."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -22,6 +23,7 @@ POST_SECONDS_MAX = 20.0
 """The HTTP side answers within this time that the stream is away."""
 
 _REFUSED_WHOLE = (400, 413)
+_STREAM_CHANGED = 409
 
 
 class HttpSender(Sender):
@@ -33,7 +35,7 @@ class HttpSender(Sender):
         headers = {"Authorization": f"Bearer {jwt.encode(claims, TOKEN_SECRET, 'HS256')}"}
         self._http = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=POST_SECONDS_MAX))
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Closes its connections."""
         await self._http.close()
 
@@ -47,17 +49,29 @@ class HttpSender(Sender):
         may_be_refused = all(element.garbage for element in letter.elements)
         assert status == 200 or (may_be_refused and status in _REFUSED_WHOLE), f"{status} for {letter}"[:1000]
 
+    async def _ask_cursor(self) -> Mapping[str, int]:
+        """From the HTTP side, which takes nothing before that once the stream may have lost what it had."""
+        status, told = await self._request("GET", "cursor")
+        assert status == 200, f"{status}: {told!r}"
+        return {contract["symbol"]: contract["seq"] for contract in msgspec.json.decode(told)["data"]["contracts"]}
+
     async def _post(self, body: bytes, media: str) -> int:
-        """Returns the status; raises StreamFault where nobody answers, or answers that the stream is away."""
-        url = f"{self._world.api_url}/api/v1/ingest/events"
+        """Returns the status; raises StreamFault where the stream is away, or may have lost what it had."""
+        status, told = await self._request("POST", "events", data=body, headers={"Content-Type": media})
+        if status == _STREAM_CHANGED:
+            raise StreamFault(told.decode())
+        return status
+
+    async def _request(self, method: str, route: str, **options: Any) -> tuple[int, bytes]:
+        """The status and the body of an answer; raises StreamFault where nobody answers, or answers that a server is away."""
         try:
-            async with self._http.post(url, data=body, headers={"Content-Type": media}) as answer:
-                told = await answer.text()
+            async with self._http.request(method, f"{self._world.api_url}/api/v1/ingest/{route}", **options) as answer:
+                told = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StreamFault(f"{type(error).__name__}: {error}") from error
         if answer.status >= 500:
-            raise StreamFault(told)
-        return answer.status
+            raise StreamFault(told.decode())
+        return answer.status, told
 
     async def _touch(self) -> None:
         if await self._post(msgspec.json.encode(listing_of(CONTRACTS[0])), MEDIA["json"]) != 200:

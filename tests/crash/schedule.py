@@ -78,6 +78,9 @@ ESCALATING: tuple[Disturbance, ...] = (
 )
 """While ADL orders are open, for the short form."""
 
+LOSING: tuple[Disturbance, ...] = (cut_valkey, lose_unsettled, cut_valkey_under_a_paused_owner)
+"""While ADL orders are open on streams that lose their ends, for the short form."""
+
 STREAM_KEPT: tuple[Disturbance, ...] = (
     kill_engine,
     stop_postgres,

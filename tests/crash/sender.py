@@ -59,9 +59,9 @@ class Sender:
         while not await self._settled(funds):
             await self._keep_in_touch()
             if time.monotonic() - began > SETTLED_SECONDS_MAX:
-                raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end; cursor {await self._cursor()}")
+                raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end: {await self._left(funds)}")
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Closes what it has opened itself."""
 
     async def _send_next(self) -> None:
@@ -88,12 +88,12 @@ class Sender:
         """Sends nothing, but notices that a connection was lost."""
         await self._producer.append_bodies(0, "json", [b"[]"])
 
-    async def _in_turn(self, send: Callable[[], Awaitable[None]]) -> None:
+    async def _in_turn(self, send: Callable[[], Awaitable[Answer]]) -> Answer:
         """Sends, unless what was sent before was lost: nothing may come after that before it is sent again."""
         async with self._world.sending:
             if self._world.resend.is_set():
                 raise StreamFault("what was sent is lost")
-            await send()
+            return await send()
 
     async def _resume(self, cause: object) -> None:
         """Sends again what has been sent and is not in the ledger, per contract in order."""
@@ -113,8 +113,12 @@ class Sender:
 
     async def _again(self) -> list[Letter]:
         """What must be sent again."""
-        cursor = await self._cursor()
+        cursor = await self._ask_cursor()
         return [rest for letter in self._letters[: self.sent] if (rest := letter.beyond(cursor, self._chance))]
+
+    async def _ask_cursor(self) -> Mapping[str, int]:
+        """The last sequence of each contract in the ledger, to send again what came after it."""
+        return await self._cursor()
 
     async def _append(self, letter: Letter) -> None:
         await self._producer.append_bodies(letter.partition, letter.field, [letter.body()])
@@ -129,6 +133,16 @@ class Sender:
         except (StreamFault, StoreFault):
             return False
         return read and cursor == {symbol: fund.seq for symbol, fund in funds.items()}
+
+    async def _left(self, funds: Mapping[str, FundState]) -> str:
+        """What is not settled, and what became of the partitions and of the last events."""
+        cursor = await self._cursor()
+        behind = {symbol: (cursor.get(symbol), fund.seq) for symbol, fund in funds.items() if cursor.get(symbol) != fund.seq}
+        partitions = await self._world.fetch("SELECT partition, owner, last_id, halted FROM partitions ORDER BY partition")
+        suspended = await self._world.fetch("SELECT symbol FROM contracts WHERE suspended")
+        rejected = await self._world.fetch("SELECT * FROM rejected ORDER BY rejected_at DESC LIMIT 20")
+        rows = "\n".join(map(str, (*partitions, *suspended, *rejected)))
+        return f"cursor and expected {behind}, read to the end {await self._read_to_the_end()}\n{rows}"
 
     async def _read_to_the_end(self) -> bool:
         offsets = {row.partition: row.last_id for row in await self._reader.partitions()}
@@ -175,8 +189,8 @@ class CarefulSender(Sender):
 class SnapshotSender(Sender):
     """Sends the books whole after a lost connection, as they were at the ledger's cursor, and then what came after that.
 
-    Streams may lose their tails. The ledger must have read a stream to its end before the sender requests its cursor:
-    a snapshot that is older than positions which are still on their way would undo these.
+    Streams may lose their tails. Nothing may be on its way any more when the sender requests the cursor: a snapshot that is
+    older than positions which are settled after that would undo these.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -184,6 +198,21 @@ class SnapshotSender(Sender):
         self._books = Books(self._letters)
 
     async def _again(self) -> list[Letter]:
+        await self._catch_up()
+        return self._books.again(await self._cursor(), self.sent)
+
+    async def _catch_up(self) -> None:
+        """Returns once a new message of each stream is settled; raises StreamFault where a stream has lost it.
+
+        The end of a stream says too little: engines may still commit messages that they have read and the stream has lost.
+        """
+        marks = {partition: await self._in_turn(partial(self._mark, partition)) for partition in range(PARTITIONS)}
         while not await self._read_to_the_end():  # noqa: ASYNC110 - a database tells nobody
             await asyncio.sleep(0.1)
-        return self._books.again(await self._cursor(), self.sent)
+        for row in await self._reader.partitions():
+            if id_order(row.last_id) < id_order(marks[row.partition]):
+                raise StreamFault(f"partition {row.partition} has lost {marks[row.partition]}")
+
+    async def _mark(self, partition: int) -> str:
+        """The id of a new message without events."""
+        return (await self._producer.append_bodies(partition, "json", [b"[]"]))[0]

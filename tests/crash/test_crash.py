@@ -19,7 +19,7 @@ from tests.crash.exchange import write_escalations
 from tests.crash.letters import CONTRACTS, Letter, element_of, listing_of, refused, write_letters
 from tests.crash.oracle import refusals
 from tests.crash.poison import BY_STATE, POISON, Place
-from tests.crash.run import run_escalations, run_short
+from tests.crash.run import run_escalations, run_lost_tails, run_short
 from tests.crash.world import PARTITIONS
 
 NOW_MS = 1_800_000_000_000
@@ -51,6 +51,10 @@ def test_poison_is_refused_for_its_reason_in_both_codecs(reason):
 
 def test_deleveraging_goes_on_as_if_nothing_had_happened():
     asyncio.run(run_escalations(seed=2))
+
+
+def test_deleveraging_goes_on_after_streams_lost_their_ends():
+    asyncio.run(run_lost_tails(seed=3))
 
 
 async def test_a_producer_learns_that_its_idle_connection_was_lost():

@@ -10,10 +10,10 @@ from fundsvc.core.adl import OrderState
 from fundsvc.core.chain import Entry
 from fundsvc.core.events import Reason
 from fundsvc.core.records import AdlRecord
-from fundsvc.core.settlement import FundState
 from fundsvc.follower import Follower
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import SQL, open_pool
+from fundsvc.store.exports import fund_state_from
 from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
 from fundsvc.wire import Contents, Message
@@ -60,7 +60,7 @@ async def _entries(world: World, expected: Undisturbed) -> list[str]:
 
 async def _funds(world: World, expected: Undisturbed) -> list[str]:
     rows = await world.fetch(SQL["funds"], None)
-    found = {row["symbol"]: FundState(*(row[name] for name in FundState._fields)) for row in rows}
+    found = {row["symbol"]: fund_state_from(row) for row in rows}
     return [
         f"fund {symbol}: {found.get(symbol)}, expected {expected.funds.get(symbol)}"
         for symbol in sorted({*found, *expected.funds})

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -94,6 +95,12 @@ class EngineProcess:
         self.process.kill()
         self.process.wait()
 
+    def abort(self) -> str:
+        """Ends it; returns the end of its log, where it has written what its threads were doing."""
+        self.process.send_signal(signal.SIGABRT)
+        self.process.wait(5)
+        return self.log[-5000:]
+
     def pause(self) -> None:
         """Stops it in its tracks."""
         self.process.suspend()
@@ -112,9 +119,9 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.servers = EmbeddedServers(directory)
-        proxies, sockets = directory / "proxy", directory / "run"
-        self.postgres_proxy = Proxy(proxies / POSTGRES_SOCKET, sockets / POSTGRES_SOCKET)
-        self.valkey_proxy = Proxy(proxies / VALKEY_SOCKET, sockets / VALKEY_SOCKET)
+        self._sockets, self._proxied = self.servers.directory / "run", self.servers.directory / "proxy"
+        self.postgres_proxy = Proxy(self._proxied / POSTGRES_SOCKET, self._sockets / POSTGRES_SOCKET)
+        self.valkey_proxy = Proxy(self._proxied / VALKEY_SOCKET, self._sockets / VALKEY_SOCKET)
         self.timeline = Timeline()
         self.engines: list[EngineProcess] = []
         self.failures: list[str] = []
@@ -137,14 +144,18 @@ class World:
         """The same for processes, which speak to the servers through the proxies."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("FUNDSVC_")}
         return ours | {
-            "FUNDSVC_DATABASE_DSN": self.servers.dsn.removesuffix("run") + "proxy",
-            "FUNDSVC_STREAM_URL": f"unix://{self.directory / 'proxy' / VALKEY_SOCKET}",
+            "FUNDSVC_DATABASE_DSN": self._through_proxy(self.servers.dsn),
+            "FUNDSVC_STREAM_URL": self._through_proxy(self.servers.stream_url),
             "FUNDSVC_STREAM_PARTITIONS": str(PARTITIONS),
             "FUNDSVC_LEDGER_SECRET": LEDGER_SECRET,
             "FUNDSVC_LOG_FORMAT": "json",
             "FUNDSVC_ADL_ROUND_SECONDS": "0",  # the exchange takes its time
             "FUNDSVC_ENGINE_BOOK_SECONDS": "5",  # so that books are kept now and then, and much is recalled
+            "PYTHONFAULTHANDLER": "1",  # an engine that does not end shows what its threads do
         }
+
+    def _through_proxy(self, url: str) -> str:
+        return url.replace(str(self._sockets), str(self._proxied))
 
     @property
     def proxies(self) -> tuple[Proxy, Proxy]:
@@ -200,6 +211,7 @@ class World:
         if alive or any(engine.process.returncode for engine in self.engines):
             ends = ", ".join(f"{engine}: {engine.process.poll()}" for engine in self.engines)
             self.failures.append(f"not all engines ended well on SIGTERM: {ends}")
+            self.failures += [engine.abort() for engine in self.engines if engine.running]
 
     def end(self) -> None:
         """Leaves no process behind."""
