@@ -35,6 +35,9 @@ BY_STATE = (
     Reason.ADL_TOO_MANY_LOTS,
 )
 
+BEYOND_LETTERS = (Reason.TOO_MANY_CONTRACTS,)
+"""Needs 10,000 contracts in a partition; tests/core/test_many_contracts.py covers it."""
+
 SELDOM = (Reason.DATABASE_REFUSED, Reason.TOO_LARGE)
 """Each of these costs a dozen transactions, or as much room as a thousand others."""
 

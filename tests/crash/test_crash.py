@@ -18,7 +18,7 @@ from fundsvc.streams.source import Source
 from tests.crash.exchange import write_escalations
 from tests.crash.letters import CONTRACTS, Letter, element_of, listing_of, refused, write_letters
 from tests.crash.oracle import refusals
-from tests.crash.poison import BY_STATE, POISON, Place
+from tests.crash.poison import BEYOND_LETTERS, BY_STATE, POISON, Place
 from tests.crash.run import run_escalations, run_lost_tails, run_short
 from tests.crash.world import PARTITIONS
 
@@ -32,8 +32,8 @@ def test_the_ledger_ends_as_if_nothing_had_happened():
 def test_letters_are_refused_for_every_reason_there_is():
     refused = refusals(write_letters(1, PARTITIONS, 5000, None), PARTITIONS, NOW_MS)
     refused += refusals(write_escalations(1, PARTITIONS, 5000), PARTITIONS, NOW_MS)
-    assert refused.keys() | {Reason.DATABASE_REFUSED} == set(Reason)
-    assert POISON.keys() | set(BY_STATE) == set(Reason)
+    assert refused.keys() | {Reason.DATABASE_REFUSED, *BEYOND_LETTERS} == set(Reason)
+    assert POISON.keys() | {*BY_STATE, *BEYOND_LETTERS} == set(Reason)
 
 
 @pytest.mark.parametrize("reason", POISON)
