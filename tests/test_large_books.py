@@ -15,6 +15,7 @@ from conftest import with_section
 from escalations import LISTING, SYMBOL, allocated, mark, position, shortfall, written_records
 from eventually import eventually
 from served import served
+from tokens import bearer, with_secret
 from watchdog import watched
 
 from fundsvc.app import spare_collector
@@ -85,7 +86,9 @@ async def ask(service, stop):
     while not stop.is_set():
         body = {"side": "sell", "lots": 1000, "price": "38000", "bankruptcyPrice": "39000"}
         policy = {"allocation": "pro_rata", "eligible": "all"}
-        async with service.http.post(f"/api/v1/adl/{SYMBOL}/preview", json=body | {"policy": policy}) as answer:
+        async with service.http.post(
+            f"/api/v1/adl/{SYMBOL}/preview", json=body | {"policy": policy}, headers=bearer()
+        ) as answer:
             assert answer.status == 200, await answer.text()
             shown = (await answer.json())["data"]
             assert shown["order"]["lotsAsked"] == 1000
@@ -122,7 +125,8 @@ def uninterrupted(book, events, allocation):
 
 async def settle_large(config, owner_connection, size, allocation):
     """Runs a service with a large book, and returns its watchdog once it has checked what the service did."""
-    config = with_section(config, "policy", default=Policy(allocation=allocation))
+    config = with_section(with_secret(config), "policy", default=Policy(allocation=allocation))
+    config = with_section(config, "http", requests_max=1_000_000)  # a preview of so many positions counts as hundreds
     config = with_section(config, "engine", book_seconds=1, lease_seconds=5)
     config = with_section(config, "adl", round_seconds=0)  # nobody answers, and orders must not be asked again by the clock
     async with served(config) as service:
