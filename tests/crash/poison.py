@@ -78,8 +78,10 @@ def reasons_of(reason: Reason) -> frozenset[Reason]:
     return frozenset({reason, *_INSTEAD.get(reason, ()), *_BEFORE_OTHERS})
 
 
-_BEFORE_OTHERS = (Reason.TERMS_IN_DOUBT, Reason.SUPERSEDED)
-"""Its contract may be suspended for a moment; and a state is not replayed, whatever else is wrong with it."""
+_BEFORE_OTHERS = (Reason.TERMS_IN_DOUBT, Reason.UNKNOWN_SYMBOL, Reason.SUPERSEDED)
+"""Its contract may be suspended for a moment, or its listing be among the messages that a stream lost; and a state is not
+replayed, whatever else is wrong with it.
+"""
 
 _ORDERS = (Reason.ADL_ORDER_UNKNOWN, Reason.ADL_ORDER_CLOSED, Reason.ADL_NOT_ASKED, Reason.ADL_TOO_MANY_LOTS)
 
