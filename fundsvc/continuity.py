@@ -59,17 +59,6 @@ def same_gap(found: Gap, known: KnownGap) -> bool:
     return (found.after_id, found.messages) == (known.after_id, known.messages)
 
 
-def messages_after(gap: KnownGap, stored: Offset, stream: StreamState) -> int:
-    """The number of messages that are settled or gone once a gap after the stored offset is passed.
-
-    The gap may have been counted when the stream held other messages. A stream that begins after the offset gives the exact
-    number. A number above it would look like a lost tail with every read, and the partition would never settle again.
-    """
-    if stream.first_id and id_order(stream.first_id) > id_order(stored.last_id):
-        return stream.added - stream.length
-    return min(stored.messages + gap.messages, stream.added)
-
-
 def waiting(stream: StreamState, offset: Offset) -> int:
     """How many messages the stream holds after an offset; those that were deleted unread may count until its end is reached."""
     if not stream.final_id or id_order(stream.final_id) <= id_order(offset.last_id):

@@ -19,7 +19,7 @@ import structlog
 from fundsvc.announcing import Announcing
 from fundsvc.chores import Chore, lasting
 from fundsvc.config import Config
-from fundsvc.continuity import CheckedSource, find_gap, lost_tail, messages_after, same_gap, waiting
+from fundsvc.continuity import CheckedSource, find_gap, lost_tail, same_gap, waiting
 from fundsvc.core.adl import OrderState
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.contracts import partition_of
@@ -404,7 +404,9 @@ class Session:
                 f" before they were settled: delete the stream (DEL {stream_key(self._partition)}) and have the engine send"
                 f" everything after its cursor again, or go on without them by fundsvc stream acknowledge-gap {self._partition}"
             )
-        offset = stored._replace(messages=messages_after(gap, stored, stream))
+        # Counted anew: while the offset is within a gap each load passes it, and its messages must not be added twice.
+        present = await self._source.count_between(stored.last_id, stream.last_id)
+        offset = stored._replace(messages=stream.added - present)
         return _Start(offset, max(passed, gap.until_id, key=id_order))
 
     async def _count_missing(self, stream: StreamState, stored: Offset) -> int:
