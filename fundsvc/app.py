@@ -69,7 +69,7 @@ FILES_RESERVED = 128
 """Files that a process has open besides its clients and readers: an engine's sessions, streams, logs, what Python opens."""
 
 PRIMARY_CONNECTIONS_MAX = 2
-"""What is asked there is kept in memory: who may post, and how durable commits are."""
+"""Few suffice: the process caches what it reads there, the epochs of posters and the durability settings."""
 
 GC_THRESHOLDS = 5000, 1000
 """New objects until the collector looks at these, and such looks until it looks at those that were kept. Hardly anything here

@@ -1,4 +1,4 @@
-"""A server as a process: started under a user that may do nothing else, and known by its pid file, whoever started it.
+"""Runs a server as a process under a user without other rights. Any later process finds the server by its pid file.
 
 PostgreSQL refuses to run as root. Where root starts a server, it runs as a user of its own, whose number no account has, and
 keeps no capability. That user can pass neither the closed data directory nor what lies above it. So it gets its directories as
@@ -97,7 +97,7 @@ def _opened(directory: Path, opened: ExitStack) -> int:
 
 
 class Server:
-    """A server process that is known by its pid file, whoever started it."""
+    """A server process, found by its pid file; another process may have started it."""
 
     def __init__(self, name: str, program: Program, directory: Path, ready: Sequence[bytes], socket_path: Path) -> None:
         self._name = name

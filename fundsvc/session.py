@@ -396,7 +396,7 @@ class Session:
             return _Start(stored, passed)
         gap = next((one for one in known if same_gap(found, one)), None)
         if gap is None:
-            missing = found.messages or await self._count_missing(stream, stored)
+            missing = found.messages or max(1, await self._settled_or_gone(stream, stored) - stored.messages)
             gap = await self._report(KnownGap(found.after_id, found.until_id, missing, None), stored)
         if not goes_on and id_order(gap.until_id) > id_order(passed):
             raise Halted(
@@ -404,15 +404,13 @@ class Session:
                 f" before they were settled: delete the stream (DEL {stream_key(self._partition)}) and have the engine send"
                 f" everything after its cursor again, or go on without them by fundsvc stream acknowledge-gap {self._partition}"
             )
-        # Counted anew: while the offset is within a gap each load passes it, and its messages must not be added twice.
-        present = await self._source.count_between(stored.last_id, stream.last_id)
-        offset = stored._replace(messages=stream.added - present)
+        # Not the gap's own number: while the offset is within a gap each load passes it, and must not add that again.
+        offset = stored._replace(messages=await self._settled_or_gone(stream, stored))
         return _Start(offset, max(passed, gap.until_id, key=id_order))
 
-    async def _count_missing(self, stream: StreamState, stored: Offset) -> int:
-        """How many messages after an offset were not in the stream any more when it had this state."""
-        present = await self._source.count_between(stored.last_id, stream.last_id)
-        return max(1, stream.added - stored.messages - present)
+    async def _settled_or_gone(self, stream: StreamState, stored: Offset) -> int:
+        """The number of messages that a stream of this state ever had, without those that it holds after an offset."""
+        return stream.added - await self._source.count_between(stored.last_id, stream.last_id)
 
     async def _report(self, gap: KnownGap, stored: Offset) -> KnownGap:
         """Keeps a gap, logs and counts it, once for each gap."""

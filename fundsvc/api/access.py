@@ -23,6 +23,9 @@ Roles = frozenset[Role]
 PUBLIC: Roles = frozenset()
 """The roles of a route that needs no token."""
 
+ACCOUNT_READERS: Roles = frozenset({"trader", "risk"})
+"""The roles that read account data: a trader that of its own account, risk that of all."""
+
 PREFLIGHT_SECONDS = "7200"
 """How long a browser may remember what a page is allowed: the longest that Chromium does."""
 

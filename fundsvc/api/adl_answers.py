@@ -203,9 +203,9 @@ class OthersAnswer(Answer, frozen=True):
 class PreviewOrderAnswer(Answer, frozen=True):
     """The order that would be written, and its first round. `lotsAsked` is less than needed when too few may be asked.
 
-    A trader is shown its own positions alone, and `others` in sum. The round is then one for as many lots as are needed,
-    rounded to two significant digits. `lotsAsked` is null where it would tell what a few others have, and what the trader's own
-    position is asked for is rounded as roughly as the lots needed.
+    A trader sees its own positions, and `others` in sum. The service then computes the round for the needed lots rounded to two
+    significant digits. `lotsAsked` is null where it would reveal the lots of a few others. The lots asked of the trader's own
+    position are then rounded to the same digit as the needed lots.
     """
 
     reduce: SideName

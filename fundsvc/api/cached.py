@@ -26,7 +26,7 @@ FUND = "/api/v1/insurance-fund/{symbol}"
 _FUNDS = FUND.removesuffix("{symbol}")
 
 _DELIMITERS = frozenset("%?#")
-"""Characters that say something else in a path than themselves: a contract that has one is asked for by the router's way."""
+"""Characters with a meaning of their own in a URL: the router answers requests for a contract with one in its symbol."""
 
 
 class _Kept(NamedTuple):

@@ -7,7 +7,7 @@ from functools import partial
 import msgspec
 from msgspec import UNSET
 
-from fundsvc.api.access import Roles
+from fundsvc.api.access import ACCOUNT_READERS
 from fundsvc.api.adl_answers import (
     ALLOCATIONS_MAX,
     AllocationAnswer,
@@ -43,9 +43,6 @@ from fundsvc.tail import Tail
 DELEVERAGED_MAX = 100
 """An account's reductions, the latest of them."""
 
-ANYBODY: Roles = frozenset({"trader", "engine", "risk"})
-"""All who have a token: whoever spends much of the service's time is somebody."""
-
 POSITIONS_PER_REQUEST = 1000
 """A preview counts as a request more for each so many positions, all of which it ranks. A queue is ranked once for all."""
 
@@ -72,8 +69,8 @@ class DeleveragingResources:
         self._policy_of = policy_of
         self._k_min = k_min
         self.routes = (
-            Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=frozenset({"trader", "risk"})),
-            Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=frozenset({"trader", "risk"})),
+            Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=ACCOUNT_READERS),
+            Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=ACCOUNT_READERS),
             Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders, viewed=True),
             Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round, viewed=True),
             Route("/api/v1/adl/{symbol}/queue", Query, self.queue, viewed=True),
@@ -82,7 +79,7 @@ class DeleveragingResources:
                 Query,
                 self.preview,
                 PreviewBody,
-                roles=frozenset({"trader", "risk"}),
+                roles=ACCOUNT_READERS,
                 cost=self.preview_cost,
             ),
         )

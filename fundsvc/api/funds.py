@@ -8,7 +8,7 @@ import structlog
 from aiohttp import hdrs, web
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.access import Roles
+from fundsvc.api.access import ACCOUNT_READERS
 from fundsvc.api.adl_answers import order_answers
 from fundsvc.api.answers import EntryAnswer, FundAnswer, Page, entry_answer, fund_answer
 from fundsvc.api.appraiser import Appraiser
@@ -36,9 +36,6 @@ STREAMED_ENTRIES = 500
 
 ENTRY_DIGITS_MAX = 18
 """No ledger has as many entries, and 64 bits hold them."""
-
-OPENERS: Roles = frozenset({"trader", "risk"})
-"""Who may see whose an entry is: a trader of its own entries, risk of all."""
 
 log = structlog.get_logger()
 
@@ -180,7 +177,7 @@ class FundResources:
     async def _opening(self, entry: EntryRow, viewer: Caller | None) -> tuple[str | UnsetType, str | UnsetType]:
         """The account and the salt that open an entry's commitment, for its owner and for risk."""
         salt = self._secrets.salt(entry.symbol, entry.entry, entry.seal)
-        if viewer is None or viewer.role not in OPENERS or salt is None:
+        if viewer is None or viewer.role not in ACCOUNT_READERS or salt is None:
             return UNSET, UNSET
         account = await self._reader.account_of(entry.symbol, entry.entry)
         if viewer.role == "trader" and account != viewer.account:

@@ -48,14 +48,14 @@ class Query(Parameters, frozen=True, kw_only=True):
 
 
 class PostQuery(Parameters, frozen=True):
-    """Who posts events besides the token's subject, and the stream epoch that the cursor told."""
+    """The producer that posts events, where several share the subject of a token, and the stream epoch of its cursor."""
 
     producer_id: ProducerId = ""
     stream_epoch: Entry | UnsetType = UNSET
 
 
 class CursorQuery(Query, frozen=True):
-    """Who asks besides the token's subject."""
+    """The producer that reads the cursor, where several share the subject of a token."""
 
     producer_id: ProducerId = ""
 

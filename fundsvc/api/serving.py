@@ -158,7 +158,7 @@ def _handler(route: Route) -> Handler:
 
 
 def _caller(route: Route, request: web.Request) -> dict[str, Caller | None]:
-    """Who asks, by the name that the answer of a route knows it by; raises as `allowed` does."""
+    """The caller as the keyword argument that the route's answer takes; raises as `allowed` does."""
     if route.roles:
         return {"caller": allowed(request, route.roles)}
     return {"viewer": request[VISIT].caller} if route.viewed else {}

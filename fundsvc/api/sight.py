@@ -22,10 +22,10 @@ class Sight(NamedTuple):
 
 
 PUBLIC = Sight()
-"""Of whoever has no token."""
+"""The sight of a client without a token."""
 
 OPERATOR = Sight(everything=True)
-"""Of risk, and of the command line."""
+"""The sight of risk and of the command line."""
 
 
 def sight_of(viewer: Caller | None) -> Sight:
