@@ -371,6 +371,27 @@ async def test_messages_that_come_while_a_gap_is_counted_do_not_count(config, pr
     assert await ledger("SELECT messages FROM stream_gaps") == 5
 
 
+async def test_loads_within_an_acknowledged_gap_count_its_messages_once(config, producer, ledger, owner_connection):
+    """Each refused event loads the partition again; some of them stand between the deleted messages."""
+    await owner_connection.execute("ALTER TABLE entries ADD CHECK (seq < 100 OR seq % 3 > 0)")
+    async with running(config):
+        await producer.append([listing("AAA"), *fills(range(1, 11))])
+        await settled(ledger, 10)
+    ids = (await producer.append(fills(range(100, 140)), per_message=1))[0]
+    gone = ids[:38:4]
+    await producer._client.xdel(KEY, *gone)
+    assert (await fundsvc(config, "stream", "gaps", 0)).code == 0
+    async with running(config) as engine:
+        await eventually(lambda: ledger("SELECT halted <> '' FROM partitions"))
+        assert (await fundsvc(config, "stream", "acknowledge-gap", 0)).code == 0
+        left = [100 + place for place, one in enumerate(ids) if one not in gone]
+        await settled(ledger, 10 + sum(seq % 3 > 0 for seq in left), 60)
+        await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
+        assert engine.count("fundsvc_stream_regressions_total", partition="0") == 0
+    added = (await producer._client.xinfo_stream(KEY))["entries-added"]
+    assert await ledger("SELECT messages FROM partitions") == added
+
+
 async def test_settled_messages_that_are_deleted_are_no_gap(config, producer, ledger):
     async with running(config) as engine:
         ids = (await producer.append([listing("AAA"), *fills(range(1, 11))], per_message=1))[0]
