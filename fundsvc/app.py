@@ -11,50 +11,50 @@ import msgspec
 import structlog
 
 from fundsvc import __version__
-from fundsvc.api.access import Gate
-from fundsvc.api.appraiser import Appraiser, appraising
-from fundsvc.api.cached import CachedFunds
+from fundsvc.api.adl import DeleveragingResources
 from fundsvc.api.contracts import ContractResources
-from fundsvc.api.deleveraging import DeleveragingResources
-from fundsvc.api.endpoints import Endpoint
-from fundsvc.api.epochs import StreamEpochs
-from fundsvc.api.exporting import Exports
+from fundsvc.api.docs.handbook import Handbook
+from fundsvc.api.docs.openapi import described
+from fundsvc.api.docs.reference import Reference
+from fundsvc.api.exports import Exports
+from fundsvc.api.fund_cache import CachedFunds
 from fundsvc.api.funds import FundResources
-from fundsvc.api.handbook import Handbook
+from fundsvc.api.health import Ping, operations_endpoints
+from fundsvc.api.http.access import Gate
+from fundsvc.api.http.application import endpoints, make_app
+from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.routes import Endpoint
+from fundsvc.api.http.server import serve, tls_context
 from fundsvc.api.ingest import Ingest
-from fundsvc.api.openapi import described
-from fundsvc.api.operations import Ping, operations_endpoints
 from fundsvc.api.page import Page
-from fundsvc.api.reception import Reception
-from fundsvc.api.reference_page import Reference
-from fundsvc.api.server import serve, tls_context
-from fundsvc.api.serving import endpoints, make_app
-from fundsvc.api.sizing import SizingResources
+from fundsvc.api.stream_epochs import StreamEpochs
+from fundsvc.api.targets import SizingResources
+from fundsvc.api.valuation_inputs import Appraiser, appraising
 from fundsvc.api.venues import venue_endpoints
-from fundsvc.api.websocket.bullet import living
-from fundsvc.config import Config, HttpConfig
+from fundsvc.api.websocket.endpoints import living
+from fundsvc.config.settings import Config, HttpConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
-from fundsvc.durability import Durability, durability
-from fundsvc.embedded import embedded
-from fundsvc.engine import Engine
-from fundsvc.files import files_for
-from fundsvc.follower import following
+from fundsvc.engine.durability import Durability, durability
+from fundsvc.engine.engine import Engine
+from fundsvc.local.open_files import files_for
+from fundsvc.local.servers import embedded
+from fundsvc.local.token_secret import with_ledger_secret, with_secret
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.secret import with_ledger_secret, with_secret
+from fundsvc.readmodel.adl_books import following
+from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
-from fundsvc.store.deleveragings import Deleveragings
-from fundsvc.store.epochs import EpochStore
-from fundsvc.store.histories import Histories
 from fundsvc.store.migrations import check_schema, migrate
+from fundsvc.store.partition_state import check_decimals
 from fundsvc.store.reader import Reader
-from fundsvc.store.standing import check_decimals
 from fundsvc.store.statistics import Statistics
-from fundsvc.store.targets import Targets
+from fundsvc.store.stream_epochs import EpochStore
+from fundsvc.store.target_sizes import Targets
+from fundsvc.store.venue_histories import Histories
 from fundsvc.streams.client import Client, open_client, stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.tail import tailing
 
 STOP_SECONDS_MAX = 3.0
 """The batch in hand is finished within this time of being told to stop; then the engine is cut off, which loses nothing."""

@@ -14,8 +14,8 @@ import redis
 import uvloop
 from hypothesis import settings
 
-from fundsvc.config import Config, DatabaseConfig, DataConfig, StreamConfig
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.migrations import migrate
 
 settings.register_profile("thorough", max_examples=150, deadline=None)

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from ledgers import listing
 
+from fundsvc.core.adl.records import AdlRecord, terms_of
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Rejection
 from fundsvc.core.partition import Partition
-from fundsvc.core.records import AdlRecord, terms_of
 
 SYMBOL = "XBTUSDTM"
 LISTING = listing(SYMBOL, multiplier=0.001)

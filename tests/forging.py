@@ -4,8 +4,8 @@ from hashlib import sha256
 
 import msgspec
 
-from fundsvc.core.chain import GENESIS, Entry, link
-from fundsvc.core.records import AdlRecord
+from fundsvc.core.adl.records import AdlRecord
+from fundsvc.core.fund.chain import GENESIS, Entry, link
 
 
 async def unlock(connection):

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from fundsvc.config import Config
+from fundsvc.config.settings import Config
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Event, Fill, Listing, Reason, Rejected
 from fundsvc.core.partition import Partition

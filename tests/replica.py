@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 from conftest import connected, dsn_for
 
-from fundsvc.embedded import EmbeddedServers, _postgres_binary, _postgres_probe
-from fundsvc.server_process import Program, Server, give
+from fundsvc.local.server_process import Program, Server, give
+from fundsvc.local.servers import EmbeddedServers, _postgres_binary, _postgres_probe
 
 PROCESSES = {"replay": "startup", "receiver": "walreceiver"}
 

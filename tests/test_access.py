@@ -11,7 +11,7 @@ from ledgers import fill
 from test_adl_api import world_of
 from tokens import SECRET, bearer, signed, with_secret
 
-from fundsvc.api import server
+from fundsvc.api.http import server
 from fundsvc.core.events import Rate
 
 OPERATIONS = {"/healthz", "/readyz", "/metrics"}

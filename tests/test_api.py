@@ -11,26 +11,26 @@ from ledgers import fill, listing, owned
 from tokens import bearer, with_secret
 from yarl import URL
 
-from fundsvc.api.access import Gate
-from fundsvc.api.appraiser import appraising
-from fundsvc.api.cached import CachedFunds
 from fundsvc.api.contracts import ContractResources
-from fundsvc.api.epochs import StreamEpochs
+from fundsvc.api.fund_cache import CachedFunds
 from fundsvc.api.funds import FundResources
-from fundsvc.api.operations import AWAY, operations_endpoints
-from fundsvc.api.reception import Reception
-from fundsvc.api.server import ServerError, serve
-from fundsvc.api.serving import make_app
-from fundsvc.follower import following
+from fundsvc.api.health import AWAY, operations_endpoints
+from fundsvc.api.http.access import Gate
+from fundsvc.api.http.application import make_app
+from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.server import ServerError, serve
+from fundsvc.api.stream_epochs import StreamEpochs
+from fundsvc.api.valuation_inputs import appraising
 from fundsvc.metrics import Metrics
+from fundsvc.readmodel.adl_books import following
+from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import open_pool
-from fundsvc.store.deleveragings import Deleveragings
-from fundsvc.store.epochs import EpochStore
 from fundsvc.store.reader import Reader
 from fundsvc.store.statistics import Statistics
+from fundsvc.store.stream_epochs import EpochStore
 from fundsvc.streams.client import open_client, stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.tail import tailing
 
 TS = 1_700_000_000_000
 CONTRACTS = "/api/v1/contracts"

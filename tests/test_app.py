@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fundsvc.app import prepared, spare_collector
-from fundsvc.config import Config
+from fundsvc.config.settings import Config
 from fundsvc.store.database import StoreFault
 from fundsvc.store.migrations import check_schema
 from tests.eventually import eventually

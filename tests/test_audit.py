@@ -5,7 +5,7 @@ from commands import fundsvc
 from conftest import with_section
 from ledgers import fill, listing, owned
 
-from fundsvc.audit import DIFFERENCES_MAX, audit_contract
+from fundsvc.cli.tools.audit import DIFFERENCES_MAX, audit_contract
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import known_contracts
 

@@ -12,9 +12,9 @@ from exposed import sample_sum
 from ledgers import fill, listing, owned
 from structlog.testing import capture_logs
 
-from fundsvc.audit import audit_contract
-from fundsvc.auditing import STRETCH_ENTRIES, Auditor
-from fundsvc.config import AuditConfig
+from fundsvc.cli.tools.audit import audit_contract
+from fundsvc.config.settings import AuditConfig
+from fundsvc.engine.audit_loop import STRETCH_ENTRIES, Auditor
 from fundsvc.metrics import Metrics
 from fundsvc.store.audits import audit_progress
 from fundsvc.store.database import open_pool
@@ -68,8 +68,8 @@ async def auditing(config, audit=BUSY, owns=lambda symbol: True):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Stretches of a few entries, looked for all the time."""
-    monkeypatch.setattr("fundsvc.auditing.STRETCH_ENTRIES", 4)
-    monkeypatch.setattr("fundsvc.auditing.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("fundsvc.engine.audit_loop.STRETCH_ENTRIES", 4)
+    monkeypatch.setattr("fundsvc.engine.audit_loop.LOOK_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ async def test_it_sees_what_the_command_sees(config, owner, tamper, statement, s
 
 
 async def test_a_fund_that_alone_is_altered_is_looked_at_again(config, owner, tamper, monkeypatch):
-    monkeypatch.setattr("fundsvc.auditing.RECHECK_SECONDS", 0.05)
+    monkeypatch.setattr("fundsvc.engine.audit_loop.RECHECK_SECONDS", 0.05)
     async with auditing(config) as audit:
         await eventually(lambda: audit.good("ABC"))
         await tamper("UPDATE funds SET outstanding = 7 WHERE symbol = 'ABC'")
@@ -221,8 +221,8 @@ async def test_both_walks_together_take_no_more_than_their_share(monkeypatch, sh
 
     auditor = Auditor(None, AuditConfig(share=share), Metrics(), lambda symbol: True)
     with monkeypatch.context() as patch:
-        patch.setattr("fundsvc.auditing.time.perf_counter", lambda: now)
-        patch.setattr("fundsvc.auditing.asyncio.sleep", rest)
+        patch.setattr("fundsvc.engine.audit_loop.time.perf_counter", lambda: now)
+        patch.setattr("fundsvc.engine.audit_loop.asyncio.sleep", rest)
         for _ in range(3):
             await auditor._paced(work)
     assert 2 * now / (now + sum(rested)) == pytest.approx(share)
@@ -256,7 +256,7 @@ GRANT SELECT ON adl_orders TO fundsvc_service;
 
 
 async def test_what_cannot_be_read_is_said_once_and_once_more_when_it_can(config, owner, owner_connection, monkeypatch):
-    monkeypatch.setattr("fundsvc.auditing.RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr("fundsvc.engine.audit_loop.RECHECK_SECONDS", 0.0)
     await verified(config)
     looks = 0
 
@@ -347,7 +347,7 @@ class TestCost:
 
     @pytest.fixture(autouse=True)
     def as_it_is(self, monkeypatch):
-        monkeypatch.setattr("fundsvc.auditing.STRETCH_ENTRIES", STRETCH_ENTRIES)
+        monkeypatch.setattr("fundsvc.engine.audit_loop.STRETCH_ENTRIES", STRETCH_ENTRIES)
 
     async def test_many_small_ledgers_cost_little_more_than_a_large_one(self, config, monkeypatch):
         async with owned(config) as owner:
@@ -389,7 +389,7 @@ class TestCostOfOpenOrders:
 
     @pytest.fixture(autouse=True)
     def in_parts(self, monkeypatch):
-        monkeypatch.setattr("fundsvc.auditing.STRETCH_ENTRIES", 20)
+        monkeypatch.setattr("fundsvc.engine.audit_loop.STRETCH_ENTRIES", 20)
 
     @pytest.fixture
     async def owner(self, config):
@@ -415,7 +415,7 @@ class TestCostOfOpenOrders:
         return count
 
     async def test_the_command_reads_each_record_once(self, config, owner, rows, monkeypatch):
-        monkeypatch.setattr("fundsvc.audit.STRETCH_ENTRIES", 10)
+        monkeypatch.setattr("fundsvc.cli.tools.audit.STRETCH_ENTRIES", 10)
         before = await rows()
         async with open_pool(config.database.dsn, 1) as pool:
             assert not (await audit_contract(pool, SYMBOL, lambda _: None)).differences
@@ -457,7 +457,7 @@ class TestCostOfOpenOrders:
     async def test_the_row_of_an_open_order_is_compared_though_its_records_are_not_read_again(
         self, config, owner, tamper, monkeypatch, moved
     ):
-        monkeypatch.setattr("fundsvc.auditing.RECHECK_SECONDS", 0.05)
+        monkeypatch.setattr("fundsvc.engine.audit_loop.RECHECK_SECONDS", 0.05)
         async with auditing(config) as audit:
             await eventually(lambda: audit.good(SYMBOL))
             await tamper("UPDATE adl_orders SET account = 'mine' WHERE adl = 7")
@@ -517,7 +517,7 @@ async def test_it_outlives_a_database_that_is_away(config, owner, owner_connecti
 
 
 async def test_a_forged_chart_is_told_and_gone_once_it_is_right_again(config, monkeypatch, owner, owner_connection):
-    monkeypatch.setattr("fundsvc.auditing.ROLLUPS_PACE", 1.0)
+    monkeypatch.setattr("fundsvc.engine.audit_loop.ROLLUPS_PACE", 1.0)
     async with open_pool(config.database.dsn, 1) as pool:
         await condense(pool, 0)
     with capture_logs() as logs:

@@ -12,10 +12,10 @@ from raw import asked
 from served import INGEST, contract, served
 from tokens import bearer, signed
 
-from fundsvc.api.errors import TooLarge
+from fundsvc.api.http.errors import TooLarge
 from fundsvc.api.ingest import read_submission
 from fundsvc.core.events import Rejection
-from fundsvc.wire import EVENTS_PER_MESSAGE_MAX, Contents, Message, decode
+from fundsvc.wire.codec import EVENTS_PER_MESSAGE_MAX, Contents, Message, decode
 
 BOMB = gzip.compress(bytes(100_000_000), 9)
 """A hundred thousand bytes, that would be a thousand times as many."""

@@ -11,17 +11,17 @@ from eventually import eventually
 from ledgers import fill, listing, owned
 from live import serving
 
-from fundsvc.api import cached
+from fundsvc.api import fund_cache
 from fundsvc.api.answers import FundAnswer, fund_answer
-from fundsvc.api.cached import CachedFunds
-from fundsvc.api.errors import NotFound
-from fundsvc.api.parameters import Query
+from fundsvc.api.fund_cache import CachedFunds
+from fundsvc.api.http.errors import NotFound
+from fundsvc.api.http.parameters import Query
 from fundsvc.api.valuation import Valuation
 from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
+from fundsvc.readmodel.ledger_tail import tailing
 from fundsvc.store.database import StoreFault
 from fundsvc.store.statistics import Past
-from fundsvc.tail import tailing
 
 ASKED = Query()
 
@@ -84,15 +84,15 @@ async def test_the_list_is_made_of_funds_that_are_encoded_already(world):
 
 async def test_what_moves_between_entries_is_shown_anew_within_a_second(world, monkeypatch):
     now = 1000.0
-    monkeypatch.setattr(cached.time, "monotonic", lambda: now)
+    monkeypatch.setattr(fund_cache.time, "monotonic", lambda: now)
     monkeypatch.setattr(world.tail, "check", lambda: None)
     await shown(world, "AAA")
     await world.cached.funds(ASKED)
     world.answers.mark = None
-    now += cached.VALUATION_SECONDS / 2
+    now += fund_cache.VALUATION_SECONDS / 2
     await shown(world, "AAA")
     assert len(world.answers.made) == 2
-    now += cached.VALUATION_SECONDS / 2
+    now += fund_cache.VALUATION_SECONDS / 2
     await shown(world, "AAA")
     await world.cached.funds(ASKED)
     assert len(world.answers.made) == 4
@@ -105,7 +105,7 @@ async def test_nothing_is_shown_of_what_is_not_listed(world):
 
 async def test_nothing_is_shown_of_a_ledger_that_was_not_heard_of_lately(config, world, monkeypatch):
     await shown(world, "AAA")
-    monkeypatch.setattr("fundsvc.tail.SILENCE_SECONDS_MAX", -1.0)
+    monkeypatch.setattr("fundsvc.readmodel.ledger_tail.SILENCE_SECONDS_MAX", -1.0)
     for question in (world.cached.fund(ASKED, "AAA"), world.cached.funds(ASKED), world.cached.answers()):
         with pytest.raises(StoreFault):
             await question

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fundsvc.config import Config, ConfigError, load_config
+from fundsvc.config.settings import Config, ConfigError, load_config
 
 EXAMPLE = Path(__file__).parents[1] / "config" / "fundsvc.toml"
 

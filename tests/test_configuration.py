@@ -15,9 +15,9 @@ from msgspec import inspect
 
 from fundsvc import __version__ as fundsvc_version
 from fundsvc.cli.configuration import effective, lines
-from fundsvc.config import Config, ConfigError, load_config
+from fundsvc.config.settings import Config, ConfigError, load_config
+from fundsvc.config.validation import Key, allowed, find, keys, presentable, span, struct_of
 from fundsvc.core.policy import DrawdownGuard
-from fundsvc.tables import Key, allowed, find, keys, presentable, span, struct_of
 
 REFERENCE = Path(__file__).parents[1] / "config" / "fundsvc.toml"
 OUTCOMMENTED = re.compile(r"^# (?=\[|[a-z_]+ += )", re.MULTILINE)

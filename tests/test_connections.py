@@ -11,10 +11,10 @@ from aiohttp import web
 from eventually import eventually
 from raw import asked, raw
 
-from fundsvc.api import connections
-from fundsvc.api.reception import Reception
-from fundsvc.api.server import serve
-from fundsvc.config import HttpConfig
+from fundsvc.api.http import connections
+from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.server import serve
+from fundsvc.config.settings import HttpConfig
 from fundsvc.metrics import Metrics
 
 GET = "GET / HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -24,18 +24,18 @@ import pytest
 from conftest import connected
 from eventually import eventually
 
-from fundsvc.config import CurrencyConfig
+from fundsvc.config.settings import CurrencyConfig
+from fundsvc.core.adl.records import reduced_of
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Position
 from fundsvc.core.numbers import to_units
 from fundsvc.core.partition import Partition
-from fundsvc.core.records import reduced_of
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Holding, Market, step_to_resume
 from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
 from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, last_step
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.streams.announcements import Announcement, Asked
-from fundsvc.wire import Message, decode, encode
+from fundsvc.wire.codec import Message, decode, encode
 
 CURRENCY = CurrencyConfig()
 STEPS = 3 * CYCLE_STEPS

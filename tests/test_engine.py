@@ -16,11 +16,11 @@ from eventually import eventually
 from exposed import sample_sum
 from ledgers import TS, fill, listing
 
-from fundsvc.core.chain import GENESIS, Entry, link
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlFill, Listing, Mark, Position, Rate
+from fundsvc.core.fund.chain import GENESIS, Entry, link
 from fundsvc.core.partition import Partition
-from fundsvc.engine import Engine, NotSettling
+from fundsvc.engine.engine import Engine, NotSettling
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.store.gaps import Gaps
@@ -28,7 +28,7 @@ from fundsvc.streams.announcer import announcement_key
 from fundsvc.streams.client import StreamFault, faults, open_client, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source
-from fundsvc.wire import encode
+from fundsvc.wire.codec import encode
 
 KEY = stream_key(0)
 STOP_SECONDS_MAX = 3.0
@@ -511,7 +511,7 @@ async def test_a_loop_that_is_busy_for_longer_than_a_lease_keeps_it(quick, produ
 
 
 async def test_a_partition_that_takes_no_step_loses_its_lease(quick, producer, ledger, monkeypatch):
-    monkeypatch.setattr("fundsvc.leasing.STANDSTILL_SECONDS", 1.5)
+    monkeypatch.setattr("fundsvc.engine.leases.STANDSTILL_SECONDS", 1.5)
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -908,7 +908,7 @@ async def test_a_row_that_somebody_wrote_costs_the_event_that_meets_it(quick, pr
 @pytest.mark.parametrize("partitions", [2])
 async def test_a_mistake_of_ours_halts_its_partition_alone(quick, producer, ledger, monkeypatch):
     first, other = (next(symbol for symbol in SYMBOLS if partition_of(symbol, 2) == number) for number in range(2))
-    monkeypatch.setattr("fundsvc.session.HALTED_SECONDS_MIN", 0.1)
+    monkeypatch.setattr("fundsvc.engine.session.HALTED_SECONDS_MIN", 0.1)
     broken, mark = asyncio.Event(), Partition._mark
     broken.set()
 

@@ -15,8 +15,8 @@ from test_engine import Running, ledger, producer, quick, running
 
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
-from fundsvc.core.settlement import Fund
 from fundsvc.store.migrations import _config, migrate
 from fundsvc.streams.announcer import announcement_key
 from fundsvc.streams.client import open_client

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from fundsvc.exclusive import Exclusive, one_thread
+from fundsvc.concurrency.exclusive import Exclusive, one_thread
 
 
 @pytest.mark.parametrize("is_long", [False, True])

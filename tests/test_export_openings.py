@@ -9,9 +9,9 @@ from conftest import with_section
 from ledgers import fill, listing, owned
 from test_verify_export import PATH, verify
 
-from fundsvc.audit import audit_contract
+from fundsvc.cli.tools.audit import audit_contract
+from fundsvc.cli.tools.export import export_rows
 from fundsvc.core.commitment import secrets_of
-from fundsvc.export import export_rows
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import open_ledger
 

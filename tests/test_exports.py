@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from ledgers import fill, listing, owned
 
-from fundsvc.audit import audit_contract
-from fundsvc.export import export_rows
+from fundsvc.cli.tools.audit import audit_contract
+from fundsvc.cli.tools.export import export_rows
 from fundsvc.store import exports
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import known_contracts, open_ledger

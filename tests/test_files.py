@@ -12,7 +12,7 @@ from raw import raw
 
 ASK = """
 import resource, sys
-from fundsvc.files import files_for
+from fundsvc.local.open_files import files_for
 soft, hard, clients, own = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 print(files_for(clients, own), *resource.getrlimit(resource.RLIMIT_NOFILE))

@@ -27,12 +27,12 @@ from test_engine import Running, running, stopped
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import Fill, Position
 from fundsvc.core.partition import Partition
-from fundsvc.follower import Follower, NotFollowed, following
 from fundsvc.metrics import Metrics
+from fundsvc.readmodel.adl_books import Follower, NotFollowed, following
 from fundsvc.store.database import StoreFault, open_pool
 from fundsvc.streams.client import StreamFault, open_client, stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.wire import encode
+from fundsvc.wire.codec import encode
 
 CONTRACT = contract_of(LISTING.contract, {"USDT": 8}, 10)
 
@@ -366,7 +366,7 @@ async def test_finer_prices_than_the_terms_known_here_load_the_books_anew(config
 
 
 async def test_a_mistake_of_ours_in_following_ends_nothing(config, producer, client, pool, monkeypatch):
-    monkeypatch.setattr("fundsvc.follower.MISTAKE_SECONDS", 0.1)
+    monkeypatch.setattr("fundsvc.readmodel.adl_books.MISTAKE_SECONDS", 0.1)
     quick = with_section(config, "http", book_seconds=0.05)
     async with running(config), following(quick, pool, client, Metrics()) as follower:
         await producer.append(BEGINNING)

@@ -5,7 +5,7 @@ import pytest
 from forging import seal, unlock
 from test_tampering import SYMBOL, differences, ledger  # noqa: F401 - a fixture
 
-from fundsvc.core.records import OrderBody, Reduced
+from fundsvc.core.adl.records import OrderBody, Reduced
 
 ENTRIES = {
     "a larger refund": "UPDATE entries SET change = change + 5, balance = balance + 5 WHERE kind = 'refund'",

@@ -17,11 +17,11 @@ from yarl import URL
 
 from fundsvc.api.answers import EntryAnswer
 from fundsvc.api.funds import STREAMED_ENTRIES, FundResources
-from fundsvc.api.reception import Reception
-from fundsvc.api.server import serve
-from fundsvc.api.serving import make_app
-from fundsvc.core.chain import GENESIS
+from fundsvc.api.http.application import make_app
+from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.server import serve
 from fundsvc.core.events import Fill, Mark, Rate
+from fundsvc.core.fund.chain import GENESIS
 from fundsvc.metrics import Metrics
 from fundsvc.store.reader import Reader
 

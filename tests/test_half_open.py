@@ -12,7 +12,7 @@ from ledgers import listing
 from tcp_proxy import proxied
 from test_engine import STOP_SECONDS_MAX, fills, ledger, producer, running, settled  # noqa: F401 - fixtures
 
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.database import StoreFault, lent, open_pool
 from fundsvc.store.reader import fetch
 from fundsvc.streams.client import stream_key
@@ -68,7 +68,7 @@ async def test_half_open_connections_of_the_pool_do_not_delay_settling(config, p
 
 
 async def test_a_partition_whose_stream_one_host_does_not_reach_goes_to_another(config, proxies, producer, ledger, monkeypatch):
-    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 5.0)
+    monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 5.0)
     async with running(through(config, proxies)) as cut_off:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -81,7 +81,7 @@ async def test_a_partition_whose_stream_one_host_does_not_reach_goes_to_another(
 
 
 async def test_an_engine_alone_keeps_a_partition_that_fails(config, proxies, producer, ledger, monkeypatch):
-    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 1.0)
+    monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 1.0)
     async with running(through(config, proxies)):
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -95,7 +95,7 @@ async def test_an_engine_alone_keeps_a_partition_that_fails(config, proxies, pro
 
 
 async def test_a_partition_that_waits_for_an_operator_is_kept(config, producer, ledger, monkeypatch):
-    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 3.0)
+    monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 3.0)
     async with running(config) as first:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -116,7 +116,7 @@ async def test_a_partition_that_waits_for_an_operator_is_kept(config, producer, 
 
 
 async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
-    monkeypatch.setattr("fundsvc.leasing.FAILING_SECONDS", 1.5)
+    monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 1.5)
     async with running(config) as first:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)

@@ -5,7 +5,7 @@ import pytest
 from playwright.async_api import expect
 from test_page import Window, browser, config, needs_browser, producer, url  # noqa: F401 - fixtures
 
-from fundsvc.api.handbook import CHAPTERS, chapters
+from fundsvc.api.docs.handbook import CHAPTERS, chapters
 
 
 def anchors_of(chapter):

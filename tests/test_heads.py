@@ -12,7 +12,7 @@ from forging import seal, unlock
 from ledgers import fill, listing, owned
 from served import served
 
-from fundsvc.heads import FILE_PATTERN, Head, keep_heads, read_heads
+from fundsvc.engine.heads import FILE_PATTERN, Head, keep_heads, read_heads
 from fundsvc.store.database import StoreFault, open_pool
 
 

@@ -5,14 +5,14 @@ import random
 import pytest
 
 from fundsvc.core.batch import Offset
-from fundsvc.core.chain import Entry
 from fundsvc.core.events import Event, Fill, Listing, Rejected, Rejection
+from fundsvc.core.fund.chain import Entry
+from fundsvc.core.fund.verification import Replay
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
-from fundsvc.core.replay import Replay
 from fundsvc.store.leases import open_leases
 from fundsvc.store.writer import contract_from, open_writer
-from fundsvc.wire import Contents, Message, decode, encode
+from fundsvc.wire.codec import Contents, Message, decode, encode
 from tests.fuzz.messages import TOKENS
 
 CONTRACT = {"symbol": "S1", "settleCurrency": "USDT", "multiplier": "0.001", "isInverse": False, "list": ["a", 1.5, None]}

@@ -15,22 +15,22 @@ from structlog.testing import capture_logs
 from test_engine import running
 from tokens import bearer, with_secret
 
-from fundsvc.api.access import Gate
 from fundsvc.api.contracts import ContractResources
-from fundsvc.api.epochs import StreamEpochs
+from fundsvc.api.http.access import Gate
+from fundsvc.api.http.application import make_app
+from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.server import serve
 from fundsvc.api.ingest import Ingest
-from fundsvc.api.reception import Reception
-from fundsvc.api.server import serve
-from fundsvc.api.serving import make_app
+from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Position, Rate
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
-from fundsvc.store.epochs import EpochStore
 from fundsvc.store.reader import Reader
+from fundsvc.store.stream_epochs import EpochStore
 from fundsvc.streams.client import StreamFault, open_client, stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.wire import encode
+from fundsvc.wire.codec import encode
 
 JSON, NDJSON, MSGPACK = "application/json", "application/x-ndjson", "application/msgpack"
 PATH = "/api/v1/ingest/events"

@@ -12,7 +12,7 @@ from ledgers import listing, owned
 from live import BALANCE, ENTRY, serving
 from tokens import bearer, with_secret
 
-from fundsvc.api.integers import integers_as_strings
+from fundsvc.api.http.big_integers import integers_as_strings
 from fundsvc.core.events import Fill, Mark, Position
 
 SEQ, LOTS = 1765416983918000123, 9007199254740993

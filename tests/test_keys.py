@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from served import contract, fill, served
 from tokens import bearer
 
-from fundsvc.api.tokens import read_keys
-from fundsvc.config import ConfigError
+from fundsvc.api.http.tokens import read_keys
+from fundsvc.config.settings import ConfigError
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Listing, Mark, Position, Rate, Reason, Rejection, Snapshot
-from fundsvc.keys import RepeatedKey, check_keys, decode_json, may_repeat
-from fundsvc.wire import Message, decode, encode
+from fundsvc.wire.codec import Message, decode, encode
+from fundsvc.wire.duplicate_keys import RepeatedKey, check_keys, decode_json, may_repeat
 
 EVENTS = [
     Fill("S", 1, "sell", 1, "2", "1", 5),

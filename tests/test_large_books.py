@@ -19,15 +19,15 @@ from tokens import bearer, with_secret
 from watchdog import watched
 
 from fundsvc.app import spare_collector
+from fundsvc.core.adl.book import Book, SavedBook, SavedSide
 from fundsvc.core.batch import KeptBook
-from fundsvc.core.book import Book, SavedBook, SavedSide
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.store.writer import STREAM_START, encode_book
 from fundsvc.streams.client import stream_key
 from fundsvc.streams.source import id_order
-from fundsvc.wire import encode
+from fundsvc.wire.codec import encode
 
 HOLD_MS_MAX = 50
 """Five times loop_ms_max, for a crowded machine."""

@@ -8,14 +8,14 @@ import pytest
 from aiohttp import web
 from tokens import SECRET, bearer
 
-from fundsvc.api import limits
-from fundsvc.api.access import Gate, for_roles
-from fundsvc.api.clients import client_address
-from fundsvc.api.errors import BadParameter
-from fundsvc.api.limits import Window
-from fundsvc.api.reception import Reception
-from fundsvc.api.server import serve
-from fundsvc.config import HttpConfig, TokenConfig
+from fundsvc.api.http import rate_limits
+from fundsvc.api.http.access import Gate, for_roles
+from fundsvc.api.http.client_address import client_address
+from fundsvc.api.http.errors import BadParameter
+from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.rate_limits import Window
+from fundsvc.api.http.server import serve
+from fundsvc.config.settings import HttpConfig, TokenConfig
 from fundsvc.metrics import Metrics
 
 HOUR = 3600.0
@@ -26,7 +26,7 @@ EXPOSED = {"gw-ratelimit-limit", "gw-ratelimit-remaining", "gw-ratelimit-reset",
 def clock(monkeypatch):
     """A clock that a test moves."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -55,7 +55,7 @@ def test_an_amount_is_granted_whole_or_not_at_all(clock):
 
 
 def test_clients_are_told_apart_up_to_a_bound(clock, monkeypatch):
-    monkeypatch.setattr(limits, "CLIENTS_MAX", 3)
+    monkeypatch.setattr(rate_limits, "CLIENTS_MAX", 3)
     window = Window(2, 30)
     assert [took(window, name) for name in "abc"] == [(True, 1)] * 3
     assert [took(window, name) for name in "defab"] == [(True, 1), (True, 0), (False, 0), (True, 0), (True, 0)]

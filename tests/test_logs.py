@@ -25,11 +25,11 @@ from live import serving
 from test_engine import running, stopped
 from tokens import bearer, with_secret
 
-from fundsvc.api.endpoints import Endpoint
-from fundsvc.api.reception import Reception
-from fundsvc.api.server import serve
-from fundsvc.api.serving import make_app
-from fundsvc.config import LogConfig
+from fundsvc.api.http.application import make_app
+from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.routes import Endpoint
+from fundsvc.api.http.server import serve
+from fundsvc.config.settings import LogConfig
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Reason, Rejected
 from fundsvc.core.partition import Partition

@@ -12,7 +12,7 @@ from test_ingest import world_of
 from tokens import bearer
 
 from fundsvc.streams.client import stream_key
-from fundsvc.wire import encode
+from fundsvc.wire.codec import encode
 
 KEY = stream_key(0)
 FILLS = 1500

@@ -20,10 +20,10 @@ from ledgers import fill, listing
 from prometheus_client.parser import text_string_to_metric_families
 
 from fundsvc.app import http_side
-from fundsvc.core.adl import AdlOrder
+from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.contracts import Contract
-from fundsvc.core.settlement import Fund
-from fundsvc.engine import Engine
+from fundsvc.core.fund.settlement import Fund
+from fundsvc.engine.engine import Engine
 from fundsvc.metrics import Metrics
 from fundsvc.metrics.exposition import Family, exposition, labels_text
 from fundsvc.store.database import open_pool

@@ -11,7 +11,7 @@ from ledgers import listing, owned
 from live import serving
 from multidict import CIMultiDict
 
-from fundsvc.api.packing import takes_packed
+from fundsvc.api.http.compression import takes_packed
 
 PLAIN = (
     "",

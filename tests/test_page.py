@@ -21,13 +21,13 @@ from playwright.async_api import async_playwright, expect
 from test_engine import running
 from tokens import signed, with_secret
 
-from fundsvc.api import appraiser
+from fundsvc.api import valuation_inputs
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import AdlFill, Fill, Mark, Position, Rate
-from fundsvc.core.fullness import Target, TargetPolicy
-from fundsvc.core.targets import Deficits, size_by_deficits
+from fundsvc.core.fund.fullness import Target, TargetPolicy
+from fundsvc.core.fund.target_sizing import Deficits, size_by_deficits
 from fundsvc.store.database import open_pool
-from fundsvc.store.targets import Targets
+from fundsvc.store.target_sizes import Targets
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
@@ -210,7 +210,7 @@ async def test_amounts_are_what_the_api_says_to_the_last_digit(open_window, prod
 @pytest.fixture
 def frequent(monkeypatch):
     """Looks for targets all the time; must be asked for before the service is."""
-    monkeypatch.setattr(appraiser, "STATISTICS_SECONDS", 0.05)
+    monkeypatch.setattr(valuation_inputs, "STATISTICS_SECONDS", 0.05)
 
 
 @needs_browser

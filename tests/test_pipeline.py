@@ -9,15 +9,15 @@ import pytest
 from eventually import eventually
 from ledgers import fill, listing
 
+from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.batch import Offset, Place
 from fundsvc.core.events import Mark, Position, Rate, Reason
+from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied, Facts, content_of_entry
-from fundsvc.core.settlement import Fund, FundState
-from fundsvc.exclusive import Exclusive
-from fundsvc.pipeline import BatchBound, Pipeline, Reading
+from fundsvc.engine.pipeline import BatchBound, Pipeline, Reading
 from fundsvc.store.rows import copy_rows
-from fundsvc.wire import Message, encode
+from fundsvc.wire.codec import Message, encode
 
 SEEDS = 400
 ROWS_MAX = 7

@@ -8,7 +8,7 @@ from eventually import eventually
 from served import contract, fill, now_ms, restarted, served
 from structlog.testing import capture_logs
 
-from fundsvc.config import PolicyConfig
+from fundsvc.config.settings import PolicyConfig
 from fundsvc.core.policy import DrawdownGuard, Policies, Policy
 from fundsvc.store.policies import policies_body, policies_from
 

@@ -14,8 +14,8 @@ from test_adl_api import config, world_of  # noqa: F401 - a fixture
 from test_engine import running
 from tokens import bearer
 
-from fundsvc.core.chain import Entry, link
 from fundsvc.core.events import AdlFill, Fill, Position
+from fundsvc.core.fund.chain import Entry, link
 
 LEDGER_SECRET = "a ledger secret of tests that is long enough"
 ACCOUNTS = [f"holder-{number}" for number in range(12)]

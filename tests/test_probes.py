@@ -16,7 +16,7 @@ from test_adl_api import ADL, world_of
 from test_fund_api import small_socket
 from tokens import SECRET, bearer
 
-from fundsvc.api.operations import AWAY
+from fundsvc.api.health import AWAY
 from fundsvc.core.events import Position
 
 FUNDS = "/api/v1/insurance-fund"
@@ -173,7 +173,7 @@ async def is_exported(service):
 
 
 async def test_an_export_that_nobody_reads_ends(config, ledger, monkeypatch):
-    monkeypatch.setattr("fundsvc.api.exporting.WRITE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr("fundsvc.api.exports.WRITE_SECONDS_MAX", 0.3)
     monkeypatch.setattr("fundsvc.api.funds.csv_rows", lambda entries: b"x" * 10_000_000)
     async with serving(with_section(config, "http", exports_max=1)) as service:
         await eventually(lambda: is_shown(service))
@@ -217,7 +217,7 @@ async def test_an_export_counts_as_the_pages_that_it_reads(config, ledger):
 
 
 async def test_a_preview_counts_by_the_positions_that_it_ranks(config, monkeypatch):
-    monkeypatch.setattr("fundsvc.api.deleveraging.POSITIONS_PER_REQUEST", 1)
+    monkeypatch.setattr("fundsvc.api.adl.POSITIONS_PER_REQUEST", 1)
     config = with_section(config, "http", book_seconds=0.05)
     async with world_of(config) as world:
         await world.send(*BEGINNING)

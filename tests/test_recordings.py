@@ -13,9 +13,9 @@ from commands import engine_process, fundsvc, program
 from conftest import connected
 from eventually import eventually
 
+from fundsvc.cli.tools.recordings import RecordingError, read_contracts, read_recording
 from fundsvc.core.events import Fill, Listing, Rate
 from fundsvc.core.partition import Partition
-from fundsvc.recordings import RecordingError, read_contracts, read_recording
 from fundsvc.streams.client import open_client
 from fundsvc.streams.source import Source
 

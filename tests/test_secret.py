@@ -9,9 +9,9 @@ from commands import fundsvc
 from conftest import with_section
 from tokens import SECRET
 
-from fundsvc.api.tokens import Caller, Tokens
-from fundsvc.config import Config, ConfigError, DatabaseConfig, DataConfig, LedgerConfig, StreamConfig, TokenConfig
-from fundsvc.secret import LEDGER_FILE, SECRET_FILE, kept_secret, with_ledger_secret, with_secret
+from fundsvc.api.http.tokens import Caller, Tokens
+from fundsvc.config.settings import Config, ConfigError, DatabaseConfig, DataConfig, LedgerConfig, StreamConfig, TokenConfig
+from fundsvc.local.token_secret import LEDGER_FILE, SECRET_FILE, kept_secret, with_ledger_secret, with_secret
 
 
 def of_directory(directory):

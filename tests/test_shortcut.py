@@ -9,10 +9,10 @@ from conftest import with_section
 from ledgers import fill, listing, owned
 from live import serving
 
-from fundsvc.api.reception import Reception
-from fundsvc.api.server import serve
-from fundsvc.api.serving import Encoded
-from fundsvc.api.shortcut import Shortcut
+from fundsvc.api.http.application import Encoded
+from fundsvc.api.http.fast_path import Shortcut
+from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.server import serve
 from fundsvc.metrics import Metrics
 
 FUND = "/api/v1/insurance-fund/AAA"
@@ -87,7 +87,7 @@ async def test_both_ways_are_limited_together(config):
 
 @pytest.mark.parametrize("path", [FUND, LONG])
 async def test_both_ways_refuse_what_was_not_heard_of_lately(service, monkeypatch, path):
-    monkeypatch.setattr("fundsvc.tail.SILENCE_SECONDS_MAX", -1.0)
+    monkeypatch.setattr("fundsvc.readmodel.ledger_tail.SILENCE_SECONDS_MAX", -1.0)
     status, body, headers = await ask(service, path)
     assert (status, headers["retry-after"]) == (503, "1")
     assert b"503000" in body

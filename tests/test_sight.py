@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.api.sight import OPERATOR, PUBLIC, Sight, rough, rough_total, sight_of
-from fundsvc.api.tokens import Caller
+from fundsvc.api.http.tokens import Caller
+from fundsvc.api.visibility import OPERATOR, PUBLIC, Sight, rough, rough_total, sight_of
 
 
 @pytest.mark.parametrize(

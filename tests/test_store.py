@@ -10,10 +10,10 @@ from eventually import eventually
 from ledgers import fill, listing
 
 import fundsvc
+from fundsvc.core.adl.book import ROWS_PER_PART, SavedBook, SavedSide
 from fundsvc.core.batch import Offset, RateState
-from fundsvc.core.book import ROWS_PER_PART, SavedBook, SavedSide
-from fundsvc.core.chain import GENESIS, Entry
 from fundsvc.core.events import Rate, Reason, Rejected
+from fundsvc.core.fund.chain import GENESIS, Entry
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied

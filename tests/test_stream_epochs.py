@@ -13,7 +13,7 @@ from test_streams import answer, free_port, valkey
 from tokens import bearer
 
 from fundsvc.streams.client import StreamFault, faults
-from fundsvc.wire import encode
+from fundsvc.wire.codec import encode
 
 
 class Stream:

@@ -15,14 +15,14 @@ from ledgers import fill, listing
 from redis.exceptions import DataError, ResponseError
 from tcp_proxy import proxied
 
-from fundsvc.config import StreamConfig
+from fundsvc.config.settings import StreamConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Mark, Rate
-from fundsvc.embedded import _valkey_binary
+from fundsvc.local.servers import _valkey_binary
 from fundsvc.streams.client import StreamFault, faults, open_client, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import EMPTY, Source, StreamState, id_order
-from fundsvc.wire import Message, decode
+from fundsvc.wire.codec import Message, decode
 
 FILLS = [fill("AAA", seq, seq) for seq in range(1, 251)]
 KEY = stream_key(0)

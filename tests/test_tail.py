@@ -12,11 +12,11 @@ from structlog.testing import capture_logs
 from test_engine import running, stopped
 
 from fundsvc.metrics import Metrics
-from fundsvc.store import tailing as tailing_statements
+from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.store import tail_queries
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
-from fundsvc.tail import tailing
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def test_a_contract_that_is_listed_anew_is_shown_anew(config):
 
 
 async def test_entries_of_followed_contracts_are_told_once_each_in_order(config, monkeypatch):
-    monkeypatch.setattr("fundsvc.tail.ENTRIES_PER_STEP_MAX", 7)  # pages end anywhere
+    monkeypatch.setattr("fundsvc.readmodel.ledger_tail.ENTRIES_PER_STEP_MAX", 7)  # pages end anywhere
     chance = random.Random(11)
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle([listing("AAA"), listing("BBB"), *(fill("AAA", seq, 1) for seq in range(1, 11))])
@@ -135,7 +135,7 @@ async def test_orders_are_told_when_they_begin_advance_and_end(config):
 
 
 async def test_it_goes_on_without_a_gap_after_the_database_was_away_and_says_so_once(config, servers, monkeypatch):
-    monkeypatch.setattr("fundsvc.tail.SILENCE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr("fundsvc.readmodel.ledger_tail.SILENCE_SECONDS_MAX", 0.3)
     async with settling(config) as producer, heard(config) as seen:
         await producer.append([listing("AAA"), fill("AAA", 1, 1)])
         await seen.reaches("AAA", 1)
@@ -164,8 +164,8 @@ async def test_nothing_is_told_by_a_look_that_fails(config, monkeypatch):
     chance = random.Random(5)
     async with owned(config) as owner, heard(config) as seen:
         for name in ("offsets", "places", "stands", "entries", "orders"):
-            monkeypatch.setattr(f"fundsvc.tail.{name}", failing(name, chance))
-        monkeypatch.setattr("fundsvc.tail.RETRY_SECONDS", 0.001)
+            monkeypatch.setattr(f"fundsvc.readmodel.ledger_tail.{name}", failing(name, chance))
+        monkeypatch.setattr("fundsvc.readmodel.ledger_tail.RETRY_SECONDS", 0.001)
         await owner.settle([listing("AAA")])
         await seen.reaches("AAA", 0)
         seen.tail.follow("AAA")
@@ -178,7 +178,7 @@ async def test_nothing_is_told_by_a_look_that_fails(config, monkeypatch):
 
 
 def failing(name, chance):
-    work = getattr(tailing_statements, name)
+    work = getattr(tail_queries, name)
 
     async def sometimes(*arguments):
         if chance.random() < 0.3:
@@ -195,11 +195,11 @@ async def test_a_look_reads_the_funds_that_changed_and_no_others(config, monkeyp
     read = []
 
     async def places(*arguments):
-        found = await tailing_statements.places(*arguments)
+        found = await tail_queries.places(*arguments)
         read.append(sorted(found))
         return found
 
-    monkeypatch.setattr("fundsvc.tail.places", places)
+    monkeypatch.setattr("fundsvc.readmodel.ledger_tail.places", places)
     symbols = [f"M{number:02d}" for number in range(40)]
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle(listing(symbol) for symbol in symbols)

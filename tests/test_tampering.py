@@ -10,7 +10,7 @@ import json
 import pytest
 from ledgers import fill, listing, owned
 
-from fundsvc.audit import audit_contract
+from fundsvc.cli.tools.audit import audit_contract
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position
 from fundsvc.core.policy import DrawdownGuard, Policies, Policy
 from fundsvc.store.database import open_pool

@@ -13,19 +13,19 @@ from ledgers import clocked, fill, listing, owned, restamp
 from live import serving
 from test_engine import running
 
-from fundsvc.config import TargetConfig
+from fundsvc.concurrency.exclusive import Exclusive
+from fundsvc.config.settings import TargetConfig
 from fundsvc.core.events import AdlEnd, Mark, Position
-from fundsvc.core.fullness import Target, TargetPolicy
+from fundsvc.core.fund.fullness import Target, TargetPolicy
+from fundsvc.core.fund.target_sizing import Deficits, quantile_rank
 from fundsvc.core.policy import Policy
-from fundsvc.core.targets import Deficits, quantile_rank
-from fundsvc.exclusive import Exclusive
+from fundsvc.engine.target_sizing import Targeting
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
-from fundsvc.store.targets import Targets
+from fundsvc.store.target_sizes import Targets
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
-from fundsvc.targeting import Targeting
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS

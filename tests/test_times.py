@@ -6,7 +6,7 @@ from conftest import with_section
 from served import contract, fill, now_ms, served
 from structlog.testing import capture_logs
 
-from fundsvc.config import PolicyConfig
+from fundsvc.config.settings import PolicyConfig
 from fundsvc.core.policy import DrawdownGuard, Policy
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000

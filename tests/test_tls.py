@@ -8,8 +8,8 @@ from aiohttp import WSMsgType, web
 from certificates import make_certificate
 from commands import fundsvc
 
-from fundsvc.api.server import serve, tls_context
-from fundsvc.config import ConfigError
+from fundsvc.api.http.server import serve, tls_context
+from fundsvc.config.settings import ConfigError
 
 
 async def echo(request):

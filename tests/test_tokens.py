@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from tokens import AUDIENCE, SECRET, signed
 
-from fundsvc.api.errors import Problem, StaleToken, WrongToken
-from fundsvc.api.tokens import Caller, KeyFile, Tokens, mint
-from fundsvc.config import ConfigError, TokenConfig
+from fundsvc.api.http.errors import Problem, StaleToken, WrongToken
+from fundsvc.api.http.tokens import Caller, KeyFile, Tokens, mint
+from fundsvc.config.settings import ConfigError, TokenConfig
 
 RSA = rsa.generate_private_key(65537, 2048)
 CURVE = ec.generate_private_key(ec.SECP256R1())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fundsvc.api.answers import fund_answer
 from fundsvc.api.valuation import Past, Valuation
 from fundsvc.core.contracts import Contract
-from fundsvc.core.fullness import Target
+from fundsvc.core.fund.fullness import Target
 from fundsvc.core.policy import Policy
 from fundsvc.store.reader import FundRow
 

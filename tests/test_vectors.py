@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fundsvc.vectors import Difference, Outcome, VectorError, read_vector, run_vector
+from fundsvc.cli.tools.vectors import Difference, Outcome, VectorError, read_vector, run_vector
 
 DIRECTORY = Path(__file__).parent / "vectors"
 SHARED = Path(__file__).parents[2] / "shared" / "vectors"

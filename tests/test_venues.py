@@ -14,8 +14,8 @@ from tokens import bearer
 from fundsvc.api.venues import gate, okx
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.store.database import SQL, open_pool
-from fundsvc.store.histories import DAY_MS, DayRow, Histories
 from fundsvc.store.rollups import condense
+from fundsvc.store.venue_histories import DAY_MS, DayRow, Histories
 
 VENUES = ("binance", "bybit", "gate", "okx")
 OKX = "/api/v5/public/insurance-fund"

@@ -15,9 +15,9 @@ from commands import Done, fundsvc, program
 from escalations import BEGINNING, SYMBOL, ended, executed, mark, position, shortfall
 from ledgers import listing, owned
 
-from fundsvc.core import adl as adl_module
-from fundsvc.core.records import AdlRecord, OrderBody, Reduced, link_record, reduced_body
-from fundsvc.export import COLUMNS, export_rows
+from fundsvc.cli.tools.export import COLUMNS, export_rows
+from fundsvc.core.adl import order
+from fundsvc.core.adl.records import AdlRecord, OrderBody, Reduced, link_record, reduced_body
 from fundsvc.store import exports
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import open_ledger
@@ -30,7 +30,7 @@ SourceFileLoader(SCRIPT.__name__, str(PATH)).exec_module(SCRIPT)
 @pytest.fixture
 async def rows(config, monkeypatch):
     """A ledger with everything: surpluses, a round in parts, rounds that fail, a refund, an end, a cover, an order open."""
-    monkeypatch.setattr(adl_module, "POSITIONS_PER_RECORD_MAX", 2)
+    monkeypatch.setattr(order, "POSITIONS_PER_RECORD_MAX", 2)
     monkeypatch.setattr(exports, "ROWS_PER_PAGE", 3)
     monkeypatch.setattr(exports, "RECORDS_PER_PAGE", 2)
     async with owned(config) as owner:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from served import served
 
 from fundsvc.cli.running import Terminal
-from fundsvc.config import LogConfig
+from fundsvc.config.settings import LogConfig
 from fundsvc.logs import configure_logs
-from fundsvc.visible import visible, visible_json
+from fundsvc.logs.escaping import visible, visible_json
 
 HOSTILE = {
     "turned": "a\u202eb",

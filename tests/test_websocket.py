@@ -12,7 +12,8 @@ from ledgers import fill, listing, owned
 from live import BALANCE, ENTRY, ORDER, POSITION, serving
 from tokens import SECRET, signed
 
-from fundsvc.api.websocket import bullet, connection, entries
+from fundsvc.api.websocket import connection, entries
+from fundsvc.api.websocket import endpoints
 
 
 @pytest.fixture
@@ -75,10 +76,10 @@ async def test_nobody_connects_without_a_connection_token_of_these_days(service,
         case "access token":
             wrong = signed("trader", account="anna")
         case "late":
-            monkeypatch.setattr(bullet, "TOKEN_SECONDS", -60)
+            monkeypatch.setattr(endpoints, "TOKEN_SECONDS", -60)
             wrong = (await service.bullet())["token"]
         case "another key":
-            claims = {"aud": bullet.AUDIENCE, "exp": int(time.time()) + 60, "account": "anna"}
+            claims = {"aud": endpoints.AUDIENCE, "exp": int(time.time()) + 60, "account": "anna"}
             wrong = jwt.encode(claims, "k" * 32, "HS256")
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await service.http.ws_connect("/ws", params={"token": wrong})
@@ -205,7 +206,7 @@ async def test_whoever_says_too_much_is_closed(service):
 
 async def test_whoever_says_something_too_long_is_closed(service):
     async with service.connected() as client:
-        await client.say(id="1", type="subscribe", topic="x" * bullet.MESSAGE_BYTES_MAX)
+        await client.say(id="1", type="subscribe", topic="x" * endpoints.MESSAGE_BYTES_MAX)
         code, _ = await client.closed()
         assert code == 1009
 
@@ -213,7 +214,7 @@ async def test_whoever_says_something_too_long_is_closed(service):
 UNSUPPORTED = (1003, "binary frames are not read: send each message as a text frame of JSON")
 
 
-@pytest.mark.parametrize("body", [b"", b"\xff\x00", b'{"id":"1","type":"ping"}', b"x" * (bullet.MESSAGE_BYTES_MAX - 1)])
+@pytest.mark.parametrize("body", [b"", b"\xff\x00", b'{"id":"1","type":"ping"}', b"x" * (endpoints.MESSAGE_BYTES_MAX - 1)])
 async def test_a_binary_frame_closes_the_connection_with_the_reason(service, body):
     async with service.connected() as client:
         await client.subscribe(f"{ORDER}:AAA")

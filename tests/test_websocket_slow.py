@@ -76,7 +76,7 @@ async def test_a_client_that_does_not_read_its_entries_is_closed_with_a_reason_a
 
 
 async def test_a_client_that_never_reads_again_is_cut_off(service, ledger, monkeypatch):
-    monkeypatch.setattr("fundsvc.api.websocket.client.CLOSE_SECONDS_MAX", 0.2)
+    monkeypatch.setattr("fundsvc.api.websocket.subscriber.CLOSE_SECONDS_MAX", 0.2)
     symbol = SYMBOLS[0]
     async with sleeping(service, {"id": "s", "type": "subscribe", "topic": f"{ENTRY}:{symbol}"}):
         settled = 0

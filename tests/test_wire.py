@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Mark, Position, Rate, Reason, Rejection
 from fundsvc.core.partition import Partition
-from fundsvc.wire import EVENT_BYTES_MAX, EVENTS_PER_MESSAGE_MAX, RUN_EVENTS, Contents, Message, decode, encode, excerpt
+from fundsvc.wire.codec import EVENT_BYTES_MAX, EVENTS_PER_MESSAGE_MAX, RUN_EVENTS, Contents, Message, decode, encode, excerpt
 
 FILL = Fill("XBTUSDTM", 7, "sell", 1000, "39100", "39000.5", 1_765_416_983_918, "t", "o", "a")
 EVENTS = [

@@ -9,16 +9,16 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, milliseconds
-from fundsvc.api.sight import OPERATOR, Sight, rough, rough_or_none, rough_total
-from fundsvc.core.adl import AdlOrder, Reduced, RoundTerms, State
-from fundsvc.core.book import Leg
+from fundsvc.api.visibility import OPERATOR, Sight, rough, rough_or_none, rough_total
+from fundsvc.core.adl.book import Leg
+from fundsvc.core.adl.order import AdlOrder, Reduced, RoundTerms, State
+from fundsvc.core.adl.preview import Preview
+from fundsvc.core.adl.queue import Section, joined_sections, pooled
+from fundsvc.core.adl.valuation import Rank, SideName, Standing, Valuation
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
-from fundsvc.core.preview import Preview
-from fundsvc.core.queue import Section, joined_sections, pooled
-from fundsvc.core.valuation import Rank, SideName, Standing, Valuation
-from fundsvc.follower import BookView, Follower, Queue
-from fundsvc.store.deleveragings import AllocationRow, DeleveragedRow, Deleveragings, OrderRow, RoundRow, allocation_rows
+from fundsvc.readmodel.adl_books import BookView, Follower, Queue
+from fundsvc.store.adl import AllocationRow, DeleveragedRow, Deleveragings, OrderRow, RoundRow, allocation_rows
 
 ALLOCATIONS_MAX = 100
 """Shown of each round: with a pro-rata policy it may ask everybody. Its totals are of all."""

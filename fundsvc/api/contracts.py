@@ -6,10 +6,10 @@ from collections.abc import Callable
 import msgspec
 
 from fundsvc.api.answers import ContractAnswer, ContractCursor, CursorAnswer, PartitionCursor, contract_answer
-from fundsvc.api.epochs import StreamEpochs, poster_name
-from fundsvc.api.parameters import CursorQuery, Query
-from fundsvc.api.serving import Route, listed
-from fundsvc.api.tokens import Caller
+from fundsvc.api.http.application import Route, listed
+from fundsvc.api.http.parameters import CursorQuery, Query
+from fundsvc.api.http.tokens import Caller
+from fundsvc.api.stream_epochs import StreamEpochs, poster_name
 from fundsvc.store.reader import Reader
 
 

@@ -8,28 +8,28 @@ import structlog
 from aiohttp import hdrs, web
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.access import ACCOUNT_READERS
 from fundsvc.api.adl_answers import order_answers
 from fundsvc.api.answers import EntryAnswer, FundAnswer, Page, entry_answer, fund_answer
-from fundsvc.api.appraiser import Appraiser
 from fundsvc.api.csv_rows import CSV, HEADER, csv_rows
-from fundsvc.api.endpoints import Endpoint, Media
-from fundsvc.api.errors import NotFound
-from fundsvc.api.exporting import Exports, write
+from fundsvc.api.exports import Exports, write
 from fundsvc.api.fund_answers import Candle, LinkAnswer, StandingAnswer, SummaryAnswer, candles, standing_answer, summary_answer
-from fundsvc.api.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
-from fundsvc.api.serving import Route, asked, fund_of, listed
-from fundsvc.api.sight import sight_of
-from fundsvc.api.tokens import Caller
-from fundsvc.core.chain import GENESIS
+from fundsvc.api.http.access import ACCOUNT_READERS
+from fundsvc.api.http.application import Route, asked, fund_of, listed
+from fundsvc.api.http.errors import NotFound
+from fundsvc.api.http.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
+from fundsvc.api.http.routes import Endpoint, Media
+from fundsvc.api.http.tokens import Caller
+from fundsvc.api.valuation_inputs import Appraiser
+from fundsvc.api.visibility import sight_of
 from fundsvc.core.commitment import NO_SECRETS, Secrets
+from fundsvc.core.fund.chain import GENESIS
 from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import Seldom
+from fundsvc.readmodel.ledger_tail import Tail
+from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import StoreFault
-from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.reader import EntryRow, FundRow, Reader
 from fundsvc.store.statistics import Statistics
-from fundsvc.tail import Tail
 
 STREAMED_ENTRIES = 500
 """Entries read and written at a time: a few milliseconds of the loop, and all that a history of any length needs of memory."""

@@ -17,20 +17,20 @@ import structlog
 from aiohttp import hdrs, web
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.access import Gate, Roles, allowed
 from fundsvc.api.answers import Answer, Envelope
-from fundsvc.api.endpoints import JSON, Endpoint, Media
-from fundsvc.api.epochs import Poster, StreamEpochs, poster_name
-from fundsvc.api.errors import BadParameter, TooLarge, Unavailable, WrongMedia
-from fundsvc.api.foresight import Foresight
-from fundsvc.api.parameters import PostQuery, read_query
-from fundsvc.config import Config
+from fundsvc.api.http.access import Gate, Roles, allowed
+from fundsvc.api.http.errors import BadParameter, TooLarge, Unavailable, WrongMedia
+from fundsvc.api.http.parameters import PostQuery, read_query
+from fundsvc.api.http.routes import JSON, Endpoint, Media
+from fundsvc.api.ingest_checks import Foresight
+from fundsvc.api.stream_epochs import Poster, StreamEpochs, poster_name
+from fundsvc.config.settings import Config
 from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
 from fundsvc.logs.faults import Seldom
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, stream_key
 from fundsvc.streams.producer import Producer
-from fundsvc.wire import (
+from fundsvc.wire.codec import (
     EVENTS_PER_MESSAGE_MAX,
     WHOLE_BYTES_MAX,
     Codec,

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import hdrs, web
 
-from fundsvc.api.assets import Asset, answer_asset, digest
-from fundsvc.api.endpoints import Endpoint, Media
+from fundsvc.api.http.routes import Endpoint, Media
+from fundsvc.api.http.static_files import Asset, answer_asset, digest
 
 FOREVER = "public, max-age=31536000, immutable"
 """A year, the longest that is customary, for what lies under its own hash."""

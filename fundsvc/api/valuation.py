@@ -4,7 +4,7 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-from fundsvc.core.fullness import Target
+from fundsvc.core.fund.fullness import Target
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, format_units
 from fundsvc.store.reader import FundRow
 from fundsvc.store.statistics import Past

@@ -9,17 +9,17 @@ import typer
 from rich.table import Column, Table
 
 from fundsvc.api.adl_answers import OrderAnswer, PreviewAnswer, order_answers, preview_answer, whole_preview
-from fundsvc.api.parameters import PAGE_ENTRIES_MAX
-from fundsvc.api.sight import OPERATOR
+from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX
+from fundsvc.api.visibility import OPERATOR
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, Json, Terminal, at_primary, cli, print_json, run
-from fundsvc.config import Config
-from fundsvc.core.adl import State
+from fundsvc.config.settings import Config
+from fundsvc.core.adl.order import State
 from fundsvc.core.events import Fill, Rejection
-from fundsvc.follower import Follower
 from fundsvc.metrics import Metrics
+from fundsvc.readmodel.adl_books import Follower
+from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import Pool
-from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.reader import Listed, Reader
 
 adl = typer.Typer(help="Auto-deleveraging: its orders, and what a shortfall would do.", no_args_is_help=True)

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from fundsvc.api.server import tls_context
-from fundsvc.api.tokens import Tokens
+from fundsvc.api.http.server import tls_context
+from fundsvc.api.http.tokens import Tokens
 from fundsvc.cli.running import DONE, NO, Json, Terminal, cli, print_json, run
-from fundsvc.config import Config
+from fundsvc.config.settings import Config
+from fundsvc.config.validation import keys, presentable
 from fundsvc.store.database import StoreFault
 from fundsvc.store.migrations import check_schema
-from fundsvc.store.probing import server_version as database_version
+from fundsvc.store.server_checks import server_version as database_version
 from fundsvc.streams.client import StreamFault, open_client, server_version
-from fundsvc.tables import keys, presentable
 
 configuration = typer.Typer(help="The configuration: checked, and shown as it takes effect.")
 cli.add_typer(configuration, name="config")

@@ -12,21 +12,21 @@ import typer
 from rich.table import Table
 
 from fundsvc.app import connected, consuming, prepared
-from fundsvc.audit import DIFFERENCES_MAX, ContractAudit, audit_contract
 from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, progress, run
-from fundsvc.config import Config
+from fundsvc.cli.tools.audit import DIFFERENCES_MAX, ContractAudit, audit_contract
+from fundsvc.cli.tools.delivery import Delivered, Delivery, Gain, listed
+from fundsvc.cli.tools.export import COLUMNS, Row, export_rows
+from fundsvc.cli.tools.recordings import Fitting, Format, open_recording, read_contracts
+from fundsvc.cli.tools.vectors import Outcome, read_vector, run_vector
+from fundsvc.config.settings import Config
 from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
-from fundsvc.delivery import Delivered, Delivery, Gain, listed
-from fundsvc.export import COLUMNS, Row, export_rows
-from fundsvc.heads import head_differences, read_heads
-from fundsvc.recordings import Fitting, Format, open_recording, read_contracts
+from fundsvc.engine.heads import head_differences, read_heads
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import known_contracts, open_ledger
 from fundsvc.store.reader import Reader
 from fundsvc.store.rollups import condense, distrust, rebuild
 from fundsvc.streams.producer import Producer
-from fundsvc.vectors import Outcome, read_vector, run_vector
 
 contracts = typer.Typer(help="Contracts of the funds.", no_args_is_help=True)
 cli.add_typer(contracts, name="contracts")

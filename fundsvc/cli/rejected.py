@@ -11,11 +11,11 @@ from rich.table import Table
 
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, run
-from fundsvc.config import Config
+from fundsvc.config.settings import Config
 from fundsvc.core.events import Rejection, check_replayable
 from fundsvc.store.rejections import KeptEvent, list_rejected, mark_sent
 from fundsvc.streams.producer import Producer
-from fundsvc.wire import Message, decode
+from fundsvc.wire.codec import Message, decode
 
 rejected = typer.Typer(help="Events that could not be settled: kept whole, listed, and sent again after a fix.")
 cli.add_typer(rejected, name="rejected")

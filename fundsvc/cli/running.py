@@ -14,13 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from fundsvc import __version__
-from fundsvc.api.server import ServerError
-from fundsvc.config import CONFIG_FILE_VARIABLE, Config, ConfigError, load_config
+from fundsvc.api.http.server import ServerError
+from fundsvc.config.settings import CONFIG_FILE_VARIABLE, Config, ConfigError, load_config
+from fundsvc.local.server_process import EmbeddedError
 from fundsvc.logs import configure_logs
-from fundsvc.server_process import EmbeddedError
+from fundsvc.logs.escaping import visible, visible_json
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import StreamFault
-from fundsvc.visible import visible, visible_json
 
 log = structlog.get_logger()
 

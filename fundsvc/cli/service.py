@@ -7,7 +7,7 @@ import typer
 
 from fundsvc.app import prepared, run_service, stop_on_signals
 from fundsvc.cli.running import DONE, cli, run, say
-from fundsvc.config import Config
+from fundsvc.config.settings import Config
 from fundsvc.demo.show import show_demo
 from fundsvc.store.migrations import migrate as migrate_schema
 

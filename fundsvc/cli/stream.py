@@ -7,7 +7,7 @@ from rich.table import Table
 
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, run
-from fundsvc.config import Config
+from fundsvc.config.settings import Config
 from fundsvc.store.gaps import Gaps, KnownGap
 
 stream = typer.Typer(help="The streams: messages that left one before they were settled.")

@@ -7,18 +7,18 @@ import msgspec
 import typer
 from rich.table import Table
 
-from fundsvc.api.sizing import TargetAnswer, target_answer
+from fundsvc.api.targets import TargetAnswer, target_answer
 from fundsvc.app import connected, prepared
 from fundsvc.cli.running import DONE, Json, Terminal, at_primary, cli, print_json, run
-from fundsvc.config import Config
-from fundsvc.core.fullness import RuleName, TargetPolicy
-from fundsvc.core.targets import Cover, OpenInterest, ValueAtRisk
-from fundsvc.exclusive import Exclusive
-from fundsvc.follower import Follower
+from fundsvc.concurrency.exclusive import Exclusive
+from fundsvc.config.settings import Config
+from fundsvc.core.fund.fullness import RuleName, TargetPolicy
+from fundsvc.core.fund.target_sizing import Cover, OpenInterest, ValueAtRisk
+from fundsvc.engine.target_sizing import Asked, find
 from fundsvc.metrics import Metrics
+from fundsvc.readmodel.adl_books import Follower
 from fundsvc.store.reader import Reader
-from fundsvc.store.targets import ExplainedTarget, Targets
-from fundsvc.targeting import Asked, find
+from fundsvc.store.target_sizes import ExplainedTarget, Targets
 
 
 @cli.command()

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from fundsvc.api.errors import Problem
-from fundsvc.api.tokens import Role, Tokens, mint
+from fundsvc.api.http.errors import Problem
+from fundsvc.api.http.tokens import Role, Tokens, mint
 from fundsvc.cli.running import DONE, Json, cli, print_json, run
-from fundsvc.config import Config, TokenConfig
-from fundsvc.secret import with_secret
+from fundsvc.config.settings import Config, TokenConfig
+from fundsvc.local.token_secret import with_secret
 
 HOURS = 24.0
 """A token cannot be called back before it expires, short of changing the secret; a day bounds what a lost one does."""

@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from fundsvc.core.adl import AdlOrder, OrderState
-from fundsvc.core.book import SavedBook
-from fundsvc.core.chain import Entry, Kind
+from fundsvc.core.adl.book import SavedBook
+from fundsvc.core.adl.order import AdlOrder, OrderState
+from fundsvc.core.adl.records import SealedRecord
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
+from fundsvc.core.fund.chain import Entry, Kind
+from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies
-from fundsvc.core.records import SealedRecord
 from fundsvc.core.sequences import Gap
-from fundsvc.core.settlement import Fund, FundState
 
 _SYMBOL_AND_KIND = attrgetter("symbol", "kind")
 

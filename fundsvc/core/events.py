@@ -1,6 +1,6 @@
 """What arrives on a partition's stream: the events of the matching engine, and why one is refused.
 
-The structs are the wire format itself (camelCase there); `fundsvc.wire` turns bytes into them and back.
+The structs are the wire format itself (camelCase there); `fundsvc.wire.codec` turns bytes into them and back.
 Prices and margins stay text until the contract, which knows their scale, is at hand.
 """
 

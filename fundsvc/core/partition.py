@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeGuard
 
-from fundsvc.core.adl import AdlOrder
+from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.desk import Deleveraging
+from fundsvc.core.adl.escalation import acknowledge, end_round, escalate, execute, time_out, waits_for_adl
+from fundsvc.core.adl.order import AdlOrder
+from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import Batch, BookState, KeptBook, Moved, RateState, Round
-from fundsvc.core.book import Book
-from fundsvc.core.chain import Entry
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import CONTRACTS_MAX, Contract, TermsChanged, check_relisting, contract_of, partition_of
-from fundsvc.core.deleveraging import Deleveraging
-from fundsvc.core.escalation import acknowledge, end_round, escalate, execute, time_out, waits_for_adl
 from fundsvc.core.events import (
     UNDER_TERMS,
     AdlAck,
@@ -35,13 +35,13 @@ from fundsvc.core.events import (
     Snapshot,
     terms_in_doubt,
 )
+from fundsvc.core.fund.chain import Entry
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.identifiers import check_identifiers
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences, content_of, content_of_entry
-from fundsvc.core.settlement import Fund
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
-from fundsvc.core.valuation import SideName
 
 BOOK_POSITIONS_MAX = 20_000
 BOOKS_MAX = 1_000

@@ -11,9 +11,9 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple
 
-from fundsvc.core.chain import Entry
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection
+from fundsvc.core.fund.chain import Entry
 from fundsvc.core.numbers import parse_price
 
 RECENT_MAX = 10_000

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import structlog
 
-from fundsvc.config import Config
+from fundsvc.config.settings import Config
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.ledger import Ledger
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Market, step_to_resume

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fundsvc.core.adl import State
+from fundsvc.core.adl.order import State
+from fundsvc.core.adl.records import reduced_of, terms_of
+from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.numbers import format_units
-from fundsvc.core.records import reduced_of, terms_of
-from fundsvc.core.valuation import SideName
 from fundsvc.demo.market import Holding
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fundsvc.config import CurrencyConfig
+from fundsvc.config.settings import CurrencyConfig
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import Event, Fill, Listing, Mark, Position, Rate
 from fundsvc.core.numbers import format_units

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from fundsvc.app import connected, run_service
-from fundsvc.config import Config
+from fundsvc.config.settings import Config
 from fundsvc.demo.feed import stream_market
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.screen import Surroundings, drawing

@@ -17,8 +17,8 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from fundsvc.core.contracts import Contract
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import to_units
-from fundsvc.core.settlement import Fund
 from fundsvc.demo.instruments import Cascade, Instrument
 from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, Prices, cycle_of, last_step, seeded
 

@@ -15,9 +15,9 @@ import structlog
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
-from fundsvc.config import LogConfig
+from fundsvc.config.settings import LogConfig
+from fundsvc.logs.escaping import visible
 from fundsvc.logs.requests import add_request_id
-from fundsvc.visible import visible
 
 HANDLER = "fundsvc"
 """The name of our handler at the root logger, so that a second configuration replaces only this handler."""

@@ -13,7 +13,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from fundsvc.core.adl import OrderState
+from fundsvc.core.adl.order import OrderState
 from fundsvc.core.batch import Batch, Offset
 from fundsvc.core.events import Reason, Rejected
 from fundsvc.logs.faults import SELDOM_SECONDS

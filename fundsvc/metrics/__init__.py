@@ -11,13 +11,13 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from fundsvc.core.adl import AdlOrder, OrderState
+from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.order import AdlOrder, OrderState
 from fundsvc.core.batch import Batch, Durations
-from fundsvc.core.book import Book
 from fundsvc.core.contracts import Contract, partition_of
 from fundsvc.core.events import Reason
-from fundsvc.core.fullness import Target
-from fundsvc.core.settlement import Fund
+from fundsvc.core.fund.fullness import Target
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics
 from fundsvc.metrics.exposition import exposition, politely
 from fundsvc.metrics.families import FUND_FAMILIES

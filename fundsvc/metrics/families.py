@@ -5,10 +5,10 @@ from functools import partial
 from operator import attrgetter
 from typing import Literal, get_args
 
-from fundsvc.core.adl import State
-from fundsvc.core.chain import Kind
-from fundsvc.core.standing import FundStateName
-from fundsvc.core.valuation import SideName
+from fundsvc.core.adl.order import State
+from fundsvc.core.adl.valuation import SideName
+from fundsvc.core.fund.chain import Kind
+from fundsvc.core.fund.state import FundStateName
 from fundsvc.metrics.exposition import Family
 from fundsvc.metrics.funds import FundView
 

@@ -4,12 +4,12 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
-from fundsvc.core.adl import AdlOrder, OrderState
+from fundsvc.core.adl.order import AdlOrder, OrderState
 from fundsvc.core.batch import Moved
-from fundsvc.core.fullness import Target
+from fundsvc.core.fund.fullness import Target
+from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.fund.state import FundStateName, guard_at, state_of
 from fundsvc.core.policy import Guard
-from fundsvc.core.settlement import Fund, FundState
-from fundsvc.core.standing import FundStateName, guard_at, state_of
 from fundsvc.metrics.exposition import labels_text
 
 

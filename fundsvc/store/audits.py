@@ -13,14 +13,23 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.core.adl import OrderState
+from fundsvc.core.adl.order import OrderState
+from fundsvc.core.adl.verification import Begun, OpenOrders, OrdersCheckpoint
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.contracts import Contract
+from fundsvc.core.fund.settlement import FundState
+from fundsvc.core.fund.verification import (
+    START,
+    Checkpoint,
+    OrderTotals,
+    Pending,
+    Policies,
+    Replay,
+    Undated,
+    contract_differences,
+)
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.order_replay import Begun, OpenOrders, OrdersCheckpoint
 from fundsvc.core.policy import SavedGuard
-from fundsvc.core.replay import START, Checkpoint, OrderTotals, Pending, Policies, Replay, Undated, contract_differences
-from fundsvc.core.settlement import FundState
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, snapshot
 from fundsvc.store.exports import fund_state_from, line_from, record_from

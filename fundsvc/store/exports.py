@@ -7,10 +7,10 @@ from typing import NamedTuple
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.core.chain import Entry
+from fundsvc.core.adl.records import AdlRecord
 from fundsvc.core.contracts import Contract
-from fundsvc.core.records import AdlRecord
-from fundsvc.core.settlement import FundState
+from fundsvc.core.fund.chain import Entry
+from fundsvc.core.fund.settlement import FundState
 from fundsvc.store.database import SQL, Pool, snapshot
 from fundsvc.store.reader import fetch, reading
 from fundsvc.store.writer import contract_from, saved_guard_from

@@ -10,8 +10,8 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.batch import RateState
-from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
+from fundsvc.core.fund.chain import Kind
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, SavedGuard
 from fundsvc.core.sequences import Facts

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from fundsvc.store.database import SQL, Pool, faults
-from fundsvc.wire import Codec
+from fundsvc.wire.codec import Codec
 
 
 class KeptEvent(NamedTuple):

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from functools import cache
 from struct import Struct
 
-from fundsvc.core.adl import OrderState
-from fundsvc.core.chain import Entry
-from fundsvc.core.records import SealedRecord
+from fundsvc.core.adl.order import OrderState
+from fundsvc.core.adl.records import SealedRecord
+from fundsvc.core.fund.chain import Entry
 
 COLUMNS = (
     "entry",

@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from fundsvc.core.adl import AdlOrder, Asked, OrderState
+from fundsvc.core.adl.book import LARGE_POSITIONS, SavedBook
+from fundsvc.core.adl.order import AdlOrder, Asked, OrderState
+from fundsvc.core.adl.records import terms_of
+from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import Batch, KeptBook, Offset, Place
-from fundsvc.core.book import LARGE_POSITIONS, SavedBook
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
+from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.policy import Policies, Policy, SavedGuard
-from fundsvc.core.records import terms_of
 from fundsvc.core.sequences import Facts
-from fundsvc.core.settlement import Fund, FundState
-from fundsvc.core.valuation import SideName
 from fundsvc.store.database import COMMAND_SECONDS, SQL, StoreRefusal, connect, faults, refusals, transaction
 from fundsvc.store.policies import policies_body, policies_from
 from fundsvc.store.rows import (

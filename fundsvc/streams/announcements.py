@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from fundsvc.core.valuation import SideName
+from fundsvc.core.adl.valuation import SideName
 from fundsvc.streams.announcer import announcement_key
 from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source

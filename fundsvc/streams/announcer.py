@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from fundsvc.core.adl import AdlOrder
+from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.numbers import format_units
 from fundsvc.streams.client import Client, faults, server_time_ms
 from fundsvc.streams.producer import APPEND

@@ -18,8 +18,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import DataError, RedisClusterException, RedisError, ResponseError
 
-from fundsvc.config import StreamConfig
-from fundsvc.streams.skimming import Skimmer
+from fundsvc.config.settings import StreamConfig
+from fundsvc.streams.bounded_replies import Skimmer
 
 CONNECT_SECONDS = 5.0
 """As for the database: long enough for a busy server, short enough to notice that it is away."""

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple, Self
 
 from redis.asyncio.cluster import RedisCluster
 
-from fundsvc.config import StreamConfig
+from fundsvc.config.settings import StreamConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Event, Listing, PolicyChange, Rate
 from fundsvc.streams.client import Client, StreamFault, faults, stream_key
-from fundsvc.wire import Codec, encode
+from fundsvc.wire.codec import Codec, encode
 
 EVENTS_PER_MESSAGE = 100
 """Engines batch: a hundred events to a message cost the stream a tenth of what single ones do."""

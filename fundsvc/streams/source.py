@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.exceptions import ResponseError
 
+from fundsvc.streams.bounded_replies import ELEMENTS_MAX, Skimmed
 from fundsvc.streams.client import Client, ReplyTooLarge, bounded_reply, faults, server_time_ms, skim, stream_key
-from fundsvc.streams.skimming import ELEMENTS_MAX, Skimmed
-from fundsvc.wire import EXCERPT_BYTES, Codec, Message, excerpt, excess
+from fundsvc.wire.codec import EXCERPT_BYTES, Codec, Message, excerpt, excess
 
 _CODECS: dict[bytes, Codec] = {b"json": "json", b"msgpack": "msgpack"}
 

@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from throughput import Load, Tell, Throughput
 
-from fundsvc.embedded import EmbeddedServers
-from fundsvc.wire import Codec
+from fundsvc.local.servers import EmbeddedServers
+from fundsvc.wire.codec import Codec
 
 PARTS = ("throughput", "peers", "latency")
 

@@ -15,15 +15,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fundsvc.core.book import Side
+from fundsvc.core.adl.book import Side
+from fundsvc.core.adl.desk import Deleveraging
 from fundsvc.core.contracts import Contract
-from fundsvc.core.deleveraging import Deleveraging
 from fundsvc.core.events import Position
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import format_units
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
-from fundsvc.core.settlement import Fund
-from fundsvc.wire import Codec, Message, decode, encode
+from fundsvc.wire.codec import Codec, Message, decode, encode
 
 CONTRACT = Contract(
     symbol="XBTUSDTM",

@@ -31,7 +31,7 @@ from market import Market
 from subscribers import Subscriber, http_answer, socket_paths, subscribed
 from throughput import Tell
 
-from fundsvc.config import HttpConfig
+from fundsvc.config.settings import HttpConfig
 
 BARE = Path(__file__).with_name("bare_topic.py")
 

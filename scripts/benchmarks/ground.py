@@ -17,12 +17,12 @@ from typing import NamedTuple
 import asyncpg
 import psutil
 
-from fundsvc.config import StreamConfig
+from fundsvc.config.settings import StreamConfig
 from fundsvc.core.events import Event
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.migrations import migrate
 from fundsvc.streams.client import Client, open_client, stream_key
-from fundsvc.wire import Codec, encode
+from fundsvc.wire.codec import Codec, encode
 
 STREAM = stream_key(0)
 """The one partition's stream, which the engine reads."""

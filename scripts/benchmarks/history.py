@@ -14,8 +14,8 @@ from ground import Ledger, connection_to, new_ledger, stream_of
 from market import Market
 from throughput import Load, Tell, Throughput, drain, listing_engine
 
-from fundsvc.core.chain import Entry, Kind
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.core.fund.chain import Entry, Kind
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.rows import COLUMNS, HEADER, TRAILER, copy_rows
 
 ROWS_PER_COPY = 10_000

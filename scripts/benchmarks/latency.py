@@ -24,8 +24,8 @@ from ground import STREAM, Ledger, ServiceProcess, bodies, connection_to, cost, 
 from market import Market
 from throughput import Tell, listing_engine
 
-from fundsvc.embedded import EmbeddedServers
-from fundsvc.wire import Codec
+from fundsvc.local.servers import EmbeddedServers
+from fundsvc.wire.codec import Codec
 
 TICK_SECONDS = 0.001
 """The event loop's own resolution."""

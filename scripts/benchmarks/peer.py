@@ -13,12 +13,12 @@ import msgspec
 from ground import Ledger, connection_to, cost, new_ledger
 from market import Market
 
-from fundsvc.config import CurrencyConfig
-from fundsvc.core.chain import Entry
+from fundsvc.config.settings import CurrencyConfig
 from fundsvc.core.contracts import Contract, contract_of
 from fundsvc.core.events import Fill
-from fundsvc.core.settlement import Fund
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.core.fund.chain import Entry
+from fundsvc.core.fund.settlement import Fund
+from fundsvc.local.servers import EmbeddedServers
 
 FIELDS = Entry.__struct_fields__
 

@@ -27,9 +27,9 @@ from rich.console import Console
 from throughput import Tell
 
 from fundsvc.app import http_side, run_engine
-from fundsvc.config import Config, DatabaseConfig, EngineConfig, LogConfig, StreamConfig
-from fundsvc.embedded import EmbeddedServers
-from fundsvc.engine import Engine
+from fundsvc.config.settings import Config, DatabaseConfig, EngineConfig, LogConfig, StreamConfig
+from fundsvc.engine.engine import Engine
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.logs import configure_logs
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool

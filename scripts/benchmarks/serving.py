@@ -13,7 +13,7 @@ from report import Target, at_least, at_most, table_of, target_table
 from rich.console import Console
 from throughput import Tell, listing_engine
 
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.local.servers import EmbeddedServers
 
 OF_BARE_MIN = 0.8
 TOLD_P99_MS_MAX = 50.0

@@ -46,7 +46,7 @@ from rich.table import Table
 from throughput import Tell
 from watched import Report
 
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.streams.client import Client
 
 FUNDS, ALLOCATIONS, ANSWERS = ("rich", "dry"), ("queue", "capped", "pro_rata"), ("during", "after")

@@ -34,9 +34,9 @@ from ground import (
 )
 from market import Market
 
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.rows import COLUMNS
-from fundsvc.wire import Codec
+from fundsvc.wire.codec import Codec
 
 POLL_SECONDS = 0.01
 """A few thousandths of what a run takes, and next to no work for the server."""

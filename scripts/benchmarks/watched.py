@@ -18,11 +18,11 @@ import msgspec
 import uvloop
 
 from fundsvc.app import spare_collector, stop_on_signals
-from fundsvc.config import load_config
-from fundsvc.core.adl import AdlOrder
+from fundsvc.config.settings import load_config
+from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.batch import Batch, Durations
-from fundsvc.core.settlement import Fund
-from fundsvc.engine import Engine
+from fundsvc.core.fund.settlement import Fund
+from fundsvc.engine.engine import Engine
 from fundsvc.logs import configure_logs
 from fundsvc.metrics import Metrics
 

@@ -6,8 +6,8 @@ import msgspec
 
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Listing, Mark, Position
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
-from fundsvc.core.settlement import Fund
 
 LINEAR = Contract(
     symbol="XBTUSDTM",

@@ -5,13 +5,13 @@ from typing import NamedTuple
 import msgspec
 from builders import UNIT, listing
 
-from fundsvc.core.chain import Entry, link
+from fundsvc.core.adl.records import AdlRecord, link_record
+from fundsvc.core.adl.verification import OpenOrders
 from fundsvc.core.events import Rejection
-from fundsvc.core.order_replay import OpenOrders
+from fundsvc.core.fund.chain import Entry, link
+from fundsvc.core.fund.verification import START, OrderTotals, Replay
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
-from fundsvc.core.records import AdlRecord, link_record
-from fundsvc.core.replay import START, OrderTotals, Replay
 
 PLAIN = Policy()
 

@@ -3,10 +3,10 @@ from builders import UNIT, adl_fill, fill
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl import POSITIONS_PER_RECORD_MAX, AdlOrder, Asked, RoundTerms, opposite, order_for
+from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Asked, RoundTerms, opposite, order_for
 from fundsvc.core.events import Reason, Rejection
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.settlement import Fund
 
 AMOUNTS = st.integers(1, INT64_MAX) | st.integers(1, 1000)
 

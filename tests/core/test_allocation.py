@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core import allocation
-from fundsvc.core.allocation import FEW, allocate_pro_rata, allocate_queue
+from fundsvc.core.adl import allocation
+from fundsvc.core.adl.allocation import FEW, allocate_pro_rata, allocate_queue
 from fundsvc.core.numbers import INT64_MAX
 
 ROOM = st.lists(st.tuples(st.integers(0, 50), st.integers(-20, 100)), max_size=25)

@@ -10,13 +10,13 @@ from builders import INVERSE, LINEAR, ONE, UNIT
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fundsvc.core import book as book_module
-from fundsvc.core.book import Book, SavedBook, Side
+from fundsvc.core.adl import book as book_module
+from fundsvc.core.adl.book import Book, SavedBook, Side
+from fundsvc.core.adl.directory import NONE
+from fundsvc.core.adl.valuation import Rank
 from fundsvc.core.contracts import Contract
-from fundsvc.core.directory import NONE
 from fundsvc.core.events import Reason, Rejection
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.valuation import Rank
 
 PRICE = 10**12
 SIDES = st.sampled_from(["long", "short"])

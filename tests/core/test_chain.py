@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.chain import GENESIS, Entry, link
 from fundsvc.core.commitment import SEAL_BYTES
+from fundsvc.core.fund.chain import GENESIS, Entry, link
 
 FIRST = Entry(
     "XBTUSDTM", 1, 7, "surplus", 10_000_000_000, 10_000_000_000, 0, 0, "sell", 1000, 39100 * 10**12, 39000 * 10**12,

@@ -9,10 +9,10 @@ from builders import UNIT, fill
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.chain import GENESIS, link
 from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, LedgerSecret, Secrets, commitment, seal_parts, secrets_of
-from fundsvc.core.replay import Replay
-from fundsvc.core.settlement import Fund
+from fundsvc.core.fund.chain import GENESIS, link
+from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.verification import Replay
 
 SECRET = "a secret of thirty-two characters"
 OTHER = "another secret of some characters"

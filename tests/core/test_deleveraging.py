@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core import partition as partition_module
-from fundsvc.core.adl import AdlOrder
+from fundsvc.core.adl.book import NOTHING_KNOWN, Book, SavedBook
+from fundsvc.core.adl.order import AdlOrder
+from fundsvc.core.adl.records import terms_of
+from fundsvc.core.adl.valuation import Valuation
 from fundsvc.core.batch import Batch, KeptBook, Round
-from fundsvc.core.book import NOTHING_KNOWN, Book, SavedBook
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
+from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.fund.verification import OrderTotals, Replay
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy
-from fundsvc.core.records import terms_of
-from fundsvc.core.replay import OrderTotals, Replay
-from fundsvc.core.settlement import Fund, FundState
-from fundsvc.core.valuation import Valuation
 
 
 def desk(policy: Policy = Policy(), *events, balance: int = 0, **fields) -> tuple[Partition, Fund]:  # noqa: B008 - frozen

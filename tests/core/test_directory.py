@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.alphabet import Alphabet, rows_by_name
-from fundsvc.core.directory import NONE, Directory
+from fundsvc.core.adl.account_order import Alphabet, rows_by_name
+from fundsvc.core.adl.directory import NONE, Directory
 
 NAMES = st.text(max_size=3) | st.text("ab", max_size=6)
 

@@ -15,8 +15,8 @@ from builders import ONE, UNIT, adl_fill, fill, worth
 from retraced import Retraced
 from test_order_replay import MARKET, POLICIES, history
 
-from fundsvc.core.chain import Entry
-from fundsvc.export import export_rows
+from fundsvc.cli.tools.export import export_rows
+from fundsvc.core.fund.chain import Entry
 from fundsvc.store.exports import Line, RecordLine
 
 SCRIPT = ModuleType("verify_export")

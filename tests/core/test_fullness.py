@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.fullness import Target, TargetPolicy, exact
+from fundsvc.core.fund.fullness import Target, TargetPolicy, exact
 
 BALANCES = st.integers(0, 10**18)
 

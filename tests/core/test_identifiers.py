@@ -5,8 +5,8 @@ import pytest
 from builders import UNIT, partition
 
 from fundsvc.core.events import Fill, Position, Rate, Reason, Rejection
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.identifiers import check_identifiers, is_identifier
-from fundsvc.core.settlement import Fund
 
 FILL = Fill("XBTUSDTM", 1, "sell", 1, "2", "1", 1)
 POSITION = Position("XBTUSDTM", "anna", 5, "1", "1", 1)

@@ -8,8 +8,8 @@ from builders import ONE, fill, listing, partition, specification
 
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import Mark, Reason, Rejection
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import BOOKS_MAX, Partition
-from fundsvc.core.settlement import Fund
 from fundsvc.metrics import Metrics
 
 FEW, MANY = 250, 1000

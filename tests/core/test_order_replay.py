@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retraced import Line, Retraced, resealed
 
-from fundsvc.core.chain import Entry
+from fundsvc.core.adl.records import AdlRecord
+from fundsvc.core.adl.verification import OpenOrders
 from fundsvc.core.events import AdlAck, AdlTimeout
-from fundsvc.core.order_replay import OpenOrders
+from fundsvc.core.fund.chain import Entry
 from fundsvc.core.policy import DrawdownGuard, Policy
-from fundsvc.core.records import AdlRecord
 
 MARKET = [mark("80"), position("anna", -10), position("bert", -6, "95"), position("carl", -30, "90"), position("long", 40)]
 """Shorts that profit at the mark."""

@@ -4,12 +4,12 @@ from builders import LINEAR, ONE, UNIT, fill, listing, partition, specification,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl import OrderState
+from fundsvc.core.adl.order import OrderState
 from fundsvc.core.batch import Batch, RateState
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlEnd, AdlFill, Listing, Mark, Position, Rate, Reason, Rejection
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import RUN_MIN, Partition
-from fundsvc.core.settlement import Fund
 
 
 def refused(settling: Partition, event) -> Rejection:

@@ -4,9 +4,9 @@ from builders import ONE, UNIT, mark, partition, position, worth
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import MINUTE_MS, DrawdownGuard, Guard, Peaks, Policy, SavedGuard
-from fundsvc.core.settlement import Fund
 
 HOUR_MS = 60 * MINUTE_MS
 GUARDED = Policy(drawdown_guard=DrawdownGuard())

@@ -1,12 +1,12 @@
 import pytest
 from builders import ONE, UNIT, fill, mark, partition, position
 
+from fundsvc.core.adl.preview import preview
+from fundsvc.core.adl.records import terms_of
 from fundsvc.core.events import Rejection
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
-from fundsvc.core.preview import preview
-from fundsvc.core.records import terms_of
-from fundsvc.core.settlement import Fund
 
 
 def settling(policy: Policy, balance: int) -> Partition:

@@ -2,9 +2,9 @@ from builders import ONE, UNIT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.book import Side
-from fundsvc.core.queue import Section, joined_sections, pooled, sections
-from fundsvc.core.valuation import Rank
+from fundsvc.core.adl.book import Side
+from fundsvc.core.adl.queue import Section, joined_sections, pooled, sections
+from fundsvc.core.adl.valuation import Rank
 
 PRICE = 10**12
 POSITIONS = st.lists(st.tuples(st.integers(1, 9), st.integers(60, 140), st.integers(0, 50)), max_size=30)

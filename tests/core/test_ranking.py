@@ -5,8 +5,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fundsvc.core.alphabet import Alphabet
-from fundsvc.core.ranking import BLOCK_ROWS, SAMPLE_ROWS, Columns, keys_of, rank_all, rank_leaders
+from fundsvc.core.adl.account_order import Alphabet
+from fundsvc.core.adl.ranking import BLOCK_ROWS, SAMPLE_ROWS, Columns, keys_of, rank_all, rank_leaders
 
 DIRECTIONS = st.sampled_from([1, -1])
 CLOSED = (np.nan, 1.0)

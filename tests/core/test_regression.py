@@ -4,10 +4,10 @@ import msgspec
 import pytest
 from builders import UNIT, mark, partition, position
 
+from fundsvc.core.adl.book import SavedBook
 from fundsvc.core.batch import KeptBook
-from fundsvc.core.book import SavedBook
 from fundsvc.core.events import Snapshot
-from fundsvc.core.settlement import Fund
+from fundsvc.core.fund.settlement import Fund
 
 BEGIN, END = Snapshot(UNIT.symbol, "begin", 1), Snapshot(UNIT.symbol, "end", 2)
 KNOWN_MS = 1000

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from retraced import Retraced
 
-from fundsvc.core.chain import Entry, link
-from fundsvc.core.replay import OrderTotals, Replay
-from fundsvc.core.settlement import Fund
+from fundsvc.core.fund.chain import Entry, link
+from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.verification import OrderTotals, Replay
 
 AMOUNTS = [5, -3, 0, -10, 4, 20]
 """In USDT: of the fourth 8 cannot be paid, the fifth and part of the sixth repay that."""

@@ -8,11 +8,11 @@ from builders import INVERSE, LINEAR, ONE, UNIT, fill, partition, worth
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fundsvc.core.chain import GENESIS, link
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Fill, Reason, Rejection
+from fundsvc.core.fund.chain import GENESIS, link
+from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.numbers import INT64_MAX, format_units
-from fundsvc.core.settlement import Fund, FundState
 
 AMOUNTS = st.integers(-500, 500)
 BALANCES = st.integers(0, 1000).map(lambda amount: amount * ONE)

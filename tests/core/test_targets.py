@@ -6,9 +6,9 @@ from builders import INVERSE, LINEAR, ONE, UNIT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.book import Book
-from fundsvc.core.fullness import TargetPolicy, exact
-from fundsvc.core.targets import (
+from fundsvc.core.adl.book import Book
+from fundsvc.core.fund.fullness import TargetPolicy, exact
+from fundsvc.core.fund.target_sizing import (
     Deficits,
     largest_rows,
     quantile_rank,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fundsvc.core.book import Book
+from fundsvc.core.adl.book import Book
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, Event, Mark, Position, Snapshot
 from fundsvc.core.numbers import format_units

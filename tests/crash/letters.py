@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from fundsvc.cli.tools.recordings import read_recording
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Event, Fill, Listing, Mark, Reason
-from fundsvc.recordings import read_recording
 from tests.crash.poison import BEGINNING_MS, BROKEN, NEVER_SETTLED, Place, answer, poison, reasons_of
 
 EVENTS_PER_LETTER_MAX = 30

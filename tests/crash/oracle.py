@@ -4,18 +4,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from fundsvc.config import CurrencyConfig
-from fundsvc.core.adl import OrderState
-from fundsvc.core.book import Book
-from fundsvc.core.chain import Entry
+from fundsvc.config.settings import CurrencyConfig
+from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.order import OrderState
+from fundsvc.core.adl.records import AdlRecord
+from fundsvc.core.adl.valuation import Standing
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.events import Event, PolicyChange, Reason, Rejection
+from fundsvc.core.fund.chain import Entry
+from fundsvc.core.fund.settlement import FundState
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
-from fundsvc.core.records import AdlRecord
-from fundsvc.core.settlement import FundState
-from fundsvc.core.valuation import Standing
-from fundsvc.wire import Codec, Contents, Message
+from fundsvc.wire.codec import Codec, Contents, Message
 from tests.crash.letters import Element, Letter
 
 CODECS: Mapping[str, Codec] = {"json": "json", "msgpack": "msgpack"}

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from fundsvc.core.settlement import FundState
+from fundsvc.core.fund.settlement import FundState
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import Client, StreamFault

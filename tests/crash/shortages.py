@@ -6,7 +6,7 @@ import resource
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
-from fundsvc.embedded import EmbeddedError
+from fundsvc.local.servers import EmbeddedError
 from fundsvc.streams.client import open_client
 from tests.crash.processes import kill_owner
 from tests.crash.world import World

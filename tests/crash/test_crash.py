@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fundsvc.config import StreamConfig
+from fundsvc.config.settings import StreamConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Reason
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.streams.client import StreamFault, open_client
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from fundsvc.core.adl import OrderState
-from fundsvc.core.chain import Entry
+from fundsvc.core.adl.order import OrderState
+from fundsvc.core.adl.records import AdlRecord
 from fundsvc.core.events import Reason
-from fundsvc.core.records import AdlRecord
-from fundsvc.follower import Follower
+from fundsvc.core.fund.chain import Entry
 from fundsvc.metrics import Metrics
+from fundsvc.readmodel.adl_books import Follower
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.exports import fund_state_from
 from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
-from fundsvc.wire import Contents, Message
+from fundsvc.wire.codec import Contents, Message
 from tests.crash.letters import Element, Letter
 from tests.crash.oracle import Undisturbed, ranks, timeless
 from tests.crash.world import PARTITIONS, World

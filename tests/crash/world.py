@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import asyncpg
 import psutil
 
-from fundsvc.config import Config, DatabaseConfig, StreamConfig
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.config.settings import Config, DatabaseConfig, StreamConfig
+from fundsvc.local.servers import EmbeddedServers
 from tests.crash.oracle import LEDGER_SECRET
 from tests.crash.proxy import Proxy
 

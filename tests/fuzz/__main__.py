@@ -10,8 +10,8 @@ from pathlib import Path
 
 import uvloop
 
-from fundsvc.config import Config, DatabaseConfig, StreamConfig
-from fundsvc.embedded import EmbeddedServers
+from fundsvc.config.settings import Config, DatabaseConfig, StreamConfig
+from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.migrations import migrate
 from tests.fuzz.run import Figures, any_messages, fuzz
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from fundsvc.core.events import Fill, Reason, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.core.times import time_of_id
-from fundsvc.pipeline import REPLAY_KEY
-from fundsvc.wire import Message, decode
+from fundsvc.wire.codec import REPLAY_KEY, Message, decode
 from tests.crash.oracle import empty_partition
 
 Place = tuple[str, int]

@@ -16,7 +16,7 @@ import asyncpg
 import msgspec
 import psutil
 
-from fundsvc.config import Config
+from fundsvc.config.settings import Config
 from fundsvc.streams.announcements import Announcements
 from fundsvc.streams.client import Client, open_client, stream_key
 from fundsvc.streams.source import Source, id_order

@@ -6,17 +6,17 @@ stands wherever a venue names a contract, pair or family, and currencies are the
 
 from collections.abc import Callable, Iterable
 
-from fundsvc.api.deleveraging import DeleveragingResources
-from fundsvc.api.endpoints import Endpoint
+from fundsvc.api.adl import DeleveragingResources
+from fundsvc.api.http.routes import Endpoint
 from fundsvc.api.venues.binance import Binance
 from fundsvc.api.venues.bybit import Bybit
 from fundsvc.api.venues.facade import Funds
 from fundsvc.api.venues.gate import Gate
 from fundsvc.api.venues.okx import Okx, Summary
-from fundsvc.config import Venue
+from fundsvc.config.settings import Venue
 from fundsvc.core.policy import Policy
-from fundsvc.store.histories import Histories
 from fundsvc.store.reader import Reader
+from fundsvc.store.venue_histories import Histories
 
 
 def venue_endpoints(

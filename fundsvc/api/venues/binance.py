@@ -7,15 +7,15 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from fundsvc.api.adl import DeleveragingResources
 from fundsvc.api.adl_answers import PositionAnswer, PositionsAnswer
 from fundsvc.api.answers import FundAnswer
-from fundsvc.api.deleveraging import DeleveragingResources
-from fundsvc.api.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
-from fundsvc.api.parameters import AccountQuery, Parameters
-from fundsvc.api.tokens import Caller
+from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
+from fundsvc.api.http.parameters import AccountQuery, Parameters
+from fundsvc.api.http.tokens import Caller
 from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, code_of, of
 from fundsvc.core.events import Identifier, Symbol
-from fundsvc.core.standing import FundStateName
+from fundsvc.core.fund.state import FundStateName
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import FundAnswer
-from fundsvc.api.errors import BadParameter, NotFound, Problem, TooManyRequests
-from fundsvc.api.parameters import Parameters
+from fundsvc.api.http.errors import BadParameter, NotFound, Problem, TooManyRequests
+from fundsvc.api.http.parameters import Parameters
 from fundsvc.api.venues.facade import SECOND_MS, Funds, Refusal, Venue, code_of, newest, of
 from fundsvc.core.events import Currency, Symbol
 from fundsvc.core.policy import Policy

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 import msgspec
 from aiohttp import web
 
-from fundsvc.api.access import PUBLIC, Roles, allowed
 from fundsvc.api.answers import FundAnswer
-from fundsvc.api.endpoints import JSON, Endpoint, Media
-from fundsvc.api.errors import NotFound, Problem
-from fundsvc.api.parameters import read_query
+from fundsvc.api.http.access import PUBLIC, Roles, allowed
+from fundsvc.api.http.errors import NotFound, Problem
+from fundsvc.api.http.parameters import read_query
+from fundsvc.api.http.routes import JSON, Endpoint, Media
 
 T = TypeVar("T")
 

@@ -6,18 +6,18 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from fundsvc.api.adl import DeleveragingResources
 from fundsvc.api.adl_answers import DeleveragedAnswer
 from fundsvc.api.answers import FundAnswer
-from fundsvc.api.deleveraging import DeleveragingResources
-from fundsvc.api.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
-from fundsvc.api.parameters import PAGE_ENTRIES_MAX, Parameters
-from fundsvc.api.parameters import DeleveragedQuery as ReductionsQuery
-from fundsvc.api.tokens import Caller
+from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
+from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX, Parameters
+from fundsvc.api.http.parameters import DeleveragedQuery as ReductionsQuery
+from fundsvc.api.http.tokens import Caller
 from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue, code_of
 from fundsvc.core.events import Symbol
+from fundsvc.core.fund.state import FundStateName
 from fundsvc.core.numbers import format_units
-from fundsvc.core.standing import FundStateName
-from fundsvc.store.histories import Histories
+from fundsvc.store.venue_histories import Histories
 
 RiskState = Literal["normal", "warning", "adl_risk"]
 

@@ -7,17 +7,17 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
 from fundsvc.api.fund_answers import SummaryAnswer
-from fundsvc.api.parameters import Parameters, Query
-from fundsvc.api.serving import listed
+from fundsvc.api.http.application import listed
+from fundsvc.api.http.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
+from fundsvc.api.http.parameters import Parameters, Query
 from fundsvc.api.venues.facade import Refusal, Venue, code_of
-from fundsvc.core.chain import Kind
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Currency, Symbol, Timestamp
+from fundsvc.core.fund.chain import Kind
 from fundsvc.core.numbers import INT64_MAX, format_units
-from fundsvc.store.histories import Histories, TurnRow
 from fundsvc.store.reader import EntryRow, Listed, Reader
+from fundsvc.store.venue_histories import Histories, TurnRow
 
 R = TypeVar("R", TurnRow, EntryRow)
 

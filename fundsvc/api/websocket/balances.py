@@ -3,12 +3,12 @@
 from collections import defaultdict
 from functools import partial
 
-from fundsvc.api.cached import CachedFunds
-from fundsvc.api.websocket.client import Client
+from fundsvc.api.fund_cache import CachedFunds
 from fundsvc.api.websocket.frames import Frames, push
+from fundsvc.api.websocket.subscriber import Client
 from fundsvc.api.websocket.topics import Refused, check_listed, insist
 from fundsvc.metrics import Metrics
-from fundsvc.tail import Change, Tail
+from fundsvc.readmodel.ledger_tail import Change, Tail
 
 ALL = "all"
 """Every contract, also those listed later."""

@@ -9,12 +9,12 @@ import msgspec
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from msgspec import UNSET
 
-from fundsvc.api.websocket.client import Client
 from fundsvc.api.websocket.frames import Id, ack, error, pong, pong_frame
+from fundsvc.api.websocket.subscriber import Client
 from fundsvc.api.websocket.topics import Command, Refused, Topic, asked
-from fundsvc.config import WebsocketConfig
-from fundsvc.keys import decode_json
+from fundsvc.config.settings import WebsocketConfig
 from fundsvc.metrics import Metrics
+from fundsvc.wire.duplicate_keys import decode_json
 
 MESSAGES_MAX = 100
 MESSAGES_SECONDS = 10.0

@@ -8,13 +8,13 @@ from itertools import groupby
 from aiohttp import WSCloseCode
 
 from fundsvc.api.answers import entry_answer
-from fundsvc.api.websocket.client import Client
 from fundsvc.api.websocket.frames import Frames, joined, push
+from fundsvc.api.websocket.subscriber import Client
 from fundsvc.api.websocket.topics import check_listed
 from fundsvc.metrics import Metrics
+from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
 from fundsvc.store.database import StoreFault
 from fundsvc.store.reader import EntryRow, Reader
-from fundsvc.tail import RETRY_SECONDS, Change, Tail
 
 REPLAY_ENTRIES = 100
 """Entries told between two looks at whether the client reads them: some 60 kB."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.integers import Numbers, written
+from fundsvc.api.http.big_integers import Numbers, written
 
 LENGTH_7_BITS_MAX = 125
 LENGTH_16_BITS_MAX = 0xFFFF

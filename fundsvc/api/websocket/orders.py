@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from fundsvc.api.adl_answers import order_answers
-from fundsvc.api.sight import PUBLIC
-from fundsvc.api.websocket.client import Client
+from fundsvc.api.visibility import PUBLIC
 from fundsvc.api.websocket.frames import Frames, joined, push
+from fundsvc.api.websocket.subscriber import Client
 from fundsvc.api.websocket.topics import Refused, check_listed, insist
 from fundsvc.metrics import Metrics
-from fundsvc.store.deleveragings import Deleveragings, OrderRow
-from fundsvc.store.tailing import OrderKey
-from fundsvc.tail import Change, Tail
+from fundsvc.readmodel.ledger_tail import Change, Tail
+from fundsvc.store.adl import Deleveragings, OrderRow
+from fundsvc.store.tail_queries import OrderKey
 
 
 class Orders:

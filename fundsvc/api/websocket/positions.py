@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 import msgspec
 
 from fundsvc.api.adl_answers import PositionAnswer, deleveraged_answer, position_answers
-from fundsvc.api.websocket.client import Client
 from fundsvc.api.websocket.frames import Frames, push
+from fundsvc.api.websocket.subscriber import Client
 from fundsvc.api.websocket.topics import Refused, insist
 from fundsvc.core.events import TIMESTAMP_MAX
-from fundsvc.follower import Follower, NotFollowed
 from fundsvc.metrics import Metrics
-from fundsvc.store.deleveragings import Deleveragings, Reduction
-from fundsvc.store.tailing import OrderKey
-from fundsvc.tail import Change, Tail
+from fundsvc.readmodel.adl_books import Follower, NotFollowed
+from fundsvc.readmodel.ledger_tail import Change, Tail
+from fundsvc.store.adl import Deleveragings, Reduction
+from fundsvc.store.tail_queries import OrderKey
 
 PositionKey = tuple[str, str]
 """A contract and a side of it."""

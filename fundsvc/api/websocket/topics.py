@@ -7,12 +7,12 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.integers import Numbers
-from fundsvc.api.parameters import Entry
-from fundsvc.api.websocket.client import Client
+from fundsvc.api.http.big_integers import Numbers
+from fundsvc.api.http.parameters import Entry
 from fundsvc.api.websocket.frames import Id
+from fundsvc.api.websocket.subscriber import Client
+from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Tail
 from fundsvc.store.database import StoreFault
-from fundsvc.tail import RETRY_SECONDS, Tail
 
 T = TypeVar("T")
 

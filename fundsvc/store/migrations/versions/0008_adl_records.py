@@ -10,9 +10,9 @@ from typing import Any
 from alembic import op
 from sqlalchemy import Connection, text
 
-from fundsvc.core.adl import AdlOrder, Asked, RoundTerms
-from fundsvc.core.chain import GENESIS
-from fundsvc.core.records import AdlRecord, SealedRecord, link_record, reduced_body, round_bodies
+from fundsvc.core.adl.order import AdlOrder, Asked, RoundTerms
+from fundsvc.core.adl.records import AdlRecord, SealedRecord, link_record, reduced_body, round_bodies
+from fundsvc.core.fund.chain import GENESIS
 from fundsvc.store.migrations import run_script
 
 revision = "0008"

@@ -1,0 +1,213 @@
+"""What can be asked about deleveraging: orders and why they asked whom, the queue, an account's place in it, and what if."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from msgspec import UNSET
+
+from fundsvc.api.adl_answers import (
+    ALLOCATIONS_MAX,
+    AllocationAnswer,
+    OrderAnswer,
+    PositionsAnswer,
+    PreviewAnswer,
+    QueueAnswer,
+    ReductionAnswer,
+    allocation_answer,
+    deleveraged_answer,
+    order_answers,
+    position_answers,
+    preview_answer,
+    queue_answer,
+    reduction_answer,
+    trader_preview,
+    whole_preview,
+)
+from fundsvc.api.answers import Page
+from fundsvc.api.http.access import ACCOUNT_READERS
+from fundsvc.api.http.application import Route, listed
+from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound
+from fundsvc.api.http.parameters import (
+    AccountQuery,
+    DeleveragedQuery,
+    OrdersQuery,
+    PreviewBody,
+    PreviewPolicy,
+    Query,
+    RoundQuery,
+)
+from fundsvc.api.http.tokens import Caller
+from fundsvc.api.visibility import rough, sight_of
+from fundsvc.core.adl.preview import AskedOf
+from fundsvc.core.events import Fill, Rejection
+from fundsvc.core.policy import Policy
+from fundsvc.readmodel.adl_books import BookView, Follower
+from fundsvc.readmodel.ledger_tail import Tail
+from fundsvc.store.adl import Deleveragings
+from fundsvc.store.reader import Reader
+
+DELEVERAGED_MAX = 100
+"""An account's reductions, the latest of them."""
+
+POSITIONS_PER_REQUEST = 1000
+"""A preview counts as a request more for each so many positions, all of which it ranks. A queue is ranked once for all."""
+
+DIGITS_MAX = 9
+"""Of the number of an order or a round: more than any contract will ever have, and they fit what the database counts with."""
+
+
+class DeleveragingResources:
+    """Answers from the ledger and from followed books."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        ledger: Deleveragings,
+        follower: Follower,
+        tail: Tail,
+        policy_of: Callable[[str], Policy],
+        k_min: int,
+    ) -> None:
+        self._reader = reader
+        self._ledger = ledger
+        self._follower = follower
+        self._tail = tail
+        self._policy_of = policy_of
+        self._k_min = k_min
+        self.routes = (
+            Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=ACCOUNT_READERS),
+            Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=ACCOUNT_READERS),
+            Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders, viewed=True),
+            Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round, viewed=True),
+            Route("/api/v1/adl/{symbol}/queue", Query, self.queue, viewed=True),
+            Route(
+                "/api/v1/adl/{symbol}/preview",
+                Query,
+                self.preview,
+                PreviewBody,
+                roles=ACCOUNT_READERS,
+                cost=self.preview_cost,
+            ),
+        )
+
+    async def orders(self, query: OrdersQuery, symbol: str, viewer: Caller | None) -> Page[OrderAnswer]:
+        """A page of a contract's orders; one more is read than shown, to know whether there are more."""
+        as_of = self._tail.as_of_ms
+        contract = (await listed(self._reader, symbol)).contract
+        orders = await self._ledger.orders(
+            symbol,
+            count=query.max_count + 1,
+            offset=None if query.offset is UNSET else query.offset,
+            forward=query.forward,
+            state=None if query.state is UNSET else query.state,
+        )
+        shown = orders[: query.max_count]
+        answers = await order_answers(self._ledger, shown, contract, sight_of(viewer))
+        return Page(data_list=answers, has_more=len(orders) > len(shown), as_of=as_of)
+
+    async def round(
+        self,
+        query: RoundQuery,
+        symbol: str,
+        adl: str,
+        round: str,  # noqa: A002 - the path's word
+        viewer: Caller | None,
+    ) -> Page[AllocationAnswer]:
+        """A page of what a round of an order asked, by rank; one more is read than shown, to know whether there are more."""
+        contract = (await listed(self._reader, symbol)).contract
+        order, number = _numbered(adl), _numbered(round)
+        found = await self._ledger.orders(symbol, count=1, offset=order - 1, forward=True)
+        if not found or found[0].adl != order or found[0].round < number:
+            raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
+        rows = await self._ledger.round_after(symbol, order, number, query.offset, query.max_count + 1)
+        reduce, price, sight = found[0].reduce, found[0].price, sight_of(viewer)
+        shown = [allocation_answer(row, reduce, price, contract, sight) for row in rows[: query.max_count]]
+        return Page(data_list=shown, has_more=len(rows) > len(shown))
+
+    async def queue(self, _query: Query, symbol: str, viewer: Caller | None) -> QueueAnswer:
+        """The live ranking of a contract, as lights."""
+        found, follower = await listed(self._reader, symbol), self._follower
+
+        def read(view: BookView) -> QueueAnswer:
+            queue, is_mark_stale = follower.queue(view), follower.is_mark_stale(view)
+            return queue_answer(view, queue, sight_of(viewer), self._k_min, is_mark_stale=is_mark_stale)
+
+        return await follower.read(found.contract, found.partition, read)
+
+    async def positions(self, query: AccountQuery, caller: Caller) -> PositionsAnswer:
+        """An account's positions with their ranks and all inputs, and its latest reductions."""
+        account = _account(query, caller)
+        if not account.isprintable():
+            return PositionsAnswer(account, [], [])  # the account of nobody: no event that names such a one is settled
+        contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
+        reductions = await self._ledger.deleveraged(account, DELEVERAGED_MAX)
+        positions = await position_answers(self._follower, account)
+        return PositionsAnswer(
+            account=account,
+            positions=positions,
+            deleveraged=[deleveraged_answer(row, contracts[row.symbol]) for row in reductions],
+        )
+
+    async def deleveraged(self, query: DeleveragedQuery, caller: Caller) -> Page[ReductionAnswer]:
+        """A page of an account's reductions; one more is read than shown, to know whether there are more."""
+        as_of, account = self._tail.as_of_ms, _account(query, caller)
+        if not account.isprintable():
+            return Page([], has_more=False, as_of=as_of)  # no event that names such an account is settled
+        contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
+        rows = await self._ledger.deleveraged_page(
+            account,
+            count=query.max_count + 1,
+            offset=None if query.offset is UNSET else query.offset,
+            forward=query.forward,
+        )
+        shown = [reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
+        return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
+
+    async def preview(self, _query: Query, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:
+        """What a fill would do, with nobody named: to all for risk, to a trader's own positions and the others in sum."""
+        found = await listed(self._reader, symbol)
+        policy = _changed(self._policy_of(symbol), body.policy)
+        show = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
+        asked_of: AskedOf = int
+        if caller.role == "trader":
+            show = partial(trader_preview, account=caller.account, k_min=self._k_min)
+            asked_of = rough
+        answer = partial(preview_answer, show=show)
+        try:
+            return await self._follower.preview(found.contract, found.partition, policy, _fill(symbol, body), answer, asked_of)
+        except Rejection as rejection:
+            raise BadParameter(rejection.detail) from None
+
+    def preview_cost(self, symbol: str) -> int:
+        """As how many requests more a preview of a contract counts."""
+        return self._follower.size(symbol) // POSITIONS_PER_REQUEST
+
+
+def _numbered(text: str) -> int:
+    """The number that a path names; raises NotFound where nothing can have it."""
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX else 0
+    if not number:
+        raise NotFound(f"there is no number {text!r} here: orders and rounds are counted from 1")
+    return number
+
+
+def _account(query: AccountQuery, caller: Caller) -> str:
+    """The account that is asked about, by default the caller's own; a trader may ask about no other."""
+    account = caller.account if query.account is UNSET else query.account
+    if not account:
+        raise BadParameter("account is missing: the token is for all of them, so say whose positions")
+    if caller.role == "trader" and account != caller.account:
+        raise Forbidden("these are another account's positions: a trader sees its own, so leave `account` out")
+    return account
+
+
+def _fill(symbol: str, body: PreviewBody) -> Fill:
+    ts = time.time_ns() // 1_000_000 if body.ts is UNSET else body.ts
+    return Fill(symbol, 1, body.side, body.lots, body.price, body.bankruptcy_price, ts)
+
+
+def _changed(policy: Policy, given: PreviewPolicy) -> Policy:
+    changes = {name: value for name in given.__struct_fields__ if (value := getattr(given, name)) is not UNSET}
+    return msgspec.structs.replace(policy, **changes)

@@ -1,0 +1,1 @@
+"""Serving HTTP: connections, middleware, requests, tokens, limits and errors."""

@@ -1,0 +1,51 @@
+"""The table of what is served: what a path takes and answers stands beside its handler, and the description is made of that."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from aiohttp import hdrs
+from aiohttp.typedefs import Handler
+
+from fundsvc.api.http.access import PUBLIC, Roles
+from fundsvc.api.http.errors import Refuse, refuse
+from fundsvc.api.http.parameters import Parameters
+
+JSON = "application/json"
+
+Cost = Callable[..., int]
+"""As how many requests more an answer counts; called with the path's parameters by name."""
+
+ASKED_WRONGLY_OR_AWAY = frozenset({400, 429, 503})
+"""How whatever reads the ledger may fail."""
+
+
+class Media(NamedTuple):
+    """The content type of a body, and the type that it is of, or that the `data` in its envelope is of."""
+
+    content_type: str
+    kind: Any = str
+    in_envelope: bool = False
+
+
+class Endpoint(NamedTuple):
+    """A path, its handler, and what that answers by status, errors apart; `bodies` are those it takes.
+
+    `roles` are those that its handler lets through, `fails` the statuses of errors besides those that follow from roles,
+    bodies and paths. `refuse` says errors; what is not our envelope is among the answers. `told` is the function whose
+    docstring tells what it does, the handler itself where there is none. `cost` says as how many more
+    requests an answer counts, by what stands in its path.
+    One that is `viewed` needs no token and shows more with one.
+    """
+
+    path: str
+    handler: Handler
+    answers: Mapping[int, Media]
+    method: str = hdrs.METH_GET
+    query: type[Parameters] = Parameters
+    bodies: tuple[Media, ...] = ()
+    roles: Roles = PUBLIC
+    viewed: bool = False
+    fails: frozenset[int] = ASKED_WRONGLY_OR_AWAY
+    refuse: Refuse = refuse
+    told: Callable[..., Any] | None = None
+    cost: Cost | None = None

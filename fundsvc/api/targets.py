@@ -1,0 +1,93 @@
+"""What can be asked about the target size of a fund."""
+
+import msgspec
+
+from fundsvc.api.answers import Answer, milliseconds, target_size
+from fundsvc.api.http.application import Route, fund_of
+from fundsvc.api.http.errors import NotFound
+from fundsvc.api.http.parameters import Query
+from fundsvc.api.http.tokens import Caller
+from fundsvc.api.visibility import rough, sight_of
+from fundsvc.core.fund.fullness import RuleName
+from fundsvc.core.fund.target_sizing import Cover, Explanation, StressedPosition
+from fundsvc.core.numbers import format_units
+from fundsvc.store.reader import FundRow, Reader
+from fundsvc.store.target_sizes import ExplainedTarget, Targets
+
+
+class TargetAnswer(Answer, frozen=True, kw_only=True):
+    """A fund's target size as it was found at `computedAt`, and the balance now beside it.
+
+    `explanation` holds every input of the rule; where there is no target, it is null and `reason` says why. `leverageCap` rises
+    from `leverageMin` at a fullness of `fullnessLow` to `leverageMax`, the contract's own, at `fullnessHigh`; it is a signal
+    that nothing here acts on. Numbers of single positions are rounded to two significant digits but for risk.
+    """
+
+    symbol: str
+    settle_currency: str
+    rule: RuleName
+    target: str | None
+    reason: str
+    balance: str
+    fullness: float | None
+    leverage_cap: float | None
+    fullness_low: float
+    fullness_high: float
+    leverage_min: float
+    leverage_max: float | None
+    explanation: Explanation | None
+    computed_at: int
+
+
+class SizingResources:
+    """Answers from the ledger, and what its owners found."""
+
+    def __init__(self, reader: Reader, targets: Targets) -> None:
+        self._reader = reader
+        self._targets = targets
+        self.routes = (Route("/api/v1/insurance-fund/{symbol}/target", Query, self.target, viewed=True),)
+
+    async def target(self, _query: Query, symbol: str, viewer: Caller | None) -> TargetAnswer:
+        """The size that a fund should have, and where that comes from."""
+        fund = await fund_of(self._reader, symbol)
+        explained = await self._targets.explained(symbol)
+        if explained is None:
+            raise NotFound(f"no target of {symbol} has been looked for yet, ask again in a minute")
+        answer = target_answer(fund, explained)
+        return answer if sight_of(viewer).everything else _rough_answer(answer)
+
+
+def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:
+    """A target in its settlement currency, beside its fund."""
+    target = explained.target
+    return TargetAnswer(
+        symbol=fund.symbol,
+        settle_currency=fund.settle_currency,
+        rule=target.rule,
+        target=target_size(target, fund.settle_decimals),
+        reason=explained.reason,
+        balance=format_units(fund.balance, fund.settle_decimals),
+        fullness=target.fullness(fund.balance),
+        leverage_cap=target.leverage_cap(fund.balance),
+        fullness_low=target.fullness_low,
+        fullness_high=target.fullness_high,
+        leverage_min=target.leverage_min,
+        leverage_max=target.leverage_max,
+        explanation=explained.explanation,
+        computed_at=milliseconds(explained.computed_at),
+    )
+
+
+def _rough_answer(answer: TargetAnswer) -> TargetAnswer:
+    """A target as everybody may see it: explained by no single position's numbers."""
+    cover = answer.explanation
+    if not isinstance(cover, Cover):
+        return answer
+    explanation = msgspec.structs.replace(
+        cover, positions=list(map(_rough_position, cover.positions)), loss_of_other_side=rough(cover.loss_of_other_side)
+    )
+    return msgspec.structs.replace(answer, explanation=explanation)
+
+
+def _rough_position(position: StressedPosition) -> StressedPosition:
+    return StressedPosition(**{name: rough(value) for name, value in msgspec.structs.asdict(position).items()})

@@ -1,0 +1,1 @@
+"""The work behind the commands: audit, export, delivery and conversion of recordings, vectors."""

@@ -1,0 +1,66 @@
+"""The audit: recomputes funds from their first entry and compares them with what is stored."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from fundsvc.core.commitment import NO_SECRETS, Secrets
+from fundsvc.core.fund.verification import missing
+from fundsvc.core.policy import Policy
+from fundsvc.store.audits import Followed, beginning, read_stretch
+from fundsvc.store.database import Pool
+from fundsvc.store.policies import policies_of
+from fundsvc.store.rollup_audit import rollup_differences
+
+DIFFERENCES_MAX = 20
+"""Per contract: one altered entry may break all that follow, and the first differences say it."""
+
+STRETCH_ENTRIES = 2000
+"""One read of the database: memory is constant however long the ledger is."""
+
+DEFAULT_POLICY = Policy()
+
+
+class ContractAudit(msgspec.Struct, rename="camel"):
+    """What the audit found of one contract: how many entries it recomputed, the head they end in, and what differs.
+
+    `unopened` counts the commitments to accounts that it could not check, as their secrets are not configured.
+    """
+
+    symbol: str
+    entries: int
+    head: str
+    differences: list[str]
+    unopened: int = 0
+
+
+async def audit_contract(
+    pool: Pool,
+    symbol: str,
+    progress: Callable[[int], None],
+    policy: Policy = DEFAULT_POLICY,
+    secrets: Secrets = NO_SECRETS,
+) -> ContractAudit:
+    """Recomputes one contract's ledger to its end; calls `progress` with the number of entries done since.
+
+    `policy` is the configured one, where none was recorded.
+    """
+    since, is_last = beginning(), False
+    differences: list[str] = []
+    head, unopened = "", 0
+    while not is_last and not differences:
+        stretch = await read_stretch(pool, symbol, since, STRETCH_ENTRIES)
+        if stretch.ledger is None:
+            return ContractAudit(symbol, 0, "", [missing(symbol)])
+        policies = await policies_of(pool, [symbol], lambda _: policy)
+        replay = stretch.replay(stretch.ledger, policies[symbol], secrets)
+        for _ in stretch.followed(replay):
+            if len(replay.differences) >= DIFFERENCES_MAX:
+                break
+        stretch.compare(replay)
+        progress(len(stretch))
+        since, is_last = Followed(replay.checkpoint, replay.orders.opened), stretch.ended
+        unopened += replay.unopened
+        differences, head = replay.differences, stretch.ledger.fund.head.hex()
+    differences = differences + await rollup_differences(pool, symbol)
+    return ContractAudit(symbol, since.checkpoint.entry, head, differences[:DIFFERENCES_MAX], unopened)

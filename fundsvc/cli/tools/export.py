@@ -1,0 +1,152 @@
+"""A ledger as rows of text, complete enough to be verified by anyone: `scripts/verify-export` does it with nothing of ours.
+
+Each row is a line of the ledger, and `line` says of what kind: an `entry`, a `record` of its ADL, or at the end the `fund`.
+Entries and records stand in the order in which they were made, a record after the entry that it names. A row has the columns of
+its kind alone.
+"""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from fundsvc.core.commitment import NO_SECRETS, Secrets, seal_parts
+from fundsvc.core.contracts import Contract
+from fundsvc.core.fund.settlement import FundState
+from fundsvc.core.numbers import format_units
+from fundsvc.store.exports import Ledger, Line, RecordLine
+
+COLUMNS = (
+    "line",
+    "symbol",
+    "entry",
+    "seq",
+    "kind",
+    "change",
+    "balance",
+    "uncovered",
+    "repaid",
+    "side",
+    "lots",
+    "price",
+    "bankruptcyPrice",
+    "tradeId",
+    "orderId",
+    "account",
+    "ts",
+    "record",
+    "adl",
+    "round",
+    "body",
+    "recordedAt",
+    "hash",
+    "settleCurrency",
+    "settleDecimals",
+    "priceDecimals",
+    "multiplier",
+    "isInverse",
+    "outstanding",
+    "recordHash",
+    "keyId",
+    "commitment",
+    "salt",
+)
+"""Money and prices are decimal text, `ts` is in milliseconds, `body` is MessagePack in hexadecimal digits, as are `keyId`,
+`commitment` and `salt`: what is sealed in the place of an account, and what opens it.
+"""
+
+Row = dict[str, str | int | bool]
+
+
+async def export_rows(ledger: Ledger, secrets: Secrets = NO_SECRETS) -> AsyncIterator[Row]:
+    """A row for each entry and ADL record that there is now, in order, and the fund as these leave it.
+
+    Commitments to accounts come with the salts that open them, as far as their secrets are known.
+    """
+    async for line in ledger.lines():
+        if isinstance(line, Line):
+            yield _entry_row(ledger.contract, line) | _opening(line, secrets)
+        else:
+            yield _record_row(line)
+    yield _fund_row(ledger.contract, ledger.fund)
+
+
+def _entry_row(contract: Contract, line: Line) -> Row:
+    entry = line.entry
+    money, price = contract.settle_decimals, contract.price_decimals
+    return {
+        "line": "entry",
+        "symbol": entry.symbol,
+        "entry": entry.entry,
+        "seq": entry.seq,
+        "kind": entry.kind,
+        "change": format_units(entry.change, money),
+        "balance": format_units(entry.balance, money),
+        "uncovered": format_units(entry.uncovered, money),
+        "repaid": format_units(entry.repaid, money),
+        "side": entry.side,
+        "lots": entry.lots,
+        "price": format_units(entry.price, price),
+        "bankruptcyPrice": format_units(entry.bankruptcy_price, price),
+        "tradeId": entry.trade_id,
+        "orderId": entry.order_id,
+        "account": entry.account,
+        "ts": entry.ts,
+        "recordedAt": _written(line.recorded_at),
+        "hash": line.hash.hex(),
+        **_terms(contract),
+    }
+
+
+def _opening(line: Line, secrets: Secrets) -> Row:
+    entry = line.entry
+    seal, salt = seal_parts(entry.seal), secrets.salt(entry.symbol, entry.entry, entry.seal)
+    found = {"keyId": seal.key_id.hex(), "commitment": seal.commitment.hex(), "salt": salt.hex() if salt else ""}
+    return {name: value for name, value in found.items() if value}
+
+
+def _record_row(line: RecordLine) -> Row:
+    record = line.record
+    return {
+        "line": "record",
+        "symbol": record.symbol,
+        "record": record.record,
+        "entry": record.entry,
+        "kind": record.kind,
+        "adl": record.adl,
+        "round": record.round,
+        "seq": record.seq,
+        "ts": record.ts,
+        "account": record.account,
+        "lots": record.lots,
+        "body": record.body.hex(),
+        "recordedAt": _written(line.recorded_at),
+        "hash": line.hash.hex(),
+    }
+
+
+def _fund_row(contract: Contract, fund: FundState) -> Row:
+    return {
+        "line": "fund",
+        "symbol": fund.symbol,
+        "entry": fund.entry,
+        "balance": format_units(fund.balance, contract.settle_decimals),
+        "outstanding": format_units(fund.outstanding, contract.settle_decimals),
+        "adl": fund.adl,
+        "record": fund.adl_record,
+        "hash": fund.head.hex(),
+        "recordHash": fund.adl_head.hex(),
+        **_terms(contract),
+    }
+
+
+def _terms(contract: Contract) -> Row:
+    return {
+        "settleCurrency": contract.settle_currency,
+        "settleDecimals": contract.settle_decimals,
+        "priceDecimals": contract.price_decimals,
+        "multiplier": format(contract.multiplier, "f"),
+        "isInverse": contract.is_inverse,
+    }
+
+
+def _written(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,280 @@
+"""Runs conformance vectors, language-neutral examples of the rules, through the decoder, settlement and ADL.
+
+A vector is a JSON file: a contract, the initial fund, a policy, events, and the complete expected outcome. Amounts are decimal
+strings in the settlement currency, prices are decimal strings. Absent `symbol` and `ts` of an event have defaults. Events that
+the service rejects change nothing; the outcome lists them.
+"""
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from fundsvc.config.settings import CurrencyConfig
+from fundsvc.core.adl.order import OrderState
+from fundsvc.core.adl.records import terms_of
+from fundsvc.core.batch import Batch
+from fundsvc.core.contracts import Contract, contract_of
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Reason, Rejection
+from fundsvc.core.fund.chain import Kind
+from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.numbers import INT64_MAX, format_units, to_units
+from fundsvc.core.partition import Partition
+from fundsvc.core.policy import Policy
+from fundsvc.wire.codec import Message, decode
+
+Amount = str
+"""A decimal string, compared in its shortest form, so that "100.0" equals "100"."""
+
+_MONEY = {"change", "balance", "uncovered", "repaid", "outstanding", "recovered"}
+"""The expected fields that are amounts."""
+
+_OF_A_CONTRACT = {event.__struct_config__.tag for event in (Fill, Mark, Position, AdlFill, AdlEnd)}
+"""Types of events that name a symbol."""
+
+
+class VectorError(ValueError):
+    """A file or value is not a vector; the message names the place."""
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Base of a vector's parts. Unknown keys are errors, so that a misspelt expectation cannot pass."""
+
+
+class StartingFund(_Part, frozen=True):
+    """The fund before the first event."""
+
+    balance: Amount = "0"
+    outstanding: Amount = "0"
+
+
+class ExpectedEntry(_Part, frozen=True):
+    """A ledger entry."""
+
+    entry: int
+    kind: Kind
+    change: Amount
+    balance: Amount
+    uncovered: Amount
+    repaid: Amount
+
+
+class ExpectedFund(_Part, frozen=True):
+    """The fund after the last event."""
+
+    balance: Amount
+    outstanding: Amount
+
+
+class Allocated(_Part, frozen=True):
+    """The allocation of one account in a round."""
+
+    account: str
+    lots: int
+
+
+class ExpectedOrder(_Part, frozen=True):
+    """An ADL order after the last event; `cause` is the number of the shortfall's entry."""
+
+    cause: int
+    reduce: Literal["long", "short"]
+    lots: int
+    price: Amount
+    uncovered: Amount
+    recovered: Amount
+    state: Literal["open", "done", "uncovered"]
+    rounds: tuple[tuple[Allocated, ...], ...]
+
+
+class Expectation(_Part, frozen=True):
+    """The complete expected outcome of a vector."""
+
+    entries: tuple[ExpectedEntry, ...]
+    fund: ExpectedFund
+    adl: tuple[ExpectedOrder, ...]
+    duplicates: int
+
+
+class Vector(_Part, frozen=True):
+    """A vector as it is in the file; `contract` is KuCoin's object, events are the wire's."""
+
+    name: str
+    contract: dict[str, Any]
+    events: tuple[dict[str, Any], ...]
+    expect: Expectation
+    fund: StartingFund = StartingFund()
+    policy: dict[str, Any] = {}
+    source: str = ""
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """A difference between expected and actual outcome; None stands for an absent value."""
+
+    path: str
+    expected: Any
+    got: Any
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """The result of a vector; `rejected` lists rejected events as "events[0]: reason: detail"."""
+
+    verdict: Literal["passed", "failed"]
+    differences: tuple[Difference, ...] = ()
+    rejected: tuple[str, ...] = ()
+
+
+def read_vector(path: Path) -> dict[str, Any]:
+    """The vector in a file; raises VectorError when it cannot be read or is not an object in JSON."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise VectorError(f"cannot read {path}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise VectorError(f"{path} is not a vector: {error}") from None
+
+
+def run_vector(vector: dict[str, Any]) -> Outcome:
+    """Runs a vector and compares its complete outcome; raises VectorError if it is not a vector."""
+    read = _read(vector)
+    contract = _contract(read)
+    fund = _starting_fund(read, contract)
+    expected = _canonical("expect", msgspec.to_builtins(read.expect), contract)
+    partition = Partition(0, 1, [fund], *_currencies())
+    rejected = tuple(_settle(partition, read.events, contract.symbol))
+    got = _canonical("got", _result(partition.take(), fund), contract)
+    differences = tuple(_differences("expect", expected, got))
+    return Outcome("failed" if differences else "passed", differences, rejected=rejected)
+
+
+def _read(vector: dict[str, Any]) -> Vector:
+    try:
+        return msgspec.convert(vector, Vector)
+    except msgspec.ValidationError as error:
+        raise VectorError(f"not a vector: {error}") from None
+
+
+def _contract(vector: Vector) -> Contract:
+    try:
+        return contract_of(vector.contract, *_currencies())
+    except Rejection as rejection:
+        raise VectorError(f"not a vector: contract: {rejection.detail}") from None
+
+
+def _currencies() -> tuple[dict[str, int], int]:
+    currency = CurrencyConfig()
+    return currency.decimals, currency.decimals_default
+
+
+def _starting_fund(vector: Vector, contract: Contract) -> Fund:
+    def atoms(path: str, text: str) -> int:
+        units = _units(path, text, contract.settle_decimals)
+        if not 0 <= units <= INT64_MAX:
+            raise VectorError(f"not a vector: {path}: a fund cannot hold {text}")
+        return units
+
+    return Fund(
+        contract,
+        balance=atoms("fund.balance", vector.fund.balance),
+        outstanding=atoms("fund.outstanding", vector.fund.outstanding),
+        reserve_line=atoms("policy.reserveLine", vector.policy.get("reserveLine", "0")),
+        policy=_policy(vector.policy),
+    )
+
+
+def _policy(keys: dict[str, Any]) -> Policy:
+    """The policy of a vector; numbers may be strings, and a guard may be "off"."""
+    given = {"escalate_min": 0} | {_snake_case(key): value for key, value in keys.items() if key != "reserveLine"}
+    guard = given.get("drawdown_guard")
+    if isinstance(guard, dict):
+        given["drawdown_guard"] = {_snake_case(key): value for key, value in guard.items()}
+    elif not guard or guard == "off":
+        given["drawdown_guard"] = None
+    try:
+        return msgspec.convert(given, Policy, strict=False)
+    except msgspec.ValidationError as error:
+        raise VectorError(f"not a vector: policy: {error}") from None
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+
+
+def _units(path: str, text: Any, decimals: int) -> int:
+    try:
+        return to_units(Decimal(text if isinstance(text, str) else "not a string"), decimals)
+    except (ValueError, ArithmeticError):
+        raise VectorError(f"not a vector: {path}: {text!r} is not a decimal string of at most {decimals} decimals") from None
+
+
+def _settle(partition: Partition, events: Sequence[dict[str, Any]], symbol: str) -> Iterator[str]:
+    """Settles the events in stream order; yields the rejected ones."""
+    for position, event in enumerate(events):
+        defaults = {"symbol": symbol, "ts": 0} if event.get("type") in _OF_A_CONTRACT else {}
+        message = Message("0-1", "json", msgspec.json.encode(defaults | event))
+        try:
+            for decoded in decode(message):
+                partition.apply(decoded)
+        except Rejection as rejection:
+            if rejection.reason in (Reason.CONFLICT, Reason.LATE):
+                partition.batch.duplicates[symbol] += 1
+                continue
+            yield f"events[{position}]: {rejection.reason}: {rejection.detail}"
+
+
+def _result(batch: Batch, fund: Fund) -> dict[str, Any]:
+    """The actual outcome in the shape of an `Expectation`, with integer amounts and prices."""
+    return {
+        "entries": [_pick(entry, ExpectedEntry) for entry in batch.entries],
+        "fund": _pick(batch.changed.get(fund.contract.symbol, fund), ExpectedFund),
+        "adl": [_pick(order, ExpectedOrder, rounds=_rounds(batch, order)) for order in batch.orders.values()],
+        "duplicates": batch.duplicates.total(),
+    }
+
+
+def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
+    """The allocations of each round of an order, in the order of ranks."""
+    rounds: list[list[dict[str, Any]]] = [[] for _ in range(order.round)]
+    for record in (sealed.record for sealed in batch.records):
+        if record.adl == order.adl and record.kind in ("order", "round", "part"):
+            terms = terms_of(record.kind, record.body)
+            asked = zip(terms.accounts, terms.asked, strict=True)
+            rounds[record.round - 1] += [{"account": account, "lots": lots} for account, lots in asked]
+    return rounds
+
+
+def _pick(source: object, shape: type[_Part], **given: Any) -> dict[str, Any]:
+    return {name: given[name] if name in given else getattr(source, name) for name in shape.__struct_fields__}
+
+
+def _canonical(path: str, value: Any, contract: Contract) -> Any:
+    """The same with every amount and price as the shortest decimal string, from text or from units."""
+    if isinstance(value, list | tuple):
+        return [_canonical(f"{path}[{index}]", element, contract) for index, element in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    decimals = dict.fromkeys(_MONEY, contract.settle_decimals) | {"price": contract.price_decimals}
+    return {
+        key: _shortest(f"{path}.{key}", inner, decimals[key])
+        if key in decimals
+        else _canonical(f"{path}.{key}", inner, contract)
+        for key, inner in value.items()
+    }
+
+
+def _shortest(path: str, amount: str | int, decimals: int) -> str:
+    return format_units(amount if isinstance(amount, int) else _units(path, amount, decimals), decimals)
+
+
+def _differences(path: str, expected: Any, got: Any) -> Iterator[Difference]:
+    """The differences between two values of the same shape, including elements that only one list has."""
+    if isinstance(expected, dict) and isinstance(got, dict):
+        for key, value in expected.items():
+            yield from _differences(f"{path}.{key}", value, got[key])
+    elif isinstance(expected, list) and isinstance(got, list):
+        for index, (one, other) in enumerate(zip_longest(expected, got)):
+            yield from _differences(f"{path}[{index}]", one, other)
+    elif expected != got:
+        yield Difference(path, expected, got)

@@ -1,0 +1,1 @@
+"""Configuration: the settings with their defaults, and their validation."""

@@ -1,0 +1,355 @@
+"""The configuration: one frozen struct from TOML, defaults for everything, unknown keys are errors.
+
+Each key can be overridden by an environment variable named FUNDSVC_<SECTION>_<KEY>, for example FUNDSVC_HTTP_PORT=8080;
+lists are comma-separated there, whole tables are JSON. FUNDSVC_<SECTION>_<KEY>_FILE names a file that holds the value instead,
+which is how a secret arrives that neither the environment nor a command line may show. This module is the only reader of the
+environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from fundsvc.config.validation import ADDRESS, SECRET, allowed, complaints, find, from_text
+from fundsvc.core.commitment import Secrets, secrets_of
+from fundsvc.core.contracts import CONTRACTS_MAX
+from fundsvc.core.fund.fullness import TargetPolicy
+from fundsvc.core.policy import Policies, Policy
+from fundsvc.core.times import AHEAD_SECONDS_MAX
+
+ENVIRONMENT_PREFIX = "FUNDSVC_"
+
+CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
+"""Names the file itself, for who cannot pass --config."""
+
+FILE_SUFFIX = "_FILE"
+"""Marks a variable that names a file with the value; the name is the one the official container images use."""
+
+SECRET_LENGTH_MIN = 32
+"""A shorter secret than its digest weakens HMAC-SHA256 (RFC 7518, section 3.2)."""
+
+PORT_MAX = 65535
+"""Of TCP."""
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
+Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
+Name = Annotated[str, msgspec.Meta(min_length=1)]
+Secret = Annotated[str, msgspec.Meta(extra=SECRET)]
+Database = Annotated[
+    str, msgspec.Meta(pattern=r"\A(postgres(ql)?://|\Z)", extra={**ADDRESS, "form": '"postgresql://..." or ""'})
+]
+Stream = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"\A((rediss?|unix)://|\Z)", extra={**ADDRESS, "form": '"redis://...", "rediss://...", "unix://..." or ""'}
+    ),
+]
+PublicUrl = Annotated[str, msgspec.Meta(pattern=r"\A(https?://[^/]|\Z)", extra={"form": '"https://...", "http://..." or ""'})]
+Origin = Annotated[
+    str, msgspec.Meta(pattern=r"\A(\*|[a-z][a-z0-9+.-]*://[^/]+)\Z", extra={"form": '"https://HOST" without a path, or "*"'})
+]
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names the key and what is allowed."""
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the sections."""
+
+
+class DataConfig(Section, frozen=True):
+    """Where embedded servers and everything else of ours on disk lives."""
+
+    directory: Name = ".fundsvc"
+
+
+class DatabaseConfig(Section, frozen=True):
+    """PostgreSQL; without a DSN the embedded one is used."""
+
+    dsn: Database = ""
+    owner_dsn: Database = ""
+    reader_dsn: Database = ""
+    connections_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the data directory's."""
+        return not self.dsn
+
+
+class StreamConfig(Section, frozen=True):
+    """Redis or Valkey; without a URL or sentinels the embedded one is used."""
+
+    url: Stream = ""
+    mode: Literal["single", "sentinel", "cluster"] = "single"
+    sentinels: tuple[str, ...] = ()
+    sentinel_master: Name = "fundsvc"
+    partitions: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    retention_hours: Annotated[float, msgspec.Meta(gt=0, le=100_000)] = 24.0
+    ts_ahead_seconds_max: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = AHEAD_SECONDS_MAX
+    message_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=500_000_000)] = 5_000_000
+    contracts_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = CONTRACTS_MAX
+    on_gap: Literal["halt", "continue"] = "halt"
+    replicas_min: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+    fsync: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.mode == "sentinel") != bool(self.sentinels):
+            raise ValueError('mode = "sentinel" needs sentinels, and sentinels need mode = "sentinel"')
+        if self.mode == "cluster" and not self.url:
+            raise ValueError('mode = "cluster" needs url: one of its nodes')
+        for address in self.sentinels:
+            host, _, port = address.rpartition(":")
+            if not (host and port.isascii() and port.isdecimal() and 1 <= int(port) <= PORT_MAX):
+                raise ValueError(f'sentinels: "{address}" is not "host:port"')
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the data directory's."""
+        return not (self.url or self.sentinels)
+
+
+class EngineConfig(Section, frozen=True):
+    """The consumer."""
+
+    lease_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=60)] = 3.0
+    batch_fills_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    book_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    rollup_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 2.0
+    target_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    loop_ms_max: Annotated[float, msgspec.Meta(ge=1, le=1000)] = 10.0
+    port: Port = 0
+
+
+Venue = Literal["binance", "bybit", "gate", "okx"]
+
+
+class QueueConfig(Section, frozen=True):
+    """What the public is shown of ADL queues."""
+
+    k_min: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
+
+
+class HttpConfig(Section, frozen=True):
+    """The HTTP side."""
+
+    host: Name = "127.0.0.1"
+    port: Port = 8080
+    health_port: Port = 0
+    clients_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 12_000
+    client_connections_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 500
+    header_seconds_max: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 10.0
+    body_seconds_max: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 30.0
+    idle_seconds_max: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 75.0
+    exports_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
+    proxies: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
+    public_url: PublicUrl = ""
+    certificate: str = ""
+    certificate_key: str = ""
+    origins: tuple[Origin, ...] = ()
+    venues: tuple[Venue, ...] = ()
+    requests_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 2000
+    requests_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
+    ingest_events_max: Annotated[int, msgspec.Meta(ge=10_000, le=1_000_000_000)] = 3_000_000
+    ingest_bytes_max: Annotated[int, msgspec.Meta(ge=1000, le=1_000_000_000)] = 4_000_000
+    book_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0
+    tail_seconds: Annotated[float, msgspec.Meta(ge=0.001, le=60)] = 0.02
+    stale_seconds_max: Annotated[float, msgspec.Meta(ge=2, le=86_400)] = 10.0
+    rate_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 600.0
+
+
+class AdlConfig(Section, frozen=True):
+    """What the engine is expected to do with a round of an ADL order."""
+
+    ack_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
+    round_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    mark_seconds_max: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 60.0
+
+
+class LedgerConfig(Section, frozen=True):
+    """What the accounts of new entries are sealed with; `previous` are the secrets of before, comma-separated."""
+
+    secret: Secret = ""
+    previous: Secret = ""
+
+    @property
+    def secrets(self) -> Secrets:
+        """All of them; raises ConfigError for one that is too short or has a comma."""
+        if "," in self.secret:
+            raise ConfigError("ledger.secret has a comma: it could not be one of ledger.previous later, choose one without")
+        previous = self.previous.split(",") if self.previous else []
+        for name, secret in (("secret", self.secret), *(("previous", one) for one in previous)):
+            if len(secret) < SECRET_LENGTH_MIN and (secret or name == "previous"):
+                raise ConfigError(
+                    f"ledger.{name} has {len(secret)} characters: each secret must have {SECRET_LENGTH_MIN} or more"
+                )
+        return secrets_of(self.secret, previous)
+
+
+class TokenConfig(Section, frozen=True):
+    """What access tokens must be signed with and say."""
+
+    secret: Secret = ""
+    keys: str = ""
+    audience: Name = "fundsvc"
+    leeway_seconds: Annotated[float, msgspec.Meta(ge=0, le=600)] = 30.0
+
+
+class WebsocketConfig(Section, frozen=True):
+    """Live topics."""
+
+    clients_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+    client_connections_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 200
+    topics_max: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    queue_bytes_max: Annotated[int, msgspec.Meta(ge=10_000, le=1_000_000_000)] = 1_000_000
+    ping_interval_seconds: Annotated[float, msgspec.Meta(ge=1, le=600)] = 18.0
+    ping_timeout_seconds: Annotated[float, msgspec.Meta(ge=3, le=600)] = 10.0
+
+
+class CurrencyConfig(Section, frozen=True):
+    """How many decimals the atoms of a settlement currency have."""
+
+    decimals_default: Decimals = 10
+    decimals: dict[str, Decimals] = msgspec.field(default_factory=lambda: {"USDT": 8, "USDC": 8})
+
+
+class PolicyConfig(Section, frozen=True):
+    """What funds do when they run dry: `default`, and contracts that differ by symbol."""
+
+    default: Policy = Policy()
+    contracts: dict[str, Policy] = msgspec.field(default_factory=dict)
+
+    def of(self, symbol: str) -> Policy:
+        """The policy of a contract."""
+        return self.contracts.get(symbol, self.default)
+
+    def version(self, number: int) -> Policies:
+        """What is configured, as a version of a partition's policies."""
+        return Policies(number, self.default, self.contracts)
+
+
+class TargetConfig(Section, frozen=True):
+    """How large funds should be: `default`, and contracts that differ by symbol."""
+
+    default: TargetPolicy = TargetPolicy()
+    contracts: dict[str, TargetPolicy] = msgspec.field(default_factory=dict)
+
+    def of(self, symbol: str) -> TargetPolicy:
+        """How the target of a contract is found."""
+        return self.contracts.get(symbol, self.default)
+
+
+class AuditConfig(Section, frozen=True):
+    """The audit in the background."""
+
+    full_hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 24.0
+    share: Annotated[float, msgspec.Meta(ge=0.001, le=0.5)] = 0.05
+    heads_directory: str = ""
+    heads_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 366.0
+
+
+class LogConfig(Section, frozen=True):
+    """What is logged, and how it looks."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+class Config(Section, frozen=True):
+    """Everything that can be set; see config/fundsvc.toml for each key's meaning."""
+
+    data: DataConfig = DataConfig()
+    database: DatabaseConfig = DatabaseConfig()
+    stream: StreamConfig = StreamConfig()
+    engine: EngineConfig = EngineConfig()
+    adl: AdlConfig = AdlConfig()
+    queue: QueueConfig = QueueConfig()
+    http: HttpConfig = HttpConfig()
+    ledger: LedgerConfig = LedgerConfig()
+    token: TokenConfig = TokenConfig()
+    websocket: WebsocketConfig = WebsocketConfig()
+    currency: CurrencyConfig = CurrencyConfig()
+    policy: PolicyConfig = PolicyConfig()
+    target: TargetConfig = TargetConfig()
+    audit: AuditConfig = AuditConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        if self.http.ingest_bytes_max > self.stream.message_bytes_max:
+            raise ValueError("http.ingest_bytes_max must not exceed stream.message_bytes_max: a body becomes a message")
+
+
+def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) -> Config:
+    """The configuration from a file (none: the defaults) and the environment, which wins; raises ConfigError with all of it."""
+    values = _read_file(path) if path else {}
+    overrides = [_override(name, environment) for name in environment if _is_ours(name)]
+    for override in sorted(overrides, key=lambda override: len(override.path)):  # a table before the keys in it
+        _put(values, override)
+    wrong = list(complaints(values, Config))
+    if wrong:
+        names = {".".join(override.path): override.name for override in overrides}
+        told = (f"{text} (set by {names[path]})" if path in names else text for path, text in wrong)
+        raise ConfigError("configuration: " + "\n".join(told))
+    return msgspec.convert(values, Config)
+
+
+class _Override(NamedTuple):
+    """A value that an environment variable puts at a path."""
+
+    name: str
+    path: tuple[str, ...]
+    value: Any
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_FILE_VARIABLE
+
+
+def _override(name: str, environment: Mapping[str, str]) -> _Override:
+    plain = name.removesuffix(FILE_SUFFIX)
+    key = find(Config, plain.removeprefix(ENVIRONMENT_PREFIX).lower())
+    if key is None or len(key.path) == 1:
+        raise ConfigError(f"environment variable {name} names no key of the configuration (FUNDSVC_<SECTION>_<KEY>)")
+    text = environment[name]
+    if plain != name:
+        if plain in environment:
+            raise ConfigError(f"environment variables {plain} and {name} are both set: leave one out")
+        text = _read_value(name, text)
+    try:
+        return _Override(name, key.path, from_text(text, key.kind))
+    except ValueError as error:
+        raise ConfigError(f"environment variable {name} must be JSON, {allowed(key.kind)}: {error}") from None
+
+
+def _put(values: dict[str, Any], override: _Override) -> None:
+    *outer, key = override.path
+    table = values
+    for depth, name in enumerate(outer, 1):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"configuration: [{'.'.join(outer[:depth])}] must be a table: {override.name} is in it")
+    table[key] = override.value
+
+
+def _read_value(name: str, path: str) -> str:
+    """What a file holds, without the newline that editors and shells end a file with."""
+    try:
+        return Path(path).read_text().removesuffix("\n")
+    except OSError as error:
+        raise ConfigError(f"environment variable {name}: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"environment variable {name}: {path} is not text: {error}") from None

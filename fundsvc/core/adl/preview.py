@@ -1,0 +1,58 @@
+"""What a liquidation fill would do now: to the fund, and to the positions that an order would ask. Nothing is changed."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.desk import Deleveraging
+from fundsvc.core.adl.escalation import waits_for_adl
+from fundsvc.core.adl.order import AdlOrder, RoundTerms, order_for
+from fundsvc.core.events import Fill
+from fundsvc.core.fund.chain import Entry
+from fundsvc.core.fund.settlement import Fund
+
+AskedOf = Callable[[int], int]
+"""How many lots a round asks for where so many are needed."""
+
+
+class Preview(NamedTuple):
+    """The entry that the fill would write, and the order with its first round, if the fund could not pay it all."""
+
+    entry: Entry
+    order: AdlOrder | None
+    first: RoundTerms | None
+
+
+def preview(fund: Fund, book: Book, open_orders: Iterable[AdlOrder], fill: Fill, asked_of: AskedOf = int) -> Preview:
+    """Settles a fill on a fund that the caller gives away, over a book that is left as it is.
+
+    Lots that open orders wait for are promised to them. The first round asks for `asked_of` the lots that the order needs.
+    Raises Rejection when the fill could not be settled.
+    """
+    desk = Deleveraging(fund.contract, fund.policy)
+    desk.book = book
+    with _promised(desk, [*open_orders]):
+        return _preview(fund, desk, fill, asked_of)
+
+
+def _preview(fund: Fund, desk: Deleveraging, fill: Fill, asked_of: AskedOf) -> Preview:
+    adl_comes_first = fund.policy.waterfall == "adl_then_fund"
+    entry, _ = fund.settle(fill, waits_for_adl(fund, desk, fill) if adl_comes_first else None)
+    if entry.uncovered < max(1, fund.escalate_min(entry.bankruptcy_price)):
+        return Preview(entry, None, None)
+    order = order_for(entry, fund.adl + 1, fund.policy_version)
+    want = order.want(fund.policy.rounds_max)
+    return Preview(entry, order, desk.terms(want._replace(lots=asked_of(want.lots)), fund.policy))
+
+
+@contextmanager
+def _promised(desk: Deleveraging, orders: list[AdlOrder]) -> Iterator[None]:
+    """Promises lots to open orders, and takes the promises back."""
+    for order in orders:
+        desk.reopen(order)
+    try:
+        yield
+    finally:
+        for order in orders:
+            desk.withdraw(order)

@@ -1,0 +1,280 @@
+"""The waterfall of one fund: what a fill's surplus or deficit does to its balance, its debt and its ledger.
+
+    change > 0   surplus    repays what is outstanding first, the rest joins the balance
+    change = 0   flat       nothing moves, the entry is still written
+    change < 0   shortfall  the fund pays down to its reserve line, what it cannot pay is uncovered
+
+Invariants after every fill: balance >= 0, outstanding >= 0, covered + uncovered = deficit.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from fundsvc.core.adl.order import AdlOrder
+from fundsvc.core.adl.records import AdlRecord, RecordKind, SealedRecord, link_record
+from fundsvc.core.commitment import LedgerSecret
+from fundsvc.core.contracts import Contract
+from fundsvc.core.events import AdlFill, Fill, Reason, Rejection
+from fundsvc.core.fund.chain import GENESIS, Entry, Kind, link
+from fundsvc.core.fund.fullness import exact
+from fundsvc.core.numbers import INT64_MAX, format_units, parse_price
+from fundsvc.core.policy import Guard, Policy, SavedGuard
+
+WaitsForAdl = Callable[[int, int], bool]
+"""Whether a fund pays nothing now of a deficit (atoms) at a bankruptcy price (the contract's units): ADL comes first."""
+
+
+class FundState(NamedTuple):
+    """A fund as it stands after an entry, as it is written; see `Fund` for the meaning of the fields."""
+
+    symbol: str
+    balance: int
+    outstanding: int
+    entry: int
+    seq: int
+    adl: int
+    head: bytes
+    guard: SavedGuard | None
+    adl_record: int
+    adl_head: bytes
+
+
+class Fund:
+    """The isolated fund of one contract, as of its last entry.
+
+    balance, outstanding, reserve_line: atoms of the settlement currency, never negative. `outstanding` is what
+    auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the
+    last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
+    `adl_record` and `adl_head` are the number and the hash of the last ADL record; `policy_version` is that of `policy`.
+    `credited` and `repaid` are what joined the balance and what repaid the outstanding amount since the fund was loaded.
+    `suspended` says whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without one they
+    are sealed as they are.
+    """
+
+    __slots__ = (
+        "_denominator",
+        "_numerator",
+        "_reserve_line",
+        "adl",
+        "adl_head",
+        "adl_record",
+        "balance",
+        "contract",
+        "credited",
+        "entry",
+        "guard",
+        "head",
+        "open_in_adl",
+        "outstanding",
+        "policy",
+        "policy_version",
+        "repaid",
+        "secret",
+        "seq",
+        "suspended",
+    )
+
+    def __init__(
+        self,
+        contract: Contract,
+        *,
+        balance: int = 0,
+        outstanding: int = 0,
+        entry: int = 0,
+        seq: int = 0,
+        head: bytes = GENESIS,
+        adl: int = 0,
+        reserve_line: int = 0,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+        guard: SavedGuard | None = None,
+        suspended: bool = False,
+        policy_version: int = 0,
+        adl_record: int = 0,
+        adl_head: bytes = GENESIS,
+        secret: LedgerSecret | None = None,
+    ) -> None:
+        self.contract = contract
+        self.balance = balance
+        self.outstanding = outstanding
+        self.open_in_adl = 0
+        self.credited = 0
+        self.repaid = 0
+        self.entry = entry
+        self.seq = seq
+        self.head = head
+        self.adl = adl
+        self.adl_record = adl_record
+        self.adl_head = adl_head
+        self.policy = policy
+        self.suspended = suspended
+        self.secret = secret
+        self.policy_version = policy_version
+        self.guard = _guard(policy, contract, guard)
+        self._reserve_line = reserve_line
+        self._numerator, self._denominator = contract.value_factor()
+
+    def adopt(self, policy: Policy, version: int) -> None:
+        """Goes on under another policy; a guard that it has too goes on from the balances it knows."""
+        kept = self.guard.save() if self.guard else None
+        self.policy, self.policy_version = policy, version
+        self.guard = _guard(policy, self.contract, kept)
+
+    def state(self) -> FundState:
+        """The fund as it now stands, unmoved by what comes after."""
+        guard = self.guard.save() if self.guard else None
+        return FundState(
+            self.contract.symbol,
+            self.balance,
+            self.outstanding,
+            self.entry,
+            self.seq,
+            self.adl,
+            self.head,
+            guard,
+            self.adl_record,
+            self.adl_head,
+        )
+
+    def payable(self, ts: int) -> int:
+        """What the fund may pay at a time: its balance down to the reserve line."""
+        line = self._reserve_line
+        if self.guard:
+            self.guard.observe(ts, self.balance)
+            line = max(line, self.guard.line)
+        return max(0, self.balance - line)
+
+    def escalate_min(self, price: int) -> int:
+        """The least uncovered amount that escalates, in atoms: by default one unit of quote, converted at a price."""
+        decimals = self.contract.settle_decimals
+        if self.policy.escalate_min is not None:
+            return math.ceil(exact(self.policy.escalate_min) * int(10**decimals))
+        if not self.contract.is_inverse:
+            return int(10**decimals)
+        return -(-int(10 ** (decimals + self.contract.price_decimals)) // price)
+
+    def worth(self, side: str, lots: int, price: int, bankruptcy_price: int) -> int:
+        """Surplus (positive) or deficit (negative) of a fill in atoms; prices in the contract's units.
+
+        linear:   floor(s x (price - bankruptcyPrice) x lots x multiplier x 10^decimals)
+        inverse:  floor(s x lots x |multiplier| x (1/bankruptcyPrice - 1/price) x 10^decimals)
+
+        with s = +1 for sell and -1 for buy. The floor, towards minus infinity, is the only rounding there is: a credit
+        rounds down and a debit rounds up in size, so no fund is over-credited and no counterparty short-paid.
+        """
+        move = price - bankruptcy_price if side == "sell" else bankruptcy_price - price
+        denominator = self._denominator * price * bankruptcy_price if self.contract.is_inverse else self._denominator
+        return move * lots * self._numerator // denominator
+
+    def settle(self, fill: Fill, waits: WaitsForAdl | None = None) -> tuple[Entry, bytes]:
+        """Applies a fill that is not a duplicate; returns its entry and the entry's hash.
+
+        `waits` tells, of a shortfall, whether ADL comes first and the fund pays nothing now.
+        Raises Rejection, and changes nothing, when a number is not exact, out of range or beyond 64 bits.
+        """
+        decimals = self.contract.price_decimals
+        price = parse_price(fill.price, decimals)
+        bankruptcy_price = self.contract.bankruptcy_price(fill.bankruptcy_price)
+        worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
+        if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
+            amount = format_units(worth, self.contract.settle_decimals)
+            raise Rejection(Reason.OUT_OF_RANGE, f"a change of {amount} does not fit the fund's 64-bit amounts")
+        kind, change, uncovered, repaid = self._absorb(worth, fill.ts, bankruptcy_price, waits)
+        if repaid:
+            self._repay(repaid)
+        number = self.entry + 1
+        return self._append(
+            Entry(
+                fill.symbol,
+                number,
+                fill.seq,
+                kind,
+                change,
+                self.balance + change,
+                uncovered,
+                repaid,
+                fill.side,
+                fill.lots,
+                price,
+                bankruptcy_price,
+                fill.trade_id,
+                fill.order_id,
+                fill.account,
+                fill.ts,
+                self.secret.seal(fill.symbol, number, fill.account) if self.secret else b"",
+            )
+        )
+
+    def refund(self, order: AdlOrder, last: AdlFill) -> tuple[Entry, bytes]:
+        """Credits what a completed order recovered beyond what was uncovered: of the lot that the fund had paid in part."""
+        return self._append(self.adl_entry("refund", order, order.refund, 0, last.lots, last.seq, last.ts))
+
+    def cover(self, order: AdlOrder, seq: int, ts: int) -> tuple[Entry, bytes] | None:
+        """Pays what is outstanding of an order that ADL could not close, as far as the fund can.
+
+        `seq` is that of the event that ended the order; an event without one leaves the fund's last.
+        """
+        paid = min(order.rest, self.payable(ts))
+        if not paid:
+            return None
+        self._repay(paid)
+        return self._append(self.adl_entry("cover", order, -paid, paid, order.needed, seq or self.seq, ts))
+
+    def record(
+        self,
+        kind: RecordKind,
+        order: AdlOrder,
+        seq: int,
+        ts: int,
+        account: str = "",
+        lots: int = 0,
+        body: bytes = b"",
+        first_rank: int = 0,
+    ) -> SealedRecord:
+        """Seals what happened to an order."""
+        self.adl_record += 1
+        symbol = self.contract.symbol
+        record = AdlRecord(symbol, self.adl_record, self.entry, kind, order.adl, order.round, seq, ts, account, lots, body)
+        self.adl_head = link_record(self.adl_head, record)
+        return SealedRecord(record, self.adl_head, first_rank)
+
+    def adl_entry(self, kind: Kind, order: AdlOrder, change: int, repaid: int, lots: int, seq: int, ts: int) -> Entry:
+        """An entry that an ADL order causes; its orderId names the order."""
+        side: Literal["sell", "buy"] = "sell" if order.reduce == "short" else "buy"
+        symbol, number, balance = order.symbol, self.entry + 1, self.balance + change
+        name = f"adl/{order.adl}"
+        return Entry(
+            symbol, number, seq, kind, change, balance, 0, repaid, side, lots, order.price, order.price, "", name, "", ts
+        )
+
+    def _repay(self, amount: int) -> None:
+        self.outstanding -= amount
+        self.repaid += amount
+
+    def _append(self, entry: Entry) -> tuple[Entry, bytes]:
+        if entry.change > 0:
+            self.credited += entry.change
+        self.balance = entry.balance
+        self.entry = entry.entry
+        self.seq = max(self.seq, entry.seq)
+        self.head = link(self.head, entry)
+        if self.guard:
+            self.guard.observe(entry.ts, entry.balance)
+        return entry, self.head
+
+    def _absorb(self, worth: int, ts: int, bankruptcy_price: int, waits: WaitsForAdl | None) -> tuple[Kind, int, int, int]:
+        """Splits a fill's worth: (kind, change of the balance, uncovered, repaid)."""
+        if worth > 0:
+            repaid = min(worth, self.outstanding)
+            return "surplus", worth - repaid, 0, repaid
+        if worth == 0:
+            return "flat", 0, 0, 0
+        deficit = -worth
+        covered = 0 if waits and waits(deficit, bankruptcy_price) else min(deficit, self.payable(ts))
+        return "shortfall", -covered, deficit - covered, 0
+
+
+def _guard(policy: Policy, contract: Contract, kept: SavedGuard | None) -> Guard | None:
+    """The drawdown guard of a policy, where it has one."""
+    terms = policy.drawdown_guard
+    return Guard(terms, contract.settle_decimals, kept or SavedGuard()) if terms else None

@@ -1,0 +1,33 @@
+"""How a fund stands, in a word for people and their alarms."""
+
+from typing import Literal
+
+from fundsvc.core.fund.fullness import Target
+from fundsvc.core.policy import Guard, Policy, SavedGuard
+from fundsvc.core.times import AHEAD_SECONDS_MAX
+
+FundStateName = Literal["ok", "warning", "adl", "uncovered"]
+"""`adl` while an order is open; else `uncovered` while something is outstanding; else `warning` while the drawdown guard is
+active, or the balance below its stop line or below the fund's target size."""
+
+
+def guard_at(now_ms: int, policy: Policy, decimals: int, kept: SavedGuard | None, balance: int) -> Guard | None:
+    """The drawdown guard of a fund as it is now; None where the policy has none. `decimals` are the settlement currency's."""
+    terms = policy.drawdown_guard
+    if terms is None or kept is None:
+        return None
+    guard = Guard(terms, decimals, kept)
+    guard.forget_after(now_ms + int(AHEAD_SECONDS_MAX * 1000))
+    guard.observe(now_ms, balance)
+    return guard
+
+
+def state_of(balance: int, outstanding: int, guard: Guard | None, target: Target | None, *, escalated: bool) -> FundStateName:
+    """A fund's state; `escalated` says whether an ADL order is open."""
+    if escalated:
+        return "adl"
+    if outstanding:
+        return "uncovered"
+    if guard and (guard.active or guard.near(balance)):
+        return "warning"
+    return "warning" if target and target.is_above(balance) else "ok"

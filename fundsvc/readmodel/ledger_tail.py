@@ -1,0 +1,259 @@
+"""The ledger's tail for a process that settles nothing: the funds as they stand, and what is new, from the database alone.
+
+The ledger is its own outbox: a contract's entry numbers are gapless and appear in commit order, and each commit moves its
+partition's offset. So the offsets are looked at many times a second; only where one moved are the funds' numbers read, only
+for funds that changed their rows, and only for contracts that somebody follows the new entries. What is told is what the
+ledger has durably, in order, with no gap and no repetition, however often the database goes away in between.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+import structlog
+
+from fundsvc.concurrency.background import lasting
+from fundsvc.config.settings import Config
+from fundsvc.core.contracts import Contract
+from fundsvc.logs.faults import Outage
+from fundsvc.metrics import Metrics
+from fundsvc.store.adl import OrderRow
+from fundsvc.store.database import Pool, StoreFault, faults, lent, open_pool
+from fundsvc.store.freshness import Freshness
+from fundsvc.store.reader import READ_SECONDS_MAX, EntryRow, FundRow
+from fundsvc.store.tail_queries import (
+    Connection,
+    Offsets,
+    OrderKey,
+    Place,
+    Settled,
+    Stand,
+    entries,
+    offsets,
+    open_orders,
+    orders,
+    places,
+    stands,
+)
+
+SILENCE_SECONDS_MAX = 3.0
+"""After so long without an answer, the funds in memory may no longer pass for the ledger's."""
+
+RETRY_SECONDS = 0.2
+"""How often a database that is away is asked for."""
+
+CONNECTIONS_MAX = 2
+"""One that the tail keeps, and one to ask a replica how it stands."""
+
+ENTRIES_PER_STEP_MAX = 2000
+"""Bounds how long telling of new entries holds up the loop; a backlog takes several steps."""
+
+log = structlog.get_logger()
+
+
+class Change(NamedTuple):
+    """What is new: funds, the entries of followed contracts by number, and orders that began, advanced or ended."""
+
+    funds: Sequence[FundRow]
+    entries: Sequence[EntryRow]
+    orders: Sequence[OrderRow]
+
+
+Listener = Callable[[Change], None]
+"""Told of every change after it shows in the tail."""
+
+
+class Tail:
+    """Follows the ledger. `funds` and `contracts` are in order of their symbols; what is shown changes only while it awaits."""
+
+    def __init__(self, pool: Pool, freshness: Freshness, metrics: Metrics, seconds: float) -> None:
+        self.funds: Mapping[str, FundRow] = {}
+        self.contracts: Mapping[str, Contract] = {}
+        self.listeners: list[Listener] = []
+        self.freshness = freshness
+        self._pool = pool
+        self._metrics = metrics
+        self._seconds = seconds
+        self._heard: float | None = None
+        self._next = 0.0
+        self._has_more = False
+        self._offsets: dict[int, Settled] = {}
+        self._places: dict[str, Place] = {}
+        self._orders: dict[OrderKey, OrderRow] = {}
+        self._cursors: dict[str, int] = {}
+
+    async def begin(self) -> None:
+        """Looks once, so that there is something to show from the start; raises StoreFault."""
+        with faults():
+            async with lent(self._pool) as connection:
+                await self._step(connection)
+
+    async def run(self) -> None:
+        """Follows until cancelled, through every fault."""
+        outage = Outage(log, "tail")
+        while True:
+            try:
+                with faults():
+                    async with lent(self._pool) as connection:
+                        while True:
+                            await self._step(connection)
+                            outage.over()
+                            await self._rest()
+            except StoreFault as fault:
+                outage.note(fault)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _rest(self) -> None:
+        """Waits for the next look: so long after the last one began, or not at all where that told less than it knew of."""
+        self._next = max(time.monotonic(), self._next + self._seconds)
+        await asyncio.sleep(0 if self._has_more else self._next - time.monotonic())
+
+    async def _step(self, connection: Connection) -> None:
+        """Looks once at the ledger and tells the listeners what is new; what failed to be read is told by the next look."""
+        async with asyncio.timeout(READ_SECONDS_MAX):
+            await self._look(connection)
+        self._heard = time.monotonic()
+        self._metrics.tail_heard.set(time.time() - self.freshness.age_seconds)
+
+    def check(self) -> None:
+        """Raises StoreFault unless the funds are what the ledger has, but for a moment, or for what a replica may be behind."""
+        if self._heard is None or time.monotonic() > self._heard + self._seconds + SILENCE_SECONDS_MAX:
+            raise StoreFault("the tail of the ledger is not heard")
+        self.freshness.check()
+
+    def check_knows(self, moment_ms: int) -> None:
+        """Raises Behind where a moment is later than what is known, and that is older than it may be."""
+        if moment_ms > self.as_of_ms:
+            self.freshness.check()
+
+    @property
+    def as_of_ms(self) -> int:
+        """The moment up to which every commit is in what is shown, by the database's clock."""
+        return self.freshness.as_of_ms
+
+    def follow(self, symbol: str) -> int:
+        """Has the listeners told of a listed contract's entries; returns the number after which they are, or have been."""
+        return self._cursors.setdefault(symbol, self.funds[symbol].entry)
+
+    def leave(self, symbol: str) -> None:
+        """Ends that, if it was so."""
+        self._cursors.pop(symbol, None)
+
+    def open_orders(self, symbol: str) -> list[OrderRow]:
+        """A contract's open orders."""
+        return [order for order in self._orders.values() if order.symbol == symbol]
+
+    def _behind(self, now: Mapping[str, Place | FundRow]) -> dict[str, int]:
+        """The followed contracts with entries, by where some are `now` and the others were, that were not told of yet.
+
+        Each with the last one that was.
+        """
+        funds = self.funds
+        return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < now.get(symbol, funds[symbol]).entry}
+
+    async def _look(self, connection: Connection) -> None:
+        now = await offsets(connection)
+        after = {
+            partition: known.commit_before(settled) if (known := self._offsets.get(partition)) else -1
+            for partition, settled in now.settled.items()
+            if self._offsets.get(partition) != settled
+        }
+        if after:
+            await self._catch_up(connection, after, now)
+            self._offsets = now.settled
+        else:
+            await self._go_on(connection, self._behind(self.funds))
+            self.freshness.saw(now.now_ms, now.as_of_ms)
+
+    async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
+        """Tells of the next entries of contracts with some after a number; once a look, as it costs each client a write."""
+        self._has_more = False
+        if behind:
+            count = max(1, ENTRIES_PER_STEP_MAX // len(behind))
+            rows = await entries(connection, behind, count)
+            self._has_more = len(rows) >= count
+            self._tell_entries(rows)
+
+    async def _catch_up(self, connection: Connection, after: Mapping[int, int], looked: Offsets) -> None:
+        """Brings the funds and orders that some partitions changed, each after a commit, to where they stand; tells of them."""
+        now = await places(connection, after)
+        await self._go_on(connection, self._behind(now))
+        moved = await self._moved_orders(connection, now)
+        symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
+        symbols.update(order.symbol for order in moved)
+        changed = await stands(connection, symbols) if symbols else {}
+        self.freshness.saw(looked.now_ms, looked.as_of_ms)
+        self._show(changed)
+        # A fund may have moved on since its orders were read; those that it got by then are read next time.
+        self._places |= {symbol: stand.place._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
+        for order in moved:
+            self._keep(order)
+        if changed:
+            self._tell(Change([stand.fund for stand in changed.values()], (), moved))
+
+    async def _moved_orders(self, connection: Connection, now: Mapping[str, Place]) -> list[OrderRow]:
+        """The orders of contracts that are not what they were; of contracts that were not known, the open ones."""
+        known = [key for key in self._orders if key[0] in now]
+        after = [(symbol, before.adl) for symbol, place in now.items() if (before := self._before(symbol, place))]
+        found = await orders(connection, known, after) if known or after else []
+        unknown = [symbol for symbol in now if symbol not in self._places]
+        fresh = await open_orders(connection, unknown) if unknown else []
+        due = (order for order in (*found, *fresh) if order.adl <= now[order.symbol].adl)
+        return [order for order in due if self._orders.get((order.symbol, order.adl)) != order]
+
+    def _before(self, symbol: str, place: Place) -> Place | None:
+        """Where a contract stood, if it has had further orders since."""
+        before = self._places.get(symbol)
+        return before if before and before.adl < place.adl else None
+
+    def _show(self, changed: Mapping[str, Stand]) -> None:
+        funds = {**self.funds, **{symbol: stand.fund for symbol, stand in changed.items()}}
+        contracts = {**self.contracts, **{symbol: stand.contract for symbol, stand in changed.items()}}
+        if len(funds) > len(self.funds):
+            funds, contracts = dict(sorted(funds.items())), dict(sorted(contracts.items()))
+        self.funds, self.contracts = funds, contracts
+
+    def _keep(self, order: OrderRow) -> None:
+        if order.state == "open":
+            self._orders[order.symbol, order.adl] = order
+        else:
+            self._orders.pop((order.symbol, order.adl), None)
+
+    def _tell_entries(self, rows: Iterable[EntryRow]) -> None:
+        """Tells of entries that are next in their contracts; who was left and followed anew meanwhile is where it was then."""
+        told = []
+        for row in rows:
+            if self._cursors.get(row.symbol) == row.entry - 1:
+                self._cursors[row.symbol] = row.entry
+                told.append(row)
+        if told:
+            self._tell(Change((), told, ()))
+
+    def _tell(self, change: Change) -> None:
+        for listener in self.listeners:
+            listener(change)
+
+
+@asynccontextmanager
+async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
+    """A tail that follows, over a connection of its own, and has begun unless the database is away."""
+    database = config.database
+    async with (
+        open_pool(database.reader_dsn or database.dsn, CONNECTIONS_MAX) as pool,
+        open_pool(database.dsn, 1) as primary,
+        asyncio.TaskGroup() as tasks,
+    ):
+        freshness = Freshness(pool, primary, config.http.stale_seconds_max)
+        tail = Tail(pool, freshness, metrics, config.http.tail_seconds)
+        with suppress(StoreFault):
+            await tail.begin()
+        await freshness.refresh()
+        works = {"tail": tail.run, "freshness": freshness.run}
+        running = [tasks.create_task(lasting(name, work, log)) for name, work in works.items()]
+        try:
+            yield tail
+        finally:
+            for task in running:
+                task.cancel()

@@ -1,0 +1,233 @@
+"""What is asked about deleveraging: kept books and how far they have been overtaken, open orders, and orders as a history."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any, NamedTuple
+
+from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
+from fundsvc.core.adl.records import reduced_of, terms_of
+from fundsvc.core.adl.valuation import SideName
+from fundsvc.core.batch import KeptBook, Offset, Place
+from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.numbers import INT64_MAX
+from fundsvc.core.policy import Policy
+from fundsvc.store.database import Pool
+from fundsvc.store.reader import fetch
+from fundsvc.store.writer import fund_from, kept_book_from, orders_from
+
+
+class OrderRow(NamedTuple):
+    """An order: amounts in atoms, prices in the contract's units; see `AdlOrder` for the meaning of the fields."""
+
+    symbol: str
+    adl: int
+    cause: int
+    reduce: SideName
+    lots: int
+    price: int
+    deficit: int
+    deficit_lots: int
+    uncovered: int
+    recovered: int
+    executed: int
+    state: State
+    round: int
+    ts: int
+    updated_at: datetime
+    acknowledged: bool
+    policy_version: int
+
+
+class AllocationRow(NamedTuple):
+    """What a round asked of one position, and why: the inputs of its rank, and what was executed."""
+
+    rank: int
+    ranked: int
+    lots: int
+    entry_price: int
+    margin: int
+    mark: int
+    asked: int
+    executed: int
+    account: str
+
+
+class RoundRow(NamedTuple):
+    """A round of an order: its totals over all positions, and the first allocations by rank."""
+
+    adl: int
+    round: int
+    mark: int
+    is_stale: bool
+    positions: int
+    asked: int
+    executed: int
+    allocations: list[AllocationRow]
+
+
+class DeleveragedRow(NamedTuple):
+    """A reduction of an account's position: `executed` lots in one round, the position as it was when that began."""
+
+    symbol: str
+    adl: int
+    cause: int
+    round: int
+    side: SideName
+    price: int
+    ts: int
+    executed: int
+    reduced: Reduced
+
+
+class Reduction(NamedTuple):
+    """What a round of an order took from an account by now, and when that order moved last."""
+
+    account: str
+    updated_at: datetime
+    row: DeleveragedRow
+
+
+class OpenOrders(NamedTuple):
+    """Rows of open orders and of the records of their present rounds. Of a thousand orders they take long to decode."""
+
+    orders: list[Any]
+    records: list[Any]
+
+    def decoded(self) -> list[AdlOrder]:
+        """The orders, with what their present round asks."""
+        known = {(row["symbol"], row["adl"]) for row in self.orders}
+        # The records were read a moment after the orders: an order may have been opened meanwhile.
+        return orders_from(self.orders, [row for row in self.records if (row["symbol"], row["adl"]) in known])
+
+
+class Deleveragings:
+    """Answers questions about deleveraging; every method raises StoreFault when the database is away."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def offsets(self) -> dict[int, Offset]:
+        """How far each partition is settled."""
+        rows = await self._fetch("partitions")
+        return {row["partition"]: Offset(row["last_id"], row["messages"], row["events"], row["partial_id"]) for row in rows}
+
+    async def has_positions(self, partition: int) -> bool:
+        """Whether any contract of the partition has ever had a position."""
+        ((found,),) = await self._fetch("books_with_positions", partition)
+        return bool(found)
+
+    async def books(self, partition: int, symbols: Sequence[str] | None = None) -> list[KeptBook]:
+        """The books of a partition's contracts, or of these among them, as they were last kept."""
+        return [kept_book_from(row) for row in await self._fetch("load_books", partition, symbols)]
+
+    async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[Place, str | None]:
+        """Which events of these messages were rejected, and the message that had them settled since."""
+        rows = await self._fetch("rejected_places", partition, messages)
+        return {Place(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
+
+    async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
+        """Which side each of these orders (contract and number; at least one) reduces."""
+        rows = await self._fetch("reduced_sides", *zip(*orders, strict=True))
+        return {(row["symbol"], row["adl"]): row["reduce"] for row in rows}
+
+    async def funds(self, partition: int, policy_of: Callable[[str], Policy], symbol: str | None = None) -> list[Fund]:
+        """The funds of a partition's contracts, or of one, as they stand."""
+        rows = await self._fetch("load_funds", partition, symbol)
+        return [fund_from(row, policy_of(row["symbol"])) for row in rows]
+
+    async def open_orders(self, partition: int, symbol: str) -> OpenOrders:
+        """The open orders of a contract."""
+        orders = await self._fetch("load_orders", partition, symbol)
+        return OpenOrders(orders, await self._fetch("load_records", partition, symbol))
+
+    async def orders(
+        self, symbol: str, *, count: int, offset: int | None = None, forward: bool = False, state: State | None = None
+    ) -> list[OrderRow]:
+        """Up to `count` orders: ascending after number `offset`, or (not forward) descending before it, from the newest."""
+        if forward:
+            rows = await self._fetch("orders_ascending", symbol, (offset or 0) + 1, INT64_MAX, state, count)
+        else:
+            rows = await self._fetch("orders_descending", symbol, 1, INT64_MAX if offset is None else offset - 1, state, count)
+        return [OrderRow(*row) for row in rows]
+
+    async def rounds(self, symbol: str, orders: Sequence[int], allocations_max: int) -> list[RoundRow]:
+        """The rounds of these orders, by order and number, each with its first so many allocations."""
+        rows = await self._fetch("rounds", symbol, orders)
+        terms = {(row["adl"], row["round"]): terms_of(row["kind"], row["body"]) for row in rows}
+        shown = {account for one in terms.values() for account in one.accounts[:allocations_max]}
+        totals = {(row["adl"], row["round"]): row["executed"] for row in await self._fetch("executed_rounds", symbol, orders)}
+        executed = await self._executed(symbol, orders, shown)
+        return [
+            RoundRow(
+                *key,
+                one.mark,
+                one.is_stale,
+                one.positions,
+                one.lots_asked,
+                totals.get(key, 0),
+                list(islice(allocation_rows(one, executed.get(key, {})), allocations_max)),
+            )
+            for key, one in terms.items()
+        ]
+
+    async def round_after(self, symbol: str, adl: int, number: int, rank: int, count: int) -> list[AllocationRow]:
+        """Up to `count` of the allocations of a round of an order, by rank, after a rank."""
+        parts_max = count // POSITIONS_PER_RECORD_MAX + 2
+        parts = await self._fetch("round_parts", symbol, adl, number, rank + 1, parts_max)
+        terms = [terms_of(row["kind"], row["body"]) for row in parts]
+        executed = await self._executed(symbol, [adl], {account for one in terms for account in one.accounts})
+        found = [row for one in terms for row in allocation_rows(one, executed.get((adl, number), {})) if row.rank > rank]
+        return found[:count]
+
+    async def _executed(
+        self, symbol: str, orders: Sequence[int], accounts: Collection[str]
+    ) -> dict[tuple[int, int], dict[str, int]]:
+        """Lots executed by accounts, by order and round."""
+        found: dict[tuple[int, int], dict[str, int]] = {}
+        for row in await self._fetch("executed_accounts", symbol, orders, accounts) if accounts else ():
+            found.setdefault((row["adl"], row["round"]), {})[row["account"]] = row["executed"]
+        return found
+
+    async def caused_by(self, symbol: str, entry: int) -> list[OrderRow]:
+        """The order that an entry of a contract caused, if it did."""
+        return [OrderRow(*row) for row in await self._fetch("orders_caused", symbol, entry)]
+
+    async def deleveraged(self, account: str, count: int) -> list[DeleveragedRow]:
+        """The latest reductions of an account's positions, newest first."""
+        return [_reduction(row).row for row in await self._fetch("deleveraged", account, count)]
+
+    async def deleveraged_page(
+        self, account: str, *, count: int, offset: int | None = None, forward: bool = False
+    ) -> list[tuple[int, DeleveragedRow]]:
+        """Up to `count` reductions of an account's positions with their numbers, which count its reductions from 1.
+
+        Ascending after number `offset`, or (not forward) descending before it, from the newest.
+        """
+        first, last = ((offset or 0) + 1, INT64_MAX) if forward else (1, INT64_MAX if offset is None else offset - 1)
+        rows = await self._fetch("deleveraged_page", account, first, last, forward, count)
+        return [(row["number"], _reduction(row).row) for row in rows]
+
+    async def reductions(self, orders: Collection[tuple[str, int]], accounts: Collection[str]) -> list[Reduction]:
+        """What some orders (contract and number) took from some accounts by now."""
+        symbols, numbers = [symbol for symbol, _ in orders], [number for _, number in orders]
+        return [_reduction(row) for row in await self._fetch("reductions", symbols, numbers, accounts)]
+
+    async def reductions_since(self, account: str, since: datetime) -> list[Reduction]:
+        """What orders that are open, or began or moved since a time, took from an account, in the order of their last moves."""
+        return [_reduction(row) for row in await self._fetch("reductions_since", account, since)]
+
+    async def _fetch(self, block: str, *parameters: Any) -> list[Any]:
+        return await fetch(self._pool, block, *parameters)
+
+
+def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> Iterator[AllocationRow]:
+    """What a round asked, position by position; `executed` are lots by account."""
+    columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True)
+    for account, rank, lots, entry_price, margin, asked in columns:
+        yield AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0), account)
+
+
+def _reduction(row: Mapping[str, Any]) -> Reduction:
+    columns = {name: row[name] for name in DeleveragedRow._fields if name != "reduced"}
+    return Reduction(row["account"], row["updated_at"], DeleveragedRow(**columns, reduced=reduced_of(row["body"])))

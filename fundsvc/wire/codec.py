@@ -1,0 +1,263 @@
+"""Bytes to events and back, at every boundary, by one strict decoder.
+
+A stream entry carries one field, `json` or `msgpack`, whose value is one event or an array of events. Unknown fields are
+refused: a misspelt optional field must not vanish silently. Any bytes give legal events or a Rejection, nothing else.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import Any, Literal
+
+import msgspec
+
+from fundsvc.core.events import (
+    AdlAck,
+    AdlEnd,
+    AdlFill,
+    AdlTimeout,
+    Event,
+    Fill,
+    Listing,
+    Mark,
+    PolicyChange,
+    Position,
+    Rate,
+    Reason,
+    Rejection,
+    Snapshot,
+)
+from fundsvc.wire.duplicate_keys import RepeatedKey, check_keys, may_repeat, may_repeat_one
+
+Codec = Literal["json", "msgpack"]
+
+PostedEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
+"""What matching engines send; the owners of partitions append the others."""
+
+AnyEvent = PostedEvent | PolicyChange
+
+EVENTS_PER_MESSAGE_MAX = 10_000
+"""A message is taken apart in one go, so its size bounds how long the loop is held."""
+
+EVENT_BYTES_MAX = 262_144
+"""An event is decoded in one go: one of this size takes a few milliseconds. KuCoin's contracts have some kilobytes."""
+
+WHOLE_BYTES_MAX = 65_536
+"""A body up to this size is decoded at once, which takes half a millisecond and is quicker than event by event."""
+
+RUN_EVENTS = 500
+"""Of a larger body so many events are decoded at a time, in half a millisecond."""
+
+EXCERPT_BYTES = 1000
+"""What is kept of the body of a message that is too large."""
+
+REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
+"""What `replay_of` names: a stream id, and the position of an event in that message."""
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One entry of a partition's stream: its id, the codec its field names, and the field's value.
+
+    `replay_of` is set where an operator sends a rejected event again: "stream id/position" of what was rejected.
+    `codec` is empty when the entry has no such field; `body` then holds what it had, as a MessagePack array. `too_large` says
+    what is not here where the message was larger than allowed: `body` then holds its first bytes alone.
+    """
+
+    stream_id: str
+    codec: Codec | Literal[""]
+    body: bytes
+    replay_of: str = ""
+    too_large: str = ""
+
+
+class _Tagged(msgspec.Struct):
+    type: str
+
+
+_ELEMENTS = msgspec.defstruct(
+    "_Elements",
+    [(f"element{number}", msgspec.Raw, msgspec.Raw()) for number in range(EVENTS_PER_MESSAGE_MAX + 1)],
+    array_like=True,
+    gc=False,
+)
+"""An array of up to one element more than a message may have. The decoder passes over those beyond without keeping them: a list
+of a message of ones and commas would take thirty times its size."""
+
+_DECODERS: dict[str, tuple[Any, Any, Any, Any]] = {
+    "json": (
+        msgspec.json.Decoder(list[AnyEvent] | AnyEvent),
+        msgspec.json.Decoder(list[msgspec.Raw]),
+        msgspec.json.Decoder(AnyEvent),
+        msgspec.json.Decoder(_ELEMENTS),
+    ),
+    "msgpack": (
+        msgspec.msgpack.Decoder(list[AnyEvent] | AnyEvent),
+        msgspec.msgpack.Decoder(list[msgspec.Raw]),
+        msgspec.msgpack.Decoder(AnyEvent),
+        msgspec.msgpack.Decoder(_ELEMENTS),
+    ),
+}
+_TAGS: dict[str, Any] = {"json": msgspec.json.Decoder(_Tagged), "msgpack": msgspec.msgpack.Decoder(_Tagged)}
+_TYPES = tuple(event.__struct_config__.tag for event in AnyEvent.__args__)
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def decode(message: Message) -> Sequence[Event | Rejection]:
+    """The events of a message in order; what is not a legal event stands as a Rejection in its place."""
+    if message.too_large:
+        return [Rejection(Reason.TOO_LARGE, message.too_large)]
+    if not message.codec:
+        return [Rejection(Reason.UNDECODABLE, "the stream entry needs exactly one field, named json or msgpack")]
+    events = _decode_whole(message.codec, message.body) if len(message.body) <= EVENT_BYTES_MAX else None
+    return _decode_each(message.codec, message.body) if events is None else events
+
+
+def _decode_whole(codec: Codec, body: bytes) -> Sequence[Event | Rejection] | None:
+    """The events of a body in which all are legal, decoded at once; None for any other."""
+    try:
+        decoded = _DECODERS[codec][0].decode(body)
+    except _DECODE_ERRORS:
+        return None
+    events: list[Event] = decoded if isinstance(decoded, list) else [decoded]
+    if len(events) > EVENTS_PER_MESSAGE_MAX:
+        return [_too_many(len(events))]
+    return None if _repeats(codec, body, events) else events
+
+
+class Contents:
+    """The events of a message: those of a large one are decoded some at a time, so that it does not hold the loop.
+
+    Contents parses the message at most once. `size` is the number of events; what is not a legal event counts as one,
+    and stands as a Rejection in its place.
+    """
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self._raws: Sequence[msgspec.Raw] | None = None
+        self._first = 0
+        self._events: Sequence[Event | Rejection] = ()
+        if not message.codec or message.too_large:
+            self._events = decode(message)
+        elif len(message.body) > WHOLE_BYTES_MAX or (whole := _decode_whole(message.codec, message.body)) is None:
+            self._take_apart(message.codec)
+        else:
+            self._events = whole
+        self.size = len(self._events) or len(self._raws or ())
+
+    def run(self, start: int, count: int) -> Sequence[Event | Rejection]:
+        """Up to `count` of the events from a position on, at least one."""
+        if not self._first <= start < self._first + len(self._events):
+            self._decode(start)
+        start -= self._first
+        return self._events if not start and count >= len(self._events) else self._events[start : start + count]
+
+    def _decode(self, start: int) -> None:
+        raws = (self._raws or ())[start : start + RUN_EVENTS]
+        self._first, self._events = start, [decode_event(self._message.codec, raw) for raw in raws]  # type: ignore[arg-type]
+
+    def _take_apart(self, codec: Codec) -> None:
+        self._raws = _elements(codec, self._message.body)
+        if self._raws is None:
+            self._events = [decode_event(codec, self._message.body)]
+        elif len(self._raws) > EVENTS_PER_MESSAGE_MAX:
+            self._events = [_too_many(len(self._raws))]
+
+    def raw(self, position: int) -> bytes:
+        """The bytes of an event, or of the whole message where it cannot be taken apart or has no event there."""
+        if self._raws is None:
+            self._raws = _elements(self._message.codec, self._message.body) or ()
+        if position >= len(self._raws) or self.size != len(self._raws):
+            return self._message.body
+        return bytes(self._raws[position])
+
+
+def excerpt(message: Message, bytes_max: int) -> Message:
+    """What is kept of a message that is too large: its first bytes, its size and the digest of all of it."""
+    told = excess(len(message.body), hashlib.sha256(message.body).hexdigest(), bytes_max)
+    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=told)
+
+
+def excess(size: int, digest: str, bytes_max: int) -> str:
+    """What is said of a message that is too large, in the place of its bytes."""
+    return f"a message of {size} bytes, sha256 {digest}: send at most {bytes_max}"
+
+
+def raw_events(codec: Codec, body: bytes) -> Sequence[bytes | msgspec.Raw]:
+    """The bytes of each event of an array, in order, at most one more than a message may have; else the body alone."""
+    elements = _elements(codec, body)
+    return [body] if elements is None else elements
+
+
+def array_of(raws: Iterable[bytes | msgspec.Raw], codec: Codec) -> bytes:
+    """An array of events as one message body, each in the bytes given."""
+    elements = list(map(msgspec.Raw, raws))
+    return msgspec.json.encode(elements) if codec == "json" else msgspec.msgpack.encode(elements)
+
+
+def encode(events: Sequence[Event], codec: Codec = "json") -> bytes:
+    """An array of events as one message body."""
+    return msgspec.json.encode(events) if codec == "json" else msgspec.msgpack.encode(events)
+
+
+def _elements(codec: str, body: bytes) -> list[msgspec.Raw] | None:
+    """The undecoded events of an array, at most one more than a message may have; None for a single event, or no array."""
+    try:
+        if len(body) <= EVENTS_PER_MESSAGE_MAX:  # no element has less than a byte
+            elements: list[msgspec.Raw] = _DECODERS[codec][1].decode(body)
+            return elements
+        return list(takewhile(len, msgspec.structs.astuple(_DECODERS[codec][3].decode(body))))
+    except (KeyError, *_DECODE_ERRORS):
+        return None
+
+
+def _decode_each(codec: Codec, body: bytes) -> list[Event | Rejection]:
+    elements = _elements(codec, body)
+    if elements is None:
+        return [decode_event(codec, body)]
+    if len(elements) > EVENTS_PER_MESSAGE_MAX:
+        return [_too_many(len(elements))]
+    return [decode_event(codec, element) for element in elements]
+
+
+def _too_many(events: int) -> Rejection:
+    return Rejection(Reason.UNDECODABLE, f"at least {events} events: send at most {EVENTS_PER_MESSAGE_MAX} in a message")
+
+
+def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
+    """One event, or why it is none."""
+    if len(raw) > EVENT_BYTES_MAX:
+        return Rejection(Reason.TOO_LARGE, f"an event of {len(raw)} bytes: send at most {EVENT_BYTES_MAX}")
+    try:
+        event: Event = _DECODERS[codec][2].decode(raw)
+        if may_repeat_one(codec, raw, event):
+            check_keys(codec, bytes(raw))
+    except msgspec.ValidationError as error:
+        return _refusal(codec, raw, str(error))
+    except _DECODE_ERRORS as error:
+        return Rejection(Reason.UNDECODABLE, f"not {codec}: {error}")
+    return event
+
+
+def _repeats(codec: Codec, body: bytes, events: Sequence[Event]) -> bool:
+    """Whether an object in a message has a key twice."""
+    try:
+        if may_repeat(codec, body, events):
+            check_keys(codec, body)
+    except (RepeatedKey, RecursionError):
+        return True
+    return False
+
+
+def _refusal(codec: Codec, raw: bytes | msgspec.Raw, detail: str) -> Rejection:
+    try:
+        tag = _TAGS[codec].decode(raw).type
+    except _DECODE_ERRORS:
+        return Rejection(Reason.UNDECODABLE, f"not an event: {detail}")
+    if tag not in _TYPES:
+        return Rejection(Reason.UNKNOWN_TYPE, f"type {tag[:40]!r} is none of {', '.join(map(str, _TYPES))}")
+    if tag == "fill" and detail.endswith("`bankruptcyPrice`"):
+        return Rejection(
+            Reason.NOT_A_LIQUIDATION, "a fill without bankruptcyPrice is not a liquidation: the fund is not for it"
+        )
+    return Rejection(Reason.INVALID_FIELD, f"{tag}: {detail}")
