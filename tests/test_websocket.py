@@ -12,8 +12,7 @@ from ledgers import fill, listing, owned
 from live import BALANCE, ENTRY, ORDER, POSITION, serving
 from tokens import SECRET, signed
 
-from fundsvc.api.websocket import connection, entries
-from fundsvc.api.websocket import endpoints
+from fundsvc.api.websocket import connection, endpoints, entries
 
 
 @pytest.fixture
