@@ -47,8 +47,8 @@ from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.deleveragings import Deleveragings
 from fundsvc.store.epochs import EpochStore
 from fundsvc.store.histories import Histories
-from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
+from fundsvc.store.schema import check_schema
 from fundsvc.store.standing import check_decimals
 from fundsvc.store.statistics import Statistics
 from fundsvc.store.targets import Targets
@@ -98,6 +98,8 @@ async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage
     """Makes sure of the schema; False, a moment later, when the database is away and there is time to wait for it."""
     try:
         if config.database.owner_dsn:
+            from fundsvc.store.migrations import migrate  # noqa: PLC0415 - see fundsvc.store.schema
+
             await migrate(config.database.owner_dsn, config.stream.partitions)
         else:
             await check_schema(config.database.dsn, config.stream.partitions)

@@ -13,8 +13,8 @@ from fundsvc.api.tokens import Tokens
 from fundsvc.cli.running import DONE, NO, Json, Terminal, cli, print_json, run
 from fundsvc.config import Config
 from fundsvc.store.database import StoreFault
-from fundsvc.store.migrations import check_schema
 from fundsvc.store.probing import server_version as database_version
+from fundsvc.store.schema import check_schema
 from fundsvc.streams.client import StreamFault, open_client, server_version
 from fundsvc.tables import keys, presentable
 
