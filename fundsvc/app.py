@@ -46,9 +46,9 @@ from fundsvc.readmodel.adl_books import following
 from fundsvc.readmodel.ledger_tail import tailing
 from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
-from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.partition_state import check_decimals
 from fundsvc.store.reader import Reader
+from fundsvc.store.schema import check_schema
 from fundsvc.store.statistics import Statistics
 from fundsvc.store.stream_epochs import EpochStore
 from fundsvc.store.target_sizes import Targets
@@ -98,6 +98,8 @@ async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage
     """Makes sure of the schema; False, a moment later, when the database is away and there is time to wait for it."""
     try:
         if config.database.owner_dsn:
+            from fundsvc.store.migrations import migrate  # noqa: PLC0415 - see fundsvc.store.schema
+
             await migrate(config.database.owner_dsn, config.stream.partitions)
         else:
             await check_schema(config.database.dsn, config.stream.partitions)

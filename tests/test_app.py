@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from fundsvc.app import prepared, spare_collector
 from fundsvc.config.settings import Config
 from fundsvc.store.database import StoreFault
-from fundsvc.store.migrations import check_schema
+from fundsvc.store.schema import check_schema
 from tests.eventually import eventually
 from tests.ledgers import listing, owned
 

@@ -8,7 +8,7 @@ from typing import get_args, get_origin
 
 import msgspec
 import pytest
-from commands import environment_of, fundsvc, program
+from commands import command, environment_of, fundsvc, program
 from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import inspect
@@ -291,7 +291,7 @@ def test_what_takes_effect_is_shown_as_a_file_that_would_do_the_same(tmp_path):
 
 async def check(*arguments, **environment):
     ours = {name: value for name, value in environment_of(NOTHING).items() if not name.startswith("FUNDSVC_")}
-    return await program(sys.executable, "-m", "fundsvc", "config", "check", *arguments, environment={**ours, **environment})
+    return await command("config", "check", *arguments, environment={**ours, **environment})
 
 
 NOTHING = Config()
@@ -339,7 +339,7 @@ async def test_a_data_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     environment = {**environment_of(NOTHING), "FUNDSVC_DATABASE_DSN": "", "FUNDSVC_STREAM_URL": ""}
     environment["FUNDSVC_DATA_DIRECTORY"] = str(tmp_path / "file" / "data")
-    done = await program(sys.executable, "-m", "fundsvc", "migrate", environment=environment)
+    done = await command("migrate", environment=environment)
     assert (done.code, done.error) == (1, f"fundsvc: {tmp_path}/file/data: Not a directory\n")
 
 

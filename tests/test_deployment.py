@@ -23,7 +23,8 @@ from ledgers import fill, listing
 from fundsvc.config.settings import load_config
 from fundsvc.core.contracts import partition_of
 from fundsvc.local.servers import EmbeddedServers, _postgres_binary
-from fundsvc.store.migrations import check_schema, migrate
+from fundsvc.store.migrations import migrate
+from fundsvc.store.schema import check_schema
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

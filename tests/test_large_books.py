@@ -29,6 +29,8 @@ from fundsvc.streams.client import stream_key
 from fundsvc.streams.source import id_order
 from fundsvc.wire.codec import encode
 
+pytestmark = pytest.mark.alone
+
 HOLD_MS_MAX = 50
 """Five times loop_ms_max, for a crowded machine."""
 

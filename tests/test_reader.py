@@ -1,13 +1,17 @@
 import re
+import sys
 
 import msgspec
 import pytest
+from alembic.script import ScriptDirectory
+from commands import program
 from ledgers import fill, listing, owned
 
 from fundsvc.store.database import SQL, StoreFault, open_pool
-from fundsvc.store.migrations import check_schema, newest_revision
+from fundsvc.store.migrations import _config
 from fundsvc.store.reader import HOUR_MS, NotReady, Reader
 from fundsvc.store.rollups import condense
+from fundsvc.store.schema import check_schema, newest_revision
 
 START_MS = 1_700_000_000_000
 POINTS = {"surplus": 5, "flat": 0, "shortfall": -3}
@@ -188,6 +192,15 @@ async def test_an_older_schema_is_told_and_a_newer_one_served(config, owner_conn
 
 def test_revisions_are_numbers_that_compare_as_text():
     assert re.fullmatch(r"\d{4}", newest_revision())
+
+
+def test_the_newest_revision_is_the_one_that_a_migration_ends_with():
+    assert newest_revision() == ScriptDirectory.from_config(_config()).get_current_head()
+
+
+async def test_a_command_that_migrates_nothing_loads_no_migrations():
+    done = await program(sys.executable, "-c", "import sys, fundsvc.__main__; print(*sys.modules)")
+    assert {"sqlalchemy", "alembic", "fundsvc.store.migrations"}.isdisjoint(done.output.split()), done.error
 
 
 async def test_a_database_that_is_not_there_is_a_fault(tmp_path):

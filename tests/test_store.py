@@ -18,8 +18,9 @@ from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied
 from fundsvc.store.database import SQL, StoreFault, StoreRefusal, connect, faults, lent, open_pool, refusals, transaction
-from fundsvc.store.migrations import check_schema, migrate
+from fundsvc.store.migrations import migrate
 from fundsvc.store.reader import Reader
+from fundsvc.store.schema import check_schema
 from fundsvc.store.writer import OwnershipLost, decode_book, encode_book, open_writer
 
 START = Offset("0-0", 0)

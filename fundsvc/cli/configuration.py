@@ -14,7 +14,7 @@ from fundsvc.cli.running import DONE, NO, Json, Terminal, cli, print_json, run
 from fundsvc.config.settings import Config
 from fundsvc.config.validation import keys, presentable
 from fundsvc.store.database import StoreFault
-from fundsvc.store.migrations import check_schema
+from fundsvc.store.schema import check_schema
 from fundsvc.store.server_checks import server_version as database_version
 from fundsvc.streams.client import StreamFault, open_client, server_version
 

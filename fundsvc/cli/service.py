@@ -9,7 +9,6 @@ from fundsvc.app import prepared, run_service, stop_on_signals
 from fundsvc.cli.running import DONE, cli, run, say
 from fundsvc.config.settings import Config
 from fundsvc.demo.show import show_demo
-from fundsvc.store.migrations import migrate as migrate_schema
 
 
 @cli.command()
@@ -51,6 +50,8 @@ def migrate(context: typer.Context) -> None:
         if config.database.dsn and not config.database.owner_dsn:
             raise ValueError("database.owner_dsn is not set: the schema belongs to another role than the service's")
         if config.database.owner_dsn:
+            from fundsvc.store.migrations import migrate as migrate_schema  # noqa: PLC0415 - see fundsvc.store.schema
+
             await migrate_schema(config.database.owner_dsn, config.stream.partitions)
         else:
             async with prepared(config):

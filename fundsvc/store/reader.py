@@ -17,8 +17,8 @@ from fundsvc.core.policy import Policies, SavedGuard
 from fundsvc.core.sequences import Facts
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 from fundsvc.store.database import SQL, Pool, faults, lent
-from fundsvc.store.migrations import is_outdated, newest_revision
 from fundsvc.store.policies import policies_from
+from fundsvc.store.schema import is_outdated, newest_revision
 from fundsvc.store.sequences import facts_of
 from fundsvc.store.writer import contract_from, saved_guard_from
 

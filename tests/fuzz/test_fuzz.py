@@ -35,6 +35,7 @@ def test_an_event_is_settled_or_known_or_refused_and_nothing_else(chance):
     assert oracle.outcomes.total() == oracle.events
 
 
+@pytest.mark.alone
 async def test_an_engine_settles_or_keeps_every_event_of_any_message(config, tmp_path):
     figures = await fuzz(config, tmp_path, 1, any_messages(3000))
     assert figures.wrong == []
