@@ -103,6 +103,11 @@ class BatchBound:
         """Whether books may be kept with a batch: none has been in a batch that failed lately."""
         return not self._books_failed
 
+    @property
+    def is_least(self) -> bool:
+        """Whether a batch takes a single event, unless it must not be cut."""
+        return self.events_max == 1
+
     def room(self, batch: Batch) -> int:
         """How many events more a batch may take if each of them writes a row, at least one."""
         return max(1, min(self.events_max - batch.events, self.rows_max - batch.rows()))

@@ -288,12 +288,16 @@ class Session:
         Raises the refusal where no event is the cause.
         """
         batch, refusal = refused
-        if batch.events > 1 or batch.books:
+        may_be_a_book = batch.books and self._bound.takes_books
+        may_be_cut = batch.events > 1 and not (batch.uncut and self._bound.is_least)
+        if may_be_a_book or may_be_cut:
             self._bound.narrow(batch)
-        elif batch.place is None or batch.place in self._refused:
-            raise refusal
         else:
-            self._refused[batch.place] = str(refusal)
+            causes = [place for place in _suspects(batch) if place not in self._refused]
+            if not causes:
+                raise refusal
+            # Those behind the first of a batch that cannot be cut are refused together, and only then the first.
+            self._refused |= dict.fromkeys(causes[1:] or causes, str(refusal))
         # Another engine would have to begin anew.
         self._attempts += 1
         self._settled_before += 1
@@ -536,6 +540,14 @@ class _Start(NamedTuple):
     offset: Offset
     passed: str
     known_ms: int | None = None
+
+
+def _suspects(batch: Batch) -> list[Place]:
+    """The places of the events of a batch within one message."""
+    if batch.place is None:
+        return []
+    stream_id, last = batch.place
+    return [Place(stream_id, position) for position in range(last - batch.events + 1, last + 1)]
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

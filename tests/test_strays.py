@@ -75,7 +75,7 @@ async def is_well(service, partition):
     return await halted(service, partition) == ""
 
 
-@pytest.mark.parametrize("fills", [1, 300])
+@pytest.mark.parametrize("fills", [0, 1, 300])
 async def test_a_contract_in_another_partition_halts_that_and_its_fund_is_not_overwritten(
     service, config, owner_connection, loads, fills
 ):
