@@ -1,6 +1,7 @@
 """Rows that no commit left in the ledger stop their partition alone, and say what they are; no fund is overwritten."""
 
 import pytest
+from conftest import with_section
 from eventually import eventually
 from served import contract, fill, restarted, served
 
@@ -79,9 +80,10 @@ async def is_well(service, partition):
 async def test_a_contract_in_another_partition_halts_that_and_its_fund_is_not_overwritten(
     service, config, owner_connection, loads, fills
 ):
+    """All of the message is in one batch, so the fill meets an entry before anything tells where the contract is."""
     before = await owner_connection.fetchrow("SELECT balance, entry, head FROM funds WHERE symbol = $1", HERE)
     await owner_connection.execute("UPDATE contracts SET partition = 1 WHERE symbol = $1", HERE)
-    async with restarted(service, config) as again:
+    async with restarted(service, with_section(config, "engine", loop_ms_max=1000.0)) as again:
         await eventually(lambda: halted(again, 1))
         assert f"{HERE} in partition 1" in await halted(again, 1)
         loaded = loads.count(0)
