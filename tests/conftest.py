@@ -16,6 +16,7 @@ import uvloop
 from hypothesis import settings
 
 from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
+from fundsvc.engine.session import Session
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.migrations import migrate
 
@@ -150,6 +151,19 @@ def dsn_for(dsn, database):
 def with_section(config, section, **values):
     """The configuration with some values of one section changed."""
     return msgspec.structs.replace(config, **{section: msgspec.structs.replace(getattr(config, section), **values)})
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The partitions that engines of this process have loaded, in order."""
+    loaded, load = [], Session._load
+
+    async def counted(self, writer):
+        loaded.append(self._partition)
+        return await load(self, writer)
+
+    monkeypatch.setattr(Session, "_load", counted)
+    return loaded
 
 
 @pytest.fixture

@@ -893,6 +893,35 @@ async def test_an_event_that_only_the_database_refuses_is_rejected_and_the_other
         assert engine.count("fundsvc_partition_halted", partition="0") == 0
 
 
+@pytest.mark.parametrize("per_message", [1, 150])
+async def test_a_burst_of_events_that_only_the_database_refuses_costs_two_loads_each(
+    quick, producer, ledger, owner_connection, loads, per_message
+):
+    await owner_connection.execute("ALTER TABLE entries ADD CHECK (seq % 21 <> 0)")
+    await producer.append([listing("AAA"), *fills(range(1, 421))], per_message=per_message)
+    async with running(quick) as engine:
+        await settled(ledger, 400, 60)
+        await eventually(lambda: ledger("SELECT count(*) = 20 FROM rejected WHERE reason = 'database_refused'"))
+        assert len(loads) <= 1 + 20 * 2 + 5
+        assert engine.count("fundsvc_partition_halted", partition="0") == 0
+
+
+async def test_a_refused_event_behind_new_terms_of_its_message_is_rejected_with_those_beside_it(
+    quick, producer, ledger, owner_connection, loads
+):
+    """What follows such a listing in its message is written with it: nothing tells which of the events is the cause."""
+    await owner_connection.execute("ALTER TABLE entries ADD CHECK (seq <> 2)")
+    relisted = [listing("AAA"), Mark("AAA", "7", TS), listing("AAA", multiplier=7), *fills([1, 2, 3])]
+    async with running(quick) as engine:
+        await producer.append([*relisted, listing("BBB")], per_message=10)
+        await producer.append(fills([4, 5]))
+        await eventually(lambda: ledger("SELECT count(*) = 2 FROM entries WHERE seq > 3"))
+        assert await ledger("SELECT array_agg(event_seq ORDER BY position) FROM rejected") == [1, 2, 3, None]
+        assert await ledger("SELECT multiplier = 7 FROM contracts WHERE symbol = 'AAA'")
+        assert len(loads) <= 5
+        assert engine.count("fundsvc_partition_halted", partition="0") == 0
+
+
 async def test_a_row_that_somebody_wrote_costs_the_event_that_meets_it(quick, producer, ledger, owner_connection):
     async with running(quick):
         await producer.append([listing("AAA"), *fills([1])])

@@ -4,18 +4,19 @@ import asyncio
 import random
 import time
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 import pytest
 from eventually import eventually
 from ledgers import fill, listing
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.batch import Offset, Place
+from fundsvc.core.batch import Batch, BookState, Offset, Place
 from fundsvc.core.events import Mark, Position, Rate, Reason
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied, Facts, content_of_entry
-from fundsvc.engine.pipeline import BatchBound, Pipeline, Reading
+from fundsvc.engine.pipeline import EVENTS_PER_BATCH_MAX, BatchBound, Pipeline, Reading
 from fundsvc.store.rows import copy_rows
 from fundsvc.wire.codec import Message, encode
 
@@ -152,7 +153,7 @@ async def nowhere(committed):
     pass
 
 
-def pipeline_of(source, ledger, announce=nowhere, bound=None, refused=None, slice_seconds=0.0025):
+def pipeline_of(source, ledger, announce=nowhere, bound=None, refused=MappingProxyType({}), slice_seconds=0.0025):
     offset = ledger.offset
     return Pipeline(
         ledger.load(),
@@ -178,7 +179,7 @@ async def settle(messages, weather=None):
             await pipeline.run(ledger.complete)
         except* Crash:
             if pipeline.writing:
-                bound.shrink(pipeline.writing.events)
+                bound.shrink(pipeline.writing)
     return ledger
 
 
@@ -446,11 +447,61 @@ async def test_a_batch_that_failed_is_never_tried_again_whole():
         try:
             await pipeline.run(ledger.complete)
         except* Crash:
-            failed = pipeline.writing.events
-            bound.shrink(failed)
-            assert bound.events_max == failed // 2
+            bound.shrink(pipeline.writing)
+            assert bound.events_max == pipeline.writing.events // 2
     assert len(ledger.entries) == 999
     assert ledger.tried.count(1000) <= 1
+
+
+async def test_a_refused_batch_is_written_in_parts_down_to_its_event_and_batches_grow_again():
+    """The ledger refuses two events of a thousand; each of them costs a few refusals, and the rest is written at once."""
+
+    class Refusing(FakeLedger):
+        async def commit(self, batch, before, after):
+            self.tried.append(batch.events)
+            if any(entry.seq in (100, 700) for entry in batch.entries):
+                raise Crash
+            await super().commit(batch, before, after)
+
+    messages = [message(1, listing("AAA")), message(2, *(fill("AAA", seq, 1) for seq in range(1, 1001)))]
+    ledger, bound, refused, refusals = Refusing("2-0"), BatchBound(10_000), {}, 0
+    ledger.tried = []
+    while not ledger.complete.is_set():
+        pipeline = pipeline_of(FakeSource(messages, Weather()), ledger, bound=bound, refused=refused, slice_seconds=1.0)
+        try:
+            await pipeline.run(ledger.complete)
+        except* Crash:
+            refusals += 1
+            if pipeline.writing.events > 1:
+                bound.narrow(pipeline.writing)
+            else:
+                refused[pipeline.writing.place] = "no"
+    assert len(ledger.entries) == 998
+    assert list(refused) == [Place("2-0", 99), Place("2-0", 699)]
+    assert refusals <= 8
+    assert bound.events_max > 250
+    assert len(ledger.tried) < 120
+
+
+def test_parts_of_a_refused_batch_do_not_grow_before_all_of_it_is_written():
+    bound = BatchBound(10_000)
+    bound.narrow(Batch(events=160))
+    for _ in range(16):
+        assert bound.events_max == 10
+        bound.grow(Batch(events=10))
+    bound.grow(Batch(events=10))
+    assert bound.events_max == 20
+
+
+def test_books_are_left_out_only_while_a_batch_with_books_failed_lately():
+    bound = BatchBound(10_000)
+    bound.shrink(Batch(events=8))
+    assert bound.takes_books
+    bound.shrink(Batch(events=4, books=[BookState("AAA", 1, None, 0, 0, None, 0)]))
+    while bound.events_max < EVENTS_PER_BATCH_MAX:
+        assert not bound.takes_books
+        bound.grow(Batch(events=1))
+    assert bound.takes_books
 
 
 async def test_an_event_that_the_database_refused_is_rejected_in_its_place():

@@ -1,12 +1,16 @@
 """Rows that no commit left in the ledger stop their partition alone, and say what they are; no fund is overwritten."""
 
 import pytest
+from conftest import with_section
 from eventually import eventually
 from served import contract, fill, restarted, served
 
 from fundsvc.core.contracts import partition_of
 
 HERE, THERE = (next(f"M{n}USDTM" for n in range(99) if partition_of(f"M{n}USDTM", 2) == number) for number in (0, 1))
+LOADS_MAX = 10
+"""While a batch of some hundred events is narrowed down to one."""
+
 STRAY = (
     "INSERT INTO entries SELECT symbol, entry + $2, seq + $2, change, balance + change, uncovered, repaid, lots, price,"
     " bankruptcy_price, ts, recorded_at, kind, side, trade_id, order_id, account, hash FROM entries WHERE symbol = $1"
@@ -72,18 +76,38 @@ async def is_well(service, partition):
     return await halted(service, partition) == ""
 
 
-async def test_a_contract_in_another_partition_halts_that_and_its_fund_is_not_overwritten(service, config, owner_connection):
+@pytest.mark.parametrize("fills", [0, 1, 300])
+async def test_a_contract_in_another_partition_halts_that_and_its_fund_is_not_overwritten(
+    service, config, owner_connection, loads, fills
+):
+    """All of the message is in one batch, so the fill meets an entry before anything tells where the contract is."""
     before = await owner_connection.fetchrow("SELECT balance, entry, head FROM funds WHERE symbol = $1", HERE)
     await owner_connection.execute("UPDATE contracts SET partition = 1 WHERE symbol = $1", HERE)
-    async with restarted(service, config) as again:
+    async with restarted(service, with_section(config, "engine", loop_ms_max=1000.0)) as again:
         await eventually(lambda: halted(again, 1))
         assert f"{HERE} in partition 1" in await halted(again, 1)
-        await again.post(contract(HERE), fill(HERE, 2))
+        loaded = loads.count(0)
+        await again.post(contract(HERE), *(fill(HERE, seq) for seq in range(2, fills + 2)))
         await eventually(lambda: refused(again))
+        assert loads.count(0) - loaded < LOADS_MAX, "each load brings the partition on"
         assert await owner_connection.fetchrow("SELECT balance, entry, head FROM funds WHERE symbol = $1", HERE) == before
         assert await halted(again, 0) == ""
         await owner_connection.execute("UPDATE contracts SET partition = 0 WHERE symbol = $1", HERE)
         await eventually(lambda: is_well(again, 1))
+
+
+async def test_an_entry_of_a_contract_that_is_not_listed_halts_the_partition_once_it_is_listed(
+    service, owner_connection, loads
+):
+    await owner_connection.execute(STRAY.replace("SELECT symbol,", "SELECT 'STRANGER',"), HERE, 0)
+    home = partition_of("STRANGER", 2)
+    loaded = loads.count(home)
+    await service.post(contract("STRANGER"), fill("STRANGER", 1))
+    assert "STRANGER beyond entry 0" in await eventually(lambda: halted(service, home))
+    assert loads.count(home) - loaded < LOADS_MAX
+    await remove(owner_connection, "STRANGER", 1)
+    await eventually(lambda: has(service, "STRANGER", 1))
+    assert await service.pool.fetchval("SELECT count(*) FROM rejected") == 0
 
 
 async def refused(service):

@@ -1,6 +1,7 @@
 """Work beside settlement: each piece fails alone, is tried again after a pause of its own, and never ends anything else."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from structlog.typing import FilteringBoundLogger
@@ -16,7 +17,10 @@ Work = Callable[[], Awaitable[None] | None]
 
 
 class Chore:
-    """Does some work every few seconds; after each failure the pause is doubled, up to a bound."""
+    """Does some work every few seconds; after each failure the pause is doubled, up to a bound.
+
+    A chore that is cancelled and run again goes on with its pause.
+    """
 
     def __init__(self, name: str, seconds: float, work: Work, log: FilteringBoundLogger) -> None:
         self._name = name
@@ -25,12 +29,14 @@ class Chore:
         self._log = log
         self._outage = Outage(log, name)
         self._failures = 0
+        self._due = 0.0
 
     async def run(self) -> None:
         """Goes on until cancelled."""
         while True:
+            await asyncio.sleep(max(0.0, self._due - time.monotonic()))
             await self._do()
-            await asyncio.sleep(self._pause())
+            self._due = time.monotonic() + self._pause()
 
     async def _do(self) -> None:
         try:

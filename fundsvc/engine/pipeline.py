@@ -38,6 +38,11 @@ SLICE_SHARE = 0.25
 EVENTS_PER_BATCH_MAX = 100_000
 """Bounds what a failed commit repeats where events write no rows, such as marks."""
 
+REFUSED_PARTS = 16
+"""To load the partition again, which each refusal needs, takes as long as about ten transactions of a few events: with parts
+that are this small an event that is refused among a hundred costs two or three of these, where halves would take seven.
+"""
+
 BATCH_BYTES_MAX = 8_000_000
 """A transaction of this size takes the database a tenth of a second, and its encoding a few times its size in memory."""
 
@@ -86,11 +91,18 @@ class BatchBound:
     def __init__(self, rows_max: int) -> None:
         self.rows_max = rows_max
         self.events_max = EVENTS_PER_BATCH_MAX
+        self._refused_left = 0
+        self._books_failed = False
 
     @property
-    def is_whole(self) -> bool:
-        """Whether no transaction has failed lately."""
-        return self.events_max == EVENTS_PER_BATCH_MAX
+    def takes_books(self) -> bool:
+        """Whether books may be kept with a batch: none has been in a batch that failed lately."""
+        return not self._books_failed
+
+    @property
+    def is_least(self) -> bool:
+        """Whether a batch takes a single event, unless it must not be cut."""
+        return self.events_max == 1
 
     def room(self, batch: Batch) -> int:
         """How many events more a batch may take if each of them writes a row, at least one."""
@@ -100,13 +112,29 @@ class BatchBound:
         """Whether a batch must be written before it takes more."""
         return batch.events >= self.events_max or batch.rows() >= self.rows_max or batch.bytes() >= BATCH_BYTES_MAX
 
-    def shrink(self, events: int) -> None:
-        """After a transaction with so many events failed: the next one has half of them, down to a single one."""
-        self.events_max = max(1, min(events, self.events_max) // 2)
+    def shrink(self, batch: Batch) -> None:
+        """After the transaction of a batch failed: the next one has half of its events, down to a single one."""
+        self._cut(batch, 2)
 
-    def grow(self) -> None:
-        """After a transaction went through."""
+    def narrow(self, batch: Batch) -> None:
+        """After the database refused something in a batch of several events: its events are written in a few parts.
+
+        Parts do not grow before all of the batch is written. A part that is refused is written in parts in turn.
+        """
+        self._refused_left = batch.events
+        self._cut(batch, REFUSED_PARTS)
+
+    def grow(self, batch: Batch) -> None:
+        """After the transaction of a batch went through."""
+        if self._refused_left > 0:
+            self._refused_left -= batch.events
+            return
         self.events_max = min(EVENTS_PER_BATCH_MAX, 2 * self.events_max)
+        self._books_failed = self._books_failed and self.events_max < EVENTS_PER_BATCH_MAX
+
+    def _cut(self, batch: Batch, parts: int) -> None:
+        self.events_max = max(1, min(batch.events, self.events_max) // parts)
+        self._books_failed = self._books_failed or bool(batch.books)
 
 
 class Pipeline:
@@ -131,7 +159,7 @@ class Pipeline:
         start: Offset,
         bound: BatchBound,
         slice_seconds: float,
-        refused: Mapping[Place, str] | None = None,
+        refused: Mapping[Place, str],
     ) -> None:
         self.writing: Batch | None = None
         self.progress = self.settled = 0
@@ -145,7 +173,7 @@ class Pipeline:
         self._settled = start
         self._bound = bound
         self._slice_seconds = slice_seconds
-        self._refused = refused or {}
+        self._refused = refused
         self._slice_ends = 0.0
         self._work = asyncio.Event()
         self._handed_over = asyncio.Event()
@@ -161,9 +189,9 @@ class Pipeline:
     async def keep_books(self) -> None:
         """Has the ADL books kept with the next batches, or with an empty one where nothing else comes.
 
-        Not while a transaction failed lately: a large book would be one more cause.
+        Not while a transaction with books failed lately: a large book may have been the cause.
         """
-        if self._bound.is_whole:
+        if self._bound.takes_books:
             await self._exclusive.run(self._partition.keep_books)
             self._work.set()
 
@@ -382,7 +410,7 @@ class Pipeline:
             self.writing = batch
             await self._ledger.commit(batch, self._committed, after)
             self.writing = None
-            self._bound.grow()
+            self._bound.grow(batch)
             self._committed, self._committed_mark = after, mark
             self.progress += 1
             self.settled += 1

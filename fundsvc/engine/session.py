@@ -20,7 +20,7 @@ from fundsvc.concurrency.background import Chore, lasting
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.order import OrderState
-from fundsvc.core.batch import Offset, Place
+from fundsvc.core.batch import Batch, Offset, Place
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
@@ -120,6 +120,15 @@ class Session:
         self._offset = Offset(STREAM_START, 0)
         self._halted = ""
         self._noted: str | None = None
+        every = config.engine
+        # Kept from load to load: one that is done seldom is not done anew after each refusal.
+        self._chores = (
+            Chore("rollups", every.rollup_seconds, self._condense, self._log),
+            Chore("lag", WATCH_SECONDS, self._watch, self._log),
+            Chore("books", every.book_seconds, self._keep_books, self._log),
+            Chore("policies", WATCH_SECONDS, self._propose, self._log),
+            Chore("targets", every.target_seconds, self._find_targets, self._log),
+        )
         self._backoff = BACKOFF_SECONDS_MIN
         self._halted_seconds = HALTED_SECONDS_MIN
         self._attempts = self._restored = 0
@@ -187,23 +196,18 @@ class Session:
         match error:
             case StoreFault() | StreamFault():
                 return await self._wait_for(error)
-            case Stray() if self._pipeline:  # Loading tells whether the partition is ours still, and all that is in the way.
-                self.trouble = str(error)
-                return self._backoff
             case Halted() | Stray():
                 # As good as settling: another engine would have to wait for somebody too.
                 self._settled_before += 1
                 await self._halt(str(error))
                 return BACKOFF_SECONDS_MAX
-            case StoreRefusal():
-                return await self._narrow(error)
         return await self._halt_by_mistake(error)
 
     async def _wait_for(self, fault: StoreFault | StreamFault) -> float:
         """A fault: a batch that met it is not tried again whole, as its size may be the cause."""
         writing = self._pipeline.writing if self._pipeline else None
         if isinstance(fault, StoreFault) and writing:
-            self._bound.shrink(writing.events)
+            self._bound.shrink(writing)
         if isinstance(fault.__cause__, TimeoutError):
             self._statement_seconds = min(2 * self._statement_seconds, COMMAND_SECONDS)
             await self._pool.expire_connections()
@@ -215,17 +219,6 @@ class Session:
         pause = self._backoff
         self._backoff = min(2 * pause, BACKOFF_SECONDS_MAX)
         return pause
-
-    async def _narrow(self, refusal: StoreRefusal) -> float:
-        """A refusal: half of the batch is tried, down to the one event that is to be rejected."""
-        writing = self._pipeline.writing if self._pipeline else None
-        if writing is None or not writing.place or writing.place in self._refused:
-            return await self._halt_by_mistake(refusal)
-        if writing.events > 1:
-            self._bound.shrink(writing.events)
-        else:
-            self._refused[writing.place] = str(refusal)
-        return 0.0
 
     async def _halt_by_mistake(self, mistake: BaseException) -> float:
         self._log.error("mistake", part="settling", exc_info=mistake)
@@ -260,28 +253,54 @@ class Session:
                 self._noted = reason
 
     async def _consume(self, stop: asyncio.Event) -> None:
+        """Consumes until told to stop; narrows each refusal down, on the connection that met it."""
         dsn, seconds = self._config.database.dsn, self._statement_seconds
         async with open_writer(dsn, self._engine, self._partition, self._epoch, seconds) as writer:
-            pipeline = await self._load(writer)
+            refused: _Refused | None = None
+            while not stop.is_set():
+                pipeline = await self._load(writer)
+                if refused:
+                    # Only now: loading tells whether the partition is still ours, and whether it has rows that no commit left.
+                    self._narrow(refused)
+                refused = await self._run_pipeline(pipeline, stop)
+
+    async def _run_pipeline(self, pipeline: Pipeline, stop: asyncio.Event) -> "_Refused | None":
+        """Runs a pipeline with its chores until told to stop, or until the database refuses something in a batch."""
+        refused = None
+        try:
             async with asyncio.TaskGroup() as tasks:
-                chores = [tasks.create_task(chore.run()) for chore in self._chores(pipeline)]
-                chores.append(tasks.create_task(lasting("announcing", self._announcing.run, self._log)))
+                running = [tasks.create_task(chore.run()) for chore in self._chores]
+                running.append(tasks.create_task(lasting("announcing", self._announcing.run, self._log)))
                 # In a task of its own: where it and a chore fail at once, a group within this group's own task would leave that
                 # task cancelled for good (CPython gh-116720, until 3.13).
                 await asyncio.wait([tasks.create_task(pipeline.run(stop))])
-                for chore in chores:
+                for chore in running:
                     chore.cancel()
+        except* StoreRefusal as refusals:
+            if pipeline.writing is None:
+                raise
+            refused = _Refused(pipeline.writing, _first(refusals))
+        return refused
 
-    def _chores(self, pipeline: Pipeline) -> list[Chore]:
-        engine = self._config.engine
-        targeting = Targeting(self._state, self._exclusive, Targets(self._pool), self._config.target.of, self._metrics)
-        return [
-            Chore("rollups", engine.rollup_seconds, self._condense, self._log),
-            Chore("lag", WATCH_SECONDS, self._watch, self._log),
-            Chore("books", engine.book_seconds, pipeline.keep_books, self._log),
-            Chore("policies", WATCH_SECONDS, self._propose, self._log),
-            Chore("targets", engine.target_seconds, targeting.recompute, self._log),
-        ]
+    def _narrow(self, refused: "_Refused") -> None:
+        """A refusal: its batch is written in parts, down to the one event that is to be rejected.
+
+        Raises the refusal where no event is the cause.
+        """
+        batch, refusal = refused
+        may_be_a_book = batch.books and self._bound.takes_books
+        may_be_cut = batch.events > 1 and not (batch.uncut and self._bound.is_least)
+        if may_be_a_book or may_be_cut:
+            self._bound.narrow(batch)
+        else:
+            causes = [place for place in _suspects(batch) if place not in self._refused]
+            if not causes:
+                raise refusal
+            # Those behind the first of a batch that cannot be cut are refused together, and only then the first.
+            self._refused |= dict.fromkeys(causes[1:] or causes, str(refusal))
+        # Another engine would have to begin anew.
+        self._attempts += 1
+        self._settled_before += 1
 
     async def _load(self, writer: Writer) -> Pipeline:
         self._begin_load()
@@ -430,6 +449,7 @@ class Session:
     async def _announce(self, committed: Committed) -> None:
         started = time.perf_counter()
         self._offset = committed.offset
+        self._forget_refused()
         self._statement_seconds = self._statement_seconds_min
         self._metrics.committed(committed.batch, committed.durations)
         await self._tell_orders(list(committed.batch.orders.values()), committed.offset)
@@ -437,6 +457,12 @@ class Session:
         self._oddities.note(committed.batch, committed.offset)
         await self._go_on()
         self._metrics.announce_seconds.observe(time.perf_counter() - started)
+
+    def _forget_refused(self) -> None:
+        """Lets go of refused events that are settled as such: each event is compared with those that are left."""
+        settled = id_order(self._offset.last_id)
+        for place in [place for place in self._refused if id_order(place.stream_id) <= settled]:
+            del self._refused[place]
 
     async def _tell_orders(self, orders: Sequence[OrderState], offset: Offset) -> None:
         """Tells of durable orders, with the loop let go between parts of them."""
@@ -451,6 +477,14 @@ class Session:
 
     async def _condense(self) -> None:
         await condense(self._pool, self._partition)
+
+    async def _keep_books(self) -> None:
+        if self._pipeline:
+            await self._pipeline.keep_books()
+
+    async def _find_targets(self) -> None:
+        targets = Targets(self._pool)
+        await Targeting(self._state, self._exclusive, targets, self._config.target.of, self._metrics).recompute()
 
     async def _beat(self) -> None:
         """Tells readers of replicas how far these are."""
@@ -491,6 +525,13 @@ class Session:
         await self._source.trim(min([f"{oldest_ms}-0", stored.last_id, *kept], key=id_order))
 
 
+class _Refused(NamedTuple):
+    """A batch in which the database refused something, and with which words."""
+
+    batch: Batch
+    refusal: BaseException
+
+
 class _Start(NamedTuple):
     """Where to read from, and the id up to which gaps are known. Where the stream lost its tail, up to which time (ms) of it
     messages had been settled.
@@ -499,6 +540,14 @@ class _Start(NamedTuple):
     offset: Offset
     passed: str
     known_ms: int | None = None
+
+
+def _suspects(batch: Batch) -> list[Place]:
+    """The places of the events of a batch within one message."""
+    if batch.place is None:
+        return []
+    stream_id, last = batch.place
+    return [Place(stream_id, position) for position in range(last - batch.events + 1, last + 1)]
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

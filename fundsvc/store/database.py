@@ -106,10 +106,17 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except (asyncpg.PostgresError, InvalidValue) as error:
-        if not isinstance(error, InvalidValue) and not _is_refusal(error):
+        if not _is_value(error):
             raise
         # Without the driver's detail, which quotes the row.
         raise StoreRefusal(f"{type(error).__name__}: {error.args[0]}") from error
+
+
+def _is_value(error: BaseException) -> bool:
+    """Whether a value brought an error about: the server is well, and whoever finds the value can go on."""
+    if isinstance(error, asyncpg.PostgresError):
+        return _is_refusal(error)
+    return isinstance(error, StoreRefusal | InvalidValue)
 
 
 def _is_refusal(error: asyncpg.PostgresError) -> bool:
@@ -195,15 +202,28 @@ async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
 
 @asynccontextmanager
 async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
-    """All of the statements within, or none. A failure closes the connection: the server rolls back, nobody waits for it."""
+    """All of the statements within, or none.
+
+    A refusal leaves the connection as it was. Any other failure closes it: the server rolls back, nobody waits for it.
+    """
     try:
         async with _noticing_loss(connection):
             await connection.execute("BEGIN")
             yield
             await connection.execute("COMMIT")
-    except BaseException:
-        _close(connection)
+    except BaseException as error:
+        if not (_is_value(error) and await _roll_back(connection)):
+            _close(connection)
         raise
+
+
+async def _roll_back(connection: asyncpg.Connection | PoolConnectionProxy) -> bool:
+    """Ends a transaction that the server refused; says whether it did so."""
+    try:
+        await connection.execute("ROLLBACK")
+    except (asyncpg.PostgresError, *_FAULTS):
+        return False
+    return True
 
 
 @asynccontextmanager

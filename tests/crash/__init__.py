@@ -12,6 +12,7 @@ letters to the HTTP side.
 
     .venv/bin/pytest tests/crash                                 the short form, as scripts/test runs it
     .venv/bin/python -m tests.crash --minutes 10 --seed 7        the long form; the seed repeats messages and schedule
+    .venv/bin/python -m tests.crash --minutes 4 --seed 7 --part 4   the last minute of such a run alone
 
 What is sent is in `letters` (liquidations), `exchange` (deleveraging), `poison` (what is refused, of every reason) and `books`
 (snapshots). `sender` sends it onto the stream, `http_sender` to the HTTP side. What happens meanwhile is in `processes`,

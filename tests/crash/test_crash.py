@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from fundsvc.api.ingest import NDJSON, read_submission
 from fundsvc.config.settings import StreamConfig
 from fundsvc.core.contracts import partition_of
-from fundsvc.core.events import Reason
+from fundsvc.core.events import Reason, Rejection
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.streams.client import StreamFault, open_client
 from fundsvc.streams.producer import Producer
@@ -20,6 +21,7 @@ from tests.crash.letters import CONTRACTS, Letter, element_of, listing_of, refus
 from tests.crash.oracle import refusals
 from tests.crash.poison import BEYOND_LETTERS, BY_STATE, POISON, Place
 from tests.crash.run import run_escalations, run_lost_tails, run_short
+from tests.crash.verdict import reasons_for, reasons_of
 from tests.crash.world import PARTITIONS
 
 NOW_MS = 1_800_000_000_000
@@ -47,6 +49,22 @@ def test_poison_is_refused_for_its_reason_in_both_codecs(reason):
     listed = Letter(place.partition, "json", [element_of(listing_of(CONTRACTS[0]))])
     expected = {} if reason is Reason.DATABASE_REFUSED else {reason: len(letters)}
     assert refusals([listed, *letters], PARTITIONS, NOW_MS) == expected
+
+
+async def test_what_the_http_side_appends_of_lines_that_are_no_events_is_known_as_garbage():
+    """They go together as one message, also the large ones."""
+    chance, place = random.Random(1), Place(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
+    kinds = (Reason.TOO_LARGE, Reason.TOO_LARGE, Reason.UNDECODABLE)
+    spoilt = [refused(POISON[reason](chance, place), place.symbol, reason) for reason in kinds]
+    letter = Letter(place.partition, "json", [*spoilt, element_of(listing_of(CONTRACTS[0]))])
+    lines = [element.raw("json") for element in letter.elements]
+    submission = await read_submission(NDJSON, b"\n".join(lines))
+    assert [isinstance(event, Rejection) for event in submission.events] == [True, True, True, False]
+    garbage = reasons_of([letter])
+    assert reasons_for(b"\n".join(lines[:3]), garbage) >= {Reason.TOO_LARGE, Reason.UNDECODABLE}
+    assert reasons_for(lines[0], garbage) >= {Reason.TOO_LARGE}
+    assert not reasons_for(lines[3], garbage)
+    assert not reasons_for(b"\n".join(lines), garbage)
 
 
 def test_deleveraging_goes_on_as_if_nothing_had_happened():
