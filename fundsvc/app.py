@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -77,6 +78,13 @@ forms cycles: with the defaults of 700 and 10 the collector takes a tenth of the
 millisecond; the 100,000 that a storm keeps take 30.
 """
 
+SWITCH_SECONDS = 0.001
+"""How long a thread that computes keeps the interpreter while the event loop waits for it.
+
+The loop waits so long after each call that lets other threads run, such as a read or write of a socket: the default of 5 ms
+adds up to tens of milliseconds. Without such a thread nothing changes.
+"""
+
 log = structlog.get_logger()
 
 
@@ -139,7 +147,7 @@ async def run_service(
         running = Engine(config, metrics) if engine else None
         consumer = tasks.create_task(run_engine(running, stop)) if running else None
         async with http_side(config, metrics, pool, client, engine=running, public=api) as url:
-            spare_collector()
+            tune_interpreter()
             log.info("started", version=__version__, parts=parts, listens_on=url)
             await started(url)
             await stop.wait()
@@ -151,13 +159,14 @@ async def run_service(
 
 
 async def run_engine(engine: Engine, stop: asyncio.Event) -> None:
-    """Runs the consumer with the collector out of its way."""
-    spare_collector()
+    """Runs the consumer with the interpreter set for it."""
+    tune_interpreter()
     await engine.run(stop)
 
 
-def spare_collector() -> None:
-    """Has the collector look no more at what is there by now, and seldom at what comes."""
+def tune_interpreter() -> None:
+    """Has the collector look no more at what is there by now, and seldom at what comes; and threads change often."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -243,11 +252,12 @@ async def _serving(
             routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *deleveraging.routes)
             table = endpoints((*operations, *routes, *live.endpoints, *venues))
             reception = Reception(metrics, gate)
+            description = await asyncio.to_thread(described, table)  # the schemas of all answers: tens of milliseconds
             app = make_app(
                 reception,
                 (
                     *table,
-                    described(table),
+                    description,
                     live.socket,
                     *Reference().endpoints,
                     *Handbook().endpoints,

@@ -2,13 +2,14 @@
 
 import asyncio
 import gc
+import sys
 from contextlib import contextmanager
 
 import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from fundsvc.app import prepared, spare_collector
+from fundsvc.app import SWITCH_SECONDS, prepared, tune_interpreter
 from fundsvc.config.settings import Config
 from fundsvc.store.database import StoreFault
 from fundsvc.store.schema import check_schema
@@ -57,7 +58,7 @@ async def test_a_service_waits_for_its_database_until_it_is_told_to_stop(config,
 @contextmanager
 def _collections():
     """What each run of the collector looks at: the oldest generation, and how many objects of it and the younger ones."""
-    thresholds, seen = gc.get_threshold(), []
+    thresholds, switch_seconds, seen = gc.get_threshold(), sys.getswitchinterval(), []
 
     def note(phase: str, about: dict[str, int]) -> None:
         if phase == "start":
@@ -70,17 +71,26 @@ def _collections():
     finally:
         gc.callbacks.remove(note)
         gc.set_threshold(*thresholds)
+        sys.setswitchinterval(switch_seconds)
         gc.unfreeze()
 
 
 def test_the_collector_looks_at_few_objects_at_a_time_while_a_storm_keeps_many():
     with _collections() as seen:
-        spare_collector()
+        tune_interpreter()
         seen.clear()
         kept = [[number] for number in range(200_000)]
     assert len(kept) == 200_000
     assert len(seen) >= 30
     assert all(generation == 0 and objects < 10_000 for generation, objects in seen)
+
+
+def test_threads_that_compute_give_the_interpreter_up_sooner_than_by_default():
+    default = sys.getswitchinterval()
+    with _collections():
+        tune_interpreter()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
+    assert sys.getswitchinterval() == default > SWITCH_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ it works on the loop: ranking a side, sharing an order among it, keeping the boo
 import asyncio
 import gc
 import random
+import sys
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import with_section
@@ -18,13 +20,13 @@ from served import served
 from tokens import bearer, with_secret
 from watchdog import watched
 
-from fundsvc.app import spare_collector
-from fundsvc.core.adl.book import Book, SavedBook, SavedSide
+from fundsvc.app import tune_interpreter
+from fundsvc.core.adl.book import ROWS_PER_PART, SavedBook, SavedSide
 from fundsvc.core.batch import KeptBook
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
-from fundsvc.store.writer import STREAM_START, encode_book
+from fundsvc.store.writer import IN_PARTS, STREAM_START
 from fundsvc.streams.client import stream_key
 from fundsvc.streams.source import id_order
 from fundsvc.wire.codec import encode
@@ -47,17 +49,18 @@ LARGE = Size(200_000, 50)
 
 
 @pytest.fixture(autouse=True)
-def spared():
-    """The collector is set as in the service: else it goes through all that the tests have loaded, which takes long."""
-    threshold = gc.get_threshold()
-    spare_collector()
+def tuned():
+    """The interpreter is set as in the service: else the collector goes through all that the tests have loaded."""
+    threshold, switch_seconds = gc.get_threshold(), sys.getswitchinterval()
+    tune_interpreter()
     yield
     gc.unfreeze()
     gc.set_threshold(*threshold)
+    sys.setswitchinterval(switch_seconds)
 
 
 def kept_shorts(positions):
-    """A book of shorts as it is kept. Its accounts are not in the order of their names."""
+    """The parts of a book of shorts as it is kept. Its accounts are not in the order of their names."""
     chance = np.random.default_rng(1)
     names = [f"account-{number:08}" for number in range(positions)]
     random.Random(1).shuffle(names)
@@ -66,7 +69,16 @@ def kept_shorts(positions):
     entry_prices = chance.integers(38_000, 42_000, positions) * 10**contract.price_decimals
     margins = chance.integers(100, 5_000, positions) * 10**contract.settle_decimals
     columns = (column.astype("<i8").tobytes() for column in (lots, entry_prices, margins))
-    return SavedBook(Book(contract).save().long, SavedSide(names, *columns))
+    none, shorts = SavedSide([], b"", b"", b""), SavedSide(names, *columns)
+    return [SavedBook(none, shorts.part(first, first + ROWS_PER_PART)) for first in range(0, positions, ROWS_PER_PART)]
+
+
+async def keep(connection, parts):
+    """Has the only book consist of these parts."""
+    rows = [(SYMBOL, number, msgspec.msgpack.encode(part)) for number, part in enumerate(parts)]
+    async with connection.transaction():
+        await connection.execute("UPDATE books SET body = $2 WHERE symbol = $1", SYMBOL, IN_PARTS)
+        await connection.copy_records_to_table("book_parts", records=rows, columns=("symbol", "part", "body"))
 
 
 def large_message(size):
@@ -118,7 +130,7 @@ def uninterrupted(book, events, allocation):
     """The ADL records of a partition with this book that all events went through, one after the other."""
     partition = Partition(0, 1, [], {"USDT": 8}, 10, lambda _: Policy(allocation=allocation))
     partition.apply(LISTING)
-    for _ in partition.restore(KeptBook(SYMBOL, STREAM_START, 0, None, 0, 0, [book])):
+    for _ in partition.restore(KeptBook(SYMBOL, STREAM_START, 0, None, 0, 0, book)):
         pass
     for event in events:
         partition.apply(event)
@@ -134,8 +146,7 @@ async def settle_large(config, owner_connection, size, allocation):
     async with served(config) as service:
         await service.append(LISTING)
     book = await asyncio.to_thread(kept_shorts, size.positions)
-    body = await asyncio.to_thread(encode_book, book)
-    await owner_connection.execute("UPDATE books SET body = $2 WHERE symbol = $1", SYMBOL, body)
+    await keep(owner_connection, book)
     opening = [mark(39_000), *(shortfall(number + 1, lots=300) for number in range(size.orders))]
     events = list(large_message(size))
     async with watched() as watchdog, served(config) as service:

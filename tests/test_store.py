@@ -11,17 +11,18 @@ from ledgers import fill, listing
 
 import fundsvc
 from fundsvc.core.adl.book import ROWS_PER_PART, SavedBook, SavedSide
-from fundsvc.core.batch import Offset, RateState
+from fundsvc.core.batch import BookState, Offset, RateState
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.fund.chain import GENESIS, Entry
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied
+from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import SQL, StoreFault, StoreRefusal, connect, faults, lent, open_pool, refusals, transaction
 from fundsvc.store.migrations import migrate
 from fundsvc.store.reader import Reader
 from fundsvc.store.schema import check_schema
-from fundsvc.store.writer import OwnershipLost, decode_book, encode_book, open_writer
+from fundsvc.store.writer import OwnershipLost, load_books, open_writer
 
 START = Offset("0-0", 0)
 NEXT = Offset("1-0", 1)
@@ -554,16 +555,82 @@ def saved_side(rows):
     return SavedSide([f"a{number}" for number in range(rows)], column, column, column)
 
 
-@pytest.mark.parametrize("rows", [0, 1, ROWS_PER_PART, ROWS_PER_PART + 1, 20 * ROWS_PER_PART])
-def test_a_kept_book_is_read_in_parts(rows):
-    book = SavedBook(saved_side(rows), saved_side(3), stale=True, known_ms=7)
-    parts = list(decode_book(encode_book(book)))
-    assert [name for part in parts for name in part.long.accounts] == book.long.accounts
-    assert [name for part in parts for name in part.short.accounts] == book.short.accounts
-    assert {(part.stale, part.known_ms) for part in parts} == {(True, 7)}
-    assert max(len(part.long.accounts) for part in parts) <= ROWS_PER_PART
+def saved_book(rows):
+    return SavedBook(saved_side(rows), saved_side(3), stale=True, known_ms=7)
 
 
-def test_a_large_book_that_an_earlier_release_kept_is_read():
-    book = SavedBook(saved_side(3 * ROWS_PER_PART), saved_side(0))
-    assert list(decode_book(msgspec.msgpack.encode(book))) == [book]
+def keep(*parts):
+    """A batch that keeps a book; without parts its positions are as they were."""
+    batch = batch_of(listing("ABC"))
+    batch.books = [BookState("ABC", 5, 6, 7, 8, [msgspec.msgpack.encode(part) for part in parts] or None, 0)]
+    return batch
+
+
+async def kept(config, owner_connection):
+    """The parts of the only book, as the engine and as a reader load them."""
+    async with open_pool(config.database.dsn, 1) as pool:
+        (shown,) = await Deleveragings(pool).books(0)
+    (loaded,) = await load_books(owner_connection, 0)
+    assert loaded[:-1] == shown[:-1]
+    parts = list(loaded.book or ())
+    assert parts == list(shown.book or ())
+    return loaded, parts
+
+
+@pytest.mark.parametrize("sizes", [[0], [1], [5, 6], [ROWS_PER_PART] * 20, [9, 9, 9, 1], [5, 6, 3]])
+async def test_a_book_is_loaded_as_it_was_kept_last(config, writer, owner_connection, sizes):
+    await writer.commit(keep(*map(saved_book, [4, 4, 4, 4])), START, NEXT)
+    parts = [saved_book(rows) for rows in sizes]
+    await writer.commit(keep(*parts), NEXT, Offset("2-0", 2))
+    await writer.commit(keep(), Offset("2-0", 2), Offset("3-0", 3))
+    loaded, found = await kept(config, owner_connection)
+    assert loaded[:-1] == ("ABC", "3-0", 5, 6, 7, 8)
+    assert found == parts
+    assert await owner_connection.fetchval("SELECT count(*) FROM book_parts") == (len(sizes) if len(sizes) > 1 else 0)
+
+
+async def test_a_book_that_is_not_committed_leaves_the_one_that_was_kept(config, writer, owner_connection):
+    parts = [saved_book(rows) for rows in (4, 4)]
+    await writer.commit(keep(*parts), START, NEXT)
+    with pytest.raises(OwnershipLost):
+        await writer.commit(keep(saved_book(1), saved_book(2), saved_book(3)), Offset("7-0", 7), Offset("8-0", 8))
+    assert (await kept(config, owner_connection))[1] == parts
+
+
+async def test_a_book_without_positions_is_loaded_as_one(config, writer, owner_connection):
+    await writer.commit(keep(), START, NEXT)
+    loaded, _ = await kept(config, owner_connection)
+    assert loaded.book is None
+
+
+def earlier_body(parts):
+    """A book as releases without rows of parts keep it."""
+    bodies = [msgspec.msgpack.encode(part) for part in parts]
+    return bodies[0] if len(bodies) == 1 else msgspec.msgpack.encode(bodies)
+
+
+@pytest.mark.parametrize("sizes", [[3], [30_000], [5, 6], [4] * 20])
+async def test_a_book_that_an_earlier_release_keeps_is_the_one_that_counts(config, writer, owner_connection, sizes):
+    await writer.commit(keep(saved_book(4), saved_book(4)), START, NEXT)
+    parts = [saved_book(rows) for rows in sizes]
+    await owner_connection.execute("UPDATE books SET body = $1", earlier_body(parts))
+    assert (await kept(config, owner_connection))[1] == parts
+
+
+async def test_a_release_without_parts_takes_no_book_in_parts_for_an_empty_one(writer, owner_connection):
+    await writer.commit(keep(saved_book(4), saved_book(4)), START, NEXT)
+    body = await owner_connection.fetchval("SELECT body FROM books")
+    assert body
+    with pytest.raises(msgspec.DecodeError, match=r"trunc|malformed|invalid"):
+        msgspec.msgpack.decode(body, type=list[memoryview])
+
+
+async def test_the_runbook_gives_books_in_parts_back_to_an_earlier_release(writer, owner_connection):
+    parts = [saved_book(rows) for rows in (4, 70_000, 5)]
+    await writer.commit(keep(*parts), START, NEXT)
+    runbook = Path(fundsvc.__file__).parent.joinpath("handbook", "runbook.md").read_text()
+    (statement,) = re.findall(r"UPDATE books [^\"]*", runbook)
+    await owner_connection.execute(statement)
+    body = await owner_connection.fetchval("SELECT body FROM books")
+    found = msgspec.msgpack.decode(body, type=list[memoryview])
+    assert [msgspec.msgpack.decode(part, type=SavedBook) for part in found] == parts

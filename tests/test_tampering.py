@@ -23,6 +23,7 @@ TABLES_THAT_DECIDE_NOTHING = {
     "alembic_version": "the version of the schema",
     "audit_progress": "how far audits have come: an altered checkpoint is found by the next full walk (test_auditing)",
     "books": "positions and marks, which are the engine's: what ADL asked of them is sealed in its records",
+    "book_parts": "positions, as in books",
     "engines": "who runs",
     "heartbeats": "how old a replica is",
     "partitions": "how far the stream is settled: an event that is read again is known by its sequence",

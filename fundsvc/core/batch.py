@@ -52,14 +52,17 @@ class Place(NamedTuple):
 
 
 class BookState(NamedTuple):
-    """A contract's book to be kept with a batch: after which engine sequence, its mark, and its positions unless unchanged."""
+    """A contract's book to be kept with a batch: after which engine sequence, its mark, and its positions.
+
+    `parts` are the positions as `SavedBook`s in MessagePack, None where they are as they were kept last.
+    """
 
     symbol: str
     seq: int
     mark: int | None
     mark_ts: int
     mark_seq: int
-    book: SavedBook | None
+    parts: list[bytes] | None
     positions: int
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeGuard
 
+import msgspec
+
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.desk import Deleveraging
 from fundsvc.core.adl.escalation import acknowledge, end_round, escalate, execute, time_out, waits_for_adl
@@ -242,9 +244,9 @@ class Partition:
         if desk is None:
             return BookState(symbol, fund.seq, None, 0, 0, None, 0)
         book = desk.book
-        saved = book.save() if desk.changed else None
+        parts = [msgspec.msgpack.encode(part) for part in book.save()] if desk.changed else None
         desk.changed = False
-        return BookState(symbol, fund.seq, book.mark, book.mark_ts, book.mark_seq, saved, book.open if saved else 0)
+        return BookState(symbol, fund.seq, book.mark, book.mark_ts, book.mark_seq, parts, book.open if parts else 0)
 
     def reopen(self, order: AdlOrder) -> Round:
         """Goes on with an order that was open when the partition was last owned; returns the round at hand."""

@@ -168,7 +168,7 @@ class Follower:
         orders = await self._ledger.open_orders(partition, contract.symbol)
 
         def read(view: BookView) -> Result:
-            return answer(preview(fund, view.book, orders.decoded(), fill, asked_of), view)
+            return answer(preview(fund, view.book, iter(orders.decoded()), fill, asked_of), view)
 
         return await self.read(contract, partition, read, is_long=len(orders.records) > RECORDS_MANY)
 

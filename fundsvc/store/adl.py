@@ -13,8 +13,8 @@ from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
 from fundsvc.store.database import Pool
-from fundsvc.store.reader import fetch
-from fundsvc.store.writer import fund_from, kept_book_from, orders_from
+from fundsvc.store.reader import fetch, reading
+from fundsvc.store.writer import fund_from, load_books, orders_from
 
 
 class OrderRow(NamedTuple):
@@ -119,7 +119,8 @@ class Deleveragings:
 
     async def books(self, partition: int, symbols: Sequence[str] | None = None) -> list[KeptBook]:
         """The books of a partition's contracts, or of these among them, as they were last kept."""
-        return [kept_book_from(row) for row in await self._fetch("load_books", partition, symbols)]
+        async with reading(self._pool) as connection:
+            return await load_books(connection, partition, symbols)
 
     async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[Place, str | None]:
         """Which events of these messages were rejected, and the message that had them settled since."""

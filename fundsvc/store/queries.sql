@@ -77,12 +77,20 @@ FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6
 WHERE o.symbol = m.symbol AND o.adl = m.adl;
 
 -- name: commit_books
+-- Books as they are after message $1. Those whose positions have changed get new parts by `commit_book_part`, or none.
+WITH kept AS (
+    SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[])
+        AS k (symbol, seq, mark, mark_ts, mark_seq, body)
+), outdated AS (
+    DELETE FROM book_parts p USING kept k WHERE p.symbol = k.symbol AND k.body IS NOT NULL
+)
 INSERT INTO books AS b (symbol, last_id, seq, mark, mark_ts, mark_seq, body)
-SELECT symbol, $1, seq, mark, mark_ts, mark_seq, body
-FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[])
-    AS k (symbol, seq, mark, mark_ts, mark_seq, body)
+SELECT symbol, $1, seq, mark, mark_ts, mark_seq, body FROM kept
 ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.seq, mark = excluded.mark,
     mark_ts = excluded.mark_ts, mark_seq = excluded.mark_seq, body = coalesce(excluded.body, b.body), kept_at = now();
+
+-- name: commit_book_part
+INSERT INTO book_parts (symbol, part, body) VALUES ($1, $2, $3);
 
 -- name: commit_rates
 -- Rates that came with a batch; one that is older than what is known changes nothing, unless that is later than $5 (ms), which
@@ -160,8 +168,13 @@ WHERE ($1::integer IS NULL OR c.partition = $1) AND ($2::text IS NULL OR c.symbo
 ORDER BY r.symbol, r.record;
 
 -- name: load_books
-SELECT c.symbol, b.last_id, b.seq, b.mark, b.mark_ts, b.mark_seq, b.body FROM contracts c LEFT JOIN books b USING (symbol)
+SELECT c.symbol, b.last_id, b.seq, b.mark, b.mark_ts, b.mark_seq, b.body,
+       (SELECT count(*) FROM book_parts p WHERE p.symbol = c.symbol) AS parts
+FROM contracts c LEFT JOIN books b USING (symbol)
 WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
+
+-- name: load_book_part
+SELECT body FROM book_parts WHERE symbol = $1 AND part = $2;
 
 -- name: books_with_positions
 -- Whether any contract of the partition has ever had a position.

@@ -23,6 +23,7 @@ GRANT INSERT (symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, un
 GRANT INSERT (symbol, last_id, seq, mark, mark_ts, mark_seq, body),
       UPDATE (last_id, seq, mark, mark_ts, mark_seq, body, kept_at)
     ON books TO fundsvc_service;
+GRANT INSERT (symbol, part, body), DELETE ON book_parts TO fundsvc_service;
 GRANT INSERT (partition, currency, price, ts), UPDATE (price, ts) ON rates TO fundsvc_service;
 GRANT INSERT (partition, version, body, stream_id) ON policies TO fundsvc_service;
 GRANT INSERT (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest),

@@ -1,24 +1,26 @@
 """The writing side: what a partition's owner loads, and the one transaction that moves the ledger on."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
+from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.core.adl.book import LARGE_POSITIONS, SavedBook
+from fundsvc.core.adl.book import SavedBook
 from fundsvc.core.adl.order import AdlOrder, Asked, OrderState
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, KeptBook, Offset, Place
+from fundsvc.core.batch import Batch, BookState, KeptBook, Offset, Place
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.sequences import Facts
-from fundsvc.store.database import COMMAND_SECONDS, SQL, StoreRefusal, connect, faults, refusals, transaction
+from fundsvc.store.database import COMMAND_SECONDS, SQL, StoreRefusal, connect, faults, refusals, snapshot, transaction
 from fundsvc.store.policies import policies_body, policies_from
 from fundsvc.store.rows import (
     COLUMNS,
@@ -36,6 +38,11 @@ STRAYS_TOLD_MAX = 3
 
 STREAM_START = "0-0"
 """Before the first message."""
+
+IN_PARTS = b"\xc1"
+"""The body of a book that is stored in parts. No MessagePack begins with this byte: a version with a schema before 0016 fails
+to read such a book, and does not take it for an empty one.
+"""
 
 ROWS_AT_ONCE = 250
 """ADL orders or records that are encoded between two looks at the loop: half a millisecond or one."""
@@ -98,8 +105,7 @@ class Writer:
     async def load_books(self) -> list[KeptBook]:
         """The books of all contracts as they were last kept; one that never was begins with the stream."""
         with faults():
-            rows = await self._connection.fetch(SQL["load_books"], self._partition, None)
-        return [kept_book_from(row) for row in rows]
+            return await load_books(self._connection, self._partition)
 
     async def rejected_places(self, messages: Sequence[str]) -> Mapping[Place, str | None]:
         """Which events of these messages were rejected, and the message that had them settled since."""
@@ -146,7 +152,7 @@ class Writer:
         """
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
         moving = [order for key, order in batch.orders.items() if key not in batch.opened]
-        statements = _statements(batch, self._partition, after, await _encoded(moving, _moved_orders), await _books(batch))
+        statements = _statements(batch, self._partition, after, await _encoded(moving, _moved_orders))
         entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
         opened = await _encoded([order for key, order in batch.orders.items() if key in batch.opened], copy_orders)
         records = await _encoded(batch.records, copy_records)
@@ -266,26 +272,47 @@ def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
             order.asked.execute(row["account"], row["lots"])
 
 
-def kept_book_from(row: asyncpg.Record) -> KeptBook:
-    """The book in a row of `load_books`; one that never was kept begins with the stream."""
-    saved = decode_book(row["body"]) if row["body"] else None
-    last_id, seq = row["last_id"] or STREAM_START, row["seq"] or 0
-    return KeptBook(row["symbol"], last_id, seq, row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0, saved)
+async def load_books(
+    connection: asyncpg.Connection | PoolConnectionProxy, partition: int, symbols: Sequence[str] | None = None
+) -> list[KeptBook]:
+    """The books of a partition's contracts, or of these among them, as they were last kept.
+
+    The parts of a large book are fetched one by one: the driver reads an answer of tens of MB without a look at the loop.
+    """
+    async with snapshot(connection):
+        rows = await connection.fetch(SQL["load_books"], partition, symbols)
+        return [_kept_book(row, await _load_parts(connection, row)) for row in rows]
 
 
-def encode_book(book: SavedBook) -> bytes:
-    """A kept book as MessagePack; a large one is an array of parts that each hold one."""
-    parts = [msgspec.msgpack.encode(part) for part in book.parts()]
-    return parts[0] if len(parts) == 1 else msgspec.msgpack.encode(parts)
+async def _load_parts(connection: asyncpg.Connection | PoolConnectionProxy, row: asyncpg.Record) -> deque[bytes | memoryview]:
+    """The encoded parts of the book in a row of `load_books`; none of one that never had positions."""
+    body = row["body"]
+    if body == IN_PARTS:
+        return deque(
+            [await connection.fetchval(SQL["load_book_part"], row["symbol"], number) for number in range(row["parts"])]
+        )
+    return _split(body) if body else deque()
 
 
-def decode_book(body: bytes) -> Iterator[SavedBook]:
-    """The parts of a kept book, each decoded when it is asked for."""
+def _split(body: bytes) -> deque[bytes | memoryview]:
+    """The parts of a book in one body; before there were rows of parts, that of a large book was an array of them."""
     try:
-        parts = msgspec.msgpack.decode(body, type=list[memoryview])
+        return deque(msgspec.msgpack.decode(body, type=list[memoryview]))
     except msgspec.ValidationError:
-        parts = [memoryview(body)]
-    return (msgspec.msgpack.decode(part, type=SavedBook) for part in parts)
+        return deque([body])
+
+
+def _kept_book(row: asyncpg.Record, parts: deque[bytes | memoryview]) -> KeptBook:
+    """The book in a row of `load_books`; one that never was kept begins with the stream."""
+    last_id, seq = row["last_id"] or STREAM_START, row["seq"] or 0
+    book = _decoded(parts) if parts else None
+    return KeptBook(row["symbol"], last_id, seq, row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0, book)
+
+
+def _decoded(parts: deque[bytes | memoryview]) -> Iterator[SavedBook]:
+    """Each part decoded when it comes to it, and let go then."""
+    while parts:
+        yield msgspec.msgpack.decode(parts.popleft(), type=SavedBook)
 
 
 def contract_from(row: asyncpg.Record) -> Contract:
@@ -348,13 +375,11 @@ def _moved_orders(orders: Sequence[OrderState]) -> list[list[Any]]:
     return _transpose(moved, 9)
 
 
-def _statements(
-    batch: Batch, partition: int, after: Offset, orders: list[list[list[Any]]], books: list[list[Any]]
-) -> list[tuple[str, Sequence[Any]]]:
+def _statements(batch: Batch, partition: int, after: Offset, orders: list[list[list[Any]]]) -> list[tuple[str, Sequence[Any]]]:
     """The statements that a batch needs after `commit`, by name, with their parameters."""
     statements: list[tuple[str, Sequence[Any]]] = [("commit_orders", part) for part in orders]
     if batch.books:
-        statements.append(("commit_books", (after.last_id, *books)))
+        statements.extend(_books(batch.books, after.last_id))
     if batch.rates:
         statements.append(("commit_rates", (partition, *_transpose(list(batch.rates.values()), 3), batch.latest_ms)))
     if batch.suspensions:
@@ -365,24 +390,21 @@ def _statements(
     return statements
 
 
-async def _books(batch: Batch) -> list[list[Any]]:
-    """The parameters of the statement `commit_books` after the first; large books are encoded in a thread."""
-    is_large = any(kept.positions > LARGE_POSITIONS for kept in batch.books)
-    return _transpose(await asyncio.to_thread(_book_rows, batch) if is_large else _book_rows(batch), 6)
+def _books(books: Sequence[BookState], last_id: str) -> Iterator[tuple[str, Sequence[Any]]]:
+    """The statements that keep books as they are after a message, with their parameters: the parts of a large book singly."""
+    yield "commit_books", (last_id, *_transpose([_book_row(kept) for kept in books], 6))
+    for kept in books:
+        if _is_in_parts(kept):
+            yield from (("commit_book_part", (kept.symbol, number, part)) for number, part in enumerate(kept.parts or ()))
 
 
-def _book_rows(batch: Batch) -> list[tuple[Any, ...]]:
-    return [
-        (
-            kept.symbol,
-            kept.seq,
-            kept.mark,
-            kept.mark_ts,
-            kept.mark_seq,
-            encode_book(kept.book) if kept.book else None,
-        )
-        for kept in batch.books
-    ]
+def _book_row(kept: BookState) -> tuple[Any, ...]:
+    body = IN_PARTS if _is_in_parts(kept) else kept.parts and kept.parts[0]
+    return kept.symbol, kept.seq, kept.mark, kept.mark_ts, kept.mark_seq, body
+
+
+def _is_in_parts(kept: BookState) -> bool:
+    return kept.parts is not None and len(kept.parts) > 1
 
 
 def _transpose(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:

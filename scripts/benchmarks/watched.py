@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from fundsvc.app import spare_collector, stop_on_signals
+from fundsvc.app import stop_on_signals, tune_interpreter
 from fundsvc.config.settings import load_config
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.batch import Batch, Durations
@@ -83,7 +83,7 @@ async def run_watched() -> Report:
     configure_logs(config.log)
     holds: list[Hold] = []
     heart = asyncio.create_task(beat(holds))
-    spare_collector()
+    tune_interpreter()
     await Engine(config, metrics).run(stop_on_signals())
     heart.cancel()
     return Report(holds, metrics.loads, metrics.duplicates)

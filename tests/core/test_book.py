@@ -1,5 +1,6 @@
 import math
 from collections import deque
+from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fundsvc.core.adl import book as book_module
-from fundsvc.core.adl.book import Book, SavedBook, Side
+from fundsvc.core.adl.book import Book, SavedBook, SavedSide, Side
 from fundsvc.core.adl.directory import NONE
 from fundsvc.core.adl.valuation import Rank
 from fundsvc.core.contracts import Contract
@@ -117,18 +118,20 @@ def test_no_position_and_no_mark_is_too_much(contract, name, positions, mark):
 
 def rows_of(book: Book) -> list[list[tuple]]:
     """What is kept of each account, by side."""
-    saved = book.save()
+    parts = list(book.save())
     return [
-        sorted(
-            zip(
-                side.accounts,
-                *(np.frombuffer(column, "<i8") for column in (side.lots, side.entry_price, side.margin, side.seq)),
-                side.seen or side.accounts,
-                strict=True,
-            )
-        )
-        for side in (saved.long, saved.short)
+        sorted(row for side in sides for row in _rows(side)) for sides in ([p.long for p in parts], [p.short for p in parts])
     ]
+
+
+def _rows(side: SavedSide) -> Iterator[tuple]:
+    columns = (np.frombuffer(column, "<i8") for column in (side.lots, side.entry_price, side.margin, side.seq))
+    return zip(side.accounts, *columns, side.seen or side.accounts, strict=True)
+
+
+def owners_of(book: Book) -> dict[str, str]:
+    """What is kept of the owners of accounts."""
+    return {account: owner for part in book.save() for account, owner in part.owners.items()}
 
 
 @pytest.mark.parametrize("is_snapshot", [False, True])
@@ -139,18 +142,33 @@ def test_a_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
     for number in range(10):
         book.set(f"a{number}", number - 2, (100 + number) * PRICE, 7)
         book.remember(f"a{number}", "BOTH", number)
+        book.owners.name(f"a{number}", f"owner {number % 3}")
     if is_snapshot:
         book.begin_snapshot()
         for number in (4, 9):
             book.name(f"a{number}", "BOTH")
-    parts = list(book.save().parts())
-    assert [len(part.long.accounts) for part in parts] == [4, 4]
+    parts = list(book.save())
+    assert [(len(part.long.accounts), len(part.owners)) for part in parts] == [(4, 4), (4, 4), (0, 2)]
     again = Book(UNIT)
     for part in parts:
         deque(again.restore(part), maxlen=0)
-    assert rows_of(again) == rows_of(book)
+    assert (rows_of(again), owners_of(again)) == (rows_of(book), owners_of(book))
     again.end_snapshot()
     assert again.open == (2 if is_snapshot else 9)
+
+
+def test_a_step_restores_few_positions_or_owners(monkeypatch):
+    book = Book(UNIT)
+    for number in range(20):
+        book.set(f"a{number}", 1 if number % 2 else -1, PRICE, 7)
+        book.remember(f"a{number}", "BOTH", number)
+        book.owners.name(f"a{number}", f"owner {number}")
+    (part,) = book.save()
+    monkeypatch.setattr(book_module, "ROWS_PER_STEP", 3)
+    again = Book(UNIT)
+    steps = [again.open + len(owners_of(again)) for _ in again.restore(part)]
+    assert max(after - before for before, after in pairwise([0, *steps, 40])) <= 3
+    assert (rows_of(again), owners_of(again)) == (rows_of(book), owners_of(book))
 
 
 @given(st.lists(st.tuples(ACCOUNTS, st.integers(-(2**62), 2**62)), max_size=40), st.booleans())
@@ -176,7 +194,7 @@ def test_a_book_that_was_kept_ranks_as_the_one_it_was(contract, positions, mark)
     for (account, lots, entry_price, margin), is_long in positions:
         book.set(account, lots if is_long else -lots, entry_price, margin)
     again = Book(contract)
-    deque(again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()), type=SavedBook)), maxlen=0)
+    deque(again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)), maxlen=0)
     assert again.open == book.open
     for name, side in book.sides.items():
         other = again.sides[name]
@@ -268,7 +286,7 @@ def test_a_position_has_the_leg_that_the_engine_named_last(steps):
             named[account, side] = leg
     assert legs_of(book) == expected_legs(named)
     other = Book(LINEAR)
-    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()), type=SavedBook)):
+    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)):
         pass
     assert legs_of(other) == legs_of(book)
 
@@ -294,7 +312,7 @@ def test_a_reduction_leaves_the_leg_of_a_position_as_it_is():
 def test_a_book_kept_before_legs_were_is_restored():
     book = Book(LINEAR)
     book.set("a", 10, PRICE, 0)
-    old = [side[:6] for side in msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()))[:2]]
+    old = [side[:6] for side in msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())))[:2]]
     other = Book(LINEAR)
     for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode([*old, False, -1]), type=SavedBook)):
         pass

@@ -231,7 +231,7 @@ def test_events_that_were_expected_do_what_they_would_have_done(messages):
             assert outcomes[0] == outcomes[1]
     expected, batch = expecting.take(), other.take()
     assert (expected.entries, expected.funds, expected.books) == (batch.entries, batch.funds, batch.books)
-    assert [book.save() for _, book in expecting.books()] == [book.save() for _, book in other.books()]
+    assert [list(book.save()) for _, book in expecting.books()] == [list(book.save()) for _, book in other.books()]
 
 
 def attempt(settling: Partition, event) -> str:

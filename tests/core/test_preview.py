@@ -45,12 +45,12 @@ def test_a_preview_touches_nothing_and_keeps_promises():
     made.take()
     orders = [*made._desks[UNIT.symbol].orders.values()]
     followed = settling(Policy(), 0).book(UNIT.symbol)
-    before = followed.save()
+    before = list(followed.save())
     shown = preview(Fund(UNIT, adl=1), followed, orders, shortfall(2, 12))
     assert dict(zip(shown.first.accounts, shown.first.asked, strict=True)) == {"b": 8}
     made.apply(shortfall(2, 12))
     assert terms_of("order", made.take().records[0].record.body) == shown.first
-    assert followed.save() == before
+    assert list(followed.save()) == before
     assert preview(Fund(UNIT, adl=1), followed, orders, shortfall(2, 12)).first == shown.first
     assert [order.round for order in orders] == [1]
 

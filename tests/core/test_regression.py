@@ -47,7 +47,7 @@ def regressed(*, restarts: bool):
 
 def restarted(settling):
     book, again = settling.book(UNIT.symbol), partition(Fund(UNIT))
-    saved = msgspec.msgpack.decode(msgspec.msgpack.encode(book.save()), type=SavedBook)
+    saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)
     for _ in again.restore(KeptBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, [saved])):
         pass
     return again

@@ -90,7 +90,7 @@ def _whole(contract: Contract, book: Book) -> Iterator[Event]:
     yield Mark(symbol, format_units(book.mark, decimals), BEGINNING_MS, seq=book.mark_seq or None)
     yield Snapshot(symbol, "begin", BEGINNING_MS)
     for name, side in book.sides.items():
-        saved, sign = side.save(), 1 if name == "long" else -1
+        saved, sign = side.save(side.kept_rows()), 1 if name == "long" else -1
         columns = (np.frombuffer(column, "<i8").tolist() for column in (saved.lots, saved.entry_price, saved.margin))
         for account, lots, entry_price, margin in zip(saved.accounts, *columns, strict=True):
             if lots:

@@ -1,7 +1,8 @@
 """The alphabetical order of accounts, which decides between equal scores."""
 
 from bisect import bisect
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,13 @@ def _buckets(rows: Sequence[int], accounts: Sequence[str]) -> Iterable[Sequence[
         return (rows,)
     sample = sorted(accounts[row] for row in rows[:: BUCKET_ROWS // SAMPLES_PER_BUCKET])
     bounds = sample[SAMPLES_PER_BUCKET::SAMPLES_PER_BUCKET]
-    buckets: list[list[int]] = [[] for _ in range(len(bounds) + 1)]
+    buckets: deque[list[int]] = deque([] for _ in range(len(bounds) + 1))
     for row in rows:
         buckets[bisect(bounds, accounts[row])].append(row)
-    return buckets
+    return _drained(buckets)
+
+
+def _drained(buckets: deque[list[int]]) -> Iterator[list[int]]:
+    """The buckets one after the other. To let go of millions of numbers at once would keep other threads waiting."""
+    while buckets:
+        yield buckets.popleft()

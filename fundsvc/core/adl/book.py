@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Literal, TypeVar
 
 import msgspec
@@ -46,11 +47,11 @@ NOTHING_KNOWN = -1
 GROWTH = 1.25
 """A full side's room grows by this, so that what lies empty costs a position no more than a quarter of its bytes."""
 
-ROWS_PER_STEP = 1000
-"""Positions restored between two looks at the loop: about a millisecond."""
+ROWS_PER_STEP = 200
+"""Positions restored between two looks at the loop: 0.4 to 2 ms, as in a large book the memory of each is not in a cache."""
 
-ROWS_PER_PART = 8192
-"""Positions of a side that are encoded or decoded at a time: about a millisecond."""
+ROWS_PER_PART = 4096
+"""Positions of a side that a part of a kept book holds: 200 to 400 kB for both, which take a millisecond to encode or send."""
 
 CELL_BYTES = 8
 
@@ -100,20 +101,16 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
 
 
 class SavedBook(msgspec.Struct, array_like=True, frozen=True):
-    """A book as it is kept between restarts. `owners` has the owner of each account that was named one."""
+    """A book as it is kept between restarts, or a part of it: parts that are restored one after the other are the whole.
+
+    `owners` has the owners of accounts that were named one.
+    """
 
     long: SavedSide
     short: SavedSide
     stale: bool = False
     known_ms: int = NOTHING_KNOWN
     owners: dict[str, str] = {}
-
-    def parts(self) -> "Iterator[SavedBook]":
-        """The book in parts that are short to encode; restored one after the other they are the whole."""
-        for first in range(0, max(1, len(self.long.accounts), len(self.short.accounts)), ROWS_PER_PART):
-            last = first + ROWS_PER_PART
-            owners = {} if first else self.owners
-            yield SavedBook(self.long.part(first, last), self.short.part(first, last), self.stale, self.known_ms, owners)
 
 
 class Candidates:
@@ -511,10 +508,12 @@ class Side:
         profits: Floats = moves.astype(np.float64) * self._lots[rows]
         return profits / entry_price if self.valuation.is_inverse else profits
 
-    def save(self) -> SavedSide:
-        """The open positions and the sequences to be remembered."""
-        kept = self._lots > 0 if self._seq is None else (self._lots > 0) | (self._seq > 0)
-        rows = np.flatnonzero(kept)
+    def kept_rows(self) -> NDArray[np.intp]:
+        """The rows of open positions and of sequences to be remembered."""
+        return np.flatnonzero(self._lots > 0 if self._seq is None else (self._lots > 0) | (self._seq > 0))
+
+    def save(self, rows: NDArray[np.intp]) -> SavedSide:
+        """What is kept of some rows."""
         lots, entry_price, margin = (
             column[rows].astype("<i8").tobytes() for column in (self._lots, self._entry_price, self._margin)
         )
@@ -723,18 +722,27 @@ class Book:
             if row != NONE:
                 yield name, row
 
-    def save(self) -> SavedBook:
-        """The positions as they stand, to be kept; the mark is kept beside them."""
-        owners = self.owners.keep(lambda account: any(side.row_of(account) != NONE for side in self.sides.values()))
-        return SavedBook(self._long.save(), self._short.save(), self.stale, self.known_ms, dict(owners))
+    def save(self) -> Iterator[SavedBook]:
+        """The positions as they stand, in parts to be kept; the mark is kept beside them. The book must not change meanwhile.
+
+        Made one by one, so that other threads wait for no call that makes or frees millions of objects.
+        """
+        owned = self.owners.keep(lambda account: any(side.row_of(account) != NONE for side in self.sides.values()))
+        owners, long, short = iter(owned.items()), self._long.kept_rows(), self._short.kept_rows()
+        for first in range(0, max(1, len(long), len(short), len(owned)), ROWS_PER_PART):
+            rows = slice(first, first + ROWS_PER_PART)
+            sides = self._long.save(long[rows]), self._short.save(short[rows])
+            yield SavedBook(*sides, self.stale, self.known_ms, dict(islice(owners, ROWS_PER_PART)))
 
     def restore(self, saved: SavedBook) -> Iterator[None]:
         """Sets the positions of a part that was kept, some at each step."""
         self.stale, self.known_ms = saved.stale, saved.known_ms
         yield from self._long.restore(saved.long)
         yield from self._short.restore(saved.short)
-        for account, owner in saved.owners.items():
+        for named, (account, owner) in enumerate(saved.owners.items(), 1):
             self.owners.name(account, owner)
+            if named % ROWS_PER_STEP == 0:
+                yield
 
     def _sides_of(self, leg: Leg) -> Sequence[Side]:
         match leg:

@@ -26,9 +26,7 @@ class Owners:
 
     def keep(self, is_open: Callable[[str], bool]) -> Mapping[str, str]:
         """Forgets owners of whom no account has an open position; returns the owner of each account that is left."""
-        for owner, accounts in list(self._accounts.items()):
-            if not any(map(is_open, accounts)):
-                del self._accounts[owner]
-                for account in accounts:
-                    del self._owner[account]
+        for owner in [owner for owner, accounts in self._accounts.items() if not any(map(is_open, accounts))]:
+            for account in self._accounts.pop(owner):
+                del self._owner[account]
         return self._owner

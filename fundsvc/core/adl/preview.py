@@ -27,8 +27,8 @@ class Preview(NamedTuple):
 def preview(fund: Fund, book: Book, open_orders: Iterable[AdlOrder], fill: Fill, asked_of: AskedOf = int) -> Preview:
     """Settles a fill on a fund that the caller gives away, over a book that is left as it is.
 
-    Lots that open orders wait for are promised to them. The first round asks for `asked_of` the lots that the order needs.
-    Raises Rejection when the fill could not be settled.
+    Lots that open orders wait for are promised to them; orders of an iterator are let go afterwards. The first round asks for
+    `asked_of` the lots that the order needs. Raises Rejection when the fill could not be settled.
     """
     desk = Deleveraging(fund.contract, fund.policy)
     desk.book = book
@@ -48,11 +48,16 @@ def _preview(fund: Fund, desk: Deleveraging, fill: Fill, asked_of: AskedOf) -> P
 
 @contextmanager
 def _promised(desk: Deleveraging, orders: list[AdlOrder]) -> Iterator[None]:
-    """Promises lots to open orders, and takes the promises back."""
+    """Promises lots to open orders, and takes the promises back. The list is empty then.
+
+    Orders are let go one by one: to do it at once with all their positions would keep other threads waiting.
+    """
     for order in orders:
         desk.reopen(order)
     try:
         yield
     finally:
-        for order in orders:
+        while orders:
+            order = orders.pop()
             desk.withdraw(order)
+            desk.close(order)
