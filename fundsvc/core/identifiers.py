@@ -22,6 +22,8 @@ def check_identifiers(event: Fill | Position | Rate) -> None:
     """
     if type(event) is Fill and _are_plain(event.trade_id, event.order_id, event.account):
         return
+    if type(event) is Position and event.position_side == "BOTH" and _are_plain(event.account, event.owner):
+        return
     for name, text in _named(event):
         if not is_identifier(text):
             raise Rejection(Reason.INVALID_FIELD, f"{name} {text!r} must be printable text that does not begin with = + - or @")
@@ -31,8 +33,8 @@ def check_identifiers(event: Fill | Position | Rate) -> None:
         _check_leg(event)
 
 
-def _are_plain(one: str, two: str, three: str) -> bool:
-    """Whether three texts are surely identifiers: fills are many, and nearly all of theirs are."""
+def _are_plain(one: str, two: str, three: str = "") -> bool:
+    """Whether texts are certainly identifiers. Nearly all are, so most events need only this fast test."""
     return (one + two + three).isprintable() and not (one[:1] in _DOUBTFUL or two[:1] in _DOUBTFUL or three[:1] in _DOUBTFUL)
 
 

@@ -21,7 +21,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.batch import Batch, Durations, Offset, Place
+from fundsvc.core.batch import Batch, Draft, Durations, Offset, Place, Replayed
 from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequence_lookup import recollect
@@ -65,7 +65,7 @@ class Ledger(Protocol):
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
         """What it has of the first of some sequences, rising, of each contract: of the first one at least."""
 
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, batch: Draft) -> None:
         """Called with a batch whenever some more has been settled, so that the ledger may encode that while it is fresh."""
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
@@ -316,7 +316,7 @@ class Pipeline:
         check_replayable(event)
         known = self._partition.is_applied(event)
         entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
-        self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
+        self._partition.batch.replayed.append(Replayed(*key, None if known else message.stream_id, entry))
 
     def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
         # One that stands in a message was raised from there: its traceback would keep all of the message in a cycle.

@@ -12,7 +12,7 @@ from fundsvc.core.adl.book import LARGE_POSITIONS, SavedBook
 from fundsvc.core.adl.order import AdlOrder, Asked, OrderState
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, KeptBook, Offset, Place
+from fundsvc.core.batch import Batch, Draft, KeptBook, Offset, Place
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.fund.settlement import Fund, FundState
@@ -133,7 +133,7 @@ class Writer:
     async def _ask(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         return await self._connection.fetch(SQL[block], *parameters)
 
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, batch: Draft) -> None:
         """Encodes the entries that a batch has by now, so that `commit` has only to send them."""
         batch.pack(copy_rows)
 

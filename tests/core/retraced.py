@@ -57,7 +57,7 @@ class Retraced:
 
     def asked(self, adl):
         """What an order's present round still asks, by account."""
-        order = self._partition._desks[UNIT.symbol].orders[adl]
+        order = self._partition.market(UNIT.symbol).orders[adl]
         return {account: rest for account, rest in order.asked.rests() if rest}
 
     @property

@@ -56,10 +56,10 @@ def executions(batch: Batch) -> list[tuple[int, str, int]]:
 
 
 def refused(settling: Partition, event) -> Reason:
-    before = settling._funds[UNIT.symbol].state()
+    before = settling.market(UNIT.symbol).fund.state()
     with pytest.raises(Rejection) as rejection:
         settling.apply(event)
-    assert settling._funds[UNIT.symbol].state() == before
+    assert settling.market(UNIT.symbol).fund.state() == before
     return rejection.value.reason
 
 
@@ -208,7 +208,7 @@ def test_what_was_not_asked_for_is_refused_and_changes_nothing(event, reason):
     settling.apply(adl_fill(6, "b", 5))
     assert refused(settling, adl_fill(7, "a", 1)) == Reason.ADL_ORDER_CLOSED
     settling.apply(adl_end(7))
-    assert settling._funds[UNIT.symbol].seq == 6  # the end of an order that is over moves nothing
+    assert settling.market(UNIT.symbol).fund.seq == 6  # the end of an order that is over moves nothing
 
 
 def test_lots_are_promised_once():
@@ -245,7 +245,7 @@ def test_an_escalation_among_ten_thousand_open_orders_costs_at_most_twice_the_fi
         if seq % 1000 == 0:
             settling.take()
     assert calls(settling, shortfall(10_003)) <= 2 * first
-    assert len(settling._desks[UNIT.symbol].orders) == 10_003
+    assert len(settling.market(UNIT.symbol).orders) == 10_003
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_an_open_order_is_announced_again_and_goes_on():
     settling, fund = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=15))
     settling.apply(adl_fill(2, "a", 4))
-    (order,) = settling._desks[UNIT.symbol].orders.values()
+    (order,) = settling.market(UNIT.symbol).orders.values()
     book = settling.book(UNIT.symbol)
     again = Fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
     other = partition(again)
@@ -751,7 +751,7 @@ def test_an_acknowledged_round_is_known_and_a_new_one_is_not():
         (AdlTimeout(UNIT.symbol, 1, 1, 5), False),
     ):
         settling.apply(event)
-        (order,) = settling._desks[UNIT.symbol].orders.values()
+        (order,) = settling.market(UNIT.symbol).orders.values()
         assert order.acknowledged is acknowledged
     assert order.round == 2
     assert asked(settling.take()) == [{"a": 10}, {"b": 10}]
@@ -821,7 +821,7 @@ class Engine:
 
     @property
     def open(self) -> list[AdlOrder]:
-        return [*self.partition._desks[self.symbol].orders.values()] if self.symbol in self.partition._desks else []
+        return [*self.partition.market(self.symbol).orders.values()]
 
     @property
     def seq(self) -> int:

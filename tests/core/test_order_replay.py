@@ -207,7 +207,7 @@ class TestWaterfall:
         assert paid.differences() == []
         for covered in (0, 1, 299):
             forged = Retraced(*market, worth(500, 1))
-            fund = forged._partition._funds[UNIT.symbol]
+            fund = forged._partition.market(UNIT.symbol).fund
             fund._reserve_line = (500 - covered) * ONE
             forged.apply(worth(-300, 2))
             assert forged.fund.balance == (500 - covered) * ONE or not market
@@ -228,10 +228,10 @@ class TestWaterfall:
     def test_a_surplus_that_repays_nothing_while_something_is_outstanding(self):
         ledger = Retraced(worth(-300, 1))
         assert (ledger.fund.outstanding, ledger.differences()) == (300 * ONE, [])
-        fund = ledger._partition._funds[UNIT.symbol]
+        fund = ledger._partition.market(UNIT.symbol).fund
         for repaid in (0, 1, 299):
             forged = Retraced(worth(-300, 1))
-            fund = forged._partition._funds[UNIT.symbol]
+            fund = forged._partition.market(UNIT.symbol).fund
             fund.outstanding = repaid * ONE
             forged.apply(worth(1000, 2))
             found = forged.differences(outstanding=(300 - repaid) * ONE)

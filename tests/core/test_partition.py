@@ -353,8 +353,8 @@ EVENTS = st.one_of(
 def test_a_refusal_is_the_worst_that_any_event_can_do(events):
     settling = partition(Fund(UNIT), Fund(LINEAR))
     for event in events:
-        before = [fund.state() for fund in settling._funds.values()]
+        before = [fund.state() for fund in settling.funds()]
         try:
             settling.apply(event)
         except Rejection:
-            assert [fund.state() for fund in settling._funds.values()] == before
+            assert [fund.state() for fund in settling.funds()] == before

@@ -24,7 +24,7 @@ def guarded(policy: Policy = GUARDED, **fields) -> tuple[Partition, Fund]:
 def apply(settling: Partition, *amounts: int, hours: float = 0.0) -> list[tuple[int, int]]:
     """Settles fills worth these amounts; (covered, uncovered) of each in USDT."""
     outcomes = []
-    fund = settling._funds[UNIT.symbol]
+    fund = settling.market(UNIT.symbol).fund
     for amount in amounts:
         settling.apply(worth(amount, fund.seq + 1, ts=int(hours * HOUR_MS)))
         entry = settling.take().entries[0]

@@ -43,7 +43,7 @@ def test_a_preview_touches_nothing_and_keeps_promises():
     made = settling(Policy(), 0)
     made.apply(shortfall(1, 12))
     made.take()
-    orders = [*made._desks[UNIT.symbol].orders.values()]
+    orders = [*made.market(UNIT.symbol).orders.values()]
     followed = settling(Policy(), 0).book(UNIT.symbol)
     before = followed.save()
     shown = preview(Fund(UNIT, adl=1), followed, orders, shortfall(2, 12))

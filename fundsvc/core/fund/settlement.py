@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.records import AdlRecord, RecordKind, SealedRecord, link_record
+from fundsvc.core.checks import check_fill
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlFill, Fill, Reason, Rejection
 from fundsvc.core.fund.chain import GENESIS, Entry, Kind, link
 from fundsvc.core.fund.fullness import exact
-from fundsvc.core.numbers import INT64_MAX, format_units, parse_price
+from fundsvc.core.numbers import INT64_MAX, format_units
 from fundsvc.core.policy import Guard, Policy, SavedGuard
 
 WaitsForAdl = Callable[[int, int], bool]
@@ -172,9 +173,7 @@ class Fund:
         `waits` tells, of a shortfall, whether ADL comes first and the fund pays nothing now.
         Raises Rejection, and changes nothing, when a number is not exact, out of range or beyond 64 bits.
         """
-        decimals = self.contract.price_decimals
-        price = parse_price(fill.price, decimals)
-        bankruptcy_price = self.contract.bankruptcy_price(fill.bankruptcy_price)
+        price, bankruptcy_price = check_fill(fill, self.contract)
         worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
         if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
             amount = format_units(worth, self.contract.settle_decimals)
