@@ -11,21 +11,18 @@ from functools import partial
 from typing import NamedTuple
 
 from fundsvc.config.settings import Config
+from fundsvc.core.checks import check, check_rate
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of
 from fundsvc.core.events import (
     UNDER_TERMS,
     Event,
     Fill,
     Listing,
-    Mark,
-    Position,
     Rate,
     Reason,
     Rejection,
     terms_in_doubt,
 )
-from fundsvc.core.identifiers import check_identifiers
-from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 from fundsvc.core.sequence_lookup import recollect
 from fundsvc.core.sequences import Gap, Numbered, Sequences, content_of
 from fundsvc.core.times import check_time
@@ -112,8 +109,7 @@ class Glance:
         check_time(event, self._latest_ms)
         match event:
             case Rate():
-                check_identifiers(event)
-                parse_price(event.price, PRICE_DECIMALS_MAX)
+                check_rate(event)
             case Listing():
                 self._list(event)
             case _:
@@ -131,7 +127,7 @@ class Glance:
             if refusal:
                 raise refusal
             return None
-        check_fields(event, outlook.contract)
+        check(event, outlook.contract)
         return self._advance(event, outlook) if isinstance(event, Numbered) else None
 
     def _advance(self, event: Numbered, outlook: Outlook) -> Gap | None:
@@ -160,23 +156,6 @@ class Glance:
 
     def _outlook(self, symbol: str) -> Outlook | None:
         return self.changed.get(symbol) or self._known.get(symbol)
-
-
-def check_fields(event: Event, contract: Contract) -> None:
-    """Raises Rejection where a number cannot be held exactly, or a name is no identifier."""
-    if isinstance(event, Fill | Position):
-        check_identifiers(event)
-    price, money = contract.price_decimals, contract.settle_decimals
-    match event:
-        case Fill():
-            parse_price(event.price, price)
-            contract.bankruptcy_price(event.bankruptcy_price)
-        case Mark():
-            parse_price(event.price, price)
-            parse_price(event.index_price or event.price, price)
-        case Position():
-            parse_price(event.entry_price if event.lots else "1", price)
-            parse_amount(event.margin, money)
 
 
 def _symbol_of(event: Event | Rejection) -> str | None:
