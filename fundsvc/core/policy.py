@@ -134,6 +134,11 @@ class Guard:
         return SavedGuard(self.active, self._peaks.save())
 
 
+def payable(balance: int, guard: Guard | None) -> int:
+    """The amount that a fund may pay now: its balance down to the guard's line."""
+    return max(0, balance - guard.line) if guard else balance
+
+
 class SavedGuard(msgspec.Struct, array_like=True, frozen=True):
     """A guard as it is kept between restarts: whether it is active, and (minute, highest balance) falling."""
 

@@ -221,20 +221,8 @@ def _moved(before: Offset, after: Offset) -> tuple[Any, ...]:
 
 def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
     """The fund in a row of `load_funds`, under a policy."""
-    return Fund(
-        contract_from(row),
-        policy=policy,
-        guard=saved_guard_from(row),
-        balance=row["balance"],
-        outstanding=row["outstanding"],
-        entry=row["entry"],
-        seq=row["seq"],
-        adl=row["adl"],
-        head=row["head"],
-        suspended=row["suspended"],
-        adl_record=row["adl_record"],
-        adl_head=row["adl_head"],
-    )
+    state = FundState(**{name: row[name] for name in FundState._fields})._replace(guard=saved_guard_from(row))
+    return Fund(contract_from(row), state, policy, suspended=row["suspended"])
 
 
 def saved_guard_from(row: asyncpg.Record) -> SavedGuard | None:

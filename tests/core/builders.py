@@ -4,10 +4,12 @@ from decimal import Decimal
 
 import msgspec
 
+from fundsvc.cli.tools.vectors import FundWithReserve
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Listing, Mark, Position
-from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.partition import Partition
+from fundsvc.core.policy import Policy
 
 LINEAR = Contract(
     symbol="XBTUSDTM",
@@ -27,6 +29,8 @@ INVERSE = Contract(
 )
 UNIT = msgspec.structs.replace(LINEAR, symbol="UNITUSDTM", multiplier=Decimal(1))
 """One lot at a price move of 1 is worth 1 USDT."""
+
+NO_GUARD = Policy()
 
 ONE = 10**8
 """1 USDT in atoms."""
@@ -69,6 +73,11 @@ def adl_fill(seq: int, account: str, lots: int, adl: int = 1, **fields) -> AdlFi
 
 def adl_end(seq: int, adl: int = 1, **fields) -> AdlEnd:
     return AdlEnd(**({"symbol": UNIT.symbol, "seq": seq, "adl": adl, "ts": 1000 + seq} | fields))
+
+
+def a_fund(contract: Contract = UNIT, policy: Policy = NO_GUARD, *, reserve_line: int = 0, **state) -> Fund:
+    """A fund with these fields of its state, in atoms."""
+    return FundWithReserve(contract, FundState(contract.symbol, **state), policy, reserve_line)
 
 
 def partition(*funds: Fund, number: int = 0, partitions: int = 1) -> Partition:

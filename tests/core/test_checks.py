@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 from any_event import BY_TYPE, types
-from builders import LINEAR, ONE, UNIT, fill, partition, position
+from builders import LINEAR, ONE, UNIT, a_fund, fill, partition, position
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +91,6 @@ def test_both_reject_a_field_that_is_not_legal(event, reason):
 @given(st.one_of(BY_TYPE[Fill], BY_TYPE[Mark], BY_TYPE[Position]))
 def test_check_accepts_exactly_what_a_contract_can_settle(event):
     rejection = rejection_of(lambda given: check(given, UNIT), event)
-    settled = rejection_of(partition(Fund(UNIT, balance=ONE)).apply, event)
+    settled = rejection_of(partition(a_fund(UNIT, balance=ONE)).apply, event)
     if event.symbol == UNIT.symbol and not (settled and is_known_to_the_ledger(settled)):
         assert (rejection is None) == (settled is None)

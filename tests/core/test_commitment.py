@@ -21,7 +21,8 @@ ACCOUNTS = [f"user-{number}" for number in range(1000)]
 
 def settled(secret, *accounts):
     """Entries and hashes of a fund that takes a fill of each of these accounts."""
-    fund = Fund(UNIT, secret=LedgerSecret(secret) if secret else None)
+    fund = Fund(UNIT)
+    fund.secret = LedgerSecret(secret) if secret else None
     return [fund.settle(fill(seq, account=account)) for seq, account in enumerate(accounts, 1)]
 
 

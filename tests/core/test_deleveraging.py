@@ -9,7 +9,7 @@ from decimal import Decimal
 import msgspec
 import numpy as np
 import pytest
-from builders import INVERSE, ONE, UNIT, adl_end, adl_fill, fill, listing, mark, partition, position, worth
+from builders import INVERSE, ONE, UNIT, a_fund, adl_end, adl_fill, fill, listing, mark, partition, position, worth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ from fundsvc.core.policy import DrawdownGuard, Policy
 
 
 def desk(policy: Policy = Policy(), *events, balance: int = 0, **fields) -> tuple[Partition, Fund]:  # noqa: B008 - frozen
-    fund = Fund(UNIT, policy=policy, balance=balance * ONE, **fields)
+    fund = a_fund(UNIT, policy=policy, balance=balance * ONE, **fields)
     settling = partition(fund)
     for event in (mark("50"), *events):
         settling.apply(event)
@@ -438,7 +438,7 @@ def test_an_open_order_is_announced_again_and_goes_on():
     settling.apply(adl_fill(2, "a", 4))
     (order,) = settling.market(UNIT.symbol).orders.values()
     book = settling.book(UNIT.symbol)
-    again = Fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
+    again = a_fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
     other = partition(again)
     restore(other, kept_book(book))
     announced = other.reopen(order)
@@ -966,7 +966,7 @@ def test_who_begins_again_from_what_was_written_goes_on_alike(contract, policy, 
         other.step(*step)
     fund = engine.fund.state()
     fields = {name: getattr(fund, name) for name in FundState._fields if name != "symbol"}
-    engine.fund = Fund(contract, policy=policy, **fields)
+    engine.fund = a_fund(contract, policy=policy, **fields)
     book, open_orders = engine.partition.book(contract.symbol), engine.open
     engine.partition = partition(engine.fund)
     if book:

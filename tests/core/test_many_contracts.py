@@ -4,11 +4,10 @@ import sys
 from collections import Counter
 
 import pytest
-from builders import ONE, fill, listing, partition, specification
+from builders import ONE, a_fund, fill, listing, partition, specification
 
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import Mark, Reason, Rejection
-from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import BOOKS_MAX, Partition
 from fundsvc.metrics import Metrics
 
@@ -62,7 +61,7 @@ def keep_all(state):
 def render_all(count):
     metrics = Metrics()
     contract = specification()
-    funds = [Fund(contract_of(contract | {"symbol": symbol}, {"USDT": 8}, 8), balance=ONE) for symbol in symbols(count)]
+    funds = [a_fund(contract_of(contract | {"symbol": symbol}, {"USDT": 8}, 8), balance=ONE) for symbol in symbols(count)]
     metrics.loaded(funds, [])
     metrics.render()
 

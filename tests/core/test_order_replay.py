@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retraced import Line, Retraced, resealed
 
+from fundsvc.cli.tools.vectors import FundWithReserve
 from fundsvc.core.adl.records import AdlRecord
 from fundsvc.core.adl.verification import OpenOrders
 from fundsvc.core.events import AdlAck, AdlTimeout
@@ -207,8 +208,8 @@ class TestWaterfall:
         assert paid.differences() == []
         for covered in (0, 1, 299):
             forged = Retraced(*market, worth(500, 1))
-            fund = forged._partition.market(UNIT.symbol).fund
-            fund._reserve_line = (500 - covered) * ONE
+            listed = forged._partition.market(UNIT.symbol)
+            listed.fund = FundWithReserve(UNIT, listed.fund.state(), listed.fund.policy, (500 - covered) * ONE)
             forged.apply(worth(-300, 2))
             assert forged.fund.balance == (500 - covered) * ONE or not market
             found = forged.differences()

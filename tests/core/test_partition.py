@@ -1,6 +1,6 @@
 import msgspec
 import pytest
-from builders import LINEAR, ONE, UNIT, fill, listing, partition, specification, worth
+from builders import LINEAR, ONE, UNIT, a_fund, fill, listing, partition, specification, worth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,7 +54,7 @@ def test_relisting_before_the_first_entry_may_change_the_terms():
 
 
 def test_relisting_unchanged_before_the_first_entry_keeps_the_fund_as_it_is():
-    settling = partition(Fund(UNIT, balance=3 * ONE, reserve_line=2 * ONE))
+    settling = partition(a_fund(UNIT, balance=3 * ONE, reserve_line=2 * ONE))
     settling.apply(listing())
     settling.apply(worth(-5))
     assert settling.take().entries[0].change == -ONE
@@ -115,7 +115,7 @@ def test_an_invalid_contract_is_refused_and_its_symbol_stays_unknown():
 
 
 def test_an_uncovered_shortfall_is_an_order_in_the_same_batch():
-    settling = partition(Fund(UNIT, balance=25 * ONE, adl=6))
+    settling = partition(a_fund(UNIT, balance=25 * ONE, adl=6))
     settling.apply(fill(lots=10, price="50", bankruptcy_price="60", side="sell"))
     settling.apply(fill(2, lots=4, price="70", bankruptcy_price="60", side="buy"))
     settling.apply(worth(30, 3))
@@ -152,7 +152,7 @@ def test_an_uncovered_shortfall_is_an_order_in_the_same_batch():
 
 
 def test_a_covered_shortfall_escalates_nothing():
-    settling = partition(Fund(UNIT, balance=10 * ONE))
+    settling = partition(a_fund(UNIT, balance=10 * ONE))
     settling.apply(worth(-10))
     assert settling.take().orders == {}
 

@@ -1,6 +1,6 @@
 import msgspec
 import pytest
-from builders import ONE, UNIT, mark, partition, position, worth
+from builders import ONE, UNIT, a_fund, mark, partition, position, worth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ GUARDED = Policy(drawdown_guard=DrawdownGuard())
 
 def guarded(policy: Policy = GUARDED, **fields) -> tuple[Partition, Fund]:
     """A fund with a guard, and somebody to deleverage on either side."""
-    fund = Fund(UNIT, policy=policy, **fields)
+    fund = a_fund(UNIT, policy=policy, **fields)
     settling = partition(fund)
     for event in (mark("100"), position("short", -(10**9), "200"), position("long", 10**9, "50")):
         settling.apply(event)

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import msgspec
 import pytest
-from builders import INVERSE, LINEAR, ONE, UNIT, fill, partition, worth
+from builders import INVERSE, LINEAR, ONE, UNIT, a_fund, fill, partition, worth
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -44,7 +44,7 @@ def settled(fund: Fund, event: Fill) -> tuple[str, int, int, int]:
     ],
 )
 def test_a_fill_is_worth_what_the_formula_says(contract, side, lots, price, bankruptcy_price, change):
-    fund = Fund(contract, balance=1000 * ONE)
+    fund = a_fund(contract, balance=1000 * ONE)
     event = fill(symbol=contract.symbol, side=side, lots=lots, price=price, bankruptcy_price=bankruptcy_price)
     entry, _ = fund.settle(event)
     assert entry.change == change
@@ -70,14 +70,14 @@ def test_a_fill_is_worth_what_the_formula_says(contract, side, lots, price, bank
     ],
 )
 def test_the_waterfall(balance, outstanding, reserve_line, amount, outcome):
-    fund = Fund(UNIT, balance=balance * ONE, outstanding=outstanding * ONE, reserve_line=reserve_line * ONE)
+    fund = a_fund(UNIT, balance=balance * ONE, outstanding=outstanding * ONE, reserve_line=reserve_line * ONE)
     kind, change, uncovered, repaid = outcome
     assert settled(fund, worth(amount)) == (kind, change * ONE, uncovered * ONE, repaid * ONE)
     assert (fund.balance, fund.outstanding) == ((balance + change) * ONE, (outstanding - repaid) * ONE)
 
 
 def test_an_entry_holds_all_of_its_fill_and_seals_it():
-    fund = Fund(UNIT, balance=3 * ONE, entry=4, seq=8, head=b"h" * 32)
+    fund = a_fund(UNIT, balance=3 * ONE, entry=4, seq=8, head=b"h" * 32)
     event = fill(9, lots=2, price="101.5", bankruptcy_price="100", side="buy", trade_id="t", order_id="o", account="a")
     entry, digest = fund.settle(event)
     assert msgspec.structs.asdict(entry) == {
@@ -132,7 +132,7 @@ def test_what_one_side_gains_the_other_never_gains_less_than_it_loses(multiplier
 
 @given(BALANCES, BALANCES, BALANCES, AMOUNTS)
 def test_nothing_is_made_or_lost(balance, outstanding, reserve_line, amount):
-    fund = Fund(UNIT, balance=balance, outstanding=outstanding, reserve_line=reserve_line)
+    fund = a_fund(UNIT, balance=balance, outstanding=outstanding, reserve_line=reserve_line)
     _, change, uncovered, repaid = settled(fund, worth(amount))
     assert change + repaid - uncovered == amount * ONE
     assert min(fund.balance, fund.outstanding, uncovered, repaid) >= 0
@@ -147,7 +147,7 @@ def test_nothing_is_made_or_lost(balance, outstanding, reserve_line, amount):
 @given(BALANCES, BALANCES, st.integers(0, 100), st.lists(AMOUNTS, max_size=20))
 def test_more_fund_never_means_more_shortfall(balance, more, reserve_line, amounts):
     def uncovered(start: int) -> int:
-        settling = partition(Fund(UNIT, balance=start, reserve_line=reserve_line * ONE))
+        settling = partition(a_fund(UNIT, balance=start, reserve_line=reserve_line * ONE))
         for seq, amount in enumerate(amounts, start=1):
             settling.apply(worth(amount, seq))
         return sum(entry.uncovered for entry in settling.take().entries)
@@ -210,7 +210,7 @@ def test_contracts_do_not_touch_each_other(moves):
 
 @given(BALANCES, st.lists(AMOUNTS, max_size=20))
 def test_the_entries_add_up_to_the_fund(balance, amounts):
-    settling = partition(Fund(UNIT, balance=balance))
+    settling = partition(a_fund(UNIT, balance=balance))
     for seq, amount in enumerate(amounts, start=1):
         settling.apply(worth(amount, seq))
     batch = settling.take()
@@ -245,7 +245,7 @@ HUGE = 2**63 - 1
     ],
 )
 def test_what_does_not_fit_is_rejected_and_changes_nothing(start, event):
-    fund = Fund(UNIT, **start)
+    fund = a_fund(UNIT, **start)
     before = fund.state()
     with pytest.raises(Rejection):
         fund.settle(event)
@@ -253,9 +253,9 @@ def test_what_does_not_fit_is_rejected_and_changes_nothing(start, event):
 
 
 def test_amounts_up_to_the_very_bound_are_settled():
-    assert settled(Fund(UNIT, balance=HUGE - ONE), worth(1)) == ("surplus", ONE, 0, 0)
-    assert settled(Fund(UNIT, outstanding=HUGE - ONE), worth(-1)) == ("shortfall", 0, ONE, 0)
-    assert settled(Fund(UNIT, balance=HUGE), worth(-1)) == ("shortfall", -ONE, 0, 0)
+    assert settled(a_fund(UNIT, balance=HUGE - ONE), worth(1)) == ("surplus", ONE, 0, 0)
+    assert settled(a_fund(UNIT, outstanding=HUGE - ONE), worth(-1)) == ("shortfall", 0, ONE, 0)
+    assert settled(a_fund(UNIT, balance=HUGE), worth(-1)) == ("shortfall", -ONE, 0, 0)
 
 
 @given(
@@ -269,7 +269,7 @@ def test_amounts_up_to_the_very_bound_are_settled():
     PRICES,
 )
 def test_whatever_is_settled_fits_sixty_four_bits(base, multiplier, balance, outstanding, side, lots, price, bankrupt):
-    fund = Fund(msgspec.structs.replace(base, multiplier=multiplier), balance=balance, outstanding=outstanding)
+    fund = a_fund(msgspec.structs.replace(base, multiplier=multiplier), balance=balance, outstanding=outstanding)
     before = fund.state()
     texts = {"price": format_units(price, 12), "bankruptcy_price": format_units(bankrupt, 12)}
     settling = partition(fund)
@@ -293,7 +293,7 @@ def _integers(batch) -> list[int]:
 @given(st.integers(1, 10**6), AMOUNTS, st.integers(0, 600))
 def test_an_order_asks_for_what_is_needed_and_less_than_one_lot_more(lots, move, balance):
     assume(move < 0)
-    settling = partition(Fund(UNIT, balance=balance * ONE))
+    settling = partition(a_fund(UNIT, balance=balance * ONE))
     settling.apply(fill(lots=lots, price=str(1000 + move), bankruptcy_price="1000"))
     batch = settling.take()
     deficit = lots * -move * ONE
@@ -304,7 +304,7 @@ def test_an_order_asks_for_what_is_needed_and_less_than_one_lot_more(lots, move,
 
 
 def test_what_a_fund_is_credited_and_repaid_is_counted_since_it_was_loaded():
-    fund = Fund(UNIT, balance=10 * ONE, outstanding=4 * ONE)
+    fund = a_fund(UNIT, balance=10 * ONE, outstanding=4 * ONE)
     for seq, amount in enumerate((3, 2, -5, 7), 1):
         fund.settle(worth(amount, seq))
     assert (fund.repaid, fund.credited, fund.balance) == (4 * ONE, 8 * ONE, 13 * ONE)

@@ -20,43 +20,45 @@ from fundsvc.core.events import AdlFill, Fill, Reason, Rejection
 from fundsvc.core.fund.chain import GENESIS, Entry, Kind, link
 from fundsvc.core.fund.fullness import exact
 from fundsvc.core.numbers import INT64_MAX, format_units
-from fundsvc.core.policy import Guard, Policy, SavedGuard
+from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
 
 WaitsForAdl = Callable[[int, int], bool]
 """Whether a fund pays nothing now of a deficit (atoms) at a bankruptcy price (the contract's units): ADL comes first."""
 
 
 class FundState(NamedTuple):
-    """A fund as it stands after an entry, as it is written; see `Fund` for the meaning of the fields."""
+    """The stored state of a fund after an entry; the defaults are the state of a new fund.
+
+    `balance` and `outstanding` are atoms of the settlement currency, never negative. `outstanding` is the amount that ADL did
+    not recover and no surplus has repaid yet. `entry` is the number of the last ledger entry, `seq` the last applied sequence,
+    `adl` the number of the last ADL order, and `head` the hash of the last entry. `guard` is the drawdown guard, None without
+    one. `adl_record` and `adl_head` are the number and the hash of the last ADL record.
+    """
 
     symbol: str
-    balance: int
-    outstanding: int
-    entry: int
-    seq: int
-    adl: int
-    head: bytes
-    guard: SavedGuard | None
-    adl_record: int
-    adl_head: bytes
+    balance: int = 0
+    outstanding: int = 0
+    entry: int = 0
+    seq: int = 0
+    adl: int = 0
+    head: bytes = GENESIS
+    guard: SavedGuard | None = None
+    adl_record: int = 0
+    adl_head: bytes = GENESIS
 
 
 class Fund:
-    """The isolated fund of one contract, as of its last entry.
+    """The isolated fund of one contract, as of its last entry; see `FundState` for the stored fields.
 
-    balance, outstanding, reserve_line: atoms of the settlement currency, never negative. `outstanding` is what
-    auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the
-    last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
-    `adl_record` and `adl_head` are the number and the hash of the last ADL record; `policy_version` is that of `policy`.
-    `credited` and `repaid` are what joined the balance and what repaid the outstanding amount since the fund was loaded.
-    `suspended` says whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without one they
-    are sealed as they are.
+    `open_in_adl` is the amount that open ADL orders still have to recover. `credited` and `repaid` are the amounts credited
+    to the balance and repaid of the outstanding amount since the fund was loaded. `policy_version` is the version of `policy`,
+    and `suspended` whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without a secret,
+    entries contain the accounts themselves.
     """
 
     __slots__ = (
         "_denominator",
         "_numerator",
-        "_reserve_line",
         "adl",
         "adl_head",
         "adl_record",
@@ -79,40 +81,29 @@ class Fund:
     def __init__(
         self,
         contract: Contract,
-        *,
-        balance: int = 0,
-        outstanding: int = 0,
-        entry: int = 0,
-        seq: int = 0,
-        head: bytes = GENESIS,
-        adl: int = 0,
-        reserve_line: int = 0,
+        state: FundState | None = None,
         policy: Policy = Policy(),  # noqa: B008 - frozen
-        guard: SavedGuard | None = None,
+        *,
         suspended: bool = False,
-        policy_version: int = 0,
-        adl_record: int = 0,
-        adl_head: bytes = GENESIS,
-        secret: LedgerSecret | None = None,
     ) -> None:
+        state = state or FundState(contract.symbol)
         self.contract = contract
-        self.balance = balance
-        self.outstanding = outstanding
+        self.balance = state.balance
+        self.outstanding = state.outstanding
+        self.entry = state.entry
+        self.seq = state.seq
+        self.adl = state.adl
+        self.head = state.head
+        self.guard = _guard(policy, contract, state.guard)
+        self.adl_record = state.adl_record
+        self.adl_head = state.adl_head
+        self.policy = policy
+        self.policy_version = 0
+        self.suspended = suspended
+        self.secret: LedgerSecret | None = None
         self.open_in_adl = 0
         self.credited = 0
         self.repaid = 0
-        self.entry = entry
-        self.seq = seq
-        self.head = head
-        self.adl = adl
-        self.adl_record = adl_record
-        self.adl_head = adl_head
-        self.policy = policy
-        self.suspended = suspended
-        self.secret = secret
-        self.policy_version = policy_version
-        self.guard = _guard(policy, contract, guard)
-        self._reserve_line = reserve_line
         self._numerator, self._denominator = contract.value_factor()
 
     def adopt(self, policy: Policy, version: int) -> None:
@@ -139,11 +130,9 @@ class Fund:
 
     def payable(self, ts: int) -> int:
         """What the fund may pay at a time: its balance down to the reserve line."""
-        line = self._reserve_line
         if self.guard:
             self.guard.observe(ts, self.balance)
-            line = max(line, self.guard.line)
-        return max(0, self.balance - line)
+        return payable(self.balance, self.guard)
 
     def escalate_min(self, price: int) -> int:
         """The least uncovered amount that escalates, in atoms: by default one unit of quote, converted at a price."""

@@ -31,3 +31,8 @@ def state_of(balance: int, outstanding: int, guard: Guard | None, target: Target
     if guard and (guard.active or guard.near(balance)):
         return "warning"
     return "warning" if target and target.is_above(balance) else "ok"
+
+
+def drawdown(balance: int, peak: int) -> float:
+    """The share of its peak that a fund has lost: 1 - balance / peak; 0 without a peak."""
+    return (peak - balance) / peak if peak else 0.0

@@ -17,7 +17,7 @@ from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.events import Rejection
 from fundsvc.core.fund.chain import GENESIS, Entry, link
 from fundsvc.core.fund.settlement import Fund, FundState
-from fundsvc.core.policy import Guard, Policy, SavedGuard
+from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
 
 Policies = Mapping[int, Policy]
 """The policies that a contract has had, by version; 0 is the configured one where none was recorded."""
@@ -130,8 +130,8 @@ class Replay:
         self.differences: list[str] = []
         self.unopened = 0
         self.differs_at: int | None = None
-        self._fund = Fund(contract, balance=since.balance, entry=since.entry, seq=since.seq, head=since.head)
-        self._fund.outstanding = since.outstanding
+        state = FundState(contract.symbol, since.balance, since.outstanding, since.entry, since.seq, head=since.head)
+        self._fund = Fund(contract, state)
         self._late = late
         self._secrets = secrets
         self._seq = since.seq
@@ -483,7 +483,7 @@ class _Rules:
         if guard is None:
             return 0, whole
         guard.observe(ts, balance)
-        paid = min(wanted, max(0, balance - guard.line))
+        paid = min(wanted, payable(balance, guard))
         return paid, paid
 
     def _restored(self, saved: SavedGuard | None) -> Guard | None:
