@@ -1,10 +1,11 @@
 import msgspec
 import pytest
-from builders import LINEAR, ONE, UNIT, a_fund, fill, listing, partition, specification, worth
+from any_event import BY_TYPE, EVENTS
+from builders import LINEAR, ONE, UNIT, a_fund, fill, listing, mark, partition, position, specification, worth
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl.order import OrderState
+from fundsvc.core.adl.order import AdlOrder, OrderState
 from fundsvc.core.batch import Batch, RateState
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlEnd, AdlFill, Listing, Mark, Position, Rate, Reason, Rejection
@@ -337,24 +338,41 @@ def test_a_batch_is_not_moved_by_what_comes_after_it():
     assert batch.funds[0].balance == ONE
 
 
-TEXTS = st.text(max_size=5) | st.sampled_from(["UNITUSDTM", LINEAR.symbol, "1", "0.5", "9" * 40, "1E5", "\0"])
-INTEGERS = st.integers(1, 2**63 - 1)
-EVENTS = st.one_of(
-    st.builds(fill, INTEGERS, symbol=TEXTS, lots=INTEGERS, price=TEXTS, bankruptcy_price=TEXTS, account=TEXTS),
-    st.builds(Mark, TEXTS, TEXTS, INTEGERS),
-    st.builds(AdlFill, TEXTS, INTEGERS, INTEGERS, TEXTS, INTEGERS, INTEGERS),
-    st.builds(AdlEnd, TEXTS, INTEGERS, INTEGERS, INTEGERS),
-    st.builds(Rate, TEXTS, TEXTS, INTEGERS),
-    st.builds(listing, symbol=TEXTS, multiplier=TEXTS, maxPrice=TEXTS),
+SCENE = (
+    *(mark("50", symbol=contract.symbol) for contract in (UNIT, LINEAR)),
+    *(position(name, -10, price) for name, price in (("a", "100"), ("b", "90"), ("c", "80"))),
+    fill(1, lots=5, price="50", bankruptcy_price="60"),
 )
+"""A mark, three shorts, and a shortfall whose ADL order is open, so that events of orders meet one."""
 
 
-@given(st.lists(EVENTS, max_size=8))
-def test_a_refusal_is_the_worst_that_any_event_can_do(events):
+def everything(settling: Partition) -> object:
+    """All that a rejection must not change: funds, books, orders, rates, policies, and what the next commit writes."""
+    batch, funds = settling.batch, settling.funds()
+    return (
+        [(fund.state(), fund.open_in_adl, fund.credited, fund.repaid, fund.policy, fund.policy_version) for fund in funds],
+        [(contract, book.save(), book.mark, book.mark_ts, book.mark_seq, book.stale) for contract, book in settling.books()],
+        [(order.written(), [*order.asked.rests()]) for fund in funds for order in orders_of(settling, fund)],
+        (settling.policy_version, batch.policies[:], dict(batch.rates), dict(batch.listings), sorted(batch.changed)),
+        (batch.entries[:], batch.hashes[:], dict(batch.orders), batch.records[:], batch.rounds[:], batch.duplicates.copy()),
+    )
+
+
+def orders_of(settling: Partition, fund: Fund) -> list[AdlOrder]:
+    return [*settling.market(fund.contract.symbol).orders.values()]
+
+
+@pytest.mark.parametrize("kind", BY_TYPE, ids=lambda kind: kind.__name__)
+@given(st.data())
+def test_a_rejected_event_of_any_type_changes_nothing(kind, data):
     settling = partition(Fund(UNIT), Fund(LINEAR))
-    for event in events:
-        before = [fund.state() for fund in settling.funds()]
+    for event in (
+        *SCENE,
+        *data.draw(st.lists(EVENTS, max_size=4)),
+        *data.draw(st.lists(BY_TYPE[kind], min_size=1, max_size=3)),
+    ):
+        before = everything(settling)
         try:
             settling.apply(event)
         except Rejection:
-            assert [fund.state() for fund in settling.funds()] == before
+            assert everything(settling) == before
