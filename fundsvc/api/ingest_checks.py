@@ -23,7 +23,7 @@ from fundsvc.core.events import (
     Rejection,
     terms_in_doubt,
 )
-from fundsvc.core.sequence_lookup import recollect
+from fundsvc.core.sequence_lookup import look_up
 from fundsvc.core.sequences import Gap, Numbered, Sequences, content_of
 from fundsvc.core.times import check_time
 from fundsvc.store.reader import Reader
@@ -59,7 +59,7 @@ class Foresight:
         if symbols:
             await self._refresh(sorted(symbols), now)
         glance = Glance(self._known, self._currency.decimals, self._currency.decimals_default, self._ahead_ms)
-        await recollect(glance.sequences, glance.lacking(events), self._reader, partial(asyncio.sleep, 0))
+        await look_up(glance.sequences, glance.lacking(events), self._reader, partial(asyncio.sleep, 0))
         return glance
 
     def accept(self, glance: "Glance") -> None:
@@ -123,9 +123,9 @@ class Glance:
         if outlook.suspended and isinstance(event, UNDER_TERMS):
             raise terms_in_doubt(event.symbol)
         if isinstance(event, Numbered) and (event.seq <= outlook.seq or self.sequences.has(event)):
-            refusal = self.sequences.refusal(event, outlook.contract, outlook.seq)
-            if refusal:
-                raise refusal
+            rejection = self.sequences.rejection(event, outlook.contract, outlook.seq)
+            if rejection:
+                raise rejection
             return None
         check(event, outlook.contract)
         return self._advance(event, outlook) if isinstance(event, Numbered) else None

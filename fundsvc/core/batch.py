@@ -1,4 +1,4 @@
-"""What a run of events did to a partition, as it is written: in one transaction, or not at all."""
+"""The effects of a run of events on a partition, which one transaction writes or does not write."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,14 +24,14 @@ ENTRY_BYTES = 300
 REJECTED_BYTES = 200
 ORDER_BYTES = 500
 RECORD_BYTES = 400
-"""What a row of each kind takes in memory and on the wire, beside the text or bytes that it carries."""
+"""The approximate size of a row of each kind in memory and on the wire, without its text or bytes."""
 
 
 class Offset(NamedTuple):
-    """How far a partition's stream has been settled.
+    """The position in a partition's stream up to which it is settled.
 
-    `last_id` is the last message that is settled whole, `messages` counts the messages up to it. Of the message `partial_id`,
-    which follows it, the first `events` events are settled too; 0 and "" where a commit ended with a message.
+    `last_id` is the last message that is settled completely, and `messages` counts the messages up to it. Of the next message,
+    `partial_id`, the first `events` events are settled too. They are "" and 0 if a commit ended with a message.
     """
 
     last_id: str
@@ -40,19 +40,23 @@ class Offset(NamedTuple):
     partial_id: str = ""
 
     def settled_of(self, stream_id: str) -> int:
-        """How many events of a message after `last_id` are settled already."""
+        """Returns how many events of a message after `last_id` are settled."""
         return self.events if stream_id == self.partial_id else 0
 
 
 class Place(NamedTuple):
-    """Where in the stream an event stands: the id of its message, and its position in that."""
+    """The place of an event in the stream: the id of its message, and its position in the message."""
 
     stream_id: str
     position: int
 
 
 class BookState(NamedTuple):
-    """A contract's book to be kept with a batch: after which engine sequence, its mark, and its positions unless unchanged."""
+    """A contract's book to save with a batch.
+
+    `seq` is the contract's last sequence, `book` the positions, None if they are unchanged since the last save, and `positions`
+    their number. See `Book` for the mark.
+    """
 
     symbol: str
     seq: int
@@ -64,9 +68,9 @@ class BookState(NamedTuple):
 
 
 class KeptBook(NamedTuple):
-    """A contract's book as it was kept: after which message, and after which engine sequence; see `Book` for the mark.
+    """A contract's book as it was saved, after the message `last_id` and the sequence `seq`; see `Book` for the mark.
 
-    `book` gives its parts once, None where it never had positions.
+    `book` iterates over its parts once; it is None if the book never had positions.
     """
 
     symbol: str
@@ -79,7 +83,7 @@ class KeptBook(NamedTuple):
 
 
 class Durations(NamedTuple):
-    """Seconds that a batch took: decoding its messages, settling their events, and its transaction."""
+    """The seconds that a batch took: to decode its messages, to settle their events, and to commit."""
 
     decode: float
     settle: float
@@ -87,7 +91,7 @@ class Durations(NamedTuple):
 
 
 class RateState(NamedTuple):
-    """The price of one unit of a currency in USDT, in units of 10**-PRICE_DECIMALS_MAX, by the engine's clock (ms)."""
+    """The price of one unit of a currency in USDT, in units of 10**-PRICE_DECIMALS_MAX; `ts` is the engine's clock (ms)."""
 
     currency: str
     price: int
@@ -95,14 +99,14 @@ class RateState(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What a fund was credited and repaid since it was loaded, in atoms."""
+    """The amounts credited to a fund's balance and repaid by it since the fund was loaded, in atoms."""
 
     credited: int
     repaid: int
 
 
 class Round(NamedTuple):
-    """A round of an ADL order for the engine: reduce the positions of these accounts by so many lots at the order's price."""
+    """A round of an ADL order to announce: the accounts to reduce at the order's price, and the lots of each."""
 
     order: OrderState
     accounts: Sequence[str]

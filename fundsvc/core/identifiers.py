@@ -1,24 +1,24 @@
-"""Which text may name a trade, an order, an account or a contract, and which leg of a position lots belong to."""
+"""Checks of the text that identifies a trade, an order, an account or a contract, and of the leg of a position."""
 
 from fundsvc.core.events import Fill, Position, Rate, Reason, Rejection
 
 FORMULA_CHARACTERS = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
-"""A spreadsheet evaluates a CSV cell that begins with one of these, or their wide forms, also where the cell is quoted."""
+"""A spreadsheet evaluates a CSV cell that begins with one of these or their full-width forms, even if the cell is quoted."""
 
 
 _DOUBTFUL = FORMULA_CHARACTERS | {" "}
-"""Spaces may hide one of these; no other white space is printable."""
+"""A text that begins with one of these needs a closer look: spaces may hide a formula character."""
 
 
 def is_identifier(text: str) -> bool:
-    """Whether a text is printable and no spreadsheet takes it for a formula."""
+    """Whether a text is printable and no spreadsheet evaluates it as a formula."""
     return text.isprintable() and text.lstrip()[:1] not in FORMULA_CHARACTERS
 
 
 def check_identifiers(event: Fill | Position | Rate) -> None:
-    """Raises Rejection for a field that is no identifier, or lots that contradict the leg.
+    """Raises Rejection if a field is not an identifier, or if the sign of the lots contradicts the leg.
 
-    A position that was opened under a name that is no identifier may still be closed.
+    The names of a position with 0 lots are not checked, so that a position opened under an illegal name can be closed.
     """
     if type(event) is Fill and _are_plain(event.trade_id, event.order_id, event.account):
         return
@@ -39,7 +39,7 @@ def _are_plain(one: str, two: str, three: str = "") -> bool:
 
 
 def _check_leg(position: Position) -> None:
-    """Raises Rejection where the sign of the lots contradicts the leg."""
+    """Raises Rejection if the sign of the lots contradicts the leg."""
     side, lots = position.position_side, position.lots
     if (lots < 0) if side == "LONG" else (lots > 0):
         sign = "0 or more" if side == "LONG" else "0 or less"

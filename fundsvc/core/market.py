@@ -328,8 +328,8 @@ class Market:
             desk.book.end_snapshot()
             self.keep_book()
 
-    def recall(self, event: Event, side: SideName | None) -> None:
-        """Applies to the book alone an event that was settled after the book was saved; see `Partition.recall`."""
+    def apply_to_book(self, event: Event, side: SideName | None) -> None:
+        """Applies to the book alone an event that was settled after the book was saved; see `Partition.apply_to_book`."""
         match event:
             case Mark():
                 self.mark(event)

@@ -234,7 +234,7 @@ class Partition:
         market = self._markets.get(symbol)
         return market.orders.get(adl) if market else None
 
-    def recall(self, event: Event, side: SideName | None = None, stream_ms: int = 0) -> None:
+    def apply_to_book(self, event: Event, side: SideName | None = None, stream_ms: int = 0) -> None:
         """Applies an event that was settled after a book was saved, to the book alone.
 
         `side` is the side that the order of an execution reduces; an account that had changed sides keeps what it has.
@@ -242,7 +242,7 @@ class Partition:
         """
         self._shared.now_ms = stream_ms
         if isinstance(event, Mark | Snapshot | Position | AdlFill):
-            self._market(event.symbol).recall(event, side)
+            self._market(event.symbol).apply_to_book(event, side)
         self.batch.duplicates.clear()  # They were counted when the event was settled.
 
     def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:

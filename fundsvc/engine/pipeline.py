@@ -24,8 +24,8 @@ from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.batch import Batch, Draft, Durations, Offset, Place, Replayed
 from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
-from fundsvc.core.sequence_lookup import recollect
-from fundsvc.core.sequences import Facts, kept_as
+from fundsvc.core.sequence_lookup import look_up
+from fundsvc.core.sequences import Facts, identity_of
 from fundsvc.core.times import time_of_id
 from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, Contents, Message
 
@@ -220,7 +220,7 @@ class Pipeline:
             if self._is_due():
                 await self._hand_over()
         if wanted:
-            await recollect(self._partition.sequences, wanted, self._ledger, self._hand_over)
+            await look_up(self._partition.sequences, wanted, self._ledger, self._hand_over)
         return events
 
     async def _settle_events(
@@ -321,7 +321,7 @@ class Pipeline:
     def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
         # One that stands in a message was raised from there: its traceback would keep all of the message in a cycle.
         rejection.__traceback__ = None
-        rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, kept_as(event))
+        rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, identity_of(event))
         self._partition.batch.reject(rejected)
 
     def _begin_slice(self) -> None:

@@ -519,7 +519,7 @@ def test_books_are_kept_a_bounded_part_at_a_time(monkeypatch):
 def test_recalling_touches_books_alone():
     settling = partition(Fund(UNIT))
     for event in (mark("50"), *THREE, shortfall(1), adl_fill(2, "a", 4), adl_end(3)):
-        settling.recall(event, "short")
+        settling.apply_to_book(event, "short")
     batch = settling.take()
     assert (batch.entries, batch.orders, batch.funds) == ([], {}, [])
     assert settling.book(UNIT.symbol).save().short.lots == b"".join(lots.to_bytes(8, "little") for lots in (6, 10, 10))
@@ -986,8 +986,8 @@ def test_recalling_an_execution_leaves_the_other_leg_of_the_account():
     settling = partition(Fund(UNIT))
     legs = [position("a", 10), position("a", -4)]
     for event, leg in zip(legs, ("LONG", "SHORT"), strict=True):
-        settling.recall(msgspec.structs.replace(event, position_side=leg))
-    settling.recall(adl_fill(1, "a", 3), "short")
+        settling.apply_to_book(msgspec.structs.replace(event, position_side=leg))
+    settling.apply_to_book(adl_fill(1, "a", 3), "short")
     book = settling.book(UNIT.symbol)
     assert [(side, book.sides[side].standing(row, 1).lots) for side, row in book.positions("a")] == [("long", 10), ("short", 1)]
 
@@ -1002,7 +1002,7 @@ def test_a_book_that_is_recalled_is_the_book_that_was(contract, stream):
         event = engine.events[-1]
         if engine.refused == refused_before:
             order = engine.whole.orders.get((contract.symbol, getattr(event, "adl", 0)))
-            recalled.recall(event, order and order.reduce)
+            recalled.apply_to_book(event, order and order.reduce)
     assert positions_of(recalled, contract.symbol) == positions_of(engine.partition, contract.symbol)
 
 

@@ -59,7 +59,7 @@ def test_a_position_opened_under_an_earlier_rule_is_recalled_and_can_be_closed()
     opened = Position("UNITUSDTM", "-1", 5, "1", "1", 1)
     with pytest.raises(Rejection):
         settling.apply(opened)
-    settling.recall(opened)
+    settling.apply_to_book(opened)
     assert settling.book("UNITUSDTM").open == 1
     settling.apply(Position("UNITUSDTM", "-1", 0, "1", "0", 2))
     assert settling.book("UNITUSDTM").open == 0

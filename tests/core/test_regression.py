@@ -59,7 +59,7 @@ def test_what_is_read_again_rolls_no_book_back(restarts, recalls):
     settling = regressed(restarts=restarts)
     for event in HISTORY:
         if recalls:
-            settling.recall(event, stream_ms=KNOWN_MS)
+            settling.apply_to_book(event, stream_ms=KNOWN_MS)
         else:
             settling.apply(event, KNOWN_MS)
     book = settling.book(UNIT.symbol)
@@ -71,7 +71,7 @@ def test_what_is_read_again_rolls_no_book_back(restarts, recalls):
 def test_what_is_recalled_counts_no_duplicate():
     settling = partition(Fund(UNIT))
     for event in (mark("50", seq=1), mark("50", seq=1), position("a", 1, seq=1), position("a", 1, seq=1)):
-        settling.recall(event, stream_ms=1)
+        settling.apply_to_book(event, stream_ms=1)
     assert not settling.take().duplicates
 
 

@@ -224,7 +224,7 @@ def test_open_interest_by_hand():
 
 def test_without_a_mark_there_is_no_open_interest():
     size = size_by_open_interest(UNIT, TargetPolicy(), Book(UNIT))
-    assert (size.amount, size.reason) == (None, f"no mark price of {UNIT.symbol} has come yet")
+    assert (size.amount, size.reason) == (None, f"{UNIT.symbol} has no mark price yet")
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(0.000001, 1))
