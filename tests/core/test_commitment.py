@@ -101,7 +101,7 @@ def test_an_account_that_was_altered_is_found_by_its_secret_alone():
     forged = [(msgspec.structs.replace(entry, account="b"), digest)]
     assert replayed(forged, NO_SECRETS).differences == []
     (difference,) = replayed(forged, secrets_of(SECRET, [])).differences
-    assert "its commitment is not one to its account" in difference
+    assert "its commitment does not belong to its account" in difference
 
 
 @pytest.mark.parametrize("change", [{"account": ""}, {"seal": b"short"}])
@@ -109,7 +109,7 @@ def test_a_seal_that_no_account_has_is_a_difference(change):
     ((entry, _),) = settled(SECRET, "a")
     forged = msgspec.structs.replace(entry, **change)
     assert any(
-        "has a seal that no account has" in one for one in replayed([(forged, link(GENESIS, forged))], NO_SECRETS).differences
+        "has a seal without an account" in one for one in replayed([(forged, link(GENESIS, forged))], NO_SECRETS).differences
     )
 
 

@@ -248,7 +248,7 @@ class TestWaterfall:
         )
         lines, head, _ = resealed([*forged.lines, Line(entry, b"")])
         found = forged.differences(lines, entry=3, seq=3, balance=entry.balance, head=head, outstanding=-repaid)
-        assert any("no ADL order is due" in difference for difference in found), found
+        assert any("no ADL order requires" in difference for difference in found), found
 
     def test_a_shortfall_whose_order_was_removed(self):
         ledger = Retraced(*MARKET, worth(-300, 1))

@@ -186,12 +186,12 @@ def test_a_sequence_may_fall_only_where_an_event_was_settled_late():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"kind": "refund", "change": 2}, "is a refund of 2 that no ADL order is due"),
+        ({"kind": "refund", "change": 2}, "is a refund of 2 that no ADL order requires"),
         ({"kind": "refund", "change": 2, "repaid": 1}, "is no refund"),
         ({"kind": "refund", "change": 2, "uncovered": 1}, "is no refund"),
         ({"kind": "refund", "change": 0}, "is no refund"),
         ({"kind": "refund", "change": -2}, "is no refund"),
-        ({"kind": "cover", "change": -2, "repaid": 2}, "is a cover of 2 that no ADL order is due"),
+        ({"kind": "cover", "change": -2, "repaid": 2}, "is a cover of 2 that no ADL order requires"),
         ({"kind": "cover", "change": -2, "repaid": 1}, "is no cover"),
         ({"kind": "cover", "change": -2, "repaid": 2, "uncovered": 1}, "is no cover"),
         ({"kind": "cover", "change": 0, "repaid": 0}, "is no cover"),

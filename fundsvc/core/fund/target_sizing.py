@@ -7,8 +7,8 @@ level (the critical ratio of Arrow, Harris and Marschak, "Optimal Inventory Poli
 deficits counts as 0. The quantile is an order statistic: the smallest deficit that at least that share of the periods did not
 exceed.
 
-Cover N: the loss of the N largest positions beyond their margins when the mark moves against them, as "cover 1" and "cover 2" of
-CPMI-IOSCO's Principles for Financial Market Infrastructures (2012), principle 4. The larger loss of both sides counts.
+Cover N: the loss of the N largest positions beyond their margins when the mark moves against them ("cover 1" and "cover 2" of
+CPMI-IOSCO's Principles for Financial Market Infrastructures, 2012, principle 4). The larger loss of both sides counts.
 
 Open interest: a share of the notional of all open lots at the mark. It allows comparison between venues.
 """
