@@ -100,8 +100,6 @@ class Market:
         """Whether ranking the book, or reading all of it, takes long."""
         return self._desk is not None and self._desk.book.is_large
 
-    # Fills and sequences
-
     def fill(self, fill: Fill) -> None:
         """Settles a fill, unless it is a duplicate."""
         if self._is_new(fill):
@@ -155,8 +153,6 @@ class Market:
         if not isinstance(event, AdlEnd) or event.adl > self.fund.adl or event.adl in self.orders:
             return False
         return not self.is_applied(event)
-
-    # ADL orders
 
     def adl_fill(self, event: AdlFill) -> None:
         """Applies an execution, unless it is a duplicate."""
@@ -283,8 +279,6 @@ class Market:
             raise Rejection(Reason.ADL_ORDER_CLOSED, f"ADL order {number} of {self.symbol} is no longer open")
         return order
 
-    # The book
-
     def mark(self, mark: Mark) -> None:
         """Sets the mark price, unless the event is a duplicate."""
         price = check_mark(mark, self.contract)
@@ -382,8 +376,6 @@ class Market:
     def _is_known(self, book: Book, seq: int | None, last_seq: int) -> bool:
         """Whether the book has an event: by the event's own sequence, or because its message is read again."""
         return self._shared.now_ms <= book.known_ms if seq is None else seq <= last_seq
-
-    # Terms and policy
 
     def relist(self, listed: Contract) -> None:
         """Accepts a listing of a contract with entries; other terms than those of the entries suspend the contract."""

@@ -95,7 +95,7 @@ class Partition:
             Rate: self._rate,
             PolicyChange: self._change_policy,
             Listing: self._list,
-            Rejection: self._refuse,
+            Rejection: self._reject,
         }
 
     def expect(self, events: Sequence[Event | Rejection]) -> None:
@@ -285,7 +285,7 @@ class Partition:
             raise terms_in_doubt(event.symbol)
         return market
 
-    def _refuse(self, rejection: Rejection) -> None:
+    def _reject(self, rejection: Rejection) -> None:
         raise rejection
 
     def _change_policy(self, change: PolicyChange) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the core speak about, each with everything given but what the test is about."""
+"""Contracts and events with defaults, so that a test states only the fields that matter."""
 
 from decimal import Decimal
 
@@ -28,7 +28,7 @@ INVERSE = Contract(
     is_inverse=True,
 )
 UNIT = msgspec.structs.replace(LINEAR, symbol="UNITUSDTM", multiplier=Decimal(1))
-"""One lot at a price move of 1 is worth 1 USDT."""
+"""A lot is worth 1 USDT for each price difference of 1."""
 
 NO_GUARD = Policy()
 
@@ -37,18 +37,18 @@ ONE = 10**8
 
 
 def fill(seq: int = 1, **fields) -> Fill:
-    """A fill of the unit contract that is worth nothing."""
+    """A fill of the unit contract, by default worth 0."""
     given = {"symbol": UNIT.symbol, "side": "sell", "lots": 1, "price": "100", "bankruptcy_price": "100", "ts": 1000 + seq}
     return Fill(**(given | {"seq": seq} | fields))
 
 
 def worth(amount: int, seq: int = 1, **fields) -> Fill:
-    """A fill of the unit contract that is worth this many USDT."""
+    """A fill of the unit contract with this worth in USDT."""
     return fill(seq, lots=abs(amount) or 1, price="101" if amount > 0 else "99" if amount else "100", **fields)
 
 
 def specification(**fields) -> dict:
-    """The unit contract as an exchange describes it."""
+    """KuCoin's object of the unit contract."""
     return {"symbol": "UNITUSDTM", "settleCurrency": "USDT", "multiplier": 1.0, "isInverse": False} | fields
 
 

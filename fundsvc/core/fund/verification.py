@@ -33,8 +33,8 @@ class Pending(msgspec.Struct, array_like=True, frozen=True):
     """The next entry or record that the rules require.
 
     `shortfall` requires an ADL order, unless the policy does not escalate it; `known` means that the policies under which it
-    was settled are known. `due` is the required entry of a closed order, without its amount, which is in one of the `spans`. If a
-    span contains 0, the entry may be missing.
+    was settled are known. `due` is the required entry of a closed order, without its amount, which is in one of the `spans`. If
+    a span contains 0, the entry may be missing.
     """
 
     shortfall: Entry | None = None
@@ -238,7 +238,7 @@ class Replay:
         self._subject, self._number = self._fund.contract.symbol, None
         if self.orders.unfinished:
             self._differ(self.orders.unfinished)
-        self._compare("the fund says (entry, balance, head)", "its entries say", self._ends(state), self._ends(self._fund))
+        self._compare("the fund has (entry, balance, head)", "its entries give", self._ends(state), self._ends(self._fund))
         # With a raised sequence, settlement would drop coming fills as duplicates.
         highest = max(self._seq, orders.seq)
         if state.seq != highest:
@@ -250,22 +250,22 @@ class Replay:
             )
         else:
             outstanding = self._fund.outstanding + self._undated.ended
-            self._compare("the fund's outstanding is", "its entries and records say", state.outstanding, outstanding)
+            self._compare("the fund's outstanding is", "its entries and records give", state.outstanding, outstanding)
         ours = self.orders
         self._compare(
-            "the fund says (ADL orders, records, head)",
-            "its records say",
+            "the fund has (ADL orders, records, head)",
+            "its records give",
             (state.adl, state.adl_record, state.adl_head.hex()),
             (ours.adl, ours.record, ours.head.hex()),
         )
         self._compare(
-            "its orders say (number, recovered, open in ADL)",
-            "its records say",
+            "its orders have (number, recovered, open in ADL)",
+            "its records give",
             orders._replace(seq=0),
             OrderTotals(ours.recovered, ours.open_in_adl, 0, ours.adl),
         )
         if self._rules.saved is not None:
-            self._compare("the fund's guard is", "its entries say", state.guard, self._rules.kept)
+            self._compare("the fund's guard is", "its entries give", state.guard, self._rules.kept)
 
     def _check_opening(self, entry: Entry) -> None:
         """Checks that an entry's commitment belongs to its account, if the secret is configured."""
@@ -405,9 +405,9 @@ class Replay:
     def _ends(fund: FundState | Fund) -> tuple[int, int, str]:
         return fund.entry, fund.balance, fund.head.hex()
 
-    def _compare(self, what: str, by: str, found: object, expected: object) -> None:
+    def _compare(self, stored: str, recomputed: str, found: object, expected: object) -> None:
         if found != expected:
-            self.differences.append(f"{what} {found}, {by} {expected}")
+            self.differences.append(f"{stored} {found}, {recomputed} {expected}")
 
     def _at(self, entry: Entry) -> None:
         self._subject, self._number = f"{entry.symbol} entry {entry.entry}", entry.entry
