@@ -123,11 +123,11 @@ class Market:
         return event.seq <= self.fund.seq
 
     def is_unknown(self, event: Numbered) -> bool:
-        """Whether the ledger must be queried before this event, whose sequence was passed, can be applied."""
+        """Whether the ledger must be queried before this event, whose sequence has passed, can be applied."""
         return self._shared.sequences.lacks(event, self.contract)
 
     def is_applied(self, event: Numbered) -> bool:
-        """Whether an event whose sequence was passed is applied; raises Rejection if another event has its sequence."""
+        """Whether an event whose sequence has passed is applied; raises Rejection if another event has its sequence."""
         return self._shared.sequences.is_applied(event, self.contract)
 
     def see(self, event: Numbered) -> None:
@@ -201,7 +201,7 @@ class Market:
         order = self._order(event.adl)
         if order is not None and order.round == event.round:
             self.desk.end_round(order)
-            self._shared.batch.changed[self.symbol] = self.fund
+            self._note_change()
             self._begin_round(order, Cause(0, event.ts))
 
     def adl_ack(self, event: AdlAck) -> None:
@@ -209,11 +209,11 @@ class Market:
         order = self._order(event.adl)
         if order is not None and order.round == event.round and not order.acknowledged:
             order.acknowledged = True
-            self._shared.batch.changed[self.symbol] = self.fund
+            self._note_change()
             self._shared.batch.note(order)
 
     def reopen(self, order: AdlOrder) -> Round:
-        """Continues an open order of the ledger; returns what its round still requests."""
+        """Continues an open order of the ledger; returns the lots that its round still requests."""
         self.fund.open_in_adl += order.rest
         self.desk.reopen(order)
         rests = [(account, rest) for account, rest in order.asked.rests() if rest]
@@ -265,6 +265,10 @@ class Market:
         """Records the sequence of an event without an entry, and the order that it moved, for the audit."""
         self.fund.seq = max(self.fund.seq, seq)
         order.seq = max(order.seq, seq)
+        self._note_change()
+
+    def _note_change(self) -> None:
+        """Adds the fund to those whose state the next commit writes."""
         self._shared.batch.changed[self.symbol] = self.fund
 
     def _order(self, number: int) -> AdlOrder | None:
@@ -346,7 +350,7 @@ class Market:
         self._shared.books_due.setdefault(self.symbol)
 
     def clear_book(self) -> None:
-        """Requests that the next batches save an empty book in place of a saved one."""
+        """Makes the next save of the book write it even if it is empty, in place of one saved earlier."""
         self.desk.changed = True
 
     def save_book(self) -> BookState:
@@ -394,7 +398,7 @@ class Market:
         """Applies new policies; open orders keep the version under which they began."""
         policy = policies.of(self.symbol)
         self.fund.adopt(policy, policies.version)
-        self._shared.batch.changed[self.symbol] = self.fund
+        self._note_change()
         if self._desk:
             self._desk.policy = policy
 
