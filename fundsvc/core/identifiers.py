@@ -7,7 +7,7 @@ FORMULA_CHARACTERS = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 _DOUBTFUL = FORMULA_CHARACTERS | {" "}
-"""A text that begins with one of these needs a closer look: spaces may hide a formula character."""
+"""The fast test does not accept a text that begins with one of these: spaces may precede a formula character."""
 
 
 def is_identifier(text: str) -> bool:

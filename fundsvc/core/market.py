@@ -130,10 +130,10 @@ class Market:
         """Whether an event whose sequence has passed is applied; raises Rejection if another event has its sequence."""
         return self._shared.sequences.is_applied(event, self.contract)
 
-    def see(self, event: Numbered) -> None:
-        """Records a sequence that did not move the fund's, so that the next event reveals no gap there."""
+    def skip(self, event: Numbered) -> None:
+        """Records the sequence of an event that did not move the fund's sequence."""
         if event.seq > self.fund.seq:
-            self._shared.sequences.see(event)
+            self._shared.sequences.skip(event)
 
     def _is_new(self, event: Numbered) -> bool:
         """Whether an event's sequence is above the fund's. Raises Rejection for a late event and for a conflict."""
@@ -182,7 +182,7 @@ class Market:
         """Ends a round, unless the event is a duplicate."""
         if self._is_new(event):
             self.end_round(event)
-            self.see(event)
+            self.skip(event)
 
     def end_round(self, event: AdlEnd) -> None:
         """Ends a round and begins the next, or ends the order as uncovered.

@@ -55,7 +55,7 @@ RUN_MIN = 16
 
 
 class Partition:
-    """All contracts of one partition. Events must come in stream order; one with a known `seq` changes nothing.
+    """All contracts of one partition. Events must be applied in stream order; a duplicate changes nothing.
 
     `batch` collects the effects of the events. `secret` seals the accounts of new entries; without a secret, entries contain
     the accounts themselves.
@@ -138,7 +138,7 @@ class Partition:
             if isinstance(event, Numbered):
                 self.sequences.remember(event)
                 if event.symbol in self._markets:
-                    self._markets[event.symbol].see(event)
+                    self._markets[event.symbol].skip(event)
             raise
 
     def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:

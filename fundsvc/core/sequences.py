@@ -17,7 +17,7 @@ from fundsvc.core.fund.chain import Entry
 from fundsvc.core.numbers import parse_price
 
 RECENT_MAX = 10_000
-"""The number of applied and committed events in memory, about 3 MB. Events that are not committed yet come on top."""
+"""The number of applied and committed events in memory, about 3 MB. Events that are not committed yet are not counted."""
 
 FACTS_MAX = 50_000
 """The number of ledger facts in memory at the beginning of a message."""
@@ -57,12 +57,12 @@ class Sequences:
     """The sequences of a partition's contracts.
 
     `floors` are the last sequences at the time of loading, by symbol. Every event applied with a sequence above its contract's
-    floor is in memory. `seen` is the last rejected sequence above the fund's, by symbol; no gap begins there.
+    floor is in memory.
     """
 
-    def __init__(self, floors: Mapping[str, int], seen: Mapping[str, int] | None = None) -> None:
+    def __init__(self, floors: Mapping[str, int]) -> None:
         self._floors = dict(floors)
-        self._seen = dict(seen or {})
+        self._skipped: dict[str, int] = {}
         self._recent: dict[Key, Content] = {}
         self._marked = 0
         self._facts: dict[Key, Content | Applied] = {}
@@ -157,14 +157,14 @@ class Sequences:
         unknown = Applied.NEVER if event.seq > self._floors.get(event.symbol, 0) else Applied.UNVERIFIED
         return self._recent.get(key, self._facts.get(key, unknown))
 
-    def see(self, event: Numbered) -> None:
-        """Records a sequence above the fund's that did not move it."""
-        self._seen[event.symbol] = event.seq
+    def skip(self, event: Numbered) -> None:
+        """Records a sequence above the fund's that did not move it, so that the next event reveals no gap there."""
+        self._skipped[event.symbol] = event.seq
 
     def gap(self, event: Numbered, last: int) -> Gap | None:
-        """Returns the gap before a new event, if its `prevSeq` is neither the last sequence nor the last rejected one."""
+        """Returns the gap before a new event, if its `prevSeq` is neither the last sequence nor the last skipped one."""
         previous = event.prev_seq
-        if not isinstance(previous, int) or previous in (last, self._seen.get(event.symbol)):
+        if not isinstance(previous, int) or previous in (last, self._skipped.get(event.symbol)):
             return None
         return Gap(event.symbol, event.seq, previous, last)
 
