@@ -49,7 +49,7 @@ class Owner:
 
     def asked(self, symbol: str, adl: int) -> list[tuple[str, int]]:
         """The accounts that the present round of an order asks, with the lots."""
-        return list(self._partition._desks[symbol].orders[adl].asked.rests())
+        return list(self._partition.market(symbol).orders[adl].asked.rests())
 
     async def settle_late(self, event: Event) -> None:
         """Settles an event that was rejected, as a message of an operator."""

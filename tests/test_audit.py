@@ -68,14 +68,14 @@ async def test_an_untouched_ledger_passes(ledger):
         ("UPDATE entries SET ts = ts + 1 WHERE entry = 2", "entry 2: hash is "),
         ("UPDATE entries SET seq = 1 WHERE entry = 2", "entry 2: sequence 1 is not above 1"),
         ("UPDATE entries SET hash = sha256('x') WHERE entry = 2", "entry 2: hash is "),
-        ("DELETE FROM entries WHERE entry = 6", "the fund says (entry, balance, head) (6, "),
+        ("DELETE FROM entries WHERE entry = 6", "the fund has (entry, balance, head) (6, "),
         ("DELETE FROM entries WHERE entry = 3", "entry 4: entry number is 4, it should be 3"),
         ("DELETE FROM entries WHERE entry = 1", "entry 2: entry number is 2, it should be 1"),
-        ("DELETE FROM entries", "the fund says (entry, balance, head) (6, "),
+        ("DELETE FROM entries", "the fund has (entry, balance, head) (6, "),
         ("UPDATE entries SET entry = 7 WHERE entry = 2", "entry 3: entry number is 3, it should be 2"),
-        ("UPDATE funds SET balance = balance + 1", "the fund says (entry, balance, head) (6, 1600000001, "),
-        ("UPDATE funds SET head = sha256('x')", "the fund says (entry, balance, head) (6, 1600000000, "),
-        ("UPDATE funds SET entry = 5", "the fund says (entry, balance, head) (5, "),
+        ("UPDATE funds SET balance = balance + 1", "the fund has (entry, balance, head) (6, 1600000001, "),
+        ("UPDATE funds SET head = sha256('x')", "the fund has (entry, balance, head) (6, 1600000000, "),
+        ("UPDATE funds SET entry = 5", "the fund has (entry, balance, head) (5, "),
         ("UPDATE funds SET seq = 5", "the fund's sequence is 5, the highest of its entries and orders 6"),
         ("UPDATE funds SET seq = 900", "the fund's sequence is 900, the highest of its entries and orders 6"),
         ("UPDATE funds SET outstanding = 1", "uncovered 800000000 is not recovered 0 + repaid 800000000 + outstanding 1"),
@@ -132,7 +132,7 @@ class TestExitCodes:
         assert (done.code, done.result["differences"]) == (1, 1)
         said = await fundsvc(ledger, "audit")
         assert said.code == 1
-        assert "the fund says" in said.output
+        assert "the fund has" in said.output
         assert said.output.endswith("12 entries of 2 contracts recomputed: 1 contracts differ\n")
 
     async def test_wrong_use(self, config):

@@ -166,10 +166,10 @@ async def test_an_altered_checkpoint_is_found_and_made_anew_by_the_full_walk(con
     [
         (
             "UPDATE funds SET balance = balance + 1 WHERE symbol = 'ABC'",
-            "the fund says (entry, balance, head) (6, 1600000001, ",
+            "the fund has (entry, balance, head) (6, 1600000001, ",
         ),
         ("UPDATE funds SET outstanding = 1 WHERE symbol = 'ABC'", "uncovered 800000000 is not recovered 0 + repaid 800000000"),
-        ("DELETE FROM entries WHERE symbol = 'ABC' AND entry = 6", "the fund says (entry, balance, head) (6, "),
+        ("DELETE FROM entries WHERE symbol = 'ABC' AND entry = 6", "the fund has (entry, balance, head) (6, "),
         ("DELETE FROM funds WHERE symbol = 'ABC'", "ABC: its contract or its fund is missing"),
         ("DELETE FROM contracts WHERE symbol = 'ABC'", "ABC: its contract or its fund is missing"),
     ],

@@ -67,7 +67,7 @@ def settle(partition, events):
 
 def lots_in_book(partition, symbol, account):
     """Of an account's position: signed, 0 where it has none."""
-    book = partition._desks[symbol].book
+    book = partition.market(symbol).book
     for name, row in book.positions(account):
         return book.sides[name].lots_of([row])[0] * (1 if name == "long" else -1)
     return 0
@@ -111,7 +111,7 @@ class Exchange:
         self.matching = MatchingEngine(Market(CURRENCY), settled, +taken)
         for order in self.orders.values():
             if order.state == "open":
-                asked = self.partition._desks[order.symbol].orders[order.adl].asked
+                asked = self.partition.market(order.symbol).orders[order.adl].asked
                 self.matching.take_on(announcement_of(order, *zip(*asked.rests(), strict=True)), step)
 
     def executions(self):
@@ -222,13 +222,13 @@ class TestSettled:
         for step in range(torn):
             lost = ["SOLUSDTM"] if step > torn - 8 else []
             settle(partition, [event for event in events_of(step, market) if getattr(event, "symbol", None) not in lost])
-        resumed = step_to_resume([partition._funds[symbol].seq for symbol in SYMBOLS])
+        resumed = step_to_resume([partition.market(symbol).fund.seq for symbol in SYMBOLS])
         assert torn - 12 < resumed <= torn - 8
         duplicates = 0
         for step in range(resumed, 80):
             duplicates += settle(partition, events_of(step, market)).duplicates.total()
         assert 0 < duplicates < 200
-        assert {symbol: partition._funds[symbol].state() for symbol in SYMBOLS} == run.funds[79]
+        assert {symbol: partition.market(symbol).fund.state() for symbol in SYMBOLS} == run.funds[79]
 
 
 class TestMatching:

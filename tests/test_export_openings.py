@@ -84,7 +84,7 @@ async def test_an_altered_account_is_found_by_the_audit_that_has_the_secret(ledg
         blind = await audit_contract(pool, "AAA", lambda _: None)
         seeing = await audit_contract(pool, "AAA", lambda _: None, secrets=secrets_of(OTHER, [SECRET]))
     assert (blind.differences, blind.unopened) == ([], 4)
-    assert any("its commitment is not one to its account" in one for one in seeing.differences)
+    assert any("its commitment does not belong to its account" in one for one in seeing.differences)
 
 
 async def test_the_commands_open_what_they_have_the_secrets_of(ledger):

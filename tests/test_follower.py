@@ -372,12 +372,12 @@ async def test_a_mistake_of_ours_in_following_ends_nothing(config, producer, cli
         await producer.append(BEGINNING)
         await settled(client, pool)
         await eventually(lambda: is_followed(follower))
-        recall = Partition.recall
-        monkeypatch.setattr(Partition, "recall", mistaken)
+        apply_to_book = Partition.apply_to_book
+        monkeypatch.setattr(Partition, "apply_to_book", mistaken)
         await producer.append([mark(39001)])
         await settled(client, pool)
         await eventually(lambda: not is_followed(follower))
-        monkeypatch.setattr(Partition, "recall", recall)
+        monkeypatch.setattr(Partition, "apply_to_book", apply_to_book)
         await eventually(lambda: is_followed(follower))
         (view,) = follower.views()
         assert view.book.mark == 39001 * 10**12

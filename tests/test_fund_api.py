@@ -194,7 +194,7 @@ async def test_what_is_asked_most_asks_no_table_of_funds(world, owner_connection
 async def test_a_symbol_that_is_a_word_of_the_api_cannot_be_listed(world):
     await world.send(listing("summary"))
     assert [row["detail"] for row in await world.pool.fetch("SELECT detail FROM rejected")] == [
-        "symbol 'summary' is a word of the API: it would stand where a contract does"
+        "symbol 'summary' is reserved: the API uses it in paths. Use another symbol"
     ]
     assert "currencies" in await world.data(f"{FUNDS}/summary")
 

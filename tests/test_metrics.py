@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fundsvc.app import http_side
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.contracts import Contract
-from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.engine.engine import Engine
 from fundsvc.metrics import Metrics
 from fundsvc.metrics.exposition import Family, exposition, labels_text
@@ -194,7 +194,7 @@ class TestLettingGo:
     def test_what_is_not_owned_is_not_shown_and_counts_on_later(self):
         metrics = Metrics()
         metrics.own(0, 1)
-        metrics.loaded([Fund(CONTRACT, balance=5 * ATOMS)], [])
+        metrics.loaded([Fund(CONTRACT, FundState(CONTRACT.symbol, balance=5 * ATOMS))], [])
         metrics.audited("AAA", "full", good=True, verified_at=1.0)
         metrics._funds["AAA"].kinds["flat"] = 3
         metrics.lag_messages.labels(0).set(4)
@@ -204,7 +204,7 @@ class TestLettingGo:
         assert "fundsvc_stream_lag_messages{" not in text
         assert sample_sum(metrics, "fundsvc_partition_owned", partition="0") == 0
         metrics.own(0, 3)
-        metrics.loaded([Fund(CONTRACT, balance=7 * ATOMS)], [])
+        metrics.loaded([Fund(CONTRACT, FundState(CONTRACT.symbol, balance=7 * ATOMS))], [])
         assert sample_sum(metrics, "fundsvc_balance") == 7
         assert sample_sum(metrics, "fundsvc_entries_total", kind="flat") == 3
         assert sample_sum(metrics, "fundsvc_partition_epoch") == 3

@@ -13,7 +13,7 @@ from ledgers import fill, listing
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.batch import Batch, BookState, Offset, Place
 from fundsvc.core.events import Mark, Position, Rate, Reason
-from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied, Facts, content_of_entry
 from fundsvc.engine.pipeline import EVENTS_PER_BATCH_MAX, BatchBound, Pipeline, Reading
@@ -88,7 +88,7 @@ class FakeLedger:
         funds = []
         for symbol, contract in self.listings.items():
             state = self.funds[symbol]
-            funds.append(Fund(contract, **{name: getattr(state, name) for name in FundState._fields if name != "symbol"}))
+            funds.append(Fund(contract, state))
         return Partition(0, 1, funds, {"USDT": 8}, 10)
 
     def contents(self):

@@ -77,7 +77,10 @@ class TestEvents:
             ("{", "line 3: not json"),
             (fill(1, lots=0), "line 3: fill: Expected `int` >= 1"),
             ([fill(1), {"type": "deposit"}], "line 3: type 'deposit' is none of"),
-            ({"type": "contract", "contract": LISTING | {"multiplier": 0}}, "line 3: multiplier 0 is not a size"),
+            (
+                {"type": "contract", "contract": LISTING | {"multiplier": 0}},
+                "line 3: multiplier 0 must be a finite number above 0",
+            ),
             ({"type": "contract", "contract": {}}, "line 3: Object missing required field `symbol`"),
         ],
     )
@@ -259,7 +262,7 @@ class TestContracts:
             ("{", "is not a KuCoin contracts answer: "),
             ({"code": "400100", "msg": "no"}, "is not a KuCoin contracts answer: Object missing required field `data`"),
             ([LISTING, {"symbol": "X"}], "contract 2: Object missing required field `settleCurrency`"),
-            ([LISTING | {"multiplier": -1}], "contract 1: multiplier -1 is not a size"),
+            ([LISTING | {"multiplier": -1}], "contract 1: multiplier -1 must be a finite number above 0"),
         ],
     )
     def test_what_is_wrong_is_said(self, write, content, what):
@@ -514,7 +517,7 @@ class TestRejected:
         (key,) = (key for text, key in kept.items() if '"mark"' in text)
         refused = await fundsvc(config, "rejected", "replay", key)
         assert refused.code == 1
-        assert f"{key}: a mark is not replayed" in refused.error
+        assert f"{key}: a mark cannot be replayed" in refused.error
         everything = await fundsvc(config, "rejected", "replay")
         assert (everything.code, everything.error.count("not replayed")) == (0, 1)
         assert "sent 1 of 2" in everything.output

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from fundsvc.api.answers import Answer, milliseconds
 from fundsvc.api.visibility import OPERATOR, Sight, rough, rough_or_none, rough_total
 from fundsvc.core.adl.book import Leg
-from fundsvc.core.adl.order import AdlOrder, Reduced, RoundTerms, State
+from fundsvc.core.adl.order import AdlOrder, Reduced, RoundTerms, State, amount_of, refund_of
 from fundsvc.core.adl.preview import Preview
 from fundsvc.core.adl.queue import Section, joined_sections, pooled
 from fundsvc.core.adl.valuation import Rank, SideName, Standing, Valuation
@@ -245,7 +245,6 @@ async def order_answers(
 
 def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contract, sight: Sight) -> OrderAnswer:
     money, price = contract.settle_decimals, contract.price_decimals
-    taken = order.deficit * order.executed // order.deficit_lots
     return OrderAnswer(
         symbol=order.symbol,
         adl=order.adl,
@@ -258,10 +257,10 @@ def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contrac
         lots_needed=order.lots,
         lots_taken=order.executed,
         needed=format_units(order.uncovered, money),
-        taken=format_units(taken, money),
+        taken=format_units(amount_of(order, order.executed), money),
         uncovered=format_units(order.uncovered, money),
         recovered=format_units(order.recovered, money),
-        refund=format_units(max(0, taken - order.uncovered), money),
+        refund=format_units(refund_of(order) if order.state == "done" else 0, money),
         rest=format_units(order.uncovered - order.recovered, money),
         round=order.round,
         acknowledged=order.acknowledged,

@@ -13,14 +13,13 @@ from fundsvc.api.valuation import (
     balance_to_open_interest,
     balance_usdt,
     base_currency,
-    drawdown,
     why_no_base,
 )
 from fundsvc.core.commitment import seal_parts
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Kind
 from fundsvc.core.fund.fullness import Target
-from fundsvc.core.fund.state import FundStateName, guard_at, state_of
+from fundsvc.core.fund.state import FundStateName, drawdown, guard_at, state_of
 from fundsvc.core.numbers import format_units
 from fundsvc.core.policy import Policy
 from fundsvc.store.reader import EntryRow, FundRow, Listed

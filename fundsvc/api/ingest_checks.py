@@ -11,22 +11,19 @@ from functools import partial
 from typing import NamedTuple
 
 from fundsvc.config.settings import Config
+from fundsvc.core.checks import check, check_rate
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of
 from fundsvc.core.events import (
     UNDER_TERMS,
     Event,
     Fill,
     Listing,
-    Mark,
-    Position,
     Rate,
     Reason,
     Rejection,
     terms_in_doubt,
 )
-from fundsvc.core.identifiers import check_identifiers
-from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
-from fundsvc.core.sequence_lookup import recollect
+from fundsvc.core.sequence_lookup import look_up
 from fundsvc.core.sequences import Gap, Numbered, Sequences, content_of
 from fundsvc.core.times import check_time
 from fundsvc.store.reader import Reader
@@ -62,7 +59,7 @@ class Foresight:
         if symbols:
             await self._refresh(sorted(symbols), now)
         glance = Glance(self._known, self._currency.decimals, self._currency.decimals_default, self._ahead_ms)
-        await recollect(glance.sequences, glance.lacking(events), self._reader, partial(asyncio.sleep, 0))
+        await look_up(glance.sequences, glance.lacking(events), self._reader, partial(asyncio.sleep, 0))
         return glance
 
     def accept(self, glance: "Glance") -> None:
@@ -112,8 +109,7 @@ class Glance:
         check_time(event, self._latest_ms)
         match event:
             case Rate():
-                check_identifiers(event)
-                parse_price(event.price, PRICE_DECIMALS_MAX)
+                check_rate(event)
             case Listing():
                 self._list(event)
             case _:
@@ -127,11 +123,11 @@ class Glance:
         if outlook.suspended and isinstance(event, UNDER_TERMS):
             raise terms_in_doubt(event.symbol)
         if isinstance(event, Numbered) and (event.seq <= outlook.seq or self.sequences.has(event)):
-            refusal = self.sequences.refusal(event, outlook.contract, outlook.seq)
-            if refusal:
-                raise refusal
+            rejection = self.sequences.rejection(event, outlook.contract, outlook.seq)
+            if rejection:
+                raise rejection
             return None
-        check_fields(event, outlook.contract)
+        check(event, outlook.contract)
         return self._advance(event, outlook) if isinstance(event, Numbered) else None
 
     def _advance(self, event: Numbered, outlook: Outlook) -> Gap | None:
@@ -160,23 +156,6 @@ class Glance:
 
     def _outlook(self, symbol: str) -> Outlook | None:
         return self.changed.get(symbol) or self._known.get(symbol)
-
-
-def check_fields(event: Event, contract: Contract) -> None:
-    """Raises Rejection where a number cannot be held exactly, or a name is no identifier."""
-    if isinstance(event, Fill | Position):
-        check_identifiers(event)
-    price, money = contract.price_decimals, contract.settle_decimals
-    match event:
-        case Fill():
-            parse_price(event.price, price)
-            contract.bankruptcy_price(event.bankruptcy_price)
-        case Mark():
-            parse_price(event.price, price)
-            parse_price(event.index_price or event.price, price)
-        case Position():
-            parse_price(event.entry_price if event.lots else "1", price)
-            parse_amount(event.margin, money)
 
 
 def _symbol_of(event: Event | Rejection) -> str | None:

@@ -70,11 +70,6 @@ def why_no_base(fund: FundRow) -> str:
     return f"the listing of {fund.symbol} names no baseCurrency"
 
 
-def drawdown(balance: int, peak: int) -> float:
-    """1 - balance / peak: what share of its peak a fund has lost."""
-    return (peak - balance) / peak if peak else 0.0
-
-
 def balance_to_open_interest(fund: FundRow, valuation: Valuation) -> float | None:
     """The balance over what the open interest is worth at the mark; None without either."""
     mark, lots = valuation.mark, valuation.open_interest

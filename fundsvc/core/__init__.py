@@ -1,6 +1,6 @@
-"""The rules of the fund, pure: no I/O, no clock, no logging, no suspension.
+"""The rules of the fund: pure functions and state, without I/O, clock, logging or await.
 
-`numbers` and `contracts` turn text into exact integers and price a fill, `events` are the nouns that arrive,
-`settlement` is the waterfall of one fund, `chain` seals each entry, `commitment` hides its account in that, `partition` applies
-events in order, `replay` recomputes a ledger from its entries.
+`events` defines what arrives. `numbers` and `contracts` turn text into exact integers and price a fill. `partition` applies
+events in order: each contract is a `market` with a fund (`fund/`), a book and ADL orders (`adl/`). The effects are collected in
+a `batch`. `fund/verification.py` recomputes a ledger from its entries.
 """

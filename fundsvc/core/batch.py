@@ -1,8 +1,8 @@
-"""What a run of events did to a partition, as it is written: in one transaction, or not at all."""
+"""The effects of a run of events on a partition, which one transaction writes or does not write."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -24,14 +24,14 @@ ENTRY_BYTES = 300
 REJECTED_BYTES = 200
 ORDER_BYTES = 500
 RECORD_BYTES = 400
-"""What a row of each kind takes in memory and on the wire, beside the text or bytes that it carries."""
+"""The approximate size of a row of each kind in memory and on the wire, without its text or bytes."""
 
 
 class Offset(NamedTuple):
-    """How far a partition's stream has been settled.
+    """The position in a partition's stream up to which it is settled.
 
-    `last_id` is the last message that is settled whole, `messages` counts the messages up to it. Of the message `partial_id`,
-    which follows it, the first `events` events are settled too; 0 and "" where a commit ended with a message.
+    `last_id` is the last message that is settled completely, and `messages` counts the messages up to it. Of the next message,
+    `partial_id`, the first `events` events are settled too. They are "" and 0 if a commit ended with a message.
     """
 
     last_id: str
@@ -40,21 +40,22 @@ class Offset(NamedTuple):
     partial_id: str = ""
 
     def settled_of(self, stream_id: str) -> int:
-        """How many events of a message after `last_id` are settled already."""
+        """Returns how many events of a message after `last_id` are settled."""
         return self.events if stream_id == self.partial_id else 0
 
 
 class Place(NamedTuple):
-    """Where in the stream an event stands: the id of its message, and its position in that."""
+    """The place of an event in the stream: the id of its message, and its position in the message."""
 
     stream_id: str
     position: int
 
 
 class BookState(NamedTuple):
-    """A contract's book to be kept with a batch: after which engine sequence, its mark, and its positions.
+    """A contract's book to save with a batch.
 
-    `parts` are the positions as `SavedBook`s in MessagePack, None where they are as they were kept last.
+    `seq` is the contract's last sequence, `parts` the positions as `SavedBook`s in MessagePack, None if they are
+    unchanged since the last save, and `positions` their number. See `Book` for the mark.
     """
 
     symbol: str
@@ -67,9 +68,9 @@ class BookState(NamedTuple):
 
 
 class KeptBook(NamedTuple):
-    """A contract's book as it was kept: after which message, and after which engine sequence; see `Book` for the mark.
+    """A contract's book as it was saved, after the message `last_id` and the sequence `seq`; see `Book` for the mark.
 
-    `book` gives its parts once, None where it never had positions.
+    `book` iterates over its parts once; it is None if the book never had positions.
     """
 
     symbol: str
@@ -82,7 +83,7 @@ class KeptBook(NamedTuple):
 
 
 class Durations(NamedTuple):
-    """Seconds that a batch took: decoding its messages, settling their events, and its transaction."""
+    """The seconds that a batch took: to decode its messages, to settle their events, and to commit."""
 
     decode: float
     settle: float
@@ -90,7 +91,7 @@ class Durations(NamedTuple):
 
 
 class RateState(NamedTuple):
-    """The price of one unit of a currency in USDT, in units of 10**-PRICE_DECIMALS_MAX, by the engine's clock (ms)."""
+    """The price of one unit of a currency in USDT, in units of 10**-PRICE_DECIMALS_MAX; `ts` is the engine's clock (ms)."""
 
     currency: str
     price: int
@@ -98,42 +99,52 @@ class RateState(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What a fund was credited and repaid since it was loaded, in atoms."""
+    """The amounts credited to a fund's balance and repaid by it since the fund was loaded, in atoms."""
 
     credited: int
     repaid: int
 
 
 class Round(NamedTuple):
-    """A round of an ADL order for the engine: reduce the positions of these accounts by so many lots at the order's price."""
+    """A round of an ADL order to announce: the accounts to reduce at the order's price, and the lots of each."""
 
     order: OrderState
     accounts: Sequence[str]
     lots: Sequence[int]
 
 
+class Replayed(NamedTuple):
+    """A rejected event that was sent again and is settled: its place, the message that settled it, and the entry it wrote.
+
+    `settled_by` is None if another event with the same content was settled first; `entry` is None if it wrote no entry.
+    """
+
+    stream_id: str
+    position: int
+    settled_by: str | None
+    entry: Entry | None
+
+
 @dataclass(slots=True)
 class Batch:
-    """What a run of events did: to be written in one transaction, or forgotten whole.
+    """The effects of a run of events, which one transaction writes.
 
-    `hashes[i]` belongs to `entries[i]`; `funds` are those that changed, as they are after it, and `moved[i]` is what
-    `funds[i]` has moved; `listings` are contracts listed or updated, with the KuCoin object they came from; `rejected` are
-    the events that were refused, and `replayed` those refused before that are settled now (stream id, position, the message
-    that settled it, entry); `duplicates` counts events that were known, by contract; `orders` are ADL orders that changed, as
-    they are after it, `opened` says which of them are new, `records` what happened to them, and `rounds` the ADL rounds that
-    began, to be announced; `books` are books to be kept as they are after it; `rates` are the newest by currency.
+    `hashes[i]` belongs to `entries[i]`. `changed` are the funds that changed, `funds` their states after the batch, and
+    `moved[i]` the amounts that `funds[i]` moved. `orders` are the ADL orders that changed, in their last state; `opened` names
+    the new ones. `records` are the sealed records of orders, and `rounds` the rounds to announce. `books` are books to save,
+    and `rates` the newest rates by currency. `listings` are contracts that were listed or updated, with their KuCoin objects.
+    `rejected` are the rejected events, `replayed` the events rejected earlier that are settled now.
 
-    `events` counts the events that made it, and `place` is that of the last one. A batch that is `uncut` must be committed at
-    the end of a message. `noted_bytes` is the size of what is not an entry.
+    By contract: `duplicates` counts events that were known, `old` events more than a day old (under "" those of no listed
+    contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt.
+    `policies` are the versions that came into force, `gaps` the gaps that `prevSeq` revealed.
 
-    `old` counts events of over a day ago, by contract, those of no listed one under ""; `latest_ms` is the latest time that its
-    last event could have; `suspensions` tells of contracts whose terms came into doubt (true) or out of it; `policies` are the
-    versions that came into force; `gaps` are those that `prevSeq` revealed; `repeated_trades` counts trade ids that a contract
-    had before.
+    `events` counts the events of the batch, `place` is that of the last one, and `latest_ms` the latest time that it could
+    have. A batch that is `uncut` must be committed at the end of a message. `noted_bytes` is the size of everything but
+    entries.
 
-    A large batch outgrows the processor's cache, and going through it once more to encode it would cost a sixth of the
-    service's speed. So entries may be encoded while they are fresh, and let go (`pack`): `packed` holds their bytes then,
-    `packed_count` their number and `packed_kinds` their numbers by contract and kind.
+    `packed` holds entries that are encoded already, `packed_count` their number, and `packed_kinds` their number by contract
+    and kind; see `Draft.pack`.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -149,7 +160,7 @@ class Batch:
     rates: dict[str, RateState] = field(default_factory=dict)
     listings: dict[str, tuple[Contract, dict[str, Any]]] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
-    replayed: list[tuple[str, int, str | None, Entry | None]] = field(default_factory=list)
+    replayed: list[Replayed] = field(default_factory=list)
     duplicates: Counter[str] = field(default_factory=Counter)
     old: Counter[str] = field(default_factory=Counter)
     latest_ms: int = INT64_MAX
@@ -165,46 +176,6 @@ class Batch:
     uncut: bool = False
     noted_bytes: int = 0
 
-    def record(self, fund: Fund, settled: tuple[Entry, bytes]) -> None:
-        """Takes in what a fund settled: the entry and its hash."""
-        entry, digest = settled
-        self.entries.append(entry)
-        self.hashes.append(digest)
-        self.changed[entry.symbol] = fund
-
-    def reject(self, event: Rejected) -> None:
-        """Takes in an event that was refused."""
-        self.rejected.append(event)
-        self.note_bytes(REJECTED_BYTES + len(event.body))
-
-    def note(self, order: AdlOrder) -> OrderState:
-        """Takes in an order as it now stands."""
-        state = self.orders[order.symbol, order.adl] = order.written()
-        self.note_bytes(ORDER_BYTES)
-        return state
-
-    def open(self, order: AdlOrder) -> None:
-        """Takes in that an order is new."""
-        self.opened.add((order.symbol, order.adl))
-
-    def seal(self, record: SealedRecord) -> None:
-        """Takes in what happened to an order."""
-        self.records.append(record)
-        self.note_bytes(RECORD_BYTES + len(record.record.body))
-
-    def note_bytes(self, size: int) -> None:
-        """Counts the size of something that the batch holds beside its entries."""
-        self.noted_bytes += size
-
-    def pack(self, encode: Callable[[Sequence[Entry], Sequence[bytes]], bytes]) -> None:
-        """Encodes the entries at hand and lets go of them."""
-        if self.entries:
-            self.packed.append(encode(self.entries, self.hashes))
-            self.packed_count += len(self.entries)
-            self.packed_kinds.update(map(_SYMBOL_AND_KIND, self.entries))
-            self.entries.clear()
-            self.hashes.clear()
-
     def count(self) -> int:
         """The number of entries, packed or not."""
         return self.packed_count + len(self.entries)
@@ -214,10 +185,75 @@ class Batch:
         return self.packed_kinds + Counter(map(_SYMBOL_AND_KIND, self.entries))
 
     def rows(self) -> int:
-        """The number of rows that the batch writes, books and rates aside: these are bounded by themselves."""
+        """The number of rows that the batch writes, without books and rates, which have their own bounds."""
         adl = len(self.orders) + len(self.records)
         return self.count() + len(self.rejected) + len(self.replayed) + len(self.listings) + adl
 
     def bytes(self) -> int:
-        """About how large the batch is."""
+        """The approximate size of the batch."""
         return self.noted_bytes + ENTRY_BYTES * self.count()
+
+
+class Draft(Batch):
+    """The batch that a partition fills; `take` hands its content over and empties it."""
+
+    __slots__ = ()
+
+    def take(self) -> Batch:
+        """The batch as it is to be committed. The draft does not change it afterwards."""
+        taken = Batch()
+        for name in _FIELDS:
+            empty = getattr(taken, name)
+            setattr(taken, name, getattr(self, name))
+            setattr(self, name, empty)
+        taken.funds = [fund.state() for fund in taken.changed.values()]
+        taken.moved = [Moved(fund.credited, fund.repaid) for fund in taken.changed.values()]
+        return taken
+
+    def record(self, fund: Fund, settled: tuple[Entry, bytes]) -> None:
+        """Adds an entry and its hash."""
+        entry, digest = settled
+        self.entries.append(entry)
+        self.hashes.append(digest)
+        self.changed[entry.symbol] = fund
+
+    def reject(self, event: Rejected) -> None:
+        """Adds a rejected event."""
+        self.rejected.append(event)
+        self.note_bytes(REJECTED_BYTES + len(event.body))
+
+    def note(self, order: AdlOrder) -> OrderState:
+        """Adds the current state of an order, and returns it."""
+        state = self.orders[order.symbol, order.adl] = order.written()
+        self.note_bytes(ORDER_BYTES)
+        return state
+
+    def open(self, order: AdlOrder) -> None:
+        """Marks an order as new."""
+        self.opened.add((order.symbol, order.adl))
+
+    def seal(self, record: SealedRecord) -> None:
+        """Adds a sealed record of an order."""
+        self.records.append(record)
+        self.note_bytes(RECORD_BYTES + len(record.record.body))
+
+    def note_bytes(self, size: int) -> None:
+        """Adds to the size of what the batch holds beside entries."""
+        self.noted_bytes += size
+
+    def pack(self, encode: Callable[[Sequence[Entry], Sequence[bytes]], bytes]) -> None:
+        """Encodes the current entries and drops them.
+
+        A large batch outgrows the processor's cache. Encoding it in a second pass would cost a sixth of the speed of
+        settlement, so entries are encoded soon after they are settled. The rows stay with their batch, because the draft
+        fills again while the store commits.
+        """
+        if self.entries:
+            self.packed.append(encode(self.entries, self.hashes))
+            self.packed_count += len(self.entries)
+            self.packed_kinds.update(map(_SYMBOL_AND_KIND, self.entries))
+            self.entries.clear()
+            self.hashes.clear()
+
+
+_FIELDS = tuple(field.name for field in fields(Batch))

@@ -1,4 +1,4 @@
-"""A contract, and what a liquidation fill of it is worth to its fund."""
+"""Contracts: their terms, the conversion of prices and lots to money, and the checks of a listing."""
 
 import math
 import zlib
@@ -12,24 +12,24 @@ from fundsvc.core.identifiers import is_identifier
 from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, format_units, parse_amount, parse_price, to_units
 
 MULTIPLIER_DIGITS_MAX = 18
-"""Of both the whole part and the fraction: generous for any listed contract, small enough to keep products quick."""
+"""The limit of digits before and after the decimal point. No listed contract needs as many, and products stay fast."""
 
 SPECIFICATION_DEPTH_MAX = 8
-"""KuCoin's object is flat but for a list of names; unbounded nesting would exhaust the stack of whoever writes it."""
+"""KuCoin's object is flat except for a list of names. Deeper nesting could exhaust the stack of the JSON encoder."""
 
 
 RESERVED_SYMBOLS = frozenset({"active", "all", "summary"})
-"""What the API's paths and topics say in place of a symbol: nobody could ask for such a contract."""
+"""Words that the API's paths and topics use in place of a symbol. A contract with such a symbol would be unreachable."""
 
 DOT_SEGMENTS = frozenset({".", ".."})
-"""Clients remove these from a URL's path (RFC 3986, section 5.2.4), also where they are percent-encoded."""
+"""Clients remove these from a URL's path (RFC 3986, section 5.2.4), even if they are percent-encoded."""
 
 
 class Specification(msgspec.Struct, rename="camel", frozen=True):
-    """The fields of KuCoin's contract object that settlement reads; all others are kept and passed through untouched.
+    """The fields of KuCoin's contract object that settlement reads. All other fields are stored and returned unchanged.
 
-    Numbers come as JSON numbers (also `1E-05`) or as strings. `multiplier` is negative for inverse contracts, whose lot
-    is worth that many quote units.
+    Numbers are JSON numbers (also `1E-05`) or strings. The `multiplier` of an inverse contract is negative; its absolute value
+    is the worth of a lot in quote units.
     """
 
     symbol: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -40,9 +40,9 @@ class Specification(msgspec.Struct, rename="camel", frozen=True):
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True):
-    """What never changes of a contract once it has entries: these fields decide what every entry means.
+    """The terms of a contract. They do not change once the contract has entries, because they determine what entries mean.
 
-    A change of balance is counted in 10**-settle_decimals of `settle_currency`, a price in 10**-price_decimals.
+    Amounts are in units of 10**-settle_decimals of `settle_currency`, prices in units of 10**-price_decimals.
     """
 
     symbol: str
@@ -53,7 +53,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
     is_inverse: bool
 
     def value_factor(self) -> tuple[int, int]:
-        """The fraction (numerator, denominator) in lowest terms that turns price units x lots into atoms.
+        """Returns the fraction (numerator, denominator), in lowest terms, that converts price units x lots to atoms.
 
         linear:  multiplier x 10^settle_decimals / 10^price_decimals
         inverse: multiplier x 10^settle_decimals x 10^price_decimals, then divided by both prices
@@ -69,15 +69,15 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def price_max(self) -> str:
-        """The highest price that the scale holds."""
+        """The highest price that fits 64 bits at the contract's scale, as decimal text."""
         return format_units(INT64_MAX, self.price_decimals)
 
     def bankruptcy_price(self, text: str) -> int:
-        """The price in the contract's units. 0 is legal for a linear contract: a fully margined long loses its margin there."""
+        """Returns the price in the contract's units. A linear contract allows 0, as of a fully margined long."""
         return (parse_price if self.is_inverse else parse_amount)(text, self.price_decimals)
 
     def same_terms(self, other: "Contract") -> bool:
-        """Whether entries of both mean the same money: what a listed contract may not change."""
+        """Whether amounts of both contracts are comparable. A listing must not change these terms."""
         return (self.settle_currency, self.multiplier, self.is_inverse) == (
             other.settle_currency,
             other.multiplier,
@@ -86,33 +86,36 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
 
 
 CONTRACTS_MAX = 10_000
-"""Contracts of a partition, unless configured otherwise: some ten times as many as the largest venue lists."""
+"""The default limit of contracts in a partition: about ten times as many as the largest venue lists."""
 
 
 class TermsChanged(Rejection):
-    """A listing whose terms differ from those of the contract's entries: what comes after it cannot be settled."""
+    """A listing whose terms differ from those of the contract's entries. It suspends the contract."""
 
 
 def check_relisting(known: Contract, listed: Contract) -> None:
-    """Raises Rejection where a contract that has entries cannot be listed like this."""
+    """Raises Rejection if a contract that has entries cannot be listed with these terms."""
     if not known.same_terms(listed):
         raise TermsChanged(
             Reason.CONTRACT_FIXED,
-            f"{known.symbol} has entries: multiplier, settleCurrency and isInverse cannot change. Its events are refused until"
-            " it is listed with its own terms (fundsvc contracts resume); list other terms under another symbol",
+            f"{known.symbol} has entries: multiplier, settleCurrency and isInverse cannot change. Its events are rejected until"
+            " it is listed with the terms of its entries (fundsvc contracts resume); list other terms under another symbol",
         )
     if listed.price_decimals < known.price_decimals:
         raise Rejection(
             Reason.CONTRACT_FIXED,
-            f"{known.symbol} has entries: its prices keep {known.price_decimals} decimals and go up to {known.price_max}, below"
-            " maxPrice. Leave maxPrice out to keep them, or list the contract under another symbol",
+            f"{known.symbol} has entries: its prices keep {known.price_decimals} decimals, so maxPrice must be at most"
+            f" {known.price_max}. Omit maxPrice, or list the contract under another symbol",
         )
 
 
 def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], default_decimals: int) -> Contract:
-    """The contract that a KuCoin contract object describes; raises Rejection when it cannot be listed."""
+    """Returns the contract that a KuCoin contract object describes; raises Rejection if it cannot be listed."""
     if not _is_plain(specification):
-        raise Rejection(Reason.CONTRACT_INVALID, "a contract must be plain JSON: finite numbers, no NUL, little nesting")
+        raise Rejection(
+            Reason.CONTRACT_INVALID,
+            f"a contract must be plain JSON: finite numbers, no NUL, at most {SPECIFICATION_DEPTH_MAX} levels",
+        )
     try:
         read = msgspec.convert(specification, Specification, strict=False)
     except msgspec.ValidationError as error:
@@ -124,11 +127,11 @@ def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], 
         )
     if read.symbol in RESERVED_SYMBOLS:
         raise Rejection(
-            Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is a word of the API: it would stand where a contract does"
+            Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is reserved: the API uses it in paths. Use another symbol"
         )
     if read.symbol in DOT_SEGMENTS:
         raise Rejection(
-            Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is removed from every URL: no client could ask for it"
+            Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is reserved: clients remove it from URLs. Use another symbol"
         )
     if not read.settle_currency.isalnum():
         raise Rejection(Reason.CONTRACT_INVALID, f"settleCurrency {read.settle_currency!r} must be letters and digits")
@@ -143,7 +146,7 @@ def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], 
 
 
 def _is_plain(value: Any, depth: int = SPECIFICATION_DEPTH_MAX) -> bool:
-    """Whether a value can be kept as JSON, and read from there by any client and by SQL."""
+    """Whether a value can be stored as JSON that every client and SQL can read."""
     match value:
         case None | bool() | int():
             return True
@@ -162,18 +165,23 @@ def _is_plain(value: Any, depth: int = SPECIFICATION_DEPTH_MAX) -> bool:
 def _lot_size(read: Specification) -> Decimal:
     size = read.multiplier
     if not size.is_finite() or size == 0 or (size < 0 and not read.is_inverse):
-        raise Rejection(Reason.CONTRACT_INVALID, f"multiplier {size} is not a size: it must be above 0, or not 0 if inverse")
+        raise Rejection(
+            Reason.CONTRACT_INVALID, f"multiplier {size} must be a finite number above 0, or not 0 for an inverse contract"
+        )
     try:
         units = abs(to_units(size, MULTIPLIER_DIGITS_MAX))
     except ValueError:
         units = 0
     if not 0 < units < 10 ** (2 * MULTIPLIER_DIGITS_MAX):
-        raise Rejection(Reason.CONTRACT_INVALID, f"multiplier {size} has over {MULTIPLIER_DIGITS_MAX} digits or decimals")
+        raise Rejection(
+            Reason.CONTRACT_INVALID,
+            f"multiplier {size} must have at most {MULTIPLIER_DIGITS_MAX} digits and {MULTIPLIER_DIGITS_MAX} decimals",
+        )
     return EXACT.normalize(EXACT.scaleb(Decimal(units), -MULTIPLIER_DIGITS_MAX))
 
 
 def _price_decimals(max_price: Decimal | None) -> int:
-    """All twelve decimals, fewer only where the contract's highest price would then not fit 64 bits."""
+    """Returns twelve decimals, or fewer if the contract's highest price would not fit 64 bits."""
     if max_price is None or not max_price.is_finite():
         return PRICE_DECIMALS_MAX
     fitting = (d for d in range(PRICE_DECIMALS_MAX, 0, -1) if max_price <= Decimal(INT64_MAX).scaleb(-d))
@@ -181,5 +189,5 @@ def _price_decimals(max_price: Decimal | None) -> int:
 
 
 def partition_of(symbol: str, partitions: int) -> int:
-    """The partition whose stream carries everything of this contract."""
+    """Returns the partition whose stream carries all events of a contract."""
     return zlib.crc32(symbol.encode()) % partitions

@@ -1,7 +1,7 @@
-"""What arrives on a partition's stream: the events of the matching engine, and why one is refused.
+"""The events of a partition's stream, and the reasons for rejecting one.
 
-The structs are the wire format itself (camelCase there); `fundsvc.wire.codec` turns bytes into them and back.
-Prices and margins stay text until the contract, which knows their scale, is at hand.
+The structs define the wire format, in which names are camelCase; `fundsvc.wire.codec` decodes and encodes them. Prices and
+margins are text, because only the contract determines their scale.
 """
 
 from enum import StrEnum
@@ -19,22 +19,22 @@ Currency = Annotated[str, msgspec.Meta(min_length=1, max_length=16)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 Signed = Annotated[int, msgspec.Meta(ge=-(2**63 - 1), le=2**63 - 1)]
 Previous = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | UnsetType | None
-"""The contract's sequence before an event's own; 0 for its first. Neither required nor sent where it is not known."""
+"""The contract's sequence before the event; 0 for the first. Optional."""
 
 Number = Annotated[str, msgspec.Meta(min_length=1, max_length=40, extra_json_schema={"pattern": r"^[0-9]+(\.[0-9]+)?$"})]
-"""A plain decimal number. The pattern is told to whoever asks for a schema; parsing refuses what does not match."""
+"""A plain decimal number. The pattern is only part of the schema; the parser rejects other text."""
 
 TIMESTAMP_MAX = 253_402_300_799_999
-"""The last millisecond of the year 9999, with which Python's calendar ends."""
+"""The last millisecond of the year 9999, the last year of Python's calendar."""
 
 Timestamp = Annotated[int, msgspec.Meta(ge=0, le=TIMESTAMP_MAX)]
-"""Milliseconds since the epoch by the engine's clock."""
+"""Milliseconds since the Unix epoch, by the matching engine's clock."""
 
 
 class Event(
     msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, omit_defaults=True, frozen=True, gc=False
 ):
-    """Base of all events. `seq`, where there is one, increases strictly per symbol over all types that have it."""
+    """The base of all events. `seq` rises strictly per symbol across fill, adlFill and adlEnd."""
 
 
 class Fill(Event, frozen=True, tag="fill"):
@@ -54,7 +54,10 @@ class Fill(Event, frozen=True, tag="fill"):
 
 
 class Mark(Event, frozen=True, tag="mark"):
-    """The mark price of a contract, and its index price. The last one wins; one whose `seq` is known is a duplicate."""
+    """The mark price of a contract, and optionally its index price. A mark replaces the one before.
+
+    A mark whose `seq` is not above the last one is a duplicate.
+    """
 
     symbol: Symbol
     price: Number
@@ -67,8 +70,8 @@ class Position(Event, frozen=True, tag="position"):
     """An account's position: signed lots (0 = closed); margin in settlement currency without unrealised PnL.
 
     In hedge mode `position_side` names the leg: `LONG` with lots >= 0, `SHORT` with lots <= 0. `BOTH` replaces both legs.
-    `owner` names the person behind several accounts: ADL asks no account of the owner of the liquidated one. `seq` is the
-    engine's own sequence of positions: per leg, an event whose `seq` is not above the last one is a duplicate.
+    `owner` is the common owner of several accounts: ADL reduces no account of the owner of the liquidated account. `seq` is the
+    matching engine's sequence of positions: an event whose `seq` is not above the last one of its leg is a duplicate.
     """
 
     symbol: Symbol
@@ -83,7 +86,7 @@ class Position(Event, frozen=True, tag="position"):
 
 
 class Snapshot(Event, frozen=True, tag="snapshot"):
-    """Encloses all positions of a contract: `end` closes every leg that no position since `begin` named."""
+    """Frames a complete list of a contract's positions: `end` closes every leg without a position event since `begin`."""
 
     symbol: Symbol
     phase: Literal["begin", "end"]
@@ -91,7 +94,7 @@ class Snapshot(Event, frozen=True, tag="snapshot"):
 
 
 class AdlFill(Event, frozen=True, tag="adlFill"):
-    """The engine executed part of ADL order number `adl` of the contract against `account`."""
+    """The matching engine executed lots of ADL order number `adl` of the contract against `account`."""
 
     symbol: Symbol
     seq: Positive
@@ -103,7 +106,7 @@ class AdlFill(Event, frozen=True, tag="adlFill"):
 
 
 class AdlEnd(Event, frozen=True, tag="adlEnd"):
-    """The engine is done with the present round of ADL order number `adl`."""
+    """The matching engine has ended the current round of ADL order number `adl`."""
 
     symbol: Symbol
     seq: Positive
@@ -113,7 +116,7 @@ class AdlEnd(Event, frozen=True, tag="adlEnd"):
 
 
 class AdlAck(Event, frozen=True, tag="adlAck"):
-    """The engine has received a round of an ADL order, so that it need not be announced again."""
+    """The matching engine has received a round of an ADL order. The service then stops announcing the round."""
 
     symbol: Symbol
     adl: Positive
@@ -122,7 +125,10 @@ class AdlAck(Event, frozen=True, tag="adlAck"):
 
 
 class AdlTimeout(Event, frozen=True, tag="adlTimeout"):
-    """A round of an ADL order went unanswered for `round_seconds`: it ends. The owner of the partition appends this event."""
+    """Ends a round of an ADL order that the matching engine did not answer within `round_seconds`.
+
+    The owner of the partition appends this event.
+    """
 
     symbol: Symbol
     adl: Positive
@@ -139,9 +145,9 @@ class Rate(Event, frozen=True, tag="rate"):
 
 
 class PolicyChange(Event, frozen=True, tag="policy"):
-    """From here on these policies apply to all contracts of the partition.
+    """Applies new policies to all contracts of the partition.
 
-    Its owner appends the event when the configuration has changed.
+    The owner of the partition appends the event when the configuration has changed.
     """
 
     version: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -151,13 +157,13 @@ class PolicyChange(Event, frozen=True, tag="policy"):
 
 
 class Listing(Event, frozen=True, tag="contract"):
-    """Lists or updates a contract: KuCoin's object whole, nested because it has a `type` of its own."""
+    """Lists or updates a contract. `contract` is KuCoin's complete object, nested because it has its own `type`."""
 
     contract: dict[str, Any]
 
 
 class Reason(StrEnum):
-    """Why an event cannot be settled; what no retry of the same bytes under the same rules would make good."""
+    """Why an event cannot be settled. A retry of the same bytes under the same rules is rejected again."""
 
     UNDECODABLE = "undecodable"
     UNKNOWN_TYPE = "unknown_type"
@@ -185,14 +191,14 @@ class Reason(StrEnum):
 
 
 UNDER_TERMS = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd
-"""Events whose numbers mean what the contract's terms say."""
+"""Events whose numbers depend on the contract's terms. They are rejected while the terms are in doubt."""
 
 DETAIL_LENGTH_MAX = 500
-"""A detail may quote what arrived, and what arrived may be anything."""
+"""Details quote events, which may contain text of any length."""
 
 
 class Rejection(Exception):
-    """An event that cannot be settled; kept whole in the ledger's database with this reason and detail."""
+    """Raised for an event that cannot be settled. The database stores the event with this reason and detail."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         shown = detail if detail.isprintable() else ascii(detail)
@@ -202,27 +208,28 @@ class Rejection(Exception):
 
 
 def terms_in_doubt(symbol: str) -> Rejection:
-    """Why an event of a suspended contract is refused."""
+    """Returns the rejection of an event whose contract is suspended."""
     return Rejection(
         Reason.TERMS_IN_DOUBT,
-        f"{symbol} was listed with other terms than its entries have: list it with theirs, or run"
+        f"{symbol} was listed with terms that differ from those of its entries: list it with the terms of its entries, or run"
         f" fundsvc contracts resume {symbol}",
     )
 
 
 def check_replayable(event: Event | Rejection) -> None:
-    """Raises Rejection for a state that later events have replaced: sent again, an old one would overwrite a newer one."""
+    """Raises Rejection for a mark, position or rate, because replaying an old one would overwrite a newer one."""
     if isinstance(event, Mark | Position | Rate):
         tag = event.__struct_config__.tag
         raise Rejection(
-            Reason.SUPERSEDED, f"a {tag} is not replayed, a newer one may be known: ask the engine to send it again"
+            Reason.SUPERSEDED,
+            f"a {tag} cannot be replayed, because it may overwrite a newer one: have the matching engine send it again",
         )
 
 
 class Rejected(msgspec.Struct, frozen=True, gc=False):
-    """A refused event as it is kept: where it came from, why it was refused, and its bytes.
+    """A rejected event as the database stores it: its place in the stream, the reason, and its bytes.
 
-    One with an engine sequence is found again by its contract, its sequence and the digest of what it says.
+    `identity` is the contract, the sequence and the digest of an event with an engine sequence; None for other events.
     """
 
     stream_id: str

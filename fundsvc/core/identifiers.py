@@ -1,26 +1,28 @@
-"""Which text may name a trade, an order, an account or a contract, and which leg of a position lots belong to."""
+"""Checks of the text that identifies a trade, an order, an account or a contract, and of the leg of a position."""
 
 from fundsvc.core.events import Fill, Position, Rate, Reason, Rejection
 
 FORMULA_CHARACTERS = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
-"""A spreadsheet evaluates a CSV cell that begins with one of these, or their wide forms, also where the cell is quoted."""
+"""A spreadsheet evaluates a CSV cell that begins with one of these or their full-width forms, even if the cell is quoted."""
 
 
 _DOUBTFUL = FORMULA_CHARACTERS | {" "}
-"""Spaces may hide one of these; no other white space is printable."""
+"""The fast test does not accept a text that begins with one of these: spaces may precede a formula character."""
 
 
 def is_identifier(text: str) -> bool:
-    """Whether a text is printable and no spreadsheet takes it for a formula."""
+    """Whether a text is printable and no spreadsheet evaluates it as a formula."""
     return text.isprintable() and text.lstrip()[:1] not in FORMULA_CHARACTERS
 
 
 def check_identifiers(event: Fill | Position | Rate) -> None:
-    """Raises Rejection for a field that is no identifier, or lots that contradict the leg.
+    """Raises Rejection if a field is not an identifier, or if the sign of the lots contradicts the leg.
 
-    A position that was opened under a name that is no identifier may still be closed.
+    The names of a position with 0 lots are not checked, so that a position opened under an illegal name can be closed.
     """
     if type(event) is Fill and _are_plain(event.trade_id, event.order_id, event.account):
+        return
+    if type(event) is Position and event.position_side == "BOTH" and _are_plain(event.account, event.owner):
         return
     for name, text in _named(event):
         if not is_identifier(text):
@@ -31,13 +33,13 @@ def check_identifiers(event: Fill | Position | Rate) -> None:
         _check_leg(event)
 
 
-def _are_plain(one: str, two: str, three: str) -> bool:
-    """Whether three texts are surely identifiers: fills are many, and nearly all of theirs are."""
+def _are_plain(one: str, two: str, three: str = "") -> bool:
+    """Whether texts are certainly identifiers. Nearly all are, so most events need only this fast test."""
     return (one + two + three).isprintable() and not (one[:1] in _DOUBTFUL or two[:1] in _DOUBTFUL or three[:1] in _DOUBTFUL)
 
 
 def _check_leg(position: Position) -> None:
-    """Raises Rejection where the sign of the lots contradicts the leg."""
+    """Raises Rejection if the sign of the lots contradicts the leg."""
     side, lots = position.position_side, position.lots
     if (lots < 0) if side == "LONG" else (lots > 0):
         sign = "0 or more" if side == "LONG" else "0 or less"

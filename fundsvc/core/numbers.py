@@ -1,6 +1,6 @@
 """Exact numbers: money as integer atoms, prices as integers at a contract's own scale.
 
-Nothing here rounds. Text that cannot be held exactly is refused with the reason.
+Nothing here rounds. Text that has no exact representation is rejected with the reason.
 """
 
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
@@ -8,22 +8,22 @@ from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from fundsvc.core.events import Reason, Rejection
 
 PRICE_DECIMALS_MAX = 12
-"""A bankruptcy price is computed, so it is often finer than the tick; this many decimals are kept."""
+"""A bankruptcy price is computed, so it is often finer than the tick. More decimals than this are rejected."""
 
 CURRENCY_DECIMALS_MAX = 18
 """More than any settlement currency has."""
 
 INT64_MAX = 2**63 - 1
-"""The ledger stores 64-bit integers; what does not fit is a rejected event."""
+"""The ledger stores 64-bit integers. An event with a larger amount is rejected."""
 
 EXACT = Context(prec=100, Emax=100, Emin=-100, traps=[Inexact, InvalidOperation, Overflow])
-"""Arithmetic that raises where the usual context would round; wide enough for every amount that a ledger could hold."""
+"""Arithmetic that raises an error instead of rounding; wide enough for every amount that a ledger can hold."""
 
 _POWERS: list[int] = [10**exponent for exponent in range(CURRENCY_DECIMALS_MAX + 1)]
 
 
 def parse_price(text: str, decimals: int) -> int:
-    """The price in units of 10**-decimals; raises Rejection unless it is positive, exact and 64-bit."""
+    """Returns the price in units of 10**-decimals; raises Rejection unless it is positive, exact and 64-bit."""
     price = parse_amount(text, decimals)
     if not price:
         raise Rejection(Reason.OUT_OF_RANGE, f"price {text!r} is not above 0")
@@ -31,7 +31,7 @@ def parse_price(text: str, decimals: int) -> int:
 
 
 def parse_amount(text: str, decimals: int) -> int:
-    """The amount in units of 10**-decimals; raises Rejection unless it is exact, 64-bit and not negative."""
+    """Returns the amount in units of 10**-decimals; raises Rejection unless it is exact, 64-bit and not negative."""
     whole, point, fraction = text.partition(".")
     digits = whole + fraction
     if not (digits.isdigit() and digits.isascii() and whole) or (point and not fraction):
@@ -46,7 +46,7 @@ def parse_amount(text: str, decimals: int) -> int:
 
 
 def format_units(units: int, decimals: int) -> str:
-    """An integer of 10**-decimals as the shortest exact decimal text: (-15000, 2) gives '-150'."""
+    """Formats an integer of 10**-decimals as the shortest exact decimal text: (-15000, 2) gives '-150'."""
     sign = "-" if units < 0 else ""
     digits = str(abs(units)).rjust(decimals + 1, "0")
     whole, fraction = digits[: len(digits) - decimals], digits[len(digits) - decimals :].rstrip("0")
@@ -54,7 +54,7 @@ def format_units(units: int, decimals: int) -> str:
 
 
 def to_units(amount: Decimal, decimals: int) -> int:
-    """The exact integer of 10**-decimals; ValueError when the amount is finer than that, beyond reason or not finite."""
+    """Returns the exact integer of 10**-decimals; raises ValueError if the amount is finer, too large or not finite."""
     try:
         return int(EXACT.to_integral_exact(EXACT.scaleb(amount, decimals)))
     except (ArithmeticError, ValueError):

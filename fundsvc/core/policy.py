@@ -1,4 +1,4 @@
-"""What a contract's fund does when it runs dry, and the line at which it stops paying before that."""
+"""The policies of a contract's fund, and the drawdown guard, which limits payments before the fund is empty."""
 
 from collections import deque
 from typing import Annotated, Literal
@@ -6,15 +6,16 @@ from typing import Annotated, Literal
 import msgspec
 
 MINUTE_MS = 60_000
-"""Peaks are kept by the minute, so that what must survive a restart is bounded: at most one number for each."""
+"""Peaks are stored by the minute, which bounds the state of a guard: at most one number for each minute of its window."""
 
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class DrawdownGuard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Deleveraging before the fund is empty, as Bybit and OKX do it: from a fall by `start` from the highest balance of the
-    last `hours`, until it is no more than `stop` below it. A fund whose peak is under `minimum_balance` (whole currency units)
-    has none.
+    """Starts ADL before the fund is empty, as Bybit and OKX do.
+
+    The guard starts when the balance falls by `start` from the highest balance of the last `hours`, and stops when the balance
+    is no more than `stop` below it. A fund whose peak is below `minimum_balance` (whole currency units) has no guard.
     """
 
     start: Share = 0.30
@@ -24,7 +25,9 @@ class DrawdownGuard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.stop > self.start:
-            raise ValueError(f"stop {self.stop} is beyond start {self.start}: it would never be active")
+            raise ValueError(
+                f"stop {self.stop} is above start {self.start}, so the guard would never start: set stop at most start"
+            )
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,25 +44,25 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The policies of all contracts, as a partition has recorded them; versions of a partition count from 1."""
+    """The policies of all contracts as a partition records them. The versions of a partition count from 1."""
 
     version: int
     default: Policy
     contracts: dict[str, Policy]
 
     def of(self, symbol: str) -> Policy:
-        """The policy of a contract."""
+        """Returns the policy of a contract."""
         return self.contracts.get(symbol, self.default)
 
     def same_rules(self, other: "Policies") -> bool:
-        """Whether both say the same, whatever their versions."""
+        """Whether both have the same rules; versions are not compared."""
         return (self.default, self.contracts) == (other.default, other.contracts)
 
 
 class Peaks:
-    """The highest balance of a sliding span of time, by the minute; balances in atoms.
+    """The highest balance of a sliding window, by the minute; balances are atoms.
 
-    A minute's number is the highest balance in it. Kept as a falling sequence: a minute is forgotten once a later one is as
+    Each minute has its highest balance. The minutes form a falling sequence: a minute is dropped once a later minute is as
     high.
     """
 
@@ -68,7 +71,7 @@ class Peaks:
         self._minutes = deque(kept)
 
     def note(self, ts: int, balance: int) -> None:
-        """A balance at a time; times that go back count as now."""
+        """Adds a balance at a time (ms). A time before the last minute counts as the last minute."""
         minute = ts // MINUTE_MS
         minutes = self._minutes
         if minutes:
@@ -81,22 +84,22 @@ class Peaks:
             minutes.popleft()
 
     def forget_after(self, latest_ms: int) -> None:
-        """Drops minutes that are later than a time: ledgers of before have some, from events stamped ahead."""
+        """Drops minutes after a time (ms). Older ledgers contain such minutes, from events with a `ts` in the future."""
         while self._minutes and self._minutes[-1][0] > latest_ms // MINUTE_MS:
             self._minutes.pop()
 
     @property
     def peak(self) -> int:
-        """The highest balance noted within the span."""
+        """The highest balance of the window."""
         return self._minutes[0][1] if self._minutes else 0
 
     def save(self) -> list[tuple[int, int]]:
-        """What must be kept to go on after a restart."""
+        """Returns (minute, highest balance) pairs with falling balances, to restore the peaks from."""
         return list(self._minutes)
 
 
 class Guard:
-    """A drawdown guard at work: the reserve line, below which the fund does not pay, with hysteresis."""
+    """The state of a drawdown guard: it computes the reserve line, below which the fund does not pay, with hysteresis."""
 
     def __init__(self, terms: DrawdownGuard, decimals: int, kept: "SavedGuard") -> None:
         self._terms = terms
@@ -105,7 +108,7 @@ class Guard:
         self.active = kept.active
 
     def observe(self, ts: int, balance: int) -> None:
-        """Notes the balance at a time and switches the guard on at its start line, off above its stop line."""
+        """Adds the balance at a time (ms). Activates the guard at the start line, and deactivates it above the stop line."""
         self._peaks.note(ts, balance)
         peak = self._peaks.peak
         if peak < self._minimum or balance >= max(1, _share_of(peak, 1 - self._terms.stop)):
@@ -114,33 +117,38 @@ class Guard:
             self.active = True
 
     def forget_after(self, latest_ms: int) -> None:
-        """Drops what was noted at times later than this, which no time of now can replace."""
+        """Drops balances after a time (ms), which later balances could not replace."""
         self._peaks.forget_after(latest_ms)
 
     @property
     def line(self) -> int:
-        """The balance below which the fund does not pay now."""
+        """The reserve line: the balance below which the fund does not pay now, in atoms."""
         peak = self._peaks.peak
         if peak < self._minimum:
             return 0
         return _share_of(peak, 1 - (self._terms.stop if self.active else self._terms.start))
 
     def near(self, balance: int) -> bool:
-        """Whether a balance is below the stop line: a further fall would make the guard active, if it is not."""
+        """Whether a balance is below the stop line, so that a further fall may activate the guard."""
         return self._peaks.peak >= self._minimum and balance < _share_of(self._peaks.peak, 1 - self._terms.stop)
 
     def save(self) -> "SavedGuard":
-        """What must be kept to go on after a restart."""
+        """Returns the state to restore the guard from."""
         return SavedGuard(self.active, self._peaks.save())
 
 
+def payable(balance: int, guard: Guard | None) -> int:
+    """The amount that a fund may pay now: its balance down to the guard's line."""
+    return max(0, balance - guard.line) if guard else balance
+
+
 class SavedGuard(msgspec.Struct, array_like=True, frozen=True):
-    """A guard as it is kept between restarts: whether it is active, and (minute, highest balance) falling."""
+    """The stored state of a guard: whether it is active, and its (minute, highest balance) pairs with falling balances."""
 
     active: bool = False
     peaks: list[tuple[int, int]] = msgspec.field(default_factory=list)
 
 
 def _share_of(amount: int, share: float) -> int:
-    """The share of an amount, rounded up; shares are exact to six decimals."""
+    """Returns a share of an amount, rounded up. The share is rounded to six decimals."""
     return -(-amount * round(share * 1_000_000) // 1_000_000)

@@ -1,4 +1,4 @@
-"""What events need to know of sequences that were passed, asked of the ledger before they are applied."""
+"""Looks up passed sequences in the ledger before the events that need them are applied."""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol
@@ -7,16 +7,16 @@ from fundsvc.core.sequences import Facts, Sequences
 
 
 class Ledger(Protocol):
-    """A ledger that knows what was applied."""
+    """A ledger that can be queried for sequences."""
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
-        """What it has of the first of some sequences, rising, of each contract: of the first one at least."""
+        """Returns the facts of the first of some rising sequences of each contract; of one sequence at least."""
 
 
-async def recollect(
+async def look_up(
     sequences: Sequences, wanted: Mapping[str, Collection[int]], ledger: Ledger, pause: Callable[[], Awaitable[None]]
 ) -> None:
-    """Learns what a ledger has of some sequences, by contract; pauses after each answer."""
+    """Queries a ledger for some sequences, by contract, and adds the facts; pauses after each query."""
     rest = {symbol: sorted(seqs) for symbol, seqs in wanted.items()}
     while rest:
         facts = await ledger.facts(rest)

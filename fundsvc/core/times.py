@@ -1,22 +1,22 @@
-"""Which times an event may have: by the clock that put it into its stream, whose milliseconds begin the stream id."""
+"""Checks of the time of an event against the time of its stream id, which the stream server's clock gives."""
 
 from fundsvc.core.events import Event, Reason, Rejection
 
 AHEAD_SECONDS_MAX = 300.0
-"""How far an engine's clock may be ahead of the stream's, unless configured: clocks that are kept by NTP differ by less."""
+"""The default limit for a matching engine's clock ahead of the stream server's. Clocks synchronised by NTP differ by less."""
 
 PLAUSIBLE_MS = 1_262_304_000_000
-"""The start of 2010: a stream server's clock is later."""
+"""The start of 2010. The clock of every stream server is later."""
 
 SECONDS_MIN, SECONDS_MAX = 500_000_000, 100_000_000_000
-"""Times of now in seconds lie between these; in milliseconds these are of January 1970 and of 1973."""
+"""Current times in seconds lie between these. In milliseconds, these are times of January 1970 and of 1973."""
 
 OLD_MS = 86_400_000
-"""An event is old after a day: it is settled, but no live engine sends it."""
+"""An event is old after a day. It is settled, but counted, because a live matching engine does not send it."""
 
 
 def check_time(event: Event | Rejection, latest_ms: int) -> None:
-    """Raises Rejection for a time that is later than `latest_ms` or not in milliseconds."""
+    """Raises Rejection if the event's time is later than `latest_ms` or not in milliseconds."""
     ts = getattr(event, "ts", None)
     if ts is None:
         return
@@ -27,16 +27,16 @@ def check_time(event: Event | Rejection, latest_ms: int) -> None:
 
 
 def is_old(event: Event | Rejection, stream_ms: int) -> bool:
-    """Whether an event happened over a day before it was put into its stream."""
+    """Whether an event happened more than a day before it was appended to its stream."""
     ts = getattr(event, "ts", None)
     return ts is not None and ts < stream_ms - OLD_MS
 
 
 def is_time(stream_ms: int) -> bool:
-    """Whether the milliseconds of a stream id are a time: its sender may have chosen another number."""
+    """Whether the first part of a stream id is a time. A producer may choose another number."""
     return stream_ms >= PLAUSIBLE_MS
 
 
 def time_of_id(stream_id: str) -> int:
-    """The milliseconds that a stream id begins with."""
+    """Returns the first part of a stream id, in milliseconds."""
     return int(stream_id.partition("-")[0])

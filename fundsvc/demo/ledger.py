@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fundsvc.core.adl.order import State
+from fundsvc.core.adl.order import State, refund_of
 from fundsvc.core.adl.records import reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.numbers import format_units
@@ -40,7 +40,7 @@ class Order(NamedTuple):
     @property
     def refund(self) -> int:
         """The amount that a completed order refunds to the fund, in atoms."""
-        return self.deficit * self.lots // self.deficit_lots - self.uncovered
+        return refund_of(self)
 
 
 class Ledger:

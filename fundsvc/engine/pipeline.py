@@ -21,11 +21,11 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.batch import Batch, Durations, Offset, Place
+from fundsvc.core.batch import Batch, Draft, Durations, Offset, Place, Replayed
 from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
-from fundsvc.core.sequence_lookup import recollect
-from fundsvc.core.sequences import Facts, kept_as
+from fundsvc.core.sequence_lookup import look_up
+from fundsvc.core.sequences import Facts, identity_of
 from fundsvc.core.times import time_of_id
 from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, Contents, Message
 
@@ -70,7 +70,7 @@ class Ledger(Protocol):
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
         """What it has of the first of some sequences, rising, of each contract: of the first one at least."""
 
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, batch: Draft) -> None:
         """Called with a batch whenever some more has been settled, so that the ledger may encode that while it is fresh."""
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
@@ -248,7 +248,7 @@ class Pipeline:
             if self._is_due():
                 await self._hand_over()
         if wanted:
-            await recollect(self._partition.sequences, wanted, self._ledger, self._hand_over)
+            await look_up(self._partition.sequences, wanted, self._ledger, self._hand_over)
         return events
 
     async def _settle_events(
@@ -344,12 +344,12 @@ class Pipeline:
         check_replayable(event)
         known = self._partition.is_applied(event)
         entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
-        self._partition.batch.replayed.append((*key, None if known else message.stream_id, entry))
+        self._partition.batch.replayed.append(Replayed(*key, None if known else message.stream_id, entry))
 
     def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
         # One that stands in a message was raised from there: its traceback would keep all of the message in a cycle.
         rejection.__traceback__ = None
-        rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, kept_as(event))
+        rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, identity_of(event))
         self._partition.batch.reject(rejected)
 
     def _begin_slice(self) -> None:

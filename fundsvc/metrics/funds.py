@@ -4,12 +4,12 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
-from fundsvc.core.adl.order import AdlOrder, OrderState
+from fundsvc.core.adl.order import AdlOrder, OrderState, refund_of
 from fundsvc.core.batch import Moved
 from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.settlement import Fund, FundState
-from fundsvc.core.fund.state import FundStateName, guard_at, state_of
-from fundsvc.core.policy import Guard
+from fundsvc.core.fund.state import FundStateName, drawdown, guard_at, state_of
+from fundsvc.core.policy import Guard, payable
 from fundsvc.metrics.exposition import labels_text
 
 
@@ -73,7 +73,7 @@ class FundMetrics:
             return None
         self.orders[order.state] += 1
         if order.state == "done":
-            self.refunded += order.deficit * order.lots // order.deficit_lots - order.uncovered
+            self.refunded += refund_of(order)
         return max(0.0, time.time() - since)
 
 
@@ -101,7 +101,7 @@ class FundView:
     @property
     def payable(self) -> int:
         """What the fund may pay now: its balance down to the guard's line."""
-        return max(0, self.balance - self.guard.line) if self.guard else self.balance
+        return payable(self.balance, self.guard)
 
     @property
     def target(self) -> float | None:
@@ -127,4 +127,4 @@ class FundView:
     @property
     def drawdown(self) -> float:
         """The share of the peak that is gone."""
-        return (self.peak - self.balance) / self.peak if self.peak else 0.0
+        return drawdown(self.balance, self.peak)

@@ -147,7 +147,7 @@ class Recall:
         """Applies an event; one that the terms known here refuse came after a listing that changed them."""
         side = self._sides.get((event.symbol, event.adl)) if isinstance(event, AdlFill) else None
         with suppress(Rejection):
-            self._partition.recall(event, side, stream_ms)
+            self._partition.apply_to_book(event, side, stream_ms)
 
     def _is_later(self, at: tuple[int, int], event: Event) -> bool:
         """Whether an event is of one of the books, and came after that was kept."""

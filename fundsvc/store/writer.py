@@ -14,7 +14,7 @@ from fundsvc.core.adl.book import SavedBook
 from fundsvc.core.adl.order import AdlOrder, Asked, OrderState
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, BookState, KeptBook, Offset, Place
+from fundsvc.core.batch import Batch, BookState, Draft, KeptBook, Offset, Place
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.fund.settlement import Fund, FundState
@@ -139,7 +139,7 @@ class Writer:
     async def _ask(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         return await self._connection.fetch(SQL[block], *parameters)
 
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, batch: Draft) -> None:
         """Encodes the entries that a batch has by now, so that `commit` has only to send them."""
         batch.pack(copy_rows)
 
@@ -227,20 +227,8 @@ def _moved(before: Offset, after: Offset) -> tuple[Any, ...]:
 
 def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
     """The fund in a row of `load_funds`, under a policy."""
-    return Fund(
-        contract_from(row),
-        policy=policy,
-        guard=saved_guard_from(row),
-        balance=row["balance"],
-        outstanding=row["outstanding"],
-        entry=row["entry"],
-        seq=row["seq"],
-        adl=row["adl"],
-        head=row["head"],
-        suspended=row["suspended"],
-        adl_record=row["adl_record"],
-        adl_head=row["adl_head"],
-    )
+    state = FundState(**{name: row[name] for name in FundState._fields})._replace(guard=saved_guard_from(row))
+    return Fund(contract_from(row), state, policy, suspended=row["suspended"])
 
 
 def saved_guard_from(row: asyncpg.Record) -> SavedGuard | None:

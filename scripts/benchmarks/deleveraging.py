@@ -172,9 +172,10 @@ def _desk(events: Sequence[Position]) -> Deleveraging:
     partition = _partition()
     for event in events:
         partition.apply(event)
-    desk: Deleveraging = partition._desks[CONTRACT.symbol]  # noqa: SLF001 - what is measured is in there
-    desk.book.mark = MARK
-    return desk
+    market = partition.market(CONTRACT.symbol)
+    assert market is not None
+    market.desk.book.mark = MARK
+    return market.desk
 
 
 def _partition() -> Partition:

@@ -17,7 +17,7 @@ from fundsvc.config.settings import CurrencyConfig
 from fundsvc.core.contracts import Contract, contract_of
 from fundsvc.core.events import Fill
 from fundsvc.core.fund.chain import Entry
-from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.local.servers import EmbeddedServers
 
 FIELDS = Entry.__struct_fields__
@@ -98,7 +98,7 @@ async def _settle(ledger: Ledger, funds: dict[str, Fund], fills: Iterator[Fill],
 async def _settle_one(connection: asyncpg.Connection, contract: Contract, fill: Fill) -> None:
     row = await connection.fetchrow(_LOCK, fill.symbol)
     assert row is not None, "every contract has a fund"
-    fund = Fund(contract, **row)
+    fund = Fund(contract, FundState(contract.symbol, **row))
     entry, digest = fund.settle(fill)
     await connection.execute(_INSERT, *msgspec.structs.astuple(entry), digest)
     *state, _guard = fund.state()

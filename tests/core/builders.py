@@ -1,13 +1,15 @@
-"""What the tests of the core speak about, each with everything given but what the test is about."""
+"""Contracts and events with defaults, so that a test states only the fields that matter."""
 
 from decimal import Decimal
 
 import msgspec
 
+from fundsvc.cli.tools.vectors import FundWithReserve
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Listing, Mark, Position
-from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.partition import Partition
+from fundsvc.core.policy import Policy
 
 LINEAR = Contract(
     symbol="XBTUSDTM",
@@ -26,25 +28,27 @@ INVERSE = Contract(
     is_inverse=True,
 )
 UNIT = msgspec.structs.replace(LINEAR, symbol="UNITUSDTM", multiplier=Decimal(1))
-"""One lot at a price move of 1 is worth 1 USDT."""
+"""A lot is worth 1 USDT for each price difference of 1."""
+
+NO_GUARD = Policy()
 
 ONE = 10**8
 """1 USDT in atoms."""
 
 
 def fill(seq: int = 1, **fields) -> Fill:
-    """A fill of the unit contract that is worth nothing."""
+    """A fill of the unit contract, by default worth 0."""
     given = {"symbol": UNIT.symbol, "side": "sell", "lots": 1, "price": "100", "bankruptcy_price": "100", "ts": 1000 + seq}
     return Fill(**(given | {"seq": seq} | fields))
 
 
 def worth(amount: int, seq: int = 1, **fields) -> Fill:
-    """A fill of the unit contract that is worth this many USDT."""
+    """A fill of the unit contract with this worth in USDT."""
     return fill(seq, lots=abs(amount) or 1, price="101" if amount > 0 else "99" if amount else "100", **fields)
 
 
 def specification(**fields) -> dict:
-    """The unit contract as an exchange describes it."""
+    """KuCoin's object of the unit contract."""
     return {"symbol": "UNITUSDTM", "settleCurrency": "USDT", "multiplier": 1.0, "isInverse": False} | fields
 
 
@@ -69,6 +73,11 @@ def adl_fill(seq: int, account: str, lots: int, adl: int = 1, **fields) -> AdlFi
 
 def adl_end(seq: int, adl: int = 1, **fields) -> AdlEnd:
     return AdlEnd(**({"symbol": UNIT.symbol, "seq": seq, "adl": adl, "ts": 1000 + seq} | fields))
+
+
+def a_fund(contract: Contract = UNIT, policy: Policy = NO_GUARD, *, reserve_line: int = 0, **state) -> Fund:
+    """A fund with these fields of its state, in atoms."""
+    return FundWithReserve(contract, FundState(contract.symbol, **state), policy, reserve_line)
 
 
 def partition(*funds: Fund, number: int = 0, partitions: int = 1) -> Partition:

@@ -1,4 +1,4 @@
-"""Ledgers made by a partition, and what recomputing them finds."""
+"""Ledgers that a partition writes, and the differences that a replay finds in them."""
 
 from typing import NamedTuple
 
@@ -24,13 +24,13 @@ class Line(NamedTuple):
 
 
 class Retraced:
-    """A contract's ledger as it is written: lines in order, the fund, and the rows of its orders."""
+    """A contract's ledger: its lines in order, the stored fund, and the rows of its orders."""
 
     def __init__(self, *events, policy=PLAIN):
         self.policy = policy
         self.lines: list[Line] = []
         self.orders = {}
-        self.refused = []
+        self.rejected = []
         self._partition = Partition(0, 1, [], {"USDT": 8}, 10, lambda _: policy)
         self.apply(listing(), *events)
 
@@ -38,8 +38,8 @@ class Retraced:
         for number, event in enumerate(events):
             try:
                 self._partition.apply(event, 1_000_000 + number)
-            except Rejection as refusal:
-                self.refused.append(refusal.reason)
+            except Rejection as rejection:
+                self.rejected.append(rejection.reason)
         self._take()
 
     def apply_late(self, event):
@@ -56,8 +56,8 @@ class Retraced:
             self.fund = state
 
     def asked(self, adl):
-        """What an order's present round still asks, by account."""
-        order = self._partition._desks[UNIT.symbol].orders[adl]
+        """The lots that an order's current round still requests, by account."""
+        order = self._partition.market(UNIT.symbol).orders[adl]
         return {account: rest for account, rest in order.asked.rests() if rest}
 
     @property
@@ -80,7 +80,7 @@ class Retraced:
         return OrderTotals(recovered, rest, max((row.seq for row in rows), default=0), len(rows))
 
     def differences(self, lines=None, orders=None, late=(), **changes):
-        """What an audit finds of the ledger with these lines and rows, and a fund so changed."""
+        """The differences of the ledger with these lines and rows, and with these changes of the fund."""
         replay = self.replay(lines, late=late)
         rows = self.orders if orders is None else orders
         replay.compare({row.adl: row for row in rows.values()}, ended=True)
@@ -88,19 +88,19 @@ class Retraced:
         return replay.differences
 
     def altered(self, number, **fields):
-        """The lines with one of them changed and its hash left as it was."""
+        """The lines with one of them altered and its hash unchanged."""
         item, digest = self.lines[number]
         return [*self.lines[:number], Line(msgspec.structs.replace(item, **fields), digest), *self.lines[number + 1 :]]
 
 
 def place(line):
-    """Entries and records in the order in which they were made: a record follows the entry that it names."""
+    """The sort key of a line: a record follows the entry that it contains."""
     item = line.item
     return (item.entry, 0, 0) if isinstance(item, Entry) else (item.entry, 1, item.record)
 
 
 def resealed(lines):
-    """The lines with all hashes made anew, as a skilled forger makes them; and the heads of both chains."""
+    """The lines with all hashes recomputed, as in a forged ledger, and the heads of both chains."""
     heads = {Entry: bytes(32), AdlRecord: bytes(32)}
     result = []
     for item, _ in lines:

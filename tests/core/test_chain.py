@@ -29,7 +29,7 @@ ENTRIES = st.builds(
 
 
 def packed_integer(value: int) -> bytes:
-    """MessagePack's shortest form of an integer, by its specification."""
+    """The shortest MessagePack form of an integer, by the specification."""
     if 0 <= value < 2**7 or -(2**5) <= value < 0:
         return struct.pack("b", value)
     for code, form in ((0xCC, ">B"), (0xCD, ">H"), (0xCE, ">I"), (0xCF, ">Q")):
@@ -55,7 +55,7 @@ def packed_text(value: str) -> bytes:
 
 
 def independent_hash(previous: bytes, entry: Entry) -> bytes:
-    """The documented hash, from the documentation alone: an array of one of two versions behind the previous hash."""
+    """The hash, implemented from the documentation alone: SHA-256 of the previous hash and the array of either version."""
     before = (
         *(entry.symbol, entry.entry, entry.seq, entry.kind, entry.change, entry.balance, entry.uncovered, entry.repaid),
         *(entry.side, entry.lots, entry.price, entry.bankruptcy_price, entry.trade_id, entry.order_id),
@@ -68,7 +68,7 @@ def independent_hash(previous: bytes, entry: Entry) -> bytes:
     return hashlib.sha256(previous + packed + packed_integer(entry.ts)).digest()
 
 
-def test_the_hash_of_a_known_chain_never_changes():
+def test_hashes_of_a_known_chain_are_stable():
     first = link(GENESIS, FIRST)
     assert first.hex() == "730b69acd1563a14f5802412b2655209ff976db1578d79921239be8d40b463fc"
     assert link(GENESIS, SEALED).hex() == "e5a04d9b43be5358f3a518d966a2fe828f842de09cf99b1c71a9b79b48b542df"
@@ -76,7 +76,7 @@ def test_the_hash_of_a_known_chain_never_changes():
 
 
 @given(st.binary(min_size=32, max_size=32), ENTRIES)
-def test_anyone_can_recompute_the_hash_without_our_code(previous, entry):
+def test_hash_equals_an_independent_implementation(previous, entry):
     assert link(previous, entry) == independent_hash(previous, entry)
 
 
@@ -85,20 +85,20 @@ OTHERS = {str: lambda text: text + "x", int: lambda number: number + 1, bytes: l
 
 @pytest.mark.parametrize("name", Entry.__struct_fields__)
 @pytest.mark.parametrize("first", [FIRST, SEALED])
-def test_any_altered_field_breaks_the_chain(name, first):
+def test_every_altered_field_changes_the_hashes(name, first):
     if (first.seal, name) == (SEAL, "account"):
-        return  # its commitment is sealed in its place: see test_commitment.py
+        return  # The hash contains the commitment in place of the account; see test_commitment.py.
     value = getattr(first, name)
     altered = msgspec.structs.replace(first, **{name: OTHERS[type(value)](value)})
     assert link(GENESIS, altered) != link(GENESIS, first)
     assert link(link(GENESIS, altered), SECOND) != link(link(GENESIS, first), SECOND)
 
 
-def test_text_cannot_move_from_one_field_to_the_next():
+def test_moving_text_between_fields_changes_the_hash():
     moved = msgspec.structs.replace(FIRST, trade_id="trade-", order_id="1order-1")
     assert link(GENESIS, moved) != link(GENESIS, FIRST)
 
 
-def test_entries_cannot_be_swapped_or_dropped():
+def test_swapped_or_dropped_entries_change_the_hash():
     assert link(link(GENESIS, SECOND), FIRST) != link(link(GENESIS, FIRST), SECOND)
     assert link(GENESIS, SECOND) != link(link(GENESIS, FIRST), SECOND)

@@ -19,15 +19,15 @@ def contract(**fields) -> Contract:
     return contract_of(specification(**fields), {"USDT": 8, "USDC": 8}, 10)
 
 
-def refusal(**fields) -> str:
-    with pytest.raises(Rejection) as refused:
+def rejection(**fields) -> str:
+    with pytest.raises(Rejection) as rejected:
         contract(**fields)
-    assert refused.value.reason == Reason.CONTRACT_INVALID
-    return refused.value.detail
+    assert rejected.value.reason == Reason.CONTRACT_INVALID
+    return rejected.value.detail
 
 
-@pytest.mark.skipif(not KUCOIN.exists(), reason="the recorded answer is not here")
-def test_the_exchange_s_own_answer_lists_as_it_is():
+@pytest.mark.skipif(not KUCOIN.exists(), reason="the recorded answer is not available")
+def test_recorded_answer_of_the_exchange_lists_unchanged():
     answer = msgspec.json.decode(KUCOIN.read_bytes())["data"]
     listed = {found.symbol: found for found in (contract_of(one, {"USDT": 8, "USDC": 8}, 10) for one in answer)}
     assert {symbol: (str(one.multiplier), one.settle_decimals, one.is_inverse) for symbol, one in listed.items()} == {
@@ -61,11 +61,11 @@ def test_the_exchange_s_own_answer_lists_as_it_is():
         ('"1.00000000000000000000000000"', "1"),
     ],
 )
-def test_a_multiplier_is_kept_exactly_however_it_is_written(text, size):
+def test_multiplier_is_exact_in_every_notation(text, size):
     assert contract(multiplier=json.loads(text)).multiplier == Decimal(size)
 
 
-def test_an_inverse_multiplier_is_negative_and_its_size_counts():
+def test_inverse_multiplier_has_its_absolute_value():
     assert contract(multiplier=-1.0, isInverse=True).multiplier == 1
     assert contract(multiplier=1, isInverse="true").multiplier == 1
 
@@ -77,12 +77,12 @@ def test_an_inverse_multiplier_is_negative_and_its_size_counts():
         *(0, -0.0, -1, "-0.001", 10**18, 1e300),
     ],
 )
-def test_what_is_no_size_is_refused(multiplier):
-    assert "multiplier" in refusal(multiplier=multiplier)
+def test_illegal_multiplier_is_rejected(multiplier):
+    assert "multiplier" in rejection(multiplier=multiplier)
 
 
-def test_a_size_of_zero_is_refused_of_inverse_contracts_too():
-    assert "multiplier" in refusal(multiplier=0.0, isInverse=True)
+def test_zero_multiplier_of_an_inverse_contract_is_rejected():
+    assert "multiplier" in rejection(multiplier=0.0, isInverse=True)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_a_size_of_zero_is_refused_of_inverse_contracts_too():
         ("-5", 12),
     ],
 )
-def test_prices_have_as_many_decimals_as_the_highest_leaves_room_for(max_price, decimals):
+def test_max_price_limits_the_price_decimals(max_price, decimals):
     assert contract(maxPrice=max_price).price_decimals == decimals
 
 
-def test_a_currency_without_a_setting_has_the_default_decimals():
+def test_currency_without_a_setting_has_the_default_decimals():
     assert contract(settleCurrency="ETH").settle_decimals == 10
     assert contract(settleCurrency="USDC").settle_decimals == 8
 
@@ -121,8 +121,8 @@ def test_a_currency_without_a_setting_has_the_default_decimals():
         ({"symbol": "A/B"}, "symbol"),
         ({"symbol": "A:B"}, "symbol"),
         ({"symbol": "A\n"}, "symbol"),
-        *(({"symbol": word}, "word of the API") for word in ("active", "all", "summary")),
-        *(({"symbol": word}, "removed from every URL") for word in (".", "..")),
+        *(({"symbol": word}, "the API uses it in paths") for word in ("active", "all", "summary")),
+        *(({"symbol": word}, "clients remove it from URLs") for word in (".", "..")),
         *(({"symbol": f"{first}AUSDTM"}, "must not begin") for first in "=+-@\uff1d\uff0b\uff0d\uff20"),
         ({"symbol": ""}, "symbol"),
         ({"symbol": "A" * 65}, "symbol"),
@@ -135,19 +135,19 @@ def test_a_currency_without_a_setting_has_the_default_decimals():
         ({"maxPrice": "high"}, "maxPrice"),
     ],
 )
-def test_a_refusal_names_the_field(fields, named):
-    assert named in refusal(**fields)
+def test_rejection_names_the_field(fields, named):
+    assert named in rejection(**fields)
 
 
 @pytest.mark.parametrize(
     "symbol", ["$MICHI_USDT", "...", ".KXBT", "%2e", "%2E%2E", "A-USDT", "A=B", "a?b#c&d=e", "币安人生USDT"]
 )
-def test_other_symbols_stay_legal(symbol):
+def test_other_symbols_are_legal(symbol):
     assert contract(symbol=symbol).symbol == symbol
 
 
 @pytest.mark.parametrize("missing", ["symbol", "settleCurrency", "multiplier", "isInverse"])
-def test_what_settlement_reads_must_be_there(missing):
+def test_every_field_that_settlement_reads_is_required(missing):
     with pytest.raises(Rejection, match=missing):
         contract_of({key: value for key, value in specification().items() if key != missing}, {}, 10)
 
@@ -168,11 +168,11 @@ def test_what_settlement_reads_must_be_there(missing):
         {"a": {"a": {"a": {"a": {"a": {"a": {"a": {"a": 1}}}}}}}},
     ],
 )
-def test_what_could_not_be_kept_as_json_is_refused(extra):
-    assert "plain JSON" in refusal(extra=extra)
+def test_value_that_json_cannot_store_is_rejected(extra):
+    assert "plain JSON" in rejection(extra=extra)
 
 
-def test_other_fields_are_whatever_the_exchange_likes():
+def test_other_fields_may_have_any_json_value():
     names = ["okex", "binance"]
     assert (
         contract(sourceExchanges=names, isQuanto=True, expireDate=None, risk={"k": [490.0, {"m": 1e-5}]}).symbol == "UNITUSDTM"
@@ -191,7 +191,7 @@ _NUMBERS = st.decimals() | st.floats() | st.integers()
 @given(
     st.dictionaries(st.sampled_from(_FIELDS), _JSON | _NUMBERS.map(str) | _NUMBERS.map(str).map(lambda text: text + "0" * 30))
 )
-def test_any_object_is_a_contract_or_refused(fields):
+def test_every_object_is_listed_or_rejected(fields):
     try:
         listed = contract_of(specification(**fields), {"USDT": 8}, 10)
     except Rejection:
@@ -201,17 +201,17 @@ def test_any_object_is_a_contract_or_refused(fields):
     assert Decimal(str(fields.get("multiplier", 1))).copy_abs() == listed.multiplier
 
 
-def test_the_value_factor_is_the_formula_in_lowest_terms():
+def test_value_factor_is_the_formula_in_lowest_terms():
     assert LINEAR.value_factor() == (1, 10**7)
     assert INVERSE.value_factor() == (10**22, 1)
 
 
-def test_the_same_terms_mean_the_same_money():
+def test_same_terms_compares_currency_multiplier_and_kind():
     assert LINEAR.same_terms(msgspec.structs.replace(LINEAR, multiplier=Decimal("0.0010"), price_decimals=2))
     for other in ({"settle_currency": "USDC"}, {"multiplier": Decimal(1)}, {"is_inverse": True}):
         assert not LINEAR.same_terms(msgspec.structs.replace(LINEAR, **other))
 
 
-def test_a_symbol_s_partition_is_its_crc32():
-    assert partition_of("123456789", 2**32) == 0xCBF43926, "the check value that every description of CRC-32 gives"
+def test_partition_is_the_crc32_of_the_symbol():
+    assert partition_of("123456789", 2**32) == 0xCBF43926, "the standard check value of CRC-32"
     assert partition_of("123456789", 4) == 2

@@ -9,7 +9,7 @@ from decimal import Decimal
 import msgspec
 import numpy as np
 import pytest
-from builders import INVERSE, ONE, UNIT, adl_end, adl_fill, fill, listing, mark, partition, position, worth
+from builders import INVERSE, ONE, UNIT, a_fund, adl_end, adl_fill, fill, listing, mark, partition, position, worth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ from fundsvc.core.policy import DrawdownGuard, Policy
 
 
 def desk(policy: Policy = Policy(), *events, balance: int = 0, **fields) -> tuple[Partition, Fund]:  # noqa: B008 - frozen
-    fund = Fund(UNIT, policy=policy, balance=balance * ONE, **fields)
+    fund = a_fund(UNIT, policy=policy, balance=balance * ONE, **fields)
     settling = partition(fund)
     for event in (mark("50"), *events):
         settling.apply(event)
@@ -56,10 +56,10 @@ def executions(batch: Batch) -> list[tuple[int, str, int]]:
 
 
 def refused(settling: Partition, event) -> Reason:
-    before = settling._funds[UNIT.symbol].state()
+    before = settling.market(UNIT.symbol).fund.state()
     with pytest.raises(Rejection) as rejection:
         settling.apply(event)
-    assert settling._funds[UNIT.symbol].state() == before
+    assert settling.market(UNIT.symbol).fund.state() == before
     return rejection.value.reason
 
 
@@ -212,7 +212,7 @@ def test_what_was_not_asked_for_is_refused_and_changes_nothing(event, reason):
     settling.apply(adl_fill(6, "b", 5))
     assert refused(settling, adl_fill(7, "a", 1)) == Reason.ADL_ORDER_CLOSED
     settling.apply(adl_end(7))
-    assert settling._funds[UNIT.symbol].seq == 6  # the end of an order that is over moves nothing
+    assert settling.market(UNIT.symbol).fund.seq == 6  # the end of an order that is over moves nothing
 
 
 def test_lots_are_promised_once():
@@ -249,7 +249,7 @@ def test_an_escalation_among_ten_thousand_open_orders_costs_at_most_twice_the_fi
         if seq % 1000 == 0:
             settling.take()
     assert calls(settling, shortfall(10_003)) <= 2 * first
-    assert len(settling._desks[UNIT.symbol].orders) == 10_003
+    assert len(settling.market(UNIT.symbol).orders) == 10_003
 
 
 @pytest.mark.parametrize(
@@ -440,9 +440,9 @@ def test_an_open_order_is_announced_again_and_goes_on():
     settling, fund = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=15))
     settling.apply(adl_fill(2, "a", 4))
-    (order,) = settling._desks[UNIT.symbol].orders.values()
+    (order,) = settling.market(UNIT.symbol).orders.values()
     book = settling.book(UNIT.symbol)
-    again = Fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
+    again = a_fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
     other = partition(again)
     restore(other, kept_book(book))
     announced = other.reopen(order)
@@ -523,7 +523,7 @@ def test_books_are_kept_a_bounded_part_at_a_time(monkeypatch):
 def test_recalling_touches_books_alone():
     settling = partition(Fund(UNIT))
     for event in (mark("50"), *THREE, shortfall(1), adl_fill(2, "a", 4), adl_end(3)):
-        settling.recall(event, "short")
+        settling.apply_to_book(event, "short")
     batch = settling.take()
     assert (batch.entries, batch.orders, batch.funds) == ([], {}, [])
     assert next(settling.book(UNIT.symbol).save()).short.lots == b"".join(lots.to_bytes(8, "little") for lots in (6, 10, 10))
@@ -755,7 +755,7 @@ def test_an_acknowledged_round_is_known_and_a_new_one_is_not():
         (AdlTimeout(UNIT.symbol, 1, 1, 5), False),
     ):
         settling.apply(event)
-        (order,) = settling._desks[UNIT.symbol].orders.values()
+        (order,) = settling.market(UNIT.symbol).orders.values()
         assert order.acknowledged is acknowledged
     assert order.round == 2
     assert asked(settling.take()) == [{"a": 10}, {"b": 10}]
@@ -825,7 +825,7 @@ class Engine:
 
     @property
     def open(self) -> list[AdlOrder]:
-        return [*self.partition._desks[self.symbol].orders.values()] if self.symbol in self.partition._desks else []
+        return [*self.partition.market(self.symbol).orders.values()]
 
     @property
     def seq(self) -> int:
@@ -970,7 +970,7 @@ def test_who_begins_again_from_what_was_written_goes_on_alike(contract, policy, 
         other.step(*step)
     fund = engine.fund.state()
     fields = {name: getattr(fund, name) for name in FundState._fields if name != "symbol"}
-    engine.fund = Fund(contract, policy=policy, **fields)
+    engine.fund = a_fund(contract, policy=policy, **fields)
     book, open_orders = engine.partition.book(contract.symbol), engine.open
     engine.partition = partition(engine.fund)
     if book:
@@ -990,8 +990,8 @@ def test_recalling_an_execution_leaves_the_other_leg_of_the_account():
     settling = partition(Fund(UNIT))
     legs = [position("a", 10), position("a", -4)]
     for event, leg in zip(legs, ("LONG", "SHORT"), strict=True):
-        settling.recall(msgspec.structs.replace(event, position_side=leg))
-    settling.recall(adl_fill(1, "a", 3), "short")
+        settling.apply_to_book(msgspec.structs.replace(event, position_side=leg))
+    settling.apply_to_book(adl_fill(1, "a", 3), "short")
     book = settling.book(UNIT.symbol)
     assert [(side, book.sides[side].standing(row, 1).lots) for side, row in book.positions("a")] == [("long", 10), ("short", 1)]
 
@@ -1006,7 +1006,7 @@ def test_a_book_that_is_recalled_is_the_book_that_was(contract, stream):
         event = engine.events[-1]
         if engine.refused == refused_before:
             order = engine.whole.orders.get((contract.symbol, getattr(event, "adl", 0)))
-            recalled.recall(event, order and order.reduce)
+            recalled.apply_to_book(event, order and order.reduce)
     assert positions_of(recalled, contract.symbol) == positions_of(engine.partition, contract.symbol)
 
 

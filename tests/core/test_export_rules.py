@@ -1,4 +1,4 @@
-"""`scripts/verify-export` believes what a partition writes, under every policy, also chains from before there were records."""
+"""`scripts/verify-export` accepts the ledgers of a partition under every policy, also with undated ADL records."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ MOMENT = datetime.fromtimestamp(0, UTC)
 
 
 class Written:
-    """A ledger in memory, as the export reads one."""
+    """A ledger in memory, with the interface that the export reads."""
 
     contract = UNIT
 
@@ -38,7 +38,7 @@ class Written:
 
 
 def verified(lines, fund):
-    """The exit code and what is wrong."""
+    """The exit code and the error text of the script."""
 
     async def rows():
         return [row async for row in export_rows(Written(lines, fund))]
@@ -50,7 +50,7 @@ def verified(lines, fund):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_what_a_partition_wrote_verifies(policy):
+def test_ledger_of_a_partition_verifies(policy):
     for seed in range(8):
         ledger = history(seed, policy)
         assert verified(ledger.lines, ledger.fund) == (0, ""), seed
@@ -58,7 +58,7 @@ def test_what_a_partition_wrote_verifies(policy):
         assert verified(lines, ledger.fund._replace(adl_head=adl_head)) == (0, ""), seed
 
 
-def test_a_surplus_repays_what_is_outstanding():
+def test_surplus_that_repays_too_little_is_a_difference():
     ledger = Retraced(*MARKET[:1], worth(-300, 1), worth(500, 2))
     assert verified(ledger.lines, ledger.fund) == (0, "")
     *before, (surplus, digest) = ledger.lines
@@ -69,7 +69,7 @@ def test_a_surplus_repays_what_is_outstanding():
     assert "it repays 0 units of 30000000000 that are outstanding" in error
 
 
-def test_a_refund_that_is_left_out_is_told():
+def test_missing_refund_is_a_difference():
     ledger = Retraced(*MARKET, worth(4, 1), fill(2, lots=7, price="96.5"))
     for seq, (account, rest) in enumerate(ledger.asked(1).items(), 3):
         ledger.apply(adl_fill(seq, account, rest))

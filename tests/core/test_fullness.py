@@ -26,46 +26,46 @@ def target(amount, *, low=0.5, high=1.0, least=1.0, most=100.0):
         (500, 2.5, 100.0),
     ],
 )
-def test_the_cap_is_linear_between_a_low_and_a_high_fullness(balance, fullness, cap):
+def test_leverage_cap_is_linear_in_the_fullness(balance, fullness, cap):
     known = target(200)
     assert (known.fullness(balance), known.leverage_cap(balance)) == (fullness, cap)
     assert known.is_above(balance) == (fullness < 1)
 
 
-def test_a_cap_is_rounded_down_to_hundredths():
+def test_leverage_cap_is_rounded_down_to_hundredths():
     assert target(3, low=0.0, least=1.0, most=2.0).leverage_cap(1) == 1.33
     assert target(3, low=0.0, least=1.0, most=2.0).leverage_cap(2) == 1.66
 
 
-def test_numbers_are_those_that_were_written():
+def test_exact_gives_the_written_decimal_number():
     assert exact(0.1) == Fraction(1, 10)
     assert exact(1e-7) == Fraction(1, 10**7)
     assert target(10, low=0.1, high=0.3, least=10.0, most=20.0).leverage_cap(2) == 15.0
 
 
-def test_without_a_target_nothing_is_recommended():
+def test_no_target_gives_no_fullness_and_no_cap():
     unknown = target(None)
     assert (unknown.fullness(5), unknown.leverage_cap(5), unknown.is_above(5)) == (None, None, False)
 
 
-def test_where_nothing_is_needed_any_fund_is_enough():
+def test_target_of_zero_gives_the_highest_cap():
     nothing = target(0)
     assert (nothing.fullness(0), nothing.leverage_cap(0), nothing.is_above(0)) == (None, 100.0, False)
 
 
-def test_a_contract_that_names_no_leverage_has_no_cap():
+def test_contract_without_max_leverage_has_no_cap():
     assert target(10, most=None).leverage_cap(5) is None
     assert target(10, most=None).fullness(5) == 0.5
 
 
-def test_a_cap_never_exceeds_the_contracts_own_leverage():
+def test_leverage_cap_never_exceeds_max_leverage():
     assert target(10, least=5.0, most=3.0).leverage_cap(0) == 3.0
 
 
 @given(
     BALANCES, BALANCES, st.integers(1, 10**18), st.floats(0, 1), st.floats(1.01, 100), st.floats(0.1, 50), st.floats(50, 200)
 )
-def test_a_fuller_fund_never_lowers_the_cap(one, other, amount, low, high, least, most):
+def test_higher_balance_never_lowers_the_cap(one, other, amount, low, high, least, most):
     known = target(amount, low=low, high=high, least=least, most=most)
     caps = [known.leverage_cap(balance) for balance in sorted((one, other))]
     assert caps == sorted(caps)
@@ -85,11 +85,11 @@ def test_a_fuller_fund_never_lowers_the_cap(one, other, amount, low, high, least
         ({"shares": 1}, "shares"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(fields, named):
+def test_error_of_an_illegal_policy_names_the_field(fields, named):
     with pytest.raises(msgspec.ValidationError, match=named):
         msgspec.convert(fields, TargetPolicy)
 
 
-def test_the_level_is_exact():
+def test_level_is_exact():
     assert TargetPolicy(cost_of_capital=0.1, cost_of_loss=0.3).level == Fraction(2, 3)
     assert TargetPolicy(period_hours=36, history_days=10).periods_max == 6

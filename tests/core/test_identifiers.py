@@ -1,4 +1,4 @@
-"""Identifiers: printable text that no spreadsheet evaluates."""
+"""Identifiers are printable text that no spreadsheet evaluates."""
 
 import msgspec
 import pytest
@@ -34,11 +34,11 @@ NAMES = ("", "a", "t-77", "5c164b6a92ee4ca5", "adl/3", "A=B", "x@y.example", "1+
     ("event", "field"),
     [(FILL, "trade_id"), (FILL, "order_id"), (FILL, "account"), (POSITION, "account"), (POSITION, "owner")],
 )
-def test_what_a_spreadsheet_evaluates_or_nobody_can_see_is_refused(event, field, text):
-    with pytest.raises(Rejection) as refused:
+def test_formula_or_unprintable_text_is_rejected(event, field, text):
+    with pytest.raises(Rejection) as rejection:
         check_identifiers(msgspec.structs.replace(event, **{field: text}))
-    assert refused.value.reason == Reason.INVALID_FIELD
-    assert msgspec.structs.fields(type(event))[event.__struct_fields__.index(field)].encode_name in refused.value.detail
+    assert rejection.value.reason == Reason.INVALID_FIELD
+    assert msgspec.structs.fields(type(event))[event.__struct_fields__.index(field)].encode_name in rejection.value.detail
 
 
 @pytest.mark.parametrize("text", NAMES)
@@ -49,17 +49,17 @@ def test_other_text_is_legal(text):
 
 
 @pytest.mark.parametrize("currency", ["=A", "U$", "A B", "-"])
-def test_a_currency_is_letters_and_digits(currency):
+def test_currency_must_be_letters_and_digits(currency):
     with pytest.raises(Rejection, match="letters and digits"):
         check_identifiers(Rate(currency, "1", 1))
 
 
-def test_a_position_opened_under_an_earlier_rule_is_recalled_and_can_be_closed():
+def test_position_with_an_illegal_name_can_be_restored_and_closed():
     settling = partition(Fund(UNIT))
     opened = Position("UNITUSDTM", "-1", 5, "1", "1", 1)
     with pytest.raises(Rejection):
         settling.apply(opened)
-    settling.recall(opened)
+    settling.apply_to_book(opened)
     assert settling.book("UNITUSDTM").open == 1
     settling.apply(Position("UNITUSDTM", "-1", 0, "1", "0", 2))
     assert settling.book("UNITUSDTM").open == 0

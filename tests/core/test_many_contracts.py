@@ -1,19 +1,18 @@
-"""What a partition does for an event or a commit does not depend on how many contracts it has; counted, not timed."""
+"""The cost of an event or a commit does not depend on the number of contracts. The tests count function calls."""
 
 import sys
 from collections import Counter
 
 import pytest
-from builders import ONE, fill, listing, partition, specification
+from builders import ONE, a_fund, fill, listing, partition, specification
 
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import Mark, Reason, Rejection
-from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import BOOKS_MAX, Partition
 from fundsvc.metrics import Metrics
 
 FEW, MANY = 250, 1000
-"""Numbers of contracts that are compared: linear work is four times as much, quadratic work sixteen times."""
+"""The compared numbers of contracts: linear work grows four times, quadratic work sixteen times."""
 
 
 def symbols(count):
@@ -30,7 +29,7 @@ def listed(count):
 
 
 def work_of(action):
-    """How many functions, of Python and of C, an action calls."""
+    """The number of Python and C functions that an action calls."""
     calls = Counter()
     sys.setprofile(lambda _frame, event, _argument: calls.update([event]))
     try:
@@ -53,7 +52,7 @@ def list_all(count):
             state.take()
 
 
-def keep_all(state):
+def save_all(state):
     state.keep_books()
     while state.owes_books:
         state.take()
@@ -62,28 +61,28 @@ def keep_all(state):
 def render_all(count):
     metrics = Metrics()
     contract = specification()
-    funds = [Fund(contract_of(contract | {"symbol": symbol}, {"USDT": 8}, 8), balance=ONE) for symbol in symbols(count)]
+    funds = [a_fund(contract_of(contract | {"symbol": symbol}, {"USDT": 8}, 8), balance=ONE) for symbol in symbols(count)]
     metrics.loaded(funds, [])
     metrics.render()
 
 
-def test_a_commit_costs_what_it_changes_however_many_contracts_there_are():
+def test_cost_of_a_commit_does_not_depend_on_the_number_of_contracts():
     few, many = listed(FEW), listed(MANY)
     assert work_of(lambda: settle_one(few)) == work_of(lambda: settle_one(many))
 
 
 @pytest.mark.parametrize("work", [list_all, render_all])
 def test_work_for_all_contracts_is_linear_in_their_number(work):
-    work(FEW)  # what is done once, such as imports, is not counted
+    work(FEW)  # Imports and other work that is done once is not counted.
     assert work_of(lambda: work(MANY)) <= 4.2 * work_of(lambda: work(FEW))
 
 
-def test_keeping_all_books_is_linear_in_the_number_of_contracts():
+def test_saving_all_books_is_linear_in_the_number_of_contracts():
     few, many = listed(FEW), listed(MANY)
-    assert work_of(lambda: keep_all(many)) <= 4.2 * work_of(lambda: keep_all(few))
+    assert work_of(lambda: save_all(many)) <= 4.2 * work_of(lambda: save_all(few))
 
 
-def test_a_batch_keeps_a_bounded_number_of_books_and_each_once():
+def test_batch_saves_a_bounded_number_of_books_each_once():
     state = listed(2 * BOOKS_MAX + 1)
     state.keep_books()
     kept = []
@@ -93,13 +92,13 @@ def test_a_batch_keeps_a_bounded_number_of_books_and_each_once():
     assert len({symbol for part in kept for symbol in part}) == 2 * BOOKS_MAX + 1
 
 
-def test_a_listing_beyond_the_highest_number_of_contracts_is_refused_and_those_there_are_go_on():
+def test_listing_beyond_contracts_max_is_rejected_and_others_continue():
     state = Partition(0, 1, [], {"USDT": 8}, 10, contracts_max=2)
     for symbol in symbols(2):
         state.apply(listing(symbol=symbol))
-    with pytest.raises(Rejection, match="contracts_max") as refused:
+    with pytest.raises(Rejection, match="contracts_max") as rejection:
         state.apply(listing(symbol="ONEMOREUSDTM"))
-    assert refused.value.reason == Reason.TOO_MANY_CONTRACTS
-    state.apply(listing(symbol=symbols(1)[0], maxLeverage=20))  # a listing of a contract that is known needs no room
+    assert rejection.value.reason == Reason.TOO_MANY_CONTRACTS
+    state.apply(listing(symbol=symbols(1)[0], maxLeverage=20))  # A listing of a known contract needs no room.
     state.apply(Mark(symbols(2)[1], "100", 1000))
     assert set(state.take().listings) == set(symbols(2))

@@ -21,7 +21,7 @@ from fundsvc.core.numbers import INT64_MAX, format_units, parse_price, to_units
         ("9223372.036854775807", 12, INT64_MAX),
     ],
 )
-def test_a_price_is_kept_exactly(text, decimals, units):
+def test_price_is_exact(text, decimals, units):
     assert parse_price(text, decimals) == units
 
 
@@ -51,19 +51,19 @@ def test_a_price_is_kept_exactly(text, decimals, units):
         ("1.0000", Reason.TOO_MANY_DECIMALS),
     ],
 )
-def test_what_is_no_exact_positive_price_is_refused(text, reason):
-    with pytest.raises(Rejection) as refused:
+def test_text_without_an_exact_positive_price_is_rejected(text, reason):
+    with pytest.raises(Rejection) as rejection:
         parse_price(text, 3)
-    assert refused.value.reason == reason
+    assert rejection.value.reason == reason
 
 
 @given(st.integers(1, INT64_MAX), st.integers(0, 12))
-def test_a_price_survives_its_text(units, decimals):
+def test_price_equals_its_parsed_text(units, decimals):
     assert parse_price(format_units(units, decimals), decimals) == units
 
 
 @given(st.text(max_size=40), st.integers(0, 12))
-def test_any_text_is_a_price_or_refused(text, decimals):
+def test_every_text_is_a_price_or_rejected(text, decimals):
     try:
         price = parse_price(text, decimals)
     except Rejection:
@@ -75,22 +75,22 @@ def test_any_text_is_a_price_or_refused(text, decimals):
     ("units", "decimals", "text"),
     [(0, 8, "0"), (-15000, 2, "-150"), (1, 8, "0.00000001"), (-1, 8, "-0.00000001"), (1234, 0, "1234"), (100, 1, "10")],
 )
-def test_units_are_shown_in_the_shortest_form(units, decimals, text):
+def test_units_have_the_shortest_text(units, decimals, text):
     assert format_units(units, decimals) == text
 
 
 @given(st.integers(-(10**30), 10**30), st.integers(0, 18))
-def test_units_survive_their_text(units, decimals):
+def test_units_equal_their_parsed_text(units, decimals):
     assert to_units(Decimal(format_units(units, decimals)), decimals) == units
 
 
-def test_more_digits_than_the_usual_decimal_context_are_kept():
+def test_more_digits_than_the_default_decimal_context_are_exact():
     assert to_units(Decimal("123456789012345678901234567890.12345678"), 8) == 12345678901234567890123456789012345678
 
 
 @pytest.mark.parametrize(
     "text", ["0.001", "NaN", "sNaN", "Infinity", "-Infinity", "1E+999", "1E-999", "1E+999999999", "0." + "1" * 200]
 )
-def test_an_amount_that_is_finer_or_beyond_reason_is_refused(text):
+def test_amount_that_is_too_fine_or_too_large_raises_an_error(text):
     with pytest.raises(ValueError, match="decimals"):
         to_units(Decimal(text), 2)

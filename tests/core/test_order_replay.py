@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retraced import Line, Retraced, resealed
 
+from fundsvc.cli.tools.vectors import FundWithReserve
 from fundsvc.core.adl.records import AdlRecord
 from fundsvc.core.adl.verification import OpenOrders
 from fundsvc.core.events import AdlAck, AdlTimeout
@@ -207,8 +208,8 @@ class TestWaterfall:
         assert paid.differences() == []
         for covered in (0, 1, 299):
             forged = Retraced(*market, worth(500, 1))
-            fund = forged._partition._funds[UNIT.symbol]
-            fund._reserve_line = (500 - covered) * ONE
+            listed = forged._partition.market(UNIT.symbol)
+            listed.fund = FundWithReserve(UNIT, listed.fund.state(), listed.fund.policy, (500 - covered) * ONE)
             forged.apply(worth(-300, 2))
             assert forged.fund.balance == (500 - covered) * ONE or not market
             found = forged.differences()
@@ -228,10 +229,10 @@ class TestWaterfall:
     def test_a_surplus_that_repays_nothing_while_something_is_outstanding(self):
         ledger = Retraced(worth(-300, 1))
         assert (ledger.fund.outstanding, ledger.differences()) == (300 * ONE, [])
-        fund = ledger._partition._funds[UNIT.symbol]
+        fund = ledger._partition.market(UNIT.symbol).fund
         for repaid in (0, 1, 299):
             forged = Retraced(worth(-300, 1))
-            fund = forged._partition._funds[UNIT.symbol]
+            fund = forged._partition.market(UNIT.symbol).fund
             fund.outstanding = repaid * ONE
             forged.apply(worth(1000, 2))
             found = forged.differences(outstanding=(300 - repaid) * ONE)
@@ -247,7 +248,7 @@ class TestWaterfall:
         )
         lines, head, _ = resealed([*forged.lines, Line(entry, b"")])
         found = forged.differences(lines, entry=3, seq=3, balance=entry.balance, head=head, outstanding=-repaid)
-        assert any("no ADL order is due" in difference for difference in found), found
+        assert any("no ADL order requires" in difference for difference in found), found
 
     def test_a_shortfall_whose_order_was_removed(self):
         ledger = Retraced(*MARKET, worth(-300, 1))

@@ -1,6 +1,6 @@
 import msgspec
 import pytest
-from builders import ONE, UNIT, mark, partition, position, worth
+from builders import ONE, UNIT, a_fund, mark, partition, position, worth
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +13,8 @@ GUARDED = Policy(drawdown_guard=DrawdownGuard())
 
 
 def guarded(policy: Policy = GUARDED, **fields) -> tuple[Partition, Fund]:
-    """A fund with a guard, and somebody to deleverage on either side."""
-    fund = Fund(UNIT, policy=policy, **fields)
+    """A partition with a guarded fund and a large position on either side, and the fund."""
+    fund = a_fund(UNIT, policy=policy, **fields)
     settling = partition(fund)
     for event in (mark("100"), position("short", -(10**9), "200"), position("long", 10**9, "50")):
         settling.apply(event)
@@ -22,9 +22,9 @@ def guarded(policy: Policy = GUARDED, **fields) -> tuple[Partition, Fund]:
 
 
 def apply(settling: Partition, *amounts: int, hours: float = 0.0) -> list[tuple[int, int]]:
-    """Settles fills worth these amounts; (covered, uncovered) of each in USDT."""
+    """Settles fills worth these amounts; returns (covered, uncovered) of each in USDT."""
     outcomes = []
-    fund = settling._funds[UNIT.symbol]
+    fund = settling.market(UNIT.symbol).fund
     for amount in amounts:
         settling.apply(worth(amount, fund.seq + 1, ts=int(hours * HOUR_MS)))
         entry = settling.take().entries[0]
@@ -32,14 +32,14 @@ def apply(settling: Partition, *amounts: int, hours: float = 0.0) -> list[tuple[
     return outcomes
 
 
-def test_a_pool_of_a_million_stops_paying_at_seven_hundred_thousand():
+def test_fund_of_a_million_stops_paying_at_seven_hundred_thousand():
     settling, fund = guarded()
     assert apply(settling, 1_000_000, -350_000)[1] == (300_000, 50_000)
     assert fund.balance == 700_000 * ONE
     assert fund.guard.active
 
 
-def test_a_pool_that_rose_to_two_million_and_lost_six_hundred_thousand_triggers():
+def test_fall_from_two_million_by_six_hundred_thousand_starts_the_guard():
     settling, fund = guarded()
     apply(settling, 1_000_000, 1_000_000)
     assert apply(settling, -599_999) == [(599_999, 0)]
@@ -49,7 +49,7 @@ def test_a_pool_that_rose_to_two_million_and_lost_six_hundred_thousand_triggers(
     assert apply(settling, -1) == [(0, 1)]
 
 
-def test_a_balance_at_zero_triggers():
+def test_balance_of_zero_starts_the_guard():
     settling, fund = guarded()
     assert apply(settling, -5) == [(0, 5)]
     assert fund.guard.active
@@ -57,7 +57,7 @@ def test_a_balance_at_zero_triggers():
     assert apply(settling, -500, hours=0) == [(30, 470)]
 
 
-def test_an_active_guard_ends_above_its_stop_line_only():
+def test_active_guard_stops_only_above_its_stop_line():
     settling, fund = guarded()
     apply(settling, 1000, -300)
     assert apply(settling, -1, 49, -1) == [(0, 1), (-49, 0), (0, 1)]
@@ -68,7 +68,7 @@ def test_an_active_guard_ends_above_its_stop_line_only():
     assert fund.guard.active
 
 
-def test_a_peak_slides_out_of_the_window():
+def test_peak_leaves_the_window():
     settling, fund = guarded()
     apply(settling, 1000, -300)
     assert apply(settling, -1, hours=8) == [(0, 1)]
@@ -76,7 +76,7 @@ def test_a_peak_slides_out_of_the_window():
     assert fund.balance == 490 * ONE
 
 
-def test_a_pool_below_its_minimum_has_no_guard():
+def test_fund_below_the_minimum_balance_has_no_guard():
     policy = Policy(drawdown_guard=DrawdownGuard(minimum_balance=1000.0))
     settling, _ = guarded(policy)
     assert apply(settling, 999, -998) == [(-999, 0), (998, 0)]
@@ -84,14 +84,14 @@ def test_a_pool_below_its_minimum_has_no_guard():
     assert apply(settling, -500) == [(300, 200)]
 
 
-def test_the_higher_of_two_lines_holds():
+def test_higher_of_two_lines_applies():
     settling, _ = guarded(balance=1000 * ONE, reserve_line=800 * ONE)
     assert apply(settling, -500) == [(200, 300)]
     settling, _ = guarded(balance=1000 * ONE, reserve_line=100 * ONE)
     assert apply(settling, -500) == [(300, 200)]
 
 
-def test_a_fund_is_near_its_guard_below_the_stop_line():
+def test_fund_is_near_its_guard_below_the_stop_line():
     settling, fund = guarded(Policy(drawdown_guard=DrawdownGuard(minimum_balance=500.0)))
     apply(settling, 1000)
     assert [fund.guard.near(balance * ONE) for balance in (750, 749)] == [False, True]
@@ -100,7 +100,7 @@ def test_a_fund_is_near_its_guard_below_the_stop_line():
     assert not fund.guard.near(0)
 
 
-def test_without_a_guard_a_fund_pays_all_it_has():
+def test_fund_without_a_guard_pays_its_whole_balance():
     settling, fund = guarded(Policy())
     assert apply(settling, 1000, -1001) == [(-1000, 0), (1000, 1)]
     assert fund.state().guard is None
@@ -109,7 +109,7 @@ def test_without_a_guard_a_fund_pays_all_it_has():
 @pytest.mark.parametrize(
     "terms", [{"start": 0}, {"start": 1.1}, {"stop": 0.31}, {"hours": 0}, {"hours": 169}, {"minimum_balance": -1}]
 )
-def test_a_guard_without_sense_is_refused(terms):
+def test_illegal_guard_terms_are_rejected(terms):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(terms, DrawdownGuard)
 
@@ -118,7 +118,7 @@ HISTORY = st.lists(st.tuples(st.integers(-30, 200), st.integers(0, 1000)), max_s
 
 
 def times(history) -> list[tuple[int, int]]:
-    """(ts, balance): steps of minutes, sometimes back."""
+    """Pairs (ts, balance) in steps of minutes, some of them backwards."""
     now, made = 10**6 * MINUTE_MS, []
     for minutes, balance in history:
         now += minutes * MINUTE_MS
@@ -127,7 +127,7 @@ def times(history) -> list[tuple[int, int]]:
 
 
 @given(HISTORY, st.integers(0, 600))
-def test_the_peak_is_the_highest_balance_of_the_span(history, span):
+def test_peak_is_the_highest_balance_of_the_window(history, span):
     peaks, noted, latest = Peaks(span * MINUTE_MS, []), [], 0
     assert peaks.peak == 0
     for ts, balance in times(history):
@@ -139,7 +139,7 @@ def test_the_peak_is_the_highest_balance_of_the_span(history, span):
 
 
 @given(HISTORY, st.floats(0.05, 1), st.floats(0.05, 1), st.sampled_from([0.0, 0.000004]))
-def test_a_guard_that_was_kept_goes_on_as_the_one_it_was(history, one, other, minimum):
+def test_restored_guard_equals_the_original(history, one, other, minimum):
     terms = DrawdownGuard(start=max(one, other), stop=min(one, other), minimum_balance=minimum)
     guard = kept = Guard(terms, 8, SavedGuard())
     for ts, balance in times(history):
@@ -150,7 +150,7 @@ def test_a_guard_that_was_kept_goes_on_as_the_one_it_was(history, one, other, mi
 
 
 @given(HISTORY)
-def test_a_guard_changes_at_its_lines_only(history):
+def test_guard_changes_only_at_its_lines(history):
     guard, before = Guard(DrawdownGuard(), 8, SavedGuard()), False
     for ts, balance in times(history):
         guard.observe(ts, balance)
@@ -165,6 +165,6 @@ def test_a_guard_changes_at_its_lines_only(history):
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 3000))
-def test_under_a_guard_too_more_fund_never_means_more_adl(balance, more, deficit):
+def test_higher_balance_never_increases_adl_under_a_guard(balance, more, deficit):
     uncovered = [apply(guarded(balance=start * ONE)[0], -deficit)[0][1] for start in (balance, balance + more)]
     assert uncovered[1] <= uncovered[0]

@@ -1,5 +1,5 @@
 import pytest
-from builders import ONE, UNIT, fill, mark, partition, position
+from builders import ONE, UNIT, a_fund, fill, mark, partition, position
 
 from fundsvc.core.adl.preview import preview
 from fundsvc.core.adl.records import terms_of
@@ -17,7 +17,7 @@ def settling(policy: Policy, balance: int) -> Partition:
 
 
 def fund(policy: Policy, balance: int) -> Fund:
-    return Fund(UNIT, policy=policy, balance=balance * ONE)
+    return a_fund(UNIT, policy=policy, balance=balance * ONE)
 
 
 def shortfall(seq: int, lots: int):
@@ -43,15 +43,15 @@ def test_a_preview_touches_nothing_and_keeps_promises():
     made = settling(Policy(), 0)
     made.apply(shortfall(1, 12))
     made.take()
-    orders = [*made._desks[UNIT.symbol].orders.values()]
+    orders = [*made.market(UNIT.symbol).orders.values()]
     followed = settling(Policy(), 0).book(UNIT.symbol)
     before = list(followed.save())
-    shown = preview(Fund(UNIT, adl=1), followed, orders, shortfall(2, 12))
+    shown = preview(a_fund(UNIT, adl=1), followed, orders, shortfall(2, 12))
     assert dict(zip(shown.first.accounts, shown.first.asked, strict=True)) == {"b": 8}
     made.apply(shortfall(2, 12))
     assert terms_of("order", made.take().records[0].record.body) == shown.first
     assert list(followed.save()) == before
-    assert preview(Fund(UNIT, adl=1), followed, orders, shortfall(2, 12)).first == shown.first
+    assert preview(a_fund(UNIT, adl=1), followed, orders, shortfall(2, 12)).first == shown.first
     assert [order.round for order in orders] == [1]
 
 

@@ -1,4 +1,4 @@
-"""Books after the stream lost its tail: what is read again changes nothing, what comes then does."""
+"""Books after a stream regression: messages that are read again change nothing, later messages do."""
 
 import msgspec
 import pytest
@@ -25,7 +25,7 @@ HISTORY = [
     position("numbered", 8, seq=4),
     mark("60"),
 ]
-STANDING = {"open": 6, "numbered": 8}
+POSITIONS = {"open": 6, "numbered": 8}
 
 
 def lots(settling):
@@ -37,7 +37,7 @@ def lots(settling):
 
 
 def regressed(*, restarts: bool):
-    """A partition that has settled the history and finds that the stream lost what came after it."""
+    """A partition that has settled the history, after a stream regression."""
     settling = partition(Fund(UNIT))
     for event in HISTORY:
         settling.apply(event, KNOWN_MS - 1)
@@ -54,28 +54,28 @@ def restarted(settling):
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-@pytest.mark.parametrize("recalls", [False, True])
-def test_what_is_read_again_rolls_no_book_back(restarts, recalls):
+@pytest.mark.parametrize("book_only", [False, True])
+def test_messages_read_again_do_not_roll_a_book_back(restarts, book_only):
     settling = regressed(restarts=restarts)
     for event in HISTORY:
-        if recalls:
-            settling.recall(event, stream_ms=KNOWN_MS)
+        if book_only:
+            settling.apply_to_book(event, stream_ms=KNOWN_MS)
         else:
             settling.apply(event, KNOWN_MS)
     book = settling.book(UNIT.symbol)
-    assert lots(settling) == STANDING
+    assert lots(settling) == POSITIONS
     assert book.mark == 60 * 10**12
-    assert book.stale, "a snapshot that came before the loss does not end it"
+    assert book.stale, "a snapshot from before the regression does not end it"
 
 
-def test_what_is_recalled_counts_no_duplicate():
+def test_apply_to_book_counts_no_duplicates():
     settling = partition(Fund(UNIT))
     for event in (mark("50", seq=1), mark("50", seq=1), position("a", 1, seq=1), position("a", 1, seq=1)):
-        settling.recall(event, stream_ms=1)
+        settling.apply_to_book(event, stream_ms=1)
     assert not settling.take().duplicates
 
 
-def test_what_comes_after_the_loss_is_applied():
+def test_events_after_the_regression_are_applied():
     settling = regressed(restarts=False)
     settling.apply(position("open", 0), KNOWN_MS + 1)
     settling.apply(mark("70"), KNOWN_MS + 1)
@@ -87,7 +87,7 @@ def test_what_comes_after_the_loss_is_applied():
     assert not settling.book(UNIT.symbol).stale
 
 
-def test_a_book_whose_positions_are_all_closed_is_not_opened_again():
+def test_book_without_positions_does_not_become_stale():
     settling = partition(Fund(UNIT))
     settling.apply(position("closed", 10), 1)
     settling.apply(position("closed", 0), 2)
@@ -95,12 +95,12 @@ def test_a_book_whose_positions_are_all_closed_is_not_opened_again():
     settling.make_stale(KNOWN_MS)
     settling.apply(position("closed", 10), 1)
     assert lots(settling) == {}
-    assert not settling.book(UNIT.symbol).stale, "there is nobody who could be asked in vain"
+    assert not settling.book(UNIT.symbol).stale, "a book without positions cannot be stale"
 
 
 @pytest.mark.parametrize("seq", [6, 7])
 @pytest.mark.parametrize("leg", ["BOTH", "LONG"])
-def test_a_snapshot_names_a_position_whose_sequence_is_known(leg, seq):
+def test_snapshot_keeps_a_position_whose_sequence_is_known(leg, seq):
     settling = partition(Fund(UNIT))
     settling.apply(mark("50"))
     settling.apply(position("named", 5, seq=7, position_side=leg))

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import msgspec
 import pytest
-from builders import INVERSE, LINEAR, ONE, UNIT, fill, partition, worth
+from builders import INVERSE, LINEAR, ONE, UNIT, a_fund, fill, partition, worth
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -43,8 +43,8 @@ def settled(fund: Fund, event: Fill) -> tuple[str, int, int, int]:
         (INVERSE, "buy", 1, "1", "1", 0),
     ],
 )
-def test_a_fill_is_worth_what_the_formula_says(contract, side, lots, price, bankruptcy_price, change):
-    fund = Fund(contract, balance=1000 * ONE)
+def test_worth_of_a_fill_equals_the_formula(contract, side, lots, price, bankruptcy_price, change):
+    fund = a_fund(contract, balance=1000 * ONE)
     event = fill(symbol=contract.symbol, side=side, lots=lots, price=price, bankruptcy_price=bankruptcy_price)
     entry, _ = fund.settle(event)
     assert entry.change == change
@@ -69,15 +69,15 @@ def test_a_fill_is_worth_what_the_formula_says(contract, side, lots, price, bank
         (30, 0, 40, -10, ("shortfall", 0, 10, 0)),
     ],
 )
-def test_the_waterfall(balance, outstanding, reserve_line, amount, outcome):
-    fund = Fund(UNIT, balance=balance * ONE, outstanding=outstanding * ONE, reserve_line=reserve_line * ONE)
+def test_waterfall_splits_surplus_and_deficit(balance, outstanding, reserve_line, amount, outcome):
+    fund = a_fund(UNIT, balance=balance * ONE, outstanding=outstanding * ONE, reserve_line=reserve_line * ONE)
     kind, change, uncovered, repaid = outcome
     assert settled(fund, worth(amount)) == (kind, change * ONE, uncovered * ONE, repaid * ONE)
     assert (fund.balance, fund.outstanding) == ((balance + change) * ONE, (outstanding - repaid) * ONE)
 
 
-def test_an_entry_holds_all_of_its_fill_and_seals_it():
-    fund = Fund(UNIT, balance=3 * ONE, entry=4, seq=8, head=b"h" * 32)
+def test_entry_contains_its_fill_and_is_hashed():
+    fund = a_fund(UNIT, balance=3 * ONE, entry=4, seq=8, head=b"h" * 32)
     event = fill(9, lots=2, price="101.5", bankruptcy_price="100", side="buy", trade_id="t", order_id="o", account="a")
     entry, digest = fund.settle(event)
     assert msgspec.structs.asdict(entry) == {
@@ -104,7 +104,7 @@ def test_an_entry_holds_all_of_its_fill_and_seals_it():
 
 
 @given(st.sampled_from([LINEAR, INVERSE]), MULTIPLIERS, st.integers(0, 18), st.integers(0, 12), SIDES, st.data())
-def test_the_only_rounding_is_down(base, multiplier, settle_decimals, price_decimals, side, data):
+def test_worth_is_rounded_down(base, multiplier, settle_decimals, price_decimals, side, data):
     contract = msgspec.structs.replace(
         base, multiplier=multiplier, settle_decimals=settle_decimals, price_decimals=price_decimals
     )
@@ -114,7 +114,7 @@ def test_the_only_rounding_is_down(base, multiplier, settle_decimals, price_deci
 
 
 def exact_worth(contract: Contract, side: str, lots: int, price: int, bankruptcy_price: int) -> Fraction:
-    """The formula as it is written, in fractions; atoms."""
+    """The documented formula in fractions; atoms."""
     unit = Fraction(1, 10**contract.price_decimals)
     closed, bankrupt = price * unit, bankruptcy_price * unit
     move = 1 / bankrupt - 1 / closed if contract.is_inverse else closed - bankrupt
@@ -123,7 +123,7 @@ def exact_worth(contract: Contract, side: str, lots: int, price: int, bankruptcy
 
 
 @given(MULTIPLIERS, SIDES, st.integers(1, 10**6), PRICES, PRICES)
-def test_what_one_side_gains_the_other_never_gains_less_than_it_loses(multiplier, side, lots, price, bankruptcy_price):
+def test_both_directions_of_a_fill_sum_to_at_most_zero(multiplier, side, lots, price, bankruptcy_price):
     fund = Fund(msgspec.structs.replace(LINEAR, multiplier=multiplier))
     there = fund.worth(side, lots, price, bankruptcy_price)
     back = fund.worth(side, lots, bankruptcy_price, price)
@@ -131,8 +131,8 @@ def test_what_one_side_gains_the_other_never_gains_less_than_it_loses(multiplier
 
 
 @given(BALANCES, BALANCES, BALANCES, AMOUNTS)
-def test_nothing_is_made_or_lost(balance, outstanding, reserve_line, amount):
-    fund = Fund(UNIT, balance=balance, outstanding=outstanding, reserve_line=reserve_line)
+def test_settlement_conserves_value(balance, outstanding, reserve_line, amount):
+    fund = a_fund(UNIT, balance=balance, outstanding=outstanding, reserve_line=reserve_line)
     _, change, uncovered, repaid = settled(fund, worth(amount))
     assert change + repaid - uncovered == amount * ONE
     assert min(fund.balance, fund.outstanding, uncovered, repaid) >= 0
@@ -145,9 +145,9 @@ def test_nothing_is_made_or_lost(balance, outstanding, reserve_line, amount):
 
 
 @given(BALANCES, BALANCES, st.integers(0, 100), st.lists(AMOUNTS, max_size=20))
-def test_more_fund_never_means_more_shortfall(balance, more, reserve_line, amounts):
+def test_higher_balance_never_increases_the_uncovered_amount(balance, more, reserve_line, amounts):
     def uncovered(start: int) -> int:
-        settling = partition(Fund(UNIT, balance=start, reserve_line=reserve_line * ONE))
+        settling = partition(a_fund(UNIT, balance=start, reserve_line=reserve_line * ONE))
         for seq, amount in enumerate(amounts, start=1):
             settling.apply(worth(amount, seq))
         return sum(entry.uncovered for entry in settling.take().entries)
@@ -156,7 +156,7 @@ def test_more_fund_never_means_more_shortfall(balance, more, reserve_line, amoun
 
 
 @given(st.lists(AMOUNTS, max_size=20), st.lists(st.booleans(), min_size=20, max_size=20))
-def test_settling_a_batch_is_settling_any_split_of_it(amounts, taken):
+def test_every_split_of_a_batch_settles_equally(amounts, taken):
     whole, split = partition(Fund(UNIT)), partition(Fund(UNIT))
     entries, orders, states = [], {}, []
     for seq, amount in enumerate(amounts, start=1):
@@ -193,7 +193,7 @@ def test_duplicates_change_nothing(amounts, data):
 
 
 @given(st.lists(st.tuples(st.sampled_from(["A", "B", "C"]), AMOUNTS), max_size=20))
-def test_contracts_do_not_touch_each_other(moves):
+def test_contracts_are_independent(moves):
     contracts = {symbol: msgspec.structs.replace(UNIT, symbol=symbol) for symbol in "ABC"}
     together = partition(*map(Fund, contracts.values()))
     alone = {symbol: partition(Fund(contract)) for symbol, contract in contracts.items()}
@@ -209,8 +209,8 @@ def test_contracts_do_not_touch_each_other(moves):
 
 
 @given(BALANCES, st.lists(AMOUNTS, max_size=20))
-def test_the_entries_add_up_to_the_fund(balance, amounts):
-    settling = partition(Fund(UNIT, balance=balance))
+def test_sum_of_entries_is_the_balance(balance, amounts):
+    settling = partition(a_fund(UNIT, balance=balance))
     for seq, amount in enumerate(amounts, start=1):
         settling.apply(worth(amount, seq))
     batch = settling.take()
@@ -244,18 +244,18 @@ HUGE = 2**63 - 1
         ({}, fill(bankruptcy_price="-1")),
     ],
 )
-def test_what_does_not_fit_is_rejected_and_changes_nothing(start, event):
-    fund = Fund(UNIT, **start)
+def test_amount_out_of_range_is_rejected_and_changes_nothing(start, event):
+    fund = a_fund(UNIT, **start)
     before = fund.state()
     with pytest.raises(Rejection):
         fund.settle(event)
     assert fund.state() == before
 
 
-def test_amounts_up_to_the_very_bound_are_settled():
-    assert settled(Fund(UNIT, balance=HUGE - ONE), worth(1)) == ("surplus", ONE, 0, 0)
-    assert settled(Fund(UNIT, outstanding=HUGE - ONE), worth(-1)) == ("shortfall", 0, ONE, 0)
-    assert settled(Fund(UNIT, balance=HUGE), worth(-1)) == ("shortfall", -ONE, 0, 0)
+def test_amounts_at_the_bound_are_settled():
+    assert settled(a_fund(UNIT, balance=HUGE - ONE), worth(1)) == ("surplus", ONE, 0, 0)
+    assert settled(a_fund(UNIT, outstanding=HUGE - ONE), worth(-1)) == ("shortfall", 0, ONE, 0)
+    assert settled(a_fund(UNIT, balance=HUGE), worth(-1)) == ("shortfall", -ONE, 0, 0)
 
 
 @given(
@@ -268,8 +268,8 @@ def test_amounts_up_to_the_very_bound_are_settled():
     PRICES,
     PRICES,
 )
-def test_whatever_is_settled_fits_sixty_four_bits(base, multiplier, balance, outstanding, side, lots, price, bankrupt):
-    fund = Fund(msgspec.structs.replace(base, multiplier=multiplier), balance=balance, outstanding=outstanding)
+def test_every_settled_amount_fits_64_bits(base, multiplier, balance, outstanding, side, lots, price, bankrupt):
+    fund = a_fund(msgspec.structs.replace(base, multiplier=multiplier), balance=balance, outstanding=outstanding)
     before = fund.state()
     texts = {"price": format_units(price, 12), "bankruptcy_price": format_units(bankrupt, 12)}
     settling = partition(fund)
@@ -291,9 +291,9 @@ def _integers(batch) -> list[int]:
 
 
 @given(st.integers(1, 10**6), AMOUNTS, st.integers(0, 600))
-def test_an_order_asks_for_what_is_needed_and_less_than_one_lot_more(lots, move, balance):
+def test_order_needs_less_than_one_lot_too_much(lots, move, balance):
     assume(move < 0)
-    settling = partition(Fund(UNIT, balance=balance * ONE))
+    settling = partition(a_fund(UNIT, balance=balance * ONE))
     settling.apply(fill(lots=lots, price=str(1000 + move), bankruptcy_price="1000"))
     batch = settling.take()
     deficit = lots * -move * ONE
@@ -303,15 +303,15 @@ def test_an_order_asks_for_what_is_needed_and_less_than_one_lot_more(lots, move,
         assert (order.cause, order.price, order.reduce) == (1, 1000 * 10**12, "short")
 
 
-def test_what_a_fund_is_credited_and_repaid_is_counted_since_it_was_loaded():
-    fund = Fund(UNIT, balance=10 * ONE, outstanding=4 * ONE)
+def test_fund_sums_credited_and_repaid_amounts_since_loading():
+    fund = a_fund(UNIT, balance=10 * ONE, outstanding=4 * ONE)
     for seq, amount in enumerate((3, 2, -5, 7), 1):
         fund.settle(worth(amount, seq))
     assert (fund.repaid, fund.credited, fund.balance) == (4 * ONE, 8 * ONE, 13 * ONE)
 
 
 @pytest.mark.parametrize("text", ["0", "0.0", "0.000000000000"])
-def test_a_fully_margined_long_of_a_linear_contract_has_bankruptcy_price_zero(text):
+def test_linear_contract_allows_a_bankruptcy_price_of_zero(text):
     entry, _ = Fund(LINEAR).settle(a_fill(LINEAR, price="0.5", bankruptcy_price=text, lots=1000))
     assert (entry.kind, entry.change, entry.bankruptcy_price) == ("surplus", 50_000_000, 0)
 
@@ -320,10 +320,10 @@ def test_a_fully_margined_long_of_a_linear_contract_has_bankruptcy_price_zero(te
     ("contract", "price", "bankruptcy_price"),
     [(INVERSE, "0.5", "0"), (INVERSE, "0", "1"), (LINEAR, "0", "0"), (LINEAR, "0", "1")],
 )
-def test_other_prices_are_above_zero(contract, price, bankruptcy_price):
-    with pytest.raises(Rejection) as refused:
+def test_other_prices_of_zero_are_rejected(contract, price, bankruptcy_price):
+    with pytest.raises(Rejection) as rejection:
         Fund(contract).settle(a_fill(contract, price=price, bankruptcy_price=bankruptcy_price))
-    assert refused.value.reason == Reason.OUT_OF_RANGE
+    assert rejection.value.reason == Reason.OUT_OF_RANGE
 
 
 def a_fill(contract, **fields):

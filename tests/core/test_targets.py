@@ -48,12 +48,12 @@ def falling(deficits):
         ([0] * 98 + [1000, 2000], Fraction(99, 100), 1000),
     ],
 )
-def test_value_at_risk_of_few_numbers(deficits, level, expected):
+def test_value_at_risk_of_examples(deficits, level, expected):
     assert value_at_risk(falling(deficits), len(deficits), level) == expected
 
 
 def brute_force(deficits, level):
-    """The smallest of the deficits that at least a share `level` of them do not exceed."""
+    """The smallest deficit that at least a share `level` of the deficits do not exceed."""
     return min(bound for bound in deficits if Fraction(sum(deficit <= bound for deficit in deficits), len(deficits)) >= level)
 
 
@@ -63,20 +63,20 @@ def test_value_at_risk_is_the_empirical_quantile(deficits, level):
 
 
 @given(DEFICITS, LEVELS)
-def test_value_at_risk_needs_only_the_largest(deficits, level):
+def test_value_at_risk_needs_only_the_largest_deficits(deficits, level):
     needed = falling(deficits)[: quantile_rank(len(deficits), level)]
     assert value_at_risk(needed, len(deficits), level) == brute_force(deficits, level)
 
 
 @given(DEFICITS, LEVELS, LEVELS)
-def test_a_higher_level_never_needs_less(deficits, one, other):
+def test_higher_level_never_lowers_the_value_at_risk(deficits, one, other):
     low, high = sorted((one, other))
     assert value_at_risk(falling(deficits), len(deficits), low) <= value_at_risk(falling(deficits), len(deficits), high)
 
 
 @given(DEFICITS, st.integers(1, 50), st.integers(51, 200))
-def test_no_other_size_costs_less(deficits, capital, loss):
-    """What the newsvendor rule promises: r K + kappa E[max(0, D - K)] is smallest at its K."""
+def test_size_minimises_the_cost(deficits, capital, loss):
+    """The newsvendor rule: r K + kappa E[max(0, D - K)] is smallest at its K."""
 
     def cost(size):
         return capital * size * len(deficits) + loss * sum(max(0, deficit - size) for deficit in deficits)
@@ -85,7 +85,7 @@ def test_no_other_size_costs_less(deficits, capital, loss):
     assert cost(best) == min(cost(size) for size in range(max(deficits) + 1))
 
 
-def test_the_deficits_of_a_history_are_explained():
+def test_value_at_risk_has_an_explanation():
     policy = TargetPolicy(period_hours=24, cost_of_capital=0.25, cost_of_loss=1.0)
     size = size_by_deficits(UNIT, policy, Deficits(0, 8 * 86_400_000, 8, 3, [9 * ONE, 4 * ONE, 2 * ONE]))
     assert size.amount == 2 * ONE
@@ -94,18 +94,18 @@ def test_the_deficits_of_a_history_are_explained():
     assert (explained.largest_deficit, explained.start, explained.end) == ("9", 0, 8 * 86_400_000)
 
 
-def test_without_a_history_there_is_no_value_at_risk():
+def test_no_history_gives_no_value_at_risk():
     size = size_by_deficits(UNIT, TargetPolicy(), None)
     assert (size.amount, size.explanation) == (None, None)
     assert UNIT.symbol in size.reason
 
 
-def test_a_history_without_deficits_needs_nothing():
+def test_history_without_deficits_gives_zero():
     assert size_by_deficits(UNIT, TargetPolicy(), Deficits(0, 1, 5, 0, [])).amount == 0
 
 
 def book_of(contract, mark, *positions):
-    """A book of positions (lots, entry price, margin), prices in whole quote units, margin in whole settlement units."""
+    """A book of positions (lots, entry price, margin); prices in whole quote units, margins in whole settlement units."""
     scale, unit = 10**contract.price_decimals, 10**contract.settle_decimals
     book = Book(contract)
     book.mark = mark * scale
@@ -120,8 +120,8 @@ def covered(contract, book, **fields):
     return size_by_cover(contract, policy, book, sides, [largest_rows(side, policy.positions) for side in sides])
 
 
-def test_cover_by_hand_for_a_linear_contract():
-    # At 100 - 20 %: the long of 10 lots from 110 loses 300 of its margin of 100, that of 5 from 100 loses 100 of 120.
+def test_cover_of_a_linear_contract():
+    # At 100 - 20 %: the long of 10 lots from 110 loses 300 with a margin of 100, the long of 5 from 100 loses 100 with 120.
     book = book_of(UNIT, 100, (10, 110, 100), (5, 100, 120), (1, 500, 0), (-12, 100, 50))
     size = covered(UNIT, book, positions=2, move=0.2)
     assert size.amount == 200 * ONE
@@ -131,45 +131,45 @@ def test_cover_by_hand_for_a_linear_contract():
         (10, "-300", "100", "200"),
         (5, "-100", "120", "0"),
     ]
-    # At 100 + 20 %, the short of 12 lots from 100 loses 240 of its margin of 50.
+    # At 100 + 20 %, the short of 12 lots from 100 loses 240 with a margin of 50.
     assert explained.loss_of_other_side == "190"
 
 
-def test_the_worse_side_counts():
+def test_larger_loss_of_both_sides_counts():
     book = book_of(UNIT, 100, (10, 110, 100), (-12, 100, 10))
     size = covered(UNIT, book, positions=1, move=0.2)
     assert (size.amount, size.explanation.side, size.explanation.stressed_price) == (230 * ONE, "short", "120")
     assert size.explanation.loss_of_other_side == "200"
 
 
-def test_cover_by_hand_for_an_inverse_contract():
-    # A long of 3 lots of 1 USD from 100 at 75: 3 x (1/100 - 1/75) = -0.01 XBT beyond no margin.
+def test_cover_of_an_inverse_contract():
+    # A long of 3 lots of 1 USD from 100 at 75 without margin: 3 x (1/100 - 1/75) = -0.01 XBT.
     size = covered(INVERSE, book_of(INVERSE, 100, (3, 100, 0)), positions=5, move=0.25)
     assert size.amount == 10**8
     assert size.explanation.positions[0].loss == "0.01"
 
 
 def test_losses_are_rounded_up():
-    # 1 lot of 1 USD from 3 at 1.5: 1/3 - 2/3 = -0.33333333333..., of which ten decimals are kept.
+    # 1 lot of 1 USD from 3 at 1.5: 1/3 - 2/3 = -0.33333333333..., rounded to ten decimals.
     assert covered(INVERSE, book_of(INVERSE, 3, (1, 3, 0)), positions=1, move=0.5).amount == 3_333_333_334
 
 
-def test_of_equal_positions_those_that_lose_most_count():
+def test_equal_positions_are_ordered_by_loss():
     book = book_of(UNIT, 100, (4, 100, 30), (4, 100, 0), (4, 120, 50), (4, 100, 200))
     assert [held.loss for held in covered(UNIT, book, positions=2, move=0.1).explanation.positions] == ["70", "40"]
 
 
-def test_who_is_covered_is_not_told():
+def test_explanation_contains_no_accounts():
     size = covered(UNIT, book_of(UNIT, 100, (4, 100, 0)), positions=2, move=0.1)
     assert "account" not in str(size)
 
 
-def test_an_empty_book_needs_nothing():
+def test_empty_book_gives_zero():
     size = covered(UNIT, book_of(UNIT, 100), positions=2, move=0.1)
     assert (size.amount, size.explanation.positions) == (0, [])
 
 
-def test_a_position_that_was_closed_meanwhile_does_not_count():
+def test_position_closed_meanwhile_does_not_count():
     book = book_of(UNIT, 100, (4, 200, 0), (3, 100, 0))
     policy = TargetPolicy(positions=2, move=0.1)
     sides = stressed_sides(book, book.mark, exact(policy.move))
@@ -186,7 +186,7 @@ def test_cover_equals_brute_force(contract, positions, count, move):
 
 
 def side_loss(contract, positions, count, move, long):
-    """By fractions; of equal positions the worst, as the rule says."""
+    """The loss of one side in fractions; of equal positions, those that lose most count."""
     decimals, scale = contract.settle_decimals, 10**contract.price_decimals
     stressed = Fraction(stressed_price(100 * scale, "long" if long else "short", move), scale)
     side = []
@@ -199,22 +199,22 @@ def side_loss(contract, positions, count, move, long):
 
 
 @given(POSITIONS, st.integers(1, 20), st.integers(1, 20), MOVES, MOVES)
-def test_more_positions_and_wider_moves_never_need_less(positions, one, other, move, wider):
+def test_more_positions_or_a_wider_move_never_lower_the_cover(positions, one, other, move, wider):
     book = book_of(UNIT, 100, *((lots if long else -lots, price, margin) for long, lots, price, margin in positions))
     few, many = sorted((one, other))
     near, far = sorted((move, wider))
     assert covered(UNIT, book, positions=few, move=near).amount <= covered(UNIT, book, positions=many, move=near).amount
-    # Which of equally large positions lose most may differ with the move, but never who is counted to have lost less.
+    # A wider move may select other positions of equal size, but never a smaller loss.
     assert covered(UNIT, book, positions=few, move=near).amount <= covered(UNIT, book, positions=few, move=far).amount
 
 
 @pytest.mark.parametrize(("side", "expected"), [("long", 8), ("short", 12)])
-def test_stressed_prices_lie_away_from_the_mark(side, expected):
+def test_stressed_price_is_rounded_away_from_the_mark(side, expected):
     assert stressed_price(10, side, Fraction(11, 100)) == expected
     assert stressed_price(1, "long", Fraction(99, 100)) == 1
 
 
-def test_open_interest_by_hand():
+def test_open_interest_of_an_example():
     policy = TargetPolicy(rule="open_interest", share=0.01)
     size = size_by_open_interest(UNIT, policy, book_of(UNIT, 100, (7, 90, 5), (3, 95, 5), (-10, 90, 5)))
     assert (size.amount, size.explanation.lots, size.explanation.notional) == (10 * ONE, 10, "1000")
@@ -222,12 +222,12 @@ def test_open_interest_by_hand():
     assert (inverse.amount, inverse.explanation.notional) == (3_333_334, "0.0333333334")
 
 
-def test_without_a_mark_there_is_no_open_interest():
+def test_no_mark_gives_no_open_interest():
     size = size_by_open_interest(UNIT, TargetPolicy(), Book(UNIT))
-    assert (size.amount, size.reason) == (None, f"no mark price of {UNIT.symbol} has come yet")
+    assert (size.amount, size.reason) == (None, f"{UNIT.symbol} has no mark price yet")
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(0.000001, 1))
-def test_a_share_of_open_interest_is_exact_and_rounded_up(lots, mark, share):
+def test_share_of_open_interest_is_exact_and_rounded_up(lots, mark, share):
     size = size_by_open_interest(LINEAR, TargetPolicy(share=share), book_of(LINEAR, mark, (lots, 1, 0)))
     assert 0 <= size.amount - lots * mark * Fraction(LINEAR.multiplier) * ONE * exact(share) < 1

@@ -80,7 +80,7 @@ class Books:
 
 def _moves(partition: Partition, symbol: str, event: Event) -> bool:
     """Whether a numbered event that is new moves the contract's sequence: the end of an order that is over does not."""
-    return not isinstance(event, AdlEnd) or event.adl in partition._desks[symbol].orders
+    return not isinstance(event, AdlEnd) or event.adl in partition.market(symbol).orders
 
 
 def _whole(contract: Contract, book: Book) -> Iterator[Event]:

@@ -12,7 +12,7 @@ import msgspec
 from fundsvc.cli.tools.force_orders import Known
 from fundsvc.cli.tools.recordings import Recording
 from fundsvc.core.events import Event, Fill, Listing, Reason
-from fundsvc.core.sequences import Applied, Content, Key, kept_as
+from fundsvc.core.sequences import Applied, Content, Key, identity_of
 from fundsvc.store.database import SQL, Pool
 from fundsvc.store.database import faults as store_faults
 from fundsvc.store.sequences import facts_of
@@ -163,7 +163,7 @@ class Delivery:
     async def _kept(self, events: Iterable[Event]) -> Counter[str]:
         """The reasons of fills that were rejected and kept before; resent events do not count as new rejections."""
         now = {(row["event_symbol"], row["event_seq"], row["digest"]) for row in await self._rejected()}
-        before = {kept for event in events if isinstance(event, Fill) and (kept := kept_as(event))} - now
+        before = {kept for event in events if isinstance(event, Fill) and (kept := identity_of(event))} - now
         rows = await self._fetch("rejected_kept", *map(list, zip(*before, strict=True))) if before else []
         applied = await self._applied({(row["event_symbol"], row["event_seq"]) for row in rows})
         return Counter(row["reason"] for row in rows if applied[row["event_symbol"], row["event_seq"]] is Applied.NEVER)

@@ -20,7 +20,7 @@ from fundsvc.core.batch import Batch
 from fundsvc.core.contracts import Contract, contract_of
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Reason, Rejection
 from fundsvc.core.fund.chain import Kind
-from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.numbers import INT64_MAX, format_units, to_units
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
@@ -126,6 +126,20 @@ class Outcome(msgspec.Struct, frozen=True):
     rejected: tuple[str, ...] = ()
 
 
+class FundWithReserve(Fund):
+    """A fund with a fixed reserve line, which only vectors have; `reserve_line` is in atoms."""
+
+    __slots__ = ("_fixed_line",)
+
+    def __init__(self, contract: Contract, state: FundState, policy: Policy, reserve_line: int) -> None:
+        super().__init__(contract, state, policy)
+        self._fixed_line = reserve_line
+
+    def payable(self, ts: int) -> int:
+        """The amount above the guard's line and above the fixed line."""
+        return min(super().payable(ts), max(0, self.balance - self._fixed_line))
+
+
 def read_vector(path: Path) -> dict[str, Any]:
     """The vector in a file; raises VectorError when it cannot be read or is not an object in JSON."""
     try:
@@ -175,12 +189,13 @@ def _starting_fund(vector: Vector, contract: Contract) -> Fund:
             raise VectorError(f"not a vector: {path}: a fund cannot hold {text}")
         return units
 
-    return Fund(
-        contract,
+    state = FundState(
+        contract.symbol,
         balance=atoms("fund.balance", vector.fund.balance),
         outstanding=atoms("fund.outstanding", vector.fund.outstanding),
-        reserve_line=atoms("policy.reserveLine", vector.policy.get("reserveLine", "0")),
-        policy=_policy(vector.policy),
+    )
+    return FundWithReserve(
+        contract, state, _policy(vector.policy), atoms("policy.reserveLine", vector.policy.get("reserveLine", "0"))
     )
 
 

@@ -11,7 +11,7 @@ So an order never takes a whole lot more than it needs.
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -107,6 +107,36 @@ class OrderState(NamedTuple):
     acknowledged: bool
     round_ms: int
     policy_version: int
+
+
+class Deficit(Protocol):
+    """The fields of an order that determine its amounts; see `AdlOrder`."""
+
+    @property
+    def deficit(self) -> int:
+        """The deficit of the shortfall, in atoms."""
+
+    @property
+    def deficit_lots(self) -> int:
+        """The lots of the shortfall's fill."""
+
+    @property
+    def lots(self) -> int:
+        """The lots that the order needs."""
+
+    @property
+    def uncovered(self) -> int:
+        """The part of the deficit that the fund did not pay, in atoms."""
+
+
+def amount_of(order: Deficit, lots: int) -> int:
+    """The share of an order's deficit that lots recover, in atoms: floor(D x lots / Q)."""
+    return order.deficit * lots // order.deficit_lots
+
+
+def refund_of(order: Deficit) -> int:
+    """The amount that an order refunds once all of its lots are executed, in atoms."""
+    return amount_of(order, order.lots) - order.uncovered
 
 
 NOBODY: frozenset[str] = frozenset()
@@ -222,12 +252,12 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     @property
     def recovered(self) -> int:
         """min(u, floor(D x k / Q))."""
-        return min(self.uncovered, self.deficit * self.executed // self.deficit_lots)
+        return min(self.uncovered, amount_of(self, self.executed))
 
     @property
     def refund(self) -> int:
         """floor(D x lots / Q) - u, due once all lots are executed: at least 0 and less than the deficit of one lot."""
-        return self.deficit * self.lots // self.deficit_lots - self.uncovered
+        return refund_of(self)
 
     @property
     def rest(self) -> int:

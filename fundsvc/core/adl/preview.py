@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.desk import Deleveraging
-from fundsvc.core.adl.escalation import waits_for_adl
 from fundsvc.core.adl.order import AdlOrder, RoundTerms, order_for
 from fundsvc.core.events import Fill
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.market import waits_for_adl
 
 AskedOf = Callable[[int], int]
 """How many lots a round asks for where so many are needed."""

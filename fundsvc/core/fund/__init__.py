@@ -1,1 +1,1 @@
-"""The fund of one contract: settlement, the sealed chain of entries, state, target size, and verification."""
+"""The fund of one contract: settlement, the hash chain of entries, state, target size, and verification."""

@@ -1,13 +1,13 @@
-"""Ledger entries and the hash chain that seals them.
+"""Ledger entries and the hash chain that links them.
 
 hash = sha256(previous hash || MessagePack array), with 32 zero bytes before the first. The array has one of two versions:
 
-    1   the fields of `Entry` in their order, without `seal`: an entry that has no seal
-    2   the integer 2, then the same fields with `seal` (binary) in the place of `account`
+    1   the fields of `Entry` in their order, without `seal`; of an entry without a seal
+    2   the integer 2, then the same fields with `seal` (binary) in place of `account`
 
-Fields that later kinds of entries add stand behind `ts` in either version. Money is in atoms of the settlement currency, prices
-in 10**-priceDecimals, text is UTF-8, integers are encoded in their shortest form: any MessagePack library gives the same bytes.
-The time of recording is not sealed, so that the same events give the same chain whenever and however often they are replayed.
+Fields that later kinds of entries add come after `ts` in either version. Money is in atoms of the settlement currency, prices
+are in 10**-priceDecimals, text is UTF-8, and integers have their shortest form: any MessagePack library gives the same bytes.
+The hash does not contain the time of recording, so the same events give the same chain at any time.
 """
 
 from hashlib import sha256
@@ -20,18 +20,18 @@ GENESIS = bytes(32)
 """The hash before the first entry of every contract."""
 
 SEALED_ACCOUNT, SEALED_COMMITMENT = 1, 2
-"""Versions of the sealed array."""
+"""Versions of the hashed array."""
 
 Kind = Literal["surplus", "flat", "shortfall", "refund", "cover"]
-"""What an entry records. `refund` and `cover` come of ADL orders: what one recovered too much, what one could not recover."""
+"""The kind of an entry. An ADL order causes a `refund` if it took more than needed, and a `cover` if it ended uncovered."""
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One line of a contract's ledger: what moved, the balance after it, and the fill that caused it.
+    """One record of a contract's ledger: the change, the balance after it, and the fill that caused it.
 
-    `change` is the movement of the balance: of a shortfall the covered part (negative or 0), of a surplus what was left
-    after `repaid` went to the outstanding amount. Covered + uncovered is the deficit of the fill. `seal` is sealed in the place
-    of `account`, see `core.commitment`; where it is empty, the account itself is sealed.
+    `change` is the change of the balance: of a shortfall the covered part (negative or 0), of a surplus the rest after `repaid`
+    reduced the outstanding amount. Covered + uncovered is the deficit of the fill. The hash contains `seal` in place of
+    `account`, see `core.commitment`; if `seal` is empty, the hash contains the account itself.
     """
 
     symbol: str
@@ -54,7 +54,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     @property
     def version(self) -> int:
-        """Of the array that is sealed."""
+        """The version of the hashed array."""
         return SEALED_COMMITMENT if self.seal else SEALED_ACCOUNT
 
 
@@ -64,12 +64,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def link(previous: bytes, entry: Entry) -> bytes:
-    """The hash of an entry: 32 bytes that depend on it and on everything before it."""
+    """Returns the hash of an entry: 32 bytes that depend on the entry and on all entries before it."""
     return sha256(previous + _encode(_sealed(entry))).digest()
 
 
 def _sealed(entry: Entry) -> tuple[Any, ...]:
-    """The array that is sealed."""
+    """Returns the hashed array."""
     fields = astuple(entry)
     if not entry.seal:
         return fields[:_SEAL]

@@ -1,4 +1,4 @@
-"""How full a fund is beside its target, and what leverage that bears: a signal for people, nothing acts on it."""
+"""The fullness of a fund relative to its target, and the leverage recommended for it. The service does not act on either."""
 
 import math
 from fractions import Fraction
@@ -9,13 +9,13 @@ import msgspec
 RuleName = Literal["value_at_risk", "cover", "open_interest", "none"]
 
 LEVERAGE_STEPS = 100
-"""A recommended leverage is rounded down to hundredths, which is finer than any exchange offers."""
+"""A recommended leverage is rounded down to hundredths. No exchange offers finer steps."""
 
 _HOURS_PER_DAY = 24
 
 
 class TargetPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the target size of a contract's fund is found; see section "Target size" of the handbook."""
+    """The rule and the parameters of a target size; see section "Target size" of the handbook."""
 
     rule: RuleName = "value_at_risk"
     period_hours: Annotated[int, msgspec.Meta(ge=1, le=168)] = 24
@@ -31,13 +31,11 @@ class TargetPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.cost_of_capital >= self.cost_of_loss:
-            raise ValueError(
-                f"cost_of_capital {self.cost_of_capital} is not below cost_of_loss {self.cost_of_loss}: no fund is worth it"
-            )
+            raise ValueError(f"cost_of_capital {self.cost_of_capital} must be below cost_of_loss {self.cost_of_loss}")
         if self.fullness_low >= self.fullness_high:
-            raise ValueError(f"fullness_low {self.fullness_low} is not below fullness_high {self.fullness_high}")
+            raise ValueError(f"fullness_low {self.fullness_low} must be below fullness_high {self.fullness_high}")
         if self.history_days * _HOURS_PER_DAY < self.period_hours:
-            raise ValueError(f"history_days {self.history_days} is less than one period of {self.period_hours} hours")
+            raise ValueError(f"history_days {self.history_days} must be at least one period of {self.period_hours} hours")
 
     @property
     def level(self) -> Fraction:
@@ -46,15 +44,15 @@ class TargetPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def periods_max(self) -> int:
-        """How many periods of history count."""
+        """The number of periods in the history."""
         return self.history_days * _HOURS_PER_DAY // self.period_hours
 
 
 class Target(NamedTuple):
-    """The target size of a fund, and what the recommended leverage goes by.
+    """The target size of a fund, and the parameters of the recommended leverage.
 
-    `amount` is in atoms, None where it could not be found; `leverage_max` is the contract's own, None where its listing names
-    none.
+    `amount` is in atoms, None if it could not be computed. `leverage_max` is the contract's `maxLeverage`, None if its listing
+    has none.
     """
 
     rule: RuleName
@@ -69,12 +67,13 @@ class Target(NamedTuple):
         return self.amount is not None and balance < self.amount
 
     def fullness(self, balance: int) -> float | None:
-        """Balance / target; None where there is no target, or nothing is needed."""
+        """Returns balance / target; None without a target, or if the target is 0."""
         return balance / self.amount if self.amount else None
 
     def leverage_cap(self, balance: int) -> float | None:
-        """The recommended highest leverage: linear in the fullness, from `leverage_min` at `fullness_low` to the contract's own
-        at `fullness_high`. Exact, then rounded down to hundredths; None where there is no target or no highest leverage.
+        """Returns the recommended leverage, exact, then rounded down to hundredths; None without a target or `leverage_max`.
+
+        It rises linearly with the fullness, from `leverage_min` at `fullness_low` to `leverage_max` at `fullness_high`.
         """
         if self.amount is None or self.leverage_max is None:
             return None
@@ -87,5 +86,5 @@ class Target(NamedTuple):
 
 
 def exact(number: float) -> Fraction:
-    """The number that somebody wrote: 0.1 is a tenth, not the float nearest to it."""
+    """Returns the decimal number that a float was written as: 0.1 gives 1/10, not the nearest float."""
     return Fraction(str(number))

@@ -1,8 +1,8 @@
-"""The waterfall of one fund: what a fill's surplus or deficit does to its balance, its debt and its ledger.
+"""The waterfall of one fund: how a fill changes its balance, its outstanding amount and its ledger.
 
-    change > 0   surplus    repays what is outstanding first, the rest joins the balance
-    change = 0   flat       nothing moves, the entry is still written
-    change < 0   shortfall  the fund pays down to its reserve line, what it cannot pay is uncovered
+    change > 0   surplus    repays the outstanding amount first; the rest raises the balance
+    change = 0   flat       the balance does not change; the entry records the fill
+    change < 0   shortfall  the fund pays down to its reserve line; the rest is uncovered
 
 Invariants after every fill: balance >= 0, outstanding >= 0, covered + uncovered = deficit.
 """
@@ -13,49 +13,52 @@ from typing import Literal, NamedTuple
 
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.records import AdlRecord, RecordKind, SealedRecord, link_record
+from fundsvc.core.checks import check_fill
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import AdlFill, Fill, Reason, Rejection
 from fundsvc.core.fund.chain import GENESIS, Entry, Kind, link
 from fundsvc.core.fund.fullness import exact
-from fundsvc.core.numbers import INT64_MAX, format_units, parse_price
-from fundsvc.core.policy import Guard, Policy, SavedGuard
+from fundsvc.core.numbers import INT64_MAX, format_units
+from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
 
 WaitsForAdl = Callable[[int, int], bool]
-"""Whether a fund pays nothing now of a deficit (atoms) at a bankruptcy price (the contract's units): ADL comes first."""
+"""Whether ADL comes before the fund for a deficit (atoms) at a bankruptcy price (the contract's units)."""
 
 
 class FundState(NamedTuple):
-    """A fund as it stands after an entry, as it is written; see `Fund` for the meaning of the fields."""
+    """The stored state of a fund after an entry; the defaults are the state of a new fund.
+
+    `balance` and `outstanding` are atoms of the settlement currency, never negative. `outstanding` is the amount that ADL did
+    not recover and no surplus has repaid yet. `entry` is the number of the last ledger entry, `seq` the last applied sequence,
+    `adl` the number of the last ADL order, and `head` the hash of the last entry. `guard` is the drawdown guard, None without
+    one. `adl_record` and `adl_head` are the number and the hash of the last ADL record.
+    """
 
     symbol: str
-    balance: int
-    outstanding: int
-    entry: int
-    seq: int
-    adl: int
-    head: bytes
-    guard: SavedGuard | None
-    adl_record: int
-    adl_head: bytes
+    balance: int = 0
+    outstanding: int = 0
+    entry: int = 0
+    seq: int = 0
+    adl: int = 0
+    head: bytes = GENESIS
+    guard: SavedGuard | None = None
+    adl_record: int = 0
+    adl_head: bytes = GENESIS
 
 
 class Fund:
-    """The isolated fund of one contract, as of its last entry.
+    """The isolated fund of one contract, as of its last entry; see `FundState` for the stored fields.
 
-    balance, outstanding, reserve_line: atoms of the settlement currency, never negative. `outstanding` is what
-    auto-deleveraging failed to recover, `open_in_adl` what its open orders are still to recover. `entry` is the number of the
-    last ledger entry, `adl` of the last ADL order, `seq` the last engine sequence applied, `head` the hash of the last entry.
-    `adl_record` and `adl_head` are the number and the hash of the last ADL record; `policy_version` is that of `policy`.
-    `credited` and `repaid` are what joined the balance and what repaid the outstanding amount since the fund was loaded.
-    `suspended` says whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without one they
-    are sealed as they are.
+    `open_in_adl` is the amount that open ADL orders still have to recover. `credited` and `repaid` are the amounts credited
+    to the balance and repaid of the outstanding amount since the fund was loaded. `policy_version` is the version of `policy`,
+    and `suspended` whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without a secret,
+    entries contain the accounts themselves.
     """
 
     __slots__ = (
         "_denominator",
         "_numerator",
-        "_reserve_line",
         "adl",
         "adl_head",
         "adl_record",
@@ -78,50 +81,39 @@ class Fund:
     def __init__(
         self,
         contract: Contract,
-        *,
-        balance: int = 0,
-        outstanding: int = 0,
-        entry: int = 0,
-        seq: int = 0,
-        head: bytes = GENESIS,
-        adl: int = 0,
-        reserve_line: int = 0,
+        state: FundState | None = None,
         policy: Policy = Policy(),  # noqa: B008 - frozen
-        guard: SavedGuard | None = None,
+        *,
         suspended: bool = False,
-        policy_version: int = 0,
-        adl_record: int = 0,
-        adl_head: bytes = GENESIS,
-        secret: LedgerSecret | None = None,
     ) -> None:
+        state = state or FundState(contract.symbol)
         self.contract = contract
-        self.balance = balance
-        self.outstanding = outstanding
+        self.balance = state.balance
+        self.outstanding = state.outstanding
+        self.entry = state.entry
+        self.seq = state.seq
+        self.adl = state.adl
+        self.head = state.head
+        self.guard = _guard(policy, contract, state.guard)
+        self.adl_record = state.adl_record
+        self.adl_head = state.adl_head
+        self.policy = policy
+        self.policy_version = 0
+        self.suspended = suspended
+        self.secret: LedgerSecret | None = None
         self.open_in_adl = 0
         self.credited = 0
         self.repaid = 0
-        self.entry = entry
-        self.seq = seq
-        self.head = head
-        self.adl = adl
-        self.adl_record = adl_record
-        self.adl_head = adl_head
-        self.policy = policy
-        self.suspended = suspended
-        self.secret = secret
-        self.policy_version = policy_version
-        self.guard = _guard(policy, contract, guard)
-        self._reserve_line = reserve_line
         self._numerator, self._denominator = contract.value_factor()
 
     def adopt(self, policy: Policy, version: int) -> None:
-        """Goes on under another policy; a guard that it has too goes on from the balances it knows."""
+        """Applies another policy. The guard of the new policy continues from the peaks of the old one."""
         kept = self.guard.save() if self.guard else None
         self.policy, self.policy_version = policy, version
         self.guard = _guard(policy, self.contract, kept)
 
     def state(self) -> FundState:
-        """The fund as it now stands, unmoved by what comes after."""
+        """Returns the current state, which later events do not change."""
         guard = self.guard.save() if self.guard else None
         return FundState(
             self.contract.symbol,
@@ -137,15 +129,13 @@ class Fund:
         )
 
     def payable(self, ts: int) -> int:
-        """What the fund may pay at a time: its balance down to the reserve line."""
-        line = self._reserve_line
+        """Returns the amount that the fund may pay at a time (ms): its balance down to the reserve line."""
         if self.guard:
             self.guard.observe(ts, self.balance)
-            line = max(line, self.guard.line)
-        return max(0, self.balance - line)
+        return payable(self.balance, self.guard)
 
     def escalate_min(self, price: int) -> int:
-        """The least uncovered amount that escalates, in atoms: by default one unit of quote, converted at a price."""
+        """Returns the smallest uncovered amount that escalates, in atoms; by default one unit of quote at a price."""
         decimals = self.contract.settle_decimals
         if self.policy.escalate_min is not None:
             return math.ceil(exact(self.policy.escalate_min) * int(10**decimals))
@@ -154,27 +144,25 @@ class Fund:
         return -(-int(10 ** (decimals + self.contract.price_decimals)) // price)
 
     def worth(self, side: str, lots: int, price: int, bankruptcy_price: int) -> int:
-        """Surplus (positive) or deficit (negative) of a fill in atoms; prices in the contract's units.
+        """Returns the surplus (positive) or deficit (negative) of a fill in atoms; prices are in the contract's units.
 
         linear:   floor(s x (price - bankruptcyPrice) x lots x multiplier x 10^decimals)
         inverse:  floor(s x lots x |multiplier| x (1/bankruptcyPrice - 1/price) x 10^decimals)
 
-        with s = +1 for sell and -1 for buy. The floor, towards minus infinity, is the only rounding there is: a credit
-        rounds down and a debit rounds up in size, so no fund is over-credited and no counterparty short-paid.
+        with s = +1 for sell and -1 for buy. The floor, towards minus infinity, is the only rounding: a credit rounds down,
+        and a debit rounds up in size.
         """
         move = price - bankruptcy_price if side == "sell" else bankruptcy_price - price
         denominator = self._denominator * price * bankruptcy_price if self.contract.is_inverse else self._denominator
         return move * lots * self._numerator // denominator
 
     def settle(self, fill: Fill, waits: WaitsForAdl | None = None) -> tuple[Entry, bytes]:
-        """Applies a fill that is not a duplicate; returns its entry and the entry's hash.
+        """Settles a fill that is not a duplicate; returns its entry and the entry's hash.
 
-        `waits` tells, of a shortfall, whether ADL comes first and the fund pays nothing now.
-        Raises Rejection, and changes nothing, when a number is not exact, out of range or beyond 64 bits.
+        `waits` decides whether ADL comes before the fund; None means that the fund pays first. Raises Rejection, having changed
+        nothing, if a field is illegal, or an amount does not fit 64 bits.
         """
-        decimals = self.contract.price_decimals
-        price = parse_price(fill.price, decimals)
-        bankruptcy_price = self.contract.bankruptcy_price(fill.bankruptcy_price)
+        price, bankruptcy_price = check_fill(fill, self.contract)
         worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
         if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
             amount = format_units(worth, self.contract.settle_decimals)
@@ -206,13 +194,13 @@ class Fund:
         )
 
     def refund(self, order: AdlOrder, last: AdlFill) -> tuple[Entry, bytes]:
-        """Credits what a completed order recovered beyond what was uncovered: of the lot that the fund had paid in part."""
+        """Credits the amount that a completed order took beyond the uncovered amount; returns the entry and its hash."""
         return self._append(self.adl_entry("refund", order, order.refund, 0, last.lots, last.seq, last.ts))
 
     def cover(self, order: AdlOrder, seq: int, ts: int) -> tuple[Entry, bytes] | None:
-        """Pays what is outstanding of an order that ADL could not close, as far as the fund can.
+        """Pays what the fund can of an order that ended uncovered; returns the entry and its hash, None if it pays nothing.
 
-        `seq` is that of the event that ended the order; an event without one leaves the fund's last.
+        `seq` is the sequence of the event that ended the order; 0 stands for the fund's last sequence.
         """
         paid = min(order.rest, self.payable(ts))
         if not paid:
@@ -231,7 +219,7 @@ class Fund:
         body: bytes = b"",
         first_rank: int = 0,
     ) -> SealedRecord:
-        """Seals what happened to an order."""
+        """Creates the next ADL record of the fund, linked to the one before."""
         self.adl_record += 1
         symbol = self.contract.symbol
         record = AdlRecord(symbol, self.adl_record, self.entry, kind, order.adl, order.round, seq, ts, account, lots, body)
@@ -239,7 +227,7 @@ class Fund:
         return SealedRecord(record, self.adl_head, first_rank)
 
     def adl_entry(self, kind: Kind, order: AdlOrder, change: int, repaid: int, lots: int, seq: int, ts: int) -> Entry:
-        """An entry that an ADL order causes; its orderId names the order."""
+        """Returns an entry that an ADL order causes; its `order_id` identifies the order."""
         side: Literal["sell", "buy"] = "sell" if order.reduce == "short" else "buy"
         symbol, number, balance = order.symbol, self.entry + 1, self.balance + change
         name = f"adl/{order.adl}"
@@ -263,7 +251,7 @@ class Fund:
         return entry, self.head
 
     def _absorb(self, worth: int, ts: int, bankruptcy_price: int, waits: WaitsForAdl | None) -> tuple[Kind, int, int, int]:
-        """Splits a fill's worth: (kind, change of the balance, uncovered, repaid)."""
+        """Splits a surplus or deficit: (kind, change of the balance, uncovered, repaid)."""
         if worth > 0:
             repaid = min(worth, self.outstanding)
             return "surplus", worth - repaid, 0, repaid
@@ -275,6 +263,6 @@ class Fund:
 
 
 def _guard(policy: Policy, contract: Contract, kept: SavedGuard | None) -> Guard | None:
-    """The drawdown guard of a policy, where it has one."""
+    """Returns the drawdown guard of a policy; None if the policy has none."""
     terms = policy.drawdown_guard
     return Guard(terms, contract.settle_decimals, kept or SavedGuard()) if terms else None

@@ -1,4 +1,4 @@
-"""How a fund stands, in a word for people and their alarms."""
+"""The state of a fund in one word, for people and alerts."""
 
 from typing import Literal
 
@@ -7,12 +7,15 @@ from fundsvc.core.policy import Guard, Policy, SavedGuard
 from fundsvc.core.times import AHEAD_SECONDS_MAX
 
 FundStateName = Literal["ok", "warning", "adl", "uncovered"]
-"""`adl` while an order is open; else `uncovered` while something is outstanding; else `warning` while the drawdown guard is
-active, or the balance below its stop line or below the fund's target size."""
+"""`adl` while an ADL order is open; else `uncovered` while an amount is outstanding; else `warning` while the drawdown guard is
+active, or the balance is below the guard's stop line or the fund's target; else `ok`."""
 
 
 def guard_at(now_ms: int, policy: Policy, decimals: int, kept: SavedGuard | None, balance: int) -> Guard | None:
-    """The drawdown guard of a fund as it is now; None where the policy has none. `decimals` are the settlement currency's."""
+    """Returns the drawdown guard of a fund at a time; None if the policy has none.
+
+    `decimals` are those of the settlement currency, `kept` is the stored guard.
+    """
     terms = policy.drawdown_guard
     if terms is None or kept is None:
         return None
@@ -23,7 +26,7 @@ def guard_at(now_ms: int, policy: Policy, decimals: int, kept: SavedGuard | None
 
 
 def state_of(balance: int, outstanding: int, guard: Guard | None, target: Target | None, *, escalated: bool) -> FundStateName:
-    """A fund's state; `escalated` says whether an ADL order is open."""
+    """Returns the state of a fund; `escalated` means that an ADL order is open."""
     if escalated:
         return "adl"
     if outstanding:
@@ -31,3 +34,8 @@ def state_of(balance: int, outstanding: int, guard: Guard | None, target: Target
     if guard and (guard.active or guard.near(balance)):
         return "warning"
     return "warning" if target and target.is_above(balance) else "ok"
+
+
+def drawdown(balance: int, peak: int) -> float:
+    """Returns the share of its peak that a fund has lost: 1 - balance / peak; 0 without a peak."""
+    return (peak - balance) / peak if peak else 0.0

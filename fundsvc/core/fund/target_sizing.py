@@ -1,16 +1,16 @@
 """The target size of a fund, by one of three published rules. All amounts are exact, in atoms, and rounded up.
 
-Value at risk: the newsvendor rule. A fund of size K costs r K a period, and what the deficits D of a period exceed it by costs
-kappa each; r K + kappa E[max(0, D - K)] is smallest where P(D <= K) reaches 1 - r / kappa, so K* is the value at risk of D at
-that level (the critical ratio of Arrow, Harris and Marschak, "Optimal Inventory Policy", 1951; as capital: Dhaene, Goovaerts,
-Kaas, "Economic Capital Allocation Derived from Risk Measures", 2003). D is taken from the ledger's own history, period by
-period, those without deficits included, and the quantile is an order statistic: the smallest deficit that at least that share
-of the periods did not exceed.
+Value at risk: the newsvendor rule. A fund of size K costs r K a period, and each unit of a period's deficits D beyond K costs
+kappa. r K + kappa E[max(0, D - K)] is smallest where P(D <= K) reaches 1 - r / kappa, so K* is the value at risk of D at that
+level (the critical ratio of Arrow, Harris and Marschak, "Optimal Inventory Policy", 1951; as capital: Dhaene, Goovaerts, Kaas,
+"Economic Capital Allocation Derived from Risk Measures", 2003). The ledger's history gives D by period; a period without
+deficits counts as 0. The quantile is an order statistic: the smallest deficit that at least that share of the periods did not
+exceed.
 
-Cover N: what the N largest positions lose beyond their margins when the mark moves against them, as in "cover 1" and "cover 2"
-of CPMI-IOSCO's Principles for Financial Market Infrastructures (2012), principle 4. Both sides are tried, the worse one counts.
+Cover N: the loss of the N largest positions beyond their margins when the mark moves against them ("cover 1" and "cover 2" of
+CPMI-IOSCO's Principles for Financial Market Infrastructures, 2012, principle 4). The larger loss of both sides counts.
 
-Open interest: a share of the notional of all open lots at the mark, by which funds are compared between venues.
+Open interest: a share of the notional of all open lots at the mark. It allows comparison between venues.
 """
 
 import math
@@ -30,11 +30,14 @@ from fundsvc.core.numbers import format_units
 
 
 class Explained(msgspec.Struct, tag_field="rule", rename="camel", frozen=True, kw_only=True):
-    """Base of what explains a target: every input. Money and prices are decimal text, times milliseconds."""
+    """The base of the explanations of a target, which contain every input. Money and prices are decimal text, times ms."""
 
 
 class ValueAtRisk(Explained, tag="value_at_risk", frozen=True, kw_only=True):
-    """The target is the `rank`th largest deficit of the `periods` between `start` and `end`; `deficits` of them had one."""
+    """The target is the deficit number `rank`, counted from the largest, of the `periods` from `start` to `end`.
+
+    `deficits` of the periods had a deficit.
+    """
 
     period_hours: int
     start: int
@@ -49,7 +52,7 @@ class ValueAtRisk(Explained, tag="value_at_risk", frozen=True, kw_only=True):
 
 
 class StressedPosition(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """A position at the stressed price; `loss` is what its margin does not cover. Whose it is, is not told."""
+    """A position at the stressed price, without its account; `loss` is the part that its margin does not cover."""
 
     lots: int
     entry_price: str
@@ -59,9 +62,9 @@ class StressedPosition(msgspec.Struct, rename="camel", frozen=True, kw_only=True
 
 
 class Cover(Explained, tag="cover", frozen=True, kw_only=True):
-    """The target is what the largest `positions` of `side` lose beyond their margins at `stressedPrice`.
+    """The target is the loss of the largest `positions` of `side` beyond their margins at `stressedPrice`.
 
-    That is a `move`, a share of the mark, against them.
+    The stressed price is the mark after a `move`, a share of the mark, against the side.
     """
 
     mark_price: str
@@ -73,7 +76,7 @@ class Cover(Explained, tag="cover", frozen=True, kw_only=True):
 
 
 class OpenInterest(Explained, tag="open_interest", frozen=True, kw_only=True):
-    """The target is a `share` of `notional`, which the open lots are worth at the mark (rounded up)."""
+    """The target is a `share` of `notional`, the worth of the open lots at the mark, rounded up."""
 
     lots: int
     mark_price: str
@@ -85,7 +88,7 @@ Explanation = ValueAtRisk | Cover | OpenInterest
 
 
 class Size(NamedTuple):
-    """A target size in atoms and what explains it; without one both are None, and `reason` says why."""
+    """A target size in atoms with its explanation. Both are None if it cannot be computed; `reason` explains why."""
 
     amount: int | None
     explanation: Explanation | None
@@ -93,8 +96,9 @@ class Size(NamedTuple):
 
 
 class Deficits(NamedTuple):
-    """A contract's deficits, summed by period: of how many `periods` from `start_ms` to `end_ms`, how many of them had any
-    (`number`), and the largest of those in atoms, falling; as many as the quantile needs.
+    """A contract's deficits, summed by period, for the `periods` from `start_ms` to `end_ms`.
+
+    `number` counts the periods with a deficit. `largest` are the largest sums in atoms, falling; as many as the quantile needs.
     """
 
     start_ms: int
@@ -105,23 +109,23 @@ class Deficits(NamedTuple):
 
 
 def quantile_rank(periods: int, level: Fraction) -> int:
-    """Which of the deficits of so many periods, counted from the largest, is their value at risk."""
+    """Returns the rank, counted from the largest deficit, of the value at risk of a number of periods."""
     return periods - math.ceil(level * periods) + 1
 
 
 def value_at_risk(largest: Sequence[int], periods: int, level: Fraction) -> int:
-    """The smallest amount that at least a share `level` (above 0, below 1) of the periods' deficits do not exceed.
+    """Returns the smallest amount that at least a share `level` (above 0, below 1) of the periods' deficits do not exceed.
 
-    `largest` holds deficits above 0, falling; periods that are not among them had none.
+    `largest` are deficits above 0, falling. All other periods had no deficit.
     """
     rank = quantile_rank(periods, level)
     return largest[rank - 1] if rank <= len(largest) else 0
 
 
 def size_by_deficits(contract: Contract, policy: TargetPolicy, deficits: Deficits | None) -> Size:
-    """The newsvendor rule; `deficits` must hold as many as its quantile needs, and is None where there is no entry."""
+    """Returns the size by the newsvendor rule; `deficits` has as many as the quantile needs, and is None without an entry."""
     if deficits is None:
-        return Size(None, None, f"{contract.symbol} has no history: nothing has been condensed yet")
+        return Size(None, None, f"{contract.symbol} has no history yet")
     amount = value_at_risk(deficits.largest, deficits.periods, policy.level)
     return Size(
         amount,
@@ -141,7 +145,7 @@ def size_by_deficits(contract: Contract, policy: TargetPolicy, deficits: Deficit
 
 
 def notional(contract: Contract, lots: int, mark: int) -> Fraction:
-    """What lots are worth at a mark, in atoms."""
+    """Returns the worth of lots at a mark, in atoms."""
     numerator, denominator = contract.value_factor()
     if contract.is_inverse:
         return Fraction(lots * numerator, denominator * mark)
@@ -149,7 +153,7 @@ def notional(contract: Contract, lots: int, mark: int) -> Fraction:
 
 
 def size_by_open_interest(contract: Contract, policy: TargetPolicy, book: Book) -> Size:
-    """A share of what all open lots are worth; every lot has somebody long and somebody short of it, the long ones count."""
+    """Returns a share of the worth of all open lots. Each lot has a long and a short side; the long side is counted."""
     if book.mark is None:
         return without_mark(contract)
     lots = book.sides["long"].lots
@@ -166,13 +170,14 @@ def size_by_open_interest(contract: Contract, policy: TargetPolicy, book: Book) 
 
 
 def stressed_price(mark: int, side: SideName, move: Fraction) -> int:
-    """The price after a move against a side, in the contract's units, away from the mark where it lies between two."""
+    """Returns the price after a move against a side, in the contract's units, rounded away from the mark."""
     return max(1, math.floor(mark * (1 - move))) if side == "long" else math.ceil(mark * (1 + move))
 
 
 class Stressed(NamedTuple):
-    """A side at a price to which a mark may move: the open lots of its rows, and what they are ranked by there. Both change
-    with the book.
+    """A side of a book at a stressed price: the open lots of its rows, and the inputs of their ranks at that price.
+
+    Both arrays change with the book.
     """
 
     side: SideName
@@ -183,15 +188,15 @@ class Stressed(NamedTuple):
 
 
 def stressed_sides(book: Book, mark: int, move: Fraction) -> list[Stressed]:
-    """Both sides after a move against each."""
+    """Returns both sides, each after a move against it."""
     prices: list[tuple[SideName, int]] = [(name, stressed_price(mark, name, move)) for name in book.sides]
     return [Stressed(name, mark, price, book.sides[name].sizes(), book.sides[name].columns(price)) for name, price in prices]
 
 
 def largest_rows(stressed: Stressed, count: int) -> Integers:
-    """The rows of the largest positions of a side, by lots; of equal ones those with the least equity first.
+    """Returns the rows of the largest positions of a side, by lots; of equal ones those with the least equity first.
 
-    Takes numpy's time alone, so that it may run beside who changes the book; rows must then be looked at again.
+    Runs in numpy only, so that a thread may call it while the book changes. The caller must then check the rows again.
     """
     lots = stressed.lots
     threshold = 1
@@ -204,7 +209,7 @@ def largest_rows(stressed: Stressed, count: int) -> Integers:
 
 
 class _Loss(NamedTuple):
-    """What positions of a side lose beyond their margins, in all and one by one."""
+    """The loss of positions of a side beyond their margins, in sum and by position."""
 
     stressed: Stressed
     amount: int
@@ -214,7 +219,10 @@ class _Loss(NamedTuple):
 def size_by_cover(
     contract: Contract, policy: TargetPolicy, book: Book, sides: Sequence[Stressed], rows: Sequence[Integers]
 ) -> Size:
-    """The loss of the largest positions, whose rows are given for each side; those that were closed meanwhile do not count."""
+    """Returns the size by the loss of the largest positions, whose rows are given for each side.
+
+    Rows that were closed meanwhile do not count.
+    """
     losses = [_loss(contract, book, stressed, chosen) for stressed, chosen in zip(sides, rows, strict=True)]
     other, worse = sorted(losses, key=lambda loss: loss.amount)
     return Size(
@@ -252,5 +260,5 @@ def _stressed_position(contract: Contract, standing: Standing, loss: int) -> Str
 
 
 def without_mark(contract: Contract) -> Size:
-    """What is told where a rule needs a mark and none has come."""
-    return Size(None, None, f"no mark price of {contract.symbol} has come yet")
+    """Returns the size for a rule that needs a mark, if there is none yet."""
+    return Size(None, None, f"{contract.symbol} has no mark price yet")

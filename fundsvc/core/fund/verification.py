@@ -1,7 +1,7 @@
-"""Recomputing a contract's ledger from its entries and ADL records: what the audit does.
+"""Recomputes a contract's ledger from its entries and ADL records, for the audit.
 
-Entries and records are followed in the order in which they were made. What a shortfall or the end of an order demands next is
-kept as pending, until the next entry or record shows whether it came.
+`Replay` follows entries and records in the order in which settlement wrote them. A shortfall or the end of an order requires a
+certain next entry or record. That requirement is pending until the next entry or record confirms or contradicts it.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -17,23 +17,24 @@ from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.events import Rejection
 from fundsvc.core.fund.chain import GENESIS, Entry, link
 from fundsvc.core.fund.settlement import Fund, FundState
-from fundsvc.core.policy import Guard, Policy, SavedGuard
+from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
 
 Policies = Mapping[int, Policy]
-"""The policies that a contract has had, by version; 0 is the configured one where none was recorded."""
+"""The policies of a contract by version; version 0 is the configured policy of a partition without recorded policies."""
 
 UNKNOWN: Policies = {}
-"""Where they are not known, a fund may pay less than it can, and a shortfall need not escalate."""
+"""Without known policies, the audit allows a fund to pay less than it can, and a shortfall not to escalate."""
 
 Span = tuple[int, int]
-"""Amounts from the first to the second one, both included."""
+"""A range of amounts, both ends included."""
 
 
 class Pending(msgspec.Struct, array_like=True, frozen=True):
-    """What the rules demand next: an order of a shortfall, unless the policy spares it; or an entry of an order that is over.
+    """The next entry or record that the rules require.
 
-    `known` says whether the policies are known that the shortfall was settled under. `due` is the entry but for its amount,
-    which is in one of the `spans`; with 0 among them it may be missing.
+    `shortfall` requires an ADL order, unless the policy does not escalate it; `known` means that the policies under which it
+    was settled are known. `due` is the required entry of a closed order, without its amount, which is in one of the `spans`. If
+    a span contains 0, the entry may be missing.
     """
 
     shortfall: Entry | None = None
@@ -43,10 +44,10 @@ class Pending(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Undated(msgspec.Struct, array_like=True, frozen=True):
-    """What came of orders from before there were records: nobody knows what entries they ended at.
+    """Amounts of closed orders whose records do not contain the entry that they follow. Amounts are atoms.
 
-    `ended` is what those left that ended uncovered, as far as it is not known to be outstanding yet; `covers` what the fund may
-    still pay of each, and `refunds` what completed ones may still refund. Amounts are atoms.
+    `ended` is the rest of the orders that ended uncovered, as far as it is not known to be outstanding. By order, `covers` are
+    the amounts that the fund may still pay, and `refunds` the amounts that completed orders may still refund.
     """
 
     ended: int = 0
@@ -55,9 +56,11 @@ class Undated(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Checkpoint(NamedTuple):
-    """How far a ledger was followed without a difference: its last entry, that entry's hash and balance (atoms), the highest
-    sequence by then, the sums of what was uncovered and repaid, what is outstanding, how far its ADL records were followed,
-    what is pending, and the drawdown guard, None where it cannot be recomputed.
+    """The state after an entry up to which a ledger has no difference.
+
+    `entry`, `head` and `balance` are those of the last entry, and `seq` is the highest sequence so far. `uncovered` and
+    `repaid` are sums over all entries. `orders` is the state after the ADL records. `guard` is the drawdown guard, None if it
+    cannot be recomputed. Amounts are atoms.
     """
 
     entry: int = 0
@@ -80,8 +83,8 @@ START = Checkpoint()
 
 
 class OrderTotals(NamedTuple):
-    """Of the rows of all ADL orders of a contract: what they recovered, what open ones are still to recover, their highest
-    sequence, and their number.
+    """Totals of all ADL orders of a contract: the recovered amount, the amount that open orders still have to recover, the
+    highest sequence, and the number of orders.
     """
 
     recovered: int
@@ -91,16 +94,16 @@ class OrderTotals(NamedTuple):
 
 
 def missing(symbol: str) -> str:
-    """The difference of a ledger that has entries, a contract or a fund, but not all of them."""
+    """Returns the difference of a ledger that has entries, a contract or a fund, but not all of them."""
     return f"{symbol}: its contract or its fund is missing"
 
 
 def contract_differences(contract: Contract, specification: dict[str, Any], partition: int, partitions: int) -> list[str]:
-    """Where the terms of a contract are not those that it was listed with, or it is not in its partition."""
+    """Returns the differences between a contract and its listing, and between its partition and the one of its symbol."""
     try:
         listed = contract_of(specification, {}, 0)
-    except Rejection as refusal:
-        return [f"{contract.symbol}: its listing is none: {refusal}"]
+    except Rejection as rejection:
+        return [f"{contract.symbol}: its listing is illegal: {rejection}"]
     terms = [(one.symbol, one.settle_currency, one.multiplier, one.is_inverse) for one in (contract, listed)]
     home = partition_of(contract.symbol, partitions)
     found = [f"{contract.symbol}: its terms are {terms[0]}, it was listed with {terms[1]}"] if terms[0] != terms[1] else []
@@ -108,14 +111,14 @@ def contract_differences(contract: Contract, specification: dict[str, Any], part
 
 
 class Replay:
-    """Follows a ledger from a checkpoint, entry 1 unless told otherwise, and notes every difference from the rules.
+    """Follows a ledger from a checkpoint, by default from entry 1, and collects every difference from the rules.
 
-    `late` are the numbers of the entries whose events were rejected at first and settled later: only their sequence may lie
-    below that of an earlier entry. `opened` are the orders that are open at the checkpoint: the replay takes them along, so
-    they are those of its own checkpoint afterwards. Differences are sentences; an empty list means that everything holds.
-    `differs_at` is the number of the first entry that differs, or of the last one before a record that does, None while there
-    is none. `orders` has the ADL orders as the rules have them. `secrets` open commitments to accounts; `unopened` counts those
-    that they do not open.
+    `late` are the numbers of the entries whose events were rejected first and settled later. Only these may have a sequence
+    below that of an earlier entry. `opened` are the open orders at the checkpoint; the replay changes them, so that they belong
+    to its own checkpoint afterwards. `differences` are sentences; an empty list means that the ledger is correct. `differs_at`
+    is the number of the first entry that differs, or of the last entry before a record that differs; None without a difference.
+    `orders` are the recomputed ADL orders. `secrets` open the commitments to accounts; `unopened` counts the commitments whose
+    secret is not configured.
     """
 
     def __init__(
@@ -130,8 +133,8 @@ class Replay:
         self.differences: list[str] = []
         self.unopened = 0
         self.differs_at: int | None = None
-        self._fund = Fund(contract, balance=since.balance, entry=since.entry, seq=since.seq, head=since.head)
-        self._fund.outstanding = since.outstanding
+        state = FundState(contract.symbol, since.balance, since.outstanding, since.entry, since.seq, head=since.head)
+        self._fund = Fund(contract, state)
         self._late = late
         self._secrets = secrets
         self._seq = since.seq
@@ -140,7 +143,7 @@ class Replay:
         self._pending = since.pending
         self._undated = since.undated
         self._rules = _Rules(contract, policies, since.guard)
-        self._place = contract.symbol
+        self._subject = contract.symbol
         self._number: int | None = None
         self.orders = OrdersReplay(self._differ, since.orders, opened)
 
@@ -151,7 +154,7 @@ class Replay:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Where another may go on."""
+        """The state from which another replay continues."""
         fund = self._fund
         return Checkpoint(
             fund.entry,
@@ -168,11 +171,11 @@ class Replay:
         )
 
     def follow(self, entry: Entry, digest: bytes, *, known: bool = True) -> None:
-        """Checks one entry against what came before it, and goes on from what it says.
+        """Checks one entry against the state before it, and continues from the entry's own values.
 
-        `known` says whether the policies are known that it was settled under.
+        `known` means that the policies under which it was settled are known.
         """
-        pending = self._taken()
+        pending = self._take_pending()
         if self.orders.unfinished:
             self._differ(self.orders.unfinished)
         fund = self._fund
@@ -185,7 +188,7 @@ class Replay:
         if entry.kind in ("refund", "cover"):
             self._check_of_order(entry, pending)
         else:
-            self._check_spared(pending)
+            self._check_optional(pending)
             self._check_of_fill(entry, known=known)
         self._check_opening(entry)
         fund.head = link(fund.head, entry)
@@ -201,11 +204,11 @@ class Replay:
             self._rules.observe(entry.ts, entry.balance)
 
     def follow_record(self, record: AdlRecord, digest: bytes) -> None:
-        """Checks one ADL record against what came before it, and goes on from what it says."""
+        """Checks one ADL record against the state before it, and continues from the record's own values."""
         cause = self._pending.shortfall if record.kind == "order" else None
         if cause is None:
-            self._check_spared(self._taken())
-        self._place, self._number = f"{record.symbol} ADL record {record.record}", self._fund.entry
+            self._check_optional(self._take_pending())
+        self._subject, self._number = f"{record.symbol} ADL record {record.record}", self._fund.entry
         self._expect("symbol", record.symbol, self._fund.contract.symbol)
         if record.entry not in (0, self._fund.entry):
             self._differ(f"follows entry {record.entry}, it should be {self._fund.entry}")
@@ -217,26 +220,26 @@ class Replay:
             self._demand(closed, record)
 
     def compare(self, rows: Mapping[int, OrderState], *, ended: bool) -> None:
-        """Compares rows of orders, by number, with the orders that were followed: open ones at the end of the records."""
-        self._place, self._number = self._fund.contract.symbol, self._fund.entry
+        """Compares stored orders, by number, with the recomputed ones. `ended` means that all records have been followed."""
+        self._subject, self._number = self._fund.contract.symbol, self._fund.entry
         self.orders.compare(rows, ended=ended)
 
     def conservation_error(self, state: FundState, orders: OrderTotals) -> int:
-        """What was uncovered less what became of it: recovered, repaid, outstanding or open in ADL; 0 unless value was lost."""
+        """Returns uncovered - (recovered + repaid + outstanding + open in ADL), in atoms; 0 in a correct ledger."""
         return self._uncovered - (orders.recovered + self._repaid + state.outstanding + orders.open)
 
     def distrust_guard(self) -> None:
-        """The next entry has a time that none may have now: the fund's guard was healed of it, and cannot be recomputed."""
+        """Stops recomputing the guard: the next entry has a time out of range, which the fund's guard has dropped."""
         self._rules.lose_guard()
 
     def finish(self, state: FundState, orders: OrderTotals) -> None:
-        """Compares the end of the chains with the stored fund, and what was uncovered with what became of it."""
-        self._check_spared(self._taken())
-        self._place, self._number = self._fund.contract.symbol, None
+        """Compares the end of both chains with the stored fund, and checks the conservation of uncovered amounts."""
+        self._check_optional(self._take_pending())
+        self._subject, self._number = self._fund.contract.symbol, None
         if self.orders.unfinished:
             self._differ(self.orders.unfinished)
-        self._compare("the fund says (entry, balance, head)", "its entries say", self._ends(state), self._ends(self._fund))
-        # A sequence that was raised by hand would pass coming fills off as duplicates.
+        self._compare("the fund has (entry, balance, head)", "its entries give", self._ends(state), self._ends(self._fund))
+        # With a raised sequence, settlement would drop coming fills as duplicates.
         highest = max(self._seq, orders.seq)
         if state.seq != highest:
             self.differences.append(f"the fund's sequence is {state.seq}, the highest of its entries and orders {highest}")
@@ -247,38 +250,38 @@ class Replay:
             )
         else:
             outstanding = self._fund.outstanding + self._undated.ended
-            self._compare("the fund's outstanding is", "its entries and records say", state.outstanding, outstanding)
+            self._compare("the fund's outstanding is", "its entries and records give", state.outstanding, outstanding)
         ours = self.orders
         self._compare(
-            "the fund says (ADL orders, records, head)",
-            "its records say",
+            "the fund has (ADL orders, records, head)",
+            "its records give",
             (state.adl, state.adl_record, state.adl_head.hex()),
             (ours.adl, ours.record, ours.head.hex()),
         )
         self._compare(
-            "its orders say (number, recovered, open in ADL)",
-            "its records say",
+            "its orders have (number, recovered, open in ADL)",
+            "its records give",
             orders._replace(seq=0),
             OrderTotals(ours.recovered, ours.open_in_adl, 0, ours.adl),
         )
         if self._rules.saved is not None:
-            self._compare("the fund's guard is", "its entries say", state.guard, self._rules.kept)
+            self._compare("the fund's guard is", "its entries give", state.guard, self._rules.kept)
 
     def _check_opening(self, entry: Entry) -> None:
-        """The commitment of an entry is one to its account, as far as its secret is known."""
+        """Checks that an entry's commitment belongs to its account, if the secret is configured."""
         if not entry.seal:
             return
         if not entry.account or len(entry.seal) != SEAL_BYTES:
-            self._differ("has a seal that no account has")
+            self._differ("has a seal without an account, or of the wrong length")
             return
         salt = self._secrets.salt(entry.symbol, entry.entry, entry.seal)
         if salt is None:
             self.unopened += 1
         elif commitment(salt, entry.account) != seal_parts(entry.seal).commitment:
-            self._differ("its commitment is not one to its account")
+            self._differ("its commitment does not belong to its account")
 
     def _check_of_fill(self, entry: Entry, *, known: bool) -> None:
-        """An entry of a fill: its amounts add up to what the fill was worth, a surplus repays first, a shortfall is paid."""
+        """Checks an entry of a fill: its amounts equal the fill's worth, a surplus repays first, and a shortfall is paid."""
         if entry.seq <= self._seq and entry.entry not in self._late:
             self._differ(f"sequence {entry.seq} is not above {self._seq}")
         worth = self._worth(entry)
@@ -297,20 +300,20 @@ class Replay:
     def _worth(self, entry: Entry) -> int | None:
         lowest = int(self._fund.contract.is_inverse)
         if entry.lots < 1 or entry.price < 1 or entry.bankruptcy_price < lowest:
-            self._differ("has lots or prices that no fill has")
+            self._differ("has lots or prices that a fill cannot have")
             return None
         return self._fund.worth(entry.side, entry.lots, entry.price, entry.bankruptcy_price)
 
     def _escalated(self, shortfall: Entry, order: AdlOrder | None) -> None:
-        """A shortfall gave rise to an order."""
+        """Checks a shortfall that has an order."""
         known, self._pending = self._pending.known, NOTHING
         if order is None:
             return
         self._check_paid(shortfall, order, known=known)
         self._rules.observe(shortfall.ts, shortfall.balance)
 
-    def _taken(self) -> Pending:
-        """Takes what is pending, as something else comes: a shortfall did not escalate, so its rest is outstanding."""
+    def _take_pending(self) -> Pending:
+        """Returns the pending requirement and clears it. A pending shortfall did not escalate, so it becomes outstanding."""
         pending, self._pending = self._pending, NOTHING
         shortfall = pending.shortfall
         if shortfall:
@@ -321,7 +324,7 @@ class Replay:
         return pending
 
     def _check_paid(self, entry: Entry, order: AdlOrder | None, *, known: bool) -> None:
-        """A shortfall: what the fund paid, and whether an order recovers the rest, is what some policies in force demand."""
+        """Checks that a policy in force explains what the fund paid of a shortfall, and whether an order recovers the rest."""
         deficit, covered = entry.uncovered - entry.change, -entry.change
         before = entry.balance + covered
         if not 0 <= covered <= min(deficit, before):
@@ -330,13 +333,13 @@ class Replay:
         if not known or not self._rules.versions:
             self._rules.lose_guard()
         elif order is not None and not self._rules.knows(order.policy_version):
-            self._differ(f"gives rise to ADL order {order.adl} under policies {order.policy_version}, which are not recorded")
+            self._differ(f"causes ADL order {order.adl} under policies {order.policy_version}, which are not recorded")
         elif not any(self._rules.explain(version, entry, order) for version in versions):
             escalates = f"ADL order {order.adl}" if order else "no ADL order"
             self._differ(f"pays {covered} of a deficit of {deficit} from {before}, with {escalates}: no policy in force does")
 
     def _demand(self, order: AdlOrder, record: AdlRecord) -> None:
-        """An order is over: its rest is outstanding and the fund pays what it can, or it refunds what it took too much."""
+        """Requires the cover of an order that ended uncovered, or the refund of a completed one."""
         if order.state == "uncovered":
             self._demand_cover(order, record)
         elif order.refund and record.entry:
@@ -359,26 +362,26 @@ class Replay:
             self._pending = Pending(due=due, spans=spans)
 
     def _check_of_order(self, entry: Entry, pending: Pending | None) -> None:
-        """An entry of an ADL order: it is the one that is due, or one of an order from before there were records."""
+        """Checks an entry of an ADL order: it is the required one, or belongs to an order with undated records."""
         amount = entry.change if entry.kind == "refund" else entry.repaid
         moved = (amount, 0) if entry.kind == "refund" else (-amount, amount)
         if amount <= 0 or entry.uncovered or (entry.change, entry.repaid) != moved:
-            self._differ(f"is no {entry.kind}: it changes, leaves uncovered or repays what it must not")
+            self._differ(f"has amounts that a {entry.kind} cannot have")
         elif pending and pending.due:
             change, repaid = moved
             due = msgspec.structs.replace(pending.due, change=change, repaid=repaid, balance=self._fund.balance + change)
             if entry != due or not _within(amount, pending.spans):
                 self._differ(f"is {_shown(entry)} of {amount}, it should be {_shown(due)} of {_written(pending.spans)}")
         elif not self._take_undated(entry, amount):
-            self._differ(f"is a {entry.kind} of {amount} that no ADL order is due")
+            self._differ(f"is a {entry.kind} of {amount} that no ADL order requires")
 
-    def _check_spared(self, pending: Pending) -> None:
-        """The entry of an order that was due did not come: the rules must allow an amount of 0."""
+    def _check_optional(self, pending: Pending) -> None:
+        """Checks that a required entry that is missing may have an amount of 0."""
         if pending.due and not _within(0, pending.spans):
             self._differ(f"{_shown(pending.due)} of {_written(pending.spans)} is missing")
 
     def _take_undated(self, entry: Entry, amount: int) -> bool:
-        """Whether an order from before there were records may have an entry; counts it."""
+        """Whether an order with undated records may have an entry; subtracts the entry's amount."""
         kind, _, number = entry.order_id.partition("/")
         if kind != "adl" or not number.isdecimal():
             return False
@@ -392,7 +395,7 @@ class Replay:
         return allowed
 
     def _date_until(self, repaid: int) -> None:
-        """Takes so much of what orders from before there were records left for outstanding that it could be repaid."""
+        """Makes as much of the undated amounts outstanding as a repayment needs."""
         dated = min(self._undated.ended, max(0, repaid - self._fund.outstanding))
         if dated:
             self._fund.outstanding += dated
@@ -402,12 +405,12 @@ class Replay:
     def _ends(fund: FundState | Fund) -> tuple[int, int, str]:
         return fund.entry, fund.balance, fund.head.hex()
 
-    def _compare(self, what: str, by: str, found: object, expected: object) -> None:
+    def _compare(self, stored: str, recomputed: str, found: object, expected: object) -> None:
         if found != expected:
-            self.differences.append(f"{what} {found}, {by} {expected}")
+            self.differences.append(f"{stored} {found}, {recomputed} {expected}")
 
     def _at(self, entry: Entry) -> None:
-        self._place, self._number = f"{entry.symbol} entry {entry.entry}", entry.entry
+        self._subject, self._number = f"{entry.symbol} entry {entry.entry}", entry.entry
 
     def _expect(self, what: str, found: object, expected: object) -> None:
         if found != expected:
@@ -416,12 +419,13 @@ class Replay:
     def _differ(self, sentence: str) -> None:
         if self.differs_at is None:
             self.differs_at = self._number
-        self.differences.append(f"{self._place}: {sentence}")
+        self.differences.append(f"{self._subject}: {sentence}")
 
 
 class _Rules:
-    """What the policies of a contract demand. The drawdown guard is recomputed where all of them have the same one; else a fund
-    with a guard may pay any amount.
+    """The requirements of a contract's policies.
+
+    The drawdown guard is recomputed if all versions have the same one. Otherwise a fund with a guard may pay any amount.
     """
 
     def __init__(self, contract: Contract, policies: Policies, saved: SavedGuard | None) -> None:
@@ -435,12 +439,12 @@ class _Rules:
 
     @property
     def saved(self) -> SavedGuard | None:
-        """The guard to go on with; None where it cannot be recomputed any more."""
+        """The state of the guard to continue with; None if it can no longer be recomputed."""
         return self._guard.save() if self._guard else self._saved
 
     @property
     def kept(self) -> SavedGuard | None:
-        """The guard as the fund keeps it; None without one."""
+        """The guard as the fund stores it; None without a guard."""
         return self._guard.save() if self._guard else None
 
     def knows(self, version: int) -> bool:
@@ -448,16 +452,16 @@ class _Rules:
         return version in self._funds
 
     def lose_guard(self) -> None:
-        """The guard cannot be recomputed any more: something was settled under policies that are not known."""
+        """Stops recomputing the guard, because an event was settled under unknown policies."""
         self._guard = self._saved = None
 
     def observe(self, ts: int, balance: int) -> None:
-        """Shows the guard a balance at a time (ms)."""
+        """Adds a balance at a time (ms) to the guard."""
         if self._guard:
             self._guard.observe(ts, balance)
 
     def explain(self, version: int, shortfall: Entry, order: AdlOrder | None) -> bool:
-        """Whether under a version a shortfall is paid as it was, and gives rise to an order or not."""
+        """Whether a version of the policies explains the payment of a shortfall and its order, or that it has none."""
         fund = self._funds[version]
         uncovered, covered = shortfall.uncovered, -shortfall.change
         escalates = uncovered > 0 and uncovered >= fund.escalate_min(shortfall.bankruptcy_price)
@@ -473,7 +477,7 @@ class _Rules:
         return True
 
     def payables(self, ts: int, balance: int, wanted: int) -> list[Span]:
-        """What a fund may pay of an amount under each version; anything where none is known."""
+        """Returns the amounts that a fund may pay under each version; any amount if no version is known."""
         return [self._payable(one, self._guard, ts, balance, wanted) for one in self.versions] or [(0, min(wanted, balance))]
 
     def _payable(self, version: int, guard: Guard | None, ts: int, balance: int, wanted: int) -> Span:
@@ -483,7 +487,7 @@ class _Rules:
         if guard is None:
             return 0, whole
         guard.observe(ts, balance)
-        paid = min(wanted, max(0, balance - guard.line))
+        paid = min(wanted, payable(balance, guard))
         return paid, paid
 
     def _restored(self, saved: SavedGuard | None) -> Guard | None:
