@@ -12,12 +12,12 @@ from tokens import bearer, with_secret
 from yarl import URL
 
 from fundsvc.api.contracts import ContractResources
-from fundsvc.api.fund_cache import CachedFunds
+from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.funds import FundResources
 from fundsvc.api.health import AWAY, operations_endpoints
-from fundsvc.api.http.access import Gate
+from fundsvc.api.http.access import AccessControl
 from fundsvc.api.http.application import make_app
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import ServerError, serve
 from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.api.valuation_inputs import appraising
@@ -85,9 +85,9 @@ async def serving(config, pings=None, key=stream_key):
         operations = operations_endpoints(reader, metrics, pings or {}, needed=pings or ())
         funds = FundResources(reader, tail, Statistics(pool), Deleveragings(pool), appraiser, config.policy.of)
         epochs = StreamEpochs(EpochStore(pool), Producer(stream, config.stream.partitions), config.stream.partitions)
-        reception = Reception(metrics, Gate(config.http, with_secret(config).token))
-        routes = (*ContractResources(reader, key, epochs).routes, *CachedFunds(tail, funds.answer).routes, *funds.routes)
-        app = make_app(reception, (*operations, *routes))
+        middleware = Middleware(metrics, AccessControl(config.http, with_secret(config).token))
+        routes = (*ContractResources(reader, key, epochs).routes, *FundCache(tail, funds.answer).routes, *funds.routes)
+        app = make_app(middleware, (*operations, *routes))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url, headers=bearer("engine")) as client:
             await eventually(lambda: shown(client))
             yield client
@@ -376,7 +376,7 @@ async def test_who_reads_is_ready_without_engines_and_without_the_stream(config)
 
     async with open_pool(config.database.dsn, 1) as pool:
         metrics = Metrics()
-        app = make_app(Reception(metrics), operations_endpoints(Reader(pool), metrics, {"stream": away}))
+        app = make_app(Middleware(metrics), operations_endpoints(Reader(pool), metrics, {"stream": away}))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
             status, body = await ask(client, "/readyz")
     assert (status, body["status"]) == (200, "ok")
@@ -402,7 +402,7 @@ async def test_requests_are_counted_by_route_and_never_by_raw_path(client):
 async def test_an_engine_alone_serves_its_operations_only(config):
     async with open_pool(config.database.dsn, 1) as pool:
         metrics = Metrics()
-        app = make_app(Reception(metrics), operations_endpoints(Reader(pool), metrics, {}))
+        app = make_app(Middleware(metrics), operations_endpoints(Reader(pool), metrics, {}))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
             assert await ask(client, "/healthz") == (200, {"status": "ok"})
             assert (await ask(client, FUNDS))[0] == 404
@@ -441,7 +441,7 @@ async def test_stopping_is_quick_with_connections_open_and_a_request_in_hand(con
     async with open_pool(config.database.dsn, 1) as pool, aiohttp.ClientSession() as client:
         metrics = Metrics()
         operations = operations_endpoints(Reader(pool), metrics, {"stuck": stuck})
-        async with serve(make_app(Reception(metrics), operations), "127.0.0.1", 0) as url:
+        async with serve(make_app(Middleware(metrics), operations), "127.0.0.1", 0) as url:
             async with client.get(f"{url}/healthz") as idle:
                 assert idle.status == 200
             in_hand = asyncio.create_task(client.get(f"{url}/readyz"))

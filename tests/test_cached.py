@@ -13,10 +13,10 @@ from live import serving
 
 from fundsvc.api import fund_cache
 from fundsvc.api.answers import FundAnswer, fund_answer
-from fundsvc.api.fund_cache import CachedFunds
+from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.http.errors import NotFound
 from fundsvc.api.http.parameters import Query
-from fundsvc.api.valuation import Valuation
+from fundsvc.api.valuation import FundValuation
 from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import tailing
@@ -35,7 +35,7 @@ class Answers:
 
     def __call__(self, fund):
         self.made.append((fund.symbol, fund.entry))
-        return fund_answer(fund, Policy(), Valuation(None, "none came", self.mark, 0, Past(0, 0, fund.balance)), 1)
+        return fund_answer(fund, Policy(), FundValuation(None, "none came", self.mark, 0, Past(0, 0, fund.balance)), 1)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def world(config):
             await owner.settle(events)
             await eventually(lambda: tail.funds[events[-1].symbol].seq == events[-1].seq)
 
-        yield SimpleNamespace(tail=tail, answers=answers, cached=CachedFunds(tail, answers), settle=settle)
+        yield SimpleNamespace(tail=tail, answers=answers, cached=FundCache(tail, answers), settle=settle)
 
 
 async def shown(world, symbol):

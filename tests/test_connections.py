@@ -12,7 +12,7 @@ from eventually import eventually
 from raw import asked, raw
 
 from fundsvc.api.http import connections
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
 from fundsvc.config.settings import HttpConfig
 from fundsvc.metrics import Metrics
@@ -44,7 +44,7 @@ async def listening(**http):
     application = web.Application()
     for path, handler in {"/": reading, "/stream": streaming, "/long": long}.items():
         application.router.add_route("*", path, handler)
-    Reception(Metrics()).receive(application, {})
+    Middleware(Metrics()).receive(application, {})
     async with serve(application, "127.0.0.1", 0, bounds=HttpConfig(**http)) as url:
         yield url
 

@@ -18,7 +18,7 @@ from yarl import URL
 from fundsvc.api.answers import EntryAnswer
 from fundsvc.api.funds import STREAMED_ENTRIES, FundResources
 from fundsvc.api.http.application import make_app
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
 from fundsvc.core.events import Fill, Mark, Rate
 from fundsvc.core.fund.chain import GENESIS
@@ -351,7 +351,7 @@ async def test_who_leaves_a_long_history_ends_it(long):
     reader, metrics = CountingReader(long.pool), Metrics()
     resources = FundResources(reader, None, None, None, None, None)
     connector = aiohttp.TCPConnector(socket_factory=small_socket)
-    async with serve(make_app(Reception(metrics), resources.routes), "127.0.0.1", 0) as url:
+    async with serve(make_app(Middleware(metrics), resources.routes), "127.0.0.1", 0) as url:
         async with (
             aiohttp.ClientSession(url, connector=connector) as leaving,
             leaving.get(f"{FUNDS}/AAA/history.csv", read_bufsize=1024) as answer,

@@ -16,9 +16,9 @@ from test_engine import running
 from tokens import bearer, with_secret
 
 from fundsvc.api.contracts import ContractResources
-from fundsvc.api.http.access import Gate
+from fundsvc.api.http.access import AccessControl
 from fundsvc.api.http.application import make_app
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.stream_epochs import StreamEpochs
@@ -99,15 +99,15 @@ class World:
 
 @asynccontextmanager
 async def world_of(config, make=Producer):
-    """The gate and the routes as the service has them; `make` makes what appends."""
+    """The access_control and the routes as the service has them; `make` makes what appends."""
     config = with_secret(config)
     async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
-        gate = Gate(config.http, config.token)
+        access_control = AccessControl(config.http, config.token)
         reader, producer = Reader(pool), make(client, config.stream.partitions)
         epochs = StreamEpochs(EpochStore(pool), producer, config.stream.partitions)
-        ingest = Ingest(config, reader, producer, epochs, gate)
+        ingest = Ingest(config, reader, producer, epochs, access_control)
         contracts = ContractResources(reader, stream_key, epochs)
-        app = make_app(Reception(Metrics(), gate), (ingest.endpoint, *contracts.routes))
+        app = make_app(Middleware(Metrics(), access_control), (ingest.endpoint, *contracts.routes))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http, running(config) as engine:
             yield World(http, client, pool, config, engine)
 

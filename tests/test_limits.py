@@ -1,4 +1,4 @@
-"""How many requests a client may make, who counts as one, and which web pages may ask: the gate before handlers of a test."""
+"""Rate limits, the clients that they count, and CORS: access control before the handlers of a test."""
 
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -9,10 +9,10 @@ from aiohttp import web
 from tokens import SECRET, bearer
 
 from fundsvc.api.http import rate_limits
-from fundsvc.api.http.access import Gate, for_roles
+from fundsvc.api.http.access import AccessControl, for_roles
 from fundsvc.api.http.client_address import client_address
 from fundsvc.api.http.errors import BadParameter
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.rate_limits import Window
 from fundsvc.api.http.server import serve
 from fundsvc.config.settings import HttpConfig, TokenConfig
@@ -81,13 +81,15 @@ async def streaming(request):
 
 @asynccontextmanager
 async def gated(token=None, **http):
-    """An application behind a gate, and a client of it."""
+    """An application behind a access_control, and a client of it."""
     application = web.Application()
     for path, handler in {"/": answering, "/wrong": failing, "/stream": streaming, "/healthz": answering}.items():
         application.router.add_get(path, handler)
     application.router.add_get("/risk", for_roles(frozenset({"risk"}), answering))
-    gate = Gate(HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"})
-    Reception(Metrics(), gate).receive(application, {})
+    access_control = AccessControl(
+        HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"}
+    )
+    Middleware(Metrics(), access_control).install(application, {})
     async with serve(application, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
         yield client
 

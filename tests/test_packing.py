@@ -11,9 +11,9 @@ from ledgers import listing, owned
 from live import serving
 from multidict import CIMultiDict
 
-from fundsvc.api.http.compression import takes_packed
+from fundsvc.api.http.compression import accepts_gzip
 
-PLAIN = (
+PLAIN_HEADERS = (
     "",
     "identity",
     "gzip;q=0",
@@ -36,7 +36,7 @@ PLAIN = (
     '"gzip"',
 )
 
-PACKED = (
+GZIP_HEADERS = (
     "gzip",
     "GZIP",
     "Gzip",
@@ -56,15 +56,15 @@ PACKED = (
 
 def taken(*values):
     headers = CIMultiDict((hdrs.ACCEPT_ENCODING, value) for value in values)
-    return takes_packed(make_mocked_request("GET", "/", headers))
+    return accepts_gzip(make_mocked_request("GET", "/", headers))
 
 
-@pytest.mark.parametrize("value", PLAIN)
+@pytest.mark.parametrize("value", PLAIN_HEADERS)
 def test_plain_bytes_where_gzip_is_not_acceptable_or_less_preferred(value):
     assert not taken(value)
 
 
-@pytest.mark.parametrize("value", PACKED)
+@pytest.mark.parametrize("value", GZIP_HEADERS)
 def test_gzip_where_it_is_acceptable(value):
     assert taken(value)
 
@@ -87,7 +87,7 @@ async def http(config):
 @pytest.mark.parametrize("path", ["/", "/docs/index", "/docs/reference/start.js", "/api/v1/insurance-fund"])
 async def test_every_route_that_compresses_obeys_the_header(http, path):
     bodies = set()
-    for value, packed in {**dict.fromkeys(PLAIN, False), **dict.fromkeys(PACKED, True)}.items():
+    for value, packed in {**dict.fromkeys(PLAIN_HEADERS, False), **dict.fromkeys(GZIP_HEADERS, True)}.items():
         async with http.get(path, headers={"Accept-Encoding": value}) as answer:
             assert (answer.headers.get("Content-Encoding") == "gzip") == packed, value
             assert answer.headers["Vary"] == "Accept-Encoding"

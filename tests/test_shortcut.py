@@ -10,8 +10,8 @@ from ledgers import fill, listing, owned
 from live import serving
 
 from fundsvc.api.http.application import Encoded
-from fundsvc.api.http.fast_path import Shortcut
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.fast_path import FastPath
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
 from fundsvc.metrics import Metrics
 
@@ -45,10 +45,10 @@ async def test_the_short_way_is_taken_for_what_it_knows_and_for_gets_alone():
 
     application = web.Application()
     application.router.add_route("*", "/{symbol}", routed)
-    shortcut = Shortcut(
-        Reception(Metrics()), "/{symbol}", {"/AAA": "AAA"}.get, lambda symbol: Encoded(f"short {symbol}".encode())
+    fast_path = FastPath(
+        Middleware(Metrics()), "/{symbol}", {"/AAA": "AAA"}.get, lambda symbol: Encoded(f"short {symbol}".encode())
     )
-    async with serve(application, "127.0.0.1", 0, shortcut=shortcut) as url, aiohttp.ClientSession(url) as client:
+    async with serve(application, "127.0.0.1", 0, fast_path=fast_path) as url, aiohttp.ClientSession(url) as client:
         for method, path, wanted in (("GET", "/AAA", b"short AAA"), ("GET", "/BBB", b"long"), ("POST", "/AAA", b"long")):
             async with client.request(method, path) as answer:
                 assert await answer.read() == wanted

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.visibility import OPERATOR, PUBLIC, Sight, rough, rough_total, sight_of
+from fundsvc.api.visibility import OPERATOR, PUBLIC, Visibility, rough, rough_total, visibility_of
 
 
 @pytest.mark.parametrize(
@@ -14,17 +14,17 @@ from fundsvc.api.visibility import OPERATOR, PUBLIC, Sight, rough, rough_total, 
         (None, PUBLIC),
         (Caller("engine", "", ""), PUBLIC),
         (Caller("risk", "", ""), OPERATOR),
-        (Caller("trader", "anna", ""), Sight(account="anna")),
+        (Caller("trader", "anna", ""), Visibility(account="anna")),
     ],
 )
 def test_risk_sees_everything_and_a_trader_its_own(viewer, sight):
-    assert sight_of(viewer) == sight
+    assert visibility_of(viewer) == sight
 
 
 def test_nobody_sees_a_position_without_an_account_as_its_own():
     assert not PUBLIC.is_exact("")
-    assert not Sight(account="anna").is_exact("bert")
-    assert Sight(account="anna").is_exact("anna")
+    assert not Visibility(account="anna").is_exact("bert")
+    assert Visibility(account="anna").is_exact("anna")
     assert OPERATOR.is_exact("")
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from tokens import AUDIENCE, SECRET, signed
 
-from fundsvc.api.http.errors import Problem, StaleToken, WrongToken
+from fundsvc.api.http.errors import ExpiredToken, Problem, WrongToken
 from fundsvc.api.http.tokens import Caller, KeyFile, Tokens, mint
 from fundsvc.config.settings import ConfigError, TokenConfig
 
@@ -83,9 +83,9 @@ def test_clocks_may_differ_by_the_leeway_and_no_more(claims):
     lenient = Tokens(TokenConfig(secret=SECRET, leeway_seconds=600))
     assert lenient.read(signed(**{name: now + seconds})).role == "risk"
     late = refusal(lenient, signed(**{name: now + 2 * seconds}))
-    assert isinstance(late, StaleToken)
+    assert isinstance(late, ExpiredToken)
     assert "get a new one" in str(late)
-    with pytest.raises(StaleToken):
+    with pytest.raises(ExpiredToken):
         Tokens(TokenConfig(secret=SECRET, leeway_seconds=0)).read(signed(**{name: now + seconds}))
 
 

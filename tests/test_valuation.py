@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.api.answers import fund_answer
-from fundsvc.api.valuation import Past, Valuation
+from fundsvc.api.valuation import FundValuation, Past
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.fullness import Target
 from fundsvc.core.policy import Policy
@@ -34,7 +34,7 @@ def funds(draw):
 
 
 VALUATIONS = st.builds(
-    Valuation,
+    FundValuation,
     rate=PRICES,
     unrated=st.just(""),
     mark=PRICES,

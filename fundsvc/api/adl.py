@@ -10,13 +10,13 @@ from msgspec import UNSET
 from fundsvc.api.adl_answers import (
     ALLOCATIONS_MAX,
     AllocationAnswer,
+    NumberedReductionAnswer,
     OrderAnswer,
     PositionsAnswer,
     PreviewAnswer,
     QueueAnswer,
-    ReductionAnswer,
     allocation_answer,
-    deleveraged_answer,
+    numbered_reduction_answer,
     order_answers,
     position_answers,
     preview_answer,
@@ -27,7 +27,7 @@ from fundsvc.api.adl_answers import (
 )
 from fundsvc.api.answers import Page
 from fundsvc.api.http.access import ACCOUNT_READERS
-from fundsvc.api.http.application import Route, listed
+from fundsvc.api.http.application import Route, find_contract
 from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound
 from fundsvc.api.http.parameters import (
     AccountQuery,
@@ -39,7 +39,7 @@ from fundsvc.api.http.parameters import (
     RoundQuery,
 )
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.visibility import rough, sight_of
+from fundsvc.api.visibility import rough, visibility_of
 from fundsvc.core.adl.preview import AskedOf
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.policy import Policy
@@ -58,7 +58,7 @@ DIGITS_MAX = 9
 """Of the number of an order or a round: more than any contract will ever have, and they fit what the database counts with."""
 
 
-class DeleveragingResources:
+class AdlResources:
     """Answers from the ledger and from followed books."""
 
     def __init__(
@@ -95,7 +95,7 @@ class DeleveragingResources:
     async def orders(self, query: OrdersQuery, symbol: str, viewer: Caller | None) -> Page[OrderAnswer]:
         """A page of a contract's orders; one more is read than shown, to know whether there are more."""
         as_of = self._tail.as_of_ms
-        contract = (await listed(self._reader, symbol)).contract
+        contract = (await find_contract(self._reader, symbol)).contract
         orders = await self._ledger.orders(
             symbol,
             count=query.max_count + 1,
@@ -104,7 +104,7 @@ class DeleveragingResources:
             state=None if query.state is UNSET else query.state,
         )
         shown = orders[: query.max_count]
-        answers = await order_answers(self._ledger, shown, contract, sight_of(viewer))
+        answers = await order_answers(self._ledger, shown, contract, visibility_of(viewer))
         return Page(data_list=answers, has_more=len(orders) > len(shown), as_of=as_of)
 
     async def round(
@@ -116,23 +116,23 @@ class DeleveragingResources:
         viewer: Caller | None,
     ) -> Page[AllocationAnswer]:
         """A page of what a round of an order asked, by rank; one more is read than shown, to know whether there are more."""
-        contract = (await listed(self._reader, symbol)).contract
+        contract = (await find_contract(self._reader, symbol)).contract
         order, number = _numbered(adl), _numbered(round)
         found = await self._ledger.orders(symbol, count=1, offset=order - 1, forward=True)
         if not found or found[0].adl != order or found[0].round < number:
             raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
         rows = await self._ledger.round_after(symbol, order, number, query.offset, query.max_count + 1)
-        reduce, price, sight = found[0].reduce, found[0].price, sight_of(viewer)
-        shown = [allocation_answer(row, reduce, price, contract, sight) for row in rows[: query.max_count]]
+        reduce, price, visibility = found[0].reduce, found[0].price, visibility_of(viewer)
+        shown = [allocation_answer(row, reduce, price, contract, visibility) for row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown))
 
     async def queue(self, _query: Query, symbol: str, viewer: Caller | None) -> QueueAnswer:
         """The live ranking of a contract, as lights."""
-        found, follower = await listed(self._reader, symbol), self._follower
+        found, follower = await find_contract(self._reader, symbol), self._follower
 
         def read(view: BookView) -> QueueAnswer:
             queue, is_mark_stale = follower.queue(view), follower.is_mark_stale(view)
-            return queue_answer(view, queue, sight_of(viewer), self._k_min, is_mark_stale=is_mark_stale)
+            return queue_answer(view, queue, visibility_of(viewer), self._k_min, is_mark_stale=is_mark_stale)
 
         return await follower.read(found.contract, found.partition, read)
 
@@ -147,10 +147,10 @@ class DeleveragingResources:
         return PositionsAnswer(
             account=account,
             positions=positions,
-            deleveraged=[deleveraged_answer(row, contracts[row.symbol]) for row in reductions],
+            deleveraged=[reduction_answer(row, contracts[row.symbol]) for row in reductions],
         )
 
-    async def deleveraged(self, query: DeleveragedQuery, caller: Caller) -> Page[ReductionAnswer]:
+    async def deleveraged(self, query: DeleveragedQuery, caller: Caller) -> Page[NumberedReductionAnswer]:
         """A page of an account's reductions; one more is read than shown, to know whether there are more."""
         as_of, account = self._tail.as_of_ms, _account(query, caller)
         if not account.isprintable():
@@ -162,12 +162,12 @@ class DeleveragingResources:
             offset=None if query.offset is UNSET else query.offset,
             forward=query.forward,
         )
-        shown = [reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
+        shown = [numbered_reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 
     async def preview(self, _query: Query, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:
         """What a fill would do, with nobody named: to all for risk, to a trader's own positions and the others in sum."""
-        found = await listed(self._reader, symbol)
+        found = await find_contract(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
         show = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
         asked_of: AskedOf = int

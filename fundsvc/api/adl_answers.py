@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, milliseconds
-from fundsvc.api.visibility import OPERATOR, Sight, rough, rough_or_none, rough_total
+from fundsvc.api.visibility import OPERATOR, Visibility, rough, rough_or_none, rough_total
 from fundsvc.core.adl.book import Leg
 from fundsvc.core.adl.order import AdlOrder, Reduced, RoundTerms, State
 from fundsvc.core.adl.preview import Preview
@@ -158,7 +158,7 @@ class PositionAnswer(Inputs, frozen=True, kw_only=True):
     ts: int
 
 
-class DeleveragedAnswer(Inputs, frozen=True, kw_only=True):
+class ReductionAnswer(Inputs, frozen=True, kw_only=True):
     """A reduction of an account's position: `executed` of the lots it held, at `price`."""
 
     symbol: str
@@ -176,7 +176,7 @@ class DeleveragedAnswer(Inputs, frozen=True, kw_only=True):
     ts: int
 
 
-class ReductionAnswer(DeleveragedAnswer, frozen=True, kw_only=True):
+class NumberedReductionAnswer(ReductionAnswer, frozen=True, kw_only=True):
     """A reduction with its number, which counts the reductions of its account from 1."""
 
     number: int
@@ -187,7 +187,7 @@ class PositionsAnswer(Answer, frozen=True):
 
     account: str
     positions: list[PositionAnswer]
-    deleveraged: list[DeleveragedAnswer]
+    deleveraged: list[ReductionAnswer]
 
 
 class OthersAnswer(Answer, frozen=True):
@@ -235,15 +235,15 @@ class PreviewAnswer(Answer, frozen=True):
 
 
 async def order_answers(
-    ledger: Deleveragings, orders: Sequence[OrderRow], contract: Contract, sight: Sight
+    ledger: Deleveragings, orders: Sequence[OrderRow], contract: Contract, visibility: Visibility
 ) -> list[OrderAnswer]:
     """Orders of a contract with their rounds, as they are seen."""
     found = await ledger.rounds(contract.symbol, [order.adl for order in orders], ALLOCATIONS_MAX)
     rounds = {number: list(rows) for number, rows in groupby(found, lambda row: row.adl)}
-    return [_order_answer(order, rounds.get(order.adl, ()), contract, sight) for order in orders]
+    return [_order_answer(order, rounds.get(order.adl, ()), contract, visibility) for order in orders]
 
 
-def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contract, sight: Sight) -> OrderAnswer:
+def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contract, visibility: Visibility) -> OrderAnswer:
     money, price = contract.settle_decimals, contract.price_decimals
     taken = order.deficit * order.executed // order.deficit_lots
     return OrderAnswer(
@@ -266,16 +266,16 @@ def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contrac
         round=order.round,
         acknowledged=order.acknowledged,
         policy_version=order.policy_version,
-        rounds=[_round_answer(row, order, contract, sight) for row in rounds],
+        rounds=[_round_answer(row, order, contract, visibility) for row in rounds],
         ts=order.ts,
         updated_at=milliseconds(order.updated_at),
     )
 
 
-def queue_answer(view: BookView, queue: Queue, sight: Sight, k_min: int, *, is_mark_stale: bool) -> QueueAnswer:
+def queue_answer(view: BookView, queue: Queue, visibility: Visibility, k_min: int, *, is_mark_stale: bool) -> QueueAnswer:
     """A contract's queue: exactly for those who see everything, else in sections of at least `k_min` positions."""
     contract = view.contract
-    long, short = (_sections(queue.get(name, []), contract, sight, k_min) for name in ("long", "short"))
+    long, short = (_sections(queue.get(name, []), contract, visibility, k_min) for name in ("long", "short"))
     return QueueAnswer(
         symbol=contract.symbol,
         mark_price=_price(view.book.mark, contract),
@@ -322,14 +322,14 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
     )
 
 
-def deleveraged_answer(row: DeleveragedRow, contract: Contract) -> DeleveragedAnswer:
+def reduction_answer(row: DeleveragedRow, contract: Contract) -> ReductionAnswer:
     """A reduction, for the account that it happened to."""
-    return DeleveragedAnswer(**_reduced(row, contract))
+    return ReductionAnswer(**_reduced(row, contract))
 
 
-def reduction_answer(number: int, row: DeleveragedRow, contract: Contract) -> ReductionAnswer:
+def numbered_reduction_answer(number: int, row: DeleveragedRow, contract: Contract) -> NumberedReductionAnswer:
     """A reduction with its number, for the account that it happened to."""
-    return ReductionAnswer(number=number, **_reduced(row, contract))
+    return NumberedReductionAnswer(number=number, **_reduced(row, contract))
 
 
 def _reduced(row: DeleveragedRow, contract: Contract) -> dict[str, Any]:
@@ -453,7 +453,9 @@ def _preview_order(
     )
 
 
-def allocation_answer(row: AllocationRow, reduce: SideName, price: int, contract: Contract, sight: Sight) -> AllocationAnswer:
+def allocation_answer(
+    row: AllocationRow, reduce: SideName, price: int, contract: Contract, visibility: Visibility
+) -> AllocationAnswer:
     """What a round of an order at a price asked of a position of a side, as it is seen, without its account."""
     equity, unit = Valuation(contract, reduce).equity(row.lots, row.entry_price, row.margin, price)
     answer = AllocationAnswer(
@@ -461,7 +463,7 @@ def allocation_answer(row: AllocationRow, reduce: SideName, price: int, contract
         **_place(row, row.executed),
         equity_at_price=format_units(equity // unit, contract.settle_decimals),
     )
-    return answer if sight.is_exact(row.account) else _rough_allocation(answer)
+    return answer if visibility.is_exact(row.account) else _rough_allocation(answer)
 
 
 def _rough_allocation(answer: AllocationAnswer) -> AllocationAnswer:
@@ -480,22 +482,22 @@ def _rough_allocation(answer: AllocationAnswer) -> AllocationAnswer:
     )
 
 
-def _round_answer(row: RoundRow, order: OrderRow, contract: Contract, sight: Sight) -> RoundAnswer:
+def _round_answer(row: RoundRow, order: OrderRow, contract: Contract, visibility: Visibility) -> RoundAnswer:
     return RoundAnswer(
         round=row.round,
         mark_price=format_units(row.mark, contract.price_decimals) if row.mark else None,
         is_stale=row.is_stale,
         positions=row.positions,
-        asked=row.asked if sight.everything else rough(row.asked),
-        executed=row.executed if sight.everything else rough(row.executed),
+        asked=row.asked if visibility.everything else rough(row.asked),
+        executed=row.executed if visibility.everything else rough(row.executed),
         allocations=[
-            allocation_answer(allocation, order.reduce, order.price, contract, sight) for allocation in row.allocations
+            allocation_answer(allocation, order.reduce, order.price, contract, visibility) for allocation in row.allocations
         ],
     )
 
 
-def _sections(found: list[Section], contract: Contract, sight: Sight, k_min: int) -> list[SectionAnswer]:
-    if sight.everything:
+def _sections(found: list[Section], contract: Contract, visibility: Visibility, k_min: int) -> list[SectionAnswer]:
+    if visibility.everything:
         return [_section_answer(section, contract) for section in found]
     return [_rough_section(_section_answer(section, contract)) for section in pooled(found, k_min, joined_sections)]
 

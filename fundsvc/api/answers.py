@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.valuation import (
-    Valuation,
+    FundValuation,
     balance_base,
     balance_to_open_interest,
     balance_usdt,
@@ -165,7 +165,7 @@ def contract_answer(listed: Listed) -> ContractAnswer:
     return {**fields, **ours}
 
 
-def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation, as_of: int) -> FundAnswer:
+def fund_answer(fund: FundRow, policy: Policy, valuation: FundValuation, as_of: int) -> FundAnswer:
     """A fund in its settlement currency at a time (ms), how it is under its policy, and what it is worth."""
     decimals, past, target = fund.settle_decimals, valuation.past, valuation.target
     peak = max(past.peak, fund.balance)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import msgspec
 
 from fundsvc.api.answers import ContractAnswer, ContractCursor, CursorAnswer, PartitionCursor, contract_answer
-from fundsvc.api.http.application import Route, listed
+from fundsvc.api.http.application import Route, find_contract
 from fundsvc.api.http.parameters import CursorQuery, Query
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.stream_epochs import StreamEpochs, poster_name
+from fundsvc.api.stream_epochs import StreamEpochs, producer_name
 from fundsvc.store.reader import Reader
 
 
@@ -41,11 +41,11 @@ class ContractResources:
 
     async def contract(self, _query: Query, symbol: str) -> ContractAnswer:
         """One contract, whatever its status."""
-        return contract_answer(await listed(self._reader, symbol))
+        return contract_answer(await find_contract(self._reader, symbol))
 
     async def cursor(self, query: CursorQuery, caller: Caller) -> CursorAnswer:
         """What is durable, by stream and by contract. An engine that has asked may post in the present stream epoch."""
-        epoch = await self._epochs.ask(poster_name(caller, query.producer_id) if caller.role == "engine" else "")
+        epoch = await self._epochs.ask(producer_name(caller, query.producer_id) if caller.role == "engine" else "")
         funds = await self._reader.funds()
         partitions = await self._reader.partitions()
         return CursorAnswer(

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from aiohttp import web
 
 from fundsvc.api.http.errors import TooManyRequests, Unavailable
-from fundsvc.api.http.request_context import VISIT
-from fundsvc.api.http.slots import Places
+from fundsvc.api.http.request_context import CONTEXT
+from fundsvc.api.http.slots import Slots
 from fundsvc.store.reader import Reader
 
 EXPORTS_MAX = 4
@@ -26,18 +26,18 @@ class Exports:
 
     def __init__(self, reader: Reader, exports_max: int = EXPORTS_MAX) -> None:
         self.reader = reader
-        self._places = Places(exports_max, max(1, exports_max // 2))
+        self._slots = Slots(exports_max, max(1, exports_max // 2))
 
     @contextmanager
     def place(self, request: web.Request) -> Iterator[None]:
         """A place for the answer to a request, while the context is open; raises TooManyRequests or Unavailable."""
-        client = request[VISIT].client
-        if self._places.are_full_for(client):
-            allowed = self._places.client_places
+        client = request[CONTEXT].client
+        if self._slots.are_full_for(client):
+            allowed = self._slots.client_slots
             raise TooManyRequests(f"this client has {allowed} exports running, as many as are allowed", RETRY_SECONDS)
-        if self._places.are_full:
+        if self._slots.are_full:
             raise Unavailable("as many exports are running as are allowed at a time: ask again shortly")
-        with self._places.taken(client):
+        with self._slots.taken(client):
             yield
 
 

@@ -43,7 +43,7 @@ class SummaryAnswer(Answer, frozen=True, kw_only=True):
     as_of: int
 
 
-class StandingAnswer(Answer, frozen=True):
+class FundAtAnswer(Answer, frozen=True):
     """A fund as it stood at `ts`: after entry `entry`, the last before any that is later by the engine's clock; 0 is none.
 
     `outstanding` is of just before the entry after that one.
@@ -57,7 +57,7 @@ class StandingAnswer(Answer, frozen=True):
     entry_ts: int
 
 
-class LinkAnswer(Answer, frozen=True):
+class EntryDetailAnswer(Answer, frozen=True):
     """An entry, the hash that its own was made of with it, and the ADL order that it caused.
 
     With a token of the entry's account, or of risk, `account` and `salt` (hex) open its commitment, which is HMAC-SHA-256 of
@@ -106,9 +106,9 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int
     )
 
 
-def standing_answer(contract: Contract, ts: int, standing: Standing) -> StandingAnswer:
+def fund_at_answer(contract: Contract, ts: int, standing: Standing) -> FundAtAnswer:
     """A fund as it stood, in its settlement currency."""
-    return StandingAnswer(
+    return FundAtAnswer(
         symbol=contract.symbol,
         ts=ts,
         balance=format_units(standing.balance, contract.settle_decimals),

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import msgspec
 
 from fundsvc.api.answers import Envelope, FundAnswer
-from fundsvc.api.http.application import Encoded, Route, not_listed
-from fundsvc.api.http.fast_path import Shortcut
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.application import Encoded, Route, symbol_not_listed
+from fundsvc.api.http.fast_path import FastPath
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.parameters import Query
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.reader import FundRow
@@ -44,7 +44,7 @@ class _KeptList(NamedTuple):
     answer: Encoded[list[FundAnswer]]
 
 
-class CachedFunds:
+class FundCache:
     """Answers with the funds in a tail, by what `answer_of` makes of a fund's row."""
 
     def __init__(self, tail: Tail, answer_of: Callable[[FundRow], FundAnswer]) -> None:
@@ -71,12 +71,12 @@ class CachedFunds:
         """The fund of one contract."""
         if symbol not in self._tail.funds:
             self._tail.check()
-            raise not_listed(symbol)
+            raise symbol_not_listed(symbol)
         return self._shown(symbol)
 
-    def shortcut(self, reception: Reception) -> Shortcut:
+    def fast_path(self, middleware: Middleware) -> FastPath:
         """A short way to single funds, past the router that knows the routes."""
-        return Shortcut(reception, FUND, self._symbol_at, self._shown)
+        return FastPath(middleware, FUND, self._symbol_at, self._shown)
 
     async def answers(self) -> list[FundAnswer]:
         """All funds, for who says them otherwise."""

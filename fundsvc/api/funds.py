@@ -12,15 +12,23 @@ from fundsvc.api.adl_answers import order_answers
 from fundsvc.api.answers import EntryAnswer, FundAnswer, Page, entry_answer, fund_answer
 from fundsvc.api.csv_rows import CSV, HEADER, csv_rows
 from fundsvc.api.exports import Exports, write
-from fundsvc.api.fund_answers import Candle, LinkAnswer, StandingAnswer, SummaryAnswer, candles, standing_answer, summary_answer
+from fundsvc.api.fund_answers import (
+    Candle,
+    EntryDetailAnswer,
+    FundAtAnswer,
+    SummaryAnswer,
+    candles,
+    fund_at_answer,
+    summary_answer,
+)
 from fundsvc.api.http.access import ACCOUNT_READERS
-from fundsvc.api.http.application import Route, asked, fund_of, listed
+from fundsvc.api.http.application import Route, find_contract, find_fund, query_parameters
 from fundsvc.api.http.errors import NotFound
 from fundsvc.api.http.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
 from fundsvc.api.http.routes import Endpoint, Media
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.valuation_inputs import Appraiser
-from fundsvc.api.visibility import sight_of
+from fundsvc.api.visibility import visibility_of
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.fund.chain import GENESIS
 from fundsvc.core.policy import Policy
@@ -87,11 +95,11 @@ class FundResources:
         self._tail.check()
         return summary_answer(self._tail.funds.values(), self._appraiser.rate, time.time_ns() // 1_000_000, self._tail.as_of_ms)
 
-    async def at(self, query: MomentQuery, symbol: str) -> StandingAnswer:
+    async def at(self, query: MomentQuery, symbol: str) -> FundAtAnswer:
         """A fund as it stood at a moment of the engine's clock."""
         self._tail.check_knows(query.ts)
-        contract = (await listed(self._reader, symbol)).contract
-        return standing_answer(contract, query.ts, await self._statistics.at(symbol, query.ts))
+        contract = (await find_contract(self._reader, symbol)).contract
+        return fund_at_answer(contract, query.ts, await self._statistics.at(symbol, query.ts))
 
     async def candles(self, query: CandlesQuery, symbol: str) -> list[Candle]:
         """The balance over time and what moved it, oldest first, at most 500 candles: without `from` and `to`, the latest.
@@ -100,7 +108,7 @@ class FundResources:
         are those of UTC; a time without entries has the close before it. Nothing is told of the time before a fund's first
         entry.
         """
-        contract = (await listed(self._reader, symbol)).contract
+        contract = (await find_contract(self._reader, symbol)).contract
         now_ms = time.time_ns() // 1_000_000
         span = query.starts(now_ms)
         self._tail.check_knows(span.stop)
@@ -110,7 +118,7 @@ class FundResources:
     async def history(self, query: HistoryQuery, symbol: str) -> Page[EntryAnswer]:
         """A page of a fund's ledger; one more entry is read than shown, to know whether there are more."""
         as_of = self._tail.as_of_ms
-        contract = (await listed(self._reader, symbol)).contract
+        contract = (await find_contract(self._reader, symbol)).contract
         entries = await self._reader.history(
             symbol,
             count=query.max_count + 1,
@@ -129,8 +137,8 @@ class FundResources:
         It is read a little at a time, as fast as whoever asks takes it. Where the ledger goes away meanwhile, the connection is
         cut off: an end that is told is the end.
         """
-        query = read_query(SpanQuery, asked(request))
-        fund = await fund_of(self._reader, request.match_info["symbol"])
+        query = read_query(SpanQuery, query_parameters(request))
+        fund = await find_fund(self._reader, request.match_info["symbol"])
         response = web.StreamResponse()
         response.content_type, response.charset = CSV, "utf-8"
         response.headers[hdrs.CONTENT_DISPOSITION] = f"attachment; filename*=UTF-8''{quote(fund.symbol)}.csv"
@@ -157,16 +165,18 @@ class FundResources:
             self._cut_off.note(fault, symbol=fund.symbol)
             _cut_off(request)
 
-    async def entry(self, _query: Query, symbol: str, entry: str, viewer: Caller | None) -> LinkAnswer:
+    async def entry(self, _query: Query, symbol: str, entry: str, viewer: Caller | None) -> EntryDetailAnswer:
         """One entry with the hash before it, and the ADL order that it caused, if any; its owner is shown its salt too."""
-        contract = (await listed(self._reader, symbol)).contract
+        contract = (await find_contract(self._reader, symbol)).contract
         number = int(entry) if entry.isascii() and entry.isdecimal() and len(entry) <= ENTRY_DIGITS_MAX else 0
         found = await self._reader.history(symbol, count=2, offset=number + 1)
         if not number or not found or found[0].entry != number:
             raise NotFound(f"{symbol} has no entry {entry!r}: they are numbered from 1 to what its fund calls `entry`")
-        orders = await order_answers(self._ledger, await self._ledger.caused_by(symbol, number), contract, sight_of(viewer))
+        orders = await order_answers(
+            self._ledger, await self._ledger.caused_by(symbol, number), contract, visibility_of(viewer)
+        )
         account, salt = await self._opening(found[0], viewer)
-        return LinkAnswer(
+        return EntryDetailAnswer(
             entry=entry_answer(found[0], contract),
             previous_hash=(found[1].hash if len(found) > 1 else GENESIS).hex(),
             adl=orders[0] if orders else None,

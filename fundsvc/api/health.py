@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fundsvc.api.answers import Answer
-from fundsvc.api.http.request_context import VISIT
+from fundsvc.api.http.request_context import CONTEXT
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
@@ -149,8 +149,8 @@ async def _look(name: str, ping: Ping) -> _Look:
 
 def _may_know(request: web.Request) -> bool:
     """Whether a caller may know what servers say of themselves: their addresses, roles and versions."""
-    visit = request.get(VISIT)
-    return visit is not None and visit.caller is not None and visit.caller.role == "risk"
+    context = request.get(CONTEXT)
+    return context is not None and context.caller is not None and context.caller.role == "risk"
 
 
 def _told(wrong: BaseException, *, in_full: bool) -> str:

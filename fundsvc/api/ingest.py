@@ -18,12 +18,12 @@ from aiohttp import hdrs, web
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, Envelope
-from fundsvc.api.http.access import Gate, Roles, allowed
+from fundsvc.api.http.access import AccessControl, Roles, allowed
 from fundsvc.api.http.errors import BadParameter, TooLarge, Unavailable, WrongMedia
 from fundsvc.api.http.parameters import PostQuery, read_query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
-from fundsvc.api.ingest_checks import Foresight
-from fundsvc.api.stream_epochs import Poster, StreamEpochs, poster_name
+from fundsvc.api.ingest_checks import IngestChecks
+from fundsvc.api.stream_epochs import StreamEpochs, StreamProducer, producer_name
 from fundsvc.config.settings import Config
 from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
 from fundsvc.logs.faults import Seldom
@@ -67,7 +67,7 @@ class MessageAnswer(Answer, frozen=True):
     run_id: str
 
 
-class RefusedAnswer(Answer, frozen=True):
+class RejectedAnswer(Answer, frozen=True):
     """An event that will not be settled: which of the body's, from 0, and why."""
 
     index: int
@@ -93,7 +93,7 @@ class IngestAnswer(Answer, frozen=True):
 
     accepted: int
     messages: list[MessageAnswer]
-    rejected: list[RefusedAnswer]
+    rejected: list[RejectedAnswer]
     stream_epoch: int
     gaps: list[GapAnswer] | UnsetType = UNSET
 
@@ -113,13 +113,15 @@ class Submission(NamedTuple):
 
 
 class Ingest:
-    """Appends what engines post to the streams; the gate counts their events."""
+    """Appends what engines post to the streams; the access_control counts their events."""
 
-    def __init__(self, config: Config, reader: Reader, producer: Producer, epochs: StreamEpochs, gate: Gate) -> None:
-        self._foresight = Foresight(config, reader)
+    def __init__(
+        self, config: Config, reader: Reader, producer: Producer, epochs: StreamEpochs, access_control: AccessControl
+    ) -> None:
+        self._foresight = IngestChecks(config, reader)
         self._producer = producer
         self._epochs = epochs
-        self._gate = gate
+        self._access_control = access_control
         self._partitions = config.stream.partitions
         self._bytes_max = config.http.ingest_bytes_max
         self._away = Seldom(log, "ingest")
@@ -149,17 +151,17 @@ class Ingest:
         if any(isinstance(event, PolicyChange) for event in submission.events):
             raise BadParameter("a policy event is not taken over HTTP: engines append it when their configuration changes")
         caller = allowed(request, ENGINES)
-        self._gate.charge(request, len(submission.raws))
-        poster = Poster(poster_name(caller, query.producer_id), query.stream_epoch or 0)
+        self._access_control.charge(request, len(submission.raws))
+        poster = StreamProducer(producer_name(caller, query.producer_id), query.stream_epoch or 0)
         await self._epochs.admit(poster)
         answer = await self._submit(submission, poster)
         if submission.events and all(map(_is_no_event, submission.events)):
             raise BadParameter(f"{answer.rejected[0].detail}; it is kept among the rejected events")
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
-    async def _submit(self, submission: Submission, poster: Poster) -> IngestAnswer:
+    async def _submit(self, submission: Submission, poster: StreamProducer) -> IngestAnswer:
         glance = await self._foresight.look(submission.events)
-        refused: dict[int, RefusedAnswer] = {}
+        refused: dict[int, RejectedAnswer] = {}
         gaps: list[GapAnswer] = []
         for start in range(0, len(submission.events), CHUNK_EVENTS):
             for index, event in enumerate(submission.events[start : start + CHUNK_EVENTS], start):
@@ -167,7 +169,7 @@ class Ingest:
                     gap = glance.check(event)
                 except Rejection as rejection:
                     rejection.__traceback__ = None  # It would keep the whole body in a cycle.
-                    refused[index] = RefusedAnswer(index, rejection.reason, rejection.detail)
+                    refused[index] = RejectedAnswer(index, rejection.reason, rejection.detail)
                 else:
                     gaps += [GapAnswer(index, gap.symbol, gap.seq, gap.prev_seq, gap.last)] if gap else []
             await asyncio.sleep(0)
@@ -176,7 +178,7 @@ class Ingest:
         accepted = len(submission.events) - len(refused)
         return IngestAnswer(accepted, messages, list(refused.values()), self._epochs.epoch, gaps or UNSET)
 
-    async def _append(self, submission: Submission, poster: Poster) -> list[MessageAnswer]:
+    async def _append(self, submission: Submission, poster: StreamProducer) -> list[MessageAnswer]:
         """Appends each partition's part; raises Unavailable, saying which have theirs."""
         appended: list[MessageAnswer] = []
         for partition, bodies in sorted(self._parts(submission).items()):

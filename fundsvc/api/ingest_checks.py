@@ -35,7 +35,7 @@ FRESH_SECONDS = 0.5
 """How long what the ledger said of a contract is taken for what it would say: an engine posts many times a second."""
 
 
-class Outlook(NamedTuple):
+class ContractState(NamedTuple):
     """A contract as the next event will find it: `seq` is its last sequence in the ledger, `last` the last one on its way."""
 
     contract: Contract
@@ -45,27 +45,27 @@ class Outlook(NamedTuple):
     last: int
 
 
-class Foresight:
+class IngestChecks:
     """What is known of contracts, kept between bodies of events."""
 
     def __init__(self, config: Config, reader: Reader) -> None:
         self._reader = reader
         self._currency = config.currency
         self._ahead_ms = int(config.stream.ts_ahead_seconds_max * 1000)
-        self._known: dict[str, Outlook] = {}
+        self._known: dict[str, ContractState] = {}
         self._asked_at: dict[str, float] = {}
 
-    async def look(self, events: Sequence[Event | Rejection]) -> "Glance":
+    async def look(self, events: Sequence[Event | Rejection]) -> "BodyChecks":
         """Asks the ledger for what must be known of these events; raises StoreFault."""
         now = time.monotonic()
         symbols = {symbol for event in events if (symbol := _symbol_of(event)) and self._is_stale(symbol, event, now)}
         if symbols:
             await self._refresh(sorted(symbols), now)
-        glance = Glance(self._known, self._currency.decimals, self._currency.decimals_default, self._ahead_ms)
+        glance = BodyChecks(self._known, self._currency.decimals, self._currency.decimals_default, self._ahead_ms)
         await recollect(glance.sequences, glance.lacking(events), self._reader, partial(asyncio.sleep, 0))
         return glance
 
-    def accept(self, glance: "Glance") -> None:
+    def accept(self, glance: "BodyChecks") -> None:
         """Takes over what will be known once the events of a glance, which are appended, are settled."""
         self._known |= glance.changed
 
@@ -81,15 +81,15 @@ class Foresight:
             known = self._known.get(symbol)
             on_its_way = known is not None and known.has_entries
             last = max(row.seq, known.last if known else 0)
-            self._known[symbol] = Outlook(row.contract, row.has_entries or on_its_way, row.suspended, row.seq, last)
+            self._known[symbol] = ContractState(row.contract, row.has_entries or on_its_way, row.suspended, row.seq, last)
         self._asked_at |= dict.fromkeys(symbols, now)
 
 
-class Glance:
+class BodyChecks:
     """The events of one body, one after the other; `changed` are the contracts that they change."""
 
-    def __init__(self, known: dict[str, Outlook], decimals: dict[str, int], default_decimals: int, ahead_ms: int) -> None:
-        self.changed: dict[str, Outlook] = {}
+    def __init__(self, known: dict[str, ContractState], decimals: dict[str, int], default_decimals: int, ahead_ms: int) -> None:
+        self.changed: dict[str, ContractState] = {}
         self.gaps: list[Gap | None] = []
         self.sequences = Sequences({symbol: outlook.seq for symbol, outlook in known.items()})
         self._known = known
@@ -134,7 +134,7 @@ class Glance:
         check_fields(event, outlook.contract)
         return self._advance(event, outlook) if isinstance(event, Numbered) else None
 
-    def _advance(self, event: Numbered, outlook: Outlook) -> Gap | None:
+    def _advance(self, event: Numbered, outlook: ContractState) -> Gap | None:
         """Takes an event with a new sequence for settled; one of this body with the same sequence must be the same."""
         if event.seq <= outlook.last:
             return None
@@ -149,7 +149,7 @@ class Glance:
         outlook = self._outlook(contract.symbol)
         if outlook is None or not outlook.has_entries:
             seq, last = (outlook.seq, outlook.last) if outlook else (0, 0)
-            self.changed[contract.symbol] = Outlook(contract, has_entries=False, suspended=False, seq=seq, last=last)
+            self.changed[contract.symbol] = ContractState(contract, has_entries=False, suspended=False, seq=seq, last=last)
             return
         try:
             check_relisting(outlook.contract, contract)
@@ -158,7 +158,7 @@ class Glance:
             raise
         self.changed[contract.symbol] = outlook._replace(suspended=False)
 
-    def _outlook(self, symbol: str) -> Outlook | None:
+    def _outlook(self, symbol: str) -> ContractState | None:
         return self.changed.get(symbol) or self._known.get(symbol)
 
 

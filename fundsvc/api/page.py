@@ -27,7 +27,7 @@ MAP_STYLE = re.compile(rb'getElementById\("([0-9a-f]{40,})"\)')
 """Where plotly's script looks for the style of its maps: the id is a hash of it."""
 
 
-class Page:
+class WebPage:
     """The page's files; `public_url` is where clients reach the service, "" if that is where they ask."""
 
     def __init__(self, public_url: str = "") -> None:

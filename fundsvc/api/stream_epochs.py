@@ -21,14 +21,14 @@ FIRST_EPOCH = 1
 """In which nothing has been lost yet: nobody needs to ask for the cursor."""
 
 
-class Poster(NamedTuple):
+class StreamProducer(NamedTuple):
     """Who posts, and the epoch that it says it knows, 0 for none."""
 
     name: str
     epoch: int = 0
 
 
-def poster_name(caller: Caller, producer_id: str) -> str:
+def producer_name(caller: Caller, producer_id: str) -> str:
     """By what a poster is known."""
     return f"{caller.subject}/{producer_id}"
 
@@ -54,7 +54,7 @@ class StreamEpochs:
         server = self._servers.get(partition)
         return server.run_id if server else ""
 
-    async def admit(self, poster: Poster) -> None:
+    async def admit(self, poster: StreamProducer) -> None:
         """Returns if a poster may post; raises StreamChanged where it must ask for the cursor first."""
         if await self._knows(poster):
             return
@@ -65,7 +65,7 @@ class StreamEpochs:
                 " before. Ask GET /api/v1/ingest/cursor, send everything after it again, then go on"
             )
 
-    async def append(self, poster: Poster, partition: int, field: str, bodies: Sequence[bytes]) -> list[str]:
+    async def append(self, poster: StreamProducer, partition: int, field: str, bodies: Sequence[bytes]) -> list[str]:
         """Appends messages of a poster; raises StreamChanged, or StreamFault."""
         known = self._known.get(partition) or await self._look(partition)
         while True:
@@ -88,7 +88,7 @@ class StreamEpochs:
             self._asked[poster] = epoch
         return epoch
 
-    async def _knows(self, poster: Poster) -> bool:
+    async def _knows(self, poster: StreamProducer) -> bool:
         """Whether a poster knows the present epoch."""
         epoch = self.epoch
         if poster.epoch or epoch == FIRST_EPOCH:

@@ -3,11 +3,11 @@
 import msgspec
 
 from fundsvc.api.answers import Answer, milliseconds, target_size
-from fundsvc.api.http.application import Route, fund_of
+from fundsvc.api.http.application import Route, find_fund
 from fundsvc.api.http.errors import NotFound
 from fundsvc.api.http.parameters import Query
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.visibility import rough, sight_of
+from fundsvc.api.visibility import rough, visibility_of
 from fundsvc.core.fund.fullness import RuleName
 from fundsvc.core.fund.target_sizing import Cover, Explanation, StressedPosition
 from fundsvc.core.numbers import format_units
@@ -39,7 +39,7 @@ class TargetAnswer(Answer, frozen=True, kw_only=True):
     computed_at: int
 
 
-class SizingResources:
+class TargetResources:
     """Answers from the ledger, and what its owners found."""
 
     def __init__(self, reader: Reader, targets: Targets) -> None:
@@ -49,12 +49,12 @@ class SizingResources:
 
     async def target(self, _query: Query, symbol: str, viewer: Caller | None) -> TargetAnswer:
         """The size that a fund should have, and where that comes from."""
-        fund = await fund_of(self._reader, symbol)
+        fund = await find_fund(self._reader, symbol)
         explained = await self._targets.explained(symbol)
         if explained is None:
             raise NotFound(f"no target of {symbol} has been looked for yet, ask again in a minute")
         answer = target_answer(fund, explained)
-        return answer if sight_of(viewer).everything else _rough_answer(answer)
+        return answer if visibility_of(viewer).everything else _rough_answer(answer)
 
 
 def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:

@@ -13,7 +13,7 @@ EQUIVALENT_DECIMALS = 8
 """What a balance is worth in another currency is rounded down to so many decimals, as USDT has; balances never are."""
 
 
-class Valuation(NamedTuple):
+class FundValuation(NamedTuple):
     """What a fund is valued by. Two that are equal give equal answers.
 
     `rate` is USDT per unit of the settlement currency in units of 10**-PRICE_DECIMALS_MAX; where there is none, `unrated` says
@@ -34,7 +34,7 @@ def in_usdt(amount: Fraction, rate: int) -> Fraction:
     return amount * Fraction(rate, 10**PRICE_DECIMALS_MAX)
 
 
-def balance_usdt(fund: FundRow, valuation: Valuation) -> str | None:
+def balance_usdt(fund: FundRow, valuation: FundValuation) -> str | None:
     """The balance in USDT, if there is a rate."""
     if valuation.rate is None:
         return None
@@ -47,7 +47,7 @@ def base_currency(fund: FundRow) -> str | None:
     return fund.base_currency or (fund.settle_currency if fund.contract.is_inverse else None)
 
 
-def balance_base(fund: FundRow, valuation: Valuation) -> str | None:
+def balance_base(fund: FundRow, valuation: FundValuation) -> str | None:
     """The balance in the base currency at the mark; of a contract that settles in it, the balance itself.
 
     None for a quanto contract: its mark does not price the base in the settlement currency.
@@ -75,7 +75,7 @@ def drawdown(balance: int, peak: int) -> float:
     return (peak - balance) / peak if peak else 0.0
 
 
-def balance_to_open_interest(fund: FundRow, valuation: Valuation) -> float | None:
+def balance_to_open_interest(fund: FundRow, valuation: FundValuation) -> float | None:
     """The balance over what the open interest is worth at the mark; None without either."""
     mark, lots = valuation.mark, valuation.open_interest
     if mark is None or not lots:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 
-from fundsvc.api.valuation import Valuation
+from fundsvc.api.valuation import FundValuation
 from fundsvc.concurrency.background import lasting
 from fundsvc.core.adl.book import Book
 from fundsvc.core.batch import RateState
@@ -80,7 +80,7 @@ class Appraiser:
             now = time.monotonic()
             self._due = now + max(STATISTICS_SECONDS, (now - started) / STATISTICS_SHARE_MAX)
 
-    def value(self, fund: FundRow) -> Valuation:
+    def value(self, fund: FundRow) -> FundValuation:
         """What a fund is valued by now; raises StoreFault while nothing of the past has been read yet."""
         if self._past is None:
             raise StoreFault("the funds' statistics have not been read yet")
@@ -88,7 +88,7 @@ class Appraiser:
         mark, open_interest = self._market(fund)
         # Whoever is not known yet was listed since, and has no longer past.
         past = self._past.get(fund.symbol) or Past(0, 0, fund.balance)
-        return Valuation(rate, unrated, mark, open_interest, past, self._found.get(fund.symbol))
+        return FundValuation(rate, unrated, mark, open_interest, past, self._found.get(fund.symbol))
 
     def rate(self, currency: str) -> tuple[int | None, str]:
         """USDT per unit of a currency in units of 10**-PRICE_DECIMALS_MAX; None, and why, without one of these days."""

@@ -10,7 +10,7 @@ Number = TypeVar("Number", int, float, str)
 _ROUGH = Context(prec=2, rounding=ROUND_HALF_UP)
 
 
-class Sight(NamedTuple):
+class Visibility(NamedTuple):
     """`everything`, or the positions of one account; "" is none."""
 
     everything: bool = False
@@ -21,18 +21,18 @@ class Sight(NamedTuple):
         return self.everything or (account == self.account != "")
 
 
-PUBLIC = Sight()
-"""The sight of a client without a token."""
+PUBLIC = Visibility()
+"""The visibility of a client without a token."""
 
-OPERATOR = Sight(everything=True)
-"""The sight of risk and of the command line."""
+OPERATOR = Visibility(everything=True)
+"""The visibility of risk and of the command line."""
 
 
-def sight_of(viewer: Caller | None) -> Sight:
+def visibility_of(viewer: Caller | None) -> Visibility:
     """What a caller sees: risk everything, a trader its own positions."""
     if viewer is None or viewer.role == "engine":
         return PUBLIC
-    return OPERATOR if viewer.role == "risk" else Sight(account=viewer.account)
+    return OPERATOR if viewer.role == "risk" else Visibility(account=viewer.account)
 
 
 def rough(value: Number) -> Number:

@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 import fundsvc
-from fundsvc.api.http.errors import Failure, refuse
+from fundsvc.api.http.errors import Failure, error_response
 from fundsvc.api.http.parameters import Query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 
@@ -76,7 +76,7 @@ _COMPONENT = "#/components/schemas/{name}"
 _REFERENCE = re.compile(r'"#/components/schemas/([^"]+)"')
 
 
-def described(endpoints: Iterable[Endpoint]) -> Endpoint:
+def openapi_endpoint(endpoints: Iterable[Endpoint]) -> Endpoint:
     """The endpoint that describes these and itself."""
 
     async def openapi(_request: web.Request) -> web.Response:
@@ -163,7 +163,7 @@ def _variants(kind: Any) -> tuple[Any, ...]:
 
 
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
-    told, tag = _told(endpoint), _tag(_section(endpoint))
+    told, tag = _documented(endpoint), _tag(_section(endpoint))
     example = _examples().get(f"{endpoint.method} {endpoint.path}", {})
     paragraphs = _paragraphs(told)
     asked = _paragraphs(endpoint.query) if endpoint.query.__struct_fields__ else []
@@ -190,7 +190,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
 
 def _ours(endpoint: Endpoint) -> list[int]:
     """With which statuses an endpoint may fail in our envelope."""
-    if endpoint.refuse is not refuse:
+    if endpoint.format_error is not error_response:
         return []
     also = {401, 403} if endpoint.roles else set()
     also |= {404} if "{" in endpoint.path else set()
@@ -254,13 +254,13 @@ def _response_name(status: int) -> str:
     return HTTPStatus(status).phrase.replace(" ", "")
 
 
-def _told(endpoint: Endpoint) -> Any:
-    return endpoint.told or endpoint.handler
+def _documented(endpoint: Endpoint) -> Any:
+    return endpoint.documented or endpoint.handler
 
 
 def _section(endpoint: Endpoint) -> str:
     """The module that tells of the section that an endpoint stands in."""
-    module: str = _told(endpoint).__module__
+    module: str = _documented(endpoint).__module__
     return SECTIONS.get(module, module)
 
 

@@ -24,7 +24,7 @@ POLICY = "; ".join(
 )
 
 
-class Reference:
+class ApiReference:
     """The page and its files."""
 
     def __init__(self) -> None:

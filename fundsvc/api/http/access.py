@@ -1,4 +1,4 @@
-"""The gate in front of everything: whose a request is, how many it may make, which web pages may make it.
+"""The access_control in front of everything: whose a request is, how many it may make, which web pages may make it.
 
 A public route needs no token; one that is sent there anyway is only counted by. A client is an account, or else what another
 token names as its subject, or else an address. Probes and scrapers are not counted.
@@ -14,7 +14,7 @@ from multidict import istr
 from fundsvc.api.http.client_address import address_of
 from fundsvc.api.http.errors import Forbidden, NoToken, Problem, TooManyRequests
 from fundsvc.api.http.rate_limits import Window
-from fundsvc.api.http.request_context import REQUEST_ID, VISIT, Visit
+from fundsvc.api.http.request_context import CONTEXT, REQUEST_ID, RequestContext
 from fundsvc.api.http.tokens import Caller, Role, Tokens
 from fundsvc.config.settings import HttpConfig, TokenConfig
 
@@ -43,10 +43,10 @@ _PREFLIGHT = {
 
 def allowed(request: web.Request, roles: Roles) -> Caller:
     """The caller of a request, who must have one of the roles; raises NoToken or Forbidden, saying what is missing."""
-    visit = request[VISIT]
-    caller = visit.caller
+    context = request[CONTEXT]
+    caller = context.caller
     if caller is None:
-        raise visit.refusal or NoToken("this needs an access token: send it as `Authorization: Bearer <token>`")
+        raise context.refusal or NoToken("this needs an access token: send it as `Authorization: Bearer <token>`")
     if caller.role not in roles:
         raise Forbidden(f"this is for {' or '.join(sorted(roles))}: the token's role is {caller.role}")
     return caller
@@ -64,7 +64,7 @@ def for_roles(roles: Roles, handler: Handler) -> Handler:
     return handle
 
 
-class Gate:
+class AccessControl:
     """Knows who comes and how often they may; raises ConfigError where tokens cannot be read as configured.
 
     Requests for a path that is `uncounted` are not counted.
@@ -78,60 +78,60 @@ class Gate:
         self._origins = frozenset(http.origins)
         self._uncounted = frozenset(uncounted)
 
-    def admit(self, request: web.Request, visit: Visit) -> web.Response | None:
-        """Notes who comes and counts that, raising TooManyRequests; the answer to what the gate answers by itself."""
-        self._read(request, visit)
+    def admit(self, request: web.Request, context: RequestContext) -> web.Response | None:
+        """Notes who comes and counts that, raising TooManyRequests; the answer to what the access_control answers by itself."""
+        self._identify(request, context)
         if request.path in self._uncounted:
             return None
-        self._count(request, visit, 1)
+        self._count(request, context, 1)
         if self._origins and request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
-            return web.Response(status=204, headers=_PREFLIGHT if self._is_welcome(request) else None)
+            return web.Response(status=204, headers=_PREFLIGHT if self._is_allowed_origin(request) else None)
         return None
 
     def charge(self, request: web.Request, amount: int) -> None:
         """Counts what a caller sends beside its request; raises TooManyRequests when that is more than it has left."""
-        self._count(request, request[VISIT], amount)
+        self._count(request, request[CONTEXT], amount)
 
     def charge_requests(self, request: web.Request, requests: int) -> None:
         """Counts an answer as so many requests more, or all that a client may make; raises TooManyRequests.
 
         Of another window than that of requests it takes the same share.
         """
-        visit = request[VISIT]
-        if visit.window:
+        context = request[CONTEXT]
+        if context.window:
             limit = self._requests.limit
-            self._count(request, visit, min(requests, limit - 1) * visit.window.limit // limit)
+            self._count(request, context, min(requests, limit - 1) * context.window.limit // limit)
 
-    def dress(self, request: web.Request, response: web.StreamResponse, visit: Visit) -> None:
+    def add_headers(self, request: web.Request, response: web.StreamResponse, context: RequestContext) -> None:
         """Adds what every answer says, also those that are streamed and those that are errors."""
-        headers, window = response.headers, visit.window
+        headers, window = response.headers, context.window
         headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
         if window:
             headers[_LIMIT] = str(window.limit)
-            headers[_REMAINING] = str(window.remaining(visit.client))
+            headers[_REMAINING] = str(window.remaining(context.client))
             headers[_RESET] = str(window.reset_ms())
-        if visit.caller:
+        if context.caller:
             headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
         if self._origins:
-            self._welcome(request, response)
+            self._add_cors_headers(request, response)
 
-    def _welcome(self, request: web.Request, response: web.StreamResponse) -> None:
+    def _add_cors_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Lets pages of configured origins read an answer. They send tokens themselves, so no cookies need be allowed."""
         if ANY_ORIGIN not in self._origins:
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
-        if self._is_welcome(request):
+        if self._is_allowed_origin(request):
             origin = ANY_ORIGIN if ANY_ORIGIN in self._origins else request.headers[hdrs.ORIGIN]
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
             response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
 
-    def _is_welcome(self, request: web.Request) -> bool:
+    def _is_allowed_origin(self, request: web.Request) -> bool:
         origin = request.headers.get(hdrs.ORIGIN)
         return origin is not None and not self._origins.isdisjoint((origin, ANY_ORIGIN))
 
-    def _read(self, request: web.Request, visit: Visit) -> None:
+    def _identify(self, request: web.Request, context: RequestContext) -> None:
         """Notes the caller that a request's token makes; why a token is bad is for the route to say, if it needs one."""
         if not self._tokens.configured:
-            visit.refusal = NoToken("this service accepts no tokens: set token.secret or token.keys in its configuration")
+            context.refusal = NoToken("this service accepts no tokens: set token.secret or token.keys in its configuration")
             return
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         if authorization is None:
@@ -140,19 +140,19 @@ class Gate:
         if scheme.lower() != "bearer":
             return
         try:
-            visit.caller = self._tokens.read(token.strip())
+            context.caller = self._tokens.read(token.strip())
         except Problem as refusal:
-            visit.refusal = refusal
+            context.refusal = refusal
 
-    def _count(self, request: web.Request, visit: Visit, amount: int) -> None:
-        caller = visit.caller
-        client = visit.client = _name(caller) if caller else address_of(request, self._proxies)
-        window = visit.window = self._events if caller and caller.role == "engine" else self._requests
+    def _count(self, request: web.Request, context: RequestContext, amount: int) -> None:
+        caller = context.caller
+        client = context.client = _client_name(caller) if caller else address_of(request, self._proxies)
+        window = context.window = self._events if caller and caller.role == "engine" else self._requests
         if not window.take(client, amount):
             seconds = math.ceil(window.reset_ms() / 1000)
             raise TooManyRequests(f"more than {window.limit} within the window: ask again in {seconds} s", seconds)
 
 
-def _name(caller: Caller) -> str:
+def _client_name(caller: Caller) -> str:
     """What a caller's requests are counted by; no address begins with a role."""
     return f"{caller.role}:{caller.account or caller.subject}"

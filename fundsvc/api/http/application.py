@@ -12,22 +12,22 @@ from multidict import MultiDict
 
 from fundsvc.api.answers import Envelope
 from fundsvc.api.http.access import PUBLIC, Roles, allowed, for_roles
-from fundsvc.api.http.big_integers import integers_as_strings, written
-from fundsvc.api.http.compression import PACKED, PLAIN, Packed, takes_packed
+from fundsvc.api.http.big_integers import integers_as_strings, with_integers
+from fundsvc.api.http.compression import GZIP_HEADERS, PLAIN_HEADERS, GzipOnce, accepts_gzip
 from fundsvc.api.http.errors import BadParameter, NotFound
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.parameters import Parameters, Query, read_body, read_query
-from fundsvc.api.http.request_context import VISIT
+from fundsvc.api.http.request_context import CONTEXT
 from fundsvc.api.http.routes import JSON, Cost, Endpoint, Media
 from fundsvc.api.http.tokens import Caller
 from fundsvc.store.reader import FundRow, Listed, Reader
 
 T_co = TypeVar("T_co", covariant=True)
 
-PACKED_BYTES_MIN = 16_384
+GZIP_BYTES_MIN = 16_384
 """A dozen packets; what is shorter gains nothing that anybody would notice."""
 
-PACKING_LEVEL = 1
+GZIP_LEVEL = 1
 """A thousand funds take a thread 3 ms and shrink to a quarter; the best level takes five times as long, for a tenth less."""
 
 
@@ -40,7 +40,7 @@ class Encoded(Generic[T_co]):
 
     def __init__(self, body: bytes) -> None:
         self.body = body
-        self._packed = Packed(lambda: body, PACKING_LEVEL)
+        self._packed = GzipOnce(lambda: body, GZIP_LEVEL)
 
     @cached_property
     def as_strings(self) -> "Encoded[T_co]":
@@ -49,11 +49,11 @@ class Encoded(Generic[T_co]):
 
     async def response(self, request: web.Request) -> web.Response:
         """The answer as whoever asks takes it; a long one gzipped."""
-        if len(self.body) < PACKED_BYTES_MIN:
+        if len(self.body) < GZIP_BYTES_MIN:
             return web.Response(body=self.body, content_type=JSON)
-        if takes_packed(request):
-            return web.Response(body=await self._packed.content(), content_type=JSON, headers=PACKED)
-        return web.Response(body=self.body, content_type=JSON, headers=PLAIN)
+        if accepts_gzip(request):
+            return web.Response(body=await self._packed.content(), content_type=JSON, headers=GZIP_HEADERS)
+        return web.Response(body=self.body, content_type=JSON, headers=PLAIN_HEADERS)
 
 
 class Route(NamedTuple):
@@ -74,13 +74,13 @@ class Route(NamedTuple):
     viewed: bool = False
 
 
-def make_app(reception: Reception, table: Iterable[Route | Endpoint]) -> web.Application:
+def make_app(middleware: Middleware, table: Iterable[Route | Endpoint]) -> web.Application:
     """An application that serves a table; whoever opened what its answers come from closes it."""
     application = web.Application()
     served = endpoints(table)
-    reception.receive(application, {endpoint.path: endpoint.refuse for endpoint in served})
+    middleware.install(application, {endpoint.path: endpoint.format_error for endpoint in served})
     for endpoint in served:
-        handler = for_roles(endpoint.roles, reception.charging(endpoint.cost, endpoint.handler))
+        handler = for_roles(endpoint.roles, middleware.charging(endpoint.cost, endpoint.handler))
         path = _PARAMETER.sub(_ANY_TEXT, endpoint.path)
         if endpoint.method == hdrs.METH_GET:
             application.router.add_get(path, handler)  # and HEAD
@@ -111,48 +111,48 @@ def _endpoint(entry: Route | Endpoint) -> Endpoint:
         bodies,
         entry.roles,
         viewed=entry.viewed,
-        told=entry.answer,
+        documented=entry.answer,
         cost=entry.cost,
     )
 
 
-async def listed(reader: Reader, symbol: str) -> Listed:
+async def find_contract(reader: Reader, symbol: str) -> Listed:
     """A listed contract; raises NotFound."""
-    for found in await reader.contracts(possible(symbol)):
+    for found in await reader.contracts(checked_symbol(symbol)):
         return found
-    raise not_listed(symbol)
+    raise symbol_not_listed(symbol)
 
 
-async def fund_of(reader: Reader, symbol: str) -> FundRow:
+async def find_fund(reader: Reader, symbol: str) -> FundRow:
     """The fund of a listed contract; raises NotFound."""
-    for fund in await reader.funds(possible(symbol)):
+    for fund in await reader.funds(checked_symbol(symbol)):
         return fund
-    raise not_listed(symbol)
+    raise symbol_not_listed(symbol)
 
 
-def possible(symbol: str) -> str:
+def checked_symbol(symbol: str) -> str:
     """The symbol, if a contract may have it at all: a database's text holds no NUL and no half characters."""
     if not symbol.isprintable():
-        raise not_listed(symbol)
+        raise symbol_not_listed(symbol)
     return symbol
 
 
-def not_listed(symbol: str) -> NotFound:
+def symbol_not_listed(symbol: str) -> NotFound:
     """Says that there is no such contract."""
     return NotFound(f"no contract {symbol!r} is listed")
 
 
 def _handler(route: Route) -> Handler:
-    asks_nothing = _asking_nothing(route.query)
+    default = _default_query(route.query)
 
     async def handle(request: web.Request) -> web.Response:
         caller = _caller(route, request)
-        query = _question(route.query, asks_nothing, request)
+        query = _query(route.query, default, request)
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
         if isinstance(answer, Encoded):
             return await (answer if query.numbers == "number" else answer.as_strings).response(request)
-        return web.Response(body=written(msgspec.json.encode(Envelope(data=answer)), query.numbers), content_type=JSON)
+        return web.Response(body=with_integers(msgspec.json.encode(Envelope(data=answer)), query.numbers), content_type=JSON)
 
     return handle
 
@@ -161,16 +161,16 @@ def _caller(route: Route, request: web.Request) -> dict[str, Caller | None]:
     """The caller as the keyword argument that the route's answer takes; raises as `allowed` does."""
     if route.roles:
         return {"caller": allowed(request, route.roles)}
-    return {"viewer": request[VISIT].caller} if route.viewed else {}
+    return {"viewer": request[CONTEXT].caller} if route.viewed else {}
 
 
-def _question(kind: type[Query], nothing: Query | None, request: web.Request) -> Query:
+def _query(kind: type[Query], nothing: Query | None, request: web.Request) -> Query:
     if nothing is not None and not request.rel_url.raw_query_string:
         return nothing
-    return read_query(kind, asked(request))
+    return read_query(kind, query_parameters(request))
 
 
-def _asking_nothing(query: type[Query]) -> Query | None:
+def _default_query(query: type[Query]) -> Query | None:
     """The question without any parameters, made once for all who ask it so; None where it needs some."""
     try:
         return read_query(query, MultiDict())
@@ -178,7 +178,7 @@ def _asking_nothing(query: type[Query]) -> Query | None:
         return None
 
 
-def asked(request: web.Request) -> MultiDict[str]:
+def query_parameters(request: web.Request) -> MultiDict[str]:
     """The query's parameters, without those that say again what the path says, as KuCoin's own client does with `symbol`."""
     path = request.match_info
     return MultiDict((name, value) for name, value in request.query.items() if path.get(name) != value)

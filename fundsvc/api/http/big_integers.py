@@ -14,7 +14,7 @@ _DECODER = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode(
 """Keeps fractions as they are written, to the byte."""
 
 
-def written(body: bytes, numbers: Numbers) -> bytes:
+def with_integers(body: bytes, numbers: Numbers) -> bytes:
     """JSON with its integers written as a reader wants them."""
     return body if numbers == "number" else integers_as_strings(body)
 

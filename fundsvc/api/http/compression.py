@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from aiohttp import hdrs, web
 
-PACKED: dict[str, str] = {hdrs.CONTENT_ENCODING: "gzip", hdrs.VARY: hdrs.ACCEPT_ENCODING}
-PLAIN: dict[str, str] = {hdrs.VARY: hdrs.ACCEPT_ENCODING}
+GZIP_HEADERS: dict[str, str] = {hdrs.CONTENT_ENCODING: "gzip", hdrs.VARY: hdrs.ACCEPT_ENCODING}
+PLAIN_HEADERS: dict[str, str] = {hdrs.VARY: hdrs.ACCEPT_ENCODING}
 """What an answer says of which of the two it is: a cache on the way must not give one for the other."""
 
 GZIP_NAMES = frozenset({"gzip", "x-gzip"})
@@ -20,7 +20,7 @@ _CODING = re.compile(
 """A coding and its weight. A part of a header that is none does not make gzip acceptable."""
 
 
-class Packed:
+class GzipOnce:
     """What `read` returns, gzipped in a thread when it is first asked for."""
 
     def __init__(self, read: Callable[[], bytes], level: int) -> None:
@@ -36,7 +36,7 @@ class Packed:
         return await asyncio.shield(self._packing)
 
 
-def takes_packed(request: web.Request) -> bool:
+def accepts_gzip(request: web.Request) -> bool:
     """Whether gzip is acceptable and not less preferred than plain bytes (RFC 9110, section 12.5.3)."""
     weights = _weights(",".join(request.headers.getall(hdrs.ACCEPT_ENCODING, ())))
     others = weights.get("*", 0.0)

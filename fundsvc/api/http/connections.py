@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 
 from fundsvc.api.http.client_address import client_address
 from fundsvc.api.http.errors import LateBody
-from fundsvc.api.http.slots import Places
+from fundsvc.api.http.slots import Slots
 from fundsvc.api.websocket.masking import MaskCheck
 from fundsvc.config.settings import HttpConfig
 from fundsvc.logs.faults import Seldom
@@ -40,22 +40,22 @@ class Connections:
 
     def __init__(self, http: HttpConfig) -> None:
         self.http = http
-        self._places = Places(http.clients_max, http.clients_max if http.proxies else http.client_connections_max)
+        self._slots = Slots(http.clients_max, http.clients_max if http.proxies else http.client_connections_max)
         self._refused = Seldom(log, "connections")
 
     def enter(self, client: str) -> bool:
         """Whether a client may have one more connection, which then counts until it leaves."""
-        if self._places.are_full:
+        if self._slots.are_full:
             self._refused.note(ConnectionError(f"{self.http.clients_max} connections are open: see http.clients_max"))
             return False
-        if self._places.are_full_for(client):
+        if self._slots.are_full_for(client):
             return False
-        self._places.take(client)
+        self._slots.take(client)
         return True
 
     def leave(self, client: str) -> None:
         """Ends that."""
-        self._places.leave(client)
+        self._slots.leave(client)
 
 
 class Connection(web.RequestHandler):

@@ -58,7 +58,7 @@ class WrongToken(NoToken):
     code = "400003"
 
 
-class StaleToken(NoToken):
+class ExpiredToken(NoToken):
     """The token was good, or will be, but not now."""
 
     code = "400004"
@@ -141,11 +141,11 @@ class Unavailable(Problem):
     headers = MappingProxyType({hdrs.RETRY_AFTER: RETRY_SECONDS})
 
 
-Refuse = Callable[[Problem], web.Response]
+ErrorFormatter = Callable[[Problem], web.Response]
 """How a problem is said to whoever asked."""
 
 
-def refuse(problem: Problem) -> web.Response:
+def error_response(problem: Problem) -> web.Response:
     """Says it in our envelope."""
     body = msgspec.json.encode(Failure(problem.code, str(problem)))
     return web.Response(body=body, status=problem.status, content_type="application/json", headers=problem.headers)
@@ -157,9 +157,9 @@ class Errors:
     def __init__(self) -> None:
         self._away = Seldom(log, "requests")
 
-    def answer(self, request: web.Request, error: Exception, say: Refuse = refuse) -> web.Response:
+    def answer(self, request: web.Request, error: Exception, format_error: ErrorFormatter = error_response) -> web.Response:
         """The answer; raises again what is no error of the asker's but the framework's own way to answer."""
-        response = say(self._problem(request, error))
+        response = format_error(self._problem(request, error))
         if isinstance(error, web.RequestPayloadError):
             response.force_close()  # what follows on its connection cannot be told from it
         return response
@@ -174,7 +174,7 @@ class Errors:
                 self._away.note(error)
                 return Unavailable("the ledger's database is away, ask again shortly")
             case web.HTTPException():
-                return _refused(request, error)
+                return _framework_problem(request, error)
             case web.RequestPayloadError():
                 return Late(str(error)) if isinstance(error, LateBody) else BadParameter("the body broke off")
             case ConnectionError() if request.transport is None or request.transport.is_closing():
@@ -184,7 +184,7 @@ class Errors:
                 return Problem("internal error")
 
 
-def _refused(request: web.Request, refusal: web.HTTPException) -> Problem:
+def _framework_problem(request: web.Request, refusal: web.HTTPException) -> Problem:
     """What the framework refuses; raises what is no error of the asker's."""
     match refusal:
         case web.HTTPNotFound():

@@ -24,7 +24,7 @@ _PROCESS = secrets.token_hex(4)
 _NUMBERS = count(1)
 
 
-class Visit:
+class RequestContext:
     """A request's own facts. Whoever's token is bad has no `caller` but a `refusal`; probes are counted by no `window`."""
 
     __slots__ = ("caller", "client", "refusal", "request_id", "window")
@@ -39,4 +39,4 @@ class Visit:
         bind_request_id(self.request_id)
 
 
-VISIT = web.RequestKey("visit", Visit)
+CONTEXT = web.RequestKey("visit", RequestContext)

@@ -7,7 +7,7 @@ from aiohttp import hdrs
 from aiohttp.typedefs import Handler
 
 from fundsvc.api.http.access import PUBLIC, Roles
-from fundsvc.api.http.errors import Refuse, refuse
+from fundsvc.api.http.errors import ErrorFormatter, error_response
 from fundsvc.api.http.parameters import Parameters
 
 JSON = "application/json"
@@ -15,7 +15,7 @@ JSON = "application/json"
 Cost = Callable[..., int]
 """As how many requests more an answer counts; called with the path's parameters by name."""
 
-ASKED_WRONGLY_OR_AWAY = frozenset({400, 429, 503})
+READ_FAILURES = frozenset({400, 429, 503})
 """How whatever reads the ledger may fail."""
 
 
@@ -45,7 +45,7 @@ class Endpoint(NamedTuple):
     bodies: tuple[Media, ...] = ()
     roles: Roles = PUBLIC
     viewed: bool = False
-    fails: frozenset[int] = ASKED_WRONGLY_OR_AWAY
-    refuse: Refuse = refuse
-    told: Callable[..., Any] | None = None
+    fails: frozenset[int] = READ_FAILURES
+    format_error: ErrorFormatter = error_response
+    documented: Callable[..., Any] | None = None
     cost: Cost | None = None

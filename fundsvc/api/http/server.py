@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from fundsvc.api.http.connections import SERVER_NAME, Connection, Connections
-from fundsvc.api.http.fast_path import Shortcut
+from fundsvc.api.http.fast_path import FastPath
 from fundsvc.config.settings import ConfigError, HttpConfig
 
 SHUTDOWN_SECONDS_MAX = 0.3
@@ -35,7 +35,7 @@ async def serve(
     host: str,
     port: int,
     tls: ssl.SSLContext | None = None,
-    shortcut: Shortcut | None = None,
+    fast_path: FastPath | None = None,
     bounds: HttpConfig = HttpConfig(),  # noqa: B008 - it is frozen
 ) -> AsyncIterator[str]:
     """Serves an application and yields its URL (port 0 takes a free one); raises ServerError. On leaving it stops.
@@ -47,8 +47,8 @@ async def serve(
     await runner.setup()
     server = runner.server
     assert server is not None, "it is set up"
-    if shortcut:
-        server.request_handler = shortcut.before(server.request_handler)  # type: ignore[assignment] # it makes web.Requests
+    if fast_path:
+        server.request_handler = fast_path.before(server.request_handler)  # type: ignore[assignment] # it makes web.Requests
     loop, connections = asyncio.get_running_loop(), Connections(bounds)
 
     def connect() -> Connection:

@@ -5,23 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Places:
-    """Grants `places` of something at a time, of which one client has at most `client_places`."""
+class Slots:
+    """Grants `slots` of something at a time, of which one client has at most `client_slots`."""
 
-    def __init__(self, places: int, client_places: int) -> None:
-        self._places = places
-        self.client_places = min(places, client_places)
+    def __init__(self, slots: int, client_slots: int) -> None:
+        self._slots = slots
+        self.client_slots = min(slots, client_slots)
         self._taken = 0
         self._by_client: Counter[str] = Counter()
 
     @property
     def are_full(self) -> bool:
-        """Whether all places are taken."""
-        return self._taken >= self._places
+        """Whether all slots are taken."""
+        return self._taken >= self._slots
 
     def are_full_for(self, client: str) -> bool:
         """Whether a client has as many as it may have."""
-        return self._by_client[client] >= self.client_places
+        return self._by_client[client] >= self.client_slots
 
     def take(self, *clients: str) -> None:
         """Takes a place, which counts as one of each of these clients."""

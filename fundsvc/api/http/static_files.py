@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from aiohttp import hdrs, web
 
-from fundsvc.api.http.compression import PACKED, PLAIN, Packed, takes_packed
+from fundsvc.api.http.compression import GZIP_HEADERS, PLAIN_HEADERS, GzipOnce, accepts_gzip
 
 CONTENT_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 """By the ends of names; a file of another kind has no place here."""
@@ -31,7 +31,7 @@ class Asset:
 
     def __init__(self, name: str, read: Callable[[], bytes]) -> None:
         self._read = read
-        self._packed = Packed(read, LEVEL)
+        self._packed = GzipOnce(read, LEVEL)
         self.content_type = CONTENT_TYPES[name[name.rindex(".") :]]
         self.etag = digest(read())
 
@@ -44,13 +44,13 @@ class Asset:
 
 async def answer_asset(request: web.Request, asset: Asset, headers: Mapping[str, str]) -> web.Response:
     """A file with these headers and those that are always there, or only that it is what the browser has."""
-    sent = {**SECURITY_HEADERS, **headers, hdrs.ETAG: f'W/"{asset.etag}"', **PLAIN}
+    sent = {**SECURITY_HEADERS, **headers, hdrs.ETAG: f'W/"{asset.etag}"', **PLAIN_HEADERS}
     known = request.if_none_match or ()
     if any(tag.value in (asset.etag, "*") for tag in known):
         return web.Response(status=304, headers=sent)
-    compressed = takes_packed(request)
+    compressed = accepts_gzip(request)
     if compressed:
-        sent |= PACKED
+        sent |= GZIP_HEADERS
     body = await asset.body(compressed=compressed)
     return web.Response(body=body, content_type=asset.content_type, charset="utf-8", headers=sent)
 

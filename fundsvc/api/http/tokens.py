@@ -13,7 +13,7 @@ import jwt
 import msgspec
 import structlog
 
-from fundsvc.api.http.errors import StaleToken, WrongToken
+from fundsvc.api.http.errors import ExpiredToken, WrongToken
 from fundsvc.config.settings import SECRET_LENGTH_MIN, ConfigError, TokenConfig
 from fundsvc.core.events import TIMESTAMP_MAX, Account
 from fundsvc.wire.duplicate_keys import decode_json
@@ -62,11 +62,13 @@ class Tokens:
         return bool(self._config.secret or self._keys)
 
     def read(self, token: str) -> Caller:
-        """The caller that a token makes; raises WrongToken or StaleToken, saying what to do, and never quotes the token."""
+        """The caller that a token makes; raises WrongToken or ExpiredToken, saying what to do, and never quotes the token."""
         try:
             return _caller(self._claims(token))
         except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError) as error:
-            raise StaleToken(f"{error}: get a new one, and check the clock and the unit (seconds) of who signs them") from None
+            raise ExpiredToken(
+                f"{error}: get a new one, and check the clock and the unit (seconds) of who signs them"
+            ) from None
         except jwt.PyJWTError as error:
             raise WrongToken(f"the token is not accepted: {error}") from None
         except (TypeError, ValueError, ArithmeticError, RecursionError):  # the driver trusts a header's and claims' types

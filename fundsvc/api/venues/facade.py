@@ -57,13 +57,13 @@ class Venue(NamedTuple):
             return web.Response(body=msgspec.json.encode(body), content_type=JSON)
 
         answers = self._answers(hints["return"], roles)
-        return Endpoint(path, handle, answers, query=query, roles=roles, refuse=self._refuse, told=answer)
+        return Endpoint(path, handle, answers, query=query, roles=roles, format_error=self._format_error, documented=answer)
 
     def _answers(self, kind: Any, roles: Roles) -> dict[int, Media]:
         refusals = dict.fromkeys((*self.statuses, *(_OF_TOKENS if roles else ())), Media(JSON, self.body))
         return refusals | {OK: Media(JSON, kind | self.body if OK in self.statuses else kind)}
 
-    def _refuse(self, problem: Problem) -> web.Response:
+    def _format_error(self, problem: Problem) -> web.Response:
         status, body, headers = self.refusal(problem)
         return web.Response(
             body=msgspec.json.encode(body), status=status, content_type=JSON, headers={**problem.headers, **headers}
