@@ -9,7 +9,7 @@ from aiohttp import web
 from tokens import SECRET, bearer
 
 from fundsvc.api.http import rate_limits
-from fundsvc.api.http.access import AccessControl, for_roles
+from fundsvc.api.http.access import AccessControl, with_caller
 from fundsvc.api.http.client_address import client_address
 from fundsvc.api.http.errors import BadParameter
 from fundsvc.api.http.middleware import Middleware
@@ -64,7 +64,7 @@ def test_clients_are_told_apart_up_to_a_bound(clock, monkeypatch):
     assert [took(window, name) for name in "ghi"] == [(True, 1)] * 3
 
 
-async def answering(request):
+async def answering(request, caller=None):
     return web.json_response({})
 
 
@@ -85,7 +85,7 @@ async def gated(token=None, **http):
     application = web.Application()
     for path, handler in {"/": answering, "/wrong": failing, "/stream": streaming, "/healthz": answering}.items():
         application.router.add_get(path, handler)
-    application.router.add_get("/risk", for_roles(frozenset({"risk"}), answering))
+    application.router.add_get("/risk", with_caller(answering, frozenset({"risk"})))
     access_control = AccessControl(
         HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"}
     )

@@ -79,9 +79,9 @@ class AdlResources:
         self.routes = (
             Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=ACCOUNT_READERS),
             Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=ACCOUNT_READERS),
-            Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders, viewed=True),
-            Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round, viewed=True),
-            Route("/api/v1/adl/{symbol}/queue", Query, self.queue, viewed=True),
+            Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders, token_optional=True),
+            Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round, token_optional=True),
+            Route("/api/v1/adl/{symbol}/queue", Query, self.queue, token_optional=True),
             Route(
                 "/api/v1/adl/{symbol}/preview",
                 Query,
@@ -92,7 +92,7 @@ class AdlResources:
             ),
         )
 
-    async def orders(self, query: OrdersQuery, symbol: str, viewer: Caller | None) -> Page[OrderAnswer]:
+    async def orders(self, query: OrdersQuery, symbol: str, caller: Caller | None) -> Page[OrderAnswer]:
         """A page of a contract's orders; one more is read than shown, to know whether there are more."""
         as_of = self._tail.as_of_ms
         contract = (await find_contract(self._reader, symbol)).contract
@@ -104,7 +104,7 @@ class AdlResources:
             state=None if query.state is UNSET else query.state,
         )
         shown = orders[: query.max_count]
-        answers = await order_answers(self._ledger, shown, contract, visibility_of(viewer))
+        answers = await order_answers(self._ledger, shown, contract, visibility_of(caller))
         return Page(data_list=answers, has_more=len(orders) > len(shown), as_of=as_of)
 
     async def round(
@@ -113,7 +113,7 @@ class AdlResources:
         symbol: str,
         adl: str,
         round: str,  # noqa: A002 - the path's word
-        viewer: Caller | None,
+        caller: Caller | None,
     ) -> Page[AllocationAnswer]:
         """A page of what a round of an order asked, by rank; one more is read than shown, to know whether there are more."""
         contract = (await find_contract(self._reader, symbol)).contract
@@ -122,17 +122,17 @@ class AdlResources:
         if not found or found[0].adl != order or found[0].round < number:
             raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
         rows = await self._ledger.round_after(symbol, order, number, query.offset, query.max_count + 1)
-        reduce, price, visibility = found[0].reduce, found[0].price, visibility_of(viewer)
+        reduce, price, visibility = found[0].reduce, found[0].price, visibility_of(caller)
         shown = [allocation_answer(row, reduce, price, contract, visibility) for row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown))
 
-    async def queue(self, _query: Query, symbol: str, viewer: Caller | None) -> QueueAnswer:
+    async def queue(self, _query: Query, symbol: str, caller: Caller | None) -> QueueAnswer:
         """The live ranking of a contract, as lights."""
         found, follower = await find_contract(self._reader, symbol), self._follower
 
         def read(view: BookView) -> QueueAnswer:
             queue, is_mark_stale = follower.queue(view), follower.is_mark_stale(view)
-            return queue_answer(view, queue, visibility_of(viewer), self._k_min, is_mark_stale=is_mark_stale)
+            return queue_answer(view, queue, visibility_of(caller), self._k_min, is_mark_stale=is_mark_stale)
 
         return await follower.read(found.contract, found.partition, read)
 

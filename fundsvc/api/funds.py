@@ -83,7 +83,7 @@ class FundResources:
                 query=SpanQuery,
                 cost=self.export_cost,
             ),
-            Route("/api/v1/insurance-fund/{symbol}/entries/{entry}", Query, self.entry, viewed=True),
+            Route("/api/v1/insurance-fund/{symbol}/entries/{entry}", Query, self.entry, token_optional=True),
         )
 
     def answer(self, fund: FundRow) -> FundAnswer:
@@ -165,7 +165,7 @@ class FundResources:
             self._cut_off.note(fault, symbol=fund.symbol)
             _cut_off(request)
 
-    async def entry(self, _query: Query, symbol: str, entry: str, viewer: Caller | None) -> EntryDetailAnswer:
+    async def entry(self, _query: Query, symbol: str, entry: str, caller: Caller | None) -> EntryDetailAnswer:
         """One entry with the hash before it, and the ADL order that it caused, if any; its owner is shown its salt too."""
         contract = (await find_contract(self._reader, symbol)).contract
         number = int(entry) if entry.isascii() and entry.isdecimal() and len(entry) <= ENTRY_DIGITS_MAX else 0
@@ -173,9 +173,9 @@ class FundResources:
         if not number or not found or found[0].entry != number:
             raise NotFound(f"{symbol} has no entry {entry!r}: they are numbered from 1 to what its fund calls `entry`")
         orders = await order_answers(
-            self._ledger, await self._ledger.caused_by(symbol, number), contract, visibility_of(viewer)
+            self._ledger, await self._ledger.caused_by(symbol, number), contract, visibility_of(caller)
         )
-        account, salt = await self._opening(found[0], viewer)
+        account, salt = await self._opening(found[0], caller)
         return EntryDetailAnswer(
             entry=entry_answer(found[0], contract),
             previous_hash=(found[1].hash if len(found) > 1 else GENESIS).hex(),
@@ -184,13 +184,13 @@ class FundResources:
             salt=salt,
         )
 
-    async def _opening(self, entry: EntryRow, viewer: Caller | None) -> tuple[str | UnsetType, str | UnsetType]:
+    async def _opening(self, entry: EntryRow, caller: Caller | None) -> tuple[str | UnsetType, str | UnsetType]:
         """The account and the salt that open an entry's commitment, for its owner and for risk."""
         salt = self._secrets.salt(entry.symbol, entry.entry, entry.seal)
-        if viewer is None or viewer.role not in ACCOUNT_READERS or salt is None:
+        if caller is None or caller.role not in ACCOUNT_READERS or salt is None:
             return UNSET, UNSET
         account = await self._reader.account_of(entry.symbol, entry.entry)
-        if viewer.role == "trader" and account != viewer.account:
+        if caller.role == "trader" and account != caller.account:
             return UNSET, UNSET
         return account, salt.hex()
 

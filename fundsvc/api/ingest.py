@@ -18,10 +18,11 @@ from aiohttp import hdrs, web
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, Envelope
-from fundsvc.api.http.access import AccessControl, Roles, allowed
+from fundsvc.api.http.access import AccessControl, Roles
 from fundsvc.api.http.errors import BadParameter, TooLarge, Unavailable, WrongMedia
 from fundsvc.api.http.parameters import PostQuery, read_query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
+from fundsvc.api.http.tokens import Caller
 from fundsvc.api.ingest_checks import IngestChecks
 from fundsvc.api.stream_epochs import StreamEpochs, StreamProducer, producer_name
 from fundsvc.config.settings import Config
@@ -137,7 +138,7 @@ class Ingest:
             fails=frozenset({400, 409, 413, 415, 429, 503}),
         )
 
-    async def post(self, request: web.Request) -> web.Response:
+    async def post(self, request: web.Request, caller: Caller) -> web.Response:
         """Appends events to the streams of their contracts, in order, a message for each partition.
 
         The body is an event or an array of up to 10,000, as JSON or MessagePack, or one JSON event a line. Refused events are
@@ -150,7 +151,6 @@ class Ingest:
         submission = await read_submission(request.content_type, body)
         if any(isinstance(event, PolicyChange) for event in submission.events):
             raise BadParameter("a policy event is not taken over HTTP: engines append it when their configuration changes")
-        caller = allowed(request, ENGINES)
         self._access_control.charge(request, len(submission.raws))
         poster = StreamProducer(producer_name(caller, query.producer_id), query.stream_epoch or 0)
         await self._epochs.admit(poster)

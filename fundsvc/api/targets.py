@@ -45,16 +45,16 @@ class TargetResources:
     def __init__(self, reader: Reader, targets: Targets) -> None:
         self._reader = reader
         self._targets = targets
-        self.routes = (Route("/api/v1/insurance-fund/{symbol}/target", Query, self.target, viewed=True),)
+        self.routes = (Route("/api/v1/insurance-fund/{symbol}/target", Query, self.target, token_optional=True),)
 
-    async def target(self, _query: Query, symbol: str, viewer: Caller | None) -> TargetAnswer:
+    async def target(self, _query: Query, symbol: str, caller: Caller | None) -> TargetAnswer:
         """The size that a fund should have, and where that comes from."""
         fund = await find_fund(self._reader, symbol)
         explained = await self._targets.explained(symbol)
         if explained is None:
             raise NotFound(f"no target of {symbol} has been looked for yet, ask again in a minute")
         answer = target_answer(fund, explained)
-        return answer if visibility_of(viewer).everything else _rough_answer(answer)
+        return answer if visibility_of(caller).everything else _rough_answer(answer)
 
 
 def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:

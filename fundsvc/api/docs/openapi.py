@@ -183,7 +183,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         operation["requestBody"] = {"required": True, "content": _contents(endpoint.bodies, schemas, example)}
     if endpoint.roles:
         operation["security"] = [{"token": []}]
-    elif endpoint.viewed:
+    elif endpoint.token_optional:
         operation["security"] = [{}, {"token": []}]
     return operation
 

@@ -5,7 +5,7 @@ token names as its subject, or else an address. Probes and scrapers are not coun
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -19,6 +19,9 @@ from fundsvc.api.http.tokens import Caller, Role, Tokens
 from fundsvc.config.settings import HttpConfig, TokenConfig
 
 Roles = frozenset[Role]
+
+RouteHandler = Callable[..., Awaitable[web.StreamResponse]]
+"""Handles a request; `with_caller` describes its arguments."""
 
 PUBLIC: Roles = frozenset()
 """The roles of a route that needs no token."""
@@ -41,8 +44,8 @@ _PREFLIGHT = {
 }
 
 
-def allowed(request: web.Request, roles: Roles) -> Caller:
-    """The caller of a request, who must have one of the roles; raises NoToken or Forbidden, saying what is missing."""
+def authorized_caller(request: web.Request, roles: Roles) -> Caller:
+    """Returns the caller of a request; raises NoToken or Forbidden if it has none of the roles."""
     context = request[CONTEXT]
     caller = context.caller
     if caller is None:
@@ -52,16 +55,22 @@ def allowed(request: web.Request, roles: Roles) -> Caller:
     return caller
 
 
-def for_roles(roles: Roles, handler: Handler) -> Handler:
-    """A handler that is reached by callers with one of the roles alone."""
-    if not roles:
-        return handler
+def with_caller(handler: RouteHandler, roles: Roles, *, token_optional: bool = False) -> Handler:
+    """Returns a handler for the router that checks the roles and passes the caller on.
 
-    async def handle(request: web.Request) -> web.StreamResponse:
-        allowed(request, roles)
-        return await handler(request)
+    This is the only check of roles. With `roles`, `handler` receives the request and its `Caller`. With `token_optional`, it
+    receives the request and the caller, or None without a valid token. Otherwise it receives the request.
+    """
 
-    return handle
+    async def for_roles(request: web.Request) -> web.StreamResponse:
+        return await handler(request, authorized_caller(request, roles))
+
+    async def for_all(request: web.Request) -> web.StreamResponse:
+        return await handler(request, request[CONTEXT].caller)
+
+    if roles:
+        return for_roles
+    return for_all if token_optional else handler
 
 
 class AccessControl:

@@ -7,17 +7,15 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_
 
 import msgspec
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 from multidict import MultiDict
 
 from fundsvc.api.answers import Envelope
-from fundsvc.api.http.access import PUBLIC, Roles, allowed, for_roles
+from fundsvc.api.http.access import PUBLIC, Roles, RouteHandler, with_caller
 from fundsvc.api.http.big_integers import integers_as_strings, with_integers
 from fundsvc.api.http.compression import GZIP_HEADERS, PLAIN_HEADERS, GzipOnce, accepts_gzip
 from fundsvc.api.http.errors import BadParameter, NotFound
 from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.parameters import Parameters, Query, read_body, read_query
-from fundsvc.api.http.request_context import CONTEXT
 from fundsvc.api.http.routes import JSON, Cost, Endpoint, Media
 from fundsvc.api.http.tokens import Caller
 from fundsvc.store.reader import FundRow, Listed, Reader
@@ -61,8 +59,8 @@ class Route(NamedTuple):
 
     A route with a `body` is a POST of such a struct as JSON, which is given to the answer too. A route with `roles` is for
     callers with one of them; its answer is given the `caller`. `cost` says as how many more requests
-    an answer counts, by what stands in its path. One that is `viewed` is for all, and shows a caller
-    more of its own data: its answer is given the `viewer`, None without a good token.
+    an answer counts, by what stands in its path. With `token_optional` a route is public and shows a caller more of its own
+    data: its answer is given the `caller`, None without a valid token.
     """
 
     path: str
@@ -71,7 +69,7 @@ class Route(NamedTuple):
     body: type[Parameters] | None = None
     roles: Roles = PUBLIC
     cost: Cost | None = None
-    viewed: bool = False
+    token_optional: bool = False
 
 
 def make_app(middleware: Middleware, table: Iterable[Route | Endpoint]) -> web.Application:
@@ -80,7 +78,8 @@ def make_app(middleware: Middleware, table: Iterable[Route | Endpoint]) -> web.A
     served = endpoints(table)
     middleware.install(application, {endpoint.path: endpoint.format_error for endpoint in served})
     for endpoint in served:
-        handler = for_roles(endpoint.roles, middleware.charging(endpoint.cost, endpoint.handler))
+        charged = middleware.charging(endpoint.cost, endpoint.handler)
+        handler = with_caller(charged, endpoint.roles, token_optional=endpoint.token_optional)
         path = _PARAMETER.sub(_ANY_TEXT, endpoint.path)
         if endpoint.method == hdrs.METH_GET:
             application.router.add_get(path, handler)  # and HEAD
@@ -110,7 +109,7 @@ def _endpoint(entry: Route | Endpoint) -> Endpoint:
         entry.query,
         bodies,
         entry.roles,
-        viewed=entry.viewed,
+        token_optional=entry.token_optional,
         documented=entry.answer,
         cost=entry.cost,
     )
@@ -142,11 +141,11 @@ def symbol_not_listed(symbol: str) -> NotFound:
     return NotFound(f"no contract {symbol!r} is listed")
 
 
-def _handler(route: Route) -> Handler:
+def _handler(route: Route) -> RouteHandler:
     default = _default_query(route.query)
 
-    async def handle(request: web.Request) -> web.Response:
-        caller = _caller(route, request)
+    async def handle(request: web.Request, *callers: Caller | None) -> web.Response:
+        caller = {"caller": callers[0]} if callers else {}
         query = _query(route.query, default, request)
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
@@ -155,13 +154,6 @@ def _handler(route: Route) -> Handler:
         return web.Response(body=with_integers(msgspec.json.encode(Envelope(data=answer)), query.numbers), content_type=JSON)
 
     return handle
-
-
-def _caller(route: Route, request: web.Request) -> dict[str, Caller | None]:
-    """The caller as the keyword argument that the route's answer takes; raises as `allowed` does."""
-    if route.roles:
-        return {"caller": allowed(request, route.roles)}
-    return {"viewer": request[CONTEXT].caller} if route.viewed else {}
 
 
 def _query(kind: type[Query], nothing: Query | None, request: web.Request) -> Query:

@@ -10,11 +10,12 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from fundsvc.api.http.access import AccessControl
+from fundsvc.api.http.access import AccessControl, RouteHandler
 from fundsvc.api.http.body_encoding import check_uncompressed
 from fundsvc.api.http.errors import ErrorFormatter, Errors, error_response
 from fundsvc.api.http.request_context import CONTEXT, REQUEST_ID, RequestContext
 from fundsvc.api.http.routes import Cost
+from fundsvc.api.http.tokens import Caller
 from fundsvc.metrics import Metrics
 
 log = structlog.get_logger()
@@ -48,15 +49,15 @@ class Middleware:
         self._add_headers(request, response, context)
         return response
 
-    def charging(self, cost: Cost | None, handler: Handler) -> Handler:
+    def charging(self, cost: Cost | None, handler: RouteHandler) -> RouteHandler:
         """A handler whose answers are charged to the client before they are made."""
         access_control = self._access_control
         if cost is None or access_control is None:
             return handler
 
-        async def handle(request: web.Request) -> web.StreamResponse:
+        async def handle(request: web.Request, *caller: Caller | None) -> web.StreamResponse:
             access_control.charge_requests(request, cost(**request.match_info))
-            return await handler(request)
+            return await handler(request, *caller)
 
         return handle
 

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from aiohttp import hdrs
-from aiohttp.typedefs import Handler
 
-from fundsvc.api.http.access import PUBLIC, Roles
+from fundsvc.api.http.access import PUBLIC, Roles, RouteHandler
 from fundsvc.api.http.errors import ErrorFormatter, error_response
 from fundsvc.api.http.parameters import Parameters
 
@@ -34,17 +33,17 @@ class Endpoint(NamedTuple):
     bodies and paths. `refuse` says errors; what is not our envelope is among the answers. `told` is the function whose
     docstring tells what it does, the handler itself where there is none. `cost` says as how many more
     requests an answer counts, by what stands in its path.
-    One that is `viewed` needs no token and shows more with one.
+    With `token_optional` a token is not required and shows more.
     """
 
     path: str
-    handler: Handler
+    handler: RouteHandler
     answers: Mapping[int, Media]
     method: str = hdrs.METH_GET
     query: type[Parameters] = Parameters
     bodies: tuple[Media, ...] = ()
     roles: Roles = PUBLIC
-    viewed: bool = False
+    token_optional: bool = False
     fails: frozenset[int] = READ_FAILURES
     format_error: ErrorFormatter = error_response
     documented: Callable[..., Any] | None = None

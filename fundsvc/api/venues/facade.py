@@ -9,10 +9,11 @@ import msgspec
 from aiohttp import web
 
 from fundsvc.api.answers import FundAnswer
-from fundsvc.api.http.access import PUBLIC, Roles, allowed
+from fundsvc.api.http.access import PUBLIC, Roles
 from fundsvc.api.http.errors import NotFound, Problem
 from fundsvc.api.http.parameters import read_query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
+from fundsvc.api.http.tokens import Caller
 
 T = TypeVar("T")
 
@@ -51,8 +52,8 @@ class Venue(NamedTuple):
         hints = get_type_hints(answer)
         query = hints["query"]
 
-        async def handle(request: web.Request) -> web.Response:
-            caller = {"caller": allowed(request, roles)} if roles else {}
+        async def handle(request: web.Request, *callers: Caller) -> web.Response:
+            caller = {"caller": callers[0]} if callers else {}
             body = await answer(read_query(query, request.query), **caller, **request.match_info)
             return web.Response(body=msgspec.json.encode(body), content_type=JSON)
 

@@ -10,12 +10,13 @@ from aiohttp import WSCloseCode, hdrs, web
 
 from fundsvc.api.answers import Answer, Envelope
 from fundsvc.api.fund_cache import FundCache
-from fundsvc.api.http.access import Roles, allowed
+from fundsvc.api.http.access import Roles
 from fundsvc.api.http.big_integers import NUMBERS, Numbers
 from fundsvc.api.http.client_address import address_of
 from fundsvc.api.http.errors import BadParameter, TooManyRequests, Unavailable
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 from fundsvc.api.http.slots import Slots
+from fundsvc.api.http.tokens import Caller
 from fundsvc.api.websocket.balances import Balances
 from fundsvc.api.websocket.connection import Connection
 from fundsvc.api.websocket.entries import Entries
@@ -92,9 +93,9 @@ class Live:
         """Where to connect for live topics, and a connection token for the public ones."""
         return self._bullet(request, account="")
 
-    async def bullet_private(self, request: web.Request) -> web.Response:
+    async def bullet_private(self, request: web.Request, caller: Caller) -> web.Response:
         """Where to connect for live topics, and a connection token for those of the caller's account, too."""
-        return self._bullet(request, allowed(request, TRADERS).account)
+        return self._bullet(request, caller.account)
 
     async def connect(self, request: web.Request) -> web.WebSocketResponse:
         """A connection, from its handshake to its end."""
