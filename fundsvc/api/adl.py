@@ -1,4 +1,4 @@
-"""What can be asked about deleveraging: orders and why they asked whom, the queue, an account's place in it, and what if."""
+"""ADL: orders and their allocations, the queue, positions and reductions of accounts, and previews."""
 
 import time
 from collections.abc import Callable
@@ -49,17 +49,17 @@ from fundsvc.store.adl import Deleveragings
 from fundsvc.store.reader import Reader
 
 DELEVERAGED_MAX = 100
-"""An account's reductions, the latest of them."""
+"""The latest reductions of an account that `positions` shows."""
 
 POSITIONS_PER_REQUEST = 1000
-"""A preview counts as a request more for each so many positions, all of which it ranks. A queue is ranked once for all."""
+"""A preview ranks all positions, and counts as one more request per this many. All clients share the ranking of a queue."""
 
 DIGITS_MAX = 9
-"""Of the number of an order or a round: more than any contract will ever have, and they fit what the database counts with."""
+"""Digits of the number of an order or a round. Larger numbers do not fit the database's type."""
 
 
 class AdlResources:
-    """Answers from the ledger and from followed books."""
+    """Routes that answer from the ledger and from the followed books."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class AdlResources:
         )
 
     async def orders(self, query: OrdersQuery, symbol: str, caller: Caller | None) -> Page[OrderAnswer]:
-        """A page of a contract's orders; one more is read than shown, to know whether there are more."""
+        """A page of a contract's ADL orders."""
         as_of = self._tail.as_of_ms
         contract = (await find_contract(self._reader, symbol)).contract
         orders = await self._ledger.orders(
@@ -112,12 +112,12 @@ class AdlResources:
         query: RoundQuery,
         symbol: str,
         adl: str,
-        round: str,  # noqa: A002 - the path's word
+        round: str,  # noqa: A002 - the name of the path's parameter
         caller: Caller | None,
     ) -> Page[AllocationAnswer]:
-        """A page of what a round of an order asked, by rank; one more is read than shown, to know whether there are more."""
+        """A page of the allocations of a round of an order, by rank."""
         contract = (await find_contract(self._reader, symbol)).contract
-        order, number = _numbered(adl), _numbered(round)
+        order, number = _number(adl), _number(round)
         found = await self._ledger.orders(symbol, count=1, offset=order - 1, forward=True)
         if not found or found[0].adl != order or found[0].round < number:
             raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
@@ -127,7 +127,7 @@ class AdlResources:
         return Page(data_list=shown, has_more=len(rows) > len(shown))
 
     async def queue(self, _query: Query, symbol: str, caller: Caller | None) -> QueueAnswer:
-        """The live ranking of a contract, as lights."""
+        """The current queue of a contract by lights."""
         found, follower = await find_contract(self._reader, symbol), self._follower
 
         def read(view: BookView) -> QueueAnswer:
@@ -137,10 +137,10 @@ class AdlResources:
         return await follower.read(found.contract, found.partition, read)
 
     async def positions(self, query: AccountQuery, caller: Caller) -> PositionsAnswer:
-        """An account's positions with their ranks and all inputs, and its latest reductions."""
+        """An account's positions with their ranks and the inputs of these, and its latest reductions."""
         account = _account(query, caller)
         if not account.isprintable():
-            return PositionsAnswer(account, [], [])  # the account of nobody: no event that names such a one is settled
+            return PositionsAnswer(account, [], [])  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
         reductions = await self._ledger.deleveraged(account, DELEVERAGED_MAX)
         positions = await position_answers(self._follower, account)
@@ -151,10 +151,10 @@ class AdlResources:
         )
 
     async def deleveraged(self, query: DeleveragedQuery, caller: Caller) -> Page[NumberedReductionAnswer]:
-        """A page of an account's reductions; one more is read than shown, to know whether there are more."""
+        """A page of an account's reductions."""
         as_of, account = self._tail.as_of_ms, _account(query, caller)
         if not account.isprintable():
-            return Page([], has_more=False, as_of=as_of)  # no event that names such an account is settled
+            return Page([], has_more=False, as_of=as_of)  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
         rows = await self._ledger.deleveraged_page(
             account,
@@ -166,7 +166,10 @@ class AdlResources:
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 
     async def preview(self, _query: Query, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:
-        """What a fill would do, with nobody named: to all for risk, to a trader's own positions and the others in sum."""
+        """The effect of a fill that is not settled. Shows risk all allocations, and traders their own and sums of the others.
+
+        No allocation names its account.
+        """
         found = await find_contract(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
         show = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
@@ -181,25 +184,25 @@ class AdlResources:
             raise BadParameter(rejection.detail) from None
 
     def preview_cost(self, symbol: str) -> int:
-        """As how many requests more a preview of a contract counts."""
+        """Returns how many more requests a preview of a contract counts as."""
         return self._follower.size(symbol) // POSITIONS_PER_REQUEST
 
 
-def _numbered(text: str) -> int:
-    """The number that a path names; raises NotFound where nothing can have it."""
+def _number(text: str) -> int:
+    """Returns the number in a path; raises NotFound for text that is not a number from 1."""
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX else 0
     if not number:
-        raise NotFound(f"there is no number {text!r} here: orders and rounds are counted from 1")
+        raise NotFound(f"{text!r} is not the number of an order or a round: these are numbered from 1")
     return number
 
 
 def _account(query: AccountQuery, caller: Caller) -> str:
-    """The account that is asked about, by default the caller's own; a trader may ask about no other."""
+    """Returns the requested account, by default the caller's; raises Forbidden for another account than a trader's own."""
     account = caller.account if query.account is UNSET else query.account
     if not account:
-        raise BadParameter("account is missing: the token is for all of them, so say whose positions")
+        raise BadParameter("account is required: this token may read any account")
     if caller.role == "trader" and account != caller.account:
-        raise Forbidden("these are another account's positions: a trader sees its own, so leave `account` out")
+        raise Forbidden(f"account {account!r} is not the account of this token: omit `account` to read your own")
     return account
 
 

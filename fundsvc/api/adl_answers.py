@@ -1,4 +1,4 @@
-"""What is answered about deleveraging. Whoever is reduced is named to nobody but the operator and that account itself."""
+"""Answers about ADL. Only the command line shows accounts; `visibility` decides which numbers are exact."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -21,11 +21,11 @@ from fundsvc.readmodel.adl_books import BookView, Follower, Queue
 from fundsvc.store.adl import AllocationRow, DeleveragedRow, Deleveragings, OrderRow, RoundRow, allocation_rows
 
 ALLOCATIONS_MAX = 100
-"""Shown of each round: with a pro-rata policy it may ask everybody. Its totals are of all."""
+"""The allocations of a round that an order shows. A pro-rata round may use all positions; its totals include all."""
 
 
 class Inputs(Answer, frozen=True, kw_only=True):
-    """A position and all that its rank comes from. `return` is unrealisedPnl / entry value, `leverage` mark value / equity."""
+    """A position and the inputs of its rank. `return` is unrealisedPnl / entry value, `leverage` is mark value / equity."""
 
     lots: int
     entry_price: str
@@ -37,11 +37,11 @@ class Inputs(Answer, frozen=True, kw_only=True):
 
 
 class AllocationAnswer(Inputs, frozen=True, kw_only=True):
-    """What a round asks of one position; `account` is there for the operator alone.
+    """The allocation of a round to one position. Only the command line shows `account`.
 
-    Numbers of another account's position are rounded to two significant digits, but for its place in the queue; those of the
-    caller's own account, and all for risk, are exact. `equityAtPrice` is the margin + PnL that closing the whole position at
-    the order's price would leave.
+    Numbers of other accounts' positions are rounded to two significant digits, except rank, ranked and lights. Numbers of the
+    caller's account are exact; for risk all are. `asked` are the allocated lots. `equityAtPrice` is margin + PnL after closing
+    the whole position at the order's price.
     """
 
     rank: int
@@ -54,10 +54,10 @@ class AllocationAnswer(Inputs, frozen=True, kw_only=True):
 
 
 class RoundAnswer(Answer, frozen=True):
-    """A round: in all so many positions were asked for so many lots; the first of them, by rank, are shown.
+    """A round: the number of its positions, their allocated and executed lots, and the first allocations by rank.
 
-    The others are at the round's own path. Lots of the whole round are rounded to two significant digits but for risk: of few
-    positions they would tell those of one. `isStale` says that the stream had lost its tail and no snapshot had come since.
+    The path of the round shows all allocations. `asked` and `executed` are rounded to two significant digits, except for risk,
+    because in a round of few positions they would reveal those of one. `isStale` is true if the round used a stale book.
     """
 
     round: int
@@ -70,11 +70,11 @@ class RoundAnswer(Answer, frozen=True):
 
 
 class OrderAnswer(Answer, frozen=True, kw_only=True):
-    """An ADL order. `cause` is the entry of the shortfall in the fund's history, with `deficit` on `deficitLots`.
+    """An ADL order. `cause` is the entry of its shortfall, which had `deficit` on `deficitLots`.
 
-    `needed` (what the fund could not pay) and `taken` (the executed lots' share of the deficit) are amounts: once done,
-    0 <= taken - needed < the deficit of one lot, and the difference was refunded. `rest` is what is still open, or, of an
-    uncovered order, what became outstanding.
+    `needed` is the amount that the fund did not pay; `taken` is the executed lots' share of the deficit. For an order that is
+    done, 0 <= taken - needed < the deficit of one lot, and the fund received the difference as `refund`. `rest` is the amount
+    that is still open or, for an uncovered order, became outstanding.
     """
 
     symbol: str
@@ -102,9 +102,7 @@ class OrderAnswer(Answer, frozen=True, kw_only=True):
 
 
 class SectionAnswer(Answer, frozen=True):
-    """The positions with `lights` down to `toLights`: how many, their lots, the highest and lowest score, and their unrealised
-    PnL.
-    """
+    """The positions with `lights` down to `toLights`: number, lots, highest and lowest score, and unrealised PnL."""
 
     lights: int
     to_lights: int
@@ -116,14 +114,14 @@ class SectionAnswer(Answer, frozen=True):
 
 
 class QueueAnswer(Answer, frozen=True):
-    """The queue of a contract by side, five lights first, as it was after a message of the stream, the last one at `ts`.
+    """The queue of a contract by side, five lights first, after message `lastId`, the last settled message at `ts`.
 
-    No section has fewer than `queue.k_min` positions: smaller ones are joined with the next, and a side with fewer has none.
-    Lots are rounded to two significant digits and to tens, scores and PnL to two significant digits, so that neither two
-    sections nor two answers differ by what one position is. Risk is shown each of the five lights, exactly.
+    Each section has at least `queue.k_min` positions. Smaller sections are joined with the next. A side with fewer positions
+    has no section. Lots are rounded up to tens and to two significant digits, scores and PnL to two significant digits. The
+    difference of two sections or two answers therefore does not reveal one position. Risk receives each of the five lights
+    exactly.
 
-    `markTs` is the engine's time of the mark; `isMarkStale` says that it is too old. `isStale` says that the stream lost its
-    tail and no snapshot has come since.
+    `markTs` is the engine's time of the mark; `isMarkStale` is true if it is too old. `isStale` is true if the book is stale.
     """
 
     symbol: str
@@ -138,9 +136,9 @@ class QueueAnswer(Answer, frozen=True):
 
 
 class PositionAnswer(Inputs, frozen=True, kw_only=True):
-    """An account's position with its rank, and what is needed to recompute it; no rank without a mark or without equity.
+    """An account's position with its rank and all inputs of it. A position without mark or equity has no rank.
 
-    `positionSide` is the leg that the engine named: `LONG` or `SHORT` in hedge mode, also of the only leg, else `BOTH`.
+    `positionSide` is the leg as the engine reports it: `LONG` or `SHORT` in hedge mode, else `BOTH`.
     """
 
     symbol: str
@@ -159,7 +157,7 @@ class PositionAnswer(Inputs, frozen=True, kw_only=True):
 
 
 class ReductionAnswer(Inputs, frozen=True, kw_only=True):
-    """A reduction of an account's position: `executed` of the lots it held, at `price`."""
+    """A reduction of an account's position: `executed` of its `lots` at `price`."""
 
     symbol: str
     adl: int
@@ -177,13 +175,13 @@ class ReductionAnswer(Inputs, frozen=True, kw_only=True):
 
 
 class NumberedReductionAnswer(ReductionAnswer, frozen=True, kw_only=True):
-    """A reduction with its number, which counts the reductions of its account from 1."""
+    """A reduction with its number; the reductions of an account are numbered from 1."""
 
     number: int
 
 
 class PositionsAnswer(Answer, frozen=True):
-    """An account's positions, and how they were deleveraged lately, newest first."""
+    """An account's positions, and its latest reductions in `deleveraged`, newest first."""
 
     account: str
     positions: list[PositionAnswer]
@@ -191,7 +189,7 @@ class PositionsAnswer(Answer, frozen=True):
 
 
 class OthersAnswer(Answer, frozen=True):
-    """What a round would ask of the positions of others with `lights` down to `toLights`, about: at least `queue.k_min`."""
+    """Rounded allocations to at least `queue.k_min` positions of other accounts with `lights` down to `toLights`."""
 
     lights: int
     to_lights: int
@@ -201,11 +199,11 @@ class OthersAnswer(Answer, frozen=True):
 
 
 class PreviewOrderAnswer(Answer, frozen=True):
-    """The order that would be written, and its first round. `lotsAsked` is less than needed when too few may be asked.
+    """The ADL order that the fill would create, and its first round. `lotsAsked` is below `lotsNeeded` if candidates are few.
 
-    A trader sees its own positions, and `others` in sum. The service then computes the round for the needed lots rounded to two
-    significant digits. `lotsAsked` is null where it would reveal the lots of a few others. The lots asked of the trader's own
-    position are then rounded to the same digit as the needed lots.
+    A trader sees the allocations to its own positions, and sums of the `others`. The service then computes the round for the
+    needed lots rounded to two significant digits. With fewer than `queue.k_min` others in the round, `lotsAsked` is null if it
+    would reveal their lots, and the lots allocated to the trader are rounded to the same digit as the needed lots.
     """
 
     reduce: SideName
@@ -219,7 +217,7 @@ class PreviewOrderAnswer(Answer, frozen=True):
 
 
 class PreviewAnswer(Answer, frozen=True):
-    """What a fill would do now. `worth` is its surplus, or its deficit below 0; the fund would pay `covered` of that."""
+    """The effect of a fill at present. `worth` is its surplus, or its deficit as a negative amount. The fund pays `covered`."""
 
     symbol: str
     kind: str
@@ -237,7 +235,7 @@ class PreviewAnswer(Answer, frozen=True):
 async def order_answers(
     ledger: Deleveragings, orders: Sequence[OrderRow], contract: Contract, visibility: Visibility
 ) -> list[OrderAnswer]:
-    """Orders of a contract with their rounds, as they are seen."""
+    """Returns the answers for orders of a contract with their rounds."""
     found = await ledger.rounds(contract.symbol, [order.adl for order in orders], ALLOCATIONS_MAX)
     rounds = {number: list(rows) for number, rows in groupby(found, lambda row: row.adl)}
     return [_order_answer(order, rounds.get(order.adl, ()), contract, visibility) for order in orders]
@@ -273,7 +271,7 @@ def _order_answer(order: OrderRow, rounds: Sequence[RoundRow], contract: Contrac
 
 
 def queue_answer(view: BookView, queue: Queue, visibility: Visibility, k_min: int, *, is_mark_stale: bool) -> QueueAnswer:
-    """A contract's queue: exactly for those who see everything, else in sections of at least `k_min` positions."""
+    """Returns a contract's queue: exact with visibility of all accounts, else in sections of at least `k_min` positions."""
     contract = view.contract
     long, short = (_sections(queue.get(name, []), contract, visibility, k_min) for name in ("long", "short"))
     return QueueAnswer(
@@ -290,7 +288,7 @@ def queue_answer(view: BookView, queue: Queue, visibility: Visibility, k_min: in
 
 
 async def position_answers(follower: Follower, account: str) -> list[PositionAnswer]:
-    """An account's positions in all contracts; raises NotFollowed."""
+    """Returns an account's positions in all contracts; raises NotFollowed."""
 
     def read(view: BookView) -> Iterable[PositionAnswer]:
         return [
@@ -301,7 +299,7 @@ async def position_answers(follower: Follower, account: str) -> list[PositionAns
 
 
 def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None) -> PositionAnswer:
-    """A position as it stands at the mark."""
+    """Returns the answer for a position valued at the mark."""
     contract, mark = view.contract, view.book.mark
     standing = view.book.sides[side].standing(row, mark or 1)
     return PositionAnswer(
@@ -323,12 +321,12 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
 
 
 def reduction_answer(row: DeleveragedRow, contract: Contract) -> ReductionAnswer:
-    """A reduction, for the account that it happened to."""
+    """Returns a reduction for its account."""
     return ReductionAnswer(**_reduced(row, contract))
 
 
 def numbered_reduction_answer(number: int, row: DeleveragedRow, contract: Contract) -> NumberedReductionAnswer:
-    """A reduction with its number, for the account that it happened to."""
+    """Returns a reduction with its number for its account."""
     return NumberedReductionAnswer(number=number, **_reduced(row, contract))
 
 
@@ -352,7 +350,7 @@ def _reduced(row: DeleveragedRow, contract: Contract) -> dict[str, Any]:
 def preview_answer(
     preview: Preview, view: BookView, show: Callable[[AdlOrder, RoundTerms, Contract], PreviewOrderAnswer]
 ) -> PreviewAnswer:
-    """What a fill would do; `show` says what is shown of its order: see `whole_preview` and `trader_preview`."""
+    """Returns the answer to a preview; `show` makes the answer for its order: `whole_preview` or `trader_preview`."""
     contract, entry, order = view.contract, preview.entry, preview.order
     money = contract.settle_decimals
     return PreviewAnswer(
@@ -373,7 +371,7 @@ def preview_answer(
 def whole_preview(
     order: AdlOrder, first: RoundTerms, contract: Contract, allocations_max: int | None, *, accounts: bool
 ) -> PreviewOrderAnswer:
-    """An order with its first allocations or all of them, exactly; with `accounts` it says whose they are."""
+    """Returns an order with exact allocations, at most `allocations_max` of them, and their accounts with `accounts`."""
     shown = islice(allocation_rows(first, {}), allocations_max)
     allocations = [
         msgspec.structs.replace(
@@ -385,15 +383,15 @@ def whole_preview(
 
 
 def trader_preview(order: AdlOrder, first: RoundTerms, contract: Contract, account: str, k_min: int) -> PreviewOrderAnswer:
-    """An order with what it asks of one account, and of the others in sum: nothing of fewer than `k_min`."""
+    """Returns an order with the allocations to one account and sums of at least `k_min` others."""
     rows = list(allocation_rows(first, {}))
     own = [row for row in rows if row.account == account]
     others = [row for row in rows if row.account != account]
     few = len(others) < k_min
-    asked = None if few and first.lots_asked < rough(order.lots) else min(order.lots, rough(first.lots_asked))
+    lots_asked = None if few and first.lots_asked < rough(order.lots) else min(order.lots, rough(first.lots_asked))
     allocations = [
         allocation_answer(
-            row._replace(asked=_as_roughly(row.asked, order.lots)) if few else row,
+            row._replace(asked=_rounded_like(row.asked, order.lots)) if few else row,
             order.reduce,
             order.price,
             contract,
@@ -401,25 +399,25 @@ def trader_preview(order: AdlOrder, first: RoundTerms, contract: Contract, accou
         )
         for row in own
     ]
-    return _preview_order(order, contract, asked, rough(first.positions), allocations, _in_sum(others, k_min))
+    return _preview_order(order, contract, lots_asked, rough(first.positions), allocations, _by_lights(others, k_min))
 
 
-def _as_roughly(lots: int, whole: int) -> int:
-    """Lots rounded to the second digit of a larger number."""
+def _rounded_like(lots: int, whole: int) -> int:
+    """Rounds lots to the second digit of a larger number."""
     step = 10 ** max(0, len(str(whole)) - 2)
     return int((lots + step // 2) // step * step)
 
 
-def _in_sum(rows: Sequence[AllocationRow], k_min: int) -> list[OthersAnswer]:
-    """Positions in the order of rank by their lights, in pools of at least `k_min`."""
+def _by_lights(rows: Sequence[AllocationRow], k_min: int) -> list[OthersAnswer]:
+    """Returns sums of positions, which are in the order of rank, by lights in groups of at least `k_min`."""
     by_lights = groupby(rows, lambda row: Rank(row.rank, row.ranked).lights)
-    found = [
+    groups = [
         OthersAnswer(lights, lights, len(lit), sum(row.lots for row in lit), sum(row.asked for row in lit))
-        for lights, lit in ((lights, list(group)) for lights, group in by_lights)
+        for lights, lit in ((lights, list(rows)) for lights, rows in by_lights)
     ]
     return [
-        msgspec.structs.replace(pool, lots=rough_total(pool.lots), asked=rough_total(pool.asked))
-        for pool in pooled(found, k_min, _joined_others)
+        msgspec.structs.replace(group, lots=rough_total(group.lots), asked=rough_total(group.asked))
+        for group in pooled(groups, k_min, _joined_others)
     ]
 
 
@@ -436,7 +434,7 @@ def _joined_others(upper: OthersAnswer, lower: OthersAnswer) -> OthersAnswer:
 def _preview_order(
     order: AdlOrder,
     contract: Contract,
-    asked: int | None,
+    lots_asked: int | None,
     positions: int,
     allocations: list[AllocationAnswer],
     others: list[OthersAnswer] | UnsetType = UNSET,
@@ -445,7 +443,7 @@ def _preview_order(
         reduce=order.reduce,
         price=format_units(order.price, contract.price_decimals),
         lots_needed=order.lots,
-        lots_asked=asked,
+        lots_asked=lots_asked,
         refund=format_units(order.refund, contract.settle_decimals),
         positions=positions,
         allocations=allocations,
@@ -456,7 +454,7 @@ def _preview_order(
 def allocation_answer(
     row: AllocationRow, reduce: SideName, price: int, contract: Contract, visibility: Visibility
 ) -> AllocationAnswer:
-    """What a round of an order at a price asked of a position of a side, as it is seen, without its account."""
+    """Returns an allocation of a round, without its account; `reduce` and `price` are those of the order."""
     equity, unit = Valuation(contract, reduce).equity(row.lots, row.entry_price, row.margin, price)
     answer = AllocationAnswer(
         **_inputs(_standing(contract, reduce, row, row.mark), contract),
@@ -488,8 +486,8 @@ def _round_answer(row: RoundRow, order: OrderRow, contract: Contract, visibility
         mark_price=format_units(row.mark, contract.price_decimals) if row.mark else None,
         is_stale=row.is_stale,
         positions=row.positions,
-        asked=row.asked if visibility.everything else rough(row.asked),
-        executed=row.executed if visibility.everything else rough(row.executed),
+        asked=row.asked if visibility.all_accounts else rough(row.asked),
+        executed=row.executed if visibility.all_accounts else rough(row.executed),
         allocations=[
             allocation_answer(allocation, order.reduce, order.price, contract, visibility) for allocation in row.allocations
         ],
@@ -497,7 +495,7 @@ def _round_answer(row: RoundRow, order: OrderRow, contract: Contract, visibility
 
 
 def _sections(found: list[Section], contract: Contract, visibility: Visibility, k_min: int) -> list[SectionAnswer]:
-    if visibility.everything:
+    if visibility.all_accounts:
         return [_section_answer(section, contract) for section in found]
     return [_rough_section(_section_answer(section, contract)) for section in pooled(found, k_min, joined_sections)]
 
@@ -529,7 +527,7 @@ def _standing(contract: Contract, side: SideName, row: AllocationRow | Reduced, 
 
 
 def _inputs(position: Standing, contract: Contract, *, known: bool = True) -> dict[str, Any]:
-    """The fields of `Inputs`; what follows from the mark is left out where that is not known, or where there is no equity."""
+    """Returns the fields of `Inputs`. Fields that need the mark are None if it is not `known`, ranks also without equity."""
     has_leverage = known and math.isfinite(position.leverage)
     return {
         "lots": position.lots,
@@ -543,7 +541,7 @@ def _inputs(position: Standing, contract: Contract, *, known: bool = True) -> di
 
 
 def _place(row: AllocationRow | Reduced, executed: int) -> dict[str, Any]:
-    """What a position was asked for, from which place in the queue, and what was executed."""
+    """Returns the place of a position in the queue, and its allocated and executed lots."""
     lights = Rank(row.rank, row.ranked).lights
     return {"rank": row.rank, "ranked": row.ranked, "lights": lights, "asked": row.asked, "executed": executed}
 

@@ -1,7 +1,7 @@
-"""The access_control in front of everything: whose a request is, how many it may make, which web pages may make it.
+"""Access control: identifies callers by their tokens, limits requests by client, and answers CORS.
 
-A public route needs no token; one that is sent there anyway is only counted by. A client is an account, or else what another
-token names as its subject, or else an address. Probes and scrapers are not counted.
+A public route needs no token. A valid token on a public route only determines the client that the request counts for. The
+client is the account of a trader's token, the subject of another token, or the address. Probes and scrapers are not counted.
 """
 
 import math
@@ -27,10 +27,10 @@ PUBLIC: Roles = frozenset()
 """The roles of a route that needs no token."""
 
 ACCOUNT_READERS: Roles = frozenset({"trader", "risk"})
-"""The roles that read account data: a trader that of its own account, risk that of all."""
+"""The roles that read account data: a trader reads its own account, risk reads all accounts."""
 
 PREFLIGHT_SECONDS = "7200"
-"""How long a browser may remember what a page is allowed: the longest that Chromium does."""
+"""How long a browser may cache a preflight answer. Chromium caches at most two hours."""
 
 ANY_ORIGIN = "*"
 
@@ -49,9 +49,9 @@ def authorized_caller(request: web.Request, roles: Roles) -> Caller:
     context = request[CONTEXT]
     caller = context.caller
     if caller is None:
-        raise context.refusal or NoToken("this needs an access token: send it as `Authorization: Bearer <token>`")
+        raise context.token_problem or NoToken("an access token is required: send it as `Authorization: Bearer <token>`")
     if caller.role not in roles:
-        raise Forbidden(f"this is for {' or '.join(sorted(roles))}: the token's role is {caller.role}")
+        raise Forbidden(f"the token's role is {caller.role}: this path requires {' or '.join(sorted(roles))}")
     return caller
 
 
@@ -74,9 +74,9 @@ def with_caller(handler: RouteHandler, roles: Roles, *, token_optional: bool = F
 
 
 class AccessControl:
-    """Knows who comes and how often they may; raises ConfigError where tokens cannot be read as configured.
+    """Identifies and limits the clients of an API; raises ConfigError if the token configuration is invalid.
 
-    Requests for a path that is `uncounted` are not counted.
+    Requests for the paths in `uncounted` are not limited.
     """
 
     def __init__(self, http: HttpConfig, token: TokenConfig, uncounted: Iterable[str] = ()) -> None:
@@ -88,7 +88,10 @@ class AccessControl:
         self._uncounted = frozenset(uncounted)
 
     def admit(self, request: web.Request, context: RequestContext) -> web.Response | None:
-        """Notes who comes and counts that, raising TooManyRequests; the answer to what the access_control answers by itself."""
+        """Identifies the caller and counts the request; raises TooManyRequests.
+
+        Returns the answer to a CORS preflight request, and None for all other requests.
+        """
         self._identify(request, context)
         if request.path in self._uncounted:
             return None
@@ -98,13 +101,13 @@ class AccessControl:
         return None
 
     def charge(self, request: web.Request, amount: int) -> None:
-        """Counts what a caller sends beside its request; raises TooManyRequests when that is more than it has left."""
+        """Counts `amount` more events of a request; raises TooManyRequests if the client's limit does not permit them."""
         self._count(request, request[CONTEXT], amount)
 
     def charge_requests(self, request: web.Request, requests: int) -> None:
-        """Counts an answer as so many requests more, or all that a client may make; raises TooManyRequests.
+        """Counts an expensive answer as `requests` more requests; raises TooManyRequests.
 
-        Of another window than that of requests it takes the same share.
+        The charge is at most the client's whole limit. A client with another window is charged the same share of that window.
         """
         context = request[CONTEXT]
         if context.window:
@@ -112,7 +115,7 @@ class AccessControl:
             self._count(request, context, min(requests, limit - 1) * context.window.limit // limit)
 
     def add_headers(self, request: web.Request, response: web.StreamResponse, context: RequestContext) -> None:
-        """Adds what every answer says, also those that are streamed and those that are errors."""
+        """Adds the headers of every answer, including streamed answers and errors."""
         headers, window = response.headers, context.window
         headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
         if window:
@@ -125,7 +128,7 @@ class AccessControl:
             self._add_cors_headers(request, response)
 
     def _add_cors_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Lets pages of configured origins read an answer. They send tokens themselves, so no cookies need be allowed."""
+        """Permits pages of configured origins to read an answer. Pages send tokens themselves, so cookies are not permitted."""
         if ANY_ORIGIN not in self._origins:
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
         if self._is_allowed_origin(request):
@@ -138,9 +141,11 @@ class AccessControl:
         return origin is not None and not self._origins.isdisjoint((origin, ANY_ORIGIN))
 
     def _identify(self, request: web.Request, context: RequestContext) -> None:
-        """Notes the caller that a request's token makes; why a token is bad is for the route to say, if it needs one."""
+        """Stores the caller or, for an invalid token, the problem. Only a route that requires a token raises the problem."""
         if not self._tokens.configured:
-            context.refusal = NoToken("this service accepts no tokens: set token.secret or token.keys in its configuration")
+            context.token_problem = NoToken(
+                "this service accepts no tokens: set token.secret or token.keys in its configuration"
+            )
             return
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         if authorization is None:
@@ -150,8 +155,8 @@ class AccessControl:
             return
         try:
             context.caller = self._tokens.read(token.strip())
-        except Problem as refusal:
-            context.refusal = refusal
+        except Problem as problem:
+            context.token_problem = problem
 
     def _count(self, request: web.Request, context: RequestContext, amount: int) -> None:
         caller = context.caller
@@ -159,9 +164,9 @@ class AccessControl:
         window = context.window = self._events if caller and caller.role == "engine" else self._requests
         if not window.take(client, amount):
             seconds = math.ceil(window.reset_ms() / 1000)
-            raise TooManyRequests(f"more than {window.limit} within the window: ask again in {seconds} s", seconds)
+            raise TooManyRequests(f"the limit of {window.limit} in the window is exceeded: retry in {seconds} s", seconds)
 
 
 def _client_name(caller: Caller) -> str:
-    """What a caller's requests are counted by; no address begins with a role."""
+    """Returns the client of a token. It differs from all addresses, because no address begins with a role."""
     return f"{caller.role}:{caller.account or caller.subject}"

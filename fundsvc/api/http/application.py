@@ -1,4 +1,4 @@
-"""From a table of routes to an application: what a request asks is read, answered and wrapped, in one way for all."""
+"""Builds an aiohttp application from a table of routes; reads queries and encodes answers the same way for all of them."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -23,18 +23,18 @@ from fundsvc.store.reader import FundRow, Listed, Reader
 T_co = TypeVar("T_co", covariant=True)
 
 GZIP_BYTES_MIN = 16_384
-"""A dozen packets; what is shorter gains nothing that anybody would notice."""
+"""About a dozen packets. Compressing a shorter answer saves no noticeable time."""
 
 GZIP_LEVEL = 1
-"""A thousand funds take a thread 3 ms and shrink to a quarter; the best level takes five times as long, for a tenth less."""
+"""A thousand funds take a thread 3 ms and shrink to a quarter. The best level takes five times as long and saves a tenth."""
 
 
 _PARAMETER, _ANY_TEXT = re.compile(r"\{(\w+)\}"), r"{\1:[^/]+}"
-"""aiohttp's own pattern of a path's parameter takes no braces, which a contract's symbol may have."""
+"""Replaces aiohttp's default pattern of a path parameter, which excludes braces. A contract's symbol may contain them."""
 
 
 class Encoded(Generic[T_co]):
-    """An answer that was encoded before, in its envelope; what it says is for those who describe the API."""
+    """An answer that is already encoded in its envelope. The type parameter documents its content for OpenAPI."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -42,11 +42,11 @@ class Encoded(Generic[T_co]):
 
     @cached_property
     def as_strings(self) -> "Encoded[T_co]":
-        """The same with its integers as strings."""
+        """The same answer with its integers as strings."""
         return Encoded(integers_as_strings(self.body))
 
     async def response(self, request: web.Request) -> web.Response:
-        """The answer as whoever asks takes it; a long one gzipped."""
+        """Returns the response, gzipped if it is long and the request accepts gzip."""
         if len(self.body) < GZIP_BYTES_MIN:
             return web.Response(body=self.body, content_type=JSON)
         if accepts_gzip(request):
@@ -55,12 +55,12 @@ class Encoded(Generic[T_co]):
 
 
 class Route(NamedTuple):
-    """A path, the struct of its query parameters, and what answers it: called with the query and the path's parameters.
+    """A path, the struct of its query parameters, and the method that answers it.
 
-    A route with a `body` is a POST of such a struct as JSON, which is given to the answer too. A route with `roles` is for
-    callers with one of them; its answer is given the `caller`. `cost` says as how many more requests
-    an answer counts, by what stands in its path. With `token_optional` a route is public and shows a caller more of its own
-    data: its answer is given the `caller`, None without a valid token.
+    `answer` receives the query and the path's parameters. A route with a `body` is a POST of that struct as JSON; `answer`
+    receives it as `body`. A route with `roles` requires one of them and passes the `caller`. A route with `token_optional` is
+    public and shows a caller more of its own data; `caller` is None without a valid token. `cost` returns how many more
+    requests an answer counts as; it receives the path's parameters.
     """
 
     path: str
@@ -73,7 +73,7 @@ class Route(NamedTuple):
 
 
 def make_app(middleware: Middleware, table: Iterable[Route | Endpoint]) -> web.Application:
-    """An application that serves a table; whoever opened what its answers come from closes it."""
+    """Returns an application that serves a table. The caller closes what the handlers use."""
     application = web.Application()
     served = endpoints(table)
     middleware.install(application, {endpoint.path: endpoint.format_error for endpoint in served})
@@ -89,12 +89,12 @@ def make_app(middleware: Middleware, table: Iterable[Route | Endpoint]) -> web.A
 
 
 def endpoints(table: Iterable[Route | Endpoint]) -> tuple[Endpoint, ...]:
-    """A table in which routes are what they come to."""
+    """Converts all routes of a table to endpoints."""
     return tuple(map(_endpoint, table))
 
 
 def _endpoint(entry: Route | Endpoint) -> Endpoint:
-    """What a route comes to: how its answer is wrapped, and what type that is by its method's annotation."""
+    """Converts a route to an endpoint; the return annotation of its method is the type of the answer."""
     if isinstance(entry, Endpoint):
         return entry
     answered = get_type_hints(entry.answer)["return"]
@@ -116,28 +116,28 @@ def _endpoint(entry: Route | Endpoint) -> Endpoint:
 
 
 async def find_contract(reader: Reader, symbol: str) -> Listed:
-    """A listed contract; raises NotFound."""
+    """Returns a listed contract; raises NotFound."""
     for found in await reader.contracts(checked_symbol(symbol)):
         return found
     raise symbol_not_listed(symbol)
 
 
 async def find_fund(reader: Reader, symbol: str) -> FundRow:
-    """The fund of a listed contract; raises NotFound."""
+    """Returns the fund of a listed contract; raises NotFound."""
     for fund in await reader.funds(checked_symbol(symbol)):
         return fund
     raise symbol_not_listed(symbol)
 
 
 def checked_symbol(symbol: str) -> str:
-    """The symbol, if a contract may have it at all: a database's text holds no NUL and no half characters."""
+    """Returns a symbol that PostgreSQL can store; raises NotFound for one with NUL or an unpaired surrogate."""
     if not symbol.isprintable():
         raise symbol_not_listed(symbol)
     return symbol
 
 
 def symbol_not_listed(symbol: str) -> NotFound:
-    """Says that there is no such contract."""
+    """Returns the error for a symbol without a contract."""
     return NotFound(f"no contract {symbol!r} is listed")
 
 
@@ -156,14 +156,14 @@ def _handler(route: Route) -> RouteHandler:
     return handle
 
 
-def _query(kind: type[Query], nothing: Query | None, request: web.Request) -> Query:
-    if nothing is not None and not request.rel_url.raw_query_string:
-        return nothing
+def _query(kind: type[Query], default: Query | None, request: web.Request) -> Query:
+    if default is not None and not request.rel_url.raw_query_string:
+        return default
     return read_query(kind, query_parameters(request))
 
 
 def _default_query(query: type[Query]) -> Query | None:
-    """The question without any parameters, made once for all who ask it so; None where it needs some."""
+    """Returns the query without parameters, parsed once; None if a parameter is required."""
     try:
         return read_query(query, MultiDict())
     except BadParameter:
@@ -171,6 +171,6 @@ def _default_query(query: type[Query]) -> Query | None:
 
 
 def query_parameters(request: web.Request) -> MultiDict[str]:
-    """The query's parameters, without those that say again what the path says, as KuCoin's own client does with `symbol`."""
+    """Returns the query's parameters without those that repeat the path. KuCoin's own client repeats `symbol`."""
     path = request.match_info
     return MultiDict((name, value) for name, value in request.query.items() if path.get(name) != value)

@@ -1,7 +1,4 @@
-"""What every request meets on its way to whatever answers it, and every answer on its way out.
-
-In: an id and access control. Out: errors as the path says them, what every answer says in its headers, a count and a log line.
-"""
+"""Middleware of all requests: request id, access control, errors, headers, metrics and a log line."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -22,35 +19,35 @@ log = structlog.get_logger()
 
 
 class Middleware:
-    """Receives the requests of an application, and those that are answered at once. Without access control it admits all."""
+    """Handles the requests of an application and of the fast path. Without access control it admits all requests."""
 
     def __init__(self, metrics: Metrics, access_control: AccessControl | None = None) -> None:
         self._metrics = metrics
         self._access_control = access_control
         self._errors = Errors()
         self._formatters: dict[str, ErrorFormatter] = {}
-        self._log = log.bind()  # made once: while nobody wants such lines, it then does nothing, which takes no time
+        self._log = log.bind()  # bound once: a disabled debug line then costs nothing
 
     def install(self, application: web.Application, formatters: Mapping[str, ErrorFormatter]) -> None:
-        """Has every request of an application come this way. By route, how errors are said; in our envelope elsewhere."""
+        """Adds this middleware to an application. `formatters` maps routes to their error formatters."""
         self._formatters.update(formatters)
         application.middlewares.append(self._handle)
         application.on_response_prepare.append(self._prepare)
 
     def answer(self, request: web.Request, route: str, make: Callable[[], web.Response]) -> web.Response:
-        """The answer to a request that needs no handler, ready to be sent; it is counted by a route's template."""
+        """Returns the complete answer to a request of the fast path; metrics count it under the template `route`."""
         started = time.perf_counter()
         context = RequestContext(request)
         try:
             response = self._admit(request, context) or make()
-        except Exception as error:  # noqa: BLE001 - `Errors` logs what nobody foresaw
+        except Exception as error:  # noqa: BLE001 - `Errors` logs unexpected exceptions
             response = self._errors.answer(request, error)
         self._note(request, route, response, started)
         self._add_headers(request, response, context)
         return response
 
     def charging(self, cost: Cost | None, handler: RouteHandler) -> RouteHandler:
-        """A handler whose answers are charged to the client before they are made."""
+        """Returns a handler that charges the cost of each answer to the client before it runs."""
         access_control = self._access_control
         if cost is None or access_control is None:
             return handler
@@ -68,13 +65,13 @@ class Middleware:
         response: web.StreamResponse
         try:
             response = self._admit(request, context) or await handler(request)
-        except Exception as error:  # noqa: BLE001 - `Errors` logs what nobody foresaw
+        except Exception as error:  # noqa: BLE001 - `Errors` logs unexpected exceptions
             response = self._errors.answer(request, error, self._formatters.get(_template(request), error_response))
         self._note(request, _template(request), response, started)
         return response
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Comes before the headers of every answer, also of those that are streamed."""
+        """Runs before the headers of every answer are sent, including streamed answers."""
         context = request.get(CONTEXT)
         if context is not None:
             self._add_headers(request, response, context)
@@ -95,6 +92,6 @@ class Middleware:
 
 
 def _template(request: web.Request) -> str:
-    """The template of the route that the router found."""
+    """Returns the template of the request's route, or "unmatched"."""
     resource = request.match_info.route.resource
     return resource.canonical if resource else "unmatched"

@@ -1,4 +1,4 @@
-"""How much there may be at a time, of connections or of long answers: in all, and of each client."""
+"""Limits concurrent use, for example of connections or exports, in total and by client."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Slots:
-    """Grants `slots` of something at a time, of which one client has at most `client_slots`."""
+    """At most `slots` concurrent uses, at most `client_slots` of them by one client."""
 
     def __init__(self, slots: int, client_slots: int) -> None:
         self._slots = slots
@@ -20,16 +20,16 @@ class Slots:
         return self._taken >= self._slots
 
     def are_full_for(self, client: str) -> bool:
-        """Whether a client has as many as it may have."""
+        """Returns whether a client holds all slots that it may hold."""
         return self._by_client[client] >= self.client_slots
 
     def take(self, *clients: str) -> None:
-        """Takes a place, which counts as one of each of these clients."""
+        """Takes one slot, counted once for each of these clients."""
         self._taken += 1
         self._by_client.update(clients)
 
     def leave(self, *clients: str) -> None:
-        """Gives it back."""
+        """Returns the slot that `take` took for these clients."""
         self._taken -= 1
         for client in clients:
             self._by_client[client] -= 1
@@ -38,7 +38,7 @@ class Slots:
 
     @contextmanager
     def taken(self, *clients: str) -> Iterator[None]:
-        """Has a place for as long as the context is open."""
+        """Holds a slot while the context is open."""
         self.take(*clients)
         try:
             yield
