@@ -38,6 +38,16 @@ class Answers:
         return fund_answer(fund, Policy(), FundValuation(None, "no rate", self.mark, 0, Past(0, 0, fund.balance)), 1)
 
 
+class Clock:
+    """A clock that the test controls."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
 @pytest.fixture
 async def world(config):
     """A ledger with two funds, its tail, and a fund cache."""
@@ -50,7 +60,8 @@ async def world(config):
             await owner.settle(events)
             await eventually(lambda: tail.funds[events[-1].symbol].seq == events[-1].seq)
 
-        yield SimpleNamespace(tail=tail, answers=answers, cached=FundCache(tail, answers), settle=settle)
+        clock = Clock()
+        yield SimpleNamespace(tail=tail, answers=answers, cached=FundCache(tail, answers, clock), clock=clock, settle=settle)
 
 
 async def shown(world, symbol):
@@ -82,17 +93,14 @@ async def test_list_reuses_encoded_funds(world):
     assert world.answers.made == [("BBB", 0), ("AAA", 0), ("BBB", 1)]
 
 
-async def test_valuation_is_refreshed_after_its_maximum_age(world, monkeypatch):
-    now = 1000.0
-    monkeypatch.setattr(fund_cache.time, "monotonic", lambda: now)
-    monkeypatch.setattr(world.tail, "check", lambda: None)
+async def test_valuation_is_refreshed_after_its_maximum_age(world):
     await shown(world, "AAA")
     await world.cached.funds(QUERY)
     world.answers.mark = None
-    now += fund_cache.VALUATION_SECONDS / 2
+    world.clock.now += fund_cache.VALUATION_SECONDS / 2
     await shown(world, "AAA")
     assert len(world.answers.made) == 2
-    now += fund_cache.VALUATION_SECONDS / 2
+    world.clock.now += fund_cache.VALUATION_SECONDS / 2
     await shown(world, "AAA")
     await world.cached.funds(QUERY)
     assert len(world.answers.made) == 4

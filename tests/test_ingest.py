@@ -276,6 +276,25 @@ async def test_answer_predicts_the_rejections_of_settlement(world):
     assert len(predicted) > 20
 
 
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_answer_predicts_listings_beyond_contracts_max(config, partitions):
+    """In one body, in bodies that are posted before settlement, and for contracts that are listed already."""
+    config = with_section(config, "stream", contracts_max=2)
+    symbols = [f"S{number}USDTM" for number in range(12)]
+    async with world_of(config) as world:
+        predicted = []
+        for batch in (symbols[:3], symbols[3:5], symbols[5:], symbols[:2]):
+            answer = await world.data(encode([listing(symbol) for symbol in batch]))
+            predicted += [batch[row["index"]] for row in answer["rejected"]]
+            assert {row["reason"] for row in answer["rejected"]} <= {"too_many_contracts"}
+        await world.settled()
+        kept = [msgspec.json.decode(body)["contract"]["symbol"] for _, _, body in await world.kept()]
+        assert sorted(kept) == sorted(predicted)
+        assert len(predicted) == len(symbols) - 2 * partitions
+        answer = await world.data(encode([fill(symbol, 1, 1) for symbol in symbols]))
+        assert [symbols[row["index"]] for row in answer["rejected"]] == [one for one in symbols if one in predicted]
+
+
 async def test_arbitrary_bytes_receive_an_answer(world):
     chance = random.Random(7)
     whole = [*BODIES.items(), (JSON, b"[[[" * 2000), (JSON, b'{"type":"contract","contract":{"symbol":"\\ud800"}}')]

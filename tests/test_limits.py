@@ -1,7 +1,7 @@
 """Rate limits, the clients that they count, and CORS: access control before the handlers of a test."""
 
+import time
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -22,12 +22,19 @@ HOUR = 3600.0
 EXPOSED = {"gw-ratelimit-limit", "gw-ratelimit-remaining", "gw-ratelimit-reset", "Retry-After"}
 
 
-@pytest.fixture
-def clock(monkeypatch):
+class Clock:
     """A clock that the test controls."""
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
 
 
 def took(window, client, amount=1):
@@ -36,7 +43,7 @@ def took(window, client, amount=1):
 
 
 def test_client_is_limited_within_each_window(clock):
-    window = Window(3, 30)
+    window = Window(3, 30, clock)
     assert [took(window, "a") for _ in range(4)] == [(True, 2), (True, 1), (True, 0), (False, 0)]
     assert window.reset_ms() == 30_001
     assert took(window, "b") == (True, 2)
@@ -49,14 +56,14 @@ def test_client_is_limited_within_each_window(clock):
 
 
 def test_amount_is_counted_completely_or_not_at_all(clock):
-    window = Window(10, 30)
+    window = Window(10, 30, clock)
     assert [took(window, "a", amount) for amount in (7, 4, 3)] == [(True, 3), (False, 3), (True, 0)]
     assert [took(window, "b", amount) for amount in (11, 10)] == [(False, 10), (True, 0)]
 
 
 def test_clients_beyond_the_maximum_share_a_count(clock, monkeypatch):
     monkeypatch.setattr(rate_limits, "CLIENTS_MAX", 3)
-    window = Window(2, 30)
+    window = Window(2, 30, clock)
     assert [took(window, name) for name in "abc"] == [(True, 1)] * 3
     assert [took(window, name) for name in "defab"] == [(True, 1), (True, 0), (False, 0), (True, 0), (True, 0)]
     assert [took(window, name) for name in "cdgc"] == [(True, 0), (False, 0), (False, 0), (False, 0)]
@@ -80,14 +87,14 @@ async def streaming(request):
 
 
 @asynccontextmanager
-async def limited_client(token=None, **http):
+async def limited_client(token=None, clock=time.monotonic, **http):
     """Serves an application with access control; yields a client."""
     application = web.Application()
     for path, handler in {"/": answering, "/wrong": failing, "/stream": streaming, "/healthz": answering}.items():
         application.router.add_get(path, handler)
     application.router.add_get("/risk", with_caller(answering, frozenset({"risk"})))
     access_control = AccessControl(
-        HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"}
+        HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"}, clock
     )
     Middleware(Metrics(), access_control).install(application, {})
     async with serve(application, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
@@ -101,7 +108,7 @@ async def remaining(client, path="/", **headers):
 
 
 async def test_every_answer_shows_the_remaining_requests(clock):
-    async with limited_client(requests_max=6) as client:
+    async with limited_client(clock=clock, requests_max=6) as client:
         for left, (path, status) in enumerate({"/": 200, "/wrong": 400, "/stream": 200, "/none": 404, "/risk": 401}.items()):
             async with client.get(path) as answer:
                 assert answer.status == status
@@ -112,7 +119,7 @@ async def test_every_answer_shows_the_remaining_requests(clock):
 
 
 async def test_exceeded_limit_is_answered_with_retry_after(clock):
-    async with limited_client(requests_max=2) as client:
+    async with limited_client(clock=clock, requests_max=2) as client:
         assert [await remaining(client) for _ in range(2)] == [1, 0]
         clock.now += HOUR - 0.5
         async with client.get("/") as answer:

@@ -234,6 +234,32 @@ async def test_preview_counts_as_the_positions_that_it_ranks(config, monkeypatch
             assert answer.status == 200
 
 
+async def preview_status(world, account):
+    trader = bearer("trader", account=account)
+    async with world.http.post(f"{ADL}/preview", json=FILL, headers=trader) as answer:
+        return answer.status, answer.headers.get("Retry-After")
+
+
+async def test_waiting_previews_are_limited_in_total_and_by_client(config, owner_connection, monkeypatch):
+    monkeypatch.setattr("fundsvc.api.adl.PREVIEWS_MAX", 3)
+    monkeypatch.setattr("fundsvc.api.adl.CLIENT_PREVIEWS_MAX", 2)
+    async with world_of(with_section(config, "http", book_seconds=0.05)) as world:
+        await world.send(*BEGINNING)
+        async with asyncio.TaskGroup() as tasks, held(owner_connection, "adl_orders"):
+            previews = [tasks.create_task(preview_status(world, account)) for account in ("anna", "anna", "bert")]
+            await eventually(lambda: waiting(owner_connection, "adl_orders", 3))
+            assert await preview_status(world, "anna") == (429, "4")
+            assert await preview_status(world, "carl") == (503, "1")
+            assert not any(task.done() for task in previews)
+        assert [task.result() for task in previews] == [(200, None)] * 3
+        assert await preview_status(world, "anna") == (200, None)
+
+
+async def waiting(connection, table, count):
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass"
+    return await connection.fetchval(query, table) >= count
+
+
 async def test_charge_is_at_most_the_whole_limit(config, ledger):
     async with serving(with_section(config, "http", requests_max=3)) as service:
         trader = bearer("trader", account="anna")

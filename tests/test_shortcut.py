@@ -1,13 +1,12 @@
 """The fast path answers as the router does: the same bytes, headers, limits, counts and errors."""
 
-import asyncio
-
 import aiohttp
 import pytest
 from aiohttp import web
 from conftest import with_section
 from ledgers import fill, listing, owned
 from live import serving
+from raw import exchange
 
 from fundsvc.api.http.application import Encoded
 from fundsvc.api.http.fast_path import FastPath
@@ -28,7 +27,7 @@ def config(config):
 @pytest.fixture
 async def service(config):
     async with owned(config) as owner:
-        await owner.settle([listing("AAA"), listing("ΔΔΔ"), fill("AAA", 1, 7)])
+        await owner.settle([listing("AAA"), listing("ΔΔΔ"), listing("*"), fill("AAA", 1, 7)])
         async with serving(config) as service:
             await service.until("AAA", 1)
             yield service
@@ -111,11 +110,9 @@ async def test_other_requests_use_the_router(service, path, method, status):
     assert (await ask(service, path, method))[0] == status
 
 
-async def test_request_target_without_a_path_is_not_a_fund(service):
-    """The path itself is no contract: a request whose whole target is a symbol is not a question for its fund."""
-    host, port = service.http._base_url.host, service.http._base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
-    writer.write(f"GET AAA HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    head = await reader.readline()
-    assert b" 200 " not in head
-    writer.close()
+@pytest.mark.parametrize("target", ["AAA", "*"])
+async def test_request_target_without_a_path_is_not_a_fund(service, target):
+    """Both are listed symbols, but neither is the path of a fund."""
+    request = f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"
+    status, body = await exchange(str(service.http._base_url).rstrip("/"), request.encode())
+    assert (status, b"balance" in body) == (400, False), body

@@ -38,6 +38,7 @@ from fundsvc.api.http.parameters import (
     Query,
     RoundQuery,
 )
+from fundsvc.api.http.slots import Slots
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.visibility import rough, visibility_of
 from fundsvc.core.adl.preview import AskedOf
@@ -53,6 +54,15 @@ DELEVERAGED_MAX = 100
 
 POSITIONS_PER_REQUEST = 1000
 """A preview ranks all positions, and counts as one more request per this many. All clients share the ranking of a queue."""
+
+PREVIEWS_MAX = 16
+"""Previews that run or wait at a time. One runs at a time in a process; over a million positions it takes about 4 s."""
+
+CLIENT_PREVIEWS_MAX = 4
+"""The previews of one client among these, so that no client makes all others wait."""
+
+PREVIEW_RETRY_SECONDS = 4
+"""The duration of a preview over a million positions."""
 
 DIGITS_MAX = 9
 """Digits of the number of an order or a round. Larger numbers do not fit the database's type."""
@@ -76,6 +86,7 @@ class AdlResources:
         self._tail = tail
         self._policy_of = policy_of
         self._k_min = k_min
+        self._previews = Slots(PREVIEWS_MAX, CLIENT_PREVIEWS_MAX)
         self.routes = (
             Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=ACCOUNT_READERS),
             Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=ACCOUNT_READERS),
@@ -170,6 +181,10 @@ class AdlResources:
 
         No allocation names its account.
         """
+        with self._previews.limited(caller.client, "previews", PREVIEW_RETRY_SECONDS):
+            return await self._preview(symbol, body, caller)
+
+    async def _preview(self, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:
         found = await find_contract(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
         show = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)

@@ -1,12 +1,10 @@
 """Limits streamed exports of the ledger: a bounded number runs at a time, on separate database connections."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from aiohttp import web
 
-from fundsvc.api.http.errors import TooManyRequests, Unavailable
 from fundsvc.api.http.request_context import CONTEXT
 from fundsvc.api.http.slots import Slots
 from fundsvc.store.reader import Reader
@@ -28,17 +26,9 @@ class Exports:
         self.reader = reader
         self._slots = Slots(exports_max, max(1, exports_max // 2))
 
-    @contextmanager
-    def slot(self, request: web.Request) -> Iterator[None]:
+    def slot(self, request: web.Request) -> AbstractContextManager[None]:
         """Holds a slot for an export while the context is open; raises TooManyRequests or Unavailable without a free slot."""
-        client = request[CONTEXT].client
-        if self._slots.are_full_for(client):
-            running = self._slots.client_slots
-            raise TooManyRequests(f"this client runs {running} exports, its limit: wait until one ends", RETRY_SECONDS)
-        if self._slots.are_full:
-            raise Unavailable("the limit http.exports_max of running exports is reached: retry shortly")
-        with self._slots.taken(client):
-            yield
+        return self._slots.limited(request[CONTEXT].client, "exports", RETRY_SECONDS)
 
 
 async def write(response: web.StreamResponse, piece: bytes) -> None:

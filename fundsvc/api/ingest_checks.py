@@ -6,12 +6,13 @@ those that this process appended.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from fundsvc.config.settings import Config
-from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of
+from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
 from fundsvc.core.events import (
     UNDER_TERMS,
     Event,
@@ -49,24 +50,30 @@ class IngestChecks:
     """The known states of contracts, kept between requests."""
 
     def __init__(self, config: Config, reader: Reader) -> None:
+        self._config = config
         self._reader = reader
-        self._currency = config.currency
-        self._ahead_ms = int(config.stream.ts_ahead_seconds_max * 1000)
         self._known: dict[str, ContractState] = {}
         self._read_at: dict[str, float] = {}
+        self._unsettled: set[str] = set()  # symbols of appended listings that the ledger does not have yet
 
     async def of(self, events: Sequence[Event | Rejection]) -> "BodyChecks":
         """Returns checks of the events of one body; reads the necessary states from the ledger. Raises StoreFault."""
         now = time.monotonic()
         symbols = {symbol for event in events if (symbol := _symbol_of(event)) and self._is_stale(symbol, event, now)}
+        counts: Counter[int] = Counter()
+        if any(isinstance(event, Listing) for event in events):
+            counts.update(await self._reader.contract_counts())
+            symbols |= self._unsettled
         if symbols:
             await self._refresh(sorted(symbols), now)
-        checks = BodyChecks(self._known, self._currency.decimals, self._currency.decimals_default, self._ahead_ms)
+        counts.update(partition_of(symbol, self._config.stream.partitions) for symbol in self._unsettled)
+        checks = BodyChecks(self._known, self._config, counts)
         await recollect(checks.sequences, checks.passed(events), self._reader, partial(asyncio.sleep, 0))
         return checks
 
     def accept(self, checks: "BodyChecks") -> None:
         """Stores the states that appended events cause once they are settled."""
+        self._unsettled.update(checks.changed.keys() - self._known.keys())
         self._known |= checks.changed
 
     def _is_stale(self, symbol: str, event: Event | Rejection, now: float) -> bool:
@@ -81,20 +88,25 @@ class IngestChecks:
             known = self._known.get(symbol)
             has_appended = known is not None and known.has_entries
             last = max(row.seq, known.last if known else 0)
+            self._unsettled.discard(symbol)
             self._known[symbol] = ContractState(row.contract, row.has_entries or has_appended, row.suspended, row.seq, last)
         self._read_at |= dict.fromkeys(symbols, now)
 
 
 class BodyChecks:
-    """Checks the events of one body in order; `changed` has the states of the contracts that they change."""
+    """Checks the events of one body in order; `changed` has the states of the contracts that they change.
 
-    def __init__(self, known: dict[str, ContractState], decimals: dict[str, int], default_decimals: int, ahead_ms: int) -> None:
+    `counts` are the numbers of contracts by partition, including listings that are appended but not settled.
+    """
+
+    def __init__(self, known: dict[str, ContractState], config: Config, counts: Counter[int]) -> None:
         self.changed: dict[str, ContractState] = {}
         self.sequences = Sequences({symbol: state.seq for symbol, state in known.items()})
         self._known = known
-        self._decimals = decimals
-        self._default_decimals = default_decimals
-        self._latest_ms = time.time_ns() // 1_000_000 + ahead_ms
+        self._currency = config.currency
+        self._stream = config.stream
+        self._counts = counts
+        self._latest_ms = time.time_ns() // 1_000_000 + int(config.stream.ts_ahead_seconds_max * 1000)
 
     def passed(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:
         """Returns the sequences up to the last settled one, by contract. The ledger decides whether these are duplicates."""
@@ -142,8 +154,10 @@ class BodyChecks:
         return self.sequences.gap(event, state.last)
 
     def _list(self, event: Listing) -> None:
-        contract = contract_of(event.contract, self._decimals, self._default_decimals)
+        contract = contract_of(event.contract, self._currency.decimals, self._currency.decimals_default)
         state = self._state_of(contract.symbol)
+        if state is None:
+            self._count_listing(contract.symbol)
         if state is None or not state.has_entries:
             seq, last = (state.seq, state.last) if state else (0, 0)
             self.changed[contract.symbol] = ContractState(contract, has_entries=False, suspended=False, seq=seq, last=last)
@@ -154,6 +168,17 @@ class BodyChecks:
             self.changed[contract.symbol] = state._replace(suspended=True)
             raise
         self.changed[contract.symbol] = state._replace(suspended=False)
+
+    def _count_listing(self, symbol: str) -> None:
+        """Counts a new contract of a partition; raises Rejection if the partition has no room for it."""
+        partition = partition_of(symbol, self._stream.partitions)
+        count, contracts_max = self._counts[partition], self._stream.contracts_max
+        if count >= contracts_max:
+            raise Rejection(
+                Reason.TOO_MANY_CONTRACTS,
+                f"partition {partition} has {count} contracts: raise stream.contracts_max ({contracts_max}) to list {symbol}",
+            )
+        self._counts[partition] += 1
 
     def _state_of(self, symbol: str) -> ContractState | None:
         return self.changed.get(symbol) or self._known.get(symbol)

@@ -5,6 +5,7 @@ client is the account of a trader's token, the subject of another token, or the 
 """
 
 import math
+import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import hdrs, web
@@ -13,7 +14,7 @@ from multidict import istr
 
 from fundsvc.api.http.client_address import address_of
 from fundsvc.api.http.errors import Forbidden, NoToken, Problem, TooManyRequests
-from fundsvc.api.http.rate_limits import Window
+from fundsvc.api.http.rate_limits import Clock, Window
 from fundsvc.api.http.request_context import CONTEXT, REQUEST_ID, RequestContext
 from fundsvc.api.http.tokens import Caller, Role, Tokens
 from fundsvc.config.settings import HttpConfig, TokenConfig
@@ -79,10 +80,12 @@ class AccessControl:
     Requests for the paths in `uncounted` are not limited.
     """
 
-    def __init__(self, http: HttpConfig, token: TokenConfig, uncounted: Iterable[str] = ()) -> None:
+    def __init__(
+        self, http: HttpConfig, token: TokenConfig, uncounted: Iterable[str] = (), clock: Clock = time.monotonic
+    ) -> None:
         self._tokens = Tokens(token)
-        self._requests = Window(http.requests_max, http.requests_seconds)
-        self._events = Window(http.ingest_events_max, http.requests_seconds)
+        self._requests = Window(http.requests_max, http.requests_seconds, clock)
+        self._events = Window(http.ingest_events_max, http.requests_seconds, clock)
         self._proxies = http.proxies
         self._origins = frozenset(http.origins)
         self._uncounted = frozenset(uncounted)
@@ -160,13 +163,8 @@ class AccessControl:
 
     def _count(self, request: web.Request, context: RequestContext, amount: int) -> None:
         caller = context.caller
-        client = context.client = _client_name(caller) if caller else address_of(request, self._proxies)
+        client = context.client = caller.client if caller else address_of(request, self._proxies)
         window = context.window = self._events if caller and caller.role == "engine" else self._requests
         if not window.take(client, amount):
             seconds = math.ceil(window.reset_ms() / 1000)
             raise TooManyRequests(f"the limit of {window.limit} in the window is exceeded: retry in {seconds} s", seconds)
-
-
-def _client_name(caller: Caller) -> str:
-    """Returns the client of a token. It differs from all addresses, because no address begins with a role."""
-    return f"{caller.role}:{caller.account or caller.subject}"

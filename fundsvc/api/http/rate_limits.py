@@ -4,6 +4,10 @@ All counts are dropped together at the end of a window. A request therefore cost
 """
 
 import time
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+"""Returns seconds of a clock that never goes back."""
 
 CLIENTS_MAX = 100_000
 """Clients with separate counts in a window, about 15 MB. Further clients share one overflow count."""
@@ -13,17 +17,18 @@ OVERFLOW = ""
 
 
 class Window:
-    """Permits each client `limit` units in each window of `seconds`."""
+    """Permits each client `limit` units in each window of `seconds` by `clock`."""
 
-    def __init__(self, limit: int, seconds: float) -> None:
+    def __init__(self, limit: int, seconds: float, clock: Clock = time.monotonic) -> None:
         self.limit = limit
         self._seconds = seconds
+        self._clock = clock
         self._ends = 0.0
         self._taken: dict[str, int] = {}
 
     def take(self, client: str, amount: int = 1) -> bool:
         """Counts `amount` for a client and returns True; returns False and counts nothing if that exceeds the limit."""
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._ends:
             self._ends = now + self._seconds
             self._taken = {}
@@ -43,7 +48,7 @@ class Window:
 
     def reset_ms(self) -> int:
         """Returns the milliseconds until the next window."""
-        left = self._ends - time.monotonic()
+        left = self._ends - self._clock()
         return int(left * 1000) + 1 if left > 0 else 0
 
     def _first(self, client: str) -> tuple[str, int]:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fundsvc.api.http.errors import TooManyRequests, Unavailable
+
 
 class Slots:
     """At most `slots` concurrent uses, at most `client_slots` of them by one client."""
@@ -35,6 +37,21 @@ class Slots:
             self._by_client[client] -= 1
             if not self._by_client[client]:
                 del self._by_client[client]
+
+    @contextmanager
+    def limited(self, client: str, work: str, retry_seconds: int) -> Iterator[None]:
+        """Holds a slot for the `work` of a request, such as "exports", while the context is open.
+
+        Raises TooManyRequests if the client holds its limit, and Unavailable if all slots are taken.
+        """
+        if self.are_full_for(client):
+            raise TooManyRequests(
+                f"this client has {self.client_slots} running {work}, its limit: wait until one ends", retry_seconds
+            )
+        if self.are_full:
+            raise Unavailable(f"the limit of {self._slots} running {work} is reached: retry shortly")
+        with self.taken(client):
+            yield
 
     @contextmanager
     def taken(self, *clients: str) -> Iterator[None]:

@@ -40,6 +40,11 @@ class Caller(NamedTuple):
     account: str
     subject: str
 
+    @property
+    def client(self) -> str:
+        """The name under which limits count this caller. It differs from all addresses: no address begins with a role."""
+        return f"{self.role}:{self.account or self.subject}"
+
 
 class _Claims(msgspec.Struct):
     role: Role
