@@ -7,24 +7,16 @@ from functools import partial
 import msgspec
 from msgspec import UNSET
 
-from fundsvc.api.adl_answers import (
-    ALLOCATIONS_MAX,
-    AllocationAnswer,
+from fundsvc.api.adl_answers.orders import ALLOCATIONS_MAX, AllocationAnswer, OrderAnswer, allocation_answer, order_answers
+from fundsvc.api.adl_answers.positions import (
     NumberedReductionAnswer,
-    OrderAnswer,
     PositionsAnswer,
-    PreviewAnswer,
-    QueueAnswer,
-    allocation_answer,
     numbered_reduction_answer,
-    order_answers,
     position_answers,
-    preview_answer,
-    queue_answer,
     reduction_answer,
-    trader_preview,
-    whole_preview,
 )
+from fundsvc.api.adl_answers.preview import PreviewAnswer, preview_answer, trader_preview, whole_preview
+from fundsvc.api.adl_answers.queue import QueueAnswer, queue_answer
 from fundsvc.api.answers import Page
 from fundsvc.api.http.access import ACCOUNT_READERS
 from fundsvc.api.http.application import Route, find_contract

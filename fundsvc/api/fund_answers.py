@@ -7,7 +7,7 @@ from itertools import groupby
 
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.adl_answers import OrderAnswer
+from fundsvc.api.adl_answers.orders import OrderAnswer
 from fundsvc.api.answers import Answer, EntryAnswer
 from fundsvc.api.valuation import EQUIVALENT_DECIMALS, in_usdt
 from fundsvc.core.contracts import Contract

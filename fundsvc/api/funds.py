@@ -8,7 +8,7 @@ import structlog
 from aiohttp import hdrs, web
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.adl_answers import order_answers
+from fundsvc.api.adl_answers.orders import order_answers
 from fundsvc.api.answers import EntryAnswer, FundAnswer, Page, entry_answer, fund_answer
 from fundsvc.api.csv_rows import CSV, HEADER, csv_rows
 from fundsvc.api.exports import Exports, write

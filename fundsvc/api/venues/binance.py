@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.adl import AdlResources
-from fundsvc.api.adl_answers import PositionAnswer, PositionsAnswer
+from fundsvc.api.adl_answers.positions import PositionAnswer, PositionsAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.http.parameters import AccountQuery, Parameters

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.adl import AdlResources
-from fundsvc.api.adl_answers import ReductionAnswer
+from fundsvc.api.adl_answers.positions import ReductionAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX, Parameters

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from fundsvc.api.adl_answers import PositionAnswer, position_answers, reduction_answer
+from fundsvc.api.adl_answers.positions import PositionAnswer, position_answers, reduction_answer
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Client
 from fundsvc.api.websocket.topics import Refused, insist
