@@ -507,8 +507,8 @@ async def test_preview_shows_surplus_and_lack_of_candidates(world):
     assert (surplus["kind"], surplus["worth"], surplus["uncovered"], surplus["order"]) == ("surplus", "10", "0", None)
     more = (await world.preview(lots=10_000))["order"]
     assert more["lotsNeeded"] == 10_000 > more["lotsAsked"] == 285
-    unknown = (await world.preview(side="buy", price="39012", bankruptcyPrice="38999.5"))["order"]
-    assert (unknown["reduce"], unknown["lotsAsked"], unknown["allocations"]) == ("long", 0, [])
+    empty = (await world.preview(side="buy", price="39012", bankruptcyPrice="38999.5"))["order"]
+    assert (empty["reduce"], empty["lotsAsked"], empty["allocations"]) == ("long", 0, [])
 
 
 WRONG = [

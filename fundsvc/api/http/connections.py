@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 
 class Connections:
-    """Counts the connections of a listener in total and, without own proxies, by client."""
+    """Counts the connections of a listener in total and, without trusted proxies, by client."""
 
     def __init__(self, http: HttpConfig) -> None:
         self.http = http
