@@ -24,7 +24,7 @@ _WITH_PORT = re.compile(r"\[(?P<bracketed>[^\]]*)\](?::\d+)?|(?P<dotted>[^\[\]]*
 
 
 def client_address(peer: str | None, forwarded: Sequence[str], proxies: int) -> str:
-    """Returns the client of a request from `peer` with the X-Forwarded-For headers `forwarded`, behind `proxies` trusted proxies.
+    """Returns the client of a request from `peer` with X-Forwarded-For headers, behind `proxies` trusted proxies.
 
     The outermost trusted proxy appends the entry that counts; a client can forge the entries before it. Without that entry the
     peer is the client.
