@@ -24,7 +24,7 @@ from fundsvc.api.http.parameters import PostQuery, read_query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.ingest_checks import IngestChecks
-from fundsvc.api.stream_epochs import StreamEpochs, StreamProducer, producer_name
+from fundsvc.api.stream_epochs import HttpProducer, StreamEpochs, producer_name
 from fundsvc.config.settings import Config
 from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
 from fundsvc.logs.faults import Seldom
@@ -155,14 +155,14 @@ class Ingest:
                 "policy events are not accepted over HTTP: the engines append them when their configuration changes"
             )
         self._access_control.charge(request, len(submission.raws))
-        producer = StreamProducer(producer_name(caller, query.producer_id), query.stream_epoch or 0)
+        producer = HttpProducer(producer_name(caller, query.producer_id), query.stream_epoch or 0)
         await self._epochs.admit(producer)
         answer = await self._submit(submission, producer)
         if submission.events and all(map(_is_undecodable, submission.events)):
             raise BadParameter(f"{answer.rejected[0].detail}; the body is kept as a rejected event")
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
-    async def _submit(self, submission: Submission, producer: StreamProducer) -> IngestAnswer:
+    async def _submit(self, submission: Submission, producer: HttpProducer) -> IngestAnswer:
         checks = await self._checks.of(submission.events)
         rejected: dict[int, RejectedAnswer] = {}
         gaps: list[GapAnswer] = []
@@ -181,7 +181,7 @@ class Ingest:
         accepted = len(submission.events) - len(rejected)
         return IngestAnswer(accepted, messages, list(rejected.values()), self._epochs.epoch, gaps or UNSET)
 
-    async def _append(self, submission: Submission, producer: StreamProducer) -> list[MessageAnswer]:
+    async def _append(self, submission: Submission, producer: HttpProducer) -> list[MessageAnswer]:
         """Appends the events of each partition; raises Unavailable with the partitions that have their events."""
         appended: list[MessageAnswer] = []
         for partition, bodies in sorted(self._parts(submission).items()):

@@ -21,8 +21,8 @@ FIRST_EPOCH = 1
 """The epoch before any loss. Producers need not read the cursor in it."""
 
 
-class StreamProducer(NamedTuple):
-    """A producer that posts events, and the epoch that it states; 0 for none."""
+class HttpProducer(NamedTuple):
+    """A producer that posts events over HTTP, and the epoch that it states; 0 for none."""
 
     name: str
     epoch: int = 0
@@ -54,7 +54,7 @@ class StreamEpochs:
         server = self._servers.get(partition)
         return server.run_id if server else ""
 
-    async def admit(self, producer: StreamProducer) -> None:
+    async def admit(self, producer: HttpProducer) -> None:
         """Raises StreamChanged if a producer must read the cursor before it posts."""
         if await self._knows(producer):
             return
@@ -65,7 +65,7 @@ class StreamEpochs:
                 " Read GET /api/v1/ingest/cursor, resend everything after the cursor, then continue"
             )
 
-    async def append(self, producer: StreamProducer, partition: int, field: str, bodies: Sequence[bytes]) -> list[str]:
+    async def append(self, producer: HttpProducer, partition: int, field: str, bodies: Sequence[bytes]) -> list[str]:
         """Appends messages of a producer and returns their ids; raises StreamChanged or StreamFault."""
         known = self._known.get(partition) or await self._examine(partition)
         while True:
@@ -91,7 +91,7 @@ class StreamEpochs:
             self._cursor_epochs[producer] = epoch
         return epoch
 
-    async def _knows(self, producer: StreamProducer) -> bool:
+    async def _knows(self, producer: HttpProducer) -> bool:
         """Returns whether a producer knows the current epoch."""
         epoch = self.epoch
         if producer.epoch or epoch == FIRST_EPOCH:

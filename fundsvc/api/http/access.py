@@ -1,7 +1,8 @@
 """Access control: identifies callers by their tokens, limits requests by client, and answers CORS.
 
-A public route needs no token. A valid token on a public route only determines the client that the request counts for. The
-client is the account of a trader's token, the subject of another token, or the address. Probes and scrapers are not counted.
+A public route needs no token. On a public route, a valid token determines the client that the request counts for, and what a
+route with `token_optional` shows. The client is the account of a trader's token, the subject of another token, or the address.
+Probes and scrapers are not counted.
 """
 
 import math
