@@ -209,7 +209,7 @@ def _account(query: AccountQuery, caller: Caller) -> str:
     if not account:
         raise BadParameter("account is required: this token may read any account")
     if caller.role == "trader" and account != caller.account:
-        raise Forbidden(f"account {account!r} is not the account of this token: omit `account` to read your own")
+        raise Forbidden("a trader's token reads only its own account: omit `account`")
     return account
 
 
