@@ -12,24 +12,24 @@ import msgspec
 import structlog
 
 from fundsvc import __version__
-from fundsvc.api.adl import DeleveragingResources
+from fundsvc.api.adl import AdlResources
 from fundsvc.api.contracts import ContractResources
 from fundsvc.api.docs.handbook import Handbook
-from fundsvc.api.docs.openapi import described
-from fundsvc.api.docs.reference import Reference
+from fundsvc.api.docs.openapi import openapi_endpoint
+from fundsvc.api.docs.reference import ApiReference
 from fundsvc.api.exports import Exports
-from fundsvc.api.fund_cache import CachedFunds
+from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.funds import FundResources
 from fundsvc.api.health import Ping, operations_endpoints
-from fundsvc.api.http.access import Gate
+from fundsvc.api.http.access import AccessControl
 from fundsvc.api.http.application import endpoints, make_app
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.routes import Endpoint
 from fundsvc.api.http.server import serve, tls_context
 from fundsvc.api.ingest import Ingest
-from fundsvc.api.page import Page
+from fundsvc.api.page import WebPage
 from fundsvc.api.stream_epochs import StreamEpochs
-from fundsvc.api.targets import SizingResources
+from fundsvc.api.targets import TargetResources
 from fundsvc.api.valuation_inputs import Appraiser, appraising
 from fundsvc.api.venues import venue_endpoints
 from fundsvc.api.websocket.endpoints import living
@@ -215,7 +215,7 @@ async def _serving(
     if not public:
         async with reserved(config, PROBE_CONNECTIONS) as probing:
             operations = operations_endpoints(probing, metrics, pings, needed)
-            async with serve(make_app(Reception(metrics), operations), config.http.host, config.engine.port) as url:
+            async with serve(make_app(Middleware(metrics), operations), config.http.host, config.engine.port) as url:
                 yield url
         return
     bounds = fitting(config)
@@ -232,54 +232,54 @@ async def _serving(
 
         operations = operations_endpoints(probing, metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"})
         ledger = Deleveragings(pool)
-        policy_of, gate = (
+        policy_of, access_control = (
             recorded_policies(config, appraiser),
-            Gate(config.http, config.token, (endpoint.path for endpoint in operations)),
+            AccessControl(config.http, config.token, (endpoint.path for endpoint in operations)),
         )
         producer = Producer.configured(client, config.stream)
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
         contracts = ContractResources(reader, stream_key, epochs)
-        ingest = Ingest(config, reader, producer, epochs, gate)
+        ingest = Ingest(config, reader, producer, epochs, access_control)
         exports = Exports(exporting, config.http.exports_max)
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, exports, config.ledger.secrets)
-        cached = CachedFunds(tail, funds.answer)
-        sizing = SizingResources(reader, Targets(pool))
-        deleveraging = DeleveragingResources(reader, ledger, follower, tail, policy_of, config.queue.k_min)
+        cached = FundCache(tail, funds.answer)
+        sizing = TargetResources(reader, Targets(pool))
+        deleveraging = AdlResources(reader, ledger, follower, tail, policy_of, config.queue.k_min)
         venues = venue_endpoints(
             config.http.venues, cached.answers, funds.summary, deleveraging, reader, Histories(pool), policy_of
         )
         async with living(config, tail, cached, reader, ledger, follower, metrics) as live:
             routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *deleveraging.routes)
             table = endpoints((*operations, *routes, *live.endpoints, *venues))
-            reception = Reception(metrics, gate)
-            description = await asyncio.to_thread(described, table)  # the schemas of all answers: tens of milliseconds
+            middleware = Middleware(metrics, access_control)
+            description = await asyncio.to_thread(openapi_endpoint, table)  # the schemas of all answers: tens of milliseconds
             app = make_app(
-                reception,
+                middleware,
                 (
                     *table,
                     description,
                     live.socket,
-                    *Reference().endpoints,
+                    *ApiReference().endpoints,
                     *Handbook().endpoints,
-                    *Page(config.http.public_url).endpoints,
+                    *WebPage(config.http.public_url).endpoints,
                 ),
             )
             app.on_shutdown.append(live.say_goodbye)
             tls = tls_context(config.http.certificate, config.http.certificate_key)
             async with (
-                health_side(config, Reception(metrics, gate), operations),
-                serve(app, config.http.host, config.http.port, tls, cached.shortcut(reception), bounds) as url,
+                health_side(config, Middleware(metrics, access_control), operations),
+                serve(app, config.http.host, config.http.port, tls, cached.fast_path(middleware), bounds) as url,
             ):
                 yield url
 
 
 @asynccontextmanager
-async def health_side(config: Config, reception: Reception, operations: Iterable[Endpoint]) -> AsyncIterator[None]:
+async def health_side(config: Config, middleware: Middleware, operations: Iterable[Endpoint]) -> AsyncIterator[None]:
     """Serves health and metrics on a port of their own, where one is configured: whatever happens at the other one."""
     if not config.http.health_port:
         yield
         return
-    async with serve(make_app(reception, operations), config.http.host, config.http.health_port):
+    async with serve(make_app(middleware, operations), config.http.host, config.http.health_port):
         yield
 
 

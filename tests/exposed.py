@@ -1,4 +1,4 @@
-"""What a process shows to Prometheus, as Prometheus reads it."""
+"""Reads the metrics of a process as Prometheus does."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -8,6 +8,6 @@ def samples(text):
 
 
 def sample_sum(metrics, name, **labels):
-    """The sum of a metric over all its labels, or over those with the given ones."""
+    """Returns the sum of a metric over all samples with the given labels."""
     found = samples(metrics.render().decode())
     return sum(sample.value for sample in found if sample.name == name and labels.items() <= sample.labels.items())

@@ -1,4 +1,4 @@
-"""Bytes to and from a listening service, for what no HTTP client sends."""
+"""Sends bytes to a service that no HTTP client would send."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -7,7 +7,7 @@ SECONDS_MAX = 10
 
 
 class Raw:
-    """A connection of bytes."""
+    """A raw TCP connection."""
 
     def __init__(self, reader, writer):
         self.reader = reader
@@ -18,7 +18,7 @@ class Raw:
         await self.writer.drain()
 
     async def head(self):
-        """The status of the next answer and its headers, with names in lower case; None where the connection is over."""
+        """Returns status and headers (names in lower case) of the next answer; None if the connection is closed."""
         try:
             text = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), SECONDS_MAX)).decode("latin-1")
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -28,12 +28,12 @@ class Raw:
         return int(first.split()[1]), headers
 
     async def answer(self):
-        """The status and the body of the next answer."""
+        """Returns status and body of the next answer."""
         status, headers = await self.head()
         return status, await self.reader.readexactly(int(headers.get("content-length", 0)))
 
     async def rest(self):
-        """All that comes until the connection is over."""
+        """Returns all bytes until the connection is closed."""
         try:
             return await asyncio.wait_for(self.reader.read(), SECONDS_MAX)
         except ConnectionError:
@@ -45,7 +45,7 @@ class Raw:
 
 @asynccontextmanager
 async def raw(url, source=None):
-    """A connection to a service, from an address of this machine."""
+    """Connects to a service, optionally from another local address."""
     host, port = url.removeprefix("http://").rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port), local_addr=(source, 0) if source else None)
     try:
@@ -54,8 +54,8 @@ async def raw(url, source=None):
         writer.transport.abort()
 
 
-async def asked(url, request):
-    """The status and the body that a request of bytes is answered with."""
+async def exchange(url, request):
+    """Sends a request as bytes; returns status and body of the answer."""
     async with raw(url) as connection:
         await connection.send(request)
         return await connection.answer()

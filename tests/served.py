@@ -1,4 +1,4 @@
-"""A whole service for a test: an engine, the HTTP side, and what an engine or an operator does with them."""
+"""Runs a complete service for a test: an engine and the API."""
 
 import io
 import time
@@ -35,7 +35,7 @@ def fill(symbol, seq, **fields):
 
 
 class Served:
-    """A service over HTTP, and what lies behind it."""
+    """A service over HTTP, with its stream, database and engine."""
 
     def __init__(self, http, client, pool, engine):
         self.http = http
@@ -44,20 +44,20 @@ class Served:
         self.engine = engine
 
     async def post(self, *events, body=None, kind="application/json"):
-        """The status and the answer to events, or to bytes."""
+        """Posts events, or bytes; returns status and answer."""
         headers = {**bearer("engine"), "Content-Type": kind}
         async with self.http.post(INGEST, data=io.BytesIO(body or msgspec.json.encode(events)), headers=headers) as answer:
             return answer.status, await answer.json()
 
     async def send(self, *events, **options):
-        """What is answered to events once they are settled."""
+        """Posts events and returns the answer after they are settled."""
         status, answer = await self.post(*events, **options)
         assert status == 200, answer
         await self.settled()
         return answer["data"]
 
     async def append(self, *events, replay_of=None, stream_id="*"):
-        """Appends events to the stream as an engine does that needs no HTTP, and waits until they are settled."""
+        """Appends events to the stream without HTTP, and waits until they are settled."""
         fields = {"json": msgspec.json.encode(events[0] if replay_of else events)}
         await self.client.xadd(stream_key(0), fields | ({"replayOf": replay_of} if replay_of else {}), id=stream_id)
         await self.settled()
@@ -75,7 +75,7 @@ class Served:
             return (await answer.json())["data"]
 
     async def fund(self, symbol):
-        """A contract's fund as the API answers once it has caught up with the ledger."""
+        """Returns a contract's fund after the API has caught up with the ledger."""
         entry = await self.pool.fetchval("SELECT entry FROM funds WHERE symbol = $1", symbol)
 
         async def shown():
@@ -89,7 +89,7 @@ class Served:
         return [tuple(row) for row in rows]
 
     async def reasons(self):
-        """The reasons of the rejected events that are not settled, in the order of the stream."""
+        """Returns the reasons of rejected events that are not settled, in the order of the stream."""
         rows = await self.pool.fetch(
             "SELECT reason FROM rejected WHERE settled_at IS NULL"
             " ORDER BY split_part(stream_id, '-', 1)::numeric, split_part(stream_id, '-', 2)::numeric, position"
@@ -102,7 +102,7 @@ class Served:
 
 @asynccontextmanager
 async def served(config):
-    """A service with one partition; its engine settles until the end."""
+    """Runs a service with one partition."""
     config = with_section(with_secret(config), "http", port=0)
     metrics = Metrics()
     async with (
@@ -117,7 +117,7 @@ async def served(config):
 
 @asynccontextmanager
 async def restarted(service, config):
-    """Another service once the engine of this one has stopped."""
+    """Stops the engine of a service and runs another service."""
     await service.engine.finish()
     async with served(config) as again:
         yield again

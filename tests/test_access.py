@@ -1,4 +1,4 @@
-"""Every route of the running application with every kind of token: who may, who may not; and nobody is named in public."""
+"""Every route of the application with every kind of token: accepted roles, and no accounts in public answers."""
 
 import re
 import time
@@ -16,7 +16,7 @@ from fundsvc.core.events import Rate
 
 OPERATIONS = {"/healthz", "/readyz", "/metrics"}
 CONNECTING = "/ws"
-"""Asks for a token of its own, that of a bullet."""
+"""Requires a connection token of a bullet route instead of an access token."""
 
 PRIVATE = {
     ("GET", "/api/v1/adl/positions"): {"trader", "risk"},
@@ -28,13 +28,13 @@ PRIVATE = {
     ("GET", "/api/v1/ingest/cursor"): {"engine", "risk"},
     ("POST", "/api/v1/ingest/events"): {"engine"},
 }
-"""All else is public: a new route that is not has to be written down here, and one that should be shows names below."""
+"""The routes that require a role. All others are public. A new route with roles must be added here."""
 
-OTHERS_WORDS = {
+VENUE_CODES = {
     "/fapi/v1/adlQuantile": ("-2014", "-2015"),
     "/api/v4/futures/{settle}/auto_deleverages": ("INVALID_KEY", "FORBIDDEN"),
 }
-"""How other venues say that a token is not good, and that it is not for this."""
+"""The codes of other venues for an invalid token and for a forbidden request."""
 
 IN_PATH = {"symbol": SYMBOL, "adl": "1", "round": "1", "entry": "1", "settle": "usdt"}
 QUERIES = {
@@ -62,13 +62,13 @@ def now(seconds=0):
 
 
 def none_signed():
-    """A good token but for its signature, which says that it has none."""
+    """Returns a token with valid claims, the algorithm `none` and no signature."""
     _, claims, _ = signed("risk").split(".")
     return f"eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{claims}."
 
 
 def bad_tokens():
-    """What is sent as Authorization, and the code of the refusal, by kind."""
+    """Returns values of Authorization and the expected error codes by kind."""
     return {
         "none": (None, "400001"),
         "no bearer": ("Basic YTpi", "400001"),
@@ -78,9 +78,9 @@ def bad_tokens():
         "wrong audience": (f"Bearer {signed(aud='elsewhere')}", "400003"),
         "alg none": (f"Bearer {none_signed()}", "400003"),
         "other algorithm": (f"Bearer {signed(key=SECRET * 2, algorithm='HS512')}", "400003"),
-        "without end": (f"Bearer {signed(exp=None)}", "400003"),
+        "without expiry": (f"Bearer {signed(exp=None)}", "400003"),
         "unknown role": (f"Bearer {signed('operator')}", "400003"),
-        "trader of nobody": (f"Bearer {signed('trader')}", "400003"),
+        "trader without account": (f"Bearer {signed('trader')}", "400003"),
         "expired": (f"Bearer {signed(exp=now(-3600))}", "400004"),
         "not yet valid": (f"Bearer {signed(nbf=now(3600))}", "400004"),
     }
@@ -95,7 +95,7 @@ def config(config):
 
 @pytest.fixture
 def applications(monkeypatch):
-    """The applications that are served."""
+    """The applications that the service serves."""
     served = []
 
     def serve(application, *arguments):
@@ -108,7 +108,7 @@ def applications(monkeypatch):
 
 @pytest.fixture
 async def world(config, applications):
-    """A contract with fills, a shortfall, an order that was partly executed, and positions, all of accounts with names."""
+    """A contract with fills, a shortfall, a partly executed order, and positions; all accounts have names."""
     async with world_of(config) as world:
         await world.send(*BEGINNING, Rate("USDC", "1", TS), fill(SYMBOL, 2, 5, TS), fill(SYMBOL, 3, -1, TS))
         await world.send(shortfall(4), executed(5, 1, "secret-anna", 20))
@@ -117,7 +117,7 @@ async def world(config, applications):
 
 
 def routes_of(application):
-    """Method, template and path of every route, with something in the place of what the template leaves open."""
+    """Yields method, template and path of every route; the path has values for all parameters."""
     for route in application.router.routes():
         template = route.resource.canonical
         path = re.sub(r"{(\w+)}", lambda found: IN_PATH.get(found[1], "none"), template)
@@ -131,7 +131,7 @@ async def ask(world, method, template, path, authorization):
         return answer, await answer.text()
 
 
-async def test_every_route_is_for_whom_it_should_be(world, applications, subtests):
+async def test_every_route_accepts_exactly_its_roles(world, applications, subtests):
     (application,) = applications
     seen = set()
     for method, template, path in routes_of(application):
@@ -139,7 +139,7 @@ async def test_every_route_is_for_whom_it_should_be(world, applications, subtest
             continue
         roles = PRIVATE.get(("GET" if method == "HEAD" else method, template))
         seen.add((method, template))
-        unknown, forbidden = OTHERS_WORDS.get(template, (None, "400007"))
+        unknown, forbidden = VENUE_CODES.get(template, (None, "400007"))
         with subtests.test(method=method, path=template):
             for role, claims in ROLES.items():
                 answer, text = await ask(world, method, template, path, f"Bearer {signed(**claims)}")
@@ -156,7 +156,7 @@ async def test_every_route_is_for_whom_it_should_be(world, applications, subtest
     assert len(seen) > 40
 
 
-async def test_no_public_route_names_an_account(world, applications, subtests):
+async def test_no_public_route_shows_an_account(world, applications, subtests):
     (application,) = applications
     for method, template, path in routes_of(application):
         if method == "HEAD" or template == CONNECTING or (method, template) in PRIVATE:
@@ -168,15 +168,15 @@ async def test_no_public_route_names_an_account(world, applications, subtests):
                 assert not [account for account in ACCOUNTS if account in text + str(answer.headers)]
 
 
-async def test_the_ledger_holds_those_names(world):
-    """Without which the test above would see nothing."""
+async def test_ledger_contains_the_accounts_of_these_tests(world):
+    """The test above depends on it."""
     entries = await world.pool.fetch("SELECT account FROM entries WHERE account <> ''")
     positions = [await world.data("/api/v1/adl/positions", account=account) for account in ACCOUNTS]
     named = {row["account"] for row in entries} | {answer["account"] for answer in positions if answer["positions"]}
     assert named == set(ACCOUNTS)
 
 
-async def test_a_trader_sees_its_own_account_and_no_other(world):
+async def test_trader_reads_only_its_own_account(world):
     async def positions(headers, **parameters):
         async with world.http.get("/api/v1/adl/positions", params=parameters, headers=headers) as answer:
             return answer, await answer.json()
@@ -190,13 +190,13 @@ async def test_a_trader_sees_its_own_account_and_no_other(world):
     assert again["data"]["deleveraged"] == body["data"]["deleveraged"]
     answer, body = await positions(anna, account="secret-bert")
     assert (answer.status, body["code"]) == (403, "400007")
-    assert "leave `account` out" in body["msg"]
+    assert "omit `account`" in body["msg"]
     answer, body = await positions(bearer("risk"))
     assert (answer.status, body["code"]) == (400, "400100")
     assert (await positions(bearer("risk"), account="secret-bert"))[1]["data"]["account"] == "secret-bert"
 
 
-async def test_a_service_without_keys_says_what_to_configure(config):
+async def test_service_without_keys_names_the_missing_setting(config):
     async with world_of(with_section(config, "token", secret="")) as world:
         for headers in ({}, bearer("risk")):
             async with world.http.get("/api/v1/ingest/cursor", headers=headers) as answer:

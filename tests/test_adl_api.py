@@ -34,7 +34,7 @@ def config(config):
 
 
 class World:
-    """The engine's side of the stream, and the HTTP side that people ask."""
+    """A producer of events, and a client of the API."""
 
     def __init__(self, config, pool, client, http):
         self.pool, self.http = pool, http
@@ -42,7 +42,7 @@ class World:
         self._producer = Producer(client, config.stream.partitions)
 
     async def send(self, *events):
-        """Sends events; returns once they are in the ledger and in what is shown."""
+        """Appends events; returns after they are settled and the API shows them."""
         await self._producer.append(events)
         await settled(self._client, self.pool)
         newest = (await self._client.xrevrange(stream_key(0), count=1))[0][0].decode()
@@ -101,7 +101,7 @@ async def world(config):
         yield world
 
 
-async def test_an_order_shows_what_it_needed_from_whom_and_what_became_of_it(world):
+async def test_order_shows_need_allocations_and_result(world):
     await world.send(shortfall(1))
     (order,) = await world.orders()
     assert abs(order.pop("updatedAt") - order["ts"]) > 0
@@ -144,7 +144,7 @@ async def test_an_order_shows_what_it_needed_from_whom_and_what_became_of_it(wor
     assert entry["kind"] == "shortfall"
 
 
-async def test_rounds_are_shown_until_the_order_is_over(world):
+async def test_order_shows_its_rounds_and_executions(world):
     await world.send(shortfall(1))
     await world.send(executed(2, 1, "secret-anna", 20), ended(3, 1))
     (order,) = await world.orders()
@@ -157,7 +157,7 @@ async def test_rounds_are_shown_until_the_order_is_over(world):
     assert await world.orders(state="open") == []
 
 
-async def test_an_order_that_finds_too_few_says_what_is_left(config):
+async def test_order_with_too_few_candidates_shows_its_rest(config):
     async with world_of(with_policy(config, rounds_max=1)) as world:
         await world.send(LISTING, mark(39000), position("secret-anna", -10, 41000, 10), shortfall(1))
         await world.send(executed(2, 1, "secret-anna", 10), ended(3, 1))
@@ -166,7 +166,7 @@ async def test_an_order_that_finds_too_few_says_what_is_left(config):
         assert (await world.data(FUND))["state"] == "uncovered"
 
 
-async def test_a_completed_order_took_less_than_one_lot_too_much(config):
+async def test_completed_order_takes_less_than_one_lot_too_much(config):
     async with world_of(with_policy(config, escalate_min=0)) as world:
         await world.send(*BEGINNING, shortfall(1, 3, 39001), shortfall(2, 7, 38999))
         (order,) = await world.orders()
@@ -178,7 +178,7 @@ async def test_a_completed_order_took_less_than_one_lot_too_much(config):
     assert over == Fraction(order["refund"])
 
 
-async def test_orders_come_in_pages(world, subtests):
+async def test_orders_are_paged(world, subtests):
     await world.send(*(shortfall(seq, lots=50) for seq in range(1, 6)), executed(6, 1, "secret-anna", 50), shortfall(7, 200))
     await world.send(shortfall(8, 10))
     for number in (5, 6, 7):
@@ -201,7 +201,7 @@ async def test_orders_come_in_pages(world, subtests):
             assert page["hasMore"] == (len(after) > count)
 
 
-async def test_a_round_that_asks_very_many_shows_the_first_and_the_totals(config):
+async def test_large_round_shows_first_allocations_and_totals(config):
     async with world_of(with_policy(config, allocation="pro_rata")) as world:
         await world.send(LISTING, mark(39000), *(position(f"secret-{n}", -10, 40000 + n, 100) for n in range(150)))
         await world.send(shortfall(1, lots=750))
@@ -224,7 +224,7 @@ async def test_a_round_that_asks_very_many_shows_the_first_and_the_totals(config
         assert await world.data(path, offset=2**63 - 2) == {"dataList": [], "hasMore": False}
 
 
-async def test_each_round_of_each_order_has_its_own_page(world, subtests):
+async def test_each_round_has_its_own_path(world, subtests):
     await world.send(shortfall(1, lots=20), shortfall(2, lots=60), executed(3, 2, "secret-anna", 5), ended(4, 2))
     first, second = await world.orders(forward="true")
     for order in (first, second):
@@ -246,7 +246,7 @@ async def test_each_round_of_each_order_has_its_own_page(world, subtests):
             assert (status, body["code"]) == (404, "404000")
 
 
-async def test_the_queue_shows_lights_and_no_accounts(world):
+async def test_queue_shows_sections_by_lights(world):
     await world.send(*crowd(5), mark(39000))
     book = undisturbed([*BEGINNING, *crowd(5), mark(39000)]).book(SYMBOL)
     queue = await world.data(f"{ADL}/queue")
@@ -266,14 +266,14 @@ async def test_the_queue_shows_lights_and_no_accounts(world):
             assert abs(Fraction(section["unrealisedPnl"]) - exact) <= Fraction(len(lit), 10**8)
 
 
-async def test_a_queue_of_few_has_lights_that_nobody_has(world):
+async def test_queue_of_one_position_has_empty_sections(world):
     queue = await world.data(f"{ADL}/queue")
     (full, *others) = queue["long"]
     assert full["positions"] == 1
     assert [(section["positions"], section["lots"], section["highestScore"]) for section in others] == [(0, 0, None)] * 4
 
 
-async def test_a_queue_without_a_mark_is_empty(world):
+async def test_queue_without_a_mark_is_empty(world):
     await world.send(listing("OTHERUSDTM"), position("secret", 5, symbol="OTHERUSDTM"))
     queue = await world.data("/api/v1/adl/OTHERUSDTM/queue")
     assert (queue["markPrice"], queue["long"], queue["short"]) == (None, [], [])
@@ -294,7 +294,7 @@ INVERSE_EVENTS = [
 
 
 def by_hand(shown):
-    """(uPnL, return, leverage, score) as exact fractions, from nothing but what is shown."""
+    """Returns uPnL, return, leverage and score as exact fractions of the shown numbers."""
     lots, multiplier = shown["lots"], Fraction(shown["multiplier"])
     entry, at, margin = (Fraction(shown[name]) for name in ("entryPrice", "markPrice", "margin"))
     size = lots * multiplier
@@ -304,7 +304,7 @@ def by_hand(shown):
     return gain, returned, leverage, returned * leverage if gain > 0 else returned / leverage
 
 
-async def test_positions_can_be_recomputed_by_hand(world):
+async def test_ranks_can_be_recomputed_from_positions(world):
     await world.send(*crowd(6), mark(39000), *INVERSE_EVENTS)
     partition = undisturbed([*BEGINNING, *crowd(6), mark(39000), *INVERSE_EVENTS])
     shown = {}
@@ -335,12 +335,12 @@ def leg(account, side, lots, entry):
     return msgspec.structs.replace(position(account, lots, entry, 0.1), position_side=side)
 
 
-async def test_both_legs_of_an_account_are_ranked_and_shown(config):
+async def test_both_legs_of_an_account_are_ranked(config):
     async with world_of(with_section(config, "http", venues=("binance", "gate"))) as world:
         await world.send(*BEGINNING, leg("secret-h", "LONG", 10, 38900), leg("secret-h", "SHORT", -4, 41500))
         account = {"headers": bearer("trader", account="secret-h")}
 
-        async def asked(path):
+        async def data_of(path):
             async with world.http.get(path, **account) as answer:
                 return await answer.json()
 
@@ -349,20 +349,20 @@ async def test_both_legs_of_an_account_are_ranked_and_shown(config):
         assert len(legs) == 2
         assert {each[:3] for each in legs} == {("LONG", "long", 10), ("SHORT", "short", 4)}
         quantiles = {each[0]: each[3] - 1 for each in legs}
-        assert await asked("/fapi/v1/adlQuantile") == [{"symbol": SYMBOL, "adlQuantile": {**quantiles, "HEDGE": 0}}]
+        assert await data_of("/fapi/v1/adlQuantile") == [{"symbol": SYMBOL, "adlQuantile": {**quantiles, "HEDGE": 0}}]
         await world.send(shortfall(1), executed(2, 1, "secret-h", 4))
-        (sold,) = await asked("/api/v4/futures/usdt/auto_deleverages")
+        (sold,) = await data_of("/api/v4/futures/usdt/auto_deleverages")
         assert (sold["trade_size"], sold["position_size"]) == ("4", "0")
         (left,) = (await world.data("/api/v1/adl/positions", account="secret-h"))["positions"]
         assert (left["positionSide"], left["side"], left["lots"]) == ("LONG", "long", 10)
         expected = {"LONG": left["lights"] - 1, "SHORT": 0, "HEDGE": 0}
-        assert await asked("/fapi/v1/adlQuantile") == [{"symbol": SYMBOL, "adlQuantile": expected}]
+        assert await data_of("/fapi/v1/adlQuantile") == [{"symbol": SYMBOL, "adlQuantile": expected}]
 
 
 @pytest.mark.parametrize(
     ("side", "lots", "marker"), [("LONG", 10, "HEDGE"), ("SHORT", -10, "HEDGE"), ("BOTH", 10, "BOTH"), ("BOTH", -10, "BOTH")]
 )
-async def test_the_only_position_of_an_account_is_shown_as_the_engine_named_it(config, side, lots, marker):
+async def test_single_position_keeps_the_side_that_the_engine_reported(config, side, lots, marker):
     async with world_of(with_section(config, "http", venues=("binance",))) as world:
         await world.send(*BEGINNING, leg("secret-h", side, lots, 39000))
         (shown,) = (await world.data("/api/v1/adl/positions", account="secret-h"))["positions"]
@@ -374,7 +374,7 @@ async def test_the_only_position_of_an_account_is_shown_as_the_engine_named_it(c
         assert quantile["adlQuantile"] == {held: lights, other: 0, marker: lights if marker == "BOTH" else 0}
 
 
-async def test_an_account_sees_how_it_was_deleveraged(world):
+async def test_account_sees_its_reductions(world):
     await world.send(shortfall(1), executed(2, 1, "secret-anna", 20))
     answer = await world.data("/api/v1/adl/positions", account="secret-anna")
     (position_,) = answer["positions"]
@@ -396,12 +396,12 @@ async def test_an_account_sees_how_it_was_deleveraged(world):
         "41000",
         5,
     )
-    for account in ("nobody", "\0", "\n"):
-        nobody = await world.data("/api/v1/adl/positions", account=account)
-        assert nobody == {"account": account, "positions": [], "deleveraged": []}
+    for account in ("unknown", "\0", "\n"):
+        unknown = await world.data("/api/v1/adl/positions", account=account)
+        assert unknown == {"account": account, "positions": [], "deleveraged": []}
 
 
-async def test_all_reductions_of_an_account_can_be_paged(world):
+async def test_reductions_of_an_account_are_paged(world):
     other = "OTHERUSDTM"
     await world.send(
         listing(other, multiplier=0.001),
@@ -431,13 +431,13 @@ async def test_all_reductions_of_an_account_can_be_paged(world):
         first = await world.data(path, account="secret-anna", forward=forward, maxCount=7)
         found, page = first["dataList"], first
         if forward == "false":
-            await world.send(*moves[-6:])  # What comes meanwhile moves nothing.
+            await world.send(*moves[-6:])  # Rows that arrive meanwhile do not shift the pages.
         while page["hasMore"]:
             last = found[-1]["number"]
             page = await world.data(path, account="secret-anna", forward=forward, maxCount=7, offset=last)
             found = found + page["dataList"]
         assert found == (whole["dataList"] if forward == "true" else whole["dataList"][::-1])
-    for account in ("nobody", "\0"):
+    for account in ("unknown", "\0"):
         assert (await world.data(path, account=account))["dataList"] == []
     async with world.http.get(path, params={"maxCount": 500}, headers=bearer("trader", account="secret-anna")) as answer:
         assert len((await answer.json())["data"]["dataList"]) == 28
@@ -446,7 +446,7 @@ async def test_all_reductions_of_an_account_can_be_paged(world):
             assert answer.status == status
 
 
-async def test_a_position_without_equity_has_no_rank(world):
+async def test_position_without_equity_has_no_rank(world):
     await world.send(position("secret-poor", -10, 30000, 1))
     (poor,) = (await world.data("/api/v1/adl/positions", account="secret-poor"))["positions"]
     assert (poor["rank"], poor["lights"], poor["percentile"], poor["leverage"], poor["score"]) == (None,) * 5
@@ -464,8 +464,8 @@ POLICIES = [
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-async def test_a_preview_is_what_then_happens(config, policy):
-    """Also with an order open already, whose lots are promised, and with a balance that pays a part."""
+async def test_preview_equals_later_settlement(config, policy):
+    """Another order is open, whose lots are promised, and the balance pays a part."""
     async with world_of(with_policy(config, **policy)) as world:
         await world.send(*BEGINNING, *crowd(7), mark(39000), shortfall(1, 500), shortfall(2, 20, 39100))
         shown = await world.preview(lots=300, ts=TS + 5)
@@ -477,34 +477,38 @@ async def test_a_preview_is_what_then_happens(config, policy):
         assert Fraction(shown["covered"]) == -Fraction(entry["change"])
         assert Fraction(shown["worth"]) == -Fraction(order["deficit"])
         (round_,) = order["rounds"]
-        asked = shown["order"]
-        assert (asked["lotsNeeded"], asked["price"], asked["reduce"]) == (order["lotsNeeded"], order["price"], order["reduce"])
-        assert (asked["positions"], asked["lotsAsked"]) == (round_["positions"], round_["asked"])
-        assert asked["allocations"] == round_["allocations"]
+        previewed = shown["order"]
+        assert (previewed["lotsNeeded"], previewed["price"], previewed["reduce"]) == (
+            order["lotsNeeded"],
+            order["price"],
+            order["reduce"],
+        )
+        assert (previewed["positions"], previewed["lotsAsked"]) == (round_["positions"], round_["asked"])
+        assert previewed["allocations"] == round_["allocations"]
 
 
 def replaced(fill, ts):
     return msgspec.structs.replace(fill, ts=ts)
 
 
-async def test_a_preview_can_try_another_policy(config):
+async def test_preview_applies_policy_changes(config):
     async with world_of(with_policy(config, allocation="pro_rata")) as world:
         await world.send(*BEGINNING, *crowd(7), mark(39000))
         other = {"allocation": "capped", "capShare": 0.1, "eligible": "all", "waterfall": "adl_then_fund"}
         shown = await world.preview(policy=other)
-        assert all(asked["asked"] <= max(1, asked["lots"] // 10) for asked in shown["order"]["allocations"])
-        # Orders alone: the books' time, which comes with them, goes on between two questions.
+        assert all(row["asked"] <= max(1, row["lots"] // 10) for row in shown["order"]["allocations"])
+        # Compares the orders only: the time of the books differs between two requests.
         own, same = [await world.preview(policy=policy) for policy in ({}, {"allocation": "pro_rata"})]
         assert own["order"] == same["order"] != shown["order"]
 
 
-async def test_a_surplus_needs_nobody_and_a_lack_of_candidates_is_told(world):
+async def test_preview_shows_surplus_and_lack_of_candidates(world):
     surplus = await world.preview(price="39100")
     assert (surplus["kind"], surplus["worth"], surplus["uncovered"], surplus["order"]) == ("surplus", "10", "0", None)
     more = (await world.preview(lots=10_000))["order"]
     assert more["lotsNeeded"] == 10_000 > more["lotsAsked"] == 285
-    nobody = (await world.preview(side="buy", price="39012", bankruptcyPrice="38999.5"))["order"]
-    assert (nobody["reduce"], nobody["lotsAsked"], nobody["allocations"]) == ("long", 0, [])
+    empty = (await world.preview(side="buy", price="39012", bankruptcyPrice="38999.5"))["order"]
+    assert (empty["reduce"], empty["lotsAsked"], empty["allocations"]) == ("long", 0, [])
 
 
 WRONG = [
@@ -523,7 +527,7 @@ WRONG = [
 ]
 
 
-async def test_a_wrong_preview_is_told_what_is_wrong(world, subtests):
+async def test_invalid_preview_is_rejected_with_a_reason(world, subtests):
     for changes, message in WRONG:
         with subtests.test(changes=changes):
             status, body = await world.ask(f"{ADL}/preview", {**FILL, **changes})
@@ -535,7 +539,7 @@ async def test_a_wrong_preview_is_told_what_is_wrong(world, subtests):
                 assert (answer.status, (await answer.json())["code"]) == (400, "400100")
 
 
-ELSEWHERE = [
+INVALID = [
     ("/api/v1/adl/NONE/orders", None, 404),
     ("/api/v1/adl/NONE/queue", None, 404),
     ("/api/v1/adl/NONE/preview", FILL, 404),
@@ -549,15 +553,15 @@ ELSEWHERE = [
 ]
 
 
-async def test_wrong_questions_are_told(world, subtests):
-    for path, body, expected in ELSEWHERE:
+async def test_invalid_requests_are_rejected(world, subtests):
+    for path, body, expected in INVALID:
         with subtests.test(path=path):
             status, answer = await world.ask(path, body)
             assert status == expected
             assert answer["code"] in {"400100", "404000", "405000"}
 
 
-async def test_a_fund_says_that_an_order_is_open(world):
+async def test_fund_state_shows_an_open_order(world):
     assert (await world.data(FUND))["state"] == "ok"
     await world.send(shortfall(1))
     assert (await world.data(FUND))["state"] == "adl"
@@ -566,7 +570,7 @@ async def test_a_fund_says_that_an_order_is_open(world):
     assert (await world.data(FUND))["state"] == "ok"
 
 
-async def test_a_fund_warns_below_the_stop_line_of_its_guard(config):
+async def test_fund_state_is_warning_below_the_guards_stop(config):
     async with world_of(with_policy(config, drawdown_guard=DrawdownGuard(hours=168))) as world:
         now = time.time_ns() // 1_000_000
         await world.send(LISTING, mark(39000))
@@ -575,7 +579,7 @@ async def test_a_fund_warns_below_the_stop_line_of_its_guard(config):
             assert ((await world.data(FUND))["state"], seq) == (state, seq)
 
 
-async def test_another_process_shows_the_same(config):
+async def test_another_process_shows_the_same_queue(config):
     async with engine_process(config), open_pool(config.database.dsn, 2) as pool, open_client(config.stream) as client:
         sides = [http_side(config, Metrics(), pool, client, engine=None, public=True) for _ in range(2)]
         async with sides[0] as one, sides[1] as other, aiohttp.ClientSession(one) as http:
@@ -592,7 +596,7 @@ async def test_another_process_shows_the_same(config):
             assert queue["long"][0]["positions"] > 1
 
 
-async def test_while_the_books_are_not_loaded_it_says_so(config, servers):
+async def test_queue_is_unavailable_until_books_are_loaded(config, servers):
     async with world_of(config) as world:
         await world.send(LISTING)
     servers.valkey.stop()
@@ -613,7 +617,7 @@ async def test_while_the_books_are_not_loaded_it_says_so(config, servers):
         servers.start()
 
 
-async def test_metrics_tell_of_orders_and_positions(config):
+async def test_metrics_count_orders_and_positions(config):
     config = with_policy(config, escalate_min=0)
     async with open_pool(config.database.dsn, 2) as pool, open_client(config.stream) as client, running(config) as engine:
         producer = Producer(client, 1)
@@ -641,12 +645,12 @@ async def test_metrics_tell_of_orders_and_positions(config):
         assert engine.count("fundsvc_outstanding") == pytest.approx(9.4)
 
 
-async def test_the_command_line_names_who_would_be_reduced(config, world):
+async def test_command_line_preview_shows_accounts(config, world):
     options = ("--side", "sell", "--lots", "100", "--price", "38900", "--bankruptcy-price", "39000")
     done = await fundsvc(config, "adl", "preview", SYMBOL, *options, "--json")
     assert done.code == 0, done.error
     shown = done.result
-    accounts = [asked.pop("account") for asked in shown["order"]["allocations"]]
+    accounts = [row.pop("account") for row in shown["order"]["allocations"]]
     assert accounts == ["secret-anna", "secret-bert", "secret-emil", "secret-carl"]
     preview = await world.preview()
     assert shown | {"ts": 0} == preview | {"ts": 0}

@@ -12,12 +12,12 @@ from tokens import bearer, with_secret
 from yarl import URL
 
 from fundsvc.api.contracts import ContractResources
-from fundsvc.api.fund_cache import CachedFunds
+from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.funds import FundResources
-from fundsvc.api.health import AWAY, operations_endpoints
-from fundsvc.api.http.access import Gate
+from fundsvc.api.health import DETAILS_HIDDEN, operations_endpoints
+from fundsvc.api.http.access import AccessControl
 from fundsvc.api.http.application import make_app
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import ServerError, serve
 from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.api.valuation_inputs import appraising
@@ -57,7 +57,7 @@ PATHS = (
 
 @pytest.fixture
 async def ledger(config):
-    """Five fills of XBTUSDTM: three surpluses, a flat one, and a shortfall that the fund cannot pay in full."""
+    """Five fills of XBTUSDTM: three surpluses, a flat one, and a shortfall that the fund pays in part."""
     async with owned(config) as owner:
         await owner.settle(
             [
@@ -72,7 +72,7 @@ async def ledger(config):
 
 @asynccontextmanager
 async def serving(config, pings=None, key=stream_key):
-    """The HTTP side over the configured database, and a client of it."""
+    """Serves the API over the configured database; yields a client."""
     metrics = Metrics()
     async with (
         open_pool(config.database.dsn, 4) as pool,
@@ -85,16 +85,16 @@ async def serving(config, pings=None, key=stream_key):
         operations = operations_endpoints(reader, metrics, pings or {}, needed=pings or ())
         funds = FundResources(reader, tail, Statistics(pool), Deleveragings(pool), appraiser, config.policy.of)
         epochs = StreamEpochs(EpochStore(pool), Producer(stream, config.stream.partitions), config.stream.partitions)
-        reception = Reception(metrics, Gate(config.http, with_secret(config).token))
-        routes = (*ContractResources(reader, key, epochs).routes, *CachedFunds(tail, funds.answer).routes, *funds.routes)
-        app = make_app(reception, (*operations, *routes))
+        middleware = Middleware(metrics, AccessControl(config.http, with_secret(config).token))
+        routes = (*ContractResources(reader, key, epochs).routes, *FundCache(tail, funds.answer).routes, *funds.routes)
+        app = make_app(middleware, (*operations, *routes))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url, headers=bearer("engine")) as client:
             await eventually(lambda: shown(client))
             yield client
 
 
 async def shown(client):
-    """Whether the funds have been read once."""
+    """Returns whether the API answers with the funds."""
     return (await ask(client, FUNDS))[0] == 200
 
 
@@ -115,12 +115,12 @@ async def data(client, path, **parameters):
     return body["data"]
 
 
-async def test_the_timestamp_is_now_in_milliseconds(client):
+async def test_timestamp_is_the_current_time_in_milliseconds(client):
     before = time.time_ns() // 1_000_000
     assert before <= await data(client, "/api/v1/timestamp") <= time.time_ns() // 1_000_000
 
 
-async def test_a_contract_comes_back_as_it_was_listed_with_our_fields_after_its_own(client):
+async def test_contract_has_its_listed_fields_followed_by_ours(client):
     contract = await data(client, f"{CONTRACTS}/XBTUSDTM")
     assert list(contract.items()) == [
         ("symbol", "XBTUSDTM"),
@@ -138,17 +138,17 @@ async def test_a_contract_comes_back_as_it_was_listed_with_our_fields_after_its_
     ]
 
 
-async def test_active_contracts_are_those_that_can_be_traded(client):
+async def test_active_contracts_have_status_open(client):
     assert [contract["symbol"] for contract in await data(client, f"{CONTRACTS}/active")] == ["XBTUSDTM", "ΔUSDTM"]
     assert (await data(client, f"{CONTRACTS}/OLDUSDTM"))["status"] == "Settled"
 
 
-async def test_a_symbol_in_the_path_may_be_repeated_in_the_query_as_kucoins_client_does(client):
+async def test_symbol_of_the_path_may_be_repeated_in_the_query(client):
     assert (await data(client, f"{CONTRACTS}/XBTUSDTM", symbol="XBTUSDTM"))["symbol"] == "XBTUSDTM"
     assert (await ask(client, f"{CONTRACTS}/XBTUSDTM", symbol="OLDUSDTM"))[0] == 400
 
 
-async def test_a_fund_shows_what_it_has_and_what_it_could_not_pay(client):
+async def test_fund_shows_balance_and_outstanding_amount(client):
     fund = await data(client, f"{FUNDS}/XBTUSDTM")
     (last,) = (await data(client, HISTORY, maxCount=1))["dataList"]
     assert abs(fund.pop("updatedAt") - time.time() * 1000) < 60_000
@@ -165,7 +165,7 @@ async def test_a_fund_shows_what_it_has_and_what_it_could_not_pay(client):
         "head": last["hash"],
         "balanceUsdt": "0",
         "balanceBase": None,
-        "balanceBaseReason": "the listing of XBTUSDTM names no baseCurrency",
+        "balanceBaseReason": "the listing of XBTUSDTM has no baseCurrency",
         "baseCurrency": None,
         "change24h": "0",
         "change7d": "0",
@@ -179,7 +179,7 @@ async def test_a_fund_shows_what_it_has_and_what_it_could_not_pay(client):
     }
 
 
-async def test_all_funds_are_listed_also_of_contracts_that_are_not_traded(client):
+async def test_list_of_funds_includes_contracts_that_are_not_open(client):
     funds = await data(client, FUNDS)
     assert [(fund["symbol"], fund["state"]) for fund in funds] == [
         ("OLDUSDTM", "ok"),
@@ -189,7 +189,7 @@ async def test_all_funds_are_listed_also_of_contracts_that_are_not_traded(client
     assert await data(client, f"{FUNDS}/ΔUSDTM") == funds[2]
 
 
-async def test_an_entry_says_what_moved_and_which_fill_moved_it(client):
+async def test_entry_shows_amounts_and_fill(client):
     (entry,) = (await data(client, HISTORY, maxCount=1))["dataList"]
     assert abs(entry.pop("recordedAt") - time.time() * 1000) < 60_000
     assert len(bytes.fromhex(entry.pop("hash"))) == 32
@@ -241,7 +241,7 @@ PAGES = [
 ]
 
 
-async def test_a_page_holds_what_was_asked_for_and_knows_whether_there_is_more(client, subtests):
+async def test_page_has_the_requested_entries_and_has_more(client, subtests):
     for parameters, entries, more in PAGES:
         with subtests.test(parameters=parameters):
             page = await data(client, HISTORY, **parameters)
@@ -268,20 +268,20 @@ WRONG = [
     (
         HISTORY,
         {"max_count": "5"},
-        "'max_count' is no parameter here; allowed: offset, forward, maxCount, startAt, endAt, kind, numbers",
+        "'max_count' is not a parameter of this path; allowed: offset, forward, maxCount, startAt, endAt, kind, numbers",
     ),
-    (FUNDS, {"symbol": "XBTUSDTM"}, "'symbol' is no parameter here; allowed: numbers"),
-    ("/api/v1/timestamp", {"\n": ""}, "'\\n' is no parameter here; allowed: numbers"),
+    (FUNDS, {"symbol": "XBTUSDTM"}, "'symbol' is not a parameter of this path; allowed: numbers"),
+    ("/api/v1/timestamp", {"\n": ""}, "'\\n' is not a parameter of this path; allowed: numbers"),
 ]
 
 
-async def test_a_wrong_parameter_is_named_with_what_it_got_and_what_is_allowed(client, subtests):
+async def test_invalid_parameter_is_named_with_value_and_permitted_values(client, subtests):
     for path, parameters, message in WRONG:
         with subtests.test(path=path, parameters=parameters):
             assert await ask(client, path, **parameters) == (400, {"code": "400100", "msg": message})
 
 
-async def test_a_parameter_that_is_given_twice_is_refused(client):
+async def test_repeated_parameter_is_rejected(client):
     async with client.get(f"{HISTORY}?kind=flat&kind=surplus") as answer:
         assert (answer.status, await answer.json()) == (400, {"code": "400100", "msg": "kind is given more than once"})
 
@@ -289,7 +289,7 @@ async def test_a_parameter_that_is_given_twice_is_refused(client):
 UNLISTED = ("NOPE", "xbtusdtm", "ΔX", "%CE", "%00", "%FF", "a%2Fb", "..%2Factive", "%F0%9F%92%A9", "A" * 3000)
 
 
-async def test_a_contract_that_is_not_listed_is_not_found(client, subtests):
+async def test_unlisted_contract_is_not_found(client, subtests):
     for symbol in UNLISTED:
         for path in (f"{CONTRACTS}/{symbol}", f"{FUNDS}/{symbol}", f"{FUNDS}/{symbol}/history"):
             with subtests.test(path=path):
@@ -298,24 +298,24 @@ async def test_a_contract_that_is_not_listed_is_not_found(client, subtests):
                 assert body["msg"].endswith("is listed")
 
 
-async def test_a_path_that_does_not_exist_is_not_found(client):
+async def test_unknown_path_is_not_found(client):
     for path in ("/", "/api/v1/nope", f"{FUNDS}/", f"{HISTORY}/1"):
-        assert await ask(client, path) == (404, {"code": "404000", "msg": f"there is no {path}"})
+        assert await ask(client, path) == (404, {"code": "404000", "msg": f"{path} does not exist"})
 
 
-async def test_there_is_nothing_to_write(client):
+async def test_read_only_paths_reject_other_methods(client):
     for method, path in itertools.product(("POST", "PUT", "DELETE", "PATCH"), PATHS):
         async with client.request(method, path) as answer:
             assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
             assert (await answer.json())["code"] == "405000"
 
 
-async def test_a_mistake_of_ours_is_told_without_its_details(config, ledger):
+async def test_internal_error_hides_its_details(config, ledger):
     async with serving(config, key={}.__getitem__) as client:
         assert await ask(client, "/api/v1/ingest/cursor") == (500, {"code": "500000", "msg": "internal error"})
 
 
-async def test_the_cursor_says_from_where_to_send_again(config, client, ledger):
+async def test_cursor_shows_settled_messages_and_sequences(config, client, ledger):
     with redis.Redis.from_url(config.stream.url) as stream:
         run_id = stream.info("server")["run_id"]
     assert await data(client, "/api/v1/ingest/cursor") == {
@@ -329,7 +329,7 @@ async def test_the_cursor_says_from_where_to_send_again(config, client, ledger):
     }
 
 
-async def test_accounts_are_never_public(client):
+async def test_public_paths_show_no_accounts(client):
     for path in PATHS:
         async with client.get(path) as answer:
             text = await answer.text()
@@ -338,25 +338,25 @@ async def test_accounts_are_never_public(client):
             assert "account" not in text
 
 
-async def test_ready_is_every_part_that_answers(config, ledger):
-    async def well():
+async def test_process_is_ready_when_all_parts_answer(config, ledger):
+    async def healthy():
         pass
 
-    async with serving(config, {"stream": well}) as client:
+    async with serving(config, {"stream": healthy}) as client:
         status, body = await ask(client, "/readyz")
     assert (status, body["status"]) == (200, "ok")
     assert [check["name"] for check in body["checks"]] == ["database", "schema", "owners", "halted", "stream"]
     assert all(check["ok"] and check["error"] == "" and check["durationMs"] >= 0 for check in body["checks"])
 
 
-async def test_not_ready_says_which_part_and_why_and_how_long_it_took(config):
-    async def away():
-        raise ConnectionError("the stream is away")
+async def test_readiness_names_failing_parts_with_error_and_duration(config):
+    async def unreachable():
+        raise ConnectionError("the stream is unreachable")
 
     async def stuck():
         await asyncio.Event().wait()
 
-    async with serving(config, {"stream": away, "silent": stuck}) as client:
+    async with serving(config, {"stream": unreachable, "silent": stuck}) as client:
         status, body = await ask(client, "/readyz")
         assert await ask(client, "/healthz") == (200, {"status": "ok"})
     checks = {check["name"]: check for check in body["checks"]}
@@ -365,25 +365,25 @@ async def test_not_ready_says_which_part_and_why_and_how_long_it_took(config):
     assert checks["database"]["ok"]
     assert checks["schema"]["ok"]
     assert (checks["owners"]["ok"], checks["owners"]["error"]) == (False, "no engine owns partition 0")
-    assert (checks["stream"]["ok"], checks["stream"]["error"]) == (False, AWAY)
+    assert (checks["stream"]["ok"], checks["stream"]["error"]) == (False, DETAILS_HIDDEN)
     assert (checks["silent"]["ok"], checks["silent"]["error"]) == (False, "no answer within 2 s")
     assert 1900 < checks["silent"]["durationMs"] < 4000
 
 
-async def test_who_reads_is_ready_without_engines_and_without_the_stream(config):
-    async def away():
-        raise ConnectionError("the stream is away")
+async def test_reading_process_is_ready_without_engines_and_stream(config):
+    async def unreachable():
+        raise ConnectionError("the stream is unreachable")
 
     async with open_pool(config.database.dsn, 1) as pool:
         metrics = Metrics()
-        app = make_app(Reception(metrics), operations_endpoints(Reader(pool), metrics, {"stream": away}))
+        app = make_app(Middleware(metrics), operations_endpoints(Reader(pool), metrics, {"stream": unreachable}))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
             status, body = await ask(client, "/readyz")
     assert (status, body["status"]) == (200, "ok")
     assert {check["name"] for check in body["checks"] if not check["ok"]} == {"owners", "stream"}
 
 
-async def test_requests_are_counted_by_route_and_never_by_raw_path(client):
+async def test_requests_are_counted_by_route_template(client):
     await data(client, f"{FUNDS}/XBTUSDTM")
     await data(client, f"{FUNDS}/ΔUSDTM")
     await ask(client, f"{FUNDS}/NOPE")
@@ -399,24 +399,24 @@ async def test_requests_are_counted_by_route_and_never_by_raw_path(client):
     assert "made" not in text
 
 
-async def test_an_engine_alone_serves_its_operations_only(config):
+async def test_engine_without_api_serves_only_operations(config):
     async with open_pool(config.database.dsn, 1) as pool:
         metrics = Metrics()
-        app = make_app(Reception(metrics), operations_endpoints(Reader(pool), metrics, {}))
+        app = make_app(Middleware(metrics), operations_endpoints(Reader(pool), metrics, {}))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
             assert await ask(client, "/healthz") == (200, {"status": "ok"})
             assert (await ask(client, FUNDS))[0] == 404
 
 
-async def test_a_database_that_goes_away_is_told_and_comes_back(client, servers):
+async def test_unreachable_database_is_answered_with_503_until_it_returns(client, servers):
     assert (await ask(client, FUNDS))[0] == 200
     servers.postgres.stop()
     try:
         for path in PATHS[1:12]:
-            # What is in memory is shown for a moment more.
-            status, body = await eventually(lambda path=path: refused(client, path))
+            # The API answers from memory for a short time.
+            status, body = await eventually(lambda path=path: failed(client, path))
             assert (status, body["code"]) == (503, "503000"), path
-            assert body["msg"] == "the ledger's database is away, ask again shortly"
+            assert body["msg"] == "the database is unreachable: retry shortly"
         assert (await ask(client, "/api/v1/timestamp"))[0] == 200
         assert (await ask(client, "/readyz"))[0] == 503
         assert (await ask(client, "/healthz"))[0] == 200
@@ -426,12 +426,12 @@ async def test_a_database_that_goes_away_is_told_and_comes_back(client, servers)
     await eventually(lambda: shown(client))
 
 
-async def refused(client, path):
+async def failed(client, path):
     status, body = await ask(client, path)
     return (status, body) if status != 200 else None
 
 
-async def test_stopping_is_quick_with_connections_open_and_a_request_in_hand(config):
+async def test_shutdown_is_quick_with_idle_connections_and_a_running_request(config):
     begun = asyncio.Event()
 
     async def stuck():
@@ -441,18 +441,18 @@ async def test_stopping_is_quick_with_connections_open_and_a_request_in_hand(con
     async with open_pool(config.database.dsn, 1) as pool, aiohttp.ClientSession() as client:
         metrics = Metrics()
         operations = operations_endpoints(Reader(pool), metrics, {"stuck": stuck})
-        async with serve(make_app(Reception(metrics), operations), "127.0.0.1", 0) as url:
+        async with serve(make_app(Middleware(metrics), operations), "127.0.0.1", 0) as url:
             async with client.get(f"{url}/healthz") as idle:
                 assert idle.status == 200
-            in_hand = asyncio.create_task(client.get(f"{url}/readyz"))
+            running = asyncio.create_task(client.get(f"{url}/readyz"))
             await begun.wait()
             stopping = time.monotonic()
         assert time.monotonic() - stopping < 1
         with pytest.raises(aiohttp.ClientError):
-            await in_hand
+            await running
 
 
-async def test_a_port_that_is_taken_is_told():
+async def test_occupied_port_raises_server_error():
     async with serve(aiohttp.web.Application(), "127.0.0.1", 0) as url:
         port = URL(url).port
         with pytest.raises(ServerError, match=f"cannot listen on 127.0.0.1:{port}: .*in use"):
@@ -460,6 +460,6 @@ async def test_a_port_that_is_taken_is_told():
                 pass
 
 
-async def test_an_address_of_the_newer_kind_makes_a_url():
+async def test_ipv6_address_is_bracketed_in_the_url():
     async with serve(aiohttp.web.Application(), "::1", 0) as url, aiohttp.ClientSession(url) as client:
         assert (await client.get("/")).status == 404

@@ -1,6 +1,6 @@
-"""Attacker x route x outcome: what each kind of caller gets from every route of the running application.
+"""The outcome of every route for each kind of caller.
 
-The routes are those of the application's router, so a new one fails here until the table says for whom it is.
+The routes are those of the application's router. A new route fails here until the table contains it.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ ANNA, BERT = "secret-anna", "secret-bert"
 
 
 class Outcome(NamedTuple):
-    """The status that each caller is answered with; `other` is a trader of another account than the one asked about."""
+    """The status that each caller receives; `other` is a trader with another account than the requested one."""
 
     anonymous: int
     trader: int
@@ -24,16 +24,16 @@ class Outcome(NamedTuple):
     other: int
 
 
-def everybody(status):
+def for_all(status):
     return Outcome(*[status] * len(Outcome._fields))
 
 
-PUBLIC = everybody(200)
-NOT_THERE = everybody(404)
-"""Files: the names in this test are of none."""
+PUBLIC = for_all(200)
+MISSING = for_all(404)
+"""Routes of files. The names in this test do not exist."""
 
-CONNECTING = everybody(401)
-"""No access token makes a connection: it takes a token of a bullet."""
+CONNECTING = for_all(401)
+"""A connection requires a connection token of a bullet route."""
 
 PREVIEW = Outcome(anonymous=401, trader=200, engine=403, risk=200, expired=401, other=200)
 OWN = Outcome(anonymous=401, trader=200, engine=403, risk=200, expired=401, other=403)
@@ -49,11 +49,11 @@ TABLE = {
     "GET /metrics": PUBLIC,
     "GET /openapi.json": PUBLIC,
     "GET /docs": PUBLIC,
-    "GET /docs/{name}": NOT_THERE,
+    "GET /docs/{name}": MISSING,
     "GET /docs/reference/": PUBLIC,
-    "GET /docs/reference/{name}": NOT_THERE,
+    "GET /docs/reference/{name}": MISSING,
     "GET /": PUBLIC,
-    "GET /page/{digest}/{name}": NOT_THERE,
+    "GET /page/{digest}/{name}": MISSING,
     "GET /ws": CONNECTING,
     "GET /api/v1/timestamp": PUBLIC,
     "GET /api/v1/contracts/active": PUBLIC,
@@ -102,7 +102,7 @@ def callers():
     return {"anonymous": {}, **{name: {"Authorization": f"Bearer {token}"} for name, token in tokens.items()}}
 
 
-async def test_every_caller_gets_from_every_route_what_the_table_says(world, applications, subtests):  # noqa: F811
+async def test_every_caller_receives_the_status_in_the_table(world, applications, subtests):  # noqa: F811
     (application,) = applications
     seen = set()
     for method, template, path in routes_of(application):
@@ -124,7 +124,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT
 
 
 @pytest.mark.parametrize("caller", Outcome._fields)
-async def test_no_other_method_does_anything(world, applications, caller, subtests):  # noqa: F811
+async def test_other_methods_change_nothing(world, applications, caller, subtests):  # noqa: F811
     (application,) = applications
     headers = "".join(f"{name}: {value}\r\n" for name, value in callers()[caller].items())
     url = str(world.http._base_url).rstrip("/")

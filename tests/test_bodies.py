@@ -1,4 +1,4 @@
-"""Bodies that cost more than they weigh, to the real service: compressed ones, and those of a million tiny events."""
+"""Expensive bodies: compressed ones, and those with a million tiny events."""
 
 import gzip
 import time
@@ -8,7 +8,7 @@ import zlib
 import msgspec
 import pytest
 from conftest import with_section
-from raw import asked
+from raw import exchange
 from served import INGEST, contract, served
 from tokens import bearer, signed
 
@@ -18,7 +18,7 @@ from fundsvc.core.events import Rejection
 from fundsvc.wire.codec import EVENTS_PER_MESSAGE_MAX, Contents, Message, decode
 
 BOMB = gzip.compress(bytes(100_000_000), 9)
-"""A hundred thousand bytes, that would be a thousand times as many."""
+"""A hundred thousand bytes that expand to a hundred million."""
 
 ROUTES = [
     ("POST", INGEST),
@@ -58,7 +58,7 @@ def address(service):
 @pytest.mark.parametrize(
     "authorization", ["", "Authorization: Bearer garbage\r\n", f"Authorization: Bearer {signed('engine')}\r\n"]
 )
-async def test_compressed_bodies_are_refused_before_anything_else_on_every_route(service, authorization, subtests):
+async def test_compressed_body_is_rejected_first_on_every_route(service, authorization, subtests):
     for method, path in ROUTES:
         with subtests.test(method=method, path=path):
             length = f"Content-Encoding: gzip\r\nContent-Length: {len(BOMB)}\r\n"
@@ -68,30 +68,30 @@ async def test_compressed_bodies_are_refused_before_anything_else_on_every_route
                 async with service.http.head(path, headers={"Content-Encoding": "gzip"}) as answer:
                     status, body = answer.status, b'"415000"'
             else:
-                status, body = await asked(address(service), head.encode() + BOMB)
+                status, body = await exchange(address(service), head.encode() + BOMB)
             assert time.process_time() - started < 0.5
             assert (status, b'"415000"' in body) == (415, True), body
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-async def test_no_coding_of_a_body_is_taken(service, coding):
+async def test_content_coding_is_rejected(service, coding):
     for name in ("Content-Encoding", "content-encoding"):
         head = f"POST {INGEST} HTTP/1.1\r\nHost: x\r\n{name}: {coding}\r\nContent-Length: 2\r\n\r\n[]"
-        assert (await asked(address(service), head.encode()))[0] == 415
+        assert (await exchange(address(service), head.encode()))[0] == 415
     two = head.replace("\r\n\r\n", "\r\nContent-Encoding: identity\r\n\r\n")
-    assert (await asked(address(service), two.encode()))[0] in {415, 400}
+    assert (await exchange(address(service), two.encode()))[0] in {415, 400}
 
 
 @pytest.mark.parametrize("coding", ["gzip, chunked", "deflate, chunked"])
-async def test_no_coding_of_the_transfer_is_taken(service, coding):
+async def test_transfer_coding_is_rejected(service, coding):
     head = f"POST {INGEST} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {coding}\r\n\r\n"
     packed = zlib.compress(b"[]")
     body = f"{len(packed):x}\r\n".encode() + packed + b"\r\n0\r\n\r\n"
-    assert (await asked(address(service), head.encode() + body))[0] in {415, 400}
+    assert (await exchange(address(service), head.encode() + body))[0] in {415, 400}
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", "", "identity, identity"])
-async def test_a_body_that_is_not_compressed_is_taken(service, coding):
+async def test_identity_coding_is_accepted(service, coding):
     headers = {**bearer("engine"), "Content-Encoding": coding, "Content-Type": "application/json"}
     body = msgspec.json.encode([contract("AAA")])
     async with service.http.post(INGEST, data=body, headers=headers) as answer:
@@ -99,11 +99,11 @@ async def test_a_body_that_is_not_compressed_is_taken(service, coding):
 
 
 def arrays():
-    """Bodies of nearly the size that is taken, in each of its kinds, with a million things that are no events."""
+    """Returns bodies of each kind, close to the size limit, with a million values that are not events."""
     return {
         "lines of ones": ("application/x-ndjson", b"1\n" * 1_950_000),
-        "lines that end otherwise": ("application/x-ndjson", b"1\r" * 1_950_000),
-        "lines of both ends": ("application/x-ndjson", b"1\r\n" * 1_300_000),
+        "lines that end with CR": ("application/x-ndjson", b"1\r" * 1_950_000),
+        "lines that end with CR LF": ("application/x-ndjson", b"1\r\n" * 1_300_000),
         "lines of objects": ("application/x-ndjson", b"{}\n" * 1_300_000),
         "array of ones": ("application/json", b"[" + b"1," * 1_949_999 + b"1]"),
         "array of texts": ("application/json", b"[" + b'"",' * 1_299_999 + b'""]'),
@@ -121,7 +121,7 @@ async def test_events_are_counted_before_they_are_decoded(name):
     kind, body = arrays()[name]
     tracemalloc.start()
     started = time.process_time()
-    with pytest.raises(TooLarge, match="at least 10001 events: send at most 10000"):
+    with pytest.raises(TooLarge, match="the body has at least 10001 events: send at most 10000"):
         await read_submission(kind, body)
     assert time.process_time() - started < 1
     peak = tracemalloc.get_traced_memory()[1]
@@ -130,7 +130,7 @@ async def test_events_are_counted_before_they_are_decoded(name):
 
 
 @pytest.mark.parametrize("name", arrays())
-async def test_the_service_refuses_them_and_appends_nothing(service, name):
+async def test_service_rejects_too_many_events_and_appends_nothing(service, name):
     kind, body = arrays()[name]
     before = await service.client.dbsize()
     status, answer = await service.post(body=body, kind=kind)
@@ -139,7 +139,7 @@ async def test_the_service_refuses_them_and_appends_nothing(service, name):
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
-def test_messages_of_the_stream_are_counted_in_the_same_way(codec):
+def test_events_of_stream_messages_are_counted_before_they_are_decoded(codec):
     body = arrays()["array of ones" if codec == "json" else "packed ones"][1]
     tracemalloc.start()
     (rejection,) = decode(Message("1-1", codec, body))
@@ -162,7 +162,7 @@ def test_messages_of_the_stream_are_counted_in_the_same_way(codec):
         ("application/msgpack", msgspec.msgpack.encode([1] * EVENTS_PER_MESSAGE_MAX)),
     ],
 )
-async def test_as_many_events_as_are_taken_are_read(kind, body):
+async def test_maximum_number_of_events_is_accepted(kind, body):
     submission = await read_submission(kind, body)
     assert len(submission.events) == len(submission.raws) == EVENTS_PER_MESSAGE_MAX
     assert {bytes(raw).strip() for raw in submission.raws} <= {b"1", b"\x01"}

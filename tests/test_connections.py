@@ -1,4 +1,4 @@
-"""Connections of a listener: how many, for how long, and what becomes of those that are cut off. Sockets are real ones."""
+"""Limits of connections: their number and time limits, over real sockets."""
 
 import asyncio
 import logging
@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 from eventually import eventually
-from raw import asked, raw
+from raw import exchange, raw
 
 from fundsvc.api.http import connections
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
 from fundsvc.config.settings import HttpConfig
 from fundsvc.metrics import Metrics
@@ -40,11 +40,11 @@ async def streaming(request):
 
 @asynccontextmanager
 async def listening(**http):
-    """The address of an application behind a listener with these bounds."""
+    """Serves an application with these limits; yields its address."""
     application = web.Application()
     for path, handler in {"/": reading, "/stream": streaming, "/long": long}.items():
         application.router.add_route("*", path, handler)
-    Reception(Metrics()).receive(application, {})
+    Middleware(Metrics()).install(application, {})
     async with serve(application, "127.0.0.1", 0, bounds=HttpConfig(**http)) as url:
         yield url
 
@@ -52,7 +52,7 @@ async def listening(**http):
 @pytest.mark.parametrize(
     "sent", ["", "G", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: x\r\nA: ", GET + "GET /", GET + GET[:-2]]
 )
-async def test_a_head_that_does_not_come_whole_ends_the_connection(sent):
+async def test_incomplete_head_closes_the_connection(sent):
     async with listening(header_seconds_max=0.3, idle_seconds_max=1) as url, raw(url) as connection:
         await connection.send(sent)
         if sent.startswith(GET):
@@ -62,7 +62,7 @@ async def test_a_head_that_does_not_come_whole_ends_the_connection(sent):
         assert time.monotonic() - started < 3
 
 
-async def test_a_head_that_comes_byte_by_byte_gets_no_more_time():
+async def test_slow_head_does_not_extend_its_time_limit():
     async with listening(header_seconds_max=0.5) as url, raw(url) as connection:
 
         async def trickle():
@@ -78,7 +78,7 @@ async def test_a_head_that_comes_byte_by_byte_gets_no_more_time():
 @pytest.mark.parametrize(
     "head", [POST, POST.replace("Content-Length: 10", "Transfer-Encoding: chunked"), POST.replace("/ ", "/none ")]
 )
-async def test_a_body_that_does_not_come_whole_is_answered_and_ends_the_connection(head, caplog):
+async def test_incomplete_body_is_answered_and_closes_the_connection(head, caplog):
     async with listening(body_seconds_max=0.3) as url, raw(url) as connection:
         await connection.send(head + ("4\r\nab" if "chunked" in head else "ab"))
         status, body = await connection.answer()
@@ -88,7 +88,7 @@ async def test_a_body_that_does_not_come_whole_is_answered_and_ends_the_connecti
 
 
 @pytest.mark.parametrize("later", ["", "c"])
-async def test_a_body_behind_a_protocol_that_is_declined_gets_no_more_time(later):
+async def test_body_after_a_declined_upgrade_has_its_time_limit(later):
     declined = GET.replace("\r\n\r\n", "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
     async with listening(body_seconds_max=0.3, header_seconds_max=0.3) as url, raw(url) as connection:
         await connection.send(declined + POST + "ab")
@@ -98,7 +98,7 @@ async def test_a_body_behind_a_protocol_that_is_declined_gets_no_more_time(later
         assert await connection.rest() == b""
 
 
-async def test_a_request_that_comes_in_time_is_answered_however_it_is_cut():
+async def test_fragmented_request_in_time_is_answered():
     async with listening(header_seconds_max=0.5, body_seconds_max=0.5) as url, raw(url) as connection:
         for _ in range(3):
             for part in (POST[:7], POST[7:-1], POST[-1], "01234", "56789"):
@@ -110,7 +110,7 @@ async def test_a_request_that_comes_in_time_is_answered_however_it_is_cut():
             await asyncio.sleep(0.6)  # between two requests
 
 
-async def test_requests_that_follow_each_other_have_their_time_each():
+async def test_pipelined_requests_have_separate_time_limits():
     async with listening(header_seconds_max=0.5, body_seconds_max=0.5) as url, raw(url) as connection:
         whole = POST + "0123456789"
         await connection.send(whole[:-5])
@@ -120,15 +120,15 @@ async def test_requests_that_follow_each_other_have_their_time_each():
             assert await connection.answer() == (200, b"10")
 
 
-async def test_an_idle_connection_is_closed():
+async def test_idle_connection_is_closed():
     async with listening(idle_seconds_max=1) as url, raw(url) as connection:
         await connection.send(GET)
         assert (await connection.answer())[0] == 200
         assert await connection.rest() == b""
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux cuts off who reads nothing")
-async def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has TCP_USER_TIMEOUT")
+async def test_client_that_does_not_read_is_disconnected(monkeypatch):
     monkeypatch.setattr(connections, "STALLED_SECONDS_MAX", 0.5)
     async with listening(client_connections_max=1) as url, raw(url) as silent:
         await silent.send(GET.replace("/ ", "/long "))
@@ -138,7 +138,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(monkeypatch):
         assert len(await silent.rest()) < LONG
 
 
-async def test_a_client_has_so_many_connections_and_others_theirs():
+async def test_connections_are_limited_by_client():
     async with listening(client_connections_max=2) as url, raw(url) as one, raw(url) as two:
         for connection in (one, two):
             await connection.send(GET)
@@ -161,7 +161,7 @@ async def answers(url):
         return head is not None and head[0] == 200
 
 
-async def test_there_are_so_many_connections_in_all():
+async def test_connections_are_limited_in_total():
     async with listening(clients_max=2) as url, raw(url, "127.0.0.2") as one, raw(url, "127.0.0.3"):
         async with raw(url) as third:
             assert (await third.head())[0] == 503
@@ -169,7 +169,7 @@ async def test_there_are_so_many_connections_in_all():
         await eventually(lambda: answers(url))
 
 
-async def test_behind_proxies_of_ours_one_address_has_all_connections():
+async def test_proxy_address_has_no_client_limit():
     async with listening(client_connections_max=1, proxies=1) as url, raw(url) as one, raw(url) as two:
         for connection in (one, two):
             await connection.send(GET)
@@ -179,7 +179,7 @@ async def test_behind_proxies_of_ours_one_address_has_all_connections():
 @pytest.mark.parametrize(
     "sent", [POST + "ab", POST, POST.replace("Content-Length: 10", "Transfer-Encoding: chunked") + "4\r\na"]
 )
-async def test_a_client_that_leaves_within_its_body_is_no_error(sent, caplog, capfd):
+async def test_disconnect_within_a_body_logs_no_error(sent, caplog, capfd):
     caplog.set_level(logging.INFO)
     async with listening() as url:
         for leave in ("abort", "close"):
@@ -188,7 +188,7 @@ async def test_a_client_that_leaves_within_its_body_is_no_error(sent, caplog, ca
                 await asyncio.sleep(0.05)
                 getattr(connection.writer.transport, leave)()
         await asyncio.sleep(0.1)
-        assert await asked(url, GET) == (200, b"0")
+        assert await exchange(url, GET) == (200, b"0")
     assert caplog.records == []
     assert "Traceback" not in "".join(capfd.readouterr())
 
@@ -204,7 +204,7 @@ async def test_a_client_that_leaves_within_its_body_is_no_error(sent, caplog, ca
         (GET.replace("\r\n\r\n", "\r\nContent-Encoding: gzip\r\n\r\n"), 415),
     ],
 )
-async def test_no_answer_tells_versions(request_, status):
+async def test_no_answer_shows_versions(request_, status):
     async with listening() as url, raw(url) as connection:
         await connection.send(request_)
         found, headers = await connection.head()

@@ -6,7 +6,7 @@ CONDITIONS = ("script-src 'self';", "connect-src 'self';", "default-src 'none';"
 
 
 @needs_browser
-async def test_the_description_is_drawn_and_tried_with_nothing_from_elsewhere(browser, url, tmp_path):  # noqa: F811
+async def test_reference_renders_and_executes_requests_without_other_hosts(browser, url, tmp_path):  # noqa: F811
     page = await browser.new_page()
     window = Window(page, url)
     document = await (await page.request.get(f"{url}/openapi.json")).json()
@@ -22,7 +22,7 @@ async def test_the_description_is_drawn_and_tried_with_nothing_from_elsewhere(br
     assert {address.removeprefix(url)[0] for address in window.requests if not address.startswith("data:")} == {"/"}
 
 
-async def test_its_files_are_named_and_its_policy_lets_nothing_else_in(url):  # noqa: F811
+async def test_reference_serves_only_named_files_under_its_policy(url):  # noqa: F811
     async with aiohttp.ClientSession(url) as http:
         async with http.get("/docs/reference/") as answer:
             policy = answer.headers["Content-Security-Policy"]

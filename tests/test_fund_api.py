@@ -18,7 +18,7 @@ from yarl import URL
 from fundsvc.api.answers import EntryAnswer
 from fundsvc.api.funds import STREAMED_ENTRIES, FundResources
 from fundsvc.api.http.application import make_app
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
 from fundsvc.core.events import Fill, Mark, Rate
 from fundsvc.core.fund.chain import GENESIS
@@ -37,7 +37,7 @@ def now_ms():
 
 
 def surplus(seq, points, ts=TS, symbol=SYMBOL):
-    """A long of 1,000 lots of a thousandth that is closed so many points better."""
+    """Closes a long of 1,000 lots of a thousandth at a price `points` above its bankruptcy price."""
     return Fill(symbol, seq, "sell", 1000, str(39000 + points), "39000", ts)
 
 
@@ -58,16 +58,16 @@ async def world(config):  # noqa: F811 - the fixture
 
 
 async def fund_once(world, holds, symbol=SYMBOL):
-    """A fund, once it is as it should be: what it is valued by follows the ledger a moment later."""
+    """Waits until a fund satisfies `holds`. The inputs of its valuation follow the ledger with a delay."""
 
-    async def asked():
+    async def current():
         status, body = await world.ask(f"{FUNDS}/{symbol}")
         return status == 200 and holds(body["data"]) and body["data"]
 
-    return await eventually(asked)
+    return await eventually(current)
 
 
-async def test_a_fund_is_worth_its_balance_in_usdt_and_what_that_buys_at_the_mark(world):
+async def test_fund_is_valued_in_usdt_and_base_currency(world):
     await world.send(listing(SYMBOL, multiplier=0.001, baseCurrency="XBT"), surplus(1, 5), surplus(2, 2))
     fund = await fund_once(world, lambda fund: fund["balance"] == "7" and fund["openInterest"])
     assert (fund["balanceUsdt"], fund["balanceBase"], fund["baseCurrency"]) == ("7", "0.00017948", "XBT")
@@ -76,11 +76,11 @@ async def test_a_fund_is_worth_its_balance_in_usdt_and_what_that_buys_at_the_mar
     assert not {"balanceUsdtReason", "balanceBaseReason"} & fund.keys()
 
 
-async def test_an_inverse_fund_holds_its_base_currency_and_needs_a_rate(world):
+async def test_inverse_fund_needs_a_rate_for_usdt(world):
     await world.send(inverse_listing(), inverse_surplus(1), position("secret-long", 40, 39000, 1, INVERSE))
     fund = await fund_once(world, lambda fund: fund["entry"], INVERSE)
     assert (fund["balance"], fund["balanceBase"], fund["baseCurrency"]) == ("0.0000641025", "0.0000641025", "XBT")
-    assert (fund["balanceUsdt"], fund["balanceUsdtReason"]) == (None, "no rate of XBT has come yet")
+    assert (fund["balanceUsdt"], fund["balanceUsdtReason"]) == (None, "no rate of XBT is known yet")
     assert fund["balanceToOpenInterest"] is None
     await world.send(Rate("XBT", "40000.5", now_ms()), Mark(INVERSE, "40000", TS))
     fund = await fund_once(world, lambda fund: fund["balanceUsdt"] and fund["balanceToOpenInterest"], INVERSE)
@@ -88,28 +88,28 @@ async def test_an_inverse_fund_holds_its_base_currency_and_needs_a_rate(world):
     assert fund["balanceToOpenInterest"] == pytest.approx(0.0000641025 / (40 / 40000))
 
 
-async def test_a_rate_that_is_too_old_is_not_used(world):
+async def test_expired_rate_is_not_used(world):
     ts = now_ms() - 700_000
     await world.send(inverse_listing(), inverse_surplus(1), Rate("XBT", "40000", ts))
-    fund = await fund_once(world, lambda fund: "older" in fund["balanceUsdtReason"], INVERSE)
+    fund = await fund_once(world, lambda fund: "before" in fund["balanceUsdtReason"], INVERSE)
     assert fund["balanceUsdt"] is None
-    assert fund["balanceUsdtReason"] == f"the last rate of XBT is of {ts} ms: more than 600 s older than now"
+    assert fund["balanceUsdtReason"] == f"the last rate of XBT has ts {ts}: more than 600 s before the service's clock"
 
 
-async def test_a_rate_that_is_not_yet_true_is_rejected(world):
+async def test_future_rate_is_rejected(world):
     await world.send(inverse_listing(), inverse_surplus(1), Rate("XBT", "40000", now_ms() + 700_000))
     fund = await fund_once(world, lambda fund: fund["entry"], INVERSE)
-    assert (fund["balanceUsdt"], fund["balanceUsdtReason"]) == (None, "no rate of XBT has come yet")
+    assert (fund["balanceUsdt"], fund["balanceUsdtReason"]) == (None, "no rate of XBT is known yet")
 
 
-async def test_without_a_mark_there_is_a_reason_instead_of_a_base_value(world):
+async def test_missing_mark_is_the_reason_for_a_missing_base_value(world):
     await world.send(listing("NEWUSDTM", baseCurrency="NEW"))
     fund = await fund_once(world, bool, "NEWUSDTM")
-    assert (fund["balanceBase"], fund["balanceBaseReason"]) == (None, "no mark price of NEWUSDTM has come yet")
+    assert (fund["balanceBase"], fund["balanceBaseReason"]) == (None, "no mark price of NEWUSDTM is known yet")
     assert (fund["balanceUsdt"], fund["openInterest"], fund["balanceToOpenInterest"]) == ("0", 0, None)
 
 
-async def test_a_mark_is_known_where_nobody_has_a_position(config):  # noqa: F811 - the fixture
+async def test_mark_of_a_contract_without_positions_is_known(config):  # noqa: F811 - the fixture
     config = with_section(config, "engine", book_seconds=0.1, lease_seconds=0.6)
     async with world_of(config) as world:
         await world.send(listing("AAA", baseCurrency="A"), Mark("AAA", "4", TS), fill("AAA", 1, 10))
@@ -118,7 +118,7 @@ async def test_a_mark_is_known_where_nobody_has_a_position(config):  # noqa: F81
         assert (await fund_once(world, lambda fund: fund["balanceBase"], "AAA"))["balanceBase"] == "2.5"
 
 
-async def test_changes_peak_and_drawdown_are_of_the_engines_clock(config):  # noqa: F811 - the fixture
+async def test_changes_peak_and_drawdown_use_the_engines_clock(config):  # noqa: F811 - the fixture
     now, hour = now_ms(), HOUR_MS
     times = [(1, 5, -200), (2, 7, -100), (3, 9, -20), (4, 21, -6), (5, -20, -4), (6, 3, 0)]
     async with world_of(config) as world:
@@ -132,7 +132,7 @@ async def test_changes_peak_and_drawdown_are_of_the_engines_clock(config):  # no
         assert (fund["change24h"], fund["change7d"], fund["peak8h"], fund["drawdown8h"]) == ("43", "50", "55", 0.0)
 
 
-async def test_the_summary_adds_up_by_currency_and_in_usdt(world):
+async def test_summary_has_sums_by_currency_and_in_usdt(world):
     await world.send(surplus(1, 5), listing("AAA"), fill("AAA", 1, -3), inverse_listing(), inverse_surplus(1))
     summary = await world.data(f"{FUNDS}/summary")
     assert abs(summary.pop("ts") - now_ms()) < 10_000
@@ -144,13 +144,13 @@ async def test_the_summary_adds_up_by_currency_and_in_usdt(world):
                 "currency": "XBT",
                 "balance": "0.0000641025",
                 "balanceUsdt": None,
-                "balanceUsdtReason": "no rate of XBT has come yet",
+                "balanceUsdtReason": "no rate of XBT is known yet",
                 "outstanding": "0",
                 "contracts": 1,
             },
         ],
         "totalUsdt": None,
-        "totalUsdtReason": "no rate of XBT has come yet",
+        "totalUsdtReason": "no rate of XBT is known yet",
     }
     await world.send(Rate("XBT", "40000.5", now_ms()))
 
@@ -163,24 +163,24 @@ async def test_the_summary_adds_up_by_currency_and_in_usdt(world):
 @pytest.mark.parametrize(
     "symbol", ["...", ".A", "%2e", "%2E%2e", "50%2FUSDT", "$MICHI_USDT", "a?b#c&d=e", "A\\B;C", "币安人生USDT"]
 )
-async def test_every_symbol_that_can_be_listed_can_be_asked_for(world, symbol):
+async def test_every_valid_symbol_can_be_requested(world, symbol):
     await world.send(listing(symbol), fill(symbol, 1, 5))
     base = f"{FUNDS}/{quote(symbol, safe='')}"
 
-    async def answered(path):
+    async def data_of(path):
         async with world.http.get(URL(path, encoded=True)) as answer:
             return answer.status == 200 and (await answer.json())["data"]
 
     async def settled():
-        fund = await answered(base)
+        fund = await data_of(base)
         return fund and (fund["symbol"], fund["balance"]) == (symbol, "5")
 
     await eventually(settled)
     for suffix in ("/history", "/entries/1", "/at?ts=1"):
-        assert await answered(base + suffix), suffix
+        assert await data_of(base + suffix), suffix
 
 
-async def test_what_is_asked_most_asks_no_table_of_funds(world, owner_connection):
+async def test_frequent_requests_do_not_query_the_funds_table(world, owner_connection):
     await world.send(surplus(1, 5))
     await fund_once(world, lambda fund: fund["balance"] == "5")
     async with owner_connection.transaction():
@@ -191,7 +191,7 @@ async def test_what_is_asked_most_asks_no_table_of_funds(world, owner_connection
         assert currency["balance"] == "5"
 
 
-async def test_a_symbol_that_is_a_word_of_the_api_cannot_be_listed(world):
+async def test_symbol_that_is_a_word_of_the_api_is_rejected(world):
     await world.send(listing("summary"))
     assert [row["detail"] for row in await world.pool.fetch("SELECT detail FROM rejected")] == [
         "symbol 'summary' is reserved: the API uses it in paths. Use another symbol"
@@ -199,7 +199,7 @@ async def test_a_symbol_that_is_a_word_of_the_api_cannot_be_listed(world):
     assert "currencies" in await world.data(f"{FUNDS}/summary")
 
 
-async def test_a_fund_as_it_was_at_a_moment(world):
+async def test_fund_at_a_time_is_after_its_last_entry_before(world):
     await world.send(surplus(1, 5, TS + 10), surplus(2, 2, TS + 20), surplus(3, 2, TS + 20))
     expected = [(0, 0, "0", 0), (TS + 9, 0, "0", 0), (TS + 10, 1, "5", TS + 10), (TS + 20, 3, "9", TS + 20)]
     for ts, entry, balance, entry_ts in expected:
@@ -214,14 +214,14 @@ async def test_a_fund_as_it_was_at_a_moment(world):
         }
 
 
-async def test_what_was_outstanding_is_told_of_a_moment_too(world):
+async def test_fund_at_a_time_shows_its_outstanding_amount(world):
     await world.send(shortfall(1), ended(2, 1), ended(3, 1), ended(4, 1), surplus(5, 4, TS + HOUR_MS))
     before, after = [await world.data(f"{FUND}/at", ts=ts) for ts in (TS, now_ms())]
     assert (before["outstanding"], after["outstanding"], after["balance"]) == ("10", "6", "0")
     await fund_once(world, lambda fund: fund["outstanding"] == "6")
 
 
-async def test_candles_have_no_holes(world):
+async def test_candles_have_no_gaps(world):
     start = TS // HOUR_MS * HOUR_MS
     await world.send(surplus(1, 5, start + 1), surplus(2, 2, start + 2), shortfall(3), surplus(4, 1, start + 3 * HOUR_MS))
     assert await world.data(f"{FUND}/candles", granularity=60, **{"from": start - HOUR_MS, "to": start + 4 * HOUR_MS}) == [
@@ -247,22 +247,22 @@ WRONG = [
     (
         "candles",
         {"from": "0", "to": str(500 * HOUR_MS)},
-        f"from 0 to {500 * HOUR_MS} are 501 candles of 60 minutes: ask for at most 500",
+        f"from 0 to {500 * HOUR_MS} are 501 candles of 60 minutes: request at most 500",
     ),
     ("candles", {"to": str(2**63 - 1)}, f"to is '{2**63 - 1}': it must be an integer from 0 to 253402300799999"),
     ("at", {}, "ts is missing: it must be an integer from 0 to 253402300799999"),
     ("history.csv", {"startAt": "5", "endAt": "4"}, "startAt is 5: it must not be after endAt, 4"),
-    ("history.csv", {"kind": "flat"}, "'kind' is no parameter here; allowed: startAt, endAt"),
+    ("history.csv", {"kind": "flat"}, "'kind' is not a parameter of this path; allowed: startAt, endAt"),
 ]
 
 
-async def test_a_wrong_question_is_told_what_is_wrong(world, subtests):
+async def test_invalid_query_is_rejected_with_a_reason(world, subtests):
     for path, parameters, message in WRONG:
         with subtests.test(path=path, parameters=parameters):
             assert await world.ask(f"{FUND}/{path}", **parameters) == (400, {"code": "400100", "msg": message})
 
 
-async def test_what_is_not_there_is_not_found(world, subtests):
+async def test_missing_contract_or_entry_is_not_found(world, subtests):
     await world.send(surplus(1, 5))
     paths = [f"{FUNDS}/NOPE/{rest}" for rest in ("at?ts=1", "candles", "history.csv", "entries/1")]
     for path in (*paths, *(f"{FUND}/entries/{number}" for number in ("0", "2", "-1", "x", "%C2%B2", "9" * 30))):
@@ -271,7 +271,7 @@ async def test_what_is_not_there_is_not_found(world, subtests):
                 assert (answer.status, (await answer.json())["code"]) == (404, "404000")
 
 
-async def test_an_entry_stands_in_its_chain_beside_the_order_that_it_caused(world):
+async def test_entry_shows_previous_hash_and_caused_order(world):
     await world.send(surplus(1, 5), shortfall(2), executed(3, 1, "secret-anna", 20))
     history = (await world.data(f"{FUND}/history", forward="true"))["dataList"]
     first, second = [await world.data(f"{FUND}/entries/{number}") for number in (1, 2)]
@@ -284,7 +284,7 @@ async def lines_of(answer):
     return list(csv.DictReader(io.StringIO(await answer.text(), newline="")))
 
 
-async def test_a_history_as_csv_is_the_history(world):
+async def test_csv_export_equals_the_history(world):
     fills = [msgspec.structs.replace(surplus(seq, seq, TS + seq), trade_id=f'"tr,ade"\t{seq}'[:64]) for seq in range(1, 4)]
     await world.send(*(msgspec.structs.replace(fill, trade_id=fill.trade_id.replace("\t", "é")) for fill in fills))
     history = (await world.data(f"{FUND}/history", forward="true"))["dataList"]
@@ -306,14 +306,14 @@ MANY = 30_000
 
 @pytest.fixture
 async def long(config):  # noqa: F811 - the fixture
-    """A service with a long history of AAA."""
+    """A service with a long ledger of AAA."""
     async with owned(config) as owner:
         await owner.settle([listing("AAA"), *(fill("AAA", seq, 1, TS + seq) for seq in range(1, MANY + 1))])
     async with world_of(config) as world:
         yield world
 
 
-async def test_a_long_history_is_streamed_whole_and_hardly_held(long):
+async def test_long_export_is_complete_and_uses_little_memory(long):
     path, size, entries = f"{FUNDS}/AAA/history.csv", 0, 0
     tracemalloc.start()
     try:
@@ -326,11 +326,11 @@ async def test_a_long_history_is_streamed_whole_and_hardly_held(long):
         tracemalloc.stop()
     assert entries == MANY + 1
     assert size > 5_000_000
-    assert held < 2_500_000, "of which less than half is the service's: pages, and what waits in sockets"
+    assert held < 2_500_000, "includes the client's buffers"
 
 
 def small_socket(address):
-    """A socket that holds little of what was not read yet."""
+    """Returns a socket with a small receive buffer."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -338,20 +338,20 @@ def small_socket(address):
 
 
 class CountingReader(Reader):
-    """A reader that counts the pages it was asked for."""
+    """A reader that counts the pages that it reads."""
 
     pages = 0
 
-    async def history(self, *asked, **bounds):
+    async def history(self, *arguments, **options):
         self.pages += 1
-        return await super().history(*asked, **bounds)
+        return await super().history(*arguments, **options)
 
 
-async def test_who_leaves_a_long_history_ends_it(long):
+async def test_disconnect_ends_the_export(long):
     reader, metrics = CountingReader(long.pool), Metrics()
     resources = FundResources(reader, None, None, None, None, None)
     connector = aiohttp.TCPConnector(socket_factory=small_socket)
-    async with serve(make_app(Reception(metrics), resources.routes), "127.0.0.1", 0) as url:
+    async with serve(make_app(Middleware(metrics), resources.routes), "127.0.0.1", 0) as url:
         async with (
             aiohttp.ClientSession(url, connector=connector) as leaving,
             leaving.get(f"{FUNDS}/AAA/history.csv", read_bufsize=1024) as answer,
@@ -362,7 +362,7 @@ async def test_who_leaves_a_long_history_ends_it(long):
     assert reader.pages < MANY / STREAMED_ENTRIES
 
 
-async def test_a_history_is_cut_off_where_the_ledger_goes_away(long, servers):
+async def test_export_is_aborted_when_the_database_becomes_unreachable(long, servers):
     async with long.http.get(f"{FUNDS}/AAA/history.csv", read_bufsize=1024) as answer:
         await answer.content.readline()
         servers.postgres.stop()

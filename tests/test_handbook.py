@@ -40,7 +40,7 @@ def test_html_in_a_chapter_and_in_titles_is_balanced():
 
 
 @needs_browser
-async def test_the_handbook_opens_from_the_page_and_loads_only_own_files(browser, url, tmp_path):  # noqa: F811
+async def test_handbook_opens_from_the_page_and_loads_only_own_files(browser, url, tmp_path):  # noqa: F811
     page = await browser.new_page(viewport={"width": 390, "height": 800})
     window = Window(page, url)
     await window.go("")
@@ -55,11 +55,11 @@ async def test_the_handbook_opens_from_the_page_and_loads_only_own_files(browser
     assert {address.removeprefix(url)[0] for address in window.requests if not address.startswith("data:")} == {"/"}
 
 
-async def test_an_unknown_chapter_is_not_found(url):  # noqa: F811
+async def test_unknown_chapter_is_not_found(url):  # noqa: F811
     async with aiohttp.ClientSession(url) as http, http.get("/docs/none") as answer:
         assert (answer.status, (await answer.json())["code"]) == (404, "404000")
 
 
-async def test_the_contents_redirect_is_relative_to_the_service(url):  # noqa: F811
+async def test_redirect_to_the_contents_is_relative(url):  # noqa: F811
     async with aiohttp.ClientSession(url) as http, http.get("/docs", allow_redirects=False) as answer:
         assert (answer.status, answer.headers["Location"]) == (302, "docs/index")

@@ -1,4 +1,4 @@
-"""Events over HTTP: what is answered is what becomes of them, in the real streams and the real ledger."""
+"""Ingest over HTTP: the answers, and the decisions of settlement, with real streams and a real ledger."""
 
 import gzip
 import random
@@ -16,9 +16,9 @@ from test_engine import running
 from tokens import bearer, with_secret
 
 from fundsvc.api.contracts import ContractResources
-from fundsvc.api.http.access import Gate
+from fundsvc.api.http.access import AccessControl
 from fundsvc.api.http.application import make_app
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
 from fundsvc.api.ingest import Ingest
 from fundsvc.api.stream_epochs import StreamEpochs
@@ -46,7 +46,7 @@ BODIES = {JSON: encode(EVENTS), NDJSON: lines(EVENTS), MSGPACK: encode(EVENTS, "
 
 
 class World:
-    """An engine over HTTP, and what lies behind it."""
+    """The ingest API with its stream, database and engine."""
 
     def __init__(self, http, client, pool, config, engine):
         self._engine = engine
@@ -99,15 +99,15 @@ class World:
 
 @asynccontextmanager
 async def world_of(config, make=Producer):
-    """The gate and the routes as the service has them; `make` makes what appends."""
+    """Serves the ingest routes with access control; `make` creates the producer."""
     config = with_secret(config)
     async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
-        gate = Gate(config.http, config.token)
+        access_control = AccessControl(config.http, config.token)
         reader, producer = Reader(pool), make(client, config.stream.partitions)
         epochs = StreamEpochs(EpochStore(pool), producer, config.stream.partitions)
-        ingest = Ingest(config, reader, producer, epochs, gate)
+        ingest = Ingest(config, reader, producer, epochs, access_control)
         contracts = ContractResources(reader, stream_key, epochs)
-        app = make_app(Reception(Metrics(), gate), (ingest.endpoint, *contracts.routes))
+        app = make_app(Middleware(Metrics(), access_control), (ingest.endpoint, *contracts.routes))
         async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http, running(config) as engine:
             yield World(http, client, pool, config, engine)
 
@@ -124,7 +124,7 @@ async def world(config):
 
 
 @pytest.mark.parametrize("kind", BODIES)
-async def test_events_are_settled_also_of_a_contract_listed_just_before_them(world, kind):
+async def test_events_after_their_contracts_listing_in_one_body_are_settled(world, kind):
     answer = await world.data(BODIES[kind], kind)
     ((stream_id, fields),) = await world.messages()
     run_id = (await world.client.info("server"))["run_id"]
@@ -148,7 +148,7 @@ NAMELESS = [
 ]
 
 
-async def test_names_that_a_spreadsheet_evaluates_are_refused_by_answer_and_engine_alike(world):
+async def test_spreadsheet_formulas_as_names_are_rejected_by_answer_and_settlement(world):
     listed = [listing(symbol) for symbol in (".", "..", "=A", "@A")]
     answer = await world.data(encode([LISTING, *NAMELESS, *listed]))
     predicted = [(row["index"], row["reason"]) for row in answer["rejected"]]
@@ -158,14 +158,14 @@ async def test_names_that_a_spreadsheet_evaluates_are_refused_by_answer_and_engi
     assert await world.entries() == []
 
 
-async def test_an_event_alone_is_taken_as_it_is(world):
+async def test_single_event_is_accepted(world):
     assert (await world.data(msgspec.json.encode(LISTING)))["accepted"] == 1
     assert (await world.data(msgspec.msgpack.encode(EVENTS[2]), MSGPACK))["accepted"] == 1
     assert await world.entries() == [(SYMBOL, 1)]
 
 
 @pytest.mark.parametrize("kind", [JSON, NDJSON])
-async def test_what_is_refused_is_answered_and_kept_and_the_rest_is_settled(world, kind):
+async def test_rejected_events_are_answered_and_kept_and_the_others_settled(world, kind):
     odd = [
         UNKNOWN_TYPE,
         msgspec.json.encode(fill("NONEUSDTM", 1, 1)),
@@ -187,16 +187,16 @@ async def test_what_is_refused_is_answered_and_kept_and_the_rest_is_settled(worl
         "contract_invalid",
     ]
     assert answer["accepted"] == 4
-    assert [(refused["index"], refused["reason"]) for refused in answer["rejected"]] == list(enumerate(reasons, 3))
-    assert all(refused["detail"] for refused in answer["rejected"])
+    assert [(row["index"], row["reason"]) for row in answer["rejected"]] == list(enumerate(reasons, 3))
+    assert all(row["detail"] for row in answer["rejected"])
     assert await world.kept() == list(zip(range(3, 10), reasons, odd, strict=True))
     assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2)]
 
 
-async def test_lines_that_are_no_events_spoil_no_others(world):
+async def test_undecodable_lines_do_not_affect_other_lines(world):
     body = b"\r\n".join([msgspec.json.encode(LISTING), b"{half", b"", msgspec.json.encode(EVENTS[2]), b"7", b"[]"])
     answer = await world.data(body, NDJSON)
-    assert (answer["accepted"], [refused["index"] for refused in answer["rejected"]]) == (2, [1, 3, 4])
+    assert (answer["accepted"], [row["index"] for row in answer["rejected"]]) == (2, [1, 3, 4])
     assert len(answer["messages"]) == 2
     assert await world.entries() == [(SYMBOL, 1)]
     assert await world.kept() == [(0, "undecodable", b"{half\n7\n[]")]
@@ -212,21 +212,21 @@ async def test_lines_that_are_no_events_spoil_no_others(world):
         (NDJSON, b"<html>\n", [b"<html>"]),
     ],
 )
-async def test_what_holds_no_event_at_all_is_a_wrong_request_yet_kept(world, kind, body, kept):
+async def test_body_without_any_event_is_answered_400_and_kept(world, kind, body, kept):
     status, answer = await world.post(body, kind)
     assert (status, answer["code"]) == (400, "400100")
     assert "kept" in answer["msg"]
     assert await world.kept() == [(position, "undecodable", raw) for position, raw in enumerate(kept)]
 
 
-async def test_an_array_of_nothing_is_nothing(world):
+async def test_empty_array_appends_nothing(world):
     assert await world.data(b"[]") == {"accepted": 0, "messages": [], "rejected": [], "streamEpoch": 1}
     assert await world.messages() == []
 
 
 @pytest.mark.parametrize("partitions", [3])
 @pytest.mark.parametrize("kind", BODIES)
-async def test_each_partition_gets_its_part_in_order(config, kind):
+async def test_each_partition_receives_its_events_in_order(config, kind):
     symbols = [f"S{number}USDTM" for number in range(12)]
     events = [listing(symbol) for symbol in symbols]
     events += [fill(symbol, seq, seq % 3 - 1) for seq in range(1, 5) for symbol in symbols]
@@ -234,7 +234,7 @@ async def test_each_partition_gets_its_part_in_order(config, kind):
     body = {JSON: encode(events), NDJSON: lines(events), MSGPACK: encode(events, "msgpack")}[kind]
     async with world_of(config) as world:
         answer = await world.data(body, kind)
-        assert (answer["accepted"], [refused["index"] for refused in answer["rejected"]]) == (61, [61])
+        assert (answer["accepted"], [row["index"] for row in answer["rejected"]]) == (61, [61])
         assert [message["partition"] for message in answer["messages"]] == [0, 1, 2]
         assert await world.entries() == [(symbol, seq) for symbol in sorted(symbols) for seq in range(1, 5)]
         assert [reason for _, reason, _ in await world.kept()] == ["unknown_symbol"]
@@ -246,51 +246,70 @@ async def test_each_partition_gets_its_part_in_order(config, kind):
             assert {partition_of(event["symbol"], 3) for event in sent if "symbol" in event} == {partition}
 
 
-async def test_the_answer_foresees_that_lots_contradict_their_leg(world):
+async def test_answer_predicts_rejection_of_lots_that_contradict_their_leg(world):
     symbol = LISTING.contract["symbol"]
     legs = [("LONG", 1), ("LONG", -1), ("LONG", 0), ("SHORT", -1), ("SHORT", 1), ("SHORT", 0), ("BOTH", -1)]
     events = [Position(symbol, "anna", lots, "5", "1", TS, position_side=side) for side, lots in legs]
     answer = await world.data(encode([LISTING, *events]))
-    foreseen = [(refused["index"], refused["reason"]) for refused in answer["rejected"]]
-    assert foreseen == [(2, "invalid_field"), (5, "invalid_field")]
-    assert [(position, reason) for position, reason, _ in await world.kept()] == foreseen
+    predicted = [(row["index"], row["reason"]) for row in answer["rejected"]]
+    assert predicted == [(2, "invalid_field"), (5, "invalid_field")]
+    assert [(position, reason) for position, reason, _ in await world.kept()] == predicted
 
 
-async def test_a_large_line_that_is_no_event_does_not_spoil_the_others(world):
+async def test_large_undecodable_line_does_not_affect_other_lines(world):
     symbol = LISTING.contract["symbol"]
     answer = await world.data(lines([LISTING, fill(symbol, 1, 1)]) + b"x" * 300_000 + b"\n", NDJSON)
     assert answer["accepted"] == 2
     assert await world.entries() == [(symbol, 1)]
 
 
-async def test_the_answer_foresees_what_the_engine_refuses(world):
-    """Numbers, accounts and contracts of all sorts; what only the order of things decides is left to the engine."""
+async def test_answer_predicts_the_rejections_of_settlement(world):
+    """Shuffled events with numbers, accounts and contracts of all kinds."""
     await world.data(encode([LISTING]))
     events = list(crowd(3, changes=600))
     random.Random(1).shuffle(events)
     await world.settled()
     before = len(await world.kept())
     answer = await world.data(encode(events))
-    foreseen = [(refused["index"], refused["reason"]) for refused in answer["rejected"]]
-    assert foreseen == [(position, reason) for position, reason, _ in (await world.kept())[before:]]
-    assert len(foreseen) > 20
+    predicted = [(row["index"], row["reason"]) for row in answer["rejected"]]
+    assert predicted == [(position, reason) for position, reason, _ in (await world.kept())[before:]]
+    assert len(predicted) > 20
 
 
-async def test_any_bytes_get_an_answer(world):
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_answer_predicts_listings_beyond_contracts_max(config, partitions):
+    """In one body, in bodies that are posted before settlement, and for contracts that are listed already."""
+    config = with_section(config, "stream", contracts_max=2)
+    symbols = [f"S{number}USDTM" for number in range(12)]
+    async with world_of(config) as world:
+        predicted = []
+        for batch in (symbols[:3], symbols[3:5], symbols[5:], symbols[:2]):
+            answer = await world.data(encode([listing(symbol) for symbol in batch]))
+            predicted += [batch[row["index"]] for row in answer["rejected"]]
+            assert {row["reason"] for row in answer["rejected"]} <= {"too_many_contracts"}
+        await world.settled()
+        kept = [msgspec.json.decode(body)["contract"]["symbol"] for _, _, body in await world.kept()]
+        assert sorted(kept) == sorted(predicted)
+        assert len(predicted) == len(symbols) - 2 * partitions
+        answer = await world.data(encode([fill(symbol, 1, 1) for symbol in symbols]))
+        assert [symbols[row["index"]] for row in answer["rejected"]] == [one for one in symbols if one in predicted]
+
+
+async def test_arbitrary_bytes_receive_an_answer(world):
     chance = random.Random(7)
     whole = [*BODIES.items(), (JSON, b"[[[" * 2000), (JSON, b'{"type":"contract","contract":{"symbol":"\\ud800"}}')]
     whole.append((JSON, b'[{"type":"mark","symbol":"\\udfff","price":"1","ts":1},{"type":"contract","contract":{}}]'))
     for _ in range(300):
         kind, body = chance.choice(whole)
-        spoilt = bytearray(body)
+        changed = bytearray(body)
         for _ in range(chance.randrange(4)):
-            spoilt[chance.randrange(len(spoilt))] = chance.randrange(256)
-        status, _ = await world.post(bytes(spoilt)[: chance.randrange(1, len(spoilt) + 1)], kind)
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        status, _ = await world.post(bytes(changed)[: chance.randrange(1, len(changed) + 1)], kind)
         assert status in {200, 400}
     await world.settled()
 
 
-async def test_a_compressed_body_is_refused_whether_it_is_one_or_not(world):
+async def test_body_declared_as_compressed_is_rejected(world):
     packed = gzip.compress(BODIES[JSON])
     for body in (packed, BODIES[JSON], packed[:10] + packed[:9:-1]):
         with capture_logs() as logs:
@@ -300,7 +319,7 @@ async def test_a_compressed_body_is_refused_whether_it_is_one_or_not(world):
         assert [line for line in logs if line["event"] == "request failed"] == []
 
 
-async def test_bodies_are_bounded(config):
+async def test_body_size_is_limited(config):
     async with world_of(with_section(config, "http", ingest_bytes_max=1_000_000)) as world:
         assert (await world.post(b" " * 999_999 + b"x"))[0] == 400
         status, answer = await world.post(b" " * 1_000_001)
@@ -316,7 +335,7 @@ async def test_bodies_are_bounded(config):
         assert len(await world.messages()) == 1
 
 
-async def test_events_have_a_rate_of_their_own(config):
+async def test_events_have_a_separate_rate_limit(config):
     async with world_of(with_section(config, "http", ingest_events_max=10_000, requests_seconds=3600, requests_max=1)) as world:
         async with world.http.post(
             PATH, data=encode([mark(1)] * 6000), headers={**bearer("engine"), "Content-Type": JSON}
@@ -329,7 +348,7 @@ async def test_events_have_a_rate_of_their_own(config):
         assert (await world.post(encode([mark(1)] * 3000)))[0] == 200
 
 
-async def test_while_the_stream_is_away_it_says_so_and_all_can_be_sent_again(config, servers):
+async def test_unreachable_stream_is_answered_with_503_and_events_can_be_resent(config, servers):
     async with world_of(config) as world:
         await world.data(BODIES[JSON])
         assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2)]
@@ -338,32 +357,32 @@ async def test_while_the_stream_is_away_it_says_so_and_all_can_be_sent_again(con
         try:
             status, answer = await world.post(more)
             assert (status, answer["code"]) == (503, "503000")
-            assert "partitions that have theirs: none" in answer["msg"]
+            assert "partitions with all events: none" in answer["msg"]
         finally:
             servers.start()
 
-        async def refused():
+        async def rejected():
             return (await world.post(more))[0] == 409
 
-        await eventually(refused)
+        await eventually(rejected)
         await world.cursor()
         await world.data(more)
         assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2), (SYMBOL, 3)]
 
 
-class HalfAway(Producer):
-    """The stream of one partition is away, as a node of a cluster may be."""
+class HalfUnreachable(Producer):
+    """A producer whose stream of one partition is unreachable, as with a failed cluster node."""
 
     async def append_after(self, known, partition, field, bodies):
         if partition == 1:
-            raise StreamFault("this node is away")
+            raise StreamFault("this node is unreachable")
         return await super().append_after(known, partition, field, bodies)
 
 
 @pytest.mark.parametrize("partitions", [3])
-async def test_when_one_of_several_streams_is_away_it_says_which_have_theirs(config):
-    async with world_of(config, HalfAway) as world:
+async def test_partial_append_names_the_complete_partitions(config):
+    async with world_of(config, HalfUnreachable) as world:
         status, answer = await world.post(encode([Rate("XBT", "90000", TS)]))
         assert (status, answer["code"]) == (503, "503000")
-        assert "partitions that have theirs: 0;" in answer["msg"]
+        assert "partitions with all events: 0;" in answer["msg"]
         assert [len(await world.messages(partition)) for partition in range(3)] == [1, 0, 0]

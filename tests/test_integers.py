@@ -1,4 +1,4 @@
-"""Integers above 2^53 reach readers whose numbers are doubles: over HTTP, WebSocket and in the description."""
+"""Integers above 2^53 as strings over HTTP and WebSocket, for clients whose numbers are doubles."""
 
 import json
 import time
@@ -44,13 +44,13 @@ def quoted(value):
 
 
 @given(JSON)
-def test_all_integers_and_nothing_else_become_strings(value):
+def test_only_integers_become_strings(value):
     for body in (msgspec.json.encode(value), json.dumps(value).encode(), json.dumps(value, indent=1).encode()):
         assert json.loads(integers_as_strings(body)) == quoted(json.loads(body))
 
 
 @pytest.mark.parametrize("text", ["1E-05", "1e5", "0.10", "-0.0", "1.0E+2", '"1"', '"\\"1,2"', "[0.1,-1e-7]", "{}", '""'])
-def test_fractions_and_strings_stay_to_the_byte(text):
+def test_fractions_and_strings_keep_their_bytes(text):
     assert integers_as_strings(text.encode()) == text.encode()
 
 
@@ -65,7 +65,7 @@ async def service(config):
 
 
 def integers(value):
-    """Every integer in an answer."""
+    """Returns all integers in an answer."""
     if isinstance(value, dict | list):
         return [found for part in (value.values() if isinstance(value, dict) else value) for found in integers(part)]
     return [value] if type(value) is int else []
@@ -81,14 +81,14 @@ PATHS = (
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_every_answer_has_its_integers_as_numbers_or_all_as_strings(service, path):
+async def test_every_answer_has_all_integers_as_numbers_or_as_strings(service, path):
     headers = bearer("risk")
     plain = await service.data(path, headers=headers)
     same = await service.data(f"{path}{'&' if '?' in path else '?'}numbers=number", headers=headers)
     texts = await service.data(f"{path}{'&' if '?' in path else '?'}numbers=string", headers=headers)
     assert integers(plain)
     assert not integers(texts)
-    if not any(each in path for each in ("timestamp", "summary", "queue", "positions")):  # these tell the time
+    if not any(each in path for each in ("timestamp", "summary", "queue", "positions")):  # these contain the current time
         for answer in (plain, same, texts):
             if isinstance(answer, dict):
                 answer.pop("asOf", None)
@@ -96,7 +96,7 @@ async def test_every_answer_has_its_integers_as_numbers_or_all_as_strings(servic
         assert texts == quoted(plain)
 
 
-async def test_large_integers_come_back_exactly(service):
+async def test_large_integers_are_returned_exactly(service):
     engine = {"headers": bearer("engine"), "params": STRINGS}
     (cursor,) = (await service.data("/api/v1/ingest/cursor", **engine))["contracts"]
     assert cursor["seq"] == str(SEQ)
@@ -108,7 +108,7 @@ async def test_large_integers_come_back_exactly(service):
     assert order["deficitLots"] == str(LOTS)
 
 
-async def test_other_ways_to_write_numbers_are_refused(service):
+async def test_other_values_of_numbers_are_rejected(service):
     async with service.http.get("/api/v1/insurance-fund?numbers=text") as answer:
         assert (answer.status, (await answer.json())["msg"]) == (
             400,
@@ -118,7 +118,7 @@ async def test_other_ways_to_write_numbers_are_refused(service):
         assert (answer.status, (await answer.json())["msg"]) == (400, "numbers must be one of number, string")
 
 
-async def test_pushes_have_integers_as_the_connection_or_a_subscription_wants(service):
+async def test_pushes_write_integers_as_the_connection_or_subscription_requests(service):
     token = (await service.bullet())["token"]
     async with service.http.ws_connect("/ws", params={"token": token, "connectId": "5", "numbers": "string"}) as connection:
         assert await connection.receive_json() == {"id": "5", "type": "welcome"}

@@ -1,7 +1,7 @@
-"""How many requests a client may make, who counts as one, and which web pages may ask: the gate before handlers of a test."""
+"""Rate limits, the clients that they count, and CORS: access control before the handlers of a test."""
 
+import time
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -9,10 +9,10 @@ from aiohttp import web
 from tokens import SECRET, bearer
 
 from fundsvc.api.http import rate_limits
-from fundsvc.api.http.access import Gate, for_roles
+from fundsvc.api.http.access import AccessControl, with_caller
 from fundsvc.api.http.client_address import client_address
 from fundsvc.api.http.errors import BadParameter
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.rate_limits import Window
 from fundsvc.api.http.server import serve
 from fundsvc.config.settings import HttpConfig, TokenConfig
@@ -22,21 +22,28 @@ HOUR = 3600.0
 EXPOSED = {"gw-ratelimit-limit", "gw-ratelimit-remaining", "gw-ratelimit-reset", "Retry-After"}
 
 
+class Clock:
+    """A clock that the test controls."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
 @pytest.fixture
-def clock(monkeypatch):
-    """A clock that a test moves."""
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(rate_limits, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
+def clock():
+    return Clock()
 
 
 def took(window, client, amount=1):
-    """Whether it was granted, and what is left."""
+    """Returns whether the window granted the amount, and the remaining units."""
     return window.take(client, amount), window.remaining(client)
 
 
-def test_a_client_gets_so_many_within_a_window_and_again_in_the_next(clock):
-    window = Window(3, 30)
+def test_client_is_limited_within_each_window(clock):
+    window = Window(3, 30, clock)
     assert [took(window, "a") for _ in range(4)] == [(True, 2), (True, 1), (True, 0), (False, 0)]
     assert window.reset_ms() == 30_001
     assert took(window, "b") == (True, 2)
@@ -48,15 +55,15 @@ def test_a_client_gets_so_many_within_a_window_and_again_in_the_next(clock):
     assert window.reset_ms() == 30_001
 
 
-def test_an_amount_is_granted_whole_or_not_at_all(clock):
-    window = Window(10, 30)
+def test_amount_is_counted_completely_or_not_at_all(clock):
+    window = Window(10, 30, clock)
     assert [took(window, "a", amount) for amount in (7, 4, 3)] == [(True, 3), (False, 3), (True, 0)]
     assert [took(window, "b", amount) for amount in (11, 10)] == [(False, 10), (True, 0)]
 
 
-def test_clients_are_told_apart_up_to_a_bound(clock, monkeypatch):
+def test_clients_beyond_the_maximum_share_a_count(clock, monkeypatch):
     monkeypatch.setattr(rate_limits, "CLIENTS_MAX", 3)
-    window = Window(2, 30)
+    window = Window(2, 30, clock)
     assert [took(window, name) for name in "abc"] == [(True, 1)] * 3
     assert [took(window, name) for name in "defab"] == [(True, 1), (True, 0), (False, 0), (True, 0), (True, 0)]
     assert [took(window, name) for name in "cdgc"] == [(True, 0), (False, 0), (False, 0), (False, 0)]
@@ -64,7 +71,7 @@ def test_clients_are_told_apart_up_to_a_bound(clock, monkeypatch):
     assert [took(window, name) for name in "ghi"] == [(True, 1)] * 3
 
 
-async def answering(request):
+async def answering(request, caller=None):
     return web.json_response({})
 
 
@@ -80,14 +87,16 @@ async def streaming(request):
 
 
 @asynccontextmanager
-async def gated(token=None, **http):
-    """An application behind a gate, and a client of it."""
+async def limited_client(token=None, clock=time.monotonic, **http):
+    """Serves an application with access control; yields a client."""
     application = web.Application()
     for path, handler in {"/": answering, "/wrong": failing, "/stream": streaming, "/healthz": answering}.items():
         application.router.add_get(path, handler)
-    application.router.add_get("/risk", for_roles(frozenset({"risk"}), answering))
-    gate = Gate(HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"})
-    Reception(Metrics(), gate).receive(application, {})
+    application.router.add_get("/risk", with_caller(answering, frozenset({"risk"})))
+    access_control = AccessControl(
+        HttpConfig(**{"requests_seconds": HOUR, **http}), token or TokenConfig(secret=SECRET), {"/healthz"}, clock
+    )
+    Middleware(Metrics(), access_control).install(application, {})
     async with serve(application, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as client:
         yield client
 
@@ -98,8 +107,8 @@ async def remaining(client, path="/", **headers):
         return int(answer.headers["gw-ratelimit-remaining"])
 
 
-async def test_every_answer_says_what_is_left(clock):
-    async with gated(requests_max=6) as client:
+async def test_every_answer_shows_the_remaining_requests(clock):
+    async with limited_client(clock=clock, requests_max=6) as client:
         for left, (path, status) in enumerate({"/": 200, "/wrong": 400, "/stream": 200, "/none": 404, "/risk": 401}.items()):
             async with client.get(path) as answer:
                 assert answer.status == status
@@ -109,8 +118,8 @@ async def test_every_answer_says_what_is_left(clock):
                 assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_who_asks_too_often_is_told_when_to_ask_again(clock):
-    async with gated(requests_max=2) as client:
+async def test_exceeded_limit_is_answered_with_retry_after(clock):
+    async with limited_client(clock=clock, requests_max=2) as client:
         assert [await remaining(client) for _ in range(2)] == [1, 0]
         clock.now += HOUR - 0.5
         async with client.get("/") as answer:
@@ -127,8 +136,8 @@ async def test_who_asks_too_often_is_told_when_to_ask_again(clock):
         assert await remaining(client) == 1
 
 
-async def test_an_account_is_one_client_wherever_it_asks_from_and_with_whatever_token():
-    async with gated(requests_max=10) as client:
+async def test_account_is_one_client_with_any_token_and_address():
+    async with limited_client(requests_max=10) as client:
         assert await remaining(client) == 9
         assert await remaining(client, **bearer("trader", account="anna")) == 9
         assert await remaining(client, **bearer("trader", account="anna", sub="phone")) == 8
@@ -139,15 +148,15 @@ async def test_an_account_is_one_client_wherever_it_asks_from_and_with_whatever_
         assert await remaining(client) == 7
 
 
-async def test_the_engine_has_events_to_spend_instead():
-    async with gated(requests_max=1, ingest_events_max=10_000) as client:
+async def test_engine_requests_count_against_its_event_limit():
+    async with limited_client(requests_max=1, ingest_events_max=10_000) as client:
         assert [await remaining(client, **bearer("engine")) for _ in range(3)] == [9999, 9998, 9997]
 
 
-async def test_behind_proxies_of_ours_a_client_is_whom_the_outermost_saw():
-    async with gated(requests_max=10) as client:
+async def test_client_behind_proxies_is_the_address_that_the_outermost_proxy_saw():
+    async with limited_client(requests_max=10) as client:
         assert [await remaining(client, **{"X-Forwarded-For": forged}) for forged in ("1.1.1.1", "2.2.2.2")] == [9, 8]
-    async with gated(requests_max=10, proxies=2) as client:
+    async with limited_client(requests_max=10, proxies=2) as client:
         for hops, left in (
             ("9.9.9.9, 1.1.1.1, 10.0.0.1", 9),
             ("8.8.8.8, 1.1.1.1, 10.0.0.2", 8),
@@ -182,8 +191,8 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-async def test_a_client_is_an_address_not_its_spelling(name):
-    async with gated(requests_max=5, proxies=1) as client:
+async def test_spellings_of_one_address_are_one_client(name):
+    async with limited_client(requests_max=5, proxies=1) as client:
         statuses = []
         for address in SPELLINGS[name]:
             async with client.get("/", headers={"X-Forwarded-For": f"forged, {address}"}) as answer:
@@ -191,9 +200,9 @@ async def test_a_client_is_an_address_not_its_spelling(name):
     assert statuses == [200] * 5 + [429] * 7
 
 
-async def test_other_addresses_are_other_clients():
+async def test_different_addresses_are_different_clients():
     others = ("203.0.113.8", "203.0.113.9", "2001:db8:1:2::1", "2001:db8:1:3::1", "::ffff:203.0.113.10", "unknown", "::1")
-    async with gated(requests_max=2, proxies=1) as client:
+    async with limited_client(requests_max=2, proxies=1) as client:
         assert [await remaining(client, **{"X-Forwarded-For": other}) for other in others] == [1] * len(others)
 
 
@@ -208,7 +217,7 @@ async def test_other_addresses_are_other_clients():
         (None, "unknown"),
     ],
 )
-def test_the_direct_peer_is_read_in_the_same_way(peer, client):
+def test_direct_peer_address_is_normalized(peer, client):
     assert client_address(peer, (), 0) == client_address(peer, ("9.9.9.9",), 2) == client
 
 
@@ -218,8 +227,8 @@ async def preflight(client, origin, path="/risk"):
         return answer
 
 
-async def test_pages_of_configured_origins_may_ask_with_a_token():
-    async with gated(origins=("https://one.example", "https://two.example")) as client:
+async def test_configured_origins_may_send_tokens():
+    async with limited_client(origins=("https://one.example", "https://two.example")) as client:
         for origin in ("https://one.example", "https://two.example"):
             answer = await preflight(client, origin)
             assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (204, origin)
@@ -234,8 +243,8 @@ async def test_pages_of_configured_origins_may_ask_with_a_token():
 
 
 @pytest.mark.parametrize("origin", ["https://other.example", "https://one.example.evil", "null", "http://one.example", "*"])
-async def test_pages_of_other_origins_may_not(origin):
-    async with gated(origins=("https://one.example",)) as client:
+async def test_other_origins_receive_no_cors_headers(origin):
+    async with limited_client(origins=("https://one.example",)) as client:
         answer = await preflight(client, origin)
         assert not [name for name in answer.headers if name.startswith("Access-Control")]
         async with client.get("/", headers={"Origin": origin}) as answer:
@@ -243,23 +252,23 @@ async def test_pages_of_other_origins_may_not(origin):
             assert answer.headers["Vary"] == "Origin"
 
 
-async def test_any_page_may_ask_if_so_configured():
-    async with gated(origins=("*",)) as client:
+async def test_any_origin_is_accepted_if_configured():
+    async with limited_client(origins=("*",)) as client:
         assert (await preflight(client, "https://any.example")).headers["Access-Control-Allow-Origin"] == "*"
         async with client.get("/", headers={"Origin": "https://any.example"}) as answer:
             assert answer.headers["Access-Control-Allow-Origin"] == "*"
             assert "Vary" not in answer.headers
 
 
-async def test_without_origins_no_page_may():
-    async with gated() as client:
+async def test_no_origin_is_accepted_without_configuration():
+    async with limited_client() as client:
         assert (await preflight(client, "https://one.example")).status == 405
         async with client.get("/", headers={"Origin": "https://one.example"}) as answer:
             assert not [name for name in answer.headers if name.startswith("Access-Control")]
 
 
-async def test_what_a_token_was_needed_for_is_not_kept_by_caches():
-    async with gated() as client:
+async def test_answers_to_tokens_are_not_cached():
+    async with limited_client() as client:
         async with client.get("/risk", headers=bearer("risk")) as answer:
             assert (answer.status, answer.headers["Cache-Control"]) == (200, "no-store")
         async with client.get("/") as answer:

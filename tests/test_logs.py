@@ -26,7 +26,7 @@ from test_engine import running, stopped
 from tokens import bearer, with_secret
 
 from fundsvc.api.http.application import make_app
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.routes import Endpoint
 from fundsvc.api.http.server import serve
 from fundsvc.config.settings import LogConfig
@@ -311,7 +311,7 @@ async def fail(_request):
 
 @pytest.fixture
 async def failing(logged):
-    app = make_app(Reception(Metrics()), [Endpoint("/fails", fail, {})])
+    app = make_app(Middleware(Metrics()), [Endpoint("/fails", fail, {})])
     async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http:
         yield http
 
@@ -349,7 +349,7 @@ async def test_every_request_has_an_id_of_its_own_and_every_line_of_it_says_so(f
 
 async def test_answers_at_level_debug_are_logged_by_the_template_of_their_route(logged):
     configure_logs(LogConfig(level="debug", format="json"), logged)
-    app = make_app(Reception(Metrics()), [Endpoint("/of/{account}", fail, {})])
+    app = make_app(Middleware(Metrics()), [Endpoint("/of/{account}", fail, {})])
     async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http:
         await asked(http, "mine", "/of/secret-anna")
         await asked(http, "mine", "/secret-bert")

@@ -20,10 +20,10 @@ from fundsvc.api.http.application import make_app
 EXAMPLES = Path(__file__).parent.parent / "fundsvc" / "api" / "docs" / "examples.json"
 
 RECORDING = "RECORD_EXAMPLES" in os.environ
-"""Whether the examples are asked anew, as `scripts/examples` does."""
+"""Whether the examples are recorded, as `scripts/examples` does."""
 
 LINES_MAX = 12
-"""Of an example that is text."""
+"""The lines of an example that is text."""
 
 CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
 
@@ -43,22 +43,22 @@ HISTORY = [
         )
     ),
 ]
-"""A surplus, a shortfall that the fund pays in part, an order that is executed in part, and another surplus."""
+"""A surplus, a shortfall that the fund pays in part, a partly executed order, and another surplus."""
 
 CALLERS = {"engine": {}, "trader": {"account": "secret-anna"}}
-"""Whose tokens are used."""
+"""The claims of the tokens that the examples use, by role."""
 
 VENUES = ["binance", "bybit", "gate", "okx"]
 SECTIONS = ["adl", *VENUES, "contracts", "funds", "health", "ingest", "openapi", "websocket"]
-"""Under which operations are found, in words of those who ask."""
+"""The tags of the operations."""
 
 UNDESCRIBED = {"/", "/page/{digest}/{name}", "/docs", "/docs/{name}", "/docs/reference/", "/docs/reference/{name}", "/ws"}
-"""What is for browsers, and what does not speak HTTP."""
+"""Paths for browsers, and the WebSocket."""
 
 
 @pytest.fixture
 def application(monkeypatch):
-    """The application, once it is made."""
+    """The created applications."""
     made = []
     monkeypatch.setattr("fundsvc.app.make_app", lambda *arguments: made.append(make_app(*arguments)) or made[0])
     return made
@@ -74,7 +74,7 @@ async def world(config, application):  # noqa: F811 - the fixture
         yield world
 
 
-async def described(world):
+async def document_of(world):
     async with world.http.get("/openapi.json") as answer:
         assert (answer.status, answer.content_type) == (200, "application/json")
         return await answer.json()
@@ -86,8 +86,8 @@ def operations(document):
             yield path, method, operation
 
 
-async def test_the_description_is_valid_openapi(world):
-    document = await described(world)
+async def test_document_is_valid_openapi(world):
+    document = await document_of(world)
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
     names = [operation["operationId"] for _, _, operation in operations(document)]
     assert len(names) == len(set(names))
@@ -95,16 +95,16 @@ async def test_the_description_is_valid_openapi(world):
     assert {name for _, _, operation in operations(document) for name in operation["tags"]} == set(SECTIONS)
 
 
-async def test_whatever_is_served_is_described(world, application):
+async def test_every_route_is_described(world, application):
     served = {(route.resource.canonical, route.method.lower()) for route in application[0].router.routes()}
-    told = {(path, method) for path, method, _ in operations(await described(world))}
-    also = {(path, "head") for path, method in told if method == "get"}
-    assert {path for path, _ in served - told - also} == UNDESCRIBED
-    assert told <= served
+    described = {(path, method) for path, method, _ in operations(await document_of(world))}
+    also = {(path, "head") for path, method in described if method == "get"}
+    assert {path for path, _ in served - described - also} == UNDESCRIBED
+    assert described <= served
 
 
 def validator(document, schema):
-    """Of a schema within a document, with properties that the document does not name counted as wrong."""
+    """Returns a validator of a schema within a document."""
     return Draft202012Validator({**schema, "components": document["components"]})
 
 
@@ -113,7 +113,7 @@ def token(operation):
 
 
 async def ask(world, path, method, operation, example):
-    """Asks an example's question; returns the answer's content type and body."""
+    """Sends the request of an example; returns content type and body of the answer."""
     ((kind, body),) = example.get("body", {None: None}).items()
     target = path.format(**example.get("path", {}))
     headers = {**(token(operation) if "security" in operation else {}), **({"Content-Type": kind} if kind else {})}
@@ -124,10 +124,10 @@ async def ask(world, path, method, operation, example):
         return answer.content_type, msgspec.json.decode(text) if answer.content_type == "application/json" else text
 
 
-async def test_every_operation_has_an_example_that_is_what_is_answered(world, subtests):
-    document, examples = await described(world), msgspec.json.decode(EXAMPLES.read_bytes())
+async def test_example_of_every_operation_matches_its_answer(world, subtests):
+    document, examples = await document_of(world), msgspec.json.decode(EXAMPLES.read_bytes())
     keys = {f"{method.upper()} {path}" for path, method, _ in operations(document)}
-    assert set(examples) == keys, "write the question of an operation into examples.json, then run scripts/examples"
+    assert set(examples) == keys, "add the request of the operation to examples.json, then run scripts/examples"
     for path, method, operation in operations(document):
         with subtests.test(path=path):
             example = examples[f"{method.upper()} {path}"]
@@ -144,13 +144,13 @@ async def test_every_operation_has_an_example_that_is_what_is_answered(world, su
 
 
 def shape(answer):
-    """The names in an answer, wherever they are."""
+    """Returns the names in an answer with their nesting."""
     if isinstance(answer, dict):
         return {name: shape(value) for name, value in answer.items()}
     return [shape(answer[0])] if isinstance(answer, list) and answer else None
 
 
-async def test_schemathesis_finds_nothing(world):
+async def test_schemathesis_finds_no_errors(world):
     done = await program(
         Path(sys.executable).parent / "schemathesis",
         "--config-file",

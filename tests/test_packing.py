@@ -1,4 +1,4 @@
-"""Which clients receive gzip: all values of Accept-Encoding, on every route that compresses."""
+"""Compression: values of Accept-Encoding on every route that compresses."""
 
 import gzip
 
@@ -11,9 +11,9 @@ from ledgers import listing, owned
 from live import serving
 from multidict import CIMultiDict
 
-from fundsvc.api.http.compression import takes_packed
+from fundsvc.api.http.compression import accepts_gzip
 
-PLAIN = (
+PLAIN_HEADERS = (
     "",
     "identity",
     "gzip;q=0",
@@ -36,7 +36,7 @@ PLAIN = (
     '"gzip"',
 )
 
-PACKED = (
+GZIP_HEADERS = (
     "gzip",
     "GZIP",
     "Gzip",
@@ -54,25 +54,25 @@ PACKED = (
 )
 
 
-def taken(*values):
+def accepts(*values):
     headers = CIMultiDict((hdrs.ACCEPT_ENCODING, value) for value in values)
-    return takes_packed(make_mocked_request("GET", "/", headers))
+    return accepts_gzip(make_mocked_request("GET", "/", headers))
 
 
-@pytest.mark.parametrize("value", PLAIN)
-def test_plain_bytes_where_gzip_is_not_acceptable_or_less_preferred(value):
-    assert not taken(value)
+@pytest.mark.parametrize("value", PLAIN_HEADERS)
+def test_plain_bytes_are_sent_unless_gzip_is_preferred(value):
+    assert not accepts(value)
 
 
-@pytest.mark.parametrize("value", PACKED)
-def test_gzip_where_it_is_acceptable(value):
-    assert taken(value)
+@pytest.mark.parametrize("value", GZIP_HEADERS)
+def test_gzip_is_sent_if_it_is_acceptable(value):
+    assert accepts(value)
 
 
-def test_several_headers_are_one_list_and_none_is_plain():
-    assert taken("br", "gzip")
-    assert not taken("br", "gzip;q=0")
-    assert not taken()
+def test_repeated_headers_are_one_list_and_a_missing_header_means_plain():
+    assert accepts("br", "gzip")
+    assert not accepts("br", "gzip;q=0")
+    assert not accepts()
 
 
 @pytest.fixture
@@ -85,12 +85,12 @@ async def http(config):
 
 
 @pytest.mark.parametrize("path", ["/", "/docs/index", "/docs/reference/start.js", "/api/v1/insurance-fund"])
-async def test_every_route_that_compresses_obeys_the_header(http, path):
+async def test_every_compressing_route_respects_accept_encoding(http, path):
     bodies = set()
-    for value, packed in {**dict.fromkeys(PLAIN, False), **dict.fromkeys(PACKED, True)}.items():
+    for value, gzipped in {**dict.fromkeys(PLAIN_HEADERS, False), **dict.fromkeys(GZIP_HEADERS, True)}.items():
         async with http.get(path, headers={"Accept-Encoding": value}) as answer:
-            assert (answer.headers.get("Content-Encoding") == "gzip") == packed, value
+            assert (answer.headers.get("Content-Encoding") == "gzip") == gzipped, value
             assert answer.headers["Vary"] == "Accept-Encoding"
             body = await answer.read()
-            bodies.add(gzip.decompress(body) if packed else body)
+            bodies.add(gzip.decompress(body) if gzipped else body)
     assert len(bodies) == 1 or path == "/api/v1/insurance-fund"

@@ -1,4 +1,4 @@
-"""What the public, a trader and risk are shown of accounts and of single positions, over every route that needs no token."""
+"""The visibility of accounts and single positions for the public, traders and risk."""
 
 import hashlib
 import hmac
@@ -54,7 +54,7 @@ EVENTS = [
     liquidated(2, 9876),
     AdlFill(SYMBOL, 3, 1, ACCOUNTS[7], 1001, TS),
 ]
-"""Eight shorts, four longs, a surplus, and an order that asks seven of the shorts whole."""
+"""Eight shorts, four longs, a surplus, and an order that allocates all lots of seven shorts."""
 
 
 @pytest.fixture
@@ -84,19 +84,19 @@ async def data(world, path, headers=None, **options):
 
 
 async def explained(world):
-    """Waits for a target that positions explain."""
+    """Waits for a target whose explanation has positions."""
     await eventually(lambda: world.pool.fetchval("SELECT explanation::text LIKE '%entryPrice%' FROM targets"))
 
 
 async def public_paths(world):
-    """Every GET that needs no token, with the values of its parameters."""
+    """Yields the path of every GET without a required token, with parameter values."""
     _, text = await read(world, "/openapi.json")
     values = {"symbol": SYMBOL, "entry": "2", "adl": "1", "round": "1", "settle": "usdt"}
     queries = {"ts": str(TS), "symbol": SYMBOL}
     for path, methods in msgspec.json.decode(text)["paths"].items():
-        asked = methods.get("get")
-        if asked and (not asked.get("security") or {} in asked["security"]):
-            needed = [one["name"] for one in asked["parameters"] if one["in"] == "query" and one["required"]]
+        operation = methods.get("get")
+        if operation and (not operation.get("security") or {} in operation["security"]):
+            needed = [one["name"] for one in operation["parameters"] if one["in"] == "query" and one["required"]]
             query = "&".join(f"{name}={queries[name]}" for name in needed if name in queries)
             yield re.sub(r"{(\w+)}", lambda found: values[found[1]], path) + (f"?{query}" if query else "")
 
@@ -108,7 +108,7 @@ def numbers_in(text):
 HIDDEN = {str(lots(n)) for n in range(12)} | {entry_price(n) for n in range(12)} | {margin(n) for n in range(12)}
 
 
-async def test_no_public_answer_names_an_account_a_secret_a_salt_or_a_single_position(world):
+async def test_no_public_answer_shows_accounts_secrets_salts_or_positions(world):
     rows = await world.pool.fetch("SELECT f.adl_head, r.hash FROM funds f JOIN adl_records r USING (symbol)")
     adl_hashes = {row[name].hex() for row in rows for name in ("adl_head", "hash")}
     await explained(world)
@@ -124,7 +124,7 @@ async def test_no_public_answer_names_an_account_a_secret_a_salt_or_a_single_pos
             assert not numbers_in(text) & HIDDEN, path
 
 
-async def test_no_public_push_names_an_account_or_a_single_position(world):
+async def test_no_public_push_shows_accounts_or_positions(world):
     bullet = msgspec.json.decode((await read(world, "/api/v1/bullet-public", json={}))[1])["data"]
     parameters = {"token": bullet["token"], "connectId": "c"}
     async with world.http.ws_connect(bullet["instanceServers"][0]["endpoint"], params=parameters) as connection:
@@ -140,7 +140,7 @@ async def test_no_public_push_names_an_account_or_a_single_position(world):
     assert [entry["commitment"] != "" for entry in entries] == [True, True]
 
 
-async def test_public_hashes_do_not_tell_an_account(world):
+async def test_public_hashes_do_not_reveal_the_account(world):
     second = await data(world, f"{FUND}/entries/2")
     row = await world.pool.fetchrow("SELECT * FROM entries WHERE entry = 2")
     public = Entry(*(row[name] for name in Entry.__struct_fields__))
@@ -150,7 +150,7 @@ async def test_public_hashes_do_not_tell_an_account(world):
     assert second["entry"]["hash"] not in tried
 
 
-async def test_anyone_can_recompute_a_hash_from_the_public_answer(world):
+async def test_hash_can_be_recomputed_from_the_public_answer(world):
     second = await data(world, f"{FUND}/entries/2")
     shown = second["entry"]
     fields = [SYMBOL, 2, shown["seq"], shown["kind"]]
@@ -172,7 +172,7 @@ async def test_anyone_can_recompute_a_hash_from_the_public_answer(world):
         (None, False),
     ],
 )
-async def test_an_entry_is_opened_to_its_owner_and_to_risk(world, caller, opened):
+async def test_commitment_is_opened_to_its_owner_and_to_risk(world, caller, opened):
     shown = await data(world, f"{FUND}/entries/2", bearer(**caller) if caller else None)
     assert (shown.get("account"), "salt" in shown) == ((LIQUIDATED, True) if opened else (None, False))
     if opened:
@@ -180,14 +180,14 @@ async def test_an_entry_is_opened_to_its_owner_and_to_risk(world, caller, opened
         assert made == shown["entry"]["commitment"]
 
 
-async def test_an_entry_without_a_commitment_has_nothing_to_open(config):  # noqa: F811 - the fixture
+async def test_entry_without_a_commitment_has_no_opening(config):  # noqa: F811 - the fixture
     async with world_of(config) as world:
         await world.send(*EVENTS)
         shown = await data(world, f"{FUND}/entries/2", bearer("trader", account=LIQUIDATED))
         assert ("account" in shown, "salt" in shown, shown["entry"]["commitment"]) == (False, False, "")
 
 
-async def test_a_queue_has_no_section_of_fewer_positions_than_k_min(world):
+async def test_queue_sections_have_at_least_k_min_positions(world):
     queue = await data(world, f"{ADL}/queue")
     assert [section["positions"] for section in queue["short"]] == [8]
     assert [(section["lights"], section["toLights"]) for section in queue["short"]] == [(5, 1)]
@@ -199,7 +199,7 @@ async def test_a_queue_has_no_section_of_fewer_positions_than_k_min(world):
 
 
 @pytest.mark.parametrize("size", [7, 38, 777, 12345])
-async def test_a_queue_does_not_tell_what_one_position_changed(world, size):
+async def test_queue_does_not_reveal_the_change_of_one_position(world, size):
     before = (await data(world, f"{ADL}/queue"))["short"]
     await world.send(held(11, -1, lots=-size))
     after = (await data(world, f"{ADL}/queue"))["short"]
@@ -212,18 +212,18 @@ async def rounds(world, headers):
     return (await data(world, f"{ADL}/orders", headers))["dataList"][0]["rounds"][0]
 
 
-async def test_an_order_explains_ones_own_position_exactly_and_others_about(world):
+async def test_order_shows_own_position_exactly_and_others_rounded(world):
     exact = await rounds(world, bearer("risk"))
     public = await rounds(world, None)
     own = await rounds(world, bearer("trader", account=ACCOUNTS[3]))
     (mine,) = [one for one in exact["allocations"] if one["entryPrice"] == entry_price(3)]
     assert mine in own["allocations"]
     assert mine not in public["allocations"]
-    for about, whole in zip(public["allocations"], exact["allocations"], strict=True):
-        assert (about["rank"], about["ranked"], about["lights"]) == (whole["rank"], whole["ranked"], whole["lights"])
+    for rounded, whole in zip(public["allocations"], exact["allocations"], strict=True):
+        assert (rounded["rank"], rounded["ranked"], rounded["lights"]) == (whole["rank"], whole["ranked"], whole["lights"])
         for name in ("lots", "entryPrice", "margin", "unrealisedPnl", "return", "leverage", "score", "asked", "equityAtPrice"):
-            assert float(about[name]) == pytest.approx(float(whole[name]), rel=0.051)
-            assert len(re.sub(r"[.\-]|e-?\d+", "", f"{float(about[name]):.12g}").strip("0")) <= 2, (name, about[name])
+            assert float(rounded[name]) == pytest.approx(float(whole[name]), rel=0.051)
+            assert len(re.sub(r"[.\-]|e-?\d+", "", f"{float(rounded[name]):.12g}").strip("0")) <= 2, (name, rounded[name])
     assert (
         sum(one == two for one, two in zip(own["allocations"], public["allocations"], strict=True))
         == len(public["allocations"]) - 1
@@ -234,7 +234,7 @@ async def test_an_order_explains_ones_own_position_exactly_and_others_about(worl
     assert linked["adl"]["rounds"][0] == public
 
 
-async def test_a_preview_needs_a_token(world):
+async def test_preview_requires_a_token(world):
     assert (await read(world, f"{ADL}/preview", json=FILL))[0] == 401
     assert (await read(world, f"{ADL}/preview", bearer("engine"), json=FILL))[0] == 403
 
@@ -242,7 +242,7 @@ async def test_a_preview_needs_a_token(world):
 PROBE = {**FILL, "lots": 7654, "policy": {"eligible": "all"}}
 
 
-async def test_a_preview_shows_a_trader_its_own_position_and_the_others_in_sum(world):
+async def test_preview_shows_a_trader_its_position_and_sums_of_others(world):
     exact = (await data(world, f"{ADL}/preview", bearer("risk"), json=PROBE))["order"]
     (mine,) = [one for one in exact["allocations"] if one["entryPrice"] == entry_price(1)]
     shown = (await data(world, f"{ADL}/preview", bearer("trader", account=ACCOUNTS[1]), json=PROBE))["order"]
@@ -256,35 +256,35 @@ async def test_a_preview_shows_a_trader_its_own_position_and_the_others_in_sum(w
     assert all(other["positions"] >= 5 for other in shown["others"])
 
 
-async def test_a_preview_tells_a_stranger_of_no_position(world):
-    shown = (await data(world, f"{ADL}/preview", bearer("trader", account="nobody"), json=PROBE))["order"]
+async def test_preview_shows_no_position_to_an_account_without_one(world):
+    shown = (await data(world, f"{ADL}/preview", bearer("trader", account="unknown"), json=PROBE))["order"]
     assert shown["allocations"] == []
     assert not numbers_in(msgspec.json.encode(shown).decode()) & HIDDEN
 
 
 @pytest.mark.parametrize("side", ["sell", "buy"])
-async def test_probing_previews_does_not_find_the_lots_of_a_position(world, side):
-    """Asking for one lot more and one more does not tell where the first position of the queue ends."""
+async def test_repeated_previews_do_not_reveal_the_lots_of_a_position(world, side):
+    """Previews with slightly different lots do not reveal where the first position of the queue ends."""
     price = {"sell": "38900", "buy": "39100"}[side]
     seen = []
-    for asked in range(1290, 1340, 10):
-        probe = {**PROBE, "side": side, "lots": asked, "price": price}
-        shown = (await data(world, f"{ADL}/preview", bearer("trader", account="nobody"), json=probe))["order"]
+    for lots_ in range(1290, 1340, 10):
+        probe = {**PROBE, "side": side, "lots": lots_, "price": price}
+        shown = (await data(world, f"{ADL}/preview", bearer("trader", account="unknown"), json=probe))["order"]
         seen.append((shown["positions"], msgspec.json.encode(shown["others"])))
     assert len(set(seen)) <= 2
 
 
-async def test_a_target_explained_by_positions_shows_them_about(world):
+async def test_target_shows_positions_rounded(world):
     await explained(world)
     shown = await data(world, f"{FUND}/target")
     exact = await data(world, f"{FUND}/target", bearer("risk"))
-    for about, whole in zip(shown["explanation"]["positions"], exact["explanation"]["positions"], strict=True):
-        assert about["lots"] == pytest.approx(whole["lots"], rel=0.05)
-        assert about != whole
+    for rounded, whole in zip(shown["explanation"]["positions"], exact["explanation"]["positions"], strict=True):
+        assert rounded["lots"] == pytest.approx(whole["lots"], rel=0.05)
+        assert rounded != whole
     assert not numbers_in(msgspec.json.encode(shown).decode()) & HIDDEN
 
 
-async def test_an_engine_without_the_secret_does_not_go_on_in_the_open(config_with_secret):
+async def test_engine_without_the_ledger_secret_halts_a_sealed_ledger(config_with_secret):
     async with world_of(config_with_secret) as world:
         await world.send(*EVENTS)
     bare = with_section(config_with_secret, "ledger", secret="")

@@ -1,4 +1,4 @@
-"""Probes and exports of the real service under load: what nobody may starve, and what outsiders are not told."""
+"""Probes, exports and previews under load, and the details that probes show."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from test_adl_api import ADL, world_of
 from test_fund_api import small_socket
 from tokens import SECRET, bearer
 
-from fundsvc.api.health import AWAY
+from fundsvc.api.health import DETAILS_HIDDEN
 from fundsvc.core.events import Position
 
 FUNDS = "/api/v1/insurance-fund"
@@ -53,49 +53,47 @@ async def is_shown(service):
 SECRETS = ("fundsvc_service", "socket", "127.0.0.1", "asyncpg", "Error", "/", "postgres")
 
 
-async def test_what_servers_say_is_for_risk_and_the_log(config, ledger, servers, capfd):
+async def test_error_details_are_shown_only_to_risk_and_in_the_log(config, ledger, servers, capfd):
     async with serving(config) as service:
         await eventually(lambda: is_shown(service))
         servers.postgres.stop()
         try:
-            told = await eventually(lambda: away(service))
+            await eventually(lambda: is_database_failing(service))
             for headers in ({}, bearer("trader", account="anna"), bearer("engine"), {"Authorization": "Bearer garbage"}):
-                told = (await checks(service, **headers))["database"]
-                assert (told["ok"], told["error"]) == (False, AWAY)
-                assert not [secret for secret in SECRETS if secret in told["error"]]
+                check = (await checks(service, **headers))["database"]
+                assert (check["ok"], check["error"]) == (False, DETAILS_HIDDEN)
+                assert not [secret for secret in SECRETS if secret in check["error"]]
             full = (await checks(service, **bearer("risk")))["database"]["error"]
-            assert full not in {"", AWAY}
+            assert full not in {"", DETAILS_HIDDEN}
         finally:
             servers.postgres.start()
-        await eventually(lambda: well(service))
+        await eventually(lambda: is_database_healthy(service))
     output = "".join(capfd.readouterr())
     (line,) = [line for line in output.splitlines() if "fault" in line and "part=database " in line + " "]
     assert full.split(":")[0] in line
 
 
-async def away(service):
-    found = await checks(service)
-    return found if not found["database"]["ok"] else None
+async def is_database_failing(service):
+    return not await is_database_healthy(service)
 
 
-async def well(service):
-    found = await checks(service)
-    return found["database"]["ok"]
+async def is_database_healthy(service):
+    return (await checks(service))["database"]["ok"]
 
 
-async def test_probes_are_answered_while_all_other_connections_to_the_database_are_taken(config, ledger, owner_connection):
+async def test_probes_are_answered_while_all_pooled_connections_are_busy(config, ledger, owner_connection):
     config = with_section(config, "database", connections_max=2)
     async with serving(config) as service:
         await eventually(lambda: is_shown(service))
         async with asyncio.TaskGroup() as tasks, held(owner_connection, "entries"):
-            asked = [tasks.create_task(status(service, f"{FUNDS}/AAA/history")) for _ in range(20)]
+            requests = [tasks.create_task(status(service, f"{FUNDS}/AAA/history")) for _ in range(20)]
             await eventually(lambda: waits(owner_connection))
             for _ in range(20):
                 found = await checks(service)
                 assert found["database"]["ok"]
                 assert found["database"]["durationMs"] < 1000
-            assert not any(task.done() for task in asked)
-        assert {task.result() for task in asked} == {200}
+            assert not any(task.done() for task in requests)
+        assert {task.result() for task in requests} == {200}
 
 
 async def status(service, path):
@@ -105,7 +103,7 @@ async def status(service, path):
 
 @asynccontextmanager
 async def held(connection, table):
-    """A lock that keeps everybody waiting who reads a table."""
+    """Holds a lock that blocks all readers of a table."""
     async with connection.transaction():
         await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
         yield
@@ -115,20 +113,20 @@ async def waits(connection):
     return await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted") >= 2
 
 
-async def test_probes_that_come_at_once_ask_the_database_once(config, ledger, owner_connection):
+async def test_concurrent_probes_query_the_database_once(config, ledger, owner_connection):
     async with serving(config) as service:
         await eventually(lambda: is_shown(service))
         async with held(owner_connection, "partitions"):
-            asking = [asyncio.create_task(checks(service)) for _ in range(50)]
+            requests = [asyncio.create_task(checks(service)) for _ in range(50)]
             await asyncio.sleep(0.5)
             waiting = await owner_connection.fetchval(
                 "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'partitions'::regclass"
             )
         assert waiting <= 3  # the two probes, and the tail
-        assert len(await asyncio.gather(*asking)) == 50
+        assert len(await asyncio.gather(*requests)) == 50
 
 
-async def test_health_has_a_listener_of_its_own(config, ledger, unused_tcp_port_factory):
+async def test_health_port_is_a_separate_listener(config, ledger, unused_tcp_port_factory):
     port = unused_tcp_port_factory()
     async with serving(with_section(config, "http", health_port=port, clients_max=1)) as service:
         url = str(service.http._base_url).rstrip("/")
@@ -144,13 +142,13 @@ async def test_health_has_a_listener_of_its_own(config, ledger, unused_tcp_port_
 
 @asynccontextmanager
 async def reading_nothing(service, source=None):
-    """An export of which its client reads nothing, once it has begun."""
+    """Starts an export and does not read it; yields the head of the answer."""
     async with raw(str(service.http._base_url).rstrip("/"), source) as connection:
         await connection.send(f"GET {CSV} HTTP/1.1\r\nHost: x\r\n\r\n")
         yield await connection.head()
 
 
-async def test_so_many_exports_run_at_once_and_half_of_them_for_one_client(config, ledger, monkeypatch):
+async def test_running_exports_are_limited_in_total_and_by_client(config, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.api.funds.STREAMED_ENTRIES", 1)
     async with serving(with_section(config, "http", requests_max=1_000_000)) as service:
         await eventually(lambda: is_shown(service))
@@ -172,7 +170,7 @@ async def is_exported(service):
         return answer.status == 200 and (await answer.text()).count("\n") == ENTRIES
 
 
-async def test_an_export_that_nobody_reads_ends(config, ledger, monkeypatch):
+async def test_export_that_is_not_read_ends(config, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.api.exports.WRITE_SECONDS_MAX", 0.3)
     monkeypatch.setattr("fundsvc.api.funds.csv_rows", lambda entries: b"x" * 10_000_000)
     async with serving(with_section(config, "http", exports_max=1)) as service:
@@ -181,15 +179,15 @@ async def test_an_export_that_nobody_reads_ends(config, ledger, monkeypatch):
         async with aiohttp.ClientSession(service.http._base_url, connector=connector) as silent:
             answer = await silent.get(CSV, read_bufsize=1024)
             assert answer.status == 200
-            await eventually(lambda: is_given_a_place(service))
+            await eventually(lambda: is_started(service))
 
 
-async def is_given_a_place(service):
+async def is_started(service):
     async with service.http.get(CSV) as answer:
         return answer.status == 200
 
 
-async def test_exports_read_by_connections_of_their_own(config, ledger, owner_connection):
+async def test_exports_use_separate_database_connections(config, ledger, owner_connection):
     config = with_section(config, "database", connections_max=1)
     async with serving(config) as service:
         await eventually(lambda: is_shown(service))
@@ -205,7 +203,7 @@ async def left(answer):
     return int(answer.headers["gw-ratelimit-remaining"])
 
 
-async def test_an_export_counts_as_the_pages_that_it_reads(config, ledger):
+async def test_export_counts_as_the_pages_that_it_reads(config, ledger):
     async with serving(config) as service:
         await eventually(lambda: is_shown(service))
         for headers, cost in ((bearer("trader", account="anna"), 1 + 5), (bearer("engine"), 1 + 5 * 3000)):
@@ -216,7 +214,7 @@ async def test_an_export_counts_as_the_pages_that_it_reads(config, ledger):
                 assert await left(answer) == before - cost
 
 
-async def test_a_preview_counts_by_the_positions_that_it_ranks(config, monkeypatch):
+async def test_preview_counts_as_the_positions_that_it_ranks(config, monkeypatch):
     monkeypatch.setattr("fundsvc.api.adl.POSITIONS_PER_REQUEST", 1)
     config = with_section(config, "http", book_seconds=0.05)
     async with world_of(config) as world:
@@ -236,7 +234,33 @@ async def test_a_preview_counts_by_the_positions_that_it_ranks(config, monkeypat
             assert answer.status == 200
 
 
-async def test_an_expensive_answer_is_given_however_few_requests_are_allowed(config, ledger):
+async def preview_status(world, account):
+    trader = bearer("trader", account=account)
+    async with world.http.post(f"{ADL}/preview", json=FILL, headers=trader) as answer:
+        return answer.status, answer.headers.get("Retry-After")
+
+
+async def test_waiting_previews_are_limited_in_total_and_by_client(config, owner_connection, monkeypatch):
+    monkeypatch.setattr("fundsvc.api.adl.PREVIEWS_MAX", 3)
+    monkeypatch.setattr("fundsvc.api.adl.CLIENT_PREVIEWS_MAX", 2)
+    async with world_of(with_section(config, "http", book_seconds=0.05)) as world:
+        await world.send(*BEGINNING)
+        async with asyncio.TaskGroup() as tasks, held(owner_connection, "adl_orders"):
+            previews = [tasks.create_task(preview_status(world, account)) for account in ("anna", "anna", "bert")]
+            await eventually(lambda: waiting(owner_connection, "adl_orders", 3))
+            assert await preview_status(world, "anna") == (429, "4")
+            assert await preview_status(world, "carl") == (503, "1")
+            assert not any(task.done() for task in previews)
+        assert [task.result() for task in previews] == [(200, None)] * 3
+        assert await preview_status(world, "anna") == (200, None)
+
+
+async def waiting(connection, table, count):
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass"
+    return await connection.fetchval(query, table) >= count
+
+
+async def test_charge_is_at_most_the_whole_limit(config, ledger):
     async with serving(with_section(config, "http", requests_max=3)) as service:
         trader = bearer("trader", account="anna")
         for expected in (200, 429):
@@ -245,7 +269,7 @@ async def test_an_expensive_answer_is_given_however_few_requests_are_allowed(con
 
 
 @pytest.mark.parametrize("authorization", [{}, {"Authorization": "Bearer garbage"}])
-async def test_a_preview_needs_a_token_and_costs_nothing_without(config, ledger, authorization):
+async def test_preview_without_a_token_is_rejected_without_charge(config, ledger, authorization):
     async with serving(config) as service, service.http.post(PREVIEW, json=FILL, headers=authorization) as answer:
         assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
         assert await left(answer) == 999

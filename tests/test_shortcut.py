@@ -1,6 +1,4 @@
-"""A short way answers as the long one does: the same bytes, headers, limits, counts and errors."""
-
-import asyncio
+"""The fast path answers as the router does: the same bytes, headers, limits, counts and errors."""
 
 import aiohttp
 import pytest
@@ -8,16 +6,17 @@ from aiohttp import web
 from conftest import with_section
 from ledgers import fill, listing, owned
 from live import serving
+from raw import exchange
 
 from fundsvc.api.http.application import Encoded
-from fundsvc.api.http.fast_path import Shortcut
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.fast_path import FastPath
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.server import serve
 from fundsvc.metrics import Metrics
 
 FUND = "/api/v1/insurance-fund/AAA"
-LONG = f"{FUND}?symbol=AAA"
-"""The same question, which only the router understands: a path's parameter may be repeated."""
+ROUTED = f"{FUND}?symbol=AAA"
+"""The same request with a repeated path parameter, which only the router accepts."""
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def config(config):
 @pytest.fixture
 async def service(config):
     async with owned(config) as owner:
-        await owner.settle([listing("AAA"), listing("ΔΔΔ"), fill("AAA", 1, 7)])
+        await owner.settle([listing("AAA"), listing("ΔΔΔ"), listing("*"), fill("AAA", 1, 7)])
         async with serving(config) as service:
             await service.until("AAA", 1)
             yield service
@@ -39,54 +38,54 @@ async def ask(service, path, method="GET", **headers):
         return answer.status, await answer.read(), {name.lower(): value for name, value in answer.headers.items()}
 
 
-async def test_the_short_way_is_taken_for_what_it_knows_and_for_gets_alone():
+async def test_fast_path_answers_only_get_requests_for_known_paths():
     async def routed(_request):
-        return web.Response(body=b"long")
+        return web.Response(body=b"routed")
 
     application = web.Application()
     application.router.add_route("*", "/{symbol}", routed)
-    shortcut = Shortcut(
-        Reception(Metrics()), "/{symbol}", {"/AAA": "AAA"}.get, lambda symbol: Encoded(f"short {symbol}".encode())
+    fast_path = FastPath(
+        Middleware(Metrics()), "/{symbol}", {"/AAA": "AAA"}.get, lambda symbol: Encoded(f"fast {symbol}".encode())
     )
-    async with serve(application, "127.0.0.1", 0, shortcut=shortcut) as url, aiohttp.ClientSession(url) as client:
-        for method, path, wanted in (("GET", "/AAA", b"short AAA"), ("GET", "/BBB", b"long"), ("POST", "/AAA", b"long")):
+    async with serve(application, "127.0.0.1", 0, fast_path=fast_path) as url, aiohttp.ClientSession(url) as client:
+        for method, path, wanted in (("GET", "/AAA", b"fast AAA"), ("GET", "/BBB", b"routed"), ("POST", "/AAA", b"routed")):
             async with client.request(method, path) as answer:
                 assert await answer.read() == wanted
 
 
-async def test_both_ways_answer_the_same(service):
-    asked = {"Origin": "https://page.test", "X-Request-Id": "mine"}
-    short, long = [await ask(service, path, **asked) for path in (FUND, LONG)]
-    for _, _, headers in (short, long):
+async def test_fast_path_and_router_answer_the_same(service):
+    request_headers = {"Origin": "https://page.test", "X-Request-Id": "mine"}
+    fast, routed = [await ask(service, path, **request_headers) for path in (FUND, ROUTED)]
+    for _, _, headers in (fast, routed):
         for name in ("gw-ratelimit-remaining", "gw-ratelimit-reset", "date"):
             assert headers.pop(name)
-    assert short == long
-    assert short[2]["x-request-id"] == "mine"
-    assert short[2]["access-control-allow-origin"] == "https://page.test"
+    assert fast == routed
+    assert fast[2]["x-request-id"] == "mine"
+    assert fast[2]["access-control-allow-origin"] == "https://page.test"
 
 
-async def test_both_ways_are_counted_alike(service):
+async def test_fast_path_and_router_are_counted_alike(service):
     def counted():
         return service.count("fundsvc_http_requests_total", route="/api/v1/insurance-fund/{symbol}", status="200")
 
     before = counted()
-    left = [int((await ask(service, path))[2]["gw-ratelimit-remaining"]) for path in (FUND, LONG, FUND)]
+    left = [int((await ask(service, path))[2]["gw-ratelimit-remaining"]) for path in (FUND, ROUTED, FUND)]
     assert left == [left[0], left[0] - 1, left[0] - 2]
     assert counted() == before + 3
 
 
-async def test_both_ways_are_limited_together(config):
+async def test_fast_path_and_router_share_the_rate_limit(config):
     limited = with_section(config, "http", requests_max=5)
     async with owned(config) as owner:
         await owner.settle([listing("AAA")])
         async with serving(limited) as service:
-            statuses = [(await ask(service, path))[0] for path in (FUND, LONG, FUND, LONG, FUND, FUND, LONG)]
+            statuses = [(await ask(service, path))[0] for path in (FUND, ROUTED, FUND, ROUTED, FUND, FUND, ROUTED)]
     assert statuses[-2:] == [429, 429]
     assert 429 not in statuses[:5]
 
 
-@pytest.mark.parametrize("path", [FUND, LONG])
-async def test_both_ways_refuse_what_was_not_heard_of_lately(service, monkeypatch, path):
+@pytest.mark.parametrize("path", [FUND, ROUTED])
+async def test_fast_path_and_router_reject_an_outdated_tail(service, monkeypatch, path):
     monkeypatch.setattr("fundsvc.readmodel.ledger_tail.SILENCE_SECONDS_MAX", -1.0)
     status, body, headers = await ask(service, path)
     assert (status, headers["retry-after"]) == (503, "1")
@@ -107,15 +106,13 @@ async def test_both_ways_refuse_what_was_not_heard_of_lately(service, monkeypatc
         ("/AAA", "GET", 404),
     ],
 )
-async def test_everything_else_goes_the_long_way(service, path, method, status):
+async def test_other_requests_use_the_router(service, path, method, status):
     assert (await ask(service, path, method))[0] == status
 
 
-async def test_a_contract_named_like_a_path_is_found_by_its_own_path_alone(service):
-    """The path itself is no contract: a request whose whole target is a symbol is not a question for its fund."""
-    host, port = service.http._base_url.host, service.http._base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
-    writer.write(f"GET AAA HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    head = await reader.readline()
-    assert b" 200 " not in head
-    writer.close()
+@pytest.mark.parametrize("target", ["AAA", "*"])
+async def test_request_target_without_a_path_is_not_a_fund(service, target):
+    """Both are listed symbols, but neither is the path of a fund."""
+    request = f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"
+    status, body = await exchange(str(service.http._base_url).rstrip("/"), request.encode())
+    assert (status, b"balance" in body) == (400, False), body

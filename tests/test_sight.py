@@ -1,30 +1,30 @@
-"""Who sees positions as they are, and how roughly others do."""
+"""Visibility of positions by caller, and rounding."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.visibility import OPERATOR, PUBLIC, Sight, rough, rough_total, sight_of
+from fundsvc.api.visibility import OPERATOR, PUBLIC, Visibility, rough, rough_total, visibility_of
 
 
 @pytest.mark.parametrize(
-    ("viewer", "sight"),
+    ("caller", "visibility"),
     [
         (None, PUBLIC),
         (Caller("engine", "", ""), PUBLIC),
         (Caller("risk", "", ""), OPERATOR),
-        (Caller("trader", "anna", ""), Sight(account="anna")),
+        (Caller("trader", "anna", ""), Visibility(account="anna")),
     ],
 )
-def test_risk_sees_everything_and_a_trader_its_own(viewer, sight):
-    assert sight_of(viewer) == sight
+def test_risk_sees_all_accounts_and_a_trader_its_own(caller, visibility):
+    assert visibility_of(caller) == visibility
 
 
-def test_nobody_sees_a_position_without_an_account_as_its_own():
+def test_positions_without_an_account_are_exact_only_for_risk():
     assert not PUBLIC.is_exact("")
-    assert not Sight(account="anna").is_exact("bert")
-    assert Sight(account="anna").is_exact("anna")
+    assert not Visibility(account="anna").is_exact("bert")
+    assert Visibility(account="anna").is_exact("anna")
     assert OPERATOR.is_exact("")
 
 
@@ -53,7 +53,7 @@ def test_numbers_are_rounded_to_two_significant_digits(value, shown):
 
 
 @given(st.integers(1, 10**12), st.integers(1, 999))
-def test_totals_are_in_tens_and_near(lots, more):
+def test_totals_are_rounded_to_tens_and_two_digits(lots, more):
     shown = rough_total(lots)
     assert shown % 10 == 0
     assert abs(shown - lots) <= max(10, lots * 0.06)

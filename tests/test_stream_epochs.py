@@ -1,4 +1,4 @@
-"""Posts to a stream that lost what it had: no poster goes on before it has asked for the cursor."""
+"""A stream that lost messages: every producer must read the cursor before it posts again."""
 
 import shutil
 from contextlib import ExitStack, asynccontextmanager
@@ -17,7 +17,7 @@ from fundsvc.wire.codec import encode
 
 
 class Stream:
-    """A Valkey of our own, which loses what it is told to."""
+    """A Valkey server whose data the test removes."""
 
     def __init__(self, directory):
         self.port = free_port()
@@ -30,7 +30,7 @@ class Stream:
         self._running.enter_context(valkey(self._directory, "--port", self.port, *files))
 
     def keep(self):
-        """Keeps its file as it is now."""
+        """Copies its current files."""
         shutil.copytree(self._directory, self._kept)
 
     def kill(self):
@@ -74,7 +74,7 @@ async def post(world, seqs, subject="engine-1", **query):
 
 
 async def begin(world):
-    """Two fills are settled."""
+    """Settles two fills."""
     await world.data(encode([LISTING]))
     assert (await post(world, [1, 2]))[0] == 200
     assert await world.entries() == [(SYMBOL, 1), (SYMBOL, 2)]
@@ -113,34 +113,34 @@ LOSSES = [restart_without_the_tail, restart_whole, come_back_empty, delete, flus
 
 @pytest.mark.parametrize("lose", LOSSES)
 @pytest.mark.parametrize("noticed", [True, False])
-async def test_what_was_answered_and_lost_is_sent_again(config, stream, owner_connection, lose, noticed):
+async def test_lost_events_are_resent_after_the_cursor_was_read(config, stream, owner_connection, lose, noticed):
     async with posting(config, stream) as world:
         await begin(world)
         stream.keep()
-        async with owner_connection.transaction():  # The fill is not settled before it is lost.
+        async with owner_connection.transaction():  # The lock prevents settlement of the fill before its loss.
             await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
             assert (await post(world, [3]))[0] == 200
             await lose(world, stream)
-            if noticed:  # A probe, or any other reader, hears of the lost connection first.
+            if noticed:  # Another reader detects the lost connection first.
 
                 async def answers():
                     return answer(stream.port, "PING") and await reaches(world)
 
                 await eventually(answers)
 
-            async def refused():
-                status, told = await post(world, [4])
+            async def rejected():
+                status, answer = await post(world, [4])
                 assert status in {409, 503}
-                return status == 409 and told
+                return status == 409 and answer
 
-            told = await eventually(refused)
-            assert told["code"] == "409000"
-            assert "/api/v1/ingest/cursor" in told["msg"]
-            assert (await post(world, [4]))[0] == 409, "it has not asked yet"
+            rejection = await eventually(rejected)
+            assert rejection["code"] == "409000"
+            assert "/api/v1/ingest/cursor" in rejection["msg"]
+            assert (await post(world, [4]))[0] == 409, "the producer has not read the cursor"
             assert (await post(world, [4], "engine-2"))[0] == 409
             cursor = await world.cursor(sub="engine-1")
             assert [(row["symbol"], row["seq"]) for row in cursor["contracts"]] == [(SYMBOL, 2)]
-            assert (await post(world, [4], "engine-2"))[0] == 409, "another has asked"
+            assert (await post(world, [4], "engine-2"))[0] == 409, "another producer has read the cursor"
             assert (await post(world, [3, 4]))[0] == 200
         assert await eventually(lambda: has(world, 4)) == [(SYMBOL, seq) for seq in range(1, 5)]
         assert await world.kept() == []
@@ -159,7 +159,7 @@ async def has(world, number):
     return entries if len(entries) == number else None
 
 
-async def test_a_poster_is_told_apart_by_its_id_or_says_which_epoch_it_knows(config, stream):
+async def test_producer_is_identified_by_its_id_or_states_its_epoch(config, stream):
     async with posting(config, stream) as world:
         await begin(world)
         assert (await world.cursor())["streamEpoch"] == 1
@@ -176,11 +176,11 @@ async def test_a_poster_is_told_apart_by_its_id_or_says_which_epoch_it_knows(con
         assert (await post(world, [4], "engine-9", streamEpoch=2))[0] == 200
         assert (await post(world, [5]))[1]["data"]["streamEpoch"] == 2
     async with posting(config, stream) as other:
-        assert (await post(other, [6], "engine-2"))[0] == 409, "a process that has just started knows too"
+        assert (await post(other, [6], "engine-2"))[0] == 409, "a new process knows the epoch too"
         assert (await post(other, [6]))[0] == 200
 
 
-async def test_a_stream_that_was_replaced_while_nobody_looked_is_noticed(config, stream):
+async def test_stream_replaced_while_the_service_is_down_is_detected(config, stream):
     async with posting(config, stream) as world:
         await begin(world)
     await restart_whole(None, stream)
@@ -190,7 +190,7 @@ async def test_a_stream_that_was_replaced_while_nobody_looked_is_noticed(config,
         assert (await post(world, [3]))[0] == 200
 
 
-async def test_several_processes_find_one_change_once(config, stream):
+async def test_several_processes_record_one_change_once(config, stream):
     async with posting(config, stream) as world, posting(config, stream) as other:
         await begin(world)
         assert (await post(other, [3]))[0] == 200

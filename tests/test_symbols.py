@@ -1,4 +1,4 @@
-"""Contracts with any symbol that is allowed: each of their paths names them, however written, with a query and without."""
+"""Contracts with unusual valid symbols: their paths in all encodings, with and without a query."""
 
 import string
 from urllib.parse import quote
@@ -45,14 +45,14 @@ async def are_shown(service):
 
 
 async def named(service, path):
-    """The symbol of the fund that a path, as it is written, names."""
+    """Returns the symbol of the fund at an encoded path, or None."""
     async with service.http.get(URL(path, encoded=True)) as answer:
         body = await answer.json()
         return body["data"]["symbol"] if answer.status == 200 else None
 
 
 def spellings(symbol):
-    """A symbol in a path: quoted where it must be, and in every character."""
+    """Yields the encodings of a symbol in a path."""
     yield quote(symbol, safe="")
     yield "".join(f"%{byte:02x}" for byte in symbol.encode())
     yield "".join(f"%{byte:02X}" for byte in symbol.encode())
@@ -60,7 +60,7 @@ def spellings(symbol):
         yield symbol
 
 
-async def test_a_path_names_one_fund_with_a_query_and_without(service, subtests):
+async def test_path_selects_the_same_fund_with_and_without_query(service, subtests):
     for symbol in SYMBOLS:
         for spelled in spellings(symbol):
             for query in ("", "?", "?numbers=number", "?numbers=string"):
@@ -68,7 +68,7 @@ async def test_a_path_names_one_fund_with_a_query_and_without(service, subtests)
                     assert await named(service, f"/api/v1/insurance-fund/{spelled}{query}") == symbol
 
 
-async def test_every_route_of_a_contract_finds_it(service, subtests):
+async def test_every_route_finds_the_contract(service, subtests):
     for symbol in SYMBOLS:
         for route in ROUTES:
             with subtests.test(symbol=symbol, route=route):
@@ -76,10 +76,10 @@ async def test_every_route_of_a_contract_finds_it(service, subtests):
                 async with service.http.get(URL(path, encoded=True)) as answer:
                     body = await answer.json()
                     assert "is listed" not in body.get("msg", ""), body
-                    assert not body.get("msg", "").startswith("there is no /"), body
+                    assert not body.get("msg", "").endswith("does not exist"), body
 
 
-async def test_every_contract_has_its_topic(service):
+async def test_every_contract_has_a_topic(service):
     async with service.connected() as client:
         for symbol in SYMBOLS:
             await client.subscribe(f"{BALANCE}:{symbol}")
@@ -89,7 +89,7 @@ async def test_every_contract_has_its_topic(service):
 @pytest.mark.parametrize(
     "symbol", [".", "..", "active", "summary", "all", "", "A/B", "A,B", "A B", "A:B", "=A", "\u202eA", "A\x00"]
 )
-def test_what_no_path_or_topic_could_name_is_not_listed(symbol):
+def test_symbol_that_no_path_or_topic_can_name_is_rejected(symbol):
     given = {"symbol": symbol, "settleCurrency": "USDT", "multiplier": 0.001, "isInverse": False}
     with pytest.raises(Rejection):
         contract_of(given, {}, 8)

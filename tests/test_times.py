@@ -1,4 +1,4 @@
-"""Times of events: what no clock can have meant is refused, and rules no window."""
+"""Times of events: implausible times are rejected and affect no window."""
 
 import msgspec
 import pytest
@@ -32,17 +32,17 @@ def event(kind, ts):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_time_that_no_clock_can_have_meant_is_refused(service, kind):
+async def test_implausible_time_is_rejected(service, kind):
     now = now_ms()
     wrong = [now + 6 * MINUTE, now + 365 * DAY, 253_402_300_799_999, now // 1000, 500_000_000, 99_999_999_999]
     answer = await service.send(contract(SYMBOL), *(event(kind, ts) for ts in wrong))
-    assert [refused["reason"] for refused in answer["rejected"]] == ["ts_out_of_range"] * len(wrong)
+    assert [row["reason"] for row in answer["rejected"]] == ["ts_out_of_range"] * len(wrong)
     await service.append(*(event(kind, ts) for ts in wrong))
     assert await service.reasons() == ["ts_out_of_range"] * 2 * len(wrong)
     assert await service.entries(SYMBOL) == []
 
 
-async def test_what_lies_within_the_tolerance_or_far_in_the_past_is_settled(service):
+async def test_time_within_the_tolerance_or_far_in_the_past_is_settled(service):
     now = now_ms()
     with capture_logs() as logs:
         times = [now + 4 * MINUTE, now - 2 * DAY, now - 3 * DAY, now, 1_262_304_000_000, 100_000_000_000, 0]
@@ -52,13 +52,13 @@ async def test_what_lies_within_the_tolerance_or_far_in_the_past_is_settled(serv
     assert [line["symbol"] for line in logs if line["event"] == "old events"] == [SYMBOL]
 
 
-async def test_the_tolerance_is_configured(config):
+async def test_tolerance_is_configurable(config):
     async with served(with_section(config, "stream", ts_ahead_seconds_max=1.0)) as service:
         await service.send(contract(SYMBOL), fill(SYMBOL, 1, ts=now_ms() + 10_000), fill(SYMBOL, 2))
         assert await service.reasons() == ["ts_out_of_range"]
 
 
-async def test_a_rejected_time_is_settled_by_a_replay_once_it_has_come(config):
+async def test_event_rejected_for_a_future_time_is_settled_by_a_later_replay(config):
     async with served(with_section(config, "stream", ts_ahead_seconds_max=0.0)) as service:
         await service.send(contract(SYMBOL))
         ahead = fill(SYMBOL, 1, ts=now_ms() + 700)
@@ -81,11 +81,11 @@ def moved(seq, points, ts):
 
 
 def history(start):
-    """A fund that rose to 2000, and fell slowly: at the end its peak is older than the guard's hours."""
+    """The moves of a fund that rises to 2000 and then falls. At the end its peak is older than the guard's window."""
     return [(1000, start + HOUR), (-100, start + 2 * HOUR), (-500, start + 11 * HOUR), (-10, start + 36 * HOUR)]
 
 
-async def test_one_time_in_the_future_does_not_rule_the_guard(config):
+async def test_future_time_does_not_affect_the_guard(config):
     start = now_ms() - 40 * HOUR
     async with served(guarded(config)) as service:
         await service.send(contract(SYMBOL, multiplier=1), moved(1, 1000, start), moved(2, 0, now_ms() + 365 * DAY))
@@ -93,7 +93,7 @@ async def test_one_time_in_the_future_does_not_rule_the_guard(config):
         assert (await service.entries(SYMBOL))[-1] == (6, -10 * 10**8, 0)
 
 
-async def test_a_guard_that_was_kept_with_a_time_in_the_future_heals(config, owner_connection):
+async def test_guard_stored_with_a_future_time_recovers(config, owner_connection):
     start = now_ms() - 40 * HOUR
     async with served(guarded(config)) as service:
         await service.send(contract(SYMBOL, multiplier=1), moved(1, 1000, start))
@@ -110,13 +110,13 @@ def rate(price, ts):
     return {"type": "rate", "currency": "XBT", "price": price, "ts": ts}
 
 
-async def test_a_rate_of_the_future_does_not_block_newer_ones(service):
+async def test_future_rate_does_not_block_newer_rates(service):
     now = now_ms()
     await service.send(rate("39000", now), rate("1", now + 400 * DAY), rate("39001", now))
     assert await service.pool.fetchval("SELECT price / 10^12 FROM rates") == 39001
 
 
-async def test_a_rate_of_the_future_that_was_kept_is_replaced(service):
+async def test_stored_future_rate_is_replaced(service):
     await service.pool.execute("INSERT INTO rates VALUES (0, 'XBT', 1, $1)", now_ms() + 400 * DAY)
     await service.send(rate("39000", now_ms() - 1000))
     assert await service.pool.fetchval("SELECT price / 10^12 FROM rates") == 39000

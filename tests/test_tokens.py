@@ -1,4 +1,4 @@
-"""Which tokens are believed: by a secret, by the keys of a file that may change, and never otherwise."""
+"""Verification of tokens by a secret and by the keys of a file."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from tokens import AUDIENCE, SECRET, signed
 
-from fundsvc.api.http.errors import Problem, StaleToken, WrongToken
+from fundsvc.api.http.errors import ExpiredToken, Problem, WrongToken
 from fundsvc.api.http.tokens import Caller, KeyFile, Tokens, mint
 from fundsvc.config.settings import ConfigError, TokenConfig
 
@@ -28,14 +28,14 @@ BY_SECRET = Tokens(TokenConfig(secret=SECRET))
 
 
 def jwk(key, key_id=None, **fields):
-    """A key's public half as a file holds it."""
+    """Returns the public key as in a key file."""
     algorithm = jwt.algorithms.RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else jwt.algorithms.ECAlgorithm
     public = algorithm.to_jwk(key.public_key(), as_dict=True)
     return {**public, **({"kid": key_id} if key_id else {}), **fields}
 
 
 def write(path, *keys):
-    """Replaces a file of keys as an operator should, whole."""
+    """Replaces a key file atomically."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps({"keys": keys}))
     new.replace(path)
@@ -52,12 +52,12 @@ def by_keys(path):
     return Tokens(TokenConfig(keys=str(path)))
 
 
-def refusal(tokens, token):
-    with pytest.raises(Problem) as refused:
+def problem_of(tokens, token):
+    with pytest.raises(Problem) as raised:
         tokens.read(token)
-    assert refused.value.status == 401
-    assert len(token) < 20 or token not in str(refused.value)
-    return refused.value
+    assert raised.value.status == 401
+    assert len(token) < 20 or token not in str(raised.value)
+    return raised.value
 
 
 @pytest.mark.parametrize(
@@ -71,21 +71,21 @@ def refusal(tokens, token):
         ({"role": "risk", "iat": None, "nbf": int(time.time())}, Caller("risk", "", "")),
     ],
 )
-def test_a_good_token_makes_a_caller(claims, caller):
+def test_valid_token_identifies_its_caller(claims, caller):
     assert BY_SECRET.read(signed(**claims)) == caller
 
 
 @pytest.mark.parametrize("claims", [{"exp": -400}, {"nbf": 400}, {"iat": 400}])
-def test_clocks_may_differ_by_the_leeway_and_no_more(claims):
-    """The leeway is the longest one, so that a machine under load may take minutes for this."""
+def test_clock_difference_up_to_the_leeway_is_accepted(claims):
+    """Uses the longest leeway, because the test may take minutes on a loaded machine."""
     ((name, seconds),) = claims.items()
     now = int(time.time())
     lenient = Tokens(TokenConfig(secret=SECRET, leeway_seconds=600))
     assert lenient.read(signed(**{name: now + seconds})).role == "risk"
-    late = refusal(lenient, signed(**{name: now + 2 * seconds}))
-    assert isinstance(late, StaleToken)
-    assert "get a new one" in str(late)
-    with pytest.raises(StaleToken):
+    late = problem_of(lenient, signed(**{name: now + 2 * seconds}))
+    assert isinstance(late, ExpiredToken)
+    assert "get a new token" in str(late)
+    with pytest.raises(ExpiredToken):
         Tokens(TokenConfig(secret=SECRET, leeway_seconds=0)).read(signed(**{name: now + seconds}))
 
 
@@ -113,8 +113,8 @@ def test_clocks_may_differ_by_the_leeway_and_no_more(claims):
         {"nbf": "now"},
     ],
 )
-def test_other_claims_are_refused(claims):
-    assert isinstance(refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), **claims})), WrongToken)
+def test_invalid_claims_are_rejected(claims):
+    assert isinstance(problem_of(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), **claims})), WrongToken)
 
 
 NOW = int(time.time())
@@ -122,25 +122,27 @@ NOW = int(time.time())
 
 @pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
 @pytest.mark.parametrize("shape", [str, lambda seconds: f" {seconds} ", lambda seconds: f"{seconds:_}", lambda _: True])
-def test_a_time_that_is_no_number_is_refused_with_what_it_must_be(name, shape):
-    refused = refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), name: shape(NOW + 9 if name == "exp" else NOW - 9)}))
-    assert refused.code in ("400003", "400004")
-    assert "seconds" in str(refused)
+def test_time_that_is_not_a_number_is_rejected(name, shape):
+    problem = problem_of(
+        BY_SECRET, handmade({"alg": "HS256"}, {**standard(), name: shape(NOW + 9 if name == "exp" else NOW - 9)})
+    )
+    assert problem.code in ("400003", "400004")
+    assert "seconds" in str(problem)
 
 
 @pytest.mark.parametrize("scale", [10**3, 10**6, 10**9, 1e3, 1e200])
-def test_an_expiry_in_another_unit_is_refused_with_the_unit(scale):
-    refused = refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), "exp": (NOW + 60) * scale}))
-    assert (refused.code, "exp must be a number of seconds" in str(refused)) == ("400003", True)
+def test_expiry_in_another_unit_is_rejected_with_the_unit(scale):
+    problem = problem_of(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), "exp": (NOW + 60) * scale}))
+    assert (problem.code, "exp must be a number of seconds" in str(problem)) == ("400003", True)
 
 
 @pytest.mark.parametrize("name", ["nbf", "iat"])
-def test_a_beginning_in_milliseconds_is_refused_with_the_unit(name):
-    assert "seconds" in str(refusal(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), name: NOW * 1000})))
+def test_nbf_and_iat_in_milliseconds_are_rejected_with_the_unit(name):
+    assert "seconds" in str(problem_of(BY_SECRET, handmade({"alg": "HS256"}, {**standard(), name: NOW * 1000})))
 
 
 @pytest.mark.parametrize("more", [60.5, 60.0, 253_402_300_799], ids=["fraction of a second", "whole seconds", "distant year"])
-def test_a_fraction_of_a_second_and_a_distant_year_are_legal(more):
+def test_fractional_and_distant_expiries_are_accepted(more):
     exp = more if more > NOW else int(time.time()) + more
     assert BY_SECRET.read(handmade({"alg": "HS256"}, {**standard(), "exp": exp})).role == "risk"
 
@@ -150,7 +152,7 @@ def standard():
 
 
 def handmade(header, claims, key=KEY, digest=hashlib.sha256):
-    """A token that no library would sign; claims given as None are left out."""
+    """Returns a token that no library would sign. Claims of None are omitted."""
     claims = {name: value for name, value in claims.items() if value is not None}
     parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims)]
     signature = hmac.new(key, b".".join(parts), digest).digest() if key else b""
@@ -158,58 +160,58 @@ def handmade(header, claims, key=KEY, digest=hashlib.sha256):
 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "HS384", "HS512", "RS256", "ES256", "", None, 5, ["HS256"]])
-def test_no_other_algorithm_will_do(algorithm, by_keys):
+def test_other_algorithms_are_rejected(algorithm, by_keys):
     digest = hashlib.sha512 if algorithm == "HS512" else hashlib.sha256
     for key in (b"", KEY):
         token = handmade({"alg": algorithm}, standard(), key, digest)
-        assert isinstance(refusal(BY_SECRET, token), WrongToken)
-        assert isinstance(refusal(by_keys, token), WrongToken)
+        assert isinstance(problem_of(BY_SECRET, token), WrongToken)
+        assert isinstance(problem_of(by_keys, token), WrongToken)
 
 
-def test_a_handmade_token_is_good_if_it_is_right():
+def test_correct_handmade_token_is_accepted():
     assert BY_SECRET.read(handmade({"alg": "HS256"}, standard())).role == "risk"
 
 
 @pytest.mark.parametrize("key", [RSA, CURVE])
-def test_a_public_key_is_no_secret(path, key):
+def test_public_key_cannot_be_used_as_secret(path, key):
     public = key.public_key()
     pem = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     for tokens in (Tokens(TokenConfig(keys=str(path))), Tokens(TokenConfig(keys=str(path), secret=SECRET))):
         for stolen in (pem, pem.strip(), path.read_bytes()):
             for header in ({"alg": "HS256"}, {"alg": "HS256", "kid": "one"}):
-                assert isinstance(refusal(tokens, handmade(header, standard(), stolen)), WrongToken)
+                assert isinstance(problem_of(tokens, handmade(header, standard(), stolen)), WrongToken)
 
 
-def test_a_token_cannot_bring_its_own_key(by_keys):
+def test_key_in_a_token_is_ignored(by_keys):
     header = {"jwk": jwk(OTHER), "jku": "https://example.com/keys", "x5c": ["x"]}
     token = jwt.encode(standard(), OTHER, "ES256", {**header, "kid": "two"})
-    assert isinstance(refusal(by_keys, token), WrongToken)
+    assert isinstance(problem_of(by_keys, token), WrongToken)
 
 
 @pytest.mark.parametrize(("key", "algorithm", "key_id"), [(RSA, "RS256", "one"), (CURVE, "ES256", "two")])
-def test_public_keys_are_found_by_their_id_or_by_being_the_only_one(path, key, algorithm, key_id):
+def test_public_key_is_selected_by_id_or_by_uniqueness(path, key, algorithm, key_id):
     tokens = Tokens(TokenConfig(keys=str(path)))
     assert tokens.read(signed(key=key, algorithm=algorithm, kid=key_id)).role == "risk"
     assert tokens.read(signed(key=key, algorithm=algorithm)).role == "risk"
-    assert "kid" in str(refusal(tokens, signed(key=key, algorithm=algorithm, kid="three")))
+    assert "kid" in str(problem_of(tokens, signed(key=key, algorithm=algorithm, kid="three")))
     write(path, jwk(RSA, "one"), jwk(CURVE, "two"), jwk(OTHER, "three"))
     assert tokens.read(signed(key=OTHER, algorithm="ES256", kid="three")).role == "risk"
-    assert "kid" in str(refusal(tokens, signed(key=OTHER, algorithm="ES256")))
-    assert "Signature" in str(refusal(tokens, signed(key=OTHER, algorithm="ES256", kid="two")))
+    assert "kid" in str(problem_of(tokens, signed(key=OTHER, algorithm="ES256")))
+    assert "Signature" in str(problem_of(tokens, signed(key=OTHER, algorithm="ES256", kid="two")))
 
 
 def test_keys_rotate_without_a_restart(path, by_keys):
     old, new = signed(key=CURVE, algorithm="ES256", kid="two"), signed(key=OTHER, algorithm="ES256", kid="new")
     assert by_keys.read(old)
-    assert "kid" in str(refusal(by_keys, new))
+    assert "kid" in str(problem_of(by_keys, new))
     write(path, jwk(CURVE, "two"), jwk(OTHER, "new"))
     assert by_keys.read(old) == by_keys.read(new)
     write(path, jwk(OTHER, "new"))
     assert by_keys.read(new)
-    assert "kid" in str(refusal(by_keys, old))
+    assert "kid" in str(problem_of(by_keys, old))
 
 
-def test_a_file_that_became_unreadable_leaves_the_keys_and_is_told_once(path, by_keys):
+def test_unreadable_key_file_keeps_the_keys_and_is_logged_once(path, by_keys):
     token = signed(key=CURVE, algorithm="ES256", kid="two")
     path.write_text("{")
     with capture_logs() as logs:
@@ -222,10 +224,10 @@ def test_a_file_that_became_unreadable_leaves_the_keys_and_is_told_once(path, by
         assert by_keys.read(token)
     assert [line["log_level"] for line in logs] == ["warning"]
     write(path, jwk(OTHER, "new"))
-    assert "kid" in str(refusal(by_keys, token))
+    assert "kid" in str(problem_of(by_keys, token))
 
 
-def test_a_file_must_hold_public_keys_that_are_used_here(tmp_path):
+def test_key_file_must_contain_supported_public_keys(tmp_path):
     path = tmp_path / "keys.json"
     private = jwt.algorithms.ECAlgorithm.to_jwk(CURVE, as_dict=True)
     for keys in (
@@ -250,20 +252,20 @@ def test_a_file_must_hold_public_keys_that_are_used_here(tmp_path):
             KeyFile(nothing)
 
 
-def test_without_a_key_nothing_is_accepted():
+def test_no_token_is_accepted_without_keys():
     tokens = Tokens(TokenConfig())
     assert not tokens.configured
     for token in (signed(), signed(key=CURVE, algorithm="ES256"), handmade({"alg": "none"}, standard(), b"")):
-        assert isinstance(refusal(tokens, token), WrongToken)
-    assert isinstance(refusal(tokens, handmade({"alg": "HS256"}, standard(), b"\0")), WrongToken)
+        assert isinstance(problem_of(tokens, token), WrongToken)
+    assert isinstance(problem_of(tokens, handmade({"alg": "HS256"}, standard(), b"\0")), WrongToken)
 
 
-def test_a_short_secret_is_refused():
+def test_short_secret_is_rejected():
     with pytest.raises(ConfigError, match=r"token\.secret has 31 characters"):
         Tokens(TokenConfig(secret="s" * 31))
 
 
-def test_what_is_minted_is_accepted_until_it_expires():
+def test_minted_token_is_accepted_until_it_expires():
     config = TokenConfig(secret=SECRET, audience="here")
     token = mint(config, "trader", "anna", "phone", 3600)
     assert Tokens(config).read(token) == Caller("trader", "anna", "phone")
@@ -276,18 +278,18 @@ def test_what_is_minted_is_accepted_until_it_expires():
 @example("\udcff")
 @example(base64.urlsafe_b64encode(b'{"alg":' + b"[" * 6000).decode() + ".e30.x")
 @example(handmade({"alg": "HS256", "crit": ["b64"], "b64": False}, {}))
-def test_any_text_is_refused(text):
-    assert isinstance(refusal(BY_SECRET, text), WrongToken)
+def test_arbitrary_text_is_rejected(text):
+    assert isinstance(problem_of(BY_SECRET, text), WrongToken)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 255))
-def test_a_changed_token_is_refused(position, change):
+def test_changed_token_is_rejected(position, change):
     token = TOKEN.encode()
     position %= len(token)
     changed = token[:position] + bytes([token[position] ^ change]) + token[position + 1 :]
-    # The last character of a part holds bits that are not used: such a change is none.
+    # The last character of a part has unused bits. Changing them does not change the token.
     if [decoded(part) for part in changed.split(b".")] != [decoded(part) for part in token.split(b".")]:
-        refusal(BY_SECRET, changed.decode("latin-1"))
+        problem_of(BY_SECRET, changed.decode("latin-1"))
 
 
 TOKEN = signed(exp=int(time.time()) + 10_000)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.api.answers import fund_answer
-from fundsvc.api.valuation import Past, Valuation
+from fundsvc.api.valuation import FundValuation, Past
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.fullness import Target
 from fundsvc.core.policy import Policy
@@ -34,9 +34,9 @@ def funds(draw):
 
 
 VALUATIONS = st.builds(
-    Valuation,
+    FundValuation,
     rate=PRICES,
-    unrated=st.just(""),
+    rate_missing=st.just(""),
     mark=PRICES,
     open_interest=st.integers(0, 2**70),
     past=st.builds(Past, AMOUNTS, AMOUNTS, AMOUNTS),
@@ -49,7 +49,7 @@ def whole(fund, amount):
 
 
 @given(funds(), VALUATIONS)
-def test_equivalents_are_exact_and_rounded_down_to_eight_decimals(fund, valuation):
+def test_converted_amounts_are_exact_and_rounded_down(fund, valuation):
     answer, balance = fund_answer(fund, Policy(), valuation, AS_OF), whole(fund, fund.balance)
     mark = Fraction(valuation.mark, 10**fund.contract.price_decimals)
     assert 0 <= balance * Fraction(valuation.rate, 10**12) - Fraction(answer.balance_usdt) < STEP
@@ -61,7 +61,7 @@ def test_equivalents_are_exact_and_rounded_down_to_eight_decimals(fund, valuatio
 
 
 @given(funds(), VALUATIONS)
-def test_changes_peak_and_drawdown_compare_with_the_past(fund, valuation):
+def test_changes_peak_and_drawdown_follow_from_past_balances(fund, valuation):
     answer, past, balance = fund_answer(fund, Policy(), valuation, AS_OF), valuation.past, fund.balance
     assert Fraction(answer.change24h) == whole(fund, balance - past.day)
     assert Fraction(answer.change7d) == whole(fund, balance - past.week)
@@ -72,7 +72,7 @@ def test_changes_peak_and_drawdown_compare_with_the_past(fund, valuation):
 
 
 @given(funds(), VALUATIONS)
-def test_open_interest_is_worth_its_notional_at_the_mark(fund, valuation):
+def test_open_interest_is_valued_at_the_mark(fund, valuation):
     ratio = fund_answer(fund, Policy(), valuation, AS_OF).balance_to_open_interest
     if not valuation.open_interest:
         assert ratio is None
@@ -84,17 +84,19 @@ def test_open_interest_is_worth_its_notional_at_the_mark(fund, valuation):
 
 
 @given(funds(), VALUATIONS)
-def test_what_lacks_is_null_with_its_reason(fund, valuation):
+def test_missing_values_are_null_with_a_reason(fund, valuation):
     known = msgspec.to_builtins(fund_answer(fund, Policy(), valuation, AS_OF))
     assert not {"balanceUsdtReason", "balanceBaseReason"} & known.keys()
-    unknown = fund_answer(fund, Policy(), valuation._replace(rate=None, unrated="why", mark=None, open_interest=None), AS_OF)
+    unknown = fund_answer(
+        fund, Policy(), valuation._replace(rate=None, rate_missing="why", mark=None, open_interest=None), AS_OF
+    )
     assert (unknown.balance_usdt, unknown.balance_usdt_reason, unknown.open_interest) == (None, "why", None)
     assert unknown.balance_to_open_interest is None
     assert (unknown.balance_base is None) == (not fund.contract.is_inverse)
 
 
 @given(funds(), VALUATIONS)
-def test_a_fund_is_compared_with_its_target(fund, valuation):
+def test_fullness_compares_balance_and_target(fund, valuation):
     answer, known = fund_answer(fund, Policy(), valuation, AS_OF), valuation.target
     if known is None or known.amount is None:
         assert (answer.target, answer.fullness, answer.leverage_cap, answer.state) == (None, None, None, "ok")

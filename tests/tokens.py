@@ -1,4 +1,4 @@
-"""Tokens for tests, signed as an issuer would, for services configured with `SECRET`."""
+"""Access tokens for services that are configured with `SECRET`."""
 
 import time
 
@@ -10,7 +10,7 @@ AUDIENCE = "fundsvc"
 
 
 def signed(role="risk", *, key=SECRET, algorithm="HS256", kid=None, **claims):
-    """A token that lives a minute; a claim given as None is left out."""
+    """Returns a token that is valid for a minute. A claim of None is omitted."""
     now = int(time.time())
     given = {"aud": AUDIENCE, "iat": now, "exp": now + 60, "role": role, **claims}
     headers = {"kid": kid} if kid else None
@@ -18,7 +18,7 @@ def signed(role="risk", *, key=SECRET, algorithm="HS256", kid=None, **claims):
 
 
 def bearer(role="risk", **claims):
-    """The headers of a request with such a token."""
+    """Returns the headers of a request with such a token."""
     return {"Authorization": f"Bearer {signed(role, **claims)}"}
 
 

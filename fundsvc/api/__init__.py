@@ -1,7 +1,6 @@
-"""The HTTP side: alone in importing aiohttp, with `app`.
+"""The HTTP and WebSocket API. Besides `app`, only this package imports aiohttp.
 
-`routes` and `deleveraging` list what can be asked and answer it, in the words of `parameters` (questions) and of `answers` and
-`adl_answers` (what comes back); `serving` makes an application of them;
-`access` stands before it all: `tokens` say who asks, `limits` how often; `ingest` takes engines' events;
-`errors` turns exceptions into KuCoin's error envelope, `operations` is what a probe or a scraper asks, `server` listens.
+Modules such as `funds`, `adl` and `ingest` define routes and answer them; `answers` and the modules named `..._answers` define
+the types of the answers. `http` has what all routes share, `websocket` the live topics, `venues` the paths of other exchanges,
+`docs` the documentation.
 """

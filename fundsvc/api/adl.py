@@ -1,4 +1,4 @@
-"""What can be asked about deleveraging: orders and why they asked whom, the queue, an account's place in it, and what if."""
+"""ADL: orders and their allocations, the queue, positions and reductions of accounts, and previews."""
 
 import time
 from collections.abc import Callable
@@ -7,27 +7,19 @@ from functools import partial
 import msgspec
 from msgspec import UNSET
 
-from fundsvc.api.adl_answers import (
-    ALLOCATIONS_MAX,
-    AllocationAnswer,
-    OrderAnswer,
+from fundsvc.api.adl_answers.orders import ALLOCATIONS_MAX, AllocationAnswer, OrderAnswer, allocation_answer, order_answers
+from fundsvc.api.adl_answers.positions import (
+    NumberedReductionAnswer,
     PositionsAnswer,
-    PreviewAnswer,
-    QueueAnswer,
-    ReductionAnswer,
-    allocation_answer,
-    deleveraged_answer,
-    order_answers,
+    numbered_reduction_answer,
     position_answers,
-    preview_answer,
-    queue_answer,
     reduction_answer,
-    trader_preview,
-    whole_preview,
 )
+from fundsvc.api.adl_answers.preview import PreviewAnswer, preview_answer, trader_preview, whole_preview
+from fundsvc.api.adl_answers.queue import QueueAnswer, queue_answer
 from fundsvc.api.answers import Page
 from fundsvc.api.http.access import ACCOUNT_READERS
-from fundsvc.api.http.application import Route, listed
+from fundsvc.api.http.application import Route, find_contract
 from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound
 from fundsvc.api.http.parameters import (
     AccountQuery,
@@ -38,8 +30,9 @@ from fundsvc.api.http.parameters import (
     Query,
     RoundQuery,
 )
+from fundsvc.api.http.slots import Slots
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.visibility import rough, sight_of
+from fundsvc.api.visibility import rough, visibility_of
 from fundsvc.core.adl.preview import AskedOf
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.policy import Policy
@@ -49,17 +42,26 @@ from fundsvc.store.adl import Deleveragings
 from fundsvc.store.reader import Reader
 
 DELEVERAGED_MAX = 100
-"""An account's reductions, the latest of them."""
+"""The latest reductions of an account that `positions` shows."""
 
 POSITIONS_PER_REQUEST = 1000
-"""A preview counts as a request more for each so many positions, all of which it ranks. A queue is ranked once for all."""
+"""A preview ranks all positions, and counts as one more request per this many. All clients share the ranking of a queue."""
+
+PREVIEWS_MAX = 16
+"""Previews that run or wait at a time. One runs at a time in a process; over a million positions it takes about 4 s."""
+
+CLIENT_PREVIEWS_MAX = 4
+"""The previews of one client among these, so that no client makes all others wait."""
+
+PREVIEW_RETRY_SECONDS = 4
+"""The duration of a preview over a million positions."""
 
 DIGITS_MAX = 9
-"""Of the number of an order or a round: more than any contract will ever have, and they fit what the database counts with."""
+"""Digits of the number of an order or a round. Larger numbers do not fit the database's type."""
 
 
-class DeleveragingResources:
-    """Answers from the ledger and from followed books."""
+class AdlResources:
+    """Routes that answer from the ledger and from the followed books."""
 
     def __init__(
         self,
@@ -76,12 +78,13 @@ class DeleveragingResources:
         self._tail = tail
         self._policy_of = policy_of
         self._k_min = k_min
+        self._previews = Slots(PREVIEWS_MAX, CLIENT_PREVIEWS_MAX)
         self.routes = (
             Route("/api/v1/adl/positions", AccountQuery, self.positions, roles=ACCOUNT_READERS),
             Route("/api/v1/adl/deleveraged", DeleveragedQuery, self.deleveraged, roles=ACCOUNT_READERS),
-            Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders, viewed=True),
-            Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round, viewed=True),
-            Route("/api/v1/adl/{symbol}/queue", Query, self.queue, viewed=True),
+            Route("/api/v1/adl/{symbol}/orders", OrdersQuery, self.orders, token_optional=True),
+            Route("/api/v1/adl/{symbol}/orders/{adl}/rounds/{round}", RoundQuery, self.round, token_optional=True),
+            Route("/api/v1/adl/{symbol}/queue", Query, self.queue, token_optional=True),
             Route(
                 "/api/v1/adl/{symbol}/preview",
                 Query,
@@ -92,10 +95,10 @@ class DeleveragingResources:
             ),
         )
 
-    async def orders(self, query: OrdersQuery, symbol: str, viewer: Caller | None) -> Page[OrderAnswer]:
-        """A page of a contract's orders; one more is read than shown, to know whether there are more."""
+    async def orders(self, query: OrdersQuery, symbol: str, caller: Caller | None) -> Page[OrderAnswer]:
+        """A page of a contract's ADL orders."""
         as_of = self._tail.as_of_ms
-        contract = (await listed(self._reader, symbol)).contract
+        contract = (await find_contract(self._reader, symbol)).contract
         orders = await self._ledger.orders(
             symbol,
             count=query.max_count + 1,
@@ -104,7 +107,7 @@ class DeleveragingResources:
             state=None if query.state is UNSET else query.state,
         )
         shown = orders[: query.max_count]
-        answers = await order_answers(self._ledger, shown, contract, sight_of(viewer))
+        answers = await order_answers(self._ledger, shown, contract, visibility_of(caller))
         return Page(data_list=answers, has_more=len(orders) > len(shown), as_of=as_of)
 
     async def round(
@@ -112,49 +115,49 @@ class DeleveragingResources:
         query: RoundQuery,
         symbol: str,
         adl: str,
-        round: str,  # noqa: A002 - the path's word
-        viewer: Caller | None,
+        round: str,  # noqa: A002 - the name of the path's parameter
+        caller: Caller | None,
     ) -> Page[AllocationAnswer]:
-        """A page of what a round of an order asked, by rank; one more is read than shown, to know whether there are more."""
-        contract = (await listed(self._reader, symbol)).contract
-        order, number = _numbered(adl), _numbered(round)
+        """A page of the allocations of a round of an order, by rank."""
+        contract = (await find_contract(self._reader, symbol)).contract
+        order, number = _number(adl), _number(round)
         found = await self._ledger.orders(symbol, count=1, offset=order - 1, forward=True)
         if not found or found[0].adl != order or found[0].round < number:
             raise NotFound(f"{symbol} has no ADL order {order} with a round {number}")
         rows = await self._ledger.round_after(symbol, order, number, query.offset, query.max_count + 1)
-        reduce, price, sight = found[0].reduce, found[0].price, sight_of(viewer)
-        shown = [allocation_answer(row, reduce, price, contract, sight) for row in rows[: query.max_count]]
+        reduce, price, visibility = found[0].reduce, found[0].price, visibility_of(caller)
+        shown = [allocation_answer(row, reduce, price, contract, visibility) for row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown))
 
-    async def queue(self, _query: Query, symbol: str, viewer: Caller | None) -> QueueAnswer:
-        """The live ranking of a contract, as lights."""
-        found, follower = await listed(self._reader, symbol), self._follower
+    async def queue(self, _query: Query, symbol: str, caller: Caller | None) -> QueueAnswer:
+        """The current queue of a contract by lights."""
+        found, follower = await find_contract(self._reader, symbol), self._follower
 
         def read(view: BookView) -> QueueAnswer:
             queue, is_mark_stale = follower.queue(view), follower.is_mark_stale(view)
-            return queue_answer(view, queue, sight_of(viewer), self._k_min, is_mark_stale=is_mark_stale)
+            return queue_answer(view, queue, visibility_of(caller), self._k_min, is_mark_stale=is_mark_stale)
 
         return await follower.read(found.contract, found.partition, read)
 
     async def positions(self, query: AccountQuery, caller: Caller) -> PositionsAnswer:
-        """An account's positions with their ranks and all inputs, and its latest reductions."""
+        """An account's positions with their ranks and the inputs of these, and its latest reductions."""
         account = _account(query, caller)
         if not account.isprintable():
-            return PositionsAnswer(account, [], [])  # the account of nobody: no event that names such a one is settled
+            return PositionsAnswer(account, [], [])  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
         reductions = await self._ledger.deleveraged(account, DELEVERAGED_MAX)
         positions = await position_answers(self._follower, account)
         return PositionsAnswer(
             account=account,
             positions=positions,
-            deleveraged=[deleveraged_answer(row, contracts[row.symbol]) for row in reductions],
+            deleveraged=[reduction_answer(row, contracts[row.symbol]) for row in reductions],
         )
 
-    async def deleveraged(self, query: DeleveragedQuery, caller: Caller) -> Page[ReductionAnswer]:
-        """A page of an account's reductions; one more is read than shown, to know whether there are more."""
+    async def deleveraged(self, query: DeleveragedQuery, caller: Caller) -> Page[NumberedReductionAnswer]:
+        """A page of an account's reductions."""
         as_of, account = self._tail.as_of_ms, _account(query, caller)
         if not account.isprintable():
-            return Page([], has_more=False, as_of=as_of)  # no event that names such an account is settled
+            return Page([], has_more=False, as_of=as_of)  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
         rows = await self._ledger.deleveraged_page(
             account,
@@ -162,12 +165,19 @@ class DeleveragingResources:
             offset=None if query.offset is UNSET else query.offset,
             forward=query.forward,
         )
-        shown = [reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
+        shown = [numbered_reduction_answer(number, row, contracts[row.symbol]) for number, row in rows[: query.max_count]]
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 
     async def preview(self, _query: Query, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:
-        """What a fill would do, with nobody named: to all for risk, to a trader's own positions and the others in sum."""
-        found = await listed(self._reader, symbol)
+        """The effect of a fill that is not settled. Shows risk all allocations, and traders their own and sums of the others.
+
+        No allocation names its account.
+        """
+        with self._previews.limited(caller.client, "previews", PREVIEW_RETRY_SECONDS):
+            return await self._preview(symbol, body, caller)
+
+    async def _preview(self, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer:
+        found = await find_contract(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
         show = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
         asked_of: AskedOf = int
@@ -181,25 +191,25 @@ class DeleveragingResources:
             raise BadParameter(rejection.detail) from None
 
     def preview_cost(self, symbol: str) -> int:
-        """As how many requests more a preview of a contract counts."""
+        """Returns how many more requests a preview of a contract counts as."""
         return self._follower.size(symbol) // POSITIONS_PER_REQUEST
 
 
-def _numbered(text: str) -> int:
-    """The number that a path names; raises NotFound where nothing can have it."""
+def _number(text: str) -> int:
+    """Returns the number in a path; raises NotFound for text that is not a number from 1."""
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= DIGITS_MAX else 0
     if not number:
-        raise NotFound(f"there is no number {text!r} here: orders and rounds are counted from 1")
+        raise NotFound(f"{text!r} is not the number of an order or a round: these are numbered from 1")
     return number
 
 
 def _account(query: AccountQuery, caller: Caller) -> str:
-    """The account that is asked about, by default the caller's own; a trader may ask about no other."""
+    """Returns the requested account, by default the caller's; raises Forbidden for another account than a trader's own."""
     account = caller.account if query.account is UNSET else query.account
     if not account:
-        raise BadParameter("account is missing: the token is for all of them, so say whose positions")
+        raise BadParameter("account is required: this token may read any account")
     if caller.role == "trader" and account != caller.account:
-        raise Forbidden("these are another account's positions: a trader sees its own, so leave `account` out")
+        raise Forbidden("a trader's token reads only its own account: omit `account`")
     return account
 
 

@@ -1,4 +1,4 @@
-"""What comes back: money and prices as exact decimal text, times in milliseconds, names in camelCase."""
+"""Types of answers: money and prices are exact decimal text, times are milliseconds, names are camelCase."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -8,12 +8,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.valuation import (
-    Valuation,
+    FundValuation,
     balance_base,
     balance_to_open_interest,
     balance_usdt,
     base_currency,
-    why_no_base,
+    base_missing,
 )
 from fundsvc.core.commitment import seal_parts
 from fundsvc.core.contracts import Contract
@@ -27,38 +27,38 @@ from fundsvc.store.reader import EntryRow, FundRow, Listed
 T = TypeVar("T")
 
 ContractAnswer = dict[str, msgspec.Raw | int]
-"""KuCoin's contract object, every field as it was listed, and ours: partition, settleDecimals, priceDecimals."""
+"""KuCoin's contract object with all fields as listed, plus partition, settleDecimals, priceDecimals and suspended."""
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
 
 class Answer(msgspec.Struct, rename="camel", frozen=True):
-    """Base of what is answered."""
+    """Base of the types of answers."""
 
 
 class Envelope(Answer, Generic[T], frozen=True, kw_only=True):
-    """Around every answer, as KuCoin does."""
+    """KuCoin's envelope of every answer."""
 
     code: str = "200000"
     data: T
 
 
 class FundAnswer(Answer, frozen=True, kw_only=True):
-    """A fund now. `entry` and `head` (hex) are number and hash of its last ledger entry, `seq` is the engine's.
+    """A fund at present. `entry` and `head` (hex) are the number and hash of its last entry, `seq` is its engine sequence.
 
-    Keep both to find out later whether anything before them was changed: `fundsvc audit --heads FILE` reads a file of such
-    answers, one a line.
+    Keep `entry` and `head` to detect later changes of earlier entries: `fundsvc audit --heads FILE` reads a file of such
+    answers, one per line.
 
-    Every commit before `asOf` is in it, by the database's clock: a replica that is behind says so by an `asOf` of before.
+    The answer includes every commit before `asOf` by the database's clock. A replica that is behind has an earlier `asOf`.
 
-    `balanceUsdt` is by the last rate of the settlement currency, `balanceBase` by the contract's mark price, both rounded down
-    to eight decimals; where one is null, its reason says why. `change24h` and `change7d` are the balance less what it was then,
-    by the engine's clock; `peak8h` is the highest balance of the last eight hours and `drawdown8h` the share of it that is
-    gone. `openInterest` is in lots, null until the books are loaded; `balanceToOpenInterest` is the balance over what these are
-    worth at the mark. `target` is the size that the fund should have, `fullness` the balance over it, `leverageCap` the highest
-    leverage that this recommends: null where there is no target; `/target` says why, and where it comes from.
-    `suspended` is true while the contract's terms are in doubt: its events are rejected with `terms_in_doubt`, and kept.
+    `balanceUsdt` uses the last rate of the settlement currency, `balanceBase` the contract's mark price; both are rounded down
+    to eight decimals. If one is null, its reason says why. `change24h` and `change7d` are changes of the balance by the
+    engine's clock. `peak8h` is the highest balance of the last eight hours; `drawdown8h` is 1 - balance / peak8h.
+    `openInterest` is in lots, and null until the books are loaded. `balanceToOpenInterest` is the balance divided by the value
+    of the open interest at the mark. `target` is the size that the fund should have, `fullness` is balance / target, and
+    `leverageCap` is the recommended highest leverage. They are null without a target; `/target` explains it. `suspended` is
+    true while the contract's terms are in doubt: its events are rejected with `terms_in_doubt`, and kept.
     """
 
     symbol: str
@@ -89,11 +89,10 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
 
 
 class EntryAnswer(Answer, frozen=True):
-    """A ledger entry; everything of it but the account, which is never public.
+    """A ledger entry without its account, which is never public.
 
-    `keyId` and `commitment` (hex) are what the hash is over in the place of the account: with them anyone can recompute the
-    hash. They are "" where it is over the account itself: where there is none, and in entries of before there was a ledger
-    secret.
+    The hash covers `keyId` and `commitment` (hex) instead of the account, so anyone can recompute it. Both are "" in entries
+    without an account and in entries from before the ledger secret, whose hash covers the account itself.
     """
 
     symbol: str
@@ -118,7 +117,7 @@ class EntryAnswer(Answer, frozen=True):
 
 
 class Page(Answer, Generic[T], frozen=True):
-    """A page of a history; the last row's number is the next page's offset. Every commit before `asOf` was looked at."""
+    """A page of rows. The number of the last row is the offset of the next page. It includes every commit before `asOf`."""
 
     data_list: list[T]
     has_more: bool
@@ -126,7 +125,7 @@ class Page(Answer, Generic[T], frozen=True):
 
 
 class PartitionCursor(Answer, frozen=True):
-    """The last message of a partition's stream whose events are in the ledger, and the run id of the stream's server."""
+    """The last message of a partition's stream whose events are settled, and the run id of the stream server."""
 
     partition: int
     stream: str
@@ -135,7 +134,7 @@ class PartitionCursor(Answer, frozen=True):
 
 
 class ContractCursor(Answer, frozen=True):
-    """The last engine sequence of a contract that is in the ledger: an engine resends from the next one."""
+    """The last settled sequence of a contract. An engine resends from the next sequence."""
 
     symbol: str
     partition: int
@@ -143,16 +142,15 @@ class ContractCursor(Answer, frozen=True):
 
 
 class CursorAnswer(Answer, frozen=True):
-    """From where an engine should send again, and the stream epoch in which it may post what follows."""
+    """The positions from which an engine resends, and the current stream epoch."""
 
     stream_epoch: int
-
     partitions: list[PartitionCursor]
     contracts: list[ContractCursor]
 
 
 def contract_answer(listed: Listed) -> ContractAnswer:
-    """A contract as KuCoin's clients expect it."""
+    """Returns a contract in the form of KuCoin's contract object."""
     fields = msgspec.json.decode(listed.specification, type=dict[str, msgspec.Raw])
     contract = listed.contract
     ours = {
@@ -164,8 +162,8 @@ def contract_answer(listed: Listed) -> ContractAnswer:
     return {**fields, **ours}
 
 
-def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation, as_of: int) -> FundAnswer:
-    """A fund in its settlement currency at a time (ms), how it is under its policy, and what it is worth."""
+def fund_answer(fund: FundRow, policy: Policy, valuation: FundValuation, as_of: int) -> FundAnswer:
+    """Returns the answer for a fund, valued by `valuation`; `as_of` is in milliseconds."""
     decimals, past, target = fund.settle_decimals, valuation.past, valuation.target
     peak = max(past.peak, fund.balance)
     in_usdt, in_base = balance_usdt(fund, valuation), balance_base(fund, valuation)
@@ -174,9 +172,9 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: Valuation, as_of: int)
         settle_currency=fund.settle_currency,
         balance=format_units(fund.balance, decimals),
         balance_usdt=in_usdt,
-        balance_usdt_reason=valuation.unrated if in_usdt is None else UNSET,
+        balance_usdt_reason=valuation.rate_missing if in_usdt is None else UNSET,
         balance_base=in_base,
-        balance_base_reason=why_no_base(fund) if in_base is None else UNSET,
+        balance_base_reason=base_missing(fund) if in_base is None else UNSET,
         base_currency=base_currency(fund),
         outstanding=format_units(fund.outstanding, decimals),
         state=_state(fund, policy, target),
@@ -204,12 +202,12 @@ def _state(fund: FundRow, policy: Policy, target: Target | None) -> FundStateNam
 
 
 def target_size(target: Target | None, decimals: int) -> str | None:
-    """A target in its settlement currency, where there is one."""
+    """Returns a target as text in its settlement currency, or None without a target."""
     return None if target is None or target.amount is None else format_units(target.amount, decimals)
 
 
 def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
-    """A ledger entry in its contract's settlement currency and prices."""
+    """Returns the answer for a ledger entry of a contract."""
     money, price = contract.settle_decimals, contract.price_decimals
     seal = seal_parts(entry.seal)
     return EntryAnswer(
@@ -236,5 +234,5 @@ def entry_answer(entry: EntryRow, contract: Contract) -> EntryAnswer:
 
 
 def milliseconds(moment: datetime) -> int:
-    """A moment as the API writes it."""
+    """Returns a time in milliseconds since the epoch."""
     return (moment - _EPOCH) // _MILLISECOND

@@ -1,4 +1,4 @@
-"""What can be asked about contracts, the service's clock, and how far the streams are settled."""
+"""Contracts, the service's clock, and the ingest cursor."""
 
 import time
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from collections.abc import Callable
 import msgspec
 
 from fundsvc.api.answers import ContractAnswer, ContractCursor, CursorAnswer, PartitionCursor, contract_answer
-from fundsvc.api.http.application import Route, listed
+from fundsvc.api.http.application import Route, find_contract
 from fundsvc.api.http.parameters import CursorQuery, Query
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.stream_epochs import StreamEpochs, poster_name
+from fundsvc.api.stream_epochs import StreamEpochs, producer_name
 from fundsvc.store.reader import Reader
 
 
 class ContractResources:
-    """Answers from the ledger; `stream_key` names the stream of a partition."""
+    """Routes that answer from the ledger; `stream_key` returns the stream of a partition."""
 
     def __init__(self, reader: Reader, stream_key: Callable[[int], str], epochs: StreamEpochs) -> None:
         self._reader = reader
@@ -28,24 +28,27 @@ class ContractResources:
         )
 
     async def timestamp(self, _query: Query) -> int:
-        """The service's clock."""
+        """The time of the service in milliseconds since the epoch."""
         return time.time_ns() // 1_000_000
 
     async def active_contracts(self, _query: Query) -> list[ContractAnswer]:
-        """The contracts that can be traded, which is what KuCoin's documentation says `active` means: status Open.
+        """All contracts with status Open, KuCoin's definition of active, and all contracts without a status.
 
-        A listing without a status (a recording's) says nothing against it. The others keep their funds and their own paths.
+        Recordings contain listings without a status. Contracts with another status keep their funds and their own paths.
         """
-        answers = [contract_answer(listed) for listed in await self._reader.contracts()]
+        answers = [contract_answer(contract) for contract in await self._reader.contracts()]
         return [answer for answer in answers if answer.get("status", _OPEN) == _OPEN]
 
     async def contract(self, _query: Query, symbol: str) -> ContractAnswer:
-        """One contract, whatever its status."""
-        return contract_answer(await listed(self._reader, symbol))
+        """One contract with any status."""
+        return contract_answer(await find_contract(self._reader, symbol))
 
     async def cursor(self, query: CursorQuery, caller: Caller) -> CursorAnswer:
-        """What is durable, by stream and by contract. An engine that has asked may post in the present stream epoch."""
-        epoch = await self._epochs.ask(poster_name(caller, query.producer_id) if caller.role == "engine" else "")
+        """The last settled message of each stream and sequence of each contract.
+
+        A producer that has read it may post in the current stream epoch.
+        """
+        epoch = await self._epochs.acknowledge(producer_name(caller, query.producer_id) if caller.role == "engine" else "")
         funds = await self._reader.funds()
         partitions = await self._reader.partitions()
         return CursorAnswer(

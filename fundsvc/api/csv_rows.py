@@ -1,4 +1,4 @@
-"""Entries as lines of CSV."""
+"""Writes entries as CSV."""
 
 import csv
 import io
@@ -19,9 +19,9 @@ def _lines(rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 HEADER = _lines([[field.encode_name for field in msgspec.structs.fields(EntryAnswer)]])
-"""The columns: the fields of an entry as JSON has them."""
+"""The names of the columns, which are the JSON fields of an entry."""
 
 
 def csv_rows(entries: Iterable[EntryAnswer]) -> bytes:
-    """A line for each entry."""
+    """Returns one line per entry."""
     return _lines(map(msgspec.structs.astuple, entries))

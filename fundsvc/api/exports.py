@@ -1,48 +1,38 @@
-"""Long answers, read from the ledger while they are sent: a bounded number at a time, by database connections of their own."""
+"""Limits streamed exports of the ledger: a bounded number runs at a time, on separate database connections."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from aiohttp import web
 
-from fundsvc.api.http.errors import TooManyRequests, Unavailable
-from fundsvc.api.http.request_context import VISIT
-from fundsvc.api.http.slots import Places
+from fundsvc.api.http.request_context import CONTEXT
+from fundsvc.api.http.slots import Slots
 from fundsvc.store.reader import Reader
 
 EXPORTS_MAX = 4
-"""As http.exports_max is by default."""
+"""The default of `http.exports_max`."""
 
 RETRY_SECONDS = 5
-"""An export of a hundred thousand entries takes about as long."""
+"""The usual duration of an export of a hundred thousand entries."""
 
 WRITE_SECONDS_MAX = 30.0
-"""How long a client may take to read a piece of some 100 kB: one that reads nothing would keep its place for ever."""
+"""The time in which a client must read a piece of about 100 kB. A stalled client would otherwise keep its slot forever."""
 
 
 class Exports:
-    """Grants places to long answers; what they read, they read by `reader`. A client has at most half of the places."""
+    """Assigns slots to exports, which read with `reader`. A client has at most half of the slots."""
 
     def __init__(self, reader: Reader, exports_max: int = EXPORTS_MAX) -> None:
         self.reader = reader
-        self._places = Places(exports_max, max(1, exports_max // 2))
+        self._slots = Slots(exports_max, max(1, exports_max // 2))
 
-    @contextmanager
-    def place(self, request: web.Request) -> Iterator[None]:
-        """A place for the answer to a request, while the context is open; raises TooManyRequests or Unavailable."""
-        client = request[VISIT].client
-        if self._places.are_full_for(client):
-            allowed = self._places.client_places
-            raise TooManyRequests(f"this client has {allowed} exports running, as many as are allowed", RETRY_SECONDS)
-        if self._places.are_full:
-            raise Unavailable("as many exports are running as are allowed at a time: ask again shortly")
-        with self._places.taken(client):
-            yield
+    def slot(self, request: web.Request) -> AbstractContextManager[None]:
+        """Holds a slot for an export while the context is open; raises TooManyRequests or Unavailable without a free slot."""
+        return self._slots.limited(request[CONTEXT].client, "exports", RETRY_SECONDS)
 
 
 async def write(response: web.StreamResponse, piece: bytes) -> None:
-    """Sends a piece of an answer; raises ConnectionResetError where the client is gone, or does not read it."""
+    """Sends a piece of an answer; raises ConnectionResetError if the client is gone or does not read."""
     try:
         async with asyncio.timeout(WRITE_SECONDS_MAX):
             await response.write(piece)

@@ -1,4 +1,4 @@
-"""What is answered about funds beyond the fund itself: all in sum, one as it was, its candles, an entry in its chain."""
+"""Answers about funds: sums of all funds, a fund in the past, candles, and single entries with their proof."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from itertools import groupby
 
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.adl_answers import OrderAnswer
+from fundsvc.api.adl_answers.orders import OrderAnswer
 from fundsvc.api.answers import Answer, EntryAnswer
 from fundsvc.api.valuation import EQUIVALENT_DECIMALS, in_usdt
 from fundsvc.core.contracts import Contract
@@ -16,11 +16,11 @@ from fundsvc.store.reader import FundRow
 from fundsvc.store.statistics import Bucket, Standing
 
 Candle = tuple[int, str, str, str, str, str, str, str, int]
-"""Time (the bucket's start, ms), open, high, low and close of the balance, credited, paid, uncovered, fills."""
+"""Start time (ms); open, high, low and close of the balance; credited, paid, uncovered; fills."""
 
 
 class CurrencyAnswer(Answer, frozen=True, kw_only=True):
-    """All funds that settle in a currency, in sum; where `balanceUsdt` is null, its reason says why."""
+    """The sums of all funds of a settlement currency. If `balanceUsdt` is null, its reason says why."""
 
     currency: str
     balance: str
@@ -31,9 +31,9 @@ class CurrencyAnswer(Answer, frozen=True, kw_only=True):
 
 
 class SummaryAnswer(Answer, frozen=True, kw_only=True):
-    """All funds by settlement currency, and what they are worth together at `ts`. A sum moves nothing: funds are isolated.
+    """The sums of all funds by settlement currency, and their total value at `ts`. No fund pays for another.
 
-    Every commit before `asOf` is in it, by the database's clock.
+    The answer includes every commit before `asOf` by the database's clock.
     """
 
     currencies: list[CurrencyAnswer]
@@ -43,10 +43,10 @@ class SummaryAnswer(Answer, frozen=True, kw_only=True):
     as_of: int
 
 
-class StandingAnswer(Answer, frozen=True):
-    """A fund as it stood at `ts`: after entry `entry`, the last before any that is later by the engine's clock; 0 is none.
+class FundAtAnswer(Answer, frozen=True):
+    """A fund at `ts`: after `entry`, the last entry before the first one with a later engine time; 0 if there is none.
 
-    `outstanding` is of just before the entry after that one.
+    `outstanding` is the amount immediately before the next entry.
     """
 
     symbol: str
@@ -57,12 +57,12 @@ class StandingAnswer(Answer, frozen=True):
     entry_ts: int
 
 
-class LinkAnswer(Answer, frozen=True):
-    """An entry, the hash that its own was made of with it, and the ADL order that it caused.
+class EntryDetailAnswer(Answer, frozen=True):
+    """An entry, the hash of the previous entry, which its own hash covers, and the ADL order that it caused.
 
-    With a token of the entry's account, or of risk, `account` and `salt` (hex) open its commitment, which is HMAC-SHA-256 of
-    the account under the salt as the key. They are left out where there is no commitment, or where this service does not have
-    the secret that made it.
+    A token of the entry's account or of risk also receives `account` and `salt` (hex), which open the commitment: it is
+    HMAC-SHA-256 of the account with the salt as key. Both are absent if the entry has no commitment, or if the service does
+    not have the secret of the commitment.
     """
 
     entry: EntryAnswer
@@ -73,17 +73,17 @@ class LinkAnswer(Answer, frozen=True):
 
 
 Rated = Callable[[str], tuple[int | None, str]]
-"""The rate of a currency, or why there is none."""
+"""Returns the rate of a currency, or None and the reason."""
 
 
 def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int) -> SummaryAnswer:
-    """Sums over funds."""
+    """Returns the sums of funds."""
     currencies = []
     total = Fraction(0)
     for currency, found in groupby(sorted(funds, key=_currency), _currency):
         group = list(found)
         balance = _sum(group, lambda fund: fund.balance)
-        rate, unrated = rate_of(currency)
+        rate, missing = rate_of(currency)
         worth = None if rate is None else in_usdt(balance, rate)
         total += worth or 0
         currencies.append(
@@ -91,37 +91,38 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int
                 currency=currency,
                 balance=_text(balance, _decimals(group)),
                 balance_usdt=None if worth is None else _text(worth, EQUIVALENT_DECIMALS),
-                balance_usdt_reason=unrated or UNSET,
+                balance_usdt_reason=missing or UNSET,
                 outstanding=_text(_sum(group, lambda fund: fund.outstanding), _decimals(group)),
                 contracts=len(group),
             )
         )
-    lacking = [answer.balance_usdt_reason for answer in currencies if answer.balance_usdt_reason is not UNSET]
+    reasons = [answer.balance_usdt_reason for answer in currencies if answer.balance_usdt_reason is not UNSET]
     return SummaryAnswer(
         currencies=currencies,
-        total_usdt=None if lacking else _text(total, EQUIVALENT_DECIMALS),
-        total_usdt_reason="; ".join(lacking) or UNSET,
+        total_usdt=None if reasons else _text(total, EQUIVALENT_DECIMALS),
+        total_usdt_reason="; ".join(reasons) or UNSET,
         ts=ts,
         as_of=as_of,
     )
 
 
-def standing_answer(contract: Contract, ts: int, standing: Standing) -> StandingAnswer:
-    """A fund as it stood, in its settlement currency."""
-    return StandingAnswer(
+def fund_at_answer(contract: Contract, ts: int, past: Standing) -> FundAtAnswer:
+    """Returns the answer for a fund in the past."""
+    return FundAtAnswer(
         symbol=contract.symbol,
         ts=ts,
-        balance=format_units(standing.balance, contract.settle_decimals),
-        outstanding=format_units(standing.outstanding, contract.settle_decimals),
-        entry=standing.entry,
-        entry_ts=standing.entry_ts,
+        balance=format_units(past.balance, contract.settle_decimals),
+        outstanding=format_units(past.outstanding, contract.settle_decimals),
+        entry=past.entry,
+        entry_ts=past.entry_ts,
     )
 
 
 def candles(buckets: Sequence[Bucket], span: range, now_ms: int, decimals: int) -> Iterator[Candle]:
-    """The candles that start within a span, without holes: where nothing was written, the last close stands, until now.
+    """Yields the candles that start within a span until now. A time without entries has a candle at the previous close.
 
-    `buckets` are those with entries, and before them the last ones that are earlier. No candle is before a fund's first.
+    `buckets` are the buckets with entries in the span, preceded by the last earlier ones. The first candle is that of the
+    fund's first entry.
     """
     earlier = [bucket for bucket in buckets if bucket.start < span.start]
     known = {bucket.start: bucket for bucket in buckets[len(earlier) :]}
@@ -146,7 +147,7 @@ def _currency(fund: FundRow) -> str:
 
 
 def _sum(funds: Iterable[FundRow], amount_of: Callable[[FundRow], int]) -> Fraction:
-    """Exact, also where contracts of a currency were listed with different decimals."""
+    """Returns the exact sum, also of contracts with different decimals."""
     return sum((Fraction(amount_of(fund), 10**fund.settle_decimals) for fund in funds), Fraction(0))
 
 

@@ -1,7 +1,7 @@
-"""The funds as they are asked for most: kept encoded, and encoded anew only when something in them is new.
+"""Caches the encoded answers for funds, and encodes an answer again only after its fund has changed.
 
-What is answered is the ledger's tail in memory. A tail that has not heard of its database for some seconds answers 503
-rather than a balance that may not be the ledger's any more.
+The answers come from the ledger tail in memory. When the tail has had no contact with its database for some seconds, the
+answer is 503 instead of a balance that may be outdated.
 """
 
 import time
@@ -11,26 +11,26 @@ from typing import NamedTuple
 import msgspec
 
 from fundsvc.api.answers import Envelope, FundAnswer
-from fundsvc.api.http.application import Encoded, Route, not_listed
-from fundsvc.api.http.fast_path import Shortcut
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.application import Encoded, Route, symbol_not_listed
+from fundsvc.api.http.fast_path import FastPath
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.parameters import Query
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.reader import FundRow
 
 VALUATION_SECONDS = 1.0
-"""How often marks, rates, statistics and the guard's clock, which move between entries, may make an answer anew."""
+"""The maximum age of a cached answer. Marks, rates, statistics and the guard change between entries."""
 
 
 FUND = "/api/v1/insurance-fund/{symbol}"
 _FUNDS = FUND.removesuffix("{symbol}")
 
 _DELIMITERS = frozenset("%?#")
-"""Characters with a meaning of their own in a URL: the router answers requests for a contract with one in its symbol."""
+"""Characters with a meaning in URLs. The router answers requests for a symbol that contains one."""
 
 
-class _Kept(NamedTuple):
-    """A fund's answer: for this row of it, and until this time."""
+class _CachedFund(NamedTuple):
+    """The cached answer for a row of a fund, valid until a time of the monotonic clock."""
 
     fund: FundRow
     until: float
@@ -38,20 +38,23 @@ class _Kept(NamedTuple):
     answer: Encoded[FundAnswer]
 
 
-class _KeptList(NamedTuple):
+class _CachedList(NamedTuple):
     funds: Mapping[str, FundRow]
     until: float
     answer: Encoded[list[FundAnswer]]
 
 
-class CachedFunds:
-    """Answers with the funds in a tail, by what `answer_of` makes of a fund's row."""
+class FundCache:
+    """Answers requests for funds of a tail; `answer_of` makes the answer from a fund's row, `clock` returns seconds."""
 
-    def __init__(self, tail: Tail, answer_of: Callable[[FundRow], FundAnswer]) -> None:
+    def __init__(
+        self, tail: Tail, answer_of: Callable[[FundRow], FundAnswer], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._tail = tail
         self._answer_of = answer_of
-        self._kept: dict[str, _Kept] = {}
-        self._list: _KeptList | None = None
+        self._clock = clock
+        self._cached: dict[str, _CachedFund] = {}
+        self._list: _CachedList | None = None
         self.routes = (
             Route("/api/v1/insurance-fund", Query, self.funds),
             Route(FUND, Query, self.fund),
@@ -60,35 +63,35 @@ class CachedFunds:
     async def funds(self, _query: Query) -> Encoded[list[FundAnswer]]:
         """All funds."""
         self._tail.check()
-        now, kept = time.monotonic(), self._list
+        now, kept = self._clock(), self._list
         if kept is None or kept.funds is not self._tail.funds or now >= kept.until:
             funds = self._tail.funds
             answer: Encoded[list[FundAnswer]] = Encoded(_enveloped([self.data(symbol) for symbol in funds]))
-            kept = self._list = _KeptList(funds, now + VALUATION_SECONDS, answer)
+            kept = self._list = _CachedList(funds, now + VALUATION_SECONDS, answer)
         return kept.answer
 
     async def fund(self, _query: Query, symbol: str) -> Encoded[FundAnswer]:
         """The fund of one contract."""
         if symbol not in self._tail.funds:
             self._tail.check()
-            raise not_listed(symbol)
+            raise symbol_not_listed(symbol)
         return self._shown(symbol)
 
-    def shortcut(self, reception: Reception) -> Shortcut:
-        """A short way to single funds, past the router that knows the routes."""
-        return Shortcut(reception, FUND, self._symbol_at, self._shown)
+    def fast_path(self, middleware: Middleware) -> FastPath:
+        """Returns the fast path to single funds."""
+        return FastPath(middleware, FUND, self._symbol_at, self._shown)
 
     async def answers(self) -> list[FundAnswer]:
-        """All funds, for who says them otherwise."""
+        """Returns all funds, for routes with another format."""
         self._tail.check()
         return [self._answer_of(fund) for fund in self._tail.funds.values()]
 
     def data(self, symbol: str) -> msgspec.Raw:
-        """The fund of a listed contract, encoded, without its envelope."""
+        """Returns the encoded fund of a listed contract, without its envelope."""
         return self._fresh(symbol).data
 
     def _symbol_at(self, path: str) -> str | None:
-        """The contract that is listed by the last part of a path, if the rest is a fund's and that part stands for itself."""
+        """Returns the listed symbol in the raw path of a fund, or None if the path needs the router."""
         symbol = path.removeprefix(_FUNDS)
         known = symbol in self._tail.funds and symbol is not path
         return symbol if known and _DELIMITERS.isdisjoint(symbol) else None
@@ -97,11 +100,11 @@ class CachedFunds:
         self._tail.check()
         return self._fresh(symbol).answer
 
-    def _fresh(self, symbol: str) -> _Kept:
-        fund, now, kept = self._tail.funds[symbol], time.monotonic(), self._kept.get(symbol)
+    def _fresh(self, symbol: str) -> _CachedFund:
+        fund, now, kept = self._tail.funds[symbol], self._clock(), self._cached.get(symbol)
         if kept is None or kept.fund is not fund or now >= kept.until:
             data = msgspec.Raw(msgspec.json.encode(self._answer_of(fund)))
-            kept = self._kept[symbol] = _Kept(fund, now + VALUATION_SECONDS, data, Encoded(_enveloped(data)))
+            kept = self._cached[symbol] = _CachedFund(fund, now + VALUATION_SECONDS, data, Encoded(_enveloped(data)))
         return kept
 
 

@@ -1,4 +1,4 @@
-"""What can be asked about funds: how they stand, stood and moved, in sum and one by one."""
+"""Funds: sums, past balances, candles, ledger histories and single entries."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -8,19 +8,26 @@ import structlog
 from aiohttp import hdrs, web
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.adl_answers import order_answers
+from fundsvc.api.adl_answers.orders import order_answers
 from fundsvc.api.answers import EntryAnswer, FundAnswer, Page, entry_answer, fund_answer
 from fundsvc.api.csv_rows import CSV, HEADER, csv_rows
 from fundsvc.api.exports import Exports, write
-from fundsvc.api.fund_answers import Candle, LinkAnswer, StandingAnswer, SummaryAnswer, candles, standing_answer, summary_answer
-from fundsvc.api.http.access import ACCOUNT_READERS
-from fundsvc.api.http.application import Route, asked, fund_of, listed
+from fundsvc.api.fund_answers import (
+    Candle,
+    EntryDetailAnswer,
+    FundAtAnswer,
+    SummaryAnswer,
+    candles,
+    fund_at_answer,
+    summary_answer,
+)
+from fundsvc.api.http.application import Route, find_contract, find_fund, query_parameters
 from fundsvc.api.http.errors import NotFound
 from fundsvc.api.http.parameters import CandlesQuery, HistoryQuery, MomentQuery, Query, SpanQuery, read_query
 from fundsvc.api.http.routes import Endpoint, Media
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.valuation_inputs import Appraiser
-from fundsvc.api.visibility import sight_of
+from fundsvc.api.visibility import PUBLIC, visibility_of
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.fund.chain import GENESIS
 from fundsvc.core.policy import Policy
@@ -32,16 +39,16 @@ from fundsvc.store.reader import EntryRow, FundRow, Reader
 from fundsvc.store.statistics import Statistics
 
 STREAMED_ENTRIES = 500
-"""Entries read and written at a time: a few milliseconds of the loop, and all that a history of any length needs of memory."""
+"""Entries that an export reads and writes at a time: a few milliseconds of the loop, and a bounded amount of memory."""
 
 ENTRY_DIGITS_MAX = 18
-"""No ledger has as many entries, and 64 bits hold them."""
+"""Digits of an entry number. 18 digits fit 64 bits."""
 
 log = structlog.get_logger()
 
 
 class FundResources:
-    """Answers from the ledger, its rollups and its tail, and what an appraiser keeps at hand."""
+    """Routes that answer from the ledger, its rollups, its tail, and the values of an appraiser."""
 
     def __init__(
         self,
@@ -75,32 +82,32 @@ class FundResources:
                 query=SpanQuery,
                 cost=self.export_cost,
             ),
-            Route("/api/v1/insurance-fund/{symbol}/entries/{entry}", Query, self.entry, viewed=True),
+            Route("/api/v1/insurance-fund/{symbol}/entries/{entry}", Query, self.entry, token_optional=True),
         )
 
     def answer(self, fund: FundRow) -> FundAnswer:
-        """A fund now; raises StoreFault while it cannot be valued yet."""
+        """Returns the answer for a fund; raises StoreFault before the first valuation."""
         return fund_answer(fund, self._policy_of(fund.symbol), self._appraiser.value(fund), self._tail.as_of_ms)
 
     async def summary(self, _query: Query) -> SummaryAnswer:
-        """All funds in sum, by settlement currency and in USDT."""
+        """The sums of all funds by settlement currency and in USDT."""
         self._tail.check()
         return summary_answer(self._tail.funds.values(), self._appraiser.rate, time.time_ns() // 1_000_000, self._tail.as_of_ms)
 
-    async def at(self, query: MomentQuery, symbol: str) -> StandingAnswer:
-        """A fund as it stood at a moment of the engine's clock."""
+    async def at(self, query: MomentQuery, symbol: str) -> FundAtAnswer:
+        """A fund at a time of the engine's clock."""
         self._tail.check_knows(query.ts)
-        contract = (await listed(self._reader, symbol)).contract
-        return standing_answer(contract, query.ts, await self._statistics.at(symbol, query.ts))
+        contract = (await find_contract(self._reader, symbol)).contract
+        return fund_at_answer(contract, query.ts, await self._statistics.at(symbol, query.ts))
 
     async def candles(self, query: CandlesQuery, symbol: str) -> list[Candle]:
-        """The balance over time and what moved it, oldest first, at most 500 candles: without `from` and `to`, the latest.
+        """The balance over time and the amounts that changed it, oldest first; at most 500 candles.
 
-        Each is `[time, open, high, low, close, credited, paid, uncovered, fills]`, of which `time` is its start. Hours and days
-        are those of UTC; a time without entries has the close before it. Nothing is told of the time before a fund's first
-        entry.
+        A candle is `[time, open, high, low, close, credited, paid, uncovered, fills]`; `time` is its start. Hours and days are
+        in UTC. A candle without entries repeats the previous close. There are no candles before a fund's first entry. Without
+        `from` and `to`, the answer contains the latest candles.
         """
-        contract = (await listed(self._reader, symbol)).contract
+        contract = (await find_contract(self._reader, symbol)).contract
         now_ms = time.time_ns() // 1_000_000
         span = query.starts(now_ms)
         self._tail.check_knows(span.stop)
@@ -108,9 +115,9 @@ class FundResources:
         return list(candles(buckets, span, now_ms, contract.settle_decimals))
 
     async def history(self, query: HistoryQuery, symbol: str) -> Page[EntryAnswer]:
-        """A page of a fund's ledger; one more entry is read than shown, to know whether there are more."""
+        """A page of a fund's ledger."""
         as_of = self._tail.as_of_ms
-        contract = (await listed(self._reader, symbol)).contract
+        contract = (await find_contract(self._reader, symbol)).contract
         entries = await self._reader.history(
             symbol,
             count=query.max_count + 1,
@@ -124,24 +131,24 @@ class FundResources:
         return Page(data_list=shown, has_more=len(entries) > len(shown), as_of=as_of)
 
     async def history_csv(self, request: web.Request) -> web.StreamResponse:
-        """A fund's ledger as CSV, as far as it goes when it is asked for: the fields of a history's entries, a line for each.
+        """A fund's ledger as CSV, up to the last entry at the time of the request; the columns are the fields of `history`.
 
-        It is read a little at a time, as fast as whoever asks takes it. Where the ledger goes away meanwhile, the connection is
-        cut off: an end that is told is the end.
+        The service reads and sends it in parts, as fast as the client reads. If the database becomes unreachable, the service
+        aborts the connection. A complete response is therefore a complete ledger.
         """
-        query = read_query(SpanQuery, asked(request))
-        fund = await fund_of(self._reader, request.match_info["symbol"])
+        query = read_query(SpanQuery, query_parameters(request))
+        fund = await find_fund(self._reader, request.match_info["symbol"])
         response = web.StreamResponse()
         response.content_type, response.charset = CSV, "utf-8"
         response.headers[hdrs.CONTENT_DISPOSITION] = f"attachment; filename*=UTF-8''{quote(fund.symbol)}.csv"
-        with self._exports.place(request):
+        with self._exports.slot(request):
             await response.prepare(request)
             if request.method != hdrs.METH_HEAD:
                 await self._stream(request, response, fund, query)
         return response
 
     def export_cost(self, symbol: str) -> int:
-        """As how many requests more the history of a fund counts: as many as there are pages to be read."""
+        """Returns how many more requests an export counts as: the pages that it reads."""
         fund = self._tail.funds.get(symbol)
         return fund.entry // STREAMED_ENTRIES if fund else 0
 
@@ -151,22 +158,24 @@ class FundResources:
             async for entries in self._pages(fund, query):
                 await write(response, csv_rows([entry_answer(entry, fund.contract) for entry in entries]))
         except ConnectionError:
-            log.debug("history left", symbol=fund.symbol)
+            log.debug("export abandoned", symbol=fund.symbol)
             _cut_off(request)
         except StoreFault as fault:
             self._cut_off.note(fault, symbol=fund.symbol)
             _cut_off(request)
 
-    async def entry(self, _query: Query, symbol: str, entry: str, viewer: Caller | None) -> LinkAnswer:
-        """One entry with the hash before it, and the ADL order that it caused, if any; its owner is shown its salt too."""
-        contract = (await listed(self._reader, symbol)).contract
+    async def entry(self, _query: Query, symbol: str, entry: str, caller: Caller | None) -> EntryDetailAnswer:
+        """One entry with the previous hash and the ADL order that it caused. Its owner and risk also receive its salt."""
+        contract = (await find_contract(self._reader, symbol)).contract
         number = int(entry) if entry.isascii() and entry.isdecimal() and len(entry) <= ENTRY_DIGITS_MAX else 0
         found = await self._reader.history(symbol, count=2, offset=number + 1)
         if not number or not found or found[0].entry != number:
-            raise NotFound(f"{symbol} has no entry {entry!r}: they are numbered from 1 to what its fund calls `entry`")
-        orders = await order_answers(self._ledger, await self._ledger.caused_by(symbol, number), contract, sight_of(viewer))
-        account, salt = await self._opening(found[0], viewer)
-        return LinkAnswer(
+            raise NotFound(f"{symbol} has no entry {entry!r}: entries are numbered from 1 to the fund's `entry`")
+        orders = await order_answers(
+            self._ledger, await self._ledger.caused_by(symbol, number), contract, visibility_of(caller)
+        )
+        account, salt = await self._opening(found[0], caller)
+        return EntryDetailAnswer(
             entry=entry_answer(found[0], contract),
             previous_hash=(found[1].hash if len(found) > 1 else GENESIS).hex(),
             adl=orders[0] if orders else None,
@@ -174,18 +183,17 @@ class FundResources:
             salt=salt,
         )
 
-    async def _opening(self, entry: EntryRow, viewer: Caller | None) -> tuple[str | UnsetType, str | UnsetType]:
-        """The account and the salt that open an entry's commitment, for its owner and for risk."""
+    async def _opening(self, entry: EntryRow, caller: Caller | None) -> tuple[str | UnsetType, str | UnsetType]:
+        """Returns the account and the salt of an entry's commitment, if the caller may see them."""
         salt = self._secrets.salt(entry.symbol, entry.entry, entry.seal)
-        if viewer is None or viewer.role not in ACCOUNT_READERS or salt is None:
+        visibility = visibility_of(caller)
+        if salt is None or visibility == PUBLIC:
             return UNSET, UNSET
         account = await self._reader.account_of(entry.symbol, entry.entry)
-        if viewer.role == "trader" and account != viewer.account:
-            return UNSET, UNSET
-        return account, salt.hex()
+        return (account, salt.hex()) if visibility.is_exact(account) else (UNSET, UNSET)
 
     async def _pages(self, fund: FundRow, query: SpanQuery) -> AsyncIterator[list[EntryRow]]:
-        """The entries of a fund as far as its row goes, within a time span, some at a time."""
+        """Yields the entries of a fund up to the entry of its row, within a time span, in parts."""
         after = 0
         while True:
             entries = await self._exports.reader.history(

@@ -1,4 +1,4 @@
-"""What a probe or a scraper asks, of any process of the service: is it alive, is it ready, what has it counted."""
+"""Liveness, readiness and metrics of a process."""
 
 import asyncio
 import time
@@ -11,8 +11,9 @@ from aiohttp import hdrs, web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fundsvc.api.answers import Answer
-from fundsvc.api.http.request_context import VISIT
+from fundsvc.api.http.request_context import CONTEXT
 from fundsvc.api.http.routes import JSON, Endpoint, Media
+from fundsvc.api.visibility import visibility_of
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.store.freshness import Behind
@@ -21,27 +22,27 @@ from fundsvc.store.reader import NotReady, Reader
 T = TypeVar("T")
 
 PING_SECONDS_MAX = 2.0
-"""Probes themselves give up after a few seconds; by then they should have learned which part does not answer."""
+"""The time limit of a check. Probes time out after a few seconds and should receive the name of the failing part before."""
 
-AWAY = "away, or not well: its log says more, and so does this to a caller with role risk"
+DETAILS_HIDDEN = "unreachable or failing: the log and an answer to a token with role risk have details"
 
 Ping = Callable[[], Awaitable[object]]
-"""Returns if a part is well; raises, saying why, if not."""
+"""Checks a part of the service; raises an exception with the reason if the part fails."""
 
 
 log = structlog.get_logger()
 
 
 class Health(Answer, frozen=True):
-    """The process answers."""
+    """The process is alive."""
 
     status: Literal["ok"]
 
 
 class Check(Answer, frozen=True):
-    """How one part answered, and after how long. Readiness hangs on those that are `needed`.
+    """The result of checking one part, and its duration. The service is unavailable if a `needed` part fails.
 
-    `error` is empty when a part is well. It says in a few words what is wrong, and all that is known to callers with role risk.
+    `error` is empty for a healthy part. A token with role risk receives all details of an error, other callers a short text.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Check(Answer, frozen=True):
 
 
 class Readiness(Answer, frozen=True):
-    """All parts; `unavailable` if any that is needed is not well."""
+    """The results of all checks; `unavailable` if a needed part fails."""
 
     status: Literal["ok", "unavailable"]
     checks: list[Check]
@@ -61,10 +62,10 @@ class Readiness(Answer, frozen=True):
 def operations_endpoints(
     reader: Reader, metrics: Metrics, pings: Mapping[str, Ping], needed: Collection[str] = ()
 ) -> tuple[Endpoint, ...]:
-    """/healthz, /readyz and /metrics; `pings` are parts to check besides the ledger, of which some are `needed`.
+    """Returns /healthz, /readyz and /metrics; `pings` are checks besides those of the ledger, `needed` names the required ones.
 
-    The owners of partitions, and which are halted, are shown alone: a process that waits for its turn is ready for it, and one
-    that reads can read.
+    The checks of partition owners and of halted partitions are informative. An engine that waits for a lease is ready, and a
+    reading process can answer without engines.
     """
     needed = {"database", "schema", *needed}
     parts = {
@@ -77,90 +78,89 @@ def operations_endpoints(
 
     outages = {name: Outage(log, name) for name in parts}
 
-    async def look() -> list[_Look]:
-        looks = await asyncio.gather(*(_look(name, ping) for name, ping in parts.items()))
-        for name, _, wrong in looks:
-            if wrong:
-                outages[name].note(wrong)
+    async def check_all() -> list[_Result]:
+        results = await asyncio.gather(*(_check(name, ping) for name, ping in parts.items()))
+        for name, _, error in results:
+            if error:
+                outages[name].note(error)
             else:
                 outages[name].over()
-        return looks
+        return results
 
-    looking = _Shared(look)
-    rendering = _Shared(lambda: asyncio.to_thread(metrics.render))  # Others have work on this loop meanwhile.
+    checking = _Shared(check_all)
+    rendering = _Shared(lambda: asyncio.to_thread(metrics.render))  # in a thread: rendering would block the loop
 
     async def health(_request: web.Request) -> web.Response:
-        """Whether the process is alive."""
+        """The liveness of the process."""
         return _json(Health(status="ok"), 200)
 
     async def readiness(request: web.Request) -> web.Response:
-        """Whether it can work, and which of its parts cannot."""
-        in_full = _may_know(request)
+        """The readiness of the process and the state of its parts."""
+        detailed = _sees_details(request)
         checks = [
-            Check(name, name in needed, not wrong, milliseconds, _told(wrong, in_full=in_full) if wrong else "")
-            for name, milliseconds, wrong in await looking.result()
+            Check(name, name in needed, not error, milliseconds, _error_text(error, detailed=detailed) if error else "")
+            for name, milliseconds, error in await checking.result()
         ]
         ready = all(check.ok for check in checks if check.needed)
         return _json(Readiness(status="ok" if ready else "unavailable", checks=checks), 200 if ready else 503)
 
     async def exposition(_request: web.Request) -> web.Response:
-        """Metrics for Prometheus."""
+        """The metrics of the process in the format of Prometheus."""
         return web.Response(body=await rendering.result(), headers={hdrs.CONTENT_TYPE: CONTENT_TYPE_LATEST})
 
-    readable = Media(JSON, Readiness)
+    answer = Media(JSON, Readiness)
     return (
         Endpoint("/healthz", health, {200: Media(JSON, Health)}, fails=frozenset()),
-        Endpoint("/readyz", readiness, {200: readable, 503: readable}, fails=frozenset()),
+        Endpoint("/readyz", readiness, {200: answer, 503: answer}, fails=frozenset()),
         Endpoint("/metrics", exposition, {200: Media("text/plain")}, fails=frozenset()),
     )
 
 
-class _Look(NamedTuple):
-    """How a part answered, after how many milliseconds, and what is wrong with it."""
+class _Result(NamedTuple):
+    """The name of a part, the duration of its check, and its error."""
 
     name: str
     milliseconds: float
-    wrong: BaseException | None
+    error: BaseException | None
 
 
 class _Shared(Generic[T]):
-    """Work that is done once for all who ask for its result meanwhile: nobody is counted here."""
+    """Work that concurrent requests share, because probes and scrapers have no rate limit."""
 
     def __init__(self, work: Callable[[], Coroutine[None, None, T]]) -> None:
         self._work = work
         self._task: asyncio.Task[T] | None = None
 
     async def result(self) -> T:
-        """What the work in hand comes to."""
+        """Returns the result of the running work, and starts it if it does not run."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
         return await asyncio.shield(self._task)
 
 
-async def _look(name: str, ping: Ping) -> _Look:
+async def _check(name: str, ping: Ping) -> _Result:
     started = time.perf_counter()
-    # Gathered rather than awaited, so that whatever is wrong with a part is an answer and not an end.
+    # gather returns every exception of the part as a result.
     (outcome,) = await asyncio.gather(asyncio.wait_for(ping(), PING_SECONDS_MAX), return_exceptions=True)
     milliseconds = round((time.perf_counter() - started) * 1000, 3)
     if isinstance(outcome, TimeoutError):
         outcome = TimeoutError(f"no answer within {PING_SECONDS_MAX:g} s")
-    return _Look(name, milliseconds, outcome if isinstance(outcome, BaseException) else None)
+    return _Result(name, milliseconds, outcome if isinstance(outcome, BaseException) else None)
 
 
-def _may_know(request: web.Request) -> bool:
-    """Whether a caller may know what servers say of themselves: their addresses, roles and versions."""
-    visit = request.get(VISIT)
-    return visit is not None and visit.caller is not None and visit.caller.role == "risk"
+def _sees_details(request: web.Request) -> bool:
+    """Returns whether the caller may see the addresses, roles and versions in the errors of servers."""
+    return visibility_of(request[CONTEXT].caller).all_accounts
 
 
-def _told(wrong: BaseException, *, in_full: bool) -> str:
-    match wrong:
+def _error_text(error: BaseException, *, detailed: bool) -> str:
+    match error:
         case TimeoutError() | Behind():
-            return str(wrong)
-        case NotReady() if not in_full:
-            return wrong.words
+            return str(error)
+        case NotReady() if not detailed:
+            return error.words
         case _:
-            return str(wrong) or type(wrong).__name__ if in_full else AWAY
+            return str(error) or type(error).__name__ if detailed else DETAILS_HIDDEN
 
 
 def _json(answer: object, status: int) -> web.Response:

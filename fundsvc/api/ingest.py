@@ -1,8 +1,8 @@
-"""Events over HTTP, for engines that have no client of the stream: they go onto the same streams, in the same bytes.
+"""Ingest: appends events that engines post over HTTP to the streams of their partitions.
 
-What is accepted is on the stream, in order, and will be settled; what is refused is there too, and the engine keeps it with
-its reason (`fundsvc rejected`), as it keeps what it refuses of any message. The answer foresees that; who settles decides it,
-and may refuse for what the ledger alone can tell, such as an amount out of range or an ADL order that is closed.
+The service appends accepted and rejected events in order. Settlement keeps rejected events with their reason (`fundsvc
+rejected`). The answer predicts the decision of settlement. Settlement decides, and can reject further events for reasons that
+only the ledger shows, such as an amount out of range or an ADL order that has ended.
 """
 
 import asyncio
@@ -18,12 +18,13 @@ from aiohttp import hdrs, web
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.answers import Answer, Envelope
-from fundsvc.api.http.access import Gate, Roles, allowed
+from fundsvc.api.http.access import AccessControl, Roles
 from fundsvc.api.http.errors import BadParameter, TooLarge, Unavailable, WrongMedia
 from fundsvc.api.http.parameters import PostQuery, read_query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
-from fundsvc.api.ingest_checks import Foresight
-from fundsvc.api.stream_epochs import Poster, StreamEpochs, poster_name
+from fundsvc.api.http.tokens import Caller
+from fundsvc.api.ingest_checks import IngestChecks
+from fundsvc.api.stream_epochs import HttpProducer, StreamEpochs, producer_name
 from fundsvc.config.settings import Config
 from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
 from fundsvc.logs.faults import Seldom
@@ -45,7 +46,7 @@ from fundsvc.wire.codec import (
 ENGINES: Roles = frozenset({"engine"})
 
 CHUNK_EVENTS = 500
-"""Checked between two looks at the loop: a few milliseconds, which is what others may wait."""
+"""Events that are checked before other tasks run: a few milliseconds."""
 
 NDJSON = "application/x-ndjson"
 MSGPACK = "application/msgpack"
@@ -53,13 +54,13 @@ MSGPACK = "application/msgpack"
 _CODECS: Mapping[str, Codec] = {JSON: "json", NDJSON: "json", MSGPACK: "msgpack"}
 
 _LINE = re.compile(rb"\S[^\r\n]*")
-"""What stands in a line, from its first character that is no white space."""
+"""The content of a line from its first character that is not white space."""
 
 log = structlog.get_logger()
 
 
 class MessageAnswer(Answer, frozen=True):
-    """A message that was appended: to the stream of which partition, its id there, and the run id of the stream's server."""
+    """An appended message: its partition and stream, its id, and the run id of the stream server."""
 
     partition: int
     stream: str
@@ -67,8 +68,8 @@ class MessageAnswer(Answer, frozen=True):
     run_id: str
 
 
-class RefusedAnswer(Answer, frozen=True):
-    """An event that will not be settled: which of the body's, from 0, and why."""
+class RejectedAnswer(Answer, frozen=True):
+    """An event that settlement will reject: its index in the body from 0, and the reason."""
 
     index: int
     reason: str
@@ -76,7 +77,7 @@ class RefusedAnswer(Answer, frozen=True):
 
 
 class GapAnswer(Answer, frozen=True):
-    """An event that will be settled although its `prevSeq` is not `lastSeq`, the last sequence of its contract known here."""
+    """An accepted event whose `prevSeq` is not `lastSeq`, the last known sequence of its contract: events are missing."""
 
     index: int
     symbol: str
@@ -86,20 +87,20 @@ class GapAnswer(Answer, frozen=True):
 
 
 class IngestAnswer(Answer, frozen=True):
-    """How many events were accepted, which messages carry them, which were refused, and before which some are missing.
+    """The number of accepted events, the appended messages, the rejected events, and the gaps before accepted events.
 
-    When `streamEpoch` changes, what was posted before may be lost: then the cursor must be asked for.
+    When `streamEpoch` changes, earlier posted events may be lost: read the cursor and resend.
     """
 
     accepted: int
     messages: list[MessageAnswer]
-    rejected: list[RefusedAnswer]
+    rejected: list[RejectedAnswer]
     stream_epoch: int
     gaps: list[GapAnswer] | UnsetType = UNSET
 
 
 class Submission(NamedTuple):
-    """What a body holds: the bytes of each event and what they say, and the whole where that can be a message as it is."""
+    """The content of a body: the bytes of each event, the decoded events, and the body if it can be one message unchanged."""
 
     codec: Codec
     raws: Sequence[bytes | msgspec.Raw]
@@ -107,22 +108,24 @@ class Submission(NamedTuple):
     whole: bytes | None
 
     @property
-    def is_refused_whole(self) -> bool:
-        """Whether it is one thing, no array, and not an event."""
+    def is_single_rejected(self) -> bool:
+        """Whether the body is one value, not an array, that is not an event."""
         return self.raws[0] is self.whole and isinstance(self.events[0], Rejection)
 
 
 class Ingest:
-    """Appends what engines post to the streams; the gate counts their events."""
+    """Appends posted events to the streams; `access_control` limits events by client."""
 
-    def __init__(self, config: Config, reader: Reader, producer: Producer, epochs: StreamEpochs, gate: Gate) -> None:
-        self._foresight = Foresight(config, reader)
+    def __init__(
+        self, config: Config, reader: Reader, producer: Producer, epochs: StreamEpochs, access_control: AccessControl
+    ) -> None:
+        self._checks = IngestChecks(config, reader)
         self._producer = producer
         self._epochs = epochs
-        self._gate = gate
+        self._access_control = access_control
         self._partitions = config.stream.partitions
         self._bytes_max = config.http.ingest_bytes_max
-        self._away = Seldom(log, "ingest")
+        self._stream_faults = Seldom(log, "ingest")
         events = list[PostedEvent] | PostedEvent
         self.endpoint = Endpoint(
             "/api/v1/ingest/events",
@@ -135,83 +138,87 @@ class Ingest:
             fails=frozenset({400, 409, 413, 415, 429, 503}),
         )
 
-    async def post(self, request: web.Request) -> web.Response:
-        """Appends events to the streams of their contracts, in order, a message for each partition.
+    async def post(self, request: web.Request, caller: Caller) -> web.Response:
+        """Appends events to the streams of their contracts, in order, as one message per partition.
 
-        The body is an event or an array of up to 10,000, as JSON or MessagePack, or one JSON event a line. Refused events are
-        kept with their reason, and so is a body that is no JSON or MessagePack at all, which is answered 400. When the stream
-        is away the answer says which partitions have theirs; sending all again is safe, for known `seq` are ignored. After the
-        stream's server was restarted or replaced the answer is 409 until the poster has asked for the cursor.
+        The body is an event, an array of up to 10,000 events as JSON or MessagePack, or one JSON event per line. The service
+        keeps rejected events with their reason. It also keeps a body that cannot be decoded, and answers it with 400. If a
+        stream server is unreachable, the error names the partitions that have their events. Resending all of them is safe,
+        because known sequences are ignored. After a stream server was restarted or replaced, the answer is 409 until the
+        producer has read the cursor.
         """
         query = read_query(PostQuery, request.query)
         body = await request.clone(client_max_size=self._bytes_max).read()
         submission = await read_submission(request.content_type, body)
         if any(isinstance(event, PolicyChange) for event in submission.events):
-            raise BadParameter("a policy event is not taken over HTTP: engines append it when their configuration changes")
-        caller = allowed(request, ENGINES)
-        self._gate.charge(request, len(submission.raws))
-        poster = Poster(poster_name(caller, query.producer_id), query.stream_epoch or 0)
-        await self._epochs.admit(poster)
-        answer = await self._submit(submission, poster)
-        if submission.events and all(map(_is_no_event, submission.events)):
-            raise BadParameter(f"{answer.rejected[0].detail}; it is kept among the rejected events")
+            raise BadParameter(
+                "policy events are not accepted over HTTP: the engines append them when their configuration changes"
+            )
+        self._access_control.charge(request, len(submission.raws))
+        producer = HttpProducer(producer_name(caller, query.producer_id), query.stream_epoch or 0)
+        await self._epochs.admit(producer)
+        answer = await self._submit(submission, producer)
+        if submission.events and all(map(_is_undecodable, submission.events)):
+            raise BadParameter(f"{answer.rejected[0].detail}; the body is kept as a rejected event")
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
-    async def _submit(self, submission: Submission, poster: Poster) -> IngestAnswer:
-        glance = await self._foresight.look(submission.events)
-        refused: dict[int, RefusedAnswer] = {}
+    async def _submit(self, submission: Submission, producer: HttpProducer) -> IngestAnswer:
+        checks = await self._checks.of(submission.events)
+        rejected: dict[int, RejectedAnswer] = {}
         gaps: list[GapAnswer] = []
         for start in range(0, len(submission.events), CHUNK_EVENTS):
             for index, event in enumerate(submission.events[start : start + CHUNK_EVENTS], start):
                 try:
-                    gap = glance.check(event)
+                    gap = checks.check(event)
                 except Rejection as rejection:
-                    rejection.__traceback__ = None  # It would keep the whole body in a cycle.
-                    refused[index] = RefusedAnswer(index, rejection.reason, rejection.detail)
+                    rejection.__traceback__ = None  # The traceback refers to the whole body.
+                    rejected[index] = RejectedAnswer(index, rejection.reason, rejection.detail)
                 else:
                     gaps += [GapAnswer(index, gap.symbol, gap.seq, gap.prev_seq, gap.last)] if gap else []
             await asyncio.sleep(0)
-        messages = await self._append(submission, poster)
-        self._foresight.accept(glance)
-        accepted = len(submission.events) - len(refused)
-        return IngestAnswer(accepted, messages, list(refused.values()), self._epochs.epoch, gaps or UNSET)
+        messages = await self._append(submission, producer)
+        self._checks.accept(checks)
+        accepted = len(submission.events) - len(rejected)
+        return IngestAnswer(accepted, messages, list(rejected.values()), self._epochs.epoch, gaps or UNSET)
 
-    async def _append(self, submission: Submission, poster: Poster) -> list[MessageAnswer]:
-        """Appends each partition's part; raises Unavailable, saying which have theirs."""
+    async def _append(self, submission: Submission, producer: HttpProducer) -> list[MessageAnswer]:
+        """Appends the events of each partition; raises Unavailable with the partitions that have their events."""
         appended: list[MessageAnswer] = []
         for partition, bodies in sorted(self._parts(submission).items()):
             try:
-                ids = await self._epochs.append(poster, partition, submission.codec, bodies)
+                ids = await self._epochs.append(producer, partition, submission.codec, bodies)
             except StreamFault as fault:
-                self._away.note(fault, partition=partition)
-                have = ", ".join(sorted({str(message.partition) for message in appended})) or "none"
-                raise Unavailable(f"the stream is away; partitions that have theirs: {have}; send all of it again") from None
+                self._stream_faults.note(fault, partition=partition)
+                complete = ", ".join(sorted({str(message.partition) for message in appended})) or "none"
+                raise Unavailable(
+                    f"the stream server is unreachable; partitions with all events: {complete}; resend the whole body"
+                ) from None
             run_id = self._epochs.run_id(partition)
             appended += (MessageAnswer(partition, stream_key(partition), message, run_id) for message in ids)
         return appended
 
     def _parts(self, submission: Submission) -> Mapping[int, list[bytes]]:
-        """Message bodies by partition: the whole body where all of it goes to one, else an array of the same bytes.
+        """Returns the message bodies by partition: the whole body if one partition receives it, else arrays of its bytes.
 
-        Lines that are no events at all would spoil an array: they go together, as a message of their own.
+        Lines that cannot be decoded would invalidate an array. They form a separate message.
         """
-        if submission.whole and submission.raws and (self._partitions == 1 or submission.is_refused_whole):
+        if submission.whole and submission.raws and (self._partitions == 1 or submission.is_single_rejected):
             return {0: [submission.whole]}
         routed: dict[int, list[bytes | msgspec.Raw]] = defaultdict(list)
-        spoilt: list[bytes] = []
+        undecodable: list[bytes] = []
         for raw, event in zip(submission.raws, submission.events, strict=True):
-            if submission.whole is None and _is_no_event(event):
-                spoilt.append(bytes(raw))
+            if submission.whole is None and _is_undecodable(event):
+                undecodable.append(bytes(raw))
             else:
                 for partition in self._destinations(event):
                     routed[partition].append(raw)
         parts = {partition: [array_of(raws, submission.codec)] for partition, raws in routed.items()}
-        return {**parts, 0: [*parts.get(0, []), b"\n".join(spoilt)]} if spoilt else parts
+        return {**parts, 0: [*parts.get(0, []), b"\n".join(undecodable)]} if undecodable else parts
 
     def _destinations(self, event: Event | Rejection) -> Iterable[int]:
-        """Where an event goes; one that nothing can be known of goes to the first partition, which keeps it as well as any.
+        """Returns the partitions of an event; the first partition for an event without a known one.
 
-        A listing that is refused goes to its contract's partition, too: other terms suspend the contract there.
+        A rejected listing goes to its contract's partition, because changed terms suspend the contract there.
         """
         if isinstance(event, Rejection) or (isinstance(event, Listing) and not isinstance(event.contract.get("symbol"), str)):
             return (0,)
@@ -219,19 +226,20 @@ class Ingest:
 
 
 async def read_submission(content_type: str, body: bytes) -> Submission:
-    """The events of a body; raises WrongMedia, TooLarge, or BadParameter for none at all.
+    """Decodes the events of a body; raises WrongMedia, TooLarge, or BadParameter for an empty body.
 
-    Events are counted before any is decoded, and decoded some at a time, so that a body of any size costs little more than it.
+    Counts the events before it decodes them, and decodes them in parts. Memory is therefore bounded by a small multiple of the
+    body's size, and other tasks run in between.
     """
     if not body:
-        raise BadParameter("the body is empty: it must be an event, or several")
+        raise BadParameter("the body is empty: send one or more events")
     codec = _CODECS.get(content_type)
     if codec is None:
-        raise WrongMedia(f"Content-Type is {content_type}: it must be {JSON}, {NDJSON} or {MSGPACK}")
+        raise WrongMedia(f"Content-Type is {content_type}: use {JSON}, {NDJSON} or {MSGPACK}")
     in_lines = content_type == NDJSON
     raws = _lines(body) if in_lines else raw_events(codec, body)
     if len(raws) > EVENTS_PER_MESSAGE_MAX:
-        raise TooLarge(f"at least {len(raws)} events: send at most {EVENTS_PER_MESSAGE_MAX} at once")
+        raise TooLarge(f"the body has at least {len(raws)} events: send at most {EVENTS_PER_MESSAGE_MAX}")
     if not in_lines and len(raws) <= CHUNK_EVENTS and len(body) <= WHOLE_BYTES_MAX:
         return Submission(codec, raws, decode(Message("", codec, body)), body)
     events: list[Event | Rejection] = []
@@ -242,10 +250,10 @@ async def read_submission(content_type: str, body: bytes) -> Submission:
 
 
 def _lines(body: bytes) -> list[bytes]:
-    """The lines that are not blank, at most one more than are taken."""
+    """Returns the lines that are not blank, at most one more than the limit."""
     return [found[0] for found in islice(_LINE.finditer(body), EVENTS_PER_MESSAGE_MAX + 1)]
 
 
-def _is_no_event(event: Event | Rejection) -> bool:
-    """Whether bytes could not be decoded, or were too large to try."""
+def _is_undecodable(event: Event | Rejection) -> bool:
+    """Returns whether the bytes of an event could not be decoded, or exceed the size that is decoded."""
     return isinstance(event, Rejection) and event.reason in (Reason.UNDECODABLE, Reason.TOO_LARGE)

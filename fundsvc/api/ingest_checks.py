@@ -1,18 +1,19 @@
-"""What the ledger will make of events that are about to be appended, as far as that can be told before it settles them.
+"""Predicts how settlement will decide about posted events before they are appended.
 
-It applies the engine's rules to what the ledger has. It does not know events that are on their way through the streams, except
+The checks apply the rules of settlement to the state of the ledger. Of the events that are appended but not settled, they know
 those that this process appended.
 """
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from fundsvc.config.settings import Config
 from fundsvc.core.checks import check, check_rate
-from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of
+from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
 from fundsvc.core.events import (
     UNDER_TERMS,
     Event,
@@ -29,11 +30,11 @@ from fundsvc.core.times import check_time
 from fundsvc.store.reader import Reader
 
 FRESH_SECONDS = 0.5
-"""How long what the ledger said of a contract is taken for what it would say: an engine posts many times a second."""
+"""The time for which a contract's state from the ledger is reused. An engine posts many times a second."""
 
 
-class Outlook(NamedTuple):
-    """A contract as the next event will find it: `seq` is its last sequence in the ledger, `last` the last one on its way."""
+class ContractState(NamedTuple):
+    """The state of a contract before the next event: `seq` is its last settled sequence, `last` its last appended one."""
 
     contract: Contract
     has_entries: bool
@@ -42,60 +43,70 @@ class Outlook(NamedTuple):
     last: int
 
 
-class Foresight:
-    """What is known of contracts, kept between bodies of events."""
+class IngestChecks:
+    """The known states of contracts, kept between requests."""
 
     def __init__(self, config: Config, reader: Reader) -> None:
+        self._config = config
         self._reader = reader
-        self._currency = config.currency
-        self._ahead_ms = int(config.stream.ts_ahead_seconds_max * 1000)
-        self._known: dict[str, Outlook] = {}
-        self._asked_at: dict[str, float] = {}
+        self._known: dict[str, ContractState] = {}
+        self._read_at: dict[str, float] = {}
+        self._unsettled: set[str] = set()  # symbols of appended listings that the ledger does not have yet
 
-    async def look(self, events: Sequence[Event | Rejection]) -> "Glance":
-        """Asks the ledger for what must be known of these events; raises StoreFault."""
+    async def of(self, events: Sequence[Event | Rejection]) -> "BodyChecks":
+        """Returns checks of the events of one body; reads the necessary states from the ledger. Raises StoreFault."""
         now = time.monotonic()
         symbols = {symbol for event in events if (symbol := _symbol_of(event)) and self._is_stale(symbol, event, now)}
+        counts: Counter[int] = Counter()
+        if any(isinstance(event, Listing) for event in events):
+            counts.update(await self._reader.contract_counts())
+            symbols |= self._unsettled
         if symbols:
             await self._refresh(sorted(symbols), now)
-        glance = Glance(self._known, self._currency.decimals, self._currency.decimals_default, self._ahead_ms)
-        await look_up(glance.sequences, glance.lacking(events), self._reader, partial(asyncio.sleep, 0))
-        return glance
+        counts.update(partition_of(symbol, self._config.stream.partitions) for symbol in self._unsettled)
+        checks = BodyChecks(self._known, self._config, counts)
+        await look_up(checks.sequences, checks.passed(events), self._reader, partial(asyncio.sleep, 0))
+        return checks
 
-    def accept(self, glance: "Glance") -> None:
-        """Takes over what will be known once the events of a glance, which are appended, are settled."""
-        self._known |= glance.changed
+    def accept(self, checks: "BodyChecks") -> None:
+        """Stores the states that appended events cause once they are settled."""
+        self._unsettled.update(checks.changed.keys() - self._known.keys())
+        self._known |= checks.changed
 
     def _is_stale(self, symbol: str, event: Event | Rejection, now: float) -> bool:
         known = self._known.get(symbol)
-        if known is None or isinstance(event, Listing) or now > self._asked_at.get(symbol, 0.0) + FRESH_SECONDS:
+        if known is None or isinstance(event, Listing) or now > self._read_at.get(symbol, 0.0) + FRESH_SECONDS:
             return True
-        return isinstance(event, Numbered) and (event.seq <= known.last or _doubts(event, known.last))
+        return isinstance(event, Numbered) and (event.seq <= known.last or _is_gap(event, known.last))
 
     async def _refresh(self, symbols: list[str], now: float) -> None:
         for row in await self._reader.outlooks(symbols):
             symbol = row.contract.symbol
             known = self._known.get(symbol)
-            on_its_way = known is not None and known.has_entries
+            has_appended = known is not None and known.has_entries
             last = max(row.seq, known.last if known else 0)
-            self._known[symbol] = Outlook(row.contract, row.has_entries or on_its_way, row.suspended, row.seq, last)
-        self._asked_at |= dict.fromkeys(symbols, now)
+            self._unsettled.discard(symbol)
+            self._known[symbol] = ContractState(row.contract, row.has_entries or has_appended, row.suspended, row.seq, last)
+        self._read_at |= dict.fromkeys(symbols, now)
 
 
-class Glance:
-    """The events of one body, one after the other; `changed` are the contracts that they change."""
+class BodyChecks:
+    """Checks the events of one body in order; `changed` has the states of the contracts that they change.
 
-    def __init__(self, known: dict[str, Outlook], decimals: dict[str, int], default_decimals: int, ahead_ms: int) -> None:
-        self.changed: dict[str, Outlook] = {}
-        self.gaps: list[Gap | None] = []
-        self.sequences = Sequences({symbol: outlook.seq for symbol, outlook in known.items()})
+    `counts` are the numbers of contracts by partition, including listings that are appended but not settled.
+    """
+
+    def __init__(self, known: dict[str, ContractState], config: Config, counts: Counter[int]) -> None:
+        self.changed: dict[str, ContractState] = {}
+        self.sequences = Sequences({symbol: state.seq for symbol, state in known.items()})
         self._known = known
-        self._decimals = decimals
-        self._default_decimals = default_decimals
-        self._latest_ms = time.time_ns() // 1_000_000 + ahead_ms
+        self._currency = config.currency
+        self._stream = config.stream
+        self._counts = counts
+        self._latest_ms = time.time_ns() // 1_000_000 + int(config.stream.ts_ahead_seconds_max * 1000)
 
-    def lacking(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:
-        """The sequences of which the ledger must be asked, by contract."""
+    def passed(self, events: Iterable[Event | Rejection]) -> dict[str, set[int]]:
+        """Returns the sequences up to the last settled one, by contract. The ledger decides whether these are duplicates."""
         found: dict[str, set[int]] = {}
         for event in events:
             if isinstance(event, Numbered) and event.symbol in self._known and event.seq <= self._known[event.symbol].seq:
@@ -103,7 +114,7 @@ class Glance:
         return found
 
     def check(self, event: Event | Rejection) -> Gap | None:
-        """Raises Rejection for what will be refused; returns the gap before an event that will be settled, if there is one."""
+        """Raises Rejection for an event that settlement will reject; returns the gap before an accepted event, if any."""
         if isinstance(event, Rejection):
             raise event
         check_time(event, self._latest_ms)
@@ -117,54 +128,65 @@ class Glance:
         return None
 
     def _check_of_contract(self, event: Event) -> Gap | None:
-        outlook = self._outlook(event.symbol)  # type: ignore[attr-defined]
-        if outlook is None:
+        state = self._state_of(event.symbol)  # type: ignore[attr-defined]
+        if state is None:
             raise Rejection(Reason.UNKNOWN_SYMBOL, f"no contract {event.symbol!r} is listed")  # type: ignore[attr-defined]
-        if outlook.suspended and isinstance(event, UNDER_TERMS):
+        if state.suspended and isinstance(event, UNDER_TERMS):
             raise terms_in_doubt(event.symbol)
-        if isinstance(event, Numbered) and (event.seq <= outlook.seq or self.sequences.has(event)):
-            rejection = self.sequences.rejection(event, outlook.contract, outlook.seq)
+        if isinstance(event, Numbered) and (event.seq <= state.seq or self.sequences.has(event)):
+            rejection = self.sequences.rejection(event, state.contract, state.seq)
             if rejection:
                 raise rejection
             return None
-        check(event, outlook.contract)
-        return self._advance(event, outlook) if isinstance(event, Numbered) else None
+        check(event, state.contract)
+        return self._advance(event, state) if isinstance(event, Numbered) else None
 
-    def _advance(self, event: Numbered, outlook: Outlook) -> Gap | None:
-        """Takes an event with a new sequence for settled; one of this body with the same sequence must be the same."""
-        if event.seq <= outlook.last:
+    def _advance(self, event: Numbered, state: ContractState) -> Gap | None:
+        """Records the sequence of an accepted event. A later event of this body with the same sequence must be equal to it."""
+        if event.seq <= state.last:
             return None
-        self.changed[event.symbol] = outlook._replace(
-            last=event.seq, has_entries=outlook.has_entries or isinstance(event, Fill)
-        )
-        self.sequences.note(event, content_of(event, outlook.contract))
-        return self.sequences.gap(event, outlook.last)
+        self.changed[event.symbol] = state._replace(last=event.seq, has_entries=state.has_entries or isinstance(event, Fill))
+        self.sequences.note(event, content_of(event, state.contract))
+        return self.sequences.gap(event, state.last)
 
     def _list(self, event: Listing) -> None:
-        contract = contract_of(event.contract, self._decimals, self._default_decimals)
-        outlook = self._outlook(contract.symbol)
-        if outlook is None or not outlook.has_entries:
-            seq, last = (outlook.seq, outlook.last) if outlook else (0, 0)
-            self.changed[contract.symbol] = Outlook(contract, has_entries=False, suspended=False, seq=seq, last=last)
+        contract = contract_of(event.contract, self._currency.decimals, self._currency.decimals_default)
+        state = self._state_of(contract.symbol)
+        if state is None:
+            self._count_listing(contract.symbol)
+        if state is None or not state.has_entries:
+            seq, last = (state.seq, state.last) if state else (0, 0)
+            self.changed[contract.symbol] = ContractState(contract, has_entries=False, suspended=False, seq=seq, last=last)
             return
         try:
-            check_relisting(outlook.contract, contract)
+            check_relisting(state.contract, contract)
         except TermsChanged:
-            self.changed[contract.symbol] = outlook._replace(suspended=True)
+            self.changed[contract.symbol] = state._replace(suspended=True)
             raise
-        self.changed[contract.symbol] = outlook._replace(suspended=False)
+        self.changed[contract.symbol] = state._replace(suspended=False)
 
-    def _outlook(self, symbol: str) -> Outlook | None:
+    def _count_listing(self, symbol: str) -> None:
+        """Counts a new contract of a partition; raises Rejection if the partition has no room for it."""
+        partition = partition_of(symbol, self._stream.partitions)
+        count, contracts_max = self._counts[partition], self._stream.contracts_max
+        if count >= contracts_max:
+            raise Rejection(
+                Reason.TOO_MANY_CONTRACTS,
+                f"partition {partition} has {count} contracts: raise stream.contracts_max ({contracts_max}) to list {symbol}",
+            )
+        self._counts[partition] += 1
+
+    def _state_of(self, symbol: str) -> ContractState | None:
         return self.changed.get(symbol) or self._known.get(symbol)
 
 
 def _symbol_of(event: Event | Rejection) -> str | None:
-    """The contract that an event is about."""
+    """Returns the symbol of an event's contract, or None."""
     if isinstance(event, Listing):
         symbol = event.contract.get("symbol")
         return symbol if isinstance(symbol, str) else None
     return getattr(event, "symbol", None)
 
 
-def _doubts(event: Numbered, last: int) -> bool:
+def _is_gap(event: Numbered, last: int) -> bool:
     return isinstance(event.prev_seq, int) and event.prev_seq != last

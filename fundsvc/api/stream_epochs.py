@@ -1,9 +1,9 @@
-"""What was answered with 200 may be lost all the same, where the stream's server loses its tail: each poster is made to notice.
+"""Detects that a stream server lost messages, and makes each HTTP producer resend what the ledger does not have.
 
-A stream is known by the run id of its server, and by how many messages it ever had. When another server is found behind it, or
-fewer messages, a new stream epoch begins. From then on nothing is taken from a poster before it has asked for the cursor: it
-has to send again what the ledger does not have. A poster is known by the subject of its token with the `producerId` that it
-names, or it says by `streamEpoch` which epoch the cursor told it.
+An answer of 200 does not exclude that the stream server loses its newest messages later. A stream is identified by the run id
+of its server and the number of messages that were ever added. Another run id or a smaller number begins a new stream epoch.
+The service then rejects the events of a producer until it has read the cursor. A producer is identified by the subject of its
+token and its `producerId`, or it states the epoch of its cursor as `streamEpoch`.
 """
 
 import asyncio
@@ -18,23 +18,23 @@ from fundsvc.streams.client import StreamFault
 from fundsvc.streams.producer import Producer, Standing, StreamReplaced
 
 FIRST_EPOCH = 1
-"""In which nothing has been lost yet: nobody needs to ask for the cursor."""
+"""The epoch before any loss. Producers need not read the cursor in it."""
 
 
-class Poster(NamedTuple):
-    """Who posts, and the epoch that it says it knows, 0 for none."""
+class HttpProducer(NamedTuple):
+    """A producer that posts events over HTTP, and the epoch that it states; 0 for none."""
 
     name: str
     epoch: int = 0
 
 
-def poster_name(caller: Caller, producer_id: str) -> str:
-    """By what a poster is known."""
+def producer_name(caller: Caller, producer_id: str) -> str:
+    """Returns the name that identifies a producer."""
     return f"{caller.subject}/{producer_id}"
 
 
 class StreamEpochs:
-    """The streams as this process knows them, and who may post. Methods raise StoreFault when the database is away."""
+    """The last known state of the streams, and the admission of producers. Methods raise StoreFault."""
 
     def __init__(self, store: EpochStore, producer: Producer, partitions: int) -> None:
         self._store = store
@@ -42,68 +42,71 @@ class StreamEpochs:
         self._partitions = partitions
         self._servers: dict[int, StreamServer] = {}
         self._known: dict[int, Standing] = {}
-        self._asked: dict[str, int] = {}
+        self._cursor_epochs: dict[str, int] = {}
 
     @property
     def epoch(self) -> int:
-        """The present epoch, as far as this process knows."""
+        """The current epoch as known to this process."""
         return FIRST_EPOCH + sum(server.changes for server in self._servers.values())
 
     def run_id(self, partition: int) -> str:
-        """The run id of a partition's server; "" where none is known."""
+        """Returns the run id of a partition's stream server, or "" if unknown."""
         server = self._servers.get(partition)
         return server.run_id if server else ""
 
-    async def admit(self, poster: Poster) -> None:
-        """Returns if a poster may post; raises StreamChanged where it must ask for the cursor first."""
-        if await self._knows(poster):
+    async def admit(self, producer: HttpProducer) -> None:
+        """Raises StreamChanged if a producer must read the cursor before it posts."""
+        if await self._knows(producer):
             return
         await self._refresh()
-        if not await self._knows(poster):
+        if not await self._knows(producer):
             raise StreamChanged(
-                f"the stream is in epoch {self.epoch}: its server was restarted or replaced, and may have lost what was posted"
-                " before. Ask GET /api/v1/ingest/cursor, send everything after it again, then go on"
+                f"the stream is in epoch {self.epoch}: its server was restarted or replaced and may have lost posted events."
+                " Read GET /api/v1/ingest/cursor, resend everything after the cursor, then continue"
             )
 
-    async def append(self, poster: Poster, partition: int, field: str, bodies: Sequence[bytes]) -> list[str]:
-        """Appends messages of a poster; raises StreamChanged, or StreamFault."""
-        known = self._known.get(partition) or await self._look(partition)
+    async def append(self, producer: HttpProducer, partition: int, field: str, bodies: Sequence[bytes]) -> list[str]:
+        """Appends messages of a producer and returns their ids; raises StreamChanged or StreamFault."""
+        known = self._known.get(partition) or await self._examine(partition)
         while True:
-            await self.admit(poster)
+            await self.admit(producer)
             try:
-                ids, stands = await self._producer.append_after(known, partition, field, bodies)
+                ids, state = await self._producer.append_after(known, partition, field, bodies)
             except StreamReplaced as replaced:
                 known = await self._change(partition, replaced.found)
             else:
-                self._note(partition, stands)
+                self._note(partition, state)
                 return ids
 
-    async def ask(self, poster: str) -> int:
-        """Looks at all streams; notes that a poster asks for the cursor, which is read after this, and returns the epoch."""
-        await asyncio.gather(*map(self._look_if_there, range(self._partitions)))
+    async def acknowledge(self, producer: str) -> int:
+        """Examines all streams, records that a producer reads the cursor, and returns the epoch. Read the cursor after this.
+
+        With `producer` "" nothing is recorded.
+        """
+        await asyncio.gather(*map(self._examine_if_reachable, range(self._partitions)))
         await self._refresh()
         epoch = self.epoch
-        if poster and epoch > FIRST_EPOCH:
-            await self._store.asks(poster, epoch)
-            self._asked[poster] = epoch
+        if producer and epoch > FIRST_EPOCH:
+            await self._store.asks(producer, epoch)
+            self._cursor_epochs[producer] = epoch
         return epoch
 
-    async def _knows(self, poster: Poster) -> bool:
-        """Whether a poster knows the present epoch."""
+    async def _knows(self, producer: HttpProducer) -> bool:
+        """Returns whether a producer knows the current epoch."""
         epoch = self.epoch
-        if poster.epoch or epoch == FIRST_EPOCH:
-            return poster.epoch in {0, epoch}
-        if self._asked.get(poster.name) != epoch:
-            self._asked[poster.name] = await self._store.asked_in(poster.name)
-        return self._asked[poster.name] == epoch
+        if producer.epoch or epoch == FIRST_EPOCH:
+            return producer.epoch in {0, epoch}
+        if self._cursor_epochs.get(producer.name) != epoch:
+            self._cursor_epochs[producer.name] = await self._store.asked_in(producer.name)
+        return self._cursor_epochs[producer.name] == epoch
 
-    async def _look_if_there(self, partition: int) -> None:
-        """Looks at a stream; one that is away now is looked at before anything is appended to it."""
+    async def _examine_if_reachable(self, partition: int) -> None:
+        """Examines a stream. An unreachable stream is examined before the next append to it."""
         with suppress(StreamFault):
-            await self._look(partition)
+            await self._examine(partition)
 
-    async def _look(self, partition: int) -> Standing:
-        """How a stream stands; what it has lost since it was known is noted."""
+    async def _examine(self, partition: int) -> Standing:
+        """Returns the state of a stream; begins a new epoch if it lost messages."""
         found = await self._producer.standing(partition)
         known = self._known.get(partition)
         if known is None:
@@ -116,12 +119,12 @@ class StreamEpochs:
         return found
 
     async def _change(self, partition: int, found: Standing) -> Standing:
-        """Begins a new epoch, unless another process has, for the same server."""
-        is_noted = False
-        while not is_noted or self.run_id(partition) != found.run_id:
+        """Begins a new epoch, unless another process has begun it for the same server."""
+        is_recorded = False
+        while not is_recorded or self.run_id(partition) != found.run_id:
             await self._store.found_changed(partition, found.run_id, self._servers[partition].changes)
             await self._refresh()
-            is_noted = True
+            is_recorded = True
         self._known[partition] = found
         return found
 

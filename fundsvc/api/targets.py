@@ -1,13 +1,13 @@
-"""What can be asked about the target size of a fund."""
+"""The target size of a fund."""
 
 import msgspec
 
 from fundsvc.api.answers import Answer, milliseconds, target_size
-from fundsvc.api.http.application import Route, fund_of
+from fundsvc.api.http.application import Route, find_fund
 from fundsvc.api.http.errors import NotFound
 from fundsvc.api.http.parameters import Query
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.visibility import rough, sight_of
+from fundsvc.api.visibility import rough, visibility_of
 from fundsvc.core.fund.fullness import RuleName
 from fundsvc.core.fund.target_sizing import Cover, Explanation, StressedPosition
 from fundsvc.core.numbers import format_units
@@ -16,11 +16,11 @@ from fundsvc.store.target_sizes import ExplainedTarget, Targets
 
 
 class TargetAnswer(Answer, frozen=True, kw_only=True):
-    """A fund's target size as it was found at `computedAt`, and the balance now beside it.
+    """A fund's target size as computed at `computedAt`, and the current balance.
 
-    `explanation` holds every input of the rule; where there is no target, it is null and `reason` says why. `leverageCap` rises
-    from `leverageMin` at a fullness of `fullnessLow` to `leverageMax`, the contract's own, at `fullnessHigh`; it is a signal
-    that nothing here acts on. Numbers of single positions are rounded to two significant digits but for risk.
+    `explanation` contains all inputs of the rule. Without a target it is null, and `reason` says why. `leverageCap` rises from
+    `leverageMin` at fullness `fullnessLow` to `leverageMax`, the contract's maximum, at `fullnessHigh`. It is a signal; the
+    service does not act on it. Numbers of single positions are rounded to two significant digits, except for risk.
     """
 
     symbol: str
@@ -39,26 +39,26 @@ class TargetAnswer(Answer, frozen=True, kw_only=True):
     computed_at: int
 
 
-class SizingResources:
-    """Answers from the ledger, and what its owners found."""
+class TargetResources:
+    """The route that answers with the targets in the ledger."""
 
     def __init__(self, reader: Reader, targets: Targets) -> None:
         self._reader = reader
         self._targets = targets
-        self.routes = (Route("/api/v1/insurance-fund/{symbol}/target", Query, self.target, viewed=True),)
+        self.routes = (Route("/api/v1/insurance-fund/{symbol}/target", Query, self.target, token_optional=True),)
 
-    async def target(self, _query: Query, symbol: str, viewer: Caller | None) -> TargetAnswer:
-        """The size that a fund should have, and where that comes from."""
-        fund = await fund_of(self._reader, symbol)
+    async def target(self, _query: Query, symbol: str, caller: Caller | None) -> TargetAnswer:
+        """The size that a fund should have, and its computation."""
+        fund = await find_fund(self._reader, symbol)
         explained = await self._targets.explained(symbol)
         if explained is None:
-            raise NotFound(f"no target of {symbol} has been looked for yet, ask again in a minute")
+            raise NotFound(f"the target of {symbol} is not computed yet: retry in a minute")
         answer = target_answer(fund, explained)
-        return answer if sight_of(viewer).everything else _rough_answer(answer)
+        return answer if visibility_of(caller).all_accounts else _rough_answer(answer)
 
 
 def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:
-    """A target in its settlement currency, beside its fund."""
+    """Returns the answer for a target and its fund."""
     target = explained.target
     return TargetAnswer(
         symbol=fund.symbol,
@@ -79,7 +79,7 @@ def target_answer(fund: FundRow, explained: ExplainedTarget) -> TargetAnswer:
 
 
 def _rough_answer(answer: TargetAnswer) -> TargetAnswer:
-    """A target as everybody may see it: explained by no single position's numbers."""
+    """Rounds the numbers of single positions in the explanation."""
     cover = answer.explanation
     if not isinstance(cover, Cover):
         return answer

@@ -1,4 +1,4 @@
-"""What a fund is worth elsewhere and how it has done: arithmetic on integers over what others have looked up."""
+"""Values a fund in other currencies and relative to its past and its market, in exact arithmetic."""
 
 import math
 from fractions import Fraction
@@ -10,19 +10,19 @@ from fundsvc.store.reader import FundRow
 from fundsvc.store.statistics import Past
 
 EQUIVALENT_DECIMALS = 8
-"""What a balance is worth in another currency is rounded down to so many decimals, as USDT has; balances never are."""
+"""The decimals of converted amounts, as USDT has. Converted amounts are rounded down; balances are exact."""
 
 
-class Valuation(NamedTuple):
-    """What a fund is valued by. Two that are equal give equal answers.
+class FundValuation(NamedTuple):
+    """The inputs of a fund's valuation.
 
-    `rate` is USDT per unit of the settlement currency in units of 10**-PRICE_DECIMALS_MAX; where there is none, `unrated` says
-    why. `mark` is in the contract's units, None until one came; `open_interest` is in lots, None until books are loaded;
-    `target` is None until one was looked for.
+    `rate` is USDT per unit of the settlement currency in units of 10**-PRICE_DECIMALS_MAX; if it is None, `rate_missing` is
+    the reason. `mark` is in the contract's units, None before the first mark. `open_interest` is in lots, None until books are
+    loaded. `target` is None until it is computed.
     """
 
     rate: int | None
-    unrated: str
+    rate_missing: str
     mark: int | None
     open_interest: int | None
     past: Past
@@ -30,12 +30,12 @@ class Valuation(NamedTuple):
 
 
 def in_usdt(amount: Fraction, rate: int) -> Fraction:
-    """An amount in whole units of its currency at a rate, exact."""
+    """Converts an amount in whole units of its currency at a rate, exactly."""
     return amount * Fraction(rate, 10**PRICE_DECIMALS_MAX)
 
 
-def balance_usdt(fund: FundRow, valuation: Valuation) -> str | None:
-    """The balance in USDT, if there is a rate."""
+def balance_usdt(fund: FundRow, valuation: FundValuation) -> str | None:
+    """Returns the balance in USDT, or None without a rate."""
     if valuation.rate is None:
         return None
     worth = in_usdt(Fraction(fund.balance, 10**fund.settle_decimals), valuation.rate)
@@ -43,14 +43,15 @@ def balance_usdt(fund: FundRow, valuation: Valuation) -> str | None:
 
 
 def base_currency(fund: FundRow) -> str | None:
-    """What the contract is about: as its listing says, and for an inverse one at least what it settles in."""
+    """Returns the base currency of the listing; of an inverse contract without one, its settlement currency."""
     return fund.base_currency or (fund.settle_currency if fund.contract.is_inverse else None)
 
 
-def balance_base(fund: FundRow, valuation: Valuation) -> str | None:
-    """The balance in the base currency at the mark; of a contract that settles in it, the balance itself.
+def balance_base(fund: FundRow, valuation: FundValuation) -> str | None:
+    """Returns the balance in the base currency at the mark, or the balance itself if the contract settles in that currency.
 
-    None for a quanto contract: its mark does not price the base in the settlement currency.
+    Returns None for a quanto contract, because its mark does not price the base in the settlement currency, and without a mark
+    or a base currency.
     """
     contract, mark = fund.contract, valuation.mark
     if contract.is_inverse or fund.base_currency == fund.settle_currency:
@@ -61,17 +62,17 @@ def balance_base(fund: FundRow, valuation: Valuation) -> str | None:
     return format_units(fund.balance * scale // (10**fund.settle_decimals * mark), EQUIVALENT_DECIMALS)
 
 
-def why_no_base(fund: FundRow) -> str:
-    """What a balance in the base currency lacks."""
+def base_missing(fund: FundRow) -> str:
+    """Returns the reason why `balance_base` is None."""
     if fund.is_quanto:
         return f"{fund.symbol} is a quanto contract: its mark does not price {fund.base_currency} in {fund.settle_currency}"
     if fund.base_currency:
-        return f"no mark price of {fund.symbol} has come yet"
-    return f"the listing of {fund.symbol} names no baseCurrency"
+        return f"no mark price of {fund.symbol} is known yet"
+    return f"the listing of {fund.symbol} has no baseCurrency"
 
 
-def balance_to_open_interest(fund: FundRow, valuation: Valuation) -> float | None:
-    """The balance over what the open interest is worth at the mark; None without either."""
+def balance_to_open_interest(fund: FundRow, valuation: FundValuation) -> float | None:
+    """Returns the balance divided by the value of the open interest at the mark; None without mark or open interest."""
     mark, lots = valuation.mark, valuation.open_interest
     if mark is None or not lots:
         return None

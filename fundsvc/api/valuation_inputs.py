@@ -1,4 +1,4 @@
-"""What funds are valued by, kept at hand: rates, marks, open interest, and how the funds stood before."""
+"""Keeps the inputs of fund valuations up to date: rates, marks, open interest, targets and past balances."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 
-from fundsvc.api.valuation import Valuation
+from fundsvc.api.valuation import FundValuation
 from fundsvc.concurrency.background import lasting
 from fundsvc.core.adl.book import Book
 from fundsvc.core.batch import RateState
@@ -22,24 +22,24 @@ from fundsvc.store.statistics import Past, Statistics
 from fundsvc.store.target_sizes import Targets
 
 USDT = RateState("USDT", 10**PRICE_DECIMALS_MAX, 0)
-"""What everything is counted in is worth itself, whatever a stream says."""
+"""The rate of USDT in USDT. It is 1 regardless of rate events."""
 
 RATE_SECONDS = 1.0
-"""How often rates are looked for: a few rows."""
+"""The interval of reading rates and policies, which are a few rows."""
 
 STATISTICS_SECONDS = 20.0
-"""How often the past is looked at anew: in this time a day's or a week's change hardly moves by what drops out of it."""
+"""The interval of reading statistics. The changes of a day and a week hardly depend on it."""
 
 STATISTICS_SHARE_MAX = 0.05
-"""Looking at the past may keep the database busy for this share of the time; where it takes long, it is done less often."""
+"""The maximum share of the time in which the statistics occupy the database. Slow queries run less often."""
 
 log = structlog.get_logger()
 
 
 class Appraiser:
-    """Values funds. What is away stays what it was, and rates grow too old by themselves.
+    """Values funds. Inputs keep their last state while the database is unreachable; rates expire by their time.
 
-    `policies` are those in force, by partition.
+    `policies` are the policies in force by partition.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Appraiser:
         self._rates: dict[str, RateState] = {}
         self._marks: dict[str, int] = {}
         self._past: dict[str, Past] | None = None
-        self._found: dict[str, Target] = {}
+        self._target_sizes: dict[str, Target] = {}
         self._due = 0.0
 
     async def run(self) -> None:
-        """Keeps everything fresh until cancelled, through every fault."""
+        """Refreshes the inputs until cancelled; retries after every fault."""
         outage = Outage(log, "values")
         while True:
             try:
@@ -69,45 +69,46 @@ class Appraiser:
             await asyncio.sleep(RATE_SECONDS)
 
     async def refresh(self) -> None:
-        """Looks at what may be new; raises StoreFault."""
+        """Reads rates and policies, and the statistics when they are due; raises StoreFault."""
         self._rates = await self._reader.rates()
         self.policies = await self._reader.policies()
         started = time.monotonic()
         if started >= self._due:
             self._marks = await self._statistics.marks()
-            self._found = await self._targets.all()
+            self._target_sizes = await self._targets.all()
             self._past = await self._statistics.past(time.time_ns() // 1_000_000)
             now = time.monotonic()
             self._due = now + max(STATISTICS_SECONDS, (now - started) / STATISTICS_SHARE_MAX)
 
-    def value(self, fund: FundRow) -> Valuation:
-        """What a fund is valued by now; raises StoreFault while nothing of the past has been read yet."""
+    def value(self, fund: FundRow) -> FundValuation:
+        """Returns the inputs of a fund's valuation; raises StoreFault until the statistics have been read."""
         if self._past is None:
-            raise StoreFault("the funds' statistics have not been read yet")
-        rate, unrated = self.rate(fund.settle_currency)
+            raise StoreFault("the funds' statistics are not loaded yet")
+        rate, missing = self.rate(fund.settle_currency)
         mark, open_interest = self._market(fund)
-        # Whoever is not known yet was listed since, and has no longer past.
+        # A fund without statistics was listed after they were read.
         past = self._past.get(fund.symbol) or Past(0, 0, fund.balance)
-        return Valuation(rate, unrated, mark, open_interest, past, self._found.get(fund.symbol))
+        return FundValuation(rate, missing, mark, open_interest, past, self._target_sizes.get(fund.symbol))
 
     def rate(self, currency: str) -> tuple[int | None, str]:
-        """USDT per unit of a currency in units of 10**-PRICE_DECIMALS_MAX; None, and why, without one of these days."""
+        """Returns USDT per unit of a currency in units of 10**-PRICE_DECIMALS_MAX, or None and the reason."""
         if currency == USDT.currency:
             return USDT.price, ""
         known = self._rates.get(currency)
         if known is None:
-            return None, f"no rate of {currency} has come yet"
+            return None, f"no rate of {currency} is known yet"
         age_ms = time.time_ns() // 1_000_000 - known.ts
         if abs(age_ms) > self._rate_ms_max:
-            way = "older" if age_ms > 0 else "later"
+            direction = "before" if age_ms > 0 else "after"
+            seconds = self._rate_ms_max / 1000
             return (
                 None,
-                f"the last rate of {currency} is of {known.ts} ms: more than {self._rate_ms_max / 1000:g} s {way} than now",
+                f"the last rate of {currency} has ts {known.ts}: more than {seconds:g} s {direction} the service's clock",
             )
         return known.price, ""
 
     def _market(self, fund: FundRow) -> tuple[int | None, int | None]:
-        """The contract's mark, and its open interest in lots, where they are known."""
+        """Returns the contract's mark and its open interest in lots, each None if unknown."""
         kept = self._marks.get(fund.symbol)
         try:
             book = self._follower.book(fund.symbol, fund.partition)
@@ -117,13 +118,13 @@ class Appraiser:
 
 
 def _open_interest(book: Book) -> int:
-    """Every lot that is open has somebody long and somebody short of it; the long ones are counted."""
+    """Returns the open lots. Every open lot has a long and a short side; this counts the long side."""
     return book.sides["long"].lots
 
 
 @asynccontextmanager
 async def appraising(pool: Pool, follower: Follower, rate_seconds_max: float) -> AsyncIterator[Appraiser]:
-    """An appraiser that keeps everything fresh, and begins with all that there is unless the database is away."""
+    """Runs an appraiser while the context is open. Its inputs are loaded first unless the database is unreachable."""
     appraiser = Appraiser(Reader(pool), Statistics(pool), Targets(pool), follower, rate_seconds_max)
     with suppress(StoreFault):
         await appraiser.refresh()

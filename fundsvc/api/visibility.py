@@ -1,4 +1,4 @@
-"""Whose positions a caller sees as they are. Those of others are shown with their numbers rounded to two significant digits."""
+"""Determines the positions that a caller sees exactly. Numbers of all other positions are rounded to two significant digits."""
 
 from decimal import ROUND_HALF_UP, Context
 from typing import NamedTuple, TypeVar
@@ -10,33 +10,33 @@ Number = TypeVar("Number", int, float, str)
 _ROUGH = Context(prec=2, rounding=ROUND_HALF_UP)
 
 
-class Sight(NamedTuple):
-    """`everything`, or the positions of one account; "" is none."""
+class Visibility(NamedTuple):
+    """Exact visibility of all accounts, or of one account; "" is none."""
 
-    everything: bool = False
+    all_accounts: bool = False
     account: str = ""
 
     def is_exact(self, account: str) -> bool:
-        """Whether the position of an account is shown as it is."""
-        return self.everything or (account == self.account != "")
+        """Returns whether positions of an account are shown exactly."""
+        return self.all_accounts or (account == self.account != "")
 
 
-PUBLIC = Sight()
-"""The sight of a client without a token."""
+PUBLIC = Visibility()
+"""The visibility without a token."""
 
-OPERATOR = Sight(everything=True)
-"""The sight of risk and of the command line."""
+OPERATOR = Visibility(all_accounts=True)
+"""The visibility of risk and of the command line."""
 
 
-def sight_of(viewer: Caller | None) -> Sight:
-    """What a caller sees: risk everything, a trader its own positions."""
-    if viewer is None or viewer.role == "engine":
+def visibility_of(caller: Caller | None) -> Visibility:
+    """Returns the visibility of a caller: all accounts for risk, its own account for a trader."""
+    if caller is None or caller.role == "engine":
         return PUBLIC
-    return OPERATOR if viewer.role == "risk" else Sight(account=viewer.account)
+    return OPERATOR if caller.role == "risk" else Visibility(account=caller.account)
 
 
 def rough(value: Number) -> Number:
-    """A number, or decimal text, rounded to two significant digits."""
+    """Rounds a number or decimal text to two significant digits."""
     if isinstance(value, str):
         return format(_ROUGH.create_decimal(value).normalize(), "f")
     if isinstance(value, int):
@@ -45,13 +45,13 @@ def rough(value: Number) -> Number:
 
 
 def rough_or_none(value: Number | None) -> Number | None:
-    """The same of a number that there may be none of."""
+    """Rounds a number to two significant digits; None stays None."""
     return None if value is None else rough(value)
 
 
 def rough_total(lots: int) -> int:
-    """The lots of several positions, rounded to two significant digits and to tens.
+    """Rounds the lots of several positions up to tens, then to two significant digits.
 
-    Two totals of small numbers would else differ by exactly what one position changed.
+    Otherwise the difference of two small totals would be the exact change of one position.
     """
     return rough(-(-lots // 10) * 10)

@@ -8,7 +8,8 @@ import msgspec
 import typer
 from rich.table import Column, Table
 
-from fundsvc.api.adl_answers import OrderAnswer, PreviewAnswer, order_answers, preview_answer, whole_preview
+from fundsvc.api.adl_answers.orders import OrderAnswer, order_answers
+from fundsvc.api.adl_answers.preview import PreviewAnswer, preview_answer, whole_preview
 from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX
 from fundsvc.api.visibility import OPERATOR
 from fundsvc.app import connected, prepared

@@ -325,6 +325,9 @@ SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_deci
        c.specification, c.suspended
 FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symbol;
 
+-- name: contract_counts
+SELECT partition, count(*) AS contracts FROM contracts GROUP BY partition;
+
 -- name: scales
 -- In which units the contracts of each currency are settled, and one of the contracts.
 SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GROUP BY 1, 2 ORDER BY 1, 2;

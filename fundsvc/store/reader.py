@@ -145,6 +145,10 @@ class Reader:
         rows = await self._fetch("contracts", _only(symbol))
         return [Listed(contract_from(row), row["partition"], row["specification"], row["suspended"]) for row in rows]
 
+    async def contract_counts(self) -> Mapping[int, int]:
+        """Returns the number of listed contracts by partition; partitions without contracts are absent."""
+        return {row["partition"]: row["contracts"] for row in await self._fetch("contract_counts")}
+
     async def outlooks(self, symbols: Sequence[str]) -> list[OutlookRow]:
         """How the contracts of these symbols that are listed stand."""
         rows = await self._fetch("outlooks", symbols)

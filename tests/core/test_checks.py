@@ -1,5 +1,6 @@
 """HTTP and settlement reject the same events for the same reason."""
 
+from collections import Counter
 from typing import get_args
 
 import pytest
@@ -8,7 +9,8 @@ from builders import LINEAR, ONE, UNIT, a_fund, fill, partition, position
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.api.ingest_checks import Glance, Outlook
+from fundsvc.api.ingest_checks import BodyChecks, ContractState
+from fundsvc.config.settings import Config
 from fundsvc.core.checks import check
 from fundsvc.core.events import Event, Fill, Mark, PolicyChange, Position, Rate, Reason, Rejection
 from fundsvc.core.fund.settlement import Fund
@@ -24,12 +26,13 @@ KNOWN_TO_THE_LEDGER = {
 
 
 def over_http(event: Event) -> Rejection | None:
-    """The rejection that HTTP foresees for the first event of two contracts."""
+    """The rejection that HTTP predicts for the first event of two contracts."""
     known = {
-        contract.symbol: Outlook(contract, has_entries=False, suspended=False, seq=0, last=0) for contract in (UNIT, LINEAR)
+        contract.symbol: ContractState(contract, has_entries=False, suspended=False, seq=0, last=0)
+        for contract in (UNIT, LINEAR)
     }
-    glance = Glance(known, {"USDT": 8, "USDC": 8}, 10, 0)
-    return rejection_of(glance.check, event)
+    checks = BodyChecks(known, Config(), Counter())
+    return rejection_of(checks.check, event)
 
 
 def in_settlement(event: Event) -> Rejection | None:

@@ -1,6 +1,6 @@
-"""/docs: the handbook, rendered from the Markdown files of `fundsvc/handbook`, and beside it the API reference.
+"""Serves the handbook at /docs, rendered from the Markdown files in `fundsvc/handbook`.
 
-All files come from this service: the pages load no script, and their policy admits no other host.
+The pages load no scripts, and their content security policy permits no other host.
 """
 
 import re
@@ -31,7 +31,7 @@ CHAPTERS = (
     "decisions",
     "contributing",
 )
-"""The chapters in their order; each is a Markdown file."""
+"""The chapters in order; each is a Markdown file."""
 
 POLICY = "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
@@ -39,7 +39,7 @@ CONTENTS_LEVELS = {"h1": 1, "h2": 2}
 """Headings that the table of contents lists."""
 
 _CHAPTER_LINK = re.compile(r"(\w+)\.md(#.*)?")
-"""A link from one chapter to another, as it works in a checkout too."""
+"""A link to another chapter, in the form that also works in a checkout."""
 
 
 class Heading(NamedTuple):
@@ -84,7 +84,7 @@ class Handbook:
 
 @cache
 def chapters() -> Sequence[Chapter]:
-    """All chapters, rendered once in a process."""
+    """Returns all chapters, rendered once per process."""
     return [_chapter(name) for name in CHAPTERS]
 
 
@@ -100,7 +100,7 @@ def _chapter(name: str) -> Chapter:
 
 
 def _headings(tokens: Sequence[Token]) -> Iterator[Heading]:
-    """Gives every heading an anchor; yields those of the table of contents."""
+    """Sets the anchors of all headings; yields the headings of the table of contents."""
     for token, text in pairwise(tokens):
         if token.type == "heading_open":
             anchor = re.sub(r"[^\w -]", "", text.content.lower()).replace(" ", "-")
@@ -123,7 +123,7 @@ def _page(chapter: Chapter) -> Asset:
 
 
 def _contents(shown: Chapter) -> str:
-    """The table of contents: all chapters, and the sections of the shown one."""
+    """Returns the table of contents: all chapters, and the sections of the shown one."""
     return "\n".join(_contents_of(chapter, is_shown=chapter is shown) for chapter in chapters())
 
 

@@ -1,6 +1,6 @@
-"""The description of the API, OpenAPI 3.1: made of the table of endpoints and of the types that their handlers use.
+"""Generates the OpenAPI 3.1 document from the table of endpoints and the types of their handlers.
 
-Each operation has an example, recorded from a running service (`scripts/examples`), not invented.
+The examples are recorded from a running service by `scripts/examples`.
 """
 
 import inspect
@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 import fundsvc
-from fundsvc.api.http.errors import Failure, refuse
+from fundsvc.api.http.errors import Failure, error_response
 from fundsvc.api.http.parameters import Query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
 
@@ -25,34 +25,34 @@ Schema = dict[str, Any]
 
 TITLE = "fundsvc: the insurance fund of a derivatives exchange"
 
-ABOUT = """Balances, histories and deleveraging of insurance funds that are isolated per contract.
+ABOUT = """Balances, histories and ADL of insurance funds that are isolated per contract.
 
-Money and prices are exact decimal text, times are milliseconds since the epoch. Answers are `{"code":"200000","data":...}`,
-errors `{"code":"400100","msg":"..."}` with a fitting HTTP status. What names an account needs an access token.
+Money and prices are exact decimal text. Times are milliseconds since the epoch. Answers are `{"code":"200000","data":...}`,
+errors are `{"code":"400100","msg":"..."}` with the matching HTTP status. Account data requires an access token.
 
-Integers have up to 64 bits. With `numbers=string` all of them are decimal strings, for readers such as JavaScript that round
-those above 2^53."""
+Integers have up to 64 bits. With `numbers=string` all integers are decimal strings, for clients such as JavaScript that round
+integers above 2^53."""
 
 FAILURES = {
-    400: "A parameter is unknown, missing or out of its bounds; `msg` names it and says what is allowed.",
-    401: "There is no access token, or it is not good.",
-    403: "The token's role is not one of those that this is for.",
-    404: "There is no such contract, or nothing of that number.",
-    408: "The request did not arrive within the time that it has.",
-    409: "The stream is in another epoch than the poster knows: ask for the ingest cursor first.",
-    413: "The body is larger than what is accepted.",
-    415: "The body is of another kind than those listed, or compressed.",
-    429: "Too many requests; the headers say when to ask again.",
-    503: "The database or the stream is away for now: ask again shortly.",
+    400: "A parameter is unknown, missing or out of its bounds; `msg` names it and the permitted values.",
+    401: "The access token is missing or invalid.",
+    403: "The token's role does not permit this operation.",
+    404: "The contract, or the number in the path, does not exist.",
+    408: "The request did not arrive in time.",
+    409: "The stream is in a newer epoch than the producer knows: read the ingest cursor first.",
+    413: "The body is too large.",
+    415: "The body has another media type than the listed ones, or is compressed.",
+    429: "A limit is reached; the header Retry-After says when to retry.",
+    503: "The database or the stream server is unreachable, or the service is at a limit: retry shortly.",
 }
-"""What an operation may answer besides its answer, by HTTP status."""
+"""Descriptions of the error answers by HTTP status."""
 
 LIMITS = {
-    "gw-ratelimit-limit": "How many requests a client may make within a window.",
-    "gw-ratelimit-remaining": "How many are left of it.",
-    "gw-ratelimit-reset": "When the next window begins, in milliseconds from now.",
+    "gw-ratelimit-limit": "The requests that a client may make within a window.",
+    "gw-ratelimit-remaining": "The requests that are left in the window.",
+    "gw-ratelimit-reset": "The time until the next window, in milliseconds.",
 }
-"""What every answer says whose requests are counted."""
+"""The headers of every answer to a counted request."""
 
 _NUMBERED = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 
@@ -63,24 +63,26 @@ PATH_PARAMETERS: Mapping[str, tuple[Schema, str]] = {
     "settle": ({"type": "string", "minLength": 1, "maxLength": 16}, "a settlement currency in lower case"),
     "entry": ({"type": "integer", "minimum": 1, "maximum": 2**63 - 1}, "the number of an entry of the contract's ledger"),
 }
-"""What stands in braces in a path: its schema, and what it is."""
+"""The schema and the description of each path parameter."""
 
 SECTIONS: Mapping[str, str] = {
     "fundsvc.api.fund_cache": "fundsvc.api.funds",
     "fundsvc.api.targets": "fundsvc.api.funds",
     "fundsvc.api.websocket.endpoints": "fundsvc.api.websocket",
 }
-"""Modules whose operations stand in the section of another; each other module has its own, told by how its docstring begins."""
+"""Modules whose operations appear in the section of another module. Every other module is a section; its docstring begins with
+the section's description.
+"""
 
 _COMPONENT = "#/components/schemas/{name}"
 _REFERENCE = re.compile(r'"#/components/schemas/([^"]+)"')
 
 
-def described(endpoints: Iterable[Endpoint]) -> Endpoint:
-    """The endpoint that describes these and itself."""
+def openapi_endpoint(endpoints: Iterable[Endpoint]) -> Endpoint:
+    """Returns the endpoint whose document describes these endpoints and itself."""
 
     async def openapi(_request: web.Request) -> web.Response:
-        """The description of the API, OpenAPI 3.1."""
+        """The OpenAPI 3.1 document of this API."""
         return web.Response(body=body, content_type=JSON)
 
     own = Endpoint("/openapi.json", openapi, {200: Media(JSON, dict[str, Any])}, fails=frozenset())
@@ -89,7 +91,7 @@ def described(endpoints: Iterable[Endpoint]) -> Endpoint:
 
 
 def description(endpoints: Iterable[Endpoint]) -> Schema:
-    """The OpenAPI document of a table."""
+    """Returns the OpenAPI document of a table."""
     table = tuple(endpoints)
     schemas = _Schemas(media for endpoint in table for media in (*endpoint.answers.values(), *endpoint.bodies))
     schemas.allow_strings(
@@ -114,7 +116,7 @@ def description(endpoints: Iterable[Endpoint]) -> Schema:
 
 
 class _Schemas:
-    """The schemas of all bodies, made at once so that types of one name in several modules are told apart."""
+    """The schemas of all bodies, generated together so that equal type names of different modules get distinct names."""
 
     def __init__(self, media: Iterable[Media]) -> None:
         kinds = tuple(dict.fromkeys(variant for one in media for variant in _variants(one.kind)))
@@ -122,14 +124,14 @@ class _Schemas:
         self._of = dict(zip(kinds, found[1:], strict=True))
 
     def allow_strings(self, answers: Iterable[Media]) -> None:
-        """Lets integers of these answers, and of all that they refer to, be strings too, as `numbers=string` has them."""
+        """Permits strings for the integers of these answers and their components, for `numbers=string`."""
         kinds = {variant for one in answers for variant in _variants(one.kind)}
         for name in {name for kind in kinds for name in self._referred(self._of[kind])}:
             self.components[name] = _with_strings(self.components[name])
         self._of |= {kind: _with_strings(self._of[kind]) for kind in kinds}
 
     def of(self, media: Media) -> Schema:
-        """The schema of a body, its envelope included."""
+        """Returns the schema of a body, including its envelope."""
         variants = [self._of[variant] for variant in _variants(media.kind)]
         schema = variants[0] if len(variants) == 1 else {"anyOf": variants}
         if not media.in_envelope:
@@ -138,7 +140,7 @@ class _Schemas:
         return {"type": "object", "required": ["code", "data"], "properties": properties, "additionalProperties": False}
 
     def _referred(self, schema: Schema, known: frozenset[str] = frozenset()) -> frozenset[str]:
-        """The names of the components that a schema is made of."""
+        """Returns the names of all components that a schema refers to, directly or indirectly."""
         for name in _REFERENCE.findall(msgspec.json.encode(schema).decode()):
             if name not in known:
                 known = self._referred(self.components[name], known | {name})
@@ -158,24 +160,24 @@ def _with_strings(schema: Any) -> Any:
 
 
 def _variants(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, which need not be told apart by whoever only describes them."""
+    """Returns the types of a union. msgspec rejects some unions as one type, because it could not decode them."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
-    told, tag = _told(endpoint), _tag(_section(endpoint))
+    documented, tag = _documented(endpoint), _tag(_section(endpoint))
     example = _examples().get(f"{endpoint.method} {endpoint.path}", {})
-    paragraphs = _paragraphs(told)
-    asked = _paragraphs(endpoint.query) if endpoint.query.__struct_fields__ else []
-    for_whom = [f"For {' or '.join(sorted(endpoint.roles))}."] if endpoint.roles else []
+    paragraphs = _paragraphs(documented)
+    query = _paragraphs(endpoint.query) if endpoint.query.__struct_fields__ else []
+    roles = [f"Requires a token with role {' or '.join(sorted(endpoint.roles))}."] if endpoint.roles else []
     operation: Schema = {
-        "operationId": f"{tag}.{told.__name__}",
+        "operationId": f"{tag}.{documented.__name__}",
         "tags": [tag],
         "summary": re.split(r"[;:.](?:\s|$)", paragraphs[0])[0],
-        "description": "\n\n".join((*paragraphs, *asked, *for_whom)),
+        "description": "\n\n".join((*paragraphs, *query, *roles)),
         "parameters": [*_path_parameters(endpoint, example), *_query_parameters(endpoint, example)],
         "responses": {
-            **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _ours(endpoint)},
+            **{str(status): {"$ref": f"#/components/responses/{_response_name(status)}"} for status in _failures(endpoint)},
             **{str(status): _answer(status, endpoint, schemas, example) for status in endpoint.answers},
         },
     }
@@ -183,14 +185,14 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> Schema:
         operation["requestBody"] = {"required": True, "content": _contents(endpoint.bodies, schemas, example)}
     if endpoint.roles:
         operation["security"] = [{"token": []}]
-    elif endpoint.viewed:
+    elif endpoint.token_optional:
         operation["security"] = [{}, {"token": []}]
     return operation
 
 
-def _ours(endpoint: Endpoint) -> list[int]:
-    """With which statuses an endpoint may fail in our envelope."""
-    if endpoint.refuse is not refuse:
+def _failures(endpoint: Endpoint) -> list[int]:
+    """Returns the error statuses that an endpoint answers in our envelope."""
+    if endpoint.format_error is not error_response:
         return []
     also = {401, 403} if endpoint.roles else set()
     also |= {404} if "{" in endpoint.path else set()
@@ -206,9 +208,9 @@ def _path_parameters(endpoint: Endpoint, example: Schema) -> Iterable[Schema]:
 
 def _query_parameters(endpoint: Endpoint, example: Schema) -> Iterable[Schema]:
     (_,), components = msgspec.json.schema_components([endpoint.query], ref_template=_COMPONENT)
-    question = components[endpoint.query.__name__]
-    for name, schema in question["properties"].items():
-        parameter: Schema = {"name": name, "in": "query", "required": name in question["required"]}
+    query = components[endpoint.query.__name__]
+    for name, schema in query["properties"].items():
+        parameter: Schema = {"name": name, "in": "query", "required": name in query["required"]}
         if "description" in schema:
             parameter["description"] = schema.pop("description")
         yield _exemplified({**parameter, "schema": schema}, example)
@@ -254,13 +256,13 @@ def _response_name(status: int) -> str:
     return HTTPStatus(status).phrase.replace(" ", "")
 
 
-def _told(endpoint: Endpoint) -> Any:
-    return endpoint.told or endpoint.handler
+def _documented(endpoint: Endpoint) -> Any:
+    return endpoint.documented or endpoint.handler
 
 
 def _section(endpoint: Endpoint) -> str:
-    """The module that tells of the section that an endpoint stands in."""
-    module: str = _told(endpoint).__module__
+    """Returns the name of the module that is the section of an endpoint."""
+    module: str = _documented(endpoint).__module__
     return SECTIONS.get(module, module)
 
 
@@ -269,13 +271,13 @@ def _tag(module: str) -> str:
 
 
 def _paragraphs(thing: object) -> list[str]:
-    """What a docstring says, a paragraph to a line."""
+    """Returns the paragraphs of a docstring, each on one line."""
     text = inspect.getdoc(thing) or ""
     return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 
 @cache
 def _examples() -> Mapping[str, Schema]:
-    """By method and path: values of `path` and `query` parameters, a `body` by content type, and the `answer` to that."""
+    """Returns the examples by method and path: `path` and `query` parameters, the `body` by content type, and the `answer`."""
     examples: Mapping[str, Schema] = msgspec.json.decode(files("fundsvc.api.docs").joinpath("examples.json").read_bytes())
     return examples

@@ -1,6 +1,7 @@
-"""/docs/reference/: the OpenAPI document as pages, drawn by the Swagger UI of the package mkdocs-swagger-ui-tag.
+"""Serves the API reference at /docs/reference/: Swagger UI from the package mkdocs-swagger-ui-tag.
 
-All files come from this service. The policy admits no other host, only the images inside Swagger UI's style sheet.
+All files come from this service. The content security policy permits no other host; it permits the inline images of Swagger
+UI's style sheet.
 """
 
 from importlib.resources import files
@@ -24,14 +25,14 @@ POLICY = "; ".join(
 )
 
 
-class Reference:
-    """The page and its files."""
+class ApiReference:
+    """The endpoints of the reference."""
 
     def __init__(self) -> None:
-        ours, renderer = files("fundsvc.api.docs") / "swagger", files("mkdocs_swagger_ui_tag") / "swagger-ui"
-        self._index = Asset("index.html", (ours / "index.html").read_bytes)
+        own, renderer = files("fundsvc.api.docs") / "swagger", files("mkdocs_swagger_ui_tag") / "swagger-ui"
+        self._index = Asset("index.html", (own / "index.html").read_bytes)
         self._assets = {
-            "start.js": Asset("start.js", (ours / "start.js").read_bytes),
+            "start.js": Asset("start.js", (own / "start.js").read_bytes),
             "swagger-ui.css": Asset("swagger-ui.css", (renderer / "stylesheets" / "swagger-ui.css").read_bytes),
             "swagger-ui-bundle.js": Asset("bundle.js", (renderer / "javascripts" / "swagger-ui-bundle.js").read_bytes),
         }
@@ -41,11 +42,11 @@ class Reference:
         )
 
     async def index(self, request: web.Request) -> web.Response:
-        """The page."""
+        """The API reference."""
         return await answer_asset(request, self._index, {"Content-Security-Policy": POLICY, hdrs.CACHE_CONTROL: "no-cache"})
 
     async def file(self, request: web.Request) -> web.Response:
-        """A file that it loads."""
+        """A script or style sheet of the API reference."""
         asset = self._assets.get(request.match_info["name"])
         if asset is None:
             raise web.HTTPNotFound

@@ -1,11 +1,13 @@
-"""The gate in front of everything: whose a request is, how many it may make, which web pages may make it.
+"""Access control: identifies callers by their tokens, limits requests by client, and answers CORS.
 
-A public route needs no token; one that is sent there anyway is only counted by. A client is an account, or else what another
-token names as its subject, or else an address. Probes and scrapers are not counted.
+A public route needs no token. On a public route, a valid token determines the client that the request counts for, and what a
+route with `token_optional` shows. The client is the account of a trader's token, the subject of another token, or the address.
+Probes and scrapers are not counted.
 """
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -13,21 +15,24 @@ from multidict import istr
 
 from fundsvc.api.http.client_address import address_of
 from fundsvc.api.http.errors import Forbidden, NoToken, Problem, TooManyRequests
-from fundsvc.api.http.rate_limits import Window
-from fundsvc.api.http.request_context import REQUEST_ID, VISIT, Visit
+from fundsvc.api.http.rate_limits import Clock, Window
+from fundsvc.api.http.request_context import CONTEXT, REQUEST_ID, RequestContext
 from fundsvc.api.http.tokens import Caller, Role, Tokens
 from fundsvc.config.settings import HttpConfig, TokenConfig
 
 Roles = frozenset[Role]
 
+RouteHandler = Callable[..., Awaitable[web.StreamResponse]]
+"""Handles a request; `with_caller` describes its arguments."""
+
 PUBLIC: Roles = frozenset()
 """The roles of a route that needs no token."""
 
 ACCOUNT_READERS: Roles = frozenset({"trader", "risk"})
-"""The roles that read account data: a trader that of its own account, risk that of all."""
+"""The roles that read account data: a trader reads its own account, risk reads all accounts."""
 
 PREFLIGHT_SECONDS = "7200"
-"""How long a browser may remember what a page is allowed: the longest that Chromium does."""
+"""How long a browser may cache a preflight answer. Chromium caches at most two hours."""
 
 ANY_ORIGIN = "*"
 
@@ -41,97 +46,110 @@ _PREFLIGHT = {
 }
 
 
-def allowed(request: web.Request, roles: Roles) -> Caller:
-    """The caller of a request, who must have one of the roles; raises NoToken or Forbidden, saying what is missing."""
-    visit = request[VISIT]
-    caller = visit.caller
+def authorized_caller(request: web.Request, roles: Roles) -> Caller:
+    """Returns the caller of a request; raises NoToken or Forbidden if it has none of the roles."""
+    context = request[CONTEXT]
+    caller = context.caller
     if caller is None:
-        raise visit.refusal or NoToken("this needs an access token: send it as `Authorization: Bearer <token>`")
+        raise context.token_problem or NoToken("an access token is required: send it as `Authorization: Bearer <token>`")
     if caller.role not in roles:
-        raise Forbidden(f"this is for {' or '.join(sorted(roles))}: the token's role is {caller.role}")
+        raise Forbidden(f"the token's role is {caller.role}: this path requires {' or '.join(sorted(roles))}")
     return caller
 
 
-def for_roles(roles: Roles, handler: Handler) -> Handler:
-    """A handler that is reached by callers with one of the roles alone."""
-    if not roles:
-        return handler
+def with_caller(handler: RouteHandler, roles: Roles, *, token_optional: bool = False) -> Handler:
+    """Returns a handler for the router that checks the roles and passes the caller on.
 
-    async def handle(request: web.Request) -> web.StreamResponse:
-        allowed(request, roles)
-        return await handler(request)
-
-    return handle
-
-
-class Gate:
-    """Knows who comes and how often they may; raises ConfigError where tokens cannot be read as configured.
-
-    Requests for a path that is `uncounted` are not counted.
+    This is the only check of roles. With `roles`, `handler` receives the request and its `Caller`. With `token_optional`, it
+    receives the request and the caller, or None without a valid token. Otherwise it receives the request.
     """
 
-    def __init__(self, http: HttpConfig, token: TokenConfig, uncounted: Iterable[str] = ()) -> None:
+    async def for_roles(request: web.Request) -> web.StreamResponse:
+        return await handler(request, authorized_caller(request, roles))
+
+    async def for_all(request: web.Request) -> web.StreamResponse:
+        return await handler(request, request[CONTEXT].caller)
+
+    if roles:
+        return for_roles
+    return for_all if token_optional else handler
+
+
+class AccessControl:
+    """Identifies and limits the clients of an API; raises ConfigError if the token configuration is invalid.
+
+    Requests for the paths in `uncounted` are not limited.
+    """
+
+    def __init__(
+        self, http: HttpConfig, token: TokenConfig, uncounted: Iterable[str] = (), clock: Clock = time.monotonic
+    ) -> None:
         self._tokens = Tokens(token)
-        self._requests = Window(http.requests_max, http.requests_seconds)
-        self._events = Window(http.ingest_events_max, http.requests_seconds)
+        self._requests = Window(http.requests_max, http.requests_seconds, clock)
+        self._events = Window(http.ingest_events_max, http.requests_seconds, clock)
         self._proxies = http.proxies
         self._origins = frozenset(http.origins)
         self._uncounted = frozenset(uncounted)
 
-    def admit(self, request: web.Request, visit: Visit) -> web.Response | None:
-        """Notes who comes and counts that, raising TooManyRequests; the answer to what the gate answers by itself."""
-        self._read(request, visit)
+    def admit(self, request: web.Request, context: RequestContext) -> web.Response | None:
+        """Identifies the caller and counts the request; raises TooManyRequests.
+
+        Returns the answer to a CORS preflight request, and None for all other requests.
+        """
+        self._identify(request, context)
         if request.path in self._uncounted:
             return None
-        self._count(request, visit, 1)
+        self._count(request, context, 1)
         if self._origins and request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
-            return web.Response(status=204, headers=_PREFLIGHT if self._is_welcome(request) else None)
+            return web.Response(status=204, headers=_PREFLIGHT if self._is_allowed_origin(request) else None)
         return None
 
     def charge(self, request: web.Request, amount: int) -> None:
-        """Counts what a caller sends beside its request; raises TooManyRequests when that is more than it has left."""
-        self._count(request, request[VISIT], amount)
+        """Counts `amount` more events of a request; raises TooManyRequests if the client's limit does not permit them."""
+        self._count(request, request[CONTEXT], amount)
 
     def charge_requests(self, request: web.Request, requests: int) -> None:
-        """Counts an answer as so many requests more, or all that a client may make; raises TooManyRequests.
+        """Counts an expensive answer as `requests` more requests; raises TooManyRequests.
 
-        Of another window than that of requests it takes the same share.
+        The charge is at most the client's whole limit. A client with another window is charged the same share of that window.
         """
-        visit = request[VISIT]
-        if visit.window:
+        context = request[CONTEXT]
+        if context.window:
             limit = self._requests.limit
-            self._count(request, visit, min(requests, limit - 1) * visit.window.limit // limit)
+            self._count(request, context, min(requests, limit - 1) * context.window.limit // limit)
 
-    def dress(self, request: web.Request, response: web.StreamResponse, visit: Visit) -> None:
-        """Adds what every answer says, also those that are streamed and those that are errors."""
-        headers, window = response.headers, visit.window
+    def add_headers(self, request: web.Request, response: web.StreamResponse, context: RequestContext) -> None:
+        """Adds the headers of every answer, including streamed answers and errors."""
+        headers, window = response.headers, context.window
         headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
         if window:
             headers[_LIMIT] = str(window.limit)
-            headers[_REMAINING] = str(window.remaining(visit.client))
+            headers[_REMAINING] = str(window.remaining(context.client))
             headers[_RESET] = str(window.reset_ms())
-        if visit.caller:
+        if context.caller:
             headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
         if self._origins:
-            self._welcome(request, response)
+            self._add_cors_headers(request, response)
 
-    def _welcome(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Lets pages of configured origins read an answer. They send tokens themselves, so no cookies need be allowed."""
+    def _add_cors_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Permits pages of configured origins to read an answer. Pages send tokens themselves, so cookies are not permitted."""
         if ANY_ORIGIN not in self._origins:
             response.headers.add(hdrs.VARY, hdrs.ORIGIN)
-        if self._is_welcome(request):
+        if self._is_allowed_origin(request):
             origin = ANY_ORIGIN if ANY_ORIGIN in self._origins else request.headers[hdrs.ORIGIN]
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
             response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
 
-    def _is_welcome(self, request: web.Request) -> bool:
+    def _is_allowed_origin(self, request: web.Request) -> bool:
         origin = request.headers.get(hdrs.ORIGIN)
         return origin is not None and not self._origins.isdisjoint((origin, ANY_ORIGIN))
 
-    def _read(self, request: web.Request, visit: Visit) -> None:
-        """Notes the caller that a request's token makes; why a token is bad is for the route to say, if it needs one."""
+    def _identify(self, request: web.Request, context: RequestContext) -> None:
+        """Stores the caller or, for an invalid token, the problem. Only a route that requires a token raises the problem."""
         if not self._tokens.configured:
-            visit.refusal = NoToken("this service accepts no tokens: set token.secret or token.keys in its configuration")
+            context.token_problem = NoToken(
+                "this service accepts no tokens: set token.secret or token.keys in its configuration"
+            )
             return
         authorization = request.headers.get(hdrs.AUTHORIZATION)
         if authorization is None:
@@ -140,19 +158,14 @@ class Gate:
         if scheme.lower() != "bearer":
             return
         try:
-            visit.caller = self._tokens.read(token.strip())
-        except Problem as refusal:
-            visit.refusal = refusal
+            context.caller = self._tokens.read(token.strip())
+        except Problem as problem:
+            context.token_problem = problem
 
-    def _count(self, request: web.Request, visit: Visit, amount: int) -> None:
-        caller = visit.caller
-        client = visit.client = _name(caller) if caller else address_of(request, self._proxies)
-        window = visit.window = self._events if caller and caller.role == "engine" else self._requests
+    def _count(self, request: web.Request, context: RequestContext, amount: int) -> None:
+        caller = context.caller
+        client = context.client = caller.client if caller else address_of(request, self._proxies)
+        window = context.window = self._events if caller and caller.role == "engine" else self._requests
         if not window.take(client, amount):
             seconds = math.ceil(window.reset_ms() / 1000)
-            raise TooManyRequests(f"more than {window.limit} within the window: ask again in {seconds} s", seconds)
-
-
-def _name(caller: Caller) -> str:
-    """What a caller's requests are counted by; no address begins with a role."""
-    return f"{caller.role}:{caller.account or caller.subject}"
+            raise TooManyRequests(f"the limit of {window.limit} in the window is exceeded: retry in {seconds} s", seconds)

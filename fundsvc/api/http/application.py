@@ -1,4 +1,4 @@
-"""From a table of routes to an application: what a request asks is read, answered and wrapped, in one way for all."""
+"""Builds an aiohttp application from a table of routes; reads queries and encodes answers the same way for all of them."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -7,62 +7,60 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin, get_
 
 import msgspec
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 from multidict import MultiDict
 
 from fundsvc.api.answers import Envelope
-from fundsvc.api.http.access import PUBLIC, Roles, allowed, for_roles
-from fundsvc.api.http.big_integers import integers_as_strings, written
-from fundsvc.api.http.compression import PACKED, PLAIN, Packed, takes_packed
+from fundsvc.api.http.access import PUBLIC, Roles, RouteHandler, with_caller
+from fundsvc.api.http.big_integers import integers_as_strings, with_integers
+from fundsvc.api.http.compression import GZIP_HEADERS, PLAIN_HEADERS, GzipOnce, accepts_gzip
 from fundsvc.api.http.errors import BadParameter, NotFound
-from fundsvc.api.http.middleware import Reception
+from fundsvc.api.http.middleware import Middleware
 from fundsvc.api.http.parameters import Parameters, Query, read_body, read_query
-from fundsvc.api.http.request_context import VISIT
 from fundsvc.api.http.routes import JSON, Cost, Endpoint, Media
 from fundsvc.api.http.tokens import Caller
 from fundsvc.store.reader import FundRow, Listed, Reader
 
 T_co = TypeVar("T_co", covariant=True)
 
-PACKED_BYTES_MIN = 16_384
-"""A dozen packets; what is shorter gains nothing that anybody would notice."""
+GZIP_BYTES_MIN = 16_384
+"""About a dozen packets. Compressing a shorter answer saves no noticeable time."""
 
-PACKING_LEVEL = 1
-"""A thousand funds take a thread 3 ms and shrink to a quarter; the best level takes five times as long, for a tenth less."""
+GZIP_LEVEL = 1
+"""A thousand funds take a thread 3 ms and shrink to a quarter. The best level takes five times as long and saves a tenth."""
 
 
 _PARAMETER, _ANY_TEXT = re.compile(r"\{(\w+)\}"), r"{\1:[^/]+}"
-"""aiohttp's own pattern of a path's parameter takes no braces, which a contract's symbol may have."""
+"""Replaces aiohttp's default pattern of a path parameter, which excludes braces. A contract's symbol may contain them."""
 
 
 class Encoded(Generic[T_co]):
-    """An answer that was encoded before, in its envelope; what it says is for those who describe the API."""
+    """An answer that is already encoded in its envelope. The type parameter documents its content for OpenAPI."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
-        self._packed = Packed(lambda: body, PACKING_LEVEL)
+        self._packed = GzipOnce(lambda: body, GZIP_LEVEL)
 
     @cached_property
     def as_strings(self) -> "Encoded[T_co]":
-        """The same with its integers as strings."""
+        """The same answer with its integers as strings."""
         return Encoded(integers_as_strings(self.body))
 
     async def response(self, request: web.Request) -> web.Response:
-        """The answer as whoever asks takes it; a long one gzipped."""
-        if len(self.body) < PACKED_BYTES_MIN:
+        """Returns the response, gzipped if it is long and the request accepts gzip."""
+        if len(self.body) < GZIP_BYTES_MIN:
             return web.Response(body=self.body, content_type=JSON)
-        if takes_packed(request):
-            return web.Response(body=await self._packed.content(), content_type=JSON, headers=PACKED)
-        return web.Response(body=self.body, content_type=JSON, headers=PLAIN)
+        if accepts_gzip(request):
+            return web.Response(body=await self._packed.content(), content_type=JSON, headers=GZIP_HEADERS)
+        return web.Response(body=self.body, content_type=JSON, headers=PLAIN_HEADERS)
 
 
 class Route(NamedTuple):
-    """A path, the struct of its query parameters, and what answers it: called with the query and the path's parameters.
+    """A path, the struct of its query parameters, and the method that answers it.
 
-    A route with a `body` is a POST of such a struct as JSON, which is given to the answer too. A route with `roles` is for
-    callers with one of them; its answer is given the `caller`. `cost` says as how many more requests
-    an answer counts, by what stands in its path. One that is `viewed` is for all, and shows a caller
-    more of its own data: its answer is given the `viewer`, None without a good token.
+    `answer` receives the query and the path's parameters. A route with a `body` is a POST of that struct as JSON; `answer`
+    receives it as `body`. A route with `roles` requires one of them and passes the `caller`. A route with `token_optional` is
+    public and shows a caller more of its own data; `caller` is None without a valid token. `cost` returns how many more
+    requests an answer counts as; it receives the path's parameters.
     """
 
     path: str
@@ -71,16 +69,17 @@ class Route(NamedTuple):
     body: type[Parameters] | None = None
     roles: Roles = PUBLIC
     cost: Cost | None = None
-    viewed: bool = False
+    token_optional: bool = False
 
 
-def make_app(reception: Reception, table: Iterable[Route | Endpoint]) -> web.Application:
-    """An application that serves a table; whoever opened what its answers come from closes it."""
+def make_app(middleware: Middleware, table: Iterable[Route | Endpoint]) -> web.Application:
+    """Returns an application that serves a table. The caller closes what the handlers use."""
     application = web.Application()
     served = endpoints(table)
-    reception.receive(application, {endpoint.path: endpoint.refuse for endpoint in served})
+    middleware.install(application, {endpoint.path: endpoint.format_error for endpoint in served})
     for endpoint in served:
-        handler = for_roles(endpoint.roles, reception.charging(endpoint.cost, endpoint.handler))
+        charged = middleware.charging(endpoint.cost, endpoint.handler)
+        handler = with_caller(charged, endpoint.roles, token_optional=endpoint.token_optional)
         path = _PARAMETER.sub(_ANY_TEXT, endpoint.path)
         if endpoint.method == hdrs.METH_GET:
             application.router.add_get(path, handler)  # and HEAD
@@ -90,12 +89,12 @@ def make_app(reception: Reception, table: Iterable[Route | Endpoint]) -> web.App
 
 
 def endpoints(table: Iterable[Route | Endpoint]) -> tuple[Endpoint, ...]:
-    """A table in which routes are what they come to."""
+    """Converts all routes of a table to endpoints."""
     return tuple(map(_endpoint, table))
 
 
 def _endpoint(entry: Route | Endpoint) -> Endpoint:
-    """What a route comes to: how its answer is wrapped, and what type that is by its method's annotation."""
+    """Converts a route to an endpoint; the return annotation of its method is the type of the answer."""
     if isinstance(entry, Endpoint):
         return entry
     answered = get_type_hints(entry.answer)["return"]
@@ -110,75 +109,68 @@ def _endpoint(entry: Route | Endpoint) -> Endpoint:
         entry.query,
         bodies,
         entry.roles,
-        viewed=entry.viewed,
-        told=entry.answer,
+        token_optional=entry.token_optional,
+        documented=entry.answer,
         cost=entry.cost,
     )
 
 
-async def listed(reader: Reader, symbol: str) -> Listed:
-    """A listed contract; raises NotFound."""
-    for found in await reader.contracts(possible(symbol)):
+async def find_contract(reader: Reader, symbol: str) -> Listed:
+    """Returns a listed contract; raises NotFound."""
+    for found in await reader.contracts(checked_symbol(symbol)):
         return found
-    raise not_listed(symbol)
+    raise symbol_not_listed(symbol)
 
 
-async def fund_of(reader: Reader, symbol: str) -> FundRow:
-    """The fund of a listed contract; raises NotFound."""
-    for fund in await reader.funds(possible(symbol)):
+async def find_fund(reader: Reader, symbol: str) -> FundRow:
+    """Returns the fund of a listed contract; raises NotFound."""
+    for fund in await reader.funds(checked_symbol(symbol)):
         return fund
-    raise not_listed(symbol)
+    raise symbol_not_listed(symbol)
 
 
-def possible(symbol: str) -> str:
-    """The symbol, if a contract may have it at all: a database's text holds no NUL and no half characters."""
+def checked_symbol(symbol: str) -> str:
+    """Returns a symbol that PostgreSQL can store; raises NotFound for one with NUL or an unpaired surrogate."""
     if not symbol.isprintable():
-        raise not_listed(symbol)
+        raise symbol_not_listed(symbol)
     return symbol
 
 
-def not_listed(symbol: str) -> NotFound:
-    """Says that there is no such contract."""
+def symbol_not_listed(symbol: str) -> NotFound:
+    """Returns the error for a symbol without a contract."""
     return NotFound(f"no contract {symbol!r} is listed")
 
 
-def _handler(route: Route) -> Handler:
-    asks_nothing = _asking_nothing(route.query)
+def _handler(route: Route) -> RouteHandler:
+    default = _default_query(route.query)
 
-    async def handle(request: web.Request) -> web.Response:
-        caller = _caller(route, request)
-        query = _question(route.query, asks_nothing, request)
+    async def handle(request: web.Request, *callers: Caller | None) -> web.Response:
+        caller = {"caller": callers[0]} if callers else {}
+        query = _query(route.query, default, request)
         body = {"body": read_body(route.body, await request.read())} if route.body else {}
         answer = await route.answer(query, **caller, **body, **request.match_info)
         if isinstance(answer, Encoded):
             return await (answer if query.numbers == "number" else answer.as_strings).response(request)
-        return web.Response(body=written(msgspec.json.encode(Envelope(data=answer)), query.numbers), content_type=JSON)
+        return web.Response(body=with_integers(msgspec.json.encode(Envelope(data=answer)), query.numbers), content_type=JSON)
 
     return handle
 
 
-def _caller(route: Route, request: web.Request) -> dict[str, Caller | None]:
-    """The caller as the keyword argument that the route's answer takes; raises as `allowed` does."""
-    if route.roles:
-        return {"caller": allowed(request, route.roles)}
-    return {"viewer": request[VISIT].caller} if route.viewed else {}
+def _query(kind: type[Query], default: Query | None, request: web.Request) -> Query:
+    if default is not None and not request.rel_url.raw_query_string:
+        return default
+    return read_query(kind, query_parameters(request))
 
 
-def _question(kind: type[Query], nothing: Query | None, request: web.Request) -> Query:
-    if nothing is not None and not request.rel_url.raw_query_string:
-        return nothing
-    return read_query(kind, asked(request))
-
-
-def _asking_nothing(query: type[Query]) -> Query | None:
-    """The question without any parameters, made once for all who ask it so; None where it needs some."""
+def _default_query(query: type[Query]) -> Query | None:
+    """Returns the query without parameters, parsed once; None if a parameter is required."""
     try:
         return read_query(query, MultiDict())
     except BadParameter:
         return None
 
 
-def asked(request: web.Request) -> MultiDict[str]:
-    """The query's parameters, without those that say again what the path says, as KuCoin's own client does with `symbol`."""
+def query_parameters(request: web.Request) -> MultiDict[str]:
+    """Returns the query's parameters without those that repeat the path. KuCoin's own client repeats `symbol`."""
     path = request.match_info
     return MultiDict((name, value) for name, value in request.query.items() if path.get(name) != value)

@@ -1,4 +1,4 @@
-"""Integers of 64 bits for readers whose numbers are doubles: as JSON strings, in every answer and push in the same way."""
+"""Writes 64-bit integers as JSON strings for clients whose numbers are doubles, in answers and pushes."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,26 +6,26 @@ import msgspec
 
 Numbers = Annotated[
     Literal["number", "string"],
-    msgspec.Meta(description="how integers are written: JavaScript rounds those above 2^53 unless they are strings"),
+    msgspec.Meta(description="`string` writes all integers as strings, because JavaScript rounds integers above 2^53"),
 ]
 NUMBERS: tuple[Numbers, ...] = ("number", "string")
 
 _DECODER = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
-"""Keeps fractions as they are written, to the byte."""
+"""Keeps the bytes of fractions unchanged."""
 
 
-def written(body: bytes, numbers: Numbers) -> bytes:
-    """JSON with its integers written as a reader wants them."""
+def with_integers(body: bytes, numbers: Numbers) -> bytes:
+    """Returns JSON with its integers as numbers or as strings."""
     return body if numbers == "number" else integers_as_strings(body)
 
 
 def integers_as_strings(body: bytes) -> bytes:
-    """JSON with every integer in quotes, of any size, and all else as it was."""
+    """Returns JSON with every integer quoted; all other values keep their bytes."""
     return msgspec.json.encode(_quoted(_DECODER.decode(body)))
 
 
 def _quoted(value: Any) -> Any:
-    kind = type(value)  # exactly: true and false are integers too
+    kind = type(value)  # not isinstance: bool is a subclass of int
     if kind is dict:
         return {name: _quoted(part) for name, part in value.items()}
     if kind is list:

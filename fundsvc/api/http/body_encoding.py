@@ -1,18 +1,18 @@
-"""Bodies of requests are taken as they are: what is compressed may be a thousand times as large as what was sent."""
+"""Rejects compressed request bodies: a small body could expand a thousandfold and exhaust memory."""
 
 from aiohttp import hdrs, web
 
 from fundsvc.api.http.errors import WrongMedia
 
 IDENTITY = frozenset({"", "identity"})
-"""Names of no coding at all (RFC 9110, section 8.4)."""
+"""The names of the identity coding (RFC 9110, section 8.4)."""
 
 CHUNKED = frozenset({"", "chunked"})
-"""The one transfer coding that does not change the bytes of a body."""
+"""The only transfer coding that keeps the bytes of a body."""
 
 
 def check_uncompressed(request: web.Request) -> None:
-    """Raises WrongMedia for a request that says that its body is compressed."""
+    """Raises WrongMedia if a request declares a compressed body."""
     headers = request.headers
     if hdrs.CONTENT_ENCODING in headers or hdrs.TRANSFER_ENCODING in headers:
         _check(request, hdrs.CONTENT_ENCODING, IDENTITY)

@@ -1,4 +1,4 @@
-"""The client behind a request without a token: one IPv4 address, or one IPv6 /64, whatever way it is written."""
+"""Identifies the client of a request without a token: one IPv4 address or one IPv6 /64, in any notation."""
 
 import re
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from aiohttp import hdrs, web
 
 UNKNOWN = "unknown"
-"""The one client of all requests whose address cannot be read."""
+"""The client of all requests whose address cannot be parsed."""
 
 ADDRESS_LENGTH_MAX = 80
-"""Above the longest address with brackets, zone and port. Longer text is not an address, and is not cached."""
+"""Exceeds the longest address with brackets, zone and port. Longer text is not an address and is not cached."""
 
 ADDRESSES_CACHED_MAX = 10_000
 """Some 2 MB; parsing takes microseconds, so a miss costs little."""
 
 SUBSCRIBER_BITS = 64
-"""The prefix that a provider assigns to one subscriber at the least (RFC 6177), who is free to use all of it."""
+"""The smallest prefix that a provider assigns to a subscriber (RFC 6177). The subscriber may use all its addresses."""
 
 _WITH_PORT = re.compile(r"\[(?P<bracketed>[^\]]*)\](?::\d+)?|(?P<dotted>[^\[\]]*\.\d+):\d+", re.ASCII)
-"""An IPv6 address in brackets, with a port or without, or an address with a dotted end, with a port."""
+"""An IPv6 address in brackets with an optional port, or an address with a dotted end and a port."""
 
 
 def client_address(peer: str | None, forwarded: Sequence[str], proxies: int) -> str:
-    """The client of a request from `peer` with these X-Forwarded-For headers, behind `proxies` proxies of our own.
+    """Returns the client of a request from `peer` with X-Forwarded-For headers, behind `proxies` trusted proxies.
 
-    The outermost of our proxies wrote the entry that counts; a client may have written those before it. Without that entry the
+    The outermost trusted proxy appends the entry that counts; a client can forge the entries before it. Without that entry the
     peer is the client.
     """
     if proxies:
@@ -37,7 +37,7 @@ def client_address(peer: str | None, forwarded: Sequence[str], proxies: int) -> 
 
 
 def address_of(request: web.BaseRequest, proxies: int) -> str:
-    """The client of a request, as its address."""
+    """Returns the address of the client of a request."""
     forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ()) if proxies else ()
     return client_address(request.remote, forwarded, proxies)
 

@@ -1,7 +1,8 @@
-"""Connections below HTTP: how many there may be, how long a request may take to arrive, and what no WebSocket client may send.
+"""Limits connections: their number, the time in which a request must arrive, and the frames of WebSocket clients.
 
-aiohttp bounds neither. A connection has `header_seconds_max` for the head of a request, `body_seconds_max` for its body, and
-`idle_seconds_max` between two requests. A head that is late is answered 408, a body by the handler that reads it.
+aiohttp has no such limits. The head of a request must arrive within `header_seconds_max`, its body within `body_seconds_max`,
+and the next request within `idle_seconds_max`. The connection answers a late head with 408. For a late body, the handler that
+reads it raises `LateBody`.
 """
 
 import asyncio
@@ -14,52 +15,52 @@ from aiohttp import hdrs, web
 
 from fundsvc.api.http.client_address import client_address
 from fundsvc.api.http.errors import LateBody
-from fundsvc.api.http.slots import Places
+from fundsvc.api.http.slots import Slots
 from fundsvc.api.websocket.masking import MaskCheck
 from fundsvc.config.settings import HttpConfig
 from fundsvc.logs.faults import Seldom
 
 SERVER_NAME = "fundsvc"
-"""What the header `Server` says: no versions, which would tell what is known to be broken in them."""
+"""The value of the header `Server`. It names no versions, which would reveal known vulnerabilities."""
 
 STALLED_SECONDS_MAX = 30.0
-"""How long a client may read nothing of an answer. The kernel then cuts the connection, which would last for ever otherwise."""
+"""The time without progress after which the kernel closes the connection of a client that does not read its answer."""
 
 _CLOSING = "Content-Length: 0\r\nConnection: close\r\nServer: {}\r\n\r\n"
 _LATE = f"HTTP/1.1 408 Request Timeout\r\n{_CLOSING.format(SERVER_NAME)}".encode()
 _FULL = f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n{_CLOSING.format(SERVER_NAME)}".encode()
 
 _Phase = Literal["", "head", "body"]
-"""What a connection is waiting for from its client; nothing while a request is handled, and between requests."""
+"""The part of a request that a connection waits for; "" while a request is handled and between requests."""
 
 log = structlog.get_logger()
 
 
 class Connections:
-    """Counts the connections of a listener, in all and by client; behind proxies of our own only in all."""
+    """Counts the connections of a listener in total and, without trusted proxies, by client."""
 
     def __init__(self, http: HttpConfig) -> None:
         self.http = http
-        self._places = Places(http.clients_max, http.clients_max if http.proxies else http.client_connections_max)
+        self._slots = Slots(http.clients_max, http.clients_max if http.proxies else http.client_connections_max)
         self._refused = Seldom(log, "connections")
 
     def enter(self, client: str) -> bool:
-        """Whether a client may have one more connection, which then counts until it leaves."""
-        if self._places.are_full:
-            self._refused.note(ConnectionError(f"{self.http.clients_max} connections are open: see http.clients_max"))
+        """Counts a further connection of a client until `leave`; returns False if a limit does not permit it."""
+        if self._slots.are_full:
+            self._refused.note(ConnectionError(f"the limit http.clients_max of {self.http.clients_max} connections is reached"))
             return False
-        if self._places.are_full_for(client):
+        if self._slots.are_full_for(client):
             return False
-        self._places.take(client)
+        self._slots.take(client)
         return True
 
     def leave(self, client: str) -> None:
-        """Ends that."""
-        self._places.leave(client)
+        """Stops counting a connection of a client."""
+        self._slots.leave(client)
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's connection of an HTTP server, with those bounds."""
+    """aiohttp's server connection with these limits."""
 
     __slots__ = ("_body", "_client", "_connections", "_phase", "_timer")
 
@@ -72,7 +73,7 @@ class Connection(web.RequestHandler):
         self._body: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the connection, or closes it where there are as many as are allowed."""
+        """Accepts the connection, or answers 503 and closes it if a limit is reached."""
         peer = transport.get_extra_info("peername")
         client = client_address(peer[0] if isinstance(peer, tuple) else None, (), 0)
         if self._connections.enter(client):
@@ -82,11 +83,11 @@ class Connection(web.RequestHandler):
             self._expect("head")
         else:
             self.force_close()
-            transport.write(_FULL)  # type: ignore[attr-defined] # it is one that writes
+            transport.write(_FULL)  # type: ignore[attr-defined] # TCP and TLS transports write
             transport.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forgets the connection."""
+        """Stops the timer and the count of the connection."""
         self._expect("")
         if self._client is not None:
             self._connections.leave(self._client)
@@ -94,7 +95,7 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes what came, and notes what has to come next."""
+        """Parses received bytes and starts the timer of the part that must arrive next."""
         requests = self._request_count
         super().data_received(data)
         if self._request_count != requests:
@@ -106,16 +107,19 @@ class Connection(web.RequestHandler):
             self._expect("head")
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        """Has a WebSocket's frames checked on their way to their reader; how much waits for its client is bounded elsewhere."""
+        """Checks the frames of a WebSocket before aiohttp parses them.
+
+        Also ends the limit of `STALLED_SECONDS_MAX`: the WebSocket's own queue limits a client that does not read.
+        """
         self._bound_stalls(0)
-        super().set_parser(MaskCheck(parser), data_received_cb)  # type: ignore[arg-type] # it reads as a reader does
+        super().set_parser(MaskCheck(parser), data_received_cb)  # type: ignore[arg-type] # has the interface of a reader
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Names the server in answers that no application prepares, such as those to bytes that are no HTTP.
+        """Sets the header `Server` also in answers that no application prepares, such as those to malformed requests.
 
-        What came behind a request for another protocol is read only now, where that was declined.
+        If the handler declines an upgrade, aiohttp parses the bytes after the upgrade request only now.
         """
         if isinstance(resp, web.StreamResponse):
             resp.headers[hdrs.SERVER] = SERVER_NAME
@@ -125,7 +129,7 @@ class Connection(web.RequestHandler):
         return finished
 
     def _expect_body(self) -> None:
-        """Waits for the body of the request that came last, unless it is whole; each body has a clock of its own."""
+        """Starts a new timer for the body of the latest request, unless the body is complete."""
         body = self._messages[-1][1]
         if body is not self._body:
             self._expect("")
@@ -133,12 +137,12 @@ class Connection(web.RequestHandler):
         self._expect("" if body.is_eof() else "body")
 
     def _bound_stalls(self, seconds: float) -> None:
-        if self.transport is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux has it
-            own = self.transport.get_extra_info("socket")
-            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+        if self.transport is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # only Linux has it
+            endpoint = self.transport.get_extra_info("socket")
+            endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
     def _expect(self, phase: _Phase) -> None:
-        """Starts the clock of what is waited for, unless it runs."""
+        """Starts the timer of a phase, unless the connection is in that phase."""
         if phase == self._phase:
             return
         self._phase = phase
@@ -146,9 +150,9 @@ class Connection(web.RequestHandler):
             self._timer.cancel()
             self._timer = None
         if phase:
-            self._start_clock()
+            self._start_timer()
 
-    def _start_clock(self) -> None:
+    def _start_timer(self) -> None:
         http = self._connections.http
         seconds = http.body_seconds_max if self._phase == "body" else http.header_seconds_max
         self._timer = self._loop.call_later(seconds, self._expire)
@@ -159,7 +163,7 @@ class Connection(web.RequestHandler):
             seconds = self._connections.http.body_seconds_max
             self._body.set_exception(LateBody(f"the body did not arrive within {seconds:g} s"))
         elif self._waiter is None:
-            self._start_clock()  # The request before is still handled, and its answer must not be cut off.
+            self._start_timer()  # The previous request is still handled; its answer must be sent completely.
         elif self.transport is not None:
             self.transport.write(_LATE)
             self.force_close()

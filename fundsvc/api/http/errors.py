@@ -1,4 +1,4 @@
-"""What goes wrong over HTTP: KuCoin's envelope {"code": "400100", "msg": "..."} with a fitting HTTP status."""
+"""HTTP errors, and their answers in KuCoin's envelope {"code": "400100", "msg": "..."} with the matching HTTP status."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -13,20 +13,20 @@ from fundsvc.store.database import StoreFault
 from fundsvc.store.freshness import Behind
 
 RETRY_SECONDS = "1"
-"""What is away is usually back by then; the engine asks for it again as often."""
+"""The engine retries at the same interval."""
 
 log = structlog.get_logger()
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An error as it is answered: KuCoin's code for its kind, and what to do about it."""
+    """The body of an error: KuCoin's code, and a message that says what is wrong and what to do."""
 
     code: str
     msg: str
 
 
 class Problem(Exception):
-    """A question that cannot be answered; the message is for whoever asked."""
+    """Base of the errors that a request receives; the client sees the message."""
 
     status = 500
     code = "500000"
@@ -34,18 +34,18 @@ class Problem(Exception):
 
 
 class BadParameter(Problem):
-    """A parameter is unknown or out of its bounds."""
+    """A parameter or a body is unknown, malformed or out of its bounds."""
 
     status = 400
     code = "400100"
 
 
 class MissingParameter(BadParameter):
-    """A parameter that must be there is not."""
+    """A required parameter is missing."""
 
 
 class NoToken(Problem):
-    """What is asked for needs an access token, and there is none."""
+    """The path requires an access token, and the request has none."""
 
     status = 401
     code = "400001"
@@ -53,76 +53,76 @@ class NoToken(Problem):
 
 
 class WrongToken(NoToken):
-    """The token is not one that this service believes."""
+    """The token is malformed, or its signature or a claim is invalid."""
 
     code = "400003"
 
 
-class StaleToken(NoToken):
-    """The token was good, or will be, but not now."""
+class ExpiredToken(NoToken):
+    """The token has expired or is not valid yet."""
 
     code = "400004"
 
 
 class Forbidden(Problem):
-    """The token is good, but not for this."""
+    """The token is valid but does not permit the request."""
 
     status = 403
     code = "400007"
 
 
 class NotFound(Problem):
-    """There is no such contract or path."""
+    """The path, or the contract or number in it, does not exist."""
 
     status = 404
     code = "404000"
 
 
 class MethodNotAllowed(Problem):
-    """The path exists, but not for this method; others are allowed."""
+    """The path exists but does not support the method."""
 
     status = 405
     code = "405000"
 
     def __init__(self, method: str, allowed: str) -> None:
-        super().__init__(f"{method} is not allowed here, only {allowed}")
+        super().__init__(f"{method} is not allowed here: use {allowed}")
         self.headers = {hdrs.ALLOW: allowed}
 
 
 class StreamChanged(Problem):
-    """What was posted before may be lost: the cursor must be asked for first."""
+    """Earlier posted events may be lost; the producer must read the cursor first."""
 
     status = 409
     code = "409000"
 
 
 class TooLarge(Problem):
-    """The body is longer, or holds more, than is taken at once."""
+    """The body has more bytes or more events than the service accepts."""
 
     status = 413
     code = "413000"
 
 
 class Late(Problem):
-    """The client did not send its request within the time that it has for that."""
+    """The request did not arrive in time."""
 
     status = 408
     code = "408000"
 
 
 class LateBody(web.RequestPayloadError):
-    """The body of a request was not whole in time; the message says within which."""
+    """The body of a request did not arrive in time; the message states the limit."""
 
 
 class WrongMedia(Problem):
-    """The body is of a kind that is not read here."""
+    """The service does not accept the media type or the coding of the body."""
 
     status = 415
     code = "415000"
 
 
 class TooManyRequests(Problem):
-    """The client has what it may have at a time, or within a window of time; it may ask again after some seconds."""
+    """The client has reached a limit; it may retry after `seconds`."""
 
     status = 429
     code = "429000"
@@ -134,34 +134,34 @@ class TooManyRequests(Problem):
 
 
 class Unavailable(Problem):
-    """The database is away for now, or books are not loaded yet."""
+    """The database or the stream server is unreachable, a limit is reached, or books are not loaded yet."""
 
     status = 503
     code = "503000"
     headers = MappingProxyType({hdrs.RETRY_AFTER: RETRY_SECONDS})
 
 
-Refuse = Callable[[Problem], web.Response]
-"""How a problem is said to whoever asked."""
+ErrorFormatter = Callable[[Problem], web.Response]
+"""Makes the answer to a problem."""
 
 
-def refuse(problem: Problem) -> web.Response:
-    """Says it in our envelope."""
+def error_response(problem: Problem) -> web.Response:
+    """Returns the answer to a problem in our envelope."""
     body = msgspec.json.encode(Failure(problem.code, str(problem)))
     return web.Response(body=body, status=problem.status, content_type="application/json", headers=problem.headers)
 
 
 class Errors:
-    """Answers to whatever is raised; what nobody foresaw is logged and told to nobody."""
+    """Makes the answers to exceptions. Logs unexpected exceptions and hides their details from the client."""
 
     def __init__(self) -> None:
         self._away = Seldom(log, "requests")
 
-    def answer(self, request: web.Request, error: Exception, say: Refuse = refuse) -> web.Response:
-        """The answer; raises again what is no error of the asker's but the framework's own way to answer."""
-        response = say(self._problem(request, error))
+    def answer(self, request: web.Request, error: Exception, format_error: ErrorFormatter = error_response) -> web.Response:
+        """Returns the answer to an exception; raises aiohttp's exceptions that are answers, such as redirects."""
+        response = format_error(self._problem(request, error))
         if isinstance(error, web.RequestPayloadError):
-            response.force_close()  # what follows on its connection cannot be told from it
+            response.force_close()  # the rest of the body would be parsed as the next request
         return response
 
     def _problem(self, request: web.Request, error: Exception) -> Problem:  # noqa: PLR0911 - one for each kind of error
@@ -172,26 +172,26 @@ class Errors:
                 return Unavailable(str(error))
             case StoreFault():
                 self._away.note(error)
-                return Unavailable("the ledger's database is away, ask again shortly")
+                return Unavailable("the database is unreachable: retry shortly")
             case web.HTTPException():
-                return _refused(request, error)
+                return _framework_problem(request, error)
             case web.RequestPayloadError():
-                return Late(str(error)) if isinstance(error, LateBody) else BadParameter("the body broke off")
+                return Late(str(error)) if isinstance(error, LateBody) else BadParameter("the body is incomplete")
             case ConnectionError() if request.transport is None or request.transport.is_closing():
-                return BadParameter("the client is gone")  # nobody reads this: it is what the request is counted as
-            case _:  # the last stop: our mistake goes to the log, and its details to nobody else
+                return BadParameter("the client is gone")  # only counts the request: the client is gone
+            case _:  # a bug: only the log shows its details
                 log.error("request failed", method=request.method, path=request.path, exc_info=error)
                 return Problem("internal error")
 
 
-def _refused(request: web.Request, refusal: web.HTTPException) -> Problem:
-    """What the framework refuses; raises what is no error of the asker's."""
-    match refusal:
+def _framework_problem(request: web.Request, error: web.HTTPException) -> Problem:
+    """Converts aiohttp's client errors; raises all other exceptions of aiohttp."""
+    match error:
         case web.HTTPNotFound():
-            return NotFound(f"there is no {request.path}")
+            return NotFound(f"{request.path} does not exist")
         case web.HTTPMethodNotAllowed(allowed_methods=methods):
             return MethodNotAllowed(request.method, ", ".join(sorted(methods)))
         case web.HTTPRequestEntityTooLarge():
-            return TooLarge(f"{(refusal.text or '').rstrip('.')}: send less at once")
+            return TooLarge(f"{(error.text or '').rstrip('.')}: send less")
         case _:
-            raise refusal
+            raise error

@@ -1,7 +1,4 @@
-"""What every request meets on its way to whatever answers it, and every answer on its way out.
-
-In: an id and the gate. Out: errors as the path says them, what every answer says in its headers, a count and a log line.
-"""
+"""Middleware of all requests: request id, access control, errors, headers, metrics and a log line."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,82 +7,83 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from fundsvc.api.http.access import Gate
+from fundsvc.api.http.access import AccessControl, RouteHandler
 from fundsvc.api.http.body_encoding import check_uncompressed
-from fundsvc.api.http.errors import Errors, Refuse, refuse
-from fundsvc.api.http.request_context import REQUEST_ID, VISIT, Visit
+from fundsvc.api.http.errors import ErrorFormatter, Errors, error_response
+from fundsvc.api.http.request_context import CONTEXT, REQUEST_ID, RequestContext
 from fundsvc.api.http.routes import Cost
+from fundsvc.api.http.tokens import Caller
 from fundsvc.metrics import Metrics
 
 log = structlog.get_logger()
 
 
-class Reception:
-    """Receives the requests of an application, and those that are answered at once. Without a gate it lets everybody in."""
+class Middleware:
+    """Handles the requests of an application and of the fast path. Without access control it admits all requests."""
 
-    def __init__(self, metrics: Metrics, gate: Gate | None = None) -> None:
+    def __init__(self, metrics: Metrics, access_control: AccessControl | None = None) -> None:
         self._metrics = metrics
-        self._gate = gate
+        self._access_control = access_control
         self._errors = Errors()
-        self._refuse: dict[str, Refuse] = {}
-        self._log = log.bind()  # made once: while nobody wants such lines, it then does nothing, which takes no time
+        self._formatters: dict[str, ErrorFormatter] = {}
+        self._log = log.bind()  # bound once: a disabled debug line then costs nothing
 
-    def receive(self, application: web.Application, refusing: Mapping[str, Refuse]) -> None:
-        """Has every request of an application come this way. By route, how errors are said; in our envelope elsewhere."""
-        self._refuse.update(refusing)
-        application.middlewares.append(self._attend)
-        application.on_response_prepare.append(self._see_out)
+    def install(self, application: web.Application, formatters: Mapping[str, ErrorFormatter]) -> None:
+        """Adds this middleware to an application. `formatters` maps routes to their error formatters."""
+        self._formatters.update(formatters)
+        application.middlewares.append(self._handle)
+        application.on_response_prepare.append(self._prepare)
 
     def answer(self, request: web.Request, route: str, make: Callable[[], web.Response]) -> web.Response:
-        """The answer to a request that needs no handler, ready to be sent; it is counted by a route's template."""
+        """Returns the complete answer to a request of the fast path; metrics count it under the template `route`."""
         started = time.perf_counter()
-        visit = Visit(request)
+        context = RequestContext(request)
         try:
-            response = self._admit(request, visit) or make()
-        except Exception as error:  # noqa: BLE001 - `Errors` logs what nobody foresaw
+            response = self._admit(request, context) or make()
+        except Exception as error:  # noqa: BLE001 - `Errors` logs unexpected exceptions
             response = self._errors.answer(request, error)
         self._note(request, route, response, started)
-        self._dress(request, response, visit)
+        self._add_headers(request, response, context)
         return response
 
-    def charging(self, cost: Cost | None, handler: Handler) -> Handler:
-        """A handler whose answers are charged to the client before they are made."""
-        gate = self._gate
-        if cost is None or gate is None:
+    def charging(self, cost: Cost | None, handler: RouteHandler) -> RouteHandler:
+        """Returns a handler that charges the cost of each answer to the client before it runs."""
+        access_control = self._access_control
+        if cost is None or access_control is None:
             return handler
 
-        async def handle(request: web.Request) -> web.StreamResponse:
-            gate.charge_requests(request, cost(**request.match_info))
-            return await handler(request)
+        async def handle(request: web.Request, *caller: Caller | None) -> web.StreamResponse:
+            access_control.charge_requests(request, cost(**request.match_info))
+            return await handler(request, *caller)
 
         return handle
 
     @web.middleware
-    async def _attend(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        visit = request[VISIT] = Visit(request)
+        context = request[CONTEXT] = RequestContext(request)
         response: web.StreamResponse
         try:
-            response = self._admit(request, visit) or await handler(request)
-        except Exception as error:  # noqa: BLE001 - `Errors` logs what nobody foresaw
-            response = self._errors.answer(request, error, self._refuse.get(_template(request), refuse))
+            response = self._admit(request, context) or await handler(request)
+        except Exception as error:  # noqa: BLE001 - `Errors` logs unexpected exceptions
+            response = self._errors.answer(request, error, self._formatters.get(_template(request), error_response))
         self._note(request, _template(request), response, started)
         return response
 
-    async def _see_out(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Comes before the headers of every answer, also of those that are streamed."""
-        visit = request.get(VISIT)
-        if visit is not None:
-            self._dress(request, response, visit)
+    async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Runs before the headers of every answer are sent, including streamed answers."""
+        context = request.get(CONTEXT)
+        if context is not None:
+            self._add_headers(request, response, context)
 
-    def _admit(self, request: web.Request, visit: Visit) -> web.Response | None:
+    def _admit(self, request: web.Request, context: RequestContext) -> web.Response | None:
         check_uncompressed(request)
-        return self._gate.admit(request, visit) if self._gate else None
+        return self._access_control.admit(request, context) if self._access_control else None
 
-    def _dress(self, request: web.Request, response: web.StreamResponse, visit: Visit) -> None:
-        response.headers[REQUEST_ID] = visit.request_id
-        if self._gate:
-            self._gate.dress(request, response, visit)
+    def _add_headers(self, request: web.Request, response: web.StreamResponse, context: RequestContext) -> None:
+        response.headers[REQUEST_ID] = context.request_id
+        if self._access_control:
+            self._access_control.add_headers(request, response, context)
 
     def _note(self, request: web.Request, route: str, response: web.StreamResponse, started: float) -> None:
         seconds = time.perf_counter() - started
@@ -94,6 +92,6 @@ class Reception:
 
 
 def _template(request: web.Request) -> str:
-    """The template of the route that the router found."""
+    """Returns the template of the request's route, or "unmatched"."""
     resource = request.match_info.route.resource
     return resource.canonical if resource else "unmatched"

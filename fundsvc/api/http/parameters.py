@@ -1,4 +1,4 @@
-"""What may be asked: one struct per question, its types and bounds the whole rule, and how a wrong one is told."""
+"""Query parameters and bodies: one struct per route, whose types and bounds are the complete rule, and their parsing."""
 
 from functools import cache
 from typing import Annotated, Literal, TypeVar
@@ -17,7 +17,7 @@ from fundsvc.core.policy import MINUTE_MS, Share
 from fundsvc.wire.duplicate_keys import decode_json
 
 SHOWN_LENGTH_MAX = 60
-"""How much of a wrong value an error quotes: enough to recognise it."""
+"""Characters of an invalid value that an error message quotes."""
 
 PAGE_ENTRIES_MAX = 500
 """KuCoin's own limit for a page."""
@@ -26,42 +26,45 @@ PAGE_ENTRIES = 10
 """KuCoin's own default."""
 
 CANDLES_MAX = 500
-"""As KuCoin's klines."""
+"""The limit of KuCoin's klines."""
 
 Entry = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX - 1)]
-"""The number before some other one, which must fit 64 bits too."""
+"""An offset. The next number must fit 64 bits too."""
 
 ProducerId = Annotated[str, msgspec.Meta(min_length=0, max_length=128, pattern="^[!-~]*$")]
-"""Tells senders apart whose tokens have the same subject."""
+"""Distinguishes producers whose tokens have the same subject."""
 
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 
 
 class Parameters(msgspec.Struct, rename="camel", forbid_unknown_fields=True, frozen=True):
-    """Base of the questions, bodies and venues' questions; on its own, one without parameters."""
+    """Base of all queries and bodies; itself a query without parameters."""
 
 
 class Query(Parameters, frozen=True, kw_only=True):
-    """Base of the questions of API v1; on its own, one without other parameters."""
+    """Base of the queries of API v1."""
 
     numbers: Numbers = "number"
 
 
 class PostQuery(Parameters, frozen=True):
-    """The producer that posts events, where several share the subject of a token, and the stream epoch of its cursor."""
+    """The producer, if several share the subject of a token, and the stream epoch of its cursor."""
 
     producer_id: ProducerId = ""
     stream_epoch: Entry | UnsetType = UNSET
 
 
 class CursorQuery(Query, frozen=True):
-    """The producer that reads the cursor, where several share the subject of a token."""
+    """The producer that reads the cursor, if several share the subject of a token."""
 
     producer_id: ProducerId = ""
 
 
 class HistoryQuery(Query, frozen=True):
-    """A page of a ledger: `maxCount` entries after `offset` (an entry number) if `forward`, else before it or the newest."""
+    """A page of a ledger: `maxCount` entries after `offset` (an entry number) if `forward`, else before it.
+
+    Without `offset` the page starts at the first entry if `forward`, else at the newest.
+    """
 
     offset: Entry | UnsetType = UNSET
     forward: bool = False
@@ -75,7 +78,7 @@ class HistoryQuery(Query, frozen=True):
 
 
 class SpanQuery(Parameters, frozen=True):
-    """A time span by the engine's clock, both ends included."""
+    """A time span by the engine's clock; both ends are included."""
 
     start_at: Milliseconds = 0
     end_at: Milliseconds = INT64_MAX
@@ -91,14 +94,14 @@ class MomentQuery(Query, frozen=True):
 
 
 class CandlesQuery(Query, frozen=True):
-    """Candles of `granularity` minutes from the one that `from` lies in to the one that `to` lies in: by default the latest."""
+    """Candles of `granularity` minutes, from the one at `from` to the one at `to`; by default the latest."""
 
     granularity: Literal[60, 1440] = 60
     begin: Timestamp | UnsetType = msgspec.field(default=UNSET, name="from")
     end: Timestamp | UnsetType = msgspec.field(default=UNSET, name="to")
 
     def starts(self, now_ms: int) -> range:
-        """When the candles start; raises BadParameter where they are too many."""
+        """Returns the start times of the candles; raises BadParameter for too many."""
         width = self.granularity * MINUTE_MS
         end = now_ms if self.end is UNSET else self.end
         last = end - end % width
@@ -107,13 +110,13 @@ class CandlesQuery(Query, frozen=True):
         starts = range(begin - begin % width, last + width, width)
         if len(starts) > CANDLES_MAX:
             raise BadParameter(
-                f"from {begin} to {end} are {len(starts)} candles of {self.granularity} minutes: ask for at most {CANDLES_MAX}"
+                f"from {begin} to {end} are {len(starts)} candles of {self.granularity} minutes: request at most {CANDLES_MAX}"
             )
         return starts
 
 
 class OrdersQuery(Query, frozen=True):
-    """A page of a contract's ADL orders: as `HistoryQuery`, with `offset` an order number."""
+    """A page of a contract's ADL orders; `offset` is an order number. Pages work as in `history`."""
 
     offset: Entry | UnsetType = UNSET
     forward: bool = False
@@ -122,32 +125,28 @@ class OrdersQuery(Query, frozen=True):
 
 
 class RoundQuery(Query, frozen=True):
-    """A page of what a round asked, by rank: `maxCount` positions after rank `offset`."""
+    """A page of the allocations of a round by rank: `maxCount` positions after rank `offset`."""
 
     offset: Entry = 0
     max_count: Annotated[int, msgspec.Meta(ge=1, le=PAGE_ENTRIES_MAX)] = PAGE_ENTRIES
 
 
 class AccountQuery(Query, frozen=True):
-    """About one account: a trader's own where none is given."""
+    """The account; by default that of a trader's token."""
 
     account: Account | UnsetType = UNSET
 
 
 class DeleveragedQuery(AccountQuery, frozen=True):
-    """A page of an account's reductions: as `HistoryQuery`, with `offset` the number of a reduction."""
+    """A page of an account's reductions; `offset` is the number of a reduction. Pages work as in `history`."""
 
     offset: Entry | UnsetType = UNSET
     forward: bool = False
     max_count: Annotated[int, msgspec.Meta(ge=1, le=PAGE_ENTRIES_MAX)] = PAGE_ENTRIES
 
 
-class NoBody(Parameters, frozen=True):
-    """Of a request that has none."""
-
-
 class PreviewPolicy(Parameters, frozen=True):
-    """What of the contract's policy is to be otherwise for once."""
+    """Replacements for keys of the contract's policy in this preview."""
 
     waterfall: Literal["fund_then_adl", "adl_then_fund"] | UnsetType = UNSET
     eligible: Literal["profitable", "all"] | UnsetType = UNSET
@@ -156,7 +155,7 @@ class PreviewPolicy(Parameters, frozen=True):
 
 
 class PreviewBody(Parameters, frozen=True):
-    """A fill as the engine would send it, by default now, and the policy to apply, by default the contract's."""
+    """A fill as the engine sends it, and changes of the contract's policy. `ts` is the current time by default."""
 
     side: Literal["sell", "buy"]
     lots: Positive
@@ -175,11 +174,11 @@ Q = TypeVar("Q", bound=Parameters)
 
 
 def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
-    """The question that a request's parameters make; raises BadParameter, naming what was given and what is allowed."""
+    """Parses query parameters; raises BadParameter with the invalid value and the permitted ones."""
     fields = _fields(query)
     for name in given:
         if name not in fields:
-            raise BadParameter(f"{_shown(name)} is no parameter here; allowed: {', '.join(fields) or 'none'}")
+            raise BadParameter(f"{_shown(name)} is not a parameter of this path; allowed: {', '.join(fields) or 'none'}")
         if len(given.getall(name)) > 1:
             raise BadParameter(f"{name} is given more than once")
     for name, field in fields.items():
@@ -193,11 +192,11 @@ def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
 
 
 def read_body(kind: type[Q], body: bytes) -> Q:
-    """What a request's JSON body says; raises BadParameter, naming what is wrong with it."""
+    """Parses a JSON body; raises BadParameter with the reason."""
     try:
         return decode_json(body, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadParameter(f"the body is not what it must be: {error}") from None
+        raise BadParameter(f"the body is invalid: {error}") from None
 
 
 @cache
@@ -218,7 +217,7 @@ def _allowed(kind: inspect.Type) -> str:
         case inspect.StrType(min_length=low, max_length=high):
             return f"text of {low} to {high} characters"
         case _:
-            raise TypeError(f"no words for a parameter of type {kind}")
+            raise TypeError(f"parameters of type {kind} have no description")
 
 
 def _shown(text: str) -> str:

@@ -1,29 +1,34 @@
-"""How much each client may ask for: a count per client, in windows of time that begin for all at once.
+"""Rate limits: a count per client within a window of time that is common to all clients.
 
-Counts are forgotten together when a window ends, so that nothing has to be tidied up, and a request costs a look into one dict.
+All counts are dropped together at the end of a window. A request therefore costs one dict lookup, without a cleanup task.
 """
 
 import time
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+"""Returns seconds of a clock that never goes back."""
 
 CLIENTS_MAX = 100_000
-"""Clients told apart within a window, some 15 MB of them; whoever comes later shares one count with all others so late."""
+"""Clients with separate counts in a window, about 15 MB. Further clients share one overflow count."""
 
-LATE = ""
-"""The client that all of those are; no client is called so."""
+OVERFLOW = ""
+"""The key of the overflow count. No client has this name."""
 
 
 class Window:
-    """Grants each client `limit` of something within any window of so many seconds."""
+    """Permits each client `limit` units in each window of `seconds` by `clock`."""
 
-    def __init__(self, limit: int, seconds: float) -> None:
+    def __init__(self, limit: int, seconds: float, clock: Clock = time.monotonic) -> None:
         self.limit = limit
         self._seconds = seconds
+        self._clock = clock
         self._ends = 0.0
         self._taken: dict[str, int] = {}
 
     def take(self, client: str, amount: int = 1) -> bool:
-        """Whether a client may have an amount, which it then has: whole, or none of it."""
-        now = time.monotonic()
+        """Counts `amount` for a client and returns True; returns False and counts nothing if that exceeds the limit."""
+        now = self._clock()
         if now >= self._ends:
             self._ends = now + self._seconds
             self._taken = {}
@@ -37,15 +42,15 @@ class Window:
         return True
 
     def remaining(self, client: str) -> int:
-        """What a client still has in this window."""
+        """Returns the units that a client has left in this window."""
         taken = self._taken
-        return self.limit - taken.get(client, taken.get(LATE, 0))
+        return self.limit - taken.get(client, taken.get(OVERFLOW, 0))
 
     def reset_ms(self) -> int:
-        """How long this window still lasts."""
-        left = self._ends - time.monotonic()
+        """Returns the milliseconds until the next window."""
+        left = self._ends - self._clock()
         return int(left * 1000) + 1 if left > 0 else 0
 
     def _first(self, client: str) -> tuple[str, int]:
-        """Whom a client is counted as that asks for the first time, and what that has taken."""
-        return (client, 0) if len(self._taken) < CLIENTS_MAX else (LATE, self._taken.get(LATE, 0))
+        """Returns the key and the count of a client that is new in this window."""
+        return (client, 0) if len(self._taken) < CLIENTS_MAX else (OVERFLOW, self._taken.get(OVERFLOW, 0))

@@ -1,4 +1,4 @@
-"""What is known of a request from its first moment: its id, who makes it, what it is counted by."""
+"""The context of a request: its id, its caller, and the client that it counts for."""
 
 import re
 import secrets
@@ -13,30 +13,34 @@ from fundsvc.api.http.tokens import Caller
 from fundsvc.logs.requests import bind_request_id
 
 REQUEST_ID = istr("X-Request-Id")
-"""The header that proxies and clients already use for a request's id: whoever asks may name it, else it is made."""
+"""The usual header for the id of a request. The client may set it; otherwise the service generates an id."""
 
-_SANE = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
-"""What an id from elsewhere may be, as it goes into logs and headers: every UUID, ULID, base64 text and trace id is."""
+_SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+"""Ids that are safe in logs and headers. UUIDs, ULIDs, base64 text and trace ids match."""
 
 _PROCESS = secrets.token_hex(4)
-"""Tells the processes of a service apart; with a number it makes an id at a tenth of a UUID's cost."""
+"""Distinguishes the processes of a service. With a number it makes an id at a tenth of a UUID's cost."""
 
 _NUMBERS = count(1)
 
 
-class Visit:
-    """A request's own facts. Whoever's token is bad has no `caller` but a `refusal`; probes are counted by no `window`."""
+class RequestContext:
+    """The context of one request.
 
-    __slots__ = ("caller", "client", "refusal", "request_id", "window")
+    `caller` is None without a valid token; `token_problem` is then the reason, if there is one. `window` is None for requests
+    that are not limited, such as probes.
+    """
+
+    __slots__ = ("caller", "client", "request_id", "token_problem", "window")
 
     def __init__(self, request: web.Request) -> None:
-        asked = request.headers.get(REQUEST_ID)
-        self.request_id = asked if asked is not None and _SANE.fullmatch(asked) else f"{_PROCESS}-{next(_NUMBERS)}"
+        given = request.headers.get(REQUEST_ID)
+        self.request_id = given if given is not None and _SAFE_ID.fullmatch(given) else f"{_PROCESS}-{next(_NUMBERS)}"
         self.caller: Caller | None = None
-        self.refusal: Problem | None = None
+        self.token_problem: Problem | None = None
         self.window: Window | None = None
         self.client = ""
         bind_request_id(self.request_id)
 
 
-VISIT = web.RequestKey("visit", Visit)
+CONTEXT = web.RequestKey("context", RequestContext)

@@ -1,26 +1,25 @@
-"""The table of what is served: what a path takes and answers stands beside its handler, and the description is made of that."""
+"""The table of endpoints: each path with its handler, and the types that OpenAPI describes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from aiohttp import hdrs
-from aiohttp.typedefs import Handler
 
-from fundsvc.api.http.access import PUBLIC, Roles
-from fundsvc.api.http.errors import Refuse, refuse
+from fundsvc.api.http.access import PUBLIC, Roles, RouteHandler
+from fundsvc.api.http.errors import ErrorFormatter, error_response
 from fundsvc.api.http.parameters import Parameters
 
 JSON = "application/json"
 
 Cost = Callable[..., int]
-"""As how many requests more an answer counts; called with the path's parameters by name."""
+"""Returns how many more requests an answer counts as; receives the path's parameters by name."""
 
-ASKED_WRONGLY_OR_AWAY = frozenset({400, 429, 503})
-"""How whatever reads the ledger may fail."""
+READ_FAILURES = frozenset({400, 429, 503})
+"""The error statuses of endpoints that read the ledger."""
 
 
 class Media(NamedTuple):
-    """The content type of a body, and the type that it is of, or that the `data` in its envelope is of."""
+    """The content type of a body, and the Python type of the body or of the `data` in its envelope."""
 
     content_type: str
     kind: Any = str
@@ -28,24 +27,24 @@ class Media(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """A path, its handler, and what that answers by status, errors apart; `bodies` are those it takes.
+    """A path, its handler, and the types of its bodies and answers by status.
 
-    `roles` are those that its handler lets through, `fails` the statuses of errors besides those that follow from roles,
-    bodies and paths. `refuse` says errors; what is not our envelope is among the answers. `told` is the function whose
-    docstring tells what it does, the handler itself where there is none. `cost` says as how many more
-    requests an answer counts, by what stands in its path.
-    One that is `viewed` needs no token and shows more with one.
+    `with_caller` describes the arguments of `handler`. `roles` are the roles that the path requires. With `token_optional`, a
+    token is not required and shows more. `fails` are the error statuses besides those that follow from roles, bodies and
+    path. `format_error` makes the answers to errors; error answers in another shape than our envelope are in `answers`.
+    `documented` is the function whose docstring documents the endpoint; by default the handler. `cost` returns how many more
+    requests an answer counts as; it receives the path's parameters.
     """
 
     path: str
-    handler: Handler
+    handler: RouteHandler
     answers: Mapping[int, Media]
     method: str = hdrs.METH_GET
     query: type[Parameters] = Parameters
     bodies: tuple[Media, ...] = ()
     roles: Roles = PUBLIC
-    viewed: bool = False
-    fails: frozenset[int] = ASKED_WRONGLY_OR_AWAY
-    refuse: Refuse = refuse
-    told: Callable[..., Any] | None = None
+    token_optional: bool = False
+    fails: frozenset[int] = READ_FAILURES
+    format_error: ErrorFormatter = error_response
+    documented: Callable[..., Any] | None = None
     cost: Cost | None = None

@@ -1,4 +1,4 @@
-"""Listening: an application on a host and port, for as long as a context is open."""
+"""Serves an application on a host and port."""
 
 import asyncio
 import logging
@@ -11,22 +11,22 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from fundsvc.api.http.connections import SERVER_NAME, Connection, Connections
-from fundsvc.api.http.fast_path import Shortcut
+from fundsvc.api.http.fast_path import FastPath
 from fundsvc.config.settings import ConfigError, HttpConfig
 
 SHUTDOWN_SECONDS_MAX = 0.3
-"""What a request in hand may still take, and again what it may take once cancelled; idle connections are closed at once."""
+"""Time for running requests to finish at shutdown, and again after their cancellation. Idle connections are closed at once."""
 
 
 BACKLOG = 1024
-"""Connections that the system keeps until they are accepted: those of a burst."""
+"""Connections that the kernel queues during a burst until the server accepts them."""
 
 _LOGGER = logging.getLogger("fundsvc.api.http.server")
-_LOGGER.addFilter(lambda record: not _is_senders_mistake(record))
+_LOGGER.addFilter(lambda record: not _is_client_error(record))
 
 
 class ServerError(RuntimeError):
-    """The address cannot be listened on; the message says why and what to do."""
+    """The server cannot listen on the address; the message says why and what to do."""
 
 
 @asynccontextmanager
@@ -35,20 +35,20 @@ async def serve(
     host: str,
     port: int,
     tls: ssl.SSLContext | None = None,
-    shortcut: Shortcut | None = None,
-    bounds: HttpConfig = HttpConfig(),  # noqa: B008 - it is frozen
+    fast_path: FastPath | None = None,
+    bounds: HttpConfig = HttpConfig(),  # noqa: B008 - immutable
 ) -> AsyncIterator[str]:
-    """Serves an application and yields its URL (port 0 takes a free one); raises ServerError. On leaving it stops.
+    """Serves an application while the context is open and yields its URL; port 0 selects a free port. Raises ServerError.
 
-    `bounds` says how many connections there may be and how long requests may take to arrive. Bodies are never inflated.
+    `bounds` limits connections and the time in which requests must arrive. Request bodies are never decompressed.
     """
     application.on_response_prepare.append(_name_server)
     runner = web.AppRunner(application, access_log=None, logger=_LOGGER, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
     await runner.setup()
     server = runner.server
-    assert server is not None, "it is set up"
-    if shortcut:
-        server.request_handler = shortcut.before(server.request_handler)  # type: ignore[assignment] # it makes web.Requests
+    assert server is not None, "setup() creates the server"
+    if fast_path:
+        server.request_handler = fast_path.before(server.request_handler)  # type: ignore[assignment] # the server passes web.Request
     loop, connections = asyncio.get_running_loop(), Connections(bounds)
 
     def connect() -> Connection:
@@ -76,9 +76,9 @@ async def _name_server(_request: web.Request, response: web.StreamResponse) -> N
 
 
 def tls_context(certificate: str, key: str) -> ssl.SSLContext | None:
-    """What to serve HTTPS with, or None where no certificate is named; raises ConfigError, saying which file is wrong.
+    """Returns the TLS context of HTTPS, or None without a certificate; raises ConfigError with the name of an invalid file.
 
-    Without a key's file, the certificate's holds both.
+    Without `key`, the file of the certificate contains the key too.
     """
     if not certificate:
         if key:
@@ -88,25 +88,25 @@ def tls_context(certificate: str, key: str) -> ssl.SSLContext | None:
     _check_file("http.certificate_key", key or certificate)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(certificate, key or None, password="")  # an encrypted key must not ask the terminal
+        context.load_cert_chain(certificate, key or None, password="")  # prevents a password prompt for an encrypted key
     except ssl.SSLError as error:
-        why = (error.reason or "no PEM of what it should be").replace("_", " ").lower()
+        why = (error.reason or "the file is not the expected PEM").replace("_", " ").lower()
         raise ConfigError(
             f"http.certificate {certificate} and its key {key or certificate} do not serve HTTPS: {why}"
         ) from None
     return context
 
 
-def _is_senders_mistake(record: logging.LogRecord) -> bool:
-    """Whether a line is about bytes that are no HTTP, or not of the encoding that they say they are of.
+def _is_client_error(record: logging.LogRecord) -> bool:
+    """Returns whether a log record reports a malformed request or body.
 
-    They are answered 400, may be any, and come as often as one likes.
+    The client receives 400. Logging these would let any client flood the log.
     """
     return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError)
 
 
 def _check_file(name: str, path: str) -> None:
-    """Reads a file in vain, because the driver would not say which one it could not read."""
+    """Raises ConfigError for an unreadable file. The driver's own error does not name the file."""
     try:
         Path(path).read_bytes()
     except OSError as error:

@@ -6,7 +6,7 @@ stands wherever a venue names a contract, pair or family, and currencies are the
 
 from collections.abc import Callable, Iterable
 
-from fundsvc.api.adl import DeleveragingResources
+from fundsvc.api.adl import AdlResources
 from fundsvc.api.http.routes import Endpoint
 from fundsvc.api.venues.binance import Binance
 from fundsvc.api.venues.bybit import Bybit
@@ -23,7 +23,7 @@ def venue_endpoints(
     names: Iterable[Venue],
     funds: Funds,
     summary: Summary,
-    deleveraging: DeleveragingResources,
+    deleveraging: AdlResources,
     reader: Reader,
     histories: Histories,
     policy_of: Callable[[str], Policy],

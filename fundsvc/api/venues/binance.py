@@ -7,8 +7,8 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.adl import DeleveragingResources
-from fundsvc.api.adl_answers import PositionAnswer, PositionsAnswer
+from fundsvc.api.adl import AdlResources
+from fundsvc.api.adl_answers.positions import PositionAnswer, PositionsAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.http.parameters import AccountQuery, Parameters
@@ -94,7 +94,7 @@ class Refused(msgspec.Struct, frozen=True):
 class Binance:
     """Answers from the funds as they stand, and from the book."""
 
-    def __init__(self, funds: Funds, deleveraging: DeleveragingResources) -> None:
+    def __init__(self, funds: Funds, deleveraging: AdlResources) -> None:
         self._funds = funds
         self._deleveraging = deleveraging
         self.endpoints = (

@@ -9,10 +9,11 @@ import msgspec
 from aiohttp import web
 
 from fundsvc.api.answers import FundAnswer
-from fundsvc.api.http.access import PUBLIC, Roles, allowed
+from fundsvc.api.http.access import PUBLIC, Roles
 from fundsvc.api.http.errors import NotFound, Problem
 from fundsvc.api.http.parameters import read_query
 from fundsvc.api.http.routes import JSON, Endpoint, Media
+from fundsvc.api.http.tokens import Caller
 
 T = TypeVar("T")
 
@@ -51,19 +52,19 @@ class Venue(NamedTuple):
         hints = get_type_hints(answer)
         query = hints["query"]
 
-        async def handle(request: web.Request) -> web.Response:
-            caller = {"caller": allowed(request, roles)} if roles else {}
+        async def handle(request: web.Request, *callers: Caller) -> web.Response:
+            caller = {"caller": callers[0]} if callers else {}
             body = await answer(read_query(query, request.query), **caller, **request.match_info)
             return web.Response(body=msgspec.json.encode(body), content_type=JSON)
 
         answers = self._answers(hints["return"], roles)
-        return Endpoint(path, handle, answers, query=query, roles=roles, refuse=self._refuse, told=answer)
+        return Endpoint(path, handle, answers, query=query, roles=roles, format_error=self._format_error, documented=answer)
 
     def _answers(self, kind: Any, roles: Roles) -> dict[int, Media]:
         refusals = dict.fromkeys((*self.statuses, *(_OF_TOKENS if roles else ())), Media(JSON, self.body))
         return refusals | {OK: Media(JSON, kind | self.body if OK in self.statuses else kind)}
 
-    def _refuse(self, problem: Problem) -> web.Response:
+    def _format_error(self, problem: Problem) -> web.Response:
         status, body, headers = self.refusal(problem)
         return web.Response(
             body=msgspec.json.encode(body), status=status, content_type=JSON, headers={**problem.headers, **headers}

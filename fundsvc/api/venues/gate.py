@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.adl import DeleveragingResources
-from fundsvc.api.adl_answers import DeleveragedAnswer
+from fundsvc.api.adl import AdlResources
+from fundsvc.api.adl_answers.positions import ReductionAnswer
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX, Parameters
@@ -103,7 +103,7 @@ class Refused(msgspec.Struct, frozen=True):
 class Gate:
     """Answers from the funds as they stand, their days, and the book."""
 
-    def __init__(self, funds: Funds, histories: Histories, deleveraging: DeleveragingResources) -> None:
+    def __init__(self, funds: Funds, histories: Histories, deleveraging: AdlResources) -> None:
         self._funds = funds
         self._histories = histories
         self._deleveraging = deleveraging
@@ -146,12 +146,12 @@ def _page(caller: Caller, offset: int | UnsetType) -> ReductionsQuery:
     return ReductionsQuery(account=caller.account, offset=offset, max_count=PAGE_ENTRIES_MAX)
 
 
-def _asked(query: DeleveragedQuery, row: DeleveragedAnswer) -> bool:
+def _asked(query: DeleveragedQuery, row: ReductionAnswer) -> bool:
     second = row.ts // SECOND_MS
     return query.contract in (UNSET, row.symbol) and query.start <= second <= query.to and query.at in (UNSET, second)
 
 
-def _deleveraged(row: DeleveragedAnswer) -> Deleveraged:
+def _deleveraged(row: ReductionAnswer) -> Deleveraged:
     sign = 1 if row.side == "long" else -1
     leverage = "0" if row.leverage is None else f"{row.leverage:.2f}"
     return Deleveraged(

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from fundsvc.api.fund_answers import SummaryAnswer
-from fundsvc.api.http.application import listed
+from fundsvc.api.http.application import find_contract
 from fundsvc.api.http.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
 from fundsvc.api.http.parameters import Parameters, Query
 from fundsvc.api.venues.facade import Refusal, Venue, code_of
@@ -117,7 +117,7 @@ class Okx:
         symbol = query.uly if query.inst_family is UNSET else query.inst_family
         if symbol is UNSET:
             raise MissingParameter("Either parameter instFamily or uly is required: the symbol of a contract")
-        found = await listed(self._reader, symbol)
+        found = await find_contract(self._reader, symbol)
         if _instrument(found) != query.inst_type or query.ccy not in (UNSET, found.contract.settle_currency):
             return Answered("0", "", [])
         details = _page(await self._details(query, found.contract), query.limit)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from functools import partial
 
-from fundsvc.api.fund_cache import CachedFunds
+from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Client
 from fundsvc.api.websocket.topics import Refused, check_listed, insist
@@ -21,7 +21,7 @@ class Balances:
     wants = ":{symbol,...} or :all"
     private = False
 
-    def __init__(self, tail: Tail, funds: CachedFunds, metrics: Metrics) -> None:
+    def __init__(self, tail: Tail, funds: FundCache, metrics: Metrics) -> None:
         self._tail = tail
         self._funds = funds
         self._metrics = metrics

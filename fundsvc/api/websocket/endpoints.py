@@ -9,13 +9,14 @@ import structlog
 from aiohttp import WSCloseCode, hdrs, web
 
 from fundsvc.api.answers import Answer, Envelope
-from fundsvc.api.fund_cache import CachedFunds
-from fundsvc.api.http.access import Roles, allowed
+from fundsvc.api.fund_cache import FundCache
+from fundsvc.api.http.access import Roles
 from fundsvc.api.http.big_integers import NUMBERS, Numbers
 from fundsvc.api.http.client_address import address_of
 from fundsvc.api.http.errors import BadParameter, TooManyRequests, Unavailable
 from fundsvc.api.http.routes import JSON, Endpoint, Media
-from fundsvc.api.http.slots import Places
+from fundsvc.api.http.slots import Slots
+from fundsvc.api.http.tokens import Caller
 from fundsvc.api.websocket.balances import Balances
 from fundsvc.api.websocket.connection import Connection
 from fundsvc.api.websocket.entries import Entries
@@ -79,7 +80,7 @@ class Live:
         self._topics = topics
         self._metrics = metrics
         self._clients: set[Client] = set()
-        self._places = Places(config.websocket.clients_max, config.websocket.client_connections_max)
+        self._slots = Slots(config.websocket.clients_max, config.websocket.client_connections_max)
         self._tokens = ConnectionTokens(config.token.secret, AUDIENCE, config.token.leeway_seconds)
         bullet = {200: Media(JSON, BulletAnswer, in_envelope=True)}
         self.endpoints = (
@@ -92,9 +93,9 @@ class Live:
         """Where to connect for live topics, and a connection token for the public ones."""
         return self._bullet(request, account="")
 
-    async def bullet_private(self, request: web.Request) -> web.Response:
+    async def bullet_private(self, request: web.Request, caller: Caller) -> web.Response:
         """Where to connect for live topics, and a connection token for those of the caller's account, too."""
-        return self._bullet(request, allowed(request, TRADERS).account)
+        return self._bullet(request, caller.account)
 
     async def connect(self, request: web.Request) -> web.WebSocketResponse:
         """A connection, from its handshake to its end."""
@@ -108,17 +109,17 @@ class Live:
             raise BadParameter("this is a WebSocket: connect with a client of such, as POST /api/v1/bullet-public tells")
         clients = (address, *([f"account {ticket.account}"] if ticket.account else []))
         self._check_room(clients)
-        with self._places.taken(*clients):
+        with self._slots.taken(*clients):
             self._tokens.take(ticket)
             await self._attend(request, socket, ticket.account, numbers)
         return socket
 
     def _check_room(self, clients: Iterable[str]) -> None:
         """Raises Unavailable where there are too many connections, TooManyRequests where one of these clients has too many."""
-        if self._places.are_full:
+        if self._slots.are_full:
             raise Unavailable("there are as many connections as are allowed: try again later, or another server")
-        if any(map(self._places.are_full_for, clients)):
-            allowed = self._places.client_places
+        if any(map(self._slots.are_full_for, clients)):
+            allowed = self._slots.client_slots
             raise TooManyRequests(f"this client has {allowed} connections, as many as are allowed: use those", CROWDED_SECONDS)
 
     async def _attend(self, request: web.Request, socket: web.WebSocketResponse, account: str, numbers: Numbers) -> None:
@@ -186,7 +187,7 @@ def _numbers(given: str) -> Numbers:
 
 @asynccontextmanager
 async def living(
-    config: Config, tail: Tail, funds: CachedFunds, reader: Reader, ledger: Deleveragings, follower: Follower, metrics: Metrics
+    config: Config, tail: Tail, funds: FundCache, reader: Reader, ledger: Deleveragings, follower: Follower, metrics: Metrics
 ) -> AsyncIterator[Live]:
     """All topics, told of what is new for as long as the context is open."""
     orders = Orders(tail, ledger, metrics)

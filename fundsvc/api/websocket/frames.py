@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from fundsvc.api.http.big_integers import Numbers, written
+from fundsvc.api.http.big_integers import Numbers, with_integers
 
 LENGTH_7_BITS_MAX = 125
 LENGTH_16_BITS_MAX = 0xFFFF
@@ -41,7 +41,7 @@ class Frames:
     def written(self, numbers: Numbers) -> bytes:
         """The frames, with integers as numbers or as strings."""
         if numbers not in self._written:
-            self._written[numbers] = b"".join(_frame(written(payload, numbers)) for payload in self.payloads)
+            self._written[numbers] = b"".join(_frame(with_integers(payload, numbers)) for payload in self.payloads)
         return self._written[numbers]
 
 

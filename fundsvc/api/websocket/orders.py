@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 
-from fundsvc.api.adl_answers import order_answers
+from fundsvc.api.adl_answers.orders import order_answers
 from fundsvc.api.visibility import PUBLIC
 from fundsvc.api.websocket.frames import Frames, joined, push
 from fundsvc.api.websocket.subscriber import Client

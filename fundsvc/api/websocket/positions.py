@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from fundsvc.api.adl_answers import PositionAnswer, deleveraged_answer, position_answers
+from fundsvc.api.adl_answers.positions import PositionAnswer, position_answers, reduction_answer
 from fundsvc.api.websocket.frames import Frames, push
 from fundsvc.api.websocket.subscriber import Client
 from fundsvc.api.websocket.topics import Refused, insist
@@ -115,7 +115,7 @@ class Positions:
         if seen.get(key) == row.executed:
             return None
         seen[key] = row.executed
-        answer = deleveraged_answer(row, self._tail.contracts[row.symbol])
+        answer = reduction_answer(row, self._tail.contracts[row.symbol])
         return push(self.path, "position.deleveraged", answer, private=True)
 
     async def _changed_lights(self, account: str) -> list[Frames]:

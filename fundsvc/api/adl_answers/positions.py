@@ -1,0 +1,126 @@
+"""Answers for positions and reductions of an account."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from fundsvc.api.adl_answers.inputs import Inputs, input_fields, place_fields, price_text, valued
+from fundsvc.api.answers import Answer
+from fundsvc.core.adl.book import Leg
+from fundsvc.core.adl.valuation import Rank, SideName
+from fundsvc.core.contracts import Contract
+from fundsvc.core.numbers import format_units
+from fundsvc.readmodel.adl_books import BookView, Follower
+from fundsvc.store.adl import DeleveragedRow
+
+
+class PositionAnswer(Inputs, frozen=True, kw_only=True):
+    """An account's position with its rank and all inputs of it. A position without mark or equity has no rank.
+
+    `positionSide` is the leg as the engine reports it: `LONG` or `SHORT` in hedge mode, else `BOTH`.
+    """
+
+    symbol: str
+    side: SideName
+    position_side: Leg
+    settle_currency: str
+    multiplier: str
+    is_inverse: bool
+    mark_price: str | None
+    rank: int | None
+    ranked: int | None
+    percentile: float | None
+    lights: int | None
+    last_id: str
+    ts: int
+
+
+class ReductionAnswer(Inputs, frozen=True, kw_only=True):
+    """A reduction of an account's position: `executed` of its `lots` at `price`."""
+
+    symbol: str
+    adl: int
+    cause: int
+    round: int
+    side: SideName
+    asked: int
+    executed: int
+    price: str
+    mark_price: str
+    rank: int
+    ranked: int
+    lights: int
+    ts: int
+
+
+class NumberedReductionAnswer(ReductionAnswer, frozen=True, kw_only=True):
+    """A reduction with its number; the reductions of an account are numbered from 1."""
+
+    number: int
+
+
+class PositionsAnswer(Answer, frozen=True):
+    """An account's positions, and its latest reductions in `deleveraged`, newest first."""
+
+    account: str
+    positions: list[PositionAnswer]
+    deleveraged: list[ReductionAnswer]
+
+
+async def position_answers(follower: Follower, account: str) -> list[PositionAnswer]:
+    """Returns an account's positions in all contracts; raises NotFollowed."""
+
+    def read(view: BookView) -> Iterable[PositionAnswer]:
+        return [
+            position_answer(view, side, row, follower.rank(view, side, account)) for side, row in view.book.positions(account)
+        ]
+
+    return await follower.read_all(read)
+
+
+def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None) -> PositionAnswer:
+    """Returns the answer for a position valued at the mark."""
+    contract, mark = view.contract, view.book.mark
+    standing = view.book.sides[side].standing(row, mark or 1)
+    return PositionAnswer(
+        **input_fields(standing, contract, known=mark is not None),
+        symbol=contract.symbol,
+        side=side,
+        position_side=view.book.leg_of(side, row),
+        settle_currency=contract.settle_currency,
+        multiplier=str(contract.multiplier),
+        is_inverse=contract.is_inverse,
+        mark_price=price_text(mark, contract),
+        rank=rank.rank if rank else None,
+        ranked=rank.ranked if rank else None,
+        percentile=rank.percentile if rank else None,
+        lights=rank.lights if rank else None,
+        last_id=view.last_id,
+        ts=view.ts,
+    )
+
+
+def reduction_answer(row: DeleveragedRow, contract: Contract) -> ReductionAnswer:
+    """Returns a reduction for its account."""
+    return ReductionAnswer(**_reduced(row, contract))
+
+
+def numbered_reduction_answer(number: int, row: DeleveragedRow, contract: Contract) -> NumberedReductionAnswer:
+    """Returns a reduction with its number for its account."""
+    return NumberedReductionAnswer(number=number, **_reduced(row, contract))
+
+
+def _reduced(row: DeleveragedRow, contract: Contract) -> dict[str, Any]:
+    reduced = row.reduced
+    standing = valued(contract, row.side, reduced, reduced.mark)
+    return dict(
+        **input_fields(standing, contract),
+        **place_fields(reduced, row.executed),
+        symbol=row.symbol,
+        adl=row.adl,
+        cause=row.cause,
+        round=row.round,
+        side=row.side,
+        price=format_units(row.price, contract.price_decimals),
+        mark_price=format_units(reduced.mark, contract.price_decimals),
+        ts=row.ts,
+    )
