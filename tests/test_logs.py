@@ -35,7 +35,7 @@ from fundsvc.core.events import Reason, Rejected
 from fundsvc.core.partition import Partition
 from fundsvc.logs import configure_logs, exception_text
 from fundsvc.logs.batches import Course, Orders, Rejections
-from fundsvc.logs.faults import SELDOM_SECONDS, Outage, Seldom
+from fundsvc.logs.faults import REPEAT_SECONDS, Outage, ThrottledFaults
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import open_client, stream_key
@@ -228,7 +228,7 @@ async def test_twenty_thousand_rejected_events_write_a_few_lines_however_many_tr
             if sent % 2000 == 0:
                 await eventually(lambda: engine.count("fundsvc_rejected_total", reason="unknown_symbol") == sent)  # noqa: B023
     lines = logged.lines("events rejected")
-    assert len(lines) <= 2 + (time.monotonic() - started) / SELDOM_SECONDS
+    assert len(lines) <= 2 + (time.monotonic() - started) / REPEAT_SECONDS
     assert sum(line["count"] for line in lines) == 20_000
     assert lines[0]["position"] == 0
     assert len(logged.lines()) < len(lines) + 20
@@ -294,7 +294,7 @@ def test_an_outage_is_said_when_it_begins_and_when_it_is_over(logged):
 
 
 def test_what_fails_for_many_is_said_seldom_with_how_many_were_not(logged, monkeypatch):
-    seldom = Seldom(structlog.get_logger(), "requests")
+    seldom = ThrottledFaults(structlog.get_logger(), "requests")
     for _ in range(1000):
         seldom.note(StoreFault("away"))
     seldom._due = 0.0

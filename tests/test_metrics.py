@@ -198,7 +198,7 @@ class TestLettingGo:
         metrics.audited("AAA", "full", good=True, verified_at=1.0)
         metrics._funds["AAA"].kinds["flat"] = 3
         metrics.lag_messages.labels(0).set(4)
-        metrics.let_go(0, 1)
+        metrics.release(0, 1)
         text = metrics.render().decode()
         assert 'symbol="AAA"' not in text
         assert "fundsvc_stream_lag_messages{" not in text

@@ -123,7 +123,7 @@ async def test_a_replica_that_has_no_primary_to_ask_looks_at_what_it_received(co
         await eventually(lambda: replayed(reader))
         freshness = Freshness(reader, reader, STALE_SECONDS)
         now = time.time_ns() // 1_000_000
-        freshness.saw(now, now - 60_000)
+        freshness.observe(now, now - 60_000)
         with pytest.raises(Behind, match=r"60\.\d s behind"):
             freshness.check()
         await freshness.refresh()

@@ -11,7 +11,7 @@ from fundsvc.core.policy import Policy
 from fundsvc.store import rollups
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollup_audit import rollup_differences
-from fundsvc.store.rollups import condense, distrust, rebuild
+from fundsvc.store.rollups import condense, mark_unsound, rebuild
 
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS
@@ -95,7 +95,7 @@ async def test_condensing_step_by_step_equals_a_rebuild_and_an_independent_recko
     assert condensed == await service_connection.fetchval("SELECT count(*) FROM entries")
     before = await rolled_up(service_connection)
     assert len(before) > 3 * 10
-    await distrust(pool)
+    await mark_unsound(pool)
     assert await condense(pool, 0) == condensed
     assert await rolled_up(service_connection) == before
 
@@ -237,7 +237,7 @@ async def test_building_anew_leaves_hours_in_place_until_they_are_replaced(owner
     await owner.settle(market(random.Random(7), range(1, 300), 5 * HOUR_MS))
     await condense(pool, 0)
     hours = await rolled_up(service_connection)
-    await distrust(pool)
+    await mark_unsound(pool)
     keep = rollups._keep
 
     async def seen(connection, rows):
@@ -255,7 +255,7 @@ async def test_one_turn_builds_few_contracts_anew_and_the_next_goes_on(owner, po
     monkeypatch.setattr(rollups, "REBUILD_SECONDS", 0.0)
     await owner.settle(market(random.Random(8), range(1, 100), 5 * HOUR_MS))
     await condense(pool, 0)
-    await distrust(pool)
+    await mark_unsound(pool)
     assert await condense(pool, 0) == 0
     monkeypatch.setattr(rollups, "REBUILD_SECONDS", 1.0)
     assert await condense(pool, 0) == 99
@@ -267,7 +267,7 @@ async def test_all_contracts_are_built_anew_on_demand(owner, pool, service_conne
     await owner.settle(market(random.Random(9), range(1, 100), 5 * HOUR_MS))
     await condense(pool, 0)
     await owner_connection.execute("UPDATE rollups SET closing = closing + 1, hour = hour - 3600000")
-    await distrust(pool)
+    await mark_unsound(pool)
     assert (await rebuild(pool, 1), await rebuild(pool, 0), await rebuild(pool, 0)) == (0, 99, 0)
     assert await rolled_up(service_connection) == await expected(service_connection)
 

@@ -11,7 +11,7 @@ from tokens import SECRET
 
 from fundsvc.api.http.tokens import Caller, Tokens
 from fundsvc.config.settings import Config, ConfigError, DatabaseConfig, DataConfig, LedgerConfig, StreamConfig, TokenConfig
-from fundsvc.local.token_secret import LEDGER_FILE, SECRET_FILE, kept_secret, with_ledger_secret, with_secret
+from fundsvc.local.token_secret import LEDGER_FILE, SECRET_FILE, stored_secret, with_ledger_secret, with_secret
 
 
 def of_directory(directory):
@@ -19,18 +19,18 @@ def of_directory(directory):
 
 
 def test_a_secret_is_made_once_for_its_owner_alone(tmp_path):
-    made = kept_secret(tmp_path / "data")
+    made = stored_secret(tmp_path / "data")
     assert len(made) >= 32
     assert stat.S_IMODE((tmp_path / "data" / SECRET_FILE).stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
-    assert kept_secret(tmp_path / "data") == made != kept_secret(tmp_path / "other")
+    assert stored_secret(tmp_path / "data") == made != stored_secret(tmp_path / "other")
     assert [path.name for path in (tmp_path / "data").iterdir()] == [SECRET_FILE]
 
 
 def test_whoever_asks_at_the_same_time_gets_the_same(tmp_path):
     with ThreadPoolExecutor(16) as threads:
         for attempt in range(50):
-            assert len(set(threads.map(kept_secret, [tmp_path / str(attempt)] * 16))) == 1
+            assert len(set(threads.map(stored_secret, [tmp_path / str(attempt)] * 16))) == 1
 
 
 @pytest.mark.parametrize("token", [TokenConfig(secret=SECRET), TokenConfig(keys="keys.json")])

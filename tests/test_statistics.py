@@ -11,7 +11,7 @@ from fundsvc.core.numbers import format_units
 from fundsvc.core.policy import Policy
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
-from fundsvc.store.statistics import DAY_MS, PEAK_MS, WEEK_MS, Past, Standing, Statistics
+from fundsvc.store.statistics import DAY_MS, PEAK_MS, WEEK_MS, FundAt, Past, Statistics
 
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
@@ -38,9 +38,9 @@ class Ledger:
         return await self.pool.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", symbol)
 
     async def at(self, symbol, moment):
-        standing = Standing(0, 0, 0, self.outstanding[symbol][0])
+        standing = FundAt(0, 0, 0, self.outstanding[symbol][0])
         for _, row in takewhile(lambda found: found[0] <= moment, clocked(await self.entries(symbol))):
-            standing = Standing(row["entry"], row["ts"], row["balance"], self.outstanding[symbol][row["entry"]])
+            standing = FundAt(row["entry"], row["ts"], row["balance"], self.outstanding[symbol][row["entry"]])
         return standing
 
     async def past(self, symbol, now):
@@ -107,8 +107,8 @@ async def test_an_entry_that_was_settled_late_does_not_change_what_was(ledger):
 
 async def test_nothing_is_before_the_first_entry(ledger):
     await ledger.settle(fill("AAA", 1, 5, START_MS))
-    assert await ledger.statistics.at("AAA", START_MS - 1) == Standing(0, 0, 0, 0)
-    assert await ledger.statistics.at("BBB", START_MS) == Standing(0, 0, 0, 0)
+    assert await ledger.statistics.at("AAA", START_MS - 1) == FundAt(0, 0, 0, 0)
+    assert await ledger.statistics.at("BBB", START_MS) == FundAt(0, 0, 0, 0)
     assert (await ledger.statistics.past(START_MS + HOUR_MS))["AAA"] == Past(0, 0, 5 * 10**8)
     assert (await ledger.statistics.past(START_MS + 8 * DAY_MS))["AAA"] == Past(5 * 10**8, 5 * 10**8, 5 * 10**8)
 

@@ -17,7 +17,7 @@ from fundsvc.core.fund.chain import GENESIS, Entry
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied
-from fundsvc.store.database import SQL, StoreFault, StoreRefusal, connect, faults, lent, open_pool, refusals, transaction
+from fundsvc.store.database import SQL, StoreFault, StoreRefusal, acquired, connect, faults, open_pool, refusals, transaction
 from fundsvc.store.migrations import check_schema, migrate
 from fundsvc.store.reader import Reader
 from fundsvc.store.writer import OwnershipLost, decode_book, encode_book, open_writer
@@ -486,12 +486,12 @@ async def test_a_stopped_server_is_a_fault_and_a_pool_outlives_it(config, server
 async def test_a_lent_connection_that_failed_is_replaced(config):
     async with open_pool(config.database.dsn, 1) as pool:
         with pytest.raises(asyncpg.UndefinedTableError):
-            async with lent(pool) as connection, transaction(connection):
+            async with acquired(pool) as connection, transaction(connection):
                 await connection.execute("SELECT * FROM nothing")
         with pytest.raises(TimeoutError):
-            async with lent(pool) as connection:
+            async with acquired(pool) as connection:
                 await asyncio.wait_for(connection.execute("SELECT pg_sleep(30)"), 0.1)
-        async with lent(pool) as connection, transaction(connection):
+        async with acquired(pool) as connection, transaction(connection):
             assert await connection.fetchval("SELECT count(*) FROM partitions") == 1
 
 

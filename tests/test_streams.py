@@ -83,11 +83,11 @@ async def blocked_clients(producer):
 
 async def test_the_state_of_a_stream(source, producer, client):
     assert await source.state() == EMPTY
-    assert await source.look("0-0", 1) == ([], EMPTY)
+    assert await source.read_with_state("0-0", 1) == ([], EMPTY)
     ids = (await producer.append(FILLS, per_message=50))[0]
     assert await source.state() == StreamState(ids[-1], 5, 5, ids[0], ids[-1], "0-0")
     await client.xdel(KEY, ids[-1])
-    messages, state = await source.look(ids[0], 1)
+    messages, state = await source.read_with_state(ids[0], 1)
     assert state == await source.state() == StreamState(ids[-1], 5, 4, ids[0], ids[-2], ids[-1])
     assert [message.stream_id for message in messages] == ids[1:-1]
 
@@ -159,7 +159,7 @@ async def test_a_huge_message_is_never_whole_in_memory(config, client, producer,
     tracemalloc.start()
     try:
         while len(found) < 3:
-            found += await source.read(after) if ask == "read" else (await source.look(after))[0]
+            found += await source.read(after) if ask == "read" else (await source.read_with_state(after))[0]
             after = found[-1].stream_id
         assert tracemalloc.get_traced_memory()[1] < 40_000_000
     finally:
@@ -200,7 +200,7 @@ async def test_a_huge_message_does_not_spoil_others_nor_the_state_of_the_stream(
     assert state == StreamState(ids[1], 2, 2, ids[0], ids[1], "0-0")
     found, after = [], "0-0"
     while len(found) < 2:
-        messages, looked = await source.look(after)
+        messages, looked = await source.read_with_state(after)
         assert looked == state
         found += messages
         after = found[-1].stream_id
@@ -305,7 +305,7 @@ async def check_streams(config):
         first, last = messages[0].stream_id, messages[-1].stream_id
         state = StreamState(last, len(messages), len(messages), first, last, "0-0")
         assert await source.state() == state
-        assert await source.look(last, 10) == ([], state)
+        assert await source.read_with_state(last, 10) == ([], state)
         await source.trim(messages[-1].stream_id)
         await producer.append_replay(partition_of("AAA", 4), "json", b"{}", "1-0/0")
         assert (await source.read(messages[-1].stream_id, 10, 10))[0].replay_of == "1-0/0"
@@ -451,7 +451,7 @@ async def test_a_full_server_a_replica_and_one_without_replicas_refuse_for_now(t
 
 async def test_a_key_of_another_type_is_a_fault(client, source):
     await client.set(KEY, "no stream")
-    for ask in (source.read("0-0", 1, 10), source.look("0-0", 10), source.state()):
+    for ask in (source.read("0-0", 1, 10), source.read_with_state("0-0", 10), source.state()):
         with pytest.raises(StreamFault, match="WRONGTYPE"):
             await ask
 
@@ -471,7 +471,7 @@ async def test_what_a_full_server_refuses_is_refused_whole(tmp_path, append):
         async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
             await eventually(lambda: reachable(Source(client, 0)))
             producer = Producer(client, 1)
-            known = await producer.standing(0)
+            known = await producer.version(0)
             send = {
                 "events": lambda: producer.append([fill("AAA", seq, seq) for seq in range(1, 20_002)]),
                 "bodies": lambda: producer.append_bodies(0, "json", BODIES),
@@ -499,7 +499,7 @@ async def test_an_append_that_is_cut_off_is_refused_whole(tmp_path):
         async with proxied(port) as proxy, open_client(StreamConfig(url=f"redis://127.0.0.1:{proxy.port}")) as client:
             producer = Producer(client, 1)
             for kept in (1000, 100_000, 1_500_000):
-                await producer.standing(0)
+                await producer.version(0)
                 proxy.cut_after(kept)
                 with pytest.raises(StreamFault):
                     await producer.append_bodies(0, "json", BODIES)
@@ -528,13 +528,13 @@ async def test_an_append_waits_for_replicas_and_the_disk(tmp_path, mode, fsync):
                 lambda: producer.append_after(standing, 0, "json", [b"{}"]),
             )
             for send in sends:
-                standing = await producer.standing(0)
+                standing = await producer.version(0)
                 with pytest.raises(StreamFault, match=ask):
                     await send()
             if fsync:
                 answer(port, "CONFIG", "SET", "appendonly", "yes")
                 await producer.append(FILLS[:1])
-                await producer.append_after(await producer.standing(0), 0, "json", [b"{}"])
+                await producer.append_after(await producer.version(0), 0, "json", [b"{}"])
 
 
 async def test_an_append_is_confirmed_by_a_replica(tmp_path):

@@ -13,7 +13,7 @@ from fundsvc.api.valuation import EQUIVALENT_DECIMALS, in_usdt
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.store.reader import FundRow
-from fundsvc.store.statistics import Bucket, Standing
+from fundsvc.store.statistics import Bucket, FundAt
 
 Candle = tuple[int, str, str, str, str, str, str, str, int]
 """Time (the bucket's start, ms), open, high, low and close of the balance, credited, paid, uncovered, fills."""
@@ -106,7 +106,7 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int
     )
 
 
-def standing_answer(contract: Contract, ts: int, standing: Standing) -> StandingAnswer:
+def standing_answer(contract: Contract, ts: int, standing: FundAt) -> StandingAnswer:
     """A fund as it stood, in its settlement currency."""
     return StandingAnswer(
         symbol=contract.symbol,

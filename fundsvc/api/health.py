@@ -158,7 +158,7 @@ def _told(wrong: BaseException, *, in_full: bool) -> str:
         case TimeoutError() | Behind():
             return str(wrong)
         case NotReady() if not in_full:
-            return wrong.words
+            return wrong.public_text
         case _:
             return str(wrong) or type(wrong).__name__ if in_full else AWAY
 

@@ -26,7 +26,7 @@ from fundsvc.api.ingest_checks import Foresight
 from fundsvc.api.stream_epochs import Poster, StreamEpochs, poster_name
 from fundsvc.config.settings import Config
 from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
-from fundsvc.logs.faults import Seldom
+from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, stream_key
 from fundsvc.streams.producer import Producer
@@ -122,7 +122,7 @@ class Ingest:
         self._gate = gate
         self._partitions = config.stream.partitions
         self._bytes_max = config.http.ingest_bytes_max
-        self._away = Seldom(log, "ingest")
+        self._away = ThrottledFaults(log, "ingest")
         events = list[PostedEvent] | PostedEvent
         self.endpoint = Endpoint(
             "/api/v1/ingest/events",

@@ -76,7 +76,7 @@ class Foresight:
         return isinstance(event, Numbered) and (event.seq <= known.last or _doubts(event, known.last))
 
     async def _refresh(self, symbols: list[str], now: float) -> None:
-        for row in await self._reader.outlooks(symbols):
+        for row in await self._reader.contract_states(symbols):
             symbol = row.contract.symbol
             known = self._known.get(symbol)
             on_its_way = known is not None and known.has_entries

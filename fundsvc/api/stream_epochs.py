@@ -15,7 +15,7 @@ from fundsvc.api.http.errors import StreamChanged
 from fundsvc.api.http.tokens import Caller
 from fundsvc.store.stream_epochs import EpochStore, StreamServer
 from fundsvc.streams.client import StreamFault
-from fundsvc.streams.producer import Producer, Standing, StreamReplaced
+from fundsvc.streams.producer import Producer, StreamReplaced, StreamVersion
 
 FIRST_EPOCH = 1
 """In which nothing has been lost yet: nobody needs to ask for the cursor."""
@@ -41,7 +41,7 @@ class StreamEpochs:
         self._producer = producer
         self._partitions = partitions
         self._servers: dict[int, StreamServer] = {}
-        self._known: dict[int, Standing] = {}
+        self._known: dict[int, StreamVersion] = {}
         self._asked: dict[str, int] = {}
 
     @property
@@ -84,7 +84,7 @@ class StreamEpochs:
         await self._refresh()
         epoch = self.epoch
         if poster and epoch > FIRST_EPOCH:
-            await self._store.asks(poster, epoch)
+            await self._store.confirm(poster, epoch)
             self._asked[poster] = epoch
         return epoch
 
@@ -94,7 +94,7 @@ class StreamEpochs:
         if poster.epoch or epoch == FIRST_EPOCH:
             return poster.epoch in {0, epoch}
         if self._asked.get(poster.name) != epoch:
-            self._asked[poster.name] = await self._store.asked_in(poster.name)
+            self._asked[poster.name] = await self._store.confirmed_epoch(poster.name)
         return self._asked[poster.name] == epoch
 
     async def _look_if_there(self, partition: int) -> None:
@@ -102,20 +102,20 @@ class StreamEpochs:
         with suppress(StreamFault):
             await self._look(partition)
 
-    async def _look(self, partition: int) -> Standing:
+    async def _look(self, partition: int) -> StreamVersion:
         """How a stream stands; what it has lost since it was known is noted."""
-        found = await self._producer.standing(partition)
+        found = await self._producer.version(partition)
         known = self._known.get(partition)
         if known is None:
             await self._store.found_first(partition, found.run_id)
             await self._refresh()
-            known = Standing(self.run_id(partition), 0)
+            known = StreamVersion(self.run_id(partition), 0)
         if found.run_id != known.run_id or found.added < known.added:
             return await self._change(partition, found)
         self._note(partition, found)
         return found
 
-    async def _change(self, partition: int, found: Standing) -> Standing:
+    async def _change(self, partition: int, found: StreamVersion) -> StreamVersion:
         """Begins a new epoch, unless another process has, for the same server."""
         is_noted = False
         while not is_noted or self.run_id(partition) != found.run_id:
@@ -125,7 +125,7 @@ class StreamEpochs:
         self._known[partition] = found
         return found
 
-    def _note(self, partition: int, found: Standing) -> None:
+    def _note(self, partition: int, found: StreamVersion) -> None:
         known = self._known.get(partition)
         if known is None or known.run_id != found.run_id or known.added < found.added:
             self._known[partition] = found

@@ -293,8 +293,8 @@ def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) 
     wrong = list(complaints(values, Config))
     if wrong:
         names = {".".join(override.path): override.name for override in overrides}
-        told = (f"{text} (set by {names[path]})" if path in names else text for path, text in wrong)
-        raise ConfigError("configuration: " + "\n".join(told))
+        lines = (f"{text} (set by {names[path]})" if path in names else text for path, text in wrong)
+        raise ConfigError("configuration: " + "\n".join(lines))
     return msgspec.convert(values, Config)
 
 

@@ -124,7 +124,7 @@ class Server:
     def start(self) -> None:
         """Starts the server unless it runs, and waits until it answers."""
         if self.process is None:
-            self._bury()
+            self._reap()
             with self._log.open("ab") as output:
                 child = self._program.spawn(output)
             self._pid_file.write_text(str(child.pid))
@@ -165,7 +165,7 @@ class Server:
                     member.kill()
             psutil.wait_procs(family, STOP_SECONDS_MAX)
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         """Waits for what died as our child: until then its number is taken, and PostgreSQL holds it for a living server's."""
         with suppress(FileNotFoundError, ValueError, ChildProcessError):
             os.waitpid(int(self._pid_file.read_text()), os.WNOHANG)

@@ -26,7 +26,7 @@ import structlog
 
 from fundsvc.config.settings import Config
 from fundsvc.local.server_process import SERVER_USERS, EmbeddedError, Program, Server, give, new_server_user, reachable
-from fundsvc.local.token_secret import SECRET_FILE, kept_secret
+from fundsvc.local.token_secret import SECRET_FILE, stored_secret
 
 SOCKET_PATH_MAX = 107
 """The kernel's limit for the path of a Unix socket."""
@@ -83,7 +83,14 @@ class EmbeddedServers:
     def postgres(self) -> Server:
         """The PostgreSQL server."""
         settings = [f"--{key}={value}" for key, value in _POSTGRES_SETTINGS.items()]
-        command = [self._reached(_postgres_binary("postgres")), "-D", str(self._postgres_data), "-k", str(self._run), *settings]
+        command = [
+            self._runnable(_postgres_binary("postgres")),
+            "-D",
+            str(self._postgres_data),
+            "-k",
+            str(self._run),
+            *settings,
+        ]
         program = Program(command, (self._postgres_data, self._run), self._user)
         return Server("postgres", program, self.directory, (_postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
 
@@ -92,18 +99,18 @@ class EmbeddedServers:
         """The Valkey server; it reads its password from standard input, as any user may read its command line."""
         settings = [word for key, value in _VALKEY_SETTINGS.items() for word in (f"--{key}", value)]
         files = ["--dir", str(self._valkey_data), "--unixsocket", str(self._run / "valkey.sock")]
-        command = [self._reached(_valkey_binary()), "-", *files, *settings]
+        command = [self._runnable(_valkey_binary()), "-", *files, *settings]
         program = Program(command, (self._valkey_data, self._run), self._user, f"requirepass {self._password}\n")
         probe = f"AUTH {self._password}\r\nPING\r\n".encode()
         return Server("valkey", program, self.directory, (probe, b"+OK\r\n+PONG"), self._run / "valkey.sock")
 
     def start(self, *, postgres: bool = True, valkey: bool = True) -> None:
         """Starts what does not run yet and waits until it answers; raises EmbeddedError."""
-        with self._alone():
+        with self._locked():
             self._make_directories()
             if postgres:
                 self._make_database()
-                self._admit()
+                self._write_access_rules()
                 self.postgres.start()
             if valkey:
                 self.valkey.start()
@@ -119,13 +126,13 @@ class EmbeddedServers:
     @contextmanager
     def used(self) -> Iterator[None]:
         """Marks the servers as in use by this process; on leaving, the last user stops them."""
-        self._close()
+        self._secure_directory()
         with (self.directory / "users.lock").open("w") as users:
             fcntl.flock(users, fcntl.LOCK_SH)
             try:
                 yield
             finally:
-                with self._alone():
+                with self._locked():
                     if _is_last(users):
                         self.stop()
 
@@ -139,25 +146,25 @@ class EmbeddedServers:
 
     @property
     def _password(self) -> str:
-        return kept_secret(self.directory, PASSWORD_FILE)
+        return stored_secret(self.directory, PASSWORD_FILE)
 
     @property
     def _user(self) -> int | None:
         """Who the servers run as; None for ourselves. For root it is the owner of the sockets' directory, once there is one."""
         return None if os.geteuid() or not self._run.exists() else self._run.stat().st_uid
 
-    def _reached(self, program: Path) -> str:
+    def _runnable(self, program: Path) -> str:
         return str(program if os.geteuid() else reachable(program))
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """Only one process at a time starts or stops servers."""
-        self._close()
+        self._secure_directory()
         with (self.directory / "servers.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _close(self) -> None:
+    def _secure_directory(self) -> None:
         """Makes the data directory, or closes one that others may enter; raises EmbeddedError where it may not be ours."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self.directory.stat()
@@ -204,15 +211,15 @@ class EmbeddedServers:
         maker = None if self._user is None else _nobody()
         if maker is not None:
             give(new, maker)
-        initdb = [self._reached(_postgres_binary("initdb")), "-D", str(new), "-U", "postgres", "-E", "UTF8", "--locale=C"]
+        initdb = [self._runnable(_postgres_binary("initdb")), "-D", str(new), "-U", "postgres", "-E", "UTF8", "--locale=C"]
         Program([*initdb, "--auth=reject", "--no-instructions"], (new,), maker).run()
-        single = [self._reached(_postgres_binary("postgres")), "--single", "-D", str(new), "postgres"]
+        single = [self._runnable(_postgres_binary("postgres")), "--single", "-D", str(new), "postgres"]
         Program(single, (new,), maker, _POSTGRES_INIT).run()
         if self._user is not None:
             give(new, self._user)
         new.rename(self._postgres_data)
 
-    def _admit(self) -> None:
+    def _write_access_rules(self) -> None:
         """Has PostgreSQL admit our user and root, under any of its own roles, and nobody else."""
         users = sorted({_name_of(os.geteuid()), "root"})
         self._write("pg_ident.conf", "".join(f'fundsvc "{user}" all\n' for user in users))

@@ -23,7 +23,7 @@ def with_secret(config: Config) -> Config:
     """The configuration with the data directory's secret, where a server of ours runs there and it names no key itself."""
     if config.token.secret or config.token.keys or not _is_embedded(config):
         return config
-    secret = kept_secret(Path(config.data.directory))
+    secret = stored_secret(Path(config.data.directory))
     return msgspec.structs.replace(config, token=msgspec.structs.replace(config.token, secret=secret))
 
 
@@ -34,7 +34,7 @@ def with_ledger_secret(config: Config) -> Config:
     """
     if config.ledger.secrets.current or not _is_embedded(config):
         return config
-    secret = kept_secret(Path(config.data.directory), LEDGER_FILE)
+    secret = stored_secret(Path(config.data.directory), LEDGER_FILE)
     return msgspec.structs.replace(config, ledger=msgspec.structs.replace(config.ledger, secret=secret))
 
 
@@ -42,7 +42,7 @@ def _is_embedded(config: Config) -> bool:
     return config.database.embedded or config.stream.embedded
 
 
-def kept_secret(directory: Path, name: str = SECRET_FILE) -> str:
+def stored_secret(directory: Path, name: str = SECRET_FILE) -> str:
     """A secret of a data directory, made if it has none; its owner alone may read the file."""
     path = directory / name
     if not path.exists():

@@ -53,7 +53,7 @@ def configure_logs(config: LogConfig, output: TextIO = sys.stderr) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(output),
     )
-    _take_in_libraries(level, prepare, render, output)
+    _format_library_logs(level, prepare, render, output)
     sys.excepthook = _log_uncaught
 
 
@@ -70,7 +70,7 @@ def show_unprintable(_logger: WrappedLogger, _method: str, line: EventDict) -> E
     return line
 
 
-def _take_in_libraries(level: int, prepare: list[Processor], render: list[Processor], output: TextIO) -> None:
+def _format_library_logs(level: int, prepare: list[Processor], render: list[Processor], output: TextIO) -> None:
     """Formats log lines of libraries like ours; below level warning only when our level is debug."""
     handler = logging.StreamHandler(output)
     handler.set_name(HANDLER)

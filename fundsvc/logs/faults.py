@@ -5,7 +5,7 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-SELDOM_SECONDS = 10.0
+REPEAT_SECONDS = 10.0
 """Seconds between two log lines about the same kind of event."""
 
 
@@ -31,7 +31,7 @@ class Outage:
             self._log.info("recovered", seconds=seconds, **self._keys)
 
 
-class Seldom:
+class ThrottledFaults:
     """Logs failing requests: the first of each few seconds, with the number of failures suppressed before it."""
 
     def __init__(self, log: FilteringBoundLogger, part: str) -> None:
@@ -47,4 +47,4 @@ class Seldom:
             self._suppressed += 1
             return
         self._log.warning("fault", part=self._part, fault=str(fault), suppressed=self._suppressed, **keys)
-        self._due, self._suppressed = now + SELDOM_SECONDS, 0
+        self._due, self._suppressed = now + REPEAT_SECONDS, 0

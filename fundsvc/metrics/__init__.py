@@ -19,7 +19,7 @@ from fundsvc.core.events import Reason
 from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics
-from fundsvc.metrics.exposition import exposition, politely
+from fundsvc.metrics.exposition import exposition, yielding
 from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
 from fundsvc.metrics.requests import RequestMetrics
@@ -49,7 +49,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # They would double the number of counters, for what no alert asks.
         self.registry = registry = CollectorRegistry()
         self._funds: dict[str, FundMetrics] = {}
-        self._let_go: dict[str, FundMetrics] = {}
+        self._released: dict[str, FundMetrics] = {}
         self._peaks: Mapping[str, int] = {}
         self._audits: dict[str, AuditMetrics] = {}
         self._pools: list[Pool] = []
@@ -162,7 +162,7 @@ class Metrics:
             counted.labels(partition)
         self.epoch.labels(partition).set(epoch)
 
-    def let_go(self, partition: int, partitions: int) -> None:
+    def release(self, partition: int, partitions: int) -> None:
         """Shows nothing more of a partition that is not this process's any more; what was counted is kept until it is again."""
         self.owned.labels(partition).set(0)
         shown = (self.epoch, self.lag_messages, self.lag_seconds, self.halted)
@@ -170,7 +170,7 @@ class Metrics:
         for gauge in (*shown, *adl):
             gauge.remove(partition)
         for symbol in [symbol for symbol in self._funds if partition_of(symbol, partitions) == partition]:
-            self._let_go[symbol] = self._funds.pop(symbol)
+            self._released[symbol] = self._funds.pop(symbol)
         for symbol in [symbol for symbol in self._audits if partition_of(symbol, partitions) == partition]:
             del self._audits[symbol]
 
@@ -218,7 +218,7 @@ class Metrics:
             self._funds[round_.order.symbol].rounds += 1
         for reason, number in Tally(event.reason for event in batch.rejected).items():
             self.rejected.labels(reason).inc(number)
-        self._note_oddities(batch)
+        self._count_anomalies(batch)
 
     def moved(self, orders: Iterable[OrderState]) -> None:
         """Counts ADL orders of durable batches, as these left them."""
@@ -227,7 +227,7 @@ class Metrics:
             if seconds is not None:
                 self.adl_seconds.observe(seconds)
 
-    def _note_oddities(self, batch: Batch) -> None:
+    def _count_anomalies(self, batch: Batch) -> None:
         """Counts what was settled although something about it is odd."""
         for symbol, suspended in batch.suspensions.items():
             self._funds[symbol].suspended = suspended
@@ -275,13 +275,13 @@ class Metrics:
         """The exposition text; takes a while with many contracts, and may run in a thread."""
         now = time.time()
         funds = list(self._funds.items())
-        views = [FundView(fund, self._peaks.get(symbol, 0), now) for symbol, fund in politely(funds)]
+        views = [FundView(fund, self._peaks.get(symbol, 0), now) for symbol, fund in yielding(funds)]
         contracts = exposition(FUND_FAMILIES, views) + exposition(AUDIT_FAMILIES, list(self._audits.values()))
         return generate_latest(self.registry) + contracts.encode()
 
     def _take_up(self, fund: Fund) -> None:
         symbol = fund.contract.symbol
-        known = self._funds.get(symbol) or self._let_go.pop(symbol, None)
+        known = self._funds.get(symbol) or self._released.pop(symbol, None)
         if known:
             known.load(fund)
         self._funds[symbol] = known or FundMetrics(fund)

@@ -38,7 +38,7 @@ def exposition(families: Iterable[Family[Row]], rows: Sequence[Row]) -> str:
     return "".join(_lines(families, rows))
 
 
-def politely(rows: Iterable[Row]) -> Iterator[Row]:
+def yielding(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows, making way for other threads now and then.
 
     A thread that computes lets go of the interpreter only after its switch interval of five milliseconds, which every step of
@@ -56,7 +56,7 @@ def _lines(families: Iterable[Family[Row]], rows: Sequence[Row]) -> Iterator[str
         if name != previous:
             yield f"# HELP {name} {documentation}\n# TYPE {name} {kind}\n"
         previous = name
-        for row in politely(rows):
+        for row in yielding(rows):
             value = read(row)
             if value is not None:
                 yield f"{name}{{{labels(row)}{label}}} {value!r}\n"

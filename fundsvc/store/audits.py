@@ -109,7 +109,7 @@ class Orders(NamedTuple):
     totals: OrderTotals | None
 
 
-class Stretch:
+class LedgerPart:
     """The part of a contract's ledger that a walk goes through next, as it stands at one moment, and what it goes on from.
 
     `ledger` is None where the contract or its fund is missing; `ended` says that this is the last part, and only there `totals`
@@ -167,7 +167,7 @@ class Stretch:
         return merge(of_entries, of_records, key=itemgetter(0))
 
 
-class Held(NamedTuple):
+class VerifiedPart(NamedTuple):
     """How far a walk has come with everything holding; `ended` says that this is the end of the ledger."""
 
     symbol: str
@@ -175,9 +175,9 @@ class Held(NamedTuple):
     ended: bool
 
 
-async def read_stretches(
+async def read_parts(
     pool: Pool, counts: Mapping[str, int], walk: Walk, followed: Mapping[str, Followed]
-) -> dict[str, Stretch]:
+) -> dict[str, LedgerPart]:
     """What lies before a walk through some contracts' ledgers, of each up to so many entries; raises StoreFault.
 
     One snapshot for all of them: its statements cost as much for a hundred contracts as for one. `followed` is where the walk
@@ -186,13 +186,13 @@ async def read_stretches(
     async with _snapshot(pool) as connection:
         checkpoints = await connection.fetch(SQL["audit_checkpoints"], list(counts), walk)
         since = dict.fromkeys(counts, START) | {row["symbol"]: _checkpoint(row) for row in checkpoints}
-        return await _stretches(connection, await _reopened(connection, since, followed), list(counts.values()))
+        return await _parts(connection, await _reopened(connection, since, followed), list(counts.values()))
 
 
-async def read_stretch(pool: Pool, symbol: str, since: Followed, count: int) -> Stretch:
+async def read_part(pool: Pool, symbol: str, since: Followed, count: int) -> LedgerPart:
     """What lies beyond a place of a contract's ledger, up to so many entries; raises StoreFault."""
     async with _snapshot(pool) as connection:
-        return (await _stretches(connection, {symbol: since}, [count]))[symbol]
+        return (await _parts(connection, {symbol: since}, [count]))[symbol]
 
 
 @asynccontextmanager
@@ -201,9 +201,9 @@ async def _snapshot(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
         yield connection
 
 
-async def _stretches(
+async def _parts(
     connection: PoolConnectionProxy, since: Mapping[str, Followed], counts: Sequence[int]
-) -> dict[str, Stretch]:
+) -> dict[str, LedgerPart]:
     symbols = list(since)
     entries_after = [one.checkpoint.entry for one in since.values()]
     records_after = [one.checkpoint.orders.record for one in since.values()]
@@ -216,7 +216,7 @@ async def _stretches(
         for place, symbol in enumerate(symbols)
     }
     orders = await _orders(connection, since, rows)
-    return {symbol: Stretch(since[symbol], ledgers.get(symbol), rows[symbol], orders[symbol]) for symbol in symbols}
+    return {symbol: LedgerPart(since[symbol], ledgers.get(symbol), rows[symbol], orders[symbol]) for symbol in symbols}
 
 
 async def _reopened(
@@ -323,7 +323,7 @@ def _checkpoint(row: asyncpg.Record) -> Checkpoint:
     )
 
 
-def _progress_row(walk: Walk, held: Held) -> tuple[Any, ...]:
+def _progress_row(walk: Walk, held: VerifiedPart) -> tuple[Any, ...]:
     one = held.followed.checkpoint
     orders = one.orders
     return (
@@ -339,7 +339,7 @@ def _progress_row(walk: Walk, held: Held) -> tuple[Any, ...]:
     )
 
 
-async def keep_held(pool: Pool, walk: Walk, held: Sequence[Held]) -> None:
+async def keep_verified(pool: Pool, walk: Walk, held: Sequence[VerifiedPart]) -> None:
     """Keeps how far a walk has come with some contracts. Raises StoreFault.
 
     A full walk that has ended begins anew, and its end is where the newest one goes on: so no checkpoint is trusted for longer
@@ -348,7 +348,7 @@ async def keep_held(pool: Pool, walk: Walk, held: Sequence[Held]) -> None:
     rows = [_progress_row("newest", one) for one in held if walk == "newest" or one.ended]
     if walk == "full":
         rows += [_progress_row("full", one._replace(followed=beginning()) if one.ended else one) for one in held]
-    await fetch(pool, "audit_held", *map(list, zip(*rows, strict=True)))
+    await fetch(pool, "audit_verified", *map(list, zip(*rows, strict=True)))
 
 
 async def keep_differences(pool: Pool, walk: Walk, symbols: Sequence[str]) -> None:

@@ -183,7 +183,7 @@ async def _leave_as_is(_connection: object) -> None:
 
 
 @asynccontextmanager
-async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
+async def acquired(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
     """A connection of a pool, closed if what is done with it fails: to clean it up would mean to wait for the server."""
     async with pool.acquire() as connection:
         try:

@@ -35,7 +35,7 @@ class Freshness:
         self._seen_at: float | None = None
         self._is_idle = False
 
-    def saw(self, now_ms: int, as_of_ms: int | None) -> None:
+    def observe(self, now_ms: int, as_of_ms: int | None) -> None:
         """Notes the clock of the database that is read, and the moment that it is known to hold every commit up to."""
         self.as_of_ms = as_of_ms or 0
         self._behind_seconds = max(0, now_ms - self.as_of_ms) / 1000

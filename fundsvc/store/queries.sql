@@ -242,7 +242,7 @@ UPDATE stream_servers SET run_id = $2, changes = changes + 1, changed_at = now()
 -- name: poster_epoch
 SELECT epoch FROM posters WHERE poster = $1;
 
--- name: poster_asks
+-- name: poster_confirms
 WITH forgotten AS (DELETE FROM posters WHERE epoch < $2 AND poster <> $1)
 INSERT INTO posters (poster, epoch) VALUES ($1, $2)
 ON CONFLICT (poster) DO UPDATE SET epoch = greatest(posters.epoch, excluded.epoch);
@@ -316,7 +316,7 @@ FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symb
 -- In which units the contracts of each currency are settled, and one of the contracts.
 SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GROUP BY 1, 2 ORDER BY 1, 2;
 
--- name: outlooks
+-- name: contract_states
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
        f.entry > 0 AS has_entries, f.seq
 FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
@@ -356,7 +356,7 @@ FROM partitions p;
 SELECT DISTINCT ON (currency) currency, price, ts FROM rates
 ORDER BY currency, ts > (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $1, ts DESC;
 
--- name: places
+-- name: fund_versions
 -- Where the funds stand that some partitions changed, each after a commit of its own, and when their contracts were last
 -- listed: what a tail looks for changes in.
 SELECT f.symbol, f.entry, f.seq, f.adl, c.updated_at AS listed_at
@@ -720,10 +720,10 @@ FROM rollups WHERE symbol = $1 ORDER BY hour;
 -- name: rollup_progress
 SELECT entry, sound, clock FROM rollup_progress WHERE symbol = $1;
 
--- name: rollups_forget
+-- name: rollups_delete
 DELETE FROM rollups WHERE symbol = $1;
 
--- name: rollups_distrust
+-- name: rollups_mark_unsound
 UPDATE rollup_progress SET sound = 0;
 
 -- name: schema_version
@@ -831,7 +831,7 @@ CROSS JOIN LATERAL (
     FROM adl_orders WHERE symbol = k.symbol
 ) t;
 
--- name: audit_held
+-- name: audit_verified
 INSERT INTO audit_progress AS p (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl,
                                  adl_head, state, good, verified_at)
 SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, true,

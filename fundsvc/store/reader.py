@@ -16,7 +16,7 @@ from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, SavedGuard
 from fundsvc.core.sequences import Facts
 from fundsvc.core.times import AHEAD_SECONDS_MAX
-from fundsvc.store.database import SQL, Pool, faults, lent
+from fundsvc.store.database import SQL, Pool, acquired, faults
 from fundsvc.store.migrations import is_outdated, newest_revision
 from fundsvc.store.policies import policies_from
 from fundsvc.store.sequences import facts_of
@@ -41,7 +41,7 @@ class Listed(NamedTuple):
     suspended: bool
 
 
-class OutlookRow(NamedTuple):
+class ContractState(NamedTuple):
     """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries."""
 
     contract: Contract
@@ -129,9 +129,9 @@ class Span(NamedTuple):
 class NotReady(Exception):
     """The database answers, but it is not what the service needs: `words` may be shown to anyone, the message says all."""
 
-    def __init__(self, words: str, detail: str = "") -> None:
-        super().__init__(detail or words)
-        self.words = words
+    def __init__(self, public_text: str, detail: str = "") -> None:
+        super().__init__(detail or public_text)
+        self.public_text = public_text
 
 
 class Reader:
@@ -145,10 +145,10 @@ class Reader:
         rows = await self._fetch("contracts", _only(symbol))
         return [Listed(contract_from(row), row["partition"], row["specification"], row["suspended"]) for row in rows]
 
-    async def outlooks(self, symbols: Sequence[str]) -> list[OutlookRow]:
+    async def contract_states(self, symbols: Sequence[str]) -> list[ContractState]:
         """How the contracts of these symbols that are listed stand."""
-        rows = await self._fetch("outlooks", symbols)
-        return [OutlookRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"]) for row in rows]
+        rows = await self._fetch("contract_states", symbols)
+        return [ContractState(contract_from(row), row["has_entries"], row["suspended"], row["seq"]) for row in rows]
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
         """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
@@ -225,8 +225,8 @@ class Reader:
         """Returns if no partition is halted; raises NotReady."""
         halted = [row for row in await self.partitions() if row.halted]
         if halted:
-            words = f"partition {', '.join(str(row.partition) for row in halted)} is halted"
-            raise NotReady(words, "; ".join(f"partition {row.partition} is halted: {row.halted}" for row in halted))
+            public_text = f"partition {', '.join(str(row.partition) for row in halted)} is halted"
+            raise NotReady(public_text, "; ".join(f"partition {row.partition} is halted: {row.halted}" for row in halted))
 
     async def _spans(self, symbol: str, start_ms: int, end_ms: int) -> list[Span]:
         """The runs of entries that may have a time of a span, in order and apart from each other."""
@@ -265,7 +265,7 @@ async def reading(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
     """
     with faults():
         try:
-            async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection:
+            async with asyncio.timeout(READ_SECONDS_MAX), acquired(pool) as connection:
                 yield connection
         except TimeoutError:
             await pool.expire_connections()

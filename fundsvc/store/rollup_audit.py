@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
-from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
+from fundsvc.store.database import SQL, Pool, acquired, faults, snapshot
 from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import ENTRIES_PER_STATEMENT_MAX
 
@@ -15,13 +15,13 @@ Paced = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 """Does some work, and may rest after it."""
 
 SUMS = ("credited", "paid", "uncovered", "repaid", "covered", "fills")
-MOST = ("highest", "latest")
-LEAST = ("lowest", "earliest")
+MAXIMA = ("highest", "latest")
+MINIMA = ("lowest", "earliest")
 LAST = ("last_entry", "closing")
 """How two parts of an hour make one."""
 
 
-class Kept(NamedTuple):
+class StoredHours(NamedTuple):
     """A contract's hours as they are kept, by their beginning, and up to which entry; None where they are being built."""
 
     hours: Mapping[int, Mapping[str, Any]]
@@ -35,7 +35,7 @@ async def at_once(work: Callable[[], Awaitable[Any]]) -> Any:
 
 async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) -> list[str]:
     """Where a contract's hourly rollups are not what its entries make them; raises StoreFault."""
-    kept: Kept = await paced(lambda: _read(pool, symbol))
+    kept: StoredHours = await paced(lambda: _read(pool, symbol))
     if kept.progress is None:
         return [f"{symbol}: it has {len(kept.hours)} hours of charts, and no progress of them"] if kept.hours else []
     if kept.progress["sound"] != kept.progress["entry"]:
@@ -53,11 +53,13 @@ async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) ->
     return found + _compared(symbol, kept.hours, hours)
 
 
-async def _read(pool: Pool, symbol: str) -> Kept:
+async def _read(pool: Pool, symbol: str) -> StoredHours:
     with faults():
-        async with lent(pool) as connection, snapshot(connection):
+        async with acquired(pool) as connection, snapshot(connection):
             hours = await connection.fetch(SQL["rollups_of"], symbol)
-            return Kept({row["hour"]: dict(row) for row in hours}, await connection.fetchrow(SQL["rollup_progress"], symbol))
+            return StoredHours(
+                {row["hour"]: dict(row) for row in hours}, await connection.fetchrow(SQL["rollup_progress"], symbol)
+            )
 
 
 def _add(hours: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
@@ -67,9 +69,9 @@ def _add(hours: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
         return
     for name in SUMS:
         whole[name] += part[name]
-    for name in MOST:
+    for name in MAXIMA:
         whole[name] = max(whole[name], part[name])
-    for name in LEAST:
+    for name in MINIMA:
         whole[name] = min(whole[name], part[name])
     for name in LAST:
         whole[name] = part[name]

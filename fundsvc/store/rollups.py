@@ -12,7 +12,7 @@ from typing import NamedTuple
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.store.database import SQL, faults, lent, transaction
+from fundsvc.store.database import SQL, acquired, faults, transaction
 
 ENTRIES_PER_STATEMENT_MAX = 50_000
 """Bounds how long one statement runs, so that condensing never holds the server up."""
@@ -38,7 +38,7 @@ async def condense(pool: asyncpg.Pool, partition: int) -> int:
     """
     started = time.monotonic()
     with faults():
-        async with lent(pool) as connection:
+        async with acquired(pool) as connection:
             due = await connection.fetch(SQL["rollup_due"], partition)
             total = sum([await _condense(connection, step) for step in _steps(filter(_is_sound, due))])
             for row in due:
@@ -47,17 +47,17 @@ async def condense(pool: asyncpg.Pool, partition: int) -> int:
     return total
 
 
-async def distrust(pool: asyncpg.Pool) -> None:
+async def mark_unsound(pool: asyncpg.Pool) -> None:
     """Has `condense` and `rebuild` build all rollups anew."""
     with faults():
-        async with lent(pool) as connection:
-            await connection.execute(SQL["rollups_distrust"])
+        async with acquired(pool) as connection:
+            await connection.execute(SQL["rollups_mark_unsound"])
 
 
 async def rebuild(pool: asyncpg.Pool, partition: int) -> int:
     """Builds anew the rollups of a partition's contracts that are not sound, each once; returns how many entries that were."""
     with faults():
-        async with lent(pool) as connection:
+        async with acquired(pool) as connection:
             due = await connection.fetch(SQL["rollup_due"], partition)
             unsound = [row for row in due if not _is_sound(row)]
             return sum([await _rebuild(connection, row["symbol"], row["entry"]) for row in unsound])
@@ -91,7 +91,7 @@ async def _rebuild(connection: PoolConnectionProxy, symbol: str, upto: int) -> i
         (locked,) = await connection.fetch(SQL["rollup_lock"], [symbol])
         if locked["entry"] > upto or locked["sound"] == locked["entry"]:
             return 0
-        await connection.execute(SQL["rollups_forget"], symbol)
+        await connection.execute(SQL["rollups_delete"], symbol)
         for hours in built:
             await _keep(connection, hours)
     return upto

@@ -11,23 +11,23 @@ from fundsvc.core.sequences import Applied, Content, Facts, Key, content_of_end,
 PAGE_ENTRIES = 1000
 """Entries read of each contract at a time: engines send again in runs, so what follows is likely to be needed next."""
 
-Ask = Callable[..., Awaitable[list[asyncpg.Record]]]
+Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
 """Answers a statement, by its name, with its parameters."""
 
 
-async def facts_of(ask: Ask, wanted: Mapping[str, Sequence[int]]) -> Facts:
+async def facts_of(fetch: Fetch, wanted: Mapping[str, Sequence[int]]) -> Facts:
     """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
-    rows = await ask("sequences_from", list(wanted), [seqs[0] for seqs in wanted.values()], PAGE_ENTRIES)
+    rows = await fetch("sequences_from", list(wanted), [seqs[0] for seqs in wanted.values()], PAGE_ENTRIES)
     applied = await _contents(rows)
     ends = _ends(rows)
     keys = [(symbol, seq) for symbol, seqs in wanted.items() for seq in seqs if seq <= ends.get(symbol, INT64_MAX)]
     symbols, numbers = list({symbol for symbol, _ in keys}), list({seq for _, seq in keys})
-    applied |= await _contents(await ask("sequences_late", symbols, numbers))
-    for symbol, seq, kind, *answer in await ask("sequences_adl", *map(list, zip(*keys, strict=True))):
+    applied |= await _contents(await fetch("sequences_late", symbols, numbers))
+    for symbol, seq, kind, *answer in await fetch("sequences_adl", *map(list, zip(*keys, strict=True))):
         # The end of an order that found nobody to ask has the sequence of its fill, whose entry tells what that said.
         if not isinstance(applied.get((symbol, seq)), int):
             applied[symbol, seq] = _content_of_answer(kind, *answer)
-    refused = await ask("sequences_refused", symbols, numbers)
+    refused = await fetch("sequences_refused", symbols, numbers)
     # Pages also hold entries outside `wanted`. An unverified one is left out: the call that wants it reads its event.
     seen = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}
     facts = {key: applied.get(key, Applied.NEVER) for key in keys} | seen

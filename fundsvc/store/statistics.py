@@ -25,7 +25,7 @@ class Past(NamedTuple):
     peak: int
 
 
-class Standing(NamedTuple):
+class FundAt(NamedTuple):
     """A fund at a moment: as entry `entry` left it at `entry_ts`; all 0 before the first."""
 
     entry: int
@@ -73,12 +73,12 @@ class Statistics:
         """The highest balance of the last eight hours, of each fund that has had entries in them."""
         return {row["symbol"]: row["highest"] for row in await fetch(self._pool, "highest_since", now_ms - PEAK_MS)}
 
-    async def at(self, symbol: str, moment_ms: int) -> Standing:
+    async def at(self, symbol: str, moment_ms: int) -> FundAt:
         """A listed contract's fund as it stood at a moment."""
         (row,) = await fetch(self._pool, "balances_at", [symbol], [moment_ms], [], [], [])
         entry = row["next"] - 1
         ((outstanding,),) = await fetch(self._pool, "outstanding_at", symbol, entry)
-        return Standing(entry, row["ts"], row["balance"], int(outstanding))
+        return FundAt(entry, row["ts"], row["balance"], int(outstanding))
 
     async def buckets(self, symbol: str, start_ms: int, end_ms: int, width_ms: int) -> list[Bucket]:
         """The buckets of a fund that have entries, from one that starts at `start_ms` to one that ends at `end_ms`.

@@ -32,11 +32,11 @@ class EpochStore:
         """Notes that a partition's stream is not what it was after so many changes, unless somebody else has noted it."""
         await fetch(self._primary, "stream_server_changed", partition, run_id, changes)
 
-    async def asked_in(self, poster: str) -> int:
+    async def confirmed_epoch(self, poster: str) -> int:
         """In which epoch a poster asked for the cursor last; 0 where that is not known."""
         rows = await fetch(self._primary, "poster_epoch", poster)
         return rows[0]["epoch"] if rows else 0
 
-    async def asks(self, poster: str, epoch: int) -> None:
+    async def confirm(self, poster: str, epoch: int) -> None:
         """Notes that a poster asked for the cursor in an epoch, and forgets those that asked in earlier ones alone."""
-        await fetch(self._primary, "poster_asks", poster, epoch)
+        await fetch(self._primary, "poster_confirms", poster, epoch)

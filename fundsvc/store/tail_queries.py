@@ -19,7 +19,7 @@ OrderKey = tuple[str, int]
 """An ADL order: its contract and its number."""
 
 
-class Place(NamedTuple):
+class FundVersion(NamedTuple):
     """Where a contract's fund stands, by its last entry, sequence and ADL order, and when the contract was last listed."""
 
     entry: int
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     listed_at: datetime
 
 
-class Settled(NamedTuple):
+class PartitionProgress(NamedTuple):
     """How far a partition is settled: its last message, and how many events of the next one; by whom, and in how many commits.
 
     An engine of an earlier version does not count its commits.
@@ -39,7 +39,7 @@ class Settled(NamedTuple):
     epoch: int
     commits: int
 
-    def commit_before(self, now: "Settled") -> int:
+    def commit_before(self, now: "PartitionProgress") -> int:
         """The commit after which funds may have changed by `now`: this one, or none where commits were not counted since."""
         return self.commits if self.epoch == now.epoch and self.commits < now.commits else -1
 
@@ -50,15 +50,15 @@ class Offsets(NamedTuple):
     The database's clock is `now_ms`; it has every commit up to `as_of_ms`.
     """
 
-    settled: dict[int, Settled]
+    settled: dict[int, PartitionProgress]
     now_ms: int
     as_of_ms: int | None
 
 
-class Stand(NamedTuple):
+class VersionedFund(NamedTuple):
     """A fund at its place, and its contract's terms."""
 
-    place: Place
+    version: FundVersion
     fund: FundRow
     contract: Contract
 
@@ -66,20 +66,20 @@ class Stand(NamedTuple):
 async def offsets(connection: Connection) -> Offsets:
     """How far each partition is settled, and how fresh that is."""
     rows = await connection.fetch(SQL["tail_offsets"])
-    offsets = {row["partition"]: Settled(row["last_id"], row["events"], row["epoch"], row["commits"]) for row in rows}
+    offsets = {row["partition"]: PartitionProgress(row["last_id"], row["events"], row["epoch"], row["commits"]) for row in rows}
     return Offsets(offsets, rows[0]["now_ms"], rows[0]["as_of_ms"])
 
 
-async def places(connection: Connection, after: Mapping[int, int]) -> dict[str, Place]:
-    """Where the funds stand, by contract, that some partitions changed after a commit; -1 stands before the first."""
-    rows = await connection.fetch(SQL["places"], list(after), list(after.values()))
-    return {symbol: Place(*rest) for symbol, *rest in rows}
+async def fund_versions(connection: Connection, after: Mapping[int, int]) -> dict[str, FundVersion]:
+    """Where the funds stand, by contract, that some partitions changed after a commit; -1 versioned_funds before the first."""
+    rows = await connection.fetch(SQL["fund_versions"], list(after), list(after.values()))
+    return {symbol: FundVersion(*rest) for symbol, *rest in rows}
 
 
-async def stands(connection: Connection, symbols: Collection[str]) -> dict[str, Stand]:
+async def versioned_funds(connection: Connection, symbols: Collection[str]) -> dict[str, VersionedFund]:
     """Some funds as they stand, by contract."""
     rows = await connection.fetch(SQL["funds"], symbols)
-    return {row["symbol"]: Stand(_place(row), fund_row_from(row), contract_from(row)) for row in rows}
+    return {row["symbol"]: VersionedFund(_fund_version(row), fund_row_from(row), contract_from(row)) for row in rows}
 
 
 async def entries(connection: Connection, after: Mapping[str, int], count: int) -> list[EntryRow]:
@@ -99,8 +99,8 @@ async def orders(connection: Connection, known: Iterable[OrderKey], after: Itera
     return [OrderRow(*row) for row in rows]
 
 
-def _place(row: asyncpg.Record) -> Place:
-    return Place(**{name: row[name] for name in Place._fields})
+def _fund_version(row: asyncpg.Record) -> FundVersion:
+    return FundVersion(**{name: row[name] for name in FundVersion._fields})
 
 
 def _columns(keys: Iterable[OrderKey]) -> tuple[Sequence[Any], Sequence[Any]]:

@@ -10,7 +10,7 @@ import msgspec
 
 from fundsvc.core.fund.fullness import Target, TargetPolicy
 from fundsvc.core.fund.target_sizing import Deficits, Explanation, Size, quantile_rank
-from fundsvc.store.database import SQL, Pool, faults, lent
+from fundsvc.store.database import SQL, Pool, acquired, faults
 from fundsvc.store.reader import HOUR_MS, fetch
 
 
@@ -54,7 +54,7 @@ class Targets:
         targets = [target for target, _ in sizes.values()]
         explanations = [_encoded(size.explanation) for _, size in sizes.values()]
         with faults():
-            async with lent(self._pool) as connection:
+            async with acquired(self._pool) as connection:
                 await connection.execute(
                     SQL["keep_targets"],
                     list(sizes),

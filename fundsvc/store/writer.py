@@ -32,7 +32,7 @@ from fundsvc.store.rows import (
 )
 from fundsvc.store.sequences import facts_of
 
-STRAYS_TOLD_MAX = 3
+STRAYS_NAMED_MAX = 3
 
 STREAM_START = "0-0"
 """Before the first message."""
@@ -70,11 +70,11 @@ class Writer:
             funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
             strays = await self._connection.fetch(SQL["stray_rows"], self._partition)
         if strays:
-            told = ", ".join(
-                f"{symbol} beyond entry {entry} and ADL record {record}" for symbol, entry, record in strays[:STRAYS_TOLD_MAX]
+            named = ", ".join(
+                f"{symbol} beyond entry {entry} and ADL record {record}" for symbol, entry, record in strays[:STRAYS_NAMED_MAX]
             )
             raise Stray(
-                f"{len(strays)} contracts have rows that no commit left: {told}. See what they are (fundsvc export), and have"
+                f"{len(strays)} contracts have rows that no commit left: {named}. See what they are (fundsvc export), and have"
                 f" the database's owner remove them"
             )
         return Offset(*position), [fund_from(row, policy_of(row["symbol"])) for row in funds]
@@ -128,9 +128,9 @@ class Writer:
         """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
         with faults():
             async with self._one_at_a_time:
-                return await facts_of(self._ask, wanted)
+                return await facts_of(self._fetch, wanted)
 
-    async def _ask(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
+    async def _fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         return await self._connection.fetch(SQL[block], *parameters)
 
     def prepare(self, batch: Batch) -> None:

@@ -13,7 +13,7 @@ ROUNDS_PER_READ_MAX = 100
 """More than begin between two reads; what is left comes with the next one."""
 
 
-class Asked(msgspec.Struct, frozen=True):
+class RequestedLots(msgspec.Struct, frozen=True):
     """So many lots of an account's position."""
 
     account: str
@@ -31,7 +31,7 @@ class Announcement(msgspec.Struct, frozen=True):
     round: int
     reduce: SideName
     price: str
-    allocations: tuple[Asked, ...]
+    allocations: tuple[RequestedLots, ...]
     type: Literal["adlOrder"] = "adlOrder"
 
 

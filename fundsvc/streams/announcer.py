@@ -42,7 +42,7 @@ class Announcer:
 def announcement(order: AdlOrder, price_decimals: int) -> bytes:
     """The round of an order as it is announced: what is still asked of each account."""
     rests = [(account, rest) for account, rest in order.asked.rests() if rest]
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "type": "adlOrder",
         "symbol": order.symbol,
         "adl": order.adl,
@@ -54,4 +54,4 @@ def announcement(order: AdlOrder, price_decimals: int) -> bytes:
         "allocations": [{"account": account, "lots": rest} for account, rest in rests],
         "ts": order.ts,
     }
-    return msgspec.json.encode(told)
+    return msgspec.json.encode(fields)

@@ -44,7 +44,7 @@ disk is, replicas are away, rights or the type of a key were changed."""
 _REPLY_BYTES_MAX: ContextVar[int] = ContextVar("reply_bytes_max", default=0)
 
 
-class _TellsOfLoss:
+class _ReportsLoss:
     """A pool that says once when an idle connection was lost; the driver's own would silently make another.
 
     A server that went away may have come back without its tail: who appends or reads must hear of it.
@@ -57,11 +57,11 @@ class _TellsOfLoss:
         await super().ensure_connection(connection)  # type: ignore[misc]
 
 
-class _Pool(_TellsOfLoss, ConnectionPool):
+class _Pool(_ReportsLoss, ConnectionPool):
     pass
 
 
-class _SentinelPool(_TellsOfLoss, SentinelConnectionPool):
+class _SentinelPool(_ReportsLoss, SentinelConnectionPool):
     pass
 
 
@@ -151,7 +151,7 @@ def faults() -> Iterator[None]:
     """Turns what the driver raises, and whatever the server answers, into StreamFault; lets our own mistakes through.
 
     Raises a cancellation that the driver swallowed: it sends by asyncio.wait_for, which before Python 3.12 forgets one that
-    comes just as the sending is done. A reader that is not told to end would never let its partition be loaded again.
+    comes just as the sending is done. A reader that is not info to end would never let its partition be loaded again.
     """
     try:
         yield
@@ -236,8 +236,8 @@ async def is_append_only(client: Client) -> bool:
     """Whether the server, or each primary of a cluster, writes what is appended to its file; raises StreamFault."""
     to_all = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
     with faults():
-        told: dict[str, Any] = await client.execute_command("INFO", "persistence", **to_all)
-    each = [told] if "aof_enabled" in told else told.values()
+        info: dict[str, Any] = await client.execute_command("INFO", "persistence", **to_all)
+    each = [info] if "aof_enabled" in info else info.values()
     return all(one["aof_enabled"] for one in each)
 
 
@@ -265,6 +265,6 @@ async def server_version(client: Client) -> str:
     """What answers, and its version, such as "Valkey 9.1.0" (of a cluster, one node's); raises StreamFault."""
     with faults():
         await client.ping()
-        told: dict[str, Any] = await client.info("server")
-    one = told if "redis_version" in told else next(iter(told.values()))
+        info: dict[str, Any] = await client.info("server")
+    one = info if "redis_version" in info else next(iter(info.values()))
     return f"Valkey {one['valkey_version']}" if "valkey_version" in one else f"Redis {one['redis_version']}"

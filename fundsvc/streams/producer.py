@@ -29,20 +29,20 @@ The driver also takes longer for each command of a pipeline than for all else th
 
 _APPEND_REPLAY = "return redis.call('XADD', KEYS[1], '*', ARGV[1], ARGV[2], 'replayOf', ARGV[3])"
 
-_STANDING = """
-local standing = {string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'), 0}
+_VERSION = """
+local version = {string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'), 0}
 local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
-for place = 1, #stream, 2 do if stream[place] == 'entries-added' then standing[2] = stream[place + 1] end end
+for place = 1, #stream, 2 do if stream[place] == 'entries-added' then version[2] = stream[place + 1] end end
 """
-_ASK_STANDING = _STANDING + "return standing"
-_APPEND_AFTER = f"""{_STANDING}
-if standing[1] ~= table.remove(ARGV, 1) or standing[2] < tonumber(table.remove(ARGV, 1)) then return {{standing}} end
-{APPEND.replace("return ids", "return {standing, ids}")}
+_READ_VERSION = _VERSION + "return version"
+_APPEND_AFTER = f"""{_VERSION}
+if version[1] ~= table.remove(ARGV, 1) or version[2] < tonumber(table.remove(ARGV, 1)) then return {{version}} end
+{APPEND.replace("return ids", "return {version, ids}")}
 """
 """Looks and appends in one step, so that nothing is appended to a stream that lost something since it was looked at."""
 
 
-class Standing(NamedTuple):
+class StreamVersion(NamedTuple):
     """How a stream was found: the run id of its server, and how many messages it ever had."""
 
     run_id: str
@@ -55,7 +55,7 @@ class StreamReplaced(Exception):
     `found` is how it stands now.
     """
 
-    def __init__(self, found: Standing) -> None:
+    def __init__(self, found: StreamVersion) -> None:
         super().__init__(f"the stream is on server {found.run_id} and had {found.added} messages")
         self.found = found
 
@@ -96,20 +96,20 @@ class Producer:
         """Appends message bodies to a partition's stream as they are, all or none, and returns their ids."""
         return _texts(await self._confirmed(partition, APPEND, field, *bodies))
 
-    async def standing(self, partition: int) -> Standing:
+    async def version(self, partition: int) -> StreamVersion:
         """How a partition's stream stands."""
         with faults():
-            return _standing(await self._client.eval(_ASK_STANDING, 1, stream_key(partition)))
+            return _version(await self._client.eval(_READ_VERSION, 1, stream_key(partition)))
 
     async def append_after(
-        self, known: Standing, partition: int, field: str, bodies: Sequence[bytes]
-    ) -> tuple[list[str], Standing]:
+        self, known: StreamVersion, partition: int, field: str, bodies: Sequence[bytes]
+    ) -> tuple[list[str], StreamVersion]:
         """As `append_bodies`, to a stream that has lost nothing since it was known; raises StreamReplaced.
 
         Returns how it stands then too.
         """
         reply = await self._confirmed(partition, _APPEND_AFTER, known.run_id, known.added, field, *bodies)
-        found = _standing(reply[0])
+        found = _version(reply[0])
         if len(reply) == 1:
             raise StreamReplaced(found)
         return _texts(reply[1]), found._replace(added=found.added + len(bodies))
@@ -163,6 +163,6 @@ def _texts(ids: Iterable[bytes]) -> list[str]:
     return [stream_id.decode() for stream_id in ids]
 
 
-def _standing(found: Sequence[Any]) -> Standing:
+def _version(found: Sequence[Any]) -> StreamVersion:
     run_id, added = found
-    return Standing(run_id.decode(), added)
+    return StreamVersion(run_id.decode(), added)

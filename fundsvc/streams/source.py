@@ -60,33 +60,33 @@ class Source:
         self._count = COUNT_FIRST
         self._oversized: set[str] = set()
         # Without this callback the driver would build a dict per message.
-        client.set_response_callback("XREAD", _as_it_came)
+        client.set_response_callback("XREAD", _unparsed)
 
     async def read(self, after: str, count: int = COUNT_MAX, block_ms: int | None = None) -> list[Message]:
         """Up to `count` messages with ids above `after`, waiting up to `block_ms` for the first; empty if none came."""
         while True:
-            asked = min(count, self._count)
-            xread = self._xread(after, asked, block_ms)
+            requested = min(count, self._count)
+            xread = self._xread(after, requested, block_ms)
             try:
-                with faults(), bounded_reply(self._allowed(asked)):
+                with faults(), bounded_reply(self._allowed(requested)):
                     reply = await self._client.execute_command(*xread, keys=[self._key])
             except ReplyTooLarge:
-                self._count = max(1, asked // 8)
-                if asked == 1:
+                self._count = max(1, requested // 8)
+                if requested == 1:
                     return await self._skim_message(xread)
             else:
                 return await self._messages(reply)
 
-    async def look(self, after: str, block_ms: int | None = None) -> tuple[list[Message], StreamState]:
+    async def read_with_state(self, after: str, block_ms: int | None = None) -> tuple[list[Message], StreamState]:
         """As `read`, with the state of the stream right after it."""
         while True:
-            asked = self._count
+            requested = self._count
             try:
-                with faults(), bounded_reply(self._allowed(asked)):
-                    reply, state = await self._ask_both(self._xread(after, asked, block_ms))
+                with faults(), bounded_reply(self._allowed(requested)):
+                    reply, state = await self._read_both(self._xread(after, requested, block_ms))
             except ReplyTooLarge:
-                self._count = max(1, asked // 8)
-                if asked == 1:
+                self._count = max(1, requested // 8)
+                if requested == 1:
                     return await self.read(after, 1, block_ms), await self.state()
             else:
                 return await self._messages(reply), state
@@ -132,7 +132,7 @@ class Source:
         waiting = () if block_ms is None else ("BLOCK", block_ms)
         return "XREAD", "COUNT", count, *waiting, "STREAMS", self._key, after
 
-    async def _ask_both(self, xread: Sequence[Any]) -> tuple[Any, StreamState]:
+    async def _read_both(self, xread: Sequence[Any]) -> tuple[Any, StreamState]:
         async with self._client.pipeline(transaction=False) as pipeline:
             pipeline.execute_command(*xread, keys=[self._key])
             pipeline.xinfo_stream(self._key)
@@ -141,9 +141,9 @@ class Source:
             raise reply
         return reply, _state(info)
 
-    def _allowed(self, asked: int) -> int:
+    def _allowed(self, requested: int) -> int:
         """How large the reply to a question for so many messages, and the state of the stream, may be; 0 for any size."""
-        if asked > 1:
+        if requested > 1:
             return REPLY_BYTES_MAX
         return max(REPLY_BYTES_MAX, 2 * self._message_bytes_max + REPLY_BYTES_REST) if self._message_bytes_max else 0
 
@@ -190,7 +190,7 @@ class Source:
             await self._client.xtrim(self._key, minid=below, approximate=True)
 
 
-def _as_it_came(response: Any, **_options: Any) -> Any:
+def _unparsed(response: Any, **_options: Any) -> Any:
     return response
 
 
@@ -210,8 +210,8 @@ def _skimmed_message(stream_id: bytes, fields: list[Any], bytes_max: int) -> Mes
     """What is kept of a message that is too large: the size and the digest are those of its largest value."""
     message = _message(stream_id, [field.head if isinstance(field, Skimmed) else field for field in fields])
     largest = max((field for field in fields if isinstance(field, Skimmed)), key=attrgetter("size"), default=None)
-    told = excess(largest.size, largest.digest, bytes_max) if largest else f"{ELEMENTS_MAX} values or more: send one"
-    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=told)
+    too_large = excess(largest.size, largest.digest, bytes_max) if largest else f"{ELEMENTS_MAX} values or more: send one"
+    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=too_large)
 
 
 def _state(info: Any) -> StreamState:

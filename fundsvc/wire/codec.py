@@ -174,8 +174,8 @@ class Contents:
 
 def excerpt(message: Message, bytes_max: int) -> Message:
     """What is kept of a message that is too large: its first bytes, its size and the digest of all of it."""
-    told = excess(len(message.body), hashlib.sha256(message.body).hexdigest(), bytes_max)
-    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=told)
+    too_large = excess(len(message.body), hashlib.sha256(message.body).hexdigest(), bytes_max)
+    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=too_large)
 
 
 def excess(size: int, digest: str, bytes_max: int) -> str:

@@ -17,7 +17,7 @@ from fundsvc.api.http.errors import LateBody
 from fundsvc.api.http.slots import Places
 from fundsvc.api.websocket.masking import MaskCheck
 from fundsvc.config.settings import HttpConfig
-from fundsvc.logs.faults import Seldom
+from fundsvc.logs.faults import ThrottledFaults
 
 SERVER_NAME = "fundsvc"
 """What the header `Server` says: no versions, which would tell what is known to be broken in them."""
@@ -41,7 +41,7 @@ class Connections:
     def __init__(self, http: HttpConfig) -> None:
         self.http = http
         self._places = Places(http.clients_max, http.clients_max if http.proxies else http.client_connections_max)
-        self._refused = Seldom(log, "connections")
+        self._refused = ThrottledFaults(log, "connections")
 
     def enter(self, client: str) -> bool:
         """Whether a client may have one more connection, which then counts until it leaves."""

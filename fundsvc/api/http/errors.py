@@ -7,7 +7,7 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
-from fundsvc.logs.faults import Seldom
+from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.readmodel.adl_books import NotFollowed
 from fundsvc.store.database import StoreFault
 from fundsvc.store.freshness import Behind
@@ -155,7 +155,7 @@ class Errors:
     """Answers to whatever is raised; what nobody foresaw is logged and told to nobody."""
 
     def __init__(self) -> None:
-        self._away = Seldom(log, "requests")
+        self._away = ThrottledFaults(log, "requests")
 
     def answer(self, request: web.Request, error: Exception, say: Refuse = refuse) -> web.Response:
         """The answer; raises again what is no error of the asker's but the framework's own way to answer."""
