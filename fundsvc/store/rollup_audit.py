@@ -1,4 +1,4 @@
-"""The audit of the hourly rollups: they are recomputed from the entries, and compared."""
+"""Audits the hourly rollups: recomputes them from the entries and compares."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -12,34 +12,34 @@ from fundsvc.store.rollups import ENTRIES_PER_STATEMENT_MAX
 Result = TypeVar("Result")
 
 Paced = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
-"""Does some work, and may rest after it."""
+"""Runs some work, and may pause after it."""
 
 SUMS = ("credited", "paid", "uncovered", "repaid", "covered", "fills")
 MAXIMA = ("highest", "latest")
 MINIMA = ("lowest", "earliest")
 LAST = ("last_entry", "closing")
-"""How two parts of an hour make one."""
+"""The rules by which two parts of an hour are merged, by column."""
 
 
 class StoredHours(NamedTuple):
-    """A contract's hours as they are kept, by their beginning, and up to which entry; None where they are being built."""
+    """A contract's stored hours by their begin, and the rollup progress; None before the first rollup."""
 
     hours: Mapping[int, Mapping[str, Any]]
     progress: asyncpg.Record | None
 
 
 async def at_once(work: Callable[[], Awaitable[Any]]) -> Any:
-    """Does some work without a rest."""
+    """Runs some work without a pause."""
     return await work()
 
 
 async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) -> list[str]:
-    """Where a contract's hourly rollups are not what its entries make them; raises StoreFault."""
+    """Returns the differences between a contract's hourly rollups and its entries; raises StoreFault."""
     kept: StoredHours = await paced(lambda: _read(pool, symbol))
     if kept.progress is None:
-        return [f"{symbol}: it has {len(kept.hours)} hours of charts, and no progress of them"] if kept.hours else []
+        return [f"{symbol}: {len(kept.hours)} hours of rollups exist without rollup progress"] if kept.hours else []
     if kept.progress["sound"] != kept.progress["entry"]:
-        return []  # They are built anew.
+        return []  # A rebuild is pending.
     hours: dict[int, dict[str, Any]] = {}
     after = clock = 0
     while after < kept.progress["entry"]:
@@ -63,7 +63,7 @@ async def _read(pool: Pool, symbol: str) -> StoredHours:
 
 
 def _add(hours: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
-    """Adds a part of an hour to what is known of it."""
+    """Merges a part of an hour into the hour."""
     whole = hours.setdefault(part["hour"], part)
     if whole is part:
         return

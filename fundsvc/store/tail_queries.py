@@ -1,4 +1,4 @@
-"""What a tail asks of the ledger, many times a second: so over a connection that it keeps."""
+"""Statements of the ledger tail. It runs them many times a second, so they use a connection that the tail keeps."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -16,11 +16,11 @@ from fundsvc.store.writer import contract_from
 Connection = asyncpg.Connection | PoolConnectionProxy
 
 OrderKey = tuple[str, int]
-"""An ADL order: its contract and its number."""
+"""An ADL order: its contract and number."""
 
 
 class FundVersion(NamedTuple):
-    """Where a contract's fund stands, by its last entry, sequence and ADL order, and when the contract was last listed."""
+    """The version of a fund: its last entry, sequence and ADL order, and the time of the contract's last listing."""
 
     entry: int
     seq: int
@@ -29,7 +29,8 @@ class FundVersion(NamedTuple):
 
 
 class PartitionProgress(NamedTuple):
-    """How far a partition is settled: its last message, and how many events of the next one; by whom, and in how many commits.
+    """The progress of a partition: its last settled message, the settled events of the next one, the owner's epoch and its
+    commits.
 
     An engine of an earlier version does not count its commits.
     """
@@ -40,14 +41,14 @@ class PartitionProgress(NamedTuple):
     commits: int
 
     def commit_before(self, now: "PartitionProgress") -> int:
-        """The commit after which funds may have changed by `now`: this one, or none where commits were not counted since."""
+        """Returns the commit after which funds may have changed by `now`; -1 (all) if commits were not counted since."""
         return self.commits if self.epoch == now.epoch and self.commits < now.commits else -1
 
 
 class Offsets(NamedTuple):
-    """How far each partition is settled.
+    """The progress of each partition.
 
-    The database's clock is `now_ms`; it has every commit up to `as_of_ms`.
+    `now_ms` is the database's clock. The database has every commit up to `as_of_ms`.
     """
 
     settled: dict[int, PartitionProgress]
@@ -56,7 +57,7 @@ class Offsets(NamedTuple):
 
 
 class VersionedFund(NamedTuple):
-    """A fund at its place, and its contract's terms."""
+    """A fund with its version and its contract's terms."""
 
     version: FundVersion
     fund: FundRow
@@ -64,37 +65,37 @@ class VersionedFund(NamedTuple):
 
 
 async def offsets(connection: Connection) -> Offsets:
-    """How far each partition is settled, and how fresh that is."""
+    """Returns the progress of each partition, and how fresh it is."""
     rows = await connection.fetch(SQL["tail_offsets"])
     offsets = {row["partition"]: PartitionProgress(row["last_id"], row["events"], row["epoch"], row["commits"]) for row in rows}
     return Offsets(offsets, rows[0]["now_ms"], rows[0]["as_of_ms"])
 
 
 async def fund_versions(connection: Connection, after: Mapping[int, int]) -> dict[str, FundVersion]:
-    """Where the funds stand, by contract, that some partitions changed after a commit; -1 versioned_funds before the first."""
+    """Returns the versions of the funds that partitions changed after a commit, by contract; -1 selects all funds."""
     rows = await connection.fetch(SQL["fund_versions"], list(after), list(after.values()))
     return {symbol: FundVersion(*rest) for symbol, *rest in rows}
 
 
 async def versioned_funds(connection: Connection, symbols: Collection[str]) -> dict[str, VersionedFund]:
-    """Some funds as they stand, by contract."""
+    """Returns some funds by contract."""
     rows = await connection.fetch(SQL["funds"], symbols)
     return {row["symbol"]: VersionedFund(_fund_version(row), fund_row_from(row), contract_from(row)) for row in rows}
 
 
 async def entries(connection: Connection, after: Mapping[str, int], count: int) -> list[EntryRow]:
-    """Up to `count` entries of each of some contracts after a number, ascending."""
+    """Returns up to `count` entries of each contract after a number, ascending."""
     rows = await connection.fetch(SQL["entries_between"], list(after), list(after.values()), count)
     return [EntryRow(*row) for row in rows]
 
 
 async def open_orders(connection: Connection, symbols: Collection[str]) -> list[OrderRow]:
-    """The open orders of some contracts."""
+    """Returns the open orders of some contracts."""
     return [OrderRow(*row) for row in await connection.fetch(SQL["orders_open"], symbols)]
 
 
 async def orders(connection: Connection, known: Iterable[OrderKey], after: Iterable[OrderKey]) -> list[OrderRow]:
-    """Some orders as they now are, and those of some contracts that came after a number."""
+    """Returns the current state of known orders, and the orders of some contracts after a number."""
     rows = await connection.fetch(SQL["orders_moved"], *_columns(known), *_columns(after))
     return [OrderRow(*row) for row in rows]
 
