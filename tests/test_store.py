@@ -14,11 +14,13 @@ from fundsvc.core.adl.book import ROWS_PER_PART, SavedBook, SavedSide
 from fundsvc.core.batch import Offset, RateState
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.fund.chain import GENESIS, Entry
+from fundsvc.core.fund.settlement import FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied
 from fundsvc.store.database import SQL, StoreFault, StoreRefusal, acquired, connect, faults, open_pool, refusals, transaction
 from fundsvc.store.migrations import check_schema, migrate
+from fundsvc.store.parameters import ListingRow, MovedOrderRow, PolicyRow, RejectedRow, ReplayedRow, SuspensionRow
 from fundsvc.store.reader import Reader
 from fundsvc.store.writer import OwnershipLost, decode_book, encode_book, open_writer
 
@@ -69,6 +71,24 @@ DEEPEST = Entry(
 async def read_entries(connection):
     rows = await connection.fetch(f"SELECT {', '.join(Entry.__struct_fields__)} FROM entries ORDER BY symbol, entry")
     return [Entry(*row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("block", "alias", "columns"),
+    [
+        ("commit", "l", ListingRow._fields),
+        ("commit", "s", FundState._fields),
+        ("commit", "e", RejectedRow._fields),
+        ("commit", "d", ReplayedRow._fields),
+        ("commit_orders", "m", MovedOrderRow._fields),
+        ("commit_suspensions", "s", SuspensionRow._fields),
+        ("commit_policies", "p", PolicyRow._fields),
+        ("commit_rates", "k", RateState._fields),
+    ],
+)
+def test_row_types_have_the_columns_that_their_statements_unnest(block, alias, columns):
+    (found,) = re.findall(rf"AS {alias} \(([^)]*)\)", SQL[block])
+    assert tuple(re.split(r",\s*", found)) == columns
 
 
 async def test_entries_come_back_exactly_as_they_were_written(writer, service_connection):

@@ -54,13 +54,14 @@ WITH moved AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
     SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[], $34::text[],
                              $35::bigint[], $36::bytea[])
+        AS e (stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
-    UPDATE rejected r SET settled_at = now(), settled_by = s.settled_by, symbol = s.symbol, entry = s.entry
+    UPDATE rejected r SET settled_at = now(), settled_by = d.settled_by, symbol = d.symbol, entry = d.entry
     FROM unnest($37::text[], $38::integer[], $39::text[], $40::text[], $41::bigint[])
-        AS s (stream_id, position, settled_by, symbol, entry)
-    WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
+        AS d (stream_id, position, settled_by, symbol, entry)
+    WHERE r.partition = $1 AND r.stream_id = d.stream_id AND r.position = d.position
 )
 SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
     SELECT symbol FROM (SELECT unnest($11::text[]) AS symbol EXCEPT SELECT symbol FROM listed) l
@@ -88,7 +89,7 @@ ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.se
 -- Rates that came with a batch; one that is older than what is known changes nothing, unless that is later than $5 (ms), which
 -- no rate can be.
 INSERT INTO rates AS r (partition, currency, price, ts)
-SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[])
+SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS k (currency, price, ts)
 ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts
 WHERE excluded.ts >= r.ts OR r.ts > $5;
 
