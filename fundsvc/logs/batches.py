@@ -88,7 +88,7 @@ class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
 
 
 class Rejections(_Notices[Reason, Rejected]):
-    """The rejected events of a partition, by reason."""
+    """Logs the rejected events of a partition, by reason."""
 
     def note(self, events: Iterable[Rejected]) -> None:
         """Adds the rejected events of a batch."""

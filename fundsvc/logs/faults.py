@@ -1,4 +1,4 @@
-"""Log lines for repeated failures: one at the begin and one at the end of a fault, or one every few seconds."""
+"""Log lines for repeated failures: one when a fault begins and one when it ends, or one every few seconds."""
 
 import time
 from typing import Any
@@ -10,7 +10,7 @@ REPEAT_SECONDS = 10.0
 
 
 class Outage:
-    """Logs a fault of a part once when it begins, and once when it is over, with its duration."""
+    """Logs a fault of a part when it begins, and when it ends with its duration."""
 
     def __init__(self, log: FilteringBoundLogger, part: str, **keys: Any) -> None:
         self._log = log
