@@ -1,4 +1,4 @@
-"""The schema as alembic revisions, each plain SQL; `migrate` brings a database up to the newest."""
+"""The schema as alembic revisions in plain SQL. `migrate` upgrades a database to the newest revision."""
 
 from functools import cache
 from importlib.resources import files
@@ -16,17 +16,17 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from fundsvc.store.database import SQL, StoreFault, connect, faults
 
 _LOCK = 0x66756E64
-"""An advisory lock number of our own: two that migrate at once wait for each other."""
+"""The number of the advisory lock that serialises concurrent migrations."""
 
 RIGHTS = (files("fundsvc.store") / "rights.sql").read_text()
-"""What the service's role may do, by table and column."""
+"""The rights of the service's role, by table and column."""
 
 
 async def migrate(owner_dsn: str, partitions: int) -> None:
-    """Creates or upgrades the schema and the rows of the partitions, as the owner of the database; leaves a newer one as it is.
+    """Creates or upgrades the schema and the partitions as the database's owner. A newer schema stays unchanged.
 
-    Raises ValueError when the database already has another number of partitions, because contracts would change their
-    stream, or is not encoded in UTF8, and StoreFault when it is away.
+    Raises ValueError if the database has another number of partitions, because contracts would change their stream, or if its
+    encoding is not UTF8. Raises StoreFault if the database is unreachable.
     """
     engine = create_async_engine(owner_dsn.replace("postgresql://", "postgresql+asyncpg://", 1))
     try:
@@ -50,7 +50,7 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
 
 
 async def check_schema(dsn: str, partitions: int) -> None:
-    """Raises ValueError, saying what to do, when the database has not the schema or the partitions that this version needs."""
+    """Raises ValueError with the remedy if the database lacks the schema or the partitions of this version."""
     async with connect(dsn, "fundsvc schema check") as connection:
         with faults():
             _check_encoding(await connection.fetchval("SHOW server_encoding"))
@@ -67,13 +67,15 @@ async def check_schema(dsn: str, partitions: int) -> None:
 
 @cache
 def newest_revision() -> str | None:
-    """The revision of the schema that this version needs."""
+    """Returns the revision of the schema that this version requires."""
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def is_outdated(revision: str | None) -> bool:
-    """Whether a schema lacks something that this version needs. A newer one does not: migrations add, and what they make
-    superfluous goes a release later, so that during an upgrade the old version works on beside the new one.
+    """Returns whether a schema lacks something that this version requires.
+
+    A newer schema does not: migrations only add, and remove unused parts one release later. So the old version runs beside the
+    new one during an upgrade.
     """
     return revision is None or revision < str(newest_revision())
 
@@ -82,17 +84,19 @@ def _check_encoding(found: str) -> None:
     if found != "UTF8":
         raise ValueError(
             f"the database is encoded in {found}, which cannot hold every symbol:"
-            " make one with ENCODING 'UTF8' TEMPLATE template0"
+            " create one with ENCODING 'UTF8' TEMPLATE template0"
         )
 
 
 def _check_partitions(found: int, wanted: int) -> None:
     if found != wanted:
-        raise ValueError(f"the ledger has {found} partitions, the configuration says stream.partitions = {wanted}")
+        raise ValueError(
+            f"the ledger has {found} partitions, the configuration has stream.partitions = {wanted}: set it to {found}"
+        )
 
 
 def run_script(connection: Connection, script: str) -> None:
-    """Runs statements separated by semicolons, within the migration's transaction."""
+    """Runs statements separated by semicolons, in the migration's transaction."""
     connection.connection.run_async(lambda driver: driver.execute(script))
 
 
