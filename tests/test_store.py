@@ -250,6 +250,29 @@ async def test_replayed_events_are_noted_and_known(writer, service_connection):
     assert tuple(again) == ("invalid_field", "again", b"x")
 
 
+async def test_database_refuses_a_second_late_settlement_of_a_sequence(writer):
+    first = batch_of(listing("AAA"), fill("AAA", 10, 1))
+    first.rejected = [Rejected("1-0", n, Reason.LATE, "late", "json", b"x", ("AAA", 5, bytes(16))) for n in range(2)]
+    await writer.commit(first, START, NEXT)
+    partition = partition_of(*(await writer.load())[1])
+    partition.batch.replayed = [("1-0", 0, "8-0", partition.apply_late(fill("AAA", 5, 1)))]
+    await writer.commit(partition.take(), NEXT, Offset("2-0", 2))
+    partition.batch.replayed = [("1-0", 1, "9-0", partition.apply_late(fill("AAA", 5, 1)))]
+    with pytest.raises(StoreRefusal, match="rejected_settled_once"):
+        await writer.commit(partition.take(), Offset("2-0", 2), Offset("3-0", 3))
+
+
+async def test_commit_never_sets_the_sequence_of_a_fund_back(writer, service_connection):
+    await writer.commit(batch_of(listing("AAA"), fill("AAA", 10, 1)), START, NEXT)
+    partition = partition_of(*(await writer.load())[1])
+    partition.apply(fill("AAA", 11, 1))
+    batch = partition.take()
+    batch.funds = [state._replace(seq=9) for state in batch.funds]
+    with pytest.raises(StoreRefusal, match="AAA"):
+        await writer.commit(batch, NEXT, Offset("2-0", 2))
+    assert await service_connection.fetchval("SELECT seq FROM funds") == 10
+
+
 async def settled(writer, symbol, seqs):
     """Which of some sequences were settled, as facts tell, page by page."""
     known, left = set(), list(seqs)

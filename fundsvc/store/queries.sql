@@ -48,7 +48,7 @@ WITH moved AS (
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
         adl = excluded.adl, head = excluded.head, guard = excluded.guard, adl_record = excluded.adl_record,
         adl_head = excluded.adl_head, commit = excluded.commit, updated_at = now()
-    WHERE f.entry <= excluded.entry AND f.adl_record <= excluded.adl_record
+    WHERE f.entry <= excluded.entry AND f.seq <= excluded.seq AND f.adl_record <= excluded.adl_record
     RETURNING f.symbol
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
