@@ -56,12 +56,12 @@ def defaults():
     return values
 
 
-def test_the_reference_has_every_key_with_its_default_and_no_other():
+def test_reference_lists_every_key_with_its_default():
     assert tomllib.loads(reference()) == msgspec.json.decode(msgspec.json.encode(defaults()))
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: ".".join(key.path))
-def test_the_reference_says_of_each_key_what_it_is_and_its_range(key):
+def test_reference_describes_each_key_with_its_range(key):
     path = ".".join(key.path)
     if get_origin(key.kind) is dict:
         path = f"{path}.{next(iter(value_at(Config(), key.path)))}"
@@ -127,7 +127,7 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: ".".join(key.path))
-def test_the_environment_sets_each_key_and_nothing_else(key):
+def test_environment_sets_each_key_and_nothing_else(key):
     name = names(key.path)
     text, value = another(key)
     if name in NEEDED:
@@ -152,7 +152,7 @@ def load_text(text):
         return text
 
 
-def test_whole_tables_are_json_in_the_environment_and_keys_in_them_come_after():
+def test_environment_sets_tables_as_json_before_their_keys():
     config = load_config(
         None,
         {
@@ -166,7 +166,7 @@ def test_whole_tables_are_json_in_the_environment_and_keys_in_them_come_after():
     assert config.policy.of("XBTUSDTM").drawdown_guard == DrawdownGuard(hours=1)
 
 
-def test_a_list_without_anything_is_empty_in_the_environment():
+def test_empty_variable_is_an_empty_list():
     assert load_config(None, {"FUNDSVC_HTTP_ORIGINS": ""}).http.origins == ()
 
 
@@ -219,11 +219,11 @@ def refusal(tmp_path, text="", **environment):
         ('[stream]\nmode = "sentinel"\nsentinels = ["a:65536"]', 'stream: sentinels: "a:65536" is not "host:port"'),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_by_path_with_the_value_and_what_is_allowed(tmp_path, text, message):
+def test_error_states_path_value_and_allowed_values(tmp_path, text, message):
     assert message in refusal(tmp_path, text)
 
 
-def test_all_mistakes_are_said_at_once_and_which_variable_made_them(tmp_path):
+def test_all_errors_are_reported_at_once_with_their_variables(tmp_path):
     message = refusal(tmp_path, "[http]\nport = -1\n[log]\nlevel = 1", FUNDSVC_ENGINE_PORT="many", FUNDSVC_LOG_FORMAT="xml")
     assert message.splitlines() == [
         "configuration: http.port is -1: it must be a whole number, 0 to 65535",
@@ -236,14 +236,14 @@ def test_all_mistakes_are_said_at_once_and_which_variable_made_them(tmp_path):
 @pytest.mark.parametrize(
     "key", ["token.secret", "ledger.secret", "ledger.previous", "database.dsn", "database.owner_dsn", "stream.url"]
 )
-def test_a_secret_is_not_said_even_where_it_is_wrong(tmp_path, key):
+def test_error_hides_a_wrong_secret(tmp_path, key):
     section, name = key.split(".")
     message = refusal(tmp_path, f"[{section}]\n{name} = 123454321")
     assert f"{key} is ***: it must be " in message
     assert "123454321" not in message
 
 
-def test_a_table_in_the_environment_that_is_no_json_is_said(tmp_path):
+def test_environment_table_that_is_not_json_is_an_error(tmp_path):
     message = refusal(tmp_path, FUNDSVC_CURRENCY_DECIMALS="USDT=8")
     assert "FUNDSVC_CURRENCY_DECIMALS must be JSON, a table, each of it a whole number, 0 to 18" in message
 
@@ -262,24 +262,24 @@ def test_a_table_in_the_environment_that_is_no_json_is_said(tmp_path):
         ("", ""),
     ],
 )
-def test_a_password_in_an_address_is_not_shown(value, shown):
+def test_password_of_an_address_is_hidden(value, shown):
     assert presentable(value, find(Config, "database_dsn").kind) == shown
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="&"), min_size=1))
 @example("a:b@c/d?e#f")
-def test_no_password_is_shown_whatever_it_is(password):
+def test_any_password_is_hidden(password):
     hidden = f"§{password}§"
     for address in (f"redis://user:{hidden}@host/0", f"redis://host/0?a=b&password={hidden}"):
         assert "§" not in presentable(address, find(Config, "stream_url").kind)
 
 
-def test_a_key_of_any_type_is_described():
+def test_key_of_any_type_has_a_description():
     assert {allowed(key.kind) for key in KEYS} >= {"text", "a list, each of it text", "a whole number, 0 to 65535"}
     assert Key(("http", "port"), find(Config, "http_port").kind) in list(keys(Config))
 
 
-def test_what_takes_effect_is_shown_as_a_file_that_would_do_the_same(tmp_path):
+def test_effective_configuration_is_shown_as_an_equivalent_file(tmp_path):
     text = '[policy.contracts."A B"]\nrounds_max = 7\n[policy.default.drawdown_guard]\n[token]\naudience = "ü\\n\\"x"\n'
     path = tmp_path / "one.toml"
     path.write_text(text)
@@ -297,7 +297,7 @@ async def check(*arguments, **environment):
 NOTHING = Config()
 
 
-async def test_the_command_shows_what_takes_effect_without_secrets():
+async def test_config_check_shows_the_effective_configuration_without_secrets():
     ledger = {"FUNDSVC_LEDGER_SECRET": 32 * "hidden", "FUNDSVC_LEDGER_PREVIOUS": f"{32 * 'hidden'},{33 * 'hidden'}"}
     secrets = {
         "FUNDSVC_TOKEN_SECRET": 32 * "s",
@@ -329,13 +329,13 @@ async def test_the_command_shows_what_takes_effect_without_secrets():
         ({"FUNDSVC_CONFIG": "/nowhere/fundsvc.toml"}, "cannot read /nowhere/fundsvc.toml"),
     ],
 )
-async def test_the_command_exits_with_2_and_says_what_is_wrong(environment, message):
+async def test_config_check_exits_with_2_and_names_the_error(environment, message):
     done = await check(**environment)
     assert (done.code, done.output) == (2, "")
     assert message in done.error
 
 
-async def test_a_data_directory_that_cannot_be_made_is_named(tmp_path):
+async def test_data_directory_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").touch()
     environment = {**environment_of(NOTHING), "FUNDSVC_DATABASE_DSN": "", "FUNDSVC_STREAM_URL": ""}
     environment["FUNDSVC_DATA_DIRECTORY"] = str(tmp_path / "file" / "data")
@@ -343,12 +343,12 @@ async def test_a_data_directory_that_cannot_be_made_is_named(tmp_path):
     assert (done.code, done.error) == (1, f"fundsvc: {tmp_path}/file/data: Not a directory\n")
 
 
-async def test_the_version_is_said_whatever_the_configuration():
+async def test_version_is_printed_with_any_configuration():
     done = await program(sys.executable, "-m", "fundsvc", "--version", environment={"FUNDSVC_HTTP_PORT": "x"})
     assert (done.code, done.output, done.error) == (0, f"fundsvc {fundsvc_version}\n", "")
 
 
-async def test_the_command_asks_whether_what_is_named_is_there(config):
+async def test_config_check_reachable_reports_the_servers(config):
     done = await fundsvc(config, "config", "check", "--reachable", "--json")
     parts = done.result["parts"]
     assert (done.code, {name: part["ok"] for name, part in parts.items()}) == (0, dict.fromkeys(parts, True))
@@ -357,7 +357,7 @@ async def test_the_command_asks_whether_what_is_named_is_there(config):
     assert parts["schema"]["found"] == "as this version needs it, 1 partitions"
 
 
-async def test_the_command_says_what_is_away_or_does_not_fit(config):
+async def test_config_check_reachable_reports_unreachable_and_wrong_servers(config):
     nowhere = {"FUNDSVC_STREAM_URL": "redis://127.0.0.1:1", "FUNDSVC_STREAM_PARTITIONS": "3"}
     done = await fundsvc(config, "config", "check", "--reachable", "--json", **nowhere)
     parts = done.result["parts"]

@@ -30,7 +30,7 @@ print(files_for(clients, own), *resource.getrlimit(resource.RLIMIT_NOFILE))
         ((64, 600), (500, 100), (500, 600, 600)),
     ],
 )
-async def test_the_limit_is_raised_as_far_as_it_may_be(limits, asked, told):
+async def test_file_limit_is_raised_as_far_as_allowed(limits, asked, told):
     done = await program(sys.executable, "-c", ASK, *limits, *asked)
     assert done.output.split() == [str(number) for number in told], done.error
 
@@ -49,7 +49,7 @@ async def limited(config, files, **overrides):
         await process.communicate()
 
 
-async def test_a_service_that_may_open_few_files_stays_healthy_when_more_clients_come(config, unused_tcp_port_factory):
+async def test_service_with_few_files_stays_healthy_with_more_clients(config, unused_tcp_port_factory):
     port, health = unused_tcp_port_factory(), unused_tcp_port_factory()
     settings = {"FUNDSVC_HTTP_PORT": str(port), "FUNDSVC_HTTP_HEALTH_PORT": str(health), "FUNDSVC_LOG_LEVEL": "info"}
     async with limited(config, 300, FUNDSVC_LOG_FORMAT="json", **settings) as process, aiohttp.ClientSession() as probe:

@@ -91,12 +91,12 @@ async def busy(process):
     return process
 
 
-async def test_promtool_has_nothing_to_say(busy):
+async def test_promtool_reports_no_problem(busy):
     checked = await program("promtool", "check", "metrics", given=await busy.text())
     assert checked == (0, "", "")
 
 
-async def test_the_handbook_lists_every_metric_with_its_labels(busy):
+async def test_handbook_lists_every_metric_with_its_labels(busy):
     text = await busy.text()
     shown = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     rows = re.findall(r"^\| (`fundsvc_[^|]*)\|([^|]*)\| ([^|]*) \|$", OPERATIONS.read_text(), re.MULTILINE)
@@ -121,7 +121,7 @@ FROM entries
 """
 
 
-async def test_amounts_are_the_ledgers(process, service_connection):
+async def test_amounts_equal_those_of_the_ledger(process, service_connection):
     await process.send(*BEGINNING, fill(SYMBOL, 1, 3000), shortfall(2, lots=70_000))
     await process.settled(2)
     assert process.sum("fund_state", symbol=SYMBOL, state="adl") == 1
@@ -146,7 +146,7 @@ async def test_amounts_are_the_ledgers(process, service_connection):
     assert process.sum("balance") == process.sum("payable") == int(moved["credited"] - moved["paid"]) / ATOMS
 
 
-async def test_a_refund_is_counted(process, service_connection):
+async def test_refund_is_counted(process, service_connection):
     await process.send(*BEGINNING, fill(SYMBOL, 1, 1), shortfall(2, lots=100))
     await process.settled(2)
     asked = allocated(await written_records(service_connection))
@@ -158,7 +158,7 @@ async def test_a_refund_is_counted(process, service_connection):
     assert process.sum("adl_seconds_count") == 1
 
 
-async def test_a_restart_begins_with_the_balance_and_counts_from_nothing(config):
+async def test_restart_shows_the_balance_and_counts_from_zero(config):
     now = time.time_ns() // 1_000_000
     async with running(config) as process:
         await process.send(listing("AAA"), fill("AAA", 1, 50, now), fill("AAA", 2, -20, now))
@@ -173,7 +173,7 @@ async def test_a_restart_begins_with_the_balance_and_counts_from_nothing(config)
         assert process.sum("drawdown_ratio", symbol="AAA") == pytest.approx(0.6)
 
 
-async def test_what_was_counted_goes_on_through_a_fault(process, owner_connection):
+async def test_counters_continue_after_a_fault(process, owner_connection):
     await process.send(listing("AAA"), fill("AAA", 1, 50), fill("AAA", 2, -20))
     await process.settled(2)
     await owner_connection.execute(
@@ -191,7 +191,7 @@ CONTRACT = Contract(symbol="AAA", settle_currency="USDT", settle_decimals=8, pri
 
 
 class TestLettingGo:
-    def test_what_is_not_owned_is_not_shown_and_counts_on_later(self):
+    def test_released_partition_is_hidden_and_its_counters_continue_later(self):
         metrics = Metrics()
         metrics.own(0, 1)
         metrics.loaded([Fund(CONTRACT, balance=5 * ATOMS)], [])
@@ -209,7 +209,7 @@ class TestLettingGo:
         assert sample_sum(metrics, "fundsvc_entries_total", kind="flat") == 3
         assert sample_sum(metrics, "fundsvc_partition_epoch") == 3
 
-    def test_orders_that_were_open_are_those_that_are_loaded(self):
+    def test_loaded_orders_are_the_open_orders(self):
         metrics = Metrics()
         order = AdlOrder(
             symbol="AAA",
@@ -231,13 +231,13 @@ class TestLettingGo:
 
 
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53))
-def test_any_label_and_any_number_come_through(text, number):
+def test_any_label_and_number_round_trips(text, number):
     family = Family("a_b", "gauge", "What it is.", lambda row: row[0], lambda row: row[1], ',c="d"')
     (shown,) = text_string_to_metric_families(exposition([family], [(labels_text(symbol=text), number)]))
     (sample,) = shown.samples
     assert (sample.labels, sample.value) == ({"symbol": text, "c": "d"}, number)
 
 
-def test_what_has_no_value_is_not_shown():
+def test_row_without_a_value_has_no_sample():
     family = Family("a", "counter", "What it is.", lambda row: "", lambda row: row)
     assert exposition([family], [None]) == "# HELP a What it is.\n# TYPE a counter\n"

@@ -60,7 +60,7 @@ async def is_refused(service):
 
 
 @pytest.mark.parametrize("how", ["paused", "replay", "receiver"])
-async def test_a_replica_that_is_held_up_is_not_served_as_live(config, replica, how):  # noqa: F811
+async def test_delayed_replica_is_refused_as_stale(config, replica, how):  # noqa: F811
     async with world_of(config) as (service, producer):
         assert (await check(service, "replica"))[0] == 200
         before = (await service.data(FUND))["asOf"]
@@ -91,7 +91,7 @@ async def test_a_replica_that_is_held_up_is_not_served_as_live(config, replica, 
         assert (await check(service, "replica"))[0] == 200
 
 
-async def test_without_an_engine_a_replica_goes_on_to_be_read(config):
+async def test_replica_is_read_while_no_engine_runs(config):
     async with world_of(config) as (service, _):
         pass
     async with serving(config) as service:
@@ -106,7 +106,7 @@ async def test_without_an_engine_a_replica_goes_on_to_be_read(config):
         assert fund["asOf"] < time.time() * 1000 - STALE_SECONDS * 1000
 
 
-async def test_an_engine_that_starts_finds_the_replica_behind_or_not(config, replica):  # noqa: F811
+async def test_replica_is_refused_only_while_behind_a_started_engine(config, replica):  # noqa: F811
     async with world_of(config):
         pass
     async with serving(config) as service, replica.held_up("paused"):
@@ -117,7 +117,7 @@ async def test_an_engine_that_starts_finds_the_replica_behind_or_not(config, rep
 
 
 @pytest.mark.parametrize("how", ["paused", "replay"])
-async def test_a_replica_that_has_no_primary_to_ask_looks_at_what_it_received(config, replica, how):  # noqa: F811
+async def test_replica_without_reachable_primary_uses_its_received_wal(config, replica, how):  # noqa: F811
     async with owned(config) as owner, open_pool(config.database.reader_dsn, 2) as reader:
         await owner.settle([listing("AAA")])
         await eventually(lambda: replayed(reader))
@@ -151,7 +151,7 @@ async def replayed(reader):
     return await fetch(reader, "contracts", None)
 
 
-async def test_a_primary_is_never_behind(config):
+async def test_primary_is_never_behind(config):
     primary = msgspec.structs.replace(config, database=msgspec.structs.replace(config.database, reader_dsn=""))
     async with owned(primary) as owner, serving(primary) as service:
         await owner.settle([listing("AAA"), fill("AAA", 1, 5)])

@@ -18,7 +18,7 @@ def of_directory(directory):
     return Config(data=DataConfig(directory=str(directory)))
 
 
-def test_a_secret_is_made_once_for_its_owner_alone(tmp_path):
+def test_secret_is_created_once_readable_only_for_its_owner(tmp_path):
     made = stored_secret(tmp_path / "data")
     assert len(made) >= 32
     assert stat.S_IMODE((tmp_path / "data" / SECRET_FILE).stat().st_mode) == 0o600
@@ -27,27 +27,27 @@ def test_a_secret_is_made_once_for_its_owner_alone(tmp_path):
     assert [path.name for path in (tmp_path / "data").iterdir()] == [SECRET_FILE]
 
 
-def test_whoever_asks_at_the_same_time_gets_the_same(tmp_path):
+def test_concurrent_callers_get_the_same_secret(tmp_path):
     with ThreadPoolExecutor(16) as threads:
         for attempt in range(50):
             assert len(set(threads.map(stored_secret, [tmp_path / str(attempt)] * 16))) == 1
 
 
 @pytest.mark.parametrize("token", [TokenConfig(secret=SECRET), TokenConfig(keys="keys.json")])
-def test_a_configured_key_is_the_only_one(tmp_path, token):
+def test_configured_key_is_the_only_one(tmp_path, token):
     config = msgspec.structs.replace(of_directory(tmp_path), token=token)
     assert with_secret(config) == config
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_service_without_a_server_of_ours_has_no_secret_of_ours(tmp_path, config):
+def test_service_without_embedded_servers_has_no_generated_secret(tmp_path, config):
     elsewhere = with_section(config, "data", directory=str(tmp_path))
     assert with_secret(elsewhere) == elsewhere
     half = with_section(elsewhere, "stream", url="")
     assert with_secret(half).token.secret == (tmp_path / SECRET_FILE).read_text()
 
 
-async def test_a_token_is_minted_from_the_data_directory_before_anything_ran(tmp_path, config):
+async def test_token_is_minted_from_the_data_directory_before_the_first_start(tmp_path, config):
     environment = {"FUNDSVC_STREAM_URL": "", "FUNDSVC_DATA_DIRECTORY": str(tmp_path / "data")}
     done = await fundsvc(config, "token", "--role", "trader", "--account", "anna", "--hours", "1", **environment)
     assert (done.code, done.error) == (0, "")
@@ -56,7 +56,7 @@ async def test_a_token_is_minted_from_the_data_directory_before_anything_ran(tmp
     assert tokens.read(done.output.strip()) == Caller("trader", "anna", "")
 
 
-async def test_a_token_is_minted_from_the_configured_secret(config):
+async def test_token_is_minted_from_the_configured_secret(config):
     environment = {"FUNDSVC_TOKEN_SECRET": SECRET, "FUNDSVC_TOKEN_AUDIENCE": "elsewhere"}
     done = await fundsvc(config, "token", "--role", "engine", "--subject", "engine 1", "--json", **environment)
     assert Tokens(TokenConfig(secret=SECRET, audience="elsewhere")).read(done.result["token"]) == Caller(
@@ -75,13 +75,13 @@ async def test_a_token_is_minted_from_the_configured_secret(config):
         (("--role", "trader", "--account", "a" * 65), {"FUNDSVC_TOKEN_SECRET": SECRET}, "account"),
     ],
 )
-async def test_a_token_that_would_not_be_accepted_is_not_minted(config, arguments, environment, said):
+async def test_token_that_the_service_would_reject_is_not_minted(config, arguments, environment, said):
     done = await fundsvc(config, "token", "--role", "risk", *arguments, **environment)
     assert (done.code, done.output) == (2, "")
     assert said in done.error
 
 
-def test_an_embedded_ledger_has_a_secret_of_its_own_that_its_owner_alone_may_read(tmp_path):
+def test_embedded_ledger_has_a_secret_readable_only_for_its_owner(tmp_path):
     config = of_directory(tmp_path / "data")
     made = with_ledger_secret(config)
     path = tmp_path / "data" / LEDGER_FILE
@@ -90,7 +90,7 @@ def test_an_embedded_ledger_has_a_secret_of_its_own_that_its_owner_alone_may_rea
     assert with_ledger_secret(config) == made == with_ledger_secret(made)
 
 
-def test_a_ledger_elsewhere_has_the_secret_that_is_configured_or_none(tmp_path):
+def test_external_ledger_has_only_the_configured_secret(tmp_path):
     config = of_directory(tmp_path)
     elsewhere = msgspec.structs.replace(
         config, database=DatabaseConfig(dsn="postgresql://u@h/d"), stream=StreamConfig(url="redis://h")
@@ -107,6 +107,6 @@ def test_a_ledger_elsewhere_has_the_secret_that_is_configured_or_none(tmp_path):
         (LedgerConfig(secret="s" * 32, previous=f"{'p' * 32},short"), "ledger.previous has 5 characters"),
     ],
 )
-def test_a_ledger_secret_that_is_none_is_refused(tmp_path, ledger, message):
+def test_invalid_ledger_secret_is_refused(tmp_path, ledger, message):
     with pytest.raises(ConfigError, match=message):
         with_ledger_secret(msgspec.structs.replace(of_directory(tmp_path), ledger=ledger))

@@ -78,7 +78,7 @@ TIMES = [(7.0, 0), (7.0, 3 * HOUR_MS), (200.0, 0), (200.0, 2 * DAY_MS)]
 
 
 @pytest.mark.parametrize(("minutes", "lateness_ms"), TIMES)
-async def test_the_past_and_any_moment_are_what_a_walk_along_the_entries_finds(ledger, minutes, lateness_ms):
+async def test_past_balances_equal_a_walk_along_the_entries(ledger, minutes, lateness_ms):
     dice = random.Random(minutes + lateness_ms)
     for step in range(4):
         seqs = range(1 + 40 * step, 41 + 40 * step)
@@ -97,7 +97,7 @@ async def test_the_past_and_any_moment_are_what_a_walk_along_the_entries_finds(l
     assert len(set(outstanding)) > 3
 
 
-async def test_an_entry_that_was_settled_late_does_not_change_what_was(ledger):
+async def test_late_entry_does_not_change_past_balances(ledger):
     await ledger.settle(fill("AAA", 1, 5, START_MS), fill("AAA", 2, 7, START_MS + DAY_MS), fill("AAA", 3, 9, START_MS + 1))
     for _ in range(2):
         standing = await ledger.statistics.at("AAA", START_MS + 10)
@@ -105,7 +105,7 @@ async def test_an_entry_that_was_settled_late_does_not_change_what_was(ledger):
         await condense(ledger.pool, 0)
 
 
-async def test_nothing_is_before_the_first_entry(ledger):
+async def test_fund_is_zero_before_the_first_entry(ledger):
     await ledger.settle(fill("AAA", 1, 5, START_MS))
     assert await ledger.statistics.at("AAA", START_MS - 1) == FundAt(0, 0, 0, 0)
     assert await ledger.statistics.at("BBB", START_MS) == FundAt(0, 0, 0, 0)
@@ -132,7 +132,7 @@ def brute_candles(rows, span, now):
 
 @pytest.mark.parametrize("granularity", [60, 1440])
 @pytest.mark.parametrize(("minutes", "lateness_ms"), TIMES)
-async def test_candles_are_what_a_walk_along_the_entries_finds(ledger, minutes, lateness_ms, granularity):
+async def test_candles_equal_a_walk_along_the_entries(ledger, minutes, lateness_ms, granularity):
     dice = random.Random(minutes + lateness_ms)
     width = granularity * 60_000
     for step in range(3):

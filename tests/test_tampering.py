@@ -159,7 +159,7 @@ async def differences(config):
     return [difference for audit in audits for difference in audit.differences]
 
 
-async def test_the_ledger_of_these_tests_has_everything(ledger, owner_connection):
+async def test_ledger_fixture_has_every_kind_of_row(ledger, owner_connection):
     assert await differences(ledger) == []
     kinds = {row["kind"] for row in await owner_connection.fetch("SELECT kind FROM entries UNION SELECT kind FROM adl_records")}
     assert kinds == {"surplus", "flat", "shortfall", "refund", "cover", "order", "round", "execution", "end"}
@@ -167,14 +167,14 @@ async def test_the_ledger_of_these_tests_has_everything(ledger, owner_connection
     assert states == {"open", "done", "uncovered"}
 
 
-async def test_what_is_said_to_decide_nothing_exists(ledger, owner_connection):
+async def test_listed_exceptions_exist_in_the_schema(ledger, owner_connection):
     columns = await columns_of(owner_connection)
     assert {table for table, _ in columns} >= set(TABLES_THAT_DECIDE_NOTHING)
     assert set(columns) >= set(COLUMNS_THAT_DECIDE_NOTHING)
     assert not {table for table, _ in COLUMNS_THAT_DECIDE_NOTHING} & set(TABLES_THAT_DECIDE_NOTHING)
 
 
-async def test_every_other_column_is_covered_by_the_audit(ledger, owner_connection):
+async def test_audit_covers_every_other_column(ledger, owner_connection):
     believed, tried = [], 0
     for (table, column), kind in (await columns_of(owner_connection)).items():
         if table in TABLES_THAT_DECIDE_NOTHING or (table, column) in COLUMNS_THAT_DECIDE_NOTHING:
