@@ -1,4 +1,4 @@
-"""The reference of the configuration beside the configuration itself, the environment, and what is said of mistakes."""
+"""Compares the configuration reference with the settings; tests environment variables and error messages."""
 
 import re
 import sys
@@ -21,24 +21,24 @@ from fundsvc.core.policy import DrawdownGuard
 
 REFERENCE = Path(__file__).parents[1] / "config" / "fundsvc.toml"
 OUTCOMMENTED = re.compile(r"^# (?=\[|[a-z_]+ += )", re.MULTILINE)
-LINE = re.compile(r"^(?:\[(?P<table>[\w.]+)\]|(?P<key>\w+) += (?P<value>.*?))\s*(?:# (?P<said>.*))?$", re.MULTILINE)
+LINE = re.compile(r"^(?:\[(?P<table>[\w.]+)\]|(?P<key>\w+) += (?P<value>.*?))\s*(?:# (?P<description>.*))?$", re.MULTILINE)
 
 KEYS = [key for key in keys(Config) if get_origin(key.kind) is not dict or not struct_of(get_args(key.kind)[1])]
-"""All but the tables that hold a table for each contract."""
+"""All keys but the tables with a table per contract."""
 
 
 def reference():
-    """The whole file, with what stands in it as a comment only because it changes what it is left out for."""
+    """Returns the reference with its optional keys uncommented."""
     return OUTCOMMENTED.sub("", REFERENCE.read_text())
 
 
-def said():
-    """What is said of each key, by path."""
+def descriptions():
+    """Returns the description of each key, by path."""
     table, found = "", {}
     for line in LINE.finditer(reference()):
         table = line["table"] or table
         if line["key"]:
-            found[f"{table}.{line['key']}"] = line["said"] or ""
+            found[f"{table}.{line['key']}"] = line["description"] or ""
     return found
 
 
@@ -65,11 +65,11 @@ def test_reference_describes_each_key_with_its_range(key):
     path = ".".join(key.path)
     if get_origin(key.kind) is dict:
         path = f"{path}.{next(iter(value_at(Config(), key.path)))}"
-        assert path in said()
+        assert path in descriptions()
         return
-    words = said()[path]
-    assert len(words.split()) >= 2, "say what it is"
-    assert re.search(rf"(?<![\d.]){re.escape(span(key.kind))}(?![\d])", words), f"say its range: {span(key.kind)}"
+    words = descriptions()[path]
+    assert len(words.split()) >= 2, "the description is missing"
+    assert re.search(rf"(?<![\d.]){re.escape(span(key.kind))}(?![\d])", words), f"the range is missing: {span(key.kind)}"
     for one in choices(key.kind):
         assert f'"{one}"' in words or value_at(defaults(), key.path) == one
     schemes = re.findall(r"\w+://", allowed(key.kind))
@@ -77,7 +77,7 @@ def test_reference_describes_each_key_with_its_range(key):
 
 
 def choices(kind):
-    """What the text of a type must be one of, if it must."""
+    """Returns the allowed texts of a type, or ()."""
     found = inspect.type_info(kind)
     found = getattr(found, "item_type", found)
     return found.values if isinstance(found, inspect.LiteralType) else ()
@@ -90,7 +90,7 @@ def value_at(values, path):
 
 
 def another(key):
-    """A legal value that is not the default, as the environment gives it, and as it is then."""
+    """Returns a legal value that is not the default, as text of the environment and as a value."""
     default = value_at(defaults(), key.path)
     if get_origin(key.kind) is dict:
         return '{"XBT":3}', {"XBT": 3}
@@ -109,7 +109,7 @@ def another(key):
 
 
 def numbers(key, default):
-    """Legal values, from the smallest step off the default on."""
+    """Yields legal numbers near the default."""
     kind = int if isinstance(default, int) else float
     for value in (kind(default * 0.98), default + 1, default - 1, kind(default * 1.02)):
         try:
@@ -123,7 +123,7 @@ NEEDED = {
     "FUNDSVC_STREAM_MODE": {"FUNDSVC_STREAM_MODE": "cluster", "FUNDSVC_STREAM_URL": "redis://one"},
     "FUNDSVC_POLICY_DEFAULT_DRAWDOWN_GUARD_STOP": {"FUNDSVC_POLICY_DEFAULT_DRAWDOWN_GUARD_STOP": "0.2"},
 }
-"""What keys need that cannot be anything while others are what they are."""
+"""Further variables that a key requires to have another value."""
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: ".".join(key.path))

@@ -1,4 +1,4 @@
-"""The embedded servers, used by processes that come, go and are killed."""
+"""Embedded servers with processes that start, leave and are killed."""
 
 import asyncio
 import itertools
@@ -74,7 +74,7 @@ def prepared(short_directory):
 
 @pytest.fixture
 def servers(prepared, short_directory):
-    """Servers of a directory of their own that have run before; stopped at the end if a test did not see to it."""
+    """Servers of a separate directory that have run before. They are stopped after the test."""
     directory = short_directory / f"e{next(_NUMBERS)}"
     subprocess.run(["cp", "-a", prepared, directory], check=True)
     servers = EmbeddedServers(directory)
@@ -99,7 +99,7 @@ def stream(servers):
     return redis.Redis.from_url(servers.stream_url)
 
 
-async def ask(dsn, statement):
+async def query(dsn, statement):
     connection = await asyncpg.connect(dsn)
     try:
         return await connection.fetchval(statement)
@@ -138,7 +138,7 @@ def test_killed_user_leaves_servers_that_the_next_user_adopts_with_their_data(se
     killed = User(servers.directory).wait_until_up()
     with stream(servers) as client:
         client.set("kept", "1")
-    asyncio.run(ask(servers.owner_dsn, "CREATE TABLE kept AS SELECT 1 AS x"))
+    asyncio.run(query(servers.owner_dsn, "CREATE TABLE kept AS SELECT 1 AS x"))
     killed.kill()
     before = pids(servers)
     assert None not in before
@@ -150,7 +150,7 @@ def test_killed_user_leaves_servers_that_the_next_user_adopts_with_their_data(se
     servers.start()
     with stream(servers) as client:
         assert client.get("kept") == b"1"
-    assert asyncio.run(ask(servers.dsn, "SELECT count(*) FROM pg_tables WHERE tablename = 'kept'")) == 1
+    assert asyncio.run(query(servers.dsn, "SELECT count(*) FROM pg_tables WHERE tablename = 'kept'")) == 1
     servers.stop()
 
 
@@ -168,7 +168,7 @@ async def test_dead_server_is_restarted(servers):
 async def alive(config):
     try:
         with redis.Redis.from_url(config.stream.url) as client:
-            return client.ping() and await ask(config.database.dsn, "SELECT 1")
+            return client.ping() and await query(config.database.dsn, "SELECT 1")
     except (OSError, redis.ConnectionError, asyncpg.PostgresError):
         return False
 
@@ -211,7 +211,7 @@ def test_interrupted_initialisation_is_repeated(short_directory):
     servers = EmbeddedServers(short_directory / f"e{next(_NUMBERS)}")
     (servers.directory / "postgres.new" / "junk").mkdir(parents=True)
     servers.start(valkey=False)
-    assert asyncio.run(ask(servers.dsn, "SELECT current_user::text")) == "fundsvc_service"
+    assert asyncio.run(query(servers.dsn, "SELECT current_user::text")) == "fundsvc_service"
     servers.stop()
 
 
@@ -304,11 +304,11 @@ def test_root_runs_servers_without_capabilities_as_a_separate_user_below_a_close
         pwd.getpwuid(user)
     for pid in pids(servers):
         assert set(capabilities(pid).values()) == {0}
-    asyncio.run(ask(servers.owner_dsn, "CREATE TABLE kept AS SELECT 1 AS x"))
+    asyncio.run(query(servers.owner_dsn, "CREATE TABLE kept AS SELECT 1 AS x"))
     servers.stop()
     servers.start()
     assert {psutil.Process(pid).uids().real for pid in pids(servers)} == {user}
-    assert asyncio.run(ask(servers.owner_dsn, "SELECT x FROM kept")) == 1
+    assert asyncio.run(query(servers.owner_dsn, "SELECT x FROM kept")) == 1
     servers.stop()
 
 
@@ -351,14 +351,14 @@ for name in ("valkey.password", "postgres/postgresql.conf", "postgres/pg_hba.con
 
 
 def attack(directory):
-    """What another user of the machine gets at: of the sockets, and of the files."""
+    """Returns what another user of the machine can access of the sockets and files."""
     command = [sys.executable, "-c", ATTACK, str(directory), str(NOBODY)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.fixture
 def open_directory():
-    """A directory that all users may pass, unlike the one that other tests use."""
+    """A directory that all users may pass, unlike that of the other tests."""
     directory = Path(tempfile.mkdtemp(prefix="fs-"))
     directory.chmod(0o755)
     yield directory
@@ -368,7 +368,7 @@ def open_directory():
 @as_root
 @pytest.mark.parametrize("doors", ["closed", "open"])
 def test_other_user_is_denied_even_with_open_directories(prepared, open_directory, doors):
-    """With open doors only authentication is left: the sockets and all above them are opened to everybody."""
+    """With open directories and sockets only authentication protects the servers."""
     directory = open_directory / "data"
     subprocess.run(["cp", "-a", prepared, directory], check=True)
     directory.chmod(0o755)
@@ -398,19 +398,19 @@ def test_servers_of_nobody_get_a_separate_user_at_the_next_start(servers):
 
 
 @pytest.mark.parametrize(
-    ("prepare", "told"),
+    ("prepare", "message"),
     [
         (lambda directory: (directory / "thesis.tex").touch() or directory.chmod(0o755), "chmod 0700"),
         (lambda directory: (directory / "run").symlink_to("/etc") or directory.chmod(0o777), "chmod 0700"),
         pytest.param(lambda directory: shutil.chown(directory, "nobody"), "belongs to user nobody", marks=as_root),
     ],
 )
-def test_directory_that_may_belong_to_another_user_is_refused_unchanged(short_directory, prepare, told):
+def test_directory_that_may_belong_to_another_user_is_refused_unchanged(short_directory, prepare, message):
     directory = short_directory / f"e{next(_NUMBERS)}"
     directory.mkdir(mode=0o700)
     prepare(directory)
     before = directory.stat()
-    with pytest.raises(EmbeddedError, match=told):
+    with pytest.raises(EmbeddedError, match=message):
         EmbeddedServers(directory).start()
     assert directory.stat()[:6] == before[:6]
 
@@ -425,7 +425,7 @@ def test_programs_below_a_closed_directory_are_copied_to_a_reachable_place(
     monkeypatch.setattr("fundsvc.local.servers._package", lambda name: closed / name)
     monkeypatch.setattr("fundsvc.local.server_process.PROGRAMS", open_directory / "programs")
     servers.start()
-    assert asyncio.run(ask(servers.dsn, "SELECT 1")) == 1
+    assert asyncio.run(query(servers.dsn, "SELECT 1")) == 1
     assert all(psutil.Process(pid).exe().startswith(f"{open_directory}/programs/") for pid in pids(servers))
     assert {path.stat().st_uid for path in (open_directory / "programs").rglob("*")} == {0}
     servers.stop()

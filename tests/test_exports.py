@@ -1,4 +1,4 @@
-"""Exports and audits of a ledger that grows meanwhile: whole, and without a snapshot that slows commits down."""
+"""Exports and audits of a growing ledger are complete, and hold no snapshot that slows commits down."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The audit finds what money rests on where every hash is valid: the owner of the database seals the forged chains anew."""
+"""The audit finds forged money although every hash is valid: the owner of the database seals the forged chains again."""
 
 import msgspec
 import pytest
@@ -106,7 +106,7 @@ async def test_audit_finds_a_forged_record_that_agrees_with_its_order(ledger, ow
 
 @pytest.mark.parametrize("lots", [1, 3])
 async def test_audit_finds_a_forged_execution(ledger, owner_connection, lots):  # noqa: F811
-    """Other lots, with a body that agrees."""
+    """The forged execution has other lots and a consistent body."""
     await unlock(owner_connection)
     row = await owner_connection.fetchrow("SELECT * FROM adl_records WHERE kind = 'execution' ORDER BY record LIMIT 1")
     assert isinstance(msgspec.msgpack.decode(row["body"], type=Reduced), Reduced)
@@ -115,14 +115,14 @@ async def test_audit_finds_a_forged_execution(ledger, owner_connection, lots):  
     assert await differences(ledger)
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-async def test_audit_finds_a_forged_allocation(ledger, owner_connection, asked):  # noqa: F811
-    """A round that asked the first account for other lots."""
+@pytest.mark.parametrize("requested", [0, 1])
+async def test_audit_finds_a_forged_allocation(ledger, owner_connection, requested):  # noqa: F811
+    """The forged round requests other lots of the first account."""
     await unlock(owner_connection)
     row = await owner_connection.fetchrow("SELECT record, body FROM adl_records WHERE kind = 'order' AND adl = 1")
     order = msgspec.msgpack.decode(row["body"], type=OrderBody)
-    assert order.first.asked[0] != asked
-    first = msgspec.structs.replace(order.first, asked=[asked, *order.first.asked[1:]])
+    assert order.first.asked[0] != requested
+    first = msgspec.structs.replace(order.first, asked=[requested, *order.first.asked[1:]])
     body = msgspec.msgpack.encode(msgspec.structs.replace(order, first=first))
     await owner_connection.execute("UPDATE adl_records SET body = $1 WHERE record = $2", body, row["record"])
     await seal(owner_connection, SYMBOL)

@@ -1,4 +1,4 @@
-"""Keys that stand twice: refused in every event of both codecs, and wherever JSON is read."""
+"""Duplicate keys are rejected in every event of both codecs, and wherever JSON is read."""
 
 import msgspec
 import pytest
@@ -32,7 +32,7 @@ CODECS = ["json", "msgpack"]
 
 
 def pairs_of(event, codec):
-    """The pairs of an encoded event, each in bytes."""
+    """Returns the encoded pairs of an event."""
     module = msgspec.json if codec == "json" else msgspec.msgpack
     return [(module.encode(key), module.encode(value)) for key, value in msgspec.to_builtins(event).items()]
 

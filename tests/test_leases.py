@@ -23,7 +23,7 @@ def partitions():
 
 @pytest.fixture
 async def join(config):
-    """Lets an engine join, with leases that last `seconds`."""
+    """Returns a function with which an engine joins, with leases of `seconds`."""
     async with AsyncExitStack() as stack:
 
         async def join(name, seconds=LONG_SECONDS):
@@ -33,7 +33,7 @@ async def join(config):
 
 
 async def settle(engines):
-    """What each of the engines holds once all gave up what is beyond their share and took what others gave up."""
+    """Returns the partitions of each engine after all released what exceeds their share and claimed what was free."""
     held = {}
     for _ in range(3):
         for engine in engines:
@@ -116,7 +116,7 @@ async def test_engine_that_left_has_no_share(join):
 
 
 async def test_claim_ends_the_open_transaction_of_the_previous_owner(config, join, service_connection):
-    """A stopped owner in the middle of a COPY: its rows would block the new owner's for as long as it sleeps."""
+    """The stopped owner is in the middle of a COPY, whose rows would block those of the new owner."""
     dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
     epochs = await dead.keep()
     batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
@@ -214,7 +214,7 @@ GHOST = "UPDATE engines SET seen_at = seen_at + interval '1 hour'"
 
 
 async def test_leases_of_dead_engines_expire_although_the_clock_was_set_back(join, owner_connection):
-    """As if it was an hour later when the owner died."""
+    """Simulates an owner that died while the clock was an hour ahead."""
     dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
     before = await dead.keep()
     await owner_connection.execute(SET_BACK)

@@ -1,4 +1,4 @@
-"""What the running /metrics shows: by Prometheus' rules, as the handbook says, to the atom what the ledger says."""
+"""The /metrics of a running service: valid for promtool, as in the handbook, with the amounts of the ledger."""
 
 import asyncio
 import re
@@ -35,7 +35,7 @@ ATOMS = 10**8
 
 
 class Process:
-    """Engine and HTTP side in one, as `fundsvc up` has them."""
+    """Engine and HTTP side in one process, as `fundsvc up` runs them."""
 
     def __init__(self, http, metrics, producer):
         self._http = http
@@ -83,7 +83,7 @@ async def process(config):
 
 @pytest.fixture
 async def busy(process):
-    """A process that has shown something of everything: fills of all kinds, orders, duplicates, rejections."""
+    """A process that has shown every metric: fills of all kinds, orders, duplicates, rejections."""
     await process.send(*BEGINNING, fill(SYMBOL, 1, 3), fill(SYMBOL, 1, 3), fill("NOSUCH", 1, 1))
     await process.send(shortfall(2), executed(3, 1, "secret-anna", 10), shortfall(4), ended(5, 1))
     await process.settled(3)
@@ -100,13 +100,13 @@ async def test_handbook_lists_every_metric_with_its_labels(busy):
     text = await busy.text()
     shown = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     rows = re.findall(r"^\| (`fundsvc_[^|]*)\|([^|]*)\| ([^|]*) \|$", OPERATIONS.read_text(), re.MULTILINE)
-    told = {name: (set(code(labels)), text) for names, labels, text in rows for name in code(names)}
-    assert set(told) == set(shown)
+    listed = {name: (set(code(labels)), text) for names, labels, text in rows for name in code(names)}
+    assert set(listed) == set(shown)
     for name, kind in shown.items():
-        assert (kind == "histogram") == told[name][1].startswith("histogram"), name
+        assert (kind == "histogram") == listed[name][1].startswith("histogram"), name
     for sample in samples(text):
         name = re.sub(r"_(bucket|sum|count)$", "", sample.name) if sample.name not in shown else sample.name
-        assert set(sample.labels) - {"le"} == told[name][0], name
+        assert set(sample.labels) - {"le"} == listed[name][0], name
 
 
 def code(cell):
@@ -127,13 +127,13 @@ async def test_amounts_equal_those_of_the_ledger(process, service_connection):
     assert process.sum("fund_state", symbol=SYMBOL, state="adl") == 1
     assert process.sum("adl_oldest_open_seconds", symbol=SYMBOL) > 0
     order = await service_connection.fetchrow("SELECT * FROM adl_orders")
-    asked = allocated(await written_records(service_connection))
-    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(asked, 3)))
+    allocations = allocated(await written_records(service_connection))
+    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(allocations, 3)))
     await process.send(*(ended(seq, 1) for seq in range(20, 24)))
     await eventually(lambda: process.sum("adl_open_orders") == 0)
     assert process.sum("adl_orders_total", state="uncovered") == 1
     assert process.sum("adl_lots_needed_total") == order["lots"]
-    assert process.sum("adl_lots_taken_total") == sum(row.asked for row in asked)
+    assert process.sum("adl_lots_taken_total") == sum(row.asked for row in allocations)
     assert process.sum("fund_state", symbol=SYMBOL, state="uncovered") == 1
     await process.send(fill(SYMBOL, 30, 9_000_000), shortfall(31, lots=7))
     await process.settled(4)
@@ -149,8 +149,8 @@ async def test_amounts_equal_those_of_the_ledger(process, service_connection):
 async def test_refund_is_counted(process, service_connection):
     await process.send(*BEGINNING, fill(SYMBOL, 1, 1), shortfall(2, lots=100))
     await process.settled(2)
-    asked = allocated(await written_records(service_connection))
-    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(asked, 3)))
+    allocations = allocated(await written_records(service_connection))
+    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(allocations, 3)))
     await eventually(lambda: process.sum("adl_orders_total", state="done") == 1)
     moved = await service_connection.fetchrow(MOVED)
     assert process.sum("refunded_total") == process.sum("adl_overshoot_total") == int(moved["refunded"]) / ATOMS

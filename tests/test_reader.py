@@ -33,14 +33,14 @@ def reader(pool):
 
 
 def jumbled(symbol, numbers):
-    """Fills of all kinds over nine hours, whose times wander back and forth."""
+    """Returns fills of all kinds over nine hours, with times out of order."""
     for number in numbers:
         ts = START_MS + number * 61_000 + (number * 7919 % 11 - 5) * HOUR_MS // 3
         yield fill(symbol, number * 2, POINTS[KINDS[number % len(KINDS)]], ts)
 
 
 async def pages(reader, symbol, size, **question):
-    """All pages of a question, each read from where the one before it ended."""
+    """Reads all pages of a query, each from the end of the previous one."""
     rows = []
     while page := await reader.history(symbol, count=size, **question):
         rows += page
@@ -103,7 +103,7 @@ async def test_every_query_pages_to_the_end_without_gap_or_duplicate(owner, pool
 
 
 class Explaining(Reader):
-    """A reader that also asks the server how many ledger rows each of its reads visits."""
+    """A reader that also counts the ledger rows that each query visits."""
 
     def __init__(self, pool):
         super().__init__(pool)

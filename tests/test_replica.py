@@ -1,4 +1,4 @@
-"""The HTTP side at a real replica of the ledger's database: it says how fresh its answers are, and refuses stale ones."""
+"""The HTTP side at a real replica of the ledger's database: it shows the age of its answers, and refuses stale ones."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ STALE_SECONDS = 2.0
 
 @pytest.fixture
 async def config(config, replica):  # noqa: F811
-    """A service that reads at the replica."""
+    """A service that reads from the replica."""
     await eventually(lambda: replica.has(config.database.dsn))
     config = with_section(config, "engine", lease_seconds=0.6)
     config = with_section(config, "http", stale_seconds_max=STALE_SECONDS, port=0)
@@ -44,19 +44,19 @@ async def world_of(config):
             yield service, producer
 
 
-async def ask(service, path):
+async def get(service, path):
     async with service.http.get(path) as answer:
         return answer.status, answer.headers, await answer.json()
 
 
 async def check(service, name):
-    status, _, body = await ask(service, "/readyz")
+    status, _, body = await get(service, "/readyz")
     (found,) = [one for one in body["checks"] if one["name"] == name]
     return status, found
 
 
 async def is_refused(service):
-    return (await ask(service, FUND))[0] == 503
+    return (await get(service, FUND))[0] == 503
 
 
 @pytest.mark.parametrize("how", ["paused", "replay", "receiver"])
@@ -72,7 +72,7 @@ async def test_delayed_replica_is_refused_as_stale(config, replica, how):  # noq
                 await producer.append([fill("AAA", 2, 7)])
                 await eventually(lambda: is_refused(service))
                 for path in (FUND, FUNDS, f"{FUNDS}/summary", f"{FUND}/at?ts={before + 3_600_000}", f"{FUND}/candles"):
-                    status, headers, body = await ask(service, path)
+                    status, headers, body = await get(service, path)
                     assert (status, body["code"]) == (503, "503000")
                     assert "behind the ledger, which is more than http.stale_seconds_max = 2" in body["msg"]
                     assert int(headers["Retry-After"]) >= 1
@@ -84,7 +84,7 @@ async def test_delayed_replica_is_refused_as_stale(config, replica, how):  # noq
                 history = await service.data(f"{FUND}/history")
                 assert [row["entry"] for row in history["dataList"]] == [1]
                 assert before - 2000 < history["asOf"] < time.time() * 1000 - STALE_SECONDS * 1000
-            # Nothing came meanwhile, and nothing is lost.
+            # No event arrived meanwhile, and none is lost.
             assert (await client.data(f"{BALANCE}:AAA", "balance.change"))["balance"] == "12"
         await service.until("AAA", 2)
         assert (await service.data(FUND))["asOf"] > before
@@ -98,7 +98,7 @@ async def test_replica_is_read_while_no_engine_runs(config):
         await service.until("AAA", 1)
         deadline = time.monotonic() + 2 * STALE_SECONDS
         while time.monotonic() < deadline:
-            assert (await ask(service, FUND))[0] == 200
+            assert (await get(service, FUND))[0] == 200
             await asyncio.sleep(0.05)
         assert (await check(service, "replica"))[0] == 200
         assert not (await check(service, "owners"))[1]["ok"]
@@ -111,7 +111,7 @@ async def test_replica_is_refused_only_while_behind_a_started_engine(config, rep
         pass
     async with serving(config) as service, replica.held_up("paused"):
         await asyncio.sleep(STALE_SECONDS)
-        assert (await ask(service, FUND))[0] == 200
+        assert (await get(service, FUND))[0] == 200
         async with running(config):
             await eventually(lambda: is_refused(service))
 

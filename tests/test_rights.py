@@ -1,4 +1,4 @@
-"""The service's role may do what the service's statements do, and nothing else: every table x column x verb is tried."""
+"""The service's role has exactly the rights of the service's statements. Every table, column and verb is tried."""
 
 import re
 
@@ -15,11 +15,11 @@ DELETE = re.compile(r"DELETE FROM (\w+)")
 ASSIGNED = re.compile(r"(?:\A|,)\s*(\w+) = ")
 
 COPIED = {"entries": COLUMNS, "adl_orders": ORDER_COLUMNS, "adl_records": RECORD_COLUMNS}
-"""What is written by COPY."""
+"""The columns that COPY writes."""
 
 
 def needed():
-    """The rights that the statements need: (verb, table, column), a deletion's column being None."""
+    """Returns the rights that the statements need: (verb, table, column), without a column for DELETE."""
     found = {("INSERT", table, column) for table, columns in COPIED.items() for column in columns}
     for statement in SQL.values():
         text = re.sub(r"--[^\n]*", "", statement)

@@ -32,7 +32,7 @@ async def pool(config):
 
 
 def market(dice, seqs, lateness_ms=0):
-    """Fills of several hours, in order of time but for a random lateness."""
+    """Returns fills of several hours, in order of time except for a random lateness."""
     for seq in seqs:
         ts = START_MS + seq * 60_000 - dice.randint(0, lateness_ms)
         yield fill(dice.choice(SYMBOLS), seq, dice.randint(-12, 10), ts)
@@ -44,7 +44,7 @@ async def rolled_up(connection):
 
 
 async def expected(connection):
-    """The rollups by an independent reckoning, in Python, over every entry in order."""
+    """Computes the rollups independently, in Python, from every entry in order."""
     hours, clocks = {}, {}
     for entry in await connection.fetch("SELECT * FROM entries ORDER BY symbol, entry"):
         clock = clocks[entry["symbol"]] = max(clocks.get(entry["symbol"], 0), charted_at(entry))
@@ -212,7 +212,7 @@ ON CONFLICT (symbol, hour) DO UPDATE SET last_entry = excluded.last_entry, closi
 INSERT INTO rollup_progress (symbol, entry) SELECT symbol, entry FROM funds
 ON CONFLICT (symbol) DO UPDATE SET entry = excluded.entry;
 """
-"""Condensing as the version before the running clock did it: each entry belongs to the hour of its own time."""
+"""Condenses as the version before the chart clock did: each entry belongs to the hour of its own time."""
 
 
 async def test_hours_of_an_earlier_version_are_rebuilt(owner, pool, service_connection, monkeypatch):
@@ -224,7 +224,7 @@ async def test_hours_of_an_earlier_version_are_rebuilt(owner, pool, service_conn
     assert await condense(pool, 0) == 299
     assert await rolled_up(service_connection) == await expected(service_connection) != before
     assert await condense(pool, 0) == 0
-    # An engine of the earlier version took over for a while.
+    # An engine of the earlier version takes over for a while.
     await owner.settle(market(dice, range(300, 400), 5 * HOUR_MS))
     await service_connection.execute(HOURS_OF_BEFORE)
     assert await condense(pool, 0) == 399
@@ -279,8 +279,8 @@ async def test_rebuild_rollups_replaces_hours_of_an_earlier_version(config, owne
 
 
 FORGED = {
-    "an amount": ("UPDATE rollups SET paid = paid + 1 WHERE hour = $1", "its rollup says paid"),
-    "a high": ("UPDATE rollups SET highest = highest + 1 WHERE hour = $1", "its rollup says highest"),
+    "an amount": ("UPDATE rollups SET paid = paid + 1 WHERE hour = $1", "its rollup has paid"),
+    "a high": ("UPDATE rollups SET highest = highest + 1 WHERE hour = $1", "its rollup has highest"),
     "a missing hour": ("DELETE FROM rollups WHERE hour = $1", "its rollup is missing"),
     "an hour too many": (
         (
@@ -308,7 +308,7 @@ async def test_audit_accepts_rollups_of_any_history_and_condensing(owner, pool, 
 async def test_audit_finds_a_forged_rollup(owner, pool, owner_connection, what):
     await owner.settle(market(random.Random(6), range(1, 300), HOUR_MS))
     await condense(pool, 0)
-    statement, told = FORGED[what]
+    statement, message = FORGED[what]
     (row,) = await owner_connection.fetch("SELECT symbol, hour FROM rollups ORDER BY hour DESC LIMIT 1")
     await owner_connection.execute(statement, row["hour"])
-    assert told in " ".join(await rollup_differences(pool, row["symbol"]))
+    assert message in " ".join(await rollup_differences(pool, row["symbol"]))

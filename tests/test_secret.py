@@ -1,4 +1,4 @@
-"""Embedded runs have a secret of their own; `fundsvc token` mints from whichever secret there is."""
+"""Embedded runs generate their secrets; `fundsvc token` signs with the configured or the generated one."""
 
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +65,7 @@ async def test_token_is_minted_from_the_configured_secret(config):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "said"),
+    ("arguments", "environment", "message"),
     [
         ((), {}, "token.secret is not set"),
         ((), {"FUNDSVC_TOKEN_KEYS": "keys.json"}, "only public keys are configured"),
@@ -75,10 +75,10 @@ async def test_token_is_minted_from_the_configured_secret(config):
         (("--role", "trader", "--account", "a" * 65), {"FUNDSVC_TOKEN_SECRET": SECRET}, "account"),
     ],
 )
-async def test_token_that_the_service_would_reject_is_not_minted(config, arguments, environment, said):
+async def test_token_that_the_service_would_reject_is_not_minted(config, arguments, environment, message):
     done = await fundsvc(config, "token", "--role", "risk", *arguments, **environment)
     assert (done.code, done.output) == (2, "")
-    assert said in done.error
+    assert message in done.error
 
 
 def test_embedded_ledger_has_a_secret_readable_only_for_its_owner(tmp_path):

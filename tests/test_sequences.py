@@ -1,4 +1,4 @@
-"""Events whose sequence a contract has passed: duplicates, conflicts, late ones, gaps; through a whole service."""
+"""Events with a sequence that the contract has passed: duplicates, conflicts, late events and gaps, in a whole service."""
 
 import msgspec
 import pytest
@@ -20,7 +20,7 @@ async def service(config):
 
 @pytest.fixture
 async def deleveraged(service):
-    """An order of 3 lots that asks alice for 2 and bob for 1; sequence 1 is its shortfall."""
+    """An order of 3 lots with allocations of 2 for alice and 1 for bob. Sequence 1 is its shortfall."""
     await service.send(
         contract(SYMBOL, multiplier=1),
         {"type": "mark", "symbol": SYMBOL, "price": "80", "ts": TS},
@@ -108,7 +108,7 @@ async def test_duplicates_are_recognised_from_the_ledger_after_a_restart(service
 
 @pytest.mark.parametrize("gain", [-100, 0, 100])
 async def test_fill_is_a_duplicate_after_a_restart_with_any_outcome(service, config, gain):
-    """A shortfall of an empty fund makes an order that ends at once, under the fill's sequence."""
+    """A shortfall of an empty fund creates an order that ends at once, under the fill's sequence."""
     fills = [f(seq, price=str(39000 + gain)) for seq in (1, 2)]
     await service.send(*fills)
     async with restarted(service, config) as again:
@@ -119,7 +119,7 @@ async def test_fill_is_a_duplicate_after_a_restart_with_any_outcome(service, con
 
 @pytest.mark.parametrize("asked_first", [{SYMBOL: 20, OTHER: 10}, {SYMBOL: 10, OTHER: 20}])
 async def test_equal_sequences_of_two_contracts_are_independent(service, config, asked_first):
-    """Each fill is a shortfall whose order finds nobody: the order's end has the sequence of the fill."""
+    """Each fill is a shortfall whose order has no candidates, so the order's end has the sequence of the fill."""
     fills = {(symbol, seq): fill(symbol, seq, ts=TS, price="38900") for symbol in (SYMBOL, OTHER) for seq in (10, 20)}
     await service.send(contract(OTHER), *fills.values())
     async with restarted(service, config) as again:

@@ -21,7 +21,7 @@ POLICY = Policy(rounds_max=1, escalate_min=2.5)  # so that orders end soon, and 
 
 
 class Ledger:
-    """What was settled, as an independent reckoning remembers it."""
+    """Settles events and computes past states independently."""
 
     def __init__(self, owner, pool):
         self.owner, self.pool = owner, pool
@@ -58,7 +58,7 @@ async def ledger(config):
 
 
 def market(dice, seqs, minutes, lateness_ms):
-    """Fills some minutes apart in order of time but for a random lateness; of AAA, ADL goes on now and then."""
+    """Returns fills some minutes apart, in order of time except for a random lateness. AAA also has ADL answers."""
     for seq in seqs:
         ts = START_MS + int(seq * minutes * 60_000) - dice.randint(0, lateness_ms)
         yield fill(dice.choice(SYMBOLS), 10 * seq, dice.randint(-24, 20) / 2, ts)
@@ -70,7 +70,7 @@ def market(dice, seqs, minutes, lateness_ms):
 
 async def settle_what_can_be(ledger, events):
     for event in events:
-        with suppress(Rejection):  # an order that is not there, or over
+        with suppress(Rejection):  # the order does not exist or has ended
             await ledger.settle(event)
 
 
@@ -114,7 +114,7 @@ async def test_fund_is_zero_before_the_first_entry(ledger):
 
 
 def brute_candles(rows, span, now):
-    """Candles by a walk along the entries."""
+    """Computes candles by a walk along the entries."""
     close, candles, width = None, [], span.step
     starts = [(clock // width * width, row) for clock, row in clocked(rows)]
     for start in sorted({start for start, _ in starts} | set(span)):

@@ -274,7 +274,7 @@ async def test_commit_never_sets_the_sequence_of_a_fund_back(writer, service_con
 
 
 async def settled(writer, symbol, seqs):
-    """Which of some sequences were settled, as facts tell, page by page."""
+    """Returns the settled ones of some sequences according to `facts`, page by page."""
     known, left = set(), list(seqs)
     while left:
         facts = (await writer.facts({symbol: left})).applied
@@ -285,7 +285,7 @@ async def settled(writer, symbol, seqs):
 
 
 async def test_facts_find_sequences_among_many_late_entries(writer, monkeypatch):
-    """Those from 200 on in order, low ones late, singly and many in a row."""
+    """Sequences from 200 on are in order; lower ones are late, singly and many in a row."""
     partition = partition_of()
     partition.apply(listing("AAA"))
     lates = {*range(1, 40, 2), *range(60, 100)}
@@ -400,7 +400,7 @@ async def test_service_cannot_grant_rights(service_connection):
     for statement in FORBIDDEN:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await service_connection.execute(statement)
-    await service_connection.execute("GRANT UPDATE ON entries TO fundsvc_service")  # a warning is all that this gets
+    await service_connection.execute("GRANT UPDATE ON entries TO fundsvc_service")  # PostgreSQL only warns
     assert not await service_connection.fetchval("SELECT has_table_privilege('entries', 'UPDATE')")
 
 

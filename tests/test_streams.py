@@ -148,8 +148,8 @@ HUGE_MESSAGES = {
 }
 
 
-@pytest.mark.parametrize(("how", "ask"), [*((how, "read") for how in HUGE_MESSAGES), ("alone", "look")])
-async def test_huge_message_is_never_completely_in_memory(config, client, producer, how, ask):
+@pytest.mark.parametrize(("how", "method"), [*((how, "read") for how in HUGE_MESSAGES), ("alone", "read_with_state")])
+async def test_huge_message_is_never_completely_in_memory(config, client, producer, how, method):
     fields = HUGE_MESSAGES[how]
     (first,) = await producer.append_bodies(0, "json", [b"{}"])
     huge = add(config, fields)
@@ -159,7 +159,7 @@ async def test_huge_message_is_never_completely_in_memory(config, client, produc
     tracemalloc.start()
     try:
         while len(found) < 3:
-            found += await source.read(after) if ask == "read" else (await source.read_with_state(after))[0]
+            found += await source.read(after) if method == "read" else (await source.read_with_state(after))[0]
             after = found[-1].stream_id
         assert tracemalloc.get_traced_memory()[1] < 40_000_000
     finally:
@@ -175,14 +175,14 @@ async def test_huge_message_is_never_completely_in_memory(config, client, produc
 
 
 def add(config, fields):
-    """Adds a message by a client that waits for as long as it takes."""
+    """Adds a message through a client without a time limit."""
     with redis.Redis.from_url(config.stream.url) as client:
         return client.xadd(KEY, fields).decode()
 
 
 @pytest.mark.parametrize("place", ["first", "last"])
 async def test_huge_message_affects_neither_other_messages_nor_the_state(config, client, producer, place):
-    """The state of a stream holds its first and its last message."""
+    """The state of a stream contains its first and its last message."""
     source = Source(client, 0, message_bytes_max=5_000_000)
     body = b"x" * 4_900_000
     for huge in (True, False) if place == "first" else (False, True):
@@ -276,7 +276,7 @@ def free_port():
 
 @contextmanager
 def valkey(directory, *arguments):
-    """A server of our own to mistreat, in a directory."""
+    """A separate server in a directory, for tests that stop or break it."""
     with (Path(directory) / "log").open("ab") as log:
         process = subprocess.Popen([_valkey_binary(), *map(str, arguments)], cwd=directory, stdout=log, stderr=log)
     try:
@@ -287,7 +287,7 @@ def valkey(directory, *arguments):
 
 
 def answer(port, *command):
-    """What a server says to a command; nothing while it does not listen."""
+    """Returns a server's reply to a command; None while it does not listen."""
     with redis.Redis(port=port) as connection, suppress(redis.ConnectionError):
         return connection.execute_command(*command)
 
@@ -337,7 +337,7 @@ async def test_unknown_master_name_is_a_fault(tmp_path):
 
 @pytest.fixture
 async def cluster(tmp_path):
-    """A cluster of one node that owns no slots yet: its process and its port."""
+    """A cluster of one node without slots: its process and its port."""
     port, bus = free_port(), free_port()
     with valkey(tmp_path, "--port", port, "--save", "", "--cluster-enabled", "yes", "--cluster-port", bus) as process:
         await eventually(lambda: answer(port, "PING"))
@@ -451,9 +451,9 @@ async def test_full_server_replica_and_server_without_replicas_are_faults(tmp_pa
 
 async def test_key_of_another_type_is_a_fault(client, source):
     await client.set(KEY, "no stream")
-    for ask in (source.read("0-0", 1, 10), source.read_with_state("0-0", 10), source.state()):
+    for call in (source.read("0-0", 1, 10), source.read_with_state("0-0", 10), source.state()):
         with pytest.raises(StreamFault, match="WRONGTYPE"):
-            await ask
+            await call
 
 
 BODIES = [b"x" * 1000] * 2000
@@ -465,7 +465,7 @@ def length(port):
 
 @pytest.mark.parametrize("append", ["events", "bodies", "after"])
 async def test_full_server_refuses_an_append_atomically(tmp_path, append):
-    """It has room for about half."""
+    """The server has room for about half of the messages."""
     port = free_port()
     with valkey(tmp_path, "--port", port, "--save", ""):
         async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
@@ -484,7 +484,7 @@ async def test_full_server_refuses_an_append_atomically(tmp_path, append):
                     await send()
                 except StreamFault:
                     assert length(port) == 0
-                else:  # The server looks before the first message, and then takes all.
+                else:  # The server checks before the first message, and then accepts all.
                     assert length(port) >= 201
                     answer(port, "DEL", KEY)
             answer(port, "CONFIG", "SET", "maxmemory", 0)
@@ -521,7 +521,7 @@ async def test_append_waits_for_replicas_and_the_disk(tmp_path, mode, fsync):
         async with open_client(config) as client:
             await eventually(lambda: reachable(Source(client, 0)))
             producer = Producer.configured(client, config)
-            ask = "WAITAOF" if fsync else "0 of 1 replicas"
+            reason = "WAITAOF" if fsync else "0 of 1 replicas"
             sends = (
                 lambda: producer.append(FILLS[:1]),
                 lambda: producer.append_replay(0, "json", b"{}", "1-0/0"),
@@ -529,7 +529,7 @@ async def test_append_waits_for_replicas_and_the_disk(tmp_path, mode, fsync):
             )
             for send in sends:
                 standing = await producer.version(0)
-                with pytest.raises(StreamFault, match=ask):
+                with pytest.raises(StreamFault, match=reason):
                     await send()
             if fsync:
                 answer(port, "CONFIG", "SET", "appendonly", "yes")
@@ -566,9 +566,9 @@ async def test_lost_rights_are_a_fault(tmp_path, rights):
             source, producer = Source(client, 0), Producer(client, 1)
             await producer.append(FILLS)
             answer(port, "ACL", "SETUSER", "engine", rights)
-            asked = {"-xinfo": source.look, "-xtrim": source.trim, "-xadd": lambda _: producer.append(FILLS)}
+            calls = {"-xinfo": source.read_with_state, "-xtrim": source.trim, "-xadd": lambda _: producer.append(FILLS)}
             with pytest.raises(StreamFault):
-                await asked.get(rights, source.read)("1-0")
+                await calls.get(rights, source.read)("1-0")
 
 
 def test_programming_error_is_not_a_fault():

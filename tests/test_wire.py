@@ -21,7 +21,7 @@ EVENTS = [
     Rate("XBT", "84478.9", 5),
     Listing({"symbol": "S", "type": "FFWCSX", "multiplier": -1.0, "list": ["a", None, True, 1]}),
 ]
-"""One of each kind and shape."""
+"""One event of each kind and shape."""
 
 
 def message(body: bytes, codec="json") -> Message:
@@ -87,7 +87,7 @@ FIELDS = msgspec.json.decode(JSON_FILL)
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason", "said"),
+    ("fields", "reason", "detail"),
     [
         ({"type": "trade"}, Reason.UNKNOWN_TYPE, "'trade'"),
         ({"type": ""}, Reason.UNKNOWN_TYPE, "none of"),
@@ -115,12 +115,12 @@ FIELDS = msgspec.json.decode(JSON_FILL)
         ({"account": "a" * 65}, Reason.INVALID_FIELD, "account"),
     ],
 )
-def test_wrong_field_is_rejected_with_its_reason(fields, reason, said):
+def test_wrong_field_is_rejected_with_its_reason(fields, reason, detail):
     given = {key: value for key, value in (FIELDS | fields).items() if value is not ...}
     rejection = only(msgspec.json.encode(given))
     assert isinstance(rejection, Rejection)
     assert rejection.reason == reason
-    assert said in rejection.detail
+    assert detail in rejection.detail
     assert len(rejection.detail) <= 500
 
 
@@ -260,7 +260,7 @@ def test_quoted_text_of_a_message_is_printable_and_short():
 
 
 def settle(codec: str, body: bytes) -> None:
-    """What the pipeline does with a message; fails on anything but legal events and rejections."""
+    """Decodes a message as the pipeline does; fails on anything but legal events and rejections."""
     found = decode(message(body, codec))
     partition = Partition(0, 1, [], {"USDT": 8}, 10)
     partition.apply(Listing({"symbol": "XBTUSDTM", "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}))
@@ -280,7 +280,7 @@ def settle(codec: str, body: bytes) -> None:
 
 
 def assert_can_be_kept(rejection: Rejection) -> None:
-    """PostgreSQL's text takes any UTF-8 but NUL."""
+    """PostgreSQL's text accepts any UTF-8 except NUL."""
     assert "\0" not in rejection.detail.encode().decode()
     assert rejection.reason in Reason
 
@@ -329,7 +329,7 @@ TOKENS = st.sampled_from(
         *(b"\xd6\xff\x00\x00\x00\x01", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc7\x0c\xff" + b"\xff" * 12),
     ]
 )
-"""What decoders trip over."""
+"""Values that cause errors in decoders."""
 
 LEAVES = (
     st.none()
