@@ -103,7 +103,7 @@ def test_external_ledger_has_only_the_configured_secret(tmp_path):
     ("ledger", "message"),
     [
         (LedgerConfig(secret="short"), "ledger.secret has 5 characters"),
-        (LedgerConfig(secret="," * 40), "ledger.secret has a comma"),
+        (LedgerConfig(secret="," * 40), "ledger.secret contains a comma"),
         (LedgerConfig(secret="s" * 32, previous=f"{'p' * 32},short"), "ledger.previous has 5 characters"),
     ],
 )
