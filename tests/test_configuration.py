@@ -213,7 +213,7 @@ def refusal(tmp_path, text="", **environment):
         ("[policy.default.drawdown_guard]\nminimum_balance = -1", "minimum_balance is -1: it must be a number, 0 or more"),
         ("[policy.default.drawdown_guard]\nstart = 0.1", "policy.default.drawdown_guard: stop 0.25 is beyond start 0.1"),
         ('[stream]\nmode = "sentinel"', 'stream: mode = "sentinel" requires sentinels'),
-        ('[stream]\nsentinels = ["a:1"]', 'stream: mode = "sentinel" requires sentinels, and sentinels require mode = "sentinel"'),
+        ('[stream]\nsentinels = ["a:1"]', 'requires sentinels, and sentinels require mode = "sentinel"'),
         ('[stream]\nmode = "cluster"', 'stream: mode = "cluster" requires url'),
         ('[stream]\nmode = "sentinel"\nsentinels = ["a:1", "b"]', 'stream: sentinels: "b" is not "host:port"'),
         ('[stream]\nmode = "sentinel"\nsentinels = ["a:65536"]', 'stream: sentinels: "a:65536" is not "host:port"'),

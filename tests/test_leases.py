@@ -206,7 +206,7 @@ async def test_partition_without_progress_is_neither_renewed_nor_claimed(join):
     wedged, heir = await join("wedged", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
     before = await wedged.keep()
     await eventually(lambda: takes(wedged, heir, 2))
-    assert set(await wedged.keep(standing_still=[2])) <= before.keys() - {2}
+    assert set(await wedged.keep(stalled=[2])) <= before.keys() - {2}
 
 
 SET_BACK = "UPDATE partitions SET lease_until = lease_until + interval '1 hour'"
@@ -259,5 +259,5 @@ async def test_failing_partition_is_left_to_another_engine_if_there_is_one(join)
 
 
 async def takes(wedged, heir, partition):
-    await wedged.keep(standing_still=[partition])
+    await wedged.keep(stalled=[partition])
     return partition in await heir.keep()

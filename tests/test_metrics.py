@@ -61,7 +61,7 @@ class Process:
 async def running(config):
     metrics, stop = Metrics(), asyncio.Event()
     async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
-        metrics.pooled(pool)
+        metrics.add_pool(pool)
         engine = Engine(config, metrics)
         running = asyncio.create_task(engine.run(stop))
         try:

@@ -189,7 +189,7 @@ class Metrics:
         self.adl_stale_marks.labels(partition).set(marks)
         self.adl_stale_books.labels(partition).set(books)
 
-    def weak(self, settings: Collection[str]) -> None:
+    def set_weak_settings(self, settings: Collection[str]) -> None:
         """Shows which durability settings of the servers are off."""
         for setting in DURABLE_SETTINGS:
             self.durability_off.labels(setting).set(setting in settings)
@@ -214,7 +214,7 @@ class Metrics:
         for symbol in batch.listings:
             self._list(batch.changed[symbol])
         for state, moved in zip(batch.funds, batch.moved, strict=True):
-            self._funds[state.symbol].stand(state, moved)
+            self._funds[state.symbol].update(state, moved)
         for (symbol, kind), number in batch.kinds().items():
             self._funds[symbol].kinds[kind] += number
         for symbol, number in batch.duplicates.items():
@@ -256,7 +256,7 @@ class Metrics:
         if symbol in self._funds:
             self._funds[symbol].target = target
 
-    def peaked(self, peaks: Mapping[str, int]) -> None:
+    def set_peaks(self, peaks: Mapping[str, int]) -> None:
         """Shows the highest balances of the last eight hours, in atoms. Funds absent from `peaks` use their current balance."""
         self._peaks = peaks
 
@@ -272,7 +272,7 @@ class Metrics:
         """Counts entries that the audit recomputed."""
         self.audit_entries.inc(entries)
 
-    def pooled(self, pool: Pool) -> None:
+    def add_pool(self, pool: Pool) -> None:
         """Includes a pool in the counts of database connections."""
         self._pools.append(pool)
 

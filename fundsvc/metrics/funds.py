@@ -46,7 +46,7 @@ class FundMetrics:
         self.symbol_label = labels_text(symbol=contract.symbol)
         self.money_labels = labels_text(symbol=contract.symbol, currency=contract.settle_currency)
 
-    def stand(self, state: FundState, moved: Moved) -> None:
+    def update(self, state: FundState, moved: Moved) -> None:
         """Records the state of the fund after a commit, and the totals that it has moved since it was loaded."""
         credited = moved.credited - self._moved.credited
         self.credited += credited

@@ -28,19 +28,19 @@ class Leases:
         self._engine = engine
         self._seconds = lease_seconds
 
-    async def keep(self, standing_still: Collection[int] = (), failing: Collection[int] = ()) -> dict[int, int]:
+    async def keep(self, stalled: Collection[int] = (), failing: Collection[int] = ()) -> dict[int, int]:
         """Renews held leases and claims free partitions up to a fair share; returns the epoch of each held partition.
 
-        Does not renew or claim partitions of `standing_still`, nor those of `failing` while another engine could claim them.
+        Does not renew or claim partitions of `stalled`, nor those of `failing` while another engine could claim them.
         The result includes partitions above the fair share; the caller finishes its batch and calls `release`.
         """
         with faults():
             others = await self._connection.fetchval(SQL["other_engines"], self._engine, self._seconds)
-            left = list({*standing_still, *(failing if others else ())})
-            await self._connection.execute(SQL["engine_seen"], self._engine, len(left))
-            held = await self._connection.fetch(SQL["renew"], self._engine, self._seconds, left)
+            skipped = list({*stalled, *(failing if others else ())})
+            await self._connection.execute(SQL["engine_seen"], self._engine, len(skipped))
+            held = await self._connection.fetch(SQL["renew"], self._engine, self._seconds, skipped)
             share = await self.share()
-            claimed = await self._claim(share - len(held), left) if share > len(held) else []
+            claimed = await self._claim(share - len(held), skipped) if share > len(held) else []
         return {row["partition"]: row["epoch"] for row in (*held, *claimed)}
 
     async def share(self) -> int:
@@ -59,7 +59,7 @@ class Leases:
         with faults():
             await self._connection.execute(SQL["engine_gone"], self._engine)
 
-    async def _claim(self, count: int, left: list[int]) -> list[asyncpg.Record]:
+    async def _claim(self, count: int, skipped: list[int]) -> list[asyncpg.Record]:
         """Claims free partitions and ends their previous owners' sessions, in one transaction."""
         dead = await self._not_renewed()
         async with transaction(self._connection):
@@ -68,7 +68,7 @@ class Leases:
                 self._engine,
                 count,
                 self._seconds,
-                left,
+                skipped,
                 [lease.partition for lease in dead],
                 [lease.until for lease in dead],
             )
