@@ -1,7 +1,7 @@
 """Parses replies of the stream server incrementally, in bounded memory.
 
-A message may be larger than the largest one that is settled. It is never completely in memory: a long value is reduced to its
-beginning, size and digest, a long array to its first elements.
+A message may exceed every limit. It is never completely in memory: a long value is reduced to its beginning, size and digest,
+a long array to its first elements.
 """
 
 import hashlib

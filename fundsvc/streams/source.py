@@ -106,7 +106,7 @@ class Source:
         return _state(info)
 
     async def drop_oversized(self, until: str) -> None:
-        """Deletes settled messages up to an id that are larger than the largest one that is settled.
+        """Deletes oversized messages up to an id, which the engine has already rejected.
 
         A stream that begins or ends with such a message transfers all of it in each reply about its state.
         """
