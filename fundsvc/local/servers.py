@@ -181,7 +181,7 @@ class EmbeddedServers:
         if content - OUR_FILES or (content and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
             raise EmbeddedError(
                 f"{self.directory} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}) and not empty: check its"
-                f" files, and chmod it to 0700, or set data.directory to a separate directory"
+                f" files and run chmod 0700 on it, or set data.directory to a separate directory"
             )
         self.directory.chmod(stat.S_IRWXU)
 
