@@ -143,7 +143,7 @@ async def run_service(
     metrics = Metrics()
     metrics.partitions.set(config.stream.partitions)
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
-        metrics.pooled(pool)
+        metrics.add_pool(pool)
         running = Engine(config, metrics) if engine else None
         consumer = tasks.create_task(run_engine(running, stop)) if running else None
         async with http_side(config, metrics, pool, client, engine=running, public=api) as url:

@@ -1,4 +1,4 @@
-"""The real PostgreSQL and Valkey, started once; every test gets a database and an empty key space of its own."""
+"""The real PostgreSQL and Valkey, started once. Every test gets a separate database and an empty key space."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.migrations import migrate
 
 settings.register_profile("thorough", max_examples=150, deadline=None)
-settings.load_profile("thorough")  # properties are tried thoroughly, yet within seconds
+settings.load_profile("thorough")  # many examples per property, within seconds
 
 MEMORY = Path("/dev/shm")
 """A file system in memory: PostgreSQL copies a database there with a third of the CPU time."""
@@ -51,13 +51,13 @@ def pytest_collection_finish():
 
 
 def pytest_asyncio_loop_factories():
-    """Tests run on the event loop that the service runs on."""
+    """Runs tests on the event loop of the service."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")
 def short_directory():
-    """A directory whose path leaves room for the names of sockets, unlike pytest's own."""
+    """A directory whose path is short enough for sockets, unlike pytest's own."""
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN
     directory = Path(tempfile.mkdtemp(prefix="fs-", dir=MEMORY if in_memory else None))
     yield directory
@@ -66,7 +66,7 @@ def short_directory():
 
 @pytest.fixture(scope="session")
 def servers(short_directory):
-    """The servers of all tests; a test that stops one starts it again."""
+    """The servers of all tests. A test that stops one starts it again."""
     servers = EmbeddedServers(short_directory / "data")
     with servers.used():
         servers.start()
@@ -75,11 +75,11 @@ def servers(short_directory):
 
 @pytest.fixture(scope="session")
 def template(servers):
-    """The name of a migrated database with one partition, to be copied."""
+    """The name of a migrated database with one partition, for copies."""
 
     async def make():
         async with administrator(servers) as connection:
-            # No test pulls the plug: what a killed server wrote is with the kernel, and copying databases is much quicker.
+            # No test cuts the power: the kernel keeps the writes of a killed server, and copying databases is much quicker.
             await connection.execute("ALTER SYSTEM SET fsync = off")
             await connection.execute("SELECT pg_reload_conf()")
             await connection.execute(f"CREATE DATABASE {TEMPLATE}")
@@ -91,7 +91,7 @@ def template(servers):
 
 @pytest.fixture
 def partitions():
-    """How many partitions the ledger of a test has; parametrize it for more."""
+    """The number of partitions of a test's ledger; parametrize it for more."""
     return 1
 
 
@@ -118,7 +118,7 @@ async def config(servers, template, partitions):
 
 @pytest.fixture
 async def owner_connection(config):
-    """A connection of the database's owner, who may do anything."""
+    """A connection of the database's owner, which has all rights."""
     async with connected(config.database.owner_dsn) as connection:
         yield connection
 
@@ -144,12 +144,12 @@ def administrator(servers):
 
 
 def dsn_for(dsn, database):
-    """The same server's other database."""
+    """Returns the DSN of another database on the same server."""
     return dsn.replace("/fundsvc?", f"/{database}?")
 
 
 def with_section(config, section, **values):
-    """The configuration with some values of one section changed."""
+    """Returns the configuration with some changed values of one section."""
     return msgspec.structs.replace(config, **{section: msgspec.structs.replace(getattr(config, section), **values)})
 
 
@@ -168,6 +168,6 @@ def loads(monkeypatch):
 
 @pytest.fixture
 async def exits():
-    """Holds contexts open until the end of a test."""
+    """Keeps contexts open until the end of a test."""
     async with AsyncExitStack() as stack:
         yield stack

@@ -1,4 +1,4 @@
-"""What the owner of the database can do: alter rows, and seal both chains anew so that every hash is valid."""
+"""The means of the database's owner: altering rows, and sealing both chains again so that every hash is valid."""
 
 from hashlib import sha256
 
@@ -9,12 +9,12 @@ from fundsvc.core.fund.chain import GENESIS, Entry, link
 
 
 async def unlock(connection):
-    """Turns off what refuses an altered row."""
+    """Disables the triggers and constraints that refuse altered rows."""
     await connection.execute("SET session_replication_role = replica")
 
 
 async def seal(connection, symbol):
-    """Seals a contract's entries and ADL records anew, and has its fund end where they do."""
+    """Seals a contract's entries and ADL records again, and sets the fund to their ends."""
     entries = await connection.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", symbol)
     head = GENESIS
     for row in entries:

@@ -1,4 +1,4 @@
-"""A real Prometheus, with the rules of deploy/, that asks what it scrapes each second."""
+"""A real Prometheus with the rules of deploy/ that scrapes each second."""
 
 import asyncio
 import os
@@ -17,12 +17,12 @@ NEEDED = ("prometheus", "promtool")
 
 needs_prometheus = pytest.mark.skipif(
     any(shutil.which(program) is None for program in NEEDED) and os.environ.get("CI") != "true",
-    reason="there is no prometheus or no promtool: scripts/prometheus says how to get them",
+    reason="prometheus or promtool is missing: scripts/prometheus describes the installation",
 )
 
 
 def free_port():
-    """A port that is free now."""
+    """Returns a free port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -41,20 +41,20 @@ class Prometheus:
         except aiohttp.ClientConnectionError:
             return False
 
-    async def ask(self, path, **parameters):
+    async def get(self, path, **parameters):
         async with self._http.get(f"/api/v1/{path}", params=parameters) as answer:
             body = await answer.json()
             assert body["status"] == "success", body
             return body["data"]
 
     async def query(self, expression):
-        """What an instant query of a vector answers now: each series' labels with its value."""
-        series = (await self.ask("query", query=expression))["result"]
+        """Returns the labels and the current value of each series of an instant vector query."""
+        series = (await self.get("query", query=expression))["result"]
         return [(one["metric"], float(one["value"][1])) for one in series]
 
     async def firing(self):
-        """The alerts that fire, by name and, of those that have one, symbol."""
-        alerts = (await self.ask("alerts"))["alerts"]
+        """Returns the firing alerts by name and, if present, symbol."""
+        alerts = (await self.get("alerts"))["alerts"]
         return {
             (alert["labels"]["alertname"], alert["labels"].get("symbol")): alert
             for alert in alerts
@@ -64,7 +64,7 @@ class Prometheus:
 
 @asynccontextmanager
 async def prometheus(directory, targets):
-    """Prometheus as deploy/ configures it, but with these jobs: addresses by name. What it keeps goes into the directory."""
+    """Runs Prometheus as deploy/ configures it, with these jobs (addresses by name) and its data in the directory."""
     config = yaml.safe_load((DEPLOYED / "prometheus.yml").read_text())
     config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(DEPLOYED / name) for name in config["rule_files"]]

@@ -1,4 +1,4 @@
-"""A physical replica of the tests' PostgreSQL, which can be held up as a real one may be."""
+"""A physical replica of the tests' PostgreSQL. Tests can delay its replay."""
 
 import asyncio
 import signal
@@ -36,7 +36,9 @@ class Replica:
         self.server = Server("replica", program, directory, (_postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
 
     async def _admit_replica(self) -> None:
-        """Has the primary admit a role for streaming: the replica runs as a user without an account, who is nobody's peer."""
+        """Creates a role for streaming on the primary. The replica's user has no account, so peer authentication cannot admit
+        it.
+        """
         access = self._primary.directory / "postgres" / "pg_hba.conf"
         access.write_text("local replication replica trust\n" + access.read_text())
         async with connected(self._primary.owner_dsn) as connection:
@@ -44,11 +46,11 @@ class Replica:
             await connection.execute("SELECT pg_reload_conf()")
 
     def dsn(self, dsn: str) -> str:
-        """A DSN of the primary's, at the replica."""
+        """Returns the replica's DSN for a DSN of the primary."""
         return dsn.replace(str(self._primary._run), str(self._run))
 
     async def has(self, dsn: str) -> bool:
-        """Whether a database of the primary's is there."""
+        """Returns whether a database of the primary exists on the replica."""
         with suppress(asyncpg.PostgresError):
             async with connected(self.dsn(dsn)):
                 return True
@@ -56,7 +58,7 @@ class Replica:
 
     @asynccontextmanager
     async def held_up(self, how: str):
-        """While the context is open, the replica replays nothing new: it is paused, or a process of it stands still."""
+        """Stops the replay during the context: the replica is paused, or one of its processes is stopped."""
         if how == "paused":
             await self._execute("SELECT pg_wal_replay_pause()")
             try:
@@ -79,7 +81,7 @@ class Replica:
 
 @pytest.fixture(scope="session")
 def replica(servers, template, short_directory):
-    """A replica of the tests' server, made when it is first needed."""
+    """A replica of the tests' server, created on first use."""
     made = Replica(servers, short_directory / "replica")
     made.server.start()
     yield made

@@ -1,4 +1,4 @@
-"""A proxy that stands between the service and a server: it cuts connections, or swallows what goes one way (half-open)."""
+"""A proxy between the service and a server. It cuts connections, or swallows bytes in one direction (half-open)."""
 
 import asyncio
 import threading
@@ -8,9 +8,10 @@ CHUNK_BYTES = 65_536
 
 
 class TcpProxy:
-    """Passes bytes on from a port of its own; every method may be called at any time.
+    """Forwards bytes from its own port. Every method may be called at any time.
 
-    The server is a TCP port, or a socket's path. It runs in a thread of its own: a busy test must not hold it up.
+    The server is a TCP port or the path of a socket. The proxy runs in a separate thread, so that a busy test does not delay
+    it.
     """
 
     def __init__(self, server):
@@ -36,20 +37,20 @@ class TcpProxy:
         self._loop.close()
 
     def swallow(self, *ways):
-        """From now on nothing passes in these ways ("questions" to the server, "answers" from it), on any connection."""
+        """Swallows all bytes in these directions on any connection: "questions" to the server, "answers" from it."""
         self._swallowed = frozenset(ways)
 
     def swallow_on_old_connections(self, *ways):
-        """As `swallow`, on the connections that there are; new ones work."""
+        """Does the same as `swallow` on existing connections; new ones work."""
         for connection in self._old:
             connection.update(ways)
 
     def pass_on(self):
-        """From now on everything passes; what was swallowed is lost, and so are connections that lost something."""
+        """Forwards everything again. Swallowed bytes are lost, and connections that lost bytes stay broken."""
         self._swallowed = frozenset()
 
     def cut_after(self, questions_bytes):
-        """Cuts all connections once so many bytes more went to the server."""
+        """Cuts all connections after `questions_bytes` more bytes to the server."""
         self._left = questions_bytes
 
     async def _there(self, work):
@@ -67,7 +68,7 @@ class TcpProxy:
         await asyncio.gather(*others, return_exceptions=True)
         for writer in self._writers:
             writer.transport.abort()
-        await asyncio.sleep(0.05)  # until the aborted transports are closed
+        await asyncio.sleep(0.05)  # the aborted transports need time to close
 
     def _accept(self, reader, writer):
         """Not a coroutine: one that is cancelled before it begins would leave its connection open."""
@@ -86,7 +87,7 @@ class TcpProxy:
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                to_server.transport.abort()  # first: a cancellation may end what follows
+                to_server.transport.abort()  # first, because a cancellation may skip the following lines
                 for way in ways:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
@@ -100,7 +101,7 @@ class TcpProxy:
     async def _pass(self, reader, writer, way, swallowed):
         while data := await reader.read(CHUNK_BYTES):
             if way in self._swallowed:
-                swallowed.add(way)  # A connection that lost bytes is never whole again.
+                swallowed.add(way)  # A connection that lost bytes stays broken.
             if way in swallowed:
                 continue
             if way == "questions" and self._left is not None:
@@ -115,7 +116,7 @@ class TcpProxy:
 
 @asynccontextmanager
 async def proxied(server):
-    """A proxy in front of a server."""
+    """Runs a proxy in front of a server."""
     proxy = TcpProxy(server)
     await proxy.start()
     try:

@@ -19,18 +19,18 @@ def refusal(tmp_path: Path, text: str = "", **environment: str) -> str:
     return str(refused.value)
 
 
-def test_everything_has_a_default(tmp_path):
+def test_every_key_has_a_default(tmp_path):
     assert load(tmp_path) == load_config(None, {}) == Config()
     assert Config().currency.decimals == {"USDT": 8, "USDC": 8}
     assert Config().currency.decimals_default == 10
 
 
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="there is no example yet")
-def test_the_example_names_keys_that_there_are():
+def test_example_contains_only_existing_keys():
     assert isinstance(load_config(EXAMPLE, {}), Config)
 
 
-def test_a_file_sets_what_it_names_and_nothing_else(tmp_path):
+def test_file_sets_only_the_keys_that_it_contains(tmp_path):
     config = load(tmp_path, '[stream]\npartitions = 4\nurl = "redis://somewhere"\n[currency.decimals]\nXBT = 8\n')
     assert (config.stream.partitions, config.stream.url, config.stream.mode) == (4, "redis://somewhere", "single")
     assert config.currency.decimals == {"XBT": 8}
@@ -66,11 +66,11 @@ def test_a_file_sets_what_it_names_and_nothing_else(tmp_path):
         ('[log]\nlevel = "loud"', "log.level"),
     ],
 )
-def test_an_error_names_the_key(tmp_path, text, named):
+def test_error_names_the_key(tmp_path, text, named):
     assert named in refusal(tmp_path, text)
 
 
-def test_an_unreadable_file_is_named(tmp_path):
+def test_unreadable_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.toml"):
         load_config(tmp_path / "absent.toml", {})
     assert "not TOML" in refusal(tmp_path, "[http")
@@ -79,12 +79,12 @@ def test_an_unreadable_file_is_named(tmp_path):
         load_config(tmp_path / "latin.toml", {})
 
 
-def test_the_environment_wins_over_the_file(tmp_path):
+def test_environment_overrides_the_file(tmp_path):
     config = load(tmp_path, "[http]\nport = 1\n[engine]\nport = 2", FUNDSVC_HTTP_PORT="8081", PATH="/bin", FUNDSVCX="1")
     assert (config.http.port, config.engine.port) == (8081, 2)
 
 
-def test_the_environment_sets_numbers_lists_and_keys_of_several_words(tmp_path):
+def test_environment_sets_numbers_lists_and_keys_of_several_words(tmp_path):
     config = load(
         tmp_path,
         FUNDSVC_STREAM_MODE="sentinel",
@@ -99,21 +99,21 @@ def test_the_environment_sets_numbers_lists_and_keys_of_several_words(tmp_path):
     assert config.database.owner_dsn == "postgresql://somewhere"
 
 
-def test_the_variable_that_names_the_file_is_no_key(tmp_path):
+def test_variable_of_the_file_is_not_a_key(tmp_path):
     assert load(tmp_path, FUNDSVC_CONFIG="elsewhere.toml") == Config()
 
 
 @pytest.mark.parametrize("name", ["FUNDSVC_HTTP_PROT", "FUNDSVC_HTPP_PORT", "FUNDSVC_HTTP", "FUNDSVC_", "FUNDSVC_PORT"])
-def test_a_variable_that_names_no_key_is_an_error(tmp_path, name):
+def test_variable_without_a_key_is_an_error(tmp_path, name):
     assert name in refusal(tmp_path, **{name: "1"})
 
 
 @pytest.mark.parametrize(("value", "named"), [("65536", "http.port"), ("", "http.port"), ("8080.5", "http.port")])
-def test_a_variable_is_checked_like_a_key(tmp_path, value, named):
+def test_variable_is_validated_like_a_key(tmp_path, value, named):
     assert named in refusal(tmp_path, FUNDSVC_HTTP_PORT=value)
 
 
-def test_what_is_true_or_false_says_so(tmp_path):
+def test_booleans_accept_only_true_and_false(tmp_path):
     assert load(tmp_path, FUNDSVC_STREAM_FSYNC="true").stream.fsync is True
     assert "true or false" in refusal(tmp_path, FUNDSVC_STREAM_FSYNC="maybe")
     assert "true or false" in refusal(tmp_path, "[stream]\nfsync = 3")
@@ -135,27 +135,27 @@ def secret(tmp_path: Path, content: bytes) -> str:
         (b"", ""),
     ],
 )
-def test_a_value_is_read_from_a_file_but_for_its_last_newline(tmp_path, content, value):
+def test_value_from_a_file_loses_only_the_final_newline(tmp_path, content, value):
     assert load(tmp_path, FUNDSVC_TOKEN_SECRET_FILE=secret(tmp_path, content)).token.secret == value
 
 
-def test_numbers_and_lists_may_lie_in_files_too_and_win_over_the_configuration(tmp_path):
+def test_numbers_and_lists_from_files_override_the_configuration(tmp_path):
     assert load(tmp_path, "[http]\nport = 1", FUNDSVC_HTTP_PORT_FILE=secret(tmp_path, b"8081\n")).http.port == 8081
     origins = load(tmp_path, FUNDSVC_HTTP_ORIGINS_FILE=secret(tmp_path, b"https://one,https://two\n")).http.origins
     assert origins == ("https://one", "https://two")
 
 
-def test_a_value_and_a_file_for_it_contradict_each_other(tmp_path):
+def test_setting_value_and_file_of_a_key_is_an_error(tmp_path):
     message = refusal(tmp_path, FUNDSVC_TOKEN_SECRET="a", FUNDSVC_TOKEN_SECRET_FILE=secret(tmp_path, b"a"))
     assert "FUNDSVC_TOKEN_SECRET and FUNDSVC_TOKEN_SECRET_FILE are both set" in message
 
 
 @pytest.mark.parametrize("name", ["FUNDSVC_HTTP_PROT_FILE", "FUNDSVC_FILE", "FUNDSVC_HTTP_FILE", "FUNDSVC_HTTP_PORT_FILE_FILE"])
-def test_a_file_for_no_key_is_an_error_that_names_the_variable(tmp_path, name):
+def test_file_variable_without_a_key_is_an_error_that_names_it(tmp_path, name):
     assert name in refusal(tmp_path, **{name: secret(tmp_path, b"1")})
 
 
-def test_a_file_that_cannot_be_read_is_named_with_its_variable_and_its_content_never_shown(tmp_path):
+def test_unreadable_value_file_is_named_with_its_variable_without_content(tmp_path):
     message = refusal(tmp_path, FUNDSVC_TOKEN_SECRET_FILE=str(tmp_path / "absent"))
     assert "FUNDSVC_TOKEN_SECRET_FILE" in message
     assert "absent" in message
@@ -164,5 +164,5 @@ def test_a_file_that_cannot_be_read_is_named_with_its_variable_and_its_content_n
     assert "hidden" not in message
 
 
-def test_a_section_that_is_no_table_is_an_error(tmp_path):
+def test_section_that_is_not_a_table_is_an_error(tmp_path):
     assert "[http]" in refusal(tmp_path, "http = 5", FUNDSVC_HTTP_PORT="1")

@@ -1,4 +1,4 @@
-"""The reference of the configuration beside the configuration itself, the environment, and what is said of mistakes."""
+"""Compares the configuration reference with the settings; tests environment variables and error messages."""
 
 import re
 import sys
@@ -21,24 +21,24 @@ from fundsvc.core.policy import DrawdownGuard
 
 REFERENCE = Path(__file__).parents[1] / "config" / "fundsvc.toml"
 OUTCOMMENTED = re.compile(r"^# (?=\[|[a-z_]+ += )", re.MULTILINE)
-LINE = re.compile(r"^(?:\[(?P<table>[\w.]+)\]|(?P<key>\w+) += (?P<value>.*?))\s*(?:# (?P<said>.*))?$", re.MULTILINE)
+LINE = re.compile(r"^(?:\[(?P<table>[\w.]+)\]|(?P<key>\w+) += (?P<value>.*?))\s*(?:# (?P<description>.*))?$", re.MULTILINE)
 
 KEYS = [key for key in keys(Config) if get_origin(key.kind) is not dict or not struct_of(get_args(key.kind)[1])]
-"""All but the tables that hold a table for each contract."""
+"""All keys but the tables with a table per contract."""
 
 
 def reference():
-    """The whole file, with what stands in it as a comment only because it changes what it is left out for."""
+    """Returns the reference with its optional keys uncommented."""
     return OUTCOMMENTED.sub("", REFERENCE.read_text())
 
 
-def said():
-    """What is said of each key, by path."""
+def descriptions():
+    """Returns the description of each key, by path."""
     table, found = "", {}
     for line in LINE.finditer(reference()):
         table = line["table"] or table
         if line["key"]:
-            found[f"{table}.{line['key']}"] = line["said"] or ""
+            found[f"{table}.{line['key']}"] = line["description"] or ""
     return found
 
 
@@ -56,20 +56,20 @@ def defaults():
     return values
 
 
-def test_the_reference_has_every_key_with_its_default_and_no_other():
+def test_reference_lists_every_key_with_its_default():
     assert tomllib.loads(reference()) == msgspec.json.decode(msgspec.json.encode(defaults()))
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: ".".join(key.path))
-def test_the_reference_says_of_each_key_what_it_is_and_its_range(key):
+def test_reference_describes_each_key_with_its_range(key):
     path = ".".join(key.path)
     if get_origin(key.kind) is dict:
         path = f"{path}.{next(iter(value_at(Config(), key.path)))}"
-        assert path in said()
+        assert path in descriptions()
         return
-    words = said()[path]
-    assert len(words.split()) >= 2, "say what it is"
-    assert re.search(rf"(?<![\d.]){re.escape(span(key.kind))}(?![\d])", words), f"say its range: {span(key.kind)}"
+    words = descriptions()[path]
+    assert len(words.split()) >= 2, "the description is missing"
+    assert re.search(rf"(?<![\d.]){re.escape(span(key.kind))}(?![\d])", words), f"the range is missing: {span(key.kind)}"
     for one in choices(key.kind):
         assert f'"{one}"' in words or value_at(defaults(), key.path) == one
     schemes = re.findall(r"\w+://", allowed(key.kind))
@@ -77,7 +77,7 @@ def test_the_reference_says_of_each_key_what_it_is_and_its_range(key):
 
 
 def choices(kind):
-    """What the text of a type must be one of, if it must."""
+    """Returns the allowed texts of a type, or ()."""
     found = inspect.type_info(kind)
     found = getattr(found, "item_type", found)
     return found.values if isinstance(found, inspect.LiteralType) else ()
@@ -90,7 +90,7 @@ def value_at(values, path):
 
 
 def another(key):
-    """A legal value that is not the default, as the environment gives it, and as it is then."""
+    """Returns a legal value that is not the default, as text of the environment and as a value."""
     default = value_at(defaults(), key.path)
     if get_origin(key.kind) is dict:
         return '{"XBT":3}', {"XBT": 3}
@@ -109,7 +109,7 @@ def another(key):
 
 
 def numbers(key, default):
-    """Legal values, from the smallest step off the default on."""
+    """Yields legal numbers near the default."""
     kind = int if isinstance(default, int) else float
     for value in (kind(default * 0.98), default + 1, default - 1, kind(default * 1.02)):
         try:
@@ -123,11 +123,11 @@ NEEDED = {
     "FUNDSVC_STREAM_MODE": {"FUNDSVC_STREAM_MODE": "cluster", "FUNDSVC_STREAM_URL": "redis://one"},
     "FUNDSVC_POLICY_DEFAULT_DRAWDOWN_GUARD_STOP": {"FUNDSVC_POLICY_DEFAULT_DRAWDOWN_GUARD_STOP": "0.2"},
 }
-"""What keys need that cannot be anything while others are what they are."""
+"""Further variables that a key requires to have another value."""
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: ".".join(key.path))
-def test_the_environment_sets_each_key_and_nothing_else(key):
+def test_environment_sets_each_key_and_nothing_else(key):
     name = names(key.path)
     text, value = another(key)
     if name in NEEDED:
@@ -152,7 +152,7 @@ def load_text(text):
         return text
 
 
-def test_whole_tables_are_json_in_the_environment_and_keys_in_them_come_after():
+def test_environment_sets_tables_as_json_before_their_keys():
     config = load_config(
         None,
         {
@@ -166,7 +166,7 @@ def test_whole_tables_are_json_in_the_environment_and_keys_in_them_come_after():
     assert config.policy.of("XBTUSDTM").drawdown_guard == DrawdownGuard(hours=1)
 
 
-def test_a_list_without_anything_is_empty_in_the_environment():
+def test_empty_variable_is_an_empty_list():
     assert load_config(None, {"FUNDSVC_HTTP_ORIGINS": ""}).http.origins == ()
 
 
@@ -181,9 +181,9 @@ def refusal(tmp_path, text="", **environment):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[htpp]\nport = 1", "htpp is no key: did you mean http?"),
-        ("[http]\nprot = 1", "http.prot is no key: did you mean http.port?"),
-        ("[log]\ncolour = 1", "log.colour is no key: log has level, format"),
+        ("[htpp]\nport = 1", "htpp is not a key: did you mean http?"),
+        ("[http]\nprot = 1", "http.prot is not a key: did you mean http.port?"),
+        ("[log]\ncolour = 1", "log.colour is not a key: log has level, format"),
         ("http = 5", "http is 5: it must be a table of host, port, "),
         ("[http]\nport = 65536", "http.port is 65536: it must be a whole number, 0 to 65535"),
         ('[http]\nport = "8080"', 'http.port is "8080": it must be a whole number, 0 to 65535'),
@@ -207,23 +207,23 @@ def refusal(tmp_path, text="", **environment):
         ("[currency.decimals]\nUSDT = 30", "currency.decimals.USDT is 30: it must be a whole number, 0 to 18"),
         ("[currency]\ndecimals = 5", "currency.decimals is 5: it must be a table, each of it a whole number, 0 to 18"),
         ("[policy.default]\nrounds_max = 0", "policy.default.rounds_max is 0: it must be a whole number, 1 to 100"),
-        ("[policy.default]\nround_max = 1", "policy.default.round_max is no key: did you mean policy.default.rounds_max?"),
+        ("[policy.default]\nround_max = 1", "policy.default.round_max is not a key: did you mean policy.default.rounds_max?"),
         ("[policy.contracts.A.drawdown_guard]\nhours = 999", "A.drawdown_guard.hours is 999: it must be a number, above 0"),
         ("[policy.contracts.A]\ndrawdown_guard = 1", "policy.contracts.A.drawdown_guard is 1: it must be a table of start, "),
         ("[policy.default.drawdown_guard]\nminimum_balance = -1", "minimum_balance is -1: it must be a number, 0 or more"),
-        ("[policy.default.drawdown_guard]\nstart = 0.1", "policy.default.drawdown_guard: stop 0.25 is above start 0.1"),
-        ('[stream]\nmode = "sentinel"', 'stream: mode = "sentinel" needs sentinels'),
-        ('[stream]\nsentinels = ["a:1"]', 'stream: mode = "sentinel" needs sentinels, and sentinels need mode = "sentinel"'),
-        ('[stream]\nmode = "cluster"', 'stream: mode = "cluster" needs url'),
+        ("[policy.default.drawdown_guard]\nstart = 0.1", "policy.default.drawdown_guard: stop 0.25 is beyond start 0.1"),
+        ('[stream]\nmode = "sentinel"', 'stream: mode = "sentinel" requires sentinels'),
+        ('[stream]\nsentinels = ["a:1"]', 'requires sentinels, and sentinels require mode = "sentinel"'),
+        ('[stream]\nmode = "cluster"', 'stream: mode = "cluster" requires url'),
         ('[stream]\nmode = "sentinel"\nsentinels = ["a:1", "b"]', 'stream: sentinels: "b" is not "host:port"'),
         ('[stream]\nmode = "sentinel"\nsentinels = ["a:65536"]', 'stream: sentinels: "a:65536" is not "host:port"'),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_by_path_with_the_value_and_what_is_allowed(tmp_path, text, message):
+def test_error_states_path_value_and_allowed_values(tmp_path, text, message):
     assert message in refusal(tmp_path, text)
 
 
-def test_all_mistakes_are_said_at_once_and_which_variable_made_them(tmp_path):
+def test_all_errors_are_reported_at_once_with_their_variables(tmp_path):
     message = refusal(tmp_path, "[http]\nport = -1\n[log]\nlevel = 1", FUNDSVC_ENGINE_PORT="many", FUNDSVC_LOG_FORMAT="xml")
     assert message.splitlines() == [
         "configuration: http.port is -1: it must be a whole number, 0 to 65535",
@@ -236,14 +236,14 @@ def test_all_mistakes_are_said_at_once_and_which_variable_made_them(tmp_path):
 @pytest.mark.parametrize(
     "key", ["token.secret", "ledger.secret", "ledger.previous", "database.dsn", "database.owner_dsn", "stream.url"]
 )
-def test_a_secret_is_not_said_even_where_it_is_wrong(tmp_path, key):
+def test_error_hides_a_wrong_secret(tmp_path, key):
     section, name = key.split(".")
     message = refusal(tmp_path, f"[{section}]\n{name} = 123454321")
     assert f"{key} is ***: it must be " in message
     assert "123454321" not in message
 
 
-def test_a_table_in_the_environment_that_is_no_json_is_said(tmp_path):
+def test_environment_table_that_is_not_json_is_an_error(tmp_path):
     message = refusal(tmp_path, FUNDSVC_CURRENCY_DECIMALS="USDT=8")
     assert "FUNDSVC_CURRENCY_DECIMALS must be JSON, a table, each of it a whole number, 0 to 18" in message
 
@@ -262,24 +262,24 @@ def test_a_table_in_the_environment_that_is_no_json_is_said(tmp_path):
         ("", ""),
     ],
 )
-def test_a_password_in_an_address_is_not_shown(value, shown):
+def test_password_of_an_address_is_hidden(value, shown):
     assert presentable(value, find(Config, "database_dsn").kind) == shown
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="&"), min_size=1))
 @example("a:b@c/d?e#f")
-def test_no_password_is_shown_whatever_it_is(password):
+def test_any_password_is_hidden(password):
     hidden = f"§{password}§"
     for address in (f"redis://user:{hidden}@host/0", f"redis://host/0?a=b&password={hidden}"):
         assert "§" not in presentable(address, find(Config, "stream_url").kind)
 
 
-def test_a_key_of_any_type_is_described():
+def test_key_of_any_type_has_a_description():
     assert {allowed(key.kind) for key in KEYS} >= {"text", "a list, each of it text", "a whole number, 0 to 65535"}
     assert Key(("http", "port"), find(Config, "http_port").kind) in list(keys(Config))
 
 
-def test_what_takes_effect_is_shown_as_a_file_that_would_do_the_same(tmp_path):
+def test_effective_configuration_is_shown_as_an_equivalent_file(tmp_path):
     text = '[policy.contracts."A B"]\nrounds_max = 7\n[policy.default.drawdown_guard]\n[token]\naudience = "ü\\n\\"x"\n'
     path = tmp_path / "one.toml"
     path.write_text(text)
@@ -297,7 +297,7 @@ async def check(*arguments, **environment):
 NOTHING = Config()
 
 
-async def test_the_command_shows_what_takes_effect_without_secrets():
+async def test_config_check_shows_the_effective_configuration_without_secrets():
     ledger = {"FUNDSVC_LEDGER_SECRET": 32 * "hidden", "FUNDSVC_LEDGER_PREVIOUS": f"{32 * 'hidden'},{33 * 'hidden'}"}
     secrets = {
         "FUNDSVC_TOKEN_SECRET": 32 * "s",
@@ -320,7 +320,7 @@ async def test_the_command_shows_what_takes_effect_without_secrets():
     ("environment", "message"),
     [
         ({"FUNDSVC_HTTP_PORT": "x"}, "http.port"),
-        ({"FUNDSVC_HTTP_PROT": "1"}, "FUNDSVC_HTTP_PROT names no key"),
+        ({"FUNDSVC_HTTP_PROT": "1"}, "FUNDSVC_HTTP_PROT is not a configuration key"),
         ({"FUNDSVC_HTTP_CERTIFICATE": "/nowhere/one.pem"}, "http.certificate: cannot read /nowhere/one.pem"),
         ({"FUNDSVC_HTTP_CERTIFICATE_KEY": "/nowhere/key.pem"}, "http.certificate_key is set, but http.certificate is not"),
         ({"FUNDSVC_TOKEN_KEYS": "/nowhere/keys.json"}, "token.keys: cannot read /nowhere/keys.json"),
@@ -329,13 +329,13 @@ async def test_the_command_shows_what_takes_effect_without_secrets():
         ({"FUNDSVC_CONFIG": "/nowhere/fundsvc.toml"}, "cannot read /nowhere/fundsvc.toml"),
     ],
 )
-async def test_the_command_exits_with_2_and_says_what_is_wrong(environment, message):
+async def test_config_check_exits_with_2_and_names_the_error(environment, message):
     done = await check(**environment)
     assert (done.code, done.output) == (2, "")
     assert message in done.error
 
 
-async def test_a_data_directory_that_cannot_be_made_is_named(tmp_path):
+async def test_data_directory_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").touch()
     environment = {**environment_of(NOTHING), "FUNDSVC_DATABASE_DSN": "", "FUNDSVC_STREAM_URL": ""}
     environment["FUNDSVC_DATA_DIRECTORY"] = str(tmp_path / "file" / "data")
@@ -343,12 +343,12 @@ async def test_a_data_directory_that_cannot_be_made_is_named(tmp_path):
     assert (done.code, done.error) == (1, f"fundsvc: {tmp_path}/file/data: Not a directory\n")
 
 
-async def test_the_version_is_said_whatever_the_configuration():
+async def test_version_is_printed_with_any_configuration():
     done = await program(sys.executable, "-m", "fundsvc", "--version", environment={"FUNDSVC_HTTP_PORT": "x"})
     assert (done.code, done.output, done.error) == (0, f"fundsvc {fundsvc_version}\n", "")
 
 
-async def test_the_command_asks_whether_what_is_named_is_there(config):
+async def test_config_check_reachable_reports_the_servers(config):
     done = await fundsvc(config, "config", "check", "--reachable", "--json")
     parts = done.result["parts"]
     assert (done.code, {name: part["ok"] for name, part in parts.items()}) == (0, dict.fromkeys(parts, True))
@@ -357,7 +357,7 @@ async def test_the_command_asks_whether_what_is_named_is_there(config):
     assert parts["schema"]["found"] == "as this version needs it, 1 partitions"
 
 
-async def test_the_command_says_what_is_away_or_does_not_fit(config):
+async def test_config_check_reachable_reports_unreachable_and_wrong_servers(config):
     nowhere = {"FUNDSVC_STREAM_URL": "redis://127.0.0.1:1", "FUNDSVC_STREAM_PARTITIONS": "3"}
     done = await fundsvc(config, "config", "check", "--reachable", "--json", **nowhere)
     parts = done.result["parts"]

@@ -34,7 +34,7 @@ from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Holding, Market, ste
 from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
 from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, last_step
 from fundsvc.local.servers import EmbeddedServers
-from fundsvc.streams.announcements import Announcement, Asked
+from fundsvc.streams.announcements import Announcement, RequestedLots
 from fundsvc.wire.codec import Message, decode, encode
 
 CURRENCY = CurrencyConfig()
@@ -75,7 +75,7 @@ def lots_in_book(partition, symbol, account):
 
 def announcement_of(order, accounts, lots):
     """A round as an engine reads it."""
-    return Announcement(order.symbol, order.adl, order.round, order.reduce, "1", tuple(map(Asked, accounts, lots)))
+    return Announcement(order.symbol, order.adl, order.round, order.reduce, "1", tuple(map(RequestedLots, accounts, lots)))
 
 
 class Exchange:
@@ -322,7 +322,7 @@ class TestMatching:
         stakes = [stake for side in ("long", "short") for each in closing if (stake := contract.held(each, side, 100))]
         (stake, *_) = (stake for stake in stakes if contract.held(stake.account, stake.side, 101) != stake)
         engine = MatchingEngine(market, {}, {})
-        engine.take_on(Announcement("XBTUSDTM", 1, 1, stake.side, "1", (Asked(stake.account, stake.lots),)), 100)
+        engine.take_on(Announcement("XBTUSDTM", 1, 1, stake.side, "1", (RequestedLots(stake.account, stake.lots),)), 100)
         sent = [event for step in range(101, 101 + 2 * ROUND_STEPS) for event in engine.events(step, 0)]
         assert [type(event) for event in sent if isinstance(event, AdlFill | AdlEnd)] == [AdlEnd]
 

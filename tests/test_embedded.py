@@ -1,4 +1,4 @@
-"""The embedded servers, used by processes that come, go and are killed."""
+"""Embedded servers with processes that start, leave and are killed."""
 
 import asyncio
 import itertools
@@ -74,7 +74,7 @@ def prepared(short_directory):
 
 @pytest.fixture
 def servers(prepared, short_directory):
-    """Servers of a directory of their own that have run before; stopped at the end if a test did not see to it."""
+    """Servers of a separate directory that have run before. They are stopped after the test."""
     directory = short_directory / f"e{next(_NUMBERS)}"
     subprocess.run(["cp", "-a", prepared, directory], check=True)
     servers = EmbeddedServers(directory)
@@ -99,7 +99,7 @@ def stream(servers):
     return redis.Redis.from_url(servers.stream_url)
 
 
-async def ask(dsn, statement):
+async def query(dsn, statement):
     connection = await asyncpg.connect(dsn)
     try:
         return await connection.fetchval(statement)
@@ -107,7 +107,7 @@ async def ask(dsn, statement):
         await connection.close()
 
 
-def test_the_last_of_two_users_stops_the_servers(servers):
+def test_last_of_two_users_stops_the_servers(servers):
     first, second = User(servers.directory), User(servers.directory)
     first.wait_until_up(), second.wait_until_up()
     before = pids(servers)
@@ -119,7 +119,7 @@ def test_the_last_of_two_users_stops_the_servers(servers):
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in before)
 
 
-def test_users_that_leave_at_once_stop_the_servers_and_one_that_comes_then_starts_them(servers):
+def test_users_leaving_together_stop_the_servers_and_the_next_starts_them(servers):
     users = [User(servers.directory) for _ in range(3)]
     for user in users:
         user.wait_until_up()
@@ -134,11 +134,11 @@ def test_users_that_leave_at_once_stop_the_servers_and_one_that_comes_then_start
     assert stopped(servers)
 
 
-def test_a_killed_user_leaves_servers_that_the_next_adopts_with_all_they_hold(servers):
+def test_killed_user_leaves_servers_that_the_next_user_adopts_with_their_data(servers):
     killed = User(servers.directory).wait_until_up()
     with stream(servers) as client:
         client.set("kept", "1")
-    asyncio.run(ask(servers.owner_dsn, "CREATE TABLE kept AS SELECT 1 AS x"))
+    asyncio.run(query(servers.owner_dsn, "CREATE TABLE kept AS SELECT 1 AS x"))
     killed.kill()
     before = pids(servers)
     assert None not in before
@@ -150,11 +150,11 @@ def test_a_killed_user_leaves_servers_that_the_next_adopts_with_all_they_hold(se
     servers.start()
     with stream(servers) as client:
         assert client.get("kept") == b"1"
-    assert asyncio.run(ask(servers.dsn, "SELECT count(*) FROM pg_tables WHERE tablename = 'kept'")) == 1
+    assert asyncio.run(query(servers.dsn, "SELECT count(*) FROM pg_tables WHERE tablename = 'kept'")) == 1
     servers.stop()
 
 
-async def test_a_server_that_dies_is_started_again(servers):
+async def test_dead_server_is_restarted(servers):
     async with embedded(Config(data=DataConfig(str(servers.directory)))) as config:
         before = pids(servers)
         for server in both(servers):
@@ -168,12 +168,12 @@ async def test_a_server_that_dies_is_started_again(servers):
 async def alive(config):
     try:
         with redis.Redis.from_url(config.stream.url) as client:
-            return client.ping() and await ask(config.database.dsn, "SELECT 1")
+            return client.ping() and await query(config.database.dsn, "SELECT 1")
     except (OSError, redis.ConnectionError, asyncpg.PostgresError):
         return False
 
 
-async def test_only_what_the_configuration_does_not_name_is_started(servers):
+async def test_only_unconfigured_servers_are_started(servers):
     data = DataConfig(str(servers.directory))
     named = Config(data=data, database=DatabaseConfig(dsn="postgresql://elsewhere/x"))
     async with embedded(named) as config:
@@ -189,7 +189,7 @@ async def test_only_what_the_configuration_does_not_name_is_started(servers):
     assert stopped(servers)
 
 
-async def test_nothing_is_started_or_made_when_both_are_named(tmp_path):
+async def test_nothing_is_started_or_created_if_both_servers_are_configured(tmp_path):
     named = Config(
         data=DataConfig(str(tmp_path / "absent")),
         database=DatabaseConfig(dsn="postgresql://x/y"),
@@ -200,29 +200,29 @@ async def test_nothing_is_started_or_made_when_both_are_named(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
-def test_too_long_a_path_is_told_before_anything_is_started(tmp_path):
+def test_too_long_socket_path_is_an_error_before_any_start(tmp_path):
     servers = EmbeddedServers(tmp_path / ("x" * 90))
     with pytest.raises(EmbeddedError, match="too long a path"):
         servers.start()
     assert not (servers.directory / "postgres").exists()
 
 
-def test_an_initialisation_that_was_interrupted_is_begun_anew(short_directory):
+def test_interrupted_initialisation_is_repeated(short_directory):
     servers = EmbeddedServers(short_directory / f"e{next(_NUMBERS)}")
     (servers.directory / "postgres.new" / "junk").mkdir(parents=True)
     servers.start(valkey=False)
-    assert asyncio.run(ask(servers.dsn, "SELECT current_user::text")) == "fundsvc_service"
+    assert asyncio.run(query(servers.dsn, "SELECT current_user::text")) == "fundsvc_service"
     servers.stop()
 
 
-def test_a_server_that_cannot_start_says_why(servers):
+def test_error_of_a_server_that_cannot_start_contains_its_log(servers):
     settings = servers.directory / "postgres" / "postgresql.conf"
     settings.write_text("nonsense = 1\n")
     with pytest.raises(EmbeddedError, match="nonsense"):
         servers.start()
 
 
-def test_a_stranger_with_the_number_of_a_server_is_left_alone(servers):
+def test_unrelated_process_with_the_pid_of_a_server_is_not_touched(servers):
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (servers.directory / "valkey.pid").write_text(str(stranger.pid))
         servers.stop()
@@ -233,7 +233,7 @@ def test_a_stranger_with_the_number_of_a_server_is_left_alone(servers):
         stranger.kill()
 
 
-def test_starting_again_starts_nothing_and_stopping_takes_little_time(servers):
+def test_second_start_starts_nothing_and_stop_is_quick(servers):
     servers.start()
     before = pids(servers)
     servers.start()
@@ -244,7 +244,7 @@ def test_starting_again_starts_nothing_and_stopping_takes_little_time(servers):
     servers.stop()
 
 
-def test_a_server_that_does_not_react_is_killed(servers):
+def test_unresponsive_server_is_killed(servers):
     servers.start(postgres=False)
     process = servers.valkey.process
     process.suspend()
@@ -252,7 +252,7 @@ def test_a_server_that_does_not_react_is_killed(servers):
     assert servers.valkey.process is None
 
 
-def test_ctrl_c_in_the_terminal_reaches_no_server(servers):
+def test_ctrl_c_of_the_terminal_does_not_reach_servers(servers):
     servers.start()
     for pid in pids(servers):
         assert os.getsid(pid) != os.getsid(0)
@@ -260,7 +260,7 @@ def test_ctrl_c_in_the_terminal_reaches_no_server(servers):
     servers.stop()
 
 
-def test_sockets_are_only_for_the_owner(servers):
+def test_sockets_are_accessible_only_to_the_owner(servers):
     servers.start()
     run = servers.directory / "run"
     assert stat.S_IMODE(run.stat().st_mode) == 0o700
@@ -273,7 +273,7 @@ def test_sockets_are_only_for_the_owner(servers):
 
 
 @as_root
-def test_others_cannot_reach_the_sockets(servers):
+def test_other_users_cannot_reach_the_sockets(servers):
     servers.start()
     servers.directory.parent.chmod(0o711)
     try:
@@ -293,7 +293,7 @@ def capabilities(pid):
 
 
 @as_root
-def test_root_runs_servers_without_capabilities_as_a_user_of_their_own_below_a_closed_directory(servers):
+def test_root_runs_servers_without_capabilities_as_a_separate_user_below_a_closed_directory(servers):
     assert stat.S_IMODE(servers.directory.parent.stat().st_mode) == 0o700
     assert servers.directory.parent.stat().st_uid == 0
     servers.start()
@@ -304,11 +304,11 @@ def test_root_runs_servers_without_capabilities_as_a_user_of_their_own_below_a_c
         pwd.getpwuid(user)
     for pid in pids(servers):
         assert set(capabilities(pid).values()) == {0}
-    asyncio.run(ask(servers.owner_dsn, "CREATE TABLE kept AS SELECT 1 AS x"))
+    asyncio.run(query(servers.owner_dsn, "CREATE TABLE kept AS SELECT 1 AS x"))
     servers.stop()
     servers.start()
     assert {psutil.Process(pid).uids().real for pid in pids(servers)} == {user}
-    assert asyncio.run(ask(servers.owner_dsn, "SELECT x FROM kept")) == 1
+    assert asyncio.run(query(servers.owner_dsn, "SELECT x FROM kept")) == 1
     servers.stop()
 
 
@@ -351,14 +351,14 @@ for name in ("valkey.password", "postgres/postgresql.conf", "postgres/pg_hba.con
 
 
 def attack(directory):
-    """What another user of the machine gets at: of the sockets, and of the files."""
+    """Returns what another user of the machine can access of the sockets and files."""
     command = [sys.executable, "-c", ATTACK, str(directory), str(NOBODY)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
 @pytest.fixture
 def open_directory():
-    """A directory that all users may pass, unlike the one that other tests use."""
+    """A directory that all users may pass, unlike that of the other tests."""
     directory = Path(tempfile.mkdtemp(prefix="fs-"))
     directory.chmod(0o755)
     yield directory
@@ -367,8 +367,8 @@ def open_directory():
 
 @as_root
 @pytest.mark.parametrize("doors", ["closed", "open"])
-def test_another_user_gets_at_nothing_even_where_the_directories_are_opened_to_all(prepared, open_directory, doors):
-    """With open doors only authentication is left: the sockets and all above them are opened to everybody."""
+def test_other_user_is_denied_even_with_open_directories(prepared, open_directory, doors):
+    """With open directories and sockets only authentication protects the servers."""
     directory = open_directory / "data"
     subprocess.run(["cp", "-a", prepared, directory], check=True)
     directory.chmod(0o755)
@@ -386,7 +386,7 @@ def test_another_user_gets_at_nothing_even_where_the_directories_are_opened_to_a
 
 
 @as_root
-def test_servers_that_ran_as_nobody_belong_to_a_user_of_their_own_from_the_next_start_on(servers):
+def test_servers_of_nobody_get_a_separate_user_at_the_next_start(servers):
     for name in ("postgres", "valkey", "run"):
         os.chown(servers.directory / name, NOBODY, NOBODY)
     hba = servers.directory / "postgres" / "pg_hba.conf"
@@ -398,25 +398,25 @@ def test_servers_that_ran_as_nobody_belong_to_a_user_of_their_own_from_the_next_
 
 
 @pytest.mark.parametrize(
-    ("prepare", "told"),
+    ("prepare", "message"),
     [
         (lambda directory: (directory / "thesis.tex").touch() or directory.chmod(0o755), "chmod 0700"),
         (lambda directory: (directory / "run").symlink_to("/etc") or directory.chmod(0o777), "chmod 0700"),
         pytest.param(lambda directory: shutil.chown(directory, "nobody"), "belongs to user nobody", marks=as_root),
     ],
 )
-def test_a_directory_that_may_be_another_users_is_refused_untouched(short_directory, prepare, told):
+def test_directory_that_may_belong_to_another_user_is_refused_unchanged(short_directory, prepare, message):
     directory = short_directory / f"e{next(_NUMBERS)}"
     directory.mkdir(mode=0o700)
     prepare(directory)
     before = directory.stat()
-    with pytest.raises(EmbeddedError, match=told):
+    with pytest.raises(EmbeddedError, match=message):
         EmbeddedServers(directory).start()
     assert directory.stat()[:6] == before[:6]
 
 
 @as_root
-def test_programs_below_a_closed_directory_are_copied_to_where_their_user_reaches_them(
+def test_programs_below_a_closed_directory_are_copied_to_a_reachable_place(
     servers, open_directory, short_directory, monkeypatch
 ):
     closed = short_directory / "site-packages"
@@ -425,7 +425,7 @@ def test_programs_below_a_closed_directory_are_copied_to_where_their_user_reache
     monkeypatch.setattr("fundsvc.local.servers._package", lambda name: closed / name)
     monkeypatch.setattr("fundsvc.local.server_process.PROGRAMS", open_directory / "programs")
     servers.start()
-    assert asyncio.run(ask(servers.dsn, "SELECT 1")) == 1
+    assert asyncio.run(query(servers.dsn, "SELECT 1")) == 1
     assert all(psutil.Process(pid).exe().startswith(f"{open_directory}/programs/") for pid in pids(servers))
     assert {path.stat().st_uid for path in (open_directory / "programs").rglob("*")} == {0}
     servers.stop()
@@ -436,7 +436,7 @@ def test_programs_below_a_closed_directory_are_copied_to_where_their_user_reache
 
 
 @as_root
-def test_an_ordinary_user_needs_no_root(open_directory):
+def test_ordinary_user_needs_no_root(open_directory):
     directory = open_directory / "data"
     directory.mkdir(mode=0o700)
     os.chown(directory, NOBODY, NOBODY)

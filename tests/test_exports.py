@@ -1,4 +1,4 @@
-"""Exports and audits of a ledger that grows meanwhile: whole, and without a snapshot that slows commits down."""
+"""Exports and audits of a growing ledger are complete, and hold no snapshot that slows commits down."""
 
 import asyncio
 
@@ -37,7 +37,7 @@ def small_pages(monkeypatch):
     monkeypatch.setattr(exports, "ROWS_PER_PAGE", 20)
 
 
-async def test_an_export_that_is_read_slowly_lets_the_offset_row_be_cleaned_up(owner, pool, service_connection):
+async def test_slow_export_does_not_prevent_cleanup_of_the_offset_row(owner, pool, service_connection):
     rows = export_rows(await open_ledger(pool, "AAA"))
     found = [await anext(rows) for _ in range(ENTRIES // 2)]
     for seq in range(ENTRIES + 1, ENTRIES + 1001):
@@ -49,7 +49,7 @@ async def test_an_export_that_is_read_slowly_lets_the_offset_row_be_cleaned_up(o
     assert (found[-1]["line"], found[-1]["entry"]) == ("fund", ENTRIES)
 
 
-async def test_an_audit_of_a_ledger_that_grows_meanwhile_ends_where_the_ledger_does(owner, pool, service_connection):
+async def test_audit_of_a_growing_ledger_reaches_its_end(owner, pool, service_connection):
     grown = []
 
     async def grow():
@@ -67,7 +67,7 @@ async def test_an_audit_of_a_ledger_that_grows_meanwhile_ends_where_the_ledger_d
 
 
 @pytest.mark.parametrize("entries", [0, 19, 20, 40])
-async def test_a_ledger_is_read_to_its_end_wherever_a_page_ends(config, pool, entries):
+async def test_export_reads_the_whole_ledger_wherever_a_page_ends(config, pool, entries):
     async with owned(config) as owner:
         await owner.settle([listing("BBB"), *(fill("BBB", seq, 5) for seq in range(1, entries + 1))])
     assert (await audit_contract(pool, "BBB", lambda _: None)).entries == entries

@@ -1,4 +1,4 @@
-"""How many connections there are files for, and a service that may open few of them."""
+"""The limit of open files, and a service with a low limit."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from commands import environment_of, program
 from eventually import eventually
 from raw import raw
 
-ASK = """
+SCRIPT = """
 import resource, sys
 from fundsvc.local.open_files import files_for
 soft, hard, clients, own = map(int, sys.argv[1:])
@@ -20,7 +20,7 @@ print(files_for(clients, own), *resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 @pytest.mark.parametrize(
-    ("limits", "asked", "told"),
+    ("limits", "arguments", "expected"),
     [
         ((1024, 4096), (500, 100), (500, 1024, 4096)),
         ((64, 4096), (500, 100), (500, 600, 4096)),
@@ -30,14 +30,14 @@ print(files_for(clients, own), *resource.getrlimit(resource.RLIMIT_NOFILE))
         ((64, 600), (500, 100), (500, 600, 600)),
     ],
 )
-async def test_the_limit_is_raised_as_far_as_it_may_be(limits, asked, told):
-    done = await program(sys.executable, "-c", ASK, *limits, *asked)
-    assert done.output.split() == [str(number) for number in told], done.error
+async def test_file_limit_is_raised_as_far_as_allowed(limits, arguments, expected):
+    done = await program(sys.executable, "-c", SCRIPT, *limits, *arguments)
+    assert done.output.split() == [str(number) for number in expected], done.error
 
 
 @contextlib.asynccontextmanager
 async def limited(config, files, **overrides):
-    """The HTTP side in a process that may open so many files, and what it logs."""
+    """Runs the HTTP side in a process that may open `files` files; yields its URL and log."""
     command = f"ulimit -n {files}; exec {sys.executable} -m fundsvc api"
     process = await asyncio.create_subprocess_exec(
         "bash", "-c", command, env=environment_of(config, **overrides), stderr=asyncio.subprocess.PIPE
@@ -49,7 +49,7 @@ async def limited(config, files, **overrides):
         await process.communicate()
 
 
-async def test_a_service_that_may_open_few_files_stays_healthy_when_more_clients_come(config, unused_tcp_port_factory):
+async def test_service_with_few_files_stays_healthy_with_more_clients(config, unused_tcp_port_factory):
     port, health = unused_tcp_port_factory(), unused_tcp_port_factory()
     settings = {"FUNDSVC_HTTP_PORT": str(port), "FUNDSVC_HTTP_HEALTH_PORT": str(health), "FUNDSVC_LOG_LEVEL": "info"}
     async with limited(config, 300, FUNDSVC_LOG_FORMAT="json", **settings) as process, aiohttp.ClientSession() as probe:
@@ -79,7 +79,7 @@ async def test_a_service_that_may_open_few_files_stays_healthy_when_more_clients
 
 
 async def starting(stream):
-    """The lines of a log until the service has started."""
+    """Yields the lines of a log until the service has started."""
     while line := await asyncio.wait_for(stream.readline(), 20):
         yield line
         if b'"started"' in line:

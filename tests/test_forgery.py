@@ -1,4 +1,4 @@
-"""The audit finds what money rests on where every hash is valid: the owner of the database seals the forged chains anew."""
+"""The audit finds forged money although every hash is valid: the owner of the database seals the forged chains again."""
 
 import msgspec
 import pytest
@@ -60,7 +60,7 @@ def of_symbol(statement):
 
 
 @pytest.mark.parametrize("what", ENTRIES)
-async def test_a_forged_entry_is_found(ledger, owner_connection, what):  # noqa: F811
+async def test_audit_finds_a_forged_entry(ledger, owner_connection, what):  # noqa: F811
     await unlock(owner_connection)
     changed = await owner_connection.execute(of_symbol(ENTRIES[what]))
     assert changed != "UPDATE 0"
@@ -81,7 +81,7 @@ async def rebalance(connection):
 
 
 @pytest.mark.parametrize("what", ROWS)
-async def test_a_forged_row_is_found(ledger, owner_connection, what):  # noqa: F811
+async def test_audit_finds_a_forged_row(ledger, owner_connection, what):  # noqa: F811
     await unlock(owner_connection)
     for statement in ROWS[what]:
         assert await owner_connection.execute(of_symbol(statement)) != "UPDATE 0"
@@ -90,7 +90,7 @@ async def test_a_forged_row_is_found(ledger, owner_connection, what):  # noqa: F
 
 
 @pytest.mark.parametrize("what", BODIES)
-async def test_a_forged_record_is_found_even_where_its_order_agrees(ledger, owner_connection, what):  # noqa: F811
+async def test_audit_finds_a_forged_record_that_agrees_with_its_order(ledger, owner_connection, what):  # noqa: F811
     kind, form, fields = BODIES[what]
     await unlock(owner_connection)
     row = await owner_connection.fetchrow("SELECT record, adl, body FROM adl_records WHERE kind = $1 AND adl = 1", kind)
@@ -105,8 +105,8 @@ async def test_a_forged_record_is_found_even_where_its_order_agrees(ledger, owne
 
 
 @pytest.mark.parametrize("lots", [1, 3])
-async def test_a_forged_execution_is_found(ledger, owner_connection, lots):  # noqa: F811
-    """Other lots, with a body that agrees."""
+async def test_audit_finds_a_forged_execution(ledger, owner_connection, lots):  # noqa: F811
+    """The forged execution has other lots and a consistent body."""
     await unlock(owner_connection)
     row = await owner_connection.fetchrow("SELECT * FROM adl_records WHERE kind = 'execution' ORDER BY record LIMIT 1")
     assert isinstance(msgspec.msgpack.decode(row["body"], type=Reduced), Reduced)
@@ -115,14 +115,14 @@ async def test_a_forged_execution_is_found(ledger, owner_connection, lots):  # n
     assert await differences(ledger)
 
 
-@pytest.mark.parametrize("asked", [0, 1])
-async def test_a_forged_allocation_is_found(ledger, owner_connection, asked):  # noqa: F811
-    """A round that asked the first account for other lots."""
+@pytest.mark.parametrize("requested", [0, 1])
+async def test_audit_finds_a_forged_allocation(ledger, owner_connection, requested):  # noqa: F811
+    """The forged round requests other lots of the first account."""
     await unlock(owner_connection)
     row = await owner_connection.fetchrow("SELECT record, body FROM adl_records WHERE kind = 'order' AND adl = 1")
     order = msgspec.msgpack.decode(row["body"], type=OrderBody)
-    assert order.first.asked[0] != asked
-    first = msgspec.structs.replace(order.first, asked=[asked, *order.first.asked[1:]])
+    assert order.first.asked[0] != requested
+    first = msgspec.structs.replace(order.first, asked=[requested, *order.first.asked[1:]])
     body = msgspec.msgpack.encode(msgspec.structs.replace(order, first=first))
     await owner_connection.execute("UPDATE adl_records SET body = $1 WHERE record = $2", body, row["record"])
     await seal(owner_connection, SYMBOL)

@@ -13,7 +13,7 @@ from tcp_proxy import proxied
 from test_engine import STOP_SECONDS_MAX, fills, ledger, producer, running, settled  # noqa: F401 - fixtures
 
 from fundsvc.local.servers import EmbeddedServers
-from fundsvc.store.database import StoreFault, lent, open_pool
+from fundsvc.store.database import StoreFault, acquired, open_pool
 from fundsvc.store.reader import fetch
 from fundsvc.streams.client import stream_key
 
@@ -142,7 +142,7 @@ async def test_an_engine_with_half_open_connections_stops_in_time(config, proxie
 async def test_one_read_over_a_half_open_connection_renews_those_of_its_pool(config, proxies, monkeypatch):
     monkeypatch.setattr("fundsvc.store.reader.READ_SECONDS_MAX", 1.0)
     async with open_pool(through(config, proxies).database.dsn, 4) as pool:
-        async with lent(pool), lent(pool), lent(pool), lent(pool):
+        async with acquired(pool), acquired(pool), acquired(pool), acquired(pool):
             pass
         proxies["postgres"].swallow_on_old_connections("questions", "answers")
         with pytest.raises(StoreFault):

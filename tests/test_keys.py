@@ -1,4 +1,4 @@
-"""Keys that stand twice: refused in every event of both codecs, and wherever JSON is read."""
+"""Duplicate keys are rejected in every event of both codecs, and wherever JSON is read."""
 
 import msgspec
 import pytest
@@ -32,7 +32,7 @@ CODECS = ["json", "msgpack"]
 
 
 def pairs_of(event, codec):
-    """The pairs of an encoded event, each in bytes."""
+    """Returns the encoded pairs of an event."""
     module = msgspec.json if codec == "json" else msgspec.msgpack
     return [(module.encode(key), module.encode(value)) for key, value in msgspec.to_builtins(event).items()]
 
@@ -49,7 +49,7 @@ def array_of(raws, codec):
 
 @pytest.mark.parametrize("codec", CODECS)
 @given(events=MANY, data=st.data())
-def test_an_event_with_a_key_twice_is_refused_and_the_others_are_not(codec, events, data):
+def test_only_the_event_with_a_duplicate_key_is_rejected(codec, events, data):
     at = data.draw(st.integers(0, len(events) - 1))
     raws = [object_of(pairs_of(event, codec), codec) for event in events]
     pairs = pairs_of(events[at], codec)
@@ -66,14 +66,14 @@ def test_an_event_with_a_key_twice_is_refused_and_the_others_are_not(codec, even
 
 @pytest.mark.parametrize("codec", CODECS)
 @given(events=MANY)
-def test_events_without_one_are_decoded_however_they_are_written(codec, events):
+def test_events_without_duplicate_keys_decode_in_any_notation(codec, events):
     assert decode(Message("1-0", codec, encode(events, codec))) == events
     raws = [object_of(pairs_of(event, codec), codec) for event in events]
     assert decode(Message("1-0", codec, array_of(raws, codec))) == events
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_what_engines_send_is_not_read_twice(codec):
+def test_events_of_engines_are_not_parsed_twice(codec):
     fills = [Fill("S", seq, "sell", 1, "2", "1", 5, f"t{seq}") for seq in range(1, 200)]
     assert not may_repeat(codec, encode(fills, codec), fills)
     assert not may_repeat(
@@ -94,7 +94,7 @@ def test_what_engines_send_is_not_read_twice(codec):
         (b"1" * 5000, False),
     ],
 )
-def test_keys_are_compared_at_any_depth_and_however_they_are_written(text, repeats):
+def test_json_keys_are_compared_at_any_depth_in_any_notation(text, repeats):
     if repeats:
         with pytest.raises(RepeatedKey):
             check_keys("json", text)
@@ -113,13 +113,13 @@ def test_keys_are_compared_at_any_depth_and_however_they_are_written(text, repea
         b"\x81\xa1b\xdd\x00\x00\x00\x01\x82\xa1a\xc0\xa1a\xc0",
     ],
 )
-def test_keys_of_messagepack_are_compared_at_any_depth(value):
+def test_messagepack_keys_are_compared_at_any_depth(value):
     with pytest.raises(RepeatedKey):
         check_keys("msgpack", value)
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson", "application/msgpack"])
-async def test_a_repeated_key_is_refused_over_http_and_on_the_stream(config, kind):
+async def test_duplicate_key_is_rejected_over_http_and_on_the_stream(config, kind):
     body = msgspec.json.encode(fill("TWICEUSDTM", 1)).replace(b'"lots":1000', b'"lots":1,"lots":1000000')
     if kind == "application/msgpack":
         body = msgspec.msgpack.encode(fill("TWICEUSDTM", 1, lots=1))
@@ -134,7 +134,7 @@ async def test_a_repeated_key_is_refused_over_http_and_on_the_stream(config, kin
         assert await service.entries("TWICEUSDTM") == []
 
 
-async def test_a_listing_with_a_repeated_key_is_refused(config):
+async def test_listing_with_a_duplicate_key_is_rejected(config):
     body = msgspec.json.encode(contract("TWICEUSDTM")).replace(b'"multiplier":0.001', b'"multiplier":"0.001","multiplier":"1"')
     async with served(config) as service:
         answer = await service.send(body=body)
@@ -142,7 +142,7 @@ async def test_a_listing_with_a_repeated_key_is_refused(config):
         assert await service.pool.fetchval("SELECT count(*) FROM contracts") == 0
 
 
-async def test_previews_and_commands_of_topics_with_a_repeated_key_are_refused(config):
+async def test_previews_and_topic_commands_with_a_duplicate_key_are_rejected(config):
     async with served(config) as service:
         await service.send(contract("TWICEUSDTM"))
         body = b'{"side":"sell","lots":1,"lots":2,"price":"1","bankruptcyPrice":"1"}'
@@ -160,7 +160,7 @@ async def test_previews_and_commands_of_topics_with_a_repeated_key_are_refused(c
             assert (answer["type"], "twice" in answer["data"]) == ("error", True)
 
 
-def test_a_key_set_with_a_repeated_key_is_refused(tmp_path):
+def test_key_set_with_a_duplicate_key_is_refused(tmp_path):
     path = tmp_path / "keys.json"
     path.write_text('{"keys":[],"keys":[]}')
     with pytest.raises(ConfigError):

@@ -23,7 +23,7 @@ def partitions():
 
 @pytest.fixture
 async def join(config):
-    """Lets an engine join, with leases that last `seconds`."""
+    """Returns a function with which an engine joins, with leases of `seconds`."""
     async with AsyncExitStack() as stack:
 
         async def join(name, seconds=LONG_SECONDS):
@@ -33,7 +33,7 @@ async def join(config):
 
 
 async def settle(engines):
-    """What each of the engines holds once all gave up what is beyond their share and took what others gave up."""
+    """Returns the partitions of each engine after all released what exceeds their share and claimed what was free."""
     held = {}
     for _ in range(3):
         for engine in engines:
@@ -44,7 +44,7 @@ async def settle(engines):
     return [held[engine] for engine in engines]
 
 
-async def test_partitions_are_shared_evenly_as_engines_come_and_go(join):
+async def test_partitions_are_shared_evenly_as_engines_join_and_leave(join):
     engines = []
     for name, expected in (("a", [4]), ("b", [2, 2]), ("c", [2, 1, 1]), ("d", [1] * 4), ("e", [1, 1, 1, 1, 0])):
         engines.append(await join(name))
@@ -59,7 +59,7 @@ async def test_partitions_are_shared_evenly_as_engines_come_and_go(join):
     assert [len(epochs) for epochs in await settle(engines[2:])] == [2, 1, 1]
 
 
-async def test_one_that_joins_moves_as_little_as_possible(join):
+async def test_joining_engine_moves_as_few_partitions_as_possible(join):
     engines = [await join(name) for name in ("z", "y")]
     before = await settle(engines)
     engines.append(await join("a"))
@@ -68,13 +68,13 @@ async def test_one_that_joins_moves_as_little_as_possible(join):
     assert after[1].items() < before[1].items()
 
 
-async def test_a_lease_that_is_kept_keeps_its_epoch(join):
+async def test_renewed_lease_keeps_its_epoch(join):
     engine = await join("a")
     first = await engine.keep()
     assert await engine.keep() == first == dict.fromkeys(range(4), 1)
 
 
-async def test_a_lease_that_runs_out_is_taken_over_with_a_higher_epoch(join):
+async def test_expired_lease_is_taken_over_with_a_higher_epoch(join):
     dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
     before = await dead.keep()
     assert await heir.keep() == {}
@@ -88,7 +88,7 @@ async def all_four(engine):
     return epochs if len(epochs) == 4 else None
 
 
-async def test_a_lease_that_nobody_took_over_can_be_renewed(join, service_connection):
+async def test_expired_lease_can_be_renewed_before_a_takeover(join, service_connection):
     engine = await join("a", SHORT_SECONDS)
     before = await engine.keep()
     expired = "SELECT bool_and(lease_until < clock_timestamp()) FROM partitions"
@@ -96,7 +96,7 @@ async def test_a_lease_that_nobody_took_over_can_be_renewed(join, service_connec
     assert await engine.keep() == before
 
 
-async def test_what_is_released_is_free_at_once_and_fenced_by_its_epoch(join, owner_connection):
+async def test_released_partition_is_free_at_once_and_fenced_by_its_epoch(join, owner_connection):
     old, new = await join("old"), await join("new")
     epochs = await old.keep()
     await old.release(3, epochs[3] - 1)
@@ -107,7 +107,7 @@ async def test_what_is_released_is_free_at_once_and_fenced_by_its_epoch(join, ow
     assert await owner_connection.fetchval("SELECT owner FROM partitions WHERE partition = 3") == "new"
 
 
-async def test_who_leaves_is_not_counted(join):
+async def test_engine_that_left_has_no_share(join):
     engines = [await join(name) for name in "ab"]
     await settle(engines)
     assert await engines[0].share() == 2
@@ -115,8 +115,8 @@ async def test_who_leaves_is_not_counted(join):
     assert await engines[0].share() == 4
 
 
-async def test_a_claim_ends_the_transaction_that_the_previous_owner_left_open(config, join, service_connection):
-    """A stopped owner in the middle of a COPY: its rows would block the new owner's for as long as it sleeps."""
+async def test_claim_ends_the_open_transaction_of_the_previous_owner(config, join, service_connection):
+    """The stopped owner is in the middle of a COPY, whose rows would block those of the new owner."""
     dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
     epochs = await dead.keep()
     batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
@@ -156,7 +156,7 @@ def batch_of(*events):
     return partition.take()
 
 
-async def test_an_owner_that_wakes_up_can_write_nothing(config, join, service_connection):
+async def test_resumed_stale_owner_can_write_nothing(config, join, service_connection):
     dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
     epochs = await dead.keep()
     await eventually(lambda: all_four(heir))
@@ -166,7 +166,7 @@ async def test_an_owner_that_wakes_up_can_write_nothing(config, join, service_co
     assert await service_connection.fetchval("SELECT count(*) FROM contracts") == 0
 
 
-async def test_sessions_of_others_are_left_alone(config, join, service_connection):
+async def test_claim_leaves_sessions_of_other_engines_alone(config, join, service_connection):
     dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
     await dead.keep()
     async with open_writer(config.database.dsn, "other", 0, 0) as other, open_writer(config.database.dsn, "dead", 0, 0) as own:
@@ -178,7 +178,7 @@ async def test_sessions_of_others_are_left_alone(config, join, service_connectio
     assert await service_connection.fetchval("SELECT 1") == 1
 
 
-async def test_a_server_that_does_not_answer_within_the_lease_is_away(join, owner_connection):
+async def test_server_silent_for_a_lease_is_a_fault(join, owner_connection):
     engine = await join("a", SHORT_SECONDS)
     async with owner_connection.transaction():
         await owner_connection.execute("LOCK TABLE partitions")
@@ -186,7 +186,7 @@ async def test_a_server_that_does_not_answer_within_the_lease_is_away(join, owne
             await asyncio.wait_for(engine.keep(), 5)
 
 
-async def test_two_that_claim_at_once_never_hold_the_same(join):
+async def test_concurrent_claims_never_get_the_same_partition(join):
     engines = [await join(name) for name in "abcd"]
     held = await asyncio.gather(*(engine.keep() for engine in engines))
     partitions = [partition for epochs in held for partition in epochs]
@@ -202,19 +202,19 @@ async def test_lost_privileges_are_a_fault(join, owner_connection):
     await owner_connection.execute("GRANT UPDATE ON partitions TO fundsvc_service")
 
 
-async def test_a_partition_that_stands_still_is_neither_renewed_nor_taken(join):
+async def test_partition_without_progress_is_neither_renewed_nor_claimed(join):
     wedged, heir = await join("wedged", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
     before = await wedged.keep()
     await eventually(lambda: takes(wedged, heir, 2))
-    assert set(await wedged.keep(standing_still=[2])) <= before.keys() - {2}
+    assert set(await wedged.keep(stalled=[2])) <= before.keys() - {2}
 
 
 SET_BACK = "UPDATE partitions SET lease_until = lease_until + interval '1 hour'"
 GHOST = "UPDATE engines SET seen_at = seen_at + interval '1 hour'"
 
 
-async def test_leases_of_the_dead_are_taken_over_although_the_clock_was_set_back(join, owner_connection):
-    """As if it was an hour later when the owner died."""
+async def test_leases_of_dead_engines_expire_although_the_clock_was_set_back(join, owner_connection):
+    """Simulates an owner that died while the clock was an hour ahead."""
     dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
     before = await dead.keep()
     await owner_connection.execute(SET_BACK)
@@ -224,7 +224,7 @@ async def test_leases_of_the_dead_are_taken_over_although_the_clock_was_set_back
     assert await dead.keep() == {}
 
 
-async def test_leases_of_the_living_are_not_taken_over_when_the_clock_was_set_back(join, owner_connection):
+async def test_leases_of_live_engines_survive_a_clock_that_was_set_back(join, owner_connection):
     owner, other = await join("owner", SHORT_SECONDS), await join("other", SHORT_SECONDS)
     epochs = await owner.keep()
     await owner_connection.execute(SET_BACK)
@@ -235,7 +235,7 @@ async def test_leases_of_the_living_are_not_taken_over_when_the_clock_was_set_ba
         await asyncio.sleep(SHORT_SECONDS / 10)
 
 
-async def test_a_lease_is_observed_for_as_long_as_it_lasts_not_for_as_long_as_ones_own(join):
+async def test_lease_is_observed_for_its_own_duration(join):
     owner, other = await join("owner"), await join("other", SHORT_SECONDS)
     await owner.keep()
     ends = asyncio.get_running_loop().time() + 4 * SHORT_SECONDS
@@ -244,7 +244,7 @@ async def test_a_lease_is_observed_for_as_long_as_it_lasts_not_for_as_long_as_on
         await asyncio.sleep(SHORT_SECONDS / 4)
 
 
-async def test_what_fails_is_left_to_another_engine_where_there_is_one(join):
+async def test_failing_partition_is_left_to_another_engine_if_there_is_one(join):
     failing = await join("failing", SHORT_SECONDS)
     before = await failing.keep()
     await asyncio.sleep(2 * SHORT_SECONDS)
@@ -259,5 +259,5 @@ async def test_what_fails_is_left_to_another_engine_where_there_is_one(join):
 
 
 async def takes(wedged, heir, partition):
-    await wedged.keep(standing_still=[partition])
+    await wedged.keep(stalled=[partition])
     return partition in await heir.keep()

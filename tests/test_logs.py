@@ -1,4 +1,4 @@
-"""What is logged: documented events and keys, no account, few lines however much happens, requests with their ids."""
+"""Log lines: documented events and keys, no account, few lines in a storm, request ids."""
 
 import ast
 import asyncio
@@ -35,7 +35,7 @@ from fundsvc.core.events import Reason, Rejected
 from fundsvc.core.partition import Partition
 from fundsvc.logs import configure_logs, exception_text
 from fundsvc.logs.batches import Course, Orders, Rejections
-from fundsvc.logs.faults import SELDOM_SECONDS, Outage, Seldom
+from fundsvc.logs.faults import REPEAT_SECONDS, Outage, ThrottledFaults
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import open_client, stream_key
@@ -49,7 +49,7 @@ ACCOUNTS = re.compile("secret-", re.IGNORECASE)
 
 
 def documented():
-    """The level and keys of each event, as the handbook has them."""
+    """Returns the level and keys of each event in the handbook."""
     section = (ROOT / "fundsvc" / "handbook" / "operations.md").read_text().split("\n## Logs\n")[1].split("\n## ")[0]
     found = {}
     keys = set()
@@ -61,7 +61,7 @@ def documented():
 
 
 def in_source():
-    """Each event that the source logs: with its level, and the keys that are named there."""
+    """Returns each event that the source logs, with its level and keys."""
     found = {}
     for path in (ROOT / "fundsvc").rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text())):
@@ -75,7 +75,7 @@ def in_source():
 
 
 def is_logging(called, name):
-    """Whether it is a logger's level that is called; a client has an `info` too."""
+    """Returns whether a call is to a logger's level. A stream client has an `info` too."""
     of = getattr(called, "value", None)
     return name in {*LEVELS, "exception", "log_at"} and "client" not in {getattr(of, "id", ""), getattr(of, "attr", "")}
 
@@ -89,11 +89,11 @@ def events_of(argument):
     return []
 
 
-def test_the_handbook_lists_every_log_event_with_its_level_and_keys():
-    written, told = in_source(), documented()
-    assert set(written) == set(told)
+def test_handbook_lists_every_log_event_with_its_level_and_keys():
+    written, listed = in_source(), documented()
+    assert set(written) == set(listed)
     for event, (call, keys) in written.items():
-        level, columns = told[event]
+        level, columns = listed[event]
         assert level == {"exception": "error", "log_at": level}.get(call, call), event
         assert keys - OF_A_PARTITION <= columns, event
         if event not in {"fault", "recovered"}:
@@ -101,7 +101,7 @@ def test_the_handbook_lists_every_log_event_with_its_level_and_keys():
 
 
 class Output(io.StringIO):
-    """What has been logged."""
+    """The captured log lines."""
 
     def lines(self, event=None):
         lines = [json.loads(line) for line in self.getvalue().splitlines()]
@@ -110,7 +110,7 @@ class Output(io.StringIO):
 
 @pytest.fixture
 def logged():
-    """Logs as JSON, at level info; whoever wants another one asks `configure_logs` for it."""
+    """Captures JSON lines at level info. A test sets another level with `configure_logs`."""
     before, hook, root = structlog.get_config(), sys.excepthook, logging.getLogger()
     handlers, level = root.handlers[:], root.level
     output = Output()
@@ -134,9 +134,9 @@ async def producer(config):
 
 
 def check_documented(lines):
-    told = documented()
+    listed = documented()
     for line in lines:
-        level, keys = told[line["event"]]
+        level, keys = listed[line["event"]]
         assert line["level"] == level
         assert set(line) <= COMMON | OF_A_PARTITION | keys, line
         assert {"event", "level", "timestamp"} <= set(line)
@@ -147,7 +147,7 @@ ORDER_EVENTS = [f"adl order {course}" for course in ("opened", "advanced", "done
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-async def test_a_run_logs_documented_lines_and_no_account(quick, producer, servers, logged, level):
+async def test_service_logs_documented_lines_without_accounts(quick, producer, servers, logged, level):
     configure_logs(LogConfig(level=level, format="json"), logged)
     async with running(quick), serving(quick) as service:
         await producer.append(BEGINNING)
@@ -161,10 +161,10 @@ async def test_a_run_logs_documented_lines_and_no_account(quick, producer, serve
         await eventually(lambda: logged.lines("adl order uncovered"))
         await reject(quick)
         await eventually(lambda: {line["reason"] for line in logged.lines("events rejected")} >= REASONS)
-        await ask(service)
+        await request_accounts(service)
         with stopped(servers, servers.postgres):
             await eventually(lambda: {"leases", "tail"} <= parts(logged, "fault"))
-            await ask(service)
+            await request_accounts(service)
         await eventually(lambda: {"leases", "tail"} <= parts(logged, "recovered"))
     check_documented([line for line in logged.lines() if "logger" not in line])
     seen = {line["event"] for line in logged.lines()}
@@ -181,7 +181,7 @@ REASONS = {"undecodable", "invalid_field", "adl_order_unknown", "adl_not_asked",
 
 
 async def reject(config):
-    """Sends what is rejected for many reasons, each of them with an account in it."""
+    """Sends events that are rejected for many reasons, each with an account."""
     async with open_client(config.stream) as client:
         producer = Producer(client, 1)
         await producer.append([shortfall(20, lots=1, price=38000)])
@@ -197,8 +197,8 @@ async def reject(config):
             await client.xadd(stream_key(0), {"json": body})
 
 
-async def ask(service):
-    """Asks what names accounts, well and badly."""
+async def request_accounts(service):
+    """Sends valid and invalid requests that contain accounts."""
     for headers in ({}, bearer("trader", account="secret-anna")):
         for path in (
             "adl/positions?account=secret-anna",
@@ -219,7 +219,7 @@ def parts(logged, event):
     return {line["part"] for line in logged.lines(event)}
 
 
-async def test_twenty_thousand_rejected_events_write_a_few_lines_however_many_transactions_they_are(quick, logged):
+async def test_twenty_thousand_rejections_write_few_lines_in_any_number_of_transactions(quick, logged):
     started = time.monotonic()
     async with open_client(quick.stream) as client, running(quick) as engine:
         body = msgspec.json.encode([{"type": "fill", **msgspec.to_builtins(fill("UNKNOWN", seq, 1))} for seq in range(1, 101)])
@@ -228,7 +228,7 @@ async def test_twenty_thousand_rejected_events_write_a_few_lines_however_many_tr
             if sent % 2000 == 0:
                 await eventually(lambda: engine.count("fundsvc_rejected_total", reason="unknown_symbol") == sent)  # noqa: B023
     lines = logged.lines("events rejected")
-    assert len(lines) <= 2 + (time.monotonic() - started) / SELDOM_SECONDS
+    assert len(lines) <= 2 + (time.monotonic() - started) / REPEAT_SECONDS
     assert sum(line["count"] for line in lines) == 20_000
     assert lines[0]["position"] == 0
     assert len(logged.lines()) < len(lines) + 20
@@ -241,7 +241,7 @@ def committed(events):
     return partition.take()
 
 
-def test_a_cascade_of_orders_in_one_batch_is_one_line(logged):
+def test_equal_orders_of_one_batch_are_one_line(logged):
     batch = committed([LISTING, mark(39000), position("secret-short", -(10**9), 41000, 10**9), *map(shortfall, range(1, 5001))])
     orders = Orders(structlog.get_logger())
     orders.note(batch.orders.values(), Offset("5-0", 1))
@@ -255,31 +255,31 @@ def rejected(number, reason):
     return Rejected(f"{number}-0", number, reason, "secret-detail", "json", b"secret-body")
 
 
-def said(logged):
+def rejections_in(logged):
     keys = "reason", "count", "stream_id", "position"
     return [tuple(line[key] for key in keys) for line in logged.lines("events rejected")]
 
 
-def test_rejections_are_logged_at_once_per_reason_then_together_with_their_count(logged, monkeypatch):
+def test_first_rejection_per_reason_is_logged_at_once_and_later_ones_as_a_count(logged, monkeypatch):
     now = 1000.0
     monkeypatch.setattr("fundsvc.logs.batches.time.monotonic", lambda: now)
     rejections = Rejections(structlog.get_logger())
     rejections.note([rejected(1, Reason.UNDECODABLE), rejected(2, Reason.OUT_OF_RANGE), rejected(3, Reason.UNDECODABLE)])
-    assert said(logged) == [("undecodable", 2, "1-0", 1), ("out_of_range", 1, "2-0", 2)]
+    assert rejections_in(logged) == [("undecodable", 2, "1-0", 1), ("out_of_range", 1, "2-0", 2)]
     for number in range(4, 1004):
         rejections.note([rejected(number, Reason.UNDECODABLE)])
         rejections.log_due()
-    assert len(said(logged)) == 2
+    assert len(rejections_in(logged)) == 2
     now += 10
     rejections.log_due()
-    assert said(logged)[2:] == [("undecodable", 1000, "4-0", 4)]
+    assert rejections_in(logged)[2:] == [("undecodable", 1000, "4-0", 4)]
     rejections.note([rejected(1004, Reason.UNDECODABLE)])
     rejections.log_rest()
     rejections.log_rest()
-    assert said(logged)[3:] == [("undecodable", 1, "1004-0", 1004)]
+    assert rejections_in(logged)[3:] == [("undecodable", 1, "1004-0", 1004)]
 
 
-def test_an_outage_is_said_when_it_begins_and_when_it_is_over(logged):
+def test_outage_is_logged_when_it_begins_and_when_it_ends(logged):
     outage = Outage(structlog.get_logger(), "tail", walk="full")
     outage.over()
     for _ in range(1000):
@@ -293,17 +293,17 @@ def test_an_outage_is_said_when_it_begins_and_when_it_is_over(logged):
     assert all((line["part"], line["walk"]) == ("tail", "full") for line in logged.lines())
 
 
-def test_what_fails_for_many_is_said_seldom_with_how_many_were_not(logged, monkeypatch):
-    seldom = Seldom(structlog.get_logger(), "requests")
+def test_repeated_failures_are_throttled_with_the_number_suppressed(logged, monkeypatch):
+    throttled = ThrottledFaults(structlog.get_logger(), "requests")
     for _ in range(1000):
-        seldom.note(StoreFault("away"))
-    seldom._due = 0.0
-    seldom.note(StoreFault("still"), partition=1)
+        throttled.note(StoreFault("away"))
+    throttled._due = 0.0
+    throttled.note(StoreFault("still"), partition=1)
     assert [(line["fault"], line["suppressed"]) for line in logged.lines()] == [("away", 0), ("still", 999)]
 
 
 async def fail(_request):
-    """A route with a mistake of ours."""
+    """A route with an internal error."""
     structlog.get_logger().warning("on the way")
     await asyncio.sleep(0)
     raise RuntimeError("mistaken")
@@ -316,48 +316,48 @@ async def failing(logged):
         yield http
 
 
-async def asked(http, name=None, path="/fails"):
+async def request_ids(http, name=None, path="/fails"):
     async with http.get(path, headers={"X-Request-Id": name} if name is not None else {}) as answer:
         return answer.headers.getall("X-Request-Id")
 
 
 @pytest.mark.parametrize("name", ["a", "A-Z_a.z:0/9+x=", "x" * 128, "0b1c3f5e-9d6e-4a55-8d0b-0f6b5a6f9f10"])
-async def test_a_request_may_name_itself(failing, logged, name):
-    assert await asked(failing, name) == [name]
+async def test_request_id_of_the_client_is_used(failing, logged, name):
+    assert await request_ids(failing, name) == [name]
     assert {line["request_id"] for line in logged.lines()} == {name}
 
 
 @pytest.mark.parametrize("name", ["", "x" * 129, "a b", "é", 'a"b', "a;b", "<b>"])
-async def test_a_name_that_is_not_fit_for_a_log_is_replaced(failing, logged, name):
-    (given,) = await asked(failing, name)
+async def test_unsafe_request_id_is_replaced(failing, logged, name):
+    (given,) = await request_ids(failing, name)
     assert re.fullmatch(r"[0-9a-f]{8}-\d+", given)
     assert {line["request_id"] for line in logged.lines()} == {given}
 
 
-async def test_every_request_has_an_id_of_its_own_and_every_line_of_it_says_so(failing, logged):
+async def test_every_line_of_a_request_has_its_unique_id(failing, logged):
     configure_logs(LogConfig(level="debug", format="json"), logged)
-    named = [name for names in await asyncio.gather(*(asked(failing) for _ in range(20))) for name in names]
+    named = [name for names in await asyncio.gather(*(request_ids(failing) for _ in range(20))) for name in names]
     assert len(set(named)) == 20
     for name in named:
         lines = [line for line in logged.lines() if line.get("request_id") == name]
         assert [line["event"] for line in lines] == ["on the way", "request failed"]
         assert "RuntimeError: mistaken" in lines[1]["exception"]
-    assert await asked(failing, path="/none")
+    assert await request_ids(failing, path="/none")
     structlog.get_logger().info("later")
     assert "request_id" not in logged.lines("later")[0]
 
 
-async def test_answers_at_level_debug_are_logged_by_the_template_of_their_route(logged):
+async def test_answers_at_level_debug_are_logged_with_the_route_template(logged):
     configure_logs(LogConfig(level="debug", format="json"), logged)
     app = make_app(Middleware(Metrics()), [Endpoint("/of/{account}", fail, {})])
     async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http:
-        await asked(http, "mine", "/of/secret-anna")
-        await asked(http, "mine", "/secret-bert")
+        await request_ids(http, "mine", "/of/secret-anna")
+        await request_ids(http, "mine", "/secret-bert")
     lines = [(line["method"], line["route"], line["status"], line["request_id"]) for line in logged.lines("request answered")]
     assert lines == [("GET", "/of/{account}", 500, "mine"), ("GET", "unmatched", 404, "mine")]
 
 
-async def test_bytes_that_are_no_http_write_nothing(failing, logged):
+async def test_bytes_that_are_not_http_log_nothing(failing, logged):
     url = failing._base_url
     for garbage in (b"\x16\x03\x01secret-tls\r\n\r\n", b"GET secret-anna HTTP/1.1\r\n:\r\n\r\n", b"GET / HTTP/9.9.9\r\n\r\n"):
         reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -367,7 +367,7 @@ async def test_bytes_that_are_no_http_write_nothing(failing, logged):
     assert logged.lines() == []
 
 
-def test_libraries_are_logged_like_us(logged):
+def test_library_lines_have_the_same_format(logged):
     logging.getLogger("asyncio").error("it %s", "failed", exc_info=ValueError("why"))
     logging.getLogger("other").warning("mind")
     logging.getLogger("other").info("chatter")
@@ -384,7 +384,7 @@ def break_down(account):
     raise ValueError("mistaken")
 
 
-def test_people_get_one_line_and_the_traceback_as_python_writes_it(logged):
+def test_console_shows_one_line_and_a_python_traceback(logged):
     output = io.StringIO()
     configure_logs(LogConfig(format="console"), output)
     account = "secret-anna"
@@ -399,11 +399,11 @@ def test_people_get_one_line_and_the_traceback_as_python_writes_it(logged):
     assert not ACCOUNTS.search(text), "no local variables"
 
 
-def test_a_row_that_the_database_quotes_is_not_logged():
+def test_row_quoted_by_the_database_is_not_logged():
     error = asyncpg.UniqueViolationError("duplicate key")
     error.detail = "Key (account)=(secret-anna) already exists."
-    for told in (error, ExceptionGroup("two", [ExceptionGroup("inner", [error])])):
-        text = exception_text((type(told), told, None))
+    for failure in (error, ExceptionGroup("two", [ExceptionGroup("inner", [error])])):
+        text = exception_text((type(failure), failure, None))
         assert "duplicate key" in text
         assert "DETAIL:  (not shown)" in text
         assert not ACCOUNTS.search(text)
@@ -424,7 +424,7 @@ cli(["mistaken"])
 """
 
 
-async def test_what_nobody_caught_is_a_line_too(config):
+async def test_uncaught_exception_is_one_line(config):
     environment = environment_of(config, FUNDSVC_LOG_FORMAT="json")
     done = await program(sys.executable, "-c", UNCAUGHT, environment=environment)
     (line,) = map(json.loads, done.error.splitlines())
@@ -433,7 +433,7 @@ async def test_what_nobody_caught_is_a_line_too(config):
 
 
 @pytest.mark.parametrize(("command", "parts"), [("api", ["api"]), ("engine", ["engine"])])
-async def test_a_service_that_logs_for_programs_writes_nothing_else(config, command, parts):
+async def test_json_logging_writes_nothing_but_json(config, command, parts):
     settings = {"FUNDSVC_LOG_FORMAT": "json", "FUNDSVC_LOG_LEVEL": "info", "FUNDSVC_HTTP_PORT": "0"}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "fundsvc", command, env=environment_of(config, **settings), stderr=asyncio.subprocess.PIPE
@@ -452,7 +452,7 @@ async def test_a_service_that_logs_for_programs_writes_nothing_else(config, comm
     assert 0 <= lines[-1]["seconds"] < 3
 
 
-async def test_a_service_that_cannot_start_says_so_in_a_line(config):
+async def test_failed_start_is_one_line(config):
     settings = {"FUNDSVC_LOG_FORMAT": "json", "FUNDSVC_STREAM_PARTITIONS": "7"}
     done = await program(sys.executable, "-m", "fundsvc", "engine", environment=environment_of(config, **settings))
     (line,) = map(json.loads, done.error.splitlines())
@@ -460,7 +460,7 @@ async def test_a_service_that_cannot_start_says_so_in_a_line(config):
     assert "stream.partitions = 7" in line["detail"]
 
 
-async def test_an_owner_that_was_replaced_says_so(quick, producer, logged, owner_connection):
+async def test_replaced_owner_logs_partition_lost(quick, producer, logged, owner_connection):
     async with running(quick):
         await producer.append([listing("AAA"), fill("AAA", 1, 1, TS)])
         await eventually(lambda: logged.lines("partition loaded"))
@@ -472,7 +472,7 @@ async def test_an_owner_that_was_replaced_says_so(quick, producer, logged, owner
     check_documented(logged.lines())
 
 
-async def test_a_stream_that_was_away_is_said_with_how_long_and_its_owner_stays(quick, producer, servers, logged):
+async def test_stream_outage_is_logged_with_its_duration_and_the_owner_stays(quick, producer, servers, logged):
     async with running(quick):
         await producer.append([listing("AAA"), fill("AAA", 1, 1, TS)])
         await eventually(lambda: logged.lines("partition loaded"))
@@ -483,7 +483,7 @@ async def test_a_stream_that_was_away_is_said_with_how_long_and_its_owner_stays(
     check_documented(logged.lines())
 
 
-async def test_a_stream_that_lost_its_tail_is_said(quick, producer, logged):
+async def test_stream_regression_is_logged(quick, producer, logged):
     async with running(quick):
         await producer.append([listing("AAA"), fill("AAA", 1, 1, TS)])
         await eventually(lambda: logged.lines("partition loaded"))

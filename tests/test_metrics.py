@@ -1,4 +1,4 @@
-"""What the running /metrics shows: by Prometheus' rules, as the handbook says, to the atom what the ledger says."""
+"""The /metrics of a running service: valid for promtool, as in the handbook, with the amounts of the ledger."""
 
 import asyncio
 import re
@@ -35,7 +35,7 @@ ATOMS = 10**8
 
 
 class Process:
-    """Engine and HTTP side in one, as `fundsvc up` has them."""
+    """Engine and HTTP side in one process, as `fundsvc up` runs them."""
 
     def __init__(self, http, metrics, producer):
         self._http = http
@@ -61,7 +61,7 @@ class Process:
 async def running(config):
     metrics, stop = Metrics(), asyncio.Event()
     async with open_pool(config.database.dsn, 4) as pool, open_client(config.stream) as client:
-        metrics.pooled(pool)
+        metrics.add_pool(pool)
         engine = Engine(config, metrics)
         running = asyncio.create_task(engine.run(stop))
         try:
@@ -83,7 +83,7 @@ async def process(config):
 
 @pytest.fixture
 async def busy(process):
-    """A process that has shown something of everything: fills of all kinds, orders, duplicates, rejections."""
+    """A process that has shown every metric: fills of all kinds, orders, duplicates, rejections."""
     await process.send(*BEGINNING, fill(SYMBOL, 1, 3), fill(SYMBOL, 1, 3), fill("NOSUCH", 1, 1))
     await process.send(shortfall(2), executed(3, 1, "secret-anna", 10), shortfall(4), ended(5, 1))
     await process.settled(3)
@@ -91,22 +91,22 @@ async def busy(process):
     return process
 
 
-async def test_promtool_has_nothing_to_say(busy):
+async def test_promtool_reports_no_problem(busy):
     checked = await program("promtool", "check", "metrics", given=await busy.text())
     assert checked == (0, "", "")
 
 
-async def test_the_handbook_lists_every_metric_with_its_labels(busy):
+async def test_handbook_lists_every_metric_with_its_labels(busy):
     text = await busy.text()
     shown = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     rows = re.findall(r"^\| (`fundsvc_[^|]*)\|([^|]*)\| ([^|]*) \|$", OPERATIONS.read_text(), re.MULTILINE)
-    told = {name: (set(code(labels)), text) for names, labels, text in rows for name in code(names)}
-    assert set(told) == set(shown)
+    listed = {name: (set(code(labels)), text) for names, labels, text in rows for name in code(names)}
+    assert set(listed) == set(shown)
     for name, kind in shown.items():
-        assert (kind == "histogram") == told[name][1].startswith("histogram"), name
+        assert (kind == "histogram") == listed[name][1].startswith("histogram"), name
     for sample in samples(text):
         name = re.sub(r"_(bucket|sum|count)$", "", sample.name) if sample.name not in shown else sample.name
-        assert set(sample.labels) - {"le"} == told[name][0], name
+        assert set(sample.labels) - {"le"} == listed[name][0], name
 
 
 def code(cell):
@@ -121,19 +121,19 @@ FROM entries
 """
 
 
-async def test_amounts_are_the_ledgers(process, service_connection):
+async def test_amounts_equal_those_of_the_ledger(process, service_connection):
     await process.send(*BEGINNING, fill(SYMBOL, 1, 3000), shortfall(2, lots=70_000))
     await process.settled(2)
     assert process.sum("fund_state", symbol=SYMBOL, state="adl") == 1
     assert process.sum("adl_oldest_open_seconds", symbol=SYMBOL) > 0
     order = await service_connection.fetchrow("SELECT * FROM adl_orders")
-    asked = allocated(await written_records(service_connection))
-    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(asked, 3)))
+    allocations = allocated(await written_records(service_connection))
+    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(allocations, 3)))
     await process.send(*(ended(seq, 1) for seq in range(20, 24)))
     await eventually(lambda: process.sum("adl_open_orders") == 0)
     assert process.sum("adl_orders_total", state="uncovered") == 1
     assert process.sum("adl_lots_needed_total") == order["lots"]
-    assert process.sum("adl_lots_taken_total") == sum(row.asked for row in asked)
+    assert process.sum("adl_lots_taken_total") == sum(row.asked for row in allocations)
     assert process.sum("fund_state", symbol=SYMBOL, state="uncovered") == 1
     await process.send(fill(SYMBOL, 30, 9_000_000), shortfall(31, lots=7))
     await process.settled(4)
@@ -146,11 +146,11 @@ async def test_amounts_are_the_ledgers(process, service_connection):
     assert process.sum("balance") == process.sum("payable") == int(moved["credited"] - moved["paid"]) / ATOMS
 
 
-async def test_a_refund_is_counted(process, service_connection):
+async def test_refund_is_counted(process, service_connection):
     await process.send(*BEGINNING, fill(SYMBOL, 1, 1), shortfall(2, lots=100))
     await process.settled(2)
-    asked = allocated(await written_records(service_connection))
-    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(asked, 3)))
+    allocations = allocated(await written_records(service_connection))
+    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(allocations, 3)))
     await eventually(lambda: process.sum("adl_orders_total", state="done") == 1)
     moved = await service_connection.fetchrow(MOVED)
     assert process.sum("refunded_total") == process.sum("adl_overshoot_total") == int(moved["refunded"]) / ATOMS
@@ -158,7 +158,7 @@ async def test_a_refund_is_counted(process, service_connection):
     assert process.sum("adl_seconds_count") == 1
 
 
-async def test_a_restart_begins_with_the_balance_and_counts_from_nothing(config):
+async def test_restart_shows_the_balance_and_counts_from_zero(config):
     now = time.time_ns() // 1_000_000
     async with running(config) as process:
         await process.send(listing("AAA"), fill("AAA", 1, 50, now), fill("AAA", 2, -20, now))
@@ -173,7 +173,7 @@ async def test_a_restart_begins_with_the_balance_and_counts_from_nothing(config)
         assert process.sum("drawdown_ratio", symbol="AAA") == pytest.approx(0.6)
 
 
-async def test_what_was_counted_goes_on_through_a_fault(process, owner_connection):
+async def test_counters_continue_after_a_fault(process, owner_connection):
     await process.send(listing("AAA"), fill("AAA", 1, 50), fill("AAA", 2, -20))
     await process.settled(2)
     await owner_connection.execute(
@@ -191,14 +191,14 @@ CONTRACT = Contract(symbol="AAA", settle_currency="USDT", settle_decimals=8, pri
 
 
 class TestLettingGo:
-    def test_what_is_not_owned_is_not_shown_and_counts_on_later(self):
+    def test_released_partition_is_hidden_and_its_counters_continue_later(self):
         metrics = Metrics()
         metrics.own(0, 1)
         metrics.loaded([Fund(CONTRACT, FundState(CONTRACT.symbol, balance=5 * ATOMS))], [])
         metrics.audited("AAA", "full", good=True, verified_at=1.0)
         metrics._funds["AAA"].kinds["flat"] = 3
         metrics.lag_messages.labels(0).set(4)
-        metrics.let_go(0, 1)
+        metrics.release(0, 1)
         text = metrics.render().decode()
         assert 'symbol="AAA"' not in text
         assert "fundsvc_stream_lag_messages{" not in text
@@ -209,7 +209,7 @@ class TestLettingGo:
         assert sample_sum(metrics, "fundsvc_entries_total", kind="flat") == 3
         assert sample_sum(metrics, "fundsvc_partition_epoch") == 3
 
-    def test_orders_that_were_open_are_those_that_are_loaded(self):
+    def test_loaded_orders_are_the_open_orders(self):
         metrics = Metrics()
         order = AdlOrder(
             symbol="AAA",
@@ -231,13 +231,13 @@ class TestLettingGo:
 
 
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53))
-def test_any_label_and_any_number_come_through(text, number):
+def test_any_label_and_number_round_trips(text, number):
     family = Family("a_b", "gauge", "What it is.", lambda row: row[0], lambda row: row[1], ',c="d"')
     (shown,) = text_string_to_metric_families(exposition([family], [(labels_text(symbol=text), number)]))
     (sample,) = shown.samples
     assert (sample.labels, sample.value) == ({"symbol": text, "c": "d"}, number)
 
 
-def test_what_has_no_value_is_not_shown():
+def test_row_without_a_value_has_no_sample():
     family = Family("a", "counter", "What it is.", lambda row: "", lambda row: row)
     assert exposition([family], [None]) == "# HELP a What it is.\n# TYPE a counter\n"

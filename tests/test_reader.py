@@ -37,14 +37,14 @@ def reader(pool):
 
 
 def jumbled(symbol, numbers):
-    """Fills of all kinds over nine hours, whose times wander back and forth."""
+    """Returns fills of all kinds over nine hours, with times out of order."""
     for number in numbers:
         ts = START_MS + number * 61_000 + (number * 7919 % 11 - 5) * HOUR_MS // 3
         yield fill(symbol, number * 2, POINTS[KINDS[number % len(KINDS)]], ts)
 
 
 async def pages(reader, symbol, size, **question):
-    """All pages of a question, each read from where the one before it ended."""
+    """Reads all pages of a query, each from the end of the previous one."""
     rows = []
     while page := await reader.history(symbol, count=size, **question):
         rows += page
@@ -53,13 +53,13 @@ async def pages(reader, symbol, size, **question):
     return rows
 
 
-async def test_a_history_without_an_offset_begins_at_the_newest_or_forward_at_the_first(owner, reader):
+async def test_history_without_offset_begins_at_the_newest_or_forward_at_the_first(owner, reader):
     await owner.settle(fill("AAA", seq, 1) for seq in range(1, 8))
     assert [row.entry for row in await reader.history("AAA", count=3)] == [7, 6, 5]
     assert [row.entry for row in await reader.history("AAA", count=3, forward=True)] == [1, 2, 3]
 
 
-async def test_an_offset_is_exclusive_both_ways(owner, reader):
+async def test_offset_is_exclusive_in_both_directions(owner, reader):
     await owner.settle(fill("AAA", seq, 1) for seq in range(1, 8))
     assert [row.entry for row in await reader.history("AAA", count=3, offset=4)] == [3, 2, 1]
     assert [row.entry for row in await reader.history("AAA", count=9, offset=4, forward=True)] == [5, 6, 7]
@@ -68,7 +68,7 @@ async def test_an_offset_is_exclusive_both_ways(owner, reader):
     assert await reader.history("AAA", count=3, offset=2**63 - 1, forward=True) == []
 
 
-async def test_an_entry_is_all_that_was_settled_but_for_the_account(owner, reader):
+async def test_entry_row_has_all_columns_but_the_account(owner, reader):
     await owner.settle([fill("AAA", 41, 5, ts=START_MS)])
     (row,) = await reader.history("AAA", count=1)
     (fund,) = await reader.funds("AAA")
@@ -78,7 +78,7 @@ async def test_an_entry_is_all_that_was_settled_but_for_the_account(owner, reade
 
 
 @pytest.mark.parametrize("condensed", ["nothing", "half", "all"])
-async def test_every_question_pages_to_the_end_without_gap_or_duplicate(owner, pool, reader, condensed):
+async def test_every_query_pages_to_the_end_without_gap_or_duplicate(owner, pool, reader, condensed):
     await owner.settle([*jumbled("AAA", range(1, 251)), *jumbled("BBB", range(1, 20))])
     if condensed != "nothing":
         await condense(pool, 0)
@@ -107,7 +107,7 @@ async def test_every_question_pages_to_the_end_without_gap_or_duplicate(owner, p
 
 
 class Explaining(Reader):
-    """A reader that also asks the server how many ledger rows each of its reads visits."""
+    """A reader that also counts the ledger rows that each query visits."""
 
     def __init__(self, pool):
         super().__init__(pool)
@@ -130,7 +130,7 @@ def _rows_visited(plan):
     return walk(msgspec.json.decode(plan)[0]["Plan"])
 
 
-async def test_a_page_of_a_large_ledger_reads_little_of_it(owner, pool):
+async def test_page_of_a_large_ledger_reads_few_rows(owner, pool):
     entries = 200_000
     step_ms = 100
     await owner.settle(
@@ -158,7 +158,7 @@ async def test_a_page_of_a_large_ledger_reads_little_of_it(owner, pool):
         assert read <= hour + 100
 
 
-async def test_contracts_and_funds_are_all_or_the_one_asked_for(owner, reader):
+async def test_contracts_and_funds_return_all_or_one(owner, reader):
     assert [listed.contract.symbol for listed in await reader.contracts()] == ["AAA", "BBB"]
     assert [fund.symbol for fund in await reader.funds()] == ["AAA", "BBB"]
     assert [listed.contract.symbol for listed in await reader.contracts("BBB")] == ["BBB"]
@@ -166,7 +166,7 @@ async def test_contracts_and_funds_are_all_or_the_one_asked_for(owner, reader):
     assert await reader.contracts("CCC") == await reader.funds("CCC") == await reader.history("CCC", count=9) == []
 
 
-async def test_a_partition_is_owned_while_its_lease_lasts(config, reader):
+async def test_partition_is_owned_while_its_lease_lasts(config, reader):
     with pytest.raises(NotReady, match="no engine owns partition 0"):
         await reader.check_owners()
     async with owned(config) as owner:
@@ -176,7 +176,7 @@ async def test_a_partition_is_owned_while_its_lease_lasts(config, reader):
     assert (partition.partition, partition.last_id, partition.live) == (0, owner.offset.last_id, True)
 
 
-async def test_an_older_schema_is_told_and_a_newer_one_served(config, owner_connection, reader):
+async def test_older_schema_is_an_error_and_a_newer_one_is_served(config, owner_connection, reader):
     await owner_connection.execute("UPDATE alembic_version SET version_num = '9999'")
     await reader.check_schema()
     await check_schema(config.database.dsn, 1)
@@ -190,20 +190,20 @@ async def test_an_older_schema_is_told_and_a_newer_one_served(config, owner_conn
         await check_schema(config.database.dsn, 1)
 
 
-def test_revisions_are_numbers_that_compare_as_text():
+def test_revisions_compare_as_text():
     assert re.fullmatch(r"\d{4}", newest_revision())
 
 
-def test_the_newest_revision_is_the_one_that_a_migration_ends_with():
+def test_newest_revision_is_the_head_of_the_migrations():
     assert newest_revision() == ScriptDirectory.from_config(_config()).get_current_head()
 
 
-async def test_a_command_that_migrates_nothing_loads_no_migrations():
+async def test_command_that_does_not_migrate_loads_no_migrations():
     done = await program(sys.executable, "-c", "import sys, fundsvc.__main__; print(*sys.modules)")
     assert {"sqlalchemy", "alembic", "fundsvc.store.migrations"}.isdisjoint(done.output.split()), done.error
 
 
-async def test_a_database_that_is_not_there_is_a_fault(tmp_path):
+async def test_missing_database_is_a_fault(tmp_path):
     async with open_pool(f"postgresql://nobody@/nothing?host={tmp_path}", 1) as pool:
         with pytest.raises(StoreFault):
             await Reader(pool).check_database()

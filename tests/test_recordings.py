@@ -76,7 +76,7 @@ class TestEvents:
         [
             ("{", "line 3: not json"),
             (fill(1, lots=0), "line 3: fill: Expected `int` >= 1"),
-            ([fill(1), {"type": "deposit"}], "line 3: type 'deposit' is none of"),
+            ([fill(1), {"type": "deposit"}], "line 3: type 'deposit' is unknown"),
             (
                 {"type": "contract", "contract": LISTING | {"multiplier": 0}},
                 "line 3: multiplier 0 must be a finite number above 0",

@@ -1,4 +1,4 @@
-"""Rejected events as operators list them and send them again."""
+"""Rejected events: operators list them and send them again."""
 
 from commands import fundsvc
 
@@ -10,7 +10,7 @@ from fundsvc.store.rejections import list_rejected
 from fundsvc.store.writer import open_writer
 
 PLACES = [("999-7", 0), ("1000-2", 0), ("1000-2", 2), ("1000-2", 10), ("1000-10", 0), ("10000-0", 0)]
-"""In stream order; as text they sort otherwise."""
+"""In stream order, which differs from the order as text."""
 
 
 async def test_rejected_events_are_listed_in_stream_order(config):

@@ -1,4 +1,4 @@
-"""The HTTP side at a real replica of the ledger's database: it says how fresh its answers are, and refuses stale ones."""
+"""The HTTP side at a real replica of the ledger's database: it shows the age of its answers, and refuses stale ones."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ STALE_SECONDS = 2.0
 
 @pytest.fixture
 async def config(config, replica):  # noqa: F811
-    """A service that reads at the replica."""
+    """A service that reads from the replica."""
     await eventually(lambda: replica.has(config.database.dsn))
     config = with_section(config, "engine", lease_seconds=0.6)
     config = with_section(config, "http", stale_seconds_max=STALE_SECONDS, port=0)
@@ -44,23 +44,23 @@ async def world_of(config):
             yield service, producer
 
 
-async def ask(service, path):
+async def get(service, path):
     async with service.http.get(path) as answer:
         return answer.status, answer.headers, await answer.json()
 
 
 async def check(service, name):
-    status, _, body = await ask(service, "/readyz")
+    status, _, body = await get(service, "/readyz")
     (found,) = [one for one in body["checks"] if one["name"] == name]
     return status, found
 
 
 async def is_refused(service):
-    return (await ask(service, FUND))[0] == 503
+    return (await get(service, FUND))[0] == 503
 
 
 @pytest.mark.parametrize("how", ["paused", "replay", "receiver"])
-async def test_a_replica_that_is_held_up_is_not_served_as_live(config, replica, how):  # noqa: F811
+async def test_delayed_replica_is_refused_as_stale(config, replica, how):  # noqa: F811
     async with world_of(config) as (service, producer):
         assert (await check(service, "replica"))[0] == 200
         before = (await service.data(FUND))["asOf"]
@@ -72,9 +72,9 @@ async def test_a_replica_that_is_held_up_is_not_served_as_live(config, replica, 
                 await producer.append([fill("AAA", 2, 7)])
                 await eventually(lambda: is_refused(service))
                 for path in (FUND, FUNDS, f"{FUNDS}/summary", f"{FUND}/at?ts={before + 3_600_000}", f"{FUND}/candles"):
-                    status, headers, body = await ask(service, path)
+                    status, headers, body = await get(service, path)
                     assert (status, body["code"]) == (503, "503000")
-                    assert "behind the ledger, which is more than http.stale_seconds_max = 2" in body["msg"]
+                    assert "behind the ledger, more than http.stale_seconds_max = 2" in body["msg"]
                     assert int(headers["Retry-After"]) >= 1
                 status, found = await check(service, "replica")
                 assert (status, found["ok"], found["needed"]) == (503, False, True)
@@ -84,21 +84,21 @@ async def test_a_replica_that_is_held_up_is_not_served_as_live(config, replica, 
                 history = await service.data(f"{FUND}/history")
                 assert [row["entry"] for row in history["dataList"]] == [1]
                 assert before - 2000 < history["asOf"] < time.time() * 1000 - STALE_SECONDS * 1000
-            # Nothing came meanwhile, and nothing is lost.
+            # No event arrived meanwhile, and none is lost.
             assert (await client.data(f"{BALANCE}:AAA", "balance.change"))["balance"] == "12"
         await service.until("AAA", 2)
         assert (await service.data(FUND))["asOf"] > before
         assert (await check(service, "replica"))[0] == 200
 
 
-async def test_without_an_engine_a_replica_goes_on_to_be_read(config):
+async def test_replica_is_read_while_no_engine_runs(config):
     async with world_of(config) as (service, _):
         pass
     async with serving(config) as service:
         await service.until("AAA", 1)
         deadline = time.monotonic() + 2 * STALE_SECONDS
         while time.monotonic() < deadline:
-            assert (await ask(service, FUND))[0] == 200
+            assert (await get(service, FUND))[0] == 200
             await asyncio.sleep(0.05)
         assert (await check(service, "replica"))[0] == 200
         assert not (await check(service, "owners"))[1]["ok"]
@@ -106,24 +106,24 @@ async def test_without_an_engine_a_replica_goes_on_to_be_read(config):
         assert fund["asOf"] < time.time() * 1000 - STALE_SECONDS * 1000
 
 
-async def test_an_engine_that_starts_finds_the_replica_behind_or_not(config, replica):  # noqa: F811
+async def test_replica_is_refused_only_while_behind_a_started_engine(config, replica):  # noqa: F811
     async with world_of(config):
         pass
     async with serving(config) as service, replica.held_up("paused"):
         await asyncio.sleep(STALE_SECONDS)
-        assert (await ask(service, FUND))[0] == 200
+        assert (await get(service, FUND))[0] == 200
         async with running(config):
             await eventually(lambda: is_refused(service))
 
 
 @pytest.mark.parametrize("how", ["paused", "replay"])
-async def test_a_replica_that_has_no_primary_to_ask_looks_at_what_it_received(config, replica, how):  # noqa: F811
+async def test_replica_without_reachable_primary_uses_its_received_wal(config, replica, how):  # noqa: F811
     async with owned(config) as owner, open_pool(config.database.reader_dsn, 2) as reader:
         await owner.settle([listing("AAA")])
         await eventually(lambda: replayed(reader))
         freshness = Freshness(reader, reader, STALE_SECONDS)
         now = time.time_ns() // 1_000_000
-        freshness.saw(now, now - 60_000)
+        freshness.observe(now, now - 60_000)
         with pytest.raises(Behind, match=r"60\.\d s behind"):
             freshness.check()
         await freshness.refresh()
@@ -151,7 +151,7 @@ async def replayed(reader):
     return await fetch(reader, "contracts", None)
 
 
-async def test_a_primary_is_never_behind(config):
+async def test_primary_is_never_behind(config):
     primary = msgspec.structs.replace(config, database=msgspec.structs.replace(config.database, reader_dsn=""))
     async with owned(primary) as owner, serving(primary) as service:
         await owner.settle([listing("AAA"), fill("AAA", 1, 5)])

@@ -1,4 +1,4 @@
-"""The service's role may do what the service's statements do, and nothing else: every table x column x verb is tried."""
+"""The service's role has exactly the rights of the service's statements. Every table, column and verb is tried."""
 
 import re
 
@@ -15,11 +15,11 @@ DELETE = re.compile(r"DELETE FROM (\w+)")
 ASSIGNED = re.compile(r"(?:\A|,)\s*(\w+) = ")
 
 COPIED = {"entries": COLUMNS, "adl_orders": ORDER_COLUMNS, "adl_records": RECORD_COLUMNS}
-"""What is written by COPY."""
+"""The columns that COPY writes."""
 
 
 def needed():
-    """The rights that the statements need: (verb, table, column), a deletion's column being None."""
+    """Returns the rights that the statements need: (verb, table, column), without a column for DELETE."""
     found = {("INSERT", table, column) for table, columns in COPIED.items() for column in columns}
     for statement in SQL.values():
         text = re.sub(r"--[^\n]*", "", statement)
@@ -57,7 +57,7 @@ async def allowed(connection, verb, table, column):
     return True
 
 
-def test_the_statements_tell_what_they_write():
+def test_needed_rights_are_derived_from_the_statements():
     found = needed()
     assert ("INSERT", "funds", "balance") in found
     assert ("UPDATE", "funds", "balance") in found
@@ -66,7 +66,7 @@ def test_the_statements_tell_what_they_write():
     assert ("DELETE", "engines", None) in found
 
 
-async def test_the_service_writes_what_its_statements_write_and_nothing_else(service_connection, owner_connection):
+async def test_service_has_exactly_the_rights_of_its_statements(service_connection, owner_connection):
     columns = await owner_connection.fetch(
         "SELECT table_name, column_name FROM information_schema.columns JOIN information_schema.tables"
         " USING (table_schema, table_name)"
@@ -96,6 +96,6 @@ async def test_the_service_writes_what_its_statements_write_and_nothing_else(ser
         "UPDATE alembic_version SET version_num = '0001'",
     ],
 )
-async def test_what_decides_money_and_no_statement_changes_is_refused(service_connection, statement):
+async def test_service_cannot_change_what_decides_money(service_connection, statement):
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await service_connection.execute(statement)

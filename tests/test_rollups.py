@@ -11,7 +11,7 @@ from fundsvc.core.policy import Policy
 from fundsvc.store import rollups
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollup_audit import rollup_differences
-from fundsvc.store.rollups import condense, distrust, rebuild
+from fundsvc.store.rollups import condense, mark_unsound, rebuild
 
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000 // HOUR_MS * HOUR_MS
@@ -32,7 +32,7 @@ async def pool(config):
 
 
 def market(dice, seqs, lateness_ms=0):
-    """Fills of several hours, in order of time but for a random lateness."""
+    """Returns fills of several hours, in order of time except for a random lateness."""
     for seq in seqs:
         ts = START_MS + seq * 60_000 - dice.randint(0, lateness_ms)
         yield fill(dice.choice(SYMBOLS), seq, dice.randint(-12, 10), ts)
@@ -44,7 +44,7 @@ async def rolled_up(connection):
 
 
 async def expected(connection):
-    """The rollups by an independent reckoning, in Python, over every entry in order."""
+    """Computes the rollups independently, in Python, from every entry in order."""
     hours, clocks = {}, {}
     for entry in await connection.fetch("SELECT * FROM entries ORDER BY symbol, entry"):
         clock = clocks[entry["symbol"]] = max(clocks.get(entry["symbol"], 0), charted_at(entry))
@@ -79,7 +79,7 @@ async def expected(connection):
 
 @pytest.mark.parametrize("lateness_ms", [0, 5 * HOUR_MS])
 @pytest.mark.parametrize("entries_per_statement", [7, 50_000])
-async def test_condensing_step_by_step_equals_a_rebuild_and_an_independent_reckoning(
+async def test_stepwise_condensing_equals_a_rebuild_and_an_independent_computation(
     owner, pool, service_connection, monkeypatch, lateness_ms, entries_per_statement
 ):
     monkeypatch.setattr(rollups, "ENTRIES_PER_STATEMENT_MAX", entries_per_statement)
@@ -95,12 +95,12 @@ async def test_condensing_step_by_step_equals_a_rebuild_and_an_independent_recko
     assert condensed == await service_connection.fetchval("SELECT count(*) FROM entries")
     before = await rolled_up(service_connection)
     assert len(before) > 3 * 10
-    await distrust(pool)
-    assert await condense(pool, 0) == condensed
+    await mark_unsound(pool)
+    assert await rebuild(pool, 0) == condensed  # without the time limit of `condense`
     assert await rolled_up(service_connection) == before
 
 
-async def test_condensing_again_changes_nothing(owner, pool, service_connection):
+async def test_second_condensing_changes_nothing(owner, pool, service_connection):
     await owner.settle(market(random.Random(1), range(1, 200)))
     assert await condense(pool, 0) == 199
     before = await rolled_up(service_connection)
@@ -108,13 +108,13 @@ async def test_condensing_again_changes_nothing(owner, pool, service_connection)
     assert await rolled_up(service_connection) == before
 
 
-async def test_other_partitions_are_left_to_others(owner, pool, service_connection):
+async def test_condense_leaves_other_partitions_alone(owner, pool, service_connection):
     await owner.settle(market(random.Random(1), range(1, 20)))
     assert await condense(pool, 1) == 0
     assert await rolled_up(service_connection) == []
 
 
-async def test_several_that_condense_at_once_count_nothing_twice(owner, pool, service_connection, monkeypatch):
+async def test_concurrent_condensing_counts_nothing_twice(owner, pool, service_connection, monkeypatch):
     monkeypatch.setattr(rollups, "ENTRIES_PER_STATEMENT_MAX", 13)
     dice = random.Random(2)
     for start in range(1, 600, 200):
@@ -123,7 +123,7 @@ async def test_several_that_condense_at_once_count_nothing_twice(owner, pool, se
         assert await rolled_up(service_connection) == await expected(service_connection)
 
 
-async def test_a_condenser_that_is_cut_off_leaves_whole_steps(owner, pool, service_connection, monkeypatch):
+async def test_interrupted_condensing_leaves_complete_steps(owner, pool, service_connection, monkeypatch):
     monkeypatch.setattr(rollups, "ENTRIES_PER_STATEMENT_MAX", 50)
     dice = random.Random(3)
     await owner.settle(market(dice, range(1, 1000), HOUR_MS))
@@ -136,7 +136,7 @@ async def test_a_condenser_that_is_cut_off_leaves_whole_steps(owner, pool, servi
     assert await rolled_up(service_connection) == await expected(service_connection)
 
 
-async def test_a_late_fill_belongs_to_the_hour_of_the_latest_entry_before_it(owner, pool, service_connection):
+async def test_late_fill_belongs_to_the_hour_of_the_latest_entry_before_it(owner, pool, service_connection):
     hours = (START_MS, START_MS + HOUR_MS)
     await owner.settle([fill("AAA", 1, 5, hours[0]), fill("AAA", 2, 7, hours[1])])
     await condense(pool, 0)
@@ -151,9 +151,7 @@ async def test_a_late_fill_belongs_to_the_hour_of_the_latest_entry_before_it(own
 
 
 @pytest.mark.parametrize("condensed", [0, 1, 2, 3])
-async def test_an_entry_that_was_ahead_of_its_time_stands_when_it_was_recorded(
-    owner, pool, service_connection, owner_connection, condensed
-):
+async def test_entry_with_a_future_time_counts_at_its_recording(owner, pool, service_connection, owner_connection, condensed):
     now = time.time_ns() // 1_000_000
     times = [now - 2 * HOUR_MS, now + 365 * 24 * HOUR_MS, now - HOUR_MS]
     for place, ts in enumerate(times):
@@ -168,7 +166,7 @@ async def test_an_entry_that_was_ahead_of_its_time_stands_when_it_was_recorded(
     assert abs(rows[1]["hour"] - now) <= HOUR_MS
 
 
-async def test_what_an_order_gives_back_or_has_covered_is_no_fill(config, pool, service_connection):
+async def test_refunds_and_covers_do_not_count_as_fills(config, pool, service_connection):
     policies = {"AAA": Policy(), "BBB": Policy(waterfall="adl_then_fund", rounds_max=1)}
     market = [
         event
@@ -187,7 +185,7 @@ async def test_what_an_order_gives_back_or_has_covered_is_no_fill(config, pool, 
     assert [row["fills"] for row in rows] == [2, 2]
 
 
-async def test_hours_in_order_add_up(owner, pool, service_connection):
+async def test_hours_are_contiguous_and_add_up(owner, pool, service_connection):
     await owner.settle(market(random.Random(4), range(1, 900)))
     await condense(pool, 0)
     rows = await rolled_up(service_connection)
@@ -214,10 +212,10 @@ ON CONFLICT (symbol, hour) DO UPDATE SET last_entry = excluded.last_entry, closi
 INSERT INTO rollup_progress (symbol, entry) SELECT symbol, entry FROM funds
 ON CONFLICT (symbol) DO UPDATE SET entry = excluded.entry;
 """
-"""Condensing as the version before the running clock did it: each entry belongs to the hour of its own time."""
+"""Condenses as the version before the chart clock did: each entry belongs to the hour of its own time."""
 
 
-async def test_hours_of_an_earlier_version_are_built_anew(owner, pool, service_connection, monkeypatch):
+async def test_hours_of_an_earlier_version_are_rebuilt(owner, pool, service_connection, monkeypatch):
     monkeypatch.setattr(rollups, "ENTRIES_PER_STATEMENT_MAX", 17)
     dice = random.Random(6)
     await owner.settle(market(dice, range(1, 300), 5 * HOUR_MS))
@@ -226,18 +224,18 @@ async def test_hours_of_an_earlier_version_are_built_anew(owner, pool, service_c
     assert await condense(pool, 0) == 299
     assert await rolled_up(service_connection) == await expected(service_connection) != before
     assert await condense(pool, 0) == 0
-    # An engine of the earlier version took over for a while.
+    # An engine of the earlier version takes over for a while.
     await owner.settle(market(dice, range(300, 400), 5 * HOUR_MS))
     await service_connection.execute(HOURS_OF_BEFORE)
     assert await condense(pool, 0) == 399
     assert await rolled_up(service_connection) == await expected(service_connection)
 
 
-async def test_building_anew_leaves_hours_in_place_until_they_are_replaced(owner, pool, service_connection, monkeypatch):
+async def test_rebuild_keeps_old_hours_until_it_replaces_them(owner, pool, service_connection, monkeypatch):
     await owner.settle(market(random.Random(7), range(1, 300), 5 * HOUR_MS))
     await condense(pool, 0)
     hours = await rolled_up(service_connection)
-    await distrust(pool)
+    await mark_unsound(pool)
     keep = rollups._keep
 
     async def seen(connection, rows):
@@ -251,28 +249,28 @@ async def test_building_anew_leaves_hours_in_place_until_they_are_replaced(owner
     assert await rolled_up(service_connection) == hours == await expected(service_connection)
 
 
-async def test_one_turn_builds_few_contracts_anew_and_the_next_goes_on(owner, pool, service_connection, monkeypatch):
+async def test_one_turn_rebuilds_few_contracts_and_the_next_continues(owner, pool, service_connection, monkeypatch):
     monkeypatch.setattr(rollups, "REBUILD_SECONDS", 0.0)
     await owner.settle(market(random.Random(8), range(1, 100), 5 * HOUR_MS))
     await condense(pool, 0)
-    await distrust(pool)
+    await mark_unsound(pool)
     assert await condense(pool, 0) == 0
     monkeypatch.setattr(rollups, "REBUILD_SECONDS", 1.0)
     assert await condense(pool, 0) == 99
     assert await rolled_up(service_connection) == await expected(service_connection)
 
 
-async def test_all_contracts_are_built_anew_on_demand(owner, pool, service_connection, owner_connection, monkeypatch):
+async def test_rebuild_command_rebuilds_all_contracts(owner, pool, service_connection, owner_connection, monkeypatch):
     monkeypatch.setattr(rollups, "REBUILD_SECONDS", 0.0)
     await owner.settle(market(random.Random(9), range(1, 100), 5 * HOUR_MS))
     await condense(pool, 0)
     await owner_connection.execute("UPDATE rollups SET closing = closing + 1, hour = hour - 3600000")
-    await distrust(pool)
+    await mark_unsound(pool)
     assert (await rebuild(pool, 1), await rebuild(pool, 0), await rebuild(pool, 0)) == (0, 99, 0)
     assert await rolled_up(service_connection) == await expected(service_connection)
 
 
-async def test_the_command_builds_the_rollups_of_an_earlier_version_anew(config, owner, service_connection):
+async def test_rebuild_rollups_replaces_hours_of_an_earlier_version(config, owner, service_connection):
     await owner.settle(market(random.Random(10), range(1, 100), 5 * HOUR_MS))
     await service_connection.execute(HOURS_OF_BEFORE)
     done = await fundsvc(config, "rebuild-rollups")
@@ -281,8 +279,8 @@ async def test_the_command_builds_the_rollups_of_an_earlier_version_anew(config,
 
 
 FORGED = {
-    "an amount": ("UPDATE rollups SET paid = paid + 1 WHERE hour = $1", "its rollup says paid"),
-    "a high": ("UPDATE rollups SET highest = highest + 1 WHERE hour = $1", "its rollup says highest"),
+    "an amount": ("UPDATE rollups SET paid = paid + 1 WHERE hour = $1", "its rollup has paid"),
+    "a high": ("UPDATE rollups SET highest = highest + 1 WHERE hour = $1", "its rollup has highest"),
     "a missing hour": ("DELETE FROM rollups WHERE hour = $1", "its rollup is missing"),
     "an hour too many": (
         (
@@ -295,7 +293,7 @@ FORGED = {
 }
 
 
-async def test_the_audit_agrees_with_rollups_of_any_history_however_they_were_condensed(owner, pool, monkeypatch):
+async def test_audit_accepts_rollups_of_any_history_and_condensing(owner, pool, monkeypatch):
     dice = random.Random(5)
     for start in range(1, 1200, 300):
         await owner.settle(market(dice, range(start, start + 300), HOUR_MS))
@@ -307,10 +305,10 @@ async def test_the_audit_agrees_with_rollups_of_any_history_however_they_were_co
 
 
 @pytest.mark.parametrize("what", FORGED)
-async def test_the_audit_finds_a_forged_rollup(owner, pool, owner_connection, what):
+async def test_audit_finds_a_forged_rollup(owner, pool, owner_connection, what):
     await owner.settle(market(random.Random(6), range(1, 300), HOUR_MS))
     await condense(pool, 0)
-    statement, told = FORGED[what]
+    statement, message = FORGED[what]
     (row,) = await owner_connection.fetch("SELECT symbol, hour FROM rollups ORDER BY hour DESC LIMIT 1")
     await owner_connection.execute(statement, row["hour"])
-    assert told in " ".join(await rollup_differences(pool, row["symbol"]))
+    assert message in " ".join(await rollup_differences(pool, row["symbol"]))

@@ -1,4 +1,4 @@
-"""Events whose sequence a contract has passed: duplicates, conflicts, late ones, gaps; through a whole service."""
+"""Events with a sequence that the contract has passed: duplicates, conflicts, late events and gaps, in a whole service."""
 
 import msgspec
 import pytest
@@ -20,7 +20,7 @@ async def service(config):
 
 @pytest.fixture
 async def deleveraged(service):
-    """An order of 3 lots that asks alice for 2 and bob for 1; sequence 1 is its shortfall."""
+    """An order of 3 lots with allocations of 2 for alice and 1 for bob. Sequence 1 is its shortfall."""
     await service.send(
         contract(SYMBOL, multiplier=1),
         {"type": "mark", "symbol": SYMBOL, "price": "80", "ts": TS},
@@ -53,7 +53,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("field", OTHERS)
-async def test_a_known_sequence_with_other_content_is_a_conflict(service, field):
+async def test_known_sequence_with_other_content_is_a_conflict(service, field):
     await service.send(f(1, tradeId="t1"))
     other = f(1, **({"tradeId": "t1"} | {field: OTHERS[field]}))
     with capture_logs() as logs:
@@ -65,7 +65,7 @@ async def test_a_known_sequence_with_other_content_is_a_conflict(service, field)
     assert [line["reason"] for line in logs if line["event"] == "events rejected"] == ["conflict"]
 
 
-async def test_the_same_content_in_other_words_is_a_duplicate(service):
+async def test_equal_content_in_other_notation_is_a_duplicate(service):
     await service.send(f(1, price="39100", bankruptcyPrice="39000"))
     answer = await service.send(f(1, price="39100.0", bankruptcyPrice="39000.000", prevSeq=0, tradeId=""))
     assert (answer["accepted"], answer["rejected"]) == (1, [])
@@ -73,14 +73,14 @@ async def test_the_same_content_in_other_words_is_a_duplicate(service):
     assert service.count("fundsvc_duplicates_total", symbol=SYMBOL) == 1
 
 
-async def test_conflicts_and_late_events_are_told_on_the_stream_and_within_a_message(service):
+async def test_conflicts_and_late_events_are_rejected_on_the_stream_and_within_a_message(service):
     await service.append(f(1), f(5), f(5, price="39200"), f(4), f(4, price="1"), f(5), f(4))
     assert await service.reasons() == ["conflict", "late", "late"]
     assert [seq for seq, *_ in await service.entries(SYMBOL)] == [1, 5]
     assert service.count("fundsvc_duplicates_total", symbol=SYMBOL) == 2
 
 
-async def test_what_was_kept_is_not_kept_again(service, config):
+async def test_repeated_rejected_event_is_kept_once(service, config):
     mistakes = [f(5, price="39200"), f(4), f(4, price="1")]
     await service.append(f(1), f(5), *mistakes)
     for _ in range(2):
@@ -92,7 +92,7 @@ async def test_what_was_kept_is_not_kept_again(service, config):
         assert again.count("fundsvc_duplicates_total", symbol=SYMBOL) == 5
 
 
-async def test_the_ledger_tells_after_a_restart(service, config):
+async def test_duplicates_are_recognised_from_the_ledger_after_a_restart(service, config):
     await service.send(f(1), f(3), f(7), *(f(seq) for seq in range(10, 1500, 2)))
     async with restarted(service, config) as again:
         await again.append(f(1), f(3, price="1"), f(4), f(7), f(1000), f(1001), f(1490, lots=1), f(1498), f(1500))
@@ -107,8 +107,8 @@ async def test_the_ledger_tells_after_a_restart(service, config):
 
 
 @pytest.mark.parametrize("gain", [-100, 0, 100])
-async def test_a_fill_is_known_after_a_restart_whatever_came_of_it(service, config, gain):
-    """A shortfall of an empty fund makes an order that ends at once, under the fill's sequence."""
+async def test_fill_is_a_duplicate_after_a_restart_with_any_outcome(service, config, gain):
+    """A shortfall of an empty fund creates an order that ends at once, under the fill's sequence."""
     fills = [f(seq, price=str(39000 + gain)) for seq in (1, 2)]
     await service.send(*fills)
     async with restarted(service, config) as again:
@@ -118,8 +118,8 @@ async def test_a_fill_is_known_after_a_restart_whatever_came_of_it(service, conf
 
 
 @pytest.mark.parametrize("asked_first", [{SYMBOL: 20, OTHER: 10}, {SYMBOL: 10, OTHER: 20}])
-async def test_what_is_known_of_one_contract_says_nothing_of_the_same_sequence_of_another(service, config, asked_first):
-    """Each fill is a shortfall whose order finds nobody: the order's end has the sequence of the fill."""
+async def test_equal_sequences_of_two_contracts_are_independent(service, config, asked_first):
+    """Each fill is a shortfall whose order has no candidates, so the order's end has the sequence of the fill."""
     fills = {(symbol, seq): fill(symbol, seq, ts=TS, price="38900") for symbol in (SYMBOL, OTHER) for seq in (10, 20)}
     await service.send(contract(OTHER), *fills.values())
     async with restarted(service, config) as again:
@@ -129,7 +129,7 @@ async def test_what_is_known_of_one_contract_says_nothing_of_the_same_sequence_o
         assert [again.count("fundsvc_duplicates_total", symbol=symbol) for symbol in (SYMBOL, OTHER)] == [2, 2]
 
 
-async def test_thousands_of_known_events_are_sent_again_quickly(service, config):
+async def test_thousands_of_duplicates_settle_quickly(service, config):
     events = [f(seq) for seq in range(1, 10_001)]
     await service.send(*events)
     async with restarted(service, config) as again:
@@ -143,7 +143,7 @@ async def test_thousands_of_known_events_are_sent_again_quickly(service, config)
         assert await again.reasons() == []
 
 
-async def test_a_late_event_is_settled_by_a_replay_once(service, config):
+async def test_replay_settles_a_late_event_once(service, config):
     await service.append(f(5), f(4), f(5, price="1"))
     rows = await service.pool.fetch("SELECT stream_id, position, reason FROM rejected ORDER BY position")
     for row in rows * 2:
@@ -156,7 +156,7 @@ async def test_a_late_event_is_settled_by_a_replay_once(service, config):
         assert await again.reasons() == ["conflict", "conflict"]
 
 
-async def test_an_event_that_was_rejected_is_not_late_when_it_is_sent_again(service):
+async def test_resent_rejected_event_is_not_late(service):
     refused = f(2, price="1.1234567890123")
     await service.append(f(1), refused, f(3), refused, f(1))
     assert await service.reasons() == ["too_many_decimals"]
@@ -170,7 +170,7 @@ def end(seq, **fields):
     return {"type": "adlEnd", "symbol": SYMBOL, "seq": seq, "adl": 1, "ts": TS} | fields
 
 
-async def test_answers_of_adl_are_told_apart_too(deleveraged):
+async def test_adl_answers_are_recognised_as_duplicates_or_conflicts(deleveraged):
     executed = execution(5, "alice", 1)
     await deleveraged.append(executed)
     for other in (execution(5, "alice", 2), execution(5, "bob", 1), execution(5, "alice", 1, ts=TS + 1), end(5), f(5)):
@@ -180,7 +180,7 @@ async def test_answers_of_adl_are_told_apart_too(deleveraged):
     assert await deleveraged.pool.fetchval("SELECT executed FROM adl_orders") == 1
 
 
-async def test_an_execution_that_was_rejected_twice_counts_once_when_both_are_replayed(service, deleveraged):
+async def test_execution_rejected_twice_counts_once_when_both_are_replayed(service, deleveraged):
     await service.append(execution(9, "alice", 1))
     bob = execution(2, "bob", 1)
     await service.append(bob)
@@ -196,12 +196,12 @@ async def test_an_execution_that_was_rejected_twice_counts_once_when_both_are_re
     assert await service.reasons() == []
 
 
-async def test_the_end_of_an_order_that_is_over_is_no_late_event(deleveraged):
+async def test_end_of_an_ended_order_is_not_late(deleveraged):
     await deleveraged.append(execution(2, "alice", 2), execution(3, "bob", 1), end(4), f(6), end(4), end(5))
     assert await deleveraged.reasons() == []
 
 
-async def test_gaps_are_answered_counted_and_logged(service):
+async def test_sequence_gaps_are_reported_counted_and_logged(service):
     with capture_logs() as logs:
         answer = await service.send(f(1, prevSeq=0), f(2, prevSeq=1), f(5, prevSeq=4), f(6, prevSeq=5), f(7))
     assert answer["gaps"] == [{"index": 2, "symbol": SYMBOL, "seq": 5, "prevSeq": 4, "lastSeq": 2}]
@@ -215,14 +215,14 @@ async def test_gaps_are_answered_counted_and_logged(service):
     assert service.count("fundsvc_sequence_gaps_total", symbol=SYMBOL) == 2
 
 
-async def test_a_rejected_event_leaves_no_gap(deleveraged):
+async def test_rejected_event_leaves_no_gap(deleveraged):
     await deleveraged.append(
         f(2, prevSeq=1, price="0"), f(3, prevSeq=2), end(4, prevSeq=3), execution(5, "zoe", 1, prevSeq=4), f(6, prevSeq=5)
     )
     assert deleveraged.count("fundsvc_sequence_gaps_total") == 0
 
 
-async def test_a_repeated_trade_is_settled_counted_and_logged(service):
+async def test_repeated_trade_id_is_settled_counted_and_logged(service):
     with capture_logs() as logs:
         await service.send(contract("OTHERUSDTM"), f(1, tradeId="T-77"), f(2, tradeId="T-77"), f(3), f(4), f(5, tradeId="T-77"))
         await service.send(fill("OTHERUSDTM", 1, tradeId="T-77"), f(1, tradeId="T-77"))

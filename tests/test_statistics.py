@@ -11,7 +11,7 @@ from fundsvc.core.numbers import format_units
 from fundsvc.core.policy import Policy
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
-from fundsvc.store.statistics import DAY_MS, PEAK_MS, WEEK_MS, Past, Standing, Statistics
+from fundsvc.store.statistics import DAY_MS, PEAK_MS, WEEK_MS, FundAt, Past, Statistics
 
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000 // DAY_MS * DAY_MS
@@ -21,7 +21,7 @@ POLICY = Policy(rounds_max=1, escalate_min=2.5)  # so that orders end soon, and 
 
 
 class Ledger:
-    """What was settled, as an independent reckoning remembers it."""
+    """Settles events and computes past states independently."""
 
     def __init__(self, owner, pool):
         self.owner, self.pool = owner, pool
@@ -38,9 +38,9 @@ class Ledger:
         return await self.pool.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", symbol)
 
     async def at(self, symbol, moment):
-        standing = Standing(0, 0, 0, self.outstanding[symbol][0])
+        standing = FundAt(0, 0, 0, self.outstanding[symbol][0])
         for _, row in takewhile(lambda found: found[0] <= moment, clocked(await self.entries(symbol))):
-            standing = Standing(row["entry"], row["ts"], row["balance"], self.outstanding[symbol][row["entry"]])
+            standing = FundAt(row["entry"], row["ts"], row["balance"], self.outstanding[symbol][row["entry"]])
         return standing
 
     async def past(self, symbol, now):
@@ -58,7 +58,7 @@ async def ledger(config):
 
 
 def market(dice, seqs, minutes, lateness_ms):
-    """Fills some minutes apart in order of time but for a random lateness; of AAA, ADL goes on now and then."""
+    """Returns fills some minutes apart, in order of time except for a random lateness. AAA also has ADL answers."""
     for seq in seqs:
         ts = START_MS + int(seq * minutes * 60_000) - dice.randint(0, lateness_ms)
         yield fill(dice.choice(SYMBOLS), 10 * seq, dice.randint(-24, 20) / 2, ts)
@@ -70,7 +70,7 @@ def market(dice, seqs, minutes, lateness_ms):
 
 async def settle_what_can_be(ledger, events):
     for event in events:
-        with suppress(Rejection):  # an order that is not there, or over
+        with suppress(Rejection):  # the order does not exist or has ended
             await ledger.settle(event)
 
 
@@ -78,7 +78,7 @@ TIMES = [(7.0, 0), (7.0, 3 * HOUR_MS), (200.0, 0), (200.0, 2 * DAY_MS)]
 
 
 @pytest.mark.parametrize(("minutes", "lateness_ms"), TIMES)
-async def test_the_past_and_any_moment_are_what_a_walk_along_the_entries_finds(ledger, minutes, lateness_ms):
+async def test_past_balances_equal_a_walk_along_the_entries(ledger, minutes, lateness_ms):
     dice = random.Random(minutes + lateness_ms)
     for step in range(4):
         seqs = range(1 + 40 * step, 41 + 40 * step)
@@ -97,7 +97,7 @@ async def test_the_past_and_any_moment_are_what_a_walk_along_the_entries_finds(l
     assert len(set(outstanding)) > 3
 
 
-async def test_an_entry_that_was_settled_late_does_not_change_what_was(ledger):
+async def test_late_entry_does_not_change_past_balances(ledger):
     await ledger.settle(fill("AAA", 1, 5, START_MS), fill("AAA", 2, 7, START_MS + DAY_MS), fill("AAA", 3, 9, START_MS + 1))
     for _ in range(2):
         standing = await ledger.statistics.at("AAA", START_MS + 10)
@@ -105,16 +105,16 @@ async def test_an_entry_that_was_settled_late_does_not_change_what_was(ledger):
         await condense(ledger.pool, 0)
 
 
-async def test_nothing_is_before_the_first_entry(ledger):
+async def test_fund_is_zero_before_the_first_entry(ledger):
     await ledger.settle(fill("AAA", 1, 5, START_MS))
-    assert await ledger.statistics.at("AAA", START_MS - 1) == Standing(0, 0, 0, 0)
-    assert await ledger.statistics.at("BBB", START_MS) == Standing(0, 0, 0, 0)
+    assert await ledger.statistics.at("AAA", START_MS - 1) == FundAt(0, 0, 0, 0)
+    assert await ledger.statistics.at("BBB", START_MS) == FundAt(0, 0, 0, 0)
     assert (await ledger.statistics.past(START_MS + HOUR_MS))["AAA"] == Past(0, 0, 5 * 10**8)
     assert (await ledger.statistics.past(START_MS + 8 * DAY_MS))["AAA"] == Past(5 * 10**8, 5 * 10**8, 5 * 10**8)
 
 
 def brute_candles(rows, span, now):
-    """Candles by a walk along the entries."""
+    """Computes candles by a walk along the entries."""
     close, candles, width = None, [], span.step
     starts = [(clock // width * width, row) for clock, row in clocked(rows)]
     for start in sorted({start for start, _ in starts} | set(span)):
@@ -132,7 +132,7 @@ def brute_candles(rows, span, now):
 
 @pytest.mark.parametrize("granularity", [60, 1440])
 @pytest.mark.parametrize(("minutes", "lateness_ms"), TIMES)
-async def test_candles_are_what_a_walk_along_the_entries_finds(ledger, minutes, lateness_ms, granularity):
+async def test_candles_equal_a_walk_along_the_entries(ledger, minutes, lateness_ms, granularity):
     dice = random.Random(minutes + lateness_ms)
     width = granularity * 60_000
     for step in range(3):

@@ -14,12 +14,24 @@ from fundsvc.core.adl.book import ROWS_PER_PART, SavedBook, SavedSide
 from fundsvc.core.batch import BookState, Offset, RateState
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.fund.chain import GENESIS, Entry
+from fundsvc.core.fund.settlement import FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied
 from fundsvc.store.adl import Deleveragings
-from fundsvc.store.database import SQL, StoreFault, StoreRefusal, connect, faults, lent, open_pool, refusals, transaction
+from fundsvc.store.database import (
+    SQL,
+    StoreFault,
+    StoreRefusal,
+    acquired,
+    connect,
+    faults,
+    open_pool,
+    refusals,
+    transaction,
+)
 from fundsvc.store.migrations import migrate
+from fundsvc.store.parameters import ListingRow, MovedOrderRow, PolicyRow, RejectedRow, ReplayedRow, SuspensionRow
 from fundsvc.store.reader import Reader
 from fundsvc.store.schema import check_schema
 from fundsvc.store.writer import OwnershipLost, load_books, open_writer
@@ -73,7 +85,26 @@ async def read_entries(connection):
     return [Entry(*row) for row in rows]
 
 
-async def test_entries_come_back_exactly_as_they_were_written(writer, service_connection):
+@pytest.mark.parametrize(
+    ("block", "alias", "columns"),
+    [
+        ("commit", "l", ListingRow._fields),
+        ("commit", "s", FundState._fields),
+        ("commit", "e", RejectedRow._fields),
+        ("commit", "d", ReplayedRow._fields),
+        ("commit_orders", "m", MovedOrderRow._fields),
+        ("commit_suspensions", "s", SuspensionRow._fields),
+        ("commit_books", "k", BookRow._fields),
+        ("commit_policies", "p", PolicyRow._fields),
+        ("commit_rates", "k", RateState._fields),
+    ],
+)
+def test_row_types_have_the_columns_that_their_statements_unnest(block, alias, columns):
+    (found,) = re.findall(rf"AS {alias} \(([^)]*)\)", SQL[block])
+    assert tuple(re.split(r",\s*", found)) == columns
+
+
+async def test_entries_round_trip_exactly(writer, service_connection):
     batch = batch_of(listing(SYMBOL))
     batch.entries = [DEEPEST, EXTREME]
     batch.hashes = [bytes(range(32)), b"\xff" * 32]
@@ -83,7 +114,7 @@ async def test_entries_come_back_exactly_as_they_were_written(writer, service_co
     assert [row["hash"] for row in hashes] == batch.hashes
 
 
-async def test_a_commit_writes_everything_in_one_transaction(writer, service_connection):
+async def test_commit_writes_everything_in_one_transaction(writer, service_connection):
     batch = batch_of(listing("AAA", multiplier="1"), fill("AAA", 7, 5), fill("AAA", 8, -9))
     batch.rejected = [
         Rejected("1-0", 3, Reason.UNDECODABLE, "why", "json", b"\x00\xff"),
@@ -103,7 +134,7 @@ async def test_a_commit_writes_everything_in_one_transaction(writer, service_con
     assert tuple(rejected) == ("1-0", 3, "undecodable", "why", "json", b"\x00\xff")
 
 
-async def test_what_is_loaded_is_what_was_committed(writer):
+async def test_load_returns_the_committed_state(writer):
     partition = partition_of()
     for event in (listing("AAA", multiplier="1E-05", maxPrice=1e6), listing("BBB"), fill("AAA", 7, 5), fill("AAA", 8, -9)):
         partition.apply(event)
@@ -118,7 +149,7 @@ async def test_what_is_loaded_is_what_was_committed(writer):
     assert loaded["BBB"].head == GENESIS
 
 
-async def test_a_later_batch_updates_funds_and_listings(writer, service_connection):
+async def test_later_batch_updates_funds_and_listings(writer, service_connection):
     first = batch_of(listing("AAA"), fill("AAA", 1, 5))
     await writer.commit(first, START, NEXT)
     _, funds = await writer.load()
@@ -129,7 +160,7 @@ async def test_a_later_batch_updates_funds_and_listings(writer, service_connecti
     assert msgspec.json.decode(specification)["more"] == {"x": [1, None]}
 
 
-async def test_the_newest_rate_counts_however_often_and_in_whatever_order_they_come(writer, service_connection):
+async def test_newest_rate_wins_in_any_order_of_commits(writer, service_connection):
     batches = [(Rate("XBT", "100", 5), Rate("USDC", "1", 5)), (Rate("XBT", "90", 4),), (Rate("XBT", "101", 6),)]
     offsets = [Offset(f"{number}-0", number) for number in range(len(batches) + 2)]
     for number, rates in enumerate((*batches, batches[0])):
@@ -138,21 +169,21 @@ async def test_the_newest_rate_counts_however_often_and_in_whatever_order_they_c
     assert [tuple(row) for row in rows] == [(0, "USDC", 10**12, 5), (0, "XBT", 101 * 10**12, 6)]
 
 
-async def test_of_the_rates_of_all_partitions_the_newest_is_read(config, owner_connection):
+async def test_reader_returns_the_newest_rate_of_all_partitions(config, owner_connection):
     rows = [(0, "XBT", 3, 7), (1, "XBT", 4, 8), (2, "XBT", 5, 6), (2, "ETH", 9, 1)]
     await owner_connection.executemany("INSERT INTO rates VALUES ($1, $2, $3, $4)", rows)
     async with open_pool(config.database.dsn, 1) as pool:
         assert await Reader(pool).rates() == {"ETH": RateState("ETH", 9, 1), "XBT": RateState("XBT", 4, 8)}
 
 
-async def test_a_batch_of_many_chunks_arrives_whole(writer, service_connection):
+async def test_batch_of_many_chunks_is_written_completely(writer, service_connection):
     batch = batch_of(listing("AAA"), *(fill("AAA", seq, seq % 7 - 3) for seq in range(1, 3334)))
     await writer.commit(batch, START, NEXT)
     assert await read_entries(service_connection) == batch.entries
 
 
 @pytest.mark.parametrize(("epoch_off", "before"), [(1, START), (0, Offset("9-9", 0)), (-1, START)])
-async def test_a_stale_owner_writes_nothing(config, epoch, service_connection, epoch_off, before):
+async def test_stale_owner_writes_nothing(config, epoch, service_connection, epoch_off, before):
     batch = batch_of(listing("AAA"), fill("AAA", 1, -5))
     batch.rejected = [Rejected("1-0", 0, Reason.UNDECODABLE, "", "json", b"")]
     async with open_writer(config.database.dsn, "me", 0, epoch + epoch_off) as writer:
@@ -162,19 +193,19 @@ async def test_a_stale_owner_writes_nothing(config, epoch, service_connection, e
     assert await offset_of(service_connection) == START
 
 
-async def test_a_stale_owner_cannot_even_load(config, epoch):
+async def test_stale_owner_cannot_load(config, epoch):
     async with open_writer(config.database.dsn, "me", 0, epoch + 1) as writer:
         with pytest.raises(OwnershipLost):
             await writer.load()
 
 
-async def test_an_entry_that_is_there_already_is_refused(writer):
+async def test_existing_entry_number_is_refused(writer):
     await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), START, NEXT)
     with pytest.raises(StoreRefusal, match="UniqueViolationError"):
         await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 5)), NEXT, Offset("2-0", 2))
 
 
-async def test_after_a_failed_commit_another_writer_goes_on(config, epoch, service_connection):
+async def test_new_writer_continues_after_a_failed_commit(config, epoch, service_connection):
     batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
         with pytest.raises(OwnershipLost):
@@ -187,7 +218,7 @@ async def test_after_a_failed_commit_another_writer_goes_on(config, epoch, servi
     assert await read_entries(service_connection) == batch.entries
 
 
-async def test_a_cancelled_commit_holds_nothing(config, epoch, service_connection, owner_connection):
+async def test_cancelled_commit_releases_its_locks(config, epoch, service_connection, owner_connection):
     batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer, owner_connection.transaction():
         await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
@@ -198,7 +229,7 @@ async def test_a_cancelled_commit_holds_nothing(config, epoch, service_connectio
     assert await read_entries(service_connection) == batch.entries
 
 
-async def test_a_commit_whose_session_ends_while_it_waits_to_send_more_is_a_fault(config, epoch, owner_connection):
+async def test_session_end_during_copy_is_a_fault(config, epoch, owner_connection):
     batch = batch_of(listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 20_001)))
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer, owner_connection.transaction():
         await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
@@ -212,7 +243,7 @@ async def test_a_commit_whose_session_ends_while_it_waits_to_send_more_is_a_faul
             await commit
 
 
-async def test_replayed_events_are_noted_and_known(writer, service_connection):
+async def test_replayed_events_are_recorded_as_settled(writer, service_connection):
     rejected = [Rejected("1-0", n, Reason.UNKNOWN_SYMBOL, "first", "json", b"x") for n in range(3)]
     first = batch_of(listing("AAA"), *(fill("AAA", seq, 1) for seq in (10, 20, 30)))
     first.rejected = rejected
@@ -232,8 +263,31 @@ async def test_replayed_events_are_noted_and_known(writer, service_connection):
     assert tuple(again) == ("invalid_field", "again", b"x")
 
 
+async def test_database_refuses_a_second_late_settlement_of_a_sequence(writer):
+    first = batch_of(listing("AAA"), fill("AAA", 10, 1))
+    first.rejected = [Rejected("1-0", n, Reason.LATE, "late", "json", b"x", ("AAA", 5, bytes(16))) for n in range(2)]
+    await writer.commit(first, START, NEXT)
+    partition = partition_of(*(await writer.load())[1])
+    partition.batch.replayed = [("1-0", 0, "8-0", partition.apply_late(fill("AAA", 5, 1)))]
+    await writer.commit(partition.take(), NEXT, Offset("2-0", 2))
+    partition.batch.replayed = [("1-0", 1, "9-0", partition.apply_late(fill("AAA", 5, 1)))]
+    with pytest.raises(StoreRefusal, match="rejected_settled_once"):
+        await writer.commit(partition.take(), Offset("2-0", 2), Offset("3-0", 3))
+
+
+async def test_commit_never_sets_the_sequence_of_a_fund_back(writer, service_connection):
+    await writer.commit(batch_of(listing("AAA"), fill("AAA", 10, 1)), START, NEXT)
+    partition = partition_of(*(await writer.load())[1])
+    partition.apply(fill("AAA", 11, 1))
+    batch = partition.take()
+    batch.funds = [state._replace(seq=9) for state in batch.funds]
+    with pytest.raises(StoreRefusal, match="AAA"):
+        await writer.commit(batch, NEXT, Offset("2-0", 2))
+    assert await service_connection.fetchval("SELECT seq FROM funds") == 10
+
+
 async def settled(writer, symbol, seqs):
-    """Which of some sequences were settled, as facts tell, page by page."""
+    """Returns the settled ones of some sequences according to `facts`, page by page."""
     known, left = set(), list(seqs)
     while left:
         facts = (await writer.facts({symbol: left})).applied
@@ -243,8 +297,8 @@ async def settled(writer, symbol, seqs):
     return known
 
 
-async def test_sequences_are_found_among_many_that_were_settled_late(writer, monkeypatch):
-    """Those from 200 on in order, low ones late, singly and many in a row."""
+async def test_facts_find_sequences_among_many_late_entries(writer, monkeypatch):
+    """Sequences from 200 on are in order; lower ones are late, singly and many in a row."""
     partition = partition_of()
     partition.apply(listing("AAA"))
     lates = {*range(1, 40, 2), *range(60, 100)}
@@ -290,7 +344,7 @@ ILLEGAL = {
 }
 
 
-async def test_the_schema_refuses_illegal_entries(config, epoch, service_connection):
+async def test_schema_refuses_illegal_entries(config, epoch, service_connection):
     for name, fields in ILLEGAL.items():
         batch = batch_of(listing(SYMBOL))
         batch.entries, batch.hashes = [msgspec.structs.replace(LEGAL, **fields)], [GENESIS]
@@ -306,7 +360,7 @@ async def commit_alone(config, epoch, batch):
         await writer.commit(batch, START, NEXT)
 
 
-async def test_the_schema_refuses_illegal_funds(config, epoch, service_connection):
+async def test_schema_refuses_illegal_funds(config, epoch, service_connection):
     for field in ("balance", "outstanding", "entry", "seq", "adl"):
         batch = batch_of(listing("AAA"))
         batch.funds = [batch.funds[0]._replace(**{field: -1})]
@@ -316,7 +370,7 @@ async def test_the_schema_refuses_illegal_funds(config, epoch, service_connectio
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
-async def test_the_schema_refuses_a_hash_that_is_none(writer, service_connection, length):
+async def test_schema_refuses_a_hash_of_wrong_length(writer, service_connection, length):
     await writer.commit(batch_of(listing("AAA"), fill("AAA", 1, 1)), START, NEXT)
     with pytest.raises(asyncpg.CheckViolationError):
         await service_connection.execute("UPDATE funds SET head = $1", bytes(length))
@@ -328,9 +382,7 @@ async def test_the_schema_refuses_a_hash_that_is_none(writer, service_connection
 
 
 @pytest.mark.parametrize("statement", ["UPDATE entries SET balance = 0", "DELETE FROM entries", "TRUNCATE entries"])
-async def test_entries_cannot_be_changed_by_the_service_nor_by_the_owner(
-    writer, service_connection, owner_connection, statement
-):
+async def test_neither_service_nor_owner_can_change_entries(writer, service_connection, owner_connection, statement):
     batch = batch_of(listing("AAA"), fill("AAA", 1, 1))
     await writer.commit(batch, START, NEXT)
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="permission denied"):
@@ -357,21 +409,21 @@ FORBIDDEN = (
 )
 
 
-async def test_the_service_has_few_rights(service_connection):
+async def test_service_cannot_grant_rights(service_connection):
     for statement in FORBIDDEN:
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await service_connection.execute(statement)
-    await service_connection.execute("GRANT UPDATE ON entries TO fundsvc_service")  # a warning is all that this gets
+    await service_connection.execute("GRANT UPDATE ON entries TO fundsvc_service")  # PostgreSQL only warns
     assert not await service_connection.fetchval("SELECT has_table_privilege('entries', 'UPDATE')")
 
 
-def test_every_statement_is_used_and_every_used_one_exists():
+def test_every_statement_exists_and_is_used():
     sources = "".join(path.read_text() for path in Path(fundsvc.__file__).parent.rglob("*.py"))
     assert set(re.findall(r'SQL\["(\w+)"\]', sources)) <= set(SQL)
     assert set(SQL) <= set(re.findall(r'"(\w+)"', sources))
 
 
-async def test_every_statement_is_one_that_the_database_understands(service_connection):
+async def test_database_prepares_every_statement(service_connection):
     for statement in SQL.values():
         await service_connection.prepare(statement)
 
@@ -380,7 +432,7 @@ async def backend(connection):
     return await connection.fetchval("SELECT pg_backend_pid()")
 
 
-async def test_an_ended_session_is_a_fault(config, owner_connection):
+async def test_ended_session_is_a_fault(config, owner_connection):
     async with connect(config.database.dsn, "me") as connection:
         await owner_connection.execute("SELECT pg_terminate_backend($1, 5000)", await backend(connection))
         for _ in range(2):
@@ -388,7 +440,7 @@ async def test_an_ended_session_is_a_fault(config, owner_connection):
                 await connection.fetchval("SELECT 1")
 
 
-async def test_a_session_that_ends_during_a_statement_is_a_fault(config, owner_connection):
+async def test_session_end_during_a_statement_is_a_fault(config, owner_connection):
     async with connect(config.database.dsn, "me") as connection:
         pid = await backend(connection)
         asyncio.get_running_loop().call_later(
@@ -398,7 +450,7 @@ async def test_a_session_that_ends_during_a_statement_is_a_fault(config, owner_c
             await connection.fetchval("SELECT pg_sleep(30)")
 
 
-async def test_a_cancelled_statement_and_one_that_takes_too_long_are_faults(config, owner_connection):
+async def test_cancelled_and_timed_out_statements_are_faults(config, owner_connection):
     async with connect(config.database.dsn, "me", command_seconds=0.1) as connection:
         with pytest.raises(StoreFault), faults():
             await connection.fetchval("SELECT pg_sleep(30)")
@@ -411,25 +463,25 @@ async def test_a_cancelled_statement_and_one_that_takes_too_long_are_faults(conf
 @pytest.mark.parametrize(
     "state", ["25006", "25P03", "25P04", "42501", "3D000", "42P01", "22P05", "XX000", "XX001", "55P03", "0A000"]
 )
-async def test_what_an_operator_heals_is_a_fault(service_connection, state):
+async def test_repairable_server_errors_are_faults(service_connection, state):
     with pytest.raises(StoreFault), faults(), refusals():
         await raise_in(service_connection, state)
 
 
 @pytest.mark.parametrize("state", ["23502", "23503", "23505", "23514", "22003", "22021", "22P02"])
-async def test_what_a_value_brings_about_is_a_refusal(service_connection, state):
+async def test_errors_caused_by_a_value_are_refusals(service_connection, state):
     with pytest.raises(StoreRefusal), faults(), refusals():
         await raise_in(service_connection, state)
 
 
-async def test_a_value_that_the_driver_cannot_encode_is_a_refusal(service_connection):
+async def test_value_that_the_driver_cannot_encode_is_a_refusal(service_connection):
     for value in (2**63, "text"):
         with pytest.raises(StoreRefusal), faults(), refusals():
             await service_connection.fetchval("SELECT $1::bigint", value)
 
 
 @pytest.mark.parametrize("state", ["42601", "42883", "42804"])
-async def test_a_mistake_of_ours_is_neither(service_connection, state):
+async def test_programming_error_is_neither_fault_nor_refusal(service_connection, state):
     with pytest.raises(asyncpg.PostgresError), faults(), refusals():
         await raise_in(service_connection, state)
 
@@ -438,7 +490,7 @@ async def raise_in(connection, state):
     await connection.execute(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$")
 
 
-async def test_an_offset_inside_a_message_moves_only_from_where_it_was(config, epoch, service_connection):
+async def test_offset_inside_a_message_moves_only_from_its_stored_position(config, epoch, service_connection):
     inside, elsewhere = Offset("1-0", 1, 3, "2-0"), Offset("1-0", 1, 2, "2-0")
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer:
         await writer.commit(batch_of(listing("AAA")), START, inside)
@@ -451,7 +503,7 @@ async def test_an_offset_inside_a_message_moves_only_from_where_it_was(config, e
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-async def test_a_database_in_another_encoding_is_refused_by_name(config, servers, owner_connection, encoding):
+async def test_other_encoding_than_utf8_is_refused_by_name(config, servers, owner_connection, encoding):
     name = f"other_{encoding.lower()}"
     await owner_connection.execute(
         f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
@@ -461,14 +513,14 @@ async def test_a_database_in_another_encoding_is_refused_by_name(config, servers
             await check
 
 
-def test_a_write_to_a_connection_just_lost_is_a_fault():
+def test_write_to_a_just_lost_connection_is_a_fault():
     with pytest.raises(StoreFault), faults():
         raise RuntimeError("unable to perform operation on <UnixTransport closed=True>; the handler is closed")
     with pytest.raises(RuntimeError, match="other"), faults():
         raise RuntimeError("other")
 
 
-async def test_a_stopped_server_is_a_fault_and_a_pool_outlives_it(config, servers):
+async def test_pool_survives_a_restart_of_the_server(config, servers):
     async with connect(config.database.dsn, "me") as connection, open_pool(config.database.dsn, 2) as pool:
         assert await pool.fetchval("SELECT 1") == 1
         servers.postgres.stop()
@@ -485,19 +537,19 @@ async def test_a_stopped_server_is_a_fault_and_a_pool_outlives_it(config, server
         assert await pool.fetchval("SELECT 1") == 1
 
 
-async def test_a_lent_connection_that_failed_is_replaced(config):
+async def test_pool_replaces_a_failed_connection(config):
     async with open_pool(config.database.dsn, 1) as pool:
         with pytest.raises(asyncpg.UndefinedTableError):
-            async with lent(pool) as connection, transaction(connection):
+            async with acquired(pool) as connection, transaction(connection):
                 await connection.execute("SELECT * FROM nothing")
         with pytest.raises(TimeoutError):
-            async with lent(pool) as connection:
+            async with acquired(pool) as connection:
                 await asyncio.wait_for(connection.execute("SELECT pg_sleep(30)"), 0.1)
-        async with lent(pool) as connection, transaction(connection):
+        async with acquired(pool) as connection, transaction(connection):
             assert await connection.fetchval("SELECT count(*) FROM partitions") == 1
 
 
-async def test_a_transaction_is_all_or_nothing(config, service_connection):
+async def test_transaction_is_all_or_nothing(config, service_connection):
     async def half(connection):
         async with transaction(connection):
             await connection.execute("UPDATE partitions SET owner = 'me'")
@@ -509,7 +561,7 @@ async def test_a_transaction_is_all_or_nothing(config, service_connection):
     assert await service_connection.fetchval("SELECT owner FROM partitions") is None
 
 
-async def test_migrating_again_changes_nothing(config, owner_connection):
+async def test_second_migration_changes_nothing(config, owner_connection):
     schema = (
         "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2"
     )
@@ -521,31 +573,31 @@ async def test_migrating_again_changes_nothing(config, owner_connection):
 
 @pytest.mark.parametrize("partitions", [4])
 @pytest.mark.parametrize("wanted", [1, 3, 5])
-async def test_another_number_of_partitions_is_refused_and_changes_nothing(config, owner_connection, wanted):
+async def test_other_number_of_partitions_is_refused_and_changes_nothing(config, owner_connection, wanted):
     with pytest.raises(ValueError, match=rf"4 partitions.*stream\.partitions = {wanted}"):
         await migrate(config.database.owner_dsn, wanted)
     assert await owner_connection.fetchval("SELECT count(*) FROM partitions") == 4
 
 
-async def test_a_newer_schema_is_left_alone(config, owner_connection):
+async def test_migrate_leaves_a_newer_schema_unchanged(config, owner_connection):
     await owner_connection.execute("UPDATE alembic_version SET version_num = '9999'")
     await migrate(config.database.owner_dsn, 1)
     assert await owner_connection.fetchval("SELECT version_num FROM alembic_version") == "9999"
 
 
-async def test_a_login_that_is_refused_is_a_fault(config):
+async def test_refused_login_is_a_fault(config):
     with pytest.raises(StoreFault, match="nobody_at_all"):
         await check_schema(config.database.dsn.replace("fundsvc_service", "nobody_at_all", 1), 1)
 
 
-async def test_two_that_migrate_at_once_wait_for_each_other(servers, config):
+async def test_concurrent_migrations_wait_for_each_other(servers, config):
     async with connected(config.database.owner_dsn) as connection:
         await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO PUBLIC")
         await asyncio.gather(*(migrate(config.database.owner_dsn, 2) for _ in range(3)))
         assert await connection.fetchval("SELECT count(*) FROM partitions") == 2
 
 
-async def test_migrating_what_is_not_there_is_a_fault(config):
+async def test_migrating_a_missing_database_is_a_fault(config):
     with pytest.raises(StoreFault):
         await migrate(config.database.owner_dsn.replace("host=", "host=/nowhere"), 1)
 
@@ -560,7 +612,7 @@ def saved_book(rows):
 
 
 def keep(*parts):
-    """A batch that keeps a book; without parts its positions are as they were."""
+    """A batch that saves a book; without parts its positions are unchanged."""
     batch = batch_of(listing("ABC"))
     batch.books = [BookState("ABC", 5, 6, 7, 8, [msgspec.msgpack.encode(part) for part in parts] or None, 0)]
     return batch
@@ -578,7 +630,7 @@ async def kept(config, owner_connection):
 
 
 @pytest.mark.parametrize("sizes", [[0], [1], [5, 6], [ROWS_PER_PART] * 20, [9, 9, 9, 1], [5, 6, 3]])
-async def test_a_book_is_loaded_as_it_was_kept_last(config, writer, owner_connection, sizes):
+async def test_book_is_loaded_as_last_saved(config, writer, owner_connection, sizes):
     await writer.commit(keep(*map(saved_book, [4, 4, 4, 4])), START, NEXT)
     parts = [saved_book(rows) for rows in sizes]
     await writer.commit(keep(*parts), NEXT, Offset("2-0", 2))
@@ -589,7 +641,7 @@ async def test_a_book_is_loaded_as_it_was_kept_last(config, writer, owner_connec
     assert await owner_connection.fetchval("SELECT count(*) FROM book_parts") == (len(sizes) if len(sizes) > 1 else 0)
 
 
-async def test_a_book_that_is_not_committed_leaves_the_one_that_was_kept(config, writer, owner_connection):
+async def test_failed_commit_leaves_the_saved_book(config, writer, owner_connection):
     parts = [saved_book(rows) for rows in (4, 4)]
     await writer.commit(keep(*parts), START, NEXT)
     with pytest.raises(OwnershipLost):
@@ -597,27 +649,27 @@ async def test_a_book_that_is_not_committed_leaves_the_one_that_was_kept(config,
     assert (await kept(config, owner_connection))[1] == parts
 
 
-async def test_a_book_without_positions_is_loaded_as_one(config, writer, owner_connection):
+async def test_book_without_positions_is_loaded_without_positions(config, writer, owner_connection):
     await writer.commit(keep(), START, NEXT)
     loaded, _ = await kept(config, owner_connection)
     assert loaded.book is None
 
 
 def earlier_body(parts):
-    """A book as releases without rows of parts keep it."""
+    """The body of a book as releases without rows of parts write it."""
     bodies = [msgspec.msgpack.encode(part) for part in parts]
     return bodies[0] if len(bodies) == 1 else msgspec.msgpack.encode(bodies)
 
 
 @pytest.mark.parametrize("sizes", [[3], [30_000], [5, 6], [4] * 20])
-async def test_a_book_that_an_earlier_release_keeps_is_the_one_that_counts(config, writer, owner_connection, sizes):
+async def test_book_saved_by_an_earlier_release_replaces_the_parts(config, writer, owner_connection, sizes):
     await writer.commit(keep(saved_book(4), saved_book(4)), START, NEXT)
     parts = [saved_book(rows) for rows in sizes]
     await owner_connection.execute("UPDATE books SET body = $1", earlier_body(parts))
     assert (await kept(config, owner_connection))[1] == parts
 
 
-async def test_a_release_without_parts_takes_no_book_in_parts_for_an_empty_one(writer, owner_connection):
+async def test_earlier_release_fails_to_decode_a_book_in_parts(writer, owner_connection):
     await writer.commit(keep(saved_book(4), saved_book(4)), START, NEXT)
     body = await owner_connection.fetchval("SELECT body FROM books")
     assert body
@@ -625,7 +677,7 @@ async def test_a_release_without_parts_takes_no_book_in_parts_for_an_empty_one(w
         msgspec.msgpack.decode(body, type=list[memoryview])
 
 
-async def test_the_runbook_gives_books_in_parts_back_to_an_earlier_release(writer, owner_connection):
+async def test_runbook_statement_converts_books_in_parts_for_an_earlier_release(writer, owner_connection):
     parts = [saved_book(rows) for rows in (4, 70_000, 5)]
     await writer.commit(keep(*parts), START, NEXT)
     runbook = Path(fundsvc.__file__).parent.joinpath("handbook", "runbook.md").read_text()

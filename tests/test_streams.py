@@ -46,7 +46,7 @@ def producer(client):
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 @pytest.mark.parametrize("per_message", [1, 100])
-async def test_events_come_out_in_order_as_they_went_in(source, producer, codec, per_message):
+async def test_source_returns_events_in_order_of_append(source, producer, codec, per_message):
     ids = await producer.append(FILLS, codec, per_message)
     messages = await read_all(source)
     assert [message.stream_id for message in messages] == ids[0]
@@ -63,14 +63,14 @@ async def read_all(source):
     return messages
 
 
-async def test_reading_goes_on_after_an_id_and_is_bounded(source, producer):
+async def test_read_continues_after_an_id_and_is_bounded(source, producer):
     ids = (await producer.append(FILLS, per_message=50))[0]
     assert [m.stream_id for m in await source.read("0-0", 2, 10)] == ids[:2]
     assert [m.stream_id for m in await source.read(ids[1], 2, 10)] == ids[2:4]
     assert await source.read(ids[-1], 2, 10) == []
 
 
-async def test_a_read_that_waits_gets_what_arrives_at_once(source, producer):
+async def test_blocking_read_returns_a_new_message_at_once(source, producer):
     waiting = asyncio.create_task(source.read("0-0", 10, 60_000))
     await eventually(lambda: blocked_clients(producer))
     ids = await producer.append(FILLS[:1])
@@ -81,18 +81,18 @@ async def blocked_clients(producer):
     return (await producer._client.info("clients"))["blocked_clients"]
 
 
-async def test_the_state_of_a_stream(source, producer, client):
+async def test_state_describes_the_stream(source, producer, client):
     assert await source.state() == EMPTY
-    assert await source.look("0-0", 1) == ([], EMPTY)
+    assert await source.read_with_state("0-0", 1) == ([], EMPTY)
     ids = (await producer.append(FILLS, per_message=50))[0]
     assert await source.state() == StreamState(ids[-1], 5, 5, ids[0], ids[-1], "0-0")
     await client.xdel(KEY, ids[-1])
-    messages, state = await source.look(ids[0], 1)
+    messages, state = await source.read_with_state(ids[0], 1)
     assert state == await source.state() == StreamState(ids[-1], 5, 4, ids[0], ids[-2], ids[-1])
     assert [message.stream_id for message in messages] == ids[1:-1]
 
 
-async def test_trimming_never_drops_what_is_not_below(source, producer):
+async def test_trim_never_deletes_messages_that_are_not_below(source, producer):
     ids = (await producer.append(FILLS * 4, per_message=1))[0]
     for keep in (0, 1, 99, 100, 101, 512, 999):
         await source.trim(ids[keep])
@@ -104,7 +104,7 @@ async def test_trimming_never_drops_what_is_not_below(source, producer):
 
 
 @pytest.mark.parametrize("small", [0, 2000], ids=["from the first read on", "after small ones"])
-async def test_a_read_is_bounded_by_bytes_whatever_came_before(client, producer, small):
+async def test_read_is_bounded_by_bytes_after_messages_of_any_size(client, producer, small):
     source = Source(client, 0, message_bytes_max=5_000_000)
     await producer.append_bodies(0, "json", [b"{}"] * small)
     after = "0-0"
@@ -127,7 +127,7 @@ async def test_a_read_is_bounded_by_bytes_whatever_came_before(client, producer,
 
 
 @pytest.mark.parametrize("size", [1_000_001, 20_000_000])
-async def test_of_a_message_that_is_too_large_only_its_beginning_is_kept(client, producer, size):
+async def test_oversized_message_is_reduced_to_its_beginning(client, producer, size):
     body = b"x" * size
     await producer.append_bodies(0, "json", [b"{}", body, b"{}"])
     source = Source(client, 0, message_bytes_max=1_000_000)
@@ -148,8 +148,8 @@ HUGE_MESSAGES = {
 }
 
 
-@pytest.mark.parametrize(("how", "ask"), [*((how, "read") for how in HUGE_MESSAGES), ("alone", "look")])
-async def test_a_huge_message_is_never_whole_in_memory(config, client, producer, how, ask):
+@pytest.mark.parametrize(("how", "method"), [*((how, "read") for how in HUGE_MESSAGES), ("alone", "read_with_state")])
+async def test_huge_message_is_never_completely_in_memory(config, client, producer, how, method):
     fields = HUGE_MESSAGES[how]
     (first,) = await producer.append_bodies(0, "json", [b"{}"])
     huge = add(config, fields)
@@ -159,7 +159,7 @@ async def test_a_huge_message_is_never_whole_in_memory(config, client, producer,
     tracemalloc.start()
     try:
         while len(found) < 3:
-            found += await source.read(after) if ask == "read" else (await source.look(after))[0]
+            found += await source.read(after) if method == "read" else (await source.read_with_state(after))[0]
             after = found[-1].stream_id
         assert tracemalloc.get_traced_memory()[1] < 40_000_000
     finally:
@@ -175,14 +175,14 @@ async def test_a_huge_message_is_never_whole_in_memory(config, client, producer,
 
 
 def add(config, fields):
-    """Adds a message by a client that waits for as long as it takes."""
+    """Adds a message through a client without a time limit."""
     with redis.Redis.from_url(config.stream.url) as client:
         return client.xadd(KEY, fields).decode()
 
 
 @pytest.mark.parametrize("place", ["first", "last"])
-async def test_a_huge_message_does_not_spoil_others_nor_the_state_of_the_stream(config, client, producer, place):
-    """The state of a stream holds its first and its last message."""
+async def test_huge_message_affects_neither_other_messages_nor_the_state(config, client, producer, place):
+    """The state of a stream contains its first and its last message."""
     source = Source(client, 0, message_bytes_max=5_000_000)
     body = b"x" * 4_900_000
     for huge in (True, False) if place == "first" else (False, True):
@@ -200,7 +200,7 @@ async def test_a_huge_message_does_not_spoil_others_nor_the_state_of_the_stream(
     assert state == StreamState(ids[1], 2, 2, ids[0], ids[1], "0-0")
     found, after = [], "0-0"
     while len(found) < 2:
-        messages, looked = await source.look(after)
+        messages, looked = await source.read_with_state(after)
         assert looked == state
         found += messages
         after = found[-1].stream_id
@@ -221,7 +221,7 @@ async def test_a_huge_message_does_not_spoil_others_nor_the_state_of_the_stream(
         ({"json": b"{}", "replayOf": b"\xff/3"}, Message("1-1", "json", b"{}", "\ufffd/3")),
     ],
 )
-async def test_a_message_is_its_codec_and_body(source, client, fields, expected):
+async def test_message_has_codec_and_body_of_its_field(source, client, fields, expected):
     await client.xadd(KEY, fields, id="1-1")
     assert await source.read("0-0", 1, 10) == [expected]
 
@@ -239,14 +239,14 @@ async def test_a_message_is_its_codec_and_body(source, client, fields, expected)
         [b"json", b"{}", b"replayOf", b"7-7/3", b"x", b"y"],
     ],
 )
-async def test_a_message_with_other_fields_has_no_codec_and_keeps_what_it_had(source, client, fields):
+async def test_message_with_other_fields_has_no_codec_and_keeps_them(source, client, fields):
     await client.execute_command("XADD", KEY, "1-1", *fields)
     (message,) = await source.read("0-0", 1, 10)
     assert (message.stream_id, message.codec, message.replay_of) == ("1-1", "", "")
     assert msgspec.msgpack.decode(message.body) == fields
 
 
-async def test_a_producer_routes_each_contract_to_its_partition_and_a_rate_to_all(client):
+async def test_producer_routes_contracts_to_their_partition_and_rates_to_all(client):
     symbols = [f"SYMBOL{number}" for number in range(20)]
     events = [event for symbol in symbols for event in (listing(symbol), fill(symbol, 1, 1), Mark(symbol, "1", 1))]
     ids = await Producer(client, 4).append([*events, Rate("XBT", "100", 1)])
@@ -262,7 +262,7 @@ def home_of(event):
     return partition_of(event.contract["symbol"] if hasattr(event, "contract") else event.symbol, 4)
 
 
-async def test_a_replay_names_what_it_repeats(source, producer):
+async def test_replay_names_the_rejected_event(source, producer):
     await producer.append_replay(0, "json", b"{}", "5-0/3")
     (message,) = await source.read("0-0", 1, 10)
     assert (message.codec, message.body, message.replay_of) == ("json", b"{}", "5-0/3")
@@ -276,7 +276,7 @@ def free_port():
 
 @contextmanager
 def valkey(directory, *arguments):
-    """A server of our own to mistreat, in a directory."""
+    """A separate server in a directory, for tests that stop or break it."""
     with (Path(directory) / "log").open("ab") as log:
         process = subprocess.Popen([_valkey_binary(), *map(str, arguments)], cwd=directory, stdout=log, stderr=log)
     try:
@@ -287,7 +287,7 @@ def valkey(directory, *arguments):
 
 
 def answer(port, *command):
-    """What a server says to a command; nothing while it does not listen."""
+    """Returns a server's reply to a command; None while it does not listen."""
     with redis.Redis(port=port) as connection, suppress(redis.ConnectionError):
         return connection.execute_command(*command)
 
@@ -305,7 +305,7 @@ async def check_streams(config):
         first, last = messages[0].stream_id, messages[-1].stream_id
         state = StreamState(last, len(messages), len(messages), first, last, "0-0")
         assert await source.state() == state
-        assert await source.look(last, 10) == ([], state)
+        assert await source.read_with_state(last, 10) == ([], state)
         await source.trim(messages[-1].stream_id)
         await producer.append_replay(partition_of("AAA", 4), "json", b"{}", "1-0/0")
         assert (await source.read(messages[-1].stream_id, 10, 10))[0].replay_of == "1-0/0"
@@ -319,14 +319,14 @@ async def reachable(source):
     return True
 
 
-async def test_sentinels_name_the_server(tmp_path):
+async def test_client_uses_the_master_of_the_sentinels(tmp_path):
     port, watch = free_port(), free_port()
     (tmp_path / "sentinel.conf").write_text(f"port {watch}\nsentinel monitor fundsvc 127.0.0.1 {port} 1\n")
     with valkey(tmp_path, "--port", port, "--save", ""), valkey(tmp_path, "sentinel.conf", "--sentinel"):
         await check_streams(StreamConfig(mode="sentinel", sentinels=(f"127.0.0.1:{watch}",)))
 
 
-async def test_a_master_that_sentinels_do_not_know_is_a_fault(tmp_path):
+async def test_unknown_master_name_is_a_fault(tmp_path):
     watch = free_port()
     (tmp_path / "sentinel.conf").write_text(f"port {watch}\n")
     with valkey(tmp_path, "sentinel.conf", "--sentinel"):
@@ -337,14 +337,14 @@ async def test_a_master_that_sentinels_do_not_know_is_a_fault(tmp_path):
 
 @pytest.fixture
 async def cluster(tmp_path):
-    """A cluster of one node that owns no slots yet: its process and its port."""
+    """A cluster of one node without slots: its process and its port."""
     port, bus = free_port(), free_port()
     with valkey(tmp_path, "--port", port, "--save", "", "--cluster-enabled", "yes", "--cluster-port", bus) as process:
         await eventually(lambda: answer(port, "PING"))
         yield process, port
 
 
-async def test_a_cluster_has_every_partition_in_one_slot(cluster):
+async def test_cluster_keeps_each_partition_in_one_slot(cluster):
     _, port = cluster
     config = StreamConfig(mode="cluster", url=f"redis://127.0.0.1:{port}")
     async with open_client(config) as client:
@@ -360,7 +360,7 @@ async def test_a_cluster_has_every_partition_in_one_slot(cluster):
         assert (await source.state()).last_id == message.stream_id
 
 
-async def test_a_cluster_that_dies_is_a_fault_at_once(cluster):
+async def test_dead_cluster_is_a_fault_at_once(cluster):
     process, port = cluster
     answer(port, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
     async with open_client(StreamConfig(mode="cluster", url=f"redis://127.0.0.1:{port}")) as client:
@@ -375,7 +375,7 @@ async def test_a_cluster_that_dies_is_a_fault_at_once(cluster):
             await asyncio.wait_for(source.read("0-0", 10, 10), 3)
 
 
-async def test_nobody_listening_is_a_fault():
+async def test_refused_connection_is_a_fault():
     async with open_client(StreamConfig(url=f"redis://127.0.0.1:{free_port()}")) as client:
         with pytest.raises(StreamFault):
             await Source(client, 0).read("0-0", 1, 10)
@@ -384,7 +384,7 @@ async def test_nobody_listening_is_a_fault():
             await Producer(client, 1).append(FILLS)
 
 
-async def test_a_server_that_dies_while_a_read_waits_is_a_fault_and_can_be_read_again(tmp_path):
+async def test_server_death_during_a_blocking_read_is_a_fault_and_reading_resumes(tmp_path):
     port = free_port()
     async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
         source = Source(client, 0)
@@ -399,7 +399,7 @@ async def test_a_server_that_dies_while_a_read_waits_is_a_fault_and_can_be_read_
             await eventually(lambda: reachable(source))
 
 
-async def test_a_server_that_is_loading_is_a_fault(tmp_path):
+async def test_loading_server_is_a_fault(tmp_path):
     port = free_port()
     with valkey(tmp_path, "--port", port):
         await eventually(lambda: answer(port, "PING"))
@@ -420,7 +420,7 @@ def listens(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-async def test_a_server_that_does_not_answer_is_a_fault(tmp_path, monkeypatch):
+async def test_silent_server_is_a_fault(tmp_path, monkeypatch):
     monkeypatch.setattr("fundsvc.streams.client.REPLY_SECONDS_MAX", 0.2)
     port = free_port()
     with valkey(tmp_path, "--port", port) as process:
@@ -431,7 +431,7 @@ async def test_a_server_that_does_not_answer_is_a_fault(tmp_path, monkeypatch):
                 await asyncio.wait_for(Source(client, 0).read("0-0", 1, 10), 5)
 
 
-async def test_a_full_server_a_replica_and_one_without_replicas_refuse_for_now(tmp_path):
+async def test_full_server_replica_and_server_without_replicas_are_faults(tmp_path):
     port = free_port()
     with valkey(tmp_path, "--port", port):
         async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
@@ -449,11 +449,11 @@ async def test_a_full_server_a_replica_and_one_without_replicas_refuse_for_now(t
                 await producer.append(FILLS)
 
 
-async def test_a_key_of_another_type_is_a_fault(client, source):
+async def test_key_of_another_type_is_a_fault(client, source):
     await client.set(KEY, "no stream")
-    for ask in (source.read("0-0", 1, 10), source.look("0-0", 10), source.state()):
+    for call in (source.read("0-0", 1, 10), source.read_with_state("0-0", 10), source.state()):
         with pytest.raises(StreamFault, match="WRONGTYPE"):
-            await ask
+            await call
 
 
 BODIES = [b"x" * 1000] * 2000
@@ -464,14 +464,14 @@ def length(port):
 
 
 @pytest.mark.parametrize("append", ["events", "bodies", "after"])
-async def test_what_a_full_server_refuses_is_refused_whole(tmp_path, append):
-    """It has room for about half."""
+async def test_full_server_refuses_an_append_atomically(tmp_path, append):
+    """The server has room for about half of the messages."""
     port = free_port()
     with valkey(tmp_path, "--port", port, "--save", ""):
         async with open_client(StreamConfig(url=f"redis://127.0.0.1:{port}")) as client:
             await eventually(lambda: reachable(Source(client, 0)))
             producer = Producer(client, 1)
-            known = await producer.standing(0)
+            known = await producer.version(0)
             send = {
                 "events": lambda: producer.append([fill("AAA", seq, seq) for seq in range(1, 20_002)]),
                 "bodies": lambda: producer.append_bodies(0, "json", BODIES),
@@ -484,7 +484,7 @@ async def test_what_a_full_server_refuses_is_refused_whole(tmp_path, append):
                     await send()
                 except StreamFault:
                     assert length(port) == 0
-                else:  # The server looks before the first message, and then takes all.
+                else:  # The server checks before the first message, and then accepts all.
                     assert length(port) >= 201
                     answer(port, "DEL", KEY)
             answer(port, "CONFIG", "SET", "maxmemory", 0)
@@ -492,14 +492,14 @@ async def test_what_a_full_server_refuses_is_refused_whole(tmp_path, append):
             assert length(port) == (201 if append == "events" else 2000)
 
 
-async def test_an_append_that_is_cut_off_is_refused_whole(tmp_path):
+async def test_interrupted_append_is_atomic(tmp_path):
     port = free_port()
     with valkey(tmp_path, "--port", port, "--save", ""):
         await eventually(lambda: answer(port, "PING"))
         async with proxied(port) as proxy, open_client(StreamConfig(url=f"redis://127.0.0.1:{proxy.port}")) as client:
             producer = Producer(client, 1)
             for kept in (1000, 100_000, 1_500_000):
-                await producer.standing(0)
+                await producer.version(0)
                 proxy.cut_after(kept)
                 with pytest.raises(StreamFault):
                     await producer.append_bodies(0, "json", BODIES)
@@ -510,7 +510,7 @@ async def test_an_append_that_is_cut_off_is_refused_whole(tmp_path):
 
 @pytest.mark.parametrize("mode", ["single", "cluster"])
 @pytest.mark.parametrize("fsync", [True, False])
-async def test_an_append_waits_for_replicas_and_the_disk(tmp_path, mode, fsync):
+async def test_append_waits_for_replicas_and_the_disk(tmp_path, mode, fsync):
     port, bus = free_port(), free_port()
     cluster = ("--cluster-enabled", "yes", "--cluster-port", bus) if mode == "cluster" else ()
     with valkey(tmp_path, "--port", port, "--save", "", *cluster):
@@ -521,23 +521,23 @@ async def test_an_append_waits_for_replicas_and_the_disk(tmp_path, mode, fsync):
         async with open_client(config) as client:
             await eventually(lambda: reachable(Source(client, 0)))
             producer = Producer.configured(client, config)
-            ask = "WAITAOF" if fsync else "0 of 1 replicas"
+            reason = "WAITAOF" if fsync else "0 of 1 replicas"
             sends = (
                 lambda: producer.append(FILLS[:1]),
                 lambda: producer.append_replay(0, "json", b"{}", "1-0/0"),
                 lambda: producer.append_after(standing, 0, "json", [b"{}"]),
             )
             for send in sends:
-                standing = await producer.standing(0)
-                with pytest.raises(StreamFault, match=ask):
+                standing = await producer.version(0)
+                with pytest.raises(StreamFault, match=reason):
                     await send()
             if fsync:
                 answer(port, "CONFIG", "SET", "appendonly", "yes")
                 await producer.append(FILLS[:1])
-                await producer.append_after(await producer.standing(0), 0, "json", [b"{}"])
+                await producer.append_after(await producer.version(0), 0, "json", [b"{}"])
 
 
-async def test_an_append_is_confirmed_by_a_replica(tmp_path):
+async def test_replica_confirms_an_append(tmp_path):
     port, other = free_port(), free_port()
     (tmp_path / "replica").mkdir()
     replica = ("--port", other, "--save", "", "--appendonly", "yes", "--replicaof", "127.0.0.1", port)
@@ -566,12 +566,12 @@ async def test_lost_rights_are_a_fault(tmp_path, rights):
             source, producer = Source(client, 0), Producer(client, 1)
             await producer.append(FILLS)
             answer(port, "ACL", "SETUSER", "engine", rights)
-            asked = {"-xinfo": source.look, "-xtrim": source.trim, "-xadd": lambda _: producer.append(FILLS)}
+            calls = {"-xinfo": source.read_with_state, "-xtrim": source.trim, "-xadd": lambda _: producer.append(FILLS)}
             with pytest.raises(StreamFault):
-                await asked.get(rights, source.read)("1-0")
+                await calls.get(rights, source.read)("1-0")
 
 
-def test_a_mistake_of_ours_is_no_fault():
+def test_programming_error_is_not_a_fault():
     for mistake in (DataError("no"), ResponseError("wrong number of arguments for 'xread' command"), ValueError("no")):
         with pytest.raises(type(mistake)), faults():
             raise mistake
@@ -580,12 +580,12 @@ def test_a_mistake_of_ours_is_no_fault():
             raise ResponseError(answered)
 
 
-def test_a_write_to_a_connection_just_lost_is_a_fault():
+def test_write_to_a_just_lost_connection_is_a_fault():
     with pytest.raises(StreamFault), faults():
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
     with pytest.raises(RuntimeError, match="other"), faults():
         raise RuntimeError("other")
 
 
-def test_ids_compare_as_numbers():
+def test_stream_ids_compare_as_numbers():
     assert sorted(["10-2", "9-1", "10-10", "10"], key=id_order) == ["9-1", "10", "10-2", "10-10"]

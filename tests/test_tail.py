@@ -163,7 +163,7 @@ async def test_nothing_is_told_by_a_look_that_fails(config, monkeypatch):
     """Each statement fails now and then; what is told is the same as if none had."""
     chance = random.Random(5)
     async with owned(config) as owner, heard(config) as seen:
-        for name in ("offsets", "places", "stands", "entries", "orders"):
+        for name in ("offsets", "fund_versions", "versioned_funds", "entries", "orders"):
             monkeypatch.setattr(f"fundsvc.readmodel.ledger_tail.{name}", failing(name, chance))
         monkeypatch.setattr("fundsvc.readmodel.ledger_tail.RETRY_SECONDS", 0.001)
         await owner.settle([listing("AAA")])
@@ -195,11 +195,11 @@ async def test_a_look_reads_the_funds_that_changed_and_no_others(config, monkeyp
     read = []
 
     async def places(*arguments):
-        found = await tail_queries.places(*arguments)
+        found = await tail_queries.fund_versions(*arguments)
         read.append(sorted(found))
         return found
 
-    monkeypatch.setattr("fundsvc.readmodel.ledger_tail.places", places)
+    monkeypatch.setattr("fundsvc.readmodel.ledger_tail.fund_versions", places)
     symbols = [f"M{number:02d}" for number in range(40)]
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle(listing(symbol) for symbol in symbols)

@@ -1,6 +1,6 @@
-"""No column that decides money can be altered unnoticed, by whoever owns the database.
+"""The audit finds every change of a column that decides money, even by the owner of the database.
 
-The columns are those of the schema: a new one fails here until the audit covers it, or it is listed with the reason why it
+The tests read the columns from the schema. A new column fails here until the audit covers it or a list below states why it
 decides nothing.
 """
 
@@ -22,13 +22,13 @@ POLICY = Policy(drawdown_guard=DrawdownGuard(minimum_balance=1000))
 TABLES_THAT_DECIDE_NOTHING = {
     "alembic_version": "the version of the schema",
     "audit_progress": "how far audits have come: an altered checkpoint is found by the next full walk (test_auditing)",
-    "books": "positions and marks, which are the engine's: what ADL asked of them is sealed in its records",
+    "books": "positions and marks of the matching engine: ADL records seal the allocations",
     "book_parts": "positions, as in books",
-    "engines": "who runs",
+    "engines": "the running engines",
     "heartbeats": "how old a replica is",
     "partitions": "how far the stream is settled: an event that is read again is known by its sequence",
     "rates": "what balances are worth in USDT, for people: no entry depends on it",
-    "posters": "who may post after a stream server changed",
+    "posters": "the posters that may post after a stream server changed",
     "stream_gaps": "which messages of a stream are lost",
     "stream_servers": "which server a stream is on",
     "targets": "how large funds should be: a signal, nothing acts on it",
@@ -37,7 +37,7 @@ TABLES_THAT_DECIDE_NOTHING = {
 COLUMNS_THAT_DECIDE_NOTHING = {
     ("adl_orders", "acknowledged"): "whether a round is announced again",
     ("adl_orders", "created_at"): "our clock",
-    ("adl_orders", "round_ms"): "when a round ends that nobody answers",
+    ("adl_orders", "round_ms"): "when the service ends an unanswered round",
     ("adl_orders", "updated_at"): "our clock",
     ("adl_records", "first_rank"): "where a page of a round begins: ranks are sealed in the body",
     ("adl_records", "recorded_at"): "our clock",
@@ -45,12 +45,12 @@ COLUMNS_THAT_DECIDE_NOTHING = {
     ("contracts", "suspended"): "whether events are refused: what was settled does not depend on it",
     ("contracts", "updated_at"): "our clock",
     ("entries", "recorded_at"): "our clock",
-    ("funds", "commit"): "whether readers look at it anew",
+    ("funds", "commit"): "whether readers read the fund again",
     ("funds", "updated_at"): "our clock",
     ("policies", "recorded_at"): "our clock",
     ("policies", "stream_id"): "which message changed the policies",
-    ("rollup_progress", "entry"): "how far charts have come: where it is not equal to `sound` they are built anew",
-    ("rollup_progress", "sound"): "how far charts have come: where it is not equal to `entry` they are built anew",
+    ("rollup_progress", "entry"): "the rollup progress: hours are rebuilt where it differs from `sound`",
+    ("rollup_progress", "sound"): "the rollup progress: hours are rebuilt where it differs from `entry`",
     ("rejected", "body"): "what was not settled",
     ("rejected", "codec"): "what was not settled",
     ("rejected", "detail"): "what was not settled",
@@ -77,7 +77,7 @@ ANOTHER = {
     "boolean": "NOT coalesce({0}, false)",
     "timestamp with time zone": "{0} + interval '1 day'",
 }
-"""A value that is not the one of a column, by the column's type."""
+"""Expressions of another value for a column, by the column's type."""
 
 ALTERED = {
     ("contracts", "specification"): ["'{{}}'", "({0}::jsonb || '{{\"multiplier\": 2}}')::json"],
@@ -89,7 +89,7 @@ ALTERED = {
     ("adl_orders", "reduce"): ["CASE {0} WHEN 'long' THEN 'short' ELSE 'long' END"],
     ("adl_records", "kind"): [f"'{kind}'" for kind in ("order", "round", "part", "execution", "end")],
 }
-"""Legal values of columns that have a list of them, and JSON that means something."""
+"""Other legal values of columns with a fixed set of values or with JSON."""
 
 
 SYMBOL = "UNITUSDTM"
@@ -105,7 +105,7 @@ def position(account, lots, entry_price="100"):
 
 
 def sold(seq, lots=1, price="100", **fields):
-    """A long that is closed against a bankruptcy price of 100; one point of one lot is one USDT."""
+    """Returns a fill that closes a long with bankruptcy price 100; one point of one lot is one USDT."""
     return Fill(SYMBOL, seq, "sell", lots, price, "100", TS + seq, **fields)
 
 
@@ -119,7 +119,7 @@ def ended(seq, adl=1):
 
 @pytest.fixture
 async def ledger(config, owner_connection):
-    """A ledger with entries and records of every kind, and with nothing that would refuse an altered row."""
+    """A ledger with entries and records of every kind, without the constraints and triggers that refuse altered rows."""
     events = [
         *(mark("80"), position("anna", -10), position("bert", -6, "95"), position("carl", -30, "90"), position("long", 40)),
         *(sold(1, 4, "101"), sold(2, 7, "96.5", account="long", order_id="o", trade_id="t")),
@@ -144,7 +144,7 @@ async def ledger(config, owner_connection):
 
 
 async def columns_of(connection):
-    """The columns of all tables that somebody can write, with their types."""
+    """Returns the columns of all writable tables with their types."""
     rows = await connection.fetch(
         "SELECT table_name, column_name, data_type FROM information_schema.columns JOIN information_schema.tables"
         " USING (table_schema, table_name)"
@@ -160,7 +160,7 @@ async def differences(config):
     return [difference for audit in audits for difference in audit.differences]
 
 
-async def test_the_ledger_of_these_tests_has_everything(ledger, owner_connection):
+async def test_ledger_fixture_has_every_kind_of_row(ledger, owner_connection):
     assert await differences(ledger) == []
     kinds = {row["kind"] for row in await owner_connection.fetch("SELECT kind FROM entries UNION SELECT kind FROM adl_records")}
     assert kinds == {"surplus", "flat", "shortfall", "refund", "cover", "order", "round", "execution", "end"}
@@ -168,14 +168,14 @@ async def test_the_ledger_of_these_tests_has_everything(ledger, owner_connection
     assert states == {"open", "done", "uncovered"}
 
 
-async def test_what_is_said_to_decide_nothing_exists(ledger, owner_connection):
+async def test_listed_exceptions_exist_in_the_schema(ledger, owner_connection):
     columns = await columns_of(owner_connection)
     assert {table for table, _ in columns} >= set(TABLES_THAT_DECIDE_NOTHING)
     assert set(columns) >= set(COLUMNS_THAT_DECIDE_NOTHING)
     assert not {table for table, _ in COLUMNS_THAT_DECIDE_NOTHING} & set(TABLES_THAT_DECIDE_NOTHING)
 
 
-async def test_every_other_column_is_covered_by_the_audit(ledger, owner_connection):
+async def test_audit_covers_every_other_column(ledger, owner_connection):
     believed, tried = [], 0
     for (table, column), kind in (await columns_of(owner_connection)).items():
         if table in TABLES_THAT_DECIDE_NOTHING or (table, column) in COLUMNS_THAT_DECIDE_NOTHING:
@@ -195,7 +195,7 @@ def changes(table, column, kind):
 
 
 async def places(connection, table):
-    """A row of every kind, by its place in the copy that is kept of a table."""
+    """Returns one row of every kind, by its place in the stored copy of a table."""
     await connection.execute(f"DROP TABLE IF EXISTS kept; CREATE TEMP TABLE kept AS SELECT * FROM {table}")
     by = {"entries": "kind", "adl_records": "kind", "adl_orders": "state"}.get(table, "ctid")
     rows = await connection.fetch(f"SELECT max(to_jsonb(k.*)::text) AS row FROM kept k WHERE {of_ours(table)} GROUP BY {by}")
@@ -207,7 +207,7 @@ def of_ours(table):
 
 
 async def altered_row(connection, table, column, row, expression):
-    """Alters a column of one row; returns what it was and is, None where that is the same."""
+    """Alters a column of one row; returns the old and the new value, or None if they are equal."""
     value = expression.format(column)
     differs = f"{column}::text IS DISTINCT FROM ({value})::text"
     found = await connection.fetchrow(

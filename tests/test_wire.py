@@ -21,7 +21,7 @@ EVENTS = [
     Rate("XBT", "84478.9", 5),
     Listing({"symbol": "S", "type": "FFWCSX", "multiplier": -1.0, "list": ["a", None, True, 1]}),
 ]
-"""One of each kind and shape."""
+"""One event of each kind and shape."""
 
 
 def message(body: bytes, codec="json") -> Message:
@@ -57,29 +57,29 @@ MSGPACK_FILL = (
         ("json", b'{"type":"contract","contract":{"symbol":"S","type":"FFWCSX"}}', Listing({"symbol": "S", "type": "FFWCSX"})),
     ],
 )
-def test_known_bytes_are_known_events(codec, body, event):
+def test_known_bytes_decode_to_known_events(codec, body, event):
     assert only(body, codec) == event
     array = b"[" + body + b"]" if codec == "json" else b"\x91" + body
     assert only(array, codec) == event
 
 
-def test_known_events_are_known_bytes():
+def test_known_events_encode_to_known_bytes():
     assert encode([FILL], "json") == b"[" + JSON_FILL + b"]"
     assert encode([FILL], "msgpack") == b"\x91" + MSGPACK_FILL
     assert encode([FILL]) == encode([FILL], "json")
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
-def test_every_event_survives_the_wire(codec):
+def test_every_event_round_trips(codec):
     assert list(decode(message(encode(EVENTS, codec), codec))) == EVENTS
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
-def test_an_empty_array_holds_nothing(codec):
+def test_empty_array_has_no_events(codec):
     assert list(decode(message(encode([], codec), codec))) == []
 
 
-def test_the_order_of_fields_and_white_space_do_not_matter():
+def test_order_of_fields_and_white_space_do_not_matter():
     assert only(b' [ {"ts": 3, "adl": 2, "seq": 1, "symbol": "S", "type": "adlEnd"} ]\n') == AdlEnd("S", 1, 2, 3)
 
 
@@ -87,7 +87,7 @@ FIELDS = msgspec.json.decode(JSON_FILL)
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason", "said"),
+    ("fields", "reason", "detail"),
     [
         ({"type": "trade"}, Reason.UNKNOWN_TYPE, "'trade'"),
         ({"type": ""}, Reason.UNKNOWN_TYPE, "none of"),
@@ -115,22 +115,22 @@ FIELDS = msgspec.json.decode(JSON_FILL)
         ({"account": "a" * 65}, Reason.INVALID_FIELD, "account"),
     ],
 )
-def test_a_wrong_field_is_refused_with_its_reason(fields, reason, said):
+def test_wrong_field_is_rejected_with_its_reason(fields, reason, detail):
     given = {key: value for key, value in (FIELDS | fields).items() if value is not ...}
     rejection = only(msgspec.json.encode(given))
     assert isinstance(rejection, Rejection)
     assert rejection.reason == reason
-    assert said in rejection.detail
+    assert detail in rejection.detail
     assert len(rejection.detail) <= 500
 
 
-def test_only_a_fill_can_lack_what_makes_it_a_liquidation():
+def test_only_a_fill_is_rejected_as_not_a_liquidation():
     rejection = only(b'{"type":"mark","symbol":"S","price":"1","ts":5,"bankruptcyPrice":"1"}')
     assert rejection.reason == Reason.INVALID_FIELD
 
 
 @pytest.mark.parametrize("number", [b"9" * 60, b"9" * 6000, b"1e5", b"1e999", b"7.0", b"9223372036854775808", b"-0"])
-def test_a_number_that_is_no_integer_of_64_bits_is_refused(number):
+def test_number_that_is_no_64_bit_integer_is_rejected(number):
     rejection = only(JSON_FILL.replace(b'"seq":7', b'"seq":' + number))
     assert rejection.reason == Reason.INVALID_FIELD
     assert "seq" in rejection.detail
@@ -172,7 +172,7 @@ def nested(depth: int) -> bytes:
         ("", b"\x90"),
     ],
 )
-def test_bytes_that_are_no_event_are_refused_whole(codec, body):
+def test_bytes_without_an_event_are_rejected_as_a_whole(codec, body):
     rejection = only(body, codec)
     assert isinstance(rejection, Rejection)
     assert rejection.reason == Reason.UNDECODABLE
@@ -180,7 +180,7 @@ def test_bytes_that_are_no_event_are_refused_whole(codec, body):
     assert Contents(message(body, codec)).raw(0) == body
 
 
-def test_what_is_wrong_in_an_array_does_not_touch_its_neighbours():
+def test_illegal_event_does_not_affect_its_neighbours():
     parts = [JSON_FILL, b'{"type":"trade"}', b"5", b'["x"]', b'{"type":"adlEnd","symbol":"S","seq":1,"adl":2,"ts":3}']
     body = b" [" + b" , ".join(parts) + b" ] "
     events = decode(message(body))
@@ -190,7 +190,7 @@ def test_what_is_wrong_in_an_array_does_not_touch_its_neighbours():
     assert [Contents(message(body)).raw(position) for position in range(5)] == parts
 
 
-def test_the_bytes_of_a_messagepack_event_are_its_own():
+def test_raw_returns_the_bytes_of_one_messagepack_event():
     parts = [MSGPACK_FILL, b"\xc0", b"\x81\xa4type\xa5trade"]
     body = b"\x93" + b"".join(parts)
     events = decode(message(body, "msgpack"))
@@ -199,12 +199,12 @@ def test_the_bytes_of_a_messagepack_event_are_its_own():
     assert [Contents(message(body, "msgpack")).raw(position) for position in range(3)] == parts
 
 
-def test_the_bytes_of_a_single_event_are_the_whole_message():
+def test_raw_returns_the_whole_message_of_a_single_event():
     assert Contents(message(JSON_FILL)).raw(0) == JSON_FILL
     assert Contents(message(MSGPACK_FILL, "msgpack")).raw(0) == MSGPACK_FILL
 
 
-def test_a_message_holds_a_bounded_number_of_events():
+def test_message_with_too_many_events_is_rejected():
     end = AdlEnd("S", 1, 2, 3)
     full = encode([end] * EVENTS_PER_MESSAGE_MAX)
     assert len(decode(message(full))) == EVENTS_PER_MESSAGE_MAX
@@ -218,7 +218,7 @@ def test_a_message_holds_a_bounded_number_of_events():
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 @pytest.mark.parametrize("count", [1, 3, RUN_EVENTS, 5 * RUN_EVENTS + 7, EVENTS_PER_MESSAGE_MAX])
-def test_a_message_gives_the_same_events_in_any_runs(codec, count):
+def test_contents_returns_the_same_events_in_any_portions(codec, count):
     events = [FILL, AdlEnd("S", 1, 2, 3)] * count
     whole = message(encode(events[:count], codec), codec)
     contents, position, found = Contents(whole), 0, []
@@ -232,7 +232,7 @@ def test_a_message_gives_the_same_events_in_any_runs(codec, count):
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 @pytest.mark.parametrize("neighbours", [[], [FILL]])
-def test_an_event_is_bounded_by_bytes(codec, neighbours):
+def test_event_above_the_byte_limit_is_rejected(codec, neighbours):
     large = Listing({"symbol": "A", "notes": "x" * EVENT_BYTES_MAX})
     whole = message(encode([large, *neighbours], codec), codec)
     events = Contents(whole).run(0, 2)
@@ -243,7 +243,7 @@ def test_an_event_is_bounded_by_bytes(codec, neighbours):
         assert only(encode([large])[1:-1]).reason == Reason.TOO_LARGE
 
 
-def test_of_a_message_that_is_too_large_the_beginning_and_the_digest_are_kept():
+def test_excerpt_keeps_beginning_and_digest_of_an_oversized_message():
     whole = message(b"x" * 100_000)
     kept = excerpt(whole, 50_000)
     assert kept.body == whole.body[:1000]
@@ -253,14 +253,14 @@ def test_of_a_message_that_is_too_large_the_beginning_and_the_digest_are_kept():
     assert Contents(kept).raw(0) == kept.body
 
 
-def test_what_is_quoted_from_a_message_is_printable_and_short():
+def test_quoted_text_of_a_message_is_printable_and_short():
     rejection = only(msgspec.json.encode({"type": "\0\n" + "x" * 5000}))
     assert rejection.detail.isprintable()
     assert only(msgspec.json.encode(FIELDS | {"\0" * 900: 1})).detail.isprintable()
 
 
 def settle(codec: str, body: bytes) -> None:
-    """What the pipeline does with a message; fails on anything but legal events and rejections."""
+    """Decodes a message as the pipeline does; fails on anything but legal events and rejections."""
     found = decode(message(body, codec))
     partition = Partition(0, 1, [], {"USDT": 8}, 10)
     partition.apply(Listing({"symbol": "XBTUSDTM", "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}))
@@ -280,7 +280,7 @@ def settle(codec: str, body: bytes) -> None:
 
 
 def assert_can_be_kept(rejection: Rejection) -> None:
-    """PostgreSQL's text takes any UTF-8 but NUL."""
+    """PostgreSQL's text accepts any UTF-8 except NUL."""
     assert "\0" not in rejection.detail.encode().decode()
     assert rejection.reason in Reason
 
@@ -291,13 +291,13 @@ CODECS = st.sampled_from(["json", "msgpack"])
 @settings(max_examples=500, deadline=None)
 @given(CODECS, st.binary(max_size=200))
 @example("msgpack", b"\xc7\x0c\xff\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff")
-def test_any_bytes_are_legal_events_or_refused(codec, body):
+def test_any_bytes_decode_to_legal_events_or_rejections(codec, body):
     settle(codec, body)
 
 
 @settings(max_examples=1000, deadline=None)
 @given(CODECS, st.lists(st.sampled_from(EVENTS), min_size=1, max_size=3), st.booleans(), st.data())
-def test_a_mutated_message_is_legal_events_or_refused(codec, events, single, data):
+def test_mutated_message_decodes_to_legal_events_or_rejections(codec, events, single, data):
     body = bytearray(encode(events, codec) if not single else getattr(msgspec, codec).encode(events[0]))
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(body)))
@@ -329,7 +329,7 @@ TOKENS = st.sampled_from(
         *(b"\xd6\xff\x00\x00\x00\x01", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc7\x0c\xff" + b"\xff" * 12),
     ]
 )
-"""What decoders trip over."""
+"""Values that cause errors in decoders."""
 
 LEAVES = (
     st.none()
@@ -355,10 +355,10 @@ CONTRACTS = st.fixed_dictionaries(
 
 @settings(max_examples=500, deadline=None)
 @given(CONTRACTS | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), VALUES))
-def test_whatever_messagepack_can_carry_as_a_contract_can_be_kept_or_is_refused(contract):
+def test_any_messagepack_contract_can_be_stored_or_is_rejected(contract):
     settle("msgpack", msgspec.msgpack.encode({"type": "contract", "contract": contract}))
 
 
 @pytest.mark.parametrize("depth", [1, 7, 100, 500, 900, 950, 990])
-def test_a_deeply_nested_contract_is_listed_or_refused(depth):
+def test_deeply_nested_contract_is_listed_or_rejected(depth):
     settle("json", nested(depth).replace(b'"S"', b'"S","settleCurrency":"USDT","multiplier":1,"isInverse":false'))

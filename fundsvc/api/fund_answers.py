@@ -13,7 +13,7 @@ from fundsvc.api.valuation import EQUIVALENT_DECIMALS, in_usdt
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.store.reader import FundRow
-from fundsvc.store.statistics import Bucket, Standing
+from fundsvc.store.statistics import Bucket, FundAt
 
 Candle = tuple[int, str, str, str, str, str, str, str, int]
 """Start time (ms); open, high, low and close of the balance; credited, paid, uncovered; fills."""
@@ -106,7 +106,7 @@ def summary_answer(funds: Iterable[FundRow], rate_of: Rated, ts: int, as_of: int
     )
 
 
-def fund_at_answer(contract: Contract, ts: int, past: Standing) -> FundAtAnswer:
+def fund_at_answer(contract: Contract, ts: int, past: FundAt) -> FundAtAnswer:
     """Returns the answer for a fund in the past."""
     return FundAtAnswer(
         symbol=contract.symbol,

@@ -31,7 +31,7 @@ from fundsvc.api.visibility import PUBLIC, visibility_of
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.fund.chain import GENESIS
 from fundsvc.core.policy import Policy
-from fundsvc.logs.faults import Seldom
+from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import StoreFault
@@ -69,7 +69,7 @@ class FundResources:
         self._appraiser = appraiser
         self._policy_of = policy_of
         self._secrets = secrets
-        self._cut_off = Seldom(log, "history")
+        self._cut_off = ThrottledFaults(log, "history")
         self.routes = (
             Route("/api/v1/insurance-fund/summary", Query, self.summary),
             Route("/api/v1/insurance-fund/{symbol}/at", MomentQuery, self.at),

@@ -158,7 +158,7 @@ def _error_text(error: BaseException, *, detailed: bool) -> str:
         case TimeoutError() | Behind():
             return str(error)
         case NotReady() if not detailed:
-            return error.words
+            return error.public_text
         case _:
             return str(error) or type(error).__name__ if detailed else DETAILS_HIDDEN
 

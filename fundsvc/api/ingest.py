@@ -27,7 +27,7 @@ from fundsvc.api.ingest_checks import IngestChecks
 from fundsvc.api.stream_epochs import HttpProducer, StreamEpochs, producer_name
 from fundsvc.config.settings import Config
 from fundsvc.core.events import Event, Listing, PolicyChange, Reason, Rejection
-from fundsvc.logs.faults import Seldom
+from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import StreamFault, stream_key
 from fundsvc.streams.producer import Producer
@@ -125,7 +125,7 @@ class Ingest:
         self._access_control = access_control
         self._partitions = config.stream.partitions
         self._bytes_max = config.http.ingest_bytes_max
-        self._stream_faults = Seldom(log, "ingest")
+        self._stream_faults = ThrottledFaults(log, "ingest")
         events = list[PostedEvent] | PostedEvent
         self.endpoint = Endpoint(
             "/api/v1/ingest/events",

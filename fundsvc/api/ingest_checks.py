@@ -80,7 +80,7 @@ class IngestChecks:
         return isinstance(event, Numbered) and (event.seq <= known.last or _is_gap(event, known.last))
 
     async def _refresh(self, symbols: list[str], now: float) -> None:
-        for row in await self._reader.outlooks(symbols):
+        for row in await self._reader.contract_states(symbols):
             symbol = row.contract.symbol
             known = self._known.get(symbol)
             has_appended = known is not None and known.has_entries

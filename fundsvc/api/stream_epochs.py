@@ -15,7 +15,7 @@ from fundsvc.api.http.errors import StreamChanged
 from fundsvc.api.http.tokens import Caller
 from fundsvc.store.stream_epochs import EpochStore, StreamServer
 from fundsvc.streams.client import StreamFault
-from fundsvc.streams.producer import Producer, Standing, StreamReplaced
+from fundsvc.streams.producer import Producer, StreamReplaced, StreamVersion
 
 FIRST_EPOCH = 1
 """The epoch before any loss. Producers need not read the cursor in it."""
@@ -41,7 +41,7 @@ class StreamEpochs:
         self._producer = producer
         self._partitions = partitions
         self._servers: dict[int, StreamServer] = {}
-        self._known: dict[int, Standing] = {}
+        self._known: dict[int, StreamVersion] = {}
         self._cursor_epochs: dict[str, int] = {}
 
     @property
@@ -87,7 +87,7 @@ class StreamEpochs:
         await self._refresh()
         epoch = self.epoch
         if producer and epoch > FIRST_EPOCH:
-            await self._store.asks(producer, epoch)
+            await self._store.confirm(producer, epoch)
             self._cursor_epochs[producer] = epoch
         return epoch
 
@@ -97,7 +97,7 @@ class StreamEpochs:
         if producer.epoch or epoch == FIRST_EPOCH:
             return producer.epoch in {0, epoch}
         if self._cursor_epochs.get(producer.name) != epoch:
-            self._cursor_epochs[producer.name] = await self._store.asked_in(producer.name)
+            self._cursor_epochs[producer.name] = await self._store.confirmed_epoch(producer.name)
         return self._cursor_epochs[producer.name] == epoch
 
     async def _examine_if_reachable(self, partition: int) -> None:
@@ -105,20 +105,20 @@ class StreamEpochs:
         with suppress(StreamFault):
             await self._examine(partition)
 
-    async def _examine(self, partition: int) -> Standing:
+    async def _examine(self, partition: int) -> StreamVersion:
         """Returns the state of a stream; begins a new epoch if it lost messages."""
-        found = await self._producer.standing(partition)
+        found = await self._producer.version(partition)
         known = self._known.get(partition)
         if known is None:
             await self._store.found_first(partition, found.run_id)
             await self._refresh()
-            known = Standing(self.run_id(partition), 0)
+            known = StreamVersion(self.run_id(partition), 0)
         if found.run_id != known.run_id or found.added < known.added:
             return await self._change(partition, found)
         self._note(partition, found)
         return found
 
-    async def _change(self, partition: int, found: Standing) -> Standing:
+    async def _change(self, partition: int, found: StreamVersion) -> StreamVersion:
         """Begins a new epoch, unless another process has begun it for the same server."""
         is_recorded = False
         while not is_recorded or self.run_id(partition) != found.run_id:
@@ -128,7 +128,7 @@ class StreamEpochs:
         self._known[partition] = found
         return found
 
-    def _note(self, partition: int, found: Standing) -> None:
+    def _note(self, partition: int, found: StreamVersion) -> None:
         known = self._known.get(partition)
         if known is None or known.run_id != found.run_id or known.added < found.added:
             self._known[partition] = found

@@ -25,7 +25,7 @@ from fundsvc.engine.heads import head_differences, read_heads
 from fundsvc.store.database import Pool
 from fundsvc.store.exports import known_contracts, open_ledger
 from fundsvc.store.reader import Reader
-from fundsvc.store.rollups import condense, distrust, rebuild
+from fundsvc.store.rollups import condense, mark_unsound, rebuild
 from fundsvc.streams.producer import Producer
 
 contracts = typer.Typer(help="Contracts of the funds.", no_args_is_help=True)
@@ -142,7 +142,7 @@ def rebuild_rollups(context: typer.Context) -> None:
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
-            await distrust(pool)
+            await mark_unsound(pool)
             partitions = range(complete.stream.partitions)
             total = sum([await rebuild(pool, number) + await condense(pool, number) for number in partitions])
         Terminal(stderr=True).print(f"condensed {total} entries")

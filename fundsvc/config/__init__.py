@@ -1,1 +1,1 @@
-"""Configuration: the settings with their defaults, and their validation."""
+"""The configuration: settings with defaults, and their validation."""

@@ -1,9 +1,8 @@
-"""The configuration: one frozen struct from TOML, defaults for everything, unknown keys are errors.
+"""The configuration: one frozen struct, read from TOML. Every key has a default; unknown keys are errors.
 
-Each key can be overridden by an environment variable named FUNDSVC_<SECTION>_<KEY>, for example FUNDSVC_HTTP_PORT=8080;
-lists are comma-separated there, whole tables are JSON. FUNDSVC_<SECTION>_<KEY>_FILE names a file that holds the value instead,
-which is how a secret arrives that neither the environment nor a command line may show. This module is the only reader of the
-environment.
+An environment variable named FUNDSVC_<SECTION>_<KEY> overrides a key, for example FUNDSVC_HTTP_PORT=8080. Lists are
+comma-separated there, and tables are JSON. FUNDSVC_<SECTION>_<KEY>_FILE names a file with the value instead, so that a secret
+is in neither the environment nor a command line. This module is the only reader of the environment.
 """
 
 import os
@@ -24,16 +23,16 @@ from fundsvc.core.times import AHEAD_SECONDS_MAX
 ENVIRONMENT_PREFIX = "FUNDSVC_"
 
 CONFIG_FILE_VARIABLE = "FUNDSVC_CONFIG"
-"""Names the file itself, for who cannot pass --config."""
+"""Names the configuration file, for environments that cannot pass --config."""
 
 FILE_SUFFIX = "_FILE"
-"""Marks a variable that names a file with the value; the name is the one the official container images use."""
+"""Marks a variable that names a file with the value. Official container images use the same suffix."""
 
 SECRET_LENGTH_MIN = 32
-"""A shorter secret than its digest weakens HMAC-SHA256 (RFC 7518, section 3.2)."""
+"""A secret shorter than the digest weakens HMAC-SHA256 (RFC 7518, section 3.2)."""
 
 PORT_MAX = 65535
-"""Of TCP."""
+"""The highest TCP port."""
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)]
 Decimals = Annotated[int, msgspec.Meta(ge=0, le=18)]
@@ -55,21 +54,21 @@ Origin = Annotated[
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong; the message names the key and what is allowed."""
+    """The configuration is wrong. The message names the key and the allowed values."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of the sections."""
+    """The base class of the sections."""
 
 
 class DataConfig(Section, frozen=True):
-    """Where embedded servers and everything else of ours on disk lives."""
+    """The directory of embedded servers and other local files."""
 
     directory: Name = ".fundsvc"
 
 
 class DatabaseConfig(Section, frozen=True):
-    """PostgreSQL; without a DSN the embedded one is used."""
+    """PostgreSQL. Without a DSN the service uses the embedded server."""
 
     dsn: Database = ""
     owner_dsn: Database = ""
@@ -78,12 +77,12 @@ class DatabaseConfig(Section, frozen=True):
 
     @property
     def embedded(self) -> bool:
-        """Whether it is the data directory's."""
+        """Whether PostgreSQL is the embedded server."""
         return not self.dsn
 
 
 class StreamConfig(Section, frozen=True):
-    """Redis or Valkey; without a URL or sentinels the embedded one is used."""
+    """Redis or Valkey. Without a URL or sentinels the service uses the embedded server."""
 
     url: Stream = ""
     mode: Literal["single", "sentinel", "cluster"] = "single"
@@ -100,9 +99,9 @@ class StreamConfig(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if (self.mode == "sentinel") != bool(self.sentinels):
-            raise ValueError('mode = "sentinel" needs sentinels, and sentinels need mode = "sentinel"')
+            raise ValueError('mode = "sentinel" requires sentinels, and sentinels require mode = "sentinel"')
         if self.mode == "cluster" and not self.url:
-            raise ValueError('mode = "cluster" needs url: one of its nodes')
+            raise ValueError('mode = "cluster" requires url: the address of one node')
         for address in self.sentinels:
             host, _, port = address.rpartition(":")
             if not (host and port.isascii() and port.isdecimal() and 1 <= int(port) <= PORT_MAX):
@@ -110,12 +109,12 @@ class StreamConfig(Section, frozen=True):
 
     @property
     def embedded(self) -> bool:
-        """Whether it is the data directory's."""
+        """Whether the stream server is the embedded one."""
         return not (self.url or self.sentinels)
 
 
 class EngineConfig(Section, frozen=True):
-    """The consumer."""
+    """The engine: leases, batches and periodic work."""
 
     lease_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=60)] = 3.0
     batch_fills_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
@@ -130,13 +129,13 @@ Venue = Literal["binance", "bybit", "gate", "okx"]
 
 
 class QueueConfig(Section, frozen=True):
-    """What the public is shown of ADL queues."""
+    """Limits on what the public sees of ADL queues."""
 
     k_min: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
 
 
 class HttpConfig(Section, frozen=True):
-    """The HTTP side."""
+    """The HTTP server."""
 
     host: Name = "127.0.0.1"
     port: Port = 8080
@@ -164,7 +163,7 @@ class HttpConfig(Section, frozen=True):
 
 
 class AdlConfig(Section, frozen=True):
-    """What the engine is expected to do with a round of an ADL order."""
+    """The matching engine's time limits for a round of an ADL order."""
 
     ack_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 5.0
     round_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
@@ -172,16 +171,18 @@ class AdlConfig(Section, frozen=True):
 
 
 class LedgerConfig(Section, frozen=True):
-    """What the accounts of new entries are sealed with; `previous` are the secrets of before, comma-separated."""
+    """The secrets that seal the accounts of new entries; `previous` contains earlier secrets, comma-separated."""
 
     secret: Secret = ""
     previous: Secret = ""
 
     @property
     def secrets(self) -> Secrets:
-        """All of them; raises ConfigError for one that is too short or has a comma."""
+        """Returns all secrets; raises ConfigError for one that is too short or contains a comma."""
         if "," in self.secret:
-            raise ConfigError("ledger.secret has a comma: it could not be one of ledger.previous later, choose one without")
+            raise ConfigError(
+                "ledger.secret contains a comma, which separates the secrets of ledger.previous: choose one without"
+            )
         previous = self.previous.split(",") if self.previous else []
         for name, secret in (("secret", self.secret), *(("previous", one) for one in previous)):
             if len(secret) < SECRET_LENGTH_MIN and (secret or name == "previous"):
@@ -192,7 +193,7 @@ class LedgerConfig(Section, frozen=True):
 
 
 class TokenConfig(Section, frozen=True):
-    """What access tokens must be signed with and say."""
+    """The signature and claims that access tokens must have."""
 
     secret: Secret = ""
     keys: str = ""
@@ -201,7 +202,7 @@ class TokenConfig(Section, frozen=True):
 
 
 class WebsocketConfig(Section, frozen=True):
-    """Live topics."""
+    """WebSocket connections and topics."""
 
     clients_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
     client_connections_max: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 200
@@ -212,40 +213,40 @@ class WebsocketConfig(Section, frozen=True):
 
 
 class CurrencyConfig(Section, frozen=True):
-    """How many decimals the atoms of a settlement currency have."""
+    """The decimals of settlement currencies: an atom is 10**-decimals."""
 
     decimals_default: Decimals = 10
     decimals: dict[str, Decimals] = msgspec.field(default_factory=lambda: {"USDT": 8, "USDC": 8})
 
 
 class PolicyConfig(Section, frozen=True):
-    """What funds do when they run dry: `default`, and contracts that differ by symbol."""
+    """Fund policies: `default`, and `contracts` by symbol."""
 
     default: Policy = Policy()
     contracts: dict[str, Policy] = msgspec.field(default_factory=dict)
 
     def of(self, symbol: str) -> Policy:
-        """The policy of a contract."""
+        """Returns the policy of a contract."""
         return self.contracts.get(symbol, self.default)
 
     def version(self, number: int) -> Policies:
-        """What is configured, as a version of a partition's policies."""
+        """Returns the configured policies as version `number` of a partition's policies."""
         return Policies(number, self.default, self.contracts)
 
 
 class TargetConfig(Section, frozen=True):
-    """How large funds should be: `default`, and contracts that differ by symbol."""
+    """Target rules: `default`, and `contracts` by symbol."""
 
     default: TargetPolicy = TargetPolicy()
     contracts: dict[str, TargetPolicy] = msgspec.field(default_factory=dict)
 
     def of(self, symbol: str) -> TargetPolicy:
-        """How the target of a contract is found."""
+        """Returns the target policy of a contract."""
         return self.contracts.get(symbol, self.default)
 
 
 class AuditConfig(Section, frozen=True):
-    """The audit in the background."""
+    """The background audit."""
 
     full_hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 24.0
     share: Annotated[float, msgspec.Meta(ge=0.001, le=0.5)] = 0.05
@@ -254,14 +255,14 @@ class AuditConfig(Section, frozen=True):
 
 
 class LogConfig(Section, frozen=True):
-    """What is logged, and how it looks."""
+    """Level and format of log lines."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["console", "json"] = "console"
 
 
 class Config(Section, frozen=True):
-    """Everything that can be set; see config/fundsvc.toml for each key's meaning."""
+    """All settings. config/fundsvc.toml describes each key."""
 
     data: DataConfig = DataConfig()
     database: DatabaseConfig = DatabaseConfig()
@@ -281,11 +282,16 @@ class Config(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if self.http.ingest_bytes_max > self.stream.message_bytes_max:
-            raise ValueError("http.ingest_bytes_max must not exceed stream.message_bytes_max: a body becomes a message")
+            raise ValueError(
+                "http.ingest_bytes_max must not exceed stream.message_bytes_max: a body is appended as one message"
+            )
 
 
 def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) -> Config:
-    """The configuration from a file (none: the defaults) and the environment, which wins; raises ConfigError with all of it."""
+    """Reads the configuration from a file (None: the defaults) and from the environment, which overrides it.
+
+    Raises ConfigError with all errors.
+    """
     values = _read_file(path) if path else {}
     overrides = [_override(name, environment) for name in environment if _is_ours(name)]
     for override in sorted(overrides, key=lambda override: len(override.path)):  # a table before the keys in it
@@ -293,13 +299,13 @@ def load_config(path: Path | None, environment: Mapping[str, str] = os.environ) 
     wrong = list(complaints(values, Config))
     if wrong:
         names = {".".join(override.path): override.name for override in overrides}
-        told = (f"{text} (set by {names[path]})" if path in names else text for path, text in wrong)
-        raise ConfigError("configuration: " + "\n".join(told))
+        lines = (f"{text} (set by {names[path]})" if path in names else text for path, text in wrong)
+        raise ConfigError("configuration: " + "\n".join(lines))
     return msgspec.convert(values, Config)
 
 
 class _Override(NamedTuple):
-    """A value that an environment variable puts at a path."""
+    """A value from an environment variable, and the path of its key."""
 
     name: str
     path: tuple[str, ...]
@@ -323,11 +329,11 @@ def _override(name: str, environment: Mapping[str, str]) -> _Override:
     plain = name.removesuffix(FILE_SUFFIX)
     key = find(Config, plain.removeprefix(ENVIRONMENT_PREFIX).lower())
     if key is None or len(key.path) == 1:
-        raise ConfigError(f"environment variable {name} names no key of the configuration (FUNDSVC_<SECTION>_<KEY>)")
+        raise ConfigError(f"environment variable {name} is not a configuration key (FUNDSVC_<SECTION>_<KEY>)")
     text = environment[name]
     if plain != name:
         if plain in environment:
-            raise ConfigError(f"environment variables {plain} and {name} are both set: leave one out")
+            raise ConfigError(f"environment variables {plain} and {name} are both set: remove one")
         text = _read_value(name, text)
     try:
         return _Override(name, key.path, from_text(text, key.kind))
@@ -341,12 +347,12 @@ def _put(values: dict[str, Any], override: _Override) -> None:
     for depth, name in enumerate(outer, 1):
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"configuration: [{'.'.join(outer[:depth])}] must be a table: {override.name} is in it")
+            raise ConfigError(f"configuration: [{'.'.join(outer[:depth])}] must be a table: {override.name} sets a key of it")
     table[key] = override.value
 
 
 def _read_value(name: str, path: str) -> str:
-    """What a file holds, without the newline that editors and shells end a file with."""
+    """Returns a file's content without the final newline that editors and shells add."""
     try:
         return Path(path).read_text().removesuffix("\n")
     except OSError as error:

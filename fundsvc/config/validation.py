@@ -40,7 +40,7 @@ class Complaint(NamedTuple):
 
 
 def keys(struct: type[msgspec.Struct], path: tuple[str, ...] = ()) -> Iterator[Key]:
-    """All keys of a struct and of its nested structs, without the keys of the tables themselves."""
+    """Yields all keys of a struct and of its nested structs, without the keys of the tables themselves."""
     for field in msgspec.structs.fields(struct):
         inner = struct_of(field.type)
         if inner:
@@ -50,7 +50,7 @@ def keys(struct: type[msgspec.Struct], path: tuple[str, ...] = ()) -> Iterator[K
 
 
 def find(struct: type[msgspec.Struct], name: str) -> Key | None:
-    """The key or table whose path, joined by underscores, is `name`."""
+    """Returns the key or table whose path, joined by underscores, is `name`."""
     for field in msgspec.structs.fields(struct):
         if field.name == name:
             return Key((name,), field.type)
@@ -61,7 +61,7 @@ def find(struct: type[msgspec.Struct], name: str) -> Key | None:
 
 
 def struct_of(kind: Any) -> type[msgspec.Struct] | None:
-    """The struct of a table with fixed keys, or None for another type."""
+    """Returns the struct of a table with fixed keys, or None for another type."""
     kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
     return next((one for one in kinds if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
 
@@ -82,7 +82,7 @@ def from_text(text: str, kind: Any) -> Any:
 
 
 def complaints(value: Any, kind: Any, path: str = "") -> Iterator[Complaint]:
-    """All errors of a value of a type."""
+    """Yields all errors of a value of a type."""
     struct = struct_of(kind)
     if struct and isinstance(value, Mapping):
         yield from _of_table(value, struct, path)
@@ -94,17 +94,17 @@ def complaints(value: Any, kind: Any, path: str = "") -> Iterator[Complaint]:
 
 
 def allowed(kind: Any) -> str:
-    """The allowed values of a type, in words."""
+    """Returns the allowed values of a type, in words."""
     return _allowed(inspect.type_info(kind))
 
 
 def span(kind: Any) -> str:
-    """The range of a number's type as it is written in a reference ("above 0 to 3600"); "" without one."""
+    """Returns the range of a number's type as a reference shows it ("above 0 to 3600"), or ""."""
     return _span(inspect.type_info(kind))
 
 
 def presentable(value: Any, kind: Any) -> Any:
-    """A value without secrets, for display."""
+    """Returns a value without secrets, for display."""
     hide = _extra(kind).get("hide")
     if value and hide == "all":
         return HIDDEN
@@ -128,7 +128,7 @@ def _of_value(value: Any, kind: Any, path: str) -> Iterator[Complaint]:
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, ValueError):  # a struct's own rule, which says what it is
+        if isinstance(error.__cause__, ValueError):  # a rule of the struct, with its own message
             yield Complaint(path, f"{path}: {error.__cause__}" if path else str(error.__cause__))
         else:
             yield Complaint(path, f"{path} is {_shown(value, kind)}: it must be {allowed(kind)}")
@@ -137,7 +137,7 @@ def _of_value(value: Any, kind: Any, path: str) -> Iterator[Complaint]:
 def _unknown(key: str, kinds: Mapping[str, Any], path: str) -> Iterator[Complaint]:
     near = get_close_matches(key, kinds, 1)
     meant = f"did you mean {_join(path, near[0])}?" if near else f"{path or 'the configuration'} has {', '.join(kinds)}"
-    yield Complaint(_join(path, key), f"{_join(path, key)} is no key: {meant}")
+    yield Complaint(_join(path, key), f"{_join(path, key)} is not a key: {meant}")
 
 
 def _extra(kind: Any) -> dict[str, Any]:

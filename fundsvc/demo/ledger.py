@@ -12,7 +12,7 @@ from fundsvc.demo.market import Holding
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import fetch
 from fundsvc.store.writer import orders_from
-from fundsvc.streams.announcements import Announcement, Asked
+from fundsvc.streams.announcements import Announcement, RequestedLots
 from fundsvc.streams.source import Source
 
 LATEST_ORDERS = 12
@@ -68,7 +68,7 @@ class Ledger:
                 order.round,
                 order.reduce,
                 format_units(order.price, decimals[order.symbol]),
-                tuple(Asked(account, rest) for account, rest in order.asked.rests() if rest),
+                tuple(RequestedLots(account, rest) for account, rest in order.asked.rests() if rest),
             )
             for order in orders_from(orders, records)
         ]

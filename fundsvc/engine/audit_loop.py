@@ -27,15 +27,15 @@ from fundsvc.logs.faults import Outage
 from fundsvc.store.audits import (
     WALKS,
     Followed,
-    Held,
+    LedgerPart,
     Progress,
-    Stretch,
+    VerifiedPart,
     Walk,
     audit_progress,
     beginning,
     keep_differences,
-    keep_held,
-    read_stretches,
+    keep_verified,
+    read_parts,
 )
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.exports import known_contracts
@@ -119,7 +119,7 @@ class LeftOff:
         """Hands out where a walk through some ledgers was left, as far as that is known. What is taken may be changed."""
         return {symbol: found for symbol in symbols if (found := self._pop(symbol, walk))}
 
-    def leave(self, held: Iterable[Held], walk: Walk) -> None:
+    def leave(self, held: Iterable[VerifiedPart], walk: Walk) -> None:
         """Notes where a walk was left. The end of a full one is where the newest one goes on."""
         for one in held:
             left: Walk = "newest" if one.ended else walk
@@ -270,9 +270,9 @@ class Auditor:
 
     async def _stretch(self, counts: Mapping[str, int], walk: Walk) -> list[str]:
         """Recomputes the next entries of some contracts, and answers of which of them there are more."""
-        held: list[Held] = []
+        held: list[VerifiedPart] = []
         differing: list[str] = []
-        stretches = await read_stretches(self._pool, counts, walk, self._left_off.take(counts, walk))
+        stretches = await read_parts(self._pool, counts, walk, self._left_off.take(counts, walk))
         policies = await policies_of(self._pool, list(stretches), self._policy_of)
         for symbol, stretch in stretches.items():
             found = await self._follow(symbol, stretch, policies[symbol])
@@ -280,20 +280,20 @@ class Auditor:
                 self._differ(symbol, walk, found)
                 differing.append(symbol)
             else:
-                held.append(Held(symbol, found.followed, stretch.ended))
+                held.append(VerifiedPart(symbol, found.followed, stretch.ended))
         await self._keep(walk, held, differing)
         return [one.symbol for one in held if not one.ended]
 
-    async def _keep(self, walk: Walk, held: Sequence[Held], differing: Sequence[str]) -> None:
+    async def _keep(self, walk: Walk, held: Sequence[VerifiedPart], differing: Sequence[str]) -> None:
         if held:
-            await keep_held(self._pool, walk, held)
+            await keep_verified(self._pool, walk, held)
         if differing:
             await keep_differences(self._pool, walk, differing)
         self._left_off.leave(held, walk)
         for one in held:
             self._hold(one.symbol, walk, ended=one.ended)
 
-    async def _follow(self, symbol: str, stretch: Stretch, policies: Mapping[int, Policy]) -> Found:
+    async def _follow(self, symbol: str, stretch: LedgerPart, policies: Mapping[int, Policy]) -> Found:
         """Recomputes a stretch; where it is the last one, its end is compared with what is stored."""
         ledger = stretch.ledger
         if ledger is None:

@@ -75,7 +75,7 @@ class CheckedSource:
 
     async def read(self, after: Offset, block_ms: int) -> Reading:
         """Messages after an offset; raises StreamFault where the tail is lost, GapFound where unread messages are gone."""
-        messages, stream = await self._source.look(after.last_id, block_ms)
+        messages, stream = await self._source.read_with_state(after.last_id, block_ms)
         if lost_tail(stream, after):
             raise StreamFault(f"the stream ends at {stream.last_id}, before the offset {after.last_id}")
         gap = find_gap(stream, after, self._passed)

@@ -57,7 +57,7 @@ class Durability:
         elif known and not weak:
             log.info("commits durable again", part=part)
         self._weak[part] = weak
-        self._metrics.weak(self._all())
+        self._metrics.set_weak_settings(self._all())
 
     def _all(self) -> frozenset[str]:
         return frozenset[str]().union(*self._weak.values())

@@ -73,7 +73,7 @@ class Engine:
             open_pool(self._config.database.dsn, CHORE_CONNECTIONS_MAX) as pool,
             asyncio.TaskGroup() as tasks,
         ):
-            self._metrics.pooled(pool)
+            self._metrics.add_pool(pool)
             secrets = self._config.ledger.secrets
             if secrets.current is None:
                 log.warning("accounts not hidden", engine=self.name)
@@ -152,7 +152,7 @@ class Engine:
 
     async def _look_back(self, statistics: Statistics) -> None:
         """Shows how high the funds stood lately; what cannot be asked for now stays as it was."""
-        self._metrics.peaked(await statistics.peaks(time.time_ns() // 1_000_000))
+        self._metrics.set_peaks(await statistics.peaks(time.time_ns() // 1_000_000))
 
     async def _keep_heads(self, pool: Pool) -> None:
         """Keeps the ends of all chains outside the database, once an hour."""

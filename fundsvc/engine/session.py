@@ -31,7 +31,7 @@ from fundsvc.engine.leases import Steps
 from fundsvc.engine.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
 from fundsvc.engine.policy_proposals import Proposals
 from fundsvc.engine.target_sizing import Targeting
-from fundsvc.logs.batches import Oddities, Orders, Rejections
+from fundsvc.logs.batches import Anomalies, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import Recall
@@ -116,7 +116,7 @@ class Session:
         self._outage = Outage(self._log, "settling")
         self._rejections = Rejections(self._log)
         self._orders = Orders(self._log)
-        self._oddities = Oddities(self._log)
+        self._oddities = Anomalies(self._log)
         self._offset = Offset(STREAM_START, 0)
         self._halted = ""
         self._noted: str | None = None
@@ -174,7 +174,7 @@ class Session:
         finally:
             self._rejections.log_rest()
             self._orders.log_rest()
-            self._metrics.let_go(self._partition, self._config.stream.partitions)
+            self._metrics.release(self._partition, self._config.stream.partitions)
 
     async def _consume_through_faults(self, stop: asyncio.Event) -> None:
         while not stop.is_set():

@@ -1,1 +1,1 @@
-"""What a single machine needs: embedded servers, a generated token secret, limits of the operating system."""
+"""Local parts of a single machine: embedded servers, generated secrets, the limit of open files."""

@@ -1,12 +1,12 @@
-"""How many files the process may open, of which connections are one each."""
+"""The limit of the process's open files. Each connection needs one."""
 
 import resource
 
 
 def files_for(clients: int, own: int) -> int:
-    """How many of so many clients there are files for, beside `own` of the process, at least 1.
+    """Returns how many of `clients` connections the limit allows beside `own` other files, at least 1.
 
-    Raises the soft limit as far as that takes and the hard limit lets it.
+    Raises the soft limit as far as needed and as the hard limit allows.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = clients + own
@@ -15,6 +15,6 @@ def files_for(clients: int, own: int) -> int:
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
-    except (OSError, ValueError):  # a sandbox, such as that of our systemd units, lets nobody change limits
+    except (OSError, ValueError):  # a sandbox, such as that of the systemd units, forbids it
         allowed = soft
     return max(1, max(soft, allowed) - own)

@@ -1,8 +1,8 @@
-"""Runs a server as a process under a user without other rights. Any later process finds the server by its pid file.
+"""Runs a server as a process under a user without other rights. Later processes find the server by its pid file.
 
-PostgreSQL refuses to run as root. Where root starts a server, it runs as a user of its own, whose number no account has, and
-keeps no capability. That user can pass neither the closed data directory nor what lies above it. So it gets its directories as
-open descriptors, and its programs from a copy where they lie below a closed directory such as /root.
+PostgreSQL refuses to run as root. If root starts a server, the server runs without capabilities as a user whose number no
+account has. That user cannot pass the closed data directory or its parents, so it receives its directories as open descriptors.
+Programs below a closed directory such as /root run from a copy.
 """
 
 import hashlib
@@ -24,28 +24,28 @@ from typing import IO, Any, NamedTuple
 import psutil
 
 START_SECONDS_MAX = 60.0
-"""Recovery after a crash replays what was written since the last checkpoint; that may take a while."""
+"""Recovery after a crash replays all writes since the last checkpoint, which may take a while."""
 
 STOP_SECONDS_MAX = 3.0
-"""A fast shutdown takes well under a second; after this the server is killed, which loses nothing either."""
+"""A fast shutdown takes well under a second. After this time the server is killed, which loses nothing either."""
 
 SERVER_USERS = range(61184, 65520)
 """Numbers of users without an account, by the convention of systemd's DynamicUser."""
 
 PROGRAMS = Path("/var/lib/fundsvc-programs")
-"""Where root copies programs that another user could not reach."""
+"""The directory to which root copies programs that another user cannot reach."""
 
 READABLE = stat.S_IROTH | stat.S_IXOTH
 
 
 class EmbeddedError(RuntimeError):
-    """An embedded server cannot be started; the message says why and what to do."""
+    """An embedded server cannot start. The message contains the reason and the remedy."""
 
 
 class Program(NamedTuple):
-    """What runs a server: a command with full paths, and the directories it needs, in the first of which it works.
+    """The command of a server with full paths, and its directories; the first is the working directory.
 
-    `user` is the number of the user and group that it runs as, None for ours. `settings` go to its standard input.
+    `user` is the number of the user and group of the process, None for the current user. `settings` go to its standard input.
     """
 
     command: Sequence[str]
@@ -54,16 +54,16 @@ class Program(NamedTuple):
     settings: str = ""
 
     def spawn(self, output: IO[bytes]) -> "subprocess.Popen[bytes]":
-        """Starts it in a session of its own, which keeps the terminal's Ctrl-C from it."""
+        """Starts the program in a separate session, so that Ctrl-C of the terminal does not reach it."""
         with self._arguments() as arguments:
             child = subprocess.Popen(**arguments, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
         assert child.stdin is not None, "it is a pipe"
-        with suppress(BrokenPipeError), child.stdin as settings:  # A server that ended at once says why in its log.
+        with suppress(BrokenPipeError), child.stdin as settings:  # The log contains why a server ended at once.
             settings.write(self.settings.encode())
         return child
 
     def run(self) -> None:
-        """Runs it to its end; raises EmbeddedError when it fails."""
+        """Runs the program to its end; raises EmbeddedError if it fails."""
         with self._arguments() as arguments:
             done = subprocess.run(**arguments, input=self.settings, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -71,7 +71,7 @@ class Program(NamedTuple):
 
     @contextmanager
     def _arguments(self) -> Iterator[dict[str, Any]]:
-        """How subprocess is to start it: for another user with descriptors in place of the directories."""
+        """Yields the arguments of subprocess. For another user, descriptors replace the directories."""
         if self.user is None:
             yield {"args": self.command, "cwd": self.directories[0]}
             return
@@ -97,7 +97,7 @@ def _opened(directory: Path, opened: ExitStack) -> int:
 
 
 class Server:
-    """A server process, found by its pid file; another process may have started it."""
+    """A server process, found by its pid file. Another process may have started it."""
 
     def __init__(self, name: str, program: Program, directory: Path, ready: Sequence[bytes], socket_path: Path) -> None:
         self._name = name
@@ -109,10 +109,10 @@ class Server:
 
     @property
     def process(self) -> psutil.Process | None:
-        """The server's process while it runs.
+        """The server's process while it runs, else None.
 
-        It works in its directory, which a stranger that was given the same number does not. (The time a process was created
-        would not do: it is reckoned from the clock, and moves when that is set.)
+        The working directory identifies it, because another process may reuse the number. The creation time would not do: it
+        depends on the system clock.
         """
         try:
             process = psutil.Process(int(self._pid_file.read_text()))
@@ -122,13 +122,13 @@ class Server:
         return process if is_ours else None
 
     def start(self) -> None:
-        """Starts the server unless it runs, and waits until it answers."""
+        """Starts the server unless it runs, and waits until it responds."""
         if self.process is None:
-            self._bury()
+            self._reap()
             with self._log.open("ab") as output:
                 child = self._program.spawn(output)
             self._pid_file.write_text(str(child.pid))
-            child.returncode = 0  # It may outlive us, so this object is not the one to wait for it, nor to warn that it runs.
+            child.returncode = 0  # The server may outlive this process: no wait, no warning.
         deadline = time.monotonic() + START_SECONDS_MAX
         while not self._answers():
             if self.process is None or time.monotonic() > deadline:
@@ -136,13 +136,13 @@ class Server:
             time.sleep(0.02)
 
     def interrupt(self) -> None:
-        """Tells the server to stop."""
+        """Requests a stop of the server."""
         process = self.process
         if process is not None:
             process.send_signal(signal.SIGINT)
 
     def wait(self) -> None:
-        """Waits for the end of a server that was told to stop; kills it when it takes too long."""
+        """Waits for the end of a server whose stop was requested; kills it if that takes too long."""
         process = self.process
         if process is not None:
             try:
@@ -156,22 +156,22 @@ class Server:
         self.wait()
 
     def kill(self) -> None:
-        """Ends the server and its children at once, as a crash would."""
+        """Kills the server and its children, as a crash would."""
         process = self.process
         if process is not None:
             family = [process, *process.children(recursive=True)]
             for member in family:
-                with suppress(psutil.NoSuchProcess):  # The children of a killed server end by themselves.
+                with suppress(psutil.NoSuchProcess):  # The children of a killed server end on their own.
                     member.kill()
             psutil.wait_procs(family, STOP_SECONDS_MAX)
 
-    def _bury(self) -> None:
-        """Waits for what died as our child: until then its number is taken, and PostgreSQL holds it for a living server's."""
+    def _reap(self) -> None:
+        """Reaps an ended child process. Until then its number is in use, and PostgreSQL takes it for a running server."""
         with suppress(FileNotFoundError, ValueError, ChildProcessError):
             os.waitpid(int(self._pid_file.read_text()), os.WNOHANG)
 
     def _answers(self) -> bool:
-        """Asks over the socket, in the server's own protocol."""
+        """Returns whether the server responds on its socket, in its own protocol."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(1)
@@ -189,7 +189,7 @@ class Server:
 
 
 def new_server_user() -> int:
-    """The number of a user that no account has."""
+    """Returns the number of a user without an account."""
     while True:
         number = secrets.choice(SERVER_USERS)
         try:
@@ -199,7 +199,7 @@ def new_server_user() -> int:
 
 
 def give(directory: Path, user: int) -> None:
-    """Gives a directory and all in it to a user and the group of the same number; follows no links."""
+    """Changes the owner of a directory tree to a user and the group of the same number; follows no links."""
     try:
         os.chown(directory, user, user, follow_symlinks=False)
         for parent, directories, files in os.walk(directory):
@@ -207,13 +207,13 @@ def give(directory: Path, user: int) -> None:
                 os.chown(Path(parent, name), user, user, follow_symlinks=False)
     except OSError as error:
         raise EmbeddedError(
-            f"{directory} cannot be given to user {user}, as which its server would run ({error.strerror}):"
+            f"{directory} cannot be given to user {user}, under which its server would run ({error.strerror}):"
             " run fundsvc as an ordinary user"
         ) from None
 
 
 def reachable(program: Path) -> Path:
-    """A program of a package where every user can run it: where it is, or in a copy of its package that root keeps."""
+    """Returns a program that every user can run: in place, or in a copy of its package that belongs to root."""
     if all(above.stat().st_mode & stat.S_IXOTH for above in program.parents) and _is_open(program):
         return program
     package = next(above for above in program.parents if above.parent.name == "site-packages")
@@ -226,7 +226,7 @@ def reachable(program: Path) -> Path:
         return copy / program.relative_to(package)
     except OSError as error:
         raise EmbeddedError(
-            f"{program} cannot be run by another user than root, nor copied to {PROGRAMS} ({error}):"
+            f"{program} cannot be run by users other than root, nor copied to {PROGRAMS} ({error}):"
             " install fundsvc where all users may read it, or run it as an ordinary user"
         ) from None
 
@@ -236,7 +236,7 @@ def _is_open(program: Path) -> bool:
 
 
 def _copy(package: Path, copy: Path) -> None:
-    """Copies a package whole or not at all, for all to read."""
+    """Copies a package atomically, readable for all users."""
     copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(dir=copy.parent))
     try:
@@ -250,5 +250,5 @@ def _copy(package: Path, copy: Path) -> None:
         new.rename(copy)
     except OSError:
         shutil.rmtree(new, ignore_errors=True)
-        if not copy.exists():  # Another process may have been quicker.
+        if not copy.exists():  # Another process may have copied it first.
             raise

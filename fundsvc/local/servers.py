@@ -1,11 +1,11 @@
-"""PostgreSQL and Valkey from their wheels, in the data directory: the default parts, and the tests' real ones.
+"""Starts PostgreSQL and Valkey from their wheels in the data directory, by default and for tests.
 
-Any number of processes may use one data directory; the servers run while at least one does, and whoever leaves last stops
-them. A process that is killed leaves them running for the next. They listen on sockets in the data directory alone.
+Any number of processes may use one data directory. The servers run while at least one process uses them, and the last process
+stops them. A killed process leaves them running for the next one. They listen only on sockets in the data directory.
 
-Other users of the machine get at neither: the data directory belongs to the user that starts the service, and is closed to all
-others. PostgreSQL takes the kernel's word for who connects (peer authentication), and admits that user and root. Valkey wants a
-password, which a file of the data directory keeps.
+Other users of the machine cannot reach them: the data directory belongs to the user that starts the service, and is closed to
+all others. PostgreSQL relies on the kernel for the identity of clients (peer authentication), and admits that user and root.
+Valkey requires a password, which a file of the data directory contains.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ import structlog
 
 from fundsvc.config.settings import Config
 from fundsvc.local.server_process import SERVER_USERS, EmbeddedError, Program, Server, give, new_server_user, reachable
-from fundsvc.local.token_secret import SECRET_FILE, kept_secret
+from fundsvc.local.token_secret import SECRET_FILE, stored_secret
 
 SOCKET_PATH_MAX = 107
 """The kernel's limit for the path of a Unix socket."""
 
 SUPERVISE_SECONDS = 0.5
-"""How soon a server that died is started again."""
+"""The interval of checks for servers that died."""
 
 PASSWORD_FILE = "valkey.password"  # noqa: S105 - its name
 
@@ -40,7 +40,7 @@ OUR_FILES = {
     *("run", "postgres", "postgres.new", "postgres.log", "postgres.pid", "valkey", "valkey.log", "valkey.pid"),
     *("users.lock", "servers.lock", PASSWORD_FILE, SECRET_FILE),
 }
-"""What is in a data directory. One that holds anything else is not closed to others unasked."""
+"""The files of a data directory. A directory with other files is not closed to other users automatically."""
 
 _POSTGRES_SETTINGS = {
     "listen_addresses": "",
@@ -66,7 +66,7 @@ log = structlog.get_logger()
 
 
 class EmbeddedServers:
-    """The servers of one data directory; the directory is made when they are first started."""
+    """The servers of one data directory. The first start creates the directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
@@ -76,40 +76,47 @@ class EmbeddedServers:
 
     @property
     def stream_url(self) -> str:
-        """Where Valkey is reached, with its password."""
+        """The URL of Valkey, with its password."""
         return f"unix://:{self._password}@{self._run}/valkey.sock"
 
     @property
     def postgres(self) -> Server:
         """The PostgreSQL server."""
         settings = [f"--{key}={value}" for key, value in _POSTGRES_SETTINGS.items()]
-        command = [self._reached(_postgres_binary("postgres")), "-D", str(self._postgres_data), "-k", str(self._run), *settings]
+        command = [
+            self._runnable(_postgres_binary("postgres")),
+            "-D",
+            str(self._postgres_data),
+            "-k",
+            str(self._run),
+            *settings,
+        ]
         program = Program(command, (self._postgres_data, self._run), self._user)
         return Server("postgres", program, self.directory, (_postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
 
     @property
     def valkey(self) -> Server:
-        """The Valkey server; it reads its password from standard input, as any user may read its command line."""
+        """The Valkey server. It reads its password from standard input, because any user may read its command line."""
         settings = [word for key, value in _VALKEY_SETTINGS.items() for word in (f"--{key}", value)]
         files = ["--dir", str(self._valkey_data), "--unixsocket", str(self._run / "valkey.sock")]
-        command = [self._reached(_valkey_binary()), "-", *files, *settings]
+        command = [self._runnable(_valkey_binary()), "-", *files, *settings]
         program = Program(command, (self._valkey_data, self._run), self._user, f"requirepass {self._password}\n")
         probe = f"AUTH {self._password}\r\nPING\r\n".encode()
         return Server("valkey", program, self.directory, (probe, b"+OK\r\n+PONG"), self._run / "valkey.sock")
 
     def start(self, *, postgres: bool = True, valkey: bool = True) -> None:
-        """Starts what does not run yet and waits until it answers; raises EmbeddedError."""
-        with self._alone():
+        """Starts the servers that do not run and waits until they respond; raises EmbeddedError."""
+        with self._locked():
             self._make_directories()
             if postgres:
                 self._make_database()
-                self._admit()
+                self._write_access_rules()
                 self.postgres.start()
             if valkey:
                 self.valkey.start()
 
     def stop(self) -> None:
-        """Stops both at once, whoever started them."""
+        """Stops both servers at the same time, whichever process started them."""
         servers = self.postgres, self.valkey
         for server in servers:
             server.interrupt()
@@ -118,14 +125,14 @@ class EmbeddedServers:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Marks the servers as in use by this process; on leaving, the last user stops them."""
-        self._close()
+        """Marks the servers as in use by this process. On exit, the last user stops them."""
+        self._secure_directory()
         with (self.directory / "users.lock").open("w") as users:
             fcntl.flock(users, fcntl.LOCK_SH)
             try:
                 yield
             finally:
-                with self._alone():
+                with self._locked():
                     if _is_last(users):
                         self.stop()
 
@@ -139,26 +146,28 @@ class EmbeddedServers:
 
     @property
     def _password(self) -> str:
-        return kept_secret(self.directory, PASSWORD_FILE)
+        return stored_secret(self.directory, PASSWORD_FILE)
 
     @property
     def _user(self) -> int | None:
-        """Who the servers run as; None for ourselves. For root it is the owner of the sockets' directory, once there is one."""
+        """The user of the servers; None for the current user. For root it is the owner of the sockets' directory, if that
+        exists.
+        """
         return None if os.geteuid() or not self._run.exists() else self._run.stat().st_uid
 
-    def _reached(self, program: Path) -> str:
+    def _runnable(self, program: Path) -> str:
         return str(program if os.geteuid() else reachable(program))
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Only one process at a time starts or stops servers."""
-        self._close()
+    def _locked(self) -> Iterator[None]:
+        """Ensures that only one process at a time starts or stops servers."""
+        self._secure_directory()
         with (self.directory / "servers.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _close(self) -> None:
-        """Makes the data directory, or closes one that others may enter; raises EmbeddedError where it may not be ours."""
+    def _secure_directory(self) -> None:
+        """Creates the data directory, or closes an open one; raises EmbeddedError if it may belong to another user."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self.directory.stat()
         if found.st_uid != os.geteuid():
@@ -171,13 +180,16 @@ class EmbeddedServers:
         content = {path.name for path in self.directory.iterdir()}
         if content - OUR_FILES or (content and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
             raise EmbeddedError(
-                f"{self.directory} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}) and not empty: see whether"
-                f" all in it is yours, then chmod 0700 it, or set data.directory to a directory of its own"
+                f"{self.directory} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}) and not empty: check its"
+                f" files and run chmod 0700 on it, or set data.directory to a separate directory"
             )
         self.directory.chmod(stat.S_IRWXU)
 
     def _make_directories(self) -> None:
-        """Makes what the servers need, as theirs, and so what a version of before gave to `nobody`, unless they still run."""
+        """Creates the servers' directories and gives them to the servers' user, unless a server runs.
+
+        An earlier version gave them to `nobody`.
+        """
         if len(f"{self._run}/.s.PGSQL.5432") > SOCKET_PATH_MAX:
             raise EmbeddedError(f"{self.directory} is too long a path for sockets: set data.directory to a shorter one")
         for directory in (self._run, self._valkey_data):
@@ -192,9 +204,9 @@ class EmbeddedServers:
                 give(directory, user)
 
     def _make_database(self) -> None:
-        """Initialises the PostgreSQL data directory, in another place first, so that an interrupted attempt leaves none.
+        """Initialises the PostgreSQL data directory in a temporary place first, so that an interrupted attempt leaves none.
 
-        That program wants a user with an account, so for root it runs as `nobody`.
+        initdb requires a user with an account, so for root it runs as `nobody`.
         """
         if self._postgres_data.exists():
             return
@@ -204,22 +216,22 @@ class EmbeddedServers:
         maker = None if self._user is None else _nobody()
         if maker is not None:
             give(new, maker)
-        initdb = [self._reached(_postgres_binary("initdb")), "-D", str(new), "-U", "postgres", "-E", "UTF8", "--locale=C"]
+        initdb = [self._runnable(_postgres_binary("initdb")), "-D", str(new), "-U", "postgres", "-E", "UTF8", "--locale=C"]
         Program([*initdb, "--auth=reject", "--no-instructions"], (new,), maker).run()
-        single = [self._reached(_postgres_binary("postgres")), "--single", "-D", str(new), "postgres"]
+        single = [self._runnable(_postgres_binary("postgres")), "--single", "-D", str(new), "postgres"]
         Program(single, (new,), maker, _POSTGRES_INIT).run()
         if self._user is not None:
             give(new, self._user)
         new.rename(self._postgres_data)
 
-    def _admit(self) -> None:
-        """Has PostgreSQL admit our user and root, under any of its own roles, and nobody else."""
+    def _write_access_rules(self) -> None:
+        """Configures PostgreSQL to admit only the current user and root, under any role."""
         users = sorted({_name_of(os.geteuid()), "root"})
         self._write("pg_ident.conf", "".join(f'fundsvc "{user}" all\n' for user in users))
         self._write("pg_hba.conf", _POSTGRES_ACCESS)
 
     def _write(self, name: str, text: str) -> None:
-        """Writes a file of the PostgreSQL data directory, as its owner's."""
+        """Writes a file of the PostgreSQL data directory with the directory's owner."""
         path = self._postgres_data / name
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w") as file:
@@ -230,7 +242,7 @@ class EmbeddedServers:
 
 @asynccontextmanager
 async def embedded(config: Config) -> AsyncIterator[Config]:
-    """The configuration with embedded servers in the place of those it does not name, running until the last user leaves."""
+    """Yields the configuration with embedded servers in place of the unset ones; they run until the last process leaves."""
     postgres, valkey = config.database.embedded, config.stream.embedded
     if not (postgres or valkey):
         yield config
@@ -252,7 +264,7 @@ async def embedded(config: Config) -> AsyncIterator[Config]:
 
 
 async def _supervise(servers: EmbeddedServers, *, postgres: bool, valkey: bool) -> None:
-    """Starts a server again that died."""
+    """Restarts servers that died."""
     while True:
         await asyncio.sleep(SUPERVISE_SECONDS)
         wanted = [server for server, want in ((servers.postgres, postgres), (servers.valkey, valkey)) if want]
@@ -269,11 +281,13 @@ def _nobody() -> int:
     try:
         return pwd.getpwnam("nobody").pw_uid
     except KeyError:
-        raise EmbeddedError("there is no user nobody, as whom root makes a database: run fundsvc as an ordinary user") from None
+        raise EmbeddedError(
+            "the user nobody does not exist, which initdb needs under root: run fundsvc as an ordinary user"
+        ) from None
 
 
 def _name_of(user: int) -> str:
-    """The name of a user's account; its number where it has none."""
+    """Returns the name of a user's account, or the number without an account."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
@@ -289,16 +303,16 @@ def _is_last(users: IO[str]) -> bool:
 
 
 def _postgres_probe() -> bytes:
-    """A start-up packet for the superuser; a server that is ready answers with an authentication message."""
+    """Returns a start-up packet for the superuser. A ready server replies with an authentication message."""
     body = struct.pack("!i", 196608) + b"user\0postgres\0database\0postgres\0\0"
     return struct.pack("!i", len(body) + 4) + body
 
 
 def _package(name: str) -> Path:
-    """Where a package is installed, without importing it: one of the wheels takes a lock on import."""
+    """Returns where a package is installed, without importing it: one of the wheels takes a lock on import."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise EmbeddedError(f"the package {name} is not installed: install it, or name servers in the configuration")
+        raise EmbeddedError(f"the package {name} is not installed: install it, or configure database.dsn and stream.url")
     return Path(spec.origin).parent
 
 

@@ -1,5 +1,5 @@
-"""The secrets of a data directory, of tokens and of the ledger: each is made at random when it is first asked for, so that
-embedded runs can check tokens and seal accounts at once.
+"""Generates the token secret and the ledger secret of a data directory on first use, so that embedded runs can verify tokens
+and seal accounts at once.
 """
 
 import os
@@ -13,28 +13,28 @@ import msgspec
 from fundsvc.config.settings import Config
 
 SECRET_BYTES = 32
-"""As many as HMAC-SHA256 can make use of."""
+"""The number of bytes that HMAC-SHA256 can use."""
 
 SECRET_FILE, LEDGER_FILE = "token.secret", "ledger.secret"
-"""The files of both."""
+"""The files of the token secret and of the ledger secret."""
 
 
 def with_secret(config: Config) -> Config:
-    """The configuration with the data directory's secret, where a server of ours runs there and it names no key itself."""
+    """Returns the configuration with the data directory's token secret, if it uses an embedded server and sets no key."""
     if config.token.secret or config.token.keys or not _is_embedded(config):
         return config
-    secret = kept_secret(Path(config.data.directory))
+    secret = stored_secret(Path(config.data.directory))
     return msgspec.structs.replace(config, token=msgspec.structs.replace(config.token, secret=secret))
 
 
 def with_ledger_secret(config: Config) -> Config:
-    """The configuration with the data directory's ledger secret, where a server of ours runs there and it names none itself.
+    """Returns the configuration with the data directory's ledger secret, if it uses an embedded server and sets none.
 
-    Raises ConfigError where a secret is too short.
+    Raises ConfigError if a secret is too short.
     """
     if config.ledger.secrets.current or not _is_embedded(config):
         return config
-    secret = kept_secret(Path(config.data.directory), LEDGER_FILE)
+    secret = stored_secret(Path(config.data.directory), LEDGER_FILE)
     return msgspec.structs.replace(config, ledger=msgspec.structs.replace(config.ledger, secret=secret))
 
 
@@ -42,8 +42,8 @@ def _is_embedded(config: Config) -> bool:
     return config.database.embedded or config.stream.embedded
 
 
-def kept_secret(directory: Path, name: str = SECRET_FILE) -> str:
-    """A secret of a data directory, made if it has none; its owner alone may read the file."""
+def stored_secret(directory: Path, name: str = SECRET_FILE) -> str:
+    """Returns a secret of a data directory, generated on first use. Only the directory's owner can read the file."""
     path = directory / name
     if not path.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ def kept_secret(directory: Path, name: str = SECRET_FILE) -> str:
 
 
 def _make(path: Path) -> None:
-    """Makes the file whole or not at all; of several processes that do, the first one's stays."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # which the owner alone may read, too
+    """Creates the file atomically. If several processes do, the first file remains."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # readable only for the owner
         file.write(secrets.token_urlsafe(SECRET_BYTES))
         file.flush()
         os.fsync(file.fileno())

@@ -20,7 +20,7 @@ from fundsvc.logs.escaping import visible
 from fundsvc.logs.requests import add_request_id
 
 HANDLER = "fundsvc"
-"""The name of our handler at the root logger, so that a second configuration replaces only this handler."""
+"""The name of this service's handler at the root logger, so that a second configuration replaces only this handler."""
 
 EXCEPTION = "exception"
 """The part of a line that has lines of its own: a traceback."""
@@ -53,25 +53,25 @@ def configure_logs(config: LogConfig, output: TextIO = sys.stderr) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(output),
     )
-    _take_in_libraries(level, prepare, render, output)
+    _format_library_logs(level, prepare, render, output)
     sys.excepthook = _log_uncaught
 
 
 def exception_text(exc_info: ExcInfo) -> str:
-    """An exception's traceback without the DETAIL lines of PostgreSQL, which may contain an account."""
+    """Returns an exception's traceback without the DETAIL lines of PostgreSQL, which may contain an account."""
     return _DETAIL.sub(r"\1(not shown)", "".join(traceback.format_exception(*exc_info)).rstrip())
 
 
 def show_unprintable(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """The structlog processor that escapes control characters of requests and messages; JSON escapes by itself."""
+    """Escapes control characters of requests and messages, as a structlog processor. JSON escapes on its own."""
     for name, value in line.items():
         if isinstance(value, str) and not value.isprintable():
             line[name] = visible(value, keeps="\n" if name == EXCEPTION else "")
     return line
 
 
-def _take_in_libraries(level: int, prepare: list[Processor], render: list[Processor], output: TextIO) -> None:
-    """Formats log lines of libraries like ours; below level warning only when our level is debug."""
+def _format_library_logs(level: int, prepare: list[Processor], render: list[Processor], output: TextIO) -> None:
+    """Formats log lines of libraries like those of the service. Below level warning they appear only at level debug."""
     handler = logging.StreamHandler(output)
     handler.set_name(HANDLER)
     handler.setFormatter(

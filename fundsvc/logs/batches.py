@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 from fundsvc.core.adl.order import OrderState
 from fundsvc.core.batch import Batch, Offset
 from fundsvc.core.events import Reason, Rejected
-from fundsvc.logs.faults import SELDOM_SECONDS
+from fundsvc.logs.faults import REPEAT_SECONDS
 
 Course = Literal["opened", "advanced", "done", "uncovered"]
 """The change of an ADL order by a batch."""
@@ -42,7 +42,7 @@ class _Notices(Generic[Kind, Item]):
 
     def log_due(self) -> None:
         """Logs the pending kinds that were not logged in the last few seconds."""
-        latest = time.monotonic() - SELDOM_SECONDS
+        latest = time.monotonic() - REPEAT_SECONDS
         self._log_kinds([kind for kind in self._pending if self._logged_at.get(kind, -math.inf) <= latest])
 
     def log_rest(self) -> None:
@@ -88,7 +88,7 @@ class Orders(_Notices[OrderCourse, tuple[OrderState, Offset]]):
 
 
 class Rejections(_Notices[Reason, Rejected]):
-    """The rejected events of a partition, by reason."""
+    """Logs the rejected events of a partition, by reason."""
 
     def note(self, events: Iterable[Rejected]) -> None:
         """Adds the rejected events of a batch."""
@@ -100,7 +100,7 @@ class Rejections(_Notices[Reason, Rejected]):
         self._log.warning("events rejected", reason=kind, count=count, stream_id=first.stream_id, position=first.position)
 
 
-class Oddities:
+class Anomalies:
     """Logs settled events with an anomaly: old times, sequence gaps, repeated trade ids, suspensions."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:

@@ -1,20 +1,20 @@
-"""Text of others as people may safely see it: what is not printable, or turns the order of what follows, is escaped."""
+"""Escapes text from outside for display: characters that are not printable, or that change the order of the following text."""
 
 import re
 
 _UNPRINTABLE = re.compile(r"[^ -~]")
-"""What may not be printable; the rest is ASCII that is."""
+"""Characters that may not be printable. All others are printable ASCII."""
 
 
 def visible(text: str, *, keeps: str = "") -> str:
-    r"""A text with escapes as Python writes them, such as \x1b and \u202e; `keeps` are characters that stay."""
+    r"""Returns a text with Python escapes, such as \x1b and \u202e; characters of `keeps` stay."""
     if text.isprintable():
         return text
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0].isprintable() or found[0] in keeps else _escaped(found[0]), text)
 
 
 def visible_json(text: str) -> str:
-    r"""A JSON document that says the same with such characters as \uXXXX; newlines between values stay."""
+    r"""Returns an equal JSON document with such characters as \uXXXX; newlines between values stay."""
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0].isprintable() or found[0] == "\n" else _json(found[0]), text)
 
 

@@ -1,16 +1,16 @@
-"""Log lines for repeated failures: one at the begin and one at the end of a fault, or one every few seconds."""
+"""Log lines for repeated failures: one when a fault begins and one when it ends, or one every few seconds."""
 
 import time
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-SELDOM_SECONDS = 10.0
+REPEAT_SECONDS = 10.0
 """Seconds between two log lines about the same kind of event."""
 
 
 class Outage:
-    """Logs a fault of a part once when it begins, and once when it is over, with its duration."""
+    """Logs a fault of a part when it begins, and when it ends with its duration."""
 
     def __init__(self, log: FilteringBoundLogger, part: str, **keys: Any) -> None:
         self._log = log
@@ -31,7 +31,7 @@ class Outage:
             self._log.info("recovered", seconds=seconds, **self._keys)
 
 
-class Seldom:
+class ThrottledFaults:
     """Logs failing requests: the first of each few seconds, with the number of failures suppressed before it."""
 
     def __init__(self, log: FilteringBoundLogger, part: str) -> None:
@@ -47,4 +47,4 @@ class Seldom:
             self._suppressed += 1
             return
         self._log.warning("fault", part=self._part, fault=str(fault), suppressed=self._suppressed, **keys)
-        self._due, self._suppressed = now + SELDOM_SECONDS, 0
+        self._due, self._suppressed = now + REPEAT_SECONDS, 0

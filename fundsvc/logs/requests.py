@@ -13,6 +13,6 @@ def bind_request_id(name: str) -> None:
 
 
 def add_request_id(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """The structlog processor that adds the request id."""
+    """Adds the request id to a line, as a structlog processor."""
     name = _REQUEST_ID.get(None)
     return line if name is None else {"request_id": name, **line}

@@ -1,7 +1,7 @@
-"""What the service counts, in Prometheus' words; each process has its own registry.
+"""The metrics of the service for Prometheus. Each process has a separate registry.
 
-Counters begin at 0 with the process and survive nothing; balances and all other states come from the ledger when a partition
-is loaded. Money is in whole units of the settlement currency, exact to the fifteen digits or so of a double.
+Counters begin at 0 with the process. Balances and all other states come from the ledger when a partition is loaded. Money is in
+whole units of the settlement currency, exact to about fifteen digits, as a double.
 """
 
 import time
@@ -19,13 +19,13 @@ from fundsvc.core.events import Reason
 from fundsvc.core.fund.fullness import Target
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.metrics.audits import AUDIT_FAMILIES, AuditMetrics
-from fundsvc.metrics.exposition import exposition, politely
+from fundsvc.metrics.exposition import exposition, yielding
 from fundsvc.metrics.families import FUND_FAMILIES
 from fundsvc.metrics.funds import FundMetrics, FundView
 from fundsvc.metrics.requests import RequestMetrics
 
 DURABLE_SETTINGS = ("fsync", "full_page_writes", "appendonly")
-"""Of PostgreSQL, and of the stream's server."""
+"""Durability settings of PostgreSQL and of the stream server."""
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _ADL_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -33,27 +33,27 @@ _FILLS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 
 
 class Pool(Protocol):
-    """A pool of connections to the database."""
+    """A connection pool of the database."""
 
     def get_size(self) -> int:
-        """How many are open."""
+        """Returns the number of open connections."""
 
     def get_idle_size(self) -> int:
-        """How many of these nobody uses."""
+        """Returns the number of unused open connections."""
 
 
 class Metrics:
     """The metrics of one process."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # They would double the number of counters, for what no alert asks.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # They double the number of counters; no alert uses them.
         self.registry = registry = CollectorRegistry()
         self._funds: dict[str, FundMetrics] = {}
-        self._let_go: dict[str, FundMetrics] = {}
+        self._released: dict[str, FundMetrics] = {}
         self._peaks: Mapping[str, int] = {}
         self._audits: dict[str, AuditMetrics] = {}
         self._pools: list[Pool] = []
-        self.partitions = Gauge("fundsvc_partitions", "Partitions that there are.", registry=registry)
+        self.partitions = Gauge("fundsvc_partitions", "Number of partitions.", registry=registry)
         self.owned = Gauge(
             "fundsvc_partition_owned", "1 for a partition that this process owns.", ["partition"], registry=registry
         )
@@ -66,7 +66,9 @@ class Metrics:
         self.decode_seconds = _duration(registry, "fundsvc_decode_seconds", "Decoding the messages of a batch.")
         self.settle_seconds = _duration(registry, "fundsvc_settle_seconds", "Settling the events of a batch.")
         self.commit_seconds = _duration(registry, "fundsvc_commit_seconds", "The transaction that writes a batch.")
-        self.announce_seconds = _duration(registry, "fundsvc_announce_seconds", "Telling what a durable batch did.")
+        self.announce_seconds = _duration(
+            registry, "fundsvc_announce_seconds", "Announcing, counting and logging a durable batch."
+        )
         self.lag_messages = Gauge(
             "fundsvc_stream_lag_messages", "Messages in the stream that are not settled yet.", ["partition"], registry=registry
         )
@@ -78,41 +80,44 @@ class Metrics:
         )
         self.stream_regressions = Counter(
             "fundsvc_stream_regressions",
-            "Times a stream was found to end before the stored offset.",
+            "Stream regressions: the stream ended before the stored offset.",
             ["partition"],
             registry=registry,
         )
         self.stream_gaps = Counter(
             "fundsvc_stream_gaps",
-            "Times that messages were found to have left a stream before they were settled.",
+            "Gaps: messages left the stream before they were settled.",
             ["partition"],
             registry=registry,
         )
         self.halted = Gauge(
-            "fundsvc_partition_halted", "1 while a partition waits for somebody to act.", ["partition"], registry=registry
+            "fundsvc_partition_halted", "1 while a partition is halted, else 0.", ["partition"], registry=registry
         )
         self.adl_unacknowledged = Gauge(
-            "fundsvc_adl_unacknowledged_rounds", "ADL rounds that no engine has acknowledged.", ["partition"], registry=registry
+            "fundsvc_adl_unacknowledged_rounds", "ADL rounds without an acknowledgement.", ["partition"], registry=registry
         )
         self.adl_unacknowledged_seconds = Gauge(
-            "fundsvc_adl_unacknowledged_seconds", "Age of the oldest of these.", ["partition"], registry=registry
+            "fundsvc_adl_unacknowledged_seconds",
+            "Age of the oldest ADL round without an acknowledgement.",
+            ["partition"],
+            registry=registry,
         )
         self.adl_stale_marks = Gauge(
-            "fundsvc_adl_stale_marks", "Contracts with open positions whose mark is too old.", ["partition"], registry=registry
+            "fundsvc_adl_stale_marks", "Contracts with open positions whose mark is stale.", ["partition"], registry=registry
         )
         self.adl_stale_books = Gauge(
-            "fundsvc_adl_stale_books", "Contracts that need a snapshot of positions.", ["partition"], registry=registry
+            "fundsvc_adl_stale_books", "Contracts whose ADL book waits for a snapshot.", ["partition"], registry=registry
         )
         self.adl_announced_again = Counter(
-            "fundsvc_adl_announced_again", "ADL rounds announced again for want of an answer.", ["partition"], registry=registry
+            "fundsvc_adl_announced_again", "Repeated announcements of ADL rounds.", ["partition"], registry=registry
         )
         self.durability_off = Gauge(
             "fundsvc_durability_off",
-            "1 for a setting of a server without which it may lose what it confirmed.",
+            "1 for a durability setting that is off, so that a crash may lose confirmed data.",
             ["setting"],
             registry=registry,
         )
-        self.audit_entries = Counter("fundsvc_audit_entries", "Ledger entries recomputed in the background.", registry=registry)
+        self.audit_entries = Counter("fundsvc_audit_entries", "Ledger entries that the audit recomputed.", registry=registry)
         requests = RequestMetrics(_SECONDS)
         registry.register(requests)
         self.answered = requests.answered
@@ -121,87 +126,87 @@ class Metrics:
         )
         self.rank_seconds = Histogram(
             "fundsvc_adl_rank_seconds",
-            "Ranking a side of a book for who asked over HTTP.",
+            "Ranking a side of a book for an HTTP request.",
             buckets=(0.00001, 0.0001, *_SECONDS),
             registry=registry,
         )
         self.books_age_seconds = Gauge(
             "fundsvc_adl_books_age_seconds",
-            "Time since the ADL books that HTTP shows were known to be where the ledger is.",
+            "Age of the ADL books that HTTP shows.",
             registry=registry,
         )
         self.tail_heard = Gauge(
             "fundsvc_tail_heard_timestamp_seconds",
-            "When the funds that HTTP shows were last known to be where the ledger is.",
+            "Newest time for which the funds that HTTP shows are known to equal the ledger.",
             registry=registry,
         )
-        self.websocket_clients = Gauge("fundsvc_websocket_clients", "Connections to live topics.", registry=registry)
+        self.websocket_clients = Gauge("fundsvc_websocket_clients", "WebSocket connections.", registry=registry)
         self.websocket_subscriptions = Gauge(
-            "fundsvc_websocket_subscriptions", "Subscriptions to live topics, one for each contract.", registry=registry
+            "fundsvc_websocket_subscriptions", "WebSocket subscriptions, one per contract and topic.", registry=registry
         )
-        self.websocket_frames = Counter("fundsvc_websocket_frames", "Changes sent to live topics.", registry=registry)
+        self.websocket_frames = Counter("fundsvc_websocket_frames", "Changes sent over WebSocket.", registry=registry)
         self.websocket_overflows = Counter(
             "fundsvc_websocket_overflows",
-            "Connections that read too slowly: their balances were coalesced, or they were closed.",
+            "Slow WebSocket connections whose balances were coalesced, or that were closed.",
             ["action"],
             registry=registry,
         )
         for action in ("coalesced", "closed"):
             self.websocket_overflows.labels(action)
-        self.faults = Counter("fundsvc_faults", "Times the database or the stream was away.", ["part"], registry=registry)
+        self.faults = Counter("fundsvc_faults", "Faults of the database or the stream.", ["part"], registry=registry)
         for part in ("database", "stream"):
             self.faults.labels(part)
-        connections = Gauge("fundsvc_database_connections", "Connections in pools.", ["state"], registry=registry)
+        connections = Gauge("fundsvc_database_connections", "Open database connections of pools.", ["state"], registry=registry)
         connections.labels("used").set_function(lambda: self._open() - self._idle())
         connections.labels("idle").set_function(self._idle)
 
     def own(self, partition: int, epoch: int) -> None:
-        """Notes that a partition is this process's to settle."""
+        """Shows that this process owns a partition."""
         self.owned.labels(partition).set(1)
         for counted in (self.stream_regressions, self.stream_gaps, self.adl_announced_again, self.halted):
             counted.labels(partition)
         self.epoch.labels(partition).set(epoch)
 
-    def let_go(self, partition: int, partitions: int) -> None:
-        """Shows nothing more of a partition that is not this process's any more; what was counted is kept until it is again."""
+    def release(self, partition: int, partitions: int) -> None:
+        """Hides a partition that this process no longer owns. The counts are kept in case it owns the partition again."""
         self.owned.labels(partition).set(0)
         shown = (self.epoch, self.lag_messages, self.lag_seconds, self.halted)
         adl = (self.adl_unacknowledged, self.adl_unacknowledged_seconds, self.adl_stale_marks, self.adl_stale_books)
         for gauge in (*shown, *adl):
             gauge.remove(partition)
         for symbol in [symbol for symbol in self._funds if partition_of(symbol, partitions) == partition]:
-            self._let_go[symbol] = self._funds.pop(symbol)
+            self._released[symbol] = self._funds.pop(symbol)
         for symbol in [symbol for symbol in self._audits if partition_of(symbol, partitions) == partition]:
             del self._audits[symbol]
 
     def unacknowledged(self, partition: int, rounds: int, seconds: float) -> None:
-        """Shows how many ADL rounds of a partition are not acknowledged, and for how long the oldest one."""
+        """Shows the number of ADL rounds of a partition without an acknowledgement, and the age of the oldest."""
         self.adl_unacknowledged.labels(partition).set(rounds)
         self.adl_unacknowledged_seconds.labels(partition).set(seconds)
 
     def stale(self, partition: int, marks: int, books: int) -> None:
-        """Shows how many contracts of a partition have a mark that is too old, and how many a book that is stale."""
+        """Shows the number of contracts of a partition with a stale mark, and with a stale book."""
         self.adl_stale_marks.labels(partition).set(marks)
         self.adl_stale_books.labels(partition).set(books)
 
-    def weak(self, settings: Collection[str]) -> None:
-        """Shows which settings of the servers are off although a crash may lose something without them."""
+    def set_weak_settings(self, settings: Collection[str]) -> None:
+        """Shows which durability settings of the servers are off."""
         for setting in DURABLE_SETTINGS:
             self.durability_off.labels(setting).set(setting in settings)
 
     def announced_again(self, partition: int, rounds: int) -> None:
-        """Counts ADL rounds that were announced again."""
+        """Counts repeated announcements of ADL rounds."""
         self.adl_announced_again.labels(partition).inc(rounds)
 
     def loaded(self, funds: Iterable[Fund], orders: Iterable[AdlOrder]) -> None:
-        """Takes up funds as they were loaded from the ledger, and the orders of theirs that are open."""
+        """Shows funds that were loaded from the ledger, and their open orders."""
         for fund in funds:
             self._take_up(fund)
         for order in orders:
             self._funds[order.symbol].reopen(order)
 
     def committed(self, batch: Batch, durations: Durations) -> None:
-        """Counts a durable batch, but for its ADL orders."""
+        """Counts a durable batch, except for its ADL orders."""
         self.batch_entries.observe(batch.count())
         self.decode_seconds.observe(durations.decode)
         self.settle_seconds.observe(durations.settle)
@@ -209,7 +214,7 @@ class Metrics:
         for symbol in batch.listings:
             self._list(batch.changed[symbol])
         for state, moved in zip(batch.funds, batch.moved, strict=True):
-            self._funds[state.symbol].stand(state, moved)
+            self._funds[state.symbol].update(state, moved)
         for (symbol, kind), number in batch.kinds().items():
             self._funds[symbol].kinds[kind] += number
         for symbol, number in batch.duplicates.items():
@@ -218,17 +223,17 @@ class Metrics:
             self._funds[round_.order.symbol].rounds += 1
         for reason, number in Tally(event.reason for event in batch.rejected).items():
             self.rejected.labels(reason).inc(number)
-        self._note_oddities(batch)
+        self._count_anomalies(batch)
 
     def moved(self, orders: Iterable[OrderState]) -> None:
-        """Counts ADL orders of durable batches, as these left them."""
+        """Counts ADL orders that durable batches opened or changed."""
         for order in orders:
             seconds = self._funds[order.symbol].order(order)
             if seconds is not None:
                 self.adl_seconds.observe(seconds)
 
-    def _note_oddities(self, batch: Batch) -> None:
-        """Counts what was settled although something about it is odd."""
+    def _count_anomalies(self, batch: Batch) -> None:
+        """Counts settled events with an anomaly."""
         for symbol, suspended in batch.suspensions.items():
             self._funds[symbol].suspended = suspended
         for fund in batch.changed.values() if batch.policies else ():
@@ -241,53 +246,53 @@ class Metrics:
             self._funds[gap.symbol].gaps += 1
 
     def positions(self, books: Iterable[tuple[Contract, Book]]) -> None:
-        """Shows how many positions are open in books."""
+        """Shows the number of open positions of books."""
         for contract, book in books:
             if contract.symbol in self._funds:
                 self._funds[contract.symbol].positions = {name: side.open for name, side in book.sides.items()}
 
     def target(self, symbol: str, target: Target) -> None:
-        """Shows a fund beside its target from now on."""
+        """Shows a fund's target from now on."""
         if symbol in self._funds:
             self._funds[symbol].target = target
 
-    def peaked(self, peaks: Mapping[str, int]) -> None:
-        """Shows the highest balances of the last eight hours, in atoms; who is not named has had no other than its present."""
+    def set_peaks(self, peaks: Mapping[str, int]) -> None:
+        """Shows the highest balances of the last eight hours, in atoms. Funds absent from `peaks` use their current balance."""
         self._peaks = peaks
 
     def audited(self, symbol: str, walk: str, *, good: bool, verified_at: float | None) -> None:
-        """Shows what a walk through a ledger found: whether everything held, and when it last reached an end where it did."""
+        """Shows a walk's result for a ledger: whether its last part had no difference, and when it last verified the end."""
         self._audits.setdefault(symbol, AuditMetrics(symbol)).note(walk, good, verified_at)
 
     def conserved(self, symbol: str, error: int) -> None:
-        """Shows how many atoms conservation lacks, of a contract."""
+        """Shows a contract's conservation error in atoms."""
         self._audits.setdefault(symbol, AuditMetrics(symbol)).error = error
 
     def recomputed(self, entries: int) -> None:
-        """Counts entries that the audit has recomputed."""
+        """Counts entries that the audit recomputed."""
         self.audit_entries.inc(entries)
 
-    def pooled(self, pool: Pool) -> None:
-        """Counts the connections of a pool among those to the database."""
+    def add_pool(self, pool: Pool) -> None:
+        """Includes a pool in the counts of database connections."""
         self._pools.append(pool)
 
     def render(self) -> bytes:
-        """The exposition text; takes a while with many contracts, and may run in a thread."""
+        """Returns the exposition text. It takes long with many contracts, and may run in a thread."""
         now = time.time()
         funds = list(self._funds.items())
-        views = [FundView(fund, self._peaks.get(symbol, 0), now) for symbol, fund in politely(funds)]
+        views = [FundView(fund, self._peaks.get(symbol, 0), now) for symbol, fund in yielding(funds)]
         contracts = exposition(FUND_FAMILIES, views) + exposition(AUDIT_FAMILIES, list(self._audits.values()))
         return generate_latest(self.registry) + contracts.encode()
 
     def _take_up(self, fund: Fund) -> None:
         symbol = fund.contract.symbol
-        known = self._funds.get(symbol) or self._let_go.pop(symbol, None)
+        known = self._funds.get(symbol) or self._released.pop(symbol, None)
         if known:
             known.load(fund)
         self._funds[symbol] = known or FundMetrics(fund)
 
     def _list(self, fund: Fund) -> None:
-        """Takes up a contract that is new, or whose terms may be, as it has no entries yet."""
+        """Shows a listed contract if it is new, or has no entries, so that its terms may have changed."""
         known = self._funds.get(fund.contract.symbol)
         if known is None or not known.state.entry:
             self._take_up(Fund(fund.contract, policy=fund.policy))

@@ -1,4 +1,4 @@
-"""What the audit in the background has found of each contract."""
+"""The results of the background audit, by contract."""
 
 from collections.abc import Callable
 from operator import attrgetter
@@ -7,8 +7,10 @@ from fundsvc.metrics.exposition import Family, labels_text
 
 
 class AuditMetrics:
-    """Of one contract: by walk, whether everything held when it was last looked at, and when an end was last reached where it
-    did (seconds since the epoch); and by how many atoms conservation fails.
+    """The audit results of one contract.
+
+    By walk: whether the last part had no difference, and when the walk last verified the end of the ledger (seconds since the
+    epoch). `error` is the conservation error in atoms.
     """
 
     def __init__(self, symbol: str) -> None:
@@ -18,18 +20,18 @@ class AuditMetrics:
         self.error: int | None = None
 
     def note(self, walk: str, good: bool, verified_at: float | None) -> None:
-        """Takes in what a walk found."""
+        """Records the result of a walk."""
         self.good[walk] = good
         if verified_at is not None:
             self.verified_at[walk] = verified_at
 
     def success(self) -> int | None:
-        """1 while everything held when it was last looked at; None before that."""
+        """Returns 1 if the last recomputation found no difference, else 0; None before the first."""
         found = list(self.good.values())
         return int(all(found)) if found else None
 
     def latest(self) -> float | None:
-        """When the end of the ledger was last reached."""
+        """Returns when a walk last verified the end of the ledger."""
         return max(list(self.verified_at.values()), default=None)
 
 
@@ -39,21 +41,21 @@ AUDIT_FAMILIES: tuple[Family[AuditMetrics], ...] = (
     Family(
         "fundsvc_audit_success",
         "gauge",
-        "1 while everything held when a contract's ledger was last recomputed, else 0.",
+        "1 if the last recomputation of a contract's ledger found no difference, else 0.",
         _LABEL,
         AuditMetrics.success,
     ),
     Family(
         "fundsvc_audit_last_timestamp_seconds",
         "gauge",
-        "When a contract's ledger was last found good to its end.",
+        "Time of the last audit of a contract's ledger to its end without a difference.",
         _LABEL,
         AuditMetrics.latest,
     ),
     Family(
         "fundsvc_audit_full_timestamp_seconds",
         "gauge",
-        "When a contract's ledger was last found good from entry 1 on.",
+        "Time of the last audit of a contract's ledger from entry 1 without a difference.",
         _LABEL,
         lambda audit: audit.verified_at.get("full"),
     ),
@@ -65,4 +67,4 @@ AUDIT_FAMILIES: tuple[Family[AuditMetrics], ...] = (
         lambda audit: audit.error,
     ),
 )
-"""In the order in which they are shown."""
+"""The families in the order of the exposition."""

@@ -1,7 +1,7 @@
-"""Prometheus' text format for what exists once per contract.
+"""Prometheus' text format for metrics of contracts.
 
-prometheus_client makes an object of every sample and formats each label anew; a thousand contracts are forty thousand samples,
-which takes it most of a second. Here labels are text that is made once, and a sample is one formatted line.
+prometheus_client creates an object per sample and formats each label every time. A thousand contracts are forty thousand
+samples, for which it needs most of a second. Here labels are formatted once, and a sample is one formatted line.
 """
 
 import time
@@ -11,13 +11,13 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 Row = TypeVar("Row")
 
 ROWS_PER_TURN = 200
-"""A tenth of a millisecond's work."""
+"""Takes a tenth of a millisecond."""
 
 
 class Family(NamedTuple, Generic[Row]):
-    """What is shown under one name, one sample for each row whose value is not None; `labels` reads a row's own labels.
+    """A metric with one sample per row whose value is not None. `labels` returns a row's labels.
 
-    Families that follow each other under the same name are told apart by a further label's text in `label`.
+    Consecutive families of the same name differ in a further label, whose text is `label`.
     """
 
     name: str
@@ -29,20 +29,20 @@ class Family(NamedTuple, Generic[Row]):
 
 
 def labels_text(**labels: str) -> str:
-    """Labels as they stand between the braces."""
+    """Returns labels as the exposition shows them between the braces."""
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
 
 
 def exposition(families: Iterable[Family[Row]], rows: Sequence[Row]) -> str:
-    """The families, with a head for each name and a line for each sample."""
+    """Returns the text of families: a head per name, and a line per sample."""
     return "".join(_lines(families, rows))
 
 
-def politely(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows, making way for other threads now and then.
+def yielding(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yields the rows, and regularly lets other threads run.
 
-    A thread that computes lets go of the interpreter only after its switch interval of five milliseconds, which every step of
-    a loop in another thread would have to wait for.
+    A computing thread keeps the interpreter for its switch interval of five milliseconds. Every step of an event loop in
+    another thread would wait for that.
     """
     for place, row in enumerate(rows):
         if place % ROWS_PER_TURN == 0:
@@ -56,7 +56,7 @@ def _lines(families: Iterable[Family[Row]], rows: Sequence[Row]) -> Iterator[str
         if name != previous:
             yield f"# HELP {name} {documentation}\n# TYPE {name} {kind}\n"
         previous = name
-        for row in politely(rows):
+        for row in yielding(rows):
             value = read(row)
             if value is not None:
                 yield f"{name}{{{labels(row)}{label}}} {value!r}\n"

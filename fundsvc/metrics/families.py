@@ -1,4 +1,4 @@
-"""The metrics of contracts: their names, what they mean, and where each value is found."""
+"""The metrics of contracts: names, descriptions, and the sources of their values."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -29,7 +29,7 @@ def _counter(name: str, documentation: str, value: Read, label: str = "") -> Fam
 def _money(
     kind: Literal["counter", "gauge"], name: str, documentation: str, atoms: Callable[[FundView], int]
 ) -> Family[FundView]:
-    """An amount in whole units of the settlement currency."""
+    """Returns a family of amounts in whole units of the settlement currency."""
     return Family(name, kind, documentation, _OF_CURRENCY, lambda view: atoms(view) / view.unit)
 
 
@@ -41,7 +41,7 @@ def _each(
     values: Iterable[str],
     read: Callable[[str, FundView], float],
 ) -> Iterator[Family[FundView]]:
-    """A sample for each value of a further label."""
+    """Returns a family per value of a further label."""
     return (make(name, documentation, partial(read, value), f',{label}="{value}"') for value in values)
 
 
@@ -50,13 +50,13 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     _money(
         "gauge",
         "fundsvc_outstanding",
-        "What auto-deleveraging failed to recover and no surplus has repaid yet.",
+        "Amount that ADL did not recover and no surplus has repaid yet.",
         lambda view: view.state.outstanding,
     ),
     _money(
         "gauge",
         "fundsvc_payable",
-        "What a fund may pay now: its balance down to the line of its drawdown guard.",
+        "Amount that a fund may pay now: its balance minus its reserve line.",
         lambda view: view.payable,
     ),
     _money("gauge", "fundsvc_peak", "Highest balance of the last eight hours.", lambda view: view.peak),
@@ -65,13 +65,13 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     _gauge("fundsvc_leverage_cap", "Highest leverage that the fullness of a fund recommends.", lambda view: view.leverage_cap),
     _gauge(
         "fundsvc_drawdown_ratio",
-        "Share of the highest balance of the last eight hours that is gone.",
+        "Share of the highest balance of the last eight hours that is lost.",
         lambda view: view.drawdown,
     ),
     *_each(
         _gauge,
         "fundsvc_fund_state",
-        "1 for the state that a fund is in, 0 for the others.",
+        "1 for the current state of a fund, 0 for the others.",
         "state",
         get_args(FundStateName),
         lambda state, view: int(view.state_name == state),
@@ -81,19 +81,19 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     _money(
         "counter",
         "fundsvc_uncovered_total",
-        "What a fund could not pay and ADL was asked for.",
+        "Amounts that a fund did not pay, for which ADL orders exist.",
         lambda view: view.fund.uncovered,
     ),
     _money(
         "counter",
         "fundsvc_recovered_total",
-        "What ADL recovered of what funds could not pay.",
+        "Amounts that ADL recovered of the uncovered ones.",
         lambda view: view.fund.recovered,
     ),
     _money(
         "counter",
         "fundsvc_refunded_total",
-        "What completed ADL orders recovered beyond what the fund could not pay, credited to it.",
+        "Amounts that completed ADL orders recovered beyond the uncovered ones, credited to the fund.",
         lambda view: view.fund.refunded,
     ),
     _money("counter", "fundsvc_repaid_total", "What surpluses repaid of outstanding amounts.", lambda view: view.fund.repaid),
@@ -117,7 +117,7 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     ),
     _counter(
         "fundsvc_old_events_total",
-        "Events whose time was over a day before that of their message.",
+        "Events settled over a day after their time.",
         lambda view: view.fund.old,
     ),
     _counter(
@@ -133,7 +133,7 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     *_each(
         _counter,
         "fundsvc_adl_orders_total",
-        "ADL orders that came into a state: open, done or uncovered.",
+        "ADL orders that entered a state: open, done or uncovered.",
         "state",
         get_args(State),
         lambda state, view: view.fund.orders[state],
@@ -141,7 +141,7 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     _gauge("fundsvc_adl_open_orders", "ADL orders that are open.", lambda view: len(view.fund.open)),
     _gauge(
         "fundsvc_adl_oldest_open_seconds",
-        "Age of the oldest ADL order that is open; 0 when none is.",
+        "Age of the oldest open ADL order; 0 without one.",
         lambda view: view.oldest_open_seconds,
     ),
     _counter("fundsvc_adl_rounds_total", "Rounds of ADL orders.", lambda view: view.fund.rounds),
@@ -150,7 +150,7 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
     _money(
         "counter",
         "fundsvc_adl_overshoot_total",
-        "What completed ADL orders took beyond what they needed: less than one lot's deficit each, and refunded.",
+        "Amounts that completed ADL orders took beyond their need, and refunded: less than one lot's deficit each.",
         lambda view: view.fund.refunded,
     ),
     *_each(
@@ -162,4 +162,4 @@ FUND_FAMILIES: tuple[Family[FundView], ...] = (
         lambda side, view: view.fund.positions.get(side, 0),
     ),
 )
-"""In the order in which they are shown."""
+"""The families in the order of the exposition."""

@@ -1,4 +1,4 @@
-"""What is measured of one contract's fund, kept as plain numbers: a commit may change a thousand of them."""
+"""The measured values of one contract's fund, as plain numbers: a commit may change a thousand funds."""
 
 import time
 from collections import Counter
@@ -14,14 +14,14 @@ from fundsvc.metrics.exposition import labels_text
 
 
 class OpenOrder(NamedTuple):
-    """An ADL order that is open, and since when (seconds since the epoch)."""
+    """An open ADL order, and the time of its begin (seconds since the epoch)."""
 
     order: OrderState
     since: float
 
 
 class FundMetrics:
-    """A fund as of its last commit here, and what it has moved while it was this process's to settle; amounts in atoms."""
+    """A fund as of its last commit in this process, and the counts since this process owns it; amounts in atoms."""
 
     def __init__(self, fund: Fund) -> None:
         self.kinds: Counter[str] = Counter()
@@ -33,7 +33,7 @@ class FundMetrics:
         self.load(fund)
 
     def load(self, fund: Fund) -> None:
-        """Goes on from a fund as it was loaded from the ledger, or listed."""
+        """Continues from a fund that was loaded from the ledger, or listed."""
         contract = fund.contract
         self.policy = fund.policy
         self.suspended = fund.suspended
@@ -46,8 +46,8 @@ class FundMetrics:
         self.symbol_label = labels_text(symbol=contract.symbol)
         self.money_labels = labels_text(symbol=contract.symbol, currency=contract.settle_currency)
 
-    def stand(self, state: FundState, moved: Moved) -> None:
-        """Takes in how the fund stands after a commit, and what it had moved by then since it was loaded."""
+    def update(self, state: FundState, moved: Moved) -> None:
+        """Records the state of the fund after a commit, and the totals that it has moved since it was loaded."""
         credited = moved.credited - self._moved.credited
         self.credited += credited
         self.paid += credited - (state.balance - self.state.balance)
@@ -55,11 +55,11 @@ class FundMetrics:
         self.state, self._moved = state, moved
 
     def reopen(self, order: AdlOrder) -> None:
-        """Takes up an order that was open when the fund was loaded; it began when the engine says it did."""
+        """Records an order that was open when the fund was loaded. It began at the engine's time `ts`."""
         self.open[order.adl] = OpenOrder(order.written(), order.ts / 1000)
 
     def order(self, order: OrderState) -> float | None:
-        """Counts what became of an order since it was last seen; answers how many seconds it took once it is over."""
+        """Counts the changes of an order since the last call; returns its duration in seconds if it has ended, else None."""
         known = self.open.pop(order.adl, None)
         since = known.since if known else time.time()
         if known is None:
@@ -78,9 +78,9 @@ class FundMetrics:
 
 
 class FundView:
-    """A fund's measures at one moment (`now`, seconds), each worked out once, maybe in another thread than the fund changes in.
+    """The values of a fund at one moment (`now`, seconds), each computed once. Another thread may change the fund meanwhile.
 
-    `peak` is the highest balance of the last eight hours as far as it is known.
+    `peak` is the highest known balance of the last eight hours.
     """
 
     __slots__ = ("balance", "fund", "guard", "money_labels", "now", "peak", "state", "state_name", "symbol_label", "unit")
@@ -100,31 +100,31 @@ class FundView:
 
     @property
     def payable(self) -> int:
-        """What the fund may pay now: its balance down to the guard's line."""
+        """The amount that the fund may pay now: its balance minus the guard's reserve line."""
         return payable(self.balance, self.guard)
 
     @property
     def target(self) -> float | None:
-        """The target size in whole units, where there is one."""
+        """The target size in whole units, or None."""
         amount = self.fund.target.amount if self.fund.target else None
         return None if amount is None else amount / self.unit
 
     @property
     def fullness(self) -> float | None:
-        """Balance / target, where one is needed."""
+        """Balance / target, or None without a target above 0."""
         return self.fund.target.fullness(self.balance) if self.fund.target else None
 
     @property
     def leverage_cap(self) -> float | None:
-        """The recommended highest leverage, where there is a target."""
+        """The recommended highest leverage, or None without a target."""
         return self.fund.target.leverage_cap(self.balance) if self.fund.target else None
 
     @property
     def oldest_open_seconds(self) -> float:
-        """Since when an ADL order has been open; 0 when none is."""
+        """The age of the oldest open ADL order; 0 without one."""
         return max((self.now - opened.since for opened in list(self.fund.open.values())), default=0.0)
 
     @property
     def drawdown(self) -> float:
-        """The share of the peak that is gone."""
+        """The lost share of the peak."""
         return drawdown(self.balance, self.peak)

@@ -1,6 +1,6 @@
-"""What HTTP requests are counted by: plain numbers, made into prometheus_client's families when scraped.
+"""Counts HTTP requests as plain numbers, and converts them into prometheus_client's families when scraped.
 
-Every request pays for its own counting: a counter and a histogram of that library's take 3 µs of the 40 that a request takes.
+Every request pays for its count: a counter and a histogram of that library take 3 µs of the 40 µs of a request.
 """
 
 from bisect import bisect_left
@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 
 class RequestMetrics(Collector):
-    """Requests by route and status, and how long they took by route; `bounds` are the buckets' upper ends in seconds."""
+    """Requests by route and status, and durations by route; `bounds` are the upper bounds of the buckets in seconds."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -20,7 +20,7 @@ class RequestMetrics(Collector):
         self._durations: dict[str, _Durations] = {}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """Counts an answered request; `route` is a template, because raw paths are whatever clients invent."""
+        """Counts an answered request. `route` is a template, because raw paths are arbitrary."""
         key = route, status
         self._answered[key] = self._answered.get(key, 0) + 1
         durations = self._durations.get(route)
@@ -30,7 +30,7 @@ class RequestMetrics(Collector):
         durations.seconds += seconds
 
     def collect(self) -> Iterable[Metric]:
-        """The families; may run in another thread than what counts."""
+        """Returns the families. May run in another thread than `answered`."""
         requests = CounterMetricFamily(
             "fundsvc_http_requests", "Requests answered, by route and HTTP status.", labels=("route", "status")
         )
@@ -45,7 +45,7 @@ class RequestMetrics(Collector):
 
 
 class _Durations:
-    """How many requests lie in each bucket, the last one without an end, and how long all of them took."""
+    """The number of requests per bucket, the last one without a bound, and their total duration."""
 
     __slots__ = ("counts", "seconds")
 

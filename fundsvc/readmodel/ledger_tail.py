@@ -20,22 +20,22 @@ from fundsvc.core.contracts import Contract
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.store.adl import OrderRow
-from fundsvc.store.database import Pool, StoreFault, faults, lent, open_pool
+from fundsvc.store.database import Pool, StoreFault, acquired, faults, open_pool
 from fundsvc.store.freshness import Freshness
 from fundsvc.store.reader import READ_SECONDS_MAX, EntryRow, FundRow
 from fundsvc.store.tail_queries import (
     Connection,
+    FundVersion,
     Offsets,
     OrderKey,
-    Place,
-    Settled,
-    Stand,
+    PartitionProgress,
+    VersionedFund,
     entries,
+    fund_versions,
     offsets,
     open_orders,
     orders,
-    places,
-    stands,
+    versioned_funds,
 )
 
 SILENCE_SECONDS_MAX = 3.0
@@ -79,15 +79,15 @@ class Tail:
         self._heard: float | None = None
         self._next = 0.0
         self._has_more = False
-        self._offsets: dict[int, Settled] = {}
-        self._places: dict[str, Place] = {}
+        self._offsets: dict[int, PartitionProgress] = {}
+        self._places: dict[str, FundVersion] = {}
         self._orders: dict[OrderKey, OrderRow] = {}
         self._cursors: dict[str, int] = {}
 
     async def begin(self) -> None:
         """Looks once, so that there is something to show from the start; raises StoreFault."""
         with faults():
-            async with lent(self._pool) as connection:
+            async with acquired(self._pool) as connection:
                 await self._step(connection)
 
     async def run(self) -> None:
@@ -96,7 +96,7 @@ class Tail:
         while True:
             try:
                 with faults():
-                    async with lent(self._pool) as connection:
+                    async with acquired(self._pool) as connection:
                         while True:
                             await self._step(connection)
                             outage.over()
@@ -145,7 +145,7 @@ class Tail:
         """A contract's open orders."""
         return [order for order in self._orders.values() if order.symbol == symbol]
 
-    def _behind(self, now: Mapping[str, Place | FundRow]) -> dict[str, int]:
+    def _behind(self, now: Mapping[str, FundVersion | FundRow]) -> dict[str, int]:
         """The followed contracts with entries, by where some are `now` and the others were, that were not told of yet.
 
         Each with the last one that was.
@@ -165,7 +165,7 @@ class Tail:
             self._offsets = now.settled
         else:
             await self._go_on(connection, self._behind(self.funds))
-            self.freshness.saw(now.now_ms, now.as_of_ms)
+            self.freshness.observe(now.now_ms, now.as_of_ms)
 
     async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
         """Tells of the next entries of contracts with some after a number; once a look, as it costs each client a write."""
@@ -178,22 +178,22 @@ class Tail:
 
     async def _catch_up(self, connection: Connection, after: Mapping[int, int], looked: Offsets) -> None:
         """Brings the funds and orders that some partitions changed, each after a commit, to where they stand; tells of them."""
-        now = await places(connection, after)
+        now = await fund_versions(connection, after)
         await self._go_on(connection, self._behind(now))
         moved = await self._moved_orders(connection, now)
         symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
         symbols.update(order.symbol for order in moved)
-        changed = await stands(connection, symbols) if symbols else {}
-        self.freshness.saw(looked.now_ms, looked.as_of_ms)
+        changed = await versioned_funds(connection, symbols) if symbols else {}
+        self.freshness.observe(looked.now_ms, looked.as_of_ms)
         self._show(changed)
         # A fund may have moved on since its orders were read; those that it got by then are read next time.
-        self._places |= {symbol: stand.place._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
+        self._places |= {symbol: stand.version._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
         for order in moved:
             self._keep(order)
         if changed:
             self._tell(Change([stand.fund for stand in changed.values()], (), moved))
 
-    async def _moved_orders(self, connection: Connection, now: Mapping[str, Place]) -> list[OrderRow]:
+    async def _moved_orders(self, connection: Connection, now: Mapping[str, FundVersion]) -> list[OrderRow]:
         """The orders of contracts that are not what they were; of contracts that were not known, the open ones."""
         known = [key for key in self._orders if key[0] in now]
         after = [(symbol, before.adl) for symbol, place in now.items() if (before := self._before(symbol, place))]
@@ -203,12 +203,12 @@ class Tail:
         due = (order for order in (*found, *fresh) if order.adl <= now[order.symbol].adl)
         return [order for order in due if self._orders.get((order.symbol, order.adl)) != order]
 
-    def _before(self, symbol: str, place: Place) -> Place | None:
+    def _before(self, symbol: str, place: FundVersion) -> FundVersion | None:
         """Where a contract stood, if it has had further orders since."""
         before = self._places.get(symbol)
         return before if before and before.adl < place.adl else None
 
-    def _show(self, changed: Mapping[str, Stand]) -> None:
+    def _show(self, changed: Mapping[str, VersionedFund]) -> None:
         funds = {**self.funds, **{symbol: stand.fund for symbol, stand in changed.items()}}
         contracts = {**self.contracts, **{symbol: stand.contract for symbol, stand in changed.items()}}
         if len(funds) > len(self.funds):

@@ -1,6 +1,6 @@
-"""The ledger's database, PostgreSQL: alone in importing asyncpg.
+"""The ledger's database, PostgreSQL. Only this package imports asyncpg.
 
-`database` connects and names faults, `queries.sql` holds every statement, `writer` is the one way entries are written,
-`leases` decides who may write, `reader` answers questions, `rollups` condenses, `schema` checks the
-schema, which `migrations` makes.
+`database` connects and converts driver errors into faults. `queries.sql` contains every statement. `writer` is the only module
+that writes entries. `leases` decides which engine may write a partition. `reader` reads. `rollups` condenses entries by the
+hour. `schema` checks the schema, which `migrations` contains.
 """

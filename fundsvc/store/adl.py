@@ -1,4 +1,4 @@
-"""What is asked about deleveraging: kept books and how far they have been overtaken, open orders, and orders as a history."""
+"""Reads ADL data: stored books, offsets, open orders, and the history of orders, rounds and reductions."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -18,7 +18,7 @@ from fundsvc.store.writer import fund_from, load_books, orders_from
 
 
 class OrderRow(NamedTuple):
-    """An order: amounts in atoms, prices in the contract's units; see `AdlOrder` for the meaning of the fields."""
+    """An ADL order: amounts in atoms, prices in the contract's units. `AdlOrder` describes the fields."""
 
     symbol: str
     adl: int
@@ -40,7 +40,7 @@ class OrderRow(NamedTuple):
 
 
 class AllocationRow(NamedTuple):
-    """What a round asked of one position, and why: the inputs of its rank, and what was executed."""
+    """The allocation of one position in a round: the inputs of its rank, the requested lots (`asked`) and the executed lots."""
 
     rank: int
     ranked: int
@@ -54,7 +54,7 @@ class AllocationRow(NamedTuple):
 
 
 class RoundRow(NamedTuple):
-    """A round of an order: its totals over all positions, and the first allocations by rank."""
+    """A round of an order: totals over all positions, and the first allocations by rank."""
 
     adl: int
     round: int
@@ -67,7 +67,7 @@ class RoundRow(NamedTuple):
 
 
 class DeleveragedRow(NamedTuple):
-    """A reduction of an account's position: `executed` lots in one round, the position as it was when that began."""
+    """A reduction of an account's position: the `executed` lots of one round, and the position at the begin of the round."""
 
     symbol: str
     adl: int
@@ -81,7 +81,7 @@ class DeleveragedRow(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """What a round of an order took from an account by now, and when that order moved last."""
+    """The lots that a round of an order took from an account so far, and the time of the order's last change."""
 
     account: str
     updated_at: datetime
@@ -89,63 +89,65 @@ class Reduction(NamedTuple):
 
 
 class OpenOrders(NamedTuple):
-    """Rows of open orders and of the records of their present rounds. Of a thousand orders they take long to decode."""
+    """Rows of open orders and of the records of their current rounds. `decoded` takes long for a thousand orders."""
 
     orders: list[Any]
     records: list[Any]
 
     def decoded(self) -> list[AdlOrder]:
-        """The orders, with what their present round asks."""
+        """Returns the orders with their current rounds."""
         known = {(row["symbol"], row["adl"]) for row in self.orders}
-        # The records were read a moment after the orders: an order may have been opened meanwhile.
+        # The records were read after the orders. An order that was opened in between has records but no row.
         return orders_from(self.orders, [row for row in self.records if (row["symbol"], row["adl"]) in known])
 
 
 class Deleveragings:
-    """Answers questions about deleveraging; every method raises StoreFault when the database is away."""
+    """Reads ADL data. Every method raises StoreFault if the database is unreachable."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def offsets(self) -> dict[int, Offset]:
-        """How far each partition is settled."""
+        """Returns the offset of each partition."""
         rows = await self._fetch("partitions")
         return {row["partition"]: Offset(row["last_id"], row["messages"], row["events"], row["partial_id"]) for row in rows}
 
     async def has_positions(self, partition: int) -> bool:
-        """Whether any contract of the partition has ever had a position."""
+        """Returns whether any contract of the partition ever had a position."""
         ((found,),) = await self._fetch("books_with_positions", partition)
         return bool(found)
 
     async def books(self, partition: int, symbols: Sequence[str] | None = None) -> list[KeptBook]:
-        """The books of a partition's contracts, or of these among them, as they were last kept."""
+        """Returns the last stored books of a partition's contracts, optionally only of `symbols`."""
         async with reading(self._pool) as connection:
             return await load_books(connection, partition, symbols)
 
     async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[Place, str | None]:
-        """Which events of these messages were rejected, and the message that had them settled since."""
+        """Returns the rejected events of these messages, each with the id of the message that settled it later, or None."""
         rows = await self._fetch("rejected_places", partition, messages)
         return {Place(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
 
     async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
-        """Which side each of these orders (contract and number; at least one) reduces."""
+        """Returns the side that each order reduces. An order is a contract and a number; at least one is required."""
         rows = await self._fetch("reduced_sides", *zip(*orders, strict=True))
         return {(row["symbol"], row["adl"]): row["reduce"] for row in rows}
 
     async def funds(self, partition: int, policy_of: Callable[[str], Policy], symbol: str | None = None) -> list[Fund]:
-        """The funds of a partition's contracts, or of one, as they stand."""
+        """Returns the funds of a partition's contracts, or of one contract."""
         rows = await self._fetch("load_funds", partition, symbol)
         return [fund_from(row, policy_of(row["symbol"])) for row in rows]
 
     async def open_orders(self, partition: int, symbol: str) -> OpenOrders:
-        """The open orders of a contract."""
+        """Returns the open orders of a contract."""
         orders = await self._fetch("load_orders", partition, symbol)
         return OpenOrders(orders, await self._fetch("load_records", partition, symbol))
 
     async def orders(
         self, symbol: str, *, count: int, offset: int | None = None, forward: bool = False, state: State | None = None
     ) -> list[OrderRow]:
-        """Up to `count` orders: ascending after number `offset`, or (not forward) descending before it, from the newest."""
+        """Returns up to `count` orders: with `forward` ascending after number `offset`, else descending before it or from the
+        newest.
+        """
         if forward:
             rows = await self._fetch("orders_ascending", symbol, (offset or 0) + 1, INT64_MAX, state, count)
         else:
@@ -153,7 +155,7 @@ class Deleveragings:
         return [OrderRow(*row) for row in rows]
 
     async def rounds(self, symbol: str, orders: Sequence[int], allocations_max: int) -> list[RoundRow]:
-        """The rounds of these orders, by order and number, each with its first so many allocations."""
+        """Returns the rounds of these orders by order and number, each with its first `allocations_max` allocations."""
         rows = await self._fetch("rounds", symbol, orders)
         terms = {(row["adl"], row["round"]): terms_of(row["kind"], row["body"]) for row in rows}
         shown = {account for one in terms.values() for account in one.accounts[:allocations_max]}
@@ -173,7 +175,7 @@ class Deleveragings:
         ]
 
     async def round_after(self, symbol: str, adl: int, number: int, rank: int, count: int) -> list[AllocationRow]:
-        """Up to `count` of the allocations of a round of an order, by rank, after a rank."""
+        """Returns up to `count` allocations of a round of an order, by rank, after `rank`."""
         parts_max = count // POSITIONS_PER_RECORD_MAX + 2
         parts = await self._fetch("round_parts", symbol, adl, number, rank + 1, parts_max)
         terms = [terms_of(row["kind"], row["body"]) for row in parts]
@@ -184,38 +186,41 @@ class Deleveragings:
     async def _executed(
         self, symbol: str, orders: Sequence[int], accounts: Collection[str]
     ) -> dict[tuple[int, int], dict[str, int]]:
-        """Lots executed by accounts, by order and round."""
+        """Returns the lots that accounts executed, by order and round."""
         found: dict[tuple[int, int], dict[str, int]] = {}
         for row in await self._fetch("executed_accounts", symbol, orders, accounts) if accounts else ():
             found.setdefault((row["adl"], row["round"]), {})[row["account"]] = row["executed"]
         return found
 
     async def caused_by(self, symbol: str, entry: int) -> list[OrderRow]:
-        """The order that an entry of a contract caused, if it did."""
+        """Returns the order that an entry of a contract caused, or an empty list."""
         return [OrderRow(*row) for row in await self._fetch("orders_caused", symbol, entry)]
 
     async def deleveraged(self, account: str, count: int) -> list[DeleveragedRow]:
-        """The latest reductions of an account's positions, newest first."""
+        """Returns the latest reductions of an account's positions, newest first."""
         return [_reduction(row).row for row in await self._fetch("deleveraged", account, count)]
 
     async def deleveraged_page(
         self, account: str, *, count: int, offset: int | None = None, forward: bool = False
     ) -> list[tuple[int, DeleveragedRow]]:
-        """Up to `count` reductions of an account's positions with their numbers, which count its reductions from 1.
+        """Returns up to `count` reductions of an account's positions with their numbers. Numbers count an account's reductions
+        from 1.
 
-        Ascending after number `offset`, or (not forward) descending before it, from the newest.
+        With `forward` ascending after number `offset`, else descending before it or from the newest.
         """
         first, last = ((offset or 0) + 1, INT64_MAX) if forward else (1, INT64_MAX if offset is None else offset - 1)
         rows = await self._fetch("deleveraged_page", account, first, last, forward, count)
         return [(row["number"], _reduction(row).row) for row in rows]
 
     async def reductions(self, orders: Collection[tuple[str, int]], accounts: Collection[str]) -> list[Reduction]:
-        """What some orders (contract and number) took from some accounts by now."""
+        """Returns the reductions of some accounts by some orders (contract and number)."""
         symbols, numbers = [symbol for symbol, _ in orders], [number for _, number in orders]
         return [_reduction(row) for row in await self._fetch("reductions", symbols, numbers, accounts)]
 
     async def reductions_since(self, account: str, since: datetime) -> list[Reduction]:
-        """What orders that are open, or began or moved since a time, took from an account, in the order of their last moves."""
+        """Returns an account's reductions by orders that are open, or began or changed since a time, ordered by the last
+        change.
+        """
         return [_reduction(row) for row in await self._fetch("reductions_since", account, since)]
 
     async def _fetch(self, block: str, *parameters: Any) -> list[Any]:
@@ -223,7 +228,7 @@ class Deleveragings:
 
 
 def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> Iterator[AllocationRow]:
-    """What a round asked, position by position; `executed` are lots by account."""
+    """Yields the allocations of a round, one per position. `executed` contains lots by account."""
     columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True)
     for account, rank, lots, entry_price, margin, asked in columns:
         yield AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0), account)

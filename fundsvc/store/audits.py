@@ -1,4 +1,4 @@
-"""How far the audit in the background has come, and the parts of ledgers that it walks through."""
+"""Stores the progress of the background audit, and reads the parts of ledgers that it recomputes."""
 
 import asyncio
 from collections import defaultdict
@@ -38,18 +38,20 @@ from fundsvc.store.reader import fetch, reading
 from fundsvc.store.writer import contract_from
 
 RECORDS_MAX = 1000
-"""ADL records of one read: each has up to a thousand positions, in some 60 kB."""
+"""ADL records of one read. A record has up to a thousand positions, in about 60 kB."""
 
 Walk = Literal["full", "newest"]
-"""`full` goes from entry 1 to the end, again and again; `newest` follows what is added to what such a walk has verified."""
+"""`full` starts at entry 1 again after each end. `newest` follows new entries from the end of the last full walk."""
 
 WALKS: tuple[Walk, ...] = ("full", "newest")
-"""Both of them."""
+"""All walks."""
 
 
 class Progress(NamedTuple):
-    """How far a walk through a contract's ledger has come: its last entry, whether everything held when it was last looked at,
-    and how many seconds ago it last reached the end with everything holding.
+    """Progress of a walk through a contract's ledger.
+
+    `entry` is the last verified entry. `good` is False if the last part had differences. `age_seconds` is the time since the
+    walk last reached the end without differences.
     """
 
     symbol: str
@@ -59,13 +61,15 @@ class Progress(NamedTuple):
 
 
 async def audit_progress(pool: Pool, walk: Walk) -> list[Progress]:
-    """How far each contract's walk of a kind has come; raises StoreFault."""
+    """Returns the progress of each contract's walk of a kind; raises StoreFault."""
     return [Progress(*row) for row in await fetch(pool, "audit_progress", walk)]
 
 
 class Ledger(NamedTuple):
-    """What a walk is compared with, at one moment: `late` are the numbers of entries in reach that settled formerly rejected
-    events, `differences` those of the contract from its listing, `policies_since` when its partition first recorded policies.
+    """The stored state that a walk is compared with, at one moment.
+
+    `late` contains the numbers of the part's entries that settled formerly rejected events. `differences` are those between
+    contract and listing. `policies_since` is the time of the first recorded policies of the partition.
     """
 
     contract: Contract
@@ -76,19 +80,19 @@ class Ledger(NamedTuple):
 
 
 class Followed(NamedTuple):
-    """How far a walk has come, and the orders that are open there: it goes on without reading their records again."""
+    """A checkpoint of a walk with the open orders there, so that their records are not read again."""
 
     checkpoint: Checkpoint
     opened: OpenOrders
 
 
 def beginning() -> Followed:
-    """Where a walk begins."""
+    """Returns the checkpoint before entry 1."""
     return Followed(START, OpenOrders())
 
 
 class Rows(NamedTuple):
-    """Of one contract: entries and ADL records beyond a checkpoint, up to so many each;"""
+    """Entries and ADL records of one contract after a checkpoint, with the limits of the read."""
 
     entries: Sequence[asyncpg.Record]
     entries_max: int
@@ -97,24 +101,22 @@ class Rows(NamedTuple):
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing beyond them."""
+        """Whether the read reached the end of the ledger."""
         return len(self.entries) < self.entries_max and len(self.records) < self.records_max
 
 
 class Orders(NamedTuple):
-    """What the ADL orders that a walk follows are compared with: their rows by number, and at the end the sums over the rows of
-    all orders of the contract.
-    """
+    """The rows of the ADL orders that a part names, by number; at the end also the sums over all orders of the contract."""
 
     rows: Mapping[int, OrderState]
     totals: OrderTotals | None
 
 
-class Stretch:
-    """The part of a contract's ledger that a walk goes through next, as it stands at one moment, and what it goes on from.
+class LedgerPart:
+    """The part of a contract's ledger that a walk verifies next, read in one snapshot, and the checkpoint before it.
 
-    `ledger` is None where the contract or its fund is missing; `ended` says that this is the last part, and only there `totals`
-    has the sums over the rows of all ADL orders.
+    `ledger` is None if the contract or its fund is missing. `ended` is True for the last part. Only there `totals` contains the
+    sums over all ADL orders.
     """
 
     def __init__(self, since: Followed, ledger: Ledger | None, rows: Rows, orders: Orders) -> None:
@@ -129,11 +131,11 @@ class Stretch:
         return len(self._rows.entries)
 
     def replay(self, ledger: Ledger, policies: Policies, secrets: Secrets = NO_SECRETS) -> Replay:
-        """A replay that goes on from where this part begins. It takes the open orders along, so there is one at most."""
+        """Returns a replay from the checkpoint. It changes the checkpoint's open orders, so call this at most once."""
         return Replay(ledger.contract, ledger.late, self.since.checkpoint, policies, self.since.opened, secrets)
 
     def followed(self, replay: Replay) -> Iterator[None]:
-        """Has a replay follow the entries and records in the order in which they were made, one at a time."""
+        """Passes the entries and records to a replay in the order in which they were written; yields after each."""
         for (_, is_record), row in self._merged():
             if is_record:
                 replay.follow_record(record_from(row), row["hash"])
@@ -145,19 +147,19 @@ class Stretch:
             yield
 
     def compare(self, replay: Replay) -> None:
-        """Compares what was recomputed with the rows of orders, and at the end with the fund."""
+        """Compares the recomputed values with the rows of orders, and at the end with the fund."""
         replay.compare(self._orders, ended=self.ended)
         if self.totals and self.ledger:
             replay.finish(self.ledger.fund, self.totals)
             replay.differences.extend(self.ledger.differences)
 
     def _has_recorded_policies(self, recorded_at: datetime) -> bool:
-        """Whether the policies of a time were recorded. Where none were yet, the configured ones stand for them."""
+        """Returns whether policies were recorded by a time. Before that, the configured policies apply."""
         since = self.ledger.policies_since if self.ledger else None
         return since is None or recorded_at >= since
 
     def _merged(self) -> Iterator[tuple[tuple[int, bool], asyncpg.Record]]:
-        """Entries and records by their place, as far as nothing that is not here may come between them."""
+        """Yields entries and records by their place, up to the last place before which nothing can be missing."""
         entries, records = self._rows.entries, self._rows.records
         after = accumulate((row["entry"] for row in records), max, initial=self.since.checkpoint.entry)
         places = list(after)[1:]
@@ -168,32 +170,32 @@ class Stretch:
         return merge(of_entries, of_records, key=itemgetter(0))
 
 
-class Held(NamedTuple):
-    """How far a walk has come with everything holding; `ended` says that this is the end of the ledger."""
+class VerifiedPart(NamedTuple):
+    """A checkpoint up to which a ledger has no differences. `ended` is True at the end of the ledger."""
 
     symbol: str
     followed: Followed
     ended: bool
 
 
-async def read_stretches(
+async def read_parts(
     pool: Pool, counts: Mapping[str, int], walk: Walk, followed: Mapping[str, Followed]
-) -> dict[str, Stretch]:
-    """What lies before a walk through some contracts' ledgers, of each up to so many entries; raises StoreFault.
+) -> dict[str, LedgerPart]:
+    """Returns the next part of some contracts' ledgers, each with up to `counts` entries; raises StoreFault.
 
-    One snapshot for all of them: its statements cost as much for a hundred contracts as for one. `followed` is where the walk
-    was left: if it still is there, the records of open orders are not read again.
+    One snapshot serves all contracts, because its statements cost the same for a hundred contracts as for one. `followed` are
+    the checkpoints in memory. If one still equals the stored checkpoint, the records of its open orders are not read again.
     """
     async with _snapshot(pool) as connection:
         checkpoints = await connection.fetch(SQL["audit_checkpoints"], list(counts), walk)
         since = dict.fromkeys(counts, START) | {row["symbol"]: _checkpoint(row) for row in checkpoints}
-        return await _stretches(connection, await _reopened(connection, since, followed), list(counts.values()))
+        return await _parts(connection, await _reopened(connection, since, followed), list(counts.values()))
 
 
-async def read_stretch(pool: Pool, symbol: str, since: Followed, count: int) -> Stretch:
-    """What lies beyond a place of a contract's ledger, up to so many entries; raises StoreFault."""
+async def read_part(pool: Pool, symbol: str, since: Followed, count: int) -> LedgerPart:
+    """Returns up to `count` entries of a contract's ledger after a checkpoint; raises StoreFault."""
     async with _snapshot(pool) as connection:
-        return (await _stretches(connection, {symbol: since}, [count]))[symbol]
+        return (await _parts(connection, {symbol: since}, [count]))[symbol]
 
 
 @asynccontextmanager
@@ -202,9 +204,9 @@ async def _snapshot(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
         yield connection
 
 
-async def _stretches(
+async def _parts(
     connection: PoolConnectionProxy, since: Mapping[str, Followed], counts: Sequence[int]
-) -> dict[str, Stretch]:
+) -> dict[str, LedgerPart]:
     symbols = list(since)
     entries_after = [one.checkpoint.entry for one in since.values()]
     records_after = [one.checkpoint.orders.record for one in since.values()]
@@ -217,13 +219,13 @@ async def _stretches(
         for place, symbol in enumerate(symbols)
     }
     orders = await _orders(connection, since, rows)
-    return {symbol: Stretch(since[symbol], ledgers.get(symbol), rows[symbol], orders[symbol]) for symbol in symbols}
+    return {symbol: LedgerPart(since[symbol], ledgers.get(symbol), rows[symbol], orders[symbol]) for symbol in symbols}
 
 
 async def _reopened(
     connection: PoolConnectionProxy, since: Mapping[str, Checkpoint], followed: Mapping[str, Followed]
 ) -> dict[str, Followed]:
-    """The open orders at some checkpoints: as they were left there, else from their records."""
+    """Returns the open orders of some checkpoints, from memory or else from their records."""
     left = {symbol: one.opened for symbol, one in followed.items() if one.checkpoint.orders == since[symbol].orders}
     wanted = [
         (symbol, adl, one.orders.record) for symbol, one in since.items() if symbol not in left for adl in one.orders.open
@@ -241,8 +243,10 @@ def _opened(records: Iterable[asyncpg.Record]) -> dict[str, OpenOrders]:
 async def _orders(
     connection: PoolConnectionProxy, since: Mapping[str, Followed], rows: Mapping[str, Rows]
 ) -> dict[str, Orders]:
-    """What the orders of some parts are compared with: rows of those that records name; at the end of a ledger also of those
-    that moved earlier, and of all open ones where nothing is new.
+    """Returns the order rows that some parts are compared with.
+
+    These are the orders that records of a part name. At the end of a ledger they include orders that changed earlier. If a
+    ledger has nothing new, they are all open orders.
     """
     ended = [symbol for symbol, part in rows.items() if part.ended]
     for symbol in ended:
@@ -263,7 +267,7 @@ async def _orders(
 async def _fetch_of(
     connection: PoolConnectionProxy, block: str, keys: Sequence[tuple[Any, ...]], width: int
 ) -> list[asyncpg.Record]:
-    """The rows of a statement that takes keys of so many parts, each part as an array; no round trip where there are none."""
+    """Runs a statement whose keys have `width` parts, each passed as an array; skips the round trip without keys."""
     if not keys:
         return []
     return await connection.fetch(SQL[block], *([key[part] for key in keys] for part in range(width)))
@@ -272,7 +276,7 @@ async def _fetch_of(
 async def _ledgers(
     connection: PoolConnectionProxy, symbols: Sequence[str], after: Sequence[int], counts: Sequence[int]
 ) -> dict[str, Ledger]:
-    """The ledgers of those contracts that are listed and have a fund; `late` are so many entries beyond those given."""
+    """Returns the ledgers of the listed contracts that have a fund; `late` covers `counts` entries after the given ones."""
     late: dict[str, set[int]] = defaultdict(set)
     for symbol, entry in await connection.fetch(SQL["audit_late"], symbols, after, counts):
         late[symbol].add(entry)
@@ -298,7 +302,7 @@ def _by_symbol(rows: Iterable[asyncpg.Record]) -> dict[str, list[asyncpg.Record]
 
 
 class _State(msgspec.Struct, array_like=True):
-    """The parts of a checkpoint that have no columns of their own."""
+    """The parts of a checkpoint without a column."""
 
     open: Sequence[int]
     begun: Begun
@@ -327,7 +331,7 @@ def _checkpoint(row: asyncpg.Record) -> Checkpoint:
     )
 
 
-def _progress_row(walk: Walk, held: Held) -> tuple[Any, ...]:
+def _progress_row(walk: Walk, held: VerifiedPart) -> tuple[Any, ...]:
     one = held.followed.checkpoint
     orders = one.orders
     return (
@@ -343,18 +347,18 @@ def _progress_row(walk: Walk, held: Held) -> tuple[Any, ...]:
     )
 
 
-async def keep_held(pool: Pool, walk: Walk, held: Sequence[Held]) -> None:
-    """Keeps how far a walk has come with some contracts. Raises StoreFault.
+async def keep_verified(pool: Pool, walk: Walk, held: Sequence[VerifiedPart]) -> None:
+    """Stores the progress of a walk for some contracts; raises StoreFault.
 
-    A full walk that has ended begins anew, and its end is where the newest one goes on: so no checkpoint is trusted for longer
-    than until the next full walk.
+    A full walk that reached the end starts again at entry 1, and the newest walk continues from that end. So every checkpoint
+    is verified again by the next full walk.
     """
     rows = [_progress_row("newest", one) for one in held if walk == "newest" or one.ended]
     if walk == "full":
         rows += [_progress_row("full", one._replace(followed=beginning()) if one.ended else one) for one in held]
-    await fetch(pool, "audit_held", *map(list, zip(*rows, strict=True)))
+    await fetch(pool, "audit_verified", *map(list, zip(*rows, strict=True)))
 
 
 async def keep_differences(pool: Pool, walk: Walk, symbols: Sequence[str]) -> None:
-    """Keeps that a walk found differences; it stays where it was with these contracts. Raises StoreFault."""
+    """Stores that a walk found differences. Its position does not change. Raises StoreFault."""
     await fetch(pool, "audit_differs", symbols, walk)

@@ -1,4 +1,4 @@
-"""Connections to the ledger's database, and the one place where a driver's exception becomes a fault."""
+"""Connections to the ledger's database. Only this module converts driver exceptions into faults."""
 
 import asyncio
 import socket
@@ -12,13 +12,13 @@ from asyncpg.exceptions._base import DataError as InvalidValue
 from asyncpg.pool import PoolConnectionProxy
 
 CONNECT_SECONDS = 5.0
-"""Long enough for a busy server, short enough for a standby to notice that it should wait instead."""
+"""Long enough for a busy server, and short enough for a standby to notice an unreachable server."""
 
 COMMAND_SECONDS = 60.0
-"""No statement of the service takes this long on a healthy server; one that does is a fault, not a wait."""
+"""No statement of the service takes this long on a healthy server. A longer one counts as a fault."""
 
 KEEPALIVE = {socket.TCP_KEEPIDLE: 2, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 5000}
-"""Connections whose other end is gone are noticed within five seconds, also where nothing is asked ..."""
+"""Idle connections to a lost peer are detected within five seconds ..."""
 
 _SERVER_KEEPALIVE = {
     "tcp_keepalives_idle": "2",
@@ -26,48 +26,51 @@ _SERVER_KEEPALIVE = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "5000",
 }
-"""... and by the server, which holds the locks of a client that is gone. Over a Unix socket it ignores them."""
+"""... and by the server, which holds the locks of a lost client. The server ignores these settings for a Unix socket."""
 
 IDLE_IN_TRANSACTION_MS = 3000
-"""A stopped process that holds a lock is cut off after this long, so that another can take its partition over."""
+"""PostgreSQL disconnects a stopped process that holds a lock after this time, so that another can take over its partition."""
 
 LOST_CONNECTION = "the handler is closed"
-"""What uvloop says, in a RuntimeError, of a write to a connection that was lost a moment ago."""
+"""The text of uvloop's RuntimeError for a write to a connection that was just lost."""
 
 Pool = asyncpg.Pool
-"""A pool of connections for reading and for background work."""
+"""A connection pool for reads and background work."""
 
 _FAULTS = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # of a connection whose end the driver has been told of, but has not seen yet
+    asyncpg.InternalClientError,  # The connection ended; the driver has not processed it yet.
 )
 _REFUSALS = ("22", "23")
-"""SQLSTATE classes of what a value brings about: data exceptions and violated constraints ..."""
+"""SQLSTATE classes that a value causes: data exceptions and violated constraints ..."""
 
 _ENCODING = "22P05"
-"""... but for text that the encoding of this database has no character for: another database takes it."""
+"""... except text that the encoding of this database cannot represent. Another database may accept it."""
 
 _MISTAKES = ("42601", "42702", "42704", "42803", "42804", "42846", "42883", "42P02", "42P08", "42P10", "42P18")
-"""SQLSTATEs of a statement that no database takes. Everything else that the server answers time or an operator heals: a lost
-connection, resources, time limits, a database that is read-only, missing rights, a missing table, an unreadable page."""
+"""SQLSTATEs of statements that every database rejects. Time or an operator can repair all other server errors: lost
+connections, exhausted resources, time limits, a read-only database, missing rights, a missing table, an unreadable page.
+"""
 
 
 _DURABLE = ("on", "remote_write", "remote_apply")
-"""Values of `synchronous_commit` with which a commit that was answered is on the server's disk."""
+"""Values of `synchronous_commit` with which a confirmed commit is on the server's disk."""
 
 _PLANNING = {"plan_cache_mode": "force_custom_plan", "enable_sort": "off", "enable_bitmapscan": "off"}
-"""Every order asked for has its index, which a page must follow and stop early: statistics that lag behind a ledger that
-grows fast (or a plan for any parameters) would have whole contracts fetched and sorted for ten rows."""
+"""Each requested order has an index, and a page reads the index until it has enough rows. With outdated statistics of a growing
+ledger, or a generic plan, PostgreSQL would fetch and sort whole contracts for ten rows."""
 
 
 class StoreFault(Exception):
-    """The database is away or refuses, which time or an operator heals; nothing was written that is not known to be written."""
+    """The database is unreachable or refuses; time or an operator can repair it. A commit that raised this may have been
+    written.
+    """
 
 
 class StoreRefusal(Exception):
-    """The database refuses a value, and would again; nothing was written."""
+    """The database rejects a value, and would again; nothing was written."""
 
 
 def _statements() -> dict[str, str]:
@@ -81,8 +84,9 @@ SQL = _statements()
 
 @contextmanager
 def faults() -> Iterator[None]:
-    """Turns what the driver raises when the database is away or refuses into StoreFault; lets mistakes of ours through, and
-    what a value brought about.
+    """Converts driver errors of an unreachable or refusing database into StoreFault.
+
+    Programming errors and errors that a value causes pass through.
     """
     try:
         yield
@@ -102,13 +106,13 @@ def faults() -> Iterator[None]:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turns into StoreRefusal what the driver or the server raises because of a value."""
+    """Converts errors that a value causes, in the driver or the server, into StoreRefusal."""
     try:
         yield
     except (asyncpg.PostgresError, InvalidValue) as error:
         if not _is_value(error):
             raise
-        # Without the driver's detail, which quotes the row.
+        # The driver's detail quotes the row, which may contain an account.
         raise StoreRefusal(f"{type(error).__name__}: {error.args[0]}") from error
 
 
@@ -126,7 +130,9 @@ def _is_refusal(error: asyncpg.PostgresError) -> bool:
 
 @asynccontextmanager
 async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS) -> AsyncIterator[asyncpg.Connection]:
-    """One connection, closed on leaving; `name` shows in pg_stat_activity and is how a stopped owner is found."""
+    """Opens one connection and closes it on exit. pg_stat_activity shows `name`, which identifies the sessions of a stopped
+    owner.
+    """
     with faults():
         connection = await asyncpg.connect(
             dsn,
@@ -148,9 +154,9 @@ async def connect(dsn: str, name: str, command_seconds: float = COMMAND_SECONDS)
 
 @asynccontextmanager
 async def open_pool(dsn: str, connections_max: int, command_seconds: float = COMMAND_SECONDS) -> AsyncIterator[asyncpg.Pool]:
-    """A pool for reading; it connects when first used and outlives a restart of the server.
+    """Opens a pool for reads. It connects on first use and survives a restart of the server.
 
-    On leaving, connections are closed without a goodbye: a server that does not answer must not hold up the end.
+    On exit it closes connections without waiting for the server, which may not respond.
     """
     pool = asyncpg.create_pool(
         dsn,
@@ -170,10 +176,10 @@ async def open_pool(dsn: str, connections_max: int, command_seconds: float = COM
 
 
 async def _prepare(connection: Any) -> None:
-    """Has a new connection notice that its other end is gone, and its commits wait for the disk.
+    """Sets keep-alives of a new connection, and makes its commits wait for the disk.
 
-    `synchronous_commit` may be off for the server, the database or the role: what is announced must be durable. Settings that
-    wait for standbys too are left as they are.
+    `synchronous_commit` may be off for the server, the database or the role. Settings that also wait for standbys stay. Raises
+    StoreFault if the setting cannot be changed.
     """
     end = connection._transport.get_extra_info("socket")  # noqa: SLF001 - the driver has no other way to it
     if end.family != socket.AF_UNIX:
@@ -182,16 +188,16 @@ async def _prepare(connection: Any) -> None:
             end.setsockopt(socket.IPPROTO_TCP, option, value)
     waits_for = await connection.fetchval(SQL["commit_to_disk"])
     if waits_for not in _DURABLE:
-        raise StoreFault(f"synchronous_commit is {waits_for} although it was set to on: commits may be lost")
+        raise StoreFault(f"synchronous_commit is {waits_for} although it was set to on: a crash may lose commits")
 
 
 async def _leave_as_is(_connection: object) -> None:
-    """No statement here changes a session: to reset it all the same would be a round trip more for each one."""
+    """Skips the reset of a connection. No statement of the service changes a session, and a reset costs a round trip."""
 
 
 @asynccontextmanager
-async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
-    """A connection of a pool, closed if what is done with it fails: to clean it up would mean to wait for the server."""
+async def acquired(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
+    """Acquires a connection of a pool. A failure closes it, because a reset would wait for the server."""
     async with pool.acquire() as connection:
         try:
             yield connection
@@ -202,9 +208,9 @@ async def lent(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
 
 @asynccontextmanager
 async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
-    """All of the statements within, or none.
+    """Runs all statements of the block in one transaction.
 
-    A refusal leaves the connection as it was. Any other failure closes it: the server rolls back, nobody waits for it.
+    A refusal leaves the connection open. Any other failure closes it, so the server rolls back without a wait.
     """
     try:
         async with _noticing_loss(connection):
@@ -228,7 +234,7 @@ async def _roll_back(connection: asyncpg.Connection | PoolConnectionProxy) -> bo
 
 @asynccontextmanager
 async def snapshot(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
-    """All of the statements within see the ledger at one moment. A lent connection, which is closed after a failure."""
+    """Runs the statements of the block in one read-only snapshot. Requires an acquired connection, which a failure closes."""
     await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     yield
     await connection.execute("COMMIT")
@@ -236,21 +242,21 @@ async def snapshot(connection: asyncpg.Connection | PoolConnectionProxy) -> Asyn
 
 @asynccontextmanager
 async def _noticing_loss(connection: asyncpg.Connection | PoolConnectionProxy) -> AsyncIterator[None]:
-    """Raises TimeoutError when the connection is lost: the driver's COPY, while it waits to send more, would wait for ever."""
+    """Raises TimeoutError if the connection is lost. Without it, the driver's COPY would wait for ever to send more."""
     async with asyncio.timeout(COMMAND_SECONDS) as limit:
 
         def lost(_connection: object) -> None:
-            with suppress(RuntimeError):  # It is over already.
+            with suppress(RuntimeError):  # The block has ended.
                 limit.reschedule(asyncio.get_running_loop().time())
 
         connection.add_termination_listener(lost)
         try:
             yield
         finally:
-            with suppress(asyncpg.InterfaceError):  # It was a pool's, which has taken it back.
+            with suppress(asyncpg.InterfaceError):  # The pool has taken it back.
                 connection.remove_termination_listener(lost)
 
 
 def _close(connection: asyncpg.Connection | PoolConnectionProxy) -> None:
-    with suppress(asyncpg.InterfaceError):  # It was a pool's, which has taken it back.
+    with suppress(asyncpg.InterfaceError):  # The pool has taken it back.
         connection.terminate()

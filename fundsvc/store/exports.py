@@ -1,4 +1,4 @@
-"""A contract's whole ledger, entries and ADL records, streamed."""
+"""Streams a contract's whole ledger: entries and ADL records."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -16,18 +16,18 @@ from fundsvc.store.reader import fetch, reading
 from fundsvc.store.writer import contract_from, saved_guard_from
 
 ROWS_PER_PAGE = 2000
-"""Keeps memory constant however long the ledger is, and each transaction short."""
+"""Bounds memory for a ledger of any length, and keeps each transaction short."""
 
 RECORDS_PER_PAGE = 100
 """ADL records take up to 60 kB each."""
 
 
 class UnknownContract(LookupError):
-    """No contract of that symbol is listed."""
+    """No contract has that symbol."""
 
 
 class Line(NamedTuple):
-    """An entry with its hash and the time it was recorded."""
+    """An entry with its hash and the time of its recording."""
 
     entry: Entry
     hash: bytes
@@ -35,7 +35,7 @@ class Line(NamedTuple):
 
 
 class RecordLine(NamedTuple):
-    """An ADL record with its hash and the time it was recorded."""
+    """An ADL record with its hash and the time of its recording."""
 
     record: AdlRecord
     hash: bytes
@@ -43,17 +43,17 @@ class RecordLine(NamedTuple):
 
 
 class LedgerSnapshot(NamedTuple):
-    """A contract and its fund, as a transaction that sees one moment knows them."""
+    """A contract and its fund in one snapshot."""
 
     contract: Contract
     fund: FundState
 
 
 class Ledger:
-    """A contract's ledger, read from entry 1 on in short transactions, however long that takes.
+    """A contract's ledger, read from entry 1 in short transactions.
 
-    A snapshot that stayed open as long would keep every dead version of the rows that each commit updates, and slow commits
-    down. Entries and records never change, so none is needed: the lines end where the fund, read at first, says that they do.
+    A long snapshot would keep every dead version of the rows that each commit updates, and slow commits down. It is not needed:
+    entries and records never change, and the lines end where the fund stood at the begin.
     """
 
     def __init__(self, pool: Pool, snapshot: LedgerSnapshot) -> None:
@@ -62,16 +62,16 @@ class Ledger:
 
     @property
     def contract(self) -> Contract:
-        """Its contract's terms."""
+        """The contract's terms."""
         return self._snapshot.contract
 
     @property
     def fund(self) -> FundState:
-        """Its fund."""
+        """The fund at the begin of the read."""
         return self._snapshot.fund
 
     async def lines(self) -> AsyncIterator[Line | RecordLine]:
-        """All entries and ADL records in the order in which they were made; raises StoreFault."""
+        """Yields all entries and ADL records in the order in which they were written; raises StoreFault."""
         records = self._records()
         record = await anext(records, None)
         async for line in self._entries():
@@ -92,7 +92,7 @@ class Ledger:
             yield RecordLine(record_from(row), row["hash"], row["recorded_at"])
 
     async def _rows(self, block: str, number: str, last: int, count: int) -> AsyncIterator[asyncpg.Record]:
-        """The rows of a statement by their number, a page after the other, up to a last one."""
+        """Yields the rows of a statement by number, page after page, up to `last`."""
         after, is_last = 0, False
         while not is_last:
             rows = await fetch(self._pool, block, self.contract.symbol, after, count)
@@ -105,18 +105,18 @@ class Ledger:
 
 
 async def known_contracts(pool: Pool) -> list[tuple[str, int]]:
-    """Every symbol that the ledger knows in any way, with how many entries its fund says it has; raises StoreFault."""
+    """Returns every symbol of contracts, funds and entries, with the entry number of its fund, or 0; raises StoreFault."""
     return [(row["symbol"], row["entry"]) for row in await fetch(pool, "audited")]
 
 
 async def open_ledger(pool: Pool, symbol: str) -> Ledger:
-    """The ledger of a contract; raises UnknownContract or StoreFault."""
+    """Opens the ledger of a contract; raises UnknownContract or StoreFault."""
     async with reading(pool) as connection, snapshot(connection):
         return Ledger(pool, await snapshot_of(connection, symbol))
 
 
 async def snapshot_of(connection: PoolConnectionProxy, symbol: str) -> LedgerSnapshot:
-    """What the connection's transaction sees of a contract and its fund; raises UnknownContract."""
+    """Returns a contract and its fund as the connection's transaction sees them; raises UnknownContract."""
     contract = await connection.fetchrow(SQL["contracts"], [symbol])
     fund = await connection.fetchrow(SQL["funds"], [symbol])
     if contract is None or fund is None:
@@ -125,15 +125,15 @@ async def snapshot_of(connection: PoolConnectionProxy, symbol: str) -> LedgerSna
 
 
 def fund_state_from(row: asyncpg.Record) -> FundState:
-    """The fund in a row that has all its columns."""
+    """Builds the fund from a row with all its columns."""
     return FundState(**{name: row[name] for name in FundState._fields} | {"guard": saved_guard_from(row)})
 
 
 def line_from(row: asyncpg.Record) -> Line:
-    """The entry, hash and time in a row that has all their columns."""
+    """Builds the entry with hash and time from a row with all their columns."""
     return Line(Entry(*(row[name] for name in Entry.__struct_fields__)), row["hash"], row["recorded_at"])
 
 
 def record_from(row: asyncpg.Record) -> AdlRecord:
-    """The ADL record in a row that has all its columns."""
+    """Builds the ADL record from a row with all its columns."""
     return AdlRecord(*(row[name] for name in AdlRecord.__struct_fields__))

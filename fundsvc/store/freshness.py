@@ -1,8 +1,8 @@
-"""How old what is read may be: a primary is always up to date, a replica as far as the heartbeats that it has replayed.
+"""Measures the age of what readers read. A primary is always up to date; a replica is as old as its last replayed heartbeat.
 
-Owners of partitions write a heartbeat each second, by the primary's clock. A replica that has replayed one holds every commit
-before it. An old heartbeat means that the replica is behind, or that no engine runs; the primary tells which. Where it does not
-answer, a replica that streams and has replayed all it received is taken for up to date.
+Owners of partitions write a heartbeat each second, by the primary's clock. A replica that replayed a heartbeat has every commit
+before it. An old heartbeat means that the replica is behind or that no engine runs; the primary shows which. If the primary is
+unreachable, a replica that streams and has replayed everything it received counts as up to date.
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import fetch
 
 HEARTBEAT_SECONDS = 1.0
-"""How often owners write a heartbeat: a small commit beside those of settling."""
+"""The interval of the owners' heartbeats. A heartbeat is a small commit compared with those of settlement."""
 
 
 class Behind(StoreFault):
-    """What is read is older than it may be; the message says by how much."""
+    """The read database is too far behind the ledger; the message contains its age."""
 
 
 class Freshness:
-    """Follows how far what is read lies behind the ledger. The check queries `primary` only while heartbeats are old.
+    """Tracks how far the read database is behind the ledger. It queries `primary` only while heartbeats are old.
 
-    `as_of_ms` is the moment up to which every commit is in what is read, by the database's clock; 0 until one is known.
+    The read database has every commit up to `as_of_ms`, by the database's clock; 0 until a time is known.
     """
 
     def __init__(self, reader: Pool, primary: Pool, seconds_max: float) -> None:
@@ -35,34 +35,34 @@ class Freshness:
         self._seen_at: float | None = None
         self._is_idle = False
 
-    def saw(self, now_ms: int, as_of_ms: int | None) -> None:
-        """Notes the clock of the database that is read, and the moment that it is known to hold every commit up to."""
+    def observe(self, now_ms: int, as_of_ms: int | None) -> None:
+        """Records the clock of the read database, and the time up to which that has every commit."""
         self.as_of_ms = as_of_ms or 0
         self._behind_seconds = max(0, now_ms - self.as_of_ms) / 1000
         self._seen_at = time.monotonic()
 
     @property
     def age_seconds(self) -> float:
-        """How far what is read lies behind the ledger, as far as is known; 0 while nothing is missing."""
+        """How far the read database is known to be behind the ledger; 0 while nothing is missing."""
         return 0.0 if self._is_idle else self._age()
 
     def check(self) -> None:
-        """Raises Behind where what is read is older than it may be."""
+        """Raises Behind if the read database is too old."""
         age = self.age_seconds
         if age > self._seconds_max:
             raise Behind(
-                f"the database that is read is {age:.1f} s behind the ledger, which is more than"
-                f" http.stale_seconds_max = {self._seconds_max:g}: ask again shortly"
+                f"the database for reads is {age:.1f} s behind the ledger, more than http.stale_seconds_max ="
+                f" {self._seconds_max:g}: retry later"
             )
 
     async def run(self) -> None:
-        """Finds out why heartbeats are old, whenever they are, until cancelled."""
+        """Determines why heartbeats are old, until cancelled."""
         while True:
             await self.refresh()
             await asyncio.sleep(min(HEARTBEAT_SECONDS, self._seconds_max / 4))
 
     async def refresh(self) -> None:
-        """Finds out whether no engine runs, where heartbeats are so old that it matters soon."""
+        """Determines whether no engine runs, if heartbeats are so old that it soon matters."""
         self._is_idle = self._age() > self._seconds_max / 2 and await self._nothing_is_newer()
 
     def _age(self) -> float:

@@ -1,4 +1,4 @@
-"""Messages that left a partition's stream before they were settled: found once, and acknowledged by an operator."""
+"""Gaps: messages that left a partition's stream before the engine settled them. An operator acknowledges them."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from fundsvc.store.reader import fetch
 
 
 class KnownGap(NamedTuple):
-    """So many messages are missing, all of them after one id and up to another one."""
+    """A gap: `messages` are missing after `after_id` and up to `until_id`."""
 
     after_id: str
     until_id: str
@@ -19,22 +19,22 @@ class KnownGap(NamedTuple):
 
 
 class Gaps:
-    """The gaps of one partition; every method raises StoreFault when the database is away."""
+    """The gaps of one partition. Every method raises StoreFault if the database is unreachable."""
 
     def __init__(self, pool: Pool, partition: int) -> None:
         self._pool = pool
         self._partition = partition
 
     async def known(self) -> list[KnownGap]:
-        """Those found so far."""
+        """Returns all gaps found so far."""
         return [_gap(row) for row in await fetch(self._pool, "gaps", self._partition)]
 
     async def keep(self, gap: KnownGap) -> bool:
-        """Keeps one; says whether it is new."""
+        """Stores a gap; returns whether it is new."""
         return bool(await fetch(self._pool, "gap_found", self._partition, gap.after_id, gap.until_id, gap.messages))
 
     async def acknowledge(self) -> list[KnownGap]:
-        """Lets the partition go on past all that are not acknowledged yet; returns them."""
+        """Acknowledges all open gaps, so that the partition continues; returns them."""
         return [_gap(row) for row in await fetch(self._pool, "gaps_acknowledge", self._partition)]
 
 

@@ -1,4 +1,4 @@
-"""Who may write a partition: leases in PostgreSQL, fenced by an epoch that rises with every new owner."""
+"""Leases in PostgreSQL decide which engine may write a partition. An epoch that rises with every new owner fences writes."""
 
 import time
 from collections.abc import AsyncIterator, Collection
@@ -13,10 +13,11 @@ from fundsvc.store.writer import session_name
 
 
 class Leases:
-    """The partitions one engine holds. Time is the database's, so the clocks of hosts do not matter.
+    """The leases of one engine. They use the database's clock, so the clocks of hosts do not matter.
 
-    Where that was set back, a lease whose owner died would last for as long: `seen` has the leases of others as they were seen,
-    and since when (monotonic) each has been so. One that was not renewed for longer than it lasts is free as well.
+    If the database's clock is set back, the lease of a dead owner would last longer. So `seen` contains the leases of other
+    engines and the time (monotonic) since which each is unchanged. A lease that was not renewed for longer than its duration is
+    free too.
     """
 
     def __init__(
@@ -27,39 +28,39 @@ class Leases:
         self._engine = engine
         self._seconds = lease_seconds
 
-    async def keep(self, standing_still: Collection[int] = (), failing: Collection[int] = ()) -> dict[int, int]:
-        """Renews what is held and takes what is free, up to a fair share; returns the epoch of each partition held.
+    async def keep(self, stalled: Collection[int] = (), failing: Collection[int] = ()) -> dict[int, int]:
+        """Renews held leases and claims free partitions up to a fair share; returns the epoch of each held partition.
 
-        Partitions that stand still are neither renewed nor taken, nor those that fail while another engine could take them.
-        What lies beyond the fair share is still returned; the caller finishes its batch and calls `release`.
+        Does not renew or claim partitions of `stalled`, nor those of `failing` while another engine could claim them.
+        The result includes partitions above the fair share; the caller finishes its batch and calls `release`.
         """
         with faults():
             others = await self._connection.fetchval(SQL["other_engines"], self._engine, self._seconds)
-            left = list({*standing_still, *(failing if others else ())})
-            await self._connection.execute(SQL["engine_seen"], self._engine, len(left))
-            held = await self._connection.fetch(SQL["renew"], self._engine, self._seconds, left)
+            skipped = list({*stalled, *(failing if others else ())})
+            await self._connection.execute(SQL["engine_seen"], self._engine, len(skipped))
+            held = await self._connection.fetch(SQL["renew"], self._engine, self._seconds, skipped)
             share = await self.share()
-            claimed = await self._claim(share - len(held), left) if share > len(held) else []
+            claimed = await self._claim(share - len(held), skipped) if share > len(held) else []
         return {row["partition"]: row["epoch"] for row in (*held, *claimed)}
 
     async def share(self) -> int:
-        """How many partitions this engine should hold, among those that have been seen within a lease's time."""
+        """Returns this engine's share of the partitions, among the engines seen within a lease's duration."""
         with faults():
             share: int = await self._connection.fetchval(SQL["share"], self._engine, self._seconds)
         return share
 
     async def release(self, partition: int, epoch: int) -> None:
-        """Gives a partition up at once instead of letting its lease run out."""
+        """Releases a partition at once, before its lease expires."""
         with faults():
             await self._connection.execute(SQL["release"], partition, epoch)
 
     async def leave(self) -> None:
-        """Takes the engine off the list, so that the others share what it held."""
+        """Removes the engine from the list, so that the other engines share its partitions."""
         with faults():
             await self._connection.execute(SQL["engine_gone"], self._engine)
 
-    async def _claim(self, count: int, left: list[int]) -> list[asyncpg.Record]:
-        """Takes free partitions; in the same transaction, so that no claim goes without it, ends their owner's sessions."""
+    async def _claim(self, count: int, skipped: list[int]) -> list[asyncpg.Record]:
+        """Claims free partitions and ends their previous owners' sessions, in one transaction."""
         dead = await self._not_renewed()
         async with transaction(self._connection):
             claimed = await self._connection.fetch(
@@ -67,7 +68,7 @@ class Leases:
                 self._engine,
                 count,
                 self._seconds,
-                left,
+                skipped,
                 [lease.partition for lease in dead],
                 [lease.until for lease in dead],
             )
@@ -76,7 +77,7 @@ class Leases:
         return claimed
 
     async def _not_renewed(self) -> list["Lease"]:
-        """Leases of others that have been the same for longer than they last, by the clock of this host."""
+        """Returns leases of other engines that are unchanged for longer than their duration, by this host's clock."""
         rows = await self._connection.fetch(SQL["leases_of_others"], self._engine, self._seconds)
         now = time.monotonic()
         leases = [Lease(row["partition"], row["lease_until"], row["seconds"]) for row in rows]
@@ -89,7 +90,7 @@ class Leases:
 
 
 class Lease(NamedTuple):
-    """A lease as the database has it: until when by its clock, and how many seconds that was after it was renewed last."""
+    """A lease in the database: its end by the database's clock, and its duration in seconds."""
 
     partition: int
     until: datetime
@@ -100,10 +101,10 @@ class Lease(NamedTuple):
 async def open_leases(
     dsn: str, engine: str, lease_seconds: float, seen: dict[int, tuple[Lease, float]] | None = None
 ) -> AsyncIterator[Leases]:
-    """Leases on a connection of their own, because a long commit must not delay their renewal.
+    """Opens leases on a separate connection, because a long commit must not delay their renewal.
 
-    `seen` is what connections before have seen of others' leases.
+    `seen` contains the leases of other engines that earlier connections saw.
     """
-    # An answer that takes longer than the lease is as good as none.
+    # A reply that takes longer than the lease is useless.
     async with connect(dsn, "fundsvc leases", lease_seconds) as connection:
         yield Leases(connection, engine, lease_seconds, {} if seen is None else seen)

@@ -1,4 +1,4 @@
-"""How a partition stands beside its offset: whether it is halted, what its stream must still hold, in which units it counts."""
+"""The state of a partition beside its offset: the reason why it is halted, what its stream must still contain, its units."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -9,20 +9,20 @@ from fundsvc.store.reader import fetch
 
 
 async def note_halted(pool: Pool, partition: int, epoch: int, reason: str) -> None:
-    """Notes why a partition is halted, "" when it goes on, for as long as the epoch is the owner's; raises StoreFault."""
+    """Records why a partition is halted, or "" when it continues, if `epoch` is still the owner's; raises StoreFault."""
     await fetch(pool, "halt", partition, epoch, reason)
 
 
 async def trim_bounds(pool: Pool, partition: int) -> tuple[Offset, list[str]]:
-    """The offset, and the messages after which books are read from the stream; raises StoreFault."""
+    """Returns the offset, and the ids of the messages after which books are read from the stream; raises StoreFault."""
     ((*offset, kept),) = await fetch(pool, "trim_bounds", partition)
     return Offset(*offset), kept
 
 
 async def check_decimals(dsn: str, decimals: Mapping[str, int], default: int) -> None:
-    """Raises ValueError where the configuration has other decimals of a currency than the ledger, and StoreFault.
+    """Raises ValueError if the configured decimals of a currency differ from those of the ledger, and StoreFault.
 
-    A new contract would count in other units than the currency's funds.
+    A new contract would count in other units than the other funds of its currency.
     """
     scales: dict[str, dict[int, str]] = defaultdict(dict)
     async with connect(dsn, "fundsvc decimals check") as connection:

@@ -1,4 +1,4 @@
-"""Recorded policies as they are kept: a version's number and its body as JSON."""
+"""Stores recorded policies: a version's number, and its body as JSON."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,21 +11,21 @@ from fundsvc.store.database import SQL, Pool, faults
 
 
 def policies_body(policies: Policies) -> str:
-    """What is kept of a version."""
+    """Returns the stored JSON of a version."""
     return msgspec.json.encode({"default": policies.default, "contracts": policies.contracts}).decode()
 
 
 def policies_from(row: asyncpg.Record) -> Policies:
-    """The version in a row; keys that a later version of the service wrote are left out."""
+    """Builds the version from a row; ignores keys that a later version of the service wrote."""
     body = msgspec.json.decode(row["body"])
     contracts = {symbol: _policy(keys) for symbol, keys in body["contracts"].items()}
     return Policies(row["version"], _policy(body["default"]), contracts)
 
 
 async def policies_of(pool: Pool, symbols: Sequence[str], configured: Callable[[str], Policy]) -> dict[str, dict[int, Policy]]:
-    """The policies that contracts have had, by version.
+    """Returns all recorded policies of contracts, by version.
 
-    Version 0 is what was configured before a partition recorded any: the first recorded one, or the configured one.
+    Version 0 is the policy before the partition recorded any: the first recorded policy, or else the configured one.
     """
     found: dict[str, dict[int, Policy]] = {symbol: {} for symbol in symbols}
     with faults():

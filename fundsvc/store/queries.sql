@@ -1,4 +1,4 @@
--- Every statement of the service, by name. Parameters are numbered in the order of use.
+-- All statements of the service by name. Parameters are numbered in the order of their use.
 
 -- name: load_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
@@ -7,7 +7,7 @@ FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
 -- name: stray_rows
--- The contracts of a partition with entries or ADL records beyond their funds' last ones: no commit left them.
+-- The contracts of a partition with entries or ADL records beyond the last ones of their funds. No commit wrote these.
 SELECT c.symbol, f.entry, f.adl_record
 FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND (EXISTS (SELECT FROM entries e WHERE e.symbol = f.symbol AND e.entry > f.entry)
@@ -18,8 +18,8 @@ ORDER BY c.symbol;
 SELECT last_id, messages, events, partial_id FROM partitions WHERE partition = $1 AND epoch = $2;
 
 -- name: commit
--- One round trip for everything but the entries; answers whether the partition was still ours to move, and which contracts were
--- not written: a contract of another partition is not taken over, and a fund does not go back.
+-- One round trip for everything except the COPYs. Returns whether the partition was still owned, and the contracts that were not
+-- written: the statement does not take over a contract of another partition, and does not set a fund back.
 WITH moved AS (
     UPDATE partitions SET last_id = $6, messages = $7, events = $8, partial_id = $9, duplicates = duplicates + $10,
                           commits = commits + 1
@@ -48,19 +48,20 @@ WITH moved AS (
         balance = excluded.balance, outstanding = excluded.outstanding, entry = excluded.entry, seq = excluded.seq,
         adl = excluded.adl, head = excluded.head, guard = excluded.guard, adl_record = excluded.adl_record,
         adl_head = excluded.adl_head, commit = excluded.commit, updated_at = now()
-    WHERE f.entry <= excluded.entry AND f.adl_record <= excluded.adl_record
+    WHERE f.entry <= excluded.entry AND f.seq <= excluded.seq AND f.adl_record <= excluded.adl_record
     RETURNING f.symbol
 ), refused AS (
     INSERT INTO rejected (partition, stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
     SELECT $1, * FROM unnest($28::text[], $29::integer[], $30::text[], $31::text[], $32::text[], $33::bytea[], $34::text[],
                              $35::bigint[], $36::bytea[])
+        AS e (stream_id, position, reason, detail, codec, body, event_symbol, event_seq, digest)
     ON CONFLICT (partition, stream_id, position) DO UPDATE SET
         reason = excluded.reason, detail = excluded.detail, rejected_at = now()
 ), replayed AS (
-    UPDATE rejected r SET settled_at = now(), settled_by = s.settled_by, symbol = s.symbol, entry = s.entry
+    UPDATE rejected r SET settled_at = now(), settled_by = d.settled_by, symbol = d.symbol, entry = d.entry
     FROM unnest($37::text[], $38::integer[], $39::text[], $40::text[], $41::bigint[])
-        AS s (stream_id, position, settled_by, symbol, entry)
-    WHERE r.partition = $1 AND r.stream_id = s.stream_id AND r.position = s.position
+        AS d (stream_id, position, settled_by, symbol, entry)
+    WHERE r.partition = $1 AND r.stream_id = d.stream_id AND r.position = d.position
 )
 SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
     SELECT symbol FROM (SELECT unnest($11::text[]) AS symbol EXCEPT SELECT symbol FROM listed) l
@@ -68,7 +69,7 @@ SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
 ) AS unwritten;
 
 -- name: commit_orders
--- ADL orders that moved; new ones come by COPY.
+-- ADL orders that changed. COPY inserts new ones.
 UPDATE adl_orders o SET recovered = m.recovered, executed = m.executed, state = m.state, round = m.round, seq = m.seq,
     acknowledged = m.acknowledged, round_ms = m.round_ms, updated_at = now()
 FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::integer[], $7::bigint[], $8::boolean[],
@@ -93,15 +94,14 @@ ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.se
 INSERT INTO book_parts (symbol, part, body) VALUES ($1, $2, $3);
 
 -- name: commit_rates
--- Rates that came with a batch; one that is older than what is known changes nothing, unless that is later than $5 (ms), which
--- no rate can be.
+-- Rates of a batch. A rate older than the stored one changes nothing, unless the stored one is later than $5 (ms) and so invalid.
 INSERT INTO rates AS r (partition, currency, price, ts)
-SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[])
+SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS k (currency, price, ts)
 ON CONFLICT (partition, currency) DO UPDATE SET price = excluded.price, ts = excluded.ts
 WHERE excluded.ts >= r.ts OR r.ts > $5;
 
 -- name: commit_suspensions
--- The funds count as changed: readers look at their contracts.
+-- Marks the funds as changed, so that readers read their contracts.
 WITH suspended AS (
     UPDATE contracts c SET suspended = s.suspended, updated_at = now()
     FROM unnest($1::text[], $2::boolean[]) AS s (symbol, suspended) WHERE c.symbol = s.symbol
@@ -113,7 +113,7 @@ UPDATE funds f SET commit = p.commits FROM suspended s JOIN partitions p USING (
 SELECT version, body FROM policies WHERE partition = $1 ORDER BY version;
 
 -- name: first_policies
--- Where a partition has recorded no policies yet, by its owner.
+-- Records version 1 if the owner's partition has no policies yet.
 INSERT INTO policies (partition, version, body, stream_id)
 SELECT partition, 1, $3::json, last_id FROM partitions
 WHERE partition = $1 AND epoch = $2 AND NOT EXISTS (SELECT FROM policies p WHERE p.partition = $1);
@@ -123,20 +123,20 @@ INSERT INTO policies (partition, version, body, stream_id)
 SELECT $1, version, body::json, $2 FROM unnest($3::integer[], $4::text[]) AS p (version, body);
 
 -- name: present_policies
--- The policies in force, of each partition that has recorded any.
+-- The policies in force of each partition with recorded policies.
 SELECT DISTINCT ON (partition) partition, version, body FROM policies ORDER BY partition, version DESC;
 
 -- name: policies_of
--- The policies that some contracts have had, by version.
+-- All recorded policies of some contracts, by version.
 SELECT c.symbol, p.version, coalesce(p.body -> 'contracts' -> c.symbol, p.body -> 'default') AS policy
 FROM contracts c JOIN policies p USING (partition) WHERE c.symbol = ANY ($1) ORDER BY c.symbol, p.version;
 
 -- name: halt
--- Notes why a partition is halted, "" when it goes on.
+-- Records why a partition is halted, or "" when it continues.
 UPDATE partitions SET halted = $3 WHERE partition = $1 AND epoch = $2 AND halted <> $3;
 
 -- name: trim_bounds
--- What a partition's stream must still hold: the messages from the offset on, and from where its books were kept.
+-- What a partition's stream must still contain: the messages from the offset on, and those after which its books were stored.
 SELECT p.last_id, p.messages, p.events, p.partial_id, ARRAY(
     SELECT coalesce(b.last_id, '0-0') FROM contracts c LEFT JOIN books b USING (symbol) WHERE c.partition = p.partition
 ) AS kept
@@ -153,7 +153,7 @@ UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowle
 RETURNING after_id, until_id, messages, acknowledged_at;
 
 -- name: load_orders
--- Open orders: of a partition or, with NULL, of all; and of one contract or, with NULL, of all.
+-- Open orders of a partition or, with NULL, of all partitions; of a contract or, with NULL, of all contracts.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
        o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
 FROM adl_orders o JOIN contracts c USING (symbol)
@@ -161,7 +161,7 @@ WHERE ($1::integer IS NULL OR c.partition = $1) AND ($2::text IS NULL OR c.symbo
 ORDER BY o.symbol, o.adl;
 
 -- name: load_records
--- What has happened to the orders of `load_orders`.
+-- The records of the orders of `load_orders`.
 SELECT r.symbol, r.adl, r.kind, r.account, r.lots, r.body
 FROM adl_orders o JOIN contracts c USING (symbol) JOIN adl_records r USING (symbol, adl)
 WHERE ($1::integer IS NULL OR c.partition = $1) AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open'
@@ -177,11 +177,11 @@ WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
 SELECT body FROM book_parts WHERE symbol = $1 AND part = $2;
 
 -- name: books_with_positions
--- Whether any contract of the partition has ever had a position.
+-- Whether any contract of the partition ever had a position.
 SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL);
 
 -- name: rejected_places
--- Of the events in the given messages, those that were rejected, and the message that had them settled since.
+-- The rejected events of some messages, with the message that settled each later.
 SELECT stream_id, position, settled_by FROM rejected WHERE partition = $1 AND stream_id = ANY ($2);
 
 -- name: reduced_sides
@@ -192,8 +192,8 @@ SELECT o.symbol, o.adl, o.reduce FROM unnest($1::text[], $2::bigint[]) AS a (sym
 SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 AND position = $3;
 
 -- name: sequences_from
--- Entries of some contracts in the order of their sequences: from a sequence on, so many. Sequences rise with entries, so the
--- first is searched by halving; entries that were settled late stand out of order and are passed over.
+-- Up to $3 entries of each contract in the order of their sequences, from a sequence on. Sequences rise with entries, except those
+-- of late entries, which are skipped. So a binary search finds the first entry.
 SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
 FROM unnest($1::text[], $2::bigint[]) AS a (symbol, seq)
 CROSS JOIN LATERAL (
@@ -220,23 +220,23 @@ CROSS JOIN LATERAL (
 ) e;
 
 -- name: sequences_late
--- Entries of some contracts that were settled late, with some sequences.
+-- Late entries of some contracts with some sequences.
 SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
 FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2);
 
 -- name: sequences_adl
--- Executions and ends of rounds with some sequences, each of its own contract. No others: an order that ends at once has the
--- sequence of its fill, and only the fill's entry, which is read with a sequence that is asked for, tells what that said.
+-- Executions and ends of rounds with some sequences, each of its own contract. Other kinds are left out: an order that ends at once
+-- has the sequence of its fill, whose content only the fill's entry has.
 SELECT symbol, seq, kind, adl, account, lots, ts FROM adl_records
 WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
   AND seq > 0 AND kind IN ('execution', 'round', 'end');
 
 -- name: sequences_refused
--- Events of some contracts that were rejected, with some sequences.
+-- Rejected events of some contracts with some sequences.
 SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
 
 -- name: commit_to_disk
--- Sets it for the session, where a later change of the server's, the database's or the role's does not reach.
+-- Sets it for the session, which later changes of server, database or role do not affect.
 SELECT set_config('synchronous_commit', CASE WHEN now IN ('off', 'local') THEN 'on' ELSE now END, false)
 FROM current_setting('synchronous_commit') AS now;
 
@@ -255,13 +255,13 @@ UPDATE stream_servers SET run_id = $2, changes = changes + 1, changed_at = now()
 -- name: poster_epoch
 SELECT epoch FROM posters WHERE poster = $1;
 
--- name: poster_asks
+-- name: poster_confirms
 WITH forgotten AS (DELETE FROM posters WHERE epoch < $2 AND poster <> $1)
 INSERT INTO posters (poster, epoch) VALUES ($1, $2)
 ON CONFLICT (poster) DO UPDATE SET epoch = greatest(posters.epoch, excluded.epoch);
 
 -- name: engine_seen
--- One that leaves partitions to others is served last, as if it had just come.
+-- An engine that leaves partitions to others ranks last, as if it had just joined.
 INSERT INTO engines AS e (engine, since, seen_at, leaves) VALUES ($1, clock_timestamp(), clock_timestamp(), $2)
 ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at, leaves = excluded.leaves,
     since = CASE WHEN excluded.leaves > 0 THEN excluded.since ELSE e.since END;
@@ -270,19 +270,19 @@ ON CONFLICT (engine) DO UPDATE SET seen_at = excluded.seen_at, leaves = excluded
 DELETE FROM engines WHERE engine = $1 OR seen_at < clock_timestamp() - interval '1 day';
 
 -- name: renew
--- But for partitions that stand still.
+-- Renews all leases of an engine except those of $3, which make no progress.
 UPDATE partitions SET lease_until = clock_timestamp() + $2 * interval '1 second', lease_seconds = $2
 WHERE owner = $1 AND partition <> ALL ($3::integer[])
 RETURNING partition, epoch;
 
 -- name: share
--- Partitions for each of the live engines; what cannot be divided goes to those that have been here longest, so that one
--- that joins moves as little as possible. Of what one leaves to others each of these may take all.
+-- The share of an engine among the live ones. The longest present engines get the remainder, so that a joining engine moves as few
+-- partitions as possible. Each engine may take all partitions that others leave.
 WITH live AS (
     SELECT engine, row_number() OVER (ORDER BY since, engine) AS rank, count(*) OVER () AS engines,
            leaves, sum(leaves) OVER () AS all_leave
     FROM engines
-    -- One that was seen later than now died before the clock was set back.
+    -- An engine seen in the future died before the clock was set back.
     WHERE engine = $1 OR abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2
 )
 SELECT (greatest(0, partitions / engines + (rank <= partitions % engines)::int - leaves) + all_leave - leaves)::int
@@ -292,11 +292,11 @@ FROM live, (SELECT count(*) AS partitions FROM partitions) p WHERE engine = $1;
 SELECT EXISTS (SELECT FROM engines WHERE engine <> $1 AND abs(extract(epoch FROM clock_timestamp() - seen_at)) < $2);
 
 -- name: leases_of_others
--- With their durations; those that engines of before hold are taken for as long as one's own.
+-- An engine of an earlier version stored no duration; its leases count as long as those of this engine.
 SELECT partition, lease_until, coalesce(lease_seconds, $2) AS seconds FROM partitions WHERE owner <> $1;
 
 -- name: claim
--- Free are those whose lease has run out, and those whose lease is still one of the given ones.
+-- Free are expired leases, and leases that still equal one of the given ones.
 WITH free AS (
     SELECT partition, owner FROM partitions p
     WHERE (owner IS NULL OR lease_until < clock_timestamp() OR EXISTS (
@@ -311,7 +311,7 @@ FROM free WHERE p.partition = free.partition
 RETURNING p.partition, p.epoch, free.owner AS previous;
 
 -- name: disconnect_engine
--- A stopped process may hold a transaction open; its sessions are ended before its partition is written by another.
+-- A stopped process may hold a transaction open, so its sessions end before another engine writes its partition.
 SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE application_name = $1 AND usename = current_user;
 
 -- name: release
@@ -329,10 +329,10 @@ FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symb
 SELECT partition, count(*) AS contracts FROM contracts GROUP BY partition;
 
 -- name: scales
--- In which units the contracts of each currency are settled, and one of the contracts.
+-- The decimals of each currency's contracts, with one contract each.
 SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GROUP BY 1, 2 ORDER BY 1, 2;
 
--- name: outlooks
+-- name: contract_states
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
        f.entry > 0 AS has_entries, f.seq
 FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
@@ -353,14 +353,14 @@ INSERT INTO heartbeats AS h (partition, at) VALUES ($1, clock_timestamp()) ON CO
 SELECT pg_is_in_recovery() AS is_replica, (SELECT (extract(epoch FROM max(at)) * 1000)::bigint FROM heartbeats) AS at_ms;
 
 -- name: replica_at_end
--- Whether a replica streams and has replayed all that it received.
+-- Whether a replica streams and has replayed everything it received.
 SELECT EXISTS (SELECT FROM pg_stat_wal_receiver)
    AND CASE WHEN pg_is_in_recovery()
        THEN NOT pg_is_wal_replay_paused() AND pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() END IS TRUE;
 
 -- name: tail_offsets
--- The last settled message of each partition, the clock, and the moment that every commit before is there: now at a primary, the
--- newest heartbeat at a replica, or what it replayed last where no engine writes any.
+-- The last settled message of each partition, the clock, and the time up to which the database has every commit: at a primary now;
+-- at a replica the newest heartbeat, or the last replayed commit if no engine writes heartbeats.
 SELECT p.partition, p.last_id, p.events, p.epoch, p.commits, (extract(epoch FROM now()) * 1000)::bigint AS now_ms,
        (extract(epoch FROM CASE WHEN pg_is_in_recovery()
             THEN coalesce((SELECT max(h.at) FROM heartbeats h), pg_last_xact_replay_timestamp()) ELSE now() END
@@ -368,19 +368,18 @@ SELECT p.partition, p.last_id, p.events, p.epoch, p.commits, (extract(epoch FROM
 FROM partitions p;
 
 -- name: rates
--- The newest of each currency over all partitions; one of the future only where there is no other.
+-- The newest rate of each currency over all partitions; one from the future only if there is no other.
 SELECT DISTINCT ON (currency) currency, price, ts FROM rates
 ORDER BY currency, ts > (extract(epoch FROM clock_timestamp()) * 1000)::bigint + $1, ts DESC;
 
--- name: places
--- Where the funds stand that some partitions changed, each after a commit of its own, and when their contracts were last
--- listed: what a tail looks for changes in.
+-- name: fund_versions
+-- The versions of the funds that partitions changed after a commit each, and the times of their contracts' last listings.
 SELECT f.symbol, f.entry, f.seq, f.adl, c.updated_at AS listed_at
 FROM unnest($1::integer[], $2::bigint[]) AS k (partition, commit) JOIN contracts c USING (partition) JOIN funds f USING (symbol)
 WHERE f.commit > k.commit;
 
 -- name: entries_between
--- For the public: without the account. Runs of entries of some contracts: after $2, and so many.
+-- Up to $3 entries of each contract after $2, for the public: without the account.
 SELECT e.symbol, e.entry, e.seq, e.kind, e.change, e.balance, e.uncovered, e.repaid, e.side, e.lots, e.price,
        e.bankruptcy_price, e.trade_id, e.order_id, e.ts, e.seal, e.recorded_at, e.hash
 FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
@@ -388,7 +387,7 @@ FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
 ) e;
 
 -- name: orders_moved
--- Orders that were open when last looked at, by contract and number, and those that came after a number.
+-- The current rows of some orders, and the orders of some contracts after a number.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
        o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING (symbol, adl)
@@ -404,7 +403,7 @@ SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered
 FROM adl_orders WHERE state = 'open' AND symbol = ANY ($1) ORDER BY symbol, adl;
 
 -- name: reductions
--- What some orders took from some accounts, by account; all executions of an account in a round have the same body.
+-- Reductions of some accounts by some orders. All executions of an account in a round have the same body.
 SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
        (array_agg(r.body))[1] AS body
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl)
@@ -413,8 +412,8 @@ WHERE r.kind = 'execution' AND r.account = ANY ($3)
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts ORDER BY r.symbol, r.adl, r.round;
 
 -- name: reductions_since
--- What orders that are open, or began or moved since a time, took from an account, and when each moved last. An order begins by
--- the engine's clock and moves by ours; a client may know either time.
+-- An account's reductions by orders that are open, or began or changed since a time, ordered by the last change. An order begins
+-- by the engine's clock and changes by the database's; a client may know either time.
 SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
        (array_agg(r.body))[1] AS body
 FROM adl_records r JOIN adl_orders o USING (symbol, adl)
@@ -430,14 +429,13 @@ SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered
 FROM adl_orders WHERE symbol = $1 AND cause = $2;
 
 -- name: marks
--- As they were last kept.
+-- The last stored marks.
 SELECT symbol, mark FROM books WHERE mark IS NOT NULL;
 
 -- name: balances_at
--- How funds stood at some moments: before their first entry that is later on a chart (`next`), which is the first with a later time. The hours that begin
--- later tell it by their first entries; the moment's own hour and what is not condensed yet are looked through. As moments only
--- move on, all this begins where the first later entry was found the last time, if it was. OFFSET 0 keeps the planner from scanning the whole ledger
--- instead of asking its key.
+-- The state of funds at some moments: before the first entry (`next`) that a chart places later. Hours that begin later name it
+-- by their first entries; the hour of the moment and the entries without an hour are searched. Moments only advance, so the search
+-- starts at the previous result, if there is one. OFFSET 0 keeps the planner from scanning the whole ledger instead of the key.
 SELECT f.symbol, m.place, b.next, coalesce(e.balance, 0) AS balance, coalesce(e.ts, 0) AS ts
 FROM funds f
 CROSS JOIN unnest($2::bigint[]) WITH ORDINALITY AS m (moment, place)
@@ -466,8 +464,8 @@ LEFT JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = f.symbol AND x.entry
 WHERE $1::text[] IS NULL OR f.symbol = ANY ($1);
 
 -- name: highest_since
--- The highest balance that any entry later on a chart than a moment found or left, of each fund that has such entries. The
--- moment's own hour is looked through only where it was higher than what came after it.
+-- The highest balance before or after any entry that a chart places later than a moment, of each fund with such entries. The hour
+-- of the moment is searched only if its highest balance exceeds that of the later hours.
 SELECT f.symbol, greatest(later.highest, fresh.highest, own.highest) AS highest
 FROM funds f
 LEFT JOIN rollup_progress p ON p.symbol = f.symbol
@@ -495,9 +493,8 @@ LEFT JOIN LATERAL (
 WHERE coalesce(later.highest, fresh.highest, own.highest) IS NOT NULL;
 
 -- name: outstanding_at
--- What was outstanding of a contract just before its first entry after $2: what was uncovered by then and did not escalate, and
--- what orders that had ended uncovered did not recover, less what had repaid it. Sequences tell when orders ended, but for
--- entries that were settled late.
+-- The outstanding amount of a contract before its first entry after $2: uncovered amounts that did not escalate, and the rest
+-- of orders that had ended uncovered, less the repaid amounts. Sequences show when orders ended; late entries are skipped.
 SELECT coalesce((
     SELECT sum(r.uncovered - r.repaid) FROM rollups r WHERE r.symbol = $1 AND r.last_entry <= $2
 ), 0) + coalesce((
@@ -522,7 +519,7 @@ SELECT coalesce((
 ), 0) AS outstanding;
 
 -- name: candles
--- The buckets of $4 milliseconds that have entries from $2 to before $3, which begin buckets, and the last ones before these.
+-- The buckets of $4 milliseconds with entries from $2 to before $3 (both begin buckets), and the last bucket before them.
 WITH hours AS (
     SELECT r.hour, r.first_entry, r.last_entry, r.opening, r.highest, r.lowest, r.closing, r.credited, r.paid, r.uncovered, r.fills
     FROM rollups r WHERE r.symbol = $1 AND r.hour >= coalesce((
@@ -563,8 +560,8 @@ SELECT EXISTS (
 SELECT account FROM entries WHERE symbol = $1 AND entry = $2;
 
 -- name: entry_spans
--- The runs of entries that may have a time from $2, which begins an hour, to $3, in order. Charted hours hold them, but for
--- those that came late or were ahead of their time, which are in hours that hold such; what is not condensed yet may have any.
+-- The runs of entries that may have a time from $2, which begins an hour, to $3, in order: the hours of that time, other hours
+-- with late or early entries, and all entries without an hour.
 SELECT first_entry, last_entry FROM (
     SELECT min(r.first_entry) AS first_entry, max(r.last_entry) AS last_entry
     FROM rollups r WHERE r.symbol = $1 AND r.hour BETWEEN $2 AND $3
@@ -597,12 +594,12 @@ SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered
 FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl DESC LIMIT $5;
 
 -- name: rounds
--- The record that began each round of some orders: it holds the first positions by rank.
+-- The record that began each round of some orders. It contains the first positions by rank.
 SELECT adl, round, kind, body FROM adl_records
 WHERE symbol = $1 AND adl = ANY ($2) AND kind IN ('order', 'round') ORDER BY adl, round;
 
 -- name: round_parts
--- The records of a round that hold its positions from a rank on, at most so many.
+-- Up to $5 records of a round with its positions from a rank on.
 SELECT kind, body FROM adl_records
 WHERE symbol = $1 AND adl = $2 AND round = $3 AND kind IN ('order', 'round', 'part') AND record >= coalesce((
     SELECT max(p.record) FROM adl_records p
@@ -630,8 +627,8 @@ GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o
 ORDER BY o.ts DESC, r.symbol, r.adl DESC, r.round DESC LIMIT $2;
 
 -- name: deleveraged_page
--- Reductions of an account's positions, numbered from 1 in the order of their first executions: those from $2 to $3, of which the
--- first $5 are wanted, or (not $4, forward) the last.
+-- Reductions of an account's positions from number $2 to $3, numbered from 1 in the order of their first executions: the first $5
+-- with $4 (forward), else the last $5.
 SELECT d.number, r.account, o.updated_at, d.symbol, d.adl, o.cause, d.round, o.reduce AS side, o.price, o.ts, d.executed, r.body
 FROM (
     SELECT x.symbol, x.adl, x.round, sum(x.lots)::bigint AS executed, min(x.record) AS record,
@@ -644,7 +641,7 @@ WHERE d.number BETWEEN $2 AND $3
 ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
 -- name: latest_orders
--- The last few orders of every contract, and the record that began the present round of each.
+-- The last orders of every contract, each with the record that began its current round.
 SELECT o.symbol, o.adl, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered, o.recovered,
        o.executed, o.state, o.round, a.kind, a.body
 FROM contracts c
@@ -670,12 +667,12 @@ WHERE ($1::text IS NULL OR reason = $1) AND ($2::boolean OR settled_at IS NULL)
 ORDER BY partition, split_part(stream_id, '-', 1)::numeric, split_part(stream_id, '-', 2)::numeric, position LIMIT $6;
 
 -- name: rejected_among
--- Of the events in the given messages, those that were rejected.
+-- The rejected events of some messages.
 SELECT reason, detail, event_symbol, event_seq, digest FROM rejected
 WHERE partition = $1 AND stream_id = ANY ($2) ORDER BY reason, detail;
 
 -- name: rejected_kept
--- Of some numbered events, those that were rejected at any time and are not settled by a replay.
+-- Of some numbered events, those that were ever rejected and that no replay has settled.
 SELECT r.event_symbol, r.event_seq, r.digest, min(r.reason) AS reason
 FROM unnest($1::text[], $2::bigint[], $3::bytea[]) AS k (symbol, seq, digest)
 JOIN rejected r ON r.event_symbol = k.symbol AND r.event_seq = k.seq AND r.digest = k.digest
@@ -685,7 +682,7 @@ WHERE r.settled_at IS NULL GROUP BY 1, 2, 3;
 UPDATE rejected SET replayed_at = now() WHERE partition = $1 AND stream_id = $2 AND position = $3;
 
 -- name: rollup_due
--- The contracts of a partition whose hours do not reach their last entries, or are not sound.
+-- The contracts of a partition whose rollups do not reach their last entries, or are unsound.
 SELECT f.symbol, coalesce(p.entry, 0) AS condensed, coalesce(p.sound, 0) AS sound, coalesce(p.clock, 0) AS clock, f.entry
 FROM funds f JOIN contracts c USING (symbol) LEFT JOIN rollup_progress p USING (symbol)
 WHERE (f.entry > coalesce(p.entry, 0) OR p.sound <> p.entry) AND c.partition = $1
@@ -697,13 +694,13 @@ ON CONFLICT (symbol) DO UPDATE SET entry = p.entry
 RETURNING p.symbol, p.entry, p.sound, p.clock;
 
 -- name: rollup_hours
--- The hours of some contracts after an entry, at which the chart clock stood at so much, and up to another.
+-- The hours of some contracts' entries after one, at which the chart clock is `clock`, up to another.
 SELECT d.symbol, h.*
 FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS d (symbol, condensed, upto, clock)
 CROSS JOIN LATERAL chart_hours(d.symbol, d.condensed, d.upto, d.clock) h;
 
 -- name: rollup_keep
--- Adds hours to those that are kept, and moves the progress of their contracts to the end of them.
+-- Adds hours to the stored ones, and moves the rollup progress of their contracts to their ends.
 WITH hours AS (
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
                          $8::bigint[], $9::numeric[], $10::numeric[], $11::numeric[], $12::numeric[], $13::numeric[],
@@ -736,10 +733,10 @@ FROM rollups WHERE symbol = $1 ORDER BY hour;
 -- name: rollup_progress
 SELECT entry, sound, clock FROM rollup_progress WHERE symbol = $1;
 
--- name: rollups_forget
+-- name: rollups_delete
 DELETE FROM rollups WHERE symbol = $1;
 
--- name: rollups_distrust
+-- name: rollups_mark_unsound
 UPDATE rollup_progress SET sound = 0;
 
 -- name: schema_version
@@ -752,12 +749,12 @@ SELECT 1;
 SELECT f.symbol, f.entry, f.head FROM funds f ORDER BY f.symbol;
 
 -- name: chain_heads
--- The ends of both chains of every contract.
+-- The heads of both chains of every contract.
 SELECT f.symbol, f.entry, encode(f.head, 'hex') AS head, f.adl_record, encode(f.adl_head, 'hex') AS adl_head
 FROM funds f ORDER BY f.symbol;
 
 -- name: chain_links
--- Whether some contracts are listed, and the hashes that an entry and an ADL record of each have now.
+-- Whether some contracts are listed, and the hashes of an entry and of an ADL record of each.
 SELECT c.symbol IS NOT NULL AS listed, encode(e.hash, 'hex') AS head, encode(r.hash, 'hex') AS adl_head
 FROM unnest($1::text[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS k (symbol, entry, record, place)
 LEFT JOIN contracts c ON c.symbol = k.symbol
@@ -766,8 +763,8 @@ LEFT JOIN adl_records r ON r.symbol = k.symbol AND r.record = k.record
 ORDER BY k.place;
 
 -- name: audited
--- Every symbol that the ledger knows in any way: that of a fund or contract which was removed, too. The recursion hops over
--- the entries' index from symbol to symbol.
+-- Every symbol of entries, contracts or funds, so that a removed fund or contract is found too. The recursion skips through the
+-- entries' index from symbol to symbol.
 WITH RECURSIVE written (symbol) AS (
     (SELECT symbol FROM entries ORDER BY symbol LIMIT 1)
     UNION ALL
@@ -779,7 +776,7 @@ WITH RECURSIVE written (symbol) AS (
 SELECT symbol, coalesce(f.entry, 0) AS entry FROM known LEFT JOIN funds f USING (symbol) ORDER BY symbol;
 
 -- name: audit_progress
--- How far walks through the ledgers have come, and how many seconds ago each last reached an end where everything held.
+-- The progress of walks through the ledgers, and the time since each last verified an end without a difference.
 SELECT symbol, entry, good, extract(epoch FROM clock_timestamp() - verified_at)::float8 AS age_seconds
 FROM audit_progress WHERE walk = $1;
 
@@ -788,14 +785,14 @@ SELECT symbol, entry, seq, balance, uncovered, repaid, head, outstanding, recove
 FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
 
 -- name: audit_entries
--- The next entries of some contracts, each beyond its own place and up to its own number.
+-- The next entries of some contracts, each after its own number and up to its own count.
 SELECT e.symbol, e.entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
        account, ts, seal, recorded_at, hash
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
 CROSS JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = k.symbol AND x.entry > k.entry ORDER BY x.entry LIMIT k.entries) e;
 
 -- name: audit_records
--- The next ADL records of some contracts, each beyond its own place and up to its own number.
+-- The next ADL records of some contracts, each after its own number and up to its own count.
 SELECT r.symbol, r.record, r.entry, r.kind, r.adl, r.round, r.seq, r.ts, r.account, r.lots, r.body, r.hash
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, record, records)
 CROSS JOIN LATERAL (
@@ -803,8 +800,8 @@ CROSS JOIN LATERAL (
 ) r;
 
 -- name: audit_opened
--- All records of some orders, up to the place of their contract. Sorted apart: in the order of the key of the records the planner
--- would look through all orders for each record.
+-- All records of some orders, up to a record number per contract. A separate step sorts them: in the order of the records' key the
+-- planner would search all orders for each record.
 WITH found AS MATERIALIZED (
     SELECT r.symbol, r.record, r.entry, r.kind, r.adl, r.round, r.seq, r.ts, r.account, r.lots, r.body
     FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, adl, record)
@@ -815,8 +812,8 @@ WITH found AS MATERIALIZED (
 SELECT * FROM found ORDER BY symbol, record;
 
 -- name: audit_order_rows
--- Each is the first from its number on: that takes the index by number even where the planner has no statistics yet, and would
--- look through all orders of the contract for each number.
+-- Each row is the first from its number on. So PostgreSQL uses the index by number even without statistics, instead of searching
+-- all orders of the contract for each number.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
        o.state, o.round, o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl)
@@ -847,7 +844,7 @@ CROSS JOIN LATERAL (
     FROM adl_orders WHERE symbol = k.symbol
 ) t;
 
--- name: audit_held
+-- name: audit_verified
 INSERT INTO audit_progress AS p (symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl,
                                  adl_head, state, good, verified_at)
 SELECT symbol, walk, entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, true,
@@ -866,7 +863,7 @@ INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, f
 ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
 
 -- name: newest_fills
--- Every contract with the sequence and time of its newest fill, 0 without one.
+-- Every contract with the sequence and time of its newest fill; 0 without one.
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        coalesce(e.seq, 0) AS seq, coalesce(e.ts, 0) AS ts
 FROM contracts c LEFT JOIN LATERAL (
@@ -875,7 +872,7 @@ FROM contracts c LEFT JOIN LATERAL (
 ) e ON true;
 
 -- name: totals_since
--- What the ledger gained beyond the given entries, by currency and kind, in the finest unit of any contract of the currency.
+-- The sums of entries after the given ones, by currency and kind, in the finest unit of any contract of the currency.
 SELECT c.currency, c.decimals, e.kind, count(*) AS entries,
        sum(greatest(e.change, 0) * c.unit) AS credited, sum(greatest(-e.change, 0) * c.unit) AS paid,
        sum(e.uncovered * c.unit) AS uncovered, sum(e.repaid * c.unit) AS repaid
@@ -889,8 +886,7 @@ JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = c.symbol AND x.entry > co
 GROUP BY 1, 2, 3 ORDER BY 1, 3;
 
 -- name: currency_days
--- What the funds of a currency hold together, and what was moved on each day from $2 on, in the finest unit of any of them.
--- A day is of $3 milliseconds.
+-- The total balance of a currency's funds, and its changes per day ($3 milliseconds) from $2 on, in the finest unit of any of them.
 WITH scaled AS (
     SELECT symbol, f.balance, f.entry, max(c.settle_decimals) OVER () AS decimals,
            (10::numeric ^ (max(c.settle_decimals) OVER () - c.settle_decimals))::numeric(19, 0) AS unit
@@ -911,7 +907,7 @@ WITH scaled AS (
 SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
 
 -- name: adl_turns
--- When ADL of a contract began, by the engine's clock, with the balance then, and when it ended, by ours; newest first.
+-- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first.
 SELECT ts, began, balance FROM (
     SELECT o.ts, true AS began, e.balance
     FROM adl_orders o JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause WHERE o.symbol = $1
@@ -922,9 +918,9 @@ SELECT ts, began, balance FROM (
 WHERE ts BETWEEN $2 AND $3 ORDER BY ts DESC LIMIT $4;
 
 -- name: deficits
--- Deficits of some contracts, summed by periods of $2 milliseconds: of the last $3 periods of each contract's history, which
--- ends with its last charted hour, the $4 largest. The future is not looked at: hours that an earlier version condensed may lie in
--- it. What funds paid and could not pay is condensed by the hour; a `cover` pays what was a deficit before, when it was uncovered.
+-- Deficits of some contracts by periods of $2 milliseconds: the $4 largest of the last $3 periods of each contract's history, which
+-- ends with its last charted hour. Future hours, which an earlier version may have condensed, are skipped. A `cover` entry pays an
+-- amount that counted as uncovered before, so `covered` is subtracted.
 SELECT h.symbol, h.start_ms, h.last_ms + h.period AS end_ms, ((h.last_ms - h.start_ms) / h.period + 1)::int AS periods, d.number, d.largest
 FROM (
     SELECT a.symbol, a.period, a.rank, z.hour - z.hour % a.period AS last_ms,
@@ -946,7 +942,7 @@ CROSS JOIN LATERAL (
 ) d;
 
 -- name: leverages
--- As listings name them.
+-- The listed leverages.
 SELECT symbol, specification ->> 'maxLeverage' AS leverage_max FROM contracts WHERE symbol = ANY ($1);
 
 -- name: keep_targets

@@ -1,4 +1,4 @@
-"""The reading side: contracts, funds, histories and positions in the streams, as questions over a pool."""
+"""Reads contracts, funds, entries, rates, policies and partitions through a pool."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -16,23 +16,23 @@ from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, SavedGuard
 from fundsvc.core.sequences import Facts
 from fundsvc.core.times import AHEAD_SECONDS_MAX
-from fundsvc.store.database import SQL, Pool, faults, lent
+from fundsvc.store.database import SQL, Pool, acquired, faults
 from fundsvc.store.policies import policies_from
 from fundsvc.store.schema import is_outdated, newest_revision
 from fundsvc.store.sequences import facts_of
 from fundsvc.store.writer import contract_from, saved_guard_from
 
 READ_SECONDS_MAX = 10.0
-"""Who asked over HTTP has given up by then; a longer read would only keep a connection from others."""
+"""HTTP clients have given up by then. A longer read would only occupy a connection."""
 
 HOUR_MS = 3_600_000
 """The width of a rollup."""
 
 
 class Listed(NamedTuple):
-    """A contract as it is listed; `specification` is KuCoin's object as JSON text.
+    """A listed contract. `specification` is KuCoin's object as JSON text.
 
-    `suspended` says whether its terms are in doubt, so that its events are refused.
+    `suspended` is True if the terms are in doubt, so that its events are rejected.
     """
 
     contract: Contract
@@ -41,7 +41,7 @@ class Listed(NamedTuple):
     suspended: bool
 
 
-class OutlookRow(NamedTuple):
+class ContractStateRow(NamedTuple):
     """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries."""
 
     contract: Contract
@@ -51,10 +51,10 @@ class OutlookRow(NamedTuple):
 
 
 class FundRow(NamedTuple):
-    """A fund as of its last entry: amounts in atoms, `seq` the last engine sequence applied, `head` the entry's hash.
+    """A fund as of its last entry: amounts in atoms, `seq` the last applied sequence, `head` the entry's hash.
 
-    `escalated` says whether an ADL order is open; `base_currency` is what the contract's listing says, if it does;
-    `is_quanto` whether it settles in neither its base nor its quote currency; `suspended` whether its terms are in doubt.
+    `escalated` is True if an ADL order is open. `base_currency` comes from the listing, or is None. `is_quanto` is True if the
+    contract settles in neither its base nor its quote currency. `suspended` is True if its terms are in doubt.
     """
 
     contract: Contract
@@ -73,17 +73,17 @@ class FundRow(NamedTuple):
 
     @property
     def symbol(self) -> str:
-        """Of the contract."""
+        """The contract's symbol."""
         return self.contract.symbol
 
     @property
     def settle_currency(self) -> str:
-        """What the amounts are of."""
+        """The currency of all amounts."""
         return self.contract.settle_currency
 
     @property
     def settle_decimals(self) -> int:
-        """An amount counts 10**-settle_decimals of it."""
+        """An amount counts units of 10**-settle_decimals."""
         return self.contract.settle_decimals
 
 
@@ -111,7 +111,7 @@ class EntryRow(NamedTuple):
 
 
 class PartitionRow(NamedTuple):
-    """How far a partition's stream is settled, whether an engine holds a lease on it, and why it is halted ("": it is not)."""
+    """The state of a partition: its last settled message, whether an engine has a lease, the reason of a halt or ""."""
 
     partition: int
     last_id: str
@@ -127,21 +127,21 @@ class Span(NamedTuple):
 
 
 class NotReady(Exception):
-    """The database answers, but it is not what the service needs: `words` may be shown to anyone, the message says all."""
+    """The database responds but does not meet a requirement. `public_text` is safe to publish; the message has all details."""
 
-    def __init__(self, words: str, detail: str = "") -> None:
-        super().__init__(detail or words)
-        self.words = words
+    def __init__(self, public_text: str, detail: str = "") -> None:
+        super().__init__(detail or public_text)
+        self.public_text = public_text
 
 
 class Reader:
-    """Answers questions about the ledger; every method raises StoreFault when the database is away."""
+    """Reads the ledger. Every method raises StoreFault if the database is unreachable."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def contracts(self, symbol: str | None = None) -> list[Listed]:
-        """All listed contracts by symbol, or the one asked for, if it is listed."""
+        """Returns all listed contracts by symbol, or only the one of `symbol`, if it is listed."""
         rows = await self._fetch("contracts", _only(symbol))
         return [Listed(contract_from(row), row["partition"], row["specification"], row["suspended"]) for row in rows]
 
@@ -149,17 +149,17 @@ class Reader:
         """Returns the number of listed contracts by partition; partitions without contracts are absent."""
         return {row["partition"]: row["contracts"] for row in await self._fetch("contract_counts")}
 
-    async def outlooks(self, symbols: Sequence[str]) -> list[OutlookRow]:
-        """How the contracts of these symbols that are listed stand."""
-        rows = await self._fetch("outlooks", symbols)
-        return [OutlookRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"]) for row in rows]
+    async def contract_states(self, symbols: Sequence[str]) -> list[ContractStateRow]:
+        """Returns the states of the listed contracts among `symbols`."""
+        rows = await self._fetch("contract_states", symbols)
+        return [ContractStateRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"]) for row in rows]
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
-        """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
+        """Returns what the ledger contains of the first of each contract's ascending sequences, at least of the very first."""
         return await facts_of(self._fetch, wanted)
 
     async def funds(self, symbol: str | None = None) -> list[FundRow]:
-        """All funds by symbol, or the one asked for, if its contract is listed."""
+        """Returns all funds by symbol, or only the one of `symbol`, if its contract is listed."""
         rows = await self._fetch("funds", _only(symbol))
         return [fund_row_from(row) for row in rows]
 
@@ -174,7 +174,8 @@ class Reader:
         start_ms: int = 0,
         end_ms: int = INT64_MAX,
     ) -> list[EntryRow]:
-        """Up to `count` entries: ascending after entry `offset`, or (not forward) descending before it, from the newest.
+        """Returns up to `count` entries: with `forward` ascending after entry `offset`, else descending before it or from the
+        newest.
 
         `start_ms` and `end_ms` bound the engine's time of an entry, both included.
         """
@@ -191,33 +192,33 @@ class Reader:
         return [EntryRow(*row) for row in rows]
 
     async def account_of(self, symbol: str, entry: int) -> str:
-        """The account of an entry, which exists: for its owner and for risk."""
+        """Returns the account of an existing entry, for the account's owner and for risk."""
         ((account,),) = await self._fetch("entry_account", symbol, entry)
         return str(account)
 
     async def rates(self) -> dict[str, RateState]:
-        """The newest rate of each currency that has had one."""
+        """Returns the newest rate of each currency."""
         return {row["currency"]: RateState(*row) for row in await self._fetch("rates", int(AHEAD_SECONDS_MAX * 1000))}
 
     async def policies(self) -> dict[int, Policies]:
-        """The policies in force, by partition, where one has recorded any."""
+        """Returns the policies in force, by partition, where any are recorded."""
         return {row["partition"]: policies_from(row) for row in await self._fetch("present_policies")}
 
     async def partitions(self) -> list[PartitionRow]:
-        """All partitions by number."""
+        """Returns all partitions by number."""
         rows = await self._fetch("partitions")
         return [PartitionRow(row["partition"], row["last_id"], bool(row["live"]), row["halted"]) for row in rows]
 
     async def check_database(self) -> None:
-        """Returns if the database answers."""
+        """Returns if the database responds; raises StoreFault."""
         await self._fetch("ping")
 
     async def check_schema(self) -> None:
-        """Returns if the schema has what this version needs; raises NotReady."""
+        """Returns if the schema is new enough for this version; raises NotReady."""
         (row,) = await self._fetch("schema_version")
         if is_outdated(row["version_num"]):
             detail = f"the schema is {row['version_num']}, this version needs {newest_revision()}: run fundsvc migrate"
-            raise NotReady("the schema is not the one that this version needs", detail)
+            raise NotReady("the schema is older than this version requires", detail)
 
     async def check_owners(self) -> None:
         """Returns if a live engine owns every partition; raises NotReady."""
@@ -229,11 +230,11 @@ class Reader:
         """Returns if no partition is halted; raises NotReady."""
         halted = [row for row in await self.partitions() if row.halted]
         if halted:
-            words = f"partition {', '.join(str(row.partition) for row in halted)} is halted"
-            raise NotReady(words, "; ".join(f"partition {row.partition} is halted: {row.halted}" for row in halted))
+            public_text = f"partition {', '.join(str(row.partition) for row in halted)} is halted"
+            raise NotReady(public_text, "; ".join(f"partition {row.partition} is halted: {row.halted}" for row in halted))
 
     async def _spans(self, symbol: str, start_ms: int, end_ms: int) -> list[Span]:
-        """The runs of entries that may have a time of a span, in order and apart from each other."""
+        """Returns the runs of entries that may have a time in a span, in order and disjoint."""
         spans: list[Span] = []
         for first, last in await self._fetch("entry_spans", symbol, start_ms - start_ms % HOUR_MS, end_ms):
             if spans and first <= spans[-1].last + 1:
@@ -250,26 +251,25 @@ _COPIED = tuple(name for name in FundRow._fields if name not in {"contract", "gu
 
 
 def fund_row_from(row: asyncpg.Record) -> FundRow:
-    """The fund in a row of `funds`."""
+    """Builds the fund from a row of `funds`."""
     return FundRow(contract_from(row), guard=saved_guard_from(row), **{name: row[name] for name in _COPIED})
 
 
 async def fetch(pool: Pool, block: str, *parameters: Any) -> list[asyncpg.Record]:
-    """The rows that a statement answers; raises StoreFault when the database is away."""
+    """Returns the rows of a statement; raises StoreFault if the database is unreachable."""
     async with reading(pool) as connection:
         return await connection.fetch(SQL[block], *parameters)
 
 
 @asynccontextmanager
 async def reading(pool: Pool) -> AsyncIterator[PoolConnectionProxy]:
-    """A connection of a pool, for READ_SECONDS_MAX at most; raises StoreFault.
+    """Acquires a connection of a pool for at most READ_SECONDS_MAX; raises StoreFault.
 
-    After a read that took longer the pool connects anew: its other connections may be half open too, and each one would cost
-    another read that long.
+    After a longer read the pool replaces its connections. They may be half-open too, and each would cost another long read.
     """
     with faults():
         try:
-            async with asyncio.timeout(READ_SECONDS_MAX), lent(pool) as connection:
+            async with asyncio.timeout(READ_SECONDS_MAX), acquired(pool) as connection:
                 yield connection
         except TimeoutError:
             await pool.expire_connections()
@@ -281,6 +281,6 @@ def _only(symbol: str | None) -> list[str] | None:
 
 
 def _overlaps(spans: Iterable[Span], wanted: Span) -> Iterable[Span]:
-    """What of each span lies within the wanted one, where anything does."""
+    """Returns the non-empty overlaps of spans with the wanted span."""
     overlaps = (Span(max(first, wanted.first), min(last, wanted.last)) for first, last in spans)
     return (overlap for overlap in overlaps if overlap.first <= overlap.last)

@@ -1,4 +1,4 @@
-"""Rejected events as operators see them: listed, shown, and marked when they are sent again."""
+"""Rejected events for operators: lists them, and marks those that are sent again."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,7 +9,7 @@ from fundsvc.wire.codec import Codec
 
 
 class KeptEvent(NamedTuple):
-    """A rejected event as it is kept; `entry` is the ledger entry that settled it after all."""
+    """A kept rejected event. `entry` is the ledger entry of its late settlement, or None."""
 
     partition: int
     stream_id: str
@@ -26,21 +26,21 @@ class KeptEvent(NamedTuple):
 
     @property
     def key(self) -> str:
-        """How people name it: partition/stream id/position."""
+        """The name for operators: partition/stream id/position."""
         return f"{self.partition}/{self.stream_id}/{self.position}"
 
     @property
     def origin(self) -> str:
-        """How a replay names it within its partition: stream id/position."""
+        """The name in a replay, within the partition: stream id/position."""
         return f"{self.stream_id}/{self.position}"
 
 
 async def list_rejected(
     pool: Pool, *, reason: str | None = None, settled_too: bool = False, key: str | None = None, limit: int = 100
 ) -> Sequence[KeptEvent]:
-    """Rejected events in stream order, partition by partition; `key` picks one.
+    """Returns rejected events in stream order, by partition; `key` selects one.
 
-    ValueError when the key is not partition/stream id/position.
+    Raises ValueError if the key is not partition/stream id/position.
     """
     partition, stream_id, position = _parts(key) if key else (None, None, None)
     with faults():
@@ -49,7 +49,7 @@ async def list_rejected(
 
 
 async def mark_sent(pool: Pool, event: KeptEvent) -> None:
-    """Notes that an event was sent again."""
+    """Records that an event was sent again."""
     with faults():
         await pool.execute(SQL["rejected_sent"], event.partition, event.stream_id, event.position)
 

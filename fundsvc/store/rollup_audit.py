@@ -1,45 +1,45 @@
-"""The audit of the hourly rollups: they are recomputed from the entries, and compared."""
+"""Audits the hourly rollups: recomputes them from the entries and compares."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
-from fundsvc.store.database import SQL, Pool, faults, lent, snapshot
+from fundsvc.store.database import SQL, Pool, acquired, faults, snapshot
 from fundsvc.store.reader import fetch
 from fundsvc.store.rollups import ENTRIES_PER_STATEMENT_MAX
 
 Result = TypeVar("Result")
 
 Paced = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
-"""Does some work, and may rest after it."""
+"""Runs some work, and may pause after it."""
 
 SUMS = ("credited", "paid", "uncovered", "repaid", "covered", "fills")
-MOST = ("highest", "latest")
-LEAST = ("lowest", "earliest")
+MAXIMA = ("highest", "latest")
+MINIMA = ("lowest", "earliest")
 LAST = ("last_entry", "closing")
-"""How two parts of an hour make one."""
+"""The rules by which two parts of an hour are merged, by column."""
 
 
-class Kept(NamedTuple):
-    """A contract's hours as they are kept, by their beginning, and up to which entry; None where they are being built."""
+class StoredHours(NamedTuple):
+    """A contract's stored hours by their begin, and the rollup progress; None before the first rollup."""
 
     hours: Mapping[int, Mapping[str, Any]]
     progress: asyncpg.Record | None
 
 
 async def at_once(work: Callable[[], Awaitable[Any]]) -> Any:
-    """Does some work without a rest."""
+    """Runs some work without a pause."""
     return await work()
 
 
 async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) -> list[str]:
-    """Where a contract's hourly rollups are not what its entries make them; raises StoreFault."""
-    kept: Kept = await paced(lambda: _read(pool, symbol))
+    """Returns the differences between a contract's hourly rollups and its entries; raises StoreFault."""
+    kept: StoredHours = await paced(lambda: _read(pool, symbol))
     if kept.progress is None:
-        return [f"{symbol}: it has {len(kept.hours)} hours of charts, and no progress of them"] if kept.hours else []
+        return [f"{symbol}: {len(kept.hours)} hours of rollups exist without rollup progress"] if kept.hours else []
     if kept.progress["sound"] != kept.progress["entry"]:
-        return []  # They are built anew.
+        return []  # A rebuild is pending.
     hours: dict[int, dict[str, Any]] = {}
     after = clock = 0
     while after < kept.progress["entry"]:
@@ -53,23 +53,25 @@ async def rollup_differences(pool: Pool, symbol: str, paced: Paced = at_once) ->
     return found + _compared(symbol, kept.hours, hours)
 
 
-async def _read(pool: Pool, symbol: str) -> Kept:
+async def _read(pool: Pool, symbol: str) -> StoredHours:
     with faults():
-        async with lent(pool) as connection, snapshot(connection):
+        async with acquired(pool) as connection, snapshot(connection):
             hours = await connection.fetch(SQL["rollups_of"], symbol)
-            return Kept({row["hour"]: dict(row) for row in hours}, await connection.fetchrow(SQL["rollup_progress"], symbol))
+            return StoredHours(
+                {row["hour"]: dict(row) for row in hours}, await connection.fetchrow(SQL["rollup_progress"], symbol)
+            )
 
 
 def _add(hours: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
-    """Adds a part of an hour to what is known of it."""
+    """Merges a part of an hour into the hour."""
     whole = hours.setdefault(part["hour"], part)
     if whole is part:
         return
     for name in SUMS:
         whole[name] += part[name]
-    for name in MOST:
+    for name in MAXIMA:
         whole[name] = max(whole[name], part[name])
-    for name in LEAST:
+    for name in MINIMA:
         whole[name] = min(whole[name], part[name])
     for name in LAST:
         whole[name] = part[name]
@@ -79,7 +81,7 @@ def _compared(symbol: str, kept: Mapping[int, Mapping[str, Any]], made: Mapping[
     missing = [f"{symbol} hour {hour}: its rollup is missing" for hour in made if hour not in kept]
     beyond = [f"{symbol} hour {hour}: it has a rollup, and no entries" for hour in kept if hour not in made]
     other = [
-        f"{symbol} hour {hour}: its rollup says {name} {value}, its entries {made[hour][name]}"
+        f"{symbol} hour {hour}: its rollup has {name} {value}, its entries give {made[hour][name]}"
         for hour, row in kept.items()
         if hour in made
         for name, value in row.items()

@@ -1,8 +1,8 @@
-"""Hourly rollups: what charts read instead of the entries, condensed from the ledger in the background.
+"""Hourly rollups: condenses entries in the background, so that charts read hours instead of entries.
 
-The hours are those of the SQL function `chart_hours`, where an entry stands at the latest time of all entries up to it: so each
-hour is a run of entries, and the next hour begins where it ends. Hours that an earlier definition made are not sound. They are
-read as they are until they are built anew, one contract at a time: in short reads, then in one short transaction.
+The SQL function `chart_hours` defines the hours. It places an entry at the latest time of all entries up to it, so each hour is
+a run of entries, and the next hour begins where it ends. Hours that an earlier definition computed are unsound. Charts use them
+until they are rebuilt, one contract at a time: short reads, then one short transaction.
 """
 
 import time
@@ -12,17 +12,17 @@ from typing import NamedTuple
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.store.database import SQL, faults, lent, transaction
+from fundsvc.store.database import SQL, acquired, faults, transaction
 
 ENTRIES_PER_STATEMENT_MAX = 50_000
-"""Bounds how long one statement runs, so that condensing never holds the server up."""
+"""Bounds the duration of one statement, so that condensing never delays the server."""
 
 REBUILD_SECONDS = 1.0
-"""After so long, no further contract is built anew in this turn: the others' new entries wait meanwhile."""
+"""No further contract is rebuilt in this turn after this time, because new entries of other contracts wait."""
 
 
 class Part(NamedTuple):
-    """The entries of a contract after one, at which its chart clock stood at `clock`, and up to another."""
+    """The entries of a contract after `after` and up to `upto`; `clock` is the chart clock at `after`."""
 
     symbol: str
     after: int
@@ -31,14 +31,14 @@ class Part(NamedTuple):
 
 
 async def condense(pool: asyncpg.Pool, partition: int) -> int:
-    """Brings the rollups of a partition's contracts up to their last entries, and builds anew some of those that are not sound.
+    """Condenses the new entries of a partition's contracts, and rebuilds some unsound contracts.
 
-    Returns how many entries were condensed. Each step is one transaction that moves the contracts' progress
-    along, so it may be interrupted or run twice.
+    Returns the number of condensed entries. Each step is one transaction that also moves the contracts' progress, so the work
+    may be interrupted or run twice.
     """
     started = time.monotonic()
     with faults():
-        async with lent(pool) as connection:
+        async with acquired(pool) as connection:
             due = await connection.fetch(SQL["rollup_due"], partition)
             total = sum([await _condense(connection, step) for step in _steps(filter(_is_sound, due))])
             for row in due:
@@ -47,17 +47,17 @@ async def condense(pool: asyncpg.Pool, partition: int) -> int:
     return total
 
 
-async def distrust(pool: asyncpg.Pool) -> None:
-    """Has `condense` and `rebuild` build all rollups anew."""
+async def mark_unsound(pool: asyncpg.Pool) -> None:
+    """Marks all rollups as unsound, so that `condense` and `rebuild` rebuild them."""
     with faults():
-        async with lent(pool) as connection:
-            await connection.execute(SQL["rollups_distrust"])
+        async with acquired(pool) as connection:
+            await connection.execute(SQL["rollups_mark_unsound"])
 
 
 async def rebuild(pool: asyncpg.Pool, partition: int) -> int:
-    """Builds anew the rollups of a partition's contracts that are not sound, each once; returns how many entries that were."""
+    """Rebuilds each unsound contract of a partition once; returns the number of entries."""
     with faults():
-        async with lent(pool) as connection:
+        async with acquired(pool) as connection:
             due = await connection.fetch(SQL["rollup_due"], partition)
             unsound = [row for row in due if not _is_sound(row)]
             return sum([await _rebuild(connection, row["symbol"], row["entry"]) for row in unsound])
@@ -80,7 +80,7 @@ async def _condense(connection: PoolConnectionProxy, upto: dict[str, int]) -> in
 
 
 async def _rebuild(connection: PoolConnectionProxy, symbol: str, upto: int) -> int:
-    """Builds a contract's hours anew and puts them in the place of the others, unless somebody has condensed beyond them."""
+    """Rebuilds a contract's hours and replaces the old ones, unless another process condensed further entries meanwhile."""
     built: list[list[asyncpg.Record]] = []
     after = clock = 0
     while after < upto:
@@ -91,7 +91,7 @@ async def _rebuild(connection: PoolConnectionProxy, symbol: str, upto: int) -> i
         (locked,) = await connection.fetch(SQL["rollup_lock"], [symbol])
         if locked["entry"] > upto or locked["sound"] == locked["entry"]:
             return 0
-        await connection.execute(SQL["rollups_forget"], symbol)
+        await connection.execute(SQL["rollups_delete"], symbol)
         for hours in built:
             await _keep(connection, hours)
     return upto
@@ -111,7 +111,7 @@ def _columns(rows: Sequence[Part] | Sequence[asyncpg.Record], count: int) -> lis
 
 
 def _steps(due: Iterator[asyncpg.Record]) -> Iterator[dict[str, int]]:
-    """Groups of contracts, and of parts of contracts, with a bounded number of entries: last entry by symbol."""
+    """Groups the due entries into steps of bounded size; a step maps symbols to the entry to condense up to."""
     step: dict[str, int] = {}
     room = ENTRIES_PER_STATEMENT_MAX
     for row in due:

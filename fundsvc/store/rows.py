@@ -1,4 +1,4 @@
-"""Ledger entries, ADL orders and ADL records as PostgreSQL's binary COPY format: the fastest way in, and exact."""
+"""Encodes ledger entries, ADL orders and ADL records in PostgreSQL's binary COPY format, which is the fastest way to insert."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -28,7 +28,7 @@ COLUMNS = (
     "account",
     "seal",
 )
-"""The columns of an entry, fixed widths first; `recorded_at` is the database's own clock."""
+"""The columns of an entry, fixed widths first. PostgreSQL sets `recorded_at`."""
 
 ORDER_COLUMNS = (
     "adl",
@@ -68,7 +68,7 @@ RECORD_COLUMNS = (
     "body",
     "first_rank",
 )
-"""The columns of an ADL record, fixed widths first; `first_rank` finds the part of a round that holds a rank."""
+"""The columns of an ADL record, fixed widths first. `first_rank` locates the part of a round that contains a rank."""
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 """Signature, no flags, no header extension."""
@@ -83,11 +83,11 @@ _LENGTH = Struct("!i").pack
 _BIGINT = Struct("!iq").pack
 _NULL = _LENGTH(-1)
 _LENGTHS = tuple(map(_LENGTH, range(4 * 64 + 1)))
-"""The length of a text, ready made, up to that of an identifier of 64 characters of 4 bytes."""
+"""Encoded lengths of texts, precomputed up to an identifier of 64 characters of 4 bytes."""
 
 
 def copy_rows(entries: Iterable[Entry], hashes: Iterable[bytes]) -> bytes:
-    """The rows of a COPY, without header and trailer; `hashes` go with `entries` one to one."""
+    """Returns the COPY rows of entries, without header and trailer; `hashes` correspond to `entries` one to one."""
     fields = len(COLUMNS)
     parts: list[bytes] = []
     for line, digest in zip(entries, hashes, strict=True):
@@ -132,7 +132,7 @@ def copy_rows(entries: Iterable[Entry], hashes: Iterable[bytes]) -> bytes:
 
 
 def copy_orders(orders: Iterable[OrderState]) -> bytes:
-    """The rows of a COPY of new ADL orders, without header and trailer."""
+    """Returns the COPY rows of new ADL orders, without header and trailer."""
     fields = len(ORDER_COLUMNS)
     parts: list[bytes] = []
     for order in orders:
@@ -179,7 +179,7 @@ def copy_orders(orders: Iterable[OrderState]) -> bytes:
 
 
 def copy_records(records: Iterable[SealedRecord]) -> bytes:
-    """The rows of a COPY of ADL records, without header and trailer."""
+    """Returns the COPY rows of ADL records, without header and trailer."""
     fields = len(RECORD_COLUMNS)
     parts: list[bytes] = []
     for record, digest, first_rank in records:
@@ -216,5 +216,5 @@ def copy_records(records: Iterable[SealedRecord]) -> bytes:
 
 @cache
 def _labels(*texts: str) -> bytes:
-    """Fields that hold one of few texts; there are some combinations for each contract, and they are made once."""
+    """Encodes fields with few distinct values. Each contract has a handful of combinations, which are cached."""
     return b"".join(_LENGTHS[len(encoded)] + encoded for encoded in map(str.encode, texts))

@@ -1,4 +1,4 @@
-"""What the ledger has of engine sequences. No index leads from a sequence to its entry, so it is read in pages."""
+"""Reads what the ledger contains of engine sequences. No index maps a sequence to its entry, so it reads pages of entries."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -9,33 +9,33 @@ from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.sequences import Applied, Content, Facts, Key, content_of_end, content_of_execution, content_of_fill
 
 PAGE_ENTRIES = 1000
-"""Entries read of each contract at a time: engines send again in runs, so what follows is likely to be needed next."""
+"""Entries of a contract per read. Engines resend runs of events, so the following entries are likely to be needed next."""
 
-Ask = Callable[..., Awaitable[list[asyncpg.Record]]]
-"""Answers a statement, by its name, with its parameters."""
+Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
+"""Runs a statement by name with its parameters."""
 
 
-async def facts_of(ask: Ask, wanted: Mapping[str, Sequence[int]]) -> Facts:
-    """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
-    rows = await ask("sequences_from", list(wanted), [seqs[0] for seqs in wanted.values()], PAGE_ENTRIES)
+async def facts_of(fetch: Fetch, wanted: Mapping[str, Sequence[int]]) -> Facts:
+    """Returns what the ledger contains of the first of each contract's ascending sequences, at least of the very first."""
+    rows = await fetch("sequences_from", list(wanted), [seqs[0] for seqs in wanted.values()], PAGE_ENTRIES)
     applied = await _contents(rows)
     ends = _ends(rows)
     keys = [(symbol, seq) for symbol, seqs in wanted.items() for seq in seqs if seq <= ends.get(symbol, INT64_MAX)]
     symbols, numbers = list({symbol for symbol, _ in keys}), list({seq for _, seq in keys})
-    applied |= await _contents(await ask("sequences_late", symbols, numbers))
-    for symbol, seq, kind, *answer in await ask("sequences_adl", *map(list, zip(*keys, strict=True))):
-        # The end of an order that found nobody to ask has the sequence of its fill, whose entry tells what that said.
+    applied |= await _contents(await fetch("sequences_late", symbols, numbers))
+    for symbol, seq, kind, *answer in await fetch("sequences_adl", *map(list, zip(*keys, strict=True))):
+        # An order that ends at once, without candidates, has the sequence of its fill. The fill's entry contains that content.
         if not isinstance(applied.get((symbol, seq)), int):
             applied[symbol, seq] = _content_of_answer(kind, *answer)
-    refused = await ask("sequences_refused", symbols, numbers)
-    # Pages also hold entries outside `wanted`. An unverified one is left out: the call that wants it reads its event.
+    refused = await fetch("sequences_refused", symbols, numbers)
+    # Pages also contain entries outside `wanted`. Unverified ones are left out; the call that wants one reads its event.
     seen = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}
     facts = {key: applied.get(key, Applied.NEVER) for key in keys} | seen
     return Facts(facts, [row["digest"] for row in refused])
 
 
 def _ends(rows: Iterable[asyncpg.Record]) -> dict[str, int]:
-    """The last sequence of each contract whose page is full: of others all that follows is known."""
+    """Returns the last sequence of each contract with a full page. For other contracts, the page contains all later entries."""
     counts: dict[str, int] = {}
     lasts: dict[str, int] = {}
     for row in rows:
@@ -46,7 +46,9 @@ def _ends(rows: Iterable[asyncpg.Record]) -> dict[str, int]:
 
 
 async def _contents(rows: Sequence[asyncpg.Record]) -> dict[Key, Content | Applied]:
-    """What was applied with the sequences of entries; an entry that an ADL order causes does not tell."""
+    """Returns the contents applied under the sequences of entries. An entry that an ADL order causes has no content of an
+    event.
+    """
     found: dict[Key, Content | Applied] = {}
     for number, row in enumerate(rows, 1):
         is_of_order = row["kind"] in ("refund", "cover")
@@ -57,5 +59,5 @@ async def _contents(rows: Sequence[asyncpg.Record]) -> dict[Key, Content | Appli
 
 
 def _content_of_answer(kind: str, adl: int, account: str, lots: int, ts: int) -> Content:
-    """What the adlFill or adlEnd of an ADL record said."""
+    """Returns the content of the adlFill or adlEnd event of an ADL record."""
     return content_of_execution(adl, account, lots, ts) if kind == "execution" else content_of_end(adl, ts)

@@ -1,8 +1,8 @@
-"""How funds stood at other times: from the hourly rollups, and from the entries where these are too coarse or not there yet.
+"""Reads past states of funds, from the hourly rollups, and from the entries for finer or newer times.
 
-An entry stands on a chart at the latest time of all entries up to it, so that time goes on along the entries: an entry that was
-settled late, with a time long past, does not change what was the balance then. A time more than five minutes ahead of the clock
-that an entry was recorded at is taken for that clock. The SQL functions `charted_at` and `chart_hours` are this definition.
+A chart places an entry at the latest time of all entries up to it, so times rise along the entries. An entry that is settled
+late, with an old time, does not change past balances. A time more than five minutes ahead of the clock at its recording counts
+as that clock. The SQL functions `charted_at` and `chart_hours` implement this definition.
 """
 
 from typing import NamedTuple
@@ -14,19 +14,19 @@ DAY_MS = 24 * HOUR_MS
 WEEK_MS = 7 * DAY_MS
 
 PEAK_MS = 8 * HOUR_MS
-"""As far back as Bybit's and OKX's drawdown rules look, and our drawdown guard by default."""
+"""The window of Bybit's and OKX's drawdown rules, and the default of the drawdown guard."""
 
 
 class Past(NamedTuple):
-    """What a fund held a day and a week ago, and at most within the last eight hours, in atoms."""
+    """A fund's balance a day ago and a week ago, and its highest balance of the last eight hours, in atoms."""
 
     day: int
     week: int
     peak: int
 
 
-class Standing(NamedTuple):
-    """A fund at a moment: as entry `entry` left it at `entry_ts`; all 0 before the first."""
+class FundAt(NamedTuple):
+    """A fund at a moment: after entry `entry` of time `entry_ts`; all 0 before the first entry."""
 
     entry: int
     entry_ts: int
@@ -35,7 +35,7 @@ class Standing(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """A candle of a balance; amounts in atoms, `start` in milliseconds."""
+    """A candle of a balance: amounts in atoms, `start` in milliseconds."""
 
     start: int
     opening: int
@@ -49,14 +49,16 @@ class Bucket(NamedTuple):
 
 
 class Statistics:
-    """Answers how funds stood; every method raises StoreFault when the database is away."""
+    """Reads past states of funds. Every method raises StoreFault if the database is unreachable."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._next: dict[tuple[str, int], int] = {}
 
     async def past(self, now_ms: int) -> dict[str, Past]:
-        """The past of every fund. `now_ms` must not go back, as what has passed once is not looked at again."""
+        """Returns the past balances of every fund. `now_ms` must not decrease, because each call continues from the previous
+        one.
+        """
         moments = [now_ms - DAY_MS, now_ms - WEEK_MS, now_ms - PEAK_MS]
         known = [(symbol, place, entry) for (symbol, place), entry in self._next.items()]
         columns = [[row[column] for row in known] for column in range(3)]
@@ -70,24 +72,24 @@ class Statistics:
         }
 
     async def peaks(self, now_ms: int) -> dict[str, int]:
-        """The highest balance of the last eight hours, of each fund that has had entries in them."""
+        """Returns the highest balance of the last eight hours of each fund with entries in them."""
         return {row["symbol"]: row["highest"] for row in await fetch(self._pool, "highest_since", now_ms - PEAK_MS)}
 
-    async def at(self, symbol: str, moment_ms: int) -> Standing:
-        """A listed contract's fund as it stood at a moment."""
+    async def at(self, symbol: str, moment_ms: int) -> FundAt:
+        """Returns a listed contract's fund at a moment."""
         (row,) = await fetch(self._pool, "balances_at", [symbol], [moment_ms], [], [], [])
         entry = row["next"] - 1
         ((outstanding,),) = await fetch(self._pool, "outstanding_at", symbol, entry)
-        return Standing(entry, row["ts"], row["balance"], int(outstanding))
+        return FundAt(entry, row["ts"], row["balance"], int(outstanding))
 
     async def buckets(self, symbol: str, start_ms: int, end_ms: int, width_ms: int) -> list[Bucket]:
-        """The buckets of a fund that have entries, from one that starts at `start_ms` to one that ends at `end_ms`.
+        """Returns the buckets with entries, from the one that starts at `start_ms` to the one that ends at `end_ms`.
 
-        Before them stands the last earlier one, if there is one: what its fund held when they began is its close.
+        The last earlier bucket, if any, precedes them: its close is the balance at their begin.
         """
         rows = await fetch(self._pool, "candles", symbol, start_ms, end_ms, width_ms)
         return [Bucket(*map(int, row)) for row in rows]
 
     async def marks(self) -> dict[str, int]:
-        """The marks of contracts as they were last kept, in the contracts' units."""
+        """Returns the last stored mark of each contract, in the contract's units."""
         return {row["symbol"]: row["mark"] for row in await fetch(self._pool, "marks")}

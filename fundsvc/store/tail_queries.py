@@ -1,4 +1,4 @@
-"""What a tail asks of the ledger, many times a second: so over a connection that it keeps."""
+"""Statements of the ledger tail. It runs them many times a second, so they use a connection that the tail keeps."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -16,11 +16,11 @@ from fundsvc.store.writer import contract_from
 Connection = asyncpg.Connection | PoolConnectionProxy
 
 OrderKey = tuple[str, int]
-"""An ADL order: its contract and its number."""
+"""An ADL order: its contract and number."""
 
 
-class Place(NamedTuple):
-    """Where a contract's fund stands, by its last entry, sequence and ADL order, and when the contract was last listed."""
+class FundVersion(NamedTuple):
+    """The version of a fund: its last entry, sequence and ADL order, and the time of the contract's last listing."""
 
     entry: int
     seq: int
@@ -28,8 +28,9 @@ class Place(NamedTuple):
     listed_at: datetime
 
 
-class Settled(NamedTuple):
-    """How far a partition is settled: its last message, and how many events of the next one; by whom, and in how many commits.
+class PartitionProgress(NamedTuple):
+    """The progress of a partition: its last settled message, the settled events of the next one, the owner's epoch and its
+    commits.
 
     An engine of an earlier version does not count its commits.
     """
@@ -39,68 +40,68 @@ class Settled(NamedTuple):
     epoch: int
     commits: int
 
-    def commit_before(self, now: "Settled") -> int:
-        """The commit after which funds may have changed by `now`: this one, or none where commits were not counted since."""
+    def commit_before(self, now: "PartitionProgress") -> int:
+        """Returns the commit after which funds may have changed by `now`; -1 (all) if commits were not counted since."""
         return self.commits if self.epoch == now.epoch and self.commits < now.commits else -1
 
 
 class Offsets(NamedTuple):
-    """How far each partition is settled.
+    """The progress of each partition.
 
-    The database's clock is `now_ms`; it has every commit up to `as_of_ms`.
+    `now_ms` is the database's clock. The database has every commit up to `as_of_ms`.
     """
 
-    settled: dict[int, Settled]
+    settled: dict[int, PartitionProgress]
     now_ms: int
     as_of_ms: int | None
 
 
-class Stand(NamedTuple):
-    """A fund at its place, and its contract's terms."""
+class VersionedFund(NamedTuple):
+    """A fund with its version and its contract's terms."""
 
-    place: Place
+    version: FundVersion
     fund: FundRow
     contract: Contract
 
 
 async def offsets(connection: Connection) -> Offsets:
-    """How far each partition is settled, and how fresh that is."""
+    """Returns the progress of each partition, and how fresh it is."""
     rows = await connection.fetch(SQL["tail_offsets"])
-    offsets = {row["partition"]: Settled(row["last_id"], row["events"], row["epoch"], row["commits"]) for row in rows}
+    offsets = {row["partition"]: PartitionProgress(row["last_id"], row["events"], row["epoch"], row["commits"]) for row in rows}
     return Offsets(offsets, rows[0]["now_ms"], rows[0]["as_of_ms"])
 
 
-async def places(connection: Connection, after: Mapping[int, int]) -> dict[str, Place]:
-    """Where the funds stand, by contract, that some partitions changed after a commit; -1 stands before the first."""
-    rows = await connection.fetch(SQL["places"], list(after), list(after.values()))
-    return {symbol: Place(*rest) for symbol, *rest in rows}
+async def fund_versions(connection: Connection, after: Mapping[int, int]) -> dict[str, FundVersion]:
+    """Returns the versions of the funds that partitions changed after a commit, by contract; -1 selects all funds."""
+    rows = await connection.fetch(SQL["fund_versions"], list(after), list(after.values()))
+    return {symbol: FundVersion(*rest) for symbol, *rest in rows}
 
 
-async def stands(connection: Connection, symbols: Collection[str]) -> dict[str, Stand]:
-    """Some funds as they stand, by contract."""
+async def versioned_funds(connection: Connection, symbols: Collection[str]) -> dict[str, VersionedFund]:
+    """Returns some funds by contract."""
     rows = await connection.fetch(SQL["funds"], symbols)
-    return {row["symbol"]: Stand(_place(row), fund_row_from(row), contract_from(row)) for row in rows}
+    return {row["symbol"]: VersionedFund(_fund_version(row), fund_row_from(row), contract_from(row)) for row in rows}
 
 
 async def entries(connection: Connection, after: Mapping[str, int], count: int) -> list[EntryRow]:
-    """Up to `count` entries of each of some contracts after a number, ascending."""
+    """Returns up to `count` entries of each contract after a number, ascending."""
     rows = await connection.fetch(SQL["entries_between"], list(after), list(after.values()), count)
     return [EntryRow(*row) for row in rows]
 
 
 async def open_orders(connection: Connection, symbols: Collection[str]) -> list[OrderRow]:
-    """The open orders of some contracts."""
+    """Returns the open orders of some contracts."""
     return [OrderRow(*row) for row in await connection.fetch(SQL["orders_open"], symbols)]
 
 
 async def orders(connection: Connection, known: Iterable[OrderKey], after: Iterable[OrderKey]) -> list[OrderRow]:
-    """Some orders as they now are, and those of some contracts that came after a number."""
+    """Returns the current state of known orders, and the orders of some contracts after a number."""
     rows = await connection.fetch(SQL["orders_moved"], *_columns(known), *_columns(after))
     return [OrderRow(*row) for row in rows]
 
 
-def _place(row: asyncpg.Record) -> Place:
-    return Place(**{name: row[name] for name in Place._fields})
+def _fund_version(row: asyncpg.Record) -> FundVersion:
+    return FundVersion(**{name: row[name] for name in FundVersion._fields})
 
 
 def _columns(keys: Iterable[OrderKey]) -> tuple[Sequence[Any], Sequence[Any]]:

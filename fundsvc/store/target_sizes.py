@@ -1,4 +1,4 @@
-"""Target sizes as they are kept, and the history that the value at risk is taken from."""
+"""Stores target sizes, and reads the deficits that the value at risk uses."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ import msgspec
 
 from fundsvc.core.fund.fullness import Target, TargetPolicy
 from fundsvc.core.fund.target_sizing import Deficits, Explanation, Size, quantile_rank
-from fundsvc.store.database import SQL, Pool, faults, lent
+from fundsvc.store.database import SQL, Pool, acquired, faults
 from fundsvc.store.reader import HOUR_MS, fetch
 
 
 class ExplainedTarget(NamedTuple):
-    """A target with what explains it, or why there is none, and when that was."""
+    """A target with its explanation, or the reason why there is none, and its time."""
 
     target: Target
     explanation: Explanation | None
@@ -24,15 +24,15 @@ class ExplainedTarget(NamedTuple):
 
 
 class Targets:
-    """Asks and keeps; every method raises StoreFault when the database is away."""
+    """Reads and writes targets. Every method raises StoreFault if the database is unreachable."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def deficits(self, policies: Mapping[str, TargetPolicy]) -> dict[str, Deficits]:
-        """The deficits of some contracts, each by the periods of its policy, over the history that this says.
+        """Returns the deficits of some contracts, each by the periods and over the history of its policy.
 
-        A history ends with the contract's last charted hour: quiet time after that is not counted.
+        A history ends with the contract's last charted hour, so later quiet time does not count.
         """
         rows = await fetch(
             self._pool,
@@ -45,16 +45,16 @@ class Targets:
         return {row["symbol"]: _deficits(row) for row in rows}
 
     async def leverages(self, symbols: Sequence[str]) -> dict[str, float | None]:
-        """The highest leverage of some contracts as their listings name it (`maxLeverage`), None where there is none."""
+        """Returns the listed `maxLeverage` of some contracts, or None."""
         rows = await fetch(self._pool, "leverages", symbols)
         return {row["symbol"]: _leverage(row["leverage_max"]) for row in rows}
 
     async def keep(self, sizes: Mapping[str, tuple[Target, Size]]) -> None:
-        """Keeps the targets of some contracts in place of those before."""
+        """Stores the targets of some contracts in place of the previous ones."""
         targets = [target for target, _ in sizes.values()]
         explanations = [_encoded(size.explanation) for _, size in sizes.values()]
         with faults():
-            async with lent(self._pool) as connection:
+            async with acquired(self._pool) as connection:
                 await connection.execute(
                     SQL["keep_targets"],
                     list(sizes),
@@ -64,11 +64,11 @@ class Targets:
                 )
 
     async def all(self) -> dict[str, Target]:
-        """The targets of all contracts that have been looked at."""
+        """Returns the targets of all contracts for which one was computed."""
         return {row["symbol"]: _target(row) for row in await fetch(self._pool, "targets")}
 
     async def explained(self, symbol: str) -> ExplainedTarget | None:
-        """A contract's target with its explanation, if it has been looked at."""
+        """Returns a contract's target with its explanation, or None before the first computation."""
         for row in await fetch(self._pool, "target", symbol):
             found = row["explanation"]
             explanation = msgspec.json.decode(found, type=Explanation) if found is not None else None
@@ -92,7 +92,7 @@ def _encoded(explanation: Explanation | None) -> str | None:
 
 
 def _leverage(listed: str | None) -> float | None:
-    """The number that a listing names, if it is one: a specification may hold anything."""
+    """Returns the listed number, or None for another value: a specification may contain anything."""
     try:
         leverage = float(listed or "")
     except ValueError:

@@ -1,4 +1,6 @@
-"""Histories as other venues tell them: balances of a currency by day, and when ADL of a contract began and ended."""
+"""Histories in the form of other venues: balances of a currency by day, and the times at which ADL of a contract began and
+ended.
+"""
 
 from collections import Counter
 from typing import NamedTuple
@@ -10,7 +12,7 @@ DAY_MS = 24 * HOUR_MS
 
 
 class DayRow(NamedTuple):
-    """What the funds of a currency held together, in 10**-decimals of it, at the end of the day that began at `start` (ms)."""
+    """The total balance of a currency's funds, in units of 10**-decimals, at the end of the day that begins at `start` (ms)."""
 
     start: int
     balance: int
@@ -18,7 +20,7 @@ class DayRow(NamedTuple):
 
 
 class TurnRow(NamedTuple):
-    """When ADL began, and what the fund held then, in atoms; or when it ended. Times in ms."""
+    """The begin of ADL with the fund's balance in atoms, or its end. Times are in ms."""
 
     ts: int
     began: bool
@@ -26,15 +28,15 @@ class TurnRow(NamedTuple):
 
 
 class Histories:
-    """Answers from rollups, entries and orders; every method raises StoreFault when the database is away."""
+    """Reads rollups, entries and orders. Every method raises StoreFault if the database is unreachable."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
     async def days(self, currency: str, count: int, now_ms: int) -> list[DayRow]:
-        """The last `count` days until now of the funds of a currency, the oldest first, from when they held something.
+        """Returns the last `count` days of a currency's funds, oldest first, from the first day with a balance.
 
-        What an engine whose clock is ahead has moved on a later day counts for today.
+        Changes that an engine with a fast clock dated to a later day count for today.
         """
         today = now_ms - now_ms % DAY_MS
         begin = today - (count - 1) * DAY_MS
@@ -51,5 +53,5 @@ class Histories:
         return days
 
     async def turns(self, symbol: str, start_ms: int, end_ms: int, count: int) -> list[TurnRow]:
-        """When ADL of a contract began and ended within a time, both ends included, the newest first, at most `count`."""
+        """Returns up to `count` begins and ends of a contract's ADL within a time span, both ends included, newest first."""
         return [TurnRow(*row) for row in await fetch(self._pool, "adl_turns", symbol, start_ms, end_ms, count)]

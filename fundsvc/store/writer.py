@@ -1,9 +1,10 @@
-"""The writing side: what a partition's owner loads, and the one transaction that moves the ledger on."""
+"""The writing side: loads a partition for its owner, and writes each batch in one transaction."""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import starmap
 from typing import Any, TypeVar
 
 import asyncpg
@@ -14,13 +15,28 @@ from fundsvc.core.adl.book import SavedBook
 from fundsvc.core.adl.order import AdlOrder, Asked, OrderState
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, BookState, Draft, KeptBook, Offset, Place
+from fundsvc.core.batch import Batch, BookState, Draft, KeptBook, Offset, Place, RateState
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import Rejected
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.sequences import Facts
 from fundsvc.store.database import COMMAND_SECONDS, SQL, StoreRefusal, connect, faults, refusals, snapshot, transaction
+from fundsvc.store.parameters import (
+    BookRow,
+    ListingRow,
+    MovedOrderRow,
+    PolicyRow,
+    RejectedRow,
+    ReplayedRow,
+    SuspensionRow,
+    arrays,
+    fund_row,
+    listing_row,
+    moved_order_row,
+    policy_row,
+    rejected_row,
+    replayed_row,
+)
 from fundsvc.store.policies import policies_body, policies_from
 from fundsvc.store.rows import (
     COLUMNS,
@@ -34,10 +50,10 @@ from fundsvc.store.rows import (
 )
 from fundsvc.store.sequences import facts_of
 
-STRAYS_TOLD_MAX = 3
+STRAYS_NAMED_MAX = 3
 
 STREAM_START = "0-0"
-"""Before the first message."""
+"""The offset before the first message."""
 
 IN_PARTS = b"\xc1"
 """The body of a book that is stored in parts. No MessagePack begins with this byte: a version with a schema before 0016 fails
@@ -45,58 +61,61 @@ to read such a book, and does not take it for an empty one.
 """
 
 ROWS_AT_ONCE = 250
-"""ADL orders or records that are encoded between two looks at the loop: half a millisecond or one."""
+"""ADL orders or records that are encoded between two yields to the event loop: 0.5 to 1 ms."""
 
 _Row = TypeVar("_Row")
 _Part = TypeVar("_Part")
 
 
 class OwnershipLost(Exception):
-    """Another engine owns the partition by now: nothing of ours was written, and nothing of ours may be."""
+    """Another engine owns the partition. This engine wrote nothing and must not write."""
 
 
 class Stray(StoreRefusal):
-    """The ledger has rows of this partition that no commit left there; the message says which, and what to do."""
+    """The ledger has rows of this partition that no commit wrote. The message names them and the remedy."""
 
 
 class Writer:
-    """The ledger as the owner of one partition writes it; every write is fenced by the owner's epoch."""
+    """Writes the ledger for the owner of one partition. The owner's epoch fences every write."""
 
     def __init__(self, connection: asyncpg.Connection, partition: int, epoch: int) -> None:
         self._connection = connection
         self._partition = partition
         self._epoch = epoch
-        self._one_at_a_time = asyncio.Lock()  # Books may be kept while a replay asks: a connection does one thing at a time.
+        # A connection runs one statement at a time, and a replay may read while books are stored.
+        self._one_at_a_time = asyncio.Lock()
 
     async def load(self, policy_of: Callable[[str], Policy] = lambda _: Policy()) -> tuple[Offset, list[Fund]]:
-        """Where the partition stands, and all its funds under their policies; raises OwnershipLost, Stray or StoreFault."""
+        """Returns the partition's offset and all its funds under their policies; raises OwnershipLost, Stray or StoreFault."""
         with faults():
             position = await self._connection.fetchrow(SQL["load_position"], self._partition, self._epoch)
             if position is None:
-                raise OwnershipLost(f"partition {self._partition} is no longer ours")
+                raise OwnershipLost(f"partition {self._partition} has another owner")
             funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
             strays = await self._connection.fetch(SQL["stray_rows"], self._partition)
         if strays:
-            told = ", ".join(
-                f"{symbol} beyond entry {entry} and ADL record {record}" for symbol, entry, record in strays[:STRAYS_TOLD_MAX]
+            named = ", ".join(
+                f"{symbol} beyond entry {entry} and ADL record {record}" for symbol, entry, record in strays[:STRAYS_NAMED_MAX]
             )
             raise Stray(
-                f"{len(strays)} contracts have rows that no commit left: {told}. See what they are (fundsvc export), and have"
+                f"{len(strays)} contracts have rows that no commit wrote: {named}. Inspect them (fundsvc export), and have"
                 f" the database's owner remove them"
             )
         return Offset(*position), [fund_from(row, policy_of(row["symbol"])) for row in funds]
 
     async def load_policies(self, configured: Policies) -> list[Policies]:
-        """All versions of the policies that the partition has recorded, rising; the first is what is configured then."""
+        """Returns all recorded versions of the partition's policies, ascending. Records `configured` as version 1 if there is
+        none.
+        """
         with faults():
             await self._connection.execute(SQL["first_policies"], self._partition, self._epoch, policies_body(configured))
             rows = await self._connection.fetch(SQL["load_policies"], self._partition)
         if not rows:
-            raise OwnershipLost(f"partition {self._partition} is no longer ours")
+            raise OwnershipLost(f"partition {self._partition} has another owner")
         return [policies_from(row) for row in rows]
 
     async def load_orders(self) -> list[AdlOrder]:
-        """The orders that are open, with what their present round asks."""
+        """Returns the open orders with their current rounds."""
         with faults():
             orders = await self._connection.fetch(SQL["load_orders"], self._partition, None)
             records = await self._connection.fetch(SQL["load_records"], self._partition, None)
@@ -108,47 +127,47 @@ class Writer:
             return await load_books(self._connection, self._partition)
 
     async def rejected_places(self, messages: Sequence[str]) -> Mapping[Place, str | None]:
-        """Which events of these messages were rejected, and the message that had them settled since."""
+        """Returns the rejected events of these messages, each with the id of the message that settled it later, or None."""
         with faults():
             rows = await self._connection.fetch(SQL["rejected_places"], self._partition, messages)
         return {Place(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
 
     async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
-        """Which side each of these orders (contract and number; at least one) reduces."""
+        """Returns the side that each order reduces. An order is a contract and a number; at least one is required."""
         with faults():
             rows = await self._connection.fetch(SQL["reduced_sides"], *zip(*orders, strict=True))
         return {(row["symbol"], row["adl"]): row["reduce"] for row in rows}
 
     async def has_seals(self) -> bool:
-        """Whether the last entry of any contract has a commitment in the place of its account."""
+        """Returns whether the last entry of any contract has a commitment instead of its account."""
         with faults():
             return bool(await self._connection.fetchval(SQL["last_seals"], self._partition))
 
     async def is_open(self, stream_id: str, position: int) -> bool:
-        """Whether the event at this place is kept as rejected and has not been settled since."""
+        """Returns whether the event at this place is kept as rejected and not settled yet."""
         with faults():
             async with self._one_at_a_time:
                 return bool(await self._connection.fetchval(SQL["rejected_open"], self._partition, stream_id, position))
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
-        """What the ledger has of the first of some sequences, rising, of each contract: of the first one at least."""
+        """Returns what the ledger contains of the first of each contract's ascending sequences, at least of the very first."""
         with faults():
             async with self._one_at_a_time:
-                return await facts_of(self._ask, wanted)
+                return await facts_of(self._fetch, wanted)
 
-    async def _ask(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
+    async def _fetch(self, block: str, *parameters: Any) -> list[asyncpg.Record]:
         return await self._connection.fetch(SQL[block], *parameters)
 
     def prepare(self, batch: Draft) -> None:
-        """Encodes the entries that a batch has by now, so that `commit` has only to send them."""
+        """Encodes the entries of a batch so far, so that `commit` only sends them."""
         batch.pack(copy_rows)
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
-        """Writes all of a batch and moves the partition's offset, or nothing.
+        """Writes a batch and moves the partition's offset, in one transaction.
 
-        Raises OwnershipLost when the partition is not ours any more, StoreRefusal when the database refuses something in it,
-        and StoreFault when that is away: then the transaction may or may not have been committed, and the partition must be
-        loaded again, by another writer, to know. Everything is encoded before the transaction begins.
+        Raises OwnershipLost if another engine owns the partition, StoreRefusal if the database rejects a value, and StoreFault
+        if it is unreachable. After a StoreFault the transaction may have been committed; another writer must load the partition
+        again to know. Everything is encoded before the transaction begins.
         """
         moved = (self._partition, self._epoch, *_moved(before, after), batch.duplicates.total(), *_columns(batch))
         moving = [order for key, order in batch.orders.items() if key not in batch.opened]
@@ -171,8 +190,8 @@ class Writer:
                     raise OwnershipLost(f"partition {self._partition} was moved by another engine")
                 if unwritten:
                     raise StoreRefusal(
-                        f"the ledger has {', '.join(unwritten)} in another partition, or further than this one knows: run"
-                        " fundsvc audit, and have the database's owner put it right"
+                        f"the ledger has {', '.join(unwritten)} in another partition, or in a later state than this engine: run"
+                        " fundsvc audit, and have the database's owner correct it"
                     )
 
     async def _copy(self, table: str, columns: Sequence[str], rows: Sequence[bytes]) -> None:
@@ -182,26 +201,26 @@ class Writer:
 
 @contextmanager
 def _strays() -> Iterator[None]:
-    """Raises Stray where an entry or record that is to be written is there."""
+    """Raises Stray if an entry or record with the number of a new one exists."""
     try:
         yield
     except asyncpg.UniqueViolationError as error:
         if error.table_name not in ("entries", "adl_records"):
             raise
-        raise Stray(f"{type(error).__name__}: a row of {error.table_name} is in the way: {error.detail}") from error
+        raise Stray(f"{type(error).__name__}: a row of {error.table_name} already exists: {error.detail}") from error
 
 
 @asynccontextmanager
 async def open_writer(
     dsn: str, engine: str, partition: int, epoch: int, statement_seconds: float = COMMAND_SECONDS
 ) -> AsyncIterator[Writer]:
-    """A writer on a connection of its own, known to the server by the engine's name; a statement takes so long at most."""
+    """Opens a writer on a separate connection that carries the engine's name; `statement_seconds` limits each statement."""
     async with connect(dsn, session_name(engine), statement_seconds) as connection:
         yield Writer(connection, partition, epoch)
 
 
 def session_name(engine: str) -> str:
-    """How the sessions of an engine are called in pg_stat_activity."""
+    """Returns the name of an engine's sessions in pg_stat_activity."""
     return f"fundsvc engine {engine}"
 
 
@@ -211,7 +230,7 @@ async def _each(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _encoded(rows: Sequence[_Row], encode: Callable[[Sequence[_Row]], _Part]) -> list[_Part]:
-    """Rows encoded in parts: the loop is let go between two of them."""
+    """Encodes rows in parts, and yields to the event loop between two parts."""
     parts = []
     for first in range(0, len(rows), ROWS_AT_ONCE):
         if first:
@@ -221,23 +240,23 @@ async def _encoded(rows: Sequence[_Row], encode: Callable[[Sequence[_Row]], _Par
 
 
 def _moved(before: Offset, after: Offset) -> tuple[Any, ...]:
-    """The parameters of the statement `commit` that move the offset, which must be where it was."""
+    """Returns the parameters of the statement `commit` that move the offset, and the offset it must have before."""
     return before.last_id, before.events, before.partial_id, *after
 
 
 def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
-    """The fund in a row of `load_funds`, under a policy."""
+    """Builds the fund from a row of `load_funds`, under a policy."""
     state = FundState(**{name: row[name] for name in FundState._fields})._replace(guard=saved_guard_from(row))
     return Fund(contract_from(row), state, policy, suspended=row["suspended"])
 
 
 def saved_guard_from(row: asyncpg.Record) -> SavedGuard | None:
-    """What a row keeps of a fund's drawdown guard."""
+    """Returns the stored drawdown guard of a row, or None."""
     return msgspec.json.decode(row["guard"], type=SavedGuard) if row["guard"] else None
 
 
 def orders_from(orders: Iterable[asyncpg.Record], records: Iterable[asyncpg.Record]) -> list[AdlOrder]:
-    """The orders in rows of `load_orders`, in their present rounds as the rows of `load_records` tell them."""
+    """Builds the orders from rows of `load_orders`, and their current rounds from rows of `load_records`."""
     found = {(row["symbol"], row["adl"]): _order_from(row) for row in orders}
     for row in records:
         _follow(found[row["symbol"], row["adl"]], row)
@@ -249,7 +268,7 @@ def _order_from(row: asyncpg.Record) -> AdlOrder:
 
 
 def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
-    """Takes an order through one of its records: a round begins, has further positions, or executes."""
+    """Applies one of an order's records: a new round, further positions of it, or an execution."""
     match row["kind"]:
         case "order" | "round":
             order.end_round()
@@ -304,96 +323,51 @@ def _decoded(parts: deque[bytes | memoryview]) -> Iterator[SavedBook]:
 
 
 def contract_from(row: asyncpg.Record) -> Contract:
-    """The contract in a row that has all its columns."""
+    """Builds the contract from a row with all its columns."""
     return Contract(**{name: row[name] for name in Contract.__struct_fields__})
 
 
 def _columns(batch: Batch) -> list[list[Any]]:
-    """The parameters of the statement `commit` after the offsets: one list per column."""
-    listings = [
-        (
-            contract.symbol,
-            contract.settle_currency,
-            contract.settle_decimals,
-            contract.price_decimals,
-            contract.multiplier,
-            contract.is_inverse,
-            msgspec.json.encode(specification).decode(),
-        )
-        for contract, specification in batch.listings.values()
-    ]
-    rejected = [_rejected_row(event) for event in batch.rejected]
-    replayed = [
-        (stream_id, position, settled_by, entry.symbol if entry else None, entry.entry if entry else None)
-        for stream_id, position, settled_by, entry in batch.replayed
-    ]
+    """Returns the parameters of the statement `commit` after the offsets, one list per column."""
     return [
-        *_transpose(listings, 7),
-        *_transpose([_fund_row(state) for state in batch.funds], 10),
-        *_transpose(rejected, 9),
-        *_transpose(replayed, 5),
+        *arrays(ListingRow, starmap(listing_row, batch.listings.values())),
+        *arrays(FundState, map(fund_row, batch.funds)),
+        *arrays(RejectedRow, map(rejected_row, batch.rejected)),
+        *arrays(ReplayedRow, starmap(replayed_row, batch.replayed)),
     ]
-
-
-def _fund_row(state: FundState) -> tuple[Any, ...]:
-    return state._replace(guard=msgspec.json.encode(state.guard).decode() if state.guard else None)  # type: ignore[arg-type]
-
-
-def _rejected_row(event: Rejected) -> tuple[Any, ...]:
-    *columns, identity = msgspec.structs.astuple(event)
-    return (*columns, *(identity or (None, None, None)))
 
 
 def _moved_orders(orders: Sequence[OrderState]) -> list[list[Any]]:
-    """The parameters of a statement `commit_orders`: the driver encodes them without a look at the loop."""
-    moved = [
-        (
-            order.symbol,
-            order.adl,
-            order.recovered,
-            order.executed,
-            order.state,
-            order.round,
-            order.seq,
-            order.acknowledged,
-            order.round_ms,
-        )
-        for order in orders
-    ]
-    return _transpose(moved, 9)
+    """Returns the parameters of the statement `commit_orders`. The driver encodes them without yielding to the event loop."""
+    return arrays(MovedOrderRow, map(moved_order_row, orders))
 
 
 def _statements(batch: Batch, partition: int, after: Offset, orders: list[list[list[Any]]]) -> list[tuple[str, Sequence[Any]]]:
-    """The statements that a batch needs after `commit`, by name, with their parameters."""
+    """Returns the statements that a batch needs after `commit`, by name with parameters."""
     statements: list[tuple[str, Sequence[Any]]] = [("commit_orders", part) for part in orders]
     if batch.books:
         statements.extend(_books(batch.books, after.last_id))
     if batch.rates:
-        statements.append(("commit_rates", (partition, *_transpose(list(batch.rates.values()), 3), batch.latest_ms)))
+        statements.append(("commit_rates", (partition, *arrays(RateState, batch.rates.values()), batch.latest_ms)))
     if batch.suspensions:
-        statements.append(("commit_suspensions", _transpose(list(batch.suspensions.items()), 2)))
+        statements.append(("commit_suspensions", arrays(SuspensionRow, batch.suspensions.items())))
     if batch.policies:
-        policies = _transpose([(known.version, policies_body(known)) for known in batch.policies], 2)
-        statements.append(("commit_policies", (partition, after.last_id, *policies)))
+        statements.append(("commit_policies", (partition, after.last_id, *arrays(PolicyRow, map(policy_row, batch.policies)))))
     return statements
 
 
 def _books(books: Sequence[BookState], last_id: str) -> Iterator[tuple[str, Sequence[Any]]]:
     """The statements that keep books as they are after a message, with their parameters: the parts of a large book singly."""
-    yield "commit_books", (last_id, *_transpose([_book_row(kept) for kept in books], 6))
+    yield "commit_books", (last_id, *arrays(BookRow, map(_book_row, books)))
     for kept in books:
         if _is_in_parts(kept):
             yield from (("commit_book_part", (kept.symbol, number, part)) for number, part in enumerate(kept.parts or ()))
 
 
-def _book_row(kept: BookState) -> tuple[Any, ...]:
+def _book_row(kept: BookState) -> BookRow:
     body = IN_PARTS if _is_in_parts(kept) else kept.parts and kept.parts[0]
-    return kept.symbol, kept.seq, kept.mark, kept.mark_ts, kept.mark_seq, body
+    return BookRow(kept.symbol, kept.seq, kept.mark, kept.mark_ts, kept.mark_seq, body or None)
 
 
 def _is_in_parts(kept: BookState) -> bool:
     return kept.parts is not None and len(kept.parts) > 1
-
-
-def _transpose(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
-    return [[row[column] for row in rows] for column in range(width)]

@@ -1,4 +1,4 @@
-"""A partition's ADL rounds as the service announces them, read as a matching engine reads them."""
+"""Reads the announced ADL rounds of a partition, as a matching engine does."""
 
 from typing import Literal, NamedTuple
 
@@ -10,20 +10,20 @@ from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
 
 ROUNDS_PER_READ_MAX = 100
-"""More than begin between two reads; what is left comes with the next one."""
+"""Fewer rounds begin between two reads. The next read returns the rest."""
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """So many lots of an account's position."""
+class RequestedLots(msgspec.Struct, frozen=True):
+    """The lots that a round still requests of an account's position."""
 
     account: str
     lots: int
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """A round of an ADL order: reduce these positions of one side by so many lots, at the price.
+    """An announced round of an ADL order: reduce these positions of one side by these lots, at the price.
 
-    It may come more than once. `adl` and `round` tell which it is; `lots` are then what is still asked.
+    It may be repeated. `adl` and `round` identify it; `lots` are the lots still requested at that time.
     """
 
     symbol: str
@@ -31,7 +31,7 @@ class Announcement(msgspec.Struct, frozen=True):
     round: int
     reduce: SideName
     price: str
-    allocations: tuple[Asked, ...]
+    allocations: tuple[RequestedLots, ...]
     type: Literal["adlOrder"] = "adlOrder"
 
 
@@ -49,10 +49,10 @@ class Announcements:
         self._source = Source(client, partition, announcement_key(partition))
 
     async def newest(self) -> str:
-        """The id of the last announcement so far; raises StreamFault."""
+        """Returns the id of the last announcement; raises StreamFault."""
         return (await self._source.state()).last_id
 
     async def read(self, after: str) -> list[Announced]:
-        """What was announced after an id, without waiting; raises StreamFault."""
+        """Returns announcements after an id, without waiting; raises StreamFault."""
         messages = await self._source.read(after, ROUNDS_PER_READ_MAX)
         return [Announced(message.stream_id, msgspec.json.decode(message.body, type=Announcement)) for message in messages]

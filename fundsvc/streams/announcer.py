@@ -1,4 +1,4 @@
-"""Announces ADL rounds to the matching engine, on a stream of the partition's own."""
+"""Announces ADL rounds to the matching engine, on a separate stream of the partition."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from fundsvc.streams.producer import APPEND
 
 
 def announcement_key(partition: int) -> str:
-    """The stream of a partition's ADL rounds."""
+    """Returns the key of the stream of a partition's ADL rounds."""
     return f"fundsvc:{{{partition}}}:adl"
 
 
 class Announcer:
-    """Appends rounds to the partition's ADL stream, at least once each: an engine knows them by order and round number."""
+    """Appends each round at least once to the partition's ADL stream. Its order and round number identify it."""
 
     def __init__(self, client: Client, partition: int) -> None:
         self._client = client
@@ -30,19 +30,19 @@ class Announcer:
         return [stream_id.decode() for stream_id in ids]
 
     async def now_ms(self) -> int:
-        """The time by the clock of the server, which makes the ids."""
+        """Returns the time by the clock of the stream server, which generates the ids."""
         return await server_time_ms(self._client, self._key)
 
     async def trim(self, below: str) -> None:
-        """Drops announcements with ids below `below`, in whole blocks of the server's, so maybe some fewer."""
+        """Deletes announcements with ids below `below`. The server deletes whole blocks, so some may remain."""
         with faults():
             await self._client.xtrim(self._key, minid=below, approximate=True)
 
 
 def announcement(order: AdlOrder, price_decimals: int) -> bytes:
-    """The round of an order as it is announced: what is still asked of each account."""
+    """Returns the announcement of an order's round: the lots still requested of each account."""
     rests = [(account, rest) for account, rest in order.asked.rests() if rest]
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "type": "adlOrder",
         "symbol": order.symbol,
         "adl": order.adl,
@@ -54,4 +54,4 @@ def announcement(order: AdlOrder, price_decimals: int) -> bytes:
         "allocations": [{"account": account, "lots": rest} for account, rest in rests],
         "ts": order.ts,
     }
-    return msgspec.json.encode(told)
+    return msgspec.json.encode(fields)

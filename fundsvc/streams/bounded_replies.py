@@ -1,7 +1,7 @@
-"""Replies of the stream server taken apart as they come, in memory that does not grow with them.
+"""Parses replies of the stream server incrementally, in bounded memory.
 
-A message may be larger than any that is settled. It is never whole in memory: of a long value its beginning, its size and its
-digest are kept, of a long array its first elements.
+A message may exceed every limit. It is never completely in memory: a long value is reduced to its beginning, size and digest,
+a long array to its first elements.
 """
 
 import hashlib
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 HEAD_BYTES = 1000
-"""What is kept of a value. The names and ids that a reply has are shorter."""
+"""Bytes kept of a value. The names and ids in a reply are shorter."""
 
 ELEMENTS_MAX = 100
-"""What is kept of an array. Our replies have fewer, but for messages with fields that nobody reads."""
+"""Elements kept of an array. Only messages with unused fields have more."""
 
 LINE_BYTES_MAX = 4096
-"""Lines hold sizes and numbers, or an error."""
+"""Lines contain sizes and numbers, or an error."""
 
 
 class Skimmed(NamedTuple):
-    """A value of which only the beginning is kept: that, its size in bytes, and its SHA-256."""
+    """A value reduced to its beginning, its size in bytes, and its SHA-256."""
 
     head: bytes
     size: int
@@ -29,9 +29,10 @@ class Skimmed(NamedTuple):
 
 
 class Skimmer:
-    """One reply in the protocol RESP2 or RESP3: `feed` takes bytes in until `done`; `reply` is then as the driver makes it.
+    """Parses one reply in the protocol RESP2 or RESP3. Call `feed` until `done`; then `reply` has the form that the driver
+    returns.
 
-    Values of more than `HEAD_BYTES` are Skimmed. Maps are dicts, all other aggregates lists. An error is raised.
+    Values of more than `HEAD_BYTES` are Skimmed. Maps are dicts, all other aggregates lists.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class Skimmer:
         self._value: _Value | None = None
 
     def feed(self, data: bytes) -> None:
-        """Takes in the next bytes; raises ResponseError where the reply is an error."""
+        """Parses the next bytes; raises ResponseError if the reply is an error."""
         rest = memoryview(data)
         while rest and not self.done:
             rest = self._take_value(self._value, rest) if self._value else self._take_line(rest)
@@ -88,7 +89,7 @@ class Skimmer:
             self._put(aggregate.result())
 
     def _put(self, element: Any) -> None:
-        """Puts an element where it belongs, and whatever that completes."""
+        """Adds an element to the open aggregate, and completes aggregates that have all their elements."""
         while self._open:
             self._open[-1].put(element)
             if self._open[-1].left:
@@ -98,7 +99,7 @@ class Skimmer:
 
 
 class _Aggregate:
-    """An array or a map: how many elements are still to come, and the first ones."""
+    """An array or map: the number of missing elements, and the first elements."""
 
     def __init__(self, left: int, *, is_map: bool) -> None:
         self.left = left
@@ -115,7 +116,7 @@ class _Aggregate:
 
 
 class _Value:
-    """A string of so many bytes, and the line end after it."""
+    """A string of a known size, and the line end after it."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -128,7 +129,7 @@ class _Value:
         return not self._left
 
     def take(self, rest: memoryview) -> memoryview:
-        """Takes in what is its own; returns what is not."""
+        """Consumes the bytes of this value; returns the rest."""
         own = rest[: max(0, self._left - 2)]
         self._head += own[: HEAD_BYTES - len(self._head)]
         self._digest.update(own)

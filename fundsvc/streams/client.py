@@ -1,4 +1,4 @@
-"""Connections to Redis or Valkey (single, Sentinel or Cluster), and the one place where its exceptions become a fault."""
+"""Connections to Redis or Valkey (single, Sentinel or Cluster). Only this module converts driver exceptions into faults."""
 
 import asyncio
 import re
@@ -22,32 +22,32 @@ from fundsvc.config.settings import StreamConfig
 from fundsvc.streams.bounded_replies import Skimmer
 
 CONNECT_SECONDS = 5.0
-"""As for the database: long enough for a busy server, short enough to notice that it is away."""
+"""As for the database: long enough for a busy server, short enough to detect an unreachable one."""
 
 REPLY_SECONDS_MAX = 3.0
-"""Longer than any blocking read of ours; a server that is silent for so long is away, also in the middle of a reply."""
+"""Longer than any blocking read of the service. A server that is silent for this time is unreachable, also within a reply."""
 
 KEEPALIVE = {socket.TCP_KEEPIDLE: 2, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 3, socket.TCP_USER_TIMEOUT: 5000}
-"""Connections whose other end is gone are noticed within five seconds, also where nothing is asked."""
+"""Idle connections to a lost peer are detected within five seconds."""
 
 LOST_CONNECTION = "the handler is closed"
-"""What uvloop says, in a RuntimeError, of a write to a connection that was lost a moment ago."""
+"""The text of uvloop's RuntimeError for a write to a connection that was just lost."""
 
 Client = Redis | RedisCluster
 
 _MISTAKES = re.compile(
     r"^(ERR )?(wrong number of arguments|syntax error|Invalid stream ID|value is not an integer)", re.IGNORECASE
 )
-"""Answers to a command that we sent wrongly. Whatever else the server answers an operator can heal: it is full or loading, a
-disk is, replicas are away, rights or the type of a key were changed."""
+"""Errors of wrong commands of this service. An operator can repair all other errors: a full or loading server, a full disk,
+missing replicas, changed rights, a key of another type."""
 
 _REPLY_BYTES_MAX: ContextVar[int] = ContextVar("reply_bytes_max", default=0)
 
 
-class _TellsOfLoss:
-    """A pool that says once when an idle connection was lost; the driver's own would silently make another.
+class _ReportsLoss:
+    """A pool that reports the loss of an idle connection once. The driver's pool would reconnect silently.
 
-    A server that went away may have come back without its tail: who appends or reads must hear of it.
+    A restarted server may have lost its newest messages, so readers and producers must learn of the loss.
     """
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
@@ -57,20 +57,20 @@ class _TellsOfLoss:
         await super().ensure_connection(connection)  # type: ignore[misc]
 
 
-class _Pool(_TellsOfLoss, ConnectionPool):
+class _Pool(_ReportsLoss, ConnectionPool):
     pass
 
 
-class _SentinelPool(_TellsOfLoss, SentinelConnectionPool):
+class _SentinelPool(_ReportsLoss, SentinelConnectionPool):
     pass
 
 
 class ReplyTooLarge(Exception):
-    """A reply is larger than `bounded_reply` allows; its connection is closed."""
+    """A reply is larger than `bounded_reply` allows. Its connection is closed."""
 
 
 class _BoundedParser(_AsyncHiredisParser):
-    """Gives a reply up once it has grown beyond what is allowed: until it was whole it would lie in memory."""
+    """Aborts a reply that grows beyond the allowed size, because an incomplete reply stays in memory."""
 
     def __init__(self, socket_read_size: int) -> None:
         super().__init__(socket_read_size)
@@ -81,12 +81,14 @@ class _BoundedParser(_AsyncHiredisParser):
         return await super().read_response(disable_decoding, push_request)
 
     def on_connect(self, connection: Any) -> None:
-        """As the driver's own, and keeps the connection."""
+        """Extends the driver's method: also keeps the connection."""
         super().on_connect(connection)  # type: ignore[no-untyped-call]
         self._connection = connection
 
     async def read_from_socket(self) -> bool:
-        """As the driver's own, counts, and lets the time limit begin anew: it bounds silence, not the size of a reply."""
+        """Replaces the driver's method: also counts bytes and restarts the time limit, which bounds silence and not the reply's
+        size.
+        """
         buffer = await self._chunk()
         if limit := self._connection._active_read_timeout:  # noqa: SLF001 - the driver has no other way to it
             limit.reschedule(asyncio.get_running_loop().time() + REPLY_SECONDS_MAX)
@@ -98,7 +100,7 @@ class _BoundedParser(_AsyncHiredisParser):
         return True
 
     async def skim(self) -> Any:
-        """Reads one reply without ever having all of it in memory."""
+        """Reads one reply without holding all of it in memory."""
         skimmer = Skimmer()
         while not skimmer.done:
             async with asyncio.timeout(REPLY_SECONDS_MAX):
@@ -114,12 +116,12 @@ class _BoundedParser(_AsyncHiredisParser):
 
 
 async def skim(client: Client, key: str, command: Sequence[Any]) -> Any:
-    """The reply to a command about a key as `Skimmer` gives it, over a connection of its own."""
+    """Runs a command for a key over a separate connection, and returns the reply as `Skimmer` reduces it."""
     connection = _own_connection(client, key)
     await connection.connect()
     try:
         await connection.send_command(*command)
-        return await connection._parser.skim()  # noqa: SLF001 - it is a parser of ours
+        return await connection._parser.skim()  # noqa: SLF001 - the parser is _BoundedParser
     finally:
         await connection.disconnect(nowait=True)
 
@@ -143,15 +145,17 @@ def bounded_reply(bytes_max: int) -> Iterator[None]:
 
 
 class StreamFault(Exception):
-    """The stream is away or refuses, which time or an operator heals: read from the stored offset, or append, again later."""
+    """The stream server is unreachable or refuses; time or an operator can repair it. Read from the stored offset or append
+    later.
+    """
 
 
 @contextmanager
 def faults() -> Iterator[None]:
-    """Turns what the driver raises, and whatever the server answers, into StreamFault; lets our own mistakes through.
+    """Converts driver and server errors into StreamFault. Programming errors pass through.
 
-    Raises a cancellation that the driver swallowed: it sends by asyncio.wait_for, which before Python 3.12 forgets one that
-    comes just as the sending is done. A reader that is not told to end would never let its partition be loaded again.
+    Raises a cancellation that the driver swallowed: it sends with asyncio.wait_for, which before Python 3.12 loses a
+    cancellation that arrives just after the send. A reader that missed its cancellation would block its partition.
     """
     try:
         yield
@@ -171,7 +175,7 @@ def faults() -> Iterator[None]:
 
 @asynccontextmanager
 async def open_client(config: StreamConfig) -> AsyncIterator[Client]:
-    """A client for the configured server; it does not retry by itself, because who reads must learn of a reconnect."""
+    """Opens a client for the configured server. It does not retry, because readers must learn of a reconnect."""
     options: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
         "socket_connect_timeout": CONNECT_SECONDS,
@@ -191,14 +195,14 @@ async def open_client(config: StreamConfig) -> AsyncIterator[Client]:
 
 
 def _bound(cluster: RedisCluster) -> None:
-    """Gives the connections of a cluster our parser, for which its client has no parameter."""
+    """Sets the parser of a cluster's connections. The cluster client has no parameter for it."""
     manager = cluster.nodes_manager
     for options in (manager.connection_kwargs, *(node.connection_kwargs for node in manager.startup_nodes.values())):
         options["parser_class"] = _BoundedParser
 
 
 async def _close_cluster(cluster: RedisCluster) -> None:
-    """Closes all connections; the driver's own way leaves them open when it is about to look the nodes up again."""
+    """Closes all connections. The driver's method leaves them open if it is about to look up the nodes again."""
     await cluster.aclose()
     for nodes in ("nodes_cache", "startup_nodes"):
         await cluster.nodes_manager.aclose(nodes)
@@ -210,7 +214,7 @@ def _single(config: StreamConfig, options: dict[str, Any]) -> Redis:
 
 
 def _master(config: StreamConfig, options: dict[str, Any], stack: AsyncExitStack) -> Redis:
-    """A client of whichever server the sentinels call the master."""
+    """Returns a client of the server that the sentinels report as master."""
     addresses = [address.rsplit(":", 1) for address in config.sentinels]
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         [(host, int(port)) for host, port in addresses], sentinel_kwargs=options
@@ -228,21 +232,21 @@ def _master(config: StreamConfig, options: dict[str, Any], stack: AsyncExitStack
 
 
 def stream_key(partition: int) -> str:
-    """The stream of a partition's events; the braces keep all keys of a partition in one cluster slot."""
+    """Returns the key of the stream of a partition's events. The braces keep all keys of a partition in one cluster slot."""
     return f"fundsvc:{{{partition}}}:in"
 
 
 async def is_append_only(client: Client) -> bool:
-    """Whether the server, or each primary of a cluster, writes what is appended to its file; raises StreamFault."""
+    """Returns whether the server, or each primary of a cluster, has its append-only file enabled; raises StreamFault."""
     to_all = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
     with faults():
-        told: dict[str, Any] = await client.execute_command("INFO", "persistence", **to_all)
-    each = [told] if "aof_enabled" in told else told.values()
+        info: dict[str, Any] = await client.execute_command("INFO", "persistence", **to_all)
+    each = [info] if "aof_enabled" in info else info.values()
     return all(one["aof_enabled"] for one in each)
 
 
 async def drop_idle(client: Client) -> None:
-    """Closes the connections that nobody uses: where one has lost its server, so may have the others, without a sign of it."""
+    """Closes the unused connections. If one has lost its server, the others may have too, unnoticed."""
     if isinstance(client, RedisCluster):
         for node in client.get_nodes():
             await node.disconnect_free_connections()
@@ -251,20 +255,20 @@ async def drop_idle(client: Client) -> None:
 
 
 _TIME = "return redis.call('TIME')"
-"""A script, as a command without a key may reach any node of a cluster."""
+"""A script, because a command without a key may reach any node of a cluster."""
 
 
 async def server_time_ms(client: Client, key: str) -> int:
-    """The time by the clock of the server that has a key, which makes the ids; raises StreamFault."""
+    """Returns the time by the clock of the server of a key, which generates the ids; raises StreamFault."""
     with faults():
         seconds, microseconds = await client.eval(_TIME, 1, key)
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 async def server_version(client: Client) -> str:
-    """What answers, and its version, such as "Valkey 9.1.0" (of a cluster, one node's); raises StreamFault."""
+    """Returns name and version of the server, such as "Valkey 9.1.0" (of one node of a cluster); raises StreamFault."""
     with faults():
         await client.ping()
-        told: dict[str, Any] = await client.info("server")
-    one = told if "redis_version" in told else next(iter(told.values()))
+        info: dict[str, Any] = await client.info("server")
+    one = info if "redis_version" in info else next(iter(info.values()))
     return f"Valkey {one['valkey_version']}" if "valkey_version" in one else f"Redis {one['redis_version']}"

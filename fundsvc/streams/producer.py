@@ -13,58 +13,58 @@ from fundsvc.streams.client import Client, StreamFault, faults, stream_key
 from fundsvc.wire.codec import Codec, encode
 
 EVENTS_PER_MESSAGE = 100
-"""Engines batch: a hundred events to a message cost the stream a tenth of what single ones do."""
+"""Batching: a message of a hundred events costs the stream a tenth of a hundred single messages."""
 
 CONFIRM_MS = 2000
-"""How long replicas and the disk are waited for: less than a reply may take, longer than `appendfsync everysec` needs."""
+"""The wait for replicas and disk: shorter than the limit of a reply, longer than `appendfsync everysec` needs."""
 
 APPEND = """
 local ids = {}
 for place = 2, #ARGV do ids[place - 1] = redis.call('XADD', KEYS[1], '*', ARGV[1], ARGV[place]) end
 return ids
 """
-"""A script is taken whole or not at all: a server that is full, or has lost its replicas, refuses it before its first write.
-The driver also takes longer for each command of a pipeline than for all else that an append costs.
+"""A script is atomic: a server that is full, or has lost its replicas, refuses it before the first write. The driver also
+spends more time on each command of a pipeline than on the rest of an append.
 """
 
 _APPEND_REPLAY = "return redis.call('XADD', KEYS[1], '*', ARGV[1], ARGV[2], 'replayOf', ARGV[3])"
 
-_STANDING = """
-local standing = {string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'), 0}
+_VERSION = """
+local version = {string.match(redis.call('INFO', 'server'), 'run_id:(%x+)'), 0}
 local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
-for place = 1, #stream, 2 do if stream[place] == 'entries-added' then standing[2] = stream[place + 1] end end
+for place = 1, #stream, 2 do if stream[place] == 'entries-added' then version[2] = stream[place + 1] end end
 """
-_ASK_STANDING = _STANDING + "return standing"
-_APPEND_AFTER = f"""{_STANDING}
-if standing[1] ~= table.remove(ARGV, 1) or standing[2] < tonumber(table.remove(ARGV, 1)) then return {{standing}} end
-{APPEND.replace("return ids", "return {standing, ids}")}
+_READ_VERSION = _VERSION + "return version"
+_APPEND_AFTER = f"""{_VERSION}
+if version[1] ~= table.remove(ARGV, 1) or version[2] < tonumber(table.remove(ARGV, 1)) then return {{version}} end
+{APPEND.replace("return ids", "return {version, ids}")}
 """
-"""Looks and appends in one step, so that nothing is appended to a stream that lost something since it was looked at."""
+"""Checks and appends in one step, so that it appends nothing to a stream that lost messages since the last check."""
 
 
-class Standing(NamedTuple):
-    """How a stream was found: the run id of its server, and how many messages it ever had."""
+class StreamVersion(NamedTuple):
+    """The identity of a stream: the run id of its server, and the number of messages ever added."""
 
     run_id: str
     added: int
 
 
 class StreamReplaced(Exception):
-    """The stream is not the one that was known: its server was restarted or replaced, or it was deleted. Nothing was appended.
+    """The stream changed: its server was restarted or replaced, or the stream was deleted. Nothing was appended.
 
-    `found` is how it stands now.
+    `found` is its current version.
     """
 
-    def __init__(self, found: Standing) -> None:
+    def __init__(self, found: StreamVersion) -> None:
         super().__init__(f"the stream is on server {found.run_id} and had {found.added} messages")
         self.found = found
 
 
 class Producer:
-    """Routes events by contract and appends them in order; events of one contract never overtake each other.
+    """Routes events by contract and appends them in order. Events of one contract never overtake each other.
 
-    What goes to one partition is appended whole or not at all. Where `replicas_min` or `fsync` is set, it returns once so many
-    replicas have the messages, and once they are on disk at the server and at these.
+    Appends to one partition are atomic. With `replicas_min` or `fsync` an append returns once that many replicas have the
+    messages, and once the messages are on disk at the server and at these replicas.
     """
 
     def __init__(self, client: Client, partitions: int, *, replicas_min: int = 0, fsync: bool = False) -> None:
@@ -75,7 +75,7 @@ class Producer:
 
     @classmethod
     def configured(cls, client: Client, config: StreamConfig) -> Self:
-        """A producer for the streams of a configuration."""
+        """Returns a producer for the configured streams."""
         return cls(client, config.partitions, replicas_min=config.replicas_min, fsync=config.fsync)
 
     async def append(
@@ -93,45 +93,45 @@ class Producer:
         return ids
 
     async def append_bodies(self, partition: int, field: str, bodies: Iterable[bytes]) -> list[str]:
-        """Appends message bodies to a partition's stream as they are, all or none, and returns their ids."""
+        """Appends message bodies to a partition's stream unchanged, all or none, and returns their ids."""
         return _texts(await self._confirmed(partition, APPEND, field, *bodies))
 
-    async def standing(self, partition: int) -> Standing:
-        """How a partition's stream stands."""
+    async def version(self, partition: int) -> StreamVersion:
+        """Returns the current version of a partition's stream."""
         with faults():
-            return _standing(await self._client.eval(_ASK_STANDING, 1, stream_key(partition)))
+            return _version(await self._client.eval(_READ_VERSION, 1, stream_key(partition)))
 
     async def append_after(
-        self, known: Standing, partition: int, field: str, bodies: Sequence[bytes]
-    ) -> tuple[list[str], Standing]:
-        """As `append_bodies`, to a stream that has lost nothing since it was known; raises StreamReplaced.
+        self, known: StreamVersion, partition: int, field: str, bodies: Sequence[bytes]
+    ) -> tuple[list[str], StreamVersion]:
+        """Appends bodies as `append_bodies` to a stream that lost nothing since version `known`; raises StreamReplaced.
 
-        Returns how it stands then too.
+        Returns the ids and the version after the append.
         """
         reply = await self._confirmed(partition, _APPEND_AFTER, known.run_id, known.added, field, *bodies)
-        found = _standing(reply[0])
+        found = _version(reply[0])
         if len(reply) == 1:
             raise StreamReplaced(found)
         return _texts(reply[1]), found._replace(added=found.added + len(bodies))
 
     async def append_replay(self, partition: int, codec: Codec, body: bytes, replay_of: str) -> None:
-        """Sends a rejected event again; `replay_of` is its "stream id/position", so that it is settled at most once."""
+        """Sends a rejected event again. `replay_of` is its "stream id/position", so that it is settled at most once."""
         await self._confirmed(partition, _APPEND_REPLAY, codec, body, replay_of)
 
     def destinations(self, event: Event) -> Sequence[int]:
-        """The partitions that an event is for."""
+        """Returns the partitions of an event."""
         if isinstance(event, Rate | PolicyChange):
             return range(self._partitions)
         symbol = event.contract["symbol"] if isinstance(event, Listing) else event.symbol  # type: ignore[attr-defined]
         return (partition_of(symbol, self._partitions),)
 
     async def _confirmed(self, partition: int, script: str, *arguments: Any) -> Any:
-        """The answer of a script that appends, once that is as durable as configured; raises StreamFault where it is not."""
+        """Runs an appending script; returns its reply once the append is as durable as configured, or raises StreamFault."""
         key = stream_key(partition)
         with faults():
             if not (self._replicas_min or self._fsync):
                 return await self._client.eval(script, 1, key, *arguments)
-            # One pipeline is one connection, and the server waits for what that has written.
+            # A pipeline uses one connection, and the server waits for the writes of that connection.
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.eval(script, 1, key, *arguments)
                 pipeline.execute_command(*self._wait(), **_to_node_of(self._client, key))
@@ -155,7 +155,7 @@ class Producer:
 
 
 def _to_node_of(client: Client, key: str) -> Mapping[str, Any]:
-    """Options that send a command without a key to the node that has a key."""
+    """Returns options that send a command without a key to the node of a key."""
     return {"target_nodes": [client.get_node_from_key(key)]} if isinstance(client, RedisCluster) else {}
 
 
@@ -163,6 +163,6 @@ def _texts(ids: Iterable[bytes]) -> list[str]:
     return [stream_id.decode() for stream_id in ids]
 
 
-def _standing(found: Sequence[Any]) -> Standing:
+def _version(found: Sequence[Any]) -> StreamVersion:
     run_id, added = found
-    return Standing(run_id.decode(), added)
+    return StreamVersion(run_id.decode(), added)

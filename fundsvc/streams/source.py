@@ -1,4 +1,4 @@
-"""A partition's stream, read from a stored offset."""
+"""Reads a partition's stream from a stored offset."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from fundsvc.wire.codec import EXCERPT_BYTES, Codec, Message, excerpt, excess
 _CODECS: dict[bytes, Codec] = {b"json": "json", b"msgpack": "msgpack"}
 
 READ_BYTES = 4_000_000
-"""What a read aims at, by the size of the messages that came last."""
+"""The target size of a read, estimated from the size of the last messages."""
 
 REPLY_BYTES_MAX = 16_000_000
-"""A reply that grows beyond this is dropped and asked for again with fewer messages: these are larger than the last ones."""
+"""A larger reply is aborted and requested again with fewer messages, because these are larger than the last ones."""
 
 REPLY_BYTES_REST = 100_000
-"""The state of a stream holds its first and its last message, and little else."""
+"""The state of a stream contains its first and its last message, and little else."""
 
 COUNT_FIRST, COUNT_MAX = 16, 1000
-"""How many messages the first read asks for, and how many any read."""
+"""The number of messages that the first read requests, and the maximum of any read."""
 
 
 class StreamState(NamedTuple):
-    """What the server says of a stream.
+    """The state of a stream on the server.
 
-    Its newest id, how many messages were ever added, how many it still holds, the first and the last of these ("" for none),
-    and the highest id that was ever deleted by itself.
+    Its newest id, the number of messages ever added, the number it contains, the first and the last of these ("" for none), and
+    the highest id that was deleted individually.
     """
 
     last_id: str
@@ -43,14 +43,14 @@ class StreamState(NamedTuple):
 
 
 EMPTY = StreamState("0-0", 0, 0, "", "", "0-0")
-"""A stream that does not exist yet."""
+"""The state of a stream that does not exist yet."""
 
 
 class Source:
-    """Reads one partition's stream with plain XREAD: the offset lives with the data, not in the stream server.
+    """Reads one partition's stream with plain XREAD. The offset is stored with the data, not in the stream server.
 
-    The stream of its events, unless `key` names another of the partition's. A read is bounded by bytes; of a message that is
-    larger than `message_bytes_max` only the beginning is kept.
+    `key` selects another stream of the partition than that of its events. Bytes bound a read. A message larger than
+    `message_bytes_max` is reduced to its beginning.
     """
 
     def __init__(self, client: Client, partition: int, key: str = "", message_bytes_max: int | None = None) -> None:
@@ -59,40 +59,40 @@ class Source:
         self._key = key or stream_key(partition)
         self._count = COUNT_FIRST
         self._oversized: set[str] = set()
-        # Without this callback the driver would build a dict per message.
-        client.set_response_callback("XREAD", _as_it_came)
+        # Without this callback the driver builds a dict per message.
+        client.set_response_callback("XREAD", _unparsed)
 
     async def read(self, after: str, count: int = COUNT_MAX, block_ms: int | None = None) -> list[Message]:
-        """Up to `count` messages with ids above `after`, waiting up to `block_ms` for the first; empty if none came."""
+        """Returns up to `count` messages with ids above `after`, waiting up to `block_ms` for the first; may be empty."""
         while True:
-            asked = min(count, self._count)
-            xread = self._xread(after, asked, block_ms)
+            requested = min(count, self._count)
+            xread = self._xread(after, requested, block_ms)
             try:
-                with faults(), bounded_reply(self._allowed(asked)):
+                with faults(), bounded_reply(self._allowed(requested)):
                     reply = await self._client.execute_command(*xread, keys=[self._key])
             except ReplyTooLarge:
-                self._count = max(1, asked // 8)
-                if asked == 1:
+                self._count = max(1, requested // 8)
+                if requested == 1:
                     return await self._skim_message(xread)
             else:
                 return await self._messages(reply)
 
-    async def look(self, after: str, block_ms: int | None = None) -> tuple[list[Message], StreamState]:
-        """As `read`, with the state of the stream right after it."""
+    async def read_with_state(self, after: str, block_ms: int | None = None) -> tuple[list[Message], StreamState]:
+        """Reads as `read`, and returns the state of the stream right after it."""
         while True:
-            asked = self._count
+            requested = self._count
             try:
-                with faults(), bounded_reply(self._allowed(asked)):
-                    reply, state = await self._ask_both(self._xread(after, asked, block_ms))
+                with faults(), bounded_reply(self._allowed(requested)):
+                    reply, state = await self._read_both(self._xread(after, requested, block_ms))
             except ReplyTooLarge:
-                self._count = max(1, asked // 8)
-                if asked == 1:
+                self._count = max(1, requested // 8)
+                if requested == 1:
                     return await self.read(after, 1, block_ms), await self.state()
             else:
                 return await self._messages(reply), state
 
     async def state(self) -> StreamState:
-        """The present state."""
+        """Returns the current state."""
         try:
             with faults(), bounded_reply(self._allowed(1)):
                 try:
@@ -106,9 +106,9 @@ class Source:
         return _state(info)
 
     async def drop_oversized(self, until: str) -> None:
-        """Deletes the messages up to an id, which are settled, that are larger than any that is settled.
+        """Deletes oversized messages up to an id, which the engine has already rejected.
 
-        Each question for the state of a stream that begins or ends with such a message transfers all of it.
+        A stream that begins or ends with such a message transfers all of it in each reply about its state.
         """
         settled = [stream_id for stream_id in self._oversized if id_order(stream_id) <= id_order(until)]
         if settled:
@@ -117,11 +117,11 @@ class Source:
             self._oversized.difference_update(settled)
 
     async def now_ms(self) -> int:
-        """The time by the clock of the server, which makes the ids."""
+        """Returns the time by the clock of the stream server, which generates the ids."""
         return await server_time_ms(self._client, self._key)
 
     async def count_between(self, after: str, until: str) -> int:
-        """How many messages with ids above `after` and up to `until` there are."""
+        """Counts the messages with ids above `after` and up to `until`."""
         total = 0
         while messages := [one for one in await self.read(after) if id_order(one.stream_id) <= id_order(until)]:
             total += len(messages)
@@ -132,7 +132,7 @@ class Source:
         waiting = () if block_ms is None else ("BLOCK", block_ms)
         return "XREAD", "COUNT", count, *waiting, "STREAMS", self._key, after
 
-    async def _ask_both(self, xread: Sequence[Any]) -> tuple[Any, StreamState]:
+    async def _read_both(self, xread: Sequence[Any]) -> tuple[Any, StreamState]:
         async with self._client.pipeline(transaction=False) as pipeline:
             pipeline.execute_command(*xread, keys=[self._key])
             pipeline.xinfo_stream(self._key)
@@ -141,19 +141,19 @@ class Source:
             raise reply
         return reply, _state(info)
 
-    def _allowed(self, asked: int) -> int:
-        """How large the reply to a question for so many messages, and the state of the stream, may be; 0 for any size."""
-        if asked > 1:
+    def _allowed(self, requested: int) -> int:
+        """Returns the allowed size of a reply with that many messages and the state of the stream; 0 for any size."""
+        if requested > 1:
             return REPLY_BYTES_MAX
         return max(REPLY_BYTES_MAX, 2 * self._message_bytes_max + REPLY_BYTES_REST) if self._message_bytes_max else 0
 
     async def _skim(self, command: Sequence[Any]) -> Any:
-        """The reply to a command, which has been found to be too large, with what is too long left out."""
+        """Returns the reduced reply of a command whose full reply is too large."""
         with faults():
             return await skim(self._client, self._key, command)
 
     async def _skim_message(self, xread: Sequence[Any]) -> list[Message]:
-        """What is kept of the one message that is asked for; empty where it is gone by now."""
+        """Returns the reduced message of a read of one message; empty if it no longer exists."""
         reply = await self._skim(xread)
         if not reply:
             return []
@@ -162,7 +162,7 @@ class Source:
         return [_skimmed_message(stream_id, fields, self._message_bytes_max)]
 
     def _note_oversized(self, *entries: Any) -> None:
-        """Notes which of the entries, as they were skimmed, are too large."""
+        """Records which of the reduced entries are too large."""
         for stream_id, fields in (entry for entry in entries if entry):
             sizes = [field.size for field in fields if isinstance(field, Skimmed)]
             if len(fields) == ELEMENTS_MAX or sum(sizes) > self._message_bytes_max:
@@ -179,18 +179,18 @@ class Source:
         return messages if size <= (self._message_bytes_max or size) else [await self._bounded(message) for message in messages]
 
     async def _bounded(self, message: Message) -> Message:
-        """The message, or what is kept of it; the digest of a large one is made in a thread."""
+        """Returns the message, reduced if it is too large. A thread computes the digest of a large one."""
         if len(message.body) <= self._message_bytes_max:
             return message
         return await asyncio.to_thread(excerpt, message, self._message_bytes_max)
 
     async def trim(self, below: str) -> None:
-        """Drops messages with ids below `below`, in whole blocks of the server's, so maybe some fewer."""
+        """Deletes messages with ids below `below`. The server deletes whole blocks, so some may remain."""
         with faults():
             await self._client.xtrim(self._key, minid=below, approximate=True)
 
 
-def _as_it_came(response: Any, **_options: Any) -> Any:
+def _unparsed(response: Any, **_options: Any) -> Any:
     return response
 
 
@@ -207,15 +207,15 @@ def _message(stream_id: bytes, fields: list[bytes]) -> Message:
 
 
 def _skimmed_message(stream_id: bytes, fields: list[Any], bytes_max: int) -> Message:
-    """What is kept of a message that is too large: the size and the digest are those of its largest value."""
+    """Reduces a message that is too large. Size and digest are those of its largest value."""
     message = _message(stream_id, [field.head if isinstance(field, Skimmed) else field for field in fields])
     largest = max((field for field in fields if isinstance(field, Skimmed)), key=attrgetter("size"), default=None)
-    told = excess(largest.size, largest.digest, bytes_max) if largest else f"{ELEMENTS_MAX} values or more: send one"
-    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=told)
+    too_large = excess(largest.size, largest.digest, bytes_max) if largest else f"{ELEMENTS_MAX} values or more: send one"
+    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=too_large)
 
 
 def _state(info: Any) -> StreamState:
-    """The state in an answer to XINFO STREAM, which may be that there is no stream."""
+    """Returns the state in a reply of XINFO STREAM, which may be an error if there is no stream."""
     if isinstance(info, Exception):
         if str(info) != "no such key":
             raise info
@@ -239,6 +239,6 @@ def _text(value: Any) -> str:
 
 
 def id_order(stream_id: str) -> tuple[int, int]:
-    """A stream id as (milliseconds, sequence), which compare as ids do."""
+    """Returns a stream id as (milliseconds, sequence), which compares as ids do."""
     milliseconds, _, sequence = stream_id.partition("-")
     return int(milliseconds), int(sequence or 0)

@@ -1,7 +1,7 @@
-"""Bytes to events and back, at every boundary, by one strict decoder.
+"""Decodes bytes to events and encodes events, at every boundary, with one strict decoder.
 
-A stream entry carries one field, `json` or `msgpack`, whose value is one event or an array of events. Unknown fields are
-refused: a misspelt optional field must not vanish silently. Any bytes give legal events or a Rejection, nothing else.
+A stream entry has one field, `json` or `msgpack`, whose value is one event or an array of events. Unknown fields are rejected,
+so that a misspelt optional field is noticed. Any bytes decode to legal events or Rejections.
 """
 
 import hashlib
@@ -33,35 +33,35 @@ from fundsvc.wire.duplicate_keys import RepeatedKey, check_keys, may_repeat, may
 Codec = Literal["json", "msgpack"]
 
 PostedEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
-"""What matching engines send; the owners of partitions append the others."""
+"""The events that matching engines send. The owners of partitions append the others."""
 
 AnyEvent = PostedEvent | PolicyChange
 
 EVENTS_PER_MESSAGE_MAX = 10_000
-"""A message is taken apart in one go, so its size bounds how long the loop is held."""
+"""A message is decoded in one go, so its size bounds how long the event loop is held."""
 
 EVENT_BYTES_MAX = 262_144
-"""An event is decoded in one go: one of this size takes a few milliseconds. KuCoin's contracts have some kilobytes."""
+"""An event is decoded in one go; one of this size takes a few milliseconds. KuCoin's contracts have some kilobytes."""
 
 WHOLE_BYTES_MAX = 65_536
-"""A body up to this size is decoded at once, which takes half a millisecond and is quicker than event by event."""
+"""A body up to this size is decoded at once: that takes half a millisecond and is quicker than event by event."""
 
 RUN_EVENTS = 500
-"""Of a larger body so many events are decoded at a time, in half a millisecond."""
+"""Events of a larger body that are decoded at a time, in half a millisecond."""
 
 EXCERPT_BYTES = 1000
-"""What is kept of the body of a message that is too large."""
+"""Bytes kept of the body of a message that is too large."""
 
 REPLAY_KEY = re.compile(r"(\d{1,20}-\d{1,20})/(\d{1,8})", re.ASCII)
-"""What `replay_of` names: a stream id, and the position of an event in that message."""
+"""The format of `replay_of`: a stream id, and the position of an event in that message."""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One entry of a partition's stream: its id, the codec its field names, and the field's value.
+    """An entry of a partition's stream: its id, the codec of its field, and the field's value.
 
-    `replay_of` is set where an operator sends a rejected event again: "stream id/position" of what was rejected.
-    `codec` is empty when the entry has no such field; `body` then holds what it had, as a MessagePack array. `too_large` says
-    what is not here where the message was larger than allowed: `body` then holds its first bytes alone.
+    `replay_of` ("stream id/position") names the rejected event that an operator sends again. `codec` is "" if the entry has no
+    such field; `body` then contains all its fields as a MessagePack array. `too_large` describes a message that is larger than
+    allowed; `body` then contains only its first bytes.
     """
 
     stream_id: str
@@ -81,8 +81,8 @@ _ELEMENTS = msgspec.defstruct(
     array_like=True,
     gc=False,
 )
-"""An array of up to one element more than a message may have. The decoder passes over those beyond without keeping them: a list
-of a message of ones and commas would take thirty times its size."""
+"""An array of up to one element more than a message may have. The decoder skips further elements without storing them: a list
+of a message of single digits would take thirty times its size."""
 
 _DECODERS: dict[str, tuple[Any, Any, Any, Any]] = {
     "json": (
@@ -104,7 +104,7 @@ _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def decode(message: Message) -> Sequence[Event | Rejection]:
-    """The events of a message in order; what is not a legal event stands as a Rejection in its place."""
+    """Returns the events of a message in order, with a Rejection in place of each illegal event."""
     if message.too_large:
         return [Rejection(Reason.TOO_LARGE, message.too_large)]
     if not message.codec:
@@ -114,7 +114,7 @@ def decode(message: Message) -> Sequence[Event | Rejection]:
 
 
 def _decode_whole(codec: Codec, body: bytes) -> Sequence[Event | Rejection] | None:
-    """The events of a body in which all are legal, decoded at once; None for any other."""
+    """Returns the events of a body at once if all are legal; None for any other."""
     try:
         decoded = _DECODERS[codec][0].decode(body)
     except _DECODE_ERRORS:
@@ -126,10 +126,9 @@ def _decode_whole(codec: Codec, body: bytes) -> Sequence[Event | Rejection] | No
 
 
 class Contents:
-    """The events of a message: those of a large one are decoded some at a time, so that it does not hold the loop.
+    """The events of a message. Those of a large message are decoded in portions, so that it does not hold the event loop.
 
-    Contents parses the message at most once. `size` is the number of events; what is not a legal event counts as one,
-    and stands as a Rejection in its place.
+    Contents parses the message at most once. `size` is the number of events, including illegal ones, which are Rejections.
     """
 
     def __init__(self, message: Message) -> None:
@@ -146,7 +145,7 @@ class Contents:
         self.size = len(self._events) or len(self._raws or ())
 
     def run(self, start: int, count: int) -> Sequence[Event | Rejection]:
-        """Up to `count` of the events from a position on, at least one."""
+        """Returns up to `count` events from a position on, at least one."""
         if not self._first <= start < self._first + len(self._events):
             self._decode(start)
         start -= self._first
@@ -164,7 +163,7 @@ class Contents:
             self._events = [_too_many(len(self._raws))]
 
     def raw(self, position: int) -> bytes:
-        """The bytes of an event, or of the whole message where it cannot be taken apart or has no event there."""
+        """Returns the bytes of an event, or of the whole message if it cannot be split or has no event there."""
         if self._raws is None:
             self._raws = _elements(self._message.codec, self._message.body) or ()
         if position >= len(self._raws) or self.size != len(self._raws):
@@ -173,37 +172,37 @@ class Contents:
 
 
 def excerpt(message: Message, bytes_max: int) -> Message:
-    """What is kept of a message that is too large: its first bytes, its size and the digest of all of it."""
-    told = excess(len(message.body), hashlib.sha256(message.body).hexdigest(), bytes_max)
-    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=told)
+    """Reduces a message that is too large to its first bytes, its size and its digest."""
+    too_large = excess(len(message.body), hashlib.sha256(message.body).hexdigest(), bytes_max)
+    return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=too_large)
 
 
 def excess(size: int, digest: str, bytes_max: int) -> str:
-    """What is said of a message that is too large, in the place of its bytes."""
+    """Returns the description of a message that is too large."""
     return f"a message of {size} bytes, sha256 {digest}: send at most {bytes_max}"
 
 
 def raw_events(codec: Codec, body: bytes) -> Sequence[bytes | msgspec.Raw]:
-    """The bytes of each event of an array, in order, at most one more than a message may have; else the body alone."""
+    """Returns the bytes of each event of an array, at most one more than a message may have; else only the body."""
     elements = _elements(codec, body)
     return [body] if elements is None else elements
 
 
 def array_of(raws: Iterable[bytes | msgspec.Raw], codec: Codec) -> bytes:
-    """An array of events as one message body, each in the bytes given."""
+    """Encodes an array of events as one message body, each event with the bytes given."""
     elements = list(map(msgspec.Raw, raws))
     return msgspec.json.encode(elements) if codec == "json" else msgspec.msgpack.encode(elements)
 
 
 def encode(events: Sequence[Event], codec: Codec = "json") -> bytes:
-    """An array of events as one message body."""
+    """Encodes an array of events as one message body."""
     return msgspec.json.encode(events) if codec == "json" else msgspec.msgpack.encode(events)
 
 
 def _elements(codec: str, body: bytes) -> list[msgspec.Raw] | None:
-    """The undecoded events of an array, at most one more than a message may have; None for a single event, or no array."""
+    """Returns the undecoded events of an array, at most one more than a message may have; None for a single event."""
     try:
-        if len(body) <= EVENTS_PER_MESSAGE_MAX:  # no element has less than a byte
+        if len(body) <= EVENTS_PER_MESSAGE_MAX:  # each element has at least one byte
             elements: list[msgspec.Raw] = _DECODERS[codec][1].decode(body)
             return elements
         return list(takewhile(len, msgspec.structs.astuple(_DECODERS[codec][3].decode(body))))
@@ -225,7 +224,7 @@ def _too_many(events: int) -> Rejection:
 
 
 def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
-    """One event, or why it is none."""
+    """Decodes one event; returns a Rejection if it is illegal."""
     if len(raw) > EVENT_BYTES_MAX:
         return Rejection(Reason.TOO_LARGE, f"an event of {len(raw)} bytes: send at most {EVENT_BYTES_MAX}")
     try:
@@ -240,7 +239,7 @@ def decode_event(codec: Codec, raw: bytes | msgspec.Raw) -> Event | Rejection:
 
 
 def _repeats(codec: Codec, body: bytes, events: Sequence[Event]) -> bool:
-    """Whether an object in a message has a key twice."""
+    """Returns whether an object in a message has a duplicate key."""
     try:
         if may_repeat(codec, body, events):
             check_keys(codec, body)
@@ -255,9 +254,9 @@ def _refusal(codec: Codec, raw: bytes | msgspec.Raw, detail: str) -> Rejection:
     except _DECODE_ERRORS:
         return Rejection(Reason.UNDECODABLE, f"not an event: {detail}")
     if tag not in _TYPES:
-        return Rejection(Reason.UNKNOWN_TYPE, f"type {tag[:40]!r} is none of {', '.join(map(str, _TYPES))}")
+        return Rejection(Reason.UNKNOWN_TYPE, f"type {tag[:40]!r} is unknown: use one of {', '.join(map(str, _TYPES))}")
     if tag == "fill" and detail.endswith("`bankruptcyPrice`"):
         return Rejection(
-            Reason.NOT_A_LIQUIDATION, "a fill without bankruptcyPrice is not a liquidation: the fund is not for it"
+            Reason.NOT_A_LIQUIDATION, "a fill without bankruptcyPrice is not a liquidation: send only liquidation fills"
         )
     return Rejection(Reason.INVALID_FIELD, f"{tag}: {detail}")

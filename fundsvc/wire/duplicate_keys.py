@@ -31,7 +31,7 @@ class RepeatedKey(msgspec.ValidationError):
 
 
 def may_repeat(codec: str, body: bytes, events: Sequence[Event]) -> bool:
-    """Whether the bytes of decoded events may contain a duplicate key; rarely true for events of engines."""
+    """Returns whether the bytes of decoded events may contain a duplicate key; rarely true for events of engines."""
     if codec == "json":
         return body.count(b":") != sum([_COUNTS[type(event)](event) for event in events])
     length = len(msgspec.msgpack.encode(events))
@@ -39,7 +39,7 @@ def may_repeat(codec: str, body: bytes, events: Sequence[Event]) -> bool:
 
 
 def may_repeat_one(codec: str, raw: bytes | msgspec.Raw, event: Event) -> bool:
-    """The same of an event alone."""
+    """Returns the same for a single event."""
     if codec == "json":
         return bytes(raw).count(b":") != _COUNTS[type(event)](event)
     return len(raw) != len(msgspec.msgpack.encode(event))
@@ -54,7 +54,7 @@ def check_keys(codec: str, body: bytes) -> None:
 
 
 def decode_json(text: str | bytes, kind: type[T]) -> T:
-    """The value of a JSON text without duplicate keys; raises msgspec.DecodeError, UnicodeDecodeError or RecursionError."""
+    """Decodes a JSON text without duplicate keys; raises msgspec.DecodeError, UnicodeDecodeError or RecursionError."""
     decoded = msgspec.json.decode(text, type=kind)
     check_keys("json", text.encode() if isinstance(text, str) else text)
     return decoded
@@ -110,7 +110,7 @@ def _check_packed(value: bytes) -> None:
 
 
 def _length(value: bytes) -> int | None:
-    """The number of elements or pairs of a MessagePack array or map; None for other values."""
+    """Returns the number of elements or pairs of a MessagePack array or map; None for other values."""
     first = value[0]
     if first & 0xF0 in (FIXMAP, FIXARRAY):
         return first & 0x0F

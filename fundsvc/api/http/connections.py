@@ -18,7 +18,7 @@ from fundsvc.api.http.errors import LateBody
 from fundsvc.api.http.slots import Slots
 from fundsvc.api.websocket.masking import MaskCheck
 from fundsvc.config.settings import HttpConfig
-from fundsvc.logs.faults import Seldom
+from fundsvc.logs.faults import ThrottledFaults
 
 SERVER_NAME = "fundsvc"
 """The value of the header `Server`. It names no versions, which would reveal known vulnerabilities."""
@@ -42,7 +42,7 @@ class Connections:
     def __init__(self, http: HttpConfig) -> None:
         self.http = http
         self._slots = Slots(http.clients_max, http.clients_max if http.proxies else http.client_connections_max)
-        self._refused = Seldom(log, "connections")
+        self._refused = ThrottledFaults(log, "connections")
 
     def enter(self, client: str) -> bool:
         """Counts a further connection of a client until `leave`; returns False if a limit does not permit it."""

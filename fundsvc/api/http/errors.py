@@ -7,7 +7,7 @@ import msgspec
 import structlog
 from aiohttp import hdrs, web
 
-from fundsvc.logs.faults import Seldom
+from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.readmodel.adl_books import NotFollowed
 from fundsvc.store.database import StoreFault
 from fundsvc.store.freshness import Behind
@@ -155,7 +155,7 @@ class Errors:
     """Makes the answers to exceptions. Logs unexpected exceptions and hides their details from the client."""
 
     def __init__(self) -> None:
-        self._away = Seldom(log, "requests")
+        self._away = ThrottledFaults(log, "requests")
 
     def answer(self, request: web.Request, error: Exception, format_error: ErrorFormatter = error_response) -> web.Response:
         """Returns the answer to an exception; raises aiohttp's exceptions that are answers, such as redirects."""

@@ -7,7 +7,7 @@ import msgspec
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.fund.verification import missing
 from fundsvc.core.policy import Policy
-from fundsvc.store.audits import Followed, beginning, read_stretch
+from fundsvc.store.audits import Followed, beginning, read_part
 from fundsvc.store.database import Pool
 from fundsvc.store.policies import policies_of
 from fundsvc.store.rollup_audit import rollup_differences
@@ -49,7 +49,7 @@ async def audit_contract(
     differences: list[str] = []
     head, unopened = "", 0
     while not is_last and not differences:
-        stretch = await read_stretch(pool, symbol, since, STRETCH_ENTRIES)
+        stretch = await read_part(pool, symbol, since, STRETCH_ENTRIES)
         if stretch.ledger is None:
             return ContractAudit(symbol, 0, "", [missing(symbol)])
         policies = await policies_of(pool, [symbol], lambda _: policy)

@@ -1,4 +1,4 @@
-"""The schema as alembic revisions, each plain SQL; `migrate` brings a database up to the newest."""
+"""The schema as alembic revisions in plain SQL. `migrate` upgrades a database to the newest revision."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -14,17 +14,17 @@ from fundsvc.store.database import StoreFault
 from fundsvc.store.schema import check_encoding, check_partitions, is_outdated
 
 _LOCK = 0x66756E64
-"""An advisory lock number of our own: two that migrate at once wait for each other."""
+"""The number of the advisory lock that serialises concurrent migrations."""
 
 RIGHTS = (files("fundsvc.store") / "rights.sql").read_text()
-"""What the service's role may do, by table and column."""
+"""The rights of the service's role, by table and column."""
 
 
 async def migrate(owner_dsn: str, partitions: int) -> None:
-    """Creates or upgrades the schema and the rows of the partitions, as the owner of the database; leaves a newer one as it is.
+    """Creates or upgrades the schema and the partitions as the database's owner. A newer schema stays unchanged.
 
-    Raises ValueError when the database already has another number of partitions, because contracts would change their
-    stream, or is not encoded in UTF8, and StoreFault when it is away.
+    Raises ValueError if the database has another number of partitions, because contracts would change their stream, or if its
+    encoding is not UTF8. Raises StoreFault if the database is unreachable.
     """
     engine = create_async_engine(owner_dsn.replace("postgresql://", "postgresql+asyncpg://", 1))
     try:
@@ -48,7 +48,7 @@ async def migrate(owner_dsn: str, partitions: int) -> None:
 
 
 def run_script(connection: Connection, script: str) -> None:
-    """Runs statements separated by semicolons, within the migration's transaction."""
+    """Runs statements separated by semicolons, in the migration's transaction."""
     connection.connection.run_async(lambda driver: driver.execute(script))
 
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the revisions on the connection that `migrate` opened."""
+"""Alembic's entry point: runs the revisions on the connection of `migrate`."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Deleveraging: rounds and allocations of ADL orders, kept books, drawdown guards, and the entry kind `cover`."""
+"""ADL: rounds and allocations of orders, stored books, drawdown guards, and the entry kind `cover`."""
 
 from alembic import op
 
@@ -77,5 +77,5 @@ GRANT SELECT, INSERT, UPDATE ON adl_allocations, books TO fundsvc_service;
 
 
 def upgrade() -> None:
-    """Adds what deleveraging needs; orders from before had one round that found nobody."""
+    """Adds the tables and columns of ADL. Existing orders had one round without candidates."""
     run_script(op.get_bind(), _SCHEMA)

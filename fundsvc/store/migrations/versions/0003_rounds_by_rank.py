@@ -1,4 +1,4 @@
-"""Rounds by rank: pages of what a round asked, however many it asked."""
+"""Rounds by rank: an index for pages of large rounds."""
 
 from alembic import op
 
@@ -11,5 +11,5 @@ _SCHEMA = "ALTER TABLE adl_allocations ADD CONSTRAINT adl_allocations_by_rank UN
 
 
 def upgrade() -> None:
-    """Nobody shares a rank."""
+    """Makes ranks unique within a round."""
     run_script(op.get_bind(), _SCHEMA)

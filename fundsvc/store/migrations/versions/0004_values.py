@@ -1,4 +1,4 @@
-"""What funds are valued by: rates by the last `rate` event of each stream, base currencies, and the way to their past."""
+"""Valuation of funds: rates by the last `rate` event of each stream, base currencies, and an index to past balances."""
 
 from alembic import op
 
@@ -25,7 +25,7 @@ GRANT SELECT, INSERT, UPDATE ON rates TO fundsvc_service;
 
 
 def upgrade() -> None:
-    """Adds the rates, each partition's its own so that no two owners write one row; what the listings say of the base; and
-    hours by entry, which no later condensing of an hour moves.
+    """Adds rates by partition, so that no two owners write one row, the base currency of listings, and an index of hours by
+    entry, which later condensing of an hour does not move.
     """
     run_script(op.get_bind(), _SCHEMA)

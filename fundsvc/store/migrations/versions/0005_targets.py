@@ -1,4 +1,4 @@
-"""Target sizes of funds, as whoever settles a contract last found them."""
+"""Target sizes of funds, as the contract's owner last computed them."""
 
 from alembic import op
 
@@ -27,5 +27,5 @@ GRANT SELECT, INSERT, UPDATE ON targets TO fundsvc_service;
 
 
 def upgrade() -> None:
-    """Adds the table; an engine of before leaves it as it is."""
+    """Adds the table; an engine of the previous version does not use it."""
     run_script(op.get_bind(), _SCHEMA)

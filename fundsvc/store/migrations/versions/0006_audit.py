@@ -1,4 +1,4 @@
-"""How far the audit in the background has come, so that it goes on there after a restart or under another owner."""
+"""The progress of the background audit, so that it continues after a restart or under another owner."""
 
 from alembic import op
 
@@ -27,5 +27,5 @@ GRANT SELECT, INSERT, UPDATE ON audit_progress TO fundsvc_service;
 
 
 def upgrade() -> None:
-    """Adds the table; an engine of before leaves it as it is."""
+    """Adds the table; an engine of the previous version does not use it."""
     run_script(op.get_bind(), _SCHEMA)

@@ -1,4 +1,4 @@
-"""Which message had a rejected event settled: sent a second time, it is told from the one that counted."""
+"""The message that settled a rejected event, so that a second copy of it is recognised as a duplicate."""
 
 from alembic import op
 
@@ -11,5 +11,5 @@ _SCHEMA = "ALTER TABLE rejected ADD COLUMN settled_by text;"
 
 
 def upgrade() -> None:
-    """Adds the column; an engine of before leaves it empty."""
+    """Adds the column; an engine of the previous version leaves it empty."""
     run_script(op.get_bind(), _SCHEMA)

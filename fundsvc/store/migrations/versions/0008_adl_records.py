@@ -1,6 +1,6 @@
 """Sealed ADL records instead of allocations: orders, rounds and executions in a hash chain of each contract.
 
-Engines of an older version must be stopped before: they would write orders without records.
+Stop engines of an older version first: they would write orders without records.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,7 +65,7 @@ GRANT SELECT, INSERT ON adl_records TO fundsvc_service;
 
 
 def upgrade() -> None:
-    """Adds the records and seals the orders that exist; their executions have no sequence, as none was kept."""
+    """Adds the records and seals the existing orders. Their executions have no sequence, because none was stored."""
     connection = op.get_bind()
     run_script(connection, _SCHEMA)
     orders = connection.execute(text("SELECT * FROM adl_orders ORDER BY symbol, adl")).mappings().all()
@@ -88,7 +88,7 @@ def _seal(connection: Connection, symbol: str, orders: Sequence[dict[str, Any]])
 
 
 def _records_of(connection: Connection, row: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], int]]:
-    """The records of an order, without contract and number, and their first ranks."""
+    """Yields the records of an order, without contract and number, and their first ranks."""
     columns = (
         "symbol",
         "adl",
@@ -136,4 +136,4 @@ def _insert(connection: Connection, sealed: SealedRecord) -> None:
     row = {name: getattr(sealed.record, name) for name in AdlRecord.__struct_fields__}
     row |= {"first_rank": sealed.first_rank or None, "hash": sealed.hash}
     columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
-    connection.execute(text(f"INSERT INTO adl_records ({columns}) VALUES ({values})"), row)  # noqa: S608 - names of ours
+    connection.execute(text(f"INSERT INTO adl_records ({columns}) VALUES ({values})"), row)  # noqa: S608 - constant names

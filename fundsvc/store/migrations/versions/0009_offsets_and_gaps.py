@@ -1,4 +1,4 @@
-"""Offsets inside a message, partitions that are halted, and messages that left a stream before they were settled."""
+"""Offsets inside a message, halted partitions, and gaps: messages that left a stream before they were settled."""
 
 from alembic import op
 
@@ -27,5 +27,5 @@ GRANT SELECT, INSERT, UPDATE ON stream_gaps TO fundsvc_service;
 
 
 def upgrade() -> None:
-    """Adds them; an engine of before commits whole messages, and leaves the new columns as they are."""
+    """Adds them; an engine of the previous version commits whole messages, and does not change the new columns."""
     run_script(op.get_bind(), _SCHEMA)

@@ -1,4 +1,4 @@
-"""Rules of money: zero bankruptcy prices, contracts with terms in doubt, content of rejected events, recorded policies."""
+"""Money rules: zero bankruptcy prices, contracts with terms in doubt, content of rejected events, recorded policies."""
 
 from alembic import op
 
@@ -8,7 +8,7 @@ revision = "0010"
 down_revision = "0009"
 
 _SCHEMA = """
--- Every row satisfies the stricter checks of before: NOT VALID spares a scan of the whole ledger.
+-- Every row satisfies the previous, stricter checks, so NOT VALID avoids a scan of the whole ledger.
 ALTER TABLE entries DROP CONSTRAINT entries_bankruptcy_price_check;
 ALTER TABLE entries ADD CONSTRAINT entries_bankruptcy_price_check CHECK (bankruptcy_price >= 0) NOT VALID;
 ALTER TABLE adl_orders DROP CONSTRAINT adl_orders_price_check;
@@ -44,5 +44,5 @@ GRANT SELECT, INSERT ON policies TO fundsvc_service;
 
 
 def upgrade() -> None:
-    """Adds columns and a table, and relaxes two checks; an engine of before goes on beside it."""
+    """Adds columns and a table, and relaxes two checks. Engines of the previous version continue to work."""
     run_script(op.get_bind(), _SCHEMA)

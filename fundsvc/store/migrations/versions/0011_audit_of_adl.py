@@ -1,4 +1,4 @@
-"""How far audits in the background have followed ADL records, what is outstanding there, and what they wait for next."""
+"""The background audit's progress along ADL records: the outstanding amount there, and the expected next entries."""
 
 from alembic import op
 
@@ -21,5 +21,5 @@ UPDATE audit_progress SET entry = 0, seq = 0, balance = 0, uncovered = 0, repaid
 
 
 def upgrade() -> None:
-    """Adds the columns. Walks begin anew with entry 1, as nobody noted what was outstanding where they were."""
+    """Adds the columns. Walks start again at entry 1, because the outstanding amount at their checkpoints is unknown."""
     run_script(op.get_bind(), _SCHEMA)

@@ -1,4 +1,4 @@
-"""Charts by a clock that never goes back, the definition of their hours in one place, and heartbeats."""
+"""A chart clock that never goes back, one definition of chart hours, and heartbeats."""
 
 from alembic import op
 
@@ -25,13 +25,13 @@ COMMENT ON COLUMN rollup_progress.clock IS 'The chart clock at `entry`.';
 
 CREATE INDEX rollups_astray ON rollups (symbol, hour) WHERE earliest < hour OR latest >= hour + 3600000;
 
--- The time of an entry on a chart, but for the entries before it: a `ts` more than five minutes ahead is the sender's mistake.
+-- The time of an entry on a chart, without regard to earlier entries. A `ts` over five minutes ahead is the sender's mistake.
 CREATE FUNCTION charted_at(ts bigint, recorded_at timestamptz) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE WHEN ts > date_part('epoch', recorded_at) * 1000 + 300000
     THEN floor(extract(epoch FROM recorded_at) * 1000)::bigint ELSE ts END;
 
--- The hours of the entries of contract $1 after entry $2 and up to entry $3. An entry stands at the latest time of all entries
--- up to it, so the hours are runs of entries in order. $4 is the chart clock at entry $2; `clock` is that at the hour's end.
+-- The hours of the entries of contract $1 after entry $2 and up to $3. An entry is at the latest time of all entries up to it,
+-- so the hours are runs of entries in order. $4 is the chart clock at entry $2; `clock` is the chart clock at the hour's end.
 CREATE FUNCTION chart_hours(text, bigint, bigint, bigint) RETURNS TABLE (
     hour bigint, first_entry bigint, last_entry bigint, opening bigint, highest bigint, lowest bigint, closing bigint,
     credited numeric, paid numeric, uncovered numeric, repaid numeric, covered numeric, fills bigint,
@@ -66,7 +66,7 @@ GRANT SELECT, INSERT, UPDATE ON heartbeats TO fundsvc_service;
 
 
 def upgrade() -> None:
-    """Adds the definition and the table. Engines build the hours of before anew by it, one contract at a time; until then they
-    are read as they are, also by a version of before.
+    """Adds the definition and the table. Engines rebuild the existing hours by it, one contract at a time. Until then all
+    versions read the existing hours.
     """
     run_script(op.get_bind(), _SCHEMA)

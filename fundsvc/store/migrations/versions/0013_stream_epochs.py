@@ -1,4 +1,4 @@
-"""Which server each partition's stream is on, who knows that, and how long a lease lasts."""
+"""The stream server of each partition, the posters that confirmed its changes, and the duration of leases."""
 
 from alembic import op
 
@@ -36,5 +36,5 @@ GRANT INSERT (leaves), UPDATE (leaves) ON engines TO fundsvc_service;
 
 
 def upgrade() -> None:
-    """Adds them; an engine of before renews leases without their duration."""
+    """Adds them; an engine of the previous version renews leases without their duration."""
     run_script(op.get_bind(), _SCHEMA)

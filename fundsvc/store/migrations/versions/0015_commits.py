@@ -1,4 +1,4 @@
-"""The commit that last changed a fund, so that a tail reads the funds that changed and no others."""
+"""The commit that last changed a fund, so that a tail reads only changed funds."""
 
 from alembic import op
 
@@ -16,5 +16,5 @@ COMMENT ON COLUMN funds.commit IS 'The commit of its partition that changed it l
 
 
 def upgrade() -> None:
-    """Adds them. An engine of before leaves both as they are: readers then look at all funds."""
+    """Adds the columns. An engine of the previous version does not change them; then readers read all funds."""
     run_script(op.get_bind(), _SCHEMA)
