@@ -377,7 +377,7 @@ async def test_a_state_is_not_replayed_over_what_came_after_it(state):
     messages = [refused, message(2, listing("LATE"), *newer), message(3, state, replay_of="1-0/0")]
     ledger = await settle(messages)
     assert {key: event.reason for key, event in ledger.rejected.items()} == {("1-0", 0): Reason.SUPERSEDED}
-    assert "ask the engine to send it again" in ledger.rejected["1-0", 0].detail
+    assert "let the matching engine send it again" in ledger.rejected["1-0", 0].detail
     assert not ledger.settled
     pipeline = pipeline_of(FakeSource(messages, Weather()), fresh := FakeLedger("3-0"))
     await pipeline.run(fresh.complete)

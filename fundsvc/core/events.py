@@ -222,7 +222,7 @@ def check_replayable(event: Event | Rejection) -> None:
         tag = event.__struct_config__.tag
         raise Rejection(
             Reason.SUPERSEDED,
-            f"a {tag} cannot be replayed, because it may overwrite a newer one: have the matching engine send it again",
+            f"a {tag} cannot be replayed, because it may overwrite a newer one: let the matching engine send it again",
         )
 
 
