@@ -15,7 +15,15 @@ from live import BALANCE, ENTRY, ORDER, POSITION, serving
 from test_engine import running, stopped
 from tokens import SECRET, bearer, signed
 
+from fundsvc.api.fund_cache import CachedFunds
 from fundsvc.api.websocket import entries
+from fundsvc.api.websocket.endpoints import living
+from fundsvc.metrics import Metrics
+from fundsvc.readmodel.adl_books import following
+from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.store.adl import Deleveragings
+from fundsvc.store.database import open_pool
+from fundsvc.store.reader import Reader
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
@@ -308,3 +316,20 @@ async def test_public_topics_name_no_account(config):
         told = [await client.next() for _ in range(4)]
         assert {message["subject"] for message in told} == {"balance.change", "entry", "order.change"}
         assert b"secret" not in msgspec.json.encode(told)
+
+
+async def test_topics_receive_changes_only_while_they_are_open(config):
+    def answer_of(fund):
+        raise AssertionError(f"no client requests {fund.symbol}")
+
+    metrics = Metrics()
+    async with (
+        open_pool(config.database.dsn, 2) as pool,
+        open_client(config.stream) as client,
+        following(config, pool, client, metrics) as follower,
+        tailing(config, metrics) as tail,
+    ):
+        ledger = Deleveragings(pool)
+        async with living(config, tail, CachedFunds(tail, answer_of), Reader(pool), ledger, follower, metrics):
+            assert len(tail.listeners) == 4
+        assert tail.listeners == []

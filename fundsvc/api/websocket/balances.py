@@ -26,7 +26,6 @@ class Balances:
         self._funds = funds
         self._metrics = metrics
         self._clients: defaultdict[str, set[Client]] = defaultdict(set)
-        tail.listeners.append(self.heard)
 
     def check(self, part: str, after: int | None) -> None:
         """Raises Refused for what is no contract, or from anywhere but now."""
@@ -46,7 +45,7 @@ class Balances:
         """Ends that."""
         self._clients[part].discard(client)
 
-    def heard(self, change: Change) -> None:
+    def publish(self, change: Change) -> None:
         """Sends funds that changed to whom it concerns."""
         for fund in change.funds:
             clients = self._clients[ALL] | self._clients[fund.symbol]

@@ -184,6 +184,18 @@ def _numbers(given: str) -> Numbers:
     raise BadParameter(f"numbers must be one of {', '.join(NUMBERS)}")
 
 
+@contextmanager
+def _subscribed(tail: Tail, topics: Iterable[Topic]) -> Iterator[None]:
+    """Passes the changes of the ledger to the topics while the context is open."""
+    listeners = [topic.publish for topic in topics]
+    tail.listeners.extend(listeners)
+    try:
+        yield
+    finally:
+        for listener in listeners:
+            tail.listeners.remove(listener)
+
+
 @asynccontextmanager
 async def living(
     config: Config, tail: Tail, funds: CachedFunds, reader: Reader, ledger: Deleveragings, follower: Follower, metrics: Metrics
@@ -196,7 +208,8 @@ async def living(
         works = (orders.run, positions.run, positions.run_lights)
         running = [tasks.create_task(lasting("topics", work, log)) for work in works]
         try:
-            yield Live(config, {topic.path: topic for topic in topics}, metrics)
+            with _subscribed(tail, topics):
+                yield Live(config, {topic.path: topic for topic in topics}, metrics)
         finally:
             for task in running:
                 task.cancel()

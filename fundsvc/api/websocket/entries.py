@@ -36,7 +36,6 @@ class Entries:
         self._metrics = metrics
         self._followed_by: defaultdict[str, set[Client]] = defaultdict(set)
         self._live: defaultdict[str, set[Client]] = defaultdict(set)
-        tail.listeners.append(self.heard)
 
     def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - see `join`
         """Raises Refused for what is no contract. An entry that is not here yet may be one that another process has told of."""
@@ -62,7 +61,7 @@ class Entries:
         if not self._followed_by[part]:
             self._tail.leave(part)
 
-    def heard(self, change: Change) -> None:
+    def publish(self, change: Change) -> None:
         """Sends new entries to whom they concern, those of a contract in one piece."""
         for symbol, found in groupby(change.entries, lambda row: row.symbol):
             if clients := self._live[symbol]:

@@ -31,7 +31,6 @@ class Orders:
         self._pending: dict[OrderKey, OrderRow] = {}
         self._work = asyncio.Event()
         self._telling = asyncio.Lock()
-        tail.listeners.append(self.heard)
 
     async def run(self) -> None:
         """Tells until cancelled, through every fault."""
@@ -58,7 +57,7 @@ class Orders:
         """Ends that."""
         self._clients[part].discard(client)
 
-    def heard(self, change: Change) -> None:
+    def publish(self, change: Change) -> None:
         """Takes note of orders that concern somebody."""
         self._pending |= {(order.symbol, order.adl): order for order in change.orders if self._clients[order.symbol]}
         if self._pending:

@@ -43,7 +43,6 @@ class Positions:
         self._pending: set[OrderKey] = set()
         self._work = asyncio.Event()
         self._telling = asyncio.Lock()
-        tail.listeners.append(self.heard)
 
     async def run(self) -> None:
         """Tells of reductions until cancelled, through every fault."""
@@ -88,7 +87,7 @@ class Positions:
             del self._clients[client.account]
             self._shown.pop(client.account, None)
 
-    def heard(self, change: Change) -> None:
+    def publish(self, change: Change) -> None:
         """Takes note of orders, whomever they concern."""
         if self._clients and change.orders:
             self._pending.update((order.symbol, order.adl) for order in change.orders)

@@ -11,7 +11,7 @@ from fundsvc.api.http.big_integers import Numbers
 from fundsvc.api.http.parameters import Entry
 from fundsvc.api.websocket.frames import Id
 from fundsvc.api.websocket.subscriber import Client
-from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Tail
+from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
 from fundsvc.store.database import StoreFault
 
 T = TypeVar("T")
@@ -57,6 +57,9 @@ class Topic(Protocol):
 
     def leave(self, client: Client, part: str) -> None:
         """Ends that, wherever joining was."""
+
+    def publish(self, change: Change) -> None:
+        """Sends a change of the ledger to the clients that joined, or queues it for that."""
 
 
 class Asked(NamedTuple):
