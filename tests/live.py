@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
+from aiohttp import WSMsgType
 from eventually import eventually
 
 from fundsvc.app import http_side
@@ -26,12 +27,6 @@ class Service:
 
     def count(self, name, **labels):
         return self._metrics.registry.get_sample_value(name, labels)
-
-    async def stands_still(self, name, seconds=0.3):
-        """Whether a count is the same for some time."""
-        before = self.count(name)
-        await asyncio.sleep(seconds)
-        return before == self.count(name)
 
     async def until(self, symbol, entry):
         """Waits until a fund is shown as of an entry."""
@@ -114,20 +109,18 @@ class Sleeper:
     """A client that subscribes and then reads nothing until it is told to."""
 
     def __init__(self, reader, writer):
+        self.closed = None
         self._reader = reader
         self._writer = writer
 
-    async def read_until_closed(self):
-        """All messages that were sent, and the code and reason that the connection was closed with, if it was."""
-        messages = []
+    async def messages(self):
+        """Yields all messages until the connection is closed; `closed` is then the code and reason of that."""
         while True:
-            try:
-                opcode, payload = await asyncio.wait_for(self._frame(), 1)
-            except (TimeoutError, asyncio.IncompleteReadError):
-                return messages, None
-            if opcode == 8:
-                return messages, (int.from_bytes(payload[:2], "big"), payload[2:].decode())
-            messages.append(msgspec.json.decode(payload))
+            opcode, payload = await asyncio.wait_for(self._frame(), 10)
+            if opcode == WSMsgType.CLOSE:
+                self.closed = int.from_bytes(payload[:2], "big"), payload[2:].decode()
+                return
+            yield msgspec.json.decode(payload)
 
     async def _frame(self):
         head = await self._reader.readexactly(2)

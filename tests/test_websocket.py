@@ -242,11 +242,13 @@ async def test_pings_and_pongs_of_the_protocol_are_no_messages(service):
 
 async def test_whoever_says_nothing_is_closed(config, ledger, monkeypatch):
     monkeypatch.setattr(connection, "SILENT_INTERVALS_MAX", 0.1)
-    async with serving(config) as service, service.connected() as silent, service.connected() as talker:
-        for _ in range(8):
+    # The talker connects first, so that it outlives its own limit when the silent client reaches its.
+    async with serving(config) as service, service.connected() as talker, service.connected() as silent:
+        closing = asyncio.create_task(silent.closed())
+        while not closing.done():
             assert (await talker.ask(id="1", type="ping"))["type"] == "pong"
-            await asyncio.sleep(0.1)
-        assert await silent.closed() == (1008, "nothing was heard for 0.5 s: send a ping now and then")
+            await asyncio.wait({closing}, timeout=0.1)
+        assert await closing == (1008, "nothing was heard for 0.5 s: send a ping now and then")
         assert (await talker.ask(id="1", type="ping"))["type"] == "pong"
 
 
