@@ -31,7 +31,7 @@ from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.api.targets import SizingResources
 from fundsvc.api.valuation_inputs import Appraiser, appraising
 from fundsvc.api.venues import venue_endpoints
-from fundsvc.api.websocket.endpoints import living
+from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.config.settings import Config, HttpConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
@@ -237,22 +237,22 @@ async def _serving(
         venues = venue_endpoints(
             config.http.venues, cached.answers, funds.summary, deleveraging, reader, Histories(pool), policy_of
         )
-        async with living(config, tail, cached, reader, ledger, follower, metrics) as live:
+        async with websocket_endpoints(config, tail, cached, reader, ledger, follower, metrics) as websocket:
             routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *deleveraging.routes)
-            table = endpoints((*operations, *routes, *live.endpoints, *venues))
+            table = endpoints((*operations, *routes, *websocket.endpoints, *venues))
             reception = Reception(metrics, gate)
             app = make_app(
                 reception,
                 (
                     *table,
                     described(table),
-                    live.socket,
+                    websocket.socket,
                     *Reference().endpoints,
                     *Handbook().endpoints,
                     *Page(config.http.public_url).endpoints,
                 ),
             )
-            app.on_shutdown.append(live.say_goodbye)
+            app.on_shutdown.append(websocket.close_connections)
             tls = tls_context(config.http.certificate, config.http.certificate_key)
             async with (
                 health_side(config, Reception(metrics, gate), operations),

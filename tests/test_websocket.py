@@ -190,7 +190,7 @@ async def test_a_contract_counts_once_however_often_it_is_subscribed_to(service)
 
 
 async def test_whoever_goes_on_from_an_entry_that_never_comes_is_closed(service, monkeypatch):
-    monkeypatch.setattr(entries, "AHEAD_LOOKS_MAX", 2)
+    monkeypatch.setattr(entries, "AHEAD_RETRIES_MAX", 2)
     async with service.connected() as client:
         await client.subscribe(f"{ENTRY}:AAA", after=7)
         assert await client.closed() == (1008, "after is 7: the last entry of AAA is 0")

@@ -17,7 +17,7 @@ from tokens import SECRET, bearer, signed
 
 from fundsvc.api.fund_cache import CachedFunds
 from fundsvc.api.websocket import entries
-from fundsvc.api.websocket.endpoints import living
+from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import following
 from fundsvc.readmodel.ledger_tail import tailing
@@ -97,7 +97,7 @@ async def entries_of(client, last):
 
 @pytest.mark.parametrize("after", [0, 1, 17, 40])
 async def test_what_was_missed_is_replayed_and_then_goes_live(service, ledger, after, monkeypatch):
-    monkeypatch.setattr(entries, "REPLAY_ENTRIES", 7)
+    monkeypatch.setattr(entries, "CATCH_UP_ENTRIES", 7)
     await ledger.settle([fill("AAA", seq, 1) for seq in range(2, 41)])
     await eventually(lambda: shows(service, "AAA", 40))
     async with service.connected() as client:
@@ -109,7 +109,7 @@ async def test_what_was_missed_is_replayed_and_then_goes_live(service, ledger, a
 @pytest.mark.parametrize("seed", range(4))
 async def test_no_entry_is_missed_or_told_twice_however_clients_come_and_go(service, ledger, seed, monkeypatch):
     """Clients subscribe, leave and go on from where they were, while entries are settled, at moments that chance chooses."""
-    monkeypatch.setattr(entries, "REPLAY_ENTRIES", 5)
+    monkeypatch.setattr(entries, "CATCH_UP_ENTRIES", 5)
     chance = random.Random(seed)
     last = 400
     settled = asyncio.Event()
@@ -329,6 +329,6 @@ async def test_topics_receive_changes_only_while_they_are_open(config):
         tailing(config, metrics) as tail,
     ):
         ledger = Deleveragings(pool)
-        async with living(config, tail, CachedFunds(tail, answer_of), Reader(pool), ledger, follower, metrics):
+        async with websocket_endpoints(config, tail, CachedFunds(tail, answer_of), Reader(pool), ledger, follower, metrics):
             assert len(tail.listeners) == 4
         assert tail.listeners == []

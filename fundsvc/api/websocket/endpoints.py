@@ -23,7 +23,7 @@ from fundsvc.api.websocket.frames import welcome
 from fundsvc.api.websocket.orders import Orders
 from fundsvc.api.websocket.positions import Positions
 from fundsvc.api.websocket.session_tokens import ConnectionTokens
-from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Client
+from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Subscriber
 from fundsvc.api.websocket.topics import Topic
 from fundsvc.concurrency.background import lasting
 from fundsvc.config.settings import Config
@@ -42,7 +42,7 @@ TOKEN_SECONDS = 60
 
 AUDIENCE = "fundsvc websocket"
 
-CROWDED_SECONDS = 60
+RETRY_AFTER_SECONDS = 60
 """When a client with as many connections as it may have may try again: one that stays silent is closed by then."""
 
 MESSAGE_BYTES_MAX = 16_384
@@ -71,14 +71,14 @@ class BulletAnswer(Answer, frozen=True):
     instance_servers: list[InstanceServer]
 
 
-class Live:
+class WebSocketEndpoints:
     """Hands out connection tokens and holds the connections."""
 
     def __init__(self, config: Config, topics: Mapping[str, Topic], metrics: Metrics) -> None:
         self._config = config
         self._topics = topics
         self._metrics = metrics
-        self._clients: set[Client] = set()
+        self._subscribers: set[Subscriber] = set()
         self._places = Places(config.websocket.clients_max, config.websocket.client_connections_max)
         self._tokens = ConnectionTokens(config.token.secret, AUDIENCE, config.token.leeway_seconds)
         bullet = {200: Media(JSON, BulletAnswer, in_envelope=True)}
@@ -99,35 +99,37 @@ class Live:
     async def connect(self, request: web.Request) -> web.WebSocketResponse:
         """A connection, from its handshake to its end."""
         address = address_of(request, self._config.http.proxies)
-        ticket = self._tokens.read(request.query.get("token", ""), address)
+        claims = self._tokens.verify(request.query.get("token", ""), address)
         numbers = _numbers(request.query.get("numbers", NUMBERS[0]))
         socket = web.WebSocketResponse(
             timeout=CLOSE_SECONDS_MAX, max_msg_size=MESSAGE_BYTES_MAX, compress=False, autoclose=False, autoping=False
         )
         if not socket.can_prepare(request):
             raise BadParameter("this is a WebSocket: connect with a client of such, as POST /api/v1/bullet-public tells")
-        clients = (address, *([f"account {ticket.account}"] if ticket.account else []))
-        self._check_room(clients)
+        clients = (address, *([f"account {claims.account}"] if claims.account else []))
+        self._check_limits(clients)
         with self._places.taken(*clients):
-            self._tokens.take(ticket)
-            await self._attend(request, socket, ticket.account, numbers)
+            self._tokens.redeem(claims)
+            await self._serve(request, socket, claims.account, numbers)
         return socket
 
-    def _check_room(self, clients: Iterable[str]) -> None:
+    def _check_limits(self, clients: Iterable[str]) -> None:
         """Raises Unavailable where there are too many connections, TooManyRequests where one of these clients has too many."""
         if self._places.are_full:
             raise Unavailable("there are as many connections as are allowed: try again later, or another server")
         if any(map(self._places.are_full_for, clients)):
             allowed = self._places.client_places
-            raise TooManyRequests(f"this client has {allowed} connections, as many as are allowed: use those", CROWDED_SECONDS)
+            raise TooManyRequests(
+                f"this client has {allowed} connections, as many as are allowed: use those", RETRY_AFTER_SECONDS
+            )
 
-    async def _attend(self, request: web.Request, socket: web.WebSocketResponse, account: str, numbers: Numbers) -> None:
+    async def _serve(self, request: web.Request, socket: web.WebSocketResponse, account: str, numbers: Numbers) -> None:
         writer = await socket.prepare(request)
         transport = request.transport
         if transport is None:
             return
         async with asyncio.TaskGroup() as tasks:
-            client = Client(
+            subscriber = Subscriber(
                 writer,
                 transport,
                 tasks.create_task,
@@ -136,16 +138,16 @@ class Live:
                 numbers=numbers,
                 queue_bytes_max=self._config.websocket.queue_bytes_max,
             )
-            with self._counted(client):
-                client.send(welcome(request.query.get("connectId", "")[:CONNECT_ID_LENGTH_MAX]))
-                await Connection(socket, client, self._topics, self._config.websocket, self._metrics, tasks).run()
-            if not client.over:
+            with self._counted(subscriber):
+                subscriber.send(welcome(request.query.get("connectId", "")[:CONNECT_ID_LENGTH_MAX]))
+                await Connection(socket, subscriber, self._topics, self._config.websocket, self._metrics, tasks).run()
+            if not subscriber.closed:
                 await socket.close()
 
-    async def say_goodbye(self, _application: web.Application) -> None:
+    async def close_connections(self, _application: web.Application) -> None:
         """Closes all connections: the service stops."""
-        for client in self._clients:
-            client.end(WSCloseCode.GOING_AWAY, "the service stops: connect again, go on with after=")
+        for subscriber in self._subscribers:
+            subscriber.close(WSCloseCode.GOING_AWAY, "the service stops: connect again, go on with after=")
 
     def _bullet(self, request: web.Request, account: str) -> web.Response:
         config = self._config.websocket
@@ -156,7 +158,7 @@ class Live:
             ping_interval=round(config.ping_interval_seconds * 1000),
             ping_timeout=round(config.ping_timeout_seconds * 1000),
         )
-        token = self._tokens.mint(account, address_of(request, self._config.http.proxies), TOKEN_SECONDS)
+        token = self._tokens.sign(account, address_of(request, self._config.http.proxies), TOKEN_SECONDS)
         answer = BulletAnswer(token, [server])
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
@@ -166,13 +168,13 @@ class Live:
         return "ws" + url.removeprefix("http").rstrip("/") + PATH
 
     @contextmanager
-    def _counted(self, client: Client) -> Iterator[None]:
-        self._clients.add(client)
+    def _counted(self, subscriber: Subscriber) -> Iterator[None]:
+        self._subscribers.add(subscriber)
         self._metrics.websocket_clients.inc()
         try:
             yield
         finally:
-            self._clients.remove(client)
+            self._subscribers.remove(subscriber)
             self._metrics.websocket_clients.dec()
 
 
@@ -197,9 +199,9 @@ def _subscribed(tail: Tail, topics: Iterable[Topic]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def living(
+async def websocket_endpoints(
     config: Config, tail: Tail, funds: CachedFunds, reader: Reader, ledger: Deleveragings, follower: Follower, metrics: Metrics
-) -> AsyncIterator[Live]:
+) -> AsyncIterator[WebSocketEndpoints]:
     """All topics, told of what is new for as long as the context is open."""
     orders = Orders(tail, ledger, metrics)
     positions = Positions(tail, ledger, follower, metrics, config.http.book_seconds)
@@ -209,7 +211,7 @@ async def living(
         running = [tasks.create_task(lasting("topics", work, log)) for work in works]
         try:
             with _subscribed(tail, topics):
-                yield Live(config, {topic.path: topic for topic in topics}, metrics)
+                yield WebSocketEndpoints(config, {topic.path: topic for topic in topics}, metrics)
         finally:
             for task in running:
                 task.cancel()

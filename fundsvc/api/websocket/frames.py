@@ -36,16 +36,16 @@ class Frames:
 
     def __init__(self, payloads: Iterable[bytes]) -> None:
         self.payloads = tuple(payloads)
-        self._written: dict[Numbers, bytes] = {}
+        self._encoded: dict[Numbers, bytes] = {}
 
-    def written(self, numbers: Numbers) -> bytes:
+    def encode(self, numbers: Numbers) -> bytes:
         """The frames, with integers as numbers or as strings."""
-        if numbers not in self._written:
-            self._written[numbers] = b"".join(_frame(written(payload, numbers)) for payload in self.payloads)
-        return self._written[numbers]
+        if numbers not in self._encoded:
+            self._encoded[numbers] = b"".join(_frame(written(payload, numbers)) for payload in self.payloads)
+        return self._encoded[numbers]
 
 
-def joined(pushes: Iterable[Frames]) -> Frames:
+def concatenate(pushes: Iterable[Frames]) -> Frames:
     """Several pushes in one piece."""
     return Frames(payload for frames in pushes for payload in frames.payloads)
 
@@ -77,10 +77,10 @@ def push(topic: str, subject: str, data: object, *, private: bool = False) -> Fr
     return Frames((msgspec.json.encode(message),))
 
 
-def close(code: int, reason: str) -> bytes:
+def close_frame(code: int, reason: str) -> bytes:
     """The last frame of a connection (RFC 6455, section 5.5.1); a reason that is too long is cut."""
-    told = reason.encode()[: LENGTH_7_BITS_MAX - 2].decode(errors="ignore").encode()
-    return _CLOSE_FRAME(_CLOSE, 2 + len(told), code) + told
+    text = reason.encode()[: LENGTH_7_BITS_MAX - 2].decode(errors="ignore").encode()
+    return _CLOSE_FRAME(_CLOSE, 2 + len(text), code) + text
 
 
 def pong_frame(payload: bytes) -> bytes:

@@ -15,7 +15,7 @@ _EXTENDED = {126: 2, 127: 8}
 """How many bytes hold the length where its seven bits say so (RFC 6455, section 5.2)."""
 
 
-class Reader(Protocol):
+class FrameReader(Protocol):
     """What takes the bytes of a connection."""
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
@@ -28,22 +28,22 @@ class Reader(Protocol):
 class MaskCheck:
     """Hands frames on to a reader; instead of one that is not masked, or of a fragment too many, one that is illegal."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: FrameReader) -> None:
         self._reader = reader
-        self._held = b""
+        self._incomplete = b""
         self._skip = 0
         self._fragments = 0
-        self._refused = False
+        self._rejected = False
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Takes bytes, however frames are cut; the beginning of a head waits for the rest of it."""
-        if self._refused:
+        if self._rejected:
             return True, b""
-        data = self._held + data
-        end, self._refused = self._scan(data)
-        if self._refused:
+        data = self._incomplete + data
+        end, self._rejected = self._scan(data)
+        if self._rejected:
             return self._reader.feed_data(data[:end] + ILLEGAL)
-        self._held = data[end:]
+        self._incomplete = data[end:]
         return self._reader.feed_data(data[:end]) if end else (False, b"")
 
     def feed_eof(self) -> None:

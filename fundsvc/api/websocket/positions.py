@@ -9,8 +9,8 @@ import msgspec
 
 from fundsvc.api.adl_answers import PositionAnswer, deleveraged_answer, position_answers
 from fundsvc.api.websocket.frames import Frames, push
-from fundsvc.api.websocket.subscriber import Client
-from fundsvc.api.websocket.topics import Refused, insist
+from fundsvc.api.websocket.subscriber import Subscriber
+from fundsvc.api.websocket.topics import CommandError, retry_faults
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import Follower, NotFollowed
@@ -29,7 +29,7 @@ class Positions:
     """Positions of accounts that listen. Lights follow the shown books; reductions are told at least once each."""
 
     path = "/adl/position"
-    wants = ""
+    suffix = ""
     private = True
 
     def __init__(self, tail: Tail, ledger: Deleveragings, follower: Follower, metrics: Metrics, seconds: float) -> None:
@@ -38,76 +38,76 @@ class Positions:
         self._follower = follower
         self._metrics = metrics
         self._seconds = seconds
-        self._clients: dict[str, dict[Client, Seen]] = defaultdict(dict)
+        self._subscribers: dict[str, dict[Subscriber, Seen]] = defaultdict(dict)
         self._shown: dict[str, dict[PositionKey, PositionAnswer]] = {}
         self._pending: set[OrderKey] = set()
-        self._work = asyncio.Event()
-        self._telling = asyncio.Lock()
+        self._has_pending = asyncio.Event()
+        self._sending = asyncio.Lock()
 
     async def run(self) -> None:
         """Tells of reductions until cancelled, through every fault."""
         while True:
-            await self._work.wait()
-            self._work.clear()
-            async with self._telling:
+            await self._has_pending.wait()
+            self._has_pending.clear()
+            async with self._sending:
                 pending, self._pending = self._pending, set()
-                await self._tell_reductions(pending)
+                await self._send_reductions(pending)
 
     async def run_lights(self) -> None:
         """Looks at the books as often as they are brought up to date, until cancelled."""
         while True:
             await asyncio.sleep(self._seconds)
-            for account, clients in list(self._clients.items()):
-                async with self._telling:
+            for account, subscribers in list(self._subscribers.items()):
+                async with self._sending:
                     for frame in await self._changed_lights(account):
-                        self._send(clients, frame)
+                        self._send(subscribers, frame)
 
     def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
-        """Raises Refused for what is no time."""
+        """Raises CommandError for what is no time."""
         if after is not None and after > TIMESTAMP_MAX:
-            raise Refused(400, f"after is {after}: here it is a time in milliseconds, at most {TIMESTAMP_MAX}")
+            raise CommandError(400, f"after is {after}: here it is a time in milliseconds, at most {TIMESTAMP_MAX}")
 
-    async def join(self, client: Client, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
+    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
         """Sends all positions, the reductions of orders that moved since a time (ms), and then what is new."""
-        account = client.account
-        async with self._telling:
-            if not self._clients[account]:
+        account = subscriber.account
+        async with self._sending:
+            if not self._subscribers[account]:
                 self._shown[account] = {}
                 await self._changed_lights(account)
-            seen = self._clients[account][client] = {}
+            seen = self._subscribers[account][subscriber] = {}
             for answer in self._shown[account].values():
-                client.push(self._lights(answer))
-            await self._begin(client, seen, after)
+                subscriber.push(self._lights(answer))
+            await self._send_missed(subscriber, seen, after)
 
-    def leave(self, client: Client, part: str) -> None:  # noqa: ARG002 - there is but one
+    def unsubscribe(self, subscriber: Subscriber, part: str) -> None:  # noqa: ARG002 - there is but one
         """Ends that."""
-        clients = self._clients[client.account]
-        clients.pop(client, None)
-        if not clients:
-            del self._clients[client.account]
-            self._shown.pop(client.account, None)
+        subscribers = self._subscribers[subscriber.account]
+        subscribers.pop(subscriber, None)
+        if not subscribers:
+            del self._subscribers[subscriber.account]
+            self._shown.pop(subscriber.account, None)
 
     def publish(self, change: Change) -> None:
         """Takes note of orders, whomever they concern."""
-        if self._clients and change.orders:
+        if self._subscribers and change.orders:
             self._pending.update((order.symbol, order.adl) for order in change.orders)
-            self._work.set()
+            self._has_pending.set()
 
-    async def _begin(self, client: Client, seen: Seen, after: int | None) -> None:
+    async def _send_missed(self, subscriber: Subscriber, seen: Seen, after: int | None) -> None:
         """Sends what a client may have missed; without a time, takes open orders for known as they are."""
         since = datetime.now(UTC) if after is None else datetime.fromtimestamp(after / 1000, UTC)
-        for reduction in await insist(lambda: self._ledger.reductions_since(client.account, since)):
-            frame = self._news(reduction, seen)
+        for reduction in await retry_faults(lambda: self._ledger.reductions_since(subscriber.account, since)):
+            frame = self._unseen(reduction, seen)
             if frame and after is not None and (reduction.updated_at >= since or reduction.row.ts >= after):
-                client.push(frame)
+                subscriber.push(frame)
 
-    async def _tell_reductions(self, orders: Collection[OrderKey]) -> None:
-        for reduction in await insist(lambda: self._ledger.reductions(orders, list(self._clients))):
-            for client, seen in self._clients.get(reduction.account, {}).items():
-                if frame := self._news(reduction, seen):
-                    self._send((client,), frame)
+    async def _send_reductions(self, orders: Collection[OrderKey]) -> None:
+        for reduction in await retry_faults(lambda: self._ledger.reductions(orders, list(self._subscribers))):
+            for subscriber, seen in self._subscribers.get(reduction.account, {}).items():
+                if frame := self._unseen(reduction, seen):
+                    self._send((subscriber,), frame)
 
-    def _news(self, reduction: Reduction, seen: Seen) -> Frames | None:
+    def _unseen(self, reduction: Reduction, seen: Seen) -> Frames | None:
         """The frame that tells of a reduction, unless a client has seen it as it is."""
         row = reduction.row
         key = row.symbol, row.adl, row.round
@@ -139,9 +139,9 @@ class Positions:
     def _lights(self, answer: PositionAnswer) -> Frames:
         return push(self.path, "position.lights", answer, private=True)
 
-    def _send(self, clients: Iterable[Client], frame: Frames) -> None:
-        for client in clients:
-            client.push(frame)
+    def _send(self, subscribers: Iterable[Subscriber], frame: Frames) -> None:
+        for subscriber in subscribers:
+            subscriber.push(frame)
             self._metrics.websocket_frames.inc()
 
 

@@ -17,7 +17,7 @@ from fundsvc.api.http.errors import WrongToken
 _REQUIRED = ["exp", "aud", "account", "client", "jti"]
 
 
-class Ticket(NamedTuple):
+class Claims(NamedTuple):
     """What a connection token says: the account, "" for none, its own id, and until when (s) it is good."""
 
     account: str
@@ -33,15 +33,15 @@ class ConnectionTokens:
         self._key = hmac.digest(secret.encode() or secrets.token_bytes(32), audience.encode(), "sha256")
         self._audience = audience
         self._leeway = leeway_seconds
-        self._taken: set[str] = set()
-        self._expiring: deque[Ticket] = deque()
+        self._redeemed: set[str] = set()
+        self._expiring: deque[Claims] = deque()
 
-    def mint(self, account: str, client: str, seconds: int) -> str:
+    def sign(self, account: str, client: str, seconds: int) -> str:
         """A token for a client's address, and an account that it may see, for some time."""
         claims = {"aud": self._audience, "exp": int(time.time()) + seconds, "jti": secrets.token_urlsafe(12)}
         return jwt.encode({**claims, "account": account, "client": client}, self._key, "HS256")
 
-    def read(self, token: str, client: str) -> Ticket:
+    def verify(self, token: str, client: str) -> Claims:
         """What a token of this client says; raises WrongToken, also where it was taken before."""
         try:
             claims = jwt.decode(
@@ -51,18 +51,18 @@ class ConnectionTokens:
             raise _wrong(str(error)) from None
         if claims["client"] != client:
             raise _wrong("it was made for another address")
-        ticket = Ticket(str(claims["account"]), str(claims["jti"]), claims["exp"] + self._leeway)
-        if ticket.id in self._taken:
+        found = Claims(str(claims["account"]), str(claims["jti"]), claims["exp"] + self._leeway)
+        if found.id in self._redeemed:
             raise _wrong("it was used before")
-        return ticket
+        return found
 
-    def take(self, ticket: Ticket) -> None:
+    def redeem(self, claims: Claims) -> None:
         """Notes that a token was used for a connection; forgets those that have expired by now."""
         now = time.time()
         while self._expiring and self._expiring[0].expires < now:
-            self._taken.discard(self._expiring.popleft().id)
-        self._taken.add(ticket.id)
-        self._expiring.append(ticket)
+            self._redeemed.discard(self._expiring.popleft().id)
+        self._redeemed.add(claims.id)
+        self._expiring.append(claims)
 
 
 def _wrong(why: str) -> WrongToken:
