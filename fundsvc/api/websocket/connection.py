@@ -1,4 +1,4 @@
-"""One connection: what the client says, answered one message after the other, until either side ends it."""
+"""One WebSocket connection: handles the messages of the client in their order until one side closes it."""
 
 import asyncio
 import time
@@ -18,23 +18,23 @@ from fundsvc.wire.duplicate_keys import decode_json
 
 MESSAGES_MAX = 100
 MESSAGES_SECONDS = 10.0
-"""KuCoin's own limit of what a client may send; pings and pongs of the protocol count too, as they cost as much."""
+"""The message limit of KuCoin. Pings and pongs of the WebSocket protocol count, because they cost as much."""
 
 SILENT_INTERVALS_MAX = 3
-"""Pings that a client may miss; with KuCoin's interval it is closed a few seconds before KuCoin would."""
+"""Ping intervals without a message after which a client is closed: with KuCoin's interval, a few seconds before KuCoin does."""
 
 _CLIENT_FRAMES = frozenset({WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG})
-"""What a client sends, as long as the connection is not over."""
+"""Types of frames that a client sends. Any other type means that the connection is closed."""
 
 
 class _MessageId(msgspec.Struct):
-    """What a message that is otherwise wrong may still say."""
+    """The id alone, to answer a message that is not a valid command."""
 
     id: Id = ""
 
 
 class Connection:
-    """Speaks with a client, who has joined topics by contract and leaves them all in the end."""
+    """Answers the messages of one client and owns its subscriptions, by topic and part."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Connection:
         self._received_at: deque[float] = deque(maxlen=MESSAGES_MAX)
 
     async def run(self) -> None:
-        """Answers until the connection is over."""
+        """Handles messages until the connection is closed, then unsubscribes from everything."""
         try:
             while await self._handle_next():
                 pass
@@ -64,19 +64,19 @@ class Connection:
                 self._unsubscribe(self._topics[path], part)
 
     async def _handle_next(self) -> bool:
-        """Answers a message, unless the connection is to be closed; False when there will be no other."""
+        """Handles the next message. Returns False if there are no more."""
         silence = SILENT_INTERVALS_MAX * self._config.ping_interval_seconds
         try:
             message = await self._socket.receive(timeout=silence)
         except TimeoutError:
             self._subscriber.close(
-                WSCloseCode.POLICY_VIOLATION, f"nothing was heard for {silence:g} s: send a ping now and then"
+                WSCloseCode.POLICY_VIOLATION, f"no message was received for {silence:g} s: send a ping at every pingInterval"
             )
             return True
         if message.type not in _CLIENT_FRAMES:
             return False
         if self._exceeds_rate():
-            reason = f"more than {MESSAGES_MAX} messages within {MESSAGES_SECONDS:g} s: name several contracts in one"
+            reason = f"more than {MESSAGES_MAX} messages in {MESSAGES_SECONDS:g} s: name several contracts in one subscription"
             self._subscriber.close(WSCloseCode.POLICY_VIOLATION, reason)
         if not self._subscriber.closed:
             self._handle_frame(message)
@@ -88,7 +88,7 @@ class Connection:
                 self._handle_text(message.data)
             case WSMsgType.BINARY:
                 self._subscriber.close(
-                    WSCloseCode.UNSUPPORTED_DATA, "binary frames are not read: send each message as a text frame of JSON"
+                    WSCloseCode.UNSUPPORTED_DATA, "binary frames are not supported: send each message as JSON in a text frame"
                 )
             case WSMsgType.PING:
                 self._subscriber.send(pong_frame(message.data))
@@ -103,7 +103,7 @@ class Connection:
         try:
             command = decode_json(text, Command)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as invalid:
-            self._subscriber.send(error(_id_of(text), 400, f"the message is not what it must be: {invalid}"))
+            self._subscriber.send(error(_id_of(text), 400, f"the message is not a valid command: {invalid}"))
             return
         if command.type == "ping":
             self._subscriber.send(pong(command.id))
@@ -125,11 +125,13 @@ class Connection:
                 self._subscribe(topic, part, _after(command))
 
     def _check(self, topic: Topic, parts: list[str], after: int | None) -> None:
-        """Raises CommandError when one of the parts cannot be joined: then none is."""
+        """Raises CommandError if one of the parts cannot be subscribed to. The command then subscribes to none."""
         if topic.private and not self._subscriber.account:
             raise CommandError(403, f"{topic.path} is private: connect with a token of POST /api/v1/bullet-private")
         if len(self._subscriptions.keys() | {(topic.path, part) for part in parts}) > self._config.topics_max:
-            raise CommandError(400, f"more than {self._config.topics_max} topics: unsubscribe from some, or connect once more")
+            raise CommandError(
+                400, f"more than {self._config.topics_max} topics: unsubscribe from some, or open another connection"
+            )
         for part in parts:
             topic.check(part, after)
 
@@ -141,7 +143,7 @@ class Connection:
         try:
             await topic.subscribe(self._subscriber, part, after)
         except ConnectionResetError:
-            return  # The client is gone, which ends the connection elsewhere.
+            return  # The client disconnected: `run` ends by itself.
 
     def _unsubscribe(self, topic: Topic, part: str) -> None:
         subscribing = self._subscriptions.pop((topic.path, part), None)
@@ -156,7 +158,7 @@ def _after(command: Command) -> int | None:
 
 
 def _id_of(text: str) -> Id:
-    """The id of a message that is otherwise wrong, "" if there is none."""
+    """Returns the id of an invalid message, "" if it has none."""
     try:
         return msgspec.json.decode(text, type=_MessageId).id
     except (msgspec.DecodeError, UnicodeError, RecursionError):

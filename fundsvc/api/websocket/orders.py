@@ -1,4 +1,4 @@
-"""/adl/order: a contract's ADL orders, those that are open first, then whenever one begins, advances or ends."""
+"""/adl/order: the ADL orders of a contract: at first the open ones, then each that begins, advances or ends."""
 
 import asyncio
 from collections import defaultdict
@@ -17,7 +17,7 @@ from fundsvc.store.tail_queries import OrderKey
 
 
 class Orders:
-    """Orders with their rounds, which are read when something happens to them; an order may be told twice, never too few."""
+    """Publishes orders with their rounds, read from the database after each change. Delivery is at least once."""
 
     path = "/adl/order"
     suffix = ":{symbol,...}"
@@ -33,7 +33,7 @@ class Orders:
         self._sending = asyncio.Lock()
 
     async def run(self) -> None:
-        """Tells until cancelled, through every fault."""
+        """Sends changed orders until cancelled. Retries after faults."""
         while True:
             await self._has_pending.wait()
             self._has_pending.clear()
@@ -41,24 +41,26 @@ class Orders:
                 await self._send_pending()
 
     def check(self, part: str, after: int | None) -> None:
-        """Raises CommandError for what is no contract, or from anywhere but now."""
+        """Raises CommandError if the contract is not listed, or if `after` is given."""
         check_listed(self._tail, part)
         if after is not None:
-            raise CommandError(400, f"orders have no `after` here: leave it out, and read GET /api/v1/adl/{part}/orders")
+            raise CommandError(
+                400, f"after is {after}: {self.path} has no history; omit `after`, and read GET /api/v1/adl/{part}/orders"
+            )
 
     async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
         """Sends the open orders, and then those that change."""
         async with self._sending:
-            # What changes from here on is told after these.
+            # The lock delays changes from here on until the open orders are sent.
             self._subscribers[part].add(subscriber)
             subscriber.push(await self._frames(part, self._tail.open_orders(part)))
 
     def unsubscribe(self, subscriber: Subscriber, part: str) -> None:
-        """Ends that."""
+        """Sends no further orders."""
         self._subscribers[part].discard(subscriber)
 
     def publish(self, change: Change) -> None:
-        """Takes note of orders that concern somebody."""
+        """Queues changed orders of contracts with subscribers."""
         self._pending |= {(order.symbol, order.adl): order for order in change.orders if self._subscribers[order.symbol]}
         if self._pending:
             self._has_pending.set()
@@ -73,7 +75,7 @@ class Orders:
             self._metrics.websocket_frames.inc(len(rows) * len(self._subscribers[symbol]))
 
     async def _frames(self, symbol: str, rows: Sequence[OrderRow]) -> Frames:
-        """The orders as they are sent, once the database has told their rounds."""
+        """Reads the rounds of the orders and encodes them. Retries after faults."""
         topic, contract = f"{self.path}:{symbol}", self._tail.contracts[symbol]
         answers = await retry_faults(lambda: order_answers(self._ledger, rows, contract, PUBLIC)) if rows else []
         return concatenate(push(topic, "order.change", answer) for answer in answers)

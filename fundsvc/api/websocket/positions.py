@@ -1,4 +1,4 @@
-"""/adl/position, private: an account's positions when their lights change, and every reduction that it suffers."""
+"""/adl/position, private: the positions of an account when their lights change, and each ADL reduction of one of them."""
 
 import asyncio
 from collections import defaultdict
@@ -19,14 +19,14 @@ from fundsvc.store.adl import Deleveragings, Reduction
 from fundsvc.store.tail_queries import OrderKey
 
 PositionKey = tuple[str, str]
-"""A contract and a side of it."""
+"""Symbol and side."""
 
 Seen = dict[tuple[str, int, int], int]
-"""Lots that were told to be executed, by contract, order and round."""
+"""Executed lots that a subscriber has received, by contract, order and round."""
 
 
 class Positions:
-    """Positions of accounts that listen. Lights follow the shown books; reductions are told at least once each."""
+    """Publishes positions of subscribed accounts. Lights follow the books in memory; reductions arrive at least once."""
 
     path = "/adl/position"
     suffix = ""
@@ -45,7 +45,7 @@ class Positions:
         self._sending = asyncio.Lock()
 
     async def run(self) -> None:
-        """Tells of reductions until cancelled, through every fault."""
+        """Sends reductions until cancelled. Retries after faults."""
         while True:
             await self._has_pending.wait()
             self._has_pending.clear()
@@ -54,7 +54,7 @@ class Positions:
                 await self._send_reductions(pending)
 
     async def run_lights(self) -> None:
-        """Looks at the books as often as they are brought up to date, until cancelled."""
+        """Sends changed lights at the interval at which the books are refreshed, until cancelled."""
         while True:
             await asyncio.sleep(self._seconds)
             for account, subscribers in list(self._subscribers.items()):
@@ -62,13 +62,13 @@ class Positions:
                     for frame in await self._changed_lights(account):
                         self._send(subscribers, frame)
 
-    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
-        """Raises CommandError for what is no time."""
+    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - the topic has one part
+        """Raises CommandError if `after` is not a time."""
         if after is not None and after > TIMESTAMP_MAX:
-            raise CommandError(400, f"after is {after}: here it is a time in milliseconds, at most {TIMESTAMP_MAX}")
+            raise CommandError(400, f"after is {after}: on {self.path} it is a time in milliseconds, at most {TIMESTAMP_MAX}")
 
-    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
-        """Sends all positions, the reductions of orders that moved since a time (ms), and then what is new."""
+    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - one part
+        """Sends all positions, the reductions that changed since the time `after` (ms), and then each change."""
         account = subscriber.account
         async with self._sending:
             if not self._subscribers[account]:
@@ -79,8 +79,8 @@ class Positions:
                 subscriber.push(self._lights(answer))
             await self._send_missed(subscriber, seen, after)
 
-    def unsubscribe(self, subscriber: Subscriber, part: str) -> None:  # noqa: ARG002 - there is but one
-        """Ends that."""
+    def unsubscribe(self, subscriber: Subscriber, part: str) -> None:  # noqa: ARG002 - the topic has one part
+        """Sends no further changes."""
         subscribers = self._subscribers[subscriber.account]
         subscribers.pop(subscriber, None)
         if not subscribers:
@@ -88,13 +88,13 @@ class Positions:
             self._shown.pop(subscriber.account, None)
 
     def publish(self, change: Change) -> None:
-        """Takes note of orders, whomever they concern."""
+        """Queues changed orders. The database selects those that reduced a subscribed account."""
         if self._subscribers and change.orders:
             self._pending.update((order.symbol, order.adl) for order in change.orders)
             self._has_pending.set()
 
     async def _send_missed(self, subscriber: Subscriber, seen: Seen, after: int | None) -> None:
-        """Sends what a client may have missed; without a time, takes open orders for known as they are."""
+        """Sends reductions that the client may have missed. Without `after`, only records the present state of open orders."""
         since = datetime.now(UTC) if after is None else datetime.fromtimestamp(after / 1000, UTC)
         for reduction in await retry_faults(lambda: self._ledger.reductions_since(subscriber.account, since)):
             frame = self._unseen(reduction, seen)
@@ -108,7 +108,7 @@ class Positions:
                     self._send((subscriber,), frame)
 
     def _unseen(self, reduction: Reduction, seen: Seen) -> Frames | None:
-        """The frame that tells of a reduction, unless a client has seen it as it is."""
+        """Returns the frame of a reduction, None if the subscriber has received this state. Records it as received."""
         row = reduction.row
         key = row.symbol, row.adl, row.round
         if seen.get(key) == row.executed:
@@ -118,16 +118,16 @@ class Positions:
         return push(self.path, "position.deleveraged", answer, private=True)
 
     async def _changed_lights(self, account: str) -> list[Frames]:
-        """Frames of an account's positions whose lights are not what was shown; none while the books are loaded."""
+        """Returns frames of the positions whose lights differ from the last ones sent; none while the books are loaded."""
         try:
             answers = await position_answers(self._follower, account)
         except NotFollowed:
             return []
         shown = self._shown.get(account)
-        return [] if shown is None else list(self._show(shown, answers))  # None once its last client has left
+        return [] if shown is None else list(self._show(shown, answers))  # None after the last subscriber has left
 
     def _show(self, shown: dict[PositionKey, PositionAnswer], answers: Iterable[PositionAnswer]) -> Iterator[Frames]:
-        """Takes in what an account has now; gives the frames of what differs."""
+        """Records the present positions of an account. Yields the frames of those that differ."""
         present = {(answer.symbol, answer.side): answer for answer in answers}
         for key in shown.keys() - present.keys():
             yield self._lights(_closed(shown.pop(key)))
@@ -146,5 +146,5 @@ class Positions:
 
 
 def _closed(last: PositionAnswer) -> PositionAnswer:
-    """A position that is open no more: no lots, and no rank."""
+    """Returns a closed position: without lots and rank."""
     return msgspec.structs.replace(last, lots=0, rank=None, ranked=None, percentile=None, lights=None)

@@ -1,7 +1,8 @@
-"""One client as topics see it: what it is sent, and what it has not read yet, which is bounded.
+"""A connected client as topics see it: a bounded queue of frames.
 
-What waits for a client waits in its transport. Beyond `queue_bytes_max` of it, what only the latest of counts is kept back,
-one for each contract, until the client has read; a client that would miss what must not be missed is closed with a reason.
+The transport of the connection holds the unread frames. While it holds more than `queue_bytes_max`, pushes of which only the
+latest counts wait outside, one per contract, until the client has read. Any other frame then closes the connection, because
+the client would miss it.
 """
 
 import asyncio
@@ -16,16 +17,16 @@ from fundsvc.api.websocket.frames import Frames, close_frame
 from fundsvc.metrics import Metrics
 
 CLOSE_SECONDS_MAX = 5.0
-"""What a client may take to answer a close; then the connection is cut, with all that waits for it."""
+"""How long a client may take to answer a close frame. After that the connection is aborted and its queue dropped."""
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
-"""Runs something for as long as the connection lasts."""
+"""Starts a task that is cancelled when the connection ends."""
 
 
 class Subscriber:
-    """A connected client; `account` is the one that it may see, "" without a trader's token.
+    """Sends frames to a client.
 
-    `numbers` is how the integers of its pushes are written.
+    `account` is the account of its token, "" without a trader's token. `numbers` is the representation of integers in pushes.
     """
 
     def __init__(
@@ -48,25 +49,26 @@ class Subscriber:
         self._metrics = metrics
         self._bytes_max = queue_bytes_max
         self._latest: dict[str, bytes] = {}
-        # So that `drain` waits exactly while more than that is unread.
+        # `drain` then waits exactly while more than that is unread.
         transport.set_write_buffer_limits(high=queue_bytes_max)
 
     def send(self, frames: bytes) -> None:
-        """Sends frames of which none may be missed."""
+        """Sends frames that must not be lost. Closes the connection if the queue is full."""
         if self._is_full():
             self._metrics.websocket_overflows.labels("closed").inc()
             self.close(
-                WSCloseCode.TRY_AGAIN_LATER, "read faster: more was waiting than is kept; connect again, go on with after="
+                WSCloseCode.TRY_AGAIN_LATER,
+                f"more than {self._bytes_max} bytes were unread: read faster; reconnect, and subscribe with `after`",
             )
         else:
             self._write(frames)
 
     def push(self, frames: Frames) -> None:
-        """Sends pushes of which none may be missed."""
+        """Sends pushes that must not be lost. Closes the connection if the queue is full."""
         self.send(frames.encode(self.numbers))
 
     def push_latest(self, key: str, frames: Frames) -> None:
-        """Sends a push that replaces an earlier one with its key, should that still wait."""
+        """Sends a push. If the queue is full, keeps only the latest push of each key until the client has read."""
         frame = frames.encode(self.numbers)
         if self._latest:
             self._latest[key] = frame
@@ -78,11 +80,11 @@ class Subscriber:
             self._write(frame)
 
     async def drained(self) -> None:
-        """Returns once little enough waits; raises ConnectionResetError when the client is gone."""
+        """Waits until the queue is not full. Raises ConnectionResetError if the client has disconnected."""
         await self._writer.drain()
 
     def close(self, code: int, reason: str) -> None:
-        """Asks the client to close the connection, and cuts it if that takes long; nothing more is sent."""
+        """Sends a close frame, and nothing after it. Aborts the connection if the client does not answer in time."""
         if not self._is_closed():
             self._transport.write(close_frame(code, reason))
             asyncio.get_running_loop().call_later(CLOSE_SECONDS_MAX, self._transport.abort)
