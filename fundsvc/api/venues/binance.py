@@ -13,7 +13,7 @@ from fundsvc.api.answers import FundAnswer
 from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.http.parameters import AccountQuery, Parameters
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, code_of, of
+from fundsvc.api.venues.facade import TRADER, ErrorResponse, Facade, FundsReader, code_of, fund_of
 from fundsvc.core.events import Identifier, Symbol
 from fundsvc.core.fund.state import FundStateName
 
@@ -84,23 +84,23 @@ class Quantile(msgspec.Struct, rename="camel", frozen=True):
     adl_quantile: Quantiles
 
 
-class Refused(msgspec.Struct, frozen=True):
+class BinanceError(msgspec.Struct, frozen=True):
     """An error."""
 
     code: int
     msg: str
 
 
-class Binance:
+class BinanceEndpoints:
     """Answers from the funds as they stand, and from the book."""
 
-    def __init__(self, funds: Funds, deleveraging: DeleveragingResources) -> None:
+    def __init__(self, funds: FundsReader, deleveraging: DeleveragingResources) -> None:
         self._funds = funds
         self._deleveraging = deleveraging
         self.endpoints = (
-            VENUE.endpoint("/fapi/v1/insuranceBalance", self.insurance),
-            VENUE.endpoint("/fapi/v1/symbolAdlRisk", self.risk),
-            VENUE.endpoint("/fapi/v1/adlQuantile", self.quantile, TRADER),
+            FACADE.endpoint("/fapi/v1/insuranceBalance", self.insurance),
+            FACADE.endpoint("/fapi/v1/symbolAdlRisk", self.risk),
+            FACADE.endpoint("/fapi/v1/adlQuantile", self.quantile, TRADER),
         )
 
     async def insurance(self, query: SymbolQuery) -> Group | list[Group]:
@@ -114,12 +114,12 @@ class Binance:
     async def quantile(self, query: SignedQuery, caller: Caller) -> list[Quantile]:
         """Where one's own positions stand in the queue."""
         answer: PositionsAnswer = await self._deleveraging.positions(AccountQuery(account=caller.account), caller=caller)
-        asked = [position for position in answer.positions if query.symbol in (UNSET, position.symbol)]
-        return [_quantile(symbol, list(legs)) for symbol, legs in groupby(asked, lambda position: position.symbol)]
+        positions = [position for position in answer.positions if query.symbol in (UNSET, position.symbol)]
+        return [_quantile(symbol, list(legs)) for symbol, legs in groupby(positions, lambda position: position.symbol)]
 
 
-def _one_or_all(funds: Sequence[FundAnswer], query: SymbolQuery, said: Callable[[FundAnswer], T]) -> T | list[T]:
-    return [said(fund) for fund in funds] if query.symbol is UNSET else said(of(funds, query.symbol))
+def _one_or_all(funds: Sequence[FundAnswer], query: SymbolQuery, convert: Callable[[FundAnswer], T]) -> T | list[T]:
+    return [convert(fund) for fund in funds] if query.symbol is UNSET else convert(fund_of(funds, query.symbol))
 
 
 def _group(fund: FundAnswer) -> Group:
@@ -138,9 +138,9 @@ def _quantile(symbol: str, legs: Sequence[PositionAnswer]) -> Quantile:
     return Quantile(symbol, Quantiles(long, short, both=max(long, short)))
 
 
-def _refuse(problem: Problem) -> Refusal:
+def _error_response(problem: Problem) -> ErrorResponse:
     status = 400 if isinstance(problem, NotFound) else problem.status
-    return Refusal(status, Refused(code_of(CODES, problem), str(problem)))
+    return ErrorResponse(status, BinanceError(code_of(CODES, problem), str(problem)))
 
 
-VENUE = Venue((400, 429, 503), Refused, _refuse)
+FACADE = Facade((400, 429, 503), BinanceError, _error_response)

@@ -16,7 +16,7 @@ from fundsvc.api.http.routes import JSON, Endpoint, Media
 
 T = TypeVar("T")
 
-Funds = Callable[[], Awaitable[Sequence[FundAnswer]]]
+FundsReader = Callable[[], Awaitable[Sequence[FundAnswer]]]
 """All funds, as our own list answers them."""
 
 TRADER: Roles = frozenset({"trader"})
@@ -25,10 +25,10 @@ TRADER: Roles = frozenset({"trader"})
 SECOND_MS = 1000
 
 OK = HTTPStatus.OK.value
-_OF_TOKENS = (HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value)
+_TOKEN_ERRORS = (HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value)
 
 
-class Refusal(NamedTuple):
+class ErrorResponse(NamedTuple):
     """An error in a venue's shape, the HTTP status that it comes with there, and headers besides those of the problem."""
 
     status: int
@@ -36,12 +36,12 @@ class Refusal(NamedTuple):
     headers: Mapping[str, str] = MappingProxyType({})
 
 
-class Venue(NamedTuple):
+class Facade(NamedTuple):
     """How a venue says what is wrong: with which statuses, those of tokens apart, in what type of body, and how a problem."""
 
     statuses: tuple[int, ...]
     body: type[msgspec.Struct]
-    refusal: Callable[[Problem], Refusal]
+    error_response: Callable[[Problem], ErrorResponse]
 
     def endpoint(self, path: str, answer: Callable[..., Awaitable[Any]], roles: Roles = PUBLIC) -> Endpoint:
         """A path. What is asked and answered are the types of the method's `query` and of what it returns.
@@ -57,20 +57,20 @@ class Venue(NamedTuple):
             return web.Response(body=msgspec.json.encode(body), content_type=JSON)
 
         answers = self._answers(hints["return"], roles)
-        return Endpoint(path, handle, answers, query=query, roles=roles, refuse=self._refuse, told=answer)
+        return Endpoint(path, handle, answers, query=query, roles=roles, refuse=self._format_error, told=answer)
 
     def _answers(self, kind: Any, roles: Roles) -> dict[int, Media]:
-        refusals = dict.fromkeys((*self.statuses, *(_OF_TOKENS if roles else ())), Media(JSON, self.body))
-        return refusals | {OK: Media(JSON, kind | self.body if OK in self.statuses else kind)}
+        errors = dict.fromkeys((*self.statuses, *(_TOKEN_ERRORS if roles else ())), Media(JSON, self.body))
+        return errors | {OK: Media(JSON, kind | self.body if OK in self.statuses else kind)}
 
-    def _refuse(self, problem: Problem) -> web.Response:
-        status, body, headers = self.refusal(problem)
+    def _format_error(self, problem: Problem) -> web.Response:
+        status, body, headers = self.error_response(problem)
         return web.Response(
             body=msgspec.json.encode(body), status=status, content_type=JSON, headers={**problem.headers, **headers}
         )
 
 
-def of(funds: Sequence[FundAnswer], symbol: str) -> FundAnswer:
+def fund_of(funds: Sequence[FundAnswer], symbol: str) -> FundAnswer:
     """The fund of a contract; raises NotFound."""
     for fund in funds:
         if fund.symbol == symbol:
@@ -78,7 +78,7 @@ def of(funds: Sequence[FundAnswer], symbol: str) -> FundAnswer:
     raise NotFound(f"no contract {symbol!r} is listed")
 
 
-def newest(funds: Sequence[FundAnswer]) -> int:
+def latest_update(funds: Sequence[FundAnswer]) -> int:
     """When the last of some funds changed, in milliseconds; 0 without any."""
     return max((fund.updated_at for fund in funds), default=0)
 

@@ -11,7 +11,7 @@ from fundsvc.api.fund_answers import SummaryAnswer
 from fundsvc.api.http.application import listed
 from fundsvc.api.http.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
 from fundsvc.api.http.parameters import Parameters, Query
-from fundsvc.api.venues.facade import Refusal, Venue, code_of
+from fundsvc.api.venues.facade import ErrorResponse, Facade, code_of
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Currency, Symbol, Timestamp
 from fundsvc.core.fund.chain import Kind
@@ -89,7 +89,7 @@ class Fund(msgspec.Struct, rename="camel", frozen=True):
     details: list[Detail]
 
 
-class Answered(msgspec.Struct, frozen=True):
+class OkxEnvelope(msgspec.Struct, frozen=True):
     """Around every answer; `code` is "0" unless something is wrong."""
 
     code: str
@@ -97,32 +97,32 @@ class Answered(msgspec.Struct, frozen=True):
     data: list[Fund]
 
 
-Summary = Callable[[Query], Awaitable[SummaryAnswer]]
+SummaryReader = Callable[[Query], Awaitable[SummaryAnswer]]
 """All funds in sum, as our own resource answers it."""
 
 
-class Okx:
+class OkxEndpoints:
     """Answers from the ledger's entries and orders."""
 
-    def __init__(self, summary: Summary, reader: Reader, histories: Histories) -> None:
+    def __init__(self, summary: SummaryReader, reader: Reader, histories: Histories) -> None:
         self._summary = summary
         self._reader = reader
         self._histories = histories
-        self.endpoints = (VENUE.endpoint("/api/v5/public/insurance-fund", self.insurance_fund),)
+        self.endpoints = (FACADE.endpoint("/api/v5/public/insurance-fund", self.insurance_fund),)
 
-    async def insurance_fund(self, query: FundQuery) -> Answered:
+    async def insurance_fund(self, query: FundQuery) -> OkxEnvelope:
         """The changes of a contract's fund, and how ADL began and ended."""
         if query.inst_type == "MARGIN":
-            return Answered("0", "", [])  # no fund is of margin trading
+            return OkxEnvelope("0", "", [])  # no fund is of margin trading
         symbol = query.uly if query.inst_family is UNSET else query.inst_family
         if symbol is UNSET:
             raise MissingParameter("Either parameter instFamily or uly is required: the symbol of a contract")
         found = await listed(self._reader, symbol)
         if _instrument(found) != query.inst_type or query.ccy not in (UNSET, found.contract.settle_currency):
-            return Answered("0", "", [])
+            return OkxEnvelope("0", "", [])
         details = _page(await self._details(query, found.contract), query.limit)
         total = (await self._summary(Query())).total_usdt or ""
-        return Answered("0", "", [Fund(total, symbol, query.inst_type, details)])
+        return OkxEnvelope("0", "", [Fund(total, symbol, query.inst_type, details)])
 
     async def _details(self, query: FundQuery, contract: Contract) -> list[Detail]:
         """Changes within the query's times, newest first: at least `limit` where there are as many, with none left out."""
@@ -155,15 +155,15 @@ async def _newest(read: Callable[[int, int, int], Awaitable[Sequence[R]]], start
     The last rows need not have the latest times, as entries may be late. So the time of the last one that is wanted only says
     since when to read all rows; too many of these say a later time.
     """
-    since, found, asked = start, await read(start, end, limit), limit
-    while len(found) == asked:
+    since, found, count = start, await read(start, end, limit), limit
+    while len(found) == count:
         before, since = since, sorted((row.ts for row in found), reverse=True)[limit - 1]
-        if since == before and asked > limit:
+        if since == before and count > limit:
             raise BadParameter(
                 f"over {CHANGES_MAX} changes are of the time {since}: read /api/v1/insurance-fund/…/history instead"
             )
-        asked = CHANGES_MAX + 1
-        found = await read(since, end, asked)
+        count = CHANGES_MAX + 1
+        found = await read(since, end, count)
     return found
 
 
@@ -176,11 +176,11 @@ def _kinds(change: Change | UnsetType) -> Sequence[Kind | None]:
     """The kinds of entries to ask for; None is all at once."""
     if change is UNSET:
         return (None,)
-    return [kind for kind, said in CHANGES.items() if said == change]
+    return [kind for kind, type_ in CHANGES.items() if type_ == change]
 
 
 def _page(details: list[Detail], limit: int) -> list[Detail]:
-    """The first details, cut where the time changes, for that is all by which the next page can be asked."""
+    """The first details, cut where the time changes, for that is all by which the next page can be count."""
     if len(details) <= limit:
         return details
     whole = [detail for detail in details[:limit] if detail.ts != details[limit].ts]
@@ -204,9 +204,9 @@ def _turn(turn: TurnRow, contract: Contract) -> Detail:
     return Detail(balance=balance, ccy=contract.settle_currency, ts=str(turn.ts), type="adl", adl_type=adl_type)
 
 
-def _refuse(problem: Problem) -> Refusal:
+def _error_response(problem: Problem) -> ErrorResponse:
     status = 400 if isinstance(problem, NotFound) else problem.status
-    return Refusal(status, Answered(code_of(CODES, problem), str(problem), []))
+    return ErrorResponse(status, OkxEnvelope(code_of(CODES, problem), str(problem), []))
 
 
-VENUE = Venue((400, 429, 503), Answered, _refuse)
+FACADE = Facade((400, 429, 503), OkxEnvelope, _error_response)
