@@ -44,7 +44,7 @@ const DELEVERAGED_COLUMNS = {
   ...INPUTS,
 };
 
-/** Columns whose values are words; all others are numbers, to the right. */
+/** Columns accountField values are words; all others are numbers, to the right. */
 const WORDS = ["Contract", "Side", "Lights", "Time", "Cause", "Order"];
 
 function contractLink({ symbol }) {
@@ -69,7 +69,7 @@ export function connectionToken() {
 }
 
 /** Forgets the token. */
-export function forgetToken() {
+export function removeStoredToken() {
   sessionStorage.removeItem(KEY);
 }
 
@@ -96,7 +96,7 @@ class AccountView {
     this.content = element("div", {});
     root.append(element("h1", { tabindex: "-1" }, "Account"), this.content, this.problem);
     if (this.#token) this.#show();
-    else this.#ask();
+    else this.#showForm();
   }
 
   end = () => {
@@ -105,24 +105,24 @@ class AccountView {
   };
 
   /** The service took the token back. */
-  refuse = (error) => {
+  rejectToken = (error) => {
     this.#token = null;
     this.end();
-    this.#ask();
+    this.#showForm();
     this.problem.textContent = error.message;
   };
 
-  #ask() {
+  #showForm() {
     const token = element("textarea", { id: "token", rows: 4, spellcheck: "false", autocomplete: "off", required: true });
     const account = element("input", { id: "account", autocomplete: "off" });
-    const whose = element(
+    const accountField = element(
       "p",
       { hidden: true },
       element("label", { for: "account" }, "Account (yours is a risk token: whose positions?)"),
       account,
     );
     token.addEventListener("input", () => {
-      whose.hidden = claims(token.value.trim()).role !== "risk";
+      accountField.hidden = claims(token.value.trim()).role !== "risk";
     });
     const submit = (event) => {
       event.preventDefault();
@@ -135,7 +135,7 @@ class AccountView {
       "form",
       { class: "token", submit },
       element("p", {}, label, token),
-      whose,
+      accountField,
       element("p", { class: "note" }, about),
       send,
     );
@@ -162,51 +162,51 @@ class AccountView {
   }
 
   #show(answer) {
-    this.who = element("p", { class: "who" });
+    this.owner = element("p", { class: "owner" });
     this.positions = element("section", { class: "panel" });
     this.deleveraged = element("section", { class: "panel" });
     const head = element(
       "div",
       { class: "head" },
-      this.who,
-      button("Forget the token", () => this.#leave(), { class: "quiet" }),
+      this.owner,
+      button("Forget the token", () => this.#removeToken(), { class: "quiet" }),
     );
     this.content.replaceChildren(head, this.positions, this.deleveraged);
     if (answer) this.#draw(answer);
-    const look = () => document.hidden || this.#look();
-    this.#timer = setInterval(look, REFRESH_MS);
+    const refreshVisible = () => document.hidden || this.#refresh();
+    this.#timer = setInterval(refreshVisible, REFRESH_MS);
     const resume = async () => {
-      await this.#look();
+      await this.#refresh();
       return {};
     };
-    if (!answer) look();
-    this.#unsubscribe = this.#feed.subscribe("/adl/position", { receive: () => this.#look(), resume, isPrivate: true });
+    if (!answer) refreshVisible();
+    this.#unsubscribe = this.#feed.subscribe("/adl/position", { receive: () => this.#refresh(), resume, isPrivate: true });
   }
 
   /** Ranks follow the mark, of which no topic tells: they are read now and then, and at once when something happened. */
-  async #look() {
+  async #refresh() {
     try {
       this.#draw(await this.#read());
       this.problem.textContent = "";
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (error.isAccess) {
-        forgetToken();
-        this.refuse(error);
+        removeStoredToken();
+        this.rejectToken(error);
       } else this.problem.textContent = error.message;
     }
   }
 
-  #leave() {
-    forgetToken();
+  #removeToken() {
+    removeStoredToken();
     this.end();
     this.#token = null;
     this.#feed.start(null);
-    this.#ask();
+    this.#showForm();
   }
 
   /** Says what came since the last answer: nothing is missed, whether a topic told of it or not. */
-  #announce(deleveraged) {
+  #announceReductions(deleveraged) {
     const known = this.#known;
     this.#known = new Map(deleveraged.map((row) => [`${row.symbol} ${row.adl} ${row.round} ${row.side}`, row]));
     for (const [key, row] of known ? this.#known : []) {
@@ -216,8 +216,8 @@ class AccountView {
   }
 
   #draw({ account, positions, deleveraged }) {
-    this.#announce(deleveraged);
-    this.who.replaceChildren(element("b", {}, account));
+    this.#announceReductions(deleveraged);
+    this.owner.replaceChildren(element("b", {}, account));
     drawTable(this.positions, "Positions", POSITION_COLUMNS, positions, "No open positions.");
     drawTable(
       this.deleveraged,
@@ -240,12 +240,12 @@ function drawTable(panel, title, columns, rows, empty) {
 /** Shows the account; returns what ends that. */
 export function showAccount(root, { feed }) {
   const view = new AccountView(root, feed);
-  feed.refused = (error) => {
-    forgetToken();
-    view.refuse(error);
+  feed.tokenRejected = (error) => {
+    removeStoredToken();
+    view.rejectToken(error);
   };
   return () => {
-    feed.refused = forgetToken;
+    feed.tokenRejected = removeStoredToken;
     view.end();
   };
 }

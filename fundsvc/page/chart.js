@@ -31,8 +31,8 @@ class Chart {
   #span = null;
   #series = null;
   #logarithmic = false;
-  #arrived = [];
-  #held = false;
+  #newEntries = [];
+  #dragging = false;
   #loads = 0;
   #ended = false;
   #drawn = false;
@@ -70,21 +70,21 @@ class Chart {
       this.plot,
       element("div", { class: "foot" }, this.note, legend),
     );
-    this.plot.addEventListener("pointerdown", () => this.#hold(true));
-    this.released = () => this.#hold(false);
+    this.plot.addEventListener("pointerdown", () => this.#setDragging(true));
+    this.released = () => this.#setDragging(false);
     addEventListener("pointerup", this.released);
     this.resized = new ResizeObserver(() => this.#resize());
     this.resized.observe(this.plot);
     this.recoloured = () => this.#draw();
     document.addEventListener("themechange", this.recoloured);
-    this.following = setInterval(() => this.#later(), 10 * REDRAW_MS);
+    this.following = setInterval(() => this.#scheduleDraw(), 10 * REDRAW_MS);
   }
 
   /** Ticks are as many as there is room for. */
   #resize() {
     if (!this.#drawn) return;
     window.Plotly.Plots.resize(this.plot);
-    this.#later();
+    this.#scheduleDraw();
   }
 
   /** Stops drawing, and lets go of what Plotly holds. */
@@ -100,11 +100,11 @@ class Chart {
 
   /** Goes on with the next entry. */
   add = (entry) => {
-    this.#arrived.push(entry);
+    this.#newEntries.push(entry);
     if (!this.#series) return;
     this.#append(entry);
     if (this.#series.points.length > POINTS_MAX) this.#reload();
-    this.#later();
+    this.#scheduleDraw();
   };
 
   #append(entry) {
@@ -128,7 +128,7 @@ class Chart {
   }
 
   /** A time that stands still, [from, to] in ms. */
-  #stay(from, to) {
+  #showSpan(from, to) {
     this.#span = [Math.max(0, from), Math.min(to, LAST_MS)];
     for (const choice of this.ranges) choice.setAttribute("aria-pressed", "false");
     this.#draw();
@@ -139,13 +139,13 @@ class Chart {
     if (!this.#series) return;
     const [from, to] = this.#shown();
     const [middle, half] = [(from + to) / 2, ((to - from) / 2) * factor];
-    this.#stay(middle - half, middle + half);
+    this.#showSpan(middle - half, middle + half);
   }
 
   #pan(share) {
     if (!this.#series) return;
     const [from, to] = this.#shown();
-    this.#stay(from + (to - from) * share, to + (to - from) * share);
+    this.#showSpan(from + (to - from) * share, to + (to - from) * share);
   }
 
   #switchScale() {
@@ -165,14 +165,14 @@ class Chart {
   /** Reads the shown time; what comes meanwhile is added to it. Up to now means up to the newest entry, whatever the clocks. */
   async #load() {
     const number = ++this.#loads;
-    this.#arrived = [];
+    this.#newEntries = [];
     try {
       this.first ??= await firstEntryAt(this.#symbol);
       const [from, to] = this.#shown();
       const [series] = await Promise.all([loadSeries(this.#symbol, from, this.#span ? to : to + DAY_MS), plotly()]);
       if (number !== this.#loads || this.#ended) return;
       this.#series = series;
-      for (const entry of this.#arrived) if (entry.entry > series.last) this.#append(entry);
+      for (const entry of this.#newEntries) if (entry.entry > series.last) this.#append(entry);
       this.#draw();
     } catch (error) {
       if (number !== this.#loads || this.#ended) return;
@@ -182,12 +182,12 @@ class Chart {
   }
 
   /** Nothing is drawn anew while somebody drags. */
-  #hold(held) {
-    if (this.#held && !held) this.#later();
-    this.#held = held;
+  #setDragging(dragging) {
+    if (this.#dragging && !dragging) this.#scheduleDraw();
+    this.#dragging = dragging;
   }
 
-  #later() {
+  #scheduleDraw() {
     this.#redrawing ||= setTimeout(() => {
       this.#redrawing = 0;
       this.#draw();
@@ -195,7 +195,7 @@ class Chart {
   }
 
   #draw() {
-    if (!this.#series || this.#ended || this.#held) return;
+    if (!this.#series || this.#ended || this.#dragging) return;
     const [shown, colours] = [this.#shown(), coloursOf(this.plot)];
     const { fontFamily: family } = getComputedStyle(this.plot);
     const look = { family, width: this.plot.clientWidth, isLogarithmic: this.#logarithmic };
@@ -209,7 +209,7 @@ class Chart {
   #relayout(change) {
     if (change["xaxis.autorange"] || change["yaxis.autorange"]) this.#choose(this.#range);
     else if ("xaxis.range[0]" in change)
-      this.#stay(Number(change["xaxis.range[0]"]), Number(change["xaxis.range[1]"]));
+      this.#showSpan(Number(change["xaxis.range[0]"]), Number(change["xaxis.range[1]"]));
   }
 
   #describe() {

@@ -140,13 +140,13 @@ class ContractsView {
     const each = summary.currencies.map((row) => {
       const title = element("h2", {}, `${row.currency} · ${row.contracts} ${row.contracts === 1 ? "contract" : "contracts"}`);
       const worth = element("p", {}, "≈ ", money(row.balanceUsdt, "USDT", { reason: row.balanceUsdtReason }));
-      const owed = element(
+      const outstanding = element(
         "p",
         { class: /[1-9]/.test(row.outstanding) ? "owed" : null },
         "outstanding ",
         number(row.outstanding),
       );
-      return element("div", { class: "total" }, title, number(row.balance), worth, owed);
+      return element("div", { class: "total" }, title, number(row.balance), worth, outstanding);
     });
     this.totals.replaceChildren(total, ...each);
   }

@@ -9,7 +9,7 @@ export function visible(text) {
 }
 
 /** Attributes that are read by people. */
-const READ = new Set(["title", "aria-label"]);
+const READABLE = new Set(["title", "aria-label"]);
 
 /** A new element with attributes (a function is a listener, true is present, false and null are left out) and children. */
 export function element(tag, attributes = {}, ...children) {
@@ -17,7 +17,7 @@ export function element(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") made.addEventListener(name, value);
     else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== null) made.setAttribute(name, READ.has(name) ? visible(String(value)) : value);
+    else if (value !== false && value !== null) made.setAttribute(name, READABLE.has(name) ? visible(String(value)) : value);
   }
   made.append(...children.map((child) => (typeof child === "string" ? visible(child) : child)));
   return made;
@@ -30,12 +30,12 @@ export function button(text, press, attributes = {}) {
 
 /** Calls `draw` once in the next frame, however often it is asked for before. */
 export function perFrame(draw) {
-  let asked = false;
+  let scheduled = false;
   return () => {
-    if (asked) return;
-    asked = true;
+    if (scheduled) return;
+    scheduled = true;
     requestAnimationFrame(() => {
-      asked = false;
+      scheduled = false;
       draw();
     });
   };

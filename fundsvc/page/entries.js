@@ -2,7 +2,7 @@
 
 import { entryAddress, fundPath } from "./addresses.js";
 import { get } from "./api.js";
-import { asking } from "./asking.js";
+import { requestButton } from "./request_button.js";
 import { button, element, perFrame } from "./dom.js";
 import { moment, number } from "./format.js";
 import { alignDecimals } from "./table.js";
@@ -14,19 +14,19 @@ const COLUMNS = ["Entry", "Time", "Kind", "Change", "Balance", "Cause"];
 
 class EntryList {
   #symbol;
-  #told;
+  #observer;
   #pending = [];
   #newest = null;
-  #room = PAGE_ENTRIES;
+  #rowsMax = PAGE_ENTRIES;
 
-  constructor(root, symbol, told) {
+  constructor(root, symbol, observer) {
     this.#symbol = symbol;
-    this.#told = told;
+    this.#observer = observer;
     this.body = element("tbody", {});
     const heads = COLUMNS.map((name) => element("th", { scope: "col", ...sideOf(name) }, name));
     const caption = element("caption", { class: "hidden" }, `Ledger entries of ${symbol}, newest first`);
     this.table = element("table", { class: "list cards" }, caption, element("thead", {}, element("tr", {}, ...heads)), this.body);
-    this.older = asking("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
+    this.older = requestButton("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
     const scrolled = () => this.#flush();
     this.scroller = element(
       "div",
@@ -48,12 +48,12 @@ class EntryList {
       this.#newest === null ? null : await this.#page({ offset: this.#newest, forward: true, maxCount: MISSED_MAX });
     if (missed && !missed.hasMore) missed.dataList.forEach(this.add);
     else this.#replace(await this.#page({ maxCount: PAGE_ENTRIES }));
-    this.say("");
+    this.showProblem("");
     return { after: this.#newest };
   };
 
   /** Says why there is nothing. */
-  say(problem) {
+  showProblem(problem) {
     this.problem.textContent = problem;
   }
 
@@ -62,8 +62,8 @@ class EntryList {
     if (this.#newest === null || entry.entry <= this.#newest) return;
     this.#newest = entry.entry;
     this.#pending.push(entry);
-    if (this.#pending.length > this.#room) this.#pending.shift();
-    this.#told.added(entry);
+    if (this.#pending.length > this.#rowsMax) this.#pending.shift();
+    this.#observer.added(entry);
     this.#flush();
   };
 
@@ -74,34 +74,34 @@ class EntryList {
   #replace({ dataList, hasMore }) {
     this.#newest = dataList[0]?.entry ?? 0;
     this.#pending = [];
-    this.#room = PAGE_ENTRIES;
+    this.#rowsMax = PAGE_ENTRIES;
     this.body.replaceChildren(...dataList.map((entry) => this.#row(entry)));
     this.older.hidden = !hasMore;
-    this.#told.replaced();
+    this.#observer.replaced();
   }
 
   async #readOlder() {
     const oldest = Number(this.body.lastElementChild.dataset.entry);
     const { dataList, hasMore } = await this.#page({ offset: oldest, maxCount: PAGE_ENTRIES });
-    this.#room += dataList.length;
+    this.#rowsMax += dataList.length;
     this.body.append(...dataList.map((entry) => this.#row(entry)));
     this.older.hidden = !hasMore;
   }
 
   /** New rows wait while somebody reads further down, or has the focus in the list. */
-  get #held() {
+  get #isReading() {
     return this.scroller.scrollTop > 4 || this.body.contains(document.activeElement);
   }
 
   #flush = perFrame(() => {
-    if (!this.#held) this.#take();
+    if (!this.#isReading) this.#showPending();
     const count = this.#pending.length;
     this.waiting.textContent = count ? `${count} newer` : "";
     this.waiting.disabled = !count;
   });
 
   /** What was pushed out while waiting is not in the list's reach any more: then the list starts again with what waited. */
-  #take() {
+  #showPending() {
     if (!this.#pending.length) return;
     const top = Number(this.body.firstElementChild?.dataset.entry ?? 0);
     if (top && this.#pending[0].entry > top + 1) this.body.replaceChildren();
@@ -111,7 +111,7 @@ class EntryList {
         .reverse()
         .map((entry) => this.#row(entry)),
     );
-    while (this.body.childElementCount > this.#room) {
+    while (this.body.childElementCount > this.#rowsMax) {
       this.body.lastElementChild.remove();
       this.older.hidden = false;
     }
@@ -149,11 +149,11 @@ function sideOf(column) {
 
 /** What made an entry: first what of it the fund could not pay or repaid, then the fill, or the ADL order. */
 function cause(entry) {
-  const owed = [
+  const notable = [
     ["uncovered", entry.uncovered],
     ["repaid", entry.repaid],
   ].filter(([, amount]) => /[1-9]/.test(amount));
-  const notes = owed.map(([word, amount]) => element("b", { class: word }, `${word} ${amount}, `));
+  const notes = notable.map(([word, amount]) => element("b", { class: word }, `${word} ${amount}, `));
   return element("span", { class: "cause", title: entry.tradeId ? `trade ${entry.tradeId}` : null }, ...notes, origin(entry));
 }
 
@@ -163,10 +163,10 @@ function origin({ kind, orderId, side, lots, price, bankruptcyPrice }) {
   return `${side} ${lots} at ${price}, bankrupt at ${bankruptcyPrice}`;
 }
 
-/** Shows the entries of a contract; `told` hears of each new one, and when there are others altogether. */
-export function showEntries(root, feed, symbol, told) {
-  const list = new EntryList(root, symbol, told);
-  list.resume().catch((error) => list.say(error.message));
+/** Shows the entries of a contract; `observer` hears of each new one, and when there are others altogether. */
+export function showEntries(root, feed, symbol, observer) {
+  const list = new EntryList(root, symbol, observer);
+  list.resume().catch((error) => list.showProblem(error.message));
   const receive = (_subject, entry) => list.add(entry);
   return feed.subscribe(`/insuranceFund/entry:${symbol}`, { receive, resume: list.resume });
 }

@@ -28,12 +28,12 @@ const FIELDS = {
 export async function openEntry(dialog, symbol, number, closed) {
   const title = element("h2", { id: "entry-title" }, `${symbol}, entry ${number}`);
   const content = element("div", { "aria-live": "polite" }, "loading");
-  const turn = (to, text) => element("a", { class: "button quiet", href: entryAddress(symbol, to) }, text);
+  const linkTo = (to, text) => element("a", { class: "button quiet", href: entryAddress(symbol, to) }, text);
   const foot = element(
     "footer",
     {},
-    ...(number > 1 ? [turn(number - 1, "‹ Before")] : []),
-    turn(number + 1, "After ›"),
+    ...(number > 1 ? [linkTo(number - 1, "‹ Before")] : []),
+    linkTo(number + 1, "After ›"),
     button("Close", () => dialog.close(), { autofocus: true }),
   );
   dialog.replaceChildren(title, content, foot);

@@ -27,18 +27,18 @@ export class Feed {
   state = "connecting";
 
   /** When the server was last heard, in ms; 0 before. */
-  heardAt = 0;
+  receivedAt = 0;
 
   /** Why the last connection was given up. */
   reason = "";
 
   /** Why an account's token was refused; the feed goes on without it. */
-  refused = () => {};
+  tokenRejected = () => {};
 
   constructor() {
-    addEventListener("online", () => this.#soon());
+    addEventListener("online", () => this.#reconnectNow());
     addEventListener("offline", () => this.drop("there is no network"));
-    document.addEventListener("visibilitychange", () => document.hidden || this.#soon());
+    document.addEventListener("visibilitychange", () => document.hidden || this.#reconnectNow());
   }
 
   /** Connects, as an account where there is a token. */
@@ -71,7 +71,7 @@ export class Feed {
     };
   }
 
-  #say(state) {
+  #setState(state) {
     if (this.state === state) return;
     this.state = state;
     for (const listener of this.#listeners) listener(state);
@@ -81,20 +81,20 @@ export class Feed {
     clearTimeout(this.#retry);
     const connection = { socket: null, welcome: false, timers: [] };
     this.#connection = connection;
-    this.#say("connecting");
+    this.#setState("connecting");
     try {
       const bullet = await post(this.#token ? "bullet-private" : "bullet-public", this.#token);
       if (this.#connection === connection) this.#open(connection, bullet);
     } catch (error) {
       if (this.#connection !== connection) return;
-      if (this.#token && error instanceof ApiError && error.isAccess) this.#forget(error);
+      if (this.#token && error instanceof ApiError && error.isAccess) this.#removeToken(error);
       else this.drop(error.message);
     }
   }
 
-  #forget(error) {
+  #removeToken(error) {
     this.#token = null;
-    this.refused(error);
+    this.tokenRejected(error);
     this.#connect();
   }
 
@@ -104,22 +104,22 @@ export class Feed {
     url.search = new URLSearchParams({ token: bullet.token, connectId: String(Date.now()), ...AS_STRINGS });
     connection.socket = new WebSocket(url);
     connection.server = server;
-    connection.socket.onmessage = (event) => this.#hear(connection, parse(event.data));
+    connection.socket.onmessage = (event) => this.#handle(connection, parse(event.data));
     connection.socket.onclose = ({ reason }) =>
       this.#connection === connection && this.drop(reason || "the connection was closed");
     connection.timers.push(setTimeout(() => connection.welcome || this.drop("no welcome came"), WELCOME_MS_MAX));
   }
 
-  #hear(connection, frame) {
+  #handle(connection, frame) {
     if (this.#connection !== connection) return;
-    this.heardAt = Date.now();
-    if (frame.type === "welcome") this.#begin(connection);
+    this.receivedAt = Date.now();
+    if (frame.type === "welcome") this.#resubscribe(connection);
     else if (frame.type === "message") this.#dispatch(frame);
     else if (frame.type === "ack") this.#acknowledge(frame.id);
     else if (frame.type === "error") this.#acknowledge(frame.id, new ApiError(400, frame.code, frame.data));
   }
 
-  async #begin(connection) {
+  async #resubscribe(connection) {
     connection.welcome = true;
     connection.timers.push(setInterval(() => this.#ping(connection), connection.server.pingInterval));
     try {
@@ -129,7 +129,7 @@ export class Feed {
     }
     if (this.#connection !== connection) return;
     this.#failures = 0;
-    this.#say("live");
+    this.#setState("live");
   }
 
   /** Subscribes to one topic, or forgets it when it is refused for good; raises when it should be tried again. */
@@ -174,7 +174,7 @@ export class Feed {
   #ping(connection) {
     const sentAt = Date.now();
     this.#send("ping");
-    const late = () => this.#connection === connection && this.heardAt < sentAt && this.drop("a ping was not answered");
+    const late = () => this.#connection === connection && this.receivedAt < sentAt && this.drop("a ping was not answered");
     connection.timers.push(setTimeout(late, connection.server.pingTimeout));
   }
 
@@ -182,7 +182,7 @@ export class Feed {
   drop(reason) {
     this.#close();
     this.reason = reason;
-    this.#say("waiting");
+    this.#setState("waiting");
     const delay = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#failures++) * (0.5 + Math.random() / 2);
     this.#retry = setTimeout(() => this.#connect(), delay);
   }
@@ -198,7 +198,7 @@ export class Feed {
   }
 
   /** Tries again at once, now that the network or the reader is back. */
-  #soon() {
+  #reconnectNow() {
     if (this.state === "waiting") this.#connect();
   }
 }

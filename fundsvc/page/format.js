@@ -60,18 +60,18 @@ function padded(count) {
 /** A moment here: the time of day, and the date unless it is today; UTC is its title. */
 export function moment(ms) {
   const utc = new Date(ms).toISOString();
-  return element("time", { class: "moment", datetime: utc, title: utc }, told(ms));
+  return element("time", { class: "moment", datetime: utc, title: utc }, momentText(ms));
 }
 
 /** Tells the moments that are shown again: on a page that stays open, today becomes yesterday. */
-export function retellMoments() {
+export function refreshMoments() {
   for (const shown of document.querySelectorAll(".moment")) {
-    const text = told(Date.parse(shown.dateTime));
+    const text = momentText(Date.parse(shown.dateTime));
     if (shown.textContent !== text) shown.textContent = text;
   }
 }
 
-function told(ms) {
+function momentText(ms) {
   return day(ms) === day(Date.now()) ? clock(ms) : dayAndClock(ms);
 }
 

@@ -18,7 +18,7 @@ export class Market {
   #summaryDue = 0;
 
   /** The funds that their topic told of since the newest reading began: the answer may be older, and what is newer will be told. */
-  #told = new Map();
+  #changed = new Map();
 
   /** The funds by symbol; null before they are known. */
   funds = null;
@@ -29,7 +29,7 @@ export class Market {
   /** Why there is nothing to show yet. */
   problem = "";
 
-  #tell = perFrame(() => this.#listeners.forEach((listener) => listener()));
+  #notify = perFrame(() => this.#listeners.forEach((listener) => listener()));
 
   constructor(feed) {
     this.#feed = feed;
@@ -39,10 +39,10 @@ export class Market {
     };
     resume().catch((error) => {
       this.problem = error.message;
-      this.#tell();
+      this.#notify();
     });
     feed.subscribe("/insuranceFund/balance:all", { receive: (_subject, fund) => this.#change(fund), resume });
-    const refresh = () => this.#whileSeen(() => this.#read());
+    const refresh = () => this.#whileVisible(() => this.#read());
     setInterval(refresh, REFRESH_MS);
     document.addEventListener("visibilitychange", refresh);
   }
@@ -56,32 +56,32 @@ export class Market {
 
   /** Of two readings at a time the one that began later counts. */
   async #read() {
-    const told = (this.#told = new Map());
+    const changed = (this.#changed = new Map());
     const [funds, summary] = await Promise.all([get("insurance-fund"), get("insurance-fund/summary")]);
-    if (told !== this.#told) return;
-    this.funds = new Map([...funds.map((fund) => [fund.symbol, fund]), ...told]);
+    if (changed !== this.#changed) return;
+    this.funds = new Map([...funds.map((fund) => [fund.symbol, fund]), ...changed]);
     this.summary = summary;
     this.problem = "";
-    this.#tell();
+    this.#notify();
   }
 
   #change(fund) {
-    this.#told.set(fund.symbol, fund);
+    this.#changed.set(fund.symbol, fund);
     this.funds?.set(fund.symbol, fund);
-    this.#tell();
+    this.#notify();
     this.#summaryDue ||= setTimeout(() => this.#summaryIsDue(), SUMMARY_MS);
   }
 
   #summaryIsDue() {
     this.#summaryDue = 0;
-    this.#whileSeen(async () => {
+    this.#whileVisible(async () => {
       this.summary = await get("insurance-fund/summary");
-      this.#tell();
+      this.#notify();
     });
   }
 
   /** Reads while somebody may look at it. What cannot be read is not live: the feed says so, and has all read when it can be. */
-  async #whileSeen(read) {
+  async #whileVisible(read) {
     if (document.hidden || this.#feed.state !== "live") return;
     try {
       await read();

@@ -2,7 +2,7 @@
 
 import { entryAddress } from "./addresses.js";
 import { get } from "./api.js";
-import { asking } from "./asking.js";
+import { requestButton } from "./request_button.js";
 import { arrange, element } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
 import { announce } from "./notices.js";
@@ -18,7 +18,7 @@ const PAGE_MAX = 500;
 const KEPT_ORDERS = 100;
 
 /** Which state of a fund an order's state looks like. */
-const LOOKS = { open: "adl", done: "ok", uncovered: "uncovered" };
+const STATE_STYLES = { open: "adl", done: "ok", uncovered: "uncovered" };
 
 const ALLOCATION_COLUMNS = {
   Rank: (row) => element("span", {}, number(row.rank), ` of ${row.ranked}`),
@@ -37,7 +37,7 @@ const ALLOCATION_COLUMNS = {
 export function orderSummary(order) {
   const cause = entryAddress(order.symbol, order.cause);
   const facts = [
-    element("span", { class: "state", "data-state": LOOKS[order.state] }, order.state),
+    element("span", { class: "state", "data-state": STATE_STYLES[order.state] }, order.state),
     element("span", {}, `${order.reduce}s reduced at `, number(order.price)),
     element("a", { href: cause }, `cause: entry ${order.cause}`),
     moment(order.ts),
@@ -82,7 +82,7 @@ function roundTable(order, round) {
   const rows = scroller(text, table(round.allocations));
   const made = element("section", {}, element("h4", {}, text), rows);
   if (round.positions <= round.allocations.length) return made;
-  const more = asking(`All ${round.positions} positions`, async () => {
+  const more = requestButton(`All ${round.positions} positions`, async () => {
     rows.replaceChildren(table(await allAllocations(order, round.round)));
     more.remove();
   });
@@ -144,7 +144,7 @@ class OrderList {
     this.#symbol = symbol;
     this.list = element("div", { class: "orders-list" }, element("p", { class: "none" }, "loading"));
     const readOlder = async () => this.#take(await this.#page({ offset: this.#before, maxCount: PAGE_ORDERS }));
-    this.older = asking("Older orders", readOlder, { class: "quiet wide", hidden: true });
+    this.older = requestButton("Older orders", readOlder, { class: "quiet wide", hidden: true });
     root.append(element("div", { class: "head" }, element("h2", {}, "Deleveraging (ADL)")), this.list, this.older);
   }
 
@@ -157,7 +157,7 @@ class OrderList {
   };
 
   /** Says why there is nothing. */
-  say(problem) {
+  showProblem(problem) {
     this.list.replaceChildren(element("p", { class: "problem" }, problem));
   }
 
@@ -217,7 +217,7 @@ class OrderList {
 /** Shows the orders of a contract; returns what ends that. */
 export function showOrders(root, feed, symbol) {
   const list = new OrderList(root, symbol);
-  list.resume().catch((error) => list.say(error.message));
+  list.resume().catch((error) => list.showProblem(error.message));
   const receive = (_subject, order) => list.change(order);
   return feed.subscribe(`/adl/order:${symbol}`, { receive, resume: list.resume });
 }

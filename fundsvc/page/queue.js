@@ -32,7 +32,7 @@ export function showQueue(root, symbol) {
   const about = element("p", { class: "note" }, "Positions with five lights are deleveraged first. Numbers are rounded: they tell of no single position.");
   root.append(element("div", { class: "head" }, element("h2", {}, "ADL queue"), asOf), sides, about);
 
-  const look = async () => {
+  const refresh = async () => {
     if (document.hidden) return;
     try {
       const queue = await get(`adl/${encodeURIComponent(symbol)}/queue`);
@@ -43,7 +43,7 @@ export function showQueue(root, symbol) {
       asOf.textContent = error.message;
     }
   };
-  look();
-  const timer = setInterval(look, REFRESH_MS);
+  refresh();
+  const timer = setInterval(refresh, REFRESH_MS);
   return () => clearInterval(timer);
 }

@@ -11,13 +11,13 @@ import { compareDecimals, FUND_STATES, fundState, moment, number, percent } from
 import { alignDecimals } from "./table.js";
 
 /** Longer symbols are cut off; the whole is their title. */
-const LONGEST = 24;
+const SYMBOL_LENGTH_MAX = 24;
 
 /** Widths in digits: of letters, of digits with their share of the gaps between groups, and of what is around a text. */
 const SMALL_LETTER = 0.9;
 const LETTER = 1.3;
 const DIGIT = 1.12;
-const AROUND = 1.9;
+const PADDING = 1.9;
 
 const byText = (name) => (a, b) => a[name].localeCompare(b[name]);
 const byAmount = (name) => (a, b) => compareDecimals(a[name], b[name]);
@@ -112,7 +112,7 @@ export class Widths {
 
   /** Makes room for a text. */
   fit(place, text) {
-    const [whole, fraction = ""] = text.slice(0, LONGEST).split(".");
+    const [whole, fraction = ""] = text.slice(0, SYMBOL_LENGTH_MAX).split(".");
     if (whole.length <= this.#wholes[place] && fraction.length <= this.#fractions[place]) return;
     this.#wholes[place] = Math.max(whole.length, this.#wholes[place]);
     this.#fractions[place] = Math.max(fraction.length, this.#fractions[place]);
@@ -122,7 +122,7 @@ export class Widths {
   #apply() {
     const tracks = COLUMNS.map(({ title, words }, place) => {
       const text = this.#wholes[place] * (words ? LETTER : DIGIT) + this.#fractions[place];
-      const width = Math.max(title.length * SMALL_LETTER, text) + AROUND;
+      const width = Math.max(title.length * SMALL_LETTER, text) + PADDING;
       return `minmax(${width}ch, ${width}fr)`;
     });
     this.table.style.setProperty("--columns", tracks.join(" "));

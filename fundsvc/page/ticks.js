@@ -23,12 +23,12 @@ const MONTH_STEPS = [1, 3, 6, 12, 24, 60, 120, 600, 1200, 6000, 12_000];
 /** A month at the longest. */
 const MONTH_MS = 31 * DAY_MS;
 
-/** Of the room of a tick, what its text needs to either side: so near to the beginning of an axis Plotly would hide it. */
+/** Of the count of a tick, what its text needs to either side: so near to the beginning of an axis Plotly would hide it. */
 const HALF = 0.4;
 
-/** The ticks between `from` and `to` (ms), at most `room` or so, as moments and texts. */
-export function ticks(from, to, room) {
-  const least = (to - from) / room;
+/** The ticks between `from` and `to` (ms), at most `count` or so, as moments and texts. */
+export function ticks(from, to, count) {
+  const least = (to - from) / count;
   return ticksOf(from + HALF * least, to, least);
 }
 

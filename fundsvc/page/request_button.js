@@ -4,16 +4,16 @@ import { button } from "./dom.js";
 import { announce } from "./notices.js";
 
 /** A button that asks the service for more; while it waits it cannot be pressed, and what fails is announced. */
-export function asking(text, ask, attributes = {}) {
+export function requestButton(text, request, attributes = {}) {
   const press = async () => {
-    made.disabled = true;
+    control.disabled = true;
     try {
-      await ask();
+      await request();
     } catch (error) {
       announce(error.message);
     }
-    made.disabled = false;
+    control.disabled = false;
   };
-  const made = button(text, press, attributes);
-  return made;
+  const control = button(text, press, attributes);
+  return control;
 }
