@@ -1,7 +1,7 @@
-"""What other venues' clients ask about insurance funds and ADL, at those venues' paths and in their words.
+"""Insurance fund and ADL endpoints of other venues, at their paths and in their formats, for clients written for them.
 
-Thin translations: each says otherwise what our own resources answer, so nothing is computed a second time. A contract's symbol
-stands wherever a venue names a contract, pair or family, and currencies are the settlement currencies.
+Each endpoint converts an answer of the service's own resources and computes nothing itself. The symbol of a contract is used
+wherever a venue names a contract, pair or family. Currencies are settlement currencies.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ def venue_endpoints(
     histories: Histories,
     policy_of: Callable[[str], Policy],
 ) -> tuple[Endpoint, ...]:
-    """The paths of the venues that are named."""
+    """Returns the endpoints of the named venues."""
     by_venue = {
         "binance": BinanceEndpoints(funds, deleveraging).endpoints,
         "bybit": BybitEndpoints(funds, policy_of).endpoints,

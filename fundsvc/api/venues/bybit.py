@@ -1,4 +1,4 @@
-"""Bybit's v5 market paths. A contract has a pool of its own, which is what Bybit calls an isolated insurance pool."""
+"""Endpoints of Bybit v5 market data. The fund of a contract is what Bybit calls an isolated insurance pool."""
 
 import time
 from collections.abc import Callable
@@ -17,36 +17,36 @@ from fundsvc.core.policy import Policy
 T = TypeVar("T")
 
 CODES = {BadParameter: 10001, NotFound: 10001, TooManyRequests: 10006, Problem: 10016}
-"""Bybit's codes. It answers whatever is wrong with HTTP status 200, and so its clients expect it."""
+"""Bybit's error codes. Bybit answers errors with HTTP status 200, and its clients expect that."""
 
 LIMIT_RESET = "X-Bapi-Limit-Reset-Timestamp"
-"""When who asked too often may ask again, in milliseconds: Bybit's client waits for it."""
+"""The header with the end of a rate limit, in milliseconds. Bybit's client waits until then."""
 
 FULL_DRAWDOWN = -1.0
-"""The drawdown at which a fund without a guard has ADL, and ends it: all of it is gone."""
+"""The drawdown at which ADL starts and stops for a fund without a guard: the fund is empty."""
 
 
 Coin = Annotated[Currency, msgspec.Meta(description="a settlement currency, in upper case")]
 
 
 class InsuranceQuery(Parameters, frozen=True):
-    """Pools of a `coin`, or all."""
+    """The pools of a `coin`, by default all."""
 
     coin: Coin | UnsetType = UNSET
 
 
 class AlertQuery(InsuranceQuery, frozen=True):
-    """One contract, or all, or those of a `coin`, which is what pybit says to ask for."""
+    """One contract, by default all. Also accepts a `coin`, which the documentation of pybit names."""
 
     symbol: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
 
 
 class BybitStruct(msgspec.Struct, rename="camel", frozen=True):
-    """Base of what is answered."""
+    """Base of Bybit's answers: camelCase names."""
 
 
 class InsurancePool(BybitStruct, frozen=True):
-    """A fund: `value` is in USD (by USDT), "" while there is no rate."""
+    """A fund. `value` is in USD, taking one USDT as one USD; it is "" without a rate."""
 
     coin: str
     symbols: str
@@ -55,10 +55,9 @@ class InsurancePool(BybitStruct, frozen=True):
 
 
 class Alert(BybitStruct, frozen=True):
-    """A fund and when ADL begins and ends. Ratios are of the highest balance within 8 hours, and fall below 0.
+    """A fund and the limits at which ADL starts and stops. Ratios are relative to the peak of 8 hours, from 0 down to -1.
 
-    Without a drawdown guard that is when the fund is empty, at -1; `adlTriggerThreshold` is the balance from which a guard
-    acts.
+    Without a drawdown guard both limits are -1: the fund is empty. `adlTriggerThreshold` is the `minimum_balance` of the guard.
     """
 
     coin: str
@@ -72,18 +71,18 @@ class Alert(BybitStruct, frozen=True):
 
 
 class UpdatedList(BybitStruct, Generic[T], frozen=True):
-    """A list, and when the latest of it changed."""
+    """A list and the time of its latest change."""
 
     updated_time: str
     list: list[T]
 
 
 class EmptyObject(BybitStruct, frozen=True):
-    """No fields."""
+    """An object without fields."""
 
 
 class BybitEnvelope(BybitStruct, Generic[T], frozen=True, kw_only=True):
-    """Around every answer."""
+    """The envelope of an answer."""
 
     ret_code: int = 0
     ret_msg: str = "OK"
@@ -93,7 +92,7 @@ class BybitEnvelope(BybitStruct, Generic[T], frozen=True, kw_only=True):
 
 
 class BybitError(BybitStruct, frozen=True, kw_only=True):
-    """Around every error."""
+    """An error in Bybit's format."""
 
     ret_code: int
     ret_msg: str
@@ -103,7 +102,7 @@ class BybitError(BybitStruct, frozen=True, kw_only=True):
 
 
 class BybitEndpoints:
-    """Answers from the funds as they stand and the policies they have."""
+    """Converts the present funds and their policies."""
 
     def __init__(self, funds: FundsReader, policy_of: Callable[[str], Policy]) -> None:
         self._funds = funds
@@ -114,13 +113,13 @@ class BybitEndpoints:
         )
 
     async def insurance(self, query: InsuranceQuery) -> BybitEnvelope[UpdatedList[InsurancePool]]:
-        """Balances of insurance pools."""
+        """Returns the balances of insurance pools."""
         funds = await self._funds_of(query)
         pools = [InsurancePool(fund.settle_currency, fund.symbol, fund.balance, fund.balance_usdt or "") for fund in funds]
         return BybitEnvelope(result=UpdatedList(str(latest_update(funds)), pools), time=_now())
 
     async def alert(self, query: AlertQuery) -> BybitEnvelope[UpdatedList[Alert]]:
-        """How far funds have fallen, and when ADL begins."""
+        """Returns the drawdown of funds and the limits at which ADL starts and stops."""
         funds = await self._funds_of(query)
         if query.symbol is not UNSET:
             funds = [fund_of(funds, query.symbol)]

@@ -1,4 +1,4 @@
-"""Gate's futures paths, by settlement currency in lower case. A contract that another currency settles is not there."""
+"""Endpoints of Gate futures, by settlement currency in lower case. A path shows only the contracts of its currency."""
 
 import time
 from typing import Annotated, Literal
@@ -25,7 +25,7 @@ RISK_STATES: dict[FundStateName, RiskState] = {"ok": "normal", "warning": "warni
 
 RECORDS_MAX = 1000
 RECORDS = 100
-"""Gate's own limit and default."""
+"""Gate's limit and default for a page."""
 
 LABELS = {
     BadParameter: "INVALID_PARAM_VALUE",
@@ -35,7 +35,7 @@ LABELS = {
     TooManyRequests: "TOO_MANY_REQUESTS",
     Problem: "SERVER_ERROR",
 }
-"""Gate's words for what is wrong."""
+"""Gate's labels of errors."""
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=RECORDS_MAX)]
 Second = Annotated[int, msgspec.Meta(ge=0, le=2**53, description="a time in seconds")]
@@ -48,7 +48,7 @@ class InsuranceQuery(Parameters, frozen=True):
 
 
 class AutoDeleveragesQuery(Parameters, frozen=True, rename={"start": "from"}):
-    """Of one contract or all; from and to a time, or at one; the newest first, after `offset` of them."""
+    """Reductions of one contract, by default all, between two times or at one; newest first, without the first `offset`."""
 
     contract: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
     limit: Limit = RECORDS
@@ -59,28 +59,28 @@ class AutoDeleveragesQuery(Parameters, frozen=True, rename={"start": "from"}):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A day's start in seconds, and the balance at its end."""
+    """The start of a day in seconds, and the balance at its end."""
 
     t: int
     b: str
 
 
 class Risk(msgspec.Struct, frozen=True):
-    """Whether ADL is near: `warning` when a fund is near its guard, `adl_risk` while ADL goes on or something is uncovered."""
+    """`warning`: the fund is near its guard. `adl_risk`: an ADL order is open, or an amount is uncovered."""
 
     state: RiskState
     calculated_at_ms: int
 
 
 class Risks(msgspec.Struct, frozen=True):
-    """By contract."""
+    """ADL risk by contract."""
 
     settle: str
     states: dict[str, Risk]
 
 
 class Reduction(msgspec.Struct, frozen=True):
-    """A reduction of an own position; sizes are lots, negative for a short. `order_id` is the number of the ADL order."""
+    """A reduction of the caller's position. Sizes are lots, negative for a short. `order_id` is the number of the ADL order."""
 
     time: int
     order_id: int
@@ -94,14 +94,14 @@ class Reduction(msgspec.Struct, frozen=True):
 
 
 class GateError(msgspec.Struct, frozen=True):
-    """An error."""
+    """An error in Gate's format."""
 
     label: str
     message: str
 
 
 class GateEndpoints:
-    """Answers from the funds as they stand, their days, and the book."""
+    """Converts the present funds, their daily balances, and the reductions of accounts."""
 
     def __init__(self, funds: FundsReader, histories: Histories, deleveraging: DeleveragingResources) -> None:
         self._funds = funds
@@ -114,17 +114,17 @@ class GateEndpoints:
         )
 
     async def insurance(self, query: InsuranceQuery, settle: str) -> list[Record]:
-        """What the funds of a currency held together, a balance a day, the oldest first."""
+        """Returns the daily sum of the balances of a currency's funds, oldest first."""
         currency = (await self._funds_of(settle))[0].settle_currency
         days = await self._histories.days(currency, query.limit, _now())
         return [Record(day.start // SECOND_MS, format_units(day.balance, day.decimals)) for day in days]
 
-    async def risks(self, query: Parameters, settle: str) -> Risks:  # noqa: ARG002 - there is nothing to ask
-        """Whether ADL is near, by contract."""
+    async def risks(self, query: Parameters, settle: str) -> Risks:  # noqa: ARG002 - the query has no parameters
+        """Returns the ADL risk of each contract."""
         return Risks(settle, {fund.symbol: Risk(RISK_STATES[fund.state], _now()) for fund in await self._funds_of(settle)})
 
     async def deleveraged(self, query: AutoDeleveragesQuery, settle: str, caller: Caller) -> list[Reduction]:
-        """How one's own positions were deleveraged, the newest first."""
+        """Returns the ADL reductions of the caller's positions, newest first."""
         symbols = {fund.symbol for fund in await self._funds_of(settle)}
         found: list[Reduction] = []
         offset: int | UnsetType = UNSET
@@ -136,10 +136,10 @@ class GateEndpoints:
         return found[query.offset : query.offset + query.limit]
 
     async def _funds_of(self, settle: str) -> list[FundAnswer]:
-        """The funds of a currency; raises NotFound."""
+        """Returns the funds of a currency. Raises NotFound."""
         if found := [fund for fund in await self._funds() if fund.settle_currency.lower() == settle]:
             return found
-        raise NotFound(f"no contract settles in {settle!r}: settlement currencies are in lower case here")
+        raise NotFound(f"no contract settles in {settle!r}: name a settlement currency in lower case, such as usdt")
 
 
 def _page(caller: Caller, offset: int | UnsetType) -> ReductionsQuery:
