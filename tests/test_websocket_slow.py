@@ -93,7 +93,8 @@ async def test_missed_entries_are_sent_only_as_fast_as_the_client_reads(service,
     await service.until(symbol, entries)
     command = {"id": "s", "type": "subscribe", "topic": f"{ENTRY}:{symbol}", "after": 0}
     async with stalled_client(service, command) as stalled, service.connected() as client:
-        # The reading client subscribes later. Without back-pressure the service would send the stalled one all entries before.
+        # The reading client subscribes later. Without back-pressure, the service would have sent all entries to the stalled
+        # client by the time that the reading one has them.
         await client.subscribe(f"{ENTRY}:{symbol}", after=0)
         for entry in range(1, entries + 1):
             assert (await client.data(f"{ENTRY}:{symbol}", "entry"))["entry"] == entry

@@ -1,4 +1,4 @@
-/** The page: which view is shown follows the address after `#`, and the connection says how it is. */
+/** The page: shows the view that the address after `#` names, and the state of the live connection. */
 
 import { connectionToken, removeStoredToken, showAccount } from "./account.js";
 import { contractAddress } from "./addresses.js";
@@ -19,10 +19,10 @@ const feed = new Feed();
 const market = new Market(feed);
 const shared = { feed, market };
 
-/** What is shown now: its key, and what ends it. */
+/** The present view: its key, and the function that closes it. */
 let view = { key: null, end: () => {} };
 
-/** The parts of the address: "#/contract/X/entry/5" gives ["contract", "X", "entry", "5"]; one that cannot be read gives none. */
+/** Splits the address: "#/contract/X/entry/5" is ["contract", "X", "entry", "5"]. An invalid address is []. */
 function address() {
   try {
     return location.hash.split("/").slice(1).map(decodeURIComponent);
@@ -59,7 +59,7 @@ function markCurrent(link, name) {
   else link.removeAttribute("aria-current");
 }
 
-/** Closing an entry is going to its contract; where the address says so already, the dialog was closed by it. */
+/** After the dialog of an entry closes, goes to its contract, unless a change of the address closed it. */
 function closeEntry() {
   const [, symbol, part] = address();
   if (part === "entry") location.hash = contractAddress(symbol);

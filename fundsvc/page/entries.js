@@ -1,4 +1,4 @@
-/** The last entries of a ledger, live, each once and none left out. */
+/** The latest entries of a ledger, live, without gaps or repetitions. */
 
 import { entryAddress, fundPath } from "./addresses.js";
 import { get } from "./api.js";
@@ -42,7 +42,7 @@ class EntryList {
     root.append(head, this.problem, this.scroller);
   }
 
-  /** Reads what came after the newest known entry, or the newest page if that is too much; returns from where to go on. */
+  /** Reads the entries after the newest known one, or the newest page if they are too many. Returns `after` to subscribe with. */
   resume = async () => {
     const missed =
       this.#newest === null ? null : await this.#page({ offset: this.#newest, forward: true, maxCount: MISSED_MAX });
@@ -52,12 +52,12 @@ class EntryList {
     return { after: this.#newest };
   };
 
-  /** Says why there is nothing. */
+  /** Shows why entries are missing, "" for no problem. */
   showProblem(problem) {
     this.problem.textContent = problem;
   }
 
-  /** Takes the next entry; one that is known already is left out. */
+  /** Adds an entry; ignores one that is known. */
   add = (entry) => {
     if (this.#newest === null || entry.entry <= this.#newest) return;
     this.#newest = entry.entry;
@@ -88,7 +88,7 @@ class EntryList {
     this.older.hidden = !hasMore;
   }
 
-  /** New rows wait while somebody reads further down, or has the focus in the list. */
+  /** Whether the reader has scrolled down or focused a row. New rows wait meanwhile. */
   get #isReading() {
     return this.scroller.scrollTop > 4 || this.body.contains(document.activeElement);
   }
@@ -100,7 +100,7 @@ class EntryList {
     this.waiting.disabled = !count;
   });
 
-  /** What was pushed out while waiting is not in the list's reach any more: then the list starts again with what waited. */
+  /** Shows the waiting rows. If rows between the list and them were dropped, the list restarts with the waiting ones. */
   #showPending() {
     if (!this.#pending.length) return;
     const top = Number(this.body.firstElementChild?.dataset.entry ?? 0);
@@ -147,7 +147,7 @@ function sideOf(column) {
   return { class: column === "Change" || column === "Balance" ? "amount" : null };
 }
 
-/** What made an entry: first what of it the fund could not pay or repaid, then the fill, or the ADL order. */
+/** Returns the cause of an entry: amounts uncovered or repaid, then the fill or the ADL order. */
 function cause(entry) {
   const notable = [
     ["uncovered", entry.uncovered],
@@ -157,13 +157,13 @@ function cause(entry) {
   return element("span", { class: "cause", title: entry.tradeId ? `trade ${entry.tradeId}` : null }, ...notes, origin(entry));
 }
 
-/** Refunds and covers are no fills: their order is named "adl/" and its number. */
+/** Refunds and covers come from an ADL order, not from a fill: their order id is "adl/" and its number. */
 function origin({ kind, orderId, side, lots, price, bankruptcyPrice }) {
   if (kind === "refund" || kind === "cover") return `ADL order ${orderId.split("/")[1]}, ${lots} lots at ${price}`;
-  return `${side} ${lots} at ${price}, bankrupt at ${bankruptcyPrice}`;
+  return `${side} ${lots} at ${price}, bankruptcy price ${bankruptcyPrice}`;
 }
 
-/** Shows the entries of a contract; `observer` hears of each new one, and when there are others altogether. */
+/** Shows the entries of a contract. Calls `observer.added` for each new one, `observer.replaced` after the list was reloaded. */
 export function showEntries(root, feed, symbol, observer) {
   const list = new EntryList(root, symbol, observer);
   list.resume().catch((error) => list.showProblem(error.message));

@@ -1,10 +1,10 @@
 /**
- * The live topics over one WebSocket, which comes back by itself.
+ * The live topics over one WebSocket, which reconnects by itself.
  *
  * connecting -> live -> waiting -> connecting -> ...
  *
- * At every welcome each subscription is asked where it stands (`resume`), which is where it reads over REST what it missed,
- * and is then subscribed with what that returns, such as `after`. The feed is live once all of them are.
+ * After each welcome the feed calls `resume` of every subscription, which reads over REST what was missed, and subscribes with
+ * the fields that it returns, such as `after`. The feed is live when all subscriptions are acknowledged.
  */
 
 import { ApiError, AS_STRINGS, parse, post } from "./api.js";
@@ -26,36 +26,36 @@ export class Feed {
   /** "connecting", "live" or "waiting". */
   state = "connecting";
 
-  /** When the server was last heard, in ms; 0 before. */
+  /** The time of the last received message in ms, 0 before the first. */
   receivedAt = 0;
 
-  /** Why the last connection was given up. */
+  /** Why the last connection ended. */
   reason = "";
 
-  /** Why an account's token was refused; the feed goes on without it. */
+  /** Called with the error when the service rejects the token. The feed continues without it. */
   tokenRejected = () => {};
 
   constructor() {
     addEventListener("online", () => this.#reconnectNow());
-    addEventListener("offline", () => this.drop("there is no network"));
+    addEventListener("offline", () => this.drop("the browser is offline"));
     document.addEventListener("visibilitychange", () => document.hidden || this.#reconnectNow());
   }
 
-  /** Connects, as an account where there is a token. */
+  /** Connects, with a token for private topics or null. */
   start(token) {
     this.#token = token;
     this.#close();
     this.#connect();
   }
 
-  /** Calls back with the state whenever it changes. */
+  /** Calls `listener` with the state now and after each change. */
   listen(listener) {
     this.#listeners.add(listener);
     listener(this.state);
   }
 
   /**
-   * Subscribes until the function that it returns is called. `receive(subject, data)` gets what is pushed;
+   * Subscribes to a topic and returns a function that unsubscribes. `receive(subject, data)` is called for each push;
    * `resume()` reads what was missed and returns further fields of the subscription.
    */
   subscribe(topic, { receive, resume = async () => ({}), isPrivate = false }) {
@@ -107,7 +107,8 @@ export class Feed {
     connection.socket.onmessage = (event) => this.#handle(connection, parse(event.data));
     connection.socket.onclose = ({ reason }) =>
       this.#connection === connection && this.drop(reason || "the connection was closed");
-    connection.timers.push(setTimeout(() => connection.welcome || this.drop("no welcome came"), WELCOME_MS_MAX));
+    const check = () => connection.welcome || this.drop("the service did not send a welcome");
+    connection.timers.push(setTimeout(check, WELCOME_MS_MAX));
   }
 
   #handle(connection, frame) {
@@ -132,7 +133,7 @@ export class Feed {
     this.#setState("live");
   }
 
-  /** Subscribes to one topic, or forgets it when it is refused for good; raises when it should be tried again. */
+  /** Subscribes to one topic. Removes a subscription that the service rejects permanently; throws if a retry may succeed. */
   async #join(subscription) {
     try {
       await this.#subscribe(subscription);
@@ -165,7 +166,7 @@ export class Feed {
     else waiting?.resolve();
   }
 
-  /** Balances of all funds come under each fund's own topic. */
+  /** Passes a push on. Balances of a subscription to all funds arrive under the topic of each fund. */
   #dispatch({ topic, subject, data }) {
     const family = `${topic.split(":")[0]}:all`;
     (this.#subscriptions.get(topic) ?? this.#subscriptions.get(family))?.receive(subject, data);
@@ -174,11 +175,12 @@ export class Feed {
   #ping(connection) {
     const sentAt = Date.now();
     this.#send("ping");
-    const late = () => this.#connection === connection && this.receivedAt < sentAt && this.drop("a ping was not answered");
-    connection.timers.push(setTimeout(late, connection.server.pingTimeout));
+    const isLate = () => this.#connection === connection && this.receivedAt < sentAt;
+    const check = () => isLate() && this.drop("the service did not answer a ping");
+    connection.timers.push(setTimeout(check, connection.server.pingTimeout));
   }
 
-  /** Gives the connection up, and tries again later: twice as late each time, and not all clients at once. */
+  /** Closes the connection and reconnects after a delay that doubles each time, with jitter to spread clients. */
   drop(reason) {
     this.#close();
     this.reason = reason;
@@ -197,7 +199,7 @@ export class Feed {
     clearTimeout(this.#retry);
   }
 
-  /** Tries again at once, now that the network or the reader is back. */
+  /** Reconnects at once when the network returns or the page becomes visible. */
   #reconnectNow() {
     if (this.state === "waiting") this.#connect();
   }

@@ -1,9 +1,9 @@
-/** Buttons that ask the service. */
+/** Buttons that send a request. */
 
 import { button } from "./dom.js";
 import { announce } from "./notices.js";
 
-/** A button that asks the service for more; while it waits it cannot be pressed, and what fails is announced. */
+/** Returns a button that calls `request`, is disabled until that returns, and shows a failure as a notice. */
 export function requestButton(text, request, attributes = {}) {
   const press = async () => {
     control.disabled = true;

@@ -20,7 +20,7 @@ CLOSE_SECONDS_MAX = 5.0
 """How long a client may take to answer a close frame. After that the connection is aborted and its queue dropped."""
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
-"""Starts a task that is cancelled when the connection ends."""
+"""Starts a task in the task group of the connection."""
 
 
 class Subscriber:
