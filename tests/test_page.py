@@ -676,7 +676,7 @@ async def test_account_shows_positions_and_their_reductions(open_window, produce
         page = window.page
         await window.go("#/account")
         await page.get_by_label("Access token").fill(token)
-        await page.get_by_role("button", name="Show my positions").click()
+        await page.get_by_role("button", name="Show positions").click()
         positions = page.get_by_role("region", name="Positions").locator("tbody tr")
         await expect(positions).to_have_count(1)
         await expect(positions.first).to_contain_text("1 of 5")
@@ -704,7 +704,7 @@ async def test_risk_token_shows_any_account(open_window, producer, url):
         await window.go("#/account")
         await page.get_by_label("Access token").fill(signed("risk"))
         await page.get_by_label("Account", exact=False).last.fill("secret-bert")
-        await page.get_by_role("button", name="Show my positions").click()
+        await page.get_by_role("button", name="Show positions").click()
         await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text("2 of 5")
         await window.connection("live")
 
@@ -715,7 +715,7 @@ async def test_invalid_token_is_rejected_with_the_reason(open_window, producer, 
         page = window.page
         await window.go("#/account")
         await page.get_by_label("Access token").fill(signed("trader", account="secret-anna", exp=1))
-        await page.get_by_role("button", name="Show my positions").click()
+        await page.get_by_role("button", name="Show positions").click()
         await expect(page.get_by_role("alert")).to_contain_text("expired")
         await expect(page.get_by_label("Access token")).to_be_visible()
         window.errors.clear()  # The browser logs every 401.
@@ -776,7 +776,7 @@ async def test_integers_above_2_to_the_53_are_shown_exactly(open_window, produce
         await expect(page.locator("#entry")).to_contain_text(f"0 of {lots}")
         await window.go("#/account")
         await page.get_by_label("Access token").fill(signed("trader", account="secret-anna"))
-        await page.get_by_role("button", name="Show my positions").click()
+        await page.get_by_role("button", name="Show positions").click()
         await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text(lots)
         await producer.append([AdlFill("BIG", LARGE_SEQ + 3, 1, "secret-anna", LARGE_LOTS - 4, now)])
         await expect(page.locator(".notices")).to_contain_text(f"ADL reduced your BIG short by {LARGE_LOTS - 4} lots")

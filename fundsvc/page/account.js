@@ -130,7 +130,7 @@ class AccountView {
     };
     const about = "The token stays in this tab until you close it. It is sent to this service only.";
     const label = element("label", { for: "token" }, "Access token");
-    const send = element("button", { type: "submit", class: "primary" }, "Show my positions");
+    const send = element("button", { type: "submit", class: "primary" }, "Show positions");
     const form = element(
       "form",
       { class: "token", submit },

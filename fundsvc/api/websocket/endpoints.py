@@ -55,8 +55,9 @@ TRADERS: Roles = frozenset({"trader"})
 
 
 class InstanceServer(Answer, frozen=True, kw_only=True):
-    """Where to connect: `endpoint?token=...&connectId=...`. Send a ping every `pingInterval` and expect its pong within
-    `pingTimeout` milliseconds.
+    """Where to connect: `endpoint?token=...&connectId=...`.
+
+    `pingInterval` is the time between two pings, `pingTimeout` the longest wait for a pong; both in milliseconds.
     """
 
     endpoint: str
