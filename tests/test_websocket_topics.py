@@ -123,24 +123,24 @@ async def test_reconnecting_clients_receive_every_entry_once(service, ledger, se
             await asyncio.sleep(chance.choice((0, 0, 0.002, 0.01)))
         settled.set()
 
-    async def listen(lives):
+    async def receive(reconnects):
         received = []
         while not received or received[-1] < last:
             after = received[-1] if received else 0
             async with service.connected() as client:
                 await client.send(id="s", type="subscribe", topic=f"{ENTRY}:AAA", after=after)
-                enough = last if settled.is_set() or lives == 0 else min(last, after + chance.randrange(1, 60))
-                received += await entries_of(client, enough)
+                until = last if settled.is_set() or reconnects == 0 else min(last, after + chance.randrange(1, 60))
+                received += await entries_of(client, until)
                 if chance.random() < 0.5:
                     await client.send(id="u", type="unsubscribe", topic=f"{ENTRY}:AAA")
-            lives -= 1
+            reconnects -= 1
         return received
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(settle())
-        listeners = [tasks.create_task(listen(lives)) for lives in (0, 2, 5, 9)]
-    for listener in listeners:
-        assert listener.result() == list(range(1, last + 1))
+        clients = [tasks.create_task(receive(reconnects)) for reconnects in (0, 2, 5, 9)]
+    for client in clients:
+        assert client.result() == list(range(1, last + 1))
 
 
 async def test_subscription_ahead_of_the_tail_waits_for_it(service, ledger):

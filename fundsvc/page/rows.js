@@ -1,7 +1,7 @@
 /**
  * The columns of the list of contracts, their widths, and a contract's row.
  *
- * Each row is a grid of its own with the widths calculated here, and the browser lays out only visible rows. It would lay out
+ * Each row is a separate grid with the widths calculated here, and the browser lays out only visible rows. It would lay out
  * a table as a whole after each change, which takes 40 ms for a thousand contracts. Such rows need explicit ARIA roles.
  */
 

@@ -44,7 +44,7 @@ CHANGES: dict[Kind, Change] = {
     "shortfall": "bankruptcy_loss",
     "cover": "bankruptcy_loss",
 }
-"""OKX's types of changes by kind of entry. Nobody pays revenue into a fund, so `platform_revenue` does not occur."""
+"""OKX's types of changes by kind of entry. Funds receive no revenue, so `platform_revenue` does not occur."""
 
 CODES = {MissingParameter: "50014", BadParameter: "51000", NotFound: "51001", TooManyRequests: "50011", Problem: "50001"}
 """OKX's error codes. The last one means that the service is temporarily unavailable."""
