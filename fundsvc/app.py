@@ -32,7 +32,7 @@ from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.api.targets import TargetResources
 from fundsvc.api.valuation_inputs import Appraiser, appraising
 from fundsvc.api.venues import venue_endpoints
-from fundsvc.api.websocket.endpoints import living
+from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.config.settings import Config, HttpConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.policy import Policy
@@ -248,9 +248,9 @@ async def _serving(
         venues = venue_endpoints(
             config.http.venues, cached.answers, funds.summary, deleveraging, reader, Histories(pool), policy_of
         )
-        async with living(config, tail, cached, reader, ledger, follower, metrics) as live:
+        async with websocket_endpoints(config, tail, cached, reader, ledger, follower, metrics) as websocket:
             routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *deleveraging.routes)
-            table = endpoints((*operations, *routes, *live.endpoints, *venues))
+            table = endpoints((*operations, *routes, *websocket.endpoints, *venues))
             middleware = Middleware(metrics, access_control)
             description = await asyncio.to_thread(openapi_endpoint, table)  # the schemas of all answers: tens of milliseconds
             app = make_app(
@@ -258,13 +258,13 @@ async def _serving(
                 (
                     *table,
                     description,
-                    live.socket,
+                    websocket.socket,
                     *ApiReference().endpoints,
                     *Handbook().endpoints,
                     *WebPage(config.http.public_url).endpoints,
                 ),
             )
-            app.on_shutdown.append(live.say_goodbye)
+            app.on_shutdown.append(websocket.close_connections)
             tls = tls_context(config.http.certificate, config.http.certificate_key)
             async with (
                 health_side(config, Middleware(metrics, access_control), operations),

@@ -1,4 +1,4 @@
-"""The HTTP side with its live topics as the service has it, and clients of these."""
+"""Runs the HTTP side of the service with its live topics, and WebSocket clients for it."""
 
 import asyncio
 import base64
@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
+from aiohttp import WSMsgType
 from eventually import eventually
 
 from fundsvc.app import http_side
@@ -27,14 +28,8 @@ class Service:
     def count(self, name, **labels):
         return self._metrics.registry.get_sample_value(name, labels)
 
-    async def stands_still(self, name, seconds=0.3):
-        """Whether a count is the same for some time."""
-        before = self.count(name)
-        await asyncio.sleep(seconds)
-        return before == self.count(name)
-
     async def until(self, symbol, entry):
-        """Waits until a fund is shown as of an entry."""
+        """Waits until the API shows a fund with its entry number."""
         await eventually(lambda: self.shows(symbol, entry))
 
     async def shows(self, symbol, entry):
@@ -54,7 +49,7 @@ class Service:
 
     @asynccontextmanager
     async def connected(self, token=None, connect_id="mine"):
-        """A client that has been welcomed."""
+        """Yields a connected client that has received its welcome."""
         bullet = await self.bullet(token)
         (server,) = bullet["instanceServers"]
         parameters = {"token": bullet["token"], "connectId": connect_id}
@@ -65,32 +60,32 @@ class Service:
 
 
 class Listener:
-    """A client that reads what it is sent."""
+    """A WebSocket client that reads its messages."""
 
     def __init__(self, connection):
         self.socket = connection
 
-    async def say(self, **message):
+    async def send(self, **message):
         await self.socket.send_json(message)
 
     async def next(self):
         return await self.socket.receive_json(timeout=10)
 
-    async def ask(self, **message):
-        await self.say(**message)
+    async def request(self, **message):
+        await self.send(**message)
         return await self.next()
 
     async def subscribe(self, topic, **more):
-        assert await self.ask(id="s", type="subscribe", topic=topic, response=True, **more) == {"id": "s", "type": "ack"}
+        assert await self.request(id="s", type="subscribe", topic=topic, response=True, **more) == {"id": "s", "type": "ack"}
 
     async def data(self, topic, subject):
-        """What the next message, which must be of this topic and subject, tells."""
+        """Returns the data of the next message, which must have this topic and subject."""
         message = await self.next()
         assert (message["type"], message["topic"], message["subject"]) == ("message", topic, subject), message
         return message["data"]
 
     async def closed(self):
-        """The code and reason that the connection was closed with; what came before is dropped."""
+        """Returns the code and reason of the close frame; drops the messages before it."""
         while True:
             message = await self.socket.receive(timeout=15)
             if message.type is aiohttp.WSMsgType.CLOSE:
@@ -99,7 +94,7 @@ class Listener:
 
 @asynccontextmanager
 async def serving(config):
-    """The HTTP side of a service, with a client of it."""
+    """Runs the HTTP side of a service and yields a client of it."""
     metrics = Metrics()
     async with (
         open_pool(config.database.reader_dsn or config.database.dsn, 4) as pool,
@@ -110,24 +105,22 @@ async def serving(config):
         yield Service(http, metrics)
 
 
-class Sleeper:
-    """A client that subscribes and then reads nothing until it is told to."""
+class StalledClient:
+    """A client that subscribes and then reads nothing until `messages` is called."""
 
     def __init__(self, reader, writer):
+        self.closed = None
         self._reader = reader
         self._writer = writer
 
-    async def read_until_closed(self):
-        """All messages that were sent, and the code and reason that the connection was closed with, if it was."""
-        messages = []
+    async def messages(self):
+        """Yields all messages until the connection is closed. `closed` is then the code and reason of the close frame."""
         while True:
-            try:
-                opcode, payload = await asyncio.wait_for(self._frame(), 1)
-            except (TimeoutError, asyncio.IncompleteReadError):
-                return messages, None
-            if opcode == 8:
-                return messages, (int.from_bytes(payload[:2], "big"), payload[2:].decode())
-            messages.append(msgspec.json.decode(payload))
+            opcode, payload = await asyncio.wait_for(self._frame(), 10)
+            if opcode == WSMsgType.CLOSE:
+                self.closed = int.from_bytes(payload[:2], "big"), payload[2:].decode()
+                return
+            yield msgspec.json.decode(payload)
 
     async def _frame(self):
         head = await self._reader.readexactly(2)
@@ -139,15 +132,15 @@ class Sleeper:
         return head[0] & 15, await self._reader.readexactly(length)
 
     def send(self, message):
-        """Sends a message as one masked frame, the mask being all zeros."""
+        """Sends a message as one frame with a mask of zeros."""
         payload = msgspec.json.encode(message)
         assert len(payload) < 126
         self._writer.write(bytes((0x81, 0x80 | len(payload))) + bytes(4) + payload)
 
 
 @asynccontextmanager
-async def sleeping(service, *commands):
-    """A client that has been acknowledged its commands and reads nothing more; its buffers are small."""
+async def stalled_client(service, *commands):
+    """Yields a client that has received the acknowledgements of its commands and reads nothing more. Its buffers are small."""
     bullet = await service.bullet()
     host, port = service.http._base_url.host, service.http._base_url.port
     connection = socket.socket()
@@ -161,7 +154,7 @@ async def sleeping(service, *commands):
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     await reader.readuntil(b"\r\n\r\n")
-    client = Sleeper(reader, writer)
+    client = StalledClient(reader, writer)
     await client._frame()
     for command in commands:
         client.send({**command, "response": True})

@@ -51,7 +51,7 @@ async def test_handbook_opens_from_the_page_and_loads_only_own_files(browser, ur
         await expect(page.locator("nav a[aria-current]")).to_have_text(chapter.headings[0].text)
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), chapter.name
         await page.screenshot(path=tmp_path / f"{chapter.name}.png", full_page=True)
-    assert window.complaints == []
+    assert window.errors == []
     assert {address.removeprefix(url)[0] for address in window.requests if not address.startswith("data:")} == {"/"}
 
 

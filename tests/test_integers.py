@@ -115,7 +115,7 @@ async def test_other_values_of_numbers_are_rejected(service):
             "numbers is 'text': it must be one of number, string",
         )
     async with service.http.get("/ws", params={"token": (await service.bullet())["token"], "numbers": "5"}) as answer:
-        assert (answer.status, (await answer.json())["msg"]) == (400, "numbers must be one of number, string")
+        assert (answer.status, (await answer.json())["msg"]) == (400, "numbers is '5': it must be one of number, string")
 
 
 async def test_pushes_write_integers_as_the_connection_or_subscription_requests(service):
@@ -131,5 +131,5 @@ async def test_pushes_write_integers_as_the_connection_or_subscription_requests(
         assert (await client.data(f"{BALANCE}:BIG", "balance.change"))["seq"] == SEQ
         await client.subscribe(f"{BALANCE}:BIG", numbers="string")
         assert (await client.data(f"{BALANCE}:BIG", "balance.change"))["seq"] == str(SEQ)
-        answer = await client.ask(id="x", type="subscribe", topic=f"{BALANCE}:BIG", numbers="float")
+        answer = await client.request(id="x", type="subscribe", topic=f"{BALANCE}:BIG", numbers="float")
         assert (answer["code"], "$.numbers" in answer["data"]) == (400, True)

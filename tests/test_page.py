@@ -1,4 +1,4 @@
-"""The page, in a real browser, on a service with a real engine behind it."""
+"""Tests the page in Chromium, on a service with a running engine."""
 
 import asyncio
 import os
@@ -40,16 +40,16 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-REFUSED = "ERR_CONNECTION_REFUSED"
-"""What a browser says of each request while the service is stopped."""
+CONNECTION_REFUSED = "ERR_CONNECTION_REFUSED"
+"""The error that the browser logs for each request while the service is stopped."""
 
 REST = [(3, "bert", 30), (4, "emil", 5), (5, "carl", 15)]
-"""What else an order of 100 lots takes, after anna's 50: seq, account, lots."""
+"""The other executions of an order of 100 lots, after anna's 50: seq, account, lots."""
 
 expect.set_options(timeout=60_000)
 
 needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and os.environ.get("CI") != "true", reason="there is no chromium: scripts/browser says how to get it"
+    CHROMIUM is None and os.environ.get("CI") != "true", reason="chromium is not installed: run scripts/browser"
 )
 
 
@@ -60,7 +60,7 @@ def config(config):
 
 
 def free_port():
-    """A port that a stopped and started service can have again."""
+    """Returns a port that the service can use again after a restart."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -74,7 +74,7 @@ async def producer(config):
 
 @asynccontextmanager
 async def serving(config):
-    """The HTTP side alone, by its address."""
+    """Runs the HTTP side and yields its URL."""
     async with service_of(config) as service:
         yield str(service.http._base_url).rstrip("/")
 
@@ -87,7 +87,7 @@ async def url(config, producer):
 
 @pytest.fixture
 async def browser():
-    assert CHROMIUM, "there must be a chromium here: scripts/browser installs it"
+    assert CHROMIUM, "chromium is not installed: run scripts/browser"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -95,18 +95,18 @@ async def browser():
 
 
 def fill(symbol, seq, points):
-    """A fill of one lot that leaves so many points, now."""
+    """Returns a fill of one lot now, with a change of `points`."""
     return any_fill(symbol, seq, points, time.time_ns() // 1_000_000)
 
 
 class Window:
-    """A page, and all that it asked for and complained about."""
+    """A page with its requests and its errors."""
 
     def __init__(self, page, url):
         self.page, self.url = page, url
-        self.complaints, self.requests = [], []
-        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.errors, self.requests = [], []
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
 
     async def go(self, address):
@@ -122,7 +122,7 @@ class Window:
         return await self.page.locator(".contracts tbody a").all_text_contents()
 
     async def entries(self):
-        """The numbers of the entries in the list, newest first."""
+        """Returns the numbers of the entries in the list, newest first."""
         return [int(text) for text in await self.page.locator(".entries tbody a").all_text_contents()]
 
     async def connection(self, words):
@@ -131,7 +131,7 @@ class Window:
 
 @pytest.fixture
 def open_window(browser, url, tmp_path):
-    """Opens windows; each is photographed when its test is over."""
+    """Opens windows. Takes a screenshot of each at the end of the test."""
 
     @asynccontextmanager
     async def opened(**options):
@@ -139,7 +139,7 @@ def open_window(browser, url, tmp_path):
             window = Window(await context.new_page(), url)
             yield window
             await window.page.screenshot(path=tmp_path / "page.png")
-            assert [each for each in window.complaints if REFUSED not in each] == []
+            assert [each for each in window.errors if CONNECTION_REFUSED not in each] == []
             assert {urlsplit(each).netloc for each in window.requests} == {urlsplit(url).netloc}
 
     return opened
@@ -154,13 +154,18 @@ async def fund_of(url, symbol):
         return (await answer.json()).get("data")
 
 
+async def time_of_first_entry(url, symbol):
+    async with aiohttp.ClientSession(url) as http, http.get(f"/api/v1/insurance-fund/{symbol}/entries/1") as answer:
+        return (await answer.json())["data"]["entry"]["ts"]
+
+
 async def has(url, symbol, field):
-    """What a fund's field is, once it is not null."""
+    """Returns a field of a fund, which may be null."""
     return (await fund_of(url, symbol))[field]
 
 
 async def settled(url, symbol, entry):
-    """Waits until a fund has so many entries."""
+    """Waits until a fund has `entry` entries."""
 
     async def is_so():
         fund = await fund_of(url, symbol)
@@ -174,7 +179,7 @@ async def shows_open_interest(url, symbol, lots):
 
 
 @needs_browser
-async def test_contracts_follow_the_fills_as_they_come(open_window, producer, url):
+async def test_contracts_are_updated_by_each_fill(open_window, producer, url):
     await listed(producer, "AAA", "BBB")
     await producer.append([fill("AAA", 1, 1234567)])
     await settled(url, "AAA", 1)
@@ -191,7 +196,7 @@ async def test_contracts_follow_the_fills_as_they_come(open_window, producer, ur
 
 
 @needs_browser
-async def test_amounts_are_what_the_api_says_to_the_last_digit(open_window, producer, url):
+async def test_amounts_equal_those_of_the_api_to_the_last_digit(open_window, producer, url):
     contract = listing("ODD", settleCurrency="XBT", multiplier=-1, isInverse=True, baseCurrency="XBT")
     await producer.append([contract, fill("ODD", 1, 500), fill("ODD", 2, 77)])
     await settled(url, "ODD", 2)
@@ -209,12 +214,12 @@ async def test_amounts_are_what_the_api_says_to_the_last_digit(open_window, prod
 
 @pytest.fixture
 def frequent(monkeypatch):
-    """Looks for targets all the time; must be asked for before the service is."""
+    """Makes the service read targets frequently. A test must list this fixture before those that start the service."""
     monkeypatch.setattr(valuation_inputs, "STATISTICS_SECONDS", 0.05)
 
 
 @needs_browser
-async def test_a_fund_is_shown_beside_its_target(frequent, open_window, producer, url, config):
+async def test_fund_is_shown_with_its_target_and_fullness(frequent, open_window, producer, url, config):
     await producer.append([listing("AAA"), listing("BBB"), fill("AAA", 1, 50)])
     await settled(url, "AAA", 1)
     size = size_by_deficits(
@@ -236,7 +241,7 @@ async def test_a_fund_is_shown_beside_its_target(frequent, open_window, producer
 
 @pytest.fixture
 async def quiet(producer, url):
-    """A fund in XBT, of which no rate has come yet, and what makes its worth known, without an entry."""
+    """Creates a fund in XBT without a rate. Returns a function that sends the rate, which changes only its value in USDT."""
     await producer.append([listing("QUIET", settleCurrency="XBT", baseCurrency="XBT"), listing("BUSY")])
     await producer.append([fill("QUIET", 1, 3), fill("BUSY", 1, 10)])
     await settled(url, "BUSY", 1)
@@ -248,22 +253,22 @@ async def quiet(producer, url):
     return rated
 
 
-async def seems(page, hidden):
-    """Makes a page believe that its tab is hidden, or is seen again."""
+async def set_hidden(page, hidden):
+    """Simulates that the tab of a page becomes hidden or visible."""
     await page.evaluate("hidden => Object.defineProperty(document, 'hidden', { value: hidden, configurable: true })", hidden)
     await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
 UNKNOWN = "\N{EN DASH}"
 FUNDS = re.compile(r"/api/v1/insurance-fund\?")
-"""The address of all funds, with its parameters."""
+"""The URL of all funds, with its parameters."""
 
 HALF_A_MINUTE = 30_000
 HOUR_MS = 3_600_000
 
 
 @needs_browser
-async def test_what_moves_without_an_entry_reaches_an_open_page(open_window, quiet):
+async def test_values_that_change_without_an_entry_are_refreshed(open_window, quiet):
     async with open_window() as contracts, open_window() as contract:
         for window, address in ((contracts, "#/"), (contract, "#/contract/QUIET")):
             await window.page.clock.install()
@@ -280,23 +285,23 @@ async def test_what_moves_without_an_entry_reaches_an_open_page(open_window, qui
 
 
 @needs_browser
-async def test_a_hidden_page_asks_for_nothing_until_it_is_seen_again(open_window, quiet):
+async def test_hidden_page_sends_no_requests_until_it_is_visible(open_window, quiet):
     async with open_window() as window:
         await window.page.clock.install()
         await window.go("#/")
         await window.connection("live")
         worth = await quiet()
-        await seems(window.page, hidden=True)
+        await set_hidden(window.page, hidden=True)
         window.requests.clear()
         await window.page.clock.fast_forward(HALF_A_MINUTE)
         await window.page.clock.fast_forward(HALF_A_MINUTE)
         assert window.requests == []
-        await seems(window.page, hidden=False)
+        await set_hidden(window.page, hidden=False)
         await expect(window.cell("QUIET", "usdt")).to_have_text(worth)
 
 
 @needs_browser
-async def test_a_late_answer_does_not_undo_what_was_told_meanwhile(open_window, producer, quiet):
+async def test_late_answer_does_not_overwrite_newer_pushes(open_window, producer, quiet):
     async with open_window() as window:
         await window.page.clock.install()
         await window.go("#/")
@@ -321,7 +326,7 @@ async def test_a_late_answer_does_not_undo_what_was_told_meanwhile(open_window, 
 
 
 @needs_browser
-async def test_what_cannot_be_read_again_is_not_live(open_window, quiet):
+async def test_failed_refresh_is_shown_as_reconnecting(open_window, quiet):
     async with open_window() as window:
         page = window.page
         await page.clock.install()
@@ -334,12 +339,12 @@ async def test_what_cannot_be_read_again_is_not_live(open_window, quiet):
         await page.unroute(FUNDS)
         await window.connection("live")
         await expect(window.cell("QUIET", "usdt")).to_have_text(worth)
-        window.complaints.clear()  # the browser itself tells of every 503
+        window.errors.clear()  # The browser logs every 503.
 
 
 @needs_browser
-async def test_on_a_page_that_stays_open_today_becomes_yesterday(open_window, quiet, url):
-    moment = (await fund_of(url, "QUIET"))["updatedAt"]
+async def test_times_gain_their_date_after_midnight(open_window, quiet, url):
+    moment = await time_of_first_entry(url, "QUIET")
     async with open_window(timezone_id="UTC") as window:
         await window.page.clock.install()
         await window.go("#/contract/QUIET")
@@ -362,20 +367,20 @@ async def test_contracts_are_sorted_and_filtered(open_window, producer, url):
         balance = page.get_by_role("columnheader", name="Balance")
         await balance.get_by_role("button").click()
         await expect(balance).to_have_attribute("aria-sort", "descending")
-        await comes(window.symbols, ["BBB", "CCC", "AAA"])
+        await becomes(window.symbols, ["BBB", "CCC", "AAA"])
         await balance.get_by_role("button").click()
         await expect(balance).to_have_attribute("aria-sort", "ascending")
-        await comes(window.symbols, ["AAA", "CCC", "BBB"])
+        await becomes(window.symbols, ["AAA", "CCC", "BBB"])
         await page.get_by_label("Filter by").fill("usdc")
         await expect(page.locator(".count")).to_have_text("1 of 3 contracts")
-        await comes(window.symbols, ["CCC"])
+        await becomes(window.symbols, ["CCC"])
         await page.get_by_label("State").select_option("uncovered")
         await expect(page.locator(".count")).to_have_text("0 of 3 contracts")
-        await expect(page.get_by_role("region", name="Contracts")).to_contain_text("No contract is like that.")
+        await expect(page.get_by_role("region", name="Contracts")).to_contain_text("No contract matches the filter.")
 
 
 @needs_browser
-async def test_a_keyboard_is_enough(open_window, producer, url):
+async def test_page_is_usable_by_keyboard(open_window, producer, url):
     await listed(producer, "AAA", "BBB")
     await producer.append([fill("AAA", 1, 1)])
     await settled(url, "AAA", 1)
@@ -384,7 +389,7 @@ async def test_a_keyboard_is_enough(open_window, producer, url):
         await window.go("#/")
         await expect(window.row("BBB")).to_be_visible()
         await page.keyboard.press("Tab")
-        await expect(page.get_by_text("Skip to the content")).to_be_focused()
+        await expect(page.get_by_text("Skip to content")).to_be_focused()
         await page.keyboard.press("Enter")
         await expect(page.locator("main")).to_be_focused()
         await page.keyboard.press("/")
@@ -408,7 +413,7 @@ async def test_a_keyboard_is_enough(open_window, producer, url):
 
 
 @needs_browser
-async def test_entries_come_live_and_the_chart_has_each(open_window, producer, url):
+async def test_entries_appear_live_in_list_and_chart(open_window, producer, url):
     await listed(producer, "AAA")
     await producer.append([fill("AAA", seq, 5) for seq in range(1, 121)])
     await settled(url, "AAA", 120)
@@ -419,10 +424,10 @@ async def test_entries_come_live_and_the_chart_has_each(open_window, producer, u
         assert not any("plotly" in each for each in window.requests)
         await page.get_by_role("link", name="AAA").click()
         await expect(page.locator(".plot .main-svg").first).to_be_visible()
-        await comes(window.entries, list(range(120, 20, -1)))
+        await becomes(window.entries, list(range(120, 20, -1)))
         await producer.append([fill("AAA", seq, 5) for seq in range(121, 131)])
         await expect(page.get_by_role("link", name="Entry 130")).to_be_visible()
-        await comes(window.entries, list(range(130, 30, -1)))
+        await becomes(window.entries, list(range(130, 30, -1)))
         await eventually(
             lambda: page.evaluate(
                 "document.querySelector('.plot').data.find(({ name }) => name === 'entries').customdata.includes('650')"
@@ -430,12 +435,12 @@ async def test_entries_come_live_and_the_chart_has_each(open_window, producer, u
         )
         await page.get_by_role("button", name="Older entries").click()
         await expect(page.get_by_role("link", name="Entry 1", exact=True)).to_be_attached()
-        await comes(window.entries, list(range(130, 0, -1)))
+        await becomes(window.entries, list(range(130, 0, -1)))
 
 
 @needs_browser
-async def test_the_chart_can_be_zoomed_and_shown_in_a_log_scale(open_window, producer, url):
-    hours_ago = time.time_ns() // 1_000_000 - 12 * HOUR_MS  # the time that is shown grows, but hardly
+async def test_chart_zooms_and_has_a_log_scale(open_window, producer, url):
+    hours_ago = time.time_ns() // 1_000_000 - 12 * HOUR_MS  # The shown range grows only slightly during the test.
     await listed(producer, "AAA")
     await producer.append([any_fill("AAA", seq, 5, hours_ago) for seq in range(1, 4)])
     await settled(url, "AAA", 3)
@@ -452,7 +457,7 @@ async def test_the_chart_can_be_zoomed_and_shown_in_a_log_scale(open_window, pro
         scale = page.get_by_role("button", name="Log scale")
         await scale.click()
         await expect(scale).to_have_attribute("aria-pressed", "true")
-        await comes(lambda: page.evaluate("document.querySelector('.plot').layout.yaxis.type"), "log")
+        await becomes(lambda: page.evaluate("document.querySelector('.plot').layout.yaxis.type"), "log")
         await drag(page, page.locator(".plot .nsewdrag").first)
         everything = page.get_by_role("button", name="All")
         await expect(page.locator(".chart [aria-pressed=true]")).to_have_text(["Log scale"])
@@ -463,7 +468,7 @@ async def test_the_chart_can_be_zoomed_and_shown_in_a_log_scale(open_window, pro
 
 
 async def drag(page, target):
-    """From a quarter to three quarters of its width."""
+    """Drags from a quarter to three quarters of the target's width."""
     box = await target.bounding_box()
     await page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 20)
     await page.mouse.down()
@@ -475,8 +480,8 @@ async def _wider(page, width, before):
     return await page.evaluate(width) >= before
 
 
-async def comes(read, wanted):
-    """Waits until a reading of the page is what is wanted: what is drawn comes a frame after what it is drawn from."""
+async def becomes(read, wanted):
+    """Waits until the page shows what is wanted: it draws one frame after it receives data."""
 
     async def is_there():
         return await read() == wanted
@@ -490,7 +495,7 @@ async def _about_half(page, width, before):
 
 @needs_browser
 @pytest.mark.parametrize("missed", [7, 700])
-async def test_a_restart_is_said_and_leaves_no_gap(browser, config, producer, missed):
+async def test_restart_is_shown_and_leaves_no_gap(browser, config, producer, missed):
     async with serving(config) as url:
         await listed(producer, "AAA")
         await producer.append([fill("AAA", seq, 5) for seq in range(1, 11)])
@@ -516,7 +521,7 @@ async def test_a_restart_is_said_and_leaves_no_gap(browser, config, producer, mi
 
 
 @needs_browser
-async def test_whoever_reads_further_down_is_not_disturbed(open_window, producer, url):
+async def test_new_entries_wait_while_the_reader_has_scrolled_down(open_window, producer, url):
     await listed(producer, "AAA")
     await producer.append([fill("AAA", seq, 5) for seq in range(1, 61)])
     await settled(url, "AAA", 60)
@@ -532,11 +537,11 @@ async def test_whoever_reads_further_down_is_not_disturbed(open_window, producer
         assert (await window.entries())[0] == 60
         await newer.click()
         await expect(page.get_by_role("link", name="Entry 62")).to_be_visible()
-        await comes(window.entries, list(range(62, 0, -1)))
+        await becomes(window.entries, list(range(62, 0, -1)))
 
 
 @needs_browser
-async def test_an_adl_order_shows_what_it_needs_and_takes(open_window, producer, url):
+async def test_adl_order_shows_needed_and_taken_amounts(open_window, producer, url):
     await producer.append(BEGINNING)
     async with open_window() as window:
         page = window.page
@@ -547,7 +552,9 @@ async def test_an_adl_order_shows_what_it_needs_and_takes(open_window, producer,
         await producer.append([shortfall(1)])
         order = page.locator(".order")
         await expect(order).to_contain_text("open")
-        await expect(page.locator(".notices")).to_contain_text(f"ADL 1 of {SYMBOL}: 100 lots of short positions are needed")
+        await expect(page.locator(".notices")).to_contain_text(
+            f"ADL 1 of {SYMBOL}: 100 lots of short positions must be reduced"
+        )
         await expect(page.locator("header.contract .state")).to_have_text("ADL open")
         await expect(order.get_by_role("img")).to_have_attribute("aria-label", "taken 0 of needed 10")
         await order.locator("summary").click()
@@ -561,17 +568,17 @@ async def test_an_adl_order_shows_what_it_needs_and_takes(open_window, producer,
         await expect(order).to_contain_text("done")
         await expect(order.get_by_role("img").first).to_have_attribute("aria-label", "taken 10 of needed 10")
         await order.get_by_role("link", name="cause: entry 1").click()
-        await expect(page.get_by_role("dialog")).to_contain_text("Deleveraging")
+        await expect(page.get_by_role("dialog")).to_contain_text("ADL 1")
         await expect(page.get_by_role("dialog")).to_contain_text((await fund_of(url, SYMBOL))["head"])
 
 
 def dry(seq):
-    """A fill that an empty fund cannot pay, while nobody has a position: an order of its own, which ends uncovered."""
+    """Returns a fill that an empty fund cannot pay. Without positions its ADL order ends as uncovered."""
     return any_fill("AAA", seq, -1, time.time_ns() // 1_000_000)
 
 
 @needs_browser
-async def test_orders_that_came_while_disconnected_leave_no_gap(browser, config, producer):
+async def test_orders_created_while_disconnected_are_listed_without_gap(browser, config, producer):
     def numbers():
         return page.locator(".order h3").all_text_contents()
 
@@ -590,14 +597,14 @@ async def test_orders_that_came_while_disconnected_leave_no_gap(browser, config,
         await settled(url, "AAA", 12)
         await window.connection("live")
         await expect(page.locator(".order h3").first).to_have_text("ADL 12")
-        await comes(numbers, [f"ADL {number}" for number in range(12, 6, -1)])
+        await becomes(numbers, [f"ADL {number}" for number in range(12, 6, -1)])
         await page.get_by_role("button", name="Older orders").click()
         await expect(page.locator(".order")).to_have_count(12)
-        await comes(numbers, [f"ADL {number}" for number in range(12, 0, -1)])
+        await becomes(numbers, [f"ADL {number}" for number in range(12, 0, -1)])
 
 
 @needs_browser
-async def test_a_page_keeps_a_hundred_orders_and_finds_the_others_again(open_window, producer, url):
+async def test_page_keeps_a_hundred_orders_and_loads_older_ones_on_request(open_window, producer, url):
     await listed(producer, "AAA")
     await producer.append([dry(1)])
     await settled(url, "AAA", 1)
@@ -614,11 +621,11 @@ async def test_a_page_keeps_a_hundred_orders_and_finds_the_others_again(open_win
         await older.click()
         await expect(orders).to_have_count(103)
         await expect(older).to_be_hidden()
-        await comes(orders.locator("h3").all_text_contents, [f"ADL {number}" for number in range(103, 0, -1)])
+        await becomes(orders.locator("h3").all_text_contents, [f"ADL {number}" for number in range(103, 0, -1)])
 
 
 @needs_browser
-async def test_an_unknown_contract_is_said_and_disturbs_nothing_else(open_window, producer, url):
+async def test_unknown_contract_is_reported_and_does_not_affect_others(open_window, producer, url):
     await listed(producer, "AAA")
     await eventually(lambda: fund_of(url, "AAA"))
     async with open_window() as window:
@@ -635,12 +642,12 @@ async def test_an_unknown_contract_is_said_and_disturbs_nothing_else(open_window
 
 
 LONG = "A" * 60
-"""A symbol of more letters than fit a telephone, or a column."""
+"""A symbol that is wider than a column and a narrow screen."""
 
 
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1440])
-async def test_a_long_symbol_leaves_everything_in_its_place(open_window, producer, url, width):
+async def test_long_symbol_does_not_move_columns(open_window, producer, url, width):
     await listed(producer, LONG, "BBB")
     await producer.append([fill(LONG, 1, 5), fill("BBB", 1, 5)])
     await settled(url, "BBB", 1)
@@ -654,14 +661,14 @@ async def test_a_long_symbol_leaves_everything_in_its_place(open_window, produce
         await expect(window.row("BBB")).to_be_visible()
         places = "row => [...row.cells].map(cell => cell.getBoundingClientRect().left)"
         long, short = [await window.row(symbol).evaluate(places) for symbol in (LONG, "BBB")]
-        assert long[2:] == short[2:]  # the state of a card is at its right edge
+        assert long[2:] == short[2:]  # The state of a card is at its right edge.
         if width > 1000:
             titles = await page.locator(".contracts thead tr").evaluate(places)
             assert titles == long == short
 
 
 @needs_browser
-async def test_an_account_sees_its_positions_and_what_happens_to_them(open_window, producer, url):
+async def test_account_shows_positions_and_their_reductions(open_window, producer, url):
     await producer.append(BEGINNING)
     await eventually(lambda: fund_of(url, SYMBOL))
     token = signed("trader", account="secret-anna")
@@ -669,27 +676,27 @@ async def test_an_account_sees_its_positions_and_what_happens_to_them(open_windo
         page = window.page
         await window.go("#/account")
         await page.get_by_label("Access token").fill(token)
-        await page.get_by_role("button", name="Show my positions").click()
+        await page.get_by_role("button", name="Show positions").click()
         positions = page.get_by_role("region", name="Positions").locator("tbody tr")
         await expect(positions).to_have_count(1)
         await expect(positions.first).to_contain_text("1 of 5")
         await expect(positions.locator(".lights")).to_have_attribute("aria-label", "5 of 5 lights")
         await window.connection("live")
         await producer.append([shortfall(1), executed(2, 1, "secret-anna", 20)])
-        await expect(page.locator(".notices")).to_contain_text(f"Deleveraged: 20 lots of your {SYMBOL} short at 39000")
-        await expect(page.get_by_role("region", name="Deleveraged").locator("tbody tr")).to_contain_text("20 of 50")
+        await expect(page.locator(".notices")).to_contain_text(f"ADL reduced your {SYMBOL} short by 20 lots at 39000")
+        await expect(page.get_by_role("region", name="ADL reductions").locator("tbody tr")).to_contain_text("20 of 50")
         await expect(positions.locator("td").nth(2)).to_have_text("30")
         assert not any(token in each for each in window.requests)
         assert token not in str(await page.evaluate("[location.href, {...localStorage}, document.cookie]"))
         await page.reload()
         await expect(positions).to_have_count(1)
-        await page.get_by_role("button", name="Forget the token").click()
+        await page.get_by_role("button", name="Remove the token").click()
         await expect(page.get_by_label("Access token")).to_be_visible()
-        await comes(lambda: page.evaluate("sessionStorage.length"), 0)
+        await becomes(lambda: page.evaluate("sessionStorage.length"), 0)
 
 
 @needs_browser
-async def test_the_risk_team_may_look_at_any_account(open_window, producer, url):
+async def test_risk_token_shows_any_account(open_window, producer, url):
     await producer.append(BEGINNING)
     await eventually(lambda: fund_of(url, SYMBOL))
     async with open_window() as window:
@@ -697,25 +704,25 @@ async def test_the_risk_team_may_look_at_any_account(open_window, producer, url)
         await window.go("#/account")
         await page.get_by_label("Access token").fill(signed("risk"))
         await page.get_by_label("Account", exact=False).last.fill("secret-bert")
-        await page.get_by_role("button", name="Show my positions").click()
+        await page.get_by_role("button", name="Show positions").click()
         await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text("2 of 5")
         await window.connection("live")
 
 
 @needs_browser
-async def test_a_token_that_does_not_count_is_refused_with_the_reason(open_window, producer, url):
+async def test_invalid_token_is_rejected_with_the_reason(open_window, producer, url):
     async with open_window() as window:
         page = window.page
         await window.go("#/account")
         await page.get_by_label("Access token").fill(signed("trader", account="secret-anna", exp=1))
-        await page.get_by_role("button", name="Show my positions").click()
+        await page.get_by_role("button", name="Show positions").click()
         await expect(page.get_by_role("alert")).to_contain_text("expired")
         await expect(page.get_by_label("Access token")).to_be_visible()
-        window.complaints.clear()  # the browser itself tells of every 401
+        window.errors.clear()  # The browser logs every 401.
 
 
 @needs_browser
-async def test_a_telephone_in_the_dark(open_window, producer, url):
+async def test_narrow_dark_screen_fits_and_theme_can_be_chosen(open_window, producer, url):
     await producer.append(BEGINNING)
     await producer.append([shortfall(1)])
     await settled(url, SYMBOL, 1)
@@ -741,7 +748,7 @@ async def test_a_telephone_in_the_dark(open_window, producer, url):
 
 
 LARGE_SEQ, LARGE_LOTS = 1765416983918000123, 9007199254740993
-"""Which JavaScript's numbers round to ...000 and ...992."""
+"""Integers that JavaScript rounds, to ...000 and ...992."""
 
 
 @needs_browser
@@ -759,7 +766,7 @@ async def test_integers_above_2_to_the_53_are_shown_exactly(open_window, produce
         await window.go("#/contract/BIG")
         await expect(page.locator(".entries tbody tr")).to_contain_text(f"sell {lots} at 38000")
         await expect(page.get_by_text("Open interest", exact=True).locator("+ dd")).to_have_text(f"{lots} lots")
-        await expect(page.locator(".queue")).to_contain_text("too few positions to be shown")
+        await expect(page.locator(".queue")).to_contain_text("Not shown: there are too few positions")
         await expect(page.locator(".orders")).to_contain_text(f"0 of {lots}")
         await producer.append([Fill("BIG", LARGE_SEQ + 2, "buy", LARGE_LOTS - 2, "39000", "39000", now)])
         await expect(page.locator(".entries tbody tr").first).to_contain_text(f"buy {LARGE_LOTS - 2} at 39000")
@@ -769,15 +776,15 @@ async def test_integers_above_2_to_the_53_are_shown_exactly(open_window, produce
         await expect(page.locator("#entry")).to_contain_text(f"0 of {lots}")
         await window.go("#/account")
         await page.get_by_label("Access token").fill(signed("trader", account="secret-anna"))
-        await page.get_by_role("button", name="Show my positions").click()
+        await page.get_by_role("button", name="Show positions").click()
         await expect(page.get_by_role("region", name="Positions").locator("tbody tr")).to_contain_text(lots)
         await producer.append([AdlFill("BIG", LARGE_SEQ + 3, 1, "secret-anna", LARGE_LOTS - 4, now)])
-        await expect(page.locator(".notices")).to_contain_text(f"Deleveraged: {LARGE_LOTS - 4} lots of your BIG short")
+        await expect(page.locator(".notices")).to_contain_text(f"ADL reduced your BIG short by {LARGE_LOTS - 4} lots")
         assert all("numbers=string" in each for each in window.requests if "/api/v1/" in each and "bullet" not in each)
 
 
 @needs_browser
-async def test_notices_can_be_read_again_by_mouse_and_keyboard(open_window, producer, url):
+async def test_past_notices_are_listed_by_mouse_and_keyboard(open_window, producer, url):
     await producer.append(BEGINNING)
     async with open_window() as window:
         page = window.page
@@ -793,7 +800,7 @@ async def test_notices_can_be_read_again_by_mouse_and_keyboard(open_window, prod
         await expect(opener).to_have_text("Notices (1)")
         await opener.click()
         dialog = page.get_by_role("dialog", name="Notices")
-        notice = f"ADL 1 of {SYMBOL}: 100 lots of short positions are needed"
+        notice = f"ADL 1 of {SYMBOL}: 100 lots of short positions must be reduced"
         await expect(dialog.get_by_role("listitem")).to_contain_text([notice])
         await producer.append([executed(seq, 1, f"secret-{name}", lots) for seq, name, lots in ((2, "anna", 50), *REST)])
         await expect(dialog.get_by_role("listitem")).to_contain_text([f"ADL 1 of {SYMBOL} is done", notice])
@@ -809,7 +816,7 @@ async def test_notices_can_be_read_again_by_mouse_and_keyboard(open_window, prod
 
 
 @needs_browser
-async def test_a_crafted_link_can_neither_hide_nor_turn_text(open_window, producer):
+async def test_crafted_link_shows_hidden_and_direction_characters_escaped(open_window, producer):
     await listed(producer, "AAA")
     async with open_window() as window:
         await window.go("#/contract/%E2%80%AEevil%E2%80%8B%1B")
@@ -820,13 +827,13 @@ async def test_a_crafted_link_can_neither_hide_nor_turn_text(open_window, produc
 
 
 async def brightness(page):
-    """How bright the ground is, 0 to 255."""
+    """Returns the brightness of the background, 0 to 255."""
     colour = await page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     parts = [float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
     return sum(parts) / 3
 
 
-async def test_files_are_compressed_and_kept_and_the_page_asks_again(url):
+async def test_files_are_compressed_and_cached_and_the_document_is_revalidated(url):
     async with aiohttp.ClientSession(url, auto_decompress=False) as http:
         async with http.get("/", headers={"Accept-Encoding": "identity"}) as index:
             text = await index.text()
@@ -848,10 +855,10 @@ async def test_files_are_compressed_and_kept_and_the_page_asks_again(url):
             assert (answer.status, (await answer.json())["code"]) == (404, "404000")
 
 
-async def test_a_host_that_is_none_does_not_get_into_the_policy(url):
+async def test_invalid_host_header_is_not_copied_into_the_policy(url):
     async with aiohttp.ClientSession(url) as http, http.get("/", headers={"Host": "a; script-src *"}) as answer:
         assert "script-src *" not in answer.headers.get("Content-Security-Policy", "")
 
 
-def test_a_machine_that_tests_for_all_has_a_browser():
-    assert CHROMIUM or os.environ.get("CI") != "true", "there is no chromium: scripts/browser installs it"
+def test_continuous_integration_has_a_browser():
+    assert CHROMIUM or os.environ.get("CI") != "true", "chromium is not installed: run scripts/browser"

@@ -1,4 +1,4 @@
-"""The page in other time zones: axis, hover, list and zoom tell the same moments, also where a clock is changed."""
+"""The page in other time zones: axis, hover, list and zoom show the same times, also at clock changes."""
 
 import re
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ MOMENTS = (
     ("Europe/Berlin", "2024-10-27T01:00"),
     ("America/New_York", "2024-11-03T06:00"),
 )
-"""Midnight, and when clocks are set back."""
+"""Midnight, and times at which clocks are set back."""
 
 ODD_MOMENTS = (
     ("Europe/Berlin", "2024-03-31T01:00"),
@@ -35,10 +35,10 @@ ODD_MOMENTS = (
     ("Asia/Kathmandu", "2024-06-01T18:15"),
     ("Asia/Beirut", "2024-03-30T22:00"),
 )
-"""A clock set forward, one set back by half an hour, one that differs from UTC by 5:45, and a day without midnight."""
+"""A clock set forward, one set back by half an hour, an offset of 5:45 from UTC, and a day without midnight."""
 
 AT = (-90, -45.5, -20, -6.25, 0, 10, 40.25, 75, 110)
-"""When entries are made, in minutes around that."""
+"""Times of entries in minutes relative to that."""
 
 
 TICKS = """() => {
@@ -59,7 +59,7 @@ def local(ts, zone):
 
 
 class Chart:
-    """The chart of an open page, by its pixels."""
+    """The chart of an open page, addressed by pixels."""
 
     def __init__(self, window):
         self.page = window.page
@@ -69,24 +69,24 @@ class Chart:
         return await self.page.evaluate("document.querySelector('.plot')._fullLayout.xaxis.range.map(Number)")
 
     async def pixel(self, ts):
-        """Where a moment is, from the left edge of the window."""
+        """Returns the pixel position of a time, at half the height of the chart."""
         box = await self.page.locator(".plot .nsewdrag").first.bounding_box()
         begin, end = await self.range()
         return box["x"] + box["width"] * (ts - begin) / (end - begin), box["y"] + box["height"] / 2
 
-    async def tells(self, ts, text):
-        """Waits until the chart says something at a moment."""
+    async def shows(self, ts, text):
+        """Waits until hovering over a time shows a text."""
         across, down = await self.pixel(ts)
 
-        async def told():
+        async def is_shown():
             await self.page.mouse.move(across + 3, down)
             await self.page.mouse.move(across + 1, down)
             return text in " ".join(await self.page.locator(".hoverlayer text").all_text_contents())
 
-        await eventually(told)
+        await eventually(is_shown)
 
     async def ticks(self):
-        """Each tick's text with the moment of its pixel."""
+        """Returns the text of each tick with the time of its pixel."""
         box, (begin, end), found = await self.page.evaluate(TICKS)
         return [(text, begin + (end - begin) * (middle - box["x"]) / box["width"]) for text, middle in found]
 
@@ -97,14 +97,14 @@ class Chart:
         await self.page.mouse.move(right, height, steps=4)
         await self.page.mouse.up()
 
-    def asked(self):
-        """The moments that the service was asked for."""
+    def requested_times(self):
+        """Returns the times in the page's requests of balances."""
         return [int(parse_qs(urlsplit(each).query)["ts"][0]) for each in self.requests if "/at?" in each]
 
 
 @pytest.fixture
 def open_chart(open_window, producer, url):  # noqa: F811
-    """Opens the chart of a contract with entries at some moments, two and a half hours after the middle one."""
+    """Opens the chart of a contract with entries at several times, two and a half hours after the middle one."""
 
     async def opened(stack, zone, middle):
         times = [int(middle + minutes * MINUTE_MS) for minutes in AT]
@@ -122,12 +122,12 @@ def open_chart(open_window, producer, url):  # noqa: F811
 
 @needs_browser
 @pytest.mark.parametrize(("zone", "moment"), MOMENTS + ODD_MOMENTS)
-async def test_axis_hover_and_list_tell_the_same_time_and_the_line_never_runs_back(open_chart, exits, zone, moment):
+async def test_axis_hover_and_list_show_the_same_time_and_the_line_never_runs_back(open_chart, exits, zone, moment):
     chart, times = await open_chart(exits, zone, ms(moment))
     shown = await chart.page.locator(".entries time").all_text_contents()
     for ts, text in zip(reversed(times), shown, strict=True):
         assert text.endswith(local(ts, zone).strftime("%H:%M:%S"))
-        await chart.tells(ts, local(ts, zone).strftime("%Y-%m-%d %H:%M:%S"))
+        await chart.shows(ts, local(ts, zone).strftime("%Y-%m-%d %H:%M:%S"))
     ticks = await chart.ticks()
     assert len(ticks) >= 4
     minute = (ticks[-1][1] - ticks[0][1]) / 500
@@ -144,17 +144,19 @@ async def test_axis_hover_and_list_tell_the_same_time_and_the_line_never_runs_ba
 
 @needs_browser
 @pytest.mark.parametrize(("zone", "moment"), MOMENTS)
-async def test_zooming_asks_for_the_time_that_was_dragged_over(open_chart, exits, zone, moment):
+async def test_zoom_requests_the_dragged_range(open_chart, exits, zone, moment):
     middle = ms(moment)
     chart, times = await open_chart(exits, zone, middle)
     begin, end = middle - 30 * MINUTE_MS, middle + 30 * MINUTE_MS
     chart.requests.clear()
     await chart.drag(begin, end)
-    await eventually(lambda: len(chart.asked()) >= 2)
+    await eventually(lambda: len(chart.requested_times()) >= 2)
     pixel_ms = 4 * HOUR_MS / 600
-    assert [abs(found - wanted) < 2 * pixel_ms for found, wanted in zip(sorted(chart.asked()), (begin, end), strict=True)]
+    assert [
+        abs(found - wanted) < 2 * pixel_ms for found, wanted in zip(sorted(chart.requested_times()), (begin, end), strict=True)
+    ]
     assert all(abs(found - wanted) < 2 * pixel_ms for found, wanted in zip(await chart.range(), (begin, end), strict=True))
     inside = min(times, key=lambda ts: abs(ts - middle))
-    await chart.tells(inside, local(inside, zone).strftime("%Y-%m-%d %H:%M:%S"))
+    await chart.shows(inside, local(inside, zone).strftime("%Y-%m-%d %H:%M:%S"))
     await chart.page.get_by_role("button", name="Zoom in").click()
     assert all(begin <= found <= end for found in await chart.range())

@@ -31,7 +31,7 @@ from fundsvc.store.database import (
     transaction,
 )
 from fundsvc.store.migrations import migrate
-from fundsvc.store.parameters import ListingRow, MovedOrderRow, PolicyRow, RejectedRow, ReplayedRow, SuspensionRow
+from fundsvc.store.parameters import BookRow, ListingRow, MovedOrderRow, PolicyRow, RejectedRow, ReplayedRow, SuspensionRow
 from fundsvc.store.reader import Reader
 from fundsvc.store.schema import check_schema
 from fundsvc.store.writer import OwnershipLost, load_books, open_writer

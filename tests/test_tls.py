@@ -1,4 +1,4 @@
-"""HTTPS and wss by configuration, with certificates made here."""
+"""HTTPS and wss with generated certificates."""
 
 import ssl
 
@@ -25,7 +25,7 @@ async def hello(_request):
 
 
 @pytest.mark.parametrize("in_one_file", [False, True])
-async def test_a_certificate_makes_it_https_and_wss(tmp_path, in_one_file):
+async def test_certificate_enables_https_and_wss(tmp_path, in_one_file):
     certificate, key = make_certificate(tmp_path)
     if in_one_file:
         certificate.write_bytes(certificate.read_bytes() + key.read_bytes())
@@ -50,17 +50,17 @@ async def test_a_certificate_makes_it_https_and_wss(tmp_path, in_one_file):
                 await plain.get(url.replace("https", "http"))
 
 
-def test_without_a_certificate_it_is_plain():
+def test_without_certificate_http_is_plain():
     assert tls_context("", "") is None
 
 
-def test_wrong_files_are_named(tmp_path):
+def test_unusable_certificate_files_are_named(tmp_path):
     certificate, key = map(str, make_certificate(tmp_path))
     _, other_key = map(str, make_certificate(tmp_path, "other"))
     _, locked = map(str, make_certificate(tmp_path, "locked", b"password"))
     text = tmp_path / "text"
     text.write_text("no certificate")
-    for given, said in (
+    for given, expected in (
         (("", key), "http.certificate is not"),
         ((certificate, str(tmp_path / "none")), f"http.certificate_key: cannot read {tmp_path / 'none'}"),
         ((str(tmp_path), key), f"http.certificate: cannot read {tmp_path}"),
@@ -69,12 +69,12 @@ def test_wrong_files_are_named(tmp_path):
         ((certificate, ""), "do not serve HTTPS"),
         ((str(text), key), "do not serve HTTPS"),
     ):
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises(ConfigError) as error:
             tls_context(*given)
-        assert said in str(refused.value)
+        assert expected in str(error.value)
 
 
-async def test_wrong_files_stop_the_start(config, tmp_path):
+async def test_unusable_certificate_prevents_the_start(config, tmp_path):
     done = await fundsvc(config, "api", FUNDSVC_HTTP_PORT="0", FUNDSVC_HTTP_CERTIFICATE=str(tmp_path / "none.pem"))
     assert done.code == 2
     assert "http.certificate: cannot read" in done.error

@@ -38,26 +38,26 @@ async def world(config):  # noqa: F811
         yield world
 
 
-async def ask(world, path, **parameters):
+async def get(world, path, **parameters):
     async with world.http.get(path, params=parameters) as answer:
         return answer.status, await answer.json()
 
 
 async def changes(world, **parameters):
-    status, body = await ask(world, OKX, instType="SWAP", instFamily=SYMBOL, **parameters)
+    status, body = await get(world, OKX, instType="SWAP", instFamily=SYMBOL, **parameters)
     assert (status, body["code"]) == (200, "0"), body
     return body["data"][0]["details"]
 
 
-@pytest.mark.parametrize("named", [(), ("gate",), ("okx", "bybit")])
-async def test_only_the_venues_that_are_named_are_there(config, named):  # noqa: F811
-    async with world_of(with_venues(config, *named)) as world:
+@pytest.mark.parametrize("venues", [(), ("gate",), ("okx", "bybit")])
+async def test_only_configured_venues_are_served(config, venues):  # noqa: F811
+    async with world_of(with_venues(config, *venues)) as world:
         await world.send(*HISTORY)
-        found = {venue: (await ask(world, path))[0] for venue, path in PATHS.items()}
-        assert found == {venue: 200 if venue in named else 404 for venue in VENUES}
+        found = {venue: (await get(world, path))[0] for venue, path in PATHS.items()}
+        assert found == {venue: 200 if venue in venues else 404 for venue in VENUES}
 
 
-async def test_changes_of_one_time_are_never_torn_apart_between_pages(world):
+async def test_okx_pages_do_not_split_changes_of_the_same_time(world):
     dice = random.Random(7)
     await world.send(*(shortfall(seq, 1, 39000 + dice.randrange(-9, 9)) for seq in range(5, 9)))
     events = [shortfall(seq, 1, 39000 + dice.randrange(-90, 90)) for seq in range(9, 60)]
@@ -80,7 +80,7 @@ async def test_changes_of_one_time_are_never_torn_apart_between_pages(world):
 
 
 async def every_change(world, limit, **parameters):
-    """All changes, page by page as OKX's clients read them."""
+    """Returns all changes, read page by page as OKX's clients do."""
     found = page = await changes(world, limit=limit, **parameters)
     while page:
         page = await changes(world, limit=limit, after=page[-1]["ts"], **parameters)
@@ -89,7 +89,7 @@ async def every_change(world, limit, **parameters):
 
 
 @pytest.mark.parametrize("limit", [1, 100])
-async def test_all_changes_of_one_time_can_be_read(config, limit):  # noqa: F811
+async def test_okx_page_contains_all_changes_of_one_time(config, limit):  # noqa: F811
     async with world_of(with_venues(config, "okx")) as world:
         await world.send(listing(SYMBOL), *(fill(SYMBOL, seq, seq, TS) for seq in range(1, 151)), fill(SYMBOL, 151, -7, TS + 1))
         found = await every_change(world, limit)
@@ -102,7 +102,7 @@ async def test_all_changes_of_one_time_can_be_read(config, limit):  # noqa: F811
 
 @pytest.mark.parametrize("ahead", [-3_600_000, 90_000])
 @pytest.mark.parametrize("limit", [7, 100])
-async def test_entries_out_of_the_order_of_their_times_are_in_some_page(config, limit, ahead):  # noqa: F811
+async def test_okx_pages_contain_entries_whose_times_are_out_of_order(config, limit, ahead):  # noqa: F811
     async with world_of(with_venues(config, "okx")) as world:
         odd = {seq: TS + ahead - seq for seq in (1, 40, 41, 120, 149, 150)}
         await world.send(listing(SYMBOL), *(fill(SYMBOL, seq, 1, odd.get(seq, TS + seq // 50)) for seq in range(1, 151)))
@@ -111,22 +111,22 @@ async def test_entries_out_of_the_order_of_their_times_are_in_some_page(config, 
         assert [int(change["ts"]) for change in found] == sorted((int(change["ts"]) for change in found), reverse=True)
 
 
-async def test_more_changes_of_one_time_than_a_page_can_hold_are_said(config, monkeypatch):  # noqa: F811
+async def test_okx_reports_too_many_changes_of_one_time(config, monkeypatch):  # noqa: F811
     monkeypatch.setattr(okx, "CHANGES_MAX", 20)
     async with world_of(with_venues(config, "okx")) as world:
         await world.send(listing(SYMBOL), *(fill(SYMBOL, seq, 1, TS) for seq in range(1, 21)))
         assert len(await changes(world, limit=5)) == 20
         await world.send(fill(SYMBOL, 21, 1, TS))
-        status, body = await ask(world, OKX, instType="SWAP", instFamily=SYMBOL, limit=5)
+        status, body = await get(world, OKX, instType="SWAP", instFamily=SYMBOL, limit=5)
         assert (status, body["code"]) == (400, "51000")
-        assert f"over 20 changes are of the time {TS}" in body["msg"]
+        assert f"over 20 changes have the time {TS}" in body["msg"]
 
 
 def replaced(event, ts):
     return msgspec.structs.replace(event, ts=ts)
 
 
-async def test_deleveraging_begins_and_ends_in_okxs_words(world):
+async def test_okx_reports_begin_and_end_of_adl(world):
     now = time.time_ns() // 1_000_000
     await world.send(executed(5, 1, "secret-bert", 30), *(ended(seq, 1) for seq in range(6, 16)))
     turns = await changes(world, type="adl")
@@ -135,11 +135,11 @@ async def test_deleveraging_begins_and_ends_in_okxs_words(world):
     assert int(turns[1]["ts"]) == TS + 1000
     assert await changes(world, type="adl", after=turns[0]["ts"]) == turns[1:]
     assert await changes(world, type="platform_revenue") == []
-    assert (await ask(world, OKX, instType="FUTURES", uly=SYMBOL))[1]["data"] == []
-    assert (await ask(world, OKX, instType="SWAP", uly=SYMBOL, ccy="XBT"))[1]["data"] == []
+    assert (await get(world, OKX, instType="FUTURES", uly=SYMBOL))[1]["data"] == []
+    assert (await get(world, OKX, instType="SWAP", uly=SYMBOL, ccy="XBT"))[1]["data"] == []
 
 
-async def test_every_venue_refuses_in_its_own_words(world):
+async def test_each_venue_reports_errors_in_its_own_format(world):
     wrong = {
         ("/v5/market/insurance", "coin", "x" * 17): (200, {"retCode": 10001}),
         ("/v5/market/adlAlert", "symbol", "NONE"): (200, {"retCode": 10001}),
@@ -152,23 +152,23 @@ async def test_every_venue_refuses_in_its_own_words(world):
         (f"{OKX}?instType=SWAP&uly={SYMBOL}", "before", str(2**63 - 1)): (400, {"code": "51000"}),
     }
     for (path, name, value), (expected, part) in wrong.items():
-        status, body = await ask(world, path, **({name: value} if name else {}))
+        status, body = await get(world, path, **({name: value} if name else {}))
         assert (status, body | part) == (expected, body), (path, body)
-    status, body = await ask(world, OKX, instType="SWAP", uly="NONE")
+    status, body = await get(world, OKX, instType="SWAP", uly="NONE")
     assert (status, body["code"]) == (400, "51001")
 
 
-async def test_every_venue_says_in_its_own_words_that_a_client_asks_too_often(config):  # noqa: F811
+async def test_each_venue_reports_the_rate_limit_in_its_own_format(config):  # noqa: F811
     limited = with_section(with_venues(config, *VENUES), "http", requests_max=1, requests_seconds=3600.0)
-    words = {
+    errors = {
         "binance": (429, {"code": -1003}),
         "bybit": (200, {"retCode": 10006}),
         "gate": (429, {"label": "TOO_MANY_REQUESTS"}),
         "okx": (429, {"code": "50011"}),
     }
     async with world_of(limited) as world:
-        await ask(world, "/api/v1/timestamp")
-        for venue, (expected, part) in words.items():
+        await get(world, "/api/v1/timestamp")
+        for venue, (expected, part) in errors.items():
             async with world.http.get(PATHS[venue]) as answer:
                 body = await answer.json()
                 assert (answer.status, body | part) == (expected, body), (venue, body)
@@ -179,10 +179,10 @@ async def test_every_venue_says_in_its_own_words_that_a_client_asks_too_often(co
                 assert not ends or abs(int(ends) - 3_600_000 - time.time() * 1000) < 60_000
 
 
-async def test_own_positions_need_the_accounts_token(world):
+async def test_positions_of_an_account_require_its_token(world):
     paths = {"/fapi/v1/adlQuantile": "symbol", "/api/v4/futures/usdt/auto_deleverages": "contract"}
     for path, name in paths.items():
-        assert (await ask(world, path))[0] == 401
+        assert (await get(world, path))[0] == 401
         async with world.http.get(path, headers=bearer("risk")) as answer:
             assert answer.status == 403
         for account, symbol, count in (("secret-anna", SYMBOL, 1), ("secret-anna", "NONE", 0), ("nobody", SYMBOL, 0)):
@@ -191,7 +191,7 @@ async def test_own_positions_need_the_accounts_token(world):
                 assert (answer.status, len(await answer.json())) == (200, count)
 
 
-async def test_all_reductions_of_an_account_can_be_read_from_gate(config, monkeypatch):  # noqa: F811
+async def test_gate_answers_all_reductions_of_an_account(config, monkeypatch):  # noqa: F811
     monkeypatch.setattr(gate, "PAGE_ENTRIES_MAX", 1)
     async with world_of(with_venues(config, "gate")) as world:
         await world.send(*BEGINNING, shortfall(1, 20), executed(2, 1, "secret-anna", 20))
@@ -207,7 +207,7 @@ async def test_all_reductions_of_an_account_can_be_read_from_gate(config, monkey
         assert await orders(contract="NONE") == []
 
 
-async def test_while_the_ledger_is_away_each_venue_says_so(world, servers):
+async def test_each_venue_reports_an_unreachable_database(world, servers):
     servers.postgres.stop()
     try:
         for path, status, code in (
@@ -217,17 +217,17 @@ async def test_while_the_ledger_is_away_each_venue_says_so(world, servers):
             ("/v5/market/insurance", 200, 10016),
         ):
 
-            async def told(path=path, status=status, code=code):
-                found, body = await ask(world, path)
+            async def reports_outage(path=path, status=status, code=code):
+                found, body = await get(world, path)
                 return found == status and code in body.values()
 
-            await eventually(told)
+            await eventually(reports_outage)
     finally:
         servers.postgres.start()
 
 
 @pytest.mark.parametrize("condensed", [0, 40, 200])
-async def test_days_of_a_currency_are_the_sums_of_its_contracts(config, condensed):  # noqa: F811
+async def test_daily_balances_of_a_currency_are_sums_over_its_contracts(config, condensed):  # noqa: F811
     dice = random.Random(condensed)
     today = 1_700_000_000_000 // DAY_MS * DAY_MS
     fills = []
@@ -252,7 +252,7 @@ async def test_days_of_a_currency_are_the_sums_of_its_contracts(config, condense
             assert await Histories(pool).days("USDT", count, today + 1) == expected
 
 
-async def test_sums_of_a_currency_are_exact_where_its_contracts_have_different_decimals(config):  # noqa: F811
+async def test_sums_of_a_currency_are_exact_across_contracts_with_different_decimals(config):  # noqa: F811
     decimals = {"AAA": 10, "BBB": 8, "CCC": 0, "DDD": 18}
     for symbol, number in decimals.items():
         async with owned(with_section(config, "currency", decimals={"USDT": number})) as owner:
@@ -272,7 +272,7 @@ async def test_sums_of_a_currency_are_exact_where_its_contracts_have_different_d
         summary = await world.data("/api/v1/insurance-fund/summary")
         (currency,) = summary["currencies"]
         assert (currency["balance"], currency["outstanding"], summary["totalUsdt"]) == ("12", "0", "12")
-        _, body = await ask(world, OKX, instType="SWAP", uly="AAA")
+        _, body = await get(world, OKX, instType="SWAP", uly="AAA")
         assert body["data"][0]["total"] == "12"
-        _, body = await ask(world, "/v5/market/insurance")
+        _, body = await get(world, "/v5/market/insurance")
         assert sorted(pool["balance"] for pool in body["result"]["list"]) == ["0", "4", "4", "4"]

@@ -1,4 +1,4 @@
-"""How text of others looks in consoles, logs and JSON that people read: nothing of it is obeyed, or passes for other text."""
+"""Escaping of foreign text in consoles, logs and JSON: control characters have no effect and text cannot pose as other text."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def is_safe(text, keeps=""):
 
 
 @pytest.mark.parametrize("text", HOSTILE.values())
-def test_what_is_not_printable_is_escaped_and_the_rest_stays(text):
+def test_unprintable_characters_are_escaped(text):
     shown = visible(text)
     assert is_safe(shown)
     assert shown.encode().decode("unicode_escape") == text
@@ -44,7 +44,7 @@ def test_what_is_not_printable_is_escaped_and_the_rest_stays(text):
 
 
 @given(st.text())
-def test_any_text_is_safe_and_printable_text_is_itself(text):
+def test_any_text_becomes_printable_and_printable_text_is_unchanged(text):
     assert is_safe(visible(text))
     assert visible(text, keeps="\n").count("\n") == text.count("\n")
     document = msgspec.json.encode(text).decode()
@@ -54,7 +54,7 @@ def test_any_text_is_safe_and_printable_text_is_itself(text):
         assert visible(text) == text
 
 
-def test_letters_of_all_scripts_stay():
+def test_letters_of_all_scripts_are_unchanged():
     for text in ("Δ", "é", "日本", "العربية", "😀", "ß§°"):
         assert visible(text) == text
         assert unicodedata.category(text[0]) not in {"Cf", "Cc"}
@@ -62,7 +62,7 @@ def test_letters_of_all_scripts_stay():
 
 @pytest.fixture
 def logged():
-    """What is logged for people from here on."""
+    """Captures the console log."""
     output = io.StringIO()
     configure_logs(LogConfig(), output)
     yield output
@@ -70,27 +70,27 @@ def logged():
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), "a\nb"])
-def test_a_line_of_the_log_is_one_line_of_what_is_printable(logged, text):
-    structlog.get_logger().warning("told", path=text, other=[text])
+def test_log_line_is_a_single_printable_line(logged, text):
+    structlog.get_logger().warning("event", path=text, other=[text])
     (line,) = logged.getvalue().splitlines()
     assert is_safe(line)
 
 
 @pytest.mark.parametrize("text", HOSTILE.values())
-def test_a_traceback_keeps_its_lines_and_nothing_else_that_is_not_printable(logged, text):
+def test_traceback_is_printable_and_keeps_its_lines(logged, text):
     structlog.get_logger().error("failed", exc_info=ValueError(text))
     assert is_safe(logged.getvalue(), keeps="\n")
     assert logged.getvalue().count("\n") >= 2
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), "[red]a", "a[/]", "[link=https://evil.test]a[/link]", ":smile:"])
-def test_a_terminal_shows_text_as_it_is(text):
+def test_terminal_shows_markup_literally(text):
     output = io.StringIO()
-    Terminal(file=output, width=200).print(f"{text} told")
-    assert output.getvalue() == f"{visible(text)} told\n"
+    Terminal(file=output, width=200).print(f"{text} end")
+    assert output.getvalue() == f"{visible(text)} end\n"
 
 
-async def test_rejected_events_are_listed_whatever_is_in_them(config):
+async def test_rejected_events_with_any_text_are_listed_safely(config):
     async with served(config) as service:
         for text in ("\u202e", "\x1b[2J", "[/]", "[red]"):
             await service.post({"type": "mark", "symbol": "AAA", f"x{text}": 1})

@@ -1,4 +1,4 @@
-"""What topics tell: every change once, in order, beginning where the client asks."""
+"""Topics publish every change once and in order, from where the client subscribes."""
 
 import asyncio
 import random
@@ -15,7 +15,15 @@ from live import BALANCE, ENTRY, ORDER, POSITION, serving
 from test_engine import running, stopped
 from tokens import SECRET, bearer, signed
 
+from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.websocket import entries
+from fundsvc.api.websocket.endpoints import websocket_endpoints
+from fundsvc.metrics import Metrics
+from fundsvc.readmodel.adl_books import following
+from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.store.adl import Deleveragings
+from fundsvc.store.database import open_pool
+from fundsvc.store.reader import Reader
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
@@ -47,49 +55,49 @@ async def shows(service, symbol, entry):
         return answer.status == 200 and (await answer.json())["data"]["entry"] == entry
 
 
-async def test_balances_come_as_they_are_and_as_they_change(service, ledger):
+async def test_balances_are_sent_at_first_and_after_each_change(service, ledger):
     async with service.connected() as client:
         await client.subscribe(f"{BALANCE}:AAA,BBB")
         for symbol in ("AAA", "BBB"):
-            told = await client.data(f"{BALANCE}:{symbol}", "balance.change")
-            assert told == await service.data(f"{FUNDS}/{symbol}")
+            received = await client.data(f"{BALANCE}:{symbol}", "balance.change")
+            assert received == await service.data(f"{FUNDS}/{symbol}")
         await ledger.settle([fill("BBB", 1, 7)])
-        told = await client.data(f"{BALANCE}:BBB", "balance.change")
-        assert (told["balance"], told["entry"]) == ("7", 1)
-        assert told == await service.data(f"{FUNDS}/BBB")
+        received = await client.data(f"{BALANCE}:BBB", "balance.change")
+        assert (received["balance"], received["entry"]) == ("7", 1)
+        assert received == await service.data(f"{FUNDS}/BBB")
 
 
-async def test_all_balances_are_those_of_contracts_listed_later_too(service, ledger):
+async def test_subscription_to_all_balances_includes_contracts_listed_later(service, ledger):
     async with service.connected() as client:
         await client.subscribe(f"{BALANCE}:all")
         assert [(await client.next())["topic"] for _ in range(2)] == [f"{BALANCE}:AAA", f"{BALANCE}:BBB"]
         await ledger.settle([listing("CCC"), fill("CCC", 1, 7)])
-        told = await client.data(f"{BALANCE}:CCC", "balance.change")
-        assert told["balance"] == "7"
+        received = await client.data(f"{BALANCE}:CCC", "balance.change")
+        assert received["balance"] == "7"
 
 
-async def test_entries_come_as_the_history_has_them(service, ledger):
+async def test_pushed_entries_equal_those_of_the_history(service, ledger):
     async with service.connected() as client:
         await client.subscribe(f"{ENTRY}:AAA,BBB")
         await ledger.settle([fill("AAA", 2, -3), fill("BBB", 1, -4), fill("AAA", 3, 9)])
-        told = [await client.next() for _ in range(3)]
-        assert {message["subject"] for message in told} == {"entry"}
+        received = [await client.next() for _ in range(3)]
+        assert {message["subject"] for message in received} == {"entry"}
         for symbol, first in (("AAA", 1), ("BBB", 0)):
             page = await service.data(f"{FUNDS}/{symbol}/history", params={"offset": first, "forward": "true"})
-            assert [message["data"] for message in told if message["topic"] == f"{ENTRY}:{symbol}"] == page["dataList"]
+            assert [message["data"] for message in received if message["topic"] == f"{ENTRY}:{symbol}"] == page["dataList"]
 
 
 async def entries_of(client, last):
-    """The numbers of the entries that a client is told of, up to one."""
-    told = []
-    while not told or told[-1] < last:
-        told.append((await client.data(f"{ENTRY}:AAA", "entry"))["entry"])
-    return told
+    """Returns the numbers of the entries that a client receives, up to `last`."""
+    received = []
+    while not received or received[-1] < last:
+        received.append((await client.data(f"{ENTRY}:AAA", "entry"))["entry"])
+    return received
 
 
 @pytest.mark.parametrize("after", [0, 1, 17, 40])
-async def test_what_was_missed_is_replayed_and_then_goes_live(service, ledger, after, monkeypatch):
-    monkeypatch.setattr(entries, "REPLAY_ENTRIES", 7)
+async def test_missed_entries_are_sent_before_live_ones(service, ledger, after, monkeypatch):
+    monkeypatch.setattr(entries, "CATCH_UP_ENTRIES", 7)
     await ledger.settle([fill("AAA", seq, 1) for seq in range(2, 41)])
     await eventually(lambda: shows(service, "AAA", 40))
     async with service.connected() as client:
@@ -99,9 +107,9 @@ async def test_what_was_missed_is_replayed_and_then_goes_live(service, ledger, a
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_no_entry_is_missed_or_told_twice_however_clients_come_and_go(service, ledger, seed, monkeypatch):
-    """Clients subscribe, leave and go on from where they were, while entries are settled, at moments that chance chooses."""
-    monkeypatch.setattr(entries, "REPLAY_ENTRIES", 5)
+async def test_reconnecting_clients_receive_every_entry_once(service, ledger, seed, monkeypatch):
+    """Clients subscribe, disconnect and resume at random moments while the engine settles entries."""
+    monkeypatch.setattr(entries, "CATCH_UP_ENTRIES", 5)
     chance = random.Random(seed)
     last = 400
     settled = asyncio.Event()
@@ -115,60 +123,60 @@ async def test_no_entry_is_missed_or_told_twice_however_clients_come_and_go(serv
             await asyncio.sleep(chance.choice((0, 0, 0.002, 0.01)))
         settled.set()
 
-    async def listen(lives):
-        told = []
-        while not told or told[-1] < last:
-            after = told[-1] if told else 0
+    async def receive(reconnects):
+        received = []
+        while not received or received[-1] < last:
+            after = received[-1] if received else 0
             async with service.connected() as client:
-                await client.say(id="s", type="subscribe", topic=f"{ENTRY}:AAA", after=after)
-                enough = last if settled.is_set() or lives == 0 else min(last, after + chance.randrange(1, 60))
-                told += await entries_of(client, enough)
+                await client.send(id="s", type="subscribe", topic=f"{ENTRY}:AAA", after=after)
+                until = last if settled.is_set() or reconnects == 0 else min(last, after + chance.randrange(1, 60))
+                received += await entries_of(client, until)
                 if chance.random() < 0.5:
-                    await client.say(id="u", type="unsubscribe", topic=f"{ENTRY}:AAA")
-            lives -= 1
-        return told
+                    await client.send(id="u", type="unsubscribe", topic=f"{ENTRY}:AAA")
+            reconnects -= 1
+        return received
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(settle())
-        listeners = [tasks.create_task(listen(lives)) for lives in (0, 2, 5, 9)]
-    for listener in listeners:
-        assert listener.result() == list(range(1, last + 1))
+        clients = [tasks.create_task(receive(reconnects)) for reconnects in (0, 2, 5, 9)]
+    for client in clients:
+        assert client.result() == list(range(1, last + 1))
 
 
-async def test_a_client_that_knows_more_than_this_process_waits_for_it(service, ledger):
+async def test_subscription_ahead_of_the_tail_waits_for_it(service, ledger):
     async with service.connected() as client:
         await client.subscribe(f"{ENTRY}:AAA", after=3)
         await ledger.settle([fill("AAA", seq, 1) for seq in range(2, 6)])
         assert await entries_of(client, 5) == [4, 5]
 
 
-async def test_a_client_that_subscribes_again_begins_again(service, ledger):
+async def test_repeated_subscription_starts_from_its_after(service, ledger):
     async with service.connected() as client:
         for _ in range(3):
             await client.subscribe(f"{ENTRY}:AAA", after=0)
             assert await entries_of(client, 1) == [1]
         await ledger.settle([fill("AAA", 2, 1)])
         assert await entries_of(client, 2) == [2]
-        assert (await client.ask(id="1", type="ping"))["type"] == "pong"
+        assert (await client.request(id="1", type="ping"))["type"] == "pong"
 
 
 @asynccontextmanager
 async def market(config):
-    """An engine, what feeds it, and the service beside it."""
+    """Runs an engine and the HTTP side; yields the service and a producer for the stream."""
     async with running(config), open_client(config.stream) as client, serving(config) as service:
         producer = Producer(client, 1)
         await producer.append(BEGINNING)
         await eventually(lambda: shows(service, SYMBOL, 0))
-        await eventually(lambda: ranked(service))
+        await eventually(lambda: has_ranking(service))
         yield service, producer
 
 
-async def ranked(service):
+async def has_ranking(service):
     async with service.http.get(f"/api/v1/adl/{SYMBOL}/queue") as answer:
         return answer.status == 200 and (await answer.json())["data"]["short"]
 
 
-async def test_a_replay_waits_for_a_database_that_is_away(config, servers):
+async def test_missed_entries_are_sent_after_a_database_outage(config, servers):
     async with market(config) as (service, producer):
         await producer.append([fill(SYMBOL, seq, 1) for seq in range(1, 4)])
         await eventually(lambda: shows(service, SYMBOL, 3))
@@ -177,58 +185,58 @@ async def test_a_replay_waits_for_a_database_that_is_away(config, servers):
             with stopped(servers, servers.postgres):
                 await client.subscribe(f"{ENTRY}:{SYMBOL}", after=0)
                 await producer.append([fill(SYMBOL, seq, 1) for seq in range(4, 7)])
-            for told, first in ((client, 1), (listener, 4)):
+            for subscribed, first in ((client, 1), (listener, 4)):
                 for entry in range(first, 7):
-                    assert (await told.data(f"{ENTRY}:{SYMBOL}", "entry"))["entry"] == entry
+                    assert (await subscribed.data(f"{ENTRY}:{SYMBOL}", "entry"))["entry"] == entry
 
 
-async def test_orders_come_when_they_are_open_and_when_they_begin_advance_and_end(config):
+async def test_orders_are_sent_when_they_begin_advance_and_end(config):
     topic = f"{ORDER}:{SYMBOL}"
     async with market(config) as (service, producer), service.connected() as client:
         await client.subscribe(topic)
         await producer.append([shortfall(1)])
-        told = await client.data(topic, "order.change")
-        assert (told["adl"], told["state"], told["lotsTaken"]) == (1, "open", 0)
-        assert "secret" not in str(told)
+        received = await client.data(topic, "order.change")
+        assert (received["adl"], received["state"], received["lotsTaken"]) == (1, "open", 0)
+        assert "secret" not in str(received)
         await producer.append([executed(2, 1, "secret-anna", 20)])
-        told = await client.data(topic, "order.change")
-        assert (told["state"], told["lotsTaken"], told["rounds"][0]["executed"]) == ("open", 20, 20)
+        received = await client.data(topic, "order.change")
+        assert (received["state"], received["lotsTaken"], received["rounds"][0]["executed"]) == ("open", 20, 20)
         async with service.connected() as late:
             await late.subscribe(topic)
-            assert await late.data(topic, "order.change") == told
+            assert await late.data(topic, "order.change") == received
         await producer.append([executed(3 + number, 1, *left) for number, left in enumerate(LEFT)])
-        told = await client.data(topic, "order.change")
-        while told["state"] == "open":
-            told = await client.data(topic, "order.change")
+        received = await client.data(topic, "order.change")
+        while received["state"] == "open":
+            received = await client.data(topic, "order.change")
         (order,) = (await service.data(f"/api/v1/adl/{SYMBOL}/orders"))["dataList"]
-        assert told == order
+        assert received == order
 
 
 LEFT = (("secret-anna", 30), ("secret-bert", 30), ("secret-carl", 15), ("secret-emil", 5))
-"""What the first order asks after anna's first 20 lots."""
+"""The allocations of the first order after anna's first 20 lots."""
 
 
-async def test_an_account_is_told_of_its_positions_and_of_their_lights_as_they_change(config):
+async def test_account_receives_its_positions_and_changes_of_their_lights(config):
     async with market(config) as (service, producer), service.connected(signed("trader", account="secret-anna")) as client:
         await client.subscribe(POSITION, privateChannel=True)
         first = await client.next()
         assert (first["topic"], first["subject"], first["channelType"]) == (POSITION, "position.lights", "private")
         shown = await service.data("/api/v1/adl/positions", headers=bearer("trader", account="secret-anna"))
-        told = first["data"]
-        assert told["lights"] == 5
-        assert {**told, "ts": 0, "lastId": ""} == {**shown["positions"][0], "ts": 0, "lastId": ""}
-        # Five better ones come, so that anna's is not among the first fifth any more.
+        received = first["data"]
+        assert received["lights"] == 5
+        assert {**received, "ts": 0, "lastId": ""} == {**shown["positions"][0], "ts": 0, "lastId": ""}
+        # Five positions with higher scores push anna's out of the first fifth.
         await producer.append([position(f"secret-better-{number}", -10, 41000, "0.1") for number in range(5)])
-        told = await client.data(POSITION, "position.lights")
-        while told["lights"] == 5:
-            told = await client.data(POSITION, "position.lights")
-        assert told["rank"] == 6
+        received = await client.data(POSITION, "position.lights")
+        while received["lights"] == 5:
+            received = await client.data(POSITION, "position.lights")
+        assert received["rank"] == 6
         await producer.append([position("secret-anna", 0)])
-        told = await client.data(POSITION, "position.lights")
-        assert (told["lots"], told["lights"], told["rank"]) == (0, None, None)
+        received = await client.data(POSITION, "position.lights")
+        assert (received["lots"], received["lights"], received["rank"]) == (0, None, None)
 
 
-async def test_a_client_goes_on_from_the_time_of_its_last_reduction_though_the_engines_clock_is_ahead(config):
+async def test_after_the_last_reduction_nothing_is_missed_when_the_engines_clock_is_ahead(config):
     ahead = time.time_ns() // 1_000_000 + 120_000
     async with market(config) as (service, producer):
         async with service.connected(signed("trader", account="secret-anna")) as client:
@@ -249,12 +257,14 @@ async def test_a_client_goes_on_from_the_time_of_its_last_reduction_though_the_e
             assert (await deleveraged(client))["executed"] == 50
 
 
-async def test_an_account_is_told_that_it_was_deleveraged_where_when_by_how_much_and_why(config):
-    async with market(config) as (service, producer), service.connected(signed("trader", account="secret-anna")) as client:
-        await client.subscribe(POSITION, privateChannel=True)
+async def test_account_receives_its_reductions_with_contract_time_lots_and_cause(config):
+    anna, bert = (signed("trader", account=account) for account in ("secret-anna", "secret-bert"))
+    async with market(config) as (service, producer), service.connected(anna) as client, service.connected(bert) as other:
+        for each in (client, other):
+            await each.subscribe(POSITION, privateChannel=True)
         await client.data(POSITION, "position.lights")
         await producer.append([shortfall(1), executed(2, 1, "secret-anna", 20)])
-        told = await deleveraged(client)
+        received = await deleveraged(client)
         wanted = {
             "symbol": SYMBOL,
             "cause": 1,
@@ -265,21 +275,20 @@ async def test_an_account_is_told_that_it_was_deleveraged_where_when_by_how_much
             "ts": TS,
             "side": "short",
         }
-        assert {name: told[name] for name in wanted} == wanted
-        assert "account" not in told
+        assert {name: received[name] for name in wanted} == wanted
+        assert "account" not in received
         before = time.time_ns() // 1_000_000 - 60_000
         await producer.append([executed(3, 1, "secret-anna", 30)])
         assert (await deleveraged(client))["executed"] == 50
-        await producer.append([executed(4, 1, "secret-bert", 30)])  # which is nothing to anna
-        assert await nothing_more(client)
-        # Whoever was away asks from when on, and is told what came since.
-        async with service.connected(signed("trader", account="secret-anna")) as late:
-            await late.subscribe(POSITION, privateChannel=True, after=before)
-            assert (await deleveraged(late))["executed"] == 50
-            assert await nothing_more(late)
-        async with service.connected(signed("trader", account="secret-bert")) as other:
-            await other.subscribe(POSITION, privateChannel=True, after=before)
-            assert (await deleveraged(other))["executed"] == 30
+        await producer.append([executed(4, 1, "secret-bert", 30)])
+        assert (await deleveraged(other))["executed"] == 30
+        assert await no_more_reductions(client)
+        # A client that reconnects with `after` receives what it missed.
+        for token, lots in ((anna, 50), (bert, 30)):
+            async with service.connected(token) as late:
+                await late.subscribe(POSITION, privateChannel=True, after=before)
+                assert (await deleveraged(late))["executed"] == lots
+                assert await no_more_reductions(late)
 
 
 async def deleveraged(client):
@@ -289,22 +298,37 @@ async def deleveraged(client):
     return message["data"]
 
 
-async def nothing_more(client):
-    """Whether nothing about reductions lies between now and the answer to a ping that comes after the tail looked again."""
-    for _ in range(10):
-        await asyncio.sleep(0.02)
-        await client.say(id="p", type="ping")
-        while (message := await client.next())["type"] != "pong":
-            if message["subject"] == "position.deleveraged":
-                return False
-    return True
+async def no_more_reductions(client):
+    """Returns whether no reduction was sent to a client until now: the pong follows everything that was sent before it."""
+    await client.send(id="p", type="ping")
+    subjects = []
+    while (message := await client.next())["type"] != "pong":
+        subjects.append(message["subject"])
+    return "position.deleveraged" not in subjects
 
 
-async def test_public_topics_name_no_account(config):
+async def test_public_topics_do_not_contain_accounts(config):
     async with market(config) as (service, producer), service.connected() as client:
         for topic in (ENTRY, ORDER, BALANCE):
             await client.subscribe(f"{topic}:{SYMBOL}")
         await producer.append([LISTING, mark(39000), shortfall(1), executed(2, 1, "secret-anna", 20), ended(3, 1)])
-        told = [await client.next() for _ in range(4)]
-        assert {message["subject"] for message in told} == {"balance.change", "entry", "order.change"}
-        assert b"secret" not in msgspec.json.encode(told)
+        received = [await client.next() for _ in range(4)]
+        assert {message["subject"] for message in received} == {"balance.change", "entry", "order.change"}
+        assert b"secret" not in msgspec.json.encode(received)
+
+
+async def test_topics_receive_changes_only_while_they_are_open(config):
+    def answer_of(fund):
+        raise AssertionError(f"no client requests {fund.symbol}")
+
+    metrics = Metrics()
+    async with (
+        open_pool(config.database.dsn, 2) as pool,
+        open_client(config.stream) as client,
+        following(config, pool, client, metrics) as follower,
+        tailing(config, metrics) as tail,
+    ):
+        ledger = Deleveragings(pool)
+        async with websocket_endpoints(config, tail, FundCache(tail, answer_of), Reader(pool), ledger, follower, metrics):
+            assert len(tail.listeners) == 4
+        assert tail.listeners == []

@@ -1,4 +1,4 @@
-/** An account's own positions and how they were deleveraged; with a token, which never leaves this tab but as a header. */
+/** The account view: positions and their ADL reductions. The token stays in this tab and is only sent as a header. */
 
 import { contractAddress, entryAddress } from "./addresses.js";
 import { ApiError, get } from "./api.js";
@@ -44,7 +44,7 @@ const DELEVERAGED_COLUMNS = {
   ...INPUTS,
 };
 
-/** Columns whose values are words; all others are numbers, to the right. */
+/** Columns of words. All others contain numbers and are aligned to the right. */
 const WORDS = ["Contract", "Side", "Lights", "Time", "Cause", "Order"];
 
 function contractLink({ symbol }) {
@@ -53,27 +53,27 @@ function contractLink({ symbol }) {
 
 function rank(row) {
   return row.rank === null
-    ? number(null, { reason: "no rank without a mark or without equity" })
+    ? number(null, { reason: "no rank: there is no mark price, or the position has no equity" })
     : element("span", {}, number(row.rank), ` of ${row.ranked}`);
 }
 
-/** The token of this tab; null without one. */
+/** Returns the token of this tab, null without one. */
 export function storedToken() {
   return sessionStorage.getItem(KEY);
 }
 
-/** The token to connect with; null for one that no topic is for, as only accounts have private topics. */
+/** Returns the token for the live connection: a trader's token, else null, because only accounts have private topics. */
 export function connectionToken() {
   const token = storedToken();
   return token && claims(token).role === "trader" ? token : null;
 }
 
-/** Forgets the token. */
-export function forgetToken() {
+/** Removes the token from this tab. */
+export function removeStoredToken() {
   sessionStorage.removeItem(KEY);
 }
 
-/** What a token says of itself, for the form alone: whether it counts is for the service to say. */
+/** Decodes the claims of a token without verifying it, for the form only. The service verifies the token. */
 function claims(token) {
   try {
     return JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
@@ -96,7 +96,7 @@ class AccountView {
     this.content = element("div", {});
     root.append(element("h1", { tabindex: "-1" }, "Account"), this.content, this.problem);
     if (this.#token) this.#show();
-    else this.#ask();
+    else this.#showForm();
   }
 
   end = () => {
@@ -104,38 +104,38 @@ class AccountView {
     this.#unsubscribe();
   };
 
-  /** The service took the token back. */
-  refuse = (error) => {
+  /** Shows the form again, with the reason for which the service rejected the token. */
+  rejectToken = (error) => {
     this.#token = null;
     this.end();
-    this.#ask();
+    this.#showForm();
     this.problem.textContent = error.message;
   };
 
-  #ask() {
+  #showForm() {
     const token = element("textarea", { id: "token", rows: 4, spellcheck: "false", autocomplete: "off", required: true });
     const account = element("input", { id: "account", autocomplete: "off" });
-    const whose = element(
+    const accountField = element(
       "p",
       { hidden: true },
-      element("label", { for: "account" }, "Account (yours is a risk token: whose positions?)"),
+      element("label", { for: "account" }, "Account (required: a risk token may read any account)"),
       account,
     );
     token.addEventListener("input", () => {
-      whose.hidden = claims(token.value.trim()).role !== "risk";
+      accountField.hidden = claims(token.value.trim()).role !== "risk";
     });
     const submit = (event) => {
       event.preventDefault();
       this.#enter(token.value.trim(), account.value.trim());
     };
-    const about = "It is kept in this tab until you close it, and sent to this service alone.";
+    const about = "The token stays in this tab until you close it. It is sent to this service only.";
     const label = element("label", { for: "token" }, "Access token");
-    const send = element("button", { type: "submit", class: "primary" }, "Show my positions");
+    const send = element("button", { type: "submit", class: "primary" }, "Show positions");
     const form = element(
       "form",
       { class: "token", submit },
       element("p", {}, label, token),
-      whose,
+      accountField,
       element("p", { class: "note" }, about),
       send,
     );
@@ -162,74 +162,74 @@ class AccountView {
   }
 
   #show(answer) {
-    this.who = element("p", { class: "who" });
+    this.owner = element("p", { class: "owner" });
     this.positions = element("section", { class: "panel" });
     this.deleveraged = element("section", { class: "panel" });
     const head = element(
       "div",
       { class: "head" },
-      this.who,
-      button("Forget the token", () => this.#leave(), { class: "quiet" }),
+      this.owner,
+      button("Remove the token", () => this.#removeToken(), { class: "quiet" }),
     );
     this.content.replaceChildren(head, this.positions, this.deleveraged);
     if (answer) this.#draw(answer);
-    const look = () => document.hidden || this.#look();
-    this.#timer = setInterval(look, REFRESH_MS);
+    const refreshVisible = () => document.hidden || this.#refresh();
+    this.#timer = setInterval(refreshVisible, REFRESH_MS);
     const resume = async () => {
-      await this.#look();
+      await this.#refresh();
       return {};
     };
-    if (!answer) look();
-    this.#unsubscribe = this.#feed.subscribe("/adl/position", { receive: () => this.#look(), resume, isPrivate: true });
+    if (!answer) refreshVisible();
+    this.#unsubscribe = this.#feed.subscribe("/adl/position", { receive: () => this.#refresh(), resume, isPrivate: true });
   }
 
-  /** Ranks follow the mark, of which no topic tells: they are read now and then, and at once when something happened. */
-  async #look() {
+  /** Reads and draws the positions. No topic publishes the mark, which changes ranks, so this also runs at an interval. */
+  async #refresh() {
     try {
       this.#draw(await this.#read());
       this.problem.textContent = "";
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       if (error.isAccess) {
-        forgetToken();
-        this.refuse(error);
+        removeStoredToken();
+        this.rejectToken(error);
       } else this.problem.textContent = error.message;
     }
   }
 
-  #leave() {
-    forgetToken();
+  #removeToken() {
+    removeStoredToken();
     this.end();
     this.#token = null;
     this.#feed.start(null);
-    this.#ask();
+    this.#showForm();
   }
 
-  /** Says what came since the last answer: nothing is missed, whether a topic told of it or not. */
-  #announce(deleveraged) {
+  /** Shows a notice for each reduction since the last answer. Comparing answers misses none, even without the topic. */
+  #announceReductions(deleveraged) {
     const known = this.#known;
     this.#known = new Map(deleveraged.map((row) => [`${row.symbol} ${row.adl} ${row.round} ${row.side}`, row]));
     for (const [key, row] of known ? this.#known : []) {
       const more = BigInt(row.executed) - BigInt(known.get(key)?.executed ?? 0);
-      if (more) announce(`Deleveraged: ${more} lots of your ${row.symbol} ${row.side} at ${row.price}`);
+      if (more) announce(`ADL reduced your ${row.symbol} ${row.side} by ${more} lots at ${row.price}`);
     }
   }
 
   #draw({ account, positions, deleveraged }) {
-    this.#announce(deleveraged);
-    this.who.replaceChildren(element("b", {}, account));
+    this.#announceReductions(deleveraged);
+    this.owner.replaceChildren(element("b", {}, account));
     drawTable(this.positions, "Positions", POSITION_COLUMNS, positions, "No open positions.");
     drawTable(
       this.deleveraged,
-      "Deleveraged",
+      "ADL reductions",
       DELEVERAGED_COLUMNS,
       deleveraged,
-      "This account was never deleveraged.",
+      "ADL has not reduced a position of this account.",
     );
   }
 }
 
-/** Draws a table anew, its scrolling position kept. */
+/** Replaces a table and keeps its scroll position. */
 function drawTable(panel, title, columns, rows, empty) {
   const table = listTable(columns, rows, { words: WORDS, empty, cards: true });
   const old = panel.querySelector("table");
@@ -237,15 +237,15 @@ function drawTable(panel, title, columns, rows, empty) {
   else panel.replaceChildren(element("div", { class: "head" }, element("h2", {}, title)), scroller(title, table));
 }
 
-/** Shows the account; returns what ends that. */
+/** Shows the account view in `root`. Returns a function that closes it. */
 export function showAccount(root, { feed }) {
   const view = new AccountView(root, feed);
-  feed.refused = (error) => {
-    forgetToken();
-    view.refuse(error);
+  feed.tokenRejected = (error) => {
+    removeStoredToken();
+    view.rejectToken(error);
   };
   return () => {
-    feed.refused = forgetToken;
+    feed.tokenRejected = removeStoredToken;
     view.end();
   };
 }

@@ -1,16 +1,16 @@
-/** Where things are: on the page after `#`, and in the API. */
+/** Addresses on the page (after `#`) and paths in the API. */
 
-/** The address of a contract on the page. */
+/** Returns the page address of a contract. */
 export function contractAddress(symbol) {
   return `#/contract/${encodeURIComponent(symbol)}`;
 }
 
-/** The address of an entry on the page. */
+/** Returns the page address of an entry. */
 export function entryAddress(symbol, entry) {
   return `${contractAddress(symbol)}/entry/${entry}`;
 }
 
-/** The path of a fund in the API, and of all about it. */
+/** Returns the API path of a fund, under which its other resources are. */
 export function fundPath(symbol) {
   return `insurance-fund/${encodeURIComponent(symbol)}`;
 }

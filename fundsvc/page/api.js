@@ -1,6 +1,6 @@
-/** Questions to the service, in its envelope. */
+/** Requests to the API. */
 
-/** What the service refused, or that it could not be reached (status 0); the message is for people. */
+/** An error answer of the service, or status 0 if it is unreachable. The page shows the message. */
 export class ApiError extends Error {
   constructor(status, code, message) {
     super(message);
@@ -8,7 +8,7 @@ export class ApiError extends Error {
     this.code = code;
   }
 
-  /** Whether asking again would be answered in the same way. */
+  /** Whether a repeated request would fail again. */
   get isFinal() {
     return [400, 403, 404].includes(this.status);
   }
@@ -20,32 +20,32 @@ export class ApiError extends Error {
 }
 
 /**
- * Integers come as strings, so that none is rounded above 2^53. These are small by their nature, and the page computes with them:
- * times, numbers of entries, orders and rounds, which count from 1, and places in a queue.
+ * Fields that are converted to numbers, because they are small and the page computes with them: times, numbers of entries,
+ * orders and rounds, ranks. All other integers stay strings, because JavaScript rounds integers above 2^53.
  */
 const SMALL = new Set(
   "ts updatedAt recordedAt entryTs entry cause adl round rank ranked lights positions contracts".split(" "),
 );
 
-/** How every URL of the API asks for that. */
+/** The query parameter that requests integers as strings. */
 export const AS_STRINGS = { numbers: "string" };
 
-/** What a JSON text holds, with large integers as strings. */
+/** Parses JSON and converts the fields of `SMALL` to numbers. */
 export function parse(text) {
   return JSON.parse(text, (name, value) => (SMALL.has(name) && typeof value === "string" ? Number(value) : value));
 }
 
-/** The data at a path under /api/v1; raises ApiError. */
+/** Returns the data at a path under /api/v1. Throws ApiError. */
 export function get(path, parameters = {}, token = null) {
-  return ask("GET", path, { ...parameters, ...AS_STRINGS }, token);
+  return send("GET", path, { ...parameters, ...AS_STRINGS }, token);
 }
 
-/** What a POST without a body answers; raises ApiError. */
+/** Sends a POST without a body and returns the data of its answer. Throws ApiError. */
 export function post(path, token = null) {
-  return ask("POST", path, {}, token);
+  return send("POST", path, {}, token);
 }
 
-async function ask(method, path, parameters, token) {
+async function send(method, path, parameters, token) {
   const url = new URL(`api/v1/${path}`, document.baseURI);
   url.search = new URLSearchParams(parameters);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};

@@ -1,17 +1,17 @@
-/** The page: which view is shown follows the address after `#`, and the connection says how it is. */
+/** The page: shows the view that the address after `#` names, and the state of the live connection. */
 
-import { connectionToken, forgetToken, showAccount } from "./account.js";
+import { connectionToken, removeStoredToken, showAccount } from "./account.js";
 import { contractAddress } from "./addresses.js";
 import { showContract } from "./contract.js";
 import { showContracts } from "./contracts.js";
 import { visible } from "./dom.js";
 import { openEntry } from "./entry.js";
 import { Feed } from "./feed.js";
-import { clock, retellMoments } from "./format.js";
+import { clock, refreshMoments } from "./format.js";
 import { Market } from "./market.js";
 import { keepNotices } from "./notices.js";
 
-const RETELL_MS = 60_000;
+const MOMENTS_MS = 60_000;
 
 const main = document.getElementById("main");
 const dialog = document.getElementById("entry");
@@ -19,10 +19,10 @@ const feed = new Feed();
 const market = new Market(feed);
 const shared = { feed, market };
 
-/** What is shown now: its key, and what ends it. */
+/** The present view: its key, and the function that closes it. */
 let view = { key: null, end: () => {} };
 
-/** The parts of the address: "#/contract/X/entry/5" gives ["contract", "X", "entry", "5"]; one that cannot be read gives none. */
+/** Splits the address: "#/contract/X/entry/5" is ["contract", "X", "entry", "5"]. An invalid address is []. */
 function address() {
   try {
     return location.hash.split("/").slice(1).map(decodeURIComponent);
@@ -36,7 +36,7 @@ function route() {
   if (name === "contract" && symbol) show(`contract ${symbol}`, symbol, (root) => showContract(root, shared, symbol));
   else if (name === "account") show("account", "Account", (root) => showAccount(root, shared));
   else show("contracts", "Contracts", (root) => showContracts(root, shared));
-  if (part === "entry" && /^[1-9]\d{0,15}$/.test(number)) openEntry(dialog, symbol, Number(number), leaveEntry);
+  if (part === "entry" && /^[1-9]\d{0,15}$/.test(number)) openEntry(dialog, symbol, Number(number), closeEntry);
   else if (dialog.open) dialog.close();
   for (const link of document.querySelectorAll(".bar nav a")) markCurrent(link, name);
 }
@@ -59,31 +59,31 @@ function markCurrent(link, name) {
   else link.removeAttribute("aria-current");
 }
 
-/** Closing an entry is going to its contract; where the address says so already, the dialog was closed by it. */
-function leaveEntry() {
+/** After the dialog of an entry closes, goes to its contract, unless a change of the address closed it. */
+function closeEntry() {
   const [, symbol, part] = address();
   if (part === "entry") location.hash = contractAddress(symbol);
 }
 
-function sayConnection(state) {
+function showConnection(state) {
   const status = document.getElementById("connection");
-  const since = feed.heardAt ? `, data as of ${clock(feed.heardAt)}` : "";
-  status.dataset.state = state === "connecting" && feed.heardAt ? "waiting" : state;
-  const words = {
+  const since = feed.receivedAt ? `, data as of ${clock(feed.receivedAt)}` : "";
+  status.dataset.state = state === "connecting" && feed.receivedAt ? "waiting" : state;
+  const texts = {
     live: "live",
-    connecting: feed.heardAt ? `reconnecting${since}` : "connecting",
+    connecting: feed.receivedAt ? `reconnecting${since}` : "connecting",
     waiting: `reconnecting${since}`,
   };
-  if (status.textContent !== words[state]) status.textContent = words[state];
+  if (status.textContent !== texts[state]) status.textContent = texts[state];
   status.title = state === "live" ? "" : feed.reason;
 }
 
 keepNotices();
-feed.refused = forgetToken;
-feed.listen(sayConnection);
+feed.tokenRejected = removeStoredToken;
+feed.listen(showConnection);
 feed.start(connectionToken());
 addEventListener("hashchange", route);
-setInterval(retellMoments, RETELL_MS);
+setInterval(refreshMoments, MOMENTS_MS);
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();

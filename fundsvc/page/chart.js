@@ -1,4 +1,4 @@
-/** The balance over time: which time is shown, and that it goes on with each entry. */
+/** The balance chart: the shown time range, zoom and scale, extended by each new entry. */
 
 import { button, element } from "./dom.js";
 import { coloursOf, layout, plotly, traces } from "./drawing.js";
@@ -11,10 +11,10 @@ const RELOAD_MS = 300;
 const RETRY_MS = 5000;
 const POINTS_MAX = 6000;
 
-/** The last moment that the service knows: the end of the year 9999. */
+/** The latest time that the API accepts: the end of the year 9999. */
 const LAST_MS = 253_402_300_799_999;
 
-/** What can be chosen, in ms before now; null is from the first entry. */
+/** The ranges on offer, in ms before now; null starts at the first entry. */
 const RANGES = {
   "1 h": HOUR_MS,
   "24 h": 24 * HOUR_MS,
@@ -31,8 +31,8 @@ class Chart {
   #span = null;
   #series = null;
   #logarithmic = false;
-  #arrived = [];
-  #held = false;
+  #newEntries = [];
+  #dragging = false;
   #loads = 0;
   #ended = false;
   #drawn = false;
@@ -70,24 +70,24 @@ class Chart {
       this.plot,
       element("div", { class: "foot" }, this.note, legend),
     );
-    this.plot.addEventListener("pointerdown", () => this.#hold(true));
-    this.released = () => this.#hold(false);
+    this.plot.addEventListener("pointerdown", () => this.#setDragging(true));
+    this.released = () => this.#setDragging(false);
     addEventListener("pointerup", this.released);
     this.resized = new ResizeObserver(() => this.#resize());
     this.resized.observe(this.plot);
     this.recoloured = () => this.#draw();
     document.addEventListener("themechange", this.recoloured);
-    this.following = setInterval(() => this.#later(), 10 * REDRAW_MS);
+    this.following = setInterval(() => this.#scheduleDraw(), 10 * REDRAW_MS);
   }
 
-  /** Ticks are as many as there is room for. */
+  /** Redraws, because the width determines the number of ticks. */
   #resize() {
     if (!this.#drawn) return;
     window.Plotly.Plots.resize(this.plot);
-    this.#later();
+    this.#scheduleDraw();
   }
 
-  /** Stops drawing, and lets go of what Plotly holds. */
+  /** Stops drawing and frees what Plotly holds. */
   end = () => {
     this.#ended = true;
     this.resized.disconnect();
@@ -98,13 +98,13 @@ class Chart {
     if (this.#drawn) window.Plotly.purge(this.plot);
   };
 
-  /** Goes on with the next entry. */
+  /** Adds the next entry. */
   add = (entry) => {
-    this.#arrived.push(entry);
+    this.#newEntries.push(entry);
     if (!this.#series) return;
     this.#append(entry);
     if (this.#series.points.length > POINTS_MAX) this.#reload();
-    this.#later();
+    this.#scheduleDraw();
   };
 
   #append(entry) {
@@ -112,7 +112,7 @@ class Chart {
     this.#series.losses.push(...entryLosses(entry));
   }
 
-  /** Reads the shown time again, soon and once. */
+  /** Reloads the shown range shortly. Repeated calls cause one reload. */
   reload = () => this.#reload();
 
   #reload() {
@@ -127,8 +127,8 @@ class Chart {
     this.#load();
   }
 
-  /** A time that stands still, [from, to] in ms. */
-  #stay(from, to) {
+  /** Shows a fixed range, [from, to] in ms. */
+  #showSpan(from, to) {
     this.#span = [Math.max(0, from), Math.min(to, LAST_MS)];
     for (const choice of this.ranges) choice.setAttribute("aria-pressed", "false");
     this.#draw();
@@ -139,13 +139,13 @@ class Chart {
     if (!this.#series) return;
     const [from, to] = this.#shown();
     const [middle, half] = [(from + to) / 2, ((to - from) / 2) * factor];
-    this.#stay(middle - half, middle + half);
+    this.#showSpan(middle - half, middle + half);
   }
 
   #pan(share) {
     if (!this.#series) return;
     const [from, to] = this.#shown();
-    this.#stay(from + (to - from) * share, to + (to - from) * share);
+    this.#showSpan(from + (to - from) * share, to + (to - from) * share);
   }
 
   #switchScale() {
@@ -154,7 +154,7 @@ class Chart {
     this.#draw();
   }
 
-  /** The time that is shown: where it was zoomed to, or up to now, from the first entry on. */
+  /** Returns the shown range in ms: the zoomed one, or the chosen one until now, from the first entry at the earliest. */
   #shown() {
     if (this.#span) return this.#span;
     const now = Date.now();
@@ -162,17 +162,20 @@ class Chart {
     return [RANGES[this.#range] === null ? first : Math.max(first, now - RANGES[this.#range]), now];
   }
 
-  /** Reads the shown time; what comes meanwhile is added to it. Up to now means up to the newest entry, whatever the clocks. */
+  /**
+   * Loads the shown range, then appends the entries that arrived meanwhile. A range until now includes the newest entry even if
+   * the engine's clock is ahead.
+   */
   async #load() {
     const number = ++this.#loads;
-    this.#arrived = [];
+    this.#newEntries = [];
     try {
       this.first ??= await firstEntryAt(this.#symbol);
       const [from, to] = this.#shown();
       const [series] = await Promise.all([loadSeries(this.#symbol, from, this.#span ? to : to + DAY_MS), plotly()]);
       if (number !== this.#loads || this.#ended) return;
       this.#series = series;
-      for (const entry of this.#arrived) if (entry.entry > series.last) this.#append(entry);
+      for (const entry of this.#newEntries) if (entry.entry > series.last) this.#append(entry);
       this.#draw();
     } catch (error) {
       if (number !== this.#loads || this.#ended) return;
@@ -181,13 +184,13 @@ class Chart {
     }
   }
 
-  /** Nothing is drawn anew while somebody drags. */
-  #hold(held) {
-    if (this.#held && !held) this.#later();
-    this.#held = held;
+  /** Suspends drawing while the reader drags. */
+  #setDragging(dragging) {
+    if (this.#dragging && !dragging) this.#scheduleDraw();
+    this.#dragging = dragging;
   }
 
-  #later() {
+  #scheduleDraw() {
     this.#redrawing ||= setTimeout(() => {
       this.#redrawing = 0;
       this.#draw();
@@ -195,7 +198,7 @@ class Chart {
   }
 
   #draw() {
-    if (!this.#series || this.#ended || this.#held) return;
+    if (!this.#series || this.#ended || this.#dragging) return;
     const [shown, colours] = [this.#shown(), coloursOf(this.plot)];
     const { fontFamily: family } = getComputedStyle(this.plot);
     const look = { family, width: this.plot.clientWidth, isLogarithmic: this.#logarithmic };
@@ -209,17 +212,17 @@ class Chart {
   #relayout(change) {
     if (change["xaxis.autorange"] || change["yaxis.autorange"]) this.#choose(this.#range);
     else if ("xaxis.range[0]" in change)
-      this.#stay(Number(change["xaxis.range[0]"]), Number(change["xaxis.range[1]"]));
+      this.#showSpan(Number(change["xaxis.range[0]"]), Number(change["xaxis.range[1]"]));
   }
 
   #describe() {
     const { points, before } = this.#series;
-    const what = before.length ? "the newest entries each, and before them, dotted, candles and samples" : "every entry";
+    const what = before.length ? "the newest entries, and earlier candles and samples as a dotted line" : "every entry";
     const gap =
       this.#logarithmic && points.some(({ balance }) => balance === 0)
-        ? " A balance of 0 has no place on this scale: the line is interrupted."
+        ? " A log scale cannot show a balance of 0: the line is interrupted there."
         : "";
-    this.note.textContent = `Shows ${what}. Drag to zoom, double-click to go back.${gap}`;
+    this.note.textContent = `Shows ${what}. Drag to zoom, double-click to reset.${gap}`;
     this.plot.setAttribute(
       "aria-label",
       `Balance of ${this.#symbol}, from ${points[0].text} to ${points.at(-1).text} ${this.#currency}`,
@@ -227,7 +230,7 @@ class Chart {
   }
 }
 
-/** Shows the chart of a contract, whose settlement currency is `currency`. */
+/** Shows the balance chart of a contract. `currency` is its settlement currency. */
 export function showChart(root, symbol, currency) {
   return new Chart(root, symbol, currency);
 }

@@ -1,4 +1,4 @@
-/** One contract: its fund, the balance over time, its entries, deleveraging orders and queue. */
+/** The view of one contract: its fund, balance chart, entries, ADL orders and ADL queue. */
 
 import { showChart } from "./chart.js";
 import { element, visible } from "./dom.js";
@@ -13,18 +13,18 @@ const FACTS = {
   "7 d change": (fund) => money(fund.change7d, fund.settleCurrency, { signed: true }),
   "8 h peak": (fund) => money(fund.peak8h, fund.settleCurrency),
   "8 h drawdown": (fund) => percent(fund.drawdown8h),
-  Target: (fund) => money(fund.target, fund.settleCurrency, { reason: "no target size has been found" }),
+  Target: (fund) => money(fund.target, fund.settleCurrency, { reason: "the target size is not calculated yet" }),
   Fullness: (fund) => percent(fund.fullness),
   "Leverage cap": (fund) => rough(fund.leverageCap),
   Outstanding: (fund) => money(fund.outstanding, fund.settleCurrency),
-  "Open interest": (fund) => element("span", {}, number(fund.openInterest, { reason: "the book is not loaded yet" }), " lots"),
+  "Open interest": (fund) => element("span", {}, number(fund.openInterest, { reason: "positions are not loaded yet" }), " lots"),
   "Balance to open interest": (fund) => percent(fund.balanceToOpenInterest),
   "Last change": (fund) => moment(fund.updatedAt),
   "Last entry": (fund) => number(fund.entry),
   "Chain head": (fund) => hash(fund.head),
 };
 
-/** Shows a contract in `root`; returns what ends that. */
+/** Shows a contract in `root`. Returns a function that closes it. */
 export function showContract(root, { market, feed }, symbol) {
   const title = element("h1", { tabindex: "-1" }, symbol);
   const state = element("span", {});
@@ -50,7 +50,7 @@ export function showContract(root, { market, feed }, symbol) {
   };
 }
 
-/** Shows all but a listed contract's facts; returns what ends that. */
+/** Shows the panels of a listed contract below its facts. Returns a function that closes them. */
 function showPanels(root, feed, { symbol, settleCurrency }) {
   const panels = Object.fromEntries(
     ["chart", "entries", "queue", "orders"].map((name) => [name, element("section", { class: `panel ${name}` })]),

@@ -7,7 +7,7 @@ import { scroller } from "./table.js";
 
 const RESORT_MS = 2000;
 
-/** What was chosen last; it stays while the page is open. */
+/** The last choice of order and filter, kept while the page is open. */
 const chosen = { sort: "usdt", descending: true, text: "", state: "" };
 
 class ContractsView {
@@ -85,7 +85,7 @@ class ContractsView {
     }
   }
 
-  /** Shows what is known. Rows change places at once when asked to, else now and then, and never under pointer or focus. */
+  /** Draws the funds. Sorts the rows at once with `sort`, else at an interval, but not while the pointer or focus is on one. */
   draw({ sort = false } = {}) {
     const { funds, summary, problem } = this.#market;
     if (!funds) {
@@ -99,7 +99,7 @@ class ContractsView {
     const known = new Set(this.#order);
     for (const fund of shown) this.#row(fund).show(fund, this.widths);
     if (sort || due || shown.length !== this.#order.length || shown.some(({ symbol }) => !known.has(symbol))) this.#sort(shown);
-    this.empty.textContent = shown.length ? "" : funds.size ? "No contract is like that." : "No contract is listed yet.";
+    this.empty.textContent = shown.length ? "" : funds.size ? "No contract matches the filter." : "No contract is listed yet.";
     this.count.textContent =
       shown.length === funds.size ? `${funds.size} contracts` : `${shown.length} of ${funds.size} contracts`;
   }
@@ -140,19 +140,19 @@ class ContractsView {
     const each = summary.currencies.map((row) => {
       const title = element("h2", {}, `${row.currency} · ${row.contracts} ${row.contracts === 1 ? "contract" : "contracts"}`);
       const worth = element("p", {}, "≈ ", money(row.balanceUsdt, "USDT", { reason: row.balanceUsdtReason }));
-      const owed = element(
+      const outstanding = element(
         "p",
         { class: /[1-9]/.test(row.outstanding) ? "owed" : null },
         "outstanding ",
         number(row.outstanding),
       );
-      return element("div", { class: "total" }, title, number(row.balance), worth, owed);
+      return element("div", { class: "total" }, title, number(row.balance), worth, outstanding);
     });
     this.totals.replaceChildren(total, ...each);
   }
 }
 
-/** Arrow keys move between the rows' links. */
+/** Moves the focus between the links of the rows with the arrow keys. */
 function moveFocus(event) {
   const links = [...event.currentTarget.querySelectorAll("a")];
   const place = links.indexOf(document.activeElement);
@@ -162,7 +162,7 @@ function moveFocus(event) {
   links[Math.min(Math.max(next, 0), links.length - 1)].focus();
 }
 
-/** Shows the contracts in `root`; returns what ends that. */
+/** Shows the contracts in `root`. Returns a function that closes the view. */
 export function showContracts(root, { market }) {
   const view = new ContractsView(root, market);
   const unlisten = market.listen(() => view.draw());

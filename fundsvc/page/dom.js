@@ -1,47 +1,47 @@
-/** Making and changing elements. Text only ever goes in as text, so nothing that an answer holds becomes markup. */
+/** Creates and arranges elements. Text is inserted as text only, so nothing in an answer becomes markup. */
 
-/** Controls, characters without a width, and those that turn the order of what follows: none may pass for other text. */
+/** Control characters, zero-width characters and direction marks, which could make text look like other text. */
 const UNPRINTABLE = /[^\P{C}\n\t]|[\p{Zl}\p{Zp}]/gu;
 
-/** A text with such characters as their numbers, such as \u{202e}. */
+/** Returns a text with such characters escaped, for example as \u{202e}. */
 export function visible(text) {
   return text.replace(UNPRINTABLE, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
 }
 
-/** Attributes that are read by people. */
-const READ = new Set(["title", "aria-label"]);
+/** Attributes that readers see or hear, so they are escaped. */
+const READABLE = new Set(["title", "aria-label"]);
 
-/** A new element with attributes (a function is a listener, true is present, false and null are left out) and children. */
+/** Returns a new element. Of its attributes, a function is a listener, true is present, false and null are omitted. */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") made.addEventListener(name, value);
     else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== null) made.setAttribute(name, READ.has(name) ? visible(String(value)) : value);
+    else if (value !== false && value !== null) made.setAttribute(name, READABLE.has(name) ? visible(String(value)) : value);
   }
   made.append(...children.map((child) => (typeof child === "string" ? visible(child) : child)));
   return made;
 }
 
-/** A button that does something. */
+/** Returns a button that calls `press`. */
 export function button(text, press, attributes = {}) {
   return element("button", { type: "button", click: press, ...attributes }, text);
 }
 
-/** Calls `draw` once in the next frame, however often it is asked for before. */
+/** Returns a function that schedules one call of `draw` in the next frame, however often it is called. */
 export function perFrame(draw) {
-  let asked = false;
+  let scheduled = false;
   return () => {
-    if (asked) return;
-    asked = true;
+    if (scheduled) return;
+    scheduled = true;
     requestAnimationFrame(() => {
-      asked = false;
+      scheduled = false;
       draw();
     });
   };
 }
 
-/** Puts children into the given order with as few moves as possible, so that focus and selection stay where they are. */
+/** Brings children into the given order without moving those in place, so that focus and selection are kept. */
 export function arrange(parent, children) {
   const kept = new Set(children);
   for (const child of [...parent.children]) if (!kept.has(child)) child.remove();

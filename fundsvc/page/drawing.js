@@ -1,17 +1,17 @@
-/** What Plotly is told to draw: a step line, candles as a band, and marks in a lane of their own below. */
+/** Traces and layout for Plotly: the balance as a step line, candles as a band, and marks of losses in a lane below. */
 
 import { element } from "./dom.js";
 import { dayAndClock } from "./format.js";
 import { ticks } from "./ticks.js";
 
-/** Room for a date below a tick, in pixels. */
+/** The width of a date below a tick, in pixels. */
 const TICK_WIDTH = 90;
 
 const COLOURS = ["ink", "faint", "rule", "accent", "band", "loss", "adl"];
 
 let loading = null;
 
-/** The chart library, which the service has from its own package; it is loaded when it is first needed. */
+/** Loads the chart library from the service when it is first needed. */
 export function plotly() {
   loading ??= new Promise((resolve, reject) => {
     const source = document.querySelector("meta[name=plotly]").content;
@@ -24,13 +24,13 @@ export function plotly() {
   return loading;
 }
 
-/** The colours of now, by what they are for. */
+/** Returns the colours of the present theme by their use. */
 export function coloursOf(plot) {
   const style = getComputedStyle(plot);
   return Object.fromEntries(COLOURS.map((name) => [name, style.getPropertyValue(`--${name}`)]));
 }
 
-/** A series from `from` to `to` (ms); the last balance is held until then, but not beyond now. */
+/** Returns the traces of a series from `from` to `to` (ms). The last balance extends to `to`, but not beyond now. */
 export function traces({ points, before, band, losses }, [from, to], colours, currency) {
   const last = points.at(-1);
   const held = { ...last, ts: Math.max(last.ts, Math.min(to, Date.now())) };
@@ -46,8 +46,8 @@ export function traces({ points, before, band, losses }, [from, to], colours, cu
 }
 
 /**
- * Axes and all else around the traces. Plotly draws dates in the zone of the reader, where an hour may come twice; so moments are
- * plain numbers to it, and each tick and point carries its text on the reader's clock.
+ * Returns the axes and other layout. Plotly would draw dates in the reader's time zone, where an hour may occur twice. So times
+ * are plain numbers here, and each tick and point has its text by the reader's clock.
  */
 export function layout([from, to], { ink, faint, rule }, { family, width, isLogarithmic }) {
   const times = ticks(from, to, Math.max(2, Math.floor(width / TICK_WIDTH)));

@@ -1,8 +1,8 @@
-/** The last entries of a ledger, live, each once and none left out. */
+/** The latest entries of a ledger, live, without gaps or repetitions. */
 
 import { entryAddress, fundPath } from "./addresses.js";
 import { get } from "./api.js";
-import { asking } from "./asking.js";
+import { requestButton } from "./request_button.js";
 import { button, element, perFrame } from "./dom.js";
 import { moment, number } from "./format.js";
 import { alignDecimals } from "./table.js";
@@ -14,19 +14,19 @@ const COLUMNS = ["Entry", "Time", "Kind", "Change", "Balance", "Cause"];
 
 class EntryList {
   #symbol;
-  #told;
+  #observer;
   #pending = [];
   #newest = null;
-  #room = PAGE_ENTRIES;
+  #rowsMax = PAGE_ENTRIES;
 
-  constructor(root, symbol, told) {
+  constructor(root, symbol, observer) {
     this.#symbol = symbol;
-    this.#told = told;
+    this.#observer = observer;
     this.body = element("tbody", {});
     const heads = COLUMNS.map((name) => element("th", { scope: "col", ...sideOf(name) }, name));
     const caption = element("caption", { class: "hidden" }, `Ledger entries of ${symbol}, newest first`);
     this.table = element("table", { class: "list cards" }, caption, element("thead", {}, element("tr", {}, ...heads)), this.body);
-    this.older = asking("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
+    this.older = requestButton("Older entries", () => this.#readOlder(), { class: "quiet wide", hidden: true });
     const scrolled = () => this.#flush();
     this.scroller = element(
       "div",
@@ -42,28 +42,28 @@ class EntryList {
     root.append(head, this.problem, this.scroller);
   }
 
-  /** Reads what came after the newest known entry, or the newest page if that is too much; returns from where to go on. */
+  /** Reads the entries after the newest known one, or the newest page if they are too many. Returns `after` to subscribe with. */
   resume = async () => {
     const missed =
       this.#newest === null ? null : await this.#page({ offset: this.#newest, forward: true, maxCount: MISSED_MAX });
     if (missed && !missed.hasMore) missed.dataList.forEach(this.add);
     else this.#replace(await this.#page({ maxCount: PAGE_ENTRIES }));
-    this.say("");
+    this.showProblem("");
     return { after: this.#newest };
   };
 
-  /** Says why there is nothing. */
-  say(problem) {
+  /** Shows why entries are missing, "" for no problem. */
+  showProblem(problem) {
     this.problem.textContent = problem;
   }
 
-  /** Takes the next entry; one that is known already is left out. */
+  /** Adds an entry; ignores one that is known. */
   add = (entry) => {
     if (this.#newest === null || entry.entry <= this.#newest) return;
     this.#newest = entry.entry;
     this.#pending.push(entry);
-    if (this.#pending.length > this.#room) this.#pending.shift();
-    this.#told.added(entry);
+    if (this.#pending.length > this.#rowsMax) this.#pending.shift();
+    this.#observer.added(entry);
     this.#flush();
   };
 
@@ -74,34 +74,34 @@ class EntryList {
   #replace({ dataList, hasMore }) {
     this.#newest = dataList[0]?.entry ?? 0;
     this.#pending = [];
-    this.#room = PAGE_ENTRIES;
+    this.#rowsMax = PAGE_ENTRIES;
     this.body.replaceChildren(...dataList.map((entry) => this.#row(entry)));
     this.older.hidden = !hasMore;
-    this.#told.replaced();
+    this.#observer.replaced();
   }
 
   async #readOlder() {
     const oldest = Number(this.body.lastElementChild.dataset.entry);
     const { dataList, hasMore } = await this.#page({ offset: oldest, maxCount: PAGE_ENTRIES });
-    this.#room += dataList.length;
+    this.#rowsMax += dataList.length;
     this.body.append(...dataList.map((entry) => this.#row(entry)));
     this.older.hidden = !hasMore;
   }
 
-  /** New rows wait while somebody reads further down, or has the focus in the list. */
-  get #held() {
+  /** Whether the reader has scrolled down or focused a row. New rows wait meanwhile. */
+  get #isReading() {
     return this.scroller.scrollTop > 4 || this.body.contains(document.activeElement);
   }
 
   #flush = perFrame(() => {
-    if (!this.#held) this.#take();
+    if (!this.#isReading) this.#showPending();
     const count = this.#pending.length;
     this.waiting.textContent = count ? `${count} newer` : "";
     this.waiting.disabled = !count;
   });
 
-  /** What was pushed out while waiting is not in the list's reach any more: then the list starts again with what waited. */
-  #take() {
+  /** Shows the waiting rows. If rows between the list and them were dropped, the list restarts with the waiting ones. */
+  #showPending() {
     if (!this.#pending.length) return;
     const top = Number(this.body.firstElementChild?.dataset.entry ?? 0);
     if (top && this.#pending[0].entry > top + 1) this.body.replaceChildren();
@@ -111,7 +111,7 @@ class EntryList {
         .reverse()
         .map((entry) => this.#row(entry)),
     );
-    while (this.body.childElementCount > this.#room) {
+    while (this.body.childElementCount > this.#rowsMax) {
       this.body.lastElementChild.remove();
       this.older.hidden = false;
     }
@@ -147,26 +147,26 @@ function sideOf(column) {
   return { class: column === "Change" || column === "Balance" ? "amount" : null };
 }
 
-/** What made an entry: first what of it the fund could not pay or repaid, then the fill, or the ADL order. */
+/** Returns the cause of an entry: amounts uncovered or repaid, then the fill or the ADL order. */
 function cause(entry) {
-  const owed = [
+  const notable = [
     ["uncovered", entry.uncovered],
     ["repaid", entry.repaid],
   ].filter(([, amount]) => /[1-9]/.test(amount));
-  const notes = owed.map(([word, amount]) => element("b", { class: word }, `${word} ${amount}, `));
+  const notes = notable.map(([word, amount]) => element("b", { class: word }, `${word} ${amount}, `));
   return element("span", { class: "cause", title: entry.tradeId ? `trade ${entry.tradeId}` : null }, ...notes, origin(entry));
 }
 
-/** Refunds and covers are no fills: their order is named "adl/" and its number. */
+/** Refunds and covers come from an ADL order, not from a fill: their order id is "adl/" and its number. */
 function origin({ kind, orderId, side, lots, price, bankruptcyPrice }) {
   if (kind === "refund" || kind === "cover") return `ADL order ${orderId.split("/")[1]}, ${lots} lots at ${price}`;
-  return `${side} ${lots} at ${price}, bankrupt at ${bankruptcyPrice}`;
+  return `${side} ${lots} at ${price}, bankruptcy price ${bankruptcyPrice}`;
 }
 
-/** Shows the entries of a contract; `told` hears of each new one, and when there are others altogether. */
-export function showEntries(root, feed, symbol, told) {
-  const list = new EntryList(root, symbol, told);
-  list.resume().catch((error) => list.say(error.message));
+/** Shows the entries of a contract. Calls `observer.added` for each new one, `observer.replaced` after the list was reloaded. */
+export function showEntries(root, feed, symbol, observer) {
+  const list = new EntryList(root, symbol, observer);
+  list.resume().catch((error) => list.showProblem(error.message));
   const receive = (_subject, entry) => list.add(entry);
   return feed.subscribe(`/insuranceFund/entry:${symbol}`, { receive, resume: list.resume });
 }

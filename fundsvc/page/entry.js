@@ -1,4 +1,4 @@
-/** One entry with all that belongs to it, in a dialog. */
+/** The dialog of one entry: its fields, its hashes and its ADL order. */
 
 import { entryAddress, fundPath } from "./addresses.js";
 import { get } from "./api.js";
@@ -19,21 +19,21 @@ const FIELDS = {
   Trade: (entry) => element("code", {}, entry.tradeId || "–"),
   Order: (entry) => element("code", {}, entry.orderId || "–"),
   Sequence: (entry) => number(entry.seq),
-  "Engine's time": (entry) => instant(entry.ts),
+  "Engine time": (entry) => instant(entry.ts),
   "Recorded at": (entry) => instant(entry.recordedAt),
   Hash: (entry) => hash(entry.hash),
 };
 
-/** Opens the dialog on an entry; `closed` is called when the reader closes it. */
+/** Opens the dialog on an entry. Calls `closed` when the dialog closes. */
 export async function openEntry(dialog, symbol, number, closed) {
   const title = element("h2", { id: "entry-title" }, `${symbol}, entry ${number}`);
   const content = element("div", { "aria-live": "polite" }, "loading");
-  const turn = (to, text) => element("a", { class: "button quiet", href: entryAddress(symbol, to) }, text);
+  const linkTo = (to, text) => element("a", { class: "button quiet", href: entryAddress(symbol, to) }, text);
   const foot = element(
     "footer",
     {},
-    ...(number > 1 ? [turn(number - 1, "‹ Before")] : []),
-    turn(number + 1, "After ›"),
+    ...(number > 1 ? [linkTo(number - 1, "‹ Previous")] : []),
+    linkTo(number + 1, "Next ›"),
     button("Close", () => dialog.close(), { autofocus: true }),
   );
   dialog.replaceChildren(title, content, foot);
@@ -48,11 +48,11 @@ export async function openEntry(dialog, symbol, number, closed) {
 
 function details({ entry, previousHash, adl }) {
   const rows = Object.entries(FIELDS).map(([name, show]) => [name, show(entry)]);
-  rows.push(["Hash before", hash(previousHash)]);
+  rows.push(["Previous hash", hash(previousHash)]);
   const list = element(
     "dl",
     { class: "details" },
     ...rows.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
   );
-  return adl ? [list, element("h3", {}, "Deleveraging"), orderSummary(adl)] : [list];
+  return adl ? [list, element("h3", {}, `ADL ${adl.adl}`), orderSummary(adl)] : [list];
 }

@@ -1,10 +1,10 @@
 /**
- * The live topics over one WebSocket, which comes back by itself.
+ * The live topics over one WebSocket, which reconnects by itself.
  *
  * connecting -> live -> waiting -> connecting -> ...
  *
- * At every welcome each subscription is asked where it stands (`resume`), which is where it reads over REST what it missed,
- * and is then subscribed with what that returns, such as `after`. The feed is live once all of them are.
+ * After each welcome the feed calls `resume` of every subscription, which reads over REST what was missed, and subscribes with
+ * the fields that it returns, such as `after`. The feed is live when all subscriptions are acknowledged.
  */
 
 import { ApiError, AS_STRINGS, parse, post } from "./api.js";
@@ -26,36 +26,36 @@ export class Feed {
   /** "connecting", "live" or "waiting". */
   state = "connecting";
 
-  /** When the server was last heard, in ms; 0 before. */
-  heardAt = 0;
+  /** The time of the last received message in ms, 0 before the first. */
+  receivedAt = 0;
 
-  /** Why the last connection was given up. */
+  /** Why the last connection ended. */
   reason = "";
 
-  /** Why an account's token was refused; the feed goes on without it. */
-  refused = () => {};
+  /** Called with the error when the service rejects the token. The feed continues without it. */
+  tokenRejected = () => {};
 
   constructor() {
-    addEventListener("online", () => this.#soon());
-    addEventListener("offline", () => this.drop("there is no network"));
-    document.addEventListener("visibilitychange", () => document.hidden || this.#soon());
+    addEventListener("online", () => this.#reconnectNow());
+    addEventListener("offline", () => this.drop("the browser is offline"));
+    document.addEventListener("visibilitychange", () => document.hidden || this.#reconnectNow());
   }
 
-  /** Connects, as an account where there is a token. */
+  /** Connects, with a token for private topics or null. */
   start(token) {
     this.#token = token;
     this.#close();
     this.#connect();
   }
 
-  /** Calls back with the state whenever it changes. */
+  /** Calls `listener` with the state now and after each change. */
   listen(listener) {
     this.#listeners.add(listener);
     listener(this.state);
   }
 
   /**
-   * Subscribes until the function that it returns is called. `receive(subject, data)` gets what is pushed;
+   * Subscribes to a topic and returns a function that unsubscribes. `receive(subject, data)` is called for each push;
    * `resume()` reads what was missed and returns further fields of the subscription.
    */
   subscribe(topic, { receive, resume = async () => ({}), isPrivate = false }) {
@@ -71,7 +71,7 @@ export class Feed {
     };
   }
 
-  #say(state) {
+  #setState(state) {
     if (this.state === state) return;
     this.state = state;
     for (const listener of this.#listeners) listener(state);
@@ -81,20 +81,20 @@ export class Feed {
     clearTimeout(this.#retry);
     const connection = { socket: null, welcome: false, timers: [] };
     this.#connection = connection;
-    this.#say("connecting");
+    this.#setState("connecting");
     try {
       const bullet = await post(this.#token ? "bullet-private" : "bullet-public", this.#token);
       if (this.#connection === connection) this.#open(connection, bullet);
     } catch (error) {
       if (this.#connection !== connection) return;
-      if (this.#token && error instanceof ApiError && error.isAccess) this.#forget(error);
+      if (this.#token && error instanceof ApiError && error.isAccess) this.#removeToken(error);
       else this.drop(error.message);
     }
   }
 
-  #forget(error) {
+  #removeToken(error) {
     this.#token = null;
-    this.refused(error);
+    this.tokenRejected(error);
     this.#connect();
   }
 
@@ -104,22 +104,23 @@ export class Feed {
     url.search = new URLSearchParams({ token: bullet.token, connectId: String(Date.now()), ...AS_STRINGS });
     connection.socket = new WebSocket(url);
     connection.server = server;
-    connection.socket.onmessage = (event) => this.#hear(connection, parse(event.data));
+    connection.socket.onmessage = (event) => this.#handle(connection, parse(event.data));
     connection.socket.onclose = ({ reason }) =>
       this.#connection === connection && this.drop(reason || "the connection was closed");
-    connection.timers.push(setTimeout(() => connection.welcome || this.drop("no welcome came"), WELCOME_MS_MAX));
+    const check = () => connection.welcome || this.drop("the service did not send a welcome");
+    connection.timers.push(setTimeout(check, WELCOME_MS_MAX));
   }
 
-  #hear(connection, frame) {
+  #handle(connection, frame) {
     if (this.#connection !== connection) return;
-    this.heardAt = Date.now();
-    if (frame.type === "welcome") this.#begin(connection);
+    this.receivedAt = Date.now();
+    if (frame.type === "welcome") this.#resubscribe(connection);
     else if (frame.type === "message") this.#dispatch(frame);
     else if (frame.type === "ack") this.#acknowledge(frame.id);
     else if (frame.type === "error") this.#acknowledge(frame.id, new ApiError(400, frame.code, frame.data));
   }
 
-  async #begin(connection) {
+  async #resubscribe(connection) {
     connection.welcome = true;
     connection.timers.push(setInterval(() => this.#ping(connection), connection.server.pingInterval));
     try {
@@ -129,10 +130,10 @@ export class Feed {
     }
     if (this.#connection !== connection) return;
     this.#failures = 0;
-    this.#say("live");
+    this.#setState("live");
   }
 
-  /** Subscribes to one topic, or forgets it when it is refused for good; raises when it should be tried again. */
+  /** Subscribes to one topic. Removes a subscription that the service rejects permanently; throws if a retry may succeed. */
   async #join(subscription) {
     try {
       await this.#subscribe(subscription);
@@ -165,7 +166,7 @@ export class Feed {
     else waiting?.resolve();
   }
 
-  /** Balances of all funds come under each fund's own topic. */
+  /** Passes a push on. Balances of a subscription to all funds arrive under the topic of each fund. */
   #dispatch({ topic, subject, data }) {
     const family = `${topic.split(":")[0]}:all`;
     (this.#subscriptions.get(topic) ?? this.#subscriptions.get(family))?.receive(subject, data);
@@ -174,15 +175,16 @@ export class Feed {
   #ping(connection) {
     const sentAt = Date.now();
     this.#send("ping");
-    const late = () => this.#connection === connection && this.heardAt < sentAt && this.drop("a ping was not answered");
-    connection.timers.push(setTimeout(late, connection.server.pingTimeout));
+    const isLate = () => this.#connection === connection && this.receivedAt < sentAt;
+    const check = () => isLate() && this.drop("the service did not answer a ping");
+    connection.timers.push(setTimeout(check, connection.server.pingTimeout));
   }
 
-  /** Gives the connection up, and tries again later: twice as late each time, and not all clients at once. */
+  /** Closes the connection and reconnects after a delay that doubles each time, with jitter to spread clients. */
   drop(reason) {
     this.#close();
     this.reason = reason;
-    this.#say("waiting");
+    this.#setState("waiting");
     const delay = Math.min(LONGEST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#failures++) * (0.5 + Math.random() / 2);
     this.#retry = setTimeout(() => this.#connect(), delay);
   }
@@ -197,8 +199,8 @@ export class Feed {
     clearTimeout(this.#retry);
   }
 
-  /** Tries again at once, now that the network or the reader is back. */
-  #soon() {
+  /** Reconnects at once when the network returns or the page becomes visible. */
+  #reconnectNow() {
     if (this.state === "waiting") this.#connect();
   }
 }

@@ -1,10 +1,10 @@
-/** How values look. Amounts stay the text that the API gave: groups of digits are set apart by style alone. */
+/** Formats values. Amounts keep the text of the API; only styles separate groups of digits. */
 
 import { element } from "./dom.js";
 
 const DECIMAL = /^(-?)(\d+)(\.\d+)?$/;
 
-/** An amount or a count, exactly as given; `signed` shows rises and falls. What is not known is a dash, with the reason. */
+/** Shows an amount or a count exactly. `signed` marks rises and falls. An unknown value is a dash with the reason as title. */
 export function number(given, { signed = false, reason = "" } = {}) {
   if (given === null || given === undefined) return element("span", { class: "number none", title: reason || null }, "–");
   const [, sign, whole, fraction = ""] = DECIMAL.exec(String(given));
@@ -18,37 +18,37 @@ function trendOf(text) {
   return text.startsWith("-") ? "down" : "up";
 }
 
-/** An amount with its currency. */
+/** Shows an amount with its currency. */
 export function money(given, currency, options) {
   return element("span", { class: "money" }, number(given, options), " ", element("abbr", {}, currency));
 }
 
-/** A ratio that is a plain number, in percent; the exact one is its title. */
+/** Shows a ratio in percent. Its title is the exact number. */
 export function percent(ratio) {
   if (ratio === null || ratio === undefined) return number(null);
   const text = (ratio * 100).toFixed(2);
   return element("span", { class: "percent", title: String(ratio) }, DECIMAL.test(text) ? number(text) : text, " %");
 }
 
-/** A plain number (a score, a leverage) to five digits; the exact one is its title. */
+/** Shows a number such as a score or a leverage with five digits. Its title is the exact number. */
 export function rough(value) {
   if (value === null || value === undefined) return number(null);
   return element("span", { class: "number", title: String(value) }, String(Number(value.toPrecision(5))));
 }
 
-/** The time of day here, to the second. */
+/** Returns the local time of day, to the second. */
 export function clock(ms) {
   const date = new Date(ms);
   return [date.getHours(), date.getMinutes(), date.getSeconds()].map(padded).join(":");
 }
 
-/** The date here. */
+/** Returns the local date. */
 export function day(ms) {
   const date = new Date(ms);
   return [date.getFullYear(), date.getMonth() + 1, date.getDate()].map(padded).join("-");
 }
 
-/** The date and the time of day here. */
+/** Returns the local date and time of day. */
 export function dayAndClock(ms) {
   return `${day(ms)} ${clock(ms)}`;
 }
@@ -57,36 +57,36 @@ function padded(count) {
   return String(count).padStart(2, "0");
 }
 
-/** A moment here: the time of day, and the date unless it is today; UTC is its title. */
+/** Shows a time by the local clock, with the date unless it is today. Its title is UTC. */
 export function moment(ms) {
   const utc = new Date(ms).toISOString();
-  return element("time", { class: "moment", datetime: utc, title: utc }, told(ms));
+  return element("time", { class: "moment", datetime: utc, title: utc }, momentText(ms));
 }
 
-/** Tells the moments that are shown again: on a page that stays open, today becomes yesterday. */
-export function retellMoments() {
+/** Updates the shown times: on a page that stays open, today becomes yesterday. */
+export function refreshMoments() {
   for (const shown of document.querySelectorAll(".moment")) {
-    const text = told(Date.parse(shown.dateTime));
+    const text = momentText(Date.parse(shown.dateTime));
     if (shown.textContent !== text) shown.textContent = text;
   }
 }
 
-function told(ms) {
+function momentText(ms) {
   return day(ms) === day(Date.now()) ? clock(ms) : dayAndClock(ms);
 }
 
-/** A moment to the millisecond, as everybody else tells it too. */
+/** Shows a time in UTC, to the millisecond. */
 export function instant(ms) {
   const utc = new Date(ms).toISOString();
   return element("time", { datetime: utc }, utc.replace("T", " ").replace("Z", " UTC"));
 }
 
-/** A hash, shortened for the eye; the whole of it can be selected. */
+/** Shows a hash. Styles shorten it; the whole text can be selected. */
 export function hash(hex) {
   return element("code", { class: "hash" }, hex);
 }
 
-/** One to five lights: how near a position is to being deleveraged. */
+/** Shows one to five lights. Positions with five lights are reduced first. */
 export function lights(count) {
   if (count === null || count === undefined) return number(null);
   const lamps = Array.from({ length: 5 }, (_, place) => element("i", { class: place < count ? "on" : null }));
@@ -99,21 +99,21 @@ export function lights(count) {
 
 const STATES = {
   ok: ["OK", "the fund can pay"],
-  warning: ["Warning", "the drawdown guard is active or near, or the fund below its target"],
-  adl: ["ADL open", "positions are being deleveraged"],
-  uncovered: ["Uncovered", "something is outstanding that neither the fund nor deleveraging could pay"],
+  warning: ["Warning", "the drawdown guard is active or near, or the fund is below its target"],
+  adl: ["ADL open", "an ADL order is open: profitable positions are being reduced"],
+  uncovered: ["Uncovered", "an amount is outstanding that neither the fund nor ADL covered"],
 };
 
-/** The state of a fund in a word. */
+/** Shows the state of a fund. */
 export function fundState(state) {
   const [word, meaning] = STATES[state];
   return element("span", { class: "state", "data-state": state, title: meaning }, word);
 }
 
-/** The states of a fund, from the calmest. */
+/** The states of a fund, in the order of severity. */
 export const FUND_STATES = Object.keys(STATES);
 
-/** Less than, equal to or more than 0 as `a` is to `b`, exactly; what is not known comes before all. */
+/** Compares two decimal strings exactly: negative, 0 or positive. Unknown values come first. */
 export function compareDecimals(a, b) {
   if (a === null || b === null || a === undefined || b === undefined) return (a ? 1 : 0) - (b ? 1 : 0);
   const places = Math.max(decimalsOf(a), decimalsOf(b));

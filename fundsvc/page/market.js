@@ -1,7 +1,6 @@
 /**
- * All funds as they are now: read over REST, then kept by their topic, which tells of a fund whenever it has an entry.
- * Their worth, targets and changes since yesterday move without one: so all is read again now and then, and after every
- * interruption.
+ * The present state of all funds, read over REST and updated by their topic, which publishes a fund after each entry. Values in
+ * USDT, targets and 24 h changes move without an entry, so all funds are read again at an interval and after each reconnection.
  */
 
 import { ApiError, get } from "./api.js";
@@ -9,7 +8,7 @@ import { perFrame } from "./dom.js";
 
 const SUMMARY_MS = 2000;
 
-/** The service itself looks at the past and at targets every 20 s. */
+/** The service recalculates changes and targets every 20 s. */
 const REFRESH_MS = 30_000;
 
 export class Market {
@@ -17,19 +16,19 @@ export class Market {
   #listeners = new Set();
   #summaryDue = 0;
 
-  /** The funds that their topic told of since the newest reading began: the answer may be older, and what is newer will be told. */
-  #told = new Map();
+  /** The funds received from the topic since the latest read began. The answer of that read may be older, so they replace its. */
+  #changed = new Map();
 
-  /** The funds by symbol; null before they are known. */
+  /** The funds by symbol, null until they are loaded. */
   funds = null;
 
-  /** Totals by currency; null before they are known. */
+  /** Totals by currency, null until they are loaded. */
   summary = null;
 
-  /** Why there is nothing to show yet. */
+  /** Why the funds are not loaded. */
   problem = "";
 
-  #tell = perFrame(() => this.#listeners.forEach((listener) => listener()));
+  #notify = perFrame(() => this.#listeners.forEach((listener) => listener()));
 
   constructor(feed) {
     this.#feed = feed;
@@ -39,49 +38,49 @@ export class Market {
     };
     resume().catch((error) => {
       this.problem = error.message;
-      this.#tell();
+      this.#notify();
     });
     feed.subscribe("/insuranceFund/balance:all", { receive: (_subject, fund) => this.#change(fund), resume });
-    const refresh = () => this.#whileSeen(() => this.#read());
+    const refresh = () => this.#whileVisible(() => this.#read());
     setInterval(refresh, REFRESH_MS);
     document.addEventListener("visibilitychange", refresh);
   }
 
-  /** Calls back after changes, once per frame, until the function that it returns is called. */
+  /** Calls `listener` now and after changes, at most once per frame. Returns a function that stops this. */
   listen(listener) {
     this.#listeners.add(listener);
     listener();
     return () => this.#listeners.delete(listener);
   }
 
-  /** Of two readings at a time the one that began later counts. */
+  /** Reads all funds. Of two concurrent reads, the one that began later is used. */
   async #read() {
-    const told = (this.#told = new Map());
+    const changed = (this.#changed = new Map());
     const [funds, summary] = await Promise.all([get("insurance-fund"), get("insurance-fund/summary")]);
-    if (told !== this.#told) return;
-    this.funds = new Map([...funds.map((fund) => [fund.symbol, fund]), ...told]);
+    if (changed !== this.#changed) return;
+    this.funds = new Map([...funds.map((fund) => [fund.symbol, fund]), ...changed]);
     this.summary = summary;
     this.problem = "";
-    this.#tell();
+    this.#notify();
   }
 
   #change(fund) {
-    this.#told.set(fund.symbol, fund);
+    this.#changed.set(fund.symbol, fund);
     this.funds?.set(fund.symbol, fund);
-    this.#tell();
+    this.#notify();
     this.#summaryDue ||= setTimeout(() => this.#summaryIsDue(), SUMMARY_MS);
   }
 
   #summaryIsDue() {
     this.#summaryDue = 0;
-    this.#whileSeen(async () => {
+    this.#whileVisible(async () => {
       this.summary = await get("insurance-fund/summary");
-      this.#tell();
+      this.#notify();
     });
   }
 
-  /** Reads while somebody may look at it. What cannot be read is not live: the feed says so, and has all read when it can be. */
-  async #whileSeen(read) {
+  /** Reads while the page is visible. After a failure the page is not live: drops the connection, which reads all on its return. */
+  async #whileVisible(read) {
     if (document.hidden || this.#feed.state !== "live") return;
     try {
       await read();

@@ -1,18 +1,18 @@
-/** Notices: shown for some seconds, and kept to be read again. */
+/** Notices: shown for some seconds and kept in a list. */
 
 import { button, element } from "./dom.js";
 import { moment } from "./format.js";
 
-/** More would hide what is read below them. */
+/** More notices would cover too much of the page. */
 const SHOWN_MAX = 4;
 const SHOWN_MS = 8000;
 
-/** A page that stays open keeps so many. */
+/** The notices that a long open page keeps. */
 const KEPT_MAX = 200;
 
 const kept = [];
 
-/** Shows a text once, to screen readers too, for some seconds or until there are newer ones, and keeps it. */
+/** Shows a notice for some seconds or until newer ones replace it, also to screen readers, and adds it to the list. */
 export function announce(text) {
   const shown = document.getElementById("notices");
   const notice = element("p", {}, text);
@@ -36,7 +36,7 @@ function draw() {
   list?.replaceChildren(...kept.map(({ ts, text }) => element("li", {}, moment(ts), " ", text)));
 }
 
-/** Makes the button in the header open the list of notices, newest first. */
+/** Connects the button in the header to the list of notices, newest first. */
 export function keepNotices() {
   const dialog = document.getElementById("past-notices");
   const close = button("Close", () => dialog.close(), { autofocus: true });

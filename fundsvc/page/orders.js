@@ -1,8 +1,8 @@
-/** A contract's deleveraging orders: how much was needed, how much was taken, and from which places in the queue. */
+/** The ADL orders of a contract: amounts needed and taken, and the allocations of each round by rank. */
 
 import { entryAddress } from "./addresses.js";
 import { get } from "./api.js";
-import { asking } from "./asking.js";
+import { requestButton } from "./request_button.js";
 import { arrange, element } from "./dom.js";
 import { lights, moment, number, rough } from "./format.js";
 import { announce } from "./notices.js";
@@ -11,20 +11,20 @@ import { listTable, scroller } from "./table.js";
 const PAGE_ORDERS = 6;
 const PAGE_ALLOCATIONS = 500;
 
-/** What the API answers at a time. */
+/** The API's limit for a page. */
 const PAGE_MAX = 500;
 
-/** A page that stays open keeps so many orders, and more where somebody asked for older ones. */
+/** The orders that a long open page keeps, unless the reader loads older ones. */
 const KEPT_ORDERS = 100;
 
-/** Which state of a fund an order's state looks like. */
-const LOOKS = { open: "adl", done: "ok", uncovered: "uncovered" };
+/** The fund state whose style an order state has. */
+const STATE_STYLES = { open: "adl", done: "ok", uncovered: "uncovered" };
 
 const ALLOCATION_COLUMNS = {
   Rank: (row) => element("span", {}, number(row.rank), ` of ${row.ranked}`),
   Lights: (row) => lights(row.lights),
   Position: (row) => number(row.lots),
-  Asked: (row) => number(row.asked),
+  Requested: (row) => number(row.asked),
   Executed: (row) => number(row.executed),
   Entry: (row) => number(row.entryPrice),
   PnL: (row) => number(row.unrealisedPnl, { signed: true }),
@@ -33,11 +33,11 @@ const ALLOCATION_COLUMNS = {
   Score: (row) => rough(row.score),
 };
 
-/** An order in two lines, and a bar of what was taken beside what was needed. */
+/** Shows an order: its facts, a bar of the amount taken against the amount needed, and its amounts. */
 export function orderSummary(order) {
   const cause = entryAddress(order.symbol, order.cause);
   const facts = [
-    element("span", { class: "state", "data-state": LOOKS[order.state] }, order.state),
+    element("span", { class: "state", "data-state": STATE_STYLES[order.state] }, order.state),
     element("span", {}, `${order.reduce}s reduced at `, number(order.price)),
     element("a", { href: cause }, `cause: entry ${order.cause}`),
     moment(order.ts),
@@ -61,7 +61,7 @@ export function orderSummary(order) {
   );
 }
 
-/** The bar ends at the larger of both; a line marks what was needed. Lengths are all that a float is good for here. */
+/** Shows a bar as long as the larger amount, with a line at the amount needed. Floats suffice for lengths. */
 function bar(order) {
   const [needed, taken] = [Number(order.needed), Number(order.taken)];
   const whole = Math.max(needed, taken) || 1;
@@ -75,14 +75,14 @@ function bar(order) {
   return made;
 }
 
-/** A round, with as many of its positions as are known; the others are read when asked for. */
+/** Shows a round with the allocations in the order's answer. A button reads the others. */
 function roundTable(order, round) {
-  const text = `Round ${round.round}, mark ${round.markPrice}: about ${round.executed} of ${round.asked} lots from ${round.positions} positions`;
+  const text = `Round ${round.round}, mark price ${round.markPrice}: about ${round.executed} of ${round.asked} lots executed, ${round.positions} positions`;
   const table = (rows) => listTable(ALLOCATION_COLUMNS, rows, { words: ["Lights"] });
   const rows = scroller(text, table(round.allocations));
   const made = element("section", {}, element("h4", {}, text), rows);
   if (round.positions <= round.allocations.length) return made;
-  const more = asking(`All ${round.positions} positions`, async () => {
+  const more = requestButton(`All ${round.positions} positions`, async () => {
     rows.replaceChildren(table(await allAllocations(order, round.round)));
     more.remove();
   });
@@ -101,7 +101,7 @@ async function allAllocations({ symbol, adl }, round) {
   return rows;
 }
 
-/** One order in the list. Its rounds are drawn once they are opened, and again when they change meanwhile. */
+/** One order in the list. Its rounds are drawn while they are open. */
 class OrderItem {
   #order = null;
 
@@ -122,8 +122,8 @@ class OrderItem {
     this.summary.replaceChildren(orderSummary(order));
     const count = order.rounds.length;
     this.label.textContent = count
-      ? `${count} ${count === 1 ? "round" : "rounds"}, and who was asked`
-      : "nobody could be asked";
+      ? `${count} ${count === 1 ? "round" : "rounds"} with allocations`
+      : "No round: there were no candidates";
     this.#drawRounds();
   }
 
@@ -137,18 +137,18 @@ class OrderList {
   #orders = new Map();
   #items = new Map();
 
-  /** Older orders are those before this one; an open one is shown although others between it and this one are not. */
+  /** "Older orders" loads those before this number. Open orders may be shown that are older than it. */
   #before = 0;
 
   constructor(root, symbol) {
     this.#symbol = symbol;
     this.list = element("div", { class: "orders-list" }, element("p", { class: "none" }, "loading"));
     const readOlder = async () => this.#take(await this.#page({ offset: this.#before, maxCount: PAGE_ORDERS }));
-    this.older = asking("Older orders", readOlder, { class: "quiet wide", hidden: true });
-    root.append(element("div", { class: "head" }, element("h2", {}, "Deleveraging (ADL)")), this.list, this.older);
+    this.older = requestButton("Older orders", readOlder, { class: "quiet wide", hidden: true });
+    root.append(element("div", { class: "head" }, element("h2", {}, "ADL orders")), this.list, this.older);
   }
 
-  /** Reads as many of the newest as were shown, instead of these: some may have begun and ended meanwhile. */
+  /** Replaces the shown orders by as many of the newest: some may have begun and ended while disconnected. */
   resume = async () => {
     const page = await this.#page({ maxCount: Math.min(Math.max(this.#orders.size, PAGE_ORDERS), PAGE_MAX) });
     this.#orders.clear();
@@ -156,8 +156,8 @@ class OrderList {
     return {};
   };
 
-  /** Says why there is nothing. */
-  say(problem) {
+  /** Shows why the orders are missing. */
+  showProblem(problem) {
     this.list.replaceChildren(element("p", { class: "problem" }, problem));
   }
 
@@ -172,19 +172,19 @@ class OrderList {
     this.#draw();
   }
 
-  /** Takes an order that began, advanced or ended; an old one that is still open is no news. */
+  /** Updates an order that began, advanced or ended, and shows a notice of a new order or state. */
   change = (order) => {
     const before = this.#orders.get(order.adl);
     const isNew = order.adl > Math.max(0, ...this.#orders.keys());
     this.#orders.set(order.adl, order);
     if (this.#orders.size > KEPT_ORDERS && isNew) this.#forget();
     if (isNew)
-      announce(`ADL ${order.adl} of ${order.symbol}: ${order.lotsNeeded} lots of ${order.reduce} positions are needed`);
+      announce(`ADL ${order.adl} of ${order.symbol}: ${order.lotsNeeded} lots of ${order.reduce} positions must be reduced`);
     else if (before && before.state !== order.state) announce(`ADL ${order.adl} of ${order.symbol} is ${order.state}`);
     this.#draw();
   };
 
-  /** Lets go of the oldest order that is over, if any is. */
+  /** Removes the oldest order that has ended, if there is one. */
   #forget() {
     const over = [...this.#orders.values()].filter(({ state }) => state !== "open").map(({ adl }) => adl);
     if (!over.length) return;
@@ -198,7 +198,7 @@ class OrderList {
   #draw() {
     const orders = [...this.#orders.values()].sort((a, b) => b.adl - a.adl);
     if (!orders.length)
-      this.list.replaceChildren(element("p", { class: "none" }, "This fund has never had to deleverage anybody."));
+      this.list.replaceChildren(element("p", { class: "none" }, "This contract has had no ADL order."));
     else
       arrange(
         this.list,
@@ -214,10 +214,10 @@ class OrderList {
   }
 }
 
-/** Shows the orders of a contract; returns what ends that. */
+/** Shows the orders of a contract in `root`. Returns a function that unsubscribes. */
 export function showOrders(root, feed, symbol) {
   const list = new OrderList(root, symbol);
-  list.resume().catch((error) => list.say(error.message));
+  list.resume().catch((error) => list.showProblem(error.message));
   const receive = (_subject, order) => list.change(order);
   return feed.subscribe(`/adl/order:${symbol}`, { receive, resume: list.resume });
 }

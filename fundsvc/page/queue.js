@@ -1,4 +1,4 @@
-/** The queue of a contract: how many positions have how many lights, on both sides. */
+/** The ADL queue of a contract: positions and lots by lights, on both sides. */
 
 import { ApiError, get } from "./api.js";
 import { element } from "./dom.js";
@@ -15,35 +15,36 @@ const COLUMNS = {
   "Highest score": (row) => rough(row.highestScore),
 };
 
-/** The lights of a row's positions; those of few are shown together. */
+/** Shows the lights of a row. The API merges rows of few positions. */
 function litRange({ lights: from, toLights: to }) {
   return from === to ? lights(from) : element("span", {}, lights(from), " to ", lights(to));
 }
 
 function sideTable(caption, sections) {
-  return listTable(COLUMNS, sections, { caption, words: ["Lights"], empty: "too few positions to be shown" });
+  return listTable(COLUMNS, sections, { caption, words: ["Lights"], empty: "Not shown: there are too few positions." });
 }
 
-/** Shows the queue, and looks again every two seconds while the page can be seen. */
+/** Shows the queue in `root` and refreshes it while the page is visible. Returns a function that stops this. */
 export function showQueue(root, symbol) {
   const asOf = element("p", { class: "as-of" });
   const sides = scroller("ADL queue");
   sides.classList.add("sides");
-  const about = element("p", { class: "note" }, "Positions with five lights are deleveraged first. Numbers are rounded: they tell of no single position.");
+  const text = "ADL reduces positions with five lights first. Numbers are rounded, so that they do not reveal single positions.";
+  const about = element("p", { class: "note" }, text);
   root.append(element("div", { class: "head" }, element("h2", {}, "ADL queue"), asOf), sides, about);
 
-  const look = async () => {
+  const refresh = async () => {
     if (document.hidden) return;
     try {
       const queue = await get(`adl/${encodeURIComponent(symbol)}/queue`);
-      asOf.replaceChildren("mark ", number(queue.markPrice), " · ", moment(queue.ts));
+      asOf.replaceChildren("mark price ", number(queue.markPrice), " · ", moment(queue.ts));
       sides.replaceChildren(sideTable("Longs", queue.long), sideTable("Shorts", queue.short));
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       asOf.textContent = error.message;
     }
   };
-  look();
-  const timer = setInterval(look, REFRESH_MS);
+  refresh();
+  const timer = setInterval(refresh, REFRESH_MS);
   return () => clearInterval(timer);
 }

@@ -1,8 +1,8 @@
 /**
- * A contract in the list of all: its columns, how wide they are, and its row.
+ * The columns of the list of contracts, their widths, and a contract's row.
  *
- * Each row lays itself out, in columns of widths that are reckoned here, and only where it can be seen: a table would be laid
- * out as a whole with every number, which takes 40 ms for a thousand contracts. Such rows need to be told their roles.
+ * Each row is a separate grid with the widths calculated here, and the browser lays out only visible rows. It would lay out
+ * a table as a whole after each change, which takes 40 ms for a thousand contracts. Such rows need explicit ARIA roles.
  */
 
 import { contractAddress } from "./addresses.js";
@@ -10,20 +10,20 @@ import { element } from "./dom.js";
 import { compareDecimals, FUND_STATES, fundState, moment, number, percent } from "./format.js";
 import { alignDecimals } from "./table.js";
 
-/** Longer symbols are cut off; the whole is their title. */
-const LONGEST = 24;
+/** Longer symbols are truncated; the title has the whole one. */
+const SYMBOL_LENGTH_MAX = 24;
 
-/** Widths in digits: of letters, of digits with their share of the gaps between groups, and of what is around a text. */
+/** Widths in `ch`: of letters, of digits including gaps between groups, and of the padding of a cell. */
 const SMALL_LETTER = 0.9;
 const LETTER = 1.3;
 const DIGIT = 1.12;
-const AROUND = 1.9;
+const PADDING = 1.9;
 
 const byText = (name) => (a, b) => a[name].localeCompare(b[name]);
 const byAmount = (name) => (a, b) => compareDecimals(a[name], b[name]);
 const byNumber = (name) => (a, b) => (a[name] ?? -Infinity) - (b[name] ?? -Infinity);
 
-/** Columns: what they are called, how they compare, what they show, whether they are words, and start with the largest. */
+/** Columns: title, comparison, content; `words` aligns to the left, `amount` and `descending` sort the largest first. */
 export const COLUMNS = [
   { id: "symbol", title: "Contract", compare: byText("symbol"), show: (fund) => link(fund), words: true },
   {
@@ -100,7 +100,7 @@ function link(fund) {
   return element("a", { href: contractAddress(fund.symbol), title: fund.symbol }, fund.symbol);
 }
 
-/** How wide the columns are, in characters: never narrower than before, as numbers come and go. */
+/** The widths of the columns. They only grow, so that columns do not move when numbers change. */
 export class Widths {
   #wholes = COLUMNS.map(() => 0);
   #fractions = COLUMNS.map(() => 0);
@@ -110,9 +110,9 @@ export class Widths {
     this.#apply();
   }
 
-  /** Makes room for a text. */
+  /** Widens a column if a text needs it. */
   fit(place, text) {
-    const [whole, fraction = ""] = text.slice(0, LONGEST).split(".");
+    const [whole, fraction = ""] = text.slice(0, SYMBOL_LENGTH_MAX).split(".");
     if (whole.length <= this.#wholes[place] && fraction.length <= this.#fractions[place]) return;
     this.#wholes[place] = Math.max(whole.length, this.#wholes[place]);
     this.#fractions[place] = Math.max(fraction.length, this.#fractions[place]);
@@ -122,19 +122,19 @@ export class Widths {
   #apply() {
     const tracks = COLUMNS.map(({ title, words }, place) => {
       const text = this.#wholes[place] * (words ? LETTER : DIGIT) + this.#fractions[place];
-      const width = Math.max(title.length * SMALL_LETTER, text) + AROUND;
+      const width = Math.max(title.length * SMALL_LETTER, text) + PADDING;
       return `minmax(${width}ch, ${width}fr)`;
     });
     this.table.style.setProperty("--columns", tracks.join(" "));
   }
 }
 
-/** On which side a column has its texts. */
+/** Returns the attributes that align a column. */
 export function sideOf({ words }) {
   return { class: words ? null : "amount" };
 }
 
-/** A contract's row; only what changed is drawn again, and a changed balance lights up shortly. */
+/** The row of a contract. Redraws only changed cells and highlights a changed balance for a moment. */
 export class Row {
   #fund = {};
   #flashing = null;

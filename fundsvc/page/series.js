@@ -1,4 +1,4 @@
-/** The balance of a fund over a time: every entry where they are few, else candles. Floats, because they become pixels. */
+/** The balance of a fund over time: every entry if they are few, else candles. Balances are floats here, as they become pixels. */
 
 import { fundPath } from "./addresses.js";
 import { get } from "./api.js";
@@ -7,28 +7,28 @@ const MINUTE_MS = 60_000;
 const DAY_MS = 86_400_000;
 const PAGE = 500;
 
-/** The API's charts follow the engine's time up to so far ahead of the ledger's clock. */
+/** How far the engine's time may be ahead of the ledger's clock on a chart; the API's candles use the same limit. */
 const AHEAD_MS_MAX = 300_000;
 
-/** The newest entries of a time are drawn each; a chart has no more pixels than this. Those before are drawn as candles. */
+/** The newest entries that are drawn one by one: a chart has no more pixels. Candles represent the earlier ones. */
 const ENTRIES_MAX = 3000;
 
-/** Between the last whole candle and the first of those entries the balance is asked for so often. */
+/** Balances that are read between the last complete candle and the first of those entries. */
 const SAMPLES = 24;
 
-/** Up to here hourly candles are few enough; beyond, daily ones. */
+/** Longer ranges use daily candles instead of hourly ones. */
 const HOURLY_MS_MAX = 20 * DAY_MS;
 
-/** When the first entry of a fund was made, in ms; null without any. */
+/** Returns the time of a fund's first entry in ms, null without entries. */
 export async function firstEntryAt(symbol) {
   const { dataList } = await history(symbol, { offset: 0, forward: true, maxCount: 1 });
   return dataList[0] ? chartedAt(dataList[0]) : null;
 }
 
 /**
- * The balance from `from` to `to` (ms) in points {ts, text, balance}, each holding until the next; `band` are the lowest and
- * highest of each candle, `losses` the shortfalls and ADL orders. Where there are too many entries, `points` are the newest ones,
- * and `before` are points of candles and samples. `last` is the number of the last entry.
+ * Loads the balance from `from` to `to` (ms) as points {ts, text, balance}, each valid until the next. `band` has the lowest and
+ * highest balance of each candle, `losses` the shortfalls and ADL orders. With too many entries `points` are the newest ones and
+ * `before` are points of candles and samples. `last` is the number of the last entry.
  */
 export async function loadSeries(symbol, from, to) {
   const [start, end] = await Promise.all([balanceAt(symbol, from), balanceAt(symbol, to)]);
@@ -45,36 +45,36 @@ export async function loadSeries(symbol, from, to) {
   };
 }
 
-/** What an entry adds to a series. */
+/** Returns the point of an entry. */
 export function entryPoint(entry) {
   return point(chartedAt(entry), entry.balance);
 }
 
-/** The time of an entry on a chart, but for the entries before it: a time far ahead of the ledger's clock is a mistake. */
+/** Returns the time of an entry on a chart. An engine time far ahead of the ledger's clock is wrong, so it is replaced. */
 function chartedAt({ ts, recordedAt }) {
   return ts > recordedAt + AHEAD_MS_MAX ? recordedAt : ts;
 }
 
-/** Adds a point; one whose time is before the last one's was late, and holds from there. */
+/** Appends a point. A late entry, whose time is before the last point, takes effect at the last point. */
 export function addPoint(points, added) {
   points.push({ ...added, ts: Math.max(added.ts, points.at(-1).ts) });
   return points;
 }
 
-/** The marks that an entry makes: what the fund paid, and the ADL order that whatever it could not pay becomes. */
+/** Returns the marks of an entry: the payment of the fund, and the ADL order for the uncovered amount. */
 export function entryLosses(lost) {
   const { entry, kind, change, uncovered } = lost;
   if (kind !== "shortfall" && kind !== "cover") return [];
   const ts = chartedAt(lost);
   const shortfall = { ts, text: `entry ${entry}: the fund paid ${change}`, isAdl: false };
-  const order = { ts, text: `entry ${entry}: ADL for ${uncovered}`, isAdl: true };
+  const order = { ts, text: `entry ${entry}: ADL order for ${uncovered}`, isAdl: true };
   return isZero(uncovered) ? [shortfall] : [shortfall, order];
 }
 
 function candleLosses([time, , , , , , paid, uncovered], length) {
   const ts = time + length / 2;
   const shortfall = { ts, text: `shortfalls: the fund paid ${paid}`, isAdl: false };
-  const order = { ts, text: `ADL for ${uncovered}`, isAdl: true };
+  const order = { ts, text: `ADL orders for ${uncovered}`, isAdl: true };
   return [...(isZero(paid) ? [] : [shortfall]), ...(isZero(uncovered) ? [] : [order])];
 }
 
@@ -86,7 +86,7 @@ function point(ts, text) {
   return { ts, text, balance: Number(text) };
 }
 
-/** A candle's close is the balance at its end; in between it was somewhere in the band. */
+/** Reads candles. The close is the balance at the end of a candle; in between it was within the band. */
 async function readCandles(symbol, from, to) {
   const granularity = to - from > HOURLY_MS_MAX ? 1440 : 60;
   const length = granularity * MINUTE_MS;
@@ -110,13 +110,13 @@ function balanceAt(symbol, ts) {
   return get(`${fundPath(symbol)}/at`, { ts: Math.max(0, Math.floor(ts)) });
 }
 
-/** The balance at moments between two times. */
+/** Reads the balance at evenly spaced times. */
 function sample(symbol, from, to) {
   const moments = Array.from({ length: SAMPLES }, (_, place) => Math.floor(from + ((to - from) * place) / SAMPLES));
   return Promise.all(moments.map(async (ts) => point(ts, (await balanceAt(symbol, ts)).balance)));
 }
 
-/** The newest shortfalls between two times, as many as can be told apart. */
+/** Reads the newest shortfalls between two times, up to ENTRIES_MAX. */
 async function readShortfalls(symbol, from, to) {
   const span = { kind: "shortfall", startAt: Math.max(0, Math.floor(from)), endAt: Math.ceil(to) - 1, maxCount: PAGE };
   const found = [];
@@ -128,7 +128,7 @@ async function readShortfalls(symbol, from, to) {
   return found;
 }
 
-/** The entries after number `after` up to `last`: they are gapless, so all pages can be asked for at once. */
+/** Reads the entries after `after` up to `last`. Entry numbers have no gaps, so all pages are requested concurrently. */
 async function readEntries(symbol, after, last) {
   const offsets = Array.from({ length: Math.ceil((last - after) / PAGE) }, (_, page) => after + page * PAGE);
   const pages = await Promise.all(

@@ -1,10 +1,10 @@
-/** Tables made of columns: an object from each column's title to what shows it of a row. */
+/** Tables. Columns are an object that maps each title to a function from a row to its content. */
 
 import { element } from "./dom.js";
 
 /**
- * A table; columns named in `words` are to the left, all others are numbers, to the right. Without rows it says `empty`.
- * With `cards` each row is a card where the screen is narrow.
+ * Returns a table. Columns named in `words` are aligned to the left, all others to the right. Without rows it shows `empty`.
+ * With `cards` each row is a card on a narrow screen.
  */
 export function listTable(columns, rows, { words = [], caption = "", empty = "", cards = false }) {
   const names = Object.keys(columns);
@@ -24,12 +24,12 @@ export function listTable(columns, rows, { words = [], caption = "", empty = "",
   return table;
 }
 
-/** Something wide that scrolls within itself, also by keyboard. */
+/** Returns a region that scrolls wide content, also by keyboard. */
 export function scroller(title, ...children) {
   return element("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": title }, ...children);
 }
 
-/** Gives the fractions in a row's columns room for the longest one there was, so that all points stand below each other. */
+/** Widens the fractions of a row's columns to the longest one so far, so that decimal points are aligned. */
 export function alignDecimals(table, row) {
   for (const fraction of row.querySelectorAll(".fraction:not(:empty)")) {
     const name = `--fraction-${fraction.closest("td").cellIndex + 1}`;

@@ -1,13 +1,13 @@
-// Not a module: it runs before anything is painted, so that a chosen theme never flashes in the other one.
+// Not a module: it runs before the first paint, so that the page never flashes in the other theme.
 "use strict";
 
-/** The theme that was chosen, "light" or "dark"; null follows the system. */
+/** Returns the chosen theme, "light" or "dark"; null follows the system. */
 function chosenTheme() {
   const theme = localStorage.getItem("theme");
   return theme === "light" || theme === "dark" ? theme : null;
 }
 
-/** Applies the choice, and tells whoever draws with colours. */
+/** Applies the chosen theme and sends `themechange`, because charts are drawn in its colours. */
 function applyTheme() {
   const theme = chosenTheme();
   if (theme) document.documentElement.dataset.theme = theme;

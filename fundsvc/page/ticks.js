@@ -1,6 +1,6 @@
 /**
- * The ticks of a time axis: at whole units of the reader's clock and calendar. The axis itself is linear in moments, so it never
- * runs back: where a clock is set back, its hour is on the axis twice.
+ * The ticks of a time axis, at whole units of the reader's clock and calendar. The axis is linear in absolute time. When a clock
+ * is set back, the axis shows that hour twice.
  */
 
 import { clock, day } from "./format.js";
@@ -20,15 +20,15 @@ const CLOCK_STEPS = [
 const DAY_STEPS = [1, 2, 7, 14];
 const MONTH_STEPS = [1, 3, 6, 12, 24, 60, 120, 600, 1200, 6000, 12_000];
 
-/** A month at the longest. */
+/** The longest month. */
 const MONTH_MS = 31 * DAY_MS;
 
-/** Of the room of a tick, what its text needs to either side: so near to the beginning of an axis Plotly would hide it. */
+/** The share of a tick's space that its text needs to either side. Plotly hides ticks nearer to the start of the axis. */
 const HALF = 0.4;
 
-/** The ticks between `from` and `to` (ms), at most `room` or so, as moments and texts. */
-export function ticks(from, to, room) {
-  const least = (to - from) / room;
+/** Returns the ticks between `from` and `to` (ms), about `count` at most, as {ts, text}. */
+export function ticks(from, to, count) {
+  const least = (to - from) / count;
   return ticksOf(from + HALF * least, to, least);
 }
 
@@ -40,7 +40,7 @@ function ticksOf(from, to, least) {
   return monthTicks(from, to, MONTH_STEPS.find((count) => count * MONTH_MS >= least) ?? MONTH_STEPS.at(-1));
 }
 
-/** Zones differ from UTC by whole minutes, mostly by quarters of an hour: a grid in UTC meets all whole units of any clock. */
+/** Time zones differ from UTC by whole minutes, mostly quarters of an hour, so a grid in UTC contains all ticks of any clock. */
 function clockTicks(from, to, step) {
   const grid = step < MINUTE_MS ? step : step < 5 * MINUTE_MS ? MINUTE_MS : 5 * MINUTE_MS;
   const found = [];
@@ -69,7 +69,7 @@ function monthTicks(from, to, step) {
   return startsFrom((place) => new Date(0, begin + place * step - 1900 * 12, 1), from, to, text);
 }
 
-/** Those of the dates `dateAt(0)`, `dateAt(1)`, ... that lie within a time. */
+/** Returns those of the dates `dateAt(0)`, `dateAt(1)`, ... that lie between `from` and `to`. */
 function startsFrom(dateAt, from, to, text) {
   const found = [];
   for (let place = 0, ts = dateAt(0).getTime(); ts <= to; ts = dateAt(++place).getTime()) {

@@ -1,4 +1,4 @@
-"""Other people's clients, unchanged but for their base URL, from an environment of their own."""
+"""Published client libraries of other venues, unmodified except for their base URL, installed in a separate environment."""
 
 import asyncio
 import itertools
@@ -39,12 +39,12 @@ MORE = [
         start=10,
     )
 ]
-"""The order goes on; a surplus, a shortfall that the fund pays, and a fill that moves nothing."""
+"""Executions of the order, a surplus, a shortfall that the fund pays, and a flat fill."""
 
 
 @pytest.fixture(scope="session")
 def environment():
-    """The clients, installed as `scripts/setup` installs ours: once, until the list changes."""
+    """Installs the clients, again only when the list of requirements changes."""
     stamp = ENVIRONMENT / "installed.txt"
     if not stamp.exists() or stamp.read_bytes() != REQUIREMENTS.read_bytes():
         pip = (PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--requirement")
@@ -67,11 +67,11 @@ async def world(config, environment):
 
 
 def script(name, url):
-    return PYTHON, Path(__file__).parent / f"ask_{name}.py", str(url).rstrip("/"), SYMBOL
+    return PYTHON, Path(__file__).parent / f"read_{name}.py", str(url).rstrip("/"), SYMBOL
 
 
-async def asked(name, world):
-    """What a client printed that asked the running service."""
+async def answers_of(name, world):
+    """Runs a client against the service and returns what it prints."""
     trader = signed("trader", account="secret-anna")
     done = await program(*script(name, world.http._base_url), environment={**os.environ, "TRADER": trader})
     assert done.code == 0, done.error
@@ -83,7 +83,7 @@ async def fund_of(world):
 
 
 async def test_pybit_reads_pools_and_alerts(world):
-    answers, fund = await asked("pybit", world), await fund_of(world)
+    answers, fund = await answers_of("pybit", world), await fund_of(world)
     pools = answers["insurance"]["result"]
     assert pools["updatedTime"] == str(fund["updatedAt"])
     assert pools["list"] == [{"coin": "USDT", "symbols": SYMBOL, "balance": fund["balance"], "value": fund["balanceUsdt"]}]
@@ -99,10 +99,10 @@ async def test_pybit_reads_pools_and_alerts(world):
             "adlStopRatio": "-0.25",
         }
     ]
-    assert answers["refused"] == {"code": 10001, "message": "no contract 'NONE' is listed"}
+    assert answers["error"] == {"code": 10001, "message": "no contract 'NONE' is listed"}
 
 
-async def test_pybit_waits_until_it_may_ask_again(config, environment):
+async def test_pybit_waits_for_the_end_of_a_rate_limit(config, environment):
     async with world_of(with_section(config, "http", requests_max=1, requests_seconds=2.0)) as world:
         await world.send(*HISTORY)
         done = await program(*script("pybit", world.http._base_url))
@@ -120,11 +120,11 @@ CHANGES = [
     ("bankruptcy_loss", "-1.5", "3.5", 1),
     ("liquidation_balance_deposit", "5", "5", 0),
 ]
-"""Type, amount, balance and second of all changes, the newest first."""
+"""Type, amount, balance and second of all changes, newest first."""
 
 
 async def test_python_okx_reads_typed_changes_page_by_page(world):
-    answers, fund = await asked("okx", world), await fund_of(world)
+    answers, fund = await answers_of("okx", world), await fund_of(world)
     (found,) = answers["all"]["data"]
     assert (found["total"], found["instFamily"], found["instType"]) == (fund["balanceUsdt"], SYMBOL, "SWAP")
 
@@ -142,7 +142,7 @@ async def test_python_okx_reads_typed_changes_page_by_page(world):
 
 
 async def test_gate_api_reads_days_risks_and_own_reductions(world):
-    answers = await asked("gate", world)
+    answers = await answers_of("gate", world)
     days = answers["insurance"]
     assert [day["b"] for day in days] == ["5.9"] * 5
     assert [later["t"] - day["t"] for day, later in itertools.pairwise(days)] == [86_400] * 4
@@ -151,11 +151,11 @@ async def test_gate_api_reads_days_risks_and_own_reductions(world):
     (reduction,) = answers["deleveraged"]
     assert (reduction["time"], reduction["order_id"], reduction["contract"]) == (TS // 1000 + 1, 1, SYMBOL)
     assert (reduction["trade_size"], reduction["position_size"], reduction["fill_price"]) == ("40", "-10", "39000")
-    assert (answers["refused"]["status"], answers["refused"]["label"]) == (404, "CONTRACT_NOT_FOUND")
+    assert (answers["error"]["status"], answers["error"]["label"]) == (404, "CONTRACT_NOT_FOUND")
 
 
-async def test_binances_clients_read_balances_risks_and_own_quantiles(world):
-    answers, fund = await asked("binance", world), await fund_of(world)
+async def test_binance_clients_read_balances_risks_and_own_quantiles(world):
+    answers, fund = await answers_of("binance", world), await fund_of(world)
     assets = [{"asset": "USDT", "marginBalance": fund["balance"], "updateTime": fund["updatedAt"]}]
     group = {"symbols": [SYMBOL], "assets": assets}
     risk = {"symbol": SYMBOL, "adlRisk": "high", "updateTime": fund["updatedAt"]}
@@ -164,11 +164,11 @@ async def test_binances_clients_read_balances_risks_and_own_quantiles(world):
     (position,) = (await world.data("/api/v1/adl/positions", account="secret-anna"))["positions"]
     quantile = position["lights"] - 1
     assert answers["quantile"] == [{"symbol": SYMBOL, "adlQuantile": {"LONG": 0, "SHORT": quantile, "BOTH": quantile}}]
-    assert answers["refused"] == {"status": 400, "code": -1121, "message": "no contract 'NONE' is listed"}
+    assert answers["error"] == {"status": 400, "code": -1121, "message": "no contract 'NONE' is listed"}
 
 
-async def test_ccxt_reads_all_four_by_its_implicit_methods(world):
-    answers, fund = await asked("ccxt", world), await fund_of(world)
+async def test_ccxt_reads_four_venues_with_its_implicit_methods(world):
+    answers, fund = await answers_of("ccxt", world), await fund_of(world)
     (pool,) = answers["bybit insurance"]["result"]["list"]
     (alert,) = answers["bybit alert"]["result"]["list"]
     assert pool["balance"] == alert["balance"] == fund["balance"]
@@ -177,18 +177,18 @@ async def test_ccxt_reads_all_four_by_its_implicit_methods(world):
     assert answers["binance insurance"]["assets"][0]["marginBalance"] == fund["balance"]
     assert answers["binance risk"]["adlRisk"] == "high"
     assert answers["kucoin contracts"] == [SYMBOL]
-    refusals = {name: answers[f"{name} refused"] for name in ("bybit", "okx", "gate", "binance")}
-    assert refusals == {"bybit": "BadRequest", "okx": "BadRequest", "gate": "BadSymbol", "binance": "BadSymbol"}
+    errors = {name: answers[f"{name} error"] for name in ("bybit", "okx", "gate", "binance")}
+    assert errors == {"bybit": "BadRequest", "okx": "BadRequest", "gate": "BadSymbol", "binance": "BadSymbol"}
 
 
-async def test_kucoins_sdk_reads_contracts_and_the_clock(world):
-    answers = await asked("kucoin", world)
+async def test_kucoin_sdk_reads_contracts_and_server_time(world):
+    answers = await answers_of("kucoin", world)
     assert answers["one"] == {"symbol": SYMBOL, "multiplier": 0.001, "type": "FFWCSX", "status": "Open"}
     assert answers["all"] == [SYMBOL]
     assert abs(answers["time"] / 1000 - time.time()) < 60
 
 
-async def test_kucoins_futures_client_reads_contracts_and_hears_topics_over_tls(config, environment, tmp_path):
+async def test_kucoin_futures_client_reads_contracts_and_receives_topics_over_tls(config, environment, tmp_path):
     certificate, key = make_certificate(tmp_path)
     config = with_section(config, "http", certificate=str(certificate), certificate_key=str(key))
     async with world_of(config, ssl.create_default_context(cafile=certificate)) as world:
@@ -208,8 +208,8 @@ async def test_kucoins_futures_client_reads_contracts_and_hears_topics_over_tls(
     answers = msgspec.json.decode(output)
     assert answers["contracts"] == [SYMBOL]
     assert answers["contract"]["multiplier"] == 0.001
-    balances = [each for each in answers["heard"] if each["subject"] == "balance.change"]
-    (entry,) = [each["data"] for each in answers["heard"] if each["subject"] == "entry"]
+    balances = [each for each in answers["received"] if each["subject"] == "balance.change"]
+    (entry,) = [each["data"] for each in answers["received"] if each["subject"] == "entry"]
     assert balances[0]["topic"] == f"/insuranceFund/balance:{SYMBOL}"
     assert (entry["entry"], entry["change"]) == (4, "1")
     assert fund["entry"] > entry["entry"]

@@ -1,18 +1,18 @@
-"""What other venues' clients ask about insurance funds and ADL, at those venues' paths and in their words.
+"""Insurance fund and ADL endpoints of other venues, at their paths and in their formats, for clients written for them.
 
-Thin translations: each says otherwise what our own resources answer, so nothing is computed a second time. A contract's symbol
-stands wherever a venue names a contract, pair or family, and currencies are the settlement currencies.
+Each endpoint converts an answer of the service's own resources and computes nothing itself. The symbol of a contract is used
+wherever a venue names a contract, pair or family. Currencies are settlement currencies.
 """
 
 from collections.abc import Callable, Iterable
 
 from fundsvc.api.adl import AdlResources
 from fundsvc.api.http.routes import Endpoint
-from fundsvc.api.venues.binance import Binance
-from fundsvc.api.venues.bybit import Bybit
-from fundsvc.api.venues.facade import Funds
-from fundsvc.api.venues.gate import Gate
-from fundsvc.api.venues.okx import Okx, Summary
+from fundsvc.api.venues.binance import BinanceEndpoints
+from fundsvc.api.venues.bybit import BybitEndpoints
+from fundsvc.api.venues.facade import FundsReader
+from fundsvc.api.venues.gate import GateEndpoints
+from fundsvc.api.venues.okx import OkxEndpoints, SummaryReader
 from fundsvc.config.settings import Venue
 from fundsvc.core.policy import Policy
 from fundsvc.store.reader import Reader
@@ -21,18 +21,18 @@ from fundsvc.store.venue_histories import Histories
 
 def venue_endpoints(
     names: Iterable[Venue],
-    funds: Funds,
-    summary: Summary,
+    funds: FundsReader,
+    summary: SummaryReader,
     deleveraging: AdlResources,
     reader: Reader,
     histories: Histories,
     policy_of: Callable[[str], Policy],
 ) -> tuple[Endpoint, ...]:
-    """The paths of the venues that are named."""
-    served = {
-        "binance": Binance(funds, deleveraging).endpoints,
-        "bybit": Bybit(funds, policy_of).endpoints,
-        "gate": Gate(funds, histories, deleveraging).endpoints,
-        "okx": Okx(summary, reader, histories).endpoints,
+    """Returns the endpoints of the named venues."""
+    by_venue = {
+        "binance": BinanceEndpoints(funds, deleveraging).endpoints,
+        "bybit": BybitEndpoints(funds, policy_of).endpoints,
+        "gate": GateEndpoints(funds, histories, deleveraging).endpoints,
+        "okx": OkxEndpoints(summary, reader, histories).endpoints,
     }
-    return tuple(endpoint for name in dict.fromkeys(names) for endpoint in served[name])
+    return tuple(endpoint for name in dict.fromkeys(names) for endpoint in by_venue[name])

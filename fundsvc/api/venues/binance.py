@@ -1,4 +1,4 @@
-"""Binance's USDⓈ-M paths. Each contract is a group of its own there, with its settlement currency as the one asset."""
+"""Endpoints of Binance USDⓈ-M. Each contract is a separate group with one asset, its settlement currency."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -13,7 +13,7 @@ from fundsvc.api.answers import FundAnswer
 from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, Problem, TooManyRequests
 from fundsvc.api.http.parameters import AccountQuery, Parameters
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.venues.facade import TRADER, Funds, Refusal, Venue, code_of, of
+from fundsvc.api.venues.facade import TRADER, ErrorResponse, Facade, FundsReader, code_of, fund_of
 from fundsvc.core.events import Identifier, Symbol
 from fundsvc.core.fund.state import FundStateName
 
@@ -22,20 +22,20 @@ T = TypeVar("T")
 Risk = Literal["low", "medium", "high"]
 
 RISKS: dict[FundStateName, Risk] = {"ok": "low", "warning": "medium", "adl": "high", "uncovered": "high"}
-"""What a fund's state means for who may be deleveraged."""
+"""The ADL risk of positions, by the state of the fund."""
 
 CODES = {BadParameter: -1130, NotFound: -1121, NoToken: -2014, Forbidden: -2015, TooManyRequests: -1003, Problem: -1001}
-"""Binance's codes; the last says that something is wrong on this side, and to try again."""
+"""Binance's error codes. The last one is a server error that clients retry."""
 
 
 class SymbolQuery(Parameters, frozen=True):
-    """One contract, or all."""
+    """One contract, by default all."""
 
     symbol: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
 
 
 class SignedQuery(SymbolQuery, frozen=True, rename={"recv_window": "recvWindow"}):
-    """One contract, or all. What Binance's clients sign with is not looked at: the access token says who asks."""
+    """One contract, by default all. The signature fields of Binance's clients are ignored: the access token authenticates."""
 
     timestamp: Identifier = ""
     recv_window: Identifier = ""
@@ -43,7 +43,7 @@ class SignedQuery(SymbolQuery, frozen=True, rename={"recv_window": "recvWindow"}
 
 
 class Asset(msgspec.Struct, rename="camel", frozen=True):
-    """A fund's balance."""
+    """The balance of a fund."""
 
     asset: str
     margin_balance: str
@@ -51,14 +51,14 @@ class Asset(msgspec.Struct, rename="camel", frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """Contracts that share a fund, which is one, and what it holds."""
+    """The contracts that share a fund (here always one) and its assets."""
 
     symbols: list[str]
     assets: list[Asset]
 
 
 class RiskRating(msgspec.Struct, rename="camel", frozen=True):
-    """`low` while the fund is well, `medium` when it is near its guard, `high` while ADL goes on or something is uncovered."""
+    """`low`: the fund is `ok`. `medium`: it is near its guard. `high`: an ADL order is open, or an amount is uncovered."""
 
     symbol: str
     adl_risk: Risk
@@ -66,9 +66,9 @@ class RiskRating(msgspec.Struct, rename="camel", frozen=True):
 
 
 class Quantiles(msgspec.Struct, frozen=True, rename="upper"):
-    """Lights less one, 0 to 4, of each side that is held. `BOTH` is that of the only position of an account in one-way mode.
+    """Lights minus one, 0 to 4, by side. In one-way mode `BOTH` is the quantile of the account's position.
 
-    `HEDGE` stands in its place in hedge mode, as a sign without a value.
+    In hedge mode `HEDGE` replaces it; its value has no meaning.
     """
 
     long: int
@@ -78,48 +78,48 @@ class Quantiles(msgspec.Struct, frozen=True, rename="upper"):
 
 
 class Quantile(msgspec.Struct, rename="camel", frozen=True):
-    """The places of an account's positions of a contract in its queues."""
+    """The quantiles of an account's positions in a contract."""
 
     symbol: str
     adl_quantile: Quantiles
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """An error."""
+class BinanceError(msgspec.Struct, frozen=True):
+    """An error in Binance's format."""
 
     code: int
     msg: str
 
 
-class Binance:
-    """Answers from the funds as they stand, and from the book."""
+class BinanceEndpoints:
+    """Converts the present funds and ADL positions."""
 
-    def __init__(self, funds: Funds, deleveraging: AdlResources) -> None:
+    def __init__(self, funds: FundsReader, deleveraging: AdlResources) -> None:
         self._funds = funds
         self._deleveraging = deleveraging
         self.endpoints = (
-            VENUE.endpoint("/fapi/v1/insuranceBalance", self.insurance),
-            VENUE.endpoint("/fapi/v1/symbolAdlRisk", self.risk),
-            VENUE.endpoint("/fapi/v1/adlQuantile", self.quantile, TRADER),
+            FACADE.endpoint("/fapi/v1/insuranceBalance", self.insurance),
+            FACADE.endpoint("/fapi/v1/symbolAdlRisk", self.risk),
+            FACADE.endpoint("/fapi/v1/adlQuantile", self.quantile, TRADER),
         )
 
     async def insurance(self, query: SymbolQuery) -> Group | list[Group]:
-        """Balances of insurance funds; a single one is not in a list."""
+        """Returns the balances of insurance funds: a list, or with `symbol` a single object."""
         return _one_or_all(await self._funds(), query, _group)
 
     async def risk(self, query: SymbolQuery) -> RiskRating | list[RiskRating]:
-        """How likely ADL is; a single contract is not in a list."""
+        """Returns the ADL risk of contracts: a list, or with `symbol` a single object."""
         return _one_or_all(await self._funds(), query, _rating)
 
     async def quantile(self, query: SignedQuery, caller: Caller) -> list[Quantile]:
-        """Where one's own positions stand in the queue."""
+        """Returns the ADL quantiles of the caller's positions."""
         answer: PositionsAnswer = await self._deleveraging.positions(AccountQuery(account=caller.account), caller=caller)
-        asked = [position for position in answer.positions if query.symbol in (UNSET, position.symbol)]
-        return [_quantile(symbol, list(legs)) for symbol, legs in groupby(asked, lambda position: position.symbol)]
+        positions = [position for position in answer.positions if query.symbol in (UNSET, position.symbol)]
+        return [_quantile(symbol, list(legs)) for symbol, legs in groupby(positions, lambda position: position.symbol)]
 
 
-def _one_or_all(funds: Sequence[FundAnswer], query: SymbolQuery, said: Callable[[FundAnswer], T]) -> T | list[T]:
-    return [said(fund) for fund in funds] if query.symbol is UNSET else said(of(funds, query.symbol))
+def _one_or_all(funds: Sequence[FundAnswer], query: SymbolQuery, convert: Callable[[FundAnswer], T]) -> T | list[T]:
+    return [convert(fund) for fund in funds] if query.symbol is UNSET else convert(fund_of(funds, query.symbol))
 
 
 def _group(fund: FundAnswer) -> Group:
@@ -138,9 +138,9 @@ def _quantile(symbol: str, legs: Sequence[PositionAnswer]) -> Quantile:
     return Quantile(symbol, Quantiles(long, short, both=max(long, short)))
 
 
-def _refuse(problem: Problem) -> Refusal:
+def _error_response(problem: Problem) -> ErrorResponse:
     status = 400 if isinstance(problem, NotFound) else problem.status
-    return Refusal(status, Refused(code_of(CODES, problem), str(problem)))
+    return ErrorResponse(status, BinanceError(code_of(CODES, problem), str(problem)))
 
 
-VENUE = Venue((400, 429, 503), Refused, _refuse)
+FACADE = Facade((400, 429, 503), BinanceError, _error_response)

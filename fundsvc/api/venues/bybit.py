@@ -1,4 +1,4 @@
-"""Bybit's v5 market paths. A contract has a pool of its own, which is what Bybit calls an isolated insurance pool."""
+"""Endpoints of Bybit v5 market data. The fund of a contract is what Bybit calls an isolated insurance pool."""
 
 import time
 from collections.abc import Callable
@@ -10,43 +10,43 @@ from msgspec import UNSET, UnsetType
 from fundsvc.api.answers import FundAnswer
 from fundsvc.api.http.errors import BadParameter, NotFound, Problem, TooManyRequests
 from fundsvc.api.http.parameters import Parameters
-from fundsvc.api.venues.facade import SECOND_MS, Funds, Refusal, Venue, code_of, newest, of
+from fundsvc.api.venues.facade import SECOND_MS, ErrorResponse, Facade, FundsReader, code_of, fund_of, latest_update
 from fundsvc.core.events import Currency, Symbol
 from fundsvc.core.policy import Policy
 
 T = TypeVar("T")
 
 CODES = {BadParameter: 10001, NotFound: 10001, TooManyRequests: 10006, Problem: 10016}
-"""Bybit's codes. It answers whatever is wrong with HTTP status 200, and so its clients expect it."""
+"""Bybit's error codes. Bybit answers errors with HTTP status 200, and its clients expect that."""
 
 LIMIT_RESET = "X-Bapi-Limit-Reset-Timestamp"
-"""When who asked too often may ask again, in milliseconds: Bybit's client waits for it."""
+"""The header with the end of a rate limit, in milliseconds. Bybit's client waits until then."""
 
-WHOLE = -1.0
-"""The drawdown at which a fund without a guard has ADL, and ends it: all of it is gone."""
+FULL_DRAWDOWN = -1.0
+"""The drawdown at which ADL starts and stops for a fund without a guard: the fund is empty."""
 
 
 Coin = Annotated[Currency, msgspec.Meta(description="a settlement currency, in upper case")]
 
 
 class InsuranceQuery(Parameters, frozen=True):
-    """Pools of a `coin`, or all."""
+    """The pools of a `coin`, by default all."""
 
     coin: Coin | UnsetType = UNSET
 
 
 class AlertQuery(InsuranceQuery, frozen=True):
-    """One contract, or all, or those of a `coin`, which is what pybit says to ask for."""
+    """One contract, by default all. Also accepts a `coin`, which the documentation of pybit names."""
 
     symbol: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
 
 
-class Said(msgspec.Struct, rename="camel", frozen=True):
-    """Base of what is answered."""
+class BybitStruct(msgspec.Struct, rename="camel", frozen=True):
+    """Base of Bybit's answers: camelCase names."""
 
 
-class Pool(Said, frozen=True):
-    """A fund: `value` is in USD (by USDT), "" while there is no rate."""
+class InsurancePool(BybitStruct, frozen=True):
+    """A fund. `value` is in USD, taking one USDT as one USD; it is "" without a rate."""
 
     coin: str
     symbols: str
@@ -54,11 +54,10 @@ class Pool(Said, frozen=True):
     value: str
 
 
-class Alert(Said, frozen=True):
-    """A fund and when ADL begins and ends. Ratios are of the highest balance within 8 hours, and fall below 0.
+class Alert(BybitStruct, frozen=True):
+    """A fund and the limits at which ADL starts and stops. Ratios are relative to the peak of 8 hours, from 0 down to -1.
 
-    Without a drawdown guard that is when the fund is empty, at -1; `adlTriggerThreshold` is the balance from which a guard
-    acts.
+    Without a drawdown guard both limits are -1: the fund is empty. `adlTriggerThreshold` is the `minimum_balance` of the guard.
     """
 
     coin: str
@@ -71,62 +70,62 @@ class Alert(Said, frozen=True):
     adl_stop_ratio: str
 
 
-class Updated(Said, Generic[T], frozen=True):
-    """A list, and when the latest of it changed."""
+class UpdatedList(BybitStruct, Generic[T], frozen=True):
+    """A list and the time of its latest change."""
 
     updated_time: str
     list: list[T]
 
 
-class Nothing(Said, frozen=True):
-    """No fields."""
+class EmptyObject(BybitStruct, frozen=True):
+    """An object without fields."""
 
 
-class Answered(Said, Generic[T], frozen=True, kw_only=True):
-    """Around every answer."""
+class BybitEnvelope(BybitStruct, Generic[T], frozen=True, kw_only=True):
+    """The envelope of an answer."""
 
     ret_code: int = 0
     ret_msg: str = "OK"
     result: T
-    ret_ext_info: Nothing = Nothing()
+    ret_ext_info: EmptyObject = EmptyObject()
     time: int
 
 
-class Refused(Said, frozen=True, kw_only=True):
-    """Around every error."""
+class BybitError(BybitStruct, frozen=True, kw_only=True):
+    """An error in Bybit's format."""
 
     ret_code: int
     ret_msg: str
-    result: Nothing = Nothing()
-    ret_ext_info: Nothing = Nothing()
+    result: EmptyObject = EmptyObject()
+    ret_ext_info: EmptyObject = EmptyObject()
     time: int
 
 
-class Bybit:
-    """Answers from the funds as they stand and the policies they have."""
+class BybitEndpoints:
+    """Converts the present funds and their policies."""
 
-    def __init__(self, funds: Funds, policy_of: Callable[[str], Policy]) -> None:
+    def __init__(self, funds: FundsReader, policy_of: Callable[[str], Policy]) -> None:
         self._funds = funds
         self._policy_of = policy_of
         self.endpoints = (
-            VENUE.endpoint("/v5/market/insurance", self.insurance),
-            VENUE.endpoint("/v5/market/adlAlert", self.alert),
+            FACADE.endpoint("/v5/market/insurance", self.insurance),
+            FACADE.endpoint("/v5/market/adlAlert", self.alert),
         )
 
-    async def insurance(self, query: InsuranceQuery) -> Answered[Updated[Pool]]:
-        """Balances of insurance pools."""
-        funds = await self._of(query)
-        pools = [Pool(fund.settle_currency, fund.symbol, fund.balance, fund.balance_usdt or "") for fund in funds]
-        return Answered(result=Updated(str(newest(funds)), pools), time=_now())
+    async def insurance(self, query: InsuranceQuery) -> BybitEnvelope[UpdatedList[InsurancePool]]:
+        """Returns the balances of insurance pools."""
+        funds = await self._funds_of(query)
+        pools = [InsurancePool(fund.settle_currency, fund.symbol, fund.balance, fund.balance_usdt or "") for fund in funds]
+        return BybitEnvelope(result=UpdatedList(str(latest_update(funds)), pools), time=_now())
 
-    async def alert(self, query: AlertQuery) -> Answered[Updated[Alert]]:
-        """How far funds have fallen, and when ADL begins."""
-        funds = await self._of(query)
+    async def alert(self, query: AlertQuery) -> BybitEnvelope[UpdatedList[Alert]]:
+        """Returns the drawdown of funds and the limits at which ADL starts and stops."""
+        funds = await self._funds_of(query)
         if query.symbol is not UNSET:
-            funds = [of(funds, query.symbol)]
-        return Answered(result=Updated(str(newest(funds)), [self._alert(fund) for fund in funds]), time=_now())
+            funds = [fund_of(funds, query.symbol)]
+        return BybitEnvelope(result=UpdatedList(str(latest_update(funds)), [self._alert(fund) for fund in funds]), time=_now())
 
-    async def _of(self, query: InsuranceQuery) -> list[FundAnswer]:
+    async def _funds_of(self, query: InsuranceQuery) -> list[FundAnswer]:
         return [fund for fund in await self._funds() if query.coin in (UNSET, fund.settle_currency)]
 
     def _alert(self, fund: FundAnswer) -> Alert:
@@ -136,21 +135,21 @@ class Bybit:
             symbol=fund.symbol,
             balance=fund.balance,
             max_balance=fund.peak8h,
-            insurance_pnl_ratio=f"{-guard.start if guard else WHOLE:g}",
+            insurance_pnl_ratio=f"{-guard.start if guard else FULL_DRAWDOWN:g}",
             pnl_ratio=f"{0.0 - fund.drawdown8h:.6f}".rstrip("0").rstrip("."),
             adl_trigger_threshold=f"{guard.minimum_balance if guard else 0:g}",
-            adl_stop_ratio=f"{-guard.stop if guard else WHOLE:g}",
+            adl_stop_ratio=f"{-guard.stop if guard else FULL_DRAWDOWN:g}",
         )
 
 
-def _refuse(problem: Problem) -> Refusal:
+def _error_response(problem: Problem) -> ErrorResponse:
     now = _now()
     waits = {LIMIT_RESET: str(now + problem.seconds * SECOND_MS)} if isinstance(problem, TooManyRequests) else {}
-    return Refusal(200, Refused(ret_code=code_of(CODES, problem), ret_msg=str(problem), time=now), waits)
+    return ErrorResponse(200, BybitError(ret_code=code_of(CODES, problem), ret_msg=str(problem), time=now), waits)
 
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-VENUE = Venue((200,), Refused, _refuse)
+FACADE = Facade((200,), BybitError, _error_response)

@@ -1,4 +1,4 @@
-"""How a path of another venue is served: read as strictly as our own, answered and refused in that venue's shape."""
+"""Serves a path of another venue: validates its query like the service's own, and answers and reports errors in its format."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -17,37 +17,41 @@ from fundsvc.api.http.tokens import Caller
 
 T = TypeVar("T")
 
-Funds = Callable[[], Awaitable[Sequence[FundAnswer]]]
-"""All funds, as our own list answers them."""
+FundsReader = Callable[[], Awaitable[Sequence[FundAnswer]]]
+"""Returns all funds as GET /api/v1/insurance-fund answers them."""
 
 TRADER: Roles = frozenset({"trader"})
-"""What a venue shows to whoever signs, we show to the account that a token is for."""
+"""The role for paths that a venue protects by signatures: the account of the token replaces the signer."""
 
 SECOND_MS = 1000
 
 OK = HTTPStatus.OK.value
-_OF_TOKENS = (HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value)
+_TOKEN_ERRORS = (HTTPStatus.UNAUTHORIZED.value, HTTPStatus.FORBIDDEN.value)
 
 
-class Refusal(NamedTuple):
-    """An error in a venue's shape, the HTTP status that it comes with there, and headers besides those of the problem."""
+class ErrorResponse(NamedTuple):
+    """An error in a venue's format, the HTTP status that the venue uses for it, and headers beside those of the problem."""
 
     status: int
     body: msgspec.Struct
     headers: Mapping[str, str] = MappingProxyType({})
 
 
-class Venue(NamedTuple):
-    """How a venue says what is wrong: with which statuses, those of tokens apart, in what type of body, and how a problem."""
+class Facade(NamedTuple):
+    """The error format of a venue, with which it builds endpoints.
+
+    `statuses` are the HTTP statuses of errors except those of tokens, `body` is the type of an error, and `error_response`
+    converts a problem.
+    """
 
     statuses: tuple[int, ...]
     body: type[msgspec.Struct]
-    refusal: Callable[[Problem], Refusal]
+    error_response: Callable[[Problem], ErrorResponse]
 
     def endpoint(self, path: str, answer: Callable[..., Awaitable[Any]], roles: Roles = PUBLIC) -> Endpoint:
-        """A path. What is asked and answered are the types of the method's `query` and of what it returns.
+        """Returns an endpoint. The annotations of the method `answer` define the types of its query and of its answer.
 
-        The method is called with the query and what the path names, and with the `caller` where roles are asked for.
+        The method receives the query, the parameters of the path, and the `caller` if the endpoint requires a role.
         """
         hints = get_type_hints(answer)
         query = hints["query"]
@@ -61,29 +65,29 @@ class Venue(NamedTuple):
         return Endpoint(path, handle, answers, query=query, roles=roles, format_error=self._format_error, documented=answer)
 
     def _answers(self, kind: Any, roles: Roles) -> dict[int, Media]:
-        refusals = dict.fromkeys((*self.statuses, *(_OF_TOKENS if roles else ())), Media(JSON, self.body))
-        return refusals | {OK: Media(JSON, kind | self.body if OK in self.statuses else kind)}
+        errors = dict.fromkeys((*self.statuses, *(_TOKEN_ERRORS if roles else ())), Media(JSON, self.body))
+        return errors | {OK: Media(JSON, kind | self.body if OK in self.statuses else kind)}
 
     def _format_error(self, problem: Problem) -> web.Response:
-        status, body, headers = self.refusal(problem)
+        status, body, headers = self.error_response(problem)
         return web.Response(
             body=msgspec.json.encode(body), status=status, content_type=JSON, headers={**problem.headers, **headers}
         )
 
 
-def of(funds: Sequence[FundAnswer], symbol: str) -> FundAnswer:
-    """The fund of a contract; raises NotFound."""
+def fund_of(funds: Sequence[FundAnswer], symbol: str) -> FundAnswer:
+    """Returns the fund of a contract. Raises NotFound."""
     for fund in funds:
         if fund.symbol == symbol:
             return fund
     raise NotFound(f"no contract {symbol!r} is listed")
 
 
-def newest(funds: Sequence[FundAnswer]) -> int:
-    """When the last of some funds changed, in milliseconds; 0 without any."""
+def latest_update(funds: Sequence[FundAnswer]) -> int:
+    """Returns the time in milliseconds of the latest change of some funds, 0 without any."""
     return max((fund.updated_at for fund in funds), default=0)
 
 
 def code_of(codes: Mapping[type[Problem], T], problem: Problem) -> T:
-    """What a venue calls a problem: by its kind, or by the nearest of those that it is of; `Problem` is among them."""
+    """Returns a venue's code for a problem: that of its class, or of the nearest base class. `codes` contains `Problem`."""
     return next(codes[kind] for kind in type(problem).__mro__ if kind in codes)

@@ -1,4 +1,4 @@
-"""Gate's futures paths, by settlement currency in lower case. A contract that another currency settles is not there."""
+"""Endpoints of Gate futures, by settlement currency in lower case. A path shows only the contracts of its currency."""
 
 import time
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ from fundsvc.api.http.errors import BadParameter, Forbidden, NotFound, NoToken, 
 from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX, Parameters
 from fundsvc.api.http.parameters import DeleveragedQuery as ReductionsQuery
 from fundsvc.api.http.tokens import Caller
-from fundsvc.api.venues.facade import SECOND_MS, TRADER, Funds, Refusal, Venue, code_of
+from fundsvc.api.venues.facade import SECOND_MS, TRADER, ErrorResponse, Facade, FundsReader, code_of
 from fundsvc.core.events import Symbol
 from fundsvc.core.fund.state import FundStateName
 from fundsvc.core.numbers import format_units
@@ -25,7 +25,7 @@ RISK_STATES: dict[FundStateName, RiskState] = {"ok": "normal", "warning": "warni
 
 RECORDS_MAX = 1000
 RECORDS = 100
-"""Gate's own limit and default."""
+"""Gate's limit and default for a page."""
 
 LABELS = {
     BadParameter: "INVALID_PARAM_VALUE",
@@ -35,7 +35,7 @@ LABELS = {
     TooManyRequests: "TOO_MANY_REQUESTS",
     Problem: "SERVER_ERROR",
 }
-"""Gate's words for what is wrong."""
+"""Gate's labels of errors."""
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=RECORDS_MAX)]
 Second = Annotated[int, msgspec.Meta(ge=0, le=2**53, description="a time in seconds")]
@@ -47,8 +47,8 @@ class InsuranceQuery(Parameters, frozen=True):
     limit: Limit = RECORDS
 
 
-class DeleveragedQuery(Parameters, frozen=True, rename={"start": "from"}):
-    """Of one contract or all; from and to a time, or at one; the newest first, after `offset` of them."""
+class AutoDeleveragesQuery(Parameters, frozen=True, rename={"start": "from"}):
+    """Reductions of one contract, by default all, between two times or at one; newest first, without the first `offset`."""
 
     contract: Annotated[Symbol, msgspec.Meta(description="a contract")] | UnsetType = UNSET
     limit: Limit = RECORDS
@@ -59,28 +59,28 @@ class DeleveragedQuery(Parameters, frozen=True, rename={"start": "from"}):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A day's start in seconds, and the balance at its end."""
+    """The start of a day in seconds, and the balance at its end."""
 
     t: int
     b: str
 
 
 class Risk(msgspec.Struct, frozen=True):
-    """Whether ADL is near: `warning` when a fund is near its guard, `adl_risk` while ADL goes on or something is uncovered."""
+    """`warning`: the fund is near its guard. `adl_risk`: an ADL order is open, or an amount is uncovered."""
 
     state: RiskState
     calculated_at_ms: int
 
 
 class Risks(msgspec.Struct, frozen=True):
-    """By contract."""
+    """ADL risk by contract."""
 
     settle: str
     states: dict[str, Risk]
 
 
-class Deleveraged(msgspec.Struct, frozen=True):
-    """A reduction of an own position; sizes are lots, negative for a short. `order_id` is the number of the ADL order."""
+class Reduction(msgspec.Struct, frozen=True):
+    """A reduction of the caller's position. Sizes are lots, negative for a short. `order_id` is the number of the ADL order."""
 
     time: int
     order_id: int
@@ -93,68 +93,68 @@ class Deleveraged(msgspec.Struct, frozen=True):
     position_size: str
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """An error."""
+class GateError(msgspec.Struct, frozen=True):
+    """An error in Gate's format."""
 
     label: str
     message: str
 
 
-class Gate:
-    """Answers from the funds as they stand, their days, and the book."""
+class GateEndpoints:
+    """Converts the present funds, their daily balances, and the reductions of accounts."""
 
-    def __init__(self, funds: Funds, histories: Histories, deleveraging: AdlResources) -> None:
+    def __init__(self, funds: FundsReader, histories: Histories, deleveraging: AdlResources) -> None:
         self._funds = funds
         self._histories = histories
         self._deleveraging = deleveraging
         self.endpoints = (
-            VENUE.endpoint("/api/v4/futures/{settle}/insurance", self.insurance),
-            VENUE.endpoint("/api/v4/futures/{settle}/adl_risk_states", self.risks),
-            VENUE.endpoint("/api/v4/futures/{settle}/auto_deleverages", self.deleveraged, TRADER),
+            FACADE.endpoint("/api/v4/futures/{settle}/insurance", self.insurance),
+            FACADE.endpoint("/api/v4/futures/{settle}/adl_risk_states", self.risks),
+            FACADE.endpoint("/api/v4/futures/{settle}/auto_deleverages", self.deleveraged, TRADER),
         )
 
     async def insurance(self, query: InsuranceQuery, settle: str) -> list[Record]:
-        """What the funds of a currency held together, a balance a day, the oldest first."""
-        currency = (await self._of(settle))[0].settle_currency
+        """Returns the daily sum of the balances of a currency's funds, oldest first."""
+        currency = (await self._funds_of(settle))[0].settle_currency
         days = await self._histories.days(currency, query.limit, _now())
         return [Record(day.start // SECOND_MS, format_units(day.balance, day.decimals)) for day in days]
 
-    async def risks(self, query: Parameters, settle: str) -> Risks:  # noqa: ARG002 - there is nothing to ask
-        """Whether ADL is near, by contract."""
-        return Risks(settle, {fund.symbol: Risk(RISK_STATES[fund.state], _now()) for fund in await self._of(settle)})
+    async def risks(self, query: Parameters, settle: str) -> Risks:  # noqa: ARG002 - the query has no parameters
+        """Returns the ADL risk of each contract."""
+        return Risks(settle, {fund.symbol: Risk(RISK_STATES[fund.state], _now()) for fund in await self._funds_of(settle)})
 
-    async def deleveraged(self, query: DeleveragedQuery, settle: str, caller: Caller) -> list[Deleveraged]:
-        """How one's own positions were deleveraged, the newest first."""
-        symbols = {fund.symbol for fund in await self._of(settle)}
-        found: list[Deleveraged] = []
+    async def deleveraged(self, query: AutoDeleveragesQuery, settle: str, caller: Caller) -> list[Reduction]:
+        """Returns the ADL reductions of the caller's positions, newest first."""
+        symbols = {fund.symbol for fund in await self._funds_of(settle)}
+        found: list[Reduction] = []
         offset: int | UnsetType = UNSET
         more = True
         while more and len(found) < query.offset + query.limit:
             page = await self._deleveraging.deleveraged(_page(caller, offset), caller)
-            found += [_deleveraged(row) for row in page.data_list if row.symbol in symbols and _asked(query, row)]
+            found += [_reduction(row) for row in page.data_list if row.symbol in symbols and _matches(query, row)]
             offset, more = (page.data_list[-1].number if page.data_list else 0), page.has_more
         return found[query.offset : query.offset + query.limit]
 
-    async def _of(self, settle: str) -> list[FundAnswer]:
-        """The funds of a currency; raises NotFound."""
+    async def _funds_of(self, settle: str) -> list[FundAnswer]:
+        """Returns the funds of a currency. Raises NotFound."""
         if found := [fund for fund in await self._funds() if fund.settle_currency.lower() == settle]:
             return found
-        raise NotFound(f"no contract settles in {settle!r}: settlement currencies are in lower case here")
+        raise NotFound(f"no contract settles in {settle!r}: name a settlement currency in lower case, such as usdt")
 
 
 def _page(caller: Caller, offset: int | UnsetType) -> ReductionsQuery:
     return ReductionsQuery(account=caller.account, offset=offset, max_count=PAGE_ENTRIES_MAX)
 
 
-def _asked(query: DeleveragedQuery, row: ReductionAnswer) -> bool:
+def _matches(query: AutoDeleveragesQuery, row: ReductionAnswer) -> bool:
     second = row.ts // SECOND_MS
     return query.contract in (UNSET, row.symbol) and query.start <= second <= query.to and query.at in (UNSET, second)
 
 
-def _deleveraged(row: ReductionAnswer) -> Deleveraged:
+def _reduction(row: ReductionAnswer) -> Reduction:
     sign = 1 if row.side == "long" else -1
     leverage = "0" if row.leverage is None else f"{row.leverage:.2f}"
-    return Deleveraged(
+    return Reduction(
         time=row.ts // SECOND_MS,
         order_id=row.adl,
         contract=row.symbol,
@@ -167,12 +167,12 @@ def _deleveraged(row: ReductionAnswer) -> Deleveraged:
     )
 
 
-def _refuse(problem: Problem) -> Refusal:
-    return Refusal(problem.status, Refused(code_of(LABELS, problem), str(problem)))
+def _error_response(problem: Problem) -> ErrorResponse:
+    return ErrorResponse(problem.status, GateError(code_of(LABELS, problem), str(problem)))
 
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-VENUE = Venue((400, 404, 429, 503), Refused, _refuse)
+FACADE = Facade((400, 404, 429, 503), GateError, _error_response)

@@ -1,4 +1,4 @@
-"""OKX's public insurance-fund path: a contract's ledger as typed changes, newest first, paged by time."""
+"""The insurance-fund endpoint of OKX: the ledger of a contract as typed changes, newest first, paged by time."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from fundsvc.api.fund_answers import SummaryAnswer
 from fundsvc.api.http.application import find_contract
 from fundsvc.api.http.errors import BadParameter, MissingParameter, NotFound, Problem, TooManyRequests
 from fundsvc.api.http.parameters import Parameters, Query
-from fundsvc.api.venues.facade import Refusal, Venue, code_of
+from fundsvc.api.venues.facade import ErrorResponse, Facade, code_of
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Currency, Symbol, Timestamp
 from fundsvc.core.fund.chain import Kind
@@ -26,16 +26,16 @@ Change = Literal["regular_update", "liquidation_balance_deposit", "bankruptcy_lo
 AdlType = Literal["", "bal_adl_start", "adl_end"]
 
 DETAILS_MAX = 100
-"""OKX's own limit and default for a page."""
+"""OKX's limit and default for a page."""
 
 CHANGES_MAX = 20_000
-"""Changes of one time that a page may have: twice the events of a message, and some 20 MB while it is made."""
+"""The most changes of one time on a page: twice the events of a message; building the page takes some 20 MB."""
 
 READ_MAX = 500
-"""Entries read at once: a few milliseconds of the loop."""
+"""Entries per query: each occupies the event loop for a few milliseconds."""
 
 INSTRUMENTS: dict[str, InstrumentType] = {"FFWCSX": "SWAP", "FFICSX": "FUTURES"}
-"""By KuCoin's types of contracts, perpetual and dated; a listing without a type is taken for a perpetual, as most are."""
+"""OKX's instrument types by KuCoin's contract types, perpetual and dated. A contract without a type counts as perpetual."""
 
 CHANGES: dict[Kind, Change] = {
     "flat": "regular_update",
@@ -44,17 +44,17 @@ CHANGES: dict[Kind, Change] = {
     "shortfall": "bankruptcy_loss",
     "cover": "bankruptcy_loss",
 }
-"""By kinds of entries. No revenue of anybody goes into a fund, so nothing is `platform_revenue`."""
+"""OKX's types of changes by kind of entry. Funds receive no revenue, so `platform_revenue` does not occur."""
 
 CODES = {MissingParameter: "50014", BadParameter: "51000", NotFound: "51001", TooManyRequests: "50011", Problem: "50001"}
-"""OKX's codes; the last says that the service is not available for now."""
+"""OKX's error codes. The last one means that the service is temporarily unavailable."""
 
 
 class FundQuery(Parameters, frozen=True):
-    """Changes of a contract's fund, newest first: those before the time `after` and after the time `before`, as OKX has it.
+    """Changes of a contract's fund, newest first: earlier than `after` and later than `before`, which is OKX's convention.
 
-    A page ends between two times, never within one: where all of it is of one time, it has all changes of that time, even
-    beyond its limit. `instFamily` or `uly` names the contract.
+    A page never ends between changes of the same time. If all its changes have the same time, it contains all changes of that
+    time, even beyond its limit. `instFamily` or `uly` names the contract.
     """
 
     inst_type: Annotated[InstrumentType, msgspec.Meta(description="SWAP is a perpetual, FUTURES a dated contract")]
@@ -68,7 +68,7 @@ class FundQuery(Parameters, frozen=True):
 
 
 class Detail(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """A change. What it moved is `amt`, "" where nothing moved; when ADL ends, no balance belongs to it."""
+    """A change. `amt` is "" if the balance did not change. `balance` is "" at the end of ADL."""
 
     amt: str = ""
     balance: str = ""
@@ -81,7 +81,7 @@ class Detail(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
 
 
 class Fund(msgspec.Struct, rename="camel", frozen=True):
-    """A contract's changes; `total` is what all funds hold, in USD (by USDT), "" while a rate is missing."""
+    """The changes of a contract. `total` is the sum of all funds in USD, taking one USDT as one USD; "" without a rate."""
 
     total: str
     inst_family: str
@@ -89,43 +89,43 @@ class Fund(msgspec.Struct, rename="camel", frozen=True):
     details: list[Detail]
 
 
-class Answered(msgspec.Struct, frozen=True):
-    """Around every answer; `code` is "0" unless something is wrong."""
+class OkxEnvelope(msgspec.Struct, frozen=True):
+    """The envelope of an answer or error. `code` is "0" for an answer."""
 
     code: str
     msg: str
     data: list[Fund]
 
 
-Summary = Callable[[Query], Awaitable[SummaryAnswer]]
-"""All funds in sum, as our own resource answers it."""
+SummaryReader = Callable[[Query], Awaitable[SummaryAnswer]]
+"""Returns the sums of all funds as GET /api/v1/insurance-fund/summary answers them."""
 
 
-class Okx:
-    """Answers from the ledger's entries and orders."""
+class OkxEndpoints:
+    """Converts the entries and ADL orders of the ledger."""
 
-    def __init__(self, summary: Summary, reader: Reader, histories: Histories) -> None:
+    def __init__(self, summary: SummaryReader, reader: Reader, histories: Histories) -> None:
         self._summary = summary
         self._reader = reader
         self._histories = histories
-        self.endpoints = (VENUE.endpoint("/api/v5/public/insurance-fund", self.insurance_fund),)
+        self.endpoints = (FACADE.endpoint("/api/v5/public/insurance-fund", self.insurance_fund),)
 
-    async def insurance_fund(self, query: FundQuery) -> Answered:
-        """The changes of a contract's fund, and how ADL began and ended."""
+    async def insurance_fund(self, query: FundQuery) -> OkxEnvelope:
+        """Returns the changes of a contract's fund, and the times at which ADL began and ended."""
         if query.inst_type == "MARGIN":
-            return Answered("0", "", [])  # no fund is of margin trading
+            return OkxEnvelope("0", "", [])  # No fund belongs to margin trading.
         symbol = query.uly if query.inst_family is UNSET else query.inst_family
         if symbol is UNSET:
-            raise MissingParameter("Either parameter instFamily or uly is required: the symbol of a contract")
+            raise MissingParameter("instFamily or uly is required: the symbol of a contract")
         found = await find_contract(self._reader, symbol)
         if _instrument(found) != query.inst_type or query.ccy not in (UNSET, found.contract.settle_currency):
-            return Answered("0", "", [])
+            return OkxEnvelope("0", "", [])
         details = _page(await self._details(query, found.contract), query.limit)
         total = (await self._summary(Query())).total_usdt or ""
-        return Answered("0", "", [Fund(total, symbol, query.inst_type, details)])
+        return OkxEnvelope("0", "", [Fund(total, symbol, query.inst_type, details)])
 
     async def _details(self, query: FundQuery, contract: Contract) -> list[Detail]:
-        """Changes within the query's times, newest first: at least `limit` where there are as many, with none left out."""
+        """Returns the newest changes between the query's times, newest first: at least `limit` if there are as many."""
         start = 0 if query.before is UNSET else query.before + 1
         end = INT64_MAX if query.after is UNSET else query.after - 1
         details: list[Detail] = []
@@ -138,7 +138,7 @@ class Okx:
         return sorted(details, key=lambda detail: int(detail.ts), reverse=True)
 
     async def _entries(self, symbol: str, kind: Kind | None, start: int, end: int, count: int) -> list[EntryRow]:
-        """The last `count` entries within a time, read a little at a time."""
+        """Returns the last `count` entries between two times. Reads them in several queries."""
         found: list[EntryRow] = []
         while len(found) < count:
             offset, part = found[-1].entry if found else None, min(READ_MAX, count - len(found))
@@ -150,20 +150,20 @@ class Okx:
 
 
 async def _newest(read: Callable[[int, int, int], Awaitable[Sequence[R]]], start: int, end: int, limit: int) -> Sequence[R]:
-    """All rows since some time, at least `limit` where there are as many.
+    """Returns all rows since some time, at least `limit` if there are as many.
 
-    The last rows need not have the latest times, as entries may be late. So the time of the last one that is wanted only says
-    since when to read all rows; too many of these say a later time.
+    The last rows need not have the latest times, because entries may be late. So the first query only determines a time from
+    which to read all rows. If these are too many, they determine a later time.
     """
-    since, found, asked = start, await read(start, end, limit), limit
-    while len(found) == asked:
+    since, found, count = start, await read(start, end, limit), limit
+    while len(found) == count:
         before, since = since, sorted((row.ts for row in found), reverse=True)[limit - 1]
-        if since == before and asked > limit:
+        if since == before and count > limit:
             raise BadParameter(
-                f"over {CHANGES_MAX} changes are of the time {since}: read /api/v1/insurance-fund/…/history instead"
+                f"over {CHANGES_MAX} changes have the time {since}: read /api/v1/insurance-fund/…/history instead"
             )
-        asked = CHANGES_MAX + 1
-        found = await read(since, end, asked)
+        count = CHANGES_MAX + 1
+        found = await read(since, end, count)
     return found
 
 
@@ -173,14 +173,14 @@ def _instrument(found: Listed) -> InstrumentType:
 
 
 def _kinds(change: Change | UnsetType) -> Sequence[Kind | None]:
-    """The kinds of entries to ask for; None is all at once."""
+    """Returns the kinds of entries to query; None stands for all kinds."""
     if change is UNSET:
         return (None,)
-    return [kind for kind, said in CHANGES.items() if said == change]
+    return [kind for kind, type_ in CHANGES.items() if type_ == change]
 
 
 def _page(details: list[Detail], limit: int) -> list[Detail]:
-    """The first details, cut where the time changes, for that is all by which the next page can be asked."""
+    """Returns the first details, cut where the time changes, because the next page is requested by time."""
     if len(details) <= limit:
         return details
     whole = [detail for detail in details[:limit] if detail.ts != details[limit].ts]
@@ -204,9 +204,9 @@ def _turn(turn: TurnRow, contract: Contract) -> Detail:
     return Detail(balance=balance, ccy=contract.settle_currency, ts=str(turn.ts), type="adl", adl_type=adl_type)
 
 
-def _refuse(problem: Problem) -> Refusal:
+def _error_response(problem: Problem) -> ErrorResponse:
     status = 400 if isinstance(problem, NotFound) else problem.status
-    return Refusal(status, Answered(code_of(CODES, problem), str(problem), []))
+    return ErrorResponse(status, OkxEnvelope(code_of(CODES, problem), str(problem), []))
 
 
-VENUE = Venue((400, 429, 503), Answered, _refuse)
+FACADE = Facade((400, 429, 503), OkxEnvelope, _error_response)

@@ -1,6 +1,7 @@
-"""Live topics, as KuCoin speaks them over WebSocket.
+"""Live topics over WebSocket, in KuCoin's protocol.
 
-`bullet` hands out where and with what token to connect, `connection` speaks with one client, `client` is what that client is
-sent and did not read yet, `topics` reads what it asks for. `balances`, `entries`, `orders` and `positions` each are a topic:
-who listens, what they are sent first, and what when the ledger's tail tells something. `frames` makes bytes.
+`endpoints` serves the bullet requests and the handshake, `session_tokens` signs and verifies connection tokens. `connection`
+handles the messages of one client, `topics` parses its commands, `subscriber` bounds what is queued for it. `balances`,
+`entries`, `orders` and `positions` are the topics: each keeps its subscribers, sends them the present state, and then publishes
+the changes of the ledger's tail. `frames` encodes messages, `masking` rejects frames without a mask.
 """

@@ -1,63 +1,64 @@
-"""/insuranceFund/balance: a contract's fund, as GET /insurance-fund/{symbol} answers, now and whenever it changes."""
+"""/insuranceFund/balance: the fund of a contract as GET /insurance-fund/{symbol} answers it, now and after each change."""
 
 from collections import defaultdict
 from functools import partial
 
 from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.websocket.frames import Frames, push
-from fundsvc.api.websocket.subscriber import Client
-from fundsvc.api.websocket.topics import Refused, check_listed, insist
+from fundsvc.api.websocket.subscriber import Subscriber
+from fundsvc.api.websocket.topics import CommandError, check_listed, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 
 ALL = "all"
-"""Every contract, also those listed later."""
+"""The part that stands for all contracts, including those listed later."""
 
 
 class Balances:
-    """Funds as they change; a client that reads too slowly gets the latest of each."""
+    """Publishes funds. A subscriber that reads too slowly receives only the latest state of each fund."""
 
     path = "/insuranceFund/balance"
-    wants = ":{symbol,...} or :all"
+    suffix = ":{symbol,...} or :all"
     private = False
 
     def __init__(self, tail: Tail, funds: FundCache, metrics: Metrics) -> None:
         self._tail = tail
         self._funds = funds
         self._metrics = metrics
-        self._clients: defaultdict[str, set[Client]] = defaultdict(set)
-        tail.listeners.append(self.heard)
+        self._subscribers: defaultdict[str, set[Subscriber]] = defaultdict(set)
 
     def check(self, part: str, after: int | None) -> None:
-        """Raises Refused for what is no contract, or from anywhere but now."""
+        """Raises CommandError if the contract is not listed, or if `after` is given."""
         if after is not None:
-            raise Refused(400, "balances have no past: leave `after` out, or subscribe to /insuranceFund/entry")
+            raise CommandError(
+                400, f"after is {after}: {self.path} has no history; omit `after`, or subscribe to /insuranceFund/entry"
+            )
         if part != ALL:
             check_listed(self._tail, part)
 
-    async def join(self, client: Client, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
-        """Sends the funds as they are, and then as they change."""
-        frames = await insist(partial(self._snapshot, part))
-        self._clients[part].add(client)
+    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
+        """Sends the present funds, and then each change."""
+        frames = await retry_faults(partial(self._snapshot, part))
+        self._subscribers[part].add(subscriber)
         for symbol, frame in frames.items():
-            client.push_latest(symbol, frame)
+            subscriber.push_latest(symbol, frame)
 
-    def leave(self, client: Client, part: str) -> None:
-        """Ends that."""
-        self._clients[part].discard(client)
+    def unsubscribe(self, subscriber: Subscriber, part: str) -> None:
+        """Sends no further changes."""
+        self._subscribers[part].discard(subscriber)
 
-    def heard(self, change: Change) -> None:
-        """Sends funds that changed to whom it concerns."""
+    def publish(self, change: Change) -> None:
+        """Sends the changed funds to their subscribers."""
         for fund in change.funds:
-            clients = self._clients[ALL] | self._clients[fund.symbol]
-            if clients:
+            subscribers = self._subscribers[ALL] | self._subscribers[fund.symbol]
+            if subscribers:
                 frame = self._frame(fund.symbol)
-                for client in clients:
-                    client.push_latest(fund.symbol, frame)
-                self._metrics.websocket_frames.inc(len(clients))
+                for subscriber in subscribers:
+                    subscriber.push_latest(fund.symbol, frame)
+                self._metrics.websocket_frames.inc(len(subscribers))
 
     async def _snapshot(self, part: str) -> dict[str, Frames]:
-        """Funds as they are; raises StoreFault while what they are valued by was never read, which is over once and for all."""
+        """Returns the present funds. Raises StoreFault until marks and rates were read once; after that it never does."""
         return {symbol: self._frame(symbol) for symbol in (self._tail.funds if part == ALL else [part])}
 
     def _frame(self, symbol: str) -> Frames:

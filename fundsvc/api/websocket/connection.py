@@ -1,4 +1,4 @@
-"""One connection: what the client says, answered one message after the other, until either side ends it."""
+"""One WebSocket connection: handles the messages of the client in their order until one side closes it."""
 
 import asyncio
 import time
@@ -10,142 +10,146 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from msgspec import UNSET
 
 from fundsvc.api.websocket.frames import Id, ack, error, pong, pong_frame
-from fundsvc.api.websocket.subscriber import Client
-from fundsvc.api.websocket.topics import Command, Refused, Topic, asked
+from fundsvc.api.websocket.subscriber import Subscriber
+from fundsvc.api.websocket.topics import Command, CommandError, Topic, parse_topic
 from fundsvc.config.settings import WebsocketConfig
 from fundsvc.metrics import Metrics
 from fundsvc.wire.duplicate_keys import decode_json
 
 MESSAGES_MAX = 100
 MESSAGES_SECONDS = 10.0
-"""KuCoin's own limit of what a client may send; pings and pongs of the protocol count too, as they cost as much."""
+"""The message limit of KuCoin. Pings and pongs of the WebSocket protocol count, because they cost as much."""
 
 SILENT_INTERVALS_MAX = 3
-"""Pings that a client may miss; with KuCoin's interval it is closed a few seconds before KuCoin would."""
+"""Ping intervals without a message after which a client is closed: with KuCoin's interval, a few seconds before KuCoin does."""
 
-_SAID = frozenset({WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG})
-"""What a client sends, as long as the connection is not over."""
+_CLIENT_FRAMES = frozenset({WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG})
+"""Types of frames that a client sends. Any other type means that the connection is closed."""
 
 
-class _Named(msgspec.Struct):
-    """What a message that is otherwise wrong may still say."""
+class _MessageId(msgspec.Struct):
+    """The id alone, to answer a message that is not a valid command."""
 
     id: Id = ""
 
 
 class Connection:
-    """Speaks with a client, who has joined topics by contract and leaves them all in the end."""
+    """Answers the messages of one client and owns its subscriptions, by topic and part."""
 
     def __init__(
         self,
         socket: web.WebSocketResponse,
-        client: Client,
+        subscriber: Subscriber,
         topics: Mapping[str, Topic],
         config: WebsocketConfig,
         metrics: Metrics,
         tasks: asyncio.TaskGroup,
     ) -> None:
         self._socket = socket
-        self._client = client
+        self._subscriber = subscriber
         self._topics = topics
         self._config = config
         self._metrics = metrics
         self._tasks = tasks
-        self._joined: dict[tuple[str, str], asyncio.Task[None]] = {}
-        self._said: deque[float] = deque(maxlen=MESSAGES_MAX)
+        self._subscriptions: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._received_at: deque[float] = deque(maxlen=MESSAGES_MAX)
 
     async def run(self) -> None:
-        """Answers until the connection is over."""
+        """Handles messages until the connection is closed, then unsubscribes from everything."""
         try:
-            while await self._answer_next():
+            while await self._handle_next():
                 pass
         finally:
-            for path, part in list(self._joined):
-                self._leave(self._topics[path], part)
+            for path, part in list(self._subscriptions):
+                self._unsubscribe(self._topics[path], part)
 
-    async def _answer_next(self) -> bool:
-        """Answers a message, unless the connection is to be closed; False when there will be no other."""
+    async def _handle_next(self) -> bool:
+        """Handles the next message. Returns False if there are no more."""
         silence = SILENT_INTERVALS_MAX * self._config.ping_interval_seconds
         try:
             message = await self._socket.receive(timeout=silence)
         except TimeoutError:
-            self._client.end(WSCloseCode.POLICY_VIOLATION, f"nothing was heard for {silence:g} s: send a ping now and then")
+            self._subscriber.close(
+                WSCloseCode.POLICY_VIOLATION, f"no message was received for {silence:g} s: send a ping at every pingInterval"
+            )
             return True
-        if message.type not in _SAID:
+        if message.type not in _CLIENT_FRAMES:
             return False
-        if self._says_too_much():
-            reason = f"more than {MESSAGES_MAX} messages within {MESSAGES_SECONDS:g} s: name several contracts in one"
-            self._client.end(WSCloseCode.POLICY_VIOLATION, reason)
-        if not self._client.over:
-            self._hear(message)
+        if self._exceeds_rate():
+            reason = f"more than {MESSAGES_MAX} messages in {MESSAGES_SECONDS:g} s: name several contracts in one subscription"
+            self._subscriber.close(WSCloseCode.POLICY_VIOLATION, reason)
+        if not self._subscriber.closed:
+            self._handle_frame(message)
         return True
 
-    def _hear(self, message: WSMessage) -> None:
+    def _handle_frame(self, message: WSMessage) -> None:
         match message.type:
             case WSMsgType.TEXT:
-                self._answer(message.data)
+                self._handle_text(message.data)
             case WSMsgType.BINARY:
-                self._client.end(
-                    WSCloseCode.UNSUPPORTED_DATA, "binary frames are not read: send each message as a text frame of JSON"
+                self._subscriber.close(
+                    WSCloseCode.UNSUPPORTED_DATA, "binary frames are not supported: send each message as JSON in a text frame"
                 )
             case WSMsgType.PING:
-                self._client.send(pong_frame(message.data))
+                self._subscriber.send(pong_frame(message.data))
 
-    def _says_too_much(self) -> bool:
+    def _exceeds_rate(self) -> bool:
         now = time.monotonic()
-        too_much = len(self._said) == MESSAGES_MAX and now - self._said[0] < MESSAGES_SECONDS
-        self._said.append(now)
-        return too_much
+        exceeded = len(self._received_at) == MESSAGES_MAX and now - self._received_at[0] < MESSAGES_SECONDS
+        self._received_at.append(now)
+        return exceeded
 
-    def _answer(self, text: str) -> None:
+    def _handle_text(self, text: str) -> None:
         try:
             command = decode_json(text, Command)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as mistake:
-            self._client.send(error(_id_in(text), 400, f"the message is not what it must be: {mistake}"))
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as invalid:
+            self._subscriber.send(error(_id_of(text), 400, f"the message is not a valid command: {invalid}"))
             return
         if command.type == "ping":
-            self._client.send(pong(command.id))
+            self._subscriber.send(pong(command.id))
             return
         try:
-            found, parts = asked(self._topics, command.topic)
+            topic, parts = parse_topic(self._topics, command.topic)
             if command.type == "subscribe":
-                self._check(found, parts, _after(command))
-        except Refused as refused:
-            self._client.send(error(command.id, refused.code, str(refused)))
+                self._check(topic, parts, _after(command))
+        except CommandError as rejection:
+            self._subscriber.send(error(command.id, rejection.code, str(rejection)))
             return
         if command.numbers is not UNSET:
-            self._client.numbers = command.numbers
+            self._subscriber.numbers = command.numbers
         if command.response:
-            self._client.send(ack(command.id))
+            self._subscriber.send(ack(command.id))
         for part in parts:
-            self._leave(found, part)
+            self._unsubscribe(topic, part)
             if command.type == "subscribe":
-                self._join(found, part, _after(command))
+                self._subscribe(topic, part, _after(command))
 
     def _check(self, topic: Topic, parts: list[str], after: int | None) -> None:
-        """Raises Refused when one of the parts cannot be joined: then none is."""
-        if topic.private and not self._client.account:
-            raise Refused(403, f"{topic.path} is private: connect with a token of POST /api/v1/bullet-private")
-        if len(self._joined.keys() | {(topic.path, part) for part in parts}) > self._config.topics_max:
-            raise Refused(400, f"more than {self._config.topics_max} topics: unsubscribe from some, or connect once more")
+        """Raises CommandError if one of the parts cannot be subscribed to. The command then subscribes to none."""
+        if topic.private and not self._subscriber.account:
+            raise CommandError(403, f"{topic.path} is private: connect with a token of POST /api/v1/bullet-private")
+        if len(self._subscriptions.keys() | {(topic.path, part) for part in parts}) > self._config.topics_max:
+            raise CommandError(
+                400, f"more than {self._config.topics_max} topics: unsubscribe from some, or open another connection"
+            )
         for part in parts:
             topic.check(part, after)
 
-    def _join(self, topic: Topic, part: str, after: int | None) -> None:
+    def _subscribe(self, topic: Topic, part: str, after: int | None) -> None:
         self._metrics.websocket_subscriptions.inc()
-        self._joined[topic.path, part] = self._tasks.create_task(self._begin(topic, part, after))
+        self._subscriptions[topic.path, part] = self._tasks.create_task(self._run_subscribe(topic, part, after))
 
-    async def _begin(self, topic: Topic, part: str, after: int | None) -> None:
+    async def _run_subscribe(self, topic: Topic, part: str, after: int | None) -> None:
         try:
-            await topic.join(self._client, part, after)
+            await topic.subscribe(self._subscriber, part, after)
         except ConnectionResetError:
-            return  # The client is gone, which ends the connection elsewhere.
+            return  # The client disconnected: `run` ends by itself.
 
-    def _leave(self, topic: Topic, part: str) -> None:
-        joining = self._joined.pop((topic.path, part), None)
-        if joining:
-            joining.cancel()
-            topic.leave(self._client, part)
+    def _unsubscribe(self, topic: Topic, part: str) -> None:
+        subscribing = self._subscriptions.pop((topic.path, part), None)
+        if subscribing:
+            subscribing.cancel()
+            topic.unsubscribe(self._subscriber, part)
             self._metrics.websocket_subscriptions.dec()
 
 
@@ -153,9 +157,9 @@ def _after(command: Command) -> int | None:
     return None if command.after is UNSET else command.after
 
 
-def _id_in(text: str) -> Id:
-    """The id of a message that is otherwise wrong, "" if there is none."""
+def _id_of(text: str) -> Id:
+    """Returns the id of an invalid message, "" if it has none."""
     try:
-        return msgspec.json.decode(text, type=_Named).id
+        return msgspec.json.decode(text, type=_MessageId).id
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return ""

@@ -1,4 +1,4 @@
-"""Where to connect and with what token, as KuCoin's bullets tell, and the connections themselves."""
+"""The endpoints of the WebSocket API: KuCoin's bullet requests, which answer URL and connection token, and the handshake."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -24,8 +24,8 @@ from fundsvc.api.websocket.frames import welcome
 from fundsvc.api.websocket.orders import Orders
 from fundsvc.api.websocket.positions import Positions
 from fundsvc.api.websocket.session_tokens import ConnectionTokens
-from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Client
-from fundsvc.api.websocket.topics import Topic
+from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Subscriber
+from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, Topic
 from fundsvc.concurrency.background import lasting
 from fundsvc.config.settings import Config
 from fundsvc.metrics import Metrics
@@ -39,24 +39,27 @@ log = structlog.get_logger()
 PATH = "/ws"
 
 TOKEN_SECONDS = 60
-"""How long a connection token is good for connecting, which clients do at once; what is connected stays."""
+"""How long a connection token is valid. Clients connect at once; an open connection outlives its token."""
 
 AUDIENCE = "fundsvc websocket"
 
-CROWDED_SECONDS = 60
-"""When a client with as many connections as it may have may try again: one that stays silent is closed by then."""
+RETRY_AFTER_SECONDS = 60
+"""`Retry-After` for a client at its limit of connections: a silent connection is closed within that time."""
 
 MESSAGE_BYTES_MAX = 16_384
-"""Room for a hundred contracts by name; a longer message is answered by a close."""
+"""Suffices to name a hundred contracts. A longer message closes the connection."""
 
 CONNECT_ID_LENGTH_MAX = 256
-"""Of what a client calls its connection, which comes back in the welcome."""
+"""The longest `connectId`, in characters. The welcome message repeats it."""
 
 TRADERS: Roles = frozenset({"trader"})
 
 
 class InstanceServer(Answer, frozen=True, kw_only=True):
-    """Where to connect, as `endpoint?token=...&connectId=...`, and how often (ms) to send a ping, and wait for a pong."""
+    """Where to connect: `endpoint?token=...&connectId=...`.
+
+    `pingInterval` is the time between two pings, `pingTimeout` the longest wait for a pong; both in milliseconds.
+    """
 
     endpoint: str
     encrypt: bool
@@ -66,20 +69,20 @@ class InstanceServer(Answer, frozen=True, kw_only=True):
 
 
 class BulletAnswer(Answer, frozen=True):
-    """A token that is good for connecting within a minute, and to where."""
+    """A connection token, valid for one minute, and the servers that accept it."""
 
     token: str
     instance_servers: list[InstanceServer]
 
 
-class Live:
-    """Hands out connection tokens and holds the connections."""
+class WebSocketEndpoints:
+    """Issues connection tokens and serves the connections."""
 
     def __init__(self, config: Config, topics: Mapping[str, Topic], metrics: Metrics) -> None:
         self._config = config
         self._topics = topics
         self._metrics = metrics
-        self._clients: set[Client] = set()
+        self._subscribers: set[Subscriber] = set()
         self._slots = Slots(config.websocket.clients_max, config.websocket.client_connections_max)
         self._tokens = ConnectionTokens(config.token.secret, AUDIENCE, config.token.leeway_seconds)
         bullet = {200: Media(JSON, BulletAnswer, in_envelope=True)}
@@ -90,45 +93,50 @@ class Live:
         self.socket = Endpoint(PATH, self.connect, {})
 
     async def bullet_public(self, request: web.Request) -> web.Response:
-        """Where to connect for live topics, and a connection token for the public ones."""
+        """Returns the WebSocket URL and a connection token for the public topics."""
         return self._bullet(request, account="")
 
     async def bullet_private(self, request: web.Request, caller: Caller) -> web.Response:
-        """Where to connect for live topics, and a connection token for those of the caller's account, too."""
+        """Returns the WebSocket URL and a connection token for the public topics and those of the caller's account."""
         return self._bullet(request, caller.account)
 
     async def connect(self, request: web.Request) -> web.WebSocketResponse:
-        """A connection, from its handshake to its end."""
+        """Serves a connection from its handshake until it is closed."""
         address = address_of(request, self._config.http.proxies)
-        ticket = self._tokens.read(request.query.get("token", ""), address)
+        claims = self._tokens.verify(request.query.get("token", ""), address)
         numbers = _numbers(request.query.get("numbers", NUMBERS[0]))
         socket = web.WebSocketResponse(
             timeout=CLOSE_SECONDS_MAX, max_msg_size=MESSAGE_BYTES_MAX, compress=False, autoclose=False, autoping=False
         )
         if not socket.can_prepare(request):
-            raise BadParameter("this is a WebSocket: connect with a client of such, as POST /api/v1/bullet-public tells")
-        clients = (address, *([f"account {ticket.account}"] if ticket.account else []))
-        self._check_room(clients)
+            raise BadParameter(
+                "the request is not a WebSocket handshake: connect a WebSocket client as POST /api/v1/bullet-public answers"
+            )
+        clients = (address, *([f"account {claims.account}"] if claims.account else []))
+        self._check_limits(clients)
         with self._slots.taken(*clients):
-            self._tokens.take(ticket)
-            await self._attend(request, socket, ticket.account, numbers)
+            self._tokens.redeem(claims)
+            await self._serve(request, socket, claims.account, numbers)
         return socket
 
-    def _check_room(self, clients: Iterable[str]) -> None:
-        """Raises Unavailable where there are too many connections, TooManyRequests where one of these clients has too many."""
+    def _check_limits(self, clients: Iterable[str]) -> None:
+        """Raises Unavailable at the limit of all connections, TooManyRequests at the limit of one of the clients."""
         if self._slots.are_full:
-            raise Unavailable("there are as many connections as are allowed: try again later, or another server")
+            limit = self._config.websocket.clients_max
+            raise Unavailable(f"this server has {limit} connections, its limit: try again later, or try another server")
         if any(map(self._slots.are_full_for, clients)):
-            allowed = self._slots.client_slots
-            raise TooManyRequests(f"this client has {allowed} connections, as many as are allowed: use those", CROWDED_SECONDS)
+            limit = self._slots.client_slots
+            raise TooManyRequests(
+                f"this client has {limit} connections, its limit: subscribe on an open one, or close one", RETRY_AFTER_SECONDS
+            )
 
-    async def _attend(self, request: web.Request, socket: web.WebSocketResponse, account: str, numbers: Numbers) -> None:
+    async def _serve(self, request: web.Request, socket: web.WebSocketResponse, account: str, numbers: Numbers) -> None:
         writer = await socket.prepare(request)
         transport = request.transport
         if transport is None:
             return
         async with asyncio.TaskGroup() as tasks:
-            client = Client(
+            subscriber = Subscriber(
                 writer,
                 transport,
                 tasks.create_task,
@@ -137,16 +145,16 @@ class Live:
                 numbers=numbers,
                 queue_bytes_max=self._config.websocket.queue_bytes_max,
             )
-            with self._counted(client):
-                client.send(welcome(request.query.get("connectId", "")[:CONNECT_ID_LENGTH_MAX]))
-                await Connection(socket, client, self._topics, self._config.websocket, self._metrics, tasks).run()
-            if not client.over:
+            with self._counted(subscriber):
+                subscriber.send(welcome(request.query.get("connectId", "")[:CONNECT_ID_LENGTH_MAX]))
+                await Connection(socket, subscriber, self._topics, self._config.websocket, self._metrics, tasks).run()
+            if not subscriber.closed:
                 await socket.close()
 
-    async def say_goodbye(self, _application: web.Application) -> None:
-        """Closes all connections: the service stops."""
-        for client in self._clients:
-            client.end(WSCloseCode.GOING_AWAY, "the service stops: connect again, go on with after=")
+    async def close_connections(self, _application: web.Application) -> None:
+        """Closes all connections because the service stops."""
+        for subscriber in self._subscribers:
+            subscriber.close(WSCloseCode.GOING_AWAY, "the service stops: reconnect, and subscribe with `after` to miss nothing")
 
     def _bullet(self, request: web.Request, account: str) -> web.Response:
         config = self._config.websocket
@@ -157,39 +165,51 @@ class Live:
             ping_interval=round(config.ping_interval_seconds * 1000),
             ping_timeout=round(config.ping_timeout_seconds * 1000),
         )
-        token = self._tokens.mint(account, address_of(request, self._config.http.proxies), TOKEN_SECONDS)
+        token = self._tokens.sign(account, address_of(request, self._config.http.proxies), TOKEN_SECONDS)
         answer = BulletAnswer(token, [server])
         return web.Response(body=msgspec.json.encode(Envelope(data=answer)), content_type=JSON)
 
     def _endpoint(self, request: web.Request) -> str:
-        """Where clients reach this: as configured, or else as this one did."""
+        """Returns the URL of the handshake: from `http.public_url`, by default from the scheme and host of the request."""
         url = self._config.http.public_url or f"{request.scheme}://{request.host}"
         return "ws" + url.removeprefix("http").rstrip("/") + PATH
 
     @contextmanager
-    def _counted(self, client: Client) -> Iterator[None]:
-        self._clients.add(client)
+    def _counted(self, subscriber: Subscriber) -> Iterator[None]:
+        self._subscribers.add(subscriber)
         self._metrics.websocket_clients.inc()
         try:
             yield
         finally:
-            self._clients.remove(client)
+            self._subscribers.remove(subscriber)
             self._metrics.websocket_clients.dec()
 
 
 def _numbers(given: str) -> Numbers:
-    """How a connection's integers are written; raises BadParameter."""
+    """Parses the query parameter `numbers`. Raises BadParameter."""
     for numbers in NUMBERS:
         if given == numbers:
             return numbers
-    raise BadParameter(f"numbers must be one of {', '.join(NUMBERS)}")
+    raise BadParameter(f"numbers is {given[:SHOWN_LENGTH_MAX]!r}: it must be one of {', '.join(NUMBERS)}")
+
+
+@contextmanager
+def _subscribed(tail: Tail, topics: Iterable[Topic]) -> Iterator[None]:
+    """Subscribes the topics to the changes of the ledger while the context is open."""
+    listeners = [topic.publish for topic in topics]
+    tail.listeners.extend(listeners)
+    try:
+        yield
+    finally:
+        for listener in listeners:
+            tail.listeners.remove(listener)
 
 
 @asynccontextmanager
-async def living(
+async def websocket_endpoints(
     config: Config, tail: Tail, funds: FundCache, reader: Reader, ledger: Deleveragings, follower: Follower, metrics: Metrics
-) -> AsyncIterator[Live]:
-    """All topics, told of what is new for as long as the context is open."""
+) -> AsyncIterator[WebSocketEndpoints]:
+    """Opens all topics and publishes changes to their subscribers while the context is open."""
     orders = Orders(tail, ledger, metrics)
     positions = Positions(tail, ledger, follower, metrics, config.http.book_seconds)
     topics: tuple[Topic, ...] = (Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders, positions)
@@ -197,7 +217,8 @@ async def living(
         works = (orders.run, positions.run, positions.run_lights)
         running = [tasks.create_task(lasting("topics", work, log)) for work in works]
         try:
-            yield Live(config, {topic.path: topic for topic in topics}, metrics)
+            with _subscribed(tail, topics):
+                yield WebSocketEndpoints(config, {topic.path: topic for topic in topics}, metrics)
         finally:
             for task in running:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""What is sent, as bytes: messages in KuCoin's shapes, each made once however many clients it goes to."""
+"""Encodes the messages of the service in KuCoin's shapes. A push is encoded once, however many clients receive it."""
 
 from collections.abc import Iterable
 from struct import Struct
@@ -11,14 +11,14 @@ from fundsvc.api.http.big_integers import Numbers, with_integers
 
 LENGTH_7_BITS_MAX = 125
 LENGTH_16_BITS_MAX = 0xFFFF
-"""What RFC 6455, section 5.2, writes in the second byte of a frame itself, and in the next two."""
+"""The longest payloads whose length fits the second byte of a frame, and the two bytes after it (RFC 6455, section 5.2)."""
 
 _TEXT_7, _TEXT_16, _TEXT_64 = (Struct(layout).pack for layout in ("!BB", "!BBH", "!BBQ"))
 _CLOSE_FRAME = Struct("!BBH").pack
 _WHOLE_TEXT, _CLOSE, _PONG = 0x81, 0x88, 0x8A
 
 Id = str | int
-"""A client's own name for a message, which comes back as it was."""
+"""The id that a client gave a message. The answer repeats it unchanged."""
 
 
 class _Message(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
@@ -32,59 +32,59 @@ class _Message(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True)
 
 
 class Frames:
-    """Pushes, in order, as the bytes that any number of clients are sent: made once for each way to write integers."""
+    """An ordered sequence of pushes, encoded once for each representation of integers."""
 
     def __init__(self, payloads: Iterable[bytes]) -> None:
         self.payloads = tuple(payloads)
-        self._written: dict[Numbers, bytes] = {}
+        self._encoded: dict[Numbers, bytes] = {}
 
-    def written(self, numbers: Numbers) -> bytes:
-        """The frames, with integers as numbers or as strings."""
-        if numbers not in self._written:
-            self._written[numbers] = b"".join(_frame(with_integers(payload, numbers)) for payload in self.payloads)
-        return self._written[numbers]
+    def encode(self, numbers: Numbers) -> bytes:
+        """Returns the frames with integers as numbers or as strings."""
+        if numbers not in self._encoded:
+            self._encoded[numbers] = b"".join(_frame(with_integers(payload, numbers)) for payload in self.payloads)
+        return self._encoded[numbers]
 
 
-def joined(pushes: Iterable[Frames]) -> Frames:
-    """Several pushes in one piece."""
+def concatenate(pushes: Iterable[Frames]) -> Frames:
+    """Joins several pushes, so that one write sends them."""
     return Frames(payload for frames in pushes for payload in frames.payloads)
 
 
 def welcome(connect_id: str) -> bytes:
-    """The first message of a connection."""
+    """Encodes the first message of a connection."""
     return _text(_Message(id=connect_id, type="welcome"))
 
 
 def ack(message_id: Id) -> bytes:
-    """A message was understood."""
+    """Encodes the acknowledgement of a command."""
     return _text(_Message(id=message_id, type="ack"))
 
 
 def pong(message_id: Id) -> bytes:
-    """The answer to a ping."""
+    """Encodes the answer to a ping message."""
     return _text(_Message(id=message_id, type="pong"))
 
 
 def error(message_id: Id, code: int, detail: str) -> bytes:
-    """A message was not understood; the detail says what to do."""
+    """Encodes the rejection of a message. The detail says what is wrong and what to do."""
     return _text(_Message(id=message_id, type="error", code=code, data=detail))
 
 
 def push(topic: str, subject: str, data: object, *, private: bool = False) -> Frames:
-    """Something new in a topic."""
+    """Encodes a push of a topic."""
     channel = "private" if private else UNSET
     message = _Message(topic=topic, type="message", channel_type=channel, subject=subject, data=data)
     return Frames((msgspec.json.encode(message),))
 
 
-def close(code: int, reason: str) -> bytes:
-    """The last frame of a connection (RFC 6455, section 5.5.1); a reason that is too long is cut."""
-    told = reason.encode()[: LENGTH_7_BITS_MAX - 2].decode(errors="ignore").encode()
-    return _CLOSE_FRAME(_CLOSE, 2 + len(told), code) + told
+def close_frame(code: int, reason: str) -> bytes:
+    """Encodes the close frame (RFC 6455, section 5.5.1). Truncates a reason that is too long."""
+    text = reason.encode()[: LENGTH_7_BITS_MAX - 2].decode(errors="ignore").encode()
+    return _CLOSE_FRAME(_CLOSE, 2 + len(text), code) + text
 
 
 def pong_frame(payload: bytes) -> bytes:
-    """The answer to a ping of the protocol (RFC 6455, section 5.5.3), which has its payload, at most 125 bytes."""
+    """Encodes the answer to a ping frame (RFC 6455, section 5.5.3) with the same payload, at most 125 bytes."""
     return _TEXT_7(_PONG, len(payload)) + payload
 
 
@@ -93,7 +93,7 @@ def _text(message: _Message) -> bytes:
 
 
 def _frame(payload: bytes) -> bytes:
-    """A whole, unmasked text frame (RFC 6455, section 5.2): a server's frames are the same for every client."""
+    """Encodes an unfragmented text frame (RFC 6455, section 5.2). Servers do not mask, so all clients share the bytes."""
     length = len(payload)
     if length <= LENGTH_7_BITS_MAX:
         return _TEXT_7(_WHOLE_TEXT, length) + payload

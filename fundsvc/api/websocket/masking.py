@@ -1,64 +1,64 @@
-"""Frames of WebSocket clients must be masked (RFC 6455, section 5.1), which aiohttp's reader does not ask for."""
+"""Rejects frames without a mask. RFC 6455, section 5.1, requires one of clients, and aiohttp's reader does not check it."""
 
 from typing import Protocol
 
 FRAGMENTS_MAX = 100
-"""Frames of one message. A message is 16 kB at most, so more are sent to cost work: empty ones have no other bound."""
+"""Frames of one message. A message has at most 16 kB, so only an attacker needs more; nothing else bounds empty frames."""
 
 ILLEGAL = b"\xff\x80\x00\x00\x00\x00"
-"""A frame whose reserved bits are set: the reader closes the connection with 1002, as it does for other wrong frames."""
+"""A frame with reserved bits set. aiohttp's reader closes the connection with 1002, as after any other protocol error."""
 
 MASK_BYTES = 4
 
 _MASKED, _FINAL, _CONTROL, _LENGTH = 0x80, 0x80, 0x08, 0x7F
 _EXTENDED = {126: 2, 127: 8}
-"""How many bytes hold the length where its seven bits say so (RFC 6455, section 5.2)."""
+"""Bytes of the extended length, by the value of the seven-bit length (RFC 6455, section 5.2)."""
 
 
-class Reader(Protocol):
-    """What takes the bytes of a connection."""
+class FrameReader(Protocol):
+    """aiohttp's parser of a connection's bytes."""
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Takes bytes; whether the connection is over, and what was left."""
+        """Parses bytes. Returns whether the connection is over, and the unparsed rest."""
 
     def feed_eof(self) -> None:
-        """There are no more."""
+        """Ends the input."""
 
 
 class MaskCheck:
-    """Hands frames on to a reader; instead of one that is not masked, or of a fragment too many, one that is illegal."""
+    """Passes frames to a reader. Replaces an unmasked frame, or a fragment beyond the limit, by an illegal one."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: FrameReader) -> None:
         self._reader = reader
-        self._held = b""
+        self._incomplete = b""
         self._skip = 0
         self._fragments = 0
-        self._refused = False
+        self._rejected = False
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Takes bytes, however frames are cut; the beginning of a head waits for the rest of it."""
-        if self._refused:
+        """Passes bytes on. Frames may be split anywhere; an incomplete header waits for its rest."""
+        if self._rejected:
             return True, b""
-        data = self._held + data
-        end, self._refused = self._scan(data)
-        if self._refused:
+        data = self._incomplete + data
+        end, self._rejected = self._scan(data)
+        if self._rejected:
             return self._reader.feed_data(data[:end] + ILLEGAL)
-        self._held = data[end:]
+        self._incomplete = data[end:]
         return self._reader.feed_data(data[:end]) if end else (False, b"")
 
     def feed_eof(self) -> None:
-        """There are no more."""
+        """Ends the input."""
         self._reader.feed_eof()
 
     def _scan(self, data: bytes) -> tuple[int, bool]:
-        """Where the first head begins that is not whole, or not legal, or else the end; and whether one is not legal."""
+        """Returns the position of the first incomplete or illegal header, else the end, and whether a header is illegal."""
         position = 0
         while True:
             step = min(self._skip, len(data) - position)
             self._skip -= step
             position += step
             head = data[position : position + 2]
-            if len(head) < 2:  # noqa: PLR2004 - what every head has
+            if len(head) < 2:  # noqa: PLR2004 - the smallest header
                 return position, False
             if not head[1] & _MASKED or self._fragments > FRAGMENTS_MAX:
                 return position, True
@@ -71,6 +71,6 @@ class MaskCheck:
             position += 2 + extended
 
     def _count(self, first: int) -> None:
-        """Counts the fragments of a message; frames of control may come between them."""
+        """Counts the fragments of a message. Control frames may come between them."""
         if not first & _CONTROL:
             self._fragments = 0 if first & _FINAL else self._fragments + 1

@@ -1,4 +1,4 @@
-"""/adl/order: a contract's ADL orders, those that are open first, then whenever one begins, advances or ends."""
+"""/adl/order: the ADL orders of a contract: at first the open ones, then each that begins, advances or ends."""
 
 import asyncio
 from collections import defaultdict
@@ -7,9 +7,9 @@ from itertools import groupby
 
 from fundsvc.api.adl_answers.orders import order_answers
 from fundsvc.api.visibility import PUBLIC
-from fundsvc.api.websocket.frames import Frames, joined, push
-from fundsvc.api.websocket.subscriber import Client
-from fundsvc.api.websocket.topics import Refused, check_listed, insist
+from fundsvc.api.websocket.frames import Frames, concatenate, push
+from fundsvc.api.websocket.subscriber import Subscriber
+from fundsvc.api.websocket.topics import CommandError, check_listed, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 from fundsvc.store.adl import Deleveragings, OrderRow
@@ -17,64 +17,65 @@ from fundsvc.store.tail_queries import OrderKey
 
 
 class Orders:
-    """Orders with their rounds, which are read when something happens to them; an order may be told twice, never too few."""
+    """Publishes orders with their rounds, read from the database after each change. Delivery is at least once."""
 
     path = "/adl/order"
-    wants = ":{symbol,...}"
+    suffix = ":{symbol,...}"
     private = False
 
     def __init__(self, tail: Tail, ledger: Deleveragings, metrics: Metrics) -> None:
         self._tail = tail
         self._ledger = ledger
         self._metrics = metrics
-        self._clients: defaultdict[str, set[Client]] = defaultdict(set)
+        self._subscribers: defaultdict[str, set[Subscriber]] = defaultdict(set)
         self._pending: dict[OrderKey, OrderRow] = {}
-        self._work = asyncio.Event()
-        self._telling = asyncio.Lock()
-        tail.listeners.append(self.heard)
+        self._has_pending = asyncio.Event()
+        self._sending = asyncio.Lock()
 
     async def run(self) -> None:
-        """Tells until cancelled, through every fault."""
+        """Sends changed orders until cancelled. Retries after faults."""
         while True:
-            await self._work.wait()
-            self._work.clear()
-            async with self._telling:
-                await self._tell()
+            await self._has_pending.wait()
+            self._has_pending.clear()
+            async with self._sending:
+                await self._send_pending()
 
     def check(self, part: str, after: int | None) -> None:
-        """Raises Refused for what is no contract, or from anywhere but now."""
+        """Raises CommandError if the contract is not listed, or if `after` is given."""
         check_listed(self._tail, part)
         if after is not None:
-            raise Refused(400, f"orders have no `after` here: leave it out, and read GET /api/v1/adl/{part}/orders")
+            raise CommandError(
+                400, f"after is {after}: {self.path} has no history; omit `after`, and read GET /api/v1/adl/{part}/orders"
+            )
 
-    async def join(self, client: Client, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
+    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - see `check`
         """Sends the open orders, and then those that change."""
-        async with self._telling:
-            # What changes from here on is told after these.
-            self._clients[part].add(client)
-            client.push(await self._frames(part, self._tail.open_orders(part)))
+        async with self._sending:
+            # The lock delays changes from here on until the open orders are sent.
+            self._subscribers[part].add(subscriber)
+            subscriber.push(await self._frames(part, self._tail.open_orders(part)))
 
-    def leave(self, client: Client, part: str) -> None:
-        """Ends that."""
-        self._clients[part].discard(client)
+    def unsubscribe(self, subscriber: Subscriber, part: str) -> None:
+        """Sends no further orders."""
+        self._subscribers[part].discard(subscriber)
 
-    def heard(self, change: Change) -> None:
-        """Takes note of orders that concern somebody."""
-        self._pending |= {(order.symbol, order.adl): order for order in change.orders if self._clients[order.symbol]}
+    def publish(self, change: Change) -> None:
+        """Queues changed orders of contracts with subscribers."""
+        self._pending |= {(order.symbol, order.adl): order for order in change.orders if self._subscribers[order.symbol]}
         if self._pending:
-            self._work.set()
+            self._has_pending.set()
 
-    async def _tell(self) -> None:
+    async def _send_pending(self) -> None:
         pending, self._pending = self._pending, {}
         for symbol, orders in groupby(pending.values(), lambda order: order.symbol):
             rows = list(orders)
             frames = await self._frames(symbol, rows)
-            for client in self._clients[symbol]:
-                client.push(frames)
-            self._metrics.websocket_frames.inc(len(rows) * len(self._clients[symbol]))
+            for subscriber in self._subscribers[symbol]:
+                subscriber.push(frames)
+            self._metrics.websocket_frames.inc(len(rows) * len(self._subscribers[symbol]))
 
     async def _frames(self, symbol: str, rows: Sequence[OrderRow]) -> Frames:
-        """The orders as they are sent, once the database has told their rounds."""
+        """Reads the rounds of the orders and encodes them. Retries after faults."""
         topic, contract = f"{self.path}:{symbol}", self._tail.contracts[symbol]
-        answers = await insist(lambda: order_answers(self._ledger, rows, contract, PUBLIC)) if rows else []
-        return joined(push(topic, "order.change", answer) for answer in answers)
+        answers = await retry_faults(lambda: order_answers(self._ledger, rows, contract, PUBLIC)) if rows else []
+        return concatenate(push(topic, "order.change", answer) for answer in answers)

@@ -1,4 +1,4 @@
-"""/adl/position, private: an account's positions when their lights change, and every reduction that it suffers."""
+"""/adl/position, private: the positions of an account when their lights change, and each ADL reduction of one of them."""
 
 import asyncio
 from collections import defaultdict
@@ -9,8 +9,8 @@ import msgspec
 
 from fundsvc.api.adl_answers.positions import PositionAnswer, position_answers, reduction_answer
 from fundsvc.api.websocket.frames import Frames, push
-from fundsvc.api.websocket.subscriber import Client
-from fundsvc.api.websocket.topics import Refused, insist
+from fundsvc.api.websocket.subscriber import Subscriber
+from fundsvc.api.websocket.topics import CommandError, retry_faults
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import Follower, NotFollowed
@@ -19,17 +19,17 @@ from fundsvc.store.adl import Deleveragings, Reduction
 from fundsvc.store.tail_queries import OrderKey
 
 PositionKey = tuple[str, str]
-"""A contract and a side of it."""
+"""Symbol and side."""
 
 Seen = dict[tuple[str, int, int], int]
-"""Lots that were told to be executed, by contract, order and round."""
+"""Executed lots that a subscriber has received, by contract, order and round."""
 
 
 class Positions:
-    """Positions of accounts that listen. Lights follow the shown books; reductions are told at least once each."""
+    """Publishes positions of subscribed accounts. Lights follow the books in memory; reductions arrive at least once."""
 
     path = "/adl/position"
-    wants = ""
+    suffix = ""
     private = True
 
     def __init__(self, tail: Tail, ledger: Deleveragings, follower: Follower, metrics: Metrics, seconds: float) -> None:
@@ -38,78 +38,77 @@ class Positions:
         self._follower = follower
         self._metrics = metrics
         self._seconds = seconds
-        self._clients: dict[str, dict[Client, Seen]] = defaultdict(dict)
+        self._subscribers: dict[str, dict[Subscriber, Seen]] = defaultdict(dict)
         self._shown: dict[str, dict[PositionKey, PositionAnswer]] = {}
         self._pending: set[OrderKey] = set()
-        self._work = asyncio.Event()
-        self._telling = asyncio.Lock()
-        tail.listeners.append(self.heard)
+        self._has_pending = asyncio.Event()
+        self._sending = asyncio.Lock()
 
     async def run(self) -> None:
-        """Tells of reductions until cancelled, through every fault."""
+        """Sends reductions until cancelled. Retries after faults."""
         while True:
-            await self._work.wait()
-            self._work.clear()
-            async with self._telling:
+            await self._has_pending.wait()
+            self._has_pending.clear()
+            async with self._sending:
                 pending, self._pending = self._pending, set()
-                await self._tell_reductions(pending)
+                await self._send_reductions(pending)
 
     async def run_lights(self) -> None:
-        """Looks at the books as often as they are brought up to date, until cancelled."""
+        """Sends changed lights at the interval at which the books are refreshed, until cancelled."""
         while True:
             await asyncio.sleep(self._seconds)
-            for account, clients in list(self._clients.items()):
-                async with self._telling:
+            for account, subscribers in list(self._subscribers.items()):
+                async with self._sending:
                     for frame in await self._changed_lights(account):
-                        self._send(clients, frame)
+                        self._send(subscribers, frame)
 
-    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
-        """Raises Refused for what is no time."""
+    def check(self, part: str, after: int | None) -> None:  # noqa: ARG002 - the topic has one part
+        """Raises CommandError if `after` is not a time."""
         if after is not None and after > TIMESTAMP_MAX:
-            raise Refused(400, f"after is {after}: here it is a time in milliseconds, at most {TIMESTAMP_MAX}")
+            raise CommandError(400, f"after is {after}: on {self.path} it is a time in milliseconds, at most {TIMESTAMP_MAX}")
 
-    async def join(self, client: Client, part: str, after: int | None) -> None:  # noqa: ARG002 - there is but one
-        """Sends all positions, the reductions of orders that moved since a time (ms), and then what is new."""
-        account = client.account
-        async with self._telling:
-            if not self._clients[account]:
+    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:  # noqa: ARG002 - one part
+        """Sends all positions, the reductions that changed since the time `after` (ms), and then each change."""
+        account = subscriber.account
+        async with self._sending:
+            if not self._subscribers[account]:
                 self._shown[account] = {}
                 await self._changed_lights(account)
-            seen = self._clients[account][client] = {}
+            seen = self._subscribers[account][subscriber] = {}
             for answer in self._shown[account].values():
-                client.push(self._lights(answer))
-            await self._begin(client, seen, after)
+                subscriber.push(self._lights(answer))
+            await self._send_missed(subscriber, seen, after)
 
-    def leave(self, client: Client, part: str) -> None:  # noqa: ARG002 - there is but one
-        """Ends that."""
-        clients = self._clients[client.account]
-        clients.pop(client, None)
-        if not clients:
-            del self._clients[client.account]
-            self._shown.pop(client.account, None)
+    def unsubscribe(self, subscriber: Subscriber, part: str) -> None:  # noqa: ARG002 - the topic has one part
+        """Sends no further changes."""
+        subscribers = self._subscribers[subscriber.account]
+        subscribers.pop(subscriber, None)
+        if not subscribers:
+            del self._subscribers[subscriber.account]
+            self._shown.pop(subscriber.account, None)
 
-    def heard(self, change: Change) -> None:
-        """Takes note of orders, whomever they concern."""
-        if self._clients and change.orders:
+    def publish(self, change: Change) -> None:
+        """Queues changed orders. The database selects those that reduced a subscribed account."""
+        if self._subscribers and change.orders:
             self._pending.update((order.symbol, order.adl) for order in change.orders)
-            self._work.set()
+            self._has_pending.set()
 
-    async def _begin(self, client: Client, seen: Seen, after: int | None) -> None:
-        """Sends what a client may have missed; without a time, takes open orders for known as they are."""
+    async def _send_missed(self, subscriber: Subscriber, seen: Seen, after: int | None) -> None:
+        """Sends reductions that the client may have missed. Without `after`, only records the present state of open orders."""
         since = datetime.now(UTC) if after is None else datetime.fromtimestamp(after / 1000, UTC)
-        for reduction in await insist(lambda: self._ledger.reductions_since(client.account, since)):
-            frame = self._news(reduction, seen)
+        for reduction in await retry_faults(lambda: self._ledger.reductions_since(subscriber.account, since)):
+            frame = self._unseen(reduction, seen)
             if frame and after is not None and (reduction.updated_at >= since or reduction.row.ts >= after):
-                client.push(frame)
+                subscriber.push(frame)
 
-    async def _tell_reductions(self, orders: Collection[OrderKey]) -> None:
-        for reduction in await insist(lambda: self._ledger.reductions(orders, list(self._clients))):
-            for client, seen in self._clients.get(reduction.account, {}).items():
-                if frame := self._news(reduction, seen):
-                    self._send((client,), frame)
+    async def _send_reductions(self, orders: Collection[OrderKey]) -> None:
+        for reduction in await retry_faults(lambda: self._ledger.reductions(orders, list(self._subscribers))):
+            for subscriber, seen in self._subscribers.get(reduction.account, {}).items():
+                if frame := self._unseen(reduction, seen):
+                    self._send((subscriber,), frame)
 
-    def _news(self, reduction: Reduction, seen: Seen) -> Frames | None:
-        """The frame that tells of a reduction, unless a client has seen it as it is."""
+    def _unseen(self, reduction: Reduction, seen: Seen) -> Frames | None:
+        """Returns the frame of a reduction, None if the subscriber has received this state. Records it as received."""
         row = reduction.row
         key = row.symbol, row.adl, row.round
         if seen.get(key) == row.executed:
@@ -119,16 +118,16 @@ class Positions:
         return push(self.path, "position.deleveraged", answer, private=True)
 
     async def _changed_lights(self, account: str) -> list[Frames]:
-        """Frames of an account's positions whose lights are not what was shown; none while the books are loaded."""
+        """Returns frames of the positions whose lights differ from the last ones sent; none while the books are loaded."""
         try:
             answers = await position_answers(self._follower, account)
         except NotFollowed:
             return []
         shown = self._shown.get(account)
-        return [] if shown is None else list(self._show(shown, answers))  # None once its last client has left
+        return [] if shown is None else list(self._show(shown, answers))  # None after the last subscriber has left
 
     def _show(self, shown: dict[PositionKey, PositionAnswer], answers: Iterable[PositionAnswer]) -> Iterator[Frames]:
-        """Takes in what an account has now; gives the frames of what differs."""
+        """Records the present positions of an account. Yields the frames of those that differ."""
         present = {(answer.symbol, answer.side): answer for answer in answers}
         for key in shown.keys() - present.keys():
             yield self._lights(_closed(shown.pop(key)))
@@ -140,12 +139,12 @@ class Positions:
     def _lights(self, answer: PositionAnswer) -> Frames:
         return push(self.path, "position.lights", answer, private=True)
 
-    def _send(self, clients: Iterable[Client], frame: Frames) -> None:
-        for client in clients:
-            client.push(frame)
+    def _send(self, subscribers: Iterable[Subscriber], frame: Frames) -> None:
+        for subscriber in subscribers:
+            subscriber.push(frame)
             self._metrics.websocket_frames.inc()
 
 
 def _closed(last: PositionAnswer) -> PositionAnswer:
-    """A position that is open no more: no lots, and no rank."""
+    """Returns a closed position: without lots and rank."""
     return msgspec.structs.replace(last, lots=0, rank=None, ranked=None, percentile=None, lights=None)

@@ -1,7 +1,7 @@
-"""Connection tokens: good for one connection, for a short time, from the address that asked for them.
+"""Connection tokens: valid for one connection, for a short time, from the address that requested them.
 
-A token is signed, so that any process with the same secret takes it. Each process remembers which it has taken until they have
-expired, so a token is good once in each.
+Tokens are signed, so any process with the same secret accepts them. Each process remembers the tokens that it has accepted
+until they expire, so a token is valid once per process.
 """
 
 import hmac
@@ -17,8 +17,8 @@ from fundsvc.api.http.errors import WrongToken
 _REQUIRED = ["exp", "aud", "account", "client", "jti"]
 
 
-class Ticket(NamedTuple):
-    """What a connection token says: the account, "" for none, its own id, and until when (s) it is good."""
+class Claims(NamedTuple):
+    """The claims of a connection token: account ("" without one), id, and the time in seconds at which it expires."""
 
     account: str
     id: str
@@ -26,23 +26,24 @@ class Ticket(NamedTuple):
 
 
 class ConnectionTokens:
-    """Makes connection tokens and takes each once; `secret` may be "", then no other process takes them."""
+    """Signs connection tokens and accepts each once. With an empty `secret` only this process accepts them."""
 
     def __init__(self, secret: str, audience: str, leeway_seconds: float) -> None:
-        # Of the secret, so that another process takes our tokens; but not the secret, so that none passes for an access token.
+        # Derived from the secret, so that other processes accept the tokens. Not the secret itself: a connection token must
+        # not be a valid access token.
         self._key = hmac.digest(secret.encode() or secrets.token_bytes(32), audience.encode(), "sha256")
         self._audience = audience
         self._leeway = leeway_seconds
-        self._taken: set[str] = set()
-        self._expiring: deque[Ticket] = deque()
+        self._redeemed: set[str] = set()
+        self._expiring: deque[Claims] = deque()
 
-    def mint(self, account: str, client: str, seconds: int) -> str:
-        """A token for a client's address, and an account that it may see, for some time."""
+    def sign(self, account: str, client: str, seconds: int) -> str:
+        """Returns a token for the address `client` and an account ("" without one), valid for `seconds`."""
         claims = {"aud": self._audience, "exp": int(time.time()) + seconds, "jti": secrets.token_urlsafe(12)}
         return jwt.encode({**claims, "account": account, "client": client}, self._key, "HS256")
 
-    def read(self, token: str, client: str) -> Ticket:
-        """What a token of this client says; raises WrongToken, also where it was taken before."""
+    def verify(self, token: str, client: str) -> Claims:
+        """Returns the claims of a token from the address `client`. Raises WrongToken, also if the token was redeemed before."""
         try:
             claims = jwt.decode(
                 token, self._key, ["HS256"], audience=self._audience, leeway=self._leeway, options={"require": _REQUIRED}
@@ -50,20 +51,20 @@ class ConnectionTokens:
         except jwt.PyJWTError as error:
             raise _wrong(str(error)) from None
         if claims["client"] != client:
-            raise _wrong("it was made for another address")
-        ticket = Ticket(str(claims["account"]), str(claims["jti"]), claims["exp"] + self._leeway)
-        if ticket.id in self._taken:
+            raise _wrong("it was issued to another address")
+        found = Claims(str(claims["account"]), str(claims["jti"]), claims["exp"] + self._leeway)
+        if found.id in self._redeemed:
             raise _wrong("it was used before")
-        return ticket
+        return found
 
-    def take(self, ticket: Ticket) -> None:
-        """Notes that a token was used for a connection; forgets those that have expired by now."""
+    def redeem(self, claims: Claims) -> None:
+        """Records that a token was used. Drops the records of expired tokens."""
         now = time.time()
         while self._expiring and self._expiring[0].expires < now:
-            self._taken.discard(self._expiring.popleft().id)
-        self._taken.add(ticket.id)
-        self._expiring.append(ticket)
+            self._redeemed.discard(self._expiring.popleft().id)
+        self._redeemed.add(claims.id)
+        self._expiring.append(claims)
 
 
-def _wrong(why: str) -> WrongToken:
-    return WrongToken(f"the connection token is not good: {why}; get one by POST /api/v1/bullet-public")
+def _wrong(reason: str) -> WrongToken:
+    return WrongToken(f"the connection token is not valid: {reason}; request one with POST /api/v1/bullet-public")

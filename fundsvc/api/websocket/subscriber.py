@@ -1,7 +1,8 @@
-"""One client as topics see it: what it is sent, and what it has not read yet, which is bounded.
+"""A connected client as topics see it: a bounded queue of frames.
 
-What waits for a client waits in its transport. Beyond `queue_bytes_max` of it, what only the latest of counts is kept back,
-one for each contract, until the client has read; a client that would miss what must not be missed is closed with a reason.
+The transport of the connection holds the unread frames. While it holds more than `queue_bytes_max`, pushes of which only the
+latest counts wait outside, one per contract, until the client has read. Any other frame then closes the connection, because
+the client would miss it.
 """
 
 import asyncio
@@ -12,20 +13,20 @@ from aiohttp import WSCloseCode
 from aiohttp.abc import AbstractStreamWriter
 
 from fundsvc.api.http.big_integers import Numbers
-from fundsvc.api.websocket.frames import Frames, close
+from fundsvc.api.websocket.frames import Frames, close_frame
 from fundsvc.metrics import Metrics
 
 CLOSE_SECONDS_MAX = 5.0
-"""What a client may take to answer a close; then the connection is cut, with all that waits for it."""
+"""How long a client may take to answer a close frame. After that the connection is aborted and its queue dropped."""
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
-"""Runs something for as long as the connection lasts."""
+"""Starts a task in the task group of the connection."""
 
 
-class Client:
-    """A connected client; `account` is the one that it may see, "" without a trader's token.
+class Subscriber:
+    """Sends frames to a client.
 
-    `numbers` is how the integers of its pushes are written.
+    `account` is the account of its token, "" without a trader's token. `numbers` is the representation of integers in pushes.
     """
 
     def __init__(
@@ -41,68 +42,69 @@ class Client:
     ) -> None:
         self.account = account
         self.numbers = numbers
-        self.over = False
+        self.closed = False
         self._writer = writer
         self._transport = transport
         self._spawn = spawn
         self._metrics = metrics
         self._bytes_max = queue_bytes_max
-        self._late: dict[str, bytes] = {}
-        # So that `drain` waits exactly while more than that is unread.
+        self._latest: dict[str, bytes] = {}
+        # `drain` then waits exactly while more than that is unread.
         transport.set_write_buffer_limits(high=queue_bytes_max)
 
     def send(self, frames: bytes) -> None:
-        """Sends frames of which none may be missed."""
-        if self._full():
+        """Sends frames that must not be lost. Closes the connection if the queue is full."""
+        if self._is_full():
             self._metrics.websocket_overflows.labels("closed").inc()
-            self.end(
-                WSCloseCode.TRY_AGAIN_LATER, "read faster: more was waiting than is kept; connect again, go on with after="
+            self.close(
+                WSCloseCode.TRY_AGAIN_LATER,
+                f"more than {self._bytes_max} bytes were unread: read faster; reconnect, and subscribe with `after`",
             )
         else:
             self._write(frames)
 
     def push(self, frames: Frames) -> None:
-        """Sends pushes of which none may be missed."""
-        self.send(frames.written(self.numbers))
+        """Sends pushes that must not be lost. Closes the connection if the queue is full."""
+        self.send(frames.encode(self.numbers))
 
     def push_latest(self, key: str, frames: Frames) -> None:
-        """Sends a push that replaces an earlier one with its key, should that still wait."""
-        frame = frames.written(self.numbers)
-        if self._late:
-            self._late[key] = frame
-        elif self._full():
+        """Sends a push. If the queue is full, keeps only the latest push of each key until the client has read."""
+        frame = frames.encode(self.numbers)
+        if self._latest:
+            self._latest[key] = frame
+        elif self._is_full():
             self._metrics.websocket_overflows.labels("coalesced").inc()
-            self._late[key] = frame
-            self._spawn(self._catch_up())
+            self._latest[key] = frame
+            self._spawn(self._send_latest())
         else:
             self._write(frame)
 
     async def drained(self) -> None:
-        """Returns once little enough waits; raises ConnectionResetError when the client is gone."""
+        """Waits until the queue is not full. Raises ConnectionResetError if the client has disconnected."""
         await self._writer.drain()
 
-    def end(self, code: int, reason: str) -> None:
-        """Asks the client to close the connection, and cuts it if that takes long; nothing more is sent."""
-        if not self._gone():
-            self._transport.write(close(code, reason))
+    def close(self, code: int, reason: str) -> None:
+        """Sends a close frame, and nothing after it. Aborts the connection if the client does not answer in time."""
+        if not self._is_closed():
+            self._transport.write(close_frame(code, reason))
             asyncio.get_running_loop().call_later(CLOSE_SECONDS_MAX, self._transport.abort)
-        self.over = True
+        self.closed = True
 
-    async def _catch_up(self) -> None:
+    async def _send_latest(self) -> None:
         try:
             await self.drained()
         except ConnectionResetError:
             return
-        frames = b"".join(self._late.values())
-        self._late.clear()
+        frames = b"".join(self._latest.values())
+        self._latest.clear()
         self._write(frames)
 
-    def _full(self) -> bool:
-        return not self._gone() and self._transport.get_write_buffer_size() > self._bytes_max
+    def _is_full(self) -> bool:
+        return not self._is_closed() and self._transport.get_write_buffer_size() > self._bytes_max
 
     def _write(self, frames: bytes) -> None:
-        if not self._gone():
+        if not self._is_closed():
             self._transport.write(frames)
 
-    def _gone(self) -> bool:
-        return self.over or self._transport.is_closing()
+    def _is_closed(self) -> bool:
+        return self.closed or self._transport.is_closing()

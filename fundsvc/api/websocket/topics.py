@@ -1,4 +1,4 @@
-"""What clients ask for: topics by name, contracts in them, and from where on."""
+"""Commands of clients: parses topics and their parts, and defines what a topic provides."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,18 +10,18 @@ from msgspec import UNSET, UnsetType
 from fundsvc.api.http.big_integers import Numbers
 from fundsvc.api.http.parameters import Entry
 from fundsvc.api.websocket.frames import Id
-from fundsvc.api.websocket.subscriber import Client
-from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Tail
+from fundsvc.api.websocket.subscriber import Subscriber
+from fundsvc.readmodel.ledger_tail import RETRY_SECONDS, Change, Tail
 from fundsvc.store.database import StoreFault
 
 T = TypeVar("T")
 
 SHOWN_LENGTH_MAX = 60
-"""How much of a wrong topic an error quotes."""
+"""Characters of an invalid value that an error message quotes."""
 
 
-class Refused(Exception):
-    """A message that cannot be done; `code` is as HTTP has it, the message says what to do."""
+class CommandError(Exception):
+    """A command that is rejected. `code` is an HTTP status; the message says what is wrong and what to do."""
 
     def __init__(self, code: int, detail: str) -> None:
         super().__init__(detail)
@@ -29,9 +29,9 @@ class Refused(Exception):
 
 
 class Command(msgspec.Struct, rename="camel"):
-    """A client's message. `after` is where a topic goes on: an entry, or for private positions a time (ms).
+    """A message of a client. `after` is the last entry that the client has, for positions a time in milliseconds.
 
-    `numbers` is how integers are written from then on. Whatever else it holds is KuCoin's and means nothing here.
+    `numbers` sets the representation of integers from then on. Other fields of KuCoin's protocol are ignored.
     """
 
     type: Literal["ping", "subscribe", "unsubscribe"]
@@ -43,52 +43,58 @@ class Command(msgspec.Struct, rename="camel"):
 
 
 class Topic(Protocol):
-    """A topic. A client joins each of its parts (contracts, mostly) at most once, and leaves each that it began to join."""
+    """A topic. Its parts are symbols, `all`, or "" for a topic without parts; `suffix` shows their syntax after the path.
+
+    A client has at most one subscription of each part. Each `subscribe` that began is followed by an `unsubscribe`.
+    """
 
     path: str
-    wants: str
+    suffix: str
     private: bool
 
     def check(self, part: str, after: int | None) -> None:
-        """Raises Refused for a part that does not exist, or cannot be joined from there."""
+        """Raises CommandError if the part does not exist, or if `after` is not valid for it."""
 
-    async def join(self, client: Client, part: str, after: int | None) -> None:
-        """Sends what comes first and then, with nothing lost or repeated in between, what is new."""
+    async def subscribe(self, subscriber: Subscriber, part: str, after: int | None) -> None:
+        """Sends the initial messages, then every change without a gap."""
 
-    def leave(self, client: Client, part: str) -> None:
-        """Ends that, wherever joining was."""
+    def unsubscribe(self, subscriber: Subscriber, part: str) -> None:
+        """Ends a subscription, even one whose `subscribe` was cancelled."""
+
+    def publish(self, change: Change) -> None:
+        """Sends a change of the ledger to the subscribers, or queues it."""
 
 
-class Asked(NamedTuple):
-    """A topic and the parts of it that a command names."""
+class TopicParts(NamedTuple):
+    """The topic and the parts that a command names."""
 
     topic: Topic
     parts: list[str]
 
 
-def asked(topics: Mapping[str, Topic], name: str) -> Asked:
-    """Reads a topic's name, such as /insuranceFund/entry:XBTUSDTM,ETHUSDTM; raises Refused."""
+def parse_topic(topics: Mapping[str, Topic], name: str) -> TopicParts:
+    """Parses the topic of a command, such as /insuranceFund/entry:XBTUSDTM,ETHUSDTM. Raises CommandError."""
     path, colon, parts = name.partition(":")
     topic = topics.get(path)
     if topic is None:
-        known = ", ".join(f"{topic.path}{topic.wants}" for topic in topics.values())
-        raise Refused(404, f"topic {_shown(name)} is not found: there are {known}")
-    if bool(colon and parts) != bool(topic.wants):
-        raise Refused(400, f"topic {_shown(name)} must be {topic.path}{topic.wants}")
-    return Asked(topic, list(dict.fromkeys(parts.split(","))))
+        known = ", ".join(f"{topic.path}{topic.suffix}" for topic in topics.values())
+        raise CommandError(404, f"topic {_shown(name)} does not exist: subscribe to one of {known}")
+    if bool(colon and parts) != bool(topic.suffix):
+        raise CommandError(400, f"topic {_shown(name)} is not valid: it must be {topic.path}{topic.suffix}")
+    return TopicParts(topic, list(dict.fromkeys(parts.split(","))))
 
 
 def check_listed(tail: Tail, symbol: str) -> None:
-    """Raises Refused for what is no contract."""
+    """Raises CommandError if the contract is not listed."""
     if symbol not in tail.contracts:
-        raise Refused(404, f"no contract {_shown(symbol)} is listed: GET /api/v1/contracts/active tells which are")
+        raise CommandError(404, f"contract {_shown(symbol)} is not listed: GET /api/v1/contracts/active lists all")
 
 
-async def insist(ask: Callable[[], Awaitable[T]]) -> T:
-    """What the database answers, however long it is away."""
+async def retry_faults(query: Callable[[], Awaitable[T]]) -> T:
+    """Returns the answer of a query. Retries it until the database answers."""
     while True:
         try:
-            return await ask()
+            return await query()
         except StoreFault:
             await asyncio.sleep(RETRY_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Binance's old connector, which has no method for these paths but asks any, and its new SDK, which has."""
+"""Binance's old connector, which has only a generic method for these paths, and its new SDK, which has methods for them."""
 
 import json
 import os
@@ -17,16 +17,16 @@ sdk = DerivativesTradingUsdsFutures(ConfigurationRestAPI(api_key="key", api_secr
 try:
     connector.query("/fapi/v1/symbolAdlRisk", {"symbol": "NONE"})
 except ClientError as error:
-    refused = {"status": error.status_code, "code": error.error_code, "message": error.error_message}
+    rejected = {"status": error.status_code, "code": error.error_code, "message": error.error_message}
 
 
-def said(response):
+def content(response):
     found = response.data().actual_instance
     return [plain(each.to_dict()) for each in found] if isinstance(found, list) else plain(found.to_dict())
 
 
 def plain(value):
-    """Without what its models add to what they read."""
+    """Removes the fields that the models of the SDK add."""
     if isinstance(value, list):
         return [plain(each) for each in value]
     if isinstance(value, dict):
@@ -37,10 +37,10 @@ def plain(value):
 answers = {
     "connector": connector.query("/fapi/v1/insuranceBalance"),
     "quantile": connector.adl_quantile(),
-    "insurance": said(sdk.query_insurance_fund_balance_snapshot(symbol=symbol)),
-    "insurances": said(sdk.query_insurance_fund_balance_snapshot()),
-    "risk": said(sdk.adl_risk(symbol=symbol)),
-    "risks": said(sdk.adl_risk()),
-    "refused": refused,
+    "insurance": content(sdk.query_insurance_fund_balance_snapshot(symbol=symbol)),
+    "insurances": content(sdk.query_insurance_fund_balance_snapshot()),
+    "risk": content(sdk.adl_risk(symbol=symbol)),
+    "risks": content(sdk.adl_risk()),
+    "error": rejected,
 }
 print(json.dumps(answers))

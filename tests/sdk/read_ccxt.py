@@ -14,9 +14,9 @@ binance.urls["api"]["fapiPublic"] = f"{url}/fapi/v1"
 kucoin.urls["api"]["futuresPublic"] = url
 
 
-def refused(ask):
+def error_of(request):
     try:
-        ask()
+        request()
     except ccxt.BaseError as error:
         return type(error).__name__
 
@@ -29,9 +29,9 @@ answers = {
     "binance insurance": binance.fapiPublicGetInsuranceBalance({"symbol": symbol}),
     "binance risk": binance.fapiPublicGetSymbolAdlRisk({"symbol": symbol}),
     "kucoin contracts": [contract["symbol"] for contract in kucoin.futuresPublicGetContractsActive()["data"]],
-    "okx refused": refused(lambda: okx.publicGetPublicInsuranceFund({"instType": "SPOT"})),
-    "bybit refused": refused(lambda: bybit.publicGetV5MarketAdlAlert({"symbol": "NONE"})),
-    "gate refused": refused(lambda: gate.publicFuturesGetSettleInsurance({"settle": "none"})),
-    "binance refused": refused(lambda: binance.fapiPublicGetSymbolAdlRisk({"symbol": "NONE"})),
+    "okx error": error_of(lambda: okx.publicGetPublicInsuranceFund({"instType": "SPOT"})),
+    "bybit error": error_of(lambda: bybit.publicGetV5MarketAdlAlert({"symbol": "NONE"})),
+    "gate error": error_of(lambda: gate.publicFuturesGetSettleInsurance({"settle": "none"})),
+    "binance error": error_of(lambda: binance.fapiPublicGetSymbolAdlRisk({"symbol": "NONE"})),
 }
 print(json.dumps(answers))

@@ -1,4 +1,4 @@
-"""KuCoin's futures client: contracts over HTTPS and our topics over wss, until an entry has come."""
+"""KuCoin's futures client: reads contracts over HTTPS and the topics over wss until it has received an entry."""
 
 import asyncio
 import json
@@ -14,18 +14,18 @@ TOPICS = (f"/insuranceFund/balance:{symbol}", f"/insuranceFund/entry:{symbol}")
 
 
 async def listen(answers):
-    """Prints the answers, with what was heard, and ends at once: the client's tasks cannot be cancelled."""
-    heard = []
+    """Prints the answers and the received messages, and exits at once: the tasks of the client cannot be cancelled."""
+    received = []
 
-    async def hear(message):
-        heard.append(message)
-        if {each["subject"] for each in heard} == {"balance.change", "entry"}:
-            print(json.dumps({**answers, "heard": heard}), flush=True)
+    async def receive(message):
+        received.append(message)
+        if {each["subject"] for each in received} == {"balance.change", "entry"}:
+            print(json.dumps({**answers, "received": received}), flush=True)
             os._exit(0)
-        if len(heard) == 1:
+        if len(received) == 1:
             print("listening", file=sys.stderr, flush=True)
 
-    client = await KucoinFuturesWsClient.create(None, WsToken(url=url), hear)
+    client = await KucoinFuturesWsClient.create(None, WsToken(url=url), receive)
     for topic in reversed(TOPICS):
         await client.subscribe(topic)
     await asyncio.sleep(SECONDS_MAX)

@@ -11,11 +11,11 @@ session.endpoint = url
 try:
     session.get_adl_alert(symbol="NONE")
 except InvalidRequestError as error:
-    refused = {"code": error.status_code, "message": error.message}
+    rejected = {"code": error.status_code, "message": error.message}
 
 answers = {
     "insurance": session.get_insurance(coin="USDT"),
     "alert": session.get_adl_alert(symbol=symbol),
-    "refused": refused,
+    "error": rejected,
 }
 print(json.dumps(answers))

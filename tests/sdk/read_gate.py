@@ -13,12 +13,12 @@ api = FuturesApi(client)
 try:
     api.list_futures_insurance_ledger("none")
 except GateApiException as error:
-    refused = {"status": error.status, "label": error.label, "message": error.message}
+    rejected = {"status": error.status, "label": error.label, "message": error.message}
 
 answers = {
     "insurance": [record.to_dict() for record in api.list_futures_insurance_ledger("usdt", limit=5)],
     "risks": api.list_futures_adl_risk_states("usdt").to_dict(),
     "deleveraged": [row.to_dict() for row in api.list_auto_deleverages("usdt", contract=symbol)],
-    "refused": refused,
+    "error": rejected,
 }
 print(json.dumps(answers))

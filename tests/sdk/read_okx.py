@@ -13,7 +13,7 @@ def changes(**parameters):
 
 
 def pages():
-    """All changes, two or three to a page, as a client of OKX goes through them."""
+    """Returns all changes, read in pages of two or three as a client of OKX does."""
     found = changes(limit="3")
     while page := changes(limit="3", after=found[-1]["ts"]):
         found += page
