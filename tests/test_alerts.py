@@ -132,15 +132,14 @@ async def test_a_fund_that_is_drained_is_seen_by_prometheus(config, tmp_path):
         firing = await eventually(lambda: fires(*dry, ("AdlOrderOpen", SYMBOL)), seconds=40)
         told = firing["FundDry", SYMBOL]["annotations"]
         assert told == {
-            "summary": f"The fund of {SYMBOL} is dry; it held 100 USDT",
-            "description": "It holds nothing; that is the most that it held within 8 hours. "
-            "The whole of the next shortfall goes to ADL.",
+            "summary": f"The fund of {SYMBOL} is dry; its peak was 100 USDT",
+            "description": "Its balance is 0; the peak is of the last 8 hours. The next shortfall goes to ADL completely.",
             "runbook_url": "http://127.0.0.1:8080/docs/runbook#funddry",
         }
         summaries = {name: alert["annotations"]["summary"] for (name, _), alert in firing.items()}
-        assert summaries["FundUncovered"] == "Nobody covered 7 USDT of losses in EMPTY"
+        assert summaries["FundUncovered"] == "7 USDT of losses in EMPTY are uncovered"
         fallen = firing["FundDrawdown", SYMBOL]["annotations"]["description"]
-        assert fallen == "The most that it held is 100 USDT, now it holds 0; 30% is where it calls."
+        assert fallen == "The peak is 100 USDT, the balance is 0; the threshold is 30%."
 
         await producer.append([executed(3, 1, "secret-anna", 50)])
         await eventually(lambda: fires(*dry), seconds=40)

@@ -6,14 +6,20 @@ import time
 
 import pytest
 from commands import engine_process, fundsvc
+from conftest import with_section
 from escalations import BEGINNING, SYMBOL, executed, shortfall
 from eventually import eventually
+from exposed import sample_sum
 from forging import seal, unlock
 from ledgers import fill, listing, owned
 from served import served
+from structlog.testing import capture_logs
+from test_engine import running
 
 from fundsvc.engine.heads import FILE_PATTERN, Head, keep_heads, read_heads
 from fundsvc.store.database import StoreFault, open_pool
+
+SAVED = "fundsvc_heads_saved_timestamp_seconds"
 
 
 @pytest.fixture
@@ -141,6 +147,22 @@ async def test_an_engine_keeps_heads_every_hour_over_none_of_before_and_drops_ol
     if time.strftime("%H", time.gmtime()) == kept.name[-8:-6]:
         assert kept.read_bytes() == before
     assert not [path for path in directory.iterdir() if path.name.startswith("tmp")]
+
+
+async def test_an_engine_exports_the_time_of_the_last_saved_heads(ledger, tmp_path):
+    started = time.time()
+    written, unwritable = with_section(ledger, "audit", heads_directory=str(tmp_path / "heads")), tmp_path / "file"
+    unwritable.touch()
+    async with running(written) as engine:
+        await eventually(lambda: list((tmp_path / "heads").glob(FILE_PATTERN)))
+        assert await eventually(lambda: sample_sum(engine.metrics, SAVED)) >= started
+    async with running(with_section(ledger, "audit", heads_directory=str(unwritable / "heads"))) as engine:
+        before = sample_sum(engine.metrics, SAVED)
+        with capture_logs() as logs:
+            await eventually(lambda: [line for line in logs if line.get("part") == "heads"])
+        assert sample_sum(engine.metrics, SAVED) == before > started
+    async with running(ledger) as engine:
+        assert sample_sum(engine.metrics, SAVED) == 0
 
 
 async def test_a_directory_that_takes_nothing_is_a_fault(ledger, tmp_path):

@@ -32,23 +32,29 @@ _FULL = f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n{_CLOSING.format
 _Phase = Literal["", "head", "body"]
 """What a connection is waiting for from its client; nothing while a request is handled, and between requests."""
 
+Limit = Literal["all", "client"]
+"""The limit that refuses a connection: `clients_max`, or `client_connections_max`."""
+
 log = structlog.get_logger()
 
 
 class Connections:
     """Counts the connections of a listener, in all and by client; behind proxies of our own only in all."""
 
-    def __init__(self, http: HttpConfig) -> None:
+    def __init__(self, http: HttpConfig, refused: Callable[[Limit], object]) -> None:
         self.http = http
+        self._count = refused
         self._places = Places(http.clients_max, http.clients_max if http.proxies else http.client_connections_max)
         self._refused = Seldom(log, "connections")
 
     def enter(self, client: str) -> bool:
         """Whether a client may have one more connection, which then counts until it leaves."""
         if self._places.are_full:
+            self._count("all")
             self._refused.note(ConnectionError(f"{self.http.clients_max} connections are open: see http.clients_max"))
             return False
         if self._places.are_full_for(client):
+            self._count("client")
             return False
         self._places.take(client)
         return True

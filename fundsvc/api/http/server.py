@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from fundsvc.api.http.connections import SERVER_NAME, Connection, Connections
+from fundsvc.api.http.connections import SERVER_NAME, Connection, Connections, Limit
 from fundsvc.api.http.fast_path import Shortcut
 from fundsvc.config.settings import ConfigError, HttpConfig
 
@@ -37,10 +37,12 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     shortcut: Shortcut | None = None,
     bounds: HttpConfig = HttpConfig(),  # noqa: B008 - it is frozen
+    refused: Callable[[Limit], object] = lambda _limit: None,
 ) -> AsyncIterator[str]:
     """Serves an application and yields its URL (port 0 takes a free one); raises ServerError. On leaving it stops.
 
-    `bounds` says how many connections there may be and how long requests may take to arrive. Bodies are never inflated.
+    `bounds` says how many connections there may be and how long requests may take to arrive. `refused` is called with the limit
+    that refuses a connection. Bodies are never inflated.
     """
     application.on_response_prepare.append(_name_server)
     runner = web.AppRunner(application, access_log=None, logger=_LOGGER, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
@@ -49,7 +51,7 @@ async def serve(
     assert server is not None, "it is set up"
     if shortcut:
         server.request_handler = shortcut.before(server.request_handler)  # type: ignore[assignment] # it makes web.Requests
-    loop, connections = asyncio.get_running_loop(), Connections(bounds)
+    loop, connections = asyncio.get_running_loop(), Connections(bounds, refused)
 
     def connect() -> Connection:
         return Connection(server, connections, loop, access_log=None, logger=_LOGGER, auto_decompress=False)
