@@ -537,7 +537,7 @@ class TestWhole:
 
         with contextlib.closing(Demo(directory, terminal=its)) as running:
             os.close(its)
-            await eventually(lambda: shows("what happened", *SYMBOLS, "surplus", "fills/s", "fundsvc.log"), 60)
+            await eventually(lambda: shows("events", *SYMBOLS, "surplus", "fills/s", "fundsvc.log"), 60)
             family = running.remember_family()
             running.signal(signal.SIGINT)
             await eventually(lambda: shows(SCREEN_BACK) and not running.is_running(), STOP_SECONDS)
@@ -547,4 +547,4 @@ class TestWhole:
             assert all(symbol in left_behind for symbol in SYMBOLS)
         os.close(ours)
         await eventually(lambda: not alive(family))
-        assert "market goes on" in (directory / "data" / "fundsvc.log").read_text()
+        assert "market continues" in (directory / "data" / "fundsvc.log").read_text()
