@@ -237,9 +237,8 @@ class _Run:
             helper.cancel()
         ends = await asyncio.gather(*helpers, return_exceptions=True)
         storm.faults += [f"the matching engine failed: {end!r}" for end in ends if isinstance(end, Exception)]
-        with suppress(
-            psutil.NoSuchProcess, FileNotFoundError
-        ):  # The engine ended unexpectedly, which is already recorded as a fault.
+        # An engine that ended unexpectedly is already recorded as a fault.
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):
             storm.memory_mb = self._engine.memory_peak_mb()
             storm.engine_cpu_all, storm.postgres_cpu_all, *_ = cost(self._servers, self._engine).since(before)
         storm.seen = len(exchange.seen)
