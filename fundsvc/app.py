@@ -1,4 +1,4 @@
-"""The composition root: a configuration in, running parts out. Whoever opens something here closes it here."""
+"""The composition root: builds the running parts of a process from a configuration, and closes what it opened."""
 
 import asyncio
 import gc
@@ -58,24 +58,24 @@ from fundsvc.streams.client import Client, open_client, stream_key
 from fundsvc.streams.producer import Producer
 
 STOP_SECONDS_MAX = 3.0
-"""The batch in hand is finished within this time of being told to stop; then the engine is cut off, which loses nothing."""
+"""How long the engine may take to commit its current batch after a stop request. It is then cancelled, which loses nothing."""
 
 RETRY_SECONDS = 1.0
-"""How often a service that starts before its database asks for it."""
+"""Pause between two attempts of a starting service to reach its database."""
 
 PROBE_CONNECTIONS = 2
-"""To the database, for probes: their four questions are answered one after the other where one of the two hangs."""
+"""Database connections for probes. If one of the two hangs, the other answers the four queries of a probe in turn."""
 
 FILES_RESERVED = 128
-"""Files that a process has open besides its clients and readers: an engine's sessions, streams, logs, what Python opens."""
+"""Files that a process opens besides connections of clients and readers: the engine's sessions, streams, logs, Python's own."""
 
 PRIMARY_CONNECTIONS_MAX = 2
-"""Few suffice: the process caches what it reads there, the epochs of posters and the durability settings."""
+"""Two suffice, because the process caches what it reads from the primary: epochs of posters and durability settings."""
 
 GC_THRESHOLDS = 5000, 1000
-"""New objects until the collector looks at these, and such looks until it looks at those that were kept. Hardly anything here
-forms cycles: with the defaults of 700 and 10 the collector takes a tenth of the engine's time. 5000 objects take it a
-millisecond; the 100,000 that a storm keeps take 30.
+"""Thresholds of the garbage collector: new objects per collection of the youngest generation, and such collections per
+collection of the next one. Few objects here form cycles; with the defaults (700 and 10) the collector takes a tenth of the
+engine's time. A collection of 5,000 objects takes a millisecond, one of the 100,000 that a storm keeps takes 30.
 """
 
 SWITCH_SECONDS = 0.001
@@ -90,9 +90,9 @@ log = structlog.get_logger()
 
 @asynccontextmanager
 async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIterator[Config]:
-    """The configuration with servers behind it and a schema that fits; migrates where the owner's DSN is known.
+    """Yields the configuration with started embedded servers and a matching schema. Migrates if the owner's DSN is configured.
 
-    What runs until a `stop` waits for a database that is away; anything else raises StoreFault.
+    With `stop`, waits until the database is reachable or `stop` is set; without it, raises StoreFault at once.
     """
     async with embedded(with_ledger_secret(with_secret(config))) as complete:
         outage = Outage(log, "schema")
@@ -103,7 +103,7 @@ async def prepared(config: Config, stop: asyncio.Event | None = None) -> AsyncIt
 
 
 async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage) -> bool:
-    """Makes sure of the schema; False, a moment later, when the database is away and there is time to wait for it."""
+    """Migrates or checks the schema. Returns False after a pause if the database is unreachable and the caller may retry."""
     try:
         if config.database.owner_dsn:
             from fundsvc.store.migrations import migrate  # noqa: PLC0415 - see fundsvc.store.schema
@@ -124,7 +124,7 @@ async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage
 
 @asynccontextmanager
 async def connected(config: Config) -> AsyncIterator[tuple[Pool, Client]]:
-    """A pool of readers and a client of the stream."""
+    """Yields a connection pool for reads and a client of the stream server."""
     async with (
         open_pool(config.database.reader_dsn or config.database.dsn, config.database.connections_max) as pool,
         open_client(config.stream) as client,
@@ -135,9 +135,9 @@ async def connected(config: Config) -> AsyncIterator[tuple[Pool, Client]]:
 async def run_service(
     config: Config, stop: asyncio.Event, started: Callable[[str], Awaitable[None]], *, engine: bool = True, api: bool = True
 ) -> None:
-    """Runs the consumer, the HTTP side or both until `stop` is set.
+    """Runs the engine, the HTTP side or both until `stop` is set.
 
-    `started` is awaited once with the HTTP address ("" without one), and again never.
+    Awaits `started` once, with the HTTP address ("" without one).
     """
     parts = [name for name, runs in (("engine", engine), ("api", api)) if runs]
     metrics = Metrics()
@@ -151,21 +151,21 @@ async def run_service(
             log.info("started", version=__version__, parts=parts, listens_on=url)
             await started(url)
             await stop.wait()
-            told = time.monotonic()
+            stopping = time.monotonic()
         if consumer:
             await asyncio.wait([consumer], timeout=STOP_SECONDS_MAX)
             consumer.cancel()
-    log.info("stopped", version=__version__, parts=parts, seconds=round(time.monotonic() - told, 3))
+    log.info("stopped", version=__version__, parts=parts, seconds=round(time.monotonic() - stopping, 3))
 
 
 async def run_engine(engine: Engine, stop: asyncio.Event) -> None:
-    """Runs the consumer with the interpreter set for it."""
+    """Runs an engine until `stop` is set, with the interpreter tuned for it."""
     tune_interpreter()
     await engine.run(stop)
 
 
 def tune_interpreter() -> None:
-    """Has the collector look no more at what is there by now, and seldom at what comes; and threads change often."""
+    """Exempts all existing objects from garbage collection, collects new ones seldom, and switches threads often."""
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
@@ -176,9 +176,9 @@ def tune_interpreter() -> None:
 async def http_side(
     config: Config, metrics: Metrics, pool: Pool, client: Client, *, engine: Engine | None, public: bool
 ) -> AsyncIterator[str]:
-    """Serves the whole API, or only health and metrics for an engine alone; yields the address, "" when that is off.
+    """Serves the API, or only health and metrics if not `public`; yields the address, "" if nothing is served.
 
-    Readiness hangs on an engine that runs here.
+    If `engine` runs in this process, readiness includes it.
     """
     async with (
         open_pool(config.database.dsn, PRIMARY_CONNECTIONS_MAX) as primary,
@@ -232,10 +232,8 @@ async def _serving(
 
         operations = operations_endpoints(probing, metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"})
         ledger = Deleveragings(pool)
-        policy_of, access_control = (
-            recorded_policies(config, appraiser),
-            AccessControl(config.http, config.token, (endpoint.path for endpoint in operations)),
-        )
+        policy_of = recorded_policies(config, appraiser)
+        access_control = AccessControl(config.http, config.token, (endpoint.path for endpoint in operations))
         producer = Producer.configured(client, config.stream)
         epochs = StreamEpochs(EpochStore(primary), producer, config.stream.partitions)
         contracts = ContractResources(reader, stream_key, epochs)
@@ -268,14 +266,16 @@ async def _serving(
             tls = tls_context(config.http.certificate, config.http.certificate_key)
             async with (
                 health_side(config, Middleware(metrics, access_control), operations),
-                serve(app, config.http.host, config.http.port, tls, cached.fast_path(middleware), bounds) as url,
+                serve(
+                    app, config.http.host, config.http.port, tls, cached.fast_path(middleware), bounds, metrics.refused
+                ) as url,
             ):
                 yield url
 
 
 @asynccontextmanager
 async def health_side(config: Config, middleware: Middleware, operations: Iterable[Endpoint]) -> AsyncIterator[None]:
-    """Serves health and metrics on a port of their own, where one is configured: whatever happens at the other one."""
+    """Serves health and metrics on `http.health_port`, if configured, so that load on the other port cannot affect probes."""
     if not config.http.health_port:
         yield
         return
@@ -285,13 +285,13 @@ async def health_side(config: Config, middleware: Middleware, operations: Iterab
 
 @asynccontextmanager
 async def reserved(config: Config, connections: int) -> AsyncIterator[Reader]:
-    """A reader with connections of its own: nobody else's questions keep it waiting."""
+    """Yields a reader with a separate connection pool, so that other queries cannot delay it."""
     async with open_pool(config.database.reader_dsn or config.database.dsn, connections) as pool:
         yield Reader(pool)
 
 
 def fitting(config: Config) -> HttpConfig:
-    """The bounds of the HTTP side, with as many connections as the process may open files for."""
+    """Returns the limits of the HTTP side, with `clients_max` reduced to what the process's limit of open files permits."""
     http = config.http
     own = FILES_RESERVED + config.database.connections_max + http.exports_max + PROBE_CONNECTIONS
     clients = files_for(http.clients_max, own)
@@ -303,7 +303,7 @@ def fitting(config: Config) -> HttpConfig:
 
 
 def recorded_policies(config: Config, appraiser: Appraiser) -> Callable[[str], Policy]:
-    """The policy of a contract as its partition has recorded it; as it is configured until an engine has recorded one."""
+    """Returns a function from symbol to policy: the recorded policy of the partition, or the configured one before that."""
 
     def policy_of(symbol: str) -> Policy:
         return appraiser.policies.get(partition_of(symbol, config.stream.partitions), config.policy).of(symbol)
@@ -313,7 +313,7 @@ def recorded_policies(config: Config, appraiser: Appraiser) -> Callable[[str], P
 
 @asynccontextmanager
 async def consuming(config: Config, pool: Pool) -> AsyncIterator[None]:
-    """Makes sure that somebody consumes the stream: runs an engine meanwhile where none is alive."""
+    """Runs an engine while the context is open, unless another engine is alive."""
     await check_decimals(config.database.dsn, config.currency.decimals, config.currency.decimals_default)
     with faults():
         live = any(row["live"] for row in await pool.fetch(SQL["partitions"]))
@@ -330,7 +330,7 @@ async def consuming(config: Config, pool: Pool) -> AsyncIterator[None]:
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGINT and SIGTERM set, and the end of the terminal unless that is ignored (nohup)."""
+    """Returns an event that SIGINT and SIGTERM set, and SIGHUP unless it is ignored (nohup)."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)

@@ -1,4 +1,4 @@
-"""Certificates of this machine's address, made as they are needed."""
+"""Self-signed certificates for tests."""
 
 import ipaddress
 from datetime import UTC, datetime, timedelta
@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 
 
 def make_certificate(directory, name="server", password=None):
-    """A self-signed certificate for 127.0.0.1 and localhost: the paths of it and of its key, as PEM."""
+    """Writes a self-signed certificate for 127.0.0.1 and localhost; returns the paths of the certificate and its key (PEM)."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""The command line as its users have it: a process of its own, against the servers of a test.
+"""Runs the command line in a separate process, with the servers of a test.
 
 A service starts as `python -m fundsvc`. A command that ends by itself is forked from a process that has loaded the modules,
 because most commands take less time than that.
@@ -28,13 +28,13 @@ class Done(NamedTuple):
 
     @property
     def result(self):
-        """What a command with --json printed."""
+        """The decoded output of a command with --json."""
         return msgspec.json.decode(self.output)
 
 
 def environment_of(config, **overrides):
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("FUNDSVC_")}
-    return ours | {
+    others = {name: value for name, value in os.environ.items() if not name.startswith("FUNDSVC_")}
+    return others | {
         "FUNDSVC_DATABASE_DSN": config.database.dsn,
         "FUNDSVC_STREAM_URL": config.stream.url,
         "FUNDSVC_STREAM_PARTITIONS": str(config.stream.partitions),
@@ -84,7 +84,7 @@ def _run(arguments, environment, output, error):
 
 @asynccontextmanager
 async def process(config, command, **overrides):
-    """A process of the service, ended as an operator ends it."""
+    """Runs a process of the service; stops it by SIGTERM at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "fundsvc", command, env=environment_of(config, **overrides), stderr=asyncio.subprocess.DEVNULL
     )

@@ -1,4 +1,4 @@
-"""The rules of deploy/prometheus: each alert tried by promtool, and a drained fund seen by a real Prometheus."""
+"""The rules of deploy/prometheus: cases of promtool for each alert, and a real Prometheus that scrapes a drained fund."""
 
 import re
 import subprocess
@@ -40,7 +40,7 @@ def promtool(*words):
 
 
 def metrics_in(expression):
-    """The metrics that an expression is about, behind those that are recorded."""
+    """Returns the metrics of an expression; recorded series are replaced by those of their rules."""
     names = re.findall(r"\b(?:\w+:fundsvc_|fundsvc_|fundsvc:)\w+(?::\w+)?", expression)
     return set(chain.from_iterable(metrics_in(RECORDED[name]) if name in RECORDED else {name} for name in names))
 
@@ -53,19 +53,19 @@ USED = set(
 
 
 @needs_prometheus
-def test_promtool_has_no_complaint():
+def test_promtool_accepts_the_rules():
     answer = promtool("check", "rules", "--lint-fatal", DEPLOYED / "recording.yml", DEPLOYED / "alerts.yml")
     assert answer.count("SUCCESS") == 2
 
 
 @needs_prometheus
 @pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
-def test_alerts_fire_when_they_should(cases):
+def test_alerts_fire_as_their_cases_expect(cases):
     assert "SUCCESS" in promtool("test", "rules", cases)
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_each_alert_has_a_case_that_fires_and_one_that_does_not(name):
+def test_each_alert_has_firing_and_silent_cases(name):
     groups = chain.from_iterable(yaml.safe_load(path.read_text())["tests"] for path in CASES)
     cases = [case for group in groups if group["name"].split(",")[0] == name for case in group["alert_rule_test"]]
     assert {case["alertname"] for case in cases} == {name}
@@ -73,7 +73,7 @@ def test_each_alert_has_a_case_that_fires_and_one_that_does_not(name):
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_each_alert_says_how_bad_whose_and_what_and_its_link_leads_to_its_section(name):
+def test_each_alert_has_labels_annotations_and_a_runbook_section(name):
     labels, annotations = ALERTS[name]["labels"], ALERTS[name]["annotations"]
     assert labels.keys() == {"severity", "team"}
     assert labels["severity"] in {"critical", "warning", "info"}
@@ -83,7 +83,7 @@ def test_each_alert_says_how_bad_whose_and_what_and_its_link_leads_to_its_sectio
     assert RUNBOOK[RUNBOOK.index("## Alerts") :].count(f"\n### {name}\n") == 1
 
 
-def test_the_runbook_has_no_section_of_an_alert_that_there_is_not():
+def test_every_alert_section_of_the_runbook_belongs_to_an_alert():
     assert set(re.findall(r"^### (\w+)$", RUNBOOK[RUNBOOK.index("## Alerts") :], re.MULTILINE)) == ALERTS.keys()
 
 
@@ -94,8 +94,10 @@ def config(config):
 
 @asynccontextmanager
 async def watched(config, directory, **overrides):
-    """An engine and an API, each its own process, with a Prometheus that scrapes both; and who sends events to them.
-    The engine's environment may say more."""
+    """Yields a Prometheus that scrapes an engine and an API in separate processes, and a producer of events.
+
+    `overrides` are variables of the engine's environment.
+    """
     engine, api = free_port(), free_port()
     targets = {"fundsvc-engine": [f"127.0.0.1:{engine}"], "fundsvc-api": [f"127.0.0.1:{api}"]}
     async with (
@@ -108,12 +110,12 @@ async def watched(config, directory, **overrides):
 
 
 def liquidation(seq, lots, price):
-    """A long that is closed now at this price; it was bankrupt at 39000."""
+    """Returns a fill that closes a long with the bankruptcy price 39000."""
     return Fill(SYMBOL, seq, "sell", lots, str(price), "39000", time.time_ns() // 1_000_000, f"trade-{seq}")
 
 
 @needs_prometheus
-async def test_a_fund_that_is_drained_is_seen_by_prometheus(config, tmp_path):
+async def test_prometheus_alerts_on_a_drained_fund(config, tmp_path):
     async with watched(config, tmp_path) as (server, producer):
 
         async def shows(expression, value):
@@ -130,23 +132,21 @@ async def test_a_fund_that_is_drained_is_seen_by_prometheus(config, tmp_path):
         await producer.append([liquidation(2, 100, 37000), fill("EMPTY", 1, -7), fill("UNKNOWN", 1, 1)])
         dry = {("FundDry", SYMBOL), ("FundDrawdown", SYMBOL), ("FundUncovered", "EMPTY"), ("EventsRejected", None)}
         firing = await eventually(lambda: fires(*dry, ("AdlOrderOpen", SYMBOL)), seconds=40)
-        told = firing["FundDry", SYMBOL]["annotations"]
-        assert told == {
-            "summary": f"The fund of {SYMBOL} is dry; it held 100 USDT",
-            "description": "It holds nothing; that is the most that it held within 8 hours. "
-            "The whole of the next shortfall goes to ADL.",
+        assert firing["FundDry", SYMBOL]["annotations"] == {
+            "summary": f"The fund of {SYMBOL} is dry; its peak was 100 USDT",
+            "description": "Its balance is 0; the peak is of the last 8 hours. The next shortfall goes to ADL completely.",
             "runbook_url": "http://127.0.0.1:8080/docs/runbook#funddry",
         }
         summaries = {name: alert["annotations"]["summary"] for (name, _), alert in firing.items()}
-        assert summaries["FundUncovered"] == "Nobody covered 7 USDT of losses in EMPTY"
+        assert summaries["FundUncovered"] == "7 USDT of losses in EMPTY are uncovered"
         fallen = firing["FundDrawdown", SYMBOL]["annotations"]["description"]
-        assert fallen == "The most that it held is 100 USDT, now it holds 0; 30% is where it calls."
+        assert fallen == "The peak is 100 USDT, the balance is 0; the threshold is 30%."
 
         await producer.append([executed(3, 1, "secret-anna", 50)])
         await eventually(lambda: fires(*dry), seconds=40)
 
-        async def shows_all_that_alerts_ask():
+        async def all_metrics_of_alerts_exist():
             found = await server.query('count by (__name__) ({__name__=~"fundsvc_.*"})')
             return {metric["__name__"] for metric, _ in found} >= USED
 
-        await eventually(shows_all_that_alerts_ask, seconds=40)
+        await eventually(all_metrics_of_alerts_exist, seconds=40)

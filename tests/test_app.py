@@ -1,4 +1,4 @@
-"""A service that starts before its database waits for it; a command says that it is away."""
+"""Starting and composing a process: waiting for the database, checked settings, garbage collection, refused connections."""
 
 import asyncio
 import gc
@@ -7,40 +7,45 @@ from contextlib import contextmanager
 
 import msgspec
 import pytest
+from conftest import with_section
+from eventually import eventually
+from exposed import sample_sum
+from ledgers import listing, owned
+from raw import raw
 from structlog.testing import capture_logs
 
-from fundsvc.app import SWITCH_SECONDS, prepared, tune_interpreter
+from fundsvc.app import SWITCH_SECONDS, http_side, prepared, tune_interpreter
 from fundsvc.config.settings import Config
-from fundsvc.store.database import StoreFault
+from fundsvc.metrics import Metrics
+from fundsvc.store.database import StoreFault, open_pool
 from fundsvc.store.schema import check_schema
-from tests.eventually import eventually
-from tests.ledgers import listing, owned
+from fundsvc.streams.client import open_client
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nowhere"
 
 
-def _away(config: Config) -> Config:
+def _unreachable(config: Config) -> Config:
     return msgspec.structs.replace(config, database=msgspec.structs.replace(config.database, dsn=NOWHERE, owner_dsn=""))
 
 
-async def test_a_command_says_that_the_database_is_away(config):
+async def test_a_command_fails_if_the_database_is_unreachable(config):
     with pytest.raises(StoreFault):
-        async with prepared(_away(config)):
+        async with prepared(_unreachable(config)):
             pass
 
 
-async def test_a_service_waits_for_its_database_until_it_is_told_to_stop(config, monkeypatch):
+async def test_a_starting_service_waits_for_its_database_until_it_is_stopped(config, monkeypatch):
     monkeypatch.setattr("fundsvc.app.RETRY_SECONDS", 0.02)
     stop, tries = asyncio.Event(), []
 
-    async def asked(*arguments) -> None:
+    async def counted(*arguments) -> None:
         tries.append(arguments)
         await check_schema(*arguments)
 
-    monkeypatch.setattr("fundsvc.app.check_schema", asked)
+    monkeypatch.setattr("fundsvc.app.check_schema", counted)
 
     async def start() -> None:
-        async with prepared(_away(config), stop):
+        async with prepared(_unreachable(config), stop):
             pass
 
     with capture_logs() as logs:
@@ -55,9 +60,27 @@ async def test_a_service_waits_for_its_database_until_it_is_told_to_stop(config,
         await starting
 
 
+@pytest.mark.parametrize(("bounds", "limit"), [({"clients_max": 1}, "all"), ({"client_connections_max": 1}, "client")])
+async def test_refused_connections_are_counted_by_limit(config, bounds, limit):
+    metrics = Metrics()
+    config = with_section(config, "http", port=0, **bounds)
+    async with (
+        open_pool(config.database.dsn, 2) as pool,
+        open_client(config.stream) as client,
+        http_side(config, metrics, pool, client, engine=None, public=True) as url,
+        raw(url) as first,
+    ):
+        await first.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await first.head())[0] == 200
+        async with raw(url) as second:
+            assert (await second.head())[0] == 503
+        counted = {name: sample_sum(metrics, "fundsvc_connections_refused_total", limit=name) for name in ("all", "client")}
+        assert counted == {"all": 0, "client": 0} | {limit: 1}
+
+
 @contextmanager
 def _collections():
-    """What each run of the collector looks at: the oldest generation, and how many objects of it and the younger ones."""
+    """Yields a list of all garbage collections: the oldest generation of each, and the number of objects that it examines."""
     thresholds, switch_seconds, seen = gc.get_threshold(), sys.getswitchinterval(), []
 
     def note(phase: str, about: dict[str, int]) -> None:
@@ -75,7 +98,7 @@ def _collections():
         gc.unfreeze()
 
 
-def test_the_collector_looks_at_few_objects_at_a_time_while_a_storm_keeps_many():
+def test_each_collection_examines_few_objects_while_many_are_kept():
     with _collections() as seen:
         tune_interpreter()
         seen.clear()
@@ -94,19 +117,19 @@ def test_threads_that_compute_give_the_interpreter_up_sooner_than_by_default():
 
 
 @pytest.mark.parametrize(
-    ("decimals", "default", "told"),
+    ("decimals", "default", "remedy"),
     [({"USDT": 6}, 10, "set USDT = 8"), ({}, 10, "set USDT = 8"), ({"USDT": 8}, 10, ""), ({}, 8, "")],
 )
-async def test_an_engine_with_other_decimals_than_the_ledgers_refuses_to_start(config, decimals, default, told):
+async def test_a_service_with_other_decimals_than_the_ledger_does_not_start(config, decimals, default, remedy):
     async with owned(config) as owner:
         await owner.settle([listing("ABC")])
     currency = msgspec.structs.replace(config.currency, decimals=decimals, decimals_default=default)
     other = msgspec.structs.replace(config, currency=currency)
     try:
         async with prepared(other, asyncio.Event()):
-            assert not told
-    except ValueError as refusal:
-        assert told
-        assert told in str(refusal)  # noqa: PT017 - in half of the cases nothing is raised
+            assert not remedy
+    except ValueError as error:
+        assert remedy
+        assert remedy in str(error)  # noqa: PT017 - half of the cases raise nothing
     async with prepared(other):
-        pass  # an audit, or an export, is by the ledger's own decimals
+        pass  # commands such as audit and export use the ledger's decimals

@@ -1,4 +1,4 @@
-"""The audit finds what a superuser did with all triggers off, and says what; the exit codes of the commands."""
+"""The audit finds and describes changes that a superuser made without triggers; the exit codes of the commands."""
 
 import pytest
 from commands import fundsvc
@@ -10,14 +10,14 @@ from fundsvc.store.database import open_pool
 from fundsvc.store.exports import known_contracts
 
 AMOUNTS = [5, -3, 0, -10, 4, 20]
-"""Of the fourth 8 cannot be paid, which the fifth and part of the sixth repay."""
+"""The fund cannot pay 8 of the fourth amount; the fifth and a part of the sixth repay them."""
 
 ONE = 10**8
 
 
 @pytest.fixture
 async def ledger(config):
-    """Two contracts with the same history."""
+    """A ledger of two contracts with the same history."""
     async with owned(config) as owner:
         for symbol in ("ABC", "XYZ"):
             await owner.settle([listing(symbol), *(fill(symbol, seq, amount) for seq, amount in enumerate(AMOUNTS, 1))])
@@ -26,7 +26,7 @@ async def ledger(config):
 
 @pytest.fixture
 async def tamper(ledger, owner_connection):
-    """Runs statements with triggers and foreign keys off."""
+    """A function that runs statements without triggers and foreign keys."""
 
     async def tamper(*statements):
         await owner_connection.execute("SET session_replication_role = replica")
@@ -37,7 +37,7 @@ async def tamper(ledger, owner_connection):
 
 
 async def differences(config):
-    """What the audit says, by symbol."""
+    """Returns the differences that the audit finds, by symbol."""
     async with open_pool(config.database.dsn, 1) as pool:
         audits = [await audit_contract(pool, symbol, lambda _: None) for symbol, _ in await known_contracts(pool)]
     return {audit.symbol: audit.differences for audit in audits}
@@ -89,7 +89,7 @@ async def test_an_untouched_ledger_passes(ledger):
         ("DELETE FROM contracts", "ABC: its contract or its fund is missing"),
     ],
 )
-async def test_what_was_done_to_one_contract_is_told_of_it_alone(ledger, tamper, statement, sentence):
+async def test_a_change_of_one_contract_is_found_in_that_contract_only(ledger, tamper, statement, sentence):
     where = " AND" if "WHERE" in statement else " WHERE"
     await tamper(f"{statement}{where} symbol = 'ABC'")
     found = await differences(ledger)
@@ -97,24 +97,24 @@ async def test_what_was_done_to_one_contract_is_told_of_it_alone(ledger, tamper,
     assert found["XYZ"] == []
 
 
-async def test_entries_that_changed_places_are_told(ledger, tamper):
+async def test_swapped_entries_are_found(ledger, tamper):
     await tamper(
         *(f"UPDATE entries SET entry = {new} WHERE entry = {old} AND symbol = 'ABC'" for old, new in ((2, 9), (3, 2), (9, 3)))
     )
     assert any("entry 2: hash is " in difference for difference in (await differences(ledger))["ABC"])
 
 
-async def test_entries_without_a_contract_and_fund_are_told(ledger, tamper):
+async def test_entries_without_a_contract_and_fund_are_found(ledger, tamper):
     await tamper(*(f"DELETE FROM {table} WHERE symbol = 'ABC'" for table in ("funds", "contracts")))
     assert (await differences(ledger))["ABC"] == ["ABC: its contract or its fund is missing"]
 
 
-async def test_entries_moved_to_another_contract_are_told_of_both(ledger, tamper):
+async def test_entries_moved_to_another_contract_are_found_in_both(ledger, tamper):
     await tamper("UPDATE entries SET symbol = 'XYZ', entry = 7 WHERE symbol = 'ABC' AND entry = 6")
     assert all((await differences(ledger)).values())
 
 
-async def test_no_more_is_said_than_anyone_reads(ledger, tamper):
+async def test_the_number_of_differences_is_bounded(ledger, tamper):
     async with owned(ledger) as owner:
         await owner.settle(fill("ABC", seq, 1) for seq in range(7, 107))
     await tamper("UPDATE entries SET lots = 2 WHERE symbol = 'ABC'")
@@ -122,20 +122,20 @@ async def test_no_more_is_said_than_anyone_reads(ledger, tamper):
 
 
 class TestExitCodes:
-    async def test_an_audit_that_finds_nothing_is_done(self, ledger):
+    async def test_an_audit_without_differences_exits_with_0(self, ledger):
         done = await fundsvc(ledger, "audit")
-        assert (done.code, done.output) == (0, "12 entries of 2 contracts recomputed: everything holds\n")
+        assert (done.code, done.output) == (0, "12 entries of 2 contracts recomputed: no differences\n")
 
-    async def test_an_audit_that_finds_something_answers_no(self, ledger, tamper):
+    async def test_an_audit_with_a_difference_exits_with_1(self, ledger, tamper):
         await tamper("UPDATE funds SET balance = balance + 1 WHERE symbol = 'ABC'")
         done = await fundsvc(ledger, "audit", "--json")
         assert (done.code, done.result["differences"]) == (1, 1)
-        said = await fundsvc(ledger, "audit")
-        assert said.code == 1
-        assert "the fund has" in said.output
-        assert said.output.endswith("12 entries of 2 contracts recomputed: 1 contracts differ\n")
+        printed = await fundsvc(ledger, "audit")
+        assert printed.code == 1
+        assert "the fund has" in printed.output
+        assert printed.output.endswith("12 entries of 2 contracts recomputed: 1 contracts differ\n")
 
-    async def test_wrong_use(self, config):
+    async def test_wrong_use_exits_with_2(self, config):
         for wrong in (
             ("export", "NOSUCH"),
             ("rejected", "show", "what is this"),
@@ -149,7 +149,7 @@ class TestExitCodes:
             assert done.error
             assert "Traceback" not in done.error
 
-    async def test_a_wrong_configuration(self, config, tmp_path):
+    async def test_a_wrong_configuration_exits_with_2(self, config, tmp_path):
         file = tmp_path / "wrong.toml"
         file.write_text("[engine]\nlease_hours = 1\n")
         for done in (
@@ -162,7 +162,7 @@ class TestExitCodes:
             assert done.error.startswith("fundsvc: ")
             assert "Traceback" not in done.error
 
-    async def test_what_is_away(self, config, tmp_path):
+    async def test_an_unreachable_server_exits_with_1(self, config, tmp_path):
         nowhere = with_section(config, "database", dsn=f"postgresql://fundsvc_service@/fundsvc?host={tmp_path}")
         no_stream = with_section(config, "stream", url=f"unix://{tmp_path}/no.sock")
         recording = tmp_path / "recording"

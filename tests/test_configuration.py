@@ -354,7 +354,7 @@ async def test_config_check_reachable_reports_the_servers(config):
     assert (done.code, {name: part["ok"] for name, part in parts.items()}) == (0, dict.fromkeys(parts, True))
     assert parts["database"]["found"].startswith("PostgreSQL 18.")
     assert parts["stream"]["found"].startswith("Valkey 9.")
-    assert parts["schema"]["found"] == "as this version needs it, 1 partitions"
+    assert parts["schema"]["found"] == "current, 1 partitions"
 
 
 async def test_config_check_reachable_reports_unreachable_and_wrong_servers(config):

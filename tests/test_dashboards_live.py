@@ -1,4 +1,4 @@
-"""Every query of the dashboards, asked of a real Prometheus that watches funds fill and run dry: all have an answer."""
+"""Every query of the dashboards returns data from a real Prometheus while funds fill and run dry."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from prometheus_server import needs_prometheus
 from test_alerts import liquidation, watched
 from test_dashboards import DASHBOARDS, expressions
 
-NEVER_IF_WELL = {"max by (symbol) (abs(fundsvc_conservation_error_atoms)) > 0"}
+EMPTY_WITHOUT_ERRORS = {"max by (symbol) (abs(fundsvc_conservation_error_atoms)) > 0"}
 
 LISTED = [listing(SYMBOL, multiplier=0.001, maxLeverage=100), listing("RISING"), listing("FAILED")]
 
@@ -26,21 +26,21 @@ DRAINED = [
     fill("FAILED", 1, -7),
     fill("UNKNOWN", 1, 1),
 ]
-"""An order that completes, one that stays open, one that nobody is there for, an event sent twice and one that is rejected."""
+"""An order that completes, one that stays open, one without candidates, a duplicate event and a rejected one."""
 
 PATIENCE_SECONDS = 60
-"""The engine looks up peaks every 20 seconds, and rates are of several scrapes."""
+"""The engine reads peaks every 20 seconds, and rates need several scrapes."""
 
 
-def asked():
-    """All queries, of one contract where one is to be chosen."""
+def queries():
+    """Returns all queries; those of one contract select SYMBOL."""
     found = {expression for path in DASHBOARDS for expression in expressions(path)}
-    assert found > NEVER_IF_WELL
-    return sorted(expression.replace('symbol=".+"', f'symbol="{SYMBOL}"') for expression in found - NEVER_IF_WELL)
+    assert found > EMPTY_WITHOUT_ERRORS
+    return sorted(expression.replace('symbol=".+"', f'symbol="{SYMBOL}"') for expression in found - EMPTY_WITHOUT_ERRORS)
 
 
 @needs_prometheus
-async def test_every_query_has_an_answer(config, tmp_path):
+async def test_every_query_returns_data(config, tmp_path):
     async with watched(config, tmp_path, FUNDSVC_TARGET_DEFAULT_RULE="open_interest") as (server, producer):
         await producer.append([*LISTED, *BEGINNING[1:], *FILLED])
         await eventually(lambda: server.query('symbol:fundsvc_balance:max{symbol="RISING"} == 5'), PATIENCE_SECONDS)
@@ -54,5 +54,5 @@ async def test_every_query_has_an_answer(config, tmp_path):
                     return await server.query("sum(rate(fundsvc_adl_rank_seconds_count[1m])) > 0")
 
             await eventually(ranked)
-        for expression in asked():
+        for expression in queries():
             await eventually(partial(server.query, expression), PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""The demo: its market as a pure function, settled by the real rules, and the whole of it as a newcomer starts it."""
+"""The demo: its market as a pure function, settled in memory, and the complete demo as a process."""
 
 import contextlib
 import fcntl
@@ -46,7 +46,7 @@ SCREEN_BACK = "\x1b[?1049l"
 
 
 def time_of(step):
-    """The same in every run."""
+    """Returns the time of a step, which is the same in every run."""
     return 1_700_000_000_000 + int(step * STEP_SECONDS * 1000)
 
 
@@ -59,14 +59,14 @@ def empty_partition():
 
 
 def settle(partition, events):
-    """Settles events, none of which may be rejected."""
+    """Settles events; fails if one is rejected."""
     for event in events:
         partition.apply(event)
     return partition.take()
 
 
 def lots_in_book(partition, symbol, account):
-    """Of an account's position: signed, 0 where it has none."""
+    """Returns the signed lots of an account's position; 0 without one."""
     book = partition.market(symbol).book
     for name, row in book.positions(account):
         return book.sides[name].lots_of([row])[0] * (1 if name == "long" else -1)
@@ -74,12 +74,12 @@ def lots_in_book(partition, symbol, account):
 
 
 def announcement_of(order, accounts, lots):
-    """A round as an engine reads it."""
+    """Returns the announcement of a round."""
     return Announcement(order.symbol, order.adl, order.round, order.reduce, "1", tuple(map(RequestedLots, accounts, lots)))
 
 
 class Exchange:
-    """The market and its matching engine in front of the real rules, and all that came of it so far."""
+    """The market and its matching engine, settled by a partition in memory, with all results so far."""
 
     def __init__(self):
         self.partition = empty_partition()
@@ -103,7 +103,7 @@ class Exchange:
         return self
 
     def restart_matching(self, step):
-        """Another matching engine, which knows what a ledger tells it."""
+        """Replaces the matching engine by one that starts from the ledger."""
         settled = {symbol: fund.seq for symbol, fund in self.funds[-1].items()}
         taken = Counter()
         for each in self.executions():
@@ -111,14 +111,14 @@ class Exchange:
         self.matching = MatchingEngine(Market(CURRENCY), settled, +taken)
         for order in self.orders.values():
             if order.state == "open":
-                asked = self.partition.market(order.symbol).orders[order.adl].asked
-                self.matching.take_on(announcement_of(order, *zip(*asked.rests(), strict=True)), step)
+                rests = self.partition.market(order.symbol).orders[order.adl].asked.rests()
+                self.matching.take_on(announcement_of(order, *zip(*rests, strict=True)), step)
 
     def executions(self):
         return [record for record in self.records if record.kind == "execution"]
 
     def check_sums(self):
-        """uncovered = recovered + repaid + outstanding + open, of every contract."""
+        """Checks uncovered = recovered + repaid + outstanding + open for every contract."""
         entries = [entry for step in self.entries for entry in step]
         for symbol in SYMBOLS:
             of_symbol = [entry for entry in entries if entry.symbol == symbol]
@@ -134,7 +134,7 @@ class Exchange:
 
 @pytest.fixture(scope="module")
 def run():
-    """Three cycles of the market, settled, its ADL orders answered."""
+    """Three settled cycles of the market with answered ADL orders."""
     return Exchange().run(STEPS)
 
 
@@ -142,21 +142,21 @@ class TestMarket:
     market = Market(CURRENCY)
 
     @pytest.mark.parametrize("step", [0, 1, 81, 200, 12_345])
-    def test_a_step_is_the_same_whatever_was_asked_before(self, step):
+    def test_a_step_does_not_depend_on_earlier_calls(self, step):
         busy = Market(CURRENCY)
         for other in (step + 1, step + 130, max(0, step - 60)):
             events_of(other, busy)
         assert events_of(step, busy) == events_of(step)
 
-    def test_another_seed_is_another_market(self):
+    def test_another_seed_gives_another_market(self):
         assert Market(CURRENCY, "another").events(200, 0) != Market(CURRENCY).events(200, 0)
 
-    def test_events_survive_the_wire(self):
+    def test_events_equal_their_decoded_encoding(self):
         for step in (0, 81):
             events = events_of(step)
             assert list(decode(Message("1-1", "json", encode(events)))) == events
 
-    def test_contracts_settle_in_tether_in_dollar_coin_and_in_the_coin_itself(self):
+    def test_contracts_settle_in_usdt_in_usdc_and_in_their_coin(self):
         specifications = [event.contract for event in events_of(0)[: len(INSTRUMENTS)]]
         kinds = Counter((each["settleCurrency"], each["isInverse"]) for each in specifications)
         assert kinds[("USDT", False)] >= 2
@@ -176,7 +176,7 @@ class TestMarket:
             assert sum(each > 0 for each in lots) > 75
             assert sum(each < 0 for each in lots) > 75
 
-    def test_who_is_liquidated_held_that_position_and_holds_it_no_longer(self):
+    def test_a_liquidated_position_was_open_and_is_closed(self):
         held, liquidations = {}, 0
         for step in range(400):
             for event in events_of(step, self.market):
@@ -190,7 +190,7 @@ class TestMarket:
 
 
 class TestSettled:
-    def test_every_contract_mostly_earns(self, run):
+    def test_most_liquidations_of_a_contract_are_surpluses(self, run):
         kinds = Counter((entry.symbol, entry.kind) for step in run.entries for entry in step)
         for symbol in SYMBOLS:
             of_symbol = {kind: kinds[symbol, kind] for kind in ("surplus", "flat", "shortfall")}
@@ -198,7 +198,7 @@ class TestSettled:
             assert of_symbol["flat"]
 
     @pytest.mark.parametrize("instrument", CASCADING, ids=lambda instrument: instrument.symbol)
-    def test_cascades_empty_the_fund_and_it_recovers(self, run, instrument):
+    def test_cascades_drain_the_fund_and_it_recovers(self, run, instrument):
         decimals = CURRENCY.decimals.get(instrument.settle, CURRENCY.decimals_default)
         wanted = to_units(Decimal(instrument.cascade.uncovered), decimals)
         for end in (last_step(instrument.cascade, cycle) for cycle in range(3)):
@@ -212,12 +212,12 @@ class TestSettled:
                 assert fund.outstanding == 0
                 assert fund.balance > 0
 
-    def test_whoever_watches_sees_a_cascade_within_half_a_minute(self, run):
+    def test_a_cascade_begins_within_half_a_minute(self, run):
         uncovered = [step for step, settled in enumerate(run.entries) if any(entry.uncovered > 1e8 for entry in settled)]
         gaps = [after - before for before, after in zip([0, *uncovered], [*uncovered, STEPS], strict=True)]
         assert max(gaps) * STEP_SECONDS <= 31
 
-    def test_resuming_from_the_ledger_gives_the_ledger_of_an_undisturbed_run(self, run):
+    def test_a_resumed_run_gives_the_ledger_of_an_undisturbed_run(self, run):
         torn, market, partition = 60, Market(CURRENCY), empty_partition()
         for step in range(torn):
             lost = ["SOLUSDTM"] if step > torn - 8 else []
@@ -232,7 +232,7 @@ class TestSettled:
 
 
 class TestMatching:
-    def test_orders_are_done_with_a_refund_need_several_rounds_or_are_covered_by_the_fund(self, run):
+    def test_orders_end_with_a_refund_after_several_rounds_or_with_a_cover(self, run):
         refunds = {(entry.symbol, entry.order_id) for step in run.entries for entry in step if entry.kind == "refund"}
         done = [order for order in run.orders.values() if order.state == "done"]
         assert refunds
@@ -244,13 +244,13 @@ class TestMatching:
         assert covers == {"ETHUSDM"}
         assert not any(funds["ETHUSDM"].outstanding and funds["ETHUSDM"].balance for funds in run.funds)
 
-    def test_what_was_uncovered_is_accounted_for(self, run):
+    def test_uncovered_amounts_are_conserved(self, run):
         run.check_sums()
 
-    def test_no_order_takes_more_than_it_needs(self, run):
+    def test_no_order_takes_more_lots_than_it_needs(self, run):
         assert all(order.executed <= order.lots for order in run.orders.values())
 
-    def test_sequences_of_a_contract_rise_strictly_whoever_gives_rise_to_them(self, run):
+    def test_sequences_of_a_contract_rise_strictly_over_fills_and_adl_answers(self, run):
         latest, answers = defaultdict(int), 0
         for step, events in enumerate(run.sent):
             for event in events:
@@ -261,7 +261,7 @@ class TestMatching:
                     latest[event.symbol] = event.seq
         assert answers > 50
 
-    def test_a_round_takes_a_second_or_so(self, run):
+    def test_a_round_lasts_one_to_two_seconds(self, run):
         began = {(each.order.symbol, each.order.adl, each.order.round): step for step, each in run.rounds}
         ended = {}
         for step, events in enumerate(run.sent):
@@ -273,7 +273,7 @@ class TestMatching:
         assert len(ended) > 10
         assert {step - began[key] for key, step in ended.items()} == {ROUND_STEPS}
 
-    def test_after_an_execution_the_market_tells_the_position_that_the_book_has_already(self):
+    def test_the_position_event_after_an_execution_equals_the_book(self):
         exchange, reduced = Exchange(), Counter()
         exchange.run(79)
         for step in range(79, 220):
@@ -289,7 +289,7 @@ class TestMatching:
                 exchange.matching.take_on(announcement_of(*round_), step)
         assert {("SOLUSDTM", True), ("SOLUSDTM", False), ("ETHUSDM", True)} <= set(reduced)
 
-    def test_a_round_that_is_announced_again_is_answered_once(self, run):
+    def test_a_repeated_announcement_is_answered_once(self, run):
         (step, first), *_ = run.rounds
         announcement = announcement_of(*first)
         once, again = (MatchingEngine(Market(CURRENCY), {}, {}) for _ in range(2))
@@ -305,7 +305,7 @@ class TestMatching:
         assert answers > 1
 
     @pytest.mark.parametrize("restarted", [82, 84, 86, 89, 204, 215])
-    def test_another_matching_engine_goes_on_with_open_orders(self, restarted):
+    def test_a_restarted_matching_engine_continues_open_orders(self, restarted):
         exchange = Exchange().run(restarted)
         still_open = [key for key, order in exchange.orders.items() if order.state == "open"]
         assert still_open
@@ -315,7 +315,7 @@ class TestMatching:
         assert ("SOLUSDTM", "done") in {(order.symbol, order.state) for order in exchange.orders.values()}
         exchange.check_sums()
 
-    def test_a_position_that_was_closed_since_it_was_asked_is_left_alone(self):
+    def test_a_position_that_closed_during_the_round_is_not_reduced(self):
         market = Market(CURRENCY)
         closing = [event.account for event in events_of(101, market) if isinstance(event, Position) and not event.lots]
         contract = market.contracts["XBTUSDTM"]
@@ -326,7 +326,7 @@ class TestMatching:
         sent = [event for step in range(101, 101 + 2 * ROUND_STEPS) for event in engine.events(step, 0)]
         assert [type(event) for event in sent if isinstance(event, AdlFill | AdlEnd)] == [AdlEnd]
 
-    def test_steps_that_the_ledger_knows_are_not_answered_again(self, run):
+    def test_settled_steps_contain_no_adl_answers(self, run):
         (step, first), *_ = run.rounds
         symbol = first.order.symbol
         engine = MatchingEngine(Market(CURRENCY), {symbol: (step + 3) * SEQ_PER_STEP + 700}, {})
@@ -338,21 +338,21 @@ class TestMatching:
 
 
 class TestResuming:
-    def test_begins_with_nothing_settled(self):
+    def test_an_empty_ledger_starts_at_step_0(self):
         assert step_to_resume([]) == step_to_resume([0, 5001]) == 0
 
-    def test_sends_the_last_settled_step_again(self):
+    def test_the_last_settled_step_is_sent_again(self):
         assert step_to_resume([7003, 6999]) == 6
 
 
 def environment(directory):
-    """What names the data directory to a process, and leaves the rest as it is by default."""
+    """Returns an environment with the data directory and defaults otherwise."""
     theirs = {name: value for name, value in os.environ.items() if not name.startswith("FUNDSVC_")}
     return theirs | {"FUNDSVC_DATA_DIRECTORY": str(directory / "data"), "FUNDSVC_HTTP_PORT": "0", "TERM": "xterm-256color"}
 
 
 class Demo:
-    """`fundsvc up --demo` in a process of its own, and what it has printed so far."""
+    """A process of `fundsvc up --demo`, and its output."""
 
     def __init__(self, directory, terminal=None):
         self._output = (directory / f"output.{time.monotonic_ns()}").open("w+b")
@@ -371,31 +371,31 @@ class Demo:
         return self._output.read().decode()
 
     def counts(self):
-        """The numbers of ledger entries that the plain lines tell."""
+        """Returns the numbers of ledger entries in the output's plain lines."""
         return [int(count) for count in re.findall(r"(\d+) entries:", self.printed())]
 
     def is_running(self):
         return self._process.poll() is None
 
     def remember_family(self):
-        """Its process and those it has started, to be looked for when it has ended."""
+        """Returns the process and its children, and keeps them for checks after its end."""
         process = psutil.Process(self._process.pid)
         self._family = [process, *process.children(recursive=True)]
         return self._family
 
     def duplicates(self):
-        """How many events its engine has ignored."""
+        """Returns the number of duplicates that its engine ignored."""
         address = re.search(r"http://[\d.:]+", self.printed())[0]
         with urllib.request.urlopen(f"{address}/metrics") as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith("fundsvc_duplicates_total"))
 
     def signal(self, number):
-        """As a terminal would: to all of its process group."""
+        """Sends a signal to the process group, as a terminal does."""
         os.killpg(self._process.pid, number)
 
     def end(self):
-        """The exit code, within the time that is promised."""
+        """Returns the exit code; fails if the process does not end in time."""
         return self._process.wait(STOP_SECONDS)
 
     def kill(self):
@@ -403,7 +403,7 @@ class Demo:
         self.end()
 
     def close(self):
-        """Does not outlive the test, whatever becomes of it."""
+        """Kills the process if it still runs."""
         if self.is_running():
             self.kill()
         self._output.close()
@@ -421,7 +421,7 @@ def alive(processes):
 
 @contextlib.contextmanager
 def data_directory():
-    """A directory of the demo's own, with a path short enough for sockets; nothing of it stays."""
+    """Yields a temporary directory with a path short enough for sockets."""
     directory = Path(tempfile.mkdtemp(prefix="fsd-"))
     try:
         yield directory
@@ -434,7 +434,7 @@ def data_directory():
 
 @pytest.fixture(scope="module")
 def directory():
-    """One after another, the tests go on with what the one before left."""
+    """The directory of all tests of a class, which continue with the ledger of the previous test."""
     with data_directory() as directory:
         yield directory
 
@@ -446,7 +446,7 @@ def fresh_directory():
 
 
 class TestWhole:
-    async def test_goes_on_where_it_stopped_and_leaves_nothing_behind(self, directory):
+    async def test_a_restart_continues_and_a_stopped_demo_leaves_no_process(self, directory):
         with contextlib.closing(Demo(directory)) as first:
             await eventually(lambda: first.counts() and first.counts()[-1] > 20, 60)
             family = first.remember_family()
@@ -474,7 +474,7 @@ class TestWhole:
         await eventually(lambda: not alive(left))
         assert differences_in_ledger(directory) == 0
 
-    async def test_goes_on_when_its_servers_are_killed(self, directory):
+    async def test_the_demo_continues_after_its_servers_are_killed(self, directory):
         with contextlib.closing(Demo(directory)) as running:
             await eventually(running.counts, 60)
             servers = running.remember_family()[0].children()
@@ -490,7 +490,7 @@ class TestWhole:
         await eventually(lambda: not alive(family))
         assert differences_in_ledger(directory) == 0
 
-    async def test_an_order_that_a_killed_demo_left_open_completes_when_it_is_started_again(self, fresh_directory):
+    async def test_a_restart_after_a_kill_completes_open_orders(self, fresh_directory):
         dsn = EmbeddedServers(fresh_directory / "data").dsn
 
         async def first_order():
@@ -523,7 +523,7 @@ class TestWhole:
         await eventually(lambda: not alive(family))
         assert differences_in_ledger(fresh_directory) == 0
 
-    async def test_a_terminal_shows_a_table_and_gets_its_screen_back(self, directory):
+    async def test_a_terminal_shows_a_table_and_is_restored_at_the_end(self, directory):
         ours, its = pty.openpty()
         fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         os.set_blocking(ours, False)
@@ -537,7 +537,7 @@ class TestWhole:
 
         with contextlib.closing(Demo(directory, terminal=its)) as running:
             os.close(its)
-            await eventually(lambda: shows("what happened", *SYMBOLS, "surplus", "fills/s", "fundsvc.log"), 60)
+            await eventually(lambda: shows("events", *SYMBOLS, "surplus", "fills/s", "fundsvc.log"), 60)
             family = running.remember_family()
             running.signal(signal.SIGINT)
             await eventually(lambda: shows(SCREEN_BACK) and not running.is_running(), STOP_SECONDS)
@@ -547,4 +547,4 @@ class TestWhole:
             assert all(symbol in left_behind for symbol in SYMBOLS)
         os.close(ours)
         await eventually(lambda: not alive(family))
-        assert "market goes on" in (directory / "data" / "fundsvc.log").read_text()
+        assert "market continues" in (directory / "data" / "fundsvc.log").read_text()

@@ -1,4 +1,4 @@
-"""What deploy/ holds, checked by the tools that will read it: the linters, PostgreSQL, and our own configuration."""
+"""The files of deploy/, checked with linters, PostgreSQL, Docker Compose, systemd, Kubernetes schemas and the configuration."""
 
 import json
 import os
@@ -37,7 +37,7 @@ WORKLOADS = [document for document in DOCUMENTS if document["kind"] in {"Deploym
 
 
 def run(*command, given="", **environment):
-    """What a command printed, which must succeed."""
+    """Runs a command that must succeed; returns its output."""
     words = [str(word) for word in command]
     done = subprocess.run(words, input=given, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -52,12 +52,17 @@ def name_of(document):
     return f"{document['kind']}-{document['metadata']['name']}"
 
 
+def find(kind, name):
+    (found,) = [document for document in DOCUMENTS if (document["kind"], document["metadata"]["name"]) == (kind, name)]
+    return found
+
+
 def locked(name):
     return dict(re.findall(r"^([a-z0-9_.-]+)(?:\[[^]]*\])?==(\S+)", (DEPLOY / name).read_text(), re.MULTILINE))
 
 
 def readable(environment, directory):
-    """The variables of the service as it will read them, with the files that they name in this directory instead."""
+    """Returns the service's variables of an environment, with the files that they name in `directory`."""
     return {
         name: str(directory / Path(value).name) if name.endswith("_FILE") else value
         for name, value in environment.items()
@@ -84,7 +89,7 @@ def test_hadolint_finds_nothing():
     assert run(TOOLS / "hadolint", "--failure-threshold", "style", DEPLOY / "Dockerfile") == ""
 
 
-def test_both_stages_have_the_same_base_by_digest_and_the_last_is_nobody_special():
+def test_both_stages_have_the_same_pinned_base_and_the_image_runs_unprivileged():
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert len(bases) == 2
     assert len(set(bases)) == 1
@@ -92,15 +97,15 @@ def test_both_stages_have_the_same_base_by_digest_and_the_last_is_nobody_special
     assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE) == ["10001:10001"]
 
 
-def test_the_image_is_built_from_what_it_copies_and_nothing_else():
-    first, *let_through = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"]
+def test_the_build_context_contains_only_copied_files():
+    first, *admitted = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"]
     copied = {word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for word in line.split()}
     assert first == "*"
-    assert {line[1:] for line in let_through if line.startswith("!")} == copied
+    assert {line[1:] for line in admitted if line.startswith("!")} == copied
     assert all((ROOT / word).exists() for word in copied)
 
 
-def test_the_services_lock_is_the_part_of_the_developers_that_the_service_needs():
+def test_the_service_lock_is_a_subset_of_the_development_lock():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower() for requirement in project["dependencies"]}
     service, developers = locked("service.lock"), locked("requirements.lock")
@@ -110,7 +115,7 @@ def test_the_services_lock_is_the_part_of_the_developers_that_the_service_needs(
     assert "flit-core" in developers
 
 
-def test_secrets_are_made_once_and_only_their_owner_passes(local):
+def test_secrets_are_created_once_in_a_private_directory(local):
     kept = {path.name: path.read_text() for path in (local / "secrets").iterdir()}
     run(DEPLOY / "prepare", local)
     assert {path.name: path.read_text() for path in (local / "secrets").iterdir()} == kept
@@ -119,23 +124,23 @@ def test_secrets_are_made_once_and_only_their_owner_passes(local):
     assert all(len(value) >= 64 for value in kept.values())
 
 
-def test_every_container_is_contained(compose):
+def test_containers_have_a_read_only_root_no_capabilities_and_loopback_ports(compose):
     for name, service in compose["services"].items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-        assert "healthcheck" in service or "fundsvc" in service["image"], name  # ours comes with the image
+        assert "healthcheck" in service or "fundsvc" in service["image"], name  # the image of fundsvc has a check
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", ())), name
         assert not service.get("privileged"), name
 
 
-def test_images_of_others_are_pinned_by_digest(compose):
+def test_third_party_images_are_pinned_by_digest(compose):
     images = {service["image"] for service in compose["services"].values() if "build" not in service}
     assert len(images) == 4
     assert all(re.fullmatch(r"[a-z/]+:[\w.-]+@sha256:[0-9a-f]{64}", image) for image in images)
 
 
-def test_no_secret_is_in_the_environment_or_on_a_command_line(compose, local):
+def test_no_secret_is_in_an_environment_or_command_line(compose, local):
     secrets = {path.read_text().strip() for path in (local / "secrets").iterdir()}
     shown = json.dumps([{**service, "secrets": ()} for service in compose["services"].values()])
     assert not [secret for secret in secrets if secret in shown]
@@ -143,7 +148,7 @@ def test_no_secret_is_in_the_environment_or_on_a_command_line(compose, local):
     assert mounted == compose["secrets"].keys()
 
 
-def test_the_owners_password_is_for_migrations_and_the_database_alone(compose):
+def test_only_migrations_and_the_database_get_the_owners_password(compose):
     users = {
         name
         for name, service in compose["services"].items()
@@ -163,7 +168,7 @@ def test_compose_configures_the_service(compose, local):
     assert services["engine"]["deploy"]["replicas"] == 2
 
 
-def test_grafana_is_provisioned_with_what_compose_mounts(compose):
+def test_grafana_provisions_the_mounted_dashboards(compose):
     provisioning = DEPLOY / "grafana" / "provisioning"
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "fundsvc.yaml").read_text())["providers"]
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())["datasources"]
@@ -175,11 +180,11 @@ def test_grafana_is_provisioned_with_what_compose_mounts(compose):
 
 
 @needs("promtool")
-def test_prometheus_reads_its_configuration():
+def test_the_prometheus_configuration_is_valid():
     assert "SUCCESS" in run("promtool", "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
 
 
-def test_prometheus_scrapes_services_that_there_are(compose):
+def test_prometheus_scrapes_existing_services(compose):
     scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     names = {name for job in scraped for discovery in job.get("dns_sd_configs", ()) for name in discovery["names"]}
     assert names == {"engine", "api"}
@@ -188,7 +193,7 @@ def test_prometheus_scrapes_services_that_there_are(compose):
 
 @pytest.fixture
 def fresh(short_directory, local):
-    """A server with the roles that deployment makes, and no others."""
+    """A server with only the roles that deploy/postgres/roles.sh creates; a function from role to DSN."""
     servers = EmbeddedServers(short_directory / "roles")
     host = servers.directory / "run"
     environment = {
@@ -204,7 +209,7 @@ def fresh(short_directory, local):
         yield lambda role, database="fundsvc": f"postgresql://{role}@/{database}?host={host}"
 
 
-async def test_the_owner_migrates_and_the_service_may_do_its_work_and_no_more(fresh):
+async def test_the_owner_migrates_and_the_service_role_has_no_further_rights(fresh):
     await migrate(fresh("fundsvc_owner"), 2)
     await check_schema(fresh("fundsvc_app"), 2)
     async with connected(fresh("fundsvc_app")) as service:
@@ -232,7 +237,7 @@ async def test_the_owner_migrates_and_the_service_may_do_its_work_and_no_more(fr
     assert all(password.startswith("SCRAM-SHA-256$") for password in kept.values())
 
 
-def test_a_segment_is_archived_once_and_another_of_its_name_is_refused(tmp_path):
+def test_archiving_is_idempotent_and_rejects_another_segment_of_the_same_name(tmp_path):
     segment, archived = tmp_path / "segment", tmp_path / "archive"
     archived.mkdir()
     segment.write_bytes(b"written ahead")
@@ -245,7 +250,7 @@ def test_a_segment_is_archived_once_and_another_of_its_name_is_refused(tmp_path)
     assert (archived / "0001").read_bytes() == b"written ahead"
 
 
-async def test_contracts_move_to_other_partitions_and_are_settled_there(config, owner_connection, tmp_path):
+async def test_repartitioned_contracts_are_settled_in_their_new_partitions(config, owner_connection, tmp_path):
     symbols = ("XBTUSDTM", "DOGEUSDTM", "PAXGUSDTM", "it's")
     listings = [{"type": "contract", "contract": listing(symbol).contract} for symbol in symbols]
 
@@ -273,7 +278,7 @@ async def test_contracts_move_to_other_partitions_and_are_settled_there(config, 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
-    """The root directory of a host that has the units."""
+    """The root directory of a host with the units installed."""
     root = tmp_path_factory.mktemp("host")
     shutil.copytree("/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
     shutil.copytree(DEPLOY / "systemd", root / "etc/systemd/system")
@@ -285,35 +290,35 @@ def host(tmp_path_factory):
 
 @needs("systemd-analyze")
 @pytest.mark.parametrize("unit", UNITS)
-def test_systemd_understands_every_line_of_a_unit(host, unit):
+def test_systemd_verifies_a_unit_without_warnings(host, unit):
     assert run("systemd-analyze", "verify", "--man=no", f"--root={host}", unit) == ""
 
 
 @needs("systemd-analyze")
 @pytest.mark.parametrize("unit", UNITS)
-def test_systemd_finds_a_unit_little_exposed(host, unit):
+def test_systemd_rates_the_exposure_of_a_unit_as_ok(host, unit):
     verdict = run("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=15", f"--root={host}", unit)
     assert "OK" in verdict
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_kubernetes_knows_every_field(document):
+def test_manifests_match_the_kubernetes_schema(document):
     kubernetes_validate.validate(document, "1.37", strict=True)
 
 
-def test_a_field_that_there_is_not_would_be_found():
+def test_an_unknown_field_fails_the_schema_check():
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate({**DOCUMENTS[0], "sepc": {}}, "1.37", strict=True)
 
 
-def test_the_kustomization_holds_every_manifest_and_no_secret():
+def test_the_kustomization_contains_every_manifest_and_no_secret():
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
     assert sorted(kustomization["resources"]) == [path.name for path in MANIFESTS]
     assert not [document for document in DOCUMENTS if document["kind"] == "Secret"]
 
 
 @needs("kubectl")
-def test_kustomize_builds_one_image_for_all():
+def test_kustomize_sets_one_image_for_all_pods():
     built = [document for document in yaml.safe_load_all(run("kubectl", "kustomize", DEPLOY / "kubernetes")) if document]
     assert sorted(map(name_of, built)) == sorted(map(name_of, DOCUMENTS))
     pods = [document["spec"]["template"]["spec"] for document in built if document["kind"] in {"Deployment", "Job"}]
@@ -321,7 +326,7 @@ def test_kustomize_builds_one_image_for_all():
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
-def test_pods_are_restricted(workload):
+def test_pods_meet_the_restricted_profile(workload):
     pod = workload["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -345,11 +350,26 @@ def test_kubernetes_configures_the_service(workload, tmp_path, local):
     environment = {variable["name"]: variable["value"] for variable in container["env"]}
     assert environment.pop("FUNDSVC_CONFIG") == "/etc/fundsvc/fundsvc.toml"
     config = load_config(path, readable(environment, local / "secrets"))
-    assert (config.http.port, config.engine.port) == (8080, 8080)
+    assert (config.http.port, config.http.health_port, config.engine.port) == (8080, 8081, 8080)
     assert bool(config.database.owner_dsn) == (workload["kind"] == "Job") != bool(config.ledger.secret)
 
 
-def test_what_selects_pods_selects_some():
+@pytest.mark.parametrize("name", ["api", "engine"])
+def test_probes_and_scrapes_use_the_port_for_health(name):
+    settings, deployment = (find(kind, of) for kind, of in (("ConfigMap", "fundsvc"), ("Deployment", name)))
+    config = tomllib.loads(settings["data"]["fundsvc.toml"])
+    port = {"api": config["http"]["health_port"], "engine": config["engine"]["port"]}[name]
+    template = deployment["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert {"name": "health", "containerPort": port} in container["ports"]
+    probes = [container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")]
+    assert {probe["port"] for probe in probes} == {"health"}
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+    (ingress,) = find("NetworkPolicy", "metrics")["spec"]["ingress"]
+    assert [each["port"] for each in ingress["ports"]] == ["health"]
+
+
+def test_every_selector_matches_pods():
     labels = [workload["spec"]["template"]["metadata"]["labels"] for workload in WORKLOADS]
     selectors = {
         "Service": lambda spec: spec["selector"],
@@ -362,19 +382,19 @@ def test_what_selects_pods_selects_some():
     assert all(any(wanted.items() <= found.items() for found in labels) for wanted in chosen)
 
 
-def test_the_project_has_a_licence_and_the_image_carries_it_with_those_of_all_it_ships():
+def test_the_image_contains_the_licences_of_the_project_and_its_packages():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     assert "> /opt/fundsvc/NOTICES" in DOCKERFILE
     notices = run(sys.executable, DEPLOY / "notices", DEPLOY / "service.lock")
-    here = {name for name in locked("service.lock") if name not in ("async-timeout", "colorama")}  # of other platforms
+    here = {name for name in locked("service.lock") if name not in ("async-timeout", "colorama")}  # for other platforms
     named = {line.split()[0].lower().replace("_", "-") for line in notices.splitlines() if re.match(r"\S+ \S+: .", line)}
     assert here - named == set()
     assert "PostgreSQL License" in notices
 
 
-def test_advisories_that_cannot_be_reached_are_skipped_and_said_so():
+def test_unreachable_advisories_are_skipped_with_a_message():
     nowhere = "http://127.0.0.1:9"
     assert "advisories: skipped" in run(ROOT / "scripts" / "advisories", HTTPS_PROXY=nowhere, https_proxy=nowhere)
     assert (ROOT / "scripts" / "check").read_text().splitlines()[-1] == "scripts/advisories"

@@ -1,4 +1,4 @@
-"""Settings with which servers may lose what they confirmed are found, shown and counted; sessions set their own."""
+"""Server settings that may lose confirmed data are detected and exported; sessions set `synchronous_commit` themselves."""
 
 from contextlib import asynccontextmanager
 
@@ -26,7 +26,7 @@ OFF = ("fsync", "full_page_writes")
 
 @asynccontextmanager
 async def with_settings(connection, **settings):
-    """The server's settings, for all tests of this process."""
+    """Sets settings of the server while the context is open."""
     try:
         for name, value in settings.items():
             await connection.execute(f"ALTER SYSTEM SET {name} = {value}")
@@ -34,7 +34,7 @@ async def with_settings(connection, **settings):
         await eventually(lambda: shows(connection, settings))
         yield
     finally:
-        await connection.execute("ALTER SYSTEM SET fsync = off")  # as all tests have it
+        await connection.execute("ALTER SYSTEM SET fsync = off")  # the setting of all other tests
         await connection.execute("ALTER SYSTEM RESET full_page_writes")
         await connection.execute("SELECT pg_reload_conf()")
         await eventually(lambda: shows(connection, {"fsync": "off", "full_page_writes": "on"}))
@@ -45,16 +45,16 @@ async def shows(connection, settings):
 
 
 @asynccontextmanager
-async def looking(config):
+async def checking(config):
     metrics = Metrics()
     async with open_pool(config.database.dsn, 1) as pool, open_client(config.stream) as client:
         yield Durability(pool, client, metrics), metrics
 
 
 @pytest.mark.parametrize("off", [(), ("fsync",), ("full_page_writes",), OFF])
-async def test_settings_of_the_database_are_looked_at(config, owner_connection, off):
+async def test_durability_settings_of_the_database_are_checked(config, owner_connection, off):
     settings = {name: "off" if name in off else "on" for name in OFF}
-    async with with_settings(owner_connection, **settings), looking(config) as (durability, metrics):
+    async with with_settings(owner_connection, **settings), checking(config) as (durability, metrics):
         with capture_logs() as logs:
             await durability.look_at_database()
             await durability.look_at_database()
@@ -69,7 +69,7 @@ async def test_settings_of_the_database_are_looked_at(config, owner_connection, 
 
 
 @pytest.mark.parametrize("mode", ["single", "cluster"])
-async def test_the_file_of_the_stream_is_looked_at(tmp_path, mode):
+async def test_appendonly_of_the_stream_server_is_checked(tmp_path, mode):
     port, bus = free_port(), free_port()
     cluster = ("--cluster-enabled", "yes", "--cluster-port", bus) if mode == "cluster" else ()
     with valkey(tmp_path, "--port", port, "--save", "", *cluster):
@@ -83,7 +83,7 @@ async def test_the_file_of_the_stream_is_looked_at(tmp_path, mode):
             assert await is_append_only(client)
 
 
-async def test_readiness_and_metrics_show_it_and_the_service_goes_on(config, owner_connection):
+async def test_readiness_and_metrics_show_weak_durability_and_the_service_continues(config, owner_connection):
     config = with_section(config, "http", port=0)
     async with (
         with_settings(owner_connection, fsync="off"),
@@ -111,7 +111,7 @@ SYNCHRONOUS = [("off", "on"), ("local", "on"), ("on", "on"), ("remote_apply", "r
 
 @pytest.mark.parametrize(("configured", "used"), SYNCHRONOUS)
 @pytest.mark.parametrize("session", ["writer", "leases", "pool", "connection"])
-async def test_every_session_waits_for_the_disk(config, owner_connection, configured, used, session):
+async def test_every_session_sets_synchronous_commit(config, owner_connection, configured, used, session):
     name = await owner_connection.fetchval("SELECT current_database()")
     await owner_connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = {configured}")
     dsn = config.database.dsn

@@ -1,4 +1,4 @@
-"""Heads that were saved outside the database tell what its owner did to the chains, however valid these are."""
+"""Heads saved outside the database reveal changes of the chains, even if the chains are consistent."""
 
 import json
 import os
@@ -6,19 +6,25 @@ import time
 
 import pytest
 from commands import engine_process, fundsvc
+from conftest import with_section
 from escalations import BEGINNING, SYMBOL, executed, shortfall
 from eventually import eventually
+from exposed import sample_sum
 from forging import seal, unlock
 from ledgers import fill, listing, owned
 from served import served
+from structlog.testing import capture_logs
+from test_engine import running
 
 from fundsvc.engine.heads import FILE_PATTERN, Head, keep_heads, read_heads
 from fundsvc.store.database import StoreFault, open_pool
 
+SAVED = "fundsvc_heads_saved_timestamp_seconds"
+
 
 @pytest.fixture
 async def ledger(config):
-    """Two contracts with entries, of which the second one has an ADL order, and one without any."""
+    """A ledger with two contracts, one of them with an ADL order, and a contract without entries."""
     async with owned(config) as owner:
         await owner.settle([listing("ABC"), listing("NEW"), *(fill("ABC", seq, 5) for seq in range(1, 7))])
         await owner.settle([*BEGINNING, shortfall(1), executed(2, 1, "secret-anna", 20)])
@@ -27,7 +33,7 @@ async def ledger(config):
 
 @pytest.fixture
 async def saved(ledger, tmp_path):
-    """A directory with heads of the ledger."""
+    """A directory with the saved heads of the ledger."""
     async with open_pool(ledger.database.dsn, 1) as pool:
         await keep_heads(pool, tmp_path / "heads", 1)
     return tmp_path / "heads"
@@ -49,7 +55,7 @@ REWRITTEN = {
         f"DELETE FROM adl_records WHERE symbol = '{SYMBOL}' AND kind = 'execution'", SYMBOL, "is missing"
     ),
 }  # fmt: skip
-"""What its owner did to the ledger, to which contract, and what is told of it."""
+"""By change: the statement of the database's owner, the contract, and a part of the expected difference."""
 
 DELETED = {
     "a deleted contract": "ABC",
@@ -58,7 +64,7 @@ DELETED = {
 }
 
 
-async def test_an_untouched_ledger_that_went_on_agrees_with_its_heads(ledger, saved):
+async def test_saved_heads_match_a_ledger_with_later_entries(ledger, saved):
     async with owned(ledger) as owner:
         await owner.settle([fill("ABC", 7, 1), fill("NEW", 1, 1), listing("NEWER")])
     done = await fundsvc(ledger, "audit", "--heads", saved, "--json")
@@ -66,8 +72,8 @@ async def test_an_untouched_ledger_that_went_on_agrees_with_its_heads(ledger, sa
 
 
 @pytest.mark.parametrize("what", REWRITTEN)
-async def test_a_chain_that_is_not_what_it_was_is_found_however_valid_it_is(ledger, saved, owner_connection, what):
-    statement, symbol, told = REWRITTEN[what]
+async def test_a_rewritten_chain_with_valid_hashes_is_found(ledger, saved, owner_connection, what):
+    statement, symbol, expected = REWRITTEN[what]
     await unlock(owner_connection)
     await owner_connection.execute(statement)
     await seal(owner_connection, symbol)
@@ -75,22 +81,22 @@ async def test_a_chain_that_is_not_what_it_was_is_found_however_valid_it_is(ledg
     assert done.code == 1
     found = {one["symbol"]: one["differences"] for one in done.result["contracts"] if one["differences"]}
     assert list(found) == [symbol]
-    assert any(told in difference and "a head that was saved at" in difference for difference in found[symbol]), found
+    assert any(expected in difference and "a head that was saved at" in difference for difference in found[symbol]), found
 
 
 @pytest.mark.parametrize("what", DELETED)
-async def test_a_contract_that_is_not_there_any_more_is_found(ledger, saved, owner_connection, what):
+async def test_a_deleted_contract_is_found(ledger, saved, owner_connection, what):
     symbol = DELETED[what]
     await unlock(owner_connection)
     for table in ("entries", "adl_records", "adl_orders", "books", "funds", "contracts"):
         await owner_connection.execute(f"DELETE FROM {table} WHERE symbol = $1", symbol)
-    assert (await fundsvc(ledger, "audit")).code == 0, "nothing in the database tells of it"
+    assert (await fundsvc(ledger, "audit")).code == 0, "the database alone is consistent"
     done = await fundsvc(ledger, "audit", "--heads", saved)
     assert done.code == 1
     assert f"{symbol}: the contract is missing" in " ".join(done.output.split())
 
 
-async def test_answers_of_the_api_are_heads(config, owner_connection, tmp_path):
+async def test_answers_of_the_api_serve_as_saved_heads(config, owner_connection, tmp_path):
     file = tmp_path / "saved.jsonl"
     async with served(config) as service:
         await service.append(*({"type": "contract", "contract": listing(symbol).contract} for symbol in ("ABC", "XYZ")))
@@ -113,7 +119,7 @@ def fields(symbol):
     return {"symbol": symbol, "seq": 1, "side": "sell", "lots": 1, "price": "101", "bankruptcyPrice": "100", "ts": 1}
 
 
-async def test_an_engine_keeps_heads_every_hour_over_none_of_before_and_drops_old_ones(ledger, tmp_path):
+async def test_an_engine_saves_heads_hourly_without_overwriting_and_removes_old_files(ledger, tmp_path):
     directory = tmp_path / "heads"
     directory.mkdir()
     old, young, other = (directory / name for name in ("heads-2020-01-01T00.jsonl", "heads-2021-01-01T00.jsonl", "mine.jsonl"))
@@ -143,7 +149,23 @@ async def test_an_engine_keeps_heads_every_hour_over_none_of_before_and_drops_ol
     assert not [path for path in directory.iterdir() if path.name.startswith("tmp")]
 
 
-async def test_a_directory_that_takes_nothing_is_a_fault(ledger, tmp_path):
+async def test_an_engine_exports_the_time_of_the_last_saved_heads(ledger, tmp_path):
+    started = time.time()
+    written, unwritable = with_section(ledger, "audit", heads_directory=str(tmp_path / "heads")), tmp_path / "file"
+    unwritable.touch()
+    async with running(written) as engine:
+        await eventually(lambda: list((tmp_path / "heads").glob(FILE_PATTERN)))
+        assert await eventually(lambda: sample_sum(engine.metrics, SAVED)) >= started
+    async with running(with_section(ledger, "audit", heads_directory=str(unwritable / "heads"))) as engine:
+        before = sample_sum(engine.metrics, SAVED)
+        with capture_logs() as logs:
+            await eventually(lambda: [line for line in logs if line.get("part") == "heads"])
+        assert sample_sum(engine.metrics, SAVED) == before > started
+    async with running(ledger) as engine:
+        assert sample_sum(engine.metrics, SAVED) == 0
+
+
+async def test_an_unwritable_directory_is_a_fault(ledger, tmp_path):
     file = tmp_path / "file"
     file.touch()
     async with open_pool(ledger.database.dsn, 1) as pool:
@@ -152,7 +174,7 @@ async def test_a_directory_that_takes_nothing_is_a_fault(ledger, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("{}", "line 1 has no head"),
         ("[1]", "line 1 has no head"),
@@ -160,16 +182,16 @@ async def test_a_directory_that_takes_nothing_is_a_fault(ledger, tmp_path):
         ("\n{'a'}", "line 2"),
     ],
 )
-async def test_a_file_without_heads_is_wrong_use(config, tmp_path, text, told):
+async def test_a_file_without_heads_exits_with_2(config, tmp_path, text, message):
     file = tmp_path / "heads"
     file.write_text(text)
     done = await fundsvc(config, "audit", "--heads", file)
     assert done.code == 2
-    assert told in done.error
+    assert message in done.error
     assert (await fundsvc(config, "audit", "--heads", tmp_path / "nowhere")).code == 1
 
 
-def test_a_head_is_found_with_any_further_keys(tmp_path):
+def test_further_keys_of_a_head_are_ignored(tmp_path):
     file = tmp_path / "heads"
     file.write_text('{"symbol":"A","entry":1,"head":"00","balance":"7"}\n\n')
     assert list(read_heads(file)) == [Head("A", 1, "00")]

@@ -1,4 +1,4 @@
-"""Policies are part of what happened: recorded by each partition, changed by events in its stream."""
+"""Policies: recorded with a version by each partition, and changed by events in its stream."""
 
 import msgspec
 import pytest
@@ -50,7 +50,7 @@ async def is_at(service, expected):
     return await versions(service) == expected
 
 
-async def test_engines_with_different_configurations_do_not_change_policies_back_and_forth(config):
+async def test_engines_with_different_configurations_do_not_alternate_policies(config):
     one, other = configured(config, rounds_max=5), configured(config, rounds_max=7)
     async with served(one) as service:
         await service.send(contract(SYMBOL))
@@ -66,7 +66,7 @@ async def is_owned(service):
     return await service.pool.fetchval("SELECT lease_until > now() FROM partitions")
 
 
-async def test_orders_keep_the_policy_that_they_began_under(config):
+async def test_orders_keep_the_policy_version_of_their_start(config):
     short = {"type": "position", "symbol": SYMBOL, "entryPrice": "150", "lots": -1, "ts": now_ms()}
     positions = [short | {"account": f"a{number}", "margin": str(100 + number)} for number in range(5)]
     mark = {"type": "mark", "symbol": SYMBOL, "price": "80", "ts": now_ms()}
@@ -85,7 +85,7 @@ async def is_version(service, version):
     return await service.pool.fetchval("SELECT max(version) FROM policies") == version
 
 
-async def test_a_guard_is_switched_on_by_an_event_for_the_contracts_it_names(config):
+async def test_a_policy_event_enables_a_guard_for_its_contracts_only(config):
     async with served(configured(config)) as service:
         await service.send(contract(SYMBOL), contract("OTHERUSDTM"))
         guarded = {SYMBOL: Policy(drawdown_guard=DrawdownGuard(start=0.3, stop=0.25))}
@@ -98,17 +98,17 @@ async def test_a_guard_is_switched_on_by_an_event_for_the_contracts_it_names(con
             assert [uncovered for *_, uncovered in await again.entries("OTHERUSDTM")] == [0, 0]
 
 
-async def test_previews_go_by_the_recorded_policy_whatever_is_configured_here(config):
+async def test_previews_use_the_recorded_policy_instead_of_the_configured_one(config):
     async with served(configured(config, waterfall="adl_then_fund")) as service:
         mark = {"type": "mark", "symbol": SYMBOL, "price": "39000", "ts": now_ms()}
         short = {"type": "position", "symbol": SYMBOL, "account": "a", "lots": -5000, "entryPrice": "45000", "margin": "100"}
         await service.send(contract(SYMBOL), mark, short | {"ts": now_ms()}, fill(SYMBOL, 1))
-        asked = ("--side", "sell", "--lots", 1000, "--price", 38950, "--bankruptcy-price", 39000, "--json")
-        done = await fundsvc(config, "adl", "preview", SYMBOL, *asked)
+        options = ("--side", "sell", "--lots", 1000, "--price", 38950, "--bankruptcy-price", 39000, "--json")
+        done = await fundsvc(config, "adl", "preview", SYMBOL, *options)
         assert (done.code, done.result["covered"]) == (0, "0")
 
 
-async def test_a_policy_event_is_not_taken_over_http_and_out_of_turn_changes_nothing(config):
+async def test_a_policy_event_over_http_or_with_a_wrong_version_is_rejected(config):
     change = {"type": "policy", "version": 2, "default": {"rounds_max": 9}, "contracts": {}, "ts": now_ms()}
     async with served(configured(config)) as service:
         status, answer = await service.post(contract(SYMBOL), change)
@@ -121,7 +121,7 @@ async def test_a_policy_event_is_not_taken_over_http_and_out_of_turn_changes_not
         assert len(await service.reasons()) == 2
 
 
-def test_keys_that_a_later_version_wrote_are_left_out():
+def test_policy_keys_of_a_later_version_are_ignored():
     policies = Policies(3, Policy(rounds_max=7, drawdown_guard=DrawdownGuard(hours=2)), {"A": Policy()})
     body = msgspec.json.decode(policies_body(policies))
     body["default"] |= {"later": 1}
@@ -129,7 +129,7 @@ def test_keys_that_a_later_version_wrote_are_left_out():
     assert policies_from({"version": 3, "body": msgspec.json.encode(body).decode()}) == policies
 
 
-async def test_an_altered_policy_does_not_explain_what_happened(config, owner_connection):
+async def test_an_altered_recorded_policy_is_an_audit_difference(config, owner_connection):
     async with served(configured(config)) as service:
         await service.send(contract(SYMBOL), fill(SYMBOL, 1, price="38900"))
         async with restarted(service, configured(config, rounds_max=9)) as again:

@@ -1,4 +1,4 @@
-"""Prices at the edges of what contracts can have, and what funds are worth by them, through a whole service."""
+"""Extreme prices of contracts, and the valuation of funds at them, in a complete service."""
 
 import pytest
 from commands import fundsvc

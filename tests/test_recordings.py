@@ -1,4 +1,4 @@
-"""Recordings: what the readers accept and say, and the way of a file through the command line into a verified ledger."""
+"""Recordings: accepted and refused lines, and replays of files through the command line into a verified ledger."""
 
 import csv
 import io
@@ -63,7 +63,7 @@ def _ended(lines):
 
 
 class TestEvents:
-    def test_a_line_holds_one_event_or_an_array_and_may_be_empty(self, write):
+    def test_a_line_contains_one_event_or_an_array_or_nothing(self, write):
         rate = {"type": "rate", "currency": "XBT", "price": "84000", "ts": 1}
         path = write({"type": "contract", "contract": LISTING}, "", [fill(1), fill(2)], rate)
         recording = read_recording(path, "events")
@@ -84,7 +84,7 @@ class TestEvents:
             ({"type": "contract", "contract": {}}, "line 3: Object missing required field `symbol`"),
         ],
     )
-    def test_what_is_wrong_is_said_with_its_line(self, write, line, what):
+    def test_an_error_names_its_line(self, write, line, what):
         with pytest.raises(RecordingError, match="recording, ") as error:
             read_recording(write(fill(1), "", line), "events")
         assert what in str(error.value)
@@ -97,7 +97,7 @@ class TestForceOrders:
         assert (sold.side, sold.lots, sold.price, sold.bankruptcy_price, sold.ts) == ("sell", 3 * 10**8, "1.6", "1.5", START)
         assert bought.side == "buy"
 
-    def test_a_quantity_is_a_whole_number_of_lots_of_one_size_for_all_recordings(self, write):
+    def test_quantities_are_whole_numbers_of_a_fixed_lot(self, write):
         quantities = ["3", "0.25", "1.500", "1e2", "0.00000001"]
         recording = orders_of(write(*(force_order(z=quantity, T=time) for time, quantity in enumerate(quantities, START))))
         (listing,) = recording.listings
@@ -105,7 +105,7 @@ class TestForceOrders:
         assert [event.lots * size for event in recording.events] == [Decimal(quantity) for quantity in quantities]
         assert orders_of(write(force_order())).listings == recording.listings
 
-    def test_a_sequence_is_made_of_the_order_and_never_of_its_place(self, write):
+    def test_a_sequence_depends_on_the_order_only(self, write):
         lines = [force_order(T=time, z=str(filled)) for time in (START, START + 1, START - 100) for filled in (1, 2)]
         recording = orders_of(write(*lines))
         assert [event.ts - START for event in recording.events] == [-100, -100, 0, 0, 1, 1]
@@ -115,7 +115,7 @@ class TestForceOrders:
             assert set(again) <= set(recording.events)
 
     @pytest.mark.parametrize("field", [{"S": "BUY"}, {"p": "1.51"}, {"ap": "1.61"}, {"z": "4"}, {"T": 1001}, {"q": "5"}])
-    def test_orders_that_differ_in_a_field_are_two(self, write, field):
+    def test_orders_that_differ_in_a_field_are_not_duplicates(self, write, field):
         recording = orders_of(write(force_order(), force_order(**field)))
         assert (len({event.seq for event in recording.events}), recording.duplicates) == (2, 0)
 
@@ -130,7 +130,7 @@ class TestForceOrders:
             json.dumps({"o": dict(reversed(json.loads(force_order())["o"].items()))}),
         ],
     )
-    def test_an_equal_order_is_a_duplicate_however_it_is_written(self, write, again):
+    def test_an_equal_order_in_another_notation_is_a_duplicate(self, write, again):
         recording = orders_of(write(force_order(), force_order(T=START + 1), again))
         assert (len(recording.events), recording.duplicates) == (2, 1)
 
@@ -186,7 +186,7 @@ class TestForceOrders:
             ("\ufeff", 0),
         ],
     )
-    def test_other_lines_are_counted_and_passed_over(self, write, line, passed_over):
+    def test_lines_without_an_order_are_counted_and_skipped(self, write, line, passed_over):
         recording = orders_of(write(line, force_order()))
         assert (len(recording.events), recording.passed_over, recording.refused) == (1, passed_over, [])
 
@@ -241,7 +241,7 @@ class TestForceOrders:
             (force_order(s="A:USDT"), "contract_invalid", "must be printable without space , : or /"),
         ],
     )
-    def test_a_wrong_line_is_refused_with_its_reason_and_the_others_are_read(self, write, line, reason, what):
+    def test_an_invalid_line_is_refused_with_its_reason_and_the_others_are_read(self, write, line, reason, what):
         recording = orders_of(write(force_order(T=START - 1), line, force_order()))
         assert len(recording.events) == 2
         (refused,) = recording.refused
@@ -250,7 +250,7 @@ class TestForceOrders:
 
 
 class TestContracts:
-    def test_an_answer_or_a_bare_array(self, write):
+    def test_an_answer_or_a_bare_array_is_read(self, write):
         answer = read_contracts(write({"code": "200000", "data": [LISTING]}))
         assert answer == read_contracts(write([LISTING]))
         assert answer.listings == [Listing(LISTING)]
@@ -265,17 +265,17 @@ class TestContracts:
             ([LISTING | {"multiplier": -1}], "contract 1: multiplier -1 must be a finite number above 0"),
         ],
     )
-    def test_what_is_wrong_is_said(self, write, content, what):
+    def test_an_invalid_file_is_an_error(self, write, content, what):
         with pytest.raises(RecordingError) as error:
             read_contracts(write(content))
         assert what in str(error.value)
 
-    def test_a_file_that_is_not_there(self, tmp_path):
+    def test_a_missing_file_is_an_error(self, tmp_path):
         with pytest.raises(RecordingError, match=r"cannot read .*nowhere: No such file or directory"):
             read_contracts(tmp_path / "nowhere")
 
 
-async def test_a_recording_of_events_comes_into_the_ledger(config, write):
+async def test_a_recording_of_events_is_settled(config, write):
     path = write({"type": "contract", "contract": LISTING}, [fill(1), *[fill(2, price="99")] * 2], fill(3, symbol="NOSUCH"))
     done = await fundsvc(config, "replay", path, "--json")
     assert done.code == 0, done.error
@@ -285,7 +285,7 @@ async def test_a_recording_of_events_comes_into_the_ledger(config, write):
 
 
 class TestReplayOfOrders:
-    """C32, C33 and C35, and other members of their kinds, through the command line."""
+    """Recordings of Binance's liquidation orders, through the command line."""
 
     async def test_a_coin_margined_order_is_settled_in_the_coin(self, config, write):
         lines = [
@@ -316,10 +316,10 @@ class TestReplayOfOrders:
         ]
         done = await replay(config, write(*lines, lines[2]))
         assert (done.code, credited(done), done.result["duplicates"], done.result["settled"]) == (0, 3.5, 2, 2)
-        spoken = await fundsvc(config, "replay", write(*lines), "--format", "binance-force-orders")
-        assert (spoken.code, "3 duplicates" in spoken.output) == (0, True)
+        printed = await fundsvc(config, "replay", write(*lines), "--format", "binance-force-orders")
+        assert (printed.code, "3 duplicates" in printed.output) == (0, True)
 
-    async def test_an_overlapping_recording_is_settled_from_where_the_first_one_ends(self, config, write):
+    async def test_an_overlapping_recording_continues_the_first_one(self, config, write):
         lines = [force_order(T=START + number, p="1", ap="2", z=str(number)) for number in range(1, 11)]
         assert credited(await replay(config, write(*lines[:7]))) == 28 - 0
         done = await replay(config, write(*lines[4:]))
@@ -327,7 +327,7 @@ class TestReplayOfOrders:
         again = await replay(config, write(*lines))
         assert (again.code, again.result["gains"], again.result["duplicates"], again.result["settled"]) == (0, [], 10, 10)
 
-    async def test_older_history_after_newer_is_late_and_settled_by_a_command(self, config, write):
+    async def test_older_orders_after_newer_ones_are_late_and_settled_by_a_replay(self, config, write):
         lines = [force_order(T=START + number, p="1", ap="2", z=str(number)) for number in range(1, 11)]
         assert credited(await replay(config, write(*lines[6:]))) == 34
         for _ in range(2):
@@ -336,8 +336,8 @@ class TestReplayOfOrders:
             assert older.result["rejected"] == {"late": 6}
         overlapping = await replay(config, write(*lines[:8]))
         assert (overlapping.code, overlapping.result["settled"], overlapping.result["rejected"]) == (0, 2, {"late": 6})
-        spoken = await fundsvc(config, "replay", write(*lines[:6]), "--format", "binance-force-orders")
-        assert (spoken.code, "`fundsvc rejected replay --reason late` settles them" in spoken.output) == (1, True)
+        printed = await fundsvc(config, "replay", write(*lines[:6]), "--format", "binance-force-orders")
+        assert (printed.code, "`fundsvc rejected replay --reason late` settles them" in printed.output) == (1, True)
         async with engine_process(config), connected(config.database.dsn) as connection:
             assert (await fundsvc(config, "rejected", "replay", "--reason", "late")).code == 0
             await eventually(lambda: all_read(config, connection))
@@ -352,7 +352,7 @@ class TestReplayOfOrders:
             done = await replay(config, write(force_order(T=START + time, p="1", ap="2", z=quantity, q=quantity)))
             assert (done.code, credited(done)) == (0, float(quantity))
 
-    async def test_other_lines_are_counted_and_wrong_ones_refused(self, config, write):
+    async def test_skipped_and_refused_lines_are_counted(self, config, write):
         wrapped = json.dumps({"stream": "!forceOrder@arr", "data": json.loads(force_order(p="1", ap="2", z="3"))})
         done = await replay(
             config, write('{"result":null,"id":1}', wrapped, force_order(z="0"), force_order(ap="0"), "ping", "{")
@@ -374,11 +374,11 @@ class TestReplayOfOrders:
             [force_order(s="ABCDEF")],
         ],
     )
-    async def test_the_answer_is_no_when_nothing_was_settled(self, config, write, lines):
+    async def test_the_exit_code_is_1_when_nothing_was_settled(self, config, write, lines):
         done = await replay(config, write(*lines))
         assert (done.code, done.result["settled"], done.result["gains"]) == (1, 0, [])
 
-    async def test_the_answer_is_no_when_all_events_were_rejected(self, config, write):
+    async def test_the_exit_code_is_1_when_all_events_were_rejected(self, config, write):
         unlisted = await fundsvc(config, "replay", write(fill(1), fill(2)), "--json")
         assert (unlisted.code, unlisted.result["settled"]) == (1, 0)
         listed = {"type": "contract", "contract": LISTING}
@@ -386,7 +386,7 @@ class TestReplayOfOrders:
         beyond = await fundsvc(config, "replay", write(listed, fill(1, price="9" * 30)), "--json")
         assert (beyond.code, beyond.result["settled"], beyond.result["rejected"]) == (1, 0, {"out_of_range": 1})
 
-    async def test_given_contracts_decide_the_terms(self, config, write, tmp_path):
+    async def test_given_contracts_determine_the_terms(self, config, write, tmp_path):
         contracts = tmp_path / "contracts.json"
         given = {"symbol": "ABCUSDT", "settleCurrency": "USDT", "multiplier": 0.5, "isInverse": False}
         contracts.write_text(json.dumps([given]))
@@ -417,7 +417,7 @@ class TestReplayOfOrders:
         assert (await fundsvc(config, "rejected", "list", "--json")).result == [], "the ledger's terms were put in no doubt"
 
     @pytest.mark.parametrize("terms", [{"isInverse": True, "multiplier": -1}, {"settleCurrency": "EUR"}])
-    async def test_a_contract_of_other_money_is_refused_by_name(self, config, write, tmp_path, terms):
+    async def test_a_contract_in_another_currency_is_refused(self, config, write, tmp_path, terms):
         contracts = tmp_path / "contracts.json"
         contracts.write_text(
             json.dumps([{"symbol": "ABCUSDT", "settleCurrency": "USDT", "multiplier": 1, "isInverse": False} | terms])
@@ -426,7 +426,7 @@ class TestReplayOfOrders:
         assert (done.code, done.result["rejected"]) == (1, {"contract_fixed": 1})
         assert "ABCUSDT is listed as" in done.result["lines"][0]
 
-    async def test_orders_of_a_contract_that_an_engine_feeds_are_refused(self, config, write):
+    async def test_orders_of_a_contract_with_fills_of_an_engine_are_refused(self, config, write):
         listed = {"type": "contract", "contract": LISTING | {"symbol": "ABCUSDT"}}
         await fundsvc(config, "replay", write(listed, fill(7, symbol="ABCUSDT")))
         done = await replay(config, write(force_order()))
@@ -448,37 +448,37 @@ class TestExport:
         assert (await fundsvc(config, "replay", write(*listings, *fills))).code == 0
         return config
 
-    async def test_an_export_verifies_and_ends_in_the_head_of_the_fund(self, ledger):
+    async def test_an_export_verifies_and_ends_with_the_head_of_the_fund(self, ledger):
         for symbol, head in (await heads_by_audit(ledger)).items():
             for form in ("csv", "ndjson"):
                 verified = await verify((await fundsvc(ledger, "export", symbol, "--format", form)).output)
                 assert verified.code == 0, verified.error
-                assert verified.output.startswith("4 entries and ")
-                assert verified.output.endswith(f", 0 wrong, head {head}\n")
+                assert verified.output.startswith(f"4 entries with head {head}, ")
+                assert verified.output.endswith(": verified\n")
 
-    async def test_no_field_can_be_altered(self, ledger):
+    async def test_an_altered_field_is_found(self, ledger):
         rows = list(csv.DictReader(io.StringIO((await fundsvc(ledger, "export", "ABCUSDTM")).output)))
-        believed = []
+        accepted = []
         for name in rows[1]:
             altered = [*rows[:1], rows[1] | {name: another(rows[1][name])}, *rows[2:]]
             if not (await verify(as_csv(altered))).code:
-                believed.append(name)
-        assert believed == ["recordedAt"], "the time of recording is our own clock's and not sealed; all else is"
+                accepted.append(name)
+        assert accepted == ["recordedAt"], "the chain covers all fields but recordedAt"
 
-    async def test_an_entry_moves_what_its_kind_may_move(self, ledger):
+    async def test_amounts_must_fit_the_kind_of_an_entry(self, ledger):
         rows = list(csv.DictReader(io.StringIO((await fundsvc(ledger, "export", "ABCUSDTM")).output)))
         assert [row["kind"] for row in rows] == ["surplus", "shortfall", "order", "end", "flat", "surplus", ""]
         for number, fields, sentence in (
-            (0, {"kind": "flat"}, "entry 1: it is no flat"),
-            (0, {"kind": "refund"}, "entry 1: it is no refund"),
-            (4, {"kind": "cover", "change": "-1", "repaid": "1"}, "entry 3: it is no cover"),
-            (1, {"repaid": "1", "change": "-2"}, "entry 2: it is no shortfall"),
-            (5, {"repaid": "25", "change": "5"}, "entry 4: more is repaid than was left uncovered"),
+            (0, {"kind": "flat"}, "entry 1: its amounts are not those of a flat"),
+            (0, {"kind": "refund"}, "entry 1: its amounts are not those of a refund"),
+            (4, {"kind": "cover", "change": "-1", "repaid": "1"}, "entry 3: its amounts are not those of a cover"),
+            (1, {"repaid": "1", "change": "-2"}, "entry 2: its amounts are not those of a shortfall"),
+            (5, {"repaid": "25", "change": "5"}, "entry 4: it repays more than is outstanding"),
         ):
             verified = await verify(as_csv([*rows[:number], rows[number] | fields, *rows[number + 1 :]]))
             assert (verified.code, sentence in verified.error) == (1, True), verified.error
 
-    async def test_no_entry_can_be_left_out_or_moved(self, ledger):
+    async def test_missing_and_moved_entries_are_found(self, ledger):
         rows = list(csv.DictReader(io.StringIO((await fundsvc(ledger, "export", "ABCUSDTM")).output)))
         fund = rows.pop()
         for altered in ([*rows[:1], *rows[2:]], rows[1:], [rows[4], *rows[:4], rows[5]], [*rows, rows[5]]):
@@ -486,7 +486,7 @@ class TestExport:
         for lines in ([*rows[:5], fund], rows[:5], rows):
             assert (await verify(as_csv(lines))).code == 1, "an end is missing"
 
-    async def test_what_is_no_export_is_said_so(self):
+    async def test_other_input_exits_with_2(self):
         for text in ("nonsense\n", "a,b\n1,2\n", "{\n", '{"symbol": "X"}\n'):
             verified = await verify(text)
             assert verified.code == 2, text
@@ -510,7 +510,7 @@ class TestRejected:
         assert [(event["symbol"], event["entry"]) for event in settled] == [("ABCUSDTM", 2), ("ABCUSDTM", 3)]
         assert (await fundsvc(config, "audit")).code == 0
 
-    async def test_a_state_is_not_sent_again(self, config, write):
+    async def test_a_mark_is_not_replayed(self, config, write):
         state = {"type": "mark", "symbol": "ABCUSDTM", "price": "5", "ts": 1}
         await fundsvc(config, "replay", write(state, fill(1)))
         kept = {event["body"]["text"]: event["event"] for event in (await fundsvc(config, "rejected", "list", "--json")).result}
@@ -520,11 +520,11 @@ class TestRejected:
         assert f"{key}: a mark cannot be replayed" in refused.error
         everything = await fundsvc(config, "rejected", "replay")
         assert (everything.code, everything.error.count("not replayed")) == (0, 1)
-        assert "sent 1 of 2" in everything.output
+        assert "resent 1 of 2" in everything.output
         left = (await fundsvc(config, "rejected", "list", "--json")).result
         assert [event["event"] for event in left if event["replayedAt"] is None] == [key]
 
-    async def test_what_the_engine_has_sent_again_meanwhile_is_not_settled_twice(self, config, write):
+    async def test_a_replay_of_an_event_that_was_resent_meanwhile_is_a_duplicate(self, config, write):
         await fundsvc(config, "replay", write(fill(1), fill(2)))
         again = write({"type": "contract", "contract": LISTING}, fill(1), fill(2), fill(3))
         assert (await fundsvc(config, "replay", again)).code == 0
@@ -537,7 +537,7 @@ class TestRejected:
 
 
 @pytest.mark.skipif(not KUCOIN_CONTRACTS.exists(), reason="the recorded data is not part of the repository")
-async def test_contracts_of_kucoin_are_listed_and_their_terms_stay(config, write):
+async def test_kucoin_contracts_are_listed_and_their_terms_stay(config, write):
     for _ in range(2):
         loaded = await fundsvc(config, "contracts", "load", KUCOIN_CONTRACTS, "--json")
         assert (loaded.code, loaded.result["rejected"]) == (0, {})
@@ -556,7 +556,7 @@ async def test_contracts_of_kucoin_are_listed_and_their_terms_stay(config, write
 
 @pytest.mark.skipif(not FORCE_ORDERS.exists(), reason="the recorded data is not part of the repository")
 class TestRealLiquidations:
-    async def test_they_are_settled_once_however_often_they_are_replayed(self, config):
+    async def test_a_repeated_replay_settles_nothing(self, config):
         first = await replay_liquidations(config)
         gains = first.result["gains"]
         assert sum(gain["entries"] for gain in gains) == 10_000
@@ -577,7 +577,7 @@ class TestRealLiquidations:
             verified = await verify(exported.output)
             assert (verified.code, verified.output.split()[-1]) == (0, heads[symbol])
 
-    def test_lines_that_stand_twice_and_recordings_in_parts_are_the_same_orders(self, tmp_path):
+    def test_repeated_lines_and_partial_recordings_give_the_same_orders(self, tmp_path):
         lines = FORCE_ORDERS.read_bytes().splitlines()
         whole = orders_of(FORCE_ORDERS)
         path = tmp_path / "twice"
@@ -588,7 +588,7 @@ class TestRealLiquidations:
         assert set(orders_of(path).events) <= set(whole.events)
 
     @pytest.mark.parametrize("partitions", [4])
-    async def test_two_engines_on_four_partitions_come_to_the_same_heads(self, config):
+    async def test_two_engines_on_four_partitions_give_the_same_heads(self, config):
         async with engine_process(config), engine_process(config), connected(config.database.dsn) as connection:
             await eventually(lambda: owners(connection, 2))
             assert (await replay_liquidations(config)).result["rejected"] == {}
@@ -604,7 +604,7 @@ async def replay(config, path, *more):
 
 
 def credited(done):
-    """Whole units that all funds together were credited, in currencies of eight decimals."""
+    """Returns the credits of all funds in whole units of currencies with eight decimals."""
     return sum(gain["credited"] for gain in done.result["gains"]) / 10**8
 
 
@@ -629,7 +629,7 @@ async def heads_by_audit(config):
 
 
 def undisturbed_heads():
-    """The heads of a partition in memory."""
+    """Returns the heads that a partition in memory gives."""
     recording = read_recording(FORCE_ORDERS, "binance-force-orders")
     partition = Partition(0, 1, (), {"USDT": 8, "USDC": 8}, 8)
     for event in (*recording.listings, *recording.events):
@@ -643,7 +643,7 @@ async def owners(connection, number):
 
 
 async def all_read(config, connection):
-    """Whether every message of the stream is settled."""
+    """Returns whether every message of the stream is settled."""
     async with open_client(config.stream) as client:
         end = (await Source(client, 0).state()).last_id
     return await connection.fetchval("SELECT last_id FROM partitions") == end
@@ -662,7 +662,7 @@ def as_csv(rows):
 
 
 def another(text):
-    """A value of the same kind that is not this one."""
+    """Returns another value of the same kind."""
     if text in ("True", "False"):
         return str(text == "False")
     try:

@@ -214,10 +214,10 @@ async def found(pool, rule, target):
 
 
 @pytest.mark.parametrize(("rule", "said"), [
-    ("value_at_risk", ["AAA should hold 4 USDT", "1 periods of 24 h", "1.25 of its target", "highest leverage 20"]),
-    ("cover", ["AAA should hold 280 USDT", "largest long positions", "900", "the other side would lose 0 USDT", "280"]),
-    ("open_interest", ["AAA should hold 30 USDT", "0.01 of 3000 USDT, which 3 open lots"]),
-    ("none", ["AAA has no target by the rule none: the configuration names no rule"]),
+    ("value_at_risk", ["AAA has the target 4 USDT", "1 periods of 24 h", "fullness 1.25", "recommended leverage 20"]),
+    ("cover", ["AAA has the target 280 USDT", "largest long positions", "900", "the other side would lose 0 USDT", "280"]),
+    ("open_interest", ["AAA has the target 30 USDT", "0.01 of 3000 USDT, the value of 3 open lots"]),
+    ("none", ["AAA has no target under the rule none: the configuration names no rule"]),
 ])  # fmt: skip
 async def test_the_command_explains_a_target(config, pool, rule, said):
     async with open_client(config.stream) as client:

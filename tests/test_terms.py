@@ -1,4 +1,4 @@
-"""Contracts whose listings say something else than their entries do; through a whole service."""
+"""Listings with terms that differ from those of a contract's entries, in a complete service."""
 
 import pytest
 from commands import fundsvc
@@ -24,7 +24,7 @@ def f(seq, **fields):
 
 
 async def suspended(service):
-    """What each place says of the contract."""
+    """Returns whether the contract is suspended according to the contracts route, the fund, the metric and the database."""
     return (
         (await service.get(f"/api/v1/contracts/{SYMBOL}"))["suspended"],
         (await service.fund(SYMBOL))["suspended"],
@@ -34,7 +34,7 @@ async def suspended(service):
 
 
 @pytest.mark.parametrize("terms", OTHERS)
-async def test_after_a_listing_with_other_terms_nothing_is_settled_until_one_with_the_ledgers_own(service, terms):
+async def test_other_terms_suspend_a_contract_until_a_listing_with_its_own_terms(service, terms):
     with capture_logs() as logs:
         answer = await service.send(contract(SYMBOL, **terms), f(2))
     assert [refused["reason"] for refused in answer["rejected"]] == ["contract_fixed", "terms_in_doubt"]
@@ -54,7 +54,7 @@ async def test_after_a_listing_with_other_terms_nothing_is_settled_until_one_wit
 
 @pytest.mark.parametrize("partitions", [4])
 @pytest.mark.parametrize("symbol", ["AAA", "BBB", "CCC", "DDD", "EEE", "FFF"])
-async def test_other_terms_that_are_posted_suspend_a_contract_of_any_partition(config, symbol):
+async def test_posted_other_terms_suspend_a_contract_of_any_partition(config, symbol):
     async with served(config) as service:
         await service.post(contract(symbol, **TERMS), fill(symbol, 1))
         await eventually(lambda: service.entries(symbol))
@@ -65,12 +65,12 @@ async def test_other_terms_that_are_posted_suspend_a_contract_of_any_partition(c
         assert await service.pool.fetchval("SELECT suspended FROM contracts WHERE symbol = $1", symbol)
 
 
-async def test_other_contracts_go_on(service):
+async def test_other_contracts_continue(service):
     await service.send(contract("OTHERUSDTM"), contract(SYMBOL, multiplier=7), fill("OTHERUSDTM", 1), f(2))
     assert [seq for seq, *_ in await service.entries("OTHERUSDTM")] == [1]
 
 
-async def test_a_suspended_contract_stays_so_through_a_restart_and_is_resumed_by_a_command(service, config):
+async def test_a_suspension_survives_a_restart_and_ends_by_a_command(service, config):
     await service.send(contract(SYMBOL, multiplier=7), f(2))
     async with restarted(service, config) as again:
         await again.append(f(3))
@@ -98,7 +98,7 @@ async def test_terms_may_change_before_the_first_entry(service):
 WON = {"settleCurrency": "KRW", "multiplier": 1}
 
 
-async def test_a_price_beyond_the_scale_is_refused_with_what_to_do_and_foreseen_as_the_ledger_decides(service):
+async def test_a_price_beyond_the_scale_is_rejected_with_a_remedy_over_http_and_in_the_ledger(service):
     listing = contract("XBTKRWM", **WON)
     del listing["contract"]["maxPrice"]
     low, high = {"price": "9000000", "bankruptcyPrice": "8900000"}, {"price": "160000000", "bankruptcyPrice": "159000000"}
@@ -114,7 +114,7 @@ async def test_a_price_beyond_the_scale_is_refused_with_what_to_do_and_foreseen_
     assert await service.reasons() == ["out_of_range", "contract_fixed", "out_of_range", "out_of_range"]
 
 
-async def test_a_scale_is_widened_before_the_first_entry(service):
+async def test_the_price_scale_may_change_before_the_first_entry(service):
     listing = contract("XBTKRWM", **WON)
     del listing["contract"]["maxPrice"]
     await service.send(listing, contract("XBTKRWM", **WON, maxPrice=1_000_000_000))
@@ -123,7 +123,7 @@ async def test_a_scale_is_widened_before_the_first_entry(service):
     assert len(await service.entries("XBTKRWM")) == 1
 
 
-async def test_a_listing_beyond_contracts_max_is_kept_and_settled_once_there_is_room(config):
+async def test_a_listing_beyond_contracts_max_is_kept_and_can_be_replayed(config):
     async with served(with_section(config, "stream", contracts_max=1)) as service:
         await service.append(contract("FIRSTUSDTM"), contract("SECONDUSDTM"), fill("FIRSTUSDTM", 1))
         assert await service.reasons() == ["too_many_contracts"]

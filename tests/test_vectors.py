@@ -23,7 +23,7 @@ def test_every_vector_passes(path):
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the originals are not here")
-def test_our_copies_are_the_originals():
+def test_the_vectors_equal_the_published_ones():
     originals = {path.name: path.read_bytes() for path in SHARED.glob("*.json")}
     assert {path.name: path.read_bytes() for path in FILES} == originals
 
@@ -49,7 +49,7 @@ def test_our_copies_are_the_originals():
         (("duplicates",), 1, 0),
     ],
 )
-def test_an_altered_expectation_fails_with_that_difference(path, value, got):
+def test_an_altered_expectation_fails_with_its_difference(path, value, got):
     altered = vector()
     place = altered["expect"]
     for step in path[:-1]:
@@ -59,7 +59,7 @@ def test_an_altered_expectation_fails_with_that_difference(path, value, got):
     assert run_vector(altered) == Outcome("failed", (Difference(name, value, got),))
 
 
-def test_what_is_missing_and_what_is_too_much_are_differences():
+def test_missing_and_surplus_elements_are_differences():
     altered = vector()
     (entry,) = altered["expect"]["entries"]
     altered["expect"]["entries"] = []
@@ -78,13 +78,13 @@ def test_an_altered_event_fails(field, value):
     assert run_vector(altered).verdict == "failed"
 
 
-def test_another_start_fails():
+def test_another_starting_fund_fails():
     altered = vector()
     altered["fund"]["balance"] = "101"
     assert Difference("expect.entries[0].change", "-100", "-101") in run_vector(altered).differences
 
 
-def test_the_same_amount_may_be_written_in_several_ways():
+def test_equal_amounts_in_different_notations_are_equal():
     altered = vector()
     altered["fund"]["balance"] = "100.00"
     altered["expect"]["entries"][0] |= {"change": "-1E+2", "uncovered": "50.0"}
@@ -99,7 +99,7 @@ def test_a_fund_may_start_with_an_outstanding_amount():
     assert run_vector(altered).verdict == "passed"
 
 
-def test_the_reserve_line_is_obeyed():
+def test_the_reserve_line_limits_payments():
     altered = vector()
     altered["policy"] = {"reserveLine": "60"}
     altered["expect"]["entries"][0] |= {"change": "-40", "balance": "60", "uncovered": "110"}
@@ -108,7 +108,7 @@ def test_the_reserve_line_is_obeyed():
     assert run_vector(altered).verdict == "passed"
 
 
-def test_without_positions_no_policy_finds_anybody():
+def test_without_positions_no_policy_finds_candidates():
     policy = {"waterfall": "adl_then_fund", "eligible": "all", "allocation": "pro_rata", "roundsMax": 1, "drawdownGuard": "off"}
     assert run_vector(vector() | {"policy": policy}) == Outcome("passed")
 
@@ -116,8 +116,8 @@ def test_without_positions_no_policy_finds_anybody():
 ACCOUNTS = ("a", "b", "c")
 
 
-def deleveraging(policy: dict, *rounds: list[int], events: tuple[dict, ...] = ()) -> dict:
-    """Three shorts of 10 lots that gain 50, 30 and lose 10, and a shortfall of 17 lots at 10 each with nothing in the fund."""
+def adl_vector(policy: dict, *rounds: list[int], events: tuple[dict, ...] = ()) -> dict:
+    """Returns a vector: an empty fund, shorts of 10 lots with PnL 50, 30 and -10, and a shortfall of 17 lots at 10 each."""
     altered = vector(DIRECTORY / "losers-are-not-deleveraged.json") | {"policy": policy}
     positions = [
         {"type": "position", "account": account, "lots": -10, "entryPrice": price, "margin": "500"}
@@ -126,8 +126,8 @@ def deleveraging(policy: dict, *rounds: list[int], events: tuple[dict, ...] = ()
     shortfall = {"type": "fill", "seq": 1, "side": "sell", "lots": 17, "price": "50", "bankruptcyPrice": "60"}
     altered["events"] = [{"type": "mark", "price": "50"}, *positions, shortfall, *events]
     order = altered["expect"]["adl"][0] | {"lots": 17, "uncovered": "170", "recovered": "0", "state": "open"}
-    asked = [[{"account": a, "lots": n} for a, n in zip(ACCOUNTS, lots, strict=False) if n] for lots in rounds]
-    altered["expect"]["adl"] = [order | {"rounds": asked}]
+    allocated = [[{"account": a, "lots": n} for a, n in zip(ACCOUNTS, lots, strict=False) if n] for lots in rounds]
+    altered["expect"]["adl"] = [order | {"rounds": allocated}]
     altered["expect"]["entries"][0]["uncovered"] = "170"
     altered["expect"]["fund"]["outstanding"] = "0"
     return altered
@@ -147,13 +147,13 @@ def deleveraging(policy: dict, *rounds: list[int], events: tuple[dict, ...] = ()
         ({"waterfall": "adl_then_fund"}, [10, 7]),
     ],
 )
-def test_a_policy_is_obeyed(policy, lots):
-    assert run_vector(deleveraging(policy, lots)) == Outcome("passed")
+def test_the_policy_determines_the_allocations(policy, lots):
+    assert run_vector(adl_vector(policy, lots)) == Outcome("passed")
 
 
-def test_an_account_is_asked_in_as_many_rounds_as_the_policy_says():
+def test_an_account_is_in_at_most_rounds_max_rounds():
     ends = tuple({"type": "adlEnd", "seq": seq, "adl": 1} for seq in (2, 3))
-    altered = deleveraging({"roundsMax": 2}, [10, 7], [10, 7], [], events=ends)
+    altered = adl_vector({"roundsMax": 2}, [10, 7], [10, 7], [], events=ends)
     altered["expect"]["adl"][0]["state"] = "uncovered"
     altered["expect"]["fund"]["outstanding"] = "170"
     assert run_vector(altered) == Outcome("passed")
@@ -169,7 +169,7 @@ def test_a_drawdown_guard_stops_the_fund_from_paying(share):
     assert run_vector(altered) == Outcome("passed")
 
 
-def test_a_rejected_event_moves_nothing_and_is_told():
+def test_a_rejected_event_changes_nothing_and_is_listed():
     altered = vector()
     altered["events"][:0] = [
         {"type": "fill", "seq": 1, "side": "sell", "lots": 0, "price": "1", "bankruptcyPrice": "1"},
@@ -185,7 +185,7 @@ def test_a_rejected_event_moves_nothing_and_is_told():
     ]
 
 
-def test_events_of_other_types_are_the_wire_s_own():
+def test_events_of_other_types_are_decoded_like_the_wire():
     altered = vector()
     altered["events"] += [
         {"type": "mark", "price": "39000"},
@@ -197,7 +197,7 @@ def test_events_of_other_types_are_the_wire_s_own():
     assert run_vector(altered) == Outcome("passed")
 
 
-def test_a_vector_without_events_shows_the_fund_it_started_with():
+def test_a_vector_without_events_ends_with_its_starting_fund():
     altered = vector()
     altered["events"] = []
     altered["expect"] = {"entries": [], "fund": {"balance": "100", "outstanding": "0"}, "adl": [], "duplicates": 0}
@@ -205,7 +205,7 @@ def test_a_vector_without_events_shows_the_fund_it_started_with():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "path"),
     [
         ({"name": None}, "name"),
         ({"expected": {}}, "expected"),
@@ -227,8 +227,8 @@ def test_a_vector_without_events_shows_the_fund_it_started_with():
         ({"contract": {"symbol": "X"}}, "contract"),
     ],
 )
-def test_what_is_no_vector_is_an_error_that_says_where(change, said):
-    with pytest.raises(VectorError, match=said):
+def test_an_invalid_vector_raises_an_error_with_the_path(change, path):
+    with pytest.raises(VectorError, match=path):
         run_vector(vector() | change)
 
 
@@ -243,17 +243,17 @@ def test_a_misspelt_expectation_is_an_error(name, value):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"a":' * 5000, b'{"a": "\xff"}'])
-def test_a_file_that_is_no_vector_is_named(tmp_path, content):
+def test_the_error_names_a_file_that_is_not_a_vector(tmp_path, content):
     path = tmp_path / "broken.json"
     path.write_bytes(content)
     with pytest.raises(VectorError, match=r"broken\.json"):
         read_vector(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_the_error_names_a_missing_file(tmp_path):
     with pytest.raises(VectorError, match=r"absent\.json"):
         read_vector(tmp_path / "absent.json")
 
 
-def test_an_outcome_can_be_printed_for_programs():
+def test_an_outcome_can_be_encoded_as_json():
     assert msgspec.json.decode(msgspec.json.encode(run_vector(vector())))["verdict"] == "passed"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# PostgreSQL's archive_command: `archive.sh %p /archive/%f` copies a finished segment of the write-ahead log to the archive.
-# The segment appears there whole or not at all. One that is there already is not written again: identical, it was archived
-# before a crash; different, another server archives to this place, which is an error that must be seen.
+# PostgreSQL's archive_command: `archive.sh %p /archive/%f` copies a complete segment of the write-ahead log to the archive,
+# atomically. If the segment exists with the same content, it was archived before a crash, and the script succeeds. If the content
+# differs, another server uses this archive, and the script fails.
 set -eu
 segment=$1 archived=$2
 if [ -e "$archived" ]; then

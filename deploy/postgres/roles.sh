@@ -1,10 +1,10 @@
 #!/bin/sh
-# The roles of a new database server, run once by its superuser: as the PostgreSQL image's initialisation script, or by hand
-# with psql's connection variables set. Passwords come from files and pass through standard input alone.
+# Creates the roles and the database on a new server. Run it once as superuser: as the initialisation script of the PostgreSQL
+# image, or by hand with psql's connection variables. Passwords come from files and appear on standard input only.
 #
-#   fundsvc_owner     owns the database and its schema; `fundsvc migrate` alone logs in as it
-#   fundsvc_app       what the service logs in as; it may do what the migrations grant to fundsvc_service, and no more
-#   fundsvc_backup    reads the whole server for pg_basebackup and archived write-ahead log, and no table
+#   fundsvc_owner     owns the database and its schema; only `fundsvc migrate` logs in as this role
+#   fundsvc_app       the service's login, with the rights that the migrations grant to fundsvc_service
+#   fundsvc_backup    for pg_basebackup and streaming of the write-ahead log; reads no table
 set -eu
 secrets=${FUNDSVC_SECRETS:-/run/secrets}
 psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname postgres <<SQL

@@ -1,3 +1,1 @@
-"""The command line: `running` turns arguments into a running configuration and exceptions into exit codes; the commands of
-the service, the ledger and the rejected events each have a module.
-"""
+"""The command line. `running` loads the configuration and maps exceptions to exit codes; each command group has a module."""

@@ -1,4 +1,4 @@
-"""Commands about auto-deleveraging, for the operator: adl preview names accounts."""
+"""Commands on ADL, for operators: their output contains accounts."""
 
 import time
 from functools import partial
@@ -23,7 +23,7 @@ from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import Listed, Reader
 
-adl = typer.Typer(help="Auto-deleveraging: its orders, and what a shortfall would do.", no_args_is_help=True)
+adl = typer.Typer(help="ADL: orders, and the effect of a shortfall.", no_args_is_help=True)
 cli.add_typer(adl, name="adl")
 
 Waterfall = Literal["fund_then_adl", "adl_then_fund"]
@@ -35,17 +35,17 @@ AllocationRule = Literal["queue", "pro_rata", "capped"]
 def preview(
     context: typer.Context,
     symbol: str,
-    side: Annotated[Literal["sell", "buy"], typer.Option(help="sell closes a long, buy a short.")],
+    side: Annotated[Literal["sell", "buy"], typer.Option(help="sell closes a long, buy closes a short.")],
     lots: Annotated[int, typer.Option(min=1)],
-    price: Annotated[str, typer.Option(help="What the liquidation is closed at.")],
-    bankruptcy_price: Annotated[str, typer.Option()],
-    waterfall: Annotated[Waterfall | None, typer.Option(help="Instead of the contract's, as the next three.")] = None,
-    eligible: Annotated[Eligible | None, typer.Option()] = None,
-    allocation: Annotated[AllocationRule | None, typer.Option()] = None,
-    cap_share: Annotated[float | None, typer.Option(min=0.000001, max=1.0)] = None,
+    price: Annotated[str, typer.Option(help="Price of the liquidation fill.")],
+    bankruptcy_price: Annotated[str, typer.Option(help="Bankruptcy price of the liquidated position.")],
+    waterfall: Annotated[Waterfall | None, typer.Option(help="Waterfall instead of the contract's.")] = None,
+    eligible: Annotated[Eligible | None, typer.Option(help="Candidates instead of the contract's.")] = None,
+    allocation: Annotated[AllocationRule | None, typer.Option(help="Allocation instead of the contract's.")] = None,
+    cap_share: Annotated[float | None, typer.Option(min=0.000001, max=1.0, help="Limit of capped.")] = None,
     json: Json = False,
 ) -> None:
-    """Show what a liquidation fill would do now, and who would be reduced by how much; nothing is touched."""
+    """Show the effect that a liquidation fill would have now, and the allocations of its ADL order; changes nothing."""
     given = {"waterfall": waterfall, "eligible": eligible, "allocation": allocation, "cap_share": cap_share}
     changes = {name: value for name, value in given.items() if value is not None}
 
@@ -65,7 +65,7 @@ def preview(
 def orders(
     context: typer.Context,
     symbol: str,
-    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[State | None, typer.Option(help="Only orders in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=PAGE_ENTRIES_MAX)] = 10,
     json: Json = False,
 ) -> None:
@@ -87,7 +87,7 @@ def orders(
 
 
 async def _preview(config: Config, changes: dict[str, Any], fill: Fill) -> PreviewAnswer:
-    """What a fill would do under the recorded policy of its contract, changed as asked."""
+    """Computes the effect of a fill under the recorded policy of its contract with `changes`."""
     async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
         found = await _listed(pool, fill.symbol)
         follower = Follower(complete, pool, client, Metrics())
@@ -110,24 +110,24 @@ async def _listed(pool: Pool, symbol: str) -> Listed:
 def _print_preview(answer: PreviewAnswer) -> None:
     console = Terminal(soft_wrap=True)
     console.print(
-        f"{answer.symbol}: a {answer.kind} worth {answer.worth}; the fund pays {answer.covered} and has {answer.balance} then;"
-        f" uncovered {answer.uncovered}"
+        f"{answer.symbol}: a {answer.kind} of {answer.worth}; the fund pays {answer.covered}, its balance is then"
+        f" {answer.balance}; uncovered {answer.uncovered}"
     )
     order = answer.order
     if order is None:
-        console.print("nobody is deleveraged")
+        console.print("no ADL order")
         return
     console.print(
         f"ADL needs {order.lots_needed:,} lots of {order.reduce} positions at {order.price}:"
-        f" {order.lots_asked:,} are asked of {order.positions:,} positions, mark {answer.mark_price}"
+        f" {order.lots_asked:,} are allocated to {order.positions:,} positions, mark {answer.mark_price}"
     )
     account = Column("account", overflow="fold")
-    table = Table("rank", "lights", account, "lots", "asked", "entry", "unrealised PnL", "return", "leverage", "score")
-    for asked in order.allocations:
-        numbers = (f"{number:.6g}" for number in (asked.return_on_entry, asked.leverage, asked.score) if number is not None)
-        place = f"{asked.rank:,} of {asked.ranked:,}", str(asked.lights), str(asked.account)
-        position = f"{asked.lots:,}", f"{asked.asked:,}", asked.entry_price, str(asked.unrealised_pnl)
-        table.add_row(*place, *position, *numbers)
+    table = Table("rank", "lights", account, "lots", "allocated", "entry", "unrealised PnL", "return", "leverage", "score")
+    for found in order.allocations:
+        numbers = (f"{number:.6g}" for number in (found.return_on_entry, found.leverage, found.score) if number is not None)
+        rank = f"{found.rank:,} of {found.ranked:,}", str(found.lights), str(found.account)
+        position = f"{found.lots:,}", f"{found.asked:,}", found.entry_price, str(found.unrealised_pnl)
+        table.add_row(*rank, *position, *numbers)
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""Commands about the configuration: is it right, and is what it names there."""
+"""Commands on the configuration: validation, and reachability of the configured servers."""
 
 import re
 import sys
@@ -18,34 +18,34 @@ from fundsvc.store.schema import check_schema
 from fundsvc.store.server_checks import server_version as database_version
 from fundsvc.streams.client import StreamFault, open_client, server_version
 
-configuration = typer.Typer(help="The configuration: checked, and shown as it takes effect.")
+configuration = typer.Typer(help="The effective configuration.")
 cli.add_typer(configuration, name="config")
 
 EMBEDDED = "embedded: started with the service"
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-"""The keys that TOML takes without quotes."""
+"""TOML keys that need no quotes."""
 
 
 @configuration.callback()
 def _group() -> None:
-    """The configuration: checked, and shown as it takes effect."""
+    """The effective configuration."""
 
 
 @configuration.command()
 def check(
     context: typer.Context,
     json: Json = False,
-    reachable: Annotated[bool, typer.Option(help="Also ask the database, its schema and the stream.")] = False,
+    reachable: Annotated[bool, typer.Option(help="Also check the database, its schema and the stream server.")] = False,
 ) -> None:
-    """Print the configuration as it takes effect, without secrets; exit with 2 where it is wrong, 1 where a part is away."""
+    """Print the effective configuration without secrets; exit with 2 if it is invalid, 1 if a server is unreachable."""
 
     async def command(config: Config) -> int:
         tls_context(config.http.certificate, config.http.certificate_key)
         Tokens(config.token)
         _ = config.ledger.secrets
         shown = effective(config)
-        parts = await _ask(config) if reachable else {}
+        parts = await _checks(config) if reachable else {}
         if json:
             print_json({"configuration": shown, **({"parts": parts} if reachable else {})})
         else:
@@ -58,7 +58,7 @@ def check(
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """All of a configuration as a TOML file would hold it, without what is secret; a table that is not there is left out."""
+    """Returns a configuration as a TOML file would contain it, without secrets and absent tables."""
     values: dict[str, Any] = msgspec.to_builtins(config)
     for path, kind in keys(Config):
         table = _table(values, path[:-1])
@@ -68,7 +68,7 @@ def effective(config: Config) -> dict[str, Any]:
 
 
 def lines(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """A table as lines of TOML, `section.key = value`."""
+    """Yields a table as lines of TOML, `section.key = value`."""
     for key, value in table.items():
         path = prefix + (key if _BARE.fullmatch(key) else msgspec.json.encode(key).decode())
         if isinstance(value, Mapping) and value:
@@ -89,31 +89,31 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inner.items() if value is not None}
 
 
-async def _ask(config: Config) -> dict[str, dict[str, Any]]:
-    """What each part answers, and whether that will do."""
+async def _checks(config: Config) -> dict[str, dict[str, Any]]:
+    """Checks each server; returns whether it can be used (`ok`), and its version or the fault (`found`)."""
     database, stream = config.database, config.stream
     parts = {}
     if database.embedded:
         parts["database"] = {"ok": True, "found": EMBEDDED}
     else:
-        parts["database"] = await _answer(database_version(database.dsn))
-        parts["schema"] = await _answer(_schema(config))
+        parts["database"] = await _check(database_version(database.dsn))
+        parts["schema"] = await _check(_schema(config))
     if database.reader_dsn:
-        parts["reader"] = await _answer(database_version(database.reader_dsn))
-    parts["stream"] = {"ok": True, "found": EMBEDDED} if stream.embedded else await _answer(_stream(config))
+        parts["reader"] = await _check(database_version(database.reader_dsn))
+    parts["stream"] = {"ok": True, "found": EMBEDDED} if stream.embedded else await _check(_stream(config))
     return parts
 
 
-async def _answer(asked: Awaitable[str]) -> dict[str, Any]:
+async def _check(checking: Awaitable[str]) -> dict[str, Any]:
     try:
-        return {"ok": True, "found": await asked}
+        return {"ok": True, "found": await checking}
     except (StoreFault, StreamFault, ValueError) as error:
         return {"ok": False, "found": str(error)}
 
 
 async def _schema(config: Config) -> str:
     await check_schema(config.database.dsn, config.stream.partitions)
-    return f"as this version needs it, {config.stream.partitions} partitions"
+    return f"current, {config.stream.partitions} partitions"
 
 
 async def _stream(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""Commands about the ledger: contracts load, replay, audit, export, rollups, vectors."""
+"""Commands on the ledger: contracts, replay, audit, export, rebuild-rollups, vectors."""
 
 import csv
 import sys
@@ -15,7 +15,7 @@ from fundsvc.app import connected, consuming, prepared
 from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print_json, progress, run
 from fundsvc.cli.tools.audit import DIFFERENCES_MAX, ContractAudit, audit_contract
 from fundsvc.cli.tools.delivery import Delivered, Delivery, Gain, listed
-from fundsvc.cli.tools.export import COLUMNS, Row, export_rows
+from fundsvc.cli.tools.export import COLUMNS, PUBLIC_COLUMNS, Row, export_rows, public_rows
 from fundsvc.cli.tools.recordings import Fitting, Format, open_recording, read_contracts
 from fundsvc.cli.tools.vectors import Outcome, read_vector, run_vector
 from fundsvc.config.settings import Config
@@ -34,7 +34,7 @@ cli.add_typer(contracts, name="contracts")
 
 @contracts.command("load")
 def contracts_load(context: typer.Context, file: Path, json: Json = False) -> None:
-    """List contracts from a JSON file as KuCoin's GET /api/v1/contracts/active answers it."""
+    """List contracts from a JSON file in the format of KuCoin's GET /api/v1/contracts/active."""
 
     async def command(config: Config) -> int:
         return NO if (await _deliver(config, lambda _: read_contracts(file), json)).refused else DONE
@@ -44,17 +44,17 @@ def contracts_load(context: typer.Context, file: Path, json: Json = False) -> No
 
 @contracts.command()
 def resume(context: typer.Context, symbol: str) -> None:
-    """Settle events of a suspended contract again, under the terms of its entries; exit with 1 if it is not suspended.
+    """Resume a suspended contract under the terms of its entries; exit with 1 if it is not suspended.
 
-    The contract is listed through its stream as it was before the listing that was refused. `fundsvc rejected replay` then
-    sends again what was refused meanwhile.
+    The command appends the last accepted listing to the stream. `fundsvc rejected replay` then resends the events that were
+    rejected meanwhile.
     """
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
             known = await Reader(pool).contracts(symbol)
             if not known or not known[0].suspended:
-                Terminal(stderr=True).print(f"fundsvc: no contract {symbol} is suspended", style="red")
+                Terminal(stderr=True).print(f"fundsvc: the contract {symbol} is unknown or not suspended", style="red")
                 return NO
             listing = Listing(msgspec.json.decode(known[0].specification))
             await Producer.configured(client, complete.stream).append([listing])
@@ -68,15 +68,15 @@ def resume(context: typer.Context, symbol: str) -> None:
 def replay(
     context: typer.Context,
     file: Path,
-    form: Annotated[Format, typer.Option("--format", help="What the file holds.")] = "events",
+    form: Annotated[Format, typer.Option("--format", help="Format of the file.")] = "events",
     contracts: Annotated[
-        Path | None, typer.Option(help="Contracts to list first, from a JSON file as `contracts load` reads it.")
+        Path | None, typer.Option(help="JSON file of contracts to list first, in the format of `contracts load`.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Send a recording into the stream, wait until it is durable, and print what the ledger gained.
+    """Send a recording to the stream, wait until it is durable, and print the new entries' totals.
 
-    Exit with 1 when nothing was settled, or a contract could not be listed.
+    Exit with 1 if nothing was settled or a contract could not be listed.
     """
 
     async def command(config: Config) -> int:
@@ -91,11 +91,11 @@ def audit(
     context: typer.Context,
     heads: Annotated[
         list[Path] | None,
-        typer.Option(help="Also compare with heads saved earlier: a file, or a directory of them; may be given again."),
+        typer.Option(help="File or directory of saved heads to compare with; may be repeated."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Recompute every fund from its first entry; exit with 1 on any difference."""
+    """Recompute every fund from entry 1; exit with 1 on any difference."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
@@ -121,15 +121,19 @@ def audit(
 def export(
     context: typer.Context,
     symbol: str,
-    form: Annotated[Literal["csv", "ndjson"], typer.Option("--format", help="How to write it.")] = "csv",
+    form: Annotated[Literal["csv", "ndjson"], typer.Option("--format", help="Format of the lines.")] = "csv",
+    public: Annotated[
+        bool, typer.Option("--public", help="Write commitments instead of accounts, and no ADL records: may be published.")
+    ] = False,
 ) -> None:
-    """Write the ledger of a contract, entries and ADL records, to standard output, with all that is needed to verify it."""
+    """Write a contract's entries, ADL records and fund to standard output, in the form that scripts/verify-export verifies."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
             ledger = await open_ledger(pool, symbol)
-            write = _csv_writer() if form == "csv" else _write_json_line
-            async for row in export_rows(ledger, complete.ledger.secrets):
+            write = _csv_writer(PUBLIC_COLUMNS if public else COLUMNS) if form == "csv" else _write_json_line
+            rows = public_rows(ledger) if public else export_rows(ledger, complete.ledger.secrets)
+            async for row in rows:
                 write(row)
         return DONE
 
@@ -138,7 +142,7 @@ def export(
 
 @cli.command("rebuild-rollups")
 def rebuild_rollups(context: typer.Context) -> None:
-    """Build the hourly rollups anew from the entries; charts show those of before until then."""
+    """Rebuild the hourly rollups from the entries; charts use the old rollups until the end."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
@@ -153,7 +157,7 @@ def rebuild_rollups(context: typer.Context) -> None:
 
 @cli.command()
 def vectors(files: list[Path], json: Json = False) -> None:
-    """Run conformance vectors through the real settlement code; exit with 1 when one differs."""
+    """Run conformance vectors through the settlement code; exit with 1 if an outcome differs."""
     outcomes = {str(file): run_vector(read_vector(file)) for file in files}
     if json:
         print_json(outcomes)
@@ -205,7 +209,7 @@ def _print_delivered(delivered: Delivered, contracts_named: int) -> None:
         f" {delivered.passed_over:,} lines without an order, rejected: {rejected}"
     )
     if Reason.LATE in delivered.rejected:
-        console.print("late events are older than what is settled: `fundsvc rejected replay --reason late` settles them")
+        console.print("late events are older than settled ones; `fundsvc rejected replay --reason late` settles them")
 
 
 def _amounts(gain: Gain) -> list[str]:
@@ -223,7 +227,7 @@ async def _audit_all(pool: Pool, config: Config) -> list[ContractAudit]:
 
 
 def _with_differences(audits: Sequence[ContractAudit], differences: Mapping[str, Sequence[str]]) -> list[ContractAudit]:
-    """The audits with what else differs, some of it of contracts that the ledger does not know any more."""
+    """Adds differences to the audits; some may be of contracts that are missing in the ledger."""
     found = {one.symbol: one for one in audits}
     for symbol, further in differences.items():
         found.setdefault(symbol, ContractAudit(symbol, 0, "", [])).differences.extend(further[:DIFFERENCES_MAX])
@@ -236,15 +240,17 @@ def _print_audits(audits: Sequence[ContractAudit], wrong: Sequence[ContractAudit
         for difference in audit_found.differences:
             console.print(difference, style="red")
     entries = sum(audit_found.entries for audit_found in audits)
-    verdict = f"{len(wrong)} contracts differ" if wrong else "everything holds"
+    verdict = f"{len(wrong)} contracts differ" if wrong else "no differences"
     console.print(f"{entries:,} entries of {len(audits):,} contracts recomputed: {verdict}")
     unopened = sum(audit_found.unopened for audit_found in audits)
     if unopened:
-        console.print(f"{unopened:,} commitments to accounts not checked: their secrets are not in the configuration")
+        console.print(
+            f"{unopened:,} commitments to accounts were not checked: ledger.secret and ledger.previous lack their secrets"
+        )
 
 
-def _csv_writer() -> Callable[[Row], object]:
-    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+def _csv_writer(columns: Sequence[str]) -> Callable[[Row], object]:
+    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     return writer.writerow
 

@@ -1,4 +1,4 @@
-"""Commands about rejected events: list, show, replay."""
+"""Commands on rejected events: list, show, replay."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,10 +17,10 @@ from fundsvc.store.rejections import KeptEvent, list_rejected, mark_sent
 from fundsvc.streams.producer import Producer
 from fundsvc.wire.codec import Message, decode
 
-rejected = typer.Typer(help="Events that could not be settled: kept whole, listed, and sent again after a fix.")
+rejected = typer.Typer(help="Rejected events, which the service keeps until they are replayed.")
 cli.add_typer(rejected, name="rejected")
 
-Reason = Annotated[str | None, typer.Option(help="Only those rejected for this reason.")]
+Reason = Annotated[str | None, typer.Option(help="Only events with this reason.")]
 Key = Annotated[str, typer.Argument(help="partition/stream id/position, as `rejected list` shows it.")]
 
 
@@ -28,7 +28,7 @@ Key = Annotated[str, typer.Argument(help="partition/stream id/position, as `reje
 def list_command(
     context: typer.Context,
     reason: Reason = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also those that have been settled since.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Include events that were settled later.")] = False,
     limit: Annotated[int, typer.Option(min=1)] = 100,
     json: Json = False,
 ) -> None:
@@ -48,13 +48,13 @@ def list_command(
 
 @rejected.command()
 def show(context: typer.Context, key: Key) -> None:
-    """Show one rejected event whole."""
+    """Show one rejected event with its content."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
             events = await list_rejected(pool, key=key)
         if not events:
-            Terminal(stderr=True).print(f"fundsvc: no rejected event {key}", style="red")
+            Terminal(stderr=True).print(f"fundsvc: there is no rejected event {key}; see fundsvc rejected list", style="red")
             return NO
         print_json(_shown(events[0]))
         return DONE
@@ -64,9 +64,9 @@ def show(context: typer.Context, key: Key) -> None:
 
 @rejected.command()
 def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] = None, reason: Reason = None) -> None:
-    """Send rejected events into the stream again, all or one; each is settled at most once.
+    """Resend rejected events to the stream: all, those with a reason, or one; each is settled at most once.
 
-    A mark, position or rate is not sent: the engine's next one replaces it. Exit with 1 if that leaves nothing to send.
+    Marks, positions and rates are not resent, because they could overwrite newer ones. Exit with 1 if no other event is left.
     """
 
     async def command(config: Config) -> int:
@@ -82,14 +82,14 @@ def replay(context: typer.Context, key: Annotated[str | None, typer.Argument()] 
                     sent += 1
         for name, refusal in refusals.items():
             Terminal(stderr=True, soft_wrap=True).print(f"{name}: {refusal}")
-        Terminal().print(f"sent {sent} of {len(events)} events again; `fundsvc rejected list` shows what is left")
+        Terminal().print(f"resent {sent} of {len(events)} events; `fundsvc rejected list` shows those that stay rejected")
         return NO if refusals and not sent else DONE
 
     run(context, command)
 
 
 def _refusal(event: KeptEvent) -> Rejection | None:
-    """Why an event must not be sent again, if that can be told already."""
+    """Returns the reason for which an event cannot be replayed, or None."""
     try:
         for decoded in decode(Message(event.stream_id, event.codec, event.body)):
             check_replayable(decoded)
@@ -107,7 +107,7 @@ def _print_table(events: Sequence[KeptEvent]) -> None:
 
 
 def _shown(event: KeptEvent) -> dict[str, object]:
-    """The event for programs: its bytes as text where they are text, else as hexadecimal."""
+    """Returns an event for JSON output: its bytes as text or decoded MessagePack if possible, else as hexadecimal digits."""
     body: dict[str, object] = {"hex": event.body.hex()}
     if event.codec == "json" and (text := event.body.decode(errors="ignore")).encode() == event.body:
         body = {"text": text}

@@ -1,4 +1,4 @@
-"""What all commands share: the configuration, the event loop, exit codes and how results are printed."""
+"""Shared parts of all commands: configuration, event loop, exit codes, output."""
 
 import sys
 from collections.abc import Callable, Coroutine
@@ -25,7 +25,7 @@ from fundsvc.streams.client import StreamFault
 log = structlog.get_logger()
 
 DONE, NO, WRONG_USE = 0, 1, 2
-"""Exit codes: done; the answer is no, or what is needed is away; wrong use or wrong configuration."""
+"""Exit codes: success; a negative result or an unreachable server; wrong use or wrong configuration."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -38,17 +38,17 @@ cli = typer.Typer(
 
 
 class Terminal(Console):
-    """A console that shows text as it is: nothing in it is markup, and what is not printable is escaped."""
+    """A console without markup that escapes characters that are not printable."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich's own."""
+        """Converts text like rich, and escapes it."""
         return super().render_str(visible(text, keeps="\n"), **options)
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"fundsvc {__version__}\n")
         raise typer.Exit(DONE)
@@ -62,16 +62,16 @@ def _configure(
         typer.Option(envvar=CONFIG_FILE_VARIABLE, help="TOML file; config/fundsvc.toml lists every key.", dir_okay=False),
     ] = None,
     version: Annotated[  # noqa: ARG001 - its callback ends the command
-        bool, typer.Option("--version", help="Say which version this is.", is_eager=True, callback=_say_version)
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     context.obj = config
 
 
 def run(context: typer.Context, command: Callable[[Config], Coroutine[Any, Any, int]], *, quiet: bool = True) -> None:
-    """Runs a command to its exit code; what is away, or wrong, is said in one line.
+    """Runs a command and exits with its code. Reports an unreachable server or wrong use in one line.
 
-    A quiet command logs only what is wrong: its output is its result.
+    A quiet command logs errors only, because its output is its result.
     """
     try:
         config = load_config(context.obj)
@@ -95,29 +95,29 @@ def run(context: typer.Context, command: Callable[[Config], Coroutine[Any, Any, 
 
 
 def at_primary(config: Config) -> Config:
-    """The configuration without a read replica: for what writes, or must see at once what was written."""
+    """Returns the configuration without a read replica, for commands that write, or that must see recent writes."""
     return msgspec.structs.replace(config, database=msgspec.structs.replace(config.database, reader_dsn=""))
 
 
-def say(config: Config, message: str) -> None:
-    """Tells a person how far it is; where programs read what we write, the log tells it alone."""
+def report(config: Config, message: str) -> None:
+    """Prints a progress message for people; with JSON logs, only the log reports progress."""
     if config.log.format == "console":
         Terminal(stderr=True).print(f"fundsvc {message}", soft_wrap=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Says what is wrong and ends."""
+    """Prints an error and exits."""
     Terminal(stderr=True).print(f"fundsvc: {message}", style="red", soft_wrap=True)
     raise typer.Exit(code)
 
 
 def print_json(value: Any) -> None:
-    """A result for programs."""
+    """Prints a result as JSON."""
     sys.stdout.write(visible_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()) + "\n")
 
 
 def progress() -> Progress:
-    """A progress bar on standard error, so that results can be piped."""
+    """Returns a progress bar on standard error, so that results on standard output can be piped."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

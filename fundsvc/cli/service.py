@@ -6,25 +6,25 @@ from typing import Annotated
 import typer
 
 from fundsvc.app import prepared, run_service, stop_on_signals
-from fundsvc.cli.running import DONE, cli, run, say
+from fundsvc.cli.running import DONE, cli, report, run
 from fundsvc.config.settings import Config
 from fundsvc.demo.show import show_demo
 
 
 @cli.command()
 def up(
-    context: typer.Context, demo: Annotated[bool, typer.Option("--demo", help="Stream a seeded market and show it.")] = False
+    context: typer.Context, demo: Annotated[bool, typer.Option("--demo", help="Run a demo market and show it.")] = False
 ) -> None:
-    """Run everything in one process, with embedded PostgreSQL and Valkey unless the configuration names others."""
+    """Run engine and API in one process, with embedded PostgreSQL and Valkey unless the configuration names servers."""
 
     async def command(config: Config) -> int:
         stop = stop_on_signals()
-        say(config, f"starts, its data is in {config.data.directory}")
+        report(config, f"starts with the data directory {config.data.directory}")
         async with prepared(config, stop) as complete:
             if demo:
                 await show_demo(complete, stop)
             else:
-                await run_service(complete, stop, partial(_say_address, config))
+                await run_service(complete, stop, partial(_report_address, config))
         return DONE
 
     run(context, command, quiet=False)
@@ -32,23 +32,23 @@ def up(
 
 @cli.command()
 def engine(context: typer.Context) -> None:
-    """Run the consumer alone; any number share the partitions, and the rest stand by."""
+    """Run an engine; any number of engines share the partitions, further ones stand by."""
     run(context, lambda config: _serve(config, with_engine=True), quiet=False)
 
 
 @cli.command()
 def api(context: typer.Context) -> None:
-    """Run the HTTP side alone; any number may."""
+    """Run the HTTP side; any number of processes may."""
     run(context, lambda config: _serve(config, with_engine=False), quiet=False)
 
 
 @cli.command()
 def migrate(context: typer.Context) -> None:
-    """Create or upgrade the schema, as the owner of the database (database.owner_dsn)."""
+    """Create or upgrade the schema as its owner (database.owner_dsn)."""
 
     async def command(config: Config) -> int:
         if config.database.dsn and not config.database.owner_dsn:
-            raise ValueError("database.owner_dsn is not set: the schema belongs to another role than the service's")
+            raise ValueError("database.owner_dsn is not set: set it to a DSN of the schema's owner")
         if config.database.owner_dsn:
             from fundsvc.store.migrations import migrate as migrate_schema  # noqa: PLC0415 - see fundsvc.store.schema
 
@@ -64,9 +64,9 @@ def migrate(context: typer.Context) -> None:
 async def _serve(config: Config, *, with_engine: bool) -> int:
     stop = stop_on_signals()
     async with prepared(config, stop) as complete:
-        await run_service(complete, stop, partial(_say_address, config), engine=with_engine, api=not with_engine)
+        await run_service(complete, stop, partial(_report_address, config), engine=with_engine, api=not with_engine)
     return DONE
 
 
-async def _say_address(config: Config, url: str) -> None:
-    say(config, f"runs at {url}" if url else "engine runs")
+async def _report_address(config: Config, url: str) -> None:
+    report(config, f"listens on {url}" if url else "engine runs")

@@ -1,4 +1,4 @@
-"""Commands about the streams: which messages left one before they were settled, and that the partition may go on."""
+"""Commands on gaps in the streams: messages that left a stream before they were settled."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print
 from fundsvc.config.settings import Config
 from fundsvc.store.gaps import Gaps, KnownGap
 
-stream = typer.Typer(help="The streams: messages that left one before they were settled.")
+stream = typer.Typer(help="Gaps in the streams: messages that left a stream before they were settled.")
 cli.add_typer(stream, name="stream")
 
 Partition = Annotated[int, typer.Argument(help="The number of the partition.", min=0)]
@@ -18,7 +18,7 @@ Partition = Annotated[int, typer.Argument(help="The number of the partition.", m
 
 @stream.command("gaps")
 def gaps_command(context: typer.Context, partition: Partition, json: Json = False) -> None:
-    """List the gaps that were found in a partition's stream."""
+    """List the gaps of a partition's stream."""
 
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(at_primary(complete)) as (pool, _):
@@ -30,9 +30,9 @@ def gaps_command(context: typer.Context, partition: Partition, json: Json = Fals
 
 @stream.command("acknowledge-gap")
 def acknowledge_gap(context: typer.Context, partition: Partition, json: Json = False) -> None:
-    """Let a partition go on past the messages that left its stream unsettled; exit with 1 where there is no such gap.
+    """Let a partition continue after a gap in its stream; exit with 1 if there is no unacknowledged gap.
 
-    What they held is not settled: have the engine send it again first, or afterwards.
+    The missing events stay unsettled. If the matching engine resends them later, they are rejected as late and can be replayed.
     """
 
     async def command(config: Config) -> int:
@@ -48,7 +48,7 @@ def _print(gaps: list[KnownGap], *, json: bool) -> None:
     if json:
         print_json([_shown(gap) for gap in gaps])
         return
-    table = Table("after", "up to", "messages", "acknowledged at")
+    table = Table("after id", "up to id", "messages", "acknowledged at")
     for gap in gaps:
         acknowledged = gap.acknowledged_at.isoformat() if gap.acknowledged_at else ""
         table.add_row(gap.after_id, gap.until_id, str(gap.messages), acknowledged)

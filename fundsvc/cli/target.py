@@ -1,4 +1,4 @@
-"""The command that explains a fund's target size."""
+"""The command that computes and explains a fund's target size."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -25,10 +25,12 @@ from fundsvc.store.target_sizes import ExplainedTarget, Targets
 def target(
     context: typer.Context,
     symbol: str,
-    rule: Annotated[RuleName | None, typer.Option(help="Instead of the contract's, with its parameters.")] = None,
+    rule: Annotated[
+        RuleName | None, typer.Option(help="Rule instead of the contract's, with the contract's parameters.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Find the target size of a contract's fund from the ledger and the book as they are now, and explain the number."""
+    """Compute the target size of a contract's fund from the current ledger and book, and explain it."""
 
     async def command(config: Config) -> int:
         policy = config.target.of(symbol)
@@ -57,9 +59,9 @@ def _print(answer: TargetAnswer) -> None:
     console = Terminal(soft_wrap=True)
     currency = answer.settle_currency
     if answer.target is None:
-        console.print(f"{answer.symbol} has no target by the rule {answer.rule}: {answer.reason}")
+        console.print(f"{answer.symbol} has no target under the rule {answer.rule}: {answer.reason}")
         return
-    console.print(f"{answer.symbol} should hold {answer.target} {currency} by the rule {answer.rule}")
+    console.print(f"{answer.symbol} has the target {answer.target} {currency} under the rule {answer.rule}")
     match answer.explanation:
         case ValueAtRisk() as explained:
             _print_value_at_risk(console, explained, currency)
@@ -67,7 +69,7 @@ def _print(answer: TargetAnswer) -> None:
             _print_cover(console, explained, currency)
         case OpenInterest() as explained:
             console.print(
-                f"{explained.share:.6g} of {explained.notional} {currency}, which {explained.lots:,} open lots are worth"
+                f"{explained.share:.6g} of {explained.notional} {currency}, the value of {explained.lots:,} open lots"
                 f" at the mark {explained.mark_price}"
             )
     _print_fullness(console, answer)
@@ -85,22 +87,22 @@ def _print_value_at_risk(console: Terminal, explained: ValueAtRisk, currency: st
 
 def _print_cover(console: Terminal, explained: Cover, currency: str) -> None:
     console.print(
-        f"the largest {explained.side} positions when the mark {explained.mark_price} moves by {explained.move:.6g} to"
+        f"the largest {explained.side} positions, if the mark {explained.mark_price} moves by {explained.move:.6g} to"
         f" {explained.stressed_price}; the other side would lose {explained.loss_of_other_side} {currency}"
     )
-    table = Table("lots", "entry", "margin", "PnL there", "loss beyond the margin")
+    table = Table("lots", "entry", "margin", "PnL at that mark", "loss beyond margin")
     for held in explained.positions:
         table.add_row(f"{held.lots:,}", held.entry_price, held.margin, held.unrealised_pnl, held.loss)
     console.print(table)
 
 
 def _print_fullness(console: Terminal, answer: TargetAnswer) -> None:
-    full = "nothing is needed" if answer.fullness is None else f"{answer.fullness:.6g} of its target"
-    console.print(f"it holds {answer.balance} {answer.settle_currency}: {full}")
+    full = "no fullness, because the target is 0" if answer.fullness is None else f"fullness {answer.fullness:.6g}"
+    console.print(f"balance {answer.balance} {answer.settle_currency}: {full}")
     if answer.leverage_cap is None:
-        console.print("no leverage is recommended: the listing names no maxLeverage")
+        console.print("no recommended leverage: the listing has no maxLeverage")
         return
     console.print(
-        f"recommended highest leverage {answer.leverage_cap:.6g}: from {answer.leverage_min:.6g} at {answer.fullness_low:.6g}"
-        f" to the contract's {answer.leverage_max:.6g} at {answer.fullness_high:.6g} of the target"
+        f"recommended leverage {answer.leverage_cap:.6g}: from {answer.leverage_min:.6g} at a fullness of"
+        f" {answer.fullness_low:.6g} to the contract's {answer.leverage_max:.6g} at {answer.fullness_high:.6g}"
     )

@@ -12,22 +12,22 @@ from fundsvc.config.settings import Config, TokenConfig
 from fundsvc.local.token_secret import with_secret
 
 HOURS = 24.0
-"""A token cannot be called back before it expires, short of changing the secret; a day bounds what a lost one does."""
+"""Default lifetime. A single token cannot be revoked, so a day bounds the effect of a stolen one."""
 
 HOURS_MAX = 87_600.0
-"""Ten years; longer is a mistake of units."""
+"""Ten years. A longer lifetime is an error of units."""
 
 
 @cli.command()
 def token(
     context: typer.Context,
-    role: Annotated[Role, typer.Option(help="What its bearer may do.")],
-    account: Annotated[str, typer.Option(help="The account of a trader.")] = "",
-    subject: Annotated[str, typer.Option(help="Who bears it; requests of engines and risk are counted by it.")] = "",
-    hours: Annotated[float, typer.Option(min=0.001, max=HOURS_MAX, help="How long it is good for.")] = HOURS,
+    role: Annotated[Role, typer.Option(help="Role of the bearer.")],
+    account: Annotated[str, typer.Option(help="Account of a trader.")] = "",
+    subject: Annotated[str, typer.Option(help="Name of the bearer; requests of engines and risk are counted by it.")] = "",
+    hours: Annotated[float, typer.Option(min=0.001, max=HOURS_MAX, help="Lifetime in hours.")] = HOURS,
     json: Json = False,
 ) -> None:
-    """Mint an access token with the configured secret, or with the data directory's, and print it."""
+    """Mint and print an access token, signed with the configured secret or that of the data directory."""
 
     async def command(config: Config) -> int:
         minted = _minted(with_secret(config).token, role, account, subject, hours * 3600)
@@ -41,15 +41,15 @@ def token(
 
 
 def _minted(config: TokenConfig, role: Role, account: str, subject: str, seconds: float) -> str:
-    """A token that the service will accept; raises ValueError where there is nothing to sign it with, or it would not be."""
+    """Mints a token and checks that the service accepts it; raises ValueError without a secret or with wrong claims."""
     if not config.secret:
         raise ValueError(
-            "only public keys are configured (token.keys): tokens are signed by whoever has the private ones"
+            "token.secret is not set and token.keys has public keys only: mint tokens with the issuer's private key"
             if config.keys
-            else "token.secret is not set, so there is nothing to sign a token with"
+            else "token.secret is not set: set it to mint tokens"
         )
     if account and role != "trader":
-        raise ValueError(f"a token with the role {role} is for no account: leave --account out")
+        raise ValueError(f"a token with the role {role} has no account: omit --account")
     minted = mint(config, role, account, subject, seconds)
     try:
         Tokens(config).read(minted)

@@ -62,7 +62,7 @@ class Feed:
         read = [await announcements.newest() for announcements in self._announcements]
         step, engine = await self._begin()
         self.outage.over()
-        log.info("market goes on", step=step)
+        log.info("market continues", step=step)
         due = time.monotonic()
         while not stop.is_set():
             # In a thread: a step that sizes a cascade takes a tenth of a second, and the service shares this event loop.

@@ -83,11 +83,11 @@ class MatchingEngine:
         draw = seeded(announcement.symbol, announcement.adl, announcement.round)
         bounds = self._executed[announcement.symbol]
         share = min(1.0, draw.uniform(*bounds[min(announcement.round, len(bounds)) - 1]))
-        left = round(share * sum(asked.lots for asked in announcement.allocations))
-        for asked in announcement.allocations:
+        left = round(share * sum(allocation.lots for allocation in announcement.allocations))
+        for allocation in announcement.allocations:
             after = draw.randint(1, ROUND_STEPS - 1)
-            stake = self._contract(announcement).held(asked.account, announcement.reduce, step)
-            lots = min(asked.lots, left)
+            stake = self._contract(announcement).held(allocation.account, announcement.reduce, step)
+            lots = min(allocation.lots, left)
             if stake and lots:
                 left -= lots
                 yield Execution(step + after, stake, lots)

@@ -87,8 +87,8 @@ def _picture(view: View, surroundings: Surroundings, height: int) -> RenderableT
     return Group(
         _header(view, surroundings),
         _table(view.funds),
-        Panel(news, title="what happened", title_align="left", border_style="dim", height=lines + 2),
-        Text(f"logs: {surroundings.logs}   Ctrl-C stops; the next start goes on from here", "dim", overflow="ellipsis"),
+        Panel(news, title="events", title_align="left", border_style="dim", height=lines + 2),
+        Text(f"logs: {surroundings.logs}   Ctrl-C stops; the next start continues here", "dim", overflow="ellipsis"),
     )
 
 
@@ -160,13 +160,13 @@ def _sentence(event: Event) -> str:
     amount = _money(event.fund, event.amount)
     match event.what:
         case Notable.PAID if event.count > 1:
-            return f"paid {event.count} shortfalls, {amount} in all"
+            return f"paid {event.count} shortfalls, {amount} in total"
         case Notable.PAID:
             return f"paid a shortfall of {amount}"
         case Notable.DRAINED:
-            return "fund drained: its last unit is paid"
+            return "fund drained: its balance is 0"
         case _:
-            return f"surplus has repaid all that was outstanding, {amount}"
+            return f"surplus has repaid the outstanding amount, {amount}"
 
 
 def _order_words(what: Notable, order: Order, fund: FundRow) -> str:
@@ -174,16 +174,16 @@ def _order_words(what: Notable, order: Order, fund: FundRow) -> str:
         case Notable.ORDERED:
             price = Decimal(order.price).scaleb(-order.price_decimals)
             what_for = f"{order.lots:,} {order.reduce} lots at {price:{PRICE_FORMAT}} for {_money(fund, order.uncovered)}"
-            return f": {what_for}; round {order.round} asks {_accounts(order)}"
+            return f": {what_for}; round {order.round} reduces {_accounts(order)}"
         case Notable.ANOTHER_ROUND:
-            return f": round {order.round} asks {_accounts(order)} for the other {order.lots - order.executed:,} lots"
+            return f": round {order.round} reduces {_accounts(order)} by the remaining {order.lots - order.executed:,} lots"
         case Notable.DONE:
             refund = f", refund {_exact(fund, order.refund)}" if order.refund else ""
             return f" done: recovered {_money(fund, order.recovered)}{refund}"
         case _:
             left = f"{_money(fund, order.uncovered - order.recovered)} outstanding"
             if not order.accounts:
-                return f" uncovered: nobody left to deleverage, {left}"
+                return f" uncovered: no candidates, {left}"
             return f" uncovered after {order.round} rounds: recovered {_money(fund, order.recovered)}, {left}"
 
 

@@ -61,6 +61,8 @@ class Engine:
         self._outage = Outage(log, "leases", engine=self.name)
         self._trouble = ""
         metrics.partitions.set(config.stream.partitions)
+        if config.audit.heads_directory:
+            metrics.heads_saved.set_to_current_time()  # Its age then counts from the start until the first file.
 
     async def run(self, stop: asyncio.Event) -> None:
         """Owns and consumes partitions until told to stop; what fails in one part of it is tried again, and ends no other."""
@@ -158,6 +160,7 @@ class Engine:
         """Keeps the ends of all chains outside the database, once an hour."""
         if self._config.audit.heads_directory:
             await keep_heads(pool, Path(self._config.audit.heads_directory), self._config.audit.heads_days)
+            self._metrics.heads_saved.set_to_current_time()
 
     async def _agree(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper, held: Held) -> None:
         """Makes what runs agree with what is held."""

@@ -117,6 +117,16 @@ class Metrics:
             ["setting"],
             registry=registry,
         )
+        self.heads_saved = Gauge(
+            "fundsvc_heads_saved_timestamp_seconds",
+            "Last time at which the heads of the hour were saved, or the engine started; 0 without audit.heads_directory.",
+            registry=registry,
+        )
+        self.connections_refused = Counter(
+            "fundsvc_connections_refused", "Connections refused, by the limit that was reached.", ["limit"], registry=registry
+        )
+        for limit in ("all", "client"):
+            self.connections_refused.labels(limit)
         self.audit_entries = Counter("fundsvc_audit_entries", "Ledger entries that the audit recomputed.", registry=registry)
         requests = RequestMetrics(_SECONDS)
         registry.register(requests)
@@ -193,6 +203,10 @@ class Metrics:
         """Shows which durability settings of the servers are off."""
         for setting in DURABLE_SETTINGS:
             self.durability_off.labels(setting).set(setting in settings)
+
+    def refused(self, limit: str) -> None:
+        """Counts a connection that a limit (`all`, `client`) refused."""
+        self.connections_refused.labels(limit).inc()
 
     def announced_again(self, partition: int, rounds: int) -> None:
         """Counts repeated announcements of ADL rounds."""

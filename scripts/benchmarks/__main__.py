@@ -1,4 +1,4 @@
-"""Benchmarks of the service on this machine: real servers, a real engine process, everything in one run."""
+"""Benchmarks of the service on this machine, with real servers and a real engine process, all in one run."""
 
 import asyncio
 import os
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import adl_book
 import asyncpg
-import deleveraging
 import fanout
 import history as ledger_history
 import latency
@@ -30,7 +30,7 @@ from ground import sync_ms
 from report import BATCHED, PEER_CONNECTIONS, TARGET_CONTRACTS, Machine, Results, judge, show
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from throughput import Load, Tell, Throughput
+from throughput import Load, ShowProgress, Throughput
 
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.wire.codec import Codec
@@ -38,7 +38,7 @@ from fundsvc.wire.codec import Codec
 PARTS = ("throughput", "peers", "latency")
 
 COLUMNS = 110
-"""Where there is no terminal to ask, tables get the room that they need."""
+"""Width of tables if the output is not a terminal."""
 
 application = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -50,42 +50,45 @@ def benchmarks() -> None:
 
 @application.command()
 def ingest(
-    fills: Annotated[int, typer.Option(help="Fills in a backlog.")] = 500_000,
+    fills: Annotated[int, typer.Option(help="Fills of a backlog.")] = 500_000,
     contracts: Annotated[str, typer.Option(help="Numbers of contracts, comma-separated.")] = "1,50,1000",
-    per_message: Annotated[str, typer.Option(help="Fills to a message, comma-separated.")] = "100,1",
-    codec: Annotated[Codec, typer.Option(help="How messages are encoded.")] = "json",
-    parts: Annotated[str, typer.Option(help="What is measured, comma-separated.")] = ",".join(PARTS),
-    rounds: Annotated[int, typer.Option(help="How often each backlog is measured; the median counts.")] = 1,
-    peer_seconds: Annotated[float, typer.Option(help="How long each one-transaction-per-fill peer runs.")] = 10.0,
-    rate: Annotated[int, typer.Option(help="Fills a second, one to a message, while latency is measured.")] = 5_000,
-    latency_seconds: Annotated[float, typer.Option(help="How long latency is measured.")] = 20.0,
+    per_message: Annotated[str, typer.Option(help="Fills per message, comma-separated.")] = "100,1",
+    codec: Annotated[Codec, typer.Option(help="Encoding of messages.")] = "json",
+    parts: Annotated[str, typer.Option(help="Measurements, comma-separated.")] = ",".join(PARTS),
+    rounds: Annotated[int, typer.Option(help="Measurements of each backlog; the median counts.")] = 1,
+    peer_seconds: Annotated[float, typer.Option(help="Duration of each peer with one transaction per fill.")] = 10.0,
+    rate: Annotated[int, typer.Option(help="Fills per second of the latency measurement, one per message.")] = 5_000,
+    latency_seconds: Annotated[float, typer.Option(help="Duration of the latency measurement.")] = 20.0,
     history: Annotated[bool, typer.Option(help="Measure again with history in the ledger.")] = False,
-    history_millions: Annotated[str, typer.Option(help="How many million entries of history.")] = "0,10,50",
-    directory: Annotated[Path | None, typer.Option(help="A disk to measure on; the system's temporary directory.")] = None,
+    history_millions: Annotated[str, typer.Option(help="Million entries of history, comma-separated.")] = "0,10,50",
+    directory: Annotated[
+        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """From the stream to durable entries, against bare COPY of the same rows and against one transaction per fill.
+    """Measure settlement from the stream to durable entries, relative to bare COPY of the same rows and to one transaction per
+    fill.
 
     Exits with 1 when a target is missed.
     """
     if not set(parts.split(",")) <= {*PARTS, ""}:
-        raise typer.BadParameter(f"--parts are of {', '.join(PARTS)}")
+        raise typer.BadParameter(f"--parts must be of {', '.join(PARTS)}")
     loads = [Load(fills, per, number, codec) for per in _numbers(per_message) for number in _numbers(contracts)]
-    with _servers(directory) as servers, _progress() as tell:
+    with _servers(directory) as servers, _progress() as show_progress:
         log = servers.directory / "engine.log"
         results = Results(machine=_run(_machine(servers)))
         if "throughput" in parts:
-            results.throughput = [_median(servers, load, rounds, log, tell) for load in loads]
+            results.throughput = [_median(servers, load, rounds, log, show_progress) for load in loads]
         if "peers" in parts:
-            tell("one transaction per fill", 0, 0)
+            show_progress("one transaction per fill", 0, 0)
             for connections in (1, PEER_CONNECTIONS):
                 results.peers.append(_run(peer.measure(servers, TARGET_CONTRACTS, connections, peer_seconds)))
         if "latency" in parts:
-            results.latency = _run(latency.measure(servers, TARGET_CONTRACTS, rate, latency_seconds, codec, log, tell))
+            results.latency = _run(latency.measure(servers, TARGET_CONTRACTS, rate, latency_seconds, codec, log, show_progress))
         if history:
             load = Load(fills, BATCHED, TARGET_CONTRACTS, codec)
             millions = _numbers(history_millions)
-            results.history = _run(ledger_history.measure(servers, load, millions, max(3, rounds), log, tell))
+            results.history = _run(ledger_history.measure(servers, load, millions, max(3, rounds), log, show_progress))
     results.targets = judge(results)
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
@@ -97,34 +100,40 @@ def ingest(
 @application.command()
 def adl(
     positions: Annotated[str, typer.Option(help="Positions of a side, comma-separated.")] = "1000,100000,1000000",
-    rounds: Annotated[int, typer.Option(help="How often each is measured; the fastest counts.")] = 15,
+    rounds: Annotated[int, typer.Option(help="Measurements of each; the fastest counts.")] = 15,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Ranking, allocation, look-ups and updates of an ADL book, beside a bare sort; exits with 1 when a target is missed."""
-    with _progress() as tell:
-        results = deleveraging.measure(_numbers(positions), rounds, lambda what: tell(what, 0, 0))
+    """Measure ranking, allocation, look-ups and updates of an ADL book, relative to a bare sort; exits with 1 when a target is
+    missed.
+    """
+    with _progress() as show_progress:
+        results = adl_book.measure(_numbers(positions), rounds, lambda what: show_progress(what, 0, 0))
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
-        deleveraging.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
+        adl_book.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
     raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
 
 
 @application.command()
 def http(
-    rounds: Annotated[int, typer.Option(help="How often the servers take turns; medians count.")] = 21,
-    seconds: Annotated[float, typer.Option(help="How long a round of requests is.")] = 1.0,
+    rounds: Annotated[int, typer.Option(help="Turns of the servers; medians count.")] = 21,
+    seconds: Annotated[float, typer.Option(help="Duration of a round of requests.")] = 1.0,
     subscribers: Annotated[int, typer.Option(help="Clients of one busy topic.")] = 1_000,
-    changes: Annotated[int, typer.Option(help="Its changes a second.")] = 200,
-    topic_rounds: Annotated[int, typer.Option(help="How often the loads take turns; medians count.")] = 5,
-    topic_seconds: Annotated[float, typer.Option(help="How long a round of changes is.")] = 10.0,
-    directory: Annotated[Path | None, typer.Option(help="A disk to measure on; the system's temporary directory.")] = None,
+    changes: Annotated[int, typer.Option(help="Changes per second of that topic.")] = 200,
+    topic_rounds: Annotated[int, typer.Option(help="Turns of the loads; medians count.")] = 5,
+    topic_seconds: Annotated[float, typer.Option(help="Duration of a round of changes.")] = 10.0,
+    directory: Annotated[
+        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Requests beside a bare aiohttp handler, and one topic with many subscribers; exits with 1 when a target is missed."""
+    """Measure requests relative to a bare aiohttp handler, and one topic with many subscribers; exits with 1 when a target is
+    missed.
+    """
     load = fanout.Load(subscribers, changes, topic_seconds, topic_rounds)
-    with _servers(directory) as servers, _progress() as tell:
-        results = _run(serving.measure(servers, load, rounds, seconds, tell))
+    with _servers(directory) as servers, _progress() as show_progress:
+        results = _run(serving.measure(servers, load, rounds, seconds, show_progress))
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
@@ -134,15 +143,17 @@ def http(
 
 @application.command()
 def metrics(
-    contracts: Annotated[int, typer.Option(help="Contracts that are shown.")] = 1_000,
-    rate: Annotated[int, typer.Option(help="Fills a second that are settled meanwhile.")] = 1_000,
-    turns: Annotated[int, typer.Option(help="Turns of a second with a scrape, and as many without.")] = 15,
-    directory: Annotated[Path | None, typer.Option(help="A disk to measure on; the system's temporary directory.")] = None,
+    contracts: Annotated[int, typer.Option(help="Exported contracts.")] = 1_000,
+    rate: Annotated[int, typer.Option(help="Settled fills per second meanwhile.")] = 1_000,
+    turns: Annotated[int, typer.Option(help="Turns of a second with a scrape; as many are without.")] = 15,
+    directory: Annotated[
+        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """A scrape of many contracts, and how it holds the loop up; exits with 1 when a target is missed."""
-    with _servers(directory) as servers, _progress() as tell:
-        results = _run(scraping.measure(servers, scraping.Load(contracts, rate, turns), tell))
+    """Measure a scrape of many contracts, and how long it holds the event loop; exits with 1 when a target is missed."""
+    with _servers(directory) as servers, _progress() as show_progress:
+        results = _run(scraping.measure(servers, scraping.Load(contracts, rate, turns), show_progress))
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
@@ -152,18 +163,22 @@ def metrics(
 
 @application.command()
 def storm(
-    fills: Annotated[int, typer.Option(help="Fills in the burst.")] = 11_279,
+    fills: Annotated[int, typer.Option(help="Fills of the burst.")] = 11_279,
     positions: Annotated[int, typer.Option(help="Open positions over all contracts.")] = 19_320,
     contracts: Annotated[str, typer.Option(help="Numbers of contracts, comma-separated.")] = "1,100",
-    per_message: Annotated[str, typer.Option(help="Fills to a message, comma-separated.")] = "1,100",
-    allocations: Annotated[str, typer.Option(help="Policies of allocation, comma-separated.")] = "queue,capped,pro_rata",
-    funds: Annotated[str, typer.Option(help="What the funds have, comma-separated.")] = "rich,dry",
-    answers: Annotated[str, typer.Option(help="When the exchange answers rounds: during the burst, or after it.")] = "during",
-    seconds_max: Annotated[float, typer.Option(help="How long to wait for the end of a burst.")] = 120.0,
-    directory: Annotated[Path | None, typer.Option(help="A disk to measure on; the system's temporary directory.")] = None,
+    per_message: Annotated[str, typer.Option(help="Fills per message, comma-separated.")] = "1,100",
+    allocations: Annotated[str, typer.Option(help="Allocations, comma-separated.")] = "queue,capped,pro_rata",
+    funds: Annotated[str, typer.Option(help="States of the funds, comma-separated.")] = "rich,dry",
+    answers: Annotated[
+        str, typer.Option(help="When the matching engine answers rounds: during or after the burst.")
+    ] = "during",
+    seconds_max: Annotated[float, typer.Option(help="Time limit of a burst.")] = 120.0,
+    directory: Annotated[
+        Path | None, typer.Option(help="Directory on the measured disk; by default the system's temporary directory.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Thousands of liquidation fills in one millisecond, with funds that can pay and funds that cannot.
+    """Measure thousands of liquidation fills in one millisecond, with rich and with dry funds.
 
     Exits with 1 when a target is missed.
     """
@@ -175,8 +190,8 @@ def storm(
         _names(answers, storms.ANSWERS, "--answers")[0],
         storms.Size(fills, positions, seconds_max),
     )
-    with _servers(directory) as servers, _progress() as tell:
-        results = _run(storms.measure(servers, loads, tell))
+    with _servers(directory) as servers, _progress() as show_progress:
+        results = _run(storms.measure(servers, loads, show_progress))
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
@@ -187,13 +202,13 @@ def storm(
 def _names(text: str, known: Sequence[str], option: str) -> list[str]:
     names = text.split(",")
     if not set(names) <= set(known):
-        raise typer.BadParameter(f"{option} are of {', '.join(known)}")
+        raise typer.BadParameter(f"{option} must be of {', '.join(known)}")
     return names
 
 
-def _median(servers: EmbeddedServers, load: Load, rounds: int, log: Path, tell: Tell) -> Throughput:
-    """The round whose share of the ceiling is the middle one."""
-    runs = [_run(throughput.measure(servers, load, log, tell)) for _ in range(rounds)]
+def _median(servers: EmbeddedServers, load: Load, rounds: int, log: Path, show_progress: ShowProgress) -> Throughput:
+    """Returns the run with the median share of the ceiling."""
+    runs = [_run(throughput.measure(servers, load, log, show_progress)) for _ in range(rounds)]
     return sorted(runs, key=lambda run: run.of_ceiling)[len(runs) // 2]
 
 
@@ -202,7 +217,7 @@ async def _machine(servers: EmbeddedServers) -> Machine:
     version = await connection.fetchval("SHOW server_version")
     for setting in ("fsync", "synchronous_commit"):
         if await connection.fetchval(f"SHOW {setting}") != "on":
-            raise RuntimeError(f"{setting} is not on: this would measure something else")
+            raise RuntimeError(f"{setting} is off: switch it on, else the results are not comparable")
     await connection.close()
     return Machine(
         cpus=os.cpu_count() or 1,
@@ -215,7 +230,7 @@ async def _machine(servers: EmbeddedServers) -> Machine:
 
 @contextmanager
 def _servers(directory: Path | None) -> Iterator[EmbeddedServers]:
-    """Servers in a directory of their own, which is removed afterwards, also when told to end."""
+    """Yields servers in a temporary directory, which is removed at the end, also after SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = Path(tempfile.mkdtemp(prefix="fundsvc-bench-", dir=directory))
     try:
@@ -228,8 +243,8 @@ def _servers(directory: Path | None) -> Iterator[EmbeddedServers]:
 
 
 @contextmanager
-def _progress() -> Iterator[Tell]:
-    """Shows on standard error what is being done, seldom enough to take nothing from what is measured."""
+def _progress() -> Iterator[ShowProgress]:
+    """Yields a function that shows progress on standard error, with few refreshes so that it does not disturb measurements."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=2) as progress:
         task = progress.add_task("starting", total=None)

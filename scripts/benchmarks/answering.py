@@ -1,4 +1,4 @@
-"""The exchange's side of deleveraging: reads announced rounds, executes them, and ends those it cannot complete."""
+"""The matching engine's side of ADL: reads announced rounds, executes them, and ends those that it cannot complete."""
 
 import asyncio
 import random
@@ -13,16 +13,16 @@ from fundsvc.streams.announcements import Announcement, Announcements
 from fundsvc.streams.client import Client
 
 PARTLY_SHARE = 0.1
-"""Share of the rounds in which the last account asked executes nothing, so that another round must follow."""
+"""Share of rounds whose last allocation is not executed, so that another round must follow."""
 
 LOOK_SECONDS = 0.01
-"""Between two looks at an empty stream."""
+"""Pause between two reads of an empty stream."""
 
 EVENTS_PER_MESSAGE = 100
 
 
 class Exchange:
-    """Answers every round once. `seen` has the rounds that it knows of, `last_ms` is when the newest was announced."""
+    """Answers every round once. `seen` contains the rounds that it read; `last_ms` is the time of the newest announcement."""
 
     def __init__(self, client: Client, burst: Burst, *, seed: int = 1) -> None:
         self.seen: set[tuple[str, int, int]] = set()
@@ -33,7 +33,7 @@ class Exchange:
         self._random = random.Random(seed)  # noqa: S311 - a market, not a secret
 
     async def run(self) -> None:
-        """Answers until it is cancelled."""
+        """Answers until cancelled."""
         after = "0-0"
         while True:
             announced = await self._announcements.read(after)
@@ -54,10 +54,10 @@ class Exchange:
                 yield from self._answer(announcement)
 
     def _answer(self, announcement: Announcement) -> Iterator[Event]:
-        symbol, adl, asked = announcement.symbol, announcement.adl, announcement.allocations
+        symbol, adl, allocations = announcement.symbol, announcement.adl, announcement.allocations
         now = time.time_ns() // 1_000_000
         partly = self._random.random() < PARTLY_SHARE
-        for each in asked[: len(asked) - partly]:
+        for each in allocations[: len(allocations) - partly]:
             yield AdlFill(symbol, self._burst.next_sequence(symbol), adl, each.account, each.lots, now)
         if partly:
             yield AdlEnd(symbol, self._burst.next_sequence(symbol), adl, now)

@@ -1,8 +1,9 @@
-"""The ceiling of an HTTP service in Python: aiohttp, a route, and nothing behind it.
+"""The ceiling of an HTTP service in Python: aiohttp with one route and a constant answer.
 
     bare.py BODY_FILE HEADERS
 
-answers GET /api/v1/insurance-fund/{symbol} with the bytes of a file and so many headers of its own. Prints its address.
+answers GET /api/v1/insurance-fund/{symbol} with the bytes of a file and the given number of additional headers. Prints its
+port.
 """
 
 import asyncio

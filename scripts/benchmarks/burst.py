@@ -1,7 +1,7 @@
-"""What a crash sends: contracts with open positions, then liquidation fills that all lose, in one millisecond.
+"""The events of a market crash: contracts with open positions, then losing liquidation fills in one millisecond.
 
-Prices are about 20,000. Shorts gain at the mark and at every bankruptcy price, so that they can be deleveraged without being
-bankrupted; so do the longs. Nine fills in ten close longs.
+Prices are about 20,000. Shorts have a profit at the mark and at every bankruptcy price, so that ADL can reduce them without
+bankrupting them; so do longs. Nine in ten fills close longs.
 """
 
 import random
@@ -16,18 +16,18 @@ Funds = Literal["rich", "dry"]
 ABOUT = 20_000
 MULTIPLIER = "0.01"
 RICH_LOTS = 1_000_000
-"""Lots of the one fill that makes a fund rich: 200 million USDT."""
+"""Lots of the fill that fills a rich fund: 200 million USDT."""
 
 POSITION_LOTS = (20, 100)
 FILL_LOTS = (10, 30)
-"""Lots of a position and of a fill, at least and at most; there are more positions than fills."""
+"""Minimum and maximum lots of a position and of a fill; there are more positions than fills."""
 
 LONGS_CLOSED = 0.9
 """Share of the fills that close longs."""
 
 
 class Burst:
-    """So many contracts, positions and fills over them; `sequences` are the last ones of each contract."""
+    """A burst over given numbers of contracts, positions and fills; `sequences` holds the last sequence of each contract."""
 
     def __init__(self, contracts: int, positions: int, fills: int, funds: Funds, *, seed: int = 20251010) -> None:
         self._random = random.Random(seed)  # noqa: S311 - a market, not a secret
@@ -38,7 +38,7 @@ class Burst:
         self.sequences = dict.fromkeys(self._symbols, 0)
 
     def preparation(self) -> Iterator[Event]:
-        """What is there before: contracts, marks, positions, and the surplus of rich funds."""
+        """Yields the events before the burst: contracts, marks, positions, and the surplus of rich funds."""
         yield from map(_listing, self._symbols)
         yield from self.marks()
         yield from map(self._position, range(self._positions))
@@ -46,17 +46,17 @@ class Burst:
             yield from map(self._surplus, self._symbols)
 
     def marks(self) -> Iterator[Mark]:
-        """A new mark of each contract, near the last one."""
+        """Yields a new mark of each contract, near the last one."""
         for symbol in self._symbols:
             yield Mark(symbol, f"{ABOUT + self._random.randrange(-50, 50)}", _now())
 
     def fills(self) -> Iterator[Fill]:
-        """The burst: each fill is a shortfall."""
+        """Yields the fills of the burst; each is a shortfall."""
         for _ in range(self._fills):
             yield self._fill(self._random.choice(self._symbols))
 
     def next_sequence(self, symbol: str) -> int:
-        """The contract's next sequence."""
+        """Returns the next sequence of a contract."""
         self.sequences[symbol] += 1
         return self.sequences[symbol]
 

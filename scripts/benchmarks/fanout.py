@@ -1,14 +1,13 @@
-"""How long a change takes from durable to a thousand subscribers of one busy contract, and what they cost the engine.
+"""The time of a change from durable to a thousand subscribers of one busy contract, and the cost for the engine.
 
-A sender appends single fills at a steady rate. An observer asks PostgreSQL for the committed offset again and again, so that a
-fill is known to be durable at most one poll late (`poll_p99_ms`); a subscriber has it when the last byte of its frame is read.
-All subscribers are sent the same bytes, so each is a protocol that counts and sums (CRC-32) what it reads: whoever ends with
-the count and the sum of what the history says was to be told got every change, once and in order.
+A sender appends single fills at a steady rate. An observer polls the committed offset in PostgreSQL, so it knows that a fill is
+durable at most one poll late (`poll_p99_ms`). A subscriber has a fill when it has read the last byte of its frame. All
+subscribers receive the same bytes, so each only counts and sums (CRC-32) them. A subscriber whose count and sum match the
+history received every change, once and in order.
 
-The engine's commits are timed by its own metrics, in rounds that take turns: with nobody subscribed, with everybody, and with
-everybody at a bare server instead, which sends the same bytes as often and does nothing else. Sender, observer and subscribers
-are one process with one clock, and take their share of the machine, which the engine's commits feel too: what they feel of a
-bare server is what so many clients on this machine cost, whoever serves them.
+The engine's metrics give the duration of commits, in rounds that take turns: without subscribers, with all, and with all at a
+bare server instead, which only sends the same bytes at the same times. Sender, observer and subscribers are one process with
+one clock. They share the machine with the engine; the rounds with the bare server show how much of the effect is their own.
 """
 
 import asyncio
@@ -29,18 +28,20 @@ from ground import STREAM, Ledger, ServiceProcess, bare_server, bodies, connecti
 from latency import Id, observe, send
 from market import Market
 from subscribers import Subscriber, http_answer, socket_paths, subscribed
-from throughput import Tell
+from throughput import ShowProgress
 
 from fundsvc.config.settings import HttpConfig
 
 BARE = Path(__file__).with_name("bare_topic.py")
 
 SETTLE_SECONDS = 0.5
-"""After the last fill was sent, until everybody must have it."""
+"""Seconds after the last fill until every subscriber must have it."""
 
 
 class Fanout(msgspec.Struct, kw_only=True):
-    """Times in ms over `subscribers` times `changes`; commits are medians of the rounds' means, ratios of the turns' ratios."""
+    """Times in ms over `subscribers` times `changes`; commits are medians of the rounds' means, ratios medians of the turns'
+    ratios.
+    """
 
     subscribers: int
     changes: int
@@ -59,7 +60,7 @@ class Fanout(msgspec.Struct, kw_only=True):
 
 
 class Load(NamedTuple):
-    """So many subscribers, changes a second, seconds to a round, and rounds."""
+    """Numbers of subscribers, changes per second, seconds of a round, and rounds."""
 
     subscribers: int
     rate: int
@@ -68,7 +69,7 @@ class Load(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What a round of sending came to: fills sent, when the ledger was seen to have what, and the engine's mean commit (ms)."""
+    """The result of a round: sent fills, when the observer saw which offset, and the engine's mean commit (ms)."""
 
     sent: list[tuple[float, Id]]
     seen: list[tuple[Id, float]]
@@ -76,15 +77,15 @@ class Round(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """Mean commits (ms) of three rounds, and what the subscribers of one of them got."""
+    """Mean commits (ms) of three rounds, and the deliveries of one of them."""
 
     alone_ms: float
     bare_ms: float
-    told: "Told"
+    delivered: "Delivered"
 
 
-class Told(NamedTuple):
-    """A round with subscribers: seconds from durable and from sent to each of them, and how many of them got everything."""
+class Delivered(NamedTuple):
+    """A round with subscribers: seconds from durable and from sent per subscriber, and the number of complete subscribers."""
 
     took: "np.ndarray[tuple[int], np.dtype[np.float64]]"
     from_sent: "np.ndarray[tuple[int], np.dtype[np.float64]]"
@@ -94,7 +95,7 @@ class Told(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """What is measured: processes on a ledger with one contract, and with what."""
+    """The measured processes on a ledger with one contract."""
 
     ledger: Ledger
     engine: ServiceProcess
@@ -102,22 +103,22 @@ class Bench(NamedTuple):
     api_log: Path
     market: Market
     load: Load
-    tell: Tell
+    show_progress: ShowProgress
 
 
 async def measure(bench: Bench) -> Fanout:
-    """Takes turns."""
+    """Runs the rounds in turns."""
     return _result([await _turn(bench) for _ in range(bench.load.rounds)], bench.load.subscribers)
 
 
 async def _turn(bench: Bench) -> Turn:
     alone = await _round(bench)
-    told = await _told(bench)
-    return Turn(alone.commit_ms, (await _beside_bare(bench, told.frames)).commit_ms, told)
+    delivered = await _with_subscribers(bench)
+    return Turn(alone.commit_ms, (await _with_bare_server(bench, delivered.frames)).commit_ms, delivered)
 
 
-async def _told(bench: Bench) -> Told:
-    """A round in which everybody is subscribed."""
+async def _with_subscribers(bench: Bench) -> Delivered:
+    """Runs a round with all subscribers."""
     await _until_shown(bench.api_log, bench.ledger)
     symbol = bench.market.listings()[0].contract["symbol"]
     host, port = url_of(bench.api_log)
@@ -129,8 +130,8 @@ async def _told(bench: Bench) -> Told:
     return _taken(listeners, done)
 
 
-async def _beside_bare(bench: Bench, frames: Sequence[bytes]) -> Round:
-    """A round in which everybody listens to a bare server, which writes as often as the service looks at its ledger."""
+async def _with_bare_server(bench: Bench, frames: Sequence[bytes]) -> Round:
+    """Runs a round with all subscribers at a bare server that sends as often as the service polls its ledger."""
     seconds = HttpConfig().tail_seconds
     size = round(bench.load.rate * seconds)
     groups = [b"".join(frames[start : start + size]) for start in range(0, len(frames), size)]
@@ -147,7 +148,7 @@ async def _beside_bare(bench: Bench, frames: Sequence[bytes]) -> Round:
 
 @contextmanager
 def _frozen() -> Iterator[None]:
-    """Keeps the collector from looking at a thousand clients again and again."""
+    """Exempts the clients from garbage collection."""
     gc.collect()
     gc.freeze()
     try:
@@ -156,24 +157,24 @@ def _frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _taken(listeners: Sequence[Subscriber], done: Round) -> Told:
+def _taken(listeners: Sequence[Subscriber], done: Round) -> Delivered:
     data = b"".join(listeners[0].first or ())
-    ends, told = _frames(data)
-    if len(told) != len(done.sent):
-        raise RuntimeError(f"{len(done.sent)} fills were sent, {len(told)} were told")
-    if told != list(range(told[0], told[0] + len(told))):
-        raise RuntimeError("entries were told twice, left out or out of order")
+    ends, delivered = _frames(data)
+    if len(delivered) != len(done.sent):
+        raise RuntimeError(f"{len(done.sent)} fills were sent, {len(delivered)} were delivered")
+    if delivered != list(range(delivered[0], delivered[0] + len(delivered))):
+        raise RuntimeError("entries were delivered twice, missing, or out of order")
     durable = _durable(done)
     sent = np.array([at for at, _ in done.sent])
     whole = [each for each in listeners if (each.length, each.sum) == (listeners[0].length, listeners[0].sum)]
     had = np.array([np.array(each.times)[np.searchsorted(np.array(each.lengths), ends)] for each in whole])
     frames = [data[start:end] for start, end in pairwise([0, *ends])]
-    return Told((had - durable).ravel(), (had - sent).ravel(), len(whole), done, frames)
+    return Delivered((had - durable).ravel(), (had - sent).ravel(), len(whole), done, frames)
 
 
 def _frames(data: bytes) -> tuple[list[int], list[int]]:
-    """Where each frame ends, and which entry it tells."""
-    ends, told, at = [], [], 0
+    """Returns the end of each frame, and its entry."""
+    ends, delivered, at = [], [], 0
     while at < len(data):
         length, head = data[at + 1], 2
         if length == 126:
@@ -181,12 +182,12 @@ def _frames(data: bytes) -> tuple[list[int], list[int]]:
         message = json.loads(data[at + head : at + head + length])
         at += head + length
         ends.append(at)
-        told.append(message["data"]["entry"])
-    return ends, told
+        delivered.append(message["data"]["entry"])
+    return ends, delivered
 
 
 def _durable(done: Round) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    """When each fill was seen to be durable."""
+    """Returns when each fill was seen to be durable."""
     times, place = [], 0
     for _, stream_id in done.sent:
         while done.seen[place][0] < stream_id:
@@ -196,30 +197,32 @@ def _durable(done: Round) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
 
 
 def _result(turns: Sequence[Turn], subscribers: int) -> Fanout:
-    told = [turn.told for turn in turns]
-    took, from_sent = (np.concatenate(columns) for columns in zip(*((each.took, each.from_sent) for each in told), strict=True))
-    polls = [later[1] - earlier[1] for each in told for earlier, later in pairwise(each.round.seen)]
-    sent = [each.round.sent for each in told]
+    delivered = [turn.delivered for turn in turns]
+    took, from_sent = (
+        np.concatenate(columns) for columns in zip(*((each.took, each.from_sent) for each in delivered), strict=True)
+    )
+    polls = [later[1] - earlier[1] for each in delivered for earlier, later in pairwise(each.round.seen)]
+    sent = [each.round.sent for each in delivered]
     return Fanout(
         subscribers=subscribers,
         changes=sum(map(len, sent)),
         per_second=statistics.mean(len(run) / (run[-1][0] - run[0][0]) for run in sent),
-        complete=min(each.complete for each in told),
+        complete=min(each.complete for each in delivered),
         p50_ms=float(np.percentile(took, 50)) * 1000,
         p99_ms=float(np.percentile(took, 99)) * 1000,
         max_ms=float(took.max()) * 1000,
         sent_p99_ms=float(np.percentile(from_sent, 99)) * 1000,
         poll_p99_ms=float(np.percentile(polls, 99)) * 1000,
-        commit_ms=statistics.median(each.round.commit_ms for each in told),
+        commit_ms=statistics.median(each.round.commit_ms for each in delivered),
         commit_alone_ms=statistics.median(turn.alone_ms for turn in turns),
         commit_bare_ms=statistics.median(turn.bare_ms for turn in turns),
-        of_alone=statistics.median(turn.told.round.commit_ms / turn.alone_ms for turn in turns),
-        of_bare=statistics.median(turn.told.round.commit_ms / turn.bare_ms for turn in turns),
+        of_alone=statistics.median(turn.delivered.round.commit_ms / turn.alone_ms for turn in turns),
+        of_bare=statistics.median(turn.delivered.round.commit_ms / turn.bare_ms for turn in turns),
     )
 
 
 async def _round(bench: Bench) -> Round:
-    """Sends at the rate and watches the ledger until it has everything."""
+    """Sends at the rate and polls the ledger until it has everything."""
     count = int(bench.load.rate * bench.load.seconds)
     messages = bodies(bench.market.fills(count), 1, "json")
     commands = [hiredis.pack_command(("XADD", STREAM, "*", "json", body)) for body in messages]  # type: ignore[arg-type]
@@ -227,7 +230,7 @@ async def _round(bench: Bench) -> Round:
         last: asyncio.Future[Id] = asyncio.get_running_loop().create_future()
         observer = asyncio.create_task(observe(connection, bench.engine, last))
         before = await _commits(bench.engine_port)
-        sent = await send(bench.ledger, commands, bench.load.rate, bench.tell)
+        sent = await send(bench.ledger, commands, bench.load.rate, bench.show_progress)
         last.set_result(sent[-1][1])
         seen = await observer
         after = await _commits(bench.engine_port)
@@ -235,7 +238,7 @@ async def _round(bench: Bench) -> Round:
 
 
 async def _until_shown(log: Path, ledger: Ledger) -> None:
-    """Waits until the HTTP side shows what the ledger has, so that all subscribers begin at the same entry."""
+    """Waits until the HTTP side shows the last entry, so that all subscribers start at the same entry."""
     async with connection_to(ledger.owner_dsn) as connection:
         entry = await connection.fetchval("SELECT max(entry) FROM funds")
     shown = b""
@@ -245,7 +248,7 @@ async def _until_shown(log: Path, ledger: Ledger) -> None:
 
 
 async def _commits(port: int) -> tuple[float, float]:
-    """Seconds that the engine's commits took so far, and how many there were."""
+    """Returns the total seconds and number of the engine's commits."""
     text = (await http_answer("127.0.0.1", port, "GET", "/metrics")).decode()
     values = (re.search(rf"^fundsvc_commit_seconds_{name} (\S+)$", text, re.MULTILINE) for name in ("sum", "count"))
     seconds, count = (float(found[1]) if found else 0.0 for found in values)

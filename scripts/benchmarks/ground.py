@@ -1,4 +1,4 @@
-"""What every measurement stands on: embedded servers, a fresh ledger, a real engine process, and what they cost."""
+"""Common parts of all measurements: embedded servers, a new ledger, a real engine process, and CPU costs."""
 
 import asyncio
 import os
@@ -25,18 +25,18 @@ from fundsvc.streams.client import Client, open_client, stream_key
 from fundsvc.wire.codec import Codec, encode
 
 STREAM = stream_key(0)
-"""The one partition's stream, which the engine reads."""
+"""The stream of the only partition."""
 
 STAGED = "fundsvc:{0}:staged"
-"""Where a backlog waits until it is renamed to the stream, so that it arrives whole, at a moment that is known."""
+"""Key of a prepared backlog. Renaming it to STREAM makes it available completely, at a known moment."""
 
 READY_SECONDS_MAX = 60.0
 SETTLED_SECONDS_MAX = 1800.0
-"""What takes longer than these is broken, not slow."""
+"""A longer duration is an error, not slowness."""
 
 
 class Ledger(NamedTuple):
-    """A database of its own on the embedded PostgreSQL: as the service (`dsn`) and as its owner."""
+    """A separate database on the embedded PostgreSQL, with DSNs of the service (`dsn`) and of the owner."""
 
     dsn: str
     owner_dsn: str
@@ -45,7 +45,7 @@ class Ledger(NamedTuple):
 
 @asynccontextmanager
 async def new_ledger(servers: EmbeddedServers, name: str) -> AsyncIterator[Ledger]:
-    """A migrated, empty ledger and an empty stream server; the database is dropped on leaving."""
+    """Yields a migrated, empty ledger and an empty stream server; drops the database at the end."""
     dsn, owner_dsn = (address.replace("/fundsvc?", f"/{name}?") for address in (servers.dsn, servers.owner_dsn))
     ledger = Ledger(dsn, owner_dsn, servers.stream_url)
     owner = await asyncpg.connect(servers.owner_dsn)
@@ -62,7 +62,7 @@ async def new_ledger(servers: EmbeddedServers, name: str) -> AsyncIterator[Ledge
 
 @asynccontextmanager
 async def connection_to(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that is closed on leaving."""
+    """Yields a connection, and closes it."""
     connection = await asyncpg.connect(dsn)
     try:
         yield connection
@@ -71,12 +71,12 @@ async def connection_to(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 def stream_of(ledger: Ledger) -> AbstractAsyncContextManager[Client]:
-    """A client of the stream server."""
+    """Returns a client of the stream server."""
     return open_client(StreamConfig(url=ledger.stream_url))
 
 
 def bodies(events: Iterable[Event], per_message: int, codec: Codec) -> Iterator[bytes]:
-    """Message bodies of so many events each."""
+    """Yields message bodies with the given number of events each."""
     run: list[Event] = []
     for event in events:
         run.append(event)
@@ -88,7 +88,7 @@ def bodies(events: Iterable[Event], per_message: int, codec: Codec) -> Iterator[
 
 
 async def append(client: Client, key: str, messages: Iterable[bytes], codec: Codec) -> str:
-    """Appends messages in order; returns the last one's id."""
+    """Appends messages in order; returns the id of the last one."""
     async with client.pipeline(transaction=False) as pipeline:
         for body in messages:
             pipeline.xadd(key, {codec: body})
@@ -98,13 +98,13 @@ async def append(client: Client, key: str, messages: Iterable[bytes], codec: Cod
 
 
 async def settled_to(connection: asyncpg.Connection) -> tuple[int, int]:
-    """The stream id up to which the ledger is durable, as `id_order` gives it."""
+    """Returns the stream id up to which the ledger is durable, as `id_order` returns it."""
     last_id = await connection.fetchval("SELECT last_id FROM partitions WHERE partition = 0")
     return id_order(last_id)
 
 
 def id_order(stream_id: str) -> tuple[int, int]:
-    """A stream id as numbers that compare as ids do."""
+    """Converts a stream id to numbers with the order of ids."""
     milliseconds, _, sequence = stream_id.partition("-")
     return int(milliseconds), int(sequence)
 
@@ -118,21 +118,21 @@ class Cost(NamedTuple):
     machine: float
 
     def others_share(self, seconds: float) -> float:
-        """The share of the machine's CPU that went to anything else: the stream server, and whatever else was running."""
+        """Returns the share of the machine's CPU that other processes used: the stream server, and unrelated ones."""
         others = self.machine - self.engine - self.postgres - self.benchmark
         return max(0.0, others) / (seconds * (os.cpu_count() or 1))
 
     def since(self, before: "Cost") -> "Cost":
-        """What was spent since an earlier reading."""
+        """Returns the costs since an earlier reading."""
         return Cost(*(now - then for now, then in zip(self, before, strict=True)))
 
 
 ENGINE = ("-m", "fundsvc", "engine")
-"""Arguments with which the interpreter runs an engine."""
+"""Arguments of the Python interpreter that run an engine."""
 
 
 class ServiceProcess:
-    """`fundsvc engine`, or another program, on a ledger as an operator would run it; `settings` are of the environment."""
+    """A process of `fundsvc engine`, or of another program, on a ledger; `settings` are environment variables."""
 
     def __init__(self, ledger: Ledger, log: Path, program: Sequence[str] = ENGINE, **settings: str) -> None:
         environment = {
@@ -156,28 +156,28 @@ class ServiceProcess:
         self._view = psutil.Process(self._process.pid)
 
     def check(self) -> None:
-        """Raises RuntimeError with the end of its log when the process is gone."""
+        """Raises RuntimeError with the end of its log if the process has ended."""
         if self._process.poll() is not None:
             tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-12:])
-            raise RuntimeError(f"{' '.join(self._program)} ended by itself; its log ends with:\n{tail}")
+            raise RuntimeError(f"{' '.join(self._program)} ended unexpectedly; its log ends with:\n{tail}")
 
     def cpu_seconds(self) -> float:
-        """CPU seconds since it started."""
+        """Returns its CPU seconds since the start."""
         times = self._view.cpu_times()
         return times.user + times.system
 
     def memory_peak_mb(self) -> float:
-        """Most resident memory it ever had, in MB (10**6 bytes), as the kernel recorded it."""
+        """Returns its peak resident memory in MB (10**6 bytes), as the kernel recorded it."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
         return int(kilobytes) * 1024 / 1e6
 
     def send_signal(self, number: int) -> None:
-        """Sends it a signal."""
+        """Sends a signal."""
         self._process.send_signal(number)
 
     def stop(self) -> None:
-        """Ends it as an operator would, and waits."""
+        """Stops it by SIGTERM, and waits."""
         self._process.terminate()
         try:
             self._process.wait(20)
@@ -190,7 +190,7 @@ class ServiceProcess:
 async def running_engine(
     ledger: Ledger, log: Path, program: Sequence[str] = ENGINE, **settings: str
 ) -> AsyncIterator[ServiceProcess]:
-    """An engine that has loaded its funds and waits for messages; stopped on leaving."""
+    """Yields an engine that has loaded its funds and waits for messages; stops it at the end."""
     engine = ServiceProcess(ledger, log, program, **settings)
     try:
         async with stream_of(ledger) as client:
@@ -202,11 +202,11 @@ async def running_engine(
 
 @asynccontextmanager
 async def running_api(ledger: Ledger, log: Path) -> AsyncIterator[ServiceProcess]:
-    """An HTTP side that shows its ledger; stopped on leaving."""
+    """Yields an HTTP side that shows its ledger; stops it at the end."""
     settings = {
         "FUNDSVC_HTTP_PORT": "0",
         "FUNDSVC_HTTP_REQUESTS_MAX": "1000000000",
-        "FUNDSVC_HTTP_CLIENT_CONNECTIONS_MAX": "1000000",  # all come from this machine
+        "FUNDSVC_HTTP_CLIENT_CONNECTIONS_MAX": "1000000",  # all clients are on this machine
         "FUNDSVC_WEBSOCKET_CLIENT_CONNECTIONS_MAX": "1000000",
         "FUNDSVC_TOKEN_SECRET": secrets.token_urlsafe(32),
     }
@@ -231,8 +231,8 @@ async def _shows_funds(log: Path) -> bool:
 
 
 def url_of(log: Path) -> tuple[str, int]:
-    """Host and port that a process said it runs at."""
-    host, port = re.findall(r"runs at http://([\d.]+):(\d+)", log.read_text())[-1]
+    """Returns the host and port that a process has printed."""
+    host, port = re.findall(r"listens on http://([\d.]+):(\d+)", log.read_text())[-1]
     return host, int(port)
 
 
@@ -241,7 +241,7 @@ async def _until(process: ServiceProcess, check: Callable[[], Awaitable[bool]]) 
     while not await check():
         process.check()
         if time.monotonic() > deadline:
-            raise RuntimeError("the process did not become ready")
+            raise RuntimeError(f"the process was not ready within {READY_SECONDS_MAX:g} s")
         await asyncio.sleep(0.02)
 
 
@@ -259,14 +259,14 @@ async def until_settled(connection: asyncpg.Connection, last_id: str, engine: Se
     while await settled_to(connection) < wanted:
         engine.check()
         if time.monotonic() > deadline:
-            raise RuntimeError("the engine does not get on")
+            raise RuntimeError(f"the engine did not settle up to {last_id} within {SETTLED_SECONDS_MAX:g} s")
         await asyncio.sleep(every_seconds)
 
 
 def postgres_cpu_seconds(servers: EmbeddedServers) -> float:
-    """CPU seconds of the server and all its backends, also of those that have ended."""
+    """Returns the CPU seconds of PostgreSQL and all its backends, including ended ones."""
     server = servers.postgres.process
-    assert server is not None, "the server runs while we measure"
+    assert server is not None, "the server runs during a measurement"
     times = server.cpu_times()
     total = times.user + times.system + times.children_user + times.children_system
     for backend in server.children():
@@ -279,7 +279,7 @@ def postgres_cpu_seconds(servers: EmbeddedServers) -> float:
 
 
 def cost(servers: EmbeddedServers, engine: ServiceProcess | None = None) -> Cost:
-    """What has been spent up to now; `machine` is everything that runs on it, `benchmark` this process."""
+    """Returns the costs up to now; `machine` covers all processes, `benchmark` this process."""
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     busy = sum(machine[:8]) - machine.idle - getattr(machine, "iowait", 0.0)
     return Cost(engine.cpu_seconds() if engine else 0.0, postgres_cpu_seconds(servers), own.user + own.system, busy)
@@ -287,7 +287,7 @@ def cost(servers: EmbeddedServers, engine: ServiceProcess | None = None) -> Cost
 
 @contextmanager
 def bare_server(script: Path, *arguments: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """A script that prints the port that it serves at, in a process of its own; killed on leaving."""
+    """Runs a script in a separate process; yields the port that it prints, and the process. Kills it at the end."""
     process = subprocess.Popen([sys.executable, str(script), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -298,7 +298,7 @@ def bare_server(script: Path, *arguments: str) -> Iterator[tuple[int, subprocess
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -306,7 +306,7 @@ def free_port() -> int:
 
 
 def sync_ms(directory: Path, times: int = 100) -> float:
-    """Median milliseconds that this disk takes to make a small write durable."""
+    """Returns the median time of a small durable write on this disk, in milliseconds."""
     path = directory / "sync"
     took = []
     with path.open("wb") as file:

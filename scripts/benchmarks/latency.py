@@ -1,12 +1,11 @@
-"""How long a fill takes from XADD until it is durable, at a steady rate.
+"""The time of a fill from XADD until it is durable, at a steady rate.
 
-Every fill is a message of its own. A sender writes those that are due each millisecond to its connection and does not wait
-for the replies, so a server that stalls delays what it stalls and hides nothing; a fill's clock starts just before its XADD
-is written. Another connection asks PostgreSQL for the committed offset again and again, about POLL_SECONDS apart: the
-first answer at or past a fill's stream id ends its clock. PostgreSQL shows a commit only when it is on disk, so the time
-read is never too short, and too long by at most the distance of two answers, which is reported (`poll_p99_ms`).
-Sender and observer are one process (uvloop) and read one monotonic clock; what they send is encoded beforehand, so that they
-take little of the machine.
+Every fill is a separate message. The sender writes the fills that are due each millisecond without waiting for replies, so
+that a stall of a server delays all fills behind it. The clock of a fill starts just before its XADD is written. Another
+connection polls the committed offset in PostgreSQL, about POLL_SECONDS apart; the first answer at or beyond the fill's stream
+id stops its clock. PostgreSQL shows a commit only when it is on disk, so the time is never too short, and too long by at most
+the time between two answers, which is reported (`poll_p99_ms`). Sender and observer are one process (uvloop) with one
+monotonic clock; messages are encoded beforehand, so that this process takes little of the machine.
 """
 
 import asyncio
@@ -22,25 +21,25 @@ import hiredis
 import msgspec
 from ground import STREAM, Ledger, ServiceProcess, bodies, connection_to, cost, id_order, new_ledger, settled_to
 from market import Market
-from throughput import Tell, listing_engine
+from throughput import ShowProgress, listing_engine
 
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.wire.codec import Codec
 
 TICK_SECONDS = 0.001
-"""The event loop's own resolution."""
+"""The resolution of the event loop."""
 
 POLL_SECONDS = 0.001
-"""As often as the event loop's timers allow."""
+"""Pause between two polls: the resolution of the event loop's timers."""
 
 WARM_SECONDS = 1.0
-"""The first second is sent and not counted: caches fill and plans are made once in the life of a service."""
+"""Seconds at the start that do not count: caches fill and plans are created once in the life of a service."""
 
 Id = tuple[int, int]
 
 
 class Latency(msgspec.Struct, kw_only=True):
-    """From XADD to durable, in milliseconds, over `fills`; `sent_per_second` is the rate that was really kept."""
+    """Milliseconds from XADD to durable, over `fills`; `sent_per_second` is the actual rate."""
 
     fills: int
     sent_per_second: float
@@ -53,9 +52,9 @@ class Latency(msgspec.Struct, kw_only=True):
 
 
 async def measure(
-    servers: EmbeddedServers, contracts: int, rate: int, seconds: float, codec: Codec, log: Path, tell: Tell
+    servers: EmbeddedServers, contracts: int, rate: int, seconds: float, codec: Codec, log: Path, show_progress: ShowProgress
 ) -> Latency:
-    """The distribution at `rate` fills a second, on a ledger of its own."""
+    """Measures the distribution at `rate` fills per second, on a new ledger."""
     market = Market(contracts)
     count = int(rate * (seconds + WARM_SECONDS))
     messages = bodies(market.fills(count), 1, codec)
@@ -67,26 +66,26 @@ async def measure(
     ):
         await connection.execute("CHECKPOINT")
         gc.collect()
-        gc.freeze()  # a full collection in here would pass for a tenth of a second of the service's
+        gc.freeze()  # A full collection in this process would look like a tenth of a second of the service.
         last: asyncio.Future[Id] = asyncio.get_running_loop().create_future()
         observer = asyncio.create_task(observe(connection, engine, last))
         before, started = cost(servers, engine), time.monotonic()
-        sent = await send(ledger, commands, rate, tell)
+        sent = await send(ledger, commands, rate, show_progress)
         last.set_result(sent[-1][1])
         seen = await observer
         others = cost(servers, engine).since(before).others_share(time.monotonic() - started)
     return _distribution(sent, seen, int(rate * WARM_SECONDS), others)
 
 
-async def send(ledger: Ledger, commands: Sequence[bytes], rate: int, tell: Tell) -> list[tuple[float, Id]]:
-    """Sends at the rate; returns when each message was sent, and the stream id that it got."""
+async def send(ledger: Ledger, commands: Sequence[bytes], rate: int, show_progress: ShowProgress) -> list[tuple[float, Id]]:
+    """Sends at the rate; returns the time and stream id of each message."""
     password, _, path = ledger.stream_url.removeprefix("unix://:").partition("@")
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(f"AUTH {password}\r\n".encode())
     await reader.readline()
     replies = asyncio.create_task(_replies(reader, len(commands)))
     times: list[float] = []
-    tell("a steady rate", 0, 0)
+    show_progress("latency at a steady rate", 0, 0)
     started = time.monotonic()
     while len(times) < len(commands):
         due = min(len(commands), int((time.monotonic() - started) * rate) + 1)
@@ -110,7 +109,7 @@ async def _replies(reader: asyncio.StreamReader, count: int) -> list[Id]:
 
 
 async def observe(connection: asyncpg.Connection, engine: ServiceProcess, last: asyncio.Future[Id]) -> list[tuple[Id, float]]:
-    """What the ledger was seen to have made durable and when, until the last message is."""
+    """Polls the ledger until the last message is durable; returns the durable ids with their times."""
     seen: list[tuple[Id, float]] = []
     while not (last.done() and seen[-1][0] >= last.result()):
         seen.append((await settled_to(connection), time.monotonic()))

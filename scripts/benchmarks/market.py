@@ -1,7 +1,7 @@
-"""A synthetic market: liquidation fills that look like an exchange's, seeded, as fast as Python makes them.
+"""A synthetic market: seeded liquidation fills that resemble those of an exchange, generated quickly.
 
-Four in five leave a surplus, one in ten is a shortfall, a few are flat. Prices have the tick of their contract, bankruptcy
-prices three decimals more, ids are 24 hexadecimal characters.
+Four in five leave a surplus, one in ten is a shortfall, a few are flat. Prices are on the contract's tick, bankruptcy prices
+have three decimals more, ids are 24 hexadecimal digits.
 """
 
 import random
@@ -14,14 +14,14 @@ from fundsvc.core.numbers import format_units
 
 SHORTFALLS = 0.10
 FLATS = 0.02
-"""Shares of all fills; the rest leaves a surplus."""
+"""Shares of all fills; the others leave a surplus."""
 
 ACCOUNTS = 5_000
-"""Traders that are liquidated again and again."""
+"""Traders that are liquidated repeatedly."""
 
 
 class Market:
-    """So many contracts, and endless fills over them; sequences begin at `first_seq` and never repeat."""
+    """A market over the given number of contracts; sequences start at `first_seq` and never repeat."""
 
     def __init__(self, contracts: int, *, first_seq: int = 1, seed: int = 20251211) -> None:
         self._random = random.Random(seed)  # noqa: S311 - a market, not a secret
@@ -30,11 +30,11 @@ class Market:
         self._quotes = [_Quote(f"M{number:04d}USDTM", number % 5) for number in range(contracts)]
 
     def listings(self) -> list[Listing]:
-        """The contracts, as events that list them."""
+        """Returns the events that list the contracts."""
         return [Listing(_specification(quote.symbol)) for quote in self._quotes]
 
     def fills(self, count: int) -> Iterator[Fill]:
-        """The next `count` fills."""
+        """Returns the next `count` fills."""
         return islice(self._endless(), count)
 
     def _endless(self) -> Iterator[Fill]:
@@ -60,7 +60,7 @@ class Market:
         )
 
     def _gain(self, chance: float, unit: int) -> int:
-        """How much better than the bankruptcy price a fill is, in the finest decimal."""
+        """Returns by how much a fill is better than the bankruptcy price, in the finest decimal."""
         if chance < FLATS:
             return 0
         if chance < FLATS + SHORTFALLS:
@@ -72,7 +72,7 @@ class Market:
 
 
 class _Quote:
-    """A contract's price level: about 20,000 ticks, in units three decimals finer than the tick."""
+    """Returns the price level of a contract: about 20,000 ticks, in units three decimals finer than the tick."""
 
     def __init__(self, symbol: str, tick_decimals: int) -> None:
         self.symbol = symbol

@@ -1,7 +1,8 @@
-"""What a team would write first: one transaction per fill. Lock the fund's row, insert the entry, update the balance.
+"""The simple alternative: one transaction per fill that locks the fund's row, inserts the entry and updates the balance.
 
-The same fills, the same rules in memory (`Fund.settle`, hash included), the same tables and constraints, the same durability,
-prepared statements, one event loop (uvloop). There is no stream, no offset, no duplicate check, no ADL order: it does less.
+It uses the same fills, the same rules in memory (`Fund.settle` with its hash), the same tables and constraints, the same
+durability, prepared statements, and one event loop (uvloop). It does less: there is no stream, offset, duplicate check or ADL
+order.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ _TABLES = """
 """
 _LOCK = "SELECT balance, outstanding, entry, seq, adl, head FROM peer_funds WHERE symbol = $1 FOR UPDATE"
 _INSERT = (
-    f"INSERT INTO peer_entries ({', '.join(FIELDS)}, hash)"  # noqa: S608 - the names are our own
+    f"INSERT INTO peer_entries ({', '.join(FIELDS)}, hash)"  # noqa: S608 - the names are constants
     f" VALUES ({', '.join(f'${number}' for number in range(1, len(FIELDS) + 2))})"
 )
 _UPDATE = """
@@ -42,7 +43,7 @@ _UPDATE = """
 
 
 class Peer(msgspec.Struct, kw_only=True):
-    """One measurement; CPU is in seconds per million fills, `others` is the share of the machine that others took."""
+    """One measurement. CPU is in seconds per million fills; `others` is the share of the machine that other processes used."""
 
     connections: int
     fills: int
@@ -52,7 +53,7 @@ class Peer(msgspec.Struct, kw_only=True):
 
 
 async def measure(servers: EmbeddedServers, contracts: int, connections: int, seconds: float) -> Peer:
-    """So many connections, each with one fill after another, for so long, on a ledger of their own."""
+    """Runs the given number of connections, each with one fill at a time, for some seconds on a new ledger."""
     market = Market(contracts)
     async with new_ledger(servers, f"bench_peer_{connections}") as ledger:
         funds = await _funds(ledger, market)
@@ -71,7 +72,7 @@ async def measure(servers: EmbeddedServers, contracts: int, connections: int, se
 
 
 async def _funds(ledger: Ledger, market: Market) -> dict[str, Fund]:
-    """Makes the tables and an empty fund per contract."""
+    """Creates the tables and an empty fund per contract."""
     currency = CurrencyConfig()
     contracts = [contract_of(listing.contract, currency.decimals, currency.decimals_default) for listing in market.listings()]
     funds = {contract.symbol: Fund(contract) for contract in contracts}

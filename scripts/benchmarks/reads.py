@@ -1,8 +1,8 @@
-"""How many requests a second are answered, beside a bare aiohttp handler that answers with the same bytes.
+"""Requests per second, relative to a bare aiohttp handler that answers with the same bytes.
 
-Both servers are processes of their own, asked by the same client over the same number of connections that stay open, one
-request on each at a time. They take turns, several times; whichever is not asked is stopped meanwhile. The client is a raw
-asyncio protocol, which takes less of the machine than either server does.
+Both servers are separate processes. The same client sends requests over the same number of persistent connections, one request
+at a time on each. The servers take turns several times; the idle one is stopped (SIGSTOP). The client is a raw asyncio
+protocol, which needs less of the machine than either server.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from ground import ServiceProcess, bare_server, url_of
 BARE = Path(__file__).with_name("bare.py")
 
 CONNECTIONS = 32
-"""Enough to keep a server busy, few enough that a request does not wait for many others."""
+"""Connections: enough to keep a server busy, few enough that a request does not wait for many others."""
 
 STANDARD_HEADERS = 4
-"""What aiohttp itself adds: Content-Type, Content-Length, Date, Server."""
+"""Headers that aiohttp adds: Content-Type, Content-Length, Date, Server."""
 
 WARM_SECONDS = 0.5
 
@@ -31,7 +31,7 @@ LENGTH = re.compile(rb"Content-Length: (\d+)")
 
 
 class Reads(msgspec.Struct, kw_only=True):
-    """Requests a second and p99 (ms), the medians of rounds; `ratio` is the median of the rounds' ratios."""
+    """Requests per second and p99 (ms), medians of the rounds; `ratio` is the median of the rounds' ratios."""
 
     rounds: int
     service_per_second: float
@@ -42,25 +42,25 @@ class Reads(msgspec.Struct, kw_only=True):
 
 
 class Asker(asyncio.Protocol):
-    """A connection that asks again as soon as it has an answer."""
+    """A connection that sends the next request when it has an answer."""
 
     def __init__(self, request: bytes) -> None:
         self.times: list[float] = []
         self._request = request
         self._received = b""
-        self._asked = 0.0
+        self._sent_at = 0.0
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes the connection."""
+        """Keeps the transport."""
         self._transport = transport  # type: ignore[assignment]
 
     def start(self) -> None:
-        """Begins to ask."""
+        """Sends the first request."""
         self._ask()
 
     def data_received(self, data: bytes) -> None:
-        """Looks only for where the headers end, and whether the body is there; a fund's may become shorter or longer."""
+        """Finds the end of the headers and checks that the body is complete; the length of a fund may change."""
         self._received = self._received + data if self._received else data
         head = self._received.find(b"\r\n\r\n")
         if head < 0 or len(self._received) < head + 4 + _body_length(self._received):
@@ -68,11 +68,11 @@ class Asker(asyncio.Protocol):
         if not self._received.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"the answer is {self._received[:200]!r}")
         self._received = b""
-        self.times.append(time.perf_counter() - self._asked)
+        self.times.append(time.perf_counter() - self._sent_at)
         self._ask()
 
     def _ask(self) -> None:
-        self._asked = time.perf_counter()
+        self._sent_at = time.perf_counter()
         self._transport.write(self._request)
 
 
@@ -104,7 +104,7 @@ async def measure(api: ServiceProcess, log: Path, symbol: str, rounds: int, seco
 
 
 async def _round(host: str, port: int, path: str, seconds: float) -> tuple[float, float]:
-    """Requests a second and p99 in ms, after a moment to warm up."""
+    """Returns requests per second and p99 in ms, after a warm-up."""
     async with _asking(host, port, path) as askers:
         for asker in askers:
             asker.start()
@@ -119,7 +119,7 @@ async def _round(host: str, port: int, path: str, seconds: float) -> tuple[float
 
 
 async def _until_it_answers(host: str, port: int, path: str) -> None:
-    """Waits until a service that was stopped has heard of its ledger again, and does not refuse."""
+    """Waits until a service that was stopped has polled its ledger again and answers 200."""
     while True:
         with suppress(RuntimeError):
             await _answer(host, port, path)
@@ -138,7 +138,7 @@ def _request(host: str, port: int, path: str) -> bytes:
 
 
 async def _answer(host: str, port: int, path: str) -> tuple[bytes, bytes]:
-    """Head and body of what the service answers."""
+    """Returns head and body of the service's answer."""
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(_request(host, port, path))
     head = await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The results, side by side with the ceiling, the peer and the targets."""
+"""The results with the ceiling, the peer and the targets."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +11,7 @@ from throughput import Throughput
 
 TARGET_CONTRACTS = 50
 BATCHED = 100
-"""The load that the targets speak of; the other target is for single messages."""
+"""The load of the targets; the other target is for single messages."""
 
 OF_CEILING_BATCHED_MIN = 0.6
 OF_CEILING_SINGLE_MIN = 0.35
@@ -19,14 +19,14 @@ OF_PEER_MIN = 50.0
 P99_MS_MAX = 10.0
 MEMORY_MB_MAX = 300.0
 HISTORY_SLOWDOWN_MAX = 0.10
-"""What the service promises, as ratios within one run wherever a ratio can say it."""
+"""Targets, as ratios within one run where possible."""
 
 PEER_CONNECTIONS = 16
-"""The peer that the promise is about."""
+"""Connections of the peer in the target."""
 
 
 class Machine(msgspec.Struct, kw_only=True):
-    """Where it was measured; `sync_ms` is the disk's own time to make one small write durable."""
+    """The machine; `sync_ms` is the disk's time for one small durable write."""
 
     cpus: int
     memory_gb: float
@@ -36,7 +36,7 @@ class Machine(msgspec.Struct, kw_only=True):
 
 
 class Target(msgspec.Struct, kw_only=True):
-    """A promise and what was measured."""
+    """A target and its measurement."""
 
     name: str
     promised: str
@@ -45,7 +45,7 @@ class Target(msgspec.Struct, kw_only=True):
 
 
 class Results(msgspec.Struct, kw_only=True):
-    """Everything one run measured."""
+    """The results of one run."""
 
     machine: Machine
     throughput: list[Throughput] = []
@@ -56,7 +56,7 @@ class Results(msgspec.Struct, kw_only=True):
 
 
 def judge(results: Results) -> list[Target]:
-    """The promises that what was measured can be held against."""
+    """Compares the results with the targets."""
     return [*_against_ceiling(results), *_against_peer(results), *_latency(results), *_memory(results), *_history(results)]
 
 
@@ -64,7 +64,7 @@ def _against_ceiling(results: Results) -> Iterator[Target]:
     for per_message, least in ((BATCHED, OF_CEILING_BATCHED_MIN), (1, OF_CEILING_SINGLE_MIN)):
         run = _run(results, per_message)
         if run:
-            name = f"of the ceiling, {per_message} per message"
+            name = f"share of the ceiling, {per_message} per message"
             yield at_least(name, run.of_ceiling, least, "{:.2f}")
 
 
@@ -72,7 +72,7 @@ def _against_peer(results: Results) -> Iterator[Target]:
     run = _run(results, BATCHED)
     for peer in results.peers:
         if run and peer.connections == PEER_CONNECTIONS:
-            name = f"times {PEER_CONNECTIONS} connections, one fill each"
+            name = f"times the speed of {PEER_CONNECTIONS} connections with one fill per transaction"
             yield at_least(name, run.fills_per_second / peer.fills_per_second, OF_PEER_MIN, "{:.0f}")
 
 
@@ -91,7 +91,7 @@ def _memory(results: Results) -> Iterator[Target]:
 def _history(results: Results) -> Iterator[Target]:
     for run in results.history[1:]:
         slower = results.history[0].fills_per_second / run.fills_per_second - 1
-        yield at_most(f"slower at {_entries(run.history)} entries than at none", slower, HISTORY_SLOWDOWN_MAX, "{:.0%}")
+        yield at_most(f"slowdown at {_entries(run.history)} entries", slower, HISTORY_SLOWDOWN_MAX, "{:.0%}")
 
 
 def _run(results: Results, per_message: int) -> Throughput | None:
@@ -100,12 +100,12 @@ def _run(results: Results, per_message: int) -> Throughput | None:
 
 
 def at_least(name: str, measured: float, least: float, form: str) -> Target:
-    """A promise of so much or more."""
+    """Returns a target with a minimum."""
     return Target(name=name, promised=f">= {form.format(least)}", measured=form.format(measured), met=measured >= least)
 
 
 def at_most(name: str, measured: float, most: float, form: str) -> Target:
-    """A promise of so much or less."""
+    """Returns a target with a maximum."""
     return Target(name=name, promised=f"<= {form.format(most)}", measured=form.format(measured), met=measured <= most)
 
 
@@ -113,9 +113,9 @@ def show(results: Results, console: Console) -> None:
     """Prints the tables."""
     machine = results.machine
     console.print(
-        "Read the ratios: absolute numbers are this machine's, and where others took much of it, the ratios suffer too.\n"
+        "Compare ratios, not absolute values. Ratios suffer too if other processes used much of the machine.\n"
         f"{machine.cpus} CPUs, {machine.memory_gb:.0f} GB, Python {machine.python}, PostgreSQL {machine.postgres},"
-        f" a durable write of 8 kB takes this disk {machine.sync_ms:.2f} ms"
+        f" a durable write of 8 kB on this disk takes {machine.sync_ms:.2f} ms"
     )
     if results.throughput:
         console.print(_throughput_table(results.throughput))
@@ -144,7 +144,7 @@ def _throughput_table(runs: Sequence[Throughput]) -> Table:
 
 
 def _peer_table(results: Results) -> Table:
-    table = table_of("One transaction per fill", "connections", "fills/s", "fundsvc is", "PostgreSQL CPU", "others")
+    table = table_of("One transaction per fill", "connections", "fills/s", "fundsvc", "PostgreSQL CPU", "others")
     run = _run(results, BATCHED)
     for peer in results.peers:
         times = f"{run.fills_per_second / peer.fills_per_second:.0f} times as fast" if run else ""
@@ -184,15 +184,15 @@ def _history_table(runs: Sequence[Throughput]) -> Table:
 
 
 def target_table(targets: Sequence[Target]) -> Table:
-    """Promises, and whether they were kept."""
-    table = table_of("Targets", "what", "promised", "measured", "")
+    """Returns a table of the targets."""
+    table = table_of("Targets", "target", "promised", "measured", "")
     for target in targets:
         table.add_row(target.name, target.promised, target.measured, "[green]met" if target.met else "[red]not met")
     return table
 
 
 def table_of(title: str, *columns: str) -> Table:
-    """An empty table."""
+    """Returns an empty table."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="right")

@@ -1,9 +1,9 @@
-"""What a scrape of a thousand contracts takes, and how long it holds up the loop that settles.
+"""The time of a scrape of a thousand contracts, and how long it holds the event loop that settles.
 
-An engine runs in this process, as `fundsvc engine` has it, while another process sends fills over all contracts at a steady
-rate and, in turns of a second, scrapes /metrics or does not. A heartbeat on the loop notes by how much it is late: what
-settling itself takes shows in the turns without a scrape, and so does whoever else uses the machine. Beside that stands a bare
-`generate_latest` of as many series, which is what they would take by prometheus_client alone.
+An engine runs in this process like in `fundsvc engine`. Another process sends fills over all contracts at a steady rate and, in
+turns of a second, scrapes /metrics or does not. A heartbeat on the loop records its delay; the turns without a scrape show the
+delay by settlement and by other processes. For comparison, a bare `generate_latest` exports as many series with
+prometheus_client.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from market import Market
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from report import Target, at_most, table_of, target_table
 from rich.console import Console
-from throughput import Tell
+from throughput import ShowProgress
 
 from fundsvc.app import http_side, run_engine
 from fundsvc.config.settings import Config, DatabaseConfig, EngineConfig, LogConfig, StreamConfig
@@ -37,21 +37,21 @@ from fundsvc.streams.client import open_client
 
 SCRAPE_MS_MAX = 200.0
 STALL_MS_MAX = 20.0
-"""What the service promises."""
+"""Targets."""
 
 BEAT_SECONDS = 0.001
-"""The event loop's own resolution."""
+"""The resolution of the event loop."""
 
 TURN_SECONDS = 1.0
-"""Long enough that a scrape and what it leaves behind are over when the next turn begins."""
+"""Duration of a turn: long enough that a scrape and its effects end before the next turn."""
 
 BARE_ROUNDS = 5
 SERIES_PER_GAUGE = 1000
-"""A contract's series, by as many contracts; how it is divided makes no difference to prometheus_client."""
+"""Series per contract; their distribution over metrics makes no difference to prometheus_client."""
 
 
 class Load(NamedTuple):
-    """So many contracts, fills a second over them, and turns with a scrape; as many are without."""
+    """Numbers of contracts, of fills per second over them, and of turns with a scrape; as many turns are without."""
 
     contracts: int
     rate: int
@@ -59,9 +59,9 @@ class Load(NamedTuple):
 
 
 class Results(msgspec.Struct, kw_only=True):
-    """Medians in milliseconds over the turns, and the worst; a stall is by how much the latest beat of a turn was late.
+    """Medians in milliseconds over the turns, and the worst; a stall is the delay of a turn's latest beat.
 
-    `listing_seconds` is how long the contracts took from the first XADD of their listings until all were durable.
+    `listing_seconds` is the time from the first XADD of the listings until all contracts were durable.
     """
 
     contracts: int
@@ -79,32 +79,32 @@ class Results(msgspec.Struct, kw_only=True):
 
 
 class Turn(NamedTuple):
-    """When a turn began (this machine's monotonic clock), and how many seconds its scrape took, if it had one."""
+    """The start of a turn (monotonic clock of this machine), and the seconds of its scrape, or None."""
 
     began: float
     scrape: float | None
 
 
-async def measure(servers: EmbeddedServers, load: Load, tell: Tell) -> Results:
-    """Everything, on a ledger of its own."""
+async def measure(servers: EmbeddedServers, load: Load, show_progress: ShowProgress) -> Results:
+    """Measures everything on a new ledger."""
     market, metrics = Market(load.contracts), Metrics()
     with (servers.directory / "engine.log").open("w") as log:
         async with new_ledger(servers, "bench_metrics") as ledger, _service(ledger, metrics, log) as url:
             listing_seconds = await _list(ledger, market)
             gc.collect()
             gc.freeze()
-            tell("scraping, and not scraping", 0, 0)
+            show_progress("turns with and without a scrape", 0, 0)
             turns, beats = await _take_turns(ledger, url, load)
             text = await asyncio.to_thread(metrics.render)
             cpu = [_cpu_of(metrics.render) for _ in range(BARE_ROUNDS)]
     series = sum(not line.startswith(b"#") for line in text.splitlines())
-    tell("bare generate_latest", 0, 0)
+    show_progress("bare generate_latest", 0, 0)
     return _results(load.contracts, listing_seconds, series, turns, beats, statistics.median(cpu), _bare_seconds(series))
 
 
 @asynccontextmanager
 async def _service(ledger: Ledger, metrics: Metrics, log: TextIO) -> AsyncIterator[str]:
-    """An engine on this loop; yields the address of its metrics."""
+    """Runs an engine on this loop; yields the URL of its metrics."""
     config = Config(
         database=DatabaseConfig(dsn=ledger.dsn, owner_dsn=ledger.owner_dsn),
         stream=StreamConfig(url=ledger.stream_url),
@@ -125,18 +125,18 @@ async def _service(ledger: Ledger, metrics: Metrics, log: TextIO) -> AsyncIterat
 
 
 async def _list(ledger: Ledger, market: Market) -> float:
-    """Lists the contracts; returns after how many seconds the ledger has them."""
+    """Lists the contracts; returns the seconds until the ledger has them."""
     started = time.monotonic()
     async with stream_of(ledger) as client, connection_to(ledger.dsn) as connection:
         last_id = await append(client, STREAM, bodies(market.listings(), 100, "json"), "json")
         wanted = tuple(map(int, last_id.split("-")))
-        while await settled_to(connection) < wanted:  # noqa: ASYNC110 - a database tells nobody
+        while await settled_to(connection) < wanted:  # noqa: ASYNC110 - a database sends no event
             await asyncio.sleep(0.05)
     return time.monotonic() - started
 
 
 async def _take_turns(ledger: Ledger, url: str, load: Load) -> tuple[list[Turn], list[tuple[float, float]]]:
-    """Has another process send and scrape; returns its turns, and when each beat of this loop was due and how late it was."""
+    """Runs the sender and scraper in another process; returns its turns, and due time and delay of each beat of this loop."""
     beats: list[tuple[float, float]] = []
     heart = asyncio.create_task(_beat(beats))
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as others:
@@ -153,7 +153,7 @@ async def _beat(beats: list[tuple[float, float]]) -> None:
 
 
 def send_and_scrape(ledger: Ledger, url: str, load: Load) -> list[Turn]:
-    """In a process of its own: takes turns with and without a scrape while fills are sent at the rate."""
+    """Takes turns with and without a scrape while it sends fills at the rate; runs in a separate process."""
     return asyncio.run(_send_and_scrape(ledger, url, load))
 
 
@@ -170,7 +170,7 @@ async def _send_and_scrape(ledger: Ledger, url: str, load: Load) -> list[Turn]:
 
 
 async def _send(ledger: Ledger, load: Load) -> None:
-    """Sends fills, one to a message, at the rate."""
+    """Sends fills at the rate, one per message."""
     fills, sent, started = Market(load.contracts), 0, time.monotonic()
     async with stream_of(ledger) as client:
         while True:
@@ -182,15 +182,15 @@ async def _send(ledger: Ledger, load: Load) -> None:
 
 
 def _scrape(url: str) -> float:
-    """Seconds until the last byte is here."""
+    """Returns the seconds until the last byte of a scrape."""
     started = time.monotonic()
-    with urllib.request.urlopen(f"{url}/metrics") as answer:  # noqa: S310 - our own
+    with urllib.request.urlopen(f"{url}/metrics") as answer:  # noqa: S310 - the address of the engine
         answer.read()
     return time.monotonic() - started
 
 
 def _bare_seconds(series: int) -> float:
-    """The median of a bare generate_latest of so many series, in seconds of this thread's CPU."""
+    """Returns the median time of a bare generate_latest of as many series, in CPU seconds of this thread."""
     registry = CollectorRegistry()
     for number in range(series // SERIES_PER_GAUGE):
         gauge = Gauge(f"bench_{number}", "As many.", ["symbol", "currency"], registry=registry)
@@ -232,13 +232,13 @@ def _results(
     )
     results.targets = [
         at_most("scrape, ms (median)", results.scrape_ms, SCRAPE_MS_MAX, "{:.0f}"),
-        at_most("latest beat of a turn with a scrape, ms (median)", results.stall_ms, STALL_MS_MAX, "{:.1f}"),
+        at_most("delay of the loop in a turn with a scrape, ms (median)", results.stall_ms, STALL_MS_MAX, "{:.1f}"),
     ]
     return results
 
 
 def _latest_ms(beats: Sequence[tuple[float, float]], turn: Turn) -> float:
-    """How late the latest beat was in the first half of a turn, in which its scrape is."""
+    """Returns the latest delay in the first half of a turn, which contains its scrape."""
     first, last = (bisect_left(beats, (moment, 0.0)) for moment in (turn.began, turn.began + TURN_SECONDS / 2))
     return max(late for _, late in beats[first:last]) * 1000
 

@@ -1,12 +1,12 @@
-"""A crash: thousands of liquidation fills in one millisecond, with funds that can pay and with funds that cannot.
+"""A market crash: thousands of liquidation fills in one millisecond, with rich and with dry funds.
 
-The fills are appended in one transaction of the stream server, so that all of them carry the same millisecond, which is where
-the clocks start. An exchange answers the ADL rounds while the burst is settled, or after it; marks move once a second. The
-engine is a process of its own, whose loop is watched (see watched.py). The storm queries PostgreSQL for the offset and for open
-orders until everything is over, or the time is.
+The fills are appended in one transaction of the stream server, so that all have the same millisecond, at which the clocks
+start. A matching engine answers the ADL rounds during or after the burst; marks arrive once per second. The engine is a
+separate process with a watched event loop (watched.py). The benchmark polls PostgreSQL for the offset and open orders until
+everything is complete, or the time limit is reached.
 
-CPU is compared up to the moment at which the burst is durable: that is what the dry burst costs beside the rich one. What the
-answers cost after that stands beside it.
+The CPU until the burst is durable is the cost of a dry burst relative to a rich one. The cost of the answers after that is
+shown separately.
 """
 
 import asyncio
@@ -43,27 +43,27 @@ from ground import (
 from report import MEMORY_MB_MAX, Target, at_most, table_of, target_table
 from rich.console import Console
 from rich.table import Table
-from throughput import Tell
+from throughput import ShowProgress
 from watched import Report
 
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.streams.client import Client
 
 FUNDS, ALLOCATIONS, ANSWERS = ("rich", "dry"), ("queue", "capped", "pro_rata"), ("during", "after")
-"""What may vary: what funds have, how orders are allocated, and when the exchange answers."""
+"""The variants: the state of the funds, the allocation, and when the matching engine answers."""
 
 DRY_TO_RICH_MAX = {"queue": 5.0, "capped": 5.0, "pro_rata": 10.0}
-"""CPU of the dry burst beside that of the rich one, by allocation."""
+"""Limits of the CPU of a dry burst relative to a rich one, by allocation."""
 
 HOLD_MS_MAX = 50.0
-"""Five times loop_ms_max: a bounded piece of work, and what the loop has to do besides."""
+"""Five times loop_ms_max: one bounded piece of work and the other tasks of the loop."""
 
 POLL_SECONDS = 0.02
 MARK_SECONDS = 1.0
 
 
 class Size(msgspec.Struct, frozen=True):
-    """How large a burst is, and how long it may take."""
+    """The size of a burst, and its time limit."""
 
     fills: int
     positions: int
@@ -82,9 +82,10 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Storm(msgspec.Struct, kw_only=True):
-    """What one burst took. Seconds are from its millisecond on, and None where that did not come in time.
+    """The result of one burst. Seconds are since its millisecond, None if the time limit was reached.
 
-    `announced` are the rounds in the ledger, `seen` those that the exchange read. `faults` says what went wrong.
+    `announced` is the number of rounds in the ledger, `seen` of rounds that the matching engine read. `faults` are
+    descriptions.
     """
 
     load: Load
@@ -114,17 +115,19 @@ class Storm(msgspec.Struct, kw_only=True):
 
 
 class Results(msgspec.Struct):
-    """All bursts, and the promises."""
+    """All bursts, and the targets."""
 
     storms: list[Storm]
     targets: list[Target]
 
 
-async def measure(servers: EmbeddedServers, loads: Sequence[Load], tell: Tell) -> Results:
-    """Runs the bursts one after the other, each on a ledger of its own."""
+async def measure(servers: EmbeddedServers, loads: Sequence[Load], show_progress: ShowProgress) -> Results:
+    """Runs the bursts one after the other, each on a new ledger."""
     storms = []
     for number, load in enumerate(loads):
-        tell(f"{load.funds}, {load.allocation}, {load.contracts} contracts, {load.per_message} a message", number, len(loads))
+        show_progress(
+            f"{load.funds}, {load.allocation}, {load.contracts} contracts, {load.per_message} a message", number, len(loads)
+        )
         storms.append(await _storm(servers, load, f"bench_storm_{number}"))
     _compare(storms)
     return Results(storms, list(_judge(storms)))
@@ -138,7 +141,7 @@ def loads(
     answers: str,
     size: Size,
 ) -> list[Load]:
-    """Every combination; rich funds never deleverage, so that they are measured once for all allocations."""
+    """Returns every combination. Rich funds have no ADL, so they are measured once for all allocations."""
     return [
         Load(size, kind, number, per, allocation, answers)
         for number, per, kind in product(contracts, per_message, funds)
@@ -164,7 +167,7 @@ async def _storm(servers: EmbeddedServers, load: Load, name: str) -> Storm:
 async def _prepared(
     servers: EmbeddedServers, ledger: Ledger, burst: Burst, load: Load, report: Path
 ) -> AsyncIterator[ServiceProcess]:
-    """An engine that has settled everything before the burst."""
+    """Yields an engine that has settled all events before the burst."""
     program = (str(Path(__file__).with_name("watched.py")), str(report))
     policy = json.dumps({"allocation": load.allocation})
     async with stream_of(ledger) as client, connection_to(ledger.owner_dsn) as connection:
@@ -177,7 +180,7 @@ async def _prepared(
 
 
 class _Run:
-    """A burst and what it meets; `began` is its millisecond (Unix time in seconds)."""
+    """A burst with its engine and matching engine; `began` is its millisecond (Unix time in seconds)."""
 
     def __init__(
         self, servers: EmbeddedServers, ledger: Ledger, engine: ServiceProcess, client: Client, burst: Burst, storm: Storm
@@ -193,7 +196,7 @@ class _Run:
         self._durable = asyncio.Event()
 
     async def through(self) -> None:
-        """Sends the burst and follows it until everything is over, or the time is, or the engine ends."""
+        """Sends the burst and follows it until it is complete, the time limit is reached, or the engine ends."""
         before = cost(self._servers, self._engine)
         last = await self._append_at_once()
         helpers = [asyncio.create_task(self._answer()), asyncio.create_task(self._move_marks())]
@@ -201,7 +204,7 @@ class _Run:
             async with asyncio.timeout(self._storm.load.size.seconds_max):
                 await self._until_ended(last, before)
         except TimeoutError:
-            self._storm.faults.append(f"not over within {self._storm.load.size.seconds_max:g} s")
+            self._storm.faults.append(f"not complete within {self._storm.load.size.seconds_max:g} s")
         except RuntimeError as error:
             self._storm.faults.append(str(error))
         await self._end(helpers, before)
@@ -233,8 +236,9 @@ class _Run:
         for helper in helpers:
             helper.cancel()
         ends = await asyncio.gather(*helpers, return_exceptions=True)
-        storm.faults += [f"the exchange failed: {end!r}" for end in ends if isinstance(end, Exception)]
-        with suppress(psutil.NoSuchProcess, FileNotFoundError):  # The engine ended by itself, which is a fault already.
+        storm.faults += [f"the matching engine failed: {end!r}" for end in ends if isinstance(end, Exception)]
+        # An engine that ended unexpectedly is already recorded as a fault.
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):
             storm.memory_mb = self._engine.memory_peak_mb()
             storm.engine_cpu_all, storm.postgres_cpu_all, *_ = cost(self._servers, self._engine).since(before)
         storm.seen = len(exchange.seen)
@@ -253,7 +257,7 @@ class _Run:
 
 
 def _read_report(path: Path, began: float, storm: Storm) -> None:
-    """What the watchdog of the engine wrote; nothing when the engine was killed."""
+    """Reads the report of the engine; returns an empty one if the engine was killed."""
     if not path.exists():
         storm.faults.append("the engine did not stop in time")
         return
@@ -265,7 +269,7 @@ def _read_report(path: Path, began: float, storm: Storm) -> None:
 
 
 async def _count(ledger: Ledger, storm: Storm) -> None:
-    """What the ledger has in the end, and whether its audit holds."""
+    """Records the final state of the ledger and the result of its audit."""
     async with connection_to(ledger.owner_dsn) as connection:
         (row,) = await connection.fetch(_COUNTS)
     before = storm.load.contracts if storm.load.funds == "rich" else 0
@@ -289,12 +293,12 @@ _COUNTS = f"""
 SELECT (SELECT count(*) FROM entries WHERE kind IN ('surplus', 'flat', 'shortfall')) AS entries,
     (SELECT count(*) FROM adl_orders) AS orders, ({_OPEN}) AS open, (SELECT count(*) FROM rejected) AS rejected,
     (SELECT coalesce(sum(round - (state = 'uncovered')::integer), 0) FROM adl_orders) AS announced
-"""  # noqa: S608 - our own statement
-"""An order is uncovered because its last round found nobody: that one is not announced."""
+"""  # noqa: S608 - a constant
+"""An uncovered order has a last round without positions, which is not announced."""
 
 
 def _compare(storms: Sequence[Storm]) -> None:
-    """Sets the cost of dry bursts beside that of the rich one of the same shape, where that is long enough to be measured."""
+    """Sets the cost of dry bursts relative to the rich one of the same shape, if that took long enough to measure."""
     rich = {
         (storm.load.contracts, storm.load.per_message): storm
         for storm in storms
@@ -308,20 +312,22 @@ def _compare(storms: Sequence[Storm]) -> None:
 
 def _judge(storms: Sequence[Storm]) -> Iterator[Target]:
     unfinished = sum(storm.ended_seconds is None for storm in storms)
-    yield at_most("bursts that were not over in time", unfinished, 0, "{:.0f}")
+    yield at_most("incomplete bursts", unfinished, 0, "{:.0f}")
     yield at_most("bursts with faults", sum(bool(storm.faults) for storm in storms), 0, "{:.0f}")
     yield at_most("reloads", sum(storm.reloads for storm in storms), 0, "{:.0f}")
-    yield at_most("rounds that the exchange did not see", sum(storm.announced - storm.seen for storm in storms), 0, "{:.0f}")
+    yield at_most(
+        "rounds that the matching engine did not read", sum(storm.announced - storm.seen for storm in storms), 0, "{:.0f}"
+    )
     yield at_most("longest hold of the loop, ms of CPU", max(storm.hold_ms for storm in storms), HOLD_MS_MAX, "{:.0f}")
     yield at_most("peak memory of the engine, MB", max(storm.memory_mb for storm in storms), MEMORY_MB_MAX, "{:.0f}")
     for allocation, most in DRY_TO_RICH_MAX.items():
         ratios = [storm.to_rich for storm in storms if storm.to_rich is not None and storm.load.allocation == allocation]
         if ratios:
-            yield at_most(f"CPU of a dry burst beside the rich one, {allocation}", max(ratios), most, "{:.1f}")
+            yield at_most(f"CPU of a dry burst / rich burst, {allocation}", max(ratios), most, "{:.1f}")
 
 
 def show(results: Results, console: Console) -> None:
-    """Prints the tables, and every fault in words."""
+    """Prints the tables and all faults."""
     first = results.storms[0].load.size
     answers = results.storms[0].load.answers
     console.print(f"{first.fills:,} fills in one millisecond, {first.positions:,} positions, answers {answers} the burst")
@@ -346,7 +352,7 @@ def _times_table(storms: Sequence[Storm]) -> Table:
 
 def _load_table(storms: Sequence[Storm]) -> Table:
     table = table_of(
-        "CPU seconds of engine and PostgreSQL until durable, and until the end; the loop's longest hold, latest beat", *_KEY,
+        "CPU seconds of engine and PostgreSQL until durable and until the end; longest hold and delay of the loop", *_KEY,
         "engine", "SQL", "to rich", "all", "SQL", "hold ms", "late ms", "reloads", "MB",
     )  # fmt: skip
     for storm in storms:

@@ -1,4 +1,4 @@
-"""A thousand clients of one topic in one process: each counts and sums what it reads, which is all that can be afforded."""
+"""A thousand clients of one topic in one process. Each only counts and sums what it reads, to take little of the machine."""
 
 import asyncio
 import base64
@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager, suppress
 
 WELCOME = b'"type":"welcome"'
 ACK = b'{"type":"ack","id":"1"}'
-"""After the one a client subscribes; what follows the other is changes."""
+"""A client subscribes after WELCOME; changes follow ACK."""
 
 CONNECTING_MAX = 50
 """Subscribers that connect at the same time."""
 
 
 class Subscriber(asyncio.Protocol):
-    """Counts and sums what it reads once it is subscribed, and notes when it had how much."""
+    """Counts and sums what it reads after its subscription, and records when it had how many bytes."""
 
     def __init__(self, request: bytes, subscription: bytes) -> None:
         self.ready = asyncio.get_running_loop().create_future()
@@ -30,16 +30,16 @@ class Subscriber(asyncio.Protocol):
         self._request = request
         self._subscription = subscription
         self._greeting = b""
-        self._asked = False
+        self._requested = False
         self._transport: asyncio.WriteTransport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connects."""
+        """Keeps the transport."""
         self._transport = transport  # type: ignore[assignment]
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Subscribes once welcomed, and takes note of what comes after that."""
+        """Subscribes after the welcome, and records what follows."""
         if not self.ready.done():
             data = self._greeted(data)
             if not data:
@@ -52,10 +52,10 @@ class Subscriber(asyncio.Protocol):
             self.first.append(data)
 
     def _greeted(self, data: bytes) -> bytes:
-        """Subscribes; returns what came behind the acknowledgement."""
+        """Subscribes; returns the bytes behind the acknowledgement."""
         self._greeting += data
-        if WELCOME in self._greeting and not self._asked:
-            self._asked = True
+        if WELCOME in self._greeting and not self._requested:
+            self._requested = True
             self._transport.write(self._subscription)
         _, ack, rest = self._greeting.partition(ACK)
         if ack:
@@ -64,7 +64,7 @@ class Subscriber(asyncio.Protocol):
 
 
 async def http_answer(host: str, port: int, method: str, path: str) -> bytes:
-    """The body of an answer."""
+    """Returns the body of an answer."""
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(f"{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
     answer = await reader.read()
@@ -73,14 +73,14 @@ async def http_answer(host: str, port: int, method: str, path: str) -> bytes:
 
 
 async def socket_paths(host: str, port: int, number: int) -> list[str]:
-    """Where a service wants so many WebSockets opened, each with a token of its own."""
+    """Returns paths for the given number of WebSockets, each with a separate token."""
     answers = [await http_answer(host, port, "POST", "/api/v1/bullet-public") for _ in range(number)]
     return [f"/ws?token={json.loads(answer)['data']['token']}" for answer in answers]
 
 
 @asynccontextmanager
 async def subscribed(host: str, port: int, paths: Sequence[str], symbol: str) -> AsyncIterator[list[Subscriber]]:
-    """Subscribers to the entries of a contract, one at each path."""
+    """Returns subscribers to the entries of a contract, one per path."""
     key = base64.b64encode(os.urandom(16)).decode()
     headers = (
         f"Host: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -101,7 +101,7 @@ async def subscribed(host: str, port: int, paths: Sequence[str], symbol: str) ->
             transports += [transport for transport, _ in connections]
             await asyncio.wait([each.ready for each in some], timeout=20)
             if not all(each.ready.done() for each in some):
-                raise RuntimeError("some were not subscribed within 20 s")
+                raise RuntimeError("some clients were not subscribed within 20 s")
             listeners += some
         listeners[0].first = []
         yield listeners

@@ -1,13 +1,13 @@
-"""How fast a backlog becomes durable, and the ceiling: the same rows by bare COPY.
+"""The speed at which a backlog becomes durable, and the ceiling: the same rows by bare COPY.
 
-The backlog is written under another key while the engine waits in its read, then renamed to the stream: the rename is the
-first read, so neither the start of processes nor the writing of the backlog is measured. The end is when another connection
-sees the offset of the last message, which PostgreSQL shows only after the commit is on disk; it is asked for every
-POLL_SECONDS, so the end is seen late by at most that, never early.
+The backlog is written under another key while the engine waits in its read, then renamed to the stream. The rename starts the
+first read, so the measurement includes neither the start of processes nor the writing of the backlog. It ends when another
+connection sees the offset of the last message, which PostgreSQL shows only after the commit is on disk. It polls every
+POLL_SECONDS, so the end is late by at most that, never early.
 
-The ceiling takes the rows out of that very ledger in binary, grouped by the transaction that wrote them and in the order in
-which they were written, and sends each group as it is, one COPY and one commit each, into a table with the same columns,
-constraints, indexes and triggers, by the same role. Encoding is over before its clock starts.
+The ceiling reads the rows of the same ledger in binary, grouped by transaction and in the order of writing, and sends each
+group by one COPY and one commit to a table with the same columns, constraints, indexes and triggers, under the same role.
+Encoding ends before its clock starts.
 """
 
 import time
@@ -39,20 +39,20 @@ from fundsvc.store.rows import COLUMNS
 from fundsvc.wire.codec import Codec
 
 POLL_SECONDS = 0.01
-"""A few thousandths of what a run takes, and next to no work for the server."""
+"""Pause between two polls: a few thousandths of a run, with hardly any work for the server."""
 
 FILLS_PER_APPEND = 20_000
-"""Fills sent to the stream in one go while the backlog is written."""
+"""Fills per write to the stream while the backlog is prepared."""
 
 SLICE_BYTES = 256 * 1024
-"""What bare COPY sends at once; larger and smaller slices were not faster."""
+"""Bytes per write of bare COPY; larger and smaller ones were not faster."""
 
-Tell = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is (0: unknown)."""
+ShowProgress = Callable[[str, int, int], None]
+"""Shows progress: a description, the amount done, and the total (0: unknown)."""
 
 
 class Throughput(msgspec.Struct, kw_only=True):
-    """One measurement. CPU is in seconds per million fills; `others` is the share of the machine that others took."""
+    """One measurement. CPU is in seconds per million fills; `others` is the share of the machine that other processes used."""
 
     contracts: int
     per_message: int
@@ -69,12 +69,12 @@ class Throughput(msgspec.Struct, kw_only=True):
 
     @property
     def of_ceiling(self) -> float:
-        """Speed in ceilings."""
+        """The speed as a share of the ceiling."""
         return self.fills_per_second / self.ceiling_per_second
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What is sent: so many fills, so many to a message, over so many contracts."""
+    """The load: numbers of fills, fills per message, and contracts."""
 
     fills: int
     per_message: int
@@ -82,21 +82,23 @@ class Load(msgspec.Struct, frozen=True):
     codec: Codec
 
 
-async def measure(servers: EmbeddedServers, load: Load, log: Path, tell: Tell) -> Throughput:
-    """A backlog through the engine and then its rows through bare COPY, on a ledger of their own."""
+async def measure(servers: EmbeddedServers, load: Load, log: Path, show_progress: ShowProgress) -> Throughput:
+    """Measures a backlog through the engine, then its rows through bare COPY, on a new ledger."""
     async with new_ledger(servers, f"bench_{load.contracts}_{load.per_message}") as ledger:
-        result = await drain(servers, ledger, load, Market(load.contracts), log, tell)
-        await _measure_ceiling(servers, ledger, result, tell)
+        result = await drain(servers, ledger, load, Market(load.contracts), log, show_progress)
+        await _measure_ceiling(servers, ledger, result, show_progress)
     return result
 
 
-async def drain(servers: EmbeddedServers, ledger: Ledger, load: Load, market: Market, log: Path, tell: Tell) -> Throughput:
-    """Lets an engine settle a backlog; says what that took."""
+async def drain(
+    servers: EmbeddedServers, ledger: Ledger, load: Load, market: Market, log: Path, show_progress: ShowProgress
+) -> Throughput:
+    """Lets an engine settle a backlog; returns the measurement."""
     async with connection_to(ledger.owner_dsn) as connection, listing_engine(ledger, market, log) as engine:
-        last_id = await _stage(ledger, load, market, tell)
+        last_id = await _stage(ledger, load, market, show_progress)
         history = await connection.fetchval("SELECT sum(entry)::bigint FROM funds")
         await connection.execute("CHECKPOINT")
-        tell("fundsvc settles", 0, 0)
+        show_progress("fundsvc settles", 0, 0)
         before, started = cost(servers, engine), time.perf_counter()
         async with stream_of(ledger) as client:
             await client.rename(STAGED, STREAM)
@@ -105,7 +107,7 @@ async def drain(servers: EmbeddedServers, ledger: Ledger, load: Load, market: Ma
         memory = engine.memory_peak_mb()
         entries = await connection.fetchval("SELECT sum(entry)::bigint FROM funds")
     if entries - history != load.fills:
-        raise RuntimeError(f"{load.fills} fills were sent, {entries - history} entries were written")
+        raise RuntimeError(f"{load.fills} fills were sent, but {entries - history} entries were written")
     return Throughput(
         contracts=load.contracts,
         per_message=load.per_message,
@@ -121,7 +123,7 @@ async def drain(servers: EmbeddedServers, ledger: Ledger, load: Load, market: Ma
 
 @asynccontextmanager
 async def listing_engine(ledger: Ledger, market: Market, log: Path, **settings: str) -> AsyncIterator[ServiceProcess]:
-    """An engine that has listed the market's contracts and waits for fills."""
+    """Yields an engine that has listed the market's contracts and waits for fills."""
     async with stream_of(ledger) as client:
         last_id = await append(client, STREAM, bodies(market.listings(), 100, "json"), "json")
     async with running_engine(ledger, log, **settings) as engine, connection_to(ledger.owner_dsn) as connection:
@@ -129,22 +131,22 @@ async def listing_engine(ledger: Ledger, market: Market, log: Path, **settings: 
         yield engine
 
 
-async def _stage(ledger: Ledger, load: Load, market: Market, tell: Tell) -> str:
-    """Writes the backlog where the engine does not see it; returns the last message's id."""
+async def _stage(ledger: Ledger, load: Load, market: Market, show_progress: ShowProgress) -> str:
+    """Writes the backlog to a key that the engine does not read; returns the id of the last message."""
     messages = bodies(market.fills(load.fills), load.per_message, load.codec)
     done, last_id = 0, ""
     async with stream_of(ledger) as client:
         while run := list(islice(messages, max(1, FILLS_PER_APPEND // load.per_message))):
             last_id = await append(client, STAGED, run, load.codec)
             done += len(run) * load.per_message
-            tell("writing the backlog", min(done, load.fills), load.fills)
+            show_progress("writing the backlog", min(done, load.fills), load.fills)
     return last_id
 
 
-async def _measure_ceiling(servers: EmbeddedServers, ledger: Ledger, result: Throughput, tell: Tell) -> None:
-    tell("taking the rows out", 0, 0)
+async def _measure_ceiling(servers: EmbeddedServers, ledger: Ledger, result: Throughput, show_progress: ShowProgress) -> None:
+    show_progress("reading the rows", 0, 0)
     async with connection_to(ledger.owner_dsn) as owner:
-        groups = await _written(owner, tell)
+        groups = await _written(owner, show_progress)
         await owner.execute(
             "CREATE TABLE ceiling (LIKE entries INCLUDING ALL);"
             "CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ceiling FOR EACH ROW EXECUTE FUNCTION refuse_change();"
@@ -152,7 +154,7 @@ async def _measure_ceiling(servers: EmbeddedServers, ledger: Ledger, result: Thr
             "GRANT INSERT ON ceiling TO fundsvc_service;"
             "CHECKPOINT"
         )
-    tell("bare COPY", 0, 0)
+    show_progress("bare COPY", 0, 0)
     async with connection_to(ledger.dsn) as connection:
         before, started = cost(servers), time.perf_counter()
         for group in groups:
@@ -163,20 +165,20 @@ async def _measure_ceiling(servers: EmbeddedServers, ledger: Ledger, result: Thr
     result.ceiling_postgres_cpu = spent.postgres / result.fills * 1e6
 
 
-async def _written(owner: asyncpg.Connection, tell: Tell) -> list[bytes]:
-    """The ledger's rows in COPY's binary format, one piece for each transaction that wrote some.
+async def _written(owner: asyncpg.Connection, show_progress: ShowProgress) -> list[bytes]:
+    """Returns the rows of the ledger in binary COPY format, one piece per transaction.
 
-    All rows of a transaction carry the time at which it began, and no others do: a partition has one writer.
+    All rows of a transaction have its start time, and no others do, because a partition has one writer.
     """
     await owner.execute("CREATE INDEX ON entries (recorded_at)")
     times = await owner.fetch("SELECT DISTINCT recorded_at FROM entries ORDER BY 1")
     groups = []
     for number, row in enumerate(times):
-        rows = f"SELECT {', '.join(COLUMNS)} FROM entries WHERE recorded_at = $1 ORDER BY ctid"  # noqa: S608 - our own names
+        rows = f"SELECT {', '.join(COLUMNS)} FROM entries WHERE recorded_at = $1 ORDER BY ctid"  # noqa: S608 - the names are constants
         pieces: list[bytes] = []
         await owner.copy_from_query(rows, row[0], output=_collect(pieces), format="binary")
         groups.append(b"".join(pieces))
-        tell("taking the rows out", number + 1, len(times))
+        show_progress("reading the rows", number + 1, len(times))
     return groups
 
 

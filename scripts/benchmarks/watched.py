@@ -1,11 +1,11 @@
-"""An engine whose event loop is watched: python watched.py REPORT
+"""Runs an engine with a watched event loop: python watched.py REPORT
 
-Runs as `fundsvc engine` does. At its end it writes REPORT: every time that the loop was held for more than NOTED_MS, how often
-a partition was loaded, and how many events were known already.
+It runs like `fundsvc engine`. At the end it writes REPORT: every time that the loop was held for more than NOTED_MS, the number
+of loads of partitions, and the number of duplicates.
 
-A heartbeat measures the holds. Between two beats the loop runs its ready callbacks once, or a few times: the CPU time of the
-thread between two beats is an upper bound of what one of them held. CPU time is not bent by other processes that use the
-machine. `late_ms` is by how much the beat was late by the clock, which is.
+A heartbeat measures the holds. Between two beats the loop runs its ready callbacks once or a few times. So the CPU time of the
+thread between two beats is an upper bound of the time of one callback, independent of other processes. `late_ms` is the delay
+of the beat by the clock, which depends on them.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from fundsvc.logs import configure_logs
 from fundsvc.metrics import Metrics
 
 BEAT_SECONDS = 0.001
-"""The event loop's own resolution."""
+"""The resolution of the event loop."""
 
 NOTED_MS = 2.0
-"""Shorter holds are of no interest."""
+"""Shorter holds are not recorded."""
 
 
 class Hold(msgspec.Struct, frozen=True):
-    """When a hold was over (Unix time in seconds), its CPU time, and by how much the beat was late."""
+    """The end of a hold (Unix time in seconds), its CPU time, and the delay of the beat."""
 
     at: float
     cpu_ms: float
@@ -42,7 +42,7 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What was seen of an engine's life."""
+    """The observations of an engine's run."""
 
     holds: list[Hold]
     loads: int
@@ -50,25 +50,25 @@ class Report(msgspec.Struct):
 
 
 class CountingMetrics(Metrics):
-    """Metrics that also count what a report tells."""
+    """Metrics that also count reloads and duplicates for the report."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loads = self.duplicates = 0
 
     def loaded(self, funds: Iterable[Fund], orders: Iterable[AdlOrder]) -> None:
-        """Counts one more."""
+        """Counts a reload."""
         self.loads += 1
         super().loaded(funds, orders)
 
     def committed(self, batch: Batch, durations: Durations) -> None:
-        """Counts the events that were known."""
+        """Counts duplicates."""
         self.duplicates += batch.duplicates.total()
         super().committed(batch, durations)
 
 
 async def beat(holds: list[Hold]) -> None:
-    """Notes holds until it is cancelled."""
+    """Records holds until cancelled."""
     while True:
         cpu, due = time.thread_time(), time.monotonic() + BEAT_SECONDS
         await asyncio.sleep(BEAT_SECONDS)

@@ -1,19 +1,19 @@
-"""Writes every dashboard as JSON into the directory that is named: the same bytes while code and alerts are the same."""
+"""Writes every dashboard as JSON to the given directory. The output depends only on this code and the alert rules."""
 
 import sys
 from pathlib import Path
 
+import adl
 import contract
-import deleveraging
 import engine
 import overview
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 
 def write(directory: Path) -> None:
-    """Writes a file for each dashboard, named as its address is."""
+    """Writes one file per dashboard, named by its uid."""
     directory.mkdir(parents=True, exist_ok=True)
-    for module in (overview, contract, deleveraging, engine):
+    for module in (overview, contract, adl, engine):
         dashboard = module.dashboard().build()
         text = JSONEncoder(sort_keys=True, indent=2).encode(dashboard)
         (directory / f"{dashboard.uid}.json").write_text(text + "\n")

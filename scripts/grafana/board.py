@@ -1,4 +1,4 @@
-"""What all dashboards have in common: their source, the time they show, links to each other, ADL on every time axis."""
+"""The common parts of all dashboards: data source, time range, links to each other, ADL orders as annotations."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
@@ -15,10 +15,10 @@ from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, Dashboa
 from panels import SOURCE, AnyPanel
 
 OVERVIEW, CONTRACT, ADL, ENGINE = "fundsvc-overview", "fundsvc-contract", "fundsvc-adl", "fundsvc-engine"
-"""Their addresses."""
+"""The uids of the dashboards."""
 
 FAMILY = "fundsvc"
-"""The tag by which they find each other."""
+"""The tag by which the dashboards link to each other."""
 
 
 def board(
@@ -31,7 +31,7 @@ def board(
     orders_of: str,
     rows: Mapping[str, Sequence[AnyPanel]],
 ) -> Dashboard:
-    """A dashboard; `orders_of` is a regular expression of the symbols whose ADL orders are marked on its time axes."""
+    """Returns a dashboard; `orders_of` is a regular expression of the symbols with annotated ADL orders."""
     dashboard = Dashboard(title).uid(uid).description(description).tags([FAMILY, tag]).readonly().timezone("browser")
     dashboard.time("now-24h", "now").refresh("30s").tooltip(DashboardCursorSync.CROSSHAIR)
     dashboard.variables([DatasourceVariable("datasource").label("Prometheus").type("prometheus"), *choices])
@@ -45,7 +45,7 @@ def board(
 
 
 def choice(name: str, label: str, metric: str, *, several: bool = True) -> QueryVariable:
-    """A choice among the values that a label of a metric has; of several, all by default."""
+    """Returns a variable with the values of a metric's label; with `several`, all are selected by default."""
     variable = QueryVariable(name).label(label).query(f"label_values({metric}, {name})").datasource(SOURCE)
     variable.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).sort(VariableSort.ALPHABETICAL_ASC)
     return variable.multi(multi=True).include_all(include_all=True).all_value(".+") if several else variable

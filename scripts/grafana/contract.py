@@ -1,4 +1,4 @@
-"""The fund of one contract."""
+"""The dashboard of one contract."""
 
 import limits
 from board import CONTRACT, board, choice
@@ -16,7 +16,7 @@ from panels import (
     THIRD,
     WHOLE,
     AnyPanel,
-    Ask,
+    Query,
     lines,
     number,
     states,
@@ -27,11 +27,11 @@ OF = 'symbol="$symbol"'
 
 
 def dashboard() -> Dashboard:
-    """The dashboard of one contract, by its symbol."""
+    """Returns the dashboard of one contract."""
     return board(
         CONTRACT,
         "Insurance fund of one contract",
-        "A contract's fund beside its peak and its target, what moved it, its ADL orders, and whether its ledger holds.",
+        "The fund of a contract with its peak and target, its changes, its ADL orders, and the audit of its ledger.",
         "risk",
         choices=[choice("symbol", "Contract", "fundsvc_balance", several=False)],
         orders_of="$symbol",
@@ -39,76 +39,76 @@ def dashboard() -> Dashboard:
     )
 
 
-def _amount(name: str) -> Ask:
-    return Ask(f"symbol:fundsvc_{name}:max{{{OF}}}", f"{name} {{{{currency}}}}")
+def _amount(name: str) -> Query:
+    return Query(f"symbol:fundsvc_{name}:max{{{OF}}}", f"{name} {{{{currency}}}}")
 
 
 def _now() -> list[AnyPanel]:
     return [
         number(
             "State",
-            "ok; warning: guard near or below target; ADL: an order is open; uncovered: something is outstanding.",
+            "ok; warning: near the guard or below the target; ADL: an order is open; uncovered: an amount is outstanding.",
             "none",
-            Ask(state("$symbol"), "{{symbol}}"),
+            Query(state("$symbol"), "{{symbol}}"),
             meanings=STATES,
         ),
-        number("Balance", "What the fund holds.", MONEY, _amount("balance"), thresholds=limits.bad_until("FundDry")),
+        number("Balance", "The balance of the fund.", MONEY, _amount("balance"), thresholds=limits.bad_until("FundDry")),
         number(
             "Payable",
-            "What the fund may pay now: its balance down to the line of its guard.",
+            "The amount that the fund may pay now: balance minus reserve line.",
             MONEY,
             _amount("payable"),
             thresholds=limits.bad_until("FundGuardActive"),
         ),
         number(
             "Outstanding",
-            "Losses that nobody covered and no surplus has repaid yet.",
+            "Uncovered losses that no surplus has repaid yet.",
             MONEY,
             _amount("outstanding"),
             thresholds=limits.bad_from("FundUncovered"),
         ),
         number(
             "Open orders",
-            "ADL orders that are open.",
+            "Open ADL orders.",
             COUNT,
-            Ask(f"symbol:fundsvc_adl_open_orders:max{{{OF}}}", "orders"),
+            Query(f"symbol:fundsvc_adl_open_orders:max{{{OF}}}", "orders"),
             thresholds=limits.bad_from("AdlOrderOpen"),
         ),
         number(
             "Oldest open order",
-            "How long the oldest open ADL order has been open; 0 when none is.",
+            "Age of the oldest open ADL order; 0 without one.",
             SECONDS,
-            Ask(f"symbol:fundsvc_adl_oldest_open_seconds:max{{{OF}}}", "age"),
+            Query(f"symbol:fundsvc_adl_oldest_open_seconds:max{{{OF}}}", "age"),
             thresholds=limits.bad_from("AdlOrderOpenTooLong"),
         ),
         number(
             "Drawdown",
-            "How far the balance is below its highest of 8 hours.",
+            "Share by which the balance is below its peak of 8 hours.",
             SHARE,
-            Ask(f"symbol:fundsvc_drawdown_ratio:max{{{OF}}}", "drawdown"),
+            Query(f"symbol:fundsvc_drawdown_ratio:max{{{OF}}}", "drawdown"),
             thresholds=limits.bad_from("FundDrawdown"),
             width=QUARTER,
         ),
         number(
             "Target",
-            "The size that the fund should have, by the rule that the configuration names.",
+            "The size that the fund should have under the configured rule.",
             MONEY,
             _amount("target"),
             width=QUARTER,
         ),
         number(
             "Fullness",
-            "Balance beside target.",
+            "Balance divided by target.",
             SHARE,
-            Ask(f"symbol:fundsvc_fullness_ratio:max{{{OF}}}", "fullness"),
+            Query(f"symbol:fundsvc_fullness_ratio:max{{{OF}}}", "fullness"),
             thresholds=limits.bad_until("FundBelowTarget"),
             width=QUARTER,
         ),
         number(
             "Leverage cap",
-            "The highest leverage that this fullness recommends; nothing enforces it.",
+            "The recommended leverage at this fullness; it is not enforced.",
             MULTIPLE,
-            Ask(f"max by (symbol) (fundsvc_leverage_cap{{{OF}}})", "cap"),
+            Query(f"max by (symbol) (fundsvc_leverage_cap{{{OF}}})", "cap"),
             width=QUARTER,
         ),
     ]
@@ -118,34 +118,34 @@ def _balance() -> list[AnyPanel]:
     return [
         lines(
             "Balance",
-            "The fund, the highest it was within 8 hours, the size it should have, and what it may pay now.",
+            "Balance, peak of 8 hours, target, and payable amount.",
             MONEY,
             *map(_amount, ("balance", "peak", "target", "payable")),
             width=WHOLE,
         ),
         states(
             "State",
-            "When the fund was ok, near or below its target or its guard, in ADL, or left something uncovered.",
-            Ask(state("$symbol"), "{{symbol}}"),
+            "The states of the fund over time.",
+            Query(state("$symbol"), "{{symbol}}"),
             meanings=STATES,
         ),
         _moved(
-            "What moved it an hour",
-            "Surpluses and refunds that joined it; shortfalls that left it.",
+            "Credits and payments per hour",
+            "Surpluses and refunds that the fund received; shortfalls that it paid.",
             "credited",
             "-paid",
             "refunded",
         ),
         _moved(
-            "Beyond it an hour",
-            "Losses that it could not pay, what ADL recovered of them, and what surpluses repaid of the rest.",
+            "Uncovered amounts per hour",
+            "Losses that the fund could not pay, the part that ADL recovered, and the part that surpluses repaid.",
             "uncovered",
             "recovered",
             "repaid",
         ),
         lines(
             "Outstanding",
-            "Losses that nobody covered and no surplus has repaid yet.",
+            "Uncovered losses that no surplus has repaid yet.",
             MONEY,
             _amount("outstanding"),
             thresholds=limits.bad_from("FundUncovered"),
@@ -153,66 +153,66 @@ def _balance() -> list[AnyPanel]:
         ),
         lines(
             "Drawdown",
-            "How far the balance is below its highest of 8 hours.",
+            "Share by which the balance is below its peak of 8 hours.",
             SHARE,
-            Ask(f"symbol:fundsvc_drawdown_ratio:max{{{OF}}}", "drawdown"),
+            Query(f"symbol:fundsvc_drawdown_ratio:max{{{OF}}}", "drawdown"),
             thresholds=limits.bad_from("FundDrawdown"),
         ),
         lines(
             "Fullness",
-            "Balance beside target.",
+            "Balance divided by target.",
             SHARE,
-            Ask(f"symbol:fundsvc_fullness_ratio:max{{{OF}}}", "fullness"),
+            Query(f"symbol:fundsvc_fullness_ratio:max{{{OF}}}", "fullness"),
             thresholds=limits.bad_until("FundBelowTarget"),
         ),
     ]
 
 
 def _moved(title: str, description: str, *flows: str, width: int = THIRD) -> AnyPanel:
-    """Flows an hour; one that leaves the fund is named with a minus and shown below zero."""
+    """Returns a panel of flows per hour; a name with a minus is a payment, shown below zero."""
 
-    def ask(name: str) -> Ask:
+    def query(name: str) -> Query:
         counter = f"fundsvc_{name.removeprefix('-')}_total"
         sign = "-" if name.startswith("-") else ""
-        return Ask(sign + flow(counter, "currency", OF), f"{name.removeprefix('-')} {{{{currency}}}}")
+        return Query(sign + flow(counter, "currency", OF), f"{name.removeprefix('-')} {{{{currency}}}}")
 
-    return lines(title, description, MONEY, *map(ask, flows), width=width)
+    return lines(title, description, MONEY, *map(query, flows), width=width)
 
 
 def _adl() -> list[AnyPanel]:
     return [
         lines(
-            "Orders in the time shown",
-            "ADL orders that came into each state, counted over the time shown.",
+            "Orders in the time range",
+            "ADL orders that entered each state within the time range.",
             COUNT,
-            Ask(grown("fundsvc_adl_orders_total", "state", OF), "{{state}}"),
+            Query(grown("fundsvc_adl_orders_total", "state", OF), "{{state}}"),
             width=THIRD,
         ),
         lines(
             "Oldest open order",
-            "How long the oldest open ADL order has been open; 0 when none is.",
+            "Age of the oldest open ADL order; 0 without one.",
             SECONDS,
-            Ask(f"symbol:fundsvc_adl_oldest_open_seconds:max{{{OF}}}", "age"),
+            Query(f"symbol:fundsvc_adl_oldest_open_seconds:max{{{OF}}}", "age"),
             thresholds=limits.bad_from("AdlOrderOpenTooLong"),
             width=THIRD,
         ),
         lines(
             "Open positions",
-            "Positions in the ADL book, from which traders are ranked.",
+            "Positions in the ADL book.",
             COUNT,
-            Ask(f"max by (side) (fundsvc_adl_positions{{{OF}}})", "{{side}}"),
+            Query(f"max by (side) (fundsvc_adl_positions{{{OF}}})", "{{side}}"),
             width=THIRD,
         ),
         lines(
-            "Lots a second",
+            "Lots per second",
             "Lots that ADL orders needed, and lots executed for them.",
             RATE,
-            Ask(pace("fundsvc_adl_lots_needed_total", of=OF), "needed"),
-            Ask(pace("fundsvc_adl_lots_taken_total", of=OF), "taken"),
+            Query(pace("fundsvc_adl_lots_needed_total", of=OF), "needed"),
+            Query(pace("fundsvc_adl_lots_taken_total", of=OF), "taken"),
         ),
         _moved(
-            "Overshoot an hour",
-            "What completed orders took beyond what they needed: refunded to the fund.",
+            "Overshoot per hour",
+            "Amounts that completed orders took beyond their need; they are refunded to the fund.",
             "adl_overshoot",
             width=HALF,
         ),
@@ -223,49 +223,49 @@ def _ledger() -> list[AnyPanel]:
     return [
         number(
             "Audit",
-            "Whether everything held when the ledger was last recomputed.",
+            "Result of the last recomputation of the ledger.",
             "none",
-            Ask(f"min by (symbol) (fundsvc_audit_success{{{OF}}})", "{{symbol}}"),
+            Query(f"min by (symbol) (fundsvc_audit_success{{{OF}}})", "{{symbol}}"),
             thresholds=limits.failing("AuditFailed"),
             meanings=HOLDS,
             width=QUARTER,
         ),
         number(
             "Audited",
-            "How long ago the ledger was last found good to its end.",
+            "Time since the last audit without a difference to the end of the ledger.",
             SECONDS,
-            Ask(f"time() - max by (symbol) (fundsvc_audit_last_timestamp_seconds{{{OF}}})", "age"),
+            Query(f"time() - max by (symbol) (fundsvc_audit_last_timestamp_seconds{{{OF}}})", "age"),
             thresholds=limits.bad_from("AuditStale"),
             width=QUARTER,
         ),
         number(
-            "Audited from its beginning",
-            "How long ago the ledger was last found good from entry 1 on.",
+            "Audited from entry 1",
+            "Time since the last audit without a difference from entry 1.",
             SECONDS,
-            Ask(f"time() - max by (symbol) (fundsvc_audit_full_timestamp_seconds{{{OF}}})", "age"),
+            Query(f"time() - max by (symbol) (fundsvc_audit_full_timestamp_seconds{{{OF}}})", "age"),
             thresholds=limits.bad_from("FullAuditStale"),
             width=QUARTER,
         ),
         number(
             "Conservation error",
-            "Uncovered losses less what was recovered, repaid, is outstanding or open in ADL, in atoms: 0 is right.",
+            "Uncovered losses minus recovered, repaid, outstanding and open amounts, in atoms; correct is 0.",
             COUNT,
-            Ask(f"max by (symbol) (abs(fundsvc_conservation_error_atoms{{{OF}}}))", "atoms"),
+            Query(f"max by (symbol) (abs(fundsvc_conservation_error_atoms{{{OF}}}))", "atoms"),
             thresholds=limits.bad_from("ConservationError"),
             width=QUARTER,
         ),
         lines(
-            "Entries a second",
-            "Ledger entries, by what they do.",
+            "Entries per second",
+            "Ledger entries by kind.",
             RATE,
-            Ask(pace("fundsvc_entries_total", "kind", OF), "{{kind}}"),
+            Query(pace("fundsvc_entries_total", "kind", OF), "{{kind}}"),
             stacked=True,
         ),
         lines(
-            "Duplicates a second",
-            "Events ignored because their sequence was settled before.",
+            "Duplicates per second",
+            "Events that had been settled before.",
             RATE,
-            Ask(f"symbol:fundsvc_duplicates:rate5m{{{OF}}}", "duplicates"),
+            Query(f"symbol:fundsvc_duplicates:rate5m{{{OF}}}", "duplicates"),
             thresholds=limits.bad_from("DuplicatesStorm"),
         ),
     ]

@@ -1,18 +1,19 @@
-"""What several dashboards ask of funds."""
+"""Queries and value mappings of funds for several dashboards."""
 
 from panels import words
 
 STATES = words(("ok", "green"), ("warning", "orange"), ("ADL", "purple"), ("uncovered", "red"))
-"""What the numbers of `state` mean."""
+"""The words for the numbers of `state`."""
 
 HOLDS = words(("differs", "red"), ("holds", "green"))
-"""What the numbers of an audit's success mean."""
+"""The words for the result of an audit."""
 
 
 def state(symbols: str) -> str:
-    """The states of contracts as numbers."""
+    """Returns a query for the states of contracts as numbers."""
 
-    def told(name: str) -> str:
+    def in_state(name: str) -> str:
         return f'fundsvc_fund_state{{state="{name}", symbol=~"{symbols}"}}'
 
-    return f"max by (symbol) (0 * {told('ok')} or {told('warning')} or 2 * {told('adl')} or 3 * {told('uncovered')})"
+    ok, warning, adl, uncovered = map(in_state, ("ok", "warning", "adl", "uncovered"))
+    return f"max by (symbol) (0 * {ok} or {warning} or 2 * {adl} or 3 * {uncovered})"

@@ -1,4 +1,4 @@
-"""The funds of all contracts: what is dry, what is about to be, what is open, what moved."""
+"""The dashboard of all funds: states, balances, changes, alerts."""
 
 import limits
 from board import CONTRACT, OVERVIEW, board, choice
@@ -12,8 +12,8 @@ from panels import (
     SHARE,
     THIRD,
     AnyPanel,
-    Ask,
     Column,
+    Query,
     bars,
     contracts,
     leading_to_contracts,
@@ -30,63 +30,63 @@ PAYABLE = f"symbol:fundsvc_payable:max{{{CHOSEN}}}"
 
 
 def dashboard() -> Dashboard:
-    """The dashboard that a risk desk looks at first."""
+    """Returns the first dashboard for the risk team."""
     return board(
         OVERVIEW,
         "Insurance funds",
-        "The funds of all contracts: what is dry, what is about to be, what is open, what moved.",
+        "The funds of all contracts: states, balances, changes, alerts.",
         "risk",
-        choices=[choice("currency", "Settled in", "fundsvc_balance")],
+        choices=[choice("currency", "Settlement currency", "fundsvc_balance")],
         orders_of=".+",
-        rows={"Now": _now(), "Contracts": [_contracts()], "What moved": _moved(), "Sums": _sums(), "Alerts": [_alerts()]},
+        rows={"Now": _now(), "Contracts": [_contracts()], "Changes": _moved(), "Sums": _sums(), "Alerts": [_alerts()]},
     )
 
 
 def _now() -> list[AnyPanel]:
     exposed = "symbol:fundsvc_peak:max > 0 or on (symbol) sum by (symbol) (fundsvc_adl_positions) > 0"
     return [
-        _how_many(
+        _count(
             "Dry",
-            "Funds that hold nothing, although they held something within 8 hours or positions are open.",
+            "Funds with a balance of 0 whose peak of 8 hours is above 0, or that have open positions.",
             f"{BALANCE} == 0 and on (symbol) ({exposed})",
             "FundDry",
         ),
-        _how_many(
-            "Held back by the guard",
-            "Funds that hold money and pay nothing, because they fell too far from their 8 h peak.",
+        _count(
+            "Guard active",
+            "Funds with a balance that pay nothing, because their drawdown guard is active.",
             f"{BALANCE} > 0 and {PAYABLE} == 0",
             "FundGuardActive",
         ),
-        _how_many(
-            "Fell far",
-            "Funds that are so far below their 8 h peak that an alert calls.",
+        _count(
+            "Drawdown",
+            "Funds whose drawdown from their 8 h peak fires an alert.",
             f"symbol:fundsvc_drawdown_ratio:max >= {limits.limit('FundDrawdown')} and on (symbol) {BALANCE}",
             "FundDrawdown",
         ),
-        _how_many(
+        _count(
             "Below target",
-            "Funds that are smaller than their target.",
+            "Funds below their target.",
             f"symbol:fundsvc_fullness_ratio:max < {limits.limit('FundBelowTarget')} and on (symbol) {BALANCE}",
             "FundBelowTarget",
         ),
-        _how_many(
+        _count(
             "In ADL",
-            "Contracts with an ADL order that is open.",
+            "Contracts with an open ADL order.",
             f"symbol:fundsvc_adl_open_orders:max > 0 and on (symbol) {BALANCE}",
             "AdlOrderOpen",
         ),
-        _how_many(
+        _count(
             "Uncovered",
-            "Contracts with a loss that neither the fund nor ADL covered, and no surplus has repaid yet.",
+            "Contracts with an outstanding amount.",
             f"{OUTSTANDING} > 0",
             "FundUncovered",
         ),
     ]
 
 
-def _how_many(title: str, description: str, expression: str, alert: str) -> AnyPanel:
-    ask = Ask(f"count({expression}) or vector(0)", "contracts")
-    return number(title, description, COUNT, ask, thresholds=limits.none_of(alert))
+def _count(title: str, description: str, expression: str, alert: str) -> AnyPanel:
+    query = Query(f"count({expression}) or vector(0)", "contracts")
+    return number(title, description, COUNT, query, thresholds=limits.none_of(alert))
 
 
 def _contracts() -> AnyPanel:
@@ -95,11 +95,11 @@ def _contracts() -> AnyPanel:
     }
     return contracts(
         "Funds",
-        "Each contract's fund, the emptiest beside its target first. A contract leads to its own dashboard.",
+        "The fund of each contract, the lowest fullness first. The contract links to its dashboard.",
         BALANCE,
         Column("State", state(".+"), "none", words=STATES),
         Column("Balance", amounts["balance"], thresholds=limits.bad_until("FundDry")),
-        Column("Moved", "max by (symbol) (delta(symbol:fundsvc_balance:max[$__range]))"),
+        Column("Change", "max by (symbol) (delta(symbol:fundsvc_balance:max[$__range]))"),
         Column("Payable", amounts["payable"], thresholds=limits.bad_until("FundGuardActive")),
         Column("8 h peak", amounts["peak"]),
         Column("Drawdown", "symbol:fundsvc_drawdown_ratio:max", SHARE, limits.bad_from("FundDrawdown")),
@@ -118,22 +118,22 @@ def _moved() -> list[AnyPanel]:
     moved = f"delta({BALANCE}[$__range])"
     shown = [
         bars(
-            "Fell most",
-            "Funds that lost most in the time shown, five of each currency.",
+            "Largest decreases",
+            "The five funds per currency that fell most in the time range.",
             MONEY,
-            Ask(f"bottomk by (currency) (5, {moved} < 0)", "{{symbol}} {{currency}}"),
+            Query(f"bottomk by (currency) (5, {moved} < 0)", "{{symbol}} {{currency}}"),
         ),
         bars(
-            "Rose most",
-            "Funds that gained most in the time shown, five of each currency.",
+            "Largest increases",
+            "The five funds per currency that rose most in the time range.",
             MONEY,
-            Ask(f"topk by (currency) (5, {moved} > 0)", "{{symbol}} {{currency}}"),
+            Query(f"topk by (currency) (5, {moved} > 0)", "{{symbol}} {{currency}}"),
         ),
         bars(
-            "Deepest below their peak",
-            "How far funds are below their highest balance of 8 hours.",
+            "Largest drawdowns",
+            "Share by which funds are below their peak of 8 hours.",
             SHARE,
-            Ask(f"topk(10, symbol:fundsvc_drawdown_ratio:max and on (symbol) {BALANCE})", "{{symbol}}"),
+            Query(f"topk(10, symbol:fundsvc_drawdown_ratio:max and on (symbol) {BALANCE})", "{{symbol}}"),
             thresholds=limits.bad_from("FundDrawdown"),
         ),
     ]
@@ -143,43 +143,43 @@ def _moved() -> list[AnyPanel]:
 def _sums() -> list[AnyPanel]:
     return [
         number(
-            "Held",
-            "What all funds of a currency hold. No fund pays for another's contract: the sum is for show.",
+            "Total balance",
+            "Sum of the balances by currency. It is only informative, because no fund pays for another contract.",
             MONEY,
-            Ask(f"currency:fundsvc_balance:sum{{{CHOSEN}}}", "{{currency}}"),
+            Query(f"currency:fundsvc_balance:sum{{{CHOSEN}}}", "{{currency}}"),
             width=HALF,
         ),
         number(
             "Outstanding",
-            "Losses of all contracts of a currency that nobody covered and no surplus has repaid yet.",
+            "Outstanding amounts of all contracts by currency.",
             MONEY,
-            Ask(f"currency:fundsvc_outstanding:sum{{{CHOSEN}}}", "{{currency}}"),
+            Query(f"currency:fundsvc_outstanding:sum{{{CHOSEN}}}", "{{currency}}"),
             thresholds=limits.bad_from("FundUncovered"),
             width=HALF,
         ),
         lines(
             "Funds by state",
-            "How many funds are in each state.",
+            "Number of funds in each state.",
             COUNT,
-            Ask(f"sum by (state) (max by (symbol, state) (fundsvc_fund_state and on (symbol) {BALANCE}))", "{{state}}"),
+            Query(f"sum by (state) (max by (symbol, state) (fundsvc_fund_state and on (symbol) {BALANCE}))", "{{state}}"),
             stacked=True,
             width=THIRD,
         ),
         lines(
-            "Credited and paid an hour",
-            "Surpluses and refunds that joined the funds of a currency; shortfalls that left them.",
+            "Credits and payments per hour",
+            "Surpluses and refunds that the funds received, and shortfalls that they paid, by currency.",
             MONEY,
-            Ask(flow("fundsvc_credited_total", "currency", CHOSEN), "credited {{currency}}"),
-            Ask(f"-{flow('fundsvc_paid_total', 'currency', CHOSEN)}", "paid {{currency}}"),
+            Query(flow("fundsvc_credited_total", "currency", CHOSEN), "credited {{currency}}"),
+            Query(f"-{flow('fundsvc_paid_total', 'currency', CHOSEN)}", "paid {{currency}}"),
             width=THIRD,
         ),
         lines(
-            "Beyond the funds an hour",
-            "Losses that funds could not pay, what ADL recovered of them, and what surpluses repaid of the rest.",
+            "Uncovered amounts per hour",
+            "Losses that funds could not pay, the part that ADL recovered, and the part that surpluses repaid.",
             MONEY,
-            Ask(flow("fundsvc_uncovered_total", "currency", CHOSEN), "uncovered {{currency}}"),
-            Ask(flow("fundsvc_recovered_total", "currency", CHOSEN), "recovered {{currency}}"),
-            Ask(flow("fundsvc_repaid_total", "currency", CHOSEN), "repaid {{currency}}"),
+            Query(flow("fundsvc_uncovered_total", "currency", CHOSEN), "uncovered {{currency}}"),
+            Query(flow("fundsvc_recovered_total", "currency", CHOSEN), "recovered {{currency}}"),
+            Query(flow("fundsvc_repaid_total", "currency", CHOSEN), "repaid {{currency}}"),
             width=THIRD,
         ),
     ]
@@ -188,7 +188,7 @@ def _sums() -> list[AnyPanel]:
 def _alerts() -> AnyPanel:
     return rows(
         "Alerts",
-        "What calls now, or is about to. The runbook has a section on each, by its name.",
+        "Firing and pending alerts. The runbook has a section for each.",
         'ALERTS{team=~"risk|operations"}',
         "alertname",
         "alertstate",

@@ -1,4 +1,4 @@
-"""The kinds of panels that all dashboards are made of."""
+"""The kinds of panels of all dashboards."""
 
 from collections.abc import Iterable, Sequence
 from string import ascii_uppercase
@@ -34,24 +34,24 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 SOURCE = DataSourceRef("prometheus", "${datasource}")
 
 MONEY, COUNT, SHARE, SECONDS, RATE, MULTIPLE = "locale", "short", "percentunit", "s", "cps", "suffix:x"
-"""Money is in whole units of a contract's settlement currency, with all its digits: a legend or a column tells the currency."""
+"""Grafana's units. Money is in whole units of the settlement currency, which a legend or column shows."""
 
 WHOLE, HALF, THIRD, QUARTER, SIXTH = 24, 12, 8, 6, 4
-"""Widths; Grafana's grid has 24 columns."""
+"""Widths in columns of Grafana's grid."""
 
 AnyPanel = bargauge.Panel | stat.Panel | statetimeline.Panel | table.Panel | timeseries.Panel
 Panel = TypeVar("Panel", bargauge.Panel, stat.Panel, statetimeline.Panel, table.Panel, timeseries.Panel)
 
 
-class Ask(NamedTuple):
-    """A PromQL expression, and what its series are called: by their labels where nothing is said."""
+class Query(NamedTuple):
+    """A PromQL expression and the legend of its series; by default their labels."""
 
     expression: str
     legend: str = "__auto"
 
 
 class Column(NamedTuple):
-    """A column of a table of contracts; its expression answers series with no label but `symbol`."""
+    """A column of a table of contracts; its expression returns series with the label `symbol` only."""
 
     name: str
     expression: str
@@ -61,7 +61,7 @@ class Column(NamedTuple):
 
 
 def words(*meanings: tuple[str, str]) -> ValueMap:
-    """What the numbers 0, 1, 2 … mean: words and their colours."""
+    """Maps the numbers 0, 1, 2 … to words with colours."""
     results = (ValueMappingResult(text, colour, index=value) for value, (text, colour) in enumerate(meanings))
     return ValueMap({str(value): result for value, result in enumerate(results)})
 
@@ -70,27 +70,27 @@ def number(
     title: str,
     description: str,
     unit: str,
-    *asks: Ask,
+    *queries: Query,
     thresholds: ThresholdsConfig | None = None,
     meanings: ValueMap | None = None,
     width: int = SIXTH,
 ) -> stat.Panel:
-    """Each series' present value in large digits, before its past."""
+    """Returns a panel with the current value of each series in large digits over its course."""
     panel = stat.Panel().graph_mode(BigValueGraphMode.AREA).reduce_options(_last())
     panel.thresholds(thresholds or limits.neither()).mappings([meanings] if meanings else [])
-    return _described(panel, title, description, unit).span(width).height(4).targets(_over_time(asks))
+    return _described(panel, title, description, unit).span(width).height(4).targets(_over_time(queries))
 
 
 def lines(
     title: str,
     description: str,
     unit: str,
-    *asks: Ask,
+    *queries: Query,
     thresholds: ThresholdsConfig | None = None,
     stacked: bool = False,
     width: int = HALF,
 ) -> timeseries.Panel:
-    """Values over time; dashed lines where alerts begin."""
+    """Returns a panel of values over time, with dashed lines at the thresholds of alerts."""
     panel = timeseries.Panel().show_points(VisibilityMode.AUTO).fill_opacity(20 if stacked else 0).legend(_legend())
     panel.tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
     if stacked:
@@ -98,27 +98,27 @@ def lines(
     if thresholds:
         panel.thresholds(thresholds)
         panel.thresholds_style(GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))
-    return _described(panel, title, description, unit).span(width).height(8).targets(_over_time(asks))
+    return _described(panel, title, description, unit).span(width).height(8).targets(_over_time(queries))
 
 
 def bars(
-    title: str, description: str, unit: str, ask: Ask, *, thresholds: ThresholdsConfig | None = None, width: int = THIRD
+    title: str, description: str, unit: str, query: Query, *, thresholds: ThresholdsConfig | None = None, width: int = THIRD
 ) -> bargauge.Panel:
-    """Present values as bars, one below the other."""
+    """Returns a panel of current values as horizontal bars."""
     panel = bargauge.Panel().orientation(VizOrientation.HORIZONTAL).reduce_options(_last())
     panel.thresholds(thresholds or limits.neither()).no_value("none")
-    query = Dataquery().expr(ask.expression).instant().legend_format(ask.legend).ref_id("A")
+    query = Dataquery().expr(query.expression).instant().legend_format(query.legend).ref_id("A")
     return _described(panel, title, description, unit).span(width).height(9).targets([query])
 
 
-def states(title: str, description: str, *asks: Ask, meanings: ValueMap, width: int = WHOLE) -> statetimeline.Panel:
-    """Words over time, as bands of colour."""
+def states(title: str, description: str, *queries: Query, meanings: ValueMap, width: int = WHOLE) -> statetimeline.Panel:
+    """Returns a panel of states over time as coloured bands."""
     panel = statetimeline.Panel().mappings([meanings]).show_value(VisibilityMode.NEVER).legend(_legend())
-    return _described(panel, title, description, "none").span(width).height(8).targets(_over_time(asks))
+    return _described(panel, title, description, "none").span(width).height(8).targets(_over_time(queries))
 
 
 def rows(title: str, description: str, expression: str, *labels: str, height: int = 8) -> table.Panel:
-    """A row for each series that there is now, with these of its labels and its value."""
+    """Returns a table with one row per current series: the given labels and the value."""
     panel = table.Panel().thresholds(limits.neither()).no_value("none").targets(_tables([expression]))
     panel.with_transformation(_only(*labels, "Value"))
     order = {name: position for position, name in enumerate((*labels, "Value"))}
@@ -129,7 +129,7 @@ def rows(title: str, description: str, expression: str, *labels: str, height: in
 def contracts(
     title: str, description: str, shown: str, *columns: Column, sort: str, descending: bool, link: str
 ) -> table.Panel:
-    """A row for each contract that `shown` answers, which tells its currency too; it leads to the contract's dashboard."""
+    """Returns a table with one row per contract of `shown`, which links to the contract's dashboard."""
     panel = table.Panel().thresholds(limits.neither()).no_value("none")
     panel.sort_by([TableSortByFieldState().display_name(sort).desc(descending)])
     panel.targets(_tables([shown, *(f"({column.expression}) and on (symbol) ({shown})" for column in columns)]))
@@ -146,13 +146,13 @@ def contracts(
 
 
 def contract_link(uid: str, symbol: str) -> DashboardLink:
-    """A link from a value to a contract's dashboard; `symbol` is how the value tells its contract."""
+    """Returns a link from a value to a contract's dashboard; `symbol` is Grafana's expression for the contract of the value."""
     address = f"/d/{uid}?var-symbol={symbol}&${{datasource:queryparam}}&${{__url_time_range}}"
-    return DashboardLink("This contract").url(address)
+    return DashboardLink("Dashboard of this contract").url(address)
 
 
 def leading_to_contracts(panel: Panel, uid: str) -> Panel:
-    """The panel, each of whose values leads to the dashboard of its contract."""
+    """Adds links from the values of a panel to the dashboards of their contracts."""
     return panel.data_links([contract_link(uid, "${__field.labels.symbol}")])
 
 
@@ -170,10 +170,10 @@ def _described(panel: Panel, title: str, description: str, unit: str) -> Panel:
     return panel.title(title).description(description).unit(unit).datasource(SOURCE)
 
 
-def _over_time(asks: Sequence[Ask]) -> list[Builder[AnyDataquery]]:
+def _over_time(queries: Sequence[Query]) -> list[Builder[AnyDataquery]]:
     return [
-        Dataquery().expr(ask.expression).range().legend_format(ask.legend).ref_id(letter)
-        for letter, ask in zip(ascii_uppercase, asks, strict=False)
+        Dataquery().expr(query.expression).range().legend_format(query.legend).ref_id(letter)
+        for letter, query in zip(ascii_uppercase, queries, strict=False)
     ]
 
 

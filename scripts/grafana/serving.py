@@ -1,56 +1,56 @@
-"""How clients are served: over HTTP, and by live topics."""
+"""Panels of HTTP and topics."""
 
 import limits
-from panels import COUNT, RATE, SECONDS, THIRD, AnyPanel, Ask, lines
+from panels import COUNT, RATE, SECONDS, THIRD, AnyPanel, Query, lines
 from promql import pace, percentile
 
 
 def served() -> list[AnyPanel]:
-    """The panels of HTTP and of live topics."""
+    """Returns the panels of HTTP and topics."""
     return [
         lines(
-            "Requests a second",
-            "Requests answered, by status.",
+            "Requests per second",
+            "Answered requests by status.",
             RATE,
-            Ask(pace("fundsvc_http_requests_total", "status"), "{{status}}"),
+            Query(pace("fundsvc_http_requests_total", "status"), "{{status}}"),
             stacked=True,
             width=THIRD,
         ),
         lines(
             "Time to answer",
-            "What 99 of 100 requests take at most from their headers to their answer, by route.",
+            "99th percentile from the headers of a request to its answer, by route.",
             SECONDS,
-            Ask(percentile("fundsvc_http_seconds", 0.99, "route"), "{{route}}"),
+            Query(percentile("fundsvc_http_seconds", 0.99, "route"), "{{route}}"),
             width=THIRD,
         ),
         lines(
-            "Age of what HTTP shows",
-            "How long ago its funds were last known to be where the ledger is, by process.",
+            "Age of the funds over HTTP",
+            "Time since the funds of a process were last known to equal the ledger.",
             SECONDS,
-            Ask("time() - max by (instance) (fundsvc_tail_heard_timestamp_seconds > 0)", "{{instance}}"),
+            Query("time() - max by (instance) (fundsvc_tail_heard_timestamp_seconds > 0)", "{{instance}}"),
             thresholds=limits.bad_from("ApiBehind"),
             width=THIRD,
         ),
         lines(
-            "Live topics",
-            "Connections to live topics, and their subscriptions.",
+            "Topics",
+            "WebSocket connections and their subscriptions.",
             COUNT,
-            Ask("sum(fundsvc_websocket_clients)", "connections"),
-            Ask("sum(fundsvc_websocket_subscriptions)", "subscriptions"),
+            Query("sum(fundsvc_websocket_clients)", "connections"),
+            Query("sum(fundsvc_websocket_subscriptions)", "subscriptions"),
             width=THIRD,
         ),
         lines(
-            "Changes sent a second",
-            "Changes that went to subscribers of live topics.",
+            "Pushes per second",
+            "Changes sent to subscribers.",
             RATE,
-            Ask(pace("fundsvc_websocket_frames_total"), "changes"),
+            Query(pace("fundsvc_websocket_frames_total"), "changes"),
             width=THIRD,
         ),
         lines(
-            "Slow connections a second",
-            "Connections to live topics that did not keep up, and what was done with them.",
+            "Slow connections per second",
+            "WebSocket connections that read too slowly, by action.",
             RATE,
-            Ask(pace("fundsvc_websocket_overflows_total", "action"), "{{action}}"),
+            Query(pace("fundsvc_websocket_overflows_total", "action"), "{{action}}"),
             width=THIRD,
         ),
     ]

@@ -33,23 +33,29 @@ _FULL = f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n{_CLOSING.format
 _Phase = Literal["", "head", "body"]
 """The part of a request that a connection waits for; "" while a request is handled and between requests."""
 
+Limit = Literal["all", "client"]
+"""The limit that refuses a connection: `clients_max`, or `client_connections_max`."""
+
 log = structlog.get_logger()
 
 
 class Connections:
     """Counts the connections of a listener in total and, without trusted proxies, by client."""
 
-    def __init__(self, http: HttpConfig) -> None:
+    def __init__(self, http: HttpConfig, refused: Callable[[Limit], object]) -> None:
         self.http = http
+        self._count = refused
         self._slots = Slots(http.clients_max, http.clients_max if http.proxies else http.client_connections_max)
         self._refused = ThrottledFaults(log, "connections")
 
     def enter(self, client: str) -> bool:
         """Counts a further connection of a client until `leave`; returns False if a limit does not permit it."""
         if self._slots.are_full:
+            self._count("all")
             self._refused.note(ConnectionError(f"the limit http.clients_max of {self.http.clients_max} connections is reached"))
             return False
         if self._slots.are_full_for(client):
+            self._count("client")
             return False
         self._slots.take(client)
         return True

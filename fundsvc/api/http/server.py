@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from fundsvc.api.http.connections import SERVER_NAME, Connection, Connections
+from fundsvc.api.http.connections import SERVER_NAME, Connection, Connections, Limit
 from fundsvc.api.http.fast_path import FastPath
 from fundsvc.config.settings import ConfigError, HttpConfig
 
@@ -37,10 +37,12 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     fast_path: FastPath | None = None,
     bounds: HttpConfig = HttpConfig(),  # noqa: B008 - immutable
+    refused: Callable[[Limit], object] = lambda _limit: None,
 ) -> AsyncIterator[str]:
     """Serves an application while the context is open and yields its URL; port 0 selects a free port. Raises ServerError.
 
-    `bounds` limits connections and the time in which requests must arrive. Request bodies are never decompressed.
+    `bounds` limits connections and the time in which requests must arrive. `refused` is called with the limit that refuses a
+    connection. Request bodies are never decompressed.
     """
     application.on_response_prepare.append(_name_server)
     runner = web.AppRunner(application, access_log=None, logger=_LOGGER, shutdown_timeout=SHUTDOWN_SECONDS_MAX)
@@ -49,7 +51,7 @@ async def serve(
     assert server is not None, "setup() creates the server"
     if fast_path:
         server.request_handler = fast_path.before(server.request_handler)  # type: ignore[assignment] # the server passes web.Request
-    loop, connections = asyncio.get_running_loop(), Connections(bounds)
+    loop, connections = asyncio.get_running_loop(), Connections(bounds, refused)
 
     def connect() -> Connection:
         return Connection(server, connections, loop, access_log=None, logger=_LOGGER, auto_decompress=False)

@@ -1,4 +1,4 @@
-"""The audit: recomputes funds from their first entry and compares them with what is stored."""
+"""The audit: recomputes funds from entry 1 and compares them with the stored state."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,18 @@ from fundsvc.store.policies import policies_of
 from fundsvc.store.rollup_audit import rollup_differences
 
 DIFFERENCES_MAX = 20
-"""Per contract: one altered entry may break all that follow, and the first differences say it."""
+"""Differences reported per contract: one altered entry may affect all later ones, so the first differences suffice."""
 
 STRETCH_ENTRIES = 2000
-"""One read of the database: memory is constant however long the ledger is."""
+"""Entries per read of the database; bounds memory for ledgers of any length."""
 
 DEFAULT_POLICY = Policy()
 
 
 class ContractAudit(msgspec.Struct, rename="camel"):
-    """What the audit found of one contract: how many entries it recomputed, the head they end in, and what differs.
+    """The result for one contract: the number of recomputed entries, their head, and the differences.
 
-    `unopened` counts the commitments to accounts that it could not check, as their secrets are not configured.
+    `unopened` counts commitments to accounts that could not be checked, because their secrets are not configured.
     """
 
     symbol: str
@@ -41,9 +41,9 @@ async def audit_contract(
     policy: Policy = DEFAULT_POLICY,
     secrets: Secrets = NO_SECRETS,
 ) -> ContractAudit:
-    """Recomputes one contract's ledger to its end; calls `progress` with the number of entries done since.
+    """Recomputes one contract's ledger to its end; calls `progress` with the number of entries since the last call.
 
-    `policy` is the configured one, where none was recorded.
+    `policy` is used if the ledger has no recorded policy.
     """
     since, is_last = beginning(), False
     differences: list[str] = []

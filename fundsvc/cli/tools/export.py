@@ -1,8 +1,7 @@
-"""A ledger as rows of text, complete enough to be verified by anyone: `scripts/verify-export` does it with nothing of ours.
+"""Exports a ledger as rows of text that `scripts/verify-export` verifies without any code of the service.
 
-Each row is a line of the ledger, and `line` says of what kind: an `entry`, a `record` of its ADL, or at the end the `fund`.
-Entries and records stand in the order in which they were made, a record after the entry that it names. A row has the columns of
-its kind alone.
+The column `line` is the kind of a row: `entry`, `record` (an ADL record), or `fund` at the end. Entries and records are in the
+order of their creation; a record follows the entry that it names. A row has only the columns of its kind.
 """
 
 from collections.abc import AsyncIterator
@@ -49,17 +48,22 @@ COLUMNS = (
     "commitment",
     "salt",
 )
-"""Money and prices are decimal text, `ts` is in milliseconds, `body` is MessagePack in hexadecimal digits, as are `keyId`,
-`commitment` and `salt`: what is sealed in the place of an account, and what opens it.
+"""Money and prices are decimal text; `ts` is in milliseconds; `body` (MessagePack), `keyId`, `commitment` and `salt` are
+hexadecimal digits.
 """
+
+_PRIVATE = {"account", "salt", "record", "adl", "round", "body", "recordHash"}
+
+PUBLIC_COLUMNS = tuple(name for name in COLUMNS if name not in _PRIVATE)
+"""The columns of a public export: without accounts, their salts, and ADL records."""
 
 Row = dict[str, str | int | bool]
 
 
 async def export_rows(ledger: Ledger, secrets: Secrets = NO_SECRETS) -> AsyncIterator[Row]:
-    """A row for each entry and ADL record that there is now, in order, and the fund as these leave it.
+    """Yields a row per current entry and ADL record, in order, then the row of the fund.
 
-    Commitments to accounts come with the salts that open them, as far as their secrets are known.
+    An entry with a commitment to its account has the salt too, if `secrets` contains the secret.
     """
     async for line in ledger.lines():
         if isinstance(line, Line):
@@ -67,6 +71,13 @@ async def export_rows(ledger: Ledger, secrets: Secrets = NO_SECRETS) -> AsyncIte
         else:
             yield _record_row(line)
     yield _fund_row(ledger.contract, ledger.fund)
+
+
+async def public_rows(ledger: Ledger) -> AsyncIterator[Row]:
+    """Yields the rows of a public export: entries with commitments instead of accounts, and the fund; no ADL records."""
+    async for row in export_rows(ledger):
+        if row["line"] != "record":
+            yield {name: value for name, value in row.items() if name not in _PRIVATE}
 
 
 def _entry_row(contract: Contract, line: Line) -> Row:

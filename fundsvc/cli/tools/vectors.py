@@ -255,8 +255,8 @@ def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
     for record in (sealed.record for sealed in batch.records):
         if record.adl == order.adl and record.kind in ("order", "round", "part"):
             terms = terms_of(record.kind, record.body)
-            asked = zip(terms.accounts, terms.asked, strict=True)
-            rounds[record.round - 1] += [{"account": account, "lots": lots} for account, lots in asked]
+            allocated = zip(terms.accounts, terms.asked, strict=True)
+            rounds[record.round - 1] += [{"account": account, "lots": lots} for account, lots in allocated]
     return rounds
 
 

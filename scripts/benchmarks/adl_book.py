@@ -1,7 +1,7 @@
-"""One side of an ADL book: ranking it, finding who is asked, answering one account, taking position updates in.
+"""One side of an ADL book: ranking, allocation, look-up of an account, position updates.
 
-Everything is measured beside a bare numpy.argsort of as many float64, in turns with it, and the fastest of several rounds
-counts for both: what else runs on the machine only ever adds time.
+Each is measured in turns with a bare numpy.argsort of as many float64. The fastest of several rounds counts for both, because
+other processes can only add time.
 """
 
 import gc
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fundsvc.core.adl.book import Side
 from fundsvc.core.adl.desk import Deleveraging
+from fundsvc.core.adl.order import RoundTerms, Want
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Position
 from fundsvc.core.fund.settlement import Fund
@@ -38,8 +39,8 @@ TICK = 10**11
 LEVERAGES = (1, 2, 3, 5, 10, 20)
 LOTS_MAX = 100
 
-ACCOUNTS_ASKED = 1000
-"""An order that touches so many accounts is what the promise is about."""
+ORDER_ACCOUNTS = 1000
+"""Accounts of the order that the targets specify."""
 
 TARGET_POSITIONS = 1_000_000
 
@@ -48,19 +49,19 @@ ALLOCATION_MAX = 0.2
 LOOKUP_MS_MAX = 1.0
 UPDATES_PER_SECOND_MIN = 300_000
 BYTES_MAX = 100.0
-"""What the service promises, the first two as multiples of the argsort."""
+"""Targets; the first two are multiples of the argsort."""
 
 EVENTS_PER_MESSAGE = 100
 UPDATES_MAX = 300_000
 UPDATE_ROUNDS = 9
-"""So many updates of accounts that are known already are sent so often; the fastest time counts."""
+"""Rounds of updates of known accounts; the fastest counts."""
 
 
 class SideResult(msgspec.Struct, kw_only=True):
-    """What one number of positions takes; times in milliseconds, `bytes_each` is memory per position beside its name.
+    """Results for one number of positions. Times are in milliseconds; `bytes_each` is memory per position without its name.
 
-    `ranking_ms` is of positions whose scores are nearly all different, `ties_ms` of positions at a few prices and leverages.
-    `spread_ms` finds who gives how many lots to an order that touches 1,000 accounts, `explained_ms` also writes down why.
+    `ranking_ms` is for positions with nearly distinct scores, `ties_ms` for positions at a few prices and leverages. `queue_ms`
+    and `pro_rata_ms` compute a round over 1,000 accounts with its inputs.
     """
 
     positions: int
@@ -69,8 +70,7 @@ class SideResult(msgspec.Struct, kw_only=True):
     ties_ms: float
     tied: float
     first_ranking_ms: float
-    spread_ms: float
-    explained_ms: float
+    queue_ms: float
     pro_rata_ms: float
     lookup_ms: float
     json_per_second: float
@@ -79,7 +79,7 @@ class SideResult(msgspec.Struct, kw_only=True):
 
 
 class Target(msgspec.Struct, kw_only=True):
-    """A promise and what was measured."""
+    """A target and its measurement."""
 
     name: str
     promised: str
@@ -88,45 +88,44 @@ class Target(msgspec.Struct, kw_only=True):
 
 
 class Results(msgspec.Struct, kw_only=True):
-    """Everything one run measured."""
+    """The results of one run."""
 
     numpy: str
     sides: list[SideResult]
     targets: list[Target]
 
 
-def measure(numbers: Sequence[int], rounds: int, tell: Callable[[str], None]) -> Results:
-    """Measures sides of so many positions."""
-    sides = [_measure(positions, rounds, tell) for positions in numbers]
+def measure(numbers: Sequence[int], rounds: int, show_progress: Callable[[str], None]) -> Results:
+    """Measures sides with the given numbers of positions."""
+    sides = [_measure(positions, rounds, show_progress) for positions in numbers]
     return Results(numpy=np.__version__, sides=sides, targets=[target for side in sides for target in _judge(side)])
 
 
-def _measure(positions: int, rounds: int, tell: Callable[[str], None]) -> SideResult:
-    tell(f"{positions:,} positions: memory")
+def _measure(positions: int, rounds: int, show_progress: Callable[[str], None]) -> SideResult:
+    show_progress(f"{positions:,} positions: memory")
     events = _events(positions, ties=False)
     bytes_each = _bytes_each(events)
     desk, tied_desk = _desk(events), _desk(_events(positions, ties=True))
     side, tied = desk.book.sides["long"], tied_desk.book.sides["long"]
-    tell(f"{positions:,} positions: ranking")
+    show_progress(f"{positions:,} positions: ranking")
     first_ranking_ms = 1000 * min(_seconds(lambda: side.ranking(MARK)), _seconds(lambda: tied.ranking(MARK)))
-    accounts = min(ACCOUNTS_ASKED, len(side.leaders(MARK, ACCOUNTS_ASKED).rows))
+    accounts = min(ORDER_ACCOUNTS, len(side.leaders(MARK, ORDER_ACCOUNTS).rows))
     lots = int(side.lots_of(side.leaders(MARK, accounts).rows).sum())
     values = np.random.default_rng(1).random(positions)
     marks = iter(range(MARK + TICK, 2 * MARK, TICK))
     policy, pro_rata = Policy(), Policy(allocation="pro_rata")
-    argsort, ranking, ties, spread, explained, shared = _fastest(
+    argsort, ranking, ties, queue, shared = _fastest(
         rounds,
         lambda: np.argsort(values),
         lambda: side.ranking(next(marks)),
         lambda: tied.ranking(next(marks)),
-        lambda: desk.spread("long", lots, policy),
-        lambda: desk.allocate("long", lots, policy),
-        lambda: desk.spread("long", accounts, pro_rata),
+        lambda: _allocate(desk, next(marks), lots, policy),
+        lambda: _allocate(desk, next(marks), accounts, pro_rata),
     )
     names = side.accounts[:: max(1, positions // 100)]
     side.ranking(MARK)
     (lookup,) = _fastest(rounds, lambda: [side.rank_of(name, MARK) for name in names])
-    tell(f"{positions:,} positions: updates")
+    show_progress(f"{positions:,} positions: updates")
     return SideResult(
         positions=positions,
         argsort_ms=argsort,
@@ -134,8 +133,7 @@ def _measure(positions: int, rounds: int, tell: Callable[[str], None]) -> SideRe
         ties_ms=ties,
         tied=_tied(tied),
         first_ranking_ms=first_ranking_ms,
-        spread_ms=spread,
-        explained_ms=explained,
+        queue_ms=queue,
         pro_rata_ms=shared,
         lookup_ms=lookup / len(names),
         json_per_second=_updates_per_second(events, "json"),
@@ -144,8 +142,16 @@ def _measure(positions: int, rounds: int, tell: Callable[[str], None]) -> SideRe
     )
 
 
+def _allocate(desk: Deleveraging, mark: int, lots: int, policy: Policy) -> RoundTerms:
+    """Computes the first round of an order at a new mark, with the inputs that explain it."""
+    desk.book.mark = mark
+    return desk.terms(Want("long", lots, mark, ""), policy)
+
+
 def _events(positions: int, *, ties: bool) -> list[Position]:
-    """Longs opened within 5 % of the mark, margins that cover the loss; with `ties` at whole prices and round leverages."""
+    """Returns longs with entries within 5 % of the mark and margins above their loss; with `ties`, at whole prices and round
+    leverages.
+    """
     random = np.random.default_rng(7)
     ticks = random.integers(-20_000, 20_000, positions)
     prices = (MARK + (ticks - ticks % 100 if ties else ticks) * TICK).tolist()
@@ -168,7 +174,7 @@ def _events(positions: int, *, ties: bool) -> list[Position]:
 
 
 def _desk(events: Sequence[Position]) -> Deleveraging:
-    """A contract's desk with these positions, at the mark."""
+    """Returns a contract's desk with these positions, at the mark."""
     partition = _partition()
     for event in events:
         partition.apply(event)
@@ -183,7 +189,7 @@ def _partition() -> Partition:
 
 
 def _bytes_each(events: Sequence[Position]) -> float:
-    """What the allocator hands out for a book and its ranking, over its positions; the names are the events' own strings."""
+    """Returns the allocated bytes per position of a book and its ranking; the names are shared with the events."""
     gc.collect()
     tracemalloc.start()
     desk = _desk(events)
@@ -194,14 +200,14 @@ def _bytes_each(events: Sequence[Position]) -> float:
 
 
 def _tied(side: Side) -> float:
-    """The share of ranked positions that have the score of another."""
+    """Returns the share of ranked positions with a score that another position has too."""
     ranking = side.ranking(MARK)
     scores = ranking.keys >> 24
     return 1 - len(np.unique(scores)) / len(scores)
 
 
 def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
-    """Updates of known accounts in any order, through the decoder and the partition, as the pipeline's loop does it."""
+    """Returns updates per second of known accounts in random order, through decoder and partition like in the pipeline."""
     partition = _partition()
     for event in events:
         partition.apply(event)
@@ -226,7 +232,7 @@ def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
 
 
 def _fastest(rounds: int, *works: Callable[[], object]) -> list[float]:
-    """The shortest time of each, in milliseconds, taken in turns."""
+    """Returns the shortest time of each function in milliseconds; the functions take turns."""
     taken = [[_seconds(work) for work in works] for _ in range(rounds)]
     return [1000 * min(times) for times in zip(*taken, strict=True)]
 
@@ -238,13 +244,13 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _judge(side: SideResult) -> Iterator[Target]:
-    """The promises, which speak of a million positions."""
+    """Compares the results for a million positions with the targets."""
     if side.positions != TARGET_POSITIONS:
         return
     for name, milliseconds, most in (
-        ("whole ranking, to argsort", side.ranking_ms, RANKING_MAX),
-        ("whole ranking with ties, to argsort", side.ties_ms, RANKING_MAX),
-        ("allocation over 1,000 accounts, to argsort", side.spread_ms, ALLOCATION_MAX),
+        ("ranking / argsort", side.ranking_ms, RANKING_MAX),
+        ("ranking with ties / argsort", side.ties_ms, RANKING_MAX),
+        ("allocation over 1,000 accounts / argsort", side.queue_ms, ALLOCATION_MAX),
     ):
         yield _at_most(name, milliseconds / side.argsort_ms, most, "{:.2f}")
     yield _at_most("one account's rank and lights, ms", side.lookup_ms, LOOKUP_MS_MAX, "{:.3f}")
@@ -252,31 +258,30 @@ def _judge(side: SideResult) -> Iterator[Target]:
         met = measured >= UPDATES_PER_SECOND_MIN
         promised = f">= {UPDATES_PER_SECOND_MIN:,}"
         yield Target(name=f"position updates/s, {name}", promised=promised, measured=f"{measured:,.0f}", met=met)
-    yield _at_most("bytes per position, ranked, beside its name", side.bytes_each, BYTES_MAX, "{:.0f}")
+    yield _at_most("bytes per ranked position without its name", side.bytes_each, BYTES_MAX, "{:.0f}")
 
 
 def _at_most(name: str, measured: float, most: float, form: str) -> Target:
     return Target(name=name, promised=f"<= {form.format(most)}", measured=form.format(measured), met=measured <= most)
 
 
-def _beside(name: str) -> Callable[[SideResult], str]:
-    """A time, and its multiple of the argsort."""
+def _relative(name: str) -> Callable[[SideResult], str]:
+    """Formats a time and its multiple of the argsort."""
     return lambda side: f"{getattr(side, name):.2f} ({getattr(side, name) / side.argsort_ms:.2f})"
 
 
 _ROWS: tuple[tuple[str, Callable[[SideResult], str]], ...] = (
     ("numpy.argsort of as many float64", lambda side: f"{side.argsort_ms:.2f}"),
-    ("whole ranking after a mark", _beside("ranking_ms")),
-    ("the same with ties", _beside("ties_ms")),
+    ("ranking after a new mark", _relative("ranking_ms")),
+    ("the same with ties", _relative("ties_ms")),
     ("  share of positions tied", lambda side: f"{side.tied:.0%}"),
-    ("first ranking: names into order", _beside("first_ranking_ms")),
-    ("allocation over 1,000 accounts", _beside("spread_ms")),
-    ("  with all that explains it", _beside("explained_ms")),
-    ("pro rata over 1,000 accounts, with the ranking", _beside("pro_rata_ms")),
+    ("first ranking, which sorts names", _relative("first_ranking_ms")),
+    ("allocation over 1,000 accounts after a new mark", _relative("queue_ms")),
+    ("pro rata over 1,000 accounts after a new mark", _relative("pro_rata_ms")),
     ("one account's rank and lights", lambda side: f"{side.lookup_ms:.4f}"),
     ("position updates/s, JSON", lambda side: f"{side.json_per_second:,.0f}"),
     ("position updates/s, MessagePack", lambda side: f"{side.msgpack_per_second:,.0f}"),
-    ("bytes per position beside its name", lambda side: f"{side.bytes_each:.1f}"),
+    ("bytes per position without its name", lambda side: f"{side.bytes_each:.1f}"),
 )
 
 
@@ -288,7 +293,7 @@ def show(results: Results, console: Console) -> None:
     for name, cell in _ROWS:
         table.add_row(name, *map(cell, results.sides))
     console.print(table)
-    targets = Table("what", "promised", "measured", "", title="Targets", title_justify="left")
+    targets = Table("target", "promised", "measured", "", title="Targets", title_justify="left")
     for target in results.targets:
         targets.add_row(target.name, target.promised, target.measured, "[green]met" if target.met else "[red]not met")
     if results.targets:

@@ -1,10 +1,10 @@
-"""ADL: which orders are open, how long orders take, what they recover and what they leave."""
+"""The dashboard of ADL: open orders, durations, recovered and uncovered amounts."""
 
 import limits
 from board import ADL, CONTRACT, board, choice
 from funds import STATES, state
 from grafana_foundation_sdk.builders.dashboard import Dashboard
-from panels import COUNT, MONEY, RATE, SECONDS, THIRD, AnyPanel, Ask, Column, contracts, lines, number
+from panels import COUNT, MONEY, RATE, SECONDS, THIRD, AnyPanel, Column, Query, contracts, lines, number
 from promql import flow, grown, pace, percentile
 
 CHOSEN = 'symbol=~"$symbol"'
@@ -13,11 +13,11 @@ OLDEST = f"symbol:fundsvc_adl_oldest_open_seconds:max{{{CHOSEN}}}"
 
 
 def dashboard() -> Dashboard:
-    """The dashboard of ADL orders."""
+    """Returns the dashboard of ADL orders."""
     return board(
         ADL,
         "ADL",
-        "Automatic deleveraging: which orders are open, how long they take, what they recover and what they leave uncovered.",
+        "Auto-deleveraging: open orders, their durations, recovered and uncovered amounts.",
         "risk",
         choices=[choice("symbol", "Contract", "fundsvc_balance")],
         orders_of="$symbol",
@@ -29,30 +29,30 @@ def _now() -> list[AnyPanel]:
     return [
         number(
             "Open orders",
-            "ADL orders that are open.",
+            "Open ADL orders.",
             COUNT,
-            Ask(f"sum({OPEN})", "orders"),
+            Query(f"sum({OPEN})", "orders"),
             thresholds=limits.bad_from("AdlOrderOpen"),
         ),
         number(
             "Contracts in ADL",
-            "Contracts with an ADL order that is open.",
+            "Contracts with an open ADL order.",
             COUNT,
-            Ask(f"count({OPEN} > 0) or vector(0)", "contracts"),
+            Query(f"count({OPEN} > 0) or vector(0)", "contracts"),
             thresholds=limits.none_of("AdlOrderOpen"),
         ),
         number(
             "Oldest open order",
-            "How long the oldest open order has been open; 0 when none is.",
+            "Age of the oldest open order; 0 without one.",
             SECONDS,
-            Ask(f"max({OLDEST})", "age"),
+            Query(f"max({OLDEST})", "age"),
             thresholds=limits.bad_from("AdlOrderOpenTooLong"),
         ),
-        number("Opened", "Orders that were opened in the time shown.", COUNT, _came_to("open")),
-        number("Done", "Orders whose lots were all executed, in the time shown.", COUNT, _came_to("done")),
+        number("Opened", "Orders opened in the time range.", COUNT, _came_to("open")),
+        number("Done", "Orders completed in the time range.", COUNT, _came_to("done")),
         number(
             "Uncovered",
-            "Orders that ended with a rest that nobody covered, in the time shown.",
+            "Orders that ended uncovered in the time range.",
             COUNT,
             _came_to("uncovered"),
             thresholds=limits.none_of("FundUncovered"),
@@ -60,16 +60,16 @@ def _now() -> list[AnyPanel]:
     ]
 
 
-def _came_to(order_state: str) -> Ask:
+def _came_to(order_state: str) -> Query:
     counted = grown("fundsvc_adl_orders_total", of=f'state="{order_state}", {CHOSEN}')
-    return Ask(f"{counted} or vector(0)", "orders")
+    return Query(f"{counted} or vector(0)", "orders")
 
 
 def _contracts() -> AnyPanel:
     lots = {name: grown(f"fundsvc_adl_lots_{name}_total", "symbol") for name in ("needed", "taken")}
     return contracts(
         "Contracts",
-        "Each contract's orders in the time shown, the oldest open one first. A contract leads to its own dashboard.",
+        "Orders per contract in the time range, the oldest open order first. The contract links to its dashboard.",
         f"symbol:fundsvc_balance:max{{{CHOSEN}}}",
         Column("State", state("$symbol"), "none", words=STATES),
         Column("Open orders", "symbol:fundsvc_adl_open_orders:max", COUNT, limits.bad_from("AdlOrderOpen")),
@@ -90,50 +90,50 @@ def _orders() -> list[AnyPanel]:
     return [
         lines(
             "Open orders",
-            "ADL orders that are open, of contracts that have any.",
+            "Open ADL orders by contract.",
             COUNT,
-            Ask(f"{OPEN} > 0", "{{symbol}}"),
+            Query(f"{OPEN} > 0", "{{symbol}}"),
             stacked=True,
             width=THIRD,
         ),
         lines(
             "Oldest open order",
-            "How long each contract's oldest open order has been open, where there is one.",
+            "Age of the oldest open order by contract.",
             SECONDS,
-            Ask(f"{OLDEST} > 0", "{{symbol}}"),
+            Query(f"{OLDEST} > 0", "{{symbol}}"),
             thresholds=limits.bad_from("AdlOrderOpenTooLong"),
             width=THIRD,
         ),
         lines(
-            "From shortfall to end",
-            "How long orders of all contracts took until they were done or uncovered.",
+            "Duration of orders",
+            "Time from the shortfall to the end of the order, over all contracts.",
             SECONDS,
-            Ask(percentile("fundsvc_adl_seconds", 0.5), "half of them"),
-            Ask(percentile("fundsvc_adl_seconds", 0.99), "99 of 100"),
+            Query(percentile("fundsvc_adl_seconds", 0.5), "median"),
+            Query(percentile("fundsvc_adl_seconds", 0.99), "99th percentile"),
             thresholds=limits.bad_from("AdlOrderOpenTooLong"),
             width=THIRD,
         ),
         lines(
-            "Orders an hour",
-            "Orders that came into each state.",
+            "Orders per hour",
+            "Orders that entered each state.",
             COUNT,
-            Ask(flow("fundsvc_adl_orders_total", "state", CHOSEN), "{{state}}"),
+            Query(flow("fundsvc_adl_orders_total", "state", CHOSEN), "{{state}}"),
             width=THIRD,
         ),
         lines(
-            "Lots a second",
+            "Lots per second",
             "Lots that orders needed, and lots executed for them.",
             RATE,
-            Ask(pace("fundsvc_adl_lots_needed_total", of=CHOSEN), "needed"),
-            Ask(pace("fundsvc_adl_lots_taken_total", of=CHOSEN), "taken"),
+            Query(pace("fundsvc_adl_lots_needed_total", of=CHOSEN), "needed"),
+            Query(pace("fundsvc_adl_lots_taken_total", of=CHOSEN), "taken"),
             width=THIRD,
         ),
         lines(
-            "Rounds an hour",
-            "Rounds of orders, beside orders: more rounds say that traders who were asked could not be deleveraged.",
+            "Rounds per hour",
+            "Rounds and orders. More rounds than orders mean that allocations were not executed completely.",
             COUNT,
-            Ask(flow("fundsvc_adl_rounds_total", "", CHOSEN), "rounds"),
-            Ask(flow("fundsvc_adl_orders_total", "", f'state="open", {CHOSEN}'), "orders"),
+            Query(flow("fundsvc_adl_rounds_total", "", CHOSEN), "rounds"),
+            Query(flow("fundsvc_adl_orders_total", "", f'state="open", {CHOSEN}'), "orders"),
             width=THIRD,
         ),
     ]
@@ -142,27 +142,27 @@ def _orders() -> list[AnyPanel]:
 def _money() -> list[AnyPanel]:
     return [
         lines(
-            "Asked for and recovered an hour",
-            "Losses that funds could not pay, what ADL recovered of them and beyond, and what surpluses repaid of the rest.",
+            "Uncovered and recovered per hour",
+            "Losses that funds could not pay, the part that ADL recovered, refunds, and the part that surpluses repaid.",
             MONEY,
             *(
-                Ask(flow(f"fundsvc_{name}_total", "currency", CHOSEN), f"{name} {{{{currency}}}}")
+                Query(flow(f"fundsvc_{name}_total", "currency", CHOSEN), f"{name} {{{{currency}}}}")
                 for name in ("uncovered", "recovered", "refunded", "repaid")
             ),
             width=THIRD,
         ),
         lines(
-            "Overshoot an hour",
-            "What completed orders took beyond what they needed: less than one lot's deficit each, and refunded.",
+            "Overshoot per hour",
+            "Amounts that completed orders took beyond their need, less than the deficit of one lot each; they are refunded.",
             MONEY,
-            Ask(flow("fundsvc_adl_overshoot_total", "currency", CHOSEN), "{{currency}}"),
+            Query(flow("fundsvc_adl_overshoot_total", "currency", CHOSEN), "{{currency}}"),
             width=THIRD,
         ),
         lines(
             "Outstanding",
-            "Losses that neither funds nor ADL covered, and no surplus has repaid yet.",
+            "Losses that neither funds nor ADL covered and no surplus has repaid yet.",
             MONEY,
-            Ask(f"symbol:fundsvc_outstanding:max{{{CHOSEN}}} > 0", "{{symbol}} {{currency}}"),
+            Query(f"symbol:fundsvc_outstanding:max{{{CHOSEN}}} > 0", "{{symbol}} {{currency}}"),
             thresholds=limits.bad_from("FundUncovered"),
             width=THIRD,
         ),
@@ -173,24 +173,24 @@ def _books() -> list[AnyPanel]:
     return [
         lines(
             "Open positions",
-            "Positions in the ADL books of all contracts chosen, from which traders are ranked.",
+            "Positions in the ADL books of the selected contracts.",
             COUNT,
-            Ask(f"sum by (side) (max by (symbol, side) (fundsvc_adl_positions{{{CHOSEN}}}))", "{{side}}"),
+            Query(f"sum by (side) (max by (symbol, side) (fundsvc_adl_positions{{{CHOSEN}}}))", "{{side}}"),
             width=THIRD,
         ),
         lines(
             "Ranking a side",
-            "How long ranking a side of a book took for those who asked over HTTP.",
+            "Time to rank a side of a book for an HTTP request.",
             SECONDS,
-            Ask(percentile("fundsvc_adl_rank_seconds", 0.5), "half of them"),
-            Ask(percentile("fundsvc_adl_rank_seconds", 0.99), "99 of 100"),
+            Query(percentile("fundsvc_adl_rank_seconds", 0.5), "median"),
+            Query(percentile("fundsvc_adl_rank_seconds", 0.99), "99th percentile"),
             width=THIRD,
         ),
         lines(
             "Age of the books over HTTP",
-            "How old the books are that each process shows.",
+            "Age of the books that each process shows.",
             SECONDS,
-            Ask("max by (instance) (fundsvc_adl_books_age_seconds)", "{{instance}}"),
+            Query("max by (instance) (fundsvc_adl_books_age_seconds)", "{{instance}}"),
             width=THIRD,
         ),
     ]
