@@ -110,7 +110,7 @@ async def test_after_a_restart_only_what_is_not_acknowledged_is_announced(config
 
 
 async def test_what_is_not_acknowledged_is_never_trimmed(config, producer, client, service_connection, monkeypatch):
-    monkeypatch.setattr("fundsvc.engine.announcing.KEPT_SECONDS", 0)
+    monkeypatch.setattr("fundsvc.engine.announcing.RETENTION_SECONDS", 0)
     config = with_section(config, "adl", ack_seconds=3600)
     async with running(config):
         await producer.append([*MARKET, *shortfalls(range(1, 1001))])

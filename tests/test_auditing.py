@@ -69,7 +69,7 @@ async def auditing(config, audit=BUSY, owns=lambda symbol: True):
 def quick(monkeypatch):
     """Stretches of a few entries, looked for all the time."""
     monkeypatch.setattr("fundsvc.engine.audit_loop.STRETCH_ENTRIES", 4)
-    monkeypatch.setattr("fundsvc.engine.audit_loop.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("fundsvc.engine.audit_loop.CHECK_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ async def test_both_walks_together_take_no_more_than_their_share(monkeypatch, sh
         patch.setattr("fundsvc.engine.audit_loop.time.perf_counter", lambda: now)
         patch.setattr("fundsvc.engine.audit_loop.asyncio.sleep", rest)
         for _ in range(3):
-            await auditor._paced(work)
+            await auditor._at_walk_pace(work)
     assert 2 * now / (now + sum(rested)) == pytest.approx(share)
 
 

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from fundsvc.concurrency.exclusive import Exclusive, one_thread
+from fundsvc.concurrency.exclusive import Exclusive, single_thread_executor
 
 
 @pytest.mark.parametrize("is_long", [False, True])
@@ -66,14 +66,14 @@ async def test_a_task_that_is_cancelled_while_it_waits_does_not_work():
 
 
 async def test_one_thread_works_for_all():
-    with one_thread("test") as worker:
+    with single_thread_executor("test") as worker:
         threads = await asyncio.gather(*(Exclusive(worker).run(threading.current_thread, is_long=True) for _ in range(5)))
     assert len(set(threads)) == 1
     assert threads[0].name.startswith("test")
 
 
 async def test_without_its_thread_long_work_fails_and_access_goes_on():
-    with one_thread("test") as worker:
+    with single_thread_executor("test") as worker:
         exclusive = Exclusive(worker)
     with pytest.raises(RuntimeError):
         await exclusive.run(lambda: 7, is_long=True)

@@ -28,7 +28,7 @@ from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import Fill, Position
 from fundsvc.core.partition import Partition
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import Follower, NotFollowed, following
+from fundsvc.readmodel.adl_books import Follower, NotFollowed, open_follower
 from fundsvc.store.database import StoreFault, open_pool
 from fundsvc.streams.client import StreamFault, open_client, stream_key
 from fundsvc.streams.producer import Producer
@@ -132,8 +132,8 @@ async def test_the_ranks_shown_are_those_by_which_the_engine_asks(config, produc
 
 async def test_a_replayed_event_counts_where_it_was_settled(config, producer, client, pool, follower):
     early = executed(9, 1, "secret-anna", 3)
-    lasting = with_section(config, "engine", book_seconds=3600)
-    async with running(lasting):
+    keep_running = with_section(config, "engine", book_seconds=3600)
+    async with running(keep_running):
         await producer.append([*BEGINNING, early])
         await settled(client, pool)
         await follower.step()
@@ -143,7 +143,7 @@ async def test_a_replayed_event_counts_where_it_was_settled(config, producer, cl
         await settled(client, pool)
         await follower.step()
         assert lots_of("secret-anna", follower) == ("short", 47)
-    async with running(lasting):
+    async with running(keep_running):
         # Books are kept at a start: whoever begins there sees the second replay alone.
         await eventually(
             lambda: pool.fetchval("SELECT b.last_id = p.last_id FROM books b, partitions p WHERE symbol = $1", SYMBOL)
@@ -293,7 +293,7 @@ async def test_a_stream_that_lost_its_tail_is_followed_anew(config, producer, cl
 
 async def test_it_goes_on_by_itself_through_faults(config, producer, client, pool, servers):
     quick = with_section(config, "http", book_seconds=0.05)
-    async with following(quick, pool, client, Metrics()) as follower, running(config):
+    async with open_follower(quick, pool, client, Metrics()) as follower, running(config):
         await producer.append(BEGINNING)
         await eventually(lambda: shows(follower, 39000))
         with stopped(servers, servers.postgres):
@@ -322,14 +322,14 @@ async def test_an_order_that_ends_leaves_positions_reduced(config, producer, cli
 
 
 async def test_an_execution_leaves_alone_who_has_changed_sides_since_it_was_asked(config, producer, client, pool, follower):
-    lasting = with_section(config, "engine", book_seconds=3600, lease_seconds=0.6)
+    keep_running = with_section(config, "engine", book_seconds=3600, lease_seconds=0.6)
     events = [
         shortfall(1, lots=60),
         position("secret-anna", 40, 38500, 10),
         executed(2, 1, "secret-anna", 30),
         executed(3, 1, "secret-bert", 5),
     ]
-    engine = Running(lasting)
+    engine = Running(keep_running)
     await producer.append(BEGINNING)
     await settled(client, pool)  # now the book is kept, and not again
     await producer.append(events)
@@ -338,7 +338,7 @@ async def test_an_execution_leaves_alone_who_has_changed_sides_since_it_was_aske
     engine.task.cancel()
     await asyncio.wait([engine.task])
     more = Fill(SYMBOL, 4, "buy", 1000, "39100", "39000", TS)
-    async with running(lasting):
+    async with running(keep_running):
         await producer.append([more])
         await settled(client, pool)
     expected = undisturbed([*BEGINNING, *events, more])
@@ -368,7 +368,7 @@ async def test_finer_prices_than_the_terms_known_here_load_the_books_anew(config
 async def test_a_mistake_of_ours_in_following_ends_nothing(config, producer, client, pool, monkeypatch):
     monkeypatch.setattr("fundsvc.readmodel.adl_books.MISTAKE_SECONDS", 0.1)
     quick = with_section(config, "http", book_seconds=0.05)
-    async with running(config), following(quick, pool, client, Metrics()) as follower:
+    async with running(config), open_follower(quick, pool, client, Metrics()) as follower:
         await producer.append(BEGINNING)
         await settled(client, pool)
         await eventually(lambda: is_followed(follower))

@@ -12,7 +12,7 @@ from forging import seal, unlock
 from ledgers import fill, listing, owned
 from served import served
 
-from fundsvc.engine.heads import FILE_PATTERN, Head, keep_heads, read_heads
+from fundsvc.engine.heads import FILE_PATTERN, Head, read_heads, save_heads
 from fundsvc.store.database import StoreFault, open_pool
 
 
@@ -29,7 +29,7 @@ async def ledger(config):
 async def saved(ledger, tmp_path):
     """A directory with heads of the ledger."""
     async with open_pool(ledger.database.dsn, 1) as pool:
-        await keep_heads(pool, tmp_path / "heads", 1)
+        await save_heads(pool, tmp_path / "heads", 1)
     return tmp_path / "heads"
 
 
@@ -137,7 +137,7 @@ async def test_an_engine_keeps_heads_every_hour_over_none_of_before_and_drops_ol
     async with owned(ledger) as owner:
         await owner.settle([fill("ABC", 7, 1)])
     async with open_pool(ledger.database.dsn, 1) as pool:
-        await keep_heads(pool, directory, 1)
+        await save_heads(pool, directory, 1)
     if time.strftime("%H", time.gmtime()) == kept.name[-8:-6]:
         assert kept.read_bytes() == before
     assert not [path for path in directory.iterdir() if path.name.startswith("tmp")]
@@ -148,7 +148,7 @@ async def test_a_directory_that_takes_nothing_is_a_fault(ledger, tmp_path):
     file.touch()
     async with open_pool(ledger.database.dsn, 1) as pool:
         with pytest.raises(StoreFault, match="heads are not kept"):
-            await keep_heads(pool, file / "heads", 1)
+            await save_heads(pool, file / "heads", 1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from test_engine import running, stopped
 
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store import tail_queries
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import open_client
@@ -47,7 +47,7 @@ class Heard:
 
 @asynccontextmanager
 async def heard(config):
-    async with tailing(config, Metrics()) as tail:
+    async with open_tail(config, Metrics()) as tail:
         yield Heard(tail)
 
 

@@ -19,7 +19,7 @@ from fundsvc.core.events import AdlEnd, Mark, Position
 from fundsvc.core.fund.fullness import Target, TargetPolicy
 from fundsvc.core.fund.target_sizing import Deficits, quantile_rank
 from fundsvc.core.policy import Policy
-from fundsvc.engine.target_sizing import Targeting
+from fundsvc.engine.target_sizing import TargetSizing
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
@@ -112,7 +112,7 @@ async def test_an_entry_of_a_far_future_counts_when_it_was_recorded(config, pool
 
 async def recomputed(config, pool, policy, metrics):
     async with owned(config) as owner:
-        await Targeting(owner._partition, Exclusive(), Targets(pool), lambda _: policy, metrics).recompute()
+        await TargetSizing(owner._partition, Exclusive(), Targets(pool), lambda _: policy, metrics).recompute()
 
 
 async def test_targets_are_kept_with_what_explains_them_and_replaced(config, pool):

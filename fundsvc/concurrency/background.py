@@ -16,7 +16,7 @@ PAUSE_SECONDS_MAX = 30.0
 Work = Callable[[], Awaitable[None] | None]
 
 
-class Chore:
+class PeriodicTask:
     """Does some work every few seconds; after each failure the pause is doubled, up to a bound.
 
     A chore that is cancelled and run again goes on with its pause.
@@ -58,6 +58,6 @@ class Chore:
         return max(self._seconds, min(PAUSE_SECONDS_MAX, self._seconds * 2.0 ** min(self._failures, 16)))
 
 
-async def lasting(name: str, work: Callable[[], Awaitable[None]], log: FilteringBoundLogger) -> None:
+async def keep_running(name: str, work: Callable[[], Awaitable[None]], log: FilteringBoundLogger) -> None:
     """Runs what runs until it is cancelled; begins it again, some seconds after, when a mistake of ours ended it."""
-    await Chore(name, 1.0, work, log).run()
+    await PeriodicTask(name, 1.0, work, log).run()

@@ -41,7 +41,7 @@ class Exclusive:
 
 
 @contextmanager
-def one_thread(name: str) -> Iterator[Executor]:
+def single_thread_executor(name: str) -> Iterator[Executor]:
     """An executor with one thread, so that long work slows the loop as one thread does. At the end, what waits is dropped."""
     executor = ThreadPoolExecutor(1, name)
     try:

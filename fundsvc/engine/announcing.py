@@ -34,13 +34,13 @@ accounts has 40 kB.
 PAUSE_SECONDS_MAX = 60.0
 """An engine that is away for long is not told of every round every few seconds."""
 
-LOOK_SECONDS = 1.0
-"""How often it is looked for rounds that are due again or have taken too long."""
+CHECK_SECONDS = 1.0
+"""How often it is checked for rounds that are due again or have taken too long."""
 
 RETRY_SECONDS = 0.5
 """How long it is waited after the stream was away."""
 
-KEPT_SECONDS = 300.0
+RETENTION_SECONDS = 300.0
 """How long acknowledged announcements stay in the stream, for others who read it."""
 
 OrderKey = tuple[str, int]
@@ -85,15 +85,15 @@ class OpenRound(msgspec.Struct):
     timed_out: bool = False
 
 
-class _Parcel(NamedTuple):
+class _RoundTrip(NamedTuple):
     """Announcements that go in one round trip."""
 
     rounds: list[OpenRound]
     bodies: list[bytes]
 
 
-class Announcing:
-    """The rounds of one partition's orders that are not over; `note` takes in what is durable, `run` announces it.
+class RoundAnnouncer:
+    """The rounds of one partition's orders that are not over; `update` takes in what is durable, `run` announces it.
 
     `exclusive` gives access to the orders.
     """
@@ -119,82 +119,82 @@ class Announcing:
         self._log = log
         self._outage = Outage(log, "announcing")
         self._open: dict[OrderKey, OpenRound] = {}
-        self._fresh: dict[OrderKey, OpenRound] = {}
-        self._noted = asyncio.Event()
+        self._unannounced: dict[OrderKey, OpenRound] = {}
+        self._updated = asyncio.Event()
 
-    def note(self, orders: Iterable[OrderState]) -> None:
+    def update(self, orders: Iterable[OrderState]) -> None:
         """Takes in orders as they durably are."""
         for order in orders:
-            self._note((order.symbol, order.adl), order)
-        self._noted.set()
+            self._update((order.symbol, order.adl), order)
+        self._updated.set()
 
-    def _note(self, key: OrderKey, order: OrderState) -> None:
+    def _update(self, key: OrderKey, order: OrderState) -> None:
         known = self._open.get(key)
         if order.state != "open":
             self._open.pop(key, None)
-            self._fresh.pop(key, None)
+            self._unannounced.pop(key, None)
         elif known and known.round == order.round:
             known.acknowledged = order.acknowledged
         else:
             self._open[key] = OpenRound(order.round, order.round_ms, order.acknowledged, self._config.ack_seconds)
             if not order.acknowledged:
-                self._fresh[key] = self._open[key]
+                self._unannounced[key] = self._open[key]
 
     async def run(self) -> None:
         """Announces until cancelled, through every fault of the stream."""
-        looked = 0.0
+        checked = 0.0
         while True:
             try:
-                await self._announce_fresh()
-                if time.monotonic() >= looked + LOOK_SECONDS:
-                    looked = time.monotonic()
-                    await self._look()
+                await self._announce_new()
+                if time.monotonic() >= checked + CHECK_SECONDS:
+                    checked = time.monotonic()
+                    await self._check_rounds()
                 self._outage.over()
-                await self._until_noted()
+                await self._wait_for_update()
             except StreamFault as fault:
                 self._outage.note(fault)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _until_noted(self) -> None:
+    async def _wait_for_update(self) -> None:
         try:
-            await asyncio.wait_for(self._noted.wait(), LOOK_SECONDS)
+            await asyncio.wait_for(self._updated.wait(), CHECK_SECONDS)
         except TimeoutError:
             return
-        self._noted.clear()
+        self._updated.clear()
 
-    async def _announce_fresh(self) -> None:
-        while self._fresh:
-            keys = list(islice(self._fresh, ROUNDS_PER_TRIP_MAX))
+    async def _announce_new(self) -> None:
+        while self._unannounced:
+            keys = list(islice(self._unannounced, ROUNDS_PER_TRIP_MAX))
             for key in await self._announce(keys):
-                self._fresh.pop(key, None)
+                self._unannounced.pop(key, None)
 
     async def _announce(self, keys: Sequence[OrderKey]) -> Sequence[OrderKey]:
-        """Announces rounds until a parcel is full; returns those that are dealt with."""
-        parcel, dealt_with = await self._exclusive.run(partial(self._pack, keys))
-        if parcel.bodies:
-            await self._send(parcel)
-        return dealt_with
+        """Announces rounds until a trip is full; returns those that are dealt with."""
+        trip, handled = await self._exclusive.run(partial(self._pack, keys))
+        if trip.bodies:
+            await self._send(trip)
+        return handled
 
-    def _pack(self, keys: Sequence[OrderKey]) -> tuple[_Parcel, Sequence[OrderKey]]:
-        """A parcel of announcements, and the rounds that are dealt with by it."""
-        parcel = _Parcel([], [])
-        size, dealt_with = 0, []
+    def _pack(self, keys: Sequence[OrderKey]) -> tuple[_RoundTrip, Sequence[OrderKey]]:
+        """A trip of announcements, and the rounds that are dealt with by it."""
+        trip = _RoundTrip([], [])
+        size, handled = 0, []
         for key in keys:
             if size >= BYTES_PER_TRIP_MAX:
                 break
-            dealt_with.append(key)
+            handled.append(key)
             round_ = self._open.get(key)
             body = self._body(key, round_) if round_ else None
             if round_ and body:
-                parcel.rounds.append(round_)
-                parcel.bodies.append(body)
+                trip.rounds.append(round_)
+                trip.bodies.append(body)
                 size += len(body)
-        return parcel, dealt_with
+        return trip, handled
 
-    async def _send(self, parcel: _Parcel) -> None:
-        ids = await self._announcer.append(parcel.bodies)
+    async def _send(self, trip: _RoundTrip) -> None:
+        ids = await self._announcer.append(trip.bodies)
         now = time.monotonic()
-        for round_, stream_id in zip(parcel.rounds, ids, strict=True):
+        for round_, stream_id in zip(trip.rounds, ids, strict=True):
             round_.announced_ms = time_of_id(stream_id)
             round_.due = now + round_.pause
             round_.pause = min(2 * round_.pause, max(PAUSE_SECONDS_MAX, self._config.ack_seconds))
@@ -206,13 +206,13 @@ class Announcing:
             return None
         return announcement(order, self._orders.price_decimals(key[0]))
 
-    async def _look(self) -> None:
+    async def _check_rounds(self) -> None:
         """Announces again what is due, ends what takes too long, and trims what is acknowledged."""
         now, now_ms = time.monotonic(), await self._announcer.now_ms()
         for round_ in self._open.values():
             round_.began_ms = round_.began_ms or now_ms
         waiting = {key: round_ for key, round_ in self._open.items() if not round_.acknowledged}
-        self._show(waiting, now_ms)
+        self._set_metrics(waiting, now_ms)
         due = [key for key, round_ in waiting.items() if round_.announced_ms and round_.due <= now]
         if due:
             self._log.warning("adl rounds not acknowledged", count=len(due), symbol=due[0][0], adl=due[0][1])
@@ -223,7 +223,7 @@ class Announcing:
         await self._end_late(now_ms)
         await self._trim(waiting.values(), now_ms)
 
-    def _show(self, waiting: dict[OrderKey, OpenRound], now_ms: int) -> None:
+    def _set_metrics(self, waiting: dict[OrderKey, OpenRound], now_ms: int) -> None:
         oldest = min((round_.began_ms for round_ in waiting.values()), default=None)
         seconds = 0.0 if oldest is None else max(0.0, (now_ms - oldest) / 1000)
         self._metrics.unacknowledged(self._partition, len(waiting), seconds)
@@ -244,5 +244,5 @@ class Announcing:
         """Drops old announcements, once all that is not acknowledged stands in the stream."""
         times = [round_.announced_ms for round_ in waiting]
         if all(times):
-            oldest_ms = max(0, now_ms - int(KEPT_SECONDS * 1000))
+            oldest_ms = max(0, now_ms - int(RETENTION_SECONDS * 1000))
             await self._announcer.trim(f"{min([oldest_ms, *times])}-0")

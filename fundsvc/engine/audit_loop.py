@@ -60,7 +60,7 @@ STRETCHES_PER_VISIT = 20
 RECHECK_SECONDS = 300.0
 """A fund without new entries is compared with its checkpoint as often as this: that alone may be altered, too."""
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 """How often a walk looks for what there is to do, at most."""
 
 OPEN_ORDERS_SIZE_MAX = 200_000
@@ -93,14 +93,14 @@ class Metrics(Protocol):
         """Shows how many atoms conservation lacks, of a contract."""
 
 
-class Due(NamedTuple):
+class DueLedger(NamedTuple):
     """A ledger that a walk has something to do in, and how many entries it is behind, as far as is known."""
 
     symbol: str
     behind: int
 
 
-class Found(NamedTuple):
+class PartResult(NamedTuple):
     """What a walk found in a stretch: how far it came, what differs, and the first entry that does."""
 
     followed: Followed
@@ -108,32 +108,32 @@ class Found(NamedTuple):
     differs_at: int | None
 
 
-class LeftOff:
+class WalkPositions:
     """Where walks were left, with the orders that are open there: those of the latest, as far as memory is for."""
 
     def __init__(self) -> None:
-        self._left: OrderedDict[tuple[str, Walk], tuple[Followed, int]] = OrderedDict()
+        self._positions: OrderedDict[tuple[str, Walk], tuple[Followed, int]] = OrderedDict()
         self._size = 0
 
     def take(self, symbols: Iterable[str], walk: Walk) -> dict[str, Followed]:
         """Hands out where a walk through some ledgers was left, as far as that is known. What is taken may be changed."""
         return {symbol: found for symbol in symbols if (found := self._pop(symbol, walk))}
 
-    def leave(self, held: Iterable[Held], walk: Walk) -> None:
+    def save(self, held: Iterable[Held], walk: Walk) -> None:
         """Notes where a walk was left. The end of a full one is where the newest one goes on."""
         for one in held:
             left: Walk = "newest" if one.ended else walk
             self._pop(one.symbol, left)
             size = one.followed.opened.size
             if 0 < size <= OPEN_ORDERS_SIZE_MAX:
-                self._left[one.symbol, left] = one.followed, size
+                self._positions[one.symbol, left] = one.followed, size
                 self._size += size
         while self._size > OPEN_ORDERS_SIZE_MAX:
-            _, (_, size) = self._left.popitem(last=False)
+            _, (_, size) = self._positions.popitem(last=False)
             self._size -= size
 
     def _pop(self, symbol: str, walk: Walk) -> Followed | None:
-        followed, size = self._left.pop((symbol, walk), (None, 0))
+        followed, size = self._positions.pop((symbol, walk), (None, 0))
         self._size -= size
         return followed
 
@@ -157,59 +157,59 @@ class Auditor:
         self._policy_of = policy_of
         self._secrets = secrets
         self._one_at_a_time = asyncio.Lock()  # One connection is enough, and two walks that end together do not collide.
-        self._told: dict[tuple[str, Part], list[str]] = {}
+        self._reported: dict[tuple[str, Part], list[str]] = {}
         self._followed = 0
-        self._left_off = LeftOff()
+        self._positions = WalkPositions()
 
     async def run(self) -> None:
         """Walks, both ways at the same time, and recomputes the rollups."""
         async with asyncio.TaskGroup() as tasks:
             for walk in WALKS:
                 tasks.create_task(self._walk(walk))
-            tasks.create_task(self._watch_rollups())
+            tasks.create_task(self._audit_rollups())
 
-    async def _watch_rollups(self) -> None:
+    async def _audit_rollups(self) -> None:
         outage = Outage(log, "audit", walk="rollups")
         while True:
             try:
-                for symbol, _ in await self._slowly(lambda: known_contracts(self._pool)):
+                for symbol, _ in await self._at_rollup_pace(lambda: known_contracts(self._pool)):
                     if self._owns(symbol):
                         await self._compare_rollups(symbol)
                 outage.over()
-                await asyncio.sleep(max(LOOK_SECONDS, self._config.full_hours * 3600))
+                await asyncio.sleep(max(CHECK_SECONDS, self._config.full_hours * 3600))
             except StoreFault as fault:
                 outage.note(fault)
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(CHECK_SECONDS)
 
     async def _compare_rollups(self, symbol: str) -> None:
-        differences = await rollup_differences(self._pool, symbol, self._slowly)
+        differences = await rollup_differences(self._pool, symbol, self._at_rollup_pace)
         if differences:
-            self._differ(symbol, "rollups", Found(beginning(), differences, None))
+            self._report_differences(symbol, "rollups", PartResult(beginning(), differences, None))
         else:
-            self._hold(symbol, "rollups", ended=False)
+            self._report_verified(symbol, "rollups", ended=False)
 
     async def _walk(self, walk: Walk) -> None:
         outage = Outage(log, "audit", walk=walk)
         while True:
             try:
-                await self._look(walk, outage)
+                await self._run_walk(walk, outage)
             except StoreFault as fault:
                 outage.note(fault)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
-    async def _look(self, walk: Walk, outage: Outage) -> None:
+    async def _run_walk(self, walk: Walk, outage: Outage) -> None:
         """Visits the ledgers that a walk has something to do in; a fault in one keeps no other from its turn."""
-        works = True
-        for group in _groups(await self._paced(lambda: self._due(walk))):
+        succeeded = True
+        for group in _groups(await self._at_walk_pace(lambda: self._due(walk))):
             for fault in await self._visit_all(group, walk):
                 outage.note(fault)
-                works = False
-            if works:
+                succeeded = False
+            if succeeded:
                 outage.over()
-        if works:
+        if succeeded:
             outage.over()
 
-    async def _visit_all(self, group: Sequence[Due], walk: Walk) -> list[StoreFault]:
+    async def _visit_all(self, group: Sequence[DueLedger], walk: Walk) -> list[StoreFault]:
         """Visits some ledgers together; after a fault each half alone, until the ledgers at fault are alone. Their faults."""
         try:
             await self._visit(group, walk)
@@ -220,15 +220,15 @@ class Auditor:
             return await self._visit_all(group[:half], walk) + await self._visit_all(group[half:], walk)
         return []
 
-    async def _paced(self, work: Callable[[], Awaitable[Result]]) -> Result:
+    async def _at_walk_pace(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Does some work, and rests so long that both walks together take no more than their share."""
-        return await self._with_rest(work, len(WALKS) / self._config.share)
+        return await self._with_pause(work, len(WALKS) / self._config.share)
 
-    async def _slowly(self, work: Callable[[], Awaitable[Result]]) -> Result:
+    async def _at_rollup_pace(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """Does some work at the pace of the rollups."""
-        return await self._with_rest(work, len(WALKS) / self._config.share / ROLLUPS_PACE)
+        return await self._with_pause(work, len(WALKS) / self._config.share / ROLLUPS_PACE)
 
-    async def _with_rest(self, work: Callable[[], Awaitable[Result]], times: float) -> Result:
+    async def _with_pause(self, work: Callable[[], Awaitable[Result]], times: float) -> Result:
         """Does some work, and rests until so many times as long as that took have passed."""
         async with self._one_at_a_time:
             started = time.perf_counter()
@@ -237,18 +237,18 @@ class Auditor:
         await asyncio.sleep(seconds * (times - 1))
         return result
 
-    async def _due(self, walk: Walk) -> list[Due]:
+    async def _due(self, walk: Walk) -> list[DueLedger]:
         """Whose ledger a walk has something to do in, the one that was verified longest ago first."""
         known = await known_contracts(self._pool)
         progress = {one.symbol: one for one in await audit_progress(self._pool, walk)}
         for one in progress.values():
             verified_at = None if one.age_seconds is None else time.time() - one.age_seconds
-            self._show(one.symbol, walk, good=one.good, verified_at=verified_at)
+            self._set_metrics(one.symbol, walk, good=one.good, verified_at=verified_at)
         is_due = self._is_due_fully if walk == "full" else self._is_due_newly
         due = [symbol for symbol, entry in known if self._owns(symbol) and is_due(progress.get(symbol), entry)]
         due.sort(key=lambda symbol: _age(progress.get(symbol)), reverse=True)
         entries = dict(known)
-        return [Due(symbol, max(0, entries[symbol] - _entry(progress.get(symbol)))) for symbol in due]
+        return [DueLedger(symbol, max(0, entries[symbol] - _entry(progress.get(symbol)))) for symbol in due]
 
     def _is_due_fully(self, progress: Progress | None, _entry: int) -> bool:
         """Where a full walk is under way, or the last one is too long ago."""
@@ -258,12 +258,12 @@ class Auditor:
         """Where there are entries beyond a checkpoint; without one, it is for a full walk to make it."""
         return progress is not None and (progress.entry != entry or not progress.good or _age(progress) > RECHECK_SECONDS)
 
-    async def _visit(self, group: Sequence[Due], walk: Walk) -> None:
+    async def _visit(self, group: Sequence[DueLedger], walk: Walk) -> None:
         """Recomputes what lies before a walk in some ledgers: so many stretches at most, the rest in a later visit."""
         counts = {symbol: min(STRETCH_ENTRIES, behind + GROWTH_ENTRIES) for symbol, behind in group}
         for _ in range(STRETCHES_PER_VISIT):
             owned = {symbol: count for symbol, count in counts.items() if self._owns(symbol)}
-            rest = await self._paced(partial(self._stretch, owned, walk)) if owned else []
+            rest = await self._at_walk_pace(partial(self._stretch, owned, walk)) if owned else []
             if not rest:
                 return
             counts = dict.fromkeys(rest, max(1, STRETCH_ENTRIES // len(rest)))
@@ -272,12 +272,12 @@ class Auditor:
         """Recomputes the next entries of some contracts, and answers of which of them there are more."""
         held: list[Held] = []
         differing: list[str] = []
-        stretches = await read_stretches(self._pool, counts, walk, self._left_off.take(counts, walk))
+        stretches = await read_stretches(self._pool, counts, walk, self._positions.take(counts, walk))
         policies = await policies_of(self._pool, list(stretches), self._policy_of)
         for symbol, stretch in stretches.items():
             found = await self._follow(symbol, stretch, policies[symbol])
             if found.differences:
-                self._differ(symbol, walk, found)
+                self._report_differences(symbol, walk, found)
                 differing.append(symbol)
             else:
                 held.append(Held(symbol, found.followed, stretch.ended))
@@ -289,15 +289,15 @@ class Auditor:
             await keep_held(self._pool, walk, held)
         if differing:
             await keep_differences(self._pool, walk, differing)
-        self._left_off.leave(held, walk)
+        self._positions.save(held, walk)
         for one in held:
-            self._hold(one.symbol, walk, ended=one.ended)
+            self._report_verified(one.symbol, walk, ended=one.ended)
 
-    async def _follow(self, symbol: str, stretch: Stretch, policies: Mapping[int, Policy]) -> Found:
+    async def _follow(self, symbol: str, stretch: Stretch, policies: Mapping[int, Policy]) -> PartResult:
         """Recomputes a stretch; where it is the last one, its end is compared with what is stored."""
         ledger = stretch.ledger
         if ledger is None:
-            return Found(stretch.since, [missing(symbol)], None)
+            return PartResult(stretch.since, [missing(symbol)], None)
         replay = stretch.replay(ledger, policies, self._secrets)
         for _ in stretch.followed(replay):
             self._followed += 1
@@ -307,31 +307,31 @@ class Auditor:
         stretch.compare(replay)
         if stretch.totals and self._owns(symbol):
             self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, stretch.totals))
-        return Found(Followed(replay.checkpoint, replay.orders.opened), replay.differences, replay.differs_at)
+        return PartResult(Followed(replay.checkpoint, replay.orders.opened), replay.differences, replay.differs_at)
 
-    def _differ(self, symbol: str, walk: Part, found: Found) -> None:
+    def _report_differences(self, symbol: str, walk: Part, found: PartResult) -> None:
         """Tells what a walk found, once."""
-        self._show(symbol, walk, good=False, verified_at=None)
-        if self._told.get((symbol, walk)) != found.differences:
-            self._told[symbol, walk] = found.differences
+        self._set_metrics(symbol, walk, good=False, verified_at=None)
+        if self._reported.get((symbol, walk)) != found.differences:
+            self._reported[symbol, walk] = found.differences
             for difference in found.differences[:DIFFERENCES_MAX]:
                 log.error("audit difference", symbol=symbol, entry=found.differs_at, walk=walk, difference=difference)
 
-    def _hold(self, symbol: str, walk: Part, *, ended: bool) -> None:
+    def _report_verified(self, symbol: str, walk: Part, *, ended: bool) -> None:
         """Notes that everything held as far as a walk has come; the end of a full one vouches for the newest one, too."""
         for held in WALKS if ended and walk == "full" else (walk,):
-            self._show(symbol, held, good=True, verified_at=time.time() if ended else None)
-            if self._told.pop((symbol, held), None):
+            self._set_metrics(symbol, held, good=True, verified_at=time.time() if ended else None)
+            if self._reported.pop((symbol, held), None):
                 log.info("audit difference gone", symbol=symbol, walk=held)
 
-    def _show(self, symbol: str, walk: Part, *, good: bool, verified_at: float | None) -> None:
+    def _set_metrics(self, symbol: str, walk: Part, *, good: bool, verified_at: float | None) -> None:
         if self._owns(symbol):
             self._metrics.audited(symbol, walk, good=good, verified_at=verified_at)
 
 
-def _groups(due: Iterable[Due]) -> Iterator[list[Due]]:
+def _groups(due: Iterable[DueLedger]) -> Iterator[list[DueLedger]]:
     """Ledgers that are visited together, in the given order: as many as one read is for."""
-    group: list[Due] = []
+    group: list[DueLedger] = []
     entries = 0
     for one in due:
         if group and (entries + one.behind > STRETCH_ENTRIES or len(group) == GROUP_CONTRACTS):

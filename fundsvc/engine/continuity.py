@@ -40,9 +40,9 @@ def lost_tail(stream: StreamState, offset: Offset) -> bool:
     return begins_later and stream.added - stream.length < offset.messages
 
 
-def find_gap(stream: StreamState, offset: Offset, passed: str) -> Gap | None:
+def find_gap(stream: StreamState, offset: Offset, known_until: str) -> Gap | None:
     """The gap after an offset, unless it ends before an id up to which gaps are known."""
-    known = max(id_order(offset.last_id), id_order(passed))
+    known = max(id_order(offset.last_id), id_order(known_until))
     if id_order(stream.deleted_id) > known:
         return Gap(offset.last_id, stream.deleted_id, None)
     first = stream.first_id or stream.last_id
@@ -59,7 +59,7 @@ def same_gap(found: Gap, known: KnownGap) -> bool:
     return (found.after_id, found.messages) == (known.after_id, known.messages)
 
 
-def waiting(stream: StreamState, offset: Offset) -> int:
+def unsettled_messages(stream: StreamState, offset: Offset) -> int:
     """How many messages the stream holds after an offset; those that were deleted unread may count until its end is reached."""
     if not stream.final_id or id_order(stream.final_id) <= id_order(offset.last_id):
         return 0
@@ -67,18 +67,18 @@ def waiting(stream: StreamState, offset: Offset) -> int:
 
 
 class CheckedSource:
-    """A partition's stream as it is settled; `passed` is the id up to which gaps are known."""
+    """A partition's stream as it is settled; `known_until` is the id up to which gaps are known."""
 
-    def __init__(self, source: Source, passed: str) -> None:
+    def __init__(self, source: Source, known_until: str) -> None:
         self._source = source
-        self._passed = passed
+        self._known_until = known_until
 
     async def read(self, after: Offset, block_ms: int) -> Reading:
         """Messages after an offset; raises StreamFault where the tail is lost, GapFound where unread messages are gone."""
         messages, stream = await self._source.look(after.last_id, block_ms)
         if lost_tail(stream, after):
             raise StreamFault(f"the stream ends at {stream.last_id}, before the offset {after.last_id}")
-        gap = find_gap(stream, after, self._passed)
+        gap = find_gap(stream, after, self._known_until)
         # What was deleted in the moment after it was read is not missing.
         if gap and not (gap.until_id == stream.deleted_id and any(gap.until_id == one.stream_id for one in messages)):
             raise GapFound(f"unread messages up to {gap.until_id} left the stream")

@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from fundsvc.concurrency.background import Chore
+from fundsvc.concurrency.background import PeriodicTask
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import Pool
 from fundsvc.store.server_checks import weak_settings
 from fundsvc.streams.client import Client, is_append_only
 
-LOOK_SECONDS = 60.0
+CHECK_SECONDS = 60.0
 """How often the settings are looked at: they can be changed without a restart."""
 
 APPEND_ONLY = "appendonly"
@@ -42,11 +42,11 @@ class Durability:
         if weak := sorted(self._all()):
             raise NotDurable(f"{', '.join(weak)} off: a crash of the server may lose what it confirmed")
 
-    async def look_at_database(self) -> None:
+    async def check_database(self) -> None:
         """Looks at the primary's settings; raises StoreFault."""
         self._note("database", frozenset(await weak_settings(self._primary)))
 
-    async def look_at_stream(self) -> None:
+    async def check_stream(self) -> None:
         """Looks at the settings of the stream's server; raises StreamFault."""
         self._note("stream", frozenset() if await is_append_only(self._client) else frozenset({APPEND_ONLY}))
 
@@ -67,9 +67,9 @@ class Durability:
 async def durability(primary: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Durability]:
     """Durability that is looked at from now on."""
     found = Durability(primary, client, metrics)
-    looks = (("database", found.look_at_database), ("stream", found.look_at_stream))
+    looks = (("database", found.check_database), ("stream", found.check_stream))
     async with asyncio.TaskGroup() as tasks:
-        chores = [Chore(f"durability of the {part}", LOOK_SECONDS, look, log) for part, look in looks]
+        chores = [PeriodicTask(f"durability of the {part}", CHECK_SECONDS, look, log) for part, look in looks]
         running = [tasks.create_task(chore.run()) for chore in chores]
         try:
             yield found

@@ -47,7 +47,7 @@ class _Answer(msgspec.Struct):
     data: list[Head] | Head
 
 
-async def keep_heads(pool: Pool, directory: Path, days: float) -> None:
+async def save_heads(pool: Pool, directory: Path, days: float) -> None:
     """Writes the heads of all contracts into this hour's file, if there is none yet, and removes files older than so many days.
 
     Raises StoreFault where the database or the directory does not do its part.
@@ -105,12 +105,12 @@ def _heads_in(line: bytes, place: str) -> Iterable[Head]:
 
 
 async def head_differences(pool: Pool, heads: Iterable[Head]) -> dict[str, list[str]]:
-    """Where the ledger is not what some heads say that it was, by contract; raises StoreFault."""
+    """Where the ledger is not what chunk heads say that it was, by contract; raises StoreFault."""
     found: dict[str, list[str]] = defaultdict(list)
     rest = iter(heads)
-    while some := list(islice(rest, HEADS_PER_READ)):
-        keys = [head.symbol for head in some], [head.entry for head in some], [head.adl_record for head in some]
-        for head, row in zip(some, await fetch(pool, "chain_links", *keys), strict=True):
+    while chunk := list(islice(rest, HEADS_PER_READ)):
+        keys = [head.symbol for head in chunk], [head.entry for head in chunk], [head.adl_record for head in chunk]
+        for head, row in zip(chunk, await fetch(pool, "chain_links", *keys), strict=True):
             found[head.symbol] += _differences(head, *row)
     return {symbol: differences for symbol, differences in found.items() if differences}
 

@@ -25,8 +25,8 @@ STANDSTILL_SECONDS = 90.0
 FAILING_SECONDS = 30.0
 """For so long a partition may fail at every attempt: longer than servers take to start again, and a few slow commits."""
 
-RESTING_LEASES = 3.0
-RESTING_SECONDS_MAX = 600.0
+BACKOFF_LEASES = 3.0
+BACKOFF_SECONDS_MAX = 600.0
 """For so many leases an engine leaves a partition that stood still or failed to others; then it may take it anew. The next time
 it leaves it for twice as long, up to some minutes.
 """
@@ -40,7 +40,7 @@ END_SECONDS_MAX = 1.0
 Result = TypeVar("Result")
 
 
-class Held(NamedTuple):
+class HeldLeases(NamedTuple):
     """The epochs of the partitions held, by number, and how many should be."""
 
     epochs: Mapping[int, int]
@@ -54,7 +54,7 @@ class Steps(NamedTuple):
     settled: int
 
 
-class _Seen(NamedTuple):
+class _Observed(NamedTuple):
     """The steps of a partition, and since when (monotonic) none was taken and none settled anything."""
 
     steps: Steps
@@ -70,16 +70,16 @@ class LeaseKeeper:
         self._engine = engine
         self._seconds = lease_seconds
         self._steps = steps
-        self._seen: dict[int, _Seen] = {}
-        self._left_until: dict[int, float] = {}
+        self._observed: dict[int, _Observed] = {}
+        self._stuck_until: dict[int, float] = {}
         self._failing_until: dict[int, float] = {}
-        self._rests: dict[int, float] = {}
+        self._backoffs: dict[int, float] = {}
         self._others: dict[int, tuple[Lease, float]] = {}
         self._leases: Leases | None = None
         self._leaving = self._ending = False
         self._keeping: asyncio.Task[Any] | None = None
-        self._told: Held | Exception | None = None
-        self._news = asyncio.Event()
+        self._result: HeldLeases | Exception | None = None
+        self._has_result = asyncio.Event()
         self._owner = asyncio.get_running_loop()
         self._loop = asyncio.new_event_loop()
         self._one_at_a_time = asyncio.Lock()
@@ -93,15 +93,15 @@ class LeaseKeeper:
         self._loop.call_soon_threadsafe(self._end)
         await asyncio.to_thread(self._thread.join, END_SECONDS_MAX)
 
-    async def next(self) -> Held:
+    async def next(self) -> HeldLeases:
         """What is held once it was looked at again; raises what that raised, StoreFault when the database is away."""
-        await self._news.wait()
-        self._news.clear()
-        told = self._told
-        assert told is not None, "there are news"
-        if isinstance(told, Exception):
-            raise told
-        return told
+        await self._has_result.wait()
+        self._has_result.clear()
+        result = self._result
+        assert result is not None, "there are news"
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     async def release(self, partition: int, epoch: int) -> None:
         """Gives a partition up at once; raises StoreFault."""
@@ -130,7 +130,7 @@ class LeaseKeeper:
                         await self._renew(self._leases)
                         await asyncio.sleep(self._seconds / RENEWALS_PER_LEASE)
             except Exception as error:  # noqa: BLE001 - the engine classifies it
-                self._tell(error)
+                self._publish(error)
             finally:
                 self._leases = None
             await asyncio.sleep(RETRY_SECONDS_MAX)
@@ -138,11 +138,11 @@ class LeaseKeeper:
     async def _renew(self, leases: Leases) -> None:
         async with self._one_at_a_time:
             if not self._leaving:
-                self._watch()
+                self._observe_partitions()
                 now = time.monotonic()
-                standing_still = [partition for partition, until in self._left_until.items() if until > now]
+                stuck = [partition for partition, until in self._stuck_until.items() if until > now]
                 failing = [partition for partition, until in self._failing_until.items() if until > now]
-                self._tell(Held(await leases.keep(standing_still, failing), await leases.share()))
+                self._publish(HeldLeases(await leases.keep(stuck, failing), await leases.share()))
 
     async def _leave(self, leases: Leases, epochs: Mapping[int, int]) -> None:
         self._leaving = True
@@ -159,34 +159,36 @@ class LeaseKeeper:
     async def _in_thread(self, work: Coroutine[Any, Any, Result]) -> Result:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
-    def _tell(self, told: Held | Exception) -> None:
-        self._told = told
+    def _publish(self, result: HeldLeases | Exception) -> None:
+        self._result = result
         with suppress(RuntimeError):  # The engine's loop is over.
-            self._owner.call_soon_threadsafe(self._news.set)
+            self._owner.call_soon_threadsafe(self._has_result.set)
 
-    def _watch(self) -> None:
+    def _observe_partitions(self) -> None:
         """Notes which partitions stand still, and which fail at all that they try."""
         now = time.monotonic()
-        self._seen = {partition: _seen(self._seen.get(partition), steps, now) for partition, steps in self._steps().items()}
-        for partition, seen in self._seen.items():
-            if now - seen.taken_at > STANDSTILL_SECONDS:
-                self._leave_to_others(self._left_until, partition, now)
-            if now - seen.settled_at > FAILING_SECONDS:
-                self._leave_to_others(self._failing_until, partition, now)
-            elif seen.settled_at == now:
+        self._observed = {
+            partition: _observed(self._observed.get(partition), steps, now) for partition, steps in self._steps().items()
+        }
+        for partition, observed in self._observed.items():
+            if now - observed.taken_at > STANDSTILL_SECONDS:
+                self._back_off(self._stuck_until, partition, now)
+            if now - observed.settled_at > FAILING_SECONDS:
+                self._back_off(self._failing_until, partition, now)
+            elif observed.settled_at == now:
                 self._failing_until.pop(partition, None)
-                self._rests.pop(partition, None)
+                self._backoffs.pop(partition, None)
 
-    def _leave_to_others(self, until: dict[int, float], partition: int, now: float) -> None:
+    def _back_off(self, until: dict[int, float], partition: int, now: float) -> None:
         if until.get(partition, 0.0) <= now:
-            rest = self._rests.get(partition, RESTING_LEASES * self._seconds)
-            until[partition] = now + rest
-            self._rests[partition] = min(2 * rest, RESTING_SECONDS_MAX)
+            backoff = self._backoffs.get(partition, BACKOFF_LEASES * self._seconds)
+            until[partition] = now + backoff
+            self._backoffs[partition] = min(2 * backoff, BACKOFF_SECONDS_MAX)
 
 
-def _seen(before: _Seen | None, steps: Steps, now: float) -> _Seen:
+def _observed(before: _Observed | None, steps: Steps, now: float) -> _Observed:
     if before is None:
-        return _Seen(steps, now, now)
+        return _Observed(steps, now, now)
     taken_at = before.taken_at if steps.taken == before.steps.taken else now
     settled_at = before.settled_at if steps.settled == before.steps.settled else now
-    return _Seen(steps, taken_at, settled_at)
+    return _Observed(steps, taken_at, settled_at)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import structlog
 
-from fundsvc.concurrency.background import Chore, lasting
+from fundsvc.concurrency.background import PeriodicTask, keep_running
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.order import OrderState
@@ -25,16 +25,16 @@ from fundsvc.core.contracts import partition_of
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policies
-from fundsvc.engine.announcing import Announcing
-from fundsvc.engine.continuity import CheckedSource, find_gap, lost_tail, same_gap, waiting
+from fundsvc.engine.announcing import RoundAnnouncer
+from fundsvc.engine.continuity import CheckedSource, find_gap, lost_tail, same_gap, unsettled_messages
 from fundsvc.engine.leases import Steps
 from fundsvc.engine.pipeline import SLICE_SHARE, BatchBound, Committed, Pipeline
 from fundsvc.engine.policy_proposals import Proposals
-from fundsvc.engine.target_sizing import Targeting
+from fundsvc.engine.target_sizing import TargetSizing
 from fundsvc.logs.batches import Oddities, Orders, Rejections
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.book_recovery import Recall
+from fundsvc.readmodel.book_recovery import BookRecovery
 from fundsvc.store.database import COMMAND_SECONDS, Pool, StoreFault, StoreRefusal
 from fundsvc.store.freshness import HEARTBEAT_SECONDS
 from fundsvc.store.gaps import Gaps, KnownGap
@@ -103,9 +103,9 @@ class Session:
         self._state: Partition
         self._exclusive: Exclusive
         self._policies: Policies
-        self._announcing: Announcing
+        self._announcing: RoundAnnouncer
         self._pipeline: Pipeline | None = None
-        self._recall: Recall | None = None
+        self._recall: BookRecovery | None = None
         self._bound = BatchBound(config.engine.batch_fills_max)
         self._refused: dict[Place, str] = {}
         self._pool = pool
@@ -123,11 +123,11 @@ class Session:
         every = config.engine
         # Kept from load to load: one that is done seldom is not done anew after each refusal.
         self._chores = (
-            Chore("rollups", every.rollup_seconds, self._condense, self._log),
-            Chore("lag", WATCH_SECONDS, self._watch, self._log),
-            Chore("books", every.book_seconds, self._keep_books, self._log),
-            Chore("policies", WATCH_SECONDS, self._propose, self._log),
-            Chore("targets", every.target_seconds, self._find_targets, self._log),
+            PeriodicTask("rollups", every.rollup_seconds, self._condense, self._log),
+            PeriodicTask("lag", WATCH_SECONDS, self._watch, self._log),
+            PeriodicTask("books", every.book_seconds, self._keep_books, self._log),
+            PeriodicTask("policies", WATCH_SECONDS, self._propose, self._log),
+            PeriodicTask("targets", every.target_seconds, self._find_targets, self._log),
         )
         self._backoff = BACKOFF_SECONDS_MIN
         self._halted_seconds = HALTED_SECONDS_MIN
@@ -164,8 +164,8 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 # Not among the other chores: a full stream server keeps the partition from being loaded, and needs trimming.
                 chores = (
-                    Chore("trimming", TRIM_SECONDS, self._trim, self._log),
-                    Chore("heartbeat", HEARTBEAT_SECONDS, self._beat, self._log),
+                    PeriodicTask("trimming", TRIM_SECONDS, self._trim, self._log),
+                    PeriodicTask("heartbeat", HEARTBEAT_SECONDS, self._beat, self._log),
                 )
                 running = [tasks.create_task(chore.run()) for chore in chores]
                 await asyncio.wait([tasks.create_task(self._consume_through_faults(stop))])
@@ -270,7 +270,7 @@ class Session:
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(chore.run()) for chore in self._chores]
-                running.append(tasks.create_task(lasting("announcing", self._announcing.run, self._log)))
+                running.append(tasks.create_task(keep_running("announcing", self._announcing.run, self._log)))
                 # In a task of its own: where it and a chore fail at once, a group within this group's own task would leave that
                 # task cancelled for good (CPython gh-116720, until 3.13).
                 await asyncio.wait([tasks.create_task(pipeline.run(stop))])
@@ -332,7 +332,7 @@ class Session:
             self._state.make_stale(start.known_ms)
         orders = await writer.load_orders()
         self._metrics.loaded(funds, orders)
-        self._announcing = Announcing(
+        self._announcing = RoundAnnouncer(
             self._state,
             self._exclusive,
             self._announcer,
@@ -342,11 +342,11 @@ class Session:
             self._metrics,
             self._log,
         )
-        self._announcing.note(self._state.reopen(order).order for order in orders)
+        self._announcing.update(self._state.reopen(order).order for order in orders)
         self._log.info("partition loaded", funds=len(funds), orders=len(orders), stream_id=stored.last_id)
         self._pipeline = Pipeline(
             self._state,
-            CheckedSource(self._source, start.passed),
+            CheckedSource(self._source, start.known_until),
             writer,
             self._announce,
             exclusive=self._exclusive,
@@ -383,7 +383,9 @@ class Session:
                 self._attempts += 1
                 self._restored += 1
                 await asyncio.sleep(0)
-        self._recall = Recall(self._state, self._exclusive, self._source, kept, writer.rejected_places, writer.reduced_sides)
+        self._recall = BookRecovery(
+            self._state, self._exclusive, self._source, kept, writer.rejected_places, writer.reduced_sides
+        )
         await self._recall.run_part(stored)
 
     async def _where_to_read(self, stored: Offset) -> "_Start":
@@ -407,17 +409,17 @@ class Session:
         return _Start(Offset(STREAM_START, stream.added - stream.length), stream.deleted_id, known_ms)
 
     async def _pass_gap(self, stream: StreamState, stored: Offset, known: list[KnownGap]) -> "_Start":
-        """Where to read on from an offset: past a gap, if there is one and it may be passed."""
+        """Where to read on from an offset: past a gap, if there is one and it may be known_until."""
         goes_on = self._config.stream.on_gap == "continue"
-        passed = max((gap.until_id for gap in known if goes_on or gap.acknowledged_at), key=id_order, default=STREAM_START)
+        known_until = max((gap.until_id for gap in known if goes_on or gap.acknowledged_at), key=id_order, default=STREAM_START)
         found = find_gap(stream, stored, STREAM_START)
         if found is None:
-            return _Start(stored, passed)
+            return _Start(stored, known_until)
         gap = next((one for one in known if same_gap(found, one)), None)
         if gap is None:
             missing = found.messages or max(1, await self._settled_or_gone(stream, stored) - stored.messages)
             gap = await self._report(KnownGap(found.after_id, found.until_id, missing, None), stored)
-        if not goes_on and id_order(gap.until_id) > id_order(passed):
+        if not goes_on and id_order(gap.until_id) > id_order(known_until):
             raise Halted(
                 f"{gap.messages} messages after {gap.after_id}, up to {gap.until_id}, were deleted or trimmed from the stream"
                 f" before they were settled: delete the stream (DEL {stream_key(self._partition)}) and have the engine send"
@@ -425,7 +427,7 @@ class Session:
             )
         # Not the gap's own number: while the offset is within a gap each load passes it, and must not add that again.
         offset = stored._replace(messages=await self._settled_or_gone(stream, stored))
-        return _Start(offset, max(passed, gap.until_id, key=id_order))
+        return _Start(offset, max(known_until, gap.until_id, key=id_order))
 
     async def _settled_or_gone(self, stream: StreamState, stored: Offset) -> int:
         """The number of messages that a stream of this state ever had, without those that it holds after an offset."""
@@ -471,7 +473,7 @@ class Session:
                 await asyncio.sleep(0)
             part = orders[first : first + ORDERS_AT_ONCE]
             self._metrics.moved(part)
-            self._announcing.note(part)
+            self._announcing.update(part)
             self._orders.note(part, offset)
         self._orders.log_due()
 
@@ -484,7 +486,7 @@ class Session:
 
     async def _find_targets(self) -> None:
         targets = Targets(self._pool)
-        await Targeting(self._state, self._exclusive, targets, self._config.target.of, self._metrics).recompute()
+        await TargetSizing(self._state, self._exclusive, targets, self._config.target.of, self._metrics).recompute()
 
     async def _beat(self) -> None:
         """Tells readers of replicas how far these are."""
@@ -497,7 +499,7 @@ class Session:
         now_ms = await self._source.now_ms()
         await self._exclusive.run(partial(self._show_books, now_ms))
         await self._source.drop_oversized(settled.last_id)
-        left = waiting(await self._source.state(), settled)
+        left = unsettled_messages(await self._source.state(), settled)
         self._metrics.lag_messages.labels(self._partition).set(left)
         age = (now_ms - id_order(settled.last_id)[0]) / 1000
         self._metrics.lag_seconds.labels(self._partition).set(max(0.0, age) if left else 0)
@@ -538,7 +540,7 @@ class _Start(NamedTuple):
     """
 
     offset: Offset
-    passed: str
+    known_until: str
     known_ms: int | None = None
 
 

@@ -1,6 +1,6 @@
 """Finding target sizes in the background: by the engine that owns a partition, or once for who asks at a command line.
 
-What takes long is kept away from who settles: the history is asked of the database a few contracts at a time and with pauses,
+What takes long is kept away from who settles: the history is read a few contracts at a time and with pauses,
 columns of positions are searched by numpy in a thread.
 """
 
@@ -34,8 +34,8 @@ SHARE_MAX = 0.05
 """Finding targets may keep the database busy for this share of the time; where it takes long, it is done less often."""
 
 
-class Asked(NamedTuple):
-    """A contract whose target is asked for, with its book, and what gives access to that."""
+class TargetRequest(NamedTuple):
+    """A contract whose target is requests for, with its book, and what gives access to that."""
 
     contract: Contract
     book: Book
@@ -50,7 +50,7 @@ class Metrics(Protocol):
         """Shows a contract's target from now on."""
 
 
-class Targeting:
+class TargetSizing:
     """Finds the targets of a partition's contracts, and keeps them for who asks; `exclusive` gives access to the partition."""
 
     def __init__(
@@ -76,24 +76,24 @@ class Targeting:
             await asyncio.sleep((time.monotonic() - started) / SHARE_MAX)
 
     async def _recompute(self, contracts: Sequence[Contract]) -> None:
-        found = await find(self._targets, [self._asked(contract) for contract in contracts])
+        found = await compute_targets(self._targets, [self._request(contract) for contract in contracts])
         if found:
             await self._targets.keep(found)
         for symbol, (target, _) in found.items():
             self._metrics.target(symbol, target)
 
-    def _asked(self, contract: Contract) -> Asked:
+    def _request(self, contract: Contract) -> TargetRequest:
         book = self._state.book(contract.symbol) or Book(contract)
-        return Asked(contract, book, self._policy_of(contract.symbol), self._exclusive)
+        return TargetRequest(contract, book, self._policy_of(contract.symbol), self._exclusive)
 
 
-async def find(targets: Targets, asked: Sequence[Asked]) -> dict[str, tuple[Target, Size]]:
+async def compute_targets(targets: Targets, requests: Sequence[TargetRequest]) -> dict[str, tuple[Target, Size]]:
     """The targets of those contracts that the ledger has, by symbol, with what explains them; raises StoreFault."""
-    by_deficits = {one.contract.symbol: one.policy for one in asked if one.policy.rule == "value_at_risk"}
+    by_deficits = {one.contract.symbol: one.policy for one in requests if one.policy.rule == "value_at_risk"}
     deficits = await targets.deficits(by_deficits) if by_deficits else {}
-    leverages = await targets.leverages([one.contract.symbol for one in asked])
+    leverages = await targets.leverages([one.contract.symbol for one in requests])
     found = {}
-    for one in asked:
+    for one in requests:
         symbol = one.contract.symbol
         if symbol in leverages:  # What was listed a moment ago may not be committed yet.
             size = await _size(one, deficits.get(symbol))
@@ -101,8 +101,8 @@ async def find(targets: Targets, asked: Sequence[Asked]) -> dict[str, tuple[Targ
     return found
 
 
-async def _size(asked: Asked, deficits: Deficits | None) -> Size:
-    contract, book, policy, exclusive = asked
+async def _size(requests: TargetRequest, deficits: Deficits | None) -> Size:
+    contract, book, policy, exclusive = requests
     match policy.rule:
         case "value_at_risk":
             return size_by_deficits(contract, policy, deficits)

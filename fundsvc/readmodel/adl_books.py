@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
-from fundsvc.concurrency.background import lasting
-from fundsvc.concurrency.exclusive import Exclusive, one_thread
+from fundsvc.concurrency.background import keep_running
+from fundsvc.concurrency.exclusive import Exclusive, single_thread_executor
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.book import Book, Side
 from fundsvc.core.adl.preview import AskedOf, Preview, preview
@@ -30,7 +30,7 @@ from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.book_recovery import Recall
+from fundsvc.readmodel.book_recovery import BookRecovery
 from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.writer import STREAM_START
@@ -43,7 +43,7 @@ RECORDS_MANY = 100
 _DONE = object()
 """What an iterator gives at its end."""
 
-MISTAKE_SECONDS = 10.0
+RELOAD_SECONDS = 10.0
 """After a mistake of ours books are loaded anew so much later: a large one takes seconds."""
 
 log = structlog.get_logger()
@@ -83,7 +83,7 @@ class Follower:
             FollowedPartition(config, self._ledger, _source(config, client, number), number, Exclusive(worker))
             for number in range(config.stream.partitions)
         ]
-        self._known: dict[tuple[str, SideName], _Known] = {}
+        self._ranked_sides: dict[tuple[str, SideName], _RankedSide] = {}
 
     async def run(self) -> None:
         """Follows until cancelled, through every fault."""
@@ -94,7 +94,7 @@ class Follower:
                 outage.over()
             except (StoreFault, StreamFault) as fault:
                 outage.note(fault)
-            self._measure()
+            self._set_age_metric()
             await asyncio.sleep(self._seconds)
 
     async def step(self, only: int | None = None) -> None:
@@ -109,7 +109,7 @@ class Follower:
                 faults.append(fault)
             except Exception:  # a mistake of ours in one partition leaves the others, and who shows them, alone
                 log.exception("mistake", part="books", partition=partition.number)
-                partition.begin_anew()
+                partition.reset()
         if faults:
             raise faults[0]
 
@@ -195,20 +195,20 @@ class Follower:
         symbol, side = view.contract.symbol, view.book.sides[name]
         known = self._ranked(symbol, name, side, mark)
         if known.sections is None:
-            known = self._known[symbol, name] = known._replace(sections=sections(side, mark))
+            known = self._ranked_sides[symbol, name] = known._replace(sections=sections(side, mark))
         return known.sections or []
 
-    def _ranked(self, symbol: str, name: SideName, side: Side, mark: int) -> "_Known":
+    def _ranked(self, symbol: str, name: SideName, side: Side, mark: int) -> "_RankedSide":
         """The side's ranking, which is another object once it is another; notes how long that took."""
         started = time.perf_counter()
         ranking = side.ranking(mark)
-        known = self._known.get((symbol, name))
+        known = self._ranked_sides.get((symbol, name))
         if known is None or known.ranking is not ranking:
             self._metrics.rank_seconds.observe(time.perf_counter() - started)
-            known = self._known[symbol, name] = _Known(ranking, None)
+            known = self._ranked_sides[symbol, name] = _RankedSide(ranking, None)
         return known
 
-    def _measure(self) -> None:
+    def _set_age_metric(self) -> None:
         oldest_ms = min(partition.confirmed_ms for partition in self._partitions)
         if oldest_ms:
             self._metrics.books_age_seconds.set(max(0.0, time.time() - oldest_ms / 1000))
@@ -237,19 +237,19 @@ class FollowedPartition:
         self._source = source
         self._offset = Offset(STREAM_START, 0)
         self._loaded = False
-        self._rests_until = 0.0
-        self._followed: _Followed | None = None
+        self._paused_until = 0.0
+        self._followed: _LoadedBooks | None = None
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Forgets the books, and loads them again after some seconds."""
         self._followed, self._loaded = None, False
-        self._rests_until = time.monotonic() + MISTAKE_SECONDS
+        self._paused_until = time.monotonic() + RELOAD_SECONDS
 
     async def step(self, offset: Offset, now: int) -> None:
         """Follows to an offset that was the ledger's at a time (ms); raises StoreFault or StreamFault."""
-        if time.monotonic() < self._rests_until:
+        if time.monotonic() < self._paused_until:
             return
-        if self._followed and offset != self._offset and not await self._go_on(self._followed, offset):
+        if self._followed and offset != self._offset and not await self._advance(self._followed, offset):
             # The stream does not hold what the ledger has settled.
             log.warning("books loaded anew", partition=self.number)
             # Dropped before others take their place, so that there is one copy of them.
@@ -266,13 +266,13 @@ class FollowedPartition:
 
     def views(self) -> list[BookView]:
         """All books that have had a mark or a position; raises NotFollowed."""
-        last_id, followed = self._last_id(), self._following()
+        last_id, followed = self._last_id(), self._loaded_books()
         books = followed.partition.books() if followed else ()
         return [BookView(contract, book, last_id, self.confirmed_ms) for contract, book in books]
 
     def book(self, symbol: str) -> Book | None:
         """A contract's book, if it is known to have had a mark or a position; raises NotFollowed."""
-        followed = self._following()
+        followed = self._loaded_books()
         return followed.partition.book(symbol) if followed else None
 
     def is_large(self, symbol: str) -> bool:
@@ -285,15 +285,15 @@ class FollowedPartition:
         return self._followed is not None and any(book.is_large for _, book in self._followed.partition.books())
 
     def _last_id(self) -> str:
-        followed = self._following()
-        return followed.recall.read_to if followed else self._offset.last_id
+        followed = self._loaded_books()
+        return followed.recovery.read_to if followed else self._offset.last_id
 
-    def _following(self) -> "_Followed | None":
+    def _loaded_books(self) -> "_LoadedBooks | None":
         if not self._loaded:
             raise NotFollowed("the ADL books are being loaded, ask again shortly")
         return self._followed
 
-    async def _load(self, offset: Offset) -> "_Followed | None":
+    async def _load(self, offset: Offset) -> "_LoadedBooks | None":
         """The books as they were kept, brought to an offset; None if none of them ever held a position."""
         if not await self._ledger.has_positions(self.number):
             return None
@@ -312,22 +312,22 @@ class FollowedPartition:
         end = id_order(offset.last_id)
         kept = [book._replace(last_id=STREAM_START) if id_order(book.last_id) > end else book for book in kept]
         rejected = partial(self._ledger.rejected_places, self.number)
-        recall = Recall(partition, self.exclusive, self._source, kept, rejected, self._ledger.reduced_sides)
-        await recall.run(offset.last_id)
-        return _Followed(partition, recall, offset.messages - recall.messages)
+        recovery = BookRecovery(partition, self.exclusive, self._source, kept, rejected, self._ledger.reduced_sides)
+        await recovery.run(offset.last_id)
+        return _LoadedBooks(partition, recovery, offset.messages - recovery.messages)
 
-    async def _go_on(self, followed: "_Followed", offset: Offset) -> bool:
+    async def _advance(self, followed: "_LoadedBooks", offset: Offset) -> bool:
         """Goes on to an offset; says whether the stream held all that lies between, and no contract changed its terms.
 
         Another number of messages means that the stream lost its tail, or dropped what we had not read yet.
         """
-        recall = followed.recall
-        await recall.run(offset.last_id)
-        if recall.messages != offset.messages - followed.messages_before:
+        recovery = followed.recovery
+        await recovery.run(offset.last_id)
+        if recovery.messages != offset.messages - followed.messages_before:
             return False
-        return not recall.listed or await self._admit(followed)
+        return not recovery.listed or await self._admit_listed(followed)
 
-    async def _admit(self, followed: "_Followed") -> bool:
+    async def _admit_listed(self, followed: "_LoadedBooks") -> bool:
         """Takes in the contracts that were listed; False if one of the others is not what it was."""
         partition = followed.partition
         funds = await self._funds()
@@ -336,8 +336,8 @@ class FollowedPartition:
             await self.exclusive.run(partial(partition.admit, fund))
         kept = await self._ledger.books(self.number, [fund.contract.symbol for fund in new])
         await self._restore(partition, kept)
-        await followed.recall.include(kept)
-        followed.recall.listed = False
+        await followed.recovery.include(kept)
+        followed.recovery.listed = False
         return all(partition.contract(fund.contract.symbol) == fund.contract for fund in funds)
 
     async def _restore(self, partition: Partition, kept: Iterable[KeptBook]) -> None:
@@ -352,28 +352,28 @@ class FollowedPartition:
         return await self._ledger.funds(self.number, self._config.policy.of)
 
 
-class _Known(NamedTuple):
+class _RankedSide(NamedTuple):
     """A ranking of a side, and its sections once somebody has asked for them."""
 
     ranking: Ranking
     sections: list[Section] | None
 
 
-class _Followed(NamedTuple):
+class _LoadedBooks(NamedTuple):
     """Books in memory, and what brings them up to date; `messages_before` is how many messages it did not have to read."""
 
     partition: Partition
-    recall: Recall
+    recovery: BookRecovery
     messages_before: int
 
 
 @asynccontextmanager
-async def following(config: Config, pool: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Follower]:
+async def open_follower(config: Config, pool: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Follower]:
     """A follower that follows."""
-    with one_thread("fundsvc reading") as worker:
+    with single_thread_executor("fundsvc reading") as worker:
         async with asyncio.TaskGroup() as tasks:
             follower = Follower(config, pool, client, metrics, worker)
-            task = tasks.create_task(lasting("books", follower.run, log))
+            task = tasks.create_task(keep_running("books", follower.run, log))
             try:
                 yield follower
             finally:

@@ -18,7 +18,7 @@ from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.source import Source, id_order
 from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, Contents, Message
 
-Rejected = Callable[[Sequence[str]], Awaitable[Mapping[Place, str | None]]]
+RejectedPlaces = Callable[[Sequence[str]], Awaitable[Mapping[Place, str | None]]]
 """Which events of these messages were rejected, and the message that had them settled since."""
 
 OrderKey = tuple[str, int]
@@ -28,7 +28,7 @@ ReducedSides = Callable[[Iterable[OrderKey]], Awaitable[Mapping[OrderKey, SideNa
 """Which side each of these orders, at least one, reduces."""
 
 
-class Recall:
+class BookRecovery:
     """Applies to each book what came after it was kept, as far as it is told to go, and from there on when told again.
 
     `read_to` is the last message applied: between two of its awaits, the books are as they were after that one, or after some
@@ -44,7 +44,7 @@ class Recall:
         exclusive: Exclusive,
         source: Source,
         kept: Sequence[KeptBook],
-        rejected: Rejected,
+        rejected: RejectedPlaces,
         reduced_sides: ReducedSides,
     ) -> None:
         self.read_to = min((book.last_id for book in kept), key=id_order, default=STREAM_START)
@@ -79,14 +79,14 @@ class Recall:
 
     async def include(self, kept: Sequence[KeptBook]) -> None:
         """Takes in further books, and brings them to where the others are."""
-        others = Recall(self._partition, self._exclusive, self._source, kept, self._rejected, self._reduced_sides)
+        others = BookRecovery(self._partition, self._exclusive, self._source, kept, self._rejected, self._reduced_sides)
         await others.run(self.read_to)
         self.after |= others.after
         self.seq |= others.seq
 
     async def _apply_all(self, messages: Sequence[Message], events_max: int | None = None) -> None:
         """Applies messages, or only so many events of each."""
-        replayed = (place[0] for message in messages if (place := _replayed(message)))
+        replayed = (place[0] for message in messages if (place := _replayed_place(message)))
         rejected = await self._rejected([*(message.stream_id for message in messages), *replayed])
         self._sides.clear()
         events = 0
@@ -128,22 +128,22 @@ class Recall:
                 continue
             self.listed = self.listed or isinstance(event, Listing)
             if self._is_later(at, event) and self._is_new(event):
-                self._recall(event, at[0])
+                self._apply_to_book(event, at[0])
 
     def _apply_replay(
         self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, str | None]
     ) -> None:
         """Applies an event that was rejected, sent again and settled then; sent once more, it was not settled again."""
-        place = _replayed(message)
+        place = _replayed_place(message)
         if place is None or rejected.get(place) != message.stream_id:
             return
         (event,) = events
         self.listed = self.listed or isinstance(event, Listing)
         at = id_order(message.stream_id)
         if not isinstance(event, Rejection) and self._is_later(at, event):
-            self._recall(event, at[0])
+            self._apply_to_book(event, at[0])
 
-    def _recall(self, event: Event, stream_ms: int) -> None:
+    def _apply_to_book(self, event: Event, stream_ms: int) -> None:
         """Applies an event; one that the terms known here refuse came after a listing that changed them."""
         side = self._sides.get((event.symbol, event.adl)) if isinstance(event, AdlFill) else None
         with suppress(Rejection):
@@ -164,7 +164,7 @@ class Recall:
         return True
 
 
-def _replayed(message: Message) -> Place | None:
+def _replayed_place(message: Message) -> Place | None:
     """The place that a message of an operator sends again, if it is one."""
     match = REPLAY_KEY.fullmatch(message.replay_of)
     return Place(match[1], int(match[2])) if match else None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
-from fundsvc.concurrency.background import lasting
+from fundsvc.concurrency.background import keep_running
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import Contract
 from fundsvc.logs.faults import Outage
@@ -76,7 +76,7 @@ class Tail:
         self._pool = pool
         self._metrics = metrics
         self._seconds = seconds
-        self._heard: float | None = None
+        self._read_at: float | None = None
         self._next = 0.0
         self._has_more = False
         self._offsets: dict[int, Settled] = {}
@@ -84,11 +84,11 @@ class Tail:
         self._orders: dict[OrderKey, OrderRow] = {}
         self._cursors: dict[str, int] = {}
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Looks once, so that there is something to show from the start; raises StoreFault."""
         with faults():
             async with lent(self._pool) as connection:
-                await self._step(connection)
+                await self._read_once(connection)
 
     async def run(self) -> None:
         """Follows until cancelled, through every fault."""
@@ -98,28 +98,28 @@ class Tail:
                 with faults():
                     async with lent(self._pool) as connection:
                         while True:
-                            await self._step(connection)
+                            await self._read_once(connection)
                             outage.over()
-                            await self._rest()
+                            await self._pause()
             except StoreFault as fault:
                 outage.note(fault)
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _rest(self) -> None:
+    async def _pause(self) -> None:
         """Waits for the next look: so long after the last one began, or not at all where that told less than it knew of."""
         self._next = max(time.monotonic(), self._next + self._seconds)
         await asyncio.sleep(0 if self._has_more else self._next - time.monotonic())
 
-    async def _step(self, connection: Connection) -> None:
+    async def _read_once(self, connection: Connection) -> None:
         """Looks once at the ledger and tells the listeners what is new; what failed to be read is told by the next look."""
         async with asyncio.timeout(READ_SECONDS_MAX):
-            await self._look(connection)
-        self._heard = time.monotonic()
+            await self._read_changes(connection)
+        self._read_at = time.monotonic()
         self._metrics.tail_heard.set(time.time() - self.freshness.age_seconds)
 
     def check(self) -> None:
         """Raises StoreFault unless the funds are what the ledger has, but for a moment, or for what a replica may be behind."""
-        if self._heard is None or time.monotonic() > self._heard + self._seconds + SILENCE_SECONDS_MAX:
+        if self._read_at is None or time.monotonic() > self._read_at + self._seconds + SILENCE_SECONDS_MAX:
             raise StoreFault("the tail of the ledger is not heard")
         self.freshness.check()
 
@@ -145,7 +145,7 @@ class Tail:
         """A contract's open orders."""
         return [order for order in self._orders.values() if order.symbol == symbol]
 
-    def _behind(self, now: Mapping[str, Place | FundRow]) -> dict[str, int]:
+    def _unread(self, now: Mapping[str, Place | FundRow]) -> dict[str, int]:
         """The followed contracts with entries, by where some are `now` and the others were, that were not told of yet.
 
         Each with the last one that was.
@@ -153,7 +153,7 @@ class Tail:
         funds = self.funds
         return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < now.get(symbol, funds[symbol]).entry}
 
-    async def _look(self, connection: Connection) -> None:
+    async def _read_changes(self, connection: Connection) -> None:
         now = await offsets(connection)
         after = {
             partition: known.commit_before(settled) if (known := self._offsets.get(partition)) else -1
@@ -164,34 +164,34 @@ class Tail:
             await self._catch_up(connection, after, now)
             self._offsets = now.settled
         else:
-            await self._go_on(connection, self._behind(self.funds))
+            await self._read_entries(connection, self._unread(self.funds))
             self.freshness.saw(now.now_ms, now.as_of_ms)
 
-    async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
+    async def _read_entries(self, connection: Connection, behind: Mapping[str, int]) -> None:
         """Tells of the next entries of contracts with some after a number; once a look, as it costs each client a write."""
         self._has_more = False
         if behind:
             count = max(1, ENTRIES_PER_STEP_MAX // len(behind))
             rows = await entries(connection, behind, count)
             self._has_more = len(rows) >= count
-            self._tell_entries(rows)
+            self._notify_of_entries(rows)
 
     async def _catch_up(self, connection: Connection, after: Mapping[int, int], looked: Offsets) -> None:
         """Brings the funds and orders that some partitions changed, each after a commit, to where they stand; tells of them."""
         now = await places(connection, after)
-        await self._go_on(connection, self._behind(now))
+        await self._read_entries(connection, self._unread(now))
         moved = await self._moved_orders(connection, now)
         symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
         symbols.update(order.symbol for order in moved)
         changed = await stands(connection, symbols) if symbols else {}
         self.freshness.saw(looked.now_ms, looked.as_of_ms)
-        self._show(changed)
+        self._update_funds(changed)
         # A fund may have moved on since its orders were read; those that it got by then are read next time.
         self._places |= {symbol: stand.place._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
         for order in moved:
-            self._keep(order)
+            self._update_order(order)
         if changed:
-            self._tell(Change([stand.fund for stand in changed.values()], (), moved))
+            self._notify(Change([stand.fund for stand in changed.values()], (), moved))
 
     async def _moved_orders(self, connection: Connection, now: Mapping[str, Place]) -> list[OrderRow]:
         """The orders of contracts that are not what they were; of contracts that were not known, the open ones."""
@@ -208,20 +208,20 @@ class Tail:
         before = self._places.get(symbol)
         return before if before and before.adl < place.adl else None
 
-    def _show(self, changed: Mapping[str, Stand]) -> None:
+    def _update_funds(self, changed: Mapping[str, Stand]) -> None:
         funds = {**self.funds, **{symbol: stand.fund for symbol, stand in changed.items()}}
         contracts = {**self.contracts, **{symbol: stand.contract for symbol, stand in changed.items()}}
         if len(funds) > len(self.funds):
             funds, contracts = dict(sorted(funds.items())), dict(sorted(contracts.items()))
         self.funds, self.contracts = funds, contracts
 
-    def _keep(self, order: OrderRow) -> None:
+    def _update_order(self, order: OrderRow) -> None:
         if order.state == "open":
             self._orders[order.symbol, order.adl] = order
         else:
             self._orders.pop((order.symbol, order.adl), None)
 
-    def _tell_entries(self, rows: Iterable[EntryRow]) -> None:
+    def _notify_of_entries(self, rows: Iterable[EntryRow]) -> None:
         """Tells of entries that are next in their contracts; who was left and followed anew meanwhile is where it was then."""
         told = []
         for row in rows:
@@ -229,15 +229,15 @@ class Tail:
                 self._cursors[row.symbol] = row.entry
                 told.append(row)
         if told:
-            self._tell(Change((), told, ()))
+            self._notify(Change((), told, ()))
 
-    def _tell(self, change: Change) -> None:
+    def _notify(self, change: Change) -> None:
         for listener in self.listeners:
             listener(change)
 
 
 @asynccontextmanager
-async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
+async def open_tail(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
     """A tail that follows, over a connection of its own, and has begun unless the database is away."""
     database = config.database
     async with (
@@ -248,10 +248,10 @@ async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
         freshness = Freshness(pool, primary, config.http.stale_seconds_max)
         tail = Tail(pool, freshness, metrics, config.http.tail_seconds)
         with suppress(StoreFault):
-            await tail.begin()
+            await tail.start()
         await freshness.refresh()
         works = {"tail": tail.run, "freshness": freshness.run}
-        running = [tasks.create_task(lasting(name, work, log)) for name, work in works.items()]
+        running = [tasks.create_task(keep_running(name, work, log)) for name, work in works.items()]
         try:
             yield tail
         finally:
