@@ -1,8 +1,8 @@
-"""Announces the rounds of ADL orders until the matching engine has acknowledged them, and ends those that it leaves open.
+"""Announces rounds of ADL orders until the matching engine acknowledges them, and ends rounds that stay open for too long.
 
-A round is announced once it is durable, beside the commits that follow. It is acknowledged by the first adlFill or adlEnd of
-the order in this round, or by an adlAck. Until then it is announced again, after pauses that grow. The announcement stream is
-trimmed by age, but never beyond the oldest announcement that is not acknowledged.
+A round is announced once its batch is committed, concurrently with later commits. The first adlFill or adlEnd of the order in
+this round acknowledges it, or an adlAck. Until then the announcement is repeated with growing pauses. The announcement stream
+is trimmed by age, but keeps all announcements since the oldest unacknowledged one.
 """
 
 import asyncio
@@ -27,53 +27,49 @@ from fundsvc.streams.producer import Producer
 
 ROUNDS_PER_TRIP_MAX = 200
 BYTES_PER_TRIP_MAX = 250_000
-"""What goes in one round trip, and is encoded without a look at the loop: about two milliseconds. A round that asks a thousand
-accounts has 40 kB.
-"""
+"""Bound one round trip, and its encoding to about two milliseconds. A round with a thousand accounts has 40 kB."""
 
 PAUSE_SECONDS_MAX = 60.0
-"""An engine that is away for long is not told of every round every few seconds."""
+"""The longest pause between announcements of one round: bounds the announcements during an outage of the matching engine."""
 
 CHECK_SECONDS = 1.0
-"""How often it is checked for rounds that are due again or have taken too long."""
+"""How often the announcer looks for rounds whose announcement is due again, or that are open for too long."""
 
 RETRY_SECONDS = 0.5
-"""How long it is waited after the stream was away."""
+"""The pause after a fault of the stream server."""
 
 RETENTION_SECONDS = 300.0
-"""How long acknowledged announcements stay in the stream, for others who read it."""
+"""How long acknowledged announcements stay in the stream for other readers."""
 
 OrderKey = tuple[str, int]
-"""An ADL order: its contract and its number."""
+"""The symbol and the number of an ADL order."""
 
 
 class Orders(Protocol):
-    """The open orders of a partition."""
+    """The open orders of a partition, as the announcer reads them."""
 
     def open_order(self, symbol: str, adl: int) -> AdlOrder | None:
-        """An order as it stands, if it is open."""
+        """Returns an open order, or None."""
 
     def price_decimals(self, symbol: str) -> int:
-        """The scale of a contract's prices."""
+        """Returns the scale of a contract's prices."""
 
 
 class Metrics(Protocol):
-    """Who shows what is not acknowledged."""
+    """The metrics that the announcer sets."""
 
     def unacknowledged(self, partition: int, rounds: int, seconds: float) -> None:
-        """Shows how many announced rounds are not acknowledged, and for how long the oldest one."""
+        """Sets the number of unacknowledged announced rounds and the age of the oldest one."""
 
     def announced_again(self, partition: int, rounds: int) -> None:
-        """Counts rounds that were announced again."""
+        """Counts repeated announcements."""
 
 
 class OpenRound(msgspec.Struct):
-    """A round that is not over: its number, when it began, and whether the engine has acknowledged it.
+    """An open round of an order: its number, its begin, and whether the matching engine has acknowledged it.
 
-    `began_ms` is by the stream server's clock, 0 while it is not known.
-
-    `announced_ms` is the stream's time of its last announcement, 0 before the first; `due` is when the next one is due, `pause`
-    how long that is after the last one.
+    `began_ms` is a time of the stream server's clock, 0 if unknown. `announced_ms` is the stream time of the last announcement,
+    0 before the first. `due` is when the next announcement is due (monotonic), `pause` its distance in seconds.
     """
 
     round: int
@@ -86,14 +82,14 @@ class OpenRound(msgspec.Struct):
 
 
 class _RoundTrip(NamedTuple):
-    """Announcements that go in one round trip."""
+    """Announcements that one round trip appends, with their rounds."""
 
     rounds: list[OpenRound]
     bodies: list[bytes]
 
 
 class RoundAnnouncer:
-    """The rounds of one partition's orders that are not over; `update` takes in what is durable, `run` announces it.
+    """Announces the open rounds of one partition's orders. `update` receives committed orders; `run` announces their rounds.
 
     `exclusive` gives access to the orders.
     """
@@ -123,7 +119,7 @@ class RoundAnnouncer:
         self._updated = asyncio.Event()
 
     def update(self, orders: Iterable[OrderState]) -> None:
-        """Takes in orders as they durably are."""
+        """Receives orders in their committed state."""
         for order in orders:
             self._update((order.symbol, order.adl), order)
         self._updated.set()
@@ -141,7 +137,7 @@ class RoundAnnouncer:
                 self._unannounced[key] = self._open[key]
 
     async def run(self) -> None:
-        """Announces until cancelled, through every fault of the stream."""
+        """Announces until cancelled. Retries after faults of the stream server."""
         checked = 0.0
         while True:
             try:
@@ -169,14 +165,14 @@ class RoundAnnouncer:
                 self._unannounced.pop(key, None)
 
     async def _announce(self, keys: Sequence[OrderKey]) -> Sequence[OrderKey]:
-        """Announces rounds until a trip is full; returns those that are dealt with."""
+        """Announces rounds up to the limit of a round trip; returns the keys of those that need no further announcement now."""
         trip, handled = await self._exclusive.run(partial(self._pack, keys))
         if trip.bodies:
             await self._send(trip)
         return handled
 
     def _pack(self, keys: Sequence[OrderKey]) -> tuple[_RoundTrip, Sequence[OrderKey]]:
-        """A trip of announcements, and the rounds that are dealt with by it."""
+        """Encodes announcements up to the limit of a round trip. Also returns the keys that it went through."""
         trip = _RoundTrip([], [])
         size, handled = 0, []
         for key in keys:
@@ -200,14 +196,14 @@ class RoundAnnouncer:
             round_.pause = min(2 * round_.pause, max(PAUSE_SECONDS_MAX, self._config.ack_seconds))
 
     def _body(self, key: OrderKey, known: OpenRound) -> bytes | None:
-        """The announcement of an order's round; None where memory is ahead of the ledger, or no lots are left."""
+        """Encodes the announcement of a round; None if memory is ahead of the ledger or no lots are left."""
         order = self._orders.open_order(*key)
         if known.acknowledged or order is None or order.round != known.round:
             return None
         return announcement(order, self._orders.price_decimals(key[0]))
 
     async def _check_rounds(self) -> None:
-        """Announces again what is due, ends what takes too long, and trims what is acknowledged."""
+        """Repeats due announcements, ends rounds that are open for too long, and trims the stream."""
         now, now_ms = time.monotonic(), await self._announcer.now_ms()
         for round_ in self._open.values():
             round_.began_ms = round_.began_ms or now_ms
@@ -219,7 +215,7 @@ class RoundAnnouncer:
             self._metrics.announced_again(self._partition, len(due))
         while due:
             due = due[len(await self._announce(due[:ROUNDS_PER_TRIP_MAX])) :]
-        await asyncio.sleep(0)  # A storm has ten thousand open rounds: going through all of them takes milliseconds.
+        await asyncio.sleep(0)  # A storm has ten thousand open rounds; iterating over them takes milliseconds.
         await self._end_late(now_ms)
         await self._trim(waiting.values(), now_ms)
 
@@ -229,7 +225,7 @@ class RoundAnnouncer:
         self._metrics.unacknowledged(self._partition, len(waiting), seconds)
 
     async def _end_late(self, now_ms: int) -> None:
-        """Appends an adlTimeout for each round that has been open for too long, once."""
+        """Appends one adlTimeout for each round that is open for longer than `adl.round_seconds`."""
         if not self._config.round_seconds:
             return
         latest = now_ms - self._config.round_seconds * 1000
@@ -241,7 +237,7 @@ class RoundAnnouncer:
                 one.timed_out = True
 
     async def _trim(self, waiting: Iterable[OpenRound], now_ms: int) -> None:
-        """Drops old announcements, once all that is not acknowledged stands in the stream."""
+        """Trims old announcements, once all unacknowledged rounds are in the stream."""
         times = [round_.announced_ms for round_ in waiting]
         if all(times):
             oldest_ms = max(0, now_ms - int(RETENTION_SECONDS * 1000))

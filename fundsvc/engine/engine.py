@@ -1,4 +1,4 @@
-"""The consumer: holds leases on partitions and runs a session for each, through every fault."""
+"""The engine process: acquires leases on partitions and runs a session for each of them. Retries after every fault."""
 
 import asyncio
 import time
@@ -27,29 +27,31 @@ from fundsvc.store.statistics import Statistics
 from fundsvc.streams.client import Client, open_client
 
 FINISH_SECONDS_MAX = 1.0
-"""A batch in hand is committed within this time, unless the database or the stream does not answer; then it is cut off."""
+"""The time for committing the current batch. A batch that takes longer is cancelled, because a server does not answer."""
 
 STOP_SECONDS_MAX = 2.0
-"""For all that stopping takes, so that the process ends within three seconds whatever is away. Being cut off loses nothing."""
+"""The limit for the whole shutdown: the process ends within three seconds also while servers do not answer. A cancelled batch
+is not lost: the next owner settles it.
+"""
 
 POOL_CONNECTIONS_MAX = 4
-"""One for the audit, one for what is looked up slowly, and two so that no other chore waits for these."""
+"""One for the audit, one for slow queries, and two so that other periodic tasks do not wait for these."""
 
 PEAK_SECONDS = 20.0
-"""How often the highest balances of the last eight hours are looked up: in this time few of them fall out of these."""
+"""How often the highest balances of the last eight hours are computed. Few of them leave that window in this time."""
 
 HEADS_SECONDS = 60.0
-"""How often it is looked whether the heads of this hour are kept: a fault delays them by no more."""
+"""How often the engine checks whether this hour's heads are saved. A fault delays them by at most this time."""
 
 log = structlog.get_logger()
 
 
 class NotSettling(Exception):
-    """Some partitions of this process are not settled at present; the message says why."""
+    """Some partitions of this process do not settle; the message contains the reasons."""
 
 
 class Engine:
-    """Consumes as many partitions as its fair share; `run` ends when `stop` is set, with nothing half done."""
+    """Settles a fair share of the partitions. `run` ends after `stop` is set, with all started batches committed or dropped."""
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         self.name = uuid.uuid4().hex[:12]
@@ -63,7 +65,7 @@ class Engine:
         metrics.partitions.set(config.stream.partitions)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Owns and consumes partitions until told to stop; what fails in one part of it is tried again, and ends no other."""
+        """Acquires and settles partitions until `stop` is set. Each part retries its own failures and does not stop another."""
         with single_thread_executor("fundsvc settling") as self._worker:
             await self._run(stop)
 
@@ -96,7 +98,7 @@ class Engine:
                     ownership.cancel()
 
     async def check(self) -> None:
-        """Returns if everything that this process owns is settled; raises NotSettling."""
+        """Returns if all partitions of this process settle; raises NotSettling otherwise."""
         reasons = [
             f"partition {number}: {owned.session.trouble}" for number, owned in self._owned.items() if owned.session.trouble
         ]
@@ -106,7 +108,7 @@ class Engine:
             raise NotSettling("; ".join(reasons))
 
     async def _keep_leases(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
-        """Keeps leases, and what they are for running, until told to stop."""
+        """Keeps leases, and runs the sessions of the held partitions, until `stop` is set."""
         engine = self._config.engine
         async with LeaseKeeper(self._config.database.dsn, self.name, engine.lease_seconds, self._steps) as keeper:
             stopping = asyncio.ensure_future(stop.wait())
@@ -122,12 +124,12 @@ class Engine:
     async def _handle_leases(
         self, news: asyncio.Future[HeldLeases], tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper
     ) -> None:
-        """Takes in what became of the leases; whatever was wrong with them, the keeper goes on."""
+        """Applies a result of the lease keeper. Logs errors and continues."""
         try:
             await self._apply_leases(tasks, client, pool, keeper, news.result())
         except StoreFault as fault:
             self._note_fault(fault)
-            # Their connection may be half open, and so may the others: these would be waited for a minute each.
+            # The keeper's connection may be half open, and so may pooled ones: each of those would block a query for a minute.
             await pool.expire_connections()
         except Exception as mistake:
             log.exception("mistake", part="leases")
@@ -142,27 +144,27 @@ class Engine:
         self._lease_fault = str(fault)
 
     def _steps(self) -> Mapping[int, Steps]:
-        """What each partition has done; asked from another thread."""
+        """Returns the steps of each partition. The lease thread calls it."""
         return {partition: owned.session.steps for partition, owned in list(self._owned.items())}
 
     def _is_settled_here(self, symbol: str) -> bool:
-        """Whether a contract is of a partition that this engine runs."""
+        """Whether the session of the contract's partition runs in this engine."""
         ownership = self._owned.get(partition_of(symbol, self._config.stream.partitions))
         return ownership is not None and not ownership.task.done()
 
     async def _update_peaks(self, statistics: Statistics) -> None:
-        """Shows how high the funds stood lately; what cannot be asked for now stays as it was."""
+        """Updates the metric of the highest balances; after a fault it keeps its values."""
         self._metrics.peaked(await statistics.peaks(time.time_ns() // 1_000_000))
 
     async def _save_heads(self, pool: Pool) -> None:
-        """Keeps the ends of all chains outside the database, once an hour."""
+        """Saves the heads of all chains outside the database, once an hour."""
         if self._config.audit.heads_directory:
             await save_heads(pool, Path(self._config.audit.heads_directory), self._config.audit.heads_days)
 
     async def _apply_leases(
         self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper, held: HeldLeases
     ) -> None:
-        """Makes what runs agree with what is held."""
+        """Stops the sessions of lost partitions, starts those of new ones, and releases partitions beyond the fair share."""
         for partition, ownership in list(self._owned.items()):
             if held.epochs.get(partition) != ownership.epoch:
                 ownership.cancel()
@@ -201,7 +203,7 @@ class Engine:
 
 
 class _OwnedPartition:
-    """A partition that this engine runs, under an epoch."""
+    """A partition that this engine owns under an epoch, with its session."""
 
     def __init__(self, epoch: int, session: Session, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
         self.epoch = epoch
@@ -210,13 +212,13 @@ class _OwnedPartition:
         self._stop = stop
 
     async def finish(self) -> None:
-        """Lets the batch in hand be committed; ends it if that takes too long."""
+        """Waits until the current batch is committed; cancels it after FINISH_SECONDS_MAX."""
         self._stop.set()
         await asyncio.wait([self.task], timeout=FINISH_SECONDS_MAX)
         self.task.cancel()
         await asyncio.wait([self.task])
 
     def cancel(self) -> None:
-        """Ends it where it stands; what is not committed is another owner's to settle."""
+        """Cancels the session at once. The next owner settles what is not committed."""
         self._stop.set()
         self.task.cancel()

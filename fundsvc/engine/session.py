@@ -239,7 +239,7 @@ class Session:
         """Says that the partition is settled."""
         self._outage.over()
         if self._halted:
-            self._log.info("partition goes on")
+            self._log.info("partition resumed")
         self._halted = self.trouble = ""
         self._halted_seconds = HALTED_SECONDS_MIN
         self._metrics.halted.labels(self._partition).set(0)

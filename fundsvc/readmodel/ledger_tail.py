@@ -1,9 +1,9 @@
-"""The ledger's tail for a process that settles nothing: the funds as they stand, and what is new, from the database alone.
+"""Keeps the funds of the ledger in memory in a process that settles nothing, and publishes changes to listeners.
 
-The ledger is its own outbox: a contract's entry numbers are gapless and appear in commit order, and each commit moves its
-partition's offset. So the offsets are looked at many times a second; only where one moved are the funds' numbers read, only
-for funds that changed their rows, and only for contracts that somebody follows the new entries. What is told is what the
-ledger has durably, in order, with no gap and no repetition, however often the database goes away in between.
+The ledger is its own outbox: a contract's entry numbers have no gaps and appear in commit order, and each commit moves the
+offset of its partition. The tail polls the offsets many times a second. Where an offset moved, it reads the versions of the
+partition's funds, then the funds whose versions changed, and the new entries of followed contracts. Listeners receive committed
+entries in order, without gaps and without repetition, also across outages of the database.
 """
 
 import asyncio
@@ -39,22 +39,22 @@ from fundsvc.store.tail_queries import (
 )
 
 SILENCE_SECONDS_MAX = 3.0
-"""After so long without an answer, the funds in memory may no longer pass for the ledger's."""
+"""After this time without an answer, the funds in memory may differ from the ledger's, and `check` fails."""
 
 RETRY_SECONDS = 0.2
-"""How often a database that is away is asked for."""
+"""The pause after a fault of the database."""
 
 CONNECTIONS_MAX = 2
-"""One that the tail keeps, and one to ask a replica how it stands."""
+"""One for the tail, and one to query the state of a replica."""
 
 ENTRIES_PER_STEP_MAX = 2000
-"""Bounds how long telling of new entries holds up the loop; a backlog takes several steps."""
+"""Bounds how long one notification holds the loop; a backlog takes several steps."""
 
 log = structlog.get_logger()
 
 
 class Change(NamedTuple):
-    """What is new: funds, the entries of followed contracts by number, and orders that began, advanced or ended."""
+    """New data: funds, entries of followed contracts in order, and orders that began, advanced or ended."""
 
     funds: Sequence[FundRow]
     entries: Sequence[EntryRow]
@@ -62,11 +62,11 @@ class Change(NamedTuple):
 
 
 Listener = Callable[[Change], None]
-"""Told of every change after it shows in the tail."""
+"""Called with each change after the tail's funds contain it."""
 
 
 class Tail:
-    """Follows the ledger. `funds` and `contracts` are in order of their symbols; what is shown changes only while it awaits."""
+    """Follows the ledger. `funds` and `contracts` are ordered by symbol. They change only while the tail's task runs."""
 
     def __init__(self, pool: Pool, freshness: Freshness, metrics: Metrics, seconds: float) -> None:
         self.funds: Mapping[str, FundRow] = {}
@@ -85,13 +85,13 @@ class Tail:
         self._cursors: dict[str, int] = {}
 
     async def start(self) -> None:
-        """Looks once, so that there is something to show from the start; raises StoreFault."""
+        """Reads the ledger once, so that `funds` is filled before `run`; raises StoreFault."""
         with faults():
             async with lent(self._pool) as connection:
                 await self._read_once(connection)
 
     async def run(self) -> None:
-        """Follows until cancelled, through every fault."""
+        """Follows the ledger until cancelled. Reconnects after faults."""
         outage = Outage(log, "tail")
         while True:
             try:
@@ -106,49 +106,49 @@ class Tail:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _pause(self) -> None:
-        """Waits for the next look: so long after the last one began, or not at all where that told less than it knew of."""
+        """Waits until `tail_seconds` have passed since the last read began; does not wait if entries are left to read."""
         self._next = max(time.monotonic(), self._next + self._seconds)
         await asyncio.sleep(0 if self._has_more else self._next - time.monotonic())
 
     async def _read_once(self, connection: Connection) -> None:
-        """Looks once at the ledger and tells the listeners what is new; what failed to be read is told by the next look."""
+        """Reads changes once and notifies the listeners. After a failure the next read delivers what this one missed."""
         async with asyncio.timeout(READ_SECONDS_MAX):
             await self._read_changes(connection)
         self._read_at = time.monotonic()
         self._metrics.tail_heard.set(time.time() - self.freshness.age_seconds)
 
     def check(self) -> None:
-        """Raises StoreFault unless the funds are what the ledger has, but for a moment, or for what a replica may be behind."""
+        """Raises StoreFault if the funds may be older than the last moments, or than `http.stale_seconds_max` on a replica."""
         if self._read_at is None or time.monotonic() > self._read_at + self._seconds + SILENCE_SECONDS_MAX:
-            raise StoreFault("the tail of the ledger is not heard")
+            raise StoreFault("the database has not answered the tail of the ledger for some seconds")
         self.freshness.check()
 
     def check_knows(self, moment_ms: int) -> None:
-        """Raises Behind where a moment is later than what is known, and that is older than it may be."""
+        """Raises Behind if a moment is later than the known state and the replica is too far behind."""
         if moment_ms > self.as_of_ms:
             self.freshness.check()
 
     @property
     def as_of_ms(self) -> int:
-        """The moment up to which every commit is in what is shown, by the database's clock."""
+        """The moment (ms, by the database's clock) up to which all commits are included."""
         return self.freshness.as_of_ms
 
     def follow(self, symbol: str) -> int:
-        """Has the listeners told of a listed contract's entries; returns the number after which they are, or have been."""
+        """Starts delivery of a listed contract's entries to the listeners; returns the entry number after which it starts."""
         return self._cursors.setdefault(symbol, self.funds[symbol].entry)
 
     def leave(self, symbol: str) -> None:
-        """Ends that, if it was so."""
+        """Stops delivery of a contract's entries."""
         self._cursors.pop(symbol, None)
 
     def open_orders(self, symbol: str) -> list[OrderRow]:
-        """A contract's open orders."""
+        """Returns a contract's open orders."""
         return [order for order in self._orders.values() if order.symbol == symbol]
 
     def _unread(self, now: Mapping[str, Place | FundRow]) -> dict[str, int]:
-        """The followed contracts with entries, by where some are `now` and the others were, that were not told of yet.
+        """Returns the followed contracts that have undelivered entries, each with its last delivered entry number.
 
-        Each with the last one that was.
+        Compares with `now`, or with the tail's funds for contracts that `now` lacks.
         """
         funds = self.funds
         return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < now.get(symbol, funds[symbol]).entry}
@@ -168,7 +168,7 @@ class Tail:
             self.freshness.saw(now.now_ms, now.as_of_ms)
 
     async def _read_entries(self, connection: Connection, behind: Mapping[str, int]) -> None:
-        """Tells of the next entries of contracts with some after a number; once a look, as it costs each client a write."""
+        """Reads and delivers the next undelivered entries. At most once a step, as each delivery costs a write per client."""
         self._has_more = False
         if behind:
             count = max(1, ENTRIES_PER_STEP_MAX // len(behind))
@@ -177,7 +177,7 @@ class Tail:
             self._notify_of_entries(rows)
 
     async def _catch_up(self, connection: Connection, after: Mapping[int, int], looked: Offsets) -> None:
-        """Brings the funds and orders that some partitions changed, each after a commit, to where they stand; tells of them."""
+        """Reads what changed in some partitions since a commit, updates the funds and orders, and notifies the listeners."""
         now = await places(connection, after)
         await self._read_entries(connection, self._unread(now))
         moved = await self._moved_orders(connection, now)
@@ -186,7 +186,7 @@ class Tail:
         changed = await stands(connection, symbols) if symbols else {}
         self.freshness.saw(looked.now_ms, looked.as_of_ms)
         self._update_funds(changed)
-        # A fund may have moved on since its orders were read; those that it got by then are read next time.
+        # A fund may have changed again after its orders were read. Keeping the older order number reads those orders next time.
         self._places |= {symbol: stand.place._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
         for order in moved:
             self._update_order(order)
@@ -194,7 +194,7 @@ class Tail:
             self._notify(Change([stand.fund for stand in changed.values()], (), moved))
 
     async def _moved_orders(self, connection: Connection, now: Mapping[str, Place]) -> list[OrderRow]:
-        """The orders of contracts that are not what they were; of contracts that were not known, the open ones."""
+        """Reads the orders that changed; of contracts that the tail did not know, the open ones."""
         known = [key for key in self._orders if key[0] in now]
         after = [(symbol, before.adl) for symbol, place in now.items() if (before := self._before(symbol, place))]
         found = await orders(connection, known, after) if known or after else []
@@ -204,7 +204,7 @@ class Tail:
         return [order for order in due if self._orders.get((order.symbol, order.adl)) != order]
 
     def _before(self, symbol: str, place: Place) -> Place | None:
-        """Where a contract stood, if it has had further orders since."""
+        """Returns the known version of a contract if the contract has further orders since, else None."""
         before = self._places.get(symbol)
         return before if before and before.adl < place.adl else None
 
@@ -222,7 +222,7 @@ class Tail:
             self._orders.pop((order.symbol, order.adl), None)
 
     def _notify_of_entries(self, rows: Iterable[EntryRow]) -> None:
-        """Tells of entries that are next in their contracts; who was left and followed anew meanwhile is where it was then."""
+        """Delivers rows that continue their contract's entries. Skips others: the contract was followed again meanwhile."""
         told = []
         for row in rows:
             if self._cursors.get(row.symbol) == row.entry - 1:
@@ -238,7 +238,7 @@ class Tail:
 
 @asynccontextmanager
 async def open_tail(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
-    """A tail that follows, over a connection of its own, and has begun unless the database is away."""
+    """Provides a tail that follows the ledger over its own connections. It is filled, unless the database fails."""
     database = config.database
     async with (
         open_pool(database.reader_dsn or database.dsn, CONNECTIONS_MAX) as pool,
