@@ -819,7 +819,7 @@ async def test_a_partition_whose_key_is_spoilt_is_a_fault_of_that_partition_alon
             await settled(ledger, 3)
             with pytest.raises(NotSettling, match="partition 0"):
                 await engine.engine.check()
-            assert not engine.engine._owned[1].session.trouble
+            assert not engine.engine._owned[1].session.problem
             assert not engine.task.done()
             assert engine.count("fundsvc_partition_halted") == 0
         finally:

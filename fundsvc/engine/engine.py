@@ -100,7 +100,7 @@ class Engine:
     async def check(self) -> None:
         """Returns if all partitions of this process settle; raises NotSettling otherwise."""
         reasons = [
-            f"partition {number}: {owned.session.trouble}" for number, owned in self._owned.items() if owned.session.trouble
+            f"partition {number}: {owned.session.problem}" for number, owned in self._owned.items() if owned.session.problem
         ]
         if self._lease_fault:
             reasons.append(f"leases: {self._lease_fault}")
