@@ -94,7 +94,7 @@ async def verified(config):
         await eventually(lambda: audit.good("ABC") and audit.good("XYZ"))
 
 
-async def test_an_untouched_ledger_is_good_while_fills_stream_in(config, owner):
+async def test_intact_ledger_has_no_differences_while_fills_arrive(config, owner):
     async with auditing(config, ALWAYS) as audit:
         for first in range(7, 407, 20):
             await owner.settle(fill(symbol, seq, seq % 9 - 4) for seq in range(first, first + 20) for symbol in ("ABC", "XYZ"))
@@ -108,7 +108,7 @@ async def reached(audit, entry):
     return await audit.entries("newest") == {"ABC": entry, "XYZ": entry}
 
 
-async def test_what_is_altered_after_the_checkpoint_is_found_by_the_newest_walk(config, owner, tamper):
+async def test_newest_walk_finds_changes_after_the_checkpoint(config, owner, tamper):
     await verified(config)
     await owner.settle(fill("ABC", seq, 1) for seq in range(7, 12))
     await tamper("UPDATE entries SET lots = 2 WHERE symbol = 'ABC' AND entry = 9")
@@ -125,7 +125,7 @@ async def test_what_is_altered_after_the_checkpoint_is_found_by_the_newest_walk(
     assert "entry 9: change + repaid - uncovered is " in logs[0]["difference"]
 
 
-async def test_what_is_altered_before_the_checkpoint_is_found_by_the_full_walk(config, owner, tamper):
+async def test_full_walk_finds_changes_before_the_checkpoint(config, owner, tamper):
     await verified(config)
     await tamper("UPDATE entries SET account = 'mine' WHERE symbol = 'ABC' AND entry = 2")
     async with auditing(config) as audit:
@@ -151,7 +151,7 @@ async def follows(audit, entry):
         "UPDATE audit_progress SET entry = 5 WHERE symbol = 'ABC' AND walk = 'newest'",
     ],
 )
-async def test_an_altered_checkpoint_is_found_and_made_anew_by_the_full_walk(config, owner, tamper, statement):
+async def test_full_walk_finds_and_replaces_an_altered_checkpoint(config, owner, tamper, statement):
     await verified(config)
     await tamper(statement)
     await owner.settle([fill("ABC", 7, 1)])
@@ -174,7 +174,7 @@ async def test_an_altered_checkpoint_is_found_and_made_anew_by_the_full_walk(con
         ("DELETE FROM contracts WHERE symbol = 'ABC'", "ABC: its contract or its fund is missing"),
     ],
 )
-async def test_it_sees_what_the_command_sees(config, owner, tamper, statement, sentence):
+async def test_background_audit_finds_the_same_differences_as_the_command(config, owner, tamper, statement, sentence):
     await tamper(statement)
     with capture_logs() as logs:
         async with auditing(config) as audit:
@@ -182,7 +182,7 @@ async def test_it_sees_what_the_command_sees(config, owner, tamper, statement, s
     assert any(sentence in line["difference"] for line in logs)
 
 
-async def test_a_fund_that_alone_is_altered_is_looked_at_again(config, owner, tamper, monkeypatch):
+async def test_idle_fund_is_rechecked(config, owner, tamper, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.audit_loop.RECHECK_SECONDS", 0.05)
     async with auditing(config) as audit:
         await eventually(lambda: audit.good("ABC"))
@@ -191,7 +191,7 @@ async def test_a_fund_that_alone_is_altered_is_looked_at_again(config, owner, ta
         assert audit.shows("fundsvc_conservation_error_atoms", "ABC") == -7
 
 
-async def test_a_full_walk_goes_on_where_it_was_interrupted(config, owner):
+async def test_full_walk_continues_after_an_interruption(config, owner):
     await owner.settle(fill("ABC", seq, 1) for seq in range(7, 507))
     async with auditing(config, AuditConfig(share=0.02)) as audit:
         stopped = await eventually(lambda: under_way(audit))
@@ -209,7 +209,7 @@ async def follows_anew(audit):
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.5])
-async def test_both_walks_together_take_no_more_than_their_share(monkeypatch, share):
+async def test_both_walks_together_stay_within_their_share(monkeypatch, share):
     now, rested = 0.0, []
 
     async def work():
@@ -228,7 +228,7 @@ async def test_both_walks_together_take_no_more_than_their_share(monkeypatch, sh
     assert 2 * now / (now + sum(rested)) == pytest.approx(share)
 
 
-async def test_only_what_is_owned_is_audited(config, owner):
+async def test_only_owned_contracts_are_audited(config, owner):
     async with auditing(config, owns=lambda symbol: symbol == "ABC") as audit:
         await eventually(lambda: audit.good("ABC"))
         assert await audit.entries("newest") == {"ABC": 6}
@@ -255,7 +255,7 @@ GRANT SELECT ON adl_orders TO fundsvc_service;
 """The orders of one contract cannot be read."""
 
 
-async def test_what_cannot_be_read_is_said_once_and_once_more_when_it_can(config, owner, owner_connection, monkeypatch):
+async def test_read_failure_is_logged_once_and_its_end_once(config, owner, owner_connection, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.audit_loop.RECHECK_SECONDS", 0.0)
     await verified(config)
     looks = 0
@@ -275,7 +275,7 @@ async def test_what_cannot_be_read_is_said_once_and_once_more_when_it_can(config
     assert sorted((line["event"], line["walk"]) for line in logs[2:]) == [("recovered", "full"), ("recovered", "newest")]
 
 
-async def test_a_ledger_that_cannot_be_read_keeps_no_other_of_its_group_from_being_audited(config, owner, owner_connection):
+async def test_unreadable_ledger_does_not_block_the_rest_of_its_group(config, owner, owner_connection):
     await owner.settle([listing("MNO"), fill("MNO", 1, -5)])
     await owner_connection.execute(DAMAGED_IN_PART)
     async with auditing(config) as audit:
@@ -502,7 +502,7 @@ async def audited(config, monkeypatch, symbols):
     return Cost(len(costs), sum(costs))
 
 
-async def test_it_outlives_a_database_that_is_away(config, owner, owner_connection):
+async def test_audit_survives_an_outage_of_the_database(config, owner, owner_connection):
     with capture_logs() as logs:
         async with auditing(config, ALWAYS) as audit:
             await eventually(lambda: audit.good("ABC"))
@@ -516,7 +516,7 @@ async def test_it_outlives_a_database_that_is_away(config, owner, owner_connecti
     assert {line["log_level"] for line in logs} <= {"warning", "info"}
 
 
-async def test_a_forged_chart_is_told_and_gone_once_it_is_right_again(config, monkeypatch, owner, owner_connection):
+async def test_altered_rollup_is_reported_until_corrected(config, monkeypatch, owner, owner_connection):
     monkeypatch.setattr("fundsvc.engine.audit_loop.ROLLUPS_PACE", 1.0)
     async with open_pool(config.database.dsn, 1) as pool:
         await condense(pool, 0)

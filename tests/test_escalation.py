@@ -78,7 +78,7 @@ async def state_of(owner_connection, adl=1):
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_ranks_after_the_owner_was_killed_are_those_of_one_that_never_stopped(seed, quick, producer, owner_connection):
+async def test_ranks_after_a_kill_equal_those_of_an_owner_that_never_stopped(seed, quick, producer, owner_connection):
     """Books are kept at arbitrary moments; the rest comes from the stream."""
     config = with_section(quick, "engine", book_seconds=0.05)
     events = positions(seed)
@@ -108,7 +108,7 @@ async def _orders(owner_connection, number):
     return await owner_connection.fetchval("SELECT count(*) FROM adl_orders") == number
 
 
-async def test_what_was_executed_before_a_restart_is_not_asked_again(quick, producer, owner_connection, config):
+async def test_lots_executed_before_a_restart_are_not_requested_again(quick, producer, owner_connection, config):
     await producer.append(
         [
             unit_listing(),
@@ -145,7 +145,7 @@ async def _is(owner_connection, state):
     return await state_of(owner_connection) == state
 
 
-async def test_a_guard_remembers_its_peak_across_a_restart(quick, producer, owner_connection):
+async def test_guard_keeps_its_peak_across_a_restart(quick, producer, owner_connection):
     policy = msgspec.convert({"contracts": {"UNITUSDTM": {"drawdown_guard": {}}}}, type(quick.policy))
     guarded = msgspec.structs.replace(quick, policy=policy)
     await producer.append([unit_listing(), Fill("UNITUSDTM", 1, "sell", 1000, "1100", "100", TS)])
@@ -159,7 +159,7 @@ async def test_a_guard_remembers_its_peak_across_a_restart(quick, producer, owne
     assert (change, uncovered) == (-300_000 * unit, 50_000 * unit)
 
 
-async def test_a_ledger_from_before_deleveraging_is_upgraded(config, owner_connection):
+async def test_ledger_from_before_adl_is_upgraded(config, owner_connection):
     """Its orders had one round that found nobody."""
     dsn = config.database.owner_dsn
     await owner_connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO public")
@@ -183,7 +183,7 @@ def _to_first_revision(connection):
     command.upgrade(alembic, "0001")
 
 
-async def test_books_are_kept_while_replays_are_asked_about(quick, producer, owner_connection):
+async def test_books_are_saved_while_replays_are_looked_up(quick, producer, owner_connection):
     """Both want the owner's connection; neither may fail for it, or the partition would be loaded again and again."""
     config = with_section(quick, "engine", book_seconds=0.001)
     fills = [Fill("UNITUSDTM", seq, "sell", 1, "11", "10", TS + seq) for seq in range(1, 31)]

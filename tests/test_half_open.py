@@ -41,7 +41,7 @@ def through(config, proxies):
 
 @pytest.mark.parametrize("ways", WAYS, ids="+".join)
 @pytest.mark.parametrize(("part", "seconds"), [("postgres", 20.0), ("valkey", 9.0)])
-async def test_a_half_open_connection_is_given_up_near_the_lease(config, proxies, producer, ledger, part, seconds, ways):
+async def test_half_open_connection_is_dropped_after_about_a_lease(config, proxies, producer, ledger, part, seconds, ways):
     async with running(through(config, proxies)) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -55,7 +55,7 @@ async def test_a_half_open_connection_is_given_up_near_the_lease(config, proxies
         assert engine.count("fundsvc_faults_total") >= 1
 
 
-async def test_half_open_connections_of_the_pool_do_not_delay_settling(config, proxies, producer, ledger):
+async def test_half_open_pooled_connections_do_not_delay_settlement(config, proxies, producer, ledger):
     async with running(through(config, proxies)):
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -67,7 +67,7 @@ async def test_half_open_connections_of_the_pool_do_not_delay_settling(config, p
         assert time.monotonic() - started < 20.0
 
 
-async def test_a_partition_whose_stream_one_host_does_not_reach_goes_to_another(config, proxies, producer, ledger, monkeypatch):
+async def test_partition_moves_to_an_engine_that_reaches_its_stream(config, proxies, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 5.0)
     async with running(through(config, proxies)) as cut_off:
         await producer.append([listing("AAA"), *fills([1])])
@@ -80,7 +80,7 @@ async def test_a_partition_whose_stream_one_host_does_not_reach_goes_to_another(
             assert not cut_off.engine._owned
 
 
-async def test_an_engine_alone_keeps_a_partition_that_fails(config, proxies, producer, ledger, monkeypatch):
+async def test_single_engine_keeps_a_failing_partition(config, proxies, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 1.0)
     async with running(through(config, proxies)):
         await producer.append([listing("AAA"), *fills([1])])
@@ -94,7 +94,7 @@ async def test_an_engine_alone_keeps_a_partition_that_fails(config, proxies, pro
         assert await ledger("SELECT epoch FROM partitions") == 1
 
 
-async def test_a_partition_that_waits_for_an_operator_is_kept(config, producer, ledger, monkeypatch):
+async def test_partition_that_waits_for_an_operator_is_not_released(config, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 3.0)
     async with running(config) as first:
         await producer.append([listing("AAA"), *fills([1])])
@@ -115,7 +115,7 @@ async def test_a_partition_that_waits_for_an_operator_is_kept(config, producer, 
             assert await ledger("SELECT epoch FROM partitions") == 1
 
 
-async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
+async def test_idle_partition_is_not_released(config, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 1.5)
     async with running(config) as first:
         await producer.append([listing("AAA"), *fills([1])])
@@ -139,7 +139,7 @@ async def test_an_engine_with_half_open_connections_stops_in_time(config, proxie
         assert await engine.finish() < STOP_SECONDS_MAX
 
 
-async def test_one_read_over_a_half_open_connection_renews_those_of_its_pool(config, proxies, monkeypatch):
+async def test_timeout_on_a_half_open_connection_expires_its_pool(config, proxies, monkeypatch):
     monkeypatch.setattr("fundsvc.store.reader.READ_SECONDS_MAX", 1.0)
     async with open_pool(through(config, proxies).database.dsn, 4) as pool:
         async with lent(pool), lent(pool), lent(pool), lent(pool):

@@ -54,7 +54,7 @@ def settle(partition: Partition, message: Message) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_whatever_is_settled_or_refused_can_be_written(config, service_connection, seed):
+async def test_all_settled_and_rejected_events_can_be_written(config, service_connection, seed):
     partition = Partition(0, 1, [], {"USDT": 8}, 10)
     offset = Offset("0-0", 0)
     async with (

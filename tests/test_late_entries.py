@@ -67,7 +67,7 @@ def balance_at(stands, moment):
 
 @pytest.mark.parametrize("condensed", [0, 2, 9])
 @pytest.mark.parametrize("name", CASES)
-async def test_candles_standings_days_and_changes_give_one_answer(config, now, name, condensed):  # noqa: F811
+async def test_candles_states_days_and_changes_are_consistent(config, now, name, condensed):  # noqa: F811
     moves = CASES[name]
     stands = balances(moves, now)
     async with world_with(config, moves, now, condensed) as world:
@@ -92,7 +92,7 @@ async def test_candles_standings_days_and_changes_give_one_answer(config, now, n
         assert fund["peak8h"] == str(max(seen))
 
 
-async def test_a_late_fill_stands_where_it_was_settled(config, now):  # noqa: F811
+async def test_late_fill_is_charted_at_its_settlement(config, now):  # noqa: F811
     now = now // HOUR_MS * HOUR_MS
     async with world_with(config, LATE, now, 0) as world:
         rows = await world.data(f"{FUND}/candles", **{"from": now - 5 * HOUR_MS, "to": now})
@@ -106,7 +106,7 @@ async def test_a_late_fill_stands_where_it_was_settled(config, now):  # noqa: F8
 
 
 @pytest.mark.parametrize("condensed", [0, 5, 7])
-async def test_histories_filter_by_the_engines_time_whatever_hour_an_entry_is_charted_in(config, now, condensed):  # noqa: F811
+async def test_histories_filter_by_the_engine_time(config, now, condensed):  # noqa: F811
     async with world_with(config, DEEPER, now, condensed) as world:
         for begin, end in ((-81, -29), (-3, -2.2), (-201, -199), (-2, 0), (-500, 0), (-1.5, -1.2)):
             wanted = [entry for entry, (hours, _) in enumerate(DEEPER, 1) if begin <= hours <= end]
@@ -118,7 +118,7 @@ async def test_histories_filter_by_the_engines_time_whatever_hour_an_entry_is_ch
 
 @pytest.mark.parametrize("ahead_ms", [YEAR_MS, 30 * DAY_MS, 2 * HOUR_MS])
 @pytest.mark.parametrize("condensed", [0, 4])
-async def test_a_ledger_with_an_entry_of_the_future_is_shown_by_when_it_was_recorded(
+async def test_entry_with_a_future_time_is_charted_at_its_recording_time(
     config,  # noqa: F811
     now,
     owner_connection,

@@ -74,7 +74,7 @@ async def count(world, what="entries"):
 
 
 @pytest.mark.parametrize("lose", [trimmed_by_the_sender, deleted, the_last_deleted, trimmed])
-async def test_what_was_removed_unsettled_is_noticed_and_recovered_from_the_cursor(config, owner_connection, lose):
+async def test_removed_unsettled_messages_are_detected_and_recovered_from_the_cursor(config, owner_connection, lose):
     # The engine holds one batch of ten in memory, and reads ten messages ahead at most.
     async with world_of(with_section(config, "engine", batch_fills_max=10)) as world:
         await world.data(encode([LISTING, *(fill(SYMBOL, seq, 1, TS + seq) for seq in range(1, 11))]))
@@ -103,7 +103,7 @@ async def has(world, number):
 
 
 @pytest.mark.parametrize("more", [5, 50], ids=["shorter than before", "longer than before"])
-async def test_a_stream_that_is_deleted_and_made_anew_with_later_ids_is_noticed(config, owner_connection, more):
+async def test_stream_created_again_with_later_ids_is_detected(config, owner_connection, more):
     async with world_of(config) as world:
         await world.data(encode([LISTING]))
         await send(world, range(1, 21))
@@ -120,7 +120,7 @@ async def test_a_stream_that_is_deleted_and_made_anew_with_later_ids_is_noticed(
         await eventually(world.regressions)
 
 
-async def test_settled_messages_that_are_trimmed_are_not_missed(config):
+async def test_trimmed_settled_messages_are_no_gap(config):
     async with world_of(config) as world:
         await world.data(encode([LISTING]))
         for first in range(1, 101, 20):
@@ -132,7 +132,7 @@ async def test_settled_messages_that_are_trimmed_are_not_missed(config):
         assert world.regressions() == 0
 
 
-async def test_posters_over_http_are_sent_to_the_cursor_by_the_remedy(config, owner_connection):
+async def test_http_posters_are_sent_to_the_cursor_after_the_stream_is_deleted(config, owner_connection):
     async with world_of(with_section(config, "engine", batch_fills_max=10)) as world:
         await world.data(encode([LISTING, fill(SYMBOL, 1, 1, TS)]))
         await eventually(lambda: has(world, 1))

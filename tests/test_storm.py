@@ -34,19 +34,19 @@ def test_every_allocation_is_tried(storms):
     assert [storm["load"]["allocation"] for storm in storms] == ["queue", "capped", "pro_rata"]
 
 
-def test_a_dry_burst_is_durable_and_its_orders_end(storms):
+def test_burst_on_empty_funds_is_durable_and_its_orders_end(storms):
     assert [storm["faults"] for storm in storms] == [[]] * len(storms), "an audit that fails is a fault, too"
     assert {storm["entries"] for storm in storms} == {FILLS}
     assert all(storm["orders"] and not storm["orders_open"] for storm in storms)
 
 
-def test_who_reads_after_the_burst_sees_every_round(storms):
+def test_matching_engine_that_reads_after_the_burst_receives_every_round(storms):
     assert all(storm["seen"] == storm["announced"] >= storm["orders"] for storm in storms)
 
 
-def test_a_dry_burst_is_settled_without_a_reload(storms):
+def test_burst_on_empty_funds_is_settled_without_a_reload(storms):
     assert [storm["reloads"] for storm in storms] == [0] * len(storms)
 
 
-def test_a_dry_burst_holds_the_loop_briefly(storms):
+def test_burst_on_empty_funds_holds_the_loop_briefly(storms):
     assert max(storm["hold_ms"] for storm in storms) < HOLD_MS_MAX

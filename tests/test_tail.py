@@ -51,7 +51,7 @@ async def heard(config):
         yield Heard(tail)
 
 
-async def test_funds_come_as_they_are_listed_and_change_in_order_of_their_symbols(config):
+async def test_new_and_changed_funds_are_ordered_by_symbol(config):
     async with owned(config) as owner:
         await owner.settle([listing("BBB"), fill("BBB", 1, 5)])
         async with heard(config) as seen:
@@ -67,7 +67,7 @@ async def test_funds_come_as_they_are_listed_and_change_in_order_of_their_symbol
             seen.tail.check()
 
 
-async def test_a_contract_that_is_listed_anew_is_shown_anew(config):
+async def test_relisted_contract_is_updated(config):
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle([listing("AAA")])
         await seen.reaches("AAA", 0)
@@ -75,7 +75,7 @@ async def test_a_contract_that_is_listed_anew_is_shown_anew(config):
         await eventually(lambda: seen.tail.contracts["AAA"].multiplier == 7)
 
 
-async def test_entries_of_followed_contracts_are_told_once_each_in_order(config, monkeypatch):
+async def test_entries_of_followed_contracts_are_delivered_once_in_order(config, monkeypatch):
     monkeypatch.setattr("fundsvc.readmodel.ledger_tail.ENTRIES_PER_STEP_MAX", 7)  # pages end anywhere
     chance = random.Random(11)
     async with owned(config) as owner, heard(config) as seen:
@@ -94,7 +94,7 @@ async def test_entries_of_followed_contracts_are_told_once_each_in_order(config,
         assert seen.entries("BBB") == list(range(1, settled["BBB"] + 1))
 
 
-async def test_a_contract_that_nobody_follows_any_more_is_told_from_where_it_is_followed_again(config):
+async def test_contract_followed_again_is_delivered_from_its_current_entry(config):
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle([listing("AAA")])
         await seen.reaches("AAA", 0)
@@ -115,7 +115,7 @@ async def settling(config):
         yield Producer(client, 1)
 
 
-async def test_orders_are_told_when_they_begin_advance_and_end(config):
+async def test_begin_advance_and_end_of_orders_are_delivered(config):
     async with settling(config) as producer, heard(config) as seen:
         await producer.append([*BEGINNING, shortfall(1)])
         await eventually(lambda: seen.orders() == [(1, "open", 1, 0)])
@@ -134,7 +134,7 @@ async def test_orders_are_told_when_they_begin_advance_and_end(config):
         assert [order.adl for order in seen.tail.open_orders(SYMBOL)] == [1]
 
 
-async def test_it_goes_on_without_a_gap_after_the_database_was_away_and_says_so_once(config, servers, monkeypatch):
+async def test_tail_continues_without_a_gap_after_an_outage_and_logs_it_once(config, servers, monkeypatch):
     monkeypatch.setattr("fundsvc.readmodel.ledger_tail.SILENCE_SECONDS_MAX", 0.3)
     async with settling(config) as producer, heard(config) as seen:
         await producer.append([listing("AAA"), fill("AAA", 1, 1)])
@@ -159,7 +159,7 @@ def silent(tail):
     return False
 
 
-async def test_nothing_is_told_by_a_look_that_fails(config, monkeypatch):
+async def test_failed_read_delivers_nothing(config, monkeypatch):
     """Each statement fails now and then; what is told is the same as if none had."""
     chance = random.Random(5)
     async with owned(config) as owner, heard(config) as seen:
@@ -191,7 +191,7 @@ def failing(name, chance):
     return sometimes
 
 
-async def test_a_look_reads_the_funds_that_changed_and_no_others(config, monkeypatch):
+async def test_tail_reads_only_changed_funds(config, monkeypatch):
     read = []
 
     async def places(*arguments):
@@ -210,7 +210,7 @@ async def test_a_look_reads_the_funds_that_changed_and_no_others(config, monkeyp
         assert read == [["M07"]]
 
 
-async def test_what_an_engine_of_before_commits_is_seen_too(config, owner_connection):
+async def test_commits_of_an_older_engine_version_are_detected(config, owner_connection):
     """It moves the offset and counts no commit, under an epoch of its own."""
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle([listing("AAA"), listing("BBB"), fill("AAA", 1, 1)])

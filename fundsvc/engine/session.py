@@ -216,7 +216,7 @@ class Session:
         return pause
 
     async def _halt(self, reason: str) -> None:
-        """Records that the partition does not settle: once in the log, in the metrics, and in the database for other processes."""
+        """Records that the partition does not settle: once in the log, in the metrics, and in the database."""
         if self._halted != reason:
             self._log.error("partition halted", detail=reason)
         self._halted = self.problem = reason
