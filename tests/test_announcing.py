@@ -1,4 +1,4 @@
-"""Rounds of ADL orders on their way to the matching engine: none is dropped before it is acknowledged."""
+"""Announcement of ADL rounds to the matching engine: no round is dropped before it is acknowledged."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ MARKET = [listing("AAA"), Mark("AAA", "1000", TS), Position("AAA", "anna", -50_0
 
 @pytest.fixture
 def config(config):
-    """Rounds that are acknowledged late, and never end by themselves."""
+    """Rounds that are acknowledged late and do not time out."""
     return with_section(config, "adl", ack_seconds=0.3, round_seconds=0)
 
 
@@ -43,7 +43,7 @@ def shortfalls(numbers):
 
 
 async def announced(client, after="0-0"):
-    """The orders that an engine finds announced."""
+    """Returns the orders in the announcement stream."""
     reader, found = Announcements(client, 0), []
     while messages := await reader.read(after):
         found += [(one.announcement.adl, one.announcement.round) for one in messages]
@@ -90,7 +90,7 @@ async def test_round_is_announced_until_acknowledged(config, producer, client, s
         await eventually(lambda: engine.count("fundsvc_adl_unacknowledged_rounds", partition="0") <= 1)
         last = (await client.xrevrange(KEY, count=1))[0][0].decode()
         await asyncio.sleep(2)
-        assert {adl for adl, _ in await announced(client, last)} <= {3}, "the order whose round ended may have another"
+        assert {adl for adl, _ in await announced(client, last)} <= {3}, "the order whose round ended may have a new round"
 
 
 async def is_announced_again(client, wanted):
@@ -146,7 +146,7 @@ async def timeouts(client):
 
 
 async def has_ended(client, connection):
-    """The rounds that were ended, once no order is open any more."""
+    """Returns the ended rounds, once no order is open."""
     return not await orders(connection, "state = 'open'") and await timeouts(client)
 
 

@@ -1,4 +1,4 @@
-"""The audit in the background finds what a superuser altered, by the walk that is for it, and nothing else."""
+"""The background audit finds changes made by a superuser, by the walk that is responsible, and reports nothing else."""
 
 import asyncio
 import time
@@ -21,17 +21,17 @@ from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
 
 AMOUNTS = [5, -3, 0, -10, 4, 20]
-"""Of the fourth 8 cannot be paid, which the fifth and part of the sixth repay."""
+"""The fund cannot pay 8 of the fourth fill; the fifth and a part of the sixth repay them."""
 
 BUSY = AuditConfig(share=0.5)
-"""Rests as little as it may."""
+"""The largest share allowed, for the shortest pauses."""
 
 ALWAYS = AuditConfig(share=0.5, full_hours=1e-9)
 """A full walk is always due."""
 
 
 class Auditing:
-    """An audit that runs, with what it shows."""
+    """A running audit and its metrics."""
 
     def __init__(self, pool, metrics):
         self.pool = pool
@@ -54,7 +54,7 @@ class Auditing:
 
 @asynccontextmanager
 async def auditing(config, audit=BUSY, owns=lambda symbol: True):
-    """An audit, ended on leaving."""
+    """Runs an audit until the end of the block."""
     metrics = Metrics()
     async with open_pool(config.database.dsn, 2) as pool:
         task = asyncio.create_task(Auditor(pool, audit, metrics, owns).run())
@@ -67,14 +67,14 @@ async def auditing(config, audit=BUSY, owns=lambda symbol: True):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Stretches of a few entries, looked for all the time."""
+    """Parts of a few entries, and no waiting between looks for work."""
     monkeypatch.setattr("fundsvc.engine.audit_loop.STRETCH_ENTRIES", 4)
     monkeypatch.setattr("fundsvc.engine.audit_loop.CHECK_SECONDS", 0.02)
 
 
 @pytest.fixture
 async def owner(config):
-    """Who settles two contracts, with the same history."""
+    """An owner that has settled two contracts with the same history."""
     async with owned(config) as owner:
         for symbol in ("ABC", "XYZ"):
             await owner.settle([listing(symbol), *(fill(symbol, seq, amount) for seq, amount in enumerate(AMOUNTS, 1))])
@@ -83,13 +83,13 @@ async def owner(config):
 
 @pytest.fixture
 async def tamper(config, owner_connection):
-    """Runs a statement with triggers and foreign keys off."""
+    """Runs a statement with triggers and foreign keys disabled."""
     await owner_connection.execute("SET session_replication_role = replica")
     return owner_connection.execute
 
 
 async def verified(config):
-    """Has both ledgers walked through once, so that they have checkpoints."""
+    """Waits until both ledgers were walked through once and have checkpoints."""
     async with auditing(config) as audit:
         await eventually(lambda: audit.good("ABC") and audit.good("XYZ"))
 
@@ -119,9 +119,9 @@ async def test_newest_walk_finds_changes_after_the_checkpoint(config, owner, tam
             assert (await audit.entries("newest"))["ABC"] == 6
             await tamper("UPDATE entries SET lots = 1 WHERE symbol = 'ABC' AND entry = 9")
             await eventually(lambda: audit.good("ABC"))
-    told = [(line["log_level"], line["symbol"], line.get("entry"), line["walk"]) for line in logs]
-    assert told[0] == ("error", "ABC", 9, "newest")
-    assert told[-1] == ("info", "ABC", None, "newest")
+    logged = [(line["log_level"], line["symbol"], line.get("entry"), line["walk"]) for line in logs]
+    assert logged[0] == ("error", "ABC", 9, "newest")
+    assert logged[-1] == ("info", "ABC", None, "newest")
     assert "entry 9: change + repaid - uncovered is " in logs[0]["difference"]
 
 
@@ -241,7 +241,7 @@ CREATE FUNCTION damaged() RETURNS boolean LANGUAGE plpgsql AS
 CREATE VIEW adl_orders AS SELECT * FROM undamaged WHERE damaged();
 GRANT SELECT ON adl_orders TO fundsvc_service;
 """
-"""What the walks alone read cannot be read."""
+"""Makes data unreadable that only the walks read."""
 
 DAMAGED_IN_PART = """
 ALTER TABLE adl_orders RENAME TO undamaged;
@@ -252,7 +252,7 @@ END$$;
 CREATE VIEW adl_orders AS SELECT * FROM undamaged WHERE damaged(symbol);
 GRANT SELECT ON adl_orders TO fundsvc_service;
 """
-"""The orders of one contract cannot be read."""
+"""Makes the orders of one contract unreadable."""
 
 
 async def test_read_failure_is_logged_once_and_its_end_once(config, owner, owner_connection, monkeypatch):
@@ -284,7 +284,7 @@ async def test_unreadable_ledger_does_not_block_the_rest_of_its_group(config, ow
 
 
 class TestDeleveraging:
-    """Walks through ADL records go on where they were, too."""
+    """Walks through ADL records continue where they stopped, too."""
 
     @pytest.fixture(autouse=True)
     def in_small_parts(self, monkeypatch):
@@ -333,7 +333,7 @@ async def followed(audit, entries):
 
 
 async def deleverage(owner, seq):
-    """A shortfall whose order is executed in two rounds, one that nobody is asked for, and a surplus that repays some of it."""
+    """A shortfall with an order executed in two rounds, one without candidates, and a surplus that repays a part."""
     await owner.settle([*BEGINNING[1:], shortfall(seq)])
     adl = owner.orders(SYMBOL)
     account, rest = owner.asked(SYMBOL, adl)[0]
@@ -343,7 +343,7 @@ async def deleverage(owner, seq):
 
 
 class TestCost:
-    """An audit costs by entries, not by contracts."""
+    """The cost of an audit depends on entries, not on contracts."""
 
     @pytest.fixture(autouse=True)
     def as_it_is(self, monkeypatch):
@@ -375,7 +375,7 @@ READ = """
 SELECT relname, coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) AS rows
 FROM pg_stat_user_tables WHERE relname IN ('adl_records', 'adl_orders')
 """
-"""Rows that PostgreSQL has read of the tables of ADL; what a session has read counts at the latest once it is over."""
+"""Rows that PostgreSQL read of the ADL tables. The rows of a session count at the latest when it has ended."""
 
 SESSIONS_OVER = """
 SELECT NOT EXISTS (
@@ -385,7 +385,7 @@ SELECT NOT EXISTS (
 
 
 class TestCostOfOpenOrders:
-    """An audit costs by entries and records, however many orders are open meanwhile."""
+    """The cost of an audit depends on entries and records, not on the number of open orders."""
 
     @pytest.fixture(autouse=True)
     def in_parts(self, monkeypatch):
@@ -393,17 +393,17 @@ class TestCostOfOpenOrders:
 
     @pytest.fixture
     async def owner(self, config):
-        """A ledger with many open orders of a position each, and as many entries after them."""
+        """Settles many orders of one position each that stay open, and as many entries after them."""
         async with owned(config) as owner:
-            asked = (position(f"account-{number:03}", -10, 41000) for number in range(OPEN_ORDERS + 10))
-            await owner.settle([BEGINNING[0], mark(39000), *asked])
+            shorts = (position(f"account-{number:03}", -10, 41000) for number in range(OPEN_ORDERS + 10))
+            await owner.settle([BEGINNING[0], mark(39000), *shorts])
             await owner.settle(shortfall(seq, lots=10) for seq in range(1, OPEN_ORDERS + 1))
             await owner.settle(surplus(seq) for seq in range(OPEN_ORDERS + 1, 2 * OPEN_ORDERS + 1))
             yield owner
 
     @pytest.fixture
     async def rows(self, owner_connection):
-        """Counts the rows that sessions which are over have read. Tables as small as these would be read whole at each look."""
+        """Counts the rows that ended sessions read. Sequential scans are disabled, as small tables would be read whole."""
         database = await owner_connection.fetchval("SELECT current_database()")
         await owner_connection.execute(f'ALTER DATABASE "{database}" SET enable_seqscan = off')
 
@@ -480,7 +480,7 @@ class Cost(NamedTuple):
 
 
 async def audited(config, monkeypatch, symbols):
-    """What a full walk through some ledgers costs: its reads, and how long they and what is done with them took."""
+    """Measures a full walk through some ledgers: the number of reads, and their duration with processing."""
     costs = []
     paced = Auditor._paced
 
@@ -527,5 +527,5 @@ async def test_altered_rollup_is_reported_until_corrected(config, monkeypatch, o
             await eventually(lambda: audit.bad("ABC"))
             await owner_connection.execute("UPDATE rollups SET credited = credited - 1 WHERE symbol = 'ABC'")
             await eventually(lambda: audit.good("ABC"))
-    told = [(line["event"], line["walk"], line["symbol"]) for line in logs if line.get("walk") == "rollups"]
-    assert told[:2] == [("audit difference", "rollups", "ABC"), ("audit difference gone", "rollups", "ABC")]
+    logged = [(line["event"], line["walk"], line["symbol"]) for line in logs if line.get("walk") == "rollups"]
+    assert logged[:2] == [("audit difference", "rollups", "ABC"), ("audit difference gone", "rollups", "ABC")]

@@ -65,7 +65,7 @@ def follower(config, pool, client):
 
 
 async def settled(client, pool):
-    """Waits until the ledger has everything that is in the stream."""
+    """Waits until the ledger contains everything in the stream."""
 
     async def reached():
         newest = await client.xrevrange(stream_key(0), count=1)
@@ -75,7 +75,7 @@ async def settled(client, pool):
 
 
 async def kept(pool):
-    """Waits until all books are kept at the offset."""
+    """Waits until all books are saved at the offset."""
     await eventually(lambda: pool.fetchval("SELECT bool_and(b.last_id = p.last_id) FROM books b, partitions p"))
 
 
@@ -122,12 +122,12 @@ async def test_shown_ranks_equal_the_ranks_in_rounds_of_the_engine(config, produ
         await follower.step()
         await producer.append([shortfall(1, lots=1000)])
         await settled(client, pool)
-    asked = allocated(await written_records(pool))
-    assert asked
+    allocations = allocated(await written_records(pool))
+    assert allocations
     view = follower.view(CONTRACT, 0)
-    for row in asked:
+    for row in allocations:
         assert follower.rank(view, "short", row.account) == (row.rank, row.ranked)
-    assert len(asked) > 10
+    assert len(allocations) > 10
 
 
 async def test_replayed_event_applies_where_it_was_settled(config, producer, client, pool, follower):
@@ -144,7 +144,7 @@ async def test_replayed_event_applies_where_it_was_settled(config, producer, cli
         await follower.step()
         assert lots_of("secret-anna", follower) == ("short", 47)
     async with running(keep_running):
-        # Books are kept at a start: whoever begins there sees the second replay alone.
+        # Books are saved at a start: a follower that loads them reads only the second replay.
         await eventually(
             lambda: pool.fetchval("SELECT b.last_id = p.last_id FROM books b, partitions p WHERE symbol = $1", SYMBOL)
         )
@@ -269,9 +269,9 @@ async def quietly(follower):
 
 @pytest.mark.parametrize("behind", [False, True])
 async def test_stream_without_its_tail_reloads_the_books(config, producer, client, pool, follower, behind):
-    """The engine reads what is left from its start, over the book that it had: so does the follower.
+    """Engine and follower read the remaining stream from its start, and apply it to the saved book.
 
-    What has ids of before was read before, and rolls nothing back.
+    Messages with ids read before do not change the book again.
     """
     first = "1-1" if behind else "*"
     left = position("secret-anna", -7, 41000, 10)
@@ -331,7 +331,7 @@ async def test_execution_does_not_change_an_account_that_changed_sides(config, p
     ]
     engine = Running(keep_running)
     await producer.append(BEGINNING)
-    await settled(client, pool)  # now the book is kept, and not again
+    await settled(client, pool)  # now the book is saved, and not again
     await producer.append(events)
     await settled(client, pool)
     await follower.step()
@@ -344,13 +344,13 @@ async def test_execution_does_not_change_an_account_that_changed_sides(config, p
     expected = undisturbed([*BEGINNING, *events, more])
     assert ranks(followed(follower)) == ranks(expected.book(SYMBOL))
     assert ("secret-anna", 40) in [(standing.account, standing.lots) for standing in ranks(followed(follower))["long"]]
-    asked = allocated(await written_records(pool))
-    assert asked == allocated(records_of(expected.take()))
-    assert ("secret-anna", 40, 40) in [(row.account, row.lots, row.asked) for row in asked if row.adl == 2]
+    allocations = allocated(await written_records(pool))
+    assert allocations == allocated(records_of(expected.take()))
+    assert ("secret-anna", 40, 40) in [(row.account, row.lots, row.asked) for row in allocations if row.adl == 2]
 
 
 async def test_prices_finer_than_the_known_terms_reload_the_books(config, producer, client, pool, follower):
-    """The listing and what it allows come in one step of the follower."""
+    """The follower reads the listing and the finer prices in one step."""
     coarse, fine = listing(SYMBOL, multiplier=0.001, maxPrice=10**9), listing(SYMBOL, multiplier=0.001)
     finest = Position(SYMBOL, "new", -3, "40000.000000000001", "1", TS)
     async with running(config):

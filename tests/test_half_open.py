@@ -1,4 +1,4 @@
-"""Connections that swallow bytes: the service notices, goes on over others, or leaves the partition to another engine."""
+"""Half-open connections: the service detects them, uses others, or leaves the partition to another engine."""
 
 # ruff: noqa: F811 - fixtures of another module are parameters here
 
@@ -24,7 +24,7 @@ WAYS = [("questions",), ("answers",), ("questions", "answers")]
 
 @pytest.fixture
 async def proxies(servers: EmbeddedServers):
-    """One in front of PostgreSQL, one in front of Valkey."""
+    """A proxy for PostgreSQL, and one for Valkey."""
     run = servers.directory / "run"
     async with proxied(str(run / ".s.PGSQL.5432")) as postgres, proxied(str(run / "valkey.sock")) as valkey:
         yield {"postgres": postgres, "valkey": valkey}
@@ -48,7 +48,7 @@ async def test_half_open_connection_is_dropped_after_about_a_lease(config, proxi
         proxies[part].swallow_on_old_connections(*ways)
         started = time.monotonic()
         await producer.append(fills([2]))
-        await settled(ledger, 2, 60)  # The question for it may have passed before.
+        await settled(ledger, 2, 60)  # The query may have been sent before.
         await producer.append(fills([3]))
         await settled(ledger, 3, 60)
         assert time.monotonic() - started < seconds
@@ -59,7 +59,7 @@ async def test_half_open_pooled_connections_do_not_delay_settlement(config, prox
     async with running(through(config, proxies)):
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
-        await asyncio.sleep(2)  # until each chore has a connection of the pool
+        await asyncio.sleep(2)  # until each periodic task has a pooled connection
         proxies["postgres"].swallow_on_old_connections("questions", "answers")
         started = time.monotonic()
         await producer.append(fills([2]))
@@ -110,7 +110,7 @@ async def test_partition_that_waits_for_an_operator_is_not_released(config, prod
             await asyncio.sleep(7)
             assert first.engine._owned
             assert await ledger("SELECT epoch FROM partitions") == 1
-            await producer._client.delete(KEY)  # And one whose stream is read from its empty start.
+            await producer._client.delete(KEY)  # The engine also reads a stream from its empty start.
             await asyncio.sleep(7)
             assert await ledger("SELECT epoch FROM partitions") == 1
 
@@ -132,7 +132,7 @@ async def test_an_engine_with_half_open_connections_stops_in_time(config, proxie
     async with running(through(config, proxies)) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
-        await asyncio.sleep(2)  # until each chore has a connection of the pool
+        await asyncio.sleep(2)  # until each periodic task has a pooled connection
         proxies[part].swallow_on_old_connections("questions", "answers")
         await producer.append(fills([2]))
         await asyncio.sleep(seconds)

@@ -1,4 +1,4 @@
-"""What the decoder and the core let through, PostgreSQL keeps: hostile messages, settled and written for real."""
+"""Events that the decoder and the core accept or reject can be written to PostgreSQL, also from damaged messages."""
 
 import random
 
@@ -42,7 +42,7 @@ def event(chance: random.Random, seq: int) -> Event:
 
 
 def settle(partition: Partition, message: Message) -> None:
-    """What the pipeline does with a message."""
+    """Settles a message as the pipeline does."""
     for position, decoded in enumerate(decode(message)):
         try:
             partition.apply(decoded)
@@ -76,7 +76,7 @@ async def test_all_settled_and_rejected_events_can_be_written(config, service_co
 
 
 async def assert_kept_exactly(connection, contract) -> None:
-    """What was read back has the hashes of what was settled."""
+    """Checks that the rows read back have the hashes of the settled entries."""
     replay = Replay(contract)
     rows = await connection.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", contract.symbol)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Entries whose times go back or lie ahead: every answer about the past of a fund is of one clock."""
+"""Entries with late or future times: all answers about the past of a fund use one definition of time."""
 
 import time
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ YEAR_MS = 365 * DAY_MS
 LATE = [(-4, 100), (-1, 100), (-3, 100)]
 DEEPER = [(-30, 50), (-3, 100), (-80, 40), (-2, 30), (-2.5, -60), (-200, 5), (-1, 7)]
 SECONDS = [(-6, 100), (None, 50), (-5, 25)]
-"""None is a time in seconds, which is in January 1970."""
+"""None is a time in seconds, which lies in January 1970."""
 
 CASES = {"late": LATE, "deeper": DEEPER, "seconds": SECONDS, "in order": sorted(DEEPER)}
 
@@ -31,7 +31,7 @@ def now():
 
 @asynccontextmanager
 async def world_with(config, moves, now, condensed):  # noqa: F811
-    """A service whose contract AAA has moved by so many points at so many hours from now, of which some are condensed."""
+    """A service whose contract AAA changed by some points at some hours from now; a part of the entries is condensed."""
     fills = [fill("AAA", seq, points, now + int((hours or 0) * HOUR_MS)) for seq, (hours, points) in enumerate(moves, 1)]
     async with (
         owned(config) as owner,
@@ -52,7 +52,7 @@ async def world_with(config, moves, now, condensed):  # noqa: F811
 
 
 def balances(moves, now):
-    """(Time, balance) after each move, by the latest time of all moves up to it."""
+    """Returns (time, balance) after each change; the time is the latest of all changes up to it."""
     clock, balance, found = 0, 0, []
     for hours, points in moves:
         clock = max(clock, now // 1000 if hours is None else now + int(hours * HOUR_MS))

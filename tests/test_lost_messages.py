@@ -1,4 +1,4 @@
-"""Messages that leave a stream before they are settled are noticed, and the runbook's remedy recovers all of them in order."""
+"""Messages that leave a stream before they are settled are detected, and the runbook's procedure recovers them in order."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -28,7 +28,7 @@ def body(seq):
 
 
 async def trimmed_by_the_sender(world, connection):
-    """An engine that pauses, and a sender that keeps only so many messages."""
+    """An engine that is blocked, and a producer that trims the stream to a few messages."""
     async with paused(connection):
         await send(world, range(11, FILLS + 1), maxlen=1000, approximate=False)
 
@@ -53,7 +53,7 @@ async def trimmed(world, connection):
 
 @asynccontextmanager
 async def paused(connection):
-    """Nothing is committed, and so no more than a batch is read."""
+    """Blocks commits, so that the engine reads no more than a batch."""
     transaction = connection.transaction()
     await transaction.start()
     await connection.execute("LOCK TABLE entries IN SHARE MODE")
@@ -110,7 +110,7 @@ async def test_stream_created_again_with_later_ids_is_detected(config, owner_con
         await eventually(lambda: has(world, 20))
         last = (await world.client.xinfo_stream(KEY))["last-generated-id"]
         ahead = int(last.split(b"-")[0]) + 1000
-        # In one step: the engine sees the stream before it and after it.
+        # In one transaction: the engine never reads the deleted stream.
         async with world.client.pipeline(transaction=True) as pipeline:
             pipeline.xadd(KEY, body(21))
             pipeline.delete(KEY)

@@ -1,6 +1,6 @@
-"""A small form of `scripts/bench storm`: hundreds of liquidations in one millisecond, and funds that have nothing.
+"""A small form of `scripts/bench storm`: hundreds of liquidations in one millisecond on empty funds.
 
-The exchange reads the rounds after the burst, when all of them are announced.
+The matching engine reads the rounds after the burst, when all of them are announced.
 """
 
 import json
@@ -18,12 +18,12 @@ FILLS = 400
 SIZE = ("--fills", str(FILLS), "--positions", "1200", "--contracts", "2", "--per-message", "100")
 
 HOLD_MS_MAX = 500
-"""Fifty times loop_ms_max, for a crowded machine; what a busy loop took for this burst before it was bounded was seconds."""
+"""Fifty times loop_ms_max, as the machine may be busy. Before the bound existed, this burst held the loop for seconds."""
 
 
 @pytest.fixture(scope="module")
 def storms(tmp_path_factory):
-    """A burst under each allocation."""
+    """Runs a burst under each allocation policy."""
     command = [sys.executable, BENCHMARKS, "storm", *SIZE, "--funds", "dry", "--answers", "after", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout, done.stderr

@@ -25,7 +25,7 @@ def config(config):
 
 
 class Heard:
-    """A tail, and all that it told."""
+    """Runs a tail and collects the changes that it delivers."""
 
     def __init__(self, tail):
         self.tail = tail
@@ -125,7 +125,7 @@ async def test_begin_advance_and_end_of_orders_are_delivered(config):
         assert [order.adl for order in seen.tail.open_orders(SYMBOL)] == [1]
         await producer.append([ended(3, 1)])
         await eventually(lambda: seen.orders()[-1] == (1, "open", 2, 20))
-        async with heard(config) as late:  # begins with those that are open
+        async with heard(config) as late:  # starts with the open orders
             assert [(order.adl, order.round, order.executed) for order in late.tail.open_orders(SYMBOL)] == [(1, 2, 20)]
         # The second order begins and ends within one batch.
         await producer.append([shortfall(4, lots=10), executed(5, 2, "secret-carl", 10)])
@@ -160,7 +160,7 @@ def silent(tail):
 
 
 async def test_failed_read_delivers_nothing(config, monkeypatch):
-    """Each statement fails now and then; what is told is the same as if none had."""
+    """Some statements fail; the delivered changes are the same as without failures."""
     chance = random.Random(5)
     async with owned(config) as owner, heard(config) as seen:
         for name in ("offsets", "places", "stands", "entries", "orders"):
@@ -211,7 +211,7 @@ async def test_tail_reads_only_changed_funds(config, monkeypatch):
 
 
 async def test_commits_of_an_older_engine_version_are_detected(config, owner_connection):
-    """It moves the offset and counts no commit, under an epoch of its own."""
+    """An older engine moves the offset without counting commits, under its own epoch."""
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle([listing("AAA"), listing("BBB"), fill("AAA", 1, 1)])
         await seen.reaches("AAA", 1)
@@ -220,7 +220,7 @@ async def test_commits_of_an_older_engine_version_are_detected(config, owner_con
             "UPDATE partitions SET last_id = '9999999999999-0'"
         )
         await seen.reaches("AAA", 2)
-        # Its last commit and the first one of an engine of now, which took over, may come within one look.
+        # Its last commit and the first commit of the new engine that took over may fall between two reads.
         await owner_connection.execute(
             "UPDATE funds SET balance = 9, entry = 3, commit = 0 WHERE symbol = 'AAA';"
             "UPDATE partitions SET last_id = '9999999999999-1', epoch = epoch + 1, commits = commits + 1"

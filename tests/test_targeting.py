@@ -1,4 +1,4 @@
-"""Target sizes on a real ledger: what the database tells of the past, what an engine keeps, what HTTP and commands say."""
+"""Target sizes on a real ledger: deficits from the database, targets stored by the engine, and answers of HTTP and commands."""
 
 import random
 import time
@@ -47,7 +47,7 @@ async def settle(config, *events, policy=PLAIN):
 
 
 async def brute_force(connection, symbol, policy):
-    """The deficits of every period of a contract's history, from its entries one by one."""
+    """Computes the deficits of all periods of a contract from its entries, one by one."""
     period = policy.period_hours * HOUR_MS
     deficits = Counter()
     for clock, entry in clocked(await connection.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", symbol)):
@@ -86,9 +86,7 @@ async def test_deficits_of_periods_equal_those_of_the_entries(config, pool, serv
 
 
 def history(symbol, hours, waterfall):
-    """Fills within some hours, some of them late. With deleveraging first, some orders end with nothing done, and the fund
-    covers what they could not, hours later.
-    """
+    """Fills within some hours, some of them late. With `adl_then_fund` some orders end without execution, and the fund pays."""
     dice, seq, orders = random.Random(hours), 0, 0
     yield from (listing(symbol), Mark(symbol, "900", 0), Position(symbol, "anna", -1000, "1100", "500", 0))
     for at in sorted(dice.randint(0, hours * HOUR_MS) for _ in range(150)):
@@ -151,7 +149,7 @@ async def test_more_contracts_than_one_step_takes_have_targets(config, pool):
 
 
 def market():
-    """A fund of 5 USDT, whose longs lose more than their margins when the mark falls by a tenth."""
+    """A fund of 5 USDT whose longs lose more than their margins when the mark falls by 10 %."""
     return (
         listing("AAA", maxLeverage=20),
         Mark("AAA", "1000", START_MS),
@@ -198,7 +196,7 @@ async def test_engine_computes_targets_and_all_interfaces_show_them(config, pool
 
 
 async def answered(service):
-    """The fund, once the ledger is followed."""
+    """Returns the fund, once the tail has read the ledger."""
     async with service.http.get("/api/v1/insurance-fund/AAA") as answer:
         return answer.status == 200 and (await answer.json())["data"]
 
@@ -207,7 +205,7 @@ METRICS = ("fundsvc_target", "fundsvc_fullness_ratio", "fundsvc_leverage_cap")
 
 
 async def found(pool, rule, target):
-    """Whether an engine has kept the target that everything settled makes."""
+    """Whether an engine has stored the target for everything settled."""
     explained = await Targets(pool).explained("AAA")
     amount = None if target is None else int(target) * ONE
     return explained and (explained.target.rule, explained.target.amount) == (rule, amount)
