@@ -113,20 +113,20 @@ class Engine:
         async with LeaseKeeper(self._config.database.dsn, self.name, engine.lease_seconds, self._steps) as keeper:
             stopping = asyncio.ensure_future(stop.wait())
             while not stop.is_set():
-                news = asyncio.ensure_future(keeper.next())
-                await asyncio.wait([news, stopping], return_when=asyncio.FIRST_COMPLETED)
-                if news.done():
-                    await self._handle_leases(news, tasks, client, pool, keeper)
-                news.cancel()
+                renewal = asyncio.ensure_future(keeper.next())
+                await asyncio.wait([renewal, stopping], return_when=asyncio.FIRST_COMPLETED)
+                if renewal.done():
+                    await self._handle_leases(renewal, tasks, client, pool, keeper)
+                renewal.cancel()
             with suppress(StoreFault):
                 await self._release_all(keeper)
 
     async def _handle_leases(
-        self, news: asyncio.Future[HeldLeases], tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper
+        self, renewal: asyncio.Future[HeldLeases], tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper
     ) -> None:
         """Applies a result of the lease keeper. Logs errors and continues."""
         try:
-            await self._apply_leases(tasks, client, pool, keeper, news.result())
+            await self._apply_leases(tasks, client, pool, keeper, renewal.result())
         except StoreFault as fault:
             self._note_fault(fault)
             # The keeper's connection may be half open, and so may pooled ones: each of those would block a query for a minute.

@@ -223,13 +223,13 @@ class Tail:
 
     def _notify_of_entries(self, rows: Iterable[EntryRow]) -> None:
         """Delivers rows that continue their contract's entries. Skips others: the contract was followed again meanwhile."""
-        told = []
+        delivered = []
         for row in rows:
             if self._cursors.get(row.symbol) == row.entry - 1:
                 self._cursors[row.symbol] = row.entry
-                told.append(row)
-        if told:
-            self._notify(Change((), told, ()))
+                delivered.append(row)
+        if delivered:
+            self._notify(Change((), delivered, ()))
 
     def _notify(self, change: Change) -> None:
         for listener in self.listeners:
