@@ -366,7 +366,7 @@ async def test_prices_finer_than_the_known_terms_reload_the_books(config, produc
 
 
 async def test_internal_error_in_the_follower_is_retried(config, producer, client, pool, monkeypatch):
-    monkeypatch.setattr("fundsvc.readmodel.adl_books.MISTAKE_SECONDS", 0.1)
+    monkeypatch.setattr("fundsvc.readmodel.adl_books.RELOAD_SECONDS", 0.1)
     quick = with_section(config, "http", book_seconds=0.05)
     async with running(config), open_follower(quick, pool, client, Metrics()) as follower:
         await producer.append(BEGINNING)
