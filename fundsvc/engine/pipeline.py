@@ -276,9 +276,9 @@ class Pipeline:
         batch, first, apply = self._partition.batch, position, self._partition.apply
         self._partition.expect(run)
         stream_ms = time_of_id(message.stream_id)
-        for event, outcome in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
+        for event, to_apply in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
             try:
-                apply(outcome, stream_ms)
+                apply(to_apply, stream_ms)
             except Rejection as rejection:
                 self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection, event)
             position += 1
