@@ -74,8 +74,8 @@ ROLLUPS_PACE = 0.1
 
 Result = TypeVar("Result")
 
-Part = Walk | Literal["rollups"]
-"""The parts of the audit."""
+AuditKind = Walk | Literal["rollups"]
+"""The kinds of audits: the two walks, and that of the rollups."""
 
 log = structlog.get_logger()
 
@@ -83,7 +83,7 @@ log = structlog.get_logger()
 class Metrics(Protocol):
     """The metrics that the audit sets."""
 
-    def audited(self, symbol: str, walk: Part, *, good: bool, verified_at: float | None) -> None:
+    def audited(self, symbol: str, walk: AuditKind, *, good: bool, verified_at: float | None) -> None:
         """Sets whether a walk found no difference, and when it last reached the end of a ledger without one, if known."""
 
     def recomputed(self, entries: int) -> None:
@@ -158,7 +158,7 @@ class Auditor:
         self._secrets = secrets
         # One connection suffices, and two walks that end at the same time do not conflict.
         self._one_at_a_time = asyncio.Lock()
-        self._reported: dict[tuple[str, Part], list[str]] = {}
+        self._reported: dict[tuple[str, AuditKind], list[str]] = {}
         self._followed = 0
         self._positions = WalkPositions()
 
@@ -310,7 +310,7 @@ class Auditor:
             self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, stretch.totals))
         return PartResult(Followed(replay.checkpoint, replay.orders.opened), replay.differences, replay.differs_at)
 
-    def _report_differences(self, symbol: str, walk: Part, found: PartResult) -> None:
+    def _report_differences(self, symbol: str, walk: AuditKind, found: PartResult) -> None:
         """Logs the differences of a walk, unless they are logged already, and sets the metrics."""
         self._set_metrics(symbol, walk, good=False, verified_at=None)
         if self._reported.get((symbol, walk)) != found.differences:
@@ -318,14 +318,14 @@ class Auditor:
             for difference in found.differences[:DIFFERENCES_MAX]:
                 log.error("audit difference", symbol=symbol, entry=found.differs_at, walk=walk, difference=difference)
 
-    def _report_verified(self, symbol: str, walk: Part, *, ended: bool) -> None:
+    def _report_verified(self, symbol: str, walk: AuditKind, *, ended: bool) -> None:
         """Records that a walk found no difference. The end of a full walk also confirms the newest walk."""
         for held in WALKS if ended and walk == "full" else (walk,):
             self._set_metrics(symbol, held, good=True, verified_at=time.time() if ended else None)
             if self._reported.pop((symbol, held), None):
                 log.info("audit difference gone", symbol=symbol, walk=held)
 
-    def _set_metrics(self, symbol: str, walk: Part, *, good: bool, verified_at: float | None) -> None:
+    def _set_metrics(self, symbol: str, walk: AuditKind, *, good: bool, verified_at: float | None) -> None:
         if self._owns(symbol):
             self._metrics.audited(symbol, walk, good=good, verified_at=verified_at)
 

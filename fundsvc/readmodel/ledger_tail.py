@@ -134,7 +134,7 @@ class Tail:
         return self.freshness.as_of_ms
 
     def follow(self, symbol: str) -> int:
-        """Starts delivery of a listed contract's entries to the listeners, unless started; returns the last delivered number."""
+        """Starts delivery of a listed contract's entries to the listeners, if needed; returns the last delivered number."""
         return self._cursors.setdefault(symbol, self.funds[symbol].entry)
 
     def leave(self, symbol: str) -> None:
