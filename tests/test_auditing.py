@@ -482,7 +482,7 @@ class Cost(NamedTuple):
 async def audited(config, monkeypatch, symbols):
     """Measures a full walk through some ledgers: the number of reads, and their duration with processing."""
     costs = []
-    paced = Auditor._paced
+    paced = Auditor._at_walk_pace
 
     async def measured(self, work):
         started = time.perf_counter()
@@ -496,7 +496,7 @@ async def audited(config, monkeypatch, symbols):
 
     names = set(symbols)
     with monkeypatch.context() as patch:
-        patch.setattr(Auditor, "_paced", measured)
+        patch.setattr(Auditor, "_at_walk_pace", measured)
         async with auditing(config, owns=names.__contains__) as audit:
             await eventually(lambda: all(map(audit.good, symbols)), 60)
     return Cost(len(costs), sum(costs))
