@@ -43,8 +43,8 @@ from fundsvc.local.servers import embedded
 from fundsvc.local.token_secret import with_ledger_secret, with_secret
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import following
-from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.readmodel.adl_books import open_follower
+from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.partition_state import check_decimals
@@ -222,9 +222,9 @@ async def _serving(
     async with (
         reserved(config, PROBE_CONNECTIONS) as probing,
         reserved(config, config.http.exports_max) as exporting,
-        following(config, pool, client, metrics) as follower,
+        open_follower(config, pool, client, metrics) as follower,
         appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
-        tailing(config, metrics) as tail,
+        open_tail(config, metrics) as tail,
     ):
 
         async def check_replica() -> None:

@@ -1,4 +1,4 @@
-"""A contract whose fund runs dry: its market, and the book that a service which never stopped would have."""
+"""A contract whose fund is exhausted: its market events, and the book of a service that never stopped."""
 
 import random
 from typing import NamedTuple
@@ -23,7 +23,7 @@ def position(account, lots, entry=40000, margin=100, symbol=SYMBOL):
 
 
 def shortfall(seq, lots=100, price=38900, bankruptcy_price=39000, symbol=SYMBOL):
-    """A long that is closed worse than its bankruptcy price: shorts are deleveraged."""
+    """A long is closed at a price worse than its bankruptcy price: shorts are deleveraged."""
     return Fill(symbol, seq, "sell", lots, str(price), str(bankruptcy_price), TS, f"trade-{seq}")
 
 
@@ -42,13 +42,13 @@ SHORTS = [
     position("secret-dora", -70, 38000, 100),
     position("secret-emil", -5, 39200, 1),
 ]
-"""Of which dora loses at the mark."""
+"""At the mark, dora has a loss."""
 
 BEGINNING = [LISTING, mark(39000), position("secret-long", 300, 39500, 500), *SHORTS]
 
 
 def crowd(seed, accounts=80, changes=400):
-    """Positions that come, change and go, marks that move, and events that are refused, which must not count."""
+    """Positions that open, change and close, marks that move, and rejected events, which must have no effect."""
     chance = random.Random(seed)
     for _ in range(changes):
         name = f"account-{chance.randrange(accounts)}"
@@ -66,7 +66,7 @@ def crowd(seed, accounts=80, changes=400):
 
 
 def undisturbed(events):
-    """A partition that all events went through, one after the other."""
+    """Returns a partition that applied all events in order."""
     partition = Partition(0, 1, [], {"USDT": 8}, 10)
     for event in events:
         try:
@@ -77,14 +77,14 @@ def undisturbed(events):
 
 
 def ranks(book):
-    """Each side from rank 1 on: account and what it holds, with every number of its rank."""
+    """Returns each side in the order of rank, with all numbers of each rank."""
     return {
         name: [side.standing(int(row), book.mark) for row in side.ranking(book.mark).rows] for name, side in book.sides.items()
     }
 
 
 class Allocated(NamedTuple):
-    """What a round asked of an account, and from which rank."""
+    """The lots that a round requests of an account, and the account's rank."""
 
     adl: int
     round: int
@@ -96,7 +96,7 @@ class Allocated(NamedTuple):
 
 
 def allocated(records):
-    """Everything that rounds asked, from ADL records in their order."""
+    """Returns all allocations of rounds, from ADL records in their order."""
     rounds = (record for record in records if record.kind in ("order", "round", "part"))
     terms = ((record, terms_of(record.kind, record.body)) for record in rounds)
     return [
@@ -107,11 +107,11 @@ def allocated(records):
 
 
 def records_of(batch):
-    """The ADL records of a batch."""
+    """Returns the ADL records of a batch."""
     return [sealed.record for sealed in batch.records]
 
 
 async def written_records(connection):
-    """The ADL records in the database, by contract and number."""
+    """Returns the ADL records in the database, by contract and number."""
     rows = await connection.fetch("SELECT * FROM adl_records ORDER BY symbol, record")
     return [AdlRecord(**{name: row[name] for name in AdlRecord.__struct_fields__}) for row in rows]

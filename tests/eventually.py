@@ -1,4 +1,4 @@
-"""Waiting for what happens elsewhere, instead of guessing how long it takes."""
+"""Waits for conditions instead of fixed times."""
 
 import asyncio
 import inspect
@@ -8,7 +8,7 @@ LOOK_SECONDS = 0.02
 
 
 async def eventually(check, seconds=60.0):
-    """Asks `check`, which may be a coroutine function, until its answer is true, and returns that; fails after `seconds`."""
+    """Calls `check`, which may be a coroutine function, until its result is true, and returns that; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         answer = check()

@@ -1,4 +1,4 @@
-"""Ledgers for tests, written as an engine writes them: events through a partition, batches through its writer."""
+"""Writes ledgers for tests as an engine does: a partition settles events, and its writer writes batches."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ FILLS_PER_COMMIT = 10_000
 EPOCH = datetime.fromtimestamp(0, UTC)
 
 TS = 1_700_000_000_000
-"""A time at which nothing happens."""
+"""The default time of events."""
 
 
 class Owner:
@@ -40,19 +40,19 @@ class Owner:
         await self._commit()
 
     def entries(self, symbol: str) -> int:
-        """The number of a contract's entries."""
+        """Returns the number of a contract's entries."""
         return next(fund.entry for fund in self._partition.funds() if fund.contract.symbol == symbol)
 
     def orders(self, symbol: str) -> int:
-        """The number of a contract's ADL orders."""
+        """Returns the number of a contract's ADL orders."""
         return next(fund.adl for fund in self._partition.funds() if fund.contract.symbol == symbol)
 
     def asked(self, symbol: str, adl: int) -> list[tuple[str, int]]:
-        """The accounts that the present round of an order asks, with the lots."""
+        """Returns the accounts of an order's current round, with the lots that it still requests."""
         return list(self._partition.market(symbol).orders[adl].asked.rests())
 
     async def settle_late(self, event: Event) -> None:
-        """Settles an event that was rejected, as a message of an operator."""
+        """Settles a rejected event, as a replay does."""
         rejected = Rejected("0-1", 0, Reason.UNKNOWN_SYMBOL, "", "json", b"{}")
         self._partition.batch.rejected.append(rejected)
         await self._commit()
@@ -70,7 +70,7 @@ class Owner:
 async def owned(
     config: Config, policy_of: Callable[[str], Policy] = lambda _: Policy(), recorded: Policies | None = None
 ) -> AsyncIterator[Owner]:
-    """The owner of partition 0, with policies that it records if any are given."""
+    """Provides the owner of partition 0; it records `recorded` if given."""
     async with open_leases(config.database.dsn, "owner", 30) as leases:
         epochs = await leases.keep()
         async with open_writer(config.database.dsn, "owner", 0, epochs[0]) as writer:
@@ -92,34 +92,34 @@ async def owned(
 
 
 def listing(symbol: str, **fields: object) -> Listing:
-    """A linear contract of one USDT per point and lot."""
+    """A linear contract with a value of one USDT per point and lot."""
     return Listing({"symbol": symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False, **fields})
 
 
 def fill(symbol: str, seq: int, points: float, ts: int = TS) -> Fill:
-    """A fill of one lot that leaves so many points."""
+    """A fill of one lot with a change of `points`."""
     ids = (f"trade-{seq}", f"order-{seq}", f"secret-{seq}")
     return Fill(symbol, seq, "sell", 1, str(1000 + points), "1000", ts, *ids)
 
 
 AHEAD_MS_MAX = 300_000
-"""A time further ahead of the clock is a mistake, which no chart follows."""
+"""Charts do not use a time that is further ahead of the clock."""
 
 
 def charted_at(entry: Mapping[str, Any]) -> int:
-    """The time of a row of `entries` on a chart, but for the entries before it."""
+    """Returns the charted time of a row of `entries`, without regard to earlier entries."""
     recorded_ms = (entry["recorded_at"] - EPOCH) // timedelta(milliseconds=1)
     return entry["ts"] if entry["ts"] <= recorded_ms + AHEAD_MS_MAX else recorded_ms
 
 
 def clocked(rows: Iterable[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
-    """A contract's rows of `entries`, in order, with their times on a chart."""
+    """Returns a contract's rows of `entries`, in order, with their charted times."""
     rows = list(rows)
     return list(zip(accumulate(map(charted_at, rows), max), rows, strict=True))
 
 
 async def restamp(connection: asyncpg.Connection, symbol: str, entry: int, ts: int) -> None:
-    """Gives an entry another time, as an engine did whose time nobody checked. `connection` is the database owner's."""
+    """Changes the time of an entry, as if its time had not been checked. `connection` is the database owner's."""
     await connection.execute("ALTER TABLE entries DISABLE TRIGGER entries_are_append_only")
     await connection.execute("UPDATE entries SET ts = $3 WHERE symbol = $1 AND entry = $2", symbol, entry, ts)
     await connection.execute("ALTER TABLE entries ENABLE TRIGGER entries_are_append_only")

@@ -1,4 +1,4 @@
-"""Rounds of ADL orders on their way to the matching engine: none is dropped before it is acknowledged."""
+"""Announcement of ADL rounds to the matching engine: no round is dropped before it is acknowledged."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ MARKET = [listing("AAA"), Mark("AAA", "1000", TS), Position("AAA", "anna", -50_0
 
 @pytest.fixture
 def config(config):
-    """Rounds that are acknowledged late, and never end by themselves."""
+    """Rounds that are acknowledged late and do not time out."""
     return with_section(config, "adl", ack_seconds=0.3, round_seconds=0)
 
 
@@ -43,7 +43,7 @@ def shortfalls(numbers):
 
 
 async def announced(client, after="0-0"):
-    """The orders that an engine finds announced."""
+    """Returns the orders in the announcement stream."""
     reader, found = Announcements(client, 0), []
     while messages := await reader.read(after):
         found += [(one.announcement.adl, one.announcement.round) for one in messages]
@@ -55,7 +55,7 @@ async def orders(ledger_connection, condition="true"):
     return await ledger_connection.fetchval(f"SELECT count(*) FROM adl_orders WHERE {condition}")
 
 
-async def test_an_engine_that_reads_after_a_burst_finds_every_round(config, producer, client, service_connection):
+async def test_matching_engine_that_reads_after_a_burst_receives_every_round(config, producer, client, service_connection):
     number = 11_000
     config = with_section(config, "adl", ack_seconds=3600)
     async with running(config):
@@ -79,7 +79,7 @@ async def no_order(connection):
     return not await orders(connection, "state = 'open'")
 
 
-async def test_a_round_is_announced_until_it_is_acknowledged(config, producer, client, service_connection):
+async def test_round_is_announced_until_acknowledged(config, producer, client, service_connection):
     async with running(config) as engine:
         await producer.append([*MARKET, *shortfalls([1, 2, 3])])
         await eventually(lambda: is_announced_again(client, {1, 2, 3}))
@@ -90,7 +90,7 @@ async def test_a_round_is_announced_until_it_is_acknowledged(config, producer, c
         await eventually(lambda: engine.count("fundsvc_adl_unacknowledged_rounds", partition="0") <= 1)
         last = (await client.xrevrange(KEY, count=1))[0][0].decode()
         await asyncio.sleep(2)
-        assert {adl for adl, _ in await announced(client, last)} <= {3}, "the order whose round ended may have another"
+        assert {adl for adl, _ in await announced(client, last)} <= {3}, "the order whose round ended may have a new round"
 
 
 async def is_announced_again(client, wanted):
@@ -98,7 +98,7 @@ async def is_announced_again(client, wanted):
     return all(found.count(adl) > 1 for adl in wanted)
 
 
-async def test_after_a_restart_only_what_is_not_acknowledged_is_announced(config, producer, client, service_connection):
+async def test_restart_announces_only_unacknowledged_rounds(config, producer, client, service_connection):
     config = with_section(config, "adl", ack_seconds=3600)
     async with running(config):
         await producer.append([*MARKET, *shortfalls([1, 2, 3]), AdlAck("AAA", 2, 1, TS)])
@@ -109,8 +109,8 @@ async def test_after_a_restart_only_what_is_not_acknowledged_is_announced(config
         assert sorted(await announced(client)) == [(1, 1), (3, 1)]
 
 
-async def test_what_is_not_acknowledged_is_never_trimmed(config, producer, client, service_connection, monkeypatch):
-    monkeypatch.setattr("fundsvc.engine.announcing.KEPT_SECONDS", 0)
+async def test_unacknowledged_rounds_are_not_trimmed(config, producer, client, service_connection, monkeypatch):
+    monkeypatch.setattr("fundsvc.engine.announcing.RETENTION_SECONDS", 0)
     config = with_section(config, "adl", ack_seconds=3600)
     async with running(config):
         await producer.append([*MARKET, *shortfalls(range(1, 1001))])
@@ -127,7 +127,7 @@ async def is_shorter(client, length):
     return await client.xlen(KEY) < length
 
 
-async def test_a_round_that_nobody_ends_is_ended_once(config, producer, client, service_connection):
+async def test_round_without_an_end_times_out_once(config, producer, client, service_connection):
     config = with_section(config, "adl", round_seconds=1)
     async with running(config):
         await producer.append([*MARKET, *shortfalls([1, 2])])
@@ -146,11 +146,11 @@ async def timeouts(client):
 
 
 async def has_ended(client, connection):
-    """The rounds that were ended, once no order is open any more."""
+    """Returns the ended rounds, once no order is open."""
     return not await orders(connection, "state = 'open'") and await timeouts(client)
 
 
-async def test_announcing_waits_for_a_full_server_and_settling_does_not(config, producer, client, service_connection):
+async def test_full_stream_server_delays_announcements_but_not_settlement(config, producer, client, service_connection):
     async with running(config) as engine:
         await producer.append([*MARKET, *shortfalls([1])])
         await eventually(lambda: has_length(client, 1))

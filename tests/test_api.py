@@ -22,8 +22,8 @@ from fundsvc.api.http.server import ServerError, serve
 from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.api.valuation_inputs import appraising
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import following
-from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.readmodel.adl_books import open_follower
+from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import Reader
@@ -77,9 +77,9 @@ async def serving(config, pings=None, key=stream_key):
     async with (
         open_pool(config.database.dsn, 4) as pool,
         open_client(config.stream) as stream,
-        following(config, pool, stream, metrics) as follower,
+        open_follower(config, pool, stream, metrics) as follower,
         appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
-        tailing(config, metrics) as tail,
+        open_tail(config, metrics) as tail,
     ):
         reader = Reader(pool)
         operations = operations_endpoints(reader, metrics, pings or {}, needed=pings or ())

@@ -1,4 +1,4 @@
-"""The audit in the background finds what a superuser altered, by the walk that is for it, and nothing else."""
+"""The background audit finds changes made by a superuser, by the walk that is responsible, and reports nothing else."""
 
 import asyncio
 import time
@@ -21,17 +21,17 @@ from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
 
 AMOUNTS = [5, -3, 0, -10, 4, 20]
-"""Of the fourth 8 cannot be paid, which the fifth and part of the sixth repay."""
+"""The fund cannot pay 8 of the fourth fill; the fifth and a part of the sixth repay them."""
 
 BUSY = AuditConfig(share=0.5)
-"""Rests as little as it may."""
+"""The largest share allowed, for the shortest pauses."""
 
 ALWAYS = AuditConfig(share=0.5, full_hours=1e-9)
 """A full walk is always due."""
 
 
 class Auditing:
-    """An audit that runs, with what it shows."""
+    """A running audit and its metrics."""
 
     def __init__(self, pool, metrics):
         self.pool = pool
@@ -54,7 +54,7 @@ class Auditing:
 
 @asynccontextmanager
 async def auditing(config, audit=BUSY, owns=lambda symbol: True):
-    """An audit, ended on leaving."""
+    """Runs an audit until the end of the block."""
     metrics = Metrics()
     async with open_pool(config.database.dsn, 2) as pool:
         task = asyncio.create_task(Auditor(pool, audit, metrics, owns).run())
@@ -67,14 +67,14 @@ async def auditing(config, audit=BUSY, owns=lambda symbol: True):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Stretches of a few entries, looked for all the time."""
+    """Parts of a few entries, and no waiting between looks for work."""
     monkeypatch.setattr("fundsvc.engine.audit_loop.STRETCH_ENTRIES", 4)
-    monkeypatch.setattr("fundsvc.engine.audit_loop.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("fundsvc.engine.audit_loop.CHECK_SECONDS", 0.02)
 
 
 @pytest.fixture
 async def owner(config):
-    """Who settles two contracts, with the same history."""
+    """An owner that has settled two contracts with the same history."""
     async with owned(config) as owner:
         for symbol in ("ABC", "XYZ"):
             await owner.settle([listing(symbol), *(fill(symbol, seq, amount) for seq, amount in enumerate(AMOUNTS, 1))])
@@ -83,18 +83,18 @@ async def owner(config):
 
 @pytest.fixture
 async def tamper(config, owner_connection):
-    """Runs a statement with triggers and foreign keys off."""
+    """Runs a statement with triggers and foreign keys disabled."""
     await owner_connection.execute("SET session_replication_role = replica")
     return owner_connection.execute
 
 
 async def verified(config):
-    """Has both ledgers walked through once, so that they have checkpoints."""
+    """Waits until both ledgers were walked through once and have checkpoints."""
     async with auditing(config) as audit:
         await eventually(lambda: audit.good("ABC") and audit.good("XYZ"))
 
 
-async def test_an_untouched_ledger_is_good_while_fills_stream_in(config, owner):
+async def test_intact_ledger_has_no_differences_while_fills_arrive(config, owner):
     async with auditing(config, ALWAYS) as audit:
         for first in range(7, 407, 20):
             await owner.settle(fill(symbol, seq, seq % 9 - 4) for seq in range(first, first + 20) for symbol in ("ABC", "XYZ"))
@@ -108,7 +108,7 @@ async def reached(audit, entry):
     return await audit.entries("newest") == {"ABC": entry, "XYZ": entry}
 
 
-async def test_what_is_altered_after_the_checkpoint_is_found_by_the_newest_walk(config, owner, tamper):
+async def test_newest_walk_finds_changes_after_the_checkpoint(config, owner, tamper):
     await verified(config)
     await owner.settle(fill("ABC", seq, 1) for seq in range(7, 12))
     await tamper("UPDATE entries SET lots = 2 WHERE symbol = 'ABC' AND entry = 9")
@@ -119,13 +119,13 @@ async def test_what_is_altered_after_the_checkpoint_is_found_by_the_newest_walk(
             assert (await audit.entries("newest"))["ABC"] == 6
             await tamper("UPDATE entries SET lots = 1 WHERE symbol = 'ABC' AND entry = 9")
             await eventually(lambda: audit.good("ABC"))
-    told = [(line["log_level"], line["symbol"], line.get("entry"), line["walk"]) for line in logs]
-    assert told[0] == ("error", "ABC", 9, "newest")
-    assert told[-1] == ("info", "ABC", None, "newest")
+    logged = [(line["log_level"], line["symbol"], line.get("entry"), line["walk"]) for line in logs]
+    assert logged[0] == ("error", "ABC", 9, "newest")
+    assert logged[-1] == ("info", "ABC", None, "newest")
     assert "entry 9: change + repaid - uncovered is " in logs[0]["difference"]
 
 
-async def test_what_is_altered_before_the_checkpoint_is_found_by_the_full_walk(config, owner, tamper):
+async def test_full_walk_finds_changes_before_the_checkpoint(config, owner, tamper):
     await verified(config)
     await tamper("UPDATE entries SET account = 'mine' WHERE symbol = 'ABC' AND entry = 2")
     async with auditing(config) as audit:
@@ -151,7 +151,7 @@ async def follows(audit, entry):
         "UPDATE audit_progress SET entry = 5 WHERE symbol = 'ABC' AND walk = 'newest'",
     ],
 )
-async def test_an_altered_checkpoint_is_found_and_made_anew_by_the_full_walk(config, owner, tamper, statement):
+async def test_full_walk_finds_and_replaces_an_altered_checkpoint(config, owner, tamper, statement):
     await verified(config)
     await tamper(statement)
     await owner.settle([fill("ABC", 7, 1)])
@@ -174,7 +174,7 @@ async def test_an_altered_checkpoint_is_found_and_made_anew_by_the_full_walk(con
         ("DELETE FROM contracts WHERE symbol = 'ABC'", "ABC: its contract or its fund is missing"),
     ],
 )
-async def test_it_sees_what_the_command_sees(config, owner, tamper, statement, sentence):
+async def test_background_audit_finds_the_same_differences_as_the_command(config, owner, tamper, statement, sentence):
     await tamper(statement)
     with capture_logs() as logs:
         async with auditing(config) as audit:
@@ -182,7 +182,7 @@ async def test_it_sees_what_the_command_sees(config, owner, tamper, statement, s
     assert any(sentence in line["difference"] for line in logs)
 
 
-async def test_a_fund_that_alone_is_altered_is_looked_at_again(config, owner, tamper, monkeypatch):
+async def test_idle_fund_is_rechecked(config, owner, tamper, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.audit_loop.RECHECK_SECONDS", 0.05)
     async with auditing(config) as audit:
         await eventually(lambda: audit.good("ABC"))
@@ -191,7 +191,7 @@ async def test_a_fund_that_alone_is_altered_is_looked_at_again(config, owner, ta
         assert audit.shows("fundsvc_conservation_error_atoms", "ABC") == -7
 
 
-async def test_a_full_walk_goes_on_where_it_was_interrupted(config, owner):
+async def test_full_walk_continues_after_an_interruption(config, owner):
     await owner.settle(fill("ABC", seq, 1) for seq in range(7, 507))
     async with auditing(config, AuditConfig(share=0.02)) as audit:
         stopped = await eventually(lambda: under_way(audit))
@@ -209,7 +209,7 @@ async def follows_anew(audit):
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.5])
-async def test_both_walks_together_take_no_more_than_their_share(monkeypatch, share):
+async def test_both_walks_together_stay_within_their_share(monkeypatch, share):
     now, rested = 0.0, []
 
     async def work():
@@ -224,11 +224,11 @@ async def test_both_walks_together_take_no_more_than_their_share(monkeypatch, sh
         patch.setattr("fundsvc.engine.audit_loop.time.perf_counter", lambda: now)
         patch.setattr("fundsvc.engine.audit_loop.asyncio.sleep", rest)
         for _ in range(3):
-            await auditor._paced(work)
+            await auditor._at_walk_pace(work)
     assert 2 * now / (now + sum(rested)) == pytest.approx(share)
 
 
-async def test_only_what_is_owned_is_audited(config, owner):
+async def test_only_owned_contracts_are_audited(config, owner):
     async with auditing(config, owns=lambda symbol: symbol == "ABC") as audit:
         await eventually(lambda: audit.good("ABC"))
         assert await audit.entries("newest") == {"ABC": 6}
@@ -241,7 +241,7 @@ CREATE FUNCTION damaged() RETURNS boolean LANGUAGE plpgsql AS
 CREATE VIEW adl_orders AS SELECT * FROM undamaged WHERE damaged();
 GRANT SELECT ON adl_orders TO fundsvc_service;
 """
-"""What the walks alone read cannot be read."""
+"""Makes data unreadable that only the walks read."""
 
 DAMAGED_IN_PART = """
 ALTER TABLE adl_orders RENAME TO undamaged;
@@ -252,10 +252,10 @@ END$$;
 CREATE VIEW adl_orders AS SELECT * FROM undamaged WHERE damaged(symbol);
 GRANT SELECT ON adl_orders TO fundsvc_service;
 """
-"""The orders of one contract cannot be read."""
+"""Makes the orders of one contract unreadable."""
 
 
-async def test_what_cannot_be_read_is_said_once_and_once_more_when_it_can(config, owner, owner_connection, monkeypatch):
+async def test_read_failure_is_logged_once_and_its_end_once(config, owner, owner_connection, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.audit_loop.RECHECK_SECONDS", 0.0)
     await verified(config)
     looks = 0
@@ -275,7 +275,7 @@ async def test_what_cannot_be_read_is_said_once_and_once_more_when_it_can(config
     assert sorted((line["event"], line["walk"]) for line in logs[2:]) == [("recovered", "full"), ("recovered", "newest")]
 
 
-async def test_a_ledger_that_cannot_be_read_keeps_no_other_of_its_group_from_being_audited(config, owner, owner_connection):
+async def test_unreadable_ledger_does_not_block_the_rest_of_its_group(config, owner, owner_connection):
     await owner.settle([listing("MNO"), fill("MNO", 1, -5)])
     await owner_connection.execute(DAMAGED_IN_PART)
     async with auditing(config) as audit:
@@ -284,7 +284,7 @@ async def test_a_ledger_that_cannot_be_read_keeps_no_other_of_its_group_from_bei
 
 
 class TestDeleveraging:
-    """Walks through ADL records go on where they were, too."""
+    """Walks through ADL records continue where they stopped, too."""
 
     @pytest.fixture(autouse=True)
     def in_small_parts(self, monkeypatch):
@@ -333,7 +333,7 @@ async def followed(audit, entries):
 
 
 async def deleverage(owner, seq):
-    """A shortfall whose order is executed in two rounds, one that nobody is asked for, and a surplus that repays some of it."""
+    """A shortfall with an order executed in two rounds, one without candidates, and a surplus that repays a part."""
     await owner.settle([*BEGINNING[1:], shortfall(seq)])
     adl = owner.orders(SYMBOL)
     account, rest = owner.asked(SYMBOL, adl)[0]
@@ -343,7 +343,7 @@ async def deleverage(owner, seq):
 
 
 class TestCost:
-    """An audit costs by entries, not by contracts."""
+    """The cost of an audit depends on entries, not on contracts."""
 
     @pytest.fixture(autouse=True)
     def as_it_is(self, monkeypatch):
@@ -375,7 +375,7 @@ READ = """
 SELECT relname, coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) AS rows
 FROM pg_stat_user_tables WHERE relname IN ('adl_records', 'adl_orders')
 """
-"""Rows that PostgreSQL has read of the tables of ADL; what a session has read counts at the latest once it is over."""
+"""Rows that PostgreSQL read of the ADL tables. The rows of a session count at the latest when it has ended."""
 
 SESSIONS_OVER = """
 SELECT NOT EXISTS (
@@ -385,7 +385,7 @@ SELECT NOT EXISTS (
 
 
 class TestCostOfOpenOrders:
-    """An audit costs by entries and records, however many orders are open meanwhile."""
+    """The cost of an audit depends on entries and records, not on the number of open orders."""
 
     @pytest.fixture(autouse=True)
     def in_parts(self, monkeypatch):
@@ -393,17 +393,17 @@ class TestCostOfOpenOrders:
 
     @pytest.fixture
     async def owner(self, config):
-        """A ledger with many open orders of a position each, and as many entries after them."""
+        """Settles many orders of one position each that stay open, and as many entries after them."""
         async with owned(config) as owner:
-            asked = (position(f"account-{number:03}", -10, 41000) for number in range(OPEN_ORDERS + 10))
-            await owner.settle([BEGINNING[0], mark(39000), *asked])
+            shorts = (position(f"account-{number:03}", -10, 41000) for number in range(OPEN_ORDERS + 10))
+            await owner.settle([BEGINNING[0], mark(39000), *shorts])
             await owner.settle(shortfall(seq, lots=10) for seq in range(1, OPEN_ORDERS + 1))
             await owner.settle(surplus(seq) for seq in range(OPEN_ORDERS + 1, 2 * OPEN_ORDERS + 1))
             yield owner
 
     @pytest.fixture
     async def rows(self, owner_connection):
-        """Counts the rows that sessions which are over have read. Tables as small as these would be read whole at each look."""
+        """Counts the rows that ended sessions read. Sequential scans are disabled, as small tables would be read whole."""
         database = await owner_connection.fetchval("SELECT current_database()")
         await owner_connection.execute(f'ALTER DATABASE "{database}" SET enable_seqscan = off')
 
@@ -480,9 +480,9 @@ class Cost(NamedTuple):
 
 
 async def audited(config, monkeypatch, symbols):
-    """What a full walk through some ledgers costs: its reads, and how long they and what is done with them took."""
+    """Measures a full walk through some ledgers: the number of reads, and their duration with processing."""
     costs = []
-    paced = Auditor._paced
+    paced = Auditor._at_walk_pace
 
     async def measured(self, work):
         started = time.perf_counter()
@@ -496,13 +496,13 @@ async def audited(config, monkeypatch, symbols):
 
     names = set(symbols)
     with monkeypatch.context() as patch:
-        patch.setattr(Auditor, "_paced", measured)
+        patch.setattr(Auditor, "_at_walk_pace", measured)
         async with auditing(config, owns=names.__contains__) as audit:
             await eventually(lambda: all(map(audit.good, symbols)), 60)
     return Cost(len(costs), sum(costs))
 
 
-async def test_it_outlives_a_database_that_is_away(config, owner, owner_connection):
+async def test_audit_survives_an_outage_of_the_database(config, owner, owner_connection):
     with capture_logs() as logs:
         async with auditing(config, ALWAYS) as audit:
             await eventually(lambda: audit.good("ABC"))
@@ -516,7 +516,7 @@ async def test_it_outlives_a_database_that_is_away(config, owner, owner_connecti
     assert {line["log_level"] for line in logs} <= {"warning", "info"}
 
 
-async def test_a_forged_chart_is_told_and_gone_once_it_is_right_again(config, monkeypatch, owner, owner_connection):
+async def test_altered_rollup_is_reported_until_corrected(config, monkeypatch, owner, owner_connection):
     monkeypatch.setattr("fundsvc.engine.audit_loop.ROLLUPS_PACE", 1.0)
     async with open_pool(config.database.dsn, 1) as pool:
         await condense(pool, 0)
@@ -527,5 +527,5 @@ async def test_a_forged_chart_is_told_and_gone_once_it_is_right_again(config, mo
             await eventually(lambda: audit.bad("ABC"))
             await owner_connection.execute("UPDATE rollups SET credited = credited - 1 WHERE symbol = 'ABC'")
             await eventually(lambda: audit.good("ABC"))
-    told = [(line["event"], line["walk"], line["symbol"]) for line in logs if line.get("walk") == "rollups"]
-    assert told[:2] == [("audit difference", "rollups", "ABC"), ("audit difference gone", "rollups", "ABC")]
+    logged = [(line["event"], line["walk"], line["symbol"]) for line in logs if line.get("walk") == "rollups"]
+    assert logged[:2] == [("audit difference", "rollups", "ABC"), ("audit difference gone", "rollups", "ABC")]

@@ -19,7 +19,7 @@ from fundsvc.api.http.parameters import Query
 from fundsvc.api.valuation import FundValuation
 from fundsvc.core.policy import Policy
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.database import StoreFault
 from fundsvc.store.statistics import Past
 
@@ -52,7 +52,7 @@ class Clock:
 async def world(config):
     """A ledger with two funds, its tail, and a fund cache."""
     answers = Answers()
-    async with owned(config) as owner, tailing(with_section(config, "http", tail_seconds=0.002), Metrics()) as tail:
+    async with owned(config) as owner, open_tail(with_section(config, "http", tail_seconds=0.002), Metrics()) as tail:
         await owner.settle([listing("AAA"), listing("BBB")])
         await eventually(lambda: len(tail.funds) == 2)
 

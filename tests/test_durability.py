@@ -56,8 +56,8 @@ async def test_durability_settings_of_the_database_are_checked(config, owner_con
     settings = {name: "off" if name in off else "on" for name in OFF}
     async with with_settings(owner_connection, **settings), checking(config) as (durability, metrics):
         with capture_logs() as logs:
-            await durability.look_at_database()
-            await durability.look_at_database()
+            await durability.check_database()
+            await durability.check_database()
         assert [line["off"] for line in logs if line["event"] == "commits not durable"] == ([list(off)] if off else [])
         for name in OFF:
             assert sample_sum(metrics, "fundsvc_durability_off", setting=name) == (name in off)

@@ -50,7 +50,7 @@ class Running:
         return sample_sum(self.metrics, name, **labels)
 
     async def finish(self):
-        """Tells it to stop; answers how long that took."""
+        """Stops the engine; returns the duration in seconds."""
         started = time.monotonic()
         self.stop.set()
         await self.task
@@ -59,7 +59,7 @@ class Running:
 
 @asynccontextmanager
 async def running(config):
-    """An engine, stopped at the end; whatever ended it before is raised."""
+    """Runs an engine and stops it at the end; raises the error that ended it."""
     engine = Running(config)
     try:
         yield engine
@@ -69,7 +69,7 @@ async def running(config):
 
 @pytest.fixture
 def quick(config):
-    """Leases that run out soon, so that takeovers are."""
+    """Short leases, so that takeovers are quick."""
     return with_section(config, "engine", lease_seconds=LEASE_SECONDS, rollup_seconds=0.05)
 
 
@@ -81,7 +81,7 @@ async def producer(config):
 
 @pytest.fixture
 def ledger(config):
-    """Questions to the ledger that outlive a restart of its server."""
+    """Queries the ledger over a new connection each time, so that a restart of the server does not matter."""
 
     async def ask(statement, *parameters):
         connection = await asyncpg.connect(config.database.dsn)
@@ -94,7 +94,7 @@ def ledger(config):
 
 
 async def settled(ledger, number, seconds=15.0):
-    """Waits until the ledger has so many entries, and no more."""
+    """Waits until the ledger has `number` entries; fails if it has more."""
     await eventually(lambda: has_entries(ledger, number), seconds)
     await check_chains(ledger, number)
 
@@ -104,7 +104,7 @@ async def has_entries(ledger, number):
 
 
 async def check_chains(ledger, number):
-    """Every contract's entries are gapless, linked, and end at its head; in all there are so many."""
+    """Checks that all entries are gapless and linked, end at their heads, and are `number` in all."""
     columns = ", ".join(f"e.{name}" for name in (*Entry.__struct_fields__, "hash"))
     text = await ledger(
         f"SELECT json_agg(json_build_array({columns}, f.head) ORDER BY e.symbol, e.entry)"
@@ -128,7 +128,7 @@ def fills(numbers, symbol="AAA"):
     return [fill(symbol, number, number % 11 - 4) for number in numbers]
 
 
-async def test_it_settles_condenses_and_counts(quick, producer, ledger):
+async def test_engine_settles_events_and_updates_rollups_and_metrics(quick, producer, ledger):
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 1001))])
         await settled(ledger, 1000)
@@ -155,7 +155,7 @@ async def test_lag_is_measured_while_the_ledger_is_locked(config, producer, ledg
 
 
 @pytest.mark.parametrize("partitions", [4])
-async def test_two_engines_share_the_partitions_and_one_that_stops_hands_over(quick, producer, ledger):
+async def test_two_engines_share_partitions_and_a_stopping_engine_releases_its_own(quick, producer, ledger):
     assert {partition_of(symbol, 4) for symbol in SYMBOLS} == {0, 1, 2, 3}
     await producer.append(listing(symbol) for symbol in SYMBOLS)
     async with running(quick) as first, running(quick) as second:
@@ -172,7 +172,7 @@ async def test_two_engines_share_the_partitions_and_one_that_stops_hands_over(qu
     assert await ledger("SELECT count(*) FROM partitions WHERE owner IS NULL") == 4
 
 
-async def test_an_engine_that_is_cut_off_is_replaced_within_five_seconds(config, producer, ledger):
+async def test_killed_engine_is_replaced_within_five_seconds(config, producer, ledger):
     first = Running(config)
     await producer.append([listing("AAA"), *fills([1])])
     await settled(ledger, 1)
@@ -185,7 +185,7 @@ async def test_an_engine_that_is_cut_off_is_replaced_within_five_seconds(config,
         assert second.count("fundsvc_partition_epoch", partition="0") == 2
 
 
-async def test_a_stream_that_is_deleted_while_it_is_read_is_noticed(config, producer, ledger):
+async def test_deletion_of_the_stream_during_reading_is_detected(config, producer, ledger):
     async with running(config) as engine:
         await producer.append([listing("AAA"), *fills(range(1, 101))], per_message=1)
         await settled(ledger, 100)
@@ -197,7 +197,7 @@ async def test_a_stream_that_is_deleted_while_it_is_read_is_noticed(config, prod
 
 
 @pytest.mark.parametrize("first_id", ["1-1", "9999999999999-1"], ids=["ids behind the offset", "ids beyond the offset"])
-async def test_a_stream_that_lost_its_tail_is_read_from_the_start(config, producer, ledger, first_id):
+async def test_stream_without_its_tail_is_read_from_the_start(config, producer, ledger, first_id):
     async with running(config):
         await producer.append([listing("AAA"), *fills(range(1, 101))], per_message=1)
         await settled(ledger, 100)
@@ -214,7 +214,7 @@ async def test_a_stream_that_lost_its_tail_is_read_from_the_start(config, produc
         assert engine.count("fundsvc_duplicates_total", symbol="AAA") == 0
 
 
-async def test_trimming_drops_what_is_old_but_nothing_that_is_not_committed(config, producer, ledger, owner_connection):
+async def test_trimming_drops_old_messages_but_keeps_uncommitted_ones(config, producer, ledger, owner_connection):
     config = with_section(config, "engine", book_seconds=0.1)
     hasty = with_section(config, "stream", retention_hours=1e-9)
     async with running(config):
@@ -235,8 +235,8 @@ async def test_trimming_drops_what_is_old_but_nothing_that_is_not_committed(conf
         await settled(ledger, 1999)
 
 
-async def test_retention_goes_by_the_clock_of_the_stream_server_not_by_that_of_the_host(config, producer, ledger, monkeypatch):
-    """The host is 400 days ahead: nothing is old, no round is late, and a change of policies is no event of the future."""
+async def test_retention_uses_the_clock_of_the_stream_server(config, producer, ledger, monkeypatch):
+    """The host's clock is 400 days ahead: no message is old, no round is late, and no policy event is from the future."""
     config = with_section(with_section(config, "engine", book_seconds=0.1), "adl", ack_seconds=0.3)
     dry = [listing("BBB"), Mark("BBB", "1000", TS), Position("BBB", "anna", -50, "2000", "90000000", TS), fill("BBB", 1, -5)]
     async with running(config):
@@ -256,7 +256,7 @@ async def test_retention_goes_by_the_clock_of_the_stream_server_not_by_that_of_t
         assert engine.count("fundsvc_stream_lag_seconds", partition="0") == 0
 
 
-async def test_nothing_is_settled_past_messages_that_were_dropped_before_they_were(config, producer, ledger):
+async def test_messages_after_a_gap_are_not_settled(config, producer, ledger):
     async with running(config):
         await producer.append([listing("AAA"), *fills(range(1, 11))], per_message=1)
         await settled(ledger, 10)
@@ -266,7 +266,7 @@ async def test_nothing_is_settled_past_messages_that_were_dropped_before_they_we
         await eventually(lambda: engine.count("fundsvc_partition_halted", partition="0"))
         assert await ledger("SELECT entry FROM funds") == 10
         assert await ledger("SELECT messages FROM stream_gaps") == 10
-        # Whoever deletes the stream and has everything sent again needs to acknowledge nothing.
+        # An operator who deletes the stream and sends everything again need not acknowledge the gap.
         await producer._client.delete(KEY)
         await producer.append(fills(range(11, 31)), per_message=1)
         await settled(ledger, 30)
@@ -284,7 +284,7 @@ LEFT = {"deleted in the middle": 2, "the first": 3, "the last": 3, "all": 0, "tr
 
 
 async def with_a_gap(config, producer, ledger, how):
-    """Four messages that were not settled, of which some are gone."""
+    """Four unsettled messages, some of which are missing."""
     async with running(config):
         await producer.append([listing("AAA"), *fills(range(1, 11))], per_message=1)
         await settled(ledger, 10)
@@ -294,7 +294,7 @@ async def with_a_gap(config, producer, ledger, how):
 
 
 @pytest.mark.parametrize("how", GONE)
-async def test_a_gap_is_reported_once_with_its_ids_and_passed_under_continue(config, producer, ledger, how):
+async def test_gap_is_reported_once_with_its_ids_and_skipped_with_continue(config, producer, ledger, how):
     config = with_section(config, "stream", on_gap="continue")
     await with_a_gap(config, producer, ledger, how)
     async with running(config) as engine:
@@ -314,15 +314,15 @@ async def test_a_gap_is_reported_once_with_its_ids_and_passed_under_continue(con
 
 
 @pytest.mark.parametrize("how", GONE)
-async def test_a_gap_halts_its_partition_until_it_is_acknowledged(config, producer, ledger, how):
+async def test_gap_halts_its_partition_until_acknowledged(config, producer, ledger, how):
     ids = await with_a_gap(config, producer, ledger, how)
     async with running(config) as engine:
         await eventually(lambda: engine.count("fundsvc_partition_halted", partition="0"))
-        told = await eventually(lambda: ledger("SELECT halted FROM partitions WHERE halted <> ''"))
+        reason = await eventually(lambda: ledger("SELECT halted FROM partitions WHERE halted <> ''"))
         gone = {"deleted in the middle": ids[2], "the first": ids[0]}.get(how, ids[-1])
-        assert gone in told
-        assert f"{4 - LEFT[how]} messages" in told
-        assert "fundsvc stream acknowledge-gap 0" in told
+        assert gone in reason
+        assert f"{4 - LEFT[how]} messages" in reason
+        assert "fundsvc stream acknowledge-gap 0" in reason
         with pytest.raises(NotSettling, match="acknowledge-gap"):
             await engine.engine.check()
         assert await ledger("SELECT entry FROM funds") == 10
@@ -337,7 +337,7 @@ async def test_a_gap_halts_its_partition_until_it_is_acknowledged(config, produc
         assert engine.count("fundsvc_stream_gaps_total", partition="0") == 1
 
 
-async def test_messages_that_are_deleted_while_the_engine_runs_are_a_gap(config, producer, ledger, owner_connection):
+async def test_deletion_of_messages_at_run_time_is_a_gap(config, producer, ledger, owner_connection):
     async with running(config) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -354,7 +354,7 @@ async def test_messages_that_are_deleted_while_the_engine_runs_are_a_gap(config,
         await eventually(lambda: engine.count("fundsvc_stream_lag_messages", partition="0") == 0)
 
 
-async def test_messages_that_come_while_a_gap_is_counted_do_not_count(config, producer, ledger):
+async def test_messages_that_arrive_during_counting_are_not_part_of_the_gap(config, producer, ledger):
     async def append_on():
         for seq in count(10_000):
             await producer.append(fills([seq]))
@@ -371,8 +371,8 @@ async def test_messages_that_come_while_a_gap_is_counted_do_not_count(config, pr
     assert await ledger("SELECT messages FROM stream_gaps") == 5
 
 
-async def test_loads_within_an_acknowledged_gap_count_its_messages_once(config, producer, ledger, owner_connection):
-    """Each refused event loads the partition again; some of them stand between the deleted messages."""
+async def test_repeated_loads_within_an_acknowledged_gap_count_its_messages_once(config, producer, ledger, owner_connection):
+    """Each refused event reloads the partition; some of them are between the deleted messages."""
     await owner_connection.execute("ALTER TABLE entries ADD CHECK (seq < 100 OR seq % 3 > 0)")
     async with running(config):
         await producer.append([listing("AAA"), *fills(range(1, 11))])
@@ -392,7 +392,7 @@ async def test_loads_within_an_acknowledged_gap_count_its_messages_once(config, 
     assert await ledger("SELECT messages FROM partitions") == added
 
 
-async def test_settled_messages_that_are_deleted_are_no_gap(config, producer, ledger):
+async def test_deletion_of_settled_messages_is_no_gap(config, producer, ledger):
     async with running(config) as engine:
         ids = (await producer.append([listing("AAA"), *fills(range(1, 11))], per_message=1))[0]
         await settled(ledger, 10)
@@ -407,8 +407,8 @@ async def test_settled_messages_that_are_deleted_are_no_gap(config, producer, le
 
 
 @pytest.mark.parametrize("size", [1000, 200_000], ids=["small ones", "large ones"])
-async def test_a_full_stream_server_heals_with_what_may_be_trimmed(config, producer, ledger, size):
-    """An order is open, so that the engine has something to announce, and the server takes nothing more."""
+async def test_full_stream_server_recovers_by_trimming(config, producer, ledger, size):
+    """An order is open, so the engine has a round to announce, but the server accepts no more data."""
     client = producer._client
     hasty = with_section(config, "stream", retention_hours=1e-9)
     async with running(with_section(config, "engine", book_seconds=0.1)):
@@ -437,7 +437,7 @@ async def announced(client):
 
 
 @pytest.mark.parametrize("what", ["large messages", "unlisted", "listings"])
-async def test_memory_is_bounded_whatever_legal_messages_come(config, producer, ledger, what):
+async def test_memory_is_bounded_for_all_legal_messages(config, producer, ledger, what):
     client = producer._client
     await producer.append([listing("AAA"), *fills([1])])
     if what == "large messages":
@@ -466,7 +466,7 @@ async def test_memory_is_bounded_whatever_legal_messages_come(config, producer, 
     assert peak < 300_000_000
 
 
-async def test_a_huge_message_is_rejected_by_its_beginning_and_leaves_the_stream(quick, producer, ledger):
+async def test_oversized_message_is_rejected_and_dropped_from_the_stream(quick, producer, ledger):
     body = b"[" + b"x" * 40_000_000
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills([1])])
@@ -486,8 +486,8 @@ async def test_a_huge_message_is_rejected_by_its_beginning_and_leaves_the_stream
         assert engine.count("fundsvc_stream_gaps_total", partition="0") == 0
 
 
-async def test_two_engines_settle_a_message_of_rejections_under_one_epoch_each(quick, producer, ledger):
-    """Work on the loop that is longer than the lease must not hand the partition over for ever."""
+async def test_message_with_many_rejections_keeps_the_epochs_of_two_engines(quick, producer, ledger):
+    """Work that blocks the loop for longer than the lease must not move the partition between engines again and again."""
     async with running(quick) as first, running(quick) as second:
         await eventually(lambda: first.engine._owned or second.engine._owned)
         await producer.append([fill("NONE", seq, 1) for seq in range(1, 4001)], per_message=4000)
@@ -497,7 +497,7 @@ async def test_two_engines_settle_a_message_of_rejections_under_one_epoch_each(q
         assert await ledger("SELECT epoch FROM partitions") == 1
 
 
-async def test_a_loop_that_is_busy_for_longer_than_a_lease_keeps_it(quick, producer, ledger):
+async def test_lease_survives_a_loop_that_is_blocked_longer_than_the_lease(quick, producer, ledger):
     async with running(quick):
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -510,7 +510,7 @@ async def test_a_loop_that_is_busy_for_longer_than_a_lease_keeps_it(quick, produ
         assert await ledger("SELECT epoch FROM partitions") == 1
 
 
-async def test_a_partition_that_takes_no_step_loses_its_lease(quick, producer, ledger, monkeypatch):
+async def test_stuck_partition_loses_its_lease(quick, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.STANDSTILL_SECONDS", 1.5)
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills([1])])
@@ -524,8 +524,8 @@ async def test_a_partition_that_takes_no_step_loses_its_lease(quick, producer, l
 
 
 @pytest.mark.parametrize("how", ["statement_timeout", "transaction_timeout"])
-async def test_a_commit_that_takes_too_long_for_the_server_is_divided(quick, producer, ledger, owner_connection, how):
-    """The server cuts off what writes many entries: progress is made all the same."""
+async def test_commit_that_exceeds_the_timeout_is_divided(quick, producer, ledger, owner_connection, how):
+    """The server's timeout cancels large transactions; smaller batches must succeed."""
     name = await owner_connection.fetchval("SELECT current_database()")
     await owner_connection.execute(
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.002); RETURN NEW; END $$"
@@ -606,7 +606,7 @@ POISON = [
 ]
 
 
-async def test_a_poison_message_never_stops_the_stream(config, producer, ledger):
+async def test_poison_message_does_not_stop_the_stream(config, producer, ledger):
     async with running(config) as engine:
         await producer.append([listing("AAA")])
         for number, fields in enumerate(POISON, 1):
@@ -632,7 +632,7 @@ def frozen(servers, server):
 
 def to_each(processes, act):
     for process in processes:
-        with suppress(psutil.NoSuchProcess):  # a client that left takes its backend along
+        with suppress(psutil.NoSuchProcess):  # the backend ends when its client disconnects
             act(process)
 
 
@@ -646,7 +646,7 @@ def stopped(servers, server):
 
 
 @pytest.mark.parametrize("part", ["postgres", "valkey"])
-async def test_a_server_that_stops_and_starts_again_delays_and_loses_nothing(quick, producer, ledger, servers, part):
+async def test_restart_of_a_server_loses_no_event(quick, producer, ledger, servers, part):
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills(range(1, 5001))], per_message=10)
         await eventually(lambda: has_entries(ledger, 1))
@@ -661,7 +661,7 @@ async def test_a_server_that_stops_and_starts_again_delays_and_loses_nothing(qui
 
 
 async def reachable(producer):
-    """Whether the producer's client has found out that its connection is gone, and made another."""
+    """Whether the producer's client has detected the lost connection and opened another."""
     try:
         with faults():
             return await producer._client.ping()
@@ -669,7 +669,7 @@ async def reachable(producer):
         return False
 
 
-async def test_sessions_that_are_ended_over_and_over_lose_nothing(quick, producer, ledger, owner_connection):
+async def test_repeatedly_terminated_database_sessions_lose_no_event(quick, producer, ledger, owner_connection):
     async with running(quick) as engine:
         await producer.append([listing("AAA")])
         for start in range(1, 20_001, 2000):
@@ -683,7 +683,7 @@ async def test_sessions_that_are_ended_over_and_over_lose_nothing(quick, produce
         assert engine.count("fundsvc_faults_total", part="database") > 0
 
 
-async def test_a_lost_lease_connection_does_not_end_the_ownership(config, producer, ledger, owner_connection):
+async def test_ownership_survives_a_lost_lease_connection(config, producer, ledger, owner_connection):
     async with running(config) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -698,7 +698,7 @@ async def test_a_lost_lease_connection_does_not_end_the_ownership(config, produc
         assert await ledger("SELECT epoch FROM partitions") == 1
 
 
-async def test_an_owner_that_was_replaced_stops_reading_and_can_own_again(quick, producer, ledger, owner_connection):
+async def test_replaced_owner_stops_reading_and_can_own_the_partition_again(quick, producer, ledger, owner_connection):
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -712,7 +712,7 @@ async def test_an_owner_that_was_replaced_stops_reading_and_can_own_again(quick,
 
 
 @pytest.mark.parametrize("table", ["funds", "partitions", "entries"])
-async def test_a_table_that_is_missing_is_waited_for(quick, producer, ledger, owner_connection, table):
+async def test_engine_retries_until_a_missing_table_exists(quick, producer, ledger, owner_connection, table):
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -735,8 +735,8 @@ async def is_well(engine):
 
 
 @pytest.mark.parametrize("how", ["database", "reload", "rights", "transaction_timeout", "schema"])
-async def test_what_an_operator_changes_in_the_database_is_waited_for(quick, producer, ledger, owner_connection, how):
-    """Reads go on meanwhile, nothing is lost, and settling goes on by itself."""
+async def test_engine_recovers_from_changes_of_the_database_by_an_operator(quick, producer, ledger, owner_connection, how):
+    """Reads continue meanwhile, no event is lost, and settlement resumes without help."""
     name = await owner_connection.fetchval("SELECT current_database()")
     change, back = {
         "database": (f"ALTER DATABASE {name} SET default_transaction_read_only = on", f"ALTER DATABASE {name} RESET ALL"),
@@ -767,7 +767,7 @@ async def test_what_an_operator_changes_in_the_database_is_waited_for(quick, pro
 
 
 async def change_for_all(connection, statement):
-    """Changes a setting and ends the sessions that began before."""
+    """Changes a setting and terminates the sessions that began before."""
     await connection.execute(statement)
     await connection.execute("SELECT pg_reload_conf()")
     await connection.execute(
@@ -777,7 +777,7 @@ async def change_for_all(connection, statement):
 
 
 @pytest.mark.parametrize("right", ["xread", "xinfo", "xtrim", "xadd", "type"])
-async def test_what_an_operator_changes_in_the_stream_is_waited_for(quick, producer, ledger, right):
+async def test_engine_recovers_from_changes_of_the_stream_by_an_operator(quick, producer, ledger, right):
     client = producer._client
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills([1])])
@@ -802,7 +802,7 @@ async def test_what_an_operator_changes_in_the_stream_is_waited_for(quick, produ
 
 @pytest.mark.parametrize("partitions", [2])
 @pytest.mark.parametrize("how", ["type", "rights"])
-async def test_a_partition_whose_key_is_spoilt_is_a_fault_of_that_partition_alone(quick, producer, ledger, how):
+async def test_invalid_stream_key_affects_only_its_partition(quick, producer, ledger, how):
     first, other = (next(symbol for symbol in SYMBOLS if partition_of(symbol, 2) == number) for number in range(2))
     client = producer._client
     async with running(quick) as engine:
@@ -819,7 +819,7 @@ async def test_a_partition_whose_key_is_spoilt_is_a_fault_of_that_partition_alon
             await settled(ledger, 3)
             with pytest.raises(NotSettling, match="partition 0"):
                 await engine.engine.check()
-            assert not engine.engine._owned[1].session.trouble
+            assert not engine.engine._owned[1].session.problem
             assert not engine.task.done()
             assert engine.count("fundsvc_partition_halted") == 0
         finally:
@@ -832,8 +832,8 @@ async def test_a_partition_whose_key_is_spoilt_is_a_fault_of_that_partition_alon
         await eventually(lambda: is_well(engine))
 
 
-async def test_a_database_that_is_missing_is_waited_for(quick, producer, ledger, owner_connection, servers):
-    """As while it is restored under another name (3D000)."""
+async def test_engine_retries_until_a_missing_database_exists(quick, producer, ledger, owner_connection, servers):
+    """The database is renamed (3D000), as during a restore."""
     name = await owner_connection.fetchval("SELECT current_database()")
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills([1])])
@@ -854,7 +854,7 @@ async def test_a_database_that_is_missing_is_waited_for(quick, producer, ledger,
 
 
 async def rename_database(connection, name, other):
-    """Ends its sessions for that, as often as new ones come."""
+    """Terminates the database's sessions repeatedly, until it can be renamed."""
     while True:
         await connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
         with suppress(asyncpg.ObjectInUseError):
@@ -863,7 +863,7 @@ async def rename_database(connection, name, other):
 
 
 @pytest.mark.parametrize("rights", ["SELECT ON funds", "UPDATE ON partitions", "INSERT ON entries", "INSERT ON rejected"])
-async def test_rights_that_are_revoked_are_waited_for(quick, producer, ledger, owner_connection, rights):
+async def test_engine_retries_until_revoked_rights_are_granted(quick, producer, ledger, owner_connection, rights):
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -879,9 +879,7 @@ async def test_rights_that_are_revoked_are_waited_for(quick, producer, ledger, o
 
 
 @pytest.mark.parametrize("bad", [1, 2, 700, 1000])
-async def test_an_event_that_only_the_database_refuses_is_rejected_and_the_others_are_settled(
-    quick, producer, ledger, owner_connection, bad
-):
+async def test_event_that_only_the_database_refuses_is_rejected_alone(quick, producer, ledger, owner_connection, bad):
     await owner_connection.execute(f"ALTER TABLE entries ADD CHECK (trade_id <> 'trade-{bad}')")
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills(range(1, 1001))], per_message=300)
@@ -894,7 +892,7 @@ async def test_an_event_that_only_the_database_refuses_is_rejected_and_the_other
 
 
 @pytest.mark.parametrize("per_message", [1, 150])
-async def test_a_burst_of_events_that_only_the_database_refuses_costs_two_loads_each(
+async def test_each_event_that_only_the_database_refuses_costs_two_loads(
     quick, producer, ledger, owner_connection, loads, per_message
 ):
     await owner_connection.execute("ALTER TABLE entries ADD CHECK (seq % 21 <> 0)")
@@ -906,10 +904,8 @@ async def test_a_burst_of_events_that_only_the_database_refuses_costs_two_loads_
         assert engine.count("fundsvc_partition_halted", partition="0") == 0
 
 
-async def test_a_refused_event_behind_new_terms_of_its_message_is_rejected_with_those_beside_it(
-    quick, producer, ledger, owner_connection, loads
-):
-    """What follows such a listing in its message is written with it: nothing tells which of the events is the cause."""
+async def test_refused_event_after_new_terms_is_rejected_with_its_neighbours(quick, producer, ledger, owner_connection, loads):
+    """The events after such a listing are written with it, so the cause among them is unknown."""
     await owner_connection.execute("ALTER TABLE entries ADD CHECK (seq <> 2)")
     relisted = [listing("AAA"), Mark("AAA", "7", TS), listing("AAA", multiplier=7), *fills([1, 2, 3])]
     async with running(quick) as engine:
@@ -922,7 +918,7 @@ async def test_a_refused_event_behind_new_terms_of_its_message_is_rejected_with_
         assert engine.count("fundsvc_partition_halted", partition="0") == 0
 
 
-async def test_a_row_that_somebody_wrote_costs_the_event_that_meets_it(quick, producer, ledger, owner_connection):
+async def test_foreign_row_causes_rejection_of_the_conflicting_event(quick, producer, ledger, owner_connection):
     async with running(quick):
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -935,7 +931,7 @@ async def test_a_row_that_somebody_wrote_costs_the_event_that_meets_it(quick, pr
 
 
 @pytest.mark.parametrize("partitions", [2])
-async def test_a_mistake_of_ours_halts_its_partition_alone(quick, producer, ledger, monkeypatch):
+async def test_internal_error_halts_only_its_partition(quick, producer, ledger, monkeypatch):
     first, other = (next(symbol for symbol in SYMBOLS if partition_of(symbol, 2) == number) for number in range(2))
     monkeypatch.setattr("fundsvc.engine.session.HALTED_SECONDS_MIN", 0.1)
     broken, mark = asyncio.Event(), Partition._mark
@@ -962,7 +958,7 @@ async def test_a_mistake_of_ours_halts_its_partition_alone(quick, producer, ledg
         assert engine.count("fundsvc_partition_halted", partition="0") == 0
 
 
-async def test_a_chore_that_fails_leaves_settlement_alone(quick, producer, ledger, owner_connection):
+async def test_failing_periodic_task_does_not_affect_settlement(quick, producer, ledger, owner_connection):
     async with running(quick) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
@@ -980,7 +976,7 @@ async def test_a_chore_that_fails_leaves_settlement_alone(quick, producer, ledge
 @pytest.mark.parametrize("away", [frozen, stopped])
 @pytest.mark.parametrize("part", ["postgres", "valkey"])
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
-async def test_it_stops_within_three_seconds_whatever_is_away(config, producer, ledger, servers, away, part, busy):
+async def test_engine_stops_within_three_seconds_without_its_servers(config, producer, ledger, servers, away, part, busy):
     engine = Running(config)
     await producer.append([listing("AAA"), *fills([1])])
     await settled(ledger, 1)
@@ -994,7 +990,7 @@ async def test_it_stops_within_three_seconds_whatever_is_away(config, producer, 
         assert await engine.finish() < STOP_SECONDS_MAX
 
 
-async def test_it_stops_at_once_when_nothing_is_away(config, producer, ledger):
+async def test_engine_stops_at_once_with_its_servers(config, producer, ledger):
     engine = Running(config)
     await producer.append([listing("AAA"), *fills(range(1, 3000))])
     await settled(ledger, 2999)
@@ -1003,7 +999,7 @@ async def test_it_stops_at_once_when_nothing_is_away(config, producer, ledger):
     assert await ledger("SELECT count(*) FROM engines") == 0
 
 
-async def test_it_waits_for_servers_that_are_not_there_yet(config, producer, ledger, servers):
+async def test_engine_waits_for_servers_that_start_later(config, producer, ledger, servers):
     servers.postgres.stop()
     try:
         engine = Running(config)
@@ -1015,9 +1011,9 @@ async def test_it_waits_for_servers_that_are_not_there_yet(config, producer, led
     await engine.finish()
 
 
-async def test_it_leaves_no_connection_behind(config, producer, ledger):
+async def test_stopped_engine_leaves_no_connection(config, producer, ledger):
+    await producer.append([listing("AAA"), *fills([1])])  # The producer's connection exists from here on.
     before = len(psutil.Process().net_connections("unix"))
     async with running(config):
-        await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
-    await eventually(lambda: len(psutil.Process().net_connections("unix")) <= before + 1)
+    await eventually(lambda: len(psutil.Process().net_connections("unix")) == before)

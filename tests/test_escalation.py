@@ -1,4 +1,4 @@
-"""ADL through the running engine: orders written, announced, executed, and ranks that outlive their owner."""
+"""ADL through a running engine: orders are written, announced and executed, and ranks survive a change of the owner."""
 
 import asyncio
 import random
@@ -31,7 +31,7 @@ def unit_listing():
 
 
 def positions(seed, accounts=40):
-    """Positions on both sides, marks in between, some closed again."""
+    """Positions on both sides, with marks between them; some are closed again."""
     dice = random.Random(seed)
     events = []
     for number in range(accounts * 4):
@@ -51,23 +51,23 @@ def shortfall(seq, side, lots=30):
 
 
 def undisturbed(events):
-    """What a partition that never stopped asks in every round: (adl, round, account, rank, lots asked)."""
+    """Computes all allocations of a partition that never stopped: (adl, round, account, rank, ranked, lots)."""
     partition = Partition(0, 1, [Fund(contract_of(UNIT, {"USDT": 8}, 10))], {}, 10)
     for event in events:
         partition.apply(event)
-    return asked(records_of(partition.take()))
+    return requested(records_of(partition.take()))
 
 
-def asked(records):
+def requested(records):
     return sorted((each.adl, each.round, each.account, each.rank, each.ranked, each.asked) for each in allocated(records))
 
 
 async def written(owner_connection):
-    return asked(await written_records(owner_connection))
+    return requested(await written_records(owner_connection))
 
 
 async def announced(config):
-    """The rounds in the partition's ADL stream."""
+    """Returns the rounds in the partition's announcement stream."""
     async with open_client(config.stream) as client:
         entries = await client.execute_command("XRANGE", announcement_key(0), "-", "+")
     return [msgspec.json.decode(fields[b"json"]) for _, fields in entries]
@@ -78,8 +78,8 @@ async def state_of(owner_connection, adl=1):
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_ranks_after_the_owner_was_killed_are_those_of_one_that_never_stopped(seed, quick, producer, owner_connection):
-    """Books are kept at arbitrary moments; the rest comes from the stream."""
+async def test_ranks_after_a_kill_equal_those_of_an_owner_that_never_stopped(seed, quick, producer, owner_connection):
+    """Books are saved at arbitrary moments; recovery reads the rest from the stream."""
     config = with_section(quick, "engine", book_seconds=0.05)
     events = positions(seed)
     first, second = events[: len(events) // 2], events[len(events) // 2 :]
@@ -108,7 +108,7 @@ async def _orders(owner_connection, number):
     return await owner_connection.fetchval("SELECT count(*) FROM adl_orders") == number
 
 
-async def test_what_was_executed_before_a_restart_is_not_asked_again(quick, producer, owner_connection, config):
+async def test_lots_executed_before_a_restart_are_not_requested_again(quick, producer, owner_connection, config):
     await producer.append(
         [
             unit_listing(),
@@ -125,7 +125,7 @@ async def test_what_was_executed_before_a_restart_is_not_asked_again(quick, prod
     async with running(quick):
         (first,) = await announced(config)  # an execution acknowledged it
         assert first["allocations"] == [{"account": "w", "lots": 8}, {"account": "v", "lots": 2}]
-        await producer.append([AdlFill("UNITUSDTM", 3, 1, "w", 4, TS + 7)])  # one more than is asked: rejected
+        await producer.append([AdlFill("UNITUSDTM", 3, 1, "w", 4, TS + 7)])  # one more than requested: rejected
         await producer.append([AdlFill("UNITUSDTM", 4, 1, "w", 3, TS + 7), AdlEnd("UNITUSDTM", 5, 1, TS + 8)])
         await eventually(lambda: _announcements(config, 2))
         _, last = await announced(config)
@@ -145,7 +145,7 @@ async def _is(owner_connection, state):
     return await state_of(owner_connection) == state
 
 
-async def test_a_guard_remembers_its_peak_across_a_restart(quick, producer, owner_connection):
+async def test_guard_keeps_its_peak_across_a_restart(quick, producer, owner_connection):
     policy = msgspec.convert({"contracts": {"UNITUSDTM": {"drawdown_guard": {}}}}, type(quick.policy))
     guarded = msgspec.structs.replace(quick, policy=policy)
     await producer.append([unit_listing(), Fill("UNITUSDTM", 1, "sell", 1000, "1100", "100", TS)])
@@ -159,8 +159,8 @@ async def test_a_guard_remembers_its_peak_across_a_restart(quick, producer, owne
     assert (change, uncovered) == (-300_000 * unit, 50_000 * unit)
 
 
-async def test_a_ledger_from_before_deleveraging_is_upgraded(config, owner_connection):
-    """Its orders had one round that found nobody."""
+async def test_ledger_from_before_adl_is_upgraded(config, owner_connection):
+    """Its orders had one round without candidates."""
     dsn = config.database.owner_dsn
     await owner_connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO public")
     engine = create_async_engine(dsn.replace("postgresql://", "postgresql+asyncpg://", 1))
@@ -183,8 +183,8 @@ def _to_first_revision(connection):
     command.upgrade(alembic, "0001")
 
 
-async def test_books_are_kept_while_replays_are_asked_about(quick, producer, owner_connection):
-    """Both want the owner's connection; neither may fail for it, or the partition would be loaded again and again."""
+async def test_books_are_saved_while_replays_are_looked_up(quick, producer, owner_connection):
+    """Both use the owner's connection. If one failed because of the other, the partition would be reloaded repeatedly."""
     config = with_section(quick, "engine", book_seconds=0.001)
     fills = [Fill("UNITUSDTM", seq, "sell", 1, "11", "10", TS + seq) for seq in range(1, 31)]
     await producer.append(fills, per_message=1)

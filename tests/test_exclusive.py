@@ -3,11 +3,11 @@ import threading
 
 import pytest
 
-from fundsvc.concurrency.exclusive import Exclusive, one_thread
+from fundsvc.concurrency.exclusive import Exclusive, single_thread_executor
 
 
 @pytest.mark.parametrize("is_long", [False, True])
-async def test_work_returns_and_raises_as_it_does(is_long):
+async def test_run_returns_the_result_or_raises_the_error_of_the_work(is_long):
     exclusive = Exclusive()
     assert await exclusive.run(lambda: 7, is_long=is_long) == 7
     with pytest.raises(ZeroDivisionError):
@@ -15,7 +15,7 @@ async def test_work_returns_and_raises_as_it_does(is_long):
     assert await exclusive.run(lambda: 8, is_long=is_long) == 8
 
 
-async def test_long_work_leaves_the_loop_to_others_and_short_work_stays_on_it():
+async def test_long_work_runs_in_a_thread_and_short_work_on_the_loop():
     here, begun, end = threading.current_thread(), asyncio.Event(), threading.Event()
     loop, exclusive = asyncio.get_running_loop(), Exclusive()
 
@@ -32,7 +32,7 @@ async def test_long_work_leaves_the_loop_to_others_and_short_work_stays_on_it():
 
 
 @pytest.mark.parametrize("is_long", [False, True])
-async def test_work_waits_for_work_in_a_thread_even_where_that_was_cancelled(is_long):
+async def test_work_waits_for_cancelled_work_in_a_thread(is_long):
     done, end, exclusive = [], threading.Event(), Exclusive()
 
     def work():
@@ -52,7 +52,7 @@ async def test_work_waits_for_work_in_a_thread_even_where_that_was_cancelled(is_
     assert done == ["first", "second"]
 
 
-async def test_a_task_that_is_cancelled_while_it_waits_does_not_work():
+async def test_cancelled_waiting_work_does_not_run():
     done, end, exclusive = [], threading.Event(), Exclusive()
     first = asyncio.create_task(exclusive.run(end.wait, is_long=True))
     await asyncio.sleep(0)
@@ -65,15 +65,15 @@ async def test_a_task_that_is_cancelled_while_it_waits_does_not_work():
     assert done == []
 
 
-async def test_one_thread_works_for_all():
-    with one_thread("test") as worker:
+async def test_one_thread_runs_all_long_work():
+    with single_thread_executor("test") as worker:
         threads = await asyncio.gather(*(Exclusive(worker).run(threading.current_thread, is_long=True) for _ in range(5)))
     assert len(set(threads)) == 1
     assert threads[0].name.startswith("test")
 
 
-async def test_without_its_thread_long_work_fails_and_access_goes_on():
-    with one_thread("test") as worker:
+async def test_long_work_fails_and_access_continues_after_shutdown():
+    with single_thread_executor("test") as worker:
         exclusive = Exclusive(worker)
     with pytest.raises(RuntimeError):
         await exclusive.run(lambda: 7, is_long=True)

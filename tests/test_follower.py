@@ -28,7 +28,7 @@ from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import Fill, Position
 from fundsvc.core.partition import Partition
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import Follower, NotFollowed, following
+from fundsvc.readmodel.adl_books import Follower, NotFollowed, open_follower
 from fundsvc.store.database import StoreFault, open_pool
 from fundsvc.streams.client import StreamFault, open_client, stream_key
 from fundsvc.streams.producer import Producer
@@ -65,7 +65,7 @@ def follower(config, pool, client):
 
 
 async def settled(client, pool):
-    """Waits until the ledger has everything that is in the stream."""
+    """Waits until the ledger contains everything in the stream."""
 
     async def reached():
         newest = await client.xrevrange(stream_key(0), count=1)
@@ -75,7 +75,7 @@ async def settled(client, pool):
 
 
 async def kept(pool):
-    """Waits until all books are kept at the offset."""
+    """Waits until all books are saved at the offset."""
     await eventually(lambda: pool.fetchval("SELECT bool_and(b.last_id = p.last_id) FROM books b, partitions p"))
 
 
@@ -83,7 +83,7 @@ def followed(follower, contract=CONTRACT):
     return follower.view(contract, 0).book
 
 
-async def test_ranks_are_those_of_a_service_that_never_stopped(config, producer, client, pool, follower):
+async def test_ranks_equal_those_of_a_service_that_never_stopped(config, producer, client, pool, follower):
     events = [LISTING, *crowd(1)]
     async with running(config):
         await producer.append(events[:100], per_message=7)
@@ -97,7 +97,7 @@ async def test_ranks_are_those_of_a_service_that_never_stopped(config, producer,
         assert ranks(followed(follower)) == ranks(undisturbed(events).book(SYMBOL))
 
 
-async def test_one_that_starts_late_shows_what_one_that_was_always_there_shows(config, producer, client, pool, follower):
+async def test_follower_that_starts_late_shows_the_same_books(config, producer, client, pool, follower):
     events = [*BEGINNING, *crowd(2), mark(39000), shortfall(1)]
     async with running(config):
         await producer.append(events, per_message=10)
@@ -115,25 +115,25 @@ async def test_one_that_starts_late_shows_what_one_that_was_always_there_shows(c
     assert ranks(followed(follower)) == ranks(followed(late)) == ranks(expected.book(SYMBOL))
 
 
-async def test_the_ranks_shown_are_those_by_which_the_engine_asks(config, producer, client, pool, follower):
+async def test_shown_ranks_equal_the_ranks_in_rounds_of_the_engine(config, producer, client, pool, follower):
     async with running(config):
         await producer.append([LISTING, *crowd(4), mark(39000)])
         await settled(client, pool)
         await follower.step()
         await producer.append([shortfall(1, lots=1000)])
         await settled(client, pool)
-    asked = allocated(await written_records(pool))
-    assert asked
+    allocations = allocated(await written_records(pool))
+    assert allocations
     view = follower.view(CONTRACT, 0)
-    for row in asked:
+    for row in allocations:
         assert follower.rank(view, "short", row.account) == (row.rank, row.ranked)
-    assert len(asked) > 10
+    assert len(allocations) > 10
 
 
-async def test_a_replayed_event_counts_where_it_was_settled(config, producer, client, pool, follower):
+async def test_replayed_event_applies_where_it_was_settled(config, producer, client, pool, follower):
     early = executed(9, 1, "secret-anna", 3)
-    lasting = with_section(config, "engine", book_seconds=3600)
-    async with running(lasting):
+    keep_running = with_section(config, "engine", book_seconds=3600)
+    async with running(keep_running):
         await producer.append([*BEGINNING, early])
         await settled(client, pool)
         await follower.step()
@@ -143,8 +143,8 @@ async def test_a_replayed_event_counts_where_it_was_settled(config, producer, cl
         await settled(client, pool)
         await follower.step()
         assert lots_of("secret-anna", follower) == ("short", 47)
-    async with running(lasting):
-        # Books are kept at a start: whoever begins there sees the second replay alone.
+    async with running(keep_running):
+        # Books are saved at a start: a follower that loads them reads only the second replay.
         await eventually(
             lambda: pool.fetchval("SELECT b.last_id = p.last_id FROM books b, partitions p WHERE symbol = $1", SYMBOL)
         )
@@ -167,7 +167,7 @@ def lots_of(account, follower):
     return side, lots
 
 
-async def test_contracts_that_are_listed_meanwhile_are_followed(config, producer, client, pool, follower):
+async def test_newly_listed_contracts_are_followed(config, producer, client, pool, follower):
     async with running(config):
         await producer.append(BEGINNING)
         await settled(client, pool)
@@ -185,7 +185,7 @@ async def test_contracts_that_are_listed_meanwhile_are_followed(config, producer
     assert before.mark == 39001 * 10**12
 
 
-async def test_terms_that_change_before_the_first_entry_load_the_books_anew(config, producer, client, pool, follower):
+async def test_changed_terms_before_the_first_entry_reload_the_books(config, producer, client, pool, follower):
     other = listing(SYMBOL, multiplier=0.001, maxPrice=10**9)
     async with running(config):
         await producer.append(BEGINNING)
@@ -213,7 +213,7 @@ async def test_terms_that_change_before_the_first_entry_load_the_books_anew(conf
     assert [row.account for row in allocated(await written_records(pool))] == ["new"]
 
 
-async def test_without_positions_the_stream_is_not_read(config, producer, client, pool, follower):
+async def test_stream_is_not_read_without_positions(config, producer, client, pool, follower):
     async with running(config):
         await producer.append([LISTING, mark(39000), shortfall(1)])
         await settled(client, pool)
@@ -230,7 +230,7 @@ async def test_without_positions_the_stream_is_not_read(config, producer, client
     assert followed(follower).open == 1
 
 
-async def test_before_the_first_look_it_says_that_it_knows_nothing(follower):
+async def test_books_are_not_loaded_before_the_first_step(follower):
     with pytest.raises(NotFollowed):
         follower.view(CONTRACT, 0)
     with pytest.raises(NotFollowed):
@@ -238,7 +238,7 @@ async def test_before_the_first_look_it_says_that_it_knows_nothing(follower):
 
 
 @pytest.mark.parametrize("part", ["postgres", "valkey"])
-async def test_what_is_away_leaves_the_last_state_and_its_time(config, producer, client, pool, follower, servers, part):
+async def test_outage_keeps_the_last_state_and_its_time(config, producer, client, pool, follower, servers, part):
     async with running(config):
         await producer.append(BEGINNING)
         await settled(client, pool)
@@ -268,10 +268,10 @@ async def quietly(follower):
 
 
 @pytest.mark.parametrize("behind", [False, True])
-async def test_a_stream_that_lost_its_tail_is_followed_anew(config, producer, client, pool, follower, behind):
-    """The engine reads what is left from its start, over the book that it had: so does the follower.
+async def test_stream_without_its_tail_reloads_the_books(config, producer, client, pool, follower, behind):
+    """Engine and follower read the remaining stream from its start, and apply it to the saved book.
 
-    What has ids of before was read before, and rolls nothing back.
+    Messages with ids read before do not change the book again.
     """
     first = "1-1" if behind else "*"
     left = position("secret-anna", -7, 41000, 10)
@@ -291,9 +291,9 @@ async def test_a_stream_that_lost_its_tail_is_followed_anew(config, producer, cl
     assert ranks(followed(follower)) == ranks(expected.book(SYMBOL))
 
 
-async def test_it_goes_on_by_itself_through_faults(config, producer, client, pool, servers):
+async def test_follower_recovers_from_faults(config, producer, client, pool, servers):
     quick = with_section(config, "http", book_seconds=0.05)
-    async with following(quick, pool, client, Metrics()) as follower, running(config):
+    async with open_follower(quick, pool, client, Metrics()) as follower, running(config):
         await producer.append(BEGINNING)
         await eventually(lambda: shows(follower, 39000))
         with stopped(servers, servers.postgres):
@@ -310,7 +310,7 @@ def shows(follower, price):
         return False
 
 
-async def test_an_order_that_ends_leaves_positions_reduced(config, producer, client, pool, follower):
+async def test_ended_order_leaves_positions_reduced(config, producer, client, pool, follower):
     async with running(config):
         await producer.append([*BEGINNING, shortfall(1, lots=50)])
         await settled(client, pool)
@@ -321,36 +321,36 @@ async def test_an_order_that_ends_leaves_positions_reduced(config, producer, cli
     assert short["secret-anna"] == (30, 6 * 10**8)
 
 
-async def test_an_execution_leaves_alone_who_has_changed_sides_since_it_was_asked(config, producer, client, pool, follower):
-    lasting = with_section(config, "engine", book_seconds=3600, lease_seconds=0.6)
+async def test_execution_does_not_change_an_account_that_changed_sides(config, producer, client, pool, follower):
+    keep_running = with_section(config, "engine", book_seconds=3600, lease_seconds=0.6)
     events = [
         shortfall(1, lots=60),
         position("secret-anna", 40, 38500, 10),
         executed(2, 1, "secret-anna", 30),
         executed(3, 1, "secret-bert", 5),
     ]
-    engine = Running(lasting)
+    engine = Running(keep_running)
     await producer.append(BEGINNING)
-    await settled(client, pool)  # now the book is kept, and not again
+    await settled(client, pool)  # now the book is saved, and not again
     await producer.append(events)
     await settled(client, pool)
     await follower.step()
     engine.task.cancel()
     await asyncio.wait([engine.task])
     more = Fill(SYMBOL, 4, "buy", 1000, "39100", "39000", TS)
-    async with running(lasting):
+    async with running(keep_running):
         await producer.append([more])
         await settled(client, pool)
     expected = undisturbed([*BEGINNING, *events, more])
     assert ranks(followed(follower)) == ranks(expected.book(SYMBOL))
     assert ("secret-anna", 40) in [(standing.account, standing.lots) for standing in ranks(followed(follower))["long"]]
-    asked = allocated(await written_records(pool))
-    assert asked == allocated(records_of(expected.take()))
-    assert ("secret-anna", 40, 40) in [(row.account, row.lots, row.asked) for row in asked if row.adl == 2]
+    allocations = allocated(await written_records(pool))
+    assert allocations == allocated(records_of(expected.take()))
+    assert ("secret-anna", 40, 40) in [(row.account, row.lots, row.asked) for row in allocations if row.adl == 2]
 
 
-async def test_finer_prices_than_the_terms_known_here_load_the_books_anew(config, producer, client, pool, follower):
-    """The listing and what it allows come in one step of the follower."""
+async def test_prices_finer_than_the_known_terms_reload_the_books(config, producer, client, pool, follower):
+    """The follower reads the listing and the finer prices in one step."""
     coarse, fine = listing(SYMBOL, multiplier=0.001, maxPrice=10**9), listing(SYMBOL, multiplier=0.001)
     finest = Position(SYMBOL, "new", -3, "40000.000000000001", "1", TS)
     async with running(config):
@@ -365,10 +365,10 @@ async def test_finer_prices_than_the_terms_known_here_load_the_books_anew(config
     assert ranks(view.book) == ranks(undisturbed([coarse, position("old", -5), fine, mark(39000), finest]).book(SYMBOL))
 
 
-async def test_a_mistake_of_ours_in_following_ends_nothing(config, producer, client, pool, monkeypatch):
-    monkeypatch.setattr("fundsvc.readmodel.adl_books.MISTAKE_SECONDS", 0.1)
+async def test_internal_error_in_the_follower_is_retried(config, producer, client, pool, monkeypatch):
+    monkeypatch.setattr("fundsvc.readmodel.adl_books.RELOAD_SECONDS", 0.1)
     quick = with_section(config, "http", book_seconds=0.05)
-    async with running(config), following(quick, pool, client, Metrics()) as follower:
+    async with running(config), open_follower(quick, pool, client, Metrics()) as follower:
         await producer.append(BEGINNING)
         await settled(client, pool)
         await eventually(lambda: is_followed(follower))

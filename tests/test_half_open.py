@@ -1,4 +1,4 @@
-"""Connections that swallow bytes: the service notices, goes on over others, or leaves the partition to another engine."""
+"""Half-open connections: the service detects them, uses others, or leaves the partition to another engine."""
 
 # ruff: noqa: F811 - fixtures of another module are parameters here
 
@@ -24,7 +24,7 @@ WAYS = [("questions",), ("answers",), ("questions", "answers")]
 
 @pytest.fixture
 async def proxies(servers: EmbeddedServers):
-    """One in front of PostgreSQL, one in front of Valkey."""
+    """A proxy for PostgreSQL, and one for Valkey."""
     run = servers.directory / "run"
     async with proxied(str(run / ".s.PGSQL.5432")) as postgres, proxied(str(run / "valkey.sock")) as valkey:
         yield {"postgres": postgres, "valkey": valkey}
@@ -41,25 +41,25 @@ def through(config, proxies):
 
 @pytest.mark.parametrize("ways", WAYS, ids="+".join)
 @pytest.mark.parametrize(("part", "seconds"), [("postgres", 20.0), ("valkey", 9.0)])
-async def test_a_half_open_connection_is_given_up_near_the_lease(config, proxies, producer, ledger, part, seconds, ways):
+async def test_half_open_connection_is_dropped_after_about_a_lease(config, proxies, producer, ledger, part, seconds, ways):
     async with running(through(config, proxies)) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
         proxies[part].swallow_on_old_connections(*ways)
         started = time.monotonic()
         await producer.append(fills([2]))
-        await settled(ledger, 2, 60)  # The question for it may have passed before.
+        await settled(ledger, 2, 60)  # The query may have been sent before.
         await producer.append(fills([3]))
         await settled(ledger, 3, 60)
         assert time.monotonic() - started < seconds
         assert engine.count("fundsvc_faults_total") >= 1
 
 
-async def test_half_open_connections_of_the_pool_do_not_delay_settling(config, proxies, producer, ledger):
+async def test_half_open_pooled_connections_do_not_delay_settlement(config, proxies, producer, ledger):
     async with running(through(config, proxies)):
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
-        await asyncio.sleep(2)  # until each chore has a connection of the pool
+        await asyncio.sleep(2)  # until each periodic task has a pooled connection
         proxies["postgres"].swallow_on_old_connections("questions", "answers")
         started = time.monotonic()
         await producer.append(fills([2]))
@@ -67,7 +67,7 @@ async def test_half_open_connections_of_the_pool_do_not_delay_settling(config, p
         assert time.monotonic() - started < 20.0
 
 
-async def test_a_partition_whose_stream_one_host_does_not_reach_goes_to_another(config, proxies, producer, ledger, monkeypatch):
+async def test_partition_moves_to_an_engine_that_reaches_its_stream(config, proxies, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 5.0)
     async with running(through(config, proxies)) as cut_off:
         await producer.append([listing("AAA"), *fills([1])])
@@ -80,7 +80,7 @@ async def test_a_partition_whose_stream_one_host_does_not_reach_goes_to_another(
             assert not cut_off.engine._owned
 
 
-async def test_an_engine_alone_keeps_a_partition_that_fails(config, proxies, producer, ledger, monkeypatch):
+async def test_single_engine_keeps_a_failing_partition(config, proxies, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 1.0)
     async with running(through(config, proxies)):
         await producer.append([listing("AAA"), *fills([1])])
@@ -94,7 +94,7 @@ async def test_an_engine_alone_keeps_a_partition_that_fails(config, proxies, pro
         assert await ledger("SELECT epoch FROM partitions") == 1
 
 
-async def test_a_partition_that_waits_for_an_operator_is_kept(config, producer, ledger, monkeypatch):
+async def test_partition_that_waits_for_an_operator_is_not_released(config, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 3.0)
     async with running(config) as first:
         await producer.append([listing("AAA"), *fills([1])])
@@ -110,12 +110,12 @@ async def test_a_partition_that_waits_for_an_operator_is_kept(config, producer, 
             await asyncio.sleep(7)
             assert first.engine._owned
             assert await ledger("SELECT epoch FROM partitions") == 1
-            await producer._client.delete(KEY)  # And one whose stream is read from its empty start.
+            await producer._client.delete(KEY)  # The engine also reads a stream from its empty start.
             await asyncio.sleep(7)
             assert await ledger("SELECT epoch FROM partitions") == 1
 
 
-async def test_an_idle_partition_is_kept(config, producer, ledger, monkeypatch):
+async def test_idle_partition_is_not_released(config, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 1.5)
     async with running(config) as first:
         await producer.append([listing("AAA"), *fills([1])])
@@ -132,14 +132,14 @@ async def test_an_engine_with_half_open_connections_stops_in_time(config, proxie
     async with running(through(config, proxies)) as engine:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
-        await asyncio.sleep(2)  # until each chore has a connection of the pool
+        await asyncio.sleep(2)  # until each periodic task has a pooled connection
         proxies[part].swallow_on_old_connections("questions", "answers")
         await producer.append(fills([2]))
         await asyncio.sleep(seconds)
         assert await engine.finish() < STOP_SECONDS_MAX
 
 
-async def test_one_read_over_a_half_open_connection_renews_those_of_its_pool(config, proxies, monkeypatch):
+async def test_timeout_on_a_half_open_connection_expires_its_pool(config, proxies, monkeypatch):
     monkeypatch.setattr("fundsvc.store.reader.READ_SECONDS_MAX", 1.0)
     async with open_pool(through(config, proxies).database.dsn, 4) as pool:
         async with acquired(pool), acquired(pool), acquired(pool), acquired(pool):

@@ -16,7 +16,7 @@ from served import served
 from structlog.testing import capture_logs
 from test_engine import running
 
-from fundsvc.engine.heads import FILE_PATTERN, Head, keep_heads, read_heads
+from fundsvc.engine.heads import FILE_PATTERN, Head, read_heads, save_heads
 from fundsvc.store.database import StoreFault, open_pool
 
 SAVED = "fundsvc_heads_saved_timestamp_seconds"
@@ -35,7 +35,7 @@ async def ledger(config):
 async def saved(ledger, tmp_path):
     """A directory with the saved heads of the ledger."""
     async with open_pool(ledger.database.dsn, 1) as pool:
-        await keep_heads(pool, tmp_path / "heads", 1)
+        await save_heads(pool, tmp_path / "heads", 1)
     return tmp_path / "heads"
 
 
@@ -143,7 +143,7 @@ async def test_an_engine_saves_heads_hourly_without_overwriting_and_removes_old_
     async with owned(ledger) as owner:
         await owner.settle([fill("ABC", 7, 1)])
     async with open_pool(ledger.database.dsn, 1) as pool:
-        await keep_heads(pool, directory, 1)
+        await save_heads(pool, directory, 1)
     if time.strftime("%H", time.gmtime()) == kept.name[-8:-6]:
         assert kept.read_bytes() == before
     assert not [path for path in directory.iterdir() if path.name.startswith("tmp")]
@@ -170,7 +170,7 @@ async def test_an_unwritable_directory_is_a_fault(ledger, tmp_path):
     file.touch()
     async with open_pool(ledger.database.dsn, 1) as pool:
         with pytest.raises(StoreFault, match="heads are not kept"):
-            await keep_heads(pool, file / "heads", 1)
+            await save_heads(pool, file / "heads", 1)
 
 
 @pytest.mark.parametrize(

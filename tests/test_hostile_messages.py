@@ -1,4 +1,4 @@
-"""What the decoder and the core let through, PostgreSQL keeps: hostile messages, settled and written for real."""
+"""Events that the decoder and the core accept or reject can be written to PostgreSQL, also from damaged messages."""
 
 import random
 
@@ -42,7 +42,7 @@ def event(chance: random.Random, seq: int) -> Event:
 
 
 def settle(partition: Partition, message: Message) -> None:
-    """What the pipeline does with a message."""
+    """Settles a message as the pipeline does."""
     for position, decoded in enumerate(decode(message)):
         try:
             partition.apply(decoded)
@@ -54,7 +54,7 @@ def settle(partition: Partition, message: Message) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_whatever_is_settled_or_refused_can_be_written(config, service_connection, seed):
+async def test_all_settled_and_rejected_events_can_be_written(config, service_connection, seed):
     partition = Partition(0, 1, [], {"USDT": 8}, 10)
     offset = Offset("0-0", 0)
     async with (
@@ -76,7 +76,7 @@ async def test_whatever_is_settled_or_refused_can_be_written(config, service_con
 
 
 async def assert_kept_exactly(connection, contract) -> None:
-    """What was read back has the hashes of what was settled."""
+    """Checks that the rows read back have the hashes of the settled entries."""
     replay = Replay(contract)
     rows = await connection.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", contract.symbol)
     for row in rows:

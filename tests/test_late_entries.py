@@ -1,4 +1,4 @@
-"""Entries whose times go back or lie ahead: every answer about the past of a fund is of one clock."""
+"""Entries with late or future times: all answers about the past of a fund use one definition of time."""
 
 import time
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ YEAR_MS = 365 * DAY_MS
 LATE = [(-4, 100), (-1, 100), (-3, 100)]
 DEEPER = [(-30, 50), (-3, 100), (-80, 40), (-2, 30), (-2.5, -60), (-200, 5), (-1, 7)]
 SECONDS = [(-6, 100), (None, 50), (-5, 25)]
-"""None is a time in seconds, which is in January 1970."""
+"""None is a time in seconds, which lies in January 1970."""
 
 CASES = {"late": LATE, "deeper": DEEPER, "seconds": SECONDS, "in order": sorted(DEEPER)}
 
@@ -31,7 +31,7 @@ def now():
 
 @asynccontextmanager
 async def world_with(config, moves, now, condensed):  # noqa: F811
-    """A service whose contract AAA has moved by so many points at so many hours from now, of which some are condensed."""
+    """A service whose contract AAA changed by some points at some hours from now; a part of the entries is condensed."""
     fills = [fill("AAA", seq, points, now + int((hours or 0) * HOUR_MS)) for seq, (hours, points) in enumerate(moves, 1)]
     async with (
         owned(config) as owner,
@@ -52,7 +52,7 @@ async def world_with(config, moves, now, condensed):  # noqa: F811
 
 
 def balances(moves, now):
-    """(Time, balance) after each move, by the latest time of all moves up to it."""
+    """Returns (time, balance) after each change; the time is the latest of all changes up to it."""
     clock, balance, found = 0, 0, []
     for hours, points in moves:
         clock = max(clock, now // 1000 if hours is None else now + int(hours * HOUR_MS))
@@ -67,7 +67,7 @@ def balance_at(stands, moment):
 
 @pytest.mark.parametrize("condensed", [0, 2, 9])
 @pytest.mark.parametrize("name", CASES)
-async def test_candles_standings_days_and_changes_give_one_answer(config, now, name, condensed):  # noqa: F811
+async def test_candles_states_days_and_changes_are_consistent(config, now, name, condensed):  # noqa: F811
     moves = CASES[name]
     stands = balances(moves, now)
     async with world_with(config, moves, now, condensed) as world:
@@ -92,7 +92,7 @@ async def test_candles_standings_days_and_changes_give_one_answer(config, now, n
         assert fund["peak8h"] == str(max(seen))
 
 
-async def test_a_late_fill_stands_where_it_was_settled(config, now):  # noqa: F811
+async def test_late_fill_is_charted_at_its_settlement(config, now):  # noqa: F811
     now = now // HOUR_MS * HOUR_MS
     async with world_with(config, LATE, now, 0) as world:
         rows = await world.data(f"{FUND}/candles", **{"from": now - 5 * HOUR_MS, "to": now})
@@ -106,7 +106,7 @@ async def test_a_late_fill_stands_where_it_was_settled(config, now):  # noqa: F8
 
 
 @pytest.mark.parametrize("condensed", [0, 5, 7])
-async def test_histories_filter_by_the_engines_time_whatever_hour_an_entry_is_charted_in(config, now, condensed):  # noqa: F811
+async def test_histories_filter_by_the_engine_time(config, now, condensed):  # noqa: F811
     async with world_with(config, DEEPER, now, condensed) as world:
         for begin, end in ((-81, -29), (-3, -2.2), (-201, -199), (-2, 0), (-500, 0), (-1.5, -1.2)):
             wanted = [entry for entry, (hours, _) in enumerate(DEEPER, 1) if begin <= hours <= end]
@@ -118,7 +118,7 @@ async def test_histories_filter_by_the_engines_time_whatever_hour_an_entry_is_ch
 
 @pytest.mark.parametrize("ahead_ms", [YEAR_MS, 30 * DAY_MS, 2 * HOUR_MS])
 @pytest.mark.parametrize("condensed", [0, 4])
-async def test_a_ledger_with_an_entry_of_the_future_is_shown_by_when_it_was_recorded(
+async def test_entry_with_a_future_time_is_charted_at_its_recording_time(
     config,  # noqa: F811
     now,
     owner_connection,

@@ -1,4 +1,4 @@
-"""Messages that leave a stream before they are settled are noticed, and the runbook's remedy recovers all of them in order."""
+"""Messages that leave a stream before they are settled are detected, and the runbook's procedure recovers them in order."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -28,7 +28,7 @@ def body(seq):
 
 
 async def trimmed_by_the_sender(world, connection):
-    """An engine that pauses, and a sender that keeps only so many messages."""
+    """An engine that is blocked, and a producer that trims the stream to a few messages."""
     async with paused(connection):
         await send(world, range(11, FILLS + 1), maxlen=1000, approximate=False)
 
@@ -53,7 +53,7 @@ async def trimmed(world, connection):
 
 @asynccontextmanager
 async def paused(connection):
-    """Nothing is committed, and so no more than a batch is read."""
+    """Blocks commits, so that the engine reads no more than a batch."""
     transaction = connection.transaction()
     await transaction.start()
     await connection.execute("LOCK TABLE entries IN SHARE MODE")
@@ -74,7 +74,7 @@ async def count(world, what="entries"):
 
 
 @pytest.mark.parametrize("lose", [trimmed_by_the_sender, deleted, the_last_deleted, trimmed])
-async def test_what_was_removed_unsettled_is_noticed_and_recovered_from_the_cursor(config, owner_connection, lose):
+async def test_removed_unsettled_messages_are_detected_and_recovered_from_the_cursor(config, owner_connection, lose):
     # The engine holds one batch of ten in memory, and reads ten messages ahead at most.
     async with world_of(with_section(config, "engine", batch_fills_max=10)) as world:
         await world.data(encode([LISTING, *(fill(SYMBOL, seq, 1, TS + seq) for seq in range(1, 11))]))
@@ -103,14 +103,14 @@ async def has(world, number):
 
 
 @pytest.mark.parametrize("more", [5, 50], ids=["shorter than before", "longer than before"])
-async def test_a_stream_that_is_deleted_and_made_anew_with_later_ids_is_noticed(config, owner_connection, more):
+async def test_stream_created_again_with_later_ids_is_detected(config, owner_connection, more):
     async with world_of(config) as world:
         await world.data(encode([LISTING]))
         await send(world, range(1, 21))
         await eventually(lambda: has(world, 20))
         last = (await world.client.xinfo_stream(KEY))["last-generated-id"]
         ahead = int(last.split(b"-")[0]) + 1000
-        # In one step: the engine sees the stream before it and after it.
+        # In one transaction: the engine never reads the deleted stream.
         async with world.client.pipeline(transaction=True) as pipeline:
             pipeline.xadd(KEY, body(21))
             pipeline.delete(KEY)
@@ -120,7 +120,7 @@ async def test_a_stream_that_is_deleted_and_made_anew_with_later_ids_is_noticed(
         await eventually(world.regressions)
 
 
-async def test_settled_messages_that_are_trimmed_are_not_missed(config):
+async def test_trimmed_settled_messages_are_no_gap(config):
     async with world_of(config) as world:
         await world.data(encode([LISTING]))
         for first in range(1, 101, 20):
@@ -132,7 +132,7 @@ async def test_settled_messages_that_are_trimmed_are_not_missed(config):
         assert world.regressions() == 0
 
 
-async def test_posters_over_http_are_sent_to_the_cursor_by_the_remedy(config, owner_connection):
+async def test_http_posters_are_sent_to_the_cursor_after_the_stream_is_deleted(config, owner_connection):
     async with world_of(with_section(config, "engine", batch_fills_max=10)) as world:
         await world.data(encode([LISTING, fill(SYMBOL, 1, 1, TS)]))
         await eventually(lambda: has(world, 1))

@@ -1,6 +1,6 @@
-"""A small form of `scripts/bench storm`: hundreds of liquidations in one millisecond, and funds that have nothing.
+"""A small form of `scripts/bench storm`: hundreds of liquidations in one millisecond on empty funds.
 
-The exchange reads the rounds after the burst, when all of them are announced.
+The matching engine reads the rounds after the burst, when all of them are announced.
 """
 
 import json
@@ -18,12 +18,12 @@ FILLS = 400
 SIZE = ("--fills", str(FILLS), "--positions", "1200", "--contracts", "2", "--per-message", "100")
 
 HOLD_MS_MAX = 500
-"""Fifty times loop_ms_max, for a crowded machine; what a busy loop took for this burst before it was bounded was seconds."""
+"""Fifty times loop_ms_max, as the machine may be busy. Before the bound existed, this burst held the loop for seconds."""
 
 
 @pytest.fixture(scope="module")
 def storms(tmp_path_factory):
-    """A burst under each allocation."""
+    """Runs a burst under each allocation policy."""
     command = [sys.executable, BENCHMARKS, "storm", *SIZE, "--funds", "dry", "--answers", "after", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.stdout, done.stderr
@@ -34,19 +34,19 @@ def test_every_allocation_is_tried(storms):
     assert [storm["load"]["allocation"] for storm in storms] == ["queue", "capped", "pro_rata"]
 
 
-def test_a_dry_burst_is_durable_and_its_orders_end(storms):
+def test_burst_on_empty_funds_is_durable_and_its_orders_end(storms):
     assert [storm["faults"] for storm in storms] == [[]] * len(storms), "an audit that fails is a fault, too"
     assert {storm["entries"] for storm in storms} == {FILLS}
     assert all(storm["orders"] and not storm["orders_open"] for storm in storms)
 
 
-def test_who_reads_after_the_burst_sees_every_round(storms):
+def test_matching_engine_that_reads_after_the_burst_receives_every_round(storms):
     assert all(storm["seen"] == storm["announced"] >= storm["orders"] for storm in storms)
 
 
-def test_a_dry_burst_is_settled_without_a_reload(storms):
+def test_burst_on_empty_funds_is_settled_without_a_reload(storms):
     assert [storm["reloads"] for storm in storms] == [0] * len(storms)
 
 
-def test_a_dry_burst_holds_the_loop_briefly(storms):
+def test_burst_on_empty_funds_holds_the_loop_briefly(storms):
     assert max(storm["hold_ms"] for storm in storms) < HOLD_MS_MAX

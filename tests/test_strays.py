@@ -1,4 +1,4 @@
-"""Rows that no commit left in the ledger stop their partition alone, and say what they are; no fund is overwritten."""
+"""Rows that no commit wrote halt only their partition, with a reason that names them. No fund is overwritten."""
 
 import pytest
 from conftest import with_section
@@ -9,7 +9,7 @@ from fundsvc.core.contracts import partition_of
 
 HERE, THERE = (next(f"M{n}USDTM" for n in range(99) if partition_of(f"M{n}USDTM", 2) == number) for number in (0, 1))
 LOADS_MAX = 10
-"""While a batch of some hundred events is narrowed down to one."""
+"""For narrowing a batch of some hundred events to one."""
 
 STRAY = (
     "INSERT INTO entries SELECT symbol, entry + $2, seq + $2, change, balance + change, uncovered, repaid, lots, price,"
@@ -44,13 +44,13 @@ async def remove(owner, symbol, entry):
     await owner.execute("DELETE FROM entries WHERE symbol = $1 AND entry = $2", symbol, entry)
 
 
-async def test_an_entry_in_the_way_halts_its_partition_alone_and_loses_no_event(service, owner_connection):
+async def test_conflicting_entry_halts_only_its_partition_and_loses_no_event(service, owner_connection):
     await owner_connection.execute(STRAY, HERE, 1)
     await service.post(fill(HERE, 2), fill(THERE, 2))
     await eventually(lambda: halted(service, 0))
-    said = await halted(service, 0)
-    assert HERE in said
-    assert "beyond entry 1" in said
+    reason = await halted(service, 0)
+    assert HERE in reason
+    assert "beyond entry 1" in reason
     assert await halted(service, 1) == ""
     await eventually(lambda: has(service, THERE, 2))
     assert await service.pool.fetchval("SELECT count(*) FROM rejected") == 0
@@ -63,7 +63,7 @@ async def has(service, symbol, entry):
     return await entries(service, symbol) == entry
 
 
-async def test_an_entry_beyond_the_next_one_is_seen_when_the_partition_is_loaded(service, config, owner_connection):
+async def test_entry_beyond_the_next_number_is_detected_by_the_load(service, config, owner_connection):
     await owner_connection.execute(STRAY, HERE, 7)
     async with restarted(service, config) as again:
         await eventually(lambda: halted(again, 0))
@@ -77,10 +77,10 @@ async def is_well(service, partition):
 
 
 @pytest.mark.parametrize("fills", [0, 1, 300])
-async def test_a_contract_in_another_partition_halts_that_and_its_fund_is_not_overwritten(
+async def test_contract_in_another_partition_halts_that_partition_and_its_fund_stays(
     service, config, owner_connection, loads, fills
 ):
-    """All of the message is in one batch, so the fill meets an entry before anything tells where the contract is."""
+    """All events are in one batch, so the fill meets the entry before a check of the contract's partition."""
     before = await owner_connection.fetchrow("SELECT balance, entry, head FROM funds WHERE symbol = $1", HERE)
     await owner_connection.execute("UPDATE contracts SET partition = 1 WHERE symbol = $1", HERE)
     async with restarted(service, with_section(config, "engine", loop_ms_max=1000.0)) as again:
@@ -96,9 +96,7 @@ async def test_a_contract_in_another_partition_halts_that_and_its_fund_is_not_ov
         await eventually(lambda: is_well(again, 1))
 
 
-async def test_an_entry_of_a_contract_that_is_not_listed_halts_the_partition_once_it_is_listed(
-    service, owner_connection, loads
-):
+async def test_entry_of_an_unlisted_contract_halts_the_partition_after_the_listing(service, owner_connection, loads):
     await owner_connection.execute(STRAY.replace("SELECT symbol,", "SELECT 'STRANGER',"), HERE, 0)
     home = partition_of("STRANGER", 2)
     loaded = loads.count(home)

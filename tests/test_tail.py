@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from test_engine import running, stopped
 
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store import tail_queries
 from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import open_client
@@ -25,7 +25,7 @@ def config(config):
 
 
 class Heard:
-    """A tail, and all that it told."""
+    """Runs a tail and collects the changes that it delivers."""
 
     def __init__(self, tail):
         self.tail = tail
@@ -47,11 +47,11 @@ class Heard:
 
 @asynccontextmanager
 async def heard(config):
-    async with tailing(config, Metrics()) as tail:
+    async with open_tail(config, Metrics()) as tail:
         yield Heard(tail)
 
 
-async def test_funds_come_as_they_are_listed_and_change_in_order_of_their_symbols(config):
+async def test_new_and_changed_funds_are_ordered_by_symbol(config):
     async with owned(config) as owner:
         await owner.settle([listing("BBB"), fill("BBB", 1, 5)])
         async with heard(config) as seen:
@@ -67,7 +67,7 @@ async def test_funds_come_as_they_are_listed_and_change_in_order_of_their_symbol
             seen.tail.check()
 
 
-async def test_a_contract_that_is_listed_anew_is_shown_anew(config):
+async def test_relisted_contract_is_updated(config):
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle([listing("AAA")])
         await seen.reaches("AAA", 0)
@@ -75,7 +75,7 @@ async def test_a_contract_that_is_listed_anew_is_shown_anew(config):
         await eventually(lambda: seen.tail.contracts["AAA"].multiplier == 7)
 
 
-async def test_entries_of_followed_contracts_are_told_once_each_in_order(config, monkeypatch):
+async def test_entries_of_followed_contracts_are_delivered_once_in_order(config, monkeypatch):
     monkeypatch.setattr("fundsvc.readmodel.ledger_tail.ENTRIES_PER_STEP_MAX", 7)  # pages end anywhere
     chance = random.Random(11)
     async with owned(config) as owner, heard(config) as seen:
@@ -94,7 +94,7 @@ async def test_entries_of_followed_contracts_are_told_once_each_in_order(config,
         assert seen.entries("BBB") == list(range(1, settled["BBB"] + 1))
 
 
-async def test_a_contract_that_nobody_follows_any_more_is_told_from_where_it_is_followed_again(config):
+async def test_contract_followed_again_is_delivered_from_its_current_entry(config):
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle([listing("AAA")])
         await seen.reaches("AAA", 0)
@@ -115,7 +115,7 @@ async def settling(config):
         yield Producer(client, 1)
 
 
-async def test_orders_are_told_when_they_begin_advance_and_end(config):
+async def test_begin_advance_and_end_of_orders_are_delivered(config):
     async with settling(config) as producer, heard(config) as seen:
         await producer.append([*BEGINNING, shortfall(1)])
         await eventually(lambda: seen.orders() == [(1, "open", 1, 0)])
@@ -125,7 +125,7 @@ async def test_orders_are_told_when_they_begin_advance_and_end(config):
         assert [order.adl for order in seen.tail.open_orders(SYMBOL)] == [1]
         await producer.append([ended(3, 1)])
         await eventually(lambda: seen.orders()[-1] == (1, "open", 2, 20))
-        async with heard(config) as late:  # begins with those that are open
+        async with heard(config) as late:  # starts with the open orders
             assert [(order.adl, order.round, order.executed) for order in late.tail.open_orders(SYMBOL)] == [(1, 2, 20)]
         # The second order begins and ends within one batch.
         await producer.append([shortfall(4, lots=10), executed(5, 2, "secret-carl", 10)])
@@ -134,7 +134,7 @@ async def test_orders_are_told_when_they_begin_advance_and_end(config):
         assert [order.adl for order in seen.tail.open_orders(SYMBOL)] == [1]
 
 
-async def test_it_goes_on_without_a_gap_after_the_database_was_away_and_says_so_once(config, servers, monkeypatch):
+async def test_tail_continues_without_a_gap_after_an_outage_and_logs_it_once(config, servers, monkeypatch):
     monkeypatch.setattr("fundsvc.readmodel.ledger_tail.SILENCE_SECONDS_MAX", 0.3)
     async with settling(config) as producer, heard(config) as seen:
         await producer.append([listing("AAA"), fill("AAA", 1, 1)])
@@ -159,8 +159,8 @@ def silent(tail):
     return False
 
 
-async def test_nothing_is_told_by_a_look_that_fails(config, monkeypatch):
-    """Each statement fails now and then; what is told is the same as if none had."""
+async def test_failed_read_delivers_nothing(config, monkeypatch):
+    """Some statements fail; the delivered changes are the same as without failures."""
     chance = random.Random(5)
     async with owned(config) as owner, heard(config) as seen:
         for name in ("offsets", "fund_versions", "versioned_funds", "entries", "orders"):
@@ -191,7 +191,7 @@ def failing(name, chance):
     return sometimes
 
 
-async def test_a_look_reads_the_funds_that_changed_and_no_others(config, monkeypatch):
+async def test_tail_reads_only_changed_funds(config, monkeypatch):
     read = []
 
     async def places(*arguments):
@@ -210,8 +210,8 @@ async def test_a_look_reads_the_funds_that_changed_and_no_others(config, monkeyp
         assert read == [["M07"]]
 
 
-async def test_what_an_engine_of_before_commits_is_seen_too(config, owner_connection):
-    """It moves the offset and counts no commit, under an epoch of its own."""
+async def test_commits_of_an_older_engine_version_are_detected(config, owner_connection):
+    """An older engine moves the offset without counting commits, under its own epoch."""
     async with owned(config) as owner, heard(config) as seen:
         await owner.settle([listing("AAA"), listing("BBB"), fill("AAA", 1, 1)])
         await seen.reaches("AAA", 1)
@@ -220,7 +220,7 @@ async def test_what_an_engine_of_before_commits_is_seen_too(config, owner_connec
             "UPDATE partitions SET last_id = '9999999999999-0'"
         )
         await seen.reaches("AAA", 2)
-        # Its last commit and the first one of an engine of now, which took over, may come within one look.
+        # Its last commit and the first commit of the new engine that took over may fall between two reads.
         await owner_connection.execute(
             "UPDATE funds SET balance = 9, entry = 3, commit = 0 WHERE symbol = 'AAA';"
             "UPDATE partitions SET last_id = '9999999999999-1', epoch = epoch + 1, commits = commits + 1"

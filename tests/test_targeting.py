@@ -1,4 +1,4 @@
-"""Target sizes on a real ledger: what the database tells of the past, what an engine keeps, what HTTP and commands say."""
+"""Target sizes on a real ledger: deficits from the database, targets stored by the engine, and answers of HTTP and commands."""
 
 import random
 import time
@@ -19,7 +19,7 @@ from fundsvc.core.events import AdlEnd, Mark, Position
 from fundsvc.core.fund.fullness import Target, TargetPolicy
 from fundsvc.core.fund.target_sizing import Deficits, quantile_rank
 from fundsvc.core.policy import Policy
-from fundsvc.engine.target_sizing import Targeting
+from fundsvc.engine.target_sizing import TargetSizing
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.store.rollups import condense
@@ -47,7 +47,7 @@ async def settle(config, *events, policy=PLAIN):
 
 
 async def brute_force(connection, symbol, policy):
-    """The deficits of every period of a contract's history, from its entries one by one."""
+    """Computes the deficits of all periods of a contract from its entries, one by one."""
     period = policy.period_hours * HOUR_MS
     deficits = Counter()
     for clock, entry in clocked(await connection.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", symbol)):
@@ -86,9 +86,7 @@ async def test_deficits_of_periods_equal_those_of_the_entries(config, pool, serv
 
 
 def history(symbol, hours, waterfall):
-    """Fills within some hours, some of them late. With deleveraging first, some orders end with nothing done, and the fund
-    covers what they could not, hours later.
-    """
+    """Fills within some hours, some of them late. With `adl_then_fund` some orders end without execution, and the fund pays."""
     dice, seq, orders = random.Random(hours), 0, 0
     yield from (listing(symbol), Mark(symbol, "900", 0), Position(symbol, "anna", -1000, "1100", "500", 0))
     for at in sorted(dice.randint(0, hours * HOUR_MS) for _ in range(150)):
@@ -100,7 +98,7 @@ def history(symbol, hours, waterfall):
                 yield AdlEnd(symbol, seq := seq + 1, orders, ts + 5 * HOUR_MS)
 
 
-async def test_an_entry_of_a_far_future_counts_when_it_was_recorded(config, pool, owner_connection):
+async def test_entry_with_a_far_future_time_counts_at_its_recording_time(config, pool, owner_connection):
     today = time.time_ns() // 1_000_000 // DAY_MS * DAY_MS
     start = today - 4 * DAY_MS
     await settle(config, listing("AAA"), fill("AAA", 1, 9, start), fill("AAA", 2, -4, start), fill("AAA", 3, -3, start))
@@ -112,10 +110,10 @@ async def test_an_entry_of_a_far_future_counts_when_it_was_recorded(config, pool
 
 async def recomputed(config, pool, policy, metrics):
     async with owned(config) as owner:
-        await Targeting(owner._partition, Exclusive(), Targets(pool), lambda _: policy, metrics).recompute()
+        await TargetSizing(owner._partition, Exclusive(), Targets(pool), lambda _: policy, metrics).recompute()
 
 
-async def test_targets_are_kept_with_what_explains_them_and_replaced(config, pool):
+async def test_targets_are_stored_with_their_explanations_and_replaced(config, pool):
     await settle(config, listing("AAA", maxLeverage=50), fill("AAA", 1, 9, START_MS), fill("AAA", 2, -4, START_MS))
     targets, metrics = Targets(pool), Metrics()
     await recomputed(config, pool, HALF, metrics)
@@ -133,25 +131,25 @@ async def test_targets_are_kept_with_what_explains_them_and_replaced(config, poo
 
 
 @pytest.mark.parametrize("listed", [None, "many", 0, -5, [1], "1e999", "NaN"])
-async def test_a_listing_may_name_no_leverage_or_nonsense(config, pool, listed):
+async def test_listing_without_a_valid_leverage_has_no_leverage_cap(config, pool, listed):
     await settle(config, listing("AAA", maxLeverage=listed))
     assert await Targets(pool).leverages(["AAA"]) == {"AAA": None}
 
 
-async def test_a_rule_may_be_none(config, pool):
+async def test_rule_none_gives_no_target(config, pool):
     await settle(config, listing("AAA"))
     await recomputed(config, pool, TargetPolicy(rule="none"), Metrics())
     assert "no rule" in (await Targets(pool).explained("AAA")).reason
 
 
-async def test_more_contracts_than_are_looked_at_at_once(config, pool):
+async def test_more_contracts_than_one_step_takes_have_targets(config, pool):
     await settle(config, *(listing(f"A{number}") for number in range(50)))
     await recomputed(config, pool, TargetPolicy(rule="none"), Metrics())
     assert len(await Targets(pool).all()) == 50
 
 
 def market():
-    """A fund of 5 USDT, whose longs lose more than their margins when the mark falls by a tenth."""
+    """A fund of 5 USDT whose longs lose more than their margins when the mark falls by 10 %."""
     return (
         listing("AAA", maxLeverage=20),
         Mark("AAA", "1000", START_MS),
@@ -171,7 +169,7 @@ RULES = [
 
 
 @pytest.mark.parametrize(("rule", "target", "fullness", "cap", "state"), RULES)
-async def test_an_engine_finds_targets_and_everybody_shows_them(config, pool, rule, target, fullness, cap, state):
+async def test_engine_computes_targets_and_all_interfaces_show_them(config, pool, rule, target, fullness, cap, state):
     config = msgspec.structs.replace(
         with_section(config, "engine", target_seconds=0.05, rollup_seconds=0.05, book_seconds=0.05),
         target=TargetConfig(default=TargetPolicy(rule="none"), contracts={"AAA": TargetPolicy(rule=rule)}),
@@ -198,7 +196,7 @@ async def test_an_engine_finds_targets_and_everybody_shows_them(config, pool, ru
 
 
 async def answered(service):
-    """The fund, once the ledger is followed."""
+    """Returns the fund, once the tail has read the ledger."""
     async with service.http.get("/api/v1/insurance-fund/AAA") as answer:
         return answer.status == 200 and (await answer.json())["data"]
 
@@ -207,7 +205,7 @@ METRICS = ("fundsvc_target", "fundsvc_fullness_ratio", "fundsvc_leverage_cap")
 
 
 async def found(pool, rule, target):
-    """Whether an engine has kept the target that everything settled makes."""
+    """Whether an engine has stored the target for everything settled."""
     explained = await Targets(pool).explained("AAA")
     amount = None if target is None else int(target) * ONE
     return explained and (explained.target.rule, explained.target.amount) == (rule, amount)
@@ -219,7 +217,7 @@ async def found(pool, rule, target):
     ("open_interest", ["AAA has the target 30 USDT", "0.01 of 3000 USDT, the value of 3 open lots"]),
     ("none", ["AAA has no target under the rule none: the configuration names no rule"]),
 ])  # fmt: skip
-async def test_the_command_explains_a_target(config, pool, rule, said):
+async def test_command_explains_a_target(config, pool, rule, said):
     async with open_client(config.stream) as client:
         await Producer(client, 1).append(market())
     async with running(with_section(config, "engine", rollup_seconds=0.05, book_seconds=0.05)):
@@ -231,13 +229,13 @@ async def test_the_command_explains_a_target(config, pool, rule, said):
     assert "secret" not in done.output
 
 
-async def test_the_command_refuses_what_there_is_not(config):
+async def test_command_fails_for_an_unknown_contract(config):
     unlisted = await fundsvc(config, "target", "NONE")
     assert (unlisted.code, "no contract 'NONE' is listed" in unlisted.error) == (2, True)
     assert (await fundsvc(config, "target", "NONE", "--rule", "luck")).code == 2
 
 
-async def test_http_says_that_no_target_was_looked_for_yet(config):
+async def test_http_reports_a_target_that_is_not_computed_yet(config):
     await settle(config, listing("AAA"))
     async with serving(config) as service:
         assert (await eventually(lambda: answered(service)))["target"] is None

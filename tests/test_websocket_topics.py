@@ -19,8 +19,8 @@ from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.websocket import entries
 from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import following
-from fundsvc.readmodel.ledger_tail import tailing
+from fundsvc.readmodel.adl_books import open_follower
+from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import Reader
@@ -325,8 +325,8 @@ async def test_topics_receive_changes_only_while_they_are_open(config):
     async with (
         open_pool(config.database.dsn, 2) as pool,
         open_client(config.stream) as client,
-        following(config, pool, client, metrics) as follower,
-        tailing(config, metrics) as tail,
+        open_follower(config, pool, client, metrics) as follower,
+        open_tail(config, metrics) as tail,
     ):
         ledger = Deleveragings(pool)
         async with websocket_endpoints(config, tail, FundCache(tail, answer_of), Reader(pool), ledger, follower, metrics):

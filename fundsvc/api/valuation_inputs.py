@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import structlog
 
 from fundsvc.api.valuation import FundValuation
-from fundsvc.concurrency.background import lasting
+from fundsvc.concurrency.background import keep_running
 from fundsvc.core.adl.book import Book
 from fundsvc.core.batch import RateState
 from fundsvc.core.fund.fullness import Target
@@ -129,7 +129,7 @@ async def appraising(pool: Pool, follower: Follower, rate_seconds_max: float) ->
     with suppress(StoreFault):
         await appraiser.refresh()
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(lasting("values", appraiser.run, log))
+        task = tasks.create_task(keep_running("values", appraiser.run, log))
         try:
             yield appraiser
         finally:

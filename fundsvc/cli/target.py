@@ -14,7 +14,7 @@ from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.fund.fullness import RuleName, TargetPolicy
 from fundsvc.core.fund.target_sizing import Cover, OpenInterest, ValueAtRisk
-from fundsvc.engine.target_sizing import Asked, find
+from fundsvc.engine.target_sizing import TargetRequest, compute_targets
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import Follower
 from fundsvc.store.reader import Reader
@@ -50,7 +50,9 @@ async def _find(config: Config, symbol: str, policy: TargetPolicy) -> TargetAnsw
             follower = Follower(complete, pool, client, Metrics())
             await follower.step(fund.partition)
             view = follower.view(fund.contract, fund.partition)
-            found, size = (await find(Targets(pool), [Asked(fund.contract, view.book, policy, Exclusive())]))[symbol]
+            found, size = (
+                await compute_targets(Targets(pool), [TargetRequest(fund.contract, view.book, policy, Exclusive())])
+            )[symbol]
             return target_answer(fund, ExplainedTarget(found, size.explanation, size.reason, datetime.now(UTC)))
     raise LookupError(f"no contract {symbol!r} is listed")
 

@@ -1,4 +1,4 @@
-"""Work beside settlement: each piece fails alone, is tried again after a pause of its own, and never ends anything else."""
+"""Periodic work beside settlement. A failed run is retried after a growing pause and does not affect other tasks."""
 
 import asyncio
 import time
@@ -11,15 +11,15 @@ from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import StreamFault
 
 PAUSE_SECONDS_MAX = 30.0
-"""A chore that goes on failing is tried this often: seldom enough to leave a server that is in trouble alone."""
+"""The longest pause after failures: long enough not to load a server that recovers."""
 
 Work = Callable[[], Awaitable[None] | None]
 
 
-class Chore:
-    """Does some work every few seconds; after each failure the pause is doubled, up to a bound.
+class PeriodicTask:
+    """Runs `work` every `seconds`. Each failure doubles the pause, up to PAUSE_SECONDS_MAX.
 
-    A chore that is cancelled and run again goes on with its pause.
+    The pause survives a cancelled `run`: the next `run` waits for the rest of it.
     """
 
     def __init__(self, name: str, seconds: float, work: Work, log: FilteringBoundLogger) -> None:
@@ -32,7 +32,7 @@ class Chore:
         self._due = 0.0
 
     async def run(self) -> None:
-        """Goes on until cancelled."""
+        """Repeats the work until the task is cancelled."""
         while True:
             await asyncio.sleep(max(0.0, self._due - time.monotonic()))
             await self._do()
@@ -46,7 +46,7 @@ class Chore:
         except (StoreFault, StreamFault) as fault:
             self._failures += 1
             self._outage.note(fault)
-        except Exception as mistake:  # noqa: BLE001 - a mistake in a chore must not end what it is a chore of
+        except Exception as mistake:  # noqa: BLE001 - an internal error in periodic work must not stop settlement
             self._failures += 1
             self._outage.note(mistake)
             self._log.error("mistake", part=self._name, exc_info=mistake)
@@ -58,6 +58,6 @@ class Chore:
         return max(self._seconds, min(PAUSE_SECONDS_MAX, self._seconds * 2.0 ** min(self._failures, 16)))
 
 
-async def lasting(name: str, work: Callable[[], Awaitable[None]], log: FilteringBoundLogger) -> None:
-    """Runs what runs until it is cancelled; begins it again, some seconds after, when a mistake of ours ended it."""
-    await Chore(name, 1.0, work, log).run()
+async def keep_running(name: str, work: Callable[[], Awaitable[None]], log: FilteringBoundLogger) -> None:
+    """Runs `work`, which normally does not return, until the task is cancelled. Restarts it a second or more after an error."""
+    await PeriodicTask(name, 1.0, work, log).run()

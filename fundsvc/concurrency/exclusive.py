@@ -1,4 +1,4 @@
-"""Exclusive access to data in memory, for short work on the event loop and for long work in a thread."""
+"""Exclusive access to data in memory: short work runs on the event loop, long work in a thread."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -10,10 +10,10 @@ Result = TypeVar("Result")
 
 
 class Exclusive:
-    """Runs one piece of work on some data at a time, in the order of the calls.
+    """Runs one function at a time on some data, in the order of the calls.
 
-    Work in a thread leaves the loop to other tasks, which must not touch the data meanwhile: they run their own work here. What
-    the work returns must not refer to the data. Without an executor the loop's own one is used.
+    While a function runs in a thread, other tasks of the loop continue. They must access the data only through this object.
+    The result of a function must not refer to the data. Without `executor`, the default executor of the loop runs long work.
     """
 
     def __init__(self, executor: Executor | None = None) -> None:
@@ -21,9 +21,9 @@ class Exclusive:
         self._lock = asyncio.Lock()
 
     async def run(self, work: Callable[[], Result], *, is_long: bool = False) -> Result:
-        """Returns what the work returns, and raises what it raises; runs it in a thread where it is long.
+        """Returns the result of `work`, or raises its exception. With `is_long`, a thread runs it.
 
-        Work that has begun is not cancelled with the task that awaits it: the next work waits for its end.
+        Cancelling the caller does not interrupt a running function; the next call waits until it returns.
         """
         await self._lock.acquire()
         if not is_long:
@@ -41,8 +41,8 @@ class Exclusive:
 
 
 @contextmanager
-def one_thread(name: str) -> Iterator[Executor]:
-    """An executor with one thread, so that long work slows the loop as one thread does. At the end, what waits is dropped."""
+def single_thread_executor(name: str) -> Iterator[Executor]:
+    """Provides an executor with one thread, so that long work competes with the loop as one thread. Exit drops queued work."""
     executor = ThreadPoolExecutor(1, name)
     try:
         yield executor

@@ -1,8 +1,8 @@
-"""Announces the rounds of ADL orders until the matching engine has acknowledged them, and ends those that it leaves open.
+"""Announces rounds of ADL orders until the matching engine acknowledges them, and ends rounds that stay open for too long.
 
-A round is announced once it is durable, beside the commits that follow. It is acknowledged by the first adlFill or adlEnd of
-the order in this round, or by an adlAck. Until then it is announced again, after pauses that grow. The announcement stream is
-trimmed by age, but never beyond the oldest announcement that is not acknowledged.
+A round is announced once its batch is committed, concurrently with later commits. The first adlFill or adlEnd of the order in
+this round acknowledges it, or an adlAck. Until then the announcement is repeated with growing pauses. The announcement stream
+is trimmed by age, but keeps all announcements since the oldest unacknowledged one.
 """
 
 import asyncio
@@ -27,53 +27,49 @@ from fundsvc.streams.producer import Producer
 
 ROUNDS_PER_TRIP_MAX = 200
 BYTES_PER_TRIP_MAX = 250_000
-"""What goes in one round trip, and is encoded without a look at the loop: about two milliseconds. A round that asks a thousand
-accounts has 40 kB.
-"""
+"""Bound one round trip, and its encoding to about two milliseconds. A round with a thousand accounts has 40 kB."""
 
 PAUSE_SECONDS_MAX = 60.0
-"""An engine that is away for long is not told of every round every few seconds."""
+"""The longest pause between announcements of one round: bounds the announcements during an outage of the matching engine."""
 
-LOOK_SECONDS = 1.0
-"""How often it is looked for rounds that are due again or have taken too long."""
+CHECK_SECONDS = 1.0
+"""How often the announcer looks for rounds whose announcement is due again, or that are open for too long."""
 
 RETRY_SECONDS = 0.5
-"""How long it is waited after the stream was away."""
+"""The pause after a fault of the stream server."""
 
-KEPT_SECONDS = 300.0
-"""How long acknowledged announcements stay in the stream, for others who read it."""
+RETENTION_SECONDS = 300.0
+"""How long acknowledged announcements stay in the stream for other readers."""
 
 OrderKey = tuple[str, int]
-"""An ADL order: its contract and its number."""
+"""The symbol and the number of an ADL order."""
 
 
 class Orders(Protocol):
-    """The open orders of a partition."""
+    """The open orders of a partition, as the announcer reads them."""
 
     def open_order(self, symbol: str, adl: int) -> AdlOrder | None:
-        """An order as it stands, if it is open."""
+        """Returns an open order, or None."""
 
     def price_decimals(self, symbol: str) -> int:
-        """The scale of a contract's prices."""
+        """Returns the scale of a contract's prices."""
 
 
 class Metrics(Protocol):
-    """Who shows what is not acknowledged."""
+    """The metrics that the announcer sets."""
 
     def unacknowledged(self, partition: int, rounds: int, seconds: float) -> None:
-        """Shows how many announced rounds are not acknowledged, and for how long the oldest one."""
+        """Sets the number of unacknowledged announced rounds and the age of the oldest one."""
 
     def announced_again(self, partition: int, rounds: int) -> None:
-        """Counts rounds that were announced again."""
+        """Counts repeated announcements."""
 
 
 class OpenRound(msgspec.Struct):
-    """A round that is not over: its number, when it began, and whether the engine has acknowledged it.
+    """An open round of an order: its number, its begin, and whether the matching engine has acknowledged it.
 
-    `began_ms` is by the stream server's clock, 0 while it is not known.
-
-    `announced_ms` is the stream's time of its last announcement, 0 before the first; `due` is when the next one is due, `pause`
-    how long that is after the last one.
+    `began_ms` is a time of the stream server's clock, 0 if unknown. `announced_ms` is the stream time of the last announcement,
+    0 before the first. `due` is when the next announcement is due (monotonic), `pause` its distance in seconds.
     """
 
     round: int
@@ -85,15 +81,15 @@ class OpenRound(msgspec.Struct):
     timed_out: bool = False
 
 
-class _Parcel(NamedTuple):
-    """Announcements that go in one round trip."""
+class _RoundTrip(NamedTuple):
+    """Announcements that one round trip appends, with their rounds."""
 
     rounds: list[OpenRound]
     bodies: list[bytes]
 
 
-class Announcing:
-    """The rounds of one partition's orders that are not over; `note` takes in what is durable, `run` announces it.
+class RoundAnnouncer:
+    """Announces the open rounds of one partition's orders. `update` receives committed orders; `run` announces their rounds.
 
     `exclusive` gives access to the orders.
     """
@@ -119,117 +115,117 @@ class Announcing:
         self._log = log
         self._outage = Outage(log, "announcing")
         self._open: dict[OrderKey, OpenRound] = {}
-        self._fresh: dict[OrderKey, OpenRound] = {}
-        self._noted = asyncio.Event()
+        self._unannounced: dict[OrderKey, OpenRound] = {}
+        self._updated = asyncio.Event()
 
-    def note(self, orders: Iterable[OrderState]) -> None:
-        """Takes in orders as they durably are."""
+    def update(self, orders: Iterable[OrderState]) -> None:
+        """Receives orders in their committed state."""
         for order in orders:
-            self._note((order.symbol, order.adl), order)
-        self._noted.set()
+            self._update((order.symbol, order.adl), order)
+        self._updated.set()
 
-    def _note(self, key: OrderKey, order: OrderState) -> None:
+    def _update(self, key: OrderKey, order: OrderState) -> None:
         known = self._open.get(key)
         if order.state != "open":
             self._open.pop(key, None)
-            self._fresh.pop(key, None)
+            self._unannounced.pop(key, None)
         elif known and known.round == order.round:
             known.acknowledged = order.acknowledged
         else:
             self._open[key] = OpenRound(order.round, order.round_ms, order.acknowledged, self._config.ack_seconds)
             if not order.acknowledged:
-                self._fresh[key] = self._open[key]
+                self._unannounced[key] = self._open[key]
 
     async def run(self) -> None:
-        """Announces until cancelled, through every fault of the stream."""
-        looked = 0.0
+        """Announces until cancelled. Retries after faults of the stream server."""
+        checked = 0.0
         while True:
             try:
-                await self._announce_fresh()
-                if time.monotonic() >= looked + LOOK_SECONDS:
-                    looked = time.monotonic()
-                    await self._look()
+                await self._announce_new()
+                if time.monotonic() >= checked + CHECK_SECONDS:
+                    checked = time.monotonic()
+                    await self._check_rounds()
                 self._outage.over()
-                await self._until_noted()
+                await self._wait_for_update()
             except StreamFault as fault:
                 self._outage.note(fault)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _until_noted(self) -> None:
+    async def _wait_for_update(self) -> None:
         try:
-            await asyncio.wait_for(self._noted.wait(), LOOK_SECONDS)
+            await asyncio.wait_for(self._updated.wait(), CHECK_SECONDS)
         except TimeoutError:
             return
-        self._noted.clear()
+        self._updated.clear()
 
-    async def _announce_fresh(self) -> None:
-        while self._fresh:
-            keys = list(islice(self._fresh, ROUNDS_PER_TRIP_MAX))
+    async def _announce_new(self) -> None:
+        while self._unannounced:
+            keys = list(islice(self._unannounced, ROUNDS_PER_TRIP_MAX))
             for key in await self._announce(keys):
-                self._fresh.pop(key, None)
+                self._unannounced.pop(key, None)
 
     async def _announce(self, keys: Sequence[OrderKey]) -> Sequence[OrderKey]:
-        """Announces rounds until a parcel is full; returns those that are dealt with."""
-        parcel, dealt_with = await self._exclusive.run(partial(self._pack, keys))
-        if parcel.bodies:
-            await self._send(parcel)
-        return dealt_with
+        """Announces rounds up to the limit of a round trip; returns the keys of those that need no further announcement now."""
+        trip, handled = await self._exclusive.run(partial(self._pack, keys))
+        if trip.bodies:
+            await self._send(trip)
+        return handled
 
-    def _pack(self, keys: Sequence[OrderKey]) -> tuple[_Parcel, Sequence[OrderKey]]:
-        """A parcel of announcements, and the rounds that are dealt with by it."""
-        parcel = _Parcel([], [])
-        size, dealt_with = 0, []
+    def _pack(self, keys: Sequence[OrderKey]) -> tuple[_RoundTrip, Sequence[OrderKey]]:
+        """Encodes announcements up to the limit of a round trip. Also returns the keys that it went through."""
+        trip = _RoundTrip([], [])
+        size, handled = 0, []
         for key in keys:
             if size >= BYTES_PER_TRIP_MAX:
                 break
-            dealt_with.append(key)
+            handled.append(key)
             round_ = self._open.get(key)
             body = self._body(key, round_) if round_ else None
             if round_ and body:
-                parcel.rounds.append(round_)
-                parcel.bodies.append(body)
+                trip.rounds.append(round_)
+                trip.bodies.append(body)
                 size += len(body)
-        return parcel, dealt_with
+        return trip, handled
 
-    async def _send(self, parcel: _Parcel) -> None:
-        ids = await self._announcer.append(parcel.bodies)
+    async def _send(self, trip: _RoundTrip) -> None:
+        ids = await self._announcer.append(trip.bodies)
         now = time.monotonic()
-        for round_, stream_id in zip(parcel.rounds, ids, strict=True):
+        for round_, stream_id in zip(trip.rounds, ids, strict=True):
             round_.announced_ms = time_of_id(stream_id)
             round_.due = now + round_.pause
             round_.pause = min(2 * round_.pause, max(PAUSE_SECONDS_MAX, self._config.ack_seconds))
 
     def _body(self, key: OrderKey, known: OpenRound) -> bytes | None:
-        """The announcement of an order's round; None where memory is ahead of the ledger, or no lots are left."""
+        """Encodes the announcement of a round; None if memory is ahead of the ledger or no lots are left."""
         order = self._orders.open_order(*key)
         if known.acknowledged or order is None or order.round != known.round:
             return None
         return announcement(order, self._orders.price_decimals(key[0]))
 
-    async def _look(self) -> None:
-        """Announces again what is due, ends what takes too long, and trims what is acknowledged."""
+    async def _check_rounds(self) -> None:
+        """Repeats due announcements, ends rounds that are open for too long, and trims the stream."""
         now, now_ms = time.monotonic(), await self._announcer.now_ms()
         for round_ in self._open.values():
             round_.began_ms = round_.began_ms or now_ms
         waiting = {key: round_ for key, round_ in self._open.items() if not round_.acknowledged}
-        self._show(waiting, now_ms)
+        self._set_metrics(waiting, now_ms)
         due = [key for key, round_ in waiting.items() if round_.announced_ms and round_.due <= now]
         if due:
             self._log.warning("adl rounds not acknowledged", count=len(due), symbol=due[0][0], adl=due[0][1])
             self._metrics.announced_again(self._partition, len(due))
         while due:
             due = due[len(await self._announce(due[:ROUNDS_PER_TRIP_MAX])) :]
-        await asyncio.sleep(0)  # A storm has ten thousand open rounds: going through all of them takes milliseconds.
+        await asyncio.sleep(0)  # A storm has ten thousand open rounds; iterating over them takes milliseconds.
         await self._end_late(now_ms)
         await self._trim(waiting.values(), now_ms)
 
-    def _show(self, waiting: dict[OrderKey, OpenRound], now_ms: int) -> None:
+    def _set_metrics(self, waiting: dict[OrderKey, OpenRound], now_ms: int) -> None:
         oldest = min((round_.began_ms for round_ in waiting.values()), default=None)
         seconds = 0.0 if oldest is None else max(0.0, (now_ms - oldest) / 1000)
         self._metrics.unacknowledged(self._partition, len(waiting), seconds)
 
     async def _end_late(self, now_ms: int) -> None:
-        """Appends an adlTimeout for each round that has been open for too long, once."""
+        """Appends one adlTimeout for each round that is open for longer than `adl.round_seconds`."""
         if not self._config.round_seconds:
             return
         latest = now_ms - self._config.round_seconds * 1000
@@ -241,8 +237,8 @@ class Announcing:
                 one.timed_out = True
 
     async def _trim(self, waiting: Iterable[OpenRound], now_ms: int) -> None:
-        """Drops old announcements, once all that is not acknowledged stands in the stream."""
+        """Trims old announcements, once all unacknowledged rounds are in the stream."""
         times = [round_.announced_ms for round_ in waiting]
         if all(times):
-            oldest_ms = max(0, now_ms - int(KEPT_SECONDS * 1000))
+            oldest_ms = max(0, now_ms - int(RETENTION_SECONDS * 1000))
             await self._announcer.trim(f"{min([oldest_ms, *times])}-0")

@@ -1,12 +1,12 @@
-"""The audit that never sleeps: the ledgers of the partitions that are owned here are recomputed all the time.
+"""The background audit: recomputes the ledgers of the owned partitions continuously.
 
-Two walks go through each ledger, both by the rules of `fundsvc audit`. The full one begins with entry 1, once in a while, and
-compares the end with what is stored; what it has verified is where the newest one goes on as entries are added. A walk that
-finds a difference stays before it, and looks there again, until the ledger is as it should be. So an altered entry after the
-checkpoint is found at once, one before it by the full walk, and an altered checkpoint by either.
+Two walks go through each ledger, both by the rules of `fundsvc audit`. The full walk starts at entry 1 once in `full_hours` and
+compares its end with the stored fund. The newest walk continues from the end of the last full walk and follows new entries. A
+walk that finds a difference stays before it and checks it again until it is gone. So the newest walk detects an altered entry
+after the checkpoint at once, the full walk one before it, and both an altered checkpoint.
 
-Both go in short stretches, and rest after each so long that together they take no more than their share of a core. Beside them
-the hourly rollups are recomputed as often as the full walk begins, at a tenth of a walk's pace.
+Walks recompute short parts of a ledger and pause after each part, so that both together use no more than `audit.share` of a
+core. The hourly rollups are recomputed as often as the full walk starts, at a tenth of a walk's pace.
 """
 
 import asyncio
@@ -43,103 +43,103 @@ from fundsvc.store.policies import policies_of
 from fundsvc.store.rollup_audit import rollup_differences
 
 STRETCH_ENTRIES = 1000
-"""One read of the database: a hundredth of a second's work, of which some milliseconds are the rules'."""
+"""Entries that one query reads: about ten milliseconds of work, some of which run the rules."""
 
 CHUNK_ENTRIES = 50
-"""Recomputed between two looks at the loop: half a millisecond, which is what settling may wait for it."""
+"""Entries between two yields to the loop: half a millisecond, the longest time that settling waits for the audit."""
 
 GROUP_CONTRACTS = 100
-"""Ledgers that are read together at most: what a read costs besides its entries is then hardly more than an entry's each."""
+"""Ledgers that one query reads at most. The fixed cost of a query is then small compared with that of its entries."""
 
 GROWTH_ENTRIES = 10
-"""A ledger grows between being looked at and being read; so many more entries still let a walk reach its end at once."""
+"""Entries that may be added between the look at a ledger and its read, so that one read still reaches the end."""
 
 STRETCHES_PER_VISIT = 20
-"""After so many, the other contracts have their turn."""
+"""The number of parts after which other contracts get their turn."""
 
 RECHECK_SECONDS = 300.0
-"""A fund without new entries is compared with its checkpoint as often as this: that alone may be altered, too."""
+"""How often a fund without new entries is compared with its checkpoint, because either may be altered."""
 
-LOOK_SECONDS = 1.0
-"""How often a walk looks for what there is to do, at most."""
+CHECK_SECONDS = 1.0
+"""The shortest interval at which a walk looks for work."""
 
 OPEN_ORDERS_SIZE_MAX = 200_000
-"""Open orders, and positions that they ask, that are kept between visits: some 30 MB. Beyond it records are read again."""
+"""Bounds the open orders, with their positions, that are kept between visits: some 30 MB. Others are read again."""
 
 DIFFERENCES_MAX = 5
-"""Of a stretch that are told: one altered entry may break all that follow."""
+"""Differences of one part that are logged: one altered entry may break all that follow."""
 
 ROLLUPS_PACE = 0.1
-"""Of a walk's: charts decide no money."""
+"""The pace of the rollup audit relative to a walk. Charts decide no money."""
 
 Result = TypeVar("Result")
 
-Part = Walk | Literal["rollups"]
-"""What the audit goes through."""
+AuditKind = Walk | Literal["rollups"]
+"""The kinds of audits: the two walks, and that of the rollups."""
 
 log = structlog.get_logger()
 
 
 class Metrics(Protocol):
-    """Who shows what the audit found."""
+    """The metrics that the audit sets."""
 
-    def audited(self, symbol: str, walk: Part, *, good: bool, verified_at: float | None) -> None:
-        """Shows whether everything held when a walk last looked, and when it last reached an end where it did, if known."""
+    def audited(self, symbol: str, walk: AuditKind, *, good: bool, verified_at: float | None) -> None:
+        """Sets whether a walk found no difference, and when it last reached the end of a ledger without one, if known."""
 
     def recomputed(self, entries: int) -> None:
-        """Counts entries that were recomputed."""
+        """Counts recomputed entries."""
 
     def conserved(self, symbol: str, error: int) -> None:
-        """Shows how many atoms conservation lacks, of a contract."""
+        """Sets the conservation error of a contract, in atoms."""
 
 
-class Due(NamedTuple):
-    """A ledger that a walk has something to do in, and how many entries it is behind, as far as is known."""
+class DueLedger(NamedTuple):
+    """A ledger that a walk must visit, and how many entries the walk is behind, as far as known."""
 
     symbol: str
     behind: int
 
 
-class Found(NamedTuple):
-    """What a walk found in a stretch: how far it came, what differs, and the first entry that does."""
+class PartResult(NamedTuple):
+    """The result of one part: the state at its end, the differences, and the first entry with a difference."""
 
     followed: Followed
     differences: list[str]
     differs_at: int | None
 
 
-class LeftOff:
-    """Where walks were left, with the orders that are open there: those of the latest, as far as memory is for."""
+class WalkPositions:
+    """The positions of walks with their open orders. Keeps the latest ones, up to OPEN_ORDERS_SIZE_MAX."""
 
     def __init__(self) -> None:
-        self._left: OrderedDict[tuple[str, Walk], tuple[Followed, int]] = OrderedDict()
+        self._positions: OrderedDict[tuple[str, Walk], tuple[Followed, int]] = OrderedDict()
         self._size = 0
 
     def take(self, symbols: Iterable[str], walk: Walk) -> dict[str, Followed]:
-        """Hands out where a walk through some ledgers was left, as far as that is known. What is taken may be changed."""
+        """Removes and returns the known positions of a walk in some ledgers. The caller may modify them."""
         return {symbol: found for symbol in symbols if (found := self._pop(symbol, walk))}
 
-    def leave(self, held: Iterable[VerifiedPart], walk: Walk) -> None:
-        """Notes where a walk was left. The end of a full one is where the newest one goes on."""
+    def save(self, held: Iterable[VerifiedPart], walk: Walk) -> None:
+        """Saves the positions of a walk. The newest walk continues where a full walk ended."""
         for one in held:
             left: Walk = "newest" if one.ended else walk
             self._pop(one.symbol, left)
             size = one.followed.opened.size
             if 0 < size <= OPEN_ORDERS_SIZE_MAX:
-                self._left[one.symbol, left] = one.followed, size
+                self._positions[one.symbol, left] = one.followed, size
                 self._size += size
         while self._size > OPEN_ORDERS_SIZE_MAX:
-            _, (_, size) = self._left.popitem(last=False)
+            _, (_, size) = self._positions.popitem(last=False)
             self._size -= size
 
     def _pop(self, symbol: str, walk: Walk) -> Followed | None:
-        followed, size = self._left.pop((symbol, walk), (None, 0))
+        followed, size = self._positions.pop((symbol, walk), (None, 0))
         self._size -= size
         return followed
 
 
 class Auditor:
-    """Audits the ledgers of the contracts that `owns` names, until cancelled and through every fault."""
+    """Audits the ledgers of the contracts for which `owns` is true, until cancelled. Retries after faults."""
 
     def __init__(
         self,
@@ -156,61 +156,62 @@ class Auditor:
         self._owns = owns
         self._policy_of = policy_of
         self._secrets = secrets
-        self._one_at_a_time = asyncio.Lock()  # One connection is enough, and two walks that end together do not collide.
-        self._told: dict[tuple[str, Part], list[str]] = {}
+        # One connection suffices, and two walks that end at the same time do not conflict.
+        self._one_at_a_time = asyncio.Lock()
+        self._reported: dict[tuple[str, AuditKind], list[str]] = {}
         self._followed = 0
-        self._left_off = LeftOff()
+        self._positions = WalkPositions()
 
     async def run(self) -> None:
-        """Walks, both ways at the same time, and recomputes the rollups."""
+        """Runs both walks and the rollup audit concurrently."""
         async with asyncio.TaskGroup() as tasks:
             for walk in WALKS:
                 tasks.create_task(self._walk(walk))
-            tasks.create_task(self._watch_rollups())
+            tasks.create_task(self._audit_rollups())
 
-    async def _watch_rollups(self) -> None:
+    async def _audit_rollups(self) -> None:
         outage = Outage(log, "audit", walk="rollups")
         while True:
             try:
-                for symbol, _ in await self._slowly(lambda: known_contracts(self._pool)):
+                for symbol, _ in await self._at_rollup_pace(lambda: known_contracts(self._pool)):
                     if self._owns(symbol):
                         await self._compare_rollups(symbol)
                 outage.over()
-                await asyncio.sleep(max(LOOK_SECONDS, self._config.full_hours * 3600))
+                await asyncio.sleep(max(CHECK_SECONDS, self._config.full_hours * 3600))
             except StoreFault as fault:
                 outage.note(fault)
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(CHECK_SECONDS)
 
     async def _compare_rollups(self, symbol: str) -> None:
-        differences = await rollup_differences(self._pool, symbol, self._slowly)
+        differences = await rollup_differences(self._pool, symbol, self._at_rollup_pace)
         if differences:
-            self._differ(symbol, "rollups", Found(beginning(), differences, None))
+            self._report_differences(symbol, "rollups", PartResult(beginning(), differences, None))
         else:
-            self._hold(symbol, "rollups", ended=False)
+            self._report_verified(symbol, "rollups", ended=False)
 
     async def _walk(self, walk: Walk) -> None:
         outage = Outage(log, "audit", walk=walk)
         while True:
             try:
-                await self._look(walk, outage)
+                await self._run_walk(walk, outage)
             except StoreFault as fault:
                 outage.note(fault)
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
-    async def _look(self, walk: Walk, outage: Outage) -> None:
-        """Visits the ledgers that a walk has something to do in; a fault in one keeps no other from its turn."""
-        works = True
-        for group in _groups(await self._paced(lambda: self._due(walk))):
+    async def _run_walk(self, walk: Walk, outage: Outage) -> None:
+        """Visits the ledgers that are due. A fault in one ledger does not affect the others."""
+        succeeded = True
+        for group in _groups(await self._at_walk_pace(lambda: self._due(walk))):
             for fault in await self._visit_all(group, walk):
                 outage.note(fault)
-                works = False
-            if works:
+                succeeded = False
+            if succeeded:
                 outage.over()
-        if works:
+        if succeeded:
             outage.over()
 
-    async def _visit_all(self, group: Sequence[Due], walk: Walk) -> list[StoreFault]:
-        """Visits some ledgers together; after a fault each half alone, until the ledgers at fault are alone. Their faults."""
+    async def _visit_all(self, group: Sequence[DueLedger], walk: Walk) -> list[StoreFault]:
+        """Visits some ledgers together; after a fault halves the group until faulty ledgers are alone. Returns the faults."""
         try:
             await self._visit(group, walk)
         except StoreFault as fault:
@@ -220,16 +221,16 @@ class Auditor:
             return await self._visit_all(group[:half], walk) + await self._visit_all(group[half:], walk)
         return []
 
-    async def _paced(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Does some work, and rests so long that both walks together take no more than their share."""
-        return await self._with_rest(work, len(WALKS) / self._config.share)
+    async def _at_walk_pace(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Runs work, then pauses so that both walks together stay within their share."""
+        return await self._with_pause(work, len(WALKS) / self._config.share)
 
-    async def _slowly(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Does some work at the pace of the rollups."""
-        return await self._with_rest(work, len(WALKS) / self._config.share / ROLLUPS_PACE)
+    async def _at_rollup_pace(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Runs work at the pace of the rollup audit."""
+        return await self._with_pause(work, len(WALKS) / self._config.share / ROLLUPS_PACE)
 
-    async def _with_rest(self, work: Callable[[], Awaitable[Result]], times: float) -> Result:
-        """Does some work, and rests until so many times as long as that took have passed."""
+    async def _with_pause(self, work: Callable[[], Awaitable[Result]], times: float) -> Result:
+        """Runs work, then pauses until `times` its duration has passed."""
         async with self._one_at_a_time:
             started = time.perf_counter()
             result = await work()
@@ -237,47 +238,47 @@ class Auditor:
         await asyncio.sleep(seconds * (times - 1))
         return result
 
-    async def _due(self, walk: Walk) -> list[Due]:
-        """Whose ledger a walk has something to do in, the one that was verified longest ago first."""
+    async def _due(self, walk: Walk) -> list[DueLedger]:
+        """Returns the ledgers that a walk must visit, the one verified longest ago first."""
         known = await known_contracts(self._pool)
         progress = {one.symbol: one for one in await audit_progress(self._pool, walk)}
         for one in progress.values():
             verified_at = None if one.age_seconds is None else time.time() - one.age_seconds
-            self._show(one.symbol, walk, good=one.good, verified_at=verified_at)
+            self._set_metrics(one.symbol, walk, good=one.good, verified_at=verified_at)
         is_due = self._is_due_fully if walk == "full" else self._is_due_newly
         due = [symbol for symbol, entry in known if self._owns(symbol) and is_due(progress.get(symbol), entry)]
         due.sort(key=lambda symbol: _age(progress.get(symbol)), reverse=True)
         entries = dict(known)
-        return [Due(symbol, max(0, entries[symbol] - _entry(progress.get(symbol)))) for symbol in due]
+        return [DueLedger(symbol, max(0, entries[symbol] - _entry(progress.get(symbol)))) for symbol in due]
 
     def _is_due_fully(self, progress: Progress | None, _entry: int) -> bool:
-        """Where a full walk is under way, or the last one is too long ago."""
+        """Whether a full walk is unfinished or overdue."""
         return progress is None or progress.entry > 0 or not progress.good or _age(progress) > self._config.full_hours * 3600
 
     def _is_due_newly(self, progress: Progress | None, entry: int) -> bool:
-        """Where there are entries beyond a checkpoint; without one, it is for a full walk to make it."""
+        """Whether there are entries after the checkpoint. The full walk makes the first checkpoint."""
         return progress is not None and (progress.entry != entry or not progress.good or _age(progress) > RECHECK_SECONDS)
 
-    async def _visit(self, group: Sequence[Due], walk: Walk) -> None:
-        """Recomputes what lies before a walk in some ledgers: so many stretches at most, the rest in a later visit."""
+    async def _visit(self, group: Sequence[DueLedger], walk: Walk) -> None:
+        """Recomputes the next parts of some ledgers, STRETCHES_PER_VISIT at most."""
         counts = {symbol: min(STRETCH_ENTRIES, behind + GROWTH_ENTRIES) for symbol, behind in group}
         for _ in range(STRETCHES_PER_VISIT):
             owned = {symbol: count for symbol, count in counts.items() if self._owns(symbol)}
-            rest = await self._paced(partial(self._stretch, owned, walk)) if owned else []
+            rest = await self._at_walk_pace(partial(self._stretch, owned, walk)) if owned else []
             if not rest:
                 return
             counts = dict.fromkeys(rest, max(1, STRETCH_ENTRIES // len(rest)))
 
     async def _stretch(self, counts: Mapping[str, int], walk: Walk) -> list[str]:
-        """Recomputes the next entries of some contracts, and answers of which of them there are more."""
+        """Recomputes the next entries of some contracts; returns those that have more."""
         held: list[VerifiedPart] = []
         differing: list[str] = []
-        stretches = await read_parts(self._pool, counts, walk, self._left_off.take(counts, walk))
+        stretches = await read_parts(self._pool, counts, walk, self._positions.take(counts, walk))
         policies = await policies_of(self._pool, list(stretches), self._policy_of)
         for symbol, stretch in stretches.items():
             found = await self._follow(symbol, stretch, policies[symbol])
             if found.differences:
-                self._differ(symbol, walk, found)
+                self._report_differences(symbol, walk, found)
                 differing.append(symbol)
             else:
                 held.append(VerifiedPart(symbol, found.followed, stretch.ended))
@@ -289,15 +290,15 @@ class Auditor:
             await keep_verified(self._pool, walk, held)
         if differing:
             await keep_differences(self._pool, walk, differing)
-        self._left_off.leave(held, walk)
+        self._positions.save(held, walk)
         for one in held:
-            self._hold(one.symbol, walk, ended=one.ended)
+            self._report_verified(one.symbol, walk, ended=one.ended)
 
-    async def _follow(self, symbol: str, stretch: LedgerPart, policies: Mapping[int, Policy]) -> Found:
-        """Recomputes a stretch; where it is the last one, its end is compared with what is stored."""
+    async def _follow(self, symbol: str, stretch: LedgerPart, policies: Mapping[int, Policy]) -> PartResult:
+        """Recomputes a part; compares the end of the last part with the stored fund."""
         ledger = stretch.ledger
         if ledger is None:
-            return Found(stretch.since, [missing(symbol)], None)
+            return PartResult(stretch.since, [missing(symbol)], None)
         replay = stretch.replay(ledger, policies, self._secrets)
         for _ in stretch.followed(replay):
             self._followed += 1
@@ -307,31 +308,31 @@ class Auditor:
         stretch.compare(replay)
         if stretch.totals and self._owns(symbol):
             self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, stretch.totals))
-        return Found(Followed(replay.checkpoint, replay.orders.opened), replay.differences, replay.differs_at)
+        return PartResult(Followed(replay.checkpoint, replay.orders.opened), replay.differences, replay.differs_at)
 
-    def _differ(self, symbol: str, walk: Part, found: Found) -> None:
-        """Tells what a walk found, once."""
-        self._show(symbol, walk, good=False, verified_at=None)
-        if self._told.get((symbol, walk)) != found.differences:
-            self._told[symbol, walk] = found.differences
+    def _report_differences(self, symbol: str, walk: AuditKind, found: PartResult) -> None:
+        """Logs the differences of a walk, unless they are logged already, and sets the metrics."""
+        self._set_metrics(symbol, walk, good=False, verified_at=None)
+        if self._reported.get((symbol, walk)) != found.differences:
+            self._reported[symbol, walk] = found.differences
             for difference in found.differences[:DIFFERENCES_MAX]:
                 log.error("audit difference", symbol=symbol, entry=found.differs_at, walk=walk, difference=difference)
 
-    def _hold(self, symbol: str, walk: Part, *, ended: bool) -> None:
-        """Notes that everything held as far as a walk has come; the end of a full one vouches for the newest one, too."""
+    def _report_verified(self, symbol: str, walk: AuditKind, *, ended: bool) -> None:
+        """Records that a walk found no difference. The end of a full walk also confirms the newest walk."""
         for held in WALKS if ended and walk == "full" else (walk,):
-            self._show(symbol, held, good=True, verified_at=time.time() if ended else None)
-            if self._told.pop((symbol, held), None):
+            self._set_metrics(symbol, held, good=True, verified_at=time.time() if ended else None)
+            if self._reported.pop((symbol, held), None):
                 log.info("audit difference gone", symbol=symbol, walk=held)
 
-    def _show(self, symbol: str, walk: Part, *, good: bool, verified_at: float | None) -> None:
+    def _set_metrics(self, symbol: str, walk: AuditKind, *, good: bool, verified_at: float | None) -> None:
         if self._owns(symbol):
             self._metrics.audited(symbol, walk, good=good, verified_at=verified_at)
 
 
-def _groups(due: Iterable[Due]) -> Iterator[list[Due]]:
-    """Ledgers that are visited together, in the given order: as many as one read is for."""
-    group: list[Due] = []
+def _groups(due: Iterable[DueLedger]) -> Iterator[list[DueLedger]]:
+    """Groups ledgers for common reads, in the given order, up to the limits of one read."""
+    group: list[DueLedger] = []
     entries = 0
     for one in due:
         if group and (entries + one.behind > STRETCH_ENTRIES or len(group) == GROUP_CONTRACTS):
@@ -348,5 +349,5 @@ def _entry(progress: Progress | None) -> int:
 
 
 def _age(progress: Progress | None) -> float:
-    """Seconds since a walk last reached an end where everything held."""
+    """Returns the seconds since a walk last reached the end without a difference, infinity if unknown."""
     return math.inf if progress is None or progress.age_seconds is None else progress.age_seconds

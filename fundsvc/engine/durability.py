@@ -1,6 +1,6 @@
-"""Whether what was answered survives a crash of the servers: settings with which they may lose it are found and shown.
+"""Checks whether confirmed data survives a crash of the servers, and reports settings with which it may not.
 
-Sessions set `synchronous_commit` themselves. The other settings are the servers' own, and an operator's to change.
+Sessions set `synchronous_commit` themselves. The other settings belong to the servers; an operator changes them.
 """
 
 import asyncio
@@ -9,27 +9,27 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from fundsvc.concurrency.background import Chore
+from fundsvc.concurrency.background import PeriodicTask
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import Pool
 from fundsvc.store.server_checks import weak_settings
 from fundsvc.streams.client import Client, is_append_only
 
-LOOK_SECONDS = 60.0
-"""How often the settings are looked at: they can be changed without a restart."""
+CHECK_SECONDS = 60.0
+"""How often the settings are checked; they can change without a restart."""
 
 APPEND_ONLY = "appendonly"
-"""Without this file, or with one that is off, the stream's server comes back without what was appended."""
+"""With this setting off, the stream server loses appended messages when it restarts."""
 
 log = structlog.get_logger()
 
 
 class NotDurable(Exception):
-    """The servers may lose what they confirmed; the message names the settings."""
+    """The servers may lose confirmed data; the message names the settings."""
 
 
 class Durability:
-    """The settings of the primary and of the stream's server as they were found last."""
+    """The durability settings of the primary and of the stream server at the last check."""
 
     def __init__(self, primary: Pool, client: Client, metrics: Metrics) -> None:
         self._primary = primary
@@ -38,16 +38,16 @@ class Durability:
         self._weak: dict[str, frozenset[str]] = {}
 
     async def check(self) -> None:
-        """Returns if no setting is weak, as far as is known; raises NotDurable."""
+        """Returns if no known setting is weak; raises NotDurable otherwise."""
         if weak := sorted(self._all()):
             raise NotDurable(f"{', '.join(weak)} off: a crash of the server may lose what it confirmed")
 
-    async def look_at_database(self) -> None:
-        """Looks at the primary's settings; raises StoreFault."""
+    async def check_database(self) -> None:
+        """Reads the primary's settings; raises StoreFault."""
         self._note("database", frozenset(await weak_settings(self._primary)))
 
-    async def look_at_stream(self) -> None:
-        """Looks at the settings of the stream's server; raises StreamFault."""
+    async def check_stream(self) -> None:
+        """Reads the stream server's settings; raises StreamFault."""
         self._note("stream", frozenset() if await is_append_only(self._client) else frozenset({APPEND_ONLY}))
 
     def _note(self, part: str, weak: frozenset[str]) -> None:
@@ -65,12 +65,12 @@ class Durability:
 
 @asynccontextmanager
 async def durability(primary: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Durability]:
-    """Durability that is looked at from now on."""
+    """Provides a Durability whose settings are checked periodically."""
     found = Durability(primary, client, metrics)
-    looks = (("database", found.look_at_database), ("stream", found.look_at_stream))
+    checks = (("database", found.check_database), ("stream", found.check_stream))
     async with asyncio.TaskGroup() as tasks:
-        chores = [Chore(f"durability of the {part}", LOOK_SECONDS, look, log) for part, look in looks]
-        running = [tasks.create_task(chore.run()) for chore in chores]
+        periodic = [PeriodicTask(f"durability of the {part}", CHECK_SECONDS, check, log) for part, check in checks]
+        running = [tasks.create_task(task.run()) for task in periodic]
         try:
             yield found
         finally:

@@ -1,4 +1,4 @@
-"""The consumer: holds leases on partitions and runs a session for each, through every fault."""
+"""The engine process: acquires leases on partitions and runs a session for each of them. Retries after every fault."""
 
 import asyncio
 import time
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import structlog
 
-from fundsvc.concurrency.background import Chore, lasting
-from fundsvc.concurrency.exclusive import one_thread
+from fundsvc.concurrency.background import PeriodicTask, keep_running
+from fundsvc.concurrency.exclusive import single_thread_executor
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import partition_of
 from fundsvc.engine.audit_loop import Auditor
-from fundsvc.engine.heads import keep_heads
-from fundsvc.engine.leases import Held, LeaseKeeper, Steps
+from fundsvc.engine.heads import save_heads
+from fundsvc.engine.leases import HeldLeases, LeaseKeeper, Steps
 from fundsvc.engine.policy_proposals import Proposals
 from fundsvc.engine.session import Session
 from fundsvc.logs.faults import Outage
@@ -27,146 +27,150 @@ from fundsvc.store.statistics import Statistics
 from fundsvc.streams.client import Client, open_client
 
 FINISH_SECONDS_MAX = 1.0
-"""A batch in hand is committed within this time, unless the database or the stream does not answer; then it is cut off."""
+"""The time for committing the current batch. A batch that takes longer is cancelled, because a server does not answer."""
 
 STOP_SECONDS_MAX = 2.0
-"""For all that stopping takes, so that the process ends within three seconds whatever is away. Being cut off loses nothing."""
+"""The limit for the whole shutdown: the process ends within three seconds also while servers do not answer. A cancelled batch
+is not lost: the next owner settles it.
+"""
 
-CHORE_CONNECTIONS_MAX = 4
-"""One for the audit, one for what is looked up slowly, and two so that no other chore waits for these."""
+POOL_CONNECTIONS_MAX = 4
+"""One for the audit, one for slow queries, and two so that other periodic tasks do not wait for these."""
 
 PEAK_SECONDS = 20.0
-"""How often the highest balances of the last eight hours are looked up: in this time few of them fall out of these."""
+"""How often the highest balances of the last eight hours are computed. Few of them leave that window in this time."""
 
 HEADS_SECONDS = 60.0
-"""How often it is looked whether the heads of this hour are kept: a fault delays them by no more."""
+"""How often the engine checks whether this hour's heads are saved. A fault delays them by at most this time."""
 
 log = structlog.get_logger()
 
 
 class NotSettling(Exception):
-    """Some partitions of this process are not settled at present; the message says why."""
+    """Some partitions of this process do not settle; the message contains the reasons."""
 
 
 class Engine:
-    """Consumes as many partitions as its fair share; `run` ends when `stop` is set, with nothing half done."""
+    """Settles a fair share of the partitions. `run` ends after `stop` is set, with all started batches committed or dropped."""
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         self.name = uuid.uuid4().hex[:12]
         self._config = config
         self._metrics = metrics
-        self._owned: dict[int, _Ownership] = {}
+        self._owned: dict[int, _OwnedPartition] = {}
         self._worker: Executor
         self._proposals = Proposals(config)
         self._outage = Outage(log, "leases", engine=self.name)
-        self._trouble = ""
+        self._lease_fault = ""
         metrics.partitions.set(config.stream.partitions)
         if config.audit.heads_directory:
             metrics.heads_saved.set_to_current_time()  # Its age then counts from the start until the first file.
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Owns and consumes partitions until told to stop; what fails in one part of it is tried again, and ends no other."""
-        with one_thread("fundsvc settling") as self._worker:
+        """Acquires and settles partitions until `stop` is set. Each part retries its own failures and does not stop another."""
+        with single_thread_executor("fundsvc settling") as self._worker:
             await self._run(stop)
 
     async def _run(self, stop: asyncio.Event) -> None:
         async with (
             open_client(self._config.stream) as client,
-            open_pool(self._config.database.dsn, CHORE_CONNECTIONS_MAX) as pool,
+            open_pool(self._config.database.dsn, POOL_CONNECTIONS_MAX) as pool,
             asyncio.TaskGroup() as tasks,
         ):
             self._metrics.add_pool(pool)
             secrets = self._config.ledger.secrets
             if secrets.current is None:
                 log.warning("accounts not hidden", engine=self.name)
-            auditor = Auditor(pool, self._config.audit, self._metrics, self._settles, self._config.policy.of, secrets)
-            auditing = tasks.create_task(lasting("audit", auditor.run, log))
-            looking_back = tasks.create_task(
-                Chore("peaks", PEAK_SECONDS, partial(self._look_back, Statistics(pool)), log).run()
+            auditor = Auditor(pool, self._config.audit, self._metrics, self._is_settled_here, self._config.policy.of, secrets)
+            auditing = tasks.create_task(keep_running("audit", auditor.run, log))
+            updating_peaks = tasks.create_task(
+                PeriodicTask("peaks", PEAK_SECONDS, partial(self._update_peaks, Statistics(pool)), log).run()
             )
-            keeping = tasks.create_task(Chore("heads", HEADS_SECONDS, partial(self._keep_heads, pool), log).run())
-            holding = tasks.create_task(self._hold(tasks, client, pool, stop))
+            saving_heads = tasks.create_task(PeriodicTask("heads", HEADS_SECONDS, partial(self._save_heads, pool), log).run())
+            keeping_leases = tasks.create_task(self._keep_leases(tasks, client, pool, stop))
             try:
                 await stop.wait()
-                await asyncio.wait([holding], timeout=STOP_SECONDS_MAX)
+                await asyncio.wait([keeping_leases], timeout=STOP_SECONDS_MAX)
             finally:
                 auditing.cancel()
-                looking_back.cancel()
-                keeping.cancel()
-                holding.cancel()
+                updating_peaks.cancel()
+                saving_heads.cancel()
+                keeping_leases.cancel()
                 for ownership in self._owned.values():
-                    ownership.cut_off()
+                    ownership.cancel()
 
     async def check(self) -> None:
-        """Returns if everything that this process owns is settled; raises NotSettling."""
-        troubles = [
-            f"partition {number}: {owned.session.trouble}" for number, owned in self._owned.items() if owned.session.trouble
+        """Returns if all partitions of this process settle; raises NotSettling otherwise."""
+        reasons = [
+            f"partition {number}: {owned.session.problem}" for number, owned in self._owned.items() if owned.session.problem
         ]
-        if self._trouble:
-            troubles.append(f"leases: {self._trouble}")
-        if troubles:
-            raise NotSettling("; ".join(troubles))
+        if self._lease_fault:
+            reasons.append(f"leases: {self._lease_fault}")
+        if reasons:
+            raise NotSettling("; ".join(reasons))
 
-    async def _hold(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
-        """Keeps leases, and what they are for running, until told to stop."""
+    async def _keep_leases(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
+        """Keeps leases, and runs the sessions of the held partitions, until `stop` is set."""
         engine = self._config.engine
         async with LeaseKeeper(self._config.database.dsn, self.name, engine.lease_seconds, self._steps) as keeper:
             stopping = asyncio.ensure_future(stop.wait())
             while not stop.is_set():
-                news = asyncio.ensure_future(keeper.next())
-                await asyncio.wait([news, stopping], return_when=asyncio.FIRST_COMPLETED)
-                if news.done():
-                    await self._take(news, tasks, client, pool, keeper)
-                news.cancel()
+                renewal = asyncio.ensure_future(keeper.next())
+                await asyncio.wait([renewal, stopping], return_when=asyncio.FIRST_COMPLETED)
+                if renewal.done():
+                    await self._handle_leases(renewal, tasks, client, pool, keeper)
+                renewal.cancel()
             with suppress(StoreFault):
-                await self._give_up_all(keeper)
+                await self._release_all(keeper)
 
-    async def _take(
-        self, news: asyncio.Future[Held], tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper
+    async def _handle_leases(
+        self, renewal: asyncio.Future[HeldLeases], tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper
     ) -> None:
-        """Takes in what became of the leases; whatever was wrong with them, the keeper goes on."""
+        """Applies a result of the lease keeper. Logs errors and continues."""
         try:
-            await self._agree(tasks, client, pool, keeper, news.result())
+            await self._apply_leases(tasks, client, pool, keeper, renewal.result())
         except StoreFault as fault:
-            self._note(fault)
-            # Their connection may be half open, and so may the others: these would be waited for a minute each.
+            self._note_fault(fault)
+            # The keeper's connection may be half open, and so may pooled ones: each of those would block a query for a minute.
             await pool.expire_connections()
         except Exception as mistake:
             log.exception("mistake", part="leases")
-            self._note(mistake)
+            self._note_fault(mistake)
         else:
-            self._trouble = ""
+            self._lease_fault = ""
             self._outage.over()
 
-    def _note(self, fault: Exception) -> None:
+    def _note_fault(self, fault: Exception) -> None:
         self._metrics.faults.labels("database").inc()
         self._outage.note(fault)
-        self._trouble = str(fault)
+        self._lease_fault = str(fault)
 
     def _steps(self) -> Mapping[int, Steps]:
-        """What each partition has done; asked from another thread."""
+        """Returns the steps of each partition. The lease thread calls it."""
         return {partition: owned.session.steps for partition, owned in list(self._owned.items())}
 
-    def _settles(self, symbol: str) -> bool:
-        """Whether a contract is of a partition that this engine runs."""
+    def _is_settled_here(self, symbol: str) -> bool:
+        """Whether the session of the contract's partition runs in this engine."""
         ownership = self._owned.get(partition_of(symbol, self._config.stream.partitions))
         return ownership is not None and not ownership.task.done()
 
-    async def _look_back(self, statistics: Statistics) -> None:
-        """Shows how high the funds stood lately; what cannot be asked for now stays as it was."""
+    async def _update_peaks(self, statistics: Statistics) -> None:
+        """Updates the metric of the highest balances; after a fault it keeps its values."""
         self._metrics.set_peaks(await statistics.peaks(time.time_ns() // 1_000_000))
 
-    async def _keep_heads(self, pool: Pool) -> None:
-        """Keeps the ends of all chains outside the database, once an hour."""
+    async def _save_heads(self, pool: Pool) -> None:
+        """Saves the heads of all chains outside the database, once an hour."""
         if self._config.audit.heads_directory:
-            await keep_heads(pool, Path(self._config.audit.heads_directory), self._config.audit.heads_days)
+            await save_heads(pool, Path(self._config.audit.heads_directory), self._config.audit.heads_days)
             self._metrics.heads_saved.set_to_current_time()
 
-    async def _agree(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper, held: Held) -> None:
-        """Makes what runs agree with what is held."""
+    async def _apply_leases(
+        self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper, held: HeldLeases
+    ) -> None:
+        """Stops the sessions of lost partitions, starts those of new ones, and releases partitions beyond the fair share."""
         for partition, ownership in list(self._owned.items()):
             if held.epochs.get(partition) != ownership.epoch:
-                ownership.cut_off()
+                ownership.cancel()
                 del self._owned[partition]
                 log.warning(
                     "partition lost", engine=self.name, partition=partition, epoch=ownership.epoch, cause="the lease ran out"
@@ -175,34 +179,34 @@ class Engine:
                 del self._owned[partition]
         for partition, epoch in held.epochs.items():
             if partition not in self._owned:
-                self._owned[partition] = self._own(tasks, client, pool, partition, epoch)
+                self._owned[partition] = self._start(tasks, client, pool, partition, epoch)
         for partition in sorted(self._owned)[held.share :]:
-            await self._give_up(keeper, partition)
+            await self._release(keeper, partition)
 
-    def _own(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, partition: int, epoch: int) -> "_Ownership":
+    def _start(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, partition: int, epoch: int) -> "_OwnedPartition":
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
         stop = asyncio.Event()
         session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch, self._proposals, self._worker)
-        return _Ownership(epoch, session, stop, tasks.create_task(session.run(stop)))
+        return _OwnedPartition(epoch, session, stop, tasks.create_task(session.run(stop)))
 
-    async def _give_up_all(self, keeper: LeaseKeeper) -> None:
+    async def _release_all(self, keeper: LeaseKeeper) -> None:
         await asyncio.gather(*(ownership.finish() for ownership in self._owned.values()))
         await keeper.leave({partition: ownership.epoch for partition, ownership in self._owned.items()})
         for partition in list(self._owned):
-            self._released(partition, self._owned.pop(partition))
+            self._log_released(partition, self._owned.pop(partition))
 
-    async def _give_up(self, keeper: LeaseKeeper, partition: int) -> None:
+    async def _release(self, keeper: LeaseKeeper, partition: int) -> None:
         ownership = self._owned.pop(partition)
         await ownership.finish()
         await keeper.release(partition, ownership.epoch)
-        self._released(partition, ownership)
+        self._log_released(partition, ownership)
 
-    def _released(self, partition: int, ownership: "_Ownership") -> None:
+    def _log_released(self, partition: int, ownership: "_OwnedPartition") -> None:
         log.info("partition released", engine=self.name, partition=partition, epoch=ownership.epoch)
 
 
-class _Ownership:
-    """A partition that this engine runs, under an epoch."""
+class _OwnedPartition:
+    """A partition that this engine owns under an epoch, with its session."""
 
     def __init__(self, epoch: int, session: Session, stop: asyncio.Event, task: asyncio.Task[None]) -> None:
         self.epoch = epoch
@@ -211,13 +215,13 @@ class _Ownership:
         self._stop = stop
 
     async def finish(self) -> None:
-        """Lets the batch in hand be committed; ends it if that takes too long."""
+        """Waits until the current batch is committed; cancels it after FINISH_SECONDS_MAX."""
         self._stop.set()
         await asyncio.wait([self.task], timeout=FINISH_SECONDS_MAX)
         self.task.cancel()
         await asyncio.wait([self.task])
 
-    def cut_off(self) -> None:
-        """Ends it where it stands; what is not committed is another owner's to settle."""
+    def cancel(self) -> None:
+        """Cancels the session at once. The next owner settles what is not committed."""
         self._stop.set()
         self.task.cancel()

@@ -1,11 +1,11 @@
-"""Heads of chains that are kept outside the database, where its owner cannot change them, and the ledger compared with them.
+"""Saves the heads of all chains outside the database, where its owner cannot change them, and compares the ledger with them.
 
-Each entry seals the one before it, and so does each ADL record. So one hash, kept elsewhere, fixes everything up to it: a chain
-that was rewritten with valid hashes, an end that was cut off and a contract that was deleted all differ from it.
+Each entry contains the hash of the previous entry, and each ADL record that of the previous record. A saved hash therefore
+detects every change before it: a chain rewritten with valid hashes, a truncated chain, a deleted contract.
 
-A file has one JSON object a line: `symbol`; `entry` and `head` (hex), number and hash of its last entry; `adlRecord` and
-`adlHead`, those of its last ADL record; `at`, when they were read (milliseconds). Further keys are passed over. An answer of
-the API's insurance-fund routes stands for the funds in it, so a file of saved answers is a file of heads.
+A file contains one JSON object a line: `symbol`; `entry` and `head` (hex), the number and hash of the last entry; `adlRecord`
+and `adlHead`, those of the last ADL record; `at`, the time of reading (milliseconds). Other keys are ignored. A line may also
+be an answer of the API's insurance-fund routes, so a file of saved answers is a file of heads.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import fetch
 
 HEADS_PER_READ = 1000
-"""Bounds a statement: each head is two look-ups by key."""
+"""Bounds a query: each head costs two look-ups by key."""
 
 FILE_PATTERN = "heads-*.jsonl"
 
 
 class Head(msgspec.Struct, rename="camel", frozen=True):
-    """The ends of a contract's two chains, at a time (ms): numbers and hashes (hex); number 0 is an empty chain."""
+    """The ends of a contract's two chains at a time (ms): numbers and hashes (hex). Number 0 denotes an empty chain."""
 
     symbol: str
     entry: int
@@ -42,15 +42,15 @@ class Head(msgspec.Struct, rename="camel", frozen=True):
 
 
 class _Answer(msgspec.Struct):
-    """An answer of the API: one fund, or a list of them."""
+    """An answer of the API: one fund, or a list of funds."""
 
     data: list[Head] | Head
 
 
-async def keep_heads(pool: Pool, directory: Path, days: float) -> None:
-    """Writes the heads of all contracts into this hour's file, if there is none yet, and removes files older than so many days.
+async def save_heads(pool: Pool, directory: Path, days: float) -> None:
+    """Writes the heads of all contracts into this hour's file unless it exists, and deletes files older than `days`.
 
-    Raises StoreFault where the database or the directory does not do its part.
+    Raises StoreFault if the database fails or the directory is not writable.
     """
     path = directory / time.strftime("heads-%Y-%m-%dT%H.jsonl", time.gmtime())
     if path.exists():
@@ -65,7 +65,7 @@ async def keep_heads(pool: Pool, directory: Path, days: float) -> None:
 
 
 def _write(path: Path, heads: Sequence[Head]) -> None:
-    """Writes a file whole or not at all, and never over another: the first one of an hour stays."""
+    """Writes the file atomically. Never overwrites a file: the first one of an hour stays."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent) as file:
         for head in heads:
@@ -83,7 +83,7 @@ def _expire(directory: Path, before: float) -> None:
 
 
 def read_heads(path: Path) -> Iterator[Head]:
-    """The heads in a file, or in all files that an engine kept in a directory; raises ValueError for a line without any."""
+    """Yields the heads of a file, or of all files in a directory; raises ValueError for a line without a head."""
     for file in sorted(path.glob(FILE_PATTERN)) if path.is_dir() else [path]:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
@@ -105,12 +105,12 @@ def _heads_in(line: bytes, place: str) -> Iterable[Head]:
 
 
 async def head_differences(pool: Pool, heads: Iterable[Head]) -> dict[str, list[str]]:
-    """Where the ledger is not what some heads say that it was, by contract; raises StoreFault."""
+    """Returns the differences between the ledger and saved heads, by contract; raises StoreFault."""
     found: dict[str, list[str]] = defaultdict(list)
     rest = iter(heads)
-    while some := list(islice(rest, HEADS_PER_READ)):
-        keys = [head.symbol for head in some], [head.entry for head in some], [head.adl_record for head in some]
-        for head, row in zip(some, await fetch(pool, "chain_links", *keys), strict=True):
+    while chunk := list(islice(rest, HEADS_PER_READ)):
+        keys = [head.symbol for head in chunk], [head.entry for head in chunk], [head.adl_record for head in chunk]
+        for head, row in zip(chunk, await fetch(pool, "chain_links", *keys), strict=True):
             found[head.symbol] += _differences(head, *row)
     return {symbol: differences for symbol, differences in found.items() if differences}
 

@@ -1,9 +1,10 @@
-"""Leases kept from a thread of its own, so that long work on the engine's loop does not let them run out.
+"""Keeps leases in a separate thread, so that long work on the engine's loop does not let them expire.
 
-A partition that takes no step for a long time stands still: its lease is not renewed, and another engine takes it over. One
-that fails at all it tries, as a server may be out of reach for this host alone, is left to another engine where there is one.
+An engine stops renewing the lease of a partition that takes no step for STANDSTILL_SECONDS; another engine takes it over. If
+all attempts of a partition fail for FAILING_SECONDS, this host may have lost a server that other hosts reach: the engine then
+leaves the partition to another engine, if there is one.
 
-An engine also notices by its own clock that a lease is not renewed: the database's clock may have been set back.
+An engine also detects by its own clock that a lease was not renewed, because the database's clock may be set back.
 """
 
 import asyncio
@@ -17,45 +18,45 @@ from fundsvc.store.database import StoreFault
 from fundsvc.store.leases import Lease, Leases, open_leases
 
 RENEWALS_PER_LEASE = 4
-"""A lease survives the loss of three renewals, and a dead owner's partition is claimed a quarter lease after it ends."""
+"""A lease survives three lost renewals. Engines look for expired leases as often, so they claim one within a quarter lease."""
 
 STANDSTILL_SECONDS = 90.0
-"""Longer than any statement may take: until then a partition may wait for the database."""
+"""Longer than the timeout of any statement: a partition may wait that long for the database."""
 
 FAILING_SECONDS = 30.0
-"""For so long a partition may fail at every attempt: longer than servers take to start again, and a few slow commits."""
+"""Longer than a server's restart and a few slow commits."""
 
-RESTING_LEASES = 3.0
-RESTING_SECONDS_MAX = 600.0
-"""For so many leases an engine leaves a partition that stood still or failed to others; then it may take it anew. The next time
-it leaves it for twice as long, up to some minutes.
+BACKOFF_LEASES = 3.0
+BACKOFF_SECONDS_MAX = 600.0
+"""An engine does not claim a partition for this time (in leases) after it left it to others. The time doubles with each
+repetition, up to BACKOFF_SECONDS_MAX.
 """
 
 RETRY_SECONDS_MAX = 1.0
-"""A lost database is tried again within a second."""
+"""The pause before connecting to the database again."""
 
 END_SECONDS_MAX = 1.0
-"""How long the end of the thread is waited for; it only closes a connection."""
+"""How long `__aexit__` waits for the thread, which only closes a connection."""
 
 Result = TypeVar("Result")
 
 
-class Held(NamedTuple):
-    """The epochs of the partitions held, by number, and how many should be."""
+class HeldLeases(NamedTuple):
+    """The epochs of the held partitions, by number, and how many partitions are this engine's fair share."""
 
     epochs: Mapping[int, int]
     share: int
 
 
 class Steps(NamedTuple):
-    """How many steps a partition has taken, attempts included, and how many that settled something, or found nothing to do."""
+    """How many steps a partition took, failed attempts included; how many of them settled something or found nothing new."""
 
     taken: int
     settled: int
 
 
-class _Seen(NamedTuple):
-    """The steps of a partition, and since when (monotonic) none was taken and none settled anything."""
+class _Observed(NamedTuple):
+    """The steps of a partition, and the times (monotonic) at which each count last changed."""
 
     steps: Steps
     taken_at: float
@@ -63,23 +64,23 @@ class _Seen(NamedTuple):
 
 
 class LeaseKeeper:
-    """The leases of one engine. `steps` tells, from any thread, what each partition has done."""
+    """Keeps the leases of one engine. Calls `steps` from its thread for the steps of each partition."""
 
     def __init__(self, dsn: str, engine: str, lease_seconds: float, steps: Callable[[], Mapping[int, Steps]]) -> None:
         self._dsn = dsn
         self._engine = engine
         self._seconds = lease_seconds
         self._steps = steps
-        self._seen: dict[int, _Seen] = {}
-        self._left_until: dict[int, float] = {}
+        self._observed: dict[int, _Observed] = {}
+        self._stuck_until: dict[int, float] = {}
         self._failing_until: dict[int, float] = {}
-        self._rests: dict[int, float] = {}
+        self._backoffs: dict[int, float] = {}
         self._others: dict[int, tuple[Lease, float]] = {}
         self._leases: Leases | None = None
         self._leaving = self._ending = False
         self._keeping: asyncio.Task[Any] | None = None
-        self._told: Held | Exception | None = None
-        self._news = asyncio.Event()
+        self._result: HeldLeases | Exception | None = None
+        self._has_result = asyncio.Event()
         self._owner = asyncio.get_running_loop()
         self._loop = asyncio.new_event_loop()
         self._one_at_a_time = asyncio.Lock()
@@ -93,26 +94,26 @@ class LeaseKeeper:
         self._loop.call_soon_threadsafe(self._end)
         await asyncio.to_thread(self._thread.join, END_SECONDS_MAX)
 
-    async def next(self) -> Held:
-        """What is held once it was looked at again; raises what that raised, StoreFault when the database is away."""
-        await self._news.wait()
-        self._news.clear()
-        told = self._told
-        assert told is not None, "there are news"
-        if isinstance(told, Exception):
-            raise told
-        return told
+    async def next(self) -> HeldLeases:
+        """Waits for the next renewal and returns the held leases; raises its error, StoreFault if the database fails."""
+        await self._has_result.wait()
+        self._has_result.clear()
+        result = self._result
+        assert result is not None, "set before the event"
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     async def release(self, partition: int, epoch: int) -> None:
-        """Gives a partition up at once; raises StoreFault."""
+        """Releases a partition at once; raises StoreFault."""
         await self._in_thread(self._with_leases(lambda leases: leases.release(partition, epoch)))
 
     async def leave(self, epochs: Mapping[int, int]) -> None:
-        """Gives up all that is held, takes nothing more and takes the engine off the list; raises StoreFault."""
+        """Releases all held partitions, stops acquiring, and removes the engine from the list; raises StoreFault."""
         await self._in_thread(self._with_leases(lambda leases: self._leave(leases, epochs)))
 
     def _work(self) -> None:
-        """The thread."""
+        """Runs the thread's event loop."""
         with suppress(asyncio.CancelledError), asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._keep())
 
@@ -130,7 +131,7 @@ class LeaseKeeper:
                         await self._renew(self._leases)
                         await asyncio.sleep(self._seconds / RENEWALS_PER_LEASE)
             except Exception as error:  # noqa: BLE001 - the engine classifies it
-                self._tell(error)
+                self._publish(error)
             finally:
                 self._leases = None
             await asyncio.sleep(RETRY_SECONDS_MAX)
@@ -138,11 +139,11 @@ class LeaseKeeper:
     async def _renew(self, leases: Leases) -> None:
         async with self._one_at_a_time:
             if not self._leaving:
-                self._watch()
+                self._observe_partitions()
                 now = time.monotonic()
-                standing_still = [partition for partition, until in self._left_until.items() if until > now]
+                stuck = [partition for partition, until in self._stuck_until.items() if until > now]
                 failing = [partition for partition, until in self._failing_until.items() if until > now]
-                self._tell(Held(await leases.keep(standing_still, failing), await leases.share()))
+                self._publish(HeldLeases(await leases.keep(stuck, failing), await leases.share()))
 
     async def _leave(self, leases: Leases, epochs: Mapping[int, int]) -> None:
         self._leaving = True
@@ -153,40 +154,42 @@ class LeaseKeeper:
     async def _with_leases(self, act: Callable[[Leases], Coroutine[Any, Any, None]]) -> None:
         async with self._one_at_a_time:
             if self._leases is None:
-                raise StoreFault("the leases' connection is away")
+                raise StoreFault("the lease keeper has no connection to the database")
             await act(self._leases)
 
     async def _in_thread(self, work: Coroutine[Any, Any, Result]) -> Result:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
-    def _tell(self, told: Held | Exception) -> None:
-        self._told = told
-        with suppress(RuntimeError):  # The engine's loop is over.
-            self._owner.call_soon_threadsafe(self._news.set)
+    def _publish(self, result: HeldLeases | Exception) -> None:
+        self._result = result
+        with suppress(RuntimeError):  # The engine's loop is closed.
+            self._owner.call_soon_threadsafe(self._has_result.set)
 
-    def _watch(self) -> None:
-        """Notes which partitions stand still, and which fail at all that they try."""
+    def _observe_partitions(self) -> None:
+        """Notes which partitions take no steps, and which fail at every attempt."""
         now = time.monotonic()
-        self._seen = {partition: _seen(self._seen.get(partition), steps, now) for partition, steps in self._steps().items()}
-        for partition, seen in self._seen.items():
-            if now - seen.taken_at > STANDSTILL_SECONDS:
-                self._leave_to_others(self._left_until, partition, now)
-            if now - seen.settled_at > FAILING_SECONDS:
-                self._leave_to_others(self._failing_until, partition, now)
-            elif seen.settled_at == now:
+        self._observed = {
+            partition: _observed(self._observed.get(partition), steps, now) for partition, steps in self._steps().items()
+        }
+        for partition, observed in self._observed.items():
+            if now - observed.taken_at > STANDSTILL_SECONDS:
+                self._back_off(self._stuck_until, partition, now)
+            if now - observed.settled_at > FAILING_SECONDS:
+                self._back_off(self._failing_until, partition, now)
+            elif observed.settled_at == now:
                 self._failing_until.pop(partition, None)
-                self._rests.pop(partition, None)
+                self._backoffs.pop(partition, None)
 
-    def _leave_to_others(self, until: dict[int, float], partition: int, now: float) -> None:
+    def _back_off(self, until: dict[int, float], partition: int, now: float) -> None:
         if until.get(partition, 0.0) <= now:
-            rest = self._rests.get(partition, RESTING_LEASES * self._seconds)
-            until[partition] = now + rest
-            self._rests[partition] = min(2 * rest, RESTING_SECONDS_MAX)
+            backoff = self._backoffs.get(partition, BACKOFF_LEASES * self._seconds)
+            until[partition] = now + backoff
+            self._backoffs[partition] = min(2 * backoff, BACKOFF_SECONDS_MAX)
 
 
-def _seen(before: _Seen | None, steps: Steps, now: float) -> _Seen:
+def _observed(before: _Observed | None, steps: Steps, now: float) -> _Observed:
     if before is None:
-        return _Seen(steps, now, now)
+        return _Observed(steps, now, now)
     taken_at = before.taken_at if steps.taken == before.steps.taken else now
     settled_at = before.settled_at if steps.settled == before.steps.settled else now
-    return _Seen(steps, taken_at, settled_at)
+    return _Observed(steps, taken_at, settled_at)

@@ -1,16 +1,16 @@
-"""The step of the service, for one partition: read, decode, settle, write, commit, announce.
+"""The settlement pipeline of one partition: read, decode, settle, write, commit, announce.
 
-Two tasks share a `Partition` in memory. One reads messages and settles them, for a bounded time between two looks at the loop;
-the other writes whatever has been settled since its last transaction, in one transaction. So commit N runs while N+1 is
-settled, a lone fill waits for nobody, and a backlog is written in batches as large as allowed. Both a slice of time and a batch
-may end inside a message: the offset counts the events of it that are settled. Memory runs ahead of the ledger by what is not
-committed yet; if a commit fails all of it is dropped, and the partition is loaded and read again from the stored offset.
+Two tasks share a `Partition` in memory. The reader reads messages and settles them in slices of bounded time. The writer writes
+everything settled since its last transaction in one transaction. Commit N therefore overlaps with the settling of N+1, a single
+fill is committed at once, and a backlog is written in batches of the maximum size. A slice or a batch may end inside a message:
+the offset counts the settled events of the message. Memory is ahead of the ledger by the uncommitted events. If a commit fails,
+memory is dropped; the partition is loaded and read again from the stored offset.
 
-One event of a contract with a large book may take longer than a slice, as all positions are ranked. Such events are settled in
-a thread, and large books are saved there. So each task takes exclusive access to the partition for what it does with it.
+An event of a contract with a large book may take longer than a slice, because all positions are ranked. A thread settles such
+events and saves large books. Each task therefore takes exclusive access to the partition for its work.
 
-An event that was rejected before and is sent again is the exception to the overlap: everything before it is committed first,
-so that the ledger itself can tell whether it was settled meanwhile. Operators send few of those.
+Replayed events do not overlap with commits: everything before them is committed first, so that the ledger determines whether
+they were settled meanwhile. Operators replay few events.
 """
 
 import asyncio
@@ -30,25 +30,25 @@ from fundsvc.core.times import time_of_id
 from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, Contents, Message
 
 BLOCK_MS = 500
-"""How long one read waits for messages; between reads the reader looks whether it should stop."""
+"""How long one read waits for messages. The reader checks `stop` between reads."""
 
 SLICE_SHARE = 0.25
-"""Of the longest time that the loop may be held: the event at the end of a slice and the encoding of rows take the rest."""
+"""A slice's share of the longest time that the loop may be held. Its last event and the encoding of rows use the rest."""
 
 EVENTS_PER_BATCH_MAX = 100_000
-"""Bounds what a failed commit repeats where events write no rows, such as marks."""
+"""Bounds the work that a failed commit repeats if events write no rows, such as marks."""
 
 REFUSED_PARTS = 16
-"""To load the partition again, which each refusal needs, takes as long as about ten transactions of a few events: with parts
-that are this small an event that is refused among a hundred costs two or three of these, where halves would take seven.
+"""Parts into which a refused batch is divided. Each refusal loads the partition again, which takes as long as about ten small
+transactions. With this number, one refused event among a hundred costs two or three loads; halves would cost seven.
 """
 
 BATCH_BYTES_MAX = 8_000_000
-"""A transaction of this size takes the database a tenth of a second, and its encoding a few times its size in memory."""
+"""Writing this much takes the database a tenth of a second; its encoding needs a few times as much memory."""
 
 
 class Reading(NamedTuple):
-    """What one read found, and how many messages the stream ever had if this was its end."""
+    """The messages of one read; `added` is the number of messages that the stream ever had, if the read reached its end."""
 
     messages: Sequence[Message]
     added: int | None
@@ -58,27 +58,27 @@ class Source(Protocol):
     """A partition's stream."""
 
     async def read(self, after: Offset, block_ms: int) -> Reading:
-        """Messages after an offset, a bounded number of bytes, waiting up to `block_ms` for the first."""
+        """Returns messages after an offset, of bounded total size. Waits up to `block_ms` for the first."""
 
 
 class Ledger(Protocol):
-    """A partition's ledger, fenced by its owner's epoch."""
+    """A partition's ledger. It refuses commits of an old epoch."""
 
     async def is_open(self, stream_id: str, position: int) -> bool:
-        """Whether the event at this place is kept as rejected and has not been settled since."""
+        """Whether the event at this place is stored as rejected and not settled since."""
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
-        """What it has of the first of some sequences, rising, of each contract: of the first one at least."""
+        """Returns what the ledger knows of the first of some ascending sequences of each contract, at least of one each."""
 
     def prepare(self, batch: Draft) -> None:
-        """Called with a batch whenever some more has been settled, so that the ledger may encode that while it is fresh."""
+        """Called after more events are settled into the batch: the ledger may encode its entries while they are in cache."""
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
-        """Writes a batch and moves the offset, or nothing."""
+        """Writes a batch and moves the offset in one transaction."""
 
 
 class Committed(NamedTuple):
-    """A batch that is durable, and what it took."""
+    """A committed batch, its offset, and its durations."""
 
     batch: Batch
     offset: Offset
@@ -86,7 +86,7 @@ class Committed(NamedTuple):
 
 
 class BatchBound:
-    """How much one transaction writes. It outlives the pipeline: a batch that failed is not repeated whole."""
+    """Limits the size of transactions. It survives the pipeline, so that a failed batch is not repeated whole."""
 
     def __init__(self, rows_max: int) -> None:
         self.rows_max = rows_max
@@ -96,7 +96,7 @@ class BatchBound:
 
     @property
     def takes_books(self) -> bool:
-        """Whether books may be kept with a batch: none has been in a batch that failed lately."""
+        """Whether a batch may contain books. It may not after a batch with books failed, until batches have their full size."""
         return not self._books_failed
 
     @property
@@ -105,27 +105,27 @@ class BatchBound:
         return self.events_max == 1
 
     def room(self, batch: Batch) -> int:
-        """How many events more a batch may take if each of them writes a row, at least one."""
+        """Returns how many more events a batch may take if each writes a row, at least one."""
         return max(1, min(self.events_max - batch.events, self.rows_max - batch.rows()))
 
     def is_reached(self, batch: Batch) -> bool:
-        """Whether a batch must be written before it takes more."""
+        """Whether a batch must be written before it takes more events."""
         return batch.events >= self.events_max or batch.rows() >= self.rows_max or batch.bytes() >= BATCH_BYTES_MAX
 
     def shrink(self, batch: Batch) -> None:
-        """After the transaction of a batch failed: the next one has half of its events, down to a single one."""
+        """Halves the number of events of the next batch, down to one, after the transaction of a batch failed."""
         self._cut(batch, 2)
 
     def narrow(self, batch: Batch) -> None:
-        """After the database refused something in a batch of several events: its events are written in a few parts.
+        """Divides a batch in which the database refused something into a few parts.
 
-        Parts do not grow before all of the batch is written. A part that is refused is written in parts in turn.
+        Parts do not grow before the whole batch is written. A refused part is divided in turn.
         """
         self._refused_left = batch.events
         self._cut(batch, REFUSED_PARTS)
 
     def grow(self, batch: Batch) -> None:
-        """After the transaction of a batch went through."""
+        """Doubles the size of the next batch after a commit."""
         if self._refused_left > 0:
             self._refused_left -= batch.events
             return
@@ -138,13 +138,13 @@ class BatchBound:
 
 
 class Pipeline:
-    """Moves one partition from its stream into its ledger.
+    """Settles one partition's stream into its ledger.
 
-    `exclusive` gives access to the partition: other tasks that read it must use the same one. `stored` is the offset in the
-    ledger, `start` where to read from: the same, unless the stream lost its tail. `announce` is called after each commit with
-    what it made durable. `refused` are events that the database refused, with its words.
-    `writing` is the batch of the transaction at hand. `progress` counts the steps taken, `settled` the commits, and the reads
-    after which nothing was left to commit.
+    `exclusive` gives access to the partition; all other tasks must use the same object. `stored` is the offset in the ledger.
+    `start` is the offset from which to read; it differs from `stored` if the stream lost its tail. `announce` is called after
+    each commit. `refused` maps events that the database refused to its messages.
+    `writing` is the batch of the current transaction. `progress` counts steps. `settled` counts commits, and reads after which
+    nothing was left to commit.
     """
 
     def __init__(
@@ -181,15 +181,15 @@ class Pipeline:
         self._decode_seconds = self._settle_seconds = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Runs until `stop` is set, then finishes the batch in hand; raises what the source or the ledger raises."""
+        """Runs until `stop` is set, then commits what is settled. Raises errors of the source, the ledger and `announce`."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._read(stop))
             tasks.create_task(self._write())
 
     async def keep_books(self) -> None:
-        """Has the ADL books kept with the next batches, or with an empty one where nothing else comes.
+        """Saves the ADL books with the next batches, or with an empty batch if no event comes.
 
-        Not while a transaction with books failed lately: a large book may have been the cause.
+        Does nothing while `takes_books` is false: a large book may have caused the failure.
         """
         if self._bound.takes_books:
             await self._exclusive.run(self._partition.keep_books)
@@ -213,16 +213,16 @@ class Pipeline:
         self._work.set()
 
     def _note_end(self, reading: Reading) -> None:
-        """At the end of the stream all messages it ever had are settled, or gone: so their number is known again."""
+        """Corrects the number of settled messages at the end of the stream, where all messages are settled or deleted."""
         if reading.messages and reading.added is not None:
             self._settled = self._settled._replace(messages=reading.added)
 
     async def _settle(self, message: Message, stop: asyncio.Event) -> None:
-        """Settles a message; a stop may leave it settled in part."""
+        """Settles a message; after `stop` possibly only a part of it."""
         started = time.perf_counter()
         contents = Contents(message)
         self._decode_seconds += time.perf_counter() - started
-        events = await self._recollect(contents, self._settled.settled_of(message.stream_id))
+        events = await self._with_lookups(contents, self._settled.settled_of(message.stream_id))
         if message.replay_of:
             await self._settle_replay(message, contents, events)
         elif not await self._settle_events(message, contents, events, stop):
@@ -230,10 +230,10 @@ class Pipeline:
         if self._is_due():
             await self._hand_over()
 
-    async def _recollect(self, contents: Contents, position: int) -> Sequence[Event | Rejection]:
-        """The events of a message from a position on, once the partition knows all that it must to apply them.
+    async def _with_lookups(self, contents: Contents, position: int) -> Sequence[Event | Rejection]:
+        """Returns the events of a message from a position on, after looking up what the partition needs to apply them.
 
-        Looks up passed sequences in the ledger, once a message. What is not committed yet is in memory.
+        Queries the ledger at most once a message, for sequences that the contracts have passed. Uncommitted ones are in memory.
         """
         self._partition.sequences.trim()
         wanted: defaultdict[str, set[int]] = defaultdict(set)
@@ -254,7 +254,7 @@ class Pipeline:
     async def _settle_events(
         self, message: Message, contents: Contents, events: Sequence[Event | Rejection], stop: asyncio.Event
     ) -> bool:
-        """Settles the last events of a message, which are not settled yet; says whether it came to the end of them."""
+        """Settles the remaining events of a message; returns whether it reached the end of the message."""
         if not events:
             self._pass(message)
         first = position = contents.size - len(events)
@@ -271,14 +271,14 @@ class Pipeline:
         return True
 
     def _settle_run(self, message: Message, contents: Contents, position: int, run: Sequence[Event | Rejection]) -> int:
-        """Settles events from a position on, at least one, until the slice ends; returns the position after them."""
+        """Settles events from a position on until the slice ends, at least one; returns the position after them."""
         started = now = time.perf_counter()
         batch, first, apply = self._partition.batch, position, self._partition.apply
         self._partition.expect(run)
         stream_ms = time_of_id(message.stream_id)
-        for event, told in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
+        for event, to_apply in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
             try:
-                apply(told, stream_ms)
+                apply(to_apply, stream_ms)
             except Rejection as rejection:
                 self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection, event)
             position += 1
@@ -294,7 +294,7 @@ class Pipeline:
         return position
 
     def _with_refusals(self, message: Message, position: int, run: Sequence[Event | Rejection]) -> Sequence[Event | Rejection]:
-        """The events of a run, those that the database refused as Rejections."""
+        """Replaces the events of a run that the database refused by Rejections."""
         places = (Place(message.stream_id, position + offset) for offset in range(len(run)))
         return [
             _refusal(self._refused[place]) if place in self._refused else event
@@ -309,7 +309,7 @@ class Pipeline:
         batch.place = place
 
     async def _settle_replay(self, message: Message, contents: Contents, events: Sequence[Event | Rejection]) -> None:
-        """Settles an event that was rejected before, unless that has been done since."""
+        """Settles a rejected event that was sent again, unless it is settled already."""
         match = REPLAY_KEY.fullmatch(message.replay_of)
         if match is None:
             rejection = Rejection(Reason.UNDECODABLE, f"replayOf {message.replay_of[:60]!r} is not a stream id/position")
@@ -319,10 +319,10 @@ class Pipeline:
         key = Place(match[1], int(match[2]))
         await self._until_committed()
         is_open = await self._ledger.is_open(*key)
-        settle = partial(self._settle_again, message, contents, events, key, is_open=is_open)
+        settle = partial(self._settle_replayed, message, contents, events, key, is_open=is_open)
         await self._exclusive.run(settle, is_long=self._partition.are_long(events))
 
-    def _settle_again(
+    def _settle_replayed(
         self, message: Message, contents: Contents, events: Sequence[Event | Rejection], key: Place, *, is_open: bool
     ) -> None:
         place = Place(message.stream_id, 0)
@@ -337,7 +337,7 @@ class Pipeline:
         self._pass(message)
 
     def _settle_late(self, message: Message, key: Place, events: Sequence[Event | Rejection]) -> None:
-        """Settles the one event of a replay; one whose like came by another way is only noted as settled."""
+        """Settles the only event of a replay. If the event is already applied, records only that it is settled."""
         if len(events) != 1:
             raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
         (event,) = events
@@ -347,7 +347,7 @@ class Pipeline:
         self._partition.batch.replayed.append(Replayed(*key, None if known else message.stream_id, entry))
 
     def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
-        # One that stands in a message was raised from there: its traceback would keep all of the message in a cycle.
+        # A Rejection raised while decoding has a traceback, which would keep the whole message alive in a cycle.
         rejection.__traceback__ = None
         rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, identity_of(event))
         self._partition.batch.reject(rejected)
@@ -359,21 +359,21 @@ class Pipeline:
         return time.perf_counter() >= self._slice_ends or self._bound.is_reached(self._partition.batch)
 
     async def _hand_over(self) -> None:
-        """Lets the writer start, or the running COPY go on; waits while a whole batch lies unwritten."""
+        """Wakes the writer, or lets its running COPY continue; waits while a full batch is not yet taken."""
         self.progress += 1
         self._ledger.prepare(self._partition.batch)
         self._work.set()
         await asyncio.sleep(0)
-        while self._bound.is_reached(self._partition.batch) and not self._is_held():
+        while self._bound.is_reached(self._partition.batch) and not self._waits_for_message_end():
             await self._next_hand_over()
         self._begin_slice()
 
-    def _is_held(self) -> bool:
-        """Whether the batch waits for the end of its message."""
+    def _waits_for_message_end(self) -> bool:
+        """Whether the batch must wait for the end of its message."""
         return self._partition.batch.uncut and self._settled.events > 0
 
     async def _until_committed(self) -> None:
-        """Waits until the ledger has everything that is settled."""
+        """Waits until everything settled is committed."""
         while self._settled != self._committed:
             self._work.set()
             await self._next_hand_over()
@@ -383,11 +383,11 @@ class Pipeline:
         await self._handed_over.wait()
 
     def _take(self) -> tuple[Batch, Offset, int] | None:
-        """What has been settled since the last transaction, where that leaves the offset, and a mark in the sequences.
+        """Returns the batch since the last transaction, the offset after it, and a mark in the sequences.
 
         None while the batch must not be written.
         """
-        if self._is_held():
+        if self._waits_for_message_end():
             return None
         self._partition.sequences.forget(self._committed_mark)
         batch, after = self._partition.take(with_books=not self._settled.events), self._settled
@@ -416,7 +416,7 @@ class Pipeline:
             self.settled += 1
             self._handed_over.set()
             if batch.books and self._partition.owes_books:
-                self._work.set()  # Else the rest would wait for the next commit, which may not come for long.
+                self._work.set()  # Otherwise the remaining books would wait for the next event.
             await self._announce(Committed(batch, after, Durations(decode, settle, time.perf_counter() - started)))
 
 

@@ -1,7 +1,7 @@
-"""Finding target sizes in the background: by the engine that owns a partition, or once for who asks at a command line.
+"""Computes target sizes: periodically in the engine that owns a partition, or once for `fundsvc target`.
 
-What takes long is kept away from who settles: the history is asked of the database a few contracts at a time and with pauses,
-columns of positions are searched by numpy in a thread.
+Long work does not delay settlement: the history is read for a few contracts at a time and with pauses, and numpy searches the
+positions in a thread.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from fundsvc.core.partition import Partition
 from fundsvc.store.target_sizes import Targets
 
 CONTRACTS_PER_STEP = 20
-"""Bounds a statement: of contracts with a year of hours each it takes a tenth of a second."""
+"""Bounds a query: with a year of hours for each contract it takes a tenth of a second."""
 
 SHARE_MAX = 0.05
-"""Finding targets may keep the database busy for this share of the time; where it takes long, it is done less often."""
+"""The share of the time for which these queries may use the database. Slow queries are followed by longer pauses."""
 
 
-class Asked(NamedTuple):
-    """A contract whose target is asked for, with its book, and what gives access to that."""
+class TargetRequest(NamedTuple):
+    """A contract whose target is to be computed, with its book and the object that gives access to the book."""
 
     contract: Contract
     book: Book
@@ -44,14 +44,14 @@ class Asked(NamedTuple):
 
 
 class Metrics(Protocol):
-    """Who shows targets."""
+    """The metrics that target sizing sets."""
 
     def target(self, symbol: str, target: Target) -> None:
-        """Shows a contract's target from now on."""
+        """Sets the metric of a contract's target."""
 
 
-class Targeting:
-    """Finds the targets of a partition's contracts, and keeps them for who asks; `exclusive` gives access to the partition."""
+class TargetSizing:
+    """Computes and stores the targets of a partition's contracts. `exclusive` gives access to the partition."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Targeting:
         self._metrics = metrics
 
     async def recompute(self) -> None:
-        """Finds all targets anew, some contracts at a time; raises StoreFault."""
+        """Computes all targets, some contracts at a time; raises StoreFault."""
         contracts = await self._exclusive.run(lambda: [fund.contract for fund in self._state.funds()])
         for start in range(0, len(contracts), CONTRACTS_PER_STEP):
             started = time.monotonic()
@@ -76,33 +76,33 @@ class Targeting:
             await asyncio.sleep((time.monotonic() - started) / SHARE_MAX)
 
     async def _recompute(self, contracts: Sequence[Contract]) -> None:
-        found = await find(self._targets, [self._asked(contract) for contract in contracts])
+        found = await compute_targets(self._targets, [self._request(contract) for contract in contracts])
         if found:
             await self._targets.keep(found)
         for symbol, (target, _) in found.items():
             self._metrics.target(symbol, target)
 
-    def _asked(self, contract: Contract) -> Asked:
+    def _request(self, contract: Contract) -> TargetRequest:
         book = self._state.book(contract.symbol) or Book(contract)
-        return Asked(contract, book, self._policy_of(contract.symbol), self._exclusive)
+        return TargetRequest(contract, book, self._policy_of(contract.symbol), self._exclusive)
 
 
-async def find(targets: Targets, asked: Sequence[Asked]) -> dict[str, tuple[Target, Size]]:
-    """The targets of those contracts that the ledger has, by symbol, with what explains them; raises StoreFault."""
-    by_deficits = {one.contract.symbol: one.policy for one in asked if one.policy.rule == "value_at_risk"}
+async def compute_targets(targets: Targets, requests: Sequence[TargetRequest]) -> dict[str, tuple[Target, Size]]:
+    """Returns targets with their explanations, by symbol, of the contracts that the ledger contains; raises StoreFault."""
+    by_deficits = {one.contract.symbol: one.policy for one in requests if one.policy.rule == "value_at_risk"}
     deficits = await targets.deficits(by_deficits) if by_deficits else {}
-    leverages = await targets.leverages([one.contract.symbol for one in asked])
+    leverages = await targets.leverages([one.contract.symbol for one in requests])
     found = {}
-    for one in asked:
+    for one in requests:
         symbol = one.contract.symbol
-        if symbol in leverages:  # What was listed a moment ago may not be committed yet.
+        if symbol in leverages:  # A new listing may not be committed yet.
             size = await _size(one, deficits.get(symbol))
             found[symbol] = _target(one.policy, size, leverages[symbol]), size
     return found
 
 
-async def _size(asked: Asked, deficits: Deficits | None) -> Size:
-    contract, book, policy, exclusive = asked
+async def _size(request: TargetRequest, deficits: Deficits | None) -> Size:
+    contract, book, policy, exclusive = request
     match policy.rule:
         case "value_at_risk":
             return size_by_deficits(contract, policy, deficits)

@@ -1,7 +1,7 @@
-"""The live ADL books of a process that settles nothing: as the engines kept them, then what the streams say was settled since.
+"""Keeps the ADL books in memory in a process that settles nothing: the books that the engines saved, then the streams' events.
 
-A partition is followed once one of its contracts has had a position; until then nothing but its offset is looked at. What is
-away is asked for again; meanwhile the books stay what they were, and say when that was. Nothing is ever written.
+A partition's books are loaded once one of its contracts has had a position; until then only its offset is read. After a fault
+the books keep their state and the time of that state until the next attempt succeeds. Nothing is written.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeVar
 
 import structlog
 
-from fundsvc.concurrency.background import lasting
-from fundsvc.concurrency.exclusive import Exclusive, one_thread
+from fundsvc.concurrency.background import keep_running
+from fundsvc.concurrency.exclusive import Exclusive, single_thread_executor
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.book import Book, Side
 from fundsvc.core.adl.preview import AskedOf, Preview, preview
@@ -30,7 +30,7 @@ from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.book_recovery import Recall
+from fundsvc.readmodel.book_recovery import BookRecovery
 from fundsvc.store.adl import Deleveragings
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.writer import STREAM_START
@@ -38,29 +38,29 @@ from fundsvc.streams.client import Client, StreamFault
 from fundsvc.streams.source import Source, id_order
 
 RECORDS_MANY = 100
-"""More records of open orders take milliseconds to decode."""
+"""Decoding more records of open orders takes milliseconds."""
 
 _DONE = object()
-"""What an iterator gives at its end."""
+"""Marks the end of an iterator."""
 
-MISTAKE_SECONDS = 10.0
-"""After a mistake of ours books are loaded anew so much later: a large one takes seconds."""
+RELOAD_SECONDS = 10.0
+"""The pause before books are loaded again after an internal error; loading a large one takes seconds."""
 
 log = structlog.get_logger()
 
 Queue = dict[SideName, list[Section]]
-"""The sections of each side."""
+"""The sections of the queue, by side."""
 
 
 Result = TypeVar("Result")
 
 
 class NotFollowed(Exception):
-    """The books of a partition are not loaded yet, or being loaded anew; ask again shortly."""
+    """The books of a partition are not loaded yet, or are being reloaded. The caller may retry shortly."""
 
 
 class BookView(NamedTuple):
-    """A contract's book, not to be kept: as it was after message `last_id`, which was the last one settled at `ts` (ms)."""
+    """A contract's book as of message `last_id`, the last one settled at `ts` (ms). Valid only until the reader returns."""
 
     contract: Contract
     book: Book
@@ -69,9 +69,9 @@ class BookView(NamedTuple):
 
 
 class Follower:
-    """Follows the books of all partitions.
+    """Keeps the books of all partitions up to date.
 
-    Tasks beside `run` read books with `read` and `read_all`, which run in `worker` where the books are large.
+    Tasks other than `run` access books with `read` and `read_all`. These run in `worker` if a book is large.
     """
 
     def __init__(self, config: Config, pool: Pool, client: Client, metrics: Metrics, worker: Executor | None = None) -> None:
@@ -83,10 +83,10 @@ class Follower:
             FollowedPartition(config, self._ledger, _source(config, client, number), number, Exclusive(worker))
             for number in range(config.stream.partitions)
         ]
-        self._known: dict[tuple[str, SideName], _Known] = {}
+        self._ranked_sides: dict[tuple[str, SideName], _RankedSide] = {}
 
     async def run(self) -> None:
-        """Follows until cancelled, through every fault."""
+        """Updates the books periodically until cancelled. Retries after faults."""
         outage = Outage(log, "books")
         while True:
             try:
@@ -94,11 +94,11 @@ class Follower:
                 outage.over()
             except (StoreFault, StreamFault) as fault:
                 outage.note(fault)
-            self._measure()
+            self._set_age_metric()
             await asyncio.sleep(self._seconds)
 
     async def step(self, only: int | None = None) -> None:
-        """Brings all books, or those of one partition, to where the ledger is; raises StoreFault or StreamFault at the end."""
+        """Updates all books, or those of one partition, to the ledger's offset; raises StoreFault or StreamFault at the end."""
         now = time.time_ns() // 1_000_000
         offsets = await self._ledger.offsets()
         faults: list[StoreFault | StreamFault] = []
@@ -107,35 +107,35 @@ class Follower:
                 await partition.step(offsets[partition.number], now)
             except (StoreFault, StreamFault) as fault:
                 faults.append(fault)
-            except Exception:  # a mistake of ours in one partition leaves the others, and who shows them, alone
+            except Exception:  # an internal error in one partition must not affect the others
                 log.exception("mistake", part="books", partition=partition.number)
-                partition.begin_anew()
+                partition.reset()
         if faults:
             raise faults[0]
 
     def view(self, contract: Contract, partition: int) -> BookView:
-        """A listed contract's book, empty if it never had a position; raises NotFollowed."""
+        """Returns a listed contract's book, empty if it never had a position; raises NotFollowed."""
         return self._partitions[partition].view(contract)
 
     def book(self, symbol: str, partition: int) -> Book | None:
-        """A contract's book, not to be kept, if it is known to have had a mark or a position; raises NotFollowed."""
+        """Returns a contract's book, or None if it never had a mark or a position. Do not keep it. Raises NotFollowed."""
         return self._partitions[partition].book(symbol)
 
     def size(self, symbol: str) -> int:
-        """How many positions are open in a contract; raises NotFollowed."""
+        """Returns the number of open positions of a contract; raises NotFollowed."""
         book = self.book(symbol, partition_of(symbol, len(self._partitions)))
         return book.open if book else 0
 
     def views(self) -> list[BookView]:
-        """All books that have had a mark or a position; raises NotFollowed."""
+        """Returns all books that have had a mark or a position; raises NotFollowed."""
         return [view for partition in self._partitions for view in partition.views()]
 
     async def read(
         self, contract: Contract, partition: int, read: Callable[[BookView], Result], *, is_long: bool = False
     ) -> Result:
-        """What `read` returns for a listed contract's book, which must not refer to the book; raises NotFollowed.
+        """Returns the result of `read` for a listed contract's book; the result must not refer to the book. Raises NotFollowed.
 
-        It runs in a thread where it is long or the book is large. One such call runs at a time.
+        A thread runs `read` if `is_long` or if the book is large. One call at a time runs for each partition.
         """
         followed = self._partitions[partition]
         return await followed.exclusive.run(
@@ -143,7 +143,7 @@ class Follower:
         )
 
     async def read_all(self, read: Callable[[BookView], Iterable[Result]]) -> list[Result]:
-        """What `read` gives for all books that have had a mark or a position, in the way of `read`; raises NotFollowed."""
+        """Returns the results of `read` for all books that have had a mark or a position; see `read`. Raises NotFollowed."""
         found = []
         for followed in self._partitions:
             found += await followed.exclusive.run(partial(_read_each, followed, read), is_long=followed.has_large())
@@ -158,11 +158,11 @@ class Follower:
         answer: Callable[[Preview, BookView], Result],
         asked_of: AskedOf = int,
     ) -> Result:
-        """The answer to what a fill would do under a policy, to the fund as it stands and the book as it is shown.
+        """Computes what a fill would do under a policy to the current fund and the loaded book; returns `answer` of that.
 
         See `core.preview` for `asked_of`.
 
-        Raises Rejection when it could not be settled, NotFollowed, or StoreFault.
+        Raises Rejection if the fill could not be settled, NotFollowed, or StoreFault.
         """
         (fund,) = await self._ledger.funds(partition, lambda _: policy, contract.symbol)
         orders = await self._ledger.open_orders(partition, contract.symbol)
@@ -173,7 +173,7 @@ class Follower:
         return await self.read(contract, partition, read, is_long=len(orders.records) > RECORDS_MANY)
 
     def queue(self, view: BookView) -> Queue:
-        """The queue of each side by lights, empty before there is a mark; ranked anew only when something has changed."""
+        """Returns the queue of each side by lights, empty without a mark. Ranks again only after a change."""
         mark = view.book.mark
         if mark is None:
             return {}
@@ -184,7 +184,7 @@ class Follower:
         return view.book.is_mark_old(time.time_ns() // 1_000_000, self._mark_seconds_max)
 
     def rank(self, view: BookView, name: SideName, account: str) -> Rank | None:
-        """Where an account's position stands on a side; None without a mark, or where the position has no equity."""
+        """Returns the rank of an account's position on a side; None without a mark, or if the position has no equity."""
         side, mark = view.book.sides[name], view.book.mark
         if mark is None:
             return None
@@ -195,20 +195,20 @@ class Follower:
         symbol, side = view.contract.symbol, view.book.sides[name]
         known = self._ranked(symbol, name, side, mark)
         if known.sections is None:
-            known = self._known[symbol, name] = known._replace(sections=sections(side, mark))
+            known = self._ranked_sides[symbol, name] = known._replace(sections=sections(side, mark))
         return known.sections or []
 
-    def _ranked(self, symbol: str, name: SideName, side: Side, mark: int) -> "_Known":
-        """The side's ranking, which is another object once it is another; notes how long that took."""
+    def _ranked(self, symbol: str, name: SideName, side: Side, mark: int) -> "_RankedSide":
+        """Returns the side's current ranking, and measures the duration of a new one."""
         started = time.perf_counter()
         ranking = side.ranking(mark)
-        known = self._known.get((symbol, name))
+        known = self._ranked_sides.get((symbol, name))
         if known is None or known.ranking is not ranking:
             self._metrics.rank_seconds.observe(time.perf_counter() - started)
-            known = self._known[symbol, name] = _Known(ranking, None)
+            known = self._ranked_sides[symbol, name] = _RankedSide(ranking, None)
         return known
 
-    def _measure(self) -> None:
+    def _set_age_metric(self) -> None:
         oldest_ms = min(partition.confirmed_ms for partition in self._partitions)
         if oldest_ms:
             self._metrics.books_age_seconds.set(max(0.0, time.time() - oldest_ms / 1000))
@@ -223,7 +223,7 @@ def _source(config: Config, client: Client, number: int) -> Source:
 
 
 class FollowedPartition:
-    """The books of one partition; `confirmed_ms` is when they were last known to be where the ledger is, 0 for never.
+    """The books of one partition. `confirmed_ms` is when they last agreed with the ledger's offset, 0 if never.
 
     `exclusive` gives access to them.
     """
@@ -237,22 +237,22 @@ class FollowedPartition:
         self._source = source
         self._offset = Offset(STREAM_START, 0)
         self._loaded = False
-        self._rests_until = 0.0
-        self._followed: _Followed | None = None
+        self._paused_until = 0.0
+        self._followed: _LoadedBooks | None = None
 
-    def begin_anew(self) -> None:
-        """Forgets the books, and loads them again after some seconds."""
+    def reset(self) -> None:
+        """Drops the books; they are loaded again after RELOAD_SECONDS."""
         self._followed, self._loaded = None, False
-        self._rests_until = time.monotonic() + MISTAKE_SECONDS
+        self._paused_until = time.monotonic() + RELOAD_SECONDS
 
     async def step(self, offset: Offset, now: int) -> None:
-        """Follows to an offset that was the ledger's at a time (ms); raises StoreFault or StreamFault."""
-        if time.monotonic() < self._rests_until:
+        """Updates the books to `offset`, the ledger's offset at the time `now` (ms); raises StoreFault or StreamFault."""
+        if time.monotonic() < self._paused_until:
             return
-        if self._followed and offset != self._offset and not await self._go_on(self._followed, offset):
-            # The stream does not hold what the ledger has settled.
-            log.warning("books loaded anew", partition=self.number)
-            # Dropped before others take their place, so that there is one copy of them.
+        if self._followed and offset != self._offset and not await self._advance(self._followed, offset):
+            # The stream does not contain what the ledger has settled.
+            log.warning("books reloaded", partition=self.number)
+            # Dropped before the new ones are loaded, so that memory contains them once.
             self._followed, self._loaded = None, False
         if not self._followed and (not self._loaded or offset != self._offset):
             self._followed = await self._load(offset)
@@ -261,18 +261,18 @@ class FollowedPartition:
         self.confirmed_ms = now
 
     def view(self, contract: Contract) -> BookView:
-        """A contract's book; raises NotFollowed."""
+        """Returns a contract's book; raises NotFollowed."""
         return BookView(contract, self.book(contract.symbol) or Book(contract), self._last_id(), self.confirmed_ms)
 
     def views(self) -> list[BookView]:
-        """All books that have had a mark or a position; raises NotFollowed."""
-        last_id, followed = self._last_id(), self._following()
+        """Returns all books that have had a mark or a position; raises NotFollowed."""
+        last_id, followed = self._last_id(), self._loaded_books()
         books = followed.partition.books() if followed else ()
         return [BookView(contract, book, last_id, self.confirmed_ms) for contract, book in books]
 
     def book(self, symbol: str) -> Book | None:
-        """A contract's book, if it is known to have had a mark or a position; raises NotFollowed."""
-        followed = self._following()
+        """Returns a contract's book, or None if it never had a mark or a position; raises NotFollowed."""
+        followed = self._loaded_books()
         return followed.partition.book(symbol) if followed else None
 
     def is_large(self, symbol: str) -> bool:
@@ -285,16 +285,16 @@ class FollowedPartition:
         return self._followed is not None and any(book.is_large for _, book in self._followed.partition.books())
 
     def _last_id(self) -> str:
-        followed = self._following()
-        return followed.recall.read_to if followed else self._offset.last_id
+        followed = self._loaded_books()
+        return followed.recovery.read_to if followed else self._offset.last_id
 
-    def _following(self) -> "_Followed | None":
+    def _loaded_books(self) -> "_LoadedBooks | None":
         if not self._loaded:
-            raise NotFollowed("the ADL books are being loaded, ask again shortly")
+            raise NotFollowed("the ADL books are being loaded: retry in a few seconds")
         return self._followed
 
-    async def _load(self, offset: Offset) -> "_Followed | None":
-        """The books as they were kept, brought to an offset; None if none of them ever held a position."""
+    async def _load(self, offset: Offset) -> "_LoadedBooks | None":
+        """Loads the saved books and updates them to an offset; returns None if no book ever had a position."""
         if not await self._ledger.has_positions(self.number):
             return None
         kept = await self._ledger.books(self.number)
@@ -308,27 +308,27 @@ class FollowedPartition:
             config.policy.of,
         )
         await self._restore(partition, kept)
-        # A book kept beyond the offset is of a stream that lost its tail: the engine reads all that is left once more.
+        # A book saved beyond the offset belongs to a stream that lost its tail: the engine reads the remaining stream again.
         end = id_order(offset.last_id)
         kept = [book._replace(last_id=STREAM_START) if id_order(book.last_id) > end else book for book in kept]
         rejected = partial(self._ledger.rejected_places, self.number)
-        recall = Recall(partition, self.exclusive, self._source, kept, rejected, self._ledger.reduced_sides)
-        await recall.run(offset.last_id)
-        return _Followed(partition, recall, offset.messages - recall.messages)
+        recovery = BookRecovery(partition, self.exclusive, self._source, kept, rejected, self._ledger.reduced_sides)
+        await recovery.run(offset.last_id)
+        return _LoadedBooks(partition, recovery, offset.messages - recovery.messages)
 
-    async def _go_on(self, followed: "_Followed", offset: Offset) -> bool:
-        """Goes on to an offset; says whether the stream held all that lies between, and no contract changed its terms.
+    async def _advance(self, followed: "_LoadedBooks", offset: Offset) -> bool:
+        """Updates the books to an offset. Returns False if the stream lacked messages or a contract changed its terms.
 
-        Another number of messages means that the stream lost its tail, or dropped what we had not read yet.
+        A wrong number of messages means that the stream lost its tail, or dropped messages before this process read them.
         """
-        recall = followed.recall
-        await recall.run(offset.last_id)
-        if recall.messages != offset.messages - followed.messages_before:
+        recovery = followed.recovery
+        await recovery.run(offset.last_id)
+        if recovery.messages != offset.messages - followed.messages_before:
             return False
-        return not recall.listed or await self._admit(followed)
+        return not recovery.listed or await self._admit_listed(followed)
 
-    async def _admit(self, followed: "_Followed") -> bool:
-        """Takes in the contracts that were listed; False if one of the others is not what it was."""
+    async def _admit_listed(self, followed: "_LoadedBooks") -> bool:
+        """Adds newly listed contracts; returns False if the terms of another contract changed."""
         partition = followed.partition
         funds = await self._funds()
         new = [fund for fund in funds if partition.contract(fund.contract.symbol) is None]
@@ -336,12 +336,12 @@ class FollowedPartition:
             await self.exclusive.run(partial(partition.admit, fund))
         kept = await self._ledger.books(self.number, [fund.contract.symbol for fund in new])
         await self._restore(partition, kept)
-        await followed.recall.include(kept)
-        followed.recall.listed = False
+        await followed.recovery.include(kept)
+        followed.recovery.listed = False
         return all(partition.contract(fund.contract.symbol) == fund.contract for fund in funds)
 
     async def _restore(self, partition: Partition, kept: Iterable[KeptBook]) -> None:
-        """Restores books in slices: a million positions take seconds, and others have work on this loop."""
+        """Restores books in steps, as a million positions take seconds; yields to the loop after each step."""
         for book in kept:
             steps, step = partition.restore(book), None
             while step is not _DONE:
@@ -352,28 +352,28 @@ class FollowedPartition:
         return await self._ledger.funds(self.number, self._config.policy.of)
 
 
-class _Known(NamedTuple):
-    """A ranking of a side, and its sections once somebody has asked for them."""
+class _RankedSide(NamedTuple):
+    """A ranking of a side, and its sections once they were computed."""
 
     ranking: Ranking
     sections: list[Section] | None
 
 
-class _Followed(NamedTuple):
-    """Books in memory, and what brings them up to date; `messages_before` is how many messages it did not have to read."""
+class _LoadedBooks(NamedTuple):
+    """Books in memory, and their recovery. `messages_before` is the number of messages that recovery did not have to read."""
 
     partition: Partition
-    recall: Recall
+    recovery: BookRecovery
     messages_before: int
 
 
 @asynccontextmanager
-async def following(config: Config, pool: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Follower]:
-    """A follower that follows."""
-    with one_thread("fundsvc reading") as worker:
+async def open_follower(config: Config, pool: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Follower]:
+    """Provides a Follower whose books are updated in the background."""
+    with single_thread_executor("fundsvc reading") as worker:
         async with asyncio.TaskGroup() as tasks:
             follower = Follower(config, pool, client, metrics, worker)
-            task = tasks.create_task(lasting("books", follower.run, log))
+            task = tasks.create_task(keep_running("books", follower.run, log))
             try:
                 yield follower
             finally:

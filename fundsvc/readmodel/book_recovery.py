@@ -1,7 +1,7 @@
-"""Bringing ADL books up to date: what the stream says since they were kept, applied to the books alone.
+"""Brings saved ADL books up to date: applies the events that the stream received since, to the books alone.
 
-Only what was settled then may be applied: not what was rejected, nor what was known by its sequence already. So ranks after a
-restart, and those that another process shows, are those of a service that never stopped.
+Only events that were settled are applied; rejected events and duplicates are skipped. Ranks after a restart, and ranks that
+another process shows, therefore equal those of a process that never stopped.
 """
 
 import asyncio
@@ -18,24 +18,23 @@ from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.source import Source, id_order
 from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, Contents, Message
 
-Rejected = Callable[[Sequence[str]], Awaitable[Mapping[Place, str | None]]]
-"""Which events of these messages were rejected, and the message that had them settled since."""
+RejectedPlaces = Callable[[Sequence[str]], Awaitable[Mapping[Place, str | None]]]
+"""Maps the rejected events of some messages to the message that settled them later, or None."""
 
 OrderKey = tuple[str, int]
-"""An ADL order: its contract and its number."""
+"""The symbol and the number of an ADL order."""
 
 ReducedSides = Callable[[Iterable[OrderKey]], Awaitable[Mapping[OrderKey, SideName]]]
-"""Which side each of these orders, at least one, reduces."""
+"""Maps some orders, at least one, to the sides that they reduce."""
 
 
-class Recall:
-    """Applies to each book what came after it was kept, as far as it is told to go, and from there on when told again.
+class BookRecovery:
+    """Applies to each book the events after it was saved, up to the message that each call names.
 
-    `read_to` is the last message applied: between two of its awaits, the books are as they were after that one, or after some
-    of the events of the next one where that is large.
-    `messages` counts those read, `progress` the steps taken.
-    `exclusive` gives access to the partition. `after` and `seq` are where each book stands, by symbol. `listed` says whether a
-    contract was listed or updated on the way; what that means for the books is not its business.
+    `read_to` is the last applied message. Between awaits the books include all events up to it, and of a large next message
+    possibly the first ones. `messages` counts the messages read, `progress` the steps.
+    `exclusive` gives access to the partition. `after` and `seq` are the last applied message and sequence of each book, by
+    symbol. `listed` is set when a message lists or updates a contract; the caller handles that.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Recall:
         exclusive: Exclusive,
         source: Source,
         kept: Sequence[KeptBook],
-        rejected: Rejected,
+        rejected: RejectedPlaces,
         reduced_sides: ReducedSides,
     ) -> None:
         self.read_to = min((book.last_id for book in kept), key=id_order, default=STREAM_START)
@@ -61,7 +60,7 @@ class Recall:
         self.seq = {book.symbol: book.seq for book in kept}
 
     async def run(self, until: str) -> None:
-        """Goes on to the message `until`, which was settled."""
+        """Applies all messages up to `until`, which was settled."""
         end = id_order(until)
         while id_order(self.read_to) < end:
             messages = await self._source.read(self.read_to)
@@ -71,22 +70,22 @@ class Recall:
                 self.read_to = until
 
     async def run_part(self, offset: Offset) -> None:
-        """Goes on to an offset, and applies the events of the next message that are settled: nothing may follow."""
+        """Applies all messages up to an offset, and the settled events of the message after it. No call may follow this one."""
         await self.run(offset.last_id)
         if offset.events:
             messages = await self._source.read(offset.last_id, 1)
             await self._apply_all([message for message in messages if offset.settled_of(message.stream_id)], offset.events)
 
     async def include(self, kept: Sequence[KeptBook]) -> None:
-        """Takes in further books, and brings them to where the others are."""
-        others = Recall(self._partition, self._exclusive, self._source, kept, self._rejected, self._reduced_sides)
+        """Adds further books, and brings them to the state of the others."""
+        others = BookRecovery(self._partition, self._exclusive, self._source, kept, self._rejected, self._reduced_sides)
         await others.run(self.read_to)
         self.after |= others.after
         self.seq |= others.seq
 
     async def _apply_all(self, messages: Sequence[Message], events_max: int | None = None) -> None:
-        """Applies messages, or only so many events of each."""
-        replayed = (place[0] for message in messages if (place := _replayed(message)))
+        """Applies all events of some messages, or the first `events_max` of each."""
+        replayed = (place[0] for message in messages if (place := _replayed_place(message)))
         rejected = await self._rejected([*(message.stream_id for message in messages), *replayed])
         self._sides.clear()
         events = 0
@@ -108,9 +107,9 @@ class Recall:
             self.messages += 1
 
     async def _look_up_sides(self, events: Sequence[Event | Rejection]) -> None:
-        """Asks once which side each order that was executed reduces; forgotten with the messages at hand.
+        """Queries the sides that executed orders reduce. Results are kept for the current messages only.
 
-        Only orders of listed contracts: any other symbol may be text that the database does not take.
+        Queries only orders of listed contracts: another symbol may be text that PostgreSQL does not accept.
         """
         orders = {(event.symbol, event.adl) for event in events if isinstance(event, AdlFill) and event.symbol in self.after}
         if unknown := orders - self._sides.keys():
@@ -128,34 +127,34 @@ class Recall:
                 continue
             self.listed = self.listed or isinstance(event, Listing)
             if self._is_later(at, event) and self._is_new(event):
-                self._recall(event, at[0])
+                self._apply_to_book(event, at[0])
 
     def _apply_replay(
         self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, str | None]
     ) -> None:
-        """Applies an event that was rejected, sent again and settled then; sent once more, it was not settled again."""
-        place = _replayed(message)
+        """Applies a replayed event if this message settled it. Later replays of the same event were not settled."""
+        place = _replayed_place(message)
         if place is None or rejected.get(place) != message.stream_id:
             return
         (event,) = events
         self.listed = self.listed or isinstance(event, Listing)
         at = id_order(message.stream_id)
         if not isinstance(event, Rejection) and self._is_later(at, event):
-            self._recall(event, at[0])
+            self._apply_to_book(event, at[0])
 
-    def _recall(self, event: Event, stream_ms: int) -> None:
-        """Applies an event; one that the terms known here refuse came after a listing that changed them."""
+    def _apply_to_book(self, event: Event, stream_ms: int) -> None:
+        """Applies an event. Ignores a Rejection: a later listing changed the terms under which the event was settled."""
         side = self._sides.get((event.symbol, event.adl)) if isinstance(event, AdlFill) else None
         with suppress(Rejection):
             self._partition.apply_to_book(event, side, stream_ms)
 
     def _is_later(self, at: tuple[int, int], event: Event) -> bool:
-        """Whether an event is of one of the books, and came after that was kept."""
+        """Whether an event belongs to one of the books and came after the book was saved."""
         symbol = getattr(event, "symbol", None)
         return symbol in self.after and at > self.after[symbol]
 
     def _is_new(self, event: Event) -> bool:
-        """Whether an event with a sequence was settled then, and not dropped as a duplicate."""
+        """Whether an event was settled, and not dropped as a duplicate, judged by its sequence."""
         if not isinstance(event, Fill | AdlFill | AdlEnd):
             return True
         if event.seq <= self.seq[event.symbol]:
@@ -164,7 +163,7 @@ class Recall:
         return True
 
 
-def _replayed(message: Message) -> Place | None:
-    """The place that a message of an operator sends again, if it is one."""
+def _replayed_place(message: Message) -> Place | None:
+    """Returns the place of the rejected event that a message replays, or None."""
     match = REPLAY_KEY.fullmatch(message.replay_of)
     return Place(match[1], int(match[2])) if match else None

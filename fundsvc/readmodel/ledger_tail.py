@@ -1,9 +1,9 @@
-"""The ledger's tail for a process that settles nothing: the funds as they stand, and what is new, from the database alone.
+"""Keeps the funds of the ledger in memory in a process that settles nothing, and publishes changes to listeners.
 
-The ledger is its own outbox: a contract's entry numbers are gapless and appear in commit order, and each commit moves its
-partition's offset. So the offsets are looked at many times a second; only where one moved are the funds' numbers read, only
-for funds that changed their rows, and only for contracts that somebody follows the new entries. What is told is what the
-ledger has durably, in order, with no gap and no repetition, however often the database goes away in between.
+The ledger is its own outbox: a contract's entry numbers have no gaps and appear in commit order, and each commit moves the
+offset of its partition. The tail polls the offsets many times a second. Where an offset moved, it reads the versions of the
+partition's funds, then the funds whose versions changed, and the new entries of followed contracts. Listeners receive committed
+entries in order, without gaps and without repetition, also across outages of the database.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import structlog
 
-from fundsvc.concurrency.background import lasting
+from fundsvc.concurrency.background import keep_running
 from fundsvc.config.settings import Config
 from fundsvc.core.contracts import Contract
 from fundsvc.logs.faults import Outage
@@ -39,22 +39,22 @@ from fundsvc.store.tail_queries import (
 )
 
 SILENCE_SECONDS_MAX = 3.0
-"""After so long without an answer, the funds in memory may no longer pass for the ledger's."""
+"""After this time without an answer, the funds in memory may differ from the ledger's, and `check` fails."""
 
 RETRY_SECONDS = 0.2
-"""How often a database that is away is asked for."""
+"""The pause after a fault of the database."""
 
 CONNECTIONS_MAX = 2
-"""One that the tail keeps, and one to ask a replica how it stands."""
+"""One for the tail, and one to query the state of a replica."""
 
 ENTRIES_PER_STEP_MAX = 2000
-"""Bounds how long telling of new entries holds up the loop; a backlog takes several steps."""
+"""Bounds how long one notification holds the loop; a backlog takes several steps."""
 
 log = structlog.get_logger()
 
 
 class Change(NamedTuple):
-    """What is new: funds, the entries of followed contracts by number, and orders that began, advanced or ended."""
+    """New data: funds, entries of followed contracts in order, and orders that began, advanced or ended."""
 
     funds: Sequence[FundRow]
     entries: Sequence[EntryRow]
@@ -62,11 +62,11 @@ class Change(NamedTuple):
 
 
 Listener = Callable[[Change], None]
-"""Told of every change after it shows in the tail."""
+"""Called with each change after the tail's funds contain it."""
 
 
 class Tail:
-    """Follows the ledger. `funds` and `contracts` are in order of their symbols; what is shown changes only while it awaits."""
+    """Follows the ledger. `funds` and `contracts` are ordered by symbol. They change only while the tail's task runs."""
 
     def __init__(self, pool: Pool, freshness: Freshness, metrics: Metrics, seconds: float) -> None:
         self.funds: Mapping[str, FundRow] = {}
@@ -76,7 +76,7 @@ class Tail:
         self._pool = pool
         self._metrics = metrics
         self._seconds = seconds
-        self._heard: float | None = None
+        self._read_at: float | None = None
         self._next = 0.0
         self._has_more = False
         self._offsets: dict[int, PartitionProgress] = {}
@@ -84,76 +84,76 @@ class Tail:
         self._orders: dict[OrderKey, OrderRow] = {}
         self._cursors: dict[str, int] = {}
 
-    async def begin(self) -> None:
-        """Looks once, so that there is something to show from the start; raises StoreFault."""
+    async def start(self) -> None:
+        """Reads the ledger once, so that `funds` is filled before `run`; raises StoreFault."""
         with faults():
             async with acquired(self._pool) as connection:
-                await self._step(connection)
+                await self._read_once(connection)
 
     async def run(self) -> None:
-        """Follows until cancelled, through every fault."""
+        """Follows the ledger until cancelled. Reconnects after faults."""
         outage = Outage(log, "tail")
         while True:
             try:
                 with faults():
                     async with acquired(self._pool) as connection:
                         while True:
-                            await self._step(connection)
+                            await self._read_once(connection)
                             outage.over()
-                            await self._rest()
+                            await self._pause()
             except StoreFault as fault:
                 outage.note(fault)
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _rest(self) -> None:
-        """Waits for the next look: so long after the last one began, or not at all where that told less than it knew of."""
+    async def _pause(self) -> None:
+        """Waits until `tail_seconds` have passed since the last read began; does not wait if entries are left to read."""
         self._next = max(time.monotonic(), self._next + self._seconds)
         await asyncio.sleep(0 if self._has_more else self._next - time.monotonic())
 
-    async def _step(self, connection: Connection) -> None:
-        """Looks once at the ledger and tells the listeners what is new; what failed to be read is told by the next look."""
+    async def _read_once(self, connection: Connection) -> None:
+        """Reads changes once and notifies the listeners. After a failure the next read delivers what this one missed."""
         async with asyncio.timeout(READ_SECONDS_MAX):
-            await self._look(connection)
-        self._heard = time.monotonic()
+            await self._read_changes(connection)
+        self._read_at = time.monotonic()
         self._metrics.tail_heard.set(time.time() - self.freshness.age_seconds)
 
     def check(self) -> None:
-        """Raises StoreFault unless the funds are what the ledger has, but for a moment, or for what a replica may be behind."""
-        if self._heard is None or time.monotonic() > self._heard + self._seconds + SILENCE_SECONDS_MAX:
-            raise StoreFault("the tail of the ledger is not heard")
+        """Raises StoreFault if the funds may be older than the last moments, or than `http.stale_seconds_max` on a replica."""
+        if self._read_at is None or time.monotonic() > self._read_at + self._seconds + SILENCE_SECONDS_MAX:
+            raise StoreFault("the database has not answered the tail of the ledger for some seconds")
         self.freshness.check()
 
     def check_knows(self, moment_ms: int) -> None:
-        """Raises Behind where a moment is later than what is known, and that is older than it may be."""
+        """Raises Behind if a moment is later than the known state and the replica is too far behind."""
         if moment_ms > self.as_of_ms:
             self.freshness.check()
 
     @property
     def as_of_ms(self) -> int:
-        """The moment up to which every commit is in what is shown, by the database's clock."""
+        """The moment (ms, by the database's clock) up to which all commits are included."""
         return self.freshness.as_of_ms
 
     def follow(self, symbol: str) -> int:
-        """Has the listeners told of a listed contract's entries; returns the number after which they are, or have been."""
+        """Starts delivery of a listed contract's entries to the listeners, if needed; returns the last delivered number."""
         return self._cursors.setdefault(symbol, self.funds[symbol].entry)
 
     def leave(self, symbol: str) -> None:
-        """Ends that, if it was so."""
+        """Stops delivery of a contract's entries."""
         self._cursors.pop(symbol, None)
 
     def open_orders(self, symbol: str) -> list[OrderRow]:
-        """A contract's open orders."""
+        """Returns a contract's open orders."""
         return [order for order in self._orders.values() if order.symbol == symbol]
 
-    def _behind(self, now: Mapping[str, FundVersion | FundRow]) -> dict[str, int]:
-        """The followed contracts with entries, by where some are `now` and the others were, that were not told of yet.
+    def _unread(self, now: Mapping[str, FundVersion | FundRow]) -> dict[str, int]:
+        """Returns the followed contracts that have undelivered entries, each with its last delivered entry number.
 
-        Each with the last one that was.
+        Compares with `now`, or with the tail's funds for contracts that `now` lacks.
         """
         funds = self.funds
         return {symbol: cursor for symbol, cursor in self._cursors.items() if cursor < now.get(symbol, funds[symbol]).entry}
 
-    async def _look(self, connection: Connection) -> None:
+    async def _read_changes(self, connection: Connection) -> None:
         now = await offsets(connection)
         after = {
             partition: known.commit_before(settled) if (known := self._offsets.get(partition)) else -1
@@ -164,37 +164,37 @@ class Tail:
             await self._catch_up(connection, after, now)
             self._offsets = now.settled
         else:
-            await self._go_on(connection, self._behind(self.funds))
+            await self._read_entries(connection, self._unread(self.funds))
             self.freshness.observe(now.now_ms, now.as_of_ms)
 
-    async def _go_on(self, connection: Connection, behind: Mapping[str, int]) -> None:
-        """Tells of the next entries of contracts with some after a number; once a look, as it costs each client a write."""
+    async def _read_entries(self, connection: Connection, behind: Mapping[str, int]) -> None:
+        """Reads and delivers the next undelivered entries. At most once a step, as each delivery costs a write per client."""
         self._has_more = False
         if behind:
             count = max(1, ENTRIES_PER_STEP_MAX // len(behind))
             rows = await entries(connection, behind, count)
             self._has_more = len(rows) >= count
-            self._tell_entries(rows)
+            self._notify_of_entries(rows)
 
     async def _catch_up(self, connection: Connection, after: Mapping[int, int], looked: Offsets) -> None:
-        """Brings the funds and orders that some partitions changed, each after a commit, to where they stand; tells of them."""
+        """Reads what changed in some partitions since a commit, updates the funds and orders, and notifies the listeners."""
         now = await fund_versions(connection, after)
-        await self._go_on(connection, self._behind(now))
+        await self._read_entries(connection, self._unread(now))
         moved = await self._moved_orders(connection, now)
         symbols = {symbol for symbol, place in now.items() if self._places.get(symbol) != place}
         symbols.update(order.symbol for order in moved)
         changed = await versioned_funds(connection, symbols) if symbols else {}
         self.freshness.observe(looked.now_ms, looked.as_of_ms)
-        self._show(changed)
-        # A fund may have moved on since its orders were read; those that it got by then are read next time.
+        self._update_funds(changed)
+        # A fund may have changed again after its orders were read. Keeping the older order number reads those orders next time.
         self._places |= {symbol: stand.version._replace(adl=now[symbol].adl) for symbol, stand in changed.items()}
         for order in moved:
-            self._keep(order)
+            self._update_order(order)
         if changed:
-            self._tell(Change([stand.fund for stand in changed.values()], (), moved))
+            self._notify(Change([stand.fund for stand in changed.values()], (), moved))
 
     async def _moved_orders(self, connection: Connection, now: Mapping[str, FundVersion]) -> list[OrderRow]:
-        """The orders of contracts that are not what they were; of contracts that were not known, the open ones."""
+        """Reads the orders that changed; of contracts that the tail did not know, the open ones."""
         known = [key for key in self._orders if key[0] in now]
         after = [(symbol, before.adl) for symbol, place in now.items() if (before := self._before(symbol, place))]
         found = await orders(connection, known, after) if known or after else []
@@ -204,41 +204,41 @@ class Tail:
         return [order for order in due if self._orders.get((order.symbol, order.adl)) != order]
 
     def _before(self, symbol: str, place: FundVersion) -> FundVersion | None:
-        """Where a contract stood, if it has had further orders since."""
+        """Returns the known version of a contract if the contract has further orders since, else None."""
         before = self._places.get(symbol)
         return before if before and before.adl < place.adl else None
 
-    def _show(self, changed: Mapping[str, VersionedFund]) -> None:
+    def _update_funds(self, changed: Mapping[str, VersionedFund]) -> None:
         funds = {**self.funds, **{symbol: stand.fund for symbol, stand in changed.items()}}
         contracts = {**self.contracts, **{symbol: stand.contract for symbol, stand in changed.items()}}
         if len(funds) > len(self.funds):
             funds, contracts = dict(sorted(funds.items())), dict(sorted(contracts.items()))
         self.funds, self.contracts = funds, contracts
 
-    def _keep(self, order: OrderRow) -> None:
+    def _update_order(self, order: OrderRow) -> None:
         if order.state == "open":
             self._orders[order.symbol, order.adl] = order
         else:
             self._orders.pop((order.symbol, order.adl), None)
 
-    def _tell_entries(self, rows: Iterable[EntryRow]) -> None:
-        """Tells of entries that are next in their contracts; who was left and followed anew meanwhile is where it was then."""
-        told = []
+    def _notify_of_entries(self, rows: Iterable[EntryRow]) -> None:
+        """Delivers rows that continue their contract's entries. Skips others: the contract was followed again meanwhile."""
+        delivered = []
         for row in rows:
             if self._cursors.get(row.symbol) == row.entry - 1:
                 self._cursors[row.symbol] = row.entry
-                told.append(row)
-        if told:
-            self._tell(Change((), told, ()))
+                delivered.append(row)
+        if delivered:
+            self._notify(Change((), delivered, ()))
 
-    def _tell(self, change: Change) -> None:
+    def _notify(self, change: Change) -> None:
         for listener in self.listeners:
             listener(change)
 
 
 @asynccontextmanager
-async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
-    """A tail that follows, over a connection of its own, and has begun unless the database is away."""
+async def open_tail(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
+    """Provides a tail that follows the ledger over its own connections. It is filled, unless the database fails."""
     database = config.database
     async with (
         open_pool(database.reader_dsn or database.dsn, CONNECTIONS_MAX) as pool,
@@ -248,10 +248,10 @@ async def tailing(config: Config, metrics: Metrics) -> AsyncIterator[Tail]:
         freshness = Freshness(pool, primary, config.http.stale_seconds_max)
         tail = Tail(pool, freshness, metrics, config.http.tail_seconds)
         with suppress(StoreFault):
-            await tail.begin()
+            await tail.start()
         await freshness.refresh()
         works = {"tail": tail.run, "freshness": freshness.run}
-        running = [tasks.create_task(lasting(name, work, log)) for name, work in works.items()]
+        running = [tasks.create_task(keep_running(name, work, log)) for name, work in works.items()]
         try:
             yield tail
         finally:

@@ -26,7 +26,7 @@ from fundsvc.api.websocket.positions import Positions
 from fundsvc.api.websocket.session_tokens import ConnectionTokens
 from fundsvc.api.websocket.subscriber import CLOSE_SECONDS_MAX, Subscriber
 from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, Topic
-from fundsvc.concurrency.background import lasting
+from fundsvc.concurrency.background import keep_running
 from fundsvc.config.settings import Config
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import Follower
@@ -215,7 +215,7 @@ async def websocket_endpoints(
     topics: tuple[Topic, ...] = (Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders, positions)
     async with asyncio.TaskGroup() as tasks:
         works = (orders.run, positions.run, positions.run_lights)
-        running = [tasks.create_task(lasting("topics", work, log)) for work in works]
+        running = [tasks.create_task(keep_running("topics", work, log)) for work in works]
         try:
             with _subscribed(tail, topics):
                 yield WebSocketEndpoints(config, {topic.path: topic for topic in topics}, metrics)
