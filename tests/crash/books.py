@@ -15,7 +15,7 @@ from tests.crash.oracle import empty_partition
 from tests.crash.poison import BEGINNING_MS
 from tests.crash.world import PARTITIONS
 
-Place = tuple[int, int]
+ElementIndex = tuple[int, int]
 """The number of a letter, and of an element in it."""
 
 
@@ -28,7 +28,7 @@ class Books:
     def __init__(self, letters: Sequence[Letter]) -> None:
         self._letters = letters
         self._partitions = [empty_partition(number, PARTITIONS) for number in range(PARTITIONS)]
-        self._events: dict[str, list[tuple[Place, Event]]] = defaultdict(list)
+        self._events: dict[str, list[tuple[ElementIndex, Event]]] = defaultdict(list)
         self._homes: dict[str, int] = {}
         self._followed: dict[str, int] = defaultdict(int)
         for number, letter in enumerate(letters):
@@ -37,23 +37,23 @@ class Books:
                     self._events[element.symbol].append(((number, position), element.content))
                     self._homes[element.symbol] = letter.partition
 
-    def again(self, cursor: Mapping[str, int], sent: int) -> list[Letter]:
+    def letters_to_resend(self, cursor: Mapping[str, int], sent: int) -> list[Letter]:
         """What an engine sends that has sent so many letters, to a ledger at a cursor: its books, and what came after them."""
-        places = {
+        starts = {
             symbol: self._follow(symbol, cursor[symbol], (sent, 0)) if symbol in cursor else BEGINNING
             for symbol in self._events
         }
         snapshots = [letter for symbol in self._events if (letter := self._snapshot(symbol))]
-        return [*snapshots, *self._after(places, sent)]
+        return [*snapshots, *self._after(starts, sent)]
 
-    def _follow(self, symbol: str, seq: int, end: Place) -> Place:
-        """Goes on to the first event that moves the contract beyond a sequence; returns its place, or the end."""
+    def _follow(self, symbol: str, seq: int, end: ElementIndex) -> ElementIndex:
+        """Goes on to the first event that moves the contract beyond a sequence; returns its index, or the end."""
         partition, events = self._partitions[self._homes[symbol]], self._events[symbol]
-        for place, event in events[self._followed[symbol] :]:
-            if place >= end:
+        for index, event in events[self._followed[symbol] :]:
+            if index >= end:
                 return end
             if getattr(event, "seq", 0) > seq and not isinstance(event, Mark | Position) and _moves(partition, symbol, event):
-                return place
+                return index
             partition.apply(event)
             partition.take()
             self._followed[symbol] += 1
@@ -67,12 +67,12 @@ class Books:
         elements = [Element(event, symbol) for event in _whole(contract, book)]
         return Letter(self._homes[symbol], "json", elements)
 
-    def _after(self, places: Mapping[str, Place], sent: int) -> Iterator[Letter]:
+    def _after(self, starts: Mapping[str, ElementIndex], sent: int) -> Iterator[Letter]:
         for number, letter in enumerate(self._letters[:sent]):
             elements = [
                 element
                 for position, element in enumerate(letter.elements)
-                if not element.garbage and (number, position) >= places[element.symbol]
+                if not element.garbage and (number, position) >= starts[element.symbol]
             ]
             if elements:
                 yield letter._replace(elements=elements)

@@ -21,13 +21,13 @@ from tests.crash.letters import (
     RELISTED_SHARE,
     Letter,
     Unit,
-    doubts,
+    disputed_terms,
     letters_of,
     listing_of,
-    refused,
+    rejected_element,
 )
 from tests.crash.oracle import empty_partition
-from tests.crash.poison import BEGINNING_MS, Place, answer
+from tests.crash.poison import BEGINNING_MS, Destination, answer
 
 ACCOUNTS = 60
 SENT_AGAIN_SHARE = 0.03
@@ -61,8 +61,8 @@ class Exchange:
     def events(self, steps: int) -> Iterator[Event | Unit]:
         """The listings, a mark of each contract, and so many events of all kinds."""
         for contract in TRADED:
-            yield self._told(contract[0], listing_of(contract))
-            yield self._told(contract[0], self._mark(*contract, BEGINNING_MS))
+            yield self._settle(contract[0], listing_of(contract))
+            yield self._settle(contract[0], self._mark(*contract, BEGINNING_MS))
         jump = 0
         for step in range(steps):
             contract = self._chance.choice(TRADED)
@@ -70,12 +70,12 @@ class Exchange:
             make = self._chance.choices((self._position, self._mark, self._fill, self._answer), (50, 10, 8, 32))[0]
             event = make(*contract, BEGINNING_MS + step + jump)
             if event:
-                yield self._told(contract[0], event)
+                yield self._settle(contract[0], event)
             if self._numbered and self._chance.random() < SENT_AGAIN_SHARE:
                 yield self._chance.choice(self._numbered)
             yield from self._wrong(contract)
 
-    def _told(self, symbol: str, event: Event) -> Event:
+    def _settle(self, symbol: str, event: Event) -> Event:
         """Settles it as the service will, and takes on the rounds that this begins."""
         partition = self._partitions[partition_of(symbol, len(self._partitions))]
         partition.apply(event)
@@ -128,15 +128,15 @@ class Exchange:
         if self._chance.random() < WRONG_ANSWER_SHARE and (wrong := self._wrong_answer(symbol)):
             yield wrong
         if self._chance.random() < RELISTED_SHARE:
-            yield self._told(symbol, listing_of(contract, note=self._sequences[symbol]))
+            yield self._settle(symbol, listing_of(contract, note=self._sequences[symbol]))
         if self._sequences[symbol] and self._chance.random() < DOUBTED_SHARE:
-            yield doubts(self._chance, contract)
-        if 0 < self._skipped.get(symbol, 0) < self._settled(symbol) and self._chance.random() < LATE_SHARE:
+            yield disputed_terms(self._chance, contract)
+        if 0 < self._skipped.get(symbol, 0) < self._settled_seq(symbol) and self._chance.random() < LATE_SHARE:
             seq = self._skipped[symbol]
             late = self._fill(*contract, BEGINNING_MS)
-            yield (refused(msgspec.structs.replace(late, seq=seq), symbol, Reason.LATE),)
+            yield (rejected_element(msgspec.structs.replace(late, seq=seq), symbol, Reason.LATE),)
 
-    def _settled(self, symbol: str) -> int:
+    def _settled_seq(self, symbol: str) -> int:
         """The contract's sequence in the ledger: the end of an order that is over does not move it."""
         funds = self._partitions[partition_of(symbol, len(self._partitions))].funds()
         return next(fund.seq for fund in funds if fund.contract.symbol == symbol)
@@ -150,8 +150,8 @@ class Exchange:
         order = self._partitions[partition_of(symbol, len(self._partitions))].open_order(symbol, adl)
         asked = [account for account, _ in order.asked.rests()] if order else []
         account = self._chance.choice(("nobody", f"a{self._chance.randrange(ACCOUNTS)}", *asked[:3]))
-        execution = answer(Place(symbol, 0, 0), "adlFill", adl, account=account, lots=10**15)
-        return (refused(execution, symbol, Reason.ADL_NOT_ASKED),)
+        execution = answer(Destination(symbol, 0, 0), "adlFill", adl, account=account, lots=10**15)
+        return (rejected_element(execution, symbol, Reason.ADL_NOT_ASKED),)
 
     def _next(self, symbol: str) -> int:
         last = self._sequences[symbol]

@@ -22,7 +22,7 @@ LINES_SHARE = 0.3
 POST_SECONDS_MAX = 20.0
 """The HTTP side answers within this time that the stream is away."""
 
-_REFUSED_WHOLE = (400, 413)
+_REJECTED_WHOLE = (400, 413)
 _STREAM_CHANGED = 409
 
 
@@ -46,34 +46,34 @@ class HttpSender(Sender):
         in_lines = letter.field == "json" and len(letter.elements) > 1 and self._chance.random() < LINES_SHARE
         body = b"\n".join(element.raw("json") for element in letter.elements) if in_lines else letter.body()
         status = await self._post(body, NDJSON if in_lines else MEDIA[letter.field])
-        may_be_refused = all(element.garbage for element in letter.elements)
-        assert status == 200 or (may_be_refused and status in _REFUSED_WHOLE), f"{status} for {letter}"[:1000]
+        may_be_rejected = all(element.garbage for element in letter.elements)
+        assert status == 200 or (may_be_rejected and status in _REJECTED_WHOLE), f"{status} for {letter}"[:1000]
 
-    async def _ask_cursor(self) -> Mapping[str, int]:
+    async def _request_cursor(self) -> Mapping[str, int]:
         """From the HTTP side, which takes nothing before that once the stream may have lost what it had."""
-        status, told = await self._request("GET", "cursor")
-        assert status == 200, f"{status}: {told!r}"
-        return {contract["symbol"]: contract["seq"] for contract in msgspec.json.decode(told)["data"]["contracts"]}
+        status, content = await self._request("GET", "cursor")
+        assert status == 200, f"{status}: {content!r}"
+        return {contract["symbol"]: contract["seq"] for contract in msgspec.json.decode(content)["data"]["contracts"]}
 
     async def _post(self, body: bytes, media: str) -> int:
         """Returns the status; raises StreamFault where the stream is away, or may have lost what it had."""
-        status, told = await self._request("POST", "events", data=body, headers={"Content-Type": media})
+        status, content = await self._request("POST", "events", data=body, headers={"Content-Type": media})
         if status == _STREAM_CHANGED:
-            raise StreamFault(told.decode())
+            raise StreamFault(content.decode())
         return status
 
     async def _request(self, method: str, route: str, **options: Any) -> tuple[int, bytes]:
         """The status and the body of an answer; raises StreamFault where nobody answers, or answers that a server is away."""
         try:
             async with self._http.request(method, f"{self._world.api_url}/api/v1/ingest/{route}", **options) as answer:
-                told = await answer.read()
+                content = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StreamFault(f"{type(error).__name__}: {error}") from error
         if answer.status >= 500:
-            raise StreamFault(told.decode())
-        return answer.status, told
+            raise StreamFault(content.decode())
+        return answer.status, content
 
-    async def _touch(self) -> None:
+    async def _probe(self) -> None:
         if await self._post(msgspec.json.encode(listing_of(CONTRACTS[0])), MEDIA["json"]) != 200:
             raise AssertionError("a listing is refused")
 

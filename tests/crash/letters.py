@@ -11,7 +11,7 @@ import msgspec
 from fundsvc.cli.tools.recordings import read_recording
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Event, Fill, Listing, Mark, Reason
-from tests.crash.poison import BEGINNING_MS, BROKEN, NEVER_SETTLED, Place, answer, poison, reasons_of
+from tests.crash.poison import BEGINNING_MS, BROKEN, NEVER_SETTLED, Destination, answer, poison, reasons_of
 
 EVENTS_PER_LETTER_MAX = 30
 GARBAGE_SHARE = 0.02
@@ -59,7 +59,7 @@ class Element(NamedTuple):
         return bool(self.reasons)
 
     @property
-    def passed(self) -> bool:
+    def rejected_by_seq(self) -> bool:
         """Whether it is refused for its sequence: it is kept once, however often it is sent."""
         return self.garbage and 0 < self.seq < NEVER_SETTLED
 
@@ -94,9 +94,9 @@ class Letter(NamedTuple):
         encode = msgspec.msgpack.encode if self.field == "msgpack" else msgspec.json.encode
         return encode([msgspec.Raw(raw) for raw in raws])
 
-    def beyond(self, cursor: Mapping[str, int], chance: random.Random) -> "Letter | None":
+    def to_resend(self, cursor: Mapping[str, int], chance: random.Random) -> "Letter | None":
         """What an engine that resumes at a cursor sends of it again; garbage has no sequence, and is sent again or not."""
-        return self._replace(elements=rest) if (rest := [e for e in self.elements if _open(e, cursor, chance)]) else None
+        return self._replace(elements=rest) if (rest := [e for e in self.elements if _is_resent(e, cursor, chance)]) else None
 
 
 UNREADABLE = reasons_of(Reason.UNDECODABLE) | {Reason.INVALID_FIELD, Reason.TOO_LARGE}
@@ -119,7 +119,7 @@ def listing_of(contract: tuple[str, str, str | float, int], **more: Any) -> List
     return Listing({"symbol": symbol, **terms, **more})
 
 
-def _open(element: Element, cursor: Mapping[str, int], chance: random.Random) -> bool:
+def _is_resent(element: Element, cursor: Mapping[str, int], chance: random.Random) -> bool:
     """Whether an engine that resumes at a cursor sends an element again."""
     if isinstance(element.content, Listing):
         return not (element.provisional and cursor.get(element.symbol))
@@ -136,23 +136,23 @@ def _recorded(path: Path) -> Iterator[Event]:
         yield fill
 
 
-def refused(content: Event | dict[str, Any], symbol: str, reason: Reason) -> Element:
-    """Something in the place of an event that is refused for a reason."""
+def rejected_element(content: Event | dict[str, Any], symbol: str, reason: Reason) -> Element:
+    """Something in the destination of an event that is refused for a reason."""
     fields = content if isinstance(content, dict) else msgspec.to_builtins(content)
     return Element(fields, symbol, fields.get("seq") or 0, reasons_of(reason))
 
 
-def doubts(chance: random.Random, contract: tuple[str, str, str | float, int]) -> Unit:
+def disputed_terms(chance: random.Random, contract: tuple[str, str, str | float, int]) -> Unit:
     """Other terms for a contract that has entries, an event while these are in doubt, and its own terms again."""
     symbol, _, multiplier, _ = contract
     size = float(multiplier)
     wrong: dict[str, Any] = chance.choice(
         ({"multiplier": 3 * size}, {"settleCurrency": "EUR"}, {"multiplier": -size, "isInverse": size > 0})
     )
-    doubted = answer(Place(symbol, 0, 0), "adlEnd", 10**9)
+    doubted = answer(Destination(symbol, 0, 0), "adlEnd", 10**9)
     return (
-        refused(listing_of(contract, **wrong), symbol, Reason.CONTRACT_FIXED),
-        refused(doubted, symbol, Reason.TERMS_IN_DOUBT),
+        rejected_element(listing_of(contract, **wrong), symbol, Reason.CONTRACT_FIXED),
+        rejected_element(doubted, symbol, Reason.TERMS_IN_DOUBT),
         element_of(listing_of(contract)),
     )
 
@@ -178,13 +178,13 @@ def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
             yield Mark(symbol, f"{about}.5", ts)
         if chance.random() < CONTRADICTED_SHARE:
             other = msgspec.structs.replace(_fill(chance, symbol, sequences[symbol], 1, ts), lots=7_000)
-            yield (refused(other, symbol, Reason.CONFLICT),)
+            yield (rejected_element(other, symbol, Reason.CONFLICT),)
         if last < sequences[symbol] - 1 and chance.random() < LATE_SHARE:
-            yield (refused(_fill(chance, symbol, sequences[symbol] - 1, about, ts), symbol, Reason.LATE),)
+            yield (rejected_element(_fill(chance, symbol, sequences[symbol] - 1, about, ts), symbol, Reason.LATE),)
         if chance.random() < RELISTED_SHARE:
             yield listing_of(contract, note=number)
         if chance.random() < DOUBTED_SHARE:
-            yield doubts(chance, contract)
+            yield disputed_terms(chance, contract)
         if chance.random() < LARGE_SHARE:
             yield (element_of(Mark(symbol, f"{about}.25", ts)),) * LARGE_EVENTS
 
@@ -228,8 +228,8 @@ def letters_of(
         elements = open_letters[partition]
         elements += unit
         if chance.random() < GARBAGE_SHARE and len(elements) < LARGE_EVENTS:
-            reason, content = poison(chance, Place(symbol, partition, partitions))
-            elements.insert(chance.randint(0, len(elements)), refused(content, symbol, reason))
+            reason, content = poison(chance, Destination(symbol, partition, partitions))
+            elements.insert(chance.randint(0, len(elements)), rejected_element(content, symbol, reason))
         if len(elements) >= EVENTS_PER_LETTER_MAX or chance.random() < 0.1:
             letter = Letter(partition, _codec(chance), open_letters.pop(partition))
             yield from _posted(chance, sent[partition], letter, duplicate_share)

@@ -11,32 +11,32 @@ DELAY_SECONDS_MAX = 0.05
 """Half a second for what is asked and answered five times, such as a claim of a partition, which is to be quick."""
 
 
-async def lose_the_answer_to_a_commit(world: World, chance: random.Random) -> None:
+async def drop_commit_response(world: World, chance: random.Random) -> None:
     """Cuts an owner off between its COMMIT and the answer: the transaction is committed, and the owner cannot know."""
     for _ in range(chance.randint(1, 3)):
-        world.postgres_proxy.lose_next_answer()
-        seconds = await eventually("the answer to a COMMIT is lost", world.postgres_proxy.has_lost_it)
+        world.postgres_proxy.drop_next_commit_response()
+        seconds = await eventually("the answer to a COMMIT is lost", world.postgres_proxy.has_dropped_response)
         world.timeline.note(f"lost the answer to a COMMIT after {seconds:.2f} s")
 
 
 async def leave_postgres_half_open(world: World, chance: random.Random) -> None:
     """Lets nothing more through the present connections to PostgreSQL; new ones are as they should be."""
-    world.timeline.note(f"{world.postgres_proxy.swallow()} connections to PostgreSQL are half open")
+    world.timeline.note(f"{world.postgres_proxy.make_half_open()} connections to PostgreSQL are half open")
 
 
 async def leave_valkey_half_open(world: World, chance: random.Random) -> None:
     """Lets nothing more through the present connections to Valkey; new ones are as they should be."""
-    world.timeline.note(f"{world.valkey_proxy.swallow()} connections to Valkey are half open")
+    world.timeline.note(f"{world.valkey_proxy.make_half_open()} connections to Valkey are half open")
 
 
 async def slow_the_network(world: World, chance: random.Random) -> None:
     """Whatever engines and servers tell each other takes longer for some seconds."""
-    async with slowly(world, chance):
+    async with slowed_network(world, chance):
         await asyncio.sleep(chance.uniform(2, 5))
 
 
 @asynccontextmanager
-async def slowly(world: World, chance: random.Random) -> AsyncIterator[None]:
+async def slowed_network(world: World, chance: random.Random) -> AsyncIterator[None]:
     """Slows the network for as long as this lasts."""
     delay = chance.uniform(0.01, DELAY_SECONDS_MAX)
     world.timeline.note(f"all that passes takes {delay:.3f} s longer")

@@ -49,7 +49,7 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
         for entry, digest in zip(batch.entries, batch.hashes, strict=True):
             ledger.lines.setdefault(entry.symbol, []).append((entry, digest))
         for order in batch.orders.values():
-            ledger.orders.setdefault(order.symbol, []).append(timeless(order))
+            ledger.orders.setdefault(order.symbol, []).append(without_times(order))
         for sealed in batch.records:
             ledger.records.setdefault(sealed.record.symbol, []).append((sealed.record, sealed.hash))
         ledger.funds |= {state.symbol: state for state in batch.funds}
@@ -57,7 +57,7 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
     return ledger
 
 
-def refusals(letters: Iterable[Letter], partitions: int, stream_ms: int) -> Counter[Reason]:
+def rejections(letters: Iterable[Letter], partitions: int, stream_ms: int) -> Counter[Reason]:
     """For which reasons a partition refuses what is garbage, but for what only the database refuses.
 
     Raises AssertionError for garbage that is settled, or refused for another reason than it may be.
@@ -68,7 +68,7 @@ def refusals(letters: Iterable[Letter], partitions: int, stream_ms: int) -> Coun
         contents = Contents(Message(f"{stream_ms}-0", CODECS.get(letter.field, ""), letter.body()))
         events = [contents.run(position, 1)[0] for position in range(contents.size)]
         for event, element in zip(events, letter.elements, strict=not _is_broken(letter)):
-            reason = _refusal(settling[letter.partition], event, stream_ms, element)
+            reason = _rejection_reason(settling[letter.partition], event, stream_ms, element)
             if reason:
                 found[reason] += 1
     return found
@@ -79,7 +79,7 @@ def _is_broken(letter: Letter) -> bool:
     return isinstance(letter.elements[0].content, bytes)
 
 
-def _refusal(partition: Partition, event: Event | Rejection, stream_ms: int, element: Element) -> Reason | None:
+def _rejection_reason(partition: Partition, event: Event | Rejection, stream_ms: int, element: Element) -> Reason | None:
     if Reason.DATABASE_REFUSED in element.reasons:
         return None
     try:
@@ -87,7 +87,7 @@ def _refusal(partition: Partition, event: Event | Rejection, stream_ms: int, ele
     except Rejection as rejection:
         reason = rejection.reason
     else:
-        assert not element.garbage or element.passed, f"{element} is settled"
+        assert not element.garbage or element.rejected_by_seq, f"{element} is settled"
         return None
     assert reason in element.reasons, f"{element} is refused as {reason}"
     return reason
@@ -110,6 +110,6 @@ def ranks(book: Book) -> list[list[Standing]]:
     return [[side.standing(int(row), book.mark) for row in side.ranking(book.mark).rows] for side in book.sides.values()]
 
 
-def timeless(order: OrderState) -> OrderState:
+def without_times(order: OrderState) -> OrderState:
     """An order without the time at which its round began, which is the stream server's."""
     return order._replace(round_ms=0)

@@ -45,7 +45,7 @@ async def stop_postgres(world: World, chance: random.Random) -> None:
     await _restart_postgres(world, chance, "stopped (fast)", world.servers.postgres.stop)
 
 
-async def stop_postgres_at_once(world: World, chance: random.Random) -> None:
+async def stop_postgres_immediately(world: World, chance: random.Random) -> None:
     """Stops PostgreSQL without a checkpoint."""
 
     def stop() -> None:
@@ -66,7 +66,7 @@ async def kill_valkey(world: World, chance: random.Random) -> None:
     await _restart_valkey(world, chance, lost_bytes_max=0)
 
 
-async def cut_valkey(world: World, chance: random.Random) -> None:
+async def truncate_valkey(world: World, chance: random.Random) -> None:
     """Kills Valkey and cuts the end of its file off, as a power failure does with what was not synchronised."""
     await _restart_valkey(world, chance, lost_bytes_max=TAIL_BYTES_MAX)
 
@@ -115,18 +115,18 @@ async def kill_engine_without_postgres(world: World, chance: random.Random) -> N
     await world.start_servers(valkey=False)
 
 
-async def cut_valkey_under_a_paused_owner(world: World, chance: random.Random) -> None:
+async def truncate_valkey_under_a_paused_owner(world: World, chance: random.Random) -> None:
     """An owner that sleeps through the loss of the stream's tail, and of its lease or not."""
     paused, held = await _owner(world, chance)
     paused.pause()
     world.timeline.note(f"paused {paused}, owner of {sorted(held)}")
-    await cut_valkey(world, chance)
+    await truncate_valkey(world, chance)
     await asyncio.sleep(chance.uniform(0, 4))
     paused.resume()
     world.timeline.note(f"resumed {paused}")
 
 
-async def everything_dies(world: World, chance: random.Random) -> None:
+async def kill_everything(world: World, chance: random.Random) -> None:
     """All engines and both servers at once."""
     for engine in world.engines:
         engine.kill()
@@ -134,7 +134,7 @@ async def everything_dies(world: World, chance: random.Random) -> None:
     world.engines.clear()
     await asyncio.to_thread(world.servers.postgres.kill)
     world.timeline.note("killed all engines and PostgreSQL")
-    await cut_valkey(world, chance)
+    await truncate_valkey(world, chance)
     await world.start_servers()
     for _ in range(number):
         world.start_engine()
@@ -184,14 +184,14 @@ async def _restart_postgres(world: World, chance: random.Random, how: str, stop:
 
 async def _restart_valkey(world: World, chance: random.Random, lost_bytes_max: int) -> None:
     await asyncio.to_thread(world.servers.valkey.kill)
-    lost = _cut(world.directory / "valkey", chance.randint(lost_bytes_max // 2, lost_bytes_max))
+    lost = _truncate(world.directory / "valkey", chance.randint(lost_bytes_max // 2, lost_bytes_max))
     world.timeline.note(f"killed Valkey; the last {lost} bytes of its file are lost")
     await asyncio.sleep(chance.uniform(0, 1))
     await world.start_servers(postgres=False)
     world.timeline.note("Valkey started")
 
 
-def _cut(directory: Path, lost: int) -> int:
+def _truncate(directory: Path, lost: int) -> int:
     """Cuts bytes off the newest append-only file; returns how many."""
     files = directory.glob("appendonlydir/*.incr.aof")
     newest = max(files, key=lambda path: int(re.search(r"\.(\d+)\.incr", path.name)[1]))

@@ -54,7 +54,7 @@ async def run_lost_tails(seed: int) -> None:
 async def run_long(seed: int, minutes: float, parts: Sequence[int] = (1, 2, 3, 4)) -> None:
     """Disturbances of all kinds until the time is over. Each part has a quarter of it: liquidations; the same through the HTTP
     side; deleveraging on a stream that keeps what it has; deleveraging on one that loses its tail, after which the exchange
-    sends its books whole.
+    sender_type its books whole.
 
     Raises an ExceptionGroup of what was wrong with any of them.
     """
@@ -119,16 +119,16 @@ async def _disturbed(
     letters: list[Letter],
     expected: Undisturbed,
     disturbances: Iterable[Disturbance],
-    sends: type[Sender],
+    sender_type: type[Sender],
 ) -> None:
     for _ in range(ENGINES):
         world.start_engine()
-    if sends is HttpSender:
+    if sender_type is HttpSender:
         await world.start_api()
     await eventually("the engines own all partitions", world.all_owned)
     await eventually("the policies are recorded", world.all_have_policies)
     async with open_pool(world.servers.dsn, 2) as pool, open_client(world.config.stream) as client:
-        sender = sends(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world)
+        sender = sender_type(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world)
         calm = asyncio.Event()
         async with aclosing(sender), asyncio.TaskGroup() as tasks:
             tasks.create_task(sender.send_all(calm, expected.funds))
@@ -139,7 +139,7 @@ async def _disturbed(
             world.note_memory()
             world.timeline.note(f"the schedule is over, {sender.sent} of {len(letters)} letters are sent; no more disturbances")
         world.timeline.note("everything is settled")
-        await eventually("the rollups are kept up", lambda: _condensed(world))
+        await eventually("the rollups are kept up", lambda: _rollups_complete(world))
         await world.stop_engines()
         wrong = await differences(world, client, letters, expected)
     lost = sum(log.read_text().count("lost its tail") for log in world.directory.glob("engine-*.log"))
@@ -152,7 +152,7 @@ async def _disturbed(
     assert not wrong, "\n".join(difference[:DIFFERENCE_LENGTH_MAX] for difference in wrong[:DIFFERENCES_MAX])
 
 
-async def _condensed(world: World) -> bool:
+async def _rollups_complete(world: World) -> bool:
     rows = await world.fetch(
         "SELECT 1 FROM funds f LEFT JOIN rollup_progress p USING (symbol) WHERE f.entry > coalesce(p.entry, 0)"
     )

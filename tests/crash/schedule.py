@@ -7,25 +7,25 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from fundsvc.core.events import Reason
 from tests.crash.deletions import delete_settled, lose_unsettled, trim_settled
 from tests.crash.network import (
+    drop_commit_response,
     leave_postgres_half_open,
     leave_valkey_half_open,
-    lose_the_answer_to_a_commit,
     slow_the_network,
-    slowly,
+    slowed_network,
 )
 from tests.crash.processes import (
-    cut_valkey,
-    cut_valkey_under_a_paused_owner,
-    everything_dies,
     kill_engine,
     kill_engine_without_postgres,
+    kill_everything,
     kill_postgres,
     kill_valkey,
     pause_owner,
     pause_owner_within_a_transaction,
     stop_postgres,
-    stop_postgres_at_once,
+    stop_postgres_immediately,
     stop_valkey,
+    truncate_valkey,
+    truncate_valkey_under_a_paused_owner,
 )
 from tests.crash.shortages import (
     fill_the_disk,
@@ -53,7 +53,7 @@ async def replay_rejected(world: World, chance: random.Random) -> None:
         world.timeline.note(f"replayed what was rejected as {reason}: {code}, {(output or error).strip()[-100:]}")
 
 
-async def kill_the_http_side(world: World, chance: random.Random) -> None:
+async def kill_api(world: World, chance: random.Random) -> None:
     """Kills the HTTP side and starts another: what it was posting at that moment may be on the stream or not."""
     world.kill_api()
     world.timeline.note("killed the HTTP side")
@@ -63,7 +63,7 @@ async def kill_the_http_side(world: World, chance: random.Random) -> None:
 ESSENTIAL: tuple[Disturbance, ...] = (
     kill_engine,
     kill_postgres,
-    cut_valkey,
+    truncate_valkey,
     pause_owner_within_a_transaction,
     lose_unsettled,
     leave_postgres_half_open,
@@ -73,24 +73,24 @@ ESSENTIAL: tuple[Disturbance, ...] = (
 ESCALATING: tuple[Disturbance, ...] = (
     kill_engine,
     kill_postgres,
-    lose_the_answer_to_a_commit,
+    drop_commit_response,
     kill_engine_while_valkey_is_full,
 )
 """While ADL orders are open, for the short form."""
 
-LOSING: tuple[Disturbance, ...] = (cut_valkey, lose_unsettled, cut_valkey_under_a_paused_owner)
+LOSING: tuple[Disturbance, ...] = (truncate_valkey, lose_unsettled, truncate_valkey_under_a_paused_owner)
 """While ADL orders are open on streams that lose their ends, for the short form."""
 
 STREAM_KEPT: tuple[Disturbance, ...] = (
     kill_engine,
     stop_postgres,
-    stop_postgres_at_once,
+    stop_postgres_immediately,
     kill_postgres,
     stop_valkey,
     pause_owner,
     pause_owner_within_a_transaction,
     kill_engine_without_postgres,
-    lose_the_answer_to_a_commit,
+    drop_commit_response,
     leave_postgres_half_open,
     leave_valkey_half_open,
     slow_the_network,
@@ -107,14 +107,14 @@ STREAM_KEPT: tuple[Disturbance, ...] = (
 ALL: tuple[Disturbance, ...] = (
     *STREAM_KEPT,
     kill_valkey,
-    cut_valkey,
-    cut_valkey_under_a_paused_owner,
-    everything_dies,
+    truncate_valkey,
+    truncate_valkey_under_a_paused_owner,
+    kill_everything,
     lose_unsettled,
 )
 
 
-POSTED: tuple[Disturbance, ...] = (kill_the_http_side,)
+POSTED: tuple[Disturbance, ...] = (kill_api,)
 """What befalls an exchange that posts its events, beside all else."""
 
 
@@ -136,7 +136,7 @@ async def disturb(world: World, chance: random.Random, disturbance: Disturbance)
     world.happened[disturbance.__name__] += 1
     if chance.random() < SLOW_SHARE:
         world.happened["on a slow network"] += 1
-        async with slowly(world, chance):
+        async with slowed_network(world, chance):
             await disturbance(world, chance)
     else:
         await disturbance(world, chance)

@@ -54,12 +54,12 @@ class Sender:
             await self._send_next()
         self._timeline.note("all letters sent")
         while not calm.is_set():
-            await self._keep_in_touch()
+            await self._check_connection()
         began = time.monotonic()
         while not await self._settled(funds):
-            await self._keep_in_touch()
+            await self._check_connection()
             if time.monotonic() - began > SETTLED_SECONDS_MAX:
-                raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end: {await self._left(funds)}")
+                raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end: {await self._unsettled(funds)}")
 
     async def aclose(self) -> None:
         """Closes what it has opened itself."""
@@ -76,15 +76,15 @@ class Sender:
         else:
             await asyncio.sleep(min(len(letter.elements), EVENTS_PER_LETTER_MAX) * self._seconds_per_event)
 
-    async def _keep_in_touch(self) -> None:
+    async def _check_connection(self) -> None:
         """An idle connection must be looked at too: the tail may be lost that was sent last."""
         try:
-            await self._in_turn(self._touch)
+            await self._in_turn(self._probe)
         except StreamFault as fault:
             await self._resume(fault)
         await asyncio.sleep(0.1)
 
-    async def _touch(self) -> None:
+    async def _probe(self) -> None:
         """Sends nothing, but notices that a connection was lost."""
         await self._producer.append_bodies(0, "json", [b"[]"])
 
@@ -101,22 +101,22 @@ class Sender:
         while True:
             try:
                 self._world.resend.clear()
-                again = await self._again()
-                for letter in again:
+                resent = await self._letters_to_resend()
+                for letter in resent:
                     await self._in_turn(partial(self._append, letter))
             except (StreamFault, StoreFault):
                 await asyncio.sleep(0.1)
             else:
                 break
         self.resumptions += 1
-        self._timeline.note(f"the sender resumed: {len(again)} letters sent again from the cursor")
+        self._timeline.note(f"the sender resumed: {len(resent)} letters sent again from the cursor")
 
-    async def _again(self) -> list[Letter]:
+    async def _letters_to_resend(self) -> list[Letter]:
         """What must be sent again."""
-        cursor = await self._ask_cursor()
-        return [rest for letter in self._letters[: self.sent] if (rest := letter.beyond(cursor, self._chance))]
+        cursor = await self._request_cursor()
+        return [rest for letter in self._letters[: self.sent] if (rest := letter.to_resend(cursor, self._chance))]
 
-    async def _ask_cursor(self) -> Mapping[str, int]:
+    async def _request_cursor(self) -> Mapping[str, int]:
         """The last sequence of each contract in the ledger, to send again what came after it."""
         return await self._cursor()
 
@@ -134,7 +134,7 @@ class Sender:
             return False
         return read and cursor == {symbol: fund.seq for symbol, fund in funds.items()}
 
-    async def _left(self, funds: Mapping[str, FundState]) -> str:
+    async def _unsettled(self, funds: Mapping[str, FundState]) -> str:
         """What is not settled, and what became of the partitions and of the last events."""
         cursor = await self._cursor()
         behind = {symbol: (cursor.get(symbol), fund.seq) for symbol, fund in funds.items() if cursor.get(symbol) != fund.seq}
@@ -158,7 +158,7 @@ class CarefulSender(Sender):
 
     async def _append(self, letter: Letter) -> None:
         body = letter.body()
-        before = await self._patiently(lambda: self._newest(letter.partition))
+        before = await self._retried(lambda: self._newest(letter.partition))
         while not await self._arrived(letter.partition, before, body):
             try:
                 await super()._append(letter)
@@ -172,13 +172,13 @@ class CarefulSender(Sender):
         return (await Source(self._client, partition).state()).last_id
 
     async def _arrived(self, partition: int, after: str, body: bytes) -> bool:
-        messages = await self._patiently(lambda: Source(self._client, partition).read(after, 100))
+        messages = await self._retried(lambda: Source(self._client, partition).read(after, 100))
         return any(message.body == body for message in messages)
 
-    async def _patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _retried(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
         while True:
             try:
-                return await ask()
+                return await request()
             except StreamFault:
                 await asyncio.sleep(0.1)
 
@@ -197,9 +197,9 @@ class SnapshotSender(Sender):
         super().__init__(*arguments)
         self._books = Books(self._letters)
 
-    async def _again(self) -> list[Letter]:
+    async def _letters_to_resend(self) -> list[Letter]:
         await self._catch_up()
-        return self._books.again(await self._cursor(), self.sent)
+        return self._books.letters_to_resend(await self._cursor(), self.sent)
 
     async def _catch_up(self) -> None:
         """Returns once a new message of each stream is settled; raises StreamFault where a stream has lost it.

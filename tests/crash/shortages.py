@@ -46,7 +46,7 @@ async def fill_the_disk(world: World, chance: random.Random) -> None:
     (row,) = await world.fetch("SELECT ((pg_current_wal_insert_lsn() - '0/0') % 16777216)::bigint AS used")
     room = chance.randint(ROOM_BYTES_MAX // 4, ROOM_BYTES_MAX)
     await asyncio.to_thread(world.servers.postgres.stop)
-    with suppress(EmbeddedError), _small_files(row["used"] + room):
+    with suppress(EmbeddedError), _limited_files(row["used"] + room):
         await world.start_servers(valkey=False)
     world.timeline.note(f"PostgreSQL has room for {room} bytes of its log")
     await asyncio.sleep(chance.uniform(2, 5))
@@ -57,7 +57,7 @@ async def fill_the_disk(world: World, chance: random.Random) -> None:
 
 
 @contextmanager
-def _small_files(size: int) -> Iterator[None]:
+def _limited_files(size: int) -> Iterator[None]:
     """Limits the files of processes that are started meanwhile."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))

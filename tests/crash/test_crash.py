@@ -17,9 +17,9 @@ from fundsvc.streams.client import StreamFault, open_client
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source
 from tests.crash.exchange import write_escalations
-from tests.crash.letters import CONTRACTS, Letter, element_of, listing_of, refused, write_letters
-from tests.crash.oracle import refusals
-from tests.crash.poison import BEYOND_LETTERS, BY_STATE, POISON, Place
+from tests.crash.letters import CONTRACTS, Letter, element_of, listing_of, rejected_element, write_letters
+from tests.crash.oracle import rejections
+from tests.crash.poison import BEYOND_LETTERS, BY_STATE, POISON, Destination
 from tests.crash.run import run_escalations, run_lost_tails, run_short
 from tests.crash.verdict import reasons_for, reasons_of
 from tests.crash.world import PARTITIONS
@@ -32,31 +32,33 @@ def test_the_ledger_ends_as_if_nothing_had_happened():
 
 
 def test_letters_are_refused_for_every_reason_there_is():
-    refused = refusals(write_letters(1, PARTITIONS, 5000, None), PARTITIONS, NOW_MS)
-    refused += refusals(write_escalations(1, PARTITIONS, 5000), PARTITIONS, NOW_MS)
+    refused = rejections(write_letters(1, PARTITIONS, 5000, None), PARTITIONS, NOW_MS)
+    refused += rejections(write_escalations(1, PARTITIONS, 5000), PARTITIONS, NOW_MS)
     assert refused.keys() | {Reason.DATABASE_REFUSED, *BEYOND_LETTERS} == set(Reason)
     assert POISON.keys() | {*BY_STATE, *BEYOND_LETTERS} == set(Reason)
 
 
 @pytest.mark.parametrize("reason", POISON)
 def test_poison_is_refused_for_its_reason_in_both_codecs(reason):
-    chance, place = random.Random(1), Place(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
+    chance, destination = random.Random(1), Destination(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
     letters = [
-        Letter(place.partition, field, [refused(POISON[reason](chance, place), place.symbol, reason)])
+        Letter(
+            destination.partition, field, [rejected_element(POISON[reason](chance, destination), destination.symbol, reason)]
+        )
         for field in ("json", "msgpack")
         for _ in range(50)
     ]
-    listed = Letter(place.partition, "json", [element_of(listing_of(CONTRACTS[0]))])
+    listed = Letter(destination.partition, "json", [element_of(listing_of(CONTRACTS[0]))])
     expected = {} if reason is Reason.DATABASE_REFUSED else {reason: len(letters)}
-    assert refusals([listed, *letters], PARTITIONS, NOW_MS) == expected
+    assert rejections([listed, *letters], PARTITIONS, NOW_MS) == expected
 
 
 async def test_what_the_http_side_appends_of_lines_that_are_no_events_is_known_as_garbage():
     """They go together as one message, also the large ones."""
-    chance, place = random.Random(1), Place(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
+    chance, destination = random.Random(1), Destination(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
     kinds = (Reason.TOO_LARGE, Reason.TOO_LARGE, Reason.UNDECODABLE)
-    spoilt = [refused(POISON[reason](chance, place), place.symbol, reason) for reason in kinds]
-    letter = Letter(place.partition, "json", [*spoilt, element_of(listing_of(CONTRACTS[0]))])
+    spoilt = [rejected_element(POISON[reason](chance, destination), destination.symbol, reason) for reason in kinds]
+    letter = Letter(destination.partition, "json", [*spoilt, element_of(listing_of(CONTRACTS[0]))])
     lines = [element.raw("json") for element in letter.elements]
     submission = await read_submission(NDJSON, b"\n".join(lines))
     assert [isinstance(event, Rejection) for event in submission.events] == [True, True, True, False]

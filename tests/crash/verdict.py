@@ -18,10 +18,10 @@ from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
 from fundsvc.wire.codec import Contents, Message
 from tests.crash.letters import UNREADABLE, Element, Letter
-from tests.crash.oracle import Undisturbed, ranks, timeless
+from tests.crash.oracle import Undisturbed, ranks, without_times
 from tests.crash.world import PARTITIONS, World
 
-Place = tuple[int, str, int]
+EventId = tuple[int, str, int]
 """Partition, id of the message, position."""
 
 _ROLLUPS = "SELECT * FROM rollups ORDER BY symbol, hour"
@@ -52,7 +52,7 @@ async def _entries(world: World, expected: Undisturbed) -> list[str]:
     for symbol in sorted({*found, *expected.lines}):
         ours, theirs = found.get(symbol, []), expected.lines.get(symbol, [])
         if ours != theirs:
-            wrong += _unlike(f"entries of {symbol}", ours, theirs)
+            wrong += _difference(f"entries of {symbol}", ours, theirs)
     return wrong
 
 
@@ -69,7 +69,7 @@ async def _funds(world: World, expected: Undisturbed) -> list[str]:
 async def _orders(world: World, expected: Undisturbed) -> list[str]:
     rows = await world.fetch(f"SELECT {', '.join(OrderState._fields)} FROM adl_orders ORDER BY symbol, adl")
     theirs = [order for _, orders in sorted(expected.orders.items()) for order in orders]
-    return _unlike("ADL orders", [timeless(OrderState(*row)) for row in rows], theirs)
+    return _difference("ADL orders", [without_times(OrderState(*row)) for row in rows], theirs)
 
 
 async def _records(world: World, expected: Undisturbed) -> list[str]:
@@ -83,7 +83,7 @@ async def _records(world: World, expected: Undisturbed) -> list[str]:
     return [
         difference
         for symbol in symbols
-        for difference in _unlike(f"ADL records of {symbol}", found.get(symbol, []), expected.records.get(symbol, []))
+        for difference in _difference(f"ADL records of {symbol}", found.get(symbol, []), expected.records.get(symbol, []))
     ]
 
 
@@ -97,11 +97,11 @@ async def _ranks(world: World, client: Client, expected: Undisturbed) -> list[st
         difference
         for symbol, theirs in expected.ranks.items()
         for side, ours in enumerate(found.get(symbol, [[]] * len(theirs)))
-        for difference in _unlike(f"ranks of {symbol}, {('longs', 'shorts')[side]}", ours, theirs[side])
+        for difference in _difference(f"ranks of {symbol}, {('longs', 'shorts')[side]}", ours, theirs[side])
     ]
 
 
-def _unlike(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
+def _difference(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
     if ours == theirs:
         return []
     first = next(pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1])
@@ -117,33 +117,33 @@ async def _rejected(world: World, client: Client, letters: Sequence[Letter]) -> 
     kept = {(row["partition"], row["stream_id"], row["position"]): row["body"] for row in rows}
     garbage = reasons_of(letters)
     provisional = _sent(letters, lambda element: element.provisional)
-    kept_once = _sent(letters, lambda element: element.passed) & set(kept.values())
-    surviving: dict[Place, bytes] = {}
-    refusable: set[Place] = set()
+    kept_once = _sent(letters, lambda element: element.rejected_by_seq) & set(kept.values())
+    surviving: dict[EventId, bytes] = {}
+    rejectable: set[EventId] = set()
     ids: set[tuple[int, str]] = set()
     for partition in range(PARTITIONS):
         async for message in _stream(client, partition):
             ids.add((partition, message.stream_id))
             bodies = {(partition, message.stream_id, position): body for position, body in _bodies(message)}
-            surviving |= {place: body for place, body in bodies.items() if reasons_for(body, garbage)}
-            refusable |= {place for place, body in bodies.items() if body in provisional}
+            surviving |= {event_id: body for event_id, body in bodies.items() if reasons_for(body, garbage)}
+            rejectable |= {event_id for event_id, body in bodies.items() if body in provisional}
     counts = dict(Counter(row["reason"] for row in rows))
     world.timeline.note(f"{len(kept)} events rejected, {len(surviving)} of them still in the streams: {counts}")
-    known = surviving.keys() | refusable
+    known = surviving.keys() | rejectable
     wrong = [
-        f"garbage {place} is not kept as it was sent: {body[:500]!r}"
-        for place, body in surviving.items()
-        if kept.get(place) != body and body not in kept_once
+        f"garbage {event_id} is not kept as it was sent: {body[:500]!r}"
+        for event_id, body in surviving.items()
+        if kept.get(event_id) != body and body not in kept_once
     ]
     wrong += [
-        f"{place} is rejected, but it was no garbage: {kept[place][:500]!r}"
-        for place in kept
-        if place[:2] in ids and place not in known
+        f"{event_id} is rejected, but it was no garbage: {kept[event_id][:500]!r}"
+        for event_id in kept
+        if event_id[:2] in ids and event_id not in known
     ]
     wrong += [
-        f"{place} is rejected, but was never sent"
-        for place, body in kept.items()
-        if place[:2] not in ids and not reasons_for(body, garbage) and body not in provisional
+        f"{event_id} is rejected, but was never sent"
+        for event_id, body in kept.items()
+        if event_id[:2] not in ids and not reasons_for(body, garbage) and body not in provisional
     ]
     wrong += [f"garbage {row['stream_id']} was settled" for row in rows if row["settled_at"]]
     wrong += [
@@ -163,7 +163,7 @@ async def _stream(client: Client, partition: int) -> Any:
 
 
 def _bodies(message: Message) -> Iterable[tuple[int, bytes]]:
-    """The events of a message and where they stand; not those that an operator sends again, which have a place already."""
+    """The events of a message and where they stand; not those that an operator sends again, which have a event_id already."""
     if not message.replay_of:
         contents = Contents(message)
         for position in range(contents.size):

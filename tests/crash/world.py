@@ -31,7 +31,7 @@ TOKEN_SECRET = "a secret of the crash test, long enough"
 RECOVERY_SECONDS_MAX = 30.0
 """Long enough for a busy machine; what must be quicker is measured by itself."""
 
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_UNAVAILABLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class Owner(NamedTuple):
@@ -200,8 +200,8 @@ class World:
             self.engines.remove(engine)
             if engine.name:
                 self.failures.append(f"{engine} ended by itself with {engine.process.returncode}:\n{engine.log[-2000:]}")
-            said = engine.log.strip()[-200:]
-            self.timeline.note(f"{engine} ended with {engine.process.returncode}, starting {self.start_engine()}: {said}")
+            output_end = engine.log.strip()[-200:]
+            self.timeline.note(f"{engine} ended with {engine.process.returncode}, starting {self.start_engine()}: {output_end}")
 
     async def stop_engines(self) -> None:
         """Ends all engines as an operator does; they must be done within five seconds."""
@@ -293,7 +293,7 @@ async def eventually(what: str, check: Callable[[], Awaitable[bool]], seconds_ma
         try:
             if await check():
                 return time.monotonic() - began
-        except _AWAY:
+        except _UNAVAILABLE:
             pass
         await asyncio.sleep(0.02)
     raise AssertionError(f"not within {seconds_max} s: {what}")

@@ -15,7 +15,7 @@ from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.migrations import migrate
 from tests.fuzz.run import Figures, any_messages, fuzz
 
-TELL_SECONDS = 10.0
+PROGRESS_SECONDS = 10.0
 """How often the progress is printed."""
 
 
@@ -27,22 +27,22 @@ async def run(directory: Path, seed: int, count: int) -> Figures:
         await migrate(servers.owner_dsn, 1)
         database = DatabaseConfig(dsn=servers.dsn, owner_dsn=servers.owner_dsn)
         config = Config(database=database, stream=StreamConfig(url=servers.stream_url))
-        return await fuzz(config, directory, seed, any_messages(count), teller())
+        return await fuzz(config, directory, seed, any_messages(count), progress_printer())
     finally:
         servers.stop()
 
 
-def teller() -> Callable[[Figures], None]:
+def progress_printer() -> Callable[[Figures], None]:
     """Prints the progress now and then."""
-    told = 0.0
+    printed = 0.0
 
-    def tell(figures: Figures) -> None:
-        nonlocal told
-        if figures.seconds >= told + TELL_SECONDS:
-            told = figures.seconds
+    def print_progress(figures: Figures) -> None:
+        nonlocal printed
+        if figures.seconds >= printed + PROGRESS_SECONDS:
+            printed = figures.seconds
             print(f"{figures.seconds:7.1f} s  {figures.messages:,} messages, {figures.events:,} events", flush=True)
 
-    return tell
+    return print_progress
 
 
 def main() -> None:

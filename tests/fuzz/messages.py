@@ -67,7 +67,7 @@ LEGAL_SHARE = 0.75
 SEQUENCE_KEPT_SHARE = 0.999
 """Share of the strange sequences that no contract can reach: the highest one would be the last of its contract."""
 
-BATTERED_SHARE = 0.06
+DAMAGED_SHARE = 0.06
 """Share of the messages whose bytes are damaged."""
 
 EVENTS_MAX = 10_000
@@ -77,7 +77,7 @@ Fields = tuple[bytes, ...]
 """A stream entry: names and values in turn."""
 
 
-class Asked(NamedTuple):
+class Requested(NamedTuple):
     """What a round of deleveraging asks of an account."""
 
     symbol: str
@@ -88,10 +88,10 @@ class Asked(NamedTuple):
 
 
 class Messages:
-    """Writes messages. `asked` is what deleveraging waits for: whoever reads the announcements puts it there."""
+    """Writes messages. `requested` is what deleveraging waits for: whoever reads the announcements puts it there."""
 
     def __init__(self, chance: random.Random, now_ms: int) -> None:
-        self.asked: list[Asked] = []
+        self.requested: list[Requested] = []
         self._chance = chance
         self._now = now_ms
         self._listed: Sequence[Terms] = LISTED
@@ -122,8 +122,8 @@ class Messages:
         """The next message."""
         codec = self._chance.choice(("json", "msgpack"))
         body = self._encode(self._content(), codec)
-        if self._chance.random() < BATTERED_SHARE:
-            body = self._battered(body)
+        if self._chance.random() < DAMAGED_SHARE:
+            body = self._damaged(body)
         return self._fields(codec.encode(), body)
 
     def large(self) -> Iterator[Fields]:
@@ -156,7 +156,7 @@ class Messages:
 
     def _event(self) -> Any:
         if self._sent and self._chance.random() < 0.08:
-            return self._again(self._chance.choice(self._sent))
+            return self._resent(self._chance.choice(self._sent))
         event = self._legal(self._chance.choice(TYPES))
         if self._chance.random() < LEGAL_SHARE:
             return event
@@ -170,7 +170,7 @@ class Messages:
             self._sent = [*self._sent[-20:], event]
         return event
 
-    def _again(self, event: dict[str, Any]) -> dict[str, Any]:
+    def _resent(self, event: dict[str, Any]) -> dict[str, Any]:
         """An event that was sent before, as it was or with other content."""
         if self._chance.random() < 0.7 or "lots" not in event:
             return event
@@ -269,24 +269,26 @@ class Messages:
         return {"symbol": contract[0], "phase": self._chance.choice(("begin", "end")), "ts": self._ts()}
 
     def _adl_fill(self, contract: Terms) -> dict[str, Any]:
-        asked = self._any_asked(contract)
-        lots = self._chance.choice((asked.lots, max(1, asked.lots // 2), asked.lots + 1))
-        numbers = {"seq": self._next(asked.symbol), "adl": asked.adl, "ts": self._ts()}
-        return {"symbol": asked.symbol, "account": asked.account, "lots": lots, **numbers}
+        requested = self._any_requested(contract)
+        lots = self._chance.choice((requested.lots, max(1, requested.lots // 2), requested.lots + 1))
+        numbers = {"seq": self._next(requested.symbol), "adl": requested.adl, "ts": self._ts()}
+        return {"symbol": requested.symbol, "account": requested.account, "lots": lots, **numbers}
 
     def _adl_end(self, contract: Terms) -> dict[str, Any]:
-        asked = self._any_asked(contract)
-        return {"symbol": asked.symbol, "seq": self._next(asked.symbol), "adl": asked.adl, "ts": self._ts()}
+        requested = self._any_requested(contract)
+        return {"symbol": requested.symbol, "seq": self._next(requested.symbol), "adl": requested.adl, "ts": self._ts()}
 
     def _adl_ack(self, contract: Terms) -> dict[str, Any]:
-        asked = self._any_asked(contract)
-        return {"symbol": asked.symbol, "adl": asked.adl, "round": asked.round, "ts": self._ts()}
+        requested = self._any_requested(contract)
+        return {"symbol": requested.symbol, "adl": requested.adl, "round": requested.round, "ts": self._ts()}
 
-    def _any_asked(self, contract: Terms) -> Asked:
+    def _any_requested(self, contract: Terms) -> Requested:
         """Something that is waited for; a guess where there is nothing, and now and then."""
-        if self.asked and self._chance.random() < 0.9:
-            return self._chance.choice(self.asked)
-        return Asked(contract[0], self._chance.randint(1, 50), 1, self._chance.choice(ACCOUNTS), self._chance.randint(1, 10))
+        if self.requested and self._chance.random() < 0.9:
+            return self._chance.choice(self.requested)
+        return Requested(
+            contract[0], self._chance.randint(1, 50), 1, self._chance.choice(ACCOUNTS), self._chance.randint(1, 10)
+        )
 
     def _rate(self, contract: Terms) -> dict[str, Any]:
         return {"currency": contract[1], "price": self._price(contract[3], 0.1), "ts": self._ts()}
@@ -317,7 +319,7 @@ class Messages:
         except OverflowError:
             return msgspec.msgpack.encode(json.loads(json.dumps(content), parse_int=str))
 
-    def _battered(self, body: bytes) -> bytes:
+    def _damaged(self, body: bytes) -> bytes:
         damaged = bytearray(body)
         for _ in range(self._chance.randint(1, 3)):
             at = self._chance.randint(0, len(damaged))

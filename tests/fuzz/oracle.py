@@ -9,7 +9,7 @@ from fundsvc.core.times import time_of_id
 from fundsvc.wire.codec import REPLAY_KEY, Message, decode
 from tests.crash.oracle import empty_partition
 
-Place = tuple[str, int]
+EventId = tuple[str, int]
 """Where an event stands: the id of its message, and its position there."""
 
 
@@ -23,7 +23,7 @@ class Oracle:
         self.events = self.entries = 0
         self.outcomes: Counter[str] = Counter()
         self.reasons: Counter[Reason] = Counter()
-        self.rejected: dict[Place, Reason] = {}
+        self.rejected: dict[EventId, Reason] = {}
         self._partition: Partition = empty_partition(0, 1)
 
     def settle(self, messages: Iterable[Message]) -> None:
@@ -36,7 +36,7 @@ class Oracle:
         self.entries += self._partition.take().count()
 
     def _replay(self, message: Message) -> None:
-        """No message here replays anything that was kept: it is refused when it names no place, else it is over already."""
+        """No message here replays anything that was kept: it is refused when it names no event_id, else it is over already."""
         if REPLAY_KEY.fullmatch(message.replay_of) is None:
             self.events += 1
             self._reject((message.stream_id, 0), Reason.UNDECODABLE)
@@ -58,7 +58,7 @@ class Oracle:
                 assert not isinstance(event, Fill), f"a fill without a trace: {event}"
                 self.outcomes["state"] += 1
 
-    def _reject(self, place: Place, reason: Reason) -> None:
+    def _reject(self, event_id: EventId, reason: Reason) -> None:
         self.outcomes["rejected"] += 1
         self.reasons[reason] += 1
-        self.rejected[place] = reason
+        self.rejected[event_id] = reason

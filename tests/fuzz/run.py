@@ -20,7 +20,7 @@ from fundsvc.config.settings import Config
 from fundsvc.streams.announcements import Announcements
 from fundsvc.streams.client import Client, open_client, stream_key
 from fundsvc.streams.source import Source, id_order
-from tests.fuzz.messages import Asked, Fields, Messages
+from tests.fuzz.messages import Fields, Messages, Requested
 from tests.fuzz.oracle import Oracle
 
 ROOT = Path(__file__).parents[2]
@@ -37,14 +37,14 @@ CHUNKS_PER_ENGINE = 50
 """A restart reads the books and what the stream holds since, so that any message must be readable twice."""
 
 STOP_SECONDS_MAX = 10.0
-ASKED_MAX = 50
+REQUESTED_MAX = 50
 """What the messages may answer: the newest of what deleveraging asks."""
 
 READ_MAX = 1000
-LOOK_SECONDS = 0.005
+POLL_SECONDS = 0.005
 
 _COUNTS = "SELECT (SELECT count(*) FROM entries), (SELECT count(*) FROM rejected)"
-_KEPT = "SELECT stream_id, position, reason FROM rejected WHERE partition = 0 AND stream_id = ANY ($1)"
+_REJECTED = "SELECT stream_id, position, reason FROM rejected WHERE partition = 0 AND stream_id = ANY ($1)"
 
 Chunks = Callable[[Messages], Iterable[Sequence[Fields]]]
 """What is sent, one chunk after the other."""
@@ -114,16 +114,16 @@ class Engine:
 
 
 async def fuzz(
-    config: Config, directory: Path, seed: int, chunks: Chunks, tell: Callable[[Figures], None] = lambda _: None
+    config: Config, directory: Path, seed: int, chunks: Chunks, report_progress: Callable[[Figures], None] = lambda _: None
 ) -> Figures:
-    """Sends chunks of messages to an engine on an empty ledger; `tell` hears of the progress."""
+    """Sends chunks of messages to an engine on an empty ledger; `report_progress` hears of the progress."""
     figures = Figures(seed)
     async with open_client(config.stream) as client, _connected(config.database.dsn) as connection:
         run = _Run(config, directory, client, connection, figures)
         try:
             for chunk in chunks(run.messages):
                 await run.take(chunk)
-                tell(figures)
+                report_progress(figures)
                 if figures.wrong:
                     break
         finally:
@@ -186,7 +186,7 @@ class _Run:
         self._figures.outcomes = self._oracle.outcomes
         self._figures.reasons = self._oracle.reasons
         self._figures.wrong += [wrong async for wrong in self._differences()]
-        await self._hear()
+        await self._read_announcements()
 
     async def _settled(self, last_id: str) -> bool:
         deadline = time.monotonic() + CHUNK_SECONDS_MAX
@@ -196,7 +196,7 @@ class _Run:
                 shown = [f"{message.stream_id} {message.codec} {message.body[:400]!r}" for message in left]
                 self._figures.wrong.append("\n".join([f"the engine is stuck at {offset}, before", *shown, self._engine.log]))
                 return False
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         return True
 
     async def _offset(self) -> str:
@@ -224,23 +224,23 @@ class _Run:
             yield f"{entries} entries, expected {oracle.entries}"
         if rejected != oracle.outcomes["rejected"]:
             yield f"{rejected} rejected events are kept, expected {oracle.outcomes['rejected']}"
-        rows = await self._connection.fetch(_KEPT, self._fresh)
+        rows = await self._connection.fetch(_REJECTED, self._fresh)
         kept = {(row["stream_id"], row["position"]): row["reason"] for row in rows}
         expected, oracle.rejected, self._fresh = oracle.rejected, {}, []
-        for place in sorted(kept.keys() | expected.keys(), key=lambda place: (id_order(place[0]), place[1])):
-            if kept.get(place) != expected.get(place):
-                yield f"{place}: kept as {kept.get(place)}, expected {expected.get(place)}"
+        for event_id in sorted(kept.keys() | expected.keys(), key=lambda event_id: (id_order(event_id[0]), event_id[1])):
+            if kept.get(event_id) != expected.get(event_id):
+                yield f"{event_id}: kept as {kept.get(event_id)}, expected {expected.get(event_id)}"
 
-    async def _hear(self) -> None:
+    async def _read_announcements(self) -> None:
         """Lets the messages answer what was announced since."""
         while announced := await self._announcements.read(self._announced):
             self._announced = announced[-1].stream_id
-            self.messages.asked += [
-                Asked(each.symbol, each.adl, each.round, asked.account, asked.lots)
+            self.messages.requested += [
+                Requested(each.symbol, each.adl, each.round, asked.account, asked.lots)
                 for _, each in announced
                 for asked in each.allocations
             ]
-            self.messages.asked = self.messages.asked[-ASKED_MAX:]
+            self.messages.requested = self.messages.requested[-REQUESTED_MAX:]
 
 
 def any_messages(count: int) -> Chunks:
