@@ -1,4 +1,4 @@
-"""The books of an exchange that can send them whole: as they were before the first event that a ledger has not settled."""
+"""The books of the exchange before the first unsettled event, for snapshots."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +18,11 @@ from tests.crash.world import PARTITIONS
 ElementIndex = tuple[int, int]
 """The number of a letter, and of an element in it."""
 
-
 BEGINNING = (0, 0)
 
 
 class Books:
-    """Follows the letters, contract by contract, as far as the ledger is known to be."""
+    """Applies the letters, contract by contract, up to the ledger's cursor."""
 
     def __init__(self, letters: Sequence[Letter]) -> None:
         self._letters = letters
@@ -38,7 +37,7 @@ class Books:
                     self._homes[element.symbol] = letter.partition
 
     def letters_to_resend(self, cursor: Mapping[str, int], sent: int) -> list[Letter]:
-        """What an engine sends that has sent so many letters, to a ledger at a cursor: its books, and what came after them."""
+        """Returns snapshots of the books at a cursor, and the later elements of the first `sent` letters."""
         starts = {
             symbol: self._follow(symbol, cursor[symbol], (sent, 0)) if symbol in cursor else BEGINNING
             for symbol in self._events
@@ -47,7 +46,7 @@ class Books:
         return [*snapshots, *self._after(starts, sent)]
 
     def _follow(self, symbol: str, seq: int, end: ElementIndex) -> ElementIndex:
-        """Goes on to the first event that moves the contract beyond a sequence; returns its index, or the end."""
+        """Applies events up to the first that raises the sequence beyond `seq`; returns its index, or the end."""
         partition, events = self._partitions[self._homes[symbol]], self._events[symbol]
         for index, event in events[self._followed[symbol] :]:
             if index >= end:
@@ -84,7 +83,7 @@ def _moves(partition: Partition, symbol: str, event: Event) -> bool:
 
 
 def _whole(contract: Contract, book: Book) -> Iterator[Event]:
-    """The mark, and a snapshot of the positions."""
+    """Yields the mark and a snapshot of the positions."""
     symbol, decimals = contract.symbol, contract.price_decimals
     assert book.mark is not None
     yield Mark(symbol, format_units(book.mark, decimals), BEGINNING_MS, seq=book.mark_seq or None)

@@ -1,7 +1,7 @@
-"""Events that can never be settled, of every reason for which one is refused.
+"""Events that can never be settled, for every rejection reason.
 
-`POISON` makes those that no state of a ledger makes good. The reasons in `BY_STATE` need a ledger that has had something
-before them: `letters` and `exchange` write these where they have it.
+`POISON` makes events that are invalid in every state of a ledger. The reasons in `BY_STATE` depend on earlier events:
+`letters` and `exchange` write these.
 """
 
 import random
@@ -13,17 +13,17 @@ from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Reason
 
 NEVER_SETTLED = 2**62
-"""A sequence above all others: garbage that has one is refused whenever it is read, not taken for a duplicate."""
+"""The sequence of garbage. It is above all others, so the engine never treats garbage as a duplicate."""
 
 BEGINNING_MS = 1_765_000_000_000
 
-REFUSED_TRADE = "refused by the database"
-"""No entry may have this trade id: `FORBIDDEN` sees to it."""
+REJECTED_TRADE = "rejected by the database"
+"""The trade id of fills that the database rejects, because of the constraint `FORBIDDEN`."""
 
-FORBIDDEN = f"ALTER TABLE entries ADD CONSTRAINT forbidden_trade CHECK (trade_id <> '{REFUSED_TRADE}')"
+FORBIDDEN = f"ALTER TABLE entries ADD CONSTRAINT forbidden_trade CHECK (trade_id <> '{REJECTED_TRADE}')"
 
 LARGE = "x" * 300_000
-"""More than an event may have."""
+"""More bytes than an event may have."""
 
 BY_STATE = (
     Reason.CONFLICT,
@@ -36,13 +36,13 @@ BY_STATE = (
 )
 
 BEYOND_LETTERS = (Reason.TOO_MANY_CONTRACTS,)
-"""Needs 10,000 contracts in a partition; tests/core/test_many_contracts.py covers it."""
+"""Needs 10,000 contracts in a partition; tests/core/test_many_contracts.py tests it."""
 
 RARE = (Reason.DATABASE_REFUSED, Reason.TOO_LARGE)
-"""Each of these costs a dozen transactions, or as much room as a thousand others."""
+"""Each of these costs a dozen transactions, or the memory of a thousand others."""
 
 RARE_SHARE = 0.2
-"""How often a reason of these is taken that was drawn."""
+"""The probability with which a drawn rare reason is used."""
 
 BROKEN = (
     *(b"", b"{", b"null", b"[]]", b"\xff\xfe\x00", b'"fill"', b"\xc1", b'{"type":"fill"', bytes(range(256))),
@@ -50,11 +50,11 @@ BROKEN = (
     b'{"type":"mark","symbol":"XBTUSDTM","symbol":"ETHUSDTM","price":"1","ts":1765000000000}',
     *(b"[" + b"null," * 20_000 + b"null]", b'{"type":"fill","lots":' + b"9" * 100_000 + b"}"),
 )
-"""Whole messages that are no events: cut off, of other codecs, nested deeply, with lengths that are not there."""
+"""Messages without a valid event: truncated, in another codec, deeply nested, or with false lengths."""
 
 
 class Destination(NamedTuple):
-    """Where poison goes: to a contract, in a partition of so many."""
+    """The contract and partition of an event, and the number of partitions."""
 
     symbol: str
     partition: int
@@ -66,7 +66,7 @@ Make = Callable[[random.Random, Destination], Content]
 
 
 def poison(chance: random.Random, destination: Destination) -> tuple[Reason, Content]:
-    """An event for a destination, of any reason, and the reason."""
+    """Returns a random reason, and an event that is rejected with it."""
     reason = chance.choice(list(POISON))
     while reason in RARE and chance.random() > RARE_SHARE:
         reason = chance.choice(list(POISON))
@@ -74,26 +74,26 @@ def poison(chance: random.Random, destination: Destination) -> tuple[Reason, Con
 
 
 def reasons_of(reason: Reason) -> frozenset[Reason]:
-    """For which reasons an event may be kept that is wrong in one way; others may come first, or be there at its replay."""
+    """Returns the reasons with which an event with this error may be kept, at its first settlement or at a replay."""
     return frozenset({reason, *_INSTEAD.get(reason, ()), *_BEFORE_OTHERS})
 
 
 _BEFORE_OTHERS = (Reason.TERMS_IN_DOUBT, Reason.UNKNOWN_SYMBOL, Reason.SUPERSEDED)
-"""Its contract may be suspended for a moment, or its listing be among the messages that a stream lost; and a state is not
-replayed, whatever else is wrong with it.
+"""Reasons that settlement checks first: the contract may be suspended, or the stream may have lost its listing. The replay of a
+position or mark is always superseded.
 """
 
 _ORDERS = (Reason.ADL_ORDER_UNKNOWN, Reason.ADL_ORDER_CLOSED, Reason.ADL_NOT_ASKED, Reason.ADL_TOO_MANY_LOTS)
 
 _INSTEAD: Mapping[Reason, tuple[Reason, ...]] = {
-    Reason.WRONG_PARTITION: (Reason.UNKNOWN_SYMBOL,),  # over HTTP it goes to the partition of its symbol
-    Reason.TERMS_IN_DOUBT: _ORDERS,  # sent again without the listing before it
-    **dict.fromkeys(_ORDERS, _ORDERS),  # an order may be over by the time that its answer is sent again
+    Reason.WRONG_PARTITION: (Reason.UNKNOWN_SYMBOL,),  # the API appends it to the partition of its symbol
+    Reason.TERMS_IN_DOUBT: _ORDERS,  # resent without the preceding listing
+    **dict.fromkeys(_ORDERS, _ORDERS),  # the order may end before the answer is resent
 }
 
 
 def fill(destination: Destination, **wrong: Any) -> Content:
-    """A legal fill but for what is given."""
+    """Returns a valid fill, except for the given fields."""
     numbers = {"seq": NEVER_SETTLED, "lots": 1, "ts": BEGINNING_MS}
     return {
         "type": "fill",
@@ -107,7 +107,7 @@ def fill(destination: Destination, **wrong: Any) -> Content:
 
 
 def answer(destination: Destination, kind: str, adl: int, **more: Any) -> Content:
-    """An answer to an ADL order."""
+    """Returns an answer to an ADL order."""
     return {"type": kind, "symbol": destination.symbol, "seq": NEVER_SETTLED, "adl": adl, "ts": BEGINNING_MS, **more}
 
 
@@ -171,7 +171,7 @@ def _wrong_partition(chance: random.Random, destination: Destination) -> Content
 
 
 def _unlisted_symbol(chance: random.Random, destination: Destination, *, in_partition: bool) -> str:
-    """A symbol that is never listed, of the partition or of another one."""
+    """Returns a symbol that is never listed, of this partition or of another one."""
     names = (f"NOSUCH{number}" for number in count(chance.randrange(100)))
     return next(name for name in names if (partition_of(name, destination.partitions) == destination.partition) is in_partition)
 
@@ -209,8 +209,8 @@ def _order_unknown(chance: random.Random, destination: Destination) -> Content:
     return chance.choice((answer(destination, "adlEnd", 10**9), answer(destination, "adlFill", 10**9, **execution)))
 
 
-def _database_refused(chance: random.Random, destination: Destination) -> Content:
-    return fill(destination, tradeId=REFUSED_TRADE)
+def _database_rejected(chance: random.Random, destination: Destination) -> Content:
+    return fill(destination, tradeId=REJECTED_TRADE)
 
 
 def _too_large(chance: random.Random, destination: Destination) -> Content:
@@ -233,6 +233,6 @@ POISON: Mapping[Reason, Make] = {
     Reason.ADL_ORDER_UNKNOWN: _order_unknown,
     Reason.SUPERSEDED: _superseded,
     Reason.TS_OUT_OF_RANGE: _ts_out_of_range,
-    Reason.DATABASE_REFUSED: _database_refused,
+    Reason.DATABASE_REFUSED: _database_rejected,
     Reason.TOO_LARGE: _too_large,
 }

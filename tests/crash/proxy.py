@@ -1,7 +1,7 @@
-"""What stands between the engines and a server: passes bytes on, and now and then slowly, not at all, or not to their end.
+"""A proxy between the engines and a server. It forwards bytes, and can delay or drop them.
 
-It loses the answer to a COMMIT: the engine cannot know then whether its transaction was committed. It was. It leaves
-connections half open, as a router does that forgot them: they are not closed, and nothing comes through any more.
+It drops the answer to a COMMIT: the transaction is committed, but the engine cannot know it. It makes connections half open,
+as a router does that lost its state: they stay open, and no bytes arrive.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 
 COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
-"""The simple query, as it goes over the wire."""
+"""The bytes of the simple query on the wire."""
 
 CHUNK_BYTES = 65_536
 
 
 class Proxy:
-    """Listens at the socket `listens` for connections to the one at `server`; runs in a thread of its own.
+    """Forwards connections from the socket `listens` to the socket `server`, in a separate thread.
 
-    Whatever passes drops `delay_seconds` longer.
+    All bytes are delayed by `delay_seconds`.
     """
 
     def __init__(self, listens: Path, server: Path) -> None:
@@ -33,28 +33,28 @@ class Proxy:
         self._listening: asyncio.Server | None = None
 
     def start(self) -> None:
-        """Begins to listen."""
+        """Starts to listen."""
         self._listens.parent.mkdir(parents=True, exist_ok=True)
         self._thread.start()
         self._run(self._listen())
 
     def drop_next_commit_response(self) -> None:
-        """Cuts off the next connection that commits, before it has the answer."""
+        """Closes the next connection that commits, before it receives the answer."""
         self._armed, self._dropped = True, False
 
     async def has_dropped_response(self) -> bool:
-        """Whether that has happened since."""
+        """Whether an answer was dropped since then."""
         return self._dropped
 
     def make_half_open(self) -> int:
-        """Lets nothing more through the present connections, which stay open; returns how many these are."""
+        """Drops all further bytes of the present connections, which stay open; returns their number."""
         connections = list(self._connections)
         for connection in connections:
             connection.half_open = True
         return len(connections)
 
     def stop(self) -> None:
-        """Ends all connections."""
+        """Closes all connections and ends the thread."""
         if self._thread.is_alive():
             self._run(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -62,13 +62,13 @@ class Proxy:
         self._loop.close()
 
     def drops_response_to(self, request: bytes) -> bool:
-        """Whether the answer to a request is the one to be lost."""
+        """Whether the proxy drops the answer to this request."""
         drops = self._armed and request.endswith(COMMIT)
         self._armed = self._armed and not drops
         return drops
 
     def note_dropped(self) -> None:
-        """Notes that an answer has come, and is lost."""
+        """Records that an answer arrived and was dropped."""
         self._dropped = True
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
@@ -86,11 +86,11 @@ class Proxy:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until one of its ends closes or the answer to a COMMIT is lost."""
+        """Forwards one connection until an end closes it, or the answer to a COMMIT is dropped."""
         connection = _ProxiedConnection(self)
         self._connections.add(connection)
         try:
-            with suppress(OSError, asyncio.CancelledError):  # The server is away, or everything ends.
+            with suppress(OSError, asyncio.CancelledError):  # The server is unreachable, or the proxy stops.
                 from_server, to_server = await asyncio.open_unix_connection(self._server)
                 try:
                     await connection.run(reader, to_server, from_server, writer)
@@ -102,7 +102,7 @@ class Proxy:
 
 
 class _ProxiedConnection:
-    """One connection through the proxy; once it `half_open`, its client learns nothing more, not even of the server's end."""
+    """One connection through the proxy. If it is `half_open`, its client receives nothing, not even the server's close."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.half_open = False
@@ -116,7 +116,7 @@ class _ProxiedConnection:
         from_server: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Passes on in both directions."""
+        """Forwards both directions."""
         requests = asyncio.create_task(self._forward_requests(reader, to_server))
         responses = asyncio.create_task(self._forward_responses(from_server, writer))
         try:

@@ -1,4 +1,4 @@
-"""Which disturbances there are, in what order they come, and how long the engines take to recover."""
+"""The disturbances, their order, and the recovery of the engines."""
 
 import random
 import time
@@ -38,25 +38,25 @@ from tests.crash.world import World, eventually
 Disturbance = Callable[[World, random.Random], Awaitable[None]]
 
 SLOW_SHARE = 0.15
-"""Of the disturbances: so many come while the network is slow."""
+"""The share of disturbances with a slow network."""
 
 
 async def replay_rejected(world: World, chance: random.Random) -> None:
-    """Sends again what was rejected for some reason, as an operator does: it is rejected again.
+    """Replays rejected events with some reasons, as an operator does; settlement rejects them again.
 
-    What is late would be settled.
+    Late events are left out, because a replay settles them.
     """
     rows = await world.fetch("SELECT DISTINCT reason FROM rejected WHERE reason <> $1 ORDER BY reason", Reason.LATE)
     reasons = [row["reason"] for row in rows]
     for reason in chance.sample(reasons, min(len(reasons), 3)):
         code, output, error = await world.command("rejected", "replay", "--reason", reason)
-        world.timeline.note(f"replayed what was rejected as {reason}: {code}, {(output or error).strip()[-100:]}")
+        world.timeline.note(f"replayed events rejected with {reason}: {code}, {(output or error).strip()[-100:]}")
 
 
 async def kill_api(world: World, chance: random.Random) -> None:
-    """Kills the HTTP side and starts another: what it was posting at that moment may be on the stream or not."""
+    """Kills the API and starts it again. The stream may contain or lack the events of its last request."""
     world.kill_api()
-    world.timeline.note("killed the HTTP side")
+    world.timeline.note("killed the API")
     await world.start_api()
 
 
@@ -68,7 +68,7 @@ ESSENTIAL: tuple[Disturbance, ...] = (
     lose_unsettled,
     leave_postgres_half_open,
 )
-"""One of each kind, for the short form."""
+"""One disturbance of each kind, for the short form."""
 
 ESCALATING: tuple[Disturbance, ...] = (
     kill_engine,
@@ -76,10 +76,10 @@ ESCALATING: tuple[Disturbance, ...] = (
     drop_commit_response,
     kill_engine_while_valkey_is_full,
 )
-"""While ADL orders are open, for the short form."""
+"""Disturbances while ADL orders are open, for the short form."""
 
 LOSING: tuple[Disturbance, ...] = (truncate_valkey, lose_unsettled, truncate_valkey_under_a_paused_owner)
-"""While ADL orders are open on streams that lose their ends, for the short form."""
+"""Disturbances in which streams lose messages while ADL orders are open, for the short form."""
 
 STREAM_KEPT: tuple[Disturbance, ...] = (
     kill_engine,
@@ -102,7 +102,7 @@ STREAM_KEPT: tuple[Disturbance, ...] = (
     delete_settled,
     replay_rejected,
 )
-"""What leaves the stream everything that was acknowledged."""
+"""Disturbances in which the stream keeps every acknowledged message."""
 
 ALL: tuple[Disturbance, ...] = (
     *STREAM_KEPT,
@@ -113,13 +113,12 @@ ALL: tuple[Disturbance, ...] = (
     lose_unsettled,
 )
 
-
 POSTED: tuple[Disturbance, ...] = (kill_api,)
-"""What befalls an exchange that posts its events, beside all else."""
+"""Further disturbances of an exchange that posts its events."""
 
 
 def schedule(chance: random.Random, disturbances: Sequence[Disturbance], seconds: float) -> Iterator[Disturbance]:
-    """Disturbances for so long, each as often as the others."""
+    """Yields disturbances for this time, all equally often."""
     end = time.monotonic() + seconds
     while True:
         for disturbance in chance.sample(disturbances, len(disturbances)):
@@ -129,8 +128,8 @@ def schedule(chance: random.Random, disturbances: Sequence[Disturbance], seconds
 
 
 async def disturb(world: World, chance: random.Random, disturbance: Disturbance) -> None:
-    """Lets something happen once all is well, now and then on a slow network, and waits until all is well again."""
-    await eventually("every partition is owned", world.all_owned)
+    """Runs a disturbance after all partitions are owned, sometimes with a slow network; waits for recovery."""
+    await eventually("all partitions are owned", world.all_owned)
     world.note_memory()
     world.timeline.note(f"--- {disturbance.__name__}, with {await world.open_orders()} ADL orders open")
     world.happened[disturbance.__name__] += 1
@@ -143,11 +142,11 @@ async def disturb(world: World, chance: random.Random, disturbance: Disturbance)
     world.replace_ended()
     before = 0
 
-    async def consuming() -> bool:
+    async def settling() -> bool:
         nonlocal before
         world.replace_ended()
         before = before or await world.messages()
         return await world.messages() > before and await world.all_owned()
 
-    seconds = await eventually("all partitions are owned and consumed again", consuming)
-    world.timeline.note(f"consuming again after {seconds:.2f} s")
+    seconds = await eventually("all partitions are owned and settle again", settling)
+    world.timeline.note(f"settles again after {seconds:.2f} s")

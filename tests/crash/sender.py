@@ -1,4 +1,4 @@
-"""The exchange's engine: sends letters in order, and after a lost connection again from the ledger's cursor."""
+"""The producer of the exchange: sends letters in order, and resends from the ledger's cursor after a lost connection."""
 
 import asyncio
 import random
@@ -18,14 +18,14 @@ from tests.crash.letters import EVENTS_PER_LETTER_MAX, Letter
 from tests.crash.world import PARTITIONS, World
 
 SETTLED_SECONDS_MAX = 120.0
-"""From the last letter to its being settled, after the last disturbance."""
+"""The time to settle all letters after the last disturbance."""
 
 
 Answer = TypeVar("Answer")
 
 
 class Sender:
-    """Sends `letters`; `hurry` makes it send as fast as it can. It sends again when the world tells it to, too."""
+    """Sends letters, without pauses after `hurry` is set. Resends after a lost connection or when `World.resend` is set."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Sender:
         self._timeline = world.timeline
 
     async def send_all(self, calm: asyncio.Event, funds: Mapping[str, FundState]) -> None:
-        """Sends everything and, once it is `calm`, waits until the ledger has it all."""
+        """Sends all letters; after `calm` is set, waits until they are settled."""
         while self.sent < len(self._letters):
             await self._send_next()
         self._timeline.note("all letters sent")
@@ -62,7 +62,7 @@ class Sender:
                 raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end: {await self._unsettled(funds)}")
 
     async def aclose(self) -> None:
-        """Closes what it has opened itself."""
+        """Closes the connections that the sender opened."""
 
     async def _send_next(self) -> None:
         letter = self._letters[self.sent]
@@ -77,7 +77,7 @@ class Sender:
             await asyncio.sleep(min(len(letter.elements), EVENTS_PER_LETTER_MAX) * self._seconds_per_event)
 
     async def _check_connection(self) -> None:
-        """An idle connection must be looked at too: the tail may be lost that was sent last."""
+        """Checks the idle connection too: the stream may lose the last messages."""
         try:
             await self._in_turn(self._probe)
         except StreamFault as fault:
@@ -85,18 +85,18 @@ class Sender:
         await asyncio.sleep(0.1)
 
     async def _probe(self) -> None:
-        """Sends nothing, but notices that a connection was lost."""
+        """Sends an empty message; raises StreamFault if the connection was lost."""
         await self._producer.append_bodies(0, "json", [b"[]"])
 
     async def _in_turn(self, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Sends, unless what was sent before was lost: nothing may come after that before it is sent again."""
+        """Sends; raises StreamFault if earlier messages were lost, which must be resent first."""
         async with self._world.sending:
             if self._world.resend.is_set():
-                raise StreamFault("what was sent is lost")
+                raise StreamFault("earlier messages are lost")
             return await send()
 
     async def _resume(self, cause: object) -> None:
-        """Sends again what has been sent and is not in the ledger, per contract in order."""
+        """Resends the letters that were sent and are not settled, in order per contract."""
         self._timeline.note(f"the sender resumes after {self.sent} letters: {cause}"[:120])
         while True:
             try:
@@ -109,15 +109,15 @@ class Sender:
             else:
                 break
         self.resumptions += 1
-        self._timeline.note(f"the sender resumed: {len(resent)} letters sent again from the cursor")
+        self._timeline.note(f"the sender resumed: {len(resent)} letters resent from the cursor")
 
     async def _letters_to_resend(self) -> list[Letter]:
-        """What must be sent again."""
+        """Returns the letters that must be resent."""
         cursor = await self._request_cursor()
         return [rest for letter in self._letters[: self.sent] if (rest := letter.to_resend(cursor, self._chance))]
 
     async def _request_cursor(self) -> Mapping[str, int]:
-        """The last sequence of each contract in the ledger, to send again what came after it."""
+        """Returns the last settled sequence of each contract."""
         return await self._cursor()
 
     async def _append(self, letter: Letter) -> None:
@@ -127,7 +127,7 @@ class Sender:
         return {fund.symbol: fund.seq for fund in await self._reader.funds()}
 
     async def _settled(self, funds: Mapping[str, FundState]) -> bool:
-        """Whether all that can be settled is, and all streams are read to their end."""
+        """Whether all valid events are settled, and all streams are read to their end."""
         try:
             cursor, read = await self._cursor(), await self._read_to_the_end()
         except (StreamFault, StoreFault):
@@ -135,7 +135,7 @@ class Sender:
         return read and cursor == {symbol: fund.seq for symbol, fund in funds.items()}
 
     async def _unsettled(self, funds: Mapping[str, FundState]) -> str:
-        """What is not settled, and what became of the partitions and of the last events."""
+        """Describes the unsettled contracts, the partitions and the last rejected events."""
         cursor = await self._cursor()
         behind = {symbol: (cursor.get(symbol), fund.seq) for symbol, fund in funds.items() if cursor.get(symbol) != fund.seq}
         partitions = await self._world.fetch("SELECT partition, owner, last_id, halted FROM partitions ORDER BY partition")
@@ -151,9 +151,9 @@ class Sender:
 
 
 class CarefulSender(Sender):
-    """Sends each letter exactly once: after a lost connection it looks whether the letter arrived.
+    """Sends each letter exactly once: after a lost connection, it searches the stream for the letter.
 
-    So nothing that comes twice can heal a book. No stream may lose its tail.
+    So no duplicate can repair a book. The stream must not lose messages.
     """
 
     async def _append(self, letter: Letter) -> None:
@@ -163,7 +163,7 @@ class CarefulSender(Sender):
             try:
                 await super()._append(letter)
             except StreamFault as fault:
-                self._timeline.note(f"not known to have arrived: {fault}"[:120])
+                self._timeline.note(f"arrival unknown: {fault}"[:120])
                 await asyncio.sleep(0.1)
             else:
                 return
@@ -183,14 +183,14 @@ class CarefulSender(Sender):
                 await asyncio.sleep(0.1)
 
     async def _resume(self, cause: object) -> None:
-        """Nothing is sent again: every letter arrived."""
+        """Resends nothing: every letter arrived."""
 
 
 class SnapshotSender(Sender):
-    """Sends the books whole after a lost connection, as they were at the ledger's cursor, and then what came after that.
+    """After a lost connection, sends snapshots of the books at the ledger's cursor, then the later letters.
 
-    Streams may lose their tails. Nothing may be on its way any more when the sender requests the cursor: a snapshot that is
-    older than positions which are settled after that would undo these.
+    Streams may lose messages. All surviving messages must be settled when the sender requests the cursor: otherwise the
+    snapshot would undo positions that are newer.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -202,17 +202,17 @@ class SnapshotSender(Sender):
         return self._books.letters_to_resend(await self._cursor(), self.sent)
 
     async def _catch_up(self) -> None:
-        """Returns once a new message of each stream is settled; raises StreamFault where a stream has lost it.
+        """Waits until a new message of each stream is settled; raises StreamFault if a stream lost it.
 
-        The end of a stream says too little: engines may still commit messages that they have read and the stream has lost.
+        The end of the stream does not suffice: engines may still commit messages that they read before the stream lost them.
         """
         marks = {partition: await self._in_turn(partial(self._mark, partition)) for partition in range(PARTITIONS)}
-        while not await self._read_to_the_end():  # noqa: ASYNC110 - a database tells nobody
+        while not await self._read_to_the_end():  # noqa: ASYNC110 - the database sends no notification
             await asyncio.sleep(0.1)
         for row in await self._reader.partitions():
             if id_order(row.last_id) < id_order(marks[row.partition]):
                 raise StreamFault(f"partition {row.partition} has lost {marks[row.partition]}")
 
     async def _mark(self, partition: int) -> str:
-        """The id of a new message without events."""
+        """Appends a message without events; returns its id."""
         return (await self._producer.append_bodies(partition, "json", [b"[]"]))[0]

@@ -16,11 +16,11 @@ from fundsvc.store.migrations import migrate
 from tests.fuzz.run import Figures, any_messages, fuzz
 
 PROGRESS_SECONDS = 10.0
-"""How often the progress is printed."""
+"""The interval between two lines of progress."""
 
 
 async def run(directory: Path, seed: int, count: int) -> Figures:
-    """Runs it on servers of its own."""
+    """Runs the fuzz test on separate servers."""
     servers = EmbeddedServers(directory)
     await asyncio.to_thread(servers.start)
     try:
@@ -33,7 +33,7 @@ async def run(directory: Path, seed: int, count: int) -> Figures:
 
 
 def progress_printer() -> Callable[[Figures], None]:
-    """Prints the progress now and then."""
+    """Returns a function that prints the progress, at most every `PROGRESS_SECONDS`."""
     printed = 0.0
 
     def print_progress(figures: Figures) -> None:
@@ -46,10 +46,10 @@ def progress_printer() -> Callable[[Figures], None]:
 
 
 def main() -> None:
-    """Runs it; exits with 1 and says what was wrong when anything was."""
+    """Runs the fuzz test; prints the differences and exits with 1 if there are any."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--messages", type=int, default=100_000, help="how many to send")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeats the messages")
+    parser.add_argument("--messages", type=int, default=100_000, help="number of messages")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="seed of the messages")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
         figures = uvloop.run(run(Path(directory), arguments.seed, arguments.messages))
