@@ -5,15 +5,16 @@ import gc
 import itertools
 import shutil
 import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import asyncpg
 import msgspec
 import pytest
 import redis
-import uvloop
+import structlog
 from hypothesis import settings
+from watchdog import WatchedLoop, budgeted
 
 from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
 from fundsvc.engine.session import Session
@@ -22,6 +23,13 @@ from fundsvc.store.migrations import migrate
 
 settings.register_profile("thorough", max_examples=150, deadline=None)
 settings.load_profile("thorough")  # properties are tried thoroughly, yet within seconds
+
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),  # as the service; others take 250 ms
+    ]
+)
 
 MEMORY = Path("/dev/shm")
 """A file system in memory: PostgreSQL copies a database there with a third of the CPU time."""
@@ -52,7 +60,7 @@ def pytest_collection_finish():
 
 def pytest_asyncio_loop_factories():
     """Tests run on the event loop that the service runs on."""
-    return {"uvloop": uvloop.new_event_loop}
+    return {"uvloop": WatchedLoop}
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +104,17 @@ def partitions():
 
 
 @pytest.fixture
-async def config(servers, template, partitions):
+async def loop_budget(request):
+    """Fails the test if the service holds the event loop for longer than its budget.
+
+    Tests marked `alone` assert their own bounds.
+    """
+    async with nullcontext() if request.node.get_closest_marker("alone") else budgeted():
+        yield
+
+
+@pytest.fixture
+async def config(servers, template, partitions, loop_budget):
     """The configuration of a service with an empty ledger and empty streams."""
     name = f"ledger_{next(_NUMBERS)}"
     async with administrator(servers) as connection:
