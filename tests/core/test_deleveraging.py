@@ -208,7 +208,7 @@ def test_unrequested_execution_is_rejected_and_changes_nothing(event, reason):
     settling.apply(adl_fill(6, "b", 5))
     assert refused(settling, adl_fill(7, "a", 1)) == Reason.ADL_ORDER_CLOSED
     settling.apply(adl_end(7))
-    assert settling._funds[UNIT.symbol].seq == 6  # the end of a closed order does not raise the sequence
+    assert settling._funds[UNIT.symbol].seq == 6  # the end of an order that is over moves nothing
 
 
 def test_lots_of_an_open_round_are_not_used_by_other_orders():
