@@ -72,7 +72,7 @@ async def truncate_valkey(world: World, chance: random.Random) -> None:
 
 
 async def stop_valkey(world: World, chance: random.Random) -> None:
-    """Stops Valkey with SIGTERM, and starts it again."""
+    """Shuts Valkey down, and starts it again."""
     await asyncio.to_thread(world.servers.valkey.stop)
     world.timeline.note("stopped Valkey")
     await asyncio.sleep(chance.uniform(0, 1))

@@ -189,7 +189,7 @@ class World:
         self.api_url = f"http://127.0.0.1:{port}"
 
     def kill_api(self) -> None:
-        """Ends the HTTP side without a chance to do anything about it."""
+        """Kills the API with SIGKILL, if it runs."""
         if self._api:
             self._api.kill()
             self._api.wait()
