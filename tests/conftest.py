@@ -5,15 +5,16 @@ import gc
 import itertools
 import shutil
 import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import asyncpg
 import msgspec
 import pytest
 import redis
-import uvloop
+import structlog
 from hypothesis import settings
+from watchdog import WatchedLoop, budgeted
 
 from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
 from fundsvc.engine.session import Session
@@ -22,6 +23,14 @@ from fundsvc.store.migrations import migrate
 
 settings.register_profile("thorough", max_examples=150, deadline=None)
 settings.load_profile("thorough")  # many examples per property, within seconds
+
+structlog.configure(
+    # Tracebacks are plain, as in the service: structlog's default formatter holds the loop for 250 ms.
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 MEMORY = Path("/dev/shm")
 """A file system in memory: PostgreSQL copies a database there with a third of the CPU time."""
@@ -51,8 +60,8 @@ def pytest_collection_finish():
 
 
 def pytest_asyncio_loop_factories():
-    """Runs tests on the event loop of the service."""
-    return {"uvloop": uvloop.new_event_loop}
+    """Runs tests on the event loop of the service, watched for holds."""
+    return {"uvloop": WatchedLoop}
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +105,17 @@ def partitions():
 
 
 @pytest.fixture
-async def config(servers, template, partitions):
+async def loop_budget(request):
+    """Fails the test if the service holds the event loop for longer than its budget.
+
+    Tests marked `alone` assert their own bounds.
+    """
+    async with nullcontext() if request.node.get_closest_marker("alone") else budgeted():
+        yield
+
+
+@pytest.fixture
+async def config(servers, template, partitions, loop_budget):
     """The configuration of a service with an empty ledger and empty streams."""
     name = f"ledger_{next(_NUMBERS)}"
     async with administrator(servers) as connection:

@@ -1,7 +1,7 @@
-"""A contract with very many positions: no part of the service holds the event loop for long on their account.
+"""A contract with very many positions does not make the service hold the event loop.
 
-Engine and HTTP side run on one loop. `LARGE` is the smallest form in which each of these holds it for longer than it may, where
-it works on the loop: ranking a side, sharing an order among it, keeping the book, restoring it, showing the queue, a preview.
+Engine and API run on one loop. `LARGE` is the smallest size at which each of these exceeds the bound if it runs on the loop:
+ranking a side, allocating an order, saving the book, restoring it, answering the queue, and a preview.
 """
 
 import asyncio
@@ -34,11 +34,11 @@ from fundsvc.wire.codec import encode
 pytestmark = pytest.mark.alone
 
 HOLD_MS_MAX = 50
-"""Five times loop_ms_max, for a crowded machine."""
+"""Five times loop_ms_max, for a busy machine."""
 
 
 class Size(NamedTuple):
-    """How many positions a side has, how many orders are opened first, and of how many events the large message is."""
+    """The positions of a side, the orders opened first, and the events of the large message."""
 
     positions: int
     orders: int
@@ -82,7 +82,7 @@ async def keep(connection, parts):
 
 
 def large_message(size):
-    """Positions that change, between them marks and shortfalls: each of these ranks the side anew."""
+    """Yields changes of positions, and between them marks and shortfalls, which rank the side again."""
     chance = random.Random(2)
     for number in range(size.events):
         if number % 500 == 250:
@@ -94,9 +94,9 @@ def large_message(size):
             yield position(account, -chance.randrange(1, 100), chance.randrange(38_000, 42_000), chance.randrange(100, 5_000))
 
 
-async def ask(service, stop):
-    """Asks for a preview that ranks everybody and for the queue, again and again; answers how often."""
-    asked = 0
+async def request_repeatedly(service, stop):
+    """Requests the queue and a preview that ranks all positions until `stop` is set; returns the number of rounds."""
+    rounds = 0
     while not stop.is_set():
         body = {"side": "sell", "lots": 1000, "price": "38000", "bankruptcyPrice": "39000"}
         policy = {"allocation": "pro_rata", "eligible": "all"}
@@ -108,9 +108,9 @@ async def ask(service, stop):
             assert shown["order"]["lotsAsked"] == 1000
         queue = await service.get(f"/api/v1/adl/{SYMBOL}/queue")
         assert sum(section["positions"] for section in queue["short"]) > 0
-        asked += 1
+        rounds += 1
         await asyncio.sleep(0.1)
-    return asked
+    return rounds
 
 
 async def settled(service):
@@ -127,7 +127,7 @@ async def kept_at(pool):
 
 
 def uninterrupted(book, events, allocation):
-    """The ADL records of a partition with this book that all events went through, one after the other."""
+    """Returns the ADL records of a partition with this book that applies all events without interruption."""
     partition = Partition(0, 1, [], {"USDT": 8}, 10, lambda _: Policy(allocation=allocation))
     partition.apply(LISTING)
     for _ in partition.restore(KeptBook(SYMBOL, STREAM_START, 0, None, 0, 0, book)):
@@ -154,12 +154,12 @@ async def settle_large(config, owner_connection, size, allocation):
             await service.client.xadd(stream_key(0), {"json": await asyncio.to_thread(encode, message)})
         await eventually(lambda: is_loaded(service), 600)
         stop = asyncio.Event()
-        asking = asyncio.create_task(ask(service, stop))
+        requesting = asyncio.create_task(request_repeatedly(service, stop))
         await settled(service)
         before = await kept_at(service.pool)
         await eventually(lambda: is_kept_after(service.pool, before), 600)
         stop.set()
-        assert await asking
+        assert await requesting
         assert await service.pool.fetchval("SELECT count(*) FROM rejected") == 0
     records = await written_records(owner_connection)
     expected = await asyncio.to_thread(uninterrupted, book, [*opening, *events], allocation)
@@ -177,6 +177,6 @@ async def is_kept_after(pool, before):
 
 
 @pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
-async def test_a_large_book_holds_the_loop_briefly(config, owner_connection, allocation):
+async def test_large_book_does_not_hold_the_loop(config, owner_connection, allocation):
     watchdog = await settle_large(config, owner_connection, LARGE, allocation)
     assert watchdog.longest_ms < HOLD_MS_MAX, sorted(watchdog.holds_ms)[-20:]

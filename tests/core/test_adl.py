@@ -12,20 +12,20 @@ AMOUNTS = st.integers(1, INT64_MAX) | st.integers(1, 1000)
 
 
 def order(deficit: int, lots: int, uncovered: int, side: str = "sell") -> AdlOrder:
-    """The order of a shortfall of which a part is uncovered."""
+    """Returns the order of a shortfall that is partly uncovered."""
     entry, _ = Fund(UNIT).settle(fill(lots=lots, side=side))
     amounts = {"kind": "shortfall", "change": uncovered - deficit, "uncovered": uncovered}
     return order_for(type(entry)(**{name: getattr(entry, name) for name in entry.__struct_fields__} | amounts), 1)
 
 
 def terms(**asked: int) -> RoundTerms:
-    """A round that asks these accounts for so many lots."""
+    """Returns a round that requests these lots, by account."""
     lots, ones = [*asked.values()], [1] * len(asked)
     return RoundTerms(7, False, 9, len(asked), sum(lots), [*asked], [*range(2, 2 + len(lots))], lots, ones, ones, lots)
 
 
 @given(AMOUNTS, AMOUNTS, st.data())
-def test_an_order_never_takes_a_whole_lot_more_than_it_needs(deficit, lots, data):
+def test_order_takes_less_than_one_lot_beyond_its_need(deficit, lots, data):
     uncovered = data.draw(st.integers(1, deficit))
     made = order(deficit, lots, uncovered)
     assert 1 <= made.lots <= lots
@@ -43,7 +43,7 @@ def test_an_order_never_takes_a_whole_lot_more_than_it_needs(deficit, lots, data
 
 
 @pytest.mark.parametrize(("side", "reduce"), [("sell", "short"), ("buy", "long")])
-def test_an_order_reduces_the_side_that_was_not_liquidated(side, reduce):
+def test_order_reduces_the_opposite_side(side, reduce):
     assert order(10, 2, 5, side).reduce == opposite(side) == reduce
 
 
@@ -51,7 +51,7 @@ def test_an_order_reduces_the_side_that_was_not_liquidated(side, reduce):
     ("account", "lots", "reason"),
     [("b", 1, Reason.ADL_NOT_ASKED), ("a", 5, Reason.ADL_TOO_MANY_LOTS), ("a", INT64_MAX, Reason.ADL_TOO_MANY_LOTS)],
 )
-def test_an_execution_that_was_not_asked_for_is_refused(account, lots, reason):
+def test_execution_beyond_the_request_is_rejected(account, lots, reason):
     made = order(100, 10, 70)
     made.begin_round(terms(a=4, c=3), 5)
     with pytest.raises(Rejection) as rejection:
@@ -60,7 +60,7 @@ def test_an_execution_that_was_not_asked_for_is_refused(account, lots, reason):
     assert (made.executed, made.recovered, made.state) == (0, 0, "open")
 
 
-def test_a_position_cannot_give_its_lots_twice():
+def test_executions_of_a_position_are_limited_to_its_allocation():
     made = order(100, 10, 70)
     made.begin_round(terms(a=4, c=3), 5)
     made.execute(adl_fill(1, "a", 3))
@@ -71,7 +71,7 @@ def test_a_position_cannot_give_its_lots_twice():
     assert (made.state, made.recovered, made.refund) == ("done", 70, 0)
 
 
-def test_an_execution_names_the_position_that_it_reduces():
+def test_execution_returns_the_position_that_it_reduces():
     made = order(100, 10, 70)
     made.begin_round(terms(a=4, c=3), 5)
     reduced = made.execute(adl_fill(1, "c", 2))
@@ -80,7 +80,7 @@ def test_an_execution_names_the_position_that_it_reduces():
     assert (made.acknowledged, made.round_ms, made.written().lots) == (True, 5, 7)
 
 
-def test_a_round_that_is_over_counts_failures_and_times_asked():
+def test_ended_round_counts_failures_and_requests():
     made = order(100, 10, 70)
     made.begin_round(terms(a=4, c=3), 5)
     made.execute(adl_fill(1, "c", 3))
@@ -94,7 +94,7 @@ def test_a_round_that_is_over_counts_failures_and_times_asked():
 
 
 @pytest.mark.parametrize("positions", [0, 1, POSITIONS_PER_RECORD_MAX, POSITIONS_PER_RECORD_MAX + 1, 2500])
-def test_a_round_in_parts_is_the_round(positions):
+def test_parts_of_a_round_combine_to_the_round(positions):
     whole = terms(**{f"a{number}": number + 1 for number in range(positions)})
     parts = [*whole.parts()]
     assert all(len(part.accounts) <= POSITIONS_PER_RECORD_MAX for part in parts)

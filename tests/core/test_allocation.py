@@ -20,7 +20,7 @@ def pro_rata(rooms: list[int], profits: list[float], lots: int, accounts: str | 
 
 
 def exact_shares(rooms: list[int], profits: list[int], lots: int) -> list[Fraction]:
-    """What each gives when lots could be divided: by profit, up to its room, the rest shared again."""
+    """Returns fractional shares by profit, up to each room; the rest is distributed again."""
     shares = [Fraction(0)] * len(rooms)
     sharing = {index for index, room in enumerate(rooms) if room and profits[index] > 0}
     left = Fraction(lots)
@@ -37,7 +37,7 @@ def exact_shares(rooms: list[int], profits: list[int], lots: int) -> list[Fracti
 
 
 @given(st.lists(st.integers(0, 50), max_size=25), st.integers(1, 500))
-def test_the_queue_is_emptied_from_its_head(available, lots):
+def test_queue_allocates_from_its_head(available, lots):
     taken = dict(allocate_queue(available, lots))
     assert sum(taken.values()) == min(lots, sum(available))
     assert all(0 < take <= available[index] for index, take in taken.items())
@@ -48,7 +48,7 @@ def test_the_queue_is_emptied_from_its_head(available, lots):
 
 
 @given(ROOM, st.integers(1, 400))
-def test_shares_are_whole_and_within_a_lot_of_exact(holders, lots):
+def test_shares_are_whole_lots_within_one_lot_of_the_exact_share(holders, lots):
     rooms, profits = [room for room, _ in holders], [profit for _, profit in holders]
     taken = pro_rata(rooms, profits, lots)
     assert list(taken) == sorted(taken)
@@ -63,7 +63,7 @@ def test_shares_are_whole_and_within_a_lot_of_exact(holders, lots):
 
 
 @given(ROOM, st.integers(1, 400), st.data())
-def test_shares_do_not_depend_on_the_order(holders, lots, data):
+def test_shares_do_not_depend_on_the_order_of_holders(holders, lots, data):
     holders = [(room, max(profit, 1), f"{index:03d}") for index, (room, profit) in enumerate(holders)]
     outcomes = []
     for arranged in (holders, data.draw(st.permutations(holders))):
@@ -87,19 +87,19 @@ def test_shares_do_not_depend_on_the_order(holders, lots, data):
         ([], [], 5, "", {}),
     ],
 )
-def test_examples_of_pro_rata(rooms, profits, lots, accounts, taken):
+def test_pro_rata_examples(rooms, profits, lots, accounts, taken):
     assert pro_rata(rooms, profits, lots, accounts) == taken
 
 
 @given(st.lists(st.tuples(st.integers(1, INT64_MAX), st.floats(0, 1e38)), min_size=1, max_size=12), st.integers(1, INT64_MAX))
-def test_no_number_of_lots_is_too_much(holders, lots):
+def test_pro_rata_handles_lots_up_to_64_bits(holders, lots):
     rooms, profits = [room for room, _ in holders], [profit for _, profit in holders]
     taken = pro_rata(rooms, profits, lots)
     assert sum(taken.values()) == min(lots, sum(rooms))
     assert all(0 < take <= rooms[index] for index, take in taken.items())
 
 
-def test_few_lots_go_to_the_largest_profits_of_many():
+def test_few_lots_go_to_the_largest_profits():
     profits = np.random.default_rng(3).permutation(5000) + 1.0
     taken = pro_rata([5] * 5000, list(profits), 40)
     assert set(taken) == {index for index, profit in enumerate(profits) if profit > 4960}
@@ -110,7 +110,7 @@ def test_few_lots_go_to_the_largest_profits_of_many():
     st.lists(st.tuples(st.integers(0, 60), st.floats(0, 1e12)), min_size=1, max_size=FEW),
     st.one_of(st.integers(1, 300), st.integers(1, INT64_MAX)),
 )
-def test_few_positions_share_as_many_do(holders, lots):
+def test_few_and_many_positions_have_the_same_shares(holders, lots):
     rooms, profits = [room for room, _ in holders], [profit for _, profit in holders]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(allocation, "FEW", 0)

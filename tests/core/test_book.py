@@ -49,14 +49,14 @@ def side_of(contract: Contract, name: str, positions) -> Side:
 
 
 def value(contract: Contract, lots: int, price: int) -> Fraction:
-    """What lots are worth at a price, as in the design."""
+    """Returns the value of lots at a price, by the handbook's formula."""
     quoted = Fraction(price, 10**contract.price_decimals)
     atoms = Fraction(contract.multiplier) * 10**contract.settle_decimals * lots
     return atoms / quoted if contract.is_inverse else atoms * quoted
 
 
 def exact(contract: Contract, name: str, lots: int, entry_price: int, margin: int, mark: int) -> tuple[Fraction, ...] | None:
-    """(uPnL, return, leverage, score) by the definition, in fractions; None without equity."""
+    """Returns (uPnL, return, leverage, score) by their definitions, as fractions; None without equity."""
     entry, worth = value(contract, lots, entry_price), value(contract, lots, mark)
     gain = (worth - entry) * (1 if (name == "long") != contract.is_inverse else -1)
     if margin + gain <= 0:
@@ -67,13 +67,13 @@ def exact(contract: Contract, name: str, lots: int, entry_price: int, margin: in
 
 
 @given(CONTRACTS, SIDES, st.lists(SMALL, max_size=30), MARKS)
-def test_the_queue_is_that_of_the_definition(contract, name, positions, mark):
+def test_ranking_equals_its_definition(contract, name, positions, mark):
     side = side_of(contract, name, positions)
     held = {account: rest for account, *rest in positions}
     known = {account: exact(contract, name, *rest, mark) for account, rest in held.items() if rest[0]}
     scores = {account: numbers[3] for account, numbers in known.items() if numbers}
     distinct = sorted(set(scores.values()))
-    # Scores that agree in their first 28 bits are ties by definition; these here are either equal or far apart.
+    # Scores that agree in their first 28 bits are ties by definition. The scores here are equal or clearly different.
     assume(all(above - below > abs(above) * 2**-26 for below, above in pairwise(distinct)))
     queue = sorted(scores, key=lambda account: (-scores[account], account))
     assert [side.accounts[row] for row in side.ranking(mark).rows] == queue
@@ -90,7 +90,7 @@ def test_the_queue_is_that_of_the_definition(contract, name, positions, mark):
 
 
 @given(CONTRACTS, SIDES, st.lists(SMALL, max_size=30, unique_by=lambda position: position[0]), MARKS, st.data())
-def test_the_order_of_arrival_decides_nothing(contract, name, positions, mark, data):
+def test_order_of_positions_does_not_affect_the_queue(contract, name, positions, mark, data):
     other = data.draw(st.permutations(positions))
     queues = []
     for arrived in (positions, other):
@@ -102,7 +102,7 @@ def test_the_order_of_arrival_decides_nothing(contract, name, positions, mark, d
 
 
 @given(CONTRACTS, SIDES, st.lists(HOSTILE, max_size=15), st.integers(1, INT64_MAX) | st.sampled_from([1, INT64_MAX]))
-def test_no_position_and_no_mark_is_too_much(contract, name, positions, mark):
+def test_positions_and_marks_up_to_64_bits_are_ranked(contract, name, positions, mark):
     side = side_of(contract, name, positions)
     ranking = side.ranking(mark)
     for rank, row in enumerate(ranking.rows, 1):
@@ -135,7 +135,7 @@ def owners_of(book: Book) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("is_snapshot", [False, True])
-def test_a_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
+def test_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
     monkeypatch.setattr(book_module, "ROWS_PER_PART", 4)
     monkeypatch.setattr(book_module, "ROWS_PER_STEP", 3)
     book = Book(UNIT)
@@ -172,7 +172,7 @@ def test_a_step_restores_few_positions_or_owners(monkeypatch):
 
 
 @given(st.lists(st.tuples(ACCOUNTS, st.integers(-(2**62), 2**62)), max_size=40), st.booleans())
-def test_the_lots_of_a_side_are_those_of_its_positions(positions, is_snapshot):
+def test_lots_of_a_side_are_the_sum_of_its_positions(positions, is_snapshot):
     book = Book(UNIT)
     if is_snapshot:
         book.begin_snapshot()
@@ -189,7 +189,7 @@ def test_the_lots_of_a_side_are_those_of_its_positions(positions, is_snapshot):
 
 
 @given(CONTRACTS, st.lists(st.tuples(SMALL, st.booleans()), max_size=40), MARKS)
-def test_a_book_that_was_kept_ranks_as_the_one_it_was(contract, positions, mark):
+def test_restored_book_has_the_same_ranking(contract, positions, mark):
     book = Book(contract)
     for (account, lots, entry_price, margin), is_long in positions:
         book.set(account, lots if is_long else -lots, entry_price, margin)
@@ -203,7 +203,7 @@ def test_a_book_that_was_kept_ranks_as_the_one_it_was(contract, positions, mark)
 
 
 @given(st.lists(st.tuples(ACCOUNTS, st.integers(-9, 9)), max_size=40))
-def test_an_account_has_its_last_position_and_no_other(events):
+def test_account_has_only_its_last_position(events):
     book, last = Book(UNIT), {}
     for account, lots in events:
         book.set(account, lots, 100 * PRICE, ONE)
@@ -215,7 +215,7 @@ def test_an_account_has_its_last_position_and_no_other(events):
         assert found == ([("long" if lots > 0 else "short", abs(lots))] if lots else [])
 
 
-def test_ranks_follow_positions_and_marks():
+def test_ranks_change_with_positions_and_marks():
     side = side_of(UNIT, "long", [("a", 1, 100 * PRICE, 50 * ONE), ("b", 1, 100 * PRICE, 40 * ONE)])
     assert side.rank_of("a", 110 * PRICE) == Rank(2, 2)
     assert side.rank_of("a", 59 * PRICE) == Rank(1, 1)
@@ -230,7 +230,7 @@ def test_ranks_follow_positions_and_marks():
     assert (side.open, side.row_of("b"), side.row_of("nobody")) == (1, NONE, NONE)
 
 
-def test_a_reduced_position_keeps_its_return_and_leverage():
+def test_reduced_position_keeps_its_return_and_leverage():
     side = side_of(UNIT, "long", [("a", 10, 100 * PRICE, 500 * ONE)])
     before = side.standing(side.row_of("a"), 110 * PRICE)
     side.reduce("a", 4)
@@ -247,12 +247,12 @@ def test_a_reduced_position_keeps_its_return_and_leverage():
     ("ranked", "lights"),
     [(1, [5]), (2, [5, 3]), (5, [5, 4, 3, 2, 1]), (7, [5, 5, 4, 3, 3, 2, 1]), (10, [5, 5, 4, 4, 3, 3, 2, 2, 1, 1])],
 )
-def test_five_lights_are_deleveraged_first(ranked, lights):
+def test_first_fifth_of_the_queue_has_five_lights(ranked, lights):
     assert [Rank(rank, ranked).lights for rank in range(1, ranked + 1)] == lights
     assert Rank(ranked, ranked).percentile == 1
 
 
-def test_a_side_that_is_full_refuses_another_account_and_goes_on(monkeypatch):
+def test_full_side_rejects_a_further_account_and_still_accepts_known_ones(monkeypatch):
     monkeypatch.setattr(book_module, "ROWS_MAX", 3)
     side = side_of(UNIT, "long", [(name, 1, 100 * PRICE, ONE) for name in "abc"])
     with pytest.raises(Rejection) as rejection:
@@ -262,7 +262,7 @@ def test_a_side_that_is_full_refuses_another_account_and_goes_on(monkeypatch):
     assert [side.accounts[row] for row in side.ranking(110 * PRICE).rows] == ["a", "b", "c"]
 
 
-def test_a_side_grows_without_losing_anybody():
+def test_growing_side_keeps_all_positions():
     side = side_of(UNIT, "short", [(f"a{number:04d}", number + 1, 100 * PRICE, ONE) for number in range(1000)])
     assert side.open == 1000
     assert [int(lots) for lots in side.lots_of(np.arange(1000))] == list(range(1, 1001))
@@ -273,7 +273,7 @@ LEGS = st.sampled_from(["BOTH", "LONG", "SHORT"])
 
 
 @given(st.lists(st.tuples(ACCOUNTS, LEGS, st.integers(0, 3), st.booleans()), max_size=30))
-def test_a_position_has_the_leg_that_the_engine_named_last(steps):
+def test_position_has_the_last_leg_of_its_events(steps):
     book, named = Book(LINEAR), {}
     for account, leg, lots, is_short in steps:
         side = "short" if leg == "SHORT" or (leg == "BOTH" and is_short) else "long"
@@ -297,19 +297,19 @@ def legs_of(book):
 
 
 def expected_legs(named):
-    """One of two legs is never `BOTH`."""
+    """A leg of an account with two legs is never `BOTH`."""
     other = {"long": "short", "short": "long"}
     return {(account, side): side.upper() if (account, other[side]) in named else leg for (account, side), leg in named.items()}
 
 
-def test_a_reduction_leaves_the_leg_of_a_position_as_it_is():
+def test_reduction_keeps_the_leg_of_a_position():
     book = Book(LINEAR)
     book.set("h", 10, PRICE, 0, "LONG")
     book.sides["long"].reduce("h", 4)
     assert legs_of(book) == {("h", "long"): "LONG"}
 
 
-def test_a_book_kept_before_legs_were_is_restored():
+def test_book_without_legs_is_restored():
     book = Book(LINEAR)
     book.set("a", 10, PRICE, 0)
     old = [side[:6] for side in msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())))[:2]]

@@ -1,4 +1,4 @@
-"""Orders from the shortfall to their end, through the partition that applies the events."""
+"""ADL orders from the shortfall to their end, in a partition that applies the events."""
 
 import cProfile
 import math
@@ -36,12 +36,12 @@ def desk(policy: Policy = Policy(), *events, balance: int = 0, **fields) -> tupl
 
 
 def shortfall(seq: int, lots: int = 10, **fields) -> Fill:
-    """A long closed at 50 for 60: 10 USDT are missing on each lot, and shorts are to be reduced."""
+    """A long closed at 50 with the bankruptcy price 60: a deficit of 10 USDT per lot, which reduces shorts."""
     return fill(seq, lots=lots, price="50", bankruptcy_price="60", **fields)
 
 
 def asked(batch: Batch, adl: int = 1) -> list[dict[str, int]]:
-    """The lots that each round of an order asked, by account, of the rounds that the batch holds."""
+    """Returns the requested lots by account, for each round of the batch."""
     rounds: dict[int, dict[str, int]] = {}
     for record, *_ in batch.records:
         if record.adl == adl and record.kind in ("order", "round", "part"):
@@ -51,7 +51,7 @@ def asked(batch: Batch, adl: int = 1) -> list[dict[str, int]]:
 
 
 def executions(batch: Batch) -> list[tuple[int, str, int]]:
-    """Round, account and lots of each execution."""
+    """Returns round, account and lots of each execution."""
     return [(record.round, record.account, record.lots) for record, *_ in batch.records if record.kind == "execution"]
 
 
@@ -80,11 +80,11 @@ def entries(batch: Batch) -> list[tuple[str, int, int, int]]:
     return [(entry.kind, entry.change // ONE, entry.uncovered // ONE, entry.repaid // ONE) for entry in batch.entries]
 
 
-# Gains of 50, 40 and 30 a lot at the mark; equal leverage cannot turn their order.
+# Gains of 50, 40 and 30 per lot at the mark. The leverage is equal, so it does not change their order.
 THREE = (position("a", -10, "100"), position("b", -10, "90"), position("c", -10, "80"))
 
 
-def test_an_order_is_asked_executed_and_done():
+def test_order_is_requested_executed_and_done():
     settling, fund = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=15))
     assert (fund.open_in_adl, fund.outstanding) == (150 * ONE, 0)
@@ -100,7 +100,7 @@ def test_an_order_is_asked_executed_and_done():
     assert (announced.accounts, announced.lots) == (["a", "b"], [10, 5])
 
 
-def test_a_round_asks_accounts_that_never_failed_the_order_first():
+def test_round_uses_accounts_without_failures_first():
     settling, fund = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=15))
     settling.apply(adl_fill(2, "a", 2))
@@ -114,7 +114,7 @@ def test_a_round_asks_accounts_that_never_failed_the_order_first():
     assert (fund.open_in_adl, fund.outstanding) == (100 * ONE, 0)
 
 
-def test_an_account_that_executes_nothing_is_asked_after_all_others():
+def test_account_that_executed_nothing_is_used_last():
     settling, _ = desk(Policy(), position("a", -10, "100"), position("b", -10, "90"))
     settling.apply(shortfall(1, lots=10))
     settling.apply(adl_end(2))
@@ -124,7 +124,7 @@ def test_an_account_that_executes_nothing_is_asked_after_all_others():
     assert batch.orders[UNIT.symbol, 1].state == "done"
 
 
-def test_rounds_go_on_while_somebody_has_not_been_asked():
+def test_rounds_continue_while_unused_accounts_remain():
     accounts = [position(f"p{number}", -10, f"{100 - number}") for number in range(6)]
     settling, fund = desk(Policy(rounds_max=1), *accounts)
     settling.apply(shortfall(1, lots=10))
@@ -136,7 +136,7 @@ def test_rounds_go_on_while_somebody_has_not_been_asked():
 
 
 @pytest.mark.parametrize("rounds_max", [1, 2, 3])
-def test_no_account_is_asked_in_more_rounds_than_the_policy_allows(rounds_max):
+def test_account_is_in_at_most_rounds_max_rounds(rounds_max):
     settling, _ = desk(Policy(rounds_max=rounds_max), position("a", -10, "100"), position("b", -10, "90"))
     settling.apply(shortfall(1, lots=10))
     for seq in range(2, 2 + 2 * rounds_max):
@@ -145,7 +145,7 @@ def test_no_account_is_asked_in_more_rounds_than_the_policy_allows(rounds_max):
 
 
 @pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
-def test_accounts_with_fewer_failures_are_asked_first_by_every_allocation(allocation):
+def test_every_allocation_uses_accounts_with_fewer_failures_first(allocation):
     settling, _ = desk(Policy(allocation=allocation, cap_share=1.0), *THREE)
     settling.apply(shortfall(1, lots=30))
     settling.apply(adl_fill(2, "c", 10))
@@ -155,7 +155,7 @@ def test_accounts_with_fewer_failures_are_asked_first_by_every_allocation(alloca
     assert asked(settling.take())[1] == expected
 
 
-def test_the_liquidated_account_is_never_asked():
+def test_liquidated_account_is_never_a_candidate():
     settling, fund = desk(Policy(eligible="all"), position("broke", -10, "100"), position("other", -4, "40"))
     settling.apply(shortfall(1, lots=10, account="broke"))
     assert asked(settling.take()) == [{"other": 4}]
@@ -166,7 +166,7 @@ def test_the_liquidated_account_is_never_asked():
     assert fund.outstanding == 100 * ONE
 
 
-def test_an_order_that_finds_nobody_any_more_is_uncovered():
+def test_order_without_further_candidates_is_uncovered():
     settling, fund = desk(Policy(), THREE[0])
     settling.apply(shortfall(1, lots=15))
     settling.apply(adl_fill(2, "a", 10))
@@ -176,7 +176,7 @@ def test_an_order_that_finds_nobody_any_more_is_uncovered():
     assert (batch.orders[UNIT.symbol, 1].state, fund.outstanding) == ("uncovered", 50 * ONE)
 
 
-def test_a_lot_that_the_fund_had_paid_in_part_is_refunded():
+def test_excess_of_the_last_lot_is_refunded():
     settling, fund = desk(Policy(), *THREE, balance=95)
     settling.apply(shortfall(1))
     settling.apply(adl_fill(2, "a", 1))
@@ -187,7 +187,7 @@ def test_a_lot_that_the_fund_had_paid_in_part_is_refunded():
     assert fund.balance == 5 * ONE
 
 
-def test_a_refund_that_does_not_fit_is_refused_with_its_execution():
+def test_execution_whose_refund_overflows_is_rejected():
     settling, fund = desk(Policy(), *THREE, balance=95)
     settling.apply(shortfall(1))
     fund.balance = INT64_MAX - ONE
@@ -204,7 +204,7 @@ def test_a_refund_that_does_not_fit_is_refused_with_its_execution():
         (adl_fill(5, "a", 11), Reason.ADL_TOO_MANY_LOTS),
     ],
 )
-def test_what_was_not_asked_for_is_refused_and_changes_nothing(event, reason):
+def test_unrequested_execution_is_rejected_and_changes_nothing(event, reason):
     settling, _ = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=15))
     assert refused(settling, event) == reason
@@ -215,7 +215,7 @@ def test_what_was_not_asked_for_is_refused_and_changes_nothing(event, reason):
     assert settling.market(UNIT.symbol).fund.seq == 6  # the end of an order that is over moves nothing
 
 
-def test_lots_are_promised_once():
+def test_lots_of_an_open_round_are_not_used_by_other_orders():
     settling, _ = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=12))
     settling.apply(shortfall(2, lots=12))
@@ -231,7 +231,7 @@ def test_lots_are_promised_once():
 
 
 def calls(settling: Partition, event: Fill) -> int:
-    """The number of function calls that an event takes: a measure of its cost that no other process disturbs."""
+    """Returns the number of function calls for an event: a cost that does not depend on other processes."""
     profile = cProfile.Profile()
     profile.runcall(settling.apply, event)
     return pstats.Stats(profile).total_calls
@@ -240,7 +240,7 @@ def calls(settling: Partition, event: Fill) -> int:
 @pytest.mark.parametrize(
     "policy", [Policy(), Policy(allocation="capped"), Policy(allocation="pro_rata"), Policy(eligible="all")]
 )
-def test_an_escalation_among_ten_thousand_open_orders_costs_at_most_twice_the_first(policy):
+def test_escalation_among_ten_thousand_open_orders_costs_at_most_twice_the_first(policy):
     settling, _ = desk(policy, *(position(f"p{number:05d}", -10, "100") for number in range(10_500)))
     settling.apply(shortfall(1))
     first = calls(settling, shortfall(2))
@@ -262,14 +262,14 @@ def test_an_escalation_among_ten_thousand_open_orders_costs_at_most_twice_the_fi
         (Policy(eligible="all"), {"a": 10, "b": 10, "c": 5}),
     ],
 )
-def test_each_allocation_has_its_own_way(policy, round_):
+def test_allocation_of_a_round_follows_the_policy(policy, round_):
     settling, _ = desk(policy, *THREE, position("loser", -10, "40"))
     settling.apply(shortfall(1, lots=25))
     assert asked(settling.take()) == [round_]
 
 
 @pytest.mark.parametrize("allocation", ["queue", "pro_rata", "capped"])
-def test_losers_are_asked_after_all_gainers_and_only_where_the_policy_says_so(allocation):
+def test_losers_follow_gainers_only_if_all_are_eligible(allocation):
     losers = (position("l1", -10, "45"), position("l2", -10, "40"), position("broke", -10, "40", "100"))
     for eligible, also in (("profitable", set()), ("all", {"l1", "l2"})):
         settling, _ = desk(Policy(allocation=allocation, eligible=eligible, cap_share=1.0), *losers, *THREE)
@@ -279,7 +279,7 @@ def test_losers_are_asked_after_all_gainers_and_only_where_the_policy_says_so(al
         assert set(round_.values()) == {10}
 
 
-def test_many_small_positions_are_all_found():
+def test_round_uses_many_small_positions():
     settling, _ = desk(Policy(), *(position(f"p{number:03d}", -1, f"{60 + number}") for number in range(500)))
     settling.apply(shortfall(1, lots=300))
     (round_,) = asked(settling.take())
@@ -299,7 +299,7 @@ def test_many_small_positions_are_all_found():
         (INVERSE, "buy", "60", "50", 10),
     ],
 )
-def test_linear_or_inverse_the_opposite_side_is_reduced(contract, side, price, bankruptcy_price, lots):
+def test_linear_and_inverse_orders_reduce_the_opposite_side(contract, side, price, bankruptcy_price, lots):
     settling = partition(Fund(contract, policy=Policy(escalate_min=0)))
     entry_price = "100" if lots < 0 else "10"
     settling.apply(mark("55", symbol=contract.symbol))
@@ -316,7 +316,7 @@ ADL_FIRST = Policy(waterfall="adl_then_fund", rounds_max=1)
 ONLY_A = THREE[:1]
 
 
-def test_where_deleveraging_comes_first_the_fund_pays_what_it_could_not_close():
+def test_adl_then_fund_pays_what_adl_did_not_recover():
     settling, fund = desk(ADL_FIRST, *ONLY_A, balance=1000)
     settling.apply(shortfall(1, lots=20))
     settling.apply(adl_fill(2, "a", 10))
@@ -330,7 +330,7 @@ def test_where_deleveraging_comes_first_the_fund_pays_what_it_could_not_close():
     assert batch.orders[UNIT.symbol, 1].state == "uncovered"
 
 
-def test_where_deleveraging_comes_first_and_finds_nobody_the_fund_pays_at_once():
+def test_adl_then_fund_pays_at_once_without_candidates():
     settling, fund = desk(ADL_FIRST, balance=150)
     settling.apply(shortfall(1, lots=20))
     batch = settling.take()
@@ -338,7 +338,7 @@ def test_where_deleveraging_comes_first_and_finds_nobody_the_fund_pays_at_once()
     assert (batch.orders[UNIT.symbol, 1].state, fund.outstanding) == ("uncovered", 50 * ONE)
 
 
-def test_a_fund_covers_no_more_than_it_may_pay():
+def test_cover_is_limited_to_the_payable_amount():
     settling, fund = desk(ADL_FIRST, *ONLY_A, balance=100, reserve_line=70 * ONE)
     settling.apply(shortfall(1, lots=20))
     settling.apply(adl_end(2))
@@ -349,7 +349,7 @@ def test_a_fund_covers_no_more_than_it_may_pay():
     assert entries(settling.take()) == [("shortfall", 0, 10, 0)]
 
 
-def test_with_either_waterfall_the_fund_pays_at_once_of_an_order_that_ends_uncovered():
+def test_fund_covers_an_uncovered_order_at_once_under_both_waterfalls():
     settling, fund = desk(Policy(rounds_max=1), *ONLY_A, balance=50)
     settling.apply(shortfall(1, lots=10))
     settling.apply(worth(30, 2))
@@ -358,7 +358,7 @@ def test_with_either_waterfall_the_fund_pays_at_once_of_an_order_that_ends_uncov
     assert (fund.balance, fund.outstanding, fund.open_in_adl) == (0, 20 * ONE, 0)
 
 
-def test_an_order_that_a_timeout_ends_is_covered_too():
+def test_fund_covers_an_order_that_a_timeout_ended():
     settling, fund = desk(Policy(rounds_max=1), *ONLY_A, balance=50)
     settling.apply(shortfall(1, lots=10))
     settling.apply(worth(80, 2))
@@ -369,7 +369,7 @@ def test_an_order_that_a_timeout_ends_is_covered_too():
 
 
 @pytest.mark.parametrize("balance", [0, 5])
-def test_dust_does_not_escalate_and_waits_for_the_next_surplus(balance):
+def test_amount_below_escalate_min_is_outstanding_until_the_next_surplus(balance):
     settling, fund = desk(Policy(escalate_min=10.5), *THREE, balance=balance)
     settling.apply(shortfall(1, lots=1))
     batch = settling.take()
@@ -381,7 +381,7 @@ def test_dust_does_not_escalate_and_waits_for_the_next_surplus(balance):
     assert (fund.outstanding, fund.balance) == (0, (20 + balance) * ONE)
 
 
-def test_one_atom_of_deficit_deleverages_nobody():
+def test_deficit_of_one_atom_creates_no_order():
     settling, fund = desk(Policy(), position("w", -1_000_000, "450", "1000000"))
     settling.apply(fill(1, lots=1_000_000, price="390", bankruptcy_price="390"))
     settling.apply(fill(2, lots=1_000_000, price="390", bankruptcy_price="390.000000000001"))
@@ -390,7 +390,7 @@ def test_one_atom_of_deficit_deleverages_nobody():
     assert (batch.orders, fund.outstanding) == ({}, 100)
 
 
-def test_the_least_amount_of_an_inverse_contract_is_a_unit_of_quote_at_the_bankruptcy_price():
+def test_default_escalate_min_of_an_inverse_contract_is_one_unit_of_quote_at_the_bankruptcy_price():
     fund = Fund(INVERSE)
     assert fund.escalate_min(50 * 10**12) == 10**10 // 50
     assert fund.escalate_min(3 * 10**12) == -(-(10**10) // 3)
@@ -398,7 +398,7 @@ def test_the_least_amount_of_an_inverse_contract_is_a_unit_of_quote_at_the_bankr
     assert Fund(UNIT, policy=Policy(escalate_min=0.1)).escalate_min(5) == ONE // 10
 
 
-def test_surplus_repays_what_deleveraging_left():
+def test_surplus_repays_what_adl_did_not_recover():
     settling, fund = desk(Policy(rounds_max=1), *ONLY_A)
     settling.apply(shortfall(1))
     settling.apply(worth(30, 2))
@@ -409,7 +409,7 @@ def test_surplus_repays_what_deleveraging_left():
     assert (fund.balance, fund.outstanding) == (60 * ONE, 0)
 
 
-def test_amounts_that_are_open_leave_no_room_beyond_64_bits():
+def test_open_amounts_count_towards_the_64_bit_limit():
     settling, fund = desk(Policy(), position("a", -(2**40), "100"))
     half = INT64_MAX // ONE // 10 * 6 // 10
     settling.apply(shortfall(1, lots=half))
@@ -422,7 +422,7 @@ def test_amounts_that_are_open_leave_no_room_beyond_64_bits():
     assert 0 < fund.outstanding <= INT64_MAX
 
 
-def test_late_reports_of_open_orders_count():
+def test_late_executions_of_open_orders_count():
     settling, fund = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=15))
     settling.apply(worth(0, 9))
@@ -436,7 +436,7 @@ def test_late_reports_of_open_orders_count():
     assert settling.take().orders[UNIT.symbol, 1].state == "done"
 
 
-def test_an_open_order_is_announced_again_and_goes_on():
+def test_reopened_order_is_announced_again_and_continues():
     settling, fund = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=15))
     settling.apply(adl_fill(2, "a", 4))
@@ -453,7 +453,7 @@ def test_an_open_order_is_announced_again_and_goes_on():
     assert (other.take().orders[UNIT.symbol, 1].state, again.open_in_adl) == ("done", 0)
 
 
-def test_a_contract_listed_anew_with_other_terms_begins_an_empty_book():
+def test_relisting_with_other_terms_starts_an_empty_book():
     settling, _ = desk(Policy(), *THREE)
     settling.apply(listing())
     assert settling.book(UNIT.symbol).open == 3
@@ -464,12 +464,12 @@ def test_a_contract_listed_anew_with_other_terms_begins_an_empty_book():
     assert kept.parts == [msgspec.msgpack.encode(part) for part in Book(UNIT).save()]
 
 
-def test_a_contract_is_kept_once_in_a_batch():
+def test_batch_contains_a_contract_once():
     settling, _ = desk(Policy(), position("a", 0), position("a", 0), listing(), listing(), position("a", 1))
     assert [kept.symbol for kept in settling.take().books] == [UNIT.symbol]
 
 
-def test_a_position_that_was_closed_frees_nobody_else():
+def test_closed_position_does_not_release_promised_lots_of_others():
     settling, _ = desk(Policy(), *THREE)
     settling.apply(shortfall(1, lots=12))
     settling.apply(position("a", 0))
@@ -477,7 +477,7 @@ def test_a_position_that_was_closed_frees_nobody_else():
     assert asked(settling.take(), 2) == [{"b": 8, "c": 4}]
 
 
-def test_books_are_kept_when_asked_and_positions_only_when_they_changed():
+def test_books_are_saved_on_request_and_positions_only_if_changed():
     settling, _ = desk(Policy(), *THREE)
     (first,) = settling.take().books
     assert (first.symbol, first.seq, first.mark, first.positions) == (UNIT.symbol, 0, 50 * 10**12, 3)
@@ -495,7 +495,7 @@ def test_books_are_kept_when_asked_and_positions_only_when_they_changed():
     assert [(contract, book.open) for contract, book in again.books()] == [(UNIT, 3)]
 
 
-def test_a_contract_without_a_book_is_kept_as_one():
+def test_contract_without_a_book_is_saved_as_an_empty_book():
     settling = partition()
     settling.admit(Fund(UNIT))
     settling.keep_books()
@@ -508,7 +508,7 @@ def test_a_contract_without_a_book_is_kept_as_one():
     assert settling.book(UNIT.symbol).mark == 7
 
 
-def test_books_are_kept_a_bounded_part_at_a_time(monkeypatch):
+def test_books_are_saved_in_bounded_parts(monkeypatch):
     monkeypatch.setattr(partition_module, "BOOK_POSITIONS_MAX", 2)
     contracts = [msgspec.structs.replace(UNIT, symbol=symbol) for symbol in "ABCD"]
     settling = partition(*map(Fund, contracts))
@@ -520,7 +520,7 @@ def test_books_are_kept_a_bounded_part_at_a_time(monkeypatch):
     assert parts == [["D", "C"], ["B", "A"]]
 
 
-def test_recalling_touches_books_alone():
+def test_recalling_changes_only_books():
     settling = partition(Fund(UNIT))
     for event in (mark("50"), *THREE, shortfall(1), adl_fill(2, "a", 4), adl_end(3)):
         settling.apply_to_book(event, "short")
@@ -529,13 +529,13 @@ def test_recalling_touches_books_alone():
     assert next(settling.book(UNIT.symbol).save()).short.lots == b"".join(lots.to_bytes(8, "little") for lots in (6, 10, 10))
 
 
-# Case C01: closing at 100 leaves `thin` a loss of 50 beside a margin of 10, and `rich` a gain.
+# Case C01: at 100, `thin` has a loss of 50 and a margin of 10, and `rich` has a gain.
 THIN, RICH = position("thin", -10, "95", "10"), position("rich", -10, "150", "100")
 OVERPRICED = {"lots": 10, "price": "80", "bankruptcy_price": "100"}
 
 
 @pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
-def test_a_position_that_the_price_would_bankrupt_is_no_candidate(allocation):
+def test_position_that_the_price_would_bankrupt_is_no_candidate(allocation):
     settling, fund = desk(Policy(allocation=allocation, cap_share=1.0), mark("80"), THIN, RICH)
     settling.apply(fill(1, **OVERPRICED))
     settling.apply(fill(2, **OVERPRICED))
@@ -545,7 +545,7 @@ def test_a_position_that_the_price_would_bankrupt_is_no_candidate(allocation):
 
 
 @pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
-def test_where_all_are_eligible_such_a_position_comes_after_the_losers(allocation):
+def test_bankrupt_position_follows_losers_if_all_are_eligible(allocation):
     loser = position("loser", -10, "79", "1000")
     settling, _ = desk(Policy(allocation=allocation, eligible="all", cap_share=1.0), mark("80"), THIN, RICH, loser)
     settling.apply(fill(1, **OVERPRICED))
@@ -555,14 +555,14 @@ def test_where_all_are_eligible_such_a_position_comes_after_the_losers(allocatio
     assert [asked(batch, adl) for adl in (1, 2, 3)] == [[{"rich": 10}], [{"loser": 10}], [{"thin": 10}]]
 
 
-def test_a_position_is_asked_up_to_exactly_its_own_bankruptcy_price():
+def test_position_is_a_candidate_down_to_its_bankruptcy_price():
     for margin, expected in (("50", {"thin": 10}), ("49.99999999", {})):
         settling, _ = desk(Policy(), mark("80"), position("thin", -10, "95", margin))
         settling.apply(fill(1, **OVERPRICED))
         assert asked(settling.take()) == [expected]
 
 
-def test_a_position_with_exactly_no_equity_has_no_rank_and_stops_nothing():
+def test_position_with_zero_equity_has_no_rank():
     contract = msgspec.structs.replace(INVERSE, symbol="UNITUSDTM")
     settling = partition(Fund(contract, policy=Policy(eligible="all", escalate_min=0)))
     for event in (mark("63000"), position("carol", 63, "70000", "0.0001"), position("dave", 63, "70000", "0.0001000001")):
@@ -575,7 +575,7 @@ def test_a_position_with_exactly_no_equity_has_no_rank_and_stops_nothing():
     assert side.rank_of("dave", 63000 * 10**12) == (1, 1)
 
 
-def test_both_legs_of_a_hedged_account_stand_and_are_ranked():
+def test_both_legs_of_a_hedged_account_are_ranked():
     settling, _ = desk(
         Policy(eligible="all"),
         mark("80"),
@@ -602,7 +602,7 @@ ALLOCATIONS = [
 
 
 @pytest.mark.parametrize("policy", ALLOCATIONS)
-def test_no_account_of_the_owner_of_the_liquidated_one_is_asked(policy):
+def test_accounts_of_the_liquidated_owner_are_no_candidates(policy):
     settling, _ = desk(
         policy,
         position("long", 10, owner="ann"),
@@ -619,7 +619,7 @@ def test_no_account_of_the_owner_of_the_liquidated_one_is_asked(policy):
     assert "a" in asked(settling.take(), 2)[0]
 
 
-def test_an_account_that_is_named_the_owner_of_the_liquidated_one_meanwhile_is_not_asked_again():
+def test_account_that_gets_the_liquidated_owner_is_not_in_later_rounds():
     settling, _ = desk(Policy(), position("long", 10, owner="ann"), *THREE)
     settling.apply(shortfall(1, account="long"))
     assert list(asked(settling.take())[0]) == ["a"]
@@ -630,7 +630,7 @@ def test_an_account_that_is_named_the_owner_of_the_liquidated_one_meanwhile_is_n
 
 
 @pytest.mark.parametrize("events", [[], [position("long", 0)], [position("long", 3), position("a", -9, "100")]])
-def test_owners_are_known_after_a_restart_as_long_as_one_of_their_accounts_has_a_position(events):
+def test_owners_with_positions_are_known_after_a_restart(events):
     first, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:], *events)
     saved = next(first.book(UNIT.symbol).save())
     other = partition(Fund(UNIT))
@@ -640,12 +640,12 @@ def test_owners_are_known_after_a_restart_as_long_as_one_of_their_accounts_has_a
         assert list(asked(settling.take())[0]) == ["b"]
 
 
-def test_an_owner_without_a_position_is_forgotten():
+def test_owner_without_positions_is_removed():
     settling, _ = desk(Policy(), *(position(name, 5, owner=name) for name in "abc"), *(position(name, 0) for name in "ab"))
     assert next(settling.book(UNIT.symbol).save()).owners == {"c": "c"}
 
 
-def test_an_account_may_get_another_owner():
+def test_owner_of_an_account_can_change():
     settling, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:])
     settling.apply(position("a", -10, "100", owner="bob"))
     settling.apply(shortfall(1, account="long"))
@@ -653,12 +653,12 @@ def test_an_account_may_get_another_owner():
 
 
 @pytest.mark.parametrize(("leg", "lots"), [("LONG", -1), ("SHORT", 1)])
-def test_lots_that_contradict_their_leg_are_refused(leg, lots):
+def test_lots_that_contradict_their_leg_are_rejected(leg, lots):
     settling, _ = desk(Policy(), *THREE)
     assert refused(settling, position("h", lots, position_side=leg)) == Reason.INVALID_FIELD
 
 
-def test_a_position_with_a_known_sequence_is_a_duplicate():
+def test_position_with_a_known_sequence_is_a_duplicate():
     settling, _ = desk(
         Policy(), position("a", -5, seq=7), position("a", -9, seq=7), position("a", 0, seq=9), position("a", -9, seq=8)
     )
@@ -673,7 +673,7 @@ def test_a_position_with_a_known_sequence_is_a_duplicate():
     assert again.book(UNIT.symbol).sides["short"].lots == 12
 
 
-def test_a_mark_with_a_known_sequence_is_a_duplicate():
+def test_mark_with_a_known_sequence_is_a_duplicate():
     settling, _ = desk(Policy(), mark("60", seq=3), mark("70", seq=2), mark("80", seq=3))
     assert settling.book(UNIT.symbol).mark == 60 * 10**12
     settling.apply(mark("90", ts=77))
@@ -681,7 +681,7 @@ def test_a_mark_with_a_known_sequence_is_a_duplicate():
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-def test_a_snapshot_closes_what_it_does_not_name(restarts):
+def test_snapshot_closes_positions_that_it_omits(restarts):
     settling, _ = desk(Policy(), *THREE, position("long", 5, "40"))
     settling.make_stale(NOTHING_KNOWN)
     settling.apply(Snapshot(UNIT.symbol, "begin", 1))
@@ -703,14 +703,14 @@ def test_a_snapshot_closes_what_it_does_not_name(restarts):
     assert not book.stale
 
 
-def test_a_snapshot_that_never_began_closes_nothing():
+def test_snapshot_end_without_begin_closes_nothing():
     settling, _ = desk(Policy(), *THREE)
     settling.apply(Snapshot(UNIT.symbol, "end", 2))
     assert settling.book(UNIT.symbol).open == 3
 
 
 @pytest.mark.parametrize(("stale_books", "round_"), [("ask", {"a": 10}), ("skip", {})])
-def test_the_policy_decides_whether_a_stale_book_is_asked(stale_books, round_):
+def test_adl_uses_a_stale_book_only_under_the_policy_ask(stale_books, round_):
     settling, _ = desk(Policy(stale_books=stale_books), *THREE)
     settling.make_stale(NOTHING_KNOWN)
     settling.apply(shortfall(1))
@@ -719,7 +719,7 @@ def test_the_policy_decides_whether_a_stale_book_is_asked(stale_books, round_):
     assert terms_of("order", batch.records[0].record.body).is_stale == bool(round_)
 
 
-def test_closed_accounts_give_their_rows_back():
+def test_rows_of_closed_accounts_are_reused():
     settling, _ = desk(Policy())
     side = settling.book(UNIT.symbol).sides["short"]
     for generation in range(20):
@@ -730,7 +730,7 @@ def test_closed_accounts_give_their_rows_back():
     assert (side.open, side.used, len(side.accounts)) == (0, 0, 0)
 
 
-def test_an_account_whose_lots_are_promised_keeps_its_row_until_the_round_is_over():
+def test_account_with_promised_lots_keeps_its_row_until_the_round_ends():
     settling, _ = desk(Policy(rounds_max=1), *THREE)
     settling.apply(shortfall(1))
     settling.apply(position("a", 0))
@@ -745,7 +745,7 @@ def test_an_account_whose_lots_are_promised_keeps_its_row_until_the_round_is_ove
     assert not side.has_row("a") or side.promised(np.array([side.accounts.index("a")]))[0] > 0
 
 
-def test_an_acknowledged_round_is_known_and_a_new_one_is_not():
+def test_acknowledgement_applies_to_one_round():
     settling, _ = desk(Policy(), *THREE)
     settling.apply(shortfall(1))
     for event, acknowledged in (
@@ -792,7 +792,7 @@ STREAMS = st.lists(STEPS, max_size=60)
 
 
 class Engine:
-    """A matching engine that answers orders, and checks every rule after every event."""
+    """A matching engine that answers orders and checks all rules after each event."""
 
     def __init__(self, contract, policy: Policy) -> None:
         self.symbol = contract.symbol
@@ -813,7 +813,7 @@ class Engine:
             self.refused += 1
         batch = self.partition.take()
         self.batches.append(batch)
-        if batch.changed:  # the end of an order that is over changes nothing, and uses up no sequence
+        if batch.changed:  # the end of a closed order changes nothing and uses no sequence
             self.settled.append(event)
         for round_ in batch.rounds:
             self._check_round(round_)
@@ -852,7 +852,7 @@ class Engine:
         return adl_end(self.seq, adl=adl, symbol=self.symbol)
 
     def _check_round(self, round_: Round) -> None:
-        """All orders together take from no account more than it holds, nor lots that would bankrupt it."""
+        """Checks that all orders together request no more lots than an account has, and none that would bankrupt it."""
         order, policy = round_.order, self.fund.policy
         record = next(one for one, *_ in reversed(self.batches[-1].records) if one.kind in ("order", "round"))
         terms = terms_of(record.kind, record.body)
@@ -908,7 +908,7 @@ class Engine:
 
 
 @given(CONTRACTS, POLICIES, STREAMS)
-def test_nothing_is_lost_between_the_shortfall_and_its_end(contract, policy, stream):
+def test_amounts_are_conserved_from_shortfall_to_end(contract, policy, stream):
     engine = Engine(contract, policy)
     for step in stream:
         engine.step(*step)
@@ -921,7 +921,7 @@ def test_nothing_is_lost_between_the_shortfall_and_its_end(contract, policy, str
 
 
 @given(CONTRACTS, POLICIES, STREAMS, st.data())
-def test_what_is_sent_again_changes_nothing(contract, policy, stream, data):
+def test_duplicates_change_nothing(contract, policy, stream, data):
     engine = Engine(contract, policy)
     for step in stream:
         engine.step(*step)
@@ -938,7 +938,7 @@ def test_what_is_sent_again_changes_nothing(contract, policy, stream, data):
 
 
 @given(CONTRACTS, POLICIES, st.lists(POSITIONS, unique_by=lambda step: step[1]), st.lists(FILLS, max_size=8), PRICES, st.data())
-def test_the_order_in_which_positions_arrived_decides_nothing(contract, policy, positions, fills, price, data):
+def test_order_of_positions_does_not_affect_adl(contract, policy, positions, fills, price, data):
     outcomes = []
     for arrived in (positions, data.draw(st.permutations(positions))):
         engine = Engine(contract, policy)
@@ -963,7 +963,7 @@ def test_more_fund_never_means_more_adl(contract, policy, stream, data):
 
 
 @given(CONTRACTS, POLICIES, STREAMS, st.integers(0, 60))
-def test_who_begins_again_from_what_was_written_goes_on_alike(contract, policy, stream, at):
+def test_partition_restored_from_its_rows_continues_identically(contract, policy, stream, at):
     engine, other = Engine(contract, policy), Engine(contract, policy)
     for step in stream[:at]:
         engine.step(*step)
@@ -986,7 +986,7 @@ def test_who_begins_again_from_what_was_written_goes_on_alike(contract, policy, 
     assert engine.whole.records == other.whole.records
 
 
-def test_recalling_an_execution_leaves_the_other_leg_of_the_account():
+def test_recalling_an_execution_keeps_the_other_leg():
     settling = partition(Fund(UNIT))
     legs = [position("a", 10), position("a", -4)]
     for event, leg in zip(legs, ("LONG", "SHORT"), strict=True):
@@ -997,7 +997,7 @@ def test_recalling_an_execution_leaves_the_other_leg_of_the_account():
 
 
 @given(CONTRACTS, STREAMS)
-def test_a_book_that_is_recalled_is_the_book_that_was(contract, stream):
+def test_recalled_book_equals_the_original(contract, stream):
     engine = Engine(contract, Policy())
     recalled = partition(Fund(contract))
     for step in stream:
@@ -1034,7 +1034,7 @@ MARGINS = st.integers(0, INT64_MAX).map(lambda atoms: f"{atoms // 10**8}.{atoms 
         max_size=25,
     ),
 )
-def test_numbers_at_the_limits_are_settled_or_refused(contract, policy, stream):
+def test_numbers_at_the_limits_are_settled_or_rejected(contract, policy, stream):
     engine = Engine(contract, policy)
     for step in stream:
         engine.step(*step)

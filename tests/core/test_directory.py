@@ -12,7 +12,7 @@ NAMES = st.text(max_size=3) | st.text("ab", max_size=6)
 
 
 @given(st.lists(NAMES, unique=True, max_size=300), NAMES)
-def test_every_account_is_found_in_its_row_and_no_other(names, other):
+def test_find_returns_the_row_of_each_account_and_none_for_others(names, other):
     directory = Directory()
     for row, name in enumerate(names):
         assert directory.find(name) == NONE
@@ -22,7 +22,7 @@ def test_every_account_is_found_in_its_row_and_no_other(names, other):
     assert directory.accounts == names
 
 
-def test_many_accounts_are_found():
+def test_find_works_with_many_accounts():
     directory = Directory()
     rows = {f"account{number}": directory.add(f"account{number}") for number in range(5000)}
     assert list(rows.values()) == list(range(5000))
@@ -31,7 +31,7 @@ def test_many_accounts_are_found():
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.booleans()), max_size=400))
-def test_rows_of_removed_accounts_serve_others(steps):
+def test_rows_of_removed_accounts_are_reused(steps):
     directory, rows = Directory(), {}
     for number, adds in steps:
         name = f"a{number}"
@@ -46,7 +46,7 @@ def test_rows_of_removed_accounts_serve_others(steps):
     assert len(directory.accounts) <= 61
 
 
-def test_accounts_that_come_and_go_while_the_table_grows_keep_their_rows():
+def test_accounts_keep_their_rows_while_the_table_grows_and_others_are_removed():
     chance = random.Random(4)
     directory, rows = Directory(), {}
     for _ in range(30_000):
@@ -60,7 +60,7 @@ def test_accounts_that_come_and_go_while_the_table_grows_keep_their_rows():
     assert {name: directory.find(name) for name in rows} == rows
 
 
-def test_a_row_with_another_account_gets_another_place():
+def test_reused_row_moves_in_the_account_order():
     directory = Directory()
     for name in ("d", "b", "c", "a", "e"):
         directory.add(name)
@@ -73,7 +73,7 @@ def test_a_row_with_another_account_gets_another_place():
 
 
 @pytest.mark.parametrize("names", [30_000, 300], ids=["different", "often equal"])
-def test_many_rows_are_sorted_by_name_in_parts_and_equal_names_stay_in_their_order(names):
+def test_rows_are_sorted_by_name_and_equal_names_keep_their_order(names):
     chance = random.Random(3)
     accounts = [f"{chance.randrange(names)}" for _ in range(30_000)]
     rows = chance.sample(range(30_000), 25_000)
@@ -86,7 +86,7 @@ def assert_in_order(alphabet: Alphabet, accounts: list[str]) -> None:
 
 
 @given(st.lists(NAMES, unique=True, max_size=200), st.lists(st.integers(0, 200), max_size=6))
-def test_the_alphabet_follows_the_accounts_however_they_come(names, cuts):
+def test_account_order_is_right_after_updates_of_any_size(names, cuts):
     accounts: list[str] = []
     alphabet = Alphabet(accounts)
     for end in sorted({min(cut, len(names)) for cut in cuts} | {len(names)}):
@@ -95,7 +95,7 @@ def test_the_alphabet_follows_the_accounts_however_they_come(names, cuts):
         assert_in_order(alphabet, accounts)
 
 
-def test_a_few_new_names_are_put_in_between():
+def test_account_order_inserts_a_few_new_names():
     accounts = [f"n{number:04d}" for number in range(0, 2000, 2)]
     alphabet = Alphabet(accounts)
     before = accounts.copy()

@@ -1,4 +1,4 @@
-"""Recomputing the waterfall and ADL: what a partition wrote holds, however it is split, and nothing in it can be altered."""
+"""Verification of waterfall and ADL: accepts ledgers of a partition, in any number of parts, and finds every alteration."""
 
 import random
 
@@ -17,7 +17,7 @@ from fundsvc.core.fund.chain import Entry
 from fundsvc.core.policy import DrawdownGuard, Policy
 
 MARKET = [mark("80"), position("anna", -10), position("bert", -6, "95"), position("carl", -30, "90"), position("long", 40)]
-"""Shorts that profit at the mark."""
+"""A market whose shorts have a profit at the mark."""
 
 POLICIES = [
     Policy(waterfall=waterfall, allocation=allocation, drawdown_guard=guard, escalate_min=least)
@@ -29,7 +29,7 @@ POLICIES = [
 
 
 def history(seed, policy, length=60):
-    """A ledger of random events: surpluses, shortfalls, executions, ends, timeouts, changes of the book."""
+    """Returns a ledger of random surpluses, shortfalls, executions, ends, timeouts and positions."""
     chance = random.Random(seed)
     ledger = Retraced(*MARKET, policy=policy)
     for seq in range(1, length):
@@ -38,7 +38,7 @@ def history(seed, policy, length=60):
 
 
 def _step(chance, ledger, seq):
-    """A few events: of the market, and of an open order if there is one."""
+    """Returns a few events of the market, or of an open order if there is one."""
     ts = 1000 + seq * chance.choice((1, 60_000, 600_000))
     steps = [
         [fill(seq, ts=ts)],
@@ -56,21 +56,19 @@ def _step(chance, ledger, seq):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_what_a_partition_wrote_holds(policy):
+def test_verification_accepts_ledgers_of_a_partition(policy):
     kinds = set()
     for seed in range(12):
         ledger = history(seed, policy)
         assert ledger.differences() == [], seed
         kinds |= {line.item.kind for line in ledger.lines}
-    kinds.add(
-        "refund" if policy.waterfall == "adl_then_fund" else ""
-    )  # it asks for the whole deficit, and so for no lot too much
+    kinds.add("refund" if policy.waterfall == "adl_then_fund" else "")  # an order for the whole deficit takes no excess
     assert kinds >= {"surplus", "shortfall", "order", "round", "execution", "end", "refund", "cover"}
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from(POLICIES), st.lists(st.tuples(st.integers(0, 10**6), st.booleans()), max_size=4))
-def test_a_walk_may_stop_and_go_on_anywhere_with_its_open_orders_or_their_records(seed, policy, cuts):
+def test_verification_resumes_anywhere_with_open_orders_or_their_records(seed, policy, cuts):
     ledger = history(seed, policy)
     replay, done = ledger.replay([]), 0
     whole = len(ledger.lines)
@@ -89,13 +87,13 @@ def test_a_walk_may_stop_and_go_on_anywhere_with_its_open_orders_or_their_record
 
 
 def orders_of(opened):
-    """Open orders as they are written, with what their rounds still ask."""
+    """Returns the rows of open orders, with the lots that their rounds still request."""
     return {adl: (order.written(), dict(order.asked.rests()), order.failures) for adl, order in opened.orders.items()}
 
 
 @pytest.fixture(scope="module")
 def ledger():
-    """A ledger with everything: a surplus that is paid out, two rounds, a refund, a cover, an order open, and a repaid rest."""
+    """A ledger with a paid surplus, two rounds, a refund, a cover, an open order and a repaid rest."""
     ledger = Retraced(*MARKET)
     ledger.apply(worth(4, 1), fill(2, lots=7, price="96.5", account="long", order_id="o"))
     assert ledger.asked(1) == {"carl": 6}
@@ -108,7 +106,7 @@ def ledger():
     return ledger
 
 
-def test_the_ledger_of_these_tests_has_everything(ledger):
+def test_test_ledger_contains_every_kind_and_state(ledger):
     assert ledger.differences() == []
     kinds = [line.item.kind for line in ledger.lines]
     assert set(kinds) == {"surplus", "shortfall", "refund", "cover", "order", "round", "execution", "end"}
@@ -122,40 +120,40 @@ def every_field(ledger):
 
 
 def another(value):
-    """A value that is not this one; 1 more of a price, whose units are 10^-12."""
+    """Returns a different value; for a price, whose unit is 10^-12, a value that is 1 higher."""
     if isinstance(value, int):
         return value + (10**12 if value > 10**12 else 1)
     return value + b"x" if isinstance(value, bytes) else f"{value}x"
 
 
-def test_no_field_of_any_entry_or_record_can_be_altered(ledger):
-    believed = [
+def test_every_altered_field_of_an_entry_or_record_is_found(ledger):
+    unnoticed = [
         (number, name)
         for number, name, value in every_field(ledger)
         if not ledger.differences(ledger.altered(number, **{name: another(value)}))
     ]
-    assert believed == [], believed
+    assert unnoticed == [], unnoticed
 
 
 SEALED_ALONE = {
     Entry: {"ts", "trade_id", "order_id", "account", "seq"},
     AdlRecord: {"ts", "seq"},
 }
-"""What an engine said and nothing else depends on: only the published head shows that it was forged and sealed anew."""
+"""Fields of events on which nothing else depends: only the published head reveals that they were altered and resealed."""
 
 
-def test_no_amount_can_be_altered_by_a_forger_who_seals_the_chains_anew(ledger):
-    believed = []
+def test_altered_amounts_are_found_in_resealed_chains(ledger):
+    unnoticed = []
     for number, name, value in every_field(ledger):
         if name in SEALED_ALONE[type(ledger.lines[number].item)]:
             continue
         lines, head, adl_head = resealed(ledger.altered(number, **{name: another(value)}))
         if not ledger.differences(lines, head=head, adl_head=adl_head):
-            believed.append((number, name))
-    assert believed == [], believed
+            unnoticed.append((number, name))
+    assert unnoticed == [], unnoticed
 
 
-def test_no_line_can_be_left_out_or_moved_by_a_forger_who_seals_the_chains_anew(ledger):
+def test_removed_or_moved_lines_are_found_in_resealed_chains(ledger):
     for number in range(len(ledger.lines) - 1):
         shorter = [*ledger.lines[:number], *ledger.lines[number + 1 :]]
         moved = [*ledger.lines[:number], ledger.lines[number + 1], ledger.lines[number], *ledger.lines[number + 2 :]]
@@ -164,24 +162,24 @@ def test_no_line_can_be_left_out_or_moved_by_a_forger_who_seals_the_chains_anew(
             assert ledger.differences(sealed, head=head, adl_head=adl_head), number
 
 
-def test_no_column_of_an_order_can_be_altered(ledger):
-    believed = []
+def test_altered_columns_of_an_order_are_found(ledger):
+    unnoticed = []
     for adl, row in ledger.orders.items():
         for name, value in row._asdict().items():
             changed = ledger.orders | {adl: row._replace(**{name: not value if isinstance(value, bool) else another(value)})}
             if not ledger.differences(orders=changed):
-                believed.append(name)
-    assert set(believed) == {"acknowledged", "round_ms"}
+                unnoticed.append(name)
+    assert set(unnoticed) == {"acknowledged", "round_ms"}
 
 
 @pytest.mark.parametrize("name", ["balance", "outstanding", "entry", "seq", "adl", "head", "adl_record", "adl_head"])
-def test_no_column_of_a_fund_can_be_altered(ledger, name):
+def test_altered_columns_of_a_fund_are_found(ledger, name):
     value = getattr(ledger.fund, name)
     changed = value[::-1] if isinstance(value, bytes) else value + 1
     assert ledger.differences(**{name: changed})
 
 
-def test_the_guard_of_a_fund_cannot_be_altered():
+def test_altered_guard_of_a_fund_is_found():
     ledger = history(1, Policy(drawdown_guard=DrawdownGuard()))
     assert ledger.differences() == []
     guard = ledger.fund.guard
@@ -190,9 +188,9 @@ def test_the_guard_of_a_fund_cannot_be_altered():
 
 
 class TestWaterfall:
-    """What issue 9 names: none of it was noticed, though all amounts added up."""
+    """Alterations that keep all sums: earlier versions of the audit did not find them."""
 
-    def test_an_order_that_executed_more_than_its_records_say(self):
+    def test_order_that_executed_more_than_its_records_is_found(self):
         ledger = Retraced(*MARKET[:1], position("anna", -3), fill(1, lots=10, price="0.01"), adl_fill(2, "anna", 3), adl_end(3))
         order, outstanding = ledger.orders[1], ledger.fund.outstanding
         assert (order.state, order.executed, ledger.differences()) == ("uncovered", 3, [])
@@ -203,7 +201,7 @@ class TestWaterfall:
         assert any("outstanding" in difference for difference in found)
 
     @pytest.mark.parametrize("market", [MARKET, []])
-    def test_a_fund_that_pays_nothing_of_what_it_can(self, market):
+    def test_fund_that_pays_less_than_it_can_is_found(self, market):
         paid = Retraced(*market, worth(500, 1), worth(-300, 2))
         assert paid.differences() == []
         for covered in (0, 1, 299):
@@ -215,18 +213,18 @@ class TestWaterfall:
             found = forged.differences()
             assert any("no policy in force does" in difference for difference in found), found
 
-    def test_a_fund_that_waits_for_adl_where_its_policy_pays_first(self):
+    def test_fund_that_pays_after_adl_against_its_policy_is_found(self):
         ledger = Retraced(*MARKET, worth(500, 1), worth(-300, 2), policy=Policy(waterfall="adl_then_fund"))
         assert ledger.differences() == []
         ledger.policy = Policy()
         assert any("pays 0 of a deficit of" in difference for difference in ledger.differences())
 
-    def test_a_fund_that_pays_first_where_its_policy_waits_for_adl(self):
+    def test_fund_that_pays_before_adl_against_its_policy_is_found(self):
         ledger = Retraced(*MARKET, worth(200, 1), worth(-300, 2))
         ledger.policy = Policy(waterfall="adl_then_fund")
         assert any("no policy in force does" in difference for difference in ledger.differences())
 
-    def test_a_surplus_that_repays_nothing_while_something_is_outstanding(self):
+    def test_surplus_that_repays_too_little_is_found(self):
         ledger = Retraced(worth(-300, 1))
         assert (ledger.fund.outstanding, ledger.differences()) == (300 * ONE, [])
         fund = ledger._partition.market(UNIT.symbol).fund
@@ -240,7 +238,7 @@ class TestWaterfall:
 
     @pytest.mark.parametrize(("kind", "change", "repaid"), [("refund", 10**6 * ONE, 0), ("cover", -ONE, ONE), ("refund", 1, 0)])
     @pytest.mark.parametrize("order_id", ["adl/1", "adl/2", "adl/0", "", "x"])
-    def test_an_entry_of_an_order_that_does_not_exist(self, ledger, kind, change, repaid, order_id):
+    def test_entry_of_an_order_that_does_not_exist_is_found(self, ledger, kind, change, repaid, order_id):
         forged = Retraced(worth(500, 1), worth(-1, 2))
         last = forged.lines[-1].item
         entry = msgspec.structs.replace(
@@ -250,13 +248,13 @@ class TestWaterfall:
         found = forged.differences(lines, entry=3, seq=3, balance=entry.balance, head=head, outstanding=-repaid)
         assert any("no ADL order requires" in difference for difference in found), found
 
-    def test_a_shortfall_whose_order_was_removed(self):
+    def test_shortfall_whose_order_was_removed_is_found(self):
         ledger = Retraced(*MARKET, worth(-300, 1))
         lines = [line for line in ledger.lines if isinstance(line.item, Entry)]
         found = ledger.differences(lines, {}, adl=0, adl_record=0, adl_head=bytes(32), outstanding=300 * ONE)
         assert any("with no ADL order: no policy in force does" in difference for difference in found)
 
-    def test_a_cover_that_was_not_paid(self):
+    def test_missing_cover_is_found(self):
         ledger = Retraced(*MARKET, worth(500, 1), worth(-300, 2), adl_end(3), adl_end(4), adl_end(5), policy=POLICIES[8])
         assert ledger.lines[-1].item.kind == "cover"
         cover = ledger.lines[-1].item
@@ -266,11 +264,11 @@ class TestWaterfall:
 
 
 class TestUndated:
-    """Orders from before there were records: their migrated records do not say what entry they follow, nor their sequence."""
+    """Orders from before the ADL records: their migrated records lack the entry that they follow, and their sequence."""
 
     @staticmethod
     def migrated(ledger):
-        """The lines of a ledger as the migration makes them, and the head of the ADL records."""
+        """Returns the lines of a ledger as the migration writes them, and the head of the ADL records."""
         of_order = {}
         for item, _ in ledger.lines:
             if isinstance(item, AdlRecord):
@@ -288,13 +286,13 @@ class TestUndated:
         return lines, adl_head
 
     @pytest.mark.parametrize("policy", POLICIES)
-    def test_their_ledgers_hold(self, policy):
+    def test_their_ledgers_are_accepted(self, policy):
         for seed in range(8):
             ledger = history(seed, policy)
             lines, adl_head = self.migrated(ledger)
             assert ledger.differences(lines, adl_head=adl_head) == [], seed
 
-    def test_more_than_was_outstanding_cannot_be_repaid_and_no_other_refund_be_paid(self, ledger):
+    def test_excessive_repayments_and_refunds_are_found(self, ledger):
         lines, adl_head = self.migrated(ledger)
         assert ledger.differences(lines, adl_head=adl_head) == []
         for number, (item, _) in enumerate(lines):

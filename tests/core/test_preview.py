@@ -26,7 +26,7 @@ def shortfall(seq: int, lots: int):
 
 @pytest.mark.parametrize("policy", [Policy(), Policy(waterfall="adl_then_fund"), Policy(allocation="pro_rata")])
 @pytest.mark.parametrize("balance", [0, 35, 1000])
-def test_a_preview_is_what_then_happens(policy, balance):
+def test_preview_equals_the_settlement(policy, balance):
     made = settling(policy, balance)
     shown = preview(fund(policy, balance), made.book(UNIT.symbol), (), shortfall(1, 12))
     made.apply(shortfall(1, 12))
@@ -39,7 +39,7 @@ def test_a_preview_is_what_then_happens(policy, balance):
         assert shown.first == terms_of(record.kind, record.body)
 
 
-def test_a_preview_touches_nothing_and_keeps_promises():
+def test_preview_changes_nothing_and_excludes_promised_lots():
     made = settling(Policy(), 0)
     made.apply(shortfall(1, 12))
     made.take()
@@ -55,6 +55,6 @@ def test_a_preview_touches_nothing_and_keeps_promises():
     assert [order.round for order in orders] == [1]
 
 
-def test_what_could_not_be_settled_has_no_preview():
+def test_preview_rejects_invalid_fills():
     with pytest.raises(Rejection):
         preview(fund(Policy(), 0), settling(Policy(), 0).book(UNIT.symbol), (), fill(1, price="0"))

@@ -11,7 +11,7 @@ POSITIONS = st.lists(st.tuples(st.integers(1, 9), st.integers(60, 140), st.integ
 
 
 @given(POSITIONS)
-def test_a_section_holds_the_positions_with_its_lights(positions):
+def test_section_contains_the_positions_with_its_lights(positions):
     side = Side(UNIT, "long")
     for number, (lots, price, margin) in enumerate(positions):
         side.set(f"a{number:02d}", lots, price * PRICE, margin * ONE)
@@ -28,7 +28,7 @@ def test_a_section_holds_the_positions_with_its_lights(positions):
 
 
 def split(counts):
-    """Sections of so many positions, five lights first, each position with one lot more than the one before."""
+    """Returns sections with these numbers of positions, five lights first; each position has `lights` lots."""
     return [
         Section(lights, lights, count, count * lights, float(lights), lights - 0.5, count)
         if count
@@ -38,7 +38,7 @@ def split(counts):
 
 
 @given(st.lists(st.integers(0, 9), min_size=5, max_size=5), st.integers(1, 12))
-def test_no_pool_is_smaller_than_allowed_and_nothing_is_left_out(counts, k_min):
+def test_pools_have_at_least_k_min_positions_and_omit_none(counts, k_min):
     found = pooled(split(counts), k_min, joined_sections)
     if sum(counts) < k_min:
         assert found == []
@@ -50,7 +50,7 @@ def test_no_pool_is_smaller_than_allowed_and_nothing_is_left_out(counts, k_min):
     assert all(pool.highest >= pool.lowest for pool in found)
 
 
-def test_pools_join_those_below_until_they_are_large_enough():
+def test_pools_join_lower_sections_until_they_have_k_min_positions():
     found = pooled(split([2, 2, 1, 7, 3]), 5, joined_sections)
     assert [(pool.lights, pool.to_lights, pool.positions) for pool in found] == [(5, 3, 5), (2, 1, 10)]
     assert (found[0].highest, found[0].lowest) == (5.0, 2.5)

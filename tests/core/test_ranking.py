@@ -23,12 +23,12 @@ def columns(rows, mark: float, direction: int) -> Columns:
 
 
 def names(count: int) -> list[str]:
-    """Not in the order of the alphabet."""
+    """Returns names that are not in alphabetical order."""
     return [f"{(row * 7919) % 100_003:06d}" for row in range(count)]
 
 
 def score(entry: float, margin: float, mark: float, direction: int) -> float | None:
-    """The score of the definition; None without equity."""
+    """Returns the score by its definition; None without equity."""
     gain = (mark - entry) * direction
     equity = margin + gain
     if not equity > 0:
@@ -37,7 +37,7 @@ def score(entry: float, margin: float, mark: float, direction: int) -> float | N
 
 
 @given(ROWS, MARKS, DIRECTIONS)
-def test_everybody_with_equity_is_ranked_by_score_and_nobody_else(rows, mark, direction):
+def test_only_positions_with_equity_are_ranked_by_score(rows, mark, direction):
     side = columns(rows, mark, direction)
     ranking = rank_all(side, Alphabet(names(len(rows))))
     scores = [score(*row, mark, direction) for row in rows]
@@ -50,7 +50,7 @@ def test_everybody_with_equity_is_ranked_by_score_and_nobody_else(rows, mark, di
 
 
 @given(st.lists(st.sampled_from([CLOSED, (4.0, 1.0), (4.0, 2.0), (5.0, 1.0), (2.0, 0.5)]), max_size=80), DIRECTIONS)
-def test_equal_scores_go_by_account(rows, direction):
+def test_account_breaks_ties_of_equal_scores(rows, direction):
     accounts = names(len(rows))
     ranking = rank_all(columns(rows, 3.0, direction), Alphabet(accounts))
     scores = {row: score(*given, 3.0, direction) for row, given in enumerate(rows)}
@@ -59,16 +59,16 @@ def test_equal_scores_go_by_account(rows, direction):
 
 
 @given(st.floats(3e9, 5e9), st.floats(1e6, 1e9), st.permutations(range(8)))
-def test_the_last_bits_of_a_score_decide_nothing(entry, margin, order):
+def test_last_bits_of_a_score_do_not_affect_ranks(entry, margin, order):
     rows = [(entry, margin * (1 + step * 2.0**-52)) for step in order]
     side = columns(rows, entry * 1.1, 1)
-    # Between some neighbours rounding must tell apart; here that is one case in millions.
+    # Rounding separates some neighbours: here about one case in a million.
     assume(len(set(keys_of(side, np.zeros(8, np.int32)))) == 1)
     assert list(rank_all(side, Alphabet([f"{row}" for row in range(8)])).rows) == list(range(8))
 
 
 @given(ROWS, MARKS, DIRECTIONS, st.integers(1, 70))
-def test_leaders_are_the_head_of_the_ranking(rows, mark, direction, count):
+def test_leaders_equal_the_head_of_the_ranking(rows, mark, direction, count):
     side, accounts = columns(rows, mark, direction), names(len(rows))
     ranking = rank_all(side, Alphabet(accounts))
     leaders = rank_leaders(side, accounts, count)
@@ -80,7 +80,7 @@ def test_leaders_are_the_head_of_the_ranking(rows, mark, direction, count):
 @pytest.mark.parametrize("count", [1, 64, 1000, BLOCK_ROWS, 69_999, 70_000, 80_000])
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("kind", ["distinct", "tied", "equal"])
-def test_a_side_of_several_blocks_is_ranked_as_a_whole(count, direction, kind):
+def test_side_of_several_blocks_has_one_ranking(count, direction, kind):
     random = np.random.default_rng(5)
     entry, margin = random.uniform(3e9, 5e9, 70_000), random.uniform(0, 1e9, 70_000)
     if kind == "tied":
@@ -104,7 +104,7 @@ def test_a_side_of_several_blocks_is_ranked_as_a_whole(count, direction, kind):
     assert leaders.ranked == len(keys)
 
 
-def test_positions_without_equity_do_not_crowd_leaders_out():
+def test_positions_without_equity_do_not_displace_leaders():
     without = [(5.0, 2.0)] * 300 + [(9.0, 2.0)] * 300 + [CLOSED] * 300
     side = columns([*without, (2.0, 1.0), (1.0, 1.0)], 3.0, 1)
     leaders = rank_leaders(side, names(902), 2)
@@ -112,13 +112,13 @@ def test_positions_without_equity_do_not_crowd_leaders_out():
     assert leaders.ranked == 2
 
 
-def test_scores_below_single_precision_are_still_found():
+def test_scores_below_single_precision_are_ranked():
     rows = [(1e40, 1e10), (1e30, 1e3), (9e39, 1e19)]
     side = columns(rows, 1e40 * (1 + 1e-10), 1)
     assert list(rank_leaders(side, names(3), 2).rows) == list(rank_all(side, Alphabet(names(3))).rows[:2])
 
 
-def test_a_sample_that_misleads_costs_time_and_nothing_else():
+def test_misleading_sample_does_not_change_the_leaders():
     rows = 10 * SAMPLE_ROWS
     entry = 1e9 + np.arange(rows) % 1000
     entry[:: rows // SAMPLE_ROWS][:300] = 5e8
@@ -127,7 +127,7 @@ def test_a_sample_that_misleads_costs_time_and_nothing_else():
     assert list(leaders.rows) == list(rank_all(side, Alphabet(accounts)).rows[:1000])
 
 
-def test_an_empty_side_has_no_ranks():
+def test_empty_side_has_no_ranks():
     side = columns([], 1.0, 1)
     assert len(rank_all(side, Alphabet([])).rows) == 0
     assert len(rank_leaders(side, [], 5).rows) == 0

@@ -1,23 +1,21 @@
-"""The crash test: whatever dies, stops or loses its tail, the ledger ends as if nothing had happened.
+"""The crash test: after any sequence of failures, the ledger equals that of an undisturbed run.
 
-Real engines (processes), the real PostgreSQL and Valkey, and an exchange that sends liquidations, duplicates, other terms and
-poison, slowly enough to be interrupted. Meanwhile processes are killed and paused, even within a transaction; servers are
-read-only or full, and lose the end of their files; connections are slow, half open, or cut before an answer; messages are
-deleted before they are settled. Then the ledger is compared with that of a partition in memory which nothing disturbed: entry
-for entry and hash for hash.
+It runs real engines (processes), the real PostgreSQL and Valkey, and an exchange that sends liquidations, duplicates, contract
+changes and invalid events. Meanwhile it kills and pauses processes, also within a transaction; makes servers read-only or
+full, and truncates their files; slows, half-opens or cuts connections; and deletes messages before they are settled. Then it
+compares the ledger with that of a partition in memory, entry for entry and hash for hash.
 
-A second run is of deleveraging: an exchange whose funds run dry, and which answers ADL rounds in its own time. Orders, what
-each of them asked of whom, and the ranks in the books must be those of the partition in memory, too. A third one posts its
-letters to the HTTP side.
+A second run tests ADL: the funds of the exchange run dry, and it answers ADL rounds with delays. It also compares the orders,
+the lots that each round requests, and the ranks in the books. A third run posts its letters to the HTTP API.
 
     .venv/bin/pytest tests/crash                                 the short form, as scripts/test runs it
     .venv/bin/python -m tests.crash --minutes 10 --seed 7        the long form; the seed repeats messages and schedule
-    .venv/bin/python -m tests.crash --minutes 4 --seed 7 --part 4   the last minute of such a run alone
+    .venv/bin/python -m tests.crash --minutes 4 --seed 7 --part 4   only the last minute of such a run
 
-What is sent is in `letters` (liquidations), `exchange` (deleveraging), `poison` (what is refused, of every reason) and `books`
-(snapshots). `sender` sends it onto the stream, `http_sender` to the HTTP side. What happens meanwhile is in `processes`,
-`network`, `shortages` and `deletions`, and `schedule` puts it in order. `world` holds the processes, and `proxy` stands before
-the servers. `oracle` is the ledger in memory, and `verdict` compares.
+A letter is one message with what is expected of its events. `letters` writes liquidations, `exchange` ADL, `poison` invalid
+events for every rejection reason, and `books` snapshots. `sender` appends letters to the stream, `http_sender` posts them.
+The disturbances are in `processes`, `network`, `shortages` and `deletions`; `schedule` orders them. `world` holds the
+processes, `proxy` the connections to the servers. `oracle` is the ledger in memory, and `verdict` compares.
 
-`run` puts them together.
+`run` combines them.
 """

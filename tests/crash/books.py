@@ -1,4 +1,4 @@
-"""The books of an exchange that can send them whole: as they were before the first event that a ledger has not settled."""
+"""The books of the exchange before the first unsettled event, for snapshots."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +15,19 @@ from tests.crash.oracle import empty_partition
 from tests.crash.poison import BEGINNING_MS
 from tests.crash.world import PARTITIONS
 
-Place = tuple[int, int]
+ElementIndex = tuple[int, int]
 """The number of a letter, and of an element in it."""
-
 
 BEGINNING = (0, 0)
 
 
 class Books:
-    """Follows the letters, contract by contract, as far as the ledger is known to be."""
+    """Applies the letters, contract by contract, up to the ledger's cursor."""
 
     def __init__(self, letters: Sequence[Letter]) -> None:
         self._letters = letters
         self._partitions = [empty_partition(number, PARTITIONS) for number in range(PARTITIONS)]
-        self._events: dict[str, list[tuple[Place, Event]]] = defaultdict(list)
+        self._events: dict[str, list[tuple[ElementIndex, Event]]] = defaultdict(list)
         self._homes: dict[str, int] = {}
         self._followed: dict[str, int] = defaultdict(int)
         for number, letter in enumerate(letters):
@@ -37,23 +36,23 @@ class Books:
                     self._events[element.symbol].append(((number, position), element.content))
                     self._homes[element.symbol] = letter.partition
 
-    def again(self, cursor: Mapping[str, int], sent: int) -> list[Letter]:
-        """What an engine sends that has sent so many letters, to a ledger at a cursor: its books, and what came after them."""
-        places = {
+    def letters_to_resend(self, cursor: Mapping[str, int], sent: int) -> list[Letter]:
+        """Returns snapshots of the books at a cursor, and the later elements of the first `sent` letters."""
+        starts = {
             symbol: self._follow(symbol, cursor[symbol], (sent, 0)) if symbol in cursor else BEGINNING
             for symbol in self._events
         }
         snapshots = [letter for symbol in self._events if (letter := self._snapshot(symbol))]
-        return [*snapshots, *self._after(places, sent)]
+        return [*snapshots, *self._after(starts, sent)]
 
-    def _follow(self, symbol: str, seq: int, end: Place) -> Place:
-        """Goes on to the first event that moves the contract beyond a sequence; returns its place, or the end."""
+    def _follow(self, symbol: str, seq: int, end: ElementIndex) -> ElementIndex:
+        """Applies events up to the first that raises the sequence beyond `seq`; returns its index, or the end."""
         partition, events = self._partitions[self._homes[symbol]], self._events[symbol]
-        for place, event in events[self._followed[symbol] :]:
-            if place >= end:
+        for index, event in events[self._followed[symbol] :]:
+            if index >= end:
                 return end
             if getattr(event, "seq", 0) > seq and not isinstance(event, Mark | Position) and _moves(partition, symbol, event):
-                return place
+                return index
             partition.apply(event)
             partition.take()
             self._followed[symbol] += 1
@@ -67,12 +66,12 @@ class Books:
         elements = [Element(event, symbol) for event in _whole(contract, book)]
         return Letter(self._homes[symbol], "json", elements)
 
-    def _after(self, places: Mapping[str, Place], sent: int) -> Iterator[Letter]:
+    def _after(self, starts: Mapping[str, ElementIndex], sent: int) -> Iterator[Letter]:
         for number, letter in enumerate(self._letters[:sent]):
             elements = [
                 element
                 for position, element in enumerate(letter.elements)
-                if not element.garbage and (number, position) >= places[element.symbol]
+                if not element.garbage and (number, position) >= starts[element.symbol]
             ]
             if elements:
                 yield letter._replace(elements=elements)
@@ -84,7 +83,7 @@ def _moves(partition: Partition, symbol: str, event: Event) -> bool:
 
 
 def _whole(contract: Contract, book: Book) -> Iterator[Event]:
-    """The mark, and a snapshot of the positions."""
+    """Yields the mark and a snapshot of the positions."""
     symbol, decimals = contract.symbol, contract.price_decimals
     assert book.mark is not None
     yield Mark(symbol, format_units(book.mark, decimals), BEGINNING_MS, seq=book.mark_seq or None)

@@ -1,4 +1,4 @@
-"""Messages that leave a stream: settled ones, which nobody misses, and unsettled ones, which halt a partition."""
+"""Disturbances that remove messages: settled ones, which no process needs, and unsettled ones, which halt a partition."""
 
 import asyncio
 import json
@@ -10,11 +10,11 @@ from fundsvc.streams.source import id_order
 from tests.crash.world import World, eventually
 
 BACKLOG_SECONDS = 0.7
-"""For so long nothing is read, so that there is something unsettled; shorter than a lease."""
+"""Engines pause for this time, so that unsettled messages exist; shorter than a lease."""
 
 
 async def trim_settled(world: World, chance: random.Random) -> None:
-    """Drops messages that are settled and that no book needs any more, as an operator does who makes room."""
+    """Trims settled messages that no book needs, like an operator who frees memory."""
     async with open_client(world.config.stream) as client:
         for partition, settled in (await _needed_from(world)).items():
             dropped = await client.xtrim(stream_key(partition), minid=settled, approximate=False)
@@ -22,7 +22,7 @@ async def trim_settled(world: World, chance: random.Random) -> None:
 
 
 async def delete_settled(world: World, chance: random.Random) -> None:
-    """Deletes single messages that are settled, anywhere among the others."""
+    """Deletes single settled messages at random places."""
     async with open_client(world.config.stream) as client:
         for partition, settled in (await _needed_from(world)).items():
             ids = [stream_id for stream_id, _ in await client.xrange(stream_key(partition), max=settled)]
@@ -33,10 +33,10 @@ async def delete_settled(world: World, chance: random.Random) -> None:
 
 
 async def lose_unsettled(world: World, chance: random.Random) -> None:
-    """Trims or deletes the end of each stream, of which nothing is settled, and acknowledges the gaps as an operator does.
+    """Trims or deletes the unsettled end of each stream, and acknowledges the gaps as an operator does.
 
-    The exchange sends again from the cursor. It sends nothing between the loss and that: what came after a gap would be
-    settled before what was in it.
+    The exchange resends from the cursor. Until then it sends nothing: the engine would settle later messages before the lost
+    ones.
     """
     known = {gap for gaps in (await _gaps(world)).values() for gap in gaps}
     async with open_client(world.config.stream) as client:
@@ -57,12 +57,12 @@ async def lose_unsettled(world: World, chance: random.Random) -> None:
 
 
 async def _lose(client: Client, chance: random.Random, partition: int, offset: str) -> list[str]:
-    """Trims all that is not settled, or deletes all or the second half of it; returns the ids."""
+    """Trims all unsettled messages, or deletes all or the second half of them; returns the removed ids."""
     key = stream_key(partition)
     ids = [stream_id.decode() for stream_id, _ in await client.xrange(key, min=f"({offset}")]
-    how = chance.choice(("trim", "delete", "half"))
-    lost = ids[len(ids) // 2 :] if how == "half" else ids
-    if how == "trim":
+    method = chance.choice(("trim", "delete", "half"))
+    lost = ids[len(ids) // 2 :] if method == "half" else ids
+    if method == "trim":
         await client.xtrim(key, maxlen=0, approximate=False)
     elif lost:
         await client.xdel(key, *lost)
@@ -70,42 +70,42 @@ async def _lose(client: Client, chance: random.Random, partition: int, offset: s
 
 
 async def _acknowledge(world: World, partition: int, ids: list[str], known: set[KnownGap]) -> None:
-    """Waits until the partition is halted, unless it had read all of it before; lets it go on."""
+    """Waits until the partition halts, unless the engine had read the messages before; acknowledges the gap."""
 
     async def halted_or_past() -> bool:
         (row,) = await world.fetch("SELECT halted, last_id FROM partitions WHERE partition = $1", partition)
         return bool(row["halted"]) or id_order(row["last_id"]) >= id_order(ids[-1])
 
-    seconds = await eventually("a gap is found, or was read before", halted_or_past)
+    seconds = await eventually("the engine finds a gap, or had read the messages before", halted_or_past)
     found = set((await _gaps(world)).get(partition, ())) - known
     if not found:
-        world.timeline.note(f"partition {partition} had read them")
+        world.timeline.note(f"the owner of partition {partition} had read them")
         return
     world.timeline.note(f"partition {partition} is halted after {seconds:.2f} s: {found}")
     _check(world, partition, ids, found)
     code, output, error = await world.command("stream", "acknowledge-gap", str(partition), "--json")
     if code or len(json.loads(output)) != 1:
         world.failures.append(f"acknowledge-gap {partition} ended with {code}: {output}{error}")
-    await eventually("the partition goes on", lambda: _goes_on(world, partition))
+    await eventually("the partition continues", lambda: _continues(world, partition))
     again = set((await _gaps(world)).get(partition, ())) - known
     if len(again) != 1:
         world.failures.append(f"one gap of partition {partition} is reported as {again}")
 
 
 def _check(world: World, partition: int, ids: list[str], found: set[KnownGap]) -> None:
-    """A gap is reported once, with its ids and not more messages than were lost."""
+    """Checks that one gap is reported, up to the last lost id and with no more messages than were lost."""
     (gap,) = found if len(found) == 1 else (None,)
     if gap is None or not 1 <= gap.messages <= len(ids) or id_order(gap.until_id) < id_order(ids[-1]):
         world.failures.append(f"{len(ids)} messages up to {ids[-1]} of partition {partition} are lost, reported as {found}")
 
 
-async def _goes_on(world: World, partition: int) -> bool:
+async def _continues(world: World, partition: int) -> bool:
     (row,) = await world.fetch("SELECT halted FROM partitions WHERE partition = $1", partition)
     return not row["halted"]
 
 
 async def _gaps(world: World) -> dict[int, list[KnownGap]]:
-    """The gaps found so far, as they were found."""
+    """Returns the recorded gaps, by partition, without their acknowledgement."""
     found: dict[int, list[KnownGap]] = {}
     for row in await world.fetch("SELECT partition, after_id, until_id, messages FROM stream_gaps"):
         partition, *gap = row.values()
@@ -114,7 +114,7 @@ async def _gaps(world: World) -> dict[int, list[KnownGap]]:
 
 
 async def _needed_from(world: World) -> dict[int, str]:
-    """The id from which on each partition's stream is still needed, to be settled or for a book."""
+    """Returns the first id that each partition still needs, for settlement or for a book."""
     partitions = await world.fetch("SELECT partition, last_id FROM partitions")
     books = await world.fetch("SELECT c.partition, b.last_id FROM contracts c LEFT JOIN books b USING (symbol)")
     needed: dict[int, list[str]] = {row["partition"]: [row["last_id"]] for row in partitions}

@@ -1,7 +1,7 @@
-"""An exchange whose funds run dry: positions that come, change sides and go, marks that move, and ADL rounds that it answers
-in its own time, in full, in part or not at all.
+"""An exchange whose funds run dry: positions open, change sides and close, marks move, and the exchange answers ADL rounds
+late, in full, in part or not at all.
 
-What it will be asked is known beforehand, from partitions in memory; so all of it can be written before anything is sent.
+Partitions in memory give the rounds in advance, so all letters can be written before the first is sent.
 """
 
 import random
@@ -21,33 +21,33 @@ from tests.crash.letters import (
     RELISTED_SHARE,
     Letter,
     Unit,
-    doubts,
+    disputed_terms,
     letters_of,
     listing_of,
-    refused,
+    rejected_element,
 )
 from tests.crash.oracle import empty_partition
-from tests.crash.poison import BEGINNING_MS, Place, answer
+from tests.crash.poison import BEGINNING_MS, Destination, answer
 
 ACCOUNTS = 60
 SENT_AGAIN_SHARE = 0.03
 WRONG_ANSWER_SHARE = 0.02
-"""Shares of the events."""
+"""Shares of the events that a duplicate or a wrong answer follows."""
 
 IN_FULL_SHARE = 0.4
 EXECUTED_SHARE = 0.8
 TRADED = tuple(contract for contract in CONTRACTS if contract[3] > 100)
-"""Those whose prices leave room between whole numbers."""
+"""Contracts whose prices are large enough for two decimals."""
 
 
 def write_escalations(seed: int, partitions: int, steps: int) -> list[Letter]:
-    """Letters in the order of sending, none of them twice."""
+    """Writes letters in the order of sending, without duplicate letters."""
     chance = random.Random(seed)
     return list(letters_of(chance, partitions, Exchange(chance, partitions).events(steps), duplicate_share=0))
 
 
 class Exchange:
-    """Its contracts, and what it has still to answer of each round."""
+    """Writes the events of an exchange, and remembers the answers that each round still needs."""
 
     def __init__(self, chance: random.Random, partitions: int) -> None:
         self._chance = chance
@@ -59,10 +59,10 @@ class Exchange:
         self._numbered: list[Fill | AdlFill | AdlEnd] = []
 
     def events(self, steps: int) -> Iterator[Event | Unit]:
-        """The listings, a mark of each contract, and so many events of all kinds."""
+        """Yields the listings, a mark of each contract, and events of all kinds for this number of steps."""
         for contract in TRADED:
-            yield self._told(contract[0], listing_of(contract))
-            yield self._told(contract[0], self._mark(*contract, BEGINNING_MS))
+            yield self._settle(contract[0], listing_of(contract))
+            yield self._settle(contract[0], self._mark(*contract, BEGINNING_MS))
         jump = 0
         for step in range(steps):
             contract = self._chance.choice(TRADED)
@@ -70,13 +70,13 @@ class Exchange:
             make = self._chance.choices((self._position, self._mark, self._fill, self._answer), (50, 10, 8, 32))[0]
             event = make(*contract, BEGINNING_MS + step + jump)
             if event:
-                yield self._told(contract[0], event)
+                yield self._settle(contract[0], event)
             if self._numbered and self._chance.random() < SENT_AGAIN_SHARE:
                 yield self._chance.choice(self._numbered)
             yield from self._wrong(contract)
 
-    def _told(self, symbol: str, event: Event) -> Event:
-        """Settles it as the service will, and takes on the rounds that this begins."""
+    def _settle(self, symbol: str, event: Event) -> Event:
+        """Settles an event in memory, and prepares the answers to the rounds that it starts; returns the event."""
         partition = self._partitions[partition_of(symbol, len(self._partitions))]
         partition.apply(event)
         for round_ in partition.take().rounds:
@@ -114,7 +114,7 @@ class Exchange:
         return Fill(symbol, self._next(symbol), side, self._chance.randint(1, 200), price, bankruptcy_price, ts)
 
     def _answer(self, symbol: str, *rest: object) -> AdlFill | AdlEnd | None:
-        """The next answer to one of the contract's rounds, if any is waited for."""
+        """Returns the next answer to a round of the contract; None if no round needs one."""
         waiting = sorted(key for key, answers in self._answers.items() if key[0] == symbol and answers)
         if not waiting:
             return None
@@ -123,35 +123,35 @@ class Exchange:
         return type(answer)(**{name: getattr(answer, name) for name in answer.__struct_fields__} | numbers)
 
     def _wrong(self, contract: tuple[str, str, str | float, int]) -> Iterator[Event | Unit]:
-        """Now and then something to refuse, or a listing that says nothing new."""
+        """Yields, with small probability, events to reject and listings that change nothing."""
         symbol = contract[0]
         if self._chance.random() < WRONG_ANSWER_SHARE and (wrong := self._wrong_answer(symbol)):
             yield wrong
         if self._chance.random() < RELISTED_SHARE:
-            yield self._told(symbol, listing_of(contract, note=self._sequences[symbol]))
+            yield self._settle(symbol, listing_of(contract, note=self._sequences[symbol]))
         if self._sequences[symbol] and self._chance.random() < DOUBTED_SHARE:
-            yield doubts(self._chance, contract)
-        if 0 < self._skipped.get(symbol, 0) < self._settled(symbol) and self._chance.random() < LATE_SHARE:
+            yield disputed_terms(self._chance, contract)
+        if 0 < self._skipped.get(symbol, 0) < self._settled_seq(symbol) and self._chance.random() < LATE_SHARE:
             seq = self._skipped[symbol]
             late = self._fill(*contract, BEGINNING_MS)
-            yield (refused(msgspec.structs.replace(late, seq=seq), symbol, Reason.LATE),)
+            yield (rejected_element(msgspec.structs.replace(late, seq=seq), symbol, Reason.LATE),)
 
-    def _settled(self, symbol: str) -> int:
-        """The contract's sequence in the ledger: the end of an order that is over does not move it."""
+    def _settled_seq(self, symbol: str) -> int:
+        """The contract's sequence in the ledger, which the end of a closed order does not raise."""
         funds = self._partitions[partition_of(symbol, len(self._partitions))].funds()
         return next(fund.seq for fund in funds if fund.contract.symbol == symbol)
 
     def _wrong_answer(self, symbol: str) -> Unit | None:
-        """An answer to a round that is open or was, from who was not asked, or of more lots than were."""
+        """Returns an execution for an account outside the round, or of too many lots; None without a round."""
         rounds = sorted(key for key in self._answers if key[0] == symbol)
         if not rounds:
             return None
         _, adl = self._chance.choice(rounds)
         order = self._partitions[partition_of(symbol, len(self._partitions))].open_order(symbol, adl)
-        asked = [account for account, _ in order.asked.rests()] if order else []
-        account = self._chance.choice(("nobody", f"a{self._chance.randrange(ACCOUNTS)}", *asked[:3]))
-        execution = answer(Place(symbol, 0, 0), "adlFill", adl, account=account, lots=10**15)
-        return (refused(execution, symbol, Reason.ADL_NOT_ASKED),)
+        requested = [account for account, _ in order.asked.rests()] if order else []
+        account = self._chance.choice(("nobody", f"a{self._chance.randrange(ACCOUNTS)}", *requested[:3]))
+        execution = answer(Destination(symbol, 0, 0), "adlFill", adl, account=account, lots=10**15)
+        return (rejected_element(execution, symbol, Reason.ADL_NOT_ASKED),)
 
     def _next(self, symbol: str) -> int:
         last = self._sequences[symbol]
@@ -161,7 +161,7 @@ class Exchange:
         return self._sequences[symbol]
 
     def _next_state(self, symbol: str) -> int:
-        """The sequence of positions and marks, which is another one than that of fills."""
+        """The next sequence of positions and marks, which is separate from that of fills."""
         self._states[symbol] += 1
         return self._states[symbol]
 

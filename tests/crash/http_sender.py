@@ -1,4 +1,4 @@
-"""An exchange that has no client of the stream: it posts its letters to the HTTP side."""
+"""An exchange without a stream client: it posts its letters to the API."""
 
 import time
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ MEDIA = {"json": "application/json", "msgpack": "application/msgpack"}
 NDJSON = "application/x-ndjson"
 
 LINES_SHARE = 0.3
-"""Of the JSON letters: so many are sent as one event a line."""
+"""The share of JSON letters that are sent as NDJSON."""
 
 POST_SECONDS_MAX = 20.0
-"""The HTTP side answers within this time that the stream is away."""
+"""The API answers within this time that the stream is unreachable."""
 
-_REFUSED_WHOLE = (400, 413)
+_REJECTED_WHOLE = (400, 413)
 _STREAM_CHANGED = 409
 
 
 class HttpSender(Sender):
-    """Posts letters to the HTTP side; what that does not take, such as a policy, goes onto the stream as from others."""
+    """Posts letters to the API. Appends letters to the stream that the API does not accept, such as policies."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -36,7 +36,7 @@ class HttpSender(Sender):
         self._http = aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=POST_SECONDS_MAX))
 
     async def aclose(self) -> None:
-        """Closes its connections."""
+        """Closes the HTTP connections."""
         await self._http.close()
 
     async def _append(self, letter: Letter) -> None:
@@ -46,36 +46,36 @@ class HttpSender(Sender):
         in_lines = letter.field == "json" and len(letter.elements) > 1 and self._chance.random() < LINES_SHARE
         body = b"\n".join(element.raw("json") for element in letter.elements) if in_lines else letter.body()
         status = await self._post(body, NDJSON if in_lines else MEDIA[letter.field])
-        may_be_refused = all(element.garbage for element in letter.elements)
-        assert status == 200 or (may_be_refused and status in _REFUSED_WHOLE), f"{status} for {letter}"[:1000]
+        may_be_rejected = all(element.garbage for element in letter.elements)
+        assert status == 200 or (may_be_rejected and status in _REJECTED_WHOLE), f"{status} for {letter}"[:1000]
 
-    async def _ask_cursor(self) -> Mapping[str, int]:
-        """From the HTTP side, which takes nothing before that once the stream may have lost what it had."""
-        status, told = await self._request("GET", "cursor")
-        assert status == 200, f"{status}: {told!r}"
-        return {contract["symbol"]: contract["seq"] for contract in msgspec.json.decode(told)["data"]["contracts"]}
+    async def _request_cursor(self) -> Mapping[str, int]:
+        """Requests the cursor from the API, which rejects events until then if the stream may have lost messages."""
+        status, content = await self._request("GET", "cursor")
+        assert status == 200, f"{status}: {content!r}"
+        return {contract["symbol"]: contract["seq"] for contract in msgspec.json.decode(content)["data"]["contracts"]}
 
     async def _post(self, body: bytes, media: str) -> int:
-        """Returns the status; raises StreamFault where the stream is away, or may have lost what it had."""
-        status, told = await self._request("POST", "events", data=body, headers={"Content-Type": media})
+        """Returns the status; raises StreamFault if the stream is unreachable or may have lost messages."""
+        status, content = await self._request("POST", "events", data=body, headers={"Content-Type": media})
         if status == _STREAM_CHANGED:
-            raise StreamFault(told.decode())
+            raise StreamFault(content.decode())
         return status
 
     async def _request(self, method: str, route: str, **options: Any) -> tuple[int, bytes]:
-        """The status and the body of an answer; raises StreamFault where nobody answers, or answers that a server is away."""
+        """Returns status and body; raises StreamFault if the API does not answer, or a server is unreachable."""
         try:
             async with self._http.request(method, f"{self._world.api_url}/api/v1/ingest/{route}", **options) as answer:
-                told = await answer.read()
+                content = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StreamFault(f"{type(error).__name__}: {error}") from error
         if answer.status >= 500:
-            raise StreamFault(told.decode())
-        return answer.status, told
+            raise StreamFault(content.decode())
+        return answer.status, content
 
-    async def _touch(self) -> None:
+    async def _probe(self) -> None:
         if await self._post(msgspec.json.encode(listing_of(CONTRACTS[0])), MEDIA["json"]) != 200:
-            raise AssertionError("a listing is refused")
+            raise AssertionError("the API rejects a listing")
 
 
 def _is_policy(content: object) -> bool:

@@ -1,4 +1,4 @@
-"""What the crash test sends: a seeded market, a recording, duplicates and garbage, as messages of every form."""
+"""Writes what the crash test sends: a seeded market, a recording, duplicates and garbage, in messages of every form."""
 
 import random
 from collections import defaultdict
@@ -11,7 +11,7 @@ import msgspec
 from fundsvc.cli.tools.recordings import read_recording
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Event, Fill, Listing, Mark, Reason
-from tests.crash.poison import BEGINNING_MS, BROKEN, NEVER_SETTLED, Place, answer, poison, reasons_of
+from tests.crash.poison import BEGINNING_MS, BROKEN, NEVER_SETTLED, Destination, answer, poison, reasons_of
 
 EVENTS_PER_LETTER_MAX = 30
 GARBAGE_SHARE = 0.02
@@ -21,13 +21,13 @@ CONTRADICTED_SHARE = 0.01
 LATE_SHARE = 0.01
 DOUBTED_SHARE = 0.002
 LARGE_SHARE = 0.0003
-"""Shares of the events, or of the letters for duplicates, that are followed by one."""
+"""Shares of the events that one of this kind follows; for duplicates, of the letters."""
 
 LARGE_EVENTS = 9_000
-"""With what else is in the letter, little less than a message may have."""
+"""With the other events of the letter, slightly below the limit of a message."""
 
 CLOCK_JUMPS_MS = (0, 0, -86_400_000, -3_600_000, 3_600_000, 86_400_000)
-"""By how much the exchange's clock is wrong for a while."""
+"""Temporary errors of the exchange's clock."""
 
 CLOCK_JUMP_SHARE = 0.01
 CONTRACTS: Sequence[tuple[str, str, str | float, int]] = (
@@ -39,13 +39,13 @@ CONTRACTS: Sequence[tuple[str, str, str | float, int]] = (
     ("XBTUSDM", "XBT", -1.0, 84_000),
     ("ETHUSDM", "ETH", "-1", 3_200),
 )
-"""Symbol, settlement currency, multiplier, price about which it trades."""
+"""Symbol, settlement currency, multiplier and approximate price."""
 
 
 class Element(NamedTuple):
-    """One event of a letter, or what passes for one; `seq` is 0 where there is none.
+    """One event of a letter, or bytes in its place. `seq` is 0 if the event has none.
 
-    What can never be settled has the `reasons` for which it may be kept.
+    Garbage, which can never be settled, has the `reasons` with which it may be rejected.
     """
 
     content: Event | dict[str, Any] | bytes
@@ -55,56 +55,56 @@ class Element(NamedTuple):
 
     @property
     def garbage(self) -> bool:
-        """Whether it can never be settled."""
+        """Whether the element can never be settled."""
         return bool(self.reasons)
 
     @property
-    def passed(self) -> bool:
-        """Whether it is refused for its sequence: it is kept once, however often it is sent."""
+    def rejected_by_seq(self) -> bool:
+        """Whether the sequence is the reason of the rejection: the ledger keeps duplicates of the element once."""
         return self.garbage and 0 < self.seq < NEVER_SETTLED
 
     @property
     def provisional(self) -> bool:
-        """Whether it lists a contract on terms that later ones replace: once there are fills, it is refused."""
+        """Whether the element lists a contract with terms that change later; rejected if the contract has entries."""
         return isinstance(self.content, Listing) and "provisional" in self.content.contract
 
     def raw(self, field: str) -> bytes:
-        """Its bytes in the codec that a field names; in no codec, for a field that names none."""
+        """The bytes in the codec of this field; JSON for a field without a codec."""
         if isinstance(self.content, bytes):
             return self.content
         return msgspec.msgpack.encode(self.content) if field == "msgpack" else msgspec.json.encode(self.content)
 
 
 Unit = tuple[Element, ...]
-"""Elements that stand in one letter, one after the other."""
+"""Consecutive elements of one letter."""
 
 
 class Letter(NamedTuple):
-    """One message to a partition's stream: the name of its field, and what is in it."""
+    """One message to a partition's stream: the name of its field, and its elements."""
 
     partition: int
     field: str
     elements: Sequence[Element]
 
     def body(self) -> bytes:
-        """One event as it is, several as an array."""
+        """The bytes of the message: one event, or an array of several."""
         raws = [element.raw(self.field) for element in self.elements]
         if len(raws) == 1:
             return raws[0]
         encode = msgspec.msgpack.encode if self.field == "msgpack" else msgspec.json.encode
         return encode([msgspec.Raw(raw) for raw in raws])
 
-    def beyond(self, cursor: Mapping[str, int], chance: random.Random) -> "Letter | None":
-        """What an engine that resumes at a cursor sends of it again; garbage has no sequence, and is sent again or not."""
-        return self._replace(elements=rest) if (rest := [e for e in self.elements if _open(e, cursor, chance)]) else None
+    def to_resend(self, cursor: Mapping[str, int], chance: random.Random) -> "Letter | None":
+        """Returns the elements that a producer resends after this cursor, a random half of the garbage; None if empty."""
+        return self._replace(elements=rest) if (rest := [e for e in self.elements if _is_resent(e, cursor, chance)]) else None
 
 
 UNREADABLE = reasons_of(Reason.UNDECODABLE) | {Reason.INVALID_FIELD, Reason.TOO_LARGE}
-"""What a whole message may be refused for: some of the broken ones are whole in the other codec, or are too large."""
+"""Reasons with which a whole message may be rejected: some broken ones are valid in the other codec, or too large."""
 
 
 def write_letters(seed: int, partitions: int, fills: int, recording: Path | None) -> list[Letter]:
-    """Letters in the order of sending: `fills` of a seeded market, and all of a recording of forced orders."""
+    """Writes letters in the order of sending: `fills` of a seeded market, and a recording of forced orders."""
     chance = random.Random(seed)
     streams: list[Sequence[Event | Unit]] = [list(_market(chance, fills))]
     if recording:
@@ -113,21 +113,21 @@ def write_letters(seed: int, partitions: int, fills: int, recording: Path | None
 
 
 def listing_of(contract: tuple[str, str, str | float, int], **more: Any) -> Listing:
-    """Lists one of CONTRACTS; `more` are fields that change nothing, or terms of its own."""
+    """Returns a listing of one of CONTRACTS; `more` are further fields, or other terms."""
     symbol, currency, multiplier, _ = contract
     terms = {"settleCurrency": currency, "multiplier": multiplier, "isInverse": float(multiplier) < 0}
     return Listing({"symbol": symbol, **terms, **more})
 
 
-def _open(element: Element, cursor: Mapping[str, int], chance: random.Random) -> bool:
-    """Whether an engine that resumes at a cursor sends an element again."""
+def _is_resent(element: Element, cursor: Mapping[str, int], chance: random.Random) -> bool:
+    """Whether a producer that resumes at a cursor resends an element."""
     if isinstance(element.content, Listing):
         return not (element.provisional and cursor.get(element.symbol))
     return element.seq > cursor.get(element.symbol, 0) if element.seq and not element.garbage else chance.random() < 0.5
 
 
 def _recorded(path: Path) -> Iterator[Event]:
-    """The recording, each contract listed just before its first fill."""
+    """Yields the recording, with each contract's listing before its first fill."""
     recording = read_recording(path, "binance-force-orders")
     unlisted = {listing.contract["symbol"]: listing for listing in recording.listings}
     for fill in recording.events:
@@ -136,29 +136,29 @@ def _recorded(path: Path) -> Iterator[Event]:
         yield fill
 
 
-def refused(content: Event | dict[str, Any], symbol: str, reason: Reason) -> Element:
-    """Something in the place of an event that is refused for a reason."""
+def rejected_element(content: Event | dict[str, Any], symbol: str, reason: Reason) -> Element:
+    """Returns an element that settlement rejects with this reason."""
     fields = content if isinstance(content, dict) else msgspec.to_builtins(content)
     return Element(fields, symbol, fields.get("seq") or 0, reasons_of(reason))
 
 
-def doubts(chance: random.Random, contract: tuple[str, str, str | float, int]) -> Unit:
-    """Other terms for a contract that has entries, an event while these are in doubt, and its own terms again."""
+def disputed_terms(chance: random.Random, contract: tuple[str, str, str | float, int]) -> Unit:
+    """Returns other terms for a contract that has entries, an event while the terms are disputed, and the original terms."""
     symbol, _, multiplier, _ = contract
     size = float(multiplier)
     wrong: dict[str, Any] = chance.choice(
         ({"multiplier": 3 * size}, {"settleCurrency": "EUR"}, {"multiplier": -size, "isInverse": size > 0})
     )
-    doubted = answer(Place(symbol, 0, 0), "adlEnd", 10**9)
+    doubted = answer(Destination(symbol, 0, 0), "adlEnd", 10**9)
     return (
-        refused(listing_of(contract, **wrong), symbol, Reason.CONTRACT_FIXED),
-        refused(doubted, symbol, Reason.TERMS_IN_DOUBT),
+        rejected_element(listing_of(contract, **wrong), symbol, Reason.CONTRACT_FIXED),
+        rejected_element(doubted, symbol, Reason.TERMS_IN_DOUBT),
         element_of(listing_of(contract)),
     )
 
 
 def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
-    """Fills that mostly leave a surplus, and now and then a loss that a fund cannot pay; marks and relistings between them."""
+    """Yields fills with mostly surpluses and some deficits that exceed the fund; between them marks and listings."""
     for contract in CONTRACTS:
         yield listing_of(
             contract, multiplier=contract[2] if chance.random() < 0.5 else -1 if float(contract[2]) < 0 else 7, provisional=True
@@ -178,13 +178,13 @@ def _market(chance: random.Random, fills: int) -> Iterator[Event | Unit]:
             yield Mark(symbol, f"{about}.5", ts)
         if chance.random() < CONTRADICTED_SHARE:
             other = msgspec.structs.replace(_fill(chance, symbol, sequences[symbol], 1, ts), lots=7_000)
-            yield (refused(other, symbol, Reason.CONFLICT),)
+            yield (rejected_element(other, symbol, Reason.CONFLICT),)
         if last < sequences[symbol] - 1 and chance.random() < LATE_SHARE:
-            yield (refused(_fill(chance, symbol, sequences[symbol] - 1, about, ts), symbol, Reason.LATE),)
+            yield (rejected_element(_fill(chance, symbol, sequences[symbol] - 1, about, ts), symbol, Reason.LATE),)
         if chance.random() < RELISTED_SHARE:
             yield listing_of(contract, note=number)
         if chance.random() < DOUBTED_SHARE:
-            yield doubts(chance, contract)
+            yield disputed_terms(chance, contract)
         if chance.random() < LARGE_SHARE:
             yield (element_of(Mark(symbol, f"{about}.25", ts)),) * LARGE_EVENTS
 
@@ -218,7 +218,7 @@ def _merged(chance: random.Random, streams: Sequence[Sequence[Event | Unit]]) ->
 def letters_of(
     chance: random.Random, partitions: int, events: Iterable[Event | Unit], duplicate_share: float = DUPLICATE_SHARE
 ) -> Iterator[Letter]:
-    """Groups events into letters, in order within a partition, and slips in garbage and letters that were sent before."""
+    """Groups events into letters, in order within a partition; inserts garbage and duplicate letters."""
     open_letters: dict[int, list[Element]] = defaultdict(list)
     sent: dict[int, list[Letter]] = defaultdict(list)
     for event in events:
@@ -228,8 +228,8 @@ def letters_of(
         elements = open_letters[partition]
         elements += unit
         if chance.random() < GARBAGE_SHARE and len(elements) < LARGE_EVENTS:
-            reason, content = poison(chance, Place(symbol, partition, partitions))
-            elements.insert(chance.randint(0, len(elements)), refused(content, symbol, reason))
+            reason, content = poison(chance, Destination(symbol, partition, partitions))
+            elements.insert(chance.randint(0, len(elements)), rejected_element(content, symbol, reason))
         if len(elements) >= EVENTS_PER_LETTER_MAX or chance.random() < 0.1:
             letter = Letter(partition, _codec(chance), open_letters.pop(partition))
             yield from _posted(chance, sent[partition], letter, duplicate_share)
@@ -238,7 +238,7 @@ def letters_of(
 
 
 def element_of(event: Event) -> Element:
-    """An event as it stands in a letter."""
+    """Returns the element of a valid event."""
     symbol = event.contract["symbol"] if isinstance(event, Listing) else event.symbol
     return Element(event, symbol, getattr(event, "seq", None) or 0)
 

@@ -1,4 +1,4 @@
-"""The ledger as it would be had nothing gone wrong: the letters, settled by partitions in memory."""
+"""The expected ledger: partitions in memory settle the letters without disturbances."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,15 +19,15 @@ from fundsvc.wire.codec import Codec, Contents, Message
 from tests.crash.letters import Element, Letter
 
 CODECS: Mapping[str, Codec] = {"json": "json", "msgpack": "msgpack"}
-"""By the name of a field; others have none."""
+"""Codecs by the name of the field. Other fields have no codec."""
 
 LEDGER_SECRET = "the ledger secret of the crash test which hides nothing"
-"""With the same one, the same events give the same hashes."""
+"""The same secret and events give the same hashes."""
 
 
 @dataclass
 class Undisturbed:
-    """Per symbol: entries with their hashes, the fund, its ADL orders, their sealed records, and the ranks of its book."""
+    """Per symbol: entries with hashes, the fund, its ADL orders, their records with hashes, and the ranks of its book."""
 
     lines: dict[str, list[tuple[Entry, bytes]]] = field(default_factory=dict)
     funds: dict[str, FundState] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Undisturbed:
 
 
 def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
-    """Settles what is not garbage, in order."""
+    """Settles all elements that are not garbage, in order."""
     settling = [empty_partition(number, partitions) for number in range(partitions)]
     for letter in letters:
         for element in letter.elements:
@@ -49,7 +49,7 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
         for entry, digest in zip(batch.entries, batch.hashes, strict=True):
             ledger.lines.setdefault(entry.symbol, []).append((entry, digest))
         for order in batch.orders.values():
-            ledger.orders.setdefault(order.symbol, []).append(timeless(order))
+            ledger.orders.setdefault(order.symbol, []).append(without_times(order))
         for sealed in batch.records:
             ledger.records.setdefault(sealed.record.symbol, []).append((sealed.record, sealed.hash))
         ledger.funds |= {state.symbol: state for state in batch.funds}
@@ -57,10 +57,10 @@ def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
     return ledger
 
 
-def refusals(letters: Iterable[Letter], partitions: int, stream_ms: int) -> Counter[Reason]:
-    """For which reasons a partition refuses what is garbage, but for what only the database refuses.
+def rejections(letters: Iterable[Letter], partitions: int, stream_ms: int) -> Counter[Reason]:
+    """Counts the reasons with which partitions reject garbage, except garbage that only the database rejects.
 
-    Raises AssertionError for garbage that is settled, or refused for another reason than it may be.
+    Raises AssertionError for garbage that is settled, or rejected with an unexpected reason.
     """
     settling = [empty_partition(number, partitions) for number in range(partitions)]
     found: Counter[Reason] = Counter()
@@ -68,18 +68,18 @@ def refusals(letters: Iterable[Letter], partitions: int, stream_ms: int) -> Coun
         contents = Contents(Message(f"{stream_ms}-0", CODECS.get(letter.field, ""), letter.body()))
         events = [contents.run(position, 1)[0] for position in range(contents.size)]
         for event, element in zip(events, letter.elements, strict=not _is_broken(letter)):
-            reason = _refusal(settling[letter.partition], event, stream_ms, element)
+            reason = _rejection_reason(settling[letter.partition], event, stream_ms, element)
             if reason:
                 found[reason] += 1
     return found
 
 
 def _is_broken(letter: Letter) -> bool:
-    """Whether it is one thing that may have no events, or any number of them."""
+    """Whether the letter consists of raw bytes, which decode to any number of events."""
     return isinstance(letter.elements[0].content, bytes)
 
 
-def _refusal(partition: Partition, event: Event | Rejection, stream_ms: int, element: Element) -> Reason | None:
+def _rejection_reason(partition: Partition, event: Event | Rejection, stream_ms: int, element: Element) -> Reason | None:
     if Reason.DATABASE_REFUSED in element.reasons:
         return None
     try:
@@ -87,14 +87,14 @@ def _refusal(partition: Partition, event: Event | Rejection, stream_ms: int, ele
     except Rejection as rejection:
         reason = rejection.reason
     else:
-        assert not element.garbage or element.passed, f"{element} is settled"
+        assert not element.garbage or element.rejected_by_seq, f"{element} is settled"
         return None
-    assert reason in element.reasons, f"{element} is refused as {reason}"
+    assert reason in element.reasons, f"{element} is rejected with {reason}"
     return reason
 
 
 def empty_partition(number: int, partitions: int) -> Partition:
-    """A partition as engines have it at the very beginning, under the default policy."""
+    """Returns an empty partition under the default policy."""
     currency = CurrencyConfig()
     partition = Partition(
         number, partitions, (), currency.decimals, currency.decimals_default, secret=LedgerSecret(LEDGER_SECRET)
@@ -104,12 +104,12 @@ def empty_partition(number: int, partitions: int) -> Partition:
 
 
 def ranks(book: Book) -> list[list[Standing]]:
-    """The positions of both sides by rank, with every number of it; empty without a mark."""
+    """Returns the positions of both sides by rank, with all numbers; empty without a mark."""
     if book.mark is None:
         return []
     return [[side.standing(int(row), book.mark) for row in side.ranking(book.mark).rows] for side in book.sides.values()]
 
 
-def timeless(order: OrderState) -> OrderState:
-    """An order without the time at which its round began, which is the stream server's."""
+def without_times(order: OrderState) -> OrderState:
+    """Returns an order without the start of its round, which is a time of the stream server."""
     return order._replace(round_ms=0)

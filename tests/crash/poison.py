@@ -1,7 +1,7 @@
-"""Events that can never be settled, of every reason for which one is refused.
+"""Events that can never be settled, for every rejection reason.
 
-`POISON` makes those that no state of a ledger makes good. The reasons in `BY_STATE` need a ledger that has had something
-before them: `letters` and `exchange` write these where they have it.
+`POISON` makes events that are invalid in every state of a ledger. The reasons in `BY_STATE` depend on earlier events:
+`letters` and `exchange` write these.
 """
 
 import random
@@ -13,17 +13,17 @@ from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Reason
 
 NEVER_SETTLED = 2**62
-"""A sequence above all others: garbage that has one is refused whenever it is read, not taken for a duplicate."""
+"""The sequence of garbage. It is above all others, so the engine never treats garbage as a duplicate."""
 
 BEGINNING_MS = 1_765_000_000_000
 
-REFUSED_TRADE = "refused by the database"
-"""No entry may have this trade id: `FORBIDDEN` sees to it."""
+REJECTED_TRADE = "rejected by the database"
+"""The trade id of fills that the database rejects, because of the constraint `FORBIDDEN`."""
 
-FORBIDDEN = f"ALTER TABLE entries ADD CONSTRAINT forbidden_trade CHECK (trade_id <> '{REFUSED_TRADE}')"
+FORBIDDEN = f"ALTER TABLE entries ADD CONSTRAINT forbidden_trade CHECK (trade_id <> '{REJECTED_TRADE}')"
 
 LARGE = "x" * 300_000
-"""More than an event may have."""
+"""More bytes than an event may have."""
 
 BY_STATE = (
     Reason.CONFLICT,
@@ -36,13 +36,13 @@ BY_STATE = (
 )
 
 BEYOND_LETTERS = (Reason.TOO_MANY_CONTRACTS,)
-"""Needs 10,000 contracts in a partition; tests/core/test_many_contracts.py covers it."""
+"""Needs 10,000 contracts in a partition; tests/core/test_many_contracts.py tests it."""
 
-SELDOM = (Reason.DATABASE_REFUSED, Reason.TOO_LARGE)
-"""Each of these costs a dozen transactions, or as much room as a thousand others."""
+RARE = (Reason.DATABASE_REFUSED, Reason.TOO_LARGE)
+"""Each of these costs a dozen transactions, or the memory of a thousand others."""
 
-SELDOM_SHARE = 0.2
-"""How often a reason of these is taken that was drawn."""
+RARE_SHARE = 0.2
+"""The probability with which a drawn rare reason is used."""
 
 BROKEN = (
     *(b"", b"{", b"null", b"[]]", b"\xff\xfe\x00", b'"fill"', b"\xc1", b'{"type":"fill"', bytes(range(256))),
@@ -50,11 +50,11 @@ BROKEN = (
     b'{"type":"mark","symbol":"XBTUSDTM","symbol":"ETHUSDTM","price":"1","ts":1765000000000}',
     *(b"[" + b"null," * 20_000 + b"null]", b'{"type":"fill","lots":' + b"9" * 100_000 + b"}"),
 )
-"""Whole messages that are no events: cut off, of other codecs, nested deeply, with lengths that are not there."""
+"""Messages without a valid event: truncated, in another codec, deeply nested, or with false lengths."""
 
 
-class Place(NamedTuple):
-    """Where poison goes: to a contract, in a partition of so many."""
+class Destination(NamedTuple):
+    """The contract and partition of an event, and the number of partitions."""
 
     symbol: str
     partition: int
@@ -62,65 +62,73 @@ class Place(NamedTuple):
 
 
 Content = dict[str, Any]
-Make = Callable[[random.Random, Place], Content]
+Make = Callable[[random.Random, Destination], Content]
 
 
-def poison(chance: random.Random, place: Place) -> tuple[Reason, Content]:
-    """An event for a place, of any reason, and the reason."""
+def poison(chance: random.Random, destination: Destination) -> tuple[Reason, Content]:
+    """Returns a random reason, and an event that is rejected with it."""
     reason = chance.choice(list(POISON))
-    while reason in SELDOM and chance.random() > SELDOM_SHARE:
+    while reason in RARE and chance.random() > RARE_SHARE:
         reason = chance.choice(list(POISON))
-    return reason, POISON[reason](chance, place)
+    return reason, POISON[reason](chance, destination)
 
 
 def reasons_of(reason: Reason) -> frozenset[Reason]:
-    """For which reasons an event may be kept that is wrong in one way; others may come first, or be there at its replay."""
+    """Returns the reasons with which an event with this error may be kept, at its first settlement or at a replay."""
     return frozenset({reason, *_INSTEAD.get(reason, ()), *_BEFORE_OTHERS})
 
 
 _BEFORE_OTHERS = (Reason.TERMS_IN_DOUBT, Reason.UNKNOWN_SYMBOL, Reason.SUPERSEDED)
-"""Its contract may be suspended for a moment, or its listing be among the messages that a stream lost; and a state is not
-replayed, whatever else is wrong with it.
+"""Reasons that settlement checks first: the contract may be suspended, or the stream may have lost its listing. The replay of a
+position or mark is always superseded.
 """
 
 _ORDERS = (Reason.ADL_ORDER_UNKNOWN, Reason.ADL_ORDER_CLOSED, Reason.ADL_NOT_ASKED, Reason.ADL_TOO_MANY_LOTS)
 
 _INSTEAD: Mapping[Reason, tuple[Reason, ...]] = {
-    Reason.WRONG_PARTITION: (Reason.UNKNOWN_SYMBOL,),  # over HTTP it goes to the partition of its symbol
-    Reason.TERMS_IN_DOUBT: _ORDERS,  # sent again without the listing before it
-    **dict.fromkeys(_ORDERS, _ORDERS),  # an order may be over by the time that its answer is sent again
+    Reason.WRONG_PARTITION: (Reason.UNKNOWN_SYMBOL,),  # the API appends it to the partition of its symbol
+    Reason.TERMS_IN_DOUBT: _ORDERS,  # resent without the preceding listing
+    **dict.fromkeys(_ORDERS, _ORDERS),  # the order may end before the answer is resent
 }
 
 
-def fill(place: Place, **wrong: Any) -> Content:
-    """A legal fill but for what is given."""
+def fill(destination: Destination, **wrong: Any) -> Content:
+    """Returns a valid fill, except for the given fields."""
     numbers = {"seq": NEVER_SETTLED, "lots": 1, "ts": BEGINNING_MS}
-    return {"type": "fill", "symbol": place.symbol, "side": "sell", "price": "2", "bankruptcyPrice": "1", **numbers, **wrong}
+    return {
+        "type": "fill",
+        "symbol": destination.symbol,
+        "side": "sell",
+        "price": "2",
+        "bankruptcyPrice": "1",
+        **numbers,
+        **wrong,
+    }
 
 
-def answer(place: Place, kind: str, adl: int, **more: Any) -> Content:
-    """An answer to an ADL order."""
-    return {"type": kind, "symbol": place.symbol, "seq": NEVER_SETTLED, "adl": adl, "ts": BEGINNING_MS, **more}
+def answer(destination: Destination, kind: str, adl: int, **more: Any) -> Content:
+    """Returns an answer to an ADL order."""
+    return {"type": kind, "symbol": destination.symbol, "seq": NEVER_SETTLED, "adl": adl, "ts": BEGINNING_MS, **more}
 
 
-def _mark(place: Place, **wrong: Any) -> Content:
-    return {"type": "mark", "symbol": place.symbol, "price": "1", "ts": BEGINNING_MS, **wrong}
+def _mark(destination: Destination, **wrong: Any) -> Content:
+    return {"type": "mark", "symbol": destination.symbol, "price": "1", "ts": BEGINNING_MS, **wrong}
 
 
-def _position(place: Place, **wrong: Any) -> Content:
+def _position(destination: Destination, **wrong: Any) -> Content:
     numbers = {"lots": 1, "entryPrice": "1", "margin": "1", "ts": BEGINNING_MS}
-    return {"type": "position", "symbol": place.symbol, "account": "a1", **numbers, **wrong}
+    return {"type": "position", "symbol": destination.symbol, "account": "a1", **numbers, **wrong}
 
 
-def _undecodable(chance: random.Random, place: Place) -> Content:
-    return chance.choice(({}, {"kind": "fill"}, {"type": 5, "symbol": place.symbol}, {"type": None}))
+def _undecodable(chance: random.Random, destination: Destination) -> Content:
+    return chance.choice(({}, {"kind": "fill"}, {"type": 5, "symbol": destination.symbol}, {"type": None}))
 
 
-def _unknown_type(chance: random.Random, place: Place) -> Content:
-    return fill(place, type=chance.choice(("deposit", "withdrawal", "Fill", "")))
+def _unknown_type(chance: random.Random, destination: Destination) -> Content:
+    return fill(destination, type=chance.choice(("deposit", "withdrawal", "Fill", "")))
 
 
-def _invalid_field(chance: random.Random, place: Place) -> Content:
+def _invalid_field(chance: random.Random, destination: Destination) -> Content:
     leg = chance.choice(({"positionSide": "LEFT"}, {"account": ""}, {"account": "=1+1"}, {"account": "a" * 65}, {"lots": 1.5}))
     wrong: Content = chance.choice(
         (
@@ -130,52 +138,54 @@ def _invalid_field(chance: random.Random, place: Place) -> Content:
     )
     return chance.choice(
         (
-            fill(place, **wrong),
-            _position(place, **leg),
-            _mark(place, price=7),
-            {"type": "snapshot", "symbol": place.symbol, "phase": "middle", "ts": BEGINNING_MS},
+            fill(destination, **wrong),
+            _position(destination, **leg),
+            _mark(destination, price=7),
+            {"type": "snapshot", "symbol": destination.symbol, "phase": "middle", "ts": BEGINNING_MS},
             {"type": "rate", "currency": "U S D", "price": "1", "ts": BEGINNING_MS},
-            answer(place, "adlFill", 0, account="a1", lots=1),
+            answer(destination, "adlFill", 0, account="a1", lots=1),
         )
     )
 
 
-def _invalid_number(chance: random.Random, place: Place) -> Content:
+def _invalid_number(chance: random.Random, destination: Destination) -> Content:
     wrong = chance.choice(("-1", "abc", "1e5", "NaN", "٣", " 1", "+1", "0x10"))
-    return chance.choice((fill(place, price=wrong), fill(place, bankruptcyPrice=wrong), _mark(place, price=wrong)))
+    return chance.choice(
+        (fill(destination, price=wrong), fill(destination, bankruptcyPrice=wrong), _mark(destination, price=wrong))
+    )
 
 
-def _not_a_liquidation(chance: random.Random, place: Place) -> Content:
-    trade = fill(place)
+def _not_a_liquidation(chance: random.Random, destination: Destination) -> Content:
+    trade = fill(destination)
     del trade["bankruptcyPrice"]
     return trade
 
 
-def _unknown_symbol(chance: random.Random, place: Place) -> Content:
-    stranger = place._replace(symbol=_stranger(chance, place, at_home=True))
-    return chance.choice((fill(stranger), _mark(stranger), _position(stranger), answer(stranger, "adlEnd", 1)))
+def _unknown_symbol(chance: random.Random, destination: Destination) -> Content:
+    unlisted = destination._replace(symbol=_unlisted_symbol(chance, destination, in_partition=True))
+    return chance.choice((fill(unlisted), _mark(unlisted), _position(unlisted), answer(unlisted, "adlEnd", 1)))
 
 
-def _wrong_partition(chance: random.Random, place: Place) -> Content:
-    return fill(place._replace(symbol=_stranger(chance, place, at_home=False)))
+def _wrong_partition(chance: random.Random, destination: Destination) -> Content:
+    return fill(destination._replace(symbol=_unlisted_symbol(chance, destination, in_partition=False)))
 
 
-def _stranger(chance: random.Random, place: Place, *, at_home: bool) -> str:
-    """A symbol that is never listed, of the partition or of another one."""
+def _unlisted_symbol(chance: random.Random, destination: Destination, *, in_partition: bool) -> str:
+    """Returns a symbol that is never listed, of this partition or of another one."""
     names = (f"NOSUCH{number}" for number in count(chance.randrange(100)))
-    return next(name for name in names if (partition_of(name, place.partitions) == place.partition) is at_home)
+    return next(name for name in names if (partition_of(name, destination.partitions) == destination.partition) is in_partition)
 
 
-def _too_many_decimals(chance: random.Random, place: Place) -> Content:
-    return chance.choice((fill(place, price="1.0000000000001"), _mark(place, price="0.0000000000001")))
+def _too_many_decimals(chance: random.Random, destination: Destination) -> Content:
+    return chance.choice((fill(destination, price="1.0000000000001"), _mark(destination, price="0.0000000000001")))
 
 
-def _out_of_range(chance: random.Random, place: Place) -> Content:
-    return chance.choice((fill(place, price="9" * 40), _mark(place, price="9" * 40)))
+def _out_of_range(chance: random.Random, destination: Destination) -> Content:
+    return chance.choice((fill(destination, price="9" * 40), _mark(destination, price="9" * 40)))
 
 
-def _contract_invalid(chance: random.Random, place: Place) -> Content:
-    contract = {"symbol": place.symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}
+def _contract_invalid(chance: random.Random, destination: Destination) -> Content:
+    contract = {"symbol": destination.symbol, "settleCurrency": "USDT", "multiplier": 1, "isInverse": False}
     wrong: Content = chance.choice(
         (
             *({"multiplier": 0}, {"multiplier": "x"}, {"settleCurrency": "U/S"}, {"symbol": "a b"}, {"symbol": ".."}),
@@ -185,26 +195,28 @@ def _contract_invalid(chance: random.Random, place: Place) -> Content:
     return {"type": "contract", "contract": contract | wrong}
 
 
-def _superseded(chance: random.Random, place: Place) -> Content:
+def _superseded(chance: random.Random, destination: Destination) -> Content:
     return {"type": "policy", "version": 10**6, "default": {}, "contracts": {}, "ts": BEGINNING_MS}
 
 
-def _ts_out_of_range(chance: random.Random, place: Place) -> Content:
+def _ts_out_of_range(chance: random.Random, destination: Destination) -> Content:
     ts = chance.choice((BEGINNING_MS * 10, BEGINNING_MS // 1000))
-    return chance.choice((fill(place, ts=ts), _mark(place, ts=ts), _position(place, ts=ts)))
+    return chance.choice((fill(destination, ts=ts), _mark(destination, ts=ts), _position(destination, ts=ts)))
 
 
-def _order_unknown(chance: random.Random, place: Place) -> Content:
+def _order_unknown(chance: random.Random, destination: Destination) -> Content:
     execution = {"account": "nobody", "lots": 1}
-    return chance.choice((answer(place, "adlEnd", 10**9), answer(place, "adlFill", 10**9, **execution)))
+    return chance.choice((answer(destination, "adlEnd", 10**9), answer(destination, "adlFill", 10**9, **execution)))
 
 
-def _database_refused(chance: random.Random, place: Place) -> Content:
-    return fill(place, tradeId=REFUSED_TRADE)
+def _database_rejected(chance: random.Random, destination: Destination) -> Content:
+    return fill(destination, tradeId=REJECTED_TRADE)
 
 
-def _too_large(chance: random.Random, place: Place) -> Content:
-    return chance.choice((fill(place, tradeId=LARGE), {"type": "contract", "contract": {"symbol": place.symbol, "n": LARGE}}))
+def _too_large(chance: random.Random, destination: Destination) -> Content:
+    return chance.choice(
+        (fill(destination, tradeId=LARGE), {"type": "contract", "contract": {"symbol": destination.symbol, "n": LARGE}})
+    )
 
 
 POISON: Mapping[Reason, Make] = {
@@ -221,6 +233,6 @@ POISON: Mapping[Reason, Make] = {
     Reason.ADL_ORDER_UNKNOWN: _order_unknown,
     Reason.SUPERSEDED: _superseded,
     Reason.TS_OUT_OF_RANGE: _ts_out_of_range,
-    Reason.DATABASE_REFUSED: _database_refused,
+    Reason.DATABASE_REFUSED: _database_rejected,
     Reason.TOO_LARGE: _too_large,
 }

@@ -1,7 +1,7 @@
-"""What stands between the engines and a server: passes bytes on, and now and then slowly, not at all, or not to their end.
+"""A proxy between the engines and a server. It forwards bytes, and can delay or drop them.
 
-It loses the answer to a COMMIT: the engine cannot know then whether its transaction was committed. It was. It leaves
-connections half open, as a router does that forgot them: they are not closed, and nothing comes through any more.
+It drops the answer to a COMMIT: the transaction is committed, but the engine cannot know it. It makes connections half open,
+as a router does that lost its state: they stay open, and no bytes arrive.
 """
 
 import asyncio
@@ -11,65 +11,65 @@ from contextlib import suppress
 from pathlib import Path
 
 COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
-"""The simple query, as it goes over the wire."""
+"""The bytes of the simple query on the wire."""
 
 CHUNK_BYTES = 65_536
 
 
 class Proxy:
-    """Listens at the socket `listens` for connections to the one at `server`; runs in a thread of its own.
+    """Forwards connections from the socket `listens` to the socket `server`, in a separate thread.
 
-    Whatever passes takes `delay_seconds` longer.
+    All bytes are delayed by `delay_seconds`.
     """
 
     def __init__(self, listens: Path, server: Path) -> None:
         self.delay_seconds = 0.0
-        self._armed = self._lost = False
+        self._armed = self._dropped = False
         self._listens = listens
         self._server = server
-        self._passages: set[_Passage] = set()
+        self._connections: set[_ProxiedConnection] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._listening: asyncio.Server | None = None
 
     def start(self) -> None:
-        """Begins to listen."""
+        """Starts to listen."""
         self._listens.parent.mkdir(parents=True, exist_ok=True)
         self._thread.start()
         self._run(self._listen())
 
-    def lose_next_answer(self) -> None:
-        """Cuts off the next connection that commits, before it has the answer."""
-        self._armed, self._lost = True, False
+    def drop_next_commit_response(self) -> None:
+        """Closes the next connection that commits, before it receives the answer."""
+        self._armed, self._dropped = True, False
 
-    async def has_lost_it(self) -> bool:
-        """Whether that has happened since."""
-        return self._lost
+    async def has_dropped_response(self) -> bool:
+        """Whether an answer was dropped since then."""
+        return self._dropped
 
-    def swallow(self) -> int:
-        """Lets nothing more through the present connections, which stay open; returns how many these are."""
-        passages = list(self._passages)
-        for passage in passages:
-            passage.swallows = True
-        return len(passages)
+    def make_half_open(self) -> int:
+        """Drops all further bytes of the present connections, which stay open; returns their number."""
+        connections = list(self._connections)
+        for connection in connections:
+            connection.half_open = True
+        return len(connections)
 
     def stop(self) -> None:
-        """Ends all connections."""
+        """Closes all connections and ends the thread."""
         if self._thread.is_alive():
             self._run(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
 
-    def takes_answer(self, question: bytes) -> bool:
-        """Whether the answer to a question is the one to be lost."""
-        takes = self._armed and question.endswith(COMMIT)
-        self._armed = self._armed and not takes
-        return takes
+    def drops_response_to(self, request: bytes) -> bool:
+        """Whether the proxy drops the answer to this request."""
+        drops = self._armed and request.endswith(COMMIT)
+        self._armed = self._armed and not drops
+        return drops
 
-    def note_lost(self) -> None:
-        """Notes that an answer has come, and is lost."""
-        self._lost = True
+    def note_dropped(self) -> None:
+        """Records that an answer arrived and was dropped."""
+        self._dropped = True
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
@@ -86,28 +86,28 @@ class Proxy:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until one of its ends closes or the answer to a COMMIT is lost."""
-        passage = _Passage(self)
-        self._passages.add(passage)
+        """Forwards one connection until an end closes it, or the answer to a COMMIT is dropped."""
+        connection = _ProxiedConnection(self)
+        self._connections.add(connection)
         try:
-            with suppress(OSError, asyncio.CancelledError):  # The server is away, or everything ends.
+            with suppress(OSError, asyncio.CancelledError):  # The server is unreachable, or the proxy stops.
                 from_server, to_server = await asyncio.open_unix_connection(self._server)
                 try:
-                    await passage.run(reader, to_server, from_server, writer)
+                    await connection.run(reader, to_server, from_server, writer)
                 finally:
                     to_server.transport.abort()
         finally:
-            self._passages.discard(passage)
+            self._connections.discard(connection)
             writer.transport.abort()
 
 
-class _Passage:
-    """One connection through the proxy; once it `swallows`, its client learns nothing more, not even of the server's end."""
+class _ProxiedConnection:
+    """One connection through the proxy. If it is `half_open`, its client receives nothing, not even the server's close."""
 
     def __init__(self, proxy: Proxy) -> None:
-        self.swallows = False
+        self.half_open = False
         self._proxy = proxy
-        self._loses = False
+        self._drops_response = False
 
     async def run(
         self,
@@ -116,33 +116,33 @@ class _Passage:
         from_server: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
-        """Passes on in both directions."""
-        questions = asyncio.create_task(self._questions(reader, to_server))
-        answers = asyncio.create_task(self._answers(from_server, writer))
+        """Forwards both directions."""
+        requests = asyncio.create_task(self._forward_requests(reader, to_server))
+        responses = asyncio.create_task(self._forward_responses(from_server, writer))
         try:
-            await asyncio.wait((questions, answers), return_when=asyncio.FIRST_COMPLETED)
-            if self.swallows:
-                await asyncio.wait((questions,))
+            await asyncio.wait((requests, responses), return_when=asyncio.FIRST_COMPLETED)
+            if self.half_open:
+                await asyncio.wait((requests,))
         finally:
-            for way in (questions, answers):
-                way.cancel()
-            await asyncio.gather(questions, answers, return_exceptions=True)
+            for task in (requests, responses):
+                task.cancel()
+            await asyncio.gather(requests, responses, return_exceptions=True)
 
-    async def _questions(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(CHUNK_BYTES):
-            self._loses = self._loses or self._proxy.takes_answer(data)
-            await self._pass_on(data, writer)
+            self._drops_response = self._drops_response or self._proxy.drops_response_to(data)
+            await self._forward(data, writer)
 
-    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward_responses(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(CHUNK_BYTES):
-            if self._loses:
-                self._proxy.note_lost()
+            if self._drops_response:
+                self._proxy.note_dropped()
                 return
-            await self._pass_on(data, writer)
+            await self._forward(data, writer)
 
-    async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         if self._proxy.delay_seconds:
             await asyncio.sleep(self._proxy.delay_seconds)
-        if not self.swallows:
+        if not self.half_open:
             writer.write(data)
             await writer.drain()

@@ -1,4 +1,4 @@
-"""One run of the crash test."""
+"""Runs the crash test once."""
 
 import asyncio
 import random
@@ -27,36 +27,35 @@ RECORDING = Path(__file__).parents[3] / "shared" / "data" / "binance_force_order
 ENGINES = 2
 
 DIFFERENCES_MAX, DIFFERENCE_LENGTH_MAX = 20, 5000
-"""What is printed: a difference quotes what is different."""
+"""Limits of the output: a difference quotes both values."""
 
 EVENTS_PER_SECOND = 400
-"""Slow enough to be interrupted many times, fast enough that an owner is often within a transaction."""
+"""Slow enough for many interruptions, fast enough that an owner is often within a transaction."""
 
 
 async def run_short(seed: int) -> None:
-    """One disturbance of each kind; AssertionError when the ledger does not end as it should."""
+    """Runs one disturbance of each kind; raises AssertionError if the ledger differs from the expected one."""
     chance = random.Random(seed)
     _print_table(await _run(seed, _market(seed, 35), chance.sample(ESSENTIAL, len(ESSENTIAL)), Sender))
 
 
 async def run_escalations(seed: int) -> None:
-    """Deleveraging through kills: orders that are open then go on, on books that are what they would have been."""
+    """Runs ADL through kills: open orders continue on unchanged books."""
     chance = random.Random(seed)
     _print_table(await _run(seed, _escalations(seed, 15), chance.sample(ESCALATING, len(ESCALATING)), CarefulSender))
 
 
 async def run_lost_tails(seed: int) -> None:
-    """Deleveraging on streams that lose what was not settled yet, and what was."""
+    """Runs ADL on streams that lose settled and unsettled messages."""
     chance = random.Random(seed)
     _print_table(await _run(seed, _escalations(seed, 15), chance.sample(LOSING, len(LOSING)), SnapshotSender))
 
 
 async def run_long(seed: int, minutes: float, parts: Sequence[int] = (1, 2, 3, 4)) -> None:
-    """Disturbances of all kinds until the time is over. Each part has a quarter of it: liquidations; the same through the HTTP
-    side; deleveraging on a stream that keeps what it has; deleveraging on one that loses its tail, after which the exchange
-    sends its books whole.
+    """Runs disturbances of all kinds for this time. Each part takes a quarter: liquidations; liquidations over HTTP; ADL on a
+    stream that loses nothing; ADL on a stream that loses its tail, after which the exchange sends snapshots of its books.
 
-    Raises an ExceptionGroup of what was wrong with any of them.
+    Raises an ExceptionGroup with the failures of all parts.
     """
     seconds = minutes * 15
     happened: Counter[str] = Counter()
@@ -66,19 +65,19 @@ async def run_long(seed: int, minutes: float, parts: Sequence[int] = (1, 2, 3, 4
         chance = random.Random(seed + number)
         letters = write(seed + number, seconds)
         try:
-            # In a task of its own: a group that fails in this one would leave it cancelled (CPython gh-116720, until 3.13).
+            # In a separate task: a task group that fails would leave this task cancelled (CPython gh-116720, until 3.13).
             part = _run(seed + number, letters, schedule(chance, disturbances, seconds), sender)
             happened += await asyncio.create_task(part)
-        except Exception as failure:  # noqa: BLE001 - the other parts show whether theirs is another one
+        except Exception as failure:  # noqa: BLE001 - the other parts run too, and may fail differently
             traceback.print_exception(failure)
             failures.append(failure)
     _print_table(happened)
     if failures:
-        raise ExceptionGroup("not as it should be", failures)
+        raise ExceptionGroup("parts of the crash test failed", failures)
 
 
 def _print_table(happened: Counter[str]) -> None:
-    """How often what took place."""
+    """Prints the number of times of each disturbance."""
     print("\n".join(f"{count:6}  {name.replace('_', ' ')}" for name, count in sorted(happened.items())), flush=True)
 
 
@@ -87,14 +86,14 @@ def _escalations(seed: int, seconds: float) -> list[Letter]:
 
 
 def _market(seed: int, seconds: float) -> list[Letter]:
-    """Liquidations for so long."""
+    """Writes liquidations for this time."""
     recording = RECORDING if RECORDING.exists() else None
     fills = int(seconds * EVENTS_PER_SECOND) - (10_000 if recording else 0)
     return write_letters(seed, PARTITIONS, max(fills, 2000), recording)
 
 
 async def _run(seed: int, letters: list[Letter], disturbances: Iterable[Disturbance], sender: type[Sender]) -> Counter[str]:
-    """Returns how often each disturbance took place."""
+    """Returns the number of times of each disturbance."""
     expected = undisturbed(letters, PARTITIONS)
     with tempfile.TemporaryDirectory(prefix="crash-") as directory:
         world = World(Path(directory))
@@ -119,16 +118,16 @@ async def _disturbed(
     letters: list[Letter],
     expected: Undisturbed,
     disturbances: Iterable[Disturbance],
-    sends: type[Sender],
+    sender_type: type[Sender],
 ) -> None:
     for _ in range(ENGINES):
         world.start_engine()
-    if sends is HttpSender:
+    if sender_type is HttpSender:
         await world.start_api()
     await eventually("the engines own all partitions", world.all_owned)
     await eventually("the policies are recorded", world.all_have_policies)
     async with open_pool(world.servers.dsn, 2) as pool, open_client(world.config.stream) as client:
-        sender = sends(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world)
+        sender = sender_type(pool, client, letters, EVENTS_PER_SECOND, random.Random(chance.random()), world)
         calm = asyncio.Event()
         async with aclosing(sender), asyncio.TaskGroup() as tasks:
             tasks.create_task(sender.send_all(calm, expected.funds))
@@ -137,14 +136,16 @@ async def _disturbed(
             calm.set()
             sender.hurry.set()
             world.note_memory()
-            world.timeline.note(f"the schedule is over, {sender.sent} of {len(letters)} letters are sent; no more disturbances")
+            world.timeline.note(
+                f"the schedule has ended, {sender.sent} of {len(letters)} letters are sent; no more disturbances"
+            )
         world.timeline.note("everything is settled")
-        await eventually("the rollups are kept up", lambda: _condensed(world))
+        await eventually("the rollups are complete", lambda: _rollups_complete(world))
         await world.stop_engines()
         wrong = await differences(world, client, letters, expected)
     lost = sum(log.read_text().count("lost its tail") for log in world.directory.glob("engine-*.log"))
     world.timeline.note(
-        f"{sender.resumptions} resumptions of the sender, {lost} lost tails seen by engines, engines of up to"
+        f"{sender.resumptions} resumptions of the sender, {lost} lost tails found by engines, engines use at most"
         f" {world.memory_mb:.0f} MB, {len(wrong)} differences"
     )
     for difference in wrong[:DIFFERENCES_MAX]:
@@ -152,7 +153,7 @@ async def _disturbed(
     assert not wrong, "\n".join(difference[:DIFFERENCE_LENGTH_MAX] for difference in wrong[:DIFFERENCES_MAX])
 
 
-async def _condensed(world: World) -> bool:
+async def _rollups_complete(world: World) -> bool:
     rows = await world.fetch(
         "SELECT 1 FROM funds f LEFT JOIN rollup_progress p USING (symbol) WHERE f.entry > coalesce(p.entry, 0)"
     )
@@ -165,4 +166,4 @@ PARTS: Sequence[tuple[Callable[[int, float], list[Letter]], Sequence[Disturbance
     (_escalations, STREAM_KEPT, CarefulSender),
     (_escalations, ALL, SnapshotSender),
 )
-"""What is written, what happens meanwhile, and how it is sent."""
+"""The letters, the disturbances and the sender of each part."""

@@ -1,4 +1,4 @@
-"""The exchange's engine: sends letters in order, and after a lost connection again from the ledger's cursor."""
+"""The producer of the exchange: sends letters in order, and resends from the ledger's cursor after a lost connection."""
 
 import asyncio
 import random
@@ -18,14 +18,14 @@ from tests.crash.letters import EVENTS_PER_LETTER_MAX, Letter
 from tests.crash.world import PARTITIONS, World
 
 SETTLED_SECONDS_MAX = 120.0
-"""From the last letter to its being settled, after the last disturbance."""
+"""The time to settle all letters after the last disturbance."""
 
 
 Answer = TypeVar("Answer")
 
 
 class Sender:
-    """Sends `letters`; `hurry` makes it send as fast as it can. It sends again when the world tells it to, too."""
+    """Sends letters, without pauses after `hurry` is set. Resends after a lost connection or when `World.resend` is set."""
 
     def __init__(
         self,
@@ -49,20 +49,20 @@ class Sender:
         self._timeline = world.timeline
 
     async def send_all(self, calm: asyncio.Event, funds: Mapping[str, FundState]) -> None:
-        """Sends everything and, once it is `calm`, waits until the ledger has it all."""
+        """Sends all letters; after `calm` is set, waits until they are settled."""
         while self.sent < len(self._letters):
             await self._send_next()
         self._timeline.note("all letters sent")
         while not calm.is_set():
-            await self._keep_in_touch()
+            await self._check_connection()
         began = time.monotonic()
         while not await self._settled(funds):
-            await self._keep_in_touch()
+            await self._check_connection()
             if time.monotonic() - began > SETTLED_SECONDS_MAX:
-                raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end: {await self._left(funds)}")
+                raise AssertionError(f"not settled {SETTLED_SECONDS_MAX} s after the end: {await self._unsettled(funds)}")
 
     async def aclose(self) -> None:
-        """Closes what it has opened itself."""
+        """Closes the connections that the sender opened."""
 
     async def _send_next(self) -> None:
         letter = self._letters[self.sent]
@@ -76,48 +76,48 @@ class Sender:
         else:
             await asyncio.sleep(min(len(letter.elements), EVENTS_PER_LETTER_MAX) * self._seconds_per_event)
 
-    async def _keep_in_touch(self) -> None:
-        """An idle connection must be looked at too: the tail may be lost that was sent last."""
+    async def _check_connection(self) -> None:
+        """Checks the idle connection too: the stream may lose the last messages."""
         try:
-            await self._in_turn(self._touch)
+            await self._in_turn(self._probe)
         except StreamFault as fault:
             await self._resume(fault)
         await asyncio.sleep(0.1)
 
-    async def _touch(self) -> None:
-        """Sends nothing, but notices that a connection was lost."""
+    async def _probe(self) -> None:
+        """Sends an empty message; raises StreamFault if the connection was lost."""
         await self._producer.append_bodies(0, "json", [b"[]"])
 
     async def _in_turn(self, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Sends, unless what was sent before was lost: nothing may come after that before it is sent again."""
+        """Sends; raises StreamFault if earlier messages were lost, which must be resent first."""
         async with self._world.sending:
             if self._world.resend.is_set():
-                raise StreamFault("what was sent is lost")
+                raise StreamFault("earlier messages are lost")
             return await send()
 
     async def _resume(self, cause: object) -> None:
-        """Sends again what has been sent and is not in the ledger, per contract in order."""
+        """Resends the letters that were sent and are not settled, in order per contract."""
         self._timeline.note(f"the sender resumes after {self.sent} letters: {cause}"[:120])
         while True:
             try:
                 self._world.resend.clear()
-                again = await self._again()
-                for letter in again:
+                resent = await self._letters_to_resend()
+                for letter in resent:
                     await self._in_turn(partial(self._append, letter))
             except (StreamFault, StoreFault):
                 await asyncio.sleep(0.1)
             else:
                 break
         self.resumptions += 1
-        self._timeline.note(f"the sender resumed: {len(again)} letters sent again from the cursor")
+        self._timeline.note(f"the sender resumed: {len(resent)} letters resent from the cursor")
 
-    async def _again(self) -> list[Letter]:
-        """What must be sent again."""
-        cursor = await self._ask_cursor()
-        return [rest for letter in self._letters[: self.sent] if (rest := letter.beyond(cursor, self._chance))]
+    async def _letters_to_resend(self) -> list[Letter]:
+        """Returns the letters that must be resent."""
+        cursor = await self._request_cursor()
+        return [rest for letter in self._letters[: self.sent] if (rest := letter.to_resend(cursor, self._chance))]
 
-    async def _ask_cursor(self) -> Mapping[str, int]:
-        """The last sequence of each contract in the ledger, to send again what came after it."""
+    async def _request_cursor(self) -> Mapping[str, int]:
+        """Returns the last settled sequence of each contract."""
         return await self._cursor()
 
     async def _append(self, letter: Letter) -> None:
@@ -127,15 +127,15 @@ class Sender:
         return {fund.symbol: fund.seq for fund in await self._reader.funds()}
 
     async def _settled(self, funds: Mapping[str, FundState]) -> bool:
-        """Whether all that can be settled is, and all streams are read to their end."""
+        """Whether all valid events are settled, and all streams are read to their end."""
         try:
             cursor, read = await self._cursor(), await self._read_to_the_end()
         except (StreamFault, StoreFault):
             return False
         return read and cursor == {symbol: fund.seq for symbol, fund in funds.items()}
 
-    async def _left(self, funds: Mapping[str, FundState]) -> str:
-        """What is not settled, and what became of the partitions and of the last events."""
+    async def _unsettled(self, funds: Mapping[str, FundState]) -> str:
+        """Describes the unsettled contracts, the partitions and the last rejected events."""
         cursor = await self._cursor()
         behind = {symbol: (cursor.get(symbol), fund.seq) for symbol, fund in funds.items() if cursor.get(symbol) != fund.seq}
         partitions = await self._world.fetch("SELECT partition, owner, last_id, halted FROM partitions ORDER BY partition")
@@ -151,19 +151,19 @@ class Sender:
 
 
 class CarefulSender(Sender):
-    """Sends each letter exactly once: after a lost connection it looks whether the letter arrived.
+    """Sends each letter exactly once: after a lost connection, it searches the stream for the letter.
 
-    So nothing that comes twice can heal a book. No stream may lose its tail.
+    So no duplicate can repair a book. The stream must not lose messages.
     """
 
     async def _append(self, letter: Letter) -> None:
         body = letter.body()
-        before = await self._patiently(lambda: self._newest(letter.partition))
+        before = await self._retried(lambda: self._newest(letter.partition))
         while not await self._arrived(letter.partition, before, body):
             try:
                 await super()._append(letter)
             except StreamFault as fault:
-                self._timeline.note(f"not known to have arrived: {fault}"[:120])
+                self._timeline.note(f"arrival unknown: {fault}"[:120])
                 await asyncio.sleep(0.1)
             else:
                 return
@@ -172,47 +172,47 @@ class CarefulSender(Sender):
         return (await Source(self._client, partition).state()).last_id
 
     async def _arrived(self, partition: int, after: str, body: bytes) -> bool:
-        messages = await self._patiently(lambda: Source(self._client, partition).read(after, 100))
+        messages = await self._retried(lambda: Source(self._client, partition).read(after, 100))
         return any(message.body == body for message in messages)
 
-    async def _patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _retried(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
         while True:
             try:
-                return await ask()
+                return await request()
             except StreamFault:
                 await asyncio.sleep(0.1)
 
     async def _resume(self, cause: object) -> None:
-        """Nothing is sent again: every letter arrived."""
+        """Resends nothing: every letter arrived."""
 
 
 class SnapshotSender(Sender):
-    """Sends the books whole after a lost connection, as they were at the ledger's cursor, and then what came after that.
+    """After a lost connection, sends snapshots of the books at the ledger's cursor, then the later letters.
 
-    Streams may lose their tails. Nothing may be on its way any more when the sender requests the cursor: a snapshot that is
-    older than positions which are settled after that would undo these.
+    Streams may lose messages. All surviving messages must be settled when the sender requests the cursor: otherwise the
+    snapshot would undo positions that are newer.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._books = Books(self._letters)
 
-    async def _again(self) -> list[Letter]:
+    async def _letters_to_resend(self) -> list[Letter]:
         await self._catch_up()
-        return self._books.again(await self._cursor(), self.sent)
+        return self._books.letters_to_resend(await self._cursor(), self.sent)
 
     async def _catch_up(self) -> None:
-        """Returns once a new message of each stream is settled; raises StreamFault where a stream has lost it.
+        """Waits until a new message of each stream is settled; raises StreamFault if a stream lost it.
 
-        The end of a stream says too little: engines may still commit messages that they have read and the stream has lost.
+        The end of the stream does not suffice: engines may still commit messages that they read before the stream lost them.
         """
         marks = {partition: await self._in_turn(partial(self._mark, partition)) for partition in range(PARTITIONS)}
-        while not await self._read_to_the_end():  # noqa: ASYNC110 - a database tells nobody
+        while not await self._read_to_the_end():  # noqa: ASYNC110 - the database sends no notification
             await asyncio.sleep(0.1)
         for row in await self._reader.partitions():
             if id_order(row.last_id) < id_order(marks[row.partition]):
                 raise StreamFault(f"partition {row.partition} has lost {marks[row.partition]}")
 
     async def _mark(self, partition: int) -> str:
-        """The id of a new message without events."""
+        """Appends a message without events; returns its id."""
         return (await self._producer.append_bodies(partition, "json", [b"[]"]))[0]

@@ -1,4 +1,4 @@
-"""The short form of the crash test, and what it showed about the driver of the stream."""
+"""The short form of the crash test, and tests of stream driver faults that it found."""
 
 import asyncio
 import random
@@ -17,9 +17,9 @@ from fundsvc.streams.client import StreamFault, open_client
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source
 from tests.crash.exchange import write_escalations
-from tests.crash.letters import CONTRACTS, Letter, element_of, listing_of, refused, write_letters
-from tests.crash.oracle import refusals
-from tests.crash.poison import BEYOND_LETTERS, BY_STATE, POISON, Place
+from tests.crash.letters import CONTRACTS, Letter, element_of, listing_of, rejected_element, write_letters
+from tests.crash.oracle import rejections
+from tests.crash.poison import BEYOND_LETTERS, BY_STATE, POISON, Destination
 from tests.crash.run import run_escalations, run_lost_tails, run_short
 from tests.crash.verdict import reasons_for, reasons_of
 from tests.crash.world import PARTITIONS
@@ -27,36 +27,38 @@ from tests.crash.world import PARTITIONS
 NOW_MS = 1_800_000_000_000
 
 
-def test_the_ledger_ends_as_if_nothing_had_happened():
+def test_ledger_after_disturbances_equals_the_undisturbed_one():
     asyncio.run(run_short(seed=1))
 
 
-def test_letters_are_refused_for_every_reason_there_is():
-    refused = refusals(write_letters(1, PARTITIONS, 5000, None), PARTITIONS, NOW_MS)
-    refused += refusals(write_escalations(1, PARTITIONS, 5000), PARTITIONS, NOW_MS)
-    assert refused.keys() | {Reason.DATABASE_REFUSED, *BEYOND_LETTERS} == set(Reason)
+def test_letters_cover_every_rejection_reason():
+    found = rejections(write_letters(1, PARTITIONS, 5000, None), PARTITIONS, NOW_MS)
+    found += rejections(write_escalations(1, PARTITIONS, 5000), PARTITIONS, NOW_MS)
+    assert found.keys() | {Reason.DATABASE_REFUSED, *BEYOND_LETTERS} == set(Reason)
     assert POISON.keys() | {*BY_STATE, *BEYOND_LETTERS} == set(Reason)
 
 
 @pytest.mark.parametrize("reason", POISON)
-def test_poison_is_refused_for_its_reason_in_both_codecs(reason):
-    chance, place = random.Random(1), Place(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
+def test_poison_is_rejected_with_its_reason_in_both_codecs(reason):
+    chance, destination = random.Random(1), Destination(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
     letters = [
-        Letter(place.partition, field, [refused(POISON[reason](chance, place), place.symbol, reason)])
+        Letter(
+            destination.partition, field, [rejected_element(POISON[reason](chance, destination), destination.symbol, reason)]
+        )
         for field in ("json", "msgpack")
         for _ in range(50)
     ]
-    listed = Letter(place.partition, "json", [element_of(listing_of(CONTRACTS[0]))])
+    listed = Letter(destination.partition, "json", [element_of(listing_of(CONTRACTS[0]))])
     expected = {} if reason is Reason.DATABASE_REFUSED else {reason: len(letters)}
-    assert refusals([listed, *letters], PARTITIONS, NOW_MS) == expected
+    assert rejections([listed, *letters], PARTITIONS, NOW_MS) == expected
 
 
-async def test_what_the_http_side_appends_of_lines_that_are_no_events_is_known_as_garbage():
-    """They go together as one message, also the large ones."""
-    chance, place = random.Random(1), Place(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
+async def test_invalid_lines_that_the_api_appends_are_recognized_as_garbage():
+    """The API appends them as one message, including large ones."""
+    chance, destination = random.Random(1), Destination(CONTRACTS[0][0], partition_of(CONTRACTS[0][0], PARTITIONS), PARTITIONS)
     kinds = (Reason.TOO_LARGE, Reason.TOO_LARGE, Reason.UNDECODABLE)
-    spoilt = [refused(POISON[reason](chance, place), place.symbol, reason) for reason in kinds]
-    letter = Letter(place.partition, "json", [*spoilt, element_of(listing_of(CONTRACTS[0]))])
+    invalid = [rejected_element(POISON[reason](chance, destination), destination.symbol, reason) for reason in kinds]
+    letter = Letter(destination.partition, "json", [*invalid, element_of(listing_of(CONTRACTS[0]))])
     lines = [element.raw("json") for element in letter.elements]
     submission = await read_submission(NDJSON, b"\n".join(lines))
     assert [isinstance(event, Rejection) for event in submission.events] == [True, True, True, False]
@@ -67,26 +69,26 @@ async def test_what_the_http_side_appends_of_lines_that_are_no_events_is_known_a
     assert not reasons_for(b"\n".join(lines), garbage)
 
 
-def test_deleveraging_goes_on_as_if_nothing_had_happened():
+def test_adl_after_disturbances_equals_the_undisturbed_one():
     asyncio.run(run_escalations(seed=2))
 
 
-def test_deleveraging_goes_on_after_streams_lost_their_ends():
+def test_adl_continues_after_streams_lost_messages():
     asyncio.run(run_lost_tails(seed=3))
 
 
-async def test_a_producer_learns_that_its_idle_connection_was_lost():
+async def test_producer_raises_stream_fault_after_its_idle_connection_was_lost():
     async with valkey() as (servers, client):
         producer = Producer(client, 1)
         await producer.append_bodies(0, "json", [b"[]"])
         servers.valkey.kill()
-        await asyncio.to_thread(servers.start, postgres=False)  # meanwhile the loop sees the connection's end
+        await asyncio.to_thread(servers.start, postgres=False)  # meanwhile the loop receives the close of the connection
         with pytest.raises(StreamFault):
             await producer.append_bodies(0, "json", [b"[]"])
         assert await producer.append_bodies(0, "json", [b"[]"])
 
 
-async def test_a_reader_ends_when_it_is_cancelled_at_whatever_moment():
+async def test_reader_ends_when_it_is_cancelled_at_any_moment():
     async def read_on(source):
         while True:
             await source.read("0-0", 1, 1)

@@ -1,4 +1,4 @@
-"""What must be true in the end, whatever has happened in between."""
+"""Compares the ledger with the expected one after all disturbances."""
 
 import json
 from collections import Counter
@@ -18,17 +18,17 @@ from fundsvc.streams.client import Client
 from fundsvc.streams.source import Source
 from fundsvc.wire.codec import Contents, Message
 from tests.crash.letters import UNREADABLE, Element, Letter
-from tests.crash.oracle import Undisturbed, ranks, timeless
+from tests.crash.oracle import Undisturbed, ranks, without_times
 from tests.crash.world import PARTITIONS, World
 
-Place = tuple[int, str, int]
-"""Partition, id of the message, position."""
+EventId = tuple[int, str, int]
+"""Partition, id of the message, and position in the message."""
 
 _ROLLUPS = "SELECT * FROM rollups ORDER BY symbol, hour"
 
 
 async def differences(world: World, client: Client, letters: Sequence[Letter], expected: Undisturbed) -> list[str]:
-    """Everything that is not as it should be, in sentences."""
+    """Returns a description of each difference and failure."""
     return [
         *world.failures,
         *await _entries(world, expected),
@@ -43,7 +43,7 @@ async def differences(world: World, client: Client, letters: Sequence[Letter], e
 
 
 async def _entries(world: World, expected: Undisturbed) -> list[str]:
-    """Entry for entry and hash for hash: nothing lost, nothing twice, nothing else."""
+    """Compares all entries and hashes."""
     columns = ", ".join((*Entry.__struct_fields__, "hash"))
     found: dict[str, list[Any]] = {}
     for row in await world.fetch(f"SELECT {columns} FROM entries ORDER BY symbol, entry"):
@@ -52,7 +52,7 @@ async def _entries(world: World, expected: Undisturbed) -> list[str]:
     for symbol in sorted({*found, *expected.lines}):
         ours, theirs = found.get(symbol, []), expected.lines.get(symbol, [])
         if ours != theirs:
-            wrong += _unlike(f"entries of {symbol}", ours, theirs)
+            wrong += _difference(f"entries of {symbol}", ours, theirs)
     return wrong
 
 
@@ -69,11 +69,11 @@ async def _funds(world: World, expected: Undisturbed) -> list[str]:
 async def _orders(world: World, expected: Undisturbed) -> list[str]:
     rows = await world.fetch(f"SELECT {', '.join(OrderState._fields)} FROM adl_orders ORDER BY symbol, adl")
     theirs = [order for _, orders in sorted(expected.orders.items()) for order in orders]
-    return _unlike("ADL orders", [timeless(OrderState(*row)) for row in rows], theirs)
+    return _difference("ADL orders", [without_times(OrderState(*row)) for row in rows], theirs)
 
 
 async def _records(world: World, expected: Undisturbed) -> list[str]:
-    """Whom each round asked for how much and why, and what was executed: record for record and hash for hash."""
+    """Compares all ADL records and hashes: the lots and ranks of each round, and the executions."""
     columns = ", ".join((*AdlRecord.__struct_fields__, "hash"))
     found: dict[str, list[tuple[AdlRecord, bytes]]] = {}
     for row in await world.fetch(f"SELECT {columns} FROM adl_records ORDER BY symbol, record"):
@@ -83,12 +83,12 @@ async def _records(world: World, expected: Undisturbed) -> list[str]:
     return [
         difference
         for symbol in symbols
-        for difference in _unlike(f"ADL records of {symbol}", found.get(symbol, []), expected.records.get(symbol, []))
+        for difference in _difference(f"ADL records of {symbol}", found.get(symbol, []), expected.records.get(symbol, []))
     ]
 
 
 async def _ranks(world: World, client: Client, expected: Undisturbed) -> list[str]:
-    """The books as another process shows them: as they were kept, and what the streams hold since."""
+    """Compares the books as a read-only process builds them: from the saved books and the later messages."""
     async with open_pool(world.servers.dsn, 2) as pool:
         follower = Follower(world.config, pool, client, Metrics())
         await follower.step()
@@ -97,11 +97,11 @@ async def _ranks(world: World, client: Client, expected: Undisturbed) -> list[st
         difference
         for symbol, theirs in expected.ranks.items()
         for side, ours in enumerate(found.get(symbol, [[]] * len(theirs)))
-        for difference in _unlike(f"ranks of {symbol}, {('longs', 'shorts')[side]}", ours, theirs[side])
+        for difference in _difference(f"ranks of {symbol}, {('longs', 'shorts')[side]}", ours, theirs[side])
     ]
 
 
-def _unlike(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
+def _difference(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
     if ours == theirs:
         return []
     first = next(pair for pair in zip_longest(ours, theirs) if pair[0] != pair[1])
@@ -109,45 +109,45 @@ def _unlike(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[str]:
 
 
 async def _rejected(world: World, client: Client, letters: Sequence[Letter]) -> list[str]:
-    """All garbage that a stream still has is kept, once, for a reason that it has.
+    """Checks the rejected events: all garbage in the streams is kept once, with an expected reason.
 
-    What is kept beyond that was sent and is no longer in the stream.
+    All other rejected events were sent, and are no longer in the stream.
     """
     rows = await world.fetch("SELECT partition, stream_id, position, reason, body, settled_at FROM rejected")
     kept = {(row["partition"], row["stream_id"], row["position"]): row["body"] for row in rows}
     garbage = reasons_of(letters)
     provisional = _sent(letters, lambda element: element.provisional)
-    kept_once = _sent(letters, lambda element: element.passed) & set(kept.values())
-    surviving: dict[Place, bytes] = {}
-    refusable: set[Place] = set()
+    kept_once = _sent(letters, lambda element: element.rejected_by_seq) & set(kept.values())
+    surviving: dict[EventId, bytes] = {}
+    rejectable: set[EventId] = set()
     ids: set[tuple[int, str]] = set()
     for partition in range(PARTITIONS):
         async for message in _stream(client, partition):
             ids.add((partition, message.stream_id))
             bodies = {(partition, message.stream_id, position): body for position, body in _bodies(message)}
-            surviving |= {place: body for place, body in bodies.items() if reasons_for(body, garbage)}
-            refusable |= {place for place, body in bodies.items() if body in provisional}
+            surviving |= {event_id: body for event_id, body in bodies.items() if reasons_for(body, garbage)}
+            rejectable |= {event_id for event_id, body in bodies.items() if body in provisional}
     counts = dict(Counter(row["reason"] for row in rows))
     world.timeline.note(f"{len(kept)} events rejected, {len(surviving)} of them still in the streams: {counts}")
-    known = surviving.keys() | refusable
+    known = surviving.keys() | rejectable
     wrong = [
-        f"garbage {place} is not kept as it was sent: {body[:500]!r}"
-        for place, body in surviving.items()
-        if kept.get(place) != body and body not in kept_once
+        f"garbage {event_id} is not kept with its bytes: {body[:500]!r}"
+        for event_id, body in surviving.items()
+        if kept.get(event_id) != body and body not in kept_once
     ]
     wrong += [
-        f"{place} is rejected, but it was no garbage: {kept[place][:500]!r}"
-        for place in kept
-        if place[:2] in ids and place not in known
+        f"{event_id} is rejected, but is not garbage: {kept[event_id][:500]!r}"
+        for event_id in kept
+        if event_id[:2] in ids and event_id not in known
     ]
     wrong += [
-        f"{place} is rejected, but was never sent"
-        for place, body in kept.items()
-        if place[:2] not in ids and not reasons_for(body, garbage) and body not in provisional
+        f"{event_id} is rejected, but was never sent"
+        for event_id, body in kept.items()
+        if event_id[:2] not in ids and not reasons_for(body, garbage) and body not in provisional
     ]
     wrong += [f"garbage {row['stream_id']} was settled" for row in rows if row["settled_at"]]
     wrong += [
-        f"{row['body'][:500]!r} is rejected as {row['reason']}, expected one of {sorted(reasons)}"
+        f"{row['body'][:500]!r} is rejected with {row['reason']}, expected one of {sorted(reasons)}"
         for row in rows
         if (reasons := reasons_for(row["body"], garbage)) and row["reason"] not in reasons
     ]
@@ -163,7 +163,7 @@ async def _stream(client: Client, partition: int) -> Any:
 
 
 def _bodies(message: Message) -> Iterable[tuple[int, bytes]]:
-    """The events of a message and where they stand; not those that an operator sends again, which have a place already."""
+    """Yields the events of a message with their positions; none for a replay, whose event has an id already."""
     if not message.replay_of:
         contents = Contents(message)
         for position in range(contents.size):
@@ -171,9 +171,9 @@ def _bodies(message: Message) -> Iterable[tuple[int, bytes]]:
 
 
 def reasons_for(body: bytes, garbage: Mapping[bytes, frozenset[Reason]]) -> frozenset[Reason]:
-    """The reasons for which bytes may be kept, none where they are no garbage.
+    """Returns the reasons with which bytes may be kept; none if they are not garbage.
 
-    The HTTP side appends those lines of a body that are no events as one message, which is kept whole.
+    The API appends the invalid lines of a body as one message, which is kept whole.
     """
     if body in garbage:
         return garbage[body]
@@ -181,7 +181,7 @@ def reasons_for(body: bytes, garbage: Mapping[bytes, frozenset[Reason]]) -> froz
 
 
 def reasons_of(letters: Sequence[Letter]) -> dict[bytes, frozenset[Reason]]:
-    """The bytes under which garbage may be kept, and the reasons for it."""
+    """Returns the bytes of all garbage as they may be kept, with the reasons."""
     found: dict[bytes, frozenset[Reason]] = {}
     for letter in letters:
         for element in letter.elements:
@@ -191,12 +191,12 @@ def reasons_of(letters: Sequence[Letter]) -> dict[bytes, frozenset[Reason]]:
 
 
 def _sent(letters: Sequence[Letter], chosen: Callable[[Element], bool]) -> set[bytes]:
-    """The bytes under which the chosen elements may be kept."""
+    """Returns the bytes of the chosen elements as they may be kept."""
     return {raw for letter in letters for element in letter.elements if chosen(element) for raw in _forms(letter, element)}
 
 
 def _forms(letter: Letter, element: Element) -> Iterable[bytes]:
-    """An element's own bytes, or the fields of a message that has no codec."""
+    """Returns an element's bytes, and for a message without a codec also its fields."""
     raw = element.raw(letter.field)
     return (raw, b"\x92" + b"\xc4\x03xml" + b"\xc4" + bytes([len(raw)]) + raw) if letter.field == "xml" else (raw,)
 
@@ -211,7 +211,7 @@ async def _audit(world: World, expected: Undisturbed) -> list[str]:
 
 
 async def _rollups(world: World) -> list[str]:
-    """The rollups that engines kept up through it all equal those made anew from the entries."""
+    """Compares the rollups of the engines with those rebuilt from the entries."""
     kept = await world.fetch(_ROLLUPS)
     code, _, error = await world.command("rebuild-rollups")
     rebuilt = await world.fetch(_ROLLUPS)

@@ -1,4 +1,4 @@
-"""The processes of the crash test: embedded servers, engines, and looks at the ledger from outside."""
+"""The processes of the crash test: embedded servers, engines and the API; and queries of the ledger."""
 
 import asyncio
 import os
@@ -24,18 +24,18 @@ from tests.crash.proxy import Proxy
 
 PARTITIONS = 4
 POSTGRES_SOCKET, VALKEY_SOCKET = ".s.PGSQL.5432", "valkey.sock"
-"""How the servers name their sockets."""
+"""The file names of the servers' sockets."""
 
 TOKEN_SECRET = "a secret of the crash test, long enough"
 
 RECOVERY_SECONDS_MAX = 30.0
-"""Long enough for a busy machine; what must be quicker is measured by itself."""
+"""Long enough for a busy machine; shorter limits are measured separately."""
 
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_UNAVAILABLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class Owner(NamedTuple):
-    """Who may write a partition: the engine's name, and under which epoch; `live` while its lease runs."""
+    """The engine that owns a partition, and its epoch. `live` is True until its lease expires."""
 
     engine: str
     epoch: int
@@ -43,18 +43,18 @@ class Owner(NamedTuple):
 
 
 class Timeline:
-    """What was done and seen, in seconds since the beginning; printed at once, so that a failure can be retraced."""
+    """Prints actions and observations with the seconds since the start, so that a failure can be traced."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
 
     def note(self, text: str) -> None:
-        """Writes a line."""
+        """Prints a line."""
         print(f"{time.monotonic() - self._began:7.2f} s  {text}", flush=True)
 
 
 class EngineProcess:
-    """An engine as its own process. Its log tells the name under which the ledger knows it."""
+    """An engine in a separate process. Its log contains its name in the ledger."""
 
     def __init__(self, number: int, environment: dict[str, str], directory: Path) -> None:
         self.number = number
@@ -68,52 +68,52 @@ class EngineProcess:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process has not ended."""
         return self.process.poll() is None
 
     @property
     def log(self) -> str:
-        """What it has written so far."""
+        """The log so far."""
         return self._log.read_text(errors="replace")
 
     @property
     def name(self) -> str:
-        """Its name in the ledger; empty until it has owned a partition."""
+        """The engine's name in the ledger; empty until it has owned a partition."""
         found = re.search(r'"engine": ?"([0-9a-f]+)"', self.log)
         return found[1] if found else ""
 
     @property
     def memory_mb(self) -> float:
-        """The most resident memory it has had; 0 once it has ended."""
+        """The peak resident memory; 0 after the process has ended."""
         with suppress(OSError):
             found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
             return int(found[1]) * 1024 / 1e6 if found else 0.0
         return 0.0
 
     def kill(self) -> None:
-        """Ends it without a chance to do anything about it."""
+        """Kills the process with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def abort(self) -> str:
-        """Ends it; returns the end of its log, where it has written what its threads were doing."""
+        """Ends the process; returns the end of its log, which contains the stacks of its threads."""
         self.process.send_signal(signal.SIGABRT)
         self.process.wait(5)
         return self.log[-5000:]
 
     def pause(self) -> None:
-        """Stops it in its tracks."""
+        """Suspends the process."""
         self.process.suspend()
 
     def resume(self) -> None:
-        """Lets it go on, unaware that time has passed."""
+        """Resumes the suspended process."""
         self.process.resume()
 
 
 class World:
-    """Servers in a directory, and the engines on them.
+    """Servers in a directory, and the engines that use them.
 
-    `happened` counts the disturbances. The exchange holds `sending` while it sends, and sends again once `resend` is set.
+    `happened` counts the disturbances. The sender holds the lock `sending` while it sends, and resends after `resend` is set.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -135,13 +135,13 @@ class World:
 
     @property
     def config(self) -> Config:
-        """How to reach the servers."""
+        """The configuration for direct connections to the servers."""
         database = DatabaseConfig(dsn=self.servers.dsn, owner_dsn=self.servers.owner_dsn)
         return Config(database=database, stream=StreamConfig(url=self.servers.stream_url, partitions=PARTITIONS))
 
     @property
     def environment(self) -> dict[str, str]:
-        """The same for processes, which speak to the servers through the proxies."""
+        """The environment of processes, which connect to the servers through the proxies."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("FUNDSVC_")}
         return ours | {
             "FUNDSVC_DATABASE_DSN": self._through_proxy(self.servers.dsn),
@@ -149,9 +149,9 @@ class World:
             "FUNDSVC_STREAM_PARTITIONS": str(PARTITIONS),
             "FUNDSVC_LEDGER_SECRET": LEDGER_SECRET,
             "FUNDSVC_LOG_FORMAT": "json",
-            "FUNDSVC_ADL_ROUND_SECONDS": "0",  # the exchange takes its time
-            "FUNDSVC_ENGINE_BOOK_SECONDS": "5",  # so that books are kept now and then, and much is recalled
-            "PYTHONFAULTHANDLER": "1",  # an engine that does not end shows what its threads do
+            "FUNDSVC_ADL_ROUND_SECONDS": "0",  # the exchange answers late
+            "FUNDSVC_ENGINE_BOOK_SECONDS": "5",  # books are saved seldom, so engines replay many messages
+            "PYTHONFAULTHANDLER": "1",  # an engine that does not end prints the stacks of its threads
         }
 
     def _through_proxy(self, url: str) -> str:
@@ -159,16 +159,16 @@ class World:
 
     @property
     def proxies(self) -> tuple[Proxy, Proxy]:
-        """What the processes reach the servers through."""
+        """The proxies between the processes and the servers."""
         return self.postgres_proxy, self.valkey_proxy
 
     def note_memory(self) -> None:
-        """Takes down the most resident memory that any engine has had."""
+        """Updates the peak resident memory of all engines."""
         for engine in self.engines:
             self.memory_mb = max(self.memory_mb, engine.memory_mb)
 
     async def start_servers(self, *, postgres: bool = True, valkey: bool = True) -> None:
-        """Starts what does not run."""
+        """Starts the servers that do not run."""
         await asyncio.to_thread(self.servers.start, postgres=postgres, valkey=valkey)
 
     def start_engine(self) -> EngineProcess:
@@ -179,32 +179,32 @@ class World:
         return engine
 
     async def start_api(self) -> None:
-        """Starts the HTTP side, at another address than before, and waits until it is ready."""
+        """Starts the API at a new port, and waits until it accepts connections."""
         port = _free_port()
         environment = self.environment | {"FUNDSVC_HTTP_PORT": str(port), "FUNDSVC_TOKEN_SECRET": TOKEN_SECRET}
         with (self.directory / "api.log").open("ab") as output:
             command = [sys.executable, "-m", "fundsvc", "api"]
             self._api = psutil.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-        await eventually("the HTTP side listens", lambda: _listens(port))
+        await eventually("the API listens", lambda: _listens(port))
         self.api_url = f"http://127.0.0.1:{port}"
 
     def kill_api(self) -> None:
-        """Ends the HTTP side without a chance to do anything about it."""
+        """Kills the API with SIGKILL, if it runs."""
         if self._api:
             self._api.kill()
             self._api.wait()
 
     def replace_ended(self) -> None:
-        """Starts an engine for each that ended by itself: allowed only at its start, while the database was away."""
+        """Replaces engines that ended by themselves, which they may only at their start, while the database is unreachable."""
         for engine in [engine for engine in self.engines if not engine.running]:
             self.engines.remove(engine)
             if engine.name:
                 self.failures.append(f"{engine} ended by itself with {engine.process.returncode}:\n{engine.log[-2000:]}")
-            said = engine.log.strip()[-200:]
-            self.timeline.note(f"{engine} ended with {engine.process.returncode}, starting {self.start_engine()}: {said}")
+            output_end = engine.log.strip()[-200:]
+            self.timeline.note(f"{engine} ended with {engine.process.returncode}, starting {self.start_engine()}: {output_end}")
 
     async def stop_engines(self) -> None:
-        """Ends all engines as an operator does; they must be done within five seconds."""
+        """Sends SIGTERM to all engines, which must end within five seconds."""
         for engine in self.engines:
             engine.process.terminate()
         _, alive = await asyncio.to_thread(psutil.wait_procs, [engine.process for engine in self.engines], 5)
@@ -214,7 +214,7 @@ class World:
             self.failures += [engine.abort() for engine in self.engines if engine.running]
 
     def end(self) -> None:
-        """Leaves no process behind."""
+        """Ends all processes."""
         for engine in self.engines:
             if engine.running:
                 engine.kill()
@@ -232,7 +232,7 @@ class World:
             connection.terminate()
 
     async def fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
-        """Rows as the superuser sees them."""
+        """Returns rows, read as the superuser."""
         connection = await asyncpg.connect(self.servers.owner_dsn, timeout=5, command_timeout=30)
         try:
             return await connection.fetch(statement, *arguments)
@@ -240,7 +240,7 @@ class World:
             connection.terminate()
 
     async def owners(self) -> dict[int, Owner]:
-        """The owner of each partition."""
+        """Returns the owner of each partition."""
         rows = await self.fetch("SELECT partition, owner, epoch, lease_until > clock_timestamp() AS live FROM partitions")
         return {row["partition"]: Owner(row["owner"] or "", row["epoch"], bool(row["live"])) for row in rows}
 
@@ -250,22 +250,22 @@ class World:
         return all(owner.live and owner.engine in names for owner in (await self.owners()).values())
 
     async def all_have_policies(self) -> bool:
-        """Whether the policies of every partition are recorded: orders keep the version that they began under."""
+        """Whether the policies of every partition are recorded: orders keep the policy version of their start."""
         rows = await self.fetch("SELECT DISTINCT partition FROM policies")
         return len(rows) == PARTITIONS
 
     async def messages(self) -> int:
-        """Messages settled so far, by all partitions."""
+        """Returns the number of messages that all partitions have settled."""
         (row,) = await self.fetch("SELECT sum(messages)::bigint AS messages FROM partitions")
         return int(row["messages"])
 
     async def open_orders(self) -> int:
-        """ADL orders that wait for the exchange."""
+        """Returns the number of open ADL orders."""
         (row,) = await self.fetch("SELECT count(*) AS orders FROM adl_orders WHERE state = 'open'")
         return int(row["orders"])
 
     async def command(self, *arguments: str) -> tuple[int, str, str]:
-        """Runs a fundsvc command; its exit code and what it printed."""
+        """Runs a fundsvc command; returns its exit code, output and error output."""
         return await asyncio.to_thread(self._command, arguments)
 
     def _command(self, arguments: tuple[str, ...]) -> tuple[int, str, str]:
@@ -287,13 +287,13 @@ async def _listens(port: int) -> bool:
 
 
 async def eventually(what: str, check: Callable[[], Awaitable[bool]], seconds_max: float = RECOVERY_SECONDS_MAX) -> float:
-    """Waits until a check holds, through times when the ledger does not answer; returns how long that took."""
+    """Waits until a check is true, and retries while the servers are unreachable; returns the seconds waited."""
     began = time.monotonic()
     while time.monotonic() - began < seconds_max:
         try:
             if await check():
                 return time.monotonic() - began
-        except _AWAY:
+        except _UNAVAILABLE:
             pass
         await asyncio.sleep(0.02)
     raise AssertionError(f"not within {seconds_max} s: {what}")

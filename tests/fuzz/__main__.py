@@ -15,41 +15,41 @@ from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.migrations import migrate
 from tests.fuzz.run import Figures, any_messages, fuzz
 
-TELL_SECONDS = 10.0
-"""How often the progress is printed."""
+PROGRESS_SECONDS = 10.0
+"""The interval between two lines of progress."""
 
 
 async def run(directory: Path, seed: int, count: int) -> Figures:
-    """Runs it on servers of its own."""
+    """Runs the fuzz test on separate servers."""
     servers = EmbeddedServers(directory)
     await asyncio.to_thread(servers.start)
     try:
         await migrate(servers.owner_dsn, 1)
         database = DatabaseConfig(dsn=servers.dsn, owner_dsn=servers.owner_dsn)
         config = Config(database=database, stream=StreamConfig(url=servers.stream_url))
-        return await fuzz(config, directory, seed, any_messages(count), teller())
+        return await fuzz(config, directory, seed, any_messages(count), progress_printer())
     finally:
         servers.stop()
 
 
-def teller() -> Callable[[Figures], None]:
-    """Prints the progress now and then."""
-    told = 0.0
+def progress_printer() -> Callable[[Figures], None]:
+    """Returns a function that prints the progress, at most every `PROGRESS_SECONDS`."""
+    printed = 0.0
 
-    def tell(figures: Figures) -> None:
-        nonlocal told
-        if figures.seconds >= told + TELL_SECONDS:
-            told = figures.seconds
+    def print_progress(figures: Figures) -> None:
+        nonlocal printed
+        if figures.seconds >= printed + PROGRESS_SECONDS:
+            printed = figures.seconds
             print(f"{figures.seconds:7.1f} s  {figures.messages:,} messages, {figures.events:,} events", flush=True)
 
-    return tell
+    return print_progress
 
 
 def main() -> None:
-    """Runs it; exits with 1 and says what was wrong when anything was."""
+    """Runs the fuzz test; prints the differences and exits with 1 if there are any."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--messages", type=int, default=100_000, help="how many to send")
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="repeats the messages")
+    parser.add_argument("--messages", type=int, default=100_000, help="number of messages")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="seed of the messages")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
         figures = uvloop.run(run(Path(directory), arguments.seed, arguments.messages))

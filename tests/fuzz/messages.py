@@ -1,6 +1,6 @@
-"""Messages of every kind: legal events of every type in both codecs, and the same damaged in every way.
+"""Messages of every kind: valid events of every type in both codecs, and damaged ones.
 
-All choices come from one random.Random, or from hypothesis in its place, so that a seed repeats a run and a failure shrinks.
+All random choices use one random.Random, or hypothesis's replacement, so that a seed repeats a run and a failure shrinks.
 """
 
 import json
@@ -19,7 +19,7 @@ LISTED: Sequence[Terms] = (
     ("SOLUSDCM", "USDC", 0.1, 140),
     ("XBTUSDM", "XBT", -1.0, 84_000),
 )
-"""Symbol, settlement currency, multiplier, and the price about which it trades."""
+"""Symbol, settlement currency, multiplier and approximate price."""
 
 STRANGE_SYMBOLS = ("NOSUCH", "A" * 64, "A" * 65, "", " ", ".", "..", "é😀", "a/b", "a\u0000b", "\u202e", "active", "S,1")
 ACCOUNTS = ("a1", "a2", "a3", "a4", "a5", "a6", "é😀", "B" * 64)
@@ -59,26 +59,26 @@ TOKENS = (
     *(b"\xd4\x05\x00", b"\x81\x90\x01", b"\xd6\xff\x00\x00\x00\x01", b"\xc4\x01\xff", b"\xc1", b"9223372036854775807"),
     *(b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xef\xbb\xbf", b"//", b"\\", b"1e5", b"NaN"),
 )
-"""What text, numbers and structure can be broken with, in JSON and in MessagePack."""
+"""Byte sequences that break text, numbers and structure in JSON and in MessagePack."""
 
 LEGAL_SHARE = 0.75
-"""Share of the events that are legal by themselves."""
+"""Share of the events that are valid by themselves."""
 
 SEQUENCE_KEPT_SHARE = 0.999
-"""Share of the strange sequences that no contract can reach: the highest one would be the last of its contract."""
+"""Share of the invalid sequences that do not include the highest one, which would be the last of its contract."""
 
-BATTERED_SHARE = 0.06
+DAMAGED_SHARE = 0.06
 """Share of the messages whose bytes are damaged."""
 
 EVENTS_MAX = 10_000
-"""A message may have as many."""
+"""The most events of a valid message."""
 
 Fields = tuple[bytes, ...]
-"""A stream entry: names and values in turn."""
+"""A stream entry: alternating names and values."""
 
 
-class Asked(NamedTuple):
-    """What a round of deleveraging asks of an account."""
+class Requested(NamedTuple):
+    """The lots that an ADL round requests of an account."""
 
     symbol: str
     adl: int
@@ -88,10 +88,10 @@ class Asked(NamedTuple):
 
 
 class Messages:
-    """Writes messages. `asked` is what deleveraging waits for: whoever reads the announcements puts it there."""
+    """Writes messages. The caller adds announced rounds to `requested`, which later messages answer."""
 
     def __init__(self, chance: random.Random, now_ms: int) -> None:
-        self.asked: list[Asked] = []
+        self.requested: list[Requested] = []
         self._chance = chance
         self._now = now_ms
         self._listed: Sequence[Terms] = LISTED
@@ -113,21 +113,21 @@ class Messages:
         }
 
     def listings(self) -> Fields:
-        """A message that lists contracts, new ones each time, of which all later messages are."""
+        """Returns a message that lists new contracts; all later messages use these."""
         self._listed = [(f"{symbol}{self._generation or ''}", *terms) for symbol, *terms in LISTED]
         self._generation += 1
         return b"json", msgspec.json.encode([{"type": "contract", **self._listing(contract)} for contract in self._listed])
 
     def next(self) -> Fields:
-        """The next message."""
+        """Returns the next message."""
         codec = self._chance.choice(("json", "msgpack"))
         body = self._encode(self._content(), codec)
-        if self._chance.random() < BATTERED_SHARE:
-            body = self._battered(body)
+        if self._chance.random() < DAMAGED_SHARE:
+            body = self._damaged(body)
         return self._fields(codec.encode(), body)
 
     def large(self) -> Iterator[Fields]:
-        """Messages as large as any may be, and some larger: one of each kind."""
+        """Yields messages of the maximum size and larger ones, one of each kind."""
         contents: Sequence[Callable[[], Any]] = (
             lambda: [self._legal("position") | {"account": f"p{number}"} for number in range(EVENTS_MAX)],
             lambda: [self._legal("fill") for _ in range(EVENTS_MAX)],
@@ -146,7 +146,7 @@ class Messages:
         yield b"json", b"[" + b"null," * 1_000_000 + b"null]"
 
     def _content(self) -> Any:
-        """One event, or an array of some, or something else altogether."""
+        """Returns one event, an array of events, or another value."""
         kind = self._chance.random()
         if kind < 0.4:
             return self._event()
@@ -156,7 +156,7 @@ class Messages:
 
     def _event(self) -> Any:
         if self._sent and self._chance.random() < 0.08:
-            return self._again(self._chance.choice(self._sent))
+            return self._resent(self._chance.choice(self._sent))
         event = self._legal(self._chance.choice(TYPES))
         if self._chance.random() < LEGAL_SHARE:
             return event
@@ -170,14 +170,14 @@ class Messages:
             self._sent = [*self._sent[-20:], event]
         return event
 
-    def _again(self, event: dict[str, Any]) -> dict[str, Any]:
-        """An event that was sent before, as it was or with other content."""
+    def _resent(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Returns an event that was sent before, unchanged or with other content."""
         if self._chance.random() < 0.7 or "lots" not in event:
             return event
         return event | {"lots": self._chance.randint(1, 1000)}
 
     def _wrong(self, event: dict[str, Any]) -> Any:
-        """An event with something wrong in one field, or a field too many or too few."""
+        """Returns an event with one wrong, additional or missing field."""
         how = self._chance.randrange(10)
         if how == 0:
             return self._chance.choice((None, [], {}, "x", 1, [event]))
@@ -254,12 +254,12 @@ class Messages:
         }
 
     def _leg(self) -> dict[str, str]:
-        """Now and then a leg of hedge mode, which the sign of the lots may contradict, and an owner."""
+        """Returns, with some probability, a leg of hedge mode, which the sign of the lots may contradict, and an owner."""
         leg = {"positionSide": self._chance.choice(("BOTH", "LONG", "SHORT"))} if self._chance.random() < 0.3 else {}
         return leg | ({"owner": self._chance.choice(ACCOUNTS)} if self._chance.random() < 0.1 else {})
 
     def _state(self, symbol: str) -> dict[str, int]:
-        """Now and then a sequence of positions and marks, mostly a new one."""
+        """Returns, with some probability, a sequence of positions and marks, mostly a new one."""
         if self._chance.random() < 0.7:
             return {}
         self._states[symbol] += self._chance.choice((1, 1, 2, 0, -3))
@@ -269,24 +269,26 @@ class Messages:
         return {"symbol": contract[0], "phase": self._chance.choice(("begin", "end")), "ts": self._ts()}
 
     def _adl_fill(self, contract: Terms) -> dict[str, Any]:
-        asked = self._any_asked(contract)
-        lots = self._chance.choice((asked.lots, max(1, asked.lots // 2), asked.lots + 1))
-        numbers = {"seq": self._next(asked.symbol), "adl": asked.adl, "ts": self._ts()}
-        return {"symbol": asked.symbol, "account": asked.account, "lots": lots, **numbers}
+        requested = self._any_requested(contract)
+        lots = self._chance.choice((requested.lots, max(1, requested.lots // 2), requested.lots + 1))
+        numbers = {"seq": self._next(requested.symbol), "adl": requested.adl, "ts": self._ts()}
+        return {"symbol": requested.symbol, "account": requested.account, "lots": lots, **numbers}
 
     def _adl_end(self, contract: Terms) -> dict[str, Any]:
-        asked = self._any_asked(contract)
-        return {"symbol": asked.symbol, "seq": self._next(asked.symbol), "adl": asked.adl, "ts": self._ts()}
+        requested = self._any_requested(contract)
+        return {"symbol": requested.symbol, "seq": self._next(requested.symbol), "adl": requested.adl, "ts": self._ts()}
 
     def _adl_ack(self, contract: Terms) -> dict[str, Any]:
-        asked = self._any_asked(contract)
-        return {"symbol": asked.symbol, "adl": asked.adl, "round": asked.round, "ts": self._ts()}
+        requested = self._any_requested(contract)
+        return {"symbol": requested.symbol, "adl": requested.adl, "round": requested.round, "ts": self._ts()}
 
-    def _any_asked(self, contract: Terms) -> Asked:
-        """Something that is waited for; a guess where there is nothing, and now and then."""
-        if self.asked and self._chance.random() < 0.9:
-            return self._chance.choice(self.asked)
-        return Asked(contract[0], self._chance.randint(1, 50), 1, self._chance.choice(ACCOUNTS), self._chance.randint(1, 10))
+    def _any_requested(self, contract: Terms) -> Requested:
+        """Returns a request of an announced round; otherwise, or with small probability, a random one."""
+        if self.requested and self._chance.random() < 0.9:
+            return self._chance.choice(self.requested)
+        return Requested(
+            contract[0], self._chance.randint(1, 50), 1, self._chance.choice(ACCOUNTS), self._chance.randint(1, 10)
+        )
 
     def _rate(self, contract: Terms) -> dict[str, Any]:
         return {"currency": contract[1], "price": self._price(contract[3], 0.1), "ts": self._ts()}
@@ -302,14 +304,14 @@ class Messages:
         return self._sequences[symbol]
 
     def _ts(self) -> int:
-        """Mostly now; or past, or a little ahead, or as far ahead as can be."""
+        """Returns mostly the current time; otherwise a past time, or one slightly or too far ahead."""
         return self._now + self._chance.choice((0, 0, 0, -1, -86_400_000, 200_000, 3_600_000))
 
     def _price(self, about: float, spread: float) -> str:
         return f"{about * (1 + self._chance.uniform(-spread, spread)):.4f}"
 
     def _encode(self, content: Any, codec: str) -> bytes:
-        """Bytes of anything; what MessagePack cannot hold becomes text."""
+        """Encodes any value. Integers that MessagePack cannot represent become text."""
         if codec == "json":
             return json.dumps(content, ensure_ascii=self._chance.random() < 0.5).encode()
         try:
@@ -317,7 +319,7 @@ class Messages:
         except OverflowError:
             return msgspec.msgpack.encode(json.loads(json.dumps(content), parse_int=str))
 
-    def _battered(self, body: bytes) -> bytes:
+    def _damaged(self, body: bytes) -> bytes:
         damaged = bytearray(body)
         for _ in range(self._chance.randint(1, 3)):
             at = self._chance.randint(0, len(damaged))
@@ -327,7 +329,7 @@ class Messages:
         return bytes(damaged)
 
     def _fields(self, codec: bytes, body: bytes) -> Fields:
-        """The stream entry of a body; seldom one that has no codec, or too many fields."""
+        """Returns the stream entry of a body; with small probability one without codec, or with further fields."""
         if self._chance.random() < 0.99:
             return codec, body
         return self._chance.choice(

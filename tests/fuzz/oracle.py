@@ -1,4 +1,4 @@
-"""What must become of each event, by a partition in memory: an entry, a change of state, known already, or refused."""
+"""Computes the expected outcome of each event with a partition in memory: entry, state, duplicate or rejected."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,25 +9,25 @@ from fundsvc.core.times import time_of_id
 from fundsvc.wire.codec import REPLAY_KEY, Message, decode
 from tests.crash.oracle import empty_partition
 
-Place = tuple[str, int]
-"""Where an event stands: the id of its message, and its position there."""
+EventId = tuple[str, int]
+"""The id of a message, and the position of an event in it."""
 
 
 class Oracle:
-    """Follows one partition. `events` counts what messages held, `outcomes` what must become of it, `reasons` why not.
+    """Follows one partition. `events`, `outcomes` and `reasons` count the events, their outcomes and rejection reasons.
 
-    `entries` counts the entries that the ledger must have; `rejected` may be emptied once it is compared.
+    `entries` is the number of entries that the ledger must have. The caller may clear `rejected` after comparing it.
     """
 
     def __init__(self) -> None:
         self.events = self.entries = 0
         self.outcomes: Counter[str] = Counter()
         self.reasons: Counter[Reason] = Counter()
-        self.rejected: dict[Place, Reason] = {}
+        self.rejected: dict[EventId, Reason] = {}
         self._partition: Partition = empty_partition(0, 1)
 
     def settle(self, messages: Iterable[Message]) -> None:
-        """Takes messages in, in the order of the stream."""
+        """Settles messages in the order of the stream."""
         for message in messages:
             if message.replay_of:
                 self._replay(message)
@@ -36,7 +36,7 @@ class Oracle:
         self.entries += self._partition.take().count()
 
     def _replay(self, message: Message) -> None:
-        """No message here replays anything that was kept: it is refused when it names no place, else it is over already."""
+        """Counts a replay. No message replays a kept event, so it is rejected without a valid id, and else has no effect."""
         if REPLAY_KEY.fullmatch(message.replay_of) is None:
             self.events += 1
             self._reject((message.stream_id, 0), Reason.UNDECODABLE)
@@ -55,10 +55,10 @@ class Oracle:
             elif self._partition.batch.duplicates.total() > duplicates:
                 self.outcomes["duplicate"] += 1
             else:
-                assert not isinstance(event, Fill), f"a fill without a trace: {event}"
+                assert not isinstance(event, Fill), f"a fill without outcome: {event}"
                 self.outcomes["state"] += 1
 
-    def _reject(self, place: Place, reason: Reason) -> None:
+    def _reject(self, event_id: EventId, reason: Reason) -> None:
         self.outcomes["rejected"] += 1
         self.reasons[reason] += 1
-        self.rejected[place] = reason
+        self.rejected[event_id] = reason

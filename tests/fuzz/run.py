@@ -1,4 +1,4 @@
-"""One run: messages go to an engine in chunks; after each chunk the ledger must have what the oracle has, and nothing else."""
+"""Sends messages to an engine in chunks, and compares the ledger with the oracle after each chunk."""
 
 import asyncio
 import os
@@ -20,38 +20,38 @@ from fundsvc.config.settings import Config
 from fundsvc.streams.announcements import Announcements
 from fundsvc.streams.client import Client, open_client, stream_key
 from fundsvc.streams.source import Source, id_order
-from tests.fuzz.messages import Asked, Fields, Messages
+from tests.fuzz.messages import Fields, Messages, Requested
 from tests.fuzz.oracle import Oracle
 
 ROOT = Path(__file__).parents[2]
 WATCHED = ROOT / "scripts" / "benchmarks" / "watched.py"
-"""An engine whose loop is watched. It runs the code that lies beside it, whichever is installed."""
+"""Runs an engine with a loop watchdog. It uses the code of this directory, not the installed one."""
 
 CHUNK_MESSAGES = 1000
-"""Between two chunks the run compares, and learns what ADL asks: so many messages answer the same rounds."""
+"""The run compares and reads the announced rounds after each chunk, so all messages of a chunk answer the same rounds."""
 
 CHUNK_SECONDS_MAX = 60.0
-"""Far longer than any chunk takes."""
+"""Much longer than a chunk takes."""
 
 CHUNKS_PER_ENGINE = 50
-"""A restart reads the books and what the stream holds since, so that any message must be readable twice."""
+"""A restarted engine reads the saved books and the later messages, so it reads messages twice."""
 
 STOP_SECONDS_MAX = 10.0
-ASKED_MAX = 50
-"""What the messages may answer: the newest of what deleveraging asks."""
+REQUESTED_MAX = 50
+"""The newest requests, which the messages may answer."""
 
 READ_MAX = 1000
-LOOK_SECONDS = 0.005
+POLL_SECONDS = 0.005
 
 _COUNTS = "SELECT (SELECT count(*) FROM entries), (SELECT count(*) FROM rejected)"
-_KEPT = "SELECT stream_id, position, reason FROM rejected WHERE partition = 0 AND stream_id = ANY ($1)"
+_REJECTED = "SELECT stream_id, position, reason FROM rejected WHERE partition = 0 AND stream_id = ANY ($1)"
 
 Chunks = Callable[[Messages], Iterable[Sequence[Fields]]]
-"""What is sent, one chunk after the other."""
+"""Returns the chunks to send, in order."""
 
 
 class Figures(msgspec.Struct):
-    """What a run sent and saw. `hold_ms` is the longest hold of an engine's loop, in CPU time."""
+    """The counts and measurements of a run. `hold_ms` is the longest hold of an engine's loop, in CPU time."""
 
     seed: int
     messages: int = 0
@@ -68,7 +68,7 @@ class Figures(msgspec.Struct):
 
 
 class Engine:
-    """`fundsvc engine` as a process of its own, under watch."""
+    """`fundsvc engine` in a separate process, with a loop watchdog."""
 
     def __init__(self, config: Config, directory: Path) -> None:
         self._report = directory / "watched.json"
@@ -86,11 +86,11 @@ class Engine:
 
     @property
     def log(self) -> str:
-        """The end of what it wrote."""
+        """The end of the log."""
         return self._log.read_text(errors="replace")[-3000:]
 
     def stop(self, figures: Figures) -> None:
-        """Ends it as an operator does, and takes down what its watchdog saw."""
+        """Stops the engine with SIGTERM, and adds its measurements to `figures`."""
         if self.process.poll() is None:
             figures.memory_mb = max(figures.memory_mb, self._memory_peak_mb())
             self.process.terminate()
@@ -108,22 +108,22 @@ class Engine:
         figures.duplicates += report["duplicates"]
 
     def _memory_peak_mb(self) -> float:
-        """Most resident memory it ever had."""
+        """The peak resident memory."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e6
 
 
 async def fuzz(
-    config: Config, directory: Path, seed: int, chunks: Chunks, tell: Callable[[Figures], None] = lambda _: None
+    config: Config, directory: Path, seed: int, chunks: Chunks, report_progress: Callable[[Figures], None] = lambda _: None
 ) -> Figures:
-    """Sends chunks of messages to an engine on an empty ledger; `tell` hears of the progress."""
+    """Sends chunks of messages to an engine on an empty ledger; calls `report_progress` after each chunk."""
     figures = Figures(seed)
     async with open_client(config.stream) as client, _connected(config.database.dsn) as connection:
         run = _Run(config, directory, client, connection, figures)
         try:
             for chunk in chunks(run.messages):
                 await run.take(chunk)
-                tell(figures)
+                report_progress(figures)
                 if figures.wrong:
                     break
         finally:
@@ -132,7 +132,7 @@ async def fuzz(
 
 
 class _Run:
-    """The state of a run: where the stream has been compared to."""
+    """The state of a run: engine, oracle, and the id up to which the ledger was compared."""
 
     def __init__(
         self, config: Config, directory: Path, client: Client, connection: asyncpg.Connection, figures: Figures
@@ -148,11 +148,11 @@ class _Run:
         self._source = Source(client, 0, message_bytes_max=config.stream.message_bytes_max)
         self._announcements = Announcements(client, 0)
         self._compared = self._announced = "0-0"
-        self._fresh: list[str] = []
+        self._uncompared: list[str] = []
         self._engine = Engine(config, directory)
 
     async def take(self, chunk: Sequence[Fields]) -> None:
-        """Settles a chunk; an empty one is a restart of the engine."""
+        """Settles a chunk; an empty chunk restarts the engine."""
         if chunk:
             await self._settle(chunk)
         else:
@@ -161,7 +161,7 @@ class _Run:
         self._figures.seconds = time.monotonic() - self._began
 
     async def end(self) -> None:
-        """Stops the engine, and compares what only its end tells."""
+        """Stops the engine, and compares the counts that it reports at its end."""
         figures = self._figures
         await asyncio.to_thread(self._engine.stop, figures)
         if figures.wrong:
@@ -172,7 +172,7 @@ class _Run:
             figures.wrong.append(f"{figures.engines} engines loaded the partition {figures.loads} times")
 
     async def _settle(self, chunk: Sequence[Fields]) -> None:
-        """Sends a chunk, waits until the ledger is past it, and compares."""
+        """Sends a chunk, waits until it is settled, and compares."""
         async with self._client.pipeline(transaction=False) as pipeline:
             for fields in chunk:
                 pipeline.execute_command("XADD", stream_key(0), "*", *fields)
@@ -186,7 +186,7 @@ class _Run:
         self._figures.outcomes = self._oracle.outcomes
         self._figures.reasons = self._oracle.reasons
         self._figures.wrong += [wrong async for wrong in self._differences()]
-        await self._hear()
+        await self._read_announcements()
 
     async def _settled(self, last_id: str) -> bool:
         deadline = time.monotonic() + CHUNK_SECONDS_MAX
@@ -194,59 +194,61 @@ class _Run:
             if self._engine.process.poll() is not None or time.monotonic() > deadline:
                 left = await self._source.read(offset, 3)
                 shown = [f"{message.stream_id} {message.codec} {message.body[:400]!r}" for message in left]
-                self._figures.wrong.append("\n".join([f"the engine is stuck at {offset}, before", *shown, self._engine.log]))
+                self._figures.wrong.append(
+                    "\n".join([f"the engine does not proceed from {offset}, before", *shown, self._engine.log])
+                )
                 return False
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         return True
 
     async def _offset(self) -> str:
         return await self._connection.fetchval("SELECT last_id FROM partitions WHERE partition = 0")
 
     async def _follow(self, end: str) -> None:
-        """Takes the oracle to an id, over what the engine itself appended, too."""
+        """Settles the messages up to an id in the oracle, including those that the engine appended."""
         while id_order(self._compared) < id_order(end):
             read = await self._source.read(self._compared, READ_MAX)
             messages = [message for message in read if id_order(message.stream_id) <= id_order(end)]
             self._oracle.settle(messages)
             self._compared = messages[-1].stream_id
-            self._fresh += [message.stream_id for message in messages]
+            self._uncompared += [message.stream_id for message in messages]
 
     async def _differences(self) -> AsyncIterator[str]:
-        """How the ledger differs from the oracle; every event must be in one of the four counts.
+        """Yields the differences between the ledger and the oracle.
 
-        Compares the events of the messages since the last comparison one by one, and the numbers of all.
+        Compares each rejected event since the last comparison, and the total counts. Each event must have one outcome.
         """
         oracle = self._oracle
         if oracle.outcomes.total() != oracle.events:
-            yield f"{oracle.events} events were sent, {oracle.outcomes} became of them"
+            yield f"{oracle.events} events were sent, with the outcomes {oracle.outcomes}"
         entries, rejected = await self._connection.fetchrow(_COUNTS)
         if entries != oracle.entries:
             yield f"{entries} entries, expected {oracle.entries}"
         if rejected != oracle.outcomes["rejected"]:
             yield f"{rejected} rejected events are kept, expected {oracle.outcomes['rejected']}"
-        rows = await self._connection.fetch(_KEPT, self._fresh)
+        rows = await self._connection.fetch(_REJECTED, self._uncompared)
         kept = {(row["stream_id"], row["position"]): row["reason"] for row in rows}
-        expected, oracle.rejected, self._fresh = oracle.rejected, {}, []
-        for place in sorted(kept.keys() | expected.keys(), key=lambda place: (id_order(place[0]), place[1])):
-            if kept.get(place) != expected.get(place):
-                yield f"{place}: kept as {kept.get(place)}, expected {expected.get(place)}"
+        expected, oracle.rejected, self._uncompared = oracle.rejected, {}, []
+        for event_id in sorted(kept.keys() | expected.keys(), key=lambda event_id: (id_order(event_id[0]), event_id[1])):
+            if kept.get(event_id) != expected.get(event_id):
+                yield f"{event_id}: kept as {kept.get(event_id)}, expected {expected.get(event_id)}"
 
-    async def _hear(self) -> None:
-        """Lets the messages answer what was announced since."""
+    async def _read_announcements(self) -> None:
+        """Reads new announcements, so that later messages answer them."""
         while announced := await self._announcements.read(self._announced):
             self._announced = announced[-1].stream_id
-            self.messages.asked += [
-                Asked(each.symbol, each.adl, each.round, asked.account, asked.lots)
+            self.messages.requested += [
+                Requested(each.symbol, each.adl, each.round, allocation.account, allocation.lots)
                 for _, each in announced
-                for asked in each.allocations
+                for allocation in each.allocations
             ]
-            self.messages.asked = self.messages.asked[-ASKED_MAX:]
+            self.messages.requested = self.messages.requested[-REQUESTED_MAX:]
 
 
 def any_messages(count: int) -> Chunks:
-    """So many messages of every kind, and the large ones alone between the first of them; now and then a restart.
+    """Returns chunks with this number of messages of every kind, the large ones in separate chunks, and restarts.
 
-    Half-way between two restarts the contracts are new ones: some of the old ones may be suspended or at their last sequence.
+    New contracts replace the old ones between two restarts: some old ones may be suspended or at their last sequence.
     """
 
     def chunks(messages: Messages) -> Iterator[list[Fields]]:

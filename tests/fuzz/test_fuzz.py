@@ -1,4 +1,4 @@
-"""The short form of the fuzz test, and messages that shrink when one of them does more than it may."""
+"""The short form of the fuzz test, and a property test whose failing messages shrink."""
 
 import pytest
 from hypothesis import given
@@ -11,24 +11,24 @@ from tests.fuzz.oracle import Oracle
 from tests.fuzz.run import any_messages, fuzz
 
 HOLD_MS_MAX = 500
-"""Fifty times loop_ms_max: what a crowded machine may add to a bounded piece of work. Unbounded ones take seconds."""
+"""Fifty times loop_ms_max, for a busy machine. Unbounded work takes seconds."""
 
 MEMORY_MB_MAX = 300
 
 FOUND = {
-    "a replay of no event": (b"json", b"[]", b"replayOf", b"x"),
+    "a replay without an event id": (b"json", b"[]", b"replayOf", b"x"),
     "an execution for a symbol with a NUL, read again by the next engine": (
         b"json",
         b'{"type":"adlFill","symbol":"a\\u0000b","seq":1,"adl":1,"account":"a","lots":1,"ts":1765000000000}',
     ),
 }
-"""Messages that once ended every engine that read them."""
+"""Messages that once stopped every engine that read them."""
 
 NOW = 1_800_000_000_000
 
 
 @given(st.randoms(use_true_random=False))
-def test_an_event_is_settled_or_known_or_refused_and_nothing_else(chance):
+def test_each_event_is_settled_duplicate_or_rejected(chance):
     messages, oracle = Messages(chance, NOW), Oracle()
     written = [messages.listings(), *(messages.next() for _ in range(5))]
     oracle.settle(_message(f"{NOW + number}-0".encode(), list(fields)) for number, fields in enumerate(written))
@@ -36,7 +36,7 @@ def test_an_event_is_settled_or_known_or_refused_and_nothing_else(chance):
 
 
 @pytest.mark.alone
-async def test_an_engine_settles_or_keeps_every_event_of_any_message(config, tmp_path):
+async def test_engine_settles_or_keeps_every_event_of_any_message(config, tmp_path):
     figures = await fuzz(config, tmp_path, 1, any_messages(3000))
     assert figures.wrong == []
     assert figures.messages > 3000
@@ -48,7 +48,7 @@ async def test_an_engine_settles_or_keeps_every_event_of_any_message(config, tmp
 
 
 @pytest.mark.parametrize("fields", FOUND.values(), ids=FOUND)
-async def test_what_the_fuzz_found_ends_no_engine(config, tmp_path, fields):
+async def test_messages_found_by_fuzzing_stop_no_engine(config, tmp_path, fields):
     figures = await fuzz(config, tmp_path, 1, lambda messages: ([messages.listings()], [fields], [], [messages.next()]))
     assert figures.wrong == []
     assert figures.engines == 2
