@@ -117,7 +117,7 @@ def refusals() -> Iterator[None]:
 
 
 def _is_value(error: BaseException) -> bool:
-    """Whether a value brought an error about: the server is well, and whoever finds the value can go on."""
+    """Whether a value caused an error: the server works, and settlement continues without that value."""
     if isinstance(error, asyncpg.PostgresError):
         return _is_refusal(error)
     return isinstance(error, StoreRefusal | InvalidValue)
@@ -224,7 +224,7 @@ async def transaction(connection: asyncpg.Connection | PoolConnectionProxy) -> A
 
 
 async def _roll_back(connection: asyncpg.Connection | PoolConnectionProxy) -> bool:
-    """Ends a transaction that the server refused; says whether it did so."""
+    """Rolls back a transaction that the server refused; returns whether it succeeded."""
     try:
         await connection.execute("ROLLBACK")
     except (asyncpg.PostgresError, *_FAULTS):

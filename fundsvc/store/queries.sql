@@ -78,7 +78,7 @@ FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6
 WHERE o.symbol = m.symbol AND o.adl = m.adl;
 
 -- name: commit_books
--- Books as they are after message $1. Those whose positions have changed get new parts by `commit_book_part`, or none.
+-- Saves books after message $1. `commit_book_part` adds the new parts of large books whose positions changed.
 WITH kept AS (
     SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[])
         AS k (symbol, seq, mark, mark_ts, mark_seq, body)

@@ -1,7 +1,7 @@
-"""Whether a database has the schema that this version needs.
+"""Checks that a database has the schema that this version requires.
 
-It reads the names of the revisions and does not import `migrations`: to load alembic and SQLAlchemy takes a third of the time
-in which a process starts. A function that migrates imports that package itself.
+The module reads the file names of the revisions instead of importing `migrations`: loading alembic and SQLAlchemy takes a third
+of the start of a process. Only functions that migrate import that package.
 """
 
 from functools import cache
@@ -15,7 +15,7 @@ _REVISIONS = files("fundsvc.store") / "migrations" / "versions"
 
 
 async def check_schema(dsn: str, partitions: int) -> None:
-    """Raises ValueError, saying what to do, when the database has not the schema or the partitions that this version needs."""
+    """Raises ValueError with the remedy if the database lacks the schema or the partitions of this version."""
     async with connect(dsn, "fundsvc schema check") as connection:
         with faults():
             check_encoding(await connection.fetchval("SHOW server_encoding"))
@@ -32,13 +32,15 @@ async def check_schema(dsn: str, partitions: int) -> None:
 
 @cache
 def newest_revision() -> str:
-    """The revision of the schema that this version needs."""
+    """Returns the revision of the schema that this version requires."""
     return max(file.name[:4] for file in _REVISIONS.iterdir() if file.name.endswith(".py"))
 
 
 def is_outdated(revision: str | None) -> bool:
-    """Whether a schema lacks something that this version needs. A newer one does not: migrations add, and what they make
-    superfluous goes a release later, so that during an upgrade the old version works on beside the new one.
+    """Returns whether a schema lacks something that this version requires.
+
+    A newer schema does not: migrations only add, and remove unused parts one release later. So the old version runs beside the
+    new one during an upgrade.
     """
     return revision is None or revision < newest_revision()
 
@@ -48,11 +50,13 @@ def check_encoding(found: str) -> None:
     if found != "UTF8":
         raise ValueError(
             f"the database is encoded in {found}, which cannot hold every symbol:"
-            " make one with ENCODING 'UTF8' TEMPLATE template0"
+            " create one with ENCODING 'UTF8' TEMPLATE template0"
         )
 
 
 def check_partitions(found: int, wanted: int) -> None:
     """Raises ValueError for a ledger that has another number of partitions than the configuration."""
     if found != wanted:
-        raise ValueError(f"the ledger has {found} partitions, the configuration says stream.partitions = {wanted}")
+        raise ValueError(
+            f"the ledger has {found} partitions, the configuration has stream.partitions = {wanted}: set it to {found}"
+        )

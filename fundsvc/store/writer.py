@@ -282,9 +282,9 @@ def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
 async def load_books(
     connection: asyncpg.Connection | PoolConnectionProxy, partition: int, symbols: Sequence[str] | None = None
 ) -> list[KeptBook]:
-    """The books of a partition's contracts, or of these among them, as they were last kept.
+    """Returns the last saved books of a partition's contracts, optionally only of `symbols`.
 
-    The parts of a large book are fetched one by one: the driver reads an answer of tens of MB without a look at the loop.
+    Fetches the parts of a large book one by one, because the driver parses an answer without yielding to the event loop.
     """
     async with snapshot(connection):
         rows = await connection.fetch(SQL["load_books"], partition, symbols)
@@ -292,7 +292,7 @@ async def load_books(
 
 
 async def _load_parts(connection: asyncpg.Connection | PoolConnectionProxy, row: asyncpg.Record) -> deque[bytes | memoryview]:
-    """The encoded parts of the book in a row of `load_books`; none of one that never had positions."""
+    """Returns the encoded parts of the book in a row of `load_books`; none if the book never had positions."""
     body = row["body"]
     if body == IN_PARTS:
         return deque(
@@ -302,7 +302,7 @@ async def _load_parts(connection: asyncpg.Connection | PoolConnectionProxy, row:
 
 
 def _split(body: bytes) -> deque[bytes | memoryview]:
-    """The parts of a book in one body; before there were rows of parts, that of a large book was an array of them."""
+    """Returns the parts of a book with one body. Releases before the table `book_parts` wrote a large book as an array of parts."""
     try:
         return deque(msgspec.msgpack.decode(body, type=list[memoryview]))
     except msgspec.ValidationError:
@@ -310,14 +310,14 @@ def _split(body: bytes) -> deque[bytes | memoryview]:
 
 
 def _kept_book(row: asyncpg.Record, parts: deque[bytes | memoryview]) -> KeptBook:
-    """The book in a row of `load_books`; one that never was kept begins with the stream."""
+    """Builds the book from a row of `load_books`. A book that was never saved begins at the start of the stream."""
     last_id, seq = row["last_id"] or STREAM_START, row["seq"] or 0
     book = _decoded(parts) if parts else None
     return KeptBook(row["symbol"], last_id, seq, row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0, book)
 
 
 def _decoded(parts: deque[bytes | memoryview]) -> Iterator[SavedBook]:
-    """Each part decoded when it comes to it, and let go then."""
+    """Decodes the parts one by one and frees each before the next."""
     while parts:
         yield msgspec.msgpack.decode(parts.popleft(), type=SavedBook)
 
@@ -357,7 +357,7 @@ def _statements(batch: Batch, partition: int, after: Offset, orders: list[list[l
 
 
 def _books(books: Sequence[BookState], last_id: str) -> Iterator[tuple[str, Sequence[Any]]]:
-    """The statements that keep books as they are after a message, with their parameters: the parts of a large book singly."""
+    """Yields the statements that save books, with their parameters. Each part of a large book has a separate statement."""
     yield "commit_books", (last_id, *arrays(BookRow, map(_book_row, books)))
     for kept in books:
         if _is_in_parts(kept):
