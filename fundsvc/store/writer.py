@@ -302,7 +302,7 @@ async def _load_parts(connection: asyncpg.Connection | PoolConnectionProxy, row:
 
 
 def _split(body: bytes) -> deque[bytes | memoryview]:
-    """Returns the parts of a book with one body. Releases before the table `book_parts` wrote a large book as an array of parts."""
+    """Returns the parts of a book with one body. Releases without `book_parts` wrote a large book as an array of parts."""
     try:
         return deque(msgspec.msgpack.decode(body, type=list[memoryview]))
     except msgspec.ValidationError:
