@@ -12,8 +12,8 @@ from conftest import with_section
 from escalations import BEGINNING, LISTING, SYMBOL, TS, crowd, ended, executed, mark, position, ranks, shortfall, undisturbed
 from eventually import eventually
 from ledgers import listing
+from test_adl_books import settled
 from test_engine import running
-from test_follower import settled
 from tokens import bearer, with_secret
 
 from fundsvc.app import http_side

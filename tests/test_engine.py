@@ -16,10 +16,10 @@ from eventually import eventually
 from exposed import sample_sum
 from ledgers import TS, fill, listing
 
+from fundsvc.core.checks import check_mark
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import AdlFill, Listing, Mark, Position, Rate
 from fundsvc.core.fund.chain import GENESIS, Entry, link
-from fundsvc.core.partition import Partition
 from fundsvc.engine.engine import Engine, NotSettling
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
@@ -518,7 +518,7 @@ async def test_stuck_partition_loses_its_lease(quick, producer, ledger, monkeypa
         await asyncio.sleep(2)
         assert await ledger("SELECT epoch FROM partitions") == 1, "an idle one takes steps"
         stuck = asyncio.Event()
-        monkeypatch.setattr(Source, "look", lambda *_: stuck.wait())
+        monkeypatch.setattr(Source, "read_with_state", lambda *_: stuck.wait())
         await eventually(lambda: ledger("SELECT lease_until < clock_timestamp() FROM partitions"))
         await eventually(lambda: not engine.engine._owned)
 
@@ -934,15 +934,15 @@ async def test_foreign_row_causes_rejection_of_the_conflicting_event(quick, prod
 async def test_internal_error_halts_only_its_partition(quick, producer, ledger, monkeypatch):
     first, other = (next(symbol for symbol in SYMBOLS if partition_of(symbol, 2) == number) for number in range(2))
     monkeypatch.setattr("fundsvc.engine.session.HALTED_SECONDS_MIN", 0.1)
-    broken, mark = asyncio.Event(), Partition._mark
+    broken = asyncio.Event()
     broken.set()
 
-    def mistaken(self, event):
+    def mistaken(event, contract):
         if broken.is_set():
             raise KeyError("mistaken")
-        mark(self, event)
+        return check_mark(event, contract)
 
-    monkeypatch.setattr(Partition, "_mark", mistaken)
+    monkeypatch.setattr("fundsvc.core.market.check_mark", mistaken)
     async with running(quick) as engine:
         await producer.append([listing(first), listing(other), fill(first, 1, 1), Mark(first, "1", TS), fill(first, 2, 1)])
         await eventually(lambda: engine.count("fundsvc_partition_halted", partition="0"))

@@ -5,6 +5,7 @@ import random
 import time
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import starmap
 from types import MappingProxyType
 
 import msgspec
@@ -392,9 +393,7 @@ class Story:
         symbol, adl = order.symbol, order.adl
         match self._dice.choices(range(5), (60, 15, 10, 10, 5))[0]:
             case 1:
-                ended = AdlEnd(symbol, self._seq(symbol), adl, TS)
-                self._sequences[symbol] += 1
-                return ended
+                return AdlEnd(symbol, self._seq(symbol), adl, TS)
             case 2:
                 return AdlAck(symbol, adl, order.round, TS)
             case 3:
@@ -456,6 +455,55 @@ async def test_any_schedule_of_crashes_gives_the_undisturbed_ledger_and_memory()
         seen["rates"] += len(disturbed.rates)
         seen["policies"] += len(disturbed.policies)
     assert min(seen.values()) > SEEDS / 10, seen
+
+
+OPENED = (
+    message(1, listing("AAA"), Mark("AAA", "900", TS), Position("AAA", ACCOUNTS[1], -30, "1000", "3000", TS)),
+    *(message(seq + 1, Fill("AAA", seq, "sell", 4, "990", "1000", TS, account=ACCOUNTS[0])) for seq in (1, 2)),
+)
+"""Two ADL orders that each reduce 4 lots of one position."""
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [
+            (4, AdlFill("AAA", 3, 1, ACCOUNTS[1], 4, TS)),
+            (5, AdlEnd("AAA", 4, 1, TS)),
+            (6, AdlFill("AAA", 4, 2, ACCOUNTS[1], 4, TS)),
+        ],
+        [
+            (4, AdlFill("AAA", 3, 1, ACCOUNTS[1], 4, TS)),
+            (5, AdlEnd("AAA", 9, 1, TS)),
+            (6, AdlFill("AAA", 4, 2, ACCOUNTS[1], 4, TS)),
+        ],
+        [
+            (4, AdlFill("AAA", 3, 1, ACCOUNTS[1], 3, TS)),
+            (5, AdlEnd("AAA", 9, 1, TS)),
+            (6, AdlFill("AAA", 4, 2, ACCOUNTS[1], 4, TS)),
+        ],
+    ],
+    ids=["same_sequence", "higher_sequence", "end_of_an_open_order"],
+)
+async def test_books_are_recovered_around_ends_that_change_nothing(events):
+    messages = [*OPENED, *starmap(message, enumerate(events, 4))]
+    ledger, settled = await settle(messages)
+    assert memory_of(await ledger.load_all(messages)) == memory_of(settled)
+
+
+async def test_repeated_event_that_a_replay_settled_is_not_applied_to_a_recovered_book():
+    early = AdlFill("AAA", 3, 1, ACCOUNTS[2], 4, TS)  # the first round does not request this account
+    second = Position("AAA", ACCOUNTS[2], -30, "950", "3000", TS)
+    messages = [
+        *OPENED,
+        message(4, second, early),
+        message(5, AdlEnd("AAA", 9, 1, TS)),
+        message(6, early, replay_of="4-0/1"),
+        message(7, early),
+    ]
+    ledger, settled = await settle(messages)
+    assert ledger.orders["AAA", 1].state == "done"
+    assert memory_of(await ledger.load_all(messages)) == memory_of(settled)
 
 
 async def test_batches_stay_bounded_during_a_long_commit():

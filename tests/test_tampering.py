@@ -21,7 +21,7 @@ POLICY = Policy(drawdown_guard=DrawdownGuard(minimum_balance=1000))
 
 TABLES_THAT_DECIDE_NOTHING = {
     "alembic_version": "the version of the schema",
-    "audit_progress": "how far audits have come: an altered checkpoint is found by the next full walk (test_auditing)",
+    "audit_progress": "how far audits have come: an altered checkpoint is found by the next full walk (test_audit_loop)",
     "books": "positions and marks of the matching engine: ADL records seal the allocations",
     "book_parts": "positions, as in books",
     "engines": "the running engines",

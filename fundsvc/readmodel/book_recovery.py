@@ -12,7 +12,7 @@ from functools import partial
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import KeptBook, Offset, Place
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Listing, Rejection
+from fundsvc.core.events import AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.source import Source, id_order
@@ -56,6 +56,7 @@ class BookRecovery:
         self._rejected = rejected
         self._reduced_sides = reduced_sides
         self._sides: dict[OrderKey, SideName] = {}
+        self._replayed: set[tuple[str, int]] = set()  # executions that a replay settled after the books were saved
         self.after = {book.symbol: id_order(book.last_id) for book in kept}
         self.seq = {book.symbol: book.seq for book in kept}
 
@@ -140,6 +141,8 @@ class BookRecovery:
         self.listed = self.listed or isinstance(event, Listing)
         at = id_order(message.stream_id)
         if not isinstance(event, Rejection) and self._is_later(at, event):
+            if isinstance(event, AdlFill):
+                self._replayed.add((event.symbol, event.seq))
             self._apply_to_book(event, at[0])
 
     def _apply_to_book(self, event: Event, stream_ms: int) -> None:
@@ -154,10 +157,13 @@ class BookRecovery:
         return symbol in self.after and at > self.after[symbol]
 
     def _is_new(self, event: Event) -> bool:
-        """Whether an event was settled, and not dropped as a duplicate, judged by its sequence."""
-        if not isinstance(event, Fill | AdlFill | AdlEnd):
+        """Whether an event was settled, and not dropped as a duplicate, judged by its sequence.
+
+        Ignores the sequences of AdlEnd: they change no book, and the end of a closed order does not move the fund's sequence.
+        """
+        if not isinstance(event, Fill | AdlFill):
             return True
-        if event.seq <= self.seq[event.symbol]:
+        if event.seq <= self.seq[event.symbol] or (event.symbol, event.seq) in self._replayed:
             return False
         self.seq[event.symbol] = event.seq
         return True
