@@ -1,7 +1,6 @@
 """The real PostgreSQL and Valkey, started once. Every test gets a separate database and an empty key space."""
 
 import asyncio
-import gc
 import itertools
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ import structlog
 from hypothesis import settings
 from watchdog import WatchedLoop, budgeted
 
+from fundsvc.app import tune_interpreter
 from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
 from fundsvc.engine.session import Session
 from fundsvc.local.servers import EmbeddedServers
@@ -54,9 +54,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Exempts what pytest has collected from garbage collection: it is half a million objects, and they stay."""
-    gc.collect()
-    gc.freeze()
+    """Tunes the interpreter as the service does. This also exempts what pytest has collected from garbage collection."""
+    tune_interpreter()
 
 
 def pytest_asyncio_loop_factories():
