@@ -211,20 +211,20 @@ async def found(pool, rule, target):
     return explained and (explained.target.rule, explained.target.amount) == (rule, amount)
 
 
-@pytest.mark.parametrize(("rule", "said"), [
+@pytest.mark.parametrize(("rule", "texts"), [
     ("value_at_risk", ["AAA has the target 4 USDT", "1 periods of 24 h", "fullness 1.25", "recommended leverage 20"]),
     ("cover", ["AAA has the target 280 USDT", "largest long positions", "900", "the other side would lose 0 USDT", "280"]),
     ("open_interest", ["AAA has the target 30 USDT", "0.01 of 3000 USDT, the value of 3 open lots"]),
     ("none", ["AAA has no target under the rule none: the configuration names no rule"]),
 ])  # fmt: skip
-async def test_command_explains_a_target(config, pool, rule, said):
+async def test_command_explains_a_target(config, pool, rule, texts):
     async with open_client(config.stream) as client:
         await Producer(client, 1).append(market())
     async with running(with_section(config, "engine", rollup_seconds=0.05, book_seconds=0.05)):
         await eventually(lambda: pool.fetchval("SELECT entry = 2 FROM rollup_progress WHERE symbol = 'AAA'"))
     done = await fundsvc(config, "target", "AAA", "--rule", rule)
     assert done.code == 0, done.error
-    for text in said:
+    for text in texts:
         assert text in done.output
     assert "secret" not in done.output
 
@@ -239,6 +239,6 @@ async def test_http_reports_a_target_that_is_not_computed_yet(config):
     await settle(config, listing("AAA"))
     async with serving(config) as service:
         assert (await eventually(lambda: answered(service)))["target"] is None
-        for symbol, said in (("AAA", "looked for yet"), ("BBB", "listed")):
+        for symbol, text in (("AAA", "not computed yet"), ("BBB", "listed")):
             async with service.http.get(f"/api/v1/insurance-fund/{symbol}/target") as answer:
-                assert (answer.status, said in (await answer.json())["msg"]) == (404, True)
+                assert (answer.status, text in (await answer.json())["msg"]) == (404, True)

@@ -18,7 +18,7 @@ from escalations import LISTING, SYMBOL, allocated, mark, position, shortfall, w
 from eventually import eventually
 from served import served
 from tokens import bearer, with_secret
-from watchdog import watched
+from watchdog import HOLD_MS_MAX, watched
 
 from fundsvc.app import tune_interpreter
 from fundsvc.core.adl.book import ROWS_PER_PART, SavedBook, SavedSide
@@ -32,9 +32,6 @@ from fundsvc.streams.source import id_order
 from fundsvc.wire.codec import encode
 
 pytestmark = pytest.mark.alone
-
-HOLD_MS_MAX = 50
-"""Five times loop_ms_max, for a busy machine."""
 
 
 class Size(NamedTuple):
@@ -142,7 +139,7 @@ async def settle_large(config, owner_connection, size, allocation):
     config = with_section(with_secret(config), "policy", default=Policy(allocation=allocation))
     config = with_section(config, "http", requests_max=1_000_000)  # a preview of so many positions counts as hundreds
     config = with_section(config, "engine", book_seconds=1, lease_seconds=5)
-    config = with_section(config, "adl", round_seconds=0)  # nobody answers, and orders must not be asked again by the clock
+    config = with_section(config, "adl", round_seconds=0)  # without answers, rounds must not time out
     async with served(config) as service:
         await service.append(LISTING)
     book = await asyncio.to_thread(kept_shorts, size.positions)
