@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from fundsvc.core.adl.book import Book
-from fundsvc.core.adl.desk import Deleveraging
+from fundsvc.core.adl.desk import AdlDesk
 from fundsvc.core.adl.order import AdlOrder, RoundTerms, Want, opposite, order_for
 from fundsvc.core.adl.records import reduced_body, round_bodies
 from fundsvc.core.adl.valuation import SideName
@@ -73,7 +73,7 @@ class Market:
         self.fund = fund
         self.symbol = fund.contract.symbol
         self._shared = shared
-        self._desk: Deleveraging | None = None
+        self._desk: AdlDesk | None = None
 
     @property
     def contract(self) -> Contract:
@@ -81,10 +81,10 @@ class Market:
         return self.fund.contract
 
     @property
-    def desk(self) -> Deleveraging:
+    def desk(self) -> AdlDesk:
         """The ADL desk, created with an empty book at first use."""
         if self._desk is None:
-            self._desk = Deleveraging(self.contract, self.fund.policy, self._policy_under)
+            self._desk = AdlDesk(self.contract, self.fund.policy, self._policy_under)
         return self._desk
 
     @property
@@ -410,7 +410,7 @@ class Market:
         return policies.of(self.symbol) if policies else self.fund.policy
 
 
-def waits_for_adl(fund: Fund, desk: Deleveraging, fill: Fill) -> WaitsForAdl:
+def waits_for_adl(fund: Fund, desk: AdlDesk, fill: Fill) -> WaitsForAdl:
     """The rule of `adl_then_fund`: the fund pays nothing yet if the deficit escalates and a position can be reduced."""
 
     def waits(deficit: int, bankruptcy_price: int) -> bool:

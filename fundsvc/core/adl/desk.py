@@ -29,7 +29,7 @@ WINDOW_MAX = 32_768
 GROWTH = 4
 
 
-class Deleveraging:
+class AdlDesk:
     """Ranks, asks and keeps promises: lots that one open order asks of a position are not asked by another.
 
     `changed` says whether positions have changed since the book was last kept. `policy_under` tells the policy of a version of

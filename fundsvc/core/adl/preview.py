@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from fundsvc.core.adl.book import Book
-from fundsvc.core.adl.desk import Deleveraging
+from fundsvc.core.adl.desk import AdlDesk
 from fundsvc.core.adl.order import AdlOrder, RoundTerms, order_for
 from fundsvc.core.events import Fill
 from fundsvc.core.fund.chain import Entry
@@ -30,13 +30,13 @@ def preview(fund: Fund, book: Book, open_orders: Iterable[AdlOrder], fill: Fill,
     Lots that open orders wait for are promised to them; orders of an iterator are let go afterwards. The first round asks for
     `asked_of` the lots that the order needs. Raises Rejection when the fill could not be settled.
     """
-    desk = Deleveraging(fund.contract, fund.policy)
+    desk = AdlDesk(fund.contract, fund.policy)
     desk.book = book
     with _promised(desk, [*open_orders]):
         return _preview(fund, desk, fill, asked_of)
 
 
-def _preview(fund: Fund, desk: Deleveraging, fill: Fill, asked_of: AskedOf) -> Preview:
+def _preview(fund: Fund, desk: AdlDesk, fill: Fill, asked_of: AskedOf) -> Preview:
     adl_comes_first = fund.policy.waterfall == "adl_then_fund"
     entry, _ = fund.settle(fill, waits_for_adl(fund, desk, fill) if adl_comes_first else None)
     if entry.uncovered < max(1, fund.escalate_min(entry.bankruptcy_price)):
@@ -47,7 +47,7 @@ def _preview(fund: Fund, desk: Deleveraging, fill: Fill, asked_of: AskedOf) -> P
 
 
 @contextmanager
-def _promised(desk: Deleveraging, orders: list[AdlOrder]) -> Iterator[None]:
+def _promised(desk: AdlDesk, orders: list[AdlOrder]) -> Iterator[None]:
     """Promises lots to open orders, and takes the promises back. The list is empty then.
 
     Orders are let go one by one: to do it at once with all their positions would keep other threads waiting.
