@@ -283,7 +283,7 @@ async def test_unreadable_ledger_does_not_block_the_rest_of_its_group(config, ow
         assert await audit.entries("newest") == {"ABC": 6, "XYZ": 6}
 
 
-class TestDeleveraging:
+class TestAdl:
     """Walks through ADL records continue where they stopped, too."""
 
     @pytest.fixture(autouse=True)

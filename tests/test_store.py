@@ -18,7 +18,7 @@ from fundsvc.core.fund.settlement import FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import (
     SQL,
     StoreFault,
@@ -621,7 +621,7 @@ def keep(*parts):
 async def kept(config, owner_connection):
     """The parts of the only book, as the engine and as a reader load them."""
     async with open_pool(config.database.dsn, 1) as pool:
-        (shown,) = await Deleveragings(pool).books(0)
+        (shown,) = await AdlReader(pool).books(0)
     (loaded,) = await load_books(owner_connection, 0)
     assert loaded[:-1] == shown[:-1]
     parts = list(loaded.book or ())

@@ -31,7 +31,7 @@ from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import BookRecovery
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.client import Client, StreamFault
@@ -78,7 +78,7 @@ class Follower:
         self._seconds = config.http.book_seconds
         self._mark_seconds_max = config.adl.mark_seconds_max
         self._metrics = metrics
-        self._ledger = Deleveragings(pool)
+        self._ledger = AdlReader(pool)
         self._partitions = [
             FollowedPartition(config, self._ledger, _source(config, client, number), number, Exclusive(worker))
             for number in range(config.stream.partitions)
@@ -228,7 +228,7 @@ class FollowedPartition:
     `exclusive` gives access to them.
     """
 
-    def __init__(self, config: Config, ledger: Deleveragings, source: Source, number: int, exclusive: Exclusive) -> None:
+    def __init__(self, config: Config, ledger: AdlReader, source: Source, number: int, exclusive: Exclusive) -> None:
         self.number = number
         self.exclusive = exclusive
         self.confirmed_ms = 0

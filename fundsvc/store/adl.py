@@ -66,7 +66,7 @@ class RoundRow(NamedTuple):
     allocations: list[AllocationRow]
 
 
-class DeleveragedRow(NamedTuple):
+class ReductionRow(NamedTuple):
     """A reduction of an account's position: the `executed` lots of one round, and the position at the begin of the round."""
 
     symbol: str
@@ -85,7 +85,7 @@ class Reduction(NamedTuple):
 
     account: str
     updated_at: datetime
-    row: DeleveragedRow
+    row: ReductionRow
 
 
 class OpenOrders(NamedTuple):
@@ -101,7 +101,7 @@ class OpenOrders(NamedTuple):
         return orders_from(self.orders, [row for row in self.records if (row["symbol"], row["adl"]) in known])
 
 
-class Deleveragings:
+class AdlReader:
     """Reads ADL data. Every method raises StoreFault if the database is unreachable."""
 
     def __init__(self, pool: Pool) -> None:
@@ -196,20 +196,20 @@ class Deleveragings:
         """Returns the order that an entry of a contract caused, or an empty list."""
         return [OrderRow(*row) for row in await self._fetch("orders_caused", symbol, entry)]
 
-    async def deleveraged(self, account: str, count: int) -> list[DeleveragedRow]:
+    async def latest_reductions(self, account: str, count: int) -> list[ReductionRow]:
         """Returns the latest reductions of an account's positions, newest first."""
-        return [_reduction(row).row for row in await self._fetch("deleveraged", account, count)]
+        return [_reduction(row).row for row in await self._fetch("latest_reductions", account, count)]
 
-    async def deleveraged_page(
+    async def reductions_page(
         self, account: str, *, count: int, offset: int | None = None, forward: bool = False
-    ) -> list[tuple[int, DeleveragedRow]]:
+    ) -> list[tuple[int, ReductionRow]]:
         """Returns up to `count` reductions of an account's positions with their numbers. Numbers count an account's reductions
         from 1.
 
         With `forward` ascending after number `offset`, else descending before it or from the newest.
         """
         first, last = ((offset or 0) + 1, INT64_MAX) if forward else (1, INT64_MAX if offset is None else offset - 1)
-        rows = await self._fetch("deleveraged_page", account, first, last, forward, count)
+        rows = await self._fetch("reductions_page", account, first, last, forward, count)
         return [(row["number"], _reduction(row).row) for row in rows]
 
     async def reductions(self, orders: Collection[tuple[str, int]], accounts: Collection[str]) -> list[Reduction]:
@@ -235,5 +235,5 @@ def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> Iterator[
 
 
 def _reduction(row: Mapping[str, Any]) -> Reduction:
-    columns = {name: row[name] for name in DeleveragedRow._fields if name != "reduced"}
-    return Reduction(row["account"], row["updated_at"], DeleveragedRow(**columns, reduced=reduced_of(row["body"])))
+    columns = {name: row[name] for name in ReductionRow._fields if name != "reduced"}
+    return Reduction(row["account"], row["updated_at"], ReductionRow(**columns, reduced=reduced_of(row["body"])))

@@ -10,7 +10,7 @@ from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.readmodel.adl_books import BookView, Follower
-from fundsvc.store.adl import DeleveragedRow
+from fundsvc.store.adl import ReductionRow
 
 
 class PositionAnswer(Inputs, frozen=True, kw_only=True):
@@ -99,17 +99,17 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
     )
 
 
-def reduction_answer(row: DeleveragedRow, contract: Contract) -> ReductionAnswer:
+def reduction_answer(row: ReductionRow, contract: Contract) -> ReductionAnswer:
     """Returns a reduction for its account."""
     return ReductionAnswer(**_reduced(row, contract))
 
 
-def numbered_reduction_answer(number: int, row: DeleveragedRow, contract: Contract) -> NumberedReductionAnswer:
+def numbered_reduction_answer(number: int, row: ReductionRow, contract: Contract) -> NumberedReductionAnswer:
     """Returns a reduction with its number for its account."""
     return NumberedReductionAnswer(number=number, **_reduced(row, contract))
 
 
-def _reduced(row: DeleveragedRow, contract: Contract) -> dict[str, Any]:
+def _reduced(row: ReductionRow, contract: Contract) -> dict[str, Any]:
     reduced = row.reduced
     standing = valued(contract, row.side, reduced, reduced.mark)
     return dict(
