@@ -15,10 +15,10 @@ from ledgers import TS, fill, listing
 from msgspec.structs import replace
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.adl.book import SavedBook
+from fundsvc.core.adl.book import BookPart
 from fundsvc.core.adl.order import AdlOrder, Asked
 from fundsvc.core.adl.records import terms_of
-from fundsvc.core.batch import Batch, BookState, KeptBook, Offset, Place
+from fundsvc.core.batch import Batch, BookState, Offset, Place, StoredBook
 from fundsvc.core.events import (
     AdlAck,
     AdlEnd,
@@ -153,8 +153,8 @@ class FakeLedger:
 
     def _kept(self, symbol):
         last_id, state = self.books.get(symbol, ("0-0", BookState(symbol, 0, None, 0, 0, None, 0)))
-        parts = map(partial(msgspec.msgpack.decode, type=SavedBook), state.parts) if state.parts else None
-        return KeptBook(symbol, last_id, state.seq, state.mark, state.mark_ts, state.mark_seq, parts)
+        parts = map(partial(msgspec.msgpack.decode, type=BookPart), state.parts) if state.parts else None
+        return StoredBook(symbol, last_id, state.seq, state.mark, state.mark_ts, state.mark_seq, parts)
 
     def _reopened(self, state):
         order = AdlOrder(**{name: value for name, value in state._asdict().items() if name != "recovered"})

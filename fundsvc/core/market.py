@@ -15,7 +15,7 @@ from fundsvc.core.adl.desk import AdlDesk
 from fundsvc.core.adl.order import AdlOrder, RoundTerms, Want, opposite, order_for
 from fundsvc.core.adl.records import reduced_body, round_bodies
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import BookState, Draft, KeptBook, Round
+from fundsvc.core.batch import BookState, Draft, Round, StoredBook
 from fundsvc.core.checks import check_mark, check_position, position_numbers
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting
 from fundsvc.core.events import (
@@ -365,7 +365,7 @@ class Market:
         desk.changed = False
         return BookState(self.symbol, seq, book.mark, book.mark_ts, book.mark_seq, parts, book.open if parts else 0)
 
-    def restore_mark(self, kept: KeptBook) -> Book:
+    def restore_mark(self, kept: StoredBook) -> Book:
         """Sets the mark of a saved book; returns the book, to restore its positions."""
         book = self.desk.book
         book.mark, book.mark_ts, book.mark_seq = kept.mark, kept.mark_ts, kept.mark_seq

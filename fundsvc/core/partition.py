@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, Draft, KeptBook, RateState, Round
+from fundsvc.core.batch import Batch, Draft, RateState, Round, StoredBook
 from fundsvc.core.checks import check_rate
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import CONTRACTS_MAX, Contract, check_relisting, contract_of, partition_of
@@ -179,7 +179,7 @@ class Partition:
         """Whether the next batches save books."""
         return bool(self._shared.books_due)
 
-    def restore(self, kept: KeptBook) -> Iterator[None]:
+    def restore(self, kept: StoredBook) -> Iterator[None]:
         """Restores a contract's book from a saved one, if there is one; some positions at each step."""
         if kept.mark is None and kept.book is None:
             return

@@ -22,7 +22,7 @@ from fundsvc.core.adl.preview import AskedOf, Preview, preview
 from fundsvc.core.adl.queue import Section, sections
 from fundsvc.core.adl.ranking import Ranking
 from fundsvc.core.adl.valuation import Rank, SideName
-from fundsvc.core.batch import KeptBook, Offset
+from fundsvc.core.batch import Offset, StoredBook
 from fundsvc.core.contracts import Contract, partition_of
 from fundsvc.core.events import Fill
 from fundsvc.core.fund.settlement import Fund
@@ -340,7 +340,7 @@ class FollowedPartition:
         followed.recovery.listed = False
         return all(partition.contract(fund.contract.symbol) == fund.contract for fund in funds)
 
-    async def _restore(self, partition: Partition, kept: Iterable[KeptBook]) -> None:
+    async def _restore(self, partition: Partition, kept: Iterable[StoredBook]) -> None:
         """Restores books in steps, as a million positions take seconds; yields to the loop after each step."""
         for book in kept:
             steps, step = partition.restore(book), None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
 from fundsvc.core.adl.records import reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import KeptBook, Offset, Place
+from fundsvc.core.batch import Offset, Place, StoredBook
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
@@ -117,7 +117,7 @@ class AdlReader:
         ((found,),) = await self._fetch("books_with_positions", partition)
         return bool(found)
 
-    async def books(self, partition: int, symbols: Sequence[str] | None = None) -> list[KeptBook]:
+    async def books(self, partition: int, symbols: Sequence[str] | None = None) -> list[StoredBook]:
         """Returns the last stored books of a partition's contracts, optionally only of `symbols`."""
         async with reading(self._pool) as connection:
             return await load_books(connection, partition, symbols)

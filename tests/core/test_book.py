@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fundsvc.core.adl import book as book_module
-from fundsvc.core.adl.book import Book, SavedBook, SavedSide, Side
+from fundsvc.core.adl.book import Book, BookPart, Side, SidePart
 from fundsvc.core.adl.directory import NONE
 from fundsvc.core.adl.valuation import Rank
 from fundsvc.core.contracts import Contract
@@ -124,7 +124,7 @@ def rows_of(book: Book) -> list[list[tuple]]:
     ]
 
 
-def _rows(side: SavedSide) -> Iterator[tuple]:
+def _rows(side: SidePart) -> Iterator[tuple]:
     columns = (np.frombuffer(column, "<i8") for column in (side.lots, side.entry_price, side.margin, side.seq))
     return zip(side.accounts, *columns, side.seen or side.accounts, strict=True)
 
@@ -194,7 +194,7 @@ def test_restored_book_has_the_same_ranking(contract, positions, mark):
     for (account, lots, entry_price, margin), is_long in positions:
         book.set(account, lots if is_long else -lots, entry_price, margin)
     again = Book(contract)
-    deque(again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)), maxlen=0)
+    deque(again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=BookPart)), maxlen=0)
     assert again.open == book.open
     for name, side in book.sides.items():
         other = again.sides[name]
@@ -286,7 +286,7 @@ def test_position_has_the_last_leg_of_its_events(steps):
             named[account, side] = leg
     assert legs_of(book) == expected_legs(named)
     other = Book(LINEAR)
-    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)):
+    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=BookPart)):
         pass
     assert legs_of(other) == legs_of(book)
 
@@ -314,6 +314,6 @@ def test_book_without_legs_is_restored():
     book.set("a", 10, PRICE, 0)
     old = [side[:6] for side in msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())))[:2]]
     other = Book(LINEAR)
-    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode([*old, False, -1]), type=SavedBook)):
+    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode([*old, False, -1]), type=BookPart)):
         pass
     assert legs_of(other) == {("a", "long"): "BOTH"}

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core import partition as partition_module
-from fundsvc.core.adl.book import NOTHING_KNOWN, Book, SavedBook
+from fundsvc.core.adl.book import NOTHING_KNOWN, Book, BookPart
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import Valuation
-from fundsvc.core.batch import Batch, KeptBook, Round
+from fundsvc.core.batch import Batch, Round, StoredBook
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.fund.verification import OrderTotals, Replay
@@ -63,15 +63,15 @@ def refused(settling: Partition, event) -> Reason:
     return rejection.value.reason
 
 
-def kept_book(book: Book, saved: SavedBook | None = None) -> KeptBook:
-    return KeptBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, [saved or next(book.save())])
+def kept_book(book: Book, saved: BookPart | None = None) -> StoredBook:
+    return StoredBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, [saved or next(book.save())])
 
 
-def decoded(parts: list[bytes]) -> list[SavedBook]:
-    return [msgspec.msgpack.decode(part, type=SavedBook) for part in parts]
+def decoded(parts: list[bytes]) -> list[BookPart]:
+    return [msgspec.msgpack.decode(part, type=BookPart) for part in parts]
 
 
-def restore(settling: Partition, kept: KeptBook) -> None:
+def restore(settling: Partition, kept: StoredBook) -> None:
     for _ in settling.restore(kept):
         pass
 
@@ -488,8 +488,8 @@ def test_books_are_saved_on_request_and_positions_only_if_changed():
     (second,) = settling.take().books
     assert (second.seq, second.mark, second.parts, second.positions) == (4, 60 * 10**12, None, 0)
     again = partition(Fund(UNIT))
-    restore(again, KeptBook(UNIT.symbol, "0-0", 4, second.mark, second.mark_ts, 0, decoded(first.parts)))
-    restore(again, KeptBook(UNIT.symbol, "0-0", 4, None, 0, 0, None))
+    restore(again, StoredBook(UNIT.symbol, "0-0", 4, second.mark, second.mark_ts, 0, decoded(first.parts)))
+    restore(again, StoredBook(UNIT.symbol, "0-0", 4, None, 0, 0, None))
     assert list(again.book(UNIT.symbol).save()) == decoded(first.parts)
     assert again.book(UNIT.symbol).mark == 60 * 10**12
     assert [(contract, book.open) for contract, book in again.books()] == [(UNIT, 3)]
@@ -500,11 +500,11 @@ def test_contract_without_a_book_is_saved_as_an_empty_book():
     settling.admit(Fund(UNIT))
     settling.keep_books()
     assert settling.take().books == [(UNIT.symbol, 0, None, 0, 0, None, 0)]
-    restore(settling, KeptBook(UNIT.symbol, "0-0", 0, None, 0, 0, None))
+    restore(settling, StoredBook(UNIT.symbol, "0-0", 0, None, 0, 0, None))
     assert settling.book(UNIT.symbol) is None
     assert settling.price_decimals(UNIT.symbol) == 12
     assert (settling.contract(UNIT.symbol), settling.contract("OTHER")) == (UNIT, None)
-    restore(settling, KeptBook(UNIT.symbol, "0-0", 0, 7, 0, 0, None))
+    restore(settling, StoredBook(UNIT.symbol, "0-0", 0, 7, 0, 0, None))
     assert settling.book(UNIT.symbol).mark == 7
 
 
@@ -634,7 +634,7 @@ def test_owners_with_positions_are_known_after_a_restart(events):
     first, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:], *events)
     saved = next(first.book(UNIT.symbol).save())
     other = partition(Fund(UNIT))
-    restore(other, kept_book(first.book(UNIT.symbol), msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=SavedBook)))
+    restore(other, kept_book(first.book(UNIT.symbol), msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=BookPart)))
     for settling in (first, other):
         settling.apply(shortfall(1, account="long"))
         assert list(asked(settling.take())[0]) == ["b"]
@@ -689,7 +689,7 @@ def test_snapshot_closes_positions_that_it_omits(restarts):
     assert settling.book(UNIT.symbol).stale
     if restarts:
         again = partition(Fund(UNIT))
-        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(settling.book(UNIT.symbol).save())), type=SavedBook)
+        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(settling.book(UNIT.symbol).save())), type=BookPart)
         restore(again, kept_book(settling.book(UNIT.symbol), saved))
         settling = again
     settling.apply(position("new", -2, "90"))
@@ -974,7 +974,7 @@ def test_partition_restored_from_its_rows_continues_identically(contract, policy
     book, open_orders = engine.partition.book(contract.symbol), engine.open
     engine.partition = partition(engine.fund)
     if book:
-        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)
+        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=BookPart)
         restore(engine.partition, kept_book(book, saved)._replace(symbol=contract.symbol))
     for order in open_orders:
         assert engine.partition.reopen(order).order == order.written()
@@ -1010,7 +1010,7 @@ def test_recalled_book_equals_the_original(contract, stream):
     assert positions_of(recalled, contract.symbol) == positions_of(engine.partition, contract.symbol)
 
 
-def positions_of(settling: Partition, symbol: str) -> SavedBook:
+def positions_of(settling: Partition, symbol: str) -> BookPart:
     book = settling.book(symbol)
     return next((book or Book(UNIT)).save())
 

@@ -70,7 +70,7 @@ _FIELDS = 4
 _LOTS, _ENTRY_PRICE, _MARGIN, _PROMISED = range(_FIELDS)
 
 
-class SavedSide(msgspec.Struct, array_like=True, frozen=True):
+class SidePart(msgspec.Struct, array_like=True, frozen=True):
     """The columns of a side as they are kept: little-endian 64-bit integers, a row per position.
 
     `seq` is empty where no position has a sequence; rows with a sequence are kept with 0 lots once they are closed. `seen` has
@@ -86,10 +86,10 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
     seen: bytes | None = None
     legs: bytes = b""
 
-    def part(self, first: int, last: int) -> "SavedSide":
+    def part(self, first: int, last: int) -> "SidePart":
         """The rows from `first` up to, not including, `last`; less where the side ends."""
         cells = slice(CELL_BYTES * first, CELL_BYTES * last)
-        return SavedSide(
+        return SidePart(
             self.accounts[first:last],
             self.lots[cells],
             self.entry_price[cells],
@@ -100,14 +100,14 @@ class SavedSide(msgspec.Struct, array_like=True, frozen=True):
         )
 
 
-class SavedBook(msgspec.Struct, array_like=True, frozen=True):
+class BookPart(msgspec.Struct, array_like=True, frozen=True):
     """A book as it is kept between restarts, or a part of it: parts that are restored one after the other are the whole.
 
     `owners` has the owners of accounts that were named one.
     """
 
-    long: SavedSide
-    short: SavedSide
+    long: SidePart
+    short: SidePart
     stale: bool = False
     known_ms: int = NOTHING_KNOWN
     owners: dict[str, str] = {}
@@ -512,7 +512,7 @@ class Side:
         """The rows of open positions and of sequences to be remembered."""
         return np.flatnonzero(self._lots > 0 if self._seq is None else (self._lots > 0) | (self._seq > 0))
 
-    def save(self, rows: NDArray[np.intp]) -> SavedSide:
+    def save(self, rows: NDArray[np.intp]) -> SidePart:
         """What is kept of some rows."""
         lots, entry_price, margin = (
             column[rows].astype("<i8").tobytes() for column in (self._lots, self._entry_price, self._margin)
@@ -522,9 +522,9 @@ class Side:
         seen = self._seen
         named = None if seen is None else bytes(seen[row] if row < len(seen) else 0 for row in numbers_of(rows))
         legs = b"" if self._legs is None else bytes(map(self.is_leg, numbers_of(rows)))
-        return SavedSide(names, lots, entry_price, margin, seq, named, legs)
+        return SidePart(names, lots, entry_price, margin, seq, named, legs)
 
-    def restore(self, saved: SavedSide) -> Iterator[None]:
+    def restore(self, saved: SidePart) -> Iterator[None]:
         """Sets the positions of a part that was kept, some at each step."""
         if saved.seen is not None and self._seen is None:
             self.begin_snapshot()
@@ -532,7 +532,7 @@ class Side:
             self._restore(saved.part(first, first + ROWS_PER_STEP))
             yield
 
-    def _restore(self, part: SavedSide) -> None:
+    def _restore(self, part: SidePart) -> None:
         columns = (np.frombuffer(data, "<i8").tolist() for data in (part.lots, part.entry_price, part.margin))
         for account, *position in zip(part.accounts, *columns, strict=True):
             if position[0]:
@@ -546,7 +546,7 @@ class Side:
                     self.remember(account, number)
         self._restore_seen(part)
 
-    def _restore_seen(self, part: SavedSide) -> None:
+    def _restore_seen(self, part: SidePart) -> None:
         if part.seen is not None:
             for account, named in zip(part.accounts, part.seen, strict=True):
                 row = self._directory.find(account)
@@ -722,7 +722,7 @@ class Book:
             if row != NONE:
                 yield name, row
 
-    def save(self) -> Iterator[SavedBook]:
+    def save(self) -> Iterator[BookPart]:
         """The positions as they stand, in parts to be kept; the mark is kept beside them. The book must not change meanwhile.
 
         Made one by one, so that other threads wait for no call that makes or frees millions of objects.
@@ -732,9 +732,9 @@ class Book:
         for first in range(0, max(1, len(long), len(short), len(owned)), ROWS_PER_PART):
             rows = slice(first, first + ROWS_PER_PART)
             sides = self._long.save(long[rows]), self._short.save(short[rows])
-            yield SavedBook(*sides, self.stale, self.known_ms, dict(islice(owners, ROWS_PER_PART)))
+            yield BookPart(*sides, self.stale, self.known_ms, dict(islice(owners, ROWS_PER_PART)))
 
-    def restore(self, saved: SavedBook) -> Iterator[None]:
+    def restore(self, saved: BookPart) -> Iterator[None]:
         """Sets the positions of a part that was kept, some at each step."""
         self.stale, self.known_ms = saved.stale, saved.known_ms
         yield from self._long.restore(saved.long)
