@@ -79,7 +79,7 @@ def undisturbed(events):
 def ranks(book):
     """Returns each side in the order of rank, with all numbers of each rank."""
     return {
-        name: [side.standing(int(row), book.mark) for row in side.ranking(book.mark).rows] for name, side in book.sides.items()
+        name: [side.valued(int(row), book.mark) for row in side.ranking(book.mark).rows] for name, side in book.sides.items()
     }
 
 

@@ -160,7 +160,7 @@ async def test_replayed_event_applies_where_it_was_settled(config, producer, cli
 
 def lots_of(account, follower):
     ((side, lots),) = (
-        (side, view.book.sides[side].standing(row, 10**12).lots)
+        (side, view.book.sides[side].valued(row, 10**12).lots)
         for view in follower.views()
         for side, row in view.book.positions(account)
     )

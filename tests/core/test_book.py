@@ -81,12 +81,12 @@ def test_ranking_equals_its_definition(contract, name, positions, mark):
         rank = side.rank_of(account, mark)
         assert rank == (Rank(queue.index(account) + 1, len(queue)) if account in queue else None)
     for account, numbers in known.items():
-        standing = side.standing(side.row_of(account), mark)
+        position = side.valued(side.row_of(account), mark)
         if numbers:
-            assert standing.unrealised_pnl == math.floor(numbers[0])
-            assert (standing.return_on_entry, standing.leverage, standing.score) == pytest.approx([*map(float, numbers[1:])])
+            assert position.unrealised_pnl == math.floor(numbers[0])
+            assert (position.return_on_entry, position.leverage, position.score) == pytest.approx([*map(float, numbers[1:])])
         else:
-            assert math.isinf(standing.leverage)
+            assert math.isinf(position.leverage)
 
 
 @given(CONTRACTS, SIDES, st.lists(SMALL, max_size=30, unique_by=lambda position: position[0]), MARKS, st.data())
@@ -95,8 +95,8 @@ def test_order_of_positions_does_not_affect_the_queue(contract, name, positions,
     queues = []
     for arrived in (positions, other):
         side = side_of(contract, name, arrived)
-        queues.append([side.standing(row, mark) for row in side.ranking(mark).rows])
-        gainers = [standing.account for standing in queues[-1] if standing.score > 0]
+        queues.append([side.valued(row, mark) for row in side.ranking(mark).rows])
+        gainers = [position.account for position in queues[-1] if position.score > 0]
         assert [side.accounts[row] for row in side.leaders(mark, 3).rows] == gainers[:3]
     assert queues[0] == queues[1]
 
@@ -110,9 +110,9 @@ def test_positions_and_marks_up_to_64_bits_are_ranked(contract, name, positions,
     gainers = int(side.columns(mark).gainers().sum())
     assert list(side.leaders(mark, 4).rows) == list(ranking.rows[: min(4, gainers)])
     for row in np.flatnonzero(side.lots_of(np.arange(len(side.accounts)))):
-        standing = side.standing(int(row), mark)
-        assert abs(standing.unrealised_pnl) <= INT64_MAX
-        assert not math.isnan(standing.score)
+        position = side.valued(int(row), mark)
+        assert abs(position.unrealised_pnl) <= INT64_MAX
+        assert not math.isnan(position.score)
     assert np.isfinite(side.profits(ranking.rows, mark)).all()
 
 
@@ -198,7 +198,7 @@ def test_restored_book_has_the_same_ranking(contract, positions, mark):
     assert again.open == book.open
     for name, side in book.sides.items():
         other = again.sides[name]
-        queues = [[s.standing(row, mark) for row in s.ranking(mark).rows] for s in (side, other)]
+        queues = [[s.valued(row, mark) for row in s.ranking(mark).rows] for s in (side, other)]
         assert queues[0] == queues[1]
 
 
@@ -232,9 +232,9 @@ def test_ranks_change_with_positions_and_marks():
 
 def test_reduced_position_keeps_its_return_and_leverage():
     side = side_of(UNIT, "long", [("a", 10, 100 * PRICE, 500 * ONE)])
-    before = side.standing(side.row_of("a"), 110 * PRICE)
+    before = side.valued(side.row_of("a"), 110 * PRICE)
     side.reduce("a", 4)
-    after = side.standing(side.row_of("a"), 110 * PRICE)
+    after = side.valued(side.row_of("a"), 110 * PRICE)
     assert (after.lots, after.margin) == (6, 300 * ONE)
     assert (after.return_on_entry, after.leverage) == (before.return_on_entry, before.leverage)
     side.reduce("nobody", 1)

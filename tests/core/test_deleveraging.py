@@ -696,7 +696,7 @@ def test_snapshot_closes_positions_that_it_omits(restarts):
     settling.apply(Snapshot(UNIT.symbol, "end", 2))
     book = settling.book(UNIT.symbol)
     assert {
-        account: book.sides[side].standing(row, 1).lots
+        account: book.sides[side].valued(row, 1).lots
         for account in ("a", "b", "c", "new", "long")
         for side, row in book.positions(account)
     } == {"b": 4, "new": 2}
@@ -867,7 +867,7 @@ class Engine:
         for account, lots, entry_price, margin, asked in zip(
             terms.accounts, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True
         ):
-            standing = valuation.standing(account, lots, entry_price, margin, terms.mark)
+            standing = valuation.valued(account, lots, entry_price, margin, terms.mark)
             assert promised[order.reduce, account] <= lots
             assert standing.leverage < math.inf
             if policy.eligible == "profitable":
@@ -993,7 +993,7 @@ def test_recalling_an_execution_keeps_the_other_leg():
         settling.apply_to_book(msgspec.structs.replace(event, position_side=leg))
     settling.apply_to_book(adl_fill(1, "a", 3), "short")
     book = settling.book(UNIT.symbol)
-    assert [(side, book.sides[side].standing(row, 1).lots) for side, row in book.positions("a")] == [("long", 10), ("short", 1)]
+    assert [(side, book.sides[side].valued(row, 1).lots) for side, row in book.positions("a")] == [("long", 10), ("short", 1)]
 
 
 @given(CONTRACTS, STREAMS)

@@ -17,7 +17,7 @@ def test_section_contains_the_positions_with_its_lights(positions):
         side.set(f"a{number:02d}", lots, price * PRICE, margin * ONE)
     mark = 100 * PRICE
     rows = side.ranking(mark).rows
-    standings = [side.standing(int(row), mark) for row in rows]
+    standings = [side.valued(int(row), mark) for row in rows]
     expected = []
     for lights in range(5, 0, -1):
         lit = [one for rank, one in enumerate(standings, 1) if Rank(rank, len(standings)).lights == lights]

@@ -32,7 +32,7 @@ def lots(settling):
     book = settling.book(UNIT.symbol)
     found = {}
     for side in book.sides.values():
-        found |= {account: side.standing(row, 1).lots for account in side.accounts if (row := side.row_of(account)) >= 0}
+        found |= {account: side.valued(row, 1).lots for account in side.accounts if (row := side.row_of(account)) >= 0}
     return found
 
 

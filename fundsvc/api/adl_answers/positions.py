@@ -80,9 +80,9 @@ async def position_answers(follower: Follower, account: str) -> list[PositionAns
 def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None) -> PositionAnswer:
     """Returns the answer for a position valued at the mark."""
     contract, mark = view.contract, view.book.mark
-    standing = view.book.sides[side].standing(row, mark or 1)
+    position = view.book.sides[side].valued(row, mark or 1)
     return PositionAnswer(
-        **input_fields(standing, contract, known=mark is not None),
+        **input_fields(position, contract, known=mark is not None),
         symbol=contract.symbol,
         side=side,
         position_side=view.book.leg_of(side, row),
@@ -111,9 +111,9 @@ def numbered_reduction_answer(number: int, row: ReductionRow, contract: Contract
 
 def _reduced(row: ReductionRow, contract: Contract) -> dict[str, Any]:
     reduced = row.reduced
-    standing = valued(contract, row.side, reduced, reduced.mark)
+    position = valued(contract, row.side, reduced, reduced.mark)
     return dict(
-        **input_fields(standing, contract),
+        **input_fields(position, contract),
         **place_fields(reduced, row.executed),
         symbol=row.symbol,
         adl=row.adl,

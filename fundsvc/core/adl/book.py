@@ -30,7 +30,7 @@ from fundsvc.core.adl.ranking import (
     rank_leaders,
     unsure_rows,
 )
-from fundsvc.core.adl.valuation import Rank, SideName, Standing, Valuation
+from fundsvc.core.adl.valuation import Rank, SideName, Valuation, ValuedPosition
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Reason, Rejection
 
@@ -467,10 +467,10 @@ class Side:
         before = int(np.searchsorted(keys, key))
         return Rank(before + 1, len(keys)) if before < len(keys) else None
 
-    def standing(self, row: int, mark: int) -> Standing:
+    def valued(self, row: int, mark: int) -> ValuedPosition:
         """One position at a mark, with the numbers of its rank."""
         (lots,), (entry_price,), (margin,) = self.inputs([row])
-        return self.valuation.standing(self.accounts[row], lots, entry_price, margin, mark)
+        return self.valuation.valued(self.accounts[row], lots, entry_price, margin, mark)
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """The accounts of some rows."""

@@ -50,7 +50,7 @@ def _section(side: Side, mark: int, lights: int, rows: Places) -> Section:
     lots = side.lots_of(rows)
     columns = side.columns(mark).of(rows)
     profit = ((columns.mark - columns.entry) * columns.direction * lots).sum()
-    first, last = (side.standing(int(row), mark).score for row in (rows[0], rows[-1]))
+    first, last = (side.valued(int(row), mark).score for row in (rows[0], rows[-1]))
     return Section(lights, lights, len(rows), sum(lots.tolist()), first, last, math.floor(profit))
 
 

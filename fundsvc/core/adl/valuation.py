@@ -32,7 +32,7 @@ class Rank(NamedTuple):
         return self.rank / self.ranked
 
 
-class Standing(NamedTuple):
+class ValuedPosition(NamedTuple):
     """A position with every number that its rank comes from, so that it can be recomputed by hand.
 
     Prices are in the contract's units, `margin` and `unrealised_pnl` (rounded down, and at most 64 bits) in atoms;
@@ -51,7 +51,7 @@ class Standing(NamedTuple):
 
 
 class Valuation:
-    """What positions of one side of a contract are worth at a price; exact but for the floats of a `Standing`."""
+    """What positions of one side of a contract are worth at a price; exact but for the floats of a `ValuedPosition`."""
 
     __slots__ = ("_denominator", "_numerator", "direction", "gains_when_rising", "is_inverse")
 
@@ -92,7 +92,7 @@ class Valuation:
             return -((cover - entry_price * worth) // worth)
         return (cover + entry_price * worth) // worth
 
-    def standing(self, account: str, lots: int, entry_price: int, margin: int, mark: int) -> Standing:
+    def valued(self, account: str, lots: int, entry_price: int, margin: int, mark: int) -> ValuedPosition:
         """A position at a mark, with the numbers of its rank."""
         move, unit = self._move(entry_price, mark)
         worth = move * lots * self._numerator
@@ -101,7 +101,7 @@ class Valuation:
         leverage = self.lot_value(mark) * lots / equity if equity > 0 else math.inf
         score = returned * leverage if move > 0 else returned / leverage
         pnl = max(-INT64_MAX, min(INT64_MAX, worth // unit))
-        return Standing(account, lots, entry_price, margin, mark, pnl, returned, leverage, score)
+        return ValuedPosition(account, lots, entry_price, margin, mark, pnl, returned, leverage, score)
 
     def _move(self, entry_price: int, price: int) -> tuple[int, int]:
         """The gain of a price over an entry price, and what gain x lots x numerator is to be divided by for atoms."""
