@@ -49,7 +49,7 @@ class Owner:
 
     def asked(self, symbol: str, adl: int) -> list[tuple[str, int]]:
         """Returns the accounts of an order's current round, with the lots that it still requests."""
-        return list(self._partition.market(symbol).orders[adl].asked.rests())
+        return list(self._partition.market(symbol).orders[adl].progress.rests())
 
     async def settle_late(self, event: Event) -> None:
         """Settles a rejected event, as a replay does."""

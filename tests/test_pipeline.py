@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.adl.book import BookPart
-from fundsvc.core.adl.order import AdlOrder, Asked
+from fundsvc.core.adl.order import AdlOrder, RoundProgress
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.batch import Batch, BookState, Offset, Place, StoredBook
 from fundsvc.core.events import (
@@ -163,9 +163,9 @@ class FakeLedger:
                 match record.kind:
                     case "order" | "round":
                         order.end_round()
-                        order.asked = Asked(terms_of(record.kind, record.body))
+                        order.progress = RoundProgress(terms_of(record.kind, record.body))
                     case "execution":
-                        order.asked.execute(record.account, record.lots)
+                        order.progress.execute(record.account, record.lots)
         return order
 
     def contents(self):
@@ -402,7 +402,7 @@ class Story:
             case 4:
                 return Snapshot(symbol, self._dice.choice(("begin", "end")), TS)
             case _:
-                rests = [(account, lots) for account, lots in order.asked.rests() if lots]
+                rests = [(account, lots) for account, lots in order.progress.rests() if lots]
                 account, lots = self._dice.choice(rests or [(ACCOUNTS[0], 1)])
                 return AdlFill(symbol, self._seq(symbol), adl, account, self._dice.randint(1, lots), TS)
 
@@ -412,7 +412,7 @@ def memory_of(partition):
     return {
         "books": {contract.symbol: book_of(book) for contract, book in partition.books() if book.mark or book.open},
         "orders": [
-            (order.written(), list(order.asked.rests()), order.failures, order.times_asked)
+            (order.written(), list(order.progress.rests()), order.failures, order.times_requested)
             for fund in partition.funds()
             for adl in range(1, fund.adl + 1)
             if (order := partition.open_order(fund.contract.symbol, adl))

@@ -218,7 +218,7 @@ class Market:
         """Continues an open order of the ledger; returns the lots that its round still requests."""
         self.fund.open_in_adl += order.rest
         self.desk.reopen(order)
-        rests = [(account, rest) for account, rest in order.asked.rests() if rest]
+        rests = [(account, rest) for account, rest in order.progress.rests() if rest]
         return Round(order.written(), [account for account, _ in rests], [rest for _, rest in rests])
 
     def _escalate(self, shortfall: Entry) -> None:

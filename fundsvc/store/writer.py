@@ -12,7 +12,7 @@ import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.adl.book import BookPart
-from fundsvc.core.adl.order import AdlOrder, Asked, OrderState
+from fundsvc.core.adl.order import AdlOrder, OrderState, RoundProgress
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import Batch, BookState, Draft, Offset, Place, RateState, StoredBook
@@ -272,11 +272,11 @@ def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
     match row["kind"]:
         case "order" | "round":
             order.end_round()
-            order.asked = Asked(terms_of(row["kind"], row["body"]))
+            order.progress = RoundProgress(terms_of(row["kind"], row["body"]))
         case "part":
-            order.asked.extend(terms_of("part", row["body"]))
+            order.progress.extend(terms_of("part", row["body"]))
         case "execution":
-            order.asked.execute(row["account"], row["lots"])
+            order.progress.execute(row["account"], row["lots"])
 
 
 async def load_books(

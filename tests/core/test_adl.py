@@ -3,7 +3,7 @@ from builders import UNIT, adl_fill, fill
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Asked, RoundTerms, opposite, order_for
+from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, RoundProgress, RoundTerms, opposite, order_for
 from fundsvc.core.events import Reason, Rejection
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
@@ -76,7 +76,7 @@ def test_execution_returns_the_position_that_it_reduces():
     made.begin_round(terms(a=4, c=3), 5)
     reduced = made.execute(adl_fill(1, "c", 2))
     assert (reduced.mark, reduced.ranked, reduced.rank, reduced.lots, reduced.asked) == (7, 9, 3, 3, 3)
-    assert dict(made.asked.rests()) == {"a": 4, "c": 1}
+    assert dict(made.progress.rests()) == {"a": 4, "c": 1}
     assert (made.acknowledged, made.round_ms, made.written().lots) == (True, 5, 7)
 
 
@@ -86,8 +86,8 @@ def test_ended_round_counts_failures_and_requests():
     made.execute(adl_fill(1, "c", 3))
     made.execute(adl_fill(2, "a", 1))
     made.end_round()
-    assert (made.failures, made.times_asked) == ({"a": 1}, {"a": 1, "c": 1})
-    assert len(made.asked) == 0
+    assert (made.failures, made.times_requested) == ({"a": 1}, {"a": 1, "c": 1})
+    assert len(made.progress) == 0
     want = made.want(1)
     assert (want.lots, want.exhausted, want.failures) == (3, {"a", "c"}, {"a": 1})
     assert made.want(2).exhausted == set()
@@ -99,7 +99,7 @@ def test_parts_of_a_round_combine_to_the_round(positions):
     parts = [*whole.parts()]
     assert all(len(part.accounts) <= POSITIONS_PER_RECORD_MAX for part in parts)
     assert {(part.positions, part.lots_asked) for part in parts} == {(positions, sum(whole.asked))}
-    again = Asked(parts[0])
+    again = RoundProgress(parts[0])
     for part in parts[1:]:
         again.extend(part)
-    assert [*again.rests()] == [*Asked(whole).rests()]
+    assert [*again.rests()] == [*RoundProgress(whole).rests()]

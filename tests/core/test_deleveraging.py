@@ -844,7 +844,7 @@ class Engine:
         if not self.open:
             return adl_fill(self.seq, "a", lots, adl=which + 1, symbol=self.symbol)
         order = self.open[which % len(self.open)]
-        account = order.asked.accounts[whose % len(order.asked)]
+        account = order.progress.accounts[whose % len(order.progress)]
         return adl_fill(self.seq, account, lots, adl=order.adl, symbol=self.symbol)
 
     def _adlEnd(self, which):  # noqa: N802 - the event's name

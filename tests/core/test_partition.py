@@ -355,7 +355,7 @@ def everything(settling: Partition) -> object:
     return (
         [(fund.state(), fund.open_in_adl, fund.credited, fund.repaid, fund.policy, fund.policy_version) for fund in funds],
         [(contract, book.save(), book.mark, book.mark_ts, book.mark_seq, book.stale) for contract, book in settling.books()],
-        [(order.written(), [*order.asked.rests()]) for fund in funds for order in orders_of(settling, fund)],
+        [(order.written(), [*order.progress.rests()]) for fund in funds for order in orders_of(settling, fund)],
         (settling.policy_version, batch.policies[:], dict(batch.rates), dict(batch.listings), sorted(batch.changed)),
         (batch.entries[:], batch.hashes[:], dict(batch.orders), batch.records[:], batch.rounds[:], batch.duplicates.copy()),
     )

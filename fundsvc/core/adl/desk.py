@@ -70,7 +70,7 @@ class AdlDesk:
     def withdraw(self, order: AdlOrder) -> None:
         """Takes back what an order was promised."""
         side = self.book.sides[order.reduce]
-        for account, rest in order.asked.rests():
+        for account, rest in order.progress.rests():
             if rest:
                 side.promise(account, -rest)
 
@@ -105,7 +105,7 @@ class AdlDesk:
 
     def _promise(self, order: AdlOrder) -> None:
         side = self.book.sides[order.reduce]
-        for account, rest in order.asked.rests():
+        for account, rest in order.progress.rests():
             if rest:
                 side.promise(account, rest)
 

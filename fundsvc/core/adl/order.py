@@ -156,7 +156,7 @@ class Want(NamedTuple):
     exhausted: frozenset[str] = NOBODY
 
 
-class Asked:
+class RoundProgress:
     """What the present round asks of each account and has got. Compact: many orders may be open, each asking many accounts."""
 
     __slots__ = ("_columns", "_executed", "_lots", "_mark", "_places", "_ranked", "accounts")
@@ -213,7 +213,7 @@ class Asked:
         return Reduced(self._mark, self._ranked, *(column[place] for column in self._columns))
 
 
-NOTHING_ASKED = Asked()
+NO_ROUND = RoundProgress()
 """Between two rounds."""
 
 
@@ -224,7 +224,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     `deficit_lots`; `account` is the liquidated one. `lots` is what is needed, `executed` what was taken; `seq` is the engine
     sequence of the last event that moved it, `policy_version` the version of the policies it runs under. `round` is the number
     of the present round, `round_ms` when it began by the stream (ms), `acknowledged` whether the engine is known to have it,
-    and `asked` what it asks. `failures` and `times_asked` count, by account, rounds of this order that are over.
+    and `asked` what it asks. `failures` and `times_requested` count, by account, rounds of this order that are over.
     """
 
     symbol: str
@@ -245,9 +245,9 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     round: int = 0
     round_ms: int = 0
     acknowledged: bool = False
-    asked: Asked = NOTHING_ASKED
+    progress: RoundProgress = NO_ROUND
     failures: dict[str, int] = msgspec.field(default_factory=dict)
-    times_asked: dict[str, int] = msgspec.field(default_factory=dict)
+    times_requested: dict[str, int] = msgspec.field(default_factory=dict)
 
     @property
     def recovered(self) -> int:
@@ -296,8 +296,8 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     def want(self, rounds_max: int) -> Want:
         """Lots that another round would order. The order names an account in at most `rounds_max` rounds of an order."""
         exhausted = NOBODY
-        if self.times_asked:
-            exhausted = frozenset(account for account, times in self.times_asked.items() if times >= rounds_max)
+        if self.times_requested:
+            exhausted = frozenset(account for account, times in self.times_requested.items() if times >= rounds_max)
         return Want(self.reduce, self.needed, self.price, self.account, self.failures, exhausted)
 
     def begin_round(self, terms: RoundTerms, now_ms: int) -> None:
@@ -305,37 +305,37 @@ class AdlOrder(msgspec.Struct, kw_only=True):
         self.round += 1
         self.round_ms = now_ms
         self.acknowledged = False
-        self.asked = Asked(terms)
+        self.progress = RoundProgress(terms)
 
     def end_round(self) -> None:
         """Counts the present round for every account that it asked, and as a failure where one executed less."""
-        for account, rest in self.asked.rests():
-            self.times_asked[account] = self.times_asked.get(account, 0) + 1
+        for account, rest in self.progress.rests():
+            self.times_requested[account] = self.times_requested.get(account, 0) + 1
             if rest:
                 self.failures[account] = self.failures.get(account, 0) + 1
-        self.asked = NOTHING_ASKED
+        self.progress = NO_ROUND
 
     def execute(self, fill: AdlFill) -> Reduced:
         """Counts an execution; returns the position that it reduces.
 
         Raises Rejection when the round did not ask for it, or not for that much.
         """
-        place = self.asked.place(fill.account)
+        place = self.progress.place(fill.account)
         if place is None:
             raise Rejection(
                 Reason.ADL_NOT_ASKED, f"ADL order {self.adl} of {self.symbol} asks nothing of account {fill.account!r}"
             )
-        rest = self.asked.rest(place)
+        rest = self.progress.rest(place)
         if fill.lots > rest:
             raise Rejection(
                 Reason.ADL_TOO_MANY_LOTS, f"ADL order {self.adl} of {self.symbol} asks {rest} more lots there, not {fill.lots}"
             )
-        self.asked.execute(fill.account, fill.lots)
+        self.progress.execute(fill.account, fill.lots)
         self.executed += fill.lots
         self.acknowledged = True
         if self.executed == self.lots:
             self.state = "done"
-        return self.asked.reduced(place)
+        return self.progress.reduced(place)
 
 
 def opposite(side: Literal["sell", "buy"]) -> SideName:

@@ -60,7 +60,7 @@ class OpenOrders:
     @property
     def size(self) -> int:
         """How many orders these are, and positions that their rounds ask: what they take of memory."""
-        return sum(1 + len(order.asked) for order in self.orders.values())
+        return sum(1 + len(order.progress) for order in self.orders.values())
 
     def distrust(self) -> None:
         """Has the rows of all orders compared again."""
@@ -81,7 +81,7 @@ class OpenOrders:
                 order.end_round()
                 order.begin_round(terms_of(record.kind, record.body), 0)
             case "part":
-                order.asked.extend(terms_of(record.kind, record.body))
+                order.progress.extend(terms_of(record.kind, record.body))
             case "execution":
                 order.execute(AdlFill(order.symbol, record.seq, order.adl, record.account, record.lots, record.ts))
 
@@ -230,7 +230,7 @@ class OrdersReplay:
         terms = terms_of(record.kind, record.body)
         if not self._missing or record.round != order.round:
             self._differ("has positions beyond those of its round")
-        order.asked.extend(terms)
+        order.progress.extend(terms)
         self._take(order, terms)
 
     def _take(self, order: AdlOrder, terms: RoundTerms) -> None:
@@ -258,9 +258,9 @@ class OrdersReplay:
 
     def _end(self, order: AdlOrder, record: AdlRecord) -> None:
         """An order ends without having recovered all, as its last round found nobody to ask."""
-        if len(order.asked) or record.body or (record.round, record.lots) != (order.round, order.needed):
+        if len(order.progress) or record.body or (record.round, record.lots) != (order.round, order.needed):
             self._differ(
-                f"ends round {record.round} with {record.lots} lots, but round {order.round} asks {len(order.asked)} positions"
+                f"ends round {record.round} with {record.lots} lots, but round {order.round} asks {len(order.progress)} positions"
                 f" and the order needs {order.needed} lots"
             )
         order.state = "uncovered"
