@@ -92,7 +92,7 @@ class Allocated(NamedTuple):
     rank: int
     ranked: int
     lots: int
-    asked: int
+    requested: int
 
 
 def allocated(records):
@@ -100,9 +100,9 @@ def allocated(records):
     rounds = (record for record in records if record.kind in ("order", "round", "part"))
     terms = ((record, terms_of(record.kind, record.body)) for record in rounds)
     return [
-        Allocated(record.adl, record.round, account, rank, one.ranked, lots, asked)
+        Allocated(record.adl, record.round, account, rank, one.ranked, lots, requested)
         for record, one in terms
-        for account, rank, lots, asked in zip(one.accounts, one.ranks, one.lots, one.asked, strict=True)
+        for account, rank, lots, requested in zip(one.accounts, one.ranks, one.lots, one.requested, strict=True)
     ]
 
 

@@ -242,7 +242,7 @@ class Market:
         self._seal_round(order, terms, cause)
         if terms.accounts:
             batch = self._shared.batch
-            batch.rounds.append(Round(batch.note(order), terms.accounts, terms.asked))
+            batch.rounds.append(Round(batch.note(order), terms.accounts, terms.requested))
         else:
             self._end_uncovered(order, cause)
 

@@ -40,7 +40,7 @@ class OrderRow(NamedTuple):
 
 
 class AllocationRow(NamedTuple):
-    """The allocation of one position in a round: the inputs of its rank, the requested lots (`asked`) and the executed lots."""
+    """The allocation of one position in a round: the inputs of its rank, and its requested and executed lots."""
 
     rank: int
     ranked: int
@@ -48,7 +48,7 @@ class AllocationRow(NamedTuple):
     entry_price: int
     margin: int
     mark: int
-    asked: int
+    requested: int
     executed: int
     account: str
 
@@ -61,7 +61,7 @@ class RoundRow(NamedTuple):
     mark: int
     is_stale: bool
     positions: int
-    asked: int
+    requested: int
     executed: int
     allocations: list[AllocationRow]
 
@@ -167,7 +167,7 @@ class AdlReader:
                 one.mark,
                 one.is_stale,
                 one.positions,
-                one.lots_asked,
+                one.lots_requested,
                 totals.get(key, 0),
                 list(islice(allocation_rows(one, executed.get(key, {})), allocations_max)),
             )
@@ -229,9 +229,11 @@ class AdlReader:
 
 def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> Iterator[AllocationRow]:
     """Yields the allocations of a round, one per position. `executed` contains lots by account."""
-    columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True)
-    for account, rank, lots, entry_price, margin, asked in columns:
-        yield AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0), account)
+    columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.requested, strict=True)
+    for account, rank, lots, entry_price, margin, requested in columns:
+        yield AllocationRow(
+            rank, terms.ranked, lots, entry_price, margin, terms.mark, requested, executed.get(account, 0), account
+        )
 
 
 def _reduction(row: Mapping[str, Any]) -> Reduction:

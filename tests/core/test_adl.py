@@ -18,10 +18,10 @@ def order(deficit: int, lots: int, uncovered: int, side: str = "sell") -> AdlOrd
     return order_for(type(entry)(**{name: getattr(entry, name) for name in entry.__struct_fields__} | amounts), 1)
 
 
-def terms(**asked: int) -> RoundTerms:
+def terms(**requested: int) -> RoundTerms:
     """Returns a round that requests these lots, by account."""
-    lots, ones = [*asked.values()], [1] * len(asked)
-    return RoundTerms(7, False, 9, len(asked), sum(lots), [*asked], [*range(2, 2 + len(lots))], lots, ones, ones, lots)
+    lots, ones = [*requested.values()], [1] * len(requested)
+    return RoundTerms(7, False, 9, len(requested), sum(lots), [*requested], [*range(2, 2 + len(lots))], lots, ones, ones, lots)
 
 
 @given(AMOUNTS, AMOUNTS, st.data())
@@ -75,7 +75,7 @@ def test_execution_returns_the_position_that_it_reduces():
     made = order(100, 10, 70)
     made.begin_round(terms(a=4, c=3), 5)
     reduced = made.execute(adl_fill(1, "c", 2))
-    assert (reduced.mark, reduced.ranked, reduced.rank, reduced.lots, reduced.asked) == (7, 9, 3, 3, 3)
+    assert (reduced.mark, reduced.ranked, reduced.rank, reduced.lots, reduced.requested) == (7, 9, 3, 3, 3)
     assert dict(made.progress.rests()) == {"a": 4, "c": 1}
     assert (made.acknowledged, made.round_ms, made.written().lots) == (True, 5, 7)
 
@@ -98,7 +98,7 @@ def test_parts_of_a_round_combine_to_the_round(positions):
     whole = terms(**{f"a{number}": number + 1 for number in range(positions)})
     parts = [*whole.parts()]
     assert all(len(part.accounts) <= POSITIONS_PER_RECORD_MAX for part in parts)
-    assert {(part.positions, part.lots_asked) for part in parts} == {(positions, sum(whole.asked))}
+    assert {(part.positions, part.lots_requested) for part in parts} == {(positions, sum(whole.requested))}
     again = RoundProgress(parts[0])
     for part in parts[1:]:
         again.extend(part)

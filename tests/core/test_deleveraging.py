@@ -40,13 +40,13 @@ def shortfall(seq: int, lots: int = 10, **fields) -> Fill:
     return fill(seq, lots=lots, price="50", bankruptcy_price="60", **fields)
 
 
-def asked(batch: Batch, adl: int = 1) -> list[dict[str, int]]:
+def requested(batch: Batch, adl: int = 1) -> list[dict[str, int]]:
     """Returns the requested lots by account, for each round of the batch."""
     rounds: dict[int, dict[str, int]] = {}
     for record, *_ in batch.records:
         if record.adl == adl and record.kind in ("order", "round", "part"):
             terms = terms_of(record.kind, record.body)
-            rounds.setdefault(record.round, {}).update(zip(terms.accounts, terms.asked, strict=True))
+            rounds.setdefault(record.round, {}).update(zip(terms.accounts, terms.requested, strict=True))
     return [*rounds.values()]
 
 
@@ -91,7 +91,7 @@ def test_order_is_requested_executed_and_done():
     settling.apply(adl_fill(2, "b", 5))
     settling.apply(adl_fill(3, "a", 10))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10, "b": 5}]
+    assert requested(batch) == [{"a": 10, "b": 5}]
     order = batch.orders[UNIT.symbol, 1]
     assert (order.state, order.recovered, order.executed) == ("done", 150 * ONE, 15)
     assert executions(batch) == [(1, "b", 5), (1, "a", 10)]
@@ -109,7 +109,7 @@ def test_round_uses_accounts_without_failures_first():
     settling.apply(adl_fill(4, "b", 3))
     settling.apply(adl_end(5))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10, "b": 5}, {"c": 10, "b": 3}, {"b": 7, "c": 3}]
+    assert requested(batch) == [{"a": 10, "b": 5}, {"c": 10, "b": 3}, {"b": 7, "c": 3}]
     assert [len(round_.accounts) for round_ in batch.rounds] == [2, 2, 2]
     assert (fund.open_in_adl, fund.outstanding) == (100 * ONE, 0)
 
@@ -120,7 +120,7 @@ def test_account_that_executed_nothing_is_used_last():
     settling.apply(adl_end(2))
     settling.apply(adl_fill(3, "b", 10))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10}, {"b": 10}]
+    assert requested(batch) == [{"a": 10}, {"b": 10}]
     assert batch.orders[UNIT.symbol, 1].state == "done"
 
 
@@ -131,7 +131,7 @@ def test_rounds_continue_while_unused_accounts_remain():
     for seq in range(2, 8):
         settling.apply(adl_end(seq))
     batch = settling.take()
-    assert asked(batch) == [{f"p{number}": 10} for number in range(6)] + [{}]
+    assert requested(batch) == [{f"p{number}": 10} for number in range(6)] + [{}]
     assert (batch.orders[UNIT.symbol, 1].state, fund.outstanding) == ("uncovered", 100 * ONE)
 
 
@@ -141,7 +141,7 @@ def test_account_is_in_at_most_rounds_max_rounds(rounds_max):
     settling.apply(shortfall(1, lots=10))
     for seq in range(2, 2 + 2 * rounds_max):
         settling.apply(adl_end(seq))
-    assert asked(settling.take()) == [{"a": 10}, {"b": 10}] * rounds_max + [{}]
+    assert requested(settling.take()) == [{"a": 10}, {"b": 10}] * rounds_max + [{}]
 
 
 @pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
@@ -152,17 +152,17 @@ def test_every_allocation_uses_accounts_with_fewer_failures_first(allocation):
     settling.apply(position("c", -12, "80"))
     settling.apply(adl_end(3))
     expected = {"c": 12, "a": 8} if allocation != "pro_rata" else {"c": 12, "a": 4, "b": 4}
-    assert asked(settling.take())[1] == expected
+    assert requested(settling.take())[1] == expected
 
 
 def test_liquidated_account_is_never_a_candidate():
     settling, fund = desk(Policy(eligible="all"), position("broke", -10, "100"), position("other", -4, "40"))
     settling.apply(shortfall(1, lots=10, account="broke"))
-    assert asked(settling.take()) == [{"other": 4}]
+    assert requested(settling.take()) == [{"other": 4}]
     settling.apply(adl_end(2))
     settling.apply(adl_end(3))
     settling.apply(adl_end(4))
-    assert "broke" not in {account for round_ in asked(settling.take()) for account in round_}
+    assert "broke" not in {account for round_ in requested(settling.take()) for account in round_}
     assert fund.outstanding == 100 * ONE
 
 
@@ -172,7 +172,7 @@ def test_order_without_further_candidates_is_uncovered():
     settling.apply(adl_fill(2, "a", 10))
     settling.apply(adl_end(3))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10}, {}]
+    assert requested(batch) == [{"a": 10}, {}]
     assert (batch.orders[UNIT.symbol, 1].state, fund.outstanding) == ("uncovered", 50 * ONE)
 
 
@@ -222,12 +222,12 @@ def test_lots_of_an_open_round_are_not_used_by_other_orders():
     settling.apply(shortfall(3, lots=12))
     settling.apply(fill(4, side="buy", lots=1, price="70", bankruptcy_price="60"))
     batch = settling.take()
-    assert [asked(batch, adl)[0] for adl in (1, 2, 3)] == [{"a": 10, "b": 2}, {"b": 8, "c": 4}, {"c": 6}]
+    assert [requested(batch, adl)[0] for adl in (1, 2, 3)] == [{"a": 10, "b": 2}, {"b": 8, "c": 4}, {"c": 6}]
     settling.apply(adl_end(5, adl=1))
-    assert asked(settling.take()) == [{"a": 10, "b": 2}]
+    assert requested(settling.take()) == [{"a": 10, "b": 2}]
     settling.apply(position("b", -1, "90"))
     settling.apply(adl_end(6, adl=2))
-    assert asked(settling.take(), 2) == [{"c": 4}]
+    assert requested(settling.take(), 2) == [{"c": 4}]
 
 
 def calls(settling: Partition, event: Fill) -> int:
@@ -265,7 +265,7 @@ def test_escalation_among_ten_thousand_open_orders_costs_at_most_twice_the_first
 def test_allocation_of_a_round_follows_the_policy(policy, round_):
     settling, _ = desk(policy, *THREE, position("loser", -10, "40"))
     settling.apply(shortfall(1, lots=25))
-    assert asked(settling.take()) == [round_]
+    assert requested(settling.take()) == [round_]
 
 
 @pytest.mark.parametrize("allocation", ["queue", "pro_rata", "capped"])
@@ -274,7 +274,7 @@ def test_losers_follow_gainers_only_if_all_are_eligible(allocation):
     for eligible, also in (("profitable", set()), ("all", {"l1", "l2"})):
         settling, _ = desk(Policy(allocation=allocation, eligible=eligible, cap_share=1.0), *losers, *THREE)
         settling.apply(shortfall(1, lots=60))
-        (round_,) = asked(settling.take())
+        (round_,) = requested(settling.take())
         assert set(round_) == {"a", "b", "c"} | also
         assert set(round_.values()) == {10}
 
@@ -282,10 +282,10 @@ def test_losers_follow_gainers_only_if_all_are_eligible(allocation):
 def test_round_uses_many_small_positions():
     settling, _ = desk(Policy(), *(position(f"p{number:03d}", -1, f"{60 + number}") for number in range(500)))
     settling.apply(shortfall(1, lots=300))
-    (round_,) = asked(settling.take())
+    (round_,) = requested(settling.take())
     assert len(round_) == 300
     settling.apply(shortfall(2, lots=300))
-    (second,) = asked(settling.take(), 2)
+    (second,) = requested(settling.take(), 2)
     assert len(second) == 200
     assert not set(second) & set(round_)
 
@@ -308,7 +308,7 @@ def test_linear_and_inverse_orders_reduce_the_opposite_side(contract, side, pric
     settling.apply(fill(1, symbol=contract.symbol, side=side, lots=5, price=price, bankruptcy_price=bankruptcy_price))
     batch = settling.take()
     (record, *_) = batch.records[0]
-    assert (terms_of("order", record.body).accounts, terms_of("order", record.body).asked) == (["gains"], [5])
+    assert (terms_of("order", record.body).accounts, terms_of("order", record.body).requested) == (["gains"], [5])
     assert batch.orders[contract.symbol, 1].reduce == ("short" if lots < 0 else "long")
 
 
@@ -429,7 +429,7 @@ def test_late_executions_of_open_orders_count():
     settling.apply_late(adl_fill(2, "a", 10))
     settling.apply_late(adl_end(3))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10, "b": 5}, {"c": 5}]
+    assert requested(batch) == [{"a": 10, "b": 5}, {"c": 5}]
     assert (fund.seq, fund.open_in_adl) == (9, 50 * ONE)
     entry = settling.apply_late(adl_fill(4, "c", 5))
     assert entry is None
@@ -474,7 +474,7 @@ def test_closed_position_does_not_release_promised_lots_of_others():
     settling.apply(shortfall(1, lots=12))
     settling.apply(position("a", 0))
     settling.apply(shortfall(2, lots=12))
-    assert asked(settling.take(), 2) == [{"b": 8, "c": 4}]
+    assert requested(settling.take(), 2) == [{"b": 8, "c": 4}]
 
 
 def test_books_are_saved_on_request_and_positions_only_if_changed():
@@ -540,7 +540,7 @@ def test_position_that_the_price_would_bankrupt_is_no_candidate(allocation):
     settling.apply(fill(1, **OVERPRICED))
     settling.apply(fill(2, **OVERPRICED))
     batch = settling.take()
-    assert (asked(batch), asked(batch, 2)) == ([{"rich": 10}], [{}])
+    assert (requested(batch), requested(batch, 2)) == ([{"rich": 10}], [{}])
     assert fund.outstanding == 200 * ONE
 
 
@@ -552,14 +552,14 @@ def test_bankrupt_position_follows_losers_if_all_are_eligible(allocation):
     settling.apply(fill(2, **OVERPRICED))
     settling.apply(fill(3, **OVERPRICED))
     batch = settling.take()
-    assert [asked(batch, adl) for adl in (1, 2, 3)] == [[{"rich": 10}], [{"loser": 10}], [{"thin": 10}]]
+    assert [requested(batch, adl) for adl in (1, 2, 3)] == [[{"rich": 10}], [{"loser": 10}], [{"thin": 10}]]
 
 
 def test_position_is_a_candidate_down_to_its_bankruptcy_price():
     for margin, expected in (("50", {"thin": 10}), ("49.99999999", {})):
         settling, _ = desk(Policy(), mark("80"), position("thin", -10, "95", margin))
         settling.apply(fill(1, **OVERPRICED))
-        assert asked(settling.take()) == [expected]
+        assert requested(settling.take()) == [expected]
 
 
 def test_position_with_zero_equity_has_no_rank():
@@ -568,7 +568,7 @@ def test_position_with_zero_equity_has_no_rank():
     for event in (mark("63000"), position("carol", 63, "70000", "0.0001"), position("dave", 63, "70000", "0.0001000001")):
         settling.apply(event)
     settling.apply(fill(1, side="buy", lots=10, price="64000", bankruptcy_price="63000"))
-    (round_,) = asked(settling.take())
+    (round_,) = requested(settling.take())
     assert round_ == {"dave": 10}
     side = settling.book("UNITUSDTM").sides["long"]
     assert side.rank_of("carol", 63000 * 10**12) is None
@@ -585,7 +585,7 @@ def test_both_legs_of_a_hedged_account_are_ranked():
     book = settling.book(UNIT.symbol)
     assert [(name, side.lots) for name, side in book.sides.items()] == [("long", 10), ("short", 4)]
     settling.apply(fill(1, lots=3, price="80", bankruptcy_price="85"))
-    assert asked(settling.take()) == [{"h": 3}]
+    assert requested(settling.take()) == [{"h": 3}]
     settling.apply(adl_fill(2, "h", 3))
     assert [(name, side.lots) for name, side in book.sides.items()] == [("long", 10), ("short", 1)]
     settling.apply(position("h", 0, "70", "0", position_side="LONG"))
@@ -612,21 +612,21 @@ def test_accounts_of_the_liquidated_owner_are_no_candidates(policy):
         position("long", 0),
     )
     settling.apply(shortfall(1, lots=30, account="long"))
-    (round_,) = asked(settling.take())
+    (round_,) = requested(settling.take())
     assert round_
     assert "a" not in round_
     settling.apply(shortfall(2, lots=30, account="c"))
-    assert "a" in asked(settling.take(), 2)[0]
+    assert "a" in requested(settling.take(), 2)[0]
 
 
 def test_account_that_gets_the_liquidated_owner_is_not_in_later_rounds():
     settling, _ = desk(Policy(), position("long", 10, owner="ann"), *THREE)
     settling.apply(shortfall(1, account="long"))
-    assert list(asked(settling.take())[0]) == ["a"]
+    assert list(requested(settling.take())[0]) == ["a"]
     settling.apply(position("a", -10, "100", owner="ann"))
     for seq, expected in enumerate((["b"], ["c"], ["b"], ["c"], ["b"], ["c"]), 2):
         settling.apply(adl_end(seq))
-        assert [list(round_) for round_ in asked(settling.take())] == [expected]
+        assert [list(round_) for round_ in requested(settling.take())] == [expected]
 
 
 @pytest.mark.parametrize("events", [[], [position("long", 0)], [position("long", 3), position("a", -9, "100")]])
@@ -637,7 +637,7 @@ def test_owners_with_positions_are_known_after_a_restart(events):
     restore(other, kept_book(first.book(UNIT.symbol), msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=BookPart)))
     for settling in (first, other):
         settling.apply(shortfall(1, account="long"))
-        assert list(asked(settling.take())[0]) == ["b"]
+        assert list(requested(settling.take())[0]) == ["b"]
 
 
 def test_owner_without_positions_is_removed():
@@ -649,7 +649,7 @@ def test_owner_of_an_account_can_change():
     settling, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:])
     settling.apply(position("a", -10, "100", owner="bob"))
     settling.apply(shortfall(1, account="long"))
-    assert list(asked(settling.take())[0]) == ["a"]
+    assert list(requested(settling.take())[0]) == ["a"]
 
 
 @pytest.mark.parametrize(("leg", "lots"), [("LONG", -1), ("SHORT", 1)])
@@ -715,7 +715,7 @@ def test_adl_uses_a_stale_book_only_under_the_policy_ask(stale_books, round_):
     settling.make_stale(NOTHING_KNOWN)
     settling.apply(shortfall(1))
     batch = settling.take()
-    assert asked(batch) == [round_]
+    assert requested(batch) == [round_]
     assert terms_of("order", batch.records[0].record.body).is_stale == bool(round_)
 
 
@@ -737,7 +737,7 @@ def test_account_with_promised_lots_keeps_its_row_until_the_round_ends():
     settling.apply(position("z", -3, "99"))
     settling.apply(position("a", -12, "100"))
     settling.apply(shortfall(2, lots=5))
-    assert asked(settling.take(), 2) == [{"a": 2, "b": 3}]
+    assert requested(settling.take(), 2) == [{"a": 2, "b": 3}]
     settling.apply(adl_end(3))
     settling.apply(adl_end(4, adl=2))
     settling.apply(position("a", 0))
@@ -758,7 +758,7 @@ def test_acknowledgement_applies_to_one_round():
         (order,) = settling.market(UNIT.symbol).orders.values()
         assert order.acknowledged is acknowledged
     assert order.round == 2
-    assert asked(settling.take()) == [{"a": 10}, {"b": 10}]
+    assert requested(settling.take()) == [{"a": 10}, {"b": 10}]
     assert refused(settling, AdlAck(UNIT.symbol, 2, 1, 5)) == Reason.ADL_ORDER_UNKNOWN
     assert refused(settling, AdlTimeout(UNIT.symbol, 2, 1, 5)) == Reason.ADL_ORDER_UNKNOWN
 
@@ -856,16 +856,16 @@ class Engine:
         order, policy = round_.order, self.fund.policy
         record = next(one for one, *_ in reversed(self.batches[-1].records) if one.kind in ("order", "round"))
         terms = terms_of(record.kind, record.body)
-        assert (terms.accounts, terms.asked) == (list(round_.accounts), list(round_.lots))
-        assert 0 < sum(terms.asked) <= order.lots - order.executed
+        assert (terms.accounts, terms.requested) == (list(round_.accounts), list(round_.lots))
+        assert 0 < sum(terms.requested) <= order.lots - order.executed
         assert terms.ranks == sorted(terms.ranks)
         promised = Counter()
         for other in self.open:
-            for account, rest in other.asked.rests():
+            for account, rest in other.progress.rests():
                 promised[other.reduce, account] += rest
         valuation = Valuation(self.fund.contract, order.reduce)
-        for account, lots, entry_price, margin, asked in zip(
-            terms.accounts, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True
+        for account, lots, entry_price, margin, requested in zip(
+            terms.accounts, terms.lots, terms.entry_prices, terms.margins, terms.requested, strict=True
         ):
             standing = valuation.valued(account, lots, entry_price, margin, terms.mark)
             assert promised[order.reduce, account] <= lots
@@ -874,7 +874,7 @@ class Engine:
                 assert standing.score > 0
                 assert valuation.equity(lots, entry_price, margin, order.price)[0] >= 0
             if policy.allocation == "capped":
-                assert asked <= max(1, lots * policy.cap_share)
+                assert requested <= max(1, lots * policy.cap_share)
 
     def check(self) -> None:
         fund, orders = self.fund, self.whole.orders.values()

@@ -47,7 +47,7 @@ def input_fields(position: ValuedPosition, contract: Contract, *, known: bool = 
 def place_fields(row: AllocationRow | Reduced, executed: int) -> dict[str, Any]:
     """Returns the place of a position in the queue, and its allocated and executed lots."""
     lights = Rank(row.rank, row.ranked).lights
-    return {"rank": row.rank, "ranked": row.ranked, "lights": lights, "asked": row.asked, "executed": executed}
+    return {"rank": row.rank, "ranked": row.ranked, "lights": lights, "asked": row.requested, "executed": executed}
 
 
 def price_text(price: int | None, contract: Contract) -> str | None:

@@ -127,7 +127,7 @@ def _round_answer(row: RoundRow, order: OrderRow, contract: Contract, visibility
         mark_price=format_units(row.mark, contract.price_decimals) if row.mark else None,
         is_stale=row.is_stale,
         positions=row.positions,
-        asked=row.asked if visibility.all_accounts else rough(row.asked),
+        asked=row.requested if visibility.all_accounts else rough(row.requested),
         executed=row.executed if visibility.all_accounts else rough(row.executed),
         allocations=[
             allocation_answer(allocation, order.reduce, order.price, contract, visibility) for allocation in row.allocations

@@ -30,21 +30,21 @@ class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a round asks, and every number that explains it: a position per place of the lists, in the order of rank.
 
     `mark` is the mark price (0 without one), `ranked` the number of positions of the side that had a rank, `is_stale` whether
-    the book was stale; `positions` and `lots_asked` are those of the whole round. `lots`, `entry_prices` and `margins` are the
-    positions as they were; `asked` are lots.
+    the book was stale; `positions` and `lots_requested` are those of the whole round. `lots`, `entry_prices` and `margins` are
+    the positions as they were; `requested` are lots.
     """
 
     mark: int
     is_stale: bool
     ranked: int
     positions: int
-    lots_asked: int
+    lots_requested: int
     accounts: list[str]
     ranks: list[int]
     lots: list[int]
     entry_prices: list[int]
     margins: list[int]
-    asked: list[int]
+    requested: list[int]
 
     def parts(self) -> "Sequence[RoundTerms]":
         """The round in parts that each fit a record; an empty round is one part."""
@@ -59,13 +59,13 @@ class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
             self.is_stale,
             self.ranked,
             self.positions,
-            self.lots_asked,
+            self.lots_requested,
             self.accounts[part],
             self.ranks[part],
             self.lots[part],
             self.entry_prices[part],
             self.margins[part],
-            self.asked[part],
+            self.requested[part],
         )
 
 
@@ -74,7 +74,7 @@ EMPTY_ROUND = RoundTerms(0, False, 0, 0, 0, [], [], [], [], [], [])
 
 
 class Reduced(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The position that an execution reduced, as it was when its round began, and what the round asked of it."""
+    """The position that an execution reduced, as it was when its round began, and the lots that the round requested."""
 
     mark: int
     ranked: int
@@ -82,7 +82,7 @@ class Reduced(msgspec.Struct, array_like=True, frozen=True, gc=False):
     lots: int
     entry_price: int
     margin: int
-    asked: int
+    requested: int
 
 
 class OrderState(NamedTuple):
@@ -165,7 +165,7 @@ class RoundProgress:
         self.accounts = terms.accounts
         self._executed: dict[int, int] = {}
         self._mark, self._ranked = terms.mark, terms.ranked
-        self._lots = array("q", terms.asked)
+        self._lots = array("q", terms.requested)
         self._columns = (
             array("q", terms.ranks),
             array("q", terms.lots),
@@ -203,7 +203,7 @@ class RoundProgress:
     def extend(self, part: RoundTerms) -> None:
         """Adds further positions of the same round."""
         self.accounts.extend(part.accounts)
-        more = part.ranks, part.lots, part.entry_prices, part.margins, part.asked
+        more = part.ranks, part.lots, part.entry_prices, part.margins, part.requested
         for column, numbers in zip(self._columns, more, strict=True):
             column.extend(numbers)
         self._places = None

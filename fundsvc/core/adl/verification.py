@@ -97,7 +97,7 @@ class OrdersReplay:
         self.closed: dict[int, OrderState] = {}
         self.record, self.head, self.adl = since.record, since.head, since.adl
         self._recovered = since.recovered
-        self._missing, self._asked, self._idle = since.begun.positions, since.begun.lots, since.begun.idle
+        self._missing, self._lots_missing, self._idle = since.begun.positions, since.begun.lots, since.begun.idle
         self._differ = differ
 
     @property
@@ -108,7 +108,7 @@ class OrdersReplay:
     @property
     def checkpoint(self) -> OrdersCheckpoint:
         """Where another may go on."""
-        begun = Begun(self._missing, self._asked, self._idle)
+        begun = Begun(self._missing, self._lots_missing, self._idle)
         return OrdersCheckpoint(self.record, self.head, self.adl, self._recovered, list(self.orders), begun)
 
     @property
@@ -218,10 +218,10 @@ class OrdersReplay:
 
     def _begin_round(self, order: AdlOrder, terms: RoundTerms) -> None:
         order.begin_round(terms, 0)
-        if terms.lots_asked > order.needed:
-            self._differ(f"asks {terms.lots_asked} lots, its order needs {order.needed}")
+        if terms.lots_requested > order.needed:
+            self._differ(f"asks {terms.lots_requested} lots, its order needs {order.needed}")
         self._missing = terms.positions
-        self._asked = terms.lots_asked
+        self._lots_missing = terms.lots_requested
         self._idle = 0 if terms.positions else order.adl
         self._take(order, terms)
 
@@ -236,12 +236,12 @@ class OrdersReplay:
     def _take(self, order: AdlOrder, terms: RoundTerms) -> None:
         """Checks positions of a round, and counts them off those that it must have."""
         self._missing -= len(terms.accounts)
-        self._asked -= sum(terms.asked)
-        if self._missing < 0 or (not self._missing and self._asked):
+        self._lots_missing -= sum(terms.requested)
+        if self._missing < 0 or (not self._missing and self._lots_missing):
             self._differ("does not ask as many positions and lots as its round says")
         if order.account and order.account in terms.accounts:
             self._differ("asks the account that was liquidated")
-        if any(not 1 <= asked <= held for asked, held in zip(terms.asked, terms.lots, strict=True)):
+        if any(not 1 <= requested <= held for requested, held in zip(terms.requested, terms.lots, strict=True)):
             self._differ("asks a position for no lots, or for more than it holds")
         if any(not 1 <= rank <= terms.ranked for rank in terms.ranks):
             self._differ(f"has ranks beyond the {terms.ranked} that there are")
@@ -260,8 +260,8 @@ class OrdersReplay:
         """An order ends without having recovered all, as its last round found nobody to ask."""
         if len(order.progress) or record.body or (record.round, record.lots) != (order.round, order.needed):
             self._differ(
-                f"ends round {record.round} with {record.lots} lots, but round {order.round} asks {len(order.progress)} positions"
-                f" and the order needs {order.needed} lots"
+                f"round {record.round} ends with {record.lots} lots, but round {order.round} requests"
+                f" {len(order.progress)} positions and the order needs {order.needed} lots"
             )
         order.state = "uncovered"
         self._idle = 0
