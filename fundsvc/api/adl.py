@@ -33,7 +33,7 @@ from fundsvc.api.http.parameters import (
 from fundsvc.api.http.slots import Slots
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.visibility import rough, visibility_of
-from fundsvc.core.adl.preview import AskedOf
+from fundsvc.core.adl.preview import RequestSize
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.policy import Policy
 from fundsvc.readmodel.adl_books import BookView, Follower
@@ -180,13 +180,15 @@ class AdlResources:
         found = await find_contract(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
         show = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
-        asked_of: AskedOf = int
+        request_size: RequestSize = int
         if caller.role == "trader":
             show = partial(trader_preview, account=caller.account, k_min=self._k_min)
-            asked_of = rough
+            request_size = rough
         answer = partial(preview_answer, show=show)
         try:
-            return await self._follower.preview(found.contract, found.partition, policy, _fill(symbol, body), answer, asked_of)
+            return await self._follower.preview(
+                found.contract, found.partition, policy, _fill(symbol, body), answer, request_size
+            )
         except Rejection as rejection:
             raise BadParameter(rejection.detail) from None
 

@@ -12,7 +12,7 @@ import msgspec
 
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.desk import AdlDesk
-from fundsvc.core.adl.order import AdlOrder, RoundTerms, Want, opposite, order_for
+from fundsvc.core.adl.order import AdlOrder, RoundRequest, RoundTerms, opposite, order_for
 from fundsvc.core.adl.records import reduced_body, round_bodies
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import BookState, Draft, Round, StoredBook
@@ -414,7 +414,7 @@ def waits_for_adl(fund: Fund, desk: AdlDesk, fill: Fill) -> WaitsForAdl:
     """The rule of `adl_then_fund`: the fund pays nothing yet if the deficit escalates and a position can be reduced."""
 
     def waits(deficit: int, bankruptcy_price: int) -> bool:
-        want = Want(opposite(fill.side), 1, bankruptcy_price, fill.account)
-        return deficit >= fund.escalate_min(bankruptcy_price) and desk.anybody(want)
+        request = RoundRequest(opposite(fill.side), 1, bankruptcy_price, fill.account)
+        return deficit >= fund.escalate_min(bankruptcy_price) and desk.has_candidates(request)
 
     return waits

@@ -18,7 +18,7 @@ from fundsvc.concurrency.background import keep_running
 from fundsvc.concurrency.exclusive import Exclusive, single_thread_executor
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.book import Book, Side
-from fundsvc.core.adl.preview import AskedOf, Preview, preview
+from fundsvc.core.adl.preview import Preview, RequestSize, preview
 from fundsvc.core.adl.queue import Section, sections
 from fundsvc.core.adl.ranking import Ranking
 from fundsvc.core.adl.valuation import Rank, SideName
@@ -156,11 +156,11 @@ class Follower:
         policy: Policy,
         fill: Fill,
         answer: Callable[[Preview, BookView], Result],
-        asked_of: AskedOf = int,
+        request_size: RequestSize = int,
     ) -> Result:
         """Computes what a fill would do under a policy to the current fund and the loaded book; returns `answer` of that.
 
-        See `core.preview` for `asked_of`.
+        See `core.preview` for `request_size`.
 
         Raises Rejection if the fill could not be settled, NotFollowed, or StoreFault.
         """
@@ -168,7 +168,7 @@ class Follower:
         orders = await self._ledger.open_orders(partition, contract.symbol)
 
         def read(view: BookView) -> Result:
-            return answer(preview(fund, view.book, iter(orders.decoded()), fill, asked_of), view)
+            return answer(preview(fund, view.book, iter(orders.decoded()), fill, request_size), view)
 
         return await self.read(contract, partition, read, is_long=len(orders.records) > RECORDS_MANY)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fundsvc.core.adl.book import Side
 from fundsvc.core.adl.desk import AdlDesk
-from fundsvc.core.adl.order import RoundTerms, Want
+from fundsvc.core.adl.order import RoundRequest, RoundTerms
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Position
 from fundsvc.core.fund.settlement import Fund
@@ -145,7 +145,7 @@ def _measure(positions: int, rounds: int, show_progress: Callable[[str], None]) 
 def _allocate(desk: AdlDesk, mark: int, lots: int, policy: Policy) -> RoundTerms:
     """Computes the first round of an order at a new mark, with the inputs that explain it."""
     desk.book.mark = mark
-    return desk.terms(Want("long", lots, mark, ""), policy)
+    return desk.terms(RoundRequest("long", lots, mark, ""), policy)
 
 
 def _events(positions: int, *, ties: bool) -> list[Position]:

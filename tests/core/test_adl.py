@@ -88,9 +88,9 @@ def test_ended_round_counts_failures_and_requests():
     made.end_round()
     assert (made.failures, made.times_requested) == ({"a": 1}, {"a": 1, "c": 1})
     assert len(made.progress) == 0
-    want = made.want(1)
-    assert (want.lots, want.exhausted, want.failures) == (3, {"a", "c"}, {"a": 1})
-    assert made.want(2).exhausted == set()
+    request = made.next_request(1)
+    assert (request.lots, request.exhausted, request.failures) == (3, {"a", "c"}, {"a": 1})
+    assert made.next_request(2).exhausted == set()
 
 
 @pytest.mark.parametrize("positions", [0, 1, POSITIONS_PER_RECORD_MAX, POSITIONS_PER_RECORD_MAX + 1, 2500])

@@ -7,7 +7,7 @@ import numpy as np
 from fundsvc.core.adl.allocation import SHARE_UNITS
 from fundsvc.core.adl.book import Book, Candidates, Side
 from fundsvc.core.adl.directory import NONE
-from fundsvc.core.adl.order import EMPTY_ROUND, AdlOrder, RoundTerms, Want
+from fundsvc.core.adl.order import EMPTY_ROUND, AdlOrder, RoundRequest, RoundTerms
 from fundsvc.core.adl.ranking import numbers_of
 from fundsvc.core.contracts import Contract
 from fundsvc.core.policy import Policy
@@ -49,9 +49,9 @@ class AdlDesk:
         The round is empty where nobody can be asked.
         """
         policy = self._policy_under(order.policy_version)
-        want = order.want(policy.rounds_max)
-        found = self._find(want, policy)
-        terms = self._explain(want, found)
+        request = order.next_request(policy.rounds_max)
+        found = self._find(request, policy)
+        terms = self._explain(request, found)
         order.begin_round(terms, now_ms)
         self.orders[order.adl] = order
         self.book.sides[order.reduce].promise_rows(found.rows, found.lots)
@@ -85,22 +85,30 @@ class AdlDesk:
         side.promise(account, -lots)
         self.changed = True
 
-    def anybody(self, want: Want) -> bool:
+    def has_candidates(self, request: RoundRequest) -> bool:
         """Whether a round would find somebody to ask."""
-        return bool(self._find(want._replace(lots=1), self.policy).rows)
+        return bool(self._find(request._replace(lots=1), self.policy).rows)
 
-    def terms(self, want: Want, policy: Policy) -> RoundTerms:
+    def terms(self, request: RoundRequest, policy: Policy) -> RoundTerms:
         """What a round would ask now, with all that explains it; changes nothing."""
-        return self._explain(want, self._find(want, policy))
+        return self._explain(request, self._find(request, policy))
 
-    def _explain(self, want: Want, found: "_Search") -> RoundTerms:
+    def _explain(self, request: RoundRequest, found: "_Search") -> RoundTerms:
         rows, lots = found.rows, found.lots
         if not rows:
             return EMPTY_ROUND
-        side = self.book.sides[want.reduce]
+        side = self.book.sides[request.reduce]
         names, ranks, inputs = side.names(rows), found.ranks, side.inputs(rows)
         return RoundTerms(
-            self.book.mark or 0, self.book.stale, found.ranked, len(rows), want.lots - found.left, names, ranks, *inputs, lots
+            self.book.mark or 0,
+            self.book.stale,
+            found.ranked,
+            len(rows),
+            request.lots - found.left,
+            names,
+            ranks,
+            *inputs,
+            lots,
         )
 
     def _promise(self, order: AdlOrder) -> None:
@@ -109,16 +117,16 @@ class AdlDesk:
             if rest:
                 side.promise(account, rest)
 
-    def _find(self, want: Want, policy: Policy) -> "_Search":
+    def _find(self, request: RoundRequest, policy: Policy) -> "_Search":
         """Finds positions to ask: first those that never failed the order, then those that failed it least."""
         book = self.book
-        side = book.sides[want.reduce]
-        search = _Search(side, book.mark or 0, want, policy)
+        side = book.sides[request.reduce]
+        search = _Search(side, book.mark or 0, request, policy)
         if book.mark is None or not side.open or (book.stale and policy.stale_books == "skip"):
             return search
-        liquidated = (want.account, *book.owners.of_same(want.account))
-        search.ask_all_but((*liquidated, *want.failures, *want.exhausted))
-        for accounts in _by_failures(want, liquidated) if want.failures else ():
+        liquidated = (request.account, *book.owners.of_same(request.account))
+        search.ask_all_but((*liquidated, *request.failures, *request.exhausted))
+        for accounts in _by_failures(request, liquidated) if request.failures else ():
             search.ask_among(accounts)
         search.sort()
         return search
@@ -132,15 +140,15 @@ class _Search:
 
     __slots__ = ("_barred", "_cap", "_mark", "_policy", "_price", "_side", "left", "lots", "ranked", "ranks", "rows")
 
-    def __init__(self, side: Side, mark: int, want: Want, policy: Policy) -> None:
-        self.left = want.lots
+    def __init__(self, side: Side, mark: int, request: RoundRequest, policy: Policy) -> None:
+        self.left = request.lots
         self.rows: list[int] = []
         self.ranks: list[int] = []
         self.lots: list[int] = []
         self.ranked = 0
         self._side = side
         self._mark = mark
-        self._price = want.price
+        self._price = request.price
         self._policy = policy
         self._cap = round(policy.cap_share * SHARE_UNITS) if policy.allocation == "capped" else SHARE_UNITS
         self._barred: set[int] = set()
@@ -242,10 +250,10 @@ class _Search:
         return free if self._cap == SHARE_UNITS else min(free, max(1, held * self._cap // SHARE_UNITS))
 
 
-def _by_failures(want: Want, liquidated: Collection[str]) -> Iterator[Sequence[str]]:
+def _by_failures(request: RoundRequest, liquidated: Collection[str]) -> Iterator[Sequence[str]]:
     """The accounts that failed an order and may be asked once more, those with the fewest failures first."""
     failed: dict[int, list[str]] = {}
-    for account, failures in want.failures.items():
-        if account not in want.exhausted and account not in liquidated:
+    for account, failures in request.failures.items():
+        if account not in request.exhausted and account not in liquidated:
             failed.setdefault(failures, []).append(account)
     return (failed[failures] for failures in sorted(failed))

@@ -139,10 +139,10 @@ def refund_of(order: Deficit) -> int:
     return amount_of(order, order.lots) - order.uncovered
 
 
-NOBODY: frozenset[str] = frozenset()
+NO_ACCOUNTS: frozenset[str] = frozenset()
 
 
-class Want(NamedTuple):
+class RoundRequest(NamedTuple):
     """What is to be asked: so many lots of a side at a price, not of the liquidated account or others of its owner.
 
     `failures` counts, by account, the rounds in which it executed less than asked; `exhausted` are not asked any more.
@@ -153,7 +153,7 @@ class Want(NamedTuple):
     price: int
     account: str
     failures: Mapping[str, int] = {}
-    exhausted: frozenset[str] = NOBODY
+    exhausted: frozenset[str] = NO_ACCOUNTS
 
 
 class RoundProgress:
@@ -293,12 +293,12 @@ class AdlOrder(msgspec.Struct, kw_only=True):
             self.policy_version,
         )
 
-    def want(self, rounds_max: int) -> Want:
+    def next_request(self, rounds_max: int) -> RoundRequest:
         """Lots that another round would order. The order names an account in at most `rounds_max` rounds of an order."""
-        exhausted = NOBODY
+        exhausted = NO_ACCOUNTS
         if self.times_requested:
             exhausted = frozenset(account for account, times in self.times_requested.items() if times >= rounds_max)
-        return Want(self.reduce, self.needed, self.price, self.account, self.failures, exhausted)
+        return RoundRequest(self.reduce, self.needed, self.price, self.account, self.failures, exhausted)
 
     def begin_round(self, terms: RoundTerms, now_ms: int) -> None:
         """Asks what the terms say; `now_ms` is the time by the stream."""

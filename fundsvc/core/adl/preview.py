@@ -12,7 +12,7 @@ from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.market import waits_for_adl
 
-AskedOf = Callable[[int], int]
+RequestSize = Callable[[int], int]
 """How many lots a round asks for where so many are needed."""
 
 
@@ -24,26 +24,26 @@ class Preview(NamedTuple):
     first: RoundTerms | None
 
 
-def preview(fund: Fund, book: Book, open_orders: Iterable[AdlOrder], fill: Fill, asked_of: AskedOf = int) -> Preview:
+def preview(fund: Fund, book: Book, open_orders: Iterable[AdlOrder], fill: Fill, request_size: RequestSize = int) -> Preview:
     """Settles a fill on a fund that the caller gives away, over a book that is left as it is.
 
     Lots that open orders wait for are promised to them; orders of an iterator are let go afterwards. The first round asks for
-    `asked_of` the lots that the order needs. Raises Rejection when the fill could not be settled.
+    `request_size` the lots that the order needs. Raises Rejection when the fill could not be settled.
     """
     desk = AdlDesk(fund.contract, fund.policy)
     desk.book = book
     with _promised(desk, [*open_orders]):
-        return _preview(fund, desk, fill, asked_of)
+        return _preview(fund, desk, fill, request_size)
 
 
-def _preview(fund: Fund, desk: AdlDesk, fill: Fill, asked_of: AskedOf) -> Preview:
+def _preview(fund: Fund, desk: AdlDesk, fill: Fill, request_size: RequestSize) -> Preview:
     adl_comes_first = fund.policy.waterfall == "adl_then_fund"
     entry, _ = fund.settle(fill, waits_for_adl(fund, desk, fill) if adl_comes_first else None)
     if entry.uncovered < max(1, fund.escalate_min(entry.bankruptcy_price)):
         return Preview(entry, None, None)
     order = order_for(entry, fund.adl + 1, fund.policy_version)
-    want = order.want(fund.policy.rounds_max)
-    return Preview(entry, order, desk.terms(want._replace(lots=asked_of(want.lots)), fund.policy))
+    request = order.next_request(fund.policy.rounds_max)
+    return Preview(entry, order, desk.terms(request._replace(lots=request_size(request.lots)), fund.policy))
 
 
 @contextmanager
