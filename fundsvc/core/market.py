@@ -303,7 +303,7 @@ class Market:
         desk = self._desk or self.desk
         book = desk.book
         if self._is_known(book, position.seq, book.seq_of(position.account, position.position_side)):
-            book.name(position.account, position.position_side)
+            book.mark_seen(position.account, position.position_side)
             self._shared.batch.duplicates[self.symbol] += 1
             return
         desk.changed = True
@@ -311,7 +311,7 @@ class Market:
             self.keep_book()  # Readers of the saved books learn at once that this book has positions.
         book.set(position.account, position.lots, *numbers, position.position_side)
         if position.owner:
-            book.owners.name(position.account, position.owner)
+            book.owners.assign(position.account, position.owner)
         if position.seq is not None:
             book.remember(position.account, position.position_side, position.seq)
 
@@ -342,10 +342,10 @@ class Market:
                 self._desk.changed = True
                 self._desk.book.sides[side].reduce(event.account, event.lots)
 
-    def expect(self, accounts: Iterable[str]) -> None:
+    def prefetch(self, accounts: Iterable[str]) -> None:
         """Prepares the book for positions of these accounts; a book that does not exist yet needs no preparation."""
         if self._desk:
-            self._desk.book.expect([*accounts])
+            self._desk.book.prefetch([*accounts])
 
     def keep_book(self) -> None:
         """Requests that the next batches save the book."""

@@ -98,14 +98,14 @@ class Partition:
             Rejection: self._reject,
         }
 
-    def expect(self, events: Sequence[Event | Rejection]) -> None:
+    def prefetch(self, events: Sequence[Event | Rejection]) -> None:
         """Prepares for events that are about to be applied. Changes nothing; speeds up many positions of one contract."""
         if len(events) < RUN_MIN or type(events[0]) is not Position:
             return
         symbol = events[0].symbol
         if symbol in self._markets:
             run = (event.account for event in events if type(event) is Position and event.symbol == symbol)
-            self._markets[symbol].expect(run)
+            self._markets[symbol].prefetch(run)
 
     def are_long(self, events: Iterable[Event | Rejection]) -> bool:
         """Whether applying some of these events may rank a large book, or read all of it."""

@@ -221,7 +221,7 @@ def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
         apply = partition.apply
         for message in messages:
             events = decode(message)
-            partition.expect(events)
+            partition.prefetch(events)
             for event in events:
                 apply(event)
 

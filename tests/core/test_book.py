@@ -142,11 +142,11 @@ def test_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
     for number in range(10):
         book.set(f"a{number}", number - 2, (100 + number) * PRICE, 7)
         book.remember(f"a{number}", "BOTH", number)
-        book.owners.name(f"a{number}", f"owner {number % 3}")
+        book.owners.assign(f"a{number}", f"owner {number % 3}")
     if is_snapshot:
         book.begin_snapshot()
         for number in (4, 9):
-            book.name(f"a{number}", "BOTH")
+            book.mark_seen(f"a{number}", "BOTH")
     parts = list(book.save())
     assert [(len(part.long.accounts), len(part.owners)) for part in parts] == [(4, 4), (4, 4), (0, 2)]
     again = Book(UNIT)
@@ -162,7 +162,7 @@ def test_a_step_restores_few_positions_or_owners(monkeypatch):
     for number in range(20):
         book.set(f"a{number}", 1 if number % 2 else -1, PRICE, 7)
         book.remember(f"a{number}", "BOTH", number)
-        book.owners.name(f"a{number}", f"owner {number}")
+        book.owners.assign(f"a{number}", f"owner {number}")
     (part,) = book.save()
     monkeypatch.setattr(book_module, "ROWS_PER_STEP", 3)
     again = Book(UNIT)
@@ -181,7 +181,7 @@ def test_lots_of_a_side_are_the_sum_of_its_positions(positions, is_snapshot):
     if is_snapshot:
         book.begin_snapshot()
         for account, _ in positions[::2]:
-            book.name(account, "BOTH")
+            book.mark_seen(account, "BOTH")
         book.end_snapshot()
     for account, _ in positions[::3]:
         book.sides["short"].reduce(account, 5)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core.adl.book import Side
-from fundsvc.core.adl.queue import Section, joined_sections, pooled, sections
+from fundsvc.core.adl.queue import Section, joined_sections, merge_small_groups, sections
 from fundsvc.core.adl.valuation import Rank
 
 PRICE = 10**12
@@ -39,7 +39,7 @@ def split(counts):
 
 @given(st.lists(st.integers(0, 9), min_size=5, max_size=5), st.integers(1, 12))
 def test_pools_have_at_least_k_min_positions_and_omit_none(counts, k_min):
-    found = pooled(split(counts), k_min, joined_sections)
+    found = merge_small_groups(split(counts), k_min, joined_sections)
     if sum(counts) < k_min:
         assert found == []
         return
@@ -51,6 +51,6 @@ def test_pools_have_at_least_k_min_positions_and_omit_none(counts, k_min):
 
 
 def test_pools_join_lower_sections_until_they_have_k_min_positions():
-    found = pooled(split([2, 2, 1, 7, 3]), 5, joined_sections)
+    found = merge_small_groups(split([2, 2, 1, 7, 3]), 5, joined_sections)
     assert [(pool.lights, pool.to_lights, pool.positions) for pool in found] == [(5, 3, 5), (2, 1, 10)]
     assert (found[0].highest, found[0].lowest) == (5.0, 2.5)

@@ -12,7 +12,7 @@ from fundsvc.api.answers import Answer
 from fundsvc.api.visibility import OPERATOR, rough, rough_total
 from fundsvc.core.adl.order import AdlOrder, RoundTerms
 from fundsvc.core.adl.preview import Preview
-from fundsvc.core.adl.queue import pooled
+from fundsvc.core.adl.queue import merge_small_groups
 from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
@@ -134,7 +134,7 @@ def _by_lights(rows: Sequence[AllocationRow], k_min: int) -> list[OthersAnswer]:
     ]
     return [
         msgspec.structs.replace(group, lots=rough_total(group.lots), asked=rough_total(group.asked))
-        for group in pooled(groups, k_min, _joined_others)
+        for group in merge_small_groups(groups, k_min, _joined_others)
     ]
 
 

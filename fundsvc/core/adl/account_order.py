@@ -7,12 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Places = NDArray[np.int32]
+Ordinals = NDArray[np.int32]
 
 FEW = 16
-"""New names are put into their places one by one while they are fewer than a sixteenth: a search for each is then cheaper than
-sorting all.
-"""
+"""Fewer new names than this fraction (1/16) of all are inserted one by one; a binary search for each is cheaper than a sort."""
 
 
 BUCKET_ROWS = 4096
@@ -22,17 +20,17 @@ SAMPLES_PER_BUCKET = 16
 """Names are sampled to find the bounds of buckets: with so many, a bucket is hardly ever twice as large as another."""
 
 
-class Alphabet:
+class AccountOrder:
     """The rows of a table by the name of their account, kept as integers so that ties cost a ranking nothing.
 
-    `rows` are in the order of the names, `places` are where in that order a row stands. `update` gives a place to the rows
+    `rows` are in the order of the names, `ordinals` are where in that order a row stands. `update` gives a place to the rows
     that were added or got another name since the last time.
     """
 
     def __init__(self, accounts: Sequence[str]) -> None:
         self._accounts = accounts
-        self.rows: Places = np.empty(0, np.int32)
-        self.places: Places = np.empty(0, np.int32)
+        self.rows: Ordinals = np.empty(0, np.int32)
+        self.ordinals: Ordinals = np.empty(0, np.int32)
         self.update(set())
 
     def update(self, renamed: set[int]) -> None:
@@ -47,18 +45,18 @@ class Alphabet:
             self.rows = self._inserted([*moved, *range(known, rows)])
         else:
             self.rows = rows_by_name(range(rows), self._accounts)
-        self.places = np.empty(rows, np.int32)
-        self.places[self.rows] = np.arange(rows, dtype=np.int32)
+        self.ordinals = np.empty(rows, np.int32)
+        self.ordinals[self.rows] = np.arange(rows, dtype=np.int32)
 
-    def _inserted(self, changed: Sequence[int]) -> Places:
+    def _inserted(self, changed: Sequence[int]) -> Ordinals:
         name = self._accounts.__getitem__
-        moved = [self.places[row] for row in changed if row < len(self.places)]
+        moved = [self.ordinals[row] for row in changed if row < len(self.ordinals)]
         kept = np.delete(self.rows, moved)
         new = rows_by_name(changed, self._accounts)
         return np.insert(kept, [bisect(kept, name(row), key=name) for row in new], new)
 
 
-def rows_by_name(rows: Sequence[int], accounts: Sequence[str]) -> Places:
+def rows_by_name(rows: Sequence[int], accounts: Sequence[str]) -> Ordinals:
     """Rows in the order of their accounts' names; rows with equal names stay in their order."""
     name = accounts.__getitem__
     sorted_buckets = (np.array(sorted(bucket, key=name), np.int32) for bucket in _buckets(rows, accounts))

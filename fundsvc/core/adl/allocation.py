@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fundsvc.core.adl.account_order import Places
+from fundsvc.core.adl.account_order import Ordinals
 from fundsvc.core.adl.ranking import Floats, Integers, Mask, blocks, numbers_of
 
-Takings = list[tuple[int, int]]
+Allocations = list[tuple[int, int]]
 
 
 class Shares(NamedTuple):
@@ -40,7 +40,7 @@ SHARE_UNITS = 1_000_000
 """Shares of a position are exact to six decimals."""
 
 
-def allocate_queue(available: Iterable[int], lots: int) -> Takings:
+def allocate_queue(available: Iterable[int], lots: int) -> Allocations:
     """Takes from one position after the other until there is enough."""
     taken = []
     for index, offered in enumerate(available):
@@ -53,22 +53,22 @@ def allocate_queue(available: Iterable[int], lots: int) -> Takings:
     return taken
 
 
-def allocate_pro_rata(available: Integers, profits: Floats, places: Places, lots: int) -> Shares:
+def allocate_pro_rata(available: Integers, profits: Floats, ordinals: Ordinals, lots: int) -> Shares:
     """Shares lots among positions once; see `Sharing`."""
-    return Sharing(profits, places).allocate(available, lots)
+    return Sharing(profits, ordinals).allocate(available, lots)
 
 
 class Sharing:
-    """Shares lots by unrealised profit: whole lots, largest remainder, ties by the places of the accounts in the alphabet.
+    """Shares lots by unrealised profit: whole lots, largest remainder, ties by account.
 
     No position gives more than is available of it: what saturates gives all, and the rest is shared again among the others.
     A position without profit gives only what is left when all others have given everything, one after the other. What an
     allocation derives from the profits is kept for the next one: it changes only where another position has nothing to give.
     """
 
-    def __init__(self, profits: Floats, places: Places) -> None:
+    def __init__(self, profits: Floats, ordinals: Ordinals) -> None:
         self._profits = profits
-        self._places = places
+        self._ordinals = ordinals
         self._offering = b""
         self._weights: dict[int, _Weights] = {}
 
@@ -76,23 +76,23 @@ class Sharing:
         """Shares so many lots; a position with less than one lot available gives none."""
         known = self._weigh(available > 0, _weight_bits(lots))
         first = known.first(lots)
-        weights, places, sharing, whole = known.weights[first], known.places[first], known.indices[first], known.whole
+        weights, ordinals, sharing, whole = known.weights[first], known.ordinals[first], known.indices[first], known.whole
         taken = np.zeros(len(available), np.int64)
         while lots and len(sharing):
             room = available[sharing]
-            if len(sharing) <= FEW and (few := _shared_by_few(weights, places, whole, lots, room)):
+            if len(sharing) <= FEW and (few := _shared_by_few(weights, ordinals, whole, lots, room)):
                 taken[sharing] = few
                 return _given(taken)
             shares, remainders = _divided(weights, whole, lots)
             full = shares >= room
             if not full.any():
-                shares[np.lexsort((places, -remainders))[: lots - int(shares.sum())]] += 1
+                shares[np.lexsort((ordinals, -remainders))[: lots - int(shares.sum())]] += 1
                 taken[sharing] = shares
                 return _given(taken)
             taken[sharing[full]] = room[full]
             lots -= sum(numbers_of(room[full]))
             whole -= int(weights[full].sum())
-            weights, places, sharing = weights[~full], places[~full], sharing[~full]
+            weights, ordinals, sharing = weights[~full], ordinals[~full], sharing[~full]
         if lots:
             for index, take in allocate_queue(numbers_of(available - taken), lots):
                 taken[index] = take
@@ -106,21 +106,21 @@ class Sharing:
         weights = self._weights.get(bits)
         if weights is None:
             sharing = np.where(offering & (self._profits > 0), self._profits, 0.0)
-            weights = self._weights[bits] = _Weights(sharing, self._places, bits)
+            weights = self._weights[bits] = _Weights(sharing, self._ordinals, bits)
         return weights
 
 
 class _Weights:
-    """Profits as integers with an exact sum (`whole`), the largest first, with their indices and places; without those of 0."""
+    """Positive profits as integers with an exact sum (`whole`), largest first, with their indices and ordinals."""
 
-    def __init__(self, profits: Floats, places: Places, bits: int) -> None:
+    def __init__(self, profits: Floats, ordinals: Ordinals, bits: int) -> None:
         _, exponent = np.frexp(profits.sum())
         weights = np.rint(np.ldexp(profits, bits - int(exponent))).astype(np.int64)
         indices = np.argsort(-weights)[: np.count_nonzero(weights)]
         self.whole = int(weights.sum())
         self.indices = indices
         self.weights = weights[indices]
-        self.places = places[indices]
+        self.ordinals = ordinals[indices]
         self._rising = -self.weights
 
     def first(self, lots: int) -> slice:
@@ -130,7 +130,7 @@ class _Weights:
         return slice(int(self._rising.searchsorted(self._rising[lots - 1], "right")))
 
 
-def _shared_by_few(weights: Integers, places: Places, whole: int, lots: int, room: Integers) -> list[int] | None:
+def _shared_by_few(weights: Integers, ordinals: Ordinals, whole: int, lots: int, room: Integers) -> list[int] | None:
     """Whole lots by weight and largest remainder, as `_divided` has them; None where one saturates.
 
     Python divides and sorts a few numbers in half the time that numpy takes for its calls.
@@ -141,7 +141,7 @@ def _shared_by_few(weights: Integers, places: Places, whole: int, lots: int, roo
         return None
     unit = float(whole) if _fits(whole, lots) else whole
     remainders = [-round(rest / unit * REMAINDER_UNITS) for _, rest in divided]
-    ranked = sorted(zip(remainders, places.tolist(), range(len(shares)), strict=True))
+    ranked = sorted(zip(remainders, ordinals.tolist(), range(len(shares)), strict=True))
     for _, _, place in ranked[: lots - sum(shares)]:
         shares[place] += 1
     return shares

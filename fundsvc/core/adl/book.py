@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fundsvc.core.adl.account_order import Alphabet, Places
+from fundsvc.core.adl.account_order import AccountOrder, Ordinals
 from fundsvc.core.adl.allocation import Sharing
 from fundsvc.core.adl.directory import NONE, Directory
 from fundsvc.core.adl.owners import Owners
 from fundsvc.core.adl.ranking import (
+    ROUNDING_ERROR,
     ROWS_MAX,
-    UNSURE,
     Columns,
     Floats,
     Integers,
@@ -28,7 +28,7 @@ from fundsvc.core.adl.ranking import (
     numbers_of,
     rank_all,
     rank_leaders,
-    unsure_rows,
+    uncertain_rows,
 )
 from fundsvc.core.adl.valuation import Rank, SideName, Valuation, ValuedPosition
 from fundsvc.core.contracts import Contract
@@ -147,14 +147,14 @@ class Candidates:
         return self._side.profits(self.rows, self.mark)
 
     @cached_property
-    def places(self) -> Places:
-        """Where the account of each candidate stands in the alphabet."""
-        return self._side.places(self.rows)
+    def ordinals(self) -> Ordinals:
+        """Where the account of each candidate stands in the account_order."""
+        return self._side.ordinals(self.rows)
 
     def sharing(self, last: int) -> Sharing:
         """Shares lots by profit among the first so many candidates."""
         if self._sharing is None or self._sharing[0] != last:
-            self._sharing = last, Sharing(self.profits[:last], self.places[:last])
+            self._sharing = last, Sharing(self.profits[:last], self.ordinals[:last])
         return self._sharing[1]
 
     @cached_property
@@ -171,15 +171,15 @@ class Candidates:
     def _safe(self) -> float:
         """Above this lot value times the direction floats are sure that the price leaves every gainer solvent."""
         base, scale = (column[: self.gainers] for column in self._stakes)
-        safe = np.max(scale * (2 * UNSURE) - base)
-        return float(safe + abs(safe) * (2 * UNSURE))
+        safe = np.max(scale * (2 * ROUNDING_ERROR) - base)
+        return float(safe + abs(safe) * (2 * ROUNDING_ERROR))
 
     def rank_at(self, index: int) -> int:
         """The rank of a row."""
         return index + 1 if self._ranks is None else int(self._ranks[index])
 
     def ranks_of(self, indices: NDArray[np.integer]) -> list[int]:
-        """The ranks of some rows, by their places."""
+        """The ranks of some rows, by their ordinals."""
         return numbers_of(indices + 1 if self._ranks is None else self._ranks[indices])
 
     def free_at(self, index: int) -> int:
@@ -210,7 +210,7 @@ class Candidates:
         value = self._side.valuation.lot_value(price)
         slack = base[part] + self._side.valuation.direction * value
         survives: Mask = slack >= 0
-        for index in np.flatnonzero(np.abs(slack) <= (scale[part] + value) * UNSURE).tolist():
+        for index in np.flatnonzero(np.abs(slack) <= (scale[part] + value) * ROUNDING_ERROR).tolist():
             survives[index] = self.survives(index + part.start, price)
         return survives
 
@@ -231,7 +231,7 @@ class Side:
     def _clear(self) -> None:
         self.open = self.lots = 0
         self._directory = Directory()
-        self._alphabet = Alphabet(self._directory.accounts)
+        self._account_order = AccountOrder(self._directory.accounts)
         self._seq: Integers | None = None
         self._seen: bytearray | None = None
         self._legs: bytearray | None = None
@@ -246,7 +246,7 @@ class Side:
         self._columns: tuple[int, Columns] | None = None
         self._ranking: tuple[int, Ranking] | None = None
         self._leaders: Candidates | None = None
-        self._everybody: Candidates | None = None
+        self._all_candidates: Candidates | None = None
 
     @property
     def accounts(self) -> list[str]:
@@ -258,9 +258,9 @@ class Side:
         """The number of rows that are not free."""
         return self._directory.used
 
-    def expect(self, accounts: Sequence[str]) -> None:
+    def prefetch(self, accounts: Sequence[str]) -> None:
         """Has the memory of these accounts at hand for `set` and `close`, which then need not wait for each."""
-        rows = self._directory.expect(accounts)
+        rows = self._directory.prefetch(accounts)
         for column in (self._exact, self._entry, self._margin_per_lot):
             column.take(rows, axis=0)
 
@@ -282,9 +282,9 @@ class Side:
         cells[cell + 2] = margin
         self._entry_at[row] = self._lot_value(entry_price)
         self._margin_per_lot_at[row] = margin / lots
-        self._columns = self._ranking = self._leaders = self._everybody = None
+        self._columns = self._ranking = self._leaders = self._all_candidates = None
         if self._seen is not None:
-            self._mark_seen(row)
+            self._mark_row_seen(row)
         return row
 
     def close(self, account: str) -> None:
@@ -322,10 +322,10 @@ class Side:
             for block in blocks(len(rows)):
                 self._promised[rows[block]] += lots[block]
 
-    def places(self, rows: NDArray[np.integer]) -> Places:
-        """Where the accounts of ranked rows stand in the alphabet."""
-        places: Places = self._alphabet.places[rows]
-        return places
+    def ordinals(self, rows: NDArray[np.integer]) -> Ordinals:
+        """Where the accounts of ranked rows stand in the account_order."""
+        ordinals: Ordinals = self._account_order.ordinals[rows]
+        return ordinals
 
     def seq_of(self, account: str) -> int:
         """The sequence of an account's last position, 0 if it had none."""
@@ -343,11 +343,11 @@ class Side:
             self._seq = np.zeros(len(self._exact), np.int64)
         self._seq[row] = seq
 
-    def name(self, account: str) -> None:
+    def mark_seen(self, account: str) -> None:
         """Notes that a snapshot names an account, if that has a row."""
         row = self._directory.find(account)
         if row != NONE:
-            self._mark_seen(row)
+            self._mark_row_seen(row)
 
     def set_leg(self, account: str, *, is_leg: bool) -> None:
         """Notes whether the open position of an account is one leg in hedge mode, or its whole position."""
@@ -403,8 +403,8 @@ class Side:
     def ranking(self, mark: int) -> Ranking:
         """All ranked positions at a mark; kept until a position or the mark changes."""
         if self._ranking is None or self._ranking[0] != mark:
-            self._alphabet.update(self._directory.renamed)
-            self._ranking = mark, rank_all(self.columns(mark), self._alphabet)
+            self._account_order.update(self._directory.renamed)
+            self._ranking = mark, rank_all(self.columns(mark), self._account_order)
         return self._ranking[1]
 
     def leaders(self, mark: int, count: int) -> Candidates:
@@ -416,17 +416,17 @@ class Side:
             self._leaders = known = Candidates(self, mark, found, len(found.rows), complete=complete)
         return known
 
-    def everybody(self, mark: int) -> Candidates:
+    def all_candidates(self, mark: int) -> Candidates:
         """All ranked positions at a mark; kept until a position or the mark changes."""
-        known = self._everybody
+        known = self._all_candidates
         if known is None or known.mark != mark:
             ranking = self.ranking(mark)
             gainers = int(np.count_nonzero(self.columns(mark).gainers()))
             found = Leaders(ranking.rows, len(ranking.rows))
-            self._everybody = known = Candidates(self, mark, found, gainers, complete=True)
+            self._all_candidates = known = Candidates(self, mark, found, gainers, complete=True)
         return known
 
-    def among(self, mark: int, accounts: Iterable[str]) -> Candidates:
+    def candidates_of(self, mark: int, accounts: Iterable[str]) -> Candidates:
         """The ranked positions of some accounts at a mark, in the order of rank."""
         ranks = {account: rank.rank for account in accounts if (rank := self.rank_of(account, mark))}
         names = sorted(ranks, key=ranks.__getitem__)
@@ -463,7 +463,7 @@ class Side:
             return None
         keys = self.ranking(mark).keys
         one = slice(row, row + 1)
-        (key,) = keys_of(self.columns(mark).of(one), self._alphabet.places[one])
+        (key,) = keys_of(self.columns(mark).of(one), self._account_order.ordinals[one])
         before = int(np.searchsorted(keys, key))
         return Rank(before + 1, len(keys)) if before < len(keys) else None
 
@@ -551,9 +551,9 @@ class Side:
             for account, named in zip(part.accounts, part.seen, strict=True):
                 row = self._directory.find(account)
                 if row != NONE:
-                    self._mark_seen(row, named)
+                    self._mark_row_seen(row, named)
 
-    def _mark_seen(self, row: int, named: int = 1) -> None:
+    def _mark_row_seen(self, row: int, named: int = 1) -> None:
         seen = self._seen
         if seen is not None:
             if row >= len(seen):
@@ -565,11 +565,11 @@ class Side:
         self.lots -= self._exact_at[_FIELDS * row]
         self._exact_at[_FIELDS * row] = 0
         self._entry_at[row] = math.nan
-        self._columns = self._ranking = self._leaders = self._everybody = None
+        self._columns = self._ranking = self._leaders = self._all_candidates = None
 
     def _release(self, row: int) -> None:
         """Offers lots again that an order does not wait for any more."""
-        for candidates in (self._leaders, self._everybody):
+        for candidates in (self._leaders, self._all_candidates):
             if candidates is not None:
                 candidates.start = 0
         self._free_if_idle(row)
@@ -592,7 +592,7 @@ class Side:
 
     def _exact_equities(self, columns: Columns, mark: int) -> Floats | None:
         """The equity per lot of the rows that floats are unsure of; None where there are none."""
-        rows = unsure_rows(columns).tolist()
+        rows = uncertain_rows(columns).tolist()
         if not rows:
             return None
         equities = np.full(len(columns.entry), np.nan)
@@ -649,11 +649,11 @@ class Book:
         """Whether the mark is older than a time, by the engine's clock."""
         return self.mark is not None and now_ms - self.mark_ts > seconds_max * 1000
 
-    def expect(self, accounts: Sequence[str]) -> None:
+    def prefetch(self, accounts: Sequence[str]) -> None:
         """Says whose positions are about to be set: changes nothing, makes it quicker."""
         for side in self.sides.values():
             if side.open:
-                side.expect(accounts)
+                side.prefetch(accounts)
 
     def set(self, account: str, lots: int, entry_price: int, margin: int, leg: Leg = "BOTH") -> None:
         """Makes this the account's position: positive lots are long, negative short, none close it.
@@ -682,10 +682,10 @@ class Book:
         for side in [side for side in sides if side.has_row(account)] or sides[:1]:
             side.remember(account, seq)
 
-    def name(self, account: str, leg: Leg) -> None:
+    def mark_seen(self, account: str, leg: Leg) -> None:
         """Notes that a snapshot names the position of an account, which stays as it is."""
         for side in self._sides_of(leg):
-            side.name(account)
+            side.mark_seen(account)
 
     def begin_snapshot(self) -> None:
         """Begins to note which positions a snapshot names."""
@@ -727,7 +727,7 @@ class Book:
 
         Made one by one, so that other threads wait for no call that makes or frees millions of objects.
         """
-        owned = self.owners.keep(lambda account: any(side.row_of(account) != NONE for side in self.sides.values()))
+        owned = self.owners.forget_closed(lambda account: any(side.row_of(account) != NONE for side in self.sides.values()))
         owners, long, short = iter(owned.items()), self._long.kept_rows(), self._short.kept_rows()
         for first in range(0, max(1, len(long), len(short), len(owned)), ROWS_PER_PART):
             rows = slice(first, first + ROWS_PER_PART)
@@ -740,7 +740,7 @@ class Book:
         yield from self._long.restore(saved.long)
         yield from self._short.restore(saved.short)
         for named, (account, owner) in enumerate(saved.owners.items(), 1):
-            self.owners.name(account, owner)
+            self.owners.assign(account, owner)
             if named % ROWS_PER_STEP == 0:
                 yield
 

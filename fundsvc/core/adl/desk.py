@@ -125,9 +125,9 @@ class AdlDesk:
         if book.mark is None or not side.open or (book.stale and policy.stale_books == "skip"):
             return search
         liquidated = (request.account, *book.owners.of_same(request.account))
-        search.ask_all_but((*liquidated, *request.failures, *request.exhausted))
+        search.select_except((*liquidated, *request.failures, *request.exhausted))
         for accounts in _by_failures(request, liquidated) if request.failures else ():
-            search.ask_among(accounts)
+            search.select_among(accounts)
         search.sort()
         return search
 
@@ -138,7 +138,7 @@ class _Search:
     `rows`, `ranks` and `lots` are columns of what was found, `ranked` is the number of positions of the side with a rank.
     """
 
-    __slots__ = ("_barred", "_cap", "_mark", "_policy", "_price", "_side", "left", "lots", "ranked", "ranks", "rows")
+    __slots__ = ("_cap", "_excluded", "_mark", "_policy", "_price", "_side", "left", "lots", "ranked", "ranks", "rows")
 
     def __init__(self, side: Side, mark: int, request: RoundRequest, policy: Policy) -> None:
         self.left = request.lots
@@ -151,30 +151,30 @@ class _Search:
         self._price = request.price
         self._policy = policy
         self._cap = round(policy.cap_share * SHARE_UNITS) if policy.allocation == "capped" else SHARE_UNITS
-        self._barred: set[int] = set()
+        self._excluded: set[int] = set()
 
-    def ask_all_but(self, accounts: Collection[str]) -> None:
+    def select_except(self, accounts: Collection[str]) -> None:
         """Asks anybody but these accounts."""
-        self._barred = set(map(self._side.row_of, accounts)) - {NONE}
+        self._excluded = set(map(self._side.row_of, accounts)) - {NONE}
         if self._policy.eligible == "profitable" and self._policy.allocation != "pro_rata":
-            self._ask_leaders()
+            self._select_leaders()
         else:
-            self._ask(self._side.everybody(self._mark))
-        self._barred = set()
+            self._select(self._side.all_candidates(self._mark))
+        self._excluded = set()
 
-    def ask_among(self, accounts: Collection[str]) -> None:
+    def select_among(self, accounts: Collection[str]) -> None:
         """Asks these accounts alone."""
         if self.left:
-            self._ask(self._side.among(self._mark, accounts))
+            self._select(self._side.candidates_of(self._mark, accounts))
 
     def sort(self) -> None:
         """Puts what was found into the order of rank."""
         ranks = self.ranks
         if ranks != sorted(ranks):
             order = sorted(range(len(ranks)), key=ranks.__getitem__)
-            self.rows, self.ranks, self.lots = ([column[place] for place in order] for column in (self.rows, ranks, self.lots))
+            self.rows, self.ranks, self.lots = ([column[index] for index in order] for column in (self.rows, ranks, self.lots))
 
-    def _ask_leaders(self) -> None:
+    def _select_leaders(self) -> None:
         """Ranks about as many gainers as the order needs: each gives a lot at least, unless it is promised or barred."""
         count, first = min(max(self.left, LEADERS_MIN), LEADERS_MAX), 0
         while self.left:
@@ -185,16 +185,16 @@ class _Search:
                 return
             count, first = GROWTH * max(count, len(candidates)), len(candidates)
 
-    def _ask(self, candidates: Candidates) -> None:
+    def _select(self, candidates: Candidates) -> None:
         """By the contract's allocation; positions that the price would bankrupt come last, if at all."""
         self.ranked = candidates.ranked
-        everybody = self._policy.eligible == "all"
-        last = len(candidates) if everybody else candidates.gainers
+        all_eligible = self._policy.eligible == "all"
+        last = len(candidates) if all_eligible else candidates.gainers
         if self._policy.allocation == "pro_rata":
             self._share(candidates, last)
         else:
             self._queue(candidates, candidates.start, last, survivors=True)
-        if everybody and self.left:
+        if all_eligible and self.left:
             self._queue(candidates, candidates.start, last, survivors=False)
 
     def _queue(self, candidates: Candidates, first: int, last: int, *, survivors: bool) -> None:
@@ -219,18 +219,18 @@ class _Search:
             free = candidates.free_at(index)
             if free <= 0:
                 candidates.start += index == candidates.start
-            elif not self._is_barred(candidates, index) and candidates.survives(index, self._price) == survivors:
+            elif not self._is_excluded(candidates, index) and candidates.survives(index, self._price) == survivors:
                 self._pick(candidates, index, self._capped(free, candidates.held_at(index)))
 
-    def _is_barred(self, candidates: Candidates, index: int) -> bool:
-        return bool(self._barred) and candidates.row_at(index) in self._barred
+    def _is_excluded(self, candidates: Candidates, index: int) -> bool:
+        return bool(self._excluded) and candidates.row_at(index) in self._excluded
 
     def _share(self, candidates: Candidates, last: int) -> None:
         """Shares the lots by unrealised profit among all candidates that the price leaves solvent."""
         part = slice(0, last)
         free = candidates.solvent(part, self._price)
-        if self._barred:
-            free[np.isin(candidates.rows[part], list(self._barred))] = 0
+        if self._excluded:
+            free[np.isin(candidates.rows[part], list(self._excluded))] = 0
         shares = candidates.sharing(last).allocate(free, self.left)
         lots = numbers_of(shares.lots)
         self.rows += numbers_of(candidates.rows[shares.indices])

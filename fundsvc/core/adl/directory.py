@@ -21,7 +21,7 @@ class Directory:
     """The rows of a table by account, by open addressing in 32-bit integers.
 
     A dict would take 63 bytes an account beside its name, this takes 8 to 16. A removed account frees its row for another
-    account; the row keeps the old name until then. `renamed` holds the rows that got another account since `Alphabet` last
+    account; the row keeps the old name until then. `renamed` holds the rows that got another account since `AccountOrder` last
     looked. While a table that became too small is moved to a larger one, rows from `_moved` to `_moving` are in the old one.
     """
 
@@ -47,7 +47,7 @@ class Directory:
             slot = (slot + 1) & mask
         return row if row != NONE or self._old is None else self._old[self._slot_of(self._old, account)]
 
-    def expect(self, accounts: Sequence[str]) -> NDArray[np.int32]:
+    def prefetch(self, accounts: Sequence[str]) -> NDArray[np.int32]:
         """Reads what `find` will: a processor waits for the memory of many accounts hardly longer than for that of one.
 
         Gives the rows where they probably are.

@@ -27,7 +27,7 @@ POSITIONS_PER_RECORD_MAX = 1000
 
 
 class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a round asks, and every number that explains it: a position per place of the lists, in the order of rank.
+    """What a round asks, and every number that explains it: a position per index of the lists, in the order of rank.
 
     `mark` is the mark price (0 without one), `ranked` the number of positions of the side that had a rank, `is_stale` whether
     the book was stale; `positions` and `lots_requested` are those of the whole round. `lots`, `entry_prices` and `margins` are
@@ -159,7 +159,7 @@ class RoundRequest(NamedTuple):
 class RoundProgress:
     """What the present round asks of each account and has got. Compact: many orders may be open, each asking many accounts."""
 
-    __slots__ = ("_columns", "_executed", "_lots", "_mark", "_places", "_ranked", "accounts")
+    __slots__ = ("_columns", "_executed", "_indices", "_lots", "_mark", "_ranked", "accounts")
 
     def __init__(self, terms: RoundTerms = EMPTY_ROUND) -> None:
         self.accounts = terms.accounts
@@ -173,32 +173,32 @@ class RoundProgress:
             array("q", terms.margins),
             self._lots,
         )
-        self._places: dict[str, int] | None = None
+        self._indices: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.accounts)
 
-    def place(self, account: str) -> int | None:
+    def index(self, account: str) -> int | None:
         """Where an account stands in the round, None where it is not asked."""
-        if self._places is None:
-            self._places = {name: place for place, name in enumerate(self.accounts)}
-        return self._places.get(account)
+        if self._indices is None:
+            self._indices = {name: index for index, name in enumerate(self.accounts)}
+        return self._indices.get(account)
 
-    def rest(self, place: int) -> int:
-        """Lots that are still asked at a place."""
-        return self._lots[place] - self._executed.get(place, 0)
+    def rest(self, index: int) -> int:
+        """Lots that are still asked at a index."""
+        return self._lots[index] - self._executed.get(index, 0)
 
     def rests(self) -> Iterator[tuple[str, int]]:
         """Every account with the lots that are still asked of it, also 0."""
         if not self._executed:
             return zip(self.accounts, self._lots, strict=True)
-        return ((account, self.rest(place)) for place, account in enumerate(self.accounts))
+        return ((account, self.rest(index)) for index, account in enumerate(self.accounts))
 
     def execute(self, account: str, lots: int) -> None:
         """Counts the lots that the engine executed for a named account."""
-        place = self.place(account)
-        if place is not None:
-            self._executed[place] = self._executed.get(place, 0) + lots
+        index = self.index(account)
+        if index is not None:
+            self._executed[index] = self._executed.get(index, 0) + lots
 
     def extend(self, part: RoundTerms) -> None:
         """Adds further positions of the same round."""
@@ -206,11 +206,11 @@ class RoundProgress:
         more = part.ranks, part.lots, part.entry_prices, part.margins, part.requested
         for column, numbers in zip(self._columns, more, strict=True):
             column.extend(numbers)
-        self._places = None
+        self._indices = None
 
-    def reduced(self, place: int) -> Reduced:
-        """The position at a place, as it was when the round began."""
-        return Reduced(self._mark, self._ranked, *(column[place] for column in self._columns))
+    def reduced(self, index: int) -> Reduced:
+        """The position at a index, as it was when the round began."""
+        return Reduced(self._mark, self._ranked, *(column[index] for column in self._columns))
 
 
 NO_ROUND = RoundProgress()
@@ -320,12 +320,12 @@ class AdlOrder(msgspec.Struct, kw_only=True):
 
         Raises Rejection when the round did not ask for it, or not for that much.
         """
-        place = self.progress.place(fill.account)
-        if place is None:
+        index = self.progress.index(fill.account)
+        if index is None:
             raise Rejection(
                 Reason.ADL_NOT_ASKED, f"ADL order {self.adl} of {self.symbol} asks nothing of account {fill.account!r}"
             )
-        rest = self.progress.rest(place)
+        rest = self.progress.rest(index)
         if fill.lots > rest:
             raise Rejection(
                 Reason.ADL_TOO_MANY_LOTS, f"ADL order {self.adl} of {self.symbol} asks {rest} more lots there, not {fill.lots}"
@@ -335,7 +335,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
         self.acknowledged = True
         if self.executed == self.lots:
             self.state = "done"
-        return self.progress.reduced(place)
+        return self.progress.reduced(index)
 
 
 def opposite(side: Literal["sell", "buy"]) -> SideName:

@@ -10,7 +10,7 @@ class Owners:
         self._owner: dict[str, str] = {}
         self._accounts: dict[str, set[str]] = {}
 
-    def name(self, account: str, owner: str) -> None:
+    def assign(self, account: str, owner: str) -> None:
         """Notes the owner of an account."""
         before = self._owner.get(account)
         if before != owner:
@@ -24,7 +24,7 @@ class Owners:
         owner = self._owner.get(account)
         return () if owner is None else self._accounts[owner]
 
-    def keep(self, is_open: Callable[[str], bool]) -> Mapping[str, str]:
+    def forget_closed(self, is_open: Callable[[str], bool]) -> Mapping[str, str]:
         """Forgets owners of whom no account has an open position; returns the owner of each account that is left."""
         for owner in [owner for owner, accounts in self._accounts.items() if not any(map(is_open, accounts))]:
             for account in self._accounts.pop(owner):

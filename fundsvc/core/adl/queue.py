@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from fundsvc.core.adl.account_order import Places
+from fundsvc.core.adl.account_order import Ordinals
 from fundsvc.core.adl.book import Side
 from fundsvc.core.adl.valuation import LIGHTS
 
 
-class Counted(Protocol):
+class HasPositions(Protocol):
     """What holds a number of positions."""
 
     @property
@@ -17,7 +17,7 @@ class Counted(Protocol):
         """How many."""
 
 
-Pool = TypeVar("Pool", bound=Counted)
+Group = TypeVar("Group", bound=HasPositions)
 
 
 class Section(NamedTuple):
@@ -44,7 +44,7 @@ def sections(side: Side, mark: int) -> list[Section]:
     return [_section(side, mark, LIGHTS - dimmed, rows[bounds[dimmed] : bounds[dimmed + 1]]) for dimmed in range(LIGHTS)]
 
 
-def _section(side: Side, mark: int, lights: int, rows: Places) -> Section:
+def _section(side: Side, mark: int, lights: int, rows: Ordinals) -> Section:
     if not len(rows):
         return Section(lights, lights, 0, 0, None, None, 0)
     lots = side.lots_of(rows)
@@ -54,22 +54,22 @@ def _section(side: Side, mark: int, lights: int, rows: Places) -> Section:
     return Section(lights, lights, len(rows), sum(lots.tolist()), first, last, math.floor(profit))
 
 
-def pooled(found: Sequence[Pool], k_min: int, joined: Callable[[Pool, Pool], Pool]) -> list[Pool]:
+def merge_small_groups(found: Sequence[Group], k_min: int, joined: Callable[[Group, Group], Group]) -> list[Group]:
     """Each joined with those below it until it holds at least `k_min` positions; none where all together hold fewer.
 
     What is left below the last such one joins it: nothing is left out that totals would reveal. Where the sections of a side
     are joined depends on nothing but the number of its positions.
     """
-    pools: list[Pool] = []
+    groups: list[Group] = []
     for one in found:
-        if pools and pools[-1].positions < k_min:
-            pools[-1] = joined(pools[-1], one)
+        if groups and groups[-1].positions < k_min:
+            groups[-1] = joined(groups[-1], one)
         else:
-            pools.append(one)
-    if len(pools) > 1 and pools[-1].positions < k_min:
-        rest = pools.pop()
-        pools[-1] = joined(pools[-1], rest)
-    return pools if pools and pools[-1].positions >= k_min else []
+            groups.append(one)
+    if len(groups) > 1 and groups[-1].positions < k_min:
+        rest = groups.pop()
+        groups[-1] = joined(groups[-1], rest)
+    return groups if groups and groups[-1].positions >= k_min else []
 
 
 def joined_sections(upper: Section, lower: Section) -> Section:

@@ -11,8 +11,8 @@ ties go by account: neither the order of arrival nor the last bits of a division
 
 All of this is the same per lot: e = E/lots, g = m/lots, and M/lots is one number for the whole side. So with gain = +-(M - e)
 and equity = g + gain per lot, gainers rank by gain / (e x equity) and losers, behind them, by gain x equity / e: the constant
-factor M is left out of the columns and put back where a score is shown. A score and the account's place in the alphabet travel
-in one 64-bit key, so that one sort of integers gives the whole order, ties included.
+factor M is left out of the columns and put back where a score is shown. One 64-bit key holds a score and the ordinal of the
+account, so that one sort of integers gives the whole order, ties included.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,18 +21,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fundsvc.core.adl.account_order import Alphabet, Places, rows_by_name
+from fundsvc.core.adl.account_order import AccountOrder, Ordinals, rows_by_name
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-PLACE_BITS = 24
+ORDINAL_BITS = 24
 """A side has at most sixteen million rows; the key's other 40 bits hold the score."""
 
-ROWS_MAX = 1 << PLACE_BITS
+ROWS_MAX = 1 << ORDINAL_BITS
 
-_PLACE_MASK = np.int64(ROWS_MAX - 1)
+_ORDINAL_MASK = np.int64(ROWS_MAX - 1)
 _HALF = np.int64(ROWS_MAX >> 1)
 """Scores are rounded to the bits that they keep: round numbers then lie far from where one would fall apart from its equals."""
 
@@ -47,7 +47,7 @@ SAMPLE_ROWS = 8192
 SAMPLE_MIN = 10
 """A sample's scores are estimates: so many rows, and so many more than twice those expected, mislead once in a million."""
 
-UNSURE = 1e-14
+ROUNDING_ERROR = 1e-14
 """Rounding moves an equity by less than this share of the values that it is the difference of: below, only integers know its
 sign.
 """
@@ -73,7 +73,7 @@ class Columns(NamedTuple):
         """Whose uPnL is above 0, by row."""
         return self.entry < self.mark if self.direction > 0 else self.entry > self.mark
 
-    def of(self, rows: Places | Integers | Mask | slice) -> "Columns":
+    def of(self, rows: Ordinals | Integers | Mask | slice) -> "Columns":
         """The same of some rows."""
         equity = None if self.equity is None else self.equity[rows]
         return self._replace(entry=self.entry[rows], margin=self.margin[rows], equity=equity)
@@ -83,22 +83,22 @@ class Ranking(NamedTuple):
     """The rows of all that have a rank, rank 1 first, and their keys, which rise."""
 
     keys: Integers
-    rows: Places
+    rows: Ordinals
 
 
 class Leaders(NamedTuple):
     """The rows of the first gainers, rank 1 first, and how many positions have a rank in all."""
 
-    rows: Integers | Places
+    rows: Integers | Ordinals
     ranked: int
 
 
-def rank_all(columns: Columns, alphabet: Alphabet) -> Ranking:
+def rank_all(columns: Columns, account_order: AccountOrder) -> Ranking:
     """Ranks a whole side."""
-    keys = keys_of(columns, alphabet.places)
+    keys = keys_of(columns, account_order.ordinals)
     keys.sort()
     keys = keys[: np.searchsorted(keys, _UNRANKED)]
-    return Ranking(keys, alphabet.rows[keys & _PLACE_MASK])
+    return Ranking(keys, account_order.rows[keys & _ORDINAL_MASK])
 
 
 def rank_leaders(columns: Columns, accounts: Sequence[str], count: int) -> Leaders:
@@ -118,8 +118,8 @@ def rank_leaders(columns: Columns, accounts: Sequence[str], count: int) -> Leade
             rows = rows[scores >= _largest(scores, count) * SLACK]
     keys = keys_of(columns.of(rows), np.arange(len(rows), dtype=np.int32))
     keys.sort()
-    rows = rows[keys & _PLACE_MASK]
-    _settle_ties(keys & ~_PLACE_MASK, rows, accounts)
+    rows = rows[keys & _ORDINAL_MASK]
+    _settle_ties(keys & ~_ORDINAL_MASK, rows, accounts)
     return Leaders(rows[:count], ranked)
 
 
@@ -178,13 +178,13 @@ def _largest(scores: Floats, rank: int) -> float:
     return -float(np.partition(-scores, rank - 1)[rank - 1])
 
 
-def keys_of(columns: Columns, places: Places) -> Integers:
-    """The sort keys of rows, smaller for a better rank; `places` are their accounts' in the alphabet."""
+def keys_of(columns: Columns, ordinals: Ordinals) -> Integers:
+    """The sort keys of rows, smaller for a better rank; `ordinals` are their accounts' in the account_order."""
     keys = np.empty(len(columns.entry), np.int64)
     scratch = np.empty((4, BLOCK_ROWS))
     with np.errstate(all="ignore"):
         for rows in blocks(len(keys)):
-            _pack(_scores(columns.of(rows), scratch), places[rows], keys[rows])
+            _pack(_scores(columns.of(rows), scratch), ordinals[rows], keys[rows])
     return keys
 
 
@@ -231,7 +231,7 @@ def _gains_and_equity(columns: Columns, gain: Floats, equity: Floats) -> None:
         np.copyto(equity, columns.equity, where=~np.isnan(columns.equity))
 
 
-def unsure_rows(columns: Columns) -> Integers:
+def uncertain_rows(columns: Columns) -> Integers:
     """The rows whose equity floats cannot tell from 0."""
     found = []
     scratch = np.empty((2, BLOCK_ROWS))
@@ -242,17 +242,17 @@ def unsure_rows(columns: Columns) -> Integers:
             _gains_and_equity(block, gain, equity)
             np.abs(equity, out=equity)
             np.add(block.entry, columns.mark, out=gain)
-            np.multiply(gain, UNSURE, out=gain)
+            np.multiply(gain, ROUNDING_ERROR, out=gain)
             found.append(np.flatnonzero(equity <= gain) + rows.start)
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
-def _pack(scores: Floats, places: Places, keys: Integers) -> None:
+def _pack(scores: Floats, ordinals: Ordinals, keys: Integers) -> None:
     """Turns scores into keys: a float's bits order as integers once those of negative numbers are mirrored."""
     bits = scores.view(np.int64)
     np.right_shift(bits, 63, out=keys)
     np.bitwise_and(keys, _MAGNITUDE, out=keys)
     np.bitwise_xor(keys, bits, out=keys)
     np.add(keys, _HALF, out=keys)
-    np.bitwise_and(keys, ~_PLACE_MASK, out=keys)
-    np.bitwise_or(keys, places, out=keys)
+    np.bitwise_and(keys, ~_ORDINAL_MASK, out=keys)
+    np.bitwise_or(keys, ordinals, out=keys)

@@ -20,7 +20,7 @@ _NOT_RECOMPUTED = ("acknowledged", "round_ms")
 """Of an order's row: they decide when its round is announced again or ends, and move nothing."""
 
 
-class Begun(msgspec.Struct, array_like=True, frozen=True):
+class UnfinishedRound(msgspec.Struct, array_like=True, frozen=True):
     """A round whose records are not all followed: the positions and lots that are missing, and the order that must end next as
     its round asks nobody, 0 if none must.
     """
@@ -32,7 +32,7 @@ class Begun(msgspec.Struct, array_like=True, frozen=True):
 
 class OrdersCheckpoint(NamedTuple):
     """How far a contract's ADL records were followed: the last record and its hash, the last order, what all orders recovered
-    (atoms), the numbers of the open ones, and what was begun.
+    (atoms), the numbers of the open ones, and what was unfinished_round.
     """
 
     record: int = 0
@@ -40,7 +40,7 @@ class OrdersCheckpoint(NamedTuple):
     adl: int = 0
     recovered: int = 0
     open: Sequence[int] = ()
-    begun: Begun = Begun()
+    unfinished_round: UnfinishedRound = UnfinishedRound()
 
 
 class OpenOrders:
@@ -62,7 +62,7 @@ class OpenOrders:
         """How many orders these are, and positions that their rounds ask: what they take of memory."""
         return sum(1 + len(order.progress) for order in self.orders.values())
 
-    def distrust(self) -> None:
+    def recheck_all(self) -> None:
         """Has the rows of all orders compared again."""
         self.unchecked = set(self.orders)
 
@@ -97,7 +97,11 @@ class OrdersReplay:
         self.closed: dict[int, OrderState] = {}
         self.record, self.head, self.adl = since.record, since.head, since.adl
         self._recovered = since.recovered
-        self._missing, self._lots_missing, self._idle = since.begun.positions, since.begun.lots, since.begun.idle
+        self._missing, self._lots_missing, self._idle = (
+            since.unfinished_round.positions,
+            since.unfinished_round.lots,
+            since.unfinished_round.idle,
+        )
         self._differ = differ
 
     @property
@@ -108,8 +112,8 @@ class OrdersReplay:
     @property
     def checkpoint(self) -> OrdersCheckpoint:
         """Where another may go on."""
-        begun = Begun(self._missing, self._lots_missing, self._idle)
-        return OrdersCheckpoint(self.record, self.head, self.adl, self._recovered, list(self.orders), begun)
+        unfinished_round = UnfinishedRound(self._missing, self._lots_missing, self._idle)
+        return OrdersCheckpoint(self.record, self.head, self.adl, self._recovered, list(self.orders), unfinished_round)
 
     @property
     def recovered(self) -> int:
@@ -184,7 +188,7 @@ class OrdersReplay:
         order.seq = max(order.seq, record.seq)
         match record.kind:
             case "round":
-                self._ask(order, record)
+                self._begin_next_round(order, record)
             case "part":
                 self._extend(order, record)
             case "execution":
@@ -209,7 +213,7 @@ class OrdersReplay:
         self.opened.unchecked.add(order.adl)
         self._begin_round(order, body.first)
 
-    def _ask(self, order: AdlOrder, record: AdlRecord) -> None:
+    def _begin_next_round(self, order: AdlOrder, record: AdlRecord) -> None:
         """A later round begins."""
         if record.round != order.round + 1:
             self._differ(f"begins round {record.round}, it should be {order.round + 1}")
