@@ -64,7 +64,7 @@ def test_executions_of_a_position_are_limited_to_its_allocation():
     made = order(100, 10, 70)
     made.begin_round(terms(a=4, c=3), 5)
     made.execute(adl_fill(1, "a", 3))
-    with pytest.raises(Rejection, match="asks 1 more"):
+    with pytest.raises(Rejection, match="requests 1 more"):
         made.execute(adl_fill(2, "a", 2))
     made.execute(adl_fill(2, "a", 1))
     made.execute(adl_fill(3, "c", 3))

@@ -1,4 +1,4 @@
-"""The alphabetical order of accounts, which decides between equal scores."""
+"""The alphabetical order of accounts. It decides the ranks of equal scores."""
 
 from bisect import bisect
 from collections import deque
@@ -14,17 +14,16 @@ FEW = 16
 
 
 BUCKET_ROWS = 4096
-"""So many names are sorted at a time, in a few milliseconds: another thread waits for the end of a sort of Python objects."""
+"""Names per sort. A sort of Python objects holds the interpreter's lock; this many take a few milliseconds."""
 
 SAMPLES_PER_BUCKET = 16
-"""Names are sampled to find the bounds of buckets: with so many, a bucket is hardly ever twice as large as another."""
+"""Sampled names per bucket. They determine the bounds; with 16, few buckets are twice as large as others."""
 
 
 class AccountOrder:
-    """The rows of a table by the name of their account, kept as integers so that ties cost a ranking nothing.
+    """Orders the rows of a table by account. The order is stored as integers, so a ranking compares no names.
 
-    `rows` are in the order of the names, `ordinals` are where in that order a row stands. `update` gives a place to the rows
-    that were added or got another name since the last time.
+    `rows` contains the rows in the order of their accounts. `ordinals` contains the index of each row in that order.
     """
 
     def __init__(self, accounts: Sequence[str]) -> None:
@@ -34,7 +33,7 @@ class AccountOrder:
         self.update(set())
 
     def update(self, renamed: set[int]) -> None:
-        """Takes in the rows that were added, and `renamed` ones, which it clears."""
+        """Inserts the rows added since the last update, moves the `renamed` rows, and clears `renamed`."""
         known, rows = len(self.rows), len(self._accounts)
         moved = sorted(row for row in renamed if row < known)
         renamed.clear()
@@ -57,14 +56,14 @@ class AccountOrder:
 
 
 def rows_by_name(rows: Sequence[int], accounts: Sequence[str]) -> Ordinals:
-    """Rows in the order of their accounts' names; rows with equal names stay in their order."""
+    """Returns the rows in the order of their accounts. The sort is stable."""
     name = accounts.__getitem__
     sorted_buckets = (np.array(sorted(bucket, key=name), np.int32) for bucket in _buckets(rows, accounts))
     return np.concatenate(list(sorted_buckets))
 
 
 def _buckets(rows: Sequence[int], accounts: Sequence[str]) -> Iterable[Sequence[int]]:
-    """Parts of the rows: the names of each are before those of the next one."""
+    """Divides rows into buckets. All names of a bucket precede those of the next one."""
     if len(rows) <= 2 * BUCKET_ROWS:
         return (rows,)
     sample = sorted(accounts[row] for row in rows[:: BUCKET_ROWS // SAMPLES_PER_BUCKET])
@@ -76,6 +75,6 @@ def _buckets(rows: Sequence[int], accounts: Sequence[str]) -> Iterable[Sequence[
 
 
 def _drained(buckets: deque[list[int]]) -> Iterator[list[int]]:
-    """The buckets one after the other. To let go of millions of numbers at once would keep other threads waiting."""
+    """Yields and releases one bucket at a time. Freeing millions of numbers in one call would block other threads."""
     while buckets:
         yield buckets.popleft()

@@ -1,12 +1,12 @@
-"""Auto-deleveraging orders: what a shortfall that the fund could not pay asks of the opposing side, round by round.
+"""ADL orders: the lots of opposing positions that a shortfall with an uncovered amount requires, requested in rounds.
 
 For a shortfall with deficit D on Q lots, of which u is uncovered:
 
     lots needed = ceil(u x Q / D)              price = the fill's bankruptcy price
     recovered after k lots = min(u, floor(D x k / Q))
-    all lots executed: refund = floor(D x lots / Q) - u, of the lot that the fund had paid in part
+    all lots executed: refund = floor(D x lots / Q) - u, the part of the last lot that the fund had already paid
 
-So an order never takes a whole lot more than it needs.
+So an order never requests a whole lot more than it needs.
 """
 
 from array import array
@@ -23,15 +23,15 @@ State = Literal["open", "done", "uncovered"]
 
 
 POSITIONS_PER_RECORD_MAX = 1000
-"""A round that asks more positions is sealed in several records, so that none is long to write or to read."""
+"""A round with more positions is sealed in several records, which bounds the time to write or read one record."""
 
 
 class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a round asks, and every number that explains it: a position per index of the lists, in the order of rank.
+    """The allocations of a round and the numbers that explain them. The lists contain one position per index, by rank.
 
-    `mark` is the mark price (0 without one), `ranked` the number of positions of the side that had a rank, `is_stale` whether
-    the book was stale; `positions` and `lots_requested` are those of the whole round. `lots`, `entry_prices` and `margins` are
-    the positions as they were; `requested` are lots.
+    `mark` is the mark price (0 without one), `ranked` the number of positions of the side with a rank, `is_stale` whether the
+    book was stale. `positions` and `lots_requested` are totals of the whole round, also in a part of it. `lots`, `entry_prices`
+    and `margins` describe the positions at the begin of the round; `requested` contains the requested lots.
     """
 
     mark: int
@@ -47,7 +47,7 @@ class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
     requested: list[int]
 
     def parts(self) -> "Sequence[RoundTerms]":
-        """The round in parts that each fit a record; an empty round is one part."""
+        """Returns the round divided into parts that fit one record each. An empty round has one part."""
         if self.positions <= POSITIONS_PER_RECORD_MAX:
             return (self,)
         firsts = range(0, self.positions, POSITIONS_PER_RECORD_MAX)
@@ -70,11 +70,11 @@ class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 EMPTY_ROUND = RoundTerms(0, False, 0, 0, 0, [], [], [], [], [], [])
-"""A round that found nobody to ask."""
+"""The terms of a round without candidates."""
 
 
 class Reduced(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The position that an execution reduced, as it was when its round began, and the lots that the round requested."""
+    """The position that an execution reduced, as of the begin of the round, and the lots that the round requested."""
 
     mark: int
     ranked: int
@@ -86,7 +86,7 @@ class Reduced(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class OrderState(NamedTuple):
-    """An order as it is written; see `AdlOrder` for the meaning of the fields."""
+    """The stored state of an order; see `AdlOrder` for the fields."""
 
     symbol: str
     adl: int
@@ -130,12 +130,12 @@ class Deficit(Protocol):
 
 
 def amount_of(order: Deficit, lots: int) -> int:
-    """The share of an order's deficit that lots recover, in atoms: floor(D x lots / Q)."""
+    """Returns the part of an order's deficit that `lots` recover, in atoms: floor(D x lots / Q)."""
     return order.deficit * lots // order.deficit_lots
 
 
 def refund_of(order: Deficit) -> int:
-    """The amount that an order refunds once all of its lots are executed, in atoms."""
+    """Returns the amount that an order refunds when all its lots are executed, in atoms."""
     return amount_of(order, order.lots) - order.uncovered
 
 
@@ -143,9 +143,10 @@ NO_ACCOUNTS: frozenset[str] = frozenset()
 
 
 class RoundRequest(NamedTuple):
-    """What is to be asked: so many lots of a side at a price, not of the liquidated account or others of its owner.
+    """The requirements of a round: the lots of a side at a price, except those of the liquidated account and its owner.
 
-    `failures` counts, by account, the rounds in which it executed less than asked; `exhausted` are not asked any more.
+    `failures` contains, by account, the number of rounds in which it executed less than requested. Accounts in `exhausted` are
+    not requested again.
     """
 
     reduce: SideName
@@ -157,7 +158,10 @@ class RoundRequest(NamedTuple):
 
 
 class RoundProgress:
-    """What the present round asks of each account and has got. Compact: many orders may be open, each asking many accounts."""
+    """The requested and executed lots of the current round, by account.
+
+    The columns are arrays: many orders may be open, each with many accounts.
+    """
 
     __slots__ = ("_columns", "_executed", "_indices", "_lots", "_mark", "_ranked", "accounts")
 
@@ -179,29 +183,29 @@ class RoundProgress:
         return len(self.accounts)
 
     def index(self, account: str) -> int | None:
-        """Where an account stands in the round, None where it is not asked."""
+        """Returns the index of an account in the round, None if the round does not request its lots."""
         if self._indices is None:
             self._indices = {name: index for index, name in enumerate(self.accounts)}
         return self._indices.get(account)
 
     def rest(self, index: int) -> int:
-        """Lots that are still asked at a index."""
+        """Returns the lots that are requested and not executed at an index."""
         return self._lots[index] - self._executed.get(index, 0)
 
     def rests(self) -> Iterator[tuple[str, int]]:
-        """Every account with the lots that are still asked of it, also 0."""
+        """Yields every account of the round with its lots that are requested and not executed, including 0."""
         if not self._executed:
             return zip(self.accounts, self._lots, strict=True)
         return ((account, self.rest(index)) for index, account in enumerate(self.accounts))
 
     def execute(self, account: str, lots: int) -> None:
-        """Counts the lots that the engine executed for a named account."""
+        """Adds lots that the matching engine executed; ignores an account that is not in the round."""
         index = self.index(account)
         if index is not None:
             self._executed[index] = self._executed.get(index, 0) + lots
 
     def extend(self, part: RoundTerms) -> None:
-        """Adds further positions of the same round."""
+        """Appends a further part of the same round."""
         self.accounts.extend(part.accounts)
         more = part.ranks, part.lots, part.entry_prices, part.margins, part.requested
         for column, numbers in zip(self._columns, more, strict=True):
@@ -209,22 +213,22 @@ class RoundProgress:
         self._indices = None
 
     def reduced(self, index: int) -> Reduced:
-        """The position at a index, as it was when the round began."""
+        """Returns the position at an index, as of the begin of the round."""
         return Reduced(self._mark, self._ranked, *(column[index] for column in self._columns))
 
 
 NO_ROUND = RoundProgress()
-"""Between two rounds."""
+"""The progress between two rounds."""
 
 
 class AdlOrder(msgspec.Struct, kw_only=True):
     """An order to reduce opposing positions at the bankruptcy price. Amounts are atoms.
 
-    `adl` numbers the orders of a contract from 1; `cause` is the ledger entry of the shortfall, with `deficit` on
-    `deficit_lots`; `account` is the liquidated one. `lots` is what is needed, `executed` what was taken; `seq` is the engine
-    sequence of the last event that moved it, `policy_version` the version of the policies it runs under. `round` is the number
-    of the present round, `round_ms` when it began by the stream (ms), `acknowledged` whether the engine is known to have it,
-    and `asked` what it asks. `failures` and `times_requested` count, by account, rounds of this order that are over.
+    `adl` numbers the orders of a contract from 1. `cause` is the ledger entry of the shortfall, with `deficit` on
+    `deficit_lots`. `account` is the liquidated account. `lots` is the number of required lots, `executed` of executed ones.
+    `seq` is the sequence of the last event that changed the order, `policy_version` the version of its policies. `round` is
+    the number of the current round, `round_ms` the stream's time of its begin (ms), `acknowledged` whether the matching engine
+    acknowledged it. By account, `failures` and `times_requested` count completed rounds of this order.
     """
 
     symbol: str
@@ -251,26 +255,26 @@ class AdlOrder(msgspec.Struct, kw_only=True):
 
     @property
     def recovered(self) -> int:
-        """min(u, floor(D x k / Q))."""
+        """The recovered amount: min(u, floor(D x k / Q))."""
         return min(self.uncovered, amount_of(self, self.executed))
 
     @property
     def refund(self) -> int:
-        """floor(D x lots / Q) - u, due once all lots are executed: at least 0 and less than the deficit of one lot."""
+        """floor(D x lots / Q) - u, due when all lots are executed; at least 0 and less than the deficit of one lot."""
         return refund_of(self)
 
     @property
     def rest(self) -> int:
-        """What is still to be recovered: u - recovered."""
+        """The amount that is not recovered yet: u - recovered."""
         return self.uncovered - self.recovered
 
     @property
     def needed(self) -> int:
-        """Lots still to be executed."""
+        """The lots that are not executed yet."""
         return self.lots - self.executed
 
     def written(self) -> OrderState:
-        """The order as it now stands."""
+        """Returns the current state of the order, to be stored."""
         return OrderState(
             self.symbol,
             self.adl,
@@ -294,21 +298,21 @@ class AdlOrder(msgspec.Struct, kw_only=True):
         )
 
     def next_request(self, rounds_max: int) -> RoundRequest:
-        """Lots that another round would order. The order names an account in at most `rounds_max` rounds of an order."""
+        """Returns the requirements of the next round. An account is requested in at most `rounds_max` rounds of an order."""
         exhausted = NO_ACCOUNTS
         if self.times_requested:
             exhausted = frozenset(account for account, times in self.times_requested.items() if times >= rounds_max)
         return RoundRequest(self.reduce, self.needed, self.price, self.account, self.failures, exhausted)
 
     def begin_round(self, terms: RoundTerms, now_ms: int) -> None:
-        """Asks what the terms say; `now_ms` is the time by the stream."""
+        """Begins a round with these terms; `now_ms` is the stream's time."""
         self.round += 1
         self.round_ms = now_ms
         self.acknowledged = False
         self.progress = RoundProgress(terms)
 
     def end_round(self) -> None:
-        """Counts the present round for every account that it asked, and as a failure where one executed less."""
+        """Ends the current round. Counts it for each requested account, as a failure if it executed less than requested."""
         for account, rest in self.progress.rests():
             self.times_requested[account] = self.times_requested.get(account, 0) + 1
             if rest:
@@ -316,19 +320,22 @@ class AdlOrder(msgspec.Struct, kw_only=True):
         self.progress = NO_ROUND
 
     def execute(self, fill: AdlFill) -> Reduced:
-        """Counts an execution; returns the position that it reduces.
+        """Adds an execution; returns the position that it reduces.
 
-        Raises Rejection when the round did not ask for it, or not for that much.
+        Raises Rejection if the round does not request lots of the account, or fewer than the event contains.
         """
         index = self.progress.index(fill.account)
         if index is None:
             raise Rejection(
-                Reason.ADL_NOT_ASKED, f"ADL order {self.adl} of {self.symbol} asks nothing of account {fill.account!r}"
+                Reason.ADL_NOT_ASKED,
+                f"round {self.round} of ADL order {self.adl} of {self.symbol} requests no lots of account {fill.account!r}",
             )
         rest = self.progress.rest(index)
         if fill.lots > rest:
             raise Rejection(
-                Reason.ADL_TOO_MANY_LOTS, f"ADL order {self.adl} of {self.symbol} asks {rest} more lots there, not {fill.lots}"
+                Reason.ADL_TOO_MANY_LOTS,
+                f"round {self.round} of ADL order {self.adl} of {self.symbol} requests {rest} more lots of"
+                f" account {fill.account!r}, not {fill.lots}",
             )
         self.progress.execute(fill.account, fill.lots)
         self.executed += fill.lots
@@ -339,15 +346,17 @@ class AdlOrder(msgspec.Struct, kw_only=True):
 
 
 def opposite(side: Literal["sell", "buy"]) -> SideName:
-    """The side to reduce when a fill closed the other: `sell` closed a long."""
+    """Returns the side that ADL reduces for a fill; a `sell` closed a long, so ADL reduces shorts."""
     return "short" if side == "sell" else "long"
 
 
 def order_for(shortfall: Entry, adl: int, policy_version: int = 0) -> AdlOrder:
-    """The order that a shortfall with an uncovered part gives rise to."""
+    """Returns the ADL order of a shortfall with an uncovered amount."""
     deficit = shortfall.uncovered - shortfall.change
     lots = -(-shortfall.uncovered * shortfall.lots // deficit)
-    assert 0 <= lots * deficit - shortfall.uncovered * shortfall.lots < deficit, "never a whole lot more than is needed"
+    assert 0 <= lots * deficit - shortfall.uncovered * shortfall.lots < deficit, (
+        "an order exceeds its uncovered amount by less than one lot"
+    )
     return AdlOrder(
         symbol=shortfall.symbol,
         adl=adl,

@@ -1,4 +1,4 @@
-"""What a liquidation fill would do now: to the fund, and to the positions that an order would ask. Nothing is changed."""
+"""Previews a liquidation fill: the entry, the ADL order and the allocations of its first round. Changes no stored state."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.market import waits_for_adl
 
 RequestSize = Callable[[int], int]
-"""How many lots a round asks for where so many are needed."""
+"""Returns the lots that a round requests, given the lots that the order needs."""
 
 
 class Preview(NamedTuple):
-    """The entry that the fill would write, and the order with its first round, if the fund could not pay it all."""
+    """The entry that the fill would write; the order and its first round if the uncovered part escalates, else None."""
 
     entry: Entry
     order: AdlOrder | None
@@ -25,10 +25,10 @@ class Preview(NamedTuple):
 
 
 def preview(fund: Fund, book: Book, open_orders: Iterable[AdlOrder], fill: Fill, request_size: RequestSize = int) -> Preview:
-    """Settles a fill on a fund that the caller gives away, over a book that is left as it is.
+    """Settles a fill on `fund`, which it changes, and computes the first round from `book`, which it does not change.
 
-    Lots that open orders wait for are promised to them; orders of an iterator are let go afterwards. The first round asks for
-    `request_size` the lots that the order needs. Raises Rejection when the fill could not be settled.
+    The lots that the rounds of `open_orders` still request are not available. `request_size` maps the lots that the order needs
+    to those that the first round requests. Raises Rejection if the fill cannot be settled.
     """
     desk = AdlDesk(fund.contract, fund.policy)
     desk.book = book
@@ -48,9 +48,9 @@ def _preview(fund: Fund, desk: AdlDesk, fill: Fill, request_size: RequestSize) -
 
 @contextmanager
 def _promised(desk: AdlDesk, orders: list[AdlOrder]) -> Iterator[None]:
-    """Promises lots to open orders, and takes the promises back. The list is empty then.
+    """Promises lots to open orders, and withdraws the promises at the end. Empties the list.
 
-    Orders are let go one by one: to do it at once with all their positions would keep other threads waiting.
+    Releases one order at a time: freeing all orders with their positions in one call would block other threads.
     """
     for order in orders:
         desk.reopen(order)

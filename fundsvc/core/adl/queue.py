@@ -1,4 +1,4 @@
-"""The ADL queue of a side as anyone may see it: its lights, and what stands under each, without saying whose it is."""
+"""Summarises the ADL queue of a side by lights, without accounts, for public answers."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,21 +10,21 @@ from fundsvc.core.adl.valuation import LIGHTS
 
 
 class HasPositions(Protocol):
-    """What holds a number of positions."""
+    """A group with a number of positions."""
 
     @property
     def positions(self) -> int:
-        """How many."""
+        """The number of positions in the group."""
 
 
 Group = TypeVar("Group", bound=HasPositions)
 
 
 class Section(NamedTuple):
-    """The positions of a side with `lights` down to `to_lights`: how many, their lots, the scores of the first and last, and
-    their uPnL.
+    """Totals of the positions of a side with `lights` down to `to_lights`.
 
-    `unrealised_pnl` is in atoms, summed in double precision. Scores are None where there is no position.
+    `highest` and `lowest` are the scores of the first and the last position, None without positions. `unrealised_pnl` is in
+    atoms, summed in double precision and rounded down.
     """
 
     lights: int
@@ -37,9 +37,9 @@ class Section(NamedTuple):
 
 
 def sections(side: Side, mark: int) -> list[Section]:
-    """The whole queue of a side at a mark, five lights first."""
+    """Returns the sections of a side at a mark, one per number of lights, five lights first."""
     rows = side.ranking(mark).rows
-    # rank r has lights 5 - floor((r - 1) x 5 / n), so k lights fewer begin at the first rank with (r - 1) x 5 >= k x n
+    # Rank r has 5 - floor((r - 1) x 5 / n) lights, so 5 - k lights begin at the first rank with (r - 1) x 5 >= k x n.
     bounds = [-(-dimmed * len(rows) // LIGHTS) for dimmed in range(LIGHTS + 1)]
     return [_section(side, mark, LIGHTS - dimmed, rows[bounds[dimmed] : bounds[dimmed + 1]]) for dimmed in range(LIGHTS)]
 
@@ -55,10 +55,10 @@ def _section(side: Side, mark: int, lights: int, rows: Ordinals) -> Section:
 
 
 def merge_small_groups(found: Sequence[Group], k_min: int, joined: Callable[[Group, Group], Group]) -> list[Group]:
-    """Each joined with those below it until it holds at least `k_min` positions; none where all together hold fewer.
+    """Joins adjacent groups until each has at least `k_min` positions; returns none if all together have fewer.
 
-    What is left below the last such one joins it: nothing is left out that totals would reveal. Where the sections of a side
-    are joined depends on nothing but the number of its positions.
+    A last group that stays too small is joined with the one before it, so that no total reveals it. For the sections of a side,
+    the result depends only on the number of positions.
     """
     groups: list[Group] = []
     for one in found:
@@ -73,7 +73,7 @@ def merge_small_groups(found: Sequence[Group], k_min: int, joined: Callable[[Gro
 
 
 def joined_sections(upper: Section, lower: Section) -> Section:
-    """Two sections, of which the first has more lights, as one."""
+    """Joins two sections; `upper` has more lights."""
     return Section(
         upper.lights,
         lower.to_lights,
