@@ -117,7 +117,7 @@ def test_positions_and_marks_up_to_64_bits_are_ranked(contract, name, positions,
 
 
 def rows_of(book: Book) -> list[list[tuple]]:
-    """What is kept of each account, by side."""
+    """Returns the saved position of each account, by side."""
     parts = list(book.save())
     return [
         sorted(row for side in sides for row in _rows(side)) for sides in ([p.long for p in parts], [p.short for p in parts])
@@ -130,7 +130,7 @@ def _rows(side: SidePart) -> Iterator[tuple]:
 
 
 def owners_of(book: Book) -> dict[str, str]:
-    """What is kept of the owners of accounts."""
+    """Returns the saved owner of each account."""
     return {account: owner for part in book.save() for account, owner in part.owners.items()}
 
 

@@ -63,7 +63,7 @@ def refused(settling: Partition, event) -> Reason:
     return rejection.value.reason
 
 
-def kept_book(book: Book, saved: BookPart | None = None) -> StoredBook:
+def stored_book(book: Book, saved: BookPart | None = None) -> StoredBook:
     return StoredBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, [saved or next(book.save())])
 
 
@@ -71,8 +71,8 @@ def decoded(parts: list[bytes]) -> list[BookPart]:
     return [msgspec.msgpack.decode(part, type=BookPart) for part in parts]
 
 
-def restore(settling: Partition, kept: StoredBook) -> None:
-    for _ in settling.restore(kept):
+def restore(settling: Partition, stored: StoredBook) -> None:
+    for _ in settling.restore(stored):
         pass
 
 
@@ -212,7 +212,7 @@ def test_unrequested_execution_is_rejected_and_changes_nothing(event, reason):
     settling.apply(adl_fill(6, "b", 5))
     assert refused(settling, adl_fill(7, "a", 1)) == Reason.ADL_ORDER_CLOSED
     settling.apply(adl_end(7))
-    assert settling.market(UNIT.symbol).fund.seq == 6  # the end of an order that is over moves nothing
+    assert settling.market(UNIT.symbol).fund.seq == 6  # the end of a closed order changes nothing
 
 
 def test_lots_of_an_open_round_are_not_used_by_other_orders():
@@ -444,7 +444,7 @@ def test_reopened_order_is_announced_again_and_continues():
     book = settling.book(UNIT.symbol)
     again = a_fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
     other = partition(again)
-    restore(other, kept_book(book))
+    restore(other, stored_book(book))
     announced = other.reopen(order)
     assert (announced.accounts, announced.lots) == (["a", "b"], [6, 5])
     assert again.open_in_adl == 110 * ONE
@@ -460,13 +460,13 @@ def test_relisting_with_other_terms_starts_an_empty_book():
     settling.take()
     settling.apply(listing(multiplier=2.0))
     assert settling.book(UNIT.symbol).open == 0
-    (kept,) = settling.take().books
-    assert kept.parts == [msgspec.msgpack.encode(part) for part in Book(UNIT).save()]
+    (stored,) = settling.take().books
+    assert stored.parts == [msgspec.msgpack.encode(part) for part in Book(UNIT).save()]
 
 
 def test_batch_contains_a_contract_once():
     settling, _ = desk(Policy(), position("a", 0), position("a", 0), listing(), listing(), position("a", 1))
-    assert [kept.symbol for kept in settling.take().books] == [UNIT.symbol]
+    assert [stored.symbol for stored in settling.take().books] == [UNIT.symbol]
 
 
 def test_closed_position_does_not_release_promised_lots_of_others():
@@ -516,11 +516,11 @@ def test_books_are_saved_in_bounded_parts(monkeypatch):
         settling.apply(position("a", 1, symbol=contract.symbol))
     parts = []
     while books := settling.take().books:
-        parts.append([kept.symbol for kept in books])
+        parts.append([stored.symbol for stored in books])
     assert parts == [["D", "C"], ["B", "A"]]
 
 
-def test_recalling_changes_only_books():
+def test_apply_to_book_changes_only_books():
     settling = partition(Fund(UNIT))
     for event in (mark("50"), *THREE, shortfall(1), adl_fill(2, "a", 4), adl_end(3)):
         settling.apply_to_book(event, "short")
@@ -634,7 +634,7 @@ def test_owners_with_positions_are_known_after_a_restart(events):
     first, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:], *events)
     saved = next(first.book(UNIT.symbol).save())
     other = partition(Fund(UNIT))
-    restore(other, kept_book(first.book(UNIT.symbol), msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=BookPart)))
+    restore(other, stored_book(first.book(UNIT.symbol), msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=BookPart)))
     for settling in (first, other):
         settling.apply(shortfall(1, account="long"))
         assert list(requested(settling.take())[0]) == ["b"]
@@ -667,7 +667,7 @@ def test_position_with_a_known_sequence_is_a_duplicate():
     assert (book.open, book.sides["short"].lots) == (1, 3)
     assert settling.take().duplicates == {UNIT.symbol: 2}
     again = partition(Fund(UNIT))
-    restore(again, kept_book(book))
+    restore(again, stored_book(book))
     again.apply(position("a", -9, seq=8))
     again.apply(position("a", -9, seq=10))
     assert again.book(UNIT.symbol).sides["short"].lots == 12
@@ -690,7 +690,7 @@ def test_snapshot_closes_positions_that_it_omits(restarts):
     if restarts:
         again = partition(Fund(UNIT))
         saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(settling.book(UNIT.symbol).save())), type=BookPart)
-        restore(again, kept_book(settling.book(UNIT.symbol), saved))
+        restore(again, stored_book(settling.book(UNIT.symbol), saved))
         settling = again
     settling.apply(position("new", -2, "90"))
     settling.apply(Snapshot(UNIT.symbol, "end", 2))
@@ -975,7 +975,7 @@ def test_partition_restored_from_its_rows_continues_identically(contract, policy
     engine.partition = partition(engine.fund)
     if book:
         saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=BookPart)
-        restore(engine.partition, kept_book(book, saved)._replace(symbol=contract.symbol))
+        restore(engine.partition, stored_book(book, saved)._replace(symbol=contract.symbol))
     for order in open_orders:
         assert engine.partition.reopen(order).order == order.written()
     for step in stream[at:]:
@@ -986,7 +986,7 @@ def test_partition_restored_from_its_rows_continues_identically(contract, policy
     assert engine.whole.records == other.whole.records
 
 
-def test_recalling_an_execution_keeps_the_other_leg():
+def test_execution_applied_to_the_book_keeps_the_other_leg():
     settling = partition(Fund(UNIT))
     legs = [position("a", 10), position("a", -4)]
     for event, leg in zip(legs, ("LONG", "SHORT"), strict=True):
@@ -997,17 +997,17 @@ def test_recalling_an_execution_keeps_the_other_leg():
 
 
 @given(CONTRACTS, STREAMS)
-def test_recalled_book_equals_the_original(contract, stream):
+def test_book_rebuilt_from_events_equals_the_original(contract, stream):
     engine = Engine(contract, Policy())
-    recalled = partition(Fund(contract))
+    rebuilt = partition(Fund(contract))
     for step in stream:
         refused_before = engine.refused
         engine.step(*step)
         event = engine.events[-1]
         if engine.refused == refused_before:
             order = engine.whole.orders.get((contract.symbol, getattr(event, "adl", 0)))
-            recalled.apply_to_book(event, order and order.reduce)
-    assert positions_of(recalled, contract.symbol) == positions_of(engine.partition, contract.symbol)
+            rebuilt.apply_to_book(event, order and order.reduce)
+    assert positions_of(rebuilt, contract.symbol) == positions_of(engine.partition, contract.symbol)
 
 
 def positions_of(settling: Partition, symbol: str) -> BookPart:

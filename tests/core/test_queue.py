@@ -38,7 +38,7 @@ def split(counts):
 
 
 @given(st.lists(st.integers(0, 9), min_size=5, max_size=5), st.integers(1, 12))
-def test_pools_have_at_least_k_min_positions_and_omit_none(counts, k_min):
+def test_merged_groups_have_at_least_k_min_positions_and_omit_none(counts, k_min):
     found = merge_small_groups(split(counts), k_min, joined_sections)
     if sum(counts) < k_min:
         assert found == []
@@ -50,7 +50,7 @@ def test_pools_have_at_least_k_min_positions_and_omit_none(counts, k_min):
     assert all(pool.highest >= pool.lowest for pool in found)
 
 
-def test_pools_join_lower_sections_until_they_have_k_min_positions():
+def test_merged_groups_join_lower_sections_until_they_have_k_min_positions():
     found = merge_small_groups(split([2, 2, 1, 7, 3]), 5, joined_sections)
     assert [(pool.lights, pool.to_lights, pool.positions) for pool in found] == [(5, 3, 5), (2, 1, 10)]
     assert (found[0].highest, found[0].lowest) == (5.0, 2.5)
