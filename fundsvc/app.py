@@ -45,7 +45,7 @@ from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import open_follower
 from fundsvc.readmodel.ledger_tail import open_tail
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
 from fundsvc.store.partition_state import check_decimals
 from fundsvc.store.reader import Reader
@@ -231,7 +231,7 @@ async def _serving(
             tail.freshness.check()
 
         operations = operations_endpoints(probing, metrics, {**pings, "replica": check_replica}, needed={*needed, "replica"})
-        ledger = Deleveragings(pool)
+        ledger = AdlReader(pool)
         policy_of = recorded_policies(config, appraiser)
         access_control = AccessControl(config.http, config.token, (endpoint.path for endpoint in operations))
         producer = Producer.configured(client, config.stream)
@@ -242,12 +242,10 @@ async def _serving(
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, exports, config.ledger.secrets)
         cached = FundCache(tail, funds.answer)
         sizing = TargetResources(reader, Targets(pool))
-        deleveraging = AdlResources(reader, ledger, follower, tail, policy_of, config.queue.k_min)
-        venues = venue_endpoints(
-            config.http.venues, cached.answers, funds.summary, deleveraging, reader, Histories(pool), policy_of
-        )
+        adl = AdlResources(reader, ledger, follower, tail, policy_of, config.queue.k_min)
+        venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
         async with websocket_endpoints(config, tail, cached, reader, ledger, follower, metrics) as websocket:
-            routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *deleveraging.routes)
+            routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *adl.routes)
             table = endpoints((*operations, *routes, *websocket.endpoints, *venues))
             middleware = Middleware(metrics, access_control)
             description = await asyncio.to_thread(openapi_endpoint, table)  # the schemas of all answers: tens of milliseconds

@@ -79,7 +79,7 @@ def undisturbed(events):
 def ranks(book):
     """Returns each side in the order of rank, with all numbers of each rank."""
     return {
-        name: [side.standing(int(row), book.mark) for row in side.ranking(book.mark).rows] for name, side in book.sides.items()
+        name: [side.valued(int(row), book.mark) for row in side.ranking(book.mark).rows] for name, side in book.sides.items()
     }
 
 
@@ -92,7 +92,7 @@ class Allocated(NamedTuple):
     rank: int
     ranked: int
     lots: int
-    asked: int
+    requested: int
 
 
 def allocated(records):
@@ -100,9 +100,9 @@ def allocated(records):
     rounds = (record for record in records if record.kind in ("order", "round", "part"))
     terms = ((record, terms_of(record.kind, record.body)) for record in rounds)
     return [
-        Allocated(record.adl, record.round, account, rank, one.ranked, lots, asked)
+        Allocated(record.adl, record.round, account, rank, one.ranked, lots, requested)
         for record, one in terms
-        for account, rank, lots, asked in zip(one.accounts, one.ranks, one.lots, one.asked, strict=True)
+        for account, rank, lots, requested in zip(one.accounts, one.ranks, one.lots, one.requested, strict=True)
     ]
 
 

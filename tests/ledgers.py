@@ -47,9 +47,9 @@ class Owner:
         """Returns the number of a contract's ADL orders."""
         return next(fund.adl for fund in self._partition.funds() if fund.contract.symbol == symbol)
 
-    def asked(self, symbol: str, adl: int) -> list[tuple[str, int]]:
+    def requested(self, symbol: str, adl: int) -> list[tuple[str, int]]:
         """Returns the accounts of an order's current round, with the lots that it still requests."""
-        return list(self._partition.market(symbol).orders[adl].asked.rests())
+        return list(self._partition.market(symbol).orders[adl].progress.rests())
 
     async def settle_late(self, event: Event) -> None:
         """Settles a rejected event, as a replay does."""

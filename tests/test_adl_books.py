@@ -160,7 +160,7 @@ async def test_replayed_event_applies_where_it_was_settled(config, producer, cli
 
 def lots_of(account, follower):
     ((side, lots),) = (
-        (side, view.book.sides[side].standing(row, 10**12).lots)
+        (side, view.book.sides[side].valued(row, 10**12).lots)
         for view in follower.views()
         for side, row in view.book.positions(account)
     )
@@ -346,7 +346,7 @@ async def test_execution_does_not_change_an_account_that_changed_sides(config, p
     assert ("secret-anna", 40) in [(standing.account, standing.lots) for standing in ranks(followed(follower))["long"]]
     allocations = allocated(await written_records(pool))
     assert allocations == allocated(records_of(expected.take()))
-    assert ("secret-anna", 40, 40) in [(row.account, row.lots, row.asked) for row in allocations if row.adl == 2]
+    assert ("secret-anna", 40, 40) in [(row.account, row.lots, row.requested) for row in allocations if row.adl == 2]
 
 
 async def test_prices_finer_than_the_known_terms_reload_the_books(config, producer, client, pool, follower):

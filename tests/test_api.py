@@ -24,7 +24,7 @@ from fundsvc.api.valuation_inputs import appraising
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import open_follower
 from fundsvc.readmodel.ledger_tail import open_tail
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import Reader
 from fundsvc.store.statistics import Statistics
@@ -83,7 +83,7 @@ async def serving(config, pings=None, key=stream_key):
     ):
         reader = Reader(pool)
         operations = operations_endpoints(reader, metrics, pings or {}, needed=pings or ())
-        funds = FundResources(reader, tail, Statistics(pool), Deleveragings(pool), appraiser, config.policy.of)
+        funds = FundResources(reader, tail, Statistics(pool), AdlReader(pool), appraiser, config.policy.of)
         epochs = StreamEpochs(EpochStore(pool), Producer(stream, config.stream.partitions), config.stream.partitions)
         middleware = Middleware(metrics, AccessControl(config.http, with_secret(config).token))
         routes = (*ContractResources(reader, key, epochs).routes, *FundCache(tail, funds.answer).routes, *funds.routes)

@@ -283,7 +283,7 @@ async def test_unreadable_ledger_does_not_block_the_rest_of_its_group(config, ow
         assert await audit.entries("newest") == {"ABC": 6, "XYZ": 6}
 
 
-class TestDeleveraging:
+class TestAdl:
     """Walks through ADL records continue where they stopped, too."""
 
     @pytest.fixture(autouse=True)
@@ -336,9 +336,9 @@ async def deleverage(owner, seq):
     """A shortfall with an order executed in two rounds, one without candidates, and a surplus that repays a part."""
     await owner.settle([*BEGINNING[1:], shortfall(seq)])
     adl = owner.orders(SYMBOL)
-    account, rest = owner.asked(SYMBOL, adl)[0]
+    account, rest = owner.requested(SYMBOL, adl)[0]
     await owner.settle([executed(seq + 1, adl, account, rest - 1), ended(seq + 2, adl)])
-    await owner.settle(executed(seq + 3 + place, adl, *asked) for place, asked in enumerate(owner.asked(SYMBOL, adl)))
+    await owner.settle(executed(seq + 3 + place, adl, *asked) for place, asked in enumerate(owner.requested(SYMBOL, adl)))
     await owner.settle([mark(50000), shortfall(seq + 8), shortfall(seq + 9, price=39020)])
 
 
@@ -447,7 +447,7 @@ class TestCostOfOpenOrders:
         for first in (1, 3):
             async with auditing(config) as audit:
                 await eventually(lambda: audit.good(SYMBOL))
-                await owner.settle([executed(2 * OPEN_ORDERS + first, first, *owner.asked(SYMBOL, first)[0])])
+                await owner.settle([executed(2 * OPEN_ORDERS + first, first, *owner.requested(SYMBOL, first)[0])])
                 await owner.settle([surplus(2 * OPEN_ORDERS + first + 1)])
                 entries = owner.entries(SYMBOL)
                 await eventually(lambda entries=entries: reached_entry(audit, entries))
@@ -462,7 +462,7 @@ class TestCostOfOpenOrders:
             await eventually(lambda: audit.good(SYMBOL))
             await tamper("UPDATE adl_orders SET account = 'mine' WHERE adl = 7")
             if moved:
-                await owner.settle([executed(2 * OPEN_ORDERS + 1, 7, *owner.asked(SYMBOL, 7)[0])])
+                await owner.settle([executed(2 * OPEN_ORDERS + 1, 7, *owner.requested(SYMBOL, 7)[0])])
             await eventually(lambda: audit.bad(SYMBOL))
 
 

@@ -111,7 +111,7 @@ class Exchange:
         self.matching = MatchingEngine(Market(CURRENCY), settled, +taken)
         for order in self.orders.values():
             if order.state == "open":
-                rests = self.partition.market(order.symbol).orders[order.adl].asked.rests()
+                rests = self.partition.market(order.symbol).orders[order.adl].progress.rests()
                 self.matching.take_on(announcement_of(order, *zip(*rests, strict=True)), step)
 
     def executions(self):

@@ -59,7 +59,7 @@ def undisturbed(events):
 
 
 def requested(records):
-    return sorted((each.adl, each.round, each.account, each.rank, each.ranked, each.asked) for each in allocated(records))
+    return sorted((each.adl, each.round, each.account, each.rank, each.ranked, each.requested) for each in allocated(records))
 
 
 async def written(owner_connection):

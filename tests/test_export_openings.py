@@ -146,7 +146,7 @@ async def test_an_altered_public_export_is_found(ledger, place, changes, sentenc
 async def test_the_command_writes_a_public_export_of_a_ledger_with_adl(config):
     async with owned(with_section(config, "ledger", secret=SECRET)) as owner:
         await owner.settle([*BEGINNING, shortfall(1)])
-        (account, lots), *_ = owner.asked(SYMBOL, owner.orders(SYMBOL))
+        (account, lots), *_ = owner.requested(SYMBOL, owner.orders(SYMBOL))
         await owner.settle([executed(2, 1, account, lots)])
     for form in ("csv", "ndjson"):
         exported = await fundsvc(config, "export", SYMBOL, "--public", "--format", form, FUNDSVC_LEDGER_SECRET=SECRET)

@@ -121,8 +121,8 @@ async def test_audit_finds_a_forged_allocation(ledger, owner_connection, request
     await unlock(owner_connection)
     row = await owner_connection.fetchrow("SELECT record, body FROM adl_records WHERE kind = 'order' AND adl = 1")
     order = msgspec.msgpack.decode(row["body"], type=OrderBody)
-    assert order.first.asked[0] != requested
-    first = msgspec.structs.replace(order.first, asked=[requested, *order.first.asked[1:]])
+    assert order.first.requested[0] != requested
+    first = msgspec.structs.replace(order.first, requested=[requested, *order.first.requested[1:]])
     body = msgspec.msgpack.encode(msgspec.structs.replace(order, first=first))
     await owner_connection.execute("UPDATE adl_records SET body = $1 WHERE record = $2", body, row["record"])
     await seal(owner_connection, SYMBOL)

@@ -21,8 +21,8 @@ from tokens import bearer, with_secret
 from watchdog import HOLD_MS_MAX, watched
 
 from fundsvc.app import tune_interpreter
-from fundsvc.core.adl.book import ROWS_PER_PART, SavedBook, SavedSide
-from fundsvc.core.batch import KeptBook
+from fundsvc.core.adl.book import ROWS_PER_PART, BookPart, SidePart
+from fundsvc.core.batch import StoredBook
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
@@ -66,8 +66,8 @@ def kept_shorts(positions):
     entry_prices = chance.integers(38_000, 42_000, positions) * 10**contract.price_decimals
     margins = chance.integers(100, 5_000, positions) * 10**contract.settle_decimals
     columns = (column.astype("<i8").tobytes() for column in (lots, entry_prices, margins))
-    none, shorts = SavedSide([], b"", b"", b""), SavedSide(names, *columns)
-    return [SavedBook(none, shorts.part(first, first + ROWS_PER_PART)) for first in range(0, positions, ROWS_PER_PART)]
+    none, shorts = SidePart([], b"", b"", b""), SidePart(names, *columns)
+    return [BookPart(none, shorts.part(first, first + ROWS_PER_PART)) for first in range(0, positions, ROWS_PER_PART)]
 
 
 async def keep(connection, parts):
@@ -127,7 +127,7 @@ def uninterrupted(book, events, allocation):
     """Returns the ADL records of a partition with this book that applies all events without interruption."""
     partition = Partition(0, 1, [], {"USDT": 8}, 10, lambda _: Policy(allocation=allocation))
     partition.apply(LISTING)
-    for _ in partition.restore(KeptBook(SYMBOL, STREAM_START, 0, None, 0, 0, book)):
+    for _ in partition.restore(StoredBook(SYMBOL, STREAM_START, 0, None, 0, 0, book)):
         pass
     for event in events:
         partition.apply(event)

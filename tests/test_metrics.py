@@ -128,12 +128,12 @@ async def test_amounts_equal_those_of_the_ledger(process, service_connection):
     assert process.sum("adl_oldest_open_seconds", symbol=SYMBOL) > 0
     order = await service_connection.fetchrow("SELECT * FROM adl_orders")
     allocations = allocated(await written_records(service_connection))
-    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(allocations, 3)))
+    await process.send(*(executed(seq, 1, row.account, row.requested) for seq, row in enumerate(allocations, 3)))
     await process.send(*(ended(seq, 1) for seq in range(20, 24)))
     await eventually(lambda: process.sum("adl_open_orders") == 0)
     assert process.sum("adl_orders_total", state="uncovered") == 1
     assert process.sum("adl_lots_needed_total") == order["lots"]
-    assert process.sum("adl_lots_taken_total") == sum(row.asked for row in allocations)
+    assert process.sum("adl_lots_taken_total") == sum(row.requested for row in allocations)
     assert process.sum("fund_state", symbol=SYMBOL, state="uncovered") == 1
     await process.send(fill(SYMBOL, 30, 9_000_000), shortfall(31, lots=7))
     await process.settled(4)
@@ -150,7 +150,7 @@ async def test_refund_is_counted(process, service_connection):
     await process.send(*BEGINNING, fill(SYMBOL, 1, 1), shortfall(2, lots=100))
     await process.settled(2)
     allocations = allocated(await written_records(service_connection))
-    await process.send(*(executed(seq, 1, row.account, row.asked) for seq, row in enumerate(allocations, 3)))
+    await process.send(*(executed(seq, 1, row.account, row.requested) for seq, row in enumerate(allocations, 3)))
     await eventually(lambda: process.sum("adl_orders_total", state="done") == 1)
     moved = await service_connection.fetchrow(MOVED)
     assert process.sum("refunded_total") == process.sum("adl_overshoot_total") == int(moved["refunded"]) / ATOMS

@@ -16,10 +16,10 @@ from ledgers import TS, fill, listing
 from msgspec.structs import replace
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.adl.book import SavedBook
-from fundsvc.core.adl.order import AdlOrder, Asked
+from fundsvc.core.adl.book import BookPart
+from fundsvc.core.adl.order import AdlOrder, RoundProgress
 from fundsvc.core.adl.records import terms_of
-from fundsvc.core.batch import Batch, BookState, KeptBook, Offset, Place
+from fundsvc.core.batch import Batch, BookState, Offset, Place, StoredBook
 from fundsvc.core.events import (
     AdlAck,
     AdlEnd,
@@ -154,8 +154,8 @@ class FakeLedger:
 
     def _kept(self, symbol):
         last_id, state = self.books.get(symbol, ("0-0", BookState(symbol, 0, None, 0, 0, None, 0)))
-        parts = map(partial(msgspec.msgpack.decode, type=SavedBook), state.parts) if state.parts else None
-        return KeptBook(symbol, last_id, state.seq, state.mark, state.mark_ts, state.mark_seq, parts)
+        parts = map(partial(msgspec.msgpack.decode, type=BookPart), state.parts) if state.parts else None
+        return StoredBook(symbol, last_id, state.seq, state.mark, state.mark_ts, state.mark_seq, parts)
 
     def _reopened(self, state):
         order = AdlOrder(**{name: value for name, value in state._asdict().items() if name != "recovered"})
@@ -164,9 +164,9 @@ class FakeLedger:
                 match record.kind:
                     case "order" | "round":
                         order.end_round()
-                        order.asked = Asked(terms_of(record.kind, record.body))
+                        order.progress = RoundProgress(terms_of(record.kind, record.body))
                     case "execution":
-                        order.asked.execute(record.account, record.lots)
+                        order.progress.execute(record.account, record.lots)
         return order
 
     def contents(self):
@@ -401,7 +401,7 @@ class Story:
             case 4:
                 return Snapshot(symbol, self._dice.choice(("begin", "end")), TS)
             case _:
-                rests = [(account, lots) for account, lots in order.asked.rests() if lots]
+                rests = [(account, lots) for account, lots in order.progress.rests() if lots]
                 account, lots = self._dice.choice(rests or [(ACCOUNTS[0], 1)])
                 return AdlFill(symbol, self._seq(symbol), adl, account, self._dice.randint(1, lots), TS)
 
@@ -411,7 +411,7 @@ def memory_of(partition):
     return {
         "books": {contract.symbol: book_of(book) for contract, book in partition.books() if book.mark or book.open},
         "orders": [
-            (order.written(), list(order.asked.rests()), order.failures, order.times_asked)
+            (order.written(), list(order.progress.rests()), order.failures, order.times_requested)
             for fund in partition.funds()
             for adl in range(1, fund.adl + 1)
             if (order := partition.open_order(fund.contract.symbol, adl))

@@ -10,7 +10,7 @@ from eventually import eventually
 from ledgers import fill, listing
 
 import fundsvc
-from fundsvc.core.adl.book import ROWS_PER_PART, SavedBook, SavedSide
+from fundsvc.core.adl.book import ROWS_PER_PART, BookPart, SidePart
 from fundsvc.core.batch import BookState, Offset, RateState
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.fund.chain import GENESIS, Entry
@@ -18,7 +18,7 @@ from fundsvc.core.fund.settlement import FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequences import Applied
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import (
     SQL,
     StoreFault,
@@ -604,11 +604,11 @@ async def test_migrating_a_missing_database_is_a_fault(config):
 
 def saved_side(rows):
     column = bytes(8 * rows)
-    return SavedSide([f"a{number}" for number in range(rows)], column, column, column)
+    return SidePart([f"a{number}" for number in range(rows)], column, column, column)
 
 
 def saved_book(rows):
-    return SavedBook(saved_side(rows), saved_side(3), stale=True, known_ms=7)
+    return BookPart(saved_side(rows), saved_side(3), stale=True, known_ms=7)
 
 
 def keep(*parts):
@@ -621,7 +621,7 @@ def keep(*parts):
 async def kept(config, owner_connection):
     """The parts of the only book, as the engine and as a reader load them."""
     async with open_pool(config.database.dsn, 1) as pool:
-        (shown,) = await Deleveragings(pool).books(0)
+        (shown,) = await AdlReader(pool).books(0)
     (loaded,) = await load_books(owner_connection, 0)
     assert loaded[:-1] == shown[:-1]
     parts = list(loaded.book or ())
@@ -685,4 +685,4 @@ async def test_runbook_statement_converts_books_in_parts_for_an_earlier_release(
     await owner_connection.execute(statement)
     body = await owner_connection.fetchval("SELECT body FROM books")
     found = msgspec.msgpack.decode(body, type=list[memoryview])
-    assert [msgspec.msgpack.decode(part, type=SavedBook) for part in found] == parts
+    assert [msgspec.msgpack.decode(part, type=BookPart) for part in found] == parts

@@ -36,18 +36,18 @@ async def rows(config, monkeypatch):
     async with owned(config) as owner:
         await owner.settle([*BEGINNING, shortfall(1, price="39050.3"), shortfall(2)])
         adl = owner.orders(SYMBOL)
-        for seq, (account, lots) in enumerate(owner.asked(SYMBOL, adl), 3):
+        for seq, (account, lots) in enumerate(owner.requested(SYMBOL, adl), 3):
             await owner.settle([executed(seq, adl, account, lots)])
         await owner.settle([shortfall(20)])
         adl = owner.orders(SYMBOL)
-        (account, lots), *_ = owner.asked(SYMBOL, adl)
+        (account, lots), *_ = owner.requested(SYMBOL, adl)
         await owner.settle([executed(21, adl, account, 2), shortfall(22, price=39020)])
         await owner.settle(ended(seq, adl) for seq in range(23, 40))
         await owner.settle([shortfall(40, lots=10, price=39500), shortfall(41, lots=1, price=38999)])
         few = [position(f"account-{number}", -20, 41000) for number in range(5)]
         await owner.settle([*few, mark(39000), shortfall(50)])
         adl = owner.orders(SYMBOL)
-        (account, lots), *_ = owner.asked(SYMBOL, adl)
+        (account, lots), *_ = owner.requested(SYMBOL, adl)
         await owner.settle([executed(51, adl, account, 1), *BEGINNING[1:], shortfall(52, price=39100)])
     async with open_pool(config.database.dsn, 1) as pool:
         return [row async for row in export_rows(await open_ledger(pool, SYMBOL))]
@@ -251,9 +251,9 @@ class TestResealed:
     @pytest.mark.parametrize(
         ("fields", "sentence"),
         [
-            ({"lots_asked": 10**6}, "its round allocates 1000000 lots, the order needs "),
+            ({"lots_requested": 10**6}, "its round allocates 1000000 lots, the order needs "),
             ({"positions": 2}, "its positions and lots do not add up to the numbers of its round"),
-            ({"asked": [10**6, 1]}, "it allocates 1000000 of "),
+            ({"requested": [10**6, 1]}, "it allocates 1000000 of "),
             ({"ranks": [0, 1]}, "lots at rank 0 of "),
             ({"accounts": ["twice", "twice"]}, "it allocates to the account 'twice' twice"),
         ],

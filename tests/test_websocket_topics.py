@@ -21,7 +21,7 @@ from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import open_follower
 from fundsvc.readmodel.ledger_tail import open_tail
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import open_pool
 from fundsvc.store.reader import Reader
 from fundsvc.streams.client import open_client
@@ -328,7 +328,7 @@ async def test_topics_receive_changes_only_while_they_are_open(config):
         open_follower(config, pool, client, metrics) as follower,
         open_tail(config, metrics) as tail,
     ):
-        ledger = Deleveragings(pool)
+        ledger = AdlReader(pool)
         async with websocket_endpoints(config, tail, FundCache(tail, answer_of), Reader(pool), ledger, follower, metrics):
             assert len(tail.listeners) == 4
         assert tail.listeners == []

@@ -33,15 +33,15 @@ from fundsvc.api.http.parameters import (
 from fundsvc.api.http.slots import Slots
 from fundsvc.api.http.tokens import Caller
 from fundsvc.api.visibility import rough, visibility_of
-from fundsvc.core.adl.preview import AskedOf
+from fundsvc.core.adl.preview import RequestSize
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.policy import Policy
 from fundsvc.readmodel.adl_books import BookView, Follower
 from fundsvc.readmodel.ledger_tail import Tail
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.reader import Reader
 
-DELEVERAGED_MAX = 100
+REDUCTIONS_MAX = 100
 """The latest reductions of an account that `positions` shows."""
 
 POSITIONS_PER_REQUEST = 1000
@@ -66,7 +66,7 @@ class AdlResources:
     def __init__(
         self,
         reader: Reader,
-        ledger: Deleveragings,
+        ledger: AdlReader,
         follower: Follower,
         tail: Tail,
         policy_of: Callable[[str], Policy],
@@ -145,7 +145,7 @@ class AdlResources:
         if not account.isprintable():
             return PositionsAnswer(account, [], [])  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
-        reductions = await self._ledger.deleveraged(account, DELEVERAGED_MAX)
+        reductions = await self._ledger.latest_reductions(account, REDUCTIONS_MAX)
         positions = await position_answers(self._follower, account)
         return PositionsAnswer(
             account=account,
@@ -159,7 +159,7 @@ class AdlResources:
         if not account.isprintable():
             return Page([], has_more=False, as_of=as_of)  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
-        rows = await self._ledger.deleveraged_page(
+        rows = await self._ledger.reductions_page(
             account,
             count=query.max_count + 1,
             offset=None if query.offset is UNSET else query.offset,
@@ -180,13 +180,15 @@ class AdlResources:
         found = await find_contract(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
         show = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
-        asked_of: AskedOf = int
+        request_size: RequestSize = int
         if caller.role == "trader":
             show = partial(trader_preview, account=caller.account, k_min=self._k_min)
-            asked_of = rough
+            request_size = rough
         answer = partial(preview_answer, show=show)
         try:
-            return await self._follower.preview(found.contract, found.partition, policy, _fill(symbol, body), answer, asked_of)
+            return await self._follower.preview(
+                found.contract, found.partition, policy, _fill(symbol, body), answer, request_size
+            )
         except Rejection as rejection:
             raise BadParameter(rejection.detail) from None
 

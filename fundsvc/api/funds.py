@@ -33,7 +33,7 @@ from fundsvc.core.fund.chain import GENESIS
 from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import ThrottledFaults
 from fundsvc.readmodel.ledger_tail import Tail
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import StoreFault
 from fundsvc.store.reader import EntryRow, FundRow, Reader
 from fundsvc.store.statistics import Statistics
@@ -55,7 +55,7 @@ class FundResources:
         reader: Reader,
         tail: Tail,
         statistics: Statistics,
-        ledger: Deleveragings,
+        ledger: AdlReader,
         appraiser: Appraiser,
         policy_of: Callable[[str], Policy],
         exports: Exports | None = None,

@@ -19,7 +19,7 @@ from fundsvc.core.adl.order import State
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import Follower
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import Listed, Reader
 
@@ -74,7 +74,7 @@ def orders(
     async def command(config: Config) -> int:
         async with prepared(config) as complete, connected(complete) as (pool, _):
             contract = (await _listed(pool, symbol)).contract
-            ledger = Deleveragings(pool)
+            ledger = AdlReader(pool)
             found = await ledger.orders(symbol, count=limit, state=state)
             answers = await order_answers(ledger, found, contract, OPERATOR)
         if json:

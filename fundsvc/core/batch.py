@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from fundsvc.core.adl.book import SavedBook
+from fundsvc.core.adl.book import BookPart
 from fundsvc.core.adl.order import AdlOrder, OrderState
 from fundsvc.core.adl.records import SealedRecord
 from fundsvc.core.contracts import Contract
@@ -54,7 +54,7 @@ class Place(NamedTuple):
 class BookState(NamedTuple):
     """A contract's book to save with a batch.
 
-    `seq` is the contract's last sequence, `parts` the positions as `SavedBook`s in MessagePack, None if they are
+    `seq` is the contract's last sequence, `parts` the positions as `BookPart`s in MessagePack, None if they are
     unchanged since the last save, and `positions` their number. See `Book` for the mark.
     """
 
@@ -67,7 +67,7 @@ class BookState(NamedTuple):
     positions: int
 
 
-class KeptBook(NamedTuple):
+class StoredBook(NamedTuple):
     """A contract's book as it was saved, after the message `last_id` and the sequence `seq`; see `Book` for the mark.
 
     `book` iterates over its parts once; it is None if the book never had positions.
@@ -79,7 +79,7 @@ class KeptBook(NamedTuple):
     mark: int | None
     mark_ts: int
     mark_seq: int
-    book: Iterable[SavedBook] | None
+    book: Iterable[BookPart] | None
 
 
 class Durations(NamedTuple):

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import msgspec
 
 from fundsvc.core.adl.book import Book
-from fundsvc.core.adl.desk import Deleveraging
-from fundsvc.core.adl.order import AdlOrder, RoundTerms, Want, opposite, order_for
+from fundsvc.core.adl.desk import AdlDesk
+from fundsvc.core.adl.order import AdlOrder, RoundRequest, RoundTerms, opposite, order_for
 from fundsvc.core.adl.records import reduced_body, round_bodies
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import BookState, Draft, KeptBook, Round
+from fundsvc.core.batch import BookState, Draft, Round, StoredBook
 from fundsvc.core.checks import check_mark, check_position, position_numbers
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting
 from fundsvc.core.events import (
@@ -73,7 +73,7 @@ class Market:
         self.fund = fund
         self.symbol = fund.contract.symbol
         self._shared = shared
-        self._desk: Deleveraging | None = None
+        self._desk: AdlDesk | None = None
 
     @property
     def contract(self) -> Contract:
@@ -81,10 +81,10 @@ class Market:
         return self.fund.contract
 
     @property
-    def desk(self) -> Deleveraging:
+    def desk(self) -> AdlDesk:
         """The ADL desk, created with an empty book at first use."""
         if self._desk is None:
-            self._desk = Deleveraging(self.contract, self.fund.policy, self._policy_under)
+            self._desk = AdlDesk(self.contract, self.fund.policy, self._policy_under)
         return self._desk
 
     @property
@@ -218,7 +218,7 @@ class Market:
         """Continues an open order of the ledger; returns the lots that its round still requests."""
         self.fund.open_in_adl += order.rest
         self.desk.reopen(order)
-        rests = [(account, rest) for account, rest in order.asked.rests() if rest]
+        rests = [(account, rest) for account, rest in order.progress.rests() if rest]
         return Round(order.written(), [account for account, _ in rests], [rest for _, rest in rests])
 
     def _escalate(self, shortfall: Entry) -> None:
@@ -242,7 +242,7 @@ class Market:
         self._seal_round(order, terms, cause)
         if terms.accounts:
             batch = self._shared.batch
-            batch.rounds.append(Round(batch.note(order), terms.accounts, terms.asked))
+            batch.rounds.append(Round(batch.note(order), terms.accounts, terms.requested))
         else:
             self._end_uncovered(order, cause)
 
@@ -303,7 +303,7 @@ class Market:
         desk = self._desk or self.desk
         book = desk.book
         if self._is_known(book, position.seq, book.seq_of(position.account, position.position_side)):
-            book.name(position.account, position.position_side)
+            book.mark_seen(position.account, position.position_side)
             self._shared.batch.duplicates[self.symbol] += 1
             return
         desk.changed = True
@@ -311,7 +311,7 @@ class Market:
             self.keep_book()  # Readers of the saved books learn at once that this book has positions.
         book.set(position.account, position.lots, *numbers, position.position_side)
         if position.owner:
-            book.owners.name(position.account, position.owner)
+            book.owners.assign(position.account, position.owner)
         if position.seq is not None:
             book.remember(position.account, position.position_side, position.seq)
 
@@ -342,10 +342,10 @@ class Market:
                 self._desk.changed = True
                 self._desk.book.sides[side].reduce(event.account, event.lots)
 
-    def expect(self, accounts: Iterable[str]) -> None:
+    def prefetch(self, accounts: Iterable[str]) -> None:
         """Prepares the book for positions of these accounts; a book that does not exist yet needs no preparation."""
         if self._desk:
-            self._desk.book.expect([*accounts])
+            self._desk.book.prefetch([*accounts])
 
     def keep_book(self) -> None:
         """Requests that the next batches save the book."""
@@ -365,7 +365,7 @@ class Market:
         desk.changed = False
         return BookState(self.symbol, seq, book.mark, book.mark_ts, book.mark_seq, parts, book.open if parts else 0)
 
-    def restore_mark(self, kept: KeptBook) -> Book:
+    def restore_mark(self, kept: StoredBook) -> Book:
         """Sets the mark of a saved book; returns the book, to restore its positions."""
         book = self.desk.book
         book.mark, book.mark_ts, book.mark_seq = kept.mark, kept.mark_ts, kept.mark_seq
@@ -410,11 +410,11 @@ class Market:
         return policies.of(self.symbol) if policies else self.fund.policy
 
 
-def waits_for_adl(fund: Fund, desk: Deleveraging, fill: Fill) -> WaitsForAdl:
+def waits_for_adl(fund: Fund, desk: AdlDesk, fill: Fill) -> WaitsForAdl:
     """The rule of `adl_then_fund`: the fund pays nothing yet if the deficit escalates and a position can be reduced."""
 
     def waits(deficit: int, bankruptcy_price: int) -> bool:
-        want = Want(opposite(fill.side), 1, bankruptcy_price, fill.account)
-        return deficit >= fund.escalate_min(bankruptcy_price) and desk.anybody(want)
+        request = RoundRequest(opposite(fill.side), 1, bankruptcy_price, fill.account)
+        return deficit >= fund.escalate_min(bankruptcy_price) and desk.has_candidates(request)
 
     return waits

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, Draft, KeptBook, RateState, Round
+from fundsvc.core.batch import Batch, Draft, RateState, Round, StoredBook
 from fundsvc.core.checks import check_rate
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import CONTRACTS_MAX, Contract, check_relisting, contract_of, partition_of
@@ -98,14 +98,14 @@ class Partition:
             Rejection: self._reject,
         }
 
-    def expect(self, events: Sequence[Event | Rejection]) -> None:
+    def prefetch(self, events: Sequence[Event | Rejection]) -> None:
         """Prepares for events that are about to be applied. Changes nothing; speeds up many positions of one contract."""
         if len(events) < RUN_MIN or type(events[0]) is not Position:
             return
         symbol = events[0].symbol
         if symbol in self._markets:
             run = (event.account for event in events if type(event) is Position and event.symbol == symbol)
-            self._markets[symbol].expect(run)
+            self._markets[symbol].prefetch(run)
 
     def are_long(self, events: Iterable[Event | Rejection]) -> bool:
         """Whether applying some of these events may rank a large book, or read all of it."""
@@ -179,7 +179,7 @@ class Partition:
         """Whether the next batches save books."""
         return bool(self._shared.books_due)
 
-    def restore(self, kept: KeptBook) -> Iterator[None]:
+    def restore(self, kept: StoredBook) -> Iterator[None]:
         """Restores a contract's book from a saved one, if there is one; some positions at each step."""
         if kept.mark is None and kept.book is None:
             return

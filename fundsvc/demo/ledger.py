@@ -68,7 +68,7 @@ class Ledger:
                 order.round,
                 order.reduce,
                 format_units(order.price, decimals[order.symbol]),
-                tuple(RequestedLots(account, rest) for account, rest in order.asked.rests() if rest),
+                tuple(RequestedLots(account, rest) for account, rest in order.progress.rests() if rest),
             )
             for order in orders_from(orders, records)
         ]

@@ -274,7 +274,7 @@ class Pipeline:
         """Settles events from a position on until the slice ends, at least one; returns the position after them."""
         started = now = time.perf_counter()
         batch, first, apply = self._partition.batch, position, self._partition.apply
-        self._partition.expect(run)
+        self._partition.prefetch(run)
         stream_ms = time_of_id(message.stream_id)
         for event, to_apply in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
             try:

@@ -18,11 +18,11 @@ from fundsvc.concurrency.background import keep_running
 from fundsvc.concurrency.exclusive import Exclusive, single_thread_executor
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.book import Book, Side
-from fundsvc.core.adl.preview import AskedOf, Preview, preview
+from fundsvc.core.adl.preview import Preview, RequestSize, preview
 from fundsvc.core.adl.queue import Section, sections
 from fundsvc.core.adl.ranking import Ranking
 from fundsvc.core.adl.valuation import Rank, SideName
-from fundsvc.core.batch import KeptBook, Offset
+from fundsvc.core.batch import Offset, StoredBook
 from fundsvc.core.contracts import Contract, partition_of
 from fundsvc.core.events import Fill
 from fundsvc.core.fund.settlement import Fund
@@ -31,7 +31,7 @@ from fundsvc.core.policy import Policy
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.book_recovery import BookRecovery
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.client import Client, StreamFault
@@ -78,7 +78,7 @@ class Follower:
         self._seconds = config.http.book_seconds
         self._mark_seconds_max = config.adl.mark_seconds_max
         self._metrics = metrics
-        self._ledger = Deleveragings(pool)
+        self._ledger = AdlReader(pool)
         self._partitions = [
             FollowedPartition(config, self._ledger, _source(config, client, number), number, Exclusive(worker))
             for number in range(config.stream.partitions)
@@ -156,11 +156,11 @@ class Follower:
         policy: Policy,
         fill: Fill,
         answer: Callable[[Preview, BookView], Result],
-        asked_of: AskedOf = int,
+        request_size: RequestSize = int,
     ) -> Result:
         """Computes what a fill would do under a policy to the current fund and the loaded book; returns `answer` of that.
 
-        See `core.preview` for `asked_of`.
+        See `core.preview` for `request_size`.
 
         Raises Rejection if the fill could not be settled, NotFollowed, or StoreFault.
         """
@@ -168,7 +168,7 @@ class Follower:
         orders = await self._ledger.open_orders(partition, contract.symbol)
 
         def read(view: BookView) -> Result:
-            return answer(preview(fund, view.book, iter(orders.decoded()), fill, asked_of), view)
+            return answer(preview(fund, view.book, iter(orders.decoded()), fill, request_size), view)
 
         return await self.read(contract, partition, read, is_long=len(orders.records) > RECORDS_MANY)
 
@@ -228,7 +228,7 @@ class FollowedPartition:
     `exclusive` gives access to them.
     """
 
-    def __init__(self, config: Config, ledger: Deleveragings, source: Source, number: int, exclusive: Exclusive) -> None:
+    def __init__(self, config: Config, ledger: AdlReader, source: Source, number: int, exclusive: Exclusive) -> None:
         self.number = number
         self.exclusive = exclusive
         self.confirmed_ms = 0
@@ -340,7 +340,7 @@ class FollowedPartition:
         followed.recovery.listed = False
         return all(partition.contract(fund.contract.symbol) == fund.contract for fund in funds)
 
-    async def _restore(self, partition: Partition, kept: Iterable[KeptBook]) -> None:
+    async def _restore(self, partition: Partition, kept: Iterable[StoredBook]) -> None:
         """Restores books in steps, as a million positions take seconds; yields to the loop after each step."""
         for book in kept:
             steps, step = partition.restore(book), None

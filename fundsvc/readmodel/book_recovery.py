@@ -11,7 +11,7 @@ from functools import partial
 
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import KeptBook, Offset, Place
+from fundsvc.core.batch import Offset, Place, StoredBook
 from fundsvc.core.events import AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.store.writer import STREAM_START
@@ -42,7 +42,7 @@ class BookRecovery:
         partition: Partition,
         exclusive: Exclusive,
         source: Source,
-        kept: Sequence[KeptBook],
+        kept: Sequence[StoredBook],
         rejected: RejectedPlaces,
         reduced_sides: ReducedSides,
     ) -> None:
@@ -77,7 +77,7 @@ class BookRecovery:
             messages = await self._source.read(offset.last_id, 1)
             await self._apply_all([message for message in messages if offset.settled_of(message.stream_id)], offset.events)
 
-    async def include(self, kept: Sequence[KeptBook]) -> None:
+    async def include(self, kept: Sequence[StoredBook]) -> None:
         """Adds further books, and brings them to the state of the others."""
         others = BookRecovery(self._partition, self._exclusive, self._source, kept, self._rejected, self._reduced_sides)
         await others.run(self.read_to)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
 from fundsvc.core.adl.records import reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import KeptBook, Offset, Place
+from fundsvc.core.batch import Offset, Place, StoredBook
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
@@ -40,7 +40,7 @@ class OrderRow(NamedTuple):
 
 
 class AllocationRow(NamedTuple):
-    """The allocation of one position in a round: the inputs of its rank, the requested lots (`asked`) and the executed lots."""
+    """The allocation of one position in a round: the inputs of its rank, and its requested and executed lots."""
 
     rank: int
     ranked: int
@@ -48,7 +48,7 @@ class AllocationRow(NamedTuple):
     entry_price: int
     margin: int
     mark: int
-    asked: int
+    requested: int
     executed: int
     account: str
 
@@ -61,12 +61,12 @@ class RoundRow(NamedTuple):
     mark: int
     is_stale: bool
     positions: int
-    asked: int
+    requested: int
     executed: int
     allocations: list[AllocationRow]
 
 
-class DeleveragedRow(NamedTuple):
+class ReductionRow(NamedTuple):
     """A reduction of an account's position: the `executed` lots of one round, and the position at the begin of the round."""
 
     symbol: str
@@ -85,7 +85,7 @@ class Reduction(NamedTuple):
 
     account: str
     updated_at: datetime
-    row: DeleveragedRow
+    row: ReductionRow
 
 
 class OpenOrders(NamedTuple):
@@ -101,7 +101,7 @@ class OpenOrders(NamedTuple):
         return orders_from(self.orders, [row for row in self.records if (row["symbol"], row["adl"]) in known])
 
 
-class Deleveragings:
+class AdlReader:
     """Reads ADL data. Every method raises StoreFault if the database is unreachable."""
 
     def __init__(self, pool: Pool) -> None:
@@ -117,7 +117,7 @@ class Deleveragings:
         ((found,),) = await self._fetch("books_with_positions", partition)
         return bool(found)
 
-    async def books(self, partition: int, symbols: Sequence[str] | None = None) -> list[KeptBook]:
+    async def books(self, partition: int, symbols: Sequence[str] | None = None) -> list[StoredBook]:
         """Returns the last stored books of a partition's contracts, optionally only of `symbols`."""
         async with reading(self._pool) as connection:
             return await load_books(connection, partition, symbols)
@@ -167,7 +167,7 @@ class Deleveragings:
                 one.mark,
                 one.is_stale,
                 one.positions,
-                one.lots_asked,
+                one.lots_requested,
                 totals.get(key, 0),
                 list(islice(allocation_rows(one, executed.get(key, {})), allocations_max)),
             )
@@ -196,20 +196,20 @@ class Deleveragings:
         """Returns the order that an entry of a contract caused, or an empty list."""
         return [OrderRow(*row) for row in await self._fetch("orders_caused", symbol, entry)]
 
-    async def deleveraged(self, account: str, count: int) -> list[DeleveragedRow]:
+    async def latest_reductions(self, account: str, count: int) -> list[ReductionRow]:
         """Returns the latest reductions of an account's positions, newest first."""
-        return [_reduction(row).row for row in await self._fetch("deleveraged", account, count)]
+        return [_reduction(row).row for row in await self._fetch("latest_reductions", account, count)]
 
-    async def deleveraged_page(
+    async def reductions_page(
         self, account: str, *, count: int, offset: int | None = None, forward: bool = False
-    ) -> list[tuple[int, DeleveragedRow]]:
+    ) -> list[tuple[int, ReductionRow]]:
         """Returns up to `count` reductions of an account's positions with their numbers. Numbers count an account's reductions
         from 1.
 
         With `forward` ascending after number `offset`, else descending before it or from the newest.
         """
         first, last = ((offset or 0) + 1, INT64_MAX) if forward else (1, INT64_MAX if offset is None else offset - 1)
-        rows = await self._fetch("deleveraged_page", account, first, last, forward, count)
+        rows = await self._fetch("reductions_page", account, first, last, forward, count)
         return [(row["number"], _reduction(row).row) for row in rows]
 
     async def reductions(self, orders: Collection[tuple[str, int]], accounts: Collection[str]) -> list[Reduction]:
@@ -229,11 +229,13 @@ class Deleveragings:
 
 def allocation_rows(terms: RoundTerms, executed: Mapping[str, int]) -> Iterator[AllocationRow]:
     """Yields the allocations of a round, one per position. `executed` contains lots by account."""
-    columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True)
-    for account, rank, lots, entry_price, margin, asked in columns:
-        yield AllocationRow(rank, terms.ranked, lots, entry_price, margin, terms.mark, asked, executed.get(account, 0), account)
+    columns = zip(terms.accounts, terms.ranks, terms.lots, terms.entry_prices, terms.margins, terms.requested, strict=True)
+    for account, rank, lots, entry_price, margin, requested in columns:
+        yield AllocationRow(
+            rank, terms.ranked, lots, entry_price, margin, terms.mark, requested, executed.get(account, 0), account
+        )
 
 
 def _reduction(row: Mapping[str, Any]) -> Reduction:
-    columns = {name: row[name] for name in DeleveragedRow._fields if name != "reduced"}
-    return Reduction(row["account"], row["updated_at"], DeleveragedRow(**columns, reduced=reduced_of(row["body"])))
+    columns = {name: row[name] for name in ReductionRow._fields if name != "reduced"}
+    return Reduction(row["account"], row["updated_at"], ReductionRow(**columns, reduced=reduced_of(row["body"])))

@@ -15,7 +15,7 @@ import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.adl.order import OrderState
-from fundsvc.core.adl.verification import Begun, OpenOrders, OrdersCheckpoint
+from fundsvc.core.adl.verification import OpenOrders, OrdersCheckpoint, UnfinishedRound
 from fundsvc.core.commitment import NO_SECRETS, Secrets
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.settlement import FundState
@@ -251,7 +251,7 @@ async def _orders(
     ended = [symbol for symbol, part in rows.items() if part.ended]
     for symbol in ended:
         if not rows[symbol].entries and not rows[symbol].records:
-            since[symbol].opened.distrust()
+            since[symbol].opened.recheck_all()
     named = {(symbol, row["adl"]) for symbol, part in rows.items() for row in part.records}
     moved = {(symbol, adl) for symbol in ended for adl in since[symbol].opened.unchecked}
     found: dict[str, dict[int, OrderState]] = defaultdict(dict)
@@ -305,13 +305,13 @@ class _State(msgspec.Struct, array_like=True):
     """The parts of a checkpoint without a column."""
 
     open: Sequence[int]
-    begun: Begun
+    unfinished_round: UnfinishedRound
     pending: Pending
     undated: Undated
     guard: SavedGuard | None
 
 
-_NO_STATE = _State(START.orders.open, START.orders.begun, START.pending, START.undated, START.guard)
+_NO_STATE = _State(START.orders.open, START.orders.unfinished_round, START.pending, START.undated, START.guard)
 
 
 def _checkpoint(row: asyncpg.Record) -> Checkpoint:
@@ -324,7 +324,7 @@ def _checkpoint(row: asyncpg.Record) -> Checkpoint:
         int(row["repaid"]),
         row["head"],
         row["outstanding"],
-        OrdersCheckpoint(row["record"], row["adl_head"], row["adl"], int(row["recovered"]), state.open, state.begun),
+        OrdersCheckpoint(row["record"], row["adl_head"], row["adl"], int(row["recovered"]), state.open, state.unfinished_round),
         state.pending,
         state.undated,
         state.guard,
@@ -342,7 +342,7 @@ def _progress_row(walk: Walk, held: VerifiedPart) -> tuple[Any, ...]:
         orders.record,
         orders.adl,
         orders.head,
-        msgspec.msgpack.encode(_State(orders.open, orders.begun, one.pending, one.undated, one.guard)),
+        msgspec.msgpack.encode(_State(orders.open, orders.unfinished_round, one.pending, one.undated, one.guard)),
         held.ended,
     )
 

@@ -617,7 +617,7 @@ WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' GROUP BY 1, 2;
 SELECT adl, round, account, sum(lots)::bigint AS executed FROM adl_records
 WHERE symbol = $1 AND adl = ANY ($2) AND kind = 'execution' AND account = ANY ($3) GROUP BY 1, 2, 3;
 
--- name: deleveraged
+-- name: latest_reductions
 -- An account's latest reductions.
 SELECT r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce AS side, o.price, o.ts, sum(r.lots)::bigint AS executed,
        (array_agg(r.body))[1] AS body
@@ -626,7 +626,7 @@ WHERE r.kind = 'execution' AND r.account = $1
 GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o.price, o.ts
 ORDER BY o.ts DESC, r.symbol, r.adl DESC, r.round DESC LIMIT $2;
 
--- name: deleveraged_page
+-- name: reductions_page
 -- Reductions of an account's positions from number $2 to $3, numbered from 1 in the order of their first executions: the first $5
 -- with $4 (forward), else the last $5.
 SELECT d.number, r.account, o.updated_at, d.symbol, d.adl, o.cause, d.round, o.reduce AS side, o.price, o.ts, d.executed, r.body

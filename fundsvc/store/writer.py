@@ -11,11 +11,11 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.core.adl.book import SavedBook
-from fundsvc.core.adl.order import AdlOrder, Asked, OrderState
+from fundsvc.core.adl.book import BookPart
+from fundsvc.core.adl.order import AdlOrder, OrderState, RoundProgress
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, BookState, Draft, KeptBook, Offset, Place, RateState
+from fundsvc.core.batch import Batch, BookState, Draft, Offset, Place, RateState, StoredBook
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.policy import Policies, Policy, SavedGuard
@@ -121,7 +121,7 @@ class Writer:
             records = await self._connection.fetch(SQL["load_records"], self._partition, None)
         return orders_from(orders, records)
 
-    async def load_books(self) -> list[KeptBook]:
+    async def load_books(self) -> list[StoredBook]:
         """The books of all contracts as they were last kept; one that never was begins with the stream."""
         with faults():
             return await load_books(self._connection, self._partition)
@@ -272,23 +272,23 @@ def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
     match row["kind"]:
         case "order" | "round":
             order.end_round()
-            order.asked = Asked(terms_of(row["kind"], row["body"]))
+            order.progress = RoundProgress(terms_of(row["kind"], row["body"]))
         case "part":
-            order.asked.extend(terms_of("part", row["body"]))
+            order.progress.extend(terms_of("part", row["body"]))
         case "execution":
-            order.asked.execute(row["account"], row["lots"])
+            order.progress.execute(row["account"], row["lots"])
 
 
 async def load_books(
     connection: asyncpg.Connection | PoolConnectionProxy, partition: int, symbols: Sequence[str] | None = None
-) -> list[KeptBook]:
+) -> list[StoredBook]:
     """Returns the last saved books of a partition's contracts, optionally only of `symbols`.
 
     Fetches the parts of a large book one by one, because the driver parses an answer without yielding to the event loop.
     """
     async with snapshot(connection):
         rows = await connection.fetch(SQL["load_books"], partition, symbols)
-        return [_kept_book(row, await _load_parts(connection, row)) for row in rows]
+        return [_stored_book(row, await _load_parts(connection, row)) for row in rows]
 
 
 async def _load_parts(connection: asyncpg.Connection | PoolConnectionProxy, row: asyncpg.Record) -> deque[bytes | memoryview]:
@@ -309,17 +309,17 @@ def _split(body: bytes) -> deque[bytes | memoryview]:
         return deque([body])
 
 
-def _kept_book(row: asyncpg.Record, parts: deque[bytes | memoryview]) -> KeptBook:
+def _stored_book(row: asyncpg.Record, parts: deque[bytes | memoryview]) -> StoredBook:
     """Builds the book from a row of `load_books`. A book that was never saved begins at the start of the stream."""
     last_id, seq = row["last_id"] or STREAM_START, row["seq"] or 0
     book = _decoded(parts) if parts else None
-    return KeptBook(row["symbol"], last_id, seq, row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0, book)
+    return StoredBook(row["symbol"], last_id, seq, row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0, book)
 
 
-def _decoded(parts: deque[bytes | memoryview]) -> Iterator[SavedBook]:
+def _decoded(parts: deque[bytes | memoryview]) -> Iterator[BookPart]:
     """Decodes the parts one by one and frees each before the next."""
     while parts:
-        yield msgspec.msgpack.decode(parts.popleft(), type=SavedBook)
+        yield msgspec.msgpack.decode(parts.popleft(), type=BookPart)
 
 
 def contract_from(row: asyncpg.Record) -> Contract:

@@ -41,7 +41,7 @@ class Announcer:
 
 def announcement(order: AdlOrder, price_decimals: int) -> bytes:
     """Returns the announcement of an order's round: the lots still requested of each account."""
-    rests = [(account, rest) for account, rest in order.asked.rests() if rest]
+    rests = [(account, rest) for account, rest in order.progress.rests() if rest]
     fields: dict[str, Any] = {
         "type": "adlOrder",
         "symbol": order.symbol,

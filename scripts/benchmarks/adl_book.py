@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fundsvc.core.adl.book import Side
-from fundsvc.core.adl.desk import Deleveraging
-from fundsvc.core.adl.order import RoundTerms, Want
+from fundsvc.core.adl.desk import AdlDesk
+from fundsvc.core.adl.order import RoundRequest, RoundTerms
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Position
 from fundsvc.core.fund.settlement import Fund
@@ -142,10 +142,10 @@ def _measure(positions: int, rounds: int, show_progress: Callable[[str], None]) 
     )
 
 
-def _allocate(desk: Deleveraging, mark: int, lots: int, policy: Policy) -> RoundTerms:
+def _allocate(desk: AdlDesk, mark: int, lots: int, policy: Policy) -> RoundTerms:
     """Computes the first round of an order at a new mark, with the inputs that explain it."""
     desk.book.mark = mark
-    return desk.terms(Want("long", lots, mark, ""), policy)
+    return desk.terms(RoundRequest("long", lots, mark, ""), policy)
 
 
 def _events(positions: int, *, ties: bool) -> list[Position]:
@@ -173,7 +173,7 @@ def _events(positions: int, *, ties: bool) -> list[Position]:
     ]
 
 
-def _desk(events: Sequence[Position]) -> Deleveraging:
+def _desk(events: Sequence[Position]) -> AdlDesk:
     """Returns a contract's desk with these positions, at the mark."""
     partition = _partition()
     for event in events:
@@ -221,7 +221,7 @@ def _updates_per_second(events: Sequence[Position], codec: Codec) -> float:
         apply = partition.apply
         for message in messages:
             events = decode(message)
-            partition.expect(events)
+            partition.prefetch(events)
             for event in events:
                 apply(event)
 

@@ -55,10 +55,10 @@ class Retraced:
         for state in batch.funds:
             self.fund = state
 
-    def asked(self, adl):
+    def requested(self, adl):
         """The lots that an order's current round still requests, by account."""
         order = self._partition.market(UNIT.symbol).orders[adl]
-        return {account: rest for account, rest in order.asked.rests() if rest}
+        return {account: rest for account, rest in order.progress.rests() if rest}
 
     @property
     def open(self):

@@ -3,7 +3,7 @@ from builders import UNIT, adl_fill, fill
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Asked, RoundTerms, opposite, order_for
+from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, RoundProgress, RoundTerms, opposite, order_for
 from fundsvc.core.events import Reason, Rejection
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
@@ -18,10 +18,10 @@ def order(deficit: int, lots: int, uncovered: int, side: str = "sell") -> AdlOrd
     return order_for(type(entry)(**{name: getattr(entry, name) for name in entry.__struct_fields__} | amounts), 1)
 
 
-def terms(**asked: int) -> RoundTerms:
+def terms(**requested: int) -> RoundTerms:
     """Returns a round that requests these lots, by account."""
-    lots, ones = [*asked.values()], [1] * len(asked)
-    return RoundTerms(7, False, 9, len(asked), sum(lots), [*asked], [*range(2, 2 + len(lots))], lots, ones, ones, lots)
+    lots, ones = [*requested.values()], [1] * len(requested)
+    return RoundTerms(7, False, 9, len(requested), sum(lots), [*requested], [*range(2, 2 + len(lots))], lots, ones, ones, lots)
 
 
 @given(AMOUNTS, AMOUNTS, st.data())
@@ -64,7 +64,7 @@ def test_executions_of_a_position_are_limited_to_its_allocation():
     made = order(100, 10, 70)
     made.begin_round(terms(a=4, c=3), 5)
     made.execute(adl_fill(1, "a", 3))
-    with pytest.raises(Rejection, match="asks 1 more"):
+    with pytest.raises(Rejection, match="requests 1 more"):
         made.execute(adl_fill(2, "a", 2))
     made.execute(adl_fill(2, "a", 1))
     made.execute(adl_fill(3, "c", 3))
@@ -75,8 +75,8 @@ def test_execution_returns_the_position_that_it_reduces():
     made = order(100, 10, 70)
     made.begin_round(terms(a=4, c=3), 5)
     reduced = made.execute(adl_fill(1, "c", 2))
-    assert (reduced.mark, reduced.ranked, reduced.rank, reduced.lots, reduced.asked) == (7, 9, 3, 3, 3)
-    assert dict(made.asked.rests()) == {"a": 4, "c": 1}
+    assert (reduced.mark, reduced.ranked, reduced.rank, reduced.lots, reduced.requested) == (7, 9, 3, 3, 3)
+    assert dict(made.progress.rests()) == {"a": 4, "c": 1}
     assert (made.acknowledged, made.round_ms, made.written().lots) == (True, 5, 7)
 
 
@@ -86,11 +86,11 @@ def test_ended_round_counts_failures_and_requests():
     made.execute(adl_fill(1, "c", 3))
     made.execute(adl_fill(2, "a", 1))
     made.end_round()
-    assert (made.failures, made.times_asked) == ({"a": 1}, {"a": 1, "c": 1})
-    assert len(made.asked) == 0
-    want = made.want(1)
-    assert (want.lots, want.exhausted, want.failures) == (3, {"a", "c"}, {"a": 1})
-    assert made.want(2).exhausted == set()
+    assert (made.failures, made.times_requested) == ({"a": 1}, {"a": 1, "c": 1})
+    assert len(made.progress) == 0
+    request = made.next_request(1)
+    assert (request.lots, request.exhausted, request.failures) == (3, {"a", "c"}, {"a": 1})
+    assert made.next_request(2).exhausted == set()
 
 
 @pytest.mark.parametrize("positions", [0, 1, POSITIONS_PER_RECORD_MAX, POSITIONS_PER_RECORD_MAX + 1, 2500])
@@ -98,8 +98,8 @@ def test_parts_of_a_round_combine_to_the_round(positions):
     whole = terms(**{f"a{number}": number + 1 for number in range(positions)})
     parts = [*whole.parts()]
     assert all(len(part.accounts) <= POSITIONS_PER_RECORD_MAX for part in parts)
-    assert {(part.positions, part.lots_asked) for part in parts} == {(positions, sum(whole.asked))}
-    again = Asked(parts[0])
+    assert {(part.positions, part.lots_requested) for part in parts} == {(positions, sum(whole.requested))}
+    again = RoundProgress(parts[0])
     for part in parts[1:]:
         again.extend(part)
-    assert [*again.rests()] == [*Asked(whole).rests()]
+    assert [*again.rests()] == [*RoundProgress(whole).rests()]

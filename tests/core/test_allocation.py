@@ -14,8 +14,8 @@ ROOM = st.lists(st.tuples(st.integers(0, 50), st.integers(-20, 100)), max_size=2
 
 def pro_rata(rooms: list[int], profits: list[float], lots: int, accounts: str | list[str] | None = None) -> dict[int, int]:
     names = accounts or [f"{index:03d}" for index in range(len(rooms))]
-    places = np.argsort(np.argsort(np.array(list(names), object), kind="stable"), kind="stable").astype(np.int32)
-    shares = allocate_pro_rata(np.array(rooms, np.int64), np.array(profits, np.float64), places, lots)
+    ordinals = np.argsort(np.argsort(np.array(list(names), object), kind="stable"), kind="stable").astype(np.int32)
+    shares = allocate_pro_rata(np.array(rooms, np.int64), np.array(profits, np.float64), ordinals, lots)
     return dict(zip(shares.indices.tolist(), shares.lots.tolist(), strict=True))
 
 

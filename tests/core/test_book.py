@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fundsvc.core.adl import book as book_module
-from fundsvc.core.adl.book import Book, SavedBook, SavedSide, Side
+from fundsvc.core.adl.book import Book, BookPart, Side, SidePart
 from fundsvc.core.adl.directory import NONE
 from fundsvc.core.adl.valuation import Rank
 from fundsvc.core.contracts import Contract
@@ -81,12 +81,12 @@ def test_ranking_equals_its_definition(contract, name, positions, mark):
         rank = side.rank_of(account, mark)
         assert rank == (Rank(queue.index(account) + 1, len(queue)) if account in queue else None)
     for account, numbers in known.items():
-        standing = side.standing(side.row_of(account), mark)
+        position = side.valued(side.row_of(account), mark)
         if numbers:
-            assert standing.unrealised_pnl == math.floor(numbers[0])
-            assert (standing.return_on_entry, standing.leverage, standing.score) == pytest.approx([*map(float, numbers[1:])])
+            assert position.unrealised_pnl == math.floor(numbers[0])
+            assert (position.return_on_entry, position.leverage, position.score) == pytest.approx([*map(float, numbers[1:])])
         else:
-            assert math.isinf(standing.leverage)
+            assert math.isinf(position.leverage)
 
 
 @given(CONTRACTS, SIDES, st.lists(SMALL, max_size=30, unique_by=lambda position: position[0]), MARKS, st.data())
@@ -95,8 +95,8 @@ def test_order_of_positions_does_not_affect_the_queue(contract, name, positions,
     queues = []
     for arrived in (positions, other):
         side = side_of(contract, name, arrived)
-        queues.append([side.standing(row, mark) for row in side.ranking(mark).rows])
-        gainers = [standing.account for standing in queues[-1] if standing.score > 0]
+        queues.append([side.valued(row, mark) for row in side.ranking(mark).rows])
+        gainers = [position.account for position in queues[-1] if position.score > 0]
         assert [side.accounts[row] for row in side.leaders(mark, 3).rows] == gainers[:3]
     assert queues[0] == queues[1]
 
@@ -110,27 +110,27 @@ def test_positions_and_marks_up_to_64_bits_are_ranked(contract, name, positions,
     gainers = int(side.columns(mark).gainers().sum())
     assert list(side.leaders(mark, 4).rows) == list(ranking.rows[: min(4, gainers)])
     for row in np.flatnonzero(side.lots_of(np.arange(len(side.accounts)))):
-        standing = side.standing(int(row), mark)
-        assert abs(standing.unrealised_pnl) <= INT64_MAX
-        assert not math.isnan(standing.score)
+        position = side.valued(int(row), mark)
+        assert abs(position.unrealised_pnl) <= INT64_MAX
+        assert not math.isnan(position.score)
     assert np.isfinite(side.profits(ranking.rows, mark)).all()
 
 
 def rows_of(book: Book) -> list[list[tuple]]:
-    """What is kept of each account, by side."""
+    """Returns the saved position of each account, by side."""
     parts = list(book.save())
     return [
         sorted(row for side in sides for row in _rows(side)) for sides in ([p.long for p in parts], [p.short for p in parts])
     ]
 
 
-def _rows(side: SavedSide) -> Iterator[tuple]:
+def _rows(side: SidePart) -> Iterator[tuple]:
     columns = (np.frombuffer(column, "<i8") for column in (side.lots, side.entry_price, side.margin, side.seq))
     return zip(side.accounts, *columns, side.seen or side.accounts, strict=True)
 
 
 def owners_of(book: Book) -> dict[str, str]:
-    """What is kept of the owners of accounts."""
+    """Returns the saved owner of each account."""
     return {account: owner for part in book.save() for account, owner in part.owners.items()}
 
 
@@ -142,11 +142,11 @@ def test_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
     for number in range(10):
         book.set(f"a{number}", number - 2, (100 + number) * PRICE, 7)
         book.remember(f"a{number}", "BOTH", number)
-        book.owners.name(f"a{number}", f"owner {number % 3}")
+        book.owners.assign(f"a{number}", f"owner {number % 3}")
     if is_snapshot:
         book.begin_snapshot()
         for number in (4, 9):
-            book.name(f"a{number}", "BOTH")
+            book.mark_seen(f"a{number}", "BOTH")
     parts = list(book.save())
     assert [(len(part.long.accounts), len(part.owners)) for part in parts] == [(4, 4), (4, 4), (0, 2)]
     again = Book(UNIT)
@@ -162,7 +162,7 @@ def test_a_step_restores_few_positions_or_owners(monkeypatch):
     for number in range(20):
         book.set(f"a{number}", 1 if number % 2 else -1, PRICE, 7)
         book.remember(f"a{number}", "BOTH", number)
-        book.owners.name(f"a{number}", f"owner {number}")
+        book.owners.assign(f"a{number}", f"owner {number}")
     (part,) = book.save()
     monkeypatch.setattr(book_module, "ROWS_PER_STEP", 3)
     again = Book(UNIT)
@@ -181,7 +181,7 @@ def test_lots_of_a_side_are_the_sum_of_its_positions(positions, is_snapshot):
     if is_snapshot:
         book.begin_snapshot()
         for account, _ in positions[::2]:
-            book.name(account, "BOTH")
+            book.mark_seen(account, "BOTH")
         book.end_snapshot()
     for account, _ in positions[::3]:
         book.sides["short"].reduce(account, 5)
@@ -194,11 +194,11 @@ def test_restored_book_has_the_same_ranking(contract, positions, mark):
     for (account, lots, entry_price, margin), is_long in positions:
         book.set(account, lots if is_long else -lots, entry_price, margin)
     again = Book(contract)
-    deque(again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)), maxlen=0)
+    deque(again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=BookPart)), maxlen=0)
     assert again.open == book.open
     for name, side in book.sides.items():
         other = again.sides[name]
-        queues = [[s.standing(row, mark) for row in s.ranking(mark).rows] for s in (side, other)]
+        queues = [[s.valued(row, mark) for row in s.ranking(mark).rows] for s in (side, other)]
         assert queues[0] == queues[1]
 
 
@@ -232,9 +232,9 @@ def test_ranks_change_with_positions_and_marks():
 
 def test_reduced_position_keeps_its_return_and_leverage():
     side = side_of(UNIT, "long", [("a", 10, 100 * PRICE, 500 * ONE)])
-    before = side.standing(side.row_of("a"), 110 * PRICE)
+    before = side.valued(side.row_of("a"), 110 * PRICE)
     side.reduce("a", 4)
-    after = side.standing(side.row_of("a"), 110 * PRICE)
+    after = side.valued(side.row_of("a"), 110 * PRICE)
     assert (after.lots, after.margin) == (6, 300 * ONE)
     assert (after.return_on_entry, after.leverage) == (before.return_on_entry, before.leverage)
     side.reduce("nobody", 1)
@@ -286,7 +286,7 @@ def test_position_has_the_last_leg_of_its_events(steps):
             named[account, side] = leg
     assert legs_of(book) == expected_legs(named)
     other = Book(LINEAR)
-    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)):
+    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=BookPart)):
         pass
     assert legs_of(other) == legs_of(book)
 
@@ -314,6 +314,6 @@ def test_book_without_legs_is_restored():
     book.set("a", 10, PRICE, 0)
     old = [side[:6] for side in msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())))[:2]]
     other = Book(LINEAR)
-    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode([*old, False, -1]), type=SavedBook)):
+    for _ in other.restore(msgspec.msgpack.decode(msgspec.msgpack.encode([*old, False, -1]), type=BookPart)):
         pass
     assert legs_of(other) == {("a", "long"): "BOTH"}

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core import partition as partition_module
-from fundsvc.core.adl.book import NOTHING_KNOWN, Book, SavedBook
+from fundsvc.core.adl.book import NOTHING_KNOWN, Book, BookPart
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import Valuation
-from fundsvc.core.batch import Batch, KeptBook, Round
+from fundsvc.core.batch import Batch, Round, StoredBook
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.fund.verification import OrderTotals, Replay
@@ -40,13 +40,13 @@ def shortfall(seq: int, lots: int = 10, **fields) -> Fill:
     return fill(seq, lots=lots, price="50", bankruptcy_price="60", **fields)
 
 
-def asked(batch: Batch, adl: int = 1) -> list[dict[str, int]]:
+def requested(batch: Batch, adl: int = 1) -> list[dict[str, int]]:
     """Returns the requested lots by account, for each round of the batch."""
     rounds: dict[int, dict[str, int]] = {}
     for record, *_ in batch.records:
         if record.adl == adl and record.kind in ("order", "round", "part"):
             terms = terms_of(record.kind, record.body)
-            rounds.setdefault(record.round, {}).update(zip(terms.accounts, terms.asked, strict=True))
+            rounds.setdefault(record.round, {}).update(zip(terms.accounts, terms.requested, strict=True))
     return [*rounds.values()]
 
 
@@ -63,16 +63,16 @@ def refused(settling: Partition, event) -> Reason:
     return rejection.value.reason
 
 
-def kept_book(book: Book, saved: SavedBook | None = None) -> KeptBook:
-    return KeptBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, [saved or next(book.save())])
+def stored_book(book: Book, saved: BookPart | None = None) -> StoredBook:
+    return StoredBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, [saved or next(book.save())])
 
 
-def decoded(parts: list[bytes]) -> list[SavedBook]:
-    return [msgspec.msgpack.decode(part, type=SavedBook) for part in parts]
+def decoded(parts: list[bytes]) -> list[BookPart]:
+    return [msgspec.msgpack.decode(part, type=BookPart) for part in parts]
 
 
-def restore(settling: Partition, kept: KeptBook) -> None:
-    for _ in settling.restore(kept):
+def restore(settling: Partition, stored: StoredBook) -> None:
+    for _ in settling.restore(stored):
         pass
 
 
@@ -91,7 +91,7 @@ def test_order_is_requested_executed_and_done():
     settling.apply(adl_fill(2, "b", 5))
     settling.apply(adl_fill(3, "a", 10))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10, "b": 5}]
+    assert requested(batch) == [{"a": 10, "b": 5}]
     order = batch.orders[UNIT.symbol, 1]
     assert (order.state, order.recovered, order.executed) == ("done", 150 * ONE, 15)
     assert executions(batch) == [(1, "b", 5), (1, "a", 10)]
@@ -109,7 +109,7 @@ def test_round_uses_accounts_without_failures_first():
     settling.apply(adl_fill(4, "b", 3))
     settling.apply(adl_end(5))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10, "b": 5}, {"c": 10, "b": 3}, {"b": 7, "c": 3}]
+    assert requested(batch) == [{"a": 10, "b": 5}, {"c": 10, "b": 3}, {"b": 7, "c": 3}]
     assert [len(round_.accounts) for round_ in batch.rounds] == [2, 2, 2]
     assert (fund.open_in_adl, fund.outstanding) == (100 * ONE, 0)
 
@@ -120,7 +120,7 @@ def test_account_that_executed_nothing_is_used_last():
     settling.apply(adl_end(2))
     settling.apply(adl_fill(3, "b", 10))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10}, {"b": 10}]
+    assert requested(batch) == [{"a": 10}, {"b": 10}]
     assert batch.orders[UNIT.symbol, 1].state == "done"
 
 
@@ -131,7 +131,7 @@ def test_rounds_continue_while_unused_accounts_remain():
     for seq in range(2, 8):
         settling.apply(adl_end(seq))
     batch = settling.take()
-    assert asked(batch) == [{f"p{number}": 10} for number in range(6)] + [{}]
+    assert requested(batch) == [{f"p{number}": 10} for number in range(6)] + [{}]
     assert (batch.orders[UNIT.symbol, 1].state, fund.outstanding) == ("uncovered", 100 * ONE)
 
 
@@ -141,7 +141,7 @@ def test_account_is_in_at_most_rounds_max_rounds(rounds_max):
     settling.apply(shortfall(1, lots=10))
     for seq in range(2, 2 + 2 * rounds_max):
         settling.apply(adl_end(seq))
-    assert asked(settling.take()) == [{"a": 10}, {"b": 10}] * rounds_max + [{}]
+    assert requested(settling.take()) == [{"a": 10}, {"b": 10}] * rounds_max + [{}]
 
 
 @pytest.mark.parametrize("allocation", ["queue", "capped", "pro_rata"])
@@ -152,17 +152,17 @@ def test_every_allocation_uses_accounts_with_fewer_failures_first(allocation):
     settling.apply(position("c", -12, "80"))
     settling.apply(adl_end(3))
     expected = {"c": 12, "a": 8} if allocation != "pro_rata" else {"c": 12, "a": 4, "b": 4}
-    assert asked(settling.take())[1] == expected
+    assert requested(settling.take())[1] == expected
 
 
 def test_liquidated_account_is_never_a_candidate():
     settling, fund = desk(Policy(eligible="all"), position("broke", -10, "100"), position("other", -4, "40"))
     settling.apply(shortfall(1, lots=10, account="broke"))
-    assert asked(settling.take()) == [{"other": 4}]
+    assert requested(settling.take()) == [{"other": 4}]
     settling.apply(adl_end(2))
     settling.apply(adl_end(3))
     settling.apply(adl_end(4))
-    assert "broke" not in {account for round_ in asked(settling.take()) for account in round_}
+    assert "broke" not in {account for round_ in requested(settling.take()) for account in round_}
     assert fund.outstanding == 100 * ONE
 
 
@@ -172,7 +172,7 @@ def test_order_without_further_candidates_is_uncovered():
     settling.apply(adl_fill(2, "a", 10))
     settling.apply(adl_end(3))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10}, {}]
+    assert requested(batch) == [{"a": 10}, {}]
     assert (batch.orders[UNIT.symbol, 1].state, fund.outstanding) == ("uncovered", 50 * ONE)
 
 
@@ -212,7 +212,7 @@ def test_unrequested_execution_is_rejected_and_changes_nothing(event, reason):
     settling.apply(adl_fill(6, "b", 5))
     assert refused(settling, adl_fill(7, "a", 1)) == Reason.ADL_ORDER_CLOSED
     settling.apply(adl_end(7))
-    assert settling.market(UNIT.symbol).fund.seq == 6  # the end of an order that is over moves nothing
+    assert settling.market(UNIT.symbol).fund.seq == 6  # the end of a closed order changes nothing
 
 
 def test_lots_of_an_open_round_are_not_used_by_other_orders():
@@ -222,12 +222,12 @@ def test_lots_of_an_open_round_are_not_used_by_other_orders():
     settling.apply(shortfall(3, lots=12))
     settling.apply(fill(4, side="buy", lots=1, price="70", bankruptcy_price="60"))
     batch = settling.take()
-    assert [asked(batch, adl)[0] for adl in (1, 2, 3)] == [{"a": 10, "b": 2}, {"b": 8, "c": 4}, {"c": 6}]
+    assert [requested(batch, adl)[0] for adl in (1, 2, 3)] == [{"a": 10, "b": 2}, {"b": 8, "c": 4}, {"c": 6}]
     settling.apply(adl_end(5, adl=1))
-    assert asked(settling.take()) == [{"a": 10, "b": 2}]
+    assert requested(settling.take()) == [{"a": 10, "b": 2}]
     settling.apply(position("b", -1, "90"))
     settling.apply(adl_end(6, adl=2))
-    assert asked(settling.take(), 2) == [{"c": 4}]
+    assert requested(settling.take(), 2) == [{"c": 4}]
 
 
 def calls(settling: Partition, event: Fill) -> int:
@@ -265,7 +265,7 @@ def test_escalation_among_ten_thousand_open_orders_costs_at_most_twice_the_first
 def test_allocation_of_a_round_follows_the_policy(policy, round_):
     settling, _ = desk(policy, *THREE, position("loser", -10, "40"))
     settling.apply(shortfall(1, lots=25))
-    assert asked(settling.take()) == [round_]
+    assert requested(settling.take()) == [round_]
 
 
 @pytest.mark.parametrize("allocation", ["queue", "pro_rata", "capped"])
@@ -274,7 +274,7 @@ def test_losers_follow_gainers_only_if_all_are_eligible(allocation):
     for eligible, also in (("profitable", set()), ("all", {"l1", "l2"})):
         settling, _ = desk(Policy(allocation=allocation, eligible=eligible, cap_share=1.0), *losers, *THREE)
         settling.apply(shortfall(1, lots=60))
-        (round_,) = asked(settling.take())
+        (round_,) = requested(settling.take())
         assert set(round_) == {"a", "b", "c"} | also
         assert set(round_.values()) == {10}
 
@@ -282,10 +282,10 @@ def test_losers_follow_gainers_only_if_all_are_eligible(allocation):
 def test_round_uses_many_small_positions():
     settling, _ = desk(Policy(), *(position(f"p{number:03d}", -1, f"{60 + number}") for number in range(500)))
     settling.apply(shortfall(1, lots=300))
-    (round_,) = asked(settling.take())
+    (round_,) = requested(settling.take())
     assert len(round_) == 300
     settling.apply(shortfall(2, lots=300))
-    (second,) = asked(settling.take(), 2)
+    (second,) = requested(settling.take(), 2)
     assert len(second) == 200
     assert not set(second) & set(round_)
 
@@ -308,7 +308,7 @@ def test_linear_and_inverse_orders_reduce_the_opposite_side(contract, side, pric
     settling.apply(fill(1, symbol=contract.symbol, side=side, lots=5, price=price, bankruptcy_price=bankruptcy_price))
     batch = settling.take()
     (record, *_) = batch.records[0]
-    assert (terms_of("order", record.body).accounts, terms_of("order", record.body).asked) == (["gains"], [5])
+    assert (terms_of("order", record.body).accounts, terms_of("order", record.body).requested) == (["gains"], [5])
     assert batch.orders[contract.symbol, 1].reduce == ("short" if lots < 0 else "long")
 
 
@@ -429,7 +429,7 @@ def test_late_executions_of_open_orders_count():
     settling.apply_late(adl_fill(2, "a", 10))
     settling.apply_late(adl_end(3))
     batch = settling.take()
-    assert asked(batch) == [{"a": 10, "b": 5}, {"c": 5}]
+    assert requested(batch) == [{"a": 10, "b": 5}, {"c": 5}]
     assert (fund.seq, fund.open_in_adl) == (9, 50 * ONE)
     entry = settling.apply_late(adl_fill(4, "c", 5))
     assert entry is None
@@ -444,7 +444,7 @@ def test_reopened_order_is_announced_again_and_continues():
     book = settling.book(UNIT.symbol)
     again = a_fund(UNIT, seq=2, adl=1, entry=1, head=fund.head)
     other = partition(again)
-    restore(other, kept_book(book))
+    restore(other, stored_book(book))
     announced = other.reopen(order)
     assert (announced.accounts, announced.lots) == (["a", "b"], [6, 5])
     assert again.open_in_adl == 110 * ONE
@@ -460,13 +460,13 @@ def test_relisting_with_other_terms_starts_an_empty_book():
     settling.take()
     settling.apply(listing(multiplier=2.0))
     assert settling.book(UNIT.symbol).open == 0
-    (kept,) = settling.take().books
-    assert kept.parts == [msgspec.msgpack.encode(part) for part in Book(UNIT).save()]
+    (stored,) = settling.take().books
+    assert stored.parts == [msgspec.msgpack.encode(part) for part in Book(UNIT).save()]
 
 
 def test_batch_contains_a_contract_once():
     settling, _ = desk(Policy(), position("a", 0), position("a", 0), listing(), listing(), position("a", 1))
-    assert [kept.symbol for kept in settling.take().books] == [UNIT.symbol]
+    assert [stored.symbol for stored in settling.take().books] == [UNIT.symbol]
 
 
 def test_closed_position_does_not_release_promised_lots_of_others():
@@ -474,7 +474,7 @@ def test_closed_position_does_not_release_promised_lots_of_others():
     settling.apply(shortfall(1, lots=12))
     settling.apply(position("a", 0))
     settling.apply(shortfall(2, lots=12))
-    assert asked(settling.take(), 2) == [{"b": 8, "c": 4}]
+    assert requested(settling.take(), 2) == [{"b": 8, "c": 4}]
 
 
 def test_books_are_saved_on_request_and_positions_only_if_changed():
@@ -488,8 +488,8 @@ def test_books_are_saved_on_request_and_positions_only_if_changed():
     (second,) = settling.take().books
     assert (second.seq, second.mark, second.parts, second.positions) == (4, 60 * 10**12, None, 0)
     again = partition(Fund(UNIT))
-    restore(again, KeptBook(UNIT.symbol, "0-0", 4, second.mark, second.mark_ts, 0, decoded(first.parts)))
-    restore(again, KeptBook(UNIT.symbol, "0-0", 4, None, 0, 0, None))
+    restore(again, StoredBook(UNIT.symbol, "0-0", 4, second.mark, second.mark_ts, 0, decoded(first.parts)))
+    restore(again, StoredBook(UNIT.symbol, "0-0", 4, None, 0, 0, None))
     assert list(again.book(UNIT.symbol).save()) == decoded(first.parts)
     assert again.book(UNIT.symbol).mark == 60 * 10**12
     assert [(contract, book.open) for contract, book in again.books()] == [(UNIT, 3)]
@@ -500,11 +500,11 @@ def test_contract_without_a_book_is_saved_as_an_empty_book():
     settling.admit(Fund(UNIT))
     settling.keep_books()
     assert settling.take().books == [(UNIT.symbol, 0, None, 0, 0, None, 0)]
-    restore(settling, KeptBook(UNIT.symbol, "0-0", 0, None, 0, 0, None))
+    restore(settling, StoredBook(UNIT.symbol, "0-0", 0, None, 0, 0, None))
     assert settling.book(UNIT.symbol) is None
     assert settling.price_decimals(UNIT.symbol) == 12
     assert (settling.contract(UNIT.symbol), settling.contract("OTHER")) == (UNIT, None)
-    restore(settling, KeptBook(UNIT.symbol, "0-0", 0, 7, 0, 0, None))
+    restore(settling, StoredBook(UNIT.symbol, "0-0", 0, 7, 0, 0, None))
     assert settling.book(UNIT.symbol).mark == 7
 
 
@@ -516,11 +516,11 @@ def test_books_are_saved_in_bounded_parts(monkeypatch):
         settling.apply(position("a", 1, symbol=contract.symbol))
     parts = []
     while books := settling.take().books:
-        parts.append([kept.symbol for kept in books])
+        parts.append([stored.symbol for stored in books])
     assert parts == [["D", "C"], ["B", "A"]]
 
 
-def test_recalling_changes_only_books():
+def test_apply_to_book_changes_only_books():
     settling = partition(Fund(UNIT))
     for event in (mark("50"), *THREE, shortfall(1), adl_fill(2, "a", 4), adl_end(3)):
         settling.apply_to_book(event, "short")
@@ -540,7 +540,7 @@ def test_position_that_the_price_would_bankrupt_is_no_candidate(allocation):
     settling.apply(fill(1, **OVERPRICED))
     settling.apply(fill(2, **OVERPRICED))
     batch = settling.take()
-    assert (asked(batch), asked(batch, 2)) == ([{"rich": 10}], [{}])
+    assert (requested(batch), requested(batch, 2)) == ([{"rich": 10}], [{}])
     assert fund.outstanding == 200 * ONE
 
 
@@ -552,14 +552,14 @@ def test_bankrupt_position_follows_losers_if_all_are_eligible(allocation):
     settling.apply(fill(2, **OVERPRICED))
     settling.apply(fill(3, **OVERPRICED))
     batch = settling.take()
-    assert [asked(batch, adl) for adl in (1, 2, 3)] == [[{"rich": 10}], [{"loser": 10}], [{"thin": 10}]]
+    assert [requested(batch, adl) for adl in (1, 2, 3)] == [[{"rich": 10}], [{"loser": 10}], [{"thin": 10}]]
 
 
 def test_position_is_a_candidate_down_to_its_bankruptcy_price():
     for margin, expected in (("50", {"thin": 10}), ("49.99999999", {})):
         settling, _ = desk(Policy(), mark("80"), position("thin", -10, "95", margin))
         settling.apply(fill(1, **OVERPRICED))
-        assert asked(settling.take()) == [expected]
+        assert requested(settling.take()) == [expected]
 
 
 def test_position_with_zero_equity_has_no_rank():
@@ -568,7 +568,7 @@ def test_position_with_zero_equity_has_no_rank():
     for event in (mark("63000"), position("carol", 63, "70000", "0.0001"), position("dave", 63, "70000", "0.0001000001")):
         settling.apply(event)
     settling.apply(fill(1, side="buy", lots=10, price="64000", bankruptcy_price="63000"))
-    (round_,) = asked(settling.take())
+    (round_,) = requested(settling.take())
     assert round_ == {"dave": 10}
     side = settling.book("UNITUSDTM").sides["long"]
     assert side.rank_of("carol", 63000 * 10**12) is None
@@ -585,7 +585,7 @@ def test_both_legs_of_a_hedged_account_are_ranked():
     book = settling.book(UNIT.symbol)
     assert [(name, side.lots) for name, side in book.sides.items()] == [("long", 10), ("short", 4)]
     settling.apply(fill(1, lots=3, price="80", bankruptcy_price="85"))
-    assert asked(settling.take()) == [{"h": 3}]
+    assert requested(settling.take()) == [{"h": 3}]
     settling.apply(adl_fill(2, "h", 3))
     assert [(name, side.lots) for name, side in book.sides.items()] == [("long", 10), ("short", 1)]
     settling.apply(position("h", 0, "70", "0", position_side="LONG"))
@@ -612,21 +612,21 @@ def test_accounts_of_the_liquidated_owner_are_no_candidates(policy):
         position("long", 0),
     )
     settling.apply(shortfall(1, lots=30, account="long"))
-    (round_,) = asked(settling.take())
+    (round_,) = requested(settling.take())
     assert round_
     assert "a" not in round_
     settling.apply(shortfall(2, lots=30, account="c"))
-    assert "a" in asked(settling.take(), 2)[0]
+    assert "a" in requested(settling.take(), 2)[0]
 
 
 def test_account_that_gets_the_liquidated_owner_is_not_in_later_rounds():
     settling, _ = desk(Policy(), position("long", 10, owner="ann"), *THREE)
     settling.apply(shortfall(1, account="long"))
-    assert list(asked(settling.take())[0]) == ["a"]
+    assert list(requested(settling.take())[0]) == ["a"]
     settling.apply(position("a", -10, "100", owner="ann"))
     for seq, expected in enumerate((["b"], ["c"], ["b"], ["c"], ["b"], ["c"]), 2):
         settling.apply(adl_end(seq))
-        assert [list(round_) for round_ in asked(settling.take())] == [expected]
+        assert [list(round_) for round_ in requested(settling.take())] == [expected]
 
 
 @pytest.mark.parametrize("events", [[], [position("long", 0)], [position("long", 3), position("a", -9, "100")]])
@@ -634,10 +634,10 @@ def test_owners_with_positions_are_known_after_a_restart(events):
     first, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:], *events)
     saved = next(first.book(UNIT.symbol).save())
     other = partition(Fund(UNIT))
-    restore(other, kept_book(first.book(UNIT.symbol), msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=SavedBook)))
+    restore(other, stored_book(first.book(UNIT.symbol), msgspec.msgpack.decode(msgspec.msgpack.encode(saved), type=BookPart)))
     for settling in (first, other):
         settling.apply(shortfall(1, account="long"))
-        assert list(asked(settling.take())[0]) == ["b"]
+        assert list(requested(settling.take())[0]) == ["b"]
 
 
 def test_owner_without_positions_is_removed():
@@ -649,7 +649,7 @@ def test_owner_of_an_account_can_change():
     settling, _ = desk(Policy(), position("long", 10, owner="ann"), position("a", -10, "100", owner="ann"), *THREE[1:])
     settling.apply(position("a", -10, "100", owner="bob"))
     settling.apply(shortfall(1, account="long"))
-    assert list(asked(settling.take())[0]) == ["a"]
+    assert list(requested(settling.take())[0]) == ["a"]
 
 
 @pytest.mark.parametrize(("leg", "lots"), [("LONG", -1), ("SHORT", 1)])
@@ -667,7 +667,7 @@ def test_position_with_a_known_sequence_is_a_duplicate():
     assert (book.open, book.sides["short"].lots) == (1, 3)
     assert settling.take().duplicates == {UNIT.symbol: 2}
     again = partition(Fund(UNIT))
-    restore(again, kept_book(book))
+    restore(again, stored_book(book))
     again.apply(position("a", -9, seq=8))
     again.apply(position("a", -9, seq=10))
     assert again.book(UNIT.symbol).sides["short"].lots == 12
@@ -689,14 +689,14 @@ def test_snapshot_closes_positions_that_it_omits(restarts):
     assert settling.book(UNIT.symbol).stale
     if restarts:
         again = partition(Fund(UNIT))
-        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(settling.book(UNIT.symbol).save())), type=SavedBook)
-        restore(again, kept_book(settling.book(UNIT.symbol), saved))
+        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(settling.book(UNIT.symbol).save())), type=BookPart)
+        restore(again, stored_book(settling.book(UNIT.symbol), saved))
         settling = again
     settling.apply(position("new", -2, "90"))
     settling.apply(Snapshot(UNIT.symbol, "end", 2))
     book = settling.book(UNIT.symbol)
     assert {
-        account: book.sides[side].standing(row, 1).lots
+        account: book.sides[side].valued(row, 1).lots
         for account in ("a", "b", "c", "new", "long")
         for side, row in book.positions(account)
     } == {"b": 4, "new": 2}
@@ -715,7 +715,7 @@ def test_adl_uses_a_stale_book_only_under_the_policy_ask(stale_books, round_):
     settling.make_stale(NOTHING_KNOWN)
     settling.apply(shortfall(1))
     batch = settling.take()
-    assert asked(batch) == [round_]
+    assert requested(batch) == [round_]
     assert terms_of("order", batch.records[0].record.body).is_stale == bool(round_)
 
 
@@ -737,7 +737,7 @@ def test_account_with_promised_lots_keeps_its_row_until_the_round_ends():
     settling.apply(position("z", -3, "99"))
     settling.apply(position("a", -12, "100"))
     settling.apply(shortfall(2, lots=5))
-    assert asked(settling.take(), 2) == [{"a": 2, "b": 3}]
+    assert requested(settling.take(), 2) == [{"a": 2, "b": 3}]
     settling.apply(adl_end(3))
     settling.apply(adl_end(4, adl=2))
     settling.apply(position("a", 0))
@@ -758,7 +758,7 @@ def test_acknowledgement_applies_to_one_round():
         (order,) = settling.market(UNIT.symbol).orders.values()
         assert order.acknowledged is acknowledged
     assert order.round == 2
-    assert asked(settling.take()) == [{"a": 10}, {"b": 10}]
+    assert requested(settling.take()) == [{"a": 10}, {"b": 10}]
     assert refused(settling, AdlAck(UNIT.symbol, 2, 1, 5)) == Reason.ADL_ORDER_UNKNOWN
     assert refused(settling, AdlTimeout(UNIT.symbol, 2, 1, 5)) == Reason.ADL_ORDER_UNKNOWN
 
@@ -844,7 +844,7 @@ class Engine:
         if not self.open:
             return adl_fill(self.seq, "a", lots, adl=which + 1, symbol=self.symbol)
         order = self.open[which % len(self.open)]
-        account = order.asked.accounts[whose % len(order.asked)]
+        account = order.progress.accounts[whose % len(order.progress)]
         return adl_fill(self.seq, account, lots, adl=order.adl, symbol=self.symbol)
 
     def _adlEnd(self, which):  # noqa: N802 - the event's name
@@ -856,25 +856,25 @@ class Engine:
         order, policy = round_.order, self.fund.policy
         record = next(one for one, *_ in reversed(self.batches[-1].records) if one.kind in ("order", "round"))
         terms = terms_of(record.kind, record.body)
-        assert (terms.accounts, terms.asked) == (list(round_.accounts), list(round_.lots))
-        assert 0 < sum(terms.asked) <= order.lots - order.executed
+        assert (terms.accounts, terms.requested) == (list(round_.accounts), list(round_.lots))
+        assert 0 < sum(terms.requested) <= order.lots - order.executed
         assert terms.ranks == sorted(terms.ranks)
         promised = Counter()
         for other in self.open:
-            for account, rest in other.asked.rests():
+            for account, rest in other.progress.rests():
                 promised[other.reduce, account] += rest
         valuation = Valuation(self.fund.contract, order.reduce)
-        for account, lots, entry_price, margin, asked in zip(
-            terms.accounts, terms.lots, terms.entry_prices, terms.margins, terms.asked, strict=True
+        for account, lots, entry_price, margin, requested in zip(
+            terms.accounts, terms.lots, terms.entry_prices, terms.margins, terms.requested, strict=True
         ):
-            standing = valuation.standing(account, lots, entry_price, margin, terms.mark)
+            standing = valuation.valued(account, lots, entry_price, margin, terms.mark)
             assert promised[order.reduce, account] <= lots
             assert standing.leverage < math.inf
             if policy.eligible == "profitable":
                 assert standing.score > 0
                 assert valuation.equity(lots, entry_price, margin, order.price)[0] >= 0
             if policy.allocation == "capped":
-                assert asked <= max(1, lots * policy.cap_share)
+                assert requested <= max(1, lots * policy.cap_share)
 
     def check(self) -> None:
         fund, orders = self.fund, self.whole.orders.values()
@@ -974,8 +974,8 @@ def test_partition_restored_from_its_rows_continues_identically(contract, policy
     book, open_orders = engine.partition.book(contract.symbol), engine.open
     engine.partition = partition(engine.fund)
     if book:
-        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)
-        restore(engine.partition, kept_book(book, saved)._replace(symbol=contract.symbol))
+        saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=BookPart)
+        restore(engine.partition, stored_book(book, saved)._replace(symbol=contract.symbol))
     for order in open_orders:
         assert engine.partition.reopen(order).order == order.written()
     for step in stream[at:]:
@@ -986,31 +986,31 @@ def test_partition_restored_from_its_rows_continues_identically(contract, policy
     assert engine.whole.records == other.whole.records
 
 
-def test_recalling_an_execution_keeps_the_other_leg():
+def test_execution_applied_to_the_book_keeps_the_other_leg():
     settling = partition(Fund(UNIT))
     legs = [position("a", 10), position("a", -4)]
     for event, leg in zip(legs, ("LONG", "SHORT"), strict=True):
         settling.apply_to_book(msgspec.structs.replace(event, position_side=leg))
     settling.apply_to_book(adl_fill(1, "a", 3), "short")
     book = settling.book(UNIT.symbol)
-    assert [(side, book.sides[side].standing(row, 1).lots) for side, row in book.positions("a")] == [("long", 10), ("short", 1)]
+    assert [(side, book.sides[side].valued(row, 1).lots) for side, row in book.positions("a")] == [("long", 10), ("short", 1)]
 
 
 @given(CONTRACTS, STREAMS)
-def test_recalled_book_equals_the_original(contract, stream):
+def test_book_rebuilt_from_events_equals_the_original(contract, stream):
     engine = Engine(contract, Policy())
-    recalled = partition(Fund(contract))
+    rebuilt = partition(Fund(contract))
     for step in stream:
         refused_before = engine.refused
         engine.step(*step)
         event = engine.events[-1]
         if engine.refused == refused_before:
             order = engine.whole.orders.get((contract.symbol, getattr(event, "adl", 0)))
-            recalled.apply_to_book(event, order and order.reduce)
-    assert positions_of(recalled, contract.symbol) == positions_of(engine.partition, contract.symbol)
+            rebuilt.apply_to_book(event, order and order.reduce)
+    assert positions_of(rebuilt, contract.symbol) == positions_of(engine.partition, contract.symbol)
 
 
-def positions_of(settling: Partition, symbol: str) -> SavedBook:
+def positions_of(settling: Partition, symbol: str) -> BookPart:
     book = settling.book(symbol)
     return next((book or Book(UNIT)).save())
 

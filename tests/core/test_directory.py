@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl.account_order import Alphabet, rows_by_name
+from fundsvc.core.adl.account_order import AccountOrder, rows_by_name
 from fundsvc.core.adl.directory import NONE, Directory
 
 NAMES = st.text(max_size=3) | st.text("ab", max_size=6)
@@ -64,11 +64,11 @@ def test_reused_row_moves_in_the_account_order():
     directory = Directory()
     for name in ("d", "b", "c", "a", "e"):
         directory.add(name)
-    alphabet = Alphabet(directory.accounts)
+    account_order = AccountOrder(directory.accounts)
     directory.remove("c")
     directory.add("z")
-    alphabet.update(directory.renamed)
-    assert [directory.accounts[row] for row in alphabet.rows] == ["a", "b", "d", "e", "z"]
+    account_order.update(directory.renamed)
+    assert [directory.accounts[row] for row in account_order.rows] == ["a", "b", "d", "e", "z"]
     assert directory.renamed == set()
 
 
@@ -80,28 +80,28 @@ def test_rows_are_sorted_by_name_and_equal_names_keep_their_order(names):
     assert rows_by_name(rows, accounts).tolist() == sorted(rows, key=accounts.__getitem__)
 
 
-def assert_in_order(alphabet: Alphabet, accounts: list[str]) -> None:
-    assert [accounts[row] for row in alphabet.rows] == sorted(accounts)
-    assert [alphabet.rows[place] for place in alphabet.places] == list(range(len(accounts)))
+def assert_in_order(account_order: AccountOrder, accounts: list[str]) -> None:
+    assert [accounts[row] for row in account_order.rows] == sorted(accounts)
+    assert [account_order.rows[place] for place in account_order.ordinals] == list(range(len(accounts)))
 
 
 @given(st.lists(NAMES, unique=True, max_size=200), st.lists(st.integers(0, 200), max_size=6))
 def test_account_order_is_right_after_updates_of_any_size(names, cuts):
     accounts: list[str] = []
-    alphabet = Alphabet(accounts)
+    account_order = AccountOrder(accounts)
     for end in sorted({min(cut, len(names)) for cut in cuts} | {len(names)}):
         accounts += names[len(accounts) : end]
-        alphabet.update(set())
-        assert_in_order(alphabet, accounts)
+        account_order.update(set())
+        assert_in_order(account_order, accounts)
 
 
 def test_account_order_inserts_a_few_new_names():
     accounts = [f"n{number:04d}" for number in range(0, 2000, 2)]
-    alphabet = Alphabet(accounts)
+    account_order = AccountOrder(accounts)
     before = accounts.copy()
     for name in ("n0001", "a", "z", "n1999", "n0003"):
         accounts.append(name)
         insort(before, name)
-    alphabet.update(set())
-    assert_in_order(alphabet, accounts)
-    assert [accounts[row] for row in alphabet.rows] == before
+    account_order.update(set())
+    assert_in_order(account_order, accounts)
+    assert [accounts[row] for row in account_order.rows] == before

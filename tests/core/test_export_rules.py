@@ -71,7 +71,7 @@ def test_surplus_that_repays_too_little_is_a_difference():
 
 def test_missing_refund_is_a_difference():
     ledger = Retraced(*MARKET, worth(4, 1), fill(2, lots=7, price="96.5"))
-    for seq, (account, rest) in enumerate(ledger.asked(1).items(), 3):
+    for seq, (account, rest) in enumerate(ledger.requested(1).items(), 3):
         ledger.apply(adl_fill(seq, account, rest))
     assert ledger.lines[-1].item.kind == "refund"
     code, error = verified(ledger.lines[:-1], ledger.fund)

@@ -50,7 +50,7 @@ def _step(chance, ledger, seq):
         return chance.choice(steps)
     adl = chance.choice(ledger.open)
     of_round = UNIT.symbol, adl, ledger.orders[adl].round, ts
-    account, rest = chance.choice(list(ledger.asked(adl).items()) or [("nobody", 1)])
+    account, rest = chance.choice(list(ledger.requested(adl).items()) or [("nobody", 1)])
     executed = [adl_fill(seq, account, chance.randint(1, rest), adl)]
     return chance.choice([executed, executed, executed, [adl_end(seq, adl)], [AdlTimeout(*of_round)], [AdlAck(*of_round)]])
 
@@ -88,7 +88,7 @@ def test_verification_resumes_anywhere_with_open_orders_or_their_records(seed, p
 
 def orders_of(opened):
     """Returns the rows of open orders, with the lots that their rounds still request."""
-    return {adl: (order.written(), dict(order.asked.rests()), order.failures) for adl, order in opened.orders.items()}
+    return {adl: (order.written(), dict(order.progress.rests()), order.failures) for adl, order in opened.orders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ def ledger():
     """A ledger with a paid surplus, two rounds, a refund, a cover, an open order and a repaid rest."""
     ledger = Retraced(*MARKET)
     ledger.apply(worth(4, 1), fill(2, lots=7, price="96.5", account="long", order_id="o"))
-    assert ledger.asked(1) == {"carl": 6}
+    assert ledger.requested(1) == {"carl": 6}
     ledger.apply(adl_fill(3, "carl", 2), adl_end(4))
-    assert ledger.asked(1) == {"anna": 4}
+    assert ledger.requested(1) == {"anna": 4}
     ledger.apply(adl_fill(5, "anna", 4), worth(2, 6), mark("120"), fill(7, lots=5, price="97"), mark("80"))
     ledger.apply(worth(20, 8), fill(9, lots=20, price="97"), adl_fill(10, "carl", 3, 3), worth(5, 11))
     ledger.apply(fill(12, lots=3, price="99.99"), *(adl_end(seq, 3) for seq in range(13, 30)))

@@ -223,16 +223,16 @@ OTHERS = st.sampled_from([Rejection(Reason.UNDECODABLE, "why"), Rate("XBT", "1",
 
 
 @given(st.lists(st.lists(HOLDINGS, min_size=RUN_MIN, max_size=40) | st.lists(HOLDINGS | OTHERS, max_size=40), max_size=4))
-def test_expect_does_not_change_the_effect_of_events(messages):
-    expecting, other = unit(), unit()
+def test_prefetch_does_not_change_the_effect_of_events(messages):
+    prefetching, other = unit(), unit()
     for events in messages:
-        expecting.expect(events)
+        prefetching.prefetch(events)
         for event in events:
-            outcomes = [outcome_of(settling, event) for settling in (expecting, other)]
+            outcomes = [outcome_of(settling, event) for settling in (prefetching, other)]
             assert outcomes[0] == outcomes[1]
-    expected, batch = expecting.take(), other.take()
+    expected, batch = prefetching.take(), other.take()
     assert (expected.entries, expected.funds, expected.books) == (batch.entries, batch.funds, batch.books)
-    assert [list(book.save()) for _, book in expecting.books()] == [list(book.save()) for _, book in other.books()]
+    assert [list(book.save()) for _, book in prefetching.books()] == [list(book.save()) for _, book in other.books()]
 
 
 def outcome_of(settling: Partition, event) -> str:
@@ -354,8 +354,11 @@ def everything(settling: Partition) -> object:
     batch, funds = settling.batch, settling.funds()
     return (
         [(fund.state(), fund.open_in_adl, fund.credited, fund.repaid, fund.policy, fund.policy_version) for fund in funds],
-        [(contract, book.save(), book.mark, book.mark_ts, book.mark_seq, book.stale) for contract, book in settling.books()],
-        [(order.written(), [*order.asked.rests()]) for fund in funds for order in orders_of(settling, fund)],
+        [
+            (contract, list(book.save()), book.mark, book.mark_ts, book.mark_seq, book.stale)
+            for contract, book in settling.books()
+        ],
+        [(order.written(), [*order.progress.rests()]) for fund in funds for order in orders_of(settling, fund)],
         (settling.policy_version, batch.policies[:], dict(batch.rates), dict(batch.listings), sorted(batch.changed)),
         (batch.entries[:], batch.hashes[:], dict(batch.orders), batch.records[:], batch.rounds[:], batch.duplicates.copy()),
     )

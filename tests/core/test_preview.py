@@ -47,7 +47,7 @@ def test_preview_changes_nothing_and_excludes_promised_lots():
     followed = settling(Policy(), 0).book(UNIT.symbol)
     before = list(followed.save())
     shown = preview(a_fund(UNIT, adl=1), followed, orders, shortfall(2, 12))
-    assert dict(zip(shown.first.accounts, shown.first.asked, strict=True)) == {"b": 8}
+    assert dict(zip(shown.first.accounts, shown.first.requested, strict=True)) == {"b": 8}
     made.apply(shortfall(2, 12))
     assert terms_of("order", made.take().records[0].record.body) == shown.first
     assert list(followed.save()) == before

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core.adl.book import Side
-from fundsvc.core.adl.queue import Section, joined_sections, pooled, sections
+from fundsvc.core.adl.queue import Section, joined_sections, merge_small_groups, sections
 from fundsvc.core.adl.valuation import Rank
 
 PRICE = 10**12
@@ -17,7 +17,7 @@ def test_section_contains_the_positions_with_its_lights(positions):
         side.set(f"a{number:02d}", lots, price * PRICE, margin * ONE)
     mark = 100 * PRICE
     rows = side.ranking(mark).rows
-    standings = [side.standing(int(row), mark) for row in rows]
+    standings = [side.valued(int(row), mark) for row in rows]
     expected = []
     for lights in range(5, 0, -1):
         lit = [one for rank, one in enumerate(standings, 1) if Rank(rank, len(standings)).lights == lights]
@@ -38,8 +38,8 @@ def split(counts):
 
 
 @given(st.lists(st.integers(0, 9), min_size=5, max_size=5), st.integers(1, 12))
-def test_pools_have_at_least_k_min_positions_and_omit_none(counts, k_min):
-    found = pooled(split(counts), k_min, joined_sections)
+def test_merged_groups_have_at_least_k_min_positions_and_omit_none(counts, k_min):
+    found = merge_small_groups(split(counts), k_min, joined_sections)
     if sum(counts) < k_min:
         assert found == []
         return
@@ -50,7 +50,7 @@ def test_pools_have_at_least_k_min_positions_and_omit_none(counts, k_min):
     assert all(pool.highest >= pool.lowest for pool in found)
 
 
-def test_pools_join_lower_sections_until_they_have_k_min_positions():
-    found = pooled(split([2, 2, 1, 7, 3]), 5, joined_sections)
+def test_merged_groups_join_lower_sections_until_they_have_k_min_positions():
+    found = merge_small_groups(split([2, 2, 1, 7, 3]), 5, joined_sections)
     assert [(pool.lights, pool.to_lights, pool.positions) for pool in found] == [(5, 3, 5), (2, 1, 10)]
     assert (found[0].highest, found[0].lowest) == (5.0, 2.5)

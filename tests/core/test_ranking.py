@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl.account_order import Alphabet
+from fundsvc.core.adl.account_order import AccountOrder
 from fundsvc.core.adl.ranking import BLOCK_ROWS, SAMPLE_ROWS, Columns, keys_of, rank_all, rank_leaders
 
 DIRECTIONS = st.sampled_from([1, -1])
@@ -39,7 +39,7 @@ def score(entry: float, margin: float, mark: float, direction: int) -> float | N
 @given(ROWS, MARKS, DIRECTIONS)
 def test_only_positions_with_equity_are_ranked_by_score(rows, mark, direction):
     side = columns(rows, mark, direction)
-    ranking = rank_all(side, Alphabet(names(len(rows))))
+    ranking = rank_all(side, AccountOrder(names(len(rows))))
     scores = [score(*row, mark, direction) for row in rows]
     assert sorted(ranking.rows) == [row for row, known in enumerate(scores) if known is not None]
     ranked = [scores[row] for row in ranking.rows]
@@ -52,7 +52,7 @@ def test_only_positions_with_equity_are_ranked_by_score(rows, mark, direction):
 @given(st.lists(st.sampled_from([CLOSED, (4.0, 1.0), (4.0, 2.0), (5.0, 1.0), (2.0, 0.5)]), max_size=80), DIRECTIONS)
 def test_account_breaks_ties_of_equal_scores(rows, direction):
     accounts = names(len(rows))
-    ranking = rank_all(columns(rows, 3.0, direction), Alphabet(accounts))
+    ranking = rank_all(columns(rows, 3.0, direction), AccountOrder(accounts))
     scores = {row: score(*given, 3.0, direction) for row, given in enumerate(rows)}
     ranked = [row for row, known in scores.items() if known is not None]
     assert list(ranking.rows) == sorted(ranked, key=lambda row: (-scores[row], accounts[row]))
@@ -64,13 +64,13 @@ def test_last_bits_of_a_score_do_not_affect_ranks(entry, margin, order):
     side = columns(rows, entry * 1.1, 1)
     # Rounding separates some neighbours: here about one case in a million.
     assume(len(set(keys_of(side, np.zeros(8, np.int32)))) == 1)
-    assert list(rank_all(side, Alphabet([f"{row}" for row in range(8)])).rows) == list(range(8))
+    assert list(rank_all(side, AccountOrder([f"{row}" for row in range(8)])).rows) == list(range(8))
 
 
 @given(ROWS, MARKS, DIRECTIONS, st.integers(1, 70))
 def test_leaders_equal_the_head_of_the_ranking(rows, mark, direction, count):
     side, accounts = columns(rows, mark, direction), names(len(rows))
-    ranking = rank_all(side, Alphabet(accounts))
+    ranking = rank_all(side, AccountOrder(accounts))
     leaders = rank_leaders(side, accounts, count)
     head = min(count, int(side.gainers().sum()))
     assert list(leaders.rows) == list(ranking.rows[:head])
@@ -89,10 +89,10 @@ def test_side_of_several_blocks_has_one_ranking(count, direction, kind):
         entry[:], margin[:] = 4.1e9 - direction * 2e8, 1e7
     entry[random.random(70_000) < 0.1] = np.nan
     side, accounts = Columns(entry, margin, 4.1e9, direction), names(70_000)
-    ranking = rank_all(side, Alphabet(accounts))
+    ranking = rank_all(side, AccountOrder(accounts))
     scores = [score(*row, 4.1e9, direction) for row in zip(entry.tolist(), margin.tolist(), strict=True)]
-    places = Alphabet(accounts).places
-    keys = {row: (-scores[row], places[row]) for row in range(70_000) if scores[row] is not None}
+    ordinals = AccountOrder(accounts).ordinals
+    keys = {row: (-scores[row], ordinals[row]) for row in range(70_000) if scores[row] is not None}
     if kind == "distinct":
         assert sorted(ranking.rows) == sorted(keys)
         assert all(scores[one] >= scores[next_] - abs(scores[next_]) * 2.0**-27 for one, next_ in pairwise(ranking.rows))
@@ -115,7 +115,7 @@ def test_positions_without_equity_do_not_displace_leaders():
 def test_scores_below_single_precision_are_ranked():
     rows = [(1e40, 1e10), (1e30, 1e3), (9e39, 1e19)]
     side = columns(rows, 1e40 * (1 + 1e-10), 1)
-    assert list(rank_leaders(side, names(3), 2).rows) == list(rank_all(side, Alphabet(names(3))).rows[:2])
+    assert list(rank_leaders(side, names(3), 2).rows) == list(rank_all(side, AccountOrder(names(3))).rows[:2])
 
 
 def test_misleading_sample_does_not_change_the_leaders():
@@ -124,10 +124,10 @@ def test_misleading_sample_does_not_change_the_leaders():
     entry[:: rows // SAMPLE_ROWS][:300] = 5e8
     side, accounts = Columns(entry, np.full(rows, 1e8), 1.1e9, 1), names(rows)
     leaders = rank_leaders(side, accounts, 1000)
-    assert list(leaders.rows) == list(rank_all(side, Alphabet(accounts)).rows[:1000])
+    assert list(leaders.rows) == list(rank_all(side, AccountOrder(accounts)).rows[:1000])
 
 
 def test_empty_side_has_no_ranks():
     side = columns([], 1.0, 1)
-    assert len(rank_all(side, Alphabet([])).rows) == 0
+    assert len(rank_all(side, AccountOrder([])).rows) == 0
     assert len(rank_leaders(side, [], 5).rows) == 0

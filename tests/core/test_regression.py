@@ -4,8 +4,8 @@ import msgspec
 import pytest
 from builders import UNIT, mark, partition, position
 
-from fundsvc.core.adl.book import SavedBook
-from fundsvc.core.batch import KeptBook
+from fundsvc.core.adl.book import BookPart
+from fundsvc.core.batch import StoredBook
 from fundsvc.core.events import Snapshot
 from fundsvc.core.fund.settlement import Fund
 
@@ -32,7 +32,7 @@ def lots(settling):
     book = settling.book(UNIT.symbol)
     found = {}
     for side in book.sides.values():
-        found |= {account: side.standing(row, 1).lots for account in side.accounts if (row := side.row_of(account)) >= 0}
+        found |= {account: side.valued(row, 1).lots for account in side.accounts if (row := side.row_of(account)) >= 0}
     return found
 
 
@@ -47,8 +47,8 @@ def regressed(*, restarts: bool):
 
 def restarted(settling):
     book, again = settling.book(UNIT.symbol), partition(Fund(UNIT))
-    saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=SavedBook)
-    for _ in again.restore(KeptBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, [saved])):
+    saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=BookPart)
+    for _ in again.restore(StoredBook(UNIT.symbol, "0-0", 0, book.mark, book.mark_ts, book.mark_seq, [saved])):
         pass
     return again
 

@@ -148,7 +148,7 @@ class Exchange:
             return None
         _, adl = self._chance.choice(rounds)
         order = self._partitions[partition_of(symbol, len(self._partitions))].open_order(symbol, adl)
-        requested = [account for account, _ in order.asked.rests()] if order else []
+        requested = [account for account, _ in order.progress.rests()] if order else []
         account = self._chance.choice(("nobody", f"a{self._chance.randrange(ACCOUNTS)}", *requested[:3]))
         execution = answer(Destination(symbol, 0, 0), "adlFill", adl, account=account, lots=10**15)
         return (rejected_element(execution, symbol, Reason.ADL_NOT_ASKED),)

@@ -8,7 +8,7 @@ from fundsvc.config.settings import CurrencyConfig
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.order import OrderState
 from fundsvc.core.adl.records import AdlRecord
-from fundsvc.core.adl.valuation import Standing
+from fundsvc.core.adl.valuation import ValuedPosition
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.events import Event, PolicyChange, Reason, Rejection
 from fundsvc.core.fund.chain import Entry
@@ -33,7 +33,7 @@ class Undisturbed:
     funds: dict[str, FundState] = field(default_factory=dict)
     orders: dict[str, list[OrderState]] = field(default_factory=dict)
     records: dict[str, list[tuple[AdlRecord, bytes]]] = field(default_factory=dict)
-    ranks: dict[str, list[list[Standing]]] = field(default_factory=dict)
+    ranks: dict[str, list[list[ValuedPosition]]] = field(default_factory=dict)
 
 
 def undisturbed(letters: Iterable[Letter], partitions: int) -> Undisturbed:
@@ -103,11 +103,11 @@ def empty_partition(number: int, partitions: int) -> Partition:
     return partition
 
 
-def ranks(book: Book) -> list[list[Standing]]:
+def ranks(book: Book) -> list[list[ValuedPosition]]:
     """Returns the positions of both sides by rank, with all numbers; empty without a mark."""
     if book.mark is None:
         return []
-    return [[side.standing(int(row), book.mark) for row in side.ranking(book.mark).rows] for side in book.sides.values()]
+    return [[side.valued(int(row), book.mark) for row in side.ranking(book.mark).rows] for side in book.sides.values()]
 
 
 def without_times(order: OrderState) -> OrderState:

@@ -7,7 +7,7 @@ import msgspec
 
 from fundsvc.api.answers import Answer
 from fundsvc.core.adl.order import Reduced
-from fundsvc.core.adl.valuation import Rank, SideName, Standing, Valuation
+from fundsvc.core.adl.valuation import Rank, SideName, Valuation, ValuedPosition
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.store.adl import AllocationRow
@@ -25,12 +25,12 @@ class Inputs(Answer, frozen=True, kw_only=True):
     score: float | None
 
 
-def valued(contract: Contract, side: SideName, row: AllocationRow | Reduced, mark: int) -> Standing:
+def valued(contract: Contract, side: SideName, row: AllocationRow | Reduced, mark: int) -> ValuedPosition:
     """Returns a position of a round or a reduction, valued at a mark."""
-    return Valuation(contract, side).standing("", row.lots, row.entry_price, row.margin, mark)
+    return Valuation(contract, side).valued("", row.lots, row.entry_price, row.margin, mark)
 
 
-def input_fields(position: Standing, contract: Contract, *, known: bool = True) -> dict[str, Any]:
+def input_fields(position: ValuedPosition, contract: Contract, *, known: bool = True) -> dict[str, Any]:
     """Returns the fields of `Inputs`. Fields that need the mark are None if it is not `known`, ranks also without equity."""
     has_leverage = known and math.isfinite(position.leverage)
     return {
@@ -47,7 +47,7 @@ def input_fields(position: Standing, contract: Contract, *, known: bool = True) 
 def place_fields(row: AllocationRow | Reduced, executed: int) -> dict[str, Any]:
     """Returns the place of a position in the queue, and its allocated and executed lots."""
     lights = Rank(row.rank, row.ranked).lights
-    return {"rank": row.rank, "ranked": row.ranked, "lights": lights, "asked": row.asked, "executed": executed}
+    return {"rank": row.rank, "ranked": row.ranked, "lights": lights, "asked": row.requested, "executed": executed}
 
 
 def price_text(price: int | None, contract: Contract) -> str | None:

@@ -13,7 +13,7 @@ from fundsvc.core.adl.order import State, amount_of, refund_of
 from fundsvc.core.adl.valuation import SideName, Valuation
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
-from fundsvc.store.adl import AllocationRow, Deleveragings, OrderRow, RoundRow
+from fundsvc.store.adl import AdlReader, AllocationRow, OrderRow, RoundRow
 
 ALLOCATIONS_MAX = 100
 """The allocations of a round that an order shows. A pro-rata round may use all positions; its totals include all."""
@@ -85,7 +85,7 @@ class OrderAnswer(Answer, frozen=True, kw_only=True):
 
 
 async def order_answers(
-    ledger: Deleveragings, orders: Sequence[OrderRow], contract: Contract, visibility: Visibility
+    ledger: AdlReader, orders: Sequence[OrderRow], contract: Contract, visibility: Visibility
 ) -> list[OrderAnswer]:
     """Returns the answers for orders of a contract with their rounds."""
     found = await ledger.rounds(contract.symbol, [order.adl for order in orders], ALLOCATIONS_MAX)
@@ -127,7 +127,7 @@ def _round_answer(row: RoundRow, order: OrderRow, contract: Contract, visibility
         mark_price=format_units(row.mark, contract.price_decimals) if row.mark else None,
         is_stale=row.is_stale,
         positions=row.positions,
-        asked=row.asked if visibility.all_accounts else rough(row.asked),
+        asked=row.requested if visibility.all_accounts else rough(row.requested),
         executed=row.executed if visibility.all_accounts else rough(row.executed),
         allocations=[
             allocation_answer(allocation, order.reduce, order.price, contract, visibility) for allocation in row.allocations

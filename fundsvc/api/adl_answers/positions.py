@@ -10,7 +10,7 @@ from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.readmodel.adl_books import BookView, Follower
-from fundsvc.store.adl import DeleveragedRow
+from fundsvc.store.adl import ReductionRow
 
 
 class PositionAnswer(Inputs, frozen=True, kw_only=True):
@@ -80,9 +80,9 @@ async def position_answers(follower: Follower, account: str) -> list[PositionAns
 def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None) -> PositionAnswer:
     """Returns the answer for a position valued at the mark."""
     contract, mark = view.contract, view.book.mark
-    standing = view.book.sides[side].standing(row, mark or 1)
+    position = view.book.sides[side].valued(row, mark or 1)
     return PositionAnswer(
-        **input_fields(standing, contract, known=mark is not None),
+        **input_fields(position, contract, known=mark is not None),
         symbol=contract.symbol,
         side=side,
         position_side=view.book.leg_of(side, row),
@@ -99,21 +99,21 @@ def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None)
     )
 
 
-def reduction_answer(row: DeleveragedRow, contract: Contract) -> ReductionAnswer:
+def reduction_answer(row: ReductionRow, contract: Contract) -> ReductionAnswer:
     """Returns a reduction for its account."""
     return ReductionAnswer(**_reduced(row, contract))
 
 
-def numbered_reduction_answer(number: int, row: DeleveragedRow, contract: Contract) -> NumberedReductionAnswer:
+def numbered_reduction_answer(number: int, row: ReductionRow, contract: Contract) -> NumberedReductionAnswer:
     """Returns a reduction with its number for its account."""
     return NumberedReductionAnswer(number=number, **_reduced(row, contract))
 
 
-def _reduced(row: DeleveragedRow, contract: Contract) -> dict[str, Any]:
+def _reduced(row: ReductionRow, contract: Contract) -> dict[str, Any]:
     reduced = row.reduced
-    standing = valued(contract, row.side, reduced, reduced.mark)
+    position = valued(contract, row.side, reduced, reduced.mark)
     return dict(
-        **input_fields(standing, contract),
+        **input_fields(position, contract),
         **place_fields(reduced, row.executed),
         symbol=row.symbol,
         adl=row.adl,

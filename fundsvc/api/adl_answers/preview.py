@@ -12,7 +12,7 @@ from fundsvc.api.answers import Answer
 from fundsvc.api.visibility import OPERATOR, rough, rough_total
 from fundsvc.core.adl.order import AdlOrder, RoundTerms
 from fundsvc.core.adl.preview import Preview
-from fundsvc.core.adl.queue import pooled
+from fundsvc.core.adl.queue import merge_small_groups
 from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
@@ -96,7 +96,7 @@ def whole_preview(
         )
         for row in shown
     ]
-    return _preview_order(order, contract, first.lots_asked, first.positions, allocations)
+    return _preview_order(order, contract, first.lots_requested, first.positions, allocations)
 
 
 def trader_preview(order: AdlOrder, first: RoundTerms, contract: Contract, account: str, k_min: int) -> PreviewOrderAnswer:
@@ -105,10 +105,10 @@ def trader_preview(order: AdlOrder, first: RoundTerms, contract: Contract, accou
     own = [row for row in rows if row.account == account]
     others = [row for row in rows if row.account != account]
     few = len(others) < k_min
-    lots_asked = None if few and first.lots_asked < rough(order.lots) else min(order.lots, rough(first.lots_asked))
+    lots_asked = None if few and first.lots_requested < rough(order.lots) else min(order.lots, rough(first.lots_requested))
     allocations = [
         allocation_answer(
-            row._replace(asked=_rounded_like(row.asked, order.lots)) if few else row,
+            row._replace(requested=_rounded_like(row.requested, order.lots)) if few else row,
             order.reduce,
             order.price,
             contract,
@@ -129,12 +129,12 @@ def _by_lights(rows: Sequence[AllocationRow], k_min: int) -> list[OthersAnswer]:
     """Returns sums of positions, which are in the order of rank, by lights in groups of at least `k_min`."""
     by_lights = groupby(rows, lambda row: Rank(row.rank, row.ranked).lights)
     groups = [
-        OthersAnswer(lights, lights, len(lit), sum(row.lots for row in lit), sum(row.asked for row in lit))
+        OthersAnswer(lights, lights, len(lit), sum(row.lots for row in lit), sum(row.requested for row in lit))
         for lights, lit in ((lights, list(rows)) for lights, rows in by_lights)
     ]
     return [
         msgspec.structs.replace(group, lots=rough_total(group.lots), asked=rough_total(group.asked))
-        for group in pooled(groups, k_min, _joined_others)
+        for group in merge_small_groups(groups, k_min, _joined_others)
     ]
 
 

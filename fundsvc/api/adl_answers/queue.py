@@ -5,7 +5,7 @@ import msgspec
 from fundsvc.api.adl_answers.inputs import price_text
 from fundsvc.api.answers import Answer
 from fundsvc.api.visibility import Visibility, rough, rough_or_none, rough_total
-from fundsvc.core.adl.queue import Section, joined_sections, pooled
+from fundsvc.core.adl.queue import Section, joined_sections, merge_small_groups
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
 from fundsvc.readmodel.adl_books import BookView, Queue
@@ -65,7 +65,7 @@ def queue_answer(view: BookView, queue: Queue, visibility: Visibility, k_min: in
 def _sections(found: list[Section], contract: Contract, visibility: Visibility, k_min: int) -> list[SectionAnswer]:
     if visibility.all_accounts:
         return [_section_answer(section, contract) for section in found]
-    return [_rough_section(_section_answer(section, contract)) for section in pooled(found, k_min, joined_sections)]
+    return [_rough_section(_section_answer(section, contract)) for section in merge_small_groups(found, k_min, joined_sections)]
 
 
 def _rough_section(section: SectionAnswer) -> SectionAnswer:

@@ -23,16 +23,16 @@ def venue_endpoints(
     names: Iterable[Venue],
     funds: FundsReader,
     summary: SummaryReader,
-    deleveraging: AdlResources,
+    adl: AdlResources,
     reader: Reader,
     histories: Histories,
     policy_of: Callable[[str], Policy],
 ) -> tuple[Endpoint, ...]:
     """Returns the endpoints of the named venues."""
     by_venue = {
-        "binance": BinanceEndpoints(funds, deleveraging).endpoints,
+        "binance": BinanceEndpoints(funds, adl).endpoints,
         "bybit": BybitEndpoints(funds, policy_of).endpoints,
-        "gate": GateEndpoints(funds, histories, deleveraging).endpoints,
+        "gate": GateEndpoints(funds, histories, adl).endpoints,
         "okx": OkxEndpoints(summary, reader, histories).endpoints,
     }
     return tuple(endpoint for name in dict.fromkeys(names) for endpoint in by_venue[name])

@@ -94,9 +94,9 @@ class BinanceError(msgspec.Struct, frozen=True):
 class BinanceEndpoints:
     """Converts the present funds and ADL positions."""
 
-    def __init__(self, funds: FundsReader, deleveraging: AdlResources) -> None:
+    def __init__(self, funds: FundsReader, adl: AdlResources) -> None:
         self._funds = funds
-        self._deleveraging = deleveraging
+        self._adl = adl
         self.endpoints = (
             FACADE.endpoint("/fapi/v1/insuranceBalance", self.insurance),
             FACADE.endpoint("/fapi/v1/symbolAdlRisk", self.risk),
@@ -113,7 +113,7 @@ class BinanceEndpoints:
 
     async def quantile(self, query: SignedQuery, caller: Caller) -> list[Quantile]:
         """Returns the ADL quantiles of the caller's positions."""
-        answer: PositionsAnswer = await self._deleveraging.positions(AccountQuery(account=caller.account), caller=caller)
+        answer: PositionsAnswer = await self._adl.positions(AccountQuery(account=caller.account), caller=caller)
         positions = [position for position in answer.positions if query.symbol in (UNSET, position.symbol)]
         return [_quantile(symbol, list(legs)) for symbol, legs in groupby(positions, lambda position: position.symbol)]
 

@@ -103,10 +103,10 @@ class GateError(msgspec.Struct, frozen=True):
 class GateEndpoints:
     """Converts the present funds, their daily balances, and the reductions of accounts."""
 
-    def __init__(self, funds: FundsReader, histories: Histories, deleveraging: AdlResources) -> None:
+    def __init__(self, funds: FundsReader, histories: Histories, adl: AdlResources) -> None:
         self._funds = funds
         self._histories = histories
-        self._deleveraging = deleveraging
+        self._adl = adl
         self.endpoints = (
             FACADE.endpoint("/api/v4/futures/{settle}/insurance", self.insurance),
             FACADE.endpoint("/api/v4/futures/{settle}/adl_risk_states", self.risks),
@@ -130,7 +130,7 @@ class GateEndpoints:
         offset: int | UnsetType = UNSET
         more = True
         while more and len(found) < query.offset + query.limit:
-            page = await self._deleveraging.deleveraged(_page(caller, offset), caller)
+            page = await self._adl.deleveraged(_page(caller, offset), caller)
             found += [_reduction(row) for row in page.data_list if row.symbol in symbols and _matches(query, row)]
             offset, more = (page.data_list[-1].number if page.data_list else 0), page.has_more
         return found[query.offset : query.offset + query.limit]

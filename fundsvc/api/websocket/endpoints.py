@@ -31,7 +31,7 @@ from fundsvc.config.settings import Config
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import Follower
 from fundsvc.readmodel.ledger_tail import Tail
-from fundsvc.store.adl import Deleveragings
+from fundsvc.store.adl import AdlReader
 from fundsvc.store.reader import Reader
 
 log = structlog.get_logger()
@@ -207,7 +207,7 @@ def _subscribed(tail: Tail, topics: Iterable[Topic]) -> Iterator[None]:
 
 @asynccontextmanager
 async def websocket_endpoints(
-    config: Config, tail: Tail, funds: FundCache, reader: Reader, ledger: Deleveragings, follower: Follower, metrics: Metrics
+    config: Config, tail: Tail, funds: FundCache, reader: Reader, ledger: AdlReader, follower: Follower, metrics: Metrics
 ) -> AsyncIterator[WebSocketEndpoints]:
     """Opens all topics and publishes changes to their subscribers while the context is open."""
     orders = Orders(tail, ledger, metrics)

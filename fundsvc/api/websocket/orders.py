@@ -12,7 +12,7 @@ from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import CommandError, check_listed, retry_faults
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
-from fundsvc.store.adl import Deleveragings, OrderRow
+from fundsvc.store.adl import AdlReader, OrderRow
 from fundsvc.store.tail_queries import OrderKey
 
 
@@ -23,7 +23,7 @@ class Orders:
     suffix = ":{symbol,...}"
     private = False
 
-    def __init__(self, tail: Tail, ledger: Deleveragings, metrics: Metrics) -> None:
+    def __init__(self, tail: Tail, ledger: AdlReader, metrics: Metrics) -> None:
         self._tail = tail
         self._ledger = ledger
         self._metrics = metrics

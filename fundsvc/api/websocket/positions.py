@@ -15,7 +15,7 @@ from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import Follower, NotFollowed
 from fundsvc.readmodel.ledger_tail import Change, Tail
-from fundsvc.store.adl import Deleveragings, Reduction
+from fundsvc.store.adl import AdlReader, Reduction
 from fundsvc.store.tail_queries import OrderKey
 
 PositionKey = tuple[str, str]
@@ -32,7 +32,7 @@ class Positions:
     suffix = ""
     private = True
 
-    def __init__(self, tail: Tail, ledger: Deleveragings, follower: Follower, metrics: Metrics, seconds: float) -> None:
+    def __init__(self, tail: Tail, ledger: AdlReader, follower: Follower, metrics: Metrics, seconds: float) -> None:
         self._tail = tail
         self._ledger = ledger
         self._follower = follower

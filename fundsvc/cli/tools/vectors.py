@@ -255,7 +255,7 @@ def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
     for record in (sealed.record for sealed in batch.records):
         if record.adl == order.adl and record.kind in ("order", "round", "part"):
             terms = terms_of(record.kind, record.body)
-            allocated = zip(terms.accounts, terms.asked, strict=True)
+            allocated = zip(terms.accounts, terms.requested, strict=True)
             rounds[record.round - 1] += [{"account": account, "lots": lots} for account, lots in allocated]
     return rounds
 

@@ -1,1 +1,1 @@
-"""Auto-deleveraging: the book of positions, ranking, allocation, orders, their sealed records, and verification."""
+"""ADL (auto-deleveraging): the book of positions, ranking, allocation, orders, their sealed records, and verification."""

@@ -1,4 +1,4 @@
-"""The alphabetical order of accounts, which decides between equal scores."""
+"""The alphabetical order of accounts. It decides the ranks of equal scores."""
 
 from bisect import bisect
 from collections import deque
@@ -7,36 +7,33 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Places = NDArray[np.int32]
+Ordinals = NDArray[np.int32]
 
 FEW = 16
-"""New names are put into their places one by one while they are fewer than a sixteenth: a search for each is then cheaper than
-sorting all.
-"""
+"""Fewer new names than this fraction (1/16) of all are inserted one by one; a binary search for each is cheaper than a sort."""
 
 
 BUCKET_ROWS = 4096
-"""So many names are sorted at a time, in a few milliseconds: another thread waits for the end of a sort of Python objects."""
+"""Names per sort. A sort of Python objects holds the interpreter's lock; this many take a few milliseconds."""
 
 SAMPLES_PER_BUCKET = 16
-"""Names are sampled to find the bounds of buckets: with so many, a bucket is hardly ever twice as large as another."""
+"""Sampled names per bucket. They determine the bounds; with 16, few buckets are twice as large as others."""
 
 
-class Alphabet:
-    """The rows of a table by the name of their account, kept as integers so that ties cost a ranking nothing.
+class AccountOrder:
+    """Orders the rows of a table by account. The order is stored as integers, so a ranking compares no names.
 
-    `rows` are in the order of the names, `places` are where in that order a row stands. `update` gives a place to the rows
-    that were added or got another name since the last time.
+    `rows` contains the rows in the order of their accounts. `ordinals` contains the index of each row in that order.
     """
 
     def __init__(self, accounts: Sequence[str]) -> None:
         self._accounts = accounts
-        self.rows: Places = np.empty(0, np.int32)
-        self.places: Places = np.empty(0, np.int32)
+        self.rows: Ordinals = np.empty(0, np.int32)
+        self.ordinals: Ordinals = np.empty(0, np.int32)
         self.update(set())
 
     def update(self, renamed: set[int]) -> None:
-        """Takes in the rows that were added, and `renamed` ones, which it clears."""
+        """Inserts the rows added since the last update, moves the `renamed` rows, and clears `renamed`."""
         known, rows = len(self.rows), len(self._accounts)
         moved = sorted(row for row in renamed if row < known)
         renamed.clear()
@@ -47,26 +44,26 @@ class Alphabet:
             self.rows = self._inserted([*moved, *range(known, rows)])
         else:
             self.rows = rows_by_name(range(rows), self._accounts)
-        self.places = np.empty(rows, np.int32)
-        self.places[self.rows] = np.arange(rows, dtype=np.int32)
+        self.ordinals = np.empty(rows, np.int32)
+        self.ordinals[self.rows] = np.arange(rows, dtype=np.int32)
 
-    def _inserted(self, changed: Sequence[int]) -> Places:
+    def _inserted(self, changed: Sequence[int]) -> Ordinals:
         name = self._accounts.__getitem__
-        moved = [self.places[row] for row in changed if row < len(self.places)]
+        moved = [self.ordinals[row] for row in changed if row < len(self.ordinals)]
         kept = np.delete(self.rows, moved)
         new = rows_by_name(changed, self._accounts)
         return np.insert(kept, [bisect(kept, name(row), key=name) for row in new], new)
 
 
-def rows_by_name(rows: Sequence[int], accounts: Sequence[str]) -> Places:
-    """Rows in the order of their accounts' names; rows with equal names stay in their order."""
+def rows_by_name(rows: Sequence[int], accounts: Sequence[str]) -> Ordinals:
+    """Returns the rows in the order of their accounts. The sort is stable."""
     name = accounts.__getitem__
     sorted_buckets = (np.array(sorted(bucket, key=name), np.int32) for bucket in _buckets(rows, accounts))
     return np.concatenate(list(sorted_buckets))
 
 
 def _buckets(rows: Sequence[int], accounts: Sequence[str]) -> Iterable[Sequence[int]]:
-    """Parts of the rows: the names of each are before those of the next one."""
+    """Divides rows into buckets. All names of a bucket precede those of the next one."""
     if len(rows) <= 2 * BUCKET_ROWS:
         return (rows,)
     sample = sorted(accounts[row] for row in rows[:: BUCKET_ROWS // SAMPLES_PER_BUCKET])
@@ -78,6 +75,6 @@ def _buckets(rows: Sequence[int], accounts: Sequence[str]) -> Iterable[Sequence[
 
 
 def _drained(buckets: deque[list[int]]) -> Iterator[list[int]]:
-    """The buckets one after the other. To let go of millions of numbers at once would keep other threads waiting."""
+    """Yields and releases one bucket at a time. Freeing millions of numbers in one call would block other threads."""
     while buckets:
         yield buckets.popleft()

@@ -1,7 +1,7 @@
-"""Who gives how many lots: the rules by which an ADL order is spread over ranked positions.
+"""Allocates the lots of an ADL round to ranked positions.
 
-`available` are the lots that may be taken of each position, in the order of rank. What comes out is (index, lots) of those who
-give some, in the same order.
+`available` contains the lots of each position that may be allocated, in the order of rank. Results are pairs of index and lots,
+in the same order, of the positions with at least one allocated lot.
 """
 
 from collections.abc import Iterable
@@ -11,37 +11,37 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fundsvc.core.adl.account_order import Places
+from fundsvc.core.adl.account_order import Ordinals
 from fundsvc.core.adl.ranking import Floats, Integers, Mask, blocks, numbers_of
 
-Takings = list[tuple[int, int]]
+Allocations = list[tuple[int, int]]
 
 
 class Shares(NamedTuple):
-    """Lots by index, as columns, in the order of the indices."""
+    """Allocated lots as columns, in ascending order of the indices."""
 
     indices: NDArray[np.intp]
     lots: Integers
 
 
 FEW = 32
-"""So many positions are shared among without numpy."""
+"""Up to this number of positions, Python integers are faster than numpy calls."""
 
 REMAINDER_UNITS = 1e9
-"""Remainders that agree this far are a tie, so that the last bits of a profit decide nothing."""
+"""Remainders are rounded to 1/1e9 lot before comparison, so that rounding errors of profits do not decide ties."""
 
 WEIGHT_BITS = 62
-"""Profits are scaled until their sum has so many bits: from there on sums and shares are exact."""
+"""Bits of the sum of scaled profits. Sums and shares of the scaled integers are exact."""
 
 WEIGHT_BITS_MIN = 48
-"""With as few, a share of up to 8,000 lots is still exact to ten decimals, and numpy can divide it."""
+"""Lower limit of these bits for division by numpy. With 48 bits, shares of up to 8,000 lots are exact to ten decimals."""
 
 SHARE_UNITS = 1_000_000
-"""Shares of a position are exact to six decimals."""
+"""Resolution of a policy's `cap_share`: six decimals."""
 
 
-def allocate_queue(available: Iterable[int], lots: int) -> Takings:
-    """Takes from one position after the other until there is enough."""
+def allocate_queue(available: Iterable[int], lots: int) -> Allocations:
+    """Allocates all available lots of each position in turn until `lots` are allocated."""
     taken = []
     for index, offered in enumerate(available):
         if not lots:
@@ -53,46 +53,46 @@ def allocate_queue(available: Iterable[int], lots: int) -> Takings:
     return taken
 
 
-def allocate_pro_rata(available: Integers, profits: Floats, places: Places, lots: int) -> Shares:
-    """Shares lots among positions once; see `Sharing`."""
-    return Sharing(profits, places).allocate(available, lots)
+def allocate_pro_rata(available: Integers, profits: Floats, ordinals: Ordinals, lots: int) -> Shares:
+    """Allocates lots by profit for one call; see `Sharing`."""
+    return Sharing(profits, ordinals).allocate(available, lots)
 
 
 class Sharing:
-    """Shares lots by unrealised profit: whole lots, largest remainder, ties by the places of the accounts in the alphabet.
+    """Allocates lots in proportion to unrealised profit, by the largest-remainder method. Ties are decided by account.
 
-    No position gives more than is available of it: what saturates gives all, and the rest is shared again among the others.
-    A position without profit gives only what is left when all others have given everything, one after the other. What an
-    allocation derives from the profits is kept for the next one: it changes only where another position has nothing to give.
+    A position whose share reaches its available lots is allocated all of them. The rest is shared again among the other
+    positions. Positions without profit are allocated lots in the order of rank, only after all others are exhausted. The scaled
+    profits are cached; they are computed again if the set of positions with available lots changes.
     """
 
-    def __init__(self, profits: Floats, places: Places) -> None:
+    def __init__(self, profits: Floats, ordinals: Ordinals) -> None:
         self._profits = profits
-        self._places = places
+        self._ordinals = ordinals
         self._offering = b""
         self._weights: dict[int, _Weights] = {}
 
     def allocate(self, available: Integers, lots: int) -> Shares:
-        """Shares so many lots; a position with less than one lot available gives none."""
+        """Allocates `lots`. Positions with less than one available lot are skipped."""
         known = self._weigh(available > 0, _weight_bits(lots))
         first = known.first(lots)
-        weights, places, sharing, whole = known.weights[first], known.places[first], known.indices[first], known.whole
+        weights, ordinals, sharing, whole = known.weights[first], known.ordinals[first], known.indices[first], known.whole
         taken = np.zeros(len(available), np.int64)
         while lots and len(sharing):
             room = available[sharing]
-            if len(sharing) <= FEW and (few := _shared_by_few(weights, places, whole, lots, room)):
+            if len(sharing) <= FEW and (few := _shared_by_few(weights, ordinals, whole, lots, room)):
                 taken[sharing] = few
                 return _given(taken)
             shares, remainders = _divided(weights, whole, lots)
             full = shares >= room
             if not full.any():
-                shares[np.lexsort((places, -remainders))[: lots - int(shares.sum())]] += 1
+                shares[np.lexsort((ordinals, -remainders))[: lots - int(shares.sum())]] += 1
                 taken[sharing] = shares
                 return _given(taken)
             taken[sharing[full]] = room[full]
             lots -= sum(numbers_of(room[full]))
             whole -= int(weights[full].sum())
-            weights, places, sharing = weights[~full], places[~full], sharing[~full]
+            weights, ordinals, sharing = weights[~full], ordinals[~full], sharing[~full]
         if lots:
             for index, take in allocate_queue(numbers_of(available - taken), lots):
                 taken[index] = take
@@ -106,34 +106,34 @@ class Sharing:
         weights = self._weights.get(bits)
         if weights is None:
             sharing = np.where(offering & (self._profits > 0), self._profits, 0.0)
-            weights = self._weights[bits] = _Weights(sharing, self._places, bits)
+            weights = self._weights[bits] = _Weights(sharing, self._ordinals, bits)
         return weights
 
 
 class _Weights:
-    """Profits as integers with an exact sum (`whole`), the largest first, with their indices and places; without those of 0."""
+    """Positive profits as integers with an exact sum (`whole`), largest first, with their indices and ordinals."""
 
-    def __init__(self, profits: Floats, places: Places, bits: int) -> None:
+    def __init__(self, profits: Floats, ordinals: Ordinals, bits: int) -> None:
         _, exponent = np.frexp(profits.sum())
         weights = np.rint(np.ldexp(profits, bits - int(exponent))).astype(np.int64)
         indices = np.argsort(-weights)[: np.count_nonzero(weights)]
         self.whole = int(weights.sum())
         self.indices = indices
         self.weights = weights[indices]
-        self.places = places[indices]
+        self.ordinals = ordinals[indices]
         self._rising = -self.weights
 
     def first(self, lots: int) -> slice:
-        """Those that may get one of so many lots at all: the largest weights, and what ties with the last of them."""
+        """Returns the weights that can get at least one lot: the `lots` largest, and all equal to the smallest of these."""
         if lots >= len(self._rising):
             return slice(None)
         return slice(int(self._rising.searchsorted(self._rising[lots - 1], "right")))
 
 
-def _shared_by_few(weights: Integers, places: Places, whole: int, lots: int, room: Integers) -> list[int] | None:
-    """Whole lots by weight and largest remainder, as `_divided` has them; None where one saturates.
+def _shared_by_few(weights: Integers, ordinals: Ordinals, whole: int, lots: int, room: Integers) -> list[int] | None:
+    """Allocates lots like `_divided` and largest remainder do; None if a share reaches its available lots.
 
-    Python divides and sorts a few numbers in half the time that numpy takes for its calls.
+    For few positions, Python integers take half the time of numpy calls.
     """
     divided = [divmod(weight * lots, whole) for weight in weights.tolist()]
     shares = [share for share, _ in divided]
@@ -141,7 +141,7 @@ def _shared_by_few(weights: Integers, places: Places, whole: int, lots: int, roo
         return None
     unit = float(whole) if _fits(whole, lots) else whole
     remainders = [-round(rest / unit * REMAINDER_UNITS) for _, rest in divided]
-    ranked = sorted(zip(remainders, places.tolist(), range(len(shares)), strict=True))
+    ranked = sorted(zip(remainders, ordinals.tolist(), range(len(shares)), strict=True))
     for _, _, place in ranked[: lots - sum(shares)]:
         shares[place] += 1
     return shares
@@ -153,20 +153,20 @@ def _given(taken: Integers) -> Shares:
 
 
 def _weight_bits(lots: int) -> int:
-    """As many bits as leave room for the product with the lots in 64 bits, where shares are exact enough with these."""
-    bits = WEIGHT_BITS - 1 - lots.bit_length()  # a sum of weights may round up to one bit more
+    """Returns the bits of the weights' sum: few enough for 64-bit products with `lots` if shares stay exact, else 62."""
+    bits = WEIGHT_BITS - 1 - lots.bit_length()  # Rounding may carry the sum of weights to one more bit.
     return bits if bits >= WEIGHT_BITS_MIN else WEIGHT_BITS
 
 
 def _fits(whole: int, lots: int) -> bool:
-    """Whether the product of the lots and any weight fits 64 bits."""
+    """Returns whether the product of `lots` and any weight fits 64 bits."""
     return lots.bit_length() + whole.bit_length() <= WEIGHT_BITS
 
 
 def _divided(weights: Integers, whole: int, lots: int) -> tuple[Integers, Floats]:
-    """Whole lots by weight, and the remainders in REMAINDER_UNITS of a lot, rounded.
+    """Returns the whole lots of each weight, and the remainders in units of 1/REMAINDER_UNITS lot, rounded.
 
-    Weights that are not there, as they are too small for a lot, count in `whole`.
+    `whole` also includes weights that are too small for a lot and are not passed.
     """
     if _fits(whole, lots):
         shares, rests = np.divmod(weights * lots, whole)

@@ -1,4 +1,4 @@
-"""The ADL desk of one contract: its book, its open orders, and the positions that a round asks."""
+"""The ADL desk of one contract: its book, its open orders, and the selection of positions for a round."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
@@ -7,33 +7,33 @@ import numpy as np
 from fundsvc.core.adl.allocation import SHARE_UNITS
 from fundsvc.core.adl.book import Book, Candidates, Side
 from fundsvc.core.adl.directory import NONE
-from fundsvc.core.adl.order import EMPTY_ROUND, AdlOrder, RoundTerms, Want
+from fundsvc.core.adl.order import EMPTY_ROUND, AdlOrder, RoundRequest, RoundTerms
 from fundsvc.core.adl.ranking import numbers_of
 from fundsvc.core.contracts import Contract
 from fundsvc.core.policy import Policy
 
 LEADERS_MIN, LEADERS_MAX = 256, 1024
-"""Rank so many at least, as further orders will ask further positions, and at first no more than few orders ask. Then rank four
-times as many until there is enough.
+"""Bounds of the number of gainers that the desk ranks first; further orders reuse them. While a round needs more, the desk
+ranks GROWTH times as many.
 """
 
 NEAR = 32
-"""Most orders need few candidates: so many are looked at one by one, which numpy would take longer for."""
+"""Candidates that are checked one by one. Most orders need fewer, and for these numpy calls would take longer."""
 
 WINDOW_MIN = 256
-"""Further candidates are looked at in windows, each four times as large as the one before."""
+"""Size of the first window of further candidates; each window is GROWTH times as large as the one before."""
 
 WINDOW_MAX = 32_768
-"""A window's numbers are made into Python objects in one call, for which other threads wait: half a millisecond."""
+"""Largest window. One call converts its numbers to Python objects, which blocks other threads for half a millisecond."""
 
 GROWTH = 4
 
 
-class Deleveraging:
-    """Ranks, asks and keeps promises: lots that one open order asks of a position are not asked by another.
+class AdlDesk:
+    """Selects the positions of rounds. Lots that an open order requests are promised: no other order requests them.
 
-    `changed` says whether positions have changed since the book was last kept. `policy_under` tells the policy of a version of
-    the policies: an order keeps that under which it began.
+    `changed` is whether positions changed since the book was last saved. `policy_under` returns the policy of a version; an
+    order keeps the version under which it began.
     """
 
     def __init__(self, contract: Contract, policy: Policy, policy_under: Callable[[int], Policy] | None = None) -> None:
@@ -44,130 +44,138 @@ class Deleveraging:
         self.changed = False
 
     def begin_round(self, order: AdlOrder, now_ms: int) -> RoundTerms:
-        """Asks the positions that the policy names for what an order still needs, and promises their lots to it.
+        """Begins the next round of an order: allocates the lots it needs by its policy, and promises them to it.
 
-        The round is empty where nobody can be asked.
+        Returns empty terms if there are no candidates.
         """
         policy = self._policy_under(order.policy_version)
-        want = order.want(policy.rounds_max)
-        found = self._find(want, policy)
-        terms = self._explain(want, found)
+        request = order.next_request(policy.rounds_max)
+        found = self._find(request, policy)
+        terms = self._explain(request, found)
         order.begin_round(terms, now_ms)
         self.orders[order.adl] = order
         self.book.sides[order.reduce].promise_rows(found.rows, found.lots)
         return terms
 
     def reopen(self, order: AdlOrder) -> None:
-        """Takes up an open order as it was loaded, and promises to it what its round still asks."""
+        """Adds a loaded open order, and promises it the lots that its round still requests."""
         self.orders[order.adl] = order
         self._promise(order)
 
     def end_round(self, order: AdlOrder) -> None:
-        """Ends the present round: what was not executed is promised no more."""
+        """Ends the current round of an order, and withdraws the promises of lots that were not executed."""
         self.withdraw(order)
         order.end_round()
 
     def withdraw(self, order: AdlOrder) -> None:
-        """Takes back what an order was promised."""
+        """Withdraws the promises to an order."""
         side = self.book.sides[order.reduce]
-        for account, rest in order.asked.rests():
+        for account, rest in order.progress.rests():
             if rest:
                 side.promise(account, -rest)
 
     def close(self, order: AdlOrder) -> None:
-        """Forgets an order that is over."""
+        """Removes an order from the open orders."""
         self.orders.pop(order.adl, None)
 
     def reduce(self, order: AdlOrder, account: str, lots: int) -> None:
-        """Takes executed lots off a position and off what it promised."""
+        """Subtracts executed lots from a position and from its promised lots."""
         side = self.book.sides[order.reduce]
         side.reduce(account, lots)
         side.promise(account, -lots)
         self.changed = True
 
-    def anybody(self, want: Want) -> bool:
-        """Whether a round would find somebody to ask."""
-        return bool(self._find(want._replace(lots=1), self.policy).rows)
+    def has_candidates(self, request: RoundRequest) -> bool:
+        """Returns whether a round has at least one candidate."""
+        return bool(self._find(request._replace(lots=1), self.policy).rows)
 
-    def terms(self, want: Want, policy: Policy) -> RoundTerms:
-        """What a round would ask now, with all that explains it; changes nothing."""
-        return self._explain(want, self._find(want, policy))
+    def terms(self, request: RoundRequest, policy: Policy) -> RoundTerms:
+        """Returns the terms that a round would have now, without beginning it."""
+        return self._explain(request, self._find(request, policy))
 
-    def _explain(self, want: Want, found: "_Search") -> RoundTerms:
+    def _explain(self, request: RoundRequest, found: "_Search") -> RoundTerms:
         rows, lots = found.rows, found.lots
         if not rows:
             return EMPTY_ROUND
-        side = self.book.sides[want.reduce]
+        side = self.book.sides[request.reduce]
         names, ranks, inputs = side.names(rows), found.ranks, side.inputs(rows)
         return RoundTerms(
-            self.book.mark or 0, self.book.stale, found.ranked, len(rows), want.lots - found.left, names, ranks, *inputs, lots
+            self.book.mark or 0,
+            self.book.stale,
+            found.ranked,
+            len(rows),
+            request.lots - found.left,
+            names,
+            ranks,
+            *inputs,
+            lots,
         )
 
     def _promise(self, order: AdlOrder) -> None:
         side = self.book.sides[order.reduce]
-        for account, rest in order.asked.rests():
+        for account, rest in order.progress.rests():
             if rest:
                 side.promise(account, rest)
 
-    def _find(self, want: Want, policy: Policy) -> "_Search":
-        """Finds positions to ask: first those that never failed the order, then those that failed it least."""
+    def _find(self, request: RoundRequest, policy: Policy) -> "_Search":
+        """Selects positions: first those without a failure for this order, then those with the fewest failures."""
         book = self.book
-        side = book.sides[want.reduce]
-        search = _Search(side, book.mark or 0, want, policy)
+        side = book.sides[request.reduce]
+        search = _Search(side, book.mark or 0, request, policy)
         if book.mark is None or not side.open or (book.stale and policy.stale_books == "skip"):
             return search
-        liquidated = (want.account, *book.owners.of_same(want.account))
-        search.ask_all_but((*liquidated, *want.failures, *want.exhausted))
-        for accounts in _by_failures(want, liquidated) if want.failures else ():
-            search.ask_among(accounts)
+        liquidated = (request.account, *book.owners.of_same(request.account))
+        search.select_except((*liquidated, *request.failures, *request.exhausted))
+        for accounts in _by_failures(request, liquidated) if request.failures else ():
+            search.select_among(accounts)
         search.sort()
         return search
 
 
 class _Search:
-    """Finds positions for the lots that are wanted; `left` are the lots still wanted.
+    """Selects positions for a round; `left` is the number of lots not allocated yet.
 
-    `rows`, `ranks` and `lots` are columns of what was found, `ranked` is the number of positions of the side with a rank.
+    `rows`, `ranks` and `lots` are columns of the allocations; `ranked` is the number of positions of the side with a rank.
     """
 
-    __slots__ = ("_barred", "_cap", "_mark", "_policy", "_price", "_side", "left", "lots", "ranked", "ranks", "rows")
+    __slots__ = ("_cap", "_excluded", "_mark", "_policy", "_price", "_side", "left", "lots", "ranked", "ranks", "rows")
 
-    def __init__(self, side: Side, mark: int, want: Want, policy: Policy) -> None:
-        self.left = want.lots
+    def __init__(self, side: Side, mark: int, request: RoundRequest, policy: Policy) -> None:
+        self.left = request.lots
         self.rows: list[int] = []
         self.ranks: list[int] = []
         self.lots: list[int] = []
         self.ranked = 0
         self._side = side
         self._mark = mark
-        self._price = want.price
+        self._price = request.price
         self._policy = policy
         self._cap = round(policy.cap_share * SHARE_UNITS) if policy.allocation == "capped" else SHARE_UNITS
-        self._barred: set[int] = set()
+        self._excluded: set[int] = set()
 
-    def ask_all_but(self, accounts: Collection[str]) -> None:
-        """Asks anybody but these accounts."""
-        self._barred = set(map(self._side.row_of, accounts)) - {NONE}
+    def select_except(self, accounts: Collection[str]) -> None:
+        """Selects among all eligible candidates except these accounts."""
+        self._excluded = set(map(self._side.row_of, accounts)) - {NONE}
         if self._policy.eligible == "profitable" and self._policy.allocation != "pro_rata":
-            self._ask_leaders()
+            self._select_leaders()
         else:
-            self._ask(self._side.everybody(self._mark))
-        self._barred = set()
+            self._select(self._side.all_candidates(self._mark))
+        self._excluded = set()
 
-    def ask_among(self, accounts: Collection[str]) -> None:
-        """Asks these accounts alone."""
+    def select_among(self, accounts: Collection[str]) -> None:
+        """Selects among these accounts only, if lots are left."""
         if self.left:
-            self._ask(self._side.among(self._mark, accounts))
+            self._select(self._side.candidates_of(self._mark, accounts))
 
     def sort(self) -> None:
-        """Puts what was found into the order of rank."""
+        """Sorts the allocations by rank."""
         ranks = self.ranks
         if ranks != sorted(ranks):
             order = sorted(range(len(ranks)), key=ranks.__getitem__)
-            self.rows, self.ranks, self.lots = ([column[place] for place in order] for column in (self.rows, ranks, self.lots))
+            self.rows, self.ranks, self.lots = ([column[index] for index in order] for column in (self.rows, ranks, self.lots))
 
-    def _ask_leaders(self) -> None:
-        """Ranks about as many gainers as the order needs: each gives a lot at least, unless it is promised or barred."""
+    def _select_leaders(self) -> None:
+        """Ranks only as many gainers as the order may need: each has a lot, unless it is promised or excluded."""
         count, first = min(max(self.left, LEADERS_MIN), LEADERS_MAX), 0
         while self.left:
             candidates = self._side.leaders(self._mark, count)
@@ -177,20 +185,20 @@ class _Search:
                 return
             count, first = GROWTH * max(count, len(candidates)), len(candidates)
 
-    def _ask(self, candidates: Candidates) -> None:
-        """By the contract's allocation; positions that the price would bankrupt come last, if at all."""
+    def _select(self, candidates: Candidates) -> None:
+        """Allocates by the policy. With `eligible = "all"`, positions that the price would bankrupt come last, else never."""
         self.ranked = candidates.ranked
-        everybody = self._policy.eligible == "all"
-        last = len(candidates) if everybody else candidates.gainers
+        all_eligible = self._policy.eligible == "all"
+        last = len(candidates) if all_eligible else candidates.gainers
         if self._policy.allocation == "pro_rata":
             self._share(candidates, last)
         else:
             self._queue(candidates, candidates.start, last, survivors=True)
-        if everybody and self.left:
+        if all_eligible and self.left:
             self._queue(candidates, candidates.start, last, survivors=False)
 
     def _queue(self, candidates: Candidates, first: int, last: int, *, survivors: bool) -> None:
-        """Takes from one candidate after the other until there is enough."""
+        """Allocates to candidates in the order of rank until no lots are left."""
         near = min(last, first + NEAR)
         self._take(candidates, range(first, near), survivors=survivors)
         first, width = near, WINDOW_MIN
@@ -204,25 +212,25 @@ class _Search:
             first, width = part.stop, min(WINDOW_MAX, GROWTH * width)
 
     def _take(self, candidates: Candidates, indices: Iterable[int], *, survivors: bool) -> None:
-        """Takes lots of candidates one by one until there is enough."""
+        """Allocates to candidates one by one until no lots are left."""
         for index in indices:
             if not self.left:
                 return
             free = candidates.free_at(index)
             if free <= 0:
                 candidates.start += index == candidates.start
-            elif not self._is_barred(candidates, index) and candidates.survives(index, self._price) == survivors:
+            elif not self._is_excluded(candidates, index) and candidates.survives(index, self._price) == survivors:
                 self._pick(candidates, index, self._capped(free, candidates.held_at(index)))
 
-    def _is_barred(self, candidates: Candidates, index: int) -> bool:
-        return bool(self._barred) and candidates.row_at(index) in self._barred
+    def _is_excluded(self, candidates: Candidates, index: int) -> bool:
+        return bool(self._excluded) and candidates.row_at(index) in self._excluded
 
     def _share(self, candidates: Candidates, last: int) -> None:
-        """Shares the lots by unrealised profit among all candidates that the price leaves solvent."""
+        """Shares the lots by unrealised profit among the candidates that the price leaves solvent."""
         part = slice(0, last)
         free = candidates.solvent(part, self._price)
-        if self._barred:
-            free[np.isin(candidates.rows[part], list(self._barred))] = 0
+        if self._excluded:
+            free[np.isin(candidates.rows[part], list(self._excluded))] = 0
         shares = candidates.sharing(last).allocate(free, self.left)
         lots = numbers_of(shares.lots)
         self.rows += numbers_of(candidates.rows[shares.indices])
@@ -238,14 +246,14 @@ class _Search:
         self.lots.append(lots)
 
     def _capped(self, free: int, held: int) -> int:
-        """What a position may give under the policy's ceiling: a share of its lots, at least one."""
+        """Returns the lots available under the policy's `cap_share`: that share of the held lots, but at least one."""
         return free if self._cap == SHARE_UNITS else min(free, max(1, held * self._cap // SHARE_UNITS))
 
 
-def _by_failures(want: Want, liquidated: Collection[str]) -> Iterator[Sequence[str]]:
-    """The accounts that failed an order and may be asked once more, those with the fewest failures first."""
+def _by_failures(request: RoundRequest, liquidated: Collection[str]) -> Iterator[Sequence[str]]:
+    """Yields the accounts with failures that may be requested again, grouped by failures, fewest first."""
     failed: dict[int, list[str]] = {}
-    for account, failures in want.failures.items():
-        if account not in want.exhausted and account not in liquidated:
+    for account, failures in request.failures.items():
+        if account not in request.exhausted and account not in liquidated:
             failed.setdefault(failures, []).append(account)
     return (failed[failures] for failures in sorted(failed))

@@ -1,4 +1,4 @@
-"""Account to row, compactly."""
+"""Maps accounts to rows with 8 to 16 bytes per account."""
 
 from array import array
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 SLOTS_MIN = 64
-"""A power of two, as every size of the table is, so that a hash is reduced by a mask."""
+"""Initial size of the hash table. Every size is a power of two, so that a mask reduces a hash to a slot."""
 
 MOVES_PER_ADD = 8
-"""Rows that an added account moves to a larger table: the move ends long before the next one, and no single call is long."""
+"""Rows that each `add` moves to a larger table. The move ends before the next one is due, and no single call is long."""
 
 NONE = -1
 """No row."""
 
 
 class Directory:
-    """The rows of a table by account, by open addressing in 32-bit integers.
+    """A hash table from account to row: open addressing with 32-bit integers, see the decision D19 of the handbook.
 
-    A dict would take 63 bytes an account beside its name, this takes 8 to 16. A removed account frees its row for another
-    account; the row keeps the old name until then. `renamed` holds the rows that got another account since `Alphabet` last
-    looked. While a table that became too small is moved to a larger one, rows from `_moved` to `_moving` are in the old one.
+    A removed account frees its row for another account; `accounts` keeps the old name in the row until then. `renamed` contains
+    the rows that got another account since the last update of `AccountOrder`. A table that became too small moves to a larger
+    one step by step; meanwhile the rows from `_moved` to `_moving` are in the old table.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Directory:
         return len(self.accounts) - len(self._free)
 
     def find(self, account: str) -> int:
-        """The row of an account, or NONE."""
+        """Returns the row of an account, or NONE."""
         slots, accounts = self._slots, self.accounts
         mask = len(slots) - 1
         slot = hash(account) & mask
@@ -47,10 +47,10 @@ class Directory:
             slot = (slot + 1) & mask
         return row if row != NONE or self._old is None else self._old[self._slot_of(self._old, account)]
 
-    def expect(self, accounts: Sequence[str]) -> NDArray[np.int32]:
-        """Reads what `find` will: a processor waits for the memory of many accounts hardly longer than for that of one.
+    def prefetch(self, accounts: Sequence[str]) -> NDArray[np.int32]:
+        """Loads the memory that `find` will read into the processor's cache; loads of many accounts overlap.
 
-        Gives the rows where they probably are.
+        Returns the likely rows; a row can be NONE or that of another account.
         """
         slots = np.frombuffer(self._slots, np.int32)
         rows: NDArray[np.int32] = slots[np.fromiter(map(hash, accounts), np.int64, len(accounts)) & (len(slots) - 1)]
@@ -58,11 +58,11 @@ class Directory:
         return rows
 
     def has_room(self, rows_max: int) -> bool:
-        """Whether another account finds a row among so many."""
+        """Returns whether another account fits into `rows_max` rows."""
         return bool(self._free) or len(self.accounts) < rows_max
 
     def add(self, account: str) -> int:
-        """The row of an account that has none: a free one, else a new one."""
+        """Assigns a free or new row to an account that has none; returns it."""
         if self._old is not None:
             self._move()
         if self._free:
@@ -87,9 +87,9 @@ class Directory:
         return self._old if self._old is not None and self._moved <= row < self._moving else self._slots
 
     def _slot_of(self, slots: "array[int]", account: str) -> int:
-        """The slot that holds an account's row, or the empty one at which the search for it ends.
+        """Returns the slot that contains an account's row, or the empty slot at which the search ends.
 
-        Rows that were moved are still in the old table, but out of date.
+        The old table still contains rows that were moved; the search skips them.
         """
         mask = len(slots) - 1
         slot = hash(account) & mask
@@ -99,7 +99,7 @@ class Directory:
         return slot
 
     def _close_gap(self, slots: "array[int]", gap: int) -> None:
-        """Empties a slot. Later rows of its run move up, so that a search still finds them."""
+        """Empties a slot, and moves later rows of its run up, so that a search still finds them."""
         mask = len(slots) - 1
         slot, slots[gap] = gap, NONE
         while (row := slots[slot := (slot + 1) & mask]) != NONE:

@@ -1,12 +1,12 @@
-"""Auto-deleveraging orders: what a shortfall that the fund could not pay asks of the opposing side, round by round.
+"""ADL orders: the lots of opposing positions that a shortfall with an uncovered amount requires, requested in rounds.
 
 For a shortfall with deficit D on Q lots, of which u is uncovered:
 
     lots needed = ceil(u x Q / D)              price = the fill's bankruptcy price
     recovered after k lots = min(u, floor(D x k / Q))
-    all lots executed: refund = floor(D x lots / Q) - u, of the lot that the fund had paid in part
+    all lots executed: refund = floor(D x lots / Q) - u, the part of the last lot that the fund had already paid
 
-So an order never takes a whole lot more than it needs.
+So an order never requests a whole lot more than it needs.
 """
 
 from array import array
@@ -23,31 +23,31 @@ State = Literal["open", "done", "uncovered"]
 
 
 POSITIONS_PER_RECORD_MAX = 1000
-"""A round that asks more positions is sealed in several records, so that none is long to write or to read."""
+"""A round with more positions is sealed in several records, which bounds the time to write or read one record."""
 
 
 class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a round asks, and every number that explains it: a position per place of the lists, in the order of rank.
+    """The allocations of a round and the numbers that explain them. The lists contain one position per index, by rank.
 
-    `mark` is the mark price (0 without one), `ranked` the number of positions of the side that had a rank, `is_stale` whether
-    the book was stale; `positions` and `lots_asked` are those of the whole round. `lots`, `entry_prices` and `margins` are the
-    positions as they were; `asked` are lots.
+    `mark` is the mark price (0 without one), `ranked` the number of positions of the side with a rank, `is_stale` whether the
+    book was stale. `positions` and `lots_requested` are totals of the whole round, also in a part of it. `lots`, `entry_prices`
+    and `margins` describe the positions at the begin of the round; `requested` contains the requested lots.
     """
 
     mark: int
     is_stale: bool
     ranked: int
     positions: int
-    lots_asked: int
+    lots_requested: int
     accounts: list[str]
     ranks: list[int]
     lots: list[int]
     entry_prices: list[int]
     margins: list[int]
-    asked: list[int]
+    requested: list[int]
 
     def parts(self) -> "Sequence[RoundTerms]":
-        """The round in parts that each fit a record; an empty round is one part."""
+        """Returns the round divided into parts that fit one record each. An empty round has one part."""
         if self.positions <= POSITIONS_PER_RECORD_MAX:
             return (self,)
         firsts = range(0, self.positions, POSITIONS_PER_RECORD_MAX)
@@ -59,22 +59,22 @@ class RoundTerms(msgspec.Struct, array_like=True, frozen=True, gc=False):
             self.is_stale,
             self.ranked,
             self.positions,
-            self.lots_asked,
+            self.lots_requested,
             self.accounts[part],
             self.ranks[part],
             self.lots[part],
             self.entry_prices[part],
             self.margins[part],
-            self.asked[part],
+            self.requested[part],
         )
 
 
 EMPTY_ROUND = RoundTerms(0, False, 0, 0, 0, [], [], [], [], [], [])
-"""A round that found nobody to ask."""
+"""The terms of a round without candidates."""
 
 
 class Reduced(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The position that an execution reduced, as it was when its round began, and what the round asked of it."""
+    """The position that an execution reduced, as of the begin of the round, and the lots that the round requested."""
 
     mark: int
     ranked: int
@@ -82,11 +82,11 @@ class Reduced(msgspec.Struct, array_like=True, frozen=True, gc=False):
     lots: int
     entry_price: int
     margin: int
-    asked: int
+    requested: int
 
 
 class OrderState(NamedTuple):
-    """An order as it is written; see `AdlOrder` for the meaning of the fields."""
+    """The stored state of an order; see `AdlOrder` for the fields."""
 
     symbol: str
     adl: int
@@ -130,22 +130,23 @@ class Deficit(Protocol):
 
 
 def amount_of(order: Deficit, lots: int) -> int:
-    """The share of an order's deficit that lots recover, in atoms: floor(D x lots / Q)."""
+    """Returns the part of an order's deficit that `lots` recover, in atoms: floor(D x lots / Q)."""
     return order.deficit * lots // order.deficit_lots
 
 
 def refund_of(order: Deficit) -> int:
-    """The amount that an order refunds once all of its lots are executed, in atoms."""
+    """Returns the amount that an order refunds when all its lots are executed, in atoms."""
     return amount_of(order, order.lots) - order.uncovered
 
 
-NOBODY: frozenset[str] = frozenset()
+NO_ACCOUNTS: frozenset[str] = frozenset()
 
 
-class Want(NamedTuple):
-    """What is to be asked: so many lots of a side at a price, not of the liquidated account or others of its owner.
+class RoundRequest(NamedTuple):
+    """The requirements of a round: the lots of a side at a price, except those of the liquidated account and its owner.
 
-    `failures` counts, by account, the rounds in which it executed less than asked; `exhausted` are not asked any more.
+    `failures` contains, by account, the number of rounds in which it executed less than requested. Accounts in `exhausted` are
+    not requested again.
     """
 
     reduce: SideName
@@ -153,19 +154,22 @@ class Want(NamedTuple):
     price: int
     account: str
     failures: Mapping[str, int] = {}
-    exhausted: frozenset[str] = NOBODY
+    exhausted: frozenset[str] = NO_ACCOUNTS
 
 
-class Asked:
-    """What the present round asks of each account and has got. Compact: many orders may be open, each asking many accounts."""
+class RoundProgress:
+    """The requested and executed lots of the current round, by account.
 
-    __slots__ = ("_columns", "_executed", "_lots", "_mark", "_places", "_ranked", "accounts")
+    The columns are arrays: many orders may be open, each with many accounts.
+    """
+
+    __slots__ = ("_columns", "_executed", "_indices", "_lots", "_mark", "_ranked", "accounts")
 
     def __init__(self, terms: RoundTerms = EMPTY_ROUND) -> None:
         self.accounts = terms.accounts
         self._executed: dict[int, int] = {}
         self._mark, self._ranked = terms.mark, terms.ranked
-        self._lots = array("q", terms.asked)
+        self._lots = array("q", terms.requested)
         self._columns = (
             array("q", terms.ranks),
             array("q", terms.lots),
@@ -173,58 +177,58 @@ class Asked:
             array("q", terms.margins),
             self._lots,
         )
-        self._places: dict[str, int] | None = None
+        self._indices: dict[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.accounts)
 
-    def place(self, account: str) -> int | None:
-        """Where an account stands in the round, None where it is not asked."""
-        if self._places is None:
-            self._places = {name: place for place, name in enumerate(self.accounts)}
-        return self._places.get(account)
+    def index(self, account: str) -> int | None:
+        """Returns the index of an account in the round, None if the round does not request its lots."""
+        if self._indices is None:
+            self._indices = {name: index for index, name in enumerate(self.accounts)}
+        return self._indices.get(account)
 
-    def rest(self, place: int) -> int:
-        """Lots that are still asked at a place."""
-        return self._lots[place] - self._executed.get(place, 0)
+    def rest(self, index: int) -> int:
+        """Returns the lots that are requested and not executed at an index."""
+        return self._lots[index] - self._executed.get(index, 0)
 
     def rests(self) -> Iterator[tuple[str, int]]:
-        """Every account with the lots that are still asked of it, also 0."""
+        """Yields every account of the round with its lots that are requested and not executed, including 0."""
         if not self._executed:
             return zip(self.accounts, self._lots, strict=True)
-        return ((account, self.rest(place)) for place, account in enumerate(self.accounts))
+        return ((account, self.rest(index)) for index, account in enumerate(self.accounts))
 
     def execute(self, account: str, lots: int) -> None:
-        """Counts the lots that the engine executed for a named account."""
-        place = self.place(account)
-        if place is not None:
-            self._executed[place] = self._executed.get(place, 0) + lots
+        """Adds lots that the matching engine executed; ignores an account that is not in the round."""
+        index = self.index(account)
+        if index is not None:
+            self._executed[index] = self._executed.get(index, 0) + lots
 
     def extend(self, part: RoundTerms) -> None:
-        """Adds further positions of the same round."""
+        """Appends a further part of the same round."""
         self.accounts.extend(part.accounts)
-        more = part.ranks, part.lots, part.entry_prices, part.margins, part.asked
+        more = part.ranks, part.lots, part.entry_prices, part.margins, part.requested
         for column, numbers in zip(self._columns, more, strict=True):
             column.extend(numbers)
-        self._places = None
+        self._indices = None
 
-    def reduced(self, place: int) -> Reduced:
-        """The position at a place, as it was when the round began."""
-        return Reduced(self._mark, self._ranked, *(column[place] for column in self._columns))
+    def reduced(self, index: int) -> Reduced:
+        """Returns the position at an index, as of the begin of the round."""
+        return Reduced(self._mark, self._ranked, *(column[index] for column in self._columns))
 
 
-NOTHING_ASKED = Asked()
-"""Between two rounds."""
+NO_ROUND = RoundProgress()
+"""The progress between two rounds."""
 
 
 class AdlOrder(msgspec.Struct, kw_only=True):
     """An order to reduce opposing positions at the bankruptcy price. Amounts are atoms.
 
-    `adl` numbers the orders of a contract from 1; `cause` is the ledger entry of the shortfall, with `deficit` on
-    `deficit_lots`; `account` is the liquidated one. `lots` is what is needed, `executed` what was taken; `seq` is the engine
-    sequence of the last event that moved it, `policy_version` the version of the policies it runs under. `round` is the number
-    of the present round, `round_ms` when it began by the stream (ms), `acknowledged` whether the engine is known to have it,
-    and `asked` what it asks. `failures` and `times_asked` count, by account, rounds of this order that are over.
+    `adl` numbers the orders of a contract from 1. `cause` is the ledger entry of the shortfall, with `deficit` on
+    `deficit_lots`. `account` is the liquidated account. `lots` is the number of required lots, `executed` of executed ones.
+    `seq` is the sequence of the last event that changed the order, `policy_version` the version of its policies. `round` is
+    the number of the current round, `round_ms` the stream's time of its begin (ms), `acknowledged` whether the matching engine
+    acknowledged it. By account, `failures` and `times_requested` count completed rounds of this order.
     """
 
     symbol: str
@@ -245,32 +249,32 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     round: int = 0
     round_ms: int = 0
     acknowledged: bool = False
-    asked: Asked = NOTHING_ASKED
+    progress: RoundProgress = NO_ROUND
     failures: dict[str, int] = msgspec.field(default_factory=dict)
-    times_asked: dict[str, int] = msgspec.field(default_factory=dict)
+    times_requested: dict[str, int] = msgspec.field(default_factory=dict)
 
     @property
     def recovered(self) -> int:
-        """min(u, floor(D x k / Q))."""
+        """The recovered amount: min(u, floor(D x k / Q))."""
         return min(self.uncovered, amount_of(self, self.executed))
 
     @property
     def refund(self) -> int:
-        """floor(D x lots / Q) - u, due once all lots are executed: at least 0 and less than the deficit of one lot."""
+        """floor(D x lots / Q) - u, due when all lots are executed; at least 0 and less than the deficit of one lot."""
         return refund_of(self)
 
     @property
     def rest(self) -> int:
-        """What is still to be recovered: u - recovered."""
+        """The amount that is not recovered yet: u - recovered."""
         return self.uncovered - self.recovered
 
     @property
     def needed(self) -> int:
-        """Lots still to be executed."""
+        """The lots that are not executed yet."""
         return self.lots - self.executed
 
     def written(self) -> OrderState:
-        """The order as it now stands."""
+        """Returns the current state of the order, to be stored."""
         return OrderState(
             self.symbol,
             self.adl,
@@ -293,61 +297,66 @@ class AdlOrder(msgspec.Struct, kw_only=True):
             self.policy_version,
         )
 
-    def want(self, rounds_max: int) -> Want:
-        """Lots that another round would order. The order names an account in at most `rounds_max` rounds of an order."""
-        exhausted = NOBODY
-        if self.times_asked:
-            exhausted = frozenset(account for account, times in self.times_asked.items() if times >= rounds_max)
-        return Want(self.reduce, self.needed, self.price, self.account, self.failures, exhausted)
+    def next_request(self, rounds_max: int) -> RoundRequest:
+        """Returns the requirements of the next round. An account is requested in at most `rounds_max` rounds of an order."""
+        exhausted = NO_ACCOUNTS
+        if self.times_requested:
+            exhausted = frozenset(account for account, times in self.times_requested.items() if times >= rounds_max)
+        return RoundRequest(self.reduce, self.needed, self.price, self.account, self.failures, exhausted)
 
     def begin_round(self, terms: RoundTerms, now_ms: int) -> None:
-        """Asks what the terms say; `now_ms` is the time by the stream."""
+        """Begins a round with these terms; `now_ms` is the stream's time."""
         self.round += 1
         self.round_ms = now_ms
         self.acknowledged = False
-        self.asked = Asked(terms)
+        self.progress = RoundProgress(terms)
 
     def end_round(self) -> None:
-        """Counts the present round for every account that it asked, and as a failure where one executed less."""
-        for account, rest in self.asked.rests():
-            self.times_asked[account] = self.times_asked.get(account, 0) + 1
+        """Ends the current round. Counts it for each requested account, as a failure if it executed less than requested."""
+        for account, rest in self.progress.rests():
+            self.times_requested[account] = self.times_requested.get(account, 0) + 1
             if rest:
                 self.failures[account] = self.failures.get(account, 0) + 1
-        self.asked = NOTHING_ASKED
+        self.progress = NO_ROUND
 
     def execute(self, fill: AdlFill) -> Reduced:
-        """Counts an execution; returns the position that it reduces.
+        """Adds an execution; returns the position that it reduces.
 
-        Raises Rejection when the round did not ask for it, or not for that much.
+        Raises Rejection if the round does not request lots of the account, or fewer than the event contains.
         """
-        place = self.asked.place(fill.account)
-        if place is None:
+        index = self.progress.index(fill.account)
+        if index is None:
             raise Rejection(
-                Reason.ADL_NOT_ASKED, f"ADL order {self.adl} of {self.symbol} asks nothing of account {fill.account!r}"
+                Reason.ADL_NOT_ASKED,
+                f"round {self.round} of ADL order {self.adl} of {self.symbol} requests no lots of account {fill.account!r}",
             )
-        rest = self.asked.rest(place)
+        rest = self.progress.rest(index)
         if fill.lots > rest:
             raise Rejection(
-                Reason.ADL_TOO_MANY_LOTS, f"ADL order {self.adl} of {self.symbol} asks {rest} more lots there, not {fill.lots}"
+                Reason.ADL_TOO_MANY_LOTS,
+                f"round {self.round} of ADL order {self.adl} of {self.symbol} requests {rest} more lots of"
+                f" account {fill.account!r}, not {fill.lots}",
             )
-        self.asked.execute(fill.account, fill.lots)
+        self.progress.execute(fill.account, fill.lots)
         self.executed += fill.lots
         self.acknowledged = True
         if self.executed == self.lots:
             self.state = "done"
-        return self.asked.reduced(place)
+        return self.progress.reduced(index)
 
 
 def opposite(side: Literal["sell", "buy"]) -> SideName:
-    """The side to reduce when a fill closed the other: `sell` closed a long."""
+    """Returns the side that ADL reduces for a fill; a `sell` closed a long, so ADL reduces shorts."""
     return "short" if side == "sell" else "long"
 
 
 def order_for(shortfall: Entry, adl: int, policy_version: int = 0) -> AdlOrder:
-    """The order that a shortfall with an uncovered part gives rise to."""
+    """Returns the ADL order of a shortfall with an uncovered amount."""
     deficit = shortfall.uncovered - shortfall.change
     lots = -(-shortfall.uncovered * shortfall.lots // deficit)
-    assert 0 <= lots * deficit - shortfall.uncovered * shortfall.lots < deficit, "never a whole lot more than is needed"
+    assert 0 <= lots * deficit - shortfall.uncovered * shortfall.lots < deficit, (
+        "an order exceeds its uncovered amount by less than one lot"
+    )
     return AdlOrder(
         symbol=shortfall.symbol,
         adl=adl,

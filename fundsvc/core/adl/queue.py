@@ -1,30 +1,30 @@
-"""The ADL queue of a side as anyone may see it: its lights, and what stands under each, without saying whose it is."""
+"""Summarises the ADL queue of a side by lights, without accounts, for public answers."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from fundsvc.core.adl.account_order import Places
+from fundsvc.core.adl.account_order import Ordinals
 from fundsvc.core.adl.book import Side
 from fundsvc.core.adl.valuation import LIGHTS
 
 
-class Counted(Protocol):
-    """What holds a number of positions."""
+class HasPositions(Protocol):
+    """A group with a number of positions."""
 
     @property
     def positions(self) -> int:
-        """How many."""
+        """The number of positions in the group."""
 
 
-Pool = TypeVar("Pool", bound=Counted)
+Group = TypeVar("Group", bound=HasPositions)
 
 
 class Section(NamedTuple):
-    """The positions of a side with `lights` down to `to_lights`: how many, their lots, the scores of the first and last, and
-    their uPnL.
+    """Totals of the positions of a side with `lights` down to `to_lights`.
 
-    `unrealised_pnl` is in atoms, summed in double precision. Scores are None where there is no position.
+    `highest` and `lowest` are the scores of the first and the last position, None without positions. `unrealised_pnl` is in
+    atoms, summed in double precision and rounded down.
     """
 
     lights: int
@@ -37,43 +37,43 @@ class Section(NamedTuple):
 
 
 def sections(side: Side, mark: int) -> list[Section]:
-    """The whole queue of a side at a mark, five lights first."""
+    """Returns the sections of a side at a mark, one per number of lights, five lights first."""
     rows = side.ranking(mark).rows
-    # rank r has lights 5 - floor((r - 1) x 5 / n), so k lights fewer begin at the first rank with (r - 1) x 5 >= k x n
+    # Rank r has 5 - floor((r - 1) x 5 / n) lights, so 5 - k lights begin at the first rank with (r - 1) x 5 >= k x n.
     bounds = [-(-dimmed * len(rows) // LIGHTS) for dimmed in range(LIGHTS + 1)]
     return [_section(side, mark, LIGHTS - dimmed, rows[bounds[dimmed] : bounds[dimmed + 1]]) for dimmed in range(LIGHTS)]
 
 
-def _section(side: Side, mark: int, lights: int, rows: Places) -> Section:
+def _section(side: Side, mark: int, lights: int, rows: Ordinals) -> Section:
     if not len(rows):
         return Section(lights, lights, 0, 0, None, None, 0)
     lots = side.lots_of(rows)
     columns = side.columns(mark).of(rows)
     profit = ((columns.mark - columns.entry) * columns.direction * lots).sum()
-    first, last = (side.standing(int(row), mark).score for row in (rows[0], rows[-1]))
+    first, last = (side.valued(int(row), mark).score for row in (rows[0], rows[-1]))
     return Section(lights, lights, len(rows), sum(lots.tolist()), first, last, math.floor(profit))
 
 
-def pooled(found: Sequence[Pool], k_min: int, joined: Callable[[Pool, Pool], Pool]) -> list[Pool]:
-    """Each joined with those below it until it holds at least `k_min` positions; none where all together hold fewer.
+def merge_small_groups(found: Sequence[Group], k_min: int, joined: Callable[[Group, Group], Group]) -> list[Group]:
+    """Joins adjacent groups until each has at least `k_min` positions; returns none if all together have fewer.
 
-    What is left below the last such one joins it: nothing is left out that totals would reveal. Where the sections of a side
-    are joined depends on nothing but the number of its positions.
+    A last group that stays too small is joined with the one before it, so that no total reveals it. For the sections of a side,
+    the result depends only on the number of positions.
     """
-    pools: list[Pool] = []
+    groups: list[Group] = []
     for one in found:
-        if pools and pools[-1].positions < k_min:
-            pools[-1] = joined(pools[-1], one)
+        if groups and groups[-1].positions < k_min:
+            groups[-1] = joined(groups[-1], one)
         else:
-            pools.append(one)
-    if len(pools) > 1 and pools[-1].positions < k_min:
-        rest = pools.pop()
-        pools[-1] = joined(pools[-1], rest)
-    return pools if pools and pools[-1].positions >= k_min else []
+            groups.append(one)
+    if len(groups) > 1 and groups[-1].positions < k_min:
+        rest = groups.pop()
+        groups[-1] = joined(groups[-1], rest)
+    return groups if groups and groups[-1].positions >= k_min else []
 
 
 def joined_sections(upper: Section, lower: Section) -> Section:
-    """Two sections, of which the first has more lights, as one."""
+    """Joins two sections; `upper` has more lights."""
     return Section(
         upper.lights,
         lower.to_lights,

@@ -1,18 +1,18 @@
-"""The ADL score, by columns, and the order it gives.
+"""Computes the ADL scores of a side in columns, and ranks its positions.
 
 For a position with entry value E, mark value M and margin m, all in atoms:
 
-    uPnL = what the position gains at the mark          equity = m + uPnL
+    uPnL = the gain of the position at the mark          equity = m + uPnL
     return = uPnL / E          effective leverage = M / equity          (equity <= 0: not rankable)
     score = return x leverage if uPnL > 0, else return / leverage
 
-Rank 1 has the highest score. Scores that agree in sign, exponent and their first 28 bits (eight to nine digits) are a tie, and
-ties go by account: neither the order of arrival nor the last bits of a division decide whom it hits.
+Rank 1 has the highest score. Scores with equal sign, exponent and first 28 bits (eight to nine digits) are a tie, and the order
+of the accounts decides it. So neither the order of arrival nor rounding errors of a division affect ranks.
 
-All of this is the same per lot: e = E/lots, g = m/lots, and M/lots is one number for the whole side. So with gain = +-(M - e)
-and equity = g + gain per lot, gainers rank by gain / (e x equity) and losers, behind them, by gain x equity / e: the constant
-factor M is left out of the columns and put back where a score is shown. A score and the account's place in the alphabet travel
-in one 64-bit key, so that one sort of integers gives the whole order, ties included.
+The columns contain values per lot: e = E/lots, g = m/lots; M/lots is equal for the whole side. With gain = +-(M - e) and
+equity = g + gain per lot, gainers rank by gain / (e x equity), and losers after them by gain x equity / e. These omit the
+constant factor M; `ValuedPosition.score` includes it. One 64-bit key contains a score and the ordinal of the account, so one
+sort of integers gives the whole order, including ties.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,46 +21,47 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fundsvc.core.adl.account_order import Alphabet, Places, rows_by_name
+from fundsvc.core.adl.account_order import AccountOrder, Ordinals, rows_by_name
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-PLACE_BITS = 24
-"""A side has at most sixteen million rows; the key's other 40 bits hold the score."""
+ORDINAL_BITS = 24
+"""Bits of an ordinal in a key: a side has at most 2^24 (16.8 million) rows. The other 40 bits contain the score."""
 
-ROWS_MAX = 1 << PLACE_BITS
+ROWS_MAX = 1 << ORDINAL_BITS
 
-_PLACE_MASK = np.int64(ROWS_MAX - 1)
+_ORDINAL_MASK = np.int64(ROWS_MAX - 1)
 _HALF = np.int64(ROWS_MAX >> 1)
-"""Scores are rounded to the bits that they keep: round numbers then lie far from where one would fall apart from its equals."""
+"""Added before a score is cut to 40 bits, which rounds it. Round scores are then far from a rounding boundary."""
 
 _MAGNITUDE = np.int64(2**63 - 1)
 _UNRANKED = np.float64(np.inf).view(np.int64)
-"""Keys from here on have no rank."""
+"""Keys from this value on have no rank."""
 
 BLOCK_ROWS = 32768
-"""Columns are scored in blocks whose intermediate results stay in the processor's cache."""
+"""Rows per block; the intermediate results of a block fit into the processor's cache."""
 
 SAMPLE_ROWS = 8192
 SAMPLE_MIN = 10
-"""A sample's scores are estimates: so many rows, and so many more than twice those expected, mislead once in a million."""
+"""Rows of a sample, and rows added to twice the expected number. So one sample in a million gives a wrong threshold."""
 
-UNSURE = 1e-14
-"""Rounding moves an equity by less than this share of the values that it is the difference of: below, only integers know its
-sign.
+ROUNDING_ERROR = 1e-14
+"""Upper limit of the rounding error of an equity, relative to the values it is the difference of. Closer to 0, its sign needs
+integers.
 """
 
 SLACK = 1 - 1e-6
-"""Wider than a tie: who may tie with the last of the leaders is looked at closely."""
+"""Factor for thresholds, wider than a tie. Keeps borderline candidates for exact ranking."""
 
 
 class Columns(NamedTuple):
-    """What a side is ranked by: a lot's entry value (no number where there is no position) and margin in atoms, by row; a lot's
-    value at the mark; and +1 where a mark above the entry is a gain, -1 where it is a loss.
+    """The inputs of a ranking. All values are per lot, in atoms.
 
-    `equity` is a lot's equity at the mark where floats cannot tell its sign, no number in other rows; None if there are none.
+    `entry` and `margin` have one element per row; `entry` is NaN in a row without a position. `mark` is the value at the mark.
+    `direction` is +1 if an entry value below that of the mark is a gain, else -1. `equity` is the exact equity in rows where
+    floats do not determine its sign, NaN in others; None if there is no such row.
     """
 
     entry: Floats
@@ -70,42 +71,42 @@ class Columns(NamedTuple):
     equity: Floats | None = None
 
     def gainers(self) -> Mask:
-        """Whose uPnL is above 0, by row."""
+        """Returns whether the uPnL is above 0, by row."""
         return self.entry < self.mark if self.direction > 0 else self.entry > self.mark
 
-    def of(self, rows: Places | Integers | Mask | slice) -> "Columns":
-        """The same of some rows."""
+    def of(self, rows: Ordinals | Integers | Mask | slice) -> "Columns":
+        """Returns the columns of some rows."""
         equity = None if self.equity is None else self.equity[rows]
         return self._replace(entry=self.entry[rows], margin=self.margin[rows], equity=equity)
 
 
 class Ranking(NamedTuple):
-    """The rows of all that have a rank, rank 1 first, and their keys, which rise."""
+    """The rows of all positions with a rank, rank 1 first, and their keys in ascending order."""
 
     keys: Integers
-    rows: Places
+    rows: Ordinals
 
 
 class Leaders(NamedTuple):
-    """The rows of the first gainers, rank 1 first, and how many positions have a rank in all."""
+    """The rows of the first gainers, rank 1 first, and the number of positions with a rank on the whole side."""
 
-    rows: Integers | Places
+    rows: Integers | Ordinals
     ranked: int
 
 
-def rank_all(columns: Columns, alphabet: Alphabet) -> Ranking:
-    """Ranks a whole side."""
-    keys = keys_of(columns, alphabet.places)
+def rank_all(columns: Columns, account_order: AccountOrder) -> Ranking:
+    """Ranks all positions of a side."""
+    keys = keys_of(columns, account_order.ordinals)
     keys.sort()
     keys = keys[: np.searchsorted(keys, _UNRANKED)]
-    return Ranking(keys, alphabet.rows[keys & _PLACE_MASK])
+    return Ranking(keys, account_order.rows[keys & _ORDINAL_MASK])
 
 
 def rank_leaders(columns: Columns, accounts: Sequence[str], count: int) -> Leaders:
-    """The first `count` gainers, or all there are.
+    """Ranks the first `count` gainers, or all if there are fewer.
 
-    Costs a scan instead of a sort: a sample says what score about twice as many will reach, and only who does is looked at more
-    closely. Should the sample mislead, or gainers be few, all of them are.
+    It scans instead of sorting: a sample gives a score that about twice as many gainers reach, and only these are ranked. If
+    the sample is misleading or gainers are few, all gainers are ranked.
     """
     threshold = _sampled(columns, count)
     rows, ranked = _scan(columns, threshold * SLACK)
@@ -118,13 +119,13 @@ def rank_leaders(columns: Columns, accounts: Sequence[str], count: int) -> Leade
             rows = rows[scores >= _largest(scores, count) * SLACK]
     keys = keys_of(columns.of(rows), np.arange(len(rows), dtype=np.int32))
     keys.sort()
-    rows = rows[keys & _PLACE_MASK]
-    _settle_ties(keys & ~_PLACE_MASK, rows, accounts)
+    rows = rows[keys & _ORDINAL_MASK]
+    _settle_ties(keys & ~_ORDINAL_MASK, rows, accounts)
     return Leaders(rows[:count], ranked)
 
 
 def _settle_ties(scores: Integers, rows: Integers, accounts: Sequence[str]) -> None:
-    """Puts rows that have equal scores, and so lie side by side, in the order of their accounts. No other name is looked at."""
+    """Sorts adjacent rows with equal scores by account. Reads no other names."""
     differ = scores[1:] != scores[:-1]
     if differ.all():
         return
@@ -135,7 +136,7 @@ def _settle_ties(scores: Integers, rows: Integers, accounts: Sequence[str]) -> N
 
 
 def _sampled(columns: Columns, count: int) -> float:
-    """A score that somewhat more than `count` gainers should reach; 0 when there may not be so many."""
+    """Returns a score that more than `count` gainers probably reach; 0 if there may be fewer gainers."""
     step = max(1, len(columns.entry) // SAMPLE_ROWS)
     wanted = 2 * count // step + SAMPLE_MIN
     if wanted > len(columns.entry):
@@ -146,10 +147,10 @@ def _sampled(columns: Columns, count: int) -> float:
 
 
 def _scan(columns: Columns, threshold: float) -> tuple[Integers, int]:
-    """The rows of gainers whose score reaches a threshold, and how many positions have a rank.
+    """Returns the rows of gainers with a score of at least `threshold`, and the number of positions with a rank.
 
-    gain / (entry x equity) >= t, without the division. Who has no equity, or is at 0, may pass as well: gainers are sorted out
-    afterwards.
+    Computes gain / (entry x equity) >= threshold without the division. Rows without positive equity may pass too; the last step
+    removes all rows that are not gainers.
     """
     found, ranked = [], 0
     scratch = np.empty((2, BLOCK_ROWS))
@@ -167,29 +168,29 @@ def _scan(columns: Columns, threshold: float) -> tuple[Integers, int]:
 
 
 def _gainers_scores(columns: Columns) -> Floats:
-    """The scores of gainers over the constant factor."""
+    """Returns the scores of gainers, divided by the constant factor."""
     gain = (columns.mark - columns.entry) * columns.direction
     scores: Floats = gain / (columns.entry * (columns.margin + gain))
     return scores
 
 
 def _largest(scores: Floats, rank: int) -> float:
-    """The score of a rank. The smallest of their negatives, as a partition for the largest of many equals can be very slow."""
+    """Returns the score of a rank. Partitions the negated scores: finding the largest of many equal ones can be very slow."""
     return -float(np.partition(-scores, rank - 1)[rank - 1])
 
 
-def keys_of(columns: Columns, places: Places) -> Integers:
-    """The sort keys of rows, smaller for a better rank; `places` are their accounts' in the alphabet."""
+def keys_of(columns: Columns, ordinals: Ordinals) -> Integers:
+    """Returns the sort keys of rows, smaller for a better rank; `ordinals` are those of their accounts."""
     keys = np.empty(len(columns.entry), np.int64)
     scratch = np.empty((4, BLOCK_ROWS))
     with np.errstate(all="ignore"):
         for rows in blocks(len(keys)):
-            _pack(_scores(columns.of(rows), scratch), places[rows], keys[rows])
+            _pack(_scores(columns.of(rows), scratch), ordinals[rows], keys[rows])
     return keys
 
 
 def numbers_of(column: NDArray[np.integer]) -> list[int]:
-    """The numbers of a column. Made a block at a time: other threads wait until a call that makes Python objects is over."""
+    """Converts a column to integers, one block at a time: a call that creates Python objects blocks other threads."""
     numbers: list[int] = column[:BLOCK_ROWS].tolist()
     for start in range(BLOCK_ROWS, len(column), BLOCK_ROWS):
         numbers += column[start : start + BLOCK_ROWS].tolist()
@@ -197,15 +198,15 @@ def numbers_of(column: NDArray[np.integer]) -> list[int]:
 
 
 def blocks(length: int) -> Iterator[slice]:
-    """The slices of a column that together are all of it."""
+    """Yields the slices of the blocks of a column."""
     return (slice(start, min(length, start + BLOCK_ROWS)) for start in range(0, length, BLOCK_ROWS))
 
 
 def _scores(columns: Columns, scratch: Floats) -> Floats:
-    """Minus the score over the constant factor, +inf where there is no rank.
+    """Returns minus the score, divided by the constant factor; +inf in rows without a rank.
 
-    gain / (entry x equity) is positive exactly for gainers and gain x equity / entry negative exactly for losers, so the larger
-    of the first and 0 plus the smaller of the second and 0 is right for both, without a branch.
+    gain / (entry x equity) is positive only for gainers, and gain x equity / entry negative only for losers. So max(first, 0) +
+    min(second, 0) is the score of both, without a branch.
     """
     gain, equity, gainer, loser = scratch[:, : len(columns.entry)]
     _gains_and_equity(columns, gain, equity)
@@ -231,8 +232,8 @@ def _gains_and_equity(columns: Columns, gain: Floats, equity: Floats) -> None:
         np.copyto(equity, columns.equity, where=~np.isnan(columns.equity))
 
 
-def unsure_rows(columns: Columns) -> Integers:
-    """The rows whose equity floats cannot tell from 0."""
+def uncertain_rows(columns: Columns) -> Integers:
+    """Returns the rows whose equity is within the rounding error of 0."""
     found = []
     scratch = np.empty((2, BLOCK_ROWS))
     with np.errstate(invalid="ignore"):
@@ -242,17 +243,17 @@ def unsure_rows(columns: Columns) -> Integers:
             _gains_and_equity(block, gain, equity)
             np.abs(equity, out=equity)
             np.add(block.entry, columns.mark, out=gain)
-            np.multiply(gain, UNSURE, out=gain)
+            np.multiply(gain, ROUNDING_ERROR, out=gain)
             found.append(np.flatnonzero(equity <= gain) + rows.start)
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
-def _pack(scores: Floats, places: Places, keys: Integers) -> None:
-    """Turns scores into keys: a float's bits order as integers once those of negative numbers are mirrored."""
+def _pack(scores: Floats, ordinals: Ordinals, keys: Integers) -> None:
+    """Converts scores to keys. The bits of floats sort as integers if those of negative numbers are inverted."""
     bits = scores.view(np.int64)
     np.right_shift(bits, 63, out=keys)
     np.bitwise_and(keys, _MAGNITUDE, out=keys)
     np.bitwise_xor(keys, bits, out=keys)
     np.add(keys, _HALF, out=keys)
-    np.bitwise_and(keys, ~_PLACE_MASK, out=keys)
-    np.bitwise_or(keys, places, out=keys)
+    np.bitwise_and(keys, ~_ORDINAL_MASK, out=keys)
+    np.bitwise_or(keys, ordinals, out=keys)

@@ -1,7 +1,7 @@
-"""The sealed record of a contract's ADL: orders, rounds, executions and ends, in the order in which they happened.
+"""The sealed ADL records of a contract: orders, rounds, executions and ends, in the order of their events.
 
 hash = sha256(previous hash || MessagePack array of the record's fields, in the order of `AdlRecord`), with 32 zero bytes before
-the first. `body` is a MessagePack array too, so that the whole record can be recomputed with any MessagePack library.
+the first. `body` is a MessagePack array too, so any MessagePack library can recompute the hash.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from fundsvc.core.adl.valuation import SideName
 RecordKind = Literal["order", "round", "part", "execution", "end"]
 """`order` begins an order and its first round, `round` a later one, `part` holds further positions of the round before it.
 
-`execution` reduces a position; `end` ends an order that could not recover all, its `lots` being those that were not executed.
-An order whose lots are all executed is over without one.
+`execution` reduces a position. `end` ends an order with lots that were not executed; its `lots` is their number. An order whose
+lots are all executed ends without such a record.
 """
 
 
 class AdlRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One thing that happened to an ADL order.
+    """One record of a contract's ADL.
 
-    `entry` is the contract's last ledger entry by then, so that entries and records have one order; it is 0 where that is not
-    known, in records of orders from before there were any. `seq` and `ts` are those of the event that caused it; `seq` is 0
-    where the event has none. `account` and `lots` are an execution's. `body` is an `OrderBody`, a `RoundTerms` (of `round` and
-    `part`), a `Reduced` (of `execution`) or empty.
+    `entry` is the contract's last ledger entry at that time, which gives entries and records one order; it is 0 in records of
+    orders that are older than sealed records. `seq` and `ts` are those of the event that caused the record; `seq` is 0 if the
+    event has none. Only executions have an `account`; only executions and ends have `lots`. `body` is an `OrderBody`, a
+    `RoundTerms` (of `round` and `part`), a `Reduced` (of `execution`) or empty (of `end`).
     """
 
     symbol: str
@@ -44,8 +44,9 @@ class AdlRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class SealedRecord(NamedTuple):
-    """A record and its hash. `first_rank` is the best rank that a record of a round holds, 0 for other kinds: it is not sealed,
-    as the body says it too.
+    """A record and its hash.
+
+    `first_rank` is the best rank in a record of a round, 0 for other kinds. It is not sealed, because the body contains it.
     """
 
     record: AdlRecord
@@ -54,7 +55,7 @@ class SealedRecord(NamedTuple):
 
 
 class OrderBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What an order is, and its first round."""
+    """The terms of an order, and its first round."""
 
     cause: int
     reduce: SideName
@@ -75,12 +76,12 @@ _decode_reduced = msgspec.msgpack.Decoder(Reduced).decode
 
 
 def link_record(previous: bytes, record: AdlRecord) -> bytes:
-    """The hash of a record: 32 bytes that depend on it and on everything before it."""
+    """Returns the hash of a record: 32 bytes that depend on it and on all records before it."""
     return sha256(previous + _encode(record)).digest()
 
 
 def round_bodies(order: AdlOrder, terms: RoundTerms) -> Iterator[tuple[RecordKind, bytes, int]]:
-    """The records that begin a round of an order: kind, body and first rank. The first round says what the order is."""
+    """Yields the records that begin a round: kind, body and first rank. That of round 1 contains the terms of the order."""
     first, *rest = terms.parts()
     if order.round == 1:
         yield "order", _order_body(order, first), _first_rank(first)
@@ -91,22 +92,22 @@ def round_bodies(order: AdlOrder, terms: RoundTerms) -> Iterator[tuple[RecordKin
 
 
 def reduced_body(reduced: Reduced) -> bytes:
-    """The body of an execution's record."""
+    """Returns the body of an execution's record."""
     return _encode(reduced)
 
 
 def terms_of(kind: RecordKind, body: bytes) -> RoundTerms:
-    """What a round asked, from the body of an `order`, `round` or `part` record."""
+    """Decodes the terms of a round from the body of an `order`, `round` or `part` record."""
     return _decode_order(body).first if kind == "order" else _decode_round(body)
 
 
 def order_of(body: bytes) -> OrderBody:
-    """What an order is, from the body of its `order` record."""
+    """Decodes the terms of an order from the body of its `order` record."""
     return _decode_order(body)
 
 
 def reduced_of(body: bytes) -> Reduced:
-    """The position that an execution reduced, from the body of its record."""
+    """Decodes the reduced position from the body of an `execution` record."""
     return _decode_reduced(body)
 
 

@@ -1,4 +1,4 @@
-"""What a position is worth at a price, and where that puts it among the positions of its side."""
+"""Values positions at a price: PnL, equity, leverage, score and bankruptcy price."""
 
 import math
 from typing import Literal, NamedTuple
@@ -9,21 +9,21 @@ from fundsvc.core.numbers import INT64_MAX
 SideName = Literal["long", "short"]
 
 LIGHTS = 5
-"""Five lights lit: deleveraged first."""
+"""The highest number of lights; ADL reduces positions with five lights first."""
 
 NO_LIMIT = 2**64
-"""Above every price."""
+"""The limit of a short that no price can bankrupt; it is above every price."""
 
 
 class Rank(NamedTuple):
-    """Where a position stands among the `ranked` of its side, 1 first."""
+    """The rank of a position, from 1, among the `ranked` positions of its side with a rank."""
 
     rank: int
     ranked: int
 
     @property
     def lights(self) -> int:
-        """5 - floor((rank - 1) x 5 / n): five lights are deleveraged first."""
+        """5 - floor((rank - 1) x 5 / n); ADL reduces five lights first."""
         return LIGHTS - (self.rank - 1) * LIGHTS // self.ranked
 
     @property
@@ -32,11 +32,11 @@ class Rank(NamedTuple):
         return self.rank / self.ranked
 
 
-class Standing(NamedTuple):
-    """A position with every number that its rank comes from, so that it can be recomputed by hand.
+class ValuedPosition(NamedTuple):
+    """A position at a mark price, with the numbers that determine its rank.
 
-    Prices are in the contract's units, `margin` and `unrealised_pnl` (rounded down, and at most 64 bits) in atoms;
-    `return_on_entry` is uPnL / entry value, `leverage` mark value / equity, infinite where there is no equity.
+    Prices are in the contract's units, `margin` and `unrealised_pnl` (rounded down, limited to 64 bits) in atoms.
+    `return_on_entry` is uPnL / entry value; `leverage` is mark value / equity, infinite without positive equity.
     """
 
     account: str
@@ -51,7 +51,7 @@ class Standing(NamedTuple):
 
 
 class Valuation:
-    """What positions of one side of a contract are worth at a price; exact but for the floats of a `Standing`."""
+    """Values the positions of one side of a contract. Exact, except `lot_value` and the floats of `ValuedPosition`."""
 
     __slots__ = ("_denominator", "_numerator", "direction", "gains_when_rising", "is_inverse")
 
@@ -62,24 +62,24 @@ class Valuation:
         self._numerator, self._denominator = contract.value_factor()
 
     def lot_value(self, price: int) -> float:
-        """What a lot is worth at a price, in atoms; the quotient of integers is the float nearest to it."""
+        """Returns the value of a lot at a price, in atoms, rounded to the nearest float."""
         if self.is_inverse:
             return self._numerator / (self._denominator * price)
         return price * self._numerator / self._denominator
 
     def equity(self, lots: int, entry_price: int, margin: int, price: int) -> tuple[int, int]:
-        """Margin + PnL of a position at a price in atoms, as a fraction (numerator, positive denominator)."""
+        """Returns margin + PnL at a price in atoms, as an exact fraction (numerator, positive denominator)."""
         move, unit = self._move(entry_price, price)
         return margin * unit + move * lots * self._numerator, unit
 
     def survives(self, limit: int, price: int) -> bool:
-        """Whether closing a position with this limit at a price leaves no deficit."""
+        """Returns whether closing a position with this `limit` at a price leaves no deficit."""
         return price >= limit if self.gains_when_rising else price <= limit
 
     def limit(self, lots: int, entry_price: int, margin: int) -> int:
-        """The last price at which closing a position leaves no deficit: its bankruptcy price, rounded to its safe side.
+        """Returns the last price at which closing a position leaves no deficit: the bankruptcy price, rounded to the safe side.
 
-        From margin + PnL >= 0; a short whose margin covers any rise has no limit, which is a price beyond all.
+        The formula solves margin + PnL >= 0. An inverse short whose margin covers any rise has the limit NO_LIMIT.
         """
         worth, cover = lots * self._numerator, margin * self._denominator
         if self.is_inverse:
@@ -92,8 +92,8 @@ class Valuation:
             return -((cover - entry_price * worth) // worth)
         return (cover + entry_price * worth) // worth
 
-    def standing(self, account: str, lots: int, entry_price: int, margin: int, mark: int) -> Standing:
-        """A position at a mark, with the numbers of its rank."""
+    def valued(self, account: str, lots: int, entry_price: int, margin: int, mark: int) -> ValuedPosition:
+        """Returns a position valued at a mark."""
         move, unit = self._move(entry_price, mark)
         worth = move * lots * self._numerator
         equity = (margin * unit + worth) / unit
@@ -101,9 +101,9 @@ class Valuation:
         leverage = self.lot_value(mark) * lots / equity if equity > 0 else math.inf
         score = returned * leverage if move > 0 else returned / leverage
         pnl = max(-INT64_MAX, min(INT64_MAX, worth // unit))
-        return Standing(account, lots, entry_price, margin, mark, pnl, returned, leverage, score)
+        return ValuedPosition(account, lots, entry_price, margin, mark, pnl, returned, leverage, score)
 
     def _move(self, entry_price: int, price: int) -> tuple[int, int]:
-        """The gain of a price over an entry price, and what gain x lots x numerator is to be divided by for atoms."""
+        """Returns the gain from the entry price to a price, and the divisor that turns gain x lots x numerator into atoms."""
         move = price - entry_price if self.gains_when_rising else entry_price - price
         return move, self._denominator * price * entry_price if self.is_inverse else self._denominator

@@ -1,6 +1,6 @@
-"""Recomputing a contract's ADL from its sealed records: every order, round, execution and end by the rules.
+"""Verifies a contract's ADL from its sealed records: recomputes every order, round, execution and end.
 
-A record that breaks a rule is noted as a difference; what follows it is checked against the order as the rules have it.
+A record that breaks a rule is reported as a difference. Later records are compared with the recomputed order.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,15 +14,16 @@ from fundsvc.core.events import AdlFill, Rejection
 from fundsvc.core.fund.chain import GENESIS, Entry
 
 Differ = Callable[[str], None]
-"""Notes a difference, as a sentence."""
+"""Reports a difference, as a sentence."""
 
 _NOT_RECOMPUTED = ("acknowledged", "round_ms")
-"""Of an order's row: they decide when its round is announced again or ends, and move nothing."""
+"""Fields of an order's row that records do not determine: they control repetition and time-out of a round, no amounts."""
 
 
-class Begun(msgspec.Struct, array_like=True, frozen=True):
-    """A round whose records are not all followed: the positions and lots that are missing, and the order that must end next as
-    its round asks nobody, 0 if none must.
+class UnfinishedRound(msgspec.Struct, array_like=True, frozen=True):
+    """A round with records still to follow: its missing positions and lots.
+
+    `idle` is the order that must end next because its round has no positions, 0 if there is none.
     """
 
     positions: int = 0
@@ -31,8 +32,10 @@ class Begun(msgspec.Struct, array_like=True, frozen=True):
 
 
 class OrdersCheckpoint(NamedTuple):
-    """How far a contract's ADL records were followed: the last record and its hash, the last order, what all orders recovered
-    (atoms), the numbers of the open ones, and what was begun.
+    """The point up to which a contract's ADL records were verified.
+
+    It contains the last record and its hash, the last order, the amount that all orders recovered (atoms), the numbers of the
+    open orders, and the unfinished round.
     """
 
     record: int = 0
@@ -40,14 +43,14 @@ class OrdersCheckpoint(NamedTuple):
     adl: int = 0
     recovered: int = 0
     open: Sequence[int] = ()
-    begun: Begun = Begun()
+    unfinished_round: UnfinishedRound = UnfinishedRound()
 
 
 class OpenOrders:
-    """The orders of a contract that are open at a place of its records, made from all their records up to there.
+    """The open orders of a contract at a point of its records, rebuilt from all their records up to that point.
 
-    `undated` are those with records that do not say what entry they follow: of those, sequences are not known either.
-    `unchecked` are those whose rows were not compared since they last moved.
+    `undated` contains the orders with records whose ledger entry, and therefore sequence, is not known. `unchecked` contains
+    the orders whose rows were not compared since their last change.
     """
 
     def __init__(self, records: Iterable[AdlRecord] = ()) -> None:
@@ -59,15 +62,15 @@ class OpenOrders:
 
     @property
     def size(self) -> int:
-        """How many orders these are, and positions that their rounds ask: what they take of memory."""
-        return sum(1 + len(order.asked) for order in self.orders.values())
+        """The number of orders plus the positions of their rounds; a measure of memory."""
+        return sum(1 + len(order.progress) for order in self.orders.values())
 
-    def distrust(self) -> None:
-        """Has the rows of all orders compared again."""
+    def recheck_all(self) -> None:
+        """Marks all orders as unchecked, so that their rows are compared again."""
         self.unchecked = set(self.orders)
 
     def _reopen(self, record: AdlRecord) -> None:
-        """Takes up a record that was followed before, of an order that is open."""
+        """Applies a record of an open order that was verified before."""
         if not record.entry:
             self.undated.add(record.adl)
         if record.kind == "order":
@@ -81,15 +84,15 @@ class OpenOrders:
                 order.end_round()
                 order.begin_round(terms_of(record.kind, record.body), 0)
             case "part":
-                order.asked.extend(terms_of(record.kind, record.body))
+                order.progress.extend(terms_of(record.kind, record.body))
             case "execution":
                 order.execute(AdlFill(order.symbol, record.seq, order.adl, record.account, record.lots, record.ts))
 
 
 class OrdersReplay:
-    """Follows a contract's ADL records from a checkpoint, and takes the orders that are open there along.
+    """Verifies a contract's ADL records from a checkpoint on.
 
-    `opened` are the open orders, and `closed` those that were closed since, as the rules have them.
+    `opened` contains the open orders, `closed` the recomputed states of orders that closed since the checkpoint.
     """
 
     def __init__(self, differ: Differ, since: OrdersCheckpoint, opened: OpenOrders | None = None) -> None:
@@ -97,7 +100,11 @@ class OrdersReplay:
         self.closed: dict[int, OrderState] = {}
         self.record, self.head, self.adl = since.record, since.head, since.adl
         self._recovered = since.recovered
-        self._missing, self._asked, self._idle = since.begun.positions, since.begun.lots, since.begun.idle
+        self._missing, self._lots_missing, self._idle = (
+            since.unfinished_round.positions,
+            since.unfinished_round.lots,
+            since.unfinished_round.idle,
+        )
         self._differ = differ
 
     @property
@@ -107,31 +114,31 @@ class OrdersReplay:
 
     @property
     def checkpoint(self) -> OrdersCheckpoint:
-        """Where another may go on."""
-        begun = Begun(self._missing, self._asked, self._idle)
-        return OrdersCheckpoint(self.record, self.head, self.adl, self._recovered, list(self.orders), begun)
+        """The point from which another OrdersReplay can continue."""
+        unfinished_round = UnfinishedRound(self._missing, self._lots_missing, self._idle)
+        return OrdersCheckpoint(self.record, self.head, self.adl, self._recovered, list(self.orders), unfinished_round)
 
     @property
     def recovered(self) -> int:
-        """What all orders recovered."""
+        """The amount that all orders recovered, in atoms."""
         return self._recovered
 
     @property
     def open_in_adl(self) -> int:
-        """What open orders are still to recover."""
+        """The amount that open orders have not recovered yet, in atoms."""
         return sum(order.rest for order in self.orders.values())
 
     @property
     def unfinished(self) -> str:
-        """What must follow before anything else: further positions of a round, or the end of an order that asks nobody."""
+        """Describes a missing next record: positions of a round, or the end of an order without candidates. Empty if none."""
         if self._missing:
             return f"{self._missing} positions of a round are missing"
-        return f"ADL order {self._idle} asks nobody and has not ended" if self._idle else ""
+        return f"ADL order {self._idle} requests no positions and has not ended" if self._idle else ""
 
     def follow(self, record: AdlRecord, digest: bytes, cause: Entry | None) -> AdlOrder | None:
-        """Checks a record against what came before it; returns the order if it is closed by it.
+        """Verifies the next record; returns the order if the record closes it.
 
-        `cause` is the shortfall that the record before may escalate.
+        `cause` is the shortfall that the record may escalate, None if there is none.
         """
         if record.record != self.record + 1:
             self._differ(f"record number is {record.record}, it should be {self.record + 1}")
@@ -142,16 +149,19 @@ class OrdersReplay:
         if not record.entry:
             self.opened.undated.add(record.adl)
         if (record.kind != "execution" and record.account) or (record.kind not in ("execution", "end") and record.lots):
-            self._differ("names an account or lots, which its kind has not")
+            self._differ(
+                f"account is {record.account!r} and lots are {record.lots}, which a record of kind {record.kind} must not have"
+            )
         try:
             return self._apply(record, cause)
         except (msgspec.DecodeError, Rejection, ValueError, OverflowError) as error:
-            self._differ(f"is no record of the rules: {error}")
+            self._differ(f"the record does not follow the rules: {error}")
             return None
 
     def compare(self, stored: Mapping[int, OrderState], *, ended: bool) -> None:
-        """Compares rows of orders, by number, with the orders closed since, and at the end of the records with open ones that
-        have moved since that was done last.
+        """Compares stored rows of orders, by number, with the orders closed since the checkpoint.
+
+        With `ended`, at the end of the records, it also compares the open orders that changed since their last comparison.
         """
         expected = self.closed
         if ended:
@@ -178,13 +188,13 @@ class OrdersReplay:
             return None
         order = self.orders.get(record.adl)
         if order is None:
-            self._differ(f"is of ADL order {record.adl}, which is not open")
+            self._differ(f"the record belongs to ADL order {record.adl}, which is not open")
             return None
         self.opened.unchecked.add(order.adl)
         order.seq = max(order.seq, record.seq)
         match record.kind:
             case "round":
-                self._ask(order, record)
+                self._begin_next_round(order, record)
             case "part":
                 self._extend(order, record)
             case "execution":
@@ -194,74 +204,74 @@ class OrdersReplay:
         return order if order.state != "open" else None
 
     def _begin(self, record: AdlRecord, cause: Entry | None) -> None:
-        """An order begins: it is the one that its cause gives rise to."""
+        """Begins an order, and compares it with the order that its shortfall causes."""
         body = order_of(record.body)
         if cause is None:
-            self._differ(f"begins ADL order {record.adl}, which has no shortfall as its cause")
+            self._differ(f"ADL order {record.adl} begins without a shortfall as its cause")
             return
         order = order_for(cause, self.adl + 1, body.policy_version)
         found = (record.adl, record.round, record.seq, record.ts, record.entry, _facts(body))
         wanted = (order.adl, 1, cause.seq, cause.ts, cause.entry, _facts(order))
         if found != wanted:
-            self._differ(f"begins an ADL order {found}, by its cause it should be {wanted}")
+            self._differ(f"the ADL order that begins is {found}, by its cause it should be {wanted}")
         self.adl = order.adl
         self.orders[order.adl] = order
         self.opened.unchecked.add(order.adl)
         self._begin_round(order, body.first)
 
-    def _ask(self, order: AdlOrder, record: AdlRecord) -> None:
-        """A later round begins."""
+    def _begin_next_round(self, order: AdlOrder, record: AdlRecord) -> None:
+        """Begins a round after the first."""
         if record.round != order.round + 1:
-            self._differ(f"begins round {record.round}, it should be {order.round + 1}")
+            self._differ(f"round that begins is {record.round}, it should be {order.round + 1}")
         order.end_round()
         self._begin_round(order, terms_of(record.kind, record.body))
 
     def _begin_round(self, order: AdlOrder, terms: RoundTerms) -> None:
         order.begin_round(terms, 0)
-        if terms.lots_asked > order.needed:
-            self._differ(f"asks {terms.lots_asked} lots, its order needs {order.needed}")
+        if terms.lots_requested > order.needed:
+            self._differ(f"round requests {terms.lots_requested} lots, its order needs {order.needed}")
         self._missing = terms.positions
-        self._asked = terms.lots_asked
+        self._lots_missing = terms.lots_requested
         self._idle = 0 if terms.positions else order.adl
         self._take(order, terms)
 
     def _extend(self, order: AdlOrder, record: AdlRecord) -> None:
-        """A round goes on with further positions."""
+        """Adds a further part to the current round."""
         terms = terms_of(record.kind, record.body)
         if not self._missing or record.round != order.round:
-            self._differ("has positions beyond those of its round")
-        order.asked.extend(terms)
+            self._differ(f"the part of round {record.round} has more positions than its round")
+        order.progress.extend(terms)
         self._take(order, terms)
 
     def _take(self, order: AdlOrder, terms: RoundTerms) -> None:
-        """Checks positions of a round, and counts them off those that it must have."""
+        """Checks positions of a round, and subtracts them from the missing positions and lots."""
         self._missing -= len(terms.accounts)
-        self._asked -= sum(terms.asked)
-        if self._missing < 0 or (not self._missing and self._asked):
-            self._differ("does not ask as many positions and lots as its round says")
+        self._lots_missing -= sum(terms.requested)
+        if self._missing < 0 or (not self._missing and self._lots_missing):
+            self._differ("positions and lots do not add up to the totals of the round")
         if order.account and order.account in terms.accounts:
-            self._differ("asks the account that was liquidated")
-        if any(not 1 <= asked <= held for asked, held in zip(terms.asked, terms.lots, strict=True)):
-            self._differ("asks a position for no lots, or for more than it holds")
+            self._differ("round requests lots of the liquidated account")
+        if any(not 1 <= requested <= held for requested, held in zip(terms.requested, terms.lots, strict=True)):
+            self._differ("round requests no lots of a position, or more than it holds")
         if any(not 1 <= rank <= terms.ranked for rank in terms.ranks):
-            self._differ(f"has ranks beyond the {terms.ranked} that there are")
+            self._differ(f"round has a rank outside 1 to {terms.ranked}")
 
     def _execute(self, order: AdlOrder, record: AdlRecord) -> None:
-        """Lots of a position are executed, within what the round asks."""
+        """Executes lots of a position, at most those that the round requests."""
         before = order.recovered
         event = AdlFill(order.symbol, record.seq, order.adl, record.account, record.lots, record.ts)
         reduced = order.execute(event)
         if (record.round, reduced_of(record.body)) != (order.round, reduced):
-            self._differ(f"reduces another position than round {order.round} asks: {reduced_of(record.body)}, not {reduced}")
+            self._differ(f"reduced position is {reduced_of(record.body)}, by round {order.round} it should be {reduced}")
         self._recovered += order.recovered - before
         self._close_if_over(order)
 
     def _end(self, order: AdlOrder, record: AdlRecord) -> None:
-        """An order ends without having recovered all, as its last round found nobody to ask."""
-        if len(order.asked) or record.body or (record.round, record.lots) != (order.round, order.needed):
+        """Ends an order with lots that were not executed, because its last round has no candidates."""
+        if len(order.progress) or record.body or (record.round, record.lots) != (order.round, order.needed):
             self._differ(
-                f"ends round {record.round} with {record.lots} lots, but round {order.round} asks {len(order.asked)} positions"
-                f" and the order needs {order.needed} lots"
+                f"round {record.round} ends with {record.lots} lots, but round {order.round} requests"
+                f" {len(order.progress)} positions and the order needs {order.needed} lots"
             )
         order.state = "uncovered"
         self._idle = 0
@@ -275,7 +285,7 @@ class OrdersReplay:
 
 
 def _facts(order: AdlOrder | OrderBody) -> tuple[object, ...]:
-    """The fields that an order and the body of its record have in common, apart from policy and round."""
+    """Returns the fields that an order and the body of its record share, except policy and round."""
     return (
         order.cause,
         order.reduce,
@@ -289,7 +299,7 @@ def _facts(order: AdlOrder | OrderBody) -> tuple[object, ...]:
 
 
 def _reopened(record: AdlRecord) -> AdlOrder:
-    """The order that a record began."""
+    """Rebuilds the order that an `order` record began."""
     body = order_of(record.body)
     order = AdlOrder(
         symbol=record.symbol,

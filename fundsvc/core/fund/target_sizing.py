@@ -23,7 +23,7 @@ import numpy as np
 
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.ranking import Columns, Integers
-from fundsvc.core.adl.valuation import SideName, Standing
+from fundsvc.core.adl.valuation import SideName, ValuedPosition
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.fullness import TargetPolicy, exact
 from fundsvc.core.numbers import format_units
@@ -241,20 +241,20 @@ def size_by_cover(
 def _loss(contract: Contract, book: Book, stressed: Stressed, rows: Integers) -> _Loss:
     side, total, positions = book.sides[stressed.side], 0, []
     open_rows = rows[side.lots_of(rows) > 0].tolist()
-    for standing in (side.standing(row, stressed.price) for row in open_rows):
-        loss = max(0, -(standing.margin + standing.unrealised_pnl))
+    for position in (side.valued(row, stressed.price) for row in open_rows):
+        loss = max(0, -(position.margin + position.unrealised_pnl))
         total += loss
-        positions.append(_stressed_position(contract, standing, loss))
+        positions.append(_stressed_position(contract, position, loss))
     return _Loss(stressed, total, positions)
 
 
-def _stressed_position(contract: Contract, standing: Standing, loss: int) -> StressedPosition:
+def _stressed_position(contract: Contract, position: ValuedPosition, loss: int) -> StressedPosition:
     money = contract.settle_decimals
     return StressedPosition(
-        lots=standing.lots,
-        entry_price=format_units(standing.entry_price, contract.price_decimals),
-        margin=format_units(standing.margin, money),
-        unrealised_pnl=format_units(standing.unrealised_pnl, money),
+        lots=position.lots,
+        entry_price=format_units(position.entry_price, contract.price_decimals),
+        margin=format_units(position.margin, money),
+        unrealised_pnl=format_units(position.unrealised_pnl, money),
         loss=format_units(loss, money),
     )
 

@@ -467,7 +467,7 @@ class _Rules:
         escalates = uncovered > 0 and uncovered >= fund.escalate_min(shortfall.bankruptcy_price)
         if escalates != (order is not None):
             return False
-        if order is not None and len(order.asked) and fund.policy.waterfall == "adl_then_fund":
+        if order is not None and len(order.progress) and fund.policy.waterfall == "adl_then_fund":
             return covered == 0
         guard = self._restored(self.saved)
         least, most = self._payable(version, guard, shortfall.ts, shortfall.balance + covered, uncovered + covered)

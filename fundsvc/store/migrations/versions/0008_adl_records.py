@@ -10,7 +10,7 @@ from typing import Any
 from alembic import op
 from sqlalchemy import Connection, text
 
-from fundsvc.core.adl.order import AdlOrder, Asked, RoundTerms
+from fundsvc.core.adl.order import AdlOrder, RoundProgress, RoundTerms
 from fundsvc.core.adl.records import AdlRecord, SealedRecord, link_record, reduced_body, round_bodies
 from fundsvc.core.fund.chain import GENESIS
 from fundsvc.store.migrations import run_script
@@ -125,7 +125,7 @@ def _records_of_round(order: AdlOrder, asked: Sequence[dict[str, Any]]) -> Itera
     seq = order.seq if order.round == 1 else 0
     for kind, body, first_rank in round_bodies(order, terms):
         yield (order.cause if order.round == 1 else 0, kind, order.adl, order.round, seq, order.ts, "", 0, body), first_rank
-    reductions = Asked(terms)
+    reductions = RoundProgress(terms)
     for place, each in enumerate(asked):
         if each["executed"]:
             body = reduced_body(reductions.reduced(place))
