@@ -211,7 +211,7 @@ def refusal(tmp_path, text="", **environment):
         ("[policy.contracts.A.drawdown_guard]\nhours = 999", "A.drawdown_guard.hours is 999: it must be a number, above 0"),
         ("[policy.contracts.A]\ndrawdown_guard = 1", "policy.contracts.A.drawdown_guard is 1: it must be a table of start, "),
         ("[policy.default.drawdown_guard]\nminimum_balance = -1", "minimum_balance is -1: it must be a number, 0 or more"),
-        ("[policy.default.drawdown_guard]\nstart = 0.1", "policy.default.drawdown_guard: stop 0.25 is beyond start 0.1"),
+        ("[policy.default.drawdown_guard]\nstart = 0.1", "policy.default.drawdown_guard: stop 0.25 is above start 0.1"),
         ('[stream]\nmode = "sentinel"', 'stream: mode = "sentinel" requires sentinels'),
         ('[stream]\nsentinels = ["a:1"]', 'requires sentinels, and sentinels require mode = "sentinel"'),
         ('[stream]\nmode = "cluster"', 'stream: mode = "cluster" requires url'),

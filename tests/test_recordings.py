@@ -519,7 +519,7 @@ class TestRejected:
         assert refused.code == 1
         assert f"{key}: a mark cannot be replayed" in refused.error
         everything = await fundsvc(config, "rejected", "replay")
-        assert (everything.code, everything.error.count("not replayed")) == (0, 1)
+        assert (everything.code, everything.error.count("cannot be replayed")) == (0, 1)
         assert "resent 1 of 2" in everything.output
         left = (await fundsvc(config, "rejected", "list", "--json")).result
         assert [event["event"] for event in left if event["replayedAt"] is None] == [key]

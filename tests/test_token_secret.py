@@ -68,9 +68,9 @@ async def test_token_is_minted_from_the_configured_secret(config):
     ("arguments", "environment", "message"),
     [
         ((), {}, "token.secret is not set"),
-        ((), {"FUNDSVC_TOKEN_KEYS": "keys.json"}, "only public keys are configured"),
+        ((), {"FUNDSVC_TOKEN_KEYS": "keys.json"}, "token.keys has public keys only"),
         ((), {"FUNDSVC_TOKEN_SECRET": "short"}, "token.secret has 5 characters"),
-        (("--account", "anna"), {"FUNDSVC_TOKEN_SECRET": SECRET}, "leave --account out"),
+        (("--account", "anna"), {"FUNDSVC_TOKEN_SECRET": SECRET}, "omit --account"),
         (("--role", "trader"), {"FUNDSVC_TOKEN_SECRET": SECRET}, "must name an `account`"),
         (("--role", "trader", "--account", "a" * 65), {"FUNDSVC_TOKEN_SECRET": SECRET}, "account"),
     ],

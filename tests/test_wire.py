@@ -90,8 +90,8 @@ FIELDS = msgspec.json.decode(JSON_FILL)
     ("fields", "reason", "detail"),
     [
         ({"type": "trade"}, Reason.UNKNOWN_TYPE, "'trade'"),
-        ({"type": ""}, Reason.UNKNOWN_TYPE, "none of"),
-        ({"type": "x" * 5000}, Reason.UNKNOWN_TYPE, "none of"),
+        ({"type": ""}, Reason.UNKNOWN_TYPE, "is unknown: use one of"),
+        ({"type": "x" * 5000}, Reason.UNKNOWN_TYPE, "is unknown: use one of"),
         ({"type": 5}, Reason.UNDECODABLE, "not an event"),
         ({"type": None}, Reason.UNDECODABLE, "not an event"),
         ({"bankruptcyPrice": ...}, Reason.NOT_A_LIQUIDATION, "not a liquidation"),
