@@ -176,8 +176,10 @@ async def test_export_that_is_not_read_ends(config, ledger, monkeypatch):
     async with serving(with_section(config, "http", exports_max=1)) as service:
         await eventually(lambda: is_shown(service))
         connector = aiohttp.TCPConnector(socket_factory=small_socket)
-        async with aiohttp.ClientSession(service.http._base_url, connector=connector) as silent:
-            answer = await silent.get(CSV, read_bufsize=1024)
+        async with (
+            aiohttp.ClientSession(service.http._base_url, connector=connector) as silent,
+            silent.get(CSV, read_bufsize=1024) as answer,
+        ):
             assert answer.status == 200
             await eventually(lambda: is_started(service))
 
