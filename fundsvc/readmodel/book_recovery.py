@@ -56,7 +56,7 @@ class BookRecovery:
         self._rejected = rejected
         self._reduced_sides = reduced_sides
         self._sides: dict[OrderKey, SideName] = {}
-        self._replayed: set[tuple[str, int]] = set()  # executions that a replay settled after the books were saved
+        self._replayed: set[tuple[str, int]] = set()  # executions that a replay settled before their sequence passed
         self.after = {book.symbol: id_order(book.last_id) for book in kept}
         self.seq = {book.symbol: book.seq for book in kept}
 
@@ -141,7 +141,7 @@ class BookRecovery:
         self.listed = self.listed or isinstance(event, Listing)
         at = id_order(message.stream_id)
         if not isinstance(event, Rejection) and self._is_later(at, event):
-            if isinstance(event, AdlFill):
+            if isinstance(event, AdlFill) and event.seq > self.seq[event.symbol]:
                 self._replayed.add((event.symbol, event.seq))
             self._apply_to_book(event, at[0])
 
