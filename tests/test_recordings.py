@@ -575,7 +575,8 @@ class TestRealLiquidations:
         for symbol in ("BTCUSDT", "ETHUSDT", min(heads)):
             exported = await fundsvc(config, "export", symbol)
             verified = await verify(exported.output)
-            assert (verified.code, verified.output.split()[-1]) == (0, heads[symbol])
+            assert verified.code == 0
+            assert heads[symbol] in verified.output
 
     def test_repeated_lines_and_partial_recordings_give_the_same_orders(self, tmp_path):
         lines = FORCE_ORDERS.read_bytes().splitlines()

@@ -33,6 +33,14 @@ async def suspended(service):
     )
 
 
+async def is_suspended(service):
+    return await suspended(service) == (True, True, True, True)
+
+
+async def is_resumed(service):
+    return await suspended(service) == (False, False, False, False)
+
+
 @pytest.mark.parametrize("terms", OTHERS)
 async def test_other_terms_suspend_a_contract_until_a_listing_with_its_own_terms(service, terms):
     with capture_logs() as logs:
@@ -44,11 +52,11 @@ async def test_other_terms_suspend_a_contract_until_a_listing_with_its_own_terms
     await service.append(f(4))
     assert await service.reasons() == ["contract_fixed"] + ["terms_in_doubt"] * 4
     assert [seq for seq, *_ in await service.entries(SYMBOL)] == [1]
-    assert await suspended(service) == (True, True, True, True)
+    await eventually(lambda: is_suspended(service))
     assert "contract suspended" in [line["event"] for line in logs]
     answer = await service.send(contract(SYMBOL, **TERMS), f(5))
     assert answer["rejected"] == []
-    assert await suspended(service) == (False, False, False, False)
+    await eventually(lambda: is_resumed(service))
     assert [seq for seq, *_ in await service.entries(SYMBOL)] == [1, 5]
 
 
@@ -75,15 +83,14 @@ async def test_a_suspension_survives_a_restart_and_ends_by_a_command(service, co
     async with restarted(service, config) as again:
         await again.append(f(3))
         assert await again.reasons() == ["contract_fixed", "terms_in_doubt", "terms_in_doubt"]
-        assert await suspended(again) == (True, True, True, True)
+        await eventually(lambda: is_suspended(again))
         assert (await fundsvc(config, "contracts", "resume", SYMBOL)).code == 0
-        await again.settled()
-        assert await suspended(again) == (False, False, False, False)
+        await eventually(lambda: is_resumed(again))
         assert (await fundsvc(config, "rejected", "replay")).code == 0
         await again.settled()
         assert await again.entries(SYMBOL) == [(seq, 100_000_000, 0) for seq in (1, 2, 3)]
         assert await again.reasons() == ["contract_fixed"]
-        assert await suspended(again) == (False, False, False, False)
+        assert await is_resumed(again)
     assert (await fundsvc(config, "contracts", "resume", SYMBOL)).code == 1
     assert (await fundsvc(config, "contracts", "resume", "NONEUSDTM")).code == 1
 
