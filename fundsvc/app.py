@@ -43,7 +43,7 @@ from fundsvc.local.servers import embedded
 from fundsvc.local.token_secret import with_ledger_secret, with_secret
 from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import open_follower
+from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import SQL, Pool, StoreFault, faults, open_pool
@@ -54,7 +54,7 @@ from fundsvc.store.statistics import Statistics
 from fundsvc.store.stream_epochs import EpochStore
 from fundsvc.store.target_sizes import Targets
 from fundsvc.store.venue_histories import Histories
-from fundsvc.streams.client import Client, open_client, stream_key
+from fundsvc.streams.client import StreamClient, open_client, stream_key
 from fundsvc.streams.producer import Producer
 
 STOP_SECONDS_MAX = 3.0
@@ -70,7 +70,7 @@ FILES_RESERVED = 128
 """Files that a process opens besides connections of clients and readers: the engine's sessions, streams, logs, Python's own."""
 
 PRIMARY_CONNECTIONS_MAX = 2
-"""Two suffice, because the process caches what it reads from the primary: epochs of posters and durability settings."""
+"""Two suffice, because the process caches what it reads from the primary: epochs of producers and durability settings."""
 
 GC_THRESHOLDS = 5000, 1000
 """Thresholds of the garbage collector: new objects per collection of the youngest generation, and such collections per
@@ -123,7 +123,7 @@ async def _has_schema(config: Config, stop: asyncio.Event | None, outage: Outage
 
 
 @asynccontextmanager
-async def connected(config: Config) -> AsyncIterator[tuple[Pool, Client]]:
+async def connected(config: Config) -> AsyncIterator[tuple[Pool, StreamClient]]:
     """Yields a connection pool for reads and a client of the stream server."""
     async with (
         open_pool(config.database.reader_dsn or config.database.dsn, config.database.connections_max) as pool,
@@ -174,7 +174,7 @@ def tune_interpreter() -> None:
 
 @asynccontextmanager
 async def http_side(
-    config: Config, metrics: Metrics, pool: Pool, client: Client, *, engine: Engine | None, public: bool
+    config: Config, metrics: Metrics, pool: Pool, client: StreamClient, *, engine: Engine | None, public: bool
 ) -> AsyncIterator[str]:
     """Serves the API, or only health and metrics if not `public`; yields the address, "" if nothing is served.
 
@@ -193,7 +193,7 @@ async def _serving(
     config: Config,
     metrics: Metrics,
     pool: Pool,
-    client: Client,
+    client: StreamClient,
     primary: Pool,
     durable: Durability,
     *,
@@ -222,8 +222,8 @@ async def _serving(
     async with (
         reserved(config, PROBE_CONNECTIONS) as probing,
         reserved(config, config.http.exports_max) as exporting,
-        open_follower(config, pool, client, metrics) as follower,
-        appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
+        open_adl_books(config, pool, client, metrics) as books,
+        appraising(pool, books, config.http.rate_seconds_max) as appraiser,
         open_tail(config, metrics) as tail,
     ):
 
@@ -242,9 +242,9 @@ async def _serving(
         funds = FundResources(reader, tail, Statistics(pool), ledger, appraiser, policy_of, exports, config.ledger.secrets)
         cached = FundCache(tail, funds.answer)
         sizing = TargetResources(reader, Targets(pool))
-        adl = AdlResources(reader, ledger, follower, tail, policy_of, config.queue.k_min)
+        adl = AdlResources(reader, ledger, books, tail, policy_of, config.queue.k_min)
         venues = venue_endpoints(config.http.venues, cached.answers, funds.summary, adl, reader, Histories(pool), policy_of)
-        async with websocket_endpoints(config, tail, cached, reader, ledger, follower, metrics) as websocket:
+        async with websocket_endpoints(config, tail, cached, reader, ledger, books, metrics) as websocket:
             routes = (*contracts.routes, ingest.endpoint, *cached.routes, *funds.routes, *sizing.routes, *adl.routes)
             table = endpoints((*operations, *routes, *websocket.endpoints, *venues))
             middleware = Middleware(metrics, access_control)

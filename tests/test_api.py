@@ -22,7 +22,7 @@ from fundsvc.api.http.server import ServerError, serve
 from fundsvc.api.stream_epochs import StreamEpochs
 from fundsvc.api.valuation_inputs import appraising
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import open_follower
+from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import open_pool
@@ -77,8 +77,8 @@ async def serving(config, pings=None, key=stream_key):
     async with (
         open_pool(config.database.dsn, 4) as pool,
         open_client(config.stream) as stream,
-        open_follower(config, pool, stream, metrics) as follower,
-        appraising(pool, follower, config.http.rate_seconds_max) as appraiser,
+        open_adl_books(config, pool, stream, metrics) as books,
+        appraising(pool, books, config.http.rate_seconds_max) as appraiser,
         open_tail(config, metrics) as tail,
     ):
         reader = Reader(pool)

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from fundsvc.cli.tools.audit import audit_contract
 from fundsvc.config.settings import AuditConfig
-from fundsvc.engine.audit_loop import STRETCH_ENTRIES, Auditor
+from fundsvc.engine.audit_loop import PART_ENTRIES, Auditor
 from fundsvc.metrics import Metrics
 from fundsvc.store.audits import audit_progress
 from fundsvc.store.database import open_pool
@@ -68,7 +68,7 @@ async def auditing(config, audit=BUSY, owns=lambda symbol: True):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Parts of a few entries, and no waiting between looks for work."""
-    monkeypatch.setattr("fundsvc.engine.audit_loop.STRETCH_ENTRIES", 4)
+    monkeypatch.setattr("fundsvc.engine.audit_loop.PART_ENTRIES", 4)
     monkeypatch.setattr("fundsvc.engine.audit_loop.CHECK_SECONDS", 0.02)
 
 
@@ -347,7 +347,7 @@ class TestCost:
 
     @pytest.fixture(autouse=True)
     def as_it_is(self, monkeypatch):
-        monkeypatch.setattr("fundsvc.engine.audit_loop.STRETCH_ENTRIES", STRETCH_ENTRIES)
+        monkeypatch.setattr("fundsvc.engine.audit_loop.PART_ENTRIES", PART_ENTRIES)
 
     async def test_many_small_ledgers_cost_little_more_than_a_large_one(self, config, monkeypatch):
         async with owned(config) as owner:
@@ -389,7 +389,7 @@ class TestCostOfOpenOrders:
 
     @pytest.fixture(autouse=True)
     def in_parts(self, monkeypatch):
-        monkeypatch.setattr("fundsvc.engine.audit_loop.STRETCH_ENTRIES", 20)
+        monkeypatch.setattr("fundsvc.engine.audit_loop.PART_ENTRIES", 20)
 
     @pytest.fixture
     async def owner(self, config):
@@ -415,7 +415,7 @@ class TestCostOfOpenOrders:
         return count
 
     async def test_the_command_reads_each_record_once(self, config, owner, rows, monkeypatch):
-        monkeypatch.setattr("fundsvc.cli.tools.audit.STRETCH_ENTRIES", 10)
+        monkeypatch.setattr("fundsvc.cli.tools.audit.PART_ENTRIES", 10)
         before = await rows()
         async with open_pool(config.database.dsn, 1) as pool:
             assert not (await audit_contract(pool, SYMBOL, lambda _: None)).differences

@@ -30,7 +30,7 @@ from fundsvc.core.events import AdlEnd, AdlFill, Fill, Position
 from fundsvc.core.numbers import to_units
 from fundsvc.core.partition import Partition
 from fundsvc.demo.instruments import INSTRUMENTS
-from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Holding, Market, step_to_resume
+from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Holding, SimulatedMarket, step_to_resume
 from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
 from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, last_step
 from fundsvc.local.servers import EmbeddedServers
@@ -51,7 +51,7 @@ def time_of(step):
 
 
 def events_of(step, market=None):
-    return (market or Market(CURRENCY)).events(step, time_of(step))
+    return (market or SimulatedMarket(CURRENCY)).events(step, time_of(step))
 
 
 def empty_partition():
@@ -83,7 +83,7 @@ class Exchange:
 
     def __init__(self):
         self.partition = empty_partition()
-        self.matching = MatchingEngine(Market(CURRENCY), {}, {})
+        self.matching = MatchingEngine(SimulatedMarket(CURRENCY), {}, {})
         self.sent, self.entries, self.funds, self.rounds = [], [], [], []
         self.orders, self.records, self._latest = {}, [], {}
 
@@ -108,7 +108,7 @@ class Exchange:
         taken = Counter()
         for each in self.executions():
             taken[Holding(each.symbol, each.account, reduced_of(each.body).entry_price)] += each.lots
-        self.matching = MatchingEngine(Market(CURRENCY), settled, +taken)
+        self.matching = MatchingEngine(SimulatedMarket(CURRENCY), settled, +taken)
         for order in self.orders.values():
             if order.state == "open":
                 rests = self.partition.market(order.symbol).orders[order.adl].progress.rests()
@@ -139,17 +139,17 @@ def run():
 
 
 class TestMarket:
-    market = Market(CURRENCY)
+    market = SimulatedMarket(CURRENCY)
 
     @pytest.mark.parametrize("step", [0, 1, 81, 200, 12_345])
     def test_a_step_does_not_depend_on_earlier_calls(self, step):
-        busy = Market(CURRENCY)
+        busy = SimulatedMarket(CURRENCY)
         for other in (step + 1, step + 130, max(0, step - 60)):
             events_of(other, busy)
         assert events_of(step, busy) == events_of(step)
 
     def test_another_seed_gives_another_market(self):
-        assert Market(CURRENCY, "another").events(200, 0) != Market(CURRENCY).events(200, 0)
+        assert SimulatedMarket(CURRENCY, "another").events(200, 0) != SimulatedMarket(CURRENCY).events(200, 0)
 
     def test_events_equal_their_decoded_encoding(self):
         for step in (0, 81):
@@ -218,7 +218,7 @@ class TestSettled:
         assert max(gaps) * STEP_SECONDS <= 31
 
     def test_a_resumed_run_gives_the_ledger_of_an_undisturbed_run(self, run):
-        torn, market, partition = 60, Market(CURRENCY), empty_partition()
+        torn, market, partition = 60, SimulatedMarket(CURRENCY), empty_partition()
         for step in range(torn):
             lost = ["SOLUSDTM"] if step > torn - 8 else []
             settle(partition, [event for event in events_of(step, market) if getattr(event, "symbol", None) not in lost])
@@ -292,7 +292,7 @@ class TestMatching:
     def test_a_repeated_announcement_is_answered_once(self, run):
         (step, first), *_ = run.rounds
         announcement = announcement_of(*first)
-        once, again = (MatchingEngine(Market(CURRENCY), {}, {}) for _ in range(2))
+        once, again = (MatchingEngine(SimulatedMarket(CURRENCY), {}, {}) for _ in range(2))
         once.take_on(announcement, step)
         for _ in range(2):
             again.take_on(announcement, step)
@@ -316,7 +316,7 @@ class TestMatching:
         exchange.check_sums()
 
     def test_a_position_that_closed_during_the_round_is_not_reduced(self):
-        market = Market(CURRENCY)
+        market = SimulatedMarket(CURRENCY)
         closing = [event.account for event in events_of(101, market) if isinstance(event, Position) and not event.lots]
         contract = market.contracts["XBTUSDTM"]
         stakes = [stake for side in ("long", "short") for each in closing if (stake := contract.held(each, side, 100))]
@@ -329,7 +329,7 @@ class TestMatching:
     def test_settled_steps_contain_no_adl_answers(self, run):
         (step, first), *_ = run.rounds
         symbol = first.order.symbol
-        engine = MatchingEngine(Market(CURRENCY), {symbol: (step + 3) * SEQ_PER_STEP + 700}, {})
+        engine = MatchingEngine(SimulatedMarket(CURRENCY), {symbol: (step + 3) * SEQ_PER_STEP + 700}, {})
         engine.take_on(announcement_of(*first), step)
         sent = [event for each in range(step + 1, step + 10) for event in engine.events(each, 0)]
         answers = [event.seq for event in sent if isinstance(event, AdlFill | AdlEnd)]

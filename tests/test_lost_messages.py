@@ -132,7 +132,7 @@ async def test_trimmed_settled_messages_are_no_gap(config):
         assert world.regressions() == 0
 
 
-async def test_http_posters_are_sent_to_the_cursor_after_the_stream_is_deleted(config, owner_connection):
+async def test_http_producers_are_sent_to_the_cursor_after_the_stream_is_deleted(config, owner_connection):
     async with world_of(with_section(config, "engine", batch_fills_max=10)) as world:
         await world.data(encode([LISTING, fill(SYMBOL, 1, 1, TS)]))
         await eventually(lambda: has(world, 1))

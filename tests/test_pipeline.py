@@ -19,7 +19,7 @@ from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.adl.book import BookPart
 from fundsvc.core.adl.order import AdlOrder, RoundProgress
 from fundsvc.core.adl.records import terms_of
-from fundsvc.core.batch import Batch, BookState, Offset, Place, StoredBook
+from fundsvc.core.batch import Batch, BookState, EventPlace, Offset, StoredBook
 from fundsvc.core.events import (
     AdlAck,
     AdlEnd,
@@ -179,7 +179,7 @@ class FakeLedger:
         return await self.weather.through(lambda: key in self.rejected and key not in self.settled)
 
     async def _rejected_places(self, stream_ids):
-        return {Place(*key): self.settled_by.get(key) for key in self.rejected if key[0] in stream_ids}
+        return {EventPlace(*key): self.settled_by.get(key) for key in self.rejected if key[0] in stream_ids}
 
     async def _reduced_sides(self, keys):
         return {key: self.orders[key].reduce for key in keys if key in self.orders}
@@ -280,7 +280,7 @@ async def settle(messages, weather=None, policy=None):
 
     async def save_books(_committed):
         if len(ledger.commits) % 5 == 0:
-            await pipeline.keep_books()
+            await pipeline.request_books()
 
     while not ledger.complete.is_set():
         pipeline = None
@@ -411,7 +411,7 @@ def memory_of(partition):
     return {
         "books": {contract.symbol: book_of(book) for contract, book in partition.books() if book.mark or book.open},
         "orders": [
-            (order.written(), list(order.progress.rests()), order.failures, order.times_requested)
+            (order.state_row(), list(order.progress.rests()), order.failures, order.times_requested)
             for fund in partition.funds()
             for adl in range(1, fund.adl + 1)
             if (order := partition.open_order(fund.contract.symbol, adl))
@@ -744,7 +744,7 @@ async def test_refused_batch_is_narrowed_to_its_event_and_batches_grow_again():
             else:
                 refused[pipeline.writing.place] = "no"
     assert len(ledger.entries) == 998
-    assert list(refused) == [Place("2-0", 99), Place("2-0", 699)]
+    assert list(refused) == [EventPlace("2-0", 99), EventPlace("2-0", 699)]
     assert refusals <= 8
     assert bound.events_max > 250
     assert len(ledger.tried) < 120
@@ -774,7 +774,7 @@ def test_books_are_left_out_after_a_batch_with_books_failed():
 async def test_event_refused_by_the_database_is_rejected_at_its_place():
     messages = [message(1, listing("AAA")), message(2, *(fill("AAA", seq, 1) for seq in (1, 2, 3)))]
     messages.append(message(3, fill("AAA", 4, 1), replay_of="2-0/1"))
-    refused = {Place("2-0", 1): "no", Place("3-0", 0): "again"}
+    refused = {EventPlace("2-0", 1): "no", EventPlace("3-0", 0): "again"}
     ledger = FakeLedger("3-0")
     await pipeline_of(FakeSource(messages, Weather()), ledger, refused=refused).run(ledger.complete)
     assert [entry.seq for entry in ledger.entries] == [1, 3]

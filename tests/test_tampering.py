@@ -28,7 +28,7 @@ TABLES_THAT_DECIDE_NOTHING = {
     "heartbeats": "how old a replica is",
     "partitions": "how far the stream is settled: an event that is read again is known by its sequence",
     "rates": "what balances are worth in USDT, for people: no entry depends on it",
-    "posters": "the posters that may post after a stream server changed",
+    "posters": "the producers that may post after a stream server changed",
     "stream_gaps": "which messages of a stream are lost",
     "stream_servers": "which server a stream is on",
     "targets": "how large funds should be: a signal, nothing acts on it",

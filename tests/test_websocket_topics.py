@@ -19,7 +19,7 @@ from fundsvc.api.fund_cache import FundCache
 from fundsvc.api.websocket import entries
 from fundsvc.api.websocket.endpoints import websocket_endpoints
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import open_follower
+from fundsvc.readmodel.adl_books import open_adl_books
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import open_pool
@@ -325,10 +325,10 @@ async def test_topics_receive_changes_only_while_they_are_open(config):
     async with (
         open_pool(config.database.dsn, 2) as pool,
         open_client(config.stream) as client,
-        open_follower(config, pool, client, metrics) as follower,
+        open_adl_books(config, pool, client, metrics) as books,
         open_tail(config, metrics) as tail,
     ):
         ledger = AdlReader(pool)
-        async with websocket_endpoints(config, tail, FundCache(tail, answer_of), Reader(pool), ledger, follower, metrics):
+        async with websocket_endpoints(config, tail, FundCache(tail, answer_of), Reader(pool), ledger, books, metrics):
             assert len(tail.listeners) == 4
         assert tail.listeners == []

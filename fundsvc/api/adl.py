@@ -36,7 +36,7 @@ from fundsvc.api.visibility import rough, visibility_of
 from fundsvc.core.adl.preview import RequestSize
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.core.policy import Policy
-from fundsvc.readmodel.adl_books import BookView, Follower
+from fundsvc.readmodel.adl_books import AdlBooks, BookView
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.reader import Reader
@@ -67,14 +67,14 @@ class AdlResources:
         self,
         reader: Reader,
         ledger: AdlReader,
-        follower: Follower,
+        books: AdlBooks,
         tail: Tail,
         policy_of: Callable[[str], Policy],
         k_min: int,
     ) -> None:
         self._reader = reader
         self._ledger = ledger
-        self._follower = follower
+        self._books = books
         self._tail = tail
         self._policy_of = policy_of
         self._k_min = k_min
@@ -131,13 +131,13 @@ class AdlResources:
 
     async def queue(self, _query: Query, symbol: str, caller: Caller | None) -> QueueAnswer:
         """The current queue of a contract by lights."""
-        found, follower = await find_contract(self._reader, symbol), self._follower
+        found, books = await find_contract(self._reader, symbol), self._books
 
         def read(view: BookView) -> QueueAnswer:
-            queue, is_mark_stale = follower.queue(view), follower.is_mark_stale(view)
+            queue, is_mark_stale = books.queue(view), books.is_mark_stale(view)
             return queue_answer(view, queue, visibility_of(caller), self._k_min, is_mark_stale=is_mark_stale)
 
-        return await follower.read(found.contract, found.partition, read)
+        return await books.read(found.contract, found.partition, read)
 
     async def positions(self, query: AccountQuery, caller: Caller) -> PositionsAnswer:
         """An account's positions with their ranks and the inputs of these, and its latest reductions."""
@@ -146,7 +146,7 @@ class AdlResources:
             return PositionsAnswer(account, [], [])  # Settlement rejects events with such an account.
         contracts = {found.contract.symbol: found.contract for found in await self._reader.contracts()}
         reductions = await self._ledger.latest_reductions(account, REDUCTIONS_MAX)
-        positions = await position_answers(self._follower, account)
+        positions = await position_answers(self._books, account)
         return PositionsAnswer(
             account=account,
             positions=positions,
@@ -186,15 +186,13 @@ class AdlResources:
             request_size = rough
         answer = partial(preview_answer, show=show)
         try:
-            return await self._follower.preview(
-                found.contract, found.partition, policy, _fill(symbol, body), answer, request_size
-            )
+            return await self._books.preview(found.contract, found.partition, policy, _fill(symbol, body), answer, request_size)
         except Rejection as rejection:
             raise BadParameter(rejection.detail) from None
 
     def preview_cost(self, symbol: str) -> int:
         """Returns how many more requests a preview of a contract counts as."""
-        return self._follower.size(symbol) // POSITIONS_PER_REQUEST
+        return self._books.size(symbol) // POSITIONS_PER_REQUEST
 
 
 def _number(text: str) -> int:

@@ -15,7 +15,7 @@ from fundsvc.core.fund.fullness import Target
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX
 from fundsvc.core.policy import Policies
 from fundsvc.logs.faults import Outage
-from fundsvc.readmodel.adl_books import Follower, NotFollowed
+from fundsvc.readmodel.adl_books import AdlBooks, NotFollowed
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import FundRow, Reader
 from fundsvc.store.statistics import Past, Statistics
@@ -43,13 +43,13 @@ class Appraiser:
     """
 
     def __init__(
-        self, reader: Reader, statistics: Statistics, targets: Targets, follower: Follower, rate_seconds_max: float
+        self, reader: Reader, statistics: Statistics, targets: Targets, books: AdlBooks, rate_seconds_max: float
     ) -> None:
         self.policies: dict[int, Policies] = {}
         self._reader = reader
         self._statistics = statistics
         self._targets = targets
-        self._follower = follower
+        self._books = books
         self._rate_ms_max = rate_seconds_max * 1000
         self._rates: dict[str, RateState] = {}
         self._marks: dict[str, int] = {}
@@ -111,7 +111,7 @@ class Appraiser:
         """Returns the contract's mark and its open interest in lots, each None if unknown."""
         kept = self._marks.get(fund.symbol)
         try:
-            book = self._follower.book(fund.symbol, fund.partition)
+            book = self._books.book(fund.symbol, fund.partition)
         except NotFollowed:
             return kept, None
         return (kept, 0) if book is None else (kept if book.mark is None else book.mark, _open_interest(book))
@@ -123,9 +123,9 @@ def _open_interest(book: Book) -> int:
 
 
 @asynccontextmanager
-async def appraising(pool: Pool, follower: Follower, rate_seconds_max: float) -> AsyncIterator[Appraiser]:
+async def appraising(pool: Pool, books: AdlBooks, rate_seconds_max: float) -> AsyncIterator[Appraiser]:
     """Runs an appraiser while the context is open. Its inputs are loaded first unless the database is unreachable."""
-    appraiser = Appraiser(Reader(pool), Statistics(pool), Targets(pool), follower, rate_seconds_max)
+    appraiser = Appraiser(Reader(pool), Statistics(pool), Targets(pool), books, rate_seconds_max)
     with suppress(StoreFault):
         await appraiser.refresh()
     async with asyncio.TaskGroup() as tasks:

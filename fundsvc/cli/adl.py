@@ -18,7 +18,7 @@ from fundsvc.config.settings import Config
 from fundsvc.core.adl.order import State
 from fundsvc.core.events import Fill, Rejection
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import Follower
+from fundsvc.readmodel.adl_books import AdlBooks
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import Pool
 from fundsvc.store.reader import Listed, Reader
@@ -90,13 +90,13 @@ async def _preview(config: Config, changes: dict[str, Any], fill: Fill) -> Previ
     """Computes the effect of a fill under the recorded policy of its contract with `changes`."""
     async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
         found = await _listed(pool, fill.symbol)
-        follower = Follower(complete, pool, client, Metrics())
-        await follower.step(found.partition)
+        books = AdlBooks(complete, pool, client, Metrics())
+        await books.step(found.partition)
         recorded = (await Reader(pool).policies()).get(found.partition, complete.policy)
         policy = msgspec.structs.replace(recorded.of(fill.symbol), **changes)
         answer = partial(preview_answer, show=partial(whole_preview, allocations_max=None, accounts=True))
         try:
-            return await follower.preview(found.contract, found.partition, policy, fill, answer)
+            return await books.preview(found.contract, found.partition, policy, fill, answer)
         except Rejection as rejection:
             raise ValueError(rejection.detail) from None
 

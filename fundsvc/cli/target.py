@@ -16,7 +16,7 @@ from fundsvc.core.fund.fullness import RuleName, TargetPolicy
 from fundsvc.core.fund.target_sizing import Cover, OpenInterest, ValueAtRisk
 from fundsvc.engine.target_sizing import TargetRequest, compute_targets
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import Follower
+from fundsvc.readmodel.adl_books import AdlBooks
 from fundsvc.store.reader import Reader
 from fundsvc.store.target_sizes import ExplainedTarget, Targets
 
@@ -47,9 +47,9 @@ def target(
 async def _find(config: Config, symbol: str, policy: TargetPolicy) -> TargetAnswer:
     async with prepared(config) as complete, connected(at_primary(complete)) as (pool, client):
         for fund in await Reader(pool).funds(symbol):
-            follower = Follower(complete, pool, client, Metrics())
-            await follower.step(fund.partition)
-            view = follower.view(fund.contract, fund.partition)
+            books = AdlBooks(complete, pool, client, Metrics())
+            await books.step(fund.partition)
+            view = books.view(fund.contract, fund.partition)
             found, size = (
                 await compute_targets(Targets(pool), [TargetRequest(fund.contract, view.book, policy, Exclusive())])
             )[symbol]

@@ -46,10 +46,10 @@ class PeriodicTask:
         except (StoreFault, StreamFault) as fault:
             self._failures += 1
             self._outage.note(fault)
-        except Exception as mistake:  # noqa: BLE001 - an internal error in periodic work must not stop settlement
+        except Exception as error:  # noqa: BLE001 - an internal error in periodic work must not stop settlement
             self._failures += 1
-            self._outage.note(mistake)
-            self._log.error("mistake", part=self._name, exc_info=mistake)
+            self._outage.note(error)
+            self._log.error("internal error", part=self._name, exc_info=error)
         else:
             self._failures = 0
             self._outage.over()

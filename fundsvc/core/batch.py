@@ -44,7 +44,7 @@ class Offset(NamedTuple):
         return self.events if stream_id == self.partial_id else 0
 
 
-class Place(NamedTuple):
+class EventPlace(NamedTuple):
     """The place of an event in the stream: the id of its message, and its position in the message."""
 
     stream_id: str
@@ -172,7 +172,7 @@ class Batch:
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
     events: int = 0
-    place: Place | None = None
+    place: EventPlace | None = None
     uncut: bool = False
     noted_bytes: int = 0
 
@@ -224,7 +224,7 @@ class Draft(Batch):
 
     def note(self, order: AdlOrder) -> OrderState:
         """Adds the current state of an order, and returns it."""
-        state = self.orders[order.symbol, order.adl] = order.written()
+        state = self.orders[order.symbol, order.adl] = order.state_row()
         self.note_bytes(ORDER_BYTES)
         return state
 

@@ -219,7 +219,7 @@ class Market:
         self.fund.open_in_adl += order.rest
         self.desk.reopen(order)
         rests = [(account, rest) for account, rest in order.progress.rests() if rest]
-        return Round(order.written(), [account for account, _ in rests], [rest for _, rest in rests])
+        return Round(order.state_row(), [account for account, _ in rests], [rest for _, rest in rests])
 
     def _escalate(self, shortfall: Entry) -> None:
         """Creates the ADL order of a shortfall and begins its first round.
@@ -308,7 +308,7 @@ class Market:
             return
         desk.changed = True
         if not book.open:
-            self.keep_book()  # Readers of the saved books learn at once that this book has positions.
+            self.request_book()  # Readers of the saved books learn at once that this book has positions.
         book.set(position.account, position.lots, *numbers, position.position_side)
         if position.owner:
             book.owners.assign(position.account, position.owner)
@@ -326,7 +326,7 @@ class Market:
             desk.book.begin_snapshot()
         else:
             desk.book.end_snapshot()
-            self.keep_book()
+            self.request_book()
 
     def apply_to_book(self, event: Event, side: SideName | None) -> None:
         """Applies to the book alone an event that was settled after the book was saved; see `Partition.apply_to_book`."""
@@ -347,7 +347,7 @@ class Market:
         if self._desk:
             self._desk.book.prefetch([*accounts])
 
-    def keep_book(self) -> None:
+    def request_book(self) -> None:
         """Requests that the next batches save the book."""
         self._shared.books_due.setdefault(self.symbol)
 
@@ -355,7 +355,7 @@ class Market:
         """Makes the next save of the book write it even if it is empty, in place of one saved earlier."""
         self.desk.changed = True
 
-    def save_book(self) -> BookState:
+    def take_book(self) -> BookState:
         """The book to save; without positions if they have not changed since the book was last saved."""
         desk, seq = self._desk, self.fund.seq
         if desk is None:
@@ -377,7 +377,7 @@ class Market:
         desk.changed = True
         desk.book.known_ms = known_ms
         desk.book.stale = desk.book.stale or desk.book.open > 0
-        self.keep_book()
+        self.request_book()
 
     def _is_known(self, book: Book, seq: int | None, last_seq: int) -> bool:
         """Whether the book has an event: by the event's own sequence, or because its message is read again."""

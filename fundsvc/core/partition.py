@@ -166,11 +166,11 @@ class Partition:
         batch, due = self.batch.take(), self._shared.books_due
         positions = 0
         while with_books and due and positions < BOOK_POSITIONS_MAX and len(batch.books) < BOOKS_MAX:
-            batch.books.append(self._markets[due.popitem()[0]].save_book())
+            batch.books.append(self._markets[due.popitem()[0]].take_book())
             positions += batch.books[-1].positions
         return batch
 
-    def keep_books(self) -> None:
+    def request_books(self) -> None:
         """Requests that the next batches save all books, a bounded part with each batch."""
         self._shared.books_due = dict.fromkeys(sorted(self._markets))
 
@@ -321,7 +321,7 @@ class Partition:
         self.batch.changed[contract.symbol] = market.fund
         self.batch.listings[contract.symbol] = market.contract, listing.contract
         self.batch.note_bytes(LISTING_BYTES)
-        market.keep_book()
+        market.request_book()
 
     def _list_anew(self, contract: Contract, before: Market | None) -> Market:
         """Adds a contract, in place of one without entries that had other terms."""

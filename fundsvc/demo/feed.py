@@ -12,14 +12,14 @@ import structlog
 from fundsvc.config.settings import Config
 from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.ledger import Ledger
-from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, Market, step_to_resume
+from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, SimulatedMarket, step_to_resume
 from fundsvc.demo.matching import MatchingEngine
 from fundsvc.demo.stakes import LIFE_STEPS
 from fundsvc.logs.faults import Outage
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import Reader
 from fundsvc.streams.announcements import Announcements
-from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.client import StreamClient, StreamFault
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source
 
@@ -32,7 +32,7 @@ MEMORY_STEPS = 2 * LIFE_STEPS[1]
 log = structlog.get_logger()
 
 
-async def stream_market(config: Config, pool: Pool, client: Client, stop: asyncio.Event) -> None:
+async def stream_market(config: Config, pool: Pool, client: StreamClient, stop: asyncio.Event) -> None:
     """Streams until `stop` is set. It starts at the step that the ledger has reached, also after a fault."""
     feed = Feed(config, pool, client)
     while not stop.is_set():
@@ -46,10 +46,10 @@ async def stream_market(config: Config, pool: Pool, client: Client, stop: asynci
 class Feed:
     """Connects the market and its matching engine to the streams and the ledger."""
 
-    def __init__(self, config: Config, pool: Pool, client: Client) -> None:
+    def __init__(self, config: Config, pool: Pool, client: StreamClient) -> None:
         partitions = range(config.stream.partitions)
         self.outage = Outage(log, "market")
-        self._market = Market(config.currency)
+        self._market = SimulatedMarket(config.currency)
         self._producer = Producer.configured(client, config.stream)
         self._sources = [Source(client, partition) for partition in partitions]
         self._announcements = [Announcements(client, partition) for partition in partitions]

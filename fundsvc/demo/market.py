@@ -38,7 +38,7 @@ Taken = Mapping[Holding, int]
 """Lots that ADL has executed, by position."""
 
 
-class Market:
+class SimulatedMarket:
     """The market of all contracts. The same seed and step give the same events, apart from their time."""
 
     def __init__(self, currency: CurrencyConfig, seed: str = "fundsvc") -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill
 from fundsvc.demo.instruments import INSTRUMENTS
-from fundsvc.demo.market import SEQ_PER_STEP, ContractMarket, Market, Taken
+from fundsvc.demo.market import SEQ_PER_STEP, ContractMarket, SimulatedMarket, Taken
 from fundsvc.demo.prices import seeded
 from fundsvc.demo.stakes import Stake
 from fundsvc.streams.announcements import Announcement
@@ -48,7 +48,7 @@ class Answers(NamedTuple):
 class MatchingEngine:
     """Answers ADL orders. `settled` holds the last sequence of each contract, `taken` the earlier executions."""
 
-    def __init__(self, market: Market, settled: Mapping[str, int], taken: Taken) -> None:
+    def __init__(self, market: SimulatedMarket, settled: Mapping[str, int], taken: Taken) -> None:
         self._market = market
         self._settled = settled
         self._taken = Counter(taken)

@@ -17,7 +17,7 @@ from fundsvc.demo.watch import Watch
 from fundsvc.logs import configure_logs
 from fundsvc.logs.faults import Outage
 from fundsvc.store.database import Pool, StoreFault
-from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.client import StreamClient, StreamFault
 from fundsvc.streams.source import Source
 
 log = structlog.get_logger()
@@ -30,7 +30,7 @@ async def show_demo(config: Config, stop: asyncio.Event) -> None:
     async def announce(url: str) -> None:
         address.set_result(url)
 
-    async def picture(pool: Pool, client: Client, logs: Path) -> None:
+    async def picture(pool: Pool, client: StreamClient, logs: Path) -> None:
         watch = Watch(pool, _sources(config, client), [instrument.symbol for instrument in INSTRUMENTS])
         await _draw(watch, Surroundings(await address, logs, started))
 
@@ -58,7 +58,7 @@ async def _draw(watch: Watch, surroundings: Surroundings) -> None:
             await asyncio.sleep(refresh_seconds)
 
 
-def _sources(config: Config, client: Client) -> list[Source]:
+def _sources(config: Config, client: StreamClient) -> list[Source]:
     return [Source(client, partition) for partition in range(config.stream.partitions)]
 
 

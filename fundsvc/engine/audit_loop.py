@@ -42,7 +42,7 @@ from fundsvc.store.exports import known_contracts
 from fundsvc.store.policies import policies_of
 from fundsvc.store.rollup_audit import rollup_differences
 
-STRETCH_ENTRIES = 1000
+PART_ENTRIES = 1000
 """Entries that one query reads: about ten milliseconds of work, some of which run the rules."""
 
 CHUNK_ENTRIES = 50
@@ -261,27 +261,27 @@ class Auditor:
 
     async def _visit(self, group: Sequence[DueLedger], walk: Walk) -> None:
         """Recomputes the next parts of some ledgers, STRETCHES_PER_VISIT at most."""
-        counts = {symbol: min(STRETCH_ENTRIES, behind + GROWTH_ENTRIES) for symbol, behind in group}
+        counts = {symbol: min(PART_ENTRIES, behind + GROWTH_ENTRIES) for symbol, behind in group}
         for _ in range(STRETCHES_PER_VISIT):
             owned = {symbol: count for symbol, count in counts.items() if self._owns(symbol)}
-            rest = await self._at_walk_pace(partial(self._stretch, owned, walk)) if owned else []
+            rest = await self._at_walk_pace(partial(self._follow_parts, owned, walk)) if owned else []
             if not rest:
                 return
-            counts = dict.fromkeys(rest, max(1, STRETCH_ENTRIES // len(rest)))
+            counts = dict.fromkeys(rest, max(1, PART_ENTRIES // len(rest)))
 
-    async def _stretch(self, counts: Mapping[str, int], walk: Walk) -> list[str]:
+    async def _follow_parts(self, counts: Mapping[str, int], walk: Walk) -> list[str]:
         """Recomputes the next entries of some contracts; returns those that have more."""
         held: list[VerifiedPart] = []
         differing: list[str] = []
-        stretches = await read_parts(self._pool, counts, walk, self._positions.take(counts, walk))
-        policies = await policies_of(self._pool, list(stretches), self._policy_of)
-        for symbol, stretch in stretches.items():
-            found = await self._follow(symbol, stretch, policies[symbol])
+        parts = await read_parts(self._pool, counts, walk, self._positions.take(counts, walk))
+        policies = await policies_of(self._pool, list(parts), self._policy_of)
+        for symbol, part in parts.items():
+            found = await self._follow(symbol, part, policies[symbol])
             if found.differences:
                 self._report_differences(symbol, walk, found)
                 differing.append(symbol)
             else:
-                held.append(VerifiedPart(symbol, found.followed, stretch.ended))
+                held.append(VerifiedPart(symbol, found.followed, part.ended))
         await self._keep(walk, held, differing)
         return [one.symbol for one in held if not one.ended]
 
@@ -294,20 +294,20 @@ class Auditor:
         for one in held:
             self._report_verified(one.symbol, walk, ended=one.ended)
 
-    async def _follow(self, symbol: str, stretch: LedgerPart, policies: Mapping[int, Policy]) -> PartResult:
+    async def _follow(self, symbol: str, part: LedgerPart, policies: Mapping[int, Policy]) -> PartResult:
         """Recomputes a part; compares the end of the last part with the stored fund."""
-        ledger = stretch.ledger
+        ledger = part.ledger
         if ledger is None:
-            return PartResult(stretch.since, [missing(symbol)], None)
-        replay = stretch.replay(ledger, policies, self._secrets)
-        for _ in stretch.followed(replay):
+            return PartResult(part.since, [missing(symbol)], None)
+        replay = part.replay(ledger, policies, self._secrets)
+        for _ in part.followed(replay):
             self._followed += 1
             if self._followed % CHUNK_ENTRIES == 0:
                 await asyncio.sleep(0)
-        self._metrics.recomputed(len(stretch))
-        stretch.compare(replay)
-        if stretch.totals and self._owns(symbol):
-            self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, stretch.totals))
+        self._metrics.recomputed(len(part))
+        part.compare(replay)
+        if part.totals and self._owns(symbol):
+            self._metrics.conserved(symbol, replay.conservation_error(ledger.fund, part.totals))
         return PartResult(Followed(replay.checkpoint, replay.orders.opened), replay.differences, replay.differs_at)
 
     def _report_differences(self, symbol: str, walk: AuditKind, found: PartResult) -> None:
@@ -335,7 +335,7 @@ def _groups(due: Iterable[DueLedger]) -> Iterator[list[DueLedger]]:
     group: list[DueLedger] = []
     entries = 0
     for one in due:
-        if group and (entries + one.behind > STRETCH_ENTRIES or len(group) == GROUP_CONTRACTS):
+        if group and (entries + one.behind > PART_ENTRIES or len(group) == GROUP_CONTRACTS):
             yield group
             group, entries = [], 0
         group.append(one)

@@ -13,7 +13,7 @@ from fundsvc.concurrency.background import PeriodicTask
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import Pool
 from fundsvc.store.server_checks import weak_settings
-from fundsvc.streams.client import Client, is_append_only
+from fundsvc.streams.client import StreamClient, is_append_only
 
 CHECK_SECONDS = 60.0
 """How often the settings are checked; they can change without a restart."""
@@ -31,7 +31,7 @@ class NotDurable(Exception):
 class Durability:
     """The durability settings of the primary and of the stream server at the last check."""
 
-    def __init__(self, primary: Pool, client: Client, metrics: Metrics) -> None:
+    def __init__(self, primary: Pool, client: StreamClient, metrics: Metrics) -> None:
         self._primary = primary
         self._client = client
         self._metrics = metrics
@@ -64,7 +64,7 @@ class Durability:
 
 
 @asynccontextmanager
-async def durability(primary: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Durability]:
+async def durability(primary: Pool, client: StreamClient, metrics: Metrics) -> AsyncIterator[Durability]:
     """Provides a Durability whose settings are checked periodically."""
     found = Durability(primary, client, metrics)
     checks = (("database", found.check_database), ("stream", found.check_stream))

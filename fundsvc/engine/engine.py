@@ -24,7 +24,7 @@ from fundsvc.logs.faults import Outage
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import Pool, StoreFault, open_pool
 from fundsvc.store.statistics import Statistics
-from fundsvc.streams.client import Client, open_client
+from fundsvc.streams.client import StreamClient, open_client
 
 FINISH_SECONDS_MAX = 1.0
 """The time for committing the current batch. A batch that takes longer is cancelled, because a server does not answer."""
@@ -109,7 +109,7 @@ class Engine:
         if reasons:
             raise NotSettling("; ".join(reasons))
 
-    async def _keep_leases(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, stop: asyncio.Event) -> None:
+    async def _keep_leases(self, tasks: asyncio.TaskGroup, client: StreamClient, pool: Pool, stop: asyncio.Event) -> None:
         """Keeps leases, and runs the sessions of the held partitions, until `stop` is set."""
         engine = self._config.engine
         async with LeaseKeeper(self._config.database.dsn, self.name, engine.lease_seconds, self._steps) as keeper:
@@ -124,7 +124,12 @@ class Engine:
                 await self._release_all(keeper)
 
     async def _handle_leases(
-        self, renewal: asyncio.Future[HeldLeases], tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper
+        self,
+        renewal: asyncio.Future[HeldLeases],
+        tasks: asyncio.TaskGroup,
+        client: StreamClient,
+        pool: Pool,
+        keeper: LeaseKeeper,
     ) -> None:
         """Applies a result of the lease keeper. Logs errors and continues."""
         try:
@@ -133,9 +138,9 @@ class Engine:
             self._note_fault(fault)
             # The keeper's connection may be half open, and so may pooled ones: each of those would block a query for a minute.
             await pool.expire_connections()
-        except Exception as mistake:
-            log.exception("mistake", part="leases")
-            self._note_fault(mistake)
+        except Exception as error:
+            log.exception("internal error", part="leases")
+            self._note_fault(error)
         else:
             self._lease_fault = ""
             self._outage.over()
@@ -165,7 +170,7 @@ class Engine:
             self._metrics.heads_saved.set_to_current_time()
 
     async def _apply_leases(
-        self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, keeper: LeaseKeeper, held: HeldLeases
+        self, tasks: asyncio.TaskGroup, client: StreamClient, pool: Pool, keeper: LeaseKeeper, held: HeldLeases
     ) -> None:
         """Stops the sessions of lost partitions, starts those of new ones, and releases partitions beyond the fair share."""
         for partition, ownership in list(self._owned.items()):
@@ -183,7 +188,9 @@ class Engine:
         for partition in sorted(self._owned)[held.share :]:
             await self._release(keeper, partition)
 
-    def _start(self, tasks: asyncio.TaskGroup, client: Client, pool: Pool, partition: int, epoch: int) -> "_OwnedPartition":
+    def _start(
+        self, tasks: asyncio.TaskGroup, client: StreamClient, pool: Pool, partition: int, epoch: int
+    ) -> "_OwnedPartition":
         log.info("partition owned", engine=self.name, partition=partition, epoch=epoch)
         stop = asyncio.Event()
         session = Session(self._config, self._metrics, client, pool, self.name, partition, epoch, self._proposals, self._worker)

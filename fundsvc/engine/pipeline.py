@@ -21,7 +21,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.batch import Batch, Draft, Durations, Offset, Place, Replayed
+from fundsvc.core.batch import Batch, Draft, Durations, EventPlace, Offset, Replayed
 from fundsvc.core.events import Event, Reason, Rejected, Rejection, check_replayable
 from fundsvc.core.partition import Partition
 from fundsvc.core.sequence_lookup import look_up
@@ -159,7 +159,7 @@ class Pipeline:
         start: Offset,
         bound: BatchBound,
         slice_seconds: float,
-        refused: Mapping[Place, str],
+        refused: Mapping[EventPlace, str],
     ) -> None:
         self.writing: Batch | None = None
         self.progress = self.settled = 0
@@ -186,13 +186,13 @@ class Pipeline:
             tasks.create_task(self._read(stop))
             tasks.create_task(self._write())
 
-    async def keep_books(self) -> None:
+    async def request_books(self) -> None:
         """Saves the ADL books with the next batches, or with an empty batch if no event comes.
 
         Does nothing while `takes_books` is false: a large book may have caused the failure.
         """
         if self._bound.takes_books:
-            await self._exclusive.run(self._partition.keep_books)
+            await self._exclusive.run(self._partition.request_books)
             self._work.set()
 
     async def _read(self, stop: asyncio.Event) -> None:
@@ -280,12 +280,12 @@ class Pipeline:
             try:
                 apply(to_apply, stream_ms)
             except Rejection as rejection:
-                self._reject(message, contents.raw(position), Place(message.stream_id, position), rejection, event)
+                self._reject(message, contents.raw(position), EventPlace(message.stream_id, position), rejection, event)
             position += 1
             now = time.perf_counter()
             if now >= self._slice_ends:
                 break
-        self._count(batch, Place(message.stream_id, position - 1), position - first)
+        self._count(batch, EventPlace(message.stream_id, position - 1), position - first)
         if position < contents.size:
             self._settled = self._settled._replace(events=position, partial_id=message.stream_id)
         else:
@@ -295,7 +295,7 @@ class Pipeline:
 
     def _with_refusals(self, message: Message, position: int, run: Sequence[Event | Rejection]) -> Sequence[Event | Rejection]:
         """Replaces the events of a run that the database refused by Rejections."""
-        places = (Place(message.stream_id, position + offset) for offset in range(len(run)))
+        places = (EventPlace(message.stream_id, position + offset) for offset in range(len(run)))
         return [
             _refusal(self._refused[place]) if place in self._refused else event
             for place, event in zip(places, run, strict=True)
@@ -304,7 +304,7 @@ class Pipeline:
     def _pass(self, message: Message) -> None:
         self._settled = Offset(message.stream_id, self._settled.messages + 1)
 
-    def _count(self, batch: Batch, place: Place, events: int) -> None:
+    def _count(self, batch: Batch, place: EventPlace, events: int) -> None:
         batch.events += events
         batch.place = place
 
@@ -313,19 +313,19 @@ class Pipeline:
         match = REPLAY_KEY.fullmatch(message.replay_of)
         if match is None:
             rejection = Rejection(Reason.UNDECODABLE, f"replayOf {message.replay_of[:60]!r} is not a stream id/position")
-            self._reject(message, contents.raw(0), Place(message.stream_id, 0), rejection)
+            self._reject(message, contents.raw(0), EventPlace(message.stream_id, 0), rejection)
             self._pass(message)
             return
-        key = Place(match[1], int(match[2]))
+        key = EventPlace(match[1], int(match[2]))
         await self._until_committed()
         is_open = await self._ledger.is_open(*key)
         settle = partial(self._settle_replayed, message, contents, events, key, is_open=is_open)
         await self._exclusive.run(settle, is_long=self._partition.are_long(events))
 
     def _settle_replayed(
-        self, message: Message, contents: Contents, events: Sequence[Event | Rejection], key: Place, *, is_open: bool
+        self, message: Message, contents: Contents, events: Sequence[Event | Rejection], key: EventPlace, *, is_open: bool
     ) -> None:
-        place = Place(message.stream_id, 0)
+        place = EventPlace(message.stream_id, 0)
         if is_open:
             try:
                 if place in self._refused:
@@ -336,7 +336,7 @@ class Pipeline:
         self._count(self._partition.batch, place, 1)
         self._pass(message)
 
-    def _settle_late(self, message: Message, key: Place, events: Sequence[Event | Rejection]) -> None:
+    def _settle_late(self, message: Message, key: EventPlace, events: Sequence[Event | Rejection]) -> None:
         """Settles the only event of a replay. If the event is already applied, records only that it is settled."""
         if len(events) != 1:
             raise Rejection(Reason.UNDECODABLE, f"{len(events)} events: send rejected events again one by one")
@@ -346,7 +346,7 @@ class Pipeline:
         entry = None if known else self._partition.apply_late(event, time_of_id(message.stream_id))
         self._partition.batch.replayed.append(Replayed(*key, None if known else message.stream_id, entry))
 
-    def _reject(self, message: Message, body: bytes, key: Place, rejection: Rejection, event: object = None) -> None:
+    def _reject(self, message: Message, body: bytes, key: EventPlace, rejection: Rejection, event: object = None) -> None:
         # A Rejection raised while decoding has a traceback, which would keep the whole message alive in a cycle.
         rejection.__traceback__ = None
         rejected = Rejected(*key, rejection.reason, rejection.detail, message.codec, body, identity_of(event))

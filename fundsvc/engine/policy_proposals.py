@@ -3,7 +3,7 @@
 from fundsvc.config.settings import Config
 from fundsvc.core.events import PolicyChange
 from fundsvc.core.policy import Policies
-from fundsvc.streams.client import Client, server_time_ms, stream_key
+from fundsvc.streams.client import StreamClient, server_time_ms, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.wire.codec import encode
 
@@ -19,7 +19,7 @@ class Proposals:
         self._config = config
         self._compared: set[int] = set()
 
-    async def propose(self, client: Client, partition: int, recorded: Policies) -> int | None:
+    async def propose(self, client: StreamClient, partition: int, recorded: Policies) -> int | None:
         """Appends the configured policies if they differ from the recorded ones; returns their version, or None."""
         configured = self._config.policy.version(recorded.version + 1)
         if partition in self._compared or configured.same_rules(recorded):

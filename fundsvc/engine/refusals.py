@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from fundsvc.core.batch import Batch, Place
+from fundsvc.core.batch import Batch, EventPlace
 from fundsvc.engine.pipeline import BatchBound
 from fundsvc.streams.source import id_order
 
@@ -18,7 +18,7 @@ class Refusals:
     """The refused events of a partition that are not settled yet. `messages` maps their places to the database's messages."""
 
     def __init__(self, bound: BatchBound) -> None:
-        self.messages: dict[Place, str] = {}
+        self.messages: dict[EventPlace, str] = {}
         self._bound = bound
 
     def narrow(self, refused: RefusedBatch) -> None:
@@ -45,9 +45,9 @@ class Refusals:
             del self.messages[place]
 
 
-def _places(batch: Batch) -> list[Place]:
+def _places(batch: Batch) -> list[EventPlace]:
     """Returns the places of a batch's events, which are all of one message."""
     if batch.place is None:
         return []
     stream_id, last = batch.place
-    return [Place(stream_id, position) for position in range(last - batch.events + 1, last + 1)]
+    return [EventPlace(stream_id, position) for position in range(last - batch.events + 1, last + 1)]

@@ -47,7 +47,7 @@ from fundsvc.store.rollups import condense
 from fundsvc.store.target_sizes import Targets
 from fundsvc.store.writer import STREAM_START, OwnershipLost, Stray, Writer, open_writer
 from fundsvc.streams.announcer import Announcer
-from fundsvc.streams.client import Client, StreamFault, drop_idle
+from fundsvc.streams.client import StreamClient, StreamFault, drop_idle
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, id_order
 
@@ -93,7 +93,7 @@ class Session:
         self,
         config: Config,
         metrics: Metrics,
-        client: Client,
+        client: StreamClient,
         pool: Pool,
         engine: str,
         partition: int,
@@ -132,7 +132,7 @@ class Session:
         self._periodic = (
             PeriodicTask("rollups", every.rollup_seconds, self._update_rollups, self._log),
             PeriodicTask("lag", WATCH_SECONDS, self._measure_lag, self._log),
-            PeriodicTask("books", every.book_seconds, self._keep_books, self._log),
+            PeriodicTask("books", every.book_seconds, self._request_books, self._log),
             PeriodicTask("policies", WATCH_SECONDS, self._propose_policies, self._log),
             PeriodicTask("targets", every.target_seconds, self._compute_targets, self._log),
         )
@@ -208,9 +208,9 @@ class Session:
         self._backoff = min(2 * pause, BACKOFF_SECONDS_MAX)
         return pause
 
-    async def _handle_internal_error(self, mistake: BaseException) -> float:
-        self._log.error("mistake", part="settling", exc_info=mistake)
-        await self._halt(f"{type(mistake).__name__}: {mistake}")
+    async def _handle_internal_error(self, error: BaseException) -> float:
+        self._log.error("internal error", part="settling", exc_info=error)
+        await self._halt(f"{type(error).__name__}: {error}")
         pause = self._halted_seconds
         self._halted_seconds = min(2 * pause, HALTED_SECONDS_MAX)
         return pause
@@ -379,8 +379,8 @@ class Session:
     async def _update_rollups(self) -> None:
         await condense(self._pool, self._partition)
 
-    async def _keep_books(self) -> None:
-        await self._loaded.pipeline.keep_books()
+    async def _request_books(self) -> None:
+        await self._loaded.pipeline.request_books()
 
     async def _compute_targets(self) -> None:
         state, exclusive, targets = self._loaded.state, self._loaded.exclusive, Targets(self._pool)

@@ -56,7 +56,7 @@ class FundMetrics:
 
     def reopen(self, order: AdlOrder) -> None:
         """Records an order that was open when the fund was loaded. It began at the engine's time `ts`."""
-        self.open[order.adl] = OpenOrder(order.written(), order.ts / 1000)
+        self.open[order.adl] = OpenOrder(order.state_row(), order.ts / 1000)
 
     def order(self, order: OrderState) -> float | None:
         """Counts the changes of an order since the last call; returns its duration in seconds if it has ended, else None."""

@@ -34,7 +34,7 @@ from fundsvc.readmodel.book_recovery import BookRecovery
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.writer import STREAM_START
-from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.client import StreamClient, StreamFault
 from fundsvc.streams.source import Source, id_order
 
 RECORDS_MANY = 100
@@ -68,13 +68,15 @@ class BookView(NamedTuple):
     ts: int
 
 
-class Follower:
+class AdlBooks:
     """Keeps the books of all partitions up to date.
 
     Tasks other than `run` access books with `read` and `read_all`. These run in `worker` if a book is large.
     """
 
-    def __init__(self, config: Config, pool: Pool, client: Client, metrics: Metrics, worker: Executor | None = None) -> None:
+    def __init__(
+        self, config: Config, pool: Pool, client: StreamClient, metrics: Metrics, worker: Executor | None = None
+    ) -> None:
         self._seconds = config.http.book_seconds
         self._mark_seconds_max = config.adl.mark_seconds_max
         self._metrics = metrics
@@ -108,7 +110,7 @@ class Follower:
             except (StoreFault, StreamFault) as fault:
                 faults.append(fault)
             except Exception:  # an internal error in one partition must not affect the others
-                log.exception("mistake", part="books", partition=partition.number)
+                log.exception("internal error", part="books", partition=partition.number)
                 partition.reset()
         if faults:
             raise faults[0]
@@ -218,7 +220,7 @@ def _read_each(followed: "FollowedPartition", read: Callable[[BookView], Iterabl
     return [found for view in followed.views() for found in read(view)]
 
 
-def _source(config: Config, client: Client, number: int) -> Source:
+def _source(config: Config, client: StreamClient, number: int) -> Source:
     return Source(client, number, message_bytes_max=config.stream.message_bytes_max)
 
 
@@ -368,13 +370,13 @@ class _LoadedBooks(NamedTuple):
 
 
 @asynccontextmanager
-async def open_follower(config: Config, pool: Pool, client: Client, metrics: Metrics) -> AsyncIterator[Follower]:
-    """Provides a Follower whose books are updated in the background."""
+async def open_adl_books(config: Config, pool: Pool, client: StreamClient, metrics: Metrics) -> AsyncIterator[AdlBooks]:
+    """Provides an AdlBooks and updates its books in the background."""
     with single_thread_executor("fundsvc reading") as worker:
         async with asyncio.TaskGroup() as tasks:
-            follower = Follower(config, pool, client, metrics, worker)
-            task = tasks.create_task(keep_running("books", follower.run, log))
+            books = AdlBooks(config, pool, client, metrics, worker)
+            task = tasks.create_task(keep_running("books", books.run, log))
             try:
-                yield follower
+                yield books
             finally:
                 task.cancel()

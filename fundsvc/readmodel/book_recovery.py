@@ -11,14 +11,14 @@ from functools import partial
 
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Offset, Place, StoredBook
+from fundsvc.core.batch import EventPlace, Offset, StoredBook
 from fundsvc.core.events import AdlFill, Event, Fill, Listing, Rejection
 from fundsvc.core.partition import Partition
 from fundsvc.store.writer import STREAM_START
 from fundsvc.streams.source import Source, id_order
 from fundsvc.wire.codec import REPLAY_KEY, RUN_EVENTS, Contents, Message
 
-RejectedPlaces = Callable[[Sequence[str]], Awaitable[Mapping[Place, str | None]]]
+RejectedPlaces = Callable[[Sequence[str]], Awaitable[Mapping[EventPlace, str | None]]]
 """Maps the rejected events of some messages to the message that settled them later, or None."""
 
 OrderKey = tuple[str, int]
@@ -117,7 +117,7 @@ class BookRecovery:
             self._sides |= await self._reduced_sides(unknown)
 
     def _apply(
-        self, message: Message, first: int, events: Sequence[Event | Rejection], rejected: Mapping[Place, str | None]
+        self, message: Message, first: int, events: Sequence[Event | Rejection], rejected: Mapping[EventPlace, str | None]
     ) -> None:
         if message.replay_of:
             self._apply_replay(message, events, rejected)
@@ -131,7 +131,7 @@ class BookRecovery:
                 self._apply_to_book(event, at[0])
 
     def _apply_replay(
-        self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[Place, str | None]
+        self, message: Message, events: Sequence[Event | Rejection], rejected: Mapping[EventPlace, str | None]
     ) -> None:
         """Applies a replayed event if this message settled it. Later replays of the same event were not settled."""
         place = _replayed_place(message)
@@ -169,7 +169,7 @@ class BookRecovery:
         return True
 
 
-def _replayed_place(message: Message) -> Place | None:
+def _replayed_place(message: Message) -> EventPlace | None:
     """Returns the place of the rejected event that a message replays, or None."""
     match = REPLAY_KEY.fullmatch(message.replay_of)
-    return Place(match[1], int(match[2])) if match else None
+    return EventPlace(match[1], int(match[2])) if match else None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
 from fundsvc.core.adl.records import reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Offset, Place, StoredBook
+from fundsvc.core.batch import EventPlace, Offset, StoredBook
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
@@ -122,10 +122,10 @@ class AdlReader:
         async with reading(self._pool) as connection:
             return await load_books(connection, partition, symbols)
 
-    async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[Place, str | None]:
+    async def rejected_places(self, partition: int, messages: Sequence[str]) -> Mapping[EventPlace, str | None]:
         """Returns the rejected events of these messages, each with the id of the message that settled it later, or None."""
         rows = await self._fetch("rejected_places", partition, messages)
-        return {Place(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
+        return {EventPlace(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
 
     async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
         """Returns the side that each order reduces. An order is a contract and a number; at least one is required."""

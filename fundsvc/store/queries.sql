@@ -252,10 +252,10 @@ INSERT INTO stream_servers (partition, run_id) VALUES ($1, $2) ON CONFLICT DO NO
 -- name: stream_server_changed
 UPDATE stream_servers SET run_id = $2, changes = changes + 1, changed_at = now() WHERE partition = $1 AND changes = $3;
 
--- name: poster_epoch
+-- name: producer_epoch
 SELECT epoch FROM posters WHERE poster = $1;
 
--- name: poster_confirms
+-- name: producer_confirms
 WITH forgotten AS (DELETE FROM posters WHERE epoch < $2 AND poster <> $1)
 INSERT INTO posters (poster, epoch) VALUES ($1, $2)
 ON CONFLICT (poster) DO UPDATE SET epoch = greatest(posters.epoch, excluded.epoch);

@@ -1,4 +1,4 @@
-"""Stores the stream server of each partition, its number of changes, and the epochs that posters confirmed."""
+"""Stores the stream server of each partition, its number of changes, and the epochs that producers confirmed."""
 
 from typing import NamedTuple
 
@@ -32,11 +32,11 @@ class EpochStore:
         """Records a change of a partition's stream after `changes` changes, unless another process has recorded it."""
         await fetch(self._primary, "stream_server_changed", partition, run_id, changes)
 
-    async def confirmed_epoch(self, poster: str) -> int:
-        """Returns the epoch in which a poster last read the cursor; 0 if unknown."""
-        rows = await fetch(self._primary, "poster_epoch", poster)
+    async def confirmed_epoch(self, producer: str) -> int:
+        """Returns the epoch in which a producer last read the cursor; 0 if unknown."""
+        rows = await fetch(self._primary, "producer_epoch", producer)
         return rows[0]["epoch"] if rows else 0
 
-    async def confirm(self, poster: str, epoch: int) -> None:
-        """Records that a poster read the cursor in an epoch, and deletes posters of earlier epochs."""
-        await fetch(self._primary, "poster_confirms", poster, epoch)
+    async def confirm(self, producer: str, epoch: int) -> None:
+        """Records that a producer read the cursor in an epoch, and deletes producers of earlier epochs."""
+        await fetch(self._primary, "producer_confirms", producer, epoch)

@@ -15,7 +15,7 @@ from fundsvc.core.adl.book import BookPart
 from fundsvc.core.adl.order import AdlOrder, OrderState, RoundProgress
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import Batch, BookState, Draft, Offset, Place, RateState, StoredBook
+from fundsvc.core.batch import Batch, BookState, Draft, EventPlace, Offset, RateState, StoredBook
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.policy import Policies, Policy, SavedGuard
@@ -126,11 +126,11 @@ class Writer:
         with faults():
             return await load_books(self._connection, self._partition)
 
-    async def rejected_places(self, messages: Sequence[str]) -> Mapping[Place, str | None]:
+    async def rejected_places(self, messages: Sequence[str]) -> Mapping[EventPlace, str | None]:
         """Returns the rejected events of these messages, each with the id of the message that settled it later, or None."""
         with faults():
             rows = await self._connection.fetch(SQL["rejected_places"], self._partition, messages)
-        return {Place(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
+        return {EventPlace(row["stream_id"], row["position"]): row["settled_by"] for row in rows}
 
     async def reduced_sides(self, orders: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], SideName]:
         """Returns the side that each order reduces. An order is a contract and a number; at least one is required."""

@@ -6,7 +6,7 @@ import msgspec
 
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.streams.announcer import announcement_key
-from fundsvc.streams.client import Client
+from fundsvc.streams.client import StreamClient
 from fundsvc.streams.source import Source
 
 ROUNDS_PER_READ_MAX = 100
@@ -45,7 +45,7 @@ class Announced(NamedTuple):
 class Announcements:
     """Reads one partition's announcements."""
 
-    def __init__(self, client: Client, partition: int) -> None:
+    def __init__(self, client: StreamClient, partition: int) -> None:
         self._source = Source(client, partition, announcement_key(partition))
 
     async def newest(self) -> str:

@@ -7,7 +7,7 @@ import msgspec
 
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.numbers import format_units
-from fundsvc.streams.client import Client, faults, server_time_ms
+from fundsvc.streams.client import StreamClient, faults, server_time_ms
 from fundsvc.streams.producer import APPEND
 
 
@@ -19,7 +19,7 @@ def announcement_key(partition: int) -> str:
 class Announcer:
     """Appends each round at least once to the partition's ADL stream. Its order and round number identify it."""
 
-    def __init__(self, client: Client, partition: int) -> None:
+    def __init__(self, client: StreamClient, partition: int) -> None:
         self._client = client
         self._key = announcement_key(partition)
 

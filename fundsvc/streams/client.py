@@ -33,7 +33,7 @@ KEEPALIVE = {socket.TCP_KEEPIDLE: 2, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT
 LOST_CONNECTION = "the handler is closed"
 """The text of uvloop's RuntimeError for a write to a connection that was just lost."""
 
-Client = Redis | RedisCluster
+StreamClient = Redis | RedisCluster
 
 _MISTAKES = re.compile(
     r"^(ERR )?(wrong number of arguments|syntax error|Invalid stream ID|value is not an integer)", re.IGNORECASE
@@ -115,7 +115,7 @@ class _BoundedParser(_AsyncHiredisParser):
         return buffer
 
 
-async def skim(client: Client, key: str, command: Sequence[Any]) -> Any:
+async def skim(client: StreamClient, key: str, command: Sequence[Any]) -> Any:
     """Runs a command for a key over a separate connection, and returns the reply as `Skimmer` reduces it."""
     connection = _own_connection(client, key)
     await connection.connect()
@@ -126,7 +126,7 @@ async def skim(client: Client, key: str, command: Sequence[Any]) -> Any:
         await connection.disconnect(nowait=True)
 
 
-def _own_connection(client: Client, key: str) -> Any:
+def _own_connection(client: StreamClient, key: str) -> Any:
     if isinstance(client, RedisCluster):
         node = client.get_node_from_key(key)
         assert node, "the client has been used before"
@@ -174,7 +174,7 @@ def faults() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def open_client(config: StreamConfig) -> AsyncIterator[Client]:
+async def open_client(config: StreamConfig) -> AsyncIterator[StreamClient]:
     """Opens a client for the configured server. It does not retry, because readers must learn of a reconnect."""
     options: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
@@ -236,7 +236,7 @@ def stream_key(partition: int) -> str:
     return f"fundsvc:{{{partition}}}:in"
 
 
-async def is_append_only(client: Client) -> bool:
+async def is_append_only(client: StreamClient) -> bool:
     """Returns whether the server, or each primary of a cluster, has its append-only file enabled; raises StreamFault."""
     to_all = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(client, RedisCluster) else {}
     with faults():
@@ -245,7 +245,7 @@ async def is_append_only(client: Client) -> bool:
     return all(one["aof_enabled"] for one in each)
 
 
-async def drop_idle(client: Client) -> None:
+async def drop_idle(client: StreamClient) -> None:
     """Closes the unused connections. If one has lost its server, the others may have too, unnoticed."""
     if isinstance(client, RedisCluster):
         for node in client.get_nodes():
@@ -258,14 +258,14 @@ _TIME = "return redis.call('TIME')"
 """A script, because a command without a key may reach any node of a cluster."""
 
 
-async def server_time_ms(client: Client, key: str) -> int:
+async def server_time_ms(client: StreamClient, key: str) -> int:
     """Returns the time by the clock of the server of a key, which generates the ids; raises StreamFault."""
     with faults():
         seconds, microseconds = await client.eval(_TIME, 1, key)
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
-async def server_version(client: Client) -> str:
+async def server_version(client: StreamClient) -> str:
     """Returns name and version of the server, such as "Valkey 9.1.0" (of one node of a cluster); raises StreamFault."""
     with faults():
         await client.ping()

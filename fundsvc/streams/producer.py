@@ -9,7 +9,7 @@ from redis.asyncio.cluster import RedisCluster
 from fundsvc.config.settings import StreamConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Event, Listing, PolicyChange, Rate
-from fundsvc.streams.client import Client, StreamFault, faults, stream_key
+from fundsvc.streams.client import StreamClient, StreamFault, faults, stream_key
 from fundsvc.wire.codec import Codec, encode
 
 EVENTS_PER_MESSAGE = 100
@@ -67,14 +67,14 @@ class Producer:
     messages, and once the messages are on disk at the server and at these replicas.
     """
 
-    def __init__(self, client: Client, partitions: int, *, replicas_min: int = 0, fsync: bool = False) -> None:
+    def __init__(self, client: StreamClient, partitions: int, *, replicas_min: int = 0, fsync: bool = False) -> None:
         self._client = client
         self._partitions = partitions
         self._replicas_min = replicas_min
         self._fsync = fsync
 
     @classmethod
-    def configured(cls, client: Client, config: StreamConfig) -> Self:
+    def configured(cls, client: StreamClient, config: StreamConfig) -> Self:
         """Returns a producer for the configured streams."""
         return cls(client, config.partitions, replicas_min=config.replicas_min, fsync=config.fsync)
 
@@ -154,7 +154,7 @@ class Producer:
             )
 
 
-def _to_node_of(client: Client, key: str) -> Mapping[str, Any]:
+def _to_node_of(client: StreamClient, key: str) -> Mapping[str, Any]:
     """Returns options that send a command without a key to the node of a key."""
     return {"target_nodes": [client.get_node_from_key(key)]} if isinstance(client, RedisCluster) else {}
 

@@ -9,7 +9,7 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from fundsvc.streams.bounded_replies import ELEMENTS_MAX, Skimmed
-from fundsvc.streams.client import Client, ReplyTooLarge, bounded_reply, faults, server_time_ms, skim, stream_key
+from fundsvc.streams.client import ReplyTooLarge, StreamClient, bounded_reply, faults, server_time_ms, skim, stream_key
 from fundsvc.wire.codec import EXCERPT_BYTES, Codec, Message, excerpt, excess
 
 _CODECS: dict[bytes, Codec] = {b"json": "json", b"msgpack": "msgpack"}
@@ -53,7 +53,7 @@ class Source:
     `message_bytes_max` is reduced to its beginning.
     """
 
-    def __init__(self, client: Client, partition: int, key: str = "", message_bytes_max: int | None = None) -> None:
+    def __init__(self, client: StreamClient, partition: int, key: str = "", message_bytes_max: int | None = None) -> None:
         self._client = client
         self._message_bytes_max = message_bytes_max or 0
         self._key = key or stream_key(partition)

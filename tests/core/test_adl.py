@@ -77,7 +77,7 @@ def test_execution_returns_the_position_that_it_reduces():
     reduced = made.execute(adl_fill(1, "c", 2))
     assert (reduced.mark, reduced.ranked, reduced.rank, reduced.lots, reduced.requested) == (7, 9, 3, 3, 3)
     assert dict(made.progress.rests()) == {"a": 4, "c": 1}
-    assert (made.acknowledged, made.round_ms, made.written().lots) == (True, 5, 7)
+    assert (made.acknowledged, made.round_ms, made.state_row().lots) == (True, 5, 7)
 
 
 def test_ended_round_counts_failures_and_requests():

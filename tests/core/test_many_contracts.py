@@ -53,7 +53,7 @@ def list_all(count):
 
 
 def save_all(state):
-    state.keep_books()
+    state.request_books()
     while state.owes_books:
         state.take()
 
@@ -84,7 +84,7 @@ def test_saving_all_books_is_linear_in_the_number_of_contracts():
 
 def test_batch_saves_a_bounded_number_of_books_each_once():
     state = listed(2 * BOOKS_MAX + 1)
-    state.keep_books()
+    state.request_books()
     kept = []
     while state.owes_books:
         kept.append([book.symbol for book in state.take().books])

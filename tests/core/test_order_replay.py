@@ -88,7 +88,7 @@ def test_verification_resumes_anywhere_with_open_orders_or_their_records(seed, p
 
 def orders_of(opened):
     """Returns the rows of open orders, with the lots that their rounds still request."""
-    return {adl: (order.written(), dict(order.progress.rests()), order.failures) for adl, order in opened.orders.items()}
+    return {adl: (order.state_row(), dict(order.progress.rests()), order.failures) for adl, order in opened.orders.items()}
 
 
 @pytest.fixture(scope="module")

@@ -358,7 +358,7 @@ def everything(settling: Partition) -> object:
             (contract, list(book.save()), book.mark, book.mark_ts, book.mark_seq, book.stale)
             for contract, book in settling.books()
         ],
-        [(order.written(), [*order.progress.rests()]) for fund in funds for order in orders_of(settling, fund)],
+        [(order.state_row(), [*order.progress.rests()]) for fund in funds for order in orders_of(settling, fund)],
         (settling.policy_version, batch.policies[:], dict(batch.rates), dict(batch.listings), sorted(batch.changed)),
         (batch.entries[:], batch.hashes[:], dict(batch.orders), batch.records[:], batch.rounds[:], batch.duplicates.copy()),
     )

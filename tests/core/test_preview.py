@@ -34,7 +34,7 @@ def test_preview_equals_the_settlement(policy, balance):
     assert [shown.entry] == batch.entries
     assert bool(shown.order) == bool(batch.orders)
     for order in batch.orders.values():
-        assert shown.order.written()._replace(round=1) == order
+        assert shown.order.state_row()._replace(round=1) == order
     for record, *_ in batch.records:
         assert shown.first == terms_of(record.kind, record.body)
 

@@ -11,7 +11,7 @@ from fundsvc.core.adl.records import AdlRecord
 from fundsvc.core.events import Reason
 from fundsvc.core.fund.chain import Entry
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import Follower
+from fundsvc.readmodel.adl_books import AdlBooks
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.exports import fund_state_from
 from fundsvc.streams.client import Client
@@ -90,9 +90,9 @@ async def _records(world: World, expected: Undisturbed) -> list[str]:
 async def _ranks(world: World, client: Client, expected: Undisturbed) -> list[str]:
     """Compares the books as a read-only process builds them: from the saved books and the later messages."""
     async with open_pool(world.servers.dsn, 2) as pool:
-        follower = Follower(world.config, pool, client, Metrics())
-        await follower.step()
-    found = {view.contract.symbol: ranks(view.book) for view in follower.views()}
+        books = AdlBooks(world.config, pool, client, Metrics())
+        await books.step()
+    found = {view.contract.symbol: ranks(view.book) for view in books.views()}
     return [
         difference
         for symbol, theirs in expected.ranks.items()

@@ -9,7 +9,7 @@ from fundsvc.core.adl.book import Leg
 from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.contracts import Contract
 from fundsvc.core.numbers import format_units
-from fundsvc.readmodel.adl_books import BookView, Follower
+from fundsvc.readmodel.adl_books import AdlBooks, BookView
 from fundsvc.store.adl import ReductionRow
 
 
@@ -66,15 +66,13 @@ class PositionsAnswer(Answer, frozen=True):
     deleveraged: list[ReductionAnswer]
 
 
-async def position_answers(follower: Follower, account: str) -> list[PositionAnswer]:
+async def position_answers(books: AdlBooks, account: str) -> list[PositionAnswer]:
     """Returns an account's positions in all contracts; raises NotFollowed."""
 
     def read(view: BookView) -> Iterable[PositionAnswer]:
-        return [
-            position_answer(view, side, row, follower.rank(view, side, account)) for side, row in view.book.positions(account)
-        ]
+        return [position_answer(view, side, row, books.rank(view, side, account)) for side, row in view.book.positions(account)]
 
-    return await follower.read_all(read)
+    return await books.read_all(read)
 
 
 def position_answer(view: BookView, side: SideName, row: int, rank: Rank | None) -> PositionAnswer:

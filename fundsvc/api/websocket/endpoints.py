@@ -29,7 +29,7 @@ from fundsvc.api.websocket.topics import SHOWN_LENGTH_MAX, Topic
 from fundsvc.concurrency.background import keep_running
 from fundsvc.config.settings import Config
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import Follower
+from fundsvc.readmodel.adl_books import AdlBooks
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.adl import AdlReader
 from fundsvc.store.reader import Reader
@@ -207,11 +207,11 @@ def _subscribed(tail: Tail, topics: Iterable[Topic]) -> Iterator[None]:
 
 @asynccontextmanager
 async def websocket_endpoints(
-    config: Config, tail: Tail, funds: FundCache, reader: Reader, ledger: AdlReader, follower: Follower, metrics: Metrics
+    config: Config, tail: Tail, funds: FundCache, reader: Reader, ledger: AdlReader, books: AdlBooks, metrics: Metrics
 ) -> AsyncIterator[WebSocketEndpoints]:
     """Opens all topics and publishes changes to their subscribers while the context is open."""
     orders = Orders(tail, ledger, metrics)
-    positions = Positions(tail, ledger, follower, metrics, config.http.book_seconds)
+    positions = Positions(tail, ledger, books, metrics, config.http.book_seconds)
     topics: tuple[Topic, ...] = (Balances(tail, funds, metrics), Entries(tail, reader, metrics), orders, positions)
     async with asyncio.TaskGroup() as tasks:
         works = (orders.run, positions.run, positions.run_lights)

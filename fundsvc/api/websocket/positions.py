@@ -13,7 +13,7 @@ from fundsvc.api.websocket.subscriber import Subscriber
 from fundsvc.api.websocket.topics import CommandError, retry_faults
 from fundsvc.core.events import TIMESTAMP_MAX
 from fundsvc.metrics import Metrics
-from fundsvc.readmodel.adl_books import Follower, NotFollowed
+from fundsvc.readmodel.adl_books import AdlBooks, NotFollowed
 from fundsvc.readmodel.ledger_tail import Change, Tail
 from fundsvc.store.adl import AdlReader, Reduction
 from fundsvc.store.tail_queries import OrderKey
@@ -32,10 +32,10 @@ class Positions:
     suffix = ""
     private = True
 
-    def __init__(self, tail: Tail, ledger: AdlReader, follower: Follower, metrics: Metrics, seconds: float) -> None:
+    def __init__(self, tail: Tail, ledger: AdlReader, books: AdlBooks, metrics: Metrics, seconds: float) -> None:
         self._tail = tail
         self._ledger = ledger
-        self._follower = follower
+        self._books = books
         self._metrics = metrics
         self._seconds = seconds
         self._subscribers: dict[str, dict[Subscriber, Seen]] = defaultdict(dict)
@@ -120,7 +120,7 @@ class Positions:
     async def _changed_lights(self, account: str) -> list[Frames]:
         """Returns frames of the positions whose lights differ from the last ones sent; none while the books are loaded."""
         try:
-            answers = await position_answers(self._follower, account)
+            answers = await position_answers(self._books, account)
         except NotFollowed:
             return []
         shown = self._shown.get(account)

@@ -15,7 +15,7 @@ from fundsvc.store.rollup_audit import rollup_differences
 DIFFERENCES_MAX = 20
 """Differences reported per contract: one altered entry may affect all later ones, so the first differences suffice."""
 
-STRETCH_ENTRIES = 2000
+PART_ENTRIES = 2000
 """Entries per read of the database; bounds memory for ledgers of any length."""
 
 DEFAULT_POLICY = Policy()
@@ -49,18 +49,18 @@ async def audit_contract(
     differences: list[str] = []
     head, unopened = "", 0
     while not is_last and not differences:
-        stretch = await read_part(pool, symbol, since, STRETCH_ENTRIES)
-        if stretch.ledger is None:
+        part = await read_part(pool, symbol, since, PART_ENTRIES)
+        if part.ledger is None:
             return ContractAudit(symbol, 0, "", [missing(symbol)])
         policies = await policies_of(pool, [symbol], lambda _: policy)
-        replay = stretch.replay(stretch.ledger, policies[symbol], secrets)
-        for _ in stretch.followed(replay):
+        replay = part.replay(part.ledger, policies[symbol], secrets)
+        for _ in part.followed(replay):
             if len(replay.differences) >= DIFFERENCES_MAX:
                 break
-        stretch.compare(replay)
-        progress(len(stretch))
-        since, is_last = Followed(replay.checkpoint, replay.orders.opened), stretch.ended
+        part.compare(replay)
+        progress(len(part))
+        since, is_last = Followed(replay.checkpoint, replay.orders.opened), part.ended
         unopened += replay.unopened
-        differences, head = replay.differences, stretch.ledger.fund.head.hex()
+        differences, head = replay.differences, part.ledger.fund.head.hex()
     differences = differences + await rollup_differences(pool, symbol)
     return ContractAudit(symbol, since.checkpoint.entry, head, differences[:DIFFERENCES_MAX], unopened)

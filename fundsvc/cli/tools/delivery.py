@@ -17,7 +17,7 @@ from fundsvc.store.database import SQL, Pool
 from fundsvc.store.database import faults as store_faults
 from fundsvc.store.sequences import facts_of
 from fundsvc.store.writer import contract_from
-from fundsvc.streams.client import Client
+from fundsvc.streams.client import StreamClient
 from fundsvc.streams.client import faults as stream_faults
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import id_order
@@ -83,7 +83,12 @@ class Delivery:
     """
 
     def __init__(
-        self, pool: Pool, client: Client, producer: Producer, sent: Callable[[int], None], durable: Callable[[float], None]
+        self,
+        pool: Pool,
+        client: StreamClient,
+        producer: Producer,
+        sent: Callable[[int], None],
+        durable: Callable[[float], None],
     ) -> None:
         self._pool = pool
         self._client = client

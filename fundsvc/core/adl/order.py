@@ -273,7 +273,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
         """The lots that are not executed yet."""
         return self.lots - self.executed
 
-    def written(self) -> OrderState:
+    def state_row(self) -> OrderState:
         """Returns the current state of the order, to be stored."""
         return OrderState(
             self.symbol,

@@ -165,7 +165,7 @@ class OrdersReplay:
         """
         expected = self.closed
         if ended:
-            expected = expected | {adl: self.orders[adl].written() for adl in sorted(self.opened.unchecked)}
+            expected = expected | {adl: self.orders[adl].state_row() for adl in sorted(self.opened.unchecked)}
             self.opened.unchecked.clear()
         for adl, order in expected.items():
             if adl in stored:
@@ -281,7 +281,7 @@ class OrdersReplay:
         if order.state != "open":
             del self.orders[order.adl]
             self.opened.unchecked.discard(order.adl)
-            self.closed[order.adl] = order.written()
+            self.closed[order.adl] = order.state_row()
 
 
 def _facts(order: AdlOrder | OrderBody) -> tuple[object, ...]:

@@ -484,7 +484,7 @@ def test_books_are_saved_on_request_and_positions_only_if_changed():
     assert settling.take().books == []
     settling.apply(mark("60"))
     settling.apply(worth(0, 4))
-    settling.keep_books()
+    settling.request_books()
     (second,) = settling.take().books
     assert (second.seq, second.mark, second.parts, second.positions) == (4, 60 * 10**12, None, 0)
     again = partition(Fund(UNIT))
@@ -498,7 +498,7 @@ def test_books_are_saved_on_request_and_positions_only_if_changed():
 def test_contract_without_a_book_is_saved_as_an_empty_book():
     settling = partition()
     settling.admit(Fund(UNIT))
-    settling.keep_books()
+    settling.request_books()
     assert settling.take().books == [(UNIT.symbol, 0, None, 0, 0, None, 0)]
     restore(settling, StoredBook(UNIT.symbol, "0-0", 0, None, 0, 0, None))
     assert settling.book(UNIT.symbol) is None
@@ -977,7 +977,7 @@ def test_partition_restored_from_its_rows_continues_identically(contract, policy
         saved = msgspec.msgpack.decode(msgspec.msgpack.encode(next(book.save())), type=BookPart)
         restore(engine.partition, stored_book(book, saved)._replace(symbol=contract.symbol))
     for order in open_orders:
-        assert engine.partition.reopen(order).order == order.written()
+        assert engine.partition.reopen(order).order == order.state_row()
     for step in stream[at:]:
         engine.step(*step)
         other.step(*step)
