@@ -107,6 +107,9 @@ async def _run(seed: int, letters: list[Letter], disturbances: Iterable[Disturba
             await migrate(world.servers.owner_dsn, PARTITIONS)
             await world.execute(FORBIDDEN)
             await _disturbed(world, random.Random(seed), letters, expected, disturbances, sender)
+        except Exception:
+            print(await world.describe(), flush=True)
+            raise
         finally:
             world.end()
         return world.happened

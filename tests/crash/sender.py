@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fundsvc.core.fund.settlement import FundState
 from fundsvc.store.database import Pool, StoreFault
 from fundsvc.store.reader import Reader
-from fundsvc.streams.client import Client, StreamFault
+from fundsvc.streams.client import StreamClient, StreamFault
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import Source, id_order
 from tests.crash.books import Books
@@ -30,7 +30,7 @@ class Sender:
     def __init__(
         self,
         pool: Pool,
-        client: Client,
+        client: StreamClient,
         letters: Sequence[Letter],
         events_per_second: float,
         chance: random.Random,

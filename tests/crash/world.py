@@ -213,6 +213,14 @@ class World:
             self.failures.append(f"not all engines ended well on SIGTERM: {ends}")
             self.failures += [engine.abort() for engine in self.engines if engine.running]
 
+    async def describe(self) -> str:
+        """Describes the partitions, and ends the engines; returns the ends of their logs with the stacks of their threads."""
+        try:
+            partitions = await self.fetch("SELECT * FROM partitions ORDER BY partition")
+        except _UNAVAILABLE as error:
+            partitions = [error]
+        return "\n".join([*map(str, partitions), *(f"{engine}\n{engine.abort()}" for engine in self.engines if engine.running)])
+
     def end(self) -> None:
         """Ends all processes."""
         for engine in self.engines:
