@@ -1,10 +1,14 @@
-"""Backup and restore by the commands of the runbook, on a server with an archive.
+"""Procedures of the runbook by its commands, on separate servers: backup and restore, passwords, a change of partitions.
 
-The server is the PostgreSQL 16 of the wheel, because the `pg_verifybackup` of its PostgreSQL 18 does not start.
+PostgreSQL is the PostgreSQL 16 of the wheel, because the `pg_verifybackup` of its PostgreSQL 18 does not start.
 """
 
+import base64
+import hashlib
+import hmac
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from functools import partial
@@ -12,6 +16,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import redis
 from commands import fundsvc
 from conftest import MEMORY, connected
 from eventually import eventually
@@ -21,6 +26,7 @@ from test_engine import running
 from test_runbook import RUNBOOK
 
 from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
+from fundsvc.core.contracts import partition_of
 from fundsvc.local import servers as local_servers
 from fundsvc.local.server_process import give
 from fundsvc.local.servers import EmbeddedServers
@@ -176,3 +182,46 @@ async def test_a_moment_is_restored_and_the_engine_settles_what_follows_again(in
     assert installation.shell(block("Restore to a moment", "last_id, messages").splitlines()[0]).startswith("0|")
     assert (await fundsvc(installation.config, "audit")).code == 0
     assert await settle(installation, entries=30) == newest
+
+
+async def test_passwords_change_by_the_commands_of_the_runbook(installation):
+    (installation.secrets / "app_password").write_text("a-new-password")
+    installation.shell(block("Keys and passwords", "ALTER ROLE"))
+    kept = "SELECT rolpassword FROM pg_authid WHERE rolname = 'fundsvc_app'"
+    async with connected(installation.servers.owner_dsn) as owner:
+        algorithm, _, salted = (await owner.fetchval(kept)).partition("$")
+        iterations, salt, stored = re.fullmatch(r"(\d+):([^$]+)\$([^:]+):.*", salted).groups()
+    assert algorithm == "SCRAM-SHA-256"
+    key = hashlib.pbkdf2_hmac("sha256", b"a-new-password", base64.b64decode(salt), int(iterations))
+    client = hmac.digest(key, b"Client Key", "sha256")
+    assert base64.b64decode(stored) == hashlib.sha256(client).digest()
+
+    url = installation.servers.stream_url
+    old = re.search(r"://:([^@]+)@", url)[1]
+    add, remove = block("Keys and passwords", "ACL SETUSER").splitlines()
+    with redis.Redis.from_url(url) as before, redis.Redis.from_url(url.replace(old, "a-new-one")) as after:
+        _, *words = shlex.split(add.replace("$NEW", "a-new-one"), comments=True)
+        before.execute_command(*words)
+        assert before.ping()
+        assert after.ping()
+        _, *words = shlex.split(remove.replace("$OLD", old), comments=True)
+        after.execute_command(*words)
+    with redis.Redis.from_url(url) as before, pytest.raises(redis.AuthenticationError):
+        before.ping()
+
+
+async def test_contracts_move_by_the_commands_of_the_runbook(installation, tmp_path):
+    symbols = [f"SYMBOL{number}" for number in range(9)]
+    await migrate(installation.owner_dsn, 1)
+    await settle(installation, *map(listing, symbols), *(fill(symbol, 1, 5) for symbol in symbols), entries=9)
+    (installation.secrets / "owner_dsn").write_text(installation.owner_dsn)
+    commands = block("Another number of partitions", "deploy/repartition")
+    moves = [line for line in commands.splitlines() if "redis-cli" not in line]
+    installation.shell(
+        "\n".join(moves)
+        .replace("deploy/repartition", str(DEPLOY / "repartition"))
+        .replace("moves.sql", f"{tmp_path}/moves.sql")
+    )
+    async with connected(installation.owner_dsn) as owner:
+        placed = dict(await owner.fetch("SELECT symbol, partition FROM contracts"))
+    assert placed == {symbol: partition_of(symbol, 7) for symbol in symbols}

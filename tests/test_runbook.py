@@ -1,4 +1,8 @@
-"""The commands of the handbook: shell syntax, options of the command line, SQL, PromQL, Valkey commands, and HTTP requests."""
+"""The commands of the handbook: shell syntax, the command line, SQL, PromQL, Valkey commands, and HTTP requests.
+
+tests/test_backup.py runs backup and restore, the change of passwords, and the change of partitions. tests/test_runbook_hosts.py
+checks the commands of docker, systemctl and kubectl.
+"""
 
 import asyncio
 import os
@@ -14,6 +18,7 @@ import pytest
 import redis
 import typer.main
 import yaml
+from commands import environment_of, program
 from conftest import with_section
 from escalations import BEGINNING, SYMBOL, shortfall
 from eventually import eventually
@@ -179,3 +184,18 @@ async def test_requests_of_the_runbook_return_data(api):
         if not any(part in command for part in empty):
             output = await eventually(partial(answer, command), seconds=120)
             assert not re.fullmatch(rb"\[(null,?)+\]", output.strip()), command
+
+
+WITHOUT_SUBJECT = ("fundsvc rejected show", "fundsvc contracts resume", "fundsvc stream acknowledge-gap")
+"""Commands for an event, a suspension or a gap that this ledger does not have. Their exit code is 1."""
+
+
+async def test_commands_of_the_service_run(config):
+    async with owned(config) as owner:
+        await owner.settle([*BEGINNING, shortfall(1)])
+    environment = environment_of(config, SYMBOL=SYMBOL, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    calls = [each.replace("echo $?", "exit $?") for each in COMMANDS if each.startswith("fundsvc ")]
+    assert len(calls) > 10
+    for call in dict.fromkeys(calls):
+        done = await program("bash", "-o", "pipefail", "-c", call, environment=environment)
+        assert done.code == int(call.startswith(WITHOUT_SUBJECT)), (call, done)
