@@ -5,7 +5,7 @@ import json
 import random
 
 from fundsvc.store.gaps import KnownGap
-from fundsvc.streams.client import Client, open_client, stream_key
+from fundsvc.streams.client import StreamClient, open_client, stream_key
 from fundsvc.streams.source import id_order
 from tests.crash.world import World, eventually
 
@@ -56,7 +56,7 @@ async def lose_unsettled(world: World, chance: random.Random) -> None:
     await asyncio.gather(*(_acknowledge(world, partition, ids, known) for partition, ids in lost.items() if ids))
 
 
-async def _lose(client: Client, chance: random.Random, partition: int, offset: str) -> list[str]:
+async def _lose(client: StreamClient, chance: random.Random, partition: int, offset: str) -> list[str]:
     """Trims all unsettled messages, or deletes all or the second half of them; returns the removed ids."""
     key = stream_key(partition)
     ids = [stream_id.decode() for stream_id, _ in await client.xrange(key, min=f"({offset}")]

@@ -14,7 +14,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks
 from fundsvc.store.database import SQL, open_pool
 from fundsvc.store.exports import fund_state_from
-from fundsvc.streams.client import Client
+from fundsvc.streams.client import StreamClient
 from fundsvc.streams.source import Source
 from fundsvc.wire.codec import Contents, Message
 from tests.crash.letters import UNREADABLE, Element, Letter
@@ -27,7 +27,7 @@ EventId = tuple[int, str, int]
 _ROLLUPS = "SELECT * FROM rollups ORDER BY symbol, hour"
 
 
-async def differences(world: World, client: Client, letters: Sequence[Letter], expected: Undisturbed) -> list[str]:
+async def differences(world: World, client: StreamClient, letters: Sequence[Letter], expected: Undisturbed) -> list[str]:
     """Returns a description of each difference and failure."""
     return [
         *world.failures,
@@ -87,7 +87,7 @@ async def _records(world: World, expected: Undisturbed) -> list[str]:
     ]
 
 
-async def _ranks(world: World, client: Client, expected: Undisturbed) -> list[str]:
+async def _ranks(world: World, client: StreamClient, expected: Undisturbed) -> list[str]:
     """Compares the books as a read-only process builds them: from the saved books and the later messages."""
     async with open_pool(world.servers.dsn, 2) as pool:
         books = AdlBooks(world.config, pool, client, Metrics())
@@ -108,7 +108,7 @@ def _difference(what: str, ours: Sequence[Any], theirs: Sequence[Any]) -> list[s
     return [f"{what}: {len(ours)}, expected {len(theirs)}; first difference {first}"]
 
 
-async def _rejected(world: World, client: Client, letters: Sequence[Letter]) -> list[str]:
+async def _rejected(world: World, client: StreamClient, letters: Sequence[Letter]) -> list[str]:
     """Checks the rejected events: all garbage in the streams is kept once, with an expected reason.
 
     All other rejected events were sent, and are no longer in the stream.
@@ -154,7 +154,7 @@ async def _rejected(world: World, client: Client, letters: Sequence[Letter]) -> 
     return wrong
 
 
-async def _stream(client: Client, partition: int) -> Any:
+async def _stream(client: StreamClient, partition: int) -> Any:
     source, last = Source(client, partition), "0-0"
     while messages := await source.read(last, 1000, 1):
         for message in messages:

@@ -18,7 +18,7 @@ import psutil
 
 from fundsvc.config.settings import Config
 from fundsvc.streams.announcements import Announcements
-from fundsvc.streams.client import Client, open_client, stream_key
+from fundsvc.streams.client import StreamClient, open_client, stream_key
 from fundsvc.streams.source import Source, id_order
 from tests.fuzz.messages import Fields, Messages, Requested
 from tests.fuzz.oracle import Oracle
@@ -135,7 +135,7 @@ class _Run:
     """The state of a run: engine, oracle, and the id up to which the ledger was compared."""
 
     def __init__(
-        self, config: Config, directory: Path, client: Client, connection: asyncpg.Connection, figures: Figures
+        self, config: Config, directory: Path, client: StreamClient, connection: asyncpg.Connection, figures: Figures
     ) -> None:
         self.messages = Messages(random.Random(figures.seed), time.time_ns() // 1_000_000)
         self._began = time.monotonic()
