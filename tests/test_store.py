@@ -229,12 +229,13 @@ async def test_cancelled_commit_releases_its_locks(config, epoch, service_connec
     assert await read_entries(service_connection) == batch.entries
 
 
-async def test_session_end_during_copy_is_a_fault(config, epoch, owner_connection):
+async def test_session_end_during_copy_is_a_fault(config, epoch, owner_connection, service_connection):
     batch = batch_of(listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 20_001)))
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer, owner_connection.transaction():
         await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
         commit = asyncio.create_task(writer.commit(batch, START, NEXT))
-        await eventually(lambda: not writer._connection._protocol.writing_allowed.is_set())
+        waits = "SELECT 1 FROM pg_locks WHERE relation = 'entries'::regclass AND NOT granted"
+        await eventually(lambda: service_connection.fetchval(waits))  # The client has filled its buffers meanwhile.
         await owner_connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'fundsvc engine me'"
         )
