@@ -226,8 +226,9 @@ class Draft:
             moved=[Moved(fund.credited, fund.repaid) for fund in self.changed.values()],
         )
         empty = Draft()
-        for drafted in fields(self):
-            setattr(self, drafted.name, getattr(empty, drafted.name))
+        for name in _DRAFTED:
+            setattr(self, name, getattr(empty, name))
+        self.noted_bytes = 0
         return taken
 
     def count(self) -> int:
