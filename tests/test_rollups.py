@@ -234,9 +234,9 @@ async def test_hours_of_an_earlier_version_are_rebuilt(owner, pool, service_conn
 
 HOLD_REBUILD = """
 CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END$$;
-CREATE TRIGGER hold AFTER DELETE ON rollups FOR EACH STATEMENT EXECUTE FUNCTION hold();
+CREATE TRIGGER hold BEFORE INSERT ON rollups FOR EACH STATEMENT EXECUTE FUNCTION hold();
 """
-"""A rebuild waits for an advisory lock after it has deleted a contract's old hours."""
+"""A rebuild waits for an advisory lock between the deletion of old hours and the insertion of new ones."""
 
 
 async def test_rebuild_keeps_old_hours_until_it_replaces_them(owner, pool, service_connection, owner_connection):
