@@ -22,7 +22,7 @@ from ledgers import fill, listing
 
 from fundsvc.config.settings import load_config
 from fundsvc.core.contracts import partition_of
-from fundsvc.local.servers import EmbeddedServers, _postgres_binary
+from fundsvc.local.servers import EmbeddedServers, postgres_binary
 from fundsvc.store.migrations import migrate
 from fundsvc.store.schema import check_schema
 
@@ -238,7 +238,7 @@ def fresh(short_directory, local):
     servers = EmbeddedServers(short_directory / "roles")
     host = servers.directory / "run"
     environment = {
-        "PATH": f"{_postgres_binary('psql').parent}:{os.environ['PATH']}",
+        "PATH": f"{postgres_binary('psql').parent}:{os.environ['PATH']}",
         "PGHOST": str(host),
         "FUNDSVC_SECRETS": str(local / "secrets"),
     }

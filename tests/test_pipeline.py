@@ -127,7 +127,7 @@ class FakeLedger:
         self.offset = Offset("0-0", 0)
         self.inside = 0
         self._policy = policy or Policy()
-        self._last_id = last_id
+        self.last_id = last_id
 
     def load(self):
         """The partition without its books and open orders."""
@@ -235,7 +235,7 @@ class FakeLedger:
         self.settled_by |= {(stream_id, position): settled_by for stream_id, position, settled_by, _ in batch.replayed}
         self.offset = after
         self.inside += after.events > 0
-        if after.last_id == self._last_id:
+        if after.last_id == self.last_id:
             self.complete.set()
 
     def _rate_ts(self, currency):
@@ -539,8 +539,9 @@ async def test_commit_overlaps_with_settling_and_stop_commits_settled_events():
         source.messages.append(message(2, fill("AAA", 1, 5)))
         reads = source.reads
         await eventually(lambda: source.reads > reads + 1)
+        tasks = len(asyncio.all_tasks())
         stop.set()
-        await eventually(lambda: not pipeline._reading)
+        await eventually(lambda: len(asyncio.all_tasks()) == tasks - 1)  # The reader's task ends.
         assert not task.done()
         ledger.weather.opened.set()
         await asyncio.wait_for(task, 5)
@@ -646,9 +647,10 @@ async def test_replayed_state_does_not_replace_a_newer_one(state):
     assert {key: event.reason for key, event in ledger.rejected.items()} == {("1-0", 0): Reason.SUPERSEDED}
     assert "let the matching engine send it again" in ledger.rejected["1-0", 0].detail
     assert not ledger.settled
-    pipeline = pipeline_of(FakeSource(messages, Weather()), fresh := FakeLedger("3-0"))
-    await pipeline.run(fresh.complete)
-    book = pipeline._partition.book("LATE")
+    fresh = FakeLedger("3-0")
+    partition = fresh.load()
+    await pipeline_of(FakeSource(messages, Weather()), fresh, partition=partition).run(fresh.complete)
+    book = partition.book("LATE")
     assert (book.mark, [side for side, _ in book.positions("anna")]) == (8 * 10**12, ["short"])
 
 
@@ -687,10 +689,10 @@ async def test_partial_offset_does_not_apply_to_another_message():
     """The partly settled message is missing, and another one follows."""
     ledger = FakeLedger("9-0")
     source = FakeSource([message(1, listing("AAA"))], Weather())
-    ledger._last_id = "1-0"
+    ledger.last_id = "1-0"
     await pipeline_of(source, ledger).run(ledger.complete)
     ledger.complete.clear()
-    ledger._last_id, ledger.offset = "9-0", Offset("1-0", 1, 2, "2-0")
+    ledger.last_id, ledger.offset = "9-0", Offset("1-0", 1, 2, "2-0")
     source.messages.append(message(9, *(fill("AAA", seq, 1) for seq in (1, 2, 3))))
     await pipeline_of(source, ledger).run(ledger.complete)
     assert [entry.seq for entry in ledger.entries] == [1, 2, 3]

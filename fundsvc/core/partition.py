@@ -163,12 +163,12 @@ class Partition:
 
     def take(self, *, with_books: bool = True) -> Batch:
         """Returns the effects of the events since the last call. Books may be included only at the end of a message."""
-        batch, due = self.batch.take(), self._shared.books_due
+        books, due = self.batch.books, self._shared.books_due
         positions = 0
-        while with_books and due and positions < BOOK_POSITIONS_MAX and len(batch.books) < BOOKS_MAX:
-            batch.books.append(self._markets[due.popitem()[0]].take_book())
-            positions += batch.books[-1].positions
-        return batch
+        while with_books and due and positions < BOOK_POSITIONS_MAX and len(books) < BOOKS_MAX:
+            books.append(self._markets[due.popitem()[0]].take_book())
+            positions += books[-1].positions
+        return self.batch.take()
 
     def request_books(self) -> None:
         """Requests that the next batches save all books, a bounded part with each batch."""

@@ -104,13 +104,13 @@ class BatchBound:
         """Whether a batch takes a single event, unless it must not be cut."""
         return self.events_max == 1
 
-    def room(self, batch: Batch) -> int:
+    def room(self, batch: Draft) -> int:
         """Returns how many more events a batch may take if each writes a row, at least one."""
         return max(1, min(self.events_max - batch.events, self.rows_max - batch.rows()))
 
-    def is_reached(self, batch: Batch) -> bool:
+    def is_reached(self, batch: Draft) -> bool:
         """Whether a batch must be written before it takes more events."""
-        return batch.events >= self.events_max or batch.rows() >= self.rows_max or batch.bytes() >= BATCH_BYTES_MAX
+        return batch.events >= self.events_max or batch.rows() >= self.rows_max or batch.size() >= BATCH_BYTES_MAX
 
     def shrink(self, batch: Batch) -> None:
         """Halves the number of events of the next batch, down to one, after the transaction of a batch failed."""
@@ -304,7 +304,7 @@ class Pipeline:
     def _pass(self, message: Message) -> None:
         self._settled = Offset(message.stream_id, self._settled.messages + 1)
 
-    def _count(self, batch: Batch, place: EventPlace, events: int) -> None:
+    def _count(self, batch: Draft, place: EventPlace, events: int) -> None:
         batch.events += events
         batch.place = place
 

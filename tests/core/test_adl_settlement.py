@@ -18,7 +18,7 @@ from fundsvc.core.adl.book import NOTHING_KNOWN, Book, BookPart
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import Valuation
-from fundsvc.core.batch import Batch, Round, StoredBook
+from fundsvc.core.batch import Batch, Draft, Round, StoredBook
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.fund.verification import OrderTotals, Replay
@@ -798,7 +798,7 @@ class Engine:
         self.symbol = contract.symbol
         self.fund = Fund(contract, policy=policy)
         self.partition = partition(self.fund)
-        self.whole = Batch()
+        self.whole = Draft()
         self.events: list = []
         self.settled: list = []
         self.refused = 0
