@@ -21,7 +21,7 @@ from tokens import bearer, with_secret
 from watchdog import HOLD_MS_MAX, watched
 
 from fundsvc.app import tune_interpreter
-from fundsvc.core.adl.book import ROWS_PER_PART, BookPart, SidePart
+from fundsvc.core.adl.book_parts import ROWS_PER_PART, BookPart, SidePart
 from fundsvc.core.batch import StoredBook
 from fundsvc.core.contracts import contract_of
 from fundsvc.core.partition import Partition

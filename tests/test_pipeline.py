@@ -16,7 +16,7 @@ from ledgers import TS, fill, listing
 from msgspec.structs import replace
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.adl.book import BookPart
+from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, RoundProgress
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.batch import Batch, BookState, EventPlace, Offset, StoredBook

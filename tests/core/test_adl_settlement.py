@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core import partition as partition_module
-from fundsvc.core.adl.book import NOTHING_KNOWN, Book, BookPart
+from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.book_parts import NOTHING_KNOWN, BookPart
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import Valuation

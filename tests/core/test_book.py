@@ -12,8 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fundsvc.core.adl import book as book_module
-from fundsvc.core.adl.book import Book, BookPart, Side, SidePart
+from fundsvc.core.adl import side as side_module
+from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.book_parts import BookPart, SidePart
 from fundsvc.core.adl.directory import NONE
+from fundsvc.core.adl.side import Side
 from fundsvc.core.adl.valuation import Rank
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Reason, Rejection
@@ -137,7 +140,8 @@ def owners_of(book: Book) -> dict[str, str]:
 @pytest.mark.parametrize("is_snapshot", [False, True])
 def test_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
     monkeypatch.setattr(book_module, "ROWS_PER_PART", 4)
-    monkeypatch.setattr(book_module, "ROWS_PER_STEP", 3)
+    for module in (book_module, side_module):
+        monkeypatch.setattr(module, "ROWS_PER_STEP", 3)
     book = Book(UNIT)
     for number in range(10):
         book.set(f"a{number}", number - 2, (100 + number) * PRICE, 7)
@@ -164,7 +168,8 @@ def test_a_step_restores_few_positions_or_owners(monkeypatch):
         book.remember(f"a{number}", "BOTH", number)
         book.owners.assign(f"a{number}", f"owner {number}")
     (part,) = book.save()
-    monkeypatch.setattr(book_module, "ROWS_PER_STEP", 3)
+    for module in (book_module, side_module):
+        monkeypatch.setattr(module, "ROWS_PER_STEP", 3)
     again = Book(UNIT)
     steps = [again.open + len(owners_of(again)) for _ in again.restore(part)]
     assert max(after - before for before, after in pairwise([0, *steps, 40])) <= 3
@@ -253,7 +258,7 @@ def test_first_fifth_of_the_queue_has_five_lights(ranked, lights):
 
 
 def test_full_side_rejects_a_further_account_and_still_accepts_known_ones(monkeypatch):
-    monkeypatch.setattr(book_module, "ROWS_MAX", 3)
+    monkeypatch.setattr(side_module, "ROWS_MAX", 3)
     side = side_of(UNIT, "long", [(name, 1, 100 * PRICE, ONE) for name in "abc"])
     with pytest.raises(Rejection) as rejection:
         side.set("d", 1, 100 * PRICE, ONE)
