@@ -13,8 +13,8 @@ from fundsvc.core.contracts import Contract
 
 Leg = Literal["BOTH", "LONG", "SHORT"]
 
-LARGE_POSITIONS = 20_000
-"""A book with more positions is large: ranking or reading all of it takes several milliseconds."""
+LARGE_ROWS = 20_000
+"""A book with more rows is large: ranking or reading all of it takes several milliseconds."""
 
 
 class Book:
@@ -102,8 +102,8 @@ class Book:
 
     @property
     def is_large(self) -> bool:
-        """Whether ranking or saving the book may hold the event loop for too long."""
-        return self._long.open + self._short.open > LARGE_POSITIONS
+        """Whether ranking, saving or extending the book may hold the event loop for too long. Closed rows take time, too."""
+        return len(self._long.accounts) + len(self._short.accounts) > LARGE_ROWS
 
     def positions(self, account: str) -> Iterator[tuple[SideName, int]]:
         """Yields the side and row of each open position of an account."""

@@ -1,8 +1,8 @@
 """The positions of one side of an ADL book, in columns."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +25,10 @@ from fundsvc.core.adl.ranking import (
     rank_leaders,
     uncertain_rows,
 )
+from fundsvc.core.adl.rows import ENTRY_PRICE, FIELDS, LOTS, MARGIN, PROMISED, Rows
 from fundsvc.core.adl.valuation import Rank, SideName, Valuation, ValuedPosition
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Reason, Rejection
-
-_Number = TypeVar("_Number", np.int64, np.float64)
-
-ROWS_MIN = 16
-"""Rows allocated for a new side."""
-
-GROWTH = 1.25
-"""Growth of a full side. Empty rows add at most a quarter to the memory per position."""
 
 ROWS_PER_STEP = 200
 """Positions restored per step: 0.4 to 2 ms, because the positions of a large book are not in the processor's cache."""
@@ -46,18 +39,11 @@ ROWS_AT_ONCE = 32
 ROWS_FREED_MAX = 5000
 """Most rows that the end of a snapshot frees. Further closed rows stay assigned to their accounts."""
 
-_FIELDS = 4
-"""Exact integers of a row: lots, entry price, margin, promised lots."""
-
-_LOTS, _ENTRY_PRICE, _MARGIN, _PROMISED = range(_FIELDS)
-
 
 class Side:
     """The positions of one side, one row per account. Ranking uses floats per lot; everything else uses exact integers.
 
-    Memoryviews read and write single cells, in a third of the time of numpy's scalars. The integers of a row are adjacent,
-    because the row of a changed position is rarely in the processor's cache; the inputs of rankings are columns. A closed row
-    is freed for another account when no open order is promised lots of it and it has no sequence.
+    A closed row is freed for another account when no open order is promised lots of it and it has no sequence.
     """
 
     def __init__(self, contract: Contract, name: SideName) -> None:
@@ -69,13 +55,9 @@ class Side:
         self.open = self.lots = 0
         self._directory = Directory()
         self._account_order = AccountOrder(self._directory.accounts)
-        self._seq: Integers | None = None
+        self._rows = Rows()
         self._seen: bytearray | None = None
         self._legs: bytearray | None = None
-        self._exact = np.empty((0, _FIELDS), np.int64)
-        self._entry: Floats = np.empty(0)
-        self._margin_per_lot: Floats = np.empty(0)
-        self._widen(ROWS_MIN)
         self._forget()
 
     def _forget(self) -> None:
@@ -98,7 +80,7 @@ class Side:
     def prefetch(self, accounts: Sequence[str]) -> None:
         """Loads the rows of these accounts into the processor's cache, which makes `set` and `close` faster."""
         rows = self._directory.prefetch(accounts)
-        for column in (self._exact, self._entry, self._margin_per_lot):
+        for column in (self._rows.exact, self._rows.entry, self._rows.margin_per_lot):
             column.take(rows, axis=0)
 
     def set(self, account: str, lots: int, entry_price: int, margin: int) -> int:
@@ -109,7 +91,8 @@ class Side:
         row = self._directory.find(account)
         if row == NONE:
             row = self._add(account)
-        cells, cell = self._exact_at, _FIELDS * row
+        numbers, cell = self._rows, FIELDS * row
+        cells = numbers.exact_at
         held = cells[cell]
         if not held:
             self.open += 1
@@ -117,8 +100,8 @@ class Side:
         cells[cell] = lots
         cells[cell + 1] = entry_price
         cells[cell + 2] = margin
-        self._entry_at[row] = self._lot_value(entry_price)
-        self._margin_per_lot_at[row] = margin / lots
+        numbers.entry_at[row] = self._lot_value(entry_price)
+        numbers.margin_per_lot_at[row] = margin / lots
         self._columns = self._ranking = self._leaders = self._all_candidates = None
         if self._seen is not None:
             self._mark_row_seen(row)
@@ -127,14 +110,14 @@ class Side:
     def close(self, account: str) -> None:
         """Closes the account's position, if it has one."""
         row = self._directory.find(account)
-        if row != NONE and self._exact_at[_FIELDS * row]:
+        if row != NONE and self._rows.exact_at[FIELDS * row]:
             self._close(row)
             self._free_if_idle(row)
 
     def reduce(self, account: str, lots: int) -> None:
         """Subtracts lots and their share of the margin from a position. Its return and leverage do not change."""
         row = self._directory.find(account)
-        held, entry_price, margin, _ = (0, 0, 0, 0) if row == NONE else self._exact[row].tolist()
+        held, entry_price, margin, _ = (0, 0, 0, 0) if row == NONE else self._rows.exact[row].tolist()
         if held > lots:
             self.set(account, held - lots, entry_price, margin * (held - lots) // held)
         elif held:
@@ -145,19 +128,19 @@ class Side:
         row = self._directory.find(account)
         if row == NONE:
             row = self._add(account)
-        self._exact_at[_FIELDS * row + _PROMISED] += lots
+        self._rows.exact_at[FIELDS * row + PROMISED] += lots
         if lots < 0:
             self._release(row)
 
     def promise_rows(self, rows: Sequence[int], lots: Sequence[int]) -> None:
         """Promises lots of distinct rows to an open order."""
         if len(rows) < ROWS_AT_ONCE:
-            cells = self._exact_at
+            cells = self._rows.exact_at
             for row, promised in zip(rows, lots, strict=True):
-                cells[_FIELDS * row + _PROMISED] += promised
+                cells[FIELDS * row + PROMISED] += promised
         else:
             for block in blocks(len(rows)):
-                self._promised[rows[block]] += lots[block]
+                self._rows.promised[rows[block]] += lots[block]
 
     def ordinals(self, rows: NDArray[np.integer]) -> Ordinals:
         """Returns the ordinals of the accounts of rows, as of the last ranking."""
@@ -166,19 +149,17 @@ class Side:
 
     def seq_of(self, account: str) -> int:
         """Returns the sequence of an account's last position, 0 if there is none."""
-        if self._seq is None:
+        if self._rows.seq is None:
             return 0
         row = self._directory.find(account)
-        return 0 if row == NONE else int(self._seq[row])
+        return 0 if row == NONE else int(self._rows.seq[row])
 
     def remember(self, account: str, seq: int) -> None:
         """Stores the sequence of an account's last position, open or closed."""
         row = self._directory.find(account)
         if row == NONE:
             row = self._add(account)
-        if self._seq is None:
-            self._seq = np.zeros(len(self._exact), np.int64)
-        self._seq[row] = seq
+        self._rows.add_seq()[row] = seq
 
     def mark_seen(self, account: str) -> None:
         """Marks the account's row, if it has one, as contained in the current snapshot."""
@@ -191,10 +172,10 @@ class Side:
         if self._legs is None:
             if not is_leg:
                 return
-            self._legs = bytearray(len(self._exact))
+            self._legs = bytearray(len(self._rows))
         row = self._directory.find(account)
         if row >= len(self._legs):
-            self._legs.extend(bytes(len(self._exact) - len(self._legs)))
+            self._legs.extend(bytes(len(self._rows) - len(self._legs)))
         self._legs[row] = is_leg
 
     def is_leg(self, row: int) -> bool:
@@ -203,18 +184,18 @@ class Side:
 
     def begin_snapshot(self) -> None:
         """Begins a snapshot: no row is marked as contained in it."""
-        self._seen = bytearray(len(self._exact))
+        self._seen = bytearray(len(self._rows))
 
     def end_snapshot(self) -> None:
         """Ends a snapshot: closes every position that it does not contain."""
         if self._seen is None:
             return
-        seen = np.frombuffer(self._seen.ljust(len(self._exact), b"\0"), np.uint8)
-        rows = np.flatnonzero((self._lots > 0) & (seen == 0))
+        seen = np.frombuffer(self._seen.ljust(len(self._rows), b"\0"), np.uint8)
+        rows = np.flatnonzero((self._rows.lots > 0) & (seen == 0))
         self._seen = None
-        self.lots -= sum(numbers_of(self._lots[rows]))
-        self._lots[rows] = 0
-        self._entry[rows] = np.nan
+        self.lots -= sum(numbers_of(self._rows.lots[rows]))
+        self._rows.lots[rows] = 0
+        self._rows.entry[rows] = np.nan
         self.open -= len(rows)
         self._forget()
         for row in rows[:ROWS_FREED_MAX].tolist():
@@ -223,7 +204,7 @@ class Side:
     def row_of(self, account: str) -> int:
         """Returns the row of an account's open position, or NONE."""
         row = self._directory.find(account)
-        return row if row != NONE and self._exact_at[_FIELDS * row] else NONE
+        return row if row != NONE and self._rows.exact_at[FIELDS * row] else NONE
 
     def has_row(self, account: str) -> bool:
         """Returns whether an account has a row, open or closed."""
@@ -233,7 +214,8 @@ class Side:
         """Returns the inputs of a ranking at a mark; cached until a position or the mark changes."""
         if self._columns is None or self._columns[0] != mark:
             rows = len(self.accounts)
-            columns = Columns(self._entry[:rows], self._margin_per_lot[:rows], self._lot_value(mark), self.valuation.direction)
+            entry, margin = self._rows.entry[:rows], self._rows.margin_per_lot[:rows]
+            columns = Columns(entry, margin, self._lot_value(mark), self.valuation.direction)
             self._columns = mark, columns._replace(equity=self._exact_equities(columns, mark))
         return self._columns[1]
 
@@ -275,22 +257,22 @@ class Side:
 
     def promised(self, rows: NDArray[np.integer]) -> Integers:
         """Returns the promised lots of rows."""
-        promised: Integers = self._promised[rows]
+        promised: Integers = self._rows.promised[rows]
         return promised
 
     def promised_at(self, row: int) -> int:
         """Returns the promised lots of a row."""
-        return self._exact_at[_FIELDS * row + _PROMISED]
+        return self._rows.exact_at[FIELDS * row + PROMISED]
 
     def limit(self, row: int) -> int:
         """Returns the last price at which closing a row leaves no deficit; see `Valuation.limit`."""
-        cell = _FIELDS * row
-        cells = self._exact_at
+        cell = FIELDS * row
+        cells = self._rows.exact_at
         return self.valuation.limit(cells[cell], cells[cell + 1], cells[cell + 2])
 
     def stakes(self, rows: NDArray[np.integer]) -> tuple[Floats, Floats]:
         """Returns, per lot of each row: margin - direction x entry value, and margin + entry value."""
-        entry, margin = self._entry[rows], self._margin_per_lot[rows]
+        entry, margin = self._rows.entry[rows], self._rows.margin_per_lot[rows]
         return margin - self.valuation.direction * entry, margin + entry
 
     def rank_of(self, account: str, mark: int) -> Rank | None:
@@ -316,45 +298,46 @@ class Side:
     def inputs(self, rows: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
         """Returns the lots, entry prices and margins of some rows."""
         if len(rows) < ROWS_AT_ONCE:
-            cells = self._exact_at
-            first = [_FIELDS * row for row in rows]
+            cells = self._rows.exact_at
+            first = [FIELDS * row for row in rows]
             return [cells[cell] for cell in first], [cells[cell + 1] for cell in first], [cells[cell + 2] for cell in first]
         lots: list[int] = []
         entry_prices: list[int] = []
         margins: list[int] = []
         for block in blocks(len(rows)):
-            columns = self._exact[rows[block]].T.tolist()
-            lots += columns[_LOTS]
-            entry_prices += columns[_ENTRY_PRICE]
-            margins += columns[_MARGIN]
+            columns = self._rows.exact[rows[block]].T.tolist()
+            lots += columns[LOTS]
+            entry_prices += columns[ENTRY_PRICE]
+            margins += columns[MARGIN]
         return lots, entry_prices, margins
 
     def sizes(self) -> Integers:
         """Returns a view of the open lots of every row, 0 without a position. It changes with the book."""
-        return self._lots[: len(self.accounts)]
+        return self._rows.lots[: len(self.accounts)]
 
     def lots_of(self, rows: NDArray[np.integer]) -> Integers:
         """Returns the open lots of rows."""
-        lots: Integers = self._lots[rows]
+        lots: Integers = self._rows.lots[rows]
         return lots
 
     def profits(self, rows: NDArray[np.integer], mark: int) -> Floats:
         """Returns the unrealised PnL of rows at a mark, up to a common factor."""
-        entry_price = self._entry_price[rows]
+        entry_price = self._rows.entry_price[rows]
         moves = mark - entry_price if self.valuation.gains_when_rising else entry_price - mark
-        profits: Floats = moves.astype(np.float64) * self._lots[rows]
+        profits: Floats = moves.astype(np.float64) * self._rows.lots[rows]
         return profits / entry_price if self.valuation.is_inverse else profits
 
     def kept_rows(self) -> NDArray[np.intp]:
         """Returns the rows that are saved: those with an open position or a sequence."""
-        return np.flatnonzero(self._lots > 0 if self._seq is None else (self._lots > 0) | (self._seq > 0))
+        lots, seq = self._rows.lots, self._rows.seq
+        return np.flatnonzero(lots > 0 if seq is None else (lots > 0) | (seq > 0))
 
     def save(self, rows: NDArray[np.intp]) -> SidePart:
         """Returns the saved form of some rows."""
         lots, entry_price, margin = (
-            column[rows].astype("<i8").tobytes() for column in (self._lots, self._entry_price, self._margin)
+            column[rows].astype("<i8").tobytes() for column in (self._rows.lots, self._rows.entry_price, self._rows.margin)
         )
-        seq = b"" if self._seq is None else self._seq[rows].astype("<i8").tobytes()
+        seq = b"" if self._rows.seq is None else self._rows.seq[rows].astype("<i8").tobytes()
         names = [self.accounts[row] for row in numbers_of(rows)]
         seen = self._seen
         named = None if seen is None else bytes(seen[row] if row < len(seen) else 0 for row in numbers_of(rows))
@@ -362,7 +345,8 @@ class Side:
         return SidePart(names, lots, entry_price, margin, seq, named, legs)
 
     def restore(self, saved: SidePart) -> Iterator[None]:
-        """Restores the positions of a saved part, ROWS_PER_STEP per step."""
+        """Restores the positions of a saved part, ROWS_PER_STEP per step. Nothing else may write the side between the steps."""
+        yield from self._rows.reserve(len(self.accounts) + len(saved.accounts))
         if saved.seen is not None and self._seen is None:
             self.begin_snapshot()
         for first in range(0, len(saved.accounts), ROWS_PER_STEP):
@@ -394,14 +378,14 @@ class Side:
         seen = self._seen
         if seen is not None:
             if row >= len(seen):
-                seen.extend(bytes(len(self._exact) - len(seen)))
+                seen.extend(bytes(len(self._rows) - len(seen)))
             seen[row] = named
 
     def _close(self, row: int) -> None:
         self.open -= 1
-        self.lots -= self._exact_at[_FIELDS * row]
-        self._exact_at[_FIELDS * row] = 0
-        self._entry_at[row] = math.nan
+        self.lots -= self._rows.exact_at[FIELDS * row]
+        self._rows.exact_at[FIELDS * row] = 0
+        self._rows.entry_at[row] = math.nan
         self._columns = self._ranking = self._leaders = self._all_candidates = None
 
     def _release(self, row: int) -> None:
@@ -413,8 +397,8 @@ class Side:
 
     def _free_if_idle(self, row: int) -> None:
         """Frees a row without a position, promised lots and a sequence."""
-        cell = _FIELDS * row
-        if self._exact_at[cell] or self._exact_at[cell + _PROMISED] or (self._seq is not None and self._seq[row]):
+        cells, cell, seq = self._rows.exact_at, FIELDS * row, self._rows.seq
+        if cells[cell] or cells[cell + PROMISED] or (seq is not None and seq[row]):
             return
         if self._directory.used == 1:
             self._clear_rows()
@@ -425,7 +409,7 @@ class Side:
         """Releases the memory of an empty side."""
         seen = self._seen
         self._clear()
-        self._seen = None if seen is None else bytearray(len(self._exact))
+        self._seen = None if seen is None else bytearray(len(self._rows))
 
     def _exact_equities(self, columns: Columns, mark: int) -> Floats | None:
         """Returns the exact equity per lot of rows within the rounding error of 0, NaN in others; None if there are none."""
@@ -435,11 +419,11 @@ class Side:
         equities = np.full(len(columns.entry), np.nan)
         for row in rows:
             equity, unit = self._equity(row, mark)
-            equities[row] = equity / (unit * self._exact_at[_FIELDS * row])
+            equities[row] = equity / (unit * self._rows.exact_at[FIELDS * row])
         return equities
 
     def _equity(self, row: int, price: int) -> tuple[int, int]:
-        lots, entry_price, margin, _ = self._exact[row].tolist()
+        lots, entry_price, margin, _ = self._rows.exact[row].tolist()
         return self.valuation.equity(lots, entry_price, margin, price)
 
     def _add(self, account: str) -> int:
@@ -448,22 +432,5 @@ class Side:
                 Reason.OUT_OF_RANGE, f"a side of a book has at most {ROWS_MAX} accounts, and {account!r} would be one more"
             )
         row = self._directory.add(account)
-        if row == len(self._exact):
-            self._widen(int(row * GROWTH))
+        deque(self._rows.reserve(row + 1), maxlen=0)
         return row
-
-    def _widen(self, rows: int) -> None:
-        more = rows - len(self._exact)
-        self._exact = np.concatenate([self._exact, np.zeros((more, _FIELDS), np.int64)])
-        self._lots, self._entry_price, self._margin, self._promised = self._exact.T
-        self._entry = _widened(self._entry, rows, np.float64(np.nan))
-        self._margin_per_lot = _widened(self._margin_per_lot, rows, np.float64(0))
-        if self._seq is not None:
-            self._seq = _widened(self._seq, rows, np.int64(0))
-        self._exact_at: memoryview[int] = self._exact.reshape(-1).data
-        self._entry_at: memoryview[float] = self._entry.data.cast("B").cast("d")
-        self._margin_per_lot_at: memoryview[float] = self._margin_per_lot.data.cast("B").cast("d")
-
-
-def _widened(column: NDArray[_Number], rows: int, filler: _Number) -> NDArray[_Number]:
-    return np.concatenate([column, np.full(rows - len(column), filler, column.dtype)])
