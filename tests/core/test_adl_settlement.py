@@ -77,6 +77,23 @@ def restore(settling: Partition, stored: StoredBook) -> None:
         pass
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_events_that_may_copy_a_large_side_are_long(monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
+    monkeypatch.setattr("fundsvc.core.adl.book.LARGE_ROWS", 100)
+    settling = partition(Fund(UNIT))
+    settling.apply(position("a", sign, "100"))
+    side = settling.book(UNIT.symbol).sides["long" if sign > 0 else "short"]
+    copied = 0
+    for number in range(1, 200):
+        event = position(f"b{number}", sign, "100")
+        is_long, room = settling.are_long([event]), side.room
+        settling.apply(event)
+        assert is_long == (side.room > room and number >= 100)
+        copied += is_long
+    assert copied
+    assert settling.are_long([position(f"c{number}", -sign, "100") for number in range(101)])
+
+
 def entries(batch: Batch) -> list[tuple[str, int, int, int]]:
     return [(entry.kind, entry.change // ONE, entry.uncovered // ONE, entry.repaid // ONE) for entry in batch.entries]
 

@@ -105,6 +105,10 @@ class Book:
         """Whether ranking, saving or extending the book may hold the event loop for too long. Closed rows take time, too."""
         return len(self._long.accounts) + len(self._short.accounts) > LARGE_ROWS
 
+    def may_copy(self, accounts: int) -> bool:
+        """Whether adding up to so many accounts may copy a large side to larger memory."""
+        return any(side.room < accounts and len(side.accounts) + accounts > LARGE_ROWS for side in self.sides.values())
+
     def positions(self, account: str) -> Iterator[tuple[SideName, int]]:
         """Yields the side and row of each open position of an account."""
         for name, side in self.sides.items():

@@ -77,6 +77,11 @@ class Side:
         """The number of rows that are not free."""
         return self._directory.used
 
+    @property
+    def room(self) -> int:
+        """The number of accounts that may be added before the rows need larger memory."""
+        return len(self._rows) - len(self.accounts)
+
     def prefetch(self, accounts: Sequence[str]) -> None:
         """Loads the rows of these accounts into the processor's cache, which makes `set` and `close` faster."""
         rows = self._directory.prefetch(accounts)
