@@ -140,11 +140,15 @@ class Partition:
             else:
                 apply(market, event)
         except Rejection:
-            if isinstance(event, Numbered):
-                self.sequences.remember(event)
-                if event.symbol in self._markets:
-                    self._markets[event.symbol].skip(event)
+            self.pass_over(event)
             raise
+
+    def pass_over(self, event: Event | Rejection) -> None:
+        """Remembers a rejected event, so that a repetition is a duplicate and its sequence no gap."""
+        if isinstance(event, Numbered):
+            self.sequences.remember(event)
+            if event.symbol in self._markets:
+                self._markets[event.symbol].skip(event)
 
     def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:
         """Applies an event that was rejected before and whose sequence the contract has passed since.
