@@ -393,6 +393,7 @@ class TestCostOfOpenOrders:
     @pytest.fixture(autouse=True)
     def in_parts(self, monkeypatch):
         monkeypatch.setattr("fundsvc.engine.audit_loop.PART_ENTRIES", 20)
+        monkeypatch.setattr("fundsvc.store.audits.KEYS_PER_QUERY", 7)
 
     @pytest.fixture
     async def owner(self, config):

@@ -16,7 +16,7 @@ from ledgers import TS, fill, listing
 from msgspec.structs import replace
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.adl.book import BookPart
+from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, RoundProgress
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.batch import Batch, BookState, EventPlace, Offset, StoredBook
@@ -720,6 +720,20 @@ async def test_failed_batch_is_not_repeated_whole():
             assert bound.events_max == pipeline.writing.events // 2
     assert len(ledger.entries) == 999
     assert ledger.tried.count(1000) <= 1
+
+
+@pytest.mark.parametrize("per_message", [1, 2, 10])
+@pytest.mark.parametrize("answer", [fill("AAA", 2, 1), AdlFill("AAA", 2, 1, "anna", 1, TS), AdlEnd("AAA", 2, 1, TS)])
+async def test_repetition_of_an_event_that_the_database_refuses_is_a_duplicate(answer, per_message):
+    """The repetition comes before the first event is committed as rejected, so the ledger does not know it yet."""
+    events = [listing("AAA"), fill("AAA", 1, 1), answer, fill("AAA", 3, 1), answer, answer, fill("AAA", 4, 1)]
+    parts = [events[first : first + per_message] for first in range(0, len(events), per_message)]
+    place = EventPlace(f"{2 // per_message + 1}-0", 2 % per_message)
+    messages = list(starmap(message, ((number, *part) for number, part in enumerate(parts, 1))))
+    ledger = FakeLedger(messages[-1].stream_id)
+    await pipeline_of(FakeSource(messages, Weather()), ledger, refused={place: "no"}).run(ledger.complete)
+    assert {tuple(key): event.reason for key, event in ledger.rejected.items()} == {tuple(place): Reason.DATABASE_REFUSED}
+    assert [entry.seq for entry in ledger.entries] == [1, 3, 4]
 
 
 async def test_refused_batch_is_narrowed_to_its_event_and_batches_grow_again():

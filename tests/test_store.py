@@ -12,7 +12,7 @@ from eventually import eventually
 from ledgers import fill, listing
 
 import fundsvc
-from fundsvc.core.adl.book import ROWS_PER_PART, BookPart, SidePart
+from fundsvc.core.adl.book_parts import ROWS_PER_PART, BookPart, SidePart
 from fundsvc.core.batch import BookState, Offset, RateState
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.fund.chain import GENESIS, Entry

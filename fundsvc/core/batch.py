@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from fundsvc.core.adl.book import BookPart
+from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, OrderState
 from fundsvc.core.adl.records import SealedRecord
 from fundsvc.core.contracts import Contract

@@ -107,10 +107,11 @@ class Partition:
             run = (event.account for event in events if type(event) is Position and event.symbol == symbol)
             self._markets[symbol].prefetch(run)
 
-    def are_long(self, events: Iterable[Event | Rejection]) -> bool:
-        """Whether applying some of these events may rank a large book, or read all of it."""
-        symbols = {event.symbol for event in events if type(event) in RANKING}  # type: ignore[union-attr]
-        return any(self._is_large(symbol) for symbol in symbols)
+    def are_long(self, events: Sequence[Event | Rejection]) -> bool:
+        """Whether applying some of these events may rank a large book, read all of it, or copy it to larger memory."""
+        ranked = {event.symbol for event in events if type(event) in RANKING}  # type: ignore[union-attr]
+        extended = {event.symbol for event in events if type(event) is Position}
+        return any(map(self._is_large, ranked)) or any(self._may_copy(symbol, len(events)) for symbol in extended)
 
     def keeping_is_long(self) -> bool:
         """Whether one of the books that the next batches save is large."""
@@ -119,6 +120,10 @@ class Partition:
     def _is_large(self, symbol: str) -> bool:
         market = self._markets.get(symbol)
         return market is not None and market.is_large
+
+    def _may_copy(self, symbol: str, accounts: int) -> bool:
+        book = self.book(symbol)
+        return book is not None and book.may_copy(accounts)
 
     def apply(self, event: Event | Rejection, stream_ms: int = 0) -> None:
         """Applies one event; raises Rejection, having changed no contract, if it cannot be settled or decoded.
@@ -135,11 +140,15 @@ class Partition:
             else:
                 apply(market, event)
         except Rejection:
-            if isinstance(event, Numbered):
-                self.sequences.remember(event)
-                if event.symbol in self._markets:
-                    self._markets[event.symbol].skip(event)
+            self.pass_over(event)
             raise
+
+    def pass_over(self, event: Event | Rejection) -> None:
+        """Remembers a rejected event, so that a repetition is a duplicate and its sequence no gap."""
+        if isinstance(event, Numbered):
+            self.sequences.remember(event)
+            if event.symbol in self._markets:
+                self._markets[event.symbol].skip(event)
 
     def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:
         """Applies an event that was rejected before and whose sequence the contract has passed since.

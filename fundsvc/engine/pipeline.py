@@ -16,7 +16,7 @@ they were settled meanwhile. Operators replay few events.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -276,9 +276,11 @@ class Pipeline:
         batch, first, apply = self._partition.batch, position, self._partition.apply
         self._partition.prefetch(run)
         stream_ms = time_of_id(message.stream_id)
-        for event, to_apply in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
+        for event in run:
             try:
-                apply(to_apply, stream_ms)
+                if self._refused:
+                    self._check_refused(EventPlace(message.stream_id, position), [event])
+                apply(event, stream_ms)
             except Rejection as rejection:
                 self._reject(message, contents.raw(position), EventPlace(message.stream_id, position), rejection, event)
             position += 1
@@ -293,13 +295,12 @@ class Pipeline:
         self._settle_seconds += now - started
         return position
 
-    def _with_refusals(self, message: Message, position: int, run: Sequence[Event | Rejection]) -> Sequence[Event | Rejection]:
-        """Replaces the events of a run that the database refused by Rejections."""
-        places = (EventPlace(message.stream_id, position + offset) for offset in range(len(run)))
-        return [
-            _refusal(self._refused[place]) if place in self._refused else event
-            for place, event in zip(places, run, strict=True)
-        ]
+    def _check_refused(self, place: EventPlace, events: Iterable[Event | Rejection]) -> None:
+        """Raises Rejection if the database refused the events at a place."""
+        if place in self._refused:
+            for event in events:
+                self._partition.pass_over(event)
+            raise Rejection(Reason.DATABASE_REFUSED, self._refused[place])
 
     def _pass(self, message: Message) -> None:
         self._settled = Offset(message.stream_id, self._settled.messages + 1)
@@ -328,8 +329,7 @@ class Pipeline:
         place = EventPlace(message.stream_id, 0)
         if is_open:
             try:
-                if place in self._refused:
-                    raise _refusal(self._refused[place])
+                self._check_refused(place, events)
                 self._settle_late(message, key, events)
             except Rejection as rejection:
                 self._reject(message, contents.raw(0), key, rejection)
@@ -418,7 +418,3 @@ class Pipeline:
             if batch.books and self._partition.owes_books:
                 self._work.set()  # Otherwise the remaining books would wait for the next event.
             await self._announce(Committed(batch, after, Durations(decode, settle, time.perf_counter() - started)))
-
-
-def _refusal(detail: str) -> Rejection:
-    return Rejection(Reason.DATABASE_REFUSED, detail)
