@@ -82,9 +82,8 @@ class AdlDesk:
 
     def reduce(self, order: AdlOrder, account: str, lots: int) -> None:
         """Subtracts executed lots from a position and from its promised lots."""
-        side = self.book.sides[order.reduce]
-        side.reduce(account, lots)
-        side.promise(account, -lots)
+        self.book.reduce(order.reduce, account, lots)
+        self.book.sides[order.reduce].promise(account, -lots)
         self.changed = True
 
     def has_candidates(self, request: RoundRequest) -> bool:
