@@ -10,7 +10,7 @@ from ground import STREAM, append, bodies
 
 from fundsvc.core.events import AdlEnd, AdlFill, Event
 from fundsvc.streams.announcements import Announcement, Announcements
-from fundsvc.streams.client import Client
+from fundsvc.streams.client import StreamClient
 
 PARTLY_SHARE = 0.1
 """Share of rounds whose last allocation is not executed, so that another round must follow."""
@@ -24,7 +24,7 @@ EVENTS_PER_MESSAGE = 100
 class Exchange:
     """Answers every round once. `seen` contains the rounds that it read; `last_ms` is the time of the newest announcement."""
 
-    def __init__(self, client: Client, burst: Burst, *, seed: int = 1) -> None:
+    def __init__(self, client: StreamClient, burst: Burst, *, seed: int = 1) -> None:
         self.seen: set[tuple[str, int, int]] = set()
         self.last_ms = 0
         self._announcements = Announcements(client, 0)

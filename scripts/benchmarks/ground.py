@@ -21,7 +21,7 @@ from fundsvc.config.settings import StreamConfig
 from fundsvc.core.events import Event
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.migrations import migrate
-from fundsvc.streams.client import Client, open_client, stream_key
+from fundsvc.streams.client import StreamClient, open_client, stream_key
 from fundsvc.wire.codec import Codec, encode
 
 STREAM = stream_key(0)
@@ -70,7 +70,7 @@ async def connection_to(dsn: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-def stream_of(ledger: Ledger) -> AbstractAsyncContextManager[Client]:
+def stream_of(ledger: Ledger) -> AbstractAsyncContextManager[StreamClient]:
     """Returns a client of the stream server."""
     return open_client(StreamConfig(url=ledger.stream_url))
 
@@ -87,7 +87,7 @@ def bodies(events: Iterable[Event], per_message: int, codec: Codec) -> Iterator[
         yield encode(run, codec)
 
 
-async def append(client: Client, key: str, messages: Iterable[bytes], codec: Codec) -> str:
+async def append(client: StreamClient, key: str, messages: Iterable[bytes], codec: Codec) -> str:
     """Appends messages in order; returns the id of the last one."""
     async with client.pipeline(transaction=False) as pipeline:
         for body in messages:
@@ -245,7 +245,7 @@ async def _until(process: ServiceProcess, check: Callable[[], Awaitable[bool]]) 
         await asyncio.sleep(0.02)
 
 
-async def _until_it_reads(client: Client, engine: ServiceProcess) -> None:
+async def _until_it_reads(client: StreamClient, engine: ServiceProcess) -> None:
     async def reads() -> bool:
         return bool((await client.info("clients"))["blocked_clients"])
 

@@ -47,7 +47,7 @@ from throughput import ShowProgress
 from watched import Report
 
 from fundsvc.local.servers import EmbeddedServers
-from fundsvc.streams.client import Client
+from fundsvc.streams.client import StreamClient
 
 FUNDS, ALLOCATIONS, ANSWERS = ("rich", "dry"), ("queue", "capped", "pro_rata"), ("during", "after")
 """The variants: the state of the funds, the allocation, and when the matching engine answers."""
@@ -183,7 +183,7 @@ class _Run:
     """A burst with its engine and matching engine; `began` is its millisecond (Unix time in seconds)."""
 
     def __init__(
-        self, servers: EmbeddedServers, ledger: Ledger, engine: ServiceProcess, client: Client, burst: Burst, storm: Storm
+        self, servers: EmbeddedServers, ledger: Ledger, engine: ServiceProcess, client: StreamClient, burst: Burst, storm: Storm
     ) -> None:
         self.began = 0.0
         self._servers = servers
