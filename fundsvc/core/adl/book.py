@@ -162,7 +162,7 @@ class Candidates:
         """Per lot: the equity at price value 0, and the sum of the values it is computed from; see `Side.stakes`."""
         return self._side.stakes(self.rows)
 
-    def _leaves_all_solvent(self, part: slice, price: int) -> bool:
+    def leaves_all_solvent(self, part: slice, price: int) -> bool:
         """Returns whether all candidates of a part certainly survive a price, without checking each."""
         valuation = self._side.valuation
         return 0 < part.stop <= self.gainers and valuation.direction * valuation.lot_value(price) > self._safe
@@ -193,7 +193,7 @@ class Candidates:
     def solvent(self, part: slice, price: int) -> Integers:
         """Returns the lots of each candidate that are not promised; 0 if the price would bankrupt the position."""
         free = self.free(part)
-        if not self._leaves_all_solvent(part, price):
+        if not self.leaves_all_solvent(part, price):
             free[~self.survivors(part, price)] = 0
         return free
 
@@ -220,7 +220,8 @@ class Side:
 
     Memoryviews read and write single cells, in a third of the time of numpy's scalars. The integers of a row are adjacent,
     because the row of a changed position is rarely in the processor's cache; the inputs of rankings are columns. A closed row
-    is freed for another account when no open order is promised lots of it and it has no sequence.
+    is freed for another account when no open order is promised lots of it and it has no sequence. `promises` counts the changes
+    of promised lots.
     """
 
     def __init__(self, contract: Contract, name: SideName) -> None:
@@ -229,7 +230,7 @@ class Side:
         self._clear()
 
     def _clear(self) -> None:
-        self.open = self.lots = 0
+        self.open = self.lots = self.promises = 0
         self._directory = Directory()
         self._account_order = AccountOrder(self._directory.accounts)
         self._seq: Integers | None = None
@@ -309,11 +310,13 @@ class Side:
         if row == NONE:
             row = self._add(account)
         self._exact_at[_FIELDS * row + _PROMISED] += lots
+        self.promises += 1
         if lots < 0:
             self._release(row)
 
     def promise_rows(self, rows: Sequence[int], lots: Sequence[int]) -> None:
         """Promises lots of distinct rows to an open order."""
+        self.promises += 1
         if len(rows) < ROWS_AT_ONCE:
             cells = self._exact_at
             for row, promised in zip(rows, lots, strict=True):
