@@ -38,7 +38,7 @@ class Allotment:
             return False
         assert shares.indices.tolist() == expected.indices.tolist()
         assert shares.lots.tolist() == expected.lots.tolist()
-        self.running.take(shares, VERSION)
+        self.running.take(VERSION)
         return True
 
 

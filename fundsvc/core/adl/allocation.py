@@ -47,6 +47,8 @@ BOUNDARY = 1e-6
 FALL_MAX = 64.0
 """A sum that fell further is computed again: its rounding errors could exceed BOUNDARY."""
 
+_NOWHERE = np.empty(0, np.intp)
+
 SHARE_UNITS = 1_000_000
 """Resolution of a policy's `cap_share`: six decimals."""
 
@@ -137,8 +139,8 @@ class RunningSharing:
     """Allocates lots like `Sharing`, for orders that follow one another, in a time that depends on what changes between them.
 
     The largest profits get lots first: an order of n lots needs the sum of all profits, but only the n largest and their ties.
-    Profits are sorted once. `reset` sets the available lots of all positions, and `take` subtracts allocated lots. `version`
-    identifies the promises that the available lots include; -1 if they are unknown.
+    Profits are sorted once. `reset` sets the available lots of all positions, and `take` subtracts the lots of an order.
+    `version` identifies the promises that the available lots include; -1 if they are unknown.
     """
 
     def __init__(self, profits: Floats, ordinals: Ordinals) -> None:
@@ -146,8 +148,6 @@ class RunningSharing:
         self._profits = profits
         self._ordinals = ordinals
         self._order = np.argsort(-profits)[: np.count_nonzero(profits > 0)].astype(np.int32)
-        self._places = np.full(len(profits), len(self._order), np.int32)
-        self._places[self._order] = np.arange(len(self._order), dtype=np.int32)
 
     def reset(self, available: Integers, version: int) -> None:
         """Sets the available lots of all positions."""
@@ -165,9 +165,7 @@ class RunningSharing:
         Returns None if `Sharing` must do it: too few lots are available, or the sum of the profits is too close to a power of
         two.
         """
-        left_out = self._places[excluded]
-        left_out = left_out[left_out < len(self._order)]
-        left_out = left_out[self._room[left_out] > 0]
+        left_out = self._places_of(excluded)
         if len(left_out) and self._exponent_of(self._sum - self._sum_of(left_out)) != self._exponent:
             return None
         weights, whole = self._weigh(_weight_bits(lots))
@@ -176,24 +174,32 @@ class RunningSharing:
             places = _largest(places[~np.isin(places, left_out)], weights, lots)
             whole -= int(weights[left_out].sum())
         indices = self._order[places]
-        shares, left = _share(weights[places], self._ordinals[indices], whole, self._room[places], lots)
+        if len(places) == lots and int(weights[places[0]]) * lots < whole:
+            shares, left = np.ones(lots, np.int64), 0  # No share reaches a whole lot, so the largest remainders get one each.
+        else:
+            shares, left = _share(weights[places], self._ordinals[indices], whole, self._room[places], lots)
         if left:
             return None
-        given = shares.nonzero()[0]
+        self._allocated = places, shares
+        (given,) = shares.nonzero()
         given = given[indices[given].argsort()]
         return Shares(indices[given], shares[given])
 
-    def take(self, shares: Shares, version: int) -> None:
-        """Subtracts allocated lots from the available ones."""
+    def take(self, version: int) -> None:
+        """Subtracts the lots of the last allocation from the available ones."""
         self.version = version
-        places = self._places[shares.indices]
-        rooms = self._room[places] - shares.lots
+        places, shares = self._allocated
+        rooms = self._room[places] - shares
         self._room[places] = rooms
         gone = places[rooms <= 0]
         if len(gone):
             self._remove(gone)
 
-    def _remove(self, places: NDArray[np.int32]) -> None:
+    def _places_of(self, indices: NDArray[np.integer]) -> NDArray[np.intp]:
+        """Returns the places, by descending profit, of those positions that have available lots and a profit."""
+        return np.flatnonzero(np.isin(self._order, indices) & (self._room > 0)) if len(indices) else _NOWHERE
+
+    def _remove(self, places: NDArray[np.intp]) -> None:
         """Removes positions without available lots from the weights and their sums."""
         self._front = self._front[self._room[self._front] > 0]
         self._sum -= self._sum_of(places)
@@ -207,7 +213,7 @@ class RunningSharing:
             self._weights[bits] = weights, whole - int(weights[places].sum())
             weights[places] = 0
 
-    def _sum_of(self, places: NDArray[np.int32]) -> float:
+    def _sum_of(self, places: NDArray[np.intp]) -> float:
         return float(self._profits[self._order[places]].sum())
 
     def _exponent_of(self, total: float) -> int | None:
@@ -241,6 +247,9 @@ def _largest(places: NDArray[np.intp], weights: Integers, lots: int) -> NDArray[
 
     `places` must be in the order of descending weights.
     """
+    ranked = weights[places[: lots + 1]]
+    if len(ranked) > lots and ranked[lots] < ranked[lots - 1]:
+        return places[:lots]
     ranked = weights[places]
     least = max(1, int(ranked[lots - 1])) if lots <= len(ranked) else 1
     return places[: len(ranked) - int(ranked[::-1].searchsorted(least))]

@@ -60,9 +60,8 @@ class AdlDesk:
         self.orders[order.adl] = order
         side = self.book.sides[order.reduce]
         side.promise_rows(found.rows, found.lots)
-        if found.shared:
-            sharing, shares = found.shared
-            sharing.take(shares, side.promises)
+        if found.sharing:
+            found.sharing.take(side.promises)
         return terms
 
     def reopen(self, order: AdlOrder) -> None:
@@ -144,7 +143,7 @@ class _Search:
     """Selects positions for a round; `left` is the number of lots not allocated yet.
 
     `rows`, `ranks` and `lots` are columns of the allocations; `ranked` is the number of positions of the side with a rank.
-    `shared` is the running sharing that made all allocations, and its result, or None.
+    `sharing` is the running sharing that made all allocations, or None.
     """
 
     __slots__ = (
@@ -159,7 +158,7 @@ class _Search:
         "ranked",
         "ranks",
         "rows",
-        "shared",
+        "sharing",
     )
 
     def __init__(self, side: Side, mark: int, request: RoundRequest, policy: Policy) -> None:
@@ -168,7 +167,7 @@ class _Search:
         self.ranks: list[int] = []
         self.lots: list[int] = []
         self.ranked = 0
-        self.shared: tuple[RunningSharing, Shares] | None = None
+        self.sharing: RunningSharing | None = None
         self._side = side
         self._mark = mark
         self._price = request.price
@@ -178,7 +177,8 @@ class _Search:
 
     def select_except(self, accounts: Collection[str]) -> None:
         """Selects among all eligible candidates except these accounts."""
-        self._excluded = set(map(self._side.row_of, accounts)) - {NONE}
+        row_of = self._side.row_of
+        self._excluded = {row for account in accounts if (row := row_of(account)) != NONE}
         if self._policy.eligible == "profitable" and self._policy.allocation != "pro_rata":
             self._select_leaders()
         else:
@@ -236,17 +236,20 @@ class _Search:
 
     def _take(self, candidates: Candidates, indices: Iterable[int], *, survivors: bool) -> None:
         """Allocates to candidates one by one until no lots are left."""
+        row_at, held_at, promised_at, excluded = candidates.row_at, candidates.held_at, self._side.promised_at, self._excluded
         for index in indices:
             if not self.left:
                 return
-            free = candidates.free_at(index)
+            row, held = row_at(index), held_at(index)
+            free = held - promised_at(row)
             if free <= 0:
                 candidates.start += index == candidates.start
-            elif not self._is_excluded(candidates, index) and candidates.survives(index, self._price) == survivors:
-                self._pick(candidates, index, self._capped(free, candidates.held_at(index)))
-
-    def _is_excluded(self, candidates: Candidates, index: int) -> bool:
-        return bool(self._excluded) and candidates.row_at(index) in self._excluded
+            elif row not in excluded and candidates.survives(index, self._price) == survivors:
+                lots = min(self._capped(free, held), self.left)
+                self.left -= lots
+                self.rows.append(row)
+                self.ranks.append(candidates.rank_at(index))
+                self.lots.append(lots)
 
     def _share(self, candidates: Candidates, last: int) -> None:
         """Shares the lots by unrealised profit among the candidates that the price leaves solvent."""
@@ -266,7 +269,7 @@ class _Search:
         if sharing.version != self._side.promises:
             sharing.reset(candidates.free(part), self._side.promises)
         shares = sharing.allocate(self.left, self._excluded_among(candidates, part))
-        self.shared = (sharing, shares) if shares else None
+        self.sharing = sharing if shares else None
         return shares
 
     def _shared_by_all(self, candidates: Candidates, last: int) -> Shares:
@@ -278,13 +281,6 @@ class _Search:
     def _excluded_among(self, candidates: Candidates, part: slice) -> NDArray[np.intp]:
         """Returns the indices of the excluded candidates of a part."""
         return np.flatnonzero(np.isin(candidates.rows[part], list(self._excluded))) if self._excluded else NOBODY
-
-    def _pick(self, candidates: Candidates, index: int, lots: int) -> None:
-        lots = min(lots, self.left)
-        self.left -= lots
-        self.rows.append(candidates.row_at(index))
-        self.ranks.append(candidates.rank_at(index))
-        self.lots.append(lots)
 
     def _capped(self, free: int, held: int) -> int:
         """Returns the lots available under the policy's `cap_share`: that share of the held lots, but at least one."""
