@@ -161,7 +161,7 @@ class Book:
             self.owners.note(account, is_open=self._is_open(account))
 
     def _note_open(self, account: str) -> None:
-        """Records that an account with a known owner has an open position, if it has one. Its owner may be in an earlier part."""
+        """Records that an account with a known owner has an open position, if it has one; see `restore`."""
         if account in self.owners and self._is_open(account):
             self.owners.note(account, is_open=True)
 
