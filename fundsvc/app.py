@@ -146,7 +146,7 @@ async def run_service(
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
         metrics.add_pool(pool)
         running = Engine(config, metrics) if engine else None
-        consumer = tasks.create_task(run_engine(running, stop)) if running else None
+        consumer = tasks.create_task(running.run(stop)) if running else None
         async with http_side(config, metrics, pool, client, engine=running, public=api) as url:
             gc.freeze()  # what was built so far lives as long as the process
             log.info("started", version=__version__, parts=parts, listens_on=url)
