@@ -5,7 +5,7 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -262,10 +262,10 @@ async def _serving(
                 yield url
 
 
-def document_endpoints(table: Iterable[Endpoint], public_url: str) -> tuple[Endpoint, ...]:
+def document_endpoints(table: Sequence[Endpoint], public_url: str) -> tuple[Endpoint, ...]:
     """Returns the endpoints of the page and of all documentation; `table` is documented.
 
-    Takes a tenth of a second, most of it to render the handbook and the schemas of all answers. So call it in a thread.
+    Takes a tenth of a second, most of it to render the handbook. So call it in a thread.
     """
     return (openapi_endpoint(table), *ApiReference().endpoints, *Handbook().endpoints, *WebPage(public_url).endpoints)
 
