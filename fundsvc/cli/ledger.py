@@ -16,8 +16,9 @@ from fundsvc.cli.running import DONE, NO, Json, Terminal, at_primary, cli, print
 from fundsvc.cli.tools.audit import DIFFERENCES_MAX, ContractAudit, audit_contract
 from fundsvc.cli.tools.delivery import Delivered, Delivery, Gain, listed
 from fundsvc.cli.tools.export import COLUMNS, PUBLIC_COLUMNS, Row, export_rows, public_rows
+from fundsvc.cli.tools.mutual_vectors import run_any_vector
 from fundsvc.cli.tools.recordings import Fitting, Format, open_recording, read_contracts
-from fundsvc.cli.tools.vectors import Outcome, read_vector, run_vector
+from fundsvc.cli.tools.vectors import Outcome, read_vector
 from fundsvc.config.settings import Config
 from fundsvc.core.events import Listing, Reason
 from fundsvc.core.numbers import format_units
@@ -157,8 +158,8 @@ def rebuild_rollups(context: typer.Context) -> None:
 
 @cli.command()
 def vectors(files: list[Path], json: Json = False) -> None:
-    """Run conformance vectors through the settlement code; exit with 1 if an outcome differs."""
-    outcomes = {str(file): run_vector(read_vector(file)) for file in files}
+    """Run conformance vectors of the reserve or the mutual through its rules; exit with 1 if an outcome differs."""
+    outcomes = {str(file): run_any_vector(read_vector(file)) for file in files}
     if json:
         print_json(outcomes)
     else:

@@ -163,7 +163,10 @@ class Listing(Event, frozen=True, tag="contract"):
 
 
 class Reason(StrEnum):
-    """Why an event cannot be settled. A retry of the same bytes under the same rules is rejected again."""
+    """Why an event cannot be settled. A retry of the same bytes under the same rules is rejected again.
+
+    The last ones, from `insufficient` on, are reasons of the mutual.
+    """
 
     UNDECODABLE = "undecodable"
     UNKNOWN_TYPE = "unknown_type"
@@ -188,6 +191,13 @@ class Reason(StrEnum):
     DATABASE_REFUSED = "database_refused"
     TOO_LARGE = "too_large"
     TOO_MANY_CONTRACTS = "too_many_contracts"
+    INSUFFICIENT = "insufficient"
+    NOT_FUNDED = "not_funded"
+    UNKNOWN_POLICY = "unknown_policy"
+    POLICY_OVER = "policy_over"
+    UNKNOWN_POOL = "unknown_pool"
+    TS_AHEAD = "ts_ahead"
+    TERMS_FIXED = "terms_fixed"
 
 
 UNDER_TERMS = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET
 
-from fundsvc.core.events import Event, Fill, Listing
+from fundsvc.core.events import Fill, Listing
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class RepeatedKey(msgspec.ValidationError):
     """An object has a duplicate key."""
 
 
-def may_repeat(codec: str, body: bytes, events: Sequence[Event]) -> bool:
+def may_repeat(codec: str, body: bytes, events: Sequence[msgspec.Struct]) -> bool:
     """Returns whether the bytes of decoded events may contain a duplicate key; rarely true for events of engines."""
     if codec == "json":
         return body.count(b":") != sum([_COUNTS[type(event)](event) for event in events])
@@ -38,7 +38,7 @@ def may_repeat(codec: str, body: bytes, events: Sequence[Event]) -> bool:
     return len(body) not in (length, length - 1)  # an event alone has no header of an array
 
 
-def may_repeat_one(codec: str, raw: bytes | msgspec.Raw, event: Event) -> bool:
+def may_repeat_one(codec: str, raw: bytes | msgspec.Raw, event: msgspec.Struct) -> bool:
     """Returns the same for a single event."""
     if codec == "json":
         return bytes(raw).count(b":") != _COUNTS[type(event)](event)
@@ -64,7 +64,7 @@ def _keys_of_fill(fill: Fill) -> int:
     return KEYS_OF_FILL + (fill.trade_id != "") + (fill.order_id != "") + (fill.account != "") + (fill.prev_seq is not UNSET)
 
 
-def _counter_of(kind: type[Event]) -> Callable[[Any], int]:
+def _counter_of(kind: type[msgspec.Struct]) -> Callable[[Any], int]:
     """Returns a function that counts the keys an event must have had: its fields that differ from their defaults."""
     fields, defaults = kind.__struct_fields__, kind.__struct_defaults__
     required = 1 + len(fields) - len(defaults)
@@ -73,18 +73,22 @@ def _counter_of(kind: type[Event]) -> Callable[[Any], int]:
         return lambda event: required + sum(getattr(event, name) != defaults[0] for name in optional)
     read = attrgetter(*optional)
 
-    def count(event: Event) -> int:
+    def count(event: msgspec.Struct) -> int:
         found = read(event)
         return required if found == defaults else required + sum(map(ne, found, defaults))
 
     return count
 
 
-_COUNTS: dict[type, Callable[[Any], int]] = {
-    **{kind: _counter_of(kind) for kind in Event.__subclasses__()},
-    Fill: _keys_of_fill,
-    Listing: lambda _: -1_000_000,
-}
+class _Counters(dict[type, Callable[[Any], int]]):
+    """Functions that count the keys of an event, by its type; made at the first event of a type."""
+
+    def __missing__(self, kind: type[msgspec.Struct]) -> Callable[[Any], int]:
+        self[kind] = _counter_of(kind)
+        return self[kind]
+
+
+_COUNTS = _Counters({Fill: _keys_of_fill, Listing: lambda _: -1_000_000})
 """Always true for listings: their object may have any keys, so the number of colons proves nothing."""
 
 

@@ -159,7 +159,7 @@ def run_vector(vector: dict[str, Any]) -> Outcome:
     partition = Partition(0, 1, [fund], *_currencies())
     rejected = tuple(_settle(partition, read.events, contract.symbol))
     got = _canonical("got", _result(partition.take(), fund), contract)
-    differences = tuple(_differences("expect", expected, got))
+    differences = tuple(differences_of("expect", expected, got))
     return Outcome("failed" if differences else "passed", differences, rejected=rejected)
 
 
@@ -201,10 +201,10 @@ def _starting_fund(vector: Vector, contract: Contract) -> Fund:
 
 def _policy(keys: dict[str, Any]) -> Policy:
     """The policy of a vector; numbers may be strings, and a guard may be "off"."""
-    given = {"escalate_min": 0} | {_snake_case(key): value for key, value in keys.items() if key != "reserveLine"}
+    given = {"escalate_min": 0} | {snake_case(key): value for key, value in keys.items() if key != "reserveLine"}
     guard = given.get("drawdown_guard")
     if isinstance(guard, dict):
-        given["drawdown_guard"] = {_snake_case(key): value for key, value in guard.items()}
+        given["drawdown_guard"] = {snake_case(key): value for key, value in guard.items()}
     elif not guard or guard == "off":
         given["drawdown_guard"] = None
     try:
@@ -213,7 +213,8 @@ def _policy(keys: dict[str, Any]) -> Policy:
         raise VectorError(f"not a vector: policy: {error}") from None
 
 
-def _snake_case(name: str) -> str:
+def snake_case(name: str) -> str:
+    """Returns a camelCase name in snake_case."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
 
@@ -283,13 +284,13 @@ def _shortest(path: str, amount: str | int, decimals: int) -> str:
     return format_units(amount if isinstance(amount, int) else _units(path, amount, decimals), decimals)
 
 
-def _differences(path: str, expected: Any, got: Any) -> Iterator[Difference]:
+def differences_of(path: str, expected: Any, got: Any) -> Iterator[Difference]:
     """The differences between two values of the same shape, including elements that only one list has."""
     if isinstance(expected, dict) and isinstance(got, dict):
         for key, value in expected.items():
-            yield from _differences(f"{path}.{key}", value, got[key])
+            yield from differences_of(f"{path}.{key}", value, got[key])
     elif isinstance(expected, list) and isinstance(got, list):
         for index, (one, other) in enumerate(zip_longest(expected, got)):
-            yield from _differences(f"{path}[{index}]", one, other)
+            yield from differences_of(f"{path}[{index}]", one, other)
     elif expected != got:
         yield Difference(path, expected, got)
