@@ -62,6 +62,7 @@ class MovedOrderRow(NamedTuple):
     adl: int
     recovered: int
     executed: int
+    unwound: int
     state: State
     round: int
     seq: int

@@ -70,12 +70,30 @@ SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
 
 -- name: commit_orders
 -- ADL orders that changed. COPY inserts new ones.
-UPDATE adl_orders o SET recovered = m.recovered, executed = m.executed, state = m.state, round = m.round, seq = m.seq,
-    acknowledged = m.acknowledged, round_ms = m.round_ms, updated_at = now()
-FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::integer[], $7::bigint[], $8::boolean[],
-            $9::bigint[])
-    AS m (symbol, adl, recovered, executed, state, round, seq, acknowledged, round_ms)
+UPDATE adl_orders o SET recovered = m.recovered, executed = m.executed, unwound = m.unwound, state = m.state, round = m.round,
+    seq = m.seq, acknowledged = m.acknowledged, round_ms = m.round_ms, updated_at = now()
+FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::integer[], $8::bigint[],
+            $9::boolean[], $10::bigint[])
+    AS m (symbol, adl, recovered, executed, unwound, state, round, seq, acknowledged, round_ms)
 WHERE o.symbol = m.symbol AND o.adl = m.adl;
+
+-- name: commit_tranches
+-- Tranches that changed. One without lots is closed.
+WITH changed AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::boolean[])
+        AS t (symbol, side, entry, lots, price, ts, forced)
+), closed AS (
+    DELETE FROM tranches t USING changed c WHERE t.symbol = c.symbol AND t.entry = c.entry AND c.lots = 0
+)
+INSERT INTO tranches AS t (symbol, side, entry, lots, price, ts, forced)
+SELECT symbol, side, entry, lots, price, ts, forced FROM changed WHERE lots > 0
+ON CONFLICT (symbol, entry) DO UPDATE SET lots = excluded.lots;
+
+-- name: commit_holdings
+INSERT INTO holdings AS h (symbol, side, taken, unwound, deleveraged, held, in_orders, returned_ts)
+SELECT * FROM unnest($1::text[], $2::text[], $3::numeric[], $4::numeric[], $5::numeric[], $6::bigint[], $7::bigint[], $8::bigint[])
+ON CONFLICT (symbol, side) DO UPDATE SET taken = excluded.taken, unwound = excluded.unwound, deleveraged = excluded.deleveraged,
+    held = excluded.held, in_orders = excluded.in_orders, returned_ts = excluded.returned_ts;
 
 -- name: commit_books
 -- Saves books after message $1. `commit_book_part` adds the new parts of large books whose positions changed.
@@ -152,10 +170,21 @@ INSERT INTO stream_gaps (partition, after_id, until_id, messages) VALUES ($1, $2
 UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowledged_at IS NULL
 RETURNING after_id, until_id, messages, acknowledged_at;
 
+-- name: load_holdings
+-- The sides of inventories of a partition's contracts; of a contract or, with NULL, of all contracts.
+SELECT h.symbol, h.side, h.taken, h.unwound, h.deleveraged, h.held, h.in_orders, h.returned_ts
+FROM holdings h JOIN contracts c USING (symbol) WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
+
+-- name: load_tranches
+-- The tranches of the inventories of `load_holdings`.
+SELECT t.symbol, t.side, t.entry, t.lots, t.price, t.ts, t.forced
+FROM tranches t JOIN contracts c USING (symbol) WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2)
+ORDER BY t.symbol, t.entry;
+
 -- name: load_orders
 -- Open orders of a partition or, with NULL, of all partitions; of a contract or, with NULL, of all contracts.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
-       o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
+       o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version, o.origin, o.unwound
 FROM adl_orders o JOIN contracts c USING (symbol)
 WHERE ($1::integer IS NULL OR c.partition = $1) AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open'
 ORDER BY o.symbol, o.adl;
