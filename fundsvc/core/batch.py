@@ -12,6 +12,7 @@ from fundsvc.core.adl.records import SealedRecord
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.fund.chain import Entry, Kind
+from fundsvc.core.fund.inventory import HoldingState, TrancheState
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies
@@ -65,6 +66,7 @@ class BookState(NamedTuple):
     mark_seq: int
     parts: list[bytes] | None
     positions: int
+    mark_ts_max: int = 0
 
 
 class StoredBook(NamedTuple):
@@ -80,6 +82,7 @@ class StoredBook(NamedTuple):
     mark_ts: int
     mark_seq: int
     book: Iterable[BookPart] | None
+    mark_ts_max: int = 0
 
 
 class Durations(NamedTuple):
@@ -130,10 +133,11 @@ class Batch:
     """The effects of a run of events, which one transaction writes.
 
     `hashes[i]` belongs to `entries[i]`. `changed` are the funds that changed, `funds` their states after the batch, and
-    `moved[i]` the amounts that `funds[i]` moved. `orders` are the ADL orders that changed, in their last state; `opened` names
-    the new ones. `records` are the sealed records of orders, and `rounds` the rounds to announce. `books` are books to save,
-    and `rates` the newest rates by currency. `listings` are contracts that were listed or updated, with their KuCoin objects.
-    `rejected` are the rejected events, `replayed` the events rejected earlier that are settled now.
+    `moved[i]` the amounts that `funds[i]` moved. `tranches` are the tranches that changed, in their last state, and `holdings`
+    the states of both sides of each fund with an inventory. `orders` are the ADL orders that changed, in their last state;
+    `opened` names the new ones. `records` are the sealed records of orders, and `rounds` the rounds to announce. `books` are
+    books to save, and `rates` the newest rates by currency. `listings` are contracts that were listed or updated, with their
+    KuCoin objects. `rejected` are the rejected events, `replayed` the events rejected earlier that are settled now.
 
     By contract: `duplicates` counts events that were known, `old` events more than a day old (under "" those of no listed
     contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt.
@@ -152,6 +156,8 @@ class Batch:
     changed: dict[str, Fund] = field(default_factory=dict)
     funds: list[FundState] = field(default_factory=list)
     moved: list[Moved] = field(default_factory=list)
+    tranches: list[TrancheState] = field(default_factory=list)
+    holdings: list[HoldingState] = field(default_factory=list)
     orders: dict[tuple[str, int], OrderState] = field(default_factory=dict)
     opened: set[tuple[str, int]] = field(default_factory=set)
     records: list[SealedRecord] = field(default_factory=list)
@@ -187,7 +193,7 @@ class Batch:
     def rows(self) -> int:
         """The number of rows that the batch writes, without books and rates, which have their own bounds."""
         adl = len(self.orders) + len(self.records)
-        return self.count() + len(self.rejected) + len(self.replayed) + len(self.listings) + adl
+        return self.count() + len(self.rejected) + len(self.replayed) + len(self.listings) + len(self.tranches) + adl
 
     def bytes(self) -> int:
         """The approximate size of the batch."""
@@ -208,6 +214,9 @@ class Draft(Batch):
             setattr(self, name, empty)
         taken.funds = [fund.state() for fund in taken.changed.values()]
         taken.moved = [Moved(fund.credited, fund.repaid) for fund in taken.changed.values()]
+        for inventory in (fund.inventory for fund in taken.changed.values() if fund.inventory):
+            taken.tranches += inventory.take_changed()
+            taken.holdings += inventory.states()
         return taken
 
     def record(self, fund: Fund, settled: tuple[Entry, bytes]) -> None:

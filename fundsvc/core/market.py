@@ -6,7 +6,6 @@ first round. Each execution and each end of a round moves the order, until it is
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
@@ -15,8 +14,8 @@ from fundsvc.core.adl.desk import AdlDesk
 from fundsvc.core.adl.order import AdlOrder, RoundRequest, RoundTerms, opposite, order_for
 from fundsvc.core.adl.records import reduced_body, round_bodies
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import BookState, Draft, Round, StoredBook
-from fundsvc.core.checks import check_mark, check_position, position_numbers
+from fundsvc.core.batch import BookState, Draft, RateState, Round, StoredBook
+from fundsvc.core.checks import check_mark, check_position, check_takeover, check_unwind, position_numbers
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting
 from fundsvc.core.events import (
     AdlAck,
@@ -30,19 +29,15 @@ from fundsvc.core.events import (
     Reason,
     Rejection,
     Snapshot,
+    Takeover,
+    Unwind,
 )
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import Fund, WaitsForAdl
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences, content_of, content_of_entry
-
-
-class Cause(NamedTuple):
-    """The event that moves an order: its sequence, 0 if it has none, and the engine's time in milliseconds."""
-
-    seq: int
-    ts: int
+from fundsvc.core.takeover import Cause, Takeovers, check_held
 
 
 @dataclass(slots=True)
@@ -50,13 +45,15 @@ class Shared:
     """What the markets of one partition share.
 
     `batch` is the draft of the next commit, `policies` the recorded policies by version, and `books_due` the symbols of the
-    books to save with the next batches. `now_ms` is the time in the stream id of the current event.
+    books to save with the next batches. `rates` are the latest rates by currency.
+    `now_ms` is the time in the stream id of the current event.
     """
 
     batch: Draft
     sequences: Sequences
     policies: dict[int, Policies]
     books_due: dict[str, None] = field(default_factory=dict)
+    rates: dict[str, RateState] = field(default_factory=dict)
     now_ms: int = 0
 
 
@@ -67,13 +64,14 @@ class Market:
     changed nothing, if the event cannot be applied.
     """
 
-    __slots__ = ("_desk", "_shared", "fund", "symbol")
+    __slots__ = ("_desk", "_shared", "_takeovers", "fund", "symbol")
 
     def __init__(self, fund: Fund, shared: Shared) -> None:
         self.fund = fund
         self.symbol = fund.contract.symbol
         self._shared = shared
         self._desk: AdlDesk | None = None
+        self._takeovers = Takeovers(self, fund.inventory) if fund.inventory else None
 
     @property
     def contract(self) -> Contract:
@@ -86,6 +84,18 @@ class Market:
         if self._desk is None:
             self._desk = AdlDesk(self.contract, self.fund.policy, self._policy_under)
         return self._desk
+
+    @property
+    def batch(self) -> Draft:
+        """The draft of the next commit."""
+        return self._shared.batch
+
+    @property
+    def takeovers(self) -> Takeovers:
+        """The takeovers, created with an empty inventory at first use."""
+        if self._takeovers is None:
+            self._takeovers = Takeovers(self, self.fund.begin_inventory(self.desk.book.mark))
+        return self._takeovers
 
     @property
     def book(self) -> Book | None:
@@ -102,6 +112,11 @@ class Market:
         """Whether ranking the book, or reading all of it, takes long."""
         return self._desk is not None and self._desk.book.is_large
 
+    @property
+    def has_inventory(self) -> bool:
+        """Whether the fund has ever taken a position over, so that a mark may rank the book."""
+        return self._takeovers is not None
+
     def fill(self, fill: Fill) -> None:
         """Settles a fill, unless it is a duplicate."""
         if self._is_new(fill):
@@ -109,16 +124,58 @@ class Market:
 
     def settle(self, fill: Fill) -> None:
         """Settles a fill that is not a duplicate; escalates what the fund cannot pay."""
-        shared, fund = self._shared, self.fund
-        adl_comes_first = fund.policy.waterfall == "adl_then_fund"
-        settled = fund.settle(fill, waits_for_adl(fund, self.desk, fill) if adl_comes_first else None)
-        entry = settled[0]
-        shared.batch.record(fund, settled)
+        shared = self._shared
+        entry = self._write_fill(fill)
         shared.sequences.note(fill, content_of_entry(entry))
         if fill.trade_id and shared.sequences.repeats_trade(fill):
             shared.batch.repeated_trades[fill.symbol] += 1
         if entry.uncovered:
             self._escalate(entry)
+        if self._takeovers is not None:
+            self._takeovers.relieve(Cause(fill.seq, fill.ts))
+
+    def _write_fill(self, fill: Fill, closes: int = 0) -> Entry:
+        fund = self.fund
+        adl_comes_first = fund.policy.waterfall == "adl_then_fund"
+        settled = fund.settle(fill, waits_for_adl(fund, self.desk, fill) if adl_comes_first else None, closes)
+        self._shared.batch.record(fund, settled)
+        return settled[0]
+
+    def settle_piece(self, fill: Fill, closes: int) -> None:
+        """Settles a fill that closes lots of the tranche of a takeover entry; escalates what the fund cannot pay."""
+        entry = self._write_fill(fill, closes)
+        if entry.uncovered:
+            self._escalate(entry)
+
+    def takeover(self, event: Takeover) -> None:
+        """Takes lots over, unless the event is a duplicate."""
+        if self._is_new(event):
+            self.take_over(event)
+
+    def take_over(self, event: Takeover) -> None:
+        """Takes over what the fund accepts, and begins an ADL order for the rest."""
+        price = check_takeover(event, self.contract)
+        self.takeovers.take_over(event, price, self._shared.rates)
+        self._end_numbered(event)
+
+    def unwind(self, event: Unwind) -> None:
+        """Unwinds lots of the inventory, unless the event is a duplicate."""
+        if self._is_new(event):
+            self.close_held(event)
+
+    def close_held(self, event: Unwind) -> None:
+        """Closes lots of the inventory that the market took."""
+        price = check_unwind(event, self.contract)
+        check_held(self.fund.inventory, event)
+        self.takeovers.unwind(event, price)
+        self._end_numbered(event)
+
+    def _end_numbered(self, event: Takeover | Unwind) -> None:
+        """Records the sequence and the content of an applied event."""
+        self.fund.seq = max(self.fund.seq, event.seq)
+        self._note_change()
+        self._shared.sequences.note(event, content_of(event, self.contract))
+        self.takeovers.relieve(Cause(event.seq, event.ts))
 
     def has_passed(self, event: Numbered) -> bool:
         """Whether the contract has settled this sequence or a higher one."""
@@ -173,12 +230,16 @@ class Market:
         desk.reduce(order, event.account, event.lots)
         self._pass(order, event.seq)
         batch.seal(fund.record("execution", order, event.seq, event.ts, event.account, event.lots, reduced_body(reduced)))
-        if order.state == "done":
-            desk.close(order)
+        if order.origin != "shortfall":
+            self.takeovers.deleverage(order, event)
+        if order.state != "open":
+            self.close_order(order)
             if order.refund:
                 batch.record(fund, fund.refund(order, event))
         batch.note(order)
         self._shared.sequences.note(event, content_of(event, self.contract))
+        if self._takeovers is not None:
+            self._takeovers.relieve(Cause(event.seq, event.ts))
 
     def adl_end(self, event: AdlEnd) -> None:
         """Ends a round, unless the event is a duplicate."""
@@ -194,17 +255,17 @@ class Market:
         order = self._order(event.adl)
         if order is not None:
             self._pass(order, event.seq)
-            self.desk.end_round(order)
-            self._begin_round(order, Cause(event.seq, event.ts))
+            self._end_round(order, Cause(event.seq, event.ts))
         self._shared.sequences.note(event, content_of(event, self.contract))
+        if order is not None and self._takeovers is not None:
+            self._takeovers.relieve(Cause(event.seq, event.ts))
 
     def adl_timeout(self, event: AdlTimeout) -> None:
         """Ends a round that the engine did not answer. Changes nothing if the round is over."""
         order = self._order(event.adl)
         if order is not None and order.round == event.round:
-            self.desk.end_round(order)
             self._note_change()
-            self._begin_round(order, Cause(0, event.ts))
+            self._end_round(order, Cause(0, event.ts))
 
     def adl_ack(self, event: AdlAck) -> None:
         """Records that the engine has received a round. Changes nothing if that is known or the round is over."""
@@ -218,6 +279,8 @@ class Market:
         """Continues an open order of the ledger; returns the lots that its round still requests."""
         self.fund.open_in_adl += order.rest
         self.desk.reopen(order)
+        if order.origin != "shortfall":
+            self.takeovers.reopen(order)
         rests = [(account, rest) for account, rest in order.progress.rests() if rest]
         return Round(order.state_row(), [account for account, _ in rests], [rest for _, rest in rests])
 
@@ -230,11 +293,30 @@ class Market:
         if shortfall.uncovered < fund.escalate_min(shortfall.bankruptcy_price):
             fund.outstanding += shortfall.uncovered
             return
-        fund.adl += 1
         fund.open_in_adl += shortfall.uncovered
-        order = order_for(shortfall, fund.adl, fund.policy_version)
+        order = order_for(shortfall, fund.adl + 1, fund.policy_version)
+        self.begin_order(order, Cause(shortfall.seq, shortfall.ts))
+
+    def begin_order(self, order: AdlOrder, cause: Cause) -> None:
+        """Begins the first round of a new order."""
+        self.fund.adl = order.adl
         self._shared.batch.open(order)
-        self._begin_round(order, Cause(shortfall.seq, shortfall.ts))
+        self._note_change()
+        self._begin_round(order, cause)
+
+    def close_order(self, order: AdlOrder) -> None:
+        """Removes an order that has ended from the open orders."""
+        if order.unwound:
+            self.desk.withdraw(order)  # Its round may request more lots than it needed.
+        self.desk.close(order)
+
+    def _end_round(self, order: AdlOrder, cause: Cause) -> None:
+        """Ends a round and begins the next, unless the order is no longer needed."""
+        self.desk.end_round(order)
+        if order.origin == "inventory" and not self.takeovers.is_needed(order):
+            self._return(order, cause, found_nobody=False)
+        else:
+            self._begin_round(order, cause)
 
     def _begin_round(self, order: AdlOrder, cause: Cause) -> None:
         """Begins a round of an order; ends the order if no position can be reduced."""
@@ -243,12 +325,22 @@ class Market:
         if terms.accounts:
             batch = self._shared.batch
             batch.rounds.append(Round(batch.note(order), terms.accounts, terms.requested))
-        else:
+        elif order.origin == "shortfall":
             self._end_uncovered(order, cause)
+        else:
+            self._return(order, cause, found_nobody=True)
 
     def _seal_round(self, order: AdlOrder, terms: RoundTerms, cause: Cause) -> None:
         for kind, body, first_rank in round_bodies(order, terms):
             self._shared.batch.seal(self.fund.record(kind, order, cause.seq, cause.ts, body=body, first_rank=first_rank))
+
+    def _return(self, order: AdlOrder, cause: Cause, *, found_nobody: bool) -> None:
+        """Ends a takeover or inventory order; the fund holds the lots that were not executed."""
+        order.state = "returned"
+        self.desk.close(order)
+        self._shared.batch.note(order)
+        self._shared.batch.seal(self.fund.record("end", order, cause.seq, cause.ts, lots=order.needed))
+        self.takeovers.take_back(order, cause, found_nobody=found_nobody)
 
     def _end_uncovered(self, order: AdlOrder, cause: Cause) -> None:
         """Makes the rest of an order outstanding; the fund pays of it what it can."""
@@ -286,13 +378,28 @@ class Market:
         return order
 
     def mark(self, mark: Mark) -> None:
-        """Sets the mark price, unless the event is a duplicate."""
+        """Sets the mark price, unless the event is a duplicate, and relieves the inventory.
+
+        Engines resend marks, so a mark with a time before that of an earlier one is not acted upon.
+        """
+        is_latest = self._set_mark(mark)
+        if self._takeovers is not None and is_latest:
+            self._takeovers.relieve(Cause(0, mark.ts))
+
+    def _set_mark(self, mark: Mark) -> bool:
+        """Sets the mark price, unless the event is a duplicate; returns whether no earlier mark has a later time."""
         price = check_mark(mark, self.contract)
         book = self.desk.book
         if self._is_known(book, mark.seq, book.mark_seq):
             self._shared.batch.duplicates[self.symbol] += 1
-            return
+            return False
         book.mark, book.mark_ts, book.mark_seq = price, mark.ts, mark.seq or book.mark_seq
+        if self._takeovers is not None:
+            self._takeovers.inventory.reprice(price)
+        if mark.ts < book.mark_ts_max:
+            return False
+        book.mark_ts_max = mark.ts
+        return True
 
     def position(self, position: Position) -> None:
         """Sets a position, unless the event is a duplicate."""
@@ -332,7 +439,7 @@ class Market:
         """Applies to the book alone an event that was settled after the book was saved; see `Partition.apply_to_book`."""
         match event:
             case Mark():
-                self.mark(event)
+                self._set_mark(event)
             case Snapshot():
                 self.snapshot(event)
             case Position():
@@ -363,12 +470,16 @@ class Market:
         book = desk.book
         parts = [msgspec.msgpack.encode(part) for part in book.save()] if desk.changed else None
         desk.changed = False
-        return BookState(self.symbol, seq, book.mark, book.mark_ts, book.mark_seq, parts, book.open if parts else 0)
+        positions = book.open if parts else 0
+        return BookState(self.symbol, seq, book.mark, book.mark_ts, book.mark_seq, parts, positions, book.mark_ts_max)
 
     def restore_mark(self, kept: StoredBook) -> Book:
         """Sets the mark of a saved book; returns the book, to restore its positions."""
         book = self.desk.book
         book.mark, book.mark_ts, book.mark_seq = kept.mark, kept.mark_ts, kept.mark_seq
+        book.mark_ts_max = max(kept.mark_ts, kept.mark_ts_max)
+        if self._takeovers is not None and kept.mark is not None:
+            self._takeovers.inventory.reprice(kept.mark)
         return book
 
     def make_stale(self, known_ms: int) -> None:

@@ -31,6 +31,8 @@ from fundsvc.core.events import (
     Reason,
     Rejection,
     Snapshot,
+    Takeover,
+    Unwind,
     terms_in_doubt,
 )
 from fundsvc.core.fund.chain import Entry
@@ -47,7 +49,7 @@ BOOKS_MAX = 1_000
 LISTING_BYTES = 3000
 """The approximate size of KuCoin's object of a contract."""
 
-RANKING = frozenset((Fill, AdlFill, AdlEnd, AdlTimeout, Snapshot))
+RANKING = frozenset((Fill, Takeover, Unwind, AdlFill, AdlEnd, AdlTimeout, Snapshot))
 """Events that may rank the positions of their contract, or read all positions of a round or of the book."""
 
 RUN_MIN = 16
@@ -58,7 +60,7 @@ class Partition:
     """All contracts of one partition. Events must be applied in stream order; a duplicate changes nothing.
 
     `batch` collects the effects of the events. `secret` seals the accounts of new entries; without a secret, entries contain
-    the accounts themselves.
+    the accounts themselves. `rates` are the latest rates.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Partition:
         policies: Iterable[Policies] = (),
         secret: LedgerSecret | None = None,
         contracts_max: int = CONTRACTS_MAX,
+        rates: Iterable[RateState] = (),
     ) -> None:
         funds = [*funds]
         self.number = number
@@ -87,7 +90,7 @@ class Partition:
         self._secret = secret
         self._ahead_ms = int(ts_ahead_seconds_max * 1000)
         self._contracts_max = contracts_max
-        self._shared = Shared(self.batch, self.sequences, recorded)
+        self._shared = Shared(self.batch, self.sequences, recorded, rates={rate.currency: rate for rate in rates})
         self._markets: dict[str, Market] = {}
         for fund in funds:
             self._open(fund)
@@ -110,7 +113,10 @@ class Partition:
     def are_long(self, events: Iterable[Event | Rejection]) -> bool:
         """Whether applying some of these events may rank a large book, or read all of it."""
         symbols = {event.symbol for event in events if type(event) in RANKING}  # type: ignore[union-attr]
-        return any(self._is_large(symbol) for symbol in symbols)
+        marked = {event.symbol for event in events if type(event) is Mark} - symbols
+        return any(map(self._is_large, symbols)) or any(
+            self._is_large(one) and self._markets[one].has_inventory for one in marked
+        )
 
     def keeping_is_long(self) -> bool:
         """Whether one of the books that the next batches save is large."""
@@ -151,6 +157,10 @@ class Partition:
         match event:
             case Fill():
                 self._market(event.symbol).settle(event)
+            case Takeover():
+                self._market(event.symbol).take_over(event)
+            case Unwind():
+                self._market(event.symbol).close_held(event)
             case AdlFill():
                 self._market(event.symbol).execute(event)
             case AdlEnd():
@@ -302,9 +312,9 @@ class Partition:
 
     def _rate(self, rate: Rate) -> None:
         state = RateState(rate.currency, check_rate(rate), rate.ts)
-        known = self.batch.rates.get(rate.currency)
+        known = self._shared.rates.get(rate.currency)
         if known is None or state.ts >= known.ts:
-            self.batch.rates[rate.currency] = state
+            self._shared.rates[rate.currency] = self.batch.rates[rate.currency] = state
 
     def _list(self, listing: Listing, *, late: bool = False) -> None:
         """Lists or updates a contract. A late listing does not show the contract's current terms, so it cannot resume it."""
@@ -369,6 +379,8 @@ class Partition:
 
 _MARKET_HANDLERS: dict[type, Callable[[Market, Any], None]] = {
     Fill: Market.fill,
+    Takeover: Market.takeover,
+    Unwind: Market.unwind,
     Mark: Market.mark,
     Position: Market.position,
     AdlFill: Market.adl_fill,

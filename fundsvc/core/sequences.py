@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection, Takeover, Unwind
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.numbers import parse_price
 
@@ -22,7 +22,7 @@ RECENT_MAX = 10_000
 FACTS_MAX = 50_000
 """The number of ledger facts in memory at the beginning of a message."""
 
-Numbered = Fill | AdlFill | AdlEnd
+Numbered = Fill | Takeover | Unwind | AdlFill | AdlEnd
 Key = tuple[str, int]
 """A contract and an engine sequence."""
 
@@ -178,16 +178,27 @@ class Sequences:
 
 
 def content_of(event: Numbered, contract: Contract) -> Content:
-    """Hashes an event without its sequence. Prices of a fill are compared as numbers: 1.50 equals 1.5."""
+    """Hashes an event without its sequence. Prices are compared as numbers: 1.50 equals 1.5."""
+    try:
+        return _content_of(event, contract)
+    except Rejection:  # A price that no applied event can have.
+        return hash(digest_of(event))
+
+
+def _content_of(event: Numbered, contract: Contract) -> Content:
     match event:
         case Fill():
-            try:
-                price = parse_price(event.price, contract.price_decimals)
-                bankruptcy_price = contract.bankruptcy_price(event.bankruptcy_price)
-            except Rejection:
-                return hash((event.price, event.bankruptcy_price))
+            price = parse_price(event.price, contract.price_decimals)
+            bankruptcy_price = contract.bankruptcy_price(event.bankruptcy_price)
             ids = event.trade_id, event.order_id, event.account
             return content_of_fill(event.side, event.lots, price, bankruptcy_price, *ids, event.ts)
+        case Takeover():
+            price = contract.bankruptcy_price(event.bankruptcy_price)
+            ids = event.trade_id, event.order_id, event.account
+            return content_of_takeover(event.side, event.lots, price, *ids, event.ts)
+        case Unwind():
+            price = parse_price(event.price, contract.price_decimals)
+            return content_of_unwind(event.side, event.lots, price, event.trade_id, event.order_id, event.ts)
         case AdlFill():
             return content_of_execution(event.adl, event.account, event.lots, event.ts)
         case AdlEnd():
@@ -205,6 +216,18 @@ def content_of_entry(entry: Entry) -> Content:
     """Hashes the fill of an entry without its sequence."""
     ids = entry.trade_id, entry.order_id, entry.account
     return content_of_fill(entry.side, entry.lots, entry.price, entry.bankruptcy_price, *ids, entry.ts)
+
+
+def content_of_takeover(
+    side: str, lots: int, bankruptcy_price: int, trade_id: str, order_id: str, account: str, ts: int
+) -> Content:
+    """Hashes a takeover without its sequence; `lots` are all lots of the event, accepted or not."""
+    return hash(("takeover", side, lots, bankruptcy_price, trade_id, order_id, account, ts))
+
+
+def content_of_unwind(side: str, lots: int, price: int, trade_id: str, order_id: str, ts: int) -> Content:
+    """Hashes an unwind without its sequence; `lots` are all lots of the event."""
+    return hash(("unwind", side, lots, price, trade_id, order_id, ts))
 
 
 def content_of_execution(adl: int, account: str, lots: int, ts: int) -> Content:

@@ -18,7 +18,7 @@ from fundsvc.core.batch import Batch, Offset
 from fundsvc.core.events import Reason, Rejected
 from fundsvc.logs.faults import REPEAT_SECONDS
 
-Course = Literal["opened", "advanced", "done", "uncovered"]
+Course = Literal["opened", "advanced", "done", "uncovered", "returned"]
 """The change of an ADL order by a batch."""
 
 Kind = TypeVar("Kind", bound=Hashable)

@@ -264,7 +264,7 @@ def orders_from(orders: Iterable[asyncpg.Record], records: Iterable[asyncpg.Reco
 
 
 def _order_from(row: asyncpg.Record) -> AdlOrder:
-    return AdlOrder(**{name: row[name] for name in OrderState._fields if name != "recovered"})
+    return AdlOrder(**{name: row[name] for name in OrderState._fields if name != "recovered" and name in row})
 
 
 def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
