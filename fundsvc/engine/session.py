@@ -20,7 +20,7 @@ from fundsvc.concurrency.background import PeriodicTask, keep_running
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.config.settings import Config
 from fundsvc.core.adl.order import OrderState
-from fundsvc.core.batch import Offset
+from fundsvc.core.batch import Offset, RateState
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
@@ -284,7 +284,7 @@ class Session:
         self._check_home(funds)
         start = await self._start.find(stored)
         exclusive = Exclusive(self._worker)
-        state = self._partition_of(funds, policies)
+        state = self._partition_of(funds, policies, await writer.load_rates())
         await self._restore_books(state, exclusive, writer, stored)
         if start.known_ms is not None:
             state.make_stale(start.known_ms)
@@ -309,7 +309,7 @@ class Session:
         )
         return _Loaded(policies[-1], state, exclusive, announcer, pipeline, start.offset)
 
-    def _partition_of(self, funds: Iterable[Fund], policies: Sequence[Policies]) -> Partition:
+    def _partition_of(self, funds: Iterable[Fund], policies: Sequence[Policies], rates: Iterable[RateState]) -> Partition:
         stream, currency = self._config.stream, self._config.currency
         return Partition(
             self._partition,
@@ -322,6 +322,7 @@ class Session:
             policies,
             self._config.ledger.secrets.current,
             stream.contracts_max,
+            rates,
         )
 
     def _check_home(self, funds: Iterable[Fund]) -> None:

@@ -5,6 +5,8 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
+import asyncpg
+
 from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
 from fundsvc.core.adl.records import reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
@@ -12,9 +14,9 @@ from fundsvc.core.batch import EventPlace, Offset, StoredBook
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policy
-from fundsvc.store.database import Pool
+from fundsvc.store.database import SQL, Pool, snapshot
 from fundsvc.store.reader import fetch, reading
-from fundsvc.store.writer import fund_from, load_books, orders_from
+from fundsvc.store.writer import load_books, load_funds, orders_from
 
 
 class OrderRow(NamedTuple):
@@ -134,8 +136,12 @@ class AdlReader:
 
     async def funds(self, partition: int, policy_of: Callable[[str], Policy], symbol: str | None = None) -> list[Fund]:
         """Returns the funds of a partition's contracts, or of one contract."""
-        rows = await self._fetch("load_funds", partition, symbol)
-        return [fund_from(row, policy_of(row["symbol"])) for row in rows]
+        async with reading(self._pool) as connection, snapshot(connection):
+
+            async def fetch(block: str, *parameters: Any) -> list[asyncpg.Record]:
+                return await connection.fetch(SQL[block], *parameters)
+
+            return await load_funds(fetch, partition, symbol, policy_of)
 
     async def open_orders(self, partition: int, symbol: str) -> OpenOrders:
         """Returns the open orders of a contract."""

@@ -256,7 +256,7 @@ async def _orders(
     moved = {(symbol, adl) for symbol in ended for adl in since[symbol].opened.unchecked}
     found: dict[str, dict[int, OrderState]] = defaultdict(dict)
     for row in await _fetch_of(connection, "audit_order_rows", sorted(named | moved), 2):
-        found[row["symbol"]][row["adl"]] = OrderState(*(row[name] for name in OrderState._fields if name in row))
+        found[row["symbol"]][row["adl"]] = OrderState(*(row[name] for name in OrderState._fields))
     totals = {
         row["symbol"]: OrderTotals(*(int(row[name]) for name in OrderTotals._fields))
         for row in await _fetch_of(connection, "audit_orders", [(symbol,) for symbol in ended], 1)

@@ -131,7 +131,7 @@ def fund_state_from(row: asyncpg.Record) -> FundState:
 
 def line_from(row: asyncpg.Record) -> Line:
     """Builds the entry with hash and time from a row with all their columns."""
-    return Line(Entry(*(row[name] for name in Entry.__struct_fields__ if name in row)), row["hash"], row["recorded_at"])
+    return Line(Entry(*(row[name] for name in Entry.__struct_fields__)), row["hash"], row["recorded_at"])
 
 
 def record_from(row: asyncpg.Record) -> AdlRecord:

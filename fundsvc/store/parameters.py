@@ -77,6 +77,7 @@ class BookRow(NamedTuple):
     seq: int
     mark: int | None
     mark_ts: int
+    mark_ts_max: int
     mark_seq: int
     body: bytes | None
 

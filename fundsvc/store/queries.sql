@@ -98,15 +98,15 @@ ON CONFLICT (symbol, side) DO UPDATE SET taken = excluded.taken, unwound = exclu
 -- name: commit_books
 -- Saves books after message $1. `commit_book_part` adds the new parts of large books whose positions changed.
 WITH kept AS (
-    SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[])
-        AS k (symbol, seq, mark, mark_ts, mark_seq, body)
+    SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[])
+        AS k (symbol, seq, mark, mark_ts, mark_ts_max, mark_seq, body)
 ), outdated AS (
     DELETE FROM book_parts p USING kept k WHERE p.symbol = k.symbol AND k.body IS NOT NULL
 )
-INSERT INTO books AS b (symbol, last_id, seq, mark, mark_ts, mark_seq, body)
-SELECT symbol, $1, seq, mark, mark_ts, mark_seq, body FROM kept
+INSERT INTO books AS b (symbol, last_id, seq, mark, mark_ts, mark_ts_max, mark_seq, body)
+SELECT symbol, $1, seq, mark, mark_ts, mark_ts_max, mark_seq, body FROM kept
 ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.seq, mark = excluded.mark,
-    mark_ts = excluded.mark_ts, mark_seq = excluded.mark_seq, body = coalesce(excluded.body, b.body), kept_at = now();
+    mark_ts = excluded.mark_ts, mark_ts_max = excluded.mark_ts_max, mark_seq = excluded.mark_seq, body = coalesce(excluded.body, b.body), kept_at = now();
 
 -- name: commit_book_part
 INSERT INTO book_parts (symbol, part, body) VALUES ($1, $2, $3);
@@ -170,6 +170,9 @@ INSERT INTO stream_gaps (partition, after_id, until_id, messages) VALUES ($1, $2
 UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowledged_at IS NULL
 RETURNING after_id, until_id, messages, acknowledged_at;
 
+-- name: load_rates
+SELECT currency, price, ts FROM rates WHERE partition = $1;
+
 -- name: load_holdings
 -- The sides of inventories of a partition's contracts; of a contract or, with NULL, of all contracts.
 SELECT h.symbol, h.side, h.taken, h.unwound, h.deleveraged, h.held, h.in_orders, h.returned_ts
@@ -197,7 +200,7 @@ WHERE ($1::integer IS NULL OR c.partition = $1) AND ($2::text IS NULL OR c.symbo
 ORDER BY r.symbol, r.record;
 
 -- name: load_books
-SELECT c.symbol, b.last_id, b.seq, b.mark, b.mark_ts, b.mark_seq, b.body,
+SELECT c.symbol, b.last_id, b.seq, b.mark, b.mark_ts, b.mark_ts_max, b.mark_seq, b.body,
        (SELECT count(*) FROM book_parts p WHERE p.symbol = c.symbol) AS parts
 FROM contracts c LEFT JOIN books b USING (symbol)
 WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
@@ -410,7 +413,7 @@ WHERE f.commit > k.commit;
 -- name: entries_between
 -- Up to $3 entries of each contract after $2, for the public: without the account.
 SELECT e.symbol, e.entry, e.seq, e.kind, e.change, e.balance, e.uncovered, e.repaid, e.side, e.lots, e.price,
-       e.bankruptcy_price, e.trade_id, e.order_id, e.ts, e.seal, e.recorded_at, e.hash
+       e.bankruptcy_price, e.trade_id, e.order_id, e.ts, e.seal, e.closes, e.forced, e.recorded_at, e.hash
 FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
     SELECT * FROM entries x WHERE x.symbol = s.symbol AND x.entry > s.after ORDER BY x.entry LIMIT $3
 ) e;
@@ -418,17 +421,17 @@ FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
 -- name: orders_moved
 -- The current rows of some orders, and the orders of some contracts after a number.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
-       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version
+       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING (symbol, adl)
 UNION ALL
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
-       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version
+       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
 FROM unnest($3::text[], $4::bigint[]) AS k (symbol, adl) JOIN adl_orders o ON o.symbol = k.symbol AND o.adl > k.adl
 ORDER BY symbol, adl;
 
 -- name: orders_open
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
-       acknowledged, policy_version
+       acknowledged, policy_version, origin, unwound
 FROM adl_orders WHERE state = 'open' AND symbol = ANY ($1) ORDER BY symbol, adl;
 
 -- name: reductions
@@ -454,7 +457,7 @@ ORDER BY o.updated_at, r.symbol, r.adl, r.round;
 
 -- name: orders_caused
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
-       acknowledged, policy_version
+       acknowledged, policy_version, origin, unwound
 FROM adl_orders WHERE symbol = $1 AND cause = $2;
 
 -- name: marks
@@ -568,14 +571,14 @@ FROM hours h GROUP BY 1 ORDER BY 1;
 -- name: entries_ascending
 -- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, seal, recorded_at, hash
+       ts, seal, closes, forced, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry LIMIT $7;
 
 -- name: entries_descending
 -- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, seal, recorded_at, hash
+       ts, seal, closes, forced, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry DESC LIMIT $7;
 
@@ -605,7 +608,7 @@ WHERE first_entry IS NOT NULL ORDER BY first_entry;
 
 -- name: entries_after
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       account, ts, seal, recorded_at, hash
+       account, ts, seal, closes, forced, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry > $2 ORDER BY entry LIMIT $3;
 
 -- name: records_after
@@ -614,12 +617,12 @@ FROM adl_records WHERE symbol = $1 AND record > $2 ORDER BY record LIMIT $3;
 
 -- name: orders_ascending
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
-       acknowledged, policy_version
+       acknowledged, policy_version, origin, unwound
 FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl LIMIT $5;
 
 -- name: orders_descending
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
-       acknowledged, policy_version
+       acknowledged, policy_version, origin, unwound
 FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl DESC LIMIT $5;
 
 -- name: rounds
@@ -816,7 +819,7 @@ FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
 -- name: audit_entries
 -- The next entries of some contracts, each after its own number and up to its own count.
 SELECT e.symbol, e.entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       account, ts, seal, recorded_at, hash
+       account, ts, seal, closes, forced, recorded_at, hash
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
 CROSS JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = k.symbol AND x.entry > k.entry ORDER BY x.entry LIMIT k.entries) e;
 
@@ -844,7 +847,7 @@ SELECT * FROM found ORDER BY symbol, record;
 -- Each row is the first from its number on. So PostgreSQL uses the index by number even without statistics, instead of searching
 -- all orders of the contract for each number.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
-       o.state, o.round, o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
+       o.state, o.round, o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version, o.origin, o.unwound
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl)
 CROSS JOIN LATERAL (
     SELECT * FROM adl_orders x WHERE x.symbol = k.symbol AND x.adl >= k.adl ORDER BY x.adl LIMIT 1

@@ -20,8 +20,8 @@ GRANT INSERT (symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, un
               account, acknowledged, round_ms, policy_version, origin, unwound),
       UPDATE (recovered, executed, unwound, state, round, seq, acknowledged, round_ms, updated_at)
     ON adl_orders TO fundsvc_service;
-GRANT INSERT (symbol, last_id, seq, mark, mark_ts, mark_seq, body),
-      UPDATE (last_id, seq, mark, mark_ts, mark_seq, body, kept_at)
+GRANT INSERT (symbol, last_id, seq, mark, mark_ts, mark_ts_max, mark_seq, body),
+      UPDATE (last_id, seq, mark, mark_ts, mark_ts_max, mark_seq, body, kept_at)
     ON books TO fundsvc_service;
 GRANT INSERT (symbol, part, body), DELETE ON book_parts TO fundsvc_service;
 GRANT INSERT (partition, currency, price, ts), UPDATE (price, ts) ON rates TO fundsvc_service;

@@ -40,7 +40,8 @@ ALTER TABLE adl_orders
     ADD CONSTRAINT adl_orders_uncovered_check CHECK (uncovered >= 0 AND (origin = 'shortfall') = (uncovered > 0)),
     ADD CONSTRAINT adl_orders_state_check CHECK (state IN ('open', 'done')
         OR state = 'uncovered' AND origin = 'shortfall' OR state = 'returned' AND origin <> 'shortfall'),
-    ADD CONSTRAINT adl_orders_unwound_check CHECK (unwound = 0 OR unwound > 0 AND origin = 'inventory' AND executed + unwound <= lots);
+    ADD CONSTRAINT adl_orders_unwound_check
+        CHECK (unwound = 0 OR unwound > 0 AND origin = 'inventory' AND executed + unwound <= lots);
 COMMENT ON COLUMN adl_orders.unwound IS 'Lots of an inventory order that the market took before ADL.';
 CREATE UNIQUE INDEX adl_orders_by_shortfall ON adl_orders (symbol, cause) WHERE origin = 'shortfall';
 
@@ -50,6 +51,9 @@ ALTER TABLE adl_records ADD CONSTRAINT adl_records_kind_check
 ALTER TABLE adl_records DROP CONSTRAINT adl_records_check1;
 ALTER TABLE adl_records ADD CONSTRAINT adl_records_ranks_check
     CHECK ((first_rank IS NULL) = (kind IN ('execution', 'unwind', 'end'))) NOT VALID;
+
+ALTER TABLE books ADD COLUMN mark_ts_max bigint NOT NULL DEFAULT 0;
+COMMENT ON COLUMN books.mark_ts_max IS 'The latest time (ms) of all marks; an older mark relieves no inventory.';
 
 CREATE TABLE tranches (
     symbol text COLLATE "C" NOT NULL,
