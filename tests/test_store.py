@@ -381,7 +381,7 @@ async def test_schema_refuses_a_hash_of_wrong_length(writer, service_connection,
         )
 
 
-@pytest.mark.parametrize("statement", ["UPDATE entries SET balance = 0", "DELETE FROM entries", "TRUNCATE entries"])
+@pytest.mark.parametrize("statement", ["UPDATE entries SET balance = 0", "DELETE FROM entries", "TRUNCATE entries CASCADE"])
 async def test_neither_service_nor_owner_can_change_entries(writer, service_connection, owner_connection, statement):
     batch = batch_of(listing("AAA"), fill("AAA", 1, 1))
     await writer.commit(batch, START, NEXT)
