@@ -12,6 +12,7 @@ from fundsvc.core.batch import StoredBook
 from fundsvc.core.events import AdlTimeout, Event, Rate, Rejection
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.fund.verification import Checkpoint, OrderTotals, Replay
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import DrawdownGuard, Policy, TakeoverPolicy
 from fundsvc.store.writer import orders_from
@@ -62,6 +63,7 @@ class Stored:
     def __init__(self) -> None:
         self.entries: dict[str, list[Entry]] = {contract.symbol: [] for contract in CONTRACTS}
         self.records: list[AdlRecord] = []
+        self.lines: list[tuple[Entry | AdlRecord, bytes]] = []
         self.funds = {}
         self.tranches = {}
         self.holdings = {}
@@ -70,6 +72,8 @@ class Stored:
         self.books = {}
 
     def keep(self, batch) -> None:
+        entries = zip(batch.entries, batch.hashes, strict=True)
+        self.lines += sorted([*entries, *(sealed[:2] for sealed in batch.records)], key=place)
         for entry in batch.entries:
             self.entries[entry.symbol].append(entry)
         self.records += [sealed.record for sealed in batch.records]
@@ -81,14 +85,16 @@ class Stored:
         self.holdings |= {(row.symbol, row.side): row for row in batch.holdings}
         self.orders |= batch.orders
         self.rates |= batch.rates
-        self.books |= {book.symbol: book for book in batch.books}
+        for book in batch.books:
+            known = self.books.get(book.symbol)
+            self.books[book.symbol] = book if book.parts is not None or not known else book._replace(parts=known.parts)
 
 
 class World:
     """A partition with two contracts under one policy."""
 
     def __init__(self, policy: Policy, balance: int) -> None:
-        self.policy = policy
+        self.policy, self.balance = policy, balance
         self.stored = Stored()
         self.rejected: Counter[str] = Counter()
         self.seq = 0
@@ -98,13 +104,15 @@ class World:
         self.stored.funds = {fund.contract.symbol: fund.state() for fund in funds}
         self.partition = partition_of(funds)
 
-    def draw(self, data) -> Event:
-        """An event that may be legal, of any type that matters."""
+    def draw(self, data, *, resends: bool = True) -> Event:
+        """An event that may be legal, of any type that matters; with `resends`, its sequence may have passed."""
         self.ts += data.draw(STEPS)
-        seq = self.seq + data.draw(st.sampled_from([1, 1, 1, 1, 0]))
+        seq = self.seq + (data.draw(st.sampled_from([1, 1, 1, 1, 0])) if resends else 1)
         given = {"symbol": data.draw(SYMBOLS), "ts": self.ts}
         kind = data.draw(
-            st.sampled_from(["mark", "mark", "mark", "position", "position", "takeover", "takeover", "unwind", "fill", "execution", "end"])
+            st.sampled_from(
+                ["mark", "mark", "mark", "position", "position", "takeover", "takeover", "unwind", "fill", "execution", "end"]
+            )
         )
         match kind:
             case "mark":
@@ -199,6 +207,33 @@ class World:
             else None,
         )
 
+    def audit(self, lines=None, *, parts: int = 1) -> list[str]:
+        """The differences that an audit finds in the first contract, followed in some parts."""
+        symbol = UNIT.symbol
+        lines = [line for line in self.stored.lines if line[0].symbol == symbol] if lines is None else lines
+        since, opened, inventory = Checkpoint(balance=self.balance * 10**UNIT.settle_decimals), None, None
+        size = len(lines) // parts + 1
+        differences = []
+        for first in range(0, max(1, len(lines)), size):
+            again = Replay(UNIT, (), since, {0: self.policy}, opened, inventory=inventory)
+            for item, digest in lines[first : first + size]:
+                if isinstance(item, Entry):
+                    again.follow(item, digest)
+                else:
+                    again.follow_record(item, digest)
+            since, opened, inventory = again.checkpoint, again.orders.opened, again.held.inventory
+            differences += again.differences
+        rows = [row for row in self.stored.orders.values() if row.symbol == symbol]
+        again.compare({row.adl: row for row in rows}, ended=True)
+        again.held.compare(
+            [row for row in self.stored.tranches.values() if row.symbol == symbol],
+            [row for row in self.stored.holdings.values() if row.symbol == symbol],
+        )
+        rest = sum(row.uncovered - row.recovered for row in rows if row.state == "open")
+        totals = OrderTotals(sum(row.recovered for row in rows), rest, max((row.seq for row in rows), default=0), len(rows))
+        again.finish(self.stored.funds[symbol], totals)
+        return differences + [one for one in again.differences if one not in differences]
+
     def check(self) -> None:
         """Compares the inventories with the entries and the orders."""
         for contract in CONTRACTS:
@@ -222,6 +257,12 @@ class World:
             for tranche in tranches:
                 promised = sum(o.needed for o in orders if o.origin == "inventory" and o.cause == tranche.entry)
                 assert tranche.promised == promised <= tranche.lots
+
+
+def place(line):
+    """The sort key of an entry or a record: a record follows the entry that it contains."""
+    item = line[0]
+    return (item.entry, 0, 0) if isinstance(item, Entry) else (item.entry, 1, item.record)
 
 
 def replay(entries) -> dict:
