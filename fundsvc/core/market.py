@@ -113,6 +113,11 @@ class Market:
         return self._desk is not None and self._desk.book.is_large
 
     @property
+    def has_ledger(self) -> bool:
+        """Whether the contract has entries or ADL orders, whose amounts its terms determine."""
+        return bool(self.fund.entry or self.fund.adl)
+
+    @property
     def has_inventory(self) -> bool:
         """Whether the fund has ever taken a position over, so that a mark may rank the book."""
         return self._takeovers is not None

@@ -322,7 +322,7 @@ class Partition:
         market = self._markets.get(contract.symbol)
         if market is None:
             self._check_listable(contract.symbol)
-        if market is None or (not market.fund.entry and market.contract != contract):
+        if market is None or (not market.has_ledger and market.contract != contract):
             market = self._list_anew(contract, market)
         elif late:
             check_relisting(market.contract, contract)
@@ -334,7 +334,7 @@ class Partition:
         market.request_book()
 
     def _list_anew(self, contract: Contract, before: Market | None) -> Market:
-        """Adds a contract, in place of one without entries that had other terms."""
+        """Adds a contract, in place of one without entries and orders that had other terms."""
         market = self._open(Fund(contract, policy=self._policy_of(contract.symbol)))
         # The prices of the old positions may have other units, so an empty book replaces the saved one. A restart within the
         # message would apply old positions in new units to the book saved in old units.

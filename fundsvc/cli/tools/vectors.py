@@ -33,9 +33,9 @@ Amount = str
 
 _MONEY = {
     *("change", "balance", "uncovered", "repaid", "outstanding", "recovered"),
-    *("unrealised_long", "unrealised_short", "equity", "capacity"),
+    *("unrealisedLong", "unrealisedShort", "equity", "capacity"),
 }
-_PRICES = {"price", "bankruptcy_price"}
+_PRICES = {"price", "bankruptcyPrice"}
 """The expected fields that are amounts, and those that are prices."""
 
 _OF_A_CONTRACT = {event.__struct_config__.tag for event in (Fill, Takeover, Unwind, Mark, Position, AdlFill, AdlEnd)}
@@ -214,7 +214,7 @@ def run_vector(vector: dict[str, Any]) -> Outcome:
     read = _read(vector)
     contract = _contract(read)
     fund = _starting_fund(read, contract)
-    expected = _canonical("expect", _builtins(read.expect), contract)
+    expected = _canonical("expect", msgspec.to_builtins(read.expect), contract)
     partition = Partition(0, 1, [fund], *_currencies())
     run = _Run(partition, contract.symbol)
     for index, event in enumerate(read.events):
@@ -343,14 +343,6 @@ def _inventory(fund: Fund) -> dict[str, Any]:
     return {holding.name: tranches(holding) for holding in inventory.sides()} if inventory else {"long": [], "short": []}
 
 
-def _builtins(expected: Any) -> Any:
-    """The parts of an expectation as dicts, keyed like the fields; fields that are not set are left out."""
-    if isinstance(expected, _Part):
-        fields = {name: getattr(expected, name) for name in expected.__struct_fields__}
-        return {name: _builtins(value) for name, value in fields.items() if value is not UNSET}
-    return [_builtins(one) for one in expected] if isinstance(expected, tuple) else expected
-
-
 def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
     """The allocations of each round of an order, in the order of ranks."""
     rounds: list[list[dict[str, Any]]] = [[] for _ in range(order.round)]
@@ -363,7 +355,9 @@ def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
 
 
 def _pick(source: object, shape: type[_Part], **given: Any) -> dict[str, Any]:
-    return {name: given[name] if name in given else getattr(source, name) for name in shape.__struct_fields__}
+    """The fields of a shape, under their names in a vector, from a source or as given."""
+    fields = zip(shape.__struct_fields__, shape.__struct_encode_fields__, strict=True)
+    return {shown: given[name] if name in given else getattr(source, name) for name, shown in fields}
 
 
 def _canonical(path: str, value: Any, contract: Contract) -> Any:

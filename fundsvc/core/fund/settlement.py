@@ -141,11 +141,11 @@ class Fund:
         self.inventory = Inventory(self.contract, self.worth, tranches, holdings)
 
     def begin_inventory(self, mark: int | None) -> Inventory:
-        """Returns the inventory; creates it at a mark before the first takeover."""
+        """Returns the inventory at a mark; creates it before the first takeover."""
         if self.inventory is None:
             self.inventory = Inventory(self.contract, self.worth)
-            if mark is not None:
-                self.inventory.reprice(mark)
+        if mark is not None:
+            self.inventory.reprice(mark)
         return self.inventory
 
     @property
