@@ -627,7 +627,7 @@ async def kept(config, owner_connection):
     async with open_pool(config.database.dsn, 1) as pool:
         (shown,) = await AdlReader(pool).books(0)
     (loaded,) = await load_books(owner_connection, 0)
-    assert loaded[:6] == shown[:-1]
+    assert loaded._replace(book=None) == shown._replace(book=None)
     parts = list(loaded.book or ())
     assert parts == list(shown.book or ())
     return loaded, parts
@@ -640,7 +640,7 @@ async def test_book_is_loaded_as_last_saved(config, writer, owner_connection, si
     await writer.commit(keep(*parts), NEXT, Offset("2-0", 2))
     await writer.commit(keep(), Offset("2-0", 2), Offset("3-0", 3))
     loaded, found = await kept(config, owner_connection)
-    assert loaded[:6] == ("ABC", "3-0", 5, 6, 7, 8)
+    assert loaded._replace(book=None)[:6] == ("ABC", "3-0", 5, 6, 7, 8)
     assert found == parts
     assert await owner_connection.fetchval("SELECT count(*) FROM book_parts") == (len(sizes) if len(sizes) > 1 else 0)
 
