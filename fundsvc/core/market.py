@@ -210,29 +210,24 @@ class Market:
         """Continues an open order of the ledger; returns the lots that its round still requests."""
         return self._adl.reopen(order)
 
-    def mark(self, mark: Mark) -> None:
-        """Sets the mark price, unless the event is a duplicate, and relieves the inventory.
+    def mark(self, mark: Mark, *, is_settled: bool = False) -> None:
+        """Sets the mark price, unless the event is a duplicate, and relieves the inventory, unless the mark is settled already.
 
         Engines resend marks, so a mark with a time before that of an earlier one is not acted upon.
         """
-        is_latest = self._set_mark(mark)
-        if is_latest and self.fund.inventory is not None:
-            self._adl.relieve(Cause(0, mark.ts))
-
-    def _set_mark(self, mark: Mark) -> bool:
-        """Sets the mark price, unless the event is a duplicate; returns whether no earlier mark has a later time."""
         price = check_mark(mark, self.contract)
         book = self._adl.desk.book
         if self._is_known(book, mark.seq, book.mark_seq):
             self._shared.batch.duplicates[self.symbol] += 1
-            return False
+            return
         book.mark, book.mark_ts, book.mark_seq = price, mark.ts, mark.seq or book.mark_seq
+        is_latest = mark.ts >= book.mark_ts_max
+        if is_latest:
+            book.mark_ts_max = mark.ts
         if self.fund.inventory is not None:
             self.fund.inventory.reprice(price)
-        if mark.ts < book.mark_ts_max:
-            return False
-        book.mark_ts_max = mark.ts
-        return True
+            if is_latest and not is_settled:
+                self._adl.relieve(Cause(0, mark.ts))
 
     def position(self, position: Position) -> None:
         """Sets a position, unless the event is a duplicate."""
@@ -272,7 +267,7 @@ class Market:
         """Applies to the book alone an event that was settled after the book was saved; see `Partition.apply_to_book`."""
         match event:
             case Mark():
-                self._set_mark(event)
+                self.mark(event, is_settled=True)
             case Snapshot():
                 self.snapshot(event)
             case Position():
