@@ -17,9 +17,10 @@ from watchdog import WatchedLoop, budgeted
 
 from fundsvc.app import tune_interpreter
 from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
-from fundsvc.engine.session import Session
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.migrations import migrate
+from fundsvc.store.writer import Writer
+from fundsvc.streams.client import open_client
 
 settings.register_profile("thorough", max_examples=150, deadline=None)
 settings.load_profile("thorough")  # many examples per property, within seconds
@@ -136,6 +137,13 @@ async def config(servers, template, partitions, loop_budget):
 
 
 @pytest.fixture
+async def client(config):
+    """A client of the stream server."""
+    async with open_client(config.stream) as client:
+        yield client
+
+
+@pytest.fixture
 async def owner_connection(config):
     """A connection of the database's owner, which has all rights."""
     async with connected(config.database.owner_dsn) as connection:
@@ -174,15 +182,15 @@ def with_section(config, section, **values):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """The partitions that engines of this process have loaded, in order."""
-    loaded, load = [], Session._load
+    """The loads of partitions by engines of this process."""
+    loads, load = [], Writer.load
 
-    async def counted(self, writer):
-        loaded.append(self._partition)
-        return await load(self, writer)
+    async def noted(self, *arguments):
+        loads.append(arguments)
+        return await load(self, *arguments)
 
-    monkeypatch.setattr(Session, "_load", counted)
-    return loaded
+    monkeypatch.setattr(Writer, "load", noted)
+    return loads
 
 
 @pytest.fixture

@@ -29,40 +29,40 @@ class Owner:
 
     def __init__(self, writer: Writer, partition: Partition, offset: Offset) -> None:
         self._writer = writer
-        self._partition = partition
+        self.partition = partition
         self.offset = offset
 
     async def settle(self, events: Iterable[Event]) -> None:
         for event in events:
-            self._partition.apply(event)
-            if len(self._partition.batch.entries) == FILLS_PER_COMMIT:
+            self.partition.apply(event)
+            if len(self.partition.batch.entries) == FILLS_PER_COMMIT:
                 await self._commit()
         await self._commit()
 
     def entries(self, symbol: str) -> int:
         """Returns the number of a contract's entries."""
-        return next(fund.entry for fund in self._partition.funds() if fund.contract.symbol == symbol)
+        return next(fund.entry for fund in self.partition.funds() if fund.contract.symbol == symbol)
 
     def orders(self, symbol: str) -> int:
         """Returns the number of a contract's ADL orders."""
-        return next(fund.adl for fund in self._partition.funds() if fund.contract.symbol == symbol)
+        return next(fund.adl for fund in self.partition.funds() if fund.contract.symbol == symbol)
 
     def requested(self, symbol: str, adl: int) -> list[tuple[str, int]]:
         """Returns the accounts of an order's current round, with the lots that it still requests."""
-        return list(self._partition.market(symbol).orders[adl].progress.rests())
+        return list(self.partition.market(symbol).orders[adl].progress.rests())
 
     async def settle_late(self, event: Event) -> None:
         """Settles a rejected event, as a replay does."""
         rejected = Rejected("0-1", 0, Reason.UNKNOWN_SYMBOL, "", "json", b"{}")
-        self._partition.batch.rejected.append(rejected)
+        self.partition.batch.rejected.append(rejected)
         await self._commit()
-        entry = self._partition.apply_late(event)
-        self._partition.batch.replayed.append((rejected.stream_id, rejected.position, None, entry))
+        entry = self.partition.apply_late(event)
+        self.partition.batch.replayed.append((rejected.stream_id, rejected.position, None, entry))
         await self._commit()
 
     async def _commit(self) -> None:
         after = Offset(f"{self.offset.messages + 1}-0", self.offset.messages + 1)
-        await self._writer.commit(self._partition.take(), self.offset, after)
+        await self._writer.commit(self.partition.take(), self.offset, after)
         self.offset = after
 
 

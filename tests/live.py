@@ -9,6 +9,7 @@ import aiohttp
 import msgspec
 from aiohttp import WSMsgType
 from eventually import eventually
+from yarl import URL
 
 from fundsvc.app import http_side
 from fundsvc.metrics import Metrics
@@ -19,9 +20,10 @@ BALANCE, ENTRY, ORDER, POSITION = "/insuranceFund/balance", "/insuranceFund/entr
 
 
 class Service:
-    """A running HTTP side."""
+    """A running HTTP side at `url`."""
 
-    def __init__(self, http, metrics):
+    def __init__(self, url, http, metrics):
+        self.url = url
         self.http = http
         self._metrics = metrics
 
@@ -102,7 +104,7 @@ async def serving(config):
         http_side(config, metrics, pool, client, engine=None, public=True) as url,
         aiohttp.ClientSession(url) as http,
     ):
-        yield Service(http, metrics)
+        yield Service(url, http, metrics)
 
 
 class StalledClient:
@@ -116,13 +118,14 @@ class StalledClient:
     async def messages(self):
         """Yields all messages until the connection is closed. `closed` is then the code and reason of the close frame."""
         while True:
-            opcode, payload = await asyncio.wait_for(self._frame(), 10)
+            opcode, payload = await asyncio.wait_for(self.frame(), 10)
             if opcode == WSMsgType.CLOSE:
                 self.closed = int.from_bytes(payload[:2], "big"), payload[2:].decode()
                 return
             yield msgspec.json.decode(payload)
 
-    async def _frame(self):
+    async def frame(self):
+        """Returns the opcode and payload of the next frame."""
         head = await self._reader.readexactly(2)
         length = head[1]
         if length == 126:
@@ -142,23 +145,23 @@ class StalledClient:
 async def stalled_client(service, *commands):
     """Yields a client that has received the acknowledgements of its commands and reads nothing more. Its buffers are small."""
     bullet = await service.bullet()
-    host, port = service.http._base_url.host, service.http._base_url.port
+    url = URL(service.url)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(connection, (host, port))
+    await asyncio.get_running_loop().sock_connect(connection, (url.host, url.port))
     reader, writer = await asyncio.open_connection(sock=connection, limit=2**12)
     key = base64.b64encode(bytes(16)).decode()
     writer.write(
-        f"GET /ws?token={bullet['token']} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET /ws?token={bullet['token']} HTTP/1.1\r\nHost: {url.host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     await reader.readuntil(b"\r\n\r\n")
     client = StalledClient(reader, writer)
-    await client._frame()
+    await client.frame()
     for command in commands:
         client.send({**command, "response": True})
-        _, payload = await client._frame()
+        _, payload = await client.frame()
         assert msgspec.json.decode(payload)["type"] == "ack"
     try:
         yield client

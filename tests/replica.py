@@ -11,7 +11,7 @@ import pytest
 from conftest import connected, dsn_for
 
 from fundsvc.local.server_process import Program, Server, give
-from fundsvc.local.servers import EmbeddedServers, _postgres_binary, _postgres_probe
+from fundsvc.local.servers import EmbeddedServers, postgres_binary, postgres_probe
 
 PROCESSES = {"replay": "startup", "receiver": "walreceiver"}
 
@@ -24,16 +24,16 @@ class Replica:
         self._run, data = directory / "run", directory / "data"
         for made in (directory, self._run, data):
             made.mkdir(mode=0o700)
-        copy = [str(_postgres_binary("pg_basebackup")), "-D", str(data), "-R", "-c", "fast", "--no-sync"]
-        subprocess.run([*copy, "-h", str(servers._run), "-U", "postgres"], check=True, capture_output=True, cwd="/")
-        if servers._user is not None:
+        copy = [str(postgres_binary("pg_basebackup")), "-D", str(data), "-R", "-c", "fast", "--no-sync"]
+        subprocess.run([*copy, "-h", str(servers.run_directory), "-U", "postgres"], check=True, capture_output=True, cwd="/")
+        if servers.user is not None:
             for made in (self._run, data):
-                give(made, servers._user)
+                give(made, servers.user)
         asyncio.run(self._admit_replica())
         settings = ("-D", str(data), "-k", str(self._run), "--listen_addresses=", "--fsync=off")
-        command = [str(_postgres_binary("postgres")), *settings, f"--primary_conninfo=user=replica host={servers._run}"]
-        program = Program(command, (data, self._run, servers._run), servers._user)
-        self.server = Server("replica", program, directory, (_postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
+        command = [str(postgres_binary("postgres")), *settings, f"--primary_conninfo=user=replica host={servers.run_directory}"]
+        program = Program(command, (data, self._run, servers.run_directory), servers.user)
+        self.server = Server("replica", program, directory, (postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
 
     async def _admit_replica(self) -> None:
         """Creates a role for streaming on the primary. The replica's user has no account, so peer authentication cannot admit
@@ -47,7 +47,7 @@ class Replica:
 
     def dsn(self, dsn: str) -> str:
         """Returns the replica's DSN for a DSN of the primary."""
-        return dsn.replace(str(self._primary._run), str(self._run))
+        return dsn.replace(str(self._primary.run_directory), str(self._run))
 
     async def has(self, dsn: str) -> bool:
         """Returns whether a database of the primary exists on the replica."""

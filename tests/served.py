@@ -35,9 +35,10 @@ def fill(symbol, seq, **fields):
 
 
 class Served:
-    """A service over HTTP, with its stream, database and engine."""
+    """A service over HTTP at `url`, with its stream, database and engine."""
 
-    def __init__(self, http, client, pool, engine):
+    def __init__(self, url, http, client, pool, engine):
+        self.url = url
         self.http = http
         self.client = client
         self.pool = pool
@@ -112,7 +113,7 @@ async def served(config):
         http_side(config, metrics, pool, client, engine=False, public=True) as url,
         aiohttp.ClientSession(url) as http,
     ):
-        yield Served(http, client, pool, engine)
+        yield Served(url, http, client, pool, engine)
 
 
 @asynccontextmanager

@@ -36,8 +36,8 @@ def config(config):
 class World:
     """A producer of events, and a client of the API."""
 
-    def __init__(self, config, pool, client, http):
-        self.pool, self.http = pool, http
+    def __init__(self, config, pool, client, url, http):
+        self.pool, self.url, self.http = pool, url, http
         self._client = client
         self._producer = Producer(client, config.stream.partitions)
 
@@ -87,7 +87,7 @@ async def world_of(config, tls=True):
         http_side(config, Metrics(), pool, client, engine=None, public=True) as url,
         aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(ssl=tls)) as http,
     ):
-        yield World(config, pool, client, http)
+        yield World(config, pool, client, url, http)
 
 
 def with_policy(config, **keys):
@@ -583,13 +583,13 @@ async def test_another_process_shows_the_same_queue(config):
     async with engine_process(config), open_pool(config.database.dsn, 2) as pool, open_client(config.stream) as client:
         sides = [http_side(config, Metrics(), pool, client, engine=None, public=True) for _ in range(2)]
         async with sides[0] as one, sides[1] as other, aiohttp.ClientSession(one) as http:
-            world = World(config, pool, client, http)
+            world = World(config, pool, client, one, http)
             await world.send(*BEGINNING, *crowd(8), mark(39000))
             queue = await world.data(f"{ADL}/queue")
 
             async def agrees():
                 async with aiohttp.ClientSession(other) as second:
-                    seen = await World(config, pool, client, second).data(f"{ADL}/queue")
+                    seen = await World(config, pool, client, other, second).data(f"{ADL}/queue")
                 return seen | {"ts": 0} == queue | {"ts": 0}
 
             await eventually(agrees)
@@ -611,7 +611,7 @@ async def test_queue_is_unavailable_until_books_are_loaded(config, servers):
                 http_side(config, Metrics(), pool, client, engine=None, public=True) as url,
                 aiohttp.ClientSession(url) as http,
             ):
-                status, body = await World(config, pool, client, http).ask(f"{ADL}/queue")
+                status, body = await World(config, pool, client, url, http).ask(f"{ADL}/queue")
                 assert (status, body["code"]) == (503, "503000")
     finally:
         servers.start()

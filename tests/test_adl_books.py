@@ -30,7 +30,7 @@ from fundsvc.core.partition import Partition
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.adl_books import AdlBooks, NotFollowed, open_adl_books
 from fundsvc.store.database import StoreFault, open_pool
-from fundsvc.streams.client import StreamFault, open_client, stream_key
+from fundsvc.streams.client import StreamFault, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.wire.codec import encode
 
@@ -40,12 +40,6 @@ CONTRACT = contract_of(LISTING.contract, {"USDT": 8}, 10)
 @pytest.fixture
 def config(config):
     return with_section(config, "engine", book_seconds=0.2, lease_seconds=0.6)
-
-
-@pytest.fixture
-async def client(config):
-    async with open_client(config.stream) as client:
-        yield client
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from test_engine import running, settled
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, Mark, Position
 from fundsvc.streams.announcements import Announcements
 from fundsvc.streams.announcer import announcement_key
-from fundsvc.streams.client import open_client, stream_key
+from fundsvc.streams.client import stream_key
 from fundsvc.streams.producer import Producer
 
 KEY = announcement_key(0)
@@ -25,12 +25,6 @@ MARKET = [listing("AAA"), Mark("AAA", "1000", TS), Position("AAA", "anna", -50_0
 def config(config):
     """Rounds that are acknowledged late and do not time out."""
     return with_section(config, "adl", ack_seconds=0.3, round_seconds=0)
-
-
-@pytest.fixture
-async def client(config):
-    async with open_client(config.stream) as client:
-        yield client
 
 
 @pytest.fixture

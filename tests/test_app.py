@@ -13,8 +13,11 @@ from exposed import sample_sum
 from ledgers import listing, owned
 from raw import raw
 from structlog.testing import capture_logs
+from tokens import with_secret
+from watchdog import HOLD_MS_MAX, watched
 
-from fundsvc.app import SWITCH_SECONDS, http_side, prepared, tune_interpreter
+from fundsvc.api.docs.handbook import chapters
+from fundsvc.app import SWITCH_SECONDS, http_side, prepared, run_service, tune_interpreter
 from fundsvc.config.settings import Config
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import StoreFault, open_pool
@@ -96,6 +99,22 @@ def _collections():
         gc.set_threshold(*thresholds)
         sys.setswitchinterval(switch_seconds)
         gc.unfreeze()
+
+
+async def test_start_of_a_service_does_not_hold_the_loop(config):
+    """The first start in a process renders the handbook and generates the schemas of all answers."""
+    chapters.cache_clear()
+    stop, started = asyncio.Event(), asyncio.Event()
+
+    async def note_start(_url):
+        started.set()
+
+    async with watched() as watchdog:
+        running = asyncio.create_task(run_service(with_section(with_secret(config), "http", port=0), stop, note_start))
+        await started.wait()
+        stop.set()
+        await running
+    assert watchdog.longest_ms < HOLD_MS_MAX
 
 
 def test_each_collection_examines_few_objects_while_many_are_kept():

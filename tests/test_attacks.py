@@ -127,14 +127,13 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT
 async def test_other_methods_change_nothing(world, applications, caller, subtests):  # noqa: F811
     (application,) = applications
     headers = "".join(f"{name}: {value}\r\n" for name, value in callers()[caller].items())
-    url = str(world.http._base_url).rstrip("/")
     before = await ledger(world)
     for template, path in {template: path for _, template, path in routes_of(application)}.items():
         with subtests.test(path=template):
             for method in METHODS:
                 if f"{method} {template}" in TABLE:
                     continue
-                async with raw(url) as connection:
+                async with raw(world.url) as connection:
                     await connection.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: 0\r\n\r\n")
                     status, _ = await connection.head()
                     assert status in {400, 404, 405}, method

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from fundsvc.cli.tools.audit import audit_contract
 from fundsvc.config.settings import AuditConfig
-from fundsvc.engine.audit_loop import PART_ENTRIES, Auditor
+from fundsvc.engine.audit_loop import PART_ENTRIES, Auditor, Pace
 from fundsvc.metrics import Metrics
 from fundsvc.store.audits import audit_progress
 from fundsvc.store.database import open_pool
@@ -39,6 +39,9 @@ class Auditing:
 
     def shows(self, name, symbol):
         return sample_sum(self._metrics, name, symbol=symbol)
+
+    def recomputed(self):
+        return sample_sum(self._metrics, "fundsvc_audit_entries_total")
 
     def good(self, symbol):
         return (
@@ -197,7 +200,7 @@ async def test_full_walk_continues_after_an_interruption(config, owner):
         stopped = await eventually(lambda: under_way(audit))
     async with auditing(config) as audit:
         await eventually(lambda: follows_anew(audit))
-        assert 0 < sample_sum(audit._metrics, "fundsvc_audit_entries_total") <= 506 + 6 - stopped
+        assert 0 < audit.recomputed() <= 506 + 6 - stopped
 
 
 async def under_way(audit):
@@ -219,12 +222,12 @@ async def test_both_walks_together_stay_within_their_share(monkeypatch, share):
     async def rest(seconds):
         rested.append(seconds)
 
-    auditor = Auditor(None, AuditConfig(share=share), Metrics(), lambda symbol: True)
+    pace = Pace(share)
     with monkeypatch.context() as patch:
         patch.setattr("fundsvc.engine.audit_loop.time.perf_counter", lambda: now)
         patch.setattr("fundsvc.engine.audit_loop.asyncio.sleep", rest)
         for _ in range(3):
-            await auditor._at_walk_pace(work)
+            await pace.walk(work)
     assert 2 * now / (now + sum(rested)) == pytest.approx(share)
 
 
@@ -390,6 +393,7 @@ class TestCostOfOpenOrders:
     @pytest.fixture(autouse=True)
     def in_parts(self, monkeypatch):
         monkeypatch.setattr("fundsvc.engine.audit_loop.PART_ENTRIES", 20)
+        monkeypatch.setattr("fundsvc.store.audits.KEYS_PER_QUERY", 7)
 
     @pytest.fixture
     async def owner(self, config):
@@ -443,7 +447,7 @@ class TestCostOfOpenOrders:
         after = await rows()
         assert after["adl_records"] - before["adl_records"] <= 2 * OPEN_ORDERS
 
-    async def test_a_walk_that_goes_on_after_a_restart_reads_open_orders_again(self, config, owner):
+    async def test_a_walk_that_continues_after_a_restart_reads_open_orders_again(self, config, owner):
         for first in (1, 3):
             async with auditing(config) as audit:
                 await eventually(lambda: audit.good(SYMBOL))
@@ -482,7 +486,7 @@ class Cost(NamedTuple):
 async def audited(config, monkeypatch, symbols):
     """Measures a full walk through some ledgers: the number of reads, and their duration with processing."""
     costs = []
-    paced = Auditor._at_walk_pace
+    paced = Pace.walk
 
     async def measured(self, work):
         started = time.perf_counter()
@@ -496,7 +500,7 @@ async def audited(config, monkeypatch, symbols):
 
     names = set(symbols)
     with monkeypatch.context() as patch:
-        patch.setattr(Auditor, "_at_walk_pace", measured)
+        patch.setattr(Pace, "walk", measured)
         async with auditing(config, owns=names.__contains__) as audit:
             await eventually(lambda: all(map(audit.good, symbols)), 60)
     return Cost(len(costs), sum(costs))
@@ -510,8 +514,8 @@ async def test_audit_survives_an_outage_of_the_database(config, owner, owner_con
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE application_name = 'fundsvc reader' AND datname = current_database()"
             )
-            before = sample_sum(audit._metrics, "fundsvc_audit_entries_total")
-            await eventually(lambda: sample_sum(audit._metrics, "fundsvc_audit_entries_total") > before + 24)
+            before = audit.recomputed()
+            await eventually(lambda: audit.recomputed() > before + 24)
             assert audit.good("ABC")
     assert {line["log_level"] for line in logs} <= {"warning", "info"}
 

@@ -80,7 +80,7 @@ async def http(config):
     config = with_section(config, "http", port=0, requests_max=100_000)
     async with owned(config) as owner:
         await owner.settle([listing(f"C{number}") for number in range(60)])
-        async with serving(config) as service, aiohttp.ClientSession(service.http._base_url, auto_decompress=False) as http:
+        async with serving(config) as service, aiohttp.ClientSession(service.url, auto_decompress=False) as http:
             yield http
 
 

@@ -1,6 +1,6 @@
 """Server settings that may lose confirmed data are detected and exported; sessions set `synchronous_commit` themselves."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import asyncpg
@@ -16,8 +16,8 @@ from fundsvc.config.settings import StreamConfig
 from fundsvc.engine.durability import Durability, NotDurable
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import connect, open_pool
-from fundsvc.store.leases import open_leases
-from fundsvc.store.writer import open_writer
+from fundsvc.store.leases import Leases, open_leases
+from fundsvc.store.writer import OwnershipLost, open_writer
 from fundsvc.streams.client import is_append_only, open_client
 from fundsvc.streams.source import Source
 
@@ -109,23 +109,39 @@ async def test_readiness_and_metrics_show_weak_durability_and_the_service_contin
 SYNCHRONOUS = [("off", "on"), ("local", "on"), ("on", "on"), ("remote_apply", "remote_apply")]
 
 
+RECORD_SETTING = """
+CREATE TABLE recorded (setting text);
+CREATE FUNCTION record_setting() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+    $$BEGIN INSERT INTO recorded VALUES (current_setting('synchronous_commit')); RETURN NULL; END$$;
+CREATE TRIGGER record_setting AFTER UPDATE ON partitions FOR EACH STATEMENT EXECUTE FUNCTION record_setting();
+CREATE TRIGGER record_setting AFTER INSERT ON policies FOR EACH STATEMENT EXECUTE FUNCTION record_setting();
+"""
+"""Records the setting with which sessions write."""
+
+
+async def write_nothing(session):
+    await session.execute("UPDATE partitions SET halted = halted")
+
+
 @pytest.mark.parametrize(("configured", "used"), SYNCHRONOUS)
 @pytest.mark.parametrize("session", ["writer", "leases", "pool", "connection"])
 async def test_every_session_sets_synchronous_commit(config, owner_connection, configured, used, session):
     name = await owner_connection.fetchval("SELECT current_database()")
     await owner_connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = {configured}")
+    await owner_connection.execute(RECORD_SETTING)
     dsn = config.database.dsn
-    opened = {
-        "writer": lambda: open_writer(dsn, "a", 0, 0),
-        "leases": lambda: open_leases(dsn, "a", 3.0),
-        "pool": lambda: open_pool(dsn, 1),
-        "connection": lambda: connect(dsn, "a"),
+    opened, write = {
+        "writer": (open_writer(dsn, "a", 0, 0), lambda writer: writer.load_policies(config.policy.version(1))),
+        "leases": (open_leases(dsn, "a", 3.0), Leases.keep),
+        "pool": (open_pool(dsn, 1), write_nothing),
+        "connection": (connect(dsn, "a"), write_nothing),
     }[session]
-    async with opened() as one:
-        connection = getattr(one, "_connection", one)
-        assert await connection.fetchval("SHOW synchronous_commit") == used
+    async with opened as one:
+        with suppress(OwnershipLost):  # The writer owns no partition.
+            await write(one)
+    assert await owner_connection.fetchval("SELECT DISTINCT setting FROM recorded") == used
     plain = await asyncpg.connect(dsn)
     try:
-        assert await plain.fetchval("SHOW synchronous_commit") == configured, "others have what is configured"
+        assert await plain.fetchval("SHOW synchronous_commit") == configured, "other connections have the configured value"
     finally:
         plain.terminate()

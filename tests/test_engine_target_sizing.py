@@ -110,7 +110,7 @@ async def test_entry_with_a_far_future_time_counts_at_its_recording_time(config,
 
 async def recomputed(config, pool, policy, metrics):
     async with owned(config) as owner:
-        await TargetSizing(owner._partition, Exclusive(), Targets(pool), lambda _: policy, metrics).recompute()
+        await TargetSizing(owner.partition, Exclusive(), Targets(pool), lambda _: policy, metrics).recompute()
 
 
 async def test_targets_are_stored_with_their_explanations_and_replaced(config, pool):

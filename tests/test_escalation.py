@@ -17,7 +17,7 @@ from fundsvc.core.contracts import contract_of
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.partition import Partition
-from fundsvc.store.migrations import _config, migrate
+from fundsvc.store.migrations import alembic_config, migrate
 from fundsvc.streams.announcer import announcement_key
 from fundsvc.streams.client import open_client
 
@@ -78,7 +78,7 @@ async def state_of(owner_connection, adl=1):
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_ranks_after_a_kill_equal_those_of_an_owner_that_never_stopped(seed, quick, producer, owner_connection):
+async def test_ranks_after_a_kill_equal_those_of_an_owner_that_never_stopped(seed, quick, client, producer, owner_connection):
     """Books are saved at arbitrary moments; recovery reads the rest from the stream."""
     config = with_section(quick, "engine", book_seconds=0.05)
     events = positions(seed)
@@ -86,9 +86,9 @@ async def test_ranks_after_a_kill_equal_those_of_an_owner_that_never_stopped(see
     await producer.append([unit_listing()], per_message=1)
     engine = Running(config)
     await producer.append(first, per_message=3)
-    await eventually(lambda: _reaches(producer, owner_connection))
+    await eventually(lambda: _reaches(client, owner_connection))
     await producer.append(second, per_message=3)
-    await eventually(lambda: _reaches(producer, owner_connection))
+    await eventually(lambda: _reaches(client, owner_connection))
     engine.task.cancel()
     await asyncio.wait([engine.task])
     fills = [shortfall(1, "sell"), shortfall(2, "buy"), shortfall(3, "sell", 200)]
@@ -98,8 +98,8 @@ async def test_ranks_after_a_kill_equal_those_of_an_owner_that_never_stopped(see
     assert await written(owner_connection) == undisturbed([*events, *fills])
 
 
-async def _reaches(producer, owner_connection):
-    info = await producer._client.xinfo_stream("fundsvc:{0}:in")
+async def _reaches(client, owner_connection):
+    info = await client.xinfo_stream("fundsvc:{0}:in")
     newest = info["last-generated-id"]
     return await owner_connection.fetchval("SELECT last_id FROM partitions") == newest.decode()
 
@@ -178,7 +178,7 @@ async def test_ledger_from_before_adl_is_upgraded(config, owner_connection):
 
 
 def _to_first_revision(connection):
-    alembic = _config()
+    alembic = alembic_config()
     alembic.attributes["connection"] = connection
     command.upgrade(alembic, "0001")
 

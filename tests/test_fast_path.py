@@ -114,5 +114,5 @@ async def test_other_requests_use_the_router(service, path, method, status):
 async def test_request_target_without_a_path_is_not_a_fund(service, target):
     """Both are listed symbols, but neither is the path of a fund."""
     request = f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"
-    status, body = await exchange(str(service.http._base_url).rstrip("/"), request.encode())
+    status, body = await exchange(service.url, request.encode())
     assert (status, b"balance" in body) == (400, False), body

@@ -93,8 +93,7 @@ async def service(config):
 async def opened(service, bullet=None, source=None):
     """Yields a connection after its handshake, and the HTTP status of the handshake."""
     token = (bullet or await service.bullet())["token"]
-    url = str(service.http._base_url).rstrip("/")
-    async with raw(url, source) as connection:
+    async with raw(service.url, source) as connection:
         key = base64.b64encode(bytes(16)).decode()
         await connection.send(
             f"GET /ws?token={token} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -143,6 +142,15 @@ async def test_endless_fragments_close_the_connection_with_1002(service):
     async with opened(service) as (connection, _):
         await connection.send(frame(b"", final=False) + frame(b"", 0, final=False) * 1000)
         assert await code_of_close(connection) == 1002
+
+
+async def test_fragmented_binary_message_closes_the_connection_and_later_messages_are_not_answered(service):
+    parts = frame(b"x", BINARY, final=False) + frame(b"x", 0, final=False) + frame(b"x", 0)
+    async with opened(service) as (connection, _):
+        assert (await received(connection))[0] == TEXT  # the welcome
+        await connection.send(parts + frame(b'{"id":"1","type":"ping"}'))
+        opcode, payload = await received(connection)
+        assert (opcode, int.from_bytes(payload[:2], "big")) == (CLOSE, 1003)
 
 
 @pytest.mark.parametrize("opcode", [PING, PONG])
@@ -223,8 +231,7 @@ async def test_behind_a_proxy_the_connection_token_belongs_to_the_forwarded_addr
             "Sec-WebSocket-Version": "13",
             "Sec-WebSocket-Key": base64.b64encode(bytes(16)).decode(),
         }
-        url = str(service.http._base_url).rstrip("/")
-        async with raw(url) as connection:
+        async with raw(service.url) as connection:
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             await connection.send(f"GET /ws?token={bullet['token']} HTTP/1.1\r\nHost: x\r\n{lines}\r\n")
             assert (await connection.head())[0] == status
@@ -243,9 +250,8 @@ async def test_connections_of_one_address_are_limited(service):
 
 async def bullet_from(service, source, authorization=""):
     """Requests a connection token from another loopback address."""
-    url = str(service.http._base_url).rstrip("/")
     path = "private" if authorization else "public"
-    async with raw(url, source) as connection:
+    async with raw(service.url, source) as connection:
         await connection.send(f"POST /api/v1/bullet-{path} HTTP/1.1\r\nHost: x\r\n{authorization}Content-Length: 0\r\n\r\n")
         status, body = await connection.answer()
         assert status == 200

@@ -140,7 +140,7 @@ async def test_only_a_long_answer_is_gzipped(config):
 async def fetch(service, path, encoding):
     """Returns the body as received, and the headers."""
     async with (
-        aiohttp.ClientSession(service.http._base_url, auto_decompress=False) as http,
+        aiohttp.ClientSession(service.url, auto_decompress=False) as http,
         http.get(path, headers={"Accept-Encoding": encoding}) as answer,
     ):
         assert answer.status == 200

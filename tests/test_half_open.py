@@ -76,8 +76,8 @@ async def test_partition_moves_to_an_engine_that_reaches_its_stream(config, prox
             proxies["valkey"].swallow("questions", "answers")
             await producer.append(fills([2]))
             await settled(ledger, 2, 40)
-            assert other.engine._owned
-            assert not cut_off.engine._owned
+            assert other.count("fundsvc_partition_owned")
+            assert not cut_off.count("fundsvc_partition_owned")
 
 
 async def test_single_engine_keeps_a_failing_partition(config, proxies, producer, ledger, monkeypatch):
@@ -94,23 +94,23 @@ async def test_single_engine_keeps_a_failing_partition(config, proxies, producer
         assert await ledger("SELECT epoch FROM partitions") == 1
 
 
-async def test_partition_that_waits_for_an_operator_is_not_released(config, producer, ledger, monkeypatch):
+async def test_partition_that_waits_for_an_operator_is_not_released(config, client, producer, ledger, monkeypatch):
     monkeypatch.setattr("fundsvc.engine.leases.FAILING_SECONDS", 3.0)
     async with running(config) as first:
         await producer.append([listing("AAA"), *fills([1])])
         await settled(ledger, 1)
         async with running(config):
-            await producer._client.xadd(KEY, {"json": b"[]"}, id="9999999999999-1")
+            await client.xadd(KEY, {"json": b"[]"}, id="9999999999999-1")
             await eventually(lambda: ledger("SELECT last_id = '9999999999999-1' FROM partitions"))
-            async with producer._client.pipeline(transaction=True) as pipeline:
+            async with client.pipeline(transaction=True) as pipeline:
                 pipeline.xadd(KEY, {"json": b"[]"})
                 pipeline.xtrim(KEY, maxlen=0, approximate=False)
                 await pipeline.execute()
             await eventually(lambda: ledger("SELECT halted <> '' FROM partitions"))
             await asyncio.sleep(7)
-            assert first.engine._owned
+            assert first.count("fundsvc_partition_owned")
             assert await ledger("SELECT epoch FROM partitions") == 1
-            await producer._client.delete(KEY)  # The engine also reads a stream from its empty start.
+            await client.delete(KEY)  # The engine also reads a stream from its empty start.
             await asyncio.sleep(7)
             assert await ledger("SELECT epoch FROM partitions") == 1
 
@@ -122,7 +122,7 @@ async def test_idle_partition_is_not_released(config, producer, ledger, monkeypa
         await settled(ledger, 1)
         async with running(config):
             await asyncio.sleep(4)
-            assert first.engine._owned
+            assert first.count("fundsvc_partition_owned")
             assert await ledger("SELECT epoch FROM partitions") == 1
 
 

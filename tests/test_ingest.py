@@ -52,7 +52,7 @@ class World:
         self._engine = engine
         self.http = http
         self.client = client
-        self._pool = pool
+        self.pool = pool
         self._partitions = config.stream.partitions
 
     def regressions(self):
@@ -78,18 +78,18 @@ class World:
 
     async def settled(self):
         async def done():
-            rows = await self._pool.fetch("SELECT partition, last_id FROM partitions")
+            rows = await self.pool.fetch("SELECT partition, last_id FROM partitions")
             return all([await self._is_at_end(row["partition"], row["last_id"]) for row in rows])
 
         await eventually(done)
 
     async def entries(self):
         await self.settled()
-        return [tuple(row) for row in await self._pool.fetch("SELECT symbol, seq FROM entries ORDER BY symbol, entry")]
+        return [tuple(row) for row in await self.pool.fetch("SELECT symbol, seq FROM entries ORDER BY symbol, entry")]
 
     async def kept(self):
         await self.settled()
-        rows = await self._pool.fetch("SELECT position, reason, body FROM rejected ORDER BY stream_id, position")
+        rows = await self.pool.fetch("SELECT position, reason, body FROM rejected ORDER BY stream_id, position")
         return [(row["position"], row["reason"], row["body"]) for row in rows]
 
     async def _is_at_end(self, partition, last_id):

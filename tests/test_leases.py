@@ -7,10 +7,10 @@ from ledgers import fill, listing
 
 from fundsvc.core.batch import Offset
 from fundsvc.core.partition import Partition
-from fundsvc.store.database import StoreFault, faults
+from fundsvc.store.database import StoreFault, connect, faults
 from fundsvc.store.leases import open_leases
 from fundsvc.store.rows import COLUMNS
-from fundsvc.store.writer import OwnershipLost, open_writer
+from fundsvc.store.writer import OwnershipLost, open_writer, session_name
 
 LONG_SECONDS = 60.0
 SHORT_SECONDS = 0.5
@@ -118,7 +118,7 @@ async def test_engine_that_left_has_no_share(join):
 async def test_claim_ends_the_open_transaction_of_the_previous_owner(config, join, service_connection):
     """The stopped owner is in the middle of a COPY, whose rows would block those of the new owner."""
     dead, heir = await join("dead", SHORT_SECONDS), await join("heir", SHORT_SECONDS)
-    epochs = await dead.keep()
+    await dead.keep()
     batch = batch_of(listing("AAA"), fill("AAA", 1, 5))
     asleep = asyncio.Event()
 
@@ -127,8 +127,7 @@ async def test_claim_ends_the_open_transaction_of_the_previous_owner(config, joi
         yield b"PGCOPY\n\xff\r\n\0" + bytes(8)
         await asyncio.Event().wait()
 
-    async with open_writer(config.database.dsn, "dead", 0, epochs[0]) as writer:
-        connection = writer._connection
+    async with connect(config.database.dsn, session_name("dead")) as connection:
         await connection.execute("BEGIN")
         await connection.execute("UPDATE partitions SET messages = 99 WHERE partition = 1")
         copy = asyncio.create_task(connection.copy_to_table("entries", source=endless(), columns=COLUMNS, format="binary"))
@@ -248,7 +247,7 @@ async def test_failing_partition_is_left_to_another_engine_if_there_is_one(join)
     failing = await join("failing", SHORT_SECONDS)
     before = await failing.keep()
     await asyncio.sleep(2 * SHORT_SECONDS)
-    assert await failing.keep(failing=[2]) == before, "nobody else could take it"
+    assert await failing.keep(failing=[2]) == before, "no other engine could acquire it"
     heir = await join("heir", SHORT_SECONDS)
 
     async def is_taken():

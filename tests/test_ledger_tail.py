@@ -134,6 +134,34 @@ async def test_begin_advance_and_end_of_orders_are_delivered(config):
         assert [order.adl for order in seen.tail.open_orders(SYMBOL)] == [1]
 
 
+@pytest.mark.parametrize("per_query", [1, 2, 500])
+async def test_orders_are_read_in_parts_and_only_if_they_changed(config, monkeypatch, per_query):
+    monkeypatch.setattr(tail_queries, "ORDERS_PER_QUERY", per_query)
+    read = []
+
+    async def changed(*arguments):
+        found = await tail_queries.changed_orders(*arguments)
+        read.extend(order.adl for order in found)
+        return found
+
+    monkeypatch.setattr("fundsvc.readmodel.ledger_tail.changed_orders", changed)
+    async with settling(config) as producer, heard(config) as seen:
+        await producer.append([*BEGINNING, *(shortfall(seq, lots=20) for seq in range(1, 6))])
+        await eventually(lambda: [order.adl for order in seen.tail.open_orders(SYMBOL)] == [1, 2, 3, 4, 5])
+        assert [adl for adl, *_ in seen.orders()] == [1, 2, 3, 4, 5]
+        await producer.append([executed(6, 1, "secret-anna", 2)])
+        await eventually(lambda: seen.orders()[-1] == (1, "open", 1, 2))
+        assert set(read) == {1}
+        async with heard(config) as late:
+            assert [(order.adl, order.executed) for order in late.tail.open_orders(SYMBOL)] == [
+                (1, 2),
+                (2, 0),
+                (3, 0),
+                (4, 0),
+                (5, 0),
+            ]
+
+
 async def test_tail_continues_without_a_gap_after_an_outage_and_logs_it_once(config, servers, monkeypatch):
     monkeypatch.setattr("fundsvc.readmodel.ledger_tail.SILENCE_SECONDS_MAX", 0.3)
     async with settling(config) as producer, heard(config) as seen:
@@ -163,7 +191,7 @@ async def test_failed_read_delivers_nothing(config, monkeypatch):
     """Some statements fail; the delivered changes are the same as without failures."""
     chance = random.Random(5)
     async with owned(config) as owner, heard(config) as seen:
-        for name in ("offsets", "fund_versions", "versioned_funds", "entries", "orders"):
+        for name in ("offsets", "fund_versions", "versioned_funds", "entries", "changed_orders"):
             monkeypatch.setattr(f"fundsvc.readmodel.ledger_tail.{name}", failing(name, chance))
         monkeypatch.setattr("fundsvc.readmodel.ledger_tail.RETRY_SECONDS", 0.001)
         await owner.settle([listing("AAA")])

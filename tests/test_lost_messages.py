@@ -70,7 +70,7 @@ async def send(world, seqs, **options):
 
 
 async def count(world, what="entries"):
-    return await world._pool.fetchval(f"SELECT count(*) FROM {what}")
+    return await world.pool.fetchval(f"SELECT count(*) FROM {what}")
 
 
 @pytest.mark.parametrize("lose", [trimmed_by_the_sender, deleted, the_last_deleted, trimmed])
@@ -80,11 +80,11 @@ async def test_removed_unsettled_messages_are_detected_and_recovered_from_the_cu
         await world.data(encode([LISTING, *(fill(SYMBOL, seq, 1, TS + seq) for seq in range(1, 11))]))
         await eventually(lambda: has(world, 10))
         await lose(world, owner_connection)
-        halted = await eventually(lambda: world._pool.fetchval("SELECT halted FROM partitions WHERE halted <> ''"))
+        halted = await eventually(lambda: world.pool.fetchval("SELECT halted FROM partitions WHERE halted <> ''"))
         assert "DEL" in halted
         assert "acknowledge-gap 0" in halted
         settled = await count(world)
-        seqs = [row["seq"] for row in await world._pool.fetch("SELECT seq FROM entries ORDER BY entry")]
+        seqs = [row["seq"] for row in await world.pool.fetch("SELECT seq FROM entries ORDER BY entry")]
         assert seqs == list(range(1, settled + 1)), "nothing behind the gap"
         cursor = await world.cursor()
         assert [row["seq"] for row in cursor["contracts"]] == [settled]
@@ -92,10 +92,10 @@ async def test_removed_unsettled_messages_are_detected_and_recovered_from_the_cu
         await world.client.delete(KEY)
         await send(world, range(settled + 1, FILLS + 1))
         await eventually(lambda: has(world, FILLS), 30)
-        seqs = [row["seq"] for row in await world._pool.fetch("SELECT seq FROM entries ORDER BY entry")]
+        seqs = [row["seq"] for row in await world.pool.fetch("SELECT seq FROM entries ORDER BY entry")]
         assert seqs == list(range(1, FILLS + 1))
         assert await count(world, "rejected") == 0
-        await eventually(lambda: world._pool.fetchval("SELECT halted = '' FROM partitions"))
+        await eventually(lambda: world.pool.fetchval("SELECT halted = '' FROM partitions"))
 
 
 async def has(world, number):
@@ -128,7 +128,7 @@ async def test_trimmed_settled_messages_are_no_gap(config):
             await eventually(lambda first=first: has(world, first + 19))
             await world.settled()
             await world.client.xtrim(KEY, maxlen=0 if first % 40 == 1 else 3, approximate=False)
-        assert await world._pool.fetchval("SELECT count(*) FROM stream_gaps") == 0
+        assert await world.pool.fetchval("SELECT count(*) FROM stream_gaps") == 0
         assert world.regressions() == 0
 
 

@@ -21,8 +21,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fundsvc.app import http_side
 from fundsvc.core.adl.order import AdlOrder
+from fundsvc.core.batch import Durations
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.partition import Partition
 from fundsvc.engine.engine import Engine
 from fundsvc.metrics import Metrics
 from fundsvc.metrics.exposition import Family, exposition, labels_text
@@ -190,13 +192,20 @@ async def test_counters_continue_after_a_fault(process, owner_connection):
 CONTRACT = Contract(symbol="AAA", settle_currency="USDT", settle_decimals=8, price_decimals=12, multiplier=1, is_inverse=False)
 
 
+def batch_of(*events):
+    partition = Partition(0, 1, [Fund(CONTRACT, FundState(CONTRACT.symbol))], {"USDT": 8}, 10)
+    for event in events:
+        partition.apply(event)
+    return partition.take()
+
+
 class TestLettingGo:
     def test_released_partition_is_hidden_and_its_counters_continue_later(self):
         metrics = Metrics()
         metrics.own(0, 1)
         metrics.loaded([Fund(CONTRACT, FundState(CONTRACT.symbol, balance=5 * ATOMS))], [])
         metrics.audited("AAA", "full", good=True, verified_at=1.0)
-        metrics._funds["AAA"].kinds["flat"] = 3
+        metrics.committed(batch_of(*(fill("AAA", seq, 0) for seq in range(1, 4))), Durations(0.0, 0.0, 0.0))
         metrics.lag_messages.labels(0).set(4)
         metrics.release(0, 1)
         text = metrics.render().decode()

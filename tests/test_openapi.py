@@ -156,7 +156,7 @@ async def test_schemathesis_finds_no_errors(world):
         "--config-file",
         CONFIGURATION,
         "run",
-        world.http._base_url / "openapi.json",
+        f"{world.url}/openapi.json",
         environment={
             **os.environ,
             **{role.upper(): signed(role, exp=time.time() + 900, **claims) for role, claims in CALLERS.items()},

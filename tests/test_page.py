@@ -28,7 +28,6 @@ from fundsvc.core.fund.fullness import Target, TargetPolicy
 from fundsvc.core.fund.target_sizing import Deficits, size_by_deficits
 from fundsvc.store.database import open_pool
 from fundsvc.store.target_sizes import Targets
-from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
 CHROMIUM = shutil.which("chromium")
@@ -67,8 +66,8 @@ def free_port():
 
 
 @pytest.fixture
-async def producer(config):
-    async with open_client(config.stream) as client, running(config):
+async def producer(config, client):
+    async with running(config):
         yield Producer(client, config.stream.partitions)
 
 
@@ -76,7 +75,7 @@ async def producer(config):
 async def serving(config):
     """Runs the HTTP side and yields its URL."""
     async with service_of(config) as service:
-        yield str(service.http._base_url).rstrip("/")
+        yield service.url
 
 
 @pytest.fixture
@@ -481,7 +480,7 @@ async def _wider(page, width, before):
 
 
 async def becomes(read, wanted):
-    """Waits until the page shows what is wanted: it draws one frame after it receives data."""
+    """Waits until the page shows the expected state: it draws one frame after it receives data."""
 
     async def is_there():
         return await read() == wanted

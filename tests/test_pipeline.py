@@ -16,7 +16,7 @@ from ledgers import TS, fill, listing
 from msgspec.structs import replace
 
 from fundsvc.concurrency.exclusive import Exclusive
-from fundsvc.core.adl.book import BookPart
+from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, RoundProgress
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.batch import Batch, BookState, EventPlace, Offset, StoredBook
@@ -127,7 +127,7 @@ class FakeLedger:
         self.offset = Offset("0-0", 0)
         self.inside = 0
         self._policy = policy or Policy()
-        self._last_id = last_id
+        self.last_id = last_id
 
     def load(self):
         """The partition without its books and open orders."""
@@ -235,7 +235,7 @@ class FakeLedger:
         self.settled_by |= {(stream_id, position): settled_by for stream_id, position, settled_by, _ in batch.replayed}
         self.offset = after
         self.inside += after.events > 0
-        if after.last_id == self._last_id:
+        if after.last_id == self.last_id:
             self.complete.set()
 
     def _rate_ts(self, currency):
@@ -539,8 +539,9 @@ async def test_commit_overlaps_with_settling_and_stop_commits_settled_events():
         source.messages.append(message(2, fill("AAA", 1, 5)))
         reads = source.reads
         await eventually(lambda: source.reads > reads + 1)
+        tasks = len(asyncio.all_tasks())
         stop.set()
-        await eventually(lambda: not pipeline._reading)
+        await eventually(lambda: len(asyncio.all_tasks()) == tasks - 1)  # The reader's task ends.
         assert not task.done()
         ledger.weather.opened.set()
         await asyncio.wait_for(task, 5)
@@ -646,9 +647,10 @@ async def test_replayed_state_does_not_replace_a_newer_one(state):
     assert {key: event.reason for key, event in ledger.rejected.items()} == {("1-0", 0): Reason.SUPERSEDED}
     assert "let the matching engine send it again" in ledger.rejected["1-0", 0].detail
     assert not ledger.settled
-    pipeline = pipeline_of(FakeSource(messages, Weather()), fresh := FakeLedger("3-0"))
-    await pipeline.run(fresh.complete)
-    book = pipeline._partition.book("LATE")
+    fresh = FakeLedger("3-0")
+    partition = fresh.load()
+    await pipeline_of(FakeSource(messages, Weather()), fresh, partition=partition).run(fresh.complete)
+    book = partition.book("LATE")
     assert (book.mark, [side for side, _ in book.positions("anna")]) == (8 * 10**12, ["short"])
 
 
@@ -687,10 +689,10 @@ async def test_partial_offset_does_not_apply_to_another_message():
     """The partly settled message is missing, and another one follows."""
     ledger = FakeLedger("9-0")
     source = FakeSource([message(1, listing("AAA"))], Weather())
-    ledger._last_id = "1-0"
+    ledger.last_id = "1-0"
     await pipeline_of(source, ledger).run(ledger.complete)
     ledger.complete.clear()
-    ledger._last_id, ledger.offset = "9-0", Offset("1-0", 1, 2, "2-0")
+    ledger.last_id, ledger.offset = "9-0", Offset("1-0", 1, 2, "2-0")
     source.messages.append(message(9, *(fill("AAA", seq, 1) for seq in (1, 2, 3))))
     await pipeline_of(source, ledger).run(ledger.complete)
     assert [entry.seq for entry in ledger.entries] == [1, 2, 3]
@@ -718,6 +720,20 @@ async def test_failed_batch_is_not_repeated_whole():
             assert bound.events_max == pipeline.writing.events // 2
     assert len(ledger.entries) == 999
     assert ledger.tried.count(1000) <= 1
+
+
+@pytest.mark.parametrize("per_message", [1, 2, 10])
+@pytest.mark.parametrize("answer", [fill("AAA", 2, 1), AdlFill("AAA", 2, 1, "anna", 1, TS), AdlEnd("AAA", 2, 1, TS)])
+async def test_repetition_of_an_event_that_the_database_refuses_is_a_duplicate(answer, per_message):
+    """The repetition comes before the first event is committed as rejected, so the ledger does not know it yet."""
+    events = [listing("AAA"), fill("AAA", 1, 1), answer, fill("AAA", 3, 1), answer, answer, fill("AAA", 4, 1)]
+    parts = [events[first : first + per_message] for first in range(0, len(events), per_message)]
+    place = EventPlace(f"{2 // per_message + 1}-0", 2 % per_message)
+    messages = list(starmap(message, ((number, *part) for number, part in enumerate(parts, 1))))
+    ledger = FakeLedger(messages[-1].stream_id)
+    await pipeline_of(FakeSource(messages, Weather()), ledger, refused={place: "no"}).run(ledger.complete)
+    assert {tuple(key): event.reason for key, event in ledger.rejected.items()} == {tuple(place): Reason.DATABASE_REFUSED}
+    assert [entry.seq for entry in ledger.entries] == [1, 3, 4]
 
 
 async def test_refused_batch_is_narrowed_to_its_event_and_batches_grow_again():

@@ -129,9 +129,8 @@ async def test_concurrent_probes_query_the_database_once(config, ledger, owner_c
 async def test_health_port_is_a_separate_listener(config, ledger, unused_tcp_port_factory):
     port = unused_tcp_port_factory()
     async with serving(with_section(config, "http", health_port=port, clients_max=1)) as service:
-        url = str(service.http._base_url).rstrip("/")
         await eventually(lambda: is_shown(service))
-        async with raw(url) as refused, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as probe:
+        async with raw(service.url) as refused, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as probe:
             assert (await refused.head())[0] == 503
             for path in ("/healthz", "/readyz", "/metrics"):
                 async with probe.get(path) as answer:
@@ -143,7 +142,7 @@ async def test_health_port_is_a_separate_listener(config, ledger, unused_tcp_por
 @asynccontextmanager
 async def reading_nothing(service, source=None):
     """Starts an export and does not read it; yields the head of the answer."""
-    async with raw(str(service.http._base_url).rstrip("/"), source) as connection:
+    async with raw(service.url, source) as connection:
         await connection.send(f"GET {CSV} HTTP/1.1\r\nHost: x\r\n\r\n")
         yield await connection.head()
 
@@ -177,7 +176,7 @@ async def test_export_that_is_not_read_ends(config, ledger, monkeypatch):
         await eventually(lambda: is_shown(service))
         connector = aiohttp.TCPConnector(socket_factory=small_socket)
         async with (
-            aiohttp.ClientSession(service.http._base_url, connector=connector) as silent,
+            aiohttp.ClientSession(service.url, connector=connector) as silent,
             silent.get(CSV, read_bufsize=1024) as answer,
         ):
             assert answer.status == 200

@@ -52,7 +52,7 @@ async def service(config):
 
 
 def address(service):
-    return str(service.http._base_url).rstrip("/")
+    return service.url
 
 
 @pytest.mark.parametrize(

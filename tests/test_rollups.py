@@ -4,6 +4,7 @@ import time
 
 import pytest
 from commands import fundsvc
+from eventually import eventually
 from ledgers import charted_at, fill, listing, owned, restamp
 
 from fundsvc.core.events import AdlEnd, AdlFill, Mark, Position
@@ -231,21 +232,26 @@ async def test_hours_of_an_earlier_version_are_rebuilt(owner, pool, service_conn
     assert await rolled_up(service_connection) == await expected(service_connection)
 
 
-async def test_rebuild_keeps_old_hours_until_it_replaces_them(owner, pool, service_connection, monkeypatch):
+HOLD_REBUILD = """
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END$$;
+CREATE TRIGGER hold BEFORE INSERT ON rollups FOR EACH STATEMENT EXECUTE FUNCTION hold();
+"""
+"""A rebuild waits for an advisory lock after it deletes the previous hours and before it inserts their replacements."""
+
+
+async def test_rebuild_keeps_old_hours_until_it_replaces_them(owner, pool, service_connection, owner_connection):
     await owner.settle(market(random.Random(7), range(1, 300), 5 * HOUR_MS))
     await condense(pool, 0)
     hours = await rolled_up(service_connection)
     await mark_unsound(pool)
-    keep = rollups._keep
-
-    async def seen(connection, rows):
-        assert await rolled_up(service_connection) == hours
-        locks = "SELECT count(*) FROM pg_locks WHERE relation = 'rollups'::regclass AND mode LIKE '%Exclusive%' AND NOT granted"
-        assert await service_connection.fetchval(locks) == 0
-        await keep(connection, rows)
-
-    monkeypatch.setattr(rollups, "_keep", seen)
-    await condense(pool, 0)
+    await owner_connection.execute(HOLD_REBUILD)
+    await owner_connection.execute("SELECT pg_advisory_lock(1)")
+    rebuilding = asyncio.create_task(condense(pool, 0))
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    await eventually(lambda: service_connection.fetchval(waits))
+    assert await rolled_up(service_connection) == hours
+    await owner_connection.execute("SELECT pg_advisory_unlock(1)")
+    await rebuilding
     assert await rolled_up(service_connection) == hours == await expected(service_connection)
 
 

@@ -31,7 +31,7 @@ class Ledger:
     async def settle(self, *events):
         for event in events:
             await self.owner.settle([event])
-            for symbol, fund in ((fund.contract.symbol, fund) for fund in self.owner._partition.funds()):
+            for symbol, fund in ((fund.contract.symbol, fund) for fund in self.owner.partition.funds()):
                 self.outstanding[symbol][fund.entry] = fund.outstanding
 
     async def entries(self, symbol):

@@ -1,5 +1,7 @@
 import asyncio
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -10,7 +12,7 @@ from eventually import eventually
 from ledgers import fill, listing
 
 import fundsvc
-from fundsvc.core.adl.book import ROWS_PER_PART, BookPart, SidePart
+from fundsvc.core.adl.book_parts import ROWS_PER_PART, BookPart, SidePart
 from fundsvc.core.batch import BookState, Offset, RateState
 from fundsvc.core.events import Rate, Reason, Rejected
 from fundsvc.core.fund.chain import GENESIS, Entry
@@ -109,23 +111,21 @@ def test_row_types_have_the_columns_that_their_statements_unnest(block, alias, c
 
 
 async def test_entries_round_trip_exactly(writer, service_connection):
-    batch = batch_of(listing(SYMBOL))
-    batch.entries = [DEEPEST, EXTREME]
-    batch.hashes = [bytes(range(32)), b"\xff" * 32]
+    hashes = [bytes(range(32)), b"\xff" * 32]
+    batch = replace(batch_of(listing(SYMBOL)), entries=[DEEPEST, EXTREME], hashes=hashes)
     await writer.commit(batch, START, NEXT)
     assert await read_entries(service_connection) == [DEEPEST, EXTREME]
-    hashes = await service_connection.fetch("SELECT hash FROM entries ORDER BY entry")
-    assert [row["hash"] for row in hashes] == batch.hashes
+    found = await service_connection.fetch("SELECT hash FROM entries ORDER BY entry")
+    assert [row["hash"] for row in found] == hashes
 
 
 async def test_commit_writes_everything_in_one_transaction(writer, service_connection):
-    batch = batch_of(listing("AAA", multiplier="1"), fill("AAA", 7, 5), fill("AAA", 8, -9))
-    batch.rejected = [
+    rejected = [
         Rejected("1-0", 3, Reason.UNDECODABLE, "why", "json", b"\x00\xff"),
         Rejected("1-0", 4, Reason.UNKNOWN_TYPE, "", "", b""),
     ]
-    batch.duplicates["AAA"] += 2
-    await writer.commit(batch, START, Offset("17-3", 4))
+    batch = batch_of(listing("AAA", multiplier="1"), fill("AAA", 7, 5), fill("AAA", 8, -9))
+    await writer.commit(replace(batch, rejected=rejected, duplicates=Counter(AAA=2)), START, Offset("17-3", 4))
     assert await count(service_connection) == {"contracts": 1, "funds": 1, "entries": 2, "adl_orders": 1, "rejected": 2}
     assert await offset_of(service_connection) == Offset("17-3", 4)
     stamps = await service_connection.fetchrow(
@@ -188,8 +188,8 @@ async def test_batch_of_many_chunks_is_written_completely(writer, service_connec
 
 @pytest.mark.parametrize(("epoch_off", "before"), [(1, START), (0, Offset("9-9", 0)), (-1, START)])
 async def test_stale_owner_writes_nothing(config, epoch, service_connection, epoch_off, before):
-    batch = batch_of(listing("AAA"), fill("AAA", 1, -5))
-    batch.rejected = [Rejected("1-0", 0, Reason.UNDECODABLE, "", "json", b"")]
+    rejected = [Rejected("1-0", 0, Reason.UNDECODABLE, "", "json", b"")]
+    batch = replace(batch_of(listing("AAA"), fill("AAA", 1, -5)), rejected=rejected)
     async with open_writer(config.database.dsn, "me", 0, epoch + epoch_off) as writer:
         with pytest.raises(OwnershipLost):
             await writer.commit(batch, before, NEXT)
@@ -233,12 +233,13 @@ async def test_cancelled_commit_releases_its_locks(config, epoch, service_connec
     assert await read_entries(service_connection) == batch.entries
 
 
-async def test_session_end_during_copy_is_a_fault(config, epoch, owner_connection):
+async def test_session_end_during_copy_is_a_fault(config, epoch, owner_connection, service_connection):
     batch = batch_of(listing("AAA"), *(fill("AAA", seq, 1) for seq in range(1, 20_001)))
     async with open_writer(config.database.dsn, "me", 0, epoch) as writer, owner_connection.transaction():
         await owner_connection.execute("LOCK TABLE entries IN SHARE MODE")
         commit = asyncio.create_task(writer.commit(batch, START, NEXT))
-        await eventually(lambda: not writer._connection._protocol.writing_allowed.is_set())
+        waits = "SELECT 1 FROM pg_locks WHERE relation = 'entries'::regclass AND NOT granted"
+        await eventually(lambda: service_connection.fetchval(waits))  # The client has filled its buffers meanwhile.
         await owner_connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'fundsvc engine me'"
         )
@@ -250,8 +251,7 @@ async def test_session_end_during_copy_is_a_fault(config, epoch, owner_connectio
 async def test_replayed_events_are_recorded_as_settled(writer, service_connection):
     rejected = [Rejected("1-0", n, Reason.UNKNOWN_SYMBOL, "first", "json", b"x") for n in range(3)]
     first = batch_of(listing("AAA"), *(fill("AAA", seq, 1) for seq in (10, 20, 30)))
-    first.rejected = rejected
-    await writer.commit(first, START, NEXT)
+    await writer.commit(replace(first, rejected=rejected), START, NEXT)
     assert await writer.is_open("1-0", 0)
     assert not await writer.is_open("1-0", 7)
     assert not await writer.is_open("", -1)
@@ -268,9 +268,8 @@ async def test_replayed_events_are_recorded_as_settled(writer, service_connectio
 
 
 async def test_database_refuses_a_second_late_settlement_of_a_sequence(writer):
-    first = batch_of(listing("AAA"), fill("AAA", 10, 1))
-    first.rejected = [Rejected("1-0", n, Reason.LATE, "late", "json", b"x", ("AAA", 5, bytes(16))) for n in range(2)]
-    await writer.commit(first, START, NEXT)
+    rejected = [Rejected("1-0", n, Reason.LATE, "late", "json", b"x", ("AAA", 5, bytes(16))) for n in range(2)]
+    await writer.commit(replace(batch_of(listing("AAA"), fill("AAA", 10, 1)), rejected=rejected), START, NEXT)
     partition = partition_of(*(await writer.load())[1])
     partition.batch.replayed = [("1-0", 0, "8-0", partition.apply_late(fill("AAA", 5, 1)))]
     await writer.commit(partition.take(), NEXT, Offset("2-0", 2))
@@ -284,9 +283,9 @@ async def test_commit_never_sets_the_sequence_of_a_fund_back(writer, service_con
     partition = partition_of(*(await writer.load())[1])
     partition.apply(fill("AAA", 11, 1))
     batch = partition.take()
-    batch.funds = [state._replace(seq=9) for state in batch.funds]
+    older = replace(batch, funds=[state._replace(seq=9) for state in batch.funds])
     with pytest.raises(StoreRefusal, match="AAA"):
-        await writer.commit(batch, NEXT, Offset("2-0", 2))
+        await writer.commit(older, NEXT, Offset("2-0", 2))
     assert await service_connection.fetchval("SELECT seq FROM funds") == 10
 
 
@@ -350,13 +349,15 @@ ILLEGAL = {
 
 async def test_schema_refuses_illegal_entries(config, epoch, service_connection):
     for name, fields in ILLEGAL.items():
-        batch = batch_of(listing(SYMBOL))
-        batch.entries, batch.hashes = [msgspec.structs.replace(LEGAL, **fields)], [GENESIS]
+        batch = batch_with(msgspec.structs.replace(LEGAL, **fields))
         with pytest.raises(StoreRefusal, match="CheckViolationError"):
             await commit_alone(config, epoch, batch)
         assert set((await count(service_connection)).values()) == {0}, name
-    batch.entries = [LEGAL]
-    await commit_alone(config, epoch, batch)
+    await commit_alone(config, epoch, batch_with(LEGAL))
+
+
+def batch_with(entry):
+    return replace(batch_of(listing(SYMBOL)), entries=[entry], hashes=[GENESIS])
 
 
 async def commit_alone(config, epoch, batch):
@@ -367,7 +368,7 @@ async def commit_alone(config, epoch, batch):
 async def test_schema_refuses_illegal_funds(config, epoch, service_connection):
     for field in ("balance", "outstanding", "entry", "seq", "adl"):
         batch = batch_of(listing("AAA"))
-        batch.funds = [batch.funds[0]._replace(**{field: -1})]
+        batch = replace(batch, funds=[batch.funds[0]._replace(**{field: -1})])
         with pytest.raises(StoreRefusal, match="CheckViolationError"):
             await commit_alone(config, epoch, batch)
         assert set((await count(service_connection)).values()) == {0}
@@ -617,9 +618,8 @@ def saved_book(rows):
 
 def keep(*parts):
     """A batch that saves a book; without parts its positions are unchanged."""
-    batch = batch_of(listing("ABC"))
-    batch.books = [BookState("ABC", 5, 6, 7, 8, [msgspec.msgpack.encode(part) for part in parts] or None, 0)]
-    return batch
+    book = BookState("ABC", 5, 6, 7, 8, [msgspec.msgpack.encode(part) for part in parts] or None, 0)
+    return replace(batch_of(listing("ABC")), books=[book])
 
 
 async def kept(config, owner_connection):

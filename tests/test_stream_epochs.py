@@ -36,6 +36,11 @@ class Stream:
     def kill(self):
         self._running.close()
 
+    def start_empty(self):
+        shutil.rmtree(self._directory)
+        self._directory.mkdir()
+        self.start()
+
     def come_back_with_the_kept_file(self):
         shutil.rmtree(self._directory)
         shutil.copytree(self._kept, self._directory)
@@ -94,9 +99,7 @@ async def restart_whole(world, stream):
 
 async def come_back_empty(world, stream):
     stream.kill()
-    shutil.rmtree(stream._directory)
-    stream._directory.mkdir()
-    stream.start()
+    stream.start_empty()
     await eventually(stream.is_up)
 
 
@@ -155,7 +158,7 @@ async def reaches(world):
 
 
 async def has(world, number):
-    entries = [tuple(row) for row in await world._pool.fetch("SELECT symbol, seq FROM entries ORDER BY entry")]
+    entries = [tuple(row) for row in await world.pool.fetch("SELECT symbol, seq FROM entries ORDER BY entry")]
     return entries if len(entries) == number else None
 
 

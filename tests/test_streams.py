@@ -18,7 +18,7 @@ from tcp_proxy import proxied
 from fundsvc.config.settings import StreamConfig
 from fundsvc.core.contracts import partition_of
 from fundsvc.core.events import Mark, Rate
-from fundsvc.local.servers import _valkey_binary
+from fundsvc.local.servers import valkey_binary
 from fundsvc.streams.client import StreamFault, faults, open_client, stream_key
 from fundsvc.streams.producer import Producer
 from fundsvc.streams.source import EMPTY, Source, StreamState, id_order
@@ -26,12 +26,6 @@ from fundsvc.wire.codec import Message, decode
 
 FILLS = [fill("AAA", seq, seq) for seq in range(1, 251)]
 KEY = stream_key(0)
-
-
-@pytest.fixture
-async def client(config):
-    async with open_client(config.stream) as client:
-        yield client
 
 
 @pytest.fixture
@@ -70,15 +64,15 @@ async def test_read_continues_after_an_id_and_is_bounded(source, producer):
     assert await source.read(ids[-1], 2, 10) == []
 
 
-async def test_blocking_read_returns_a_new_message_at_once(source, producer):
+async def test_blocking_read_returns_a_new_message_at_once(source, producer, client):
     waiting = asyncio.create_task(source.read("0-0", 10, 60_000))
-    await eventually(lambda: blocked_clients(producer))
+    await eventually(lambda: blocked_clients(client))
     ids = await producer.append(FILLS[:1])
     assert [m.stream_id for m in await asyncio.wait_for(waiting, 5)] == ids[0]
 
 
-async def blocked_clients(producer):
-    return (await producer._client.info("clients"))["blocked_clients"]
+async def blocked_clients(client):
+    return (await client.info("clients"))["blocked_clients"]
 
 
 async def test_state_describes_the_stream(source, producer, client):
@@ -278,7 +272,7 @@ def free_port():
 def valkey(directory, *arguments):
     """A separate server in a directory, for tests that stop or break it."""
     with (Path(directory) / "log").open("ab") as log:
-        process = subprocess.Popen([_valkey_binary(), *map(str, arguments)], cwd=directory, stdout=log, stderr=log)
+        process = subprocess.Popen([valkey_binary(), *map(str, arguments)], cwd=directory, stdout=log, stderr=log)
     try:
         yield process
     finally:

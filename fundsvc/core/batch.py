@@ -1,12 +1,13 @@
 """The effects of a run of events on a partition, which one transaction writes or does not write."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from fundsvc.core.adl.book import BookPart
+from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, OrderState
 from fundsvc.core.adl.records import SealedRecord
 from fundsvc.core.contracts import Contract
@@ -128,7 +129,7 @@ class Replayed(NamedTuple):
     entry: Entry | None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Batch:
     """The effects of a run of events, which one transaction writes.
 
@@ -144,20 +145,61 @@ class Batch:
     `policies` are the versions that came into force, `gaps` the gaps that `prevSeq` revealed.
 
     `events` counts the events of the batch, `place` is that of the last one, and `latest_ms` the latest time that it could
-    have. A batch that is `uncut` must be committed at the end of a message. `noted_bytes` is the size of everything but
-    entries.
+    have. A batch that is `uncut` must be committed at the end of a message.
 
     `packed` holds entries that are encoded already, `packed_count` their number, and `packed_kinds` their number by contract
     and kind; see `Draft.pack`.
     """
 
+    entries: Sequence[Entry] = field(default_factory=list)
+    hashes: Sequence[bytes] = field(default_factory=list)
+    changed: Mapping[str, Fund] = field(default_factory=dict)
+    funds: Sequence[FundState] = field(default_factory=list)
+    moved: Sequence[Moved] = field(default_factory=list)
+    tranches: Sequence[TrancheState] = field(default_factory=list)
+    holdings: Sequence[HoldingState] = field(default_factory=list)
+    orders: Mapping[tuple[str, int], OrderState] = field(default_factory=dict)
+    opened: AbstractSet[tuple[str, int]] = field(default_factory=set)
+    records: Sequence[SealedRecord] = field(default_factory=list)
+    rounds: Sequence[Round] = field(default_factory=list)
+    books: Sequence[BookState] = field(default_factory=list)
+    rates: Mapping[str, RateState] = field(default_factory=dict)
+    listings: Mapping[str, tuple[Contract, dict[str, Any]]] = field(default_factory=dict)
+    rejected: Sequence[Rejected] = field(default_factory=list)
+    replayed: Sequence[Replayed] = field(default_factory=list)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    old: Counter[str] = field(default_factory=Counter)
+    latest_ms: int = INT64_MAX
+    suspensions: Mapping[str, bool] = field(default_factory=dict)
+    policies: Sequence[Policies] = field(default_factory=list)
+    gaps: Sequence[Gap] = field(default_factory=list)
+    repeated_trades: Counter[str] = field(default_factory=Counter)
+    packed: Sequence[bytes] = field(default_factory=list)
+    packed_count: int = 0
+    packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    events: int = 0
+    place: EventPlace | None = None
+    uncut: bool = False
+
+    def count(self) -> int:
+        """The number of entries, packed or not."""
+        return self.packed_count + len(self.entries)
+
+    def kinds(self) -> Counter[tuple[str, Kind]]:
+        """The number of entries by contract and kind, packed or not."""
+        return self.packed_kinds + Counter(map(_SYMBOL_AND_KIND, self.entries))
+
+
+@dataclass(slots=True)
+class Draft:
+    """The batch that a partition fills; see `Batch` for the fields. `take` returns the batch and empties the draft.
+
+    `noted_bytes` is the size of everything but entries.
+    """
+
     entries: list[Entry] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     changed: dict[str, Fund] = field(default_factory=dict)
-    funds: list[FundState] = field(default_factory=list)
-    moved: list[Moved] = field(default_factory=list)
-    tranches: list[TrancheState] = field(default_factory=list)
-    holdings: list[HoldingState] = field(default_factory=list)
     orders: dict[tuple[str, int], OrderState] = field(default_factory=dict)
     opened: set[tuple[str, int]] = field(default_factory=set)
     records: list[SealedRecord] = field(default_factory=list)
@@ -182,42 +224,34 @@ class Batch:
     uncut: bool = False
     noted_bytes: int = 0
 
+    def take(self) -> Batch:
+        """Returns the batch to commit and empties the draft, which does not change the batch afterwards."""
+        inventories = [fund.inventory for fund in self.changed.values() if fund.inventory]
+        taken = Batch(
+            **{name: getattr(self, name) for name in _DRAFTED},
+            funds=[fund.state() for fund in self.changed.values()],
+            moved=[Moved(fund.credited, fund.repaid) for fund in self.changed.values()],
+            tranches=[tranche for inventory in inventories for tranche in inventory.take_changed()],
+            holdings=[holding for inventory in inventories for holding in inventory.states()],
+        )
+        empty = Draft()
+        for name in _DRAFTED:
+            setattr(self, name, getattr(empty, name))
+        self.noted_bytes = 0
+        return taken
+
     def count(self) -> int:
         """The number of entries, packed or not."""
         return self.packed_count + len(self.entries)
 
-    def kinds(self) -> Counter[tuple[str, Kind]]:
-        """The number of entries by contract and kind, packed or not."""
-        return self.packed_kinds + Counter(map(_SYMBOL_AND_KIND, self.entries))
-
     def rows(self) -> int:
         """The number of rows that the batch writes, without books and rates, which have their own bounds."""
         adl = len(self.orders) + len(self.records)
-        return self.count() + len(self.rejected) + len(self.replayed) + len(self.listings) + len(self.tranches) + adl
+        return self.count() + len(self.rejected) + len(self.replayed) + len(self.listings) + adl
 
-    def bytes(self) -> int:
-        """The approximate size of the batch."""
+    def size(self) -> int:
+        """The approximate size of the batch in bytes."""
         return self.noted_bytes + ENTRY_BYTES * self.count()
-
-
-class Draft(Batch):
-    """The batch that a partition fills; `take` hands its content over and empties it."""
-
-    __slots__ = ()
-
-    def take(self) -> Batch:
-        """The batch as it is to be committed. The draft does not change it afterwards."""
-        taken = Batch()
-        for name in _FIELDS:
-            empty = getattr(taken, name)
-            setattr(taken, name, getattr(self, name))
-            setattr(self, name, empty)
-        taken.funds = [fund.state() for fund in taken.changed.values()]
-        taken.moved = [Moved(fund.credited, fund.repaid) for fund in taken.changed.values()]
-        for inventory in (fund.inventory for fund in taken.changed.values() if fund.inventory):
-            taken.tranches += inventory.take_changed()
-            taken.holdings += inventory.states()
-        return taken
 
     def record(self, fund: Fund, settled: tuple[Entry, bytes]) -> None:
         """Adds an entry and its hash."""
@@ -265,4 +299,4 @@ class Draft(Batch):
             self.hashes.clear()
 
 
-_FIELDS = tuple(field.name for field in fields(Batch))
+_DRAFTED = tuple(field.name for field in fields(Draft) if field.name != "noted_bytes")

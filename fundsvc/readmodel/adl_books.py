@@ -17,10 +17,11 @@ import structlog
 from fundsvc.concurrency.background import keep_running
 from fundsvc.concurrency.exclusive import Exclusive, single_thread_executor
 from fundsvc.config.settings import Config
-from fundsvc.core.adl.book import Book, Side
+from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.preview import Preview, RequestSize, preview
 from fundsvc.core.adl.queue import Section, sections
 from fundsvc.core.adl.ranking import Ranking
+from fundsvc.core.adl.side import Side
 from fundsvc.core.adl.valuation import Rank, SideName
 from fundsvc.core.batch import Offset, StoredBook
 from fundsvc.core.contracts import Contract, partition_of

@@ -97,7 +97,8 @@ class BookRecovery:
             while position < upto:
                 run = contents.run(position, min(RUN_EVENTS, upto - position))
                 await self._look_up_sides(run)
-                await self._exclusive.run(partial(self._apply, message, position, run, rejected))
+                apply = partial(self._apply, message, position, run, rejected)
+                await self._exclusive.run(apply, is_long=self._partition.are_long(run))
                 position += len(run)
                 events += len(run)
                 if events >= RUN_EVENTS:

@@ -30,11 +30,12 @@ from fundsvc.store.tail_queries import (
     OrderKey,
     PartitionProgress,
     VersionedFund,
+    changed_orders,
     entries,
     fund_versions,
     offsets,
     open_orders,
-    orders,
+    orders_after,
     versioned_funds,
 )
 
@@ -195,9 +196,10 @@ class Tail:
 
     async def _moved_orders(self, connection: Connection, now: Mapping[str, FundVersion]) -> list[OrderRow]:
         """Reads the orders that changed; of contracts that the tail did not know, the open ones."""
-        known = [key for key in self._orders if key[0] in now]
-        after = [(symbol, before.adl) for symbol, place in now.items() if (before := self._before(symbol, place))]
-        found = await orders(connection, known, after) if known or after else []
+        known = [order for (symbol, _), order in self._orders.items() if symbol in now]
+        after = {symbol: before.adl for symbol, place in now.items() if (before := self._before(symbol, place))}
+        found = await changed_orders(connection, known)
+        found += await orders_after(connection, after) if after else []
         unknown = [symbol for symbol in now if symbol not in self._places]
         fresh = await open_orders(connection, unknown) if unknown else []
         due = (order for order in (*found, *fresh) if order.adl <= now[order.symbol].adl)

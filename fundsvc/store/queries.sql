@@ -418,21 +418,26 @@ FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
     SELECT * FROM entries x WHERE x.symbol = s.symbol AND x.entry > s.after ORDER BY x.entry LIMIT $3
 ) e;
 
--- name: orders_moved
--- The current rows of some orders, and the orders of some contracts after a number.
+-- name: orders_changed
+-- Those of some orders that changed since the transaction that wrote the known version.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
        o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
-FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o USING (symbol, adl)
-UNION ALL
+FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS k (symbol, adl, updated_at)
+JOIN adl_orders o USING (symbol, adl) WHERE o.updated_at <> k.updated_at ORDER BY o.symbol, o.adl;
+
+-- name: orders_after
+-- Up to $5 orders of some contracts after a number each: those after the order ($3, $4), ascending.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
        o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
-FROM unnest($3::text[], $4::bigint[]) AS k (symbol, adl) JOIN adl_orders o ON o.symbol = k.symbol AND o.adl > k.adl
-ORDER BY symbol, adl;
+FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o ON o.symbol = k.symbol AND o.adl > k.adl
+WHERE (o.symbol, o.adl) > ($3, $4) ORDER BY o.symbol, o.adl LIMIT $5;
 
 -- name: orders_open
-SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
-       acknowledged, policy_version, origin, unwound
-FROM adl_orders WHERE state = 'open' AND symbol = ANY ($1) ORDER BY symbol, adl;
+-- Up to $4 open orders of some contracts: those after the order ($2, $3), ascending.
+SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
+       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
+FROM adl_orders o WHERE o.state = 'open' AND o.symbol = ANY ($1) AND (o.symbol, o.adl) > ($2, $3)
+ORDER BY o.symbol, o.adl LIMIT $4;
 
 -- name: reductions
 -- Reductions of some accounts by some orders. All executions of an account in a round have the same body.

@@ -1,6 +1,7 @@
 """Statements of the ledger tail. It runs them many times a second, so they use a connection that the tail keeps."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ Connection = asyncpg.Connection | PoolConnectionProxy
 
 OrderKey = tuple[str, int]
 """An ADL order: its contract and number."""
+
+ORDERS_PER_QUERY = 500
+"""Orders that one statement names or returns: two milliseconds of work, because the driver reads an answer in one go."""
 
 
 class FundVersion(NamedTuple):
@@ -91,22 +95,35 @@ async def entries(connection: Connection, after: Mapping[str, int], count: int) 
 
 async def open_orders(connection: Connection, symbols: Collection[str]) -> list[OrderRow]:
     """Returns the open orders of some contracts."""
-    return [OrderRow(*row) for row in await connection.fetch(SQL["orders_open"], symbols)]
+    return await _paged(connection, "orders_open", symbols)
 
 
-async def orders(connection: Connection, known: Iterable[OrderKey], after: Iterable[OrderKey]) -> list[OrderRow]:
-    """Returns the current state of known orders, and the orders of some contracts after a number."""
-    rows = await connection.fetch(SQL["orders_moved"], *_columns(known), *_columns(after))
-    return [OrderRow(*row) for row in rows]
+async def orders_after(connection: Connection, after: Mapping[str, int]) -> list[OrderRow]:
+    """Returns the orders of some contracts after a number."""
+    return await _paged(connection, "orders_after", list(after), list(after.values()))
+
+
+async def changed_orders(connection: Connection, known: Sequence[OrderRow]) -> list[OrderRow]:
+    """Returns the current state of those orders that changed since they were read."""
+    found: list[OrderRow] = []
+    for first in range(0, len(known), ORDERS_PER_QUERY):
+        part = known[first : first + ORDERS_PER_QUERY]
+        columns = ([getattr(order, name) for order in part] for name in ("symbol", "adl", "updated_at"))
+        found += itertools.starmap(OrderRow, await connection.fetch(SQL["orders_changed"], *columns))
+    return found
+
+
+async def _paged(connection: Connection, block: str, *parameters: Any) -> list[OrderRow]:
+    """Returns all orders that a statement selects, ORDERS_PER_QUERY at a time."""
+    found: list[OrderRow] = []
+    last: OrderKey = "", 0
+    while True:
+        rows = await connection.fetch(SQL[block], *parameters, *last, ORDERS_PER_QUERY)
+        found += itertools.starmap(OrderRow, rows)
+        if len(rows) < ORDERS_PER_QUERY:
+            return found
+        last = found[-1].symbol, found[-1].adl
 
 
 def _fund_version(row: asyncpg.Record) -> FundVersion:
     return FundVersion(**{name: row[name] for name in FundVersion._fields})
-
-
-def _columns(keys: Iterable[OrderKey]) -> tuple[Sequence[Any], Sequence[Any]]:
-    symbols, numbers = [], []
-    for symbol, number in keys:
-        symbols.append(symbol)
-        numbers.append(number)
-    return symbols, numbers

@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
-from fundsvc.core.adl.book import BookPart
+from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.adl.order import AdlOrder, OrderState, RoundProgress
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import SideName

@@ -172,7 +172,7 @@ class Source:
         if not reply:
             return []
         (found,) = reply.values()
-        messages = [_message(stream_id, fields) for stream_id, fields in found]
+        messages = [message_of(stream_id, fields) for stream_id, fields in found]
         size = sum(len(message.body) for message in messages)
         fitting = READ_BYTES * len(messages) // max(1, size)
         self._count = max(1, min(COUNT_MAX, 4 * self._count, fitting))
@@ -194,7 +194,8 @@ def _unparsed(response: Any, **_options: Any) -> Any:
     return response
 
 
-def _message(stream_id: bytes, fields: list[bytes]) -> Message:
+def message_of(stream_id: bytes, fields: list[bytes]) -> Message:
+    """Returns the message of a stream entry, with an unknown codec ("") unless its fields are those of a message."""
     identity = stream_id.decode()
     codec = _CODECS.get(fields[0])
     match fields:
@@ -208,7 +209,7 @@ def _message(stream_id: bytes, fields: list[bytes]) -> Message:
 
 def _skimmed_message(stream_id: bytes, fields: list[Any], bytes_max: int) -> Message:
     """Reduces a message that is too large. Size and digest are those of its largest value."""
-    message = _message(stream_id, [field.head if isinstance(field, Skimmed) else field for field in fields])
+    message = message_of(stream_id, [field.head if isinstance(field, Skimmed) else field for field in fields])
     largest = max((field for field in fields if isinstance(field, Skimmed)), key=attrgetter("size"), default=None)
     too_large = excess(largest.size, largest.digest, bytes_max) if largest else f"{ELEMENTS_MAX} values or more: send one"
     return msgspec.structs.replace(message, body=message.body[:EXCERPT_BYTES], too_large=too_large)

@@ -15,9 +15,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fundsvc.core.adl.book import Side
 from fundsvc.core.adl.desk import AdlDesk
 from fundsvc.core.adl.order import RoundRequest, RoundTerms
+from fundsvc.core.adl.side import Side
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Position
 from fundsvc.core.fund.settlement import Fund

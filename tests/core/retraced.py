@@ -31,23 +31,23 @@ class Retraced:
         self.lines: list[Line] = []
         self.orders = {}
         self.rejected = []
-        self._partition = Partition(0, 1, [], {"USDT": 8}, 10, lambda _: policy)
+        self.partition = Partition(0, 1, [], {"USDT": 8}, 10, lambda _: policy)
         self.apply(listing(), *events)
 
     def apply(self, *events):
         for number, event in enumerate(events):
             try:
-                self._partition.apply(event, 1_000_000 + number)
+                self.partition.apply(event, 1_000_000 + number)
             except Rejection as rejection:
                 self.rejected.append(rejection.reason)
         self._take()
 
     def apply_late(self, event):
-        self._partition.apply_late(event)
+        self.partition.apply_late(event)
         self._take()
 
     def _take(self):
-        batch = self._partition.take()
+        batch = self.partition.take()
         entries = [Line(*line) for line in zip(batch.entries, batch.hashes, strict=True)]
         records = [Line(sealed.record, sealed.hash) for sealed in batch.records]
         self.lines += sorted([*entries, *records], key=place)
@@ -57,7 +57,7 @@ class Retraced:
 
     def requested(self, adl):
         """The lots that an order's current round still requests, by account."""
-        order = self._partition.market(UNIT.symbol).orders[adl]
+        order = self.partition.market(UNIT.symbol).orders[adl]
         return {account: rest for account, rest in order.progress.rests() if rest}
 
     @property

@@ -199,12 +199,6 @@ class World:
             and (inventory.states(), [[*map(msgspec.structs.asdict, side.tranches.values())] for side in inventory.sides()]),
             [(order.state_row(), [*order.progress.rests()], {**order.failures}, {**order.times_requested}) for order in orders],
             market.book and (market.book.mark, market.book.mark_ts_max, [*market.book.save()]),
-            {
-                name: [side._exact[row].tolist() for row in range(len(side.accounts)) if side._exact[row].any()]
-                for name, side in market.book.sides.items()
-            }
-            if market.book
-            else None,
         )
 
     def audit(self, lines=None, *, parts: int = 1) -> list[str]:

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core import partition as partition_module
-from fundsvc.core.adl.book import NOTHING_KNOWN, Book, BookPart
+from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.book_parts import NOTHING_KNOWN, BookPart
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import Valuation
-from fundsvc.core.batch import Batch, Round, StoredBook
+from fundsvc.core.batch import Batch, Draft, Round, StoredBook
 from fundsvc.core.events import AdlAck, AdlEnd, AdlFill, AdlTimeout, Fill, Reason, Rejection, Snapshot
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.fund.verification import OrderTotals, Replay
@@ -74,6 +75,23 @@ def decoded(parts: list[bytes]) -> list[BookPart]:
 def restore(settling: Partition, stored: StoredBook) -> None:
     for _ in settling.restore(stored):
         pass
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_events_that_may_copy_a_large_side_are_long(monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
+    monkeypatch.setattr("fundsvc.core.adl.book.LARGE_ROWS", 100)
+    settling = partition(Fund(UNIT))
+    settling.apply(position("a", sign, "100"))
+    side = settling.book(UNIT.symbol).sides["long" if sign > 0 else "short"]
+    copied = 0
+    for number in range(1, 200):
+        event = position(f"b{number}", sign, "100")
+        is_long, room = settling.are_long([event]), side.room
+        settling.apply(event)
+        assert is_long == (side.room > room and number >= 100)
+        copied += is_long
+    assert copied
+    assert settling.are_long([position(f"c{number}", -sign, "100") for number in range(101)])
 
 
 def entries(batch: Batch) -> list[tuple[str, int, int, int]]:
@@ -798,7 +816,7 @@ class Engine:
         self.symbol = contract.symbol
         self.fund = Fund(contract, policy=policy)
         self.partition = partition(self.fund)
-        self.whole = Batch()
+        self.whole = Draft()
         self.events: list = []
         self.settled: list = []
         self.refused = 0

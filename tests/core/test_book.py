@@ -12,8 +12,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fundsvc.core.adl import book as book_module
-from fundsvc.core.adl.book import Book, BookPart, Side, SidePart
+from fundsvc.core.adl import ranking as ranking_module
+from fundsvc.core.adl import side as side_module
+from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.book_parts import BookPart, SidePart
 from fundsvc.core.adl.directory import NONE
+from fundsvc.core.adl.ranking import BLOCK_ROWS
+from fundsvc.core.adl.rows import GROWTH, Rows
+from fundsvc.core.adl.side import Side
 from fundsvc.core.adl.valuation import Rank
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Reason, Rejection
@@ -137,7 +143,8 @@ def owners_of(book: Book) -> dict[str, str]:
 @pytest.mark.parametrize("is_snapshot", [False, True])
 def test_book_is_restored_from_its_parts(monkeypatch, is_snapshot):
     monkeypatch.setattr(book_module, "ROWS_PER_PART", 4)
-    monkeypatch.setattr(book_module, "ROWS_PER_STEP", 3)
+    for module in (book_module, side_module):
+        monkeypatch.setattr(module, "ROWS_PER_STEP", 3)
     book = Book(UNIT)
     for number in range(10):
         book.set(f"a{number}", number - 2, (100 + number) * PRICE, 7)
@@ -164,11 +171,69 @@ def test_a_step_restores_few_positions_or_owners(monkeypatch):
         book.remember(f"a{number}", "BOTH", number)
         book.owners.assign(f"a{number}", f"owner {number}")
     (part,) = book.save()
-    monkeypatch.setattr(book_module, "ROWS_PER_STEP", 3)
+    for module in (book_module, side_module):
+        monkeypatch.setattr(module, "ROWS_PER_STEP", 3)
     again = Book(UNIT)
     steps = [again.open + len(owners_of(again)) for _ in again.restore(part)]
     assert max(after - before for before, after in pairwise([0, *steps, 40])) <= 3
     assert (rows_of(again), owners_of(again)) == (rows_of(book), owners_of(book))
+
+
+@pytest.mark.parametrize("lots", [1, -1, 0], ids=["long", "short", "closed"])
+def test_book_is_large_by_its_rows_open_or_closed(monkeypatch, lots):
+    monkeypatch.setattr(book_module, "LARGE_ROWS", 3)
+    book = Book(UNIT)
+    for number in range(4):
+        assert not book.is_large
+        book.set(f"a{number}", lots or 1, PRICE, 7)
+        book.remember(f"a{number}", "BOTH", 1)
+        if not lots:
+            book.set(f"a{number}", 0, 0, 0)
+    assert book.is_large
+
+
+@pytest.mark.parametrize("has_seq", [False, True])
+def test_rows_grow_a_block_at_a_time_and_keep_their_numbers(has_seq):
+    rows = Rows()
+    for _ in rows.reserve(2 * BLOCK_ROWS):
+        pass
+    rows.exact[:], rows.entry[:], rows.margin_per_lot[:] = 7, 8, 9
+    if has_seq:
+        rows.add_seq()[:] = 6
+    steps = sum(1 for _ in rows.reserve(2 * BLOCK_ROWS + 1))
+    assert steps == 3
+    assert len(rows) == 2 * BLOCK_ROWS * GROWTH
+    known, new = slice(2 * BLOCK_ROWS), slice(2 * BLOCK_ROWS, None)
+    assert (rows.exact[known] == 7).all()
+    assert not rows.exact[new].any()
+    assert (rows.entry[known] == 8).all()
+    assert np.isnan(rows.entry[new]).all()
+    assert (rows.margin_per_lot[known] == 9).all()
+    assert (rows.seq is not None) == has_seq
+    assert not has_seq or ((rows.seq[known] == 6).all() and not rows.seq[new].any())
+    assert list(rows.reserve(len(rows))) == []
+
+
+@pytest.mark.parametrize("has_seq", [False, True])
+def test_restoring_allocates_rows_in_steps_of_their_own(monkeypatch, has_seq):
+    """A step that restores positions must not also copy all columns."""
+    book = Book(UNIT)
+    for number in range(1000):
+        book.set(f"a{number}", 1, PRICE, 7)
+        if has_seq:
+            book.remember(f"a{number}", "LONG", number + 1)
+    again, copied = Book(UNIT), []
+    monkeypatch.setattr(ranking_module, "BLOCK_ROWS", 64)
+    for part in book.save():
+        side = again.sides["long"]
+        before = side.open, len(side.accounts)
+        for _ in again.restore(part):
+            after = side.open, len(side.accounts)
+            copied.append(after == before)
+            before = after
+    assert sum(copied) >= 1000 // 64
+    assert again.sides["long"].lots == 1000
+    assert all(again.seq_of(f"a{number}", "LONG") == has_seq * (number + 1) for number in range(1000))
 
 
 @given(st.lists(st.tuples(ACCOUNTS, st.integers(-(2**62), 2**62)), max_size=40), st.booleans())
@@ -253,7 +318,7 @@ def test_first_fifth_of_the_queue_has_five_lights(ranked, lights):
 
 
 def test_full_side_rejects_a_further_account_and_still_accepts_known_ones(monkeypatch):
-    monkeypatch.setattr(book_module, "ROWS_MAX", 3)
+    monkeypatch.setattr(side_module, "ROWS_MAX", 3)
     side = side_of(UNIT, "long", [(name, 1, 100 * PRICE, ONE) for name in "abc"])
     with pytest.raises(Rejection) as rejection:
         side.set("d", 1, 100 * PRICE, ONE)

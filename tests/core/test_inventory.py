@@ -131,4 +131,4 @@ def test_the_heap_does_not_grow_with_closed_tranches():
         from_one.entry = entry
         held.add(from_one)
         held.close(entry, 1)
-    assert len(held._heap) < 200
+    assert len(held.heap) < 200

@@ -206,7 +206,7 @@ class TestWaterfall:
         assert paid.differences() == []
         for covered in (0, 1, 299):
             forged = Retraced(*market, worth(500, 1))
-            listed = forged._partition.market(UNIT.symbol)
+            listed = forged.partition.market(UNIT.symbol)
             listed.fund = FundWithReserve(UNIT, listed.fund.state(), listed.fund.policy, (500 - covered) * ONE)
             forged.apply(worth(-300, 2))
             assert forged.fund.balance == (500 - covered) * ONE or not market
@@ -227,10 +227,10 @@ class TestWaterfall:
     def test_surplus_that_repays_too_little_is_found(self):
         ledger = Retraced(worth(-300, 1))
         assert (ledger.fund.outstanding, ledger.differences()) == (300 * ONE, [])
-        fund = ledger._partition.market(UNIT.symbol).fund
+        fund = ledger.partition.market(UNIT.symbol).fund
         for repaid in (0, 1, 299):
             forged = Retraced(worth(-300, 1))
-            fund = forged._partition.market(UNIT.symbol).fund
+            fund = forged.partition.market(UNIT.symbol).fund
             fund.outstanding = repaid * ONE
             forged.apply(worth(1000, 2))
             found = forged.differences(outstanding=(300 - repaid) * ONE)

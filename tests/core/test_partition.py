@@ -1,3 +1,5 @@
+from dataclasses import FrozenInstanceError
+
 import msgspec
 import pytest
 from any_event import BY_TYPE, EVENTS
@@ -327,7 +329,9 @@ def test_packed_entries_are_counted():
     settling.apply(worth(2, 3))
     assert packed == [(2, 2)]
     assert (batch.packed, len(batch.entries), len(batch.hashes), batch.count()) == ([b"rows"], 1, 1, 3)
-    assert batch.kinds() == {("UNITUSDTM", "surplus"): 2, ("UNITUSDTM", "shortfall"): 1}
+    taken = settling.take()
+    assert (taken.packed, taken.count(), batch.count()) == ([b"rows"], 3, 0)
+    assert taken.kinds() == {("UNITUSDTM", "surplus"): 2, ("UNITUSDTM", "shortfall"): 1}
 
 
 def test_later_events_do_not_change_a_taken_batch():
@@ -336,6 +340,9 @@ def test_later_events_do_not_change_a_taken_batch():
     batch = settling.take()
     settling.apply(worth(5, 2))
     assert batch.funds[0].balance == ONE
+    assert [entry.seq for entry in batch.entries] == [1]
+    with pytest.raises(FrozenInstanceError):
+        batch.entries = []
 
 
 SCENE = (

@@ -151,10 +151,12 @@ def test_restored_guard_equals_the_original(history, one, other, minimum):
 
 @given(HISTORY)
 def test_guard_changes_only_at_its_lines(history):
-    guard, before = Guard(DrawdownGuard(), 8, SavedGuard()), False
+    terms = DrawdownGuard()
+    guard, peaks, before = Guard(terms, 8, SavedGuard()), Peaks(int(terms.hours * 60) * MINUTE_MS, []), False
     for ts, balance in times(history):
         guard.observe(ts, balance)
-        peak = guard._peaks.peak
+        peaks.note(ts, balance)
+        peak = peaks.peak
         if balance >= max(1, -(-peak * 3 // 4)):
             assert not guard.active
         elif balance <= -(-peak * 7 // 10):

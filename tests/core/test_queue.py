@@ -2,8 +2,8 @@ from builders import ONE, UNIT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fundsvc.core.adl.book import Side
 from fundsvc.core.adl.queue import Section, joined_sections, merge_small_groups, sections
+from fundsvc.core.adl.side import Side
 from fundsvc.core.adl.valuation import Rank
 
 PRICE = 10**12

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from builders import UNIT, mark, partition, position
 
-from fundsvc.core.adl.book import BookPart
+from fundsvc.core.adl.book_parts import BookPart
 from fundsvc.core.batch import StoredBook
 from fundsvc.core.events import Snapshot
 from fundsvc.core.fund.settlement import Fund

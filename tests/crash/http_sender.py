@@ -39,9 +39,9 @@ class HttpSender(Sender):
         """Closes the HTTP connections."""
         await self._http.close()
 
-    async def _append(self, letter: Letter) -> None:
+    async def append(self, letter: Letter) -> None:
         if not letter.body() or letter.field not in MEDIA or any(_is_policy(element.content) for element in letter.elements):
-            await super()._append(letter)
+            await super().append(letter)
             return
         in_lines = letter.field == "json" and len(letter.elements) > 1 and self._chance.random() < LINES_SHARE
         body = b"\n".join(element.raw("json") for element in letter.elements) if in_lines else letter.body()

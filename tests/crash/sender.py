@@ -68,7 +68,7 @@ class Sender:
         letter = self._letters[self.sent]
         self.sent += 1
         try:
-            await self._in_turn(partial(self._append, letter))
+            await self._in_turn(partial(self.append, letter))
         except StreamFault as fault:
             await self._resume(fault)
         if self.hurry.is_set():
@@ -103,7 +103,7 @@ class Sender:
                 self._world.resend.clear()
                 resent = await self._letters_to_resend()
                 for letter in resent:
-                    await self._in_turn(partial(self._append, letter))
+                    await self._in_turn(partial(self.append, letter))
             except (StreamFault, StoreFault):
                 await asyncio.sleep(0.1)
             else:
@@ -120,7 +120,8 @@ class Sender:
         """Returns the last settled sequence of each contract."""
         return await self._cursor()
 
-    async def _append(self, letter: Letter) -> None:
+    async def append(self, letter: Letter) -> None:
+        """Sends a letter; raises StreamFault if it may be lost."""
         await self._producer.append_bodies(letter.partition, letter.field, [letter.body()])
 
     async def _cursor(self) -> dict[str, int]:
@@ -156,12 +157,12 @@ class CarefulSender(Sender):
     So no duplicate can repair a book. The stream must not lose messages.
     """
 
-    async def _append(self, letter: Letter) -> None:
+    async def append(self, letter: Letter) -> None:
         body = letter.body()
         before = await self._retried(lambda: self._newest(letter.partition))
         while not await self._arrived(letter.partition, before, body):
             try:
-                await super()._append(letter)
+                await super().append(letter)
             except StreamFault as fault:
                 self._timeline.note(f"arrival unknown: {fault}"[:120])
                 await asyncio.sleep(0.1)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fundsvc.core.events import Reason
-from fundsvc.streams.source import _message
+from fundsvc.streams.source import message_of
 from tests.fuzz.messages import Messages
 from tests.fuzz.oracle import Oracle
 from tests.fuzz.run import any_messages, fuzz
@@ -31,7 +31,7 @@ NOW = 1_800_000_000_000
 def test_each_event_is_settled_duplicate_or_rejected(chance):
     messages, oracle = Messages(chance, NOW), Oracle()
     written = [messages.listings(), *(messages.next() for _ in range(5))]
-    oracle.settle(_message(f"{NOW + number}-0".encode(), list(fields)) for number, fields in enumerate(written))
+    oracle.settle(message_of(f"{NOW + number}-0".encode(), list(fields)) for number, fields in enumerate(written))
     assert oracle.outcomes.total() == oracle.events
 
 

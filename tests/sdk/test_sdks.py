@@ -67,13 +67,13 @@ async def world(config, environment):
 
 
 def script(name, url):
-    return PYTHON, Path(__file__).parent / f"read_{name}.py", str(url).rstrip("/"), SYMBOL
+    return PYTHON, Path(__file__).parent / f"read_{name}.py", url, SYMBOL
 
 
 async def answers_of(name, world):
     """Runs a client against the service and returns what it prints."""
     trader = signed("trader", account="secret-anna")
-    done = await program(*script(name, world.http._base_url), environment={**os.environ, "TRADER": trader})
+    done = await program(*script(name, world.url), environment={**os.environ, "TRADER": trader})
     assert done.code == 0, done.error
     return msgspec.json.decode(done.output)
 
@@ -105,7 +105,7 @@ async def test_pybit_reads_pools_and_alerts(world):
 async def test_pybit_waits_for_the_end_of_a_rate_limit(config, environment):
     async with world_of(with_section(config, "http", requests_max=1, requests_seconds=2.0)) as world:
         await world.send(*HISTORY)
-        done = await program(*script("pybit", world.http._base_url))
+        done = await program(*script("pybit", world.url))
     assert done.code == 0, done.error
     assert msgspec.json.decode(done.output)["insurance"]["retCode"] == 0
     assert "rate limit" in done.error
@@ -195,7 +195,7 @@ async def test_kucoin_futures_client_reads_contracts_and_receives_topics_over_tl
         await world.send(*HISTORY)
         trust = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(certificate))
         client = await asyncio.create_subprocess_exec(
-            *script("kucoin_futures", world.http._base_url),
+            *script("kucoin_futures", world.url),
             env={**os.environ, **trust},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

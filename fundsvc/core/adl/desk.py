@@ -5,10 +5,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import numpy as np
 
 from fundsvc.core.adl.allocation import SHARE_UNITS
-from fundsvc.core.adl.book import Book, Candidates, Side
+from fundsvc.core.adl.book import Book
+from fundsvc.core.adl.candidates import Candidates
 from fundsvc.core.adl.directory import NONE
 from fundsvc.core.adl.order import EMPTY_ROUND, AdlOrder, RoundRequest, RoundTerms
 from fundsvc.core.adl.ranking import numbers_of
+from fundsvc.core.adl.side import Side
 from fundsvc.core.contracts import Contract
 from fundsvc.core.policy import Policy
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from fundsvc.core.adl.account_order import Ordinals
-from fundsvc.core.adl.book import Side
+from fundsvc.core.adl.side import Side
 from fundsvc.core.adl.valuation import LIGHTS
 
 

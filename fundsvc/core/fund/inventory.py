@@ -93,7 +93,7 @@ class Piece(NamedTuple):
 class Holding:
     """One side of an inventory. `taken`, `unwound` and `deleveraged` are lots since the contract's first takeover.
 
-    `side` is the side of fills that close it. `in_orders` are the lots of open takeover orders, which the fund does not hold.
+    `side` is the side of fills that close it, and `heap` ranks its tranches by price. `in_orders` are the lots of open takeover orders, which the fund does not hold.
     """
 
     def __init__(self, contract: Contract, name: SideName, worth: Worth) -> None:
@@ -110,7 +110,7 @@ class Holding:
         self._weight = 0
         self._exact: int | None = 0
         self._promised: dict[int, Tranche] = {}
-        self._heap: list[tuple[int, int]] = []
+        self.heap: list[tuple[int, int]] = []
 
     def reprice(self, mark: int) -> None:
         """Sets the mark."""
@@ -208,11 +208,11 @@ class Holding:
 
     def worst(self) -> Tranche | None:
         """Returns the tranche with free lots and the largest loss per lot at the mark, the oldest of equals; None without."""
-        while self._heap:
-            tranche = self.tranches.get(self._heap[0][1])
+        while self.heap:
+            tranche = self.tranches.get(self.heap[0][1])
             if tranche is not None and tranche.free:
                 return tranche if self.loses(tranche.price) else None
-            heappop(self._heap)
+            heappop(self.heap)
             if tranche is not None:
                 tranche.is_ranked = False
         return None
@@ -258,15 +258,15 @@ class Holding:
 
     def _rank(self, tranche: Tranche) -> None:
         tranche.is_ranked = True
-        heappush(self._heap, self._key(tranche))
-        if len(self._heap) > 2 * len(self.tranches) + HEAP_SPARE:
+        heappush(self.heap, self._key(tranche))
+        if len(self.heap) > 2 * len(self.tranches) + HEAP_SPARE:
             self._rebuild_heap()
 
     def _rebuild_heap(self) -> None:
         for tranche in self.tranches.values():
             tranche.is_ranked = tranche.free > 0
-        self._heap = [self._key(tranche) for tranche in self.tranches.values() if tranche.is_ranked]
-        heapify(self._heap)
+        self.heap = [self._key(tranche) for tranche in self.tranches.values() if tranche.is_ranked]
+        heapify(self.heap)
 
     def _key(self, tranche: Tranche) -> tuple[int, int]:
         return -tranche.price if self.name == "long" else tranche.price, tranche.entry

@@ -56,13 +56,14 @@ def _upgrade(connection: Connection) -> None:
     found = MigrationContext.configure(connection).get_current_revision()
     if found and not is_outdated(found):
         return
-    config = _config()
+    config = alembic_config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     run_script(connection, RIGHTS)
 
 
-def _config() -> Config:
+def alembic_config() -> Config:
+    """Returns the configuration of alembic for the revisions of this package."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     return config
