@@ -148,7 +148,7 @@ class Batch:
     have. A batch that is `uncut` must be committed at the end of a message.
 
     `packed` holds entries that are encoded already, `packed_count` their number, and `packed_kinds` their number by contract
-    and kind; see `Draft.pack`.
+    and kind; see `Draft.pack`. `packed_records` and `packed_record_count` are the same for records.
     """
 
     entries: Sequence[Entry] = field(default_factory=list)
@@ -177,6 +177,8 @@ class Batch:
     packed: Sequence[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    packed_records: Sequence[bytes] = field(default_factory=list)
+    packed_record_count: int = 0
     events: int = 0
     place: EventPlace | None = None
     uncut: bool = False
@@ -219,6 +221,8 @@ class Draft:
     packed: list[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
+    packed_records: list[bytes] = field(default_factory=list)
+    packed_record_count: int = 0
     events: int = 0
     place: EventPlace | None = None
     uncut: bool = False
@@ -246,7 +250,7 @@ class Draft:
 
     def rows(self) -> int:
         """The number of rows that the batch writes, without books and rates, which have their own bounds."""
-        adl = len(self.orders) + len(self.records)
+        adl = len(self.orders) + self.packed_record_count + len(self.records)
         return self.count() + len(self.rejected) + len(self.replayed) + len(self.listings) + adl
 
     def size(self) -> int:
@@ -297,6 +301,13 @@ class Draft:
             self.packed_kinds.update(map(_SYMBOL_AND_KIND, self.entries))
             self.entries.clear()
             self.hashes.clear()
+
+    def pack_records(self, encode: Callable[[Sequence[SealedRecord]], bytes]) -> None:
+        """Encodes the current records and drops them, for the same reason; a record never changes."""
+        if self.records:
+            self.packed_records.append(encode(self.records))
+            self.packed_record_count += len(self.records)
+            self.records.clear()
 
 
 _DRAFTED = tuple(field.name for field in fields(Draft) if field.name != "noted_bytes")

@@ -244,9 +244,7 @@ class Market:
         desk.changed = True
         if not book.open:
             self.request_book()  # Readers of the saved books learn at once that this book has positions.
-        book.set(position.account, position.lots, *numbers, position.position_side)
-        if position.owner:
-            book.owners.assign(position.account, position.owner)
+        book.set(position.account, position.lots, *numbers, position.position_side, position.owner)
         if position.seq is not None:
             book.remember(position.account, position.position_side, position.seq)
 
@@ -275,7 +273,7 @@ class Market:
                 self._set(event, position_numbers(event, self.contract))
             case AdlFill() if side and self._adl.begun_desk:
                 self._adl.begun_desk.changed = True
-                self._adl.begun_desk.book.sides[side].reduce(event.account, event.lots)
+                self._adl.begun_desk.book.reduce(side, event.account, event.lots)
 
     def prefetch(self, accounts: Iterable[str]) -> None:
         """Prepares the book for positions of these accounts; a book that does not exist yet needs no preparation."""

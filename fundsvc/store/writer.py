@@ -165,8 +165,9 @@ class Writer:
         return await self._connection.fetch(SQL[block], *parameters)
 
     def prepare(self, batch: Draft) -> None:
-        """Encodes the entries of a batch so far, so that `commit` only sends them."""
+        """Encodes the entries and records of a batch so far, so that `commit` only sends them."""
         batch.pack(copy_rows)
+        batch.pack_records(copy_records)
 
     async def commit(self, batch: Batch, before: Offset, after: Offset) -> None:
         """Writes a batch and moves the partition's offset, in one transaction.
@@ -180,7 +181,7 @@ class Writer:
         statements = _statements(batch, self._partition, after, await _encoded(moving, _moved_orders))
         entries = [*batch.packed, copy_rows(batch.entries, batch.hashes)]
         opened = await _encoded([order for key, order in batch.orders.items() if key in batch.opened], copy_orders)
-        records = await _encoded(batch.records, copy_records)
+        records = [*batch.packed_records, *await _encoded(batch.records, copy_records)]
         with faults(), refusals(), _strays():
             async with self._one_at_a_time, transaction(self._connection):
                 if batch.count():

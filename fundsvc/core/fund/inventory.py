@@ -93,7 +93,8 @@ class Piece(NamedTuple):
 class Holding:
     """One side of an inventory. `taken`, `unwound` and `deleveraged` are lots since the contract's first takeover.
 
-    `side` is the side of fills that close it, and `heap` ranks its tranches by price. `in_orders` are the lots of open takeover orders, which the fund does not hold.
+    `side` is the side of fills that close it, and `heap` ranks its tranches by price. `in_orders` are the lots of open takeover
+    orders, which the fund does not hold.
     """
 
     def __init__(self, contract: Contract, name: SideName, worth: Worth) -> None:
