@@ -10,6 +10,7 @@ from multidict import MultiMapping
 from fundsvc.api.http.big_integers import Numbers
 from fundsvc.api.http.errors import BadParameter, MissingParameter
 from fundsvc.core.adl.order import State
+from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.events import Account, Number, Positive, Timestamp
 from fundsvc.core.fund.chain import Kind
 from fundsvc.core.numbers import INT64_MAX
@@ -75,6 +76,15 @@ class HistoryQuery(Query, frozen=True):
 
     def __post_init__(self) -> None:
         _check_order("startAt", self.start_at, "endAt", self.end_at)
+
+
+class InventoryQuery(Query, frozen=True):
+    """A page of the tranches of an inventory; `offset` is a takeover entry. Pages work as in `history`."""
+
+    offset: Entry | UnsetType = UNSET
+    forward: bool = False
+    max_count: Annotated[int, msgspec.Meta(ge=1, le=PAGE_ENTRIES_MAX)] = PAGE_ENTRIES
+    side: SideName | UnsetType = UNSET
 
 
 class SpanQuery(Parameters, frozen=True):
