@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fundsvc.concurrency.exclusive import Exclusive
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.contracts import Contract
-from fundsvc.core.fund.inventory import Holding, Inventory, Tranche, TrancheState
+from fundsvc.core.fund.inventory import Holding, Inventory, Tranche
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.store.inventories import InventoryEntry, LoadedInventory
 
@@ -58,7 +58,7 @@ class FollowedInventory:
         self.contract = contract
         self.entry = loaded.entry
         self.exclusive = Exclusive(executor)
-        self._inventory = Inventory(contract, Fund(contract).worth, (TrancheState(*row) for row in loaded.tranches))
+        self._inventory = Inventory(contract, Fund(contract).worth, loaded.decoded())
         self._values = {holding.name: _value(holding) for holding in self._inventory.sides()}
 
     @property
@@ -105,11 +105,11 @@ class Inventories:
         """Returns which contracts must be loaded: unknown ones, and those with other terms or an earlier entry."""
         return [symbol for symbol, contract in contracts.items() if self._is_outdated(symbol, contract, entries[symbol])]
 
-    async def load(self, contracts: Mapping[str, Contract], loaded: Mapping[str, LoadedInventory]) -> None:
-        """Replaces inventories by loaded ones."""
-        for symbol, one in loaded.items():
-            build = partial(FollowedInventory, contracts[symbol], one, self._executor)
-            self._followed[symbol] = await Exclusive(self._executor).run(build, is_long=len(one.tranches) > TRANCHES_MANY)
+    async def load(self, contract: Contract, loaded: LoadedInventory) -> None:
+        """Replaces an inventory by a loaded one."""
+        build = partial(FollowedInventory, contract, loaded, self._executor)
+        is_long = len(loaded.tranches) > TRANCHES_MANY
+        self._followed[contract.symbol] = await Exclusive(self._executor).run(build, is_long=is_long)
 
     def positions(self, symbols: Iterable[str]) -> dict[str, int]:
         """Returns the entry up to which each inventory is applied."""

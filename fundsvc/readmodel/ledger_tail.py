@@ -25,7 +25,7 @@ from fundsvc.readmodel.inventories import HeldInventory, Inventories
 from fundsvc.store.adl import OrderRow
 from fundsvc.store.database import Pool, StoreFault, acquired, faults, open_pool
 from fundsvc.store.freshness import Freshness
-from fundsvc.store.inventories import inventory_entries, load_inventories
+from fundsvc.store.inventories import inventory_entries, load_inventory
 from fundsvc.store.reader import READ_SECONDS_MAX, EntryRow, FundRow
 from fundsvc.store.tail_queries import (
     Connection,
@@ -239,8 +239,9 @@ class Tail:
         if not contracts:
             return changed, {}
         unknown = self._inventories.unknown(contracts, {symbol: changed[symbol].fund.entry for symbol in contracts})
+        for symbol in unknown:
+            await self._inventories.load(contracts[symbol], await load_inventory(connection, symbol))
         if unknown:
-            await self._inventories.load(contracts, await load_inventories(connection, unknown))
             # The inventories may be later than the funds.
             changed = {**changed, **await versioned_funds(connection, unknown)}
         until = {symbol: changed[symbol].fund.entry for symbol in contracts}

@@ -1,6 +1,6 @@
 """Reads the inventories of funds: whole, the entries that change them, and pages of tranches."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -8,6 +8,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.events import Side
+from fundsvc.core.fund.inventory import TrancheState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.store.database import SQL, Pool
 from fundsvc.store.reader import fetch
@@ -16,10 +17,14 @@ Connection = asyncpg.Connection | PoolConnectionProxy
 
 
 class LoadedInventory(NamedTuple):
-    """The rows of the tranches of an inventory, as `TrancheState`, after an entry."""
+    """The rows of the tranches of an inventory after an entry. `decoded` takes long for many tranches."""
 
     entry: int
     tranches: list[Any]
+
+    def decoded(self) -> Iterator[TrancheState]:
+        """Yields the tranches."""
+        return (TrancheState(*row[:-1]) for row in self.tranches)
 
 
 class InventoryEntry(NamedTuple):
@@ -47,15 +52,10 @@ class TrancheRow(NamedTuple):
     forced: bool
 
 
-async def load_inventories(connection: Connection, symbols: Collection[str]) -> dict[str, LoadedInventory]:
-    """Returns the inventories of some contracts."""
-    found: dict[str, LoadedInventory] = {}
-    for row in await connection.fetch(SQL["inventories"], symbols):
-        symbol, as_of, side, *tranche = row
-        inventory = found.setdefault(symbol, LoadedInventory(as_of, []))
-        if side is not None:
-            inventory.tranches.append((symbol, side, *tranche))
-    return found
+async def load_inventory(connection: Connection, symbol: str) -> LoadedInventory:
+    """Returns the inventory of a listed contract."""
+    rows = await connection.fetch(SQL["inventory"], symbol)
+    return LoadedInventory(rows[0]["as_of"], rows if rows[0]["entry"] else [])
 
 
 async def inventory_entries(connection: Connection, after: Mapping[str, int], until: Mapping[str, int]) -> list[InventoryEntry]:

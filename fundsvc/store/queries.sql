@@ -469,10 +469,10 @@ FROM adl_orders WHERE symbol = $1 AND cause = $2 AND origin <> 'shortfall'
   AND EXISTS (SELECT FROM entries WHERE symbol = $1 AND entry = $2 AND kind = 'takeover')
 ORDER BY adl LIMIT $3;
 
--- name: inventories
--- The tranches of some contracts, each with the last entry of its fund; one row without a tranche for an empty inventory.
-SELECT f.symbol, f.entry AS as_of, t.side, t.entry, t.lots, t.price, t.ts, t.forced
-FROM funds f LEFT JOIN tranches t USING (symbol) WHERE f.symbol = ANY ($1) ORDER BY f.symbol, t.entry;
+-- name: inventory
+-- The tranches of a contract with the last entry of its fund, as `as_of`; one row without a tranche for an empty inventory.
+SELECT f.symbol, t.side, t.entry, t.lots, t.price, t.ts, t.forced, f.entry AS as_of
+FROM funds f LEFT JOIN tranches t USING (symbol) WHERE f.symbol = $1 ORDER BY t.entry;
 
 -- name: inventory_entries
 -- The entries after $2 up to $3 that changed the inventories of some contracts.

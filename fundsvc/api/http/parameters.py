@@ -35,6 +35,8 @@ Entry = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX - 1)]
 ProducerId = Annotated[str, msgspec.Meta(min_length=0, max_length=128, pattern="^[!-~]*$")]
 """Distinguishes producers whose tokens have the same subject."""
 
+WholeUsdt = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
+
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=INT64_MAX)]
 
 
@@ -155,6 +157,13 @@ class DeleveragedQuery(AccountQuery, frozen=True):
     max_count: Annotated[int, msgspec.Meta(ge=1, le=PAGE_ENTRIES_MAX)] = PAGE_ENTRIES
 
 
+class PreviewTakeoverPolicy(Parameters, frozen=True):
+    """Replacements for keys of `takeover` of the contract's policy. `valueMax` is in whole USDT, null for no limit."""
+
+    mode: Literal["capacity", "adl", "fund"] | UnsetType = UNSET
+    value_max: WholeUsdt | UnsetType | None = UNSET
+
+
 class PreviewPolicy(Parameters, frozen=True):
     """Replacements for keys of the contract's policy in this preview."""
 
@@ -162,17 +171,28 @@ class PreviewPolicy(Parameters, frozen=True):
     eligible: Literal["profitable", "all"] | UnsetType = UNSET
     allocation: Literal["queue", "pro_rata", "capped"] | UnsetType = UNSET
     cap_share: Share | UnsetType = UNSET
+    takeover: PreviewTakeoverPolicy = PreviewTakeoverPolicy()
 
 
 class PreviewBody(Parameters, frozen=True):
-    """A fill as the engine sends it, and changes of the contract's policy. `ts` is the current time by default."""
+    """A fill or, with `type` "takeover", a takeover as the engine sends it, and changes of the contract's policy.
+
+    A takeover has no `price`. `ts` is the current time by default.
+    """
 
     side: Literal["sell", "buy"]
     lots: Positive
-    price: Number
     bankruptcy_price: Number
+    type: Literal["fill", "takeover"] = "fill"
+    price: Number | UnsetType = UNSET
     ts: Timestamp | UnsetType = UNSET
     policy: PreviewPolicy = PreviewPolicy()
+
+    def __post_init__(self) -> None:
+        if self.type == "takeover" and self.price is not UNSET:
+            raise ValueError("a takeover has no `price`: omit it")
+        if self.type == "fill" and self.price is UNSET:
+            raise ValueError("Object missing required field `price`")
 
 
 def _check_order(first: str, begin: int, second: str, end: int) -> None:
