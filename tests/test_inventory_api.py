@@ -461,3 +461,19 @@ async def test_many_tranches_do_not_hold_the_loop(config):
     print(f"{count} tranches loaded in {loaded:.2f} s; the loop waited at most {slowest * 1000:.0f} ms")
     assert loaded < 10
     assert slowest < 0.1
+
+
+async def test_okx_shows_takeovers_as_updates_and_the_orders_for_their_lots(config):
+    config = with_section(config, "http", venues=["okx"])
+    async with served(config) as service:
+        await service.send(BEGINNING[0], mark(45), short("anna"), takeover(1))  # An order without an entry.
+        await service.send(Fill(SYMBOL, 2, "sell", 100, "51", "50", TS + 1), msgspec.structs.replace(takeover(3), ts=TS + 2))
+        parameters = {"instType": "SWAP", "instFamily": SYMBOL}
+        async with service.http.get("/api/v5/public/insurance-fund", params=parameters) as answer:
+            assert answer.status == 200
+            details = (await answer.json())["data"][0]["details"]
+        assert [(row["type"], row["adlType"], row["amt"], row["balance"]) for row in details] == [
+            ("regular_update", "", "", "100"),
+            ("liquidation_balance_deposit", "", "100", "100"),
+            ("adl", "bal_adl_start", "", "0"),
+        ]

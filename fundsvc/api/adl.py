@@ -39,6 +39,7 @@ from fundsvc.api.http.parameters import (
     PreviewPolicy,
     Query,
     RoundQuery,
+    TakeoverPreviewBody,
 )
 from fundsvc.api.http.slots import Slots
 from fundsvc.api.http.tokens import Caller
@@ -99,7 +100,7 @@ class AdlResources:
                 "/api/v1/adl/{symbol}/preview",
                 Query,
                 self.preview,
-                PreviewBody,
+                PreviewBody | TakeoverPreviewBody,
                 roles=ACCOUNT_READERS,
                 cost=self.preview_cost,
             ),
@@ -179,7 +180,7 @@ class AdlResources:
         return Page(data_list=shown, has_more=len(rows) > len(shown), as_of=as_of)
 
     async def preview(
-        self, _query: Query, symbol: str, body: PreviewBody, caller: Caller
+        self, _query: Query, symbol: str, body: PreviewBody | TakeoverPreviewBody, caller: Caller
     ) -> PreviewAnswer | TakeoverPreviewAnswer:
         """The effect of a fill or a takeover that is not settled. Shows risk all allocations, and traders their own and sums of
         the others.
@@ -189,7 +190,9 @@ class AdlResources:
         with self._previews.limited(caller.client, "previews", PREVIEW_RETRY_SECONDS):
             return await self._preview(symbol, body, caller)
 
-    async def _preview(self, symbol: str, body: PreviewBody, caller: Caller) -> PreviewAnswer | TakeoverPreviewAnswer:
+    async def _preview(
+        self, symbol: str, body: PreviewBody | TakeoverPreviewBody, caller: Caller
+    ) -> PreviewAnswer | TakeoverPreviewAnswer:
         found = await find_contract(self._reader, symbol)
         policy = _changed(self._policy_of(symbol), body.policy)
         show: ShowOrder = partial(whole_preview, allocations_max=ALLOCATIONS_MAX, accounts=False)
@@ -199,14 +202,14 @@ class AdlResources:
             request_size = rough
         of_contract = found.contract, found.partition, policy
         try:
-            if body.type == "takeover":
+            if isinstance(body, TakeoverPreviewBody):
                 rate = (await self._reader.rates()).get(found.contract.settle_currency)
                 answer = partial(takeover_preview_answer, lots=body.lots, show=show)
                 takeover = Takeover(symbol, 1, body.side, body.lots, body.bankruptcy_price, _ts(body))
                 return await self._books.preview_takeover(
                     *of_contract, takeover, rate.price if rate else None, answer, request_size
                 )
-            fill = Fill(symbol, 1, body.side, body.lots, str(body.price), body.bankruptcy_price, _ts(body))
+            fill = Fill(symbol, 1, body.side, body.lots, body.price, body.bankruptcy_price, _ts(body))
             return await self._books.preview(*of_contract, fill, partial(preview_answer, show=show), request_size)
         except Rejection as rejection:
             raise BadParameter(rejection.detail) from None
@@ -234,7 +237,7 @@ def _account(query: AccountQuery, caller: Caller) -> str:
     return account
 
 
-def _ts(body: PreviewBody) -> int:
+def _ts(body: PreviewBody | TakeoverPreviewBody) -> int:
     return time.time_ns() // 1_000_000 if body.ts is UNSET else body.ts
 
 

@@ -979,9 +979,13 @@ SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
 
 -- name: adl_turns
 -- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first.
+-- The cause of an order for lots may be much older than the order, or 0; its first record has the fund's entry.
 SELECT ts, began, balance FROM (
-    SELECT o.ts, true AS began, e.balance
-    FROM adl_orders o JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause WHERE o.symbol = $1
+    SELECT o.ts, true AS began, coalesce(e.balance, 0) AS balance
+    FROM adl_orders o LEFT JOIN entries e ON e.symbol = o.symbol AND e.entry = CASE o.origin WHEN 'shortfall' THEN o.cause ELSE (
+        SELECT r.entry FROM adl_records r WHERE r.symbol = o.symbol AND r.adl = o.adl AND r.kind = 'order' LIMIT 1
+    ) END
+    WHERE o.symbol = $1
     UNION ALL
     SELECT floor(extract(epoch FROM o.updated_at) * 1000)::bigint, false, NULL
     FROM adl_orders o WHERE o.symbol = $1 AND o.state <> 'open'

@@ -1,7 +1,7 @@
 """Query parameters and bodies: one struct per route, whose types and bounds are the complete rule, and their parsing."""
 
 from functools import cache
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, UnsetType, inspect
@@ -174,25 +174,27 @@ class PreviewPolicy(Parameters, frozen=True):
     takeover: PreviewTakeoverPolicy = PreviewTakeoverPolicy()
 
 
-class PreviewBody(Parameters, frozen=True):
-    """A fill or, with `type` "takeover", a takeover as the engine sends it, and changes of the contract's policy.
+class PreviewBody(Parameters, frozen=True, kw_only=True):
+    """A fill as the engine sends it, and changes of the contract's policy. `ts` is the current time by default."""
 
-    A takeover has no `price`. `ts` is the current time by default.
-    """
-
+    type: Literal["fill"] = "fill"
     side: Literal["sell", "buy"]
     lots: Positive
+    price: Number
     bankruptcy_price: Number
-    type: Literal["fill", "takeover"] = "fill"
-    price: Number | UnsetType = UNSET
     ts: Timestamp | UnsetType = UNSET
     policy: PreviewPolicy = PreviewPolicy()
 
-    def __post_init__(self) -> None:
-        if self.type == "takeover" and self.price is not UNSET:
-            raise ValueError("a takeover has no `price`: omit it")
-        if self.type == "fill" and self.price is UNSET:
-            raise ValueError("Object missing required field `price`")
+
+class TakeoverPreviewBody(Parameters, frozen=True, kw_only=True):
+    """A takeover as the engine sends it, and changes of the contract's policy. `ts` is the current time by default."""
+
+    type: Literal["takeover"]
+    side: Literal["sell", "buy"]
+    lots: Positive
+    bankruptcy_price: Number
+    ts: Timestamp | UnsetType = UNSET
+    policy: PreviewPolicy = PreviewPolicy()
 
 
 def _check_order(first: str, begin: int, second: str, end: int) -> None:
@@ -221,12 +223,28 @@ def read_query(query: type[Q], given: MultiMapping[str]) -> Q:
         raise BadParameter(f"{name} is {_shown(given[name])}: it must be {_allowed(fields[name].type)}") from None
 
 
-def read_body(kind: type[Q], body: bytes) -> Q:
-    """Parses a JSON body; raises BadParameter with the reason."""
+class _Typed(msgspec.Struct):
+    type: str = ""
+
+
+def read_body(kind: Any, body: bytes) -> Any:
+    """Parses a JSON body; raises BadParameter with the reason.
+
+    `kind` is a struct, or a union of structs that differ in `type`. The first of these is the default.
+    """
     try:
-        return decode_json(body, kind)
+        return decode_json(body, _variant(kind, body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadParameter(f"the body is invalid: {error}") from None
+
+
+def _variant(kind: Any, body: bytes) -> Any:
+    """Returns the struct of a union that has the `type` of a body, the first one if none has it."""
+    variants = get_args(kind)
+    if not variants:
+        return kind
+    given = msgspec.json.decode(body, type=_Typed).type
+    return next((one for one in variants if given in _fields(one)["type"].type.values), variants[0])  # type: ignore[attr-defined]
 
 
 @cache
