@@ -978,13 +978,15 @@ WITH scaled AS (
 SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
 
 -- name: adl_turns
--- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first.
--- The cause of an order for lots may be much older than the order, or 0; its first record has the fund's entry.
+-- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first. An
+-- order for lots may have no entry as its cause; its first record has the entry before it.
 SELECT ts, began, balance FROM (
     SELECT o.ts, true AS began, coalesce(e.balance, 0) AS balance
-    FROM adl_orders o LEFT JOIN entries e ON e.symbol = o.symbol AND e.entry = CASE o.origin WHEN 'shortfall' THEN o.cause ELSE (
-        SELECT r.entry FROM adl_records r WHERE r.symbol = o.symbol AND r.adl = o.adl AND r.kind = 'order' LIMIT 1
-    ) END
+    FROM adl_orders o
+    LEFT JOIN LATERAL (
+        SELECT x.entry FROM adl_records x WHERE x.symbol = o.symbol AND x.adl = o.adl AND x.kind = 'order' LIMIT 1
+    ) r ON true
+    LEFT JOIN entries e ON e.symbol = o.symbol AND e.entry = CASE o.origin WHEN 'shortfall' THEN o.cause ELSE r.entry END
     WHERE o.symbol = $1
     UNION ALL
     SELECT floor(extract(epoch FROM o.updated_at) * 1000)::bigint, false, NULL
