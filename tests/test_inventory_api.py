@@ -17,6 +17,7 @@ from fundsvc.core.policy import DrawdownGuard, Policy
 from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.database import open_pool
+from fundsvc.streams.announcer import announcement_key
 from fundsvc.wire.codec import encode
 
 SYMBOL = "XBTUSDTM"
@@ -477,3 +478,18 @@ async def test_okx_shows_takeovers_as_updates_and_the_orders_for_their_lots(conf
             ("liquidation_balance_deposit", "", "100", "100"),
             ("adl", "bal_adl_start", "", "0"),
         ]
+
+
+async def test_announcements_of_rounds_name_the_origin_of_their_order(service):
+    await service.send(short("anna"), takeover(2), mark(38, TS + 1), takeover(3, 30, 60))
+
+    async def announced():
+        messages = await service.client.xrange(announcement_key(0))
+        found = [msgspec.json.decode(fields[b"json"]) for _, fields in messages]
+        return {(each["origin"], each["cause"], each["lots"]) for each in found}
+
+    await eventually(lambda: announced_all(announced))
+
+
+async def announced_all(announced):
+    return await announced() >= {("inventory", 2, 3), ("takeover", 0, 30)}

@@ -47,6 +47,7 @@ def announcement(order: AdlOrder, price_decimals: int) -> bytes:
         "symbol": order.symbol,
         "adl": order.adl,
         "round": order.round,
+        "origin": order.origin,
         "cause": order.cause,
         "reduce": order.reduce,
         "price": format_units(order.price, price_decimals),
