@@ -15,8 +15,11 @@ from tokens import bearer, with_secret
 from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Takeover, Unwind
 from fundsvc.core.policy import DrawdownGuard, Policy
 from fundsvc.metrics import Metrics
+from fundsvc.readmodel.inventories import BACKLOG_ENTRIES_MAX, Inventories
 from fundsvc.readmodel.ledger_tail import open_tail
 from fundsvc.store.database import open_pool
+from fundsvc.store.inventories import inventory_entries, load_inventory
+from fundsvc.store.reader import Reader
 from fundsvc.streams.announcer import announcement_key
 from fundsvc.wire.codec import encode
 
@@ -493,3 +496,30 @@ async def test_announcements_of_rounds_name_the_origin_of_their_order(service):
 
 async def announced_all(announced):
     return await announced() >= {("inventory", 2, 3), ("takeover", 0, 30)}
+
+
+async def test_preview_uses_the_stored_mark_without_positions(config):
+    async with served(with_section(config, "engine", lease_seconds=0.6, book_seconds=0.1)) as service:
+        await service.send(*BEGINNING)
+        await eventually(lambda: service.pool.fetchval("SELECT mark FROM books WHERE symbol = $1", SYMBOL))
+        status, answer = await preview(service, {"type": "takeover", "side": "sell", "lots": 100, "bankruptcyPrice": "50"})
+        assert (status, [answer["data"][name] for name in TAKEN]) == (200, [100, 20, "500", "100", 80, "-400", "45"])
+
+
+async def test_inventory_that_is_far_behind_is_loaded_again(service):
+    await service.send(takeover(2), takeover(3), unwind(4, 12, 50))
+    contract = (await Reader(service.pool).contracts(SYMBOL))[0].contract
+    followed = Inventories(lambda _: 45 * 10**12)
+    async with service.pool.acquire() as connection:
+        loaded = await load_inventory(connection, SYMBOL)
+        assert followed.unknown({SYMBOL: contract}, {SYMBOL: 3}) == [SYMBOL]
+        await followed.load(contract, loaded)
+        entries = await inventory_entries(connection, {SYMBOL: 0}, {SYMBOL: 100})
+    ahead = loaded.entry + BACKLOG_ENTRIES_MAX
+    for entry, expected in ((loaded.entry, []), (loaded.entry - 1, [SYMBOL]), (ahead, []), (ahead + 1, [SYMBOL])):
+        assert followed.unknown({SYMBOL: contract}, {SYMBOL: entry}) == expected
+    other = msgspec.structs.replace(contract, price_decimals=11)
+    assert followed.unknown({SYMBOL: other}, {SYMBOL: loaded.entry}) == [SYMBOL]
+    # A step that was interrupted reads entries again that are applied already.
+    held = (await followed.advance({SYMBOL: loaded.entry}, entries))[SYMBOL]
+    assert [(side.lots, side.tranches) for side in held.sides] == [(8, 1)]

@@ -210,6 +210,8 @@ class AdlBooks:
 
         def read(view: BookView) -> Result:
             fund = stored.restored(policy)
+            if view.book.mark is None:
+                view.book.mark = stored.mark  # The books of the partition are not loaded, because they have no positions.
             if fund.inventory is not None and view.book.mark is not None:
                 fund.inventory.reprice(view.book.mark)
             return compute(fund, iter(orders.decoded()), view)

@@ -18,6 +18,9 @@ from fundsvc.core.fund.inventory import Holding, Inventory, Tranche
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.store.inventories import InventoryEntry, LoadedInventory
 
+BACKLOG_ENTRIES_MAX = 100_000
+"""An inventory that is further behind is loaded again: to search more entries takes longer."""
+
 TRANCHES_MANY = 2000
 """Valuing or loading more tranches takes milliseconds."""
 
@@ -102,7 +105,9 @@ class Inventories:
         self._followed: dict[str, FollowedInventory] = {}
 
     def unknown(self, contracts: Mapping[str, Contract], entries: Mapping[str, int]) -> list[str]:
-        """Returns which contracts must be loaded: unknown ones, and those with other terms or an earlier entry."""
+        """Returns which contracts must be loaded: unknown ones, those with other terms or an earlier entry, and those far
+        behind.
+        """
         return [symbol for symbol, contract in contracts.items() if self._is_outdated(symbol, contract, entries[symbol])]
 
     async def load(self, contract: Contract, loaded: LoadedInventory) -> None:
@@ -142,7 +147,9 @@ class Inventories:
 
     def _is_outdated(self, symbol: str, contract: Contract, entry: int) -> bool:
         followed = self._followed.get(symbol)
-        return followed is None or followed.contract != contract or followed.entry > entry
+        if followed is None or followed.contract != contract:
+            return True
+        return not 0 <= entry - followed.entry <= BACKLOG_ENTRIES_MAX
 
 
 def _value(holding: Holding) -> int:

@@ -127,7 +127,8 @@ class Tail:
         while True:
             await asyncio.sleep(MARK_SECONDS)
             for symbol, shown, held in await self._inventories.revalue(self.held):
-                if self.held[symbol] is shown:  # Else the tail has shown a later state meanwhile.
+                # Else the tail has shown a later state meanwhile, or is about to.
+                if self.held[symbol] is shown and held.entry == self.funds[symbol].entry:
                     self.held = {**self.held, symbol: held}
                     self._notify(Change([self.funds[symbol]], (), ()))
 

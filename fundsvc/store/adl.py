@@ -108,8 +108,9 @@ class OpenOrders(NamedTuple):
 
 
 class StoredFund(NamedTuple):
-    """The rows of a fund and its inventory. `restored` takes long for many tranches."""
+    """The rows of a fund and its inventory, and the last stored mark. `restored` takes long for many tranches."""
 
+    mark: int | None
     fund: Any
     holdings: list[Any]
     tranches: list[Any]
@@ -161,8 +162,9 @@ class AdlReader:
         """Returns the rows of the fund of a listed contract."""
         async with reading(self._pool) as connection, snapshot(connection):
             blocks = ("load_funds", "load_holdings", "load_tranches")
+            mark = await connection.fetchval(SQL["stored_mark"], symbol)
             fund, holdings, tranches = [await connection.fetch(SQL[block], partition, symbol) for block in blocks]
-        return StoredFund(fund[0], holdings, tranches)
+        return StoredFund(mark, fund[0], holdings, tranches)
 
     async def open_orders(self, partition: int, symbol: str) -> OpenOrders:
         """Returns the open orders of a contract."""

@@ -503,6 +503,9 @@ WHERE t.symbol = $1 AND t.entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR t.sid
 -- The last stored marks.
 SELECT symbol, mark FROM books WHERE mark IS NOT NULL;
 
+-- name: stored_mark
+SELECT mark FROM books WHERE symbol = $1;
+
 -- name: balances_at
 -- The state of funds at some moments: before the first entry (`next`) that a chart places later. Hours that begin later name it
 -- by their first entries; the hour of the moment and the entries without an hour are searched. Moments only advance, so the search
