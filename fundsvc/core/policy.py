@@ -147,6 +147,11 @@ class Guard:
         self._peaks.forget_after(latest_ms)
 
     @property
+    def peak(self) -> int:
+        """The highest observed balance or equity of the window."""
+        return self._peaks.peak
+
+    @property
     def line(self) -> int:
         """The reserve line: the balance below which the fund does not pay now, in atoms."""
         peak = self._peaks.peak

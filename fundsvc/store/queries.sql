@@ -209,8 +209,9 @@ WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
 SELECT body FROM book_parts WHERE symbol = $1 AND part = $2;
 
 -- name: books_with_positions
--- Whether any contract of the partition ever had a position.
-SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL);
+-- Whether any contract of the partition ever had a position, or its fund an inventory, which needs the marks.
+SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL)
+    OR EXISTS (SELECT FROM holdings h JOIN contracts c USING (symbol) WHERE c.partition = $1);
 
 -- name: rejected_places
 -- The rejected events of some messages, with the message that settled each later.
@@ -366,14 +367,15 @@ SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GR
 
 -- name: contract_states
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
-       f.entry > 0 AS has_entries, f.seq
+       f.entry > 0 OR f.adl > 0 AS has_entries, f.seq
 FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        c.base_currency, c.is_quanto, c.suspended, c.updated_at AS listed_at,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
-       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
+       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated,
+       EXISTS (SELECT FROM holdings h WHERE h.symbol = f.symbol) AS has_inventory
 FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
@@ -461,13 +463,53 @@ GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o
 ORDER BY o.updated_at, r.symbol, r.adl, r.round;
 
 -- name: orders_caused
+-- A shortfall has one order. A takeover has one for the lots that the fund did not accept, and those that relieve its tranche.
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
        acknowledged, policy_version, origin, unwound
-FROM adl_orders WHERE symbol = $1 AND cause = $2;
+FROM adl_orders WHERE symbol = $1 AND cause = $2 AND origin = 'shortfall'
+UNION ALL
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
+       acknowledged, policy_version, origin, unwound
+FROM adl_orders WHERE symbol = $1 AND cause = $2 AND origin <> 'shortfall'
+  AND EXISTS (SELECT FROM entries WHERE symbol = $1 AND entry = $2 AND kind = 'takeover')
+ORDER BY adl LIMIT $3;
+
+-- name: inventory
+-- The tranches of a contract with the last entry of its fund, as `as_of`; one row without a tranche for an empty inventory.
+SELECT f.symbol, t.side, t.entry, t.lots, t.price, t.ts, t.forced, f.entry AS as_of
+FROM funds f LEFT JOIN tranches t USING (symbol) WHERE f.symbol = $1 ORDER BY t.entry;
+
+-- name: inventory_entries
+-- The entries after $2 up to $3 that changed the inventories of some contracts.
+SELECT e.symbol, e.entry, e.side, e.lots, e.price, e.ts, e.closes, e.forced
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS s (symbol, after, until) CROSS JOIN LATERAL (
+    SELECT * FROM entries x
+    WHERE x.symbol = s.symbol AND x.entry > s.after AND x.entry <= s.until AND (x.kind = 'takeover' OR x.closes > 0)
+) e ORDER BY e.symbol, e.entry;
+
+-- name: tranches_ascending
+-- `promised` are the lots that open inventory orders still need.
+SELECT t.entry, t.side, t.lots, coalesce(o.lots, 0)::bigint AS promised, t.price, t.ts, t.forced
+FROM tranches t LEFT JOIN (
+    SELECT cause, sum(lots - executed - unwound) AS lots FROM adl_orders
+    WHERE symbol = $1 AND state = 'open' AND origin = 'inventory' GROUP BY cause
+) o ON o.cause = t.entry
+WHERE t.symbol = $1 AND t.entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR t.side = $4) ORDER BY t.entry LIMIT $5;
+
+-- name: tranches_descending
+SELECT t.entry, t.side, t.lots, coalesce(o.lots, 0)::bigint AS promised, t.price, t.ts, t.forced
+FROM tranches t LEFT JOIN (
+    SELECT cause, sum(lots - executed - unwound) AS lots FROM adl_orders
+    WHERE symbol = $1 AND state = 'open' AND origin = 'inventory' GROUP BY cause
+) o ON o.cause = t.entry
+WHERE t.symbol = $1 AND t.entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR t.side = $4) ORDER BY t.entry DESC LIMIT $5;
 
 -- name: marks
 -- The last stored marks.
 SELECT symbol, mark FROM books WHERE mark IS NOT NULL;
+
+-- name: stored_mark
+SELECT mark FROM books WHERE symbol = $1;
 
 -- name: balances_at
 -- The state of funds at some moments: before the first entry (`next`) that a chart places later. Hours that begin later name it
@@ -944,10 +986,16 @@ WITH scaled AS (
 SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
 
 -- name: adl_turns
--- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first.
+-- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first. An
+-- order for lots may have no entry as its cause; its first record has the entry before it.
 SELECT ts, began, balance FROM (
-    SELECT o.ts, true AS began, e.balance
-    FROM adl_orders o JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause WHERE o.symbol = $1
+    SELECT o.ts, true AS began, coalesce(e.balance, 0) AS balance
+    FROM adl_orders o
+    LEFT JOIN LATERAL (
+        SELECT x.entry FROM adl_records x WHERE x.symbol = o.symbol AND x.adl = o.adl AND x.kind = 'order' LIMIT 1
+    ) r ON true
+    LEFT JOIN entries e ON e.symbol = o.symbol AND e.entry = CASE o.origin WHEN 'shortfall' THEN o.cause ELSE r.entry END
+    WHERE o.symbol = $1
     UNION ALL
     SELECT floor(extract(epoch FROM o.updated_at) * 1000)::bigint, false, NULL
     FROM adl_orders o WHERE o.symbol = $1 AND o.state <> 'open'

@@ -262,7 +262,7 @@ async def load_funds(
     `fetch` runs a statement: name, parameters.
     """
     rows = await fetch("load_funds", partition, symbol)
-    funds = {row["symbol"]: _fund_from(row, policy_of(row["symbol"])) for row in rows}
+    funds = {row["symbol"]: fund_from(row, policy_of(row["symbol"])) for row in rows}
     holdings: dict[str, list[HoldingState]] = defaultdict(list)
     tranches: dict[str, list[TrancheState]] = defaultdict(list)
     for row in await fetch("load_holdings", partition, symbol):
@@ -280,7 +280,7 @@ def holding_from(row: asyncpg.Record) -> HoldingState:
     return HoldingState(symbol, side, int(taken), int(unwound), int(deleveraged), *rest)
 
 
-def _fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
+def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
     """Builds the fund from a row of `load_funds`, under a policy."""
     state = FundState(**{name: row[name] for name in FundState._fields})._replace(guard=saved_guard_from(row))
     return Fund(contract_from(row), state, policy, suspended=row["suspended"])
