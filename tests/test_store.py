@@ -623,7 +623,7 @@ async def kept(config, owner_connection):
     async with open_pool(config.database.dsn, 1) as pool:
         (shown,) = await AdlReader(pool).books(0)
     (loaded,) = await load_books(owner_connection, 0)
-    assert loaded[:-1] == shown[:-1]
+    assert loaded._replace(book=None) == shown._replace(book=None)
     parts = list(loaded.book or ())
     assert parts == list(shown.book or ())
     return loaded, parts
