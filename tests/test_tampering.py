@@ -11,7 +11,7 @@ import pytest
 from ledgers import fill, listing, owned
 
 from fundsvc.cli.tools.audit import audit_contract
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Takeover, Unwind
 from fundsvc.core.policy import DrawdownGuard, Policies, Policy
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import known_contracts
@@ -22,6 +22,7 @@ POLICY = Policy(drawdown_guard=DrawdownGuard(minimum_balance=1000))
 TABLES_THAT_DECIDE_NOTHING = {
     "alembic_version": "the version of the schema",
     "audit_progress": "how far audits have come: an altered checkpoint is found by the next full walk (test_audit_loop)",
+    "audit_tranches": "the tranches at these checkpoints",
     "books": "positions and marks of the matching engine: ADL records seal the allocations",
     "book_parts": "positions, as in books",
     "engines": "the running engines",
@@ -45,6 +46,7 @@ COLUMNS_THAT_DECIDE_NOTHING = {
     ("contracts", "suspended"): "whether events are refused: what was settled does not depend on it",
     ("contracts", "updated_at"): "our clock",
     ("entries", "recorded_at"): "our clock",
+    ("holdings", "returned_ts"): "when ADL is tried again: it moves no lots",
     ("funds", "commit"): "whether readers read the fund again",
     ("funds", "updated_at"): "our clock",
     ("policies", "recorded_at"): "our clock",
@@ -83,38 +85,64 @@ ALTERED = {
     ("contracts", "specification"): ["'{{}}'", "({0}::jsonb || '{{\"multiplier\": 2}}')::json"],
     ("policies", "body"): ["jsonb_set({0}::jsonb, '{{default,waterfall}}', '\"adl_then_fund\"')::json"],
     ("funds", "guard"): ["NULL", "'[true, []]'", "'[false, [[1, 1]]]'"],
-    ("entries", "kind"): [f"'{kind}'" for kind in ("surplus", "flat", "shortfall", "refund", "cover")],
+    ("entries", "kind"): [
+        f"'{kind}'" for kind in ("surplus", "flat", "shortfall", "refund", "cover", "takeover", "deleverage")
+    ],
     ("entries", "side"): ["CASE {0} WHEN 'buy' THEN 'sell' ELSE 'buy' END"],
-    ("adl_orders", "state"): [f"'{state}'" for state in ("open", "done", "uncovered")],
+    ("adl_orders", "state"): [f"'{state}'" for state in ("open", "done", "uncovered", "returned")],
+    ("adl_orders", "origin"): [f"'{origin}'" for origin in ("shortfall", "takeover", "inventory")],
     ("adl_orders", "reduce"): ["CASE {0} WHEN 'long' THEN 'short' ELSE 'long' END"],
-    ("adl_records", "kind"): [f"'{kind}'" for kind in ("order", "round", "part", "execution", "end")],
+    ("adl_records", "kind"): [f"'{kind}'" for kind in ("order", "round", "part", "execution", "unwind", "end")],
+    ("tranches", "side"): ["CASE {0} WHEN 'long' THEN 'short' ELSE 'long' END"],
+    ("holdings", "side"): ["CASE {0} WHEN 'long' THEN 'short' ELSE 'long' END", "'x'"],
 }
 """Other legal values of columns with a fixed set of values or with JSON."""
 
 
 SYMBOL = "UNITUSDTM"
+HELD = "HELDUSDTM"
 TS = 1_765_400_000_000
 
 
-def mark(price):
-    return Mark(SYMBOL, price, TS)
+def mark(price, symbol=SYMBOL, ts=0):
+    return Mark(symbol, price, TS + ts)
 
 
-def position(account, lots, entry_price="100"):
-    return Position(SYMBOL, account, lots, entry_price, "500", TS)
+def position(account, lots, entry_price="100", symbol=SYMBOL):
+    return Position(symbol, account, lots, entry_price, "500", TS)
 
 
-def sold(seq, lots=1, price="100", **fields):
+def sold(seq, lots=1, price="100", symbol=SYMBOL, **fields):
     """Returns a fill that closes a long with bankruptcy price 100; one point of one lot is one USDT."""
-    return Fill(SYMBOL, seq, "sell", lots, price, "100", TS + seq, **fields)
+    return Fill(symbol, seq, "sell", lots, price, "100", TS + seq, **fields)
 
 
-def executed(seq, account, lots, adl=1):
-    return AdlFill(SYMBOL, seq, adl, account, lots, TS + seq)
+def executed(seq, account, lots, adl=1, symbol=SYMBOL):
+    return AdlFill(symbol, seq, adl, account, lots, TS + seq)
 
 
-def ended(seq, adl=1):
-    return AdlEnd(SYMBOL, seq, adl, TS + seq)
+def ended(seq, adl=1, symbol=SYMBOL):
+    return AdlEnd(symbol, seq, adl, TS + seq)
+
+
+def taken(seq, lots, side="sell", price="50"):
+    return Takeover(HELD, seq, side, lots, price, TS + seq, account="long")
+
+
+def unwound(seq, lots, price):
+    return Unwind(HELD, seq, "sell", lots, price, TS + seq, "t", "o")
+
+
+INVENTORY = [
+    *(mark("45", HELD), position("anna", -60, "60", HELD), position("bert", -60, "55", HELD)),
+    *(sold(1, 100, "101", HELD), taken(2, 10), taken(3, 2, "buy", "40")),
+    *(unwound(4, 2, "55"), unwound(5, 1, "50"), unwound(6, 1, "48")),
+    *(taken(7, 40), executed(8, "anna", 5, 1, HELD), *(ended(seq, 1, HELD) for seq in range(9, 20))),
+    mark("42", HELD, 100_000),
+    *(executed(20, "anna", 2, 2, HELD), mark("60", HELD, 100_001), ended(21, 2, HELD)),
+    *(mark("41", HELD, 200_000), executed(22, "anna", 1, 3, HELD), unwound(23, 16, "45"), taken(24, 5)),
+]
+"""Events of a fund that holds positions."""
 
 
 @pytest.fixture
@@ -129,7 +157,7 @@ async def ledger(config, owner_connection):
         *(sold(40, 12, "90"), executed(41, "carl", 1, 4)),
     ]
     async with owned(config, recorded=Policies(1, POLICY, {})) as owner:
-        await owner.settle([listing(SYMBOL), *events, listing("XYZ"), fill("XYZ", 1, 5)])
+        await owner.settle([listing(SYMBOL), *events, listing("XYZ"), fill("XYZ", 1, 5), listing(HELD), *INVENTORY])
         await owner.settle_late(sold(30, 1, "101"))
     async with open_pool(config.database.dsn, 1) as pool:
         await condense(pool, 0)
@@ -163,9 +191,24 @@ async def differences(config):
 async def test_ledger_fixture_has_every_kind_of_row(ledger, owner_connection):
     assert await differences(ledger) == []
     kinds = {row["kind"] for row in await owner_connection.fetch("SELECT kind FROM entries UNION SELECT kind FROM adl_records")}
-    assert kinds == {"surplus", "flat", "shortfall", "refund", "cover", "order", "round", "execution", "end"}
-    states = {row["state"] for row in await owner_connection.fetch("SELECT state FROM adl_orders")}
-    assert states == {"open", "done", "uncovered"}
+    of_entries = {"surplus", "flat", "shortfall", "refund", "cover", "takeover", "deleverage"}
+    assert kinds == of_entries | {"order", "round", "execution", "unwind", "end"}
+    orders = {tuple(row) for row in await owner_connection.fetch("SELECT origin, state FROM adl_orders")}
+    assert orders == {
+        *(("shortfall", state) for state in ("open", "done", "uncovered")),
+        *((origin, state) for origin in ("takeover", "inventory") for state in ("open", "returned")),
+    }
+    pieces = {
+        tuple(row)
+        for row in await owner_connection.fetch("SELECT kind, closes > 0, forced FROM entries WHERE symbol = $1", HELD)
+    }
+    assert pieces > {
+        *((kind, True, False) for kind in ("surplus", "flat", "shortfall", "deleverage")),
+        *(("takeover", False, forced) for forced in (False, True)),
+        ("deleverage", False, False),
+    }
+    tranches = {row["side"] for row in await owner_connection.fetch("SELECT side FROM tranches")}
+    assert tranches == {"long", "short"}
 
 
 async def test_listed_exceptions_exist_in_the_schema(ledger, owner_connection):
@@ -197,13 +240,17 @@ def changes(table, column, kind):
 async def places(connection, table):
     """Returns one row of every kind, by its place in the stored copy of a table."""
     await connection.execute(f"DROP TABLE IF EXISTS kept; CREATE TEMP TABLE kept AS SELECT * FROM {table}")
-    by = {"entries": "kind", "adl_records": "kind", "adl_orders": "state"}.get(table, "ctid")
+    by = {
+        "entries": "symbol, kind, closes > 0, forced",
+        "adl_records": "symbol, kind",
+        "adl_orders": "symbol, state, origin, unwound > 0",
+    }.get(table, "ctid")
     rows = await connection.fetch(f"SELECT max(to_jsonb(k.*)::text) AS row FROM kept k WHERE {of_ours(table)} GROUP BY {by}")
     return [row["row"] for row in rows]
 
 
 def of_ours(table):
-    return {"rejected": "symbol IS NOT NULL", "policies": "partition = 0"}.get(table, f"symbol = '{SYMBOL}'")
+    return {"rejected": "symbol IS NOT NULL", "policies": "partition = 0"}.get(table, f"symbol IN ('{SYMBOL}', '{HELD}')")
 
 
 async def altered_row(connection, table, column, row, expression):

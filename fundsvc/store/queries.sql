@@ -894,6 +894,41 @@ ON CONFLICT (symbol, walk) DO UPDATE SET
 INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, false
 ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
 
+-- name: audit_holdings
+SELECT symbol, side, taken, unwound, deleveraged, held, in_orders, returned_ts FROM holdings WHERE symbol = ANY ($1);
+
+-- name: audit_tranches_all
+-- A page of the tranches of some contracts, after one of them.
+SELECT symbol, side, entry, lots, price, ts, forced FROM tranches
+WHERE symbol = ANY ($1) AND (symbol, entry) > ($2, $3) ORDER BY symbol, entry LIMIT $4;
+
+-- name: audit_tranches_named
+SELECT symbol, side, entry, lots, price, ts, forced
+FROM tranches JOIN unnest($1::text[], $2::bigint[]) AS k (symbol, entry) USING (symbol, entry);
+
+-- name: audit_tranches_kept
+-- A page of the tranches at the checkpoint of a walk, after one of them. All but their lots is in their entries.
+SELECT symbol, CASE e.side WHEN 'sell' THEN 'long' ELSE 'short' END AS side, entry, k.lots, e.price, e.ts, e.forced
+FROM audit_tranches k JOIN entries e USING (symbol, entry)
+WHERE symbol = $1 AND k.walk = $2 AND entry > $3 AND entry <= $4 ORDER BY entry LIMIT $5;
+
+-- name: audit_tranches_changed
+-- Tranches that changed up to the checkpoints of a walk. One without lots is closed.
+WITH changed AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS c (symbol, walk, entry, lots)
+), closed AS (
+    DELETE FROM audit_tranches k USING changed c
+    WHERE k.symbol = c.symbol AND k.walk = c.walk AND k.entry = c.entry AND c.lots = 0
+)
+INSERT INTO audit_tranches AS k (symbol, walk, entry, lots) SELECT symbol, walk, entry, lots FROM changed WHERE lots > 0
+ON CONFLICT (symbol, walk, entry) DO UPDATE SET lots = excluded.lots;
+
+-- name: audit_tranches_outdated
+DELETE FROM audit_tranches WHERE symbol = ANY ($1) AND walk = 'newest';
+
+-- name: audit_tranches_ended
+UPDATE audit_tranches SET walk = 'newest' WHERE symbol = ANY ($1) AND walk = 'full';
+
 -- name: newest_fills
 -- Every contract with the sequence and time of its newest fill; 0 without one.
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
