@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Reduced, RoundTerms, State
+from fundsvc.core.adl.order import POSITIONS_PER_RECORD_MAX, AdlOrder, Origin, Reduced, RoundTerms, State
 from fundsvc.core.adl.records import reduced_of, terms_of
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import EventPlace, Offset, StoredBook
@@ -39,6 +39,8 @@ class OrderRow(NamedTuple):
     updated_at: datetime
     acknowledged: bool
     policy_version: int
+    origin: Origin
+    unwound: int
 
 
 class AllocationRow(NamedTuple):

@@ -247,8 +247,8 @@ async def _parts(
     entries_after = [one.checkpoint.entry for one in since.values()]
     records_after = [one.checkpoint.orders.record for one in since.values()]
     records_max = [max(1, min(count, RECORDS_MAX // len(symbols))) for count in counts]
-    ledgers = await _ledgers(connection, symbols, entries_after, counts)
     entries = _by_symbol(await connection.fetch(SQL["audit_entries"], symbols, entries_after, counts))
+    ledgers = await _ledgers(connection, symbols, await _late(connection, symbols, entries_after, counts, entries))
     records = _by_symbol(await connection.fetch(SQL["audit_records"], symbols, records_after, records_max))
     rows = {
         symbol: Rows(entries[symbol], counts[place], records[symbol], records_max[place])
@@ -354,18 +354,37 @@ async def _fetch_of(
     return await connection.fetch(SQL[block], *([key[part] for key in keys] for part in range(width)))
 
 
-async def _ledgers(
-    connection: PoolConnectionProxy, symbols: Sequence[str], after: Sequence[int], counts: Sequence[int]
-) -> dict[str, Ledger]:
-    """Returns the ledgers of the listed contracts that have a fund; `late` covers `counts` entries after the given ones."""
+async def _late(
+    connection: PoolConnectionProxy,
+    symbols: Sequence[str],
+    after: Sequence[int],
+    counts: Sequence[int],
+    entries: Mapping[str, Sequence[asyncpg.Record]],
+) -> dict[str, set[int]]:
+    """Returns the numbers of late entries among `counts` entries after the given ones.
+
+    A takeover or unwind may have several entries; only the first is stored with the rejected event.
+    """
     late: dict[str, set[int]] = defaultdict(set)
     for symbol, entry in await connection.fetch(SQL["audit_late"], symbols, after, counts):
         late[symbol].add(entry)
+    numbers: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for symbol, rows in entries.items():
+        for row in rows:
+            if row["closes"] or row["kind"] == "takeover":
+                numbers[symbol, row["seq"]].add(row["entry"])
+    for symbol, seq in await _fetch_of(connection, "audit_late_sequences", list(numbers), 2):
+        late[symbol] |= numbers[symbol, seq]
+    return late
+
+
+async def _ledgers(connection: PoolConnectionProxy, symbols: Sequence[str], late: Mapping[str, set[int]]) -> dict[str, Ledger]:
+    """Returns the ledgers of the listed contracts that have a fund, with their late entries."""
     return {
         row["symbol"]: Ledger(
             contract_from(row),
             fund_state_from(row),
-            frozenset(late[row["symbol"]]),
+            frozenset(late.get(row["symbol"], ())),
             contract_differences(
                 contract_from(row), msgspec.json.decode(row["specification"]), row["partition"], row["partitions"]
             ),

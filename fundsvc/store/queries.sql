@@ -225,8 +225,9 @@ SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 
 
 -- name: sequences_from
 -- Up to $3 entries of each contract in the order of their sequences, from a sequence on. Sequences rise with entries, except those
--- of late entries, which are skipped. So a binary search finds the first entry.
-SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
+-- of late events, which are skipped. So a binary search finds the first entry. `rejected` has only the first entry of a late event.
+SELECT e.symbol, e.entry, e.seq, e.kind, e.closes, e.forced, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id,
+       e.account, e.ts
 FROM unnest($1::text[], $2::bigint[]) AS a (symbol, seq)
 CROSS JOIN LATERAL (
     WITH RECURSIVE search (low, high) AS (
@@ -238,6 +239,7 @@ CROSS JOIN LATERAL (
             SELECT p.entry, p.seq FROM entries p
             WHERE p.symbol = a.symbol AND p.entry BETWEEN (s.low + s.high) / 2 AND s.high
               AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = p.symbol AND r.entry = p.entry)
+              AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = p.symbol AND r.event_seq = p.seq AND r.entry IS NOT NULL)
             ORDER BY p.entry LIMIT 1
         ) probe ON true
         WHERE s.low <= s.high
@@ -248,17 +250,44 @@ CROSS JOIN LATERAL (
     SELECT * FROM entries x
     WHERE x.symbol = a.symbol AND x.entry >= first.entry
       AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = x.symbol AND r.entry = x.entry)
+      AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = x.symbol AND r.event_seq = x.seq AND r.entry IS NOT NULL)
     ORDER BY x.entry LIMIT $3
 ) e;
 
+-- name: sequences_rest
+-- The lots of the pieces of some unwinds after an entry each; the pieces of an unwind are consecutive.
+SELECT k.symbol, k.seq, coalesce((
+    SELECT sum(x.lots) FROM entries x
+    WHERE x.symbol = k.symbol AND x.entry > k.entry AND x.seq = k.seq AND x.closes > 0 AND x.kind <> 'deleverage'
+      AND x.entry < coalesce((
+          SELECT y.entry FROM entries y WHERE y.symbol = k.symbol AND y.entry > k.entry AND y.seq <> k.seq ORDER BY y.entry LIMIT 1
+      ), 9223372036854775807)
+), 0)::bigint AS lots
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, seq, entry);
+
 -- name: sequences_late
--- Late entries of some contracts with some sequences.
-SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
-FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2);
+-- Late entries of some contracts with some sequences. The entries of an event are consecutive, and `rejected` has the first.
+SELECT x.symbol, x.entry, x.seq, x.kind, x.closes, x.forced, x.side, x.lots, x.price, x.bankruptcy_price, x.trade_id, x.order_id,
+       x.account, x.ts
+FROM rejected r JOIN entries e USING (symbol, entry)
+CROSS JOIN LATERAL (
+    SELECT * FROM entries p WHERE p.symbol = e.symbol AND p.entry >= e.entry AND p.seq = e.seq
+      AND p.entry < coalesce((
+          SELECT y.entry FROM entries y WHERE y.symbol = e.symbol AND y.entry > e.entry AND y.seq <> e.seq ORDER BY y.entry LIMIT 1
+      ), 9223372036854775807)
+) x
+WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2) ORDER BY x.symbol, x.entry;
+
+-- name: sequences_takeovers
+-- The takeover orders that events with some sequences caused, each of its own contract.
+SELECT r.symbol, r.seq, o.cause, o.reduce, o.lots, o.price, o.account, o.ts
+FROM adl_records r JOIN adl_orders o USING (symbol, adl)
+WHERE (r.symbol, r.seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND r.seq > 0 AND r.kind = 'order'
+  AND o.origin = 'takeover';
 
 -- name: sequences_adl
 -- Executions and ends of rounds with some sequences, each of its own contract. Other kinds are left out: an order that ends at once
--- has the sequence of its fill, whose content only the fill's entry has.
+-- has the sequence of its fill or takeover.
 SELECT symbol, seq, kind, adl, account, lots, ts FROM adl_records
 WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
   AND seq > 0 AND kind IN ('execution', 'round', 'end');
@@ -685,10 +714,10 @@ CROSS JOIN LATERAL (
 ORDER BY o.symbol, o.adl;
 
 -- name: executed_since
--- Executions of orders whose shortfall has a later sequence.
+-- Executions of orders that began with a later sequence.
 SELECT r.symbol, r.account, r.lots, r.body
-FROM adl_records r JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause
-WHERE r.kind = 'execution' AND e.seq > $1;
+FROM adl_records r JOIN adl_records b ON b.symbol = r.symbol AND b.adl = r.adl AND b.kind = 'order'
+WHERE r.kind = 'execution' AND b.seq > $1;
 
 -- name: rejected_list
 -- In stream order: the parts of an id compare as numbers.
@@ -866,6 +895,11 @@ SELECT r.symbol, r.entry
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
 JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry AND r.entry <= k.entry + k.entries;
 
+-- name: audit_late_sequences
+-- Sequences of some contracts whose events were settled late.
+SELECT event_symbol AS symbol, event_seq AS seq FROM rejected
+WHERE (event_symbol, event_seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND event_seq IS NOT NULL AND entry IS NOT NULL;
+
 -- name: audit_orders
 SELECT k.symbol, t.recovered, t.open, t.seq, t.orders
 FROM unnest($1::text[]) AS k (symbol)
@@ -974,10 +1008,16 @@ WITH scaled AS (
 SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
 
 -- name: adl_turns
--- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first.
+-- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first. An
+-- order for lots may have no entry as its cause; its first record has the entry before it.
 SELECT ts, began, balance FROM (
-    SELECT o.ts, true AS began, e.balance
-    FROM adl_orders o JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause WHERE o.symbol = $1
+    SELECT o.ts, true AS began, coalesce(e.balance, 0) AS balance
+    FROM adl_orders o
+    LEFT JOIN LATERAL (
+        SELECT x.entry FROM adl_records x WHERE x.symbol = o.symbol AND x.adl = o.adl AND x.kind = 'order' LIMIT 1
+    ) r ON true
+    LEFT JOIN entries e ON e.symbol = o.symbol AND e.entry = CASE o.origin WHEN 'shortfall' THEN o.cause ELSE r.entry END
+    WHERE o.symbol = $1
     UNION ALL
     SELECT floor(extract(epoch FROM o.updated_at) * 1000)::bigint, false, NULL
     FROM adl_orders o WHERE o.symbol = $1 AND o.state <> 'open'
