@@ -8,10 +8,11 @@ import itertools
 import json
 
 import pytest
+from inventories import HELD, INVENTORY
 from ledgers import fill, listing, owned
 
 from fundsvc.cli.tools.audit import audit_contract
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Takeover, Unwind
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position
 from fundsvc.core.policy import DrawdownGuard, Policies, Policy
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import known_contracts
@@ -100,49 +101,28 @@ ALTERED = {
 
 
 SYMBOL = "UNITUSDTM"
-HELD = "HELDUSDTM"
 TS = 1_765_400_000_000
 
 
-def mark(price, symbol=SYMBOL, ts=0):
-    return Mark(symbol, price, TS + ts)
+def mark(price):
+    return Mark(SYMBOL, price, TS)
 
 
-def position(account, lots, entry_price="100", symbol=SYMBOL):
-    return Position(symbol, account, lots, entry_price, "500", TS)
+def position(account, lots, entry_price="100"):
+    return Position(SYMBOL, account, lots, entry_price, "500", TS)
 
 
-def sold(seq, lots=1, price="100", symbol=SYMBOL, **fields):
+def sold(seq, lots=1, price="100", **fields):
     """Returns a fill that closes a long with bankruptcy price 100; one point of one lot is one USDT."""
-    return Fill(symbol, seq, "sell", lots, price, "100", TS + seq, **fields)
+    return Fill(SYMBOL, seq, "sell", lots, price, "100", TS + seq, **fields)
 
 
-def executed(seq, account, lots, adl=1, symbol=SYMBOL):
-    return AdlFill(symbol, seq, adl, account, lots, TS + seq)
+def executed(seq, account, lots, adl=1):
+    return AdlFill(SYMBOL, seq, adl, account, lots, TS + seq)
 
 
-def ended(seq, adl=1, symbol=SYMBOL):
-    return AdlEnd(symbol, seq, adl, TS + seq)
-
-
-def taken(seq, lots, side="sell", price="50"):
-    return Takeover(HELD, seq, side, lots, price, TS + seq, account="long")
-
-
-def unwound(seq, lots, price):
-    return Unwind(HELD, seq, "sell", lots, price, TS + seq, "t", "o")
-
-
-INVENTORY = [
-    *(mark("45", HELD), position("anna", -60, "60", HELD), position("bert", -60, "55", HELD)),
-    *(sold(1, 100, "101", HELD), taken(2, 10), taken(3, 2, "buy", "40")),
-    *(unwound(4, 2, "55"), unwound(5, 1, "50"), unwound(6, 1, "48")),
-    *(taken(7, 40), executed(8, "anna", 5, 1, HELD), *(ended(seq, 1, HELD) for seq in range(9, 20))),
-    mark("42", HELD, 100_000),
-    *(executed(20, "anna", 2, 2, HELD), mark("60", HELD, 100_001), ended(21, 2, HELD)),
-    *(mark("41", HELD, 200_000), executed(22, "anna", 1, 3, HELD), unwound(23, 16, "45"), taken(24, 5)),
-]
-"""Events of a fund that holds positions."""
+def ended(seq, adl=1):
+    return AdlEnd(SYMBOL, seq, adl, TS + seq)
 
 
 @pytest.fixture
