@@ -159,7 +159,7 @@ class Partition:
     def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:
         """Applies an event that was rejected before and whose sequence the contract has passed since.
 
-        Returns the entry it wrote, if any. The caller ensures that the event has not been applied.
+        Returns the first entry it wrote, if any. The caller ensures that the event has not been applied.
         """
         written = len(self.batch.entries)
         self._admit(event, stream_ms)
@@ -178,7 +178,7 @@ class Partition:
                 self._list(event, late=True)
             case _:
                 self.apply(event)
-        return self.batch.entries[-1] if len(self.batch.entries) > written else None
+        return self.batch.entries[written] if len(self.batch.entries) > written else None
 
     def take(self, *, with_books: bool = True) -> Batch:
         """Returns the effects of the events since the last call. Books may be included only at the end of a message."""

@@ -278,9 +278,10 @@ class Metrics:
         """Shows a walk's result for a ledger: whether its last part had no difference, and when it last verified the end."""
         self._audits.setdefault(symbol, AuditMetrics(symbol)).note(walk, good, verified_at)
 
-    def conserved(self, symbol: str, error: int) -> None:
-        """Shows a contract's conservation error in atoms."""
-        self._audits.setdefault(symbol, AuditMetrics(symbol)).error = error
+    def conserved(self, symbol: str, error: int, lots_error: int) -> None:
+        """Shows a contract's conservation errors, in atoms and in lots of its inventory."""
+        audit = self._audits.setdefault(symbol, AuditMetrics(symbol))
+        audit.error, audit.lots_error = error, lots_error
 
     def recomputed(self, entries: int) -> None:
         """Counts entries that the audit recomputed."""

@@ -226,8 +226,9 @@ SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 
 
 -- name: sequences_from
 -- Up to $3 entries of each contract in the order of their sequences, from a sequence on. Sequences rise with entries, except those
--- of late entries, which are skipped. So a binary search finds the first entry.
-SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
+-- of late events, which are skipped. So a binary search finds the first entry. `rejected` has only the first entry of a late event.
+SELECT e.symbol, e.entry, e.seq, e.kind, e.closes, e.forced, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id,
+       e.account, e.ts
 FROM unnest($1::text[], $2::bigint[]) AS a (symbol, seq)
 CROSS JOIN LATERAL (
     WITH RECURSIVE search (low, high) AS (
@@ -239,6 +240,7 @@ CROSS JOIN LATERAL (
             SELECT p.entry, p.seq FROM entries p
             WHERE p.symbol = a.symbol AND p.entry BETWEEN (s.low + s.high) / 2 AND s.high
               AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = p.symbol AND r.entry = p.entry)
+              AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = p.symbol AND r.event_seq = p.seq AND r.entry IS NOT NULL)
             ORDER BY p.entry LIMIT 1
         ) probe ON true
         WHERE s.low <= s.high
@@ -249,17 +251,44 @@ CROSS JOIN LATERAL (
     SELECT * FROM entries x
     WHERE x.symbol = a.symbol AND x.entry >= first.entry
       AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = x.symbol AND r.entry = x.entry)
+      AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = x.symbol AND r.event_seq = x.seq AND r.entry IS NOT NULL)
     ORDER BY x.entry LIMIT $3
 ) e;
 
+-- name: sequences_rest
+-- The lots of the pieces of some unwinds after an entry each; the pieces of an unwind are consecutive.
+SELECT k.symbol, k.seq, coalesce((
+    SELECT sum(x.lots) FROM entries x
+    WHERE x.symbol = k.symbol AND x.entry > k.entry AND x.seq = k.seq AND x.closes > 0 AND x.kind <> 'deleverage'
+      AND x.entry < coalesce((
+          SELECT y.entry FROM entries y WHERE y.symbol = k.symbol AND y.entry > k.entry AND y.seq <> k.seq ORDER BY y.entry LIMIT 1
+      ), 9223372036854775807)
+), 0)::bigint AS lots
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, seq, entry);
+
 -- name: sequences_late
--- Late entries of some contracts with some sequences.
-SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
-FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2);
+-- Late entries of some contracts with some sequences. The entries of an event are consecutive, and `rejected` has the first.
+SELECT x.symbol, x.entry, x.seq, x.kind, x.closes, x.forced, x.side, x.lots, x.price, x.bankruptcy_price, x.trade_id, x.order_id,
+       x.account, x.ts
+FROM rejected r JOIN entries e USING (symbol, entry)
+CROSS JOIN LATERAL (
+    SELECT * FROM entries p WHERE p.symbol = e.symbol AND p.entry >= e.entry AND p.seq = e.seq
+      AND p.entry < coalesce((
+          SELECT y.entry FROM entries y WHERE y.symbol = e.symbol AND y.entry > e.entry AND y.seq <> e.seq ORDER BY y.entry LIMIT 1
+      ), 9223372036854775807)
+) x
+WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2) ORDER BY x.symbol, x.entry;
+
+-- name: sequences_takeovers
+-- The takeover orders that events with some sequences caused, each of its own contract.
+SELECT r.symbol, r.seq, o.cause, o.reduce, o.lots, o.price, o.account, o.ts
+FROM adl_records r JOIN adl_orders o USING (symbol, adl)
+WHERE (r.symbol, r.seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND r.seq > 0 AND r.kind = 'order'
+  AND o.origin = 'takeover';
 
 -- name: sequences_adl
 -- Executions and ends of rounds with some sequences, each of its own contract. Other kinds are left out: an order that ends at once
--- has the sequence of its fill, whose content only the fill's entry has.
+-- has the sequence of its fill or takeover.
 SELECT symbol, seq, kind, adl, account, lots, ts FROM adl_records
 WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
   AND seq > 0 AND kind IN ('execution', 'round', 'end');
@@ -732,10 +761,10 @@ CROSS JOIN LATERAL (
 ORDER BY o.symbol, o.adl;
 
 -- name: executed_since
--- Executions of orders whose shortfall has a later sequence.
+-- Executions of orders that began with a later sequence.
 SELECT r.symbol, r.account, r.lots, r.body
-FROM adl_records r JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause
-WHERE r.kind = 'execution' AND e.seq > $1;
+FROM adl_records r JOIN adl_records b ON b.symbol = r.symbol AND b.adl = r.adl AND b.kind = 'order'
+WHERE r.kind = 'execution' AND b.seq > $1;
 
 -- name: rejected_list
 -- In stream order: the parts of an id compare as numbers.
@@ -913,6 +942,11 @@ SELECT r.symbol, r.entry
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
 JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry AND r.entry <= k.entry + k.entries;
 
+-- name: audit_late_sequences
+-- Sequences of some contracts whose events were settled late.
+SELECT event_symbol AS symbol, event_seq AS seq FROM rejected
+WHERE (event_symbol, event_seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND event_seq IS NOT NULL AND entry IS NOT NULL;
+
 -- name: audit_orders
 SELECT k.symbol, t.recovered, t.open, t.seq, t.orders
 FROM unnest($1::text[]) AS k (symbol)
@@ -940,6 +974,41 @@ ON CONFLICT (symbol, walk) DO UPDATE SET
 -- name: audit_differs
 INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, false
 ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
+
+-- name: audit_holdings
+SELECT symbol, side, taken, unwound, deleveraged, held, in_orders, returned_ts FROM holdings WHERE symbol = ANY ($1);
+
+-- name: audit_tranches_all
+-- A page of the tranches of some contracts, after one of them.
+SELECT symbol, side, entry, lots, price, ts, forced FROM tranches
+WHERE symbol = ANY ($1) AND (symbol, entry) > ($2, $3) ORDER BY symbol, entry LIMIT $4;
+
+-- name: audit_tranches_named
+SELECT symbol, side, entry, lots, price, ts, forced
+FROM tranches JOIN unnest($1::text[], $2::bigint[]) AS k (symbol, entry) USING (symbol, entry);
+
+-- name: audit_tranches_kept
+-- A page of the tranches at the checkpoint of a walk, after one of them. All but their lots is in their entries.
+SELECT symbol, CASE e.side WHEN 'sell' THEN 'long' ELSE 'short' END AS side, entry, k.lots, e.price, e.ts, e.forced
+FROM audit_tranches k JOIN entries e USING (symbol, entry)
+WHERE symbol = $1 AND k.walk = $2 AND entry > $3 AND entry <= $4 ORDER BY entry LIMIT $5;
+
+-- name: audit_tranches_changed
+-- Tranches that changed up to the checkpoints of a walk. One without lots is closed.
+WITH changed AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS c (symbol, walk, entry, lots)
+), closed AS (
+    DELETE FROM audit_tranches k USING changed c
+    WHERE k.symbol = c.symbol AND k.walk = c.walk AND k.entry = c.entry AND c.lots = 0
+)
+INSERT INTO audit_tranches AS k (symbol, walk, entry, lots) SELECT symbol, walk, entry, lots FROM changed WHERE lots > 0
+ON CONFLICT (symbol, walk, entry) DO UPDATE SET lots = excluded.lots;
+
+-- name: audit_tranches_outdated
+DELETE FROM audit_tranches WHERE symbol = ANY ($1) AND walk = 'newest';
+
+-- name: audit_tranches_ended
+UPDATE audit_tranches SET walk = 'newest' WHERE symbol = ANY ($1) AND walk = 'full';
 
 -- name: newest_fills
 -- Every contract with the sequence and time of its newest fill; 0 without one.
