@@ -29,10 +29,11 @@ def free_port():
 
 
 class Prometheus:
-    """A running Prometheus."""
+    """A running Prometheus at a URL."""
 
-    def __init__(self, http):
+    def __init__(self, http, url):
         self._http = http
+        self.url = url
 
     async def ready(self):
         try:
@@ -83,7 +84,7 @@ async def prometheus(directory, targets):
     )
     try:
         async with aiohttp.ClientSession(f"http://{address}") as http:
-            server = Prometheus(http)
+            server = Prometheus(http, f"http://{address}")
             await eventually(server.ready)
             yield server
     finally:

@@ -443,7 +443,7 @@ class TestCostOfOpenOrders:
         after = await rows()
         assert after["adl_records"] - before["adl_records"] <= 2 * OPEN_ORDERS
 
-    async def test_a_walk_that_goes_on_after_a_restart_reads_open_orders_again(self, config, owner):
+    async def test_a_walk_that_continues_after_a_restart_reads_open_orders_again(self, config, owner):
         for first in (1, 3):
             async with auditing(config) as audit:
                 await eventually(lambda: audit.good(SYMBOL))

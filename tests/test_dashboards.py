@@ -92,6 +92,24 @@ def test_every_metric_is_documented_or_recorded(path):
     assert used <= {*documented_metrics(), *RECORDED, *PROMETHEUS_OWN}
 
 
+def sources(name):
+    """Returns the metrics from which a metric is computed: those of its recording rule, or itself."""
+    return set().union(*map(sources, metrics_in(RECORDED[name]))) if name in RECORDED else {name}
+
+
+def family(name):
+    return re.sub(r"_(bucket|sum|count)$", "", name)
+
+
+def test_every_metric_is_in_a_dashboard_or_an_alert():
+    queries = [expression for path in DASHBOARDS for expression in expressions(path)]
+    alerts = [
+        rule["expr"] for group in yaml.safe_load((DEPLOYED / "alerts.yml").read_text())["groups"] for rule in group["rules"]
+    ]
+    used = {family(source) for text in queries + alerts for name in metrics_in(text) for source in sources(name)}
+    assert set(map(family, documented_metrics())) - used == set()
+
+
 def test_overview_and_adl_link_to_the_dashboard_of_a_contract():
     links = {path.stem: set(re.findall(r'"/d/([\w-]+)', path.read_text())) for path in DASHBOARDS}
     contract = {"fundsvc-contract"}

@@ -41,7 +41,8 @@ def queries():
 
 @needs_prometheus
 async def test_every_query_returns_data(config, tmp_path):
-    async with watched(config, tmp_path, FUNDSVC_TARGET_DEFAULT_RULE="open_interest") as (server, producer):
+    settings = {"FUNDSVC_TARGET_DEFAULT_RULE": "open_interest", "FUNDSVC_AUDIT_HEADS_DIRECTORY": str(tmp_path)}
+    async with watched(config, tmp_path, **settings) as (server, producer):
         await producer.append([*LISTED, *BEGINNING[1:], *FILLED])
         await eventually(lambda: server.query('symbol:fundsvc_balance:max{symbol="RISING"} == 5'), PATIENCE_SECONDS)
         await producer.append(DRAINED)

@@ -33,6 +33,7 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 UNITS = ["fundsvc-api.service", "fundsvc-engine@1.service", "fundsvc-migrate.service"]
 MANIFESTS = sorted(path for path in (DEPLOY / "kubernetes").glob("*.yaml") if path.name != "kustomization.yaml")
 DOCUMENTS = [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text())]
+IMAGE = dict(re.findall(r"(FUNDSVC_\w+)=(\S+)", DOCKERFILE))
 WORKLOADS = [document for document in DOCUMENTS if document["kind"] in {"Deployment", "Job"}]
 
 
@@ -177,6 +178,46 @@ def test_grafana_provisions_the_mounted_dashboards(compose):
     assert mounts["/etc/grafana/provisioning"] == str(provisioning)
     assert source["url"] == "http://prometheus:9090"
     assert "prometheus" in compose["services"]
+
+
+def health_ports(config):
+    """Returns the ports on which an engine and an API serve health and metrics."""
+    return {config.engine.port, config.http.health_port}
+
+
+def checked_port():
+    """Returns the port of the image's health check."""
+    return int(re.search(r"^HEALTHCHECK .*\n.*http://127\.0\.0\.1:(\d+)/healthz", DOCKERFILE, re.MULTILINE)[1])
+
+
+def test_the_health_check_of_the_image_uses_the_port_for_health():
+    config = load_config(None, IMAGE)
+    assert health_ports(config) == {checked_port()}
+    assert config.http.port != checked_port()
+    (exposed,) = re.findall(r"^EXPOSE (.+)$", DOCKERFILE, re.MULTILINE)
+    assert set(map(int, exposed.split())) == {config.http.port, checked_port()}
+
+
+@pytest.mark.parametrize("name", ["engine", "api"])
+def test_compose_checks_and_scrapes_the_port_for_health(compose, local, name):
+    service = compose["services"][name]
+    config = load_config(None, readable(IMAGE | service["environment"], local / "secrets"))
+    assert health_ports(config) == {checked_port()}
+    assert "healthcheck" not in service  # that of the image applies
+    assert checked_port() not in {port["target"] for port in service.get("ports", ())}
+    jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    scraped = {found["port"] for job in jobs for found in job.get("dns_sd_configs", ()) if name in found["names"]}
+    assert scraped == {checked_port()}
+
+
+@pytest.mark.parametrize("unit", ["fundsvc-api.service", "fundsvc-engine@.service"])
+def test_units_serve_health_on_a_port_of_their_own(unit):
+    text = (DEPLOY / "systemd" / unit).read_text()
+    variables = dict(re.findall(r"(FUNDSVC_\w+_PORT)=(\d+)", text.replace("%i", "1")))
+    config = load_config(None, variables)
+    port = config.engine.port if "@" in unit else config.http.health_port
+    assert port == (9101 if "@" in unit else 9100)
+    assert re.search(r"Health and\n?#? ?metrics: ports? (\d+)", text)[1] == str(port)
 
 
 @needs("promtool")
@@ -349,8 +390,11 @@ def test_kubernetes_configures_the_service(workload, tmp_path, local):
     (container,) = workload["spec"]["template"]["spec"]["containers"]
     environment = {variable["name"]: variable["value"] for variable in container["env"]}
     assert environment.pop("FUNDSVC_CONFIG") == "/etc/fundsvc/fundsvc.toml"
-    config = load_config(path, readable(environment, local / "secrets"))
-    assert (config.http.port, config.http.health_port, config.engine.port) == (8080, 8081, 8080)
+    config = load_config(path, readable(IMAGE | environment, local / "secrets"))
+    assert config == load_config(
+        path, readable(environment, local / "secrets") | {"FUNDSVC_DATA_DIRECTORY": config.data.directory}
+    )
+    assert (config.http.port, config.http.health_port, config.engine.port) == (8080, 8081, 8081)
     assert bool(config.database.owner_dsn) == (workload["kind"] == "Job") != bool(config.ledger.secret)
 
 

@@ -126,6 +126,6 @@ async def test_every_session_sets_synchronous_commit(config, owner_connection, c
         assert await connection.fetchval("SHOW synchronous_commit") == used
     plain = await asyncpg.connect(dsn)
     try:
-        assert await plain.fetchval("SHOW synchronous_commit") == configured, "others have what is configured"
+        assert await plain.fetchval("SHOW synchronous_commit") == configured, "other connections have the configured value"
     finally:
         plain.terminate()

@@ -266,7 +266,7 @@ async def test_messages_after_a_gap_are_not_settled(config, producer, ledger):
         await eventually(lambda: engine.count("fundsvc_partition_halted", partition="0"))
         assert await ledger("SELECT entry FROM funds") == 10
         assert await ledger("SELECT messages FROM stream_gaps") == 10
-        # An operator who deletes the stream and sends everything again need not acknowledge the gap.
+        # After the stream is deleted and everything is sent again, the gap needs no acknowledgement.
         await producer._client.delete(KEY)
         await producer.append(fills(range(11, 31)), per_message=1)
         await settled(ledger, 30)

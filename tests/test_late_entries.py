@@ -61,34 +61,34 @@ def balances(moves, now):
     return found
 
 
-def balance_at(stands, moment):
-    return next((balance for clock, balance in reversed(stands) if clock <= moment), 0)
+def balance_at(changes, moment):
+    return next((balance for clock, balance in reversed(changes) if clock <= moment), 0)
 
 
 @pytest.mark.parametrize("condensed", [0, 2, 9])
 @pytest.mark.parametrize("name", CASES)
 async def test_candles_states_days_and_changes_are_consistent(config, now, name, condensed):  # noqa: F811
     moves = CASES[name]
-    stands = balances(moves, now)
+    changes = balances(moves, now)
     async with world_with(config, moves, now, condensed) as world:
         for width, granularity, back in ((HOUR_MS, 60, 210), (DAY_MS, 1440, 20)):
             begin = now - back * width
             rows = await world.data(f"{FUND}/candles", granularity=granularity, **{"from": begin, "to": now})
-            assert [row[4] for row in rows] == [str(balance_at(stands, row[0] + width - 1)) for row in rows], (
+            assert [row[4] for row in rows] == [str(balance_at(changes, row[0] + width - 1)) for row in rows], (
                 "each close is the balance at its end"
             )
             assert [row[1] for row in rows[1:]] == [row[4] for row in rows[:-1]], "each open is the close before it"
-            assert rows[-1][4] == str(stands[-1][1])
-        for moment in (0, *(clock + step for clock, _ in stands for step in (-1, 0, 1)), now):
-            assert (await world.data(f"{FUND}/at", ts=moment))["balance"] == str(balance_at(stands, moment))
+            assert rows[-1][4] == str(changes[-1][1])
+        for moment in (0, *(clock + step for clock, _ in changes for step in (-1, 0, 1)), now):
+            assert (await world.data(f"{FUND}/at", ts=moment))["balance"] == str(balance_at(changes, moment))
         async with world.http.get("/api/v4/futures/usdt/insurance", params={"limit": 9}) as answer:
             days = await answer.json()
-        assert [day["b"] for day in days] == [str(balance_at(stands, (day["t"] + 86400) * 1000 - 1)) for day in days]
+        assert [day["b"] for day in days] == [str(balance_at(changes, (day["t"] + 86400) * 1000 - 1)) for day in days]
         fund = await world.data(FUND)
-        assert fund["change24h"] == str(stands[-1][1] - balance_at(stands, now - DAY_MS))
-        assert fund["change7d"] == str(stands[-1][1] - balance_at(stands, now - 7 * DAY_MS))
+        assert fund["change24h"] == str(changes[-1][1] - balance_at(changes, now - DAY_MS))
+        assert fund["change7d"] == str(changes[-1][1] - balance_at(changes, now - 7 * DAY_MS))
         begin = now - 8 * HOUR_MS
-        seen = [balance_at(stands, begin), *(balance for clock, balance in stands if clock > begin)]
+        seen = [balance_at(changes, begin), *(balance for clock, balance in changes if clock > begin)]
         assert fund["peak8h"] == str(max(seen))
 
 

@@ -248,7 +248,7 @@ async def test_failing_partition_is_left_to_another_engine_if_there_is_one(join)
     failing = await join("failing", SHORT_SECONDS)
     before = await failing.keep()
     await asyncio.sleep(2 * SHORT_SECONDS)
-    assert await failing.keep(failing=[2]) == before, "nobody else could take it"
+    assert await failing.keep(failing=[2]) == before, "no other engine could acquire it"
     heir = await join("heir", SHORT_SECONDS)
 
     async def is_taken():

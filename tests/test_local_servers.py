@@ -386,7 +386,7 @@ def test_other_user_is_denied_even_with_open_directories(prepared, open_director
 
 
 @as_root
-def test_servers_of_nobody_get_a_separate_user_at_the_next_start(servers):
+def test_servers_of_the_user_for_initdb_get_a_separate_user_at_the_next_start(servers):
     for name in ("postgres", "valkey", "run"):
         os.chown(servers.directory / name, NOBODY, NOBODY)
     hba = servers.directory / "postgres" / "pg_hba.conf"

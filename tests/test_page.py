@@ -481,7 +481,7 @@ async def _wider(page, width, before):
 
 
 async def becomes(read, wanted):
-    """Waits until the page shows what is wanted: it draws one frame after it receives data."""
+    """Waits until the page shows the expected state: it draws one frame after it receives data."""
 
     async def is_there():
         return await read() == wanted

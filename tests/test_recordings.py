@@ -219,23 +219,23 @@ class TestForceOrders:
             (force_order(z="many"), "invalid_field", "no forceOrder message: "),
             (force_order(T=0), "invalid_field", "Expected `int` >= 1"),
             (force_order(T=str(START)), "invalid_field", "Expected `int`"),
-            (force_order(z="0"), "out_of_range", "a filled quantity (z) of 0 is no fill"),
-            (force_order(z="-1"), "out_of_range", "a filled quantity (z) of -1 is no fill"),
+            (force_order(z="0"), "out_of_range", "the filled quantity (z) is 0: it must be above 0"),
+            (force_order(z="-1"), "out_of_range", "the filled quantity (z) is -1: it must be above 0"),
             (force_order(z="NaN"), "invalid_number", "NaN is not a number"),
             (force_order(z="sNaN"), "invalid_number", "sNaN is not a number"),
             (force_order(q="1e99999999"), "invalid_number", "is not a number"),
             (force_order(z="1e-99999999"), "invalid_number", "is not a number"),
-            (force_order(z="0.000000001"), "too_many_decimals", "is no whole number of lots of 0.00000001"),
-            (force_order(z="1e12"), "out_of_range", "is more lots than 63 bits hold"),
+            (force_order(z="0.000000001"), "too_many_decimals", "must be a whole number of lots of 0.00000001"),
+            (force_order(z="1e12"), "out_of_range", "it must be at most 9223372036854775807 lots"),
             (force_order(ap="0"), "out_of_range", "price '0' is not above 0"),
             (force_order(ap="1.6e0"), "invalid_number", "'1.6e0' is not a plain decimal number"),
             (force_order(p="1E-7"), "invalid_number", "'1E-7' is not a plain decimal number"),
             (force_order(p="-1"), "invalid_number", "'-1' is not a plain decimal number"),
             (force_order(p="0.0000000000001"), "too_many_decimals", "has more than 12 decimals"),
             (force_order(s="BTCUSD_PERP", p="0"), "out_of_range", "price '0' is not above 0"),
-            (force_order(s="BTCUSD_PERP", z="0.5"), "too_many_decimals", "is no whole number of lots of 100"),
-            (force_order(T=1_765_416_983_918_000), "ts_out_of_range", "T 1765416983918000 is no time in milliseconds"),
-            (force_order(T=1_765_416_983_918_000_000), "ts_out_of_range", "is no time in milliseconds"),
+            (force_order(s="BTCUSD_PERP", z="0.5"), "too_many_decimals", "must be a whole number of lots of 100"),
+            (force_order(T=1_765_416_983_918_000), "ts_out_of_range", "T 1765416983918000 is not a time in milliseconds"),
+            (force_order(T=1_765_416_983_918_000_000), "ts_out_of_range", "is not a time in milliseconds"),
             (force_order(s="ABCDEF"), "unknown_symbol", "the quote currency of ABCDEF is none of USDT"),
             (force_order(s="USDT"), "unknown_symbol", "the quote currency of USDT is none of USDT"),
             (force_order(s="A:USDT"), "contract_invalid", "must be printable without space , : or /"),
@@ -360,7 +360,7 @@ class TestReplayOfOrders:
         assert (done.code, credited(done), done.result["passedOver"]) == (0, 3, 2)
         assert done.result["rejected"] == {"out_of_range": 2, "undecodable": 1}
         first, *_, last = done.result["lines"]
-        assert first == "line 3: out_of_range: a filled quantity (z) of 0 is no fill"
+        assert first == "line 3: out_of_range: the filled quantity (z) is 0: it must be above 0"
         assert last == "line 6: undecodable: not json: Input data was truncated"
 
     @pytest.mark.parametrize(

@@ -1,11 +1,18 @@
-"""The commands of the handbook: shell syntax, options of the command line, SQL, PromQL, Valkey commands, and HTTP requests."""
+"""The commands of the handbook: shell syntax, the command line, SQL, PromQL, Valkey commands, and HTTP requests.
+
+tests/test_backup.py runs backup and restore, the change of passwords, and the change of partitions. tests/test_runbook_hosts.py
+checks the commands of docker, systemctl and kubectl.
+"""
 
 import asyncio
 import os
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,11 +21,12 @@ import pytest
 import redis
 import typer.main
 import yaml
+from commands import environment_of, program
 from conftest import with_section
 from escalations import BEGINNING, SYMBOL, shortfall
 from eventually import eventually
 from ledgers import owned
-from prometheus_server import needs_prometheus
+from prometheus_server import free_port, needs_prometheus, prometheus
 from test_engine import running
 from tokens import SECRET, with_secret
 
@@ -43,7 +51,7 @@ def commands_in(text):
     for line in text.splitlines():
         if line.startswith("    ") or pending:
             pending += re.sub(r"^ {4,8}", "", line) + "\n"
-            if is_complete(pending):
+            if not pending.endswith("\\\n") and is_complete(pending):
                 found.append(pending.strip())
                 pending = ""
     assert not pending, f"bash cannot parse {pending}"
@@ -60,15 +68,21 @@ PREAMBLE = commands_in(RUNBOOK[: RUNBOOK.index("## Components")])
 def quoted(*programs):
     """Returns the last quoted argument of each call of some functions in the runbook, with variables replaced."""
     calls = re.findall(
-        rf"\b(?:{'|'.join(programs)})(?: -[\w]+| --?\w+ \S+| \S+(?= -c))* (?:\"([^\"]+)\"|'([^']+)'|(fundsvc_\w+))", RUNBOOK
+        rf"\b(?:{'|'.join(programs)})(?: -h \S+| -[\w]+| --?\w+ \S+| \S+(?= -c))* (?:\"([^\"]+)\"|'([^']+)'|(fundsvc_\w+))",
+        RUNBOOK,
     )
     texts = ["".join(call) for call in calls]
     return [text.replace("$SYMBOL", SYMBOL).replace("${part}", "commit") for text in texts]
 
 
-def test_blocks_of_the_runbook_are_valid_shell():
+RUN_HERE = {"ledger", "owner", "redis-cli", "curl", "as", "checks", "metric", "for", "fundsvc", "ss", "psql"}
+RUN_WITH_BACKUPS = {"echo", "PGPASSFILE=~/.pgpass-backup", "pg_verifybackup", "cp"}
+CHECKED_WITH_MANIFESTS = {"kubectl"}
+
+
+def test_each_program_of_the_runbook_has_a_test():
     programs = {re.split(r"\s", command)[0] for command in COMMANDS}
-    assert programs >= {"ledger", "owner", "redis-cli", "curl", "as", "checks", "metric", "fundsvc", "kubectl"}
+    assert programs == RUN_HERE | RUN_WITH_BACKUPS | CHECKED_WITH_MANIFESTS
     assert len(COMMANDS) > 60
 
 
@@ -111,6 +125,7 @@ def test_commands_in_the_handbook_exist_with_their_options():
 async def test_sql_of_the_runbook_fits_the_schema(service_connection):
     statements = quoted("ledger", "owner", "psql")
     assert len(statements) > 15
+    assert {"pg_stat_replication", "pg_stat_archiver"} <= set(re.findall(r"pg_stat_\w+", " ".join(statements)))
     for statement in statements:
         if statement.startswith("SELECT"):
             await service_connection.prepare(statement)
@@ -125,6 +140,40 @@ def test_promql_of_the_runbook_is_valid(tmp_path):
     file.write_text(yaml.safe_dump({"groups": [{"name": "runbook", "rules": rules}]}))
     done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def shell(script, environment):
+    """Runs a script that must succeed and report no error; returns its output."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, ""), script
+    return done.stdout
+
+
+@needs_prometheus
+async def test_commands_for_prometheus_run(tmp_path):
+    functions = "\n".join(line for line in PREAMBLE if line.startswith("metric()"))
+    commands = [each for each in COMMANDS if each.startswith(("metric ", "for part")) or "$PROMETHEUS" in each]
+    assert len(commands) > 10
+    async with prometheus(tmp_path, {"fundsvc-api": [f"127.0.0.1:{free_port()}"]}) as server:
+        await eventually(lambda: server.query('up{job="fundsvc-api"} == 0'))
+        environment = os.environ | {"PROMETHEUS": server.url, "SYMBOL": SYMBOL}
+        for command in dict.fromkeys(commands):
+            output = await asyncio.to_thread(shell, f"{functions}\n{command}", environment)
+            assert "$PROMETHEUS" not in command or "connection refused" in output
+
+
+@pytest.mark.skipif(shutil.which("ss") is None, reason="ss is not installed")
+def test_connections_are_counted_by_peer():
+    (command,) = [each for each in COMMANDS if each.startswith("ss ")]
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = listener.getsockname()[1]
+        for _ in range(3):
+            opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+        output = shell(command.replace(":8080", f":{port}"), os.environ)
+    assert output.split() == ["3", "127.0.0.1"]
 
 
 async def test_stream_commands_of_the_runbook_run(config):
@@ -179,3 +228,18 @@ async def test_requests_of_the_runbook_return_data(api):
         if not any(part in command for part in empty):
             output = await eventually(partial(answer, command), seconds=120)
             assert not re.fullmatch(rb"\[(null,?)+\]", output.strip()), command
+
+
+WITHOUT_SUBJECT = ("fundsvc rejected show", "fundsvc contracts resume", "fundsvc stream acknowledge-gap")
+"""Commands for an event, a suspension or a gap that this ledger does not have. Their exit code is 1."""
+
+
+async def test_commands_of_the_service_run(config):
+    async with owned(config) as owner:
+        await owner.settle([*BEGINNING, shortfall(1)])
+    environment = environment_of(config, SYMBOL=SYMBOL, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    calls = [each.replace("echo $?", "exit $?") for each in COMMANDS if each.startswith("fundsvc ")]
+    assert len(calls) > 10
+    for call in dict.fromkeys(calls):
+        done = await program("bash", "-o", "pipefail", "-c", call, environment=environment)
+        assert done.code == int(call.startswith(WITHOUT_SUBJECT)), (call, done)

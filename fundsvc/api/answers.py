@@ -53,7 +53,7 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     The answer includes every commit before `asOf` by the database's clock. A replica that is behind has an earlier `asOf`.
 
     `balanceUsdt` uses the last rate of the settlement currency, `balanceBase` the contract's mark price; both are rounded down
-    to eight decimals. If one is null, its reason says why. `change24h` and `change7d` are changes of the balance by the
+    to eight decimals. If one is null, its reason states why. `change24h` and `change7d` are changes of the balance by the
     engine's clock. `peak8h` is the highest balance of the last eight hours; `drawdown8h` is 1 - balance / peak8h.
     `openInterest` is in lots, and null until the books are loaded. `balanceToOpenInterest` is the balance divided by the value
     of the open interest at the mark. `target` is the size that the fund should have, `fullness` is balance / target, and

@@ -20,7 +20,7 @@ Candle = tuple[int, str, str, str, str, str, str, str, int]
 
 
 class CurrencyAnswer(Answer, frozen=True, kw_only=True):
-    """The sums of all funds of a settlement currency. If `balanceUsdt` is null, its reason says why."""
+    """The sums of all funds of a settlement currency. If `balanceUsdt` is null, the reason field states why."""
 
     currency: str
     balance: str

@@ -92,7 +92,7 @@ class StreamEpochs:
         return epoch
 
     async def _knows(self, producer: HttpProducer) -> bool:
-        """Returns whether a producer knows the current epoch."""
+        """Returns whether a producer has read the cursor in the current epoch."""
         epoch = self.epoch
         if producer.epoch or epoch == FIRST_EPOCH:
             return producer.epoch in {0, epoch}

@@ -18,7 +18,7 @@ from fundsvc.store.target_sizes import ExplainedTarget, Targets
 class TargetAnswer(Answer, frozen=True, kw_only=True):
     """A fund's target size as computed at `computedAt`, and the current balance.
 
-    `explanation` contains all inputs of the rule. Without a target it is null, and `reason` says why. `leverageCap` rises from
+    `explanation` contains all inputs of the rule. Without a target it is null, and `reason` is set. `leverageCap` rises from
     `leverageMin` at fullness `fullnessLow` to `leverageMax`, the contract's maximum, at `fullnessHigh`. It is a signal; the
     service does not act on it. Numbers of single positions are rounded to two significant digits, except for risk.
     """

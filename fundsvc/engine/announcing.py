@@ -66,7 +66,7 @@ class Metrics(Protocol):
 
 
 class OpenRound(msgspec.Struct):
-    """An open round of an order: its number, its begin, and whether the matching engine has acknowledged it.
+    """An open round of an order: its number, its start time, and whether the matching engine has acknowledged it.
 
     `began_ms` is a time of the stream server's clock, 0 if unknown. `announced_ms` is the stream time of the last announcement,
     0 before the first. `due` is when the next announcement is due (monotonic), `pause` its distance in seconds.

@@ -245,7 +245,7 @@ class Auditor:
         for one in progress.values():
             verified_at = None if one.age_seconds is None else time.time() - one.age_seconds
             self._set_metrics(one.symbol, walk, good=one.good, verified_at=verified_at)
-        is_due = self._is_due_fully if walk == "full" else self._is_due_newly
+        is_due = self._is_due_fully if walk == "full" else self._has_new_entries
         due = [symbol for symbol, entry in known if self._owns(symbol) and is_due(progress.get(symbol), entry)]
         due.sort(key=lambda symbol: _age(progress.get(symbol)), reverse=True)
         entries = dict(known)
@@ -255,7 +255,7 @@ class Auditor:
         """Whether a full walk is unfinished or overdue."""
         return progress is None or progress.entry > 0 or not progress.good or _age(progress) > self._config.full_hours * 3600
 
-    def _is_due_newly(self, progress: Progress | None, entry: int) -> bool:
+    def _has_new_entries(self, progress: Progress | None, entry: int) -> bool:
         """Whether there are entries after the checkpoint. The full walk makes the first checkpoint."""
         return progress is not None and (progress.entry != entry or not progress.good or _age(progress) > RECHECK_SECONDS)
 

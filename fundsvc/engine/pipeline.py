@@ -68,7 +68,7 @@ class Ledger(Protocol):
         """Whether the event at this place is stored as rejected and not settled since."""
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
-        """Returns what the ledger knows of the first of some ascending sequences of each contract, at least of one each."""
+        """Returns the ledger's facts of the first of some ascending sequences of each contract, at least of one each."""
 
     def prepare(self, batch: Draft) -> None:
         """Called after more events are settled into the batch: the ledger may encode its entries while they are in cache."""

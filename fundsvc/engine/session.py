@@ -86,7 +86,7 @@ class _Loaded(NamedTuple):
 class Session:
     """Settles one partition under one epoch, and loads it again after every error.
 
-    `problem` says why the partition does not settle, "" while it does. `worker` runs long work.
+    `problem` is the reason why the partition does not settle, "" while it does. `worker` runs long work.
     """
 
     def __init__(
@@ -280,7 +280,7 @@ class Session:
         policies = await writer.load_policies(self._config.policy.version(1))
         stored, funds = await writer.load(policies[-1].of)
         if self._config.ledger.secrets.current is None and await writer.has_seals():
-            raise Halted("the last entries hide their accounts, and this engine has no ledger.secret to hide further ones with")
+            raise Halted("the last entries hide their accounts, and ledger.secret is not set: set the secret of these entries")
         self._check_home(funds)
         start = await self._start.find(stored)
         exclusive = Exclusive(self._worker)
@@ -332,8 +332,8 @@ class Session:
             home = partition_of(symbol, partitions)
             if home != self._partition:
                 raise Halted(
-                    f"the ledger has {symbol} in partition {self._partition}, of {partitions} it belongs to {home}: have the"
-                    f" database's owner set contracts.partition"
+                    f"the ledger has {symbol} in partition {self._partition}; with {partitions} partitions its partition is"
+                    f" {home}: have the database's owner correct contracts.partition"
                 )
 
     async def _propose_policies(self) -> None:

@@ -19,7 +19,7 @@ from fundsvc.streams.source import Source, StreamState, id_order
 
 
 class Halted(Exception):
-    """The partition must not continue before an operator acts; the message says how."""
+    """The partition must not continue before an operator acts; the message states the remedy."""
 
 
 class Start(NamedTuple):
@@ -47,7 +47,7 @@ class StreamStart:
         self._log = log
 
     async def find(self, stored: Offset) -> Start:
-        """Returns the start for the stored offset. Raises Halted if there is a gap that nobody has acknowledged."""
+        """Returns the start for the stored offset. Raises Halted if there is an unacknowledged gap."""
         stream = await self._source.state()
         known = await self._gaps.known()
         if not lost_tail(stream, stored):

@@ -14,7 +14,7 @@ from fundsvc.metrics.exposition import labels_text
 
 
 class OpenOrder(NamedTuple):
-    """An open ADL order, and the time of its begin (seconds since the epoch)."""
+    """An open ADL order, and its start time (seconds since the epoch)."""
 
     order: OrderState
     since: float

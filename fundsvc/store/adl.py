@@ -69,7 +69,7 @@ class RoundRow(NamedTuple):
 
 
 class ReductionRow(NamedTuple):
-    """A reduction of an account's position: the `executed` lots of one round, and the position at the begin of the round."""
+    """A reduction of an account's position: the `executed` lots of one round, and the position at the start of the round."""
 
     symbol: str
     adl: int

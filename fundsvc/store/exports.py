@@ -53,7 +53,7 @@ class Ledger:
     """A contract's ledger, read from entry 1 in short transactions.
 
     A long snapshot would keep every dead version of the rows that each commit updates, and slow commits down. It is not needed:
-    entries and records never change, and the lines end where the fund stood at the begin.
+    entries and records never change, and the lines end with the state of the fund at the start of the read.
     """
 
     def __init__(self, pool: Pool, snapshot: LedgerSnapshot) -> None:
@@ -67,7 +67,7 @@ class Ledger:
 
     @property
     def fund(self) -> FundState:
-        """The fund at the begin of the read."""
+        """The fund at the start of the read."""
         return self._snapshot.fund
 
     async def lines(self) -> AsyncIterator[Line | RecordLine]:

@@ -21,7 +21,14 @@ def dashboard() -> Dashboard:
         "risk",
         choices=[choice("symbol", "Contract", "fundsvc_balance")],
         orders_of="$symbol",
-        rows={"Now": _now(), "Contracts": [_contracts()], "Orders": _orders(), "Money": _money(), "Books": _books()},
+        rows={
+            "Now": _now(),
+            "Contracts": [_contracts()],
+            "Orders": _orders(),
+            "Announcements": _announcements(),
+            "Money": _money(),
+            "Books": _books(),
+        },
     )
 
 
@@ -134,6 +141,33 @@ def _orders() -> list[AnyPanel]:
             COUNT,
             Query(flow("fundsvc_adl_rounds_total", "", CHOSEN), "rounds"),
             Query(flow("fundsvc_adl_orders_total", "", f'state="open", {CHOSEN}'), "orders"),
+            width=THIRD,
+        ),
+    ]
+
+
+def _announcements() -> list[AnyPanel]:
+    return [
+        lines(
+            "Unacknowledged rounds",
+            "Announced rounds that the matching engine has not acknowledged, by partition.",
+            COUNT,
+            Query("max by (partition) (fundsvc_adl_unacknowledged_rounds)", "{{partition}}"),
+            width=THIRD,
+        ),
+        lines(
+            "Oldest unacknowledged round",
+            "Time since the announcement of the oldest such round, by partition; 0 without one.",
+            SECONDS,
+            Query("partition:fundsvc_adl_unacknowledged_seconds:max", "{{partition}}"),
+            thresholds=limits.bad_from("AdlRoundUnacknowledged"),
+            width=THIRD,
+        ),
+        lines(
+            "Repeated announcements in 10 minutes",
+            "Announcements of rounds that the service repeated, by partition.",
+            COUNT,
+            Query("sum by (partition) (increase(fundsvc_adl_announced_again_total[10m]))", "{{partition}}"),
             width=THIRD,
         ),
     ]

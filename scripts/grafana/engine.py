@@ -128,6 +128,35 @@ def _stream() -> list[AnyPanel]:
             thresholds=limits.bad_from("StreamLostTail"),
             width=QUARTER,
         ),
+        lines(
+            "Stream gaps in 15 minutes",
+            "Number of times that messages left a stream unsettled, by partition.",
+            COUNT,
+            Query(f"sum by (partition) (increase(fundsvc_stream_gaps_total{{{CHOSEN}}}[15m]))", "{{partition}}"),
+            width=QUARTER,
+        ),
+        lines(
+            "Sequence gaps in 10 minutes",
+            "Events whose prevSeq was not the last settled sequence, for the ten contracts with most of them.",
+            COUNT,
+            Query("topk(10, sum by (symbol) (increase(fundsvc_sequence_gaps_total[10m])))", "{{symbol}}"),
+            thresholds=limits.bad_from("SequenceGap"),
+            width=QUARTER,
+        ),
+        lines(
+            "Repeated trade ids in 10 minutes",
+            "Fills settled with a trade id that a recent fill had, for the ten contracts with most of them.",
+            COUNT,
+            Query("topk(10, sum by (symbol) (increase(fundsvc_trade_ids_repeated_total[10m])))", "{{symbol}}"),
+            width=QUARTER,
+        ),
+        lines(
+            "Old events in 10 minutes",
+            "Events settled over a day after their time, for the ten contracts with most of them.",
+            COUNT,
+            Query("topk(10, sum by (symbol) (increase(fundsvc_old_events_total[10m])))", "{{symbol}}"),
+            width=QUARTER,
+        ),
     ]
 
 
@@ -206,14 +235,14 @@ def _audits() -> list[AnyPanel]:
             SECONDS,
             Query("topk(10, time() - max by (symbol) (fundsvc_audit_last_timestamp_seconds))", "{{symbol}}"),
             thresholds=limits.bad_from("AuditStale"),
-            width=THIRD,
+            width=QUARTER,
         ),
         lines(
             "Entries recomputed per second",
             "Speed of the background audit.",
             RATE,
             Query(pace("fundsvc_audit_entries_total"), "entries"),
-            width=THIRD,
+            width=QUARTER,
         ),
         lines(
             "Conservation errors",
@@ -221,6 +250,14 @@ def _audits() -> list[AnyPanel]:
             COUNT,
             Query("max by (symbol) (abs(fundsvc_conservation_error_atoms)) > 0", "{{symbol}}"),
             thresholds=limits.bad_from("ConservationError"),
-            width=THIRD,
+            width=QUARTER,
+        ),
+        lines(
+            "Age of the saved heads",
+            "Time since a process saved the heads of the chains; no series without audit.heads_directory.",
+            SECONDS,
+            Query("time() - max by (instance) (fundsvc_heads_saved_timestamp_seconds > 0)", "{{instance}}"),
+            thresholds=limits.bad_from("HeadsNotSaved"),
+            width=QUARTER,
         ),
     ]

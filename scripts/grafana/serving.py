@@ -1,7 +1,7 @@
 """Panels of HTTP and topics."""
 
 import limits
-from panels import COUNT, RATE, SECONDS, THIRD, AnyPanel, Query, lines
+from panels import COUNT, QUARTER, RATE, SECONDS, THIRD, AnyPanel, Query, lines
 from promql import pace, percentile
 
 
@@ -37,20 +37,27 @@ def served() -> list[AnyPanel]:
             COUNT,
             Query("sum(fundsvc_websocket_clients)", "connections"),
             Query("sum(fundsvc_websocket_subscriptions)", "subscriptions"),
-            width=THIRD,
+            width=QUARTER,
         ),
         lines(
             "Pushes per second",
             "Changes sent to subscribers.",
             RATE,
             Query(pace("fundsvc_websocket_frames_total"), "changes"),
-            width=THIRD,
+            width=QUARTER,
         ),
         lines(
             "Slow connections per second",
             "WebSocket connections that read too slowly, by action.",
             RATE,
             Query(pace("fundsvc_websocket_overflows_total", "action"), "{{action}}"),
-            width=THIRD,
+            width=QUARTER,
+        ),
+        lines(
+            "Connections refused in 10 minutes",
+            "Refused connections by limit: all connections of a process, or those of one client.",
+            COUNT,
+            Query("sum by (limit) (increase(fundsvc_connections_refused_total[10m]))", "{{limit}}"),
+            width=QUARTER,
         ),
     ]

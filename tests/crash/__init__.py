@@ -12,7 +12,7 @@ the lots that each round requests, and the ranks in the books. A third run posts
     .venv/bin/python -m tests.crash --minutes 10 --seed 7        the long form; the seed repeats messages and schedule
     .venv/bin/python -m tests.crash --minutes 4 --seed 7 --part 4   only the last minute of such a run
 
-A letter is one message with what is expected of its events. `letters` writes liquidations, `exchange` ADL, `poison` invalid
+A letter is a message with the expected outcomes of its events. `letters` writes liquidations, `exchange` ADL, `poison` invalid
 events for every rejection reason, and `books` snapshots. `sender` appends letters to the stream, `http_sender` posts them.
 The disturbances are in `processes`, `network`, `shortages` and `deletions`; `schedule` orders them. `world` holds the
 processes, `proxy` the connections to the servers. `oracle` is the ledger in memory, and `verdict` compares.

@@ -14,7 +14,7 @@ BACKLOG_SECONDS = 0.7
 
 
 async def trim_settled(world: World, chance: random.Random) -> None:
-    """Trims settled messages that no book needs, like an operator who frees memory."""
+    """Trims settled messages that no book needs, like an operator that frees memory."""
     async with open_client(world.config.stream) as client:
         for partition, settled in (await _needed_from(world)).items():
             dropped = await client.xtrim(stream_key(partition), minid=settled, approximate=False)

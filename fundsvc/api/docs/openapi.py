@@ -42,7 +42,7 @@ FAILURES = {
     409: "The stream is in a newer epoch than the producer knows: read the ingest cursor first.",
     413: "The body is too large.",
     415: "The body has another media type than the listed ones, or is compressed.",
-    429: "A limit is reached; the header Retry-After says when to retry.",
+    429: "A limit is reached; the header Retry-After contains the time to wait.",
     503: "The database or the stream server is unreachable, or the service is at a limit: retry shortly.",
 }
 """Descriptions of the error answers by HTTP status."""

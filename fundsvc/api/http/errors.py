@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """The body of an error: KuCoin's code, and a message that says what is wrong and what to do."""
+    """The body of an error: KuCoin's code, and a message with the problem and its remedy."""
 
     code: str
     msg: str

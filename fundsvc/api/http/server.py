@@ -26,7 +26,7 @@ _LOGGER.addFilter(lambda record: not _is_client_error(record))
 
 
 class ServerError(RuntimeError):
-    """The server cannot listen on the address; the message says why and what to do."""
+    """The server cannot listen on the address; the message contains the reason and the remedy."""
 
 
 @asynccontextmanager

@@ -173,7 +173,7 @@ def _instrument(found: Listed) -> InstrumentType:
 
 
 def _kinds(change: Change | UnsetType) -> Sequence[Kind | None]:
-    """Returns the kinds of entries to query; None stands for all kinds."""
+    """Returns the kinds of entries to query; None selects all kinds."""
     if change is UNSET:
         return (None,)
     return [kind for kind, type_ in CHANGES.items() if type_ == change]

@@ -11,7 +11,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.readmodel.ledger_tail import Change, Tail
 
 ALL = "all"
-"""The part that stands for all contracts, including those listed later."""
+"""The part that selects all contracts, including those listed later."""
 
 
 class Balances:

@@ -66,7 +66,7 @@ def pong(message_id: Id) -> bytes:
 
 
 def error(message_id: Id, code: int, detail: str) -> bytes:
-    """Encodes the rejection of a message. The detail says what is wrong and what to do."""
+    """Encodes the rejection of a message. The detail contains the problem and its remedy."""
     return _text(_Message(id=message_id, type="error", code=code, data=detail))
 
 

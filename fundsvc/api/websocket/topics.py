@@ -21,7 +21,7 @@ SHOWN_LENGTH_MAX = 60
 
 
 class CommandError(Exception):
-    """A command that is rejected. `code` is an HTTP status; the message says what is wrong and what to do."""
+    """A command that is rejected. `code` is an HTTP status; the message contains the problem and its remedy."""
 
     def __init__(self, code: int, detail: str) -> None:
         super().__init__(detail)

@@ -184,7 +184,7 @@ class _Terms:
         if known.seq and known.seq >> DIGEST_BITS != known.ts:
             # The sequences come from an engine: after a recorded order all its next events would be late.
             raise Rejection(
-                Reason.CONFLICT, f"{symbol} has fills of another source: sequence {known.seq} is no recorded order's"
+                Reason.CONFLICT, f"{symbol} has fills of another source: sequence {known.seq} is not of a recorded order"
             )
         return known.contract
 
@@ -224,7 +224,7 @@ def _check_money(listed: Contract, own: Contract) -> None:
 def _fill(order: ForceOrder, contract: Contract) -> tuple[Fill, bytes]:
     """The fill of an order under a contract, and the digest of the order; raises Rejection."""
     if order.T > TIME_MAX:
-        raise Rejection(Reason.TS_OUT_OF_RANGE, f"T {order.T} is no time in milliseconds: it is above {TIME_MAX}")
+        raise Rejection(Reason.TS_OUT_OF_RANGE, f"T {order.T} is not a time in milliseconds: it must be at most {TIME_MAX}")
     decimals = contract.price_decimals
     parse_limit = parse_price if contract.is_inverse else parse_amount
     prices = [format_units(units, decimals) for units in (parse_price(order.ap, decimals), parse_limit(order.p, decimals))]
@@ -239,15 +239,15 @@ def _lots(order: ForceOrder, contract: Contract) -> int:
     """The filled quantity in lots; raises Rejection unless it is a whole number of lots."""
     filled = _units(order.z)
     if filled <= 0:
-        raise Rejection(Reason.OUT_OF_RANGE, f"a filled quantity (z) of {order.z} is no fill")
+        raise Rejection(Reason.OUT_OF_RANGE, f"the filled quantity (z) is {order.z}: it must be above 0")
     lots, rest = divmod(filled * order.face, _units(contract.multiplier))
     if rest:
         raise Rejection(
             Reason.TOO_MANY_DECIMALS,
-            f"a filled quantity (z) of {order.z} of {order.s} is no whole number of lots of {contract.multiplier:f}",
+            f"the filled quantity (z) is {order.z}: it must be a whole number of lots of {contract.multiplier:f}",
         )
     if lots > INT64_MAX:
-        raise Rejection(Reason.OUT_OF_RANGE, f"a filled quantity (z) of {order.z} is more lots than 63 bits hold")
+        raise Rejection(Reason.OUT_OF_RANGE, f"the filled quantity (z) is {order.z}: it must be at most {INT64_MAX} lots")
     return lots
 
 

@@ -159,7 +159,7 @@ class Vector(_Part, frozen=True):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """A difference between expected and actual outcome; None stands for an absent value."""
+    """A difference between expected and actual outcome; None is an absent value."""
 
     path: str
     expected: Any
