@@ -26,6 +26,10 @@ def check_identifiers(event: Named) -> None:
     """
     if type(event) is Fill and _are_plain(event.trade_id, event.order_id, event.account):
         return
+    if type(event) is Takeover and _are_plain(event.trade_id, event.order_id, event.account):
+        return
+    if type(event) is Unwind and _are_plain(event.trade_id, event.order_id):
+        return
     if type(event) is Position and event.position_side == "BOTH" and _are_plain(event.account, event.owner):
         return
     for name, text in _named(event):

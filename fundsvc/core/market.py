@@ -36,7 +36,15 @@ from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import Fund, WaitsForAdl
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, Policy
-from fundsvc.core.sequences import Numbered, Sequences, content_of, content_of_entry
+from fundsvc.core.sequences import (
+    Content,
+    Numbered,
+    Sequences,
+    content_of,
+    content_of_entry,
+    content_of_takeover,
+    content_of_unwind,
+)
 from fundsvc.core.takeover import Cause, Takeovers, check_held
 
 
@@ -161,7 +169,8 @@ class Market:
         """Takes over what the fund accepts, and begins an ADL order for the rest."""
         price = check_takeover(event, self.contract)
         self.takeovers.take_over(event, price, self._shared.rates)
-        self._end_numbered(event)
+        ids = event.trade_id, event.order_id, event.account
+        self._end_numbered(event, content_of_takeover(event.side, event.lots, price, *ids, event.ts))
 
     def unwind(self, event: Unwind) -> None:
         """Unwinds lots of the inventory, unless the event is a duplicate."""
@@ -173,13 +182,13 @@ class Market:
         price = check_unwind(event, self.contract)
         check_held(self.fund.inventory, event)
         self.takeovers.unwind(event, price)
-        self._end_numbered(event)
+        self._end_numbered(event, content_of_unwind(event.side, event.lots, price, event.trade_id, event.order_id, event.ts))
 
-    def _end_numbered(self, event: Takeover | Unwind) -> None:
-        """Records the sequence and the content of an applied event."""
+    def _end_numbered(self, event: Takeover | Unwind, content: Content) -> None:
+        """Records the sequence and the content of an applied event, and relieves the inventory."""
         self.fund.seq = max(self.fund.seq, event.seq)
         self._note_change()
-        self._shared.sequences.note(event, content_of(event, self.contract))
+        self._shared.sequences.note(event, content)
         self.takeovers.relieve(Cause(event.seq, event.ts))
 
     def has_passed(self, event: Numbered) -> bool:

@@ -295,6 +295,12 @@ class _Run:
         self._partition = partition
         self._symbol = symbol
 
+    @property
+    def has_mark(self) -> bool:
+        """Whether the contract has a mark."""
+        book = self._partition.book(self._symbol)
+        return book is not None and book.mark is not None
+
     def apply(self, index: int, event: dict[str, Any]) -> None:
         """Applies the event at an index."""
         defaults = {"symbol": self._symbol, "ts": 0} if event.get("type") in _OF_A_CONTRACT else {}
@@ -316,7 +322,7 @@ def _result(batch: Batch, fund: Fund, run: _Run) -> dict[str, Any]:
     """The actual outcome in the shape of an `Expectation`, with integer amounts and prices."""
     return {
         "entries": [_pick(entry, ExpectedEntry) for entry in batch.entries],
-        "fund": _fund(fund, run.last_ts),
+        "fund": _fund(fund, run),
         "inventory": _inventory(fund),
         "adl": [_pick(order, ExpectedOrder, rounds=_rounds(batch, order)) for order in batch.orders.values()],
         "duplicates": batch.duplicates.total(),
@@ -324,15 +330,12 @@ def _result(batch: Batch, fund: Fund, run: _Run) -> dict[str, Any]:
     }
 
 
-def _fund(fund: Fund, ts: int) -> dict[str, Any]:
-    inventory = fund.inventory
-    is_marked = inventory is not None and inventory.mark is not None
-    valued = {
-        "unrealised_long": inventory.long.unrealised if inventory and is_marked else None,
-        "unrealised_short": inventory.short.unrealised if inventory and is_marked else None,
-        "equity": fund.equity if is_marked else None,
-    }
-    return _pick(fund, ExpectedFund, **valued, capacity=fund.capacity(ts), head=fund.head.hex())
+def _fund(fund: Fund, run: _Run) -> dict[str, Any]:
+    inventory, valued = fund.inventory, dict.fromkeys(("unrealised_long", "unrealised_short", "equity"))
+    if run.has_mark:
+        unrealised = [side.unrealised for side in inventory.sides()] if inventory else [0, 0]
+        valued = dict(zip(valued, (*unrealised, fund.equity), strict=True))
+    return _pick(fund, ExpectedFund, **valued, capacity=fund.capacity(run.last_ts), head=fund.head.hex())
 
 
 def _inventory(fund: Fund) -> dict[str, Any]:

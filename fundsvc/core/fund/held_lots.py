@@ -3,24 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from fundsvc.core.adl.order import AdlOrder, opposite
+from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.records import OrderBody
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.inventory import Holding, HoldingState, Inventory, Tranche, TrancheState
-
-AcceptedLots = tuple[int, str, int, str, int, int]
-"""A takeover entry: its number, the side that ADL would reduce, price, account, sequence and time."""
 
 
 class HeldReplay:
     """Follows the inventory of a fund; reports lots that its entries cannot have moved.
 
-    `last_takeover` is the last entry, if it is one of accepted lots. `orders` are the open orders at the beginning.
+    `orders` are the open orders at the beginning.
     """
 
     def __init__(self, differ: Callable[[str], None], inventory: Inventory, orders: Iterable[AdlOrder]) -> None:
         self.inventory = inventory
-        self.last_takeover: AcceptedLots | None = None
         self._differ = differ
         self._reopen(orders)
 
@@ -42,7 +38,6 @@ class HeldReplay:
 
     def follow(self, entry: Entry) -> None:
         """Adds or closes the lots of an entry."""
-        self.last_takeover = None
         holding = self.inventory.closed_by(entry.side)
         if entry.kind == "takeover":
             self._take(holding, entry)
@@ -98,7 +93,6 @@ class HeldReplay:
         holding.add(Tranche(entry=entry.entry, lots=entry.lots, price=entry.price, ts=entry.ts, forced=entry.forced))
         if not entry.forced:
             holding.taken += entry.lots
-            self.last_takeover = (entry.entry, opposite(entry.side), entry.price, entry.account, entry.seq, entry.ts)
 
     def _has(self, holding: Holding, entry: int, lots: int) -> bool:
         """Whether a tranche has so many lots; reports it if not."""

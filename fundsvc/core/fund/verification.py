@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fundsvc.core.adl.order import AdlOrder, OrderState
+from fundsvc.core.adl.order import AdlOrder, OrderState, opposite
 from fundsvc.core.adl.records import AdlRecord, OrderBody, order_of
 from fundsvc.core.adl.verification import OpenOrders, OrdersCheckpoint, OrdersReplay
 from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, Secrets, commitment, seal_parts
@@ -36,13 +36,15 @@ class Pending(msgspec.Struct, array_like=True, frozen=True):
 
     `shortfall` requires an ADL order, unless the policy does not escalate it; `known` means that the policies under which it
     was settled are known. `due` is the required entry of a closed order, without its amount, which is in one of the `spans`. If
-    a span contains 0, the entry may be missing.
+    a span contains 0, the entry may be missing. `taken` is a takeover entry, which may cause an order for the lots that the
+    fund did not accept.
     """
 
     shortfall: Entry | None = None
     known: bool = True
     due: Entry | None = None
     spans: list[Span] = []
+    taken: Entry | None = None
 
 
 class Undated(msgspec.Struct, array_like=True, frozen=True):
@@ -217,6 +219,7 @@ class Replay:
         """Checks one ADL record against the state before it, and continues from the record's own values."""
         body = _body_of(record) if record.kind == "order" else None
         cause = self._pending.shortfall if body and body.origin == "shortfall" else None
+        taken = self._pending.taken
         if cause is None:
             self._check_optional(self._take_pending())
         self._subject, self._number = f"{record.symbol} ADL record {record.record}", self._fund.entry
@@ -224,7 +227,7 @@ class Replay:
         if record.entry not in (0, self._fund.entry):
             self._differ(f"follows entry {record.entry}, it should be {self._fund.entry}")
         if body and body.origin != "shortfall":
-            self._check_beginning(record, body)
+            self._check_beginning(record, body, taken)
         before = self.orders.orders.get(record.adl)
         needed = before.needed if before else 0
         closed = self.orders.follow(record, digest, cause)
@@ -333,8 +336,9 @@ class Replay:
         if known and not self._rules.may_accept():
             self._differ("accepts lots, which no policy in force does")
         self._rules.begin_inventory()
+        self._pending = Pending(taken=entry)
 
-    def _check_beginning(self, record: AdlRecord, body: OrderBody) -> None:
+    def _check_beginning(self, record: AdlRecord, body: OrderBody, taken: Entry | None) -> None:
         """Checks the cause of an order for lots: a takeover whose rest it requests, or a tranche with enough free lots."""
         if body.origin == "inventory":
             self.held.check_tranche(body)
@@ -342,10 +346,14 @@ class Replay:
         self._rules.begin_inventory()
         if not body.cause:
             self._rules.observe(record.ts, self._fund.balance)
-        accepted = self.held.last_takeover
         found = (body.cause, body.reduce, body.price, body.account, record.seq, record.ts)
-        if body.cause and (accepted is None or found != accepted):
-            self._differ(f"ADL order {record.adl} has (cause, side, price, account, seq, ts) {found}, not {accepted}")
+        wanted = (
+            (taken.entry, opposite(taken.side), taken.price, taken.account, taken.seq, taken.ts)
+            if taken and taken.seq == record.seq
+            else (0, *found[1:])  # The fund accepted nothing.
+        )
+        if found != wanted:
+            self._differ(f"ADL order {record.adl} has (cause, side, price, account, seq, ts) {found}, it should have {wanted}")
 
     def _demand_of_lots(self, order: AdlOrder, record: AdlRecord) -> None:
         """Requires the entry of an execution of lots, or of those that a takeover order leaves."""
