@@ -45,7 +45,7 @@ from fundsvc.core.sequences import (
     content_of_takeover,
     content_of_unwind,
 )
-from fundsvc.core.takeover import Cause, Takeovers, check_held
+from fundsvc.core.takeover import Cause, Exposure, Takeovers, check_held
 
 
 @dataclass(slots=True)
@@ -129,6 +129,10 @@ class Market:
     def has_inventory(self) -> bool:
         """Whether the fund has ever taken a position over, so that a mark may rank the book."""
         return self._takeovers is not None
+
+    def exposure(self, ts: int) -> Exposure | None:
+        """Returns what the inventory means for the fund at a time (ms); None if the fund holds nothing."""
+        return self._takeovers.exposure(ts) if self._takeovers else None
 
     def fill(self, fill: Fill) -> None:
         """Settles a fill, unless it is a duplicate."""

@@ -29,6 +29,20 @@ class Cause(NamedTuple):
     ts: int
 
 
+class Exposure(NamedTuple):
+    """What an inventory means for its fund now.
+
+    `unrealised` is its worth at the mark in atoms, to within one atom per tranche, and `equity` the balance plus that; both are
+    None without a mark. `oldest_ts` is the time of its oldest tranche (ms). `is_unrelieved` is whether it is too heavy, and no
+    position can be requested to relieve it.
+    """
+
+    equity: int | None
+    unrealised: int | None
+    oldest_ts: int
+    is_unrelieved: bool
+
+
 class Escalation(Protocol):
     """What the takeovers of a contract need of its market."""
 
@@ -72,6 +86,7 @@ class Takeovers:
         rate = rates.get(fund.contract.settle_currency)
         lots = accept(fund, takeover, price, self.inventory.mark, rate.price if rate else None).lots
         holding.taken += takeover.lots
+        market.batch.note_outcome(takeover.symbol, "accepted" if lots == takeover.lots else "accepted_in_part", lots)
         if lots:
             market.batch.record(fund, fund.take_over(takeover, lots, price))
         if lots < takeover.lots:
@@ -91,6 +106,7 @@ class Takeovers:
             if piece.promised:
                 self._leave_orders(holding, piece, Cause(unwind.seq, unwind.ts))
         holding.unwound += unwind.lots
+        self._market.batch.note_outcome(unwind.symbol, "unwound", unwind.lots)
         for piece in pieces:
             self._market.settle_piece(self._fill(unwind, piece), piece.tranche.entry)
 
@@ -130,8 +146,9 @@ class Takeovers:
         holding, lots = self.inventory.against(order.reduce), execution.lots
         self._release(holding, order, lots)
         holding.deleveraged += lots
-        fund = self._market.fund
-        self._market.batch.record(fund, fund.deleverage(order, execution))
+        fund, batch = self._market.fund, self._market.batch
+        batch.note_outcome(order.symbol, "relieved" if order.origin == "inventory" else "deleveraged", lots)
+        batch.record(fund, fund.deleverage(order, execution))
         if order.state != "open":
             self.forget(order)
 
@@ -146,6 +163,7 @@ class Takeovers:
         if found_nobody:
             holding.returned_ts = cause.ts if holding.returned_ts is None else max(holding.returned_ts, cause.ts)
         if order.origin == "takeover":
+            self._market.batch.note_outcome(order.symbol, "forced", lots)
             self._market.batch.record(fund, fund.take_rest(order, cause.seq, cause.ts))
 
     def reopen(self, order: AdlOrder) -> None:
@@ -176,6 +194,25 @@ class Takeovers:
         sides = [holding for holding in inventory.sides() if self._may_relieve(holding, cause.ts)]
         if sides and fund.balance + inventory.free_worth < lower:
             self._relieve(sides, upper, cause)
+
+    def exposure(self, ts: int) -> Exposure | None:
+        """Returns what the inventory means for the fund at a time (ms); None if the fund holds nothing."""
+        inventory = self.inventory
+        times = [holding.oldest_ts for holding in inventory.sides() if holding.oldest_ts is not None]
+        if not times:
+            return None
+        if inventory.mark is None:
+            return Exposure(None, None, min(times), is_unrelieved=False)
+        unrealised = inventory.unrealised_about
+        return Exposure(self._market.fund.balance + unrealised, unrealised, min(times), self._is_unrelieved(ts))
+
+    def _is_unrelieved(self, ts: int) -> bool:
+        """Whether the equity is below the lower line, although more orders may be open: nobody can be requested."""
+        fund, inventory = self._market.fund, self.inventory
+        if len(self._orders) >= max(1, fund.policy.takeover.orders_max):
+            return False
+        lower, _ = fund.relief_lines(ts)
+        return fund.balance + inventory.free_worth_min < lower and fund.balance + inventory.free_worth < lower
 
     def _relieve(self, sides: list[Holding], upper: int, cause: Cause) -> None:
         """Begins orders for the worst tranches until the equity reaches `upper`; passes over a side without candidates."""
