@@ -210,7 +210,7 @@ async def test_rest_of_a_takeover_is_deleveraged_and_forced(process):
 
 
 @pytest.mark.parametrize("side", ["sell", "buy"])
-async def test_inventory_that_nobody_can_relieve_is_shown(process, side):
+async def test_inventory_without_candidates_for_relief_is_shown(process, side):
     worse, better = (38, 50) if side == "sell" else (62, 50)
     taken = inventories.takeover(2, 10, side=side)
     await process.send(inventories.LISTING, inventories.FUNDED, inventories.mark(50), taken, inventories.mark(worse))

@@ -152,15 +152,15 @@ class Takeovers:
         if order.state != "open":
             self.forget(order)
 
-    def take_back(self, order: AdlOrder, cause: Cause, *, found_nobody: bool) -> None:
+    def take_back(self, order: AdlOrder, cause: Cause, *, without_candidates: bool) -> None:
         """Returns the lots that an order did not execute: those of a takeover order become a forced tranche.
 
-        `found_nobody` means that the order ended because nobody could be requested.
+        `without_candidates` means that the order ended because no position could be requested.
         """
         fund, holding, lots = self._market.fund, self.inventory.against(order.reduce), order.needed
         self._release(holding, order, lots)
         self.forget(order)
-        if found_nobody:
+        if without_candidates:
             holding.returned_ts = cause.ts if holding.returned_ts is None else max(holding.returned_ts, cause.ts)
         if order.origin == "takeover":
             self._market.batch.note_outcome(order.symbol, "forced", lots)
@@ -207,7 +207,7 @@ class Takeovers:
         return Exposure(self._market.fund.balance + unrealised, unrealised, min(times), self._is_unrelieved(ts))
 
     def _is_unrelieved(self, ts: int) -> bool:
-        """Whether the equity is below the lower line, although more orders may be open: nobody can be requested."""
+        """Whether the equity is below the lower line, although more orders may be open: no position can be requested."""
         fund, inventory = self._market.fund, self.inventory
         if len(self._orders) >= max(1, fund.policy.takeover.orders_max):
             return False
@@ -231,7 +231,7 @@ class Takeovers:
             self._begin("inventory", holding, tranche.entry, lots, tranche.price, cause)
 
     def _may_relieve(self, holding: Holding, ts: int) -> bool:
-        """Whether a side has not failed to find anybody in the last `retry_seconds`."""
+        """Whether a side has had no order without candidates in the last `retry_seconds`."""
         retry_ms = int(self._market.fund.policy.takeover.retry_seconds * 1000)
         return holding.returned_ts is None or ts >= holding.returned_ts + retry_ms
 

@@ -24,8 +24,8 @@ HEAP_SPARE = 64
 """Entries of closed tranches that the heap of a small side may keep."""
 
 Outcome = Literal["accepted", "accepted_in_part", "deleveraged", "forced", "unwound", "relieved"]
-"""What happens to lots of takeovers: the fund accepts a takeover as a whole or in part; ADL deleverages the rest, or the fund is
-forced to take it; the market unwinds held lots, or ADL relieves the fund of them."""
+"""What happens to lots of takeovers: the fund accepts a takeover as a whole or in part; ADL deleverages the rest, or the fund
+must take it, too; the market unwinds held lots, or ADL relieves the fund of them."""
 
 Worth = Callable[[Side, int, int, int], int]
 """The worth of a fill: side, lots, price and bankruptcy price; see `Fund.worth`."""
@@ -47,7 +47,7 @@ class HoldingState(NamedTuple):
     """The stored state of one side of a contract's inventory. The first five numbers after `side` are lots.
 
     taken over = unwound + deleveraged + held + open in takeover orders. `returned_ts` is the engine's time (ms) at which the
-    last takeover or inventory order of the side ended because nobody could be requested; None if none did.
+    last takeover or inventory order of the side ended without candidates; None if none did.
     """
 
     symbol: str
