@@ -37,9 +37,10 @@ from fundsvc.core.events import (
 )
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import Fund
-from fundsvc.core.market import Market, Shared
+from fundsvc.core.market import Market
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences
+from fundsvc.core.shared import Shared
 from fundsvc.core.takeover import Exposure
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
 

@@ -43,8 +43,8 @@ class Exposure(NamedTuple):
     is_unrelieved: bool
 
 
-class Escalation(Protocol):
-    """What the takeovers of a contract need of its market."""
+class Orders(Protocol):
+    """What the takeovers of a contract need of its ADL orders."""
 
     @property
     def fund(self) -> Fund:
@@ -71,24 +71,24 @@ class Escalation(Protocol):
 class Takeovers:
     """The inventory of a contract's fund, and the open orders that relieve it."""
 
-    __slots__ = ("_market", "_orders", "inventory")
+    __slots__ = ("_escalation", "_orders", "inventory")
 
-    def __init__(self, market: Escalation, inventory: Inventory) -> None:
+    def __init__(self, orders: Orders, inventory: Inventory) -> None:
         self.inventory = inventory
-        self._market = market
+        self._escalation = orders
         self._orders: dict[int, AdlOrder] = {}
 
     def take_over(self, takeover: Takeover, price: int, rates: Mapping[str, RateState]) -> None:
         """Accepts lots of a takeover at a bankruptcy price as a tranche, and begins an order for the rest."""
-        market, fund = self._market, self._market.fund
+        escalation, fund = self._escalation, self._escalation.fund
         holding = self.inventory.closed_by(takeover.side)
         check_room(holding, takeover)
         rate = rates.get(fund.contract.settle_currency)
         lots = accept(fund, takeover, price, self.inventory.mark, rate.price if rate else None).lots
         holding.taken += takeover.lots
-        market.batch.note_outcome(takeover.symbol, "accepted" if lots == takeover.lots else "accepted_in_part", lots)
+        escalation.batch.note_outcome(takeover.symbol, "accepted" if lots == takeover.lots else "accepted_in_part", lots)
         if lots:
-            market.batch.record(fund, fund.take_over(takeover, lots, price))
+            escalation.batch.record(fund, fund.take_over(takeover, lots, price))
         if lots < takeover.lots:
             rest = takeover.lots - lots
             holding.in_orders += rest
@@ -97,7 +97,7 @@ class Takeovers:
 
     def unwind(self, unwind: Unwind, price: int) -> None:
         """Closes held lots at a price, and settles those of each tranche like a fill."""
-        fund = self._market.fund
+        fund = self._escalation.fund
         holding = self.inventory.closed_by(unwind.side)
         pieces = holding.pieces(unwind.lots)
         worths = [fund.worth(unwind.side, piece.lots, price, piece.tranche.price) for piece in pieces]
@@ -106,9 +106,9 @@ class Takeovers:
             if piece.promised:
                 self._leave_orders(holding, piece, Cause(unwind.seq, unwind.ts))
         holding.unwound += unwind.lots
-        self._market.batch.note_outcome(unwind.symbol, "unwound", unwind.lots)
+        self._escalation.batch.note_outcome(unwind.symbol, "unwound", unwind.lots)
         for piece in pieces:
-            self._market.settle_piece(self._fill(unwind, piece), piece.tranche.entry)
+            self._escalation.settle_piece(self._fill(unwind, piece), piece.tranche.entry)
 
     def _fill(self, unwind: Unwind, piece: Piece) -> Fill:
         """Returns the fill that a piece is settled like."""
@@ -118,7 +118,7 @@ class Takeovers:
             unwind.side,
             piece.lots,
             unwind.price,
-            format_units(piece.tranche.price, self._market.fund.contract.price_decimals),
+            format_units(piece.tranche.price, self._escalation.fund.contract.price_decimals),
             unwind.ts,
             unwind.trade_id,
             unwind.order_id,
@@ -126,7 +126,7 @@ class Takeovers:
 
     def _leave_orders(self, holding: Holding, piece: Piece, cause: Cause) -> None:
         """Removes promised lots that the market took from their orders, the newest first."""
-        market, entry, rest = self._market, piece.tranche.entry, piece.promised
+        escalation, entry, rest = self._escalation, piece.tranche.entry, piece.promised
         for order in sorted(self._orders.values(), key=lambda order: -order.adl):
             lots = min(rest, order.needed) if order.cause == entry else 0
             if not lots:
@@ -135,18 +135,18 @@ class Takeovers:
             holding.promise(entry, -lots)
             order.unwind(lots)
             order.seq = max(order.seq, cause.seq)
-            market.batch.seal(market.fund.record("unwind", order, cause.seq, cause.ts, lots=lots))
+            escalation.batch.seal(escalation.fund.record("unwind", order, cause.seq, cause.ts, lots=lots))
             if order.state != "open":
                 self.forget(order)
-                market.close_order(order)
-            market.batch.note(order)
+                escalation.close_order(order)
+            escalation.batch.note(order)
 
     def deleverage(self, order: AdlOrder, execution: AdlFill) -> None:
         """Records an execution of a takeover or inventory order."""
         holding, lots = self.inventory.against(order.reduce), execution.lots
         self._release(holding, order, lots)
         holding.deleveraged += lots
-        fund, batch = self._market.fund, self._market.batch
+        fund, batch = self._escalation.fund, self._escalation.batch
         batch.note_outcome(order.symbol, "relieved" if order.origin == "inventory" else "deleveraged", lots)
         batch.record(fund, fund.deleverage(order, execution))
         if order.state != "open":
@@ -157,14 +157,14 @@ class Takeovers:
 
         `without_candidates` means that the order ended because no position could be requested.
         """
-        fund, holding, lots = self._market.fund, self.inventory.against(order.reduce), order.needed
+        fund, holding, lots = self._escalation.fund, self.inventory.against(order.reduce), order.needed
         self._release(holding, order, lots)
         self.forget(order)
         if without_candidates:
             holding.returned_ts = cause.ts if holding.returned_ts is None else max(holding.returned_ts, cause.ts)
         if order.origin == "takeover":
-            self._market.batch.note_outcome(order.symbol, "forced", lots)
-            self._market.batch.record(fund, fund.take_rest(order, cause.seq, cause.ts))
+            self._escalation.batch.note_outcome(order.symbol, "forced", lots)
+            self._escalation.batch.record(fund, fund.take_rest(order, cause.seq, cause.ts))
 
     def reopen(self, order: AdlOrder) -> None:
         """Continues an open order of the ledger."""
@@ -182,12 +182,12 @@ class Takeovers:
 
     def relieve(self, cause: Cause) -> None:
         """Begins inventory orders if the inventory is too heavy for the fund."""
-        fund, inventory = self._market.fund, self.inventory
+        fund, inventory = self._escalation.fund, self.inventory
         if inventory.mark is None or not inventory.lots:
             return
         if fund.guard and fund.guard.watches_equity:
             fund.observe(cause.ts)
-            self._market.batch.changed[fund.contract.symbol] = fund
+            self._escalation.batch.changed[fund.contract.symbol] = fund
         lower, upper = fund.relief_lines(cause.ts)
         if fund.balance + inventory.free_worth_min >= lower:
             return
@@ -204,11 +204,11 @@ class Takeovers:
         if inventory.mark is None:
             return Exposure(None, None, min(times), is_unrelieved=False)
         unrealised = inventory.unrealised_about
-        return Exposure(self._market.fund.balance + unrealised, unrealised, min(times), self._is_unrelieved(ts))
+        return Exposure(self._escalation.fund.balance + unrealised, unrealised, min(times), self._is_unrelieved(ts))
 
     def _is_unrelieved(self, ts: int) -> bool:
         """Whether the equity is below the lower line, although more orders may be open: no position can be requested."""
-        fund, inventory = self._market.fund, self.inventory
+        fund, inventory = self._escalation.fund, self.inventory
         if len(self._orders) >= max(1, fund.policy.takeover.orders_max):
             return False
         lower, _ = fund.relief_lines(ts)
@@ -216,14 +216,14 @@ class Takeovers:
 
     def _relieve(self, sides: list[Holding], upper: int, cause: Cause) -> None:
         """Begins orders for the worst tranches until the equity reaches `upper`; passes over a side without candidates."""
-        fund, inventory = self._market.fund, self.inventory
+        fund, inventory = self._escalation.fund, self.inventory
         orders_max = fund.policy.takeover.orders_max
         while len(self._orders) < orders_max and (missing := upper - fund.balance - inventory.free_worth) > 0:
             worst = _worst(sides)
             if worst is None:
                 return
             holding, tranche = worst
-            if not self._market.desk.has_candidates(RoundRequest(opposite(holding.side), 1, tranche.price, "")):
+            if not self._escalation.desk.has_candidates(RoundRequest(opposite(holding.side), 1, tranche.price, "")):
                 sides.remove(holding)
                 continue
             lots = holding.lots_to_gain(tranche, missing)
@@ -232,13 +232,13 @@ class Takeovers:
 
     def _may_relieve(self, holding: Holding, ts: int) -> bool:
         """Whether a side has had no order without candidates in the last `retry_seconds`."""
-        retry_ms = int(self._market.fund.policy.takeover.retry_seconds * 1000)
+        retry_ms = int(self._escalation.fund.policy.takeover.retry_seconds * 1000)
         return holding.returned_ts is None or ts >= holding.returned_ts + retry_ms
 
     def _begin(
         self, origin: Origin, holding: Holding, entry: int, lots: int, price: int, cause: Cause, account: str = ""
     ) -> None:
-        fund = self._market.fund
+        fund = self._escalation.fund
         order = order_of_lots(
             origin,
             fund.contract.symbol,
@@ -254,7 +254,7 @@ class Takeovers:
         )
         if origin == "inventory":
             self._orders[order.adl] = order
-        self._market.begin_order(order, cause)
+        self._escalation.begin_order(order, cause)
 
     def _release(self, holding: Holding, order: AdlOrder, lots: int) -> None:
         """Subtracts lots that an order no longer needs from those that it is promised, or that the side has in orders."""

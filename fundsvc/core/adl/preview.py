@@ -11,11 +11,11 @@ from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.desk import AdlDesk
 from fundsvc.core.adl.order import AdlOrder, RoundTerms, order_for, order_of_lots
 from fundsvc.core.checks import check_takeover
+from fundsvc.core.escalation import waits_for_adl
 from fundsvc.core.events import Fill, Takeover
 from fundsvc.core.fund.acceptance import Acceptance, accept
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import Fund
-from fundsvc.core.market import waits_for_adl
 
 RequestSize = Callable[[int], int]
 """Returns the lots that a round requests, given the lots that the order needs."""
