@@ -674,8 +674,8 @@ ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
 -- name: latest_orders
 -- The last orders of every contract, each with the record that began its current round.
-SELECT o.symbol, o.adl, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered, o.recovered,
-       o.executed, o.state, o.round, a.kind, a.body
+SELECT o.symbol, o.adl, o.origin, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered,
+       o.recovered, o.executed, o.state, o.round, a.kind, a.body
 FROM contracts c
 CROSS JOIN LATERAL (SELECT * FROM adl_orders WHERE symbol = c.symbol ORDER BY adl DESC LIMIT $1) o
 CROSS JOIN LATERAL (
@@ -685,10 +685,15 @@ CROSS JOIN LATERAL (
 ORDER BY o.symbol, o.adl;
 
 -- name: executed_since
--- Executions of orders whose shortfall has a later sequence.
-SELECT r.symbol, r.account, r.lots, r.body
-FROM adl_records r JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause
-WHERE r.kind = 'execution' AND e.seq > $1;
+-- Executions with a later sequence.
+SELECT symbol, account, lots, body FROM adl_records WHERE kind = 'execution' AND seq > $1;
+
+-- name: carried_lots
+-- The lots that each fund holds, with those in its open takeover orders.
+SELECT symbol, (sum(held) + sum(in_orders))::bigint AS lots FROM holdings GROUP BY symbol;
+
+-- name: all_tranches
+SELECT symbol, side, entry, lots, price, ts, forced FROM tranches ORDER BY symbol, entry;
 
 -- name: rejected_list
 -- In stream order: the parts of an id compare as numbers.

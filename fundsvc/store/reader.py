@@ -106,6 +106,8 @@ class EntryRow(NamedTuple):
     order_id: str
     ts: int
     seal: bytes
+    closes: int
+    forced: bool
     recorded_at: datetime
     hash: bytes
 
