@@ -13,10 +13,10 @@ from typing import get_args
 
 import aiohttp
 import asyncpg
-import inventories
 import msgspec
 import pytest
 import structlog
+import takeovers
 from commands import environment_of, program
 from conftest import with_section
 from escalations import BEGINNING, LISTING, SYMBOL, TS, ended, executed, mark, position, shortfall
@@ -260,10 +260,10 @@ def test_equal_orders_of_one_batch_are_one_line(logged):
 def test_outcomes_of_takeovers_in_a_storm_are_one_line_each(logged, monkeypatch):
     now = 1000.0
     monkeypatch.setattr("fundsvc.logs.batches.time.monotonic", lambda: now)
-    beginning = [inventories.LISTING, inventories.FUNDED, inventories.mark(50)]
+    beginning = [takeovers.LISTING, takeovers.FUNDED, takeovers.mark(50)]
     outcomes = Outcomes(structlog.get_logger())
-    outcomes.note(committed([*beginning, *(inventories.takeover(seq, 2) for seq in range(2, 1002))]), Offset("5-0", 1))
-    later = [*beginning, inventories.takeover(2, 6), inventories.unwind(3, 2, 50), inventories.unwind(4, 3, 50)]
+    outcomes.note(committed([*beginning, *(takeovers.takeover(seq, 2) for seq in range(2, 1002))]), Offset("5-0", 1))
+    later = [*beginning, takeovers.takeover(2, 6), takeovers.unwind(3, 2, 50), takeovers.unwind(4, 3, 50)]
     for number in range(100):
         outcomes.note(committed(later), Offset(f"{6 + number}-0", 1))
     now += 10
@@ -279,18 +279,18 @@ def test_outcomes_of_takeovers_in_a_storm_are_one_line_each(logged, monkeypatch)
 
 
 async def test_each_outcome_of_a_takeover_is_logged(quick, producer, logged):
-    short = msgspec.structs.replace(inventories.SHORT, lots=-3)
+    short = msgspec.structs.replace(takeovers.SHORT, lots=-3)
     async with running(quick):
-        await producer.append([inventories.LISTING, fill(inventories.SYMBOL, 1, 30), inventories.mark(45), short])
-        await producer.append([inventories.takeover(2, 10)])
+        await producer.append([takeovers.LISTING, fill(takeovers.SYMBOL, 1, 30), takeovers.mark(45), short])
+        await producer.append([takeovers.takeover(2, 10)])
         await eventually(lambda: logged.lines("adl order opened"))
-        await producer.append([inventories.executed(3, 1, 3), *(inventories.ended(seq, 1) for seq in (4, 5, 6, 7))])
+        await producer.append([takeovers.executed(3, 1, 3), *(takeovers.ended(seq, 1) for seq in (4, 5, 6, 7))])
         await eventually(lambda: logged.lines("takeover forced"))
-        relieving = inventories.SHORT, msgspec.structs.replace(inventories.mark(40), ts=inventories.TS + 60_000)
-        await producer.append([*relieving, inventories.unwind(8, 1, 45), inventories.takeover(9, 1, 40)])
+        relieving = takeovers.SHORT, msgspec.structs.replace(takeovers.mark(40), ts=takeovers.TS + 60_000)
+        await producer.append([*relieving, takeovers.unwind(8, 1, 45), takeovers.takeover(9, 1, 40)])
         await eventually(lambda: len(logged.lines("adl order opened")) == 2)
         relief = logged.lines("adl order opened")[1]
-        await producer.append([inventories.executed(10, relief["adl"], relief["lots"])])
+        await producer.append([takeovers.executed(10, relief["adl"], relief["lots"])])
         await eventually(lambda: logged.lines("takeover relieved"))
     check_documented(logged.lines())
     lines = {line["event"]: (line["level"], line["lots"]) for line in logged.lines() if line["event"].startswith("takeover ")}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 import aiohttp
-import inventories
 import msgspec
 import pytest
+import takeovers
 from commands import program
 from conftest import with_section
 from escalations import BEGINNING, SYMBOL, allocated, ended, executed, shortfall, written_records
@@ -89,7 +89,7 @@ async def busy(process):
     """A process that has shown every metric: fills of all kinds, orders, an inventory, duplicates, rejections."""
     await process.send(*BEGINNING, fill(SYMBOL, 1, 3), fill(SYMBOL, 1, 3), fill("NOSUCH", 1, 1))
     await process.send(shortfall(2), executed(3, 1, "secret-anna", 10), shortfall(4), ended(5, 1))
-    await process.send(inventories.LISTING, inventories.mark(50), inventories.takeover(1, 10))
+    await process.send(takeovers.LISTING, takeovers.mark(50), takeovers.takeover(1, 10))
     await process.settled(4)
     await eventually(lambda: process.sum("audit_success", symbol=SYMBOL))
     await eventually(lambda: process.sum("inventory_oldest_timestamp_seconds"))
@@ -163,7 +163,7 @@ async def test_refund_is_counted(process, service_connection):
     assert process.sum("adl_seconds_count") == 1
 
 
-HELD = {"symbol": inventories.SYMBOL}
+HELD = {"symbol": takeovers.SYMBOL}
 GAUGES = ("inventory_lots", "equity", "unrealised_pnl", "inventory_oldest_timestamp_seconds", "inventory_open_orders")
 
 
@@ -175,22 +175,22 @@ def outcomes(process):
 
 
 async def test_inventory_of_the_worked_case_is_shown_until_it_is_empty(process):
-    taken = inventories.takeover(2, 10, ts=inventories.TS - 5000)
-    beginning = [inventories.LISTING, inventories.FUNDED, inventories.mark(45), inventories.SHORT]
+    taken = takeovers.takeover(2, 10, ts=takeovers.TS - 5000)
+    beginning = [takeovers.LISTING, takeovers.FUNDED, takeovers.mark(45), takeovers.SHORT]
     await process.send(listing("AAA"), fill("AAA", 1, 5), *beginning, taken)
     await eventually(lambda: process.sum("equity") == 50)
     assert process.sum("inventory_lots", side="long", **HELD) == process.sum("inventory_lots") == 10
     assert process.sum("unrealised_pnl", currency="USDT", **HELD) == -50
-    assert process.sum("inventory_oldest_timestamp_seconds", **HELD) == inventories.TS / 1000 - 5
-    await process.send(inventories.mark(38))
+    assert process.sum("inventory_oldest_timestamp_seconds", **HELD) == takeovers.TS / 1000 - 5
+    await process.send(takeovers.mark(38))
     await eventually(lambda: process.sum("inventory_open_orders", **HELD) == 1 and process.sum("equity") == -20)
     assert process.sum("inventory_unrelieved") == 0
-    await process.send(inventories.executed(3, 1, 3))
+    await process.send(takeovers.executed(3, 1, 3))
     await eventually(lambda: process.sum("equity") == 16)
     assert (process.sum("inventory_lots"), process.sum("inventory_open_orders")) == (7, 0)
-    await process.send(inventories.unwind(4, 5, 40))
+    await process.send(takeovers.unwind(4, 5, 40))
     await eventually(lambda: process.sum("equity") == 50 - 24)
-    await process.send(inventories.unwind(5, 2, 55))
+    await process.send(takeovers.unwind(5, 2, 55))
     await eventually(lambda: process.sum("balance", **HELD) == 60)
     text = await process.text()
     assert not [name for name in (*GAUGES, "inventory_unrelieved") if f"fundsvc_{name}{{" in text]
@@ -199,11 +199,11 @@ async def test_inventory_of_the_worked_case_is_shown_until_it_is_empty(process):
 
 
 async def test_rest_of_a_takeover_is_deleveraged_and_forced(process):
-    short = msgspec.structs.replace(inventories.SHORT, lots=-3)
-    funded = fill(inventories.SYMBOL, 1, 30)
-    await process.send(inventories.LISTING, funded, inventories.mark(45), short, inventories.takeover(2, 10))
+    short = msgspec.structs.replace(takeovers.SHORT, lots=-3)
+    funded = fill(takeovers.SYMBOL, 1, 30)
+    await process.send(takeovers.LISTING, funded, takeovers.mark(45), short, takeovers.takeover(2, 10))
     await eventually(lambda: process.sum("inventory_lots") == 6)
-    await process.send(inventories.executed(3, 1, 3), *(inventories.ended(seq, 1) for seq in (4, 5, 6, 7)))
+    await process.send(takeovers.executed(3, 1, 3), *(takeovers.ended(seq, 1) for seq in (4, 5, 6, 7)))
     await eventually(lambda: process.sum("inventory_lots") == 7)
     assert outcomes(process) == {"accepted_in_part": (1, 6), "deleveraged": (1, 3), "forced": (1, 1)}
     assert process.sum("adl_orders_total", state="returned") == 1
@@ -212,16 +212,16 @@ async def test_rest_of_a_takeover_is_deleveraged_and_forced(process):
 @pytest.mark.parametrize("side", ["sell", "buy"])
 async def test_inventory_without_candidates_for_relief_is_shown(process, side):
     worse, better = (38, 50) if side == "sell" else (62, 50)
-    taken = inventories.takeover(2, 10, side=side)
-    await process.send(inventories.LISTING, inventories.FUNDED, inventories.mark(50), taken, inventories.mark(worse))
+    taken = takeovers.takeover(2, 10, side=side)
+    await process.send(takeovers.LISTING, takeovers.FUNDED, takeovers.mark(50), taken, takeovers.mark(worse))
     await eventually(lambda: process.sum("inventory_unrelieved", **HELD) == 1)
     assert process.sum("equity") == -20
-    await process.send(inventories.mark(better))
+    await process.send(takeovers.mark(better))
     await eventually(lambda: process.sum("inventory_unrelieved", **HELD) == 0 and process.sum("equity") == 100)
 
 
 async def test_inventory_without_a_mark_has_no_equity(process):
-    await process.send(inventories.LISTING, inventories.takeover(1, 10))
+    await process.send(takeovers.LISTING, takeovers.takeover(1, 10))
     await eventually(lambda: process.sum("inventory_oldest_timestamp_seconds") > 0)
     text = await process.text()
     assert "fundsvc_equity{" not in text
@@ -230,15 +230,15 @@ async def test_inventory_without_a_mark_has_no_equity(process):
 
 
 async def test_restart_shows_the_inventory_and_counts_outcomes_from_zero(config):
-    events = [inventories.LISTING, inventories.FUNDED, inventories.mark(45), inventories.SHORT, inventories.takeover(2, 10)]
+    events = [takeovers.LISTING, takeovers.FUNDED, takeovers.mark(45), takeovers.SHORT, takeovers.takeover(2, 10)]
     async with running(config) as process:
-        await process.send(*events, inventories.mark(38))
+        await process.send(*events, takeovers.mark(38))
         await eventually(lambda: process.sum("inventory_open_orders") == 1 and process.sum("equity") == -20)
         shown = {name: process.sum(name) for name in GAUGES}
     async with running(config) as process:
         await eventually(lambda: {name: process.sum(name) for name in GAUGES} == shown)
         assert outcomes(process) == {}
-        await process.send(inventories.executed(3, 1, 3))
+        await process.send(takeovers.executed(3, 1, 3))
         await eventually(lambda: outcomes(process) == {"relieved": (1, 3)})
 
 

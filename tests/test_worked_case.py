@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import inventories
+import takeovers
 from ledgers import fill
 
 from fundsvc.core.partition import Partition
@@ -25,18 +25,18 @@ def partition_of(*events):
 
 def shown(partition):
     """Returns balance, held lots, unrealised P&L and equity."""
-    fund = partition.market(inventories.SYMBOL).fund
+    fund = partition.market(takeovers.SYMBOL).fund
     return fund.balance / ATOMS, fund.inventory.lots, fund.inventory.unrealised / ATOMS, fund.equity / ATOMS
 
 
 def test_example_of_the_handbook_gives_its_numbers():
-    partition = partition_of(inventories.LISTING, inventories.FUNDED, inventories.SHORT, inventories.mark(45))
+    partition = partition_of(takeovers.LISTING, takeovers.FUNDED, takeovers.SHORT, takeovers.mark(45))
     steps = (
-        inventories.takeover(2, 10),
-        inventories.mark(38),
-        inventories.executed(3, 1, 3),
-        inventories.unwind(4, 5, 40),
-        inventories.unwind(5, 2, 55),
+        takeovers.takeover(2, 10),
+        takeovers.mark(38),
+        takeovers.executed(3, 1, 3),
+        takeovers.unwind(4, 5, 40),
+        takeovers.unwind(5, 2, 55),
     )
     assert len(ROWS) == len(steps)
     for event, row in zip(steps, ROWS, strict=True):
@@ -47,8 +47,8 @@ def test_example_of_the_handbook_gives_its_numbers():
 
 
 def test_takeover_beyond_the_capacity_of_the_example_is_forced():
-    beginning = inventories.LISTING, fill(inventories.SYMBOL, 1, 30), inventories.mark(45)
-    partition = partition_of(*beginning, inventories.takeover(2, 10))
+    beginning = takeovers.LISTING, fill(takeovers.SYMBOL, 1, 30), takeovers.mark(45)
+    partition = partition_of(*beginning, takeovers.takeover(2, 10))
     assert "= 6 of the 10 lots" in SECTION
     taken = [(entry.lots, entry.forced) for entry in partition.take().entries if entry.kind == "takeover"]
     assert taken == [(6, False), (4, True)]

@@ -76,7 +76,7 @@ class Ledger:
         ]
 
     async def taken_since(self, seq: int) -> dict[Holding, int]:
-        """Lots executed per position, by executions with a sequence above `seq`."""
+        """Lots executed per position, by orders that began with a sequence above `seq`."""
         taken: Counter[Holding] = Counter()
         for row in await fetch(self._pool, "executed_since", seq):
             taken[Holding(row["symbol"], row["account"], reduced_of(row["body"]).entry_price)] += row["lots"]

@@ -672,6 +672,13 @@ JOIN adl_orders o ON o.symbol = d.symbol AND o.adl = d.adl
 WHERE d.number BETWEEN $2 AND $3
 ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
+-- name: carried_lots
+-- The lots that each fund holds, with those in its open takeover orders.
+SELECT symbol, (sum(held) + sum(in_orders))::bigint AS lots FROM holdings GROUP BY symbol;
+
+-- name: all_tranches
+SELECT symbol, side, entry, lots, price, ts, forced FROM tranches ORDER BY symbol, entry;
+
 -- name: latest_orders
 -- The last orders of every contract, each with the record that began its current round.
 SELECT o.symbol, o.adl, o.origin, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered,
@@ -685,15 +692,10 @@ CROSS JOIN LATERAL (
 ORDER BY o.symbol, o.adl;
 
 -- name: executed_since
--- Executions with a later sequence.
-SELECT symbol, account, lots, body FROM adl_records WHERE kind = 'execution' AND seq > $1;
-
--- name: carried_lots
--- The lots that each fund holds, with those in its open takeover orders.
-SELECT symbol, (sum(held) + sum(in_orders))::bigint AS lots FROM holdings GROUP BY symbol;
-
--- name: all_tranches
-SELECT symbol, side, entry, lots, price, ts, forced FROM tranches ORDER BY symbol, entry;
+-- Executions of orders that began with a later sequence.
+SELECT r.symbol, r.account, r.lots, r.body
+FROM adl_records r JOIN adl_records b ON b.symbol = r.symbol AND b.adl = r.adl AND b.kind = 'order'
+WHERE r.kind = 'execution' AND b.seq > $1;
 
 -- name: rejected_list
 -- In stream order: the parts of an id compare as numbers.
