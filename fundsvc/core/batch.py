@@ -13,7 +13,7 @@ from fundsvc.core.adl.records import SealedRecord
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.fund.chain import Entry, Kind
-from fundsvc.core.fund.inventory import HoldingState, TrancheState
+from fundsvc.core.fund.inventory import HoldingState, Outcome, TrancheState
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies
@@ -142,6 +142,7 @@ class Batch:
 
     By contract: `duplicates` counts events that were known, `old` events more than a day old (under "" those of no listed
     contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt.
+    `outcomes` counts the outcomes of takeovers, and `outcome_lots` their lots.
     `policies` are the versions that came into force, `gaps` the gaps that `prevSeq` revealed.
 
     `events` counts the events of the batch, `place` is that of the last one, and `latest_ms` the latest time that it could
@@ -218,6 +219,8 @@ class Draft:
     policies: list[Policies] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    outcome_lots: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
     packed: list[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
@@ -283,6 +286,11 @@ class Draft:
         """Adds a sealed record of an order."""
         self.records.append(record)
         self.note_bytes(RECORD_BYTES + len(record.record.body))
+
+    def note_outcome(self, symbol: str, outcome: Outcome, lots: int) -> None:
+        """Counts an outcome of a takeover, and its lots."""
+        self.outcomes[symbol, outcome] += 1
+        self.outcome_lots[symbol, outcome] += lots
 
     def note_bytes(self, size: int) -> None:
         """Adds to the size of what the batch holds beside entries."""

@@ -154,7 +154,7 @@ class Escalation:
         """Ends a round and begins the next, unless the order is no longer needed."""
         self.desk.end_round(order)
         if order.origin == "inventory" and not self.takeovers.is_needed(order):
-            self._return(order, cause, found_nobody=False)
+            self._return(order, cause, without_candidates=False)
         else:
             self._begin_round(order, cause)
 
@@ -168,19 +168,19 @@ class Escalation:
         elif order.origin == "shortfall":
             self._end_uncovered(order, cause)
         else:
-            self._return(order, cause, found_nobody=True)
+            self._return(order, cause, without_candidates=True)
 
     def _seal_round(self, order: AdlOrder, terms: RoundTerms, cause: Cause) -> None:
         for kind, body, first_rank in round_bodies(order, terms):
             self._shared.batch.seal(self.fund.record(kind, order, cause.seq, cause.ts, body=body, first_rank=first_rank))
 
-    def _return(self, order: AdlOrder, cause: Cause, *, found_nobody: bool) -> None:
+    def _return(self, order: AdlOrder, cause: Cause, *, without_candidates: bool) -> None:
         """Ends a takeover or inventory order; the fund holds the lots that were not executed."""
         order.state = "returned"
         self.desk.close(order)
         self._shared.batch.note(order)
         self._shared.batch.seal(self.fund.record("end", order, cause.seq, cause.ts, lots=order.needed))
-        self.takeovers.take_back(order, cause, found_nobody=found_nobody)
+        self.takeovers.take_back(order, cause, without_candidates=without_candidates)
 
     def _end_uncovered(self, order: AdlOrder, cause: Cause) -> None:
         """Makes the rest of an order outstanding; the fund pays of it what it can."""

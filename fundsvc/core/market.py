@@ -39,7 +39,7 @@ from fundsvc.core.sequences import (
     content_of_unwind,
 )
 from fundsvc.core.shared import Shared
-from fundsvc.core.takeover import Cause, check_held
+from fundsvc.core.takeover import Cause, Exposure, check_held
 
 
 class Market:
@@ -86,6 +86,10 @@ class Market:
     def has_inventory(self) -> bool:
         """Whether the fund has ever taken a position over, so that a mark may rank the book."""
         return self.fund.inventory is not None
+
+    def exposure(self, ts: int) -> Exposure | None:
+        """Returns what the inventory means for the fund at a time (ms); None if the fund holds nothing."""
+        return self._adl.takeovers.exposure(ts) if self.has_inventory else None
 
     def fill(self, fill: Fill) -> None:
         """Settles a fill, unless it is a duplicate."""

@@ -41,6 +41,7 @@ from fundsvc.core.market import Market
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences
 from fundsvc.core.shared import Shared
+from fundsvc.core.takeover import Exposure
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
 
 BOOK_POSITIONS_MAX = 20_000
@@ -234,6 +235,10 @@ class Partition:
     def books(self) -> Iterator[tuple[Contract, Book]]:
         """The books of all contracts that have had a mark or a position."""
         return ((market.contract, market.book) for market in self._markets.values() if market.book)
+
+    def exposures(self, ts: int) -> Iterator[tuple[str, Exposure | None]]:
+        """The exposures at a time (ms) of all contracts that have had a takeover, by symbol; None without an inventory."""
+        return ((symbol, market.exposure(ts)) for symbol, market in self._markets.items() if market.has_inventory)
 
     def book(self, symbol: str) -> Book | None:
         """A contract's book; None before its first mark or position."""

@@ -29,6 +29,20 @@ class Cause(NamedTuple):
     ts: int
 
 
+class Exposure(NamedTuple):
+    """What an inventory means for its fund now.
+
+    `unrealised` is its worth at the mark in atoms, to within one atom per tranche, and `equity` the balance plus that; both are
+    None without a mark. `oldest_ts` is the time of its oldest tranche (ms). `is_unrelieved` is whether it is too heavy, and no
+    position can be requested to relieve it.
+    """
+
+    equity: int | None
+    unrealised: int | None
+    oldest_ts: int
+    is_unrelieved: bool
+
+
 class Orders(Protocol):
     """What the takeovers of a contract need of its ADL orders."""
 
@@ -72,6 +86,7 @@ class Takeovers:
         rate = rates.get(fund.contract.settle_currency)
         lots = accept(fund, takeover, price, self.inventory.mark, rate.price if rate else None).lots
         holding.taken += takeover.lots
+        escalation.batch.note_outcome(takeover.symbol, "accepted" if lots == takeover.lots else "accepted_in_part", lots)
         if lots:
             escalation.batch.record(fund, fund.take_over(takeover, lots, price))
         if lots < takeover.lots:
@@ -91,6 +106,7 @@ class Takeovers:
             if piece.promised:
                 self._leave_orders(holding, piece, Cause(unwind.seq, unwind.ts))
         holding.unwound += unwind.lots
+        self._escalation.batch.note_outcome(unwind.symbol, "unwound", unwind.lots)
         for piece in pieces:
             self._escalation.settle_piece(self._fill(unwind, piece), piece.tranche.entry)
 
@@ -130,22 +146,24 @@ class Takeovers:
         holding, lots = self.inventory.against(order.reduce), execution.lots
         self._release(holding, order, lots)
         holding.deleveraged += lots
-        fund = self._escalation.fund
-        self._escalation.batch.record(fund, fund.deleverage(order, execution))
+        fund, batch = self._escalation.fund, self._escalation.batch
+        batch.note_outcome(order.symbol, "relieved" if order.origin == "inventory" else "deleveraged", lots)
+        batch.record(fund, fund.deleverage(order, execution))
         if order.state != "open":
             self.forget(order)
 
-    def take_back(self, order: AdlOrder, cause: Cause, *, found_nobody: bool) -> None:
+    def take_back(self, order: AdlOrder, cause: Cause, *, without_candidates: bool) -> None:
         """Returns the lots that an order did not execute: those of a takeover order become a forced tranche.
 
-        `found_nobody` means that the order ended because nobody could be requested.
+        `without_candidates` means that the order ended because no position could be requested.
         """
         fund, holding, lots = self._escalation.fund, self.inventory.against(order.reduce), order.needed
         self._release(holding, order, lots)
         self.forget(order)
-        if found_nobody:
+        if without_candidates:
             holding.returned_ts = cause.ts if holding.returned_ts is None else max(holding.returned_ts, cause.ts)
         if order.origin == "takeover":
+            self._escalation.batch.note_outcome(order.symbol, "forced", lots)
             self._escalation.batch.record(fund, fund.take_rest(order, cause.seq, cause.ts))
 
     def reopen(self, order: AdlOrder) -> None:
@@ -177,6 +195,25 @@ class Takeovers:
         if sides and fund.balance + inventory.free_worth < lower:
             self._relieve(sides, upper, cause)
 
+    def exposure(self, ts: int) -> Exposure | None:
+        """Returns what the inventory means for the fund at a time (ms); None if the fund holds nothing."""
+        inventory = self.inventory
+        times = [holding.oldest_ts for holding in inventory.sides() if holding.oldest_ts is not None]
+        if not times:
+            return None
+        if inventory.mark is None:
+            return Exposure(None, None, min(times), is_unrelieved=False)
+        unrealised = inventory.unrealised_about
+        return Exposure(self._escalation.fund.balance + unrealised, unrealised, min(times), self._is_unrelieved(ts))
+
+    def _is_unrelieved(self, ts: int) -> bool:
+        """Whether the equity is below the lower line, although more orders may be open: no position can be requested."""
+        fund, inventory = self._escalation.fund, self.inventory
+        if len(self._orders) >= max(1, fund.policy.takeover.orders_max):
+            return False
+        lower, _ = fund.relief_lines(ts)
+        return fund.balance + inventory.free_worth_min < lower and fund.balance + inventory.free_worth < lower
+
     def _relieve(self, sides: list[Holding], upper: int, cause: Cause) -> None:
         """Begins orders for the worst tranches until the equity reaches `upper`; passes over a side without candidates."""
         fund, inventory = self._escalation.fund, self.inventory
@@ -194,7 +231,7 @@ class Takeovers:
             self._begin("inventory", holding, tranche.entry, lots, tranche.price, cause)
 
     def _may_relieve(self, holding: Holding, ts: int) -> bool:
-        """Whether a side has not failed to find anybody in the last `retry_seconds`."""
+        """Whether a side has had no order without candidates in the last `retry_seconds`."""
         retry_ms = int(self._escalation.fund.policy.takeover.retry_seconds * 1000)
         return holding.returned_ts is None or ts >= holding.returned_ts + retry_ms
 

@@ -748,10 +748,17 @@ JOIN adl_orders o ON o.symbol = d.symbol AND o.adl = d.adl
 WHERE d.number BETWEEN $2 AND $3
 ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
+-- name: carried_lots
+-- The lots that each fund holds, with those in its open takeover orders.
+SELECT symbol, (sum(held) + sum(in_orders))::bigint AS lots FROM holdings GROUP BY symbol;
+
+-- name: all_tranches
+SELECT symbol, side, entry, lots, price, ts, forced FROM tranches ORDER BY symbol, entry;
+
 -- name: latest_orders
 -- The last orders of every contract, each with the record that began its current round.
-SELECT o.symbol, o.adl, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered, o.recovered,
-       o.executed, o.state, o.round, a.kind, a.body
+SELECT o.symbol, o.adl, o.origin, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered,
+       o.recovered, o.executed, o.state, o.round, a.kind, a.body
 FROM contracts c
 CROSS JOIN LATERAL (SELECT * FROM adl_orders WHERE symbol = c.symbol ORDER BY adl DESC LIMIT $1) o
 CROSS JOIN LATERAL (
