@@ -131,12 +131,12 @@ async def test_newest_walk_reads_only_the_tranches_that_changed(config, owner, o
     async with open_pool(config.database.dsn, 1) as pool:
         (restored,) = (await read_parts(pool, {HELD: 100}, "newest", {})).values()
         assert restored.since.held.unchecked is None, "the rows of a restored checkpoint are not known to be equal"
-        assert restored._held_rows.is_whole
+        assert restored.held_rows.is_whole
         restored.since.held.unchecked = set()
         (again,) = (await read_parts(pool, {HELD: 100}, "newest", {HELD: restored.since})).values()
     entry = await owner_connection.fetchval("SELECT entry FROM funds WHERE symbol = $1", HELD)
-    assert set(again._held_rows.tranches) == {entry}
-    assert not again._held_rows.is_whole
+    assert set(again.held_rows.tranches) == {entry}
+    assert not again.held_rows.is_whole
 
 
 @pytest.mark.parametrize("is_public", [False, True])

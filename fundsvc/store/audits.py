@@ -145,7 +145,7 @@ class LedgerPart:
         self._rows = rows
         self._orders = orders.rows
         self._held = since.held or (empty_lots(ledger.contract) if ledger else None)
-        self._held_rows = held_rows
+        self.held_rows = held_rows
 
     def __len__(self) -> int:
         return len(self._rows.entries)
@@ -182,14 +182,14 @@ class LedgerPart:
 
     def compared_lots(self, replay: Replay) -> Iterator[None]:
         """Compares the recomputed inventory at the end with its rows; yields after each tranche."""
-        if self._held_rows and self._held and self.ledger:
-            for difference in self._held_rows.differences(self.ledger.contract.symbol, self._held):
+        if self.held_rows and self._held and self.ledger:
+            for difference in self.held_rows.differences(self.ledger.contract.symbol, self._held):
                 replay.differences += [difference] if difference else []
                 yield
 
     def lots_error(self) -> int:
         """Returns the conservation error of the inventory at the end, in lots; 0 in a correct ledger."""
-        return self._held_rows.conservation_error(self._held) if self._held_rows and self._held else 0
+        return self.held_rows.conservation_error(self._held) if self.held_rows and self._held else 0
 
     def _has_recorded_policies(self, recorded_at: datetime) -> bool:
         """Returns whether policies were recorded by a time. Before that, the configured policies apply."""

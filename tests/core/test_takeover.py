@@ -188,7 +188,7 @@ def test_jitter_of_marks_begins_one_order():
     assert len(ran.orders) == 1
 
 
-def test_nobody_to_ask_writes_no_inventory_order():
+def test_no_inventory_order_without_a_position_to_reduce():
     ran = Settled(mark("45"), takeover(1, 10), *[mark("30", ts=1000 + n) for n in range(20)])
     assert (ran.orders, ran.held()) == ({}, [(1, 10, 0)])
 
