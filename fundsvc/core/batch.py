@@ -175,6 +175,8 @@ class Batch:
     policies: Sequence[Policies] = field(default_factory=list)
     gaps: Sequence[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    outcome_lots: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
     packed: Sequence[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
