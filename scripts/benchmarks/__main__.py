@@ -128,8 +128,8 @@ def takeover(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Measure fills beside inventories, takeovers, unwinds, marks, and the load of a large inventory; exits with 1 when a target
-    is missed.
+    """Measure fills beside inventories, takeovers, unwinds, marks, and the load of an inventory; exits with 1 when a target is
+    missed.
     """
     with _servers(directory) as servers, _progress() as show_progress:
         results = takeovers.measure(servers, tranches, rounds, before, lambda what: show_progress(what, 0, 0))
