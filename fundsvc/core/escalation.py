@@ -57,17 +57,17 @@ class Escalation:
         if self._takeovers is not None:
             self._takeovers.relieve(cause)
 
-    def write_fill(self, fill: Fill, closes: int = 0) -> Entry:
-        """Settles a fill, and records its entry. `closes` is the takeover entry whose tranche it closes lots of."""
+    def write_fill(self, fill: Fill, closes: int = 0, prices: tuple[int, int] | None = None) -> Entry:
+        """Settles a fill, and records its entry; see `Fund.settle`."""
         fund = self.fund
         adl_comes_first = fund.policy.waterfall == "adl_then_fund"
-        settled = fund.settle(fill, waits_for_adl(fund, self.desk, fill) if adl_comes_first else None, closes)
+        settled = fund.settle(fill, waits_for_adl(fund, self.desk, fill) if adl_comes_first else None, closes, prices)
         self._shared.batch.record(fund, settled)
         return settled[0]
 
-    def settle_piece(self, fill: Fill, closes: int) -> None:
+    def settle_piece(self, fill: Fill, closes: int, prices: tuple[int, int]) -> None:
         """Settles a fill that closes lots of the tranche of a takeover entry; escalates what the fund cannot pay."""
-        entry = self.write_fill(fill, closes)
+        entry = self.write_fill(fill, closes, prices)
         if entry.uncovered:
             self.escalate(entry)
 

@@ -19,7 +19,7 @@ from fundsvc.core.events import AdlFill, Fill, Reason, Rejection, Takeover, Unwi
 from fundsvc.core.fund.acceptance import accept
 from fundsvc.core.fund.inventory import Holding, Inventory, Piece, Tranche
 from fundsvc.core.fund.settlement import Fund
-from fundsvc.core.numbers import INT64_MAX, format_units
+from fundsvc.core.numbers import INT64_MAX
 
 
 class Cause(NamedTuple):
@@ -64,8 +64,8 @@ class Orders(Protocol):
     def close_order(self, order: AdlOrder) -> None:
         """Removes an order that has ended from the open orders."""
 
-    def settle_piece(self, fill: Fill, closes: int) -> None:
-        """Settles a fill that closes lots of the tranche of a takeover entry."""
+    def settle_piece(self, fill: Fill, closes: int, prices: tuple[int, int]) -> None:
+        """Settles a fill at these prices that closes lots of the tranche of a takeover entry."""
 
 
 class Takeovers:
@@ -108,21 +108,19 @@ class Takeovers:
         holding.unwound += unwind.lots
         self._escalation.batch.note_outcome(unwind.symbol, "unwound", unwind.lots)
         for piece in pieces:
-            self._escalation.settle_piece(self._fill(unwind, piece), piece.tranche.entry)
-
-    def _fill(self, unwind: Unwind, piece: Piece) -> Fill:
-        """Returns the fill that a piece is settled like."""
-        return Fill(
-            unwind.symbol,
-            unwind.seq,
-            unwind.side,
-            piece.lots,
-            unwind.price,
-            format_units(piece.tranche.price, self._escalation.fund.contract.price_decimals),
-            unwind.ts,
-            unwind.trade_id,
-            unwind.order_id,
-        )
+            # The prices are known as integers, so the fill has no text of the tranche's price.
+            fill = Fill(
+                unwind.symbol,
+                unwind.seq,
+                unwind.side,
+                piece.lots,
+                unwind.price,
+                "",
+                unwind.ts,
+                unwind.trade_id,
+                unwind.order_id,
+            )
+            self._escalation.settle_piece(fill, piece.tranche.entry, (price, piece.tranche.price))
 
     def _leave_orders(self, holding: Holding, piece: Piece, cause: Cause) -> None:
         """Removes promised lots that the market took from their orders, the newest first."""

@@ -203,6 +203,8 @@ class Holding:
     @property
     def _promised_worth(self) -> int:
         """The part of the worth that the promised lots have: few tranches have any."""
+        if not self._promised:
+            return 0
         return sum(
             self._worth_of(tranche, tranche.lots) - self._worth_of(tranche, tranche.free) for tranche in self._promised.values()
         )
