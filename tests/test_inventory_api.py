@@ -167,7 +167,7 @@ async def test_fund_shows_what_the_worked_case_comes_to(service):
 
 
 @pytest.mark.parametrize("candidates", [[], [short("secret-anna")]], ids=["nobody", "anna"])
-async def test_lots_that_nobody_takes_are_forced(config, candidates):
+async def test_lots_that_adl_does_not_close_are_forced(config, candidates):
     async with served(config) as service:
         await service.send(BEGINNING[0], Fill(SYMBOL, 1, "sell", 30, "51", "50", TS), mark(45), *candidates, takeover(2))
         (order,) = await orders(service)
