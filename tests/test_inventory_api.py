@@ -167,7 +167,7 @@ async def test_fund_shows_what_the_worked_case_comes_to(service):
 
 
 @pytest.mark.parametrize("candidates", [[], [short("secret-anna")]], ids=["nobody", "anna"])
-async def test_lots_without_a_position_to_reduce_are_forced(config, candidates):
+async def test_lots_that_adl_does_not_close_are_forced(config, candidates):
     async with served(config) as service:
         await service.send(BEGINNING[0], Fill(SYMBOL, 1, "sell", 30, "51", "50", TS), mark(45), *candidates, takeover(2))
         (order,) = await orders(service)
@@ -283,9 +283,11 @@ async def test_more_lots_than_held_and_the_other_side_are_kept_as_inventory_shor
     assert [side["lots"] for side in (await valued(service, entry=2))["inventory"]] == [10]
 
 
-async def test_terms_are_fixed_by_a_takeover_of_which_nothing_is_accepted(config):
+@pytest.mark.parametrize("way", ["send", "append"])
+async def test_terms_are_fixed_by_a_takeover_of_which_nothing_is_accepted(config, way):
     async with served(config) as service:
-        await service.send(BEGINNING[0], mark(45), short("anna"), takeover(1))  # An ADL order, but no entry.
+        await service.send(BEGINNING[0], mark(45), short("anna"))
+        await getattr(service, way)(takeover(1))  # An ADL order, but no entry.
         assert (await service.fund(SYMBOL))["entry"] == 0
         answer = await service.send(listing(SYMBOL, multiplier=2))
         assert [rejected["reason"] for rejected in answer["rejected"]] == ["contract_fixed"]
@@ -523,3 +525,11 @@ async def test_inventory_that_is_far_behind_is_loaded_again(service):
     # A step that was interrupted reads entries again that are applied already.
     held = (await followed.advance({SYMBOL: loaded.entry}, entries))[SYMBOL]
     assert [(side.lots, side.tranches) for side in held.sides] == [(8, 1)]
+
+
+async def test_takeover_fixes_the_terms_for_later_events_of_its_body(config):
+    async with served(config) as service:
+        await service.send(BEGINNING[0], mark(45))
+        answer = await service.send(takeover(1), listing(SYMBOL, multiplier=2))
+        assert [(rejected["index"], rejected["reason"]) for rejected in answer["rejected"]] == [(1, "contract_fixed")]
+        assert await service.reasons() == ["contract_fixed"]

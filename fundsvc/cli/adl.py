@@ -137,7 +137,7 @@ async def _listed(pool: Pool, symbol: str) -> Listed:
 
 def _print_takeover(answer: TakeoverPreviewAnswer) -> None:
     console = Terminal(soft_wrap=True)
-    forced = f", and {answer.forced:,} more because nobody can be requested" if answer.forced else ""
+    forced = f", and {answer.forced:,} more because there is no candidate" if answer.forced else ""
     console.print(
         f"{answer.symbol}: expected loss {answer.expected_loss}, capacity {answer.capacity}: the fund takes over"
         f" {answer.accepted:,} of {answer.lots:,} lots{forced}; its equity is then {answer.equity}"

@@ -67,9 +67,9 @@ class InventoryPanel {
       await this.#read();
     };
     this.more = requestButton("More tranches", readMore, { class: "quiet wide", hidden: true });
-    this.closed = scroller("Lots closed by ADL");
+    this.closedRows = scroller("Lots closed by ADL");
     const head = element("div", { class: "head" }, element("h2", {}, "Inventory"), this.sums);
-    root.append(head, this.sides, this.problem, this.rows, this.more, this.closed);
+    root.append(head, this.sides, this.problem, this.rows, this.more, this.closedRows);
     root.hidden = true;
   }
 
@@ -91,17 +91,21 @@ class InventoryPanel {
 
   /** Adds an entry. One that ADL caused appears among the closed lots. */
   add = (entry) => {
-    if (entry.kind !== "deleverage") return;
-    this.#closed = [entry, ...this.#closed].slice(0, KEPT_CLOSED);
-    this.#drawClosed();
+    if (entry.kind === "deleverage") this.#addClosed([entry]);
   };
 
   /** Reads the lots that ADL closed. */
   reload = async () => {
     const { dataList } = await get(`${fundPath(this.#symbol)}/history`, { kind: "deleverage", maxCount: KEPT_CLOSED });
-    this.#closed = dataList;
-    this.#drawClosed();
+    this.#addClosed(dataList);
   };
+
+  /** Adds entries to the closed lots. An entry may arrive twice, because a live one may arrive while others are read. */
+  #addClosed(entries) {
+    const known = new Map([...this.#closed, ...entries].map((entry) => [entry.entry, entry]));
+    this.#closed = [...known.values()].sort((a, b) => b.entry - a.entry).slice(0, KEPT_CLOSED);
+    this.#drawClosed();
+  }
 
   /** Reads the tranches again if the fund has changed, or if ages and promised lots may have. */
   refresh = async () => {
@@ -135,7 +139,7 @@ class InventoryPanel {
     this.#root.hidden = false;
     if (this.#fund) this.show(this.#fund);
     const options = { words: ["Order"], caption: "Lots closed by ADL, newest first" };
-    this.closed.replaceChildren(listTable(closed(this.#symbol), this.#closed, options));
+    this.closedRows.replaceChildren(listTable(closed(this.#symbol), this.#closed, options));
   }
 }
 

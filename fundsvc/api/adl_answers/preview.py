@@ -68,9 +68,9 @@ class TakeoverPreviewAnswer(Answer, frozen=True, kw_only=True):
     """The effect of a takeover at present.
 
     `expectedLoss` is the loss of all its lots at the mark, 0 without a mark; `capacity` is the loss that the fund may still
-    promise to bear. The fund takes over the `accepted` lots. The `order` is for the other lots. If no position can be
-    requested, the fund takes over these `forced` lots too. `equity` is that of the fund after the takeover, before any
-    execution of the order; null without a mark.
+    promise to bear. The fund takes over the `accepted` lots. The `order` is for the other lots. Without candidates the
+    fund takes over these `forced` lots too. `equity` is that of the fund after the takeover, before any execution of the order;
+    null without a mark.
     """
 
     symbol: str
