@@ -36,7 +36,7 @@ from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, UNWIND_STEPS, Holding, SimulatedMarket, step_to_resume
 from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
 from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, THIN_STEPS, last_step
-from fundsvc.demo.screen import _table
+from fundsvc.demo.screen import funds_table
 from fundsvc.demo.watch import FundView
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.reader import FundRow
@@ -419,7 +419,7 @@ class TestInventory:
         shown = FundView(FundRow(*columns), None, [], fund.inventory)
         assert shown.equity == fund.equity < fund.balance
         console = Console(width=160, file=io.StringIO())
-        console.print(_table([shown]))
+        console.print(funds_table([shown]))
         drawn = console.file.getvalue()
         assert f"long {fund.inventory.long.lots:,}" in drawn
         assert f"{fund.equity / 10**8:,.2f}" in drawn

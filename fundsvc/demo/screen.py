@@ -110,7 +110,7 @@ def _picture(view: View, surroundings: Surroundings, height: int) -> RenderableT
     news.no_wrap, news.overflow = True, "ellipsis"
     return Group(
         _header(view, surroundings),
-        _table(view.funds),
+        funds_table(view.funds),
         Panel(news, title="events", title_align="left", border_style="dim", height=lines + 2),
         Text(f"logs: {surroundings.logs}   Ctrl-C stops; the next start continues here", "dim", overflow="ellipsis"),
     )
@@ -129,7 +129,8 @@ def _header(view: View, surroundings: Surroundings) -> Table:
     return header
 
 
-def _table(funds: Sequence[FundView]) -> Table:
+def funds_table(funds: Sequence[FundView]) -> Table:
+    """Returns the table of the funds."""
     table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, collapse_padding=True)
     for title in COLUMNS:
         table.add_column(title, justify="left" if title in {"contract", "state"} else "right", no_wrap=True)
