@@ -71,7 +71,12 @@ async def service(config):
     """A service whose fund has 100 USDT, at mark 45."""
     async with served(config) as service:
         await service.send(*BEGINNING)
+        await eventually(lambda: is_shown(service))
         yield service
+
+
+async def is_shown(service):
+    return SYMBOL in {fund["symbol"] for fund in await service.get("/api/v1/insurance-fund")}
 
 
 def mark(price, ts=TS):
