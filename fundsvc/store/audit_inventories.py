@@ -6,7 +6,7 @@ before, and the newest walk compares only the tranches that its entries name.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import asyncpg
@@ -145,19 +145,22 @@ async def read_held(
     for row in await connection.fetch(SQL["audit_holdings"], symbols):
         holdings[row["symbol"]].append(holding_from(row))
     tranches: dict[str, dict[int, TrancheState]] = defaultdict(dict)
-    for row in [*await _all_tranches(connection, whole), *await _named_tranches(connection, named)]:
-        tranches[row["symbol"]][row["entry"]] = TrancheState(*row)
+    async for page in _tranches(connection, whole, named):
+        for row in page:
+            tranches[row["symbol"]][row["entry"]] = TrancheState(*row)
     return {symbol: HeldRows(tranches[symbol], holdings[symbol], symbol in whole) for symbol in symbols}
 
 
-async def _all_tranches(connection: PoolConnectionProxy, symbols: Sequence[str]) -> list[asyncpg.Record]:
-    rows: list[asyncpg.Record] = []
-    last: tuple[str, int] | None = ("", 0) if symbols else None
+async def _tranches(
+    connection: PoolConnectionProxy, whole: Sequence[str], named: Mapping[str, Iterable[int]]
+) -> AsyncIterator[list[asyncpg.Record]]:
+    """Yields pages of the rows that `read_held` reads."""
+    last: tuple[str, int] | None = ("", 0) if whole else None
     while last:
-        page = await connection.fetch(SQL["audit_tranches_all"], symbols, *last, PAGE_TRANCHES)
-        rows += page
+        page = await connection.fetch(SQL["audit_tranches_all"], whole, *last, PAGE_TRANCHES)
+        yield page
         last = (page[-1]["symbol"], page[-1]["entry"]) if len(page) == PAGE_TRANCHES else None
-    return rows
+    yield await _named_tranches(connection, named)
 
 
 async def _named_tranches(connection: PoolConnectionProxy, named: Mapping[str, Iterable[int]]) -> list[asyncpg.Record]:

@@ -32,7 +32,16 @@ from fundsvc.core.fund.verification import (
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import SavedGuard
 from fundsvc.core.times import AHEAD_SECONDS_MAX
-from fundsvc.store.audit_inventories import HeldLots, HeldRows, Sums, empty_lots, keep_lots, read_held, restored_lots
+from fundsvc.store.audit_inventories import (
+    PAGE_TRANCHES,
+    HeldLots,
+    HeldRows,
+    Sums,
+    empty_lots,
+    keep_lots,
+    read_held,
+    restored_lots,
+)
 from fundsvc.store.database import SQL, Pool, snapshot, transaction
 from fundsvc.store.exports import fund_state_from, line_from, record_from
 from fundsvc.store.reader import fetch, reading
@@ -308,14 +317,15 @@ async def _held_rows(
     whole: list[str] = []
     named: dict[str, set[int]] = {}
     for symbol, part in rows.items():
-        held = since[symbol].held
-        unchecked = held.unchecked if held else set()
         if not part.ended:
             continue
-        if walk == "full" or unchecked is None or not (part.entries or part.records):
+        held = since[symbol].held
+        unchecked = held.unchecked if held else set()
+        changed = None if unchecked is None else unchecked | part.tranches
+        if walk == "full" or changed is None or len(changed) > PAGE_TRANCHES or not (part.entries or part.records):
             whole.append(symbol)
         else:
-            named[symbol] = unchecked | part.tranches
+            named[symbol] = changed
     return await read_held(connection, whole, named)
 
 
