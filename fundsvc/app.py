@@ -5,7 +5,7 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -148,7 +148,7 @@ async def run_service(
     async with connected(config) as (pool, client), asyncio.TaskGroup() as tasks:
         metrics.add_pool(pool)
         running = Engine(config, metrics) if engine else None
-        consumer = tasks.create_task(run_engine(running, stop)) if running else None
+        consumer = tasks.create_task(running.run(stop)) if running else None
         async with http_side(config, metrics, pool, client, engine=running, public=api) as url:
             gc.freeze()  # what was built so far lives as long as the process
             log.info("started", version=__version__, parts=parts, listens_on=url)
@@ -266,10 +266,10 @@ async def _serving(
                 yield url
 
 
-def document_endpoints(table: Iterable[Endpoint], public_url: str) -> tuple[Endpoint, ...]:
+def document_endpoints(table: Sequence[Endpoint], public_url: str) -> tuple[Endpoint, ...]:
     """Returns the endpoints of the page and of all documentation; `table` is documented.
 
-    Takes a tenth of a second, most of it to render the handbook and the schemas of all answers. So call it in a thread.
+    Takes a tenth of a second, most of it to render the handbook. So call it in a thread.
     """
     return (openapi_endpoint(table), *ApiReference().endpoints, *Handbook().endpoints, *WebPage(public_url).endpoints)
 

@@ -166,6 +166,9 @@ SELECT after_id, until_id, messages, acknowledged_at FROM stream_gaps WHERE part
 -- name: gap_found
 INSERT INTO stream_gaps (partition, after_id, until_id, messages) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING true;
 
+-- name: gap_acknowledge
+UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND until_id = $2 AND acknowledged_at IS NULL;
+
 -- name: gaps_acknowledge
 UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowledged_at IS NULL
 RETURNING after_id, until_id, messages, acknowledged_at;

@@ -47,7 +47,8 @@ BOUNDARY = 1e-6
 FALL_MAX = 64.0
 """A sum that fell further is computed again: its rounding errors could exceed BOUNDARY."""
 
-_NOWHERE = np.empty(0, np.intp)
+NO_INDICES = np.empty(0, np.intp)
+"""An empty column of indices."""
 
 SHARE_UNITS = 1_000_000
 """Resolution of a policy's `cap_share`: six decimals."""
@@ -156,7 +157,7 @@ class RunningSharing:
         self._sum = self._sum_at_reset = float(np.where((available > 0) & (self._profits > 0), self._profits, 0.0).sum())
         self._exponent: int | None = math.frexp(self._sum)[1]
         self._weights: dict[int, tuple[Integers, int]] = {}
-        self._front = np.empty(0, np.intp)
+        self._front = NO_INDICES
         self._searched = 0
 
     def allocate(self, lots: int, excluded: NDArray[np.integer]) -> Shares | None:
@@ -197,7 +198,7 @@ class RunningSharing:
 
     def _places_of(self, indices: NDArray[np.integer]) -> NDArray[np.intp]:
         """Returns the places, by descending profit, of those positions that have available lots and a profit."""
-        return np.flatnonzero(np.isin(self._order, indices) & (self._room > 0)) if len(indices) else _NOWHERE
+        return np.flatnonzero(np.isin(self._order, indices) & (self._room > 0)) if len(indices) else NO_INDICES
 
     def _remove(self, places: NDArray[np.intp]) -> None:
         """Removes positions without available lots from the weights and their sums."""

@@ -150,7 +150,8 @@ class Book:
             self._note_open(account)
             if named % ROWS_PER_STEP == 0:
                 yield
-        for number, account in enumerate((*saved.long.accounts, *saved.short.accounts), 1):
+        accounts = (*saved.long.accounts, *saved.short.accounts) if self.owners else ()
+        for number, account in enumerate(accounts, 1):
             self._note_open(account)
             if number % ROWS_PER_STEP == 0:
                 yield

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fundsvc.core.adl.allocation import SHARE_UNITS, RunningSharing, Shares
+from fundsvc.core.adl.allocation import NO_INDICES, SHARE_UNITS, RunningSharing, Shares
 from fundsvc.core.adl.book import Book
 from fundsvc.core.adl.candidates import Candidates
 from fundsvc.core.adl.directory import NONE
@@ -30,9 +30,6 @@ WINDOW_MAX = 32_768
 """Largest window. One call converts its numbers to Python objects, which blocks other threads for half a millisecond."""
 
 GROWTH = 4
-
-NOBODY = np.empty(0, np.intp)
-"""The indices of no candidates."""
 
 
 class AdlDesk:
@@ -281,7 +278,7 @@ class _Search:
 
     def _excluded_among(self, candidates: Candidates, part: slice) -> NDArray[np.intp]:
         """Returns the indices of the excluded candidates of a part."""
-        return np.flatnonzero(np.isin(candidates.rows[part], list(self._excluded))) if self._excluded else NOBODY
+        return np.flatnonzero(np.isin(candidates.rows[part], list(self._excluded))) if self._excluded else NO_INDICES
 
     def _capped(self, free: int, held: int) -> int:
         """Returns the lots available under the policy's `cap_share`: that share of the held lots, but at least one."""

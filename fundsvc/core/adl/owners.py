@@ -15,6 +15,9 @@ class Owners:
         self._accounts: dict[str, set[str]] = {}
         self._open: dict[str, set[str]] = {}
 
+    def __len__(self) -> int:
+        return len(self._owner)
+
     def __contains__(self, account: str) -> bool:
         return account in self._owner
 
