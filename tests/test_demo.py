@@ -36,7 +36,7 @@ from fundsvc.demo.instruments import INSTRUMENTS
 from fundsvc.demo.market import SEQ_PER_STEP, STEP_SECONDS, UNWIND_STEPS, Holding, SimulatedMarket, step_to_resume
 from fundsvc.demo.matching import ROUND_STEPS, MatchingEngine
 from fundsvc.demo.prices import CASCADE_STEPS, CYCLE_STEPS, THIN_STEPS, last_step
-from fundsvc.demo.screen import funds_table
+from fundsvc.demo.screen import COLUMNS, funds_table
 from fundsvc.demo.watch import FundView
 from fundsvc.local.servers import EmbeddedServers
 from fundsvc.store.reader import FundRow
@@ -419,11 +419,29 @@ class TestInventory:
         shown = FundView(FundRow(*columns), None, [], fund.inventory)
         assert shown.equity == fund.equity < fund.balance
         console = Console(width=160, file=io.StringIO())
-        console.print(funds_table([shown]))
+        console.print(funds_table([shown], console))
         drawn = console.file.getvalue()
         assert f"long {fund.inventory.long.lots:,}" in drawn
         assert f"{fund.equity / 10**8:,.2f}" in drawn
         assert f"{fund.balance / 10**8:,.2f}" in drawn
+
+    @pytest.mark.parametrize(("width", "absent"), [(80, {"entries", "equity"}), (100, {"entries"}), (160, set())])
+    def test_narrow_terminal_shows_whole_symbols_and_fewer_columns(self, width, absent):
+        exchange = Exchange().run(THIN.thin.first + 20)
+        funds = [exchange.partition.market(symbol).fund for symbol in SYMBOLS]
+        rows = [
+            FundRow(fund.contract, None, 0, fund.balance, 0, fund.entry, fund.seq, fund.head, None, None, False)
+            for fund in funds
+        ]
+        console = Console(width=width, file=io.StringIO())
+        console.print(
+            funds_table([FundView(row, None, [], fund.inventory) for row, fund in zip(rows, funds, strict=True)], console)
+        )
+        drawn = console.file.getvalue()
+        assert all(symbol in drawn for symbol in SYMBOLS)
+        assert {title for title in COLUMNS if title not in drawn} >= absent
+        assert "balance" in drawn
+        assert "…" not in drawn
 
 
 class TestResuming:

@@ -1,7 +1,7 @@
 """Draws the watch: a table that fills a terminal, or a plain line where there is none."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +27,12 @@ REFRESH_SECONDS = 0.25
 
 COLUMNS = ("contract", "balance", "equity", "inventory", "outstanding", "state", "ADL lots taken", "entries", "last entry")
 """Titles of the table."""
+
+DROPPED = ("entries", "equity", "ADL lots taken", "last entry", "outstanding")
+"""Columns that a narrow terminal does not show, in the order in which the table drops them."""
+
+UNLIMITED = 1_000
+"""A width that no table reaches."""
 
 PRICE_FORMAT = ",.5g"
 """Decimals of prices on the screen; a bankruptcy price may have twelve."""
@@ -94,7 +101,7 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
     pictures: list[RenderableType] = []
 
     def draw(view: View) -> None:
-        pictures[:] = [_picture(view, surroundings, console.height)]
+        pictures[:] = [_picture(view, surroundings, console)]
         live.update(pictures[0], refresh=True)
 
     try:
@@ -104,13 +111,13 @@ def drawing(surroundings: Surroundings) -> Iterator[tuple[Draw, float]]:
         console.print(*pictures)
 
 
-def _picture(view: View, surroundings: Surroundings, height: int) -> RenderableType:
-    lines = max(1, height - CHROME_LINES - len(view.funds))
+def _picture(view: View, surroundings: Surroundings, console: Console) -> RenderableType:
+    lines = max(1, console.height - CHROME_LINES - len(view.funds))
     news = Text("\n").join(_news(event) for event in view.events[-lines:]) if view.events else Text("no events yet", "dim")
     news.no_wrap, news.overflow = True, "ellipsis"
     return Group(
         _header(view, surroundings),
-        funds_table(view.funds),
+        funds_table(view.funds, console),
         Panel(news, title="events", title_align="left", border_style="dim", height=lines + 2),
         Text(f"logs: {surroundings.logs}   Ctrl-C stops; the next start continues here", "dim", overflow="ellipsis"),
     )
@@ -129,13 +136,26 @@ def _header(view: View, surroundings: Surroundings) -> Table:
     return header
 
 
-def funds_table(funds: Sequence[FundView]) -> Table:
-    """Returns the table of the funds."""
-    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, collapse_padding=True)
-    for title in COLUMNS:
+def funds_table(funds: Sequence[FundView], console: Console) -> Table:
+    """Returns the table of the funds, with the columns for which the console is wide enough."""
+    unlimited = console.options.update(width=UNLIMITED)
+    for count in range(len(DROPPED) + 1):
+        table = _table_without(DROPPED[:count], funds)
+        if Measurement.get(console, unlimited, table).maximum <= console.width:
+            break
+    table.expand = True
+    return table
+
+
+def _table_without(dropped: Container[str], funds: Sequence[FundView]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown = [place for place, title in enumerate(COLUMNS) if title not in dropped]
+    for place in shown:
+        title = COLUMNS[place]
         table.add_column(title, justify="left" if title in {"contract", "state"} else "right", no_wrap=True)
-    for shown in funds:
-        table.add_row(*_cells(shown))
+    for fund in funds:
+        cells = _cells(fund)
+        table.add_row(*(cells[place] for place in shown))
     return table
 
 
