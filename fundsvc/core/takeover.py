@@ -101,7 +101,8 @@ class Takeovers:
         holding = self.inventory.closed_by(unwind.side)
         pieces = holding.pieces(unwind.lots)
         worths = [fund.worth(unwind.side, piece.lots, price, piece.tranche.price) for piece in pieces]
-        fund.check_fits(sum(worth for worth in worths if worth > 0), -sum(worth for worth in worths if worth < 0))
+        gains = sum([worth for worth in worths if worth > 0])
+        fund.check_fits(gains, gains - sum(worths))
         for piece in pieces:
             if piece.promised:
                 self._leave_orders(holding, piece, Cause(unwind.seq, unwind.ts))

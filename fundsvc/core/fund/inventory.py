@@ -157,6 +157,9 @@ class Holding:
 
     def pieces(self, lots: int) -> list[Piece]:
         """Returns what an unwind of `lots` takes, oldest tranche first: free lots of all tranches, then promised ones."""
+        oldest = next(iter(self.tranches.values()))
+        if lots <= oldest.free:
+            return [Piece(oldest, lots, 0)]
         taken: dict[int, Piece] = {}
         for tranche in self.tranches.values():
             if not lots:
@@ -259,7 +262,7 @@ class Holding:
         )
 
     def _worth_of(self, tranche: Tranche, lots: int) -> int:
-        return 0 if self.mark is None else self._worth(self.side, lots, self.mark, tranche.price)
+        return 0 if self.mark is None or not lots else self._worth(self.side, lots, self.mark, tranche.price)
 
     def _move(self, tranche: Tranche, before: int, after: int) -> None:
         """Adjusts the sums to the lots of a tranche."""
