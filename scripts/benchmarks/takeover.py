@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 from fill_loop import SYMBOL, fills_per_second
 from ground import Ledger, new_ledger
+from report import Target, at_least, at_most, table_of, target_table
 from rich.console import Console
-from rich.table import Table
 
 from fundsvc.core.batch import Offset
 from fundsvc.core.events import Event, Fill, Listing, Mark, Takeover, Unwind
@@ -40,15 +40,6 @@ EVENT_TIMES_MAX = 2.0
 MARK_US_MAX = 20.0
 LOAD_SECONDS_MAX = 1.0
 """Targets: slower fills, times of a fill, microseconds of a mark, and seconds of a load."""
-
-
-class Target(msgspec.Struct, kw_only=True):
-    """A target and its measurement."""
-
-    name: str
-    promised: str
-    measured: str
-    met: bool
 
 
 class Results(msgspec.Struct, kw_only=True):
@@ -99,7 +90,7 @@ def measure(
 
 def show(results: Results, console: Console) -> None:
     """Prints the results and the targets."""
-    table = Table("measured", "value")
+    table = table_of("Takeovers", "measured", "value")
     table.add_row("fills per second", f"{results.fills:,.0f}")
     if results.fills_before:
         table.add_row("fills per second of the earlier revision", f"{results.fills_before:,.0f}")
@@ -111,33 +102,21 @@ def show(results: Results, console: Console) -> None:
     table.add_row("a mark without an inventory", f"{results.mark_alone_us:.1f} us")
     table.add_row(f"load of {results.tranches:,} tranches", f"{results.load_seconds:.2f} s")
     console.print(table)
-    targets = Table("target", "promised", "measured", "met")
-    for target in results.targets:
-        targets.add_row(target.name, target.promised, target.measured, "yes" if target.met else "NO")
-    console.print(targets)
+    console.print(target_table(results.targets))
 
 
 def _judge(results: Results) -> Iterable[Target]:
     if results.fills_before:
         ratio = results.fills / results.fills_before
-        yield _target("fills without an inventory", f">= {1 - LOSS_MAX:.2f} of before", f"{ratio:.3f}", ratio >= 1 - LOSS_MAX)
+        yield at_least("fills without an inventory / those of before", ratio, 1 - LOSS_MAX, "{:.3f}")
     for name, taken, entries in (
-        ("unwind of 1 tranche", results.unwind_one_us, 1),
-        ("takeover", results.takeover_us, 1),
-        (f"unwind of {PIECES}, per entry", results.unwind_us, PIECES),
+        ("an unwind of 1 tranche", results.unwind_one_us, 1),
+        ("a takeover", results.takeover_us, 1),
+        (f"an unwind of {PIECES} tranches, per entry", results.unwind_us, PIECES),
     ):
-        times = taken / entries / results.fill_us
-        yield _target(name, f"<= {EVENT_TIMES_MAX} fills", f"{times:.2f} fills", times <= EVENT_TIMES_MAX)
-    evaluation = results.mark_us - results.mark_alone_us
-    yield _target("evaluation of a mark", f"< {MARK_US_MAX} us", f"{evaluation:.1f} us", evaluation < MARK_US_MAX)
-    seconds = results.load_seconds
-    yield _target(
-        f"load of {results.tranches:,} tranches", f"< {LOAD_SECONDS_MAX} s", f"{seconds:.2f} s", seconds < LOAD_SECONDS_MAX
-    )
-
-
-def _target(name: str, promised: str, measured: str, met: bool) -> Target:
-    return Target(name=name, promised=promised, measured=measured, met=met)
+        yield at_most(f"time of {name} / a fill", taken / entries / results.fill_us, EVENT_TIMES_MAX, "{:.2f}")
+    yield at_most("evaluation of a mark, us", results.mark_us - results.mark_alone_us, MARK_US_MAX, "{:.1f}")
+    yield at_most(f"load of {results.tranches:,} tranches, s", results.load_seconds, LOAD_SECONDS_MAX, "{:.2f}")
 
 
 def _fills(rounds: int, before: Path | None) -> tuple[float, float]:
