@@ -18,7 +18,7 @@ async def seal(connection, symbol):
     entries = await connection.fetch("SELECT * FROM entries WHERE symbol = $1 ORDER BY entry", symbol)
     head = GENESIS
     for row in entries:
-        head = link(head, Entry(*(row[name] for name in Entry.__struct_fields__)))
+        head = link(head, Entry(*(row[name] for name in Entry.__struct_fields__ if name in row)))
         await connection.execute("UPDATE entries SET hash = $3 WHERE symbol = $1 AND entry = $2", symbol, row["entry"], head)
     adl_head, record = GENESIS, 0
     for row in await connection.fetch("SELECT * FROM adl_records WHERE symbol = $1 ORDER BY record", symbol):

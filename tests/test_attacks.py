@@ -70,6 +70,7 @@ TABLE = {
     f"GET {FUND}/{{symbol}}/history": PUBLIC,
     f"GET {FUND}/{{symbol}}/history.csv": PUBLIC,
     f"GET {FUND}/{{symbol}}/entries/{{entry}}": PUBLIC,
+    f"GET {FUND}/{{symbol}}/inventory": PUBLIC,
     f"GET {FUND}/{{symbol}}/target": PUBLIC,
     f"GET {ADL}/positions": OWN,
     f"GET {ADL}/deleveraged": OWN,

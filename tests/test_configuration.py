@@ -50,6 +50,7 @@ def defaults():
     values = msgspec.to_builtins(Config())
     values["policy"]["default"]["escalate_min"] = 1.0
     values["policy"]["default"]["drawdown_guard"] = msgspec.to_builtins(DrawdownGuard())
+    values["policy"]["default"]["takeover"]["value_max"] = 600_000
     for section in values.values():
         if section.get("contracts") == {}:
             del section["contracts"]

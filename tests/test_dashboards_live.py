@@ -3,24 +3,28 @@
 from functools import partial
 
 import aiohttp
-from escalations import BEGINNING, SYMBOL, executed
+from escalations import BEGINNING, SYMBOL, TS, executed
 from eventually import eventually
 from ledgers import fill, listing
 from prometheus_server import needs_prometheus
 from test_alerts import liquidation, watched
 from test_dashboards import DASHBOARDS, expressions
 
+from fundsvc.core.events import Takeover
+
 EMPTY_WITHOUT_ERRORS = {"max by (symbol) (abs(fundsvc_conservation_error_atoms)) > 0"}
 
 LISTED = [listing(SYMBOL, multiplier=0.001, maxLeverage=100), listing("RISING"), listing("FAILED")]
 
-FILLED = [liquidation(1, 1000, 39100), fill("RISING", 1, 5)]
+HELD = Takeover(SYMBOL, 2, "sell", 10, "39000", TS, account="secret-long")
+
+FILLED = [liquidation(1, 1000, 39100), HELD, fill("RISING", 1, 5)]
 
 DRAINED = [
-    liquidation(2, 100, 37000),
-    *(executed(seq, 1, account, lots) for seq, account, lots in ((3, "secret-anna", 50), (4, "secret-bert", 30))),
-    executed(5, 1, "secret-emil", 5),
-    liquidation(6, 10, 38000),
+    liquidation(3, 100, 37000),
+    *(executed(seq, 1, account, lots) for seq, account, lots in ((4, "secret-anna", 50), (5, "secret-bert", 30))),
+    executed(6, 1, "secret-emil", 5),
+    liquidation(7, 10, 38000),
     fill("RISING", 2, 7),
     fill("RISING", 2, 7),
     fill("FAILED", 1, -7),

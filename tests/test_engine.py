@@ -24,6 +24,7 @@ from fundsvc.engine.engine import Engine, NotSettling
 from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.store.gaps import Gaps
+from fundsvc.store.rows import COLUMNS
 from fundsvc.streams.announcer import announcement_key
 from fundsvc.streams.client import StreamFault, faults, stream_key
 from fundsvc.streams.producer import Producer
@@ -34,6 +35,9 @@ KEY = stream_key(0)
 STOP_SECONDS_MAX = 3.0
 LEASE_SECONDS = 0.6
 SYMBOLS = [f"SYMBOL{number}" for number in range(24)]
+
+STORED = [name for name in Entry.__struct_fields__ if name in COLUMNS]
+"""The fields of an entry that the database has."""
 
 
 class Running:
@@ -104,7 +108,7 @@ async def has_entries(ledger, number):
 
 async def check_chains(ledger, number):
     """Checks that all entries are gapless and linked, end at their heads, and are `number` in all."""
-    columns = ", ".join(f"e.{name}" for name in (*Entry.__struct_fields__, "hash"))
+    columns = ", ".join(f"e.{name}" for name in (*STORED, "hash"))
     text = await ledger(
         f"SELECT json_agg(json_build_array({columns}, f.head) ORDER BY e.symbol, e.entry)"
         " FROM entries e JOIN funds f USING (symbol)"
@@ -112,7 +116,7 @@ async def check_chains(ledger, number):
     heads = {}
     previous = {}
     for *fields, digest, head in msgspec.json.decode(text or b"[]"):
-        named = dict(zip(Entry.__struct_fields__, fields, strict=True))
+        named = dict(zip(STORED, fields, strict=True))
         entry = Entry(**named | {"seal": bytes.fromhex(named["seal"].removeprefix("\\x"))})
         expected = link(previous.get(entry.symbol, GENESIS), entry)
         assert digest == "\\x" + expected.hex(), f"{entry.symbol} {entry.entry}"

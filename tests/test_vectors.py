@@ -10,6 +10,7 @@ from fundsvc.cli.tools.vectors import Difference, Outcome, VectorError, read_vec
 DIRECTORY = Path(__file__).parent / "vectors"
 SHARED = Path(__file__).parents[2] / "shared" / "vectors"
 FILES = sorted(DIRECTORY.glob("*.json"))
+TAKEOVERS = sorted((DIRECTORY / "takeover").glob("*.json"))
 SHORTFALL = DIRECTORY / "partial-cover-then-nobody-to-deleverage.json"
 
 
@@ -22,10 +23,46 @@ def test_every_vector_passes(path):
     assert run_vector(read_vector(path)) == Outcome("passed")
 
 
+@pytest.mark.parametrize("path", TAKEOVERS, ids=lambda path: path.stem)
+def test_every_takeover_vector_passes(path):
+    outcome = run_vector(read_vector(path))
+    assert (outcome.verdict, outcome.differences) == ("passed", ())
+    assert len(outcome.rejected) == len(vector(path)["expect"]["rejected"])
+
+
+def paths_of(value, path=()):
+    """Yields the path of every leaf of a JSON value."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths_of(inner, (*path, key))
+    else:
+        yield path
+
+
+@pytest.mark.parametrize("path", TAKEOVERS, ids=lambda path: path.stem)
+def test_each_expectation_of_a_takeover_vector_is_compared(path):
+    for place in paths_of(vector(path)["expect"]):
+        altered = vector(path)
+        part = altered["expect"]
+        for step in place[:-1]:
+            part = part[step]
+        found = part[place[-1]]
+        others = {"side": "buy", "reduce": "long", "kind": "flat", "origin": "takeover", "state": "open", "reason": "late"}
+        second = {"side": "sell", "reduce": "short", "kind": "cover", "origin": "shortfall", "state": "done"}
+        other = others.get(place[-1])
+        if other == found:
+            other = second[place[-1]]
+        if other is None:
+            other = not found if isinstance(found, bool) else found + 1 if isinstance(found, int) else "7.25"
+        part[place[-1]] = other
+        assert run_vector(altered).verdict == "failed", place
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the originals are not here")
 def test_the_vectors_equal_the_published_ones():
-    originals = {path.name: path.read_bytes() for path in SHARED.glob("*.json")}
-    assert {path.name: path.read_bytes() for path in FILES} == originals
+    for ours, theirs in ((FILES, SHARED), (TAKEOVERS, SHARED / "takeover")):
+        originals = {path.name: path.read_bytes() for path in theirs.glob("*.json")}
+        assert {path.name: path.read_bytes() for path in ours} == originals
 
 
 @pytest.mark.parametrize(
@@ -64,8 +101,9 @@ def test_missing_and_surplus_elements_are_differences():
     (entry,) = altered["expect"]["entries"]
     altered["expect"]["entries"] = []
     altered["expect"]["adl"][0]["rounds"] = [[{"account": "w", "lots": 1}], []]
+    of_fill = {"side": "sell", "lots": 1000, "price": "38850", "bankruptcyPrice": "39000", "closes": 0, "forced": False}
     assert run_vector(altered).differences == (
-        Difference("expect.entries[0]", None, entry),
+        Difference("expect.entries[0]", None, entry | of_fill),
         Difference("expect.adl[0].rounds[0][0]", {"account": "w", "lots": 1}, None),
         Difference("expect.adl[0].rounds[1]", [], None),
     )

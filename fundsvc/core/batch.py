@@ -13,6 +13,7 @@ from fundsvc.core.adl.records import SealedRecord
 from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.fund.chain import Entry, Kind
+from fundsvc.core.fund.inventory import HoldingState, Outcome, TrancheState
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies
@@ -66,6 +67,7 @@ class BookState(NamedTuple):
     mark_seq: int
     parts: list[bytes] | None
     positions: int
+    mark_ts_max: int = 0
 
 
 class StoredBook(NamedTuple):
@@ -81,6 +83,7 @@ class StoredBook(NamedTuple):
     mark_ts: int
     mark_seq: int
     book: Iterable[BookPart] | None
+    mark_ts_max: int = 0
 
 
 class Durations(NamedTuple):
@@ -131,13 +134,15 @@ class Batch:
     """The effects of a run of events, which one transaction writes.
 
     `hashes[i]` belongs to `entries[i]`. `changed` are the funds that changed, `funds` their states after the batch, and
-    `moved[i]` the amounts that `funds[i]` moved. `orders` are the ADL orders that changed, in their last state; `opened` names
-    the new ones. `records` are the sealed records of orders, and `rounds` the rounds to announce. `books` are books to save,
-    and `rates` the newest rates by currency. `listings` are contracts that were listed or updated, with their KuCoin objects.
-    `rejected` are the rejected events, `replayed` the events rejected earlier that are settled now.
+    `moved[i]` the amounts that `funds[i]` moved. `tranches` are the tranches that changed, in their last state, and `holdings`
+    the states of both sides of each fund with an inventory. `orders` are the ADL orders that changed, in their last state;
+    `opened` names the new ones. `records` are the sealed records of orders, and `rounds` the rounds to announce. `books` are
+    books to save, and `rates` the newest rates by currency. `listings` are contracts that were listed or updated, with their
+    KuCoin objects. `rejected` are the rejected events, `replayed` the events rejected earlier that are settled now.
 
     By contract: `duplicates` counts events that were known, `old` events more than a day old (under "" those of no listed
     contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt.
+    `outcomes` counts the outcomes of takeovers, and `outcome_lots` their lots.
     `policies` are the versions that came into force, `gaps` the gaps that `prevSeq` revealed.
 
     `events` counts the events of the batch, `place` is that of the last one, and `latest_ms` the latest time that it could
@@ -152,6 +157,8 @@ class Batch:
     changed: Mapping[str, Fund] = field(default_factory=dict)
     funds: Sequence[FundState] = field(default_factory=list)
     moved: Sequence[Moved] = field(default_factory=list)
+    tranches: Sequence[TrancheState] = field(default_factory=list)
+    holdings: Sequence[HoldingState] = field(default_factory=list)
     orders: Mapping[tuple[str, int], OrderState] = field(default_factory=dict)
     opened: AbstractSet[tuple[str, int]] = field(default_factory=set)
     records: Sequence[SealedRecord] = field(default_factory=list)
@@ -168,6 +175,8 @@ class Batch:
     policies: Sequence[Policies] = field(default_factory=list)
     gaps: Sequence[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    outcome_lots: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
     packed: Sequence[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
@@ -212,6 +221,8 @@ class Draft:
     policies: list[Policies] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
+    outcome_lots: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
     packed: list[bytes] = field(default_factory=list)
     packed_count: int = 0
     packed_kinds: Counter[tuple[str, Kind]] = field(default_factory=Counter)
@@ -224,10 +235,13 @@ class Draft:
 
     def take(self) -> Batch:
         """Returns the batch to commit and empties the draft, which does not change the batch afterwards."""
+        inventories = [fund.inventory for fund in self.changed.values() if fund.inventory]
         taken = Batch(
             **{name: getattr(self, name) for name in _DRAFTED},
             funds=[fund.state() for fund in self.changed.values()],
             moved=[Moved(fund.credited, fund.repaid) for fund in self.changed.values()],
+            tranches=[tranche for inventory in inventories for tranche in inventory.take_changed()],
+            holdings=[holding for inventory in inventories for holding in inventory.states()],
         )
         empty = Draft()
         for name in _DRAFTED:
@@ -275,6 +289,11 @@ class Draft:
         self.records.append(record)
         self.note_bytes(RECORD_BYTES + len(record.record.body))
 
+    def note_outcome(self, symbol: str, outcome: Outcome, lots: int) -> None:
+        """Counts an outcome of a takeover, and its lots."""
+        self.outcomes[symbol, outcome] += 1
+        self.outcome_lots[symbol, outcome] += lots
+
     def note_bytes(self, size: int) -> None:
         """Adds to the size of what the batch holds beside entries."""
         self.noted_bytes += size
@@ -301,4 +320,4 @@ class Draft:
             self.records.clear()
 
 
-_DRAFTED = tuple(field.name for field in fields(Batch) if field.name not in {"funds", "moved"})
+_DRAFTED = tuple(field.name for field in fields(Draft) if field.name != "noted_bytes")

@@ -4,7 +4,7 @@ Settlement and the HTTP API call the same functions, so that both reject the sam
 """
 
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import Event, Fill, Mark, Position, Rate
+from fundsvc.core.events import Event, Fill, Mark, Position, Rate, Takeover, Unwind
 from fundsvc.core.identifiers import check_identifiers
 from fundsvc.core.numbers import PRICE_DECIMALS_MAX, parse_amount, parse_price
 
@@ -14,6 +14,10 @@ def check(event: Event, contract: Contract) -> None:
     match event:
         case Fill():
             check_fill(event, contract)
+        case Takeover():
+            check_takeover(event, contract)
+        case Unwind():
+            check_unwind(event, contract)
         case Mark():
             check_mark(event, contract)
         case Position():
@@ -24,6 +28,18 @@ def check_fill(fill: Fill, contract: Contract) -> tuple[int, int]:
     """The price and the bankruptcy price in the contract's units; raises Rejection."""
     check_identifiers(fill)
     return parse_price(fill.price, contract.price_decimals), contract.bankruptcy_price(fill.bankruptcy_price)
+
+
+def check_takeover(takeover: Takeover, contract: Contract) -> int:
+    """The bankruptcy price in the contract's units; raises Rejection."""
+    check_identifiers(takeover)
+    return contract.bankruptcy_price(takeover.bankruptcy_price)
+
+
+def check_unwind(unwind: Unwind, contract: Contract) -> int:
+    """The price in the contract's units; raises Rejection."""
+    check_identifiers(unwind)
+    return parse_price(unwind.price, contract.price_decimals)
 
 
 def check_mark(mark: Mark, contract: Contract) -> int:

@@ -31,10 +31,14 @@ Timestamp = Annotated[int, msgspec.Meta(ge=0, le=TIMESTAMP_MAX)]
 """Milliseconds since the Unix epoch, by the matching engine's clock."""
 
 
+Side = Literal["sell", "buy"]
+"""`sell` closes a long, `buy` closes a short."""
+
+
 class Event(
     msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, omit_defaults=True, frozen=True, gc=False
 ):
-    """The base of all events. `seq` rises strictly per symbol across fill, adlFill and adlEnd."""
+    """The base of all events. `seq` rises strictly per symbol across fill, takeover, unwind, adlFill and adlEnd."""
 
 
 class Fill(Event, frozen=True, tag="fill"):
@@ -42,7 +46,7 @@ class Fill(Event, frozen=True, tag="fill"):
 
     symbol: Symbol
     seq: Positive
-    side: Literal["sell", "buy"]
+    side: Side
     lots: Positive
     price: Number
     bankruptcy_price: Number
@@ -50,6 +54,35 @@ class Fill(Event, frozen=True, tag="fill"):
     trade_id: Identifier = ""
     order_id: Identifier = ""
     account: Identifier = ""
+    prev_seq: Previous = UNSET
+
+
+class Takeover(Event, frozen=True, tag="takeover"):
+    """`lots` of a liquidation that the market did not take; `sell` closes a long, so the fund takes over a long."""
+
+    symbol: Symbol
+    seq: Positive
+    side: Side
+    lots: Positive
+    bankruptcy_price: Number
+    ts: Timestamp
+    trade_id: Identifier = ""
+    order_id: Identifier = ""
+    account: Identifier = ""
+    prev_seq: Previous = UNSET
+
+
+class Unwind(Event, frozen=True, tag="unwind"):
+    """The matching engine closed lots of the fund's inventory in the market; `sell` closes the fund's long."""
+
+    symbol: Symbol
+    seq: Positive
+    side: Side
+    lots: Positive
+    price: Number
+    ts: Timestamp
+    trade_id: Identifier = ""
+    order_id: Identifier = ""
     prev_seq: Previous = UNSET
 
 
@@ -183,6 +216,7 @@ class Reason(StrEnum):
     ADL_ORDER_CLOSED = "adl_order_closed"
     ADL_NOT_ASKED = "adl_not_asked"
     ADL_TOO_MANY_LOTS = "adl_too_many_lots"
+    INVENTORY_SHORT = "inventory_short"
     SUPERSEDED = "superseded"
     TS_OUT_OF_RANGE = "ts_out_of_range"
     CONFLICT = "conflict"
@@ -200,7 +234,7 @@ class Reason(StrEnum):
     TERMS_FIXED = "terms_fixed"
 
 
-UNDER_TERMS = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd
+UNDER_TERMS = Fill | Takeover | Unwind | Mark | Position | Snapshot | AdlFill | AdlEnd
 """Events whose numbers depend on the contract's terms. They are rejected while the terms are in doubt."""
 
 DETAIL_LENGTH_MAX = 500

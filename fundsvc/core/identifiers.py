@@ -1,6 +1,6 @@
 """Checks of the text that identifies a trade, an order, an account or a contract, and of the leg of a position."""
 
-from fundsvc.core.events import Fill, Position, Rate, Reason, Rejection
+from fundsvc.core.events import Fill, Position, Rate, Reason, Rejection, Takeover, Unwind
 
 FORMULA_CHARACTERS = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
 """A spreadsheet evaluates a CSV cell that begins with one of these or their full-width forms, even if the cell is quoted."""
@@ -15,12 +15,20 @@ def is_identifier(text: str) -> bool:
     return text.isprintable() and text.lstrip()[:1] not in FORMULA_CHARACTERS
 
 
-def check_identifiers(event: Fill | Position | Rate) -> None:
+Named = Fill | Takeover | Unwind | Position | Rate
+"""Events whose fields identify something."""
+
+
+def check_identifiers(event: Named) -> None:
     """Raises Rejection if a field is not an identifier, or if the sign of the lots contradicts the leg.
 
     The names of a position with 0 lots are not checked, so that a position opened under an illegal name can be closed.
     """
     if type(event) is Fill and _are_plain(event.trade_id, event.order_id, event.account):
+        return
+    if type(event) is Takeover and _are_plain(event.trade_id, event.order_id, event.account):
+        return
+    if type(event) is Unwind and _are_plain(event.trade_id, event.order_id):
         return
     if type(event) is Position and event.position_side == "BOTH" and _are_plain(event.account, event.owner):
         return
@@ -46,10 +54,12 @@ def _check_leg(position: Position) -> None:
         raise Rejection(Reason.INVALID_FIELD, f"lots of a {side} must be {sign}, not {lots}: see positionSide")
 
 
-def _named(event: Fill | Position | Rate) -> tuple[tuple[str, str], ...]:
+def _named(event: Named) -> tuple[tuple[str, str], ...]:
     match event:
-        case Fill():
+        case Fill() | Takeover():
             return ("tradeId", event.trade_id), ("orderId", event.order_id), ("account", event.account)
+        case Unwind():
+            return ("tradeId", event.trade_id), ("orderId", event.order_id)
         case Position(lots=lots) if lots:
             return ("account", event.account), ("owner", event.owner)
         case _:

@@ -5,19 +5,16 @@ first round. Each execution and each end of a round moves the order, until it is
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
 from fundsvc.core.adl.book import Book
-from fundsvc.core.adl.desk import AdlDesk
-from fundsvc.core.adl.order import AdlOrder, RoundRequest, RoundTerms, opposite, order_for
-from fundsvc.core.adl.records import reduced_body, round_bodies
+from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.batch import BookState, Draft, Round, StoredBook
-from fundsvc.core.checks import check_mark, check_position, position_numbers
+from fundsvc.core.batch import BookState, Round, StoredBook
+from fundsvc.core.checks import check_mark, check_position, check_takeover, check_unwind, position_numbers
 from fundsvc.core.contracts import Contract, TermsChanged, check_relisting
+from fundsvc.core.escalation import Escalation
 from fundsvc.core.events import (
     AdlAck,
     AdlEnd,
@@ -27,37 +24,22 @@ from fundsvc.core.events import (
     Fill,
     Mark,
     Position,
-    Reason,
-    Rejection,
     Snapshot,
+    Takeover,
+    Unwind,
 )
-from fundsvc.core.fund.chain import Entry
-from fundsvc.core.fund.settlement import Fund, WaitsForAdl
-from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.policy import Policies, Policy
-from fundsvc.core.sequences import Numbered, Sequences, content_of, content_of_entry
-
-
-class Cause(NamedTuple):
-    """The event that moves an order: its sequence, 0 if it has none, and the engine's time in milliseconds."""
-
-    seq: int
-    ts: int
-
-
-@dataclass(slots=True)
-class Shared:
-    """What the markets of one partition share.
-
-    `batch` is the draft of the next commit, `policies` the recorded policies by version, and `books_due` the symbols of the
-    books to save with the next batches. `now_ms` is the time in the stream id of the current event.
-    """
-
-    batch: Draft
-    sequences: Sequences
-    policies: dict[int, Policies]
-    books_due: dict[str, None] = field(default_factory=dict)
-    now_ms: int = 0
+from fundsvc.core.fund.settlement import Fund
+from fundsvc.core.policy import Policies
+from fundsvc.core.sequences import (
+    Content,
+    Numbered,
+    content_of,
+    content_of_entry,
+    content_of_takeover,
+    content_of_unwind,
+)
+from fundsvc.core.shared import Shared
+from fundsvc.core.takeover import Cause, Exposure, check_held
 
 
 class Market:
@@ -67,13 +49,13 @@ class Market:
     changed nothing, if the event cannot be applied.
     """
 
-    __slots__ = ("_desk", "_shared", "fund", "symbol")
+    __slots__ = ("_adl", "_shared", "fund", "symbol")
 
     def __init__(self, fund: Fund, shared: Shared) -> None:
         self.fund = fund
         self.symbol = fund.contract.symbol
         self._shared = shared
-        self._desk: AdlDesk | None = None
+        self._adl = Escalation(fund, shared)
 
     @property
     def contract(self) -> Contract:
@@ -81,26 +63,33 @@ class Market:
         return self.fund.contract
 
     @property
-    def desk(self) -> AdlDesk:
-        """The ADL desk, created with an empty book at first use."""
-        if self._desk is None:
-            self._desk = AdlDesk(self.contract, self.fund.policy, self._policy_under)
-        return self._desk
-
-    @property
     def book(self) -> Book | None:
         """The book; None before the first mark or position."""
-        return self._desk.book if self._desk else None
+        return self._adl.begun_desk.book if self._adl.begun_desk else None
 
     @property
     def orders(self) -> dict[int, AdlOrder]:
         """The open ADL orders by number."""
-        return self._desk.orders if self._desk else {}
+        return self._adl.orders
 
     @property
     def is_large(self) -> bool:
         """Whether ranking the book, or reading all of it, takes long."""
-        return self._desk is not None and self._desk.book.is_large
+        return self._adl.begun_desk is not None and self._adl.begun_desk.book.is_large
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether the contract has entries or ADL orders, whose amounts its terms determine."""
+        return bool(self.fund.entry or self.fund.adl)
+
+    @property
+    def has_inventory(self) -> bool:
+        """Whether the fund has ever taken a position over, so that a mark may rank the book."""
+        return self.fund.inventory is not None
+
+    def exposure(self, ts: int) -> Exposure | None:
+        """Returns what the inventory means for the fund at a time (ms); None if the fund holds nothing."""
+        return self._adl.takeovers.exposure(ts) if self.has_inventory else None
 
     def fill(self, fill: Fill) -> None:
         """Settles a fill, unless it is a duplicate."""
@@ -110,15 +99,45 @@ class Market:
     def settle(self, fill: Fill) -> None:
         """Settles a fill that is not a duplicate; escalates what the fund cannot pay."""
         shared, fund = self._shared, self.fund
-        adl_comes_first = fund.policy.waterfall == "adl_then_fund"
-        settled = fund.settle(fill, waits_for_adl(fund, self.desk, fill) if adl_comes_first else None)
-        entry = settled[0]
-        shared.batch.record(fund, settled)
+        entry = self._adl.write_fill(fill)
         shared.sequences.note(fill, content_of_entry(entry))
         if fill.trade_id and shared.sequences.repeats_trade(fill):
             shared.batch.repeated_trades[fill.symbol] += 1
         if entry.uncovered:
-            self._escalate(entry)
+            self._adl.escalate(entry)
+        if fund.inventory is not None:
+            self._adl.relieve(Cause(fill.seq, fill.ts))
+
+    def takeover(self, event: Takeover) -> None:
+        """Takes lots over, unless the event is a duplicate."""
+        if self._is_new(event):
+            self.take_over(event)
+
+    def take_over(self, event: Takeover) -> None:
+        """Takes over what the fund accepts, and begins an ADL order for the rest."""
+        price = check_takeover(event, self.contract)
+        self._adl.takeovers.take_over(event, price, self._shared.rates)
+        ids = event.trade_id, event.order_id, event.account
+        self._end_numbered(event, content_of_takeover(event.side, event.lots, price, *ids, event.ts))
+
+    def unwind(self, event: Unwind) -> None:
+        """Unwinds lots of the inventory, unless the event is a duplicate."""
+        if self._is_new(event):
+            self.close_held(event)
+
+    def close_held(self, event: Unwind) -> None:
+        """Closes lots of the inventory that the market took."""
+        price = check_unwind(event, self.contract)
+        check_held(self.fund.inventory, event)
+        self._adl.takeovers.unwind(event, price)
+        self._end_numbered(event, content_of_unwind(event.side, event.lots, price, event.trade_id, event.order_id, event.ts))
+
+    def _end_numbered(self, event: Takeover | Unwind, content: Content) -> None:
+        """Records the sequence and the content of an applied event, and relieves the inventory."""
+        self.fund.seq = max(self.fund.seq, event.seq)
+        self._adl.note_change()
+        self._shared.sequences.note(event, content)
+        self._adl.takeovers.relieve(Cause(event.seq, event.ts))
 
     def has_passed(self, event: Numbered) -> bool:
         """Whether the contract has settled this sequence or a higher one."""
@@ -162,23 +181,10 @@ class Market:
             self.execute(event)
 
     def execute(self, event: AdlFill) -> None:
-        """Adds an execution to its order and reduces the position; a completed order may refund."""
-        fund, batch = self.fund, self._shared.batch
-        order, desk = self._open_order(event.adl), self.desk
-        if order.refund > INT64_MAX - fund.balance:
-            raise Rejection(Reason.OUT_OF_RANGE, "the order's refund does not fit the fund's 64-bit balance")
-        before = order.rest
-        reduced = order.execute(event)
-        fund.open_in_adl -= before - order.rest
-        desk.reduce(order, event.account, event.lots)
-        self._pass(order, event.seq)
-        batch.seal(fund.record("execution", order, event.seq, event.ts, event.account, event.lots, reduced_body(reduced)))
-        if order.state == "done":
-            desk.close(order)
-            if order.refund:
-                batch.record(fund, fund.refund(order, event))
-        batch.note(order)
+        """Adds an execution to its order, and reduces the position."""
+        self._adl.execute(event)
         self._shared.sequences.note(event, content_of(event, self.contract))
+        self._adl.relieve(Cause(event.seq, event.ts))
 
     def adl_end(self, event: AdlEnd) -> None:
         """Ends a round, unless the event is a duplicate."""
@@ -191,108 +197,41 @@ class Market:
 
         The end of a closed order changes nothing, not even the sequence.
         """
-        order = self._order(event.adl)
-        if order is not None:
-            self._pass(order, event.seq)
-            self.desk.end_round(order)
-            self._begin_round(order, Cause(event.seq, event.ts))
+        was_open = self._adl.end_round(event)
         self._shared.sequences.note(event, content_of(event, self.contract))
+        if was_open:
+            self._adl.relieve(Cause(event.seq, event.ts))
 
     def adl_timeout(self, event: AdlTimeout) -> None:
         """Ends a round that the engine did not answer. Changes nothing if the round is over."""
-        order = self._order(event.adl)
-        if order is not None and order.round == event.round:
-            self.desk.end_round(order)
-            self._note_change()
-            self._begin_round(order, Cause(0, event.ts))
+        self._adl.time_out(event)
 
     def adl_ack(self, event: AdlAck) -> None:
         """Records that the engine has received a round. Changes nothing if that is known or the round is over."""
-        order = self._order(event.adl)
-        if order is not None and order.round == event.round and not order.acknowledged:
-            order.acknowledged = True
-            self._note_change()
-            self._shared.batch.note(order)
+        self._adl.acknowledge(event)
 
     def reopen(self, order: AdlOrder) -> Round:
         """Continues an open order of the ledger; returns the lots that its round still requests."""
-        self.fund.open_in_adl += order.rest
-        self.desk.reopen(order)
-        rests = [(account, rest) for account, rest in order.progress.rests() if rest]
-        return Round(order.state_row(), [account for account, _ in rests], [rest for _, rest in rests])
+        return self._adl.reopen(order)
 
-    def _escalate(self, shortfall: Entry) -> None:
-        """Creates the ADL order of a shortfall and begins its first round.
+    def mark(self, mark: Mark, *, is_settled: bool = False) -> None:
+        """Sets the mark price, unless the event is a duplicate, and relieves the inventory, unless the mark is settled already.
 
-        An amount below the contract's minimum becomes outstanding at once.
+        Engines resend marks, so a mark with a time before that of an earlier one is not acted upon.
         """
-        fund = self.fund
-        if shortfall.uncovered < fund.escalate_min(shortfall.bankruptcy_price):
-            fund.outstanding += shortfall.uncovered
-            return
-        fund.adl += 1
-        fund.open_in_adl += shortfall.uncovered
-        order = order_for(shortfall, fund.adl, fund.policy_version)
-        self._shared.batch.open(order)
-        self._begin_round(order, Cause(shortfall.seq, shortfall.ts))
-
-    def _begin_round(self, order: AdlOrder, cause: Cause) -> None:
-        """Begins a round of an order; ends the order if no position can be reduced."""
-        terms = self.desk.begin_round(order, self._shared.now_ms)
-        self._seal_round(order, terms, cause)
-        if terms.accounts:
-            batch = self._shared.batch
-            batch.rounds.append(Round(batch.note(order), terms.accounts, terms.requested))
-        else:
-            self._end_uncovered(order, cause)
-
-    def _seal_round(self, order: AdlOrder, terms: RoundTerms, cause: Cause) -> None:
-        for kind, body, first_rank in round_bodies(order, terms):
-            self._shared.batch.seal(self.fund.record(kind, order, cause.seq, cause.ts, body=body, first_rank=first_rank))
-
-    def _end_uncovered(self, order: AdlOrder, cause: Cause) -> None:
-        """Makes the rest of an order outstanding; the fund pays of it what it can."""
-        fund, batch = self.fund, self._shared.batch
-        order.state = "uncovered"
-        fund.open_in_adl -= order.rest
-        fund.outstanding += order.rest
-        self.desk.close(order)
-        batch.note(order)
-        batch.seal(fund.record("end", order, cause.seq, cause.ts, lots=order.needed))
-        covered = fund.cover(order, cause.seq, cause.ts)
-        if covered:
-            batch.record(fund, covered)
-
-    def _pass(self, order: AdlOrder, seq: int) -> None:
-        """Records the sequence of an event without an entry, and the order that it moved, for the audit."""
-        self.fund.seq = max(self.fund.seq, seq)
-        order.seq = max(order.seq, seq)
-        self._note_change()
-
-    def _note_change(self) -> None:
-        """Adds the fund to those whose state the next commit writes."""
-        self._shared.batch.changed[self.symbol] = self.fund
-
-    def _order(self, number: int) -> AdlOrder | None:
-        """An ADL order; None if it is closed. Raises Rejection if the contract never had it."""
-        if number > self.fund.adl:
-            raise Rejection(Reason.ADL_ORDER_UNKNOWN, f"{self.symbol} has no ADL order {number}")
-        return self.orders.get(number)
-
-    def _open_order(self, number: int) -> AdlOrder:
-        order = self._order(number)
-        if order is None:
-            raise Rejection(Reason.ADL_ORDER_CLOSED, f"ADL order {number} of {self.symbol} is no longer open")
-        return order
-
-    def mark(self, mark: Mark) -> None:
-        """Sets the mark price, unless the event is a duplicate."""
         price = check_mark(mark, self.contract)
-        book = self.desk.book
+        book = self._adl.desk.book
         if self._is_known(book, mark.seq, book.mark_seq):
             self._shared.batch.duplicates[self.symbol] += 1
             return
         book.mark, book.mark_ts, book.mark_seq = price, mark.ts, mark.seq or book.mark_seq
+        is_latest = mark.ts >= book.mark_ts_max
+        if is_latest:
+            book.mark_ts_max = mark.ts
+        if self.fund.inventory is not None:
+            self.fund.inventory.reprice(price)
+            if is_latest and not is_settled:
+                self._adl.relieve(Cause(0, mark.ts))
 
     def position(self, position: Position) -> None:
         """Sets a position, unless the event is a duplicate."""
@@ -300,7 +239,7 @@ class Market:
 
     def _set(self, position: Position, numbers: tuple[int, int]) -> None:
         """Sets a position with these numbers: its entry price and its margin."""
-        desk = self._desk or self.desk
+        desk = self._adl.begun_desk or self._adl.desk
         book = desk.book
         if self._is_known(book, position.seq, book.seq_of(position.account, position.position_side)):
             book.mark_seen(position.account, position.position_side)
@@ -315,7 +254,7 @@ class Market:
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Begins or ends a snapshot, unless the event is a duplicate."""
-        desk = self.desk
+        desk = self._adl.desk
         if self._is_known(desk.book, None, 0):
             self._shared.batch.duplicates[self.symbol] += 1
             return
@@ -330,20 +269,20 @@ class Market:
         """Applies to the book alone an event that was settled after the book was saved; see `Partition.apply_to_book`."""
         match event:
             case Mark():
-                self.mark(event)
+                self.mark(event, is_settled=True)
             case Snapshot():
                 self.snapshot(event)
             case Position():
                 # Settlement checked the identifiers, by the rules of that time.
                 self._set(event, position_numbers(event, self.contract))
-            case AdlFill() if side and self._desk:
-                self._desk.changed = True
-                self._desk.book.reduce(side, event.account, event.lots)
+            case AdlFill() if side and self._adl.begun_desk:
+                self._adl.begun_desk.changed = True
+                self._adl.begun_desk.book.reduce(side, event.account, event.lots)
 
     def prefetch(self, accounts: Iterable[str]) -> None:
         """Prepares the book for positions of these accounts; a book that does not exist yet needs no preparation."""
-        if self._desk:
-            self._desk.book.prefetch([*accounts])
+        if self._adl.begun_desk:
+            self._adl.begun_desk.book.prefetch([*accounts])
 
     def request_book(self) -> None:
         """Requests that the next batches save the book."""
@@ -351,27 +290,31 @@ class Market:
 
     def clear_book(self) -> None:
         """Makes the next save of the book write it even if it is empty, in place of one saved earlier."""
-        self.desk.changed = True
+        self._adl.desk.changed = True
 
     def take_book(self) -> BookState:
         """The book to save; without positions if they have not changed since the book was last saved."""
-        desk, seq = self._desk, self.fund.seq
+        desk, seq = self._adl.begun_desk, self.fund.seq
         if desk is None:
             return BookState(self.symbol, seq, None, 0, 0, None, 0)
         book = desk.book
         parts = [msgspec.msgpack.encode(part) for part in book.save()] if desk.changed else None
         desk.changed = False
-        return BookState(self.symbol, seq, book.mark, book.mark_ts, book.mark_seq, parts, book.open if parts else 0)
+        positions = book.open if parts else 0
+        return BookState(self.symbol, seq, book.mark, book.mark_ts, book.mark_seq, parts, positions, book.mark_ts_max)
 
     def restore_mark(self, kept: StoredBook) -> Book:
         """Sets the mark of a saved book; returns the book, to restore its positions."""
-        book = self.desk.book
+        book = self._adl.desk.book
         book.mark, book.mark_ts, book.mark_seq = kept.mark, kept.mark_ts, kept.mark_seq
+        book.mark_ts_max = max(kept.mark_ts, kept.mark_ts_max)
+        if self.fund.inventory is not None and kept.mark is not None:
+            self.fund.inventory.reprice(kept.mark)
         return book
 
     def make_stale(self, known_ms: int) -> None:
         """Marks the book as stale if it has positions; see `Partition.make_stale`."""
-        desk = self.desk
+        desk = self._adl.desk
         desk.changed = True
         desk.book.known_ms = known_ms
         desk.book.stale = desk.book.stale or desk.book.open > 0
@@ -398,21 +341,6 @@ class Market:
         """Applies new policies; open orders keep the version under which they began."""
         policy = policies.of(self.symbol)
         self.fund.adopt(policy, policies.version)
-        self._note_change()
-        if self._desk:
-            self._desk.policy = policy
-
-    def _policy_under(self, version: int) -> Policy:
-        """The policy of a version; orders from before versions were recorded use the current one."""
-        policies = self._shared.policies.get(version)
-        return policies.of(self.symbol) if policies else self.fund.policy
-
-
-def waits_for_adl(fund: Fund, desk: AdlDesk, fill: Fill) -> WaitsForAdl:
-    """The rule of `adl_then_fund`: the fund pays nothing yet if the deficit escalates and a position can be reduced."""
-
-    def waits(deficit: int, bankruptcy_price: int) -> bool:
-        request = RoundRequest(opposite(fill.side), 1, bankruptcy_price, fill.account)
-        return deficit >= fund.escalate_min(bankruptcy_price) and desk.has_candidates(request)
-
-    return waits
+        self._adl.note_change()
+        if self._adl.begun_desk:
+            self._adl.begun_desk.policy = policy

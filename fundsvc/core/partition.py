@@ -31,13 +31,17 @@ from fundsvc.core.events import (
     Reason,
     Rejection,
     Snapshot,
+    Takeover,
+    Unwind,
     terms_in_doubt,
 )
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.fund.settlement import Fund
-from fundsvc.core.market import Market, Shared
+from fundsvc.core.market import Market
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.sequences import Numbered, Sequences
+from fundsvc.core.shared import Shared
+from fundsvc.core.takeover import Exposure
 from fundsvc.core.times import AHEAD_SECONDS_MAX, check_time, is_old, is_time
 
 BOOK_POSITIONS_MAX = 20_000
@@ -47,7 +51,7 @@ BOOKS_MAX = 1_000
 LISTING_BYTES = 3000
 """The approximate size of KuCoin's object of a contract."""
 
-RANKING = frozenset((Fill, AdlFill, AdlEnd, AdlTimeout, Snapshot))
+RANKING = frozenset((Fill, Takeover, Unwind, AdlFill, AdlEnd, AdlTimeout, Snapshot))
 """Events that may rank the positions of their contract, or read all positions of a round or of the book."""
 
 RUN_MIN = 16
@@ -58,7 +62,7 @@ class Partition:
     """All contracts of one partition. Events must be applied in stream order; a duplicate changes nothing.
 
     `batch` collects the effects of the events. `secret` seals the accounts of new entries; without a secret, entries contain
-    the accounts themselves.
+    the accounts themselves. `rates` are the latest rates.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Partition:
         policies: Iterable[Policies] = (),
         secret: LedgerSecret | None = None,
         contracts_max: int = CONTRACTS_MAX,
+        rates: Iterable[RateState] = (),
     ) -> None:
         funds = [*funds]
         self.number = number
@@ -87,7 +92,7 @@ class Partition:
         self._secret = secret
         self._ahead_ms = int(ts_ahead_seconds_max * 1000)
         self._contracts_max = contracts_max
-        self._shared = Shared(self.batch, self.sequences, recorded)
+        self._shared = Shared(self.batch, self.sequences, recorded, rates={rate.currency: rate for rate in rates})
         self._markets: dict[str, Market] = {}
         for fund in funds:
             self._open(fund)
@@ -110,7 +115,9 @@ class Partition:
     def are_long(self, events: Sequence[Event | Rejection]) -> bool:
         """Whether applying some of these events may rank a large book, read all of it, or copy it to larger memory."""
         ranked = {event.symbol for event in events if type(event) in RANKING}  # type: ignore[union-attr]
+        marked = {event.symbol for event in events if type(event) is Mark}
         extended = {event.symbol for event in events if type(event) is Position}
+        ranked |= {symbol for symbol in marked if symbol in self._markets and self._markets[symbol].has_inventory}
         return any(map(self._is_large, ranked)) or any(self._may_copy(symbol, len(events)) for symbol in extended)
 
     def keeping_is_long(self) -> bool:
@@ -153,13 +160,17 @@ class Partition:
     def apply_late(self, event: Event | Rejection, stream_ms: int = 0) -> Entry | None:
         """Applies an event that was rejected before and whose sequence the contract has passed since.
 
-        Returns the entry it wrote, if any. The caller ensures that the event has not been applied.
+        Returns the first entry it wrote, if any. The caller ensures that the event has not been applied.
         """
         written = len(self.batch.entries)
         self._admit(event, stream_ms)
         match event:
             case Fill():
                 self._market(event.symbol).settle(event)
+            case Takeover():
+                self._market(event.symbol).take_over(event)
+            case Unwind():
+                self._market(event.symbol).close_held(event)
             case AdlFill():
                 self._market(event.symbol).execute(event)
             case AdlEnd():
@@ -168,7 +179,7 @@ class Partition:
                 self._list(event, late=True)
             case _:
                 self.apply(event)
-        return self.batch.entries[-1] if len(self.batch.entries) > written else None
+        return self.batch.entries[written] if len(self.batch.entries) > written else None
 
     def take(self, *, with_books: bool = True) -> Batch:
         """Returns the effects of the events since the last call. Books may be included only at the end of a message."""
@@ -224,6 +235,10 @@ class Partition:
     def books(self) -> Iterator[tuple[Contract, Book]]:
         """The books of all contracts that have had a mark or a position."""
         return ((market.contract, market.book) for market in self._markets.values() if market.book)
+
+    def exposures(self, ts: int) -> Iterator[tuple[str, Exposure | None]]:
+        """The exposures at a time (ms) of all contracts that have had a takeover, by symbol; None without an inventory."""
+        return ((symbol, market.exposure(ts)) for symbol, market in self._markets.items() if market.has_inventory)
 
     def book(self, symbol: str) -> Book | None:
         """A contract's book; None before its first mark or position."""
@@ -311,9 +326,9 @@ class Partition:
 
     def _rate(self, rate: Rate) -> None:
         state = RateState(rate.currency, check_rate(rate), rate.ts)
-        known = self.batch.rates.get(rate.currency)
+        known = self._shared.rates.get(rate.currency)
         if known is None or state.ts >= known.ts:
-            self.batch.rates[rate.currency] = state
+            self._shared.rates[rate.currency] = self.batch.rates[rate.currency] = state
 
     def _list(self, listing: Listing, *, late: bool = False) -> None:
         """Lists or updates a contract. A late listing does not show the contract's current terms, so it cannot resume it."""
@@ -321,7 +336,7 @@ class Partition:
         market = self._markets.get(contract.symbol)
         if market is None:
             self._check_listable(contract.symbol)
-        if market is None or (not market.fund.entry and market.contract != contract):
+        if market is None or (not market.has_ledger and market.contract != contract):
             market = self._list_anew(contract, market)
         elif late:
             check_relisting(market.contract, contract)
@@ -333,7 +348,7 @@ class Partition:
         market.request_book()
 
     def _list_anew(self, contract: Contract, before: Market | None) -> Market:
-        """Adds a contract, in place of one without entries that had other terms."""
+        """Adds a contract, in place of one without entries and orders that had other terms."""
         market = self._open(Fund(contract, policy=self._policy_of(contract.symbol)))
         # The prices of the old positions may have other units, so an empty book replaces the saved one. A restart within the
         # message would apply old positions in new units to the book saved in old units.
@@ -378,6 +393,8 @@ class Partition:
 
 _MARKET_HANDLERS: dict[type, Callable[[Market, Any], None]] = {
     Fill: Market.fill,
+    Takeover: Market.takeover,
+    Unwind: Market.unwind,
     Mark: Market.mark,
     Position: Market.position,
     AdlFill: Market.adl_fill,

@@ -15,19 +15,37 @@ class DrawdownGuard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Starts ADL before the fund is empty, as Bybit and OKX do.
 
     The guard starts when the balance falls by `start` from the highest balance of the last `hours`, and stops when the balance
-    is no more than `stop` below it. A fund whose peak is below `minimum_balance` (whole currency units) has no guard.
+    is no more than `stop` below it. A fund whose peak is below `minimum_balance` (whole currency units) has no guard. With `on`
+    "equity", it watches the equity, but at least 0, in place of the balance.
     """
 
     start: Share = 0.30
     stop: Share = 0.25
     hours: Annotated[float, msgspec.Meta(gt=0, le=168)] = 8.0
     minimum_balance: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    on: Literal["balance", "equity"] = "balance"
 
     def __post_init__(self) -> None:
         if self.stop > self.start:
             raise ValueError(
                 f"stop {self.stop} is above start {self.start}, so the guard would never start: set stop at most start"
             )
+
+
+class TakeoverPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which takeovers the fund accepts, and when ADL relieves its inventory.
+
+    By `mode` the fund accepts what its capacity covers, nothing at first ("adl"), or everything ("fund"), but of one takeover
+    at most lots worth `value_max` USDT. ADL relieves the inventory until the equity is the share `relief` of the balance above
+    the lower line. After an order without candidates, the same positions are not requested for `retry_seconds`. At most
+    `orders_max` orders that relieve the inventory are open.
+    """
+
+    mode: Literal["capacity", "adl", "fund"] = "capacity"
+    value_max: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+    relief: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    retry_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 60.0
+    orders_max: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 16
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,6 +59,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     escalate_min: Annotated[float, msgspec.Meta(ge=0)] | None = None
     stale_books: Literal["ask", "skip"] = "ask"
     drawdown_guard: DrawdownGuard | None = None
+    takeover: TakeoverPolicy = TakeoverPolicy()
 
 
 class Policies(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +107,12 @@ class Peaks:
         while self._minutes and self._minutes[-1][0] > latest_ms // MINUTE_MS:
             self._minutes.pop()
 
+    def peak_at(self, ts: int, balance: int) -> int:
+        """Returns what `peak` would be after `note` with these arguments."""
+        minutes = self._minutes
+        oldest = (max(ts // MINUTE_MS, minutes[-1][0]) if minutes else 0) - self._span
+        return max(balance, next((highest for minute, highest in minutes if minute >= oldest), 0))
+
     @property
     def peak(self) -> int:
         """The highest balance of the window."""
@@ -106,14 +131,15 @@ class Guard:
         self._minimum = int(terms.minimum_balance * 10**decimals)
         self._peaks = Peaks(int(terms.hours * 3_600_000), kept.peaks)
         self.active = kept.active
+        self.watches_equity = terms.on == "equity"
 
     def observe(self, ts: int, balance: int) -> None:
         """Adds the balance at a time (ms). Activates the guard at the start line, and deactivates it above the stop line."""
         self._peaks.note(ts, balance)
         peak = self._peaks.peak
-        if peak < self._minimum or balance >= max(1, _share_of(peak, 1 - self._terms.stop)):
+        if peak < self._minimum or balance >= max(1, share_of(peak, 1 - self._terms.stop)):
             self.active = False
-        elif balance <= _share_of(peak, 1 - self._terms.start):
+        elif balance <= share_of(peak, 1 - self._terms.start):
             self.active = True
 
     def forget_after(self, latest_ms: int) -> None:
@@ -121,16 +147,28 @@ class Guard:
         self._peaks.forget_after(latest_ms)
 
     @property
+    def peak(self) -> int:
+        """The highest observed balance or equity of the window."""
+        return self._peaks.peak
+
+    @property
     def line(self) -> int:
         """The reserve line: the balance below which the fund does not pay now, in atoms."""
         peak = self._peaks.peak
         if peak < self._minimum:
             return 0
-        return _share_of(peak, 1 - (self._terms.stop if self.active else self._terms.start))
+        return share_of(peak, 1 - (self._terms.stop if self.active else self._terms.start))
+
+    def relief_lines(self, ts: int, balance: int) -> tuple[int, int] | None:
+        """Returns the start line and the stop line at a time (ms) with a balance; None if the fund is too small for a guard."""
+        peak = self._peaks.peak_at(ts, balance)
+        if peak < self._minimum:
+            return None
+        return share_of(peak, 1 - self._terms.start), share_of(peak, 1 - self._terms.stop)
 
     def near(self, balance: int) -> bool:
         """Whether a balance is below the stop line, so that a further fall may activate the guard."""
-        return self._peaks.peak >= self._minimum and balance < _share_of(self._peaks.peak, 1 - self._terms.stop)
+        return self._peaks.peak >= self._minimum and balance < share_of(self._peaks.peak, 1 - self._terms.stop)
 
     def save(self) -> "SavedGuard":
         """Returns the state to restore the guard from."""
@@ -149,6 +187,6 @@ class SavedGuard(msgspec.Struct, array_like=True, frozen=True):
     peaks: list[tuple[int, int]] = msgspec.field(default_factory=list)
 
 
-def _share_of(amount: int, share: float) -> int:
+def share_of(amount: int, share: float) -> int:
     """Returns a share of an amount, rounded up. The share is rounded to six decimals."""
     return -(-amount * round(share * 1_000_000) // 1_000_000)

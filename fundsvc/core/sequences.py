@@ -11,8 +11,10 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any, NamedTuple
 
+import msgspec
+
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection, Takeover, Unwind
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.numbers import parse_price
 
@@ -22,7 +24,7 @@ RECENT_MAX = 10_000
 FACTS_MAX = 50_000
 """The number of ledger facts in memory at the beginning of a message."""
 
-Numbered = Fill | AdlFill | AdlEnd
+Numbered = Fill | Takeover | Unwind | AdlFill | AdlEnd
 Key = tuple[str, int]
 """A contract and an engine sequence."""
 
@@ -37,6 +39,16 @@ class Applied(Enum):
     UNVERIFIED = "unverified"
 
 
+class WithoutIds(NamedTuple):
+    """The content of a takeover whose trade and order are not known: the ledger has no entry of it if no lots were accepted."""
+
+    content: Content
+
+
+Found = Content | WithoutIds | Applied
+"""What is known of the event that was applied under a sequence."""
+
+
 class Gap(NamedTuple):
     """A gap before an event: its `prevSeq` is `prev_seq`, but the contract's last sequence is `last`."""
 
@@ -49,7 +61,7 @@ class Gap(NamedTuple):
 class Facts(NamedTuple):
     """The ledger's facts of some sequences: the contents applied under them, and the digests of the events rejected."""
 
-    applied: Mapping[Key, Content | Applied]
+    applied: Mapping[Key, Found]
     rejected: Iterable[bytes]
 
 
@@ -65,7 +77,7 @@ class Sequences:
         self._skipped: dict[str, int] = {}
         self._recent: dict[Key, Content] = {}
         self._marked = 0
-        self._facts: dict[Key, Content | Applied] = {}
+        self._facts: dict[Key, Found] = {}
         self._rejected: set[bytes] = set()
         self._trades: dict[int, None] = {}
 
@@ -120,6 +132,8 @@ class Sequences:
         found = self._found(event)
         if found is Applied.NEVER:
             return False
+        if isinstance(found, WithoutIds) and isinstance(event, Takeover):
+            event, found = msgspec.structs.replace(event, trade_id="", order_id=""), found.content
         if found is Applied.UNVERIFIED or found == content_of(event, contract):
             return True
         raise Rejection(Reason.CONFLICT, f"{event.symbol} has settled another event with seq {event.seq}")
@@ -148,7 +162,7 @@ class Sequences:
         self._rejected.add(digest_of(event))
         return len(self._rejected) > before
 
-    def _found(self, event: Numbered) -> Content | Applied:
+    def _found(self, event: Numbered) -> Found:
         """Returns the content applied under an event's sequence.
 
         Without facts of the ledger, the content of a sequence up to the floor is unverified.
@@ -178,16 +192,27 @@ class Sequences:
 
 
 def content_of(event: Numbered, contract: Contract) -> Content:
-    """Hashes an event without its sequence. Prices of a fill are compared as numbers: 1.50 equals 1.5."""
+    """Hashes an event without its sequence. Prices are compared as numbers: 1.50 equals 1.5."""
+    try:
+        return _content_of(event, contract)
+    except Rejection:  # A price that no applied event can have.
+        return hash(digest_of(event))
+
+
+def _content_of(event: Numbered, contract: Contract) -> Content:
     match event:
         case Fill():
-            try:
-                price = parse_price(event.price, contract.price_decimals)
-                bankruptcy_price = contract.bankruptcy_price(event.bankruptcy_price)
-            except Rejection:
-                return hash((event.price, event.bankruptcy_price))
+            price = parse_price(event.price, contract.price_decimals)
+            bankruptcy_price = contract.bankruptcy_price(event.bankruptcy_price)
             ids = event.trade_id, event.order_id, event.account
             return content_of_fill(event.side, event.lots, price, bankruptcy_price, *ids, event.ts)
+        case Takeover():
+            price = contract.bankruptcy_price(event.bankruptcy_price)
+            ids = event.trade_id, event.order_id, event.account
+            return content_of_takeover(event.side, event.lots, price, *ids, event.ts)
+        case Unwind():
+            price = parse_price(event.price, contract.price_decimals)
+            return content_of_unwind(event.side, event.lots, price, event.trade_id, event.order_id, event.ts)
         case AdlFill():
             return content_of_execution(event.adl, event.account, event.lots, event.ts)
         case AdlEnd():
@@ -205,6 +230,18 @@ def content_of_entry(entry: Entry) -> Content:
     """Hashes the fill of an entry without its sequence."""
     ids = entry.trade_id, entry.order_id, entry.account
     return content_of_fill(entry.side, entry.lots, entry.price, entry.bankruptcy_price, *ids, entry.ts)
+
+
+def content_of_takeover(
+    side: str, lots: int, bankruptcy_price: int, trade_id: str, order_id: str, account: str, ts: int
+) -> Content:
+    """Hashes a takeover without its sequence; `lots` are all lots of the event, accepted or not."""
+    return hash(("takeover", side, lots, bankruptcy_price, trade_id, order_id, account, ts))
+
+
+def content_of_unwind(side: str, lots: int, price: int, trade_id: str, order_id: str, ts: int) -> Content:
+    """Hashes an unwind without its sequence; `lots` are all lots of the event."""
+    return hash(("unwind", side, lots, price, trade_id, order_id, ts))
 
 
 def content_of_execution(adl: int, account: str, lots: int, ts: int) -> Content:

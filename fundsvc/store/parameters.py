@@ -62,6 +62,7 @@ class MovedOrderRow(NamedTuple):
     adl: int
     recovered: int
     executed: int
+    unwound: int
     state: State
     round: int
     seq: int
@@ -76,6 +77,7 @@ class BookRow(NamedTuple):
     seq: int
     mark: int | None
     mark_ts: int
+    mark_ts_max: int
     mark_seq: int
     body: bytes | None
 

@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from fundsvc.core.policy import DrawdownGuard, Policies, Policy
+from fundsvc.core.policy import DrawdownGuard, Policies, Policy, TakeoverPolicy
 from fundsvc.store.database import SQL, Pool, faults
 
 
@@ -37,6 +37,8 @@ async def policies_of(pool: Pool, symbols: Sequence[str], configured: Callable[[
 def _policy(keys: dict[str, Any]) -> Policy:
     guard = keys.get("drawdown_guard")
     known = _known(keys, Policy) | ({"drawdown_guard": _known(guard, DrawdownGuard)} if guard else {})
+    if "takeover" in known:
+        known["takeover"] = _known(known["takeover"], TakeoverPolicy)
     return msgspec.convert(known, Policy)
 
 

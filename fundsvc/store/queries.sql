@@ -70,25 +70,43 @@ SELECT (SELECT count(*) = 1 FROM moved) AS is_ours, ARRAY(
 
 -- name: commit_orders
 -- ADL orders that changed. COPY inserts new ones.
-UPDATE adl_orders o SET recovered = m.recovered, executed = m.executed, state = m.state, round = m.round, seq = m.seq,
-    acknowledged = m.acknowledged, round_ms = m.round_ms, updated_at = now()
-FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::integer[], $7::bigint[], $8::boolean[],
-            $9::bigint[])
-    AS m (symbol, adl, recovered, executed, state, round, seq, acknowledged, round_ms)
+UPDATE adl_orders o SET recovered = m.recovered, executed = m.executed, unwound = m.unwound, state = m.state, round = m.round,
+    seq = m.seq, acknowledged = m.acknowledged, round_ms = m.round_ms, updated_at = now()
+FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::integer[], $8::bigint[],
+            $9::boolean[], $10::bigint[])
+    AS m (symbol, adl, recovered, executed, unwound, state, round, seq, acknowledged, round_ms)
 WHERE o.symbol = m.symbol AND o.adl = m.adl;
+
+-- name: commit_tranches
+-- Tranches that changed. One without lots is closed.
+WITH changed AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::boolean[])
+        AS t (symbol, side, entry, lots, price, ts, forced)
+), closed AS (
+    DELETE FROM tranches t USING changed c WHERE t.symbol = c.symbol AND t.entry = c.entry AND c.lots = 0
+)
+INSERT INTO tranches AS t (symbol, side, entry, lots, price, ts, forced)
+SELECT symbol, side, entry, lots, price, ts, forced FROM changed WHERE lots > 0
+ON CONFLICT (symbol, entry) DO UPDATE SET lots = excluded.lots;
+
+-- name: commit_holdings
+INSERT INTO holdings AS h (symbol, side, taken, unwound, deleveraged, held, in_orders, returned_ts)
+SELECT * FROM unnest($1::text[], $2::text[], $3::numeric[], $4::numeric[], $5::numeric[], $6::bigint[], $7::bigint[], $8::bigint[])
+ON CONFLICT (symbol, side) DO UPDATE SET taken = excluded.taken, unwound = excluded.unwound, deleveraged = excluded.deleveraged,
+    held = excluded.held, in_orders = excluded.in_orders, returned_ts = excluded.returned_ts;
 
 -- name: commit_books
 -- Saves books after message $1. `commit_book_part` adds the new parts of large books whose positions changed.
 WITH kept AS (
-    SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[])
-        AS k (symbol, seq, mark, mark_ts, mark_seq, body)
+    SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[])
+        AS k (symbol, seq, mark, mark_ts, mark_ts_max, mark_seq, body)
 ), outdated AS (
     DELETE FROM book_parts p USING kept k WHERE p.symbol = k.symbol AND k.body IS NOT NULL
 )
-INSERT INTO books AS b (symbol, last_id, seq, mark, mark_ts, mark_seq, body)
-SELECT symbol, $1, seq, mark, mark_ts, mark_seq, body FROM kept
+INSERT INTO books AS b (symbol, last_id, seq, mark, mark_ts, mark_ts_max, mark_seq, body)
+SELECT symbol, $1, seq, mark, mark_ts, mark_ts_max, mark_seq, body FROM kept
 ON CONFLICT (symbol) DO UPDATE SET last_id = excluded.last_id, seq = excluded.seq, mark = excluded.mark,
-    mark_ts = excluded.mark_ts, mark_seq = excluded.mark_seq, body = coalesce(excluded.body, b.body), kept_at = now();
+    mark_ts = excluded.mark_ts, mark_ts_max = excluded.mark_ts_max, mark_seq = excluded.mark_seq, body = coalesce(excluded.body, b.body), kept_at = now();
 
 -- name: commit_book_part
 INSERT INTO book_parts (symbol, part, body) VALUES ($1, $2, $3);
@@ -155,10 +173,24 @@ UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND until_id
 UPDATE stream_gaps SET acknowledged_at = now() WHERE partition = $1 AND acknowledged_at IS NULL
 RETURNING after_id, until_id, messages, acknowledged_at;
 
+-- name: load_rates
+SELECT currency, price, ts FROM rates WHERE partition = $1;
+
+-- name: load_holdings
+-- The sides of inventories of a partition's contracts; of a contract or, with NULL, of all contracts.
+SELECT h.symbol, h.side, h.taken, h.unwound, h.deleveraged, h.held, h.in_orders, h.returned_ts
+FROM holdings h JOIN contracts c USING (symbol) WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
+
+-- name: load_tranches
+-- The tranches of the inventories of `load_holdings`.
+SELECT t.symbol, t.side, t.entry, t.lots, t.price, t.ts, t.forced
+FROM tranches t JOIN contracts c USING (symbol) WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2)
+ORDER BY t.symbol, t.entry;
+
 -- name: load_orders
 -- Open orders of a partition or, with NULL, of all partitions; of a contract or, with NULL, of all contracts.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.executed, o.state, o.round,
-       o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
+       o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version, o.origin, o.unwound
 FROM adl_orders o JOIN contracts c USING (symbol)
 WHERE ($1::integer IS NULL OR c.partition = $1) AND ($2::text IS NULL OR c.symbol = $2) AND o.state = 'open'
 ORDER BY o.symbol, o.adl;
@@ -171,7 +203,7 @@ WHERE ($1::integer IS NULL OR c.partition = $1) AND ($2::text IS NULL OR c.symbo
 ORDER BY r.symbol, r.record;
 
 -- name: load_books
-SELECT c.symbol, b.last_id, b.seq, b.mark, b.mark_ts, b.mark_seq, b.body,
+SELECT c.symbol, b.last_id, b.seq, b.mark, b.mark_ts, b.mark_ts_max, b.mark_seq, b.body,
        (SELECT count(*) FROM book_parts p WHERE p.symbol = c.symbol) AS parts
 FROM contracts c LEFT JOIN books b USING (symbol)
 WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
@@ -180,8 +212,9 @@ WHERE c.partition = $1 AND ($2::text[] IS NULL OR c.symbol = ANY ($2));
 SELECT body FROM book_parts WHERE symbol = $1 AND part = $2;
 
 -- name: books_with_positions
--- Whether any contract of the partition ever had a position.
-SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL);
+-- Whether any contract of the partition ever had a position, or its fund an inventory, which needs the marks.
+SELECT EXISTS (SELECT FROM books b JOIN contracts c USING (symbol) WHERE c.partition = $1 AND b.body IS NOT NULL)
+    OR EXISTS (SELECT FROM holdings h JOIN contracts c USING (symbol) WHERE c.partition = $1);
 
 -- name: rejected_places
 -- The rejected events of some messages, with the message that settled each later.
@@ -196,8 +229,9 @@ SELECT settled_at IS NULL FROM rejected WHERE partition = $1 AND stream_id = $2 
 
 -- name: sequences_from
 -- Up to $3 entries of each contract in the order of their sequences, from a sequence on. Sequences rise with entries, except those
--- of late entries, which are skipped. So a binary search finds the first entry.
-SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
+-- of late events, which are skipped. So a binary search finds the first entry. `rejected` has only the first entry of a late event.
+SELECT e.symbol, e.entry, e.seq, e.kind, e.closes, e.forced, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id,
+       e.account, e.ts
 FROM unnest($1::text[], $2::bigint[]) AS a (symbol, seq)
 CROSS JOIN LATERAL (
     WITH RECURSIVE search (low, high) AS (
@@ -209,6 +243,7 @@ CROSS JOIN LATERAL (
             SELECT p.entry, p.seq FROM entries p
             WHERE p.symbol = a.symbol AND p.entry BETWEEN (s.low + s.high) / 2 AND s.high
               AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = p.symbol AND r.entry = p.entry)
+              AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = p.symbol AND r.event_seq = p.seq AND r.entry IS NOT NULL)
             ORDER BY p.entry LIMIT 1
         ) probe ON true
         WHERE s.low <= s.high
@@ -219,17 +254,44 @@ CROSS JOIN LATERAL (
     SELECT * FROM entries x
     WHERE x.symbol = a.symbol AND x.entry >= first.entry
       AND NOT EXISTS (SELECT FROM rejected r WHERE r.symbol = x.symbol AND r.entry = x.entry)
+      AND NOT EXISTS (SELECT FROM rejected r WHERE r.event_symbol = x.symbol AND r.event_seq = x.seq AND r.entry IS NOT NULL)
     ORDER BY x.entry LIMIT $3
 ) e;
 
+-- name: sequences_rest
+-- The lots of the pieces of some unwinds after an entry each; the pieces of an unwind are consecutive.
+SELECT k.symbol, k.seq, coalesce((
+    SELECT sum(x.lots) FROM entries x
+    WHERE x.symbol = k.symbol AND x.entry > k.entry AND x.seq = k.seq AND x.closes > 0 AND x.kind <> 'deleverage'
+      AND x.entry < coalesce((
+          SELECT y.entry FROM entries y WHERE y.symbol = k.symbol AND y.entry > k.entry AND y.seq <> k.seq ORDER BY y.entry LIMIT 1
+      ), 9223372036854775807)
+), 0)::bigint AS lots
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS k (symbol, seq, entry);
+
 -- name: sequences_late
--- Late entries of some contracts with some sequences.
-SELECT e.symbol, e.seq, e.kind, e.side, e.lots, e.price, e.bankruptcy_price, e.trade_id, e.order_id, e.account, e.ts
-FROM rejected r JOIN entries e USING (symbol, entry) WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2);
+-- Late entries of some contracts with some sequences. The entries of an event are consecutive, and `rejected` has the first.
+SELECT x.symbol, x.entry, x.seq, x.kind, x.closes, x.forced, x.side, x.lots, x.price, x.bankruptcy_price, x.trade_id, x.order_id,
+       x.account, x.ts
+FROM rejected r JOIN entries e USING (symbol, entry)
+CROSS JOIN LATERAL (
+    SELECT * FROM entries p WHERE p.symbol = e.symbol AND p.entry >= e.entry AND p.seq = e.seq
+      AND p.entry < coalesce((
+          SELECT y.entry FROM entries y WHERE y.symbol = e.symbol AND y.entry > e.entry AND y.seq <> e.seq ORDER BY y.entry LIMIT 1
+      ), 9223372036854775807)
+) x
+WHERE r.symbol = ANY ($1) AND e.seq = ANY ($2) ORDER BY x.symbol, x.entry;
+
+-- name: sequences_takeovers
+-- The takeover orders that events with some sequences caused, each of its own contract.
+SELECT r.symbol, r.seq, o.cause, o.reduce, o.lots, o.price, o.account, o.ts
+FROM adl_records r JOIN adl_orders o USING (symbol, adl)
+WHERE (r.symbol, r.seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND r.seq > 0 AND r.kind = 'order'
+  AND o.origin = 'takeover';
 
 -- name: sequences_adl
 -- Executions and ends of rounds with some sequences, each of its own contract. Other kinds are left out: an order that ends at once
--- has the sequence of its fill, whose content only the fill's entry has.
+-- has the sequence of its fill or takeover.
 SELECT symbol, seq, kind, adl, account, lots, ts FROM adl_records
 WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
   AND seq > 0 AND kind IN ('execution', 'round', 'end');
@@ -337,14 +399,15 @@ SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GR
 
 -- name: contract_states
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
-       f.entry > 0 AS has_entries, f.seq
+       f.entry > 0 OR f.adl > 0 AS has_entries, f.seq
 FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
        c.base_currency, c.is_quanto, c.suspended, c.updated_at AS listed_at,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
-       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
+       EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated,
+       EXISTS (SELECT FROM holdings h WHERE h.symbol = f.symbol) AS has_inventory
 FROM funds f JOIN contracts c USING (symbol)
 WHERE $1::text[] IS NULL OR c.symbol = ANY ($1)
 ORDER BY c.symbol;
@@ -384,7 +447,7 @@ WHERE f.commit > k.commit;
 -- name: entries_between
 -- Up to $3 entries of each contract after $2, for the public: without the account.
 SELECT e.symbol, e.entry, e.seq, e.kind, e.change, e.balance, e.uncovered, e.repaid, e.side, e.lots, e.price,
-       e.bankruptcy_price, e.trade_id, e.order_id, e.ts, e.seal, e.recorded_at, e.hash
+       e.bankruptcy_price, e.trade_id, e.order_id, e.ts, e.seal, e.closes, e.forced, e.recorded_at, e.hash
 FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
     SELECT * FROM entries x WHERE x.symbol = s.symbol AND x.entry > s.after ORDER BY x.entry LIMIT $3
 ) e;
@@ -392,21 +455,21 @@ FROM unnest($1::text[], $2::bigint[]) AS s (symbol, after) CROSS JOIN LATERAL (
 -- name: orders_changed
 -- Those of some orders that changed since the transaction that wrote the known version.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
-       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version
+       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
 FROM unnest($1::text[], $2::bigint[], $3::timestamptz[]) AS k (symbol, adl, updated_at)
 JOIN adl_orders o USING (symbol, adl) WHERE o.updated_at <> k.updated_at ORDER BY o.symbol, o.adl;
 
 -- name: orders_after
 -- Up to $5 orders of some contracts after a number each: those after the order ($3, $4), ascending.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
-       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version
+       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl) JOIN adl_orders o ON o.symbol = k.symbol AND o.adl > k.adl
 WHERE (o.symbol, o.adl) > ($3, $4) ORDER BY o.symbol, o.adl LIMIT $5;
 
 -- name: orders_open
 -- Up to $4 open orders of some contracts: those after the order ($2, $3), ascending.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
-       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version
+       o.state, o.round, o.ts, o.updated_at, o.acknowledged, o.policy_version, o.origin, o.unwound
 FROM adl_orders o WHERE o.state = 'open' AND o.symbol = ANY ($1) AND (o.symbol, o.adl) > ($2, $3)
 ORDER BY o.symbol, o.adl LIMIT $4;
 
@@ -432,13 +495,53 @@ GROUP BY r.account, o.updated_at, r.symbol, r.adl, o.cause, r.round, o.reduce, o
 ORDER BY o.updated_at, r.symbol, r.adl, r.round;
 
 -- name: orders_caused
+-- A shortfall has one order. A takeover has one for the lots that the fund did not accept, and those that relieve its tranche.
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
-       acknowledged, policy_version
-FROM adl_orders WHERE symbol = $1 AND cause = $2;
+       acknowledged, policy_version, origin, unwound
+FROM adl_orders WHERE symbol = $1 AND cause = $2 AND origin = 'shortfall'
+UNION ALL
+SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
+       acknowledged, policy_version, origin, unwound
+FROM adl_orders WHERE symbol = $1 AND cause = $2 AND origin <> 'shortfall'
+  AND EXISTS (SELECT FROM entries WHERE symbol = $1 AND entry = $2 AND kind = 'takeover')
+ORDER BY adl LIMIT $3;
+
+-- name: inventory
+-- The tranches of a contract with the last entry of its fund, as `as_of`; one row without a tranche for an empty inventory.
+SELECT f.symbol, t.side, t.entry, t.lots, t.price, t.ts, t.forced, f.entry AS as_of
+FROM funds f LEFT JOIN tranches t USING (symbol) WHERE f.symbol = $1 ORDER BY t.entry;
+
+-- name: inventory_entries
+-- The entries after $2 up to $3 that changed the inventories of some contracts.
+SELECT e.symbol, e.entry, e.side, e.lots, e.price, e.ts, e.closes, e.forced
+FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS s (symbol, after, until) CROSS JOIN LATERAL (
+    SELECT * FROM entries x
+    WHERE x.symbol = s.symbol AND x.entry > s.after AND x.entry <= s.until AND (x.kind = 'takeover' OR x.closes > 0)
+) e ORDER BY e.symbol, e.entry;
+
+-- name: tranches_ascending
+-- `promised` are the lots that open inventory orders still need.
+SELECT t.entry, t.side, t.lots, coalesce(o.lots, 0)::bigint AS promised, t.price, t.ts, t.forced
+FROM tranches t LEFT JOIN (
+    SELECT cause, sum(lots - executed - unwound) AS lots FROM adl_orders
+    WHERE symbol = $1 AND state = 'open' AND origin = 'inventory' GROUP BY cause
+) o ON o.cause = t.entry
+WHERE t.symbol = $1 AND t.entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR t.side = $4) ORDER BY t.entry LIMIT $5;
+
+-- name: tranches_descending
+SELECT t.entry, t.side, t.lots, coalesce(o.lots, 0)::bigint AS promised, t.price, t.ts, t.forced
+FROM tranches t LEFT JOIN (
+    SELECT cause, sum(lots - executed - unwound) AS lots FROM adl_orders
+    WHERE symbol = $1 AND state = 'open' AND origin = 'inventory' GROUP BY cause
+) o ON o.cause = t.entry
+WHERE t.symbol = $1 AND t.entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR t.side = $4) ORDER BY t.entry DESC LIMIT $5;
 
 -- name: marks
 -- The last stored marks.
 SELECT symbol, mark FROM books WHERE mark IS NOT NULL;
+
+-- name: stored_mark
+SELECT mark FROM books WHERE symbol = $1;
 
 -- name: balances_at
 -- The state of funds at some moments: before the first entry (`next`) that a chart places later. Hours that begin later name it
@@ -547,14 +650,14 @@ FROM hours h GROUP BY 1 ORDER BY 1;
 -- name: entries_ascending
 -- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, seal, recorded_at, hash
+       ts, seal, closes, forced, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry LIMIT $7;
 
 -- name: entries_descending
 -- For the public: without the account.
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       ts, seal, recorded_at, hash
+       ts, seal, closes, forced, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry BETWEEN $2 AND $3 AND ($4::text IS NULL OR kind = $4) AND ts BETWEEN $5 AND $6
 ORDER BY entry DESC LIMIT $7;
 
@@ -584,7 +687,7 @@ WHERE first_entry IS NOT NULL ORDER BY first_entry;
 
 -- name: entries_after
 SELECT symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       account, ts, seal, recorded_at, hash
+       account, ts, seal, closes, forced, recorded_at, hash
 FROM entries WHERE symbol = $1 AND entry > $2 ORDER BY entry LIMIT $3;
 
 -- name: records_after
@@ -593,12 +696,12 @@ FROM adl_records WHERE symbol = $1 AND record > $2 ORDER BY record LIMIT $3;
 
 -- name: orders_ascending
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
-       acknowledged, policy_version
+       acknowledged, policy_version, origin, unwound
 FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl LIMIT $5;
 
 -- name: orders_descending
 SELECT symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, updated_at,
-       acknowledged, policy_version
+       acknowledged, policy_version, origin, unwound
 FROM adl_orders WHERE symbol = $1 AND adl BETWEEN $2 AND $3 AND ($4::text IS NULL OR state = $4) ORDER BY adl DESC LIMIT $5;
 
 -- name: rounds
@@ -648,10 +751,17 @@ JOIN adl_orders o ON o.symbol = d.symbol AND o.adl = d.adl
 WHERE d.number BETWEEN $2 AND $3
 ORDER BY CASE WHEN $4::boolean THEN d.number ELSE -d.number END LIMIT $5;
 
+-- name: carried_lots
+-- The lots that each fund holds, with those in its open takeover orders.
+SELECT symbol, (sum(held) + sum(in_orders))::bigint AS lots FROM holdings GROUP BY symbol;
+
+-- name: all_tranches
+SELECT symbol, side, entry, lots, price, ts, forced FROM tranches ORDER BY symbol, entry;
+
 -- name: latest_orders
 -- The last orders of every contract, each with the record that began its current round.
-SELECT o.symbol, o.adl, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered, o.recovered,
-       o.executed, o.state, o.round, a.kind, a.body
+SELECT o.symbol, o.adl, o.origin, o.reduce, o.lots, o.price, c.price_decimals, o.deficit, o.deficit_lots, o.uncovered,
+       o.recovered, o.executed, o.state, o.round, a.kind, a.body
 FROM contracts c
 CROSS JOIN LATERAL (SELECT * FROM adl_orders WHERE symbol = c.symbol ORDER BY adl DESC LIMIT $1) o
 CROSS JOIN LATERAL (
@@ -661,10 +771,10 @@ CROSS JOIN LATERAL (
 ORDER BY o.symbol, o.adl;
 
 -- name: executed_since
--- Executions of orders whose shortfall has a later sequence.
+-- Executions of orders that began with a later sequence.
 SELECT r.symbol, r.account, r.lots, r.body
-FROM adl_records r JOIN adl_orders o USING (symbol, adl) JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause
-WHERE r.kind = 'execution' AND e.seq > $1;
+FROM adl_records r JOIN adl_records b ON b.symbol = r.symbol AND b.adl = r.adl AND b.kind = 'order'
+WHERE r.kind = 'execution' AND b.seq > $1;
 
 -- name: rejected_list
 -- In stream order: the parts of an id compare as numbers.
@@ -795,7 +905,7 @@ FROM audit_progress WHERE symbol = ANY ($1) AND walk = $2;
 -- name: audit_entries
 -- The next entries of some contracts, each after its own number and up to its own count.
 SELECT e.symbol, e.entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-       account, ts, seal, recorded_at, hash
+       account, ts, seal, closes, forced, recorded_at, hash
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
 CROSS JOIN LATERAL (SELECT * FROM entries x WHERE x.symbol = k.symbol AND x.entry > k.entry ORDER BY x.entry LIMIT k.entries) e;
 
@@ -823,7 +933,7 @@ SELECT * FROM found ORDER BY symbol, record;
 -- Each row is the first from its number on. So PostgreSQL uses the index by number even without statistics, instead of searching
 -- all orders of the contract for each number.
 SELECT o.symbol, o.adl, o.cause, o.reduce, o.lots, o.price, o.deficit, o.deficit_lots, o.uncovered, o.recovered, o.executed,
-       o.state, o.round, o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version
+       o.state, o.round, o.ts, o.seq, o.account, o.acknowledged, o.round_ms, o.policy_version, o.origin, o.unwound
 FROM unnest($1::text[], $2::bigint[]) AS k (symbol, adl)
 CROSS JOIN LATERAL (
     SELECT * FROM adl_orders x WHERE x.symbol = k.symbol AND x.adl >= k.adl ORDER BY x.adl LIMIT 1
@@ -841,6 +951,11 @@ FROM funds f JOIN contracts c USING (symbol) WHERE c.symbol = ANY ($1);
 SELECT r.symbol, r.entry
 FROM unnest($1::text[], $2::bigint[], $3::integer[]) AS k (symbol, entry, entries)
 JOIN rejected r ON r.symbol = k.symbol AND r.entry > k.entry AND r.entry <= k.entry + k.entries;
+
+-- name: audit_late_sequences
+-- Sequences of some contracts whose events were settled late.
+SELECT event_symbol AS symbol, event_seq AS seq FROM rejected
+WHERE (event_symbol, event_seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[])) AND event_seq IS NOT NULL AND entry IS NOT NULL;
 
 -- name: audit_orders
 SELECT k.symbol, t.recovered, t.open, t.seq, t.orders
@@ -869,6 +984,41 @@ ON CONFLICT (symbol, walk) DO UPDATE SET
 -- name: audit_differs
 INSERT INTO audit_progress (symbol, walk, good) SELECT unnest($1::text[]), $2, false
 ON CONFLICT (symbol, walk) DO UPDATE SET good = false;
+
+-- name: audit_holdings
+SELECT symbol, side, taken, unwound, deleveraged, held, in_orders, returned_ts FROM holdings WHERE symbol = ANY ($1);
+
+-- name: audit_tranches_all
+-- A page of the tranches of some contracts, after one of them.
+SELECT symbol, side, entry, lots, price, ts, forced FROM tranches
+WHERE symbol = ANY ($1) AND (symbol, entry) > ($2, $3) ORDER BY symbol, entry LIMIT $4;
+
+-- name: audit_tranches_named
+SELECT symbol, side, entry, lots, price, ts, forced
+FROM tranches JOIN unnest($1::text[], $2::bigint[]) AS k (symbol, entry) USING (symbol, entry);
+
+-- name: audit_tranches_kept
+-- A page of the tranches at the checkpoint of a walk, after one of them. All but their lots is in their entries.
+SELECT symbol, CASE e.side WHEN 'sell' THEN 'long' ELSE 'short' END AS side, entry, k.lots, e.price, e.ts, e.forced
+FROM audit_tranches k JOIN entries e USING (symbol, entry)
+WHERE symbol = $1 AND k.walk = $2 AND entry > $3 AND entry <= $4 ORDER BY entry LIMIT $5;
+
+-- name: audit_tranches_changed
+-- Tranches that changed up to the checkpoints of a walk. One without lots is closed.
+WITH changed AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) AS c (symbol, walk, entry, lots)
+), closed AS (
+    DELETE FROM audit_tranches k USING changed c
+    WHERE k.symbol = c.symbol AND k.walk = c.walk AND k.entry = c.entry AND c.lots = 0
+)
+INSERT INTO audit_tranches AS k (symbol, walk, entry, lots) SELECT symbol, walk, entry, lots FROM changed WHERE lots > 0
+ON CONFLICT (symbol, walk, entry) DO UPDATE SET lots = excluded.lots;
+
+-- name: audit_tranches_outdated
+DELETE FROM audit_tranches WHERE symbol = ANY ($1) AND walk = 'newest';
+
+-- name: audit_tranches_ended
+UPDATE audit_tranches SET walk = 'newest' WHERE symbol = ANY ($1) AND walk = 'full';
 
 -- name: newest_fills
 -- Every contract with the sequence and time of its newest fill; 0 without one.
@@ -915,10 +1065,16 @@ WITH scaled AS (
 SELECT held, decimals, day, change FROM held LEFT JOIN days ON true;
 
 -- name: adl_turns
--- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first.
+-- The begins of a contract's ADL by the engine's clock, with the balance, and its ends by the database's clock; newest first. An
+-- order for lots may have no entry as its cause; its first record has the entry before it.
 SELECT ts, began, balance FROM (
-    SELECT o.ts, true AS began, e.balance
-    FROM adl_orders o JOIN entries e ON e.symbol = o.symbol AND e.entry = o.cause WHERE o.symbol = $1
+    SELECT o.ts, true AS began, coalesce(e.balance, 0) AS balance
+    FROM adl_orders o
+    LEFT JOIN LATERAL (
+        SELECT x.entry FROM adl_records x WHERE x.symbol = o.symbol AND x.adl = o.adl AND x.kind = 'order' LIMIT 1
+    ) r ON true
+    LEFT JOIN entries e ON e.symbol = o.symbol AND e.entry = CASE o.origin WHEN 'shortfall' THEN o.cause ELSE r.entry END
+    WHERE o.symbol = $1
     UNION ALL
     SELECT floor(extract(epoch FROM o.updated_at) * 1000)::bigint, false, NULL
     FROM adl_orders o WHERE o.symbol = $1 AND o.state <> 'open'

@@ -6,7 +6,7 @@ REVOKE ALL ON ALL TABLES IN SCHEMA public FROM fundsvc_service;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO fundsvc_service;
 
 GRANT INSERT (symbol, entry, seq, kind, change, balance, uncovered, repaid, side, lots, price, bankruptcy_price, trade_id, order_id,
-              account, ts, hash, seal) ON entries TO fundsvc_service;
+              account, ts, hash, seal, closes, forced) ON entries TO fundsvc_service;
 GRANT INSERT (symbol, record, entry, kind, adl, round, seq, ts, account, lots, body, first_rank, hash)
     ON adl_records TO fundsvc_service;
 
@@ -17,11 +17,11 @@ GRANT INSERT (symbol, balance, outstanding, entry, seq, adl, head, guard, adl_re
       UPDATE (balance, outstanding, entry, seq, adl, head, guard, adl_record, adl_head, commit, updated_at)
     ON funds TO fundsvc_service;
 GRANT INSERT (symbol, adl, cause, reduce, lots, price, deficit, deficit_lots, uncovered, recovered, executed, state, round, ts, seq,
-              account, acknowledged, round_ms, policy_version),
-      UPDATE (recovered, executed, state, round, seq, acknowledged, round_ms, updated_at)
+              account, acknowledged, round_ms, policy_version, origin, unwound),
+      UPDATE (recovered, executed, unwound, state, round, seq, acknowledged, round_ms, updated_at)
     ON adl_orders TO fundsvc_service;
-GRANT INSERT (symbol, last_id, seq, mark, mark_ts, mark_seq, body),
-      UPDATE (last_id, seq, mark, mark_ts, mark_seq, body, kept_at)
+GRANT INSERT (symbol, last_id, seq, mark, mark_ts, mark_ts_max, mark_seq, body),
+      UPDATE (last_id, seq, mark, mark_ts, mark_ts_max, mark_seq, body, kept_at)
     ON books TO fundsvc_service;
 GRANT INSERT (symbol, part, body), DELETE ON book_parts TO fundsvc_service;
 GRANT INSERT (partition, currency, price, ts), UPDATE (price, ts) ON rates TO fundsvc_service;
@@ -35,6 +35,10 @@ GRANT UPDATE (epoch, owner, lease_until, lease_seconds, last_id, messages, event
 GRANT INSERT (partition, after_id, until_id, messages), UPDATE (acknowledged_at) ON stream_gaps TO fundsvc_service;
 GRANT INSERT (engine, since, seen_at, leaves), UPDATE (since, seen_at, leaves), DELETE ON engines TO fundsvc_service;
 GRANT INSERT (partition, run_id), UPDATE (run_id, changes, changed_at) ON stream_servers TO fundsvc_service;
+GRANT INSERT (symbol, entry, side, lots, price, ts, forced), UPDATE (lots), DELETE ON tranches TO fundsvc_service;
+GRANT INSERT (symbol, side, taken, unwound, deleveraged, held, in_orders, returned_ts),
+      UPDATE (taken, unwound, deleveraged, held, in_orders, returned_ts)
+    ON holdings TO fundsvc_service;
 GRANT INSERT (poster, epoch), UPDATE (epoch), DELETE ON posters TO fundsvc_service;
 GRANT INSERT (partition, at), UPDATE (at) ON heartbeats TO fundsvc_service;
 
@@ -47,6 +51,7 @@ GRANT INSERT (symbol, walk, entry, seq, balance, uncovered, repaid, head, outsta
               verified_at),
       UPDATE (entry, seq, balance, uncovered, repaid, head, outstanding, recovered, record, adl, adl_head, state, good, verified_at)
     ON audit_progress TO fundsvc_service;
+GRANT INSERT (symbol, walk, entry, lots), UPDATE (walk, lots), DELETE ON audit_tranches TO fundsvc_service;
 GRANT INSERT (symbol, rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason),
       UPDATE (rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason, computed_at)
     ON targets TO fundsvc_service;

@@ -19,6 +19,8 @@ COLUMNS = (
     "price",
     "bankruptcy_price",
     "ts",
+    "closes",
+    "forced",
     "hash",
     "symbol",
     "kind",
@@ -40,6 +42,7 @@ ORDER_COLUMNS = (
     "uncovered",
     "recovered",
     "executed",
+    "unwound",
     "ts",
     "seq",
     "round_ms",
@@ -49,6 +52,7 @@ ORDER_COLUMNS = (
     "symbol",
     "reduce",
     "state",
+    "origin",
     "account",
 )
 """The columns of an ADL order, fixed widths first."""
@@ -76,8 +80,8 @@ HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
 """A field count of -1 ends the data."""
 
-_FIXED = Struct("!h" + "iq" * 10 + "i32s").pack
-_FIXED_OF_ORDER = Struct("!h" + "iq" * 12 + "ii" * 2 + "i?").pack
+_FIXED = Struct("!h" + "iq" * 11 + "i?" + "i32s").pack
+_FIXED_OF_ORDER = Struct("!h" + "iq" * 13 + "ii" * 2 + "i?").pack
 _FIXED_OF_RECORD = Struct("!h" + "iq" * 6 + "ii" + "i32s").pack
 _LENGTH = Struct("!i").pack
 _BIGINT = Struct("!iq").pack
@@ -115,6 +119,10 @@ def copy_rows(entries: Iterable[Entry], hashes: Iterable[bytes]) -> bytes:
                 line.bankruptcy_price,
                 8,
                 line.ts,
+                8,
+                line.closes,
+                1,
+                line.forced,
                 32,
                 digest,
             ),
@@ -159,6 +167,8 @@ def copy_orders(orders: Iterable[OrderState]) -> bytes:
                 8,
                 order.executed,
                 8,
+                order.unwound,
+                8,
                 order.ts,
                 8,
                 order.seq,
@@ -171,7 +181,7 @@ def copy_orders(orders: Iterable[OrderState]) -> bytes:
                 1,
                 order.acknowledged,
             ),
-            _labels(order.symbol, order.reduce, order.state),
+            _labels(order.symbol, order.reduce, order.state, order.origin),
             _LENGTHS[len(account)],
             account,
         )

@@ -1,8 +1,8 @@
 """The writing side: loads a partition for its owner, and writes each batch in one transaction."""
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import starmap
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from fundsvc.core.adl.records import terms_of
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import Batch, BookState, Draft, EventPlace, Offset, RateState, StoredBook
 from fundsvc.core.contracts import Contract
+from fundsvc.core.fund.inventory import HoldingState, TrancheState
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.policy import Policies, Policy, SavedGuard
 from fundsvc.core.sequences import Facts
@@ -91,7 +92,7 @@ class Writer:
             position = await self._connection.fetchrow(SQL["load_position"], self._partition, self._epoch)
             if position is None:
                 raise OwnershipLost(f"partition {self._partition} has another owner")
-            funds = await self._connection.fetch(SQL["load_funds"], self._partition, None)
+            funds = await load_funds(self._fetch, self._partition, None, policy_of)
             strays = await self._connection.fetch(SQL["stray_rows"], self._partition)
         if strays:
             named = ", ".join(
@@ -101,7 +102,7 @@ class Writer:
                 f"{len(strays)} contracts have rows that no commit wrote: {named}. Inspect them (fundsvc export), and have"
                 f" the database's owner remove them"
             )
-        return Offset(*position), [fund_from(row, policy_of(row["symbol"])) for row in funds]
+        return Offset(*position), funds
 
     async def load_policies(self, configured: Policies) -> list[Policies]:
         """Returns all recorded versions of the partition's policies, ascending. Records `configured` as version 1 if there is
@@ -120,6 +121,11 @@ class Writer:
             orders = await self._connection.fetch(SQL["load_orders"], self._partition, None)
             records = await self._connection.fetch(SQL["load_records"], self._partition, None)
         return orders_from(orders, records)
+
+    async def load_rates(self) -> list[RateState]:
+        """Returns the latest rates of the partition's stream."""
+        with faults():
+            return [RateState(*row) for row in await self._connection.fetch(SQL["load_rates"], self._partition)]
 
     async def load_books(self) -> list[StoredBook]:
         """The books of all contracts as they were last kept; one that never was begins with the stream."""
@@ -245,6 +251,46 @@ def _moved(before: Offset, after: Offset) -> tuple[Any, ...]:
     return before.last_id, before.events, before.partial_id, *after
 
 
+async def load_funds(
+    fetch: Callable[..., Awaitable[list[asyncpg.Record]]],
+    partition: int,
+    symbol: str | None,
+    policy_of: Callable[[str], Policy],
+) -> list[Fund]:
+    """Returns the funds of a partition, or that of one contract, with their inventories, under their policies.
+
+    `fetch` runs a statement: name, parameters.
+    """
+    rows = await fetch("load_funds", partition, symbol)
+    funds = {row["symbol"]: fund_from(row, policy_of(row["symbol"])) for row in rows}
+    holdings = await fetch("load_holdings", partition, symbol)
+    if holdings:
+        tranches = await fetch("load_tranches", partition, symbol)
+        # In a thread, because 100,000 tranches take half a second.
+        await asyncio.to_thread(_restore_inventories, funds, holdings, tranches)
+    return list(funds.values())
+
+
+def _restore_inventories(
+    funds: Mapping[str, Fund], holdings: Iterable[asyncpg.Record], tranches: Iterable[asyncpg.Record]
+) -> None:
+    """Restores the inventories of funds from rows of `load_holdings` and `load_tranches`."""
+    sides: dict[str, list[HoldingState]] = defaultdict(list)
+    held: dict[str, list[TrancheState]] = defaultdict(list)
+    for row in holdings:
+        sides[row["symbol"]].append(holding_from(row))
+    for row in tranches:
+        held[row["symbol"]].append(TrancheState(*row))
+    for symbol, states in sides.items():
+        funds[symbol].restore_inventory(held[symbol], states)
+
+
+def holding_from(row: asyncpg.Record) -> HoldingState:
+    """Builds the state of a side of an inventory from a row of its columns; its sums of lots may exceed 64 bits."""
+    symbol, side, taken, unwound, deleveraged, *rest = (row[name] for name in HoldingState._fields)
+    return HoldingState(symbol, side, int(taken), int(unwound), int(deleveraged), *rest)
+
+
 def fund_from(row: asyncpg.Record, policy: Policy) -> Fund:
     """Builds the fund from a row of `load_funds`, under a policy."""
     state = FundState(**{name: row[name] for name in FundState._fields})._replace(guard=saved_guard_from(row))
@@ -265,7 +311,7 @@ def orders_from(orders: Iterable[asyncpg.Record], records: Iterable[asyncpg.Reco
 
 
 def _order_from(row: asyncpg.Record) -> AdlOrder:
-    return AdlOrder(**{name: row[name] for name in OrderState._fields if name != "recovered"})
+    return AdlOrder(**{name: row[name] for name in OrderState._fields if name != "recovered" and name in row})
 
 
 def _follow(order: AdlOrder, row: asyncpg.Record) -> None:
@@ -314,7 +360,8 @@ def _stored_book(row: asyncpg.Record, parts: deque[bytes | memoryview]) -> Store
     """Builds the book from a row of `load_books`. A book that was never saved begins at the start of the stream."""
     last_id, seq = row["last_id"] or STREAM_START, row["seq"] or 0
     book = _decoded(parts) if parts else None
-    return StoredBook(row["symbol"], last_id, seq, row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0, book)
+    mark = row["mark"], row["mark_ts"] or 0, row["mark_seq"] or 0
+    return StoredBook(row["symbol"], last_id, seq, *mark, book, row["mark_ts_max"] or 0)
 
 
 def _decoded(parts: deque[bytes | memoryview]) -> Iterator[BookPart]:
@@ -346,6 +393,10 @@ def _moved_orders(orders: Sequence[OrderState]) -> list[list[Any]]:
 def _statements(batch: Batch, partition: int, after: Offset, orders: list[list[list[Any]]]) -> list[tuple[str, Sequence[Any]]]:
     """Returns the statements that a batch needs after `commit`, by name with parameters."""
     statements: list[tuple[str, Sequence[Any]]] = [("commit_orders", part) for part in orders]
+    if batch.tranches:
+        statements.append(("commit_tranches", arrays(TrancheState, batch.tranches)))
+    if batch.holdings:
+        statements.append(("commit_holdings", arrays(HoldingState, batch.holdings)))
     if batch.books:
         statements.extend(_books(batch.books, after.last_id))
     if batch.rates:
@@ -367,7 +418,7 @@ def _books(books: Sequence[BookState], last_id: str) -> Iterator[tuple[str, Sequ
 
 def _book_row(kept: BookState) -> BookRow:
     body = IN_PARTS if _is_in_parts(kept) else kept.parts and kept.parts[0]
-    return BookRow(kept.symbol, kept.seq, kept.mark, kept.mark_ts, kept.mark_seq, body or None)
+    return BookRow(kept.symbol, kept.seq, kept.mark, kept.mark_ts, kept.mark_ts_max, kept.mark_seq, body or None)
 
 
 def _is_in_parts(kept: BookState) -> bool:

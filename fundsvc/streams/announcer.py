@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from fundsvc.core.adl.order import AdlOrder
+from fundsvc.core.adl.order import AdlOrder, Origin
 from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.numbers import format_units
 from fundsvc.streams.client import StreamClient, faults, server_time_ms
@@ -48,6 +48,7 @@ class _Announcement(msgspec.Struct, tag_field="type", tag="adlOrder", gc=False):
     symbol: str
     adl: int
     round: int
+    origin: Origin
     cause: int
     reduce: SideName
     price: str
@@ -65,5 +66,7 @@ def announcement(order: AdlOrder, price_decimals: int) -> bytes:
     lots = sum([each.lots for each in allocations])
     price = format_units(order.price, price_decimals)
     return _encode(
-        _Announcement(order.symbol, order.adl, order.round, order.cause, order.reduce, price, lots, allocations, order.ts)
+        _Announcement(
+            order.symbol, order.adl, order.round, order.origin, order.cause, order.reduce, price, lots, allocations, order.ts
+        )
     )

@@ -27,12 +27,14 @@ from fundsvc.core.events import (
     Reason,
     Rejection,
     Snapshot,
+    Takeover,
+    Unwind,
 )
 from fundsvc.wire.duplicate_keys import RepeatedKey, check_keys, may_repeat, may_repeat_one
 
 Codec = Literal["json", "msgpack"]
 
-PostedEvent = Fill | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
+PostedEvent = Fill | Takeover | Unwind | Mark | Position | Snapshot | AdlFill | AdlEnd | AdlAck | AdlTimeout | Rate | Listing
 """The events that matching engines send. The owners of partitions append the others."""
 
 AnyEvent = PostedEvent | PolicyChange

@@ -16,9 +16,11 @@ from fundsvc.core.events import (
     Position,
     Rate,
     Snapshot,
+    Takeover,
+    Unwind,
 )
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.policy import Policy
+from fundsvc.core.policy import Policy, TakeoverPolicy
 
 SYMBOLS = st.sampled_from([UNIT.symbol, UNIT.symbol, LINEAR.symbol, "OTHER"])
 NAMES = st.sampled_from(["", "a", "b", "c", "a\n", "a\tb", "a\0", "\ud800", "=1", " -1", "\uff20x"]) | st.text(max_size=4)
@@ -33,11 +35,15 @@ PREVIOUS = st.none() | st.integers(0, 9)
 SIDES = st.sampled_from(["sell", "buy"])
 LEGS = st.sampled_from(["BOTH", "LONG", "SHORT"])
 PHASES = st.sampled_from(["begin", "end"])
-POLICIES = st.sampled_from([Policy(), Policy(waterfall="adl_then_fund"), Policy(eligible="all", escalate_min=0)])
+POLICIES = st.sampled_from(
+    [Policy(), Policy(waterfall="adl_then_fund"), Policy(eligible="all", escalate_min=0, takeover=TakeoverPolicy("adl"))]
+)
 MULTIPLIERS = st.sampled_from([1.0, 2.0, -1, "x", "1e-30", float("nan")])
 
 BY_TYPE = {
     Fill: st.builds(Fill, SYMBOLS, SEQUENCES, SIDES, LOTS, NUMBERS, NUMBERS, TIMES, NAMES, NAMES, NAMES, PREVIOUS),
+    Takeover: st.builds(Takeover, SYMBOLS, SEQUENCES, SIDES, LOTS, NUMBERS, TIMES, NAMES, NAMES, NAMES, PREVIOUS),
+    Unwind: st.builds(Unwind, SYMBOLS, SEQUENCES, SIDES, LOTS, NUMBERS, TIMES, NAMES, NAMES, PREVIOUS),
     Mark: st.builds(Mark, SYMBOLS, NUMBERS, TIMES, st.none() | NUMBERS, st.none() | SEQUENCES),
     Position: st.builds(Position, SYMBOLS, NAMES, SIGNED_LOTS, NUMBERS, NUMBERS, TIMES, LEGS, NAMES, st.none() | SEQUENCES),
     Snapshot: st.builds(Snapshot, SYMBOLS, PHASES, TIMES),

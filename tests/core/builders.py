@@ -6,7 +6,7 @@ import msgspec
 
 from fundsvc.cli.tools.vectors import FundWithReserve
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Listing, Mark, Position
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Listing, Mark, Position, Takeover, Unwind
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.partition import Partition
 from fundsvc.core.policy import Policy
@@ -63,6 +63,17 @@ def mark(price: str, **fields) -> Mark:
 def position(account: str, lots: int, entry_price: str = "100", margin: str = "500", **fields) -> Position:
     given = {"symbol": UNIT.symbol, "ts": 1000, "lots": lots, "entry_price": entry_price, "margin": margin}
     return Position(account=account, **(given | fields))
+
+
+def takeover(seq: int, lots: int, bankruptcy_price: str = "50", side: str = "sell", **fields) -> Takeover:
+    given = {"symbol": UNIT.symbol, "ts": 1000 + seq, "side": side, "lots": lots, "bankruptcy_price": bankruptcy_price}
+    return Takeover(seq=seq, **(given | fields))
+
+
+def unwind(seq: int, lots: int, price: str = "50", side: str = "sell", **fields) -> Unwind:
+    return Unwind(
+        **({"symbol": UNIT.symbol, "seq": seq, "ts": 1000 + seq, "side": side, "lots": lots, "price": price} | fields)
+    )
 
 
 def adl_fill(seq: int, account: str, lots: int, adl: int = 1, **fields) -> AdlFill:

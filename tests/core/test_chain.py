@@ -25,6 +25,8 @@ ENTRIES = st.builds(
     *(TEXT, INT64, INT64, st.sampled_from(["surplus", "flat", "shortfall", "refund"]), INT64, INT64, INT64, INT64),
     *(st.sampled_from(["sell", "buy"]), INT64, INT64, INT64, TEXT, TEXT, TEXT, INT64),
     st.sampled_from([b"", SEAL]),
+    st.just(0) | INT64,
+    st.booleans(),
 )
 
 
@@ -61,11 +63,18 @@ def independent_hash(previous: bytes, entry: Entry) -> bytes:
         *(entry.side, entry.lots, entry.price, entry.bankruptcy_price, entry.trade_id, entry.order_id),
     )
     packed = b"".join(packed_text(field) if isinstance(field, str) else packed_integer(field) for field in before)
+    fields = 16 + (1 if entry.seal else 0) + (2 if entry.forced else 1 if entry.closes else 0)
+    head = b"\xdc" + struct.pack(">H", fields)
     if entry.seal:
-        packed = b"\xdc\x00\x11\x02" + packed + b"\xc4" + bytes([len(entry.seal)]) + entry.seal
+        packed = head + b"\x02" + packed + b"\xc4" + bytes([len(entry.seal)]) + entry.seal
     else:
-        packed = b"\xdc\x00\x10" + packed + packed_text(entry.account)
-    return hashlib.sha256(previous + packed + packed_integer(entry.ts)).digest()
+        packed = head + packed + packed_text(entry.account)
+    packed += packed_integer(entry.ts)
+    if entry.closes or entry.forced:
+        packed += packed_integer(entry.closes)
+    if entry.forced:
+        packed += b"\xc3"
+    return hashlib.sha256(previous + packed).digest()
 
 
 def test_hashes_of_a_known_chain_are_stable():
@@ -80,7 +89,12 @@ def test_hash_equals_an_independent_implementation(previous, entry):
     assert link(previous, entry) == independent_hash(previous, entry)
 
 
-OTHERS = {str: lambda text: text + "x", int: lambda number: number + 1, bytes: lambda seal: seal[::-1] or b"s" * SEAL_BYTES}
+OTHERS = {
+    str: lambda text: text + "x",
+    int: lambda number: number + 1,
+    bytes: lambda seal: seal[::-1] or b"s" * SEAL_BYTES,
+    bool: lambda flag: not flag,
+}
 
 
 @pytest.mark.parametrize("name", Entry.__struct_fields__)

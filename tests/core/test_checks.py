@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fundsvc.api.ingest_checks import BodyChecks, ContractState
 from fundsvc.config.settings import Config
 from fundsvc.core.checks import check
-from fundsvc.core.events import Event, Fill, Mark, PolicyChange, Position, Rate, Reason, Rejection
+from fundsvc.core.events import Event, Fill, Mark, PolicyChange, Position, Rate, Reason, Rejection, Takeover, Unwind
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.wire.codec import PostedEvent
 
@@ -21,6 +21,7 @@ KNOWN_TO_THE_LEDGER = {
     Reason.ADL_ORDER_CLOSED,
     Reason.ADL_NOT_ASKED,
     Reason.ADL_TOO_MANY_LOTS,
+    Reason.INVENTORY_SHORT,
 }
 """Reasons that depend on the state of the ledger, which HTTP does not have."""
 
@@ -77,6 +78,10 @@ def test_http_and_settlement_reject_the_same_events_for_the_same_reason(kind, da
         (fill(trade_id="=1"), Reason.INVALID_FIELD),
         (fill(price="0"), Reason.OUT_OF_RANGE),
         (fill(bankruptcy_price="1e5"), Reason.INVALID_NUMBER),
+        (Takeover(UNIT.symbol, 1, "sell", 1, "1", 1, account="=a"), Reason.INVALID_FIELD),
+        (Takeover(UNIT.symbol, 1, "sell", 1, "-1", 1), Reason.INVALID_NUMBER),
+        (Unwind(UNIT.symbol, 1, "sell", 1, "0", 1), Reason.OUT_OF_RANGE),
+        (Unwind(UNIT.symbol, 1, "sell", 1, "1", 1, order_id="@"), Reason.INVALID_FIELD),
         (position("a\tb", 1), Reason.INVALID_FIELD),
         (position("a", 1, owner="@b"), Reason.INVALID_FIELD),
         (position("a", 1, position_side="SHORT"), Reason.INVALID_FIELD),
@@ -91,7 +96,7 @@ def test_both_reject_a_field_that_is_not_legal(event, reason):
     assert foreseen.detail == settled.detail
 
 
-@given(st.one_of(BY_TYPE[Fill], BY_TYPE[Mark], BY_TYPE[Position]))
+@given(st.one_of(BY_TYPE[Fill], BY_TYPE[Takeover], BY_TYPE[Unwind], BY_TYPE[Mark], BY_TYPE[Position]))
 def test_check_accepts_exactly_what_a_contract_can_settle(event):
     rejection = rejection_of(lambda given: check(given, UNIT), event)
     settled = rejection_of(partition(a_fund(UNIT, balance=ONE)).apply, event)

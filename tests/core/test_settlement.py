@@ -98,6 +98,8 @@ def test_entry_contains_its_fill_and_is_hashed():
         "account": "a",
         "ts": 1009,
         "seal": b"",
+        "closes": 0,
+        "forced": False,
     }
     assert digest == link(b"h" * 32, entry)
     assert fund.state() == FundState("UNITUSDTM", 0, 0, 5, 9, 0, digest, None, 0, GENESIS)

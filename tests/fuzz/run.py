@@ -255,12 +255,12 @@ def any_messages(count: int) -> Chunks:
         large = messages.large()
         yield [messages.listings()]
         for number in range(count // CHUNK_MESSAGES):
+            if number and number % CHUNKS_PER_ENGINE == 0:
+                yield []
             yield [messages.next() for _ in range(CHUNK_MESSAGES)]
             yield from ([fields] for fields in islice(large, 1))
             if number % CHUNKS_PER_ENGINE == CHUNKS_PER_ENGINE // 2:
                 yield [messages.listings()]
-            if number % CHUNKS_PER_ENGINE == CHUNKS_PER_ENGINE - 1:
-                yield []
         yield from ([fields] for fields in large)
         yield []
         yield [messages.next()]

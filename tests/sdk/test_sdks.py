@@ -115,6 +115,7 @@ CHANGES = [
     ("regular_update", "", "5.9", 14),
     ("bankruptcy_loss", "-0.1", "5.9", 13),
     ("liquidation_balance_deposit", "1", "6", 12),
+    ("regular_update", "", "5", 5),
     ("liquidation_balance_deposit", "1.5", "5", 3),
     ("adl", "", "3.5", 1),
     ("bankruptcy_loss", "-1.5", "3.5", 1),
@@ -211,5 +212,5 @@ async def test_kucoin_futures_client_reads_contracts_and_receives_topics_over_tl
     balances = [each for each in answers["received"] if each["subject"] == "balance.change"]
     (entry,) = [each["data"] for each in answers["received"] if each["subject"] == "entry"]
     assert balances[0]["topic"] == f"/insuranceFund/balance:{SYMBOL}"
-    assert (entry["entry"], entry["change"]) == (4, "1")
+    assert (entry["entry"], entry["change"]) == (5, "1")
     assert fund["entry"] > entry["entry"]

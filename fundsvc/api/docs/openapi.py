@@ -68,6 +68,7 @@ PATH_PARAMETERS: Mapping[str, tuple[Schema, str]] = {
 
 SECTIONS: Mapping[str, str] = {
     "fundsvc.api.fund_cache": "fundsvc.api.funds",
+    "fundsvc.api.inventory": "fundsvc.api.funds",
     "fundsvc.api.targets": "fundsvc.api.funds",
     "fundsvc.api.websocket.endpoints": "fundsvc.api.websocket",
 }

@@ -5,21 +5,23 @@ strings in the settlement currency, prices are decimal strings. Absent `symbol` 
 the service rejects change nothing; the outcome lists them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from decimal import Decimal
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from fundsvc.config.settings import CurrencyConfig
-from fundsvc.core.adl.order import OrderState
+from fundsvc.core.adl.order import OrderState, Origin, State
 from fundsvc.core.adl.records import terms_of
 from fundsvc.core.batch import Batch
 from fundsvc.core.contracts import Contract, contract_of
-from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Reason, Rejection
+from fundsvc.core.events import AdlEnd, AdlFill, Fill, Mark, Position, Reason, Rejection, Side, Takeover, Unwind
 from fundsvc.core.fund.chain import Kind
+from fundsvc.core.fund.inventory import Holding
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.numbers import INT64_MAX, format_units, to_units
 from fundsvc.core.partition import Partition
@@ -29,10 +31,14 @@ from fundsvc.wire.codec import Message, decode
 Amount = str
 """A decimal string, compared in its shortest form, so that "100.0" equals "100"."""
 
-_MONEY = {"change", "balance", "uncovered", "repaid", "outstanding", "recovered"}
-"""The expected fields that are amounts."""
+_MONEY = {
+    *("change", "balance", "uncovered", "repaid", "outstanding", "recovered"),
+    *("unrealisedLong", "unrealisedShort", "equity", "capacity"),
+}
+_PRICES = {"price", "bankruptcyPrice"}
+"""The expected fields that are amounts, and those that are prices."""
 
-_OF_A_CONTRACT = {event.__struct_config__.tag for event in (Fill, Mark, Position, AdlFill, AdlEnd)}
+_OF_A_CONTRACT = {event.__struct_config__.tag for event in (Fill, Takeover, Unwind, Mark, Position, AdlFill, AdlEnd)}
 """Types of events that name a symbol."""
 
 
@@ -60,13 +66,51 @@ class ExpectedEntry(_Part, frozen=True):
     balance: Amount
     uncovered: Amount
     repaid: Amount
+    side: Side | UnsetType = UNSET
+    lots: int | UnsetType = UNSET
+    price: Amount | UnsetType = UNSET
+    bankruptcy_price: Amount | UnsetType = UNSET
+    closes: int | UnsetType = UNSET
+    forced: bool | UnsetType = UNSET
 
 
 class ExpectedFund(_Part, frozen=True):
-    """The fund after the last event."""
+    """The fund after the last event. `unrealised_long`, `unrealised_short` and `equity` are null without a mark.
+
+    `capacity` is that at the last applied event's time, `head` the hash of the last entry as hex digits.
+    """
 
     balance: Amount
     outstanding: Amount
+    unrealised_long: Amount | UnsetType | None = UNSET
+    unrealised_short: Amount | UnsetType | None = UNSET
+    equity: Amount | UnsetType | None = UNSET
+    capacity: Amount | UnsetType = UNSET
+    head: str | UnsetType = UNSET
+
+
+class ExpectedTranche(_Part, frozen=True):
+    """A tranche of the inventory; `entry` is its takeover entry, `promised` are the lots promised to open orders."""
+
+    entry: int
+    lots: int
+    promised: int
+    price: Amount
+    forced: bool
+
+
+class ExpectedInventory(_Part, frozen=True):
+    """The tranches with lots left, the oldest first."""
+
+    long: tuple[ExpectedTranche, ...]
+    short: tuple[ExpectedTranche, ...]
+
+
+class ExpectedRejection(_Part, frozen=True):
+    """An event that is rejected: its index, and the reason."""
+
+    event: int
+    reason: Reason
 
 
 class Allocated(_Part, frozen=True):
@@ -77,7 +121,7 @@ class Allocated(_Part, frozen=True):
 
 
 class ExpectedOrder(_Part, frozen=True):
-    """An ADL order after the last event; `cause` is the number of the shortfall's entry."""
+    """An ADL order after the last event; `cause` is the number of the shortfall's or takeover's entry."""
 
     cause: int
     reduce: Literal["long", "short"]
@@ -85,17 +129,21 @@ class ExpectedOrder(_Part, frozen=True):
     price: Amount
     uncovered: Amount
     recovered: Amount
-    state: Literal["open", "done", "uncovered"]
+    state: State
     rounds: tuple[tuple[Allocated, ...], ...]
+    origin: Origin | UnsetType = UNSET
+    executed: int | UnsetType = UNSET
 
 
 class Expectation(_Part, frozen=True):
-    """The complete expected outcome of a vector."""
+    """The complete expected outcome of a vector. A vector without takeovers may omit what only these have."""
 
     entries: tuple[ExpectedEntry, ...]
     fund: ExpectedFund
     adl: tuple[ExpectedOrder, ...]
     duplicates: int
+    inventory: ExpectedInventory | UnsetType = UNSET
+    rejected: tuple[ExpectedRejection, ...] | UnsetType = UNSET
 
 
 class Vector(_Part, frozen=True):
@@ -135,9 +183,20 @@ class FundWithReserve(Fund):
         super().__init__(contract, state, policy)
         self._fixed_line = reserve_line
 
-    def payable(self, ts: int) -> int:
-        """The amount above the guard's line and above the fixed line."""
-        return min(super().payable(ts), max(0, self.balance - self._fixed_line))
+    @property
+    def configured_line(self) -> int:
+        """The fixed line."""
+        return self._fixed_line
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A rejected event: its index in the vector."""
+
+    event: int
+    rejection: Rejection
+
+    def __str__(self) -> str:
+        return f"events[{self.event}]: {self.rejection.reason}: {self.rejection.detail}"
 
 
 def read_vector(path: Path) -> dict[str, Any]:
@@ -157,10 +216,12 @@ def run_vector(vector: dict[str, Any]) -> Outcome:
     fund = _starting_fund(read, contract)
     expected = _canonical("expect", msgspec.to_builtins(read.expect), contract)
     partition = Partition(0, 1, [fund], *_currencies())
-    rejected = tuple(_settle(partition, read.events, contract.symbol))
-    got = _canonical("got", _result(partition.take(), fund), contract)
+    run = _Run(partition, contract.symbol)
+    for index, event in enumerate(read.events):
+        run.apply(index, event)
+    got = _canonical("got", _result(partition.take(), fund, run), contract)
     differences = tuple(differences_of("expect", expected, got))
-    return Outcome("failed" if differences else "passed", differences, rejected=rejected)
+    return Outcome("failed" if differences else "passed", differences, rejected=tuple(map(str, run.rejected)))
 
 
 def _read(vector: dict[str, Any]) -> Vector:
@@ -200,13 +261,14 @@ def _starting_fund(vector: Vector, contract: Contract) -> Fund:
 
 
 def _policy(keys: dict[str, Any]) -> Policy:
-    """The policy of a vector; numbers may be strings, and a guard may be "off"."""
+    """The policy of a vector; numbers may be strings, and a guard or a limit may be "off"."""
     given = {"escalate_min": 0} | {snake_case(key): value for key, value in keys.items() if key != "reserveLine"}
-    guard = given.get("drawdown_guard")
-    if isinstance(guard, dict):
-        given["drawdown_guard"] = {snake_case(key): value for key, value in guard.items()}
-    elif not guard or guard == "off":
-        given["drawdown_guard"] = None
+    for name, off in (("drawdown_guard", None), ("takeover", {})):
+        part = given.get(name)
+        if isinstance(part, dict):
+            given[name] = {snake_case(key): None if value == "off" else value for key, value in part.items()}
+        elif not part or part == "off":
+            given[name] = off
     try:
         return msgspec.convert(given, Policy, strict=False)
     except msgspec.ValidationError as error:
@@ -225,29 +287,64 @@ def _units(path: str, text: Any, decimals: int) -> int:
         raise VectorError(f"not a vector: {path}: {text!r} is not a decimal string of at most {decimals} decimals") from None
 
 
-def _settle(partition: Partition, events: Sequence[dict[str, Any]], symbol: str) -> Iterator[str]:
-    """Settles the events in stream order; yields the rejected ones."""
-    for position, event in enumerate(events):
-        defaults = {"symbol": symbol, "ts": 0} if event.get("type") in _OF_A_CONTRACT else {}
+class _Run:
+    """Applies the events of a vector; collects the rejected ones, and the time of the last applied one."""
+
+    def __init__(self, partition: Partition, symbol: str) -> None:
+        self.rejected: list[Refused] = []
+        self.last_ts = 0
+        self._partition = partition
+        self._symbol = symbol
+
+    @property
+    def has_mark(self) -> bool:
+        """Whether the contract has a mark."""
+        book = self._partition.book(self._symbol)
+        return book is not None and book.mark is not None
+
+    def apply(self, index: int, event: dict[str, Any]) -> None:
+        """Applies the event at an index."""
+        defaults = {"symbol": self._symbol, "ts": 0} if event.get("type") in _OF_A_CONTRACT else {}
         message = Message("0-1", "json", msgspec.json.encode(defaults | event))
         try:
             for decoded in decode(message):
-                partition.apply(decoded)
+                duplicates = self._partition.batch.duplicates.total()
+                self._partition.apply(decoded)
+                if duplicates == self._partition.batch.duplicates.total():
+                    self.last_ts = getattr(decoded, "ts", self.last_ts)
         except Rejection as rejection:
             if rejection.reason in (Reason.CONFLICT, Reason.LATE):
-                partition.batch.duplicates[symbol] += 1
-                continue
-            yield f"events[{position}]: {rejection.reason}: {rejection.detail}"
+                self._partition.batch.duplicates[self._symbol] += 1
+            else:
+                self.rejected.append(Refused(index, rejection))
 
 
-def _result(batch: Batch, fund: Fund) -> dict[str, Any]:
+def _result(batch: Batch, fund: Fund, run: _Run) -> dict[str, Any]:
     """The actual outcome in the shape of an `Expectation`, with integer amounts and prices."""
     return {
         "entries": [_pick(entry, ExpectedEntry) for entry in batch.entries],
-        "fund": _pick(batch.changed.get(fund.contract.symbol, fund), ExpectedFund),
+        "fund": _fund(fund, run),
+        "inventory": _inventory(fund),
         "adl": [_pick(order, ExpectedOrder, rounds=_rounds(batch, order)) for order in batch.orders.values()],
         "duplicates": batch.duplicates.total(),
+        "rejected": [{"event": one.event, "reason": one.rejection.reason.value} for one in run.rejected],
     }
+
+
+def _fund(fund: Fund, run: _Run) -> dict[str, Any]:
+    inventory, valued = fund.inventory, dict.fromkeys(("unrealised_long", "unrealised_short", "equity"))
+    if run.has_mark:
+        unrealised = [side.unrealised for side in inventory.sides()] if inventory else [0, 0]
+        valued = dict(zip(valued, (*unrealised, fund.equity), strict=True))
+    return _pick(fund, ExpectedFund, **valued, capacity=fund.capacity(run.last_ts), head=fund.head.hex())
+
+
+def _inventory(fund: Fund) -> dict[str, Any]:
+    def tranches(holding: Holding) -> list[dict[str, Any]]:
+        return [_pick(tranche, ExpectedTranche) for tranche in holding.tranches.values()]
+
+    inventory = fund.inventory
+    return {holding.name: tranches(holding) for holding in inventory.sides()} if inventory else {"long": [], "short": []}
 
 
 def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
@@ -262,7 +359,9 @@ def _rounds(batch: Batch, order: OrderState) -> list[list[dict[str, Any]]]:
 
 
 def _pick(source: object, shape: type[_Part], **given: Any) -> dict[str, Any]:
-    return {name: given[name] if name in given else getattr(source, name) for name in shape.__struct_fields__}
+    """The fields of a shape, under their names in a vector, from a source or as given."""
+    fields = zip(shape.__struct_fields__, shape.__struct_encode_fields__, strict=True)
+    return {shown: given[name] if name in given else getattr(source, name) for name, shown in fields}
 
 
 def _canonical(path: str, value: Any, contract: Contract) -> Any:
@@ -271,10 +370,10 @@ def _canonical(path: str, value: Any, contract: Contract) -> Any:
         return [_canonical(f"{path}[{index}]", element, contract) for index, element in enumerate(value)]
     if not isinstance(value, dict):
         return value
-    decimals = dict.fromkeys(_MONEY, contract.settle_decimals) | {"price": contract.price_decimals}
+    decimals = dict.fromkeys(_MONEY, contract.settle_decimals) | dict.fromkeys(_PRICES, contract.price_decimals)
     return {
         key: _shortest(f"{path}.{key}", inner, decimals[key])
-        if key in decimals
+        if key in decimals and inner is not None
         else _canonical(f"{path}.{key}", inner, contract)
         for key, inner in value.items()
     }

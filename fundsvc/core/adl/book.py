@@ -20,14 +20,16 @@ LARGE_ROWS = 20_000
 class Book:
     """The open positions of a contract, and its mark price in the contract's units (None before the first one).
 
-    `mark_ts` is the matching engine's time of the mark (ms), `mark_seq` its sequence, 0 without one. `stale` is whether the
-    stream regressed since the last snapshot, so that the book may contain closed positions. Messages up to the stream's time
-    `known_ms` (ms) were settled before the regression; reading them again does not change the book. `owners` groups accounts.
+    `mark_ts` is the matching engine's time of the mark (ms), `mark_ts_max` the latest of any mark, `mark_seq` the mark's
+    sequence, 0 without one. `stale` is whether the stream regressed since the last snapshot, so that the book may contain
+    closed positions. Messages up to the stream's time `known_ms` (ms) were settled before the regression; reading them again
+    does not change the book. `owners` groups accounts.
     """
 
     def __init__(self, contract: Contract) -> None:
         self.mark: int | None = None
         self.mark_ts = 0
+        self.mark_ts_max = 0
         self.mark_seq = 0
         self.stale = False
         self.known_ms = NOTHING_KNOWN

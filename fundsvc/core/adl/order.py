@@ -16,10 +16,15 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from fundsvc.core.adl.valuation import SideName
-from fundsvc.core.events import AdlFill, Reason, Rejection
+from fundsvc.core.events import AdlFill, Reason, Rejection, Side
 from fundsvc.core.fund.chain import Entry
 
-State = Literal["open", "done", "uncovered"]
+State = Literal["open", "done", "uncovered", "returned"]
+"""An order for a shortfall ends `done` or `uncovered`. One for held or taken over lots ends `done` with all lots executed, else
+`returned`."""
+
+Origin = Literal["shortfall", "takeover", "inventory"]
+"""The reason for an order: an amount that the fund cannot pay, lots that it does not accept, or lots that it cannot keep."""
 
 
 POSITIONS_PER_RECORD_MAX = 1000
@@ -107,6 +112,8 @@ class OrderState(NamedTuple):
     acknowledged: bool
     round_ms: int
     policy_version: int
+    origin: Origin = "shortfall"
+    unwound: int = 0
 
 
 class Deficit(Protocol):
@@ -226,9 +233,11 @@ class AdlOrder(msgspec.Struct, kw_only=True):
 
     `adl` numbers the orders of a contract from 1. `cause` is the ledger entry of the shortfall, with `deficit` on
     `deficit_lots`. `account` is the liquidated account. `lots` is the number of required lots, `executed` of executed ones.
-    `seq` is the sequence of the last event that changed the order, `policy_version` the version of its policies. `round` is
-    the number of the current round, `round_ms` the stream's time of its begin (ms), `acknowledged` whether the matching engine
-    acknowledged it. By account, `failures` and `times_requested` count completed rounds of this order.
+    `seq` is the sequence of the last event that changed the order, `policy_version` the version of its policies. `round` is the
+    number of the current round, `round_ms` the stream's time of its begin (ms), `acknowledged` whether the matching engine
+    acknowledged it. An order of another `origin` than a shortfall recovers no amount; its `cause` is a takeover entry, of an
+    inventory order that of its tranche, 0 if the fund accepted no lots. `unwound` are lots that left the order because the
+    market took them. By account, `failures` and `times_requested` count completed rounds of this order.
     """
 
     symbol: str
@@ -244,7 +253,9 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     seq: int
     account: str
     policy_version: int = 0
+    origin: Origin = "shortfall"
     executed: int = 0
+    unwound: int = 0
     state: State = "open"
     round: int = 0
     round_ms: int = 0
@@ -270,8 +281,8 @@ class AdlOrder(msgspec.Struct, kw_only=True):
 
     @property
     def needed(self) -> int:
-        """The lots that are not executed yet."""
-        return self.lots - self.executed
+        """The lots that the order still needs."""
+        return self.lots - self.executed - self.unwound
 
     def state_row(self) -> OrderState:
         """Returns the current state of the order, to be stored."""
@@ -295,6 +306,8 @@ class AdlOrder(msgspec.Struct, kw_only=True):
             self.acknowledged,
             self.round_ms,
             self.policy_version,
+            self.origin,
+            self.unwound,
         )
 
     def next_request(self, rounds_max: int) -> RoundRequest:
@@ -322,7 +335,8 @@ class AdlOrder(msgspec.Struct, kw_only=True):
     def execute(self, fill: AdlFill) -> Reduced:
         """Adds an execution; returns the position that it reduces.
 
-        Raises Rejection if the round does not request lots of the account, or fewer than the event contains.
+        Raises Rejection if the round does not request lots of the account, or fewer than the event contains, or if the order
+        needs fewer.
         """
         index = self.progress.index(fill.account)
         if index is None:
@@ -330,7 +344,7 @@ class AdlOrder(msgspec.Struct, kw_only=True):
                 Reason.ADL_NOT_ASKED,
                 f"round {self.round} of ADL order {self.adl} of {self.symbol} requests no lots of account {fill.account!r}",
             )
-        rest = self.progress.rest(index)
+        rest = min(self.progress.rest(index), self.needed)
         if fill.lots > rest:
             raise Rejection(
                 Reason.ADL_TOO_MANY_LOTS,
@@ -340,14 +354,54 @@ class AdlOrder(msgspec.Struct, kw_only=True):
         self.progress.execute(fill.account, fill.lots)
         self.executed += fill.lots
         self.acknowledged = True
-        if self.executed == self.lots:
-            self.state = "done"
+        self._end_if_complete()
         return self.progress.reduced(index)
 
+    def unwind(self, lots: int) -> None:
+        """Removes lots that the market took."""
+        self.unwound += lots
+        self._end_if_complete()
 
-def opposite(side: Literal["sell", "buy"]) -> SideName:
+    def _end_if_complete(self) -> None:
+        if not self.needed:
+            self.state = "returned" if self.unwound else "done"
+
+
+def opposite(side: Side) -> SideName:
     """Returns the side that ADL reduces for a fill; a `sell` closed a long, so ADL reduces shorts."""
     return "short" if side == "sell" else "long"
+
+
+def order_of_lots(
+    origin: Origin,
+    symbol: str,
+    adl: int,
+    cause: int,
+    side: Side,
+    lots: int,
+    price: int,
+    ts: int,
+    seq: int,
+    account: str = "",
+    policy_version: int = 0,
+) -> AdlOrder:
+    """Returns an order for lots of an origin other than a shortfall; `side` is that of fills which close them."""
+    return AdlOrder(
+        symbol=symbol,
+        adl=adl,
+        cause=cause,
+        reduce=opposite(side),
+        lots=lots,
+        price=price,
+        deficit=0,
+        deficit_lots=lots,
+        uncovered=0,
+        ts=ts,
+        seq=seq,
+        account=account,
+        policy_version=policy_version,
+        origin=origin,
+    )
 
 
 def order_for(shortfall: Entry, adl: int, policy_version: int = 0) -> AdlOrder:

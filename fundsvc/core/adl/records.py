@@ -10,14 +10,15 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from fundsvc.core.adl.order import AdlOrder, Reduced, RoundTerms
+from fundsvc.core.adl.order import AdlOrder, Origin, Reduced, RoundTerms
 from fundsvc.core.adl.valuation import SideName
 
-RecordKind = Literal["order", "round", "part", "execution", "end"]
+RecordKind = Literal["order", "round", "part", "execution", "unwind", "end"]
 """`order` begins an order and its first round, `round` a later one, `part` holds further positions of the round before it.
 
-`execution` reduces a position. `end` ends an order with lots that were not executed; its `lots` is their number. An order whose
-lots are all executed ends without such a record.
+`execution` reduces a position. `unwind` removes lots that the market took from an inventory order. `end` ends an order with
+lots that were not executed; its `lots` is their number. An order whose lots are all executed or unwound ends without such a
+record.
 """
 
 
@@ -26,8 +27,8 @@ class AdlRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     `entry` is the contract's last ledger entry at that time, which gives entries and records one order; it is 0 in records of
     orders that are older than sealed records. `seq` and `ts` are those of the event that caused the record; `seq` is 0 if the
-    event has none. Only executions have an `account`; only executions and ends have `lots`. `body` is an `OrderBody`, a
-    `RoundTerms` (of `round` and `part`), a `Reduced` (of `execution`) or empty (of `end`).
+    event has none. Only executions have an `account`; only executions, unwinds and ends have `lots`. `body` is an `OrderBody`,
+    a `RoundTerms` (of `round` and `part`), a `Reduced` (of `execution`) or empty.
     """
 
     symbol: str
@@ -55,7 +56,7 @@ class SealedRecord(NamedTuple):
 
 
 class OrderBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The terms of an order, and its first round."""
+    """The terms of an order, and its first round. The body of an order for a shortfall has no `origin`."""
 
     cause: int
     reduce: SideName
@@ -67,6 +68,7 @@ class OrderBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
     account: str
     policy_version: int
     first: RoundTerms
+    origin: Origin = "shortfall"
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -116,7 +118,7 @@ def _first_rank(terms: RoundTerms) -> int:
 
 
 def _order_body(order: AdlOrder, first: RoundTerms) -> bytes:
-    return _encode(
+    fields = msgspec.structs.astuple(
         OrderBody(
             order.cause,
             order.reduce,
@@ -128,5 +130,7 @@ def _order_body(order: AdlOrder, first: RoundTerms) -> bytes:
             order.account,
             order.policy_version,
             first,
+            order.origin,
         )
     )
+    return _encode(fields[:-1] if order.origin == "shortfall" else fields)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from fundsvc.core.adl.order import AdlOrder, OrderState, RoundTerms, order_for
+from fundsvc.core.adl.order import AdlOrder, OrderState, RoundTerms, order_for, order_of_lots
 from fundsvc.core.adl.records import AdlRecord, OrderBody, link_record, order_of, reduced_of, terms_of
-from fundsvc.core.events import AdlFill, Rejection
+from fundsvc.core.events import AdlFill, Rejection, Side
 from fundsvc.core.fund.chain import GENESIS, Entry
 
 Differ = Callable[[str], None]
@@ -18,6 +18,9 @@ Differ = Callable[[str], None]
 
 _NOT_RECOMPUTED = ("acknowledged", "round_ms")
 """Fields of an order's row that records do not determine: they control repetition and time-out of a round, no amounts."""
+
+_WITH_LOTS = ("execution", "unwind", "end")
+"""Kinds of records that have lots."""
 
 
 class UnfinishedRound(msgspec.Struct, array_like=True, frozen=True):
@@ -85,6 +88,8 @@ class OpenOrders:
                 order.begin_round(terms_of(record.kind, record.body), 0)
             case "part":
                 order.progress.extend(terms_of(record.kind, record.body))
+            case "unwind":
+                order.unwind(record.lots)
             case "execution":
                 order.execute(AdlFill(order.symbol, record.seq, order.adl, record.account, record.lots, record.ts))
 
@@ -148,7 +153,7 @@ class OrdersReplay:
         self.record, self.head = record.record, digest
         if not record.entry:
             self.opened.undated.add(record.adl)
-        if (record.kind != "execution" and record.account) or (record.kind not in ("execution", "end") and record.lots):
+        if (record.kind != "execution" and record.account) or (record.kind not in _WITH_LOTS and record.lots):
             self._differ(
                 f"account is {record.account!r} and lots are {record.lots}, which a record of kind {record.kind} must not have"
             )
@@ -199,6 +204,8 @@ class OrdersReplay:
                 self._extend(order, record)
             case "execution":
                 self._execute(order, record)
+            case "unwind":
+                self._unwind(order, record)
             case "end":
                 self._end(order, record)
         return order if order.state != "open" else None
@@ -206,18 +213,29 @@ class OrdersReplay:
     def _begin(self, record: AdlRecord, cause: Entry | None) -> None:
         """Begins an order, and compares it with the order that its shortfall causes."""
         body = order_of(record.body)
-        if cause is None:
+        if body.origin != "shortfall":
+            order, entry = self._order_of_lots(record, body), record.entry
+        elif cause is None:
             self._differ(f"ADL order {record.adl} begins without a shortfall as its cause")
             return
-        order = order_for(cause, self.adl + 1, body.policy_version)
+        else:
+            order, entry = order_for(cause, self.adl + 1, body.policy_version), cause.entry
         found = (record.adl, record.round, record.seq, record.ts, record.entry, _facts(body))
-        wanted = (order.adl, 1, cause.seq, cause.ts, cause.entry, _facts(order))
+        wanted = (order.adl, 1, order.seq, order.ts, entry, _facts(order))
         if found != wanted:
             self._differ(f"the ADL order that begins is {found}, by its cause it should be {wanted}")
         self.adl = order.adl
         self.orders[order.adl] = order
         self.opened.unchecked.add(order.adl)
         self._begin_round(order, body.first)
+
+    def _order_of_lots(self, record: AdlRecord, body: OrderBody) -> AdlOrder:
+        """Returns the order for lots that a body describes. `Replay` compares these lots with the inventory."""
+        if body.lots < 1:
+            self._differ(f"ADL order {record.adl} requests {body.lots} lots")
+        side: Side = "sell" if body.reduce == "short" else "buy"
+        of_body = body.lots, body.price, record.ts, record.seq, body.account, body.policy_version
+        return order_of_lots(body.origin, record.symbol, self.adl + 1, body.cause, side, *of_body)
 
     def _begin_next_round(self, order: AdlOrder, record: AdlRecord) -> None:
         """Begins a round after the first."""
@@ -266,14 +284,24 @@ class OrdersReplay:
         self._recovered += order.recovered - before
         self._close_if_over(order)
 
+    def _unwind(self, order: AdlOrder, record: AdlRecord) -> None:
+        """Removes lots that the market took from an inventory order."""
+        if order.origin != "inventory" or record.body or record.round != order.round or not 1 <= record.lots <= order.needed:
+            self._differ(f"the market takes {record.lots} lots of an order of origin {order.origin} that needs {order.needed}")
+            return
+        order.unwind(record.lots)
+        self._close_if_over(order)
+
     def _end(self, order: AdlOrder, record: AdlRecord) -> None:
         """Ends an order with lots that were not executed, because its last round has no candidates."""
-        if len(order.progress) or record.body or (record.round, record.lots) != (order.round, order.needed):
+        # An inventory order may end with a round, because its tranche loses no more.
+        has_round = len(order.progress) > 0 and order.origin != "inventory"
+        if has_round or record.body or (record.round, record.lots) != (order.round, order.needed):
             self._differ(
                 f"round {record.round} ends with {record.lots} lots, but round {order.round} requests"
                 f" {len(order.progress)} positions and the order needs {order.needed} lots"
             )
-        order.state = "uncovered"
+        order.state = "uncovered" if order.origin == "shortfall" else "returned"
         self._idle = 0
         self._close_if_over(order)
 
@@ -295,6 +323,7 @@ def _facts(order: AdlOrder | OrderBody) -> tuple[object, ...]:
         order.deficit_lots,
         order.uncovered,
         order.account,
+        order.origin,
     )
 
 
@@ -315,6 +344,7 @@ def _reopened(record: AdlRecord) -> AdlOrder:
         seq=record.seq,
         account=body.account,
         policy_version=body.policy_version,
+        origin=body.origin,
     )
     order.begin_round(body.first, 0)
     return order

@@ -5,7 +5,8 @@ hash = sha256(previous hash || MessagePack array), with 32 zero bytes before the
     1   the fields of `Entry` in their order, without `seal`; of an entry without a seal
     2   the integer 2, then the same fields with `seal` (binary) in place of `account`
 
-Fields that later kinds of entries add come after `ts` in either version. Money is in atoms of the settlement currency, prices
+After `ts`, either version continues with `closes` if it is not 0 or the entry is forced, and then with true if it is forced.
+Money is in atoms of the settlement currency, prices
 are in 10**-priceDecimals, text is UTF-8, and integers have their shortest form: any MessagePack library gives the same bytes.
 The hash does not contain the time of recording, so the same events give the same chain at any time.
 """
@@ -22,8 +23,10 @@ GENESIS = bytes(32)
 SEALED_ACCOUNT, SEALED_COMMITMENT = 1, 2
 """Versions of the hashed array."""
 
-Kind = Literal["surplus", "flat", "shortfall", "refund", "cover"]
-"""The kind of an entry. An ADL order causes a `refund` if it took more than needed, and a `cover` if it ended uncovered."""
+Kind = Literal["surplus", "flat", "shortfall", "refund", "cover", "takeover", "deleverage"]
+"""The kind of an entry. An ADL order causes a `refund` if it took more than needed, and a `cover` if it ended uncovered. A
+`takeover` adds a tranche to the inventory. A `deleverage` records lots that ADL took in place of the fund.
+"""
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -31,7 +34,9 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     `change` is the change of the balance: of a shortfall the covered part (negative or 0), of a surplus the rest after `repaid`
     reduced the outstanding amount. Covered + uncovered is the deficit of the fill. The hash contains `seal` in place of
-    `account`, see `core.commitment`; if `seal` is empty, the hash contains the account itself.
+    `account`, see `core.commitment`; if `seal` is empty, the hash contains the account itself. `closes` is the takeover entry
+    whose tranche the entry reduces, 0 for none. `forced` is whether the fund took lots over because no position was left for
+    ADL.
     """
 
     symbol: str
@@ -51,6 +56,8 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     account: str
     ts: int
     seal: bytes = b""
+    closes: int = 0
+    forced: bool = False
 
     @property
     def version(self) -> int:
@@ -71,6 +78,9 @@ def link(previous: bytes, entry: Entry) -> bytes:
 def _sealed(entry: Entry) -> tuple[Any, ...]:
     """Returns the hashed array."""
     fields = astuple(entry)
-    if not entry.seal:
-        return fields[:_SEAL]
-    return (SEALED_COMMITMENT, *fields[:_ACCOUNT], entry.seal, *fields[_ACCOUNT + 1 : _SEAL])
+    sealed = fields[:_SEAL]
+    if entry.seal:
+        sealed = (SEALED_COMMITMENT, *fields[:_ACCOUNT], entry.seal, *fields[_ACCOUNT + 1 : _SEAL])
+    if entry.forced:
+        return (*sealed, entry.closes, True)
+    return (*sealed, entry.closes) if entry.closes else sealed

@@ -4,23 +4,29 @@
     change = 0   flat       the balance does not change; the entry records the fill
     change < 0   shortfall  the fund pays down to its reserve line; the rest is uncovered
 
+A takeover adds a tranche of lots to the fund's inventory, and moves no money. An unwind closes lots of a tranche like a fill of
+these lots against the tranche's price.
+
 Invariants after every fill: balance >= 0, outstanding >= 0, covered + uncovered = deficit.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from fundsvc.core.adl.order import AdlOrder
 from fundsvc.core.adl.records import AdlRecord, RecordKind, SealedRecord, link_record
 from fundsvc.core.checks import check_fill
 from fundsvc.core.commitment import LedgerSecret
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import AdlFill, Fill, Reason, Rejection
+from fundsvc.core.events import AdlFill, Fill, Reason, Rejection, Takeover
 from fundsvc.core.fund.chain import GENESIS, Entry, Kind, link
 from fundsvc.core.fund.fullness import exact
+from fundsvc.core.fund.inventory import HoldingState, Inventory, Tranche, TrancheState
 from fundsvc.core.numbers import INT64_MAX, format_units
-from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
+from fundsvc.core.policy import Guard, Policy, SavedGuard, share_of
 
 WaitsForAdl = Callable[[int, int], bool]
 """Whether ADL comes before the fund for a deficit (atoms) at a bankruptcy price (the contract's units)."""
@@ -53,7 +59,7 @@ class Fund:
     `open_in_adl` is the amount that open ADL orders still have to recover. `credited` and `repaid` are the amounts credited
     to the balance and repaid of the outstanding amount since the fund was loaded. `policy_version` is the version of `policy`,
     and `suspended` whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without a secret,
-    entries contain the accounts themselves.
+    entries contain the accounts themselves. `inventory` are the positions that the fund holds; None before the first takeover.
     """
 
     __slots__ = (
@@ -68,6 +74,7 @@ class Fund:
         "entry",
         "guard",
         "head",
+        "inventory",
         "open_in_adl",
         "outstanding",
         "policy",
@@ -101,6 +108,7 @@ class Fund:
         self.policy_version = 0
         self.suspended = suspended
         self.secret: LedgerSecret | None = None
+        self.inventory: Inventory | None = None
         self.open_in_adl = 0
         self.credited = 0
         self.repaid = 0
@@ -128,11 +136,60 @@ class Fund:
             self.adl_head,
         )
 
+    def restore_inventory(self, tranches: Iterable[TrancheState], holdings: Iterable[HoldingState]) -> None:
+        """Restores the inventory from its stored rows; open orders are reopened afterwards."""
+        self.inventory = Inventory(self.contract, self.worth, tranches, holdings)
+
+    def begin_inventory(self, mark: int | None) -> Inventory:
+        """Returns the inventory at a mark; creates it before the first takeover."""
+        if self.inventory is None:
+            self.inventory = Inventory(self.contract, self.worth)
+        if mark is not None:
+            self.inventory.reprice(mark)
+        return self.inventory
+
+    @property
+    def equity(self) -> int:
+        """The balance plus the worth of the inventory at the mark; without a mark, the balance."""
+        return self.balance if self.inventory is None else self.balance + self.inventory.unrealised
+
+    @property
+    def configured_line(self) -> int:
+        """The part of the reserve line that does not depend on the guard."""
+        return 0
+
+    def reserve_line(self, ts: int) -> int:
+        """Returns the balance below which the fund does not pay at a time (ms)."""
+        if self.guard is None:
+            return self.configured_line
+        self.observe(ts)
+        return max(self.configured_line, self.guard.line)
+
     def payable(self, ts: int) -> int:
         """Returns the amount that the fund may pay at a time (ms): its balance down to the reserve line."""
+        return max(0, self.balance - self.reserve_line(ts))
+
+    def capacity(self, ts: int) -> int:
+        """Returns the loss that the fund may still promise to bear at a time (ms): what it may pay, less its losing sides."""
+        losses = self.inventory.losses if self.inventory else 0
+        return max(0, self.balance - self.reserve_line(ts) + losses)
+
+    def relief_lines(self, ts: int) -> tuple[int, int]:
+        """Returns the equity below which ADL relieves the inventory at a time (ms), and the equity at which it stops."""
+        line, guard = self.configured_line, self.guard
+        lines = guard.relief_lines(ts, self._watched(guard)) if guard else None
+        if lines is None:
+            return line, line + share_of(self.balance, self.policy.takeover.relief)
+        lower = max(line, lines[0])
+        return lower, max(lower, lines[1])
+
+    def observe(self, ts: int) -> None:
+        """Adds the current balance or equity to the guard at a time (ms)."""
         if self.guard:
-            self.guard.observe(ts, self.balance)
-        return payable(self.balance, self.guard)
+            self.guard.observe(ts, self._watched(self.guard))
+
+    def _watched(self, guard: Guard) -> int:
+        return max(0, self.equity) if guard.watches_equity else self.balance
 
     def escalate_min(self, price: int) -> int:
         """Returns the smallest uncovered amount that escalates, in atoms; by default one unit of quote at a price."""
@@ -156,13 +213,16 @@ class Fund:
         denominator = self._denominator * price * bankruptcy_price if self.contract.is_inverse else self._denominator
         return move * lots * self._numerator // denominator
 
-    def settle(self, fill: Fill, waits: WaitsForAdl | None = None) -> tuple[Entry, bytes]:
+    def settle(
+        self, fill: Fill, waits: WaitsForAdl | None = None, closes: int = 0, prices: tuple[int, int] | None = None
+    ) -> tuple[Entry, bytes]:
         """Settles a fill that is not a duplicate; returns its entry and the entry's hash.
 
-        `waits` decides whether ADL comes before the fund; None means that the fund pays first. Raises Rejection, having changed
-        nothing, if a field is illegal, or an amount does not fit 64 bits.
+        `waits` decides whether ADL comes before the fund; None means that the fund pays first. `closes` is the takeover entry
+        whose tranche the fill closes lots of. `prices` are its price and bankruptcy price if its fields are known to be legal.
+        Raises Rejection, having changed nothing, if a field is illegal, or an amount does not fit 64 bits.
         """
-        price, bankruptcy_price = check_fill(fill, self.contract)
+        price, bankruptcy_price = prices or check_fill(fill, self.contract)
         worth = self.worth(fill.side, fill.lots, price, bankruptcy_price)
         if not self.outstanding + self.open_in_adl - INT64_MAX <= worth <= INT64_MAX - self.balance:
             amount = format_units(worth, self.contract.settle_decimals)
@@ -170,6 +230,8 @@ class Fund:
         kind, change, uncovered, repaid = self._absorb(worth, fill.ts, bankruptcy_price, waits)
         if repaid:
             self._repay(repaid)
+        if closes and self.inventory:
+            self.inventory.close(fill.side, closes, fill.lots)
         number = self.entry + 1
         return self._append(
             Entry(
@@ -190,8 +252,62 @@ class Fund:
                 fill.account,
                 fill.ts,
                 self.secret.seal(fill.symbol, number, fill.account) if self.secret else b"",
+                closes,
             )
         )
+
+    def take_over(self, takeover: Takeover, lots: int, price: int) -> tuple[Entry, bytes]:
+        """Adds lots of a takeover to the inventory as a tranche; returns its entry and the entry's hash."""
+        symbol, number, account = takeover.symbol, self.entry + 1, takeover.account
+        entry = Entry(
+            symbol,
+            number,
+            takeover.seq,
+            "takeover",
+            0,
+            self.balance,
+            0,
+            0,
+            takeover.side,
+            lots,
+            price,
+            price,
+            takeover.trade_id,
+            takeover.order_id,
+            account,
+            takeover.ts,
+            self.secret.seal(symbol, number, account) if self.secret else b"",
+        )
+        return self._take(entry)
+
+    def take_rest(self, order: AdlOrder, seq: int, ts: int) -> tuple[Entry, bytes]:
+        """Adds the lots that a takeover order could not deleverage to the inventory, as a forced tranche.
+
+        `seq` is the sequence of the event that ended the order; 0 stands for the fund's last sequence.
+        """
+        entry = self.adl_entry("takeover", order, 0, 0, order.needed, seq or self.seq, ts)
+        return self._take(msgspec.structs.replace(entry, forced=True))
+
+    def deleverage(self, order: AdlOrder, execution: AdlFill) -> tuple[Entry, bytes]:
+        """Records an execution of a takeover or inventory order; that of the latter closes lots of its tranche."""
+        entry = self.adl_entry("deleverage", order, 0, 0, execution.lots, execution.seq, execution.ts)
+        if order.origin == "inventory" and self.inventory:
+            self.inventory.close(entry.side, order.cause, entry.lots)
+            entry = msgspec.structs.replace(entry, closes=order.cause)
+        return self._append(entry)
+
+    def _take(self, entry: Entry) -> tuple[Entry, bytes]:
+        """Appends a takeover entry and adds its tranche."""
+        assert self.inventory is not None, "begin_inventory comes first"
+        tranche = Tranche(entry=entry.entry, lots=entry.lots, price=entry.price, ts=entry.ts, forced=entry.forced)
+        self.inventory.take(entry.side, tranche)
+        return self._append(entry)
+
+    def check_fits(self, credits_max: int, deficits_max: int) -> None:
+        """Raises Rejection if so much, in atoms, might not fit the fund's 64-bit amounts."""
+        if self.balance + credits_max > INT64_MAX or self.outstanding + self.open_in_adl + deficits_max > INT64_MAX:
+            most = format_units(max(credits_max, deficits_max), self.contract.settle_decimals)
+            raise Rejection(Reason.OUT_OF_RANGE, f"changes of up to {most} do not fit the fund's 64-bit amounts")
 
     def refund(self, order: AdlOrder, last: AdlFill) -> tuple[Entry, bytes]:
         """Credits the amount that a completed order took beyond the uncovered amount; returns the entry and its hash."""
@@ -247,7 +363,7 @@ class Fund:
         self.seq = max(self.seq, entry.seq)
         self.head = link(self.head, entry)
         if self.guard:
-            self.guard.observe(entry.ts, entry.balance)
+            self.observe(entry.ts)
         return entry, self.head
 
     def _absorb(self, worth: int, ts: int, bankruptcy_price: int, waits: WaitsForAdl | None) -> tuple[Kind, int, int, int]:

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fundsvc.core.adl.order import AdlOrder, OrderState
-from fundsvc.core.adl.records import AdlRecord
+from fundsvc.core.adl.order import AdlOrder, OrderState, opposite
+from fundsvc.core.adl.records import AdlRecord, OrderBody, order_of
 from fundsvc.core.adl.verification import OpenOrders, OrdersCheckpoint, OrdersReplay
 from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, Secrets, commitment, seal_parts
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.events import Rejection
 from fundsvc.core.fund.chain import GENESIS, Entry, link
+from fundsvc.core.fund.held_lots import HeldReplay
+from fundsvc.core.fund.inventory import Inventory
 from fundsvc.core.fund.settlement import Fund, FundState
 from fundsvc.core.policy import Guard, Policy, SavedGuard, payable
 
@@ -34,13 +36,15 @@ class Pending(msgspec.Struct, array_like=True, frozen=True):
 
     `shortfall` requires an ADL order, unless the policy does not escalate it; `known` means that the policies under which it
     was settled are known. `due` is the required entry of a closed order, without its amount, which is in one of the `spans`. If
-    a span contains 0, the entry may be missing.
+    a span contains 0, the entry may be missing. `taken` is a takeover entry, which may cause an order for the lots that the
+    fund did not accept.
     """
 
     shortfall: Entry | None = None
     known: bool = True
     due: Entry | None = None
     spans: list[Span] = []
+    taken: Entry | None = None
 
 
 class Undated(msgspec.Struct, array_like=True, frozen=True):
@@ -114,11 +118,11 @@ class Replay:
     """Follows a ledger from a checkpoint, by default from entry 1, and collects every difference from the rules.
 
     `late` are the numbers of the entries whose events were rejected first and settled later. Only these may have a sequence
-    below that of an earlier entry. `opened` are the open orders at the checkpoint; the replay changes them, so that they belong
-    to its own checkpoint afterwards. `differences` are sentences; an empty list means that the ledger is correct. `differs_at`
-    is the number of the first entry that differs, or of the last entry before a record that differs; None without a difference.
-    `orders` are the recomputed ADL orders. `secrets` open the commitments to accounts; `unopened` counts the commitments whose
-    secret is not configured.
+    below that of an earlier entry. `opened` are the open orders at the checkpoint, and `inventory` are the positions that the
+    fund held; the replay changes both, so that they belong to its own checkpoint afterwards. `differences` are sentences; an
+    empty list means that the ledger is correct. `differs_at` is the number of the first entry that differs, or of the last
+    entry before a record that differs; None without a difference. `orders` are the recomputed ADL orders. `secrets` open the
+    commitments to accounts; `unopened` counts the commitments whose secret is not configured.
     """
 
     def __init__(
@@ -129,6 +133,7 @@ class Replay:
         policies: Policies = UNKNOWN,
         opened: OpenOrders | None = None,
         secrets: Secrets = NO_SECRETS,
+        inventory: Inventory | None = None,
     ) -> None:
         self.differences: list[str] = []
         self.unopened = 0
@@ -146,6 +151,7 @@ class Replay:
         self._subject = contract.symbol
         self._number: int | None = None
         self.orders = OrdersReplay(self._differ, since.orders, opened)
+        self.held = HeldReplay(self._differ, inventory or Inventory(contract, self._fund.worth), self.orders.orders.values())
 
     @property
     def entry(self) -> int:
@@ -187,6 +193,11 @@ class Replay:
             self._differ("has a negative amount")
         if entry.kind in ("refund", "cover"):
             self._check_of_order(entry, pending)
+        elif entry.kind == "deleverage" or entry.forced:
+            self._check_of_lots(entry, pending)
+        elif entry.kind == "takeover":
+            self._check_optional(pending)
+            self._check_takeover(entry, known=known)
         else:
             self._check_optional(pending)
             self._check_of_fill(entry, known=known)
@@ -200,23 +211,34 @@ class Replay:
         self._uncovered += entry.uncovered
         self._repaid += entry.repaid
         fund.outstanding -= entry.repaid
+        self.held.follow(entry)
         if not self._pending.shortfall:
             self._rules.observe(entry.ts, entry.balance)
 
     def follow_record(self, record: AdlRecord, digest: bytes) -> None:
         """Checks one ADL record against the state before it, and continues from the record's own values."""
-        cause = self._pending.shortfall if record.kind == "order" else None
+        body = _body_of(record) if record.kind == "order" else None
+        cause = self._pending.shortfall if body and body.origin == "shortfall" else None
+        taken = self._pending.taken
         if cause is None:
             self._check_optional(self._take_pending())
         self._subject, self._number = f"{record.symbol} ADL record {record.record}", self._fund.entry
         self._expect("symbol", record.symbol, self._fund.contract.symbol)
         if record.entry not in (0, self._fund.entry):
             self._differ(f"follows entry {record.entry}, it should be {self._fund.entry}")
+        if body and body.origin != "shortfall":
+            self._check_beginning(record, body, taken)
+        before = self.orders.orders.get(record.adl)
+        needed = before.needed if before else 0
         closed = self.orders.follow(record, digest, cause)
         self._seq = max(self._seq, record.seq)
-        if cause:
-            self._escalated(cause, self.orders.orders.get(record.adl))
-        if closed:
+        order = self.orders.orders.get(record.adl) or before
+        if order and order.origin != "shortfall":
+            self.held.follow_order(order, needed)
+            self._demand_of_lots(order, record)
+        elif cause:
+            self._escalated(cause, order)
+        elif closed:
             self._demand(closed, record)
 
     def compare(self, rows: Mapping[int, OrderState], *, ended: bool) -> None:
@@ -281,8 +303,13 @@ class Replay:
             self._differ("its commitment does not belong to its account")
 
     def _check_of_fill(self, entry: Entry, *, known: bool) -> None:
-        """Checks an entry of a fill: its amounts equal the fill's worth, a surplus repays first, and a shortfall is paid."""
-        if entry.seq <= self._seq and entry.entry not in self._late:
+        """Checks an entry of a fill: its amounts equal the fill's worth, a surplus repays first, and a shortfall is paid.
+
+        An entry that closes lots of a tranche is one piece of an unwind, whose entries and records have the same sequence.
+        """
+        if entry.closes:
+            self.held.check_piece(entry)
+        if entry.seq <= self._seq - bool(entry.closes) and entry.entry not in self._late:
             self._differ(f"sequence {entry.seq} is not above {self._seq}")
         worth = self._worth(entry)
         if worth is None:
@@ -296,6 +323,56 @@ class Replay:
             self._pending = Pending(entry, known)
         else:
             self._check_paid(entry, None, known=known)
+
+    def _check_takeover(self, entry: Entry, *, known: bool) -> None:
+        """Checks an entry of accepted lots. Whether the fund can bear their loss depends on the mark, which is not recorded."""
+        if entry.seq <= self._seq and entry.entry not in self._late:
+            self._differ(f"sequence {entry.seq} is not above {self._seq}")
+        lowest = int(self._fund.contract.is_inverse)
+        if entry.lots < 1 or entry.price < lowest or entry.price != entry.bankruptcy_price:
+            self._differ("has lots or prices that a takeover cannot have")
+        if entry.change or entry.uncovered or entry.repaid or entry.closes:
+            self._differ("is a takeover that moves money or closes a tranche")
+        if known and not self._rules.may_accept():
+            self._differ("accepts lots, which no policy in force does")
+        self._rules.begin_inventory()
+        self._pending = Pending(taken=entry)
+
+    def _check_beginning(self, record: AdlRecord, body: OrderBody, taken: Entry | None) -> None:
+        """Checks the cause of an order for lots: a takeover whose rest it requests, or a tranche with enough free lots."""
+        if body.origin == "inventory":
+            self.held.check_tranche(body)
+            return
+        self._rules.begin_inventory()
+        if not body.cause:
+            self._rules.observe(record.ts, self._fund.balance)
+        found = (body.cause, body.reduce, body.price, body.account, record.seq, record.ts)
+        wanted = (
+            (taken.entry, opposite(taken.side), taken.price, taken.account, taken.seq, taken.ts)
+            if taken and taken.seq == record.seq
+            else (0, *found[1:])  # The fund accepted nothing.
+        )
+        if found != wanted:
+            self._differ(f"ADL order {record.adl} has (cause, side, price, account, seq, ts) {found}, it should have {wanted}")
+
+    def _demand_of_lots(self, order: AdlOrder, record: AdlRecord) -> None:
+        """Requires the entry of an execution of lots, or of those that a takeover order leaves."""
+        due = None
+        if record.kind == "execution":
+            due = self._fund.adl_entry("deleverage", order, 0, 0, record.lots, record.seq, record.ts)
+            due = msgspec.structs.replace(due, closes=order.cause if order.origin == "inventory" else 0)
+        elif record.kind == "end" and order.origin == "takeover":
+            due = self._fund.adl_entry("takeover", order, 0, 0, order.needed, record.seq or self._seq, record.ts)
+            due = msgspec.structs.replace(due, forced=True)
+        if due:
+            self._pending = Pending(due=due, spans=[(1, 1)])
+
+    def _check_of_lots(self, entry: Entry, pending: Pending) -> None:
+        """Checks the entry of an execution or of forced lots: it is exactly the required one."""
+        if pending.due is None:
+            self._differ(f"is a {entry.kind} that no ADL order requires")
+        elif entry != pending.due:
+            self._differ(f"is {_shown(entry)}, it should be {_shown(pending.due)}")
 
     def _worth(self, entry: Entry) -> int | None:
         lowest = int(self._fund.contract.is_inverse)
@@ -422,6 +499,14 @@ class Replay:
         self.differences.append(f"{self._subject}: {sentence}")
 
 
+def _body_of(record: AdlRecord) -> OrderBody | None:
+    """Decodes the terms of an order; None if they are not legal, which following the record reports."""
+    try:
+        return order_of(record.body)
+    except msgspec.DecodeError:
+        return None
+
+
 class _Rules:
     """The requirements of a contract's policies.
 
@@ -454,6 +539,15 @@ class _Rules:
     def lose_guard(self) -> None:
         """Stops recomputing the guard, because an event was settled under unknown policies."""
         self._guard = self._saved = None
+
+    def begin_inventory(self) -> None:
+        """Stops recomputing a guard that watches the equity, which depends on marks."""
+        if self._terms and self._terms.on == "equity":
+            self.lose_guard()
+
+    def may_accept(self) -> bool:
+        """Whether a version of the policies accepts lots of takeovers; True if none is known."""
+        return not self.versions or any(self._funds[one].policy.takeover.mode != "adl" for one in self.versions)
 
     def observe(self, ts: int, balance: int) -> None:
         """Adds a balance at a time (ms) to the guard."""
