@@ -70,7 +70,7 @@ _STEPS = st.one_of(
 _DELAYS = st.sampled_from([0, 0, 1, 200, 500, 1_000, 2_600, -300])
 
 
-def _event(step, seq, ts):
+def _event(step, seq, ts):  # noqa: PLR0911 - one for each type
     match step:
         case "transfer", account, amount:
             return Transfer(POOL, ts, seq, account, str(amount), f"t{seq}"), (amount,)

@@ -392,7 +392,7 @@ class Pool:
     def take(self) -> Batch:
         """Returns the effects of the events since the last call. See `Draft.rows` for how much that is."""
         ledger = self.ledger
-        batch = ledger.draft.finish(self.row(), self.register.row_of)
+        batch = ledger.draft.finish(self.row(), self.register.take_changed())
         ledger.draft = Draft(self.register.policies.count)
         return batch
 
