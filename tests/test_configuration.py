@@ -18,6 +18,7 @@ from fundsvc.cli.configuration import effective, lines
 from fundsvc.config.settings import Config, ConfigError, load_config
 from fundsvc.config.validation import Key, allowed, find, keys, presentable, span, struct_of
 from fundsvc.core.policy import DrawdownGuard
+from fundsvc.mutual.core.terms import Terms
 
 REFERENCE = Path(__file__).parents[1] / "config" / "fundsvc.toml"
 OUTCOMMENTED = re.compile(r"^# (?=\[|[a-z_]+ += )", re.MULTILINE)
@@ -51,10 +52,20 @@ def defaults():
     values["policy"]["default"]["escalate_min"] = 1.0
     values["policy"]["default"]["drawdown_guard"] = msgspec.to_builtins(DrawdownGuard())
     values["policy"]["default"]["takeover"]["value_max"] = 600_000
+    values["mutual"]["pools"]["USDT"] = numbers_of(msgspec.to_builtins(Terms(symbols=("XBTUSDTM",))))
     for section in values.values():
         if section.get("contracts") == {}:
             del section["contracts"]
     return values
+
+
+def numbers_of(terms):
+    """Returns terms with their amounts as numbers, as TOML files have them."""
+    if isinstance(terms, list | tuple):
+        return [numbers_of(one) for one in terms]
+    if isinstance(terms, dict):
+        return {key: numbers_of(value) for key, value in terms.items()}
+    return int(terms) if isinstance(terms, str) and terms.isdecimal() else terms
 
 
 def test_reference_lists_every_key_with_its_default():
@@ -210,6 +221,12 @@ def refusal(tmp_path, text="", **environment):
         ("[policy.default]\nrounds_max = 0", "policy.default.rounds_max is 0: it must be a whole number, 1 to 100"),
         ("[policy.default]\nround_max = 1", "policy.default.round_max is not a key: did you mean policy.default.rounds_max?"),
         ("[policy.contracts.A.drawdown_guard]\nhours = 999", "A.drawdown_guard.hours is 999: it must be a number, above 0"),
+        ('[mutual.pools."a b"]', 'mutual: pools: "a b" must be 1 to 64 letters, digits'),
+        ("[mutual.pools.A]\nmin_funding = true", "mutual.pools.A.min_funding is true: it must be a number"),
+        ("[mutual.pools.A]\nmin_funding = -1", "mutual.pools.A: Expected `int` >= 0 - at `$.min_funding`"),
+        ("[mutual.pools.A]\nthreshhold = 1", "mutual.pools.A.threshhold is not a key: did you mean mutual.pools.A.threshold?"),
+        ("[mutual.pools.A]\npremium_tiers = [[0]]", "a list, each of it a list of a number and a whole number, 0 to 1000000"),
+        ("[mutual.pools.A]\nmin_loss = 0.0000001", "mutual.pools.A: min_loss: 1E-7 is not a number with at most 6 decimals"),
         ("[policy.contracts.A]\ndrawdown_guard = 1", "policy.contracts.A.drawdown_guard is 1: it must be a table of start, "),
         ("[policy.default.drawdown_guard]\nminimum_balance = -1", "minimum_balance is -1: it must be a number, 0 or more"),
         ("[policy.default.drawdown_guard]\nstart = 0.1", "policy.default.drawdown_guard: stop 0.25 is above start 0.1"),
@@ -369,3 +386,17 @@ async def test_config_check_reachable_reports_unreachable_and_wrong_servers(conf
     assert "stream.partitions = 3" in parts["schema"]["found"]
     done = await check("--reachable")
     assert (done.code, done.error.count("embedded")) == (0, 2)
+
+
+FARMED = "[mutual.pools.USDT]\ncap = 1000000\n[mutual.pools.OTHER]\n"
+
+
+async def test_config_check_warns_of_terms_that_can_be_farmed(tmp_path):
+    path = tmp_path / "fundsvc.toml"
+    path.write_text(FARMED)
+    done = await check(FUNDSVC_CONFIG=str(path))
+    assert done.code == 0
+    assert done.error.startswith("warning: mutual.pools.USDT: these terms can be farmed: a policy pays up to 100")
+    assert "OTHER" not in done.error
+    done = await check("--json", FUNDSVC_CONFIG=str(path))
+    assert list(done.result["warnings"]) == ["USDT"]

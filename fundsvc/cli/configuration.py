@@ -44,11 +44,14 @@ def check(
         tls_context(config.http.certificate, config.http.certificate_key)
         Tokens(config.token)
         _ = config.ledger.secrets
-        shown = effective(config)
+        shown, warnings = effective(config), config.mutual.warnings
         parts = await _checks(config) if reachable else {}
         if json:
-            print_json({"configuration": shown, **({"parts": parts} if reachable else {})})
+            optional = {"parts": parts, "warnings": warnings}
+            print_json({"configuration": shown} | {name: value for name, value in optional.items() if value})
         else:
+            for name, warning in warnings.items():
+                Terminal(stderr=True).print(f"warning: mutual.pools.{name}: {warning}", soft_wrap=True)
             sys.stdout.writelines(f"{line}\n" for line in lines(shown))
             for name, part in parts.items():
                 Terminal(stderr=True).print(f"{name}: {part['found']}", soft_wrap=True)

@@ -6,6 +6,7 @@ is in neither the environment nor a command line. This module is the only reader
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from fundsvc.core.contracts import CONTRACTS_MAX
 from fundsvc.core.fund.fullness import TargetPolicy
 from fundsvc.core.policy import Policies, Policy
 from fundsvc.core.times import AHEAD_SECONDS_MAX
+from fundsvc.mutual.core.terms import Terms, farming_warning
 
 ENVIRONMENT_PREFIX = "FUNDSVC_"
 
@@ -55,6 +57,10 @@ Origin = Annotated[
 
 class ConfigError(ValueError):
     """The configuration is wrong. The message names the key and the allowed values."""
+
+
+POOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+"""Names of pools, which are part of the keys of their streams."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -245,6 +251,23 @@ class TargetConfig(Section, frozen=True):
         return self.contracts.get(symbol, self.default)
 
 
+class MutualConfig(Section, frozen=True):
+    """The pools of the mutual, by name, each with its terms. Without a pool the mutual is off."""
+
+    pools: dict[str, Terms] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.pools:
+            if not POOL_NAME.fullmatch(name):
+                raise ValueError(f'pools: "{name}" must be 1 to 64 letters, digits, "_", "." or "-"')
+
+    @property
+    def warnings(self) -> dict[str, str]:
+        """Returns what is wrong with the terms of pools although they are legal, by the pool's name."""
+        found = {name: farming_warning(terms.rules()) for name, terms in self.pools.items()}
+        return {name: warning for name, warning in found.items() if warning}
+
+
 class AuditConfig(Section, frozen=True):
     """The background audit."""
 
@@ -277,6 +300,7 @@ class Config(Section, frozen=True):
     currency: CurrencyConfig = CurrencyConfig()
     policy: PolicyConfig = PolicyConfig()
     target: TargetConfig = TargetConfig()
+    mutual: MutualConfig = MutualConfig()
     audit: AuditConfig = AuditConfig()
     log: LogConfig = LogConfig()
 

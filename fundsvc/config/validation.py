@@ -160,11 +160,11 @@ def _allowed(found: inspect.Type) -> str:
     match found:
         case inspect.LiteralType(values=values):
             words = _either([json.dumps(value) for value in values])
-        case inspect.IntType() | inspect.FloatType():
+        case inspect.IntType() | inspect.FloatType() | inspect.DecimalType():
             noun = "a whole number" if isinstance(found, inspect.IntType) else "a number"
             words = ", ".join(filter(None, (noun, _span(found))))
-        case inspect.VarTupleType(item_type=inner):
-            words = f"a list, each of it {_allowed(inner)}"
+        case inspect.VarTupleType() | inspect.TupleType():
+            words = _list_of(found)
         case inspect.DictType(value_type=inner):
             words = f"a table, each of it {_allowed(inner)}"
         case inspect.StructType(fields=fields):
@@ -180,6 +180,12 @@ def _allowed(found: inspect.Type) -> str:
         case _:
             words = "true or false" if isinstance(found, inspect.BoolType) else "text"
     return words
+
+
+def _list_of(found: inspect.VarTupleType | inspect.TupleType) -> str:
+    if isinstance(found, inspect.VarTupleType):
+        return f"a list, each of it {_allowed(found.item_type)}"
+    return f"a list of {' and '.join(map(_allowed, found.item_types))}"
 
 
 def _span(found: inspect.Type) -> str:

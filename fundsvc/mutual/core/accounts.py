@@ -13,7 +13,7 @@ class Account:
     """One account; see `AccountRow` for the stored fields. `number` counts accounts from 0 in the order of their first event.
 
     `live` are the places of its live policies, see `policies`. `check_at` is the cut-off at which its fitness is to be checked
-    next, 0 if no cut-off can find it changed.
+    next, 0 if no cut-off can find it changed. `is_noted` marks an account that the current batch stores.
     """
 
     __slots__ = (
@@ -25,6 +25,7 @@ class Account:
         "cover",
         "day",
         "enabled",
+        "is_noted",
         "live",
         "name",
         "number",
@@ -39,7 +40,7 @@ class Account:
         self.number = number
         self.name = name
         self.balance = self.arrears = self.payable = self.paid_out = self.accumulated = 0
-        self.enabled = self.unfunded = False
+        self.enabled = self.unfunded = self.is_noted = False
         self.cover: list[int] = []
         self.day = self.profits = 0
         self.activity: list[int] = []

@@ -120,7 +120,7 @@ def _check(register: Register, account: Account, at: int) -> Sequence[int]:
         register.check_at(account, unfit_from)
     if (unfit_from > at) != (account.unfit_since > 0):
         return ()
-    register.ledger.draft.accounts[account.name] = account
+    register.ledger.draft.note(account)
     state = register.policies.state
     if unfit_from == at:
         account.unfit_since = at

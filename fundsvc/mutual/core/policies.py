@@ -26,6 +26,7 @@ class Policies:
         self.paid = array("q")
         self.moved = array("q")
         self.entered: list[int] = []
+        self._marked = bytearray()
         self._free = array("I")
 
     def __len__(self) -> int:
@@ -85,8 +86,23 @@ class Policies:
             self.entered[place],
         )
 
+    def mark(self, place: int) -> bool:
+        """Marks a policy as changed; returns whether it was not marked."""
+        if self._marked[place]:
+            return False
+        self._marked[place] = True
+        return True
+
+    def unmark(self, place: int) -> bool:
+        """Removes the mark of a policy; returns whether it had one."""
+        if not self._marked[place]:
+            return False
+        self._marked[place] = False
+        return True
+
     def free(self, place: int) -> None:
         """Frees the place of a policy that has ended; a later policy may take it."""
+        self._marked[place] = False
         self._free.append(place)
 
     def _take_place(self) -> int:
@@ -105,6 +121,7 @@ class Policies:
             self.paid,
             self.moved,
             self.entered,
+            self._marked,
         ):
             column.append(0)
         return len(self.number) - 1

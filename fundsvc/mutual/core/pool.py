@@ -112,7 +112,10 @@ class Pool:
         `stream_ms` is the time in the id of its message. If that is not a time, the event's own time is not limited. A
         malformed event changes nothing; a refused one moves only the pool's time, with the cut-offs up to it.
         """
-        deque(self.steps(event, stream_ms), maxlen=0)
+        amounts = self._admit(event, stream_ms)
+        if amounts is not None:
+            deque(self._pass_time(event.ts), maxlen=0)  # type: ignore[union-attr]
+            self._settle(event, amounts)  # type: ignore[arg-type]
 
     def steps(self, event: Event | Rejection, stream_ms: int = 0) -> Iterator[None]:
         """Applies one event as `apply` does, with pauses of which a long cut-off has many. The event is applied at the end.
@@ -280,7 +283,7 @@ class Pool:
     def _trade(self, event: Trade, pnl: int, volume: int) -> None:
         rules, register, now = self.rules, self.register, self.ledger.time
         known = register.accounts.get(event.account)
-        insured = known is not None and self._is_insured(event, known)
+        insured = known is not None and known.cover and self._is_insured(event, known)
         day, profits, owed = self._priced(known, pnl) if known and insured and pnl > 0 else (0, 0, 0)
         account = register.account(event.account)
         account.note_trade(rules.last_cutoff_with(now), volume, register.next_cutoff)
@@ -392,7 +395,7 @@ class Pool:
     def take(self) -> Batch:
         """Returns the effects of the events since the last call. See `Draft.rows` for how much that is."""
         ledger = self.ledger
-        batch = ledger.draft.finish(self.row(), self.register.row_of)
+        batch = ledger.draft.finish(self.row(), self.register.take_changed())
         ledger.draft = Draft(self.register.policies.count)
         return batch
 
@@ -436,10 +439,13 @@ class Pool:
 
 
 def _has(trade: Trade, tags: tuple[str, ...]) -> bool:
-    return any(tag in tags for tag in trade.tags)
+    return bool(trade.tags) and any(tag in tags for tag in trade.tags)
 
 
 def _check_names(*names: str) -> None:
+    """Raises Rejection unless all names are identifiers. Nearly all are, so one test of all comes first."""
+    if "".join(names).isprintable() and all(name[:1].isalnum() for name in names):
+        return
     for name in names:
         if not is_identifier(name):
             raise Rejection(Reason.INVALID_FIELD, f"{name!r} must be printable text that does not begin with = + - or @")

@@ -48,7 +48,7 @@ class Register:
             account = self.accounts[name] = Account(len(self.by_number), name)
             self.by_number.append(account)
             self.ledger.draft.opened.add(name)
-        self.ledger.draft.accounts[name] = account
+        self.ledger.draft.note(account)
         return account
 
     def owner(self, place: int) -> Account:
@@ -115,7 +115,6 @@ class Register:
         self.policies.state[place] = state
         self._write(kind, place, due)
         self.ledger.draft.ended.append(self.row_of(place))
-        self.ledger.draft.changed.discard(place)
         account.live.remove(place)
         self.policies.free(place)
 
@@ -124,13 +123,21 @@ class Register:
         account = self.owner(place)
         account.payable += due
         self.ledger.settled += due
-        self.ledger.draft.accounts[account.name] = account
-        self.ledger.draft.changed.add(place)
+        self.ledger.draft.note(account)
+        self._mark(place)
         return due
 
     def _write(self, kind: Kind, place: int, amount: int) -> None:
-        self.ledger.draft.changed.add(place)
+        self._mark(place)
         self.ledger.write(kind, self.owner(place).name, self.policies.number[place], amount)
+
+    def _mark(self, place: int) -> None:
+        if self.policies.mark(place):
+            self.ledger.draft.changed.append(place)
+
+    def take_changed(self) -> Iterator[PolicyRow]:
+        """Iterates over the states of the live policies that changed, and removes their marks."""
+        return (self.row_of(place) for place in self.ledger.draft.changed if self.policies.unmark(place))
 
     # Schedules: rule 5, steps a to c.
 
@@ -170,12 +177,12 @@ class Register:
         moved = delayed(policies.active_at[place], policies.issued_at[place], since, cutoff, self.rules)
         if moved != policies.active_at[place]:
             policies.active_at[place] = moved
-            self.ledger.draft.changed.add(place)
+            self._mark(place)
         self._schedule_activation(place)
 
     def _add_live(self, account: Account, place: int) -> None:
         account.live.append(place)
-        self.ledger.draft.changed.add(place)
+        self._mark(place)
         self._schedule_activation(place)
         self._schedule_expiry(place)
 
@@ -206,7 +213,6 @@ class Register:
         for account in self.by_number:
             self.plan_check(account)
             yield
-        self.ledger.draft.changed.clear()
 
     def _restore_policy(self, row: PolicyRow) -> None:
         account = self.accounts[row.account]

@@ -27,7 +27,8 @@ class PoolRow(NamedTuple):
     `inflow` are premiums less fees and top-ups, `released` the budgets less what returned, `settled` what was moved to payable.
     `share_index`, `weight` and `rem` are those of the distribution (rule 6); index and rem have no bound. `time` is the
     pool's time, `next_cutoff` the next cut-off, 0 before the first event. `policies` counts all policies, `cycle` the cut-offs.
-    `seq` is the last applied sequence, `entry` and `head` are the number and the hash of the last entry, `terms` the version in force.
+    `seq` is the last applied sequence, `entry` and `head` are the number and the hash of the last entry, `terms` is the version
+    in force.
     """
 
     pool: str

@@ -169,7 +169,10 @@ class Terms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "activity_ms": self.activity_days * DAY_MS,
             "activity_volume": self._atoms("activity_volume"),
         }
-        return msgspec.convert(fields, Rules)
+        try:
+            return msgspec.convert(fields, Rules)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from None
 
     def _atoms(self, name: str) -> int:
         return self._exact(name, getattr(self, name))
