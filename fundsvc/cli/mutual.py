@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from fundsvc.cli.running import DONE, Json, Terminal, cli, print_json, progress, run
 from fundsvc.config.settings import Config
-from fundsvc.mutual.core.terms import Terms
+from fundsvc.mutual.core.terms import XT_SHAPE, Terms
 from fundsvc.mutual.simulation.market import Market
 from fundsvc.mutual.simulation.report import (
     COHORT_COLUMNS,
@@ -40,6 +40,9 @@ def simulate_pool(
     days: Annotated[int, typer.Option(min=1, help="Days.")] = 365,
     ratio: Annotated[float, typer.Option(min=0, max=100, help="Insured profits, relative to insured losses.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the market: the same seed gives the same outcome.")] = 1,
+    pool: Annotated[
+        str | None, typer.Option(help="Pool of the configuration with the terms; else the preset xt_shape.")
+    ] = None,
     term: Annotated[
         list[str] | None, typer.Option(help="A term as in the configuration, such as 'cap = 1000000'; may be repeated.")
     ] = None,
@@ -51,9 +54,9 @@ def simulate_pool(
     Writes payout ratio, pool and live policies over time as an HTML report. Needs no server.
     """
 
-    async def command(_: Config) -> int:
+    async def command(config: Config) -> int:
         market = Market(accounts=accounts, days=days, ratio=ratio, seed=seed)
-        terms = changed(Terms(), term or ())
+        terms = changed(_terms_of(config, pool), term or ())
         with progress() as bars:
             task = bars.add_task("days", total=days)
             outcome = simulate(market, terms, lambda: bars.advance(task))
@@ -65,6 +68,14 @@ def simulate_pool(
         return DONE
 
     run(context, command)
+
+
+def _terms_of(config: Config, pool: str | None) -> Terms:
+    if pool is None:
+        return XT_SHAPE
+    if pool not in config.mutual.pools:
+        raise LookupError(f"no pool {pool!r} is configured; mutual.pools has: {', '.join(config.mutual.pools) or 'none'}")
+    return config.mutual.pools[pool]
 
 
 def changed(terms: Terms, changes: Sequence[str]) -> Terms:
