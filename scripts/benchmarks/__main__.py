@@ -18,6 +18,7 @@ import fanout
 import history as ledger_history
 import latency
 import msgspec
+import mutual_pool
 import peer
 import psutil
 import scraping
@@ -138,6 +139,25 @@ def takeover(
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
     else:
         takeovers.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
+    raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
+
+
+@application.command()
+def mutual(
+    policies: Annotated[int, typer.Option(help="Live policies.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="Cut-offs that complete none; the fastest counts.")] = 9,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Measure cut-offs, memory, trades and restart of a pool of the mutual, relative to a plain loop over its policies.
+
+    Exits with 1 when a target is missed.
+    """
+    with _progress() as show_progress:
+        results = mutual_pool.measure(policies, rounds, lambda what: show_progress(what, 0, 0))
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
+    else:
+        mutual_pool.show(results, Console(width=None if sys.stdout.isatty() else COLUMNS))
     raise typer.Exit(0 if all(target.met for target in results.targets) else 1)
 
 
