@@ -74,7 +74,7 @@ def _step(choose):  # noqa: PLR0911 - one for each type
         return "enable", account
     if other < 0.89:
         return "payout", account
-    return ("cancel", account, choose.randint(1, 20)) if other < 0.91 else ("tick",)
+    return ("cancel", account, choose.randint(1, 20)) if other < 0.96 else ("tick",)
 
 
 def _event(step, seq, ts):  # noqa: PLR0911 - one for each type
