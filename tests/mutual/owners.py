@@ -40,5 +40,6 @@ async def load(writer, rules, secret=None):
 async def owned_pool(config, rules=None, name=POOL, engine="owner"):
     async with open_leases(config.database.dsn, engine, 30) as leases:
         epochs = await leases.keep()
-        async with open_pool_writer(config.database.dsn, engine, name, 0, epochs[0]) as writer:
+        # Another name than that of the leases: claiming them ends the sessions of the engine before, and tests need those.
+        async with open_pool_writer(config.database.dsn, f"{engine} pools", name, 0, epochs[0]) as writer:
             yield PoolOwner(writer, epochs[0], await load(writer, rules or Terms().rules(), config.ledger.secrets.current))
