@@ -5,6 +5,8 @@ import re
 import asyncpg
 import pytest
 
+from fundsvc.mutual.store import rows as mutual_rows
+from fundsvc.mutual.store.writer import SQL as MUTUAL_SQL
 from fundsvc.store.database import SQL
 from fundsvc.store.rows import COLUMNS, ORDER_COLUMNS, RECORD_COLUMNS
 
@@ -14,14 +16,14 @@ UPDATE = re.compile(r"UPDATE (\w+)(?: \w+)?\s+SET(.*?)(?=\bFROM\b|\bWHERE\b|\bRE
 DELETE = re.compile(r"DELETE FROM (\w+)")
 ASSIGNED = re.compile(r"(?:\A|,)\s*(\w+) = ")
 
-COPIED = {"entries": COLUMNS, "adl_orders": ORDER_COLUMNS, "adl_records": RECORD_COLUMNS}
+COPIED = {"entries": COLUMNS, "adl_orders": ORDER_COLUMNS, "adl_records": RECORD_COLUMNS, **mutual_rows.COPIED}
 """The columns that COPY writes."""
 
 
 def needed():
     """Returns the rights that the statements need: (verb, table, column), without a column for DELETE."""
     found = {("INSERT", table, column) for table, columns in COPIED.items() for column in columns}
-    for statement in SQL.values():
+    for statement in (*SQL.values(), *MUTUAL_SQL.values()):
         text = re.sub(r"--[^\n]*", "", statement)
         for table, columns, rest in INSERT.findall(text):
             found |= {("INSERT", table, column.strip()) for column in columns.split(",")}
@@ -88,6 +90,12 @@ async def test_service_has_exactly_the_rights_of_its_statements(service_connecti
         "UPDATE contracts SET partition = 1",
         "UPDATE adl_orders SET price = 1",
         "UPDATE adl_orders SET cause = 1",
+        "UPDATE mutual_pools SET home = 1",
+        "UPDATE mutual_policies SET cap = 1",
+        "UPDATE mutual_terms SET rules = '{}'",
+        "UPDATE mutual_cycles SET budget = 1",
+        "UPDATE mutual_entries SET amount = 1",
+        "DELETE FROM mutual_rejected",
         "UPDATE policies SET body = '{}'",
         "UPDATE books SET symbol = 'x'",
         "INSERT INTO entries (recorded_at) VALUES (now())",

@@ -73,12 +73,13 @@ class StoreRefusal(Exception):
     """The database rejects a value, and would again; nothing was written."""
 
 
-def _statements() -> dict[str, str]:
-    blocks = files("fundsvc.store").joinpath("queries.sql").read_text().split("-- name: ")[1:]
+def statements(package: str) -> dict[str, str]:
+    """Returns the statements of the file queries.sql of a package by name."""
+    blocks = files(package).joinpath("queries.sql").read_text().split("-- name: ")[1:]
     return dict(block.split("\n", 1) for block in blocks)
 
 
-SQL = _statements()
+SQL = statements("fundsvc.store")
 """The statements of queries.sql by name."""
 
 

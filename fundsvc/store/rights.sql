@@ -55,3 +55,26 @@ GRANT INSERT (symbol, walk, entry, lots), UPDATE (walk, lots), DELETE ON audit_t
 GRANT INSERT (symbol, rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason),
       UPDATE (rule, target, fullness_low, fullness_high, leverage_min, leverage_max, explanation, reason, computed_at)
     ON targets TO fundsvc_service;
+
+GRANT INSERT (pool, home),
+      UPDATE (balance, fees, inflow, released, settled, paid_out, share_index, weight, rem, time, next_cutoff, cycle, policies, seq,
+              entry, head, terms, accounts, live, active, caps_left, duplicates, last_id, messages, events, partial_id, halted,
+              updated_at)
+    ON mutual_pools TO fundsvc_service;
+GRANT INSERT (pool, version, rules, entry) ON mutual_terms TO fundsvc_service;
+GRANT INSERT (pool, number, account, balance, arrears, payable, paid_out, accumulated, enabled, unfunded, cover, day, profits, activity,
+              unfit_since),
+      UPDATE (balance, arrears, payable, paid_out, accumulated, enabled, unfunded, cover, day, profits, activity, unfit_since,
+              updated_at)
+    ON mutual_accounts TO fundsvc_service;
+GRANT INSERT (pool, policy, account, state, terms, face, cap, issued_at, active_at, expires_at, paid, moved, entered),
+      UPDATE (state, active_at, expires_at, paid, moved, entered)
+    ON mutual_policies TO fundsvc_service;
+GRANT INSERT (pool, cycle, at, balance, caps_left, rate, budget, returned, weight, completed, share_index, rem, terms, entry)
+    ON mutual_cycles TO fundsvc_service;
+GRANT INSERT (pool, entry, seq, ts, kind, account, policy, amount, balance, profits, terms, seal, hash)
+    ON mutual_entries TO fundsvc_service;
+GRANT INSERT (pool, stream_id, position, reason, detail, codec, body, event_seq, digest),
+      UPDATE (reason, detail, rejected_at, replayed_at, settled_at, settled_by)
+    ON mutual_rejected TO fundsvc_service;
+GRANT INSERT (pool, after_id, until_id, messages), UPDATE (acknowledged_at) ON mutual_gaps TO fundsvc_service;

@@ -1,5 +1,7 @@
 """Strategies that generate terms of pools and their events, with small numbers so that all rules meet."""
 
+import random
+
 import msgspec
 from hypothesis import strategies as st
 
@@ -9,9 +11,6 @@ from fundsvc.mutual.core.terms import XT_SHAPE
 POOL = "P"
 START = 86_400_000 * 20_000 - 3_500
 """Shortly before a UTC day begins."""
-
-ACCOUNTS = st.sampled_from(["a", "b", "c"])
-TAGS = st.sampled_from([(), (), (), ("copy",), ("self",), ("hedge", "hedge")])
 
 
 def small_rules(**changes):
@@ -54,20 +53,28 @@ RULES = st.builds(
     activity_volume=st.sampled_from([0, 5]),
 )
 
-_TRADES = st.tuples(st.just("trade"), ACCOUNTS, st.integers(-40, 40), st.integers(0, 9), st.integers(0, 3_000), TAGS)
-_STEPS = st.one_of(
-    st.tuples(st.just("transfer"), ACCOUNTS, st.integers(-30, 60).filter(bool)),
-    st.tuples(st.just("enable"), ACCOUNTS),
-    st.tuples(st.just("disable"), ACCOUNTS),
-    _TRADES,
-    _TRADES,
-    _TRADES,
-    st.tuples(st.just("topUp"), st.integers(1, 90)),
-    st.tuples(st.just("cancel"), ACCOUNTS, st.integers(1, 8)),
-    st.tuples(st.just("payout"), ACCOUNTS),
-    st.tuples(st.just("tick")),
-)
-_DELAYS = st.sampled_from([0, 0, 1, 200, 500, 1_000, 2_600, -300])
+DELAYS = (0, 0, 0, 0, 100, 400, 1_000, 2_600, -300)
+TAGS = ((),) * 6 + (("copy",), ("self",), ("hedge", "hedge"))
+
+
+def _step(choose):  # noqa: PLR0911 - one for each type
+    """Returns a step by chance: most are losses of covered accounts, so that policies are issued, paid and ended."""
+    account, other = choose.choice("abc"), choose.random()
+    if other < 0.5:
+        pnl = choose.randint(-40, -1) if choose.random() < 0.75 else choose.randint(0, 40)
+        age = choose.choice((0, 0, 0, 0, 50, 3_000))
+        return "trade", account, pnl, choose.randint(0, 9), age, choose.choice(TAGS)
+    if other < 0.62:
+        return "topUp", choose.randint(1, 90)
+    if other < 0.72:
+        return "transfer", account, choose.choice((-30, -1, 5, 20, 60))
+    if other < 0.76:
+        return "disable", account
+    if other < 0.84:
+        return "enable", account
+    if other < 0.89:
+        return "payout", account
+    return ("cancel", account, choose.randint(1, 20)) if other < 0.96 else ("tick",)
 
 
 def _event(step, seq, ts):  # noqa: PLR0911 - one for each type
@@ -91,14 +98,16 @@ def _event(step, seq, ts):  # noqa: PLR0911 - one for each type
             return Tick(POOL, ts), ()
 
 
-def events_of(steps):
-    """Returns events with their integer amounts, from steps with delays. All accounts are funded and enabled first."""
+def events_of(seed, count):
+    """Returns events with their integer amounts. All accounts are funded and enabled first."""
+    choose = random.Random(seed)
     ts, events = START, []
-    first = [(("transfer", name, 40), 0) for name in "abc"] + [(("enable", name), 0) for name in "abc"]
-    for seq, (step, delay) in enumerate([*first, *steps], 1):
+    first = [("transfer", name, 40) for name in "abc"] + [("enable", name) for name in "abc"]
+    steps = [(step, 0) for step in first] + [(_step(choose), choose.choice(DELAYS)) for _ in range(count)]
+    for seq, (step, delay) in enumerate(steps, 1):
         ts += delay
         events.append(_event(step, seq, ts))
     return events
 
 
-STREAMS = st.lists(st.tuples(_STEPS, _DELAYS), max_size=60).map(events_of)
+STREAMS = st.builds(events_of, st.integers(0, 2**32), st.integers(0, 90))

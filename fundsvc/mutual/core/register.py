@@ -209,6 +209,7 @@ class Register:
             yield
         for name in owners:
             self.owners.append(self.accounts[name].number)
+            yield
         self.policies.count = len(self.owners)
         for account in self.by_number:
             self.plan_check(account)
