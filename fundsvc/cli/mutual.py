@@ -1,126 +1,187 @@
-"""Commands on the mutual: simulation of a pool."""
+"""Commands on the mutual: pools, accounts, cut-offs. `fundsvc.cli.simulation` adds `simulate`."""
 
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
 
-import msgspec
 import typer
+from rich import box
 from rich.table import Column, Table
 
-from fundsvc.cli.running import DONE, Json, Terminal, cli, print_json, progress, run
-from fundsvc.config.settings import Config
-from fundsvc.mutual.core.terms import XT_SHAPE, Terms
-from fundsvc.mutual.simulation.market import Market
-from fundsvc.mutual.simulation.report import (
-    COHORT_COLUMNS,
-    FARM_COLUMNS,
-    cohort_row,
-    described,
-    expectation,
-    farm_row,
-    html_report,
+from fundsvc.api.http.parameters import PAGE_ENTRIES_MAX
+from fundsvc.app import connected, prepared
+from fundsvc.cli.running import DONE, Json, Terminal, cli, print_json, run
+from fundsvc.cli.tools.mutual_answers import (
+    AccountStatus,
+    CycleStatus,
+    PoolStatus,
+    account_status,
+    at_minute,
+    cycle_status,
+    pool_status,
 )
-from fundsvc.mutual.simulation.simulate import Outcome, simulate
+from fundsvc.config.settings import Config
+from fundsvc.mutual.store.reader import MutualReader, PoolState
 
 mutual = typer.Typer(help="The mutual: losses that become policies.", no_args_is_help=True)
 cli.add_typer(mutual, name="mutual")
 
-
-@mutual.callback()
-def _group() -> None:
-    """The mutual: losses that become policies."""
+GUARANTEE = "Nothing is guaranteed: amounts and times depend on the pool."
 
 
-@mutual.command("simulate")
-def simulate_pool(
-    context: typer.Context,
-    accounts: Annotated[int, typer.Option(min=1, help="Insured accounts.")] = 200,
-    days: Annotated[int, typer.Option(min=1, help="Days.")] = 365,
-    ratio: Annotated[float, typer.Option(min=0, max=100, help="Insured profits, relative to insured losses.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the market: the same seed gives the same outcome.")] = 1,
-    pool: Annotated[
-        str | None, typer.Option(help="Pool of the configuration with the terms; else the preset xt_shape.")
-    ] = None,
-    term: Annotated[
-        list[str] | None, typer.Option(help="A term as in the configuration, such as 'cap = 1000000'; may be repeated.")
-    ] = None,
-    report: Annotated[Path, typer.Option(help="HTML file to write.", dir_okay=False)] = Path("mutual-simulation.html"),
-    json: Json = False,
-) -> None:
-    """Simulate a pool over a market of insured accounts: what policies are paid, and what farming gets back.
-
-    Writes payout ratio, pool and live policies over time as an HTML report. Needs no server.
-    """
+@mutual.command()
+def status(context: typer.Context, json: Json = False) -> None:
+    """Show all pools: balance, health, live policies, and the payout ratio of the last 30 cut-offs."""
 
     async def command(config: Config) -> int:
-        market = Market(accounts=accounts, days=days, ratio=ratio, seed=seed)
-        terms = changed(_terms_of(config, pool), term or ())
-        with progress() as bars:
-            task = bars.add_task("days", total=days)
-            outcome = simulate(market, terms, lambda: bars.advance(task))
-        report.write_text(html_report(outcome))
+        async with _reader(config) as reader:
+            found = [
+                pool_status(pool, await reader.payouts(pool), await reader.unfunded(pool.row.pool))
+                for pool in await reader.pools()
+            ]
         if json:
-            print_json(_summary(outcome))
+            print_json(found)
         else:
-            _print_outcome(outcome, report)
+            _print_pools(found)
         return DONE
 
     run(context, command)
 
 
-def _terms_of(config: Config, pool: str | None) -> Terms:
-    if pool is None:
-        return XT_SHAPE
-    if pool not in config.mutual.pools:
-        raise LookupError(f"no pool {pool!r} is configured; mutual.pools has: {', '.join(config.mutual.pools) or 'none'}")
-    return config.mutual.pools[pool]
+@mutual.command()
+def account(
+    context: typer.Context,
+    account: str,
+    pool: Annotated[str | None, typer.Option(help="Only this pool.")] = None,
+    json: Json = False,
+) -> None:
+    """Show an account in each pool: cover, money, live policies, and what its owner should do."""
+
+    async def command(config: Config) -> int:
+        async with _reader(config) as reader:
+            names = [name for name in await reader.pools_of(account) if pool in {None, name}]
+            found = [account_status(state) for name in names if (state := await reader.account(name, account))]
+        if not found:
+            raise LookupError(f"no pool has the account {account!r}" if pool is None else f"{pool} has no account {account!r}")
+        if json:
+            print_json(found)
+        else:
+            for one in found:
+                _print_account(one)
+            Terminal().print(GUARANTEE)
+        return DONE
+
+    run(context, command)
 
 
-def changed(terms: Terms, changes: Sequence[str]) -> Terms:
-    """Returns terms with changes, each a line of TOML; raises ValueError if one is wrong."""
-    given: dict[str, Any] = msgspec.to_builtins(terms)
-    for line in changes:
-        try:
-            given |= tomllib.loads(line)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"--term {line!r} is not TOML such as 'cap = 1000000': {error}") from None
-    try:
-        return msgspec.convert(given, Terms, strict=False)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"--term: {error}") from None
+@mutual.command()
+def cycles(
+    context: typer.Context,
+    pool: str,
+    count: Annotated[int, typer.Option(min=1, max=PAGE_ENTRIES_MAX, help="Cut-offs, the newest first.")] = 30,
+    json: Json = False,
+) -> None:
+    """List the last cut-offs of a pool: what each distributed."""
+
+    async def command(config: Config) -> int:
+        async with _reader(config) as reader:
+            state = await _known(reader, pool)
+            terms = {one.version: one.rules for one in await reader.terms(pool)}
+            found = [cycle_status(row, terms[row.terms]) for row in await reader.cycles(state.row.pool, count=count)]
+        if json:
+            print_json(found)
+        else:
+            _print_cycles(found)
+        return DONE
+
+    run(context, command)
 
 
-def _summary(outcome: Outcome) -> dict[str, Any]:
-    """Returns the outcome without its days; amounts are in atoms."""
-    return {
-        "market": outcome.market,
-        "decimals": outcome.rules.decimals,
-        "losses": outcome.losses,
-        "premiums": outcome.premiums,
-        "expected": outcome.expected,
-        "cohorts": [msgspec.structs.asdict(cohort) | {"ratio": cohort.ratio} for cohort in outcome.cohorts],
-        "farms": [msgspec.structs.asdict(farm) | {"cost": farm.cost, "back": farm.back} for farm in outcome.farms],
-        "warning": outcome.warning,
-    }
+@asynccontextmanager
+async def _reader(config: Config) -> AsyncIterator[MutualReader]:
+    async with prepared(config) as complete, connected(complete) as (pool, _):
+        yield MutualReader(pool)
 
 
-def _print_outcome(outcome: Outcome, report: Path) -> None:
-    console = Terminal(soft_wrap=True)
-    if outcome.warning:
-        console.print(outcome.warning, style="red")
-    console.print(described(outcome))
-    console.print(_table(COHORT_COLUMNS, [cohort_row(cohort) for cohort in outcome.cohorts]))
-    console.print(expectation(outcome))
-    if outcome.farms:
-        console.print(_table(FARM_COLUMNS, [farm_row(farm, outcome) for farm in outcome.farms]))
-    console.print(f"wrote {report}")
+async def _known(reader: MutualReader, pool: str) -> PoolState:
+    state = await reader.pool(pool)
+    if state is None:
+        names = ", ".join(one.row.pool for one in await reader.pools()) or "none"
+        raise LookupError(f"there is no pool {pool!r}; there are: {names}")
+    return state
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    first, *others = columns
-    table = Table(first, *(Column(name, justify="right") for name in others))
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _print_pools(pools: list[PoolStatus]) -> None:
+    console = Terminal()
+    for pool in pools:
+        _print_lines(
+            console,
+            f"pool {pool.pool}",
+            {
+                "state": f"{pool.state} {pool.halted}".rstrip(),
+                "balance": pool.balance,
+                "health": f"{_share(pool.health)}; a cut-off releases {_share(pool.release)}" if pool.active else "",
+                "policies": f"{pool.active:,} active, {pool.live:,} live",
+                "payout ratio": f"{_share(pool.ratio)} of the face, in the last {pool.ratio_cycles} cut-offs",
+                "paid out": pool.paid_out,
+                "accounts": f"{pool.accounts:,}, {pool.unfunded:,} of them unfunded",
+                "next cut-off": at_minute(pool.next_cutoff),
+                "terms": f"version {pool.terms}",
+                "warning": pool.warning or "",
+            },
+        )
+    console.print(GUARANTEE if pools else "there is no pool: configure one as [mutual.pools.NAME]")
+
+
+def _print_account(found: AccountStatus) -> None:
+    console = Terminal()
+    _print_lines(
+        console,
+        f"{found.account} in {found.pool}",
+        {
+            "cover": "covered" if found.covered else "not covered",
+            "to do": "\n".join(found.advice),
+            "balance": found.balance,
+            "arrears": found.arrears,
+            "next policy": f"{found.accumulated} of {found.threshold} lost",
+            "due": found.due,
+            "payable": found.payable,
+            "paid out": found.paid_out,
+        },
+    )
+    if found.policies:
+        table = Table("policy", "state", *(Column(name, justify="right") for name in ("cap", "accrued", "due")), "until")
+        for policy in found.policies:
+            until = policy.active_at or policy.expires_at
+            table.add_row(f"{policy.policy}", policy.state, policy.cap, policy.accrued, policy.due, at_minute(until))
+        console.print(table)
+
+
+def _print_cycles(found: list[CycleStatus]) -> None:
+    names = ("balance", "health", "released", "of face", "completed")
+    columns = (Column(name, justify="right") for name in names)
+    table = Table("cycle", Column("at", no_wrap=True), *columns, box=box.SIMPLE_HEAD, padding=0)
+    for cycle in found:
+        table.add_row(
+            f"{cycle.cycle}",
+            at_minute(cycle.at),
+            cycle.balance,
+            _share(cycle.health),
+            cycle.released,
+            _share(cycle.share),
+            f"{cycle.completed:,}",
+        )
+    Terminal().print(table)
+
+
+def _print_lines(console: Terminal, title: str, values: dict[str, str]) -> None:
+    """Prints a title and one line for each value that is not empty."""
+    table = Table(Column(), Column(overflow="fold"), show_header=False, box=None)
+    for name, value in values.items():
+        if value:
+            table.add_row(name, value)
+    console.print(title, table, "", sep="\n")
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"

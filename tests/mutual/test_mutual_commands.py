@@ -1,9 +1,15 @@
 """The command line of the mutual."""
 
 import os
+from decimal import Decimal
 
+import msgspec
 import pytest
-from commands import command
+from commands import command, fundsvc
+from owners import POOL, owned_pool
+
+from fundsvc.mutual.core.events import Enable, Tick, TopUp, Trade, Transfer
+from fundsvc.mutual.core.terms import DAY_MS, Terms
 
 
 async def simulate(tmp_path, *arguments, **environment):
@@ -65,3 +71,117 @@ async def test_wrong_terms_are_refused_in_one_line(tmp_path, arguments, error):
 async def test_simulate_shows_progress_on_a_terminal_only(tmp_path):
     assert "15/15" in (await simulate(tmp_path, FORCE_COLOR="1")).error
     assert (await simulate(tmp_path)).error == ""
+
+
+START = 20_454 * DAY_MS
+LONG_NAME = "a" * 64
+
+
+@pytest.fixture
+async def pools(config):
+    """A pool in the database. Its accounts have an active policy (it thawed), no funding, a frozen policy, a waiting one."""
+    rules = msgspec.structs.replace(Terms().rules(), cap_rate=1_000_000)
+    async with owned_pool(config, rules) as owner:
+        seq = 0
+
+        def apply(kind, day, *fields):
+            nonlocal seq
+            seq += 1
+            owner.pool.apply(kind(POOL, START + int(day * DAY_MS), seq, *fields))
+
+        def trade(account, day, pnl):
+            apply(Trade, day, account, "XBTUSDTM", "t", START + int(day * DAY_MS), pnl, "2000")
+
+        for account in ("anna", "bert", "carl", LONG_NAME):
+            apply(Transfer, 0, account, "10", "t")
+            apply(Enable, 0, account)
+        apply(Transfer, 0, "dora", "4", "t")
+        apply(TopUp, 0, "50", "u")
+        trade("anna", 0.1, "-130.5")
+        trade("carl", 0.1, "-100")
+        trade("bert", 0.2, "300")
+        trade("anna", 8.5, "-1")
+        trade(LONG_NAME, 8.6, "-100")
+        owner.pool.apply(Tick(POOL, START + 9 * DAY_MS))
+        await owner.commit()
+        yield
+
+
+async def test_status_shows_pools_within_80_columns(pools, config):
+    done = await fundsvc(config, "mutual", "status")
+    assert (done.code, done.error) == (0, "")
+    assert max(map(len, done.output.splitlines())) <= 80
+    lines = dict(line.split(maxsplit=1) for line in done.output.splitlines() if len(line.split()) > 1)
+    assert lines["state"].strip() == "running"
+    assert lines["balance"].strip() == "28.697814"
+    assert lines["policies"].strip() == "1 active, 3 live"
+    assert lines["next"].split()[1:] == ["2026-01-11", "00:00"]
+    assert "Nothing is guaranteed" in done.output
+    assert "can be farmed" in done.output
+
+
+async def test_status_as_json_has_exact_amounts(pools, config):
+    [pool] = (await fundsvc(config, "mutual", "status", "--json")).result
+    assert (pool["pool"], pool["balance"], pool["active"], pool["accounts"], pool["unfunded"]) == (POOL, "28.697814", 1, 5, 1)
+    assert pool["nextCutoff"] == START + 10 * DAY_MS
+    assert pool["ratio"] == pytest.approx((60 - 28.697814) / 300)
+
+
+async def test_account_shows_policies_and_what_to_do(pools, config):
+    [anna] = (await fundsvc(config, "mutual", "account", "anna", "--json")).result
+    assert (anna["covered"], anna["accumulated"], anna["advice"]) == (True, "31.5", [])
+    [policy] = anna["policies"]
+    assert (policy["state"], policy["due"]) == ("ACTIVE", anna["due"])
+    assert Decimal(policy["accrued"]) == Decimal(anna["due"]) + Decimal(anna["payable"]) > Decimal(anna["due"]) > 0
+    waiting = (await fundsvc(config, "mutual", "account", LONG_NAME, "--json")).result[0]["policies"][0]
+    assert (waiting["state"], waiting["activeAt"]) == ("WAITING", START + int(9.6 * DAY_MS))
+
+
+@pytest.mark.parametrize(
+    ("account", "advice"),
+    [
+        ("bert", "not funded: transfer 24 to the insurance account"),
+        ("carl", "frozen since 2026-01-09 00:00: be covered, and trade a volume of 1000 within 7 days"),
+        ("dora", "not funded: transfer 6 to the insurance account"),
+    ],
+)
+async def test_account_names_what_it_lacks(pools, config, account, advice):
+    [found] = (await fundsvc(config, "mutual", "account", account, "--json")).result
+    assert advice in found["advice"]
+
+
+@pytest.mark.parametrize("account", ["anna", "bert", "carl", LONG_NAME])
+async def test_account_is_printed_within_80_columns(pools, config, account):
+    done = await fundsvc(config, "mutual", "account", account)
+    assert done.code == 0
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert account in done.output.replace("\n", "")
+
+
+async def test_cycles_are_listed_newest_first(pools, config):
+    cycles = (await fundsvc(config, "mutual", "cycles", POOL, "--json")).result
+    assert [cycle["cycle"] for cycle in cycles] == list(range(9, 0, -1))
+    first_with_policies = cycles[-2]
+    assert (first_with_policies["balance"], first_with_policies["released"]) == ("60", "6")
+    assert first_with_policies["share"] == 0.03
+    done = await fundsvc(config, "mutual", "cycles", POOL, "--count", "3")
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert [line.split()[0] for line in done.output.splitlines() if line[1:2].isdigit()] == ["9", "8", "7"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("account", "nemo"), "no pool has the account 'nemo'"),
+        (("account", "anna", "--pool", "BTC"), "BTC has no account 'anna'"),
+        (("cycles", "BTC"), "there is no pool 'BTC'; there are: USDT"),
+    ],
+)
+async def test_unknown_names_are_reported_in_one_line(pools, config, arguments, error):
+    done = await fundsvc(config, "mutual", *arguments)
+    assert (done.code, done.output, done.error) == (2, "", f"fundsvc: {error}\n")
+
+
+async def test_status_without_pools_tells_how_to_configure_one(config):
+    done = await fundsvc(config, "mutual", "status")
+    assert (done.code, done.output) == (0, "there is no pool: configure one as [mutual.pools.NAME]\n")

@@ -1,4 +1,4 @@
-"""The simulation reproduces what users must be told about payouts, and what farming gets back."""
+"""The simulation reproduces the documented payouts, and what farming gets back."""
 
 import msgspec
 import pytest

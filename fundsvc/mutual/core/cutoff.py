@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fundsvc.mutual.core.accounts import Account
 from fundsvc.mutual.core.register import Register, is_live
 from fundsvc.mutual.core.rows import CycleRow, State
-from fundsvc.mutual.core.slices import SCAN, SLICE
+from fundsvc.mutual.core.slices import CHECKS, SCAN, SLICE
 from fundsvc.mutual.core.terms import PPM
 
 
@@ -34,7 +34,7 @@ def freeze_and_thaw(register: Register, at: int) -> Iterator[None]:
     turned: list[int] = []
     for count, number in enumerate(register.checks.take(at), 1):
         turned += _check(register, register.by_number[number], at)
-        if not count % SCAN:
+        if not count % CHECKS:
             yield
     policies = register.policies
 
