@@ -72,6 +72,25 @@ class Results(msgspec.Struct, kw_only=True):
     trades_per_second: dict[Codec, float]
     targets: list[Target] = []
 
+    def show(self, console: Console) -> None:
+        """Prints the tables."""
+        table = table_of(f"The core with {self.policies:,} live policies", "", "measured", "longest slice, ms")
+        table.columns[0].justify = "left"
+        for name, measured, hold in (
+            ("plain loop over all policies, ms", f"{self.loop_ms:.1f}", ""),
+            ("cut-off that completes none, ms", f"{self.cutoff_ms:.2f}", f"{self.cutoff_hold_ms:.2f}"),
+            ("the same, all accounts to check, ms", f"{self.checking_ms:.0f}", f"{self.checking_hold_ms:.2f}"),
+            (f"with {COMPLETIONS:,} completions, ms", f"{self.completing_ms:.0f}", f"{self.completing_hold_ms:.2f}"),
+            ("  rows of its commit, ms", f"{self.rows_ms:.0f}", ""),
+            ("restart from rows, s", f"{self.restore_seconds:.1f}", ""),
+            ("bytes per live policy", f"{self.bytes_each:.0f}", ""),
+            *((f"trades/s, {codec}", f"{speed:,.0f}", "") for codec, speed in self.trades_per_second.items()),
+        ):
+            table.add_row(name, measured, hold)
+        console.print(table)
+        if self.targets:
+            console.print(target_table(self.targets))
+
 
 def measure(policies: int, rounds: int, show_progress: Callable[[str], None]) -> Results:
     """Measures a pool with a number of live policies."""
@@ -114,32 +133,11 @@ def restored(policies: int, completing: int, cutoffs_active: int = 1_000) -> Poo
     The trades of all accounts count at the next `cutoffs_active` cut-offs.
     """
     rooms = [number + 1 if number < completing else RULES.cap for number in range(policies)]
-    paid = sum(RULES.cap - room for room in rooms)
-    balance = 10 * policies * (completing + 1)
-    row = PoolRow(
-        NAME,
-        balance=balance,
-        inflow=balance + paid,
-        released=paid,
-        settled=paid,
-        paid_out=paid,
-        weight=policies * RULES.face,
-        time=START_MS,
-        next_cutoff=START_MS + DAY_MS,
-        policies=policies,
-    )
-    pool = Pool(row, {1: RULES})
-    accounts = -(-policies // POLICIES_EACH)
-    owners = [_name(number // POLICIES_EACH) for number in range(policies)]
+    pool = Pool(pool_row(policies, 10 * policies * (completing + 1), sum(RULES.cap - room for room in rooms)), {1: RULES})
     last_cutoff = START_MS + cutoffs_active * DAY_MS
-    deque(
-        pool.restore(
-            (_account(number, last_cutoff) for number in range(accounts)),
-            (_policy(number, owners[number], room) for number, room in enumerate(rooms)),
-            owners,
-        ),
-        maxlen=0,
-    )
+    accounts = (account_row(number, last_cutoff) for number in range(accounts_of(policies)))
+    rows = (policy_row(number, room) for number, room in enumerate(rooms))
+    deque(pool.restore(accounts, rows, (owner_of(number) for number in range(policies))), maxlen=0)
     if pool.identity_error():
         raise RuntimeError("the money of the restored pool does not add up")
     return pool
@@ -162,13 +160,41 @@ def cut_off(pool: Pool) -> tuple[float, float]:
     return 1000 * (times[-1] - times[0]), 1000 * max(end - start for start, end in pairwise(times))
 
 
-def _name(number: int) -> str:
+def pool_row(policies: int, balance: int, paid: int) -> PoolRow:
+    """Returns the state of a pool with active policies, of which `paid` was paid out; amounts are in atoms."""
+    return PoolRow(
+        NAME,
+        balance=balance,
+        inflow=balance + paid,
+        released=paid,
+        settled=paid,
+        paid_out=paid,
+        weight=policies * RULES.face,
+        time=START_MS,
+        next_cutoff=START_MS + DAY_MS,
+        policies=policies,
+    )
+
+
+def accounts_of(policies: int) -> int:
+    """Returns the number of accounts of a number of policies."""
+    return -(-policies // POLICIES_EACH)
+
+
+def owner_of(policy: int) -> str:
+    """Returns the account of a policy; both count from 0."""
+    return account_name(policy // POLICIES_EACH)
+
+
+def account_name(number: int) -> str:
+    """Returns the name of an account."""
     return f"{number:012x}"
 
 
-def _account(number: int, last_cutoff: int) -> AccountRow:
+def account_row(number: int, last_cutoff: int) -> AccountRow:
+    """Returns a covered account, whose trades count up to a cut-off."""
     return AccountRow(
-        _name(number),
+        account_name(number),
         balance=1_000 * UNIT,
         arrears=0,
         payable=0,
@@ -184,10 +210,12 @@ def _account(number: int, last_cutoff: int) -> AccountRow:
     )
 
 
-def _policy(number: int, account: str, room: int) -> PolicyRow:
-    expires_at = START_MS + 1_000 * DAY_MS
-    times = (START_MS - DAY_MS, START_MS, expires_at)
-    return PolicyRow(number + 1, account, State.ACTIVE, 1, RULES.face, RULES.cap, *times, RULES.cap - room, 0, 0)
+def policy_row(number: int, room: int) -> PolicyRow:
+    """Returns an active policy, from 0, that can be paid `room` more."""
+    times = (START_MS - DAY_MS, START_MS, START_MS + 1_000 * DAY_MS)
+    return PolicyRow(
+        number + 1, owner_of(number), State.ACTIVE, 1, RULES.face, RULES.cap, *times, RULES.cap - room, moved=0, entered=0
+    )
 
 
 def _plain_loop(faces: Sequence[int]) -> int:
@@ -213,7 +241,7 @@ def _bytes_each(policies: int) -> float:
 def _trades_per_second(codec: Codec) -> float:
     """Returns trades per second from messages through decoder and pool to the rows of commits."""
     pool = restored(TRADERS * POLICIES_EACH, 0)
-    bodies = list(_bodies(_trades(TRADERS), codec))
+    bodies = list(message_bodies(trades(TRADERS), codec))
     gc.collect()
     started = time.thread_time()
     for number, body in enumerate(bodies, 1):
@@ -226,16 +254,17 @@ def _trades_per_second(codec: Codec) -> float:
     return TRADES / (time.thread_time() - started)
 
 
-def _trades(traders: int) -> Iterator[Trade]:
+def trades(traders: int) -> Iterator[Trade]:
     """Yields insured trades within a day, a loss and a profit in turn; every tenth trade of an account issues a policy."""
     for number in range(TRADES):
         ts = START_MS + number * (DAY_MS - 1) // TRADES
         pnl = "-21.5" if number % 2 else "12.345678"
-        account = _name(number // 2 * 7919 % traders)
+        account = account_name(number // 2 * 7919 % traders)
         yield Trade(NAME, ts, number + 1, account, "XBTUSDTM", f"t{number}", START_MS, pnl, "1500.25")
 
 
-def _bodies(events: Iterable[Event], codec: Codec) -> Iterator[bytes]:
+def message_bodies(events: Iterable[Event], codec: Codec) -> Iterator[bytes]:
+    """Yields message bodies with TRADES_PER_MESSAGE events each."""
     run: list[Event] = []
     for event in events:
         run.append(event)
@@ -268,23 +297,3 @@ def _judge(results: Results) -> Iterator[Target]:
     yield at_most("restart from rows, s", results.restore_seconds, RESTORE_SECONDS_MAX, "{:.1f}")
     for codec, measured in results.trades_per_second.items():
         yield at_least(f"trades/s through the core, {codec}", measured, TRADES_PER_SECOND_MIN, "{:,.0f}")
-
-
-def show(results: Results, console: Console) -> None:
-    """Prints the tables."""
-    table = table_of(f"The core with {results.policies:,} live policies", "", "measured", "longest slice, ms")
-    table.columns[0].justify = "left"
-    for name, measured, hold in (
-        ("plain loop over all policies, ms", f"{results.loop_ms:.1f}", ""),
-        ("cut-off that completes none, ms", f"{results.cutoff_ms:.2f}", f"{results.cutoff_hold_ms:.2f}"),
-        ("the same, all accounts to check, ms", f"{results.checking_ms:.0f}", f"{results.checking_hold_ms:.2f}"),
-        (f"with {COMPLETIONS:,} completions, ms", f"{results.completing_ms:.0f}", f"{results.completing_hold_ms:.2f}"),
-        ("  rows of its commit, ms", f"{results.rows_ms:.0f}", ""),
-        ("restart from rows, s", f"{results.restore_seconds:.1f}", ""),
-        ("bytes per live policy", f"{results.bytes_each:.0f}", ""),
-        *((f"trades/s, {codec}", f"{speed:,.0f}", "") for codec, speed in results.trades_per_second.items()),
-    ):
-        table.add_row(name, measured, hold)
-    console.print(table)
-    if results.targets:
-        console.print(target_table(results.targets))
