@@ -166,7 +166,8 @@ def mutual(
             results["core"] = mutual_pool.measure(policies, rounds, lambda what: show_progress(what, 0, 0))
     if "ledger" in wanted:
         with _servers(directory) as servers, _progress() as show_progress:
-            measuring = mutual_ledger.measure(servers, policies, codec, lambda what: show_progress(what, 0, 0))
+            log = servers.directory / "engine.log"
+            measuring = mutual_ledger.measure(servers, policies, codec, log, show_progress)
             results["ledger"] = _run(measuring)
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(results)).decode() + "\n")
