@@ -1,6 +1,6 @@
 -- The rights of the service's role: it reads everything, and writes only the columns that its statements write (queries.sql, and the
 -- copied columns of entries, ADL orders and ADL records). `fundsvc migrate` runs this after every upgrade of the schema. So rights of
--- a new column are here and in no migration; tests/test_rights.py compares both with the statements.
+-- a new column are here and in no migration; tests/store/test_rights.py compares both with the statements.
 
 REVOKE ALL ON ALL TABLES IN SCHEMA public FROM fundsvc_service;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO fundsvc_service;

@@ -18,7 +18,7 @@ from tokens import bearer, signed
 from fundsvc.api.http.application import make_app
 from fundsvc.core.events import Takeover
 
-EXAMPLES = Path(__file__).parent.parent / "fundsvc" / "api" / "docs" / "examples.json"
+EXAMPLES = Path(__file__).parents[2] / "fundsvc" / "api" / "docs" / "examples.json"
 
 RECORDING = "RECORD_EXAMPLES" in os.environ
 """Whether the examples are recorded, as `scripts/examples` does."""
@@ -26,7 +26,7 @@ RECORDING = "RECORD_EXAMPLES" in os.environ
 LINES_MAX = 12
 """The lines of an example that is text."""
 
-CONFIGURATION = Path(__file__).parent / "schemathesis.toml"
+CONFIGURATION = Path(__file__).parents[1] / "schemathesis.toml"
 
 HISTORY = [
     listing(SYMBOL, multiplier=0.001, type="FFWCSX", status="Open", baseCurrency="XBT", quoteCurrency="USDT"),

@@ -18,7 +18,7 @@ from fundsvc.store.audits import read_parts
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import open_ledger
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "verify-export"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "verify-export"
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from fundsvc.store import exports
 from fundsvc.store.database import open_pool
 from fundsvc.store.exports import open_ledger
 
-PATH = Path(__file__).parents[1] / "scripts" / "verify-export"
+PATH = Path(__file__).parents[2] / "scripts" / "verify-export"
 SCRIPT = ModuleType("verify_export")
 SourceFileLoader(SCRIPT.__name__, str(PATH)).exec_module(SCRIPT)
 

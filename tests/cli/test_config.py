@@ -4,7 +4,7 @@ import pytest
 
 from fundsvc.config.settings import Config, ConfigError, load_config
 
-EXAMPLE = Path(__file__).parents[1] / "config" / "fundsvc.toml"
+EXAMPLE = Path(__file__).parents[2] / "config" / "fundsvc.toml"
 
 
 def load(tmp_path: Path, text: str = "", **environment: str) -> Config:

@@ -19,7 +19,7 @@ from fundsvc.config.settings import Config, ConfigError, load_config
 from fundsvc.config.validation import Key, allowed, find, keys, presentable, span, struct_of
 from fundsvc.core.policy import DrawdownGuard
 
-REFERENCE = Path(__file__).parents[1] / "config" / "fundsvc.toml"
+REFERENCE = Path(__file__).parents[2] / "config" / "fundsvc.toml"
 OUTCOMMENTED = re.compile(r"^# (?=\[|[a-z_]+ += )", re.MULTILINE)
 LINE = re.compile(r"^(?:\[(?P<table>[\w.]+)\]|(?P<key>\w+) += (?P<value>.*?))\s*(?:# (?P<description>.*))?$", re.MULTILINE)
 

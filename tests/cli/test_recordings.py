@@ -19,7 +19,7 @@ from fundsvc.core.partition import Partition
 from fundsvc.streams.client import open_client
 from fundsvc.streams.source import Source
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 FORCE_ORDERS = SHARED / "binance_force_orders_2025-12-11.ndjson"
 KUCOIN_CONTRACTS = SHARED / "kucoin_contracts_active.json"

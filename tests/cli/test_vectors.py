@@ -7,8 +7,8 @@ import pytest
 
 from fundsvc.cli.tools.vectors import Difference, Outcome, VectorError, read_vector, run_vector
 
-DIRECTORY = Path(__file__).parent / "vectors"
-SHARED = Path(__file__).parents[2] / "shared" / "vectors"
+DIRECTORY = Path(__file__).parents[1] / "vectors"
+SHARED = Path(__file__).parents[3] / "shared" / "vectors"
 FILES = sorted(DIRECTORY.glob("*.json"))
 TAKEOVERS = sorted((DIRECTORY / "takeover").glob("*.json"))
 SHORTFALL = DIRECTORY / "partial-cover-then-nobody-to-deleverage.json"

@@ -21,7 +21,7 @@ from fundsvc.core.events import Fill
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
-CASES = sorted((Path(__file__).parent / "prometheus").glob("*.yml"))
+CASES = sorted((Path(__file__).parents[1] / "prometheus").glob("*.yml"))
 RUNBOOK = (DEPLOYED.parents[1] / "fundsvc" / "handbook" / "runbook.md").read_text()
 
 

@@ -26,7 +26,7 @@ from fundsvc.local.servers import EmbeddedServers, postgres_binary
 from fundsvc.store.migrations import migrate
 from fundsvc.store.schema import check_schema
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 TOOLS = Path(sys.executable).parent
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()

@@ -44,7 +44,7 @@ from fundsvc.store.database import StoreFault
 from fundsvc.streams.client import open_client, stream_key
 from fundsvc.streams.producer import Producer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LEVELS = ("debug", "info", "warning", "error", "critical")
 COMMON = {"event", "level", "timestamp", "request_id", "logger", "exception"}
 OF_A_PARTITION = {"engine", "partition", "epoch"}

@@ -35,7 +35,7 @@ from fundsvc.store.database import open_pool
 from fundsvc.streams.client import open_client
 from fundsvc.streams.producer import Producer
 
-OPERATIONS = Path(__file__).parents[1] / "fundsvc" / "handbook" / "operations.md"
+OPERATIONS = Path(__file__).parents[2] / "fundsvc" / "handbook" / "operations.md"
 ATOMS = 10**8
 
 

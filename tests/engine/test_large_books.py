@@ -4,7 +4,7 @@ Engine and API run on one loop. `LARGE` is the smallest size at which each of th
 ranking a side, allocating an order, saving the book, restoring it, answering the queue, and a preview. `FULL` is the size that
 the service is made for. The suite runs one policy at that size; to run all of them, which takes several minutes:
 
-    FULL_BOOKS=1 scripts/test tests/test_large_books.py -m alone
+    FULL_BOOKS=1 scripts/test tests/engine/test_large_books.py -m alone
 """
 
 import asyncio

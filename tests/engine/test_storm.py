@@ -13,7 +13,7 @@ from watchdog import HOLD_MS_MAX
 
 pytestmark = pytest.mark.alone
 
-BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
 FILLS = 400
 SIZE = ("--fills", str(FILLS), "--positions", "1200", "--contracts", "2", "--per-message", "100")

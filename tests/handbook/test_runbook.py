@@ -1,7 +1,7 @@
 """The commands of the handbook: shell syntax, the command line, SQL, PromQL, Valkey commands, and HTTP requests.
 
-tests/test_backup.py runs backup and restore, the change of passwords, and the change of partitions. tests/test_runbook_hosts.py
-checks the commands of docker, systemctl and kubectl.
+test_backup.py runs backup and restore, the change of passwords, and the change of partitions. test_runbook_hosts.py checks the
+commands of docker, systemctl and kubectl.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from fundsvc.metrics import Metrics
 from fundsvc.store.database import open_pool
 from fundsvc.streams.client import open_client
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHAPTERS = {path.name: path.read_text() for path in (*sorted((ROOT / "fundsvc" / "handbook").glob("*.md")), ROOT / "README.md")}
 RUNBOOK = CHAPTERS["runbook.md"]
 

@@ -8,7 +8,7 @@ from ledgers import fill
 
 from fundsvc.core.partition import Partition
 
-CONCEPTS = (Path(__file__).parents[1] / "fundsvc" / "handbook" / "concepts.md").read_text()
+CONCEPTS = (Path(__file__).parents[2] / "fundsvc" / "handbook" / "concepts.md").read_text()
 SECTION = CONCEPTS[CONCEPTS.index("**Example.** A linear contract") : CONCEPTS.index("## Policies")].replace(
     "\N{MINUS SIGN}", "-"
 )

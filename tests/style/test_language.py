@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 IDIOMS = re.compile(
     r"\b(who|whom|whoever|told|said|asked|asks|nobody|somebody|anew|lest|goes on|makes way|of old|comes upon)\b", re.IGNORECASE
 )

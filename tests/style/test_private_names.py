@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 OF_NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
 """Public names of named tuples: the underscore keeps them apart from fields."""

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from eventually import eventually
 
-DEPLOYED = Path(__file__).parents[1] / "deploy" / "prometheus"
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "prometheus"
 NEEDED = ("prometheus", "promtool")
 
 needs_prometheus = pytest.mark.skipif(

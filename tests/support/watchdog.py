@@ -21,7 +21,7 @@ BEAT_SECONDS = 0.001
 NOTED_MS = 5.0
 """Shorter holds are not kept."""
 
-TEST_CODE = (str(Path(__file__).parent), "/pytest_asyncio/", "/playwright/")
+TEST_CODE = (str(Path(__file__).parents[1]), "/pytest_asyncio/", "/playwright/")
 """Parts of the paths of code that runs on the loop in tests only: tests, their fixtures, and the driver of the browser."""
 
 
