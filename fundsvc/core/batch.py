@@ -14,7 +14,7 @@ from fundsvc.core.contracts import Contract
 from fundsvc.core.events import Rejected
 from fundsvc.core.fund.chain import Entry, Kind
 from fundsvc.core.fund.inventory import HoldingState, TrancheState
-from fundsvc.core.fund.settlement import Fund, FundState
+from fundsvc.core.fund.settlement import Closing, Fund, FundState
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies
 from fundsvc.core.sequences import Gap
@@ -141,7 +141,7 @@ class Batch:
     KuCoin objects. `rejected` are the rejected events, `replayed` the events rejected earlier that are settled now.
 
     By contract: `duplicates` counts events that were known, `old` events more than a day old (under "" those of no listed
-    contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt.
+    contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt. `closings` are the ends of the closed contracts.
     `policies` are the versions that came into force, `gaps` the gaps that `prevSeq` revealed.
 
     `events` counts the events of the batch, `place` is that of the last one, and `latest_ms` the latest time that it could
@@ -171,6 +171,7 @@ class Batch:
     old: Counter[str] = field(default_factory=Counter)
     latest_ms: int = INT64_MAX
     suspensions: Mapping[str, bool] = field(default_factory=dict)
+    closings: Mapping[str, Closing] = field(default_factory=dict)
     policies: Sequence[Policies] = field(default_factory=list)
     gaps: Sequence[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)
@@ -213,6 +214,7 @@ class Draft:
     old: Counter[str] = field(default_factory=Counter)
     latest_ms: int = INT64_MAX
     suspensions: dict[str, bool] = field(default_factory=dict)
+    closings: dict[str, Closing] = field(default_factory=dict)
     policies: list[Policies] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     repeated_trades: Counter[str] = field(default_factory=Counter)

@@ -38,7 +38,7 @@ Side = Literal["sell", "buy"]
 class Event(
     msgspec.Struct, tag_field="type", rename="camel", forbid_unknown_fields=True, omit_defaults=True, frozen=True, gc=False
 ):
-    """The base of all events. `seq` rises strictly per symbol across fill, takeover, unwind, adlFill and adlEnd."""
+    """The base of all events. `seq` rises strictly per symbol across fill, takeover, unwind, settle, adlFill and adlEnd."""
 
 
 class Fill(Event, frozen=True, tag="fill"):
@@ -83,6 +83,16 @@ class Unwind(Event, frozen=True, tag="unwind"):
     ts: Timestamp
     trade_id: Identifier = ""
     order_id: Identifier = ""
+    prev_seq: Previous = UNSET
+
+
+class Settle(Event, frozen=True, tag="settle"):
+    """Settles the contract at `price`: closes the fund's inventory, ends the open ADL orders, and closes the contract."""
+
+    symbol: Symbol
+    seq: Positive
+    price: Number
+    ts: Timestamp
     prev_seq: Previous = UNSET
 
 
@@ -214,6 +224,7 @@ class Reason(StrEnum):
     ADL_NOT_ASKED = "adl_not_asked"
     ADL_TOO_MANY_LOTS = "adl_too_many_lots"
     INVENTORY_SHORT = "inventory_short"
+    CONTRACT_CLOSED = "contract_closed"
     SUPERSEDED = "superseded"
     TS_OUT_OF_RANGE = "ts_out_of_range"
     CONFLICT = "conflict"
@@ -224,7 +235,7 @@ class Reason(StrEnum):
     TOO_MANY_CONTRACTS = "too_many_contracts"
 
 
-UNDER_TERMS = Fill | Takeover | Unwind | Mark | Position | Snapshot | AdlFill | AdlEnd
+UNDER_TERMS = Fill | Takeover | Unwind | Settle | Mark | Position | Snapshot | AdlFill | AdlEnd
 """Events whose numbers depend on the contract's terms. They are rejected while the terms are in doubt."""
 
 DETAIL_LENGTH_MAX = 500
@@ -239,6 +250,11 @@ class Rejection(Exception):
         super().__init__(shown)
         self.reason = reason
         self.detail = shown[:DETAIL_LENGTH_MAX]
+
+
+def contract_closed(symbol: str) -> Rejection:
+    """Returns the rejection of an event whose contract is closed."""
+    return Rejection(Reason.CONTRACT_CLOSED, f"{symbol} is closed and takes no events: send only listings of it")
 
 
 def terms_in_doubt(symbol: str) -> Rejection:

@@ -30,6 +30,7 @@ from fundsvc.core.events import (
     Rate,
     Reason,
     Rejection,
+    Settle,
     Snapshot,
     Takeover,
     Unwind,
@@ -50,8 +51,11 @@ BOOKS_MAX = 1_000
 LISTING_BYTES = 3000
 """The approximate size of KuCoin's object of a contract."""
 
-RANKING = frozenset((Fill, Takeover, Unwind, AdlFill, AdlEnd, AdlTimeout, Snapshot))
+RANKING = frozenset((Fill, Takeover, Unwind, Settle, AdlFill, AdlEnd, AdlTimeout, Snapshot))
 """Events that may rank the positions of their contract, or read all positions of a round or of the book."""
+
+ENDED = frozenset(("Settled", "Closed"))
+"""The values of `status` in KuCoin's object with which a listing ends a contract."""
 
 RUN_MIN = 16
 """In a shorter run of events, preparing the book costs more than it saves."""
@@ -162,7 +166,9 @@ class Partition:
         Returns the entry it wrote, if any. The caller ensures that the event has not been applied.
         """
         written = len(self.batch.entries)
-        self._admit(event, stream_ms)
+        market = self._admit(event, stream_ms)
+        if market is not None and isinstance(event, Numbered):
+            market.check_open()
         match event:
             case Fill():
                 self._market(event.symbol).settle(event)
@@ -170,6 +176,8 @@ class Partition:
                 self._market(event.symbol).take_over(event)
             case Unwind():
                 self._market(event.symbol).close_held(event)
+            case Settle():
+                self._market(event.symbol).close_at(event)
             case AdlFill():
                 self._market(event.symbol).execute(event)
             case AdlEnd():
@@ -203,6 +211,8 @@ class Partition:
         if kept.mark is None and kept.book is None:
             return
         book = self._markets[kept.symbol].restore_mark(kept)
+        if self._markets[kept.symbol].fund.closing is not None:
+            return  # Positions end with their contract.
         for part in kept.book or ():
             yield from book.restore(part)
 
@@ -260,7 +270,7 @@ class Partition:
         `stream_ms` is the time in the id of the event's message.
         """
         self._shared.now_ms = stream_ms
-        if isinstance(event, Mark | Snapshot | Position | AdlFill):
+        if isinstance(event, Mark | Snapshot | Position | AdlFill | Settle):
             self._market(event.symbol).apply_to_book(event, side)
         self.batch.duplicates.clear()  # They were counted when the event was settled.
 
@@ -331,7 +341,9 @@ class Partition:
         market = self._markets.get(contract.symbol)
         if market is None:
             self._check_listable(contract.symbol)
-        if market is None or (not market.has_ledger and market.contract != contract):
+        if market is not None and market.fund.closing is not None:
+            self._check_closed_listing(market, contract, listing)
+        elif market is None or (not market.has_ledger and market.contract != contract):
             market = self._list_anew(contract, market)
         elif late:
             check_relisting(market.contract, contract)
@@ -341,6 +353,15 @@ class Partition:
         self.batch.listings[contract.symbol] = market.contract, listing.contract
         self.batch.note_bytes(LISTING_BYTES)
         market.request_book()
+        if not late and listing.contract.get("status") in ENDED:
+            market.close_if_idle()
+
+    def _check_closed_listing(self, market: Market, contract: Contract, listing: Listing) -> None:
+        """Raises Rejection if a listing of a closed contract opens it, or changes its terms."""
+        if listing.contract.get("status") == "Open" or market.contract != contract:
+            raise Rejection(
+                Reason.CONTRACT_CLOSED, f"{contract.symbol} is closed: list the contract that continues it under another symbol"
+            )
 
     def _list_anew(self, contract: Contract, before: Market | None) -> Market:
         """Adds a contract, in place of one without entries and orders that had other terms."""
@@ -390,6 +411,7 @@ _MARKET_HANDLERS: dict[type, Callable[[Market, Any], None]] = {
     Fill: Market.fill,
     Takeover: Market.takeover,
     Unwind: Market.unwind,
+    Settle: Market.settlement,
     Mark: Market.mark,
     Position: Market.position,
     AdlFill: Market.adl_fill,

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from fundsvc.core.contracts import Contract
-from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection, Takeover, Unwind
+from fundsvc.core.events import AdlEnd, AdlFill, Event, Fill, Reason, Rejection, Settle, Takeover, Unwind
 from fundsvc.core.fund.chain import Entry
 from fundsvc.core.numbers import parse_price
 
@@ -22,7 +22,7 @@ RECENT_MAX = 10_000
 FACTS_MAX = 50_000
 """The number of ledger facts in memory at the beginning of a message."""
 
-Numbered = Fill | Takeover | Unwind | AdlFill | AdlEnd
+Numbered = Fill | Takeover | Unwind | Settle | AdlFill | AdlEnd
 Key = tuple[str, int]
 """A contract and an engine sequence."""
 
@@ -124,15 +124,6 @@ class Sequences:
             return True
         raise Rejection(Reason.CONFLICT, f"{event.symbol} has settled another event with seq {event.seq}")
 
-    def check_passed(self, event: Numbered, contract: Contract, last: int) -> None:
-        """Raises Rejection for an event whose sequence has passed, unless it is applied or was rejected before.
-
-        An event rejected before is stored already, so it counts as a duplicate.
-        """
-        rejection = self.rejection(event, contract, last)
-        if rejection and self.remember(event):
-            raise rejection
-
     def rejection(self, event: Numbered, contract: Contract, last: int) -> Rejection | None:
         """Returns the rejection of an event whose sequence has passed, a conflict or late; None if it is applied."""
         try:
@@ -199,6 +190,8 @@ def _content_of(event: Numbered, contract: Contract) -> Content:
         case Unwind():
             price = parse_price(event.price, contract.price_decimals)
             return content_of_unwind(event.side, event.lots, price, event.trade_id, event.order_id, event.ts)
+        case Settle():
+            return content_of_settlement(parse_price(event.price, contract.price_decimals), event.ts)
         case AdlFill():
             return content_of_execution(event.adl, event.account, event.lots, event.ts)
         case AdlEnd():
@@ -228,6 +221,11 @@ def content_of_takeover(
 def content_of_unwind(side: str, lots: int, price: int, trade_id: str, order_id: str, ts: int) -> Content:
     """Hashes an unwind without its sequence; `lots` are all lots of the event."""
     return hash(("unwind", side, lots, price, trade_id, order_id, ts))
+
+
+def content_of_settlement(price: int, ts: int) -> Content:
+    """Hashes a settlement without its sequence."""
+    return hash(("settle", price, ts))
 
 
 def content_of_execution(adl: int, account: str, lots: int, ts: int) -> Content:

@@ -3,6 +3,7 @@
     takeover    the accepted lots become a tranche; a takeover order requests positions for the rest, and what it cannot
                 deleverage becomes a forced tranche
     unwind      closes lots in the market, oldest tranche first; each piece is settled like a fill
+    settlement  closes all lots of both sides at the settlement price, those of open takeover orders included
     relief      at the end of an applied mark or numbered event: if balance + worth of the lots that no order is promised is
                 below the lower line, inventory orders request positions for the worst tranches until it reaches the upper line
 
@@ -15,8 +16,9 @@ from typing import NamedTuple, Protocol
 from fundsvc.core.adl.desk import AdlDesk
 from fundsvc.core.adl.order import AdlOrder, Origin, RoundRequest, opposite, order_of_lots
 from fundsvc.core.batch import Draft, RateState
-from fundsvc.core.events import AdlFill, Fill, Reason, Rejection, Takeover, Unwind
+from fundsvc.core.events import AdlFill, Fill, Reason, Rejection, Settle, Takeover, Unwind
 from fundsvc.core.fund.acceptance import accept
+from fundsvc.core.fund.chain import SETTLEMENT
 from fundsvc.core.fund.inventory import Holding, Inventory, Piece, Tranche
 from fundsvc.core.fund.settlement import Fund
 from fundsvc.core.numbers import INT64_MAX, format_units
@@ -43,6 +45,16 @@ class Orders(Protocol):
     @property
     def batch(self) -> Draft:
         """The draft of the next commit."""
+
+    @property
+    def orders(self) -> dict[int, AdlOrder]:
+        """The open ADL orders by number."""
+
+    def end_orders(self, cause: Cause) -> None:
+        """Ends the open orders, except those for a tranche."""
+
+    def settle_last(self, fill: Fill, closes: int) -> None:
+        """Settles a fill that closes lots of a tranche at the settlement price."""
 
     def begin_order(self, order: AdlOrder, cause: Cause) -> None:
         """Begins the first round of a new order."""
@@ -107,6 +119,34 @@ class Takeovers:
             unwind.trade_id,
             unwind.order_id,
         )
+
+    def settle(self, settle: Settle, price: int) -> None:
+        """Ends the open orders, and closes all lots of both sides at a price, oldest tranche first."""
+        self._check_settles(price)
+        cause = Cause(settle.seq, settle.ts)
+        self._escalation.end_orders(cause)
+        pieces = [(holding, piece) for holding in self.inventory.sides() for piece in holding.pieces(holding.lots)]
+        for holding, piece in sorted(pieces, key=lambda one: one[1].tranche.entry):
+            if piece.promised:
+                self._leave_orders(holding, piece, cause)
+            holding.unwound += piece.lots
+            unwind = Unwind(settle.symbol, settle.seq, holding.side, piece.lots, settle.price, settle.ts, order_id=SETTLEMENT)
+            self._escalation.settle_last(self._fill(unwind, piece), piece.tranche.entry)
+
+    def _check_settles(self, price: int) -> None:
+        """Raises Rejection if the amounts of a settlement might not fit the fund."""
+        fund, inventory = self._escalation.fund, self.inventory
+        worths = [
+            fund.worth(holding.side, tranche.lots, price, tranche.price)
+            for holding in inventory.sides()
+            for tranche in holding.tranches.values()
+        ]
+        worths += [
+            fund.worth(inventory.against(order.reduce).side, order.needed, price, order.price)
+            for order in self._escalation.orders.values()
+            if order.origin == "takeover"
+        ]
+        fund.check_fits(sum(worth for worth in worths if worth > 0), -sum(worth for worth in worths if worth < 0))
 
     def _leave_orders(self, holding: Holding, piece: Piece, cause: Cause) -> None:
         """Removes promised lots that the market took from their orders, the newest first."""

@@ -23,6 +23,9 @@ GENESIS = bytes(32)
 SEALED_ACCOUNT, SEALED_COMMITMENT = 1, 2
 """Versions of the hashed array."""
 
+SETTLEMENT = "settlement"
+"""The `order_id` of entries that close lots of a tranche at the settlement price. Their shortfalls do not escalate."""
+
 Kind = Literal["surplus", "flat", "shortfall", "refund", "cover", "takeover", "deleverage"]
 """The kind of an entry. An ADL order causes a `refund` if it took more than needed, and a `cover` if it ended uncovered. A
 `takeover` adds a tranche to the inventory. A `deleverage` records lots that ADL took in place of the fund.

@@ -53,6 +53,17 @@ class FundState(NamedTuple):
     adl_head: bytes = GENESIS
 
 
+class Closing(NamedTuple):
+    """The end of a contract: the engine's time (ms), and the sequence and price of its settlement.
+
+    A contract that its listing closed has the time of the stream, and 0 for sequence and price.
+    """
+
+    at: int
+    seq: int = 0
+    price: int = 0
+
+
 class Fund:
     """The isolated fund of one contract, as of its last entry; see `FundState` for the stored fields.
 
@@ -60,6 +71,7 @@ class Fund:
     to the balance and repaid of the outstanding amount since the fund was loaded. `policy_version` is the version of `policy`,
     and `suspended` whether the contract's terms are in doubt. `secret` seals the accounts of new entries; without a secret,
     entries contain the accounts themselves. `inventory` are the positions that the fund holds; None before the first takeover.
+    `closing` is the end of the contract; None while it is open.
     """
 
     __slots__ = (
@@ -69,6 +81,7 @@ class Fund:
         "adl_head",
         "adl_record",
         "balance",
+        "closing",
         "contract",
         "credited",
         "entry",
@@ -92,6 +105,7 @@ class Fund:
         policy: Policy = Policy(),  # noqa: B008 - frozen
         *,
         suspended: bool = False,
+        closing: Closing | None = None,
     ) -> None:
         state = state or FundState(contract.symbol)
         self.contract = contract
@@ -107,6 +121,7 @@ class Fund:
         self.policy = policy
         self.policy_version = 0
         self.suspended = suspended
+        self.closing = closing
         self.secret: LedgerSecret | None = None
         self.inventory: Inventory | None = None
         self.open_in_adl = 0

@@ -15,7 +15,7 @@ from fundsvc.core.adl.verification import OpenOrders, OrdersCheckpoint, OrdersRe
 from fundsvc.core.commitment import NO_SECRETS, SEAL_BYTES, Secrets, commitment, seal_parts
 from fundsvc.core.contracts import Contract, contract_of, partition_of
 from fundsvc.core.events import Rejection
-from fundsvc.core.fund.chain import GENESIS, Entry, link
+from fundsvc.core.fund.chain import GENESIS, SETTLEMENT, Entry, link
 from fundsvc.core.fund.held_lots import HeldReplay
 from fundsvc.core.fund.inventory import Inventory
 from fundsvc.core.fund.settlement import Fund, FundState
@@ -559,7 +559,8 @@ class _Rules:
         fund = self._funds[version]
         uncovered, covered = shortfall.uncovered, -shortfall.change
         escalates = uncovered > 0 and uncovered >= fund.escalate_min(shortfall.bankruptcy_price)
-        if escalates != (order is not None):
+        is_of_settlement = shortfall.closes > 0 and shortfall.order_id == SETTLEMENT and order is None
+        if escalates != (order is not None) and not is_of_settlement:
             return False
         if order is not None and len(order.progress) and fund.policy.waterfall == "adl_then_fund":
             return covered == 0
