@@ -26,8 +26,9 @@ from fundsvc.store.reader import EntryRow, FundRow, Listed
 
 T = TypeVar("T")
 
-ContractAnswer = dict[str, msgspec.Raw | int]
-"""KuCoin's contract object with all fields as listed, plus partition, settleDecimals, priceDecimals and suspended."""
+ContractAnswer = dict[str, msgspec.Raw | int | str | None]
+"""KuCoin's contract object with all fields as listed, plus partition, settleDecimals, priceDecimals, suspended, and the end of it: closed,
+closedAt and settlementPrice, which are null while it is open."""
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -58,7 +59,8 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     `openInterest` is in lots, and null until the books are loaded. `balanceToOpenInterest` is the balance divided by the value
     of the open interest at the mark. `target` is the size that the fund should have, `fullness` is balance / target, and
     `leverageCap` is the recommended highest leverage. They are null without a target; `/target` explains it. `suspended` is
-    true while the contract's terms are in doubt: its events are rejected with `terms_in_doubt`, and kept.
+    true while the contract's terms are in doubt: its events are rejected with `terms_in_doubt`, and kept. `status` is that of
+    KuCoin's object, null without one. `closed` is true for a closed contract: its events are rejected with `contract_closed`.
     """
 
     symbol: str
@@ -84,6 +86,8 @@ class FundAnswer(Answer, frozen=True, kw_only=True):
     fullness: float | None
     leverage_cap: float | None
     suspended: bool
+    status: str | None
+    closed: bool
     balance_usdt_reason: str | UnsetType = UNSET
     balance_base_reason: str | UnsetType = UNSET
 
@@ -158,8 +162,17 @@ def contract_answer(listed: Listed) -> ContractAnswer:
         "settleDecimals": contract.settle_decimals,
         "priceDecimals": contract.price_decimals,
         "suspended": listed.suspended,
+        "closed": listed.closing is not None,
+        "closedAt": listed.closing.at if listed.closing else None,
+        "settlementPrice": _settlement_price(listed),
     }
     return {**fields, **ours}
+
+
+def _settlement_price(listed: Listed) -> str | None:
+    """Returns the price of the settlement that closed a contract; None without a settlement."""
+    closing = listed.closing
+    return format_units(closing.price, listed.contract.price_decimals) if closing and closing.seq else None
 
 
 def fund_answer(fund: FundRow, policy: Policy, valuation: FundValuation, as_of: int) -> FundAnswer:
@@ -193,6 +206,8 @@ def fund_answer(fund: FundRow, policy: Policy, valuation: FundValuation, as_of: 
         fullness=target.fullness(fund.balance) if target else None,
         leverage_cap=target.leverage_cap(fund.balance) if target else None,
         suspended=fund.suspended,
+        status=fund.status,
+        closed=fund.closed,
     )
 
 

@@ -34,9 +34,10 @@ class ContractResources:
     async def active_contracts(self, _query: Query) -> list[ContractAnswer]:
         """All contracts with status Open, KuCoin's definition of active, and all contracts without a status.
 
-        Recordings contain listings without a status. Contracts with another status keep their funds and their own paths.
+        Recordings contain listings without a status. Contracts with another status, and closed contracts, keep their funds and
+        their own paths.
         """
-        answers = [contract_answer(contract) for contract in await self._reader.contracts()]
+        answers = [contract_answer(contract) for contract in await self._reader.contracts() if contract.closing is None]
         return [answer for answer in answers if answer.get("status", _OPEN) == _OPEN]
 
     async def contract(self, _query: Query, symbol: str) -> ContractAnswer:

@@ -14,7 +14,7 @@ from fundsvc.api.answers import Envelope, FundAnswer
 from fundsvc.api.http.application import Encoded, Route, symbol_not_listed
 from fundsvc.api.http.fast_path import FastPath
 from fundsvc.api.http.middleware import Middleware
-from fundsvc.api.http.parameters import Query
+from fundsvc.api.http.parameters import FundsQuery, Query
 from fundsvc.readmodel.ledger_tail import Tail
 from fundsvc.store.reader import FundRow
 
@@ -54,20 +54,21 @@ class FundCache:
         self._answer_of = answer_of
         self._clock = clock
         self._cached: dict[str, _CachedFund] = {}
-        self._list: _CachedList | None = None
+        self._lists: dict[bool, _CachedList] = {}
         self.routes = (
-            Route("/api/v1/insurance-fund", Query, self.funds),
+            Route("/api/v1/insurance-fund", FundsQuery, self.funds),
             Route(FUND, Query, self.fund),
         )
 
-    async def funds(self, _query: Query) -> Encoded[list[FundAnswer]]:
-        """All funds."""
+    async def funds(self, query: FundsQuery) -> Encoded[list[FundAnswer]]:
+        """The funds of all open contracts; with `closed`, those of closed contracts too."""
         self._tail.check()
-        now, kept = self._clock(), self._list
+        now, kept = self._clock(), self._lists.get(query.closed)
         if kept is None or kept.funds is not self._tail.funds or now >= kept.until:
             funds = self._tail.funds
-            answer: Encoded[list[FundAnswer]] = Encoded(_enveloped([self.data(symbol) for symbol in funds]))
-            kept = self._list = _CachedList(funds, now + VALUATION_SECONDS, answer)
+            shown = [self.data(symbol) for symbol, fund in funds.items() if query.closed or not fund.closed]
+            answer: Encoded[list[FundAnswer]] = Encoded(_enveloped(shown))
+            kept = self._lists[query.closed] = _CachedList(funds, now + VALUATION_SECONDS, answer)
         return kept.answer
 
     async def fund(self, _query: Query, symbol: str) -> Encoded[FundAnswer]:

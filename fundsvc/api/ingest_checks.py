@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fundsvc.config.settings import Config
 from fundsvc.core.checks import check, check_rate
-from fundsvc.core.contracts import Contract, TermsChanged, check_relisting, contract_of, partition_of
+from fundsvc.core.contracts import Contract, TermsChanged, check_listing_of_closed, check_relisting, contract_of, partition_of
 from fundsvc.core.events import (
     UNDER_TERMS,
     Event,
@@ -22,8 +22,11 @@ from fundsvc.core.events import (
     Rate,
     Reason,
     Rejection,
+    Settle,
+    contract_closed,
     terms_in_doubt,
 )
+from fundsvc.core.fund.settlement import Closing
 from fundsvc.core.sequence_lookup import look_up
 from fundsvc.core.sequences import Gap, Numbered, Sequences, content_of
 from fundsvc.core.times import check_time
@@ -34,13 +37,17 @@ FRESH_SECONDS = 0.5
 
 
 class ContractState(NamedTuple):
-    """The state of a contract before the next event: `seq` is its last settled sequence, `last` its last appended one."""
+    """The state of a contract before the next event: `seq` is its last settled sequence, `last` its last appended one.
+
+    `closing` is its end according to the ledger; None while it is open.
+    """
 
     contract: Contract
     has_entries: bool
     suspended: bool
     seq: int
     last: int
+    closing: Closing | None = None
 
 
 class IngestChecks:
@@ -86,7 +93,9 @@ class IngestChecks:
             has_appended = known is not None and known.has_entries
             last = max(row.seq, known.last if known else 0)
             self._unsettled.discard(symbol)
-            self._known[symbol] = ContractState(row.contract, row.has_entries or has_appended, row.suspended, row.seq, last)
+            self._known[symbol] = ContractState(
+                row.contract, row.has_entries or has_appended, row.suspended, row.seq, last, row.closing
+            )
         self._read_at |= dict.fromkeys(symbols, now)
 
 
@@ -136,8 +145,13 @@ class BodyChecks:
         if isinstance(event, Numbered) and (event.seq <= state.seq or self.sequences.has(event)):
             rejection = self.sequences.rejection(event, state.contract, state.seq)
             if rejection:
-                raise rejection
+                late = rejection.reason is Reason.LATE and state.closing is not None
+                raise contract_closed(event.symbol) if late else rejection
             return None
+        if state.closing is not None and isinstance(event, UNDER_TERMS):
+            if isinstance(event, Settle) and event.seq == state.closing.seq:
+                return None  # Settlement compares it with the one that closed the contract.
+            raise contract_closed(event.symbol)
         check(event, state.contract)
         return self._advance(event, state) if isinstance(event, Numbered) else None
 
@@ -154,6 +168,9 @@ class BodyChecks:
         state = self._state_of(contract.symbol)
         if state is None:
             self._count_listing(contract.symbol)
+        if state is not None and state.closing is not None:
+            check_listing_of_closed(state.contract, contract, event)
+            return
         if state is None or not state.has_entries:
             seq, last = (state.seq, state.last) if state else (0, 0)
             self.changed[contract.symbol] = ContractState(contract, has_entries=False, suspended=False, seq=seq, last=last)

@@ -141,7 +141,8 @@ class Batch:
     KuCoin objects. `rejected` are the rejected events, `replayed` the events rejected earlier that are settled now.
 
     By contract: `duplicates` counts events that were known, `old` events more than a day old (under "" those of no listed
-    contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt. `closings` are the ends of the closed contracts.
+    contract), `repeated_trades` trade ids that the contract had before, and `suspensions` says whether the terms are in doubt.
+    `closings` are the ends of contracts that were closed.
     `policies` are the versions that came into force, `gaps` the gaps that `prevSeq` revealed.
 
     `events` counts the events of the batch, `place` is that of the last one, and `latest_ms` the latest time that it could

@@ -1,13 +1,14 @@
 """Contracts: their terms, the conversion of prices and lots to money, and the checks of a listing."""
 
 import math
+import re
 import zlib
 from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
 
-from fundsvc.core.events import Reason, Rejection
+from fundsvc.core.events import Listing, Reason, Rejection
 from fundsvc.core.identifiers import is_identifier
 from fundsvc.core.numbers import EXACT, INT64_MAX, PRICE_DECIMALS_MAX, format_units, parse_amount, parse_price, to_units
 
@@ -23,6 +24,13 @@ RESERVED_SYMBOLS = frozenset({"active", "all", "summary"})
 
 DOT_SEGMENTS = frozenset({".", ".."})
 """Clients remove these from a URL's path (RFC 3986, section 5.2.4), even if they are percent-encoded."""
+
+
+ENDED = frozenset(("Settled", "Closed"))
+"""The values of `status` in KuCoin's object with which a listing ends a contract."""
+
+GENERATION = re.compile(r"@[0-9]+$", re.ASCII)
+"""The end of the name of a generation of a symbol, which no listing may have."""
 
 
 class Specification(msgspec.Struct, rename="camel", frozen=True):
@@ -109,6 +117,14 @@ def check_relisting(known: Contract, listed: Contract) -> None:
         )
 
 
+def check_listing_of_closed(known: Contract, listed: Contract, listing: Listing) -> None:
+    """Raises Rejection if a listing of a closed contract opens it, or changes its terms."""
+    if listing.contract.get("status") == "Open" or not known.same_terms(listed):
+        raise Rejection(
+            Reason.CONTRACT_CLOSED, f"{known.symbol} is closed: list the contract that continues it under another symbol"
+        )
+
+
 def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], default_decimals: int) -> Contract:
     """Returns the contract that a KuCoin contract object describes; raises Rejection if it cannot be listed."""
     if not _is_plain(specification):
@@ -128,6 +144,10 @@ def contract_of(specification: dict[str, Any], settle_decimals: dict[str, int], 
     if read.symbol in RESERVED_SYMBOLS:
         raise Rejection(
             Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is reserved: the API uses it in paths. Use another symbol"
+        )
+    if GENERATION.search(read.symbol):
+        raise Rejection(
+            Reason.CONTRACT_INVALID, f"symbol {read.symbol!r} is reserved: the end {GENERATION.pattern} names a generation"
         )
     if read.symbol in DOT_SEGMENTS:
         raise Rejection(

@@ -14,7 +14,15 @@ from fundsvc.core.adl.valuation import SideName
 from fundsvc.core.batch import Batch, Draft, RateState, Round, StoredBook
 from fundsvc.core.checks import check_rate
 from fundsvc.core.commitment import LedgerSecret
-from fundsvc.core.contracts import CONTRACTS_MAX, Contract, check_relisting, contract_of, partition_of
+from fundsvc.core.contracts import (
+    CONTRACTS_MAX,
+    ENDED,
+    Contract,
+    check_listing_of_closed,
+    check_relisting,
+    contract_of,
+    partition_of,
+)
 from fundsvc.core.events import (
     UNDER_TERMS,
     AdlAck,
@@ -53,9 +61,6 @@ LISTING_BYTES = 3000
 
 RANKING = frozenset((Fill, Takeover, Unwind, Settle, AdlFill, AdlEnd, AdlTimeout, Snapshot))
 """Events that may rank the positions of their contract, or read all positions of a round or of the book."""
-
-ENDED = frozenset(("Settled", "Closed"))
-"""The values of `status` in KuCoin's object with which a listing ends a contract."""
 
 RUN_MIN = 16
 """In a shorter run of events, preparing the book costs more than it saves."""
@@ -342,7 +347,7 @@ class Partition:
         if market is None:
             self._check_listable(contract.symbol)
         if market is not None and market.fund.closing is not None:
-            self._check_closed_listing(market, contract, listing)
+            check_listing_of_closed(market.contract, contract, listing)
         elif market is None or (not market.has_ledger and market.contract != contract):
             market = self._list_anew(contract, market)
         elif late:
@@ -355,13 +360,6 @@ class Partition:
         market.request_book()
         if not late and listing.contract.get("status") in ENDED:
             market.close_if_idle()
-
-    def _check_closed_listing(self, market: Market, contract: Contract, listing: Listing) -> None:
-        """Raises Rejection if a listing of a closed contract opens it, or changes its terms."""
-        if listing.contract.get("status") == "Open" or market.contract != contract:
-            raise Rejection(
-                Reason.CONTRACT_CLOSED, f"{contract.symbol} is closed: list the contract that continues it under another symbol"
-            )
 
     def _list_anew(self, contract: Contract, before: Market | None) -> Market:
         """Adds a contract, in place of one without entries and orders that had other terms."""

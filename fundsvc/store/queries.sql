@@ -2,7 +2,8 @@
 
 -- name: load_funds
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, c.suspended
+       f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, c.suspended,
+       c.closed_at, c.closed_seq, c.closed_price
 FROM contracts c JOIN funds f USING (symbol)
 WHERE c.partition = $1 AND ($2::text IS NULL OR c.symbol = $2);
 
@@ -126,6 +127,11 @@ WITH suspended AS (
     RETURNING c.symbol, c.partition
 )
 UPDATE funds f SET commit = p.commits FROM suspended s JOIN partitions p USING (partition) WHERE f.symbol = s.symbol;
+
+-- name: commit_closings
+-- Closes contracts. The same commit writes their funds, so readers read the contracts again.
+UPDATE contracts c SET closed_at = s.at, closed_seq = s.seq, closed_price = s.price, updated_at = now()
+FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS s (symbol, at, seq, price) WHERE c.symbol = s.symbol;
 
 -- name: load_policies
 SELECT version, body FROM policies WHERE partition = $1 ORDER BY version;
@@ -267,6 +273,11 @@ WHERE (symbol, seq) IN (SELECT * FROM unnest($1::text[], $2::bigint[]))
 -- Rejected events of some contracts with some sequences.
 SELECT digest FROM rejected WHERE event_symbol = ANY ($1) AND event_seq = ANY ($2);
 
+-- name: sequences_settled
+-- The settlements of some contracts with some sequences.
+SELECT symbol, closed_seq AS seq, closed_price AS price, closed_at AS ts FROM contracts
+WHERE symbol = ANY ($1) AND closed_seq = ANY ($2) AND closed_seq > 0;
+
 -- name: commit_to_disk
 -- Sets it for the session, which later changes of server, database or role do not affect.
 SELECT set_config('synchronous_commit', CASE WHEN now IN ('off', 'local') THEN 'on' ELSE now END, false)
@@ -354,7 +365,7 @@ SELECT partition, epoch, owner, last_id, messages, events, partial_id, halted, d
 
 -- name: contracts
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       c.specification, c.suspended
+       c.specification, c.suspended, c.closed_at, c.closed_seq, c.closed_price
 FROM contracts c WHERE $1::text[] IS NULL OR c.symbol = ANY ($1) ORDER BY c.symbol;
 
 -- name: contract_counts
@@ -366,12 +377,12 @@ SELECT settle_currency, settle_decimals, min(symbol) AS symbol FROM contracts GR
 
 -- name: contract_states
 SELECT c.symbol, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse, c.suspended,
-       f.entry > 0 AS has_entries, f.seq
+       f.entry > 0 AS has_entries, f.seq, c.closed_at, c.closed_seq, c.closed_price
 FROM contracts c JOIN funds f USING (symbol) WHERE c.symbol = ANY ($1);
 
 -- name: funds
 SELECT c.symbol, c.partition, c.settle_currency, c.settle_decimals, c.price_decimals, c.multiplier, c.is_inverse,
-       c.base_currency, c.is_quanto, c.suspended, c.updated_at AS listed_at,
+       c.base_currency, c.is_quanto, c.suspended, c.status, c.closed_at IS NOT NULL AS closed, c.updated_at AS listed_at,
        f.balance, f.outstanding, f.entry, f.seq, f.adl, f.head, f.guard, f.adl_record, f.adl_head, f.updated_at,
        EXISTS (SELECT FROM adl_orders o WHERE o.symbol = f.symbol AND o.state = 'open') AS escalated
 FROM funds f JOIN contracts c USING (symbol)

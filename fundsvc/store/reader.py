@@ -12,6 +12,7 @@ from asyncpg.pool import PoolConnectionProxy
 from fundsvc.core.batch import RateState
 from fundsvc.core.contracts import Contract
 from fundsvc.core.fund.chain import Kind
+from fundsvc.core.fund.settlement import Closing
 from fundsvc.core.numbers import INT64_MAX
 from fundsvc.core.policy import Policies, SavedGuard
 from fundsvc.core.sequences import Facts
@@ -20,7 +21,7 @@ from fundsvc.store.database import SQL, Pool, acquired, faults
 from fundsvc.store.policies import policies_from
 from fundsvc.store.schema import is_outdated, newest_revision
 from fundsvc.store.sequences import facts_of
-from fundsvc.store.writer import contract_from, saved_guard_from
+from fundsvc.store.writer import closing_from, contract_from, saved_guard_from
 
 READ_SECONDS_MAX = 10.0
 """HTTP clients have given up by then. A longer read would only occupy a connection."""
@@ -32,29 +33,35 @@ HOUR_MS = 3_600_000
 class Listed(NamedTuple):
     """A listed contract. `specification` is KuCoin's object as JSON text.
 
-    `suspended` is True if the terms are in doubt, so that its events are rejected.
+    `suspended` is True if the terms are in doubt, so that its events are rejected. `closing` is its end; None while it is open.
     """
 
     contract: Contract
     partition: int
     specification: str
     suspended: bool
+    closing: Closing | None
 
 
 class ContractStateRow(NamedTuple):
-    """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries."""
+    """What decides about the next events of a contract: its terms, its last sequence, and whether it has entries.
+
+    `closing` is its end; None while it is open.
+    """
 
     contract: Contract
     has_entries: bool
     suspended: bool
     seq: int
+    closing: Closing | None
 
 
 class FundRow(NamedTuple):
     """A fund as of its last entry: amounts in atoms, `seq` the last applied sequence, `head` the entry's hash.
 
     `escalated` is True if an ADL order is open. `base_currency` comes from the listing, or is None. `is_quanto` is True if the
-    contract settles in neither its base nor its quote currency. `suspended` is True if its terms are in doubt.
+    contract settles in neither its base nor its quote currency. `suspended` is True if its terms are in doubt. `status` is that
+    of KuCoin's object, and `closed` is True if the contract takes no more events.
     """
 
     contract: Contract
@@ -70,6 +77,8 @@ class FundRow(NamedTuple):
     escalated: bool
     is_quanto: bool = False
     suspended: bool = False
+    status: str | None = None
+    closed: bool = False
 
     @property
     def symbol(self) -> str:
@@ -143,7 +152,10 @@ class Reader:
     async def contracts(self, symbol: str | None = None) -> list[Listed]:
         """Returns all listed contracts by symbol, or only the one of `symbol`, if it is listed."""
         rows = await self._fetch("contracts", _only(symbol))
-        return [Listed(contract_from(row), row["partition"], row["specification"], row["suspended"]) for row in rows]
+        return [
+            Listed(contract_from(row), row["partition"], row["specification"], row["suspended"], closing_from(row))
+            for row in rows
+        ]
 
     async def contract_counts(self) -> Mapping[int, int]:
         """Returns the number of listed contracts by partition; partitions without contracts are absent."""
@@ -152,7 +164,10 @@ class Reader:
     async def contract_states(self, symbols: Sequence[str]) -> list[ContractStateRow]:
         """Returns the states of the listed contracts among `symbols`."""
         rows = await self._fetch("contract_states", symbols)
-        return [ContractStateRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"]) for row in rows]
+        return [
+            ContractStateRow(contract_from(row), row["has_entries"], row["suspended"], row["seq"], closing_from(row))
+            for row in rows
+        ]
 
     async def facts(self, wanted: Mapping[str, Sequence[int]]) -> Facts:
         """Returns what the ledger contains of the first of each contract's ascending sequences, at least of the very first."""

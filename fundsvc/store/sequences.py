@@ -6,7 +6,16 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 import asyncpg
 
 from fundsvc.core.numbers import INT64_MAX
-from fundsvc.core.sequences import Applied, Content, Facts, Key, content_of_end, content_of_execution, content_of_fill
+from fundsvc.core.sequences import (
+    Applied,
+    Content,
+    Facts,
+    Key,
+    content_of_end,
+    content_of_execution,
+    content_of_fill,
+    content_of_settlement,
+)
 
 PAGE_ENTRIES = 1000
 """Entries of a contract per read. Engines resend runs of events, so the following entries are likely to be needed next."""
@@ -27,6 +36,8 @@ async def facts_of(fetch: Fetch, wanted: Mapping[str, Sequence[int]]) -> Facts:
         # An order that ends at once, without candidates, has the sequence of its fill. The fill's entry contains that content.
         if not isinstance(applied.get((symbol, seq)), int):
             applied[symbol, seq] = _content_of_answer(kind, *answer)
+    for symbol, seq, price, ts in await fetch("sequences_settled", symbols, numbers):
+        applied[symbol, seq] = content_of_settlement(price, ts)  # Its entries contain other fields.
     refused = await fetch("sequences_refused", symbols, numbers)
     # Pages also contain entries outside `wanted`. Unverified ones are left out; the call that wants one reads its event.
     seen = {key: content for key, content in applied.items() if content is not Applied.UNVERIFIED}

@@ -1,0 +1,104 @@
+"""Settlement and closing of contracts in a complete service, on a real database and across restarts."""
+
+import pytest
+from eventually import eventually
+from served import contract, fill, now_ms, restarted, served
+
+SYMBOL = "XBTMZ26"
+TERMS = {"multiplier": 1}
+
+
+@pytest.fixture
+async def service(config):
+    async with served(config) as service:
+        await service.send(contract(SYMBOL, **TERMS), fill(SYMBOL, 1, lots=1, price="200", bankruptcyPrice="100"))
+        yield service
+
+
+def takeover(seq, lots, price="100", side="sell"):
+    return {
+        "type": "takeover",
+        "symbol": SYMBOL,
+        "seq": seq,
+        "side": side,
+        "lots": lots,
+        "bankruptcyPrice": price,
+        "ts": now_ms(),
+    }
+
+
+def settle(seq, price="90", ts=0):
+    return {"type": "settle", "symbol": SYMBOL, "seq": seq, "price": price, "ts": ts or now_ms()}
+
+
+async def closed(service):
+    """Returns whether the contract is closed according to the contracts route, the fund and the database."""
+    return (
+        (await service.get(f"/api/v1/contracts/{SYMBOL}"))["closed"],
+        (await service.fund(SYMBOL))["closed"],
+        await service.pool.fetchval("SELECT closed_at IS NOT NULL FROM contracts"),
+    )
+
+
+async def is_closed(service):
+    return await closed(service) == (True, True, True)
+
+
+async def test_a_settlement_closes_the_inventory_and_the_contract_and_survives_a_restart(service, config):
+    end = settle(4)
+    await service.send(takeover(2, 3), takeover(3, 2, "50", "buy"))
+    answer = await service.send(end)
+    assert answer["rejected"] == []
+    await eventually(lambda: is_closed(service))
+    entries = [(1, 100 * 10**8, 0), (2, 0, 0), (3, 0, 0), (4, -30 * 10**8, 0), (4, -70 * 10**8, 10 * 10**8)]
+    assert await service.entries(SYMBOL) == entries
+    assert await service.pool.fetch("SELECT FROM tranches") == []
+    shown = await service.get(f"/api/v1/contracts/{SYMBOL}")
+    assert (shown["closedAt"], shown["settlementPrice"].rstrip("0")) == (end["ts"], "90.")
+    async with restarted(service, config) as again:
+        assert await is_closed(again)
+        await again.append(end, fill(SYMBOL, 1, lots=1, price="200", bankruptcyPrice="100"))
+        await again.append(fill(SYMBOL, 5), {"type": "mark", "symbol": SYMBOL, "price": "90", "ts": now_ms()}, settle(4, "91"))
+        assert await again.reasons() == ["contract_closed", "contract_closed", "conflict"]
+        assert await again.entries(SYMBOL) == entries
+        history = await again.get(f"/api/v1/insurance-fund/{SYMBOL}/history?maxCount=100")
+        assert len(history["dataList"]) == 5
+
+
+async def test_posted_events_of_a_closed_contract_are_rejected_and_kept(service):
+    end = settle(2)
+    await service.send(end)
+    await eventually(lambda: is_closed(service))
+    answer = await service.send(end, fill(SYMBOL, 3), takeover(3, 1), settle(5), contract(SYMBOL, status="Open", **TERMS))
+    assert [(one["index"], one["reason"]) for one in answer["rejected"]] == [(n, "contract_closed") for n in (1, 2, 3, 4)]
+    assert await service.reasons() == ["contract_closed"] * 4
+
+
+async def test_a_listing_closes_a_contract_once_nothing_is_held(service):
+    await service.send(takeover(2, 3), contract(SYMBOL, status="Settled", **TERMS))
+    await eventually(lambda: has_status(service, "Settled"))
+    assert await closed(service) == (False, False, False)
+    unwind = {"type": "unwind", "symbol": SYMBOL, "seq": 3, "side": "sell", "lots": 3, "price": "100", "ts": now_ms()}
+    await service.send(unwind, contract(SYMBOL, status="Closed", **TERMS))
+    await eventually(lambda: is_closed(service))
+    shown = await service.get(f"/api/v1/contracts/{SYMBOL}")
+    assert (shown["status"], shown["settlementPrice"], shown["closedAt"] > 0) == ("Closed", None, True)
+
+
+async def has_status(service, status):
+    return (await service.fund(SYMBOL))["status"] == status
+
+
+async def test_lists_tell_closed_contracts_apart(service):
+    await service.send(contract("OTHERUSDTM"), settle(2))
+    await eventually(lambda: is_closed(service))
+    assert [one["symbol"] for one in await service.get("/api/v1/contracts/active")] == ["OTHERUSDTM"]
+    assert [one["symbol"] for one in await service.get("/api/v1/insurance-fund")] == ["OTHERUSDTM"]
+    everything = await service.get("/api/v1/insurance-fund?closed=true")
+    assert {one["symbol"]: one["closed"] for one in everything} == {"OTHERUSDTM": False, SYMBOL: True}
+
+
+@pytest.mark.parametrize("symbol", ["XBTMZ26@1", "XBTMZ26@12", "A@0"])
+async def test_names_of_generations_are_reserved(service, symbol):
+    answer = await service.send(contract(symbol))
+    assert [one["reason"] for one in answer["rejected"]] == ["contract_invalid"]
